@@ -1,0 +1,220 @@
+"""Fidelity f(t): what accuracy at a short budget says of the final ranking."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from hpo_mab._errors import ArgumentError
+from hpo_mab.advantage._estimate import Estimate
+from hpo_mab.advantage._interval import check_resampling
+from hpo_mab.advantage._ranking import choice_regret, kendall_tau, spearman_rho, top_recall
+
+Floats = NDArray[np.float64]
+Statistic = Literal["kendall", "spearman", "recall", "regret"]
+_Function = Callable[[Floats, Floats], Floats]
+
+#: Fewer configurations than this have no ranking worth an interval.
+_FEWEST = 4
+#: Statistics of resamples that agree to here agree.
+_ROUNDING = 1e-9
+
+
+class FidelityComparison(NamedTuple):
+    """Fidelities of two arms over the same configurations.
+
+    Attributes:
+        own: The one arm's.
+        other: The other arm's.
+        difference: ``own - other``, with a paired interval.
+    """
+
+    own: Estimate
+    other: Estimate
+    difference: Estimate
+
+
+def fidelity(
+    early: ArrayLike,
+    final: ArrayLike,
+    *,
+    statistic: Statistic = "kendall",
+    k: int = 3,
+    confidence: float = 0.95,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> Estimate:
+    """Agreement of accuracy at a short budget with final accuracy, over configurations.
+
+    Note that an arm whose ``final`` comes from the same trainings as its ``early`` shares their
+    noise, which favours it over an arm that was trained separately.
+
+    Args:
+        early: Accuracy at the short budget [K]; NaN entries are left out.
+        final: Accuracy under uniform sampling at full budget [K], likewise.
+        statistic: ``"kendall"`` (tau-b), ``"spearman"``, ``"recall"`` (share of the final top k
+            among the early top k) or ``"regret"`` (final accuracy lost by choosing the early best).
+        k: Size of the top for ``"recall"``, at least 1.
+        confidence: Coverage of the interval, in (0, 1).
+        resamples: Bootstrap resamples of configurations, at least 100.
+        seed: Seed of the resampling.
+
+    Returns:
+        The statistic with a percentile bootstrap interval; for fewer than 4 configurations the
+        whole range the statistic has. Rankings without a single discordance leave the bootstrap
+        nothing to vary: the interval then allows the share of discordant pairs that ``K // 2``
+        independent ones cannot rule out. Final accuracy against itself is 1 (regret 0) by
+        definition, and the interval that point.
+
+        The percentile interval was chosen by simulation (600 repetitions a cell, 95% asked for,
+        true tau 0.60 and 0.86): it covers tau in 95 to 98%, Spearman's rho in 96 to 99% and the
+        top 3's recall in 92 to 99% of samples of 10 to 40 configurations, where BCa covers recall
+        in 80 to 92%. Regret is hard to bound: 58 to 91%, rising with K; read its interval as a
+        rough guide.
+
+    Raises:
+        ArgumentError: Lengths differ, or an unknown statistic, or an option outside its bound.
+    """
+    scores = _complete_rows(early, final)
+    return _bootstrap(
+        [(scores[:, 0], scores[:, 1])],
+        statistic=statistic,
+        k=k,
+        confidence=confidence,
+        resamples=resamples,
+        seed=seed,
+    )[0]
+
+
+def compare_fidelity(
+    early: ArrayLike,
+    other: ArrayLike,
+    final: ArrayLike,
+    *,
+    other_final: ArrayLike | None = None,
+    statistic: Statistic = "kendall",
+    k: int = 3,
+    confidence: float = 0.95,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> FidelityComparison:
+    """Fidelity of ``early``, of ``other``, and the difference, over the same configurations.
+
+    If ``final`` comes from the very trainings that ``other`` was read from, their shared noise
+    favours ``other``. Giving each arm its own final accuracies shares noise on both sides.
+
+    Args:
+        early: Accuracy of one arm at a short budget [K]; NaN entries are left out.
+        other: Accuracy of the other arm [K], at its own short budget, likewise.
+        final: Accuracy under uniform sampling at full budget [K], likewise.
+        other_final: What ``other`` is measured by [K]; default ``final``.
+        statistic: As for `fidelity`.
+        k: As for `fidelity`.
+        confidence: Coverage of the interval, in (0, 1).
+        resamples: Bootstrap resamples of configurations, the same for both arms; at least 100.
+        seed: Seed of the resampling.
+
+    Returns:
+        All three; the difference has a paired bootstrap interval, the range that differences have
+        for fewer than 4 configurations, and the same allowance as in `fidelity` where nothing
+        varies.
+
+    Raises:
+        ArgumentError: Lengths differ, or an unknown statistic, or an option outside its bound.
+    """
+    scores = _complete_rows(early, other, final, final if other_final is None else other_final)
+    own, others, difference = _bootstrap(
+        [(scores[:, 0], scores[:, 2]), (scores[:, 1], scores[:, 3])],
+        statistic=statistic,
+        k=k,
+        confidence=confidence,
+        resamples=resamples,
+        seed=seed,
+    )
+    return FidelityComparison(own=own, other=others, difference=difference)
+
+
+def _complete_rows(*columns: ArrayLike) -> Floats:
+    arrays = [np.asarray(column, dtype=np.float64) for column in columns]
+    if any(array.ndim != 1 or array.shape != arrays[-1].shape for array in arrays):
+        raise ArgumentError(
+            "early and final must be one-dimensional and of one length, "
+            f"got shapes {[list(array.shape) for array in arrays]}."
+        )
+    scores = np.stack(arrays, axis=1)
+    return scores[np.isfinite(scores).all(axis=1)]
+
+
+def _bootstrap(
+    sides: Sequence[tuple[Floats, Floats]],
+    *,
+    statistic: Statistic,
+    k: int,
+    confidence: float,
+    resamples: int,
+    seed: int,
+) -> list[Estimate]:
+    """Estimate of each side (early [K], final [K]) and, of two sides, of their difference."""
+    check_resampling(confidence=confidence, resamples=resamples)
+    size = len(sides[0][0])
+    function = _function(statistic, k=k, size=size)
+    rows = np.random.default_rng(seed).integers(0, max(size, 1), (resamples, size))
+    values, drawn, supports = [], [], []
+    for early, final in sides:
+        values.append(float(function(early[None], final[None])[0]) if size >= 2 else math.nan)
+        known = size >= _FEWEST and math.isfinite(values[-1])
+        drawn.append(function(early[rows], final[rows]) if known else np.empty(0))
+        supports.append(_support(statistic, final))
+    found = []
+    for side, value, draws, support in zip(sides, values, drawn, supports, strict=True):
+        itself = size >= _FEWEST and np.array_equal(*side)
+        low, high = (value, value) if itself else _limits(draws, size, support, confidence)
+        found.append(Estimate(value=value, low=low, high=high, n=size, confidence=confidence))
+    if len(sides) == 2:
+        paired = drawn[0] - drawn[1] if len(drawn[0]) == len(drawn[1]) else np.empty(0)
+        support = (supports[0][0] - supports[1][1], supports[0][1] - supports[1][0])
+        low, high = _limits(paired, size, support, confidence)
+        value = values[0] - values[1]
+        found.append(Estimate(value=value, low=low, high=high, n=size, confidence=confidence))
+    return found
+
+
+def _function(statistic: Statistic, *, k: int, size: int) -> _Function:
+    if k < 1:
+        raise ArgumentError(f"k must be at least 1, got {k}.")
+    functions: dict[str, _Function] = {
+        "kendall": kendall_tau,
+        "spearman": spearman_rho,
+        "recall": functools.partial(top_recall, k=max(1, min(k, size - 1))),
+        "regret": choice_regret,
+    }
+    if statistic not in functions:
+        raise ArgumentError(f"statistic must be one of {sorted(functions)}, got '{statistic}'.")
+    return functions[statistic]
+
+
+def _support(statistic: Statistic, final: Floats) -> tuple[float, float]:
+    """Range of a statistic's values."""
+    if statistic == "regret":
+        return 0.0, float(np.ptp(final)) if len(final) else math.inf
+    return (0.0, 1.0) if statistic == "recall" else (-1.0, 1.0)
+
+
+def _limits(
+    drawn: Floats, size: int, support: tuple[float, float], confidence: float
+) -> tuple[float, float]:
+    drawn = drawn[np.isfinite(drawn)]
+    if not len(drawn):
+        return support
+    tails = [(1.0 - confidence) / 2.0, (1.0 + confidence) / 2.0]
+    low, high = (float(end) for end in np.quantile(drawn, tails))
+    if high - low > _ROUNDING:
+        return low, high
+    # What none of the disjoint pairs of configurations showed may still have this probability.
+    unseen = (support[1] - support[0]) * (1.0 - tails[0] ** (1.0 / (size // 2)))
+    return max(support[0], low - unseen), min(support[1], high + unseen)

@@ -1,0 +1,136 @@
+"""Columns for the arm states in use: the bookkeeping that lets arms be counted by state."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hpo_mab.bandits._arrays import Bools, Columns, Rewards
+
+#: Columns made at first; doubled when the states in use need more.
+INITIAL_CAPACITY = 32
+
+
+class ColumnOwner(Protocol):
+    """Who keeps arrays with one entry a column."""
+
+    def columns_in_use(self) -> Bools:
+        """Which columns hold at least one arm, [capacity]."""
+        ...
+
+    def resize_columns(self, capacity: int) -> None:
+        """Make room for ``capacity`` columns, keeping those there are."""
+        ...
+
+    def define_column(self, column: int, successes: int, failures: int) -> None:
+        """Fill a column's entries for the arms of a new state."""
+        ...
+
+
+class StateColumns:
+    """A column for each state (successes, failures) that some arm is in.
+
+    Transitions by one pull are kept in tables, so that moving an arm to another state is a
+    look-up; a state never met before gets a column when the first arm moves to it. Columns
+    without arms are used again before any are added. The prior state (0, 0) is column 0.
+
+    Args:
+        owner: Keeper of the arrays with one entry a column.
+    """
+
+    def __init__(self, owner: ColumnOwner) -> None:
+        self._owner = owner
+        self._index: dict[tuple[int, int], int] = {}
+        self._free: list[int] = []
+        self.pairs = np.zeros((0, 2), dtype=np.int32)
+        #: Column after one more pull / one pull less with reward 0 or 1; -1 where not known yet.
+        self._after = np.full((2, 0, 2), -1, dtype=np.int16)
+        self._resize(INITIAL_CAPACITY)
+        self._define((0, 0))
+
+    @property
+    def capacity(self) -> int:
+        """Number of columns there is room for."""
+        return len(self.pairs)
+
+    def added(self, columns: Columns, rewards: Rewards) -> Columns:
+        """Columns of arms once a pull with these rewards is counted, [n]."""
+        return self._step(0, columns, rewards)
+
+    def removed(self, columns: Columns, rewards: Rewards) -> Columns:
+        """Columns of arms once a pull with these rewards is forgotten, [n]."""
+        return self._step(1, columns, rewards)
+
+    def restore(self, pairs: NDArray[np.int32]) -> None:
+        """Take the columns of another object: its `pairs`, unused columns being (-1, -1)."""
+        self._index.clear()
+        self._free.clear()
+        self.pairs = self.pairs[:0]
+        self._after = np.full((2, 0, 2), -1, dtype=np.int16)
+        self._resize(len(pairs))
+        self._free = [column for column in self._free if pairs[column, 0] < 0]
+        for column, (successes, failures) in enumerate(pairs.tolist()):
+            if successes >= 0:
+                self._fill(column, (successes, failures))
+
+    def _step(self, table: int, columns: Columns, rewards: Rewards) -> Columns:
+        after: Columns = self._after[table][columns, rewards]
+        if after.size and after.min() < 0:
+            # All of them: making room for the unknown may recycle where a known one leads.
+            moves = set(zip(columns.tolist(), rewards.tolist(), strict=True))
+            self._learn_transitions(table, sorted(moves))
+            after = self._after[table][columns, rewards]
+        return after
+
+    def _learn_transitions(self, table: int, moves: list[tuple[int, int]]) -> None:
+        sign = -1 if table else 1
+        pairs = [
+            (successes + sign * reward, failures + sign * (1 - reward))
+            for (successes, failures), reward in (
+                (self.pairs[column].tolist(), reward) for column, reward in moves
+            )
+        ]
+        # Room first: recycling between two of these could take a column just made.
+        if len(set(pairs) - self._index.keys()) > len(self._free):
+            self._make_room(len(pairs))
+        for (column, reward), pair in zip(moves, pairs, strict=True):
+            known = self._index.get(pair)
+            self._after[table, column, reward] = self._define(pair) if known is None else known
+
+    def _make_room(self, wanted: int) -> None:
+        self._recycle()
+        # Growing early keeps recycling rare: each time it has a quarter of the columns to give.
+        while len(self._free) < max(wanted, self.capacity // 4):
+            self._resize(2 * self.capacity)
+
+    def _recycle(self) -> None:
+        in_use = self._owner.columns_in_use()
+        in_use[0] = True
+        in_use[self._free] = True
+        unused = np.flatnonzero(~in_use)
+        for column in unused.tolist():
+            del self._index[tuple(self.pairs[column].tolist())]
+        self.pairs[unused] = -1
+        # The lowest is taken first, so that the order depends on nothing but what is in use.
+        self._free = sorted([*self._free, *unused.tolist()], reverse=True)
+        self._after[:, unused] = -1
+        self._after[np.isin(self._after, unused)] = -1
+
+    def _define(self, pair: tuple[int, int]) -> int:
+        column = self._free.pop()
+        self._fill(column, pair)
+        return column
+
+    def _fill(self, column: int, pair: tuple[int, int]) -> None:
+        self._index[pair] = column
+        self.pairs[column] = pair
+        self._owner.define_column(column, *pair)
+
+    def _resize(self, capacity: int) -> None:
+        old = self.capacity
+        self.pairs = np.pad(self.pairs, ((0, capacity - old), (0, 0)), constant_values=-1)
+        self._after = np.pad(self._after, ((0, 0), (0, capacity - old), (0, 0)), constant_values=-1)
+        self._free = [*range(capacity - 1, old - 1, -1), *self._free]
+        self._owner.resize_columns(capacity)

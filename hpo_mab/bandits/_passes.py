@@ -1,0 +1,65 @@
+"""Uniform sampling within bandits: every arm once a pass."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from hpo_mab.bandits._arrays import Ints
+
+
+def coprime_strides(size: int) -> Ints:
+    """Strides in [1, size] that visit each of ``size`` places once before they return."""
+    strides = np.arange(1, size + 1)
+    coprime: Ints = strides[np.gcd(strides, size) == 1]
+    return coprime
+
+
+class UniformPasses:
+    """Passes over each bandit's arms without replacement, whatever the rewards.
+
+    Pass by pass, a bandit visits its arms in the order ``(offset + stride * i) mod A`` with a
+    random offset and a random stride coprime to ``A``: each arm once, each arm equally likely at
+    each place, in constant memory.
+
+    Args:
+        sizes: Arms of each bandit, [B].
+        rng: Source of offsets and strides.
+    """
+
+    def __init__(self, sizes: Ints, rng: np.random.Generator) -> None:
+        self._sizes = sizes
+        self._rng = rng
+        self._strides = {size: coprime_strides(size) for size in np.unique(sizes).tolist()}
+        self._left = np.zeros_like(sizes)
+        self._place = np.zeros_like(sizes)
+        self._stride = np.zeros_like(sizes)
+
+    def select(self) -> Ints:
+        """The next arm of each bandit, [B]."""
+        over = np.flatnonzero(self._left == 0)
+        if len(over):
+            self._begin(over)
+        arms = self._place.copy()
+        self._place = (self._place + self._stride) % self._sizes
+        self._left -= 1
+        return arms
+
+    def _begin(self, bandits: Ints) -> None:
+        sizes = self._sizes[bandits]
+        self._left[bandits] = sizes
+        self._place[bandits] = self._rng.integers(sizes)
+        for size in np.unique(sizes).tolist():
+            chosen = bandits[sizes == size]
+            self._stride[chosen] = self._rng.choice(self._strides[size], len(chosen))
+
+    def state(self) -> dict[str, Any]:
+        """State as plain arrays."""
+        return {"left": self._left, "place": self._place, "stride": self._stride}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Take a state made by `state`."""
+        self._left[:] = state["left"]
+        self._place[:] = state["place"]
+        self._stride[:] = state["stride"]

@@ -1,0 +1,82 @@
+"""Thompson sampling on arms grouped by state."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from hpo_mab.bandits import _tails
+from hpo_mab.bandits._arrays import Counts, Floats, Ints
+from hpo_mab.bandits._policies import GroupedPolicy
+
+
+class ThompsonPolicy(GroupedPolicy):
+    """Thompson sampling: the arm of the greatest draw from the posteriors, exact by groups.
+
+    One value is looked up for each group, the best of its ``n`` draws, in a table of the upper
+    tail (`log_upper_quantiles`).
+
+    Args:
+        prior: Beta parameters of an arm without pulls.
+        arms: Arms of the largest bandit; sets the grid on which propensities are integrated.
+    """
+
+    def __init__(self, prior: tuple[float, float], arms: int) -> None:
+        super().__init__(prior)
+        self._parameters: dict[int, tuple[float, float]] = {}
+        self._quantiles = np.zeros((0, _tails.QUANTILE_POINTS), dtype=np.float32)
+        self._grid = _tails.LogitGrid(prior, arms)
+        self._scale = (_tails.QUANTILE_POINTS - 1) / (
+            _tails.LOG_HAZARD_HIGH - _tails.LOG_HAZARD_LOW
+        )
+
+    def resize(self, capacity: int) -> None:
+        """Make room for ``capacity`` states."""
+        super().resize(capacity)
+        grown = np.zeros((capacity, _tails.QUANTILE_POINTS), dtype=np.float32)
+        kept = min(capacity, len(self._quantiles))
+        grown[:kept] = self._quantiles[:kept]
+        self._quantiles = grown
+
+    def define(self, column: int, successes: int, failures: int) -> None:
+        """Fill in the quantile table of a column."""
+        super().define(column, successes, failures)
+        alpha, beta = self.prior
+        self._parameters[column] = alpha + successes, beta + failures
+        self._quantiles[column] = _tails.log_upper_quantiles(*self._parameters[column])
+
+    def costs(
+        self,
+        race: Floats,
+        bandits: Ints,
+        columns: Ints,
+        totals: Ints,
+    ) -> Floats:
+        """Log of one minus the best draw of each group, [G]."""
+        place = (race - _tails.LOG_HAZARD_LOW) * self._scale
+        left = place.astype(np.int64)
+        # Beyond the grid the line of the outermost interval goes on.
+        np.clip(left, 0, _tails.QUANTILE_POINTS - 2, out=left)
+        place -= left
+        left += columns * _tails.QUANTILE_POINTS
+        table = self._quantiles.ravel()
+        low = table[left]
+        left += 1
+        place *= table[left] - low
+        place += low
+        return place
+
+    def propensities(self, counts: Counts, totals: Ints) -> Floats:
+        """Probability that an arm's draw beats all others of its bandit, [B, S].
+
+        ``p_g = integral of (f_g / F_g)(x) prod_h F_h(x)^(n_h) dx``, over a grid.
+        """
+        used = np.flatnonzero(counts.any(axis=0))
+        columns = [self._grid.columns(*self._parameters[column]) for column in used.tolist()]
+        log_cdf = np.stack([column[0] for column in columns])
+        reversed_hazard = np.stack([column[1] for column in columns])
+        held = counts[:, used]
+        best = np.exp(held.astype(np.float32) @ log_cdf)
+        found = (best @ reversed_hazard.T).astype(np.float64)
+        table = np.zeros(counts.shape)
+        table[:, used] = found / (held * found).sum(axis=1, keepdims=True)
+        return table

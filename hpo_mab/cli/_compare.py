@@ -1,0 +1,88 @@
+"""``hpo-mab compare``: the same study with every arm, on equal terms."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hpo_mab.cli import _options as opt
+
+
+def compare(
+    spec: opt.Spec = "digits",
+    storage: opt.StorageUrl = "sqlite:///hpo_mab.db",
+    seeds: Annotated[
+        int | None, typer.Option(min=1, help="Seeds, from the definition's upwards.")
+    ] = None,
+    trials: opt.Trials = None,
+    budget: opt.Budget = None,
+    epochs: opt.Epochs = None,
+    seed: opt.Seed = None,
+    data: opt.Data = None,
+    data_root: opt.DataRoot = None,
+    model: opt.Model = None,
+    sampler: opt.Sampler = None,
+    pruner: opt.Pruner = None,
+    batch_size: opt.BatchSize = None,
+    device: opt.Device = None,
+    assignments: opt.Set = None,
+    record: Annotated[
+        Path | None, typer.Option(help="Write the raw record (JSON) to this file.")
+    ] = None,
+    report: Annotated[
+        Path | None, typer.Option(help="Write a self-contained HTML report to this file.")
+    ] = None,
+    quiet: opt.Quiet = False,
+    as_json: opt.Json = False,
+) -> None:
+    """Run the same study with the bandit and with uniform sampling, and say which did better.
+
+    Arms share budget, seeds, validation split and first configurations. What the storage already
+    holds is not run again.
+
+    Examples: `hpo-mab compare`, `hpo-mab compare fashion_mnist --seeds 3 --report report.html`.
+    """
+    loaded = opt.load(
+        spec,
+        assignments,
+        data__name=data,
+        model__name=model,
+        sampler__kind=sampler,
+        pruner__kind=pruner,
+        data__root=data_root,
+        budget__trials=trials,
+        budget__total=budget,
+        budget__epochs=epochs,
+        seed=seed,
+        training__batch_size=batch_size,
+        training__device=device,
+        compare__seeds=seeds,
+    )
+    from hpo_mab.cli._outcome import comparison_record, print_comparison, write_text
+    from hpo_mab.cli._progress import StudyProgress
+    from hpo_mab.compare import report_html, run_comparison, summarise
+    from hpo_mab.storage import Storage
+
+    opt.silence_optuna()
+    silent = quiet or as_json
+    store = Storage(storage)
+    found = run_comparison(
+        loaded,
+        store,
+        progress=lambda name, count: StudyProgress(trials=count, label=name, quiet=silent),
+    )
+    if {run.arm for run in found.runs} <= {found.reference} or found.interrupted:
+        typer.echo("Interrupted; the same command continues.", err=True)
+        raise typer.Exit(130)
+    summary = summarise(found.runs, reference=found.reference, retrained=found.retrained)
+    text = comparison_record(found, summary)
+    if record is not None:
+        write_text(record, text)
+    if report is not None:
+        write_text(report, report_html(found.runs, summary, title=f"{loaded.name}: comparison"))
+    if as_json:
+        typer.echo(text)
+    elif not quiet:
+        print_comparison(summary, found, store)

@@ -1,0 +1,63 @@
+"""``hpo-mab dashboard``: Optuna's dashboard on a study database."""
+
+from __future__ import annotations
+
+import socket
+from typing import Annotated
+
+import typer
+
+from hpo_mab._errors import ArgumentError
+from hpo_mab.cli import _options as opt
+
+
+def dashboard(
+    storage: opt.StorageUrl = "sqlite:///hpo_mab.db",
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; anything but loopback is open to others.")
+    ] = "127.0.0.1",
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Port; a free one is taken if it is in use.")
+    ] = 8080,
+) -> None:
+    """Open the Optuna dashboard on the storage; Ctrl-C ends it.
+
+    Example: `hpo-mab dashboard --storage sqlite:///studies.db --port 9000`.
+    """
+    from wsgiref.simple_server import WSGIRequestHandler, make_server
+
+    from optuna_dashboard import wsgi
+
+    from hpo_mab.storage import Storage
+
+    class QuietHandler(WSGIRequestHandler):
+        def log_message(self, format: str, *args: object) -> None:
+            """Requests of the user's own browser are no news."""
+
+    store = Storage(storage, create=False)
+    server = make_server(
+        host, _free_port(host, port), wsgi(store.optuna), handler_class=QuietHandler
+    )
+    typer.echo(f"Optuna dashboard on {store.shown_url}: http://{host}:{server.server_port}/")
+    typer.echo("Ctrl-C ends it.")
+    try:
+        server.serve_forever()
+    except KeyboardInterrupt:
+        typer.echo("")
+    finally:
+        server.server_close()
+        store.close()
+
+
+def _free_port(host: str, port: int) -> int:
+    """``port`` if nobody listens there, else 0: let the system choose."""
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((host, port))
+    except socket.gaierror:
+        raise ArgumentError(f"--host must be an address of this machine, got {host!r}.") from None
+    except OSError:
+        return 0
+    return port

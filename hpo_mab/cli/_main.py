@@ -1,0 +1,45 @@
+"""Entry point: commands, and errors in one line with exit status 2."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import typer
+
+from hpo_mab._errors import HpoMabError
+from hpo_mab.cli._compare import compare
+from hpo_mab.cli._dashboard import dashboard
+from hpo_mab.cli._run import run
+from hpo_mab.cli._studies import studies
+
+app = typer.Typer(
+    name="hpo-mab",
+    help="Budgeted hyperparameter search with bandit batch sampling, measured against uniform.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command(name="run")(run)
+app.command(name="compare")(compare)
+app.command(name="studies")(studies)
+app.command(name="dashboard")(dashboard)
+
+
+def main() -> None:
+    """Run the command line and exit.
+
+    Exit status: 0 done, 2 a mistake in what was asked, 130 interrupted.
+    """
+    try:
+        app()
+    except HpoMabError as error:
+        message = " ".join(str(error).split())
+        print(f"hpo-mab: {message}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:
+        # The reader (head, less) has gone; Python must not complain again when it flushes.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)

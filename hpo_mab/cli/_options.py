@@ -1,0 +1,96 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+import tomllib
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from hpo_mab._errors import ArgumentError
+
+if TYPE_CHECKING:
+    from hpo_mab.search import StudySpec
+
+Spec = Annotated[
+    str,
+    typer.Argument(
+        metavar="[SPEC]",
+        help="A study definition: a TOML file, or digits, fashion_mnist, cifar10, cifar100.",
+        show_default=True,
+    ),
+]
+StorageUrl = Annotated[
+    str,
+    typer.Option(
+        "--storage",
+        envvar="HPO_MAB_STORAGE",
+        help="Database URL as SQLAlchemy and Optuna take it, or a path to an SQLite file.",
+    ),
+]
+Trials = Annotated[
+    int | None, typer.Option(help="Trials the study should have in all; a study continues.")
+]
+Budget = Annotated[
+    str | None,
+    typer.Option(help="Limit for all trials together: 45s, 30m, 2h, 200epochs, 1000000examples."),
+]
+Epochs = Annotated[float | None, typer.Option(help="Passes over the training set a trial.")]
+Seed = Annotated[int | None, typer.Option(help="Seed of the study.")]
+Data = Annotated[str | None, typer.Option(help="Data set, e.g. digits, cifar10, image_folder.")]
+DataRoot = Annotated[
+    str | None,
+    typer.Option(envvar="HPO_MAB_DATA", help="Folder of the data sets; downloads go there."),
+]
+Model = Annotated[str | None, typer.Option(help="Network, e.g. small_cnn, resnet18.")]
+Sampler = Annotated[str | None, typer.Option(help="Batch sampler, e.g. mab, uniform, gradnorm.")]
+Pruner = Annotated[
+    str | None,
+    typer.Option(help="none, median, percentile, successive_halving or hyperband."),
+]
+BatchSize = Annotated[int | None, typer.Option(help="Examples a batch.")]
+Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
+Set = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Any key of the definition, e.g. optimizer.lr=0.1 or "
+        "'sampler.memory={ low = 20, high = 200 }'. Repeat for more.",
+    ),
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no summary.")]
+Json = Annotated[bool, typer.Option("--json", help="The result as JSON on standard output.")]
+
+
+def load(spec: str, assignments: list[str] | None, **given: Any) -> StudySpec:
+    """The definition with the command line's overrides.
+
+    Args:
+        spec: File or name.
+        assignments: ``KEY=VALUE`` texts.
+        given: Options by dotted key with ``__`` for the dot; None means not given.
+    """
+    from hpo_mab.search import load_spec
+
+    named = {key.replace("__", "."): value for key, value in given.items() if value is not None}
+    # The kind of a thing comes first: changing it drops options that it does not have.
+    return load_spec(spec, {**named, **dict(map(_assignment, assignments or []))})
+
+
+def silence_optuna() -> None:
+    """Leave the telling to our own progress: Optuna logs a line, or a traceback, a trial."""
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.CRITICAL)
+
+
+def _assignment(text: str) -> tuple[str, Any]:
+    key, sign, raw = text.partition("=")
+    if not sign or not key.strip():
+        raise ArgumentError(f"--set needs KEY=VALUE, got {text!r}.")
+    try:
+        return key.strip(), tomllib.loads(f"value = {raw}")["value"]
+    except tomllib.TOMLDecodeError:
+        # A bare word is a string: --set model.name=resnet18.
+        return key.strip(), raw.strip()

@@ -1,0 +1,111 @@
+"""Progress of a study: a live line on a terminal, a line now and then elsewhere."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+if TYPE_CHECKING:
+    import optuna
+    from optuna.trial import FrozenTrial
+
+_SECONDS_BETWEEN_LINES = 10.0
+
+
+class StudyProgress:
+    """Shows trials done, pruned and failed, the best value and the time left.
+
+    An object of this class is a callback for `optuna.Study.optimize` and a context manager.
+
+    Args:
+        trials: Trials the study should have.
+        label: What is shown before the bar.
+        quiet: Show nothing.
+    """
+
+    def __init__(self, *, trials: int, label: str, quiet: bool = False) -> None:
+        self._trials = trials
+        self._label = label
+        self._quiet = quiet
+        self._console = Console(stderr=True)
+        self._live: Progress | None = None
+        self._task: TaskID | None = None
+        self._began = self._last_line = time.monotonic()
+        self._done_before: int | None = None
+
+    def __enter__(self) -> Self:
+        if not self._quiet and self._console.is_terminal:
+            self._live = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=24),
+                TextColumn("{task.fields[state]}"),
+                TimeElapsedColumn(),
+                console=self._console,
+            )
+            self._live.start()
+            self._task = self._live.add_task(self._label, total=self._trials, state="starting")
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def __call__(self, study: optuna.Study, trial: FrozenTrial) -> None:
+        """Show where the study stands after a trial."""
+        counts = _counts(study)
+        done = counts["complete"] + counts["pruned"]
+        if self._done_before is None:
+            self._done_before = done - 1
+        state = self._describe(study, counts, done)
+        if self._live is not None and self._task is not None:
+            self._live.update(self._task, completed=min(done, self._trials), state=state)
+        elif not self._quiet and self._is_time_for_a_line(done):
+            self._console.print(f"{self._label}: {state}", highlight=False, soft_wrap=True)
+
+    def _describe(self, study: optuna.Study, counts: dict[str, int], done: int) -> str:
+        complete = [v for t in study.get_trials(deepcopy=False) if (v := t.value) is not None]
+        parts = [f"{done}/{self._trials} trials", f"{counts['pruned']} pruned"]
+        if counts["fail"]:
+            parts.append(f"{counts['fail']} failed")
+        if complete:
+            parts.append(f"best {max(complete):.2%}")
+        new = done - (self._done_before or 0)
+        if new > 0 and done < self._trials:
+            seconds = (time.monotonic() - self._began) / new * (self._trials - done)
+            parts.append(f"{duration(seconds)} left")
+        return ", ".join(parts)
+
+    def _is_time_for_a_line(self, done: int) -> bool:
+        now = time.monotonic()
+        if done < self._trials and now - self._last_line < _SECONDS_BETWEEN_LINES:
+            return False
+        self._last_line = now
+        return True
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a short text: ``8.3 s``, ``4 min 10 s``, ``2 h 5 min``."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    return f"{minutes // 60} h {minutes % 60} min"
+
+
+def _counts(study: optuna.Study) -> dict[str, int]:
+    counts = {"complete": 0, "pruned": 0, "fail": 0}
+    for trial in study.get_trials(deepcopy=False):
+        name = trial.state.name.lower()
+        if name in counts and not trial.user_attrs.get("interrupted"):
+            counts[name] += 1
+    return counts

@@ -1,0 +1,75 @@
+"""``hpo-mab run``: make a study or continue it."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from hpo_mab.cli import _options as opt
+
+
+def run(
+    spec: opt.Spec = "digits",
+    storage: opt.StorageUrl = "sqlite:///hpo_mab.db",
+    name: Annotated[
+        str | None, typer.Option(help="Study name; default definition-sampler-seedN.")
+    ] = None,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Start another study instead of continuing.")
+    ] = False,
+    trials: opt.Trials = None,
+    budget: opt.Budget = None,
+    epochs: opt.Epochs = None,
+    seed: opt.Seed = None,
+    data: opt.Data = None,
+    data_root: opt.DataRoot = None,
+    model: opt.Model = None,
+    sampler: opt.Sampler = None,
+    pruner: opt.Pruner = None,
+    batch_size: opt.BatchSize = None,
+    device: opt.Device = None,
+    assignments: opt.Set = None,
+    quiet: opt.Quiet = False,
+    as_json: opt.Json = False,
+) -> None:
+    """Run a study, or continue it to the requested number of trials.
+
+    Without arguments: 30 trials on scikit-learn's digits, stored in hpo_mab.db.
+
+    Examples: `hpo-mab run`, `hpo-mab run fashion_mnist --data-root ~/data --trials 50`,
+    `hpo-mab run study.toml --budget 30m --set optimizer.momentum=0.9`.
+    """
+    loaded = opt.load(
+        spec,
+        assignments,
+        data__name=data,
+        model__name=model,
+        sampler__kind=sampler,
+        pruner__kind=pruner,
+        data__root=data_root,
+        budget__trials=trials,
+        budget__total=budget,
+        budget__epochs=epochs,
+        seed=seed,
+        training__batch_size=batch_size,
+        training__device=device,
+    )
+    from hpo_mab.cli._progress import StudyProgress
+    from hpo_mab.cli._summary import print_summary, run_json
+    from hpo_mab.search import StudyRunner
+    from hpo_mab.storage import Storage
+
+    silent = quiet or as_json
+    opt.silence_optuna()
+    store = Storage(storage)
+    runner = StudyRunner(loaded, store)
+    study_name = runner.name(name, fresh=fresh)
+    with StudyProgress(trials=loaded.budget.trials, label=study_name, quiet=silent) as progress:
+        outcome = runner.run(study_name, on_trial=progress)
+    if as_json:
+        typer.echo(run_json(outcome, loaded))
+    elif not quiet:
+        print_summary(outcome, loaded, storage=store.shown_url, spec_name=spec)
+    if outcome.interrupted:
+        raise typer.Exit(130)

@@ -1,0 +1,94 @@
+"""What ``hpo-mab run`` says at the end."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from hpo_mab.cli._progress import duration
+from hpo_mab.storage import DEFAULT_URL
+
+if TYPE_CHECKING:
+    from hpo_mab.search import RunOutcome, StudySpec
+
+
+def print_summary(outcome: RunOutcome, spec: StudySpec, *, storage: str, spec_name: str) -> None:
+    """Print the best configuration, what was spent, what pruning saved, and what to do next."""
+    console = Console(highlight=False)
+    facts = _facts(outcome, spec)
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    for label, text in _rows(facts):
+        table.add_row(label, escape(text))
+    if outcome.interrupted:
+        console.print("Interrupted; finished trials are kept. The same command continues.\n")
+    console.print(table)
+    console.print("\nNext:")
+    where = "" if storage == DEFAULT_URL else f" --storage {storage}"
+    for command, purpose in (
+        (f"hpo-mab compare {spec_name}{where}", "the same study against uniform sampling"),
+        (f"hpo-mab dashboard{where}", "explore it in the browser"),
+        (f"hpo-mab run {spec_name}{where} --trials {2 * spec.budget.trials}", "go on"),
+    ):
+        console.print(f"  {escape(command)}   [dim]# {purpose}[/dim]", soft_wrap=True)
+
+
+def run_json(outcome: RunOutcome, spec: StudySpec) -> str:
+    """The same facts as one JSON object."""
+    return json.dumps(_facts(outcome, spec), indent=1)
+
+
+def _facts(outcome: RunOutcome, spec: StudySpec) -> dict[str, Any]:
+    run, best = outcome.run, outcome.run.best
+    pruned = [trial for trial in run.trials if trial.state == "pruned"]
+    return {
+        "study": run.name,
+        "sampler": spec.sampler.kind,
+        "best": None
+        if best is None
+        else {
+            "trial": best.number,
+            "validation_accuracy": best.value,
+            "test_accuracy": outcome.test_accuracy,
+            "params": dict(best.params),
+        },
+        "trials": {
+            state: sum(t.state == state for t in run.trials)
+            for state in ("complete", "pruned", "fail")
+        },
+        "examples": run.examples,
+        "seconds": run.seconds,
+        "examples_saved_by_pruning": sum(run.trial_examples - t.examples for t in pruned),
+        "trial_examples": run.trial_examples,
+        "interrupted": outcome.interrupted,
+    }
+
+
+def _rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
+    best, trials = facts["best"], facts["trials"]
+    rows = [("Study", facts["study"])]
+    if best is None:
+        rows.append(("Best", "no trial is complete yet"))
+    else:
+        accuracy = f"{best['validation_accuracy']:.2%} validation accuracy, trial {best['trial']}"
+        if best["test_accuracy"] is not None:
+            accuracy += f"; {best['test_accuracy']:.2%} on the test set"
+        rows.append(("Best", accuracy))
+        rows.append(("", ", ".join(f"{k} = {_short(v)}" for k, v in best["params"].items())))
+    counted = f"{trials['complete']} complete, {trials['pruned']} pruned, {trials['fail']} failed"
+    rows.append(("Trials", counted))
+    rows.append(
+        ("Spent", f"{facts['examples']:,} examples, {duration(facts['seconds'])} of training")
+    )
+    saved = facts["examples_saved_by_pruning"]
+    whole = facts["examples"] + saved
+    share = saved / whole if whole else 0.0
+    rows.append(("Pruning", f"saved {saved:,} examples, {share:.0%} of an unpruned study"))
+    return rows
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,64 @@
+"""Compare arms, paired by seed: running them, statistics, figures, reports.
+
+What runs studies is imported on first use: analysis alone needs neither torch nor Optuna.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from hpo_mab.compare._environment import environment
+from hpo_mab.compare._incumbent import IncumbentCurve, incumbent_curve
+from hpo_mab.compare._records import (
+    ArmSummary,
+    ComparisonSummary,
+    Contrast,
+    CostToTarget,
+    Currency,
+    FidelityRow,
+    PairedRow,
+)
+from hpo_mab.compare._report import report_html
+from hpo_mab.compare._summarise import summarise
+from hpo_mab.compare._table import comparison_tables
+from hpo_mab.compare._verdict import outcome, verdict
+
+if TYPE_CHECKING:
+    from hpo_mab.compare._arms import arms_of
+    from hpo_mab.compare._runner import ComparisonRuns, retrain, run_comparison
+
+__all__ = [
+    "ArmSummary",
+    "ComparisonRuns",
+    "ComparisonSummary",
+    "Contrast",
+    "CostToTarget",
+    "Currency",
+    "FidelityRow",
+    "IncumbentCurve",
+    "PairedRow",
+    "arms_of",
+    "comparison_tables",
+    "environment",
+    "incumbent_curve",
+    "outcome",
+    "report_html",
+    "retrain",
+    "run_comparison",
+    "summarise",
+    "verdict",
+]
+
+_MODULES = {
+    "ComparisonRuns": "hpo_mab.compare._runner",
+    "arms_of": "hpo_mab.compare._arms",
+    "retrain": "hpo_mab.compare._runner",
+    "run_comparison": "hpo_mab.compare._runner",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_MODULES[name]), name)

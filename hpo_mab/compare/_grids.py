@@ -1,0 +1,210 @@
+"""The tables of a comparison as plain text cells, for any medium."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from hpo_mab.compare._records import ComparisonSummary, Contrast, PairedRow
+from hpo_mab.compare._words import coefficient, p_value, percent, points, ratio, value_only
+
+_TARGETS = {
+    "reference": "the reference's best",
+    "common": "what both reach",
+    "retrained": "re-trained accuracy",
+}
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Grid:
+    """One table.
+
+    Attributes:
+        title: What it shows.
+        columns: Headings.
+        rows: Cells, as many a row as there are columns.
+        caption: How to read it.
+    """
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    caption: str = ""
+
+
+def grids(summary: ComparisonSummary) -> list[Grid]:
+    """All tables of a comparison: the arms, the gains, then each arm's costs and pairs."""
+    found = [_arms(summary), _spend(summary)]
+    if summary.contrasts:
+        found.append(_gains(summary))
+        found.append(_costs(summary))
+    for contrast in summary.contrasts:
+        if contrast.pairs:
+            found.extend([_advantages(summary, contrast), _accelerations(contrast)])
+            found.extend([_fidelities(contrast), _more_fidelities(contrast)])
+    return found
+
+
+def _arms(summary: ComparisonSummary) -> Grid:
+    return Grid(
+        title="Best configuration of each arm",
+        columns=("arm", "seeds", "median %", "validation accuracy %", "re-trained, test %"),
+        rows=tuple(
+            (
+                arm.arm,
+                str(len(arm.seeds)),
+                "-" if arm.best_median is None else f"{100 * arm.best_median:.1f}",
+                percent(arm.best),
+                "-" if arm.retrained is None else percent(arm.retrained),
+            )
+            for arm in summary.arms
+        ),
+        caption=f"Mean over seeds [{summary.confidence:.0%} interval].",
+    )
+
+
+def _spend(summary: ComparisonSummary) -> Grid:
+    return Grid(
+        title=f"Spend, all seeds together; {summary.trial_examples:,} examples a full trial",
+        columns=("arm", "done/pruned/failed", "examples", "seconds", "saved %", "sampler %"),
+        rows=tuple(
+            (
+                arm.arm,
+                "/".join(str(arm.trials.get(s, 0)) for s in ("complete", "pruned", "fail")),
+                f"{arm.examples:,}",
+                f"{arm.seconds:,.0f}",
+                f"{100 * arm.saved_share:.0f}",
+                value_only(percent(arm.sampler_share)),
+            )
+            for arm in summary.arms
+        ),
+        caption="saved: by pruning, of the full spend. sampler: share of the seconds.",
+    )
+
+
+def _gains(summary: ComparisonSummary) -> Grid:
+    rows = []
+    for contrast in summary.contrasts:
+        for name, gain, p in (
+            ("at equal examples", contrast.gain["examples"], contrast.gain_p["examples"]),
+            ("at equal seconds", contrast.gain["seconds"], contrast.gain_p["seconds"]),
+            ("re-trained, test", contrast.retrained_gain, contrast.retrained_p),
+        ):
+            if gain is not None:
+                rows.append((contrast.arm, name, points(gain), str(gain.n), p_value(p)))
+        pace = contrast.seconds_per_example
+        rows.append((contrast.arm, "seconds an example, x", ratio(pace), str(pace.n), "-"))
+    return Grid(
+        title=f"Incumbent accuracy minus {summary.reference}'s, points",
+        columns=("arm", "measure", "difference", "seeds", "p (Wilcoxon)"),
+        rows=tuple(rows),
+        caption="Paired by seed. Five seeds cannot give a p below 0.0625.",
+    )
+
+
+def _costs(summary: ComparisonSummary) -> Grid:
+    rows = tuple(
+        (
+            contrast.arm,
+            _TARGETS[cost.target],
+            cost.currency,
+            ratio(cost.ratio),
+            f"{sum(cost.reached)} of {len(cost.reached)}",
+        )
+        for contrast in summary.contrasts
+        for cost in contrast.cost
+    )
+    return Grid(
+        title=f"Cost to target over {summary.reference}'s (below 1 is cheaper)",
+        columns=("arm", "target", "currency", "ratio", "reached, seeds"),
+        rows=rows,
+        caption=(
+            "Geometric mean over seeds; >= where a seed never got there. Arms that are alike "
+            "reach the reference's best in half of the seeds only."
+        ),
+    )
+
+
+def _advantages(summary: ComparisonSummary, contrast: Contrast) -> Grid:
+    return Grid(
+        title=f"Advantage D of {contrast.arm} over {contrast.reference}, points",
+        columns=("budget", "pairs", "equal examples", "p", "equal seconds", "best quarter"),
+        rows=tuple(
+            (
+                f"{row.examples:,.0f}",
+                str(row.advantage.n),
+                points(row.advantage),
+                p_value(row.advantage_p),
+                points(row.advantage_seconds),
+                points(row.advantage_best),
+            )
+            for row in contrast.paired
+        ),
+        caption=(
+            "Same configuration, same seed. best quarter: the pairs that end best. "
+            f"[{summary.confidence:.0%} interval over pairs]"
+        ),
+    )
+
+
+def _accelerations(contrast: Contrast) -> Grid:
+    return Grid(
+        title=f"Acceleration k of {contrast.arm} over {contrast.reference}",
+        columns=("budget", "pairs", "k, examples", "k, seconds"),
+        rows=tuple(
+            (
+                f"{row.examples:,.0f}",
+                str(row.acceleration.n),
+                ratio(row.acceleration),
+                ratio(row.acceleration_seconds),
+            )
+            for row in contrast.paired
+        ),
+        caption=(
+            f"Budget at which {contrast.reference} is as accurate, over the budget; no more than "
+            "the last budget over this one can be seen (>=)."
+        ),
+    )
+
+
+def _fidelities(contrast: Contrast) -> Grid:
+    return Grid(
+        title=f"Fidelity to the final ranking of {contrast.reference}, Kendall's tau-b",
+        columns=("budget", "configs", contrast.arm, contrast.reference, "difference"),
+        rows=tuple(
+            (
+                f"{row.examples:,.0f}",
+                str(tau.difference.n),
+                coefficient(tau.arm),
+                coefficient(tau.reference),
+                coefficient(tau.difference),
+            )
+            for row in contrast.paired
+            for tau in [row.agreement("kendall")]
+        ),
+        caption=f"{contrast.reference} is favoured: its early and final accuracies share noise.",
+    )
+
+
+def _more_fidelities(contrast: Contrast) -> Grid:
+    return Grid(
+        title=f"Fidelity of {contrast.arm} / {contrast.reference} by other measures",
+        columns=("budget", "tau, own finals: difference", "Spearman", "top-3 recall", "regret"),
+        rows=tuple(
+            (
+                f"{row.examples:,.0f}",
+                coefficient(row.agreement("kendall", final="own").difference),
+                *(_both(row, name) for name in ("spearman", "recall", "regret")),
+            )
+            for row in contrast.paired
+        ),
+        caption=(
+            "own finals: each arm predicts the end of its own trainings, which favours neither. "
+            "regret: final accuracy lost by choosing at this budget, points."
+        ),
+    )
+
+
+def _both(row: PairedRow, statistic: str) -> str:
+    found = row.agreement(statistic)
+    shown = percent if statistic == "regret" else coefficient
+    return " / ".join(value_only(shown(estimate)) for estimate in (found.arm, found.reference))

@@ -1,0 +1,229 @@
+"""What a comparison found, as plain records that travel as JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any, Literal, Self
+
+from hpo_mab._errors import UnknownNameError
+from hpo_mab.advantage import Estimate
+
+Currency = Literal["examples", "seconds"]
+Target = Literal["reference", "common", "retrained"]
+Final = Literal["reference", "own"]
+
+CURRENCIES: tuple[Currency, ...] = ("examples", "seconds")
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ArmSummary:
+    """One arm over its seeds.
+
+    Attributes:
+        arm: Name of the arm.
+        seeds: Seeds of its studies, increasing.
+        best_by_seed: Validation accuracy of each study's incumbent; None where no trial finished.
+        best: Mean of those, with its interval over seeds.
+        best_median: Median of those; None if there are none.
+        trials: Number of trials by state, all seeds together.
+        examples: Training examples spent, all seeds together.
+        seconds: Training seconds spent, all seeds together.
+        saved_examples: Training examples that pruned trials did not spend.
+        saved_share: Those as a share of what the same trials would have spent unpruned.
+        sampler_share: Share of the training seconds spent in the batch sampler, over seeds.
+        retrained: Test accuracy of the incumbents trained again, over seeds (each seed's mean).
+    """
+
+    arm: str
+    seeds: tuple[int, ...]
+    best_by_seed: tuple[float | None, ...]
+    best: Estimate
+    best_median: float | None
+    trials: dict[str, int]
+    examples: int
+    seconds: float
+    saved_examples: int
+    saved_share: float
+    sampler_share: Estimate
+    retrained: Estimate | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class CostToTarget:
+    """What an arm spends to reach an accuracy, over what the reference spends.
+
+    Attributes:
+        target: ``"reference"``: the reference's final incumbent accuracy. Arms that are alike
+            reach it in half of the seeds only, for the target is the luck of one of them.
+            ``"common"``: the lower of both final incumbent accuracies, which both reach: for arms
+            that are alike, ratios above and below 1 are equally likely. ``"retrained"``: the
+            reference's re-trained test accuracy; known only for final incumbents, so the cost is
+            what was spent until the final incumbent was found.
+        currency: ``"examples"`` or ``"seconds"``.
+        ratio: Geometric mean over seeds; where some seed never got there, "at least".
+        seeds: The seeds compared.
+        ratios: Ratio of each seed; for those that never got there, all they spent over the
+            reference's cost.
+        reached: Whether the arm reached the target, by seed.
+    """
+
+    target: Target
+    currency: Currency
+    ratio: Estimate
+    seeds: tuple[int, ...]
+    ratios: tuple[float, ...]
+    reached: tuple[bool, ...]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class FidelityRow:
+    """Agreement with a final ranking at one budget.
+
+    The reference's final accuracies are those of the same trainings as its early ones, whose
+    noise they share, while the arm was trained separately: ``"reference"`` favours the reference,
+    most so late. With ``"own"`` each arm predicts the end of its own trainings, as pruning within
+    a study does, and neither is favoured.
+
+    Attributes:
+        statistic: ``"kendall"``, ``"spearman"``, ``"recall"`` or ``"regret"``.
+        final: Whose final ranking: ``"reference"`` or each arm's ``"own"``.
+        arm: The arm's.
+        reference: The reference's.
+        difference: The arm's minus the reference's, over the same configurations.
+    """
+
+    statistic: str
+    final: Final
+    arm: Estimate
+    reference: Estimate
+    difference: Estimate
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class PairedRow:
+    """What the pairs say at one budget; see `hpo_mab.advantage`.
+
+    Attributes:
+        examples: Budget t, in training examples of one trial.
+        advantage: ``D(t)`` at equal examples.
+        advantage_p: Wilcoxon signed-rank p-value of the same differences; None below 5 pairs.
+        advantage_best: ``D(t)`` of the quarter of the pairs that ends best (mean of both arms).
+        acceleration: ``k(t)`` in examples.
+        advantage_seconds: ``D`` at equal seconds, those the reference took for t.
+        acceleration_seconds: ``k`` in seconds.
+        fidelity: Agreement with the final ranking, by statistic.
+    """
+
+    examples: float
+    advantage: Estimate
+    advantage_p: float | None
+    advantage_best: Estimate
+    acceleration: Estimate
+    advantage_seconds: Estimate
+    acceleration_seconds: Estimate
+    fidelity: tuple[FidelityRow, ...]
+
+    def agreement(self, statistic: str, *, final: Final = "reference") -> FidelityRow:
+        """The fidelity by one statistic.
+
+        Raises:
+            UnknownNameError: There is none of that statistic.
+        """
+        for row in self.fidelity:
+            if (row.statistic, row.final) == (statistic, final):
+                return row
+        raise UnknownNameError("statistic", statistic, (row.statistic for row in self.fidelity))
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Contrast:
+    """One arm against the reference, paired by seed.
+
+    Attributes:
+        arm: Name of the arm.
+        reference: Name of the reference.
+        seeds: Seeds both have.
+        gain: Incumbent validation accuracy minus the reference's at equal spend, by currency; the
+            spend is what the cheaper of the two studies spent in all.
+        gain_p: Wilcoxon signed-rank p-values of the same; None below 5 seeds.
+        seconds_per_example: Training seconds an example over the reference's.
+        cost: Costs to target.
+        pairs: Number of pairs of one configuration trained in both arms.
+        paired: What the pairs say, by budget.
+        retrained_gain: Re-trained test accuracy minus the reference's, over seeds.
+        retrained_p: Wilcoxon signed-rank p-value of the same; None below 5 seeds.
+    """
+
+    arm: str
+    reference: str
+    seeds: tuple[int, ...]
+    gain: dict[Currency, Estimate]
+    gain_p: dict[Currency, float | None]
+    seconds_per_example: Estimate
+    cost: tuple[CostToTarget, ...]
+    pairs: int
+    paired: tuple[PairedRow, ...]
+    retrained_gain: Estimate | None = None
+    retrained_p: float | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ComparisonSummary:
+    """All arms, and each against the reference.
+
+    Attributes:
+        reference: Name of the reference arm.
+        confidence: Coverage of all intervals.
+        data: Name of the data set; empty if the definitions do not say.
+        model: Name of the network, likewise.
+        trial_examples: Budget of one unpruned trial, in training examples.
+        arms: One record an arm, the reference first, then by name.
+        contrasts: One record an arm other than the reference, by name.
+    """
+
+    reference: str
+    confidence: float
+    data: str
+    model: str
+    trial_examples: int
+    arms: tuple[ArmSummary, ...]
+    contrasts: tuple[Contrast, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """The summary as JSON values; unbounded ends and missing figures are None."""
+        plain: dict[str, Any] = _plain(dataclasses.asdict(self))
+        return plain
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> Self:
+        """The summary that `to_json` wrote.
+
+        Raises:
+            pydantic.ValidationError: The record is not one.
+        """
+        import pydantic
+
+        return pydantic.TypeAdapter(cls).validate_python(_estimates(record))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def _estimates(value: Any) -> Any:
+    """The record with its estimates restored, for None means another thing in each field."""
+    if isinstance(value, Mapping):
+        if value.keys() >= {"value", "low", "high"}:
+            return Estimate.from_json(value)
+        return {key: _estimates(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_estimates(item) for item in value]
+    return value

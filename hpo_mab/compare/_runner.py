@@ -1,0 +1,108 @@
+"""Running a comparison: every arm on every seed, and each incumbent trained again."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Mapping
+
+from hpo_mab.compare._arms import arms_of
+from hpo_mab.search import (
+    StudyRunner,
+    StudySpec,
+    TrialCallback,
+    derive_seed,
+    load_splits,
+    make_objective,
+)
+from hpo_mab.storage import Storage, StudyRun, open_study
+
+#: Called before each study with its name and number of trials; a context that ends with it.
+StudyProgressFactory = Callable[[str, int], contextlib.AbstractContextManager[TrialCallback]]
+
+_RETRAINED_KEY = "hpo_mab:retrained"
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ComparisonRuns:
+    """Everything a comparison has run.
+
+    Attributes:
+        reference: The arm the others are compared with.
+        runs: The studies, arm by arm within each seed.
+        retrained: Test accuracies of each study's incumbent, trained again under uniform sampling
+            at full budget on fresh seeds, by arm and seed.
+        interrupted: Whether Ctrl-C ended it early.
+    """
+
+    reference: str
+    runs: tuple[StudyRun, ...]
+    retrained: Mapping[tuple[str, int], tuple[float, ...]]
+    interrupted: bool
+
+
+def run_comparison(
+    spec: StudySpec, storage: Storage, *, progress: StudyProgressFactory
+) -> ComparisonRuns:
+    """Run what a comparison still lacks; studies that storage holds are continued, not repeated.
+
+    All arms of a seed share the validation split, the Optuna seed, the first configurations and
+    the budget.
+
+    Args:
+        spec: The study definition with its ``[compare]`` section.
+        storage: Where the studies live.
+        progress: Shows the progress of one study.
+
+    Raises:
+        StorageError: Storage holds a study of an arm's name that is defined otherwise.
+        StudyFailedError: Three trials of a study failed in a row.
+    """
+    runs: list[StudyRun] = []
+    retrained: dict[tuple[str, int], tuple[float, ...]] = {}
+    reference = spec.compare.reference if spec.compare.arms else "uniform"
+    for seed in range(spec.seed, spec.seed + spec.compare.seeds):
+        seeded = spec.model_copy(update={"seed": seed})
+        arms, splits = arms_of(seeded), load_splits(seeded)
+        # All before the first runs: a mistake in the last arm must not cost the first one's hours.
+        objectives = {arm: make_objective(arm_spec, splits) for arm, arm_spec in arms.items()}
+        for arm, arm_spec in arms.items():
+            runner = StudyRunner(arm_spec, storage, objective=objectives[arm], arm=arm)
+            name = runner.name()
+            with progress(name, arm_spec.budget.trials) as on_trial:
+                outcome = runner.run(name, on_trial=on_trial, score=False)
+            runs.append(outcome.run)
+            try:
+                if not outcome.interrupted:
+                    retrained[arm, seed] = retrain(runner, outcome.run, spec.compare.retrain)
+                    continue
+            except KeyboardInterrupt:
+                pass
+            return ComparisonRuns(
+                reference=reference, runs=tuple(runs), retrained=retrained, interrupted=True
+            )
+    return ComparisonRuns(
+        reference=reference, runs=tuple(runs), retrained=retrained, interrupted=False
+    )
+
+
+def retrain(runner: StudyRunner, run: StudyRun, seeds: int) -> tuple[float, ...]:
+    """Test accuracies of a study's incumbent, trained again under uniform sampling.
+
+    Scores are kept with the study, one by one, so that none is computed twice.
+
+    Args:
+        runner: The study's runner.
+        run: The study.
+        seeds: Number of fresh seeds; arms that share a study seed share them.
+    """
+    if run.best is None or seeds == 0:
+        return ()
+    study = open_study(runner.storage, run.name)
+    known = study.user_attrs.get(_RETRAINED_KEY, {})
+    scores = known["accuracies"] if known.get("trial") == run.best.number else []
+    for index in range(len(scores), seeds):
+        fresh = derive_seed(run.seed, "retrain", index)
+        scores = [*scores, runner.train_again(run.best, seed=fresh, sampler="uniform")]
+        study.set_user_attr(_RETRAINED_KEY, {"trial": run.best.number, "accuracies": scores})
+    return tuple(scores[:seeds])

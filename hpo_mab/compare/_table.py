@@ -1,0 +1,41 @@
+"""A comparison on the terminal."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from hpo_mab.compare._grids import Grid, grids
+from hpo_mab.compare._records import ComparisonSummary
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+def comparison_tables(summary: ComparisonSummary) -> list[Table]:
+    """The comparison as rich tables that can be read at 80 to 100 columns.
+
+    The arms first, then gains and costs over the reference, then, for each arm with pairs,
+    advantage and acceleration, and fidelity, by budget.
+    """
+    return [_table(grid) for grid in grids(summary)]
+
+
+def _table(grid: Grid) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    made = Table(
+        title=grid.title,
+        caption=grid.caption,
+        title_justify="left",
+        caption_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+    )
+    for position, heading in enumerate(grid.columns):
+        made.add_column(heading, justify="left" if position == 0 else "right")
+    for row in grid.rows:
+        # Cells hold brackets, which rich would take for markup.
+        made.add_row(*(cell.replace("[", r"\[") for cell in row))
+    return made

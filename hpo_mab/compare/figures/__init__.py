@@ -1,0 +1,24 @@
+"""Figures of a comparison, as ``plotly.graph_objects.Figure``."""
+
+from hpo_mab.compare.figures._anytime import anytime_incumbent
+from hpo_mab.compare.figures._evidence import (
+    acceleration,
+    cost_to_target,
+    fidelity,
+    paired_advantage,
+)
+from hpo_mab.compare.figures._knobs import knob_slices
+from hpo_mab.compare.figures._style import colours
+from hpo_mab.compare.figures._training import concentration, reward_rate
+
+__all__ = [
+    "acceleration",
+    "anytime_incumbent",
+    "colours",
+    "concentration",
+    "cost_to_target",
+    "fidelity",
+    "knob_slices",
+    "paired_advantage",
+    "reward_rate",
+]

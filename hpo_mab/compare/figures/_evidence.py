@@ -1,0 +1,238 @@
+"""Advantage, acceleration and fidelity by budget, and cost to target."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from hpo_mab._errors import UnknownNameError
+from hpo_mab.advantage import Estimate
+from hpo_mab.compare._records import (
+    CURRENCIES,
+    ComparisonSummary,
+    CostToTarget,
+    Currency,
+    Final,
+)
+from hpo_mab.compare.figures._style import add_band, add_line, colours, figure, note_if_empty
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+_NO_PAIRS = "No configuration was trained in both arms."
+_STATISTICS = {
+    "kendall": "Kendall tau-b (-1 to 1)",
+    "spearman": "Spearman rank correlation (-1 to 1)",
+    "recall": "share of the final top 3 in the early top 3 (0 to 1)",
+    "regret": "final accuracy lost by choosing early (points)",
+}
+_SIZES = {"kendall": 1.0, "spearman": 1.0, "recall": 1.0, "regret": 100.0}
+_TARGETS = {
+    "reference": "the reference's final accuracy",
+    "common": "the accuracy both reach",
+    "retrained": "the reference's re-trained accuracy",
+}
+
+
+def paired_advantage(summary: ComparisonSummary, *, currency: Currency = "examples") -> go.Figure:
+    """``D(t)`` of every arm by budget, with its interval over pairs.
+
+    Args:
+        summary: From `hpo_mab.compare.summarise`.
+        currency: Whether arms are compared at equal ``"examples"`` or equal ``"seconds"``.
+    """
+    arms = _arms(summary)
+    made = figure(
+        title=f"Early-accuracy advantage over {summary.reference}, at equal {currency}",
+        x=_budget_axis(summary, currency),
+        y="difference in validation accuracy (points)",
+    )
+    for contrast in summary.contrasts:
+        rows = contrast.paired
+        chosen = [
+            row.advantage if currency == "examples" else row.advantage_seconds for row in rows
+        ]
+        _add(made, [row.examples for row in rows], chosen, contrast.arm, arms, scale=100.0)
+    if made.data:
+        made.add_hline(y=0, line={"color": "#888888", "width": 1})
+    return note_if_empty(made, _NO_PAIRS)
+
+
+def acceleration(summary: ComparisonSummary, *, currency: Currency = "examples") -> go.Figure:
+    """``k(t)`` of every arm by budget; triangles are lower bounds ("at least").
+
+    Args:
+        summary: From `hpo_mab.compare.summarise`.
+        currency: ``"examples"`` or ``"seconds"``.
+    """
+    arms = _arms(summary)
+    made = figure(
+        title=f"Acceleration: budget {summary.reference} needs for the same accuracy",
+        x=_budget_axis(summary, currency),
+        y=f"k, ratio of {currency} (1 = as fast)",
+    )
+    for contrast in summary.contrasts:
+        rows = contrast.paired
+        chosen = [
+            row.acceleration if currency == "examples" else row.acceleration_seconds for row in rows
+        ]
+        budgets = [row.examples for row in rows]
+        # Nothing above the last budget over t can be seen: an open interval ends there.
+        seen = [budgets[-1] / budget for budget in budgets]
+        _add(made, budgets, chosen, contrast.arm, arms, ceiling=seen)
+    if made.data:
+        made.add_hline(y=1, line={"color": "#888888", "width": 1})
+    return note_if_empty(made, _NO_PAIRS)
+
+
+def fidelity(
+    summary: ComparisonSummary, *, statistic: str = "kendall", final: Final = "reference"
+) -> go.Figure:
+    """Agreement with the final ranking by budget, of every arm and the reference.
+
+    Args:
+        summary: From `hpo_mab.compare.summarise`.
+        statistic: ``"kendall"``, ``"spearman"``, ``"recall"`` or ``"regret"``.
+        final: Whose final ranking; the reference's, or each arm's ``"own"`` (``"kendall"`` only).
+
+    Raises:
+        UnknownNameError: An unknown statistic.
+    """
+    if statistic not in _STATISTICS:
+        raise UnknownNameError("statistic", statistic, _STATISTICS)
+    arms = _arms(summary)
+    whose = f"{summary.reference}'s" if final == "reference" else "each arm's own"
+    made = figure(
+        title=f"Fidelity: what a short trial says of {whose} final ranking",
+        x=_budget_axis(summary, "examples"),
+        y=_STATISTICS[statistic],
+    )
+    scale = _SIZES[statistic]
+    for position, contrast in enumerate(summary.contrasts):
+        budgets = [row.examples for row in contrast.paired]
+        rows = [row.agreement(statistic, final=final) for row in contrast.paired]
+        if position == 0:
+            own = [row.reference for row in rows]
+            _add(made, budgets, own, summary.reference, arms, scale=scale)
+        _add(made, budgets, [row.arm for row in rows], contrast.arm, arms, scale=scale)
+    return note_if_empty(made, _NO_PAIRS)
+
+
+def cost_to_target(summary: ComparisonSummary, *, currency: Currency = "examples") -> go.Figure:
+    """Cost to target of every arm over the reference's, with its interval over seeds.
+
+    Args:
+        summary: From `hpo_mab.compare.summarise`.
+        currency: ``"examples"`` or ``"seconds"``.
+
+    Raises:
+        UnknownNameError: An unknown currency.
+    """
+    if currency not in CURRENCIES:
+        raise UnknownNameError("currency", currency, CURRENCIES)
+    import plotly.graph_objects as go
+
+    chosen = colours(_arms(summary))
+    made = figure(
+        title=f"Cost to target, over the cost of {summary.reference}",
+        x=f"ratio of {currency} spent (below 1 = cheaper; log scale)",
+        y="target",
+    )
+    for contrast in summary.contrasts:
+        costs = [cost for cost in contrast.cost if cost.currency == currency]
+        if costs:
+            made.add_trace(
+                go.Scatter(
+                    x=[cost.ratio.value for cost in costs],
+                    y=[_TARGETS[cost.target] for cost in costs],
+                    name=contrast.arm,
+                    mode="markers",
+                    marker={
+                        "color": chosen[contrast.arm],
+                        "size": 11,
+                        "symbol": [
+                            "triangle-right" if cost.ratio.censored else "circle" for cost in costs
+                        ],
+                    },
+                    error_x=_error_bars(costs),
+                    text=[_describe(cost) for cost in costs],
+                    hovertemplate="%{text}<extra>%{fullData.name}</extra>",
+                )
+            )
+    made.update_layout(xaxis={"type": "log"}, scattermode="group")
+    if made.data:
+        made.add_vline(x=1, line={"color": "#888888", "width": 1})
+    return note_if_empty(made, "No seed has complete trials in both arms.")
+
+
+def _arms(summary: ComparisonSummary) -> list[str]:
+    return [arm.arm for arm in summary.arms]
+
+
+def _budget_axis(summary: ComparisonSummary, currency: Currency) -> str:
+    if currency == "seconds":
+        return f"budget t (training examples of {summary.reference} in the same seconds)"
+    return "budget t of one trial (training examples)"
+
+
+def _add(
+    made: go.Figure,
+    budgets: Sequence[float],
+    estimates: Sequence[Estimate],
+    name: str,
+    arms: Sequence[str],
+    *,
+    scale: float = 1.0,
+    ceiling: Sequence[float] | None = None,
+) -> None:
+    """One arm's estimates as a line with its band."""
+    high = np.asarray([estimate.high for estimate in estimates], dtype=np.float64)
+    low = np.asarray([estimate.low for estimate in estimates], dtype=np.float64)
+    if ceiling is not None:
+        high = np.minimum(high, np.asarray(ceiling))
+        low = np.maximum(low, 0.0)
+    label = f"{estimates[0].confidence:.0%} interval" if estimates else ""
+    add_band(made, budgets, low * scale, high * scale, name=name, arms=arms, label=label)
+    if any(math.isfinite(estimate.value) for estimate in estimates):
+        add_line(
+            made,
+            budgets,
+            [estimate.value * scale for estimate in estimates],
+            name=name,
+            arms=arms,
+            mode="lines+markers",
+            marker={
+                "size": 8,
+                "symbol": [
+                    "triangle-up" if estimate.censored else "circle"
+                    for estimate in estimates
+                    if math.isfinite(estimate.value)
+                ],
+            },
+            text=[_hover(estimate, scale) for estimate in estimates],
+            hovertemplate="%{x:,.0f} examples: %{text}<extra>%{fullData.name}</extra>",
+        )
+
+
+def _hover(estimate: Estimate, scale: float) -> str:
+    bound = "at least " if estimate.censored else ""
+    low, high = (f"{end * scale:.3g}" for end in (estimate.low, estimate.high))
+    return f"{bound}{estimate.value * scale:.3g} [{low}, {high}], n = {estimate.n}"
+
+
+def _error_bars(costs: Sequence[CostToTarget]) -> dict[str, object]:
+    """Interval arms; an end the data do not give is not drawn."""
+    ratios = [cost.ratio for cost in costs]
+    return {
+        "type": "data",
+        "symmetric": False,
+        "array": [r.high - r.value if math.isfinite(r.high) else 0.0 for r in ratios],
+        "arrayminus": [r.value - r.low if r.low > 0.0 else 0.0 for r in ratios],
+    }
+
+
+def _describe(cost: CostToTarget) -> str:
+    return f"{_hover(cost.ratio, 1.0)}, reached in {sum(cost.reached)} of {len(cost.reached)} seeds"

@@ -1,0 +1,131 @@
+"""Training, validation and test parts of a data set."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Self
+
+import numpy as np
+import torch
+from sklearn.model_selection import train_test_split
+from torch import Tensor
+
+from hpo_mab._errors import ArgumentError
+from hpo_mab.data._images import ImageData
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ImageSplits:
+    """The three parts of a data set and the training part's pixel statistics.
+
+    Attributes:
+        train: Images to train on.
+        validation: Images to judge trials by, disjoint from ``train``.
+        test: Images kept for the final score.
+        mean: Mean of each channel over ``train``, float32 [channels], pixels scaled to [0, 1].
+        std: Standard deviation of each channel likewise; 1 where a channel is constant.
+    """
+
+    train: ImageData
+    validation: ImageData
+    test: ImageData
+    mean: Tensor
+    std: Tensor
+
+    def to(self, device: torch.device | str) -> Self:
+        """The same parts on another device."""
+        return dataclasses.replace(
+            self,
+            train=self.train.to(device),
+            validation=self.validation.to(device),
+            test=self.test.to(device),
+            mean=self.mean.to(device),
+            std=self.std.to(device),
+        )
+
+
+def split(
+    train: ImageData, test: ImageData, *, validation: float = 0.15, seed: int = 0
+) -> ImageSplits:
+    """Cut a validation part out of the training images, each class in proportion.
+
+    Args:
+        train: Images to split.
+        test: Images kept for the final score, passed through.
+        validation: Share of ``train`` to validate on, in (0, 1).
+        seed: Seed of the split. Same seed, same split.
+
+    Raises:
+        ArgumentError: A share out of bounds or too small or large for the classes to be
+            represented on both sides, a single class, or test images that do not match.
+    """
+    if test.classes != train.classes or test.images.shape[1:] != train.images.shape[1:]:
+        raise ArgumentError(
+            "test must have the classes and image shape of train, "
+            f"got {test.num_classes} classes of shape {list(test.images.shape[1:])} "
+            f"for {train.num_classes} of shape {list(train.images.shape[1:])}."
+        )
+    kept, held_out = stratified_halves(train.labels, share=validation, seed=seed)
+    part = train.subset(kept)
+    mean, std = channel_statistics(part.images)
+    return ImageSplits(train=part, validation=train.subset(held_out), test=test, mean=mean, std=std)
+
+
+def stratified_halves(
+    labels: Tensor, *, share: float, seed: int, name: str = "validation"
+) -> tuple[Tensor, Tensor]:
+    """Split positions in two, each class in proportion; a class seen once stays on the first side.
+
+    Args:
+        labels: Class of each example, int64 [N].
+        share: Share of the second side, in (0, 1).
+        seed: Seed of the split.
+        name: Name of the share in errors.
+
+    Returns:
+        Sorted positions of the first and of the second side, int64.
+
+    Raises:
+        ArgumentError: A share that leaves a side without all its classes, or a single class.
+    """
+    if not 0.0 < share < 1.0:
+        raise ArgumentError(f"{name} must be a share in (0, 1), got {share}.")
+    numbers = labels.cpu().numpy()
+    distinct, counts = np.unique(numbers, return_counts=True)
+    if len(distinct) < 2:
+        raise ArgumentError(f"labels must hold at least two classes, got {len(distinct)}.")
+    single = np.isin(numbers, distinct[counts == 1])
+    positions = np.flatnonzero(~single)
+    try:
+        first, second = train_test_split(
+            positions, test_size=share, random_state=seed, stratify=numbers[positions]
+        )
+    except ValueError as error:
+        raise ArgumentError(
+            f"{name} = {share} of {len(numbers)} examples cannot hold some of each of the "
+            f"{len(distinct)} classes on both sides ({error})"
+        ) from error
+    first = np.sort(np.concatenate([first, np.flatnonzero(single)]))
+    return torch.from_numpy(first), torch.from_numpy(np.sort(second))
+
+
+def channel_statistics(images: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of each channel of uint8 images, pixels scaled to [0, 1].
+
+    Computed from a histogram of the 256 values, which is exact and needs no float copy.
+
+    Args:
+        images: Pixels, uint8 [N, channels, height, width].
+
+    Returns:
+        ``mean`` and ``std``, float32 [channels]; a constant channel has ``std`` 1.
+    """
+    counts = torch.stack(
+        [torch.bincount(channel.flatten(), minlength=256) for channel in images.unbind(1)]
+    ).cpu()
+    values = torch.arange(256, dtype=torch.float64) / 255
+    share = counts.double() / counts.sum(dim=1, keepdim=True)
+    mean = share @ values
+    variance = (share * (values - mean[:, None]) ** 2).sum(dim=1)
+    std = torch.where(variance > 0, variance.sqrt(), 1.0)
+    return mean.float().to(images.device), std.float().to(images.device)

@@ -1,0 +1,62 @@
+"""Batch samplers: each draws a batch of indices and learns from its losses.
+
+`create` makes one by name, `available` lists the names, `knobs` a sampler's options. Classes are
+imported when first used, so that importing this package costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from hpo_mab.samplers._registry import KINDS, available, create, knobs
+
+if TYPE_CHECKING:
+    from hpo_mab.samplers._adambs import AdamBSSampler
+    from hpo_mab.samplers._base import BatchSampler, Draw, FeedbackError
+    from hpo_mab.samplers._contextual import ContextualSampler
+    from hpo_mab.samplers._csgd import CSGDSampler
+    from hpo_mab.samplers._gradnorm import GradNormSampler
+    from hpo_mab.samplers._impon import ImponSampler
+    from hpo_mab.samplers._infobatch import InfoBatchSampler
+    from hpo_mab.samplers._mab import MABSampler
+    from hpo_mab.samplers._psgd import PSGDSampler
+    from hpo_mab.samplers._pvar import PredictionVarianceSampler
+    from hpo_mab.samplers._selective_backprop import SelectiveBackpropSampler
+    from hpo_mab.samplers._uniform import UniformSampler
+
+__all__ = [
+    "AdamBSSampler",
+    "BatchSampler",
+    "CSGDSampler",
+    "ContextualSampler",
+    "Draw",
+    "FeedbackError",
+    "GradNormSampler",
+    "ImponSampler",
+    "InfoBatchSampler",
+    "MABSampler",
+    "PSGDSampler",
+    "PredictionVarianceSampler",
+    "SelectiveBackpropSampler",
+    "UniformSampler",
+    "available",
+    "create",
+    "knobs",
+]
+
+_MODULES = {name: module for module, name in KINDS.values()} | dict.fromkeys(
+    ("BatchSampler", "Draw", "FeedbackError"), "hpo_mab.samplers._base"
+)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(_MODULES[name]), name)
+    globals()[name] = value  # The next access skips this function.
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,209 @@
+"""MABSampler: one bandit a slot of the batch, one arm an example."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hpo_mab._errors import ArgumentError
+from hpo_mab.bandits import (
+    BanditEngine,
+    BanditSettings,
+    DeviceEngine,
+    HostEngine,
+    stratified_shares,
+)
+from hpo_mab.samplers._base import BatchSampler, Draw
+
+
+class MABSampler(BatchSampler):
+    """Mini-batches drawn by multi-armed bandits that seek examples of a high loss.
+
+    The training set is split at random, stratified by class, into one share for each slot of the
+    batch. A share is a bandit and its examples are the arms: every example is an arm of exactly
+    one bandit, shares differ in size by at most 1, and so do each class's counts in them. At each
+    step every bandit draws one arm; a batch has no duplicates. An arm is rewarded if its loss
+    reaches the moving average of the training loss, and has a Beta-Bernoulli posterior of that
+    reward, Beta(prior + successes, prior + failures) over the pulls that count.
+
+    The moving average that judges a batch is that of the batches *before* it, bias-corrected; the
+    first batch is judged by its own mean. A non-finite loss leaves no trace: no reward either way,
+    and no part in the moving average. With feedback that lags behind, arms are drawn by what was
+    known at the draw, and rewarded when their losses come.
+
+    On the CPU arms are counted by state, at a cost that hardly depends on their number and without
+    approximation. On CUDA all state lives on the device and neither drawing nor learning waits for
+    the host; both can be captured in a CUDA graph (see `generator`). Other devices are served by
+    the CPU's engine, as is the split into shares.
+
+    Args:
+        labels: Class of each training example, integers [N].
+        batch_size: Number of bandits, ``B``; in [1, N].
+        seed: Seed of every random choice, at least 0.
+        device: Where indices are drawn and losses are expected.
+        rank: This process's share among ``world_size``.
+        world_size: Number of processes that split the examples.
+        policy: ``"thompson"``: the arm of the greatest draw from the posteriors.
+            ``"epsilon_greedy"``: the arm of the best posterior mean, with probability ``epsilon``
+            any arm. ``"softmax"``: probability proportional to ``exp(mean / temperature)``.
+            ``"ucb1"``: the greatest ``mean + exploration * sqrt(2 ln t / n)`` over ``t`` pulls of
+            the bandit, of which ``n`` of the arm, the prior's counted among the latter, so that an
+            arm without pulls has a finite bonus. Equals are drawn uniformly.
+        prior: Beta parameters of an arm without pulls, each in [0.1, 1000].
+        loss_decay: Decay of the moving average of the loss a batch, in [0, 1).
+        memory: How many of a bandit's last pulls count, at least 1. ``"auto"``: a quarter as many
+            as it has arms, or all if ``discount`` is given. None: all of them, as in the paper,
+            which over-focuses on examples that stay hard after about an epoch.
+        discount: Factor in (0, 1) on all counts of a bandit at each of its pulls, in place of
+            ``memory``. Counts are then not whole, and a draw on the CPU costs tens of times more.
+        floor: Probability in [0, 1] of a uniform pick in place of the policy's. 1 is uniform
+            sampling with replacement.
+        correction: Exponent in [0, 1] of the importance weights ``1 / (A p)``, with the exact
+            probability ``p`` of the pick in its bandit and the mean number of arms ``A = N / B``.
+            0: no weights, as in the paper. 1: the weighted mean loss is an unbiased estimate of
+            the mean loss over all examples. On CUDA, Thompson sampling's ``p`` takes an arm with
+            more than 48 pulls for one with 48 at the same rate of success.
+        active: Share of the training budget, in [0, 1], after which sampling is uniform, every
+            arm once a pass; `set_progress` tells it. A CUDA graph keeps to the phase it was
+            captured in.
+        epsilon: Of ``"epsilon_greedy"``, in [0, 1].
+        temperature: Of ``"softmax"``, positive.
+        exploration: Of ``"ucb1"``, at least 0.
+
+    Raises:
+        ArgumentError: An argument outside its bound, ``memory`` together with ``discount``, or
+            ``discount`` together with ``correction`` of Thompson sampling, for which no exact
+            propensity is at hand.
+    """
+
+    def __init__(
+        self,
+        labels: Tensor | Sequence[int],
+        *,
+        batch_size: int,
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+        rank: int = 0,
+        world_size: int = 1,
+        policy: Literal["thompson", "epsilon_greedy", "softmax", "ucb1"] = "thompson",
+        prior: tuple[float, float] = (1.0, 1.0),
+        loss_decay: float = 0.99,
+        memory: int | Literal["auto"] | None = "auto",
+        discount: float | None = None,
+        floor: float = 0.0,
+        correction: float = 0.0,
+        active: float = 1.0,
+        epsilon: float = 0.1,
+        temperature: float = 0.1,
+        exploration: float = 1.0,
+    ) -> None:
+        settings = BanditSettings(
+            policy=policy,
+            prior=prior,
+            loss_decay=loss_decay,
+            memory=memory,
+            discount=discount,
+            floor=floor,
+            correction=correction,
+            active=active,
+            epsilon=epsilon,
+            temperature=temperature,
+            exploration=exploration,
+        )
+        super().__init__(
+            labels,
+            batch_size=batch_size,
+            seed=seed,
+            device=device,
+            rank=rank,
+            world_size=world_size,
+        )
+        if seed < 0:
+            raise ArgumentError(f"seed must be at least 0, got {seed}.")
+        rng = np.random.default_rng([seed, rank])
+        positions = stratified_shares(self.labels[self.examples].numpy(), batch_size, rng)
+        examples = self.examples.numpy().astype(np.int32)
+        shares = np.where(positions < 0, np.int32(-1), examples[positions])
+        # The int64 of the base class would take half of what the whole sampler does.
+        self.examples = self.examples.to(torch.int32)
+        #: Examples of each bandit, int32 [B, A] on the CPU; shorter shares end in -1.
+        self.shares = torch.from_numpy(shares)
+        self._settings = settings
+        self._progress = 0.0
+        self._engine = _engine(shares, settings, self.device, rng)
+
+    @property
+    def generator(self) -> torch.Generator | None:
+        """The device's random generator; None where the CPU's engine draws.
+
+        A CUDA graph that captures `draw` needs it: ``graph.register_generator_state(generator)``.
+        """
+        return self._engine.generator
+
+    def set_progress(self, share: float) -> None:
+        """Tell which share of the budget is spent; from ``active`` on, sampling is uniform."""
+        self._progress = share
+
+    def statistics(self) -> dict[str, float]:
+        """``reward_rate`` since the last call and ``concentration`` of all draws so far.
+
+        Each is left out where it has no value: before the first losses, before the first draw.
+        """
+        figures = self._engine.figures()
+        statistics = {}
+        if figures.judged:
+            statistics["reward_rate"] = figures.rewarded / figures.judged
+        if figures.drawn:
+            statistics["concentration"] = figures.drawn_most / figures.drawn
+        return statistics
+
+    def propensities(self) -> Tensor:
+        """Probability of each example in the next draw by the policy, floor included.
+
+        Returns:
+            float64 [N] on the CPU, 0 for other ranks' examples; the sum over a bandit is 1.
+
+        Raises:
+            ArgumentError: Thompson sampling with ``discount``, for which there is no exact form.
+        """
+        table = self._engine.propensities().cpu()
+        held = self.shares >= 0
+        found = torch.zeros(len(self.labels), dtype=torch.float64)
+        found[self.shares[held].long()] = table[held]
+        return found
+
+    def _draw(self) -> Draw:
+        uniform = self._progress >= self._settings.active
+        indices, weights, arms = self._engine.draw(uniform=uniform)
+        return Draw(indices.to(self.device), weights, arms)
+
+    def _learn(
+        self, draw: Draw, losses: Tensor, logits: Tensor | None, targets: Tensor | None
+    ) -> None:
+        self._engine.learn(draw.context, losses)
+
+    def _state(self) -> dict[str, Any]:
+        return {"progress": self._progress, "engine": self._engine.state()}
+
+    def _load_state(self, state: dict[str, Any]) -> None:
+        self._progress = state["progress"]
+        self._engine.load_state(state["engine"])
+
+
+def _engine(
+    shares: np.ndarray[tuple[int, ...], np.dtype[np.int32]],
+    settings: BanditSettings,
+    device: torch.device,
+    rng: np.random.Generator,
+) -> BanditEngine:
+    """The engine for a device: grouped in numpy but for CUDA, and for counts that decay."""
+    if device.type == "cuda" or settings.discount is not None:
+        # Gamma variates are not drawn on every device; the CPU's do for the others.
+        where = device if device.type == "cuda" else torch.device("cpu")
+        generator = torch.Generator(where).manual_seed(int(rng.integers(2**63)))
+        return DeviceEngine(shares, settings, generator)
+    return HostEngine(shares, settings, rng)

@@ -1,0 +1,117 @@
+"""Selective backpropagation: only examples of a high loss percentile are learned from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from hpo_mab.samplers._base import Draw
+from hpo_mab.samplers._checks import require
+from hpo_mab.samplers._state import LearningSampler
+
+
+class SelectiveBackpropSampler(LearningSampler):
+    """Selective backpropagation (Jiang et al. 2019).
+
+    Batches are drawn by uniform shuffling. Once their losses are known, an example is kept with
+    probability
+
+        P(keep | loss) = CDF_R(loss) ** beta,
+
+    ``CDF_R`` being the share of the last ``R = history`` losses, this batch's included, that are at
+    most ``loss``. In expectation a share of ``1 / (1 + beta)`` is kept. `update` returns the mean
+    loss of the *kept* examples, as the paper's updates are: weights are ``B / kept`` for the kept
+    and 0 for the others. This is biased towards high losses on purpose. If nothing is kept the loss
+    is 0 times the losses and the step has no gradient. Every example is drawn once a pass, and the
+    largest loss of the history is always kept.
+
+    Deviation: the paper skips the backward pass of examples not kept and fills batches of ``B``
+    kept ones. Here the batch keeps its size and a plain training loop still runs the whole backward
+    pass: this shows what the selection does to learning, *not the time it can save*. To save it,
+    back-propagate through ``losses[keep]`` yourself.
+
+    Source: Jiang et al., "Accelerating Deep Learning by Focusing on the Biggest Losers", 2019,
+    arXiv:1910.00762, and github.com/angelajiang/SelectiveBackprop, whose history is 1024.
+
+    Args:
+        labels: Class of each training example, integers [N].
+        batch_size: Examples a batch, ``B``.
+        seed: Seed of every random choice.
+        device: Where indices are drawn.
+        rank: This process's share among ``world_size``.
+        world_size: Number of processes that split the examples.
+        beta: Selectivity, at least 0; 0 keeps all, 1 half, 2 a third.
+        history: Losses remembered, ``R``, at least 1; raised to ``batch_size`` where smaller.
+
+    Raises:
+        ArgumentError: An argument outside its bound.
+    """
+
+    _tensors = ("_history", "_filled", "_rewards")
+
+    def __init__(
+        self,
+        labels: Tensor | Sequence[int],
+        *,
+        batch_size: int,
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+        rank: int = 0,
+        world_size: int = 1,
+        beta: float = 1.0,
+        history: int = 1024,
+    ) -> None:
+        require(beta >= 0, "beta", "at least 0", beta)
+        require(history >= 1, "history", "at least 1", history)
+        super().__init__(
+            labels,
+            batch_size=batch_size,
+            seed=seed,
+            device=device,
+            rank=rank,
+            world_size=world_size,
+        )
+        self.beta = beta
+        # One entry more, where non-finite losses go.
+        self._history = torch.zeros(max(history, batch_size) + 1, device=self.device)
+        self._filled = torch.zeros((), dtype=torch.int64, device=self.device)
+        self._rewards = torch.zeros(2, device=self.device)
+
+    def statistics(self) -> dict[str, float]:
+        """``reward_rate``: the share kept since the last call; ``concentration`` of all draws."""
+        figures = super().statistics()
+        kept, judged = self._rewards.tolist()
+        self._rewards.zero_()
+        return {**figures, "reward_rate": kept / judged} if judged else figures
+
+    def _draw(self) -> Draw:
+        positions = self._stream.take(self.batch_size)
+        # Drawn now, so that the stream does not depend on when losses come.
+        tickets = torch.rand(self.batch_size, generator=self._generator, device=self.device)
+        return Draw(self._count(positions), context=tickets)
+
+    def _learn(
+        self, draw: Draw, losses: Tensor, logits: Tensor | None, targets: Tensor | None
+    ) -> None:
+        finite = torch.isfinite(losses)
+        self._remember(losses, finite)
+        kept = finite & (draw.context < self._percentiles(losses) ** self.beta)
+        draw.weights = kept * (self.batch_size / kept.sum().clamp_min(1))
+        self._rewards += torch.stack([kept.sum(), finite.sum()])
+
+    def _remember(self, losses: Tensor, finite: Tensor) -> None:
+        size = len(self._history) - 1
+        places = self._filled + finite.cumsum(0) - 1
+        places = torch.where(finite, places % size, size)
+        self._history[places] = torch.where(finite, losses, 0.0)
+        self._filled = self._filled + finite.sum()
+
+    def _percentiles(self, losses: Tensor) -> Tensor:
+        """Share of the history at most each loss, float32 [B]."""
+        size = len(self._history) - 1
+        known = torch.arange(size, device=self.device) < self._filled
+        ordered = torch.where(known, self._history[:-1], torch.inf).sort().values
+        at_most = torch.searchsorted(ordered, torch.nan_to_num(losses), right=True)
+        return at_most / self._filled.clamp(1, size)

@@ -1,0 +1,37 @@
+"""Hyperparameter search: definitions, the objective, and running studies."""
+
+from hpo_mab.search._load import builtin_names, load_spec, make_spec
+from hpo_mab.search._objective import TrainingObjective, trial_seed
+from hpo_mab.search._planned_sampler import PlannedSampler
+from hpo_mab.search._prepare import load_splits, make_objective
+from hpo_mab.search._runner import RunOutcome, StudyRunner, TrialCallback
+from hpo_mab.search._seeding import derive_seed
+from hpo_mab.search._space import Configuration, SearchSpace
+from hpo_mab.search._spec import ArmSection, PrunerSection, SamplerSection, StudySpec
+from hpo_mab.search._stopping import StudyFailedError
+from hpo_mab.search._total import TotalBudget
+from hpo_mab.search._workload import Workload
+
+__all__ = [
+    "ArmSection",
+    "Configuration",
+    "PlannedSampler",
+    "PrunerSection",
+    "RunOutcome",
+    "SamplerSection",
+    "SearchSpace",
+    "StudyFailedError",
+    "StudyRunner",
+    "StudySpec",
+    "TotalBudget",
+    "TrainingObjective",
+    "TrialCallback",
+    "Workload",
+    "builtin_names",
+    "derive_seed",
+    "load_spec",
+    "load_splits",
+    "make_objective",
+    "make_spec",
+    "trial_seed",
+]

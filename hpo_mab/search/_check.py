@@ -1,0 +1,75 @@
+"""Checks that what a study definition names exists."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from hpo_mab import data, models, samplers, training
+from hpo_mab._errors import HpoMabError, SpecError, UnknownNameError
+from hpo_mab.search._components import create_pruner, sampler_factory
+from hpo_mab.search._spec import (
+    DataSection,
+    ModelSection,
+    OptimizerSection,
+    PrunerSection,
+    SamplerSection,
+    StudySpec,
+)
+
+_OWN_KEYS: Mapping[str, set[str]] = {
+    "data": set(DataSection.model_fields),
+    "model": set(ModelSection.model_fields),
+    "optimizer": set(OptimizerSection.model_fields),
+    "sampler": set(SamplerSection.model_fields),
+    "pruner": set(PrunerSection.model_fields),
+}
+
+_OPTIONS: Mapping[str, Callable[[str], Iterable[str]]] = {
+    "data": data.options,
+    "model": models.options,
+    "optimizer": training.optimizer_options,
+    "sampler": samplers.knobs,
+    "pruner": lambda _: (),
+}
+
+
+def valid_options(section: str, name: str) -> set[str]:
+    """Keys that a section may hold when it names ``name``.
+
+    Raises:
+        UnknownNameError: Nothing of that name.
+    """
+    return _OWN_KEYS[section] | set(_OPTIONS[section](name))
+
+
+def check_names(spec: StudySpec) -> None:
+    """Check every name in a definition, the arms of its comparison included.
+
+    Raises:
+        UnknownNameError: An unknown name or option; the message offers the nearest.
+    """
+    _check_section("data", spec.data.name, spec.data.options)
+    _check_section("model", spec.model.name, spec.model.options)
+    _check_section("optimizer", spec.optimizer.name, spec.optimizer.options)
+    sampler_factory(spec.search.sampler, spec.search.options)
+    _check_arm(spec.sampler, spec.pruner, spec.budget.evaluations)
+    for name, arm in spec.compare.arms.items():
+        try:
+            _check_arm(
+                arm.sampler or spec.sampler, arm.pruner or spec.pruner, spec.budget.evaluations
+            )
+        except HpoMabError as error:
+            raise SpecError(f"compare.arms.{name}: {error}") from None
+
+
+def _check_arm(sampler: SamplerSection, pruner: PrunerSection, evaluations: int) -> None:
+    _check_section("sampler", sampler.kind, sampler.options)
+    create_pruner(pruner.kind, pruner.options, evaluations=evaluations)
+
+
+def _check_section(section: str, name: str, options: Mapping[str, Any]) -> None:
+    valid = valid_options(section, name)
+    for option in options:
+        if option not in valid:
+            raise UnknownNameError(f"option of {section} '{name}'", option, valid)

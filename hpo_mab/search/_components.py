@@ -1,0 +1,102 @@
+"""Optuna's samplers and pruners by the names used in study definitions."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import optuna
+from optuna.pruners import BasePruner
+from optuna.samplers import BaseSampler
+
+from hpo_mab._errors import ArgumentError, UnknownNameError
+
+_SAMPLERS: Mapping[str, type[BaseSampler]] = {
+    "cmaes": optuna.samplers.CmaEsSampler,
+    "gp": optuna.samplers.GPSampler,
+    "qmc": optuna.samplers.QMCSampler,
+    "random": optuna.samplers.RandomSampler,
+    "tpe": optuna.samplers.TPESampler,
+}
+
+# Optuna's defaults may change between releases; a study's meaning must not.
+_PINNED: Mapping[str, Mapping[str, Any]] = {
+    "tpe": {"multivariate": True, "constant_liar": True, "n_startup_trials": 10},
+}
+
+_PRUNERS: Mapping[str, type[BasePruner]] = {
+    "hyperband": optuna.pruners.HyperbandPruner,
+    "median": optuna.pruners.MedianPruner,
+    "none": optuna.pruners.NopPruner,
+    "percentile": optuna.pruners.PercentilePruner,
+    "successive_halving": optuna.pruners.SuccessiveHalvingPruner,
+}
+
+
+def sampler_factory(kind: str, options: Mapping[str, Any]) -> Callable[..., BaseSampler]:
+    """A function that makes the named Optuna sampler from a keyword argument ``seed``.
+
+    Args:
+        kind: ``"tpe"``, ``"random"``, ``"gp"``, ``"cmaes"`` or ``"qmc"``.
+        options: Arguments of the Optuna class.
+
+    Raises:
+        UnknownNameError: No such sampler, or no such option of it.
+    """
+    if kind not in _SAMPLERS:
+        raise UnknownNameError("Optuna sampler", kind, _SAMPLERS)
+    cls = _SAMPLERS[kind]
+    _check_options(f"search.sampler '{kind}'", cls, options, hidden={"seed"})
+    return functools.partial(_quietly, cls, {**_PINNED.get(kind, {}), **options})
+
+
+def create_pruner(kind: str, options: Mapping[str, Any], *, evaluations: int) -> BasePruner:
+    """Make a pruner whose steps are a trial's evaluations, 1 to ``evaluations``.
+
+    Args:
+        kind: ``"none"``, ``"median"``, ``"percentile"``, ``"successive_halving"`` or
+            ``"hyperband"``.
+        options: Arguments of the Optuna class.
+        evaluations: Evaluations of a full trial, the largest step reported.
+
+    Raises:
+        UnknownNameError: No such pruner, or no such option of it.
+        ArgumentError: An option's value that the pruner refuses.
+    """
+    if kind not in _PRUNERS:
+        raise UnknownNameError("pruner", kind, _PRUNERS)
+    cls = _PRUNERS[kind]
+    _check_options(f"pruner '{kind}'", cls, options)
+    defaults: dict[str, dict[str, Any]] = {
+        # A quarter of the budget first: in the warm-up all configurations look alike.
+        "median": {"n_warmup_steps": evaluations // 4},
+        "percentile": {"percentile": 50.0, "n_warmup_steps": evaluations // 4},
+        "successive_halving": {"min_resource": 1, "reduction_factor": 2},
+        "hyperband": {"min_resource": 1, "max_resource": evaluations, "reduction_factor": 2},
+    }
+    try:
+        pruner: BasePruner = _quietly(cls, {**defaults.get(kind, {}), **options})
+    except (TypeError, ValueError) as error:
+        raise ArgumentError(f"pruner '{kind}': {error}") from error
+    return pruner
+
+
+def _quietly(cls: Callable[..., Any], options: Mapping[str, Any], **more: Any) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        return cls(**options, **more)
+
+
+def _check_options(
+    what: str,
+    cls: type,
+    options: Mapping[str, Any],
+    hidden: frozenset[str] | set[str] = frozenset(),
+) -> None:
+    valid = set(inspect.signature(cls).parameters) - hidden
+    for option in options:
+        if option not in valid:
+            raise UnknownNameError(f"option of {what}", option, valid)

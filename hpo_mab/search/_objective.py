@@ -1,0 +1,176 @@
+"""The Optuna objective: one trial trains one network with one batch sampler on one budget."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import optuna
+import torch
+from torch import nn
+from torch.utils.data import Dataset
+
+from hpo_mab import training
+from hpo_mab.data import Augmentation, ImageSplits
+from hpo_mab.search._seeding import derive_seed, slot_of
+from hpo_mab.search._space import SearchSpace
+from hpo_mab.search._workload import Loop, TrainingRun, Workload
+from hpo_mab.storage import CurveStore
+from hpo_mab.training import Budget, Evaluation, TrainingDiverged
+
+
+class TrainingObjective:
+    """An objective for `optuna.Study.optimize`: trains a network, returns its validation accuracy.
+
+    Each value of ``model_options``, ``optimizer``, ``sampler``, ``batch_size``, ``warmup`` and
+    ``label_smoothing`` is a constant or a range: an Optuna distribution, or a mapping such as
+    ``{"low": 0.01, "high": 1.0, "log": True}``. Ranges become ordinary Optuna parameters, named as
+    in `SearchSpace`.
+
+    Validation accuracy is reported to Optuna after each evaluation, at steps 1 to
+    ``evaluations``, and the trial is pruned when the study's pruner says so. A loss that is no
+    longer finite ends the trial as pruned.
+
+    Args:
+        model: Makes an untrained network; called with the model options as keywords.
+        data: An `ImageSplits`, or a pair of datasets (training, validation) whose items are
+            ``(input tensor, class)``.
+        budget: What one trial may spend.
+        optimizer: ``name`` (default ``"sgd"``) and options.
+        sampler: A sampler's kind, or ``kind`` (default ``"mab"``) and knobs.
+        model_options: Keyword arguments of ``model``.
+        batch_size: Examples a batch.
+        warmup: Share of the budget in which the learning rate rises linearly.
+        label_smoothing: Mass moved from the true label to all labels, in [0, 1).
+        evaluations: Equally spaced evaluations a trial.
+        augmentation: Random crops and flips on the device; only with `ImageSplits`.
+        precision: ``"float32"`` or ``"bfloat16"`` (autocast).
+        channels_last: Memory format of images and weights.
+        compile: Whether to use ``torch.compile``.
+        num_workers: Data-loading processes; only with datasets.
+        seed: The study's seed. A trial's seed follows from it and the trial's slot.
+        initial: Trials in the first ``initial`` slots are never pruned, so that another study's
+            can be paired with them.
+        device: ``"auto"`` takes CUDA, then MPS, then the CPU.
+        curves: Where learning curves are stored; None keeps none.
+
+    Raises:
+        ArgumentError: An argument outside its bound.
+        UnknownNameError: An unknown optimiser, sampler or option.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: Callable[..., nn.Module],
+        data: ImageSplits | tuple[Dataset[Any], Dataset[Any]],
+        budget: Budget,
+        optimizer: Mapping[str, Any],
+        sampler: str | Mapping[str, Any] = "mab",
+        model_options: Mapping[str, Any] | None = None,
+        batch_size: Any = 128,
+        warmup: Any = 0.15,
+        label_smoothing: Any = 0.0,
+        evaluations: int = 8,
+        augmentation: Augmentation | None = None,
+        precision: str = "float32",
+        channels_last: bool = False,
+        compile: bool = False,
+        num_workers: int = 0,
+        seed: int = 0,
+        initial: int = 0,
+        device: str | torch.device = "auto",
+        curves: CurveStore | None = None,
+    ) -> None:
+        self.space = SearchSpace(
+            optimizer={"name": "sgd", **optimizer},
+            sampler={"kind": sampler} if isinstance(sampler, str) else {"kind": "mab", **sampler},
+            model=model_options,
+            batch_size=batch_size,
+            warmup=warmup,
+            label_smoothing=label_smoothing,
+        )
+        self.workload = Workload(
+            model=model,
+            data=data,
+            budget=budget,
+            loop=Loop(
+                evaluations=evaluations,
+                precision=precision,
+                channels_last=channels_last,
+                compile=compile,
+            ),
+            augmentation=augmentation,
+            num_workers=num_workers,
+            device=training.select_device(str(device)),
+        )
+        self.seed = seed
+        self.initial = initial
+        self.curves = curves
+
+    def check(self) -> None:
+        """Make a network, a sampler and an optimiser at both ends of every range, training none.
+
+        Raises:
+            ArgumentError: A value that one of them refuses.
+        """
+        for configuration in self.space.corners():
+            with self.workload.training(configuration, seed=self.seed):
+                pass
+
+    def __call__(self, trial: optuna.trial.Trial) -> float:
+        """Train the trial's configuration.
+
+        Returns:
+            Validation accuracy at the end of the budget, in [0, 1].
+
+        Raises:
+            optuna.TrialPruned: The pruner said so, or training diverged.
+        """
+        slot = slot_of(trial.study, trial)
+        trial.set_user_attr("slot", slot)
+        if slot < self.initial:
+            trial.set_user_attr("paired", True)
+        configuration = self.space.suggest(trial)
+        if self.curves is not None:
+            self.curves.start(trial._trial_id)
+        last: Evaluation | None = None
+        try:
+            with self.workload.training(configuration, seed=trial_seed(self.seed, slot)) as run:
+                last = self._follow(trial, run, may_prune=slot >= self.initial)
+        except TrainingDiverged as error:
+            trial.set_user_attr("reason", str(error))
+            raise optuna.TrialPruned(str(error)) from error
+        except KeyboardInterrupt:
+            trial.set_user_attr("interrupted", True)
+            raise
+        except Exception as error:
+            trial.set_user_attr("reason", f"{type(error).__name__}: {error}".splitlines()[0])
+            raise
+        return last.accuracy
+
+    def _follow(
+        self, trial: optuna.trial.Trial, run: TrainingRun, *, may_prune: bool
+    ) -> Evaluation:
+        """Train to the end of the budget, or until the pruner has seen enough."""
+        evaluation: Evaluation | None = None
+        try:
+            for evaluation in run.evaluations:
+                if self.curves is not None:
+                    self.curves.append(trial._trial_id, evaluation)
+                trial.report(evaluation.accuracy, step=evaluation.index)
+                unfinished = evaluation.index < self.workload.loop.evaluations
+                if may_prune and unfinished and trial.should_prune():
+                    raise optuna.TrialPruned
+        finally:
+            if evaluation is not None:
+                trial.set_user_attr("examples", evaluation.examples)
+                trial.set_user_attr("seconds", round(evaluation.seconds, 3))
+        if evaluation is None:
+            raise RuntimeError("training ended without an evaluation")
+        return evaluation
+
+
+def trial_seed(seed: int, slot: int) -> int:
+    """The seed of initial weights, batches and augmentation of the trial in a slot."""
+    return derive_seed(seed, "trial", slot)

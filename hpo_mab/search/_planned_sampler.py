@@ -1,0 +1,107 @@
+"""An Optuna sampler whose suggestions follow from the study's seed, slot and history alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import optuna
+from optuna.distributions import BaseDistribution
+from optuna.samplers import BaseSampler, RandomSampler
+from optuna.trial import FrozenTrial, TrialState
+
+from hpo_mab.search._seeding import derive_seed, slot_of
+
+
+class PlannedSampler(BaseSampler):
+    """Starts with configurations fixed by the seed, then asks a sampler re-seeded each trial.
+
+    The first ``initial`` slots get random configurations that depend on ``(seed, slot, parameter
+    name, range)`` only: studies of one seed start alike, whatever else they search. Parameters
+    named in ``defaults`` keep those values there where their range admits them. From then on every
+    slot asks a fresh sampler seeded by ``(seed, slot)``, so that stopping and resuming changes
+    nothing.
+
+    Args:
+        factory: Makes the underlying sampler from a keyword argument ``seed``.
+        seed: The study's seed.
+        initial: Number of fixed first configurations.
+        defaults: Values of parameters to use in the first configurations.
+    """
+
+    def __init__(
+        self,
+        factory: Callable[..., BaseSampler],
+        *,
+        seed: int,
+        initial: int = 10,
+        defaults: Mapping[str, Any] | None = None,
+    ) -> None:
+        self._factory = factory
+        self._seed = seed
+        self._initial = initial
+        self._defaults = dict(defaults or {})
+        self._asked: tuple[int, BaseSampler] | None = None
+
+    def infer_relative_search_space(
+        self, study: optuna.Study, trial: FrozenTrial
+    ) -> dict[str, BaseDistribution]:
+        """See `optuna.samplers.BaseSampler`."""
+        if slot_of(study, trial) < self._initial:
+            return {}
+        return self._sampler(study, trial).infer_relative_search_space(study, trial)
+
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """See `optuna.samplers.BaseSampler`."""
+        if slot_of(study, trial) < self._initial:
+            return {}
+        return self._sampler(study, trial).sample_relative(study, trial, search_space)
+
+    def sample_independent(
+        self,
+        study: optuna.Study,
+        trial: FrozenTrial,
+        param_name: str,
+        param_distribution: BaseDistribution,
+    ) -> Any:
+        """See `optuna.samplers.BaseSampler`."""
+        slot = slot_of(study, trial)
+        if slot >= self._initial:
+            sampler = self._sampler(study, trial)
+            return sampler.sample_independent(study, trial, param_name, param_distribution)
+        if param_name in self._defaults and _admits(param_distribution, self._defaults[param_name]):
+            return self._defaults[param_name]
+        random = RandomSampler(seed=derive_seed(self._seed, "initial", slot, param_name))
+        return random.sample_independent(study, trial, param_name, param_distribution)
+
+    def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
+        """See `optuna.samplers.BaseSampler`."""
+        self._sampler(study, trial).before_trial(study, trial)
+
+    def after_trial(
+        self,
+        study: optuna.Study,
+        trial: FrozenTrial,
+        state: TrialState,
+        values: Sequence[float] | None,
+    ) -> None:
+        """See `optuna.samplers.BaseSampler`."""
+        self._sampler(study, trial).after_trial(study, trial, state, values)
+
+    def _sampler(self, study: optuna.Study, trial: FrozenTrial) -> BaseSampler:
+        if self._asked is None or self._asked[0] != trial.number:
+            seed = derive_seed(self._seed, "sampler", slot_of(study, trial))
+            self._asked = (trial.number, self._factory(seed=seed))
+        return self._asked[1]
+
+
+def _admits(distribution: BaseDistribution, value: Any) -> bool:
+    try:
+        return bool(distribution._contains(distribution.to_internal_repr(value)))
+    except (TypeError, ValueError):
+        return False
+    except np.exceptions.DTypePromotionError:
+        return False

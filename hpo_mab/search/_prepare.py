@@ -1,0 +1,85 @@
+"""From a study definition to an objective with its data loaded."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from hpo_mab import data, models
+from hpo_mab.data import Augmentation, ImageSplits
+from hpo_mab.search._objective import TrainingObjective
+from hpo_mab.search._spec import StudySpec
+from hpo_mab.storage import CurveStore
+from hpo_mab.training import Budget
+
+
+def load_splits(spec: StudySpec) -> ImageSplits:
+    """Load the definition's data set and hold out its validation part.
+
+    Raises:
+        DataError: The data are not there and cannot be fetched.
+        ArgumentError: A data set that cannot be split as asked.
+    """
+    train, test = data.load(
+        spec.data.name, root=spec.data.root, download=spec.data.download, **spec.data.options
+    )
+    return data.split(train, test, validation=spec.data.validation, seed=spec.seed)
+
+
+def make_objective(
+    spec: StudySpec, splits: ImageSplits, *, curves: CurveStore | None = None
+) -> TrainingObjective:
+    """The objective that a definition describes, checked to accept every value in its ranges.
+
+    Args:
+        spec: The definition.
+        splits: Its data, see `load_splits`.
+        curves: Where learning curves are stored; None keeps none.
+
+    Raises:
+        ArgumentError: A value outside its bound.
+        UnknownNameError: An unknown network, optimiser, sampler or option.
+    """
+    torch.set_num_threads(spec.training.threads)
+    loop, budget = spec.training, spec.budget
+    objective = TrainingObjective(
+        model=_model_factory(spec, splits),
+        data=splits,
+        budget=Budget(epochs=budget.epochs, steps=budget.steps, examples=budget.examples),
+        optimizer={"name": spec.optimizer.name, **spec.optimizer.options},
+        sampler={"kind": spec.sampler.kind, **spec.sampler.options},
+        model_options=spec.model.options,
+        batch_size=loop.batch_size,
+        warmup=loop.warmup,
+        label_smoothing=loop.label_smoothing,
+        evaluations=budget.evaluations,
+        augmentation=_augmentation(spec, splits),
+        precision=loop.precision,
+        channels_last=loop.channels_last,
+        compile=loop.compile,
+        seed=spec.seed,
+        initial=spec.search.initial,
+        device=loop.device,
+        curves=curves,
+    )
+    objective.check()
+    return objective
+
+
+def _model_factory(spec: StudySpec, splits: ImageSplits) -> Callable[..., nn.Module]:
+    fixed: dict[str, Any] = {
+        "in_channels": splits.train.channels,
+        "num_classes": splits.train.num_classes,
+        "image_size": splits.train.image_size,
+    }
+    return functools.partial(models.create, spec.model.name, **fixed)
+
+
+def _augmentation(spec: StudySpec, splits: ImageSplits) -> Augmentation | None:
+    if spec.data.augment is False:
+        return None
+    return data.default_augmentation(spec.data.name, image_size=splits.train.image_size)

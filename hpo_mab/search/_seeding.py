@@ -1,0 +1,32 @@
+"""Seeds of trials, and the slot a trial holds in its study's plan.
+
+Every random choice of a trial follows from the study's seed and the trial's slot, so that a study
+resumed equals a study never stopped, and trials of two studies can be paired.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import optuna
+from optuna.trial import FrozenTrial
+
+
+def derive_seed(*parts: int | str) -> int:
+    """A seed in [0, 2**32) that depends on every part and on nothing else."""
+    text = "\x1f".join(str(part) for part in parts).encode()
+    return int.from_bytes(hashlib.blake2b(text, digest_size=4).digest())
+
+
+def slot_of(study: optuna.Study, trial: FrozenTrial | optuna.trial.Trial) -> int:
+    """The trial's place in the study's plan, from 0.
+
+    It is the trial's number less the retries made before it; a retry holds the slot of the trial
+    it repeats.
+    """
+    slot = trial.user_attrs.get("slot")
+    if slot is not None:
+        return int(slot)
+    earlier = study.get_trials(deepcopy=False)[: trial.number]
+    # Optuna's retry callback marks the trials it queues so; its own accessor is experimental.
+    return trial.number - sum("failed_trial" in other.system_attrs for other in earlier)

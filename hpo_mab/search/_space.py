@@ -1,0 +1,121 @@
+"""The search space of a trial and the points in it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import optuna
+
+from hpo_mab import samplers, training
+from hpo_mab._errors import UnknownNameError
+from hpo_mab.search._values import is_searched, parse_value, range_ends, suggest
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Configuration:
+    """One point of the search space, every value decided.
+
+    Attributes:
+        optimizer: The optimiser's ``name`` and options.
+        sampler: The batch sampler's ``kind`` and knobs.
+        model: Options of the network.
+        batch_size: Examples a batch.
+        warmup: Share of the budget in which the learning rate rises.
+        label_smoothing: Mass moved from the true label to all labels.
+    """
+
+    optimizer: Mapping[str, Any]
+    sampler: Mapping[str, Any]
+    model: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    batch_size: int = 128
+    warmup: float = 0.15
+    label_smoothing: float = 0.0
+
+    def with_sampler(self, kind: str, **knobs: Any) -> Configuration:
+        """The same configuration trained with another batch sampler."""
+        return dataclasses.replace(self, sampler={"kind": kind, **knobs})
+
+
+class SearchSpace:
+    """Constants and ranges of a trial; ranges become Optuna parameters.
+
+    Parameters are named ``lr``, ``momentum``, ... for the optimiser, ``sampler.memory`` and so on
+    for the sampler, ``model.width`` for the network, and ``batch_size``, ``warmup`` and
+    ``label_smoothing``.
+
+    Args:
+        optimizer: ``name`` and options.
+        sampler: ``kind`` and knobs.
+        model: Options of the network.
+        batch_size: Examples a batch.
+        warmup: Share of the budget in which the learning rate rises.
+        label_smoothing: Mass moved from the true label to all labels.
+
+    Raises:
+        ArgumentError: A range that holds nothing.
+        UnknownNameError: An unknown optimiser, sampler, option or knob.
+    """
+
+    def __init__(
+        self,
+        *,
+        optimizer: Mapping[str, Any],
+        sampler: Mapping[str, Any],
+        model: Mapping[str, Any] | None = None,
+        batch_size: Any = 128,
+        warmup: Any = 0.15,
+        label_smoothing: Any = 0.0,
+    ) -> None:
+        self.optimizer = _parse("optimizer", optimizer)
+        self.sampler = _parse("sampler", sampler)
+        self.model = _parse("model", model or {})
+        loop = {"batch_size": batch_size, "warmup": warmup, "label_smoothing": label_smoothing}
+        self.loop = _parse("training", loop)
+        _check_options("optimizer", self.optimizer, "name", training.optimizer_options)
+        _check_options("sampler", self.sampler, "kind", samplers.knobs)
+
+    def suggest(self, trial: optuna.trial.BaseTrial) -> Configuration:
+        """Ask the trial for every range."""
+        return Configuration(
+            optimizer=_suggest(trial, "", self.optimizer),
+            sampler=_suggest(trial, "sampler.", self.sampler),
+            model=_suggest(trial, "model.", self.model),
+            **_suggest(trial, "", self.loop),
+        )
+
+    def corners(self) -> tuple[Configuration, Configuration]:
+        """The points where every range is at its low end, and at its high end."""
+        return self._at_end(0), self._at_end(-1)
+
+    def _at_end(self, end: int) -> Configuration:
+        named = {
+            **self.optimizer,
+            **self.loop,
+            **{f"sampler.{key}": value for key, value in self.sampler.items()},
+            **{f"model.{key}": value for key, value in self.model.items()},
+        }
+        ranges = {name: value for name, value in named.items() if is_searched(value)}
+        return self.at({name: range_ends(value)[end] for name, value in ranges.items()})
+
+    def at(self, params: Mapping[str, Any]) -> Configuration:
+        """The point that a recorded trial's parameters name."""
+        return self.suggest(optuna.trial.FixedTrial(dict(params)))
+
+
+def _parse(section: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: parse_value(f"{section}.{key}", raw) for key, raw in values.items()}
+
+
+def _suggest(
+    trial: optuna.trial.BaseTrial, prefix: str, values: Mapping[str, Any]
+) -> dict[str, Any]:
+    return {key: suggest(trial, f"{prefix}{key}", value) for key, value in values.items()}
+
+
+def _check_options(section: str, values: Mapping[str, Any], key: str, options: Any) -> None:
+    valid = options(values[key])
+    for option in values:
+        if option != key and option not in valid:
+            raise UnknownNameError(f"option of {section} '{values[key]}'", option, valid)

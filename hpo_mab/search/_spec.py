@@ -1,0 +1,224 @@
+"""The study definition: what a TOML file may say, and what each key means."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from hpo_mab._errors import HpoMabError
+from hpo_mab.search._total import TotalBudget
+from hpo_mab.search._values import is_searched, parse_value, range_ends
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class _OpenSection(BaseModel):
+    """A section whose further keys are options of the thing it names, constants or ranges."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, validate_default=True)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The further keys, as they were written."""
+        return dict(self.__pydantic_extra__ or {})
+
+    def values(self, section: str) -> dict[str, Any]:
+        """The further keys, ranges turned into Optuna distributions."""
+        return {key: parse_value(f"{section}.{key}", raw) for key, raw in self.options.items()}
+
+
+def _value_of(kind: type, *, low: float, high: float = float("inf")) -> Any:
+    """A constant of ``kind`` in [low, high], or a range that lies in it."""
+
+    def check(raw: Any) -> Any:
+        value = parse_value("value", raw)
+        for bound in range_ends(value) if is_searched(value) else (value,):
+            if isinstance(bound, bool) or not isinstance(bound, int | float):
+                raise ValueError(f"must be a number, got {bound!r}")
+            if kind is int and not isinstance(bound, int):
+                raise ValueError(f"must be an integer, got {bound!r}")
+            if not low <= bound <= high:
+                raise ValueError(f"must be in [{low}, {high}], got {bound}")
+        return raw
+
+    return Annotated[Any, AfterValidator(check)]
+
+
+class DataSection(_OpenSection):
+    """``[data]``: the data set and how it is split.
+
+    Attributes:
+        name: Name of a data set, see `hpo_mab.data.available`.
+        root: Folder that holds the data or receives the download.
+        download: Whether to download what is missing.
+        validation: Share of the training set held out for validation, stratified by class; the
+            split follows from the study's seed.
+        augment: Random crops and flips on the device; ``"auto"`` takes the data set's usual ones.
+    """
+
+    name: str = "digits"
+    root: str = "data"
+    download: bool = True
+    validation: float = Field(default=0.2, gt=0, lt=1)
+    augment: bool | Literal["auto"] = "auto"
+
+
+class ModelSection(_OpenSection):
+    """``[model]``: the network; further keys are its options, constants or ranges."""
+
+    name: str = "small_cnn"
+
+
+class BudgetSection(_Section):
+    """``[budget]``: what one trial may spend, and the study.
+
+    Attributes:
+        epochs: Passes over the training set a trial; give one of epochs, steps and examples.
+        steps: Optimiser steps a trial.
+        examples: Training examples a trial.
+        evaluations: Equally spaced evaluations a trial; the steps reported to Optuna.
+        trials: Trials of the study that must finish (complete or pruned).
+        total: What all trials together may spend, e.g. ``"30m"``, ``"200epochs"``; None: no limit.
+    """
+
+    epochs: float | None = Field(default=None, gt=0)
+    steps: int | None = Field(default=None, gt=0)
+    examples: int | None = Field(default=None, gt=0)
+    evaluations: int = Field(default=8, ge=1, le=100)
+    trials: int = Field(default=30, ge=1)
+    total: str | None = None
+
+    @model_validator(mode="after")
+    def _one_unit(self) -> BudgetSection:
+        given = [name for name in ("epochs", "steps", "examples") if getattr(self, name)]
+        if len(given) != 1:
+            named = " and ".join(given) or "none"
+            raise ValueError(f"give exactly one of epochs, steps and examples, got {named}")
+        if self.total is not None:
+            TotalBudget.parse(self.total)
+        return self
+
+
+class OptimizerSection(_OpenSection):
+    """``[optimizer]``: its name; further keys are its options, constants or ranges."""
+
+    name: str = "sgd"
+
+
+class TrainingSection(_Section):
+    """``[training]``: the loop.
+
+    Attributes:
+        batch_size: Examples a batch.
+        warmup: Share of the budget in which the learning rate rises linearly.
+        label_smoothing: Mass moved from the true label to all labels.
+        precision: Arithmetic of forward and backward passes.
+        channels_last: Memory format of images and weights.
+        compile: Whether to use ``torch.compile``.
+        device: ``"auto"`` takes CUDA, then MPS, then the CPU.
+        threads: CPU threads of a trial. One is the fastest a core for small networks, and makes
+            results independent of the machine's core count.
+    """
+
+    batch_size: _value_of(int, low=1) = 128  # type: ignore[valid-type]
+    warmup: _value_of(float, low=0, high=1) = 0.15  # type: ignore[valid-type]
+    label_smoothing: _value_of(float, low=0, high=1) = 0.0  # type: ignore[valid-type]
+    precision: Literal["float32", "bfloat16"] = "float32"
+    channels_last: bool = False
+    compile: bool = False
+    device: str = "auto"
+    threads: int = Field(default=1, ge=1)
+
+
+class SamplerSection(_OpenSection):
+    """``[sampler]``: the batch sampler; further keys are its knobs, constants or ranges."""
+
+    kind: str = "mab"
+
+
+class SearchSection(_OpenSection):
+    """``[search]``: the Optuna sampler; further keys are its options.
+
+    Attributes:
+        sampler: Name of an Optuna sampler, e.g. ``"tpe"``, ``"random"``.
+        initial: Configurations at the start that every arm of a comparison shares. They are never
+            pruned: they are the pairs that the advantage is measured on.
+    """
+
+    sampler: str = "tpe"
+    initial: int = Field(default=10, ge=0)
+
+
+class PrunerSection(_OpenSection):
+    """``[pruner]``: the Optuna pruner; further keys are its options."""
+
+    kind: str = "median"
+
+
+class ArmSection(_Section):
+    """``[compare.arms.NAME]``: what differs in one arm of a comparison.
+
+    A section that is given replaces the study's own.
+    """
+
+    sampler: SamplerSection | None = None
+    pruner: PrunerSection | None = None
+
+
+class CompareSection(_Section):
+    """``[compare]``: the arms and the seeds of a comparison.
+
+    Attributes:
+        seeds: Number of seeds, from the study's own upwards.
+        retrain: Fresh seeds on which each arm's best configuration is trained again, under uniform
+            sampling at full budget, and scored on the test set.
+        reference: The arm that others are compared with.
+        arms: Arms by name; empty means the study as it is against uniform sampling.
+    """
+
+    seeds: int = Field(default=1, ge=1)
+    retrain: int = Field(default=3, ge=0)
+    reference: str = "uniform"
+    arms: dict[str, ArmSection] = Field(default_factory=dict)
+
+
+class StudySpec(_Section):
+    """A whole study definition; see ``studies/README.md`` for the file format."""
+
+    name: str = Field(min_length=1, max_length=200)
+    seed: int = Field(default=0, ge=0)
+    data: DataSection = DataSection()
+    model: ModelSection = ModelSection()
+    budget: BudgetSection
+    optimizer: OptimizerSection = OptimizerSection()
+    training: TrainingSection = TrainingSection()
+    sampler: SamplerSection = SamplerSection()
+    search: SearchSection = SearchSection()
+    pruner: PrunerSection = PrunerSection()
+    compare: CompareSection = CompareSection()
+
+    @model_validator(mode="after")
+    def _ranges_hold(self) -> StudySpec:
+        try:
+            for section in ("model", "optimizer", "sampler"):
+                getattr(self, section).values(section)
+        except HpoMabError as error:
+            raise ValueError(str(error)) from error
+        return self
+
+    def searched(self) -> dict[str, Any]:
+        """The search space: Optuna's distributions by parameter name."""
+        training = self.training
+        values = {
+            **self.optimizer.values("optimizer"),
+            **{f"model.{k}": v for k, v in self.model.values("model").items()},
+            **{
+                key: parse_value(f"training.{key}", getattr(training, key))
+                for key in ("batch_size", "warmup", "label_smoothing")
+            },
+            **{f"sampler.{k}": v for k, v in self.sampler.values("sampler").items()},
+        }
+        return {name: value for name, value in values.items() if is_searched(value)}

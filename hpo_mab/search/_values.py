@@ -1,0 +1,107 @@
+"""Values of a study definition: a constant, or a range that becomes an Optuna parameter."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import optuna
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+
+from hpo_mab._errors import ArgumentError, UnknownNameError
+
+_RANGE_KEYS = frozenset({"low", "high", "log", "step", "type"})
+_KEYS = _RANGE_KEYS | {"choices"}
+
+
+def parse_value(name: str, value: Any) -> Any:
+    """Turn a definition's value into a constant or an Optuna distribution.
+
+    A table with ``choices`` is categorical. A table with ``low`` and ``high`` is an integer range
+    if both are integers and a float range otherwise; ``type = "float"`` makes integers floats.
+    ``log`` and ``step`` are as in Optuna. Everything else is a constant.
+
+    Args:
+        name: The value's name, for messages, e.g. ``"optimizer.lr"``.
+        value: A plain value as TOML gives it, or a distribution.
+
+    Raises:
+        ArgumentError: A range that holds nothing, or keys that do not go together.
+        UnknownNameError: A key that a range does not have.
+    """
+    if not isinstance(value, Mapping):
+        return value
+    for key in value:
+        if key not in _KEYS:
+            raise UnknownNameError(f"key of the range {name}", str(key), _KEYS)
+    if "choices" in value:
+        return _choices(name, value)
+    return _range(name, value)
+
+
+def suggest(trial: optuna.trial.BaseTrial, name: str, value: Any) -> Any:
+    """The trial's value: suggested where ``value`` is a distribution, else ``value`` itself."""
+    if isinstance(value, FloatDistribution):
+        return trial.suggest_float(name, value.low, value.high, step=value.step, log=value.log)
+    if isinstance(value, IntDistribution):
+        return trial.suggest_int(name, value.low, value.high, step=value.step, log=value.log)
+    if isinstance(value, CategoricalDistribution):
+        return trial.suggest_categorical(name, value.choices)
+    return value
+
+
+def is_searched(value: Any) -> bool:
+    """Whether a parsed value is a range rather than a constant."""
+    return isinstance(value, BaseDistribution)
+
+
+def range_ends(distribution: BaseDistribution) -> tuple[Any, Any]:
+    """The lowest and highest value of a range; the first and last of choices."""
+    if isinstance(distribution, CategoricalDistribution):
+        return distribution.choices[0], distribution.choices[-1]
+    if isinstance(distribution, FloatDistribution | IntDistribution):
+        return distribution.low, distribution.high
+    raise TypeError(f"not a range: {distribution!r}")
+
+
+def _choices(name: str, value: Mapping[str, Any]) -> CategoricalDistribution:
+    choices = value["choices"]
+    if len(value) > 1 or not isinstance(choices, list | tuple) or not choices:
+        raise ArgumentError(f"{name}: choices must be a list of values and stand alone.")
+    for choice in choices:
+        if not isinstance(choice, bool | int | float | str | None):
+            raise ArgumentError(
+                f"{name}: choices must be booleans, numbers or strings, got {choice!r}."
+            )
+    return CategoricalDistribution(choices)
+
+
+def _range(name: str, value: Mapping[str, Any]) -> FloatDistribution | IntDistribution:
+    low, high = _bound(name, value, "low"), _bound(name, value, "high")
+    log, step = value.get("log", False), value.get("step")
+    kind = value.get("type")
+    if kind not in (None, "int", "float"):
+        raise ArgumentError(f'{name}: type must be "int" or "float", got {kind!r}.')
+    if low > high:
+        raise ArgumentError(f"{name}: low must not exceed high, got low = {low}, high = {high}.")
+    integer = isinstance(low, int) and isinstance(high, int)
+    if kind == "int" and not integer:
+        raise ArgumentError(f"{name}: an int range needs integer bounds, got {low} and {high}.")
+    try:
+        if integer and kind != "float":
+            return IntDistribution(int(low), int(high), log=log, step=1 if step is None else step)
+        return FloatDistribution(float(low), float(high), log=log, step=step)
+    except (TypeError, ValueError) as error:
+        raise ArgumentError(f"{name}: {error}") from error
+
+
+def _bound(name: str, value: Mapping[str, Any], key: str) -> int | float:
+    bound = value.get(key)
+    if isinstance(bound, bool) or not isinstance(bound, int | float) or bound != bound:
+        raise ArgumentError(f"{name}: a range needs {key}, a number, got {bound!r}.")
+    return bound

@@ -1,0 +1,194 @@
+"""What the trials of a study share, and how one of them is trained."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from hpo_mab import samplers, training
+from hpo_mab._errors import ArgumentError
+from hpo_mab.data import Augmentation, ImageSplits, Normalization, labels_of
+from hpo_mab.samplers import BatchSampler
+from hpo_mab.search._seeding import derive_seed
+from hpo_mab.search._space import Configuration
+from hpo_mab.training import Batches, Budget, Evaluation, Sweep
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Loop:
+    """Settings of the training loop that no trial changes.
+
+    Attributes:
+        evaluations: Equally spaced evaluations a trial.
+        precision: ``"float32"`` or ``"bfloat16"``.
+        channels_last: Memory format of images and weights.
+        compile: Whether to use ``torch.compile``.
+    """
+
+    evaluations: int = 8
+    precision: str = "float32"
+    channels_last: bool = False
+    compile: bool = False
+
+
+class Workload:
+    """Data on the device, a network and a budget: everything but the configuration.
+
+    Args:
+        model: Makes an untrained network; called with a configuration's model options.
+        data: An `ImageSplits`, or a pair of map-style datasets (training, validation) of
+            ``(input tensor, class)``.
+        budget: What one trial may spend.
+        loop: Settings of the training loop.
+        augmentation: Random change of each batch; only with an `ImageSplits`.
+        num_workers: Data-loading processes; only with datasets.
+        device: Where to train.
+
+    Raises:
+        ArgumentError: Augmentation asked of datasets, which bring their own transforms.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: Callable[..., nn.Module],
+        data: ImageSplits | tuple[Dataset[Any], Dataset[Any]],
+        budget: Budget,
+        loop: Loop | None = None,
+        augmentation: Augmentation | None = None,
+        num_workers: int = 0,
+        device: torch.device,
+    ) -> None:
+        self.budget = budget
+        self.loop = loop or Loop()
+        self.device = device
+        self._model = model
+        self._augmentation = augmentation
+        self._num_workers = num_workers
+        self._data = data.to(device) if isinstance(data, ImageSplits) else data
+        if isinstance(self._data, ImageSplits):
+            self.labels = self._data.train.labels.cpu()
+        elif augmentation is not None:
+            raise ArgumentError("augmentation needs ImageSplits; a dataset brings its own.")
+        else:
+            self.labels = labels_of(self._data[0])
+
+    @property
+    def num_examples(self) -> int:
+        """Training examples, one epoch."""
+        return len(self.labels)
+
+    def steps(self, batch_size: int) -> int:
+        """Optimiser steps of a trial."""
+        return self.budget.num_steps(num_examples=self.num_examples, batch_size=batch_size)
+
+    def trial_examples(self, batch_size: int) -> int:
+        """Budget of a trial in training examples."""
+        return self.steps(batch_size) * batch_size
+
+    @contextlib.contextmanager
+    def training(self, configuration: Configuration, *, seed: int) -> Iterator[TrainingRun]:
+        """One network in training; its random state is its own and follows from ``seed``.
+
+        Args:
+            configuration: What to train.
+            seed: Decides initial weights, batches and augmentation.
+
+        Raises:
+            ArgumentError: A value in the configuration outside its bound.
+        """
+        cards = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=cards):
+            torch.manual_seed(seed)
+            yield self._start(configuration, seed)
+
+    def _start(self, configuration: Configuration, seed: int) -> TrainingRun:
+        model = self._model(**configuration.model).to(self.device)
+        options = dict(configuration.optimizer)
+        kind = {**configuration.sampler}
+        sampler = samplers.create(
+            kind.pop("kind"),
+            self.labels,
+            batch_size=configuration.batch_size,
+            seed=derive_seed(seed, "sampler"),
+            device=self._sampler_device,
+            **kind,
+        )
+        evaluations = training.train(
+            model,
+            batches=self._batches(derive_seed(seed, "augmentation")),
+            validation=self._sweep("validation"),
+            sampler=sampler,
+            optimizer=training.create_optimizer(options.pop("name"), model.parameters(), **options),
+            steps=self.steps(configuration.batch_size),
+            evaluations=self.loop.evaluations,
+            warmup=configuration.warmup,
+            label_smoothing=configuration.label_smoothing,
+            precision=self.loop.precision,
+            channels_last=self.loop.channels_last,
+            compile=self.loop.compile,
+        )
+        return TrainingRun(self, model, sampler, evaluations)
+
+    @property
+    def _sampler_device(self) -> torch.device:
+        # A data loader takes indices on the host; losses come to them.
+        return self.device if isinstance(self._data, ImageSplits) else torch.device("cpu")
+
+    def _batches(self, seed: int) -> Batches:
+        if isinstance(self._data, ImageSplits):
+            return training.DeviceBatches(
+                self._data.train,
+                normalization=self._normalization(self._data),
+                augmentation=self._augmentation,
+                seed=seed,
+            )
+        return training.LoaderBatches(
+            self._data[0], device=self.device, num_workers=self._num_workers, seed=seed
+        )
+
+    def _sweep(self, part: str) -> Sweep:
+        if isinstance(self._data, ImageSplits):
+            images = getattr(self._data, part)
+            return training.DeviceSweep(images, normalization=self._normalization(self._data))
+        if part == "test":
+            raise ArgumentError("the test set needs ImageSplits; datasets come as a pair.")
+        return training.LoaderSweep(
+            self._data[1], device=self.device, num_workers=self._num_workers
+        )
+
+    def _normalization(self, data: ImageSplits) -> Normalization:
+        return Normalization(data.mean, data.std, channels_last=self.loop.channels_last)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class TrainingRun:
+    """A network in training.
+
+    Attributes:
+        workload: What it is trained on.
+        model: The network.
+        sampler: Its batch sampler.
+        evaluations: Its learning curve; taking the next evaluation trains up to it.
+    """
+
+    workload: Workload
+    model: nn.Module
+    sampler: BatchSampler
+    evaluations: Iterator[Evaluation]
+
+    def test_accuracy(self) -> float:
+        """Accuracy of the network as it is now on the test set, in [0, 1]."""
+        sweep = self.workload._sweep("test")
+        accuracy, _ = training.evaluate(self.model, sweep, precision=self.workload.loop.precision)
+        return accuracy
+
+    def parameters(self) -> list[Tensor]:
+        """The network's parameters."""
+        return list(self.model.parameters())

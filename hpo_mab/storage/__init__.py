@@ -1,0 +1,20 @@
+"""Studies and learning curves in SQL, beside Optuna's own tables."""
+
+from hpo_mab.storage._curves import CurveStore
+from hpo_mab.storage._definition import Definition
+from hpo_mab.storage._open import DEFAULT_URL, Storage, retry_callback
+from hpo_mab.storage._read import open_study, read_run, study_names
+from hpo_mab.storage._runs import StudyRun, TrialRun
+
+__all__ = [
+    "DEFAULT_URL",
+    "CurveStore",
+    "Definition",
+    "Storage",
+    "StudyRun",
+    "TrialRun",
+    "open_study",
+    "read_run",
+    "retry_callback",
+    "study_names",
+]

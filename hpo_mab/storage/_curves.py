@@ -1,0 +1,76 @@
+"""Learning curves in one SQL table, keyed by Optuna's trial id, in the study's own database."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import defaultdict
+from collections.abc import Sequence
+
+import sqlalchemy as sa
+
+from hpo_mab.training import Evaluation
+
+_metadata = sa.MetaData()
+
+_evaluations = sa.Table(
+    "hpo_mab_evaluations",
+    _metadata,
+    sa.Column("trial_id", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("index", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("steps", sa.BigInteger, nullable=False),
+    sa.Column("examples", sa.BigInteger, nullable=False),
+    *(
+        sa.Column(field.name, sa.Double, nullable=True)
+        for field in dataclasses.fields(Evaluation)
+        if field.name not in {"index", "steps", "examples"}
+    ),
+)
+
+
+class CurveStore:
+    """Reads and writes the learning curves of trials.
+
+    Args:
+        engine: Where the curves live: the engine of the study's Optuna storage.
+    """
+
+    def __init__(self, engine: sa.Engine) -> None:
+        self._engine = engine
+        _metadata.create_all(engine, checkfirst=True)
+
+    def start(self, trial_id: int) -> None:
+        """Forget what an earlier, interrupted attempt at this trial has written."""
+        with self._engine.begin() as connection:
+            connection.execute(_evaluations.delete().where(_evaluations.c.trial_id == trial_id))
+
+    def append(self, trial_id: int, evaluation: Evaluation) -> None:
+        """Add one evaluation to a trial's curve."""
+        with self._engine.begin() as connection:
+            row = {"trial_id": trial_id, **dataclasses.asdict(evaluation)}
+            connection.execute(_evaluations.insert().values(**row))
+
+    def load(self, trial_ids: Sequence[int]) -> dict[int, tuple[Evaluation, ...]]:
+        """Curves of the trials that have one, each in order of budget.
+
+        Args:
+            trial_ids: Optuna's trial ids.
+        """
+        curves: dict[int, list[Evaluation]] = defaultdict(list)
+        if not trial_ids:
+            return {}
+        # A study's ids lie close together: one range scan beats thousands of bound parameters.
+        column, wanted = _evaluations.c.trial_id, set(trial_ids)
+        query = (
+            sa.select(_evaluations)
+            .where(column >= min(wanted), column <= max(wanted))
+            .order_by(column, _evaluations.c.index)
+        )
+        with self._engine.connect() as connection:
+            for row in connection.execute(query).mappings():
+                if row["trial_id"] in wanted:
+                    curves[row["trial_id"]].append(_evaluation(row))
+        return {trial_id: tuple(curve) for trial_id, curve in curves.items()}
+
+
+def _evaluation(row: sa.RowMapping) -> Evaluation:
+    return Evaluation(**{key: value for key, value in row.items() if key != "trial_id"})

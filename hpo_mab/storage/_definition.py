@@ -1,0 +1,64 @@
+"""What a study was made from, kept with it as one user attribute."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Self
+
+import optuna
+
+from hpo_mab._errors import StorageError
+
+_KEY = "hpo_mab:definition"
+_VERSION = 1
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Definition:
+    """Identity of a study.
+
+    Attributes:
+        arm: The arm of a comparison it is, e.g. ``"mab"``.
+        seed: The study's seed.
+        trial_examples: Budget of one unpruned trial, in training examples.
+        epoch_examples: Size of the training part, in examples.
+        spec: The study definition as JSON-like values.
+        environment: Versions and hardware the study began with.
+    """
+
+    arm: str
+    seed: int
+    trial_examples: int
+    epoch_examples: int
+    spec: Mapping[str, Any]
+    environment: Mapping[str, Any]
+
+    def save(self, study: optuna.Study) -> None:
+        """Write the definition into the study."""
+        study.set_user_attr(_KEY, {"version": _VERSION, **dataclasses.asdict(self)})
+
+    @classmethod
+    def load(cls, study: optuna.Study) -> Self:
+        """Read the definition a study was made from.
+
+        Raises:
+            StorageError: The study was not made by this product, or by a later version of it.
+        """
+        stored = dict(study.user_attrs.get(_KEY, {}))
+        version = stored.pop("version", None)
+        if version != _VERSION:
+            raise StorageError(
+                f"Study '{study.study_name}' "
+                + (
+                    "was not made by hpo-mab."
+                    if version is None
+                    else f"has format {version}, not 1."
+                )
+            )
+        return cls(**stored)
+
+    @staticmethod
+    def is_in(study_attrs: Mapping[str, Any]) -> bool:
+        """Whether a study with these user attributes was made by this product."""
+        return _KEY in study_attrs

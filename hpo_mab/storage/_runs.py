@@ -1,0 +1,82 @@
+"""Finished and running studies as plain records, read once and analysed without a database."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from hpo_mab.training import Evaluation
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class TrialRun:
+    """One trial of a study with its learning curve.
+
+    Attributes:
+        number: Optuna's trial number.
+        slot: Place in the study's plan. Trials of paired studies with the same slot share seed,
+            initial weights and, where ``paired``, configuration. A retried trial keeps its slot.
+        state: ``"complete"``, ``"pruned"``, ``"fail"`` or ``"running"``.
+        params: Optuna's parameters.
+        value: The objective (final validation accuracy); None unless complete.
+        paired: Whether the configuration was given to every arm of a comparison.
+        curve: Evaluations in order of budget.
+        attrs: The trial's user attributes.
+    """
+
+    number: int
+    slot: int
+    state: str
+    params: Mapping[str, Any]
+    value: float | None
+    paired: bool
+    curve: tuple[Evaluation, ...]
+    attrs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def examples(self) -> int:
+        """Training examples the trial has processed."""
+        return self.curve[-1].examples if self.curve else 0
+
+    @property
+    def seconds(self) -> float:
+        """Training seconds the trial has spent, the sampler's cost included."""
+        return self.curve[-1].seconds if self.curve else 0.0
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class StudyRun:
+    """One study: its definition and its trials in order of their number.
+
+    Attributes:
+        name: Optuna's study name.
+        arm: Name of the arm of a comparison, e.g. ``"mab"`` or ``"uniform"``.
+        seed: The study's seed; studies of different arms with one seed are paired.
+        trial_examples: Budget of one unpruned trial, in training examples.
+        spec: The definition the study was made from, as JSON-like values.
+        trials: All trials.
+    """
+
+    name: str
+    arm: str
+    seed: int
+    trial_examples: int
+    spec: Mapping[str, Any]
+    trials: tuple[TrialRun, ...]
+
+    @property
+    def examples(self) -> int:
+        """Training examples spent by all trials, whatever their end."""
+        return sum(trial.examples for trial in self.trials)
+
+    @property
+    def seconds(self) -> float:
+        """Training seconds spent by all trials, whatever their end."""
+        return sum(trial.seconds for trial in self.trials)
+
+    @property
+    def best(self) -> TrialRun | None:
+        """The complete trial of the highest value, the earliest of equals, if there is one."""
+        complete = [trial for trial in self.trials if trial.value is not None]
+        return max(complete, key=lambda trial: trial.value or 0.0, default=None)

@@ -1,0 +1,340 @@
+"""The contract that every sampler keeps, as a pytest class to inherit from."""
+
+from __future__ import annotations
+
+import io
+import math
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, TensorDataset
+
+from hpo_mab.samplers import BatchSampler, FeedbackError
+from hpo_mab.testing._feedback import TableModel
+
+
+class SamplerContract:
+    """Tests of a `hpo_mab.samplers.BatchSampler`; inherit and say how to make one.
+
+    .. code-block:: python
+
+        class TestMySampler(SamplerContract):
+            unbiased = True
+
+            def make_sampler(self, labels, **arguments):
+                return MySampler(labels, **arguments)
+
+    Attributes:
+        covers: Whether every example has a positive chance of being drawn again.
+        coverage_draws: Draws after which every example must have come again; raise it for a sampler
+            whose least likely example is very unlikely.
+        unbiased: Whether the weighted mean loss of a batch has the mean loss of all examples as its
+            expectation, whatever was drawn before.
+        workers: Whether to try a ``DataLoader`` with two worker processes, which takes a second.
+    """
+
+    covers: ClassVar[bool] = True
+    coverage_draws: ClassVar[int] = 500
+    unbiased: ClassVar[bool] = False
+    workers: ClassVar[bool] = True
+
+    #: The batch size does not divide the number of examples.
+    num_examples: ClassVar[int] = 21
+    batch_size: ClassVar[int] = 5
+    num_classes: ClassVar[int] = 3
+
+    def make_sampler(self, labels: Tensor, **arguments: Any) -> BatchSampler:
+        """Make the sampler to test.
+
+        Args:
+            labels: Int64 [N].
+            **arguments: ``batch_size``, and any of ``seed``, ``device``, ``rank``, ``world_size``.
+        """
+        raise NotImplementedError("Override make_sampler in your test class.")
+
+    @pytest.fixture
+    def model(self) -> TableModel:
+        """Where losses come from."""
+        return TableModel(self.num_examples, self.num_classes)
+
+    def _make(self, model: TableModel, **arguments: Any) -> BatchSampler:
+        return self.make_sampler(model.labels, **{"batch_size": self.batch_size, **arguments})
+
+    def test_draws_valid_batches(self, model: TableModel) -> None:
+        """Indices are int64 [B] and valid, for long."""
+        sampler = self._make(model)
+        assert sampler.num_examples == self.num_examples
+        for _ in range(40):
+            indices = sampler.draw()
+            assert indices.shape == (self.batch_size,)
+            assert indices.dtype == torch.int64
+            assert 0 <= int(indices.min()) <= int(indices.max()) < self.num_examples
+            model.answer(sampler, indices)
+
+    def test_pass_has_promised_length(self, model: TableModel) -> None:
+        """A pass has ``ceil(N / B)`` batches, every one of ``B`` indices."""
+        sampler = self._make(model)
+        batches = list(sampler)
+        assert len(batches) == len(sampler) == math.ceil(self.num_examples / self.batch_size)
+        assert {len(batch) for batch in batches} == {self.batch_size}
+        assert all(type(index) is int for batch in batches for index in batch)
+
+    def test_batch_size_bounds(self, model: TableModel) -> None:
+        """Batches of 1 and of all examples work; larger and empty ones are refused."""
+        for batch_size in (1, self.num_examples):
+            sampler = self._make(model, batch_size=batch_size)
+            assert model.run(sampler, 4).shape == (4, batch_size)
+        for batch_size in (0, self.num_examples + 1):
+            with pytest.raises(ValueError, match="batch_size"):
+                self._make(model, batch_size=batch_size)
+
+    def test_every_example_comes_again(self, model: TableModel) -> None:
+        """After many draws with constant losses, no example has been given up."""
+        if not self.covers:
+            pytest.skip("This sampler does not promise to draw every example again.")
+        sampler = self._make(model)
+        drawn = model.run(sampler, self.coverage_draws)[self.coverage_draws // 2 :]
+        missing = set(range(self.num_examples)) - set(drawn.flatten().tolist())
+        assert missing == set()
+
+    def test_late_feedback_answers_oldest_draw(
+        self, model: TableModel, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """With four draws outstanding, feedback reaches them in order."""
+        sampler = self._make(model)
+        answered = _record_answers(sampler, monkeypatch)
+        drawn = []
+        for step in range(24):
+            drawn.append(sampler.draw().clone())
+            if step >= 3:
+                assert sampler.outstanding == 4
+                model.answer(sampler, drawn[step - 3])
+        assert len(answered) == 21
+        assert all(torch.equal(one, other) for one, other in zip(drawn, answered, strict=False))
+
+    def test_refuses_feedback_without_draw(self, model: TableModel) -> None:
+        """Feedback that answers nothing is an error."""
+        sampler = self._make(model)
+        with pytest.raises(FeedbackError, match="no draw"):
+            sampler.update(torch.ones(self.batch_size))
+        model.run(sampler, 2)
+        with pytest.raises(FeedbackError, match="no draw"):
+            sampler.update(torch.ones(self.batch_size))
+
+    def test_refuses_feedback_of_wrong_shape(self, model: TableModel) -> None:
+        """Feedback of another length is an error, and the draw still waits for its own."""
+        sampler = self._make(model)
+        indices = sampler.draw()
+        for losses in (torch.ones(self.batch_size - 1), torch.tensor(1.0)):
+            with pytest.raises(FeedbackError, match="shape"):
+                sampler.update(losses, logits=model.logits[:1], targets=model.labels[:1])
+        assert sampler.outstanding == 1
+        model.answer(sampler, indices)
+        assert sampler.outstanding == 0
+
+    def test_refuses_missing_logits(self, model: TableModel) -> None:
+        """A sampler that needs logits says so; one that does not works without."""
+        sampler = self._make(model)
+        indices = sampler.draw()
+        if sampler.needs_logits:
+            with pytest.raises(FeedbackError, match="logits"):
+                sampler.update(model.losses[indices])
+        else:
+            assert torch.isfinite(sampler.update(model.losses[indices]))
+
+    def test_new_pass_forgets_abandoned_draws(self, model: TableModel) -> None:
+        """Draws of a pass that was left early do not wait for feedback any more."""
+        sampler = self._make(model)
+        abandoned = iter(sampler)
+        for _ in range(3):
+            next(abandoned)
+        assert sampler.outstanding == 3
+        next(iter(sampler))
+        assert sampler.outstanding == 1
+
+    def test_update_returns_differentiable_mean(self, model: TableModel) -> None:
+        """The scalar returned is a weighted mean of the losses, to be back-propagated."""
+        sampler = self._make(model)
+        model.run(sampler, 5)
+        indices = sampler.draw()
+        losses = model.losses[indices].clone().requires_grad_()
+        loss = sampler.update(losses, logits=model.logits[indices], targets=model.labels[indices])
+        loss.backward()  # type: ignore[no-untyped-call]
+        assert losses.grad is not None
+        assert bool((losses.grad >= 0).all())
+        torch.testing.assert_close(loss, (losses.grad * losses).sum())
+
+    def test_non_finite_losses_leave_no_trace(self, model: TableModel) -> None:
+        """A batch of NaN and infinity is as if it had never been answered."""
+        answered, abandoned = self._make(model), self._make(model)
+        for sampler in (answered, abandoned):
+            model.run(sampler, 10)
+        bad = torch.tensor([math.nan, math.inf, -math.inf, math.nan]).repeat(self.batch_size)
+        first = answered.draw()
+        model.answer_with(answered, first, lambda losses: bad[: len(losses)])
+        assert torch.equal(first, abandoned.draw())
+        second = answered.draw()
+        assert second.tolist() == next(iter(abandoned))  # A new pass forgets the draw before.
+        for sampler in (answered, abandoned):
+            model.answer(sampler, second)
+        assert torch.equal(model.run(answered, 40), model.run(abandoned, 40))
+
+    def test_finite_losses_of_a_bad_batch_count(self, model: TableModel) -> None:
+        """Only the place of a non-finite loss matters, not which it is, and the rest is used."""
+        samplers = [self._make(model) for _ in range(3)]
+        for sampler, value in zip(samplers, (math.nan, math.inf, -math.inf), strict=True):
+            for _ in range(10):
+                model.answer_with(sampler, sampler.draw(), _spoil(value))
+        streams = [model.run(sampler, 40) for sampler in samplers]
+        assert torch.equal(streams[0], streams[1])
+        assert torch.equal(streams[0], streams[2])
+
+    def test_same_seed_same_stream(self, model: TableModel) -> None:
+        """Seeds make the stream, and different seeds different ones."""
+        first, again = self._make(model, seed=7), self._make(model, seed=7)
+        other = self._make(model, seed=8)
+        stream = model.run(first, 40)
+        assert torch.equal(stream, model.run(again, 40))
+        assert not torch.equal(stream, model.run(other, 40))
+
+    def test_leaves_global_randomness_alone(self, model: TableModel) -> None:
+        """Neither is the stream moved by the global generator, nor the generator by the sampler."""
+        torch.manual_seed(1)
+        stream = model.run(self._make(model), 10)
+        torch.manual_seed(2)
+        before = torch.get_rng_state()
+        assert torch.equal(stream, model.run(self._make(model), 10))
+        assert torch.equal(before, torch.get_rng_state())
+
+    @pytest.mark.parametrize("progress", [0.5, 1.0])
+    def test_state_continues_the_stream(self, model: TableModel, progress: float) -> None:
+        """A state saved to a file, safely loaded, continues the stream to the last index."""
+        sampler = self._make(model)
+        model.run(sampler, 15)
+        sampler.set_progress(progress)
+        model.run(sampler, 5)
+        file = io.BytesIO()
+        state = sampler.state_dict()
+        torch.save(state, file)
+        stream = model.run(sampler, 40)
+        file.seek(0)
+        loaded = self._make(model).load_state_dict(torch.load(file, weights_only=True))
+        assert torch.equal(stream, model.run(loaded, 40))
+        # What was saved must not have followed the sampler; nor may loading tie two samplers.
+        reused = self._make(model, seed=99)
+        model.run(reused, 3)
+        reused.load_state_dict(state)
+        assert torch.equal(stream, model.run(reused, 40))
+
+    def test_refuses_state_inside_a_batch(self, model: TableModel) -> None:
+        """There is no state while a draw waits for its losses."""
+        sampler = self._make(model)
+        indices = sampler.draw()
+        with pytest.raises(FeedbackError, match="outstanding"):
+            sampler.state_dict()
+        model.answer(sampler, indices)
+        sampler.state_dict()
+
+    def test_ranks_split_the_examples(self, model: TableModel) -> None:
+        """Ranks draw from disjoint shares that cover everything, with streams of their own."""
+        samplers = [self._make(model, rank=rank, world_size=3, batch_size=4) for rank in range(3)]
+        shares = [set(sampler.examples.tolist()) for sampler in samplers]
+        assert sum(map(len, shares)) == len(set.union(*shares)) == self.num_examples
+        for sampler, share in zip(samplers, shares, strict=True):
+            assert set(model.run(sampler, 30).flatten().tolist()) <= share
+
+    def test_refuses_bad_ranks(self, model: TableModel) -> None:
+        """A rank outside the world is an error."""
+        with pytest.raises(ValueError, match="rank"):
+            self._make(model, rank=2, world_size=2)
+
+    @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+    @pytest.mark.parametrize("num_workers", [0, 2])
+    def test_data_loader(
+        self, model: TableModel, monkeypatch: pytest.MonkeyPatch, num_workers: int
+    ) -> None:
+        """As ``batch_sampler`` of a loader, prefetching or not, feedback meets its own batch."""
+        if num_workers and not self.workers:
+            pytest.skip("Worker processes are not tried for this sampler.")
+        sampler = self._make(model)
+        answered = _record_answers(sampler, monkeypatch)
+        loader: DataLoader[Any] = DataLoader(
+            TensorDataset(torch.arange(self.num_examples)),
+            batch_sampler=sampler,
+            num_workers=num_workers,
+        )
+        lags = set()
+        for _ in range(2):
+            for (indices,) in loader:
+                lags.add(sampler.outstanding)
+                model.answer(sampler, indices)
+                assert torch.equal(answered[-1].cpu(), indices)
+        assert len(answered) == 2 * len(sampler)
+        # With workers a loader has two batches a worker under way besides the one it hands out.
+        assert max(lags) == (1 if num_workers == 0 else 2 * num_workers + 1)
+
+    def test_statistics_are_finite(self, model: TableModel) -> None:
+        """Figures for learning curves are plain numbers of promised names and ranges."""
+        sampler = self._make(model)
+        model.run(sampler, 20)
+        figures = sampler.statistics()
+        assert set(figures) <= {"reward_rate", "concentration"}
+        for value in figures.values():
+            assert type(value) is float
+            assert 0 <= value <= 1
+
+    def test_weighted_mean_is_unbiased(self, model: TableModel) -> None:
+        """Over many draws the weighted mean loss is the mean loss of all examples.
+
+        The errors of successive draws are martingale differences, so their sum over the root of
+        their sum of squares is about standard normal: beyond 4.5 once in 150,000 runs.
+        """
+        if not self.unbiased:
+            pytest.skip("This sampler does not promise unbiased weights.")
+        sampler = self._make(model)
+        model.run(sampler, 100)
+        truth = model.losses.mean()
+        errors = torch.stack([model.answer(sampler, sampler.draw()) - truth for _ in range(400)])
+        assert float(errors.sum().abs() / errors.square().sum().sqrt()) < 4.5
+
+    def test_on_cuda(self, model: TableModel) -> None:
+        """On CUDA: same seed, same stream; a state continues it; non-finite losses pass."""
+        if not torch.cuda.is_available():
+            pytest.skip("Needs a CUDA device.")
+        sampler, again = self._make(model, device="cuda"), self._make(model, device="cuda")
+        indices = sampler.draw()
+        assert torch.equal(indices, again.draw())
+        for one in (sampler, again):
+            model.answer_with(one, indices, _spoil(math.nan))
+        stream = model.run(sampler, 40)
+        assert torch.equal(stream, model.run(again, 40))
+        state = sampler.state_dict()
+        stream = model.run(sampler, 40)
+        loaded = self._make(model, device="cuda").load_state_dict(state)
+        assert torch.equal(stream, model.run(loaded, 40))
+
+
+def _record_answers(sampler: BatchSampler, monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
+    """The list that the indices of each answered draw are appended to."""
+    answered: list[Tensor] = []
+    learn = sampler._learn
+
+    def record(draw: Any, *feedback: Any) -> None:
+        answered.append(draw.indices)
+        learn(draw, *feedback)
+
+    monkeypatch.setattr(sampler, "_learn", record)
+    return answered
+
+
+def _spoil(value: float) -> Any:
+    """A function that replaces every third loss by a value."""
+
+    def change(losses: Tensor) -> Tensor:
+        spoilt = losses.clone()
+        spoilt[::3] = value
+        return spoilt
+
+    return change

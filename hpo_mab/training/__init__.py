@@ -1,0 +1,83 @@
+"""The budgeted training loop: budget, schedule, optimisers, batches; yields evaluations.
+
+Names are imported when first used: `Evaluation`, which storage and analysis need, costs no torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hpo_mab.training._batches import Batches, DeviceBatches, LoaderBatches
+    from hpo_mab.training._budget import Budget
+    from hpo_mab.training._device import select_device
+    from hpo_mab.training._evaluate import evaluate
+    from hpo_mab.training._evaluation import Evaluation
+    from hpo_mab.training._loss_meter import TrainingDiverged
+    from hpo_mab.training._optimizers import (
+        available_optimizers,
+        create_optimizer,
+        optimizer_options,
+    )
+    from hpo_mab.training._precision import PRECISIONS
+    from hpo_mab.training._schedule import LinearSchedule, evaluation_steps
+    from hpo_mab.training._sweeps import DeviceSweep, LoaderSweep, Sweep
+    from hpo_mab.training._timed_sampler import TimedSampler
+    from hpo_mab.training._train import train
+
+__all__ = [
+    "PRECISIONS",
+    "Batches",
+    "Budget",
+    "DeviceBatches",
+    "DeviceSweep",
+    "Evaluation",
+    "LinearSchedule",
+    "LoaderBatches",
+    "LoaderSweep",
+    "Sweep",
+    "TimedSampler",
+    "TrainingDiverged",
+    "available_optimizers",
+    "create_optimizer",
+    "evaluate",
+    "evaluation_steps",
+    "optimizer_options",
+    "select_device",
+    "train",
+]
+
+_MODULES = {
+    "PRECISIONS": "_precision",
+    "Batches": "_batches",
+    "Budget": "_budget",
+    "DeviceBatches": "_batches",
+    "DeviceSweep": "_sweeps",
+    "Evaluation": "_evaluation",
+    "LinearSchedule": "_schedule",
+    "LoaderBatches": "_batches",
+    "LoaderSweep": "_sweeps",
+    "Sweep": "_sweeps",
+    "TimedSampler": "_timed_sampler",
+    "TrainingDiverged": "_loss_meter",
+    "available_optimizers": "_optimizers",
+    "create_optimizer": "_optimizers",
+    "evaluate": "_evaluate",
+    "evaluation_steps": "_schedule",
+    "optimizer_options": "_optimizers",
+    "select_device": "_device",
+    "train": "_train",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+    globals()[name] = value  # The next access skips this function.
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

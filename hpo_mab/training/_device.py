@@ -1,0 +1,48 @@
+"""Choice of the device to train on."""
+
+from __future__ import annotations
+
+import torch
+
+from hpo_mab._errors import ArgumentError, UnknownNameError
+
+_NAMES = ("auto", "cpu", "cuda", "mps")
+
+
+def select_device(name: str = "auto") -> torch.device:
+    """The device of that name; ``"auto"`` takes CUDA, else MPS, else the CPU.
+
+    Args:
+        name: ``"auto"``, ``"cpu"``, ``"mps"``, ``"cuda"`` or one card, ``"cuda:1"``.
+
+    Raises:
+        UnknownNameError: No such kind of device.
+        ArgumentError: A device this machine does not have.
+    """
+    kind, _, number = name.partition(":")
+    if kind not in _NAMES or (number and not (kind == "cuda" and number.isdecimal())):
+        raise UnknownNameError("device", name, _NAMES)
+    if kind == "auto":
+        kind = next((option for option in ("cuda", "mps") if _present(option)), "cpu")
+        return torch.device(kind)
+    if not _present(kind):
+        raise ArgumentError(f"device must be one this machine has, got '{name}'; try 'auto'.")
+    if number and int(number) >= torch.cuda.device_count():
+        raise ArgumentError(f"device must be below cuda:{torch.cuda.device_count()}, got '{name}'.")
+    return torch.device(name)
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has done everything asked of it, so that a clock read is true."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+def _present(kind: str) -> bool:
+    if kind == "cuda":
+        return torch.cuda.is_available()
+    if kind == "mps":
+        return torch.backends.mps.is_available()
+    return True

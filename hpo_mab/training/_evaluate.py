@@ -1,0 +1,48 @@
+"""Accuracy and loss of a model."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from hpo_mab.training._precision import autocast
+from hpo_mab.training._sweeps import Sweep
+
+
+def evaluate(
+    model: nn.Module, examples: Sweep, *, precision: str = "float32"
+) -> tuple[float, float]:
+    """Accuracy and mean cross-entropy of a model, in evaluation mode.
+
+    Sums stay on the device until the end; the model's mode is put back.
+
+    Args:
+        model: Network from inputs to logits [n, C].
+        examples: What to evaluate on, on the model's device.
+        precision: ``"float32"`` or ``"bfloat16"``.
+
+    Returns:
+        Share of examples classified correctly, in [0, 1], and mean cross-entropy in nats.
+    """
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            sums = sum(
+                _sums(model, inputs, targets, precision=precision) for inputs, targets in examples
+            )
+    finally:
+        model.train(was_training)
+    correct, loss, count = torch.as_tensor(sums).tolist()
+    return correct / count, loss / count
+
+
+def _sums(model: nn.Module, inputs: Tensor, targets: Tensor, *, precision: str) -> Tensor:
+    """Correct answers, summed loss and number of examples of a batch, float64 or float32 [3]."""
+    with autocast(inputs.device, precision):
+        logits = model(inputs)
+    logits = logits.float()
+    loss = F.cross_entropy(logits, targets, reduction="sum")
+    correct = (logits.argmax(dim=1) == targets).sum()
+    return torch.stack([correct.float(), loss, torch.full_like(loss, len(targets))])

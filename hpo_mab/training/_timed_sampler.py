@@ -1,0 +1,57 @@
+"""A batch sampler on the clock."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+from torch import Tensor
+
+from hpo_mab.samplers._base import BatchSampler
+
+_T = TypeVar("_T")
+
+
+class TimedSampler:
+    """Passes draws and feedback to a sampler and adds up the host time they take.
+
+    On a GPU the host time of an operation is that of its launch. Use it as ``batch_sampler`` of a
+    ``DataLoader``, or call `draw`.
+
+    Args:
+        sampler: The sampler to time.
+        clock: Returns seconds.
+
+    Attributes:
+        sampler: The sampler timed.
+        seconds: Seconds spent in it so far.
+    """
+
+    def __init__(self, sampler: BatchSampler, *, clock: Callable[[], float]) -> None:
+        self.sampler = sampler
+        self.seconds = 0.0
+        self._clock = clock
+
+    def __len__(self) -> int:
+        """Batches in one pass."""
+        return len(self.sampler)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        """One pass of batches, each a list of indices."""
+        batches = iter(self.sampler)
+        while (batch := self._timed(lambda: next(batches, None))) is not None:
+            yield batch
+
+    def draw(self) -> Tensor:
+        """The sampler's next batch of indices, int64 [B]."""
+        return self._timed(self.sampler.draw)
+
+    def update(self, losses: Tensor, *, logits: Tensor, targets: Tensor) -> Tensor:
+        """Answer the oldest draw with losses [B]; returns the scalar to back-propagate."""
+        return self._timed(lambda: self.sampler.update(losses, logits=logits, targets=targets))
+
+    def _timed(self, call: Callable[[], _T]) -> _T:
+        start = self._clock()
+        result = call()
+        self.seconds += self._clock() - start
+        return result

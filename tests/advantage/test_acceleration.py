@@ -1,0 +1,158 @@
+"""Advantage and acceleration: coverage, recovery of a known factor, censoring."""
+
+import math
+
+import numpy as np
+import pytest
+
+from hpo_mab._errors import ArgumentError
+from hpo_mab.advantage import Estimate, PairedCurves, acceleration, advantage, equivalent_budget
+
+BUDGETS = 1_000.0 * 2.0 ** np.arange(5)
+
+
+def curve(budgets, ceiling, scale):
+    return 0.1 + (ceiling - 0.1) * (1 - (1 + budgets / scale) ** -0.8)
+
+
+def simulate(rng, *, pairs, factor=1.0, noise=0.01):
+    """Pairs whose bandit is ahead by a factor of the budget."""
+    ceiling = rng.uniform(0.6, 0.95, (pairs, 1))
+    scale = np.exp(rng.normal(8.0, 0.5, (pairs, 1)))
+    shape = (pairs, len(BUDGETS))
+    return PairedCurves(
+        budgets=BUDGETS,
+        bandit=curve(factor * BUDGETS, ceiling, scale) + noise * rng.standard_normal(shape),
+        uniform=curve(BUDGETS, ceiling, scale) + noise * rng.standard_normal(shape),
+    )
+
+
+@pytest.mark.parametrize("pairs", [5, 12])
+def test_arms_that_are_alike_have_no_advantage_as_often_as_promised(pairs):
+    # 200 repetitions of 95%: standard error 1.5 points; 3.5 of them below.
+    rng = np.random.default_rng(pairs)
+    ahead, faster = np.zeros(5), np.zeros(5)
+    for _ in range(200):
+        made = simulate(rng, pairs=pairs)
+        ahead += [e.low <= 0 <= e.high for e in advantage(made, resamples=300)]
+        faster += [e.low <= 1 <= e.high for e in acceleration(made, resamples=300)]
+    assert np.all(ahead / 200 >= 0.897)
+    assert np.all(faster / 200 >= 0.897)
+    # An interval that always covered would be no 95% interval.
+    assert ahead.mean() / 200 <= 0.985
+
+
+def test_known_factor_is_recovered():
+    rng = np.random.default_rng(0)
+    found = [acceleration(simulate(rng, pairs=12, factor=2.0), resamples=300) for _ in range(100)]
+    values = np.array([[k.value for k in ks[:4]] for ks in found])
+    covered = np.array([[k.low <= 2.0 <= k.high for k in ks[:4]] for ks in found])
+    assert np.median(values, axis=0) == pytest.approx(2.0, rel=0.03)
+    # 100 repetitions of 95%: standard error 2.2 points; 3.5 of them below.
+    assert np.all(covered.mean(axis=0) >= 0.873)
+    assert all(k.above(1.0) for ks in found for k in ks[:3])
+
+
+def test_without_noise_a_factor_of_one_interval_is_exact():
+    made = simulate(np.random.default_rng(0), pairs=6, factor=2.0, noise=0.0)
+    assert [e.value for e in acceleration(made)[:4]] == pytest.approx([2.0] * 4, rel=1e-6)
+    halved = simulate(np.random.default_rng(0), pairs=6, factor=0.5, noise=0.0)
+    assert [e.value for e in acceleration(halved)[1:]] == pytest.approx([0.5] * 4, rel=1e-6)
+
+
+@pytest.mark.parametrize("budgets", [BUDGETS, BUDGETS[0] * np.arange(1, 9)])
+def test_between_evaluations_the_bias_is_small(budgets):
+    rng = np.random.default_rng(1)
+    ceiling, scale = rng.uniform(0.6, 0.95, (8, 1)), np.exp(rng.normal(8.0, 0.5, (8, 1)))
+    made = PairedCurves(
+        budgets=budgets,
+        bandit=curve(1.5 * budgets, ceiling, scale),
+        uniform=curve(budgets, ceiling, scale),
+    )
+    seen = budgets * 1.5 <= budgets[-1]
+    found = np.array([e.value for e in acceleration(made)])[seen]
+    assert found == pytest.approx(1.5, rel=0.04)
+
+
+def test_advantage_is_the_mean_difference():
+    made = PairedCurves(
+        budgets=[10, 20],
+        bandit=[[0.5, 0.6], [0.3, math.nan], [0.4, 0.8]],
+        uniform=[[0.4, 0.6], [0.4, 0.5], [0.1, 0.5]],
+    )
+    first, second = advantage(made)
+    assert first.value == pytest.approx(0.1)
+    assert (first.n, second.n) == (3, 2)
+    assert second.value == pytest.approx(0.15)
+
+
+def test_what_uniform_never_reaches_is_at_least():
+    uniform = np.tile([0.3, 0.4, 0.5], (6, 1)) + np.linspace(0, 0.01, 6)[:, None]
+    made = PairedCurves(budgets=[100, 200, 400], bandit=uniform + 0.3, uniform=uniform)
+    for found, bound in zip(acceleration(made), [4.0, 2.0, 1.0], strict=True):
+        assert found.censored
+        assert (found.value, found.high) == (bound, math.inf)
+        assert found.low <= bound
+
+
+def test_surely_out_of_reach_has_a_lower_end_at_the_bound():
+    rng = np.random.default_rng(0)
+    uniform = np.array([0.3, 0.4, 0.5]) + 0.001 * rng.standard_normal((8, 3))
+    made = PairedCurves(budgets=[100, 200, 400], bandit=uniform + 0.3, uniform=uniform[::-1])
+    found = acceleration(made)[0]
+    assert found.low == found.value == 4.0
+
+
+def test_a_dip_of_the_mean_curve_counts_as_noise():
+    uniform = np.array([[0.30, 0.50, 0.46, 0.70]] * 3)
+    made = PairedCurves(budgets=[1, 2, 3, 4], bandit=np.full((3, 4), 0.47), uniform=uniform)
+    # Pooled, evaluations two and three are 0.48: 0.47 is reached just before the second.
+    assert acceleration(made)[0].value == pytest.approx(2.0, rel=0.05)
+
+
+@pytest.mark.parametrize("pairs", [0, 1])
+def test_too_few_pairs_give_no_interval(pairs):
+    made = simulate(np.random.default_rng(0), pairs=pairs, factor=2.0)
+    for ahead, faster in zip(advantage(made), acceleration(made), strict=True):
+        assert not ahead.bounded
+        assert (faster.low, faster.high, faster.n) == (0.0, math.inf, pairs)
+
+
+def test_identical_curves_never_count_as_faster():
+    row = np.linspace(0.3, 0.7, 5) + np.random.default_rng(0).normal(0, 0.05, (9, 5))
+    made = PairedCurves(budgets=BUDGETS, bandit=row, uniform=row)
+    found = acceleration(made)
+    assert not any(k.above(1.0) or k.below(1.0) for k in found)
+    assert equivalent_budget(BUDGETS, found).tolist() == BUDGETS.tolist()
+
+
+def test_only_configurations_with_a_whole_reference_curve_count():
+    made = simulate(np.random.default_rng(3), pairs=10, factor=2.0)
+    uniform = made.uniform.copy()
+    uniform[7:, 2:] = np.nan
+    bandit = made.bandit.copy()
+    bandit[0, 3:] = np.nan
+    found = acceleration(PairedCurves(budgets=BUDGETS, bandit=bandit, uniform=uniform))
+    assert [k.n for k in found] == [7, 7, 7, 6, 6]
+
+
+def test_equivalent_budget_moves_only_on_evidence():
+    estimates = [
+        Estimate(value=2.0, low=1.5, high=2.5, n=9),
+        Estimate(value=3.0, low=0.9, high=5.0, n=9),
+        Estimate(value=0.5, low=0.4, high=0.6, n=9),
+        Estimate(value=4.0, low=1.2, high=math.inf, n=9, censored=True),
+        Estimate(value=math.nan, low=0.0, high=math.inf, n=0),
+    ]
+    found = equivalent_budget([10, 20, 30, 40, 50], estimates)
+    assert found.tolist() == [20, 20, 30, 160, 50]
+
+
+def test_lengths_and_options_are_checked():
+    with pytest.raises(ArgumentError, match="as many as budgets, 2, got 0"):
+        equivalent_budget([1, 2], [])
+    made = simulate(np.random.default_rng(0), pairs=3)
+    with pytest.raises(ArgumentError, match="confidence"):
+        acceleration(made, confidence=95)
+    with pytest.raises(ArgumentError, match="resamples"):
+        advantage(made, resamples=1)

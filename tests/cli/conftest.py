@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from hpo_mab.cli import main
+
+
+class Result(NamedTuple):
+    status: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def cli(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., Result]:
+    """Runs ``hpo-mab`` in an empty folder; returns exit status and output."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "100")
+
+    def run(*arguments: str) -> Result:
+        monkeypatch.setattr(sys, "argv", ["hpo-mab", *arguments])
+        with pytest.raises(SystemExit) as caught:
+            main()
+        out, err = capsys.readouterr()
+        return Result(int(caught.value.code or 0), out, err)
+
+    return run
+
+
+TINY = """
+name = "tiny"
+[budget]
+epochs = 1
+evaluations = 3
+trials = 4
+[model]
+name = "mlp"
+[optimizer]
+name = "sgd"
+lr = { low = 0.01, high = 1.0, log = true }
+[training]
+batch_size = 64
+[search]
+initial = 2
+[compare]
+retrain = 1
+"""
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> str:
+    (tmp_path / "tiny.toml").write_text(TINY)
+    return "tiny.toml"

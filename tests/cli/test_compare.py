@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+Cli = Callable[..., "tuple[int, str, str]"]
+
+
+def test_compare_reuses_what_is_stored_and_writes_record_and_report(
+    cli: Cli, tiny: str, tmp_path: Path
+) -> None:
+    assert cli("run", tiny, "--quiet")[0] == 0
+    status, out, err = cli("compare", tiny, "--record", "record.json", "--report", "report.html")
+    assert status == 0
+    # The bandit's study was there: only the uniform one ran.
+    assert "tiny-uniform-seed0: 4/4" in err
+    assert "tiny-mab-seed0:" not in err
+    assert "mab" in out
+    assert "uniform on digits" in out
+    assert "/dashboard/compare-studies?ids=1,2" in out
+
+    record = json.loads((tmp_path / "record.json").read_text())
+    assert {study["arm"] for study in record["studies"]} == {"mab", "uniform"}
+    assert [len(study["trials"]) for study in record["studies"]] == [4, 4]
+    assert all(len(entry["test_accuracies"]) == 1 for entry in record["retrained"])
+    pairs = record["summary"]["contrasts"][0]["pairs"]
+    assert pairs == 2
+    assert "<html" in (tmp_path / "report.html").read_text()[:200]
+
+    # All is stored now: nothing runs, and the record says the same.
+    status, again, err = cli("compare", tiny, "--json")
+    assert status == 0
+    assert err == ""
+    assert json.loads(again)["summary"] == record["summary"]
+
+
+def test_arms_differ_in_sampler_and_pruner(cli: Cli, tiny: str, tmp_path: Path) -> None:
+    path = tmp_path / tiny
+    path.write_text(
+        path.read_text() + '[compare.arms.bandit.sampler]\nkind = "mab"\n'
+        '[compare.arms.bandit.pruner]\nkind = "none"\n'
+        '[compare.arms.hyperband.sampler]\nkind = "uniform"\n'
+        '[compare.arms.hyperband.pruner]\nkind = "hyperband"\n'
+    )
+    status, _, err = cli("compare", tiny)
+    assert status == 2
+    assert "compare.reference 'uniform' is not an arm" in err
+    status, out, _ = cli("compare", tiny, "--json", "--set", "compare.reference=hyperband")
+    assert status == 0
+    studies = {study["arm"]: study for study in json.loads(out)["studies"]}
+    assert studies.keys() == {"bandit", "hyperband"}
+    assert studies["bandit"]["spec"]["pruner"]["kind"] == "none"
+    assert studies["hyperband"]["spec"]["sampler"]["kind"] == "uniform"
+
+
+def test_a_file_that_cannot_be_written_is_one_line(cli: Cli, tiny: str) -> None:
+    status, _, err = cli("compare", tiny, "--quiet", "--record", "no/such/folder/x.json")
+    assert status == 2
+    assert "no/such/folder/x.json cannot be written" in err

@@ -1,0 +1,117 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+Cli = Callable[..., "tuple[int, str, str]"]
+
+
+def test_run_then_continue_then_fresh(cli: Cli, tiny: str) -> None:
+    status, out, err = cli("run", tiny)
+    assert status == 0
+    assert "tiny-mab-seed0: 4/4 trials" in err
+    for words in (
+        "% validation accuracy",
+        "on the test set",
+        "lr = ",
+        "examples",
+        "hpo-mab compare",
+    ):
+        assert words in out
+
+    status, out, err = cli("run", tiny, "--trials", "6", "--json")
+    assert status == 0
+    facts = json.loads(out)
+    assert facts["trials"]["complete"] + facts["trials"]["pruned"] == 6
+    assert facts["study"] == "tiny-mab-seed0"
+    assert err == ""
+
+    status, out, _ = cli("run", tiny, "--fresh", "--trials", "1", "--json")
+    assert json.loads(out)["study"] == "tiny-mab-seed0.2"
+
+    status, out, _ = cli("studies")
+    assert status == 0
+    assert "tiny-mab-seed0 " in out
+    assert "tiny-mab-seed0.2" in out
+
+
+def test_options_override_the_file(cli: Cli, tiny: str, tmp_path: Path) -> None:
+    storage = f"sqlite:///{tmp_path / 'other.db'}"
+    arguments = ("--sampler", "uniform", "--seed", "5", "--storage", storage, "--trials", "1")
+    status, out, _ = cli("run", tiny, *arguments, "--set", "optimizer.lr=0.125", "--json")
+    assert status == 0
+    facts = json.loads(out)
+    assert (facts["study"], facts["sampler"]) == ("tiny-uniform-seed5", "uniform")
+    assert facts["best"]["params"] == {}
+    assert (tmp_path / "other.db").exists()
+    assert not (tmp_path / "hpo_mab.db").exists()
+
+
+def test_quiet_is_quiet(cli: Cli, tiny: str) -> None:
+    assert cli("run", tiny, "--trials", "1", "--quiet") == (0, "", "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--data", "digit"), ["Unknown data set 'digit'", "'digits'"]),
+        (("--model", "smallcnn"), ["'smallcnn'", "'small_cnn'"]),
+        (("--sampler", "mob"), ["'mob'", "'mab'"]),
+        (("--set", "sampler.memry=3"), ["'memry'", "'memory'"]),
+        (("--set", "optimizer.lr={low=2.0,high=1.0}"), ["low", "2.0", "1.0"]),
+        (("--set", "optimizer"), ["KEY=VALUE", "'optimizer'"]),
+        (("--epochs", "0"), ["budget.epochs"]),
+        (("--trials", "0"), ["budget.trials"]),
+        (("--budget", "0s"), ["total budget", "'0s'"]),
+        (("--storage", "sqlite:////no/such/folder/x.db"), ["Cannot open storage"]),
+        (("--storage", "postgresql://me:pw@127.0.0.1:1/db"), ["Cannot open storage", "me:***@"]),
+        (("--device", "gpu"), ["Unknown device 'gpu'"]),
+        (("--set", "sampler.memory=-1"), ["memory", "-1"]),
+        (("--set", "training.batch_size=100000"), ["batch_size", "100000"]),
+        (("--set", "model.widht=3"), ["'widht'"]),
+    ],
+)
+def test_a_mistake_is_one_line_and_status_2(
+    cli: Cli, tiny: str, tmp_path: Path, arguments: tuple[str, ...], words: list[str]
+) -> None:
+    status, out, err = cli("run", tiny, *arguments)
+    assert status == 2
+    assert out == ""
+    assert err.count("\n") == 1
+    for word in words:
+        assert word in err
+    assert not (tmp_path / "hpo_mab.db").exists()
+
+
+def test_missing_data_without_network_is_one_line(
+    cli: Cli, tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import urllib.request
+    from urllib.error import URLError
+
+    def no_network(*_: object, **__: object) -> None:
+        raise URLError("no network")
+
+    monkeypatch.setattr(urllib.request, "urlopen", no_network)
+    status, _, err = cli("run", tiny, "--data", "mnist", "--data-root", str(tmp_path / "none"))
+    assert status == 2
+    assert err.count("\n") == 1
+    assert str(tmp_path / "none") in err
+    assert not (tmp_path / "hpo_mab.db").exists()
+
+
+def test_another_search_space_under_one_name_is_refused(cli: Cli, tiny: str) -> None:
+    assert cli("run", tiny, "--trials", "1")[0] == 0
+    status, _, err = cli("run", tiny, "--set", "optimizer.lr=0.1")
+    assert status == 2
+    assert "another definition" in err
+    assert "--fresh" in err
+
+
+def test_studies_without_a_database_says_what_to_do(cli: Cli) -> None:
+    status, _, err = cli("studies")
+    assert status == 2
+    assert "hpo-mab run" in err

@@ -1,0 +1,198 @@
+"""Figures: finite data, units on axes, bands, and one colour an arm."""
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+
+from hpo_mab._errors import UnknownNameError
+from hpo_mab.compare import figures, summarise
+
+OKABE_ITO = {
+    "#000000", "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7",
+}  # fmt: skip
+
+
+@pytest.fixture(name="drawn", scope="module")
+def _drawn(runs, summary):
+    return {
+        "anytime": figures.anytime_incumbent(runs),
+        "anytime, seconds": figures.anytime_incumbent(runs, currency="seconds"),
+        "advantage": figures.paired_advantage(summary),
+        "advantage, seconds": figures.paired_advantage(summary, currency="seconds"),
+        "acceleration": figures.acceleration(summary),
+        "acceleration, seconds": figures.acceleration(summary, currency="seconds"),
+        "fidelity": figures.fidelity(summary),
+        "fidelity, own": figures.fidelity(summary, final="own"),
+        "regret": figures.fidelity(summary, statistic="regret"),
+        "cost": figures.cost_to_target(summary),
+        "cost, seconds": figures.cost_to_target(summary, currency="seconds"),
+        "rewards": figures.reward_rate(runs),
+        "concentration": figures.concentration(runs),
+        "knobs": figures.knob_slices(runs),
+    }
+
+
+def lines(figure, name):
+    """Traces that show an arm, its bands aside."""
+    return [t for t in figure.data if t.name == name and t.fill is None]
+
+
+def colour(trace):
+    return trace.line.color or trace.marker.color
+
+
+def test_every_figure_has_finite_data(drawn):
+    for name, figure in drawn.items():
+        assert figure.data, name
+        for trace in figure.data:
+            assert len(trace.x) == len(trace.y) > 0, name
+            numbers = [v for v in (*trace.x, *trace.y) if not isinstance(v, str)]
+            assert np.isfinite(numbers).all(), name
+
+
+def test_titles_and_units(drawn):
+    units = ("examples", "seconds", "%", "points", "ratio", "-1 to 1", "target", "as searched")
+    for name, figure in drawn.items():
+        assert figure.layout.title.text, name
+        for axis in (figure.layout.xaxis, figure.layout.yaxis):
+            assert any(unit in axis.title.text for unit in units), (name, axis.title.text)
+
+
+def test_an_arm_has_one_colour_everywhere(drawn):
+    for arm in ("mab", "uniform"):
+        used = {colour(t) for figure in drawn.values() for t in lines(figure, arm)}
+        assert len(used) == 1, arm
+        assert used <= OKABE_ITO
+    assert figures.colours(["mab"])["mab"] != figures.colours(["uniform"])["uniform"]
+
+
+def test_colours_do_not_depend_on_order_and_differ_while_they_last():
+    names = ["uniform", "mab", "mab_hyperband", "uniform_median", "topk"]
+    chosen = figures.colours(names)
+    assert figures.colours(reversed(names)) == chosen
+    assert len(set(chosen.values())) == len(names)
+    assert set(chosen.values()) <= OKABE_ITO
+
+
+def test_more_arms_than_colours_differ_in_dash(study):
+    runs = [study(f"arm{i}", 0, trials=2, pruned=0) for i in range(9)]
+    figure = figures.anytime_incumbent(runs)
+    styles = {(t.line.color, t.line.dash) for i in range(9) for t in lines(figure, f"arm{i}")}
+    assert len(styles) == 9
+
+
+def test_incumbent_is_the_median_within_the_seeds_range(drawn, runs):
+    (trace,) = lines(drawn["anytime"], "mab")
+    finals = [100 * run.best.value for run in runs if run.arm == "mab"]
+    assert trace.y[-1] == pytest.approx(np.median(finals))
+    assert trace.x[-1] == runs[1].examples
+    low, high = (t for t in drawn["anytime"].data if t.name.startswith("mab: range of 5 seeds"))
+    assert (low.y[-1], high.y[-1]) == pytest.approx((min(finals), max(finals)))
+
+
+def test_six_seeds_have_an_interval_of_the_median(study):
+    runs = [study("mab", seed) for seed in range(9)]
+    finals = sorted(100 * run.best.value for run in runs)
+    low, high = (t for t in figures.anytime_incumbent(runs).data if "interval" in t.name)
+    # Of nine, the second smallest and second largest hold the median with 96%.
+    assert (low.y[-1], high.y[-1]) == pytest.approx((finals[1], finals[-2]))
+
+
+def test_bands_are_the_intervals(drawn, summary):
+    low, high = (t for t in drawn["advantage"].data if "interval" in t.name)
+    rows = summary.contrasts[0].paired
+    assert low.y == pytest.approx([100 * row.advantage.low for row in rows])
+    assert high.y == pytest.approx([100 * row.advantage.high for row in rows])
+    assert high.fill == "tonexty"
+
+
+def test_censored_points_are_triangles_and_their_band_ends_at_what_can_be_seen(drawn, summary):
+    rows = summary.contrasts[0].paired
+    (trace,) = lines(drawn["acceleration"], "mab")
+    assert [symbol == "triangle-up" for symbol in trace.marker.symbol] == [
+        row.acceleration.censored for row in rows
+    ]
+    high = next(t for t in drawn["acceleration"].data if t.fill == "tonexty")
+    assert high.y[-1] == pytest.approx(1.0)
+
+
+def test_an_interval_without_ends_draws_no_band(runs):
+    figure = figures.paired_advantage(summarise(runs[:2], confidence=0.95))
+    assert figure.data
+    one = [row.advantage.bounded for row in summarise(runs[:2]).contrasts[0].paired]
+    assert all(one)
+    lonely = dataclasses.replace(runs[0], trials=runs[0].trials[:1])
+    single = figures.paired_advantage(summarise([lonely, runs[1]]))
+    assert not [t for t in single.data if t.fill == "tonexty"]
+    assert lines(single, "mab")
+
+
+def test_cost_error_bars_stop_where_nothing_is_known(trial, run):
+    runs = [
+        run([trial([0.1, own], examples=100)], arm=arm, seed=seed)
+        for seed, pair in enumerate([(0.5, 0.6), (0.9, 0.6), (0.7, 0.6)])
+        for arm, own in zip(("mab", "uniform"), pair, strict=True)
+    ]
+    summary = summarise(runs)
+    (trace,) = figures.cost_to_target(summary).data
+    assert summary.contrasts[0].cost[0].ratio.high == math.inf
+    assert trace.error_x.array[0] == 0.0
+    assert trace.marker.symbol[0] == "triangle-right"
+    assert "reached in 2 of 3 seeds" in trace.text[0]
+
+
+def test_curves_are_downsampled(trial, run):
+    long = trial(np.linspace(0.1, 0.9, 1_000), examples=100_000, rewards=0.5)
+    runs = [run([long], arm="mab")]
+    for figure in (
+        figures.reward_rate(runs, max_points=50),
+        figures.concentration(runs, max_points=50),
+        figures.anytime_incumbent(runs, max_points=50),
+    ):
+        assert max(len(t.x) for t in figure.data) == 50
+    many = run([trial([0.5], number=i, params={"sampler.memory": i}) for i in range(99)], arm="mab")
+    assert len(figures.knob_slices([many], max_points=20).data[0].x) == 20
+    assert figures.reward_rate(runs, max_points=50).data[-1].x[-1] == 100_000
+
+
+def test_reward_rate_leaves_out_samplers_without_rewards(drawn):
+    assert not lines(drawn["rewards"], "uniform")
+    assert lines(drawn["rewards"], "mab")[0].y[0] == pytest.approx(50.0)
+
+
+def test_a_panel_for_each_knob(trial, run):
+    trials = [
+        trial([0.5], number=i, params={"sampler.memory": i, "sampler.policy": "ucb1", "lr": 0.1})
+        for i in range(3)
+    ]
+    figure = figures.knob_slices([run(trials, arm="mab")])
+    shown = {figure.layout.xaxis.title.text, figure.layout.xaxis2.title.text}
+    assert shown == {"sampler.memory (as searched)", "sampler.policy (as searched)"}
+    everything = figures.knob_slices([run(trials, arm="mab")], prefix="")
+    assert len(everything.data) == 3
+
+
+def test_nothing_to_show_says_so(run):
+    empty = [run([], arm="uniform"), run([], arm="mab")]
+    summary = summarise(empty)
+    for figure in (
+        figures.anytime_incumbent(empty),
+        figures.paired_advantage(summary),
+        figures.acceleration(summary),
+        figures.fidelity(summary),
+        figures.cost_to_target(summary),
+        figures.reward_rate(empty),
+        figures.concentration(empty),
+        figures.knob_slices(empty),
+    ):
+        assert not figure.data
+        assert figure.layout.annotations[0].text.endswith(".")
+
+
+def test_unknown_names_are_refused(summary):
+    with pytest.raises(UnknownNameError, match=r"'kendal'.*'kendall'"):
+        figures.fidelity(summary, statistic="kendal")
+    with pytest.raises(UnknownNameError, match="'second'"):
+        figures.cost_to_target(summary, currency="second")

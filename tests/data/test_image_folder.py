@@ -1,0 +1,171 @@
+from __future__ import annotations
+
+import os
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from hpo_mab import data
+from hpo_mab._errors import ArgumentError, DataError
+from hpo_mab.data import _folder
+
+
+def _write(path: Path, value: int | tuple[int, int, int], *, mode: str = "L") -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new(mode, (12, 10), value).save(path)
+
+
+def _grey_folder(root: Path, *, each: int = 5) -> None:
+    for part in ("train", "test"):
+        for number, name in enumerate(("cat", "dog")):
+            for index in range(each):
+                _write(root / part / name / f"{index}.png", 100 * number + index)
+
+
+def test_labels_pixels_and_classes(tmp_path: Path) -> None:
+    _grey_folder(tmp_path)
+    train, test = data.load("image_folder", root=tmp_path, size=8)
+    assert train.classes == test.classes == ("cat", "dog")
+    assert train.images.shape == (10, 1, 8, 8)
+    assert train.labels.tolist() == [0] * 5 + [1] * 5
+    assert train.images[:, 0, 3, 3].tolist() == [0, 1, 2, 3, 4, 100, 101, 102, 103, 104]
+
+
+def test_one_colour_image_makes_all_rgb(tmp_path: Path) -> None:
+    _grey_folder(tmp_path)
+    _write(tmp_path / "test" / "dog" / "z.png", (10, 20, 30), mode="RGB")
+    train, test = data.load("image_folder", root=tmp_path, size=8)
+    assert train.images.shape == (10, 3, 8, 8)
+    assert train.images[6, :, 0, 0].tolist() == [101, 101, 101]
+    assert test.images[-1, :, 4, 4].tolist() == [10, 20, 30]
+
+
+def test_sixteen_bit_grey_is_scaled_not_clipped(tmp_path: Path) -> None:
+    _grey_folder(tmp_path)
+    deep = np.full((10, 10), 0x8080, dtype=np.uint16)
+    Image.fromarray(deep).save(tmp_path / "train" / "cat" / "0.png")
+    train, _ = data.load("image_folder", root=tmp_path, size=8)
+    assert train.images[0].unique().tolist() == [0x80]
+
+
+def test_the_middle_is_cropped_after_scaling_the_shorter_side(tmp_path: Path) -> None:
+    _grey_folder(tmp_path)
+    wide = np.zeros((10, 30), dtype=np.uint8)
+    wide[:, 10:20] = 200
+    Image.fromarray(wide).save(tmp_path / "train" / "cat" / "0.png")
+    train, _ = data.load("image_folder", root=tmp_path, size=10)
+    assert train.images[0].unique().tolist() == [200]
+
+
+def test_unreadable_images_are_left_out_and_named_every_time(tmp_path: Path) -> None:
+    _grey_folder(tmp_path)
+    (tmp_path / "train" / "cat" / "broken.png").write_bytes(b"not an image")
+    (tmp_path / "train" / "cat" / "notes.txt").write_text("ignored")
+    for _ in range(2):  # The second time from the cache.
+        with pytest.warns(UserWarning, match=r"1 of 21 images .* train/cat/broken\.png\.$"):
+            train, _ = data.load("image_folder", root=tmp_path, size=8)
+        assert len(train) == 10
+
+
+@pytest.mark.parametrize("below", ["train", "."])
+def test_without_test_folder_a_fixed_stratified_fifth_is_held_out(
+    tmp_path: Path, below: str
+) -> None:
+    for number, name in enumerate(("a", "b")):
+        for index in range(10):
+            _write(tmp_path / below / name / f"{index}.png", 100 * number + index)
+    train, test = data.load("image_folder", root=tmp_path, size=8)
+    assert train.labels.bincount().tolist() == [8, 8]
+    assert test.labels.bincount().tolist() == [2, 2]
+    together = torch.cat([train.images, test.images])[:, 0, 0, 0]
+    assert len(together.unique()) == 20
+    again, _ = data.load("image_folder", root=tmp_path, size=8)
+    assert torch.equal(train.images, again.images)
+
+
+def test_the_cache_is_used_until_a_file_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _grey_folder(tmp_path)
+    data.load("image_folder", root=tmp_path, size=8)
+    reads: list[Path] = []
+    read = _folder._read
+    monkeypatch.setattr(_folder, "_read", lambda path, size: reads.append(path) or read(path, size))
+    train, _ = data.load("image_folder", root=tmp_path, size=8)
+    assert reads == []
+    changed = tmp_path / "train" / "cat" / "0.png"
+    stamp = changed.stat().st_mtime_ns
+    _write(changed, 77)
+    os.utime(changed, ns=(stamp + 10**9, stamp + 10**9))
+    train, _ = data.load("image_folder", root=tmp_path, size=8)
+    assert len(reads) == 20
+    assert int(train.images[0, 0, 0, 0]) == 77
+    assert len(list((tmp_path / ".hpo_mab_cache").iterdir())) == 1  # The old entry is gone.
+
+
+def test_changing_loaded_images_does_not_reach_the_cache(tmp_path: Path) -> None:
+    _grey_folder(tmp_path)
+    for _ in range(2):
+        train, _ = data.load("image_folder", root=tmp_path, size=8)
+        assert int(train.images[0, 0, 0, 0]) == 0
+        train.images.fill_(9)
+
+
+def test_a_damaged_cache_is_made_again(tmp_path: Path) -> None:
+    _grey_folder(tmp_path)
+    expected, _ = data.load("image_folder", root=tmp_path, size=8)
+    pixels = expected.images.clone()
+    for damage in ("train-images.npy", "meta.json"):
+        (file,) = tmp_path.glob(f".hpo_mab_cache/*/{damage}")
+        file.write_bytes(file.read_bytes()[:100] if damage.endswith("npy") else b"{}")
+        again, _ = data.load("image_folder", root=tmp_path, size=8)
+        assert torch.equal(again.images, pixels)
+        file.stat()  # The entry is whole again, under the same name.
+
+
+def test_a_root_that_cannot_be_written_is_decoded_each_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _grey_folder(tmp_path)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError("read-only file system")
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    train, _ = data.load("image_folder", root=tmp_path, size=8)
+    assert len(train) == 10
+    assert not (tmp_path / ".hpo_mab_cache").exists()
+
+
+def test_missing_folder_and_useless_folders_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"needs the folder .*nowhere, which does not exist"):
+        data.load("image_folder", root=tmp_path / "nowhere")
+    _write(tmp_path / "train" / "cat" / "0.png", 1)
+    with pytest.raises(DataError, match="at least two classes in .*train, got 1"):
+        data.load("image_folder", root=tmp_path)
+    (tmp_path / "train" / "dog").mkdir()
+    with pytest.raises(DataError, match="No readable training image of class dog"):
+        data.load("image_folder", root=tmp_path)
+    _write(tmp_path / "train" / "dog" / "0.png", 1)
+    for name in ("cat", "fox"):
+        _write(tmp_path / "test" / name / "0.png", 1)
+    with pytest.raises(DataError, match="must be classes of the training images, got fox"):
+        data.load("image_folder", root=tmp_path)
+
+
+def test_only_unreadable_images_is_an_error_not_a_crash(tmp_path: Path) -> None:
+    for name in ("cat", "dog"):
+        (tmp_path / "train" / name).mkdir(parents=True)
+        (tmp_path / "train" / name / "0.png").write_bytes(b"")
+    with warnings.catch_warnings(), pytest.raises(DataError, match="no readable image"):
+        data.load("image_folder", root=tmp_path)
+
+
+@pytest.mark.parametrize("size", [3, 0, 8.0, True])
+def test_size_out_of_bounds_is_refused(tmp_path: Path, size: object) -> None:
+    with pytest.raises(ArgumentError, match="size must be an integer of at least 4 pixels"):
+        data.load("image_folder", root=tmp_path, size=size)

@@ -1,0 +1,65 @@
+"""Every sampler, in several settings, keeps the contract that ships with the package."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from torch import Tensor
+
+from hpo_mab import samplers
+from hpo_mab.samplers import BatchSampler
+from hpo_mab.testing import SamplerContract
+
+#: Name -> kind, knobs, attributes of the contract.
+CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
+    "Adambs": ("adambs", {}, {"unbiased": True}),
+    "Contextual": ("contextual", {}, {"workers": True}),
+    "Csgd": ("csgd", {}, {}),
+    "CsgdCorrected": ("csgd", {"corrected": True, "budget": 1.0}, {}),
+    "Gradnorm": ("gradnorm", {}, {}),
+    "GradnormAlwaysOn": (
+        "gradnorm",
+        {"threshold": 0.0},
+        {"unbiased": True, "coverage_draws": 1500},
+    ),
+    "Impon": ("impon", {}, {"unbiased": True}),
+    "ImponUnweighted": ("impon", {"weighted": False}, {}),
+    "Infobatch": ("infobatch", {}, {"workers": True}),
+    "Mab": ("mab", {}, {"workers": True}),
+    "MabDiscount": ("mab", {"memory": None, "discount": 0.99}, {}),
+    "MabEpsilonGreedy": ("mab", {"policy": "epsilon_greedy"}, {}),
+    "MabFloor": ("mab", {"floor": 0.2, "correction": 0.5, "active": 0.7}, {}),
+    "MabPaper": ("mab", {"memory": None}, {"covers": False}),
+    "MabSoftmax": ("mab", {"policy": "softmax"}, {}),
+    "MabUcb1": ("mab", {"policy": "ucb1"}, {}),
+    "MabUnbiased": ("mab", {"floor": 0.2, "correction": 1.0}, {"unbiased": True}),
+    "Psgd": ("psgd", {}, {}),
+    "PsgdCorrected": ("psgd", {"corrected": True, "budget": 1.0}, {}),
+    "Pvar": ("pvar", {}, {}),
+    "PvarWeight": ("pvar", {"form": "weight"}, {}),
+    "SelectiveBackprop": ("selective_backprop", {}, {"workers": True}),
+    "Uniform": ("uniform", {}, {"unbiased": True, "workers": True}),
+}
+
+
+def _case(name: str, kind: str, knobs: dict[str, Any], claims: dict[str, Any]) -> type:
+    def make_sampler(self: SamplerContract, labels: Tensor, **arguments: Any) -> BatchSampler:
+        return samplers.create(kind, labels, **arguments, **knobs)
+
+    body = {"workers": False, **claims, "make_sampler": make_sampler, "__module__": __name__}
+    return type(name, (SamplerContract,), body)
+
+
+for _name, _arguments in CASES.items():
+    globals()[f"Test{_name}"] = _case(f"Test{_name}", *_arguments)
+
+
+def test_every_kind_is_tried() -> None:
+    assert {kind for kind, _, _ in CASES.values()} == set(samplers.available())
+
+
+@pytest.mark.parametrize("kind", sorted({kind for kind, _, _ in CASES.values()}))
+def test_every_knob_has_a_default(kind: str) -> None:
+    made = samplers.create(kind, [0, 1] * 10, batch_size=4, **samplers.knobs(kind))
+    assert len(made.draw()) == 4

@@ -1,0 +1,88 @@
+"""InfoBatch: what is skipped, what is scaled up, and the expectation."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from hpo_mab.samplers import InfoBatchSampler
+
+#: Mean 2.8: examples 0 to 5 are below, 6 to 9 are not.
+LOSSES = torch.tensor([0.1, 0.2, 0.4, 0.8, 1.6, 2.4, 3.0, 5.0, 6.5, 8.0])
+
+
+def _pass_sums(sampler: InfoBatchSampler, passes: int) -> torch.Tensor:
+    """Weight that each example got in each full pass, float [passes, 10]; 0 where skipped."""
+    sums = []
+    weights = torch.zeros(10)
+    drawn = torch.zeros(10, dtype=torch.bool)
+    while len(sums) < passes:
+        (index,) = sampler.draw().tolist()
+        assert not drawn[index]
+        losses = LOSSES[[index]].clone().requires_grad_()
+        sampler.update(losses).backward()
+        assert losses.grad is not None
+        weights[index] = losses.grad[0]
+        drawn[index] = True
+        if len(sampler._stream._order) == sampler._stream._position:
+            sums.append(weights)
+            weights, drawn = torch.zeros(10), torch.zeros(10, dtype=torch.bool)
+    return torch.stack(sums)
+
+
+def test_first_pass_is_whole() -> None:
+    sampler = InfoBatchSampler(torch.zeros(10), batch_size=1)
+    assert _pass_sums(sampler, 1).tolist() == [[1.0] * 10]
+
+
+@pytest.mark.parametrize("ratio", [0.25, 0.5])
+def test_skips_and_scales_the_well_learned_only(ratio: float) -> None:
+    sampler = InfoBatchSampler(torch.zeros(10), batch_size=1, ratio=ratio)
+    weights = _pass_sums(sampler, 200)[1:]
+    assert bool((weights[:, 6:] == 1).all())
+    low = weights[:, :6]
+    assert low.unique().tolist() == pytest.approx([0.0, 1 / (1 - ratio)])
+    skipped = float((low == 0).float().mean())
+    assert skipped == pytest.approx(ratio, abs=4.5 * (ratio * (1 - ratio) / low.numel()) ** 0.5)
+
+
+def test_expected_sum_of_a_pass_is_the_full_gradient() -> None:
+    """Sum of weighted values of a pass against the plain sum, within 4.5 standard errors."""
+    sampler = InfoBatchSampler(torch.zeros(10), batch_size=1)
+    sums = (_pass_sums(sampler, 300)[1:] * LOSSES).sum(1)
+    error = float(sums.std() / len(sums) ** 0.5)
+    assert error > 0
+    assert float(sums.mean()) == pytest.approx(float(LOSSES.sum()), abs=4.5 * error)
+
+
+def test_straddling_batches_keep_the_weights_of_their_pass() -> None:
+    """A mean over many straddling batches, weighted, is that of the expectation by pass."""
+    sampler = InfoBatchSampler(torch.zeros(10), batch_size=7, ratio=0.5)
+    for _ in range(10):
+        sampler.update(LOSSES[sampler.draw()])
+    total, count = torch.zeros(10), 0
+    for _ in range(1200):
+        indices = sampler.draw()
+        losses = LOSSES[indices].clone().requires_grad_()
+        sampler.update(losses).backward()
+        assert losses.grad is not None
+        total.index_add_(0, indices, losses.grad * 7)
+        count += 7
+    shares = total / total[6:].mean()
+    torch.testing.assert_close(shares, torch.ones(10), atol=0.1, rtol=0)
+
+
+def test_full_passes_at_the_end_of_the_budget() -> None:
+    sampler = InfoBatchSampler(torch.zeros(10), batch_size=1, delta=0.75)
+    _pass_sums(sampler, 5)
+    sampler.draw()
+    sampler.update(torch.ones(1))
+    sampler.set_progress(0.74)
+    sampler.set_progress(0.75)
+    assert _pass_sums(sampler, 3).tolist() == [[1.0] * 10] * 3
+
+
+@pytest.mark.parametrize(("name", "value"), [("ratio", 1.0), ("ratio", -0.1), ("delta", 1.5)])
+def test_refuses_knobs_outside_their_bounds(name: str, value: float) -> None:
+    with pytest.raises(ValueError, match=rf"{name} must be .*, got {value}"):
+        InfoBatchSampler([0, 1], batch_size=1, **{name: value})

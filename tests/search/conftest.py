@@ -1,0 +1,39 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hpo_mab.search import StudySpec, make_spec
+from hpo_mab.storage import Storage
+
+
+@pytest.fixture
+def storage(tmp_path: Path) -> Iterator[Storage]:
+    opened = Storage(f"sqlite:///{tmp_path / 'studies.db'}")
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def tiny() -> Callable[..., StudySpec]:
+    """Makes a study on digits whose trials take a tenth of a second."""
+
+    def make(**sections: Any) -> StudySpec:
+        raw: dict[str, Any] = {
+            "name": "tiny",
+            "budget": {"epochs": 1, "evaluations": 3, "trials": 6},
+            "model": {"name": "mlp"},
+            "optimizer": {"name": "sgd", "lr": {"low": 0.01, "high": 1.0, "log": True}},
+            "training": {"batch_size": 64},
+            "search": {"sampler": "tpe", "initial": 2, "n_startup_trials": 3},
+        }
+        for section, values in sections.items():
+            raw[section] = (
+                {**raw.get(section, {}), **values} if isinstance(values, dict) else values
+            )
+        return make_spec(raw)
+
+    return make

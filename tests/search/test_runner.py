@@ -1,0 +1,166 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import optuna
+import pytest
+from optuna.trial import FrozenTrial, TrialState
+
+from hpo_mab._errors import StorageError
+from hpo_mab.search import StudyFailedError, StudyRunner, StudySpec
+from hpo_mab.storage import Storage, StudyRun, open_study, study_names
+
+Make = Callable[..., StudySpec]
+
+
+def _essence(run: StudyRun) -> list[tuple[object, ...]]:
+    """All that must not depend on clocks: parameters, outcomes and curves."""
+    return [
+        (
+            trial.slot,
+            trial.state,
+            dict(trial.params),
+            trial.value,
+            [(e.examples, e.accuracy, e.loss, e.train_loss, e.reward_rate) for e in trial.curve],
+        )
+        for trial in run.trials
+        if trial.state != "fail"
+    ]
+
+
+@pytest.mark.parametrize("kind", ["mab", "uniform"])
+def test_a_study_runs_to_its_trials_with_curves(storage: Storage, tiny: Make, kind: str) -> None:
+    outcome = StudyRunner(tiny(sampler={"kind": kind}), storage).run()
+    run = outcome.run
+    assert (run.name, run.arm) == (f"tiny-{kind}-seed0", kind)
+    assert len(run.trials) == 6
+    assert not outcome.interrupted
+    assert outcome.test_accuracy is not None
+    assert 0.3 < outcome.test_accuracy <= 1.0
+    for trial in run.trials:
+        assert trial.paired == (trial.slot < 2)
+        points = len(trial.curve)
+        assert points == 3 if trial.state == "complete" else 0 < points < 3
+        if trial.state == "complete":
+            assert trial.value == trial.curve[-1].accuracy
+    assert run.trial_examples == run.best.examples  # type: ignore[union-attr]
+
+
+def test_the_first_configurations_are_equal_in_both_arms(storage: Storage, tiny: Make) -> None:
+    bandit = StudyRunner(tiny(sampler={"kind": "mab"}), storage).run().run
+    uniform = StudyRunner(tiny(sampler={"kind": "uniform"}), storage).run().run
+    for one, other in zip(bandit.trials[:2], uniform.trials[:2], strict=True):
+        assert one.params["lr"] == other.params["lr"]
+        assert one.paired
+        assert other.paired
+        assert one.curve[0].accuracy != other.curve[0].accuracy or one.curve != other.curve
+
+
+def test_same_seed_same_trials_bit_for_bit(storage: Storage, tiny: Make) -> None:
+    spec = tiny(sampler={"kind": "mab", "loss_decay": {"low": 0.9, "high": 0.99}})
+    runs = [StudyRunner(spec, storage).run(name).run for name in ("one", "two")]
+    assert _essence(runs[0]) == _essence(runs[1])
+    assert _essence(runs[0])[0] != _essence(runs[0])[1]
+
+
+def test_more_trials_continue_the_study(storage: Storage, tiny: Make) -> None:
+    StudyRunner(tiny(budget={"trials": 4}), storage).run("parts")
+    parts = StudyRunner(tiny(budget={"trials": 7}), storage).run("parts").run
+    whole = StudyRunner(tiny(budget={"trials": 7}), storage).run("whole").run
+    assert len(parts.trials) == 7
+    assert _essence(parts) == _essence(whole)
+
+
+def test_nothing_runs_again_when_all_is_done(storage: Storage, tiny: Make) -> None:
+    spec = tiny(budget={"trials": 3})
+    StudyRunner(spec, storage).run()
+    calls: list[int] = []
+    StudyRunner(spec, storage).run(on_trial=lambda study, trial: calls.append(trial.number))
+    assert calls == []
+
+
+def test_an_interrupted_study_loses_nothing_and_resumes_to_the_same(
+    storage: Storage, tiny: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = tiny(budget={"trials": 6})
+    whole = StudyRunner(spec, storage).run("whole").run
+
+    report = optuna.trial.Trial.report
+
+    def interrupt(trial: optuna.trial.Trial, value: float, step: int) -> None:
+        if trial.number == 3 and step == 2:
+            raise KeyboardInterrupt
+        report(trial, value, step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(optuna.trial.Trial, "report", interrupt)
+        first = StudyRunner(spec, storage).run("parts")
+    assert first.interrupted
+    assert [trial.state for trial in first.run.trials[:3]] == [t.state for t in whole.trials[:3]]
+    assert first.run.trials[3].state == "fail"
+
+    second = StudyRunner(spec, storage).run("parts")
+    assert not second.interrupted
+    assert _essence(second.run) == _essence(whole)
+
+
+def test_a_total_budget_ends_the_study(storage: Storage, tiny: Make) -> None:
+    spec = tiny(budget={"trials": 50, "total": "3epochs"}, pruner={"kind": "none"})
+    run = StudyRunner(spec, storage).run().run
+    # Overshoots by at most the trial in flight, rounded to whole batches.
+    assert len(run.trials) in (3, 4)
+
+
+def test_another_definition_under_the_same_name_is_refused(storage: Storage, tiny: Make) -> None:
+    StudyRunner(tiny(budget={"trials": 2}), storage).run("mine")
+    other = tiny(optimizer={"lr": {"low": 0.01, "high": 0.5, "log": True}})
+    with pytest.raises(StorageError, match=r"optimizer.lr.high is 1.0 there and 0.5 here.*--fresh"):
+        StudyRunner(other, storage).run("mine")
+    assert len(open_study(storage, "mine").trials) == 2
+
+
+def test_fresh_takes_a_name_that_is_free(storage: Storage, tiny: Make) -> None:
+    spec = tiny(budget={"trials": 1})
+    StudyRunner(spec, storage).run()
+    runner = StudyRunner(spec, storage)
+    assert runner.name(fresh=True) == "tiny-mab-seed0.2"
+    runner.run(runner.name(fresh=True))
+    assert study_names(storage) == ("tiny-mab-seed0", "tiny-mab-seed0.2")
+
+
+def test_a_diverging_trial_is_pruned_with_its_reason(storage: Storage, tiny: Make) -> None:
+    spec = tiny(optimizer={"name": "sgd", "lr": 1e30}, budget={"trials": 2})
+    run = StudyRunner(spec, storage).run().run
+    assert [trial.state for trial in run.trials] == ["pruned", "pruned"]
+    assert "diverged" in run.trials[0].attrs["reason"]
+
+
+def test_three_failures_in_a_row_end_the_study_with_the_reason(
+    storage: Storage, tiny: Make
+) -> None:
+    spec = tiny(budget={"trials": 9})
+    runner = StudyRunner(spec, storage)
+
+    def fail(**options: object) -> None:
+        raise RuntimeError("the network cannot be made")
+
+    runner.objective.workload._model = fail  # type: ignore[assignment]
+    with pytest.raises(StudyFailedError, match="the network cannot be made"):
+        runner.run()
+    states = [trial.state for trial in open_study(storage, runner.name()).trials]
+    assert states == [TrialState.FAIL] * 3
+
+
+def test_the_pruner_never_touches_the_first_configurations(storage: Storage, tiny: Make) -> None:
+    class Always(optuna.pruners.BasePruner):
+        def prune(self, study: optuna.Study, trial: FrozenTrial) -> bool:
+            return True
+
+    spec = tiny(budget={"trials": 5})
+    runner = StudyRunner(spec, storage)
+    study = optuna.create_study(direction="maximize", pruner=Always())
+    runner.objective.curves = None
+    study.optimize(runner.objective, n_trials=5)
+    states = [trial.state for trial in study.trials]
+    assert states == [TrialState.COMPLETE] * 2 + [TrialState.PRUNED] * 3
+    assert [len(trial.intermediate_values) for trial in study.trials] == [3, 3, 1, 1, 1]

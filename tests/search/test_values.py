@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+import pytest
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+from hpo_mab._errors import ArgumentError, UnknownNameError
+from hpo_mab.search._values import is_searched, parse_value
+
+
+def test_constants_stay_as_they_are() -> None:
+    for constant in (3, 0.5, "sgd", True, [1, 2]):
+        assert parse_value("x", constant) is constant
+        assert not is_searched(parse_value("x", constant))
+
+
+def test_integer_bounds_make_an_integer_range() -> None:
+    assert parse_value("x", {"low": 1, "high": 8, "log": True}) == IntDistribution(1, 8, log=True)
+
+
+def test_a_float_bound_or_type_makes_a_float_range() -> None:
+    assert parse_value("x", {"low": 0, "high": 1.0}) == FloatDistribution(0.0, 1.0)
+    assert parse_value("x", {"low": 0, "high": 1, "type": "float"}) == FloatDistribution(0.0, 1.0)
+
+
+def test_choices_make_a_categorical() -> None:
+    assert parse_value("x", {"choices": [1, "a"]}) == CategoricalDistribution([1, "a"])
+
+
+@pytest.mark.parametrize(
+    ("raw", "words"),
+    [
+        ({"low": 2.0, "high": 1.0}, ["optimizer.lr", "low", "2.0", "1.0"]),
+        ({"low": 0.0, "high": 1.0, "log": True}, ["optimizer.lr", "low"]),
+        ({"low": 1}, ["optimizer.lr", "high"]),
+        ({"low": "a", "high": 1}, ["low", "'a'"]),
+        ({"low": float("nan"), "high": 1.0}, ["low", "nan"]),
+        ({"low": 0.5, "high": 1.5, "type": "int"}, ["int", "0.5"]),
+        ({"low": 1, "high": 2, "type": "log"}, ["type", "'log'"]),
+        ({"choices": []}, ["choices"]),
+        ({"choices": [1], "low": 1}, ["choices"]),
+        ({"choices": [[1]]}, ["choices", "[1]"]),
+    ],
+)
+def test_an_impossible_range_is_refused_by_name(raw: dict[str, object], words: list[str]) -> None:
+    with pytest.raises(ArgumentError) as caught:
+        parse_value("optimizer.lr", raw)
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_an_unknown_key_offers_the_nearest() -> None:
+    with pytest.raises(UnknownNameError, match="Did you mean 'high'"):
+        parse_value("optimizer.lr", {"low": 1, "hihg": 2})

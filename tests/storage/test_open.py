@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from hpo_mab._errors import StorageError, UnknownNameError
+from hpo_mab.storage import Storage, open_study, read_run, study_names
+
+
+def test_a_bare_path_is_an_sqlite_file(tmp_path: Path) -> None:
+    storage = Storage(str(tmp_path / "studies.db"))
+    assert not (tmp_path / "studies.db").exists()
+    storage.curves  # noqa: B018 - opens it
+    assert (tmp_path / "studies.db").exists()
+    assert study_names(storage) == ()
+    storage.close()
+
+
+def test_reading_makes_no_file(tmp_path: Path) -> None:
+    path = tmp_path / "none.db"
+    with pytest.raises(StorageError, match=r"no study database.*hpo-mab run"):
+        Storage(f"sqlite:///{path}", create=False)
+    assert not path.exists()
+
+
+def test_an_unreachable_folder_is_said_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match=r"Cannot open storage.*unable to open") as caught:
+        Storage(f"sqlite:///{tmp_path / 'no' / 'such' / 'x.db'}").curves  # noqa: B018
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://me:hunter2@127.0.0.1:1/db",
+        "postgresql+psycopg://me:hunter2@127.0.0.1:1/db",
+        "mysql+nosuch://me:hunter2@127.0.0.1:1/db",
+        "nosuch://me:hunter2@127.0.0.1/db",
+        "https://me:hunter2@@@:::",
+    ],
+)
+def test_a_database_that_cannot_be_reached_keeps_its_password(url: str) -> None:
+    with pytest.raises(StorageError) as caught:
+        Storage(url).optuna  # noqa: B018
+    assert "hunter2" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+    # Not in the chain either: a traceback prints it.
+    assert caught.value.__suppress_context__ or caught.value.__context__ is None
+
+
+def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "notes.txt"
+    path.write_text("not a database, certainly not one" * 40)
+    with pytest.raises(StorageError, match="not a database"):
+        Storage(f"sqlite:///{path}").optuna  # noqa: B018
+
+
+def test_an_unknown_study_offers_the_nearest(tmp_path: Path) -> None:
+    import optuna
+
+    storage = Storage(str(tmp_path / "studies.db"))
+    with pytest.raises(StorageError, match="There is no study"):
+        open_study(storage, "digits")
+    optuna.create_study(study_name="digits-mab-seed0", storage=storage.optuna)
+    with pytest.raises(UnknownNameError, match="Did you mean 'digits-mab-seed0'"):
+        open_study(storage, "digits-mab-seed1")
+    with pytest.raises(StorageError, match="was not made by hpo-mab"):
+        read_run(storage, "digits-mab-seed0")
+    storage.close()
+
+
+def test_braces_and_percent_signs_in_a_path_are_plain_letters(tmp_path: Path) -> None:
+    path = tmp_path / "odd {name} 50%.db"
+    storage = Storage(f"sqlite:///{path}")
+    assert study_names(storage) == ()
+    assert path.exists()
+    storage.close()
