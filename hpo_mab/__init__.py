@@ -9,16 +9,26 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from hpo_mab.pruners import AdvantagePruner
     from hpo_mab.samplers import MABSampler, UniformSampler
-    from hpo_mab.search import TrainingObjective
+    from hpo_mab.search import TrainingObjective, TrialReporter
     from hpo_mab.training import Budget
 
-__all__ = ["Budget", "MABSampler", "TrainingObjective", "UniformSampler"]
+__all__ = [
+    "AdvantagePruner",
+    "Budget",
+    "MABSampler",
+    "TrainingObjective",
+    "TrialReporter",
+    "UniformSampler",
+]
 
 _MODULES = {
+    "AdvantagePruner": "hpo_mab.pruners",
     "Budget": "hpo_mab.training",
     "MABSampler": "hpo_mab.samplers",
     "TrainingObjective": "hpo_mab.search",
+    "TrialReporter": "hpo_mab.search",
     "UniformSampler": "hpo_mab.samplers",
 }
 

@@ -26,7 +26,7 @@ class UnknownNameError(ArgumentError):
     def __init__(self, what: str, name: str, valid: Iterable[str]) -> None:
         names = sorted(valid)
         near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
-        hint = f"Did you mean {_either(near)}?" if near else f"Valid: {', '.join(names)}."
+        hint = f"Did you mean {_either(near)}?" if near else f"Valid: {', '.join(names) or 'none'}."
         super().__init__(f"Unknown {what} '{name}'. {hint}")
 
 

@@ -4,6 +4,8 @@ from hpo_mab.advantage._acceleration import acceleration, equivalent_budget
 from hpo_mab.advantage._advantage import advantage
 from hpo_mab.advantage._curves import PairedCurves
 from hpo_mab.advantage._estimate import Estimate
+from hpo_mab.advantage._evidence import Evidence, Rung
+from hpo_mab.advantage._evidence_measure import FEWEST_PAIRS, measure_evidence
 from hpo_mab.advantage._fidelity import (
     FidelityComparison,
     Statistic,
@@ -14,9 +16,12 @@ from hpo_mab.advantage._interval import mean_estimate
 from hpo_mab.advantage._pairing import pair_curves
 
 __all__ = [
+    "FEWEST_PAIRS",
     "Estimate",
+    "Evidence",
     "FidelityComparison",
     "PairedCurves",
+    "Rung",
     "Statistic",
     "acceleration",
     "advantage",
@@ -24,5 +29,6 @@ __all__ = [
     "equivalent_budget",
     "fidelity",
     "mean_estimate",
+    "measure_evidence",
     "pair_curves",
 ]

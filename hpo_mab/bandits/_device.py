@@ -57,6 +57,11 @@ class DeviceEngine(BanditEngine):
         """The device's random generator."""
         return self._generator
 
+    @property
+    def shares(self) -> Tensor:
+        """Examples of each bandit, int32 [B, A]."""
+        return self._shares
+
     def draw(self, *, uniform: bool) -> tuple[Tensor, Tensor | None, Any]:
         """Draw one arm of each bandit."""
         arms = self._passes.select() if uniform else self._select()

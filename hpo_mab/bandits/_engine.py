@@ -35,6 +35,11 @@ class BanditEngine(abc.ABC):
         """The device's random generator; None where there is none."""
         return None
 
+    @property
+    @abc.abstractmethod
+    def shares(self) -> Tensor:
+        """Examples of each bandit, int32 [B, A]; shorter shares end in -1."""
+
     @abc.abstractmethod
     def draw(self, *, uniform: bool) -> tuple[Tensor, Tensor | None, Any]:
         """Draw one arm of each bandit.

@@ -55,6 +55,11 @@ class HostEngine(BanditEngine):
         self._rewarded = 0
         self._judged = 0
 
+    @property
+    def shares(self) -> Tensor:
+        """Examples of each bandit, int32 [B, A]."""
+        return torch.from_numpy(self._shares)
+
     def draw(self, *, uniform: bool) -> tuple[Tensor, Tensor | None, Any]:
         """Draw one arm of each bandit."""
         arms = self._passes.select() if uniform else self._select()

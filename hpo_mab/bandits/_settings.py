@@ -64,7 +64,7 @@ class BanditSettings:
 
     def _check_forgetting(self) -> None:
         memory, discount = self.memory, self.discount
-        if not (memory is None or memory == "auto" or (isinstance(memory, int) and memory >= 1)):
+        if not (memory is None or memory == "auto" or (type(memory) is int and memory >= 1)):
             raise ArgumentError(
                 f"memory must be at least 1 pull, 'auto', or None for all, got {memory!r}."
             )

@@ -13,6 +13,9 @@ LOG_HAZARD_HIGH = 4.0
 QUANTILE_POINTS = 1024
 
 
+Column = NDArray[np.float32]
+
+
 @functools.lru_cache(maxsize=4096)
 def log_upper_quantiles(a: float, b: float) -> NDArray[np.float32]:
     """Log of one minus the upper quantile of Beta(a, b), over a grid of tail probabilities.
@@ -63,10 +66,15 @@ class LogitGrid:
         low = -self.TAIL / min(1.0, prior[0])
         high = (self.TAIL + float(np.log(arms))) / min(1.0, prior[1])
         self.points = np.linspace(low, high, 1 + int((high - low) / self.STEP))
-        self.columns = functools.lru_cache(maxsize=4096)(self._columns)
+        self._columns: dict[tuple[float, float], tuple[Column, Column]] = {}
 
-    def _columns(self, a: float, b: float) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    def columns(self, a: float, b: float) -> tuple[Column, Column]:
         """Log of the distribution function of Beta(a, b), and its derivative in ``z``, [Q]."""
+        if (a, b) not in self._columns:
+            self._columns[a, b] = self._compute(a, b)
+        return self._columns[a, b]
+
+    def _compute(self, a: float, b: float) -> tuple[Column, Column]:
         from scipy import special
 
         # expit(-z) is 1 - x without cancellation.

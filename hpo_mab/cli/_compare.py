@@ -62,7 +62,9 @@ def compare(
     )
     from hpo_mab.cli._outcome import comparison_record, print_comparison, write_text
     from hpo_mab.cli._progress import StudyProgress
+    from hpo_mab.cli._summary import warn_unpublished
     from hpo_mab.compare import report_html, run_comparison, summarise
+    from hpo_mab.dashboard import publish_comparison
     from hpo_mab.storage import Storage
 
     opt.silence_optuna()
@@ -86,3 +88,5 @@ def compare(
         typer.echo(text)
     elif not quiet:
         print_comparison(summary, found, store)
+    # Last: the result is told, whatever becomes of the pages about it.
+    warn_unpublished(publish_comparison(store, found.runs, summary))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -19,26 +20,40 @@ def dashboard(
     port: Annotated[
         int, typer.Option(min=0, max=65535, help="Port; a free one is taken if it is in use.")
     ] = 8080,
+    artifacts: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of files that belong to studies, e.g. long learning curves; default "
+            "beside the database.",
+        ),
+    ] = None,
 ) -> None:
     """Open the Optuna dashboard on the storage; Ctrl-C ends it.
 
-    Example: `hpo-mab dashboard --storage sqlite:///studies.db --port 9000`.
+    Notes and figures of studies that have gone on are brought up to date first.
+
+    Examples: `hpo-mab dashboard`, `hpo-mab dashboard --storage sqlite:///studies.db --port 9000`.
     """
     from wsgiref.simple_server import WSGIRequestHandler, make_server
 
     from optuna_dashboard import wsgi
 
+    from hpo_mab.cli._summary import warn_unpublished
+    from hpo_mab.dashboard import artifact_folder, artifact_store, refresh
     from hpo_mab.storage import Storage
 
     class QuietHandler(WSGIRequestHandler):
         def log_message(self, format: str, *args: object) -> None:
             """Requests of the user's own browser are no news."""
 
+    opt.silence_optuna()
     store = Storage(storage, create=False)
-    server = make_server(
-        host, _free_port(host, port), wsgi(store.optuna), handler_class=QuietHandler
-    )
-    typer.echo(f"Optuna dashboard on {store.shown_url}: http://{host}:{server.server_port}/")
+    folder = artifacts or artifact_folder(store)
+    warn_unpublished(refresh(store, artifacts=folder))
+    application = wsgi(store.optuna, artifact_store=artifact_store(folder))
+    server = make_server(host, _free_port(host, port), application, handler_class=QuietHandler)
+    shown = f"[{host}]" if ":" in host else host
+    typer.echo(f"Optuna dashboard on {store.shown_url}: http://{shown}:{server.server_port}/")
     typer.echo("Ctrl-C ends it.")
     try:
         server.serve_forever()

@@ -56,7 +56,8 @@ def run(
         training__device=device,
     )
     from hpo_mab.cli._progress import StudyProgress
-    from hpo_mab.cli._summary import print_summary, run_json
+    from hpo_mab.cli._summary import print_summary, run_json, warn_unpublished
+    from hpo_mab.dashboard import publish_study
     from hpo_mab.search import StudyRunner
     from hpo_mab.storage import Storage
 
@@ -71,5 +72,7 @@ def run(
         typer.echo(run_json(outcome, loaded))
     elif not quiet:
         print_summary(outcome, loaded, storage=store.shown_url, spec_name=spec)
+    # Last: the result is told, whatever becomes of the pages about it.
+    warn_unpublished(publish_study(store, outcome.run))
     if outcome.interrupted:
         raise typer.Exit(130)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -13,6 +14,7 @@ from hpo_mab.cli._progress import duration
 from hpo_mab.storage import DEFAULT_URL
 
 if TYPE_CHECKING:
+    from hpo_mab.dashboard import Published
     from hpo_mab.search import RunOutcome, StudySpec
 
 
@@ -34,6 +36,16 @@ def print_summary(outcome: RunOutcome, spec: StudySpec, *, storage: str, spec_na
         (f"hpo-mab run {spec_name}{where} --trials {2 * spec.budget.trials}", "go on"),
     ):
         console.print(f"  {escape(command)}   [dim]# {purpose}[/dim]", soft_wrap=True)
+
+
+def warn_unpublished(published: Published) -> None:
+    """Say on standard error that the dashboard's pages are not up to date, if they are not."""
+    if published.problem:
+        print(
+            "hpo-mab: the study is stored, but its notes and figures for the dashboard were not "
+            f"written ({published.problem}). 'hpo-mab dashboard' tries again.",
+            file=sys.stderr,
+        )
 
 
 def run_json(outcome: RunOutcome, spec: StudySpec) -> str:

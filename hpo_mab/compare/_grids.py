@@ -93,11 +93,14 @@ def _gains(summary: ComparisonSummary) -> Grid:
                 rows.append((contrast.arm, name, points(gain), str(gain.n), p_value(p)))
         pace = contrast.seconds_per_example
         rows.append((contrast.arm, "seconds an example, x", ratio(pace), str(pace.n), "-"))
+    notes = ["Paired by seed. Five seeds cannot give a p below 0.0625."]
+    if len(summary.contrasts) > 1:
+        notes.append("Each interval stands alone: with many arms some miss by chance.")
     return Grid(
         title=f"Incumbent accuracy minus {summary.reference}'s, points",
         columns=("arm", "measure", "difference", "seeds", "p (Wilcoxon)"),
         rows=tuple(rows),
-        caption="Paired by seed. Five seeds cannot give a p below 0.0625.",
+        caption=" ".join(notes),
     )
 
 

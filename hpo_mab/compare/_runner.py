@@ -16,6 +16,7 @@ from hpo_mab.search import (
     make_objective,
 )
 from hpo_mab.storage import Storage, StudyRun, open_study
+from hpo_mab.training import Budget
 
 #: Called before each study with its name and number of trials; a context that ends with it.
 StudyProgressFactory = Callable[[str, int], contextlib.AbstractContextManager[TrialCallback]]
@@ -74,7 +75,12 @@ def run_comparison(
             runs.append(outcome.run)
             try:
                 if not outcome.interrupted:
-                    retrained[arm, seed] = retrain(runner, outcome.run, spec.compare.retrain)
+                    retrained[arm, seed] = retrain(
+                        runner,
+                        outcome.run,
+                        seeds=spec.compare.retrain,
+                        epochs=spec.compare.retrain_epochs,
+                    )
                     continue
             except KeyboardInterrupt:
                 pass
@@ -86,7 +92,9 @@ def run_comparison(
     )
 
 
-def retrain(runner: StudyRunner, run: StudyRun, seeds: int) -> tuple[float, ...]:
+def retrain(
+    runner: StudyRunner, run: StudyRun, *, seeds: int, epochs: float | None = None
+) -> tuple[float, ...]:
     """Test accuracies of a study's incumbent, trained again under uniform sampling.
 
     Scores are kept with the study, one by one, so that none is computed twice.
@@ -95,14 +103,18 @@ def retrain(runner: StudyRunner, run: StudyRun, seeds: int) -> tuple[float, ...]
         runner: The study's runner.
         run: The study.
         seeds: Number of fresh seeds; arms that share a study seed share them.
+        epochs: Passes over the training set; None takes a trial's budget.
     """
     if run.best is None or seeds == 0:
         return ()
     study = open_study(runner.storage, run.name)
     known = study.user_attrs.get(_RETRAINED_KEY, {})
-    scores = known["accuracies"] if known.get("trial") == run.best.number else []
+    final = runner.objective.workload.budget if epochs is None else Budget(epochs=epochs)
+    key = {"trial": run.best.number, "budget": dataclasses.asdict(final)}
+    scores = known["accuracies"] if {**known, **key} == known else []
     for index in range(len(scores), seeds):
         fresh = derive_seed(run.seed, "retrain", index)
-        scores = [*scores, runner.train_again(run.best, seed=fresh, sampler="uniform")]
-        study.set_user_attr(_RETRAINED_KEY, {"trial": run.best.number, "accuracies": scores})
+        accuracy = runner.train_again(run.best, seed=fresh, sampler="uniform", final=final)
+        scores = [*scores, accuracy]
+        study.set_user_attr(_RETRAINED_KEY, {**key, "accuracies": scores})
     return tuple(scores[:seeds])

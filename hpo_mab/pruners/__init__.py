@@ -1,1 +1,7 @@
-"""."""
+"""Pruners that decide earlier where the measured advantage allows it."""
+
+from hpo_mab.pruners._advantage_pruner import AdvantagePruner
+from hpo_mab.pruners._keeper import EVIDENCE_KEY, AdvantageWarning
+from hpo_mab.pruners._trial_pairs import pairs_of_trials
+
+__all__ = ["EVIDENCE_KEY", "AdvantagePruner", "AdvantageWarning", "pairs_of_trials"]

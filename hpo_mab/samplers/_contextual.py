@@ -36,8 +36,10 @@ class ContextualSampler(LearningSampler):
     whenever it is a candidate, once every ``n / (candidates * B)`` draws. With ``floor = 0`` an
     example whose features are never extreme among candidates may not be drawn again.
 
-    Cost, draw and update together, on one CPU thread at ``B = 128`` and 50,000 examples: see
-    ``benchmarks/``.
+    Draw and update together are about 110 tensor operations on at most ``candidates * B`` rows. At
+    ``B = 128`` and 50,000 examples on one CPU thread they took about twice the time of
+    `MABSampler`'s, and a fifteenth of what it takes to score all examples (``candidates = 390``),
+    all interleaved in one run.
 
     Source: Agrawal and Goyal, "Thompson Sampling for Contextual Bandits with Linear Payoffs", ICML
     2013, algorithm 1 (one posterior draw a choice, scaled by ``scale``); forgetting and candidate

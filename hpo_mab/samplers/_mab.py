@@ -130,11 +130,14 @@ class MABSampler(BatchSampler):
         shares = np.where(positions < 0, np.int32(-1), examples[positions])
         # The int64 of the base class would take half of what the whole sampler does.
         self.examples = self.examples.to(torch.int32)
-        #: Examples of each bandit, int32 [B, A] on the CPU; shorter shares end in -1.
-        self.shares = torch.from_numpy(shares)
         self._settings = settings
         self._progress = 0.0
         self._engine = _engine(shares, settings, self.device, rng)
+
+    @property
+    def shares(self) -> Tensor:
+        """Examples of each bandit, int32 [B, A] on the CPU; shorter shares end in -1."""
+        return self._engine.shares.cpu()
 
     @property
     def generator(self) -> torch.Generator | None:
@@ -171,9 +174,10 @@ class MABSampler(BatchSampler):
             ArgumentError: Thompson sampling with ``discount``, for which there is no exact form.
         """
         table = self._engine.propensities().cpu()
-        held = self.shares >= 0
+        shares = self.shares
+        held = shares >= 0
         found = torch.zeros(len(self.labels), dtype=torch.float64)
-        found[self.shares[held].long()] = table[held]
+        found[shares[held].long()] = table[held]
         return found
 
     def _draw(self) -> Draw:

@@ -16,6 +16,7 @@ from hpo_mab.search._stopping import StopWhenDone
 from hpo_mab.search._study import default_name, fresh_name, make_study, requeue_interrupted
 from hpo_mab.search._total import TotalBudget
 from hpo_mab.storage import Definition, Storage, StudyRun, TrialRun, read_run
+from hpo_mab.training import Budget
 
 TrialCallback = Callable[[optuna.Study, FrozenTrial], None]
 
@@ -119,14 +120,20 @@ class StudyRunner:
         return RunOutcome(run=run, interrupted=interrupted, test_accuracy=accuracy)
 
     def train_again(
-        self, trial: TrialRun, *, seed: int | None = None, sampler: str | None = None
+        self,
+        trial: TrialRun,
+        *,
+        seed: int | None = None,
+        sampler: str | None = None,
+        final: Budget | None = None,
     ) -> float:
-        """Train a trial's configuration to the full budget and score it on the test set.
+        """Train a trial's configuration to the end of a budget and score it on the test set.
 
         Args:
             trial: Whose parameters to use.
             seed: Seed of the training; None takes the trial's own.
             sampler: Batch sampler with its default knobs; None takes the trial's own.
+            final: Budget; None takes a trial's.
 
         Returns:
             Test accuracy, in [0, 1].
@@ -136,7 +143,8 @@ class StudyRunner:
             configuration = configuration.with_sampler(sampler)
         if seed is None:
             seed = trial_seed(self.spec.seed, trial.slot)
-        with self.objective.workload.training(configuration, seed=seed) as training:
+        workload = self.objective.workload
+        with workload.training(configuration, seed=seed, final=final) as training:
             for _ in training.evaluations:
                 pass
             return training.test_accuracy()

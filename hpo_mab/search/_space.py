@@ -10,7 +10,7 @@ import optuna
 
 from hpo_mab import samplers, training
 from hpo_mab._errors import UnknownNameError
-from hpo_mab.search._values import is_searched, parse_value, range_ends, suggest
+from hpo_mab.search._values import parse_value, range_ends, ranges, suggest
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,8 +96,8 @@ class SearchSpace:
             **{f"sampler.{key}": value for key, value in self.sampler.items()},
             **{f"model.{key}": value for key, value in self.model.items()},
         }
-        ranges = {name: value for name, value in named.items() if is_searched(value)}
-        return self.at({name: range_ends(value)[end] for name, value in ranges.items()})
+        found = (item for name, value in named.items() for item in ranges(name, value))
+        return self.at({name: range_ends(distribution)[end] for name, distribution in found})
 
     def at(self, params: Mapping[str, Any]) -> Configuration:
         """The point that a recorded trial's parameters name."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import optuna
@@ -24,7 +24,8 @@ def parse_value(name: str, value: Any) -> Any:
 
     A table with ``choices`` is categorical. A table with ``low`` and ``high`` is an integer range
     if both are integers and a float range otherwise; ``type = "float"`` makes integers floats.
-    ``log`` and ``step`` are as in Optuna. Everything else is a constant.
+    ``log`` and ``step`` are as in Optuna. The items of a list may be ranges, too. The text
+    ``"none"`` stands for None, which TOML lacks. Everything else is a constant.
 
     Args:
         name: The value's name, for messages, e.g. ``"optimizer.lr"``.
@@ -34,8 +35,10 @@ def parse_value(name: str, value: Any) -> Any:
         ArgumentError: A range that holds nothing, or keys that do not go together.
         UnknownNameError: A key that a range does not have.
     """
+    if isinstance(value, list | tuple):
+        return [parse_value(f"{name}.{index}", item) for index, item in enumerate(value)]
     if not isinstance(value, Mapping):
-        return value
+        return None if value == "none" else value
     for key in value:
         if key not in _KEYS:
             raise UnknownNameError(f"key of the range {name}", str(key), _KEYS)
@@ -52,12 +55,18 @@ def suggest(trial: optuna.trial.BaseTrial, name: str, value: Any) -> Any:
         return trial.suggest_int(name, value.low, value.high, step=value.step, log=value.log)
     if isinstance(value, CategoricalDistribution):
         return trial.suggest_categorical(name, value.choices)
+    if isinstance(value, list):
+        return [suggest(trial, f"{name}.{index}", item) for index, item in enumerate(value)]
     return value
 
 
-def is_searched(value: Any) -> bool:
-    """Whether a parsed value is a range rather than a constant."""
-    return isinstance(value, BaseDistribution)
+def ranges(name: str, value: Any) -> Iterator[tuple[str, BaseDistribution]]:
+    """The Optuna parameters that a parsed value asks for: names and distributions."""
+    if isinstance(value, BaseDistribution):
+        yield name, value
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            yield from ranges(f"{name}.{index}", item)
 
 
 def range_ends(distribution: BaseDistribution) -> tuple[Any, Any]:
@@ -78,7 +87,7 @@ def _choices(name: str, value: Mapping[str, Any]) -> CategoricalDistribution:
             raise ArgumentError(
                 f"{name}: choices must be booleans, numbers or strings, got {choice!r}."
             )
-    return CategoricalDistribution(choices)
+    return CategoricalDistribution([None if choice == "none" else choice for choice in choices])
 
 
 def _range(name: str, value: Mapping[str, Any]) -> FloatDistribution | IntDistribution:

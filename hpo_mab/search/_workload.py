@@ -84,21 +84,20 @@ class Workload:
         """Training examples, one epoch."""
         return len(self.labels)
 
-    def steps(self, batch_size: int) -> int:
-        """Optimiser steps of a trial."""
-        return self.budget.num_steps(num_examples=self.num_examples, batch_size=batch_size)
-
     def trial_examples(self, batch_size: int) -> int:
         """Budget of a trial in training examples."""
-        return self.steps(batch_size) * batch_size
+        return self._steps(self.budget, batch_size) * batch_size
 
     @contextlib.contextmanager
-    def training(self, configuration: Configuration, *, seed: int) -> Iterator[TrainingRun]:
+    def training(
+        self, configuration: Configuration, *, seed: int, final: Budget | None = None
+    ) -> Iterator[TrainingRun]:
         """One network in training; its random state is its own and follows from ``seed``.
 
         Args:
             configuration: What to train.
             seed: Decides initial weights, batches and augmentation.
+            final: Another budget than a trial's, evaluated at its end only.
 
         Raises:
             ArgumentError: A value in the configuration outside its bound.
@@ -106,9 +105,9 @@ class Workload:
         cards = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices=cards):
             torch.manual_seed(seed)
-            yield self._start(configuration, seed)
+            yield self._start(configuration, seed, final)
 
-    def _start(self, configuration: Configuration, seed: int) -> TrainingRun:
+    def _start(self, configuration: Configuration, seed: int, final: Budget | None) -> TrainingRun:
         model = self._model(**configuration.model).to(self.device)
         options = dict(configuration.optimizer)
         kind = {**configuration.sampler}
@@ -126,8 +125,8 @@ class Workload:
             validation=self._sweep("validation"),
             sampler=sampler,
             optimizer=training.create_optimizer(options.pop("name"), model.parameters(), **options),
-            steps=self.steps(configuration.batch_size),
-            evaluations=self.loop.evaluations,
+            steps=self._steps(final or self.budget, configuration.batch_size),
+            evaluations=1 if final else self.loop.evaluations,
             warmup=configuration.warmup,
             label_smoothing=configuration.label_smoothing,
             precision=self.loop.precision,
@@ -135,6 +134,9 @@ class Workload:
             compile=self.loop.compile,
         )
         return TrainingRun(self, model, sampler, evaluations)
+
+    def _steps(self, budget: Budget, batch_size: int) -> int:
+        return budget.num_steps(num_examples=self.num_examples, batch_size=batch_size)
 
     @property
     def _sampler_device(self) -> torch.device:

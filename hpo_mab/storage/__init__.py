@@ -2,17 +2,21 @@
 
 from hpo_mab.storage._curves import CurveStore
 from hpo_mab.storage._definition import Definition
-from hpo_mab.storage._open import DEFAULT_URL, Storage, retry_callback
+from hpo_mab.storage._heartbeat import heartbeat
+from hpo_mab.storage._open import DEFAULT_URL, RETRIES, STORAGE_ERRORS, Storage, retry_callback
 from hpo_mab.storage._read import open_study, read_run, study_names
 from hpo_mab.storage._runs import StudyRun, TrialRun
 
 __all__ = [
     "DEFAULT_URL",
+    "RETRIES",
+    "STORAGE_ERRORS",
     "CurveStore",
     "Definition",
     "Storage",
     "StudyRun",
     "TrialRun",
+    "heartbeat",
     "open_study",
     "read_run",
     "retry_callback",

@@ -26,6 +26,9 @@ _evaluations = sa.Table(
     ),
 )
 
+# Optuna's own table of trials.
+_trials = sa.table("trials", sa.column("trial_id"), sa.column("study_id"))
+
 
 class CurveStore:
     """Reads and writes the learning curves of trials.
@@ -48,6 +51,28 @@ class CurveStore:
         with self._engine.begin() as connection:
             row = {"trial_id": trial_id, **dataclasses.asdict(evaluation)}
             connection.execute(_evaluations.insert().values(**row))
+
+    def spent(self, study_id: int) -> tuple[int, float]:
+        """Examples and training seconds of all trials of a study, running and lost ones included.
+
+        Args:
+            study_id: Optuna's study id.
+        """
+        last = (
+            sa.select(
+                sa.func.max(_evaluations.c.examples).label("examples"),
+                sa.func.max(_evaluations.c.seconds).label("seconds"),
+            )
+            .join(_trials, _trials.c.trial_id == _evaluations.c.trial_id)
+            .where(_trials.c.study_id == study_id)
+            .group_by(_evaluations.c.trial_id)
+            .subquery()
+        )
+        with self._engine.connect() as connection:
+            examples, seconds = connection.execute(
+                sa.select(sa.func.sum(last.c.examples), sa.func.sum(last.c.seconds))
+            ).one()
+        return int(examples or 0), float(seconds or 0.0)
 
     def load(self, trial_ids: Sequence[int]) -> dict[int, tuple[Evaluation, ...]]:
         """Curves of the trials that have one, each in order of budget.

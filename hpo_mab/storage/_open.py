@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 import functools
+import time
 import warnings
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import optuna
 import sqlalchemy as sa
+from optuna.exceptions import StorageInternalError
 from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
 from sqlalchemy.exc import SQLAlchemyError
 
-from hpo_mab._errors import StorageError
+from hpo_mab._errors import ArgumentError, StorageError
 from hpo_mab.storage._curves import CurveStore
+from hpo_mab.storage._lock import Locks
 
 DEFAULT_URL = "sqlite:///hpo_mab.db"
 
-_HEARTBEAT_SECONDS = 30
-_GRACE_SECONDS = 120
-_RETRIES = 3
+#: Attempts at a trial after the first that lost its worker.
+RETRIES = 3
+
+#: What a database that is away, full or locked makes Optuna and the curves raise.
+STORAGE_ERRORS = (SQLAlchemyError, StorageInternalError)
+
+_OPEN_ATTEMPTS = 4
+_PLAIN = ("postgres", "postgresql")
 
 
 class Storage:
@@ -30,15 +39,27 @@ class Storage:
     Args:
         url: Any SQLAlchemy URL that Optuna takes; a bare path means SQLite.
         create: Whether a missing SQLite file is made; reading commands do not make one.
+        heartbeat: Seconds between a running trial's signs of life.
+        grace: Seconds without one after which workers on other machines take a trial for lost.
 
     Raises:
+        ArgumentError: ``grace`` is not above ``heartbeat``, or one is below 1.
         StorageError: The URL cannot be read or, on first use, the database cannot be reached or
             is not one of studies. The message never holds a password.
     """
 
-    def __init__(self, url: str = DEFAULT_URL, *, create: bool = True) -> None:
+    def __init__(
+        self, url: str = DEFAULT_URL, *, create: bool = True, heartbeat: int = 30, grace: int = 120
+    ) -> None:
+        if not 1 <= heartbeat < grace:
+            raise ArgumentError(
+                "heartbeat must be at least 1 and below grace, "
+                f"got heartbeat = {heartbeat}, grace = {grace}."
+            )
         self.url = _normalise(url)
         self.shown_url = self.url.render_as_string(hide_password=True)
+        self.heartbeat = heartbeat
+        self.grace = grace
         if not create:
             self._refuse_missing_file()
 
@@ -52,6 +73,43 @@ class Storage:
         """The learning curves."""
         return self._opened[1]
 
+    @property
+    def is_sqlite(self) -> bool:
+        """Whether it is an SQLite database: one file, one writer at a time."""
+        return self.url.get_backend_name() == "sqlite"
+
+    @property
+    def secret_url(self) -> str:
+        """The URL with its password, for handing to another process; never to be shown."""
+        return self.url.render_as_string(hide_password=False)
+
+    def lock(self, name: str) -> AbstractContextManager[None]:
+        """A lock of that name, held by one process of all that use the database.
+
+        Raises:
+            StorageError: On entering: somebody has held it for minutes.
+        """
+        return self._opened[2].hold(name)
+
+    def wait_until_back(self, *, seconds: float) -> bool:
+        """Wait until the database answers, at most so long; whether it does."""
+        deadline = time.monotonic() + seconds
+        pause = 0.1
+        while True:
+            try:
+                with self.optuna.engine.connect() as connection:
+                    connection.execute(sa.select(1))
+                return True
+            except (*STORAGE_ERRORS, StorageError):
+                if time.monotonic() + pause > deadline:
+                    return False
+            time.sleep(pause)
+            pause = min(2 * pause, 5.0)
+
+    def error(self, error: BaseException) -> StorageError:
+        """What a failure of the database is called in one line, without its password."""
+        return StorageError(f"Storage {self.shown_url} failed: {_reason(error, self.url)}")
+
     def close(self) -> None:
         """Give back every connection."""
         if "_opened" in self.__dict__:
@@ -59,17 +117,33 @@ class Storage:
             self.optuna.engine.dispose()
 
     @functools.cached_property
-    def _opened(self) -> tuple[RDBStorage, CurveStore]:
-        try:
-            with warnings.catch_warnings():
-                # Heartbeats are marked experimental; they are what makes lost trials come back.
-                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-                storage = _connect(self.url)
-            return storage, CurveStore(storage.engine)
-        except (SQLAlchemyError, ImportError, RuntimeError) as error:
-            raise StorageError(
-                f"Cannot open storage {self.shown_url}: {_reason(error, self.url)}"
-            ) from None
+    def _opened(self) -> tuple[RDBStorage, CurveStore, Locks]:
+        for attempt in range(_OPEN_ATTEMPTS):
+            try:
+                return self._open()
+            except (SQLAlchemyError, ImportError, RuntimeError) as error:
+                # Two processes that make the tables at once trip over each other.
+                if _is_tables_race(error) and attempt < _OPEN_ATTEMPTS - 1:
+                    time.sleep(0.3 * (attempt + 1))
+                    continue
+                raise StorageError(
+                    f"Cannot open storage {self.shown_url}: {_reason(error, self.url)}"
+                ) from None
+        raise AssertionError("unreachable")
+
+    def _open(self) -> tuple[RDBStorage, CurveStore, Locks]:
+        with warnings.catch_warnings():
+            # Heartbeats are marked experimental; they are what makes lost trials come back.
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            storage = RDBStorage(
+                # Optuna fills the URL in as a format string.
+                self.secret_url.replace("{", "{{").replace("}", "}}"),
+                engine_kwargs=_engine_options(self.url),
+                heartbeat_interval=self.heartbeat,
+                grace_period=self.grace,
+                heartbeat_stale_trial_callback=retry_callback(),
+            )
+        return storage, CurveStore(storage.engine), Locks(storage.engine)
 
     def _refuse_missing_file(self) -> None:
         database = self.url.database
@@ -82,34 +156,27 @@ class Storage:
 
 @functools.cache
 def retry_callback() -> RetryHeartbeatStaleTrialCallback:
-    """Puts a lost or interrupted trial back in the queue, with its slot, at most three times."""
+    """Queues a lost trial again, with its slot, in loops that are the user's own."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        return RetryHeartbeatStaleTrialCallback(max_retry=_RETRIES)
-
-
-def _connect(url: sa.URL) -> RDBStorage:
-    # Optuna fills the URL in as a format string.
-    template = url.render_as_string(hide_password=False).replace("{", "{{").replace("}", "}}")
-    return RDBStorage(
-        template,
-        engine_kwargs=_engine_options(url),
-        heartbeat_interval=_HEARTBEAT_SECONDS,
-        grace_period=_GRACE_SECONDS,
-        heartbeat_stale_trial_callback=retry_callback(),
-    )
+        return RetryHeartbeatStaleTrialCallback(max_retry=RETRIES)
 
 
 def _engine_options(url: sa.URL) -> dict[str, Any]:
     if url.get_backend_name() == "sqlite":
         # Writers wait for one another instead of failing with "database is locked".
         return {"connect_args": {"timeout": 60}}
-    return {"pool_pre_ping": True}
+    options: dict[str, Any] = {"pool_pre_ping": True}
+    if url.get_backend_name() == "postgresql":
+        options["connect_args"] = {"connect_timeout": 10}
+    return options
 
 
 def _normalise(url: str) -> sa.URL:
     try:
-        return sa.make_url(url if "://" in url else f"sqlite:///{url}")
+        made = sa.make_url(url if "://" in url else f"sqlite:///{url}")
+        # SQLAlchemy would take the older psycopg2.
+        return made.set(drivername="postgresql+psycopg") if made.drivername in _PLAIN else made
     except (SQLAlchemyError, ValueError):
         raise StorageError(
             "The storage URL cannot be read; it should look like sqlite:///studies.db "
@@ -117,9 +184,16 @@ def _normalise(url: str) -> sa.URL:
         ) from None
 
 
-def _reason(error: Exception, url: sa.URL) -> str:
+def _is_tables_race(error: BaseException) -> bool:
+    texts = [str(error), str(error.__cause__)]
+    return any("already exists" in t or "UniqueViolation" in t or "UNIQUE" in t for t in texts)
+
+
+def _reason(error: BaseException, url: sa.URL) -> str:
     cause = error.__cause__ or error
     text = str(getattr(cause, "orig", None) or cause).strip().splitlines()[0].rstrip(".")
+    if isinstance(cause, ModuleNotFoundError) and cause.name == "psycopg":
+        text = "PostgreSQL needs its driver: pip install 'hpo_mab[postgres]'"
     if url.password:
         text = text.replace(str(url.password), "***")
     return f"{text}."

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import optuna
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, TrialState
 
 from hpo_mab._errors import StorageError, UnknownNameError
 from hpo_mab.storage._definition import Definition
@@ -63,7 +63,8 @@ def _trial_run(trial: FrozenTrial, curve: tuple[Evaluation, ...]) -> TrialRun:
         slot=int(trial.user_attrs.get("slot", trial.number)),
         state=trial.state.name.lower(),
         params=trial.params,
-        value=trial.value,
+        # Optuna gives a pruned trial its last report as value.
+        value=trial.value if trial.state == TrialState.COMPLETE else None,
         paired=bool(trial.user_attrs.get("paired", False)),
         curve=curve,
         attrs=trial.user_attrs,

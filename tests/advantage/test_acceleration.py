@@ -9,6 +9,7 @@ from hpo_mab._errors import ArgumentError
 from hpo_mab.advantage import Estimate, PairedCurves, acceleration, advantage, equivalent_budget
 
 BUDGETS = 1_000.0 * 2.0 ** np.arange(5)
+REPETITIONS = 120
 
 
 def curve(budgets, ceiling, scale):
@@ -29,27 +30,41 @@ def simulate(rng, *, pairs, factor=1.0, noise=0.01):
 
 @pytest.mark.parametrize("pairs", [5, 12])
 def test_arms_that_are_alike_have_no_advantage_as_often_as_promised(pairs):
-    # 200 repetitions of 95%: standard error 1.5 points; 3.5 of them below.
+    # 120 repetitions of 95%: standard error 2 points; 3.5 of them below.
     rng = np.random.default_rng(pairs)
     ahead, faster = np.zeros(5), np.zeros(5)
-    for _ in range(200):
+    for _ in range(REPETITIONS):
         made = simulate(rng, pairs=pairs)
         ahead += [e.low <= 0 <= e.high for e in advantage(made, resamples=300)]
         faster += [e.low <= 1 <= e.high for e in acceleration(made, resamples=300)]
-    assert np.all(ahead / 200 >= 0.897)
-    assert np.all(faster / 200 >= 0.897)
+    assert np.all(ahead / REPETITIONS >= 0.88)
+    assert np.all(faster / REPETITIONS >= 0.88)
     # An interval that always covered would be no 95% interval.
-    assert ahead.mean() / 200 <= 0.985
+    assert ahead.mean() / REPETITIONS <= 0.985
+
+
+@pytest.mark.parametrize("factor", [0.9, 1.0, 1.1])
+def test_faster_is_said_exactly_where_ahead_is(factor):
+    rng = np.random.default_rng(7)
+    said = []
+    for _ in range(20):
+        made = simulate(rng, pairs=9, factor=factor)
+        for ahead, faster in list(zip(advantage(made), acceleration(made), strict=True))[:-1]:
+            assert faster.above(1.0) == ahead.above(0.0)
+            assert faster.below(1.0) == ahead.below(0.0)
+            said.append(faster.above(1.0) or faster.below(1.0))
+    assert any(said)
+    assert not all(said)
 
 
 def test_known_factor_is_recovered():
     rng = np.random.default_rng(0)
-    found = [acceleration(simulate(rng, pairs=12, factor=2.0), resamples=300) for _ in range(100)]
+    found = [acceleration(simulate(rng, pairs=12, factor=2.0), resamples=300) for _ in range(60)]
     values = np.array([[k.value for k in ks[:4]] for ks in found])
     covered = np.array([[k.low <= 2.0 <= k.high for k in ks[:4]] for ks in found])
     assert np.median(values, axis=0) == pytest.approx(2.0, rel=0.03)
-    # 100 repetitions of 95%: standard error 2.2 points; 3.5 of them below.
-    assert np.all(covered.mean(axis=0) >= 0.873)
+    # 60 repetitions of 95%: standard error 2.8 points; 3.5 of them below.
+    assert np.all(covered.mean(axis=0) >= 0.85)
     assert all(k.above(1.0) for ks in found for k in ks[:3])
 
 

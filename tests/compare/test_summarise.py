@@ -48,7 +48,7 @@ def test_a_known_advantage_is_found(summary):
 
 def test_identical_arms_show_nothing(study):
     runs = [
-        study(arm, seed, noise=0.0, sampler_share=0.01 * seed)
+        study(arm, seed, paired=4, noise=0.0, sampler_share=0.01 * seed)
         for seed in range(5)
         for arm in ("uniform", "mab")
     ]
@@ -93,7 +93,8 @@ def test_only_common_seeds_are_paired(study):
     assert contrast.pairs == 8
 
 
-def test_retrained_scores_are_means_of_each_seed(runs):
+def test_retrained_scores_are_means_of_each_seed(study):
+    runs = [study(arm, seed, paired=0) for arm in ("mab", "uniform") for seed in range(5)]
     retrained = {
         (arm, s): [0.8 + 0.01 * s * (arm == "mab")] * 2
         for arm in ("mab", "uniform")
@@ -107,7 +108,8 @@ def test_retrained_scores_are_means_of_each_seed(runs):
 
 
 def test_several_arms_and_another_reference(study):
-    runs = [study(arm, seed) for arm in ("mab", "uniform", "psgd") for seed in (0, 1)]
+    arms = ("mab", "uniform", "psgd")
+    runs = [study(arm, seed, paired=2) for arm in arms for seed in (0, 1)]
     found = summarise(runs, reference="mab")
     assert [arm.arm for arm in found.arms] == ["mab", "psgd", "uniform"]
     assert [(c.arm, c.reference) for c in found.contrasts] == [("psgd", "mab"), ("uniform", "mab")]

@@ -145,7 +145,7 @@ def test_missing_folder_and_useless_folders_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"needs the folder .*nowhere, which does not exist"):
         data.load("image_folder", root=tmp_path / "nowhere")
     _write(tmp_path / "train" / "cat" / "0.png", 1)
-    with pytest.raises(DataError, match="at least two classes in .*train, got 1"):
+    with pytest.raises(DataError, match=r"at least two classes in .*train, got 1"):
         data.load("image_folder", root=tmp_path)
     (tmp_path / "train" / "dog").mkdir()
     with pytest.raises(DataError, match="No readable training image of class dog"):

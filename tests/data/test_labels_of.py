@@ -26,8 +26,8 @@ class _Plain(Dataset[Any]):
 
 
 class _WithTargets(_Plain):
-    def __init__(self, labels: list[Any], **attributes: Any) -> None:
-        super().__init__(labels)
+    def __init__(self, values: list[Any], **attributes: Any) -> None:
+        super().__init__(values)
         self.__dict__.update(attributes)
 
 

@@ -67,14 +67,14 @@ def test_settles_where_probability_is_proportional_to_the_gradient_norm() -> Non
     sampler = AdamBSSampler(LABELS, batch_size=6, step=0.3, floor=0.05)
     norms = torch.where(torch.arange(30) < 10, 1.2, 0.6)
     learned = torch.zeros(30)
-    for step in range(2000):
+    for step in range(1200):
         indices = sampler.draw()
         # Two classes: the bound is sqrt(2) (1 - p) at p(true) = sigmoid(margin).
         probability = 1 - norms[indices] / math.sqrt(2)
         margin = torch.log(probability / (1 - probability))
         logits = margin[:, None] * torch.nn.functional.one_hot(LABELS[indices], 2)
         sampler.update(torch.ones(6), logits=logits)
-        if step >= 500:
+        if step >= 400:
             learned += sampler.probabilities()
     ratio = float(learned[:10].mean() / learned[10:].mean())
     assert ratio == pytest.approx(2.0, rel=0.1)

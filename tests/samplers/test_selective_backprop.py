@@ -62,8 +62,10 @@ def test_history_forgets_all_but_the_last() -> None:
 
 def test_non_finite_losses_enter_neither_batch_nor_history() -> None:
     sampler = SelectiveBackpropSampler(torch.zeros(4), batch_size=4, beta=50.0)
-    _kept(sampler, torch.tensor([1.0, math.inf, math.nan, 1.0]))
-    weights = _kept(sampler, torch.tensor([2.0, -math.inf, 1.0, 2.0]))
+    _kept(sampler, torch.tensor([5.0, math.inf, math.nan, -math.inf]))
+    # The history is 5 and these four, so none of them is at the top.
+    assert _kept(sampler, torch.full((4,), 1.0)).sum() == 0
+    weights = _kept(sampler, torch.tensor([6.0, -math.inf, math.nan, 6.0]))
     assert weights.tolist() == [2.0, 0.0, 0.0, 2.0]
 
 

@@ -1,16 +1,30 @@
 from __future__ import annotations
 
+import optuna
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from hpo_mab._errors import ArgumentError, UnknownNameError
-from hpo_mab.search._values import is_searched, parse_value
+from hpo_mab.search._values import parse_value, ranges, suggest
 
 
 def test_constants_stay_as_they_are() -> None:
     for constant in (3, 0.5, "sgd", True, [1, 2]):
-        assert parse_value("x", constant) is constant
-        assert not is_searched(parse_value("x", constant))
+        assert parse_value("x", constant) == constant
+        assert list(ranges("x", parse_value("x", constant))) == []
+
+
+def test_none_is_written_as_a_word() -> None:
+    assert parse_value("x", "none") is None
+    assert parse_value("x", {"choices": ["none", 50]}) == CategoricalDistribution([None, 50])
+
+
+def test_items_of_a_list_may_be_ranges() -> None:
+    value = parse_value("sampler.prior", [{"low": 0.5, "high": 2.0}, 1.0])
+    expected = FloatDistribution(0.5, 2.0)
+    assert dict(ranges("sampler.prior", value)) == {"sampler.prior.0": expected}
+    trial = optuna.trial.FixedTrial({"sampler.prior.0": 1.5})
+    assert suggest(trial, "sampler.prior", value) == [1.5, 1.0]
 
 
 def test_integer_bounds_make_an_integer_range() -> None:

@@ -7,6 +7,7 @@ from hpo_mab.compare.figures._evidence import (
     fidelity,
     paired_advantage,
 )
+from hpo_mab.compare.figures._importance import knob_importance
 from hpo_mab.compare.figures._knobs import knob_slices
 from hpo_mab.compare.figures._style import colours
 from hpo_mab.compare.figures._training import concentration, reward_rate
@@ -18,6 +19,7 @@ __all__ = [
     "concentration",
     "cost_to_target",
     "fidelity",
+    "knob_importance",
     "knob_slices",
     "paired_advantage",
     "reward_rate",

@@ -37,8 +37,7 @@ def knob_slices(
     made = figure(title=title, x="value of the knob", y="final validation accuracy (%)")
     if not knobs:
         return note_if_empty(made, "No knob of the sampler was searched.")
-    panels = make_subplots(rows=1, cols=len(knobs), shared_yaxes=True)
-    panels.update_layout(made.layout)
+    panels = make_subplots(rows=1, cols=len(knobs), shared_yaxes=True, figure=made)
     chosen = colours(arms)
     for column, knob in enumerate(knobs, start=1):
         for arm in arms:

@@ -68,15 +68,17 @@ def figure(*, title: str, x: str, y: str) -> go.Figure:
     """An empty figure with a title and axis titles, which name their units."""
     import plotly.graph_objects as go
 
-    made = go.Figure()
-    made.update_layout(
-        title={"text": title},
-        template="plotly_white",
-        xaxis={"title": {"text": x}},
-        yaxis={"title": {"text": y}},
-        legend={"title": {"text": "arm"}},
-        hovermode="closest",
-        margin={"l": 70, "r": 20, "t": 60, "b": 60},
+    # All at once: a figure that is made first and laid out later copies its template twice.
+    made = go.Figure(
+        layout={
+            "title": {"text": title},
+            "template": "plotly_white",
+            "xaxis": {"title": {"text": x}},
+            "yaxis": {"title": {"text": y}},
+            "legend": {"title": {"text": "arm"}},
+            "hovermode": "closest",
+            "margin": {"l": 70, "r": 20, "t": 60, "b": 60},
+        }
     )
     return made
 

@@ -1,0 +1,14 @@
+"""What the Optuna dashboard shows of a study: notes, figures, learning curves to download."""
+
+from hpo_mab.dashboard._artifacts import artifact_folder, artifact_store, save_curves
+from hpo_mab.dashboard._publish import Published, publish_comparison, publish_study, refresh
+
+__all__ = [
+    "Published",
+    "artifact_folder",
+    "artifact_store",
+    "publish_comparison",
+    "publish_study",
+    "refresh",
+    "save_curves",
+]

@@ -1,0 +1,167 @@
+"""Writing notes, figures and curves of studies where the dashboard finds them."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import optuna
+
+from hpo_mab.dashboard._artifacts import LARGE, artifact_folder, save_curves
+from hpo_mab.dashboard._buffer import DashboardBuffer
+from hpo_mab.dashboard._figures import comparison_figures, study_figures
+from hpo_mab.dashboard._study_note import keep_users_part, study_note
+from hpo_mab.dashboard._trial_notes import pruning_notes
+from hpo_mab.storage import Definition, Storage, StudyRun, open_study, read_run, study_names
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+    from hpo_mab.compare import ComparisonSummary
+
+_PUBLISHED_KEY = "hpo_mab:published"
+_TEST_KEY = "hpo_mab:test"
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Published:
+    """What came of publishing.
+
+    Attributes:
+        studies: Names of the studies whose pages are up to date now.
+        seconds: How long it took.
+        problem: Why some are not, in one line; empty if all are.
+    """
+
+    studies: tuple[str, ...]
+    seconds: float
+    problem: str = ""
+
+
+def publish_study(
+    storage: Storage, run: StudyRun, *, artifacts: Path | None = None
+) -> Published:
+    """Write a study's note, figures, trial notes and, where large, its learning curves.
+
+    Never raises for what it cannot write: the study itself is stored already.
+
+    Args:
+        storage: Where the study lives.
+        run: The study, read.
+        artifacts: Folder of the artifact store; None takes the storage's.
+    """
+
+    def write() -> list[str]:
+        study = open_study(storage, run.name)
+        _write(storage, run, study, study_figures([run], [study]), artifacts=artifacts)
+        return [run.name]
+
+    return _guarded(write)
+
+
+def publish_comparison(
+    storage: Storage,
+    runs: Sequence[StudyRun],
+    summary: ComparisonSummary,
+    *,
+    artifacts: Path | None = None,
+) -> Published:
+    """Write notes with the verdict, and figures of all arms, into every study of a comparison.
+
+    Never raises for what it cannot write: the studies themselves are stored already.
+
+    Args:
+        storage: Where the studies live.
+        runs: The studies, read.
+        summary: Their comparison.
+        artifacts: Folder of the artifact store; None takes the storage's.
+    """
+    from hpo_mab.compare import verdict
+
+    def write() -> list[str]:
+        studies = [open_study(storage, run.name) for run in runs]
+        ids = ",".join(str(study._study_id) for study in studies)
+        found = {"verdict": verdict(summary), "compared": f"/dashboard/compare-studies?ids={ids}"}
+        drawn = study_figures(runs, studies) | comparison_figures(summary)
+        for run, study in zip(runs, studies, strict=True):
+            _write(storage, run, study, drawn, artifacts=artifacts, found=found)
+        return [run.name for run in runs]
+
+    return _guarded(write)
+
+
+def refresh(storage: Storage, *, artifacts: Path | None = None) -> Published:
+    """Publish every study of ours that has gone on since it was published, or never was.
+
+    Args:
+        storage: The database.
+        artifacts: Folder of the artifact store; None takes the storage's.
+    """
+
+    def write() -> list[str]:
+        written = []
+        for name in study_names(storage):
+            study = open_study(storage, name)
+            if Definition.is_in(study.user_attrs) and _is_stale(study):
+                run = read_run(storage, name)
+                _write(storage, run, study, study_figures([run], [study]), artifacts=artifacts)
+                written.append(name)
+        return written
+
+    return _guarded(write)
+
+
+def _guarded(write: Callable[[], list[str]]) -> Published:
+    began = time.perf_counter()
+    names: list[str] = []
+    problem = ""
+    try:
+        names = write()
+    except Exception as error:
+        problem = " ".join(f"{type(error).__name__}: {error}".split())
+    return Published(
+        studies=tuple(names), seconds=time.perf_counter() - began, problem=problem
+    )
+
+
+def _write(
+    storage: Storage,
+    run: StudyRun,
+    study: optuna.Study,
+    drawn: Mapping[str, go.Figure],
+    *,
+    artifacts: Path | None,
+    found: Mapping[str, str] | None = None,
+) -> None:
+    attrs = storage.optuna.get_study_system_attrs(study._study_id)
+    buffer = DashboardBuffer(attrs)
+    # A study that goes on by itself keeps the verdict of the comparison it was part of.
+    found = found or attrs.get(_PUBLISHED_KEY, {}).get("found", {})
+    note = study_note(run, storage, test_accuracy=_test_accuracy(study, run), **found)
+    buffer.save_study_note(keep_users_part(note, buffer.study_note()))
+    for name, figure in drawn.items():
+        buffer.save_figure(name, figure)
+    ids = {trial.number: trial._trial_id for trial in study.get_trials(deepcopy=False)}
+    for number, text in pruning_notes(run).items():
+        if not buffer.has_trial_note(ids[number]):
+            buffer.save_trial_note(ids[number], text)
+    finished = sum(trial.state != "running" for trial in run.trials)
+    buffer.save(_PUBLISHED_KEY, {"finished": finished, "found": dict(found)})
+    buffer.flush(storage.optuna.engine, study._study_id)
+    if sum(len(trial.curve) for trial in run.trials) >= LARGE:
+        save_curves(study, run, artifacts or artifact_folder(storage))
+
+
+def _test_accuracy(study: optuna.Study, run: StudyRun) -> float | None:
+    known: dict[str, Any] = study.user_attrs.get(_TEST_KEY, {})
+    fits = run.best is not None and known.get("trial") == run.best.number
+    return float(known["accuracy"]) if fits else None
+
+
+def _is_stale(study: optuna.Study) -> bool:
+    finished = sum(t.state.is_finished() for t in study.get_trials(deepcopy=False))
+    published = study._storage.get_study_system_attrs(study._study_id).get(_PUBLISHED_KEY, {})
+    return finished != published.get("finished", 0)

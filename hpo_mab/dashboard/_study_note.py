@@ -1,0 +1,144 @@
+"""The note of a study: what ran, what came out, how to go on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hpo_mab.storage import Storage, StudyRun
+
+#: Separates our part of a note, which every run writes anew, from the user's.
+SEPARATOR = "*hpo-mab writes this note anew after each run and keeps what is below this line.*"
+
+
+def study_note(
+    run: StudyRun,
+    storage: Storage,
+    *,
+    test_accuracy: float | None = None,
+    verdict: str = "",
+    compared: str = "",
+) -> str:
+    """A study's note, in Markdown.
+
+    Args:
+        run: The study.
+        storage: Where it is stored, for the commands that go on with it.
+        test_accuracy: Of the best trial's network; None if it was not scored.
+        verdict: Of the comparison it belongs to, a line an arm; empty if there is none.
+        compared: Path of the dashboard's page that compares its studies, likewise.
+    """
+    parts = [f"# {run.name}", _headline(run, test_accuracy)]
+    if verdict:
+        lines = "\n".join(f"- {line}" for line in verdict.splitlines())
+        parts.append(f"## Verdict\n\n{lines}\n\n[The studies side by side]({compared})")
+    parts += [f"## What ran\n\n{_table(_facts(run))}", _how_to_read(), _next(run, storage)]
+    return "\n\n".join(parts)
+
+
+def keep_users_part(ours: str, existing: str) -> str:
+    """Our new note above what the user has written.
+
+    Args:
+        ours: The new note.
+        existing: The note as it is: an earlier one of ours with or without additions, or a user's.
+    """
+    _, found, below = existing.partition(SEPARATOR)
+    users = below.strip() if found else existing.strip()
+    return f"{ours}\n\n---\n\n{SEPARATOR}\n\n{users}".rstrip() + "\n"
+
+
+def _headline(run: StudyRun, test_accuracy: float | None) -> str:
+    best = run.best
+    if best is None:
+        return "No trial is complete yet."
+    scored = "" if test_accuracy is None else f", {test_accuracy:.2%} on the test set"
+    params = ", ".join(f"`{name} = {short(value)}`" for name, value in best.params.items())
+    return (
+        f"**Best: {best.value:.2%} validation accuracy** in trial {best.number}{scored}"
+        + (f", with {params}." if params else ".")
+    )
+
+
+def _facts(run: StudyRun) -> list[tuple[str, str]]:
+    spec = run.spec
+    states = ("complete", "pruned", "fail", "running")
+    counts = {state: sum(trial.state == state for trial in run.trials) for state in states}
+    pruned = [trial for trial in run.trials if trial.state == "pruned"]
+    saved = sum(run.trial_examples - trial.examples for trial in pruned)
+    whole = saved + run.examples
+    search = spec.get("search", {})
+    return [
+        ("data", _section(spec, "data", hide=("root", "download"))),
+        ("network", _section(spec, "model")),
+        ("batch sampler", _section(spec, "sampler")),
+        ("optimiser", _section(spec, "optimizer")),
+        ("budget of a trial", f"{run.trial_examples:,} training examples"),
+        (
+            "search",
+            f"{search.get('sampler', '')}, seed {run.seed}; the first {search.get('initial', 0)} "
+            "configurations are fixed by the seed and never pruned",
+        ),
+        ("pruner", _section(spec, "pruner")),
+        (
+            "trials",
+            ", ".join(f"{count} {state}" for state, count in counts.items() if count) or "none",
+        ),
+        ("spent", f"{run.examples:,} training examples, {run.seconds:,.0f} s of training"),
+        (
+            "saved by pruning",
+            f"{saved:,} training examples, {saved / whole if whole else 0:.0%} of an unpruned study",
+        ),
+    ]
+
+
+def _section(spec: Mapping[str, Any], name: str, *, hide: Sequence[str] = ()) -> str:
+    options = {key: value for key, value in spec.get(name, {}).items() if key not in hide}
+    kind = options.pop("kind", None) or options.pop("name", "")
+    shown = [f"{key} {_range(value)}" for key, value in options.items()]
+    return ", ".join([f"`{kind}`", *shown])
+
+
+def _range(value: Any) -> str:
+    if isinstance(value, Mapping) and "choices" in value:
+        return "one of " + ", ".join(map(str, value["choices"]))
+    if isinstance(value, Mapping) and {"low", "high"} <= value.keys():
+        scale = " (log)" if value.get("log") else ""
+        return f"{short(value['low'])} to {short(value['high'])}{scale}"
+    return short(value)
+
+
+def _how_to_read() -> str:
+    return (
+        "Figures are under *Analytics*, below Optuna's own. A pruned trial's note says why it was "
+        "pruned. Columns `slot` and `paired` tell a trial's place in the plan and whether every "
+        "arm of a comparison trains its configuration."
+    )
+
+
+def _next(run: StudyRun, storage: Storage) -> str:
+    from hpo_mab.search import builtin_names
+    from hpo_mab.storage import DEFAULT_URL
+
+    where = "" if str(storage.shown_url) == DEFAULT_URL else f" --storage '{storage.shown_url}'"
+    name = str(run.spec.get("name"))
+    # A definition of the user's own is a file whose place is not on record.
+    name = name if name in builtin_names() else f"{name}.toml"
+    commands = (
+        f"hpo-mab run {name}{where} --trials {2 * max(len(run.trials), 1)}   # go on",
+        f"hpo-mab compare {name}{where}   # against uniform sampling",
+        f"hpo-mab report {run.name}{where}   # one HTML file",
+    )
+    return "## How to go on\n\n```bash\n" + "\n".join(commands) + "\n```"
+
+
+def _table(rows: Sequence[tuple[str, str]]) -> str:
+    escaped = [(label, text.replace("|", "\\|")) for label, text in rows]
+    body = "\n".join(f"| {label} | {text} |" for label, text in escaped)
+    return f"| | |\n|---|---|\n{body}"
+
+
+def short(value: Any) -> str:
+    """A value to four digits."""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

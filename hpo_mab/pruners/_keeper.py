@@ -1,0 +1,175 @@
+"""The evidence of one study: found once, stored with the study, refreshed at a low rate."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.trial import FrozenTrial
+
+from hpo_mab._errors import ArgumentError
+from hpo_mab.advantage import FEWEST_PAIRS, Evidence, measure_evidence
+from hpo_mab.pruners._trial_pairs import pairs_of_trials
+
+#: Study user attribute that holds the evidence as JSON values.
+EVIDENCE_KEY = "hpo_mab:evidence"
+
+_DEFINITION_KEY = "hpo_mab:definition"
+
+#: Evidence as users give it.
+EvidenceLike = Evidence | Mapping[str, Any] | str | Path
+
+
+class AdvantageWarning(UserWarning):
+    """The advantage pruner has nothing to move rungs by, and decides as successive halving."""
+
+
+class EvidenceKeeper:
+    """Knows a study's evidence without asking the database at every decision.
+
+    Args:
+        given: Evidence saved earlier; it is used as it is.
+        reference: Name of a uniform study in the same storage.
+        full: Step that a full trial reports last; None reads it from the study's definition, else
+            takes the largest step of a complete trial.
+        margin: See `hpo_mab.advantage.measure_evidence`.
+        confidence: Coverage of the intervals.
+        every: Trials that must finish between two looks.
+    """
+
+    def __init__(
+        self,
+        *,
+        given: EvidenceLike | None,
+        reference: str | None,
+        full: int | None,
+        margin: float,
+        confidence: float,
+        every: int,
+    ) -> None:
+        self.evidence = None if given is None else _read(given)
+        self.full = full
+        self._given = given is not None
+        self._reference = reference
+        self._margin = margin
+        self._confidence = confidence
+        self._every = every
+        self._seen: int | None = None
+        self._names = ("", "")
+
+    def first_look(self, study: optuna.Study) -> None:
+        """Read what the study holds; later calls do nothing."""
+        if self._seen is not None:
+            return
+        attrs = study.user_attrs
+        spec = attrs.get(_DEFINITION_KEY, {}).get("spec", {})
+        self._names = tuple(str(spec.get(k, {}).get("name", "")) for k in ("data", "model"))  # type: ignore[assignment]
+        if self.full is None and spec:
+            self.full = int(spec["budget"]["evaluations"])
+        if self._given:
+            self._refuse_other_task()
+            self._store(study, attrs)
+        else:
+            self._take_stored(attrs)
+        trials = study.get_trials(deepcopy=False)
+        self._seen = _finished(trials)
+        self._look(study, trials)
+
+    def look_again(self, study: optuna.Study, trials: Sequence[FrozenTrial]) -> bool:
+        """Refresh the evidence if enough trials have finished since the last look.
+
+        Args:
+            study: The study.
+            trials: Its trials as they are now.
+
+        Returns:
+            Whether evidence or the length of a trial became known or changed.
+        """
+        finished = _finished(trials)
+        if self._seen is not None and finished < self._seen + self._every:
+            return False
+        self._seen = finished
+        before = (self.evidence, self.full)
+        if not self._given:
+            self._take_stored(study.user_attrs)
+        self._look(study, trials)
+        return before != (self.evidence, self.full)
+
+    def _look(self, study: optuna.Study, trials: Sequence[FrozenTrial]) -> None:
+        if self.full is None:
+            self.full = _longest(trials)
+        if self._given or self.full is None:
+            return
+        pairs = pairs_of_trials(
+            trials, self._reference_trials(study), full=self.full, direction=study.direction
+        )
+        known = 0 if self.evidence is None else self.evidence.pairs
+        if len(pairs) < FEWEST_PAIRS or pairs.counts[-1:].sum() <= known:
+            return
+        data, model = self._names
+        self.evidence = measure_evidence(
+            pairs,
+            margin=self._margin,
+            confidence=self._confidence,
+            source=f"study {self._reference}" if self._reference else "pilot",
+            data=data,
+            model=model,
+        )
+        self._store(study, {})
+
+    def _reference_trials(self, study: optuna.Study) -> list[FrozenTrial]:
+        if self._reference is None:
+            return []
+        try:
+            other = optuna.load_study(study_name=self._reference, storage=study._storage)
+        except KeyError:
+            raise ArgumentError(
+                f"reference must name a study in the same storage, got '{self._reference}'."
+            ) from None
+        return other.get_trials(deepcopy=False)
+
+    def _take_stored(self, attrs: Mapping[str, Any]) -> None:
+        if EVIDENCE_KEY in attrs:
+            self.evidence = Evidence.from_json(attrs[EVIDENCE_KEY])
+
+    def _store(self, study: optuna.Study, attrs: Mapping[str, Any]) -> None:
+        if self.evidence is not None and attrs.get(EVIDENCE_KEY) != self.evidence.to_json():
+            study.set_user_attr(EVIDENCE_KEY, self.evidence.to_json())
+
+    def _refuse_other_task(self) -> None:
+        assert self.evidence is not None
+        theirs = (self.evidence.data, self.evidence.model)
+        for what, one, other in zip(("data", "network"), theirs, self._names, strict=True):
+            if one and other and one != other:
+                warnings.warn(
+                    f"The evidence given is of {what} '{one}', this study is of '{other}': "
+                    "it is not used, and trials are pruned as by successive halving.",
+                    AdvantageWarning,
+                    stacklevel=2,
+                )
+                self.evidence = None
+                return
+
+
+def _read(given: EvidenceLike) -> Evidence:
+    if isinstance(given, Evidence):
+        return given
+    if isinstance(given, Mapping):
+        return Evidence.from_json(given)
+    return Evidence.load(given)
+
+
+def _finished(trials: Sequence[FrozenTrial]) -> int:
+    return sum(trial.state.is_finished() for trial in trials)
+
+
+def _longest(trials: Sequence[FrozenTrial]) -> int | None:
+    lengths = [
+        trial.last_step
+        for trial in trials
+        if trial.state == optuna.trial.TrialState.COMPLETE and trial.last_step is not None
+    ]
+    return max(lengths, default=None)

@@ -1,0 +1,110 @@
+"""Every policy of either engine: its draws, its propensities, and both engines alike."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+POLICIES: dict[str, dict[str, Any]] = {
+    "thompson": {"policy": "thompson", "floor": 0.1},
+    "softmax": {"policy": "softmax", "temperature": 0.2},
+    "epsilon_greedy": {"policy": "epsilon_greedy", "epsilon": 0.3},
+    "epsilon_greedy with floor": {"policy": "epsilon_greedy", "epsilon": 0.3, "floor": 0.2},
+    "ucb1": {"policy": "ucb1", "exploration": 0.5, "floor": 0.25},
+}
+
+
+@pytest.mark.parametrize("knobs", POLICIES.values(), ids=POLICIES)
+def test_draws_follow_the_propensities(
+    engine_kind: str,
+    knobs: dict[str, Any],
+    make_engine: Callable[..., Any],
+    train: Callable[..., Any],
+) -> None:
+    # 3 bandits of 6, 6 and 5 arms: an arm that is padding would show.
+    engine = make_engine(engine_kind, examples=17, bandits=3, memory=12, **knobs)
+    train(engine, steps=30, arms=5, seed=1)
+    expected = torch.zeros(17, dtype=torch.float64)
+    propensities = engine.propensities()
+    shares = engine.shares
+    expected[shares[shares >= 0].long()] = propensities[shares >= 0]
+    draws = 2500
+    drawn = torch.cat([engine.draw(uniform=False)[0] for _ in range(draws)])
+    counts = np.bincount(drawn.numpy(), minlength=17)
+    assert torch.allclose(propensities.sum(dim=1), torch.ones(3, dtype=torch.float64))
+    # Three multinomials at once, 14 degrees of freedom; a level of 0.001 each, fixed seeds.
+    statistic = stats.chisquare(counts, draws * expected.numpy(), ddof=2, sum_check=False)
+    assert statistic.pvalue > 1e-3
+
+
+@pytest.mark.parametrize("knobs", POLICIES.values(), ids=POLICIES)
+def test_engines_have_the_same_propensities(
+    knobs: dict[str, Any], make_engine: Callable[..., Any], train: Callable[..., Any]
+) -> None:
+    engines = [
+        make_engine(kind, examples=95, bandits=4, memory=20, **knobs) for kind in ("host", "device")
+    ]
+    for engine in engines:
+        train(engine, steps=60, arms=9, seed=2)
+    host, device = (engine.propensities() for engine in engines)
+    assert torch.allclose(host, device, atol=1e-5)
+    assert host.std() > 1e-3  # Not merely uniform, both.
+
+
+def test_softmax_is_the_boltzmann_distribution_of_posterior_means(
+    make_engine: Callable[..., Any], train: Callable[..., Any]
+) -> None:
+    engine = make_engine(
+        "host", examples=4, bandits=1, memory=None, policy="softmax", temperature=0.5
+    )
+    train(engine, steps=9, arms=4, seed=0)
+    successes, failures = engine.counts()[0].T
+    weights = torch.exp((1 + successes) / (2 + successes + failures) / 0.5)
+    assert torch.allclose(engine.propensities()[0], weights / weights.sum())
+
+
+def test_greedy_shares_its_pick_among_equals(
+    engine_kind: str, make_engine: Callable[..., Any], train: Callable[..., Any]
+) -> None:
+    engine = make_engine(engine_kind, examples=5, bandits=1, policy="epsilon_greedy", epsilon=0.0)
+    # Nothing known: all five are best. Then arm 0 fails once against its own mean.
+    assert engine.propensities().tolist() == [[pytest.approx(0.2)] * 5]
+    train(engine, steps=1, arms=1, seed=0)
+    successes, _ = engine.counts()[0].T
+    assert successes.tolist() == [1, 0, 0, 0, 0]  # The first loss is its own mean: rewarded.
+    assert engine.propensities().tolist() == [[1, 0, 0, 0, 0]]
+
+
+@pytest.mark.parametrize(("exploration", "best"), [(0.0, 0), (0.5, 0), (0.6, 1)])
+def test_ucb_weighs_a_better_mean_against_fewer_pulls(
+    exploration: float,
+    best: int,
+    engine_kind: str,
+    make_engine: Callable[..., Any],
+    teach: Callable[..., Any],
+) -> None:
+    knobs = {"policy": "ucb1", "exploration": exploration, "memory": None}
+    engine = make_engine(engine_kind, examples=2, bandits=1, **knobs)
+    for loss in range(6):
+        teach(engine, [0], [float(loss)])  # Above the mean of those before: rewarded.
+    # 7/8 + e sqrt(2 ln 6 / 8) of arm 0 against 1/2 + e sqrt(2 ln 6 / 2): equal at e = 0.56.
+    assert engine.counts()[0].tolist() == [[6, 0], [0, 0]]
+    assert engine.propensities()[0].argmax() == best
+
+
+def test_states_beyond_the_device_table_keep_their_rate(
+    make_engine: Callable[..., Any], train: Callable[..., Any]
+) -> None:
+    # 400 pulls of 3 arms: many times the 48 of the table. Every rate is close to one half, so that
+    # nearest states are near enough, and an arm is still never taken for an unpulled one.
+    host, device = (
+        make_engine(kind, examples=4, bandits=1, memory=None) for kind in ("host", "device")
+    )
+    for engine in (host, device):
+        train(engine, steps=400, arms=3, seed=8)
+    exact, capped = host.propensities()[0], device.propensities()[0]
+    assert abs(float(capped[3] - exact[3])) < 0.1
+    assert capped[:3].argmax() == exact[:3].argmax()

@@ -1,0 +1,51 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hpo_mab.bandits import stratified_shares
+
+
+@given(
+    labels=st.lists(st.integers(0, 4), min_size=1, max_size=90),
+    share=st.floats(0, 1),
+    seed=st.integers(0, 2**32),
+)
+def test_shares_hold_every_example_once_and_each_class_evenly(
+    labels: list[int], share: float, seed: int
+) -> None:
+    bandits = 1 + int(share * (len(labels) - 1))
+    classes = np.array(labels)
+    shares = stratified_shares(classes, bandits, np.random.default_rng(seed))
+    held = shares >= 0
+    assert sorted(shares[held].tolist()) == list(range(len(labels)))
+    assert shares.shape == (bandits, -(-len(labels) // bandits))
+    # Padding is nowhere but at the end of a row.
+    assert held[:, :-1].all()
+    for label in range(5):
+        counts = ((classes[shares] == label) & held).sum(axis=1)
+        assert np.ptp(counts) <= 1
+
+
+def test_shares_are_random_and_reproducible() -> None:
+    labels = np.zeros(40, dtype=np.int64)
+    first, again, other = (
+        stratified_shares(labels, 4, np.random.default_rng(seed)).tolist() for seed in (1, 1, 2)
+    )
+    assert first == again
+    assert first != other
+
+
+def test_odd_examples_go_to_any_bandit() -> None:
+    labels = np.array([0, 0, 0, 0, 1])
+    rng = np.random.default_rng(0)
+    # Bandit 0 holds the fifth example, the one of class 1, in about a quarter of the splits.
+    longer = [int((stratified_shares(labels, 4, rng)[0] >= 0).sum() == 2) for _ in range(400)]
+    # Binomial(400, 1/4) leaves [60, 140] with probability below 1e-5.
+    assert 60 <= sum(longer) <= 140
+
+
+@pytest.mark.parametrize("bandits", [1, 7])
+def test_one_bandit_and_one_arm_each(bandits: int) -> None:
+    shares = stratified_shares(np.arange(7), bandits, np.random.default_rng(0))
+    assert shares.shape == (bandits, 7 // bandits)

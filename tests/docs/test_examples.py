@@ -1,0 +1,82 @@
+"""The README's and the documentation's examples run, and their commands exist."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import click
+import pytest
+import typer
+
+from hpo_mab.cli._main import app
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", ROOT / "studies/README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+_BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    found = _BLOCK.findall(page.read_text(encoding="utf-8"))
+    return [text for kind, text in found if kind == language]
+
+
+def commands(page: Path) -> list[list[str]]:
+    """Every ``hpo-mab`` command line in the page, as arguments."""
+    lines = "\n".join(blocks(page, "bash")).replace("\\\n", " ").splitlines()
+    words = [shlex.split(line, comments=True) for line in lines]
+    split = [part for line in words for part in _parts(line)]
+    return [part[1:] for part in split if part[:1] == ["hpo-mab"]]
+
+
+def _parts(words: list[str]) -> list[list[str]]:
+    parts: list[list[str]] = [[]]
+    for word in words:
+        if word in ("&&", "||", "|", "&"):
+            parts.append([])
+        else:
+            parts[-1].append(word)
+    return parts
+
+
+def _name(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if blocks(p, "python")], ids=_name)
+def test_python_examples_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    namespace = {"__name__": "example"}
+    for position, block in enumerate(blocks(page, "python")):
+        # The blocks of a page build on one another, as a reader types them.
+        exec(compile(block, f"{_name(page)}, example {position + 1}", "exec"), namespace)
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if commands(p)], ids=_name)
+def test_commands_exist_with_their_options(page: Path) -> None:
+    group = typer.main.get_command(app)
+    assert isinstance(group, click.Group)
+    for arguments in commands(page):
+        if arguments[0].startswith("-"):
+            options = {name for parameter in group.params for name in parameter.opts}
+            assert arguments[0] in options, arguments
+            continue
+        command = group.commands.get(arguments[0])
+        assert command is not None, f"no such command: {shlex.join(arguments)}"
+        command.make_context(arguments[0], arguments[1:])  # Raises on an unknown option.
+
+
+def test_the_readme_shows_the_commands_that_ci_runs() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert "pip install . && hpo-mab run" in readme
+    assert 'pip install -e ".[test]" && pytest' in readme
+    ci = (ROOT / ".ci/run").read_text(encoding="utf-8")
+    assert "pytest" in ci.splitlines()[-1]
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", ROOT / "CHANGELOG.md"], ids=_name)
+def test_links_to_files_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
+        if "://" not in target:
+            assert (page.parent / target).exists(), f"{_name(page)} links to {target}"

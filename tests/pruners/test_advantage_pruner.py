@@ -1,0 +1,337 @@
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+import pytest
+from optuna.pruners import BasePruner, SuccessiveHalvingPruner
+from optuna.trial import TrialState
+
+import hpo_mab
+from hpo_mab._errors import ArgumentError
+from hpo_mab.advantage import Evidence, PairedCurves
+from hpo_mab.pruners import EVIDENCE_KEY, AdvantagePruner, AdvantageWarning
+
+Make = Callable[..., Evidence]
+Curves = Callable[..., PairedCurves]
+
+
+@pytest.fixture(autouse=True)
+def _quiet() -> Iterator[None]:
+    before = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    yield
+    optuna.logging.set_verbosity(before)
+
+
+def _study(pruner: BasePruner, direction: str = "maximize", **options: Any) -> optuna.Study:
+    return optuna.create_study(direction=direction, pruner=pruner, **options)
+
+
+def _run(study: optuna.Study, *curve: float, steps: list[int] | None = None, **attrs: Any) -> int:
+    """One trial that reports a curve until it is pruned; returns the step where it ended."""
+    trial = study.ask()
+    for key, value in attrs.items():
+        trial.set_user_attr(key, value)
+    for step, value in zip(steps or range(1, len(curve) + 1), curve, strict=True):
+        trial.report(value, step=step)
+        if trial.should_prune():
+            study.tell(trial, state=TrialState.PRUNED)
+            return step
+    study.tell(trial, curve[-1])
+    return (steps or [len(curve)])[-1]
+
+
+def _random_history(seed: int) -> list[tuple[list[float], list[int]]]:
+    """Trials with ties, NaNs and steps that skip rungs."""
+    rng = np.random.default_rng(seed)
+    history = []
+    for _ in range(40):
+        length = int(rng.integers(1, 17))
+        steps = np.sort(rng.choice(np.arange(1, 20), length, replace=False))
+        values = np.round(rng.normal(size=length), 1)
+        values[rng.random(length) < 0.03] = np.nan
+        history.append((values.tolist(), steps.tolist()))
+    return history
+
+
+@pytest.mark.parametrize("direction", ["maximize", "minimize"])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"min_resource": 1, "reduction_factor": 2},
+        {"min_resource": 1, "reduction_factor": 4},
+        {"min_resource": 2, "reduction_factor": 3, "min_early_stopping_rate": 1},
+        {"min_resource": 1, "reduction_factor": 2, "bootstrap_count": 3},
+    ],
+)
+@pytest.mark.parametrize("contrary", [False, True])
+def test_without_moving_evidence_every_decision_is_successive_halvings(
+    settings: dict[str, int], direction: str, contrary: bool, evidence: Make
+) -> None:
+    given = evidence(1.0) if contrary else None
+    ends: set[TrialState] = set()
+    for seed in range(6):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            ours = _study(AdvantagePruner(evidence=given, **settings), direction)
+            theirs = _study(SuccessiveHalvingPruner(**settings), direction)
+            decisions = [
+                (_run(ours, *values, steps=steps), _run(theirs, *values, steps=steps))
+                for values, steps in _random_history(seed)
+            ]
+        assert [own for own, _ in decisions] == [other for _, other in decisions]
+        ends |= {trial.state for trial in theirs.trials}
+        ours_warned = [one for one in caught if issubclass(one.category, AdvantageWarning)]
+        assert len(ours_warned) == 1
+        assert ("moves no rung" if contrary else "no evidence") in str(ours_warned[0].message)
+    assert ends >= {TrialState.PRUNED, TrialState.COMPLETE}
+
+
+def test_a_rung_is_decided_where_the_bandit_is_as_far(evidence: Make) -> None:
+    known = evidence(2.2)
+    study = _study(AdvantagePruner(evidence=known, max_resource=8, min_resource=4))
+    for value in (0.5, 0.6, 0.7, 0.8):
+        assert _run(study, *[value] * 8) == 8
+    assert _run(study, *[0.1] * 8) == 2
+    because = study.trials[-1].user_attrs["pruned_because"]
+    assert because == {
+        "rung": 0,
+        "step": 2,
+        "value": 0.1,
+        "threshold": 0.7,
+        "competitors": 5,
+        "uniform_step": 4,
+        "equivalent_step": pytest.approx(4.4),
+        "evidence": known.digest,
+    }
+
+
+def test_the_same_trial_without_evidence_goes_on_to_the_rung() -> None:
+    with pytest.warns(AdvantageWarning):
+        study = _study(AdvantagePruner(max_resource=8, min_resource=4))
+        for value in (0.5, 0.6, 0.7, 0.8):
+            _run(study, *[value] * 8)
+        assert _run(study, *[0.1] * 8) == 4
+    because = study.trials[-1].user_attrs["pruned_because"]
+    assert (because["step"], because["uniform_step"], because["evidence"]) == (4, 4, None)
+    assert because["equivalent_step"] == 4
+
+
+def test_uniform_trials_are_judged_where_uniform_rungs_lie(evidence: Make) -> None:
+    study = _study(AdvantagePruner(evidence=evidence(2.2), max_resource=8, min_resource=4))
+    for value in (0.5, 0.6, 0.7, 0.8):
+        _run(study, *[value] * 8)
+    assert _run(study, *[0.1] * 8, sampler="uniform") == 4
+    assert _run(study, *[0.1] * 8, sampler="mab") == 2
+
+
+def test_a_moved_rung_compares_what_earlier_trials_had_there(evidence: Make) -> None:
+    study = _study(AdvantagePruner(max_resource=8, min_resource=4))
+    with pytest.warns(AdvantageWarning):
+        # Promoted at step 4 with 0.9; at step 2 it had 0.2 only.
+        assert _run(study, 0.1, 0.2, 0.3, 0.9, 0.9, 0.9, 0.9, 0.9) == 8
+    study.pruner = AdvantagePruner(evidence=evidence(2.2), max_resource=8, min_resource=4)
+    # 0.3 loses against 0.9, which was reached with twice the budget, but beats 0.2.
+    assert _run(study, 0.1, 0.3, 0.3, 0.3) == 4
+
+
+def test_where_a_rung_moves_back_trials_stopped_before_it_count_as_losers(evidence: Make) -> None:
+    study = _study(AdvantagePruner(evidence=evidence(2.2), max_resource=8, min_resource=4))
+    assert _run(study, *[0.8] * 8) == 8
+    for _ in range(4):
+        assert _run(study, *[0.1] * 8) == 2
+    study.pruner = AdvantagePruner(max_resource=8, min_resource=4)
+    with pytest.warns(AdvantageWarning):
+        # Sixth of its rung: the best three go on, and only one was better.
+        assert _run(study, *[0.5] * 8) == 8
+
+
+def test_twins_in_the_study_become_evidence_that_is_stored(pairs: Curves) -> None:
+    curves = pairs(2.2, pairs=30)
+    study = _study(AdvantagePruner(max_resource=8, min_resource=4, margin=0.2))
+    study.sampler = optuna.samplers.RandomSampler(seed=0)
+    for slot in range(30):
+        for curve, attrs in (
+            (curves.bandit[slot], {}),
+            (curves.uniform[slot], {"sampler": "uniform", "twin_of": slot}),
+        ):
+            trial = study.ask()
+            trial.set_user_attr("slot", slot)
+            for key, value in attrs.items():
+                trial.set_user_attr(key, value)
+            for step, value in enumerate(curve, start=1):
+                trial.report(float(value), step=step)
+            study.tell(trial, float(curve[-1]))
+    assert EVIDENCE_KEY not in study.user_attrs
+    _run(study, 0.1, 0.1, slot=30)
+    stored = Evidence.from_json(study.user_attrs[EVIDENCE_KEY])
+    assert stored.pairs == 30
+    assert stored.moves
+    assert stored.source == "pilot"
+
+
+def _uniform_and_bandit(
+    storage: optuna.storages.BaseStorage, curves: PairedCurves
+) -> optuna.Study:
+    studies = []
+    for name in ("bandit", "uniform"):
+        study = optuna.create_study(study_name=name, storage=storage, direction="maximize")
+        for curve in getattr(curves, name):
+            _run_freely(study, curve)
+        studies.append(study)
+    return studies[0]
+
+
+def _run_freely(study: optuna.Study, curve: np.ndarray) -> None:
+    trial = study.ask()
+    for step, value in enumerate(curve, start=1):
+        trial.report(float(value), step=step)
+    study.tell(trial, float(curve[-1]))
+
+
+@pytest.mark.parametrize(("factor", "moves"), [(2.2, True), (1.0, False)])
+def test_a_uniform_study_in_the_same_storage_is_a_reference(
+    factor: float, moves: bool, pairs: Curves
+) -> None:
+    storage = optuna.storages.InMemoryStorage()
+    study = _uniform_and_bandit(storage, pairs(factor, pairs=30))
+    study.pruner = AdvantagePruner(reference="uniform", max_resource=8, min_resource=4, margin=0.2)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for value in (0.5, 0.6, 0.7, 0.1):
+            end = _run(study, *[value] * 8)
+    assert end == (2 if moves else 4)
+    assert len(caught) == (0 if moves else 1)
+    stored = Evidence.from_json(study.user_attrs[EVIDENCE_KEY])
+    assert (stored.pairs, stored.moves, stored.source) == (30, moves, "study uniform")
+
+
+def test_evidence_that_turns_stops_moving_rungs(pairs: Curves) -> None:
+    storage = optuna.storages.InMemoryStorage()
+    study = _uniform_and_bandit(storage, pairs(2.2, pairs=30))
+    study.pruner = AdvantagePruner(
+        reference="uniform", max_resource=8, min_resource=4, margin=0.2, refresh=1
+    )
+    for value in (0.5, 0.6, 0.7):
+        _run(study, *[value] * 8)
+    assert _run(study, *[0.1] * 8) == 2
+    behind = pairs(0.5, pairs=40)
+    # From now on both studies' trials of one number are pairs that say the contrary.
+    uniform = optuna.load_study(study_name="uniform", storage=storage)
+    for _ in range(len(study.trials) - len(uniform.trials)):
+        uniform.tell(uniform.ask(), state=TrialState.FAIL)
+    for one, other in zip(behind.bandit, behind.uniform, strict=True):
+        _run_freely(study, one)
+        _run_freely(uniform, other)
+    with pytest.warns(AdvantageWarning, match="70 pairs"):
+        assert _run(study, *[0.1] * 8) == 4
+
+
+def test_an_unknown_reference_is_an_error_that_names_it() -> None:
+    study = _study(AdvantagePruner(reference="nowhere", max_resource=8))
+    with pytest.raises(ArgumentError, match="reference must name a study.*'nowhere'"):
+        _run(study, 0.1)
+
+
+def test_evidence_of_another_network_is_not_used(evidence: Make) -> None:
+    import dataclasses
+
+    other = dataclasses.replace(evidence(2.2), data="cifar10", model="resnet18")
+    study = _study(AdvantagePruner(evidence=other, min_resource=4))
+    spec = {"data": {"name": "cifar10"}, "model": {"name": "mlp"}, "budget": {"evaluations": 8}}
+    study.set_user_attr("hpo_mab:definition", {"spec": spec})
+    with pytest.warns(AdvantageWarning) as caught:
+        _run(study, *[0.5] * 8)
+        assert _run(study, *[0.1] * 8) == 4
+    assert "network 'resnet18', this study is of 'mlp'" in str(caught[0].message)
+    assert EVIDENCE_KEY not in study.user_attrs
+
+
+def test_evidence_comes_from_a_file_and_goes_to_the_study(evidence: Make, tmp_path: Path) -> None:
+    known = evidence(2.2)
+    known.save(tmp_path / "evidence.json")
+    study = _study(AdvantagePruner(evidence=tmp_path / "evidence.json", max_resource=8))
+    _run(study, 0.5)
+    assert study.user_attrs[EVIDENCE_KEY] == known.to_json()
+    again = _study(AdvantagePruner(evidence=study.user_attrs[EVIDENCE_KEY], max_resource=8))
+    _run(again, 0.5)
+    assert again.user_attrs[EVIDENCE_KEY] == known.to_json()
+
+
+def test_workers_that_join_later_use_the_stored_evidence(evidence: Make) -> None:
+    storage = optuna.storages.InMemoryStorage()
+    first = _study(
+        AdvantagePruner(evidence=evidence(2.2), max_resource=8, min_resource=4),
+        storage=storage,
+        study_name="s",
+    )
+    for value in (0.5, 0.6, 0.7):
+        _run(first, *[value] * 8)
+    pruner = AdvantagePruner(min_resource=4)  # The length is that of the longest trial.
+    second = optuna.load_study(study_name="s", storage=storage, pruner=pruner)
+    assert _run(second, *[0.1] * 8) == 2
+
+
+class _Counting(optuna.storages.InMemoryStorage):
+    def __init__(self) -> None:
+        super().__init__()
+        self.reads: list[str] = []
+
+    def get_all_trials(self, *args: Any, **options: Any) -> Any:
+        self.reads.append("trials")
+        return super().get_all_trials(*args, **options)
+
+    def get_study_user_attrs(self, study_id: int) -> Any:
+        self.reads.append("attrs")
+        return super().get_study_user_attrs(study_id)
+
+
+def test_the_database_is_asked_no_more_than_by_successive_halving(evidence: Make) -> None:
+    def reads(pruner: BasePruner) -> list[str]:
+        storage = _Counting()
+        study = _study(pruner, storage=storage, sampler=optuna.samplers.RandomSampler(seed=0))
+        rng = np.random.default_rng(0)
+        for _ in range(30):
+            _run(study, *rng.random(8))
+        return storage.reads
+
+    # Evidence that moves only the last rung leaves the same decisions to be made.
+    ours = reads(AdvantagePruner(evidence=evidence(1.2), max_resource=8, refresh=1000))
+    theirs = reads(SuccessiveHalvingPruner(min_resource=1, reduction_factor=2))
+    assert ours.count("attrs") - theirs.count("attrs") <= 2
+    assert ours.count("trials") - theirs.count("trials") <= 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"min_resource": 0}, "min_resource must be an integer of at least 1, got 0"),
+        ({"reduction_factor": 1}, "reduction_factor must be an integer of at least 2, got 1"),
+        ({"min_early_stopping_rate": -1}, "min_early_stopping_rate"),
+        ({"bootstrap_count": -1}, "bootstrap_count"),
+        ({"max_resource": 0}, "max_resource"),
+        ({"refresh": 0}, "refresh"),
+        ({"margin": 1.5}, r"margin must be in \[0, 1\], got 1.5"),
+        ({"confidence": 1.0}, r"confidence must be in \(0, 1\), got 1.0"),
+        ({"evidence": {}}, "evidence must have version 1, got None"),
+        ({"evidence": "no/such.json"}, "'no/such.json' cannot be read"),
+        ({"evidence": {}, "reference": "x"}, "not both"),
+    ],
+)
+def test_arguments_outside_their_bound_are_named(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ArgumentError, match=message):
+        AdvantagePruner(**options)
+
+
+def test_arguments_are_keyword_only() -> None:
+    with pytest.raises(TypeError):
+        AdvantagePruner(None)  # type: ignore[misc]
+
+
+def test_it_is_exported() -> None:
+    assert hpo_mab.AdvantagePruner is AdvantagePruner

@@ -1,0 +1,250 @@
+"""MABSampler as users meet it."""
+
+import copy
+import io
+import pickle
+import subprocess
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader, TensorDataset
+
+from hpo_mab._errors import ArgumentError
+from hpo_mab.samplers._mab import MABSampler
+
+LABELS = torch.arange(203) % 7
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "window": {},
+    "nothing forgotten": {"memory": None},
+    "discount": {"discount": 0.95},
+    "floor and correction": {"floor": 0.2, "correction": 0.5},
+    "softmax": {"policy": "softmax"},
+    "ucb1 discounted": {"policy": "ucb1", "discount": 0.95, "correction": 1.0},
+}
+
+
+def losses_of(indices: torch.Tensor) -> torch.Tensor:
+    """Losses that persist: an example's number decides."""
+    return (indices * 37 % 101).float() / 101
+
+
+def answer(sampler: MABSampler, *, steps: int) -> list[list[int]]:
+    """Draw and answer batches; returns them."""
+    batches = []
+    for _ in range(steps):
+        indices = sampler.draw()
+        sampler.update(losses_of(indices))
+        batches.append(indices.tolist())
+    return batches
+
+
+@pytest.mark.parametrize("knobs", VARIANTS.values(), ids=VARIANTS)
+def test_state_continues_the_stream(knobs: dict[str, Any]) -> None:
+    sampler = MABSampler(LABELS, batch_size=10, **knobs)
+    answer(sampler, steps=60)
+    buffer = io.BytesIO()
+    torch.save(sampler.state_dict(), buffer)
+    expected = answer(sampler, steps=60)
+    buffer.seek(0)
+    other = MABSampler(LABELS, batch_size=10, **knobs)
+    other.load_state_dict(torch.load(buffer, weights_only=True))
+    assert answer(other, steps=60) == expected
+    assert other.statistics()["concentration"] == sampler.statistics()["concentration"]
+
+
+def test_state_is_a_copy() -> None:
+    sampler = MABSampler(LABELS, batch_size=10)
+    answer(sampler, steps=20)
+    state = sampler.state_dict()
+    expected = answer(sampler, steps=20)
+    assert answer(sampler.load_state_dict(state), steps=20) == expected
+    assert answer(sampler.load_state_dict(state), steps=20) == expected
+
+
+@pytest.mark.parametrize("knobs", VARIANTS.values(), ids=VARIANTS)
+def test_same_seed_same_stream(knobs: dict[str, Any]) -> None:
+    first, again, other = (
+        answer(MABSampler(LABELS, batch_size=10, seed=seed, **knobs), steps=20)
+        for seed in (3, 3, 4)
+    )
+    assert first == again
+    assert first != other
+
+
+def test_every_batch_has_one_example_of_each_share() -> None:
+    sampler = MABSampler(LABELS, batch_size=10)
+    shares = [set(share[share >= 0].tolist()) for share in sampler.shares]
+    assert sorted(example for share in shares for example in share) == list(range(203))
+    for batch in answer(sampler, steps=50):
+        assert all(index in share for index, share in zip(batch, shares, strict=True))
+
+
+def test_ranks_split_the_examples() -> None:
+    samplers = [MABSampler(LABELS, batch_size=8, rank=rank, world_size=3) for rank in range(3)]
+    held = [sampler.shares[sampler.shares >= 0].tolist() for sampler in samplers]
+    assert sorted(index for examples in held for index in examples) == list(range(203))
+    for sampler, examples in zip(samplers, held, strict=True):
+        assert sampler.num_examples == len(examples)
+        assert {i for batch in answer(sampler, steps=30) for i in batch} <= set(examples)
+        found = sampler.propensities()
+        assert found.sum().item() == pytest.approx(8)
+        assert set(found.nonzero().flatten().tolist()) == set(examples)
+
+
+@pytest.mark.parametrize(
+    "knobs",
+    [
+        {"policy": "thompson", "memory": 12},
+        {"policy": "softmax", "temperature": 0.3},
+        {"policy": "epsilon_greedy", "epsilon": 0.5},
+        {"policy": "ucb1", "floor": 0.4},
+        {"policy": "softmax", "discount": 0.9, "temperature": 0.3},
+    ],
+)
+def test_weighted_mean_is_unbiased_at_full_correction(knobs: dict[str, Any]) -> None:
+    # 203 examples over 10 bandits: shares of 20 and of 21 must count alike.
+    sampler = MABSampler(LABELS, batch_size=10, correction=1.0, **{"floor": 0.2, **knobs})
+    answer(sampler, steps=100)
+    quantity = torch.linspace(-1, 3, 203, dtype=torch.float64) ** 2
+    estimates = []
+    for _ in range(2000):
+        draw = sampler._draw()
+        assert draw.weights is not None
+        estimates.append(float((draw.weights * quantity[draw.indices]).mean()))
+    error = np.std(estimates) / len(estimates) ** 0.5
+    # Four standard errors: a false alarm in 16,000 runs of fresh seeds.
+    assert abs(np.mean(estimates) - float(quantity.mean())) < 4 * error
+    assert error < 0.1
+
+
+def test_partial_correction_is_a_power_of_the_full_one() -> None:
+    full, half = (
+        MABSampler(LABELS, batch_size=10, correction=correction, floor=0.2)
+        for correction in (1.0, 0.5)
+    )
+    for sampler in (full, half):
+        answer(sampler, steps=30)
+    one, other = full._draw(), half._draw()
+    assert one.indices.tolist() == other.indices.tolist()
+    assert one.weights is not None
+    assert other.weights is not None
+    assert torch.allclose(one.weights.sqrt(), other.weights)
+    assert one.weights.std() > 0.01
+
+
+def test_loss_is_the_plain_mean_without_correction() -> None:
+    sampler = MABSampler(LABELS, batch_size=10)
+    losses = losses_of(sampler.draw()).requires_grad_()
+    loss = sampler.update(losses)
+    loss.backward()
+    assert losses.grad is not None
+    assert losses.grad.tolist() == [pytest.approx(0.1)] * 10
+
+
+@pytest.mark.parametrize("knobs", [{"memory": None}, {"discount": 1 - 1e-12}])
+def test_late_feedback_counts_for_the_arms_it_belongs_to(knobs: dict[str, Any]) -> None:
+    sampler = MABSampler(LABELS, batch_size=10, **knobs)
+    waiting: list[torch.Tensor] = []
+    pulls = torch.zeros(203)
+    for _ in range(150):
+        waiting.append(sampler.draw())
+        if len(waiting) > 7:
+            answered = waiting.pop(0)
+            sampler.update((answered < 60).float())
+            pulls[answered] += 1
+    assert sampler.outstanding == 7
+    held = sampler.shares >= 0
+    counted = torch.zeros(203, 2)
+    counted[sampler.shares[held].long()] = sampler._engine.counts()[held].float()
+    assert torch.allclose(counted.sum(dim=1), pulls)
+    # A loss of 1 reaches any mean of zeros and ones.
+    assert torch.allclose(counted[:60, 0], pulls[:60])
+    assert counted[60:, 1].sum() > 0.9 * pulls[60:].sum()
+
+
+def test_works_with_a_prefetching_loader() -> None:
+    sampler = MABSampler(LABELS, batch_size=10)
+    data = TensorDataset(torch.arange(203))
+    for (indices,) in DataLoader(data, batch_sampler=sampler, num_workers=1, prefetch_factor=3):
+        draw = sampler._outstanding[0]
+        assert draw.indices.tolist() == indices.tolist()
+        sampler.update(losses_of(indices))
+    assert sampler.statistics()["reward_rate"] > 0
+
+
+def test_share_of_the_budget_ends_the_bandits() -> None:
+    sampler = MABSampler(LABELS[:200], batch_size=10, active=0.5, correction=0.5)
+    sampler.set_progress(0.49)
+    answer(sampler, steps=50)
+    assert sampler._draw().weights is not None
+    sampler.set_progress(0.5)
+    visited = [index for batch in answer(sampler, steps=20) for index in batch]
+    assert sorted(visited) == list(range(200))
+    assert sampler._draw().weights is None
+
+
+def test_inactive_bandits_are_uniform_from_the_start() -> None:
+    sampler = MABSampler(LABELS[:200], batch_size=10, active=0.0)
+    assert len({index for batch in answer(sampler, steps=20) for index in batch}) == 200
+
+
+def test_statistics_are_those_since_the_last_call() -> None:
+    sampler = MABSampler(LABELS, batch_size=10, loss_decay=0.0)
+    assert sampler.statistics() == {}
+    for losses in (torch.arange(10.0), torch.full((10,), 9.0)):
+        sampler.draw()
+        sampler.update(losses)
+    # 5 of the first 10 reach their own mean, all of the second reach that of the first.
+    found = sampler.statistics()
+    assert found["reward_rate"] == 0.75
+    # 20 draws of at most 2 an example: the 20 most-drawn hold all of them.
+    assert found["concentration"] == 1.0
+    assert "reward_rate" not in sampler.statistics()
+    answer(sampler, steps=400)
+    assert 0.1 < sampler.statistics()["concentration"] < 0.7
+
+
+@pytest.mark.parametrize(("examples", "batch_size"), [(1, 1), (5, 5), (7, 1), (9, 8)])
+def test_smallest_sizes(examples: int, batch_size: int) -> None:
+    sampler = MABSampler(torch.zeros(examples), batch_size=batch_size, memory=3, correction=0.5)
+    drawn = {index for batch in answer(sampler, steps=200) for index in batch}
+    assert drawn == set(range(examples))
+
+
+def test_more_bandits_than_examples_are_refused() -> None:
+    with pytest.raises(ArgumentError, match=r"batch_size must be in \[1, 203\].*got 204"):
+        MABSampler(LABELS, batch_size=204)
+
+
+def test_negative_seed_is_refused() -> None:
+    with pytest.raises(ArgumentError, match="seed must be at least 0, got -1"):
+        MABSampler(LABELS, batch_size=10, seed=-1)
+
+
+def test_memory_stays_within_sixteen_bytes_an_example() -> None:
+    sampler = MABSampler(torch.zeros(128 * 2000), batch_size=128)
+    rng = torch.Generator().manual_seed(0)
+    for _ in range(100):
+        sampler.draw()
+        sampler.update(torch.rand(128, generator=rng))
+    # All that the sampler holds but the labels, which are the caller's own.
+    held = len(pickle.dumps(sampler)) - sampler.labels.nbytes
+    assert 4 * 256_000 < held <= 16 * 256_000
+
+
+@pytest.mark.parametrize("knobs", VARIANTS.values(), ids=VARIANTS)
+def test_copies_go_on_independently(knobs: dict[str, Any]) -> None:
+    sampler = MABSampler(LABELS, batch_size=10, **knobs)
+    answer(sampler, steps=30)
+    other = copy.deepcopy(sampler)
+    expected = answer(sampler, steps=30)
+    assert answer(other, steps=30) == expected
+
+
+def test_import_leaves_scipy_alone() -> None:
+    code = "import sys, hpo_mab.samplers._mab; sys.exit('scipy' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

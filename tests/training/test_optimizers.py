@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn import Parameter
+
+from hpo_mab._errors import ArgumentError, UnknownNameError
+from hpo_mab.training import available_optimizers, create_optimizer, optimizer_options
+
+
+def _weights() -> list[Parameter]:
+    return [Parameter(torch.ones(3)), Parameter(torch.ones(2))]
+
+
+@pytest.mark.parametrize("name", available_optimizers())
+def test_every_optimizer_descends_with_its_defaults(name: str) -> None:
+    weights = _weights()
+    optimizer = create_optimizer(name, weights)
+    assert type(optimizer).__name__.lower() == name
+    for _ in range(5):
+        optimizer.zero_grad()
+        sum((weight**2).sum() for weight in weights).backward()
+        optimizer.step()
+    assert all(bool((weight < 1).all()) for weight in weights)
+
+
+@pytest.mark.parametrize("name", available_optimizers())
+def test_every_option_reaches_torch_for_all_parameters(name: str) -> None:
+    chosen = {"nesterov": True, "lr": 0.3, "beta1": 0.7, "beta2": 0.8}
+    options = {knob: chosen.get(knob, 0.25) for knob in optimizer_options(name)}
+    (group,) = create_optimizer(name, _weights(), **options).param_groups
+    assert len(group["params"]) == 2
+    if "beta1" in options:
+        assert group["betas"] == (0.7, 0.8)
+    for knob in set(options) - {"beta1", "beta2"}:
+        assert group[knob] == options[knob]
+
+
+def test_nesterov_without_momentum_is_the_plain_step() -> None:
+    optimizer = create_optimizer("sgd", _weights(), nesterov=True, momentum=0.0)
+    assert optimizer.param_groups[0]["nesterov"] is False
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("sgd", {"lr": 0.0}, r"lr of optimizer 'sgd' must be above 0, got 0\.0"),
+        ("sgd", {"lr": float("nan")}, "must be above 0, got nan"),
+        ("sgd", {"momentum": 1.0}, r"momentum .* in \[0, 1\), got 1\.0"),
+        ("sgd", {"weight_decay": -0.1}, r"weight_decay .* at least 0, got -0\.1"),
+        ("sgd", {"nesterov": 1}, "nesterov .* must be a boolean, got 1"),
+        ("adam", {"beta2": 1.0}, r"beta2 .* in \[0, 1\), got 1\.0"),
+        ("rmsprop", {"alpha": -0.5}, r"alpha .* in \[0, 1\), got -0\.5"),
+        ("adamw", {"eps": 0}, "eps .* above 0, got 0"),
+    ],
+)
+def test_options_out_of_bounds_are_refused(
+    name: str, options: dict[str, object], message: str
+) -> None:
+    with pytest.raises(ArgumentError, match=message):
+        create_optimizer(name, _weights(), **options)
+
+
+def test_unknown_names_offer_the_nearest() -> None:
+    with pytest.raises(UnknownNameError, match=r"optimizer 'adamz'.*'adam"):
+        create_optimizer("adamz", _weights())
+    with pytest.raises(UnknownNameError, match=r"option of optimizer 'sgd' 'momentun'.*'momentum'"):
+        create_optimizer("sgd", _weights(), momentun=0.9)

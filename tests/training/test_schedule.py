@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hpo_mab._errors import ArgumentError
+from hpo_mab.training import LinearSchedule, evaluation_steps
+
+
+def test_exact_values() -> None:
+    schedule = LinearSchedule(steps=10, warmup=0.2)
+    expected = [1 / 2, 1, 1, 7 / 8, 6 / 8, 5 / 8, 4 / 8, 3 / 8, 2 / 8, 1 / 8, 0]
+    assert [schedule.factor(step) for step in range(11)] == expected
+
+
+def test_without_warmup_the_first_step_is_at_the_peak() -> None:
+    schedule = LinearSchedule(steps=4, warmup=0)
+    assert [schedule.factor(step) for step in range(5)] == [1, 0.75, 0.5, 0.25, 0]
+
+
+@given(steps=st.integers(1, 300), warmup=st.floats(0, 0.999))
+def test_rises_to_one_then_falls_to_zero(steps: int, warmup: float) -> None:
+    schedule = LinearSchedule(steps=steps, warmup=warmup)
+    factors = [schedule.factor(step) for step in range(steps + 1)]
+    top = schedule.warmup_steps
+    assert factors[top] == max(factors) == 1
+    assert factors[: top + 1] == sorted(factors[: top + 1])
+    assert factors[top:] == sorted(factors[top:], reverse=True)
+    assert all(factor > 0 for factor in factors[:-1])
+    assert factors[-1] == 0
+
+
+@pytest.mark.parametrize("warmup", [-0.1, 1.0])
+def test_warmup_out_of_bounds_is_refused(warmup: float) -> None:
+    with pytest.raises(ArgumentError, match=rf"warmup must be a share in \[0, 1\), got {warmup}"):
+        LinearSchedule(steps=5, warmup=warmup)
+
+
+@given(steps=st.integers(1, 10_000), evaluations=st.integers(1, 50))
+def test_evaluations_are_equally_spaced_and_end_at_the_budget(steps: int, evaluations: int) -> None:
+    points = evaluation_steps(steps, evaluations)
+    assert len(points) == min(steps, evaluations)
+    assert points[-1] == steps
+    gaps = {after - before for before, after in zip((0, *points), points, strict=False)}
+    assert min(gaps) >= 1
+    assert max(gaps) - min(gaps) <= 1
+
+
+def test_numbers_below_one_are_refused() -> None:
+    with pytest.raises(ArgumentError, match="evaluations must be at least 1, got 0"):
+        evaluation_steps(5, 0)
+    with pytest.raises(ArgumentError, match="steps must be at least 1, got 0"):
+        evaluation_steps(0, 5)
+    with pytest.raises(ArgumentError, match="steps must be at least 1, got 0"):
+        LinearSchedule(steps=0)
