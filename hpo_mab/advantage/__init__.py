@@ -5,7 +5,7 @@ from hpo_mab.advantage._advantage import advantage
 from hpo_mab.advantage._curves import PairedCurves
 from hpo_mab.advantage._estimate import Estimate
 from hpo_mab.advantage._evidence import Evidence, Rung
-from hpo_mab.advantage._evidence_measure import FEWEST_PAIRS, measure_evidence
+from hpo_mab.advantage._evidence_measure import DEFAULT_MARGIN, FEWEST_PAIRS, measure_evidence
 from hpo_mab.advantage._fidelity import (
     FidelityComparison,
     Statistic,
@@ -16,6 +16,7 @@ from hpo_mab.advantage._interval import mean_estimate
 from hpo_mab.advantage._pairing import pair_curves
 
 __all__ = [
+    "DEFAULT_MARGIN",
     "FEWEST_PAIRS",
     "Estimate",
     "Evidence",

@@ -18,6 +18,8 @@ from hpo_mab.advantage._fidelity import compare_fidelity
 
 #: Fewer pairs have no ranking to compare.
 FEWEST_PAIRS = 4
+#: Loss of Kendall tau at a moved rung that is put up with.
+DEFAULT_MARGIN = 0.1
 
 _Difference = Callable[[int, int], Estimate]
 
@@ -25,7 +27,7 @@ _Difference = Callable[[int, int], Estimate]
 def measure_evidence(
     pairs: PairedCurves,
     *,
-    margin: float = 0.1,
+    margin: float = DEFAULT_MARGIN,
     chance: float = 0.0,
     confidence: float = 0.95,
     resamples: int = 2000,

@@ -86,6 +86,8 @@ def _by_key(runs: Sequence[StudyRun], *, paired_only: bool) -> dict[tuple[int, i
         for trial in run.trials:
             key = (run.seed, trial.slot)
             usable = trial.state != "fail" and trial.curve and (trial.paired or not paired_only)
+            # A uniform twin in a bandit's study is paired with its original, not across arms.
+            usable = usable and "twin_of" not in trial.attrs
             if usable and (key not in found or trial.examples > found[key].examples):
                 found[key] = trial
     return found

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from hpo_mab.bandits._arrays import Bools, Columns, Rewards
 
-#: Columns made at first; doubled when the states in use need more.
-INITIAL_CAPACITY = 32
+#: Columns made at first; half as many are added when the states in use need more.
+INITIAL_CAPACITY = 24
 
 
 class ColumnOwner(Protocol):
@@ -48,7 +48,7 @@ class StateColumns:
         #: Column after one more pull / one pull less with reward 0 or 1; -1 where not known yet.
         self._after = np.full((2, 0, 2), -1, dtype=np.int16)
         self._resize(INITIAL_CAPACITY)
-        self._define((0, 0))
+        self._fill(self._free.pop(), (0, 0))
 
     @property
     def capacity(self) -> int:
@@ -77,38 +77,46 @@ class StateColumns:
 
     def _step(self, table: int, columns: Columns, rewards: Rewards) -> Columns:
         after: Columns = self._after[table][columns, rewards]
-        if after.size and after.min() < 0:
-            # All of them: making room for the unknown may recycle where a known one leads.
-            moves = set(zip(columns.tolist(), rewards.tolist(), strict=True))
-            self._learn_transitions(table, sorted(moves))
+        unknown = after < 0
+        if unknown.any():
+            moves = set(zip(columns[unknown].tolist(), rewards[unknown].tolist(), strict=True))
+            self._learn_transitions(table, sorted(moves), keep=after[~unknown])
             after = self._after[table][columns, rewards]
         return after
 
-    def _learn_transitions(self, table: int, moves: list[tuple[int, int]]) -> None:
-        sign = -1 if table else 1
-        pairs = [
-            (successes + sign * reward, failures + sign * (1 - reward))
-            for (successes, failures), reward in (
-                (self.pairs[column].tolist(), reward) for column, reward in moves
-            )
-        ]
-        # Room first: recycling between two of these could take a column just made.
-        if len(set(pairs) - self._index.keys()) > len(self._free):
-            self._make_room(len(pairs))
-        for (column, reward), pair in zip(moves, pairs, strict=True):
-            known = self._index.get(pair)
-            self._after[table, column, reward] = self._define(pair) if known is None else known
+    def _learn_transitions(
+        self, table: int, moves: list[tuple[int, int]], *, keep: Columns
+    ) -> None:
+        """Fill in unknown transitions, with new columns where they lead to new states.
 
-    def _make_room(self, wanted: int) -> None:
-        self._recycle()
+        Args:
+            table: 0 for a pull added, 1 for one removed.
+            moves: Columns and rewards.
+            keep: Columns that are entered at the same time: not to be taken for unused.
+        """
+        sign = -1 if table else 1
+        pairs = []
+        for column, reward in moves:
+            successes, failures = self.pairs[column].tolist()
+            pairs.append((successes + sign * reward, failures + sign * (1 - reward)))
+        wanted = len(set(pairs) - self._index.keys())
+        if wanted > len(self._free):
+            known = [self._index[pair] for pair in pairs if pair in self._index]
+            self._make_room(wanted, keep=[*keep.tolist(), *known])
+        for (column, reward), pair in zip(moves, pairs, strict=True):
+            if pair not in self._index:
+                self._fill(self._free.pop(), pair)
+            self._after[table, column, reward] = self._index[pair]
+
+    def _make_room(self, wanted: int, *, keep: list[int]) -> None:
+        self._recycle(keep=keep)
         # Growing early keeps recycling rare: each time it has a quarter of the columns to give.
         while len(self._free) < max(wanted, self.capacity // 4):
-            self._resize(2 * self.capacity)
+            self._resize(self.capacity * 3 // 2)
 
-    def _recycle(self) -> None:
+    def _recycle(self, *, keep: list[int]) -> None:
         in_use = self._owner.columns_in_use()
-        in_use[0] = True
-        in_use[self._free] = True
+        in_use[[0, *keep, *self._free]] = True
         unused = np.flatnonzero(~in_use)
         for column in unused.tolist():
             del self._index[tuple(self.pairs[column].tolist())]
@@ -117,11 +125,6 @@ class StateColumns:
         self._free = sorted([*self._free, *unused.tolist()], reverse=True)
         self._after[:, unused] = -1
         self._after[np.isin(self._after, unused)] = -1
-
-    def _define(self, pair: tuple[int, int]) -> int:
-        column = self._free.pop()
-        self._fill(column, pair)
-        return column
 
     def _fill(self, column: int, pair: tuple[int, int]) -> None:
         self._index[pair] = column

@@ -42,7 +42,13 @@ def compare(
     Arms share budget, seeds, validation split and first configurations. What the storage already
     holds is not run again.
 
-    Examples: `hpo-mab compare`, `hpo-mab compare fashion_mnist --seeds 3 --report report.html`.
+    Examples:
+
+    ```
+    hpo-mab compare
+    hpo-mab compare fashion_mnist --seeds 3 --record record.json --report report.html
+    hpo-mab compare --sampler gradnorm --pruner hyperband
+    ```
     """
     loaded = opt.load(
         spec,

@@ -32,14 +32,17 @@ def dashboard(
 
     Notes and figures of studies that have gone on are brought up to date first.
 
-    Examples: `hpo-mab dashboard`, `hpo-mab dashboard --storage sqlite:///studies.db --port 9000`.
+    Examples:
+
+    ```
+    hpo-mab dashboard
+    hpo-mab dashboard --storage sqlite:///studies.db --port 9000
+    ```
     """
     from wsgiref.simple_server import WSGIRequestHandler, make_server
 
-    from optuna_dashboard import wsgi
-
     from hpo_mab.cli._summary import warn_unpublished
-    from hpo_mab.dashboard import artifact_folder, artifact_store, refresh
+    from hpo_mab.dashboard import application, refresh
     from hpo_mab.storage import Storage
 
     class QuietHandler(WSGIRequestHandler):
@@ -48,10 +51,9 @@ def dashboard(
 
     opt.silence_optuna()
     store = Storage(storage, create=False)
-    folder = artifacts or artifact_folder(store)
-    warn_unpublished(refresh(store, artifacts=folder))
-    application = wsgi(store.optuna, artifact_store=artifact_store(folder))
-    server = make_server(host, _free_port(host, port), application, handler_class=QuietHandler)
+    warn_unpublished(refresh(store, artifacts=artifacts))
+    pages = application(store, artifacts=artifacts)
+    server = make_server(host, _free_port(host, port), pages, handler_class=QuietHandler)
     shown = f"[{host}]" if ":" in host else host
     typer.echo(f"Optuna dashboard on {store.shown_url}: http://{shown}:{server.server_port}/")
     typer.echo("Ctrl-C ends it.")

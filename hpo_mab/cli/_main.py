@@ -10,18 +10,26 @@ import typer
 from hpo_mab._errors import HpoMabError
 from hpo_mab.cli._compare import compare
 from hpo_mab.cli._dashboard import dashboard
+from hpo_mab.cli._replay import replay
+from hpo_mab.cli._report import report
 from hpo_mab.cli._run import run
 from hpo_mab.cli._studies import studies
+from hpo_mab.cli._worker import worker
 
 app = typer.Typer(
     name="hpo-mab",
     help="Budgeted hyperparameter search with bandit batch sampling, measured against uniform.",
+    epilog="Start with `hpo-mab run`; `hpo-mab COMMAND --help` has examples.",
+    rich_markup_mode="markdown",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command(name="run")(run)
+app.command(name="worker")(worker)
 app.command(name="compare")(compare)
+app.command(name="report")(report)
+app.command(name="replay")(replay)
 app.command(name="studies")(studies)
 app.command(name="dashboard")(dashboard)
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 Spec = Annotated[
     str,
     typer.Argument(
-        metavar="[SPEC]",
+        metavar="SPEC",
         help="A study definition: a TOML file, or digits, fashion_mnist, cifar10, cifar100.",
         show_default=True,
     ),
@@ -50,6 +50,21 @@ Pruner = Annotated[
 ]
 BatchSize = Annotated[int | None, typer.Option(help="Examples a batch.")]
 Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
+Workers = Annotated[int, typer.Option(help="Processes that run trials at the same time.")]
+TrialsPerGpu = Annotated[
+    int, typer.Option(help="Workers that may share one CUDA device; devices are dealt out in turn.")
+]
+Ray = Annotated[
+    str | None,
+    typer.Option(
+        metavar="ADDRESS",
+        help="Run the workers on a Ray cluster: 'auto', ray://host:port, or 'local' to start one "
+        "here. Needs a PostgreSQL storage.",
+    ),
+]
+GpusPerWorker = Annotated[
+    float | None, typer.Option(help="Share of a GPU that Ray reserves for each worker, e.g. 0.25.")
+]
 Set = Annotated[
     list[str] | None,
     typer.Option(

@@ -106,6 +106,8 @@ def _counts(study: optuna.Study) -> dict[str, int]:
     counts = {"complete": 0, "pruned": 0, "fail": 0}
     for trial in study.get_trials(deepcopy=False):
         name = trial.state.name.lower()
-        if name in counts and not trial.user_attrs.get("interrupted"):
+        # The pilot's twins are not among the trials asked for.
+        counted = "twin_of" not in trial.user_attrs and not trial.user_attrs.get("interrupted")
+        if name in counts and counted:
             counts[name] += 1
     return counts

@@ -29,6 +29,10 @@ def run(
     pruner: opt.Pruner = None,
     batch_size: opt.BatchSize = None,
     device: opt.Device = None,
+    workers: opt.Workers = 1,
+    trials_per_gpu: opt.TrialsPerGpu = 1,
+    ray: opt.Ray = None,
+    gpus_per_worker: opt.GpusPerWorker = None,
     assignments: opt.Set = None,
     quiet: opt.Quiet = False,
     as_json: opt.Json = False,
@@ -37,8 +41,15 @@ def run(
 
     Without arguments: 30 trials on scikit-learn's digits, stored in hpo_mab.db.
 
-    Examples: `hpo-mab run`, `hpo-mab run fashion_mnist --data-root ~/data --trials 50`,
-    `hpo-mab run study.toml --budget 30m --set optimizer.momentum=0.9`.
+    Examples:
+
+    ```
+    hpo-mab run
+    hpo-mab run --trials 40                  # go on to 40
+    hpo-mab run fashion_mnist --data-root ~/data --trials 50
+    hpo-mab run study.toml --budget 30m --set optimizer.momentum=0.9
+    hpo-mab run --data image_folder --data-root ~/photos
+    ```
     """
     loaded = opt.load(
         spec,
@@ -55,7 +66,9 @@ def run(
         training__batch_size=batch_size,
         training__device=device,
     )
+    from hpo_mab.cli._launch import launcher
     from hpo_mab.cli._progress import StudyProgress
+    from hpo_mab.cli._signals import stoppable
     from hpo_mab.cli._summary import print_summary, run_json, warn_unpublished
     from hpo_mab.dashboard import publish_study
     from hpo_mab.search import StudyRunner
@@ -64,10 +77,22 @@ def run(
     silent = quiet or as_json
     opt.silence_optuna()
     store = Storage(storage)
+    launch = launcher(
+        loaded,
+        store,
+        workers=workers,
+        trials_per_gpu=trials_per_gpu,
+        ray=ray,
+        gpus_per_worker=gpus_per_worker,
+        quiet=silent,
+    )
     runner = StudyRunner(loaded, store)
     study_name = runner.name(name, fresh=fresh)
-    with StudyProgress(trials=loaded.budget.trials, label=study_name, quiet=silent) as progress:
-        outcome = runner.run(study_name, on_trial=progress)
+    with (
+        stoppable(),
+        StudyProgress(trials=loaded.budget.trials, label=study_name, quiet=silent) as progress,
+    ):
+        outcome = runner.run(study_name, on_trial=progress, launch=launch)
     if as_json:
         typer.echo(run_json(outcome, loaded))
     elif not quiet:

@@ -13,7 +13,12 @@ from hpo_mab.cli import _options as opt
 def studies(storage: opt.StorageUrl = "sqlite:///hpo_mab.db", as_json: opt.Json = False) -> None:
     """List the studies in a database.
 
-    Example: `hpo-mab studies --storage postgresql+psycopg://me@host/db`.
+    Examples:
+
+    ```
+    hpo-mab studies
+    hpo-mab studies --storage postgresql+psycopg://me@host/db --json
+    ```
     """
     import optuna
     from rich.console import Console

@@ -75,6 +75,7 @@ def _facts(outcome: RunOutcome, spec: StudySpec) -> dict[str, Any]:
         "seconds": run.seconds,
         "examples_saved_by_pruning": sum(run.trial_examples - t.examples for t in pruned),
         "trial_examples": run.trial_examples,
+        "auto": None if outcome.choice is None else outcome.choice.to_json(),
         "interrupted": outcome.interrupted,
     }
 
@@ -95,6 +96,8 @@ def _rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
     rows.append(
         ("Spent", f"{facts['examples']:,} examples, {duration(facts['seconds'])} of training")
     )
+    if facts["auto"] is not None:
+        rows.append(("Sampler", f"auto chose {facts['auto']['sampler']}: {facts['auto']['why']}"))
     saved = facts["examples_saved_by_pruning"]
     whole = facts["examples"] + saved
     share = saved / whole if whole else 0.0

@@ -8,8 +8,9 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from hpo_mab.compare._environment import environment
+from hpo_mab._environment import environment
 from hpo_mab.compare._incumbent import IncumbentCurve, incumbent_curve
+from hpo_mab.compare._record_file import ComparisonRecord, read_record
 from hpo_mab.compare._records import (
     ArmSummary,
     ComparisonSummary,
@@ -26,35 +27,53 @@ from hpo_mab.compare._verdict import outcome, verdict
 
 if TYPE_CHECKING:
     from hpo_mab.compare._arms import arms_of
+    from hpo_mab.compare._false_prunings import FalsePrunings, false_prunings
+    from hpo_mab.compare._replay import CurveTable, Replay, Saving, replay, saving
     from hpo_mab.compare._runner import ComparisonRuns, retrain, run_comparison
 
 __all__ = [
     "ArmSummary",
+    "ComparisonRecord",
     "ComparisonRuns",
     "ComparisonSummary",
     "Contrast",
     "CostToTarget",
     "Currency",
+    "CurveTable",
+    "FalsePrunings",
     "FidelityRow",
     "IncumbentCurve",
     "PairedRow",
+    "Replay",
+    "Saving",
     "arms_of",
     "comparison_tables",
     "environment",
+    "false_prunings",
     "incumbent_curve",
     "outcome",
+    "read_record",
+    "replay",
     "report_html",
     "retrain",
     "run_comparison",
+    "saving",
     "summarise",
     "verdict",
 ]
 
 _MODULES = {
     "ComparisonRuns": "hpo_mab.compare._runner",
+    "CurveTable": "hpo_mab.compare._replay",
+    "FalsePrunings": "hpo_mab.compare._false_prunings",
+    "Replay": "hpo_mab.compare._replay",
+    "Saving": "hpo_mab.compare._replay",
     "arms_of": "hpo_mab.compare._arms",
+    "false_prunings": "hpo_mab.compare._false_prunings",
+    "replay": "hpo_mab.compare._replay",
     "retrain": "hpo_mab.compare._runner",
     "run_comparison": "hpo_mab.compare._runner",
+    "saving": "hpo_mab.compare._replay",
 }
 
 

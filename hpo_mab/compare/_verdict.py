@@ -14,9 +14,10 @@ Outcome = Literal["helps", "hurts", "is not distinguishable"]
 def verdict(summary: ComparisonSummary) -> str:
     """One plain sentence for each arm against the reference, a line each.
 
-    What decides is the test accuracy of the re-trained incumbents where it is known, otherwise
-    the incumbents' validation accuracy after equal training examples: an arm helps or hurts where
-    the whole interval over seeds lies on one side of zero.
+    What decides is the first of these that has an interval: the test accuracy of the re-trained
+    incumbents, the incumbents' validation accuracy after equal training examples (both need
+    several seeds), the advantage over pairs of one configuration at the end of a trial. An arm
+    helps or hurts where the whole interval lies on one side of zero.
     """
     if not summary.contrasts:
         return f"Only the arm '{summary.reference}' has been run: there is nothing to compare."
@@ -33,7 +34,14 @@ def outcome(contrast: Contrast) -> Outcome:
 
 def deciding(contrast: Contrast) -> Estimate:
     """The measure that decides: a difference of accuracies."""
-    return contrast.retrained_gain or contrast.gain["examples"]
+    measures = [contrast.retrained_gain, contrast.gain["examples"], _paired_advantage(contrast)]
+    known = [measure for measure in measures if measure is not None]
+    return next((measure for measure in known if measure.bounded), known[0])
+
+
+def _paired_advantage(contrast: Contrast) -> Estimate | None:
+    """``D`` at the end of a trial."""
+    return contrast.paired[-1].advantage if contrast.paired else None
 
 
 def points(estimate: Estimate) -> str:
@@ -58,6 +66,9 @@ def _sentence(summary: ComparisonSummary, contrast: Contrast) -> str:
         f"best validation accuracy at equal examples {points(contrast.gain['examples'])}",
         f"at equal seconds {points(contrast.gain['seconds'])}",
     ]
+    paired = _paired_advantage(contrast)
+    if paired is not None:
+        gains.append(f"same configurations at the end of a trial {points(paired)}")
     if contrast.retrained_gain is not None:
         gains.insert(0, f"re-trained test accuracy {points(contrast.retrained_gain)}")
     return (

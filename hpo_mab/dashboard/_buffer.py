@@ -88,6 +88,14 @@ class DashboardBuffer:
         self._study.written.clear()
 
 
+def trial_ids(engine: sa.Engine, study_id: int) -> dict[int, int]:
+    """Optuna's id of each trial of a study, by number."""
+    table = sa.Table("trials", sa.MetaData(), autoload_with=engine)
+    query = sa.select(table.c.number, table.c.trial_id).where(table.c.study_id == study_id)
+    with engine.connect() as connection:
+        return {number: trial_id for number, trial_id in connection.execute(query)}
+
+
 class _StandIn:
     """Study or trial and storage at once, with the members that ``optuna_dashboard`` uses.
 

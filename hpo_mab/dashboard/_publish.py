@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import optuna
+from optuna.trial import TrialState
 
 from hpo_mab.dashboard._artifacts import LARGE, artifact_folder, save_curves
-from hpo_mab.dashboard._buffer import DashboardBuffer
+from hpo_mab.dashboard._buffer import DashboardBuffer, trial_ids
 from hpo_mab.dashboard._figures import comparison_figures, study_figures
 from hpo_mab.dashboard._study_note import keep_users_part, study_note
 from hpo_mab.dashboard._trial_notes import pruning_notes
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 _PUBLISHED_KEY = "hpo_mab:published"
 _TEST_KEY = "hpo_mab:test"
+_FINISHED = ("complete", "pruned", "fail")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +58,7 @@ def publish_study(
 
     def write() -> list[str]:
         study = open_study(storage, run.name)
-        _write(storage, run, study, study_figures([run], [study]), artifacts=artifacts)
+        _write(storage, run, study, study_figures([run]), artifacts=artifacts)
         return [run.name]
 
     return _guarded(write)
@@ -85,7 +87,7 @@ def publish_comparison(
         studies = [open_study(storage, run.name) for run in runs]
         ids = ",".join(str(study._study_id) for study in studies)
         found = {"verdict": verdict(summary), "compared": f"/dashboard/compare-studies?ids={ids}"}
-        drawn = study_figures(runs, studies) | comparison_figures(summary)
+        drawn = study_figures(runs) | comparison_figures(summary)
         for run, study in zip(runs, studies, strict=True):
             _write(storage, run, study, drawn, artifacts=artifacts, found=found)
         return [run.name for run in runs]
@@ -105,9 +107,9 @@ def refresh(storage: Storage, *, artifacts: Path | None = None) -> Published:
         written = []
         for name in study_names(storage):
             study = open_study(storage, name)
-            if Definition.is_in(study.user_attrs) and _is_stale(study):
+            if Definition.is_in(study.user_attrs) and _is_stale(storage, study):
                 run = read_run(storage, name)
-                _write(storage, run, study, study_figures([run], [study]), artifacts=artifacts)
+                _write(storage, run, study, study_figures([run]), artifacts=artifacts)
                 written.append(name)
         return written
 
@@ -144,11 +146,11 @@ def _write(
     buffer.save_study_note(keep_users_part(note, buffer.study_note()))
     for name, figure in drawn.items():
         buffer.save_figure(name, figure)
-    ids = {trial.number: trial._trial_id for trial in study.get_trials(deepcopy=False)}
+    ids = trial_ids(storage.optuna.engine, study._study_id)
     for number, text in pruning_notes(run).items():
         if not buffer.has_trial_note(ids[number]):
             buffer.save_trial_note(ids[number], text)
-    finished = sum(trial.state != "running" for trial in run.trials)
+    finished = sum(trial.state in _FINISHED for trial in run.trials)
     buffer.save(_PUBLISHED_KEY, {"finished": finished, "found": dict(found)})
     buffer.flush(storage.optuna.engine, study._study_id)
     if sum(len(trial.curve) for trial in run.trials) >= LARGE:
@@ -161,7 +163,9 @@ def _test_accuracy(study: optuna.Study, run: StudyRun) -> float | None:
     return float(known["accuracy"]) if fits else None
 
 
-def _is_stale(study: optuna.Study) -> bool:
-    finished = sum(t.state.is_finished() for t in study.get_trials(deepcopy=False))
-    published = study._storage.get_study_system_attrs(study._study_id).get(_PUBLISHED_KEY, {})
-    return finished != published.get("finished", 0)
+def _is_stale(storage: Storage, study: optuna.Study) -> bool:
+    # Counted in the database: reading the trials of every study would take seconds.
+    states = tuple(TrialState[name.upper()] for name in _FINISHED)
+    finished = storage.optuna.get_n_trials(study._study_id, states)
+    attrs = storage.optuna.get_study_system_attrs(study._study_id)
+    return finished != attrs.get(_PUBLISHED_KEY, {}).get("finished", 0)

@@ -111,9 +111,9 @@ def _range(value: Any) -> str:
 
 def _how_to_read() -> str:
     return (
-        "Figures are under *Analytics*, below Optuna's own. A pruned trial's note says why it was "
-        "pruned. Columns `slot` and `paired` tell a trial's place in the plan and whether every "
-        "arm of a comparison trains its configuration."
+        "Figures are on the study's first page, below the history. A pruned trial's note says why "
+        "it was pruned. The attributes `slot` and `paired` of a trial are its place in the plan and whether "
+        "every arm of a comparison trains its configuration."
     )
 
 

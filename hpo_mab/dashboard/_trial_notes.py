@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import bisect
 import collections
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -40,9 +41,33 @@ def _note(run: StudyRun, trial: TrialRun, earlier: dict[int, list[float]]) -> st
         f"{run.trial_examples:,} training examples ({share:.0%}).",
         f"Validation accuracy there: {last.accuracy:.2%}. {_rank(last.accuracy, earlier[last.index])}",
     ]
-    pruner = run.spec.get("pruner", {}).get("kind", "")
-    lines.append(f"Why: {reason}" if reason else f"Why: the pruner (`{pruner}`) stopped it.")
+    lines.append(f"Why: {_why(run, trial)}")
     return "\n\n".join(lines)
+
+
+def _why(run: StudyRun, trial: TrialRun) -> str:
+    because = trial.attrs.get("pruned_because")
+    if isinstance(because, Mapping) and {"rung", "step", "threshold"} <= because.keys():
+        return _rung(because)
+    kind = run.spec.get("pruner", {}).get("kind", "")
+    return str(trial.attrs.get("reason") or f"the pruner (`{kind}`) stopped it.")
+
+
+def _rung(because: Mapping[str, Any]) -> str:
+    """What `hpo_mab.AdvantagePruner` decided by."""
+    threshold = because["threshold"]
+    needed = "" if threshold is None else f", {float(threshold):.2%} was needed to go on"
+    text = (
+        f"rung {because['rung']} at evaluation {because['step']}, among "
+        f"{because.get('competitors', '?')} trials{needed}."
+    )
+    if because.get("evidence"):
+        text += (
+            f" Without evidence of an advantage (`{because['evidence']}`) the rung would lie at "
+            f"evaluation {because.get('uniform_step')}; the evaluation is worth number "
+            f"{float(because.get('equivalent_step') or 0.0):.1f} of uniform training."
+        )
+    return text
 
 
 def _rank(own: float, others: list[float]) -> str:

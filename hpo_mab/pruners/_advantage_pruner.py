@@ -12,6 +12,7 @@ from optuna.pruners import BasePruner
 from optuna.trial import FrozenTrial
 
 from hpo_mab._errors import ArgumentError
+from hpo_mab.advantage import DEFAULT_MARGIN
 from hpo_mab.pruners._keeper import AdvantageWarning, EvidenceKeeper, EvidenceLike
 from hpo_mab.pruners._rungs import Contest, contest, next_rung, rung_key
 from hpo_mab.pruners._trial_pairs import is_uniform
@@ -89,7 +90,7 @@ class AdvantagePruner(BasePruner):
         min_early_stopping_rate: int = 0,
         bootstrap_count: int = 0,
         max_resource: int | None = None,
-        margin: float = 0.1,
+        margin: float = DEFAULT_MARGIN,
         confidence: float = 0.95,
         refresh: int = 10,
     ) -> None:
@@ -109,7 +110,7 @@ class AdvantagePruner(BasePruner):
         self._first_step = min_resource * reduction_factor**min_early_stopping_rate
         self._reduction_factor = reduction_factor
         self._bootstrap_count = bootstrap_count
-        self._keeper = EvidenceKeeper(
+        self.keeper = EvidenceKeeper(
             given=evidence,
             reference=reference,
             full=max_resource,
@@ -124,7 +125,7 @@ class AdvantagePruner(BasePruner):
         step = trial.last_step
         if step is None:
             return False
-        self._keeper.first_look(study)
+        self.keeper.first_look(study)
         value = trial.intermediate_values[step]
         rung = next_rung(trial)
         trials: list[FrozenTrial] | None = None
@@ -134,7 +135,7 @@ class AdvantagePruner(BasePruner):
                 return False
             if trials is None:
                 trials = study.get_trials(deepcopy=False)
-                if self._keeper.look_again(study, trials):
+                if self.keeper.look_again(study, trials):
                     continue
             self._warn_once()
             if math.isnan(value):
@@ -160,7 +161,7 @@ class AdvantagePruner(BasePruner):
     def _place(self, rung: int, trial: FrozenTrial) -> Placement:
         uniform = self._first_step * self._reduction_factor**rung
         unmoved = Placement(step=uniform, uniform=uniform, equivalent=uniform, evidence=None)
-        evidence, full = self._keeper.evidence, self._keeper.full
+        evidence, full = self.keeper.evidence, self.keeper.full
         if evidence is None or full is None or uniform > full or is_uniform(trial):
             return unmoved
         known = evidence.rung(uniform / full)
@@ -178,7 +179,7 @@ class AdvantagePruner(BasePruner):
         )
 
     def _warn_once(self) -> None:
-        evidence = self._keeper.evidence
+        evidence = self.keeper.evidence
         if self._warned or (evidence is not None and evidence.moves):
             return
         self._warned = True

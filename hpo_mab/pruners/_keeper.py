@@ -11,7 +11,7 @@ import optuna
 from optuna.trial import FrozenTrial
 
 from hpo_mab._errors import ArgumentError
-from hpo_mab.advantage import FEWEST_PAIRS, Evidence, measure_evidence
+from hpo_mab.advantage import DEFAULT_MARGIN, FEWEST_PAIRS, Evidence, measure_evidence
 from hpo_mab.pruners._trial_pairs import pairs_of_trials
 
 #: Study user attribute that holds the evidence as JSON values.
@@ -43,12 +43,12 @@ class EvidenceKeeper:
     def __init__(
         self,
         *,
-        given: EvidenceLike | None,
-        reference: str | None,
-        full: int | None,
-        margin: float,
-        confidence: float,
-        every: int,
+        given: EvidenceLike | None = None,
+        reference: str | None = None,
+        full: int | None = None,
+        margin: float = DEFAULT_MARGIN,
+        confidence: float = 0.95,
+        every: int = 10,
     ) -> None:
         self.evidence = None if given is None else _read(given)
         self.full = full
@@ -62,21 +62,8 @@ class EvidenceKeeper:
 
     def first_look(self, study: optuna.Study) -> None:
         """Read what the study holds; later calls do nothing."""
-        if self._seen is not None:
-            return
-        attrs = study.user_attrs
-        spec = attrs.get(_DEFINITION_KEY, {}).get("spec", {})
-        self._names = tuple(str(spec.get(k, {}).get("name", "")) for k in ("data", "model"))  # type: ignore[assignment]
-        if self.full is None and spec:
-            self.full = int(spec["budget"]["evaluations"])
-        if self._given:
-            self._refuse_other_task()
-            self._store(study, attrs)
-        else:
-            self._take_stored(attrs)
-        trials = study.get_trials(deepcopy=False)
-        self._seen = _finished(trials)
-        self._look(study, trials)
+        if self._seen is None:
+            self.look(study, study.get_trials(deepcopy=False))
 
     def look_again(self, study: optuna.Study, trials: Sequence[FrozenTrial]) -> bool:
         """Refresh the evidence if enough trials have finished since the last look.
@@ -86,39 +73,61 @@ class EvidenceKeeper:
             trials: Its trials as they are now.
 
         Returns:
-            Whether evidence or the length of a trial became known or changed.
+            Whether the evidence or the length of a trial became known or changed.
         """
-        finished = _finished(trials)
-        if self._seen is not None and finished < self._seen + self._every:
+        if self._seen is not None and _finished(trials) < self._seen + self._every:
             return False
-        self._seen = finished
         before = (self.evidence, self.full)
-        if not self._given:
-            self._take_stored(study.user_attrs)
-        self._look(study, trials)
+        self.look(study, trials)
         return before != (self.evidence, self.full)
 
-    def _look(self, study: optuna.Study, trials: Sequence[FrozenTrial]) -> None:
+    def look(self, study: optuna.Study, trials: Sequence[FrozenTrial]) -> None:
+        """Read what the study holds, and measure and store what its trials newly tell.
+
+        Args:
+            study: The study.
+            trials: Its trials as they are now.
+        """
+        attrs = study.user_attrs
+        first, self._seen = self._seen is None, _finished(trials)
+        if first:
+            self._read_definition(attrs.get(_DEFINITION_KEY, {}).get("spec", {}))
         if self.full is None:
             self.full = _longest(trials)
-        if self._given or self.full is None:
+        if self._given:
+            self._store(study, attrs)
+            return
+        if EVIDENCE_KEY in attrs:
+            self.evidence = Evidence.from_json(attrs[EVIDENCE_KEY])
+        self._measure(study, trials)
+        self._store(study, attrs)
+
+    def _read_definition(self, spec: Mapping[str, Any]) -> None:
+        names = [str(spec.get(key, {}).get("name", "")) for key in ("data", "model")]
+        self._names = (names[0], names[1])
+        if self.full is None and spec:
+            self.full = int(spec["budget"]["evaluations"])
+        if self.evidence is not None:
+            self.evidence = self._unless_of_another_task(self.evidence)
+
+    def _measure(self, study: optuna.Study, trials: Sequence[FrozenTrial]) -> None:
+        if self.full is None:
             return
         pairs = pairs_of_trials(
             trials, self._reference_trials(study), full=self.full, direction=study.direction
         )
         known = 0 if self.evidence is None else self.evidence.pairs
-        if len(pairs) < FEWEST_PAIRS or pairs.counts[-1:].sum() <= known:
+        complete = int(pairs.counts[-1:].sum())
+        if complete < FEWEST_PAIRS or complete <= known:
             return
-        data, model = self._names
         self.evidence = measure_evidence(
             pairs,
             margin=self._margin,
             confidence=self._confidence,
             source=f"study {self._reference}" if self._reference else "pilot",
-            data=data,
-            model=model,
+            data=self._names[0],
+            model=self._names[1],
         )
-        self._store(study, {})
 
     def _reference_trials(self, study: optuna.Study) -> list[FrozenTrial]:
         if self._reference is None:
@@ -131,17 +140,12 @@ class EvidenceKeeper:
             ) from None
         return other.get_trials(deepcopy=False)
 
-    def _take_stored(self, attrs: Mapping[str, Any]) -> None:
-        if EVIDENCE_KEY in attrs:
-            self.evidence = Evidence.from_json(attrs[EVIDENCE_KEY])
-
     def _store(self, study: optuna.Study, attrs: Mapping[str, Any]) -> None:
         if self.evidence is not None and attrs.get(EVIDENCE_KEY) != self.evidence.to_json():
             study.set_user_attr(EVIDENCE_KEY, self.evidence.to_json())
 
-    def _refuse_other_task(self) -> None:
-        assert self.evidence is not None
-        theirs = (self.evidence.data, self.evidence.model)
+    def _unless_of_another_task(self, evidence: Evidence) -> Evidence | None:
+        theirs = (evidence.data, evidence.model)
         for what, one, other in zip(("data", "network"), theirs, self._names, strict=True):
             if one and other and one != other:
                 warnings.warn(
@@ -150,8 +154,8 @@ class EvidenceKeeper:
                     AdvantageWarning,
                     stacklevel=2,
                 )
-                self.evidence = None
-                return
+                return None
+        return evidence
 
 
 def _read(given: EvidenceLike) -> Evidence:

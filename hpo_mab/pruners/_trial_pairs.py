@@ -31,6 +31,11 @@ def is_twin(trial: FrozenTrial) -> bool:
     return TWIN_KEY in trial.user_attrs
 
 
+def twin_attrs(trial: FrozenTrial) -> dict[str, Any]:
+    """What makes a trial a twin, for its retry; nothing for others."""
+    return {SAMPLER_KEY: UNIFORM, TWIN_KEY: trial.user_attrs[TWIN_KEY]} if is_twin(trial) else {}
+
+
 def pairs_of_trials(
     trials: Sequence[FrozenTrial],
     reference: Iterable[FrozenTrial] = (),

@@ -7,7 +7,9 @@ from typing import Any
 
 from hpo_mab import data, models, samplers, training
 from hpo_mab._errors import HpoMabError, SpecError, UnknownNameError
+from hpo_mab.advantage import FEWEST_PAIRS
 from hpo_mab.search._components import create_pruner, sampler_factory
+from hpo_mab.search._pilot import trained_kind
 from hpo_mab.search._spec import (
     DataSection,
     ModelSection,
@@ -29,7 +31,7 @@ _OPTIONS: Mapping[str, Callable[[str], Iterable[str]]] = {
     "data": data.options,
     "model": models.options,
     "optimizer": training.optimizer_options,
-    "sampler": samplers.knobs,
+    "sampler": lambda kind: samplers.knobs(trained_kind(kind)),
     "pruner": lambda _: (),
 }
 
@@ -53,19 +55,24 @@ def check_names(spec: StudySpec) -> None:
     _check_section("model", spec.model.name, spec.model.options)
     _check_section("optimizer", spec.optimizer.name, spec.optimizer.options)
     sampler_factory(spec.search.sampler, spec.search.options)
-    _check_arm(spec.sampler, spec.pruner, spec.budget.evaluations)
+    _check_arm(spec)
     for name, arm in spec.compare.arms.items():
+        parts = {"sampler": arm.sampler or spec.sampler, "pruner": arm.pruner or spec.pruner}
         try:
-            _check_arm(
-                arm.sampler or spec.sampler, arm.pruner or spec.pruner, spec.budget.evaluations
-            )
+            _check_arm(spec.model_copy(update=parts))
         except HpoMabError as error:
             raise SpecError(f"compare.arms.{name}: {error}") from None
 
 
-def _check_arm(sampler: SamplerSection, pruner: PrunerSection, evaluations: int) -> None:
-    _check_section("sampler", sampler.kind, sampler.options)
-    create_pruner(pruner.kind, pruner.options, evaluations=evaluations)
+def _check_arm(spec: StudySpec) -> None:
+    _check_section("sampler", spec.sampler.kind, spec.sampler.options)
+    create_pruner(spec.pruner.kind, spec.pruner.options, evaluations=spec.budget.evaluations)
+    if spec.has_pilot and spec.search.initial < FEWEST_PAIRS:
+        what = "sampler 'auto'" if spec.sampler.kind == "auto" else "pruner 'advantage'"
+        raise SpecError(
+            f"search.initial must be at least {FEWEST_PAIRS} for the pilot that {what} needs, "
+            f"got {spec.search.initial}."
+        )
 
 
 def _check_section(section: str, name: str, options: Mapping[str, Any]) -> None:

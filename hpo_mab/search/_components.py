@@ -6,13 +6,17 @@ import functools
 import inspect
 import warnings
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import optuna
 from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler
 
 from hpo_mab._errors import ArgumentError, UnknownNameError
+from hpo_mab.pruners import AdvantagePruner
+
+if TYPE_CHECKING:
+    from hpo_mab.search._spec import StudySpec
 
 _SAMPLERS: Mapping[str, type[BaseSampler]] = {
     "cmaes": optuna.samplers.CmaEsSampler,
@@ -28,6 +32,7 @@ _PINNED: Mapping[str, Mapping[str, Any]] = {
 }
 
 _PRUNERS: Mapping[str, type[BasePruner]] = {
+    "advantage": AdvantagePruner,
     "hyperband": optuna.pruners.HyperbandPruner,
     "median": optuna.pruners.MedianPruner,
     "none": optuna.pruners.NopPruner,
@@ -57,9 +62,9 @@ def create_pruner(kind: str, options: Mapping[str, Any], *, evaluations: int) ->
     """Make a pruner whose steps are a trial's evaluations, 1 to ``evaluations``.
 
     Args:
-        kind: ``"none"``, ``"median"``, ``"percentile"``, ``"successive_halving"`` or
-            ``"hyperband"``.
-        options: Arguments of the Optuna class.
+        kind: ``"none"``, ``"median"``, ``"percentile"``, ``"successive_halving"``, ``"hyperband"``
+            or ``"advantage"``.
+        options: Arguments of the class.
         evaluations: Evaluations of a full trial, the largest step reported.
 
     Raises:
@@ -71,6 +76,7 @@ def create_pruner(kind: str, options: Mapping[str, Any], *, evaluations: int) ->
     cls = _PRUNERS[kind]
     _check_options(f"pruner '{kind}'", cls, options)
     defaults: dict[str, dict[str, Any]] = {
+        "advantage": {"min_resource": 1, "max_resource": evaluations, "reduction_factor": 2},
         # A quarter of the budget first: in the warm-up all configurations look alike.
         "median": {"n_warmup_steps": evaluations // 4},
         "percentile": {"percentile": 50.0, "n_warmup_steps": evaluations // 4},
@@ -82,6 +88,19 @@ def create_pruner(kind: str, options: Mapping[str, Any], *, evaluations: int) ->
     except (TypeError, ValueError) as error:
         raise ArgumentError(f"pruner '{kind}': {error}") from error
     return pruner
+
+
+def study_pruner(spec: StudySpec) -> BasePruner:
+    """The pruner of a study definition.
+
+    Uniform trials have no advantage to use: there the advantage pruner is successive halving.
+    """
+    kind, options = spec.pruner.kind, spec.pruner.options
+    if kind == "advantage" and spec.sampler.kind == "uniform":
+        kind = "successive_halving"
+        known = inspect.signature(_PRUNERS[kind]).parameters
+        options = {key: value for key, value in options.items() if key in known}
+    return create_pruner(kind, options, evaluations=spec.budget.evaluations)
 
 
 def _quietly(cls: Callable[..., Any], options: Mapping[str, Any], **more: Any) -> Any:

@@ -12,8 +12,10 @@ from torch.utils.data import Dataset
 
 from hpo_mab import training
 from hpo_mab.data import Augmentation, ImageSplits
+from hpo_mab.pruners._trial_pairs import SAMPLER_KEY, TWIN_KEY, UNIFORM
+from hpo_mab.search._pilot import AUTO, choose_sampler, queue_twin, trained_kind
 from hpo_mab.search._seeding import derive_seed, slot_of
-from hpo_mab.search._space import SearchSpace
+from hpo_mab.search._space import Configuration, SearchSpace
 from hpo_mab.search._workload import Loop, TrainingRun, Workload
 from hpo_mab.storage import CurveStore
 from hpo_mab.training import Budget, Evaluation, TrainingDiverged
@@ -37,7 +39,8 @@ class TrainingObjective:
             ``(input tensor, class)``.
         budget: What one trial may spend.
         optimizer: ``name`` (default ``"sgd"``) and options.
-        sampler: A sampler's kind, or ``kind`` (default ``"mab"``) and knobs.
+        sampler: A sampler's kind, or ``kind`` (default ``"mab"``) and knobs. Kind ``"auto"`` is
+            ``"mab"`` for the pilot, after which the study goes on with the sampler that it favours.
         model_options: Keyword arguments of ``model``.
         batch_size: Examples a batch.
         warmup: Share of the budget in which the learning rate rises linearly.
@@ -51,6 +54,8 @@ class TrainingObjective:
         seed: The study's seed. A trial's seed follows from it and the trial's slot.
         initial: Trials in the first ``initial`` slots are never pruned, so that another study's
             can be paired with them.
+        pilot: Whether the first ``initial`` configurations are each trained under uniform sampling
+            as well, in twin trials that are queued in the study; always with ``"auto"``.
         device: ``"auto"`` takes CUDA, then MPS, then the CPU.
         curves: Where learning curves are stored; None keeps none.
 
@@ -79,12 +84,14 @@ class TrainingObjective:
         num_workers: int = 0,
         seed: int = 0,
         initial: int = 0,
+        pilot: bool = False,
         device: str | torch.device = "auto",
         curves: CurveStore | None = None,
     ) -> None:
+        chosen = {"kind": sampler} if isinstance(sampler, str) else {"kind": "mab", **sampler}
         self.space = SearchSpace(
             optimizer={"name": "sgd", **optimizer},
-            sampler={"kind": sampler} if isinstance(sampler, str) else {"kind": "mab", **sampler},
+            sampler={**chosen, "kind": trained_kind(chosen["kind"])},
             model=model_options,
             batch_size=batch_size,
             warmup=warmup,
@@ -106,6 +113,8 @@ class TrainingObjective:
         )
         self.seed = seed
         self.initial = initial
+        self.auto = chosen["kind"] == AUTO
+        self.pilot = pilot or self.auto
         self.curves = curves
 
     def check(self) -> None:
@@ -131,16 +140,20 @@ class TrainingObjective:
         trial.set_user_attr("slot", slot)
         if slot < self.initial:
             trial.set_user_attr("paired", True)
-        configuration = self.space.suggest(trial)
+        configuration = self._with_sampler(trial, self.space.suggest(trial), slot)
         if self.curves is not None:
             self.curves.start(trial._trial_id)
         last: Evaluation | None = None
         try:
             with self.workload.training(configuration, seed=trial_seed(self.seed, slot)) as run:
                 last = self._follow(trial, run, may_prune=slot >= self.initial)
+            if self.pilot and slot < self.initial and TWIN_KEY not in trial.user_attrs:
+                queue_twin(trial.study, trial)
         except TrainingDiverged as error:
             trial.set_user_attr("reason", str(error))
             raise optuna.TrialPruned(str(error)) from error
+        except optuna.TrialPruned:
+            raise
         except KeyboardInterrupt:
             trial.set_user_attr("interrupted", True)
             raise
@@ -148,6 +161,20 @@ class TrainingObjective:
             trial.set_user_attr("reason", f"{type(error).__name__}: {error}".splitlines()[0])
             raise
         return last.accuracy
+
+    def _with_sampler(
+        self, trial: optuna.trial.Trial, configuration: Configuration, slot: int
+    ) -> Configuration:
+        """The configuration with the batch sampler that is the trial's, which the record names."""
+        if not self.pilot:
+            return configuration
+        kind = trial.user_attrs.get(SAMPLER_KEY)
+        if kind is None and self.auto and slot >= self.initial:
+            choice = choose_sampler(trial.study, initial=self.initial)
+            kind = None if choice is None else choice.sampler
+        kind = kind or str(configuration.sampler["kind"])
+        trial.set_user_attr(SAMPLER_KEY, kind)
+        return configuration.with_sampler(kind) if kind == UNIFORM else configuration
 
     def _follow(
         self, trial: optuna.trial.Trial, run: TrainingRun, *, may_prune: bool

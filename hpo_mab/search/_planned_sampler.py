@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import optuna
@@ -11,6 +11,7 @@ from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler, RandomSampler
 from optuna.trial import FrozenTrial, TrialState
 
+from hpo_mab.search._pilot import OwnHistory
 from hpo_mab.search._seeding import derive_seed, slot_of
 
 
@@ -28,6 +29,8 @@ class PlannedSampler(BaseSampler):
         seed: The study's seed.
         initial: Number of fixed first configurations.
         defaults: Values of parameters to use in the first configurations.
+        twins: Whether the study has a pilot, whose twins the underlying sampler must not take for
+            further configurations, see `hpo_mab.search._pilot.OwnHistory`.
     """
 
     def __init__(
@@ -37,10 +40,12 @@ class PlannedSampler(BaseSampler):
         seed: int,
         initial: int = 10,
         defaults: Mapping[str, Any] | None = None,
+        twins: bool = False,
     ) -> None:
         self._factory = factory
         self._seed = seed
         self._initial = initial
+        self._twins = twins
         self._defaults = dict(defaults or {})
         self._asked: tuple[int, BaseSampler] | None = None
 
@@ -50,7 +55,7 @@ class PlannedSampler(BaseSampler):
         """See `optuna.samplers.BaseSampler`."""
         if slot_of(study, trial) < self._initial:
             return {}
-        return self._sampler(study, trial).infer_relative_search_space(study, trial)
+        return self._sampler(study, trial).infer_relative_search_space(self._seen(study), trial)
 
     def sample_relative(
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
@@ -58,7 +63,8 @@ class PlannedSampler(BaseSampler):
         """See `optuna.samplers.BaseSampler`."""
         if slot_of(study, trial) < self._initial:
             return {}
-        return self._sampler(study, trial).sample_relative(study, trial, search_space)
+        seen = self._seen(study)
+        return self._sampler(study, trial).sample_relative(seen, trial, search_space)
 
     def sample_independent(
         self,
@@ -71,7 +77,8 @@ class PlannedSampler(BaseSampler):
         slot = slot_of(study, trial)
         if slot >= self._initial:
             sampler = self._sampler(study, trial)
-            return sampler.sample_independent(study, trial, param_name, param_distribution)
+            seen = self._seen(study)
+            return sampler.sample_independent(seen, trial, param_name, param_distribution)
         if param_name in self._defaults and _admits(param_distribution, self._defaults[param_name]):
             return self._defaults[param_name]
         random = RandomSampler(seed=derive_seed(self._seed, "initial", slot, param_name))
@@ -79,7 +86,7 @@ class PlannedSampler(BaseSampler):
 
     def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
         """See `optuna.samplers.BaseSampler`."""
-        self._sampler(study, trial).before_trial(study, trial)
+        self._sampler(study, trial).before_trial(self._seen(study), trial)
 
     def after_trial(
         self,
@@ -89,7 +96,10 @@ class PlannedSampler(BaseSampler):
         values: Sequence[float] | None,
     ) -> None:
         """See `optuna.samplers.BaseSampler`."""
-        self._sampler(study, trial).after_trial(study, trial, state, values)
+        self._sampler(study, trial).after_trial(self._seen(study), trial, state, values)
+
+    def _seen(self, study: optuna.Study) -> optuna.Study:
+        return cast(optuna.Study, OwnHistory(study)) if self._twins else study
 
     def _sampler(self, study: optuna.Study, trial: FrozenTrial) -> BaseSampler:
         if self._asked is None or self._asked[0] != trial.number:

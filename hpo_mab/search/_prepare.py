@@ -16,7 +16,6 @@ from hpo_mab.search._spec import StudySpec
 from hpo_mab.storage import CurveStore
 from hpo_mab.training import Budget
 
-
 # One epoch of Fashion-MNIST ends at 83.2% with crops and flips and at 88.7% without.
 _AUGMENTED_EPOCHS = 10
 
@@ -67,6 +66,7 @@ def make_objective(
         compile=loop.compile,
         seed=spec.seed,
         initial=spec.search.initial,
+        pilot=spec.has_pilot,
         device=loop.device,
         curves=curves,
     )

@@ -6,19 +6,20 @@ import dataclasses
 from collections.abc import Callable
 
 import optuna
-from optuna.trial import FrozenTrial
 
 from hpo_mab._environment import environment
+from hpo_mab.pruners._trial_pairs import SAMPLER_KEY, UNIFORM
 from hpo_mab.search._objective import TrainingObjective, trial_seed
+from hpo_mab.search._pilot import Choice, stored_choice
 from hpo_mab.search._prepare import load_splits, make_objective
 from hpo_mab.search._spec import StudySpec
-from hpo_mab.search._stopping import StopWhenDone
-from hpo_mab.search._study import default_name, fresh_name, make_study, requeue_interrupted
-from hpo_mab.search._total import TotalBudget
+from hpo_mab.search._study import default_name, fresh_name, make_study
+from hpo_mab.search._trial_loop import TrialCallback, TrialLoop
 from hpo_mab.storage import Definition, Storage, StudyRun, TrialRun, read_run
 from hpo_mab.training import Budget
 
-TrialCallback = Callable[[optuna.Study, FrozenTrial], None]
+#: Runs a study's trials until its target is reached; returns whether Ctrl-C ended it early.
+Launch = Callable[[optuna.Study, TrialCallback | None], bool]
 
 _TEST_KEY = "hpo_mab:test"
 
@@ -33,11 +34,13 @@ class RunOutcome:
         test_accuracy: Accuracy on the test set of the best trial's network, trained again as in
             its trial; None where it was not asked for, there is no complete trial or the run was
             interrupted.
+        choice: What ``kind = "auto"`` chose and why, once its pilot is done.
     """
 
     run: StudyRun
     interrupted: bool
     test_accuracy: float | None
+    choice: Choice | None = None
 
 
 class StudyRunner:
@@ -81,6 +84,7 @@ class StudyRunner:
         *,
         on_trial: TrialCallback | None = None,
         score: bool = True,
+        launch: Launch | None = None,
     ) -> RunOutcome:
         """Run trials until the study has what the definition asks for.
 
@@ -88,36 +92,27 @@ class StudyRunner:
             name: The study's name; None takes the default.
             on_trial: Called with study and trial after each trial.
             score: Whether to score the best trial on the test set.
+            launch: Has the trials run elsewhere, see `hpo_mab.workers`; None runs them here.
 
         Raises:
-            StorageError: A study of that name is defined otherwise.
+            StorageError: A study of that name is defined otherwise, or the database fails.
             StudyFailedError: Three trials in a row failed.
         """
-        definition = self._definition()
-        study = make_study(self.storage, self.name(name), self.spec, definition)
-        stop = StopWhenDone(
-            trials=self.spec.budget.trials,
-            total=None
-            if self.spec.budget.total is None
-            else TotalBudget.parse(self.spec.budget.total),
-            epoch_examples=definition.epoch_examples,
-        )
-        interrupted = False
-        if not stop.is_done(study):
-            requeue_interrupted(study)
-            try:
-                study.optimize(
-                    self.objective,
-                    catch=(Exception,),
-                    callbacks=[*([on_trial] if on_trial else []), stop],
-                )
-            except KeyboardInterrupt:
-                interrupted = True
+        study = make_study(self.storage, self.name(name), self.spec, self._definition())
+        interrupted = (launch or self._run_here)(study, on_trial)
         run = read_run(self.storage, study.study_name)
         accuracy = None
         if score and run.best is not None and not interrupted:
             accuracy = self._test_score(study, run.best)
-        return RunOutcome(run=run, interrupted=interrupted, test_accuracy=accuracy)
+        return RunOutcome(
+            run=run,
+            interrupted=interrupted,
+            test_accuracy=accuracy,
+            choice=stored_choice(study) if self.objective.auto else None,
+        )
+
+    def _run_here(self, study: optuna.Study, on_trial: TrialCallback | None) -> bool:
+        return TrialLoop(study, self.storage, self.objective, on_trial=on_trial).run()
 
     def train_again(
         self,
@@ -139,6 +134,8 @@ class StudyRunner:
             Test accuracy, in [0, 1].
         """
         configuration = self.objective.space.at(trial.params)
+        if sampler is None and trial.attrs.get(SAMPLER_KEY) == UNIFORM:
+            sampler = UNIFORM
         if sampler is not None:
             configuration = configuration.with_sampler(sampler)
         if seed is None:
@@ -169,5 +166,5 @@ class StudyRunner:
             trial_examples=workload.trial_examples(fixed),
             epoch_examples=workload.num_examples,
             spec=self.spec.model_dump(mode="json"),
-            environment=environment(workload.device),
+            environment=environment(),
         )

@@ -11,6 +11,8 @@ import hashlib
 import optuna
 from optuna.trial import FrozenTrial
 
+from hpo_mab.pruners._trial_pairs import is_twin
+
 
 def derive_seed(*parts: int | str) -> int:
     """A seed in [0, 2**32) that depends on every part and on nothing else."""
@@ -21,12 +23,14 @@ def derive_seed(*parts: int | str) -> int:
 def slot_of(study: optuna.Study, trial: FrozenTrial | optuna.trial.Trial) -> int:
     """The trial's place in the study's plan, from 0.
 
-    It is the trial's number less the retries made before it; a retry holds the slot of the trial
-    it repeats.
+    It is the trial's number less the retries and twins made before it; these hold the slot of the
+    trial they repeat.
     """
     slot = trial.user_attrs.get("slot")
     if slot is not None:
         return int(slot)
     earlier = study.get_trials(deepcopy=False)[: trial.number]
     # Optuna's retry callback marks the trials it queues so; its own accessor is experimental.
-    return trial.number - sum("failed_trial" in other.system_attrs for other in earlier)
+    return trial.number - sum(
+        "failed_trial" in other.system_attrs or is_twin(other) for other in earlier
+    )

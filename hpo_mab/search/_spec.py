@@ -136,7 +136,12 @@ class TrainingSection(_Section):
 
 
 class SamplerSection(_OpenSection):
-    """``[sampler]``: the batch sampler; further keys are its knobs, constants or ranges."""
+    """``[sampler]``: the batch sampler; further keys are its knobs, constants or ranges.
+
+    Attributes:
+        kind: Name of a batch sampler, or ``"auto"``: the bandit for the first configurations,
+            each trained under uniform sampling as well, then the better of the two.
+    """
 
     kind: str = "mab"
 
@@ -213,6 +218,14 @@ class StudySpec(_Section):
         except HpoMabError as error:
             raise ValueError(str(error)) from error
         return self
+
+    @property
+    def has_pilot(self) -> bool:
+        """Whether the first configurations are trained under uniform sampling, too."""
+        if self.sampler.kind == "auto":
+            return True
+        brings = {"evidence", "reference"} & self.pruner.options.keys()
+        return self.pruner.kind == "advantage" and self.sampler.kind != "uniform" and not brings
 
     def searched(self) -> dict[str, Any]:
         """The search space: Optuna's distributions by parameter name."""

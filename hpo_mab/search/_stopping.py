@@ -2,74 +2,86 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
+from typing import Self
+
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from hpo_mab._errors import HpoMabError
 from hpo_mab.search._total import TotalBudget
+from hpo_mab.storage import CurveStore, Definition
 
-_FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 _FAILURES_IN_A_ROW = 3
+_KEY = "hpo_mab:target"
 
 
 class StudyFailedError(HpoMabError):
     """Trial after trial failed; the message holds the last reason."""
 
 
-class StopWhenDone:
-    """Callback that stops a study when its trials or its total budget are used up.
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """What a study is to reach; kept with it, so that all its workers know.
 
-    Args:
-        trials: Trials that must be complete or pruned.
-        total: What all trials together may spend; None is no limit.
+    Attributes:
+        trials: Trials that must be complete or pruned, the pilot's twins not counted.
+        total: What all trials together may spend, as written; None is no limit.
         epoch_examples: Examples of one epoch.
     """
 
-    def __init__(self, *, trials: int, total: TotalBudget | None, epoch_examples: int) -> None:
-        self._trials = trials
-        self._total = total
-        self._epoch_examples = epoch_examples
+    trials: int
+    total: str | None
+    epoch_examples: int
 
-    def __call__(self, study: optuna.Study, trial: FrozenTrial) -> None:
-        """See `optuna.Study.optimize`, ``callbacks``."""
-        self.raise_if_failing(study)
-        if self.is_done(study):
-            study.stop()
+    def save(self, study: optuna.Study) -> None:
+        """Write the target into the study, in place of an earlier one."""
+        study.set_user_attr(_KEY, dataclasses.asdict(self))
 
-    def is_done(self, study: optuna.Study) -> bool:
-        """Whether nothing is left to run."""
-        return self.remaining(study) == 0 or self.share_spent(study) >= 1
+    @classmethod
+    def load(cls, study: optuna.Study) -> Self:
+        """The study's target as it is now; that of its definition where it has none."""
+        stored = study.user_attrs.get(_KEY)
+        if stored is None:
+            definition = Definition.load(study)
+            budget = definition.spec["budget"]
+            return cls(
+                trials=budget["trials"],
+                total=budget["total"],
+                epoch_examples=definition.epoch_examples,
+            )
+        return cls(**stored)
 
-    def remaining(self, study: optuna.Study) -> int:
-        """Trials still to finish."""
-        finished = study.get_trials(deepcopy=False, states=_FINISHED)
-        return max(0, self._trials - len(finished))
+    def is_spent(self, study: optuna.Study, curves: CurveStore) -> bool:
+        """Whether the total budget is used up."""
+        return self.share_spent(study, curves) >= 1
 
-    def share_spent(self, study: optuna.Study) -> float:
-        """Share of the total budget spent, 0 if there is no limit."""
-        if self._total is None:
+    def share_spent(self, study: optuna.Study, curves: CurveStore) -> float:
+        """Share of the total budget spent, lost and running trials included; 0 without limit."""
+        if self.total is None:
             return 0.0
-        attrs = [trial.user_attrs for trial in study.get_trials(deepcopy=False)]
-        return self._total.share_spent(
-            seconds=sum(a.get("seconds", 0.0) for a in attrs),
-            examples=sum(a.get("examples", 0) for a in attrs),
-            epoch_examples=self._epoch_examples,
+        examples, seconds = curves.spent(study._study_id)
+        return TotalBudget.parse(self.total).share_spent(
+            seconds=seconds, examples=examples, epoch_examples=self.epoch_examples
         )
 
-    @staticmethod
-    def raise_if_failing(study: optuna.Study) -> None:
-        """Give up after three failures in a row.
 
-        Raises:
-            StudyFailedError: The last three trials failed.
-        """
-        ended = [t for t in study.get_trials(deepcopy=False) if t.state.is_finished()]
-        last = ended[-_FAILURES_IN_A_ROW:]
-        failed = [
-            t for t in last if t.state == TrialState.FAIL and not t.user_attrs.get("interrupted")
-        ]
-        if len(failed) == _FAILURES_IN_A_ROW:
-            reason = failed[-1].user_attrs.get("reason", "see the log")
-            raise StudyFailedError(
-                f"{_FAILURES_IN_A_ROW} trials in a row failed, the last with: {reason}"
-            )
+def raise_if_failing(study: optuna.Study) -> None:
+    """Give up after three failures in a row.
+
+    Raises:
+        StudyFailedError: The last three trials failed by themselves.
+    """
+    ended = [t for t in study.get_trials(deepcopy=False) if t.state.is_finished()]
+    own = [t for t in ended if not (t.user_attrs.get("interrupted") or t.user_attrs.get("lost"))]
+    last = own[-_FAILURES_IN_A_ROW:]
+    if len(last) == _FAILURES_IN_A_ROW and _all_failed(last):
+        reason = last[-1].user_attrs.get("reason", "see the log")
+        raise StudyFailedError(
+            f"{_FAILURES_IN_A_ROW} trials in a row failed, the last with: {reason}"
+        )
+
+
+def _all_failed(trials: Sequence[FrozenTrial]) -> bool:
+    return all(trial.state == TrialState.FAIL for trial in trials)

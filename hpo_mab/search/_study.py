@@ -7,12 +7,13 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import optuna
-from optuna.trial import TrialState
 
 from hpo_mab._errors import StorageError
-from hpo_mab.search._components import create_pruner, sampler_factory
+from hpo_mab.search._components import sampler_factory, study_pruner
+from hpo_mab.search._pilot import trained_kind
 from hpo_mab.search._planned_sampler import PlannedSampler
 from hpo_mab.search._spec import StudySpec
+from hpo_mab.search._stopping import Target
 from hpo_mab.storage import Definition, Storage, study_names
 
 # What may change between two runs of one study without changing what its trials mean.
@@ -46,7 +47,7 @@ def fresh_name(storage: Storage, name: str) -> str:
 def make_study(
     storage: Storage, name: str, spec: StudySpec, definition: Definition
 ) -> optuna.Study:
-    """The stored study of that name, made now if there is none.
+    """The stored study of that name, made now if there is none; its target becomes the spec's.
 
     Args:
         storage: The database.
@@ -57,50 +58,37 @@ def make_study(
     Raises:
         StorageError: A study of that name exists and is defined otherwise.
     """
-    options: dict[str, Any] = {
-        "study_name": name,
-        "storage": storage.optuna,
-        "sampler": _sampler(spec),
-        "pruner": create_pruner(
-            spec.pruner.kind, spec.pruner.options, evaluations=spec.budget.evaluations
-        ),
-    }
-    if name in study_names(storage):
-        study = optuna.load_study(**options)
-        _refuse_other_definition(study, definition)
-        return study
-    study = optuna.create_study(**options, direction="maximize")
-    definition.save(study)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        study.set_metric_names(["validation accuracy"])
+    # Several processes may start the same study at once.
+    with storage.lock(name):
+        if name in study_names(storage):
+            study = open_with_parts(storage, name, spec)
+            # One that died here before it had a definition has no trials either.
+            if Definition.is_in(study.user_attrs) or study.get_trials(deepcopy=False):
+                _refuse_other_definition(study, definition)
+        else:
+            study = optuna.create_study(
+                study_name=name, storage=storage.optuna, direction="maximize", **_parts(spec)
+            )
+        if not Definition.is_in(study.user_attrs):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+                study.set_metric_names(["validation accuracy"])
+            definition.save(study)
+        Target(
+            trials=spec.budget.trials,
+            total=spec.budget.total,
+            epoch_examples=definition.epoch_examples,
+        ).save(study)
     return study
 
 
-def requeue_interrupted(study: optuna.Study) -> int:
-    """Queue every interrupted trial that has no retry yet; returns how many were queued."""
-    trials = study.get_trials(deepcopy=False)
-    retried = {number for t in trials for number in t.system_attrs.get("retry_history", [])}
-    lost = [
-        trial
-        for trial in trials
-        if trial.state == TrialState.FAIL
-        and trial.user_attrs.get("interrupted")
-        and trial.number not in retried
-    ]
-    for trial in lost:
-        # Ctrl-C is no fault of the trial: it does not count towards the bound on retries.
-        attrs = {k: v for k, v in trial.user_attrs.items() if k in ("slot", "paired")}
-        study.add_trial(
-            optuna.create_trial(
-                state=TrialState.WAITING,
-                params=trial.params,
-                distributions=trial.distributions,
-                user_attrs=attrs,
-                system_attrs={"failed_trial": trial.number, "retry_history": [trial.number]},
-            )
-        )
-    return len(lost)
+def open_with_parts(storage: Storage, name: str, spec: StudySpec) -> optuna.Study:
+    """A study that exists, with the sampler and pruner of its definition."""
+    return optuna.load_study(study_name=name, storage=storage.optuna, **_parts(spec))
+
+
+def _parts(spec: StudySpec) -> dict[str, Any]:
+    return {"sampler": _sampler(spec), "pruner": study_pruner(spec)}
 
 
 def _sampler(spec: StudySpec) -> PlannedSampler:
@@ -110,7 +98,11 @@ def _sampler(spec: StudySpec) -> PlannedSampler:
         sampler_factory(spec.search.sampler, spec.search.options),
         seed=spec.seed,
         initial=spec.search.initial,
-        defaults={f"sampler.{knob}": value for knob, value in knobs(spec.sampler.kind).items()},
+        twins=spec.has_pilot,
+        defaults={
+            f"sampler.{knob}": value
+            for knob, value in knobs(trained_kind(spec.sampler.kind)).items()
+        },
     )
 
 

@@ -2,8 +2,9 @@
 
 from hpo_mab.storage._curves import CurveStore
 from hpo_mab.storage._definition import Definition
-from hpo_mab.storage._heartbeat import heartbeat
+from hpo_mab.storage._heartbeat import beating, heartbeat
 from hpo_mab.storage._open import DEFAULT_URL, RETRIES, STORAGE_ERRORS, Storage, retry_callback
+from hpo_mab.storage._process import is_gone, is_here, this_process
 from hpo_mab.storage._read import open_study, read_run, study_names
 from hpo_mab.storage._runs import StudyRun, TrialRun
 
@@ -16,9 +17,13 @@ __all__ = [
     "Storage",
     "StudyRun",
     "TrialRun",
+    "beating",
     "heartbeat",
+    "is_gone",
+    "is_here",
     "open_study",
     "read_run",
     "retry_callback",
     "study_names",
+    "this_process",
 ]

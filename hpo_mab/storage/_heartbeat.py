@@ -8,6 +8,13 @@ from collections.abc import Iterator
 
 from optuna.storages import RDBStorage
 
+_beating: set[int] = set()
+
+
+def beating() -> frozenset[int]:
+    """Ids of the trials that this process runs now."""
+    return frozenset(_beating)
+
 
 @contextlib.contextmanager
 def heartbeat(storage: RDBStorage, trial_id: int) -> Iterator[None]:
@@ -30,9 +37,11 @@ def heartbeat(storage: RDBStorage, trial_id: int) -> Iterator[None]:
         storage.remove_session()
 
     thread = threading.Thread(target=beat, name=f"heartbeat-{trial_id}", daemon=True)
+    _beating.add(trial_id)
     thread.start()
     try:
         yield
     finally:
+        _beating.discard(trial_id)
         stop.set()
         thread.join()

@@ -41,10 +41,19 @@ def test_retrained_accuracy_decides_where_known(summary):
     assert "re-trained test accuracy -2.00 points" in verdict(made)
 
 
-def test_one_seed_tells_nothing_apart(runs):
-    said = verdict(summarise(runs[:2]))
+def test_one_seed_without_pairs_tells_nothing_apart(study):
+    said = verdict(summarise([study("mab", 0, paired=0), study("uniform", 0, paired=0)]))
     assert said.startswith("mab is not distinguishable from uniform on made_up, at 1 seed and")
     assert "no interval, n = 1" in said
+    assert "same configurations" not in said
+
+
+def test_pairs_decide_where_seeds_are_too_few(runs):
+    summary = summarise(runs[:2])
+    paired = summary.contrasts[0].paired[-1].advantage
+    assert paired.above(0.0)
+    assert outcome(summary.contrasts[0]) == "helps"
+    assert f"same configurations at the end of a trial {100 * paired.value:+.2f}" in verdict(summary)
 
 
 def test_a_line_for_each_arm(study):

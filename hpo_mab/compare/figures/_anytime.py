@@ -41,7 +41,7 @@ def anytime_incumbent(
     """
     arms = arms_of(runs)
     made = figure(
-        title="Best configuration found so far",
+        title=f"Best configuration found so far, by {currency}",
         x=f"spent by the whole search ({UNITS.get(currency, currency)})",
         y="validation accuracy of the incumbent (%)",
     )

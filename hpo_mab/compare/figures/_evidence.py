@@ -70,7 +70,7 @@ def acceleration(summary: ComparisonSummary, *, currency: Currency = "examples")
     """
     arms = _arms(summary)
     made = figure(
-        title=f"Acceleration: budget {summary.reference} needs for the same accuracy",
+        title=f"Acceleration: {currency} {summary.reference} needs for the same accuracy",
         x=_budget_axis(summary, currency),
         y=f"k, ratio of {currency} (1 = as fast)",
     )
@@ -137,7 +137,7 @@ def cost_to_target(summary: ComparisonSummary, *, currency: Currency = "examples
 
     chosen = colours(_arms(summary))
     made = figure(
-        title=f"Cost to target, over the cost of {summary.reference}",
+        title=f"Cost to target in {currency}, over the cost of {summary.reference}",
         x=f"ratio of {currency} spent (below 1 = cheaper; log scale)",
         y="target",
     )
@@ -162,7 +162,9 @@ def cost_to_target(summary: ComparisonSummary, *, currency: Currency = "examples
                     hovertemplate="%{text}<extra>%{fullData.name}</extra>",
                 )
             )
-    made.update_layout(xaxis={"type": "log"}, scattermode="group")
+    made.update_layout(
+        xaxis={"type": "log"}, yaxis={"title": None, "automargin": True}, scattermode="group"
+    )
     if made.data:
         made.add_vline(x=1, line={"color": "#888888", "width": 1})
     return note_if_empty(made, "No seed has complete trials in both arms.")

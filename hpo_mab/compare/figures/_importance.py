@@ -44,5 +44,5 @@ def knob_importance(importances: Mapping[str, Mapping[str, float]]) -> go.Figure
                 )
             )
     made.update_layout(barmode="group", showlegend=True)
-    made.update_yaxes(automargin=True)
+    made.update_yaxes(automargin=True, title=None)
     return note_if_empty(made, "Too few complete trials to tell.")

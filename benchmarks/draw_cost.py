@@ -1,0 +1,152 @@
+"""What a draw of the bandits and its update cost, against drawing a Beta variate for every arm.
+
+One CPU thread. The contestants take turns, step by step, so that whatever else the machine does
+falls on all of them alike; medians over the rounds. Every sampler first learns a history: losses
+that persist from example to example with noise on top, until its window has long been full::
+
+    python benchmarks/draw_cost.py
+
+Ends with status 1 if a target is missed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import pickle
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+
+from hpo_mab.samplers import BatchSampler, create
+
+BANDITS = 128
+ARMS = 390
+MANY_ARMS = 10_000
+
+#: One step of a contestant; returns the seconds that count.
+Step = Callable[[], float]
+
+
+class SamplerStep:
+    """A sampler with a history; a step is a draw and its update, the losses between not counted."""
+
+    def __init__(self, *, arms: int = ARMS, kind: str = "mab", **knobs: Any) -> None:
+        rng = np.random.default_rng(0)
+        self.examples = arms * BANDITS
+        labels = torch.from_numpy(rng.integers(0, 10, self.examples))
+        self.losses = torch.from_numpy(rng.exponential(size=self.examples).astype(np.float32))
+        self.noise = torch.Generator().manual_seed(0)
+        self.sampler: BatchSampler = create(kind, labels, batch_size=BANDITS, **knobs)
+        # A quarter of the arms is the default window.
+        for _ in range(max(600, arms // 3)):
+            self()
+
+    def __call__(self) -> float:
+        """Draw and update; returns the seconds of these two."""
+        started = time.perf_counter()
+        indices = self.sampler.draw()
+        drawn = time.perf_counter()
+        noise = torch.empty(BANDITS).exponential_(generator=self.noise)
+        losses = 0.7 * self.losses[indices] + 0.3 * noise
+        answered = time.perf_counter()
+        self.sampler.update(losses)
+        return time.perf_counter() - answered + drawn - started
+
+    def bytes_an_example(self) -> float:
+        """All that the sampler holds but the labels, which are the caller's own."""
+        return (len(pickle.dumps(self.sampler)) - self.sampler.labels.nbytes) / self.examples
+
+
+def dense_draws(alpha: np.ndarray, beta: np.ndarray) -> dict[str, Step]:
+    """Draws from every arm's posterior, without any update."""
+    rng = np.random.default_rng(0)
+    alphas, betas = torch.from_numpy(alpha).float(), torch.from_numpy(beta).float()
+
+    def timed(draw: Callable[[], Any]) -> Step:
+        def step() -> float:
+            started = time.perf_counter()
+            draw()
+            return time.perf_counter() - started
+
+        return step
+
+    def gammas() -> torch.Tensor:
+        first = torch._standard_gamma(alphas)
+        return (first / (first + torch._standard_gamma(betas))).argmax(dim=1)
+
+    return {
+        "numpy Generator.beta, draw only": timed(lambda: rng.beta(alpha, beta).argmax(axis=1)),
+        "torch.distributions.Beta, draw only": timed(
+            lambda: torch.distributions.Beta(alphas, betas).sample().argmax(dim=1)
+        ),
+        "two torch._standard_gamma, draw only": timed(gammas),
+    }
+
+
+def contestants() -> tuple[dict[str, Step], dict[str, SamplerStep]]:
+    """Dense draws, and samplers, by name."""
+    samplers = {
+        "mab": SamplerStep(),
+        "mab, 10,000 arms": SamplerStep(arms=MANY_ARMS),
+        "mab, memory=None": SamplerStep(memory=None),
+        "mab, floor=0.2, correction=0.5": SamplerStep(floor=0.2, correction=0.5),
+        "mab, softmax": SamplerStep(policy="softmax"),
+        "mab, epsilon_greedy": SamplerStep(policy="epsilon_greedy"),
+        "mab, ucb1": SamplerStep(policy="ucb1"),
+        "mab, discount=0.99": SamplerStep(discount=0.99),
+        "uniform": SamplerStep(kind="uniform"),
+    }
+    # The posteriors that the first of them has come to.
+    counts = samplers["mab"].sampler._engine.counts().numpy()  # type: ignore[attr-defined]
+    return dense_draws(1 + counts[..., 0], 1 + counts[..., 1]), samplers
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=200)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    dense, samplers = contestants()
+    steps: dict[str, Step] = {**dense, **samplers}
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    for _ in range(options.rounds):
+        for name, step in steps.items():
+            times[name].append(step())
+    medians = {name: statistics.median(values) for name, values in times.items()}
+    print(f"{BANDITS} bandits of {ARMS} arms unless said; medians of {options.rounds} rounds")
+    for name, seconds in medians.items():
+        size = f"{samplers[name].bytes_an_example():6.1f} B" if name in samplers else ""
+        print(f"{name:40s} {1e3 * seconds:8.3f} ms {size}")
+    return verdict(medians, samplers)
+
+
+def verdict(medians: dict[str, float], samplers: dict[str, SamplerStep]) -> int:
+    """Print each target and what was reached; 1 if one is missed."""
+    mab, many = medians["mab"], medians["mab, 10,000 arms"]
+    targets = [
+        (
+            "cheaper than numpy's dense draw",
+            medians["numpy Generator.beta, draw only"] / mab,
+            10,
+            1,
+        ),
+        ("10,000 arms against 390", many / mab, 1.5, -1),
+        ("bytes an example", samplers["mab"].bytes_an_example(), 16, -1),
+        ("bytes an example, 10,000 arms", samplers["mab, 10,000 arms"].bytes_an_example(), 16, -1),
+    ]
+    missed = 0
+    for name, reached, bound, sign in targets:
+        met = sign * reached >= sign * bound
+        missed += not met
+        relation = "at least" if sign > 0 else "at most"
+        print(f"{'met   ' if met else 'MISSED'} {name}: {reached:.2f}, {relation} {bound}")
+    return int(missed > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

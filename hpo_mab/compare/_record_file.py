@@ -1,0 +1,70 @@
+"""Comparisons read back from the JSON record that ``hpo-mab compare --record`` writes."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hpo_mab._errors import ArgumentError
+
+if TYPE_CHECKING:
+    from hpo_mab.compare._records import ComparisonSummary
+    from hpo_mab.storage import StudyRun, TrialRun
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ComparisonRecord:
+    """A comparison as it was recorded.
+
+    Attributes:
+        runs: Its studies, without the user attributes of studies.
+        summary: What was concluded.
+        environment: Versions and hardware of the machine that ran it.
+    """
+
+    runs: tuple[StudyRun, ...]
+    summary: ComparisonSummary
+    environment: Mapping[str, Any]
+
+
+def read_record(path: Path) -> ComparisonRecord:
+    """Read a record file.
+
+    Raises:
+        ArgumentError: It cannot be read or is no record of a comparison.
+    """
+    from hpo_mab.compare._records import ComparisonSummary
+
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+        return ComparisonRecord(
+            runs=tuple(_run(study) for study in raw["studies"]),
+            summary=ComparisonSummary.from_json(raw["summary"]),
+            environment=raw["environment"],
+        )
+    except OSError as error:
+        raise ArgumentError(f"{path} cannot be read: {error.strerror}.") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise ArgumentError(
+            f"{path} is no record of a comparison ({type(error).__name__}: {error}); "
+            "'hpo-mab compare --record FILE' writes one."
+        ) from None
+
+
+def _run(raw: Mapping[str, Any]) -> StudyRun:
+    from hpo_mab.storage import StudyRun
+
+    return StudyRun(**{**raw, "trials": tuple(_trial(trial) for trial in raw["trials"])})
+
+
+def _trial(raw: Mapping[str, Any]) -> TrialRun:
+    from hpo_mab.storage import TrialRun
+    from hpo_mab.training import Evaluation
+
+    columns = raw["curve"]
+    points = zip(*columns.values(), strict=True)
+    curve = tuple(Evaluation(**dict(zip(columns, point, strict=True))) for point in points)
+    return TrialRun(**{**raw, "curve": curve})

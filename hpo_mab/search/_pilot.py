@@ -1,0 +1,165 @@
+"""The pilot: the first configurations trained with both samplers, and what is made of it.
+
+After each complete trial of the first slots its *twin* is queued: an ordinary trial of the study
+with the same slot, parameters and seed, trained under uniform sampling and never pruned. It has
+the user attributes ``twin_of`` (the slot) and ``sampler = "uniform"``. What twins spend counts in
+the study's total budget; they do not count towards ``budget.trials``, so that a study has as many
+configurations with a pilot as without. Their results are results of the study like any other.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import optuna
+from optuna.trial import TrialState
+
+from hpo_mab.pruners import AdvantagePruner, EvidenceKeeper
+from hpo_mab.pruners._trial_pairs import SAMPLER_KEY, TWIN_KEY, UNIFORM, is_twin
+from hpo_mab.search._seeding import slot_of
+
+#: Study user attribute: what ``kind = "auto"`` chose, and why.
+CHOICE_KEY = "hpo_mab:auto"
+AUTO = "auto"
+BANDIT = "mab"
+
+_OPEN = (TrialState.RUNNING, TrialState.WAITING)
+
+
+def trained_kind(kind: str) -> str:
+    """The batch sampler that a kind trains the first configurations with."""
+    return BANDIT if kind == AUTO else kind
+
+
+def queue_twin(study: optuna.Study, trial: optuna.trial.Trial) -> None:
+    """Queue a trial's uniform twin, unless it has one.
+
+    Args:
+        study: The trial's study.
+        trial: A trial all of whose parameters are known.
+    """
+    slot = slot_of(study, trial)
+    for other in study.get_trials(deepcopy=False):
+        if other.user_attrs.get(TWIN_KEY) == slot and other.state != TrialState.FAIL:
+            return
+    study.add_trial(
+        optuna.create_trial(
+            state=TrialState.WAITING,
+            params=trial.params,
+            distributions=trial.distributions,
+            user_attrs={"slot": slot, "paired": True, TWIN_KEY: slot, SAMPLER_KEY: UNIFORM},
+        )
+    )
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """The sampler that a study goes on with after its pilot.
+
+    Attributes:
+        sampler: ``"mab"`` or ``"uniform"``.
+        why: One sentence with the figures.
+        pairs: Pairs that the choice rests on.
+        evidence: Digest of the evidence, kept as ``hpo_mab:evidence``; None if there was none.
+    """
+
+    sampler: str
+    why: str
+    pairs: int
+    evidence: str | None
+
+    def to_json(self) -> dict[str, Any]:
+        """The choice as JSON values."""
+        return {"version": 1, **dataclasses.asdict(self)}
+
+
+def stored_choice(study: optuna.Study) -> Choice | None:
+    """What the study's pilot led to, if it has been decided."""
+    stored = dict(study.user_attrs.get(CHOICE_KEY, {}))
+    stored.pop("version", None)
+    return Choice(**stored) if stored else None
+
+
+def choose_sampler(study: optuna.Study, *, initial: int) -> Choice | None:
+    """The choice between bandit and uniform sampling, made and stored when the pilot is done.
+
+    The bandit is chosen where the interval of the advantage at the full budget lies above 0 and
+    fidelity is at no earlier budget shown to be worse by more than the evidence's margin.
+
+    Args:
+        study: The study.
+        initial: Slots of the pilot.
+
+    Returns:
+        The choice; None while trials of the pilot are waiting or running (other workers').
+    """
+    known = stored_choice(study)
+    if known is not None:
+        return known
+    trials = study.get_trials(deepcopy=False)
+    if any(t.state in _OPEN and t.user_attrs.get("slot", initial) < initial for t in trials):
+        return None
+    pruner = study.pruner
+    keeper = pruner.keeper if isinstance(pruner, AdvantagePruner) else EvidenceKeeper()
+    keeper.look(study, trials)
+    choice = _choose(keeper)
+    study.set_user_attr(CHOICE_KEY, choice.to_json())
+    return choice
+
+
+def _choose(keeper: EvidenceKeeper) -> Choice:
+    evidence = keeper.evidence
+    if evidence is None:
+        return Choice(sampler=UNIFORM, why="too few pairs for any evidence", pairs=0, evidence=None)
+    final = evidence.advantage[-1]
+    figures = (
+        f"advantage at the full budget {100 * final.value:+.2f} points "
+        f"({100 * final.low:+.2f} to {100 * final.high:+.2f}, {final.n} pairs)"
+    )
+    worse = [
+        (share, difference)
+        for share, difference in zip(evidence.budgets[:-1], evidence.fidelity[:-1], strict=True)
+        if difference.below(-evidence.margin)
+    ]
+    if not final.above(0.0):
+        sampler, why = UNIFORM, f"{figures}: not shown to be above 0"
+    elif worse:
+        share, difference = worse[0]
+        sampler = UNIFORM
+        why = f"{figures}, but fidelity at {share:.0%} is worse by {-difference.value:.2f}"
+    else:
+        sampler, why = BANDIT, f"{figures}, and fidelity is not shown to be worse"
+    return Choice(sampler=sampler, why=why, pairs=evidence.pairs, evidence=evidence.digest)
+
+
+class OwnHistory:
+    """A study as an Optuna sampler should see it: each configuration once.
+
+    A twin's value differs from its original's by the batch sampler, which is no parameter. So the
+    model is fitted to trials of one batch sampler: without the twins, or, where the study has gone
+    on with uniform sampling, with the twins in place of their originals.
+
+    Args:
+        study: The study with all trials.
+    """
+
+    def __init__(self, study: optuna.Study) -> None:
+        self._study = study
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._study, name)
+
+    def get_trials(self, *args: Any, **options: Any) -> list[optuna.trial.FrozenTrial]:
+        """See `optuna.Study.get_trials`."""
+        return self._once(self._study.get_trials(*args, **options))
+
+    def _get_trials(self, *args: Any, **options: Any) -> list[optuna.trial.FrozenTrial]:
+        return self._once(self._study._get_trials(*args, **options))
+
+    def _once(self, trials: list[optuna.trial.FrozenTrial]) -> list[optuna.trial.FrozenTrial]:
+        everything = self._study.get_trials(deepcopy=False)
+        twins = {t.user_attrs[TWIN_KEY] for t in everything if is_twin(t)}
+        if not any(t.user_attrs.get(SAMPLER_KEY) == UNIFORM and not is_twin(t) for t in everything):
+            return [trial for trial in trials if not is_twin(trial)]
+        return [t for t in trials if is_twin(t) or t.user_attrs.get("slot") not in twins]

@@ -1,0 +1,179 @@
+"""Reporting, pruning and curves for training loops of the user's own."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+
+import optuna
+
+from hpo_mab._errors import ArgumentError
+from hpo_mab.pruners._trial_pairs import SAMPLER_KEY, UNIFORM
+from hpo_mab.samplers import BatchSampler, UniformSampler
+from hpo_mab.storage import CurveStore
+from hpo_mab.training import Evaluation
+
+
+class TrialReporter:
+    """Gives a training loop an Optuna trial's budget, evaluations, pruning and learning curve.
+
+    .. code-block:: python
+
+        reporter = TrialReporter(trial, sampler=sampler, budget_examples=20_000)
+        while not reporter.done:
+            for x, y in loader:
+                losses = F.cross_entropy(model(x), y, reduction="none")
+                loss = sampler.update(losses)
+                ...  # backward, optimiser step
+                if reporter.step(len(y), loss=loss):
+                    reporter.report(accuracy=accuracy_of(model))
+                    if reporter.done:
+                        break
+        return reporter.accuracy
+
+    Accuracies go to Optuna at steps 1 to ``evaluations``, so that trials are compared at equal
+    shares of their budget, and `hpo_mab.AdvantagePruner` can place its rungs. The trial gets the
+    user attributes ``examples``, ``seconds`` and ``sampler``.
+
+    Args:
+        trial: Optuna's trial.
+        sampler: The batch sampler in use; it is told how much of the budget is spent. None stands
+            for uniform batches that something else draws.
+        budget_examples: Training examples that the trial may process, at least ``evaluations``.
+        evaluations: Equally spaced evaluations, at least 1.
+        curves: Where to keep the learning curve; None keeps none.
+        clock: Returns seconds.
+
+    Raises:
+        ArgumentError: An argument outside its bound.
+    """
+
+    def __init__(
+        self,
+        trial: optuna.trial.Trial,
+        *,
+        sampler: BatchSampler | None = None,
+        budget_examples: int,
+        evaluations: int = 8,
+        curves: CurveStore | None = None,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        if evaluations < 1:
+            raise ArgumentError(f"evaluations must be at least 1, got {evaluations}.")
+        if budget_examples < evaluations:
+            raise ArgumentError(
+                f"budget_examples must be at least evaluations, {evaluations}, "
+                f"got {budget_examples}."
+            )
+        self.budget_examples = budget_examples
+        self.evaluations = evaluations
+        self.examples = 0
+        self.accuracy = math.nan
+        self._trial = trial
+        self._sampler = sampler
+        self._curves = curves
+        self._clock = clock
+        self._reported = 0
+        self._steps = 0
+        self._seconds = 0.0
+        self._running_since: float | None = clock()
+        self._losses: list[float] = []
+        uniform = sampler is None or isinstance(sampler, UniformSampler)
+        trial.set_user_attr(SAMPLER_KEY, UNIFORM if uniform else type(sampler).__name__)
+        if curves is not None:
+            curves.start(trial._trial_id)
+
+    @property
+    def done(self) -> bool:
+        """Whether the budget is spent and reported."""
+        return self._reported >= self.evaluations
+
+    @property
+    def due(self) -> bool:
+        """Whether the next evaluation is due."""
+        share = (self._reported + 1) / self.evaluations
+        return not self.done and self.examples >= share * self.budget_examples - 1e-6
+
+    def step(self, examples: int, *, loss: object = None) -> bool:
+        """Count one optimiser step.
+
+        Args:
+            examples: Examples of the batch.
+            loss: The batch's mean loss, a number or a tensor of one element, for the curve.
+
+        Returns:
+            Whether an evaluation is due: evaluate and call `report`. The clock stands until then.
+        """
+        self._steps += 1
+        self.examples += examples
+        if loss is not None:
+            self._losses.append(loss)  # type: ignore[arg-type]
+        if self._sampler is not None:
+            self._sampler.set_progress(min(1.0, self.examples / self.budget_examples))
+        if self.due:
+            self._stop_clock()
+        return self.due
+
+    def report(
+        self,
+        *,
+        accuracy: float,
+        loss: float = math.nan,
+        learning_rate: float = math.nan,
+        examples: int | None = None,
+    ) -> None:
+        """Report an evaluation that is due; before that, nothing is reported.
+
+        Args:
+            accuracy: Validation accuracy, in [0, 1].
+            loss: Mean validation loss, for the curve.
+            learning_rate: Of the last step, for the curve.
+            examples: Training examples processed so far, for loops that do not call `step`.
+
+        Raises:
+            optuna.TrialPruned: The study's pruner says so.
+        """
+        self._stop_clock()
+        if examples is not None:
+            self.examples = examples
+        if not self.due:
+            self._running_since = self._clock()
+            return
+        # A loop that evaluates seldom may have passed several points: this is the last of them.
+        share = self.examples / self.budget_examples
+        self._reported = min(self.evaluations, math.floor(share * self.evaluations + 1e-6))
+        self.accuracy = float(accuracy)
+        self._keep(loss=float(loss), learning_rate=learning_rate)
+        self._trial.report(self.accuracy, step=self._reported)
+        self._trial.set_user_attr("examples", self.examples)
+        self._trial.set_user_attr("seconds", round(self._seconds, 3))
+        if not self.done and self._trial.should_prune():
+            raise optuna.TrialPruned
+        self._running_since = self._clock()
+
+    def _keep(self, *, loss: float, learning_rate: float) -> None:
+        losses = [float(one) for one in self._losses]
+        self._losses.clear()
+        if self._curves is None:
+            return
+        statistics = {} if self._sampler is None else self._sampler.statistics()
+        evaluation = Evaluation(
+            index=self._reported,
+            steps=self._steps,
+            examples=self.examples,
+            seconds=self._seconds,
+            sampler_seconds=0.0,
+            accuracy=self.accuracy,
+            loss=loss,
+            train_loss=sum(losses) / len(losses) if losses else math.nan,
+            learning_rate=learning_rate,
+            reward_rate=statistics.get("reward_rate"),
+            concentration=statistics.get("concentration"),
+        )
+        self._curves.append(self._trial._trial_id, evaluation)
+
+    def _stop_clock(self) -> None:
+        if self._running_since is not None:
+            self._seconds += self._clock() - self._running_since
+            self._running_since = None

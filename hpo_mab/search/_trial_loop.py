@@ -1,0 +1,135 @@
+"""One worker's life: claim a trial, train it, record its end, until the study is done."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+
+from hpo_mab.search._claim import NoTrial, claim
+from hpo_mab.search._stopping import raise_if_failing
+from hpo_mab.storage import STORAGE_ERRORS, Storage, heartbeat
+
+TrialCallback = Callable[[optuna.Study, FrozenTrial], None]
+
+_SECONDS_BETWEEN_LOOKS = 1.0
+_STORAGE_FAILURES_IN_A_ROW = 3
+
+
+class TrialLoop:
+    """Runs trials of a study, alone or beside other workers.
+
+    Args:
+        study: The study, with the sampler and pruner of its definition.
+        storage: Its database.
+        objective: Trains a trial.
+        on_trial: Called with study and trial after each trial.
+        patience: Seconds to wait for a database that has gone away.
+    """
+
+    def __init__(
+        self,
+        study: optuna.Study,
+        storage: Storage,
+        objective: Callable[[optuna.trial.Trial], float],
+        *,
+        on_trial: TrialCallback | None = None,
+        patience: float = 300.0,
+    ) -> None:
+        self._study = study
+        self._storage = storage
+        self._objective = objective
+        self._on_trial = on_trial
+        self._patience = patience
+        self._mine: optuna.trial.Trial | None = None
+        self._storage_failures = 0
+
+    def run(self) -> bool:
+        """Run trials until the study is done.
+
+        Returns:
+            Whether Ctrl-C ended it early.
+
+        Raises:
+            StorageError: The database is away for longer than ``patience``, or refuses again and
+                again.
+            StudyFailedError: Three trials in a row failed.
+        """
+        try:
+            while self._step():
+                pass
+        except KeyboardInterrupt:
+            # Without a database the trial stays open; the next worker sees that this one is gone.
+            with contextlib.suppress(*STORAGE_ERRORS):
+                self._abandon()
+            return True
+        finally:
+            self._storage.optuna.remove_session()
+        return False
+
+    def _step(self) -> bool:
+        """Run one trial, or wait a little; False when the study is done."""
+        try:
+            claimed = claim(self._study, self._storage)
+            if claimed is NoTrial.DONE:
+                return False
+            if isinstance(claimed, NoTrial):
+                time.sleep(_SECONDS_BETWEEN_LOOKS)
+                return True
+            self._mine = claimed
+            self._run(claimed)
+            self._storage_failures = 0
+        except STORAGE_ERRORS as error:
+            self._ride_out(error)
+        return True
+
+    def _run(self, trial: optuna.trial.Trial) -> None:
+        value, state = None, TrialState.FAIL
+        try:
+            with heartbeat(self._storage.optuna, trial._trial_id):
+                value = self._objective(trial)
+                state = TrialState.COMPLETE
+        except optuna.TrialPruned:
+            state = TrialState.PRUNED
+        except STORAGE_ERRORS:
+            raise
+        except Exception:
+            # The objective has noted the reason with the trial.
+            state = TrialState.FAIL
+        self._finish(trial, state, value)
+        raise_if_failing(self._study)
+
+    def _finish(
+        self, trial: optuna.trial.Trial, state: TrialState, value: float | None = None
+    ) -> None:
+        # With the lock, as another worker may be taking the trial for lost.
+        with self._storage.lock(self._study.study_name):
+            self._study.tell(trial, value, state=state, skip_if_finished=True)
+        self._mine = None
+        if self._on_trial is not None:
+            self._on_trial(self._study, self._study._storage.get_trial(trial._trial_id))
+
+    def _abandon(self) -> None:
+        """Give up the trial at hand, to be tried again by whoever is next."""
+        if self._mine is None:
+            return
+        frozen = self._study._storage.get_trial(self._mine._trial_id)
+        if not frozen.state.is_finished():
+            self._mine.set_user_attr("interrupted", True)
+            self._finish(self._mine, TrialState.FAIL)
+        self._mine = None
+
+    def _ride_out(self, error: BaseException) -> None:
+        """Wait for a database that is away; the trial at hand is tried again."""
+        self._storage_failures += 1
+        if self._storage_failures > _STORAGE_FAILURES_IN_A_ROW:
+            raise self._storage.error(error) from None
+        if not self._storage.wait_until_back(seconds=self._patience):
+            raise self._storage.error(error) from None
+        try:
+            self._abandon()
+        except STORAGE_ERRORS as again:
+            raise self._storage.error(again) from None

@@ -1,0 +1,136 @@
+"""Workers on a Ray cluster; Ray only places and restarts them, the study is Optuna's."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import optuna
+
+from hpo_mab._errors import ArgumentError, StorageError
+from hpo_mab.search import StudyFailedError, TrialCallback
+from hpo_mab.storage import STORAGE_ERRORS, Storage
+from hpo_mab.workers._watch import FinishedTrials
+
+_SECONDS_BETWEEN_LOOKS = 1.0
+
+
+class RayLauncher:
+    """Runs a study's trials in tasks of a Ray cluster, see `hpo_mab.search.StudyRunner.run`.
+
+    Every node needs this package, the data under ``data_root`` and a way to the database.
+
+    Args:
+        storage: The study's database, on a server.
+        workers: Number of tasks, at least 1.
+        address: ``"auto"`` or an address of a running cluster; ``"local"`` starts one here.
+        gpus_per_worker: GPUs that Ray reserves for each worker, may be a fraction; 0 uses CPUs.
+        cpus_per_worker: CPUs that Ray reserves for each worker.
+        data_root: Folder of the data on every node.
+
+    Raises:
+        ArgumentError: An argument outside its bound, or Ray is not installed.
+        StorageError: A database that other machines cannot reach.
+    """
+
+    def __init__(
+        self,
+        storage: Storage,
+        *,
+        workers: int,
+        address: str = "auto",
+        gpus_per_worker: float = 0.0,
+        cpus_per_worker: float = 1.0,
+        data_root: str,
+    ) -> None:
+        if workers < 1:
+            raise ArgumentError(f"--workers must be at least 1, got {workers}.")
+        if gpus_per_worker < 0:
+            raise ArgumentError(f"--gpus-per-worker must be at least 0, got {gpus_per_worker}.")
+        if storage.is_sqlite:
+            raise StorageError(
+                "Ray needs a storage that every node reaches, such as "
+                "--storage postgresql://host/studies; SQLite is a file of one machine."
+            )
+        self._ray = _import_ray()
+        self._storage = storage
+        self._workers = workers
+        self._address = address
+        self._resources = {"num_cpus": cpus_per_worker, "num_gpus": gpus_per_worker}
+        self._data_root = data_root
+
+    def __call__(self, study: optuna.Study, on_trial: TrialCallback | None = None) -> bool:
+        """Run trials until the study's target is reached.
+
+        Returns:
+            Whether Ctrl-C ended it early.
+
+        Raises:
+            StudyFailedError: Every worker gave up; the message is the last one's.
+        """
+        ray = self._ray
+        if not ray.is_initialized():
+            address = None if self._address == "local" else self._address
+            try:
+                ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+            except (ConnectionError, ValueError) as error:
+                text = str(error).splitlines()[0].rstrip(".")
+                raise ArgumentError(f"--ray {self._address}: {text}.") from None
+        # Ray itself starts a task again whose node or process is lost.
+        task = ray.remote(max_retries=3, **self._resources)(_work)
+        arguments = (self._storage.secret_url, study.study_name, self._data_root)
+        tasks = [task.remote(*arguments) for _ in range(self._workers)]
+        watch = FinishedTrials(study, on_trial)
+        try:
+            return self._follow(tasks, watch)
+        except KeyboardInterrupt:
+            self._stop(tasks)
+            watch.look()
+            return True
+
+    def _follow(self, tasks: list[Any], watch: FinishedTrials) -> bool:
+        interrupted, complaint, done = False, "", False
+        while tasks:
+            ended, tasks = self._ray.wait(tasks, timeout=_SECONDS_BETWEEN_LOOKS)
+            for task in ended:
+                try:
+                    interrupted |= self._ray.get(task)
+                    done = True
+                except self._ray.exceptions.RayError as error:
+                    complaint = str(getattr(error, "cause", None) or error).strip().splitlines()[-1]
+            watch.look()
+        if complaint and not done:
+            raise StudyFailedError(complaint)
+        return interrupted
+
+    def _stop(self, tasks: list[Any]) -> None:
+        """Let every worker end its trial as interrupted; a second Ctrl-C kills them."""
+        try:
+            for task in tasks:
+                self._ray.cancel(task)
+            self._ray.wait(tasks, num_returns=len(tasks))
+        except KeyboardInterrupt:
+            for task in tasks:
+                self._ray.cancel(task, force=True)
+
+
+def _work(url: str, study: str, data_root: str) -> bool:
+    """One worker, in a process of Ray's; Ray shows it the GPUs it may use."""
+    from hpo_mab.cli._options import silence_optuna
+    from hpo_mab.search import join_study
+
+    silence_optuna()
+    storage = Storage(url)
+    try:
+        return join_study(storage, study, data_root=data_root)
+    except STORAGE_ERRORS as error:
+        raise storage.error(error) from None
+    finally:
+        storage.close()
+
+
+def _import_ray() -> Any:
+    try:
+        return importlib.import_module("ray")
+    except ImportError:
+        raise ArgumentError("--ray needs Ray: pip install 'hpo_mab[ray]'.") from None

@@ -1,0 +1,144 @@
+"""One small comparison, really run, and one large study, made up."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import dataclasses
+import datetime
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import optuna
+import pytest
+import sqlalchemy as sa
+from optuna.distributions import FloatDistribution, distribution_to_json
+
+from hpo_mab.compare import ComparisonSummary, run_comparison, summarise
+from hpo_mab.search import make_spec
+from hpo_mab.storage import Definition, Storage, StudyRun
+from hpo_mab.training import Evaluation
+
+SPEC = {
+    "name": "tiny",
+    "budget": {"epochs": 1, "evaluations": 3, "trials": 16},
+    "model": {"name": "mlp"},
+    "optimizer": {"name": "sgd", "lr": {"low": 0.001, "high": 1.0, "log": True}},
+    "training": {"batch_size": 64},
+    "sampler": {"kind": "mab", "loss_decay": {"low": 0.9, "high": 0.999}},
+    "search": {"initial": 5},
+    "compare": {"retrain": 1},
+}
+
+
+class Compared(NamedTuple):
+    storage: Storage
+    runs: tuple[StudyRun, ...]
+    summary: ComparisonSummary
+
+
+@pytest.fixture(name="compared", scope="session")
+def _compared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Compared]:
+    storage = Storage(f"sqlite:///{tmp_path_factory.mktemp('compared') / 'studies.db'}")
+    found = run_comparison(
+        make_spec(SPEC),
+        storage,
+        progress=lambda _name, _count: contextlib.nullcontext(lambda _study, _trial: None),
+    )
+    summary = summarise(found.runs, reference=found.reference, retrained=found.retrained)
+    yield Compared(storage, found.runs, summary)
+    storage.close()
+
+
+RANGES = {
+    "lr": FloatDistribution(0.001, 1.0, log=True),
+    "sampler.loss_decay": FloatDistribution(0.9, 0.999),
+}
+LARGE_TRIALS = 1_000
+EVALUATIONS = 8
+
+
+@pytest.fixture(name="large", scope="session")
+def _large(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Storage]:
+    """A database with one study of 1,000 trials, half of them pruned."""
+    storage = Storage(f"sqlite:///{tmp_path_factory.mktemp('large') / 'large.db'}")
+    study = optuna.create_study(
+        study_name="large-mab-seed0", storage=storage.optuna, direction="maximize"
+    )
+    Definition(
+        arm="mab",
+        seed=0,
+        trial_examples=8_000,
+        epoch_examples=1_000,
+        spec={**make_spec(SPEC).model_dump(mode="json"), "name": "large"},
+        environment={},
+    ).save(study)
+    assert storage.curves is not None  # Makes its table.
+    _fill(storage.optuna.engine, study._study_id)
+    yield storage
+    storage.close()
+
+
+def _fill(engine: sa.Engine, study_id: int) -> None:
+    """Write the trials as Optuna would, but at once: one by one they take minutes."""
+    rng = np.random.default_rng(0)
+    rows: dict[str, list[dict[str, Any]]] = collections.defaultdict(list)
+    for number in range(LARGE_TRIALS):
+        for table, row in _trial_rows(number, study_id, rng):
+            rows[table].append(row)
+    metadata = sa.MetaData()
+    with engine.begin() as connection:
+        for name, listed in rows.items():
+            table = sa.Table(name, metadata, autoload_with=connection)
+            connection.execute(table.insert(), listed)
+
+
+def _trial_rows(
+    number: int, study_id: int, rng: np.random.Generator
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    now = datetime.datetime(2026, 1, 1)
+    key = {"trial_id": number + 1}
+    pruned = number >= 10 and number % 2 == 0
+    accuracies = np.sort(rng.uniform(0.1, 0.99, EVALUATIONS))[: 3 if pruned else EVALUATIONS]
+    yield (
+        "trials",
+        {
+            **key,
+            "number": number,
+            "study_id": study_id,
+            "state": "PRUNED" if pruned else "COMPLETE",
+            "datetime_start": now,
+            "datetime_complete": now + datetime.timedelta(seconds=9),
+        },
+    )
+    if not pruned:
+        value = float(accuracies[-1])
+        yield "trial_values", {**key, "objective": 0, "value": value, "value_type": "FINITE"}
+    for name, space in RANGES.items():
+        distribution = distribution_to_json(space)
+        row = {"param_name": name, "param_value": float(rng.uniform(space.low, space.high))}
+        yield "trial_params", {**key, **row, "distribution_json": distribution}
+    for name, attr in (("slot", number), ("examples", 1_000 * len(accuracies))):
+        yield "trial_user_attributes", {**key, "key": name, "value_json": str(attr)}
+    for index, accuracy in enumerate(accuracies, start=1):
+        report = {"step": index, "intermediate_value": float(accuracy)}
+        kind = {"intermediate_value_type": "FINITE"}
+        yield "trial_intermediate_values", {**key, **report, **kind}
+        yield "hpo_mab_evaluations", {**key, **dataclasses.asdict(_evaluation(index, accuracy))}
+
+
+def _evaluation(index: int, accuracy: float) -> Evaluation:
+    return Evaluation(
+        index=index,
+        steps=10 * index,
+        examples=1_000 * index,
+        seconds=float(index),
+        sampler_seconds=0.1 * index,
+        accuracy=float(accuracy),
+        loss=1.0,
+        train_loss=1.0,
+        learning_rate=0.1,
+        reward_rate=0.4,
+        concentration=0.12,
+    )

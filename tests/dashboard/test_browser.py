@@ -1,0 +1,144 @@
+"""The real dashboard over a real study, and the report, in a real browser."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from hpo_mab.compare import report_html
+from hpo_mab.dashboard import publish_comparison
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Locator, Page
+
+_FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+_PATIENCE = 60_000  # Milliseconds; a busy machine starts a browser slowly.
+
+
+@pytest.fixture(name="page", scope="module")
+def _page() -> Iterator[Page]:
+    try:
+        from playwright.sync_api import sync_playwright
+    except ImportError:
+        pytest.skip("playwright is not installed; pip install -e '.[test]' brings it")
+    found = shutil.which("chromium") or shutil.which("chromium-browser")
+    program = os.environ.get("HPO_MAB_CHROMIUM") or found
+    if program is None:
+        pytest.skip("no chromium on the path; apt-get install chromium, or set HPO_MAB_CHROMIUM")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=program, args=_FLAGS)
+        page = browser.new_page(viewport={"width": 1400, "height": 1000})
+        page.set_default_timeout(_PATIENCE)
+        yield page
+        browser.close()
+
+
+@pytest.fixture(name="address", scope="module")
+def _address(compared) -> Iterator[str]:
+    assert publish_comparison(*compared).problem == ""
+    command = [sys.executable, "-m", "hpo_mab", "dashboard", "--port", "0", "--storage"]
+    with subprocess.Popen(
+        [*command, str(compared.storage.url)], stdout=subprocess.PIPE, text=True
+    ) as server:
+        assert server.stdout is not None
+        yield server.stdout.readline().split()[-1].rstrip("/")
+        server.terminate()
+
+
+def drawn(plot: Locator) -> int:
+    """Lines, points and bars that a plot shows, with an extent."""
+    return plot.evaluate(
+        """node => [...node.querySelectorAll('path.js-line, path.point, .bars path')]
+                  .filter(path => path.getBBox().width + path.getBBox().height > 0).length"""
+    )
+
+
+def test_figures_are_visible_in_order_and_not_empty(page: Page, address: str, compared) -> None:
+    errors: list[str] = []
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.goto(f"{address}/dashboard/studies/1")
+    names = [
+        "00-incumbent-examples",
+        "01-incumbent-seconds",
+        "02-advantage-examples",
+        "04-acceleration-examples",
+        "06-fidelity",
+        "07-cost-to-target",
+        "09-knobs",
+        "10-reward-rate",
+        "11-concentration",
+    ]
+    places = []
+    for name in names:
+        plot = page.locator(f'[id="{name}"]')
+        plot.locator(".main-svg").first.wait_for(state="visible")
+        assert plot.locator(".gtitle").inner_text().strip(), name
+        assert drawn(plot) > 0, name
+        box = plot.bounding_box()
+        assert box is not None
+        assert min(box["width"], box["height"]) > 150, name
+        places.append((round(box["y"]), round(box["x"])))
+    assert places == sorted(places)
+    legend = page.locator('[id="00-incumbent-examples"] .legendtext').all_inner_texts()
+    assert sorted(legend) == ["mab", "uniform"]
+    assert errors == []
+
+
+def test_the_note_is_rendered_and_its_link_opens_the_comparison(
+    page: Page, address: str, compared
+) -> None:
+    page.goto(f"{address}/dashboard/studies/1/note")
+    page.get_by_role("heading", name=compared.runs[0].name).first.wait_for()
+    assert page.get_by_role("cell", name="batch sampler").is_visible()
+    assert page.get_by_role("heading", name="Verdict").is_visible()
+    href = page.get_by_role("link", name="The studies side by side").get_attribute("href")
+    page.goto(f"{address}{href}")
+    for run in compared.runs:
+        page.get_by_text(f"Best Value of {run.name}").first.wait_for()
+    plot = page.locator(".js-plotly-plot").first
+    assert drawn(plot) >= 2
+
+
+def test_a_pruned_trial_says_why(page: Page, address: str, compared) -> None:
+    number = next(t.number for t in compared.runs[0].trials if t.state == "pruned")
+    page.goto(f"{address}/dashboard/studies/1/trials?numbers={number}")
+    page.get_by_text("Pruned at evaluation").first.wait_for()
+
+
+def test_the_report_draws_every_figure_without_a_network(
+    page: Page, compared, tmp_path: Path
+) -> None:
+    path = tmp_path / "report.html"
+    path.write_text(report_html(compared.runs, compared.summary, title="report"))
+    page.context.set_offline(True)
+    try:
+        page.goto(path.as_uri())
+        plots = page.locator(".js-plotly-plot")
+        plots.last.locator(".main-svg").first.wait_for()
+        assert plots.count() >= 10
+        for position in range(plots.count()):
+            plot = plots.nth(position)
+            title = plot.locator(".gtitle").first
+            assert drawn(plot) > 0, title.text_content()
+        # No label is cut off at the left edge of a figure.
+        for box in page.locator(".ytick text").all():
+            extent = box.bounding_box()
+            assert extent is None or extent["x"] >= 0
+    finally:
+        page.context.set_offline(False)

@@ -1,0 +1,193 @@
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+import time
+from pathlib import Path
+
+import optuna
+import pytest
+from optuna.artifacts import get_all_artifact_meta
+from optuna_dashboard import get_note, save_note
+from optuna_dashboard._custom_plot_data import get_plotly_graph_objects
+
+from hpo_mab.dashboard import (
+    artifact_folder,
+    publish_comparison,
+    publish_study,
+    refresh,
+)
+from hpo_mab.dashboard import _publish as publishing
+from hpo_mab.storage import Storage, open_study, read_run
+
+COMPARED = {
+    "advantage-examples",
+    "advantage-seconds",
+    "acceleration-examples",
+    "acceleration-seconds",
+    "fidelity",
+    "cost-to-target",
+}
+OWN = {
+    "incumbent-examples",
+    "incumbent-seconds",
+    "importance",
+    "knobs",
+    "reward-rate",
+    "concentration",
+}
+
+
+def figures_of(study: optuna.Study) -> dict[str, dict]:
+    attrs = study._storage.get_study_system_attrs(study._study_id)
+    found = {name: json.loads(text) for name, text in get_plotly_graph_objects(attrs).items()}
+    assert sorted(found) == sorted(found, key=lambda name: int(name.split("-")[0]))
+    return {name.split("-", 1)[1]: figure for name, figure in found.items()}
+
+
+def test_every_study_of_a_comparison_gets_note_figures_and_verdict(compared) -> None:
+    published = publish_comparison(*compared)
+    assert published.problem == ""
+    assert published.studies == tuple(run.name for run in compared.runs)
+    for run in compared.runs:
+        study = open_study(compared.storage, run.name)
+        figures = figures_of(study)
+        assert figures.keys() >= COMPARED | (OWN - {"importance"})
+        for name, figure in figures.items():
+            assert any(len(trace["x"]) for trace in figure["data"]), name
+            assert figure["layout"]["title"]["text"], name
+        note = get_note(study)
+        assert note.startswith(f"# {run.name}")
+        assert f"{run.best.value:.2%} validation accuracy" in note
+        assert "mab " in note.split("## Verdict")[1].split("## What ran")[0]
+        assert "/dashboard/compare-studies?ids=1,2" in note
+        assert "hpo-mab run tiny.toml --storage 'sqlite:///" in note
+        assert study.metric_names == ["validation accuracy"]
+
+
+def test_pruned_trials_say_why(compared) -> None:
+    publish_comparison(*compared)
+    pruned = [(run, t) for run in compared.runs for t in run.trials if t.state == "pruned"]
+    assert pruned
+    for run, trial in pruned:
+        study = open_study(compared.storage, run.name)
+        note = note_of(study, trial.number)
+        assert f"**Pruned at evaluation {trial.curve[-1].index} of 3**" in note
+        assert f"{trial.curve[-1].accuracy:.2%}" in note
+        assert "`median`" in note
+        assert "reason" not in trial.attrs
+        # The median pruner stops what is below the median of the earlier ones.
+        better, earlier = (int(word) for word in _counts(note))
+        assert better > earlier / 2
+    complete = next(t for t in compared.runs[0].trials if t.state == "complete")
+    assert note_of(open_study(compared.storage, compared.runs[0].name), complete.number) == ""
+
+
+def _counts(note: str) -> tuple[str, str]:
+    words = note.replace(",", "").split()
+    return words[words.index("were") - 1], words[words.index("earlier") - 1]
+
+
+def note_of(study: optuna.Study, number: int) -> str:
+    from optuna_dashboard._note import get_note_from_system_attrs
+
+    trial_id = study.get_trials(deepcopy=False)[number]._trial_id
+    attrs = study._storage.get_study_system_attrs(study._study_id)
+    return get_note_from_system_attrs(attrs, trial_id)["body"]
+
+
+def test_what_users_write_is_kept(compared) -> None:
+    run = compared.runs[0]
+    study = open_study(compared.storage, run.name)
+    publish_study(compared.storage, run)
+    save_note(study, get_note(study) + "\nMy own words, *kept*.")
+    publish_study(compared.storage, run)
+    publish_study(compared.storage, run)
+    note = get_note(study)
+    assert note.count("My own words, *kept*.") == 1
+    assert note.count(f"# {run.name}") == 1
+    save_note(study, "Only mine.")
+    publish_study(compared.storage, run)
+    assert get_note(study).startswith(f"# {run.name}")
+    assert get_note(study).rstrip().endswith("Only mine.")
+
+
+def test_a_verdict_outlives_later_runs_of_one_study(compared) -> None:
+    publish_comparison(*compared)
+    publish_study(compared.storage, compared.runs[0])
+    note = get_note(open_study(compared.storage, compared.runs[0].name))
+    assert "## Verdict" in note
+
+
+def test_a_failure_is_told_not_raised(compared, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("disk\nfull")
+
+    monkeypatch.setattr(publishing, "study_figures", fail)
+    before = get_note(open_study(compared.storage, compared.runs[0].name))
+    published = publish_study(compared.storage, compared.runs[0])
+    assert published.problem == "RuntimeError: disk full"
+    assert published.studies == ()
+    assert get_note(open_study(compared.storage, compared.runs[0].name)) == before
+
+
+def test_a_thousand_trials_take_less_than_a_second(large: Storage) -> None:
+    run = read_run(large, "large-mab-seed0")
+    publish_study(large, run)  # Imports and first use are not what grows with trials.
+    began = time.process_time()
+    published = publish_study(large, run)
+    # Processor time: other programs on the machine do not count.
+    assert time.process_time() - began < 1.0
+    assert published.problem == ""
+    study = open_study(large, run.name)
+    figures = figures_of(study)
+    assert figures.keys() >= OWN
+    assert max(len(json.dumps(figure)) for figure in figures.values()) < 20_000
+    assert "Of the 20 earlier trials" in note_of(study, 20)
+
+
+def test_large_curves_are_an_artifact_replaced_in_place(large: Storage) -> None:
+    run = read_run(large, "large-mab-seed0")
+    publish_study(large, run)
+    publish_study(large, run)
+    study = open_study(large, run.name)
+    (meta,) = get_all_artifact_meta(study)
+    folder = artifact_folder(large)
+    assert folder == Path(str(large.url.database)).with_name("large_artifacts")
+    with (folder / meta.artifact_id).open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == sum(len(trial.curve) for trial in run.trials)
+    last = run.trials[-1]
+    assert float(rows[-1]["accuracy"]) == last.curve[-1].accuracy
+    assert rows[-1]["trial"] == str(last.number)
+
+
+def test_small_studies_have_no_artifact(compared) -> None:
+    publish_study(compared.storage, compared.runs[0])
+    assert get_all_artifact_meta(open_study(compared.storage, compared.runs[0].name)) == []
+
+
+def test_refresh_publishes_what_went_on_and_nothing_else(compared, tmp_path: Path) -> None:
+    copy = tmp_path / "copy.db"  # Other tests must not see the trials added here.
+    shutil.copy(str(compared.storage.url.database), copy)
+    compared = compared._replace(storage=Storage(f"sqlite:///{copy}"))
+    publish_comparison(*compared)
+    assert refresh(compared.storage).studies == ()
+    name = compared.runs[0].name
+    study = open_study(compared.storage, name)
+    optuna.create_study(study_name="someone else's", storage=compared.storage.optuna)
+    study.add_trial(optuna.trial.create_trial(state=optuna.trial.TrialState.WAITING))
+    assert refresh(compared.storage).studies == ()  # A waiting trial is no news.
+    study.add_trial(optuna.trial.create_trial(value=0.999))
+    assert refresh(compared.storage).studies == (name,)
+    assert "99.90% validation accuracy" in get_note(study)
+    assert refresh(compared.storage).studies == ()
+    compared.storage.close()
+
+
+def test_artifacts_can_live_elsewhere(
+    compared, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HPO_MAB_ARTIFACTS", str(tmp_path / "files"))
+    assert artifact_folder(compared.storage) == tmp_path / "files"

@@ -1,0 +1,237 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import optuna
+import pytest
+import sqlalchemy as sa
+from optuna.trial import TrialState
+
+from hpo_mab.search import StudyRunner, StudySpec, Target
+from hpo_mab.search._claim import NoTrial, claim
+from hpo_mab.search._recovery import WORKER_KEY, close_lost, requeue
+from hpo_mab.storage import RETRIES, Storage, heartbeat, this_process
+
+Make = Callable[..., StudySpec]
+
+
+@pytest.fixture
+def study(storage: Storage) -> optuna.Study:
+    made = optuna.create_study(study_name="plain", storage=storage.optuna, direction="maximize")
+    Target(trials=3, total=None, epoch_examples=100).save(made)
+    return made
+
+
+@pytest.fixture
+def elsewhere() -> str:
+    """Name of a process on a machine that nobody here can see."""
+    return "0123456789abcdef:4242:7"
+
+
+@pytest.fixture
+def dead() -> str:
+    """Name of a process of this machine that has ended."""
+    command = "from hpo_mab.storage._process import this_process; print(this_process())"
+    return subprocess.run(
+        [sys.executable, "-c", command], check=True, capture_output=True, text=True
+    ).stdout.strip()
+
+
+def _start(study: optuna.Study, storage: Storage, worker: str) -> optuna.trial.Trial:
+    trial = claim(study, storage)
+    assert isinstance(trial, optuna.trial.Trial)
+    storage.optuna.set_trial_system_attr(trial._trial_id, WORKER_KEY, worker)
+    return trial
+
+
+def _age(storage: Storage, trial: optuna.trial.Trial, seconds: int) -> None:
+    with storage.optuna.engine.begin() as connection:
+        connection.execute(
+            sa.text(
+                "UPDATE trial_heartbeats SET heartbeat = datetime(heartbeat, :by) "
+                "WHERE trial_id = :id"
+            ),
+            {"by": f"-{seconds} seconds", "id": trial._trial_id},
+        )
+
+
+def _state(study: optuna.Study, trial: optuna.trial.Trial) -> TrialState:
+    return study.trials[trial.number].state
+
+
+def test_claims_stop_at_the_target(study: optuna.Study, storage: Storage, elsewhere: str) -> None:
+    trials = [_start(study, storage, elsewhere) for _ in range(3)]
+    assert [trial.user_attrs["slot"] for trial in trials] == [0, 1, 2]
+    assert claim(study, storage) is NoTrial.WAIT
+    study.tell(trials[0], 0.5)
+    study.tell(trials[1], 0.5)
+    assert claim(study, storage) is NoTrial.WAIT
+    study.tell(trials[2], state=TrialState.FAIL)
+    # A trial that failed by itself is no result: another slot takes its place.
+    last = claim(study, storage)
+    assert isinstance(last, optuna.trial.Trial)
+    assert last.user_attrs["slot"] == 3
+    study.tell(last, 0.5)
+    assert claim(study, storage) is NoTrial.DONE
+
+
+def test_workers_follow_a_target_that_grows(study: optuna.Study, storage: Storage) -> None:
+    for _ in range(3):
+        study.tell(_start(study, storage, this_process()), 0.5)
+    assert claim(study, storage) is NoTrial.DONE
+    Target(trials=4, total=None, epoch_examples=100).save(study)
+    assert isinstance(claim(study, storage), optuna.trial.Trial)
+
+
+def test_a_trial_of_a_dead_process_is_lost_at_once_and_keeps_its_slot(
+    study: optuna.Study, storage: Storage, dead: str, elsewhere: str
+) -> None:
+    lost = _start(study, storage, dead)
+    other = _start(study, storage, elsewhere)
+    again = _start(study, storage, elsewhere)
+    assert again.user_attrs["slot"] == lost.user_attrs["slot"] == 0
+    assert _state(study, lost) == TrialState.FAIL
+    assert "ended suddenly" in study.trials[lost.number].user_attrs["reason"]
+    assert _state(study, other) == TrialState.RUNNING
+
+
+def test_a_trial_of_a_living_process_is_not_lost_however_old_its_sign_of_life(
+    study: optuna.Study, storage: Storage
+) -> None:
+    # As after the lid of a laptop was shut: nobody could give signs.
+    trial = _start(study, storage, this_process())
+    with heartbeat(storage.optuna, trial._trial_id):
+        _age(storage, trial, 1000)
+        close_lost(study, storage)
+        assert _state(study, trial) == TrialState.RUNNING
+    # This process knows best that it does not run it any more.
+    close_lost(study, storage)
+    assert _state(study, trial) == TrialState.FAIL
+
+
+@pytest.mark.parametrize(("age", "state"), [(110, TrialState.RUNNING), (130, TrialState.FAIL)])
+def test_elsewhere_only_signs_of_life_count(
+    study: optuna.Study, storage: Storage, elsewhere: str, age: int, state: TrialState
+) -> None:
+    trial = _start(study, storage, elsewhere)
+    _age(storage, trial, age)
+    close_lost(study, storage)
+    assert _state(study, trial) == state
+
+
+def test_who_dies_while_claiming_leaves_no_hole(study: optuna.Study, storage: Storage) -> None:
+    study.add_trial(optuna.create_trial(state=TrialState.WAITING, user_attrs={"slot": 0}))
+    with pytest.warns(UserWarning, match="Heartbeat"):
+        half = study.ask()
+    again = claim(study, storage)
+    assert _state(study, half) == TrialState.FAIL
+    assert isinstance(again, optuna.trial.Trial)
+    assert again.user_attrs["slot"] == 0
+
+
+def test_a_trial_of_the_users_own_loop_is_left_alone(study: optuna.Study, storage: Storage) -> None:
+    with pytest.warns(UserWarning, match="Heartbeat"):
+        foreign = study.ask()
+    close_lost(study, storage)
+    assert _state(study, foreign) == TrialState.RUNNING
+
+
+def test_retries_are_bounded_and_interruptions_are_not(
+    study: optuna.Study, storage: Storage, dead: str
+) -> None:
+    for _ in range(5):
+        trial = _start(study, storage, dead)
+        assert trial.user_attrs["slot"] == 0
+        trial.set_user_attr("interrupted", True)
+        study.tell(trial, state=TrialState.FAIL)
+    for _ in range(1 + RETRIES):
+        assert _start(study, storage, dead).user_attrs["slot"] == 0
+    assert _start(study, storage, dead).user_attrs["slot"] == 1
+
+
+def test_requeueing_twice_queues_once(study: optuna.Study, storage: Storage, dead: str) -> None:
+    trial = _start(study, storage, dead)
+    close_lost(study, storage)
+    assert (requeue(study), requeue(study)) == (1, 0)
+    assert len(study.get_trials(states=(TrialState.WAITING,))) == 1
+    assert _state(study, trial) == TrialState.FAIL
+
+
+def test_an_enqueued_configuration_is_run_in_a_slot_of_its_own(
+    study: optuna.Study, storage: Storage, dead: str
+) -> None:
+    _start(study, storage, this_process())
+    study.enqueue_trial({"lr": 0.25})
+    with heartbeat(storage.optuna, study.trials[0]._trial_id):
+        lost = _start(study, storage, dead)
+        assert lost.user_attrs["slot"] == 1
+        again = _start(study, storage, dead)
+    assert again.user_attrs["slot"] == 1
+    assert again.suggest_float("lr", 0.0, 1.0) == 0.25
+
+
+def test_what_lost_trials_spent_counts_in_the_budget(
+    storage: Storage, tiny: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = tiny(budget={"trials": 50, "total": "3epochs"}, pruner={"kind": "none"})
+    runner = StudyRunner(spec, storage)
+    tell = optuna.Study.tell
+    lost: list[int] = []
+
+    def die(study: optuna.Study, trial: optuna.trial.Trial, *given: object, **options: object):  # type: ignore[no-untyped-def]
+        if isinstance(trial, optuna.trial.Trial) and trial.number == 0:
+            lost.append(trial.number)
+            raise SystemExit
+        return tell(study, trial, *given, **options)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(optuna.Study, "tell", die)
+        with pytest.raises(SystemExit):
+            runner.run(score=False)
+    run = runner.run(score=False).run
+    assert lost == [0]
+    assert run.trials[0].state == "fail"
+    finished = [trial for trial in run.trials if trial.state == "complete"]
+    assert 2 <= len(finished) <= 3
+    assert run.examples >= 3 * runner.objective.workload.num_examples
+
+
+def test_a_study_that_died_before_it_had_a_definition_is_made_whole(
+    storage: Storage, tiny: Make
+) -> None:
+    optuna.create_study(study_name="half", storage=storage.optuna, direction="maximize")
+    run = StudyRunner(tiny(budget={"trials": 1}), storage).run("half", score=False).run
+    assert [trial.state for trial in run.trials] == ["complete"]
+
+
+def test_a_full_disk_is_one_line_and_the_study_goes_on_later(
+    storage: Storage, tiny: Make, tmp_path: Path
+) -> None:
+    from hpo_mab._errors import StorageError
+
+    runner = StudyRunner(tiny(budget={"trials": 3}), storage)
+    runner.run("full", score=False, launch=lambda study, on_trial: False)
+    engine = storage.optuna.engine
+
+    def limit(connection: object, record: object) -> None:
+        pages = connection.execute("PRAGMA page_count").fetchone()[0]  # type: ignore[attr-defined]
+        connection.execute(f"PRAGMA max_page_count = {pages}")  # type: ignore[attr-defined]
+
+    engine.dispose()
+    sa.event.listen(engine, "connect", limit)
+    with pytest.raises(StorageError, match="full") as caught:
+        for _ in range(50):
+            study = optuna.load_study(study_name="full", storage=storage.optuna)
+            study.set_user_attr("ballast", "x" * 1500)
+            Target(trials=50, total=None, epoch_examples=100).save(study)
+            runner.run("full", score=False)
+    assert "\n" not in str(caught.value)
+    sa.event.remove(engine, "connect", limit)
+    storage.optuna.remove_session()
+    engine.dispose()
+    run = runner.run("full", score=False).run
+    assert sum(trial.state in ("complete", "pruned") for trial in run.trials) >= 3
+    assert not any(trial.state == "running" for trial in run.trials)

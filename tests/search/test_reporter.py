@@ -1,0 +1,240 @@
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+import torch
+from optuna.trial import FrozenTrial, TrialState
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
+
+import hpo_mab
+from hpo_mab._errors import ArgumentError
+from hpo_mab.search import TrialReporter
+from hpo_mab.storage import Storage
+
+
+class _PruneAt(optuna.pruners.BasePruner):
+    def __init__(self, step: int) -> None:
+        self._step = step
+
+    def prune(self, study: optuna.Study, trial: FrozenTrial) -> bool:
+        return trial.last_step == self._step
+
+
+def _data() -> TensorDataset:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(200) % 2
+    return TensorDataset(torch.randn(200, 4, generator=generator) + 2 * labels[:, None], labels)
+
+
+def _accuracy(model: nn.Module, data: TensorDataset) -> float:
+    inputs, labels = data.tensors
+    with torch.no_grad():
+        return float((model(inputs).argmax(1) == labels).double().mean())
+
+
+def _plain_loop(trial: optuna.trial.Trial, kind: str = "MABSampler", **options: Any) -> float:
+    """What a user would write."""
+    data = _data()
+    sampler = getattr(hpo_mab, kind)(data.tensors[1], batch_size=20, seed=0)
+    loader = DataLoader(data, batch_sampler=sampler)
+    torch.manual_seed(0)
+    model = nn.Linear(4, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=trial.suggest_float("lr", 0.01, 0.1))
+    reporter = TrialReporter(trial, sampler=sampler, budget_examples=400, evaluations=4, **options)
+    while not reporter.done:
+        for x, y in loader:
+            loss = sampler.update(F.cross_entropy(model(x), y, reduction="none"))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            if reporter.step(len(y), loss=loss.detach()):
+                reporter.report(accuracy=_accuracy(model, data))
+    return reporter.accuracy
+
+
+def _study(pruner: optuna.pruners.BasePruner | None = None) -> optuna.Study:
+    return optuna.create_study(
+        direction="maximize",
+        pruner=pruner or optuna.pruners.NopPruner(),
+        sampler=optuna.samplers.RandomSampler(seed=0),
+    )
+
+
+def test_a_plain_loop_reports_at_equal_shares_of_its_budget() -> None:
+    study = _study()
+    study.optimize(_plain_loop, n_trials=1)
+    trial = study.trials[0]
+    assert trial.state == TrialState.COMPLETE
+    assert list(trial.intermediate_values) == [1, 2, 3, 4]
+    assert trial.value == trial.intermediate_values[4] > 0.8
+    assert trial.user_attrs["examples"] == 400
+    assert trial.user_attrs["sampler"] == "MABSampler"
+    assert trial.user_attrs["seconds"] >= 0
+
+
+def test_a_plain_loop_is_pruned() -> None:
+    study = _study(_PruneAt(2))
+    study.optimize(_plain_loop, n_trials=1)
+    trial = study.trials[0]
+    assert trial.state == TrialState.PRUNED
+    assert list(trial.intermediate_values) == [1, 2]
+    assert trial.user_attrs["examples"] == 200
+
+
+def test_uniform_loops_are_named_so_for_the_pruner() -> None:
+    study = _study()
+    study.optimize(lambda trial: _plain_loop(trial, "UniformSampler"), n_trials=1)
+    assert study.trials[0].user_attrs["sampler"] == "uniform"
+
+
+def test_the_advantage_pruner_judges_a_users_own_loops() -> None:
+    study = _study(hpo_mab.AdvantagePruner(max_resource=4))
+
+    def objective(trial: optuna.trial.Trial) -> float:
+        reporter = TrialReporter(trial, budget_examples=40, evaluations=4)
+        while not reporter.done:
+            if reporter.step(10):
+                reporter.report(accuracy=0.9 - 0.1 * trial.number)
+        return reporter.accuracy
+
+    with pytest.warns(UserWarning, match="no evidence"):
+        study.optimize(objective, n_trials=3)
+    assert [t.state.name for t in study.trials] == ["COMPLETE", "PRUNED", "PRUNED"]
+    assert study.trials[1].user_attrs["pruned_because"]["threshold"] == 0.9
+
+
+def test_the_curve_is_kept_and_the_clock_stands_while_evaluating(tmp_path: Path) -> None:
+    storage = Storage(f"sqlite:///{tmp_path / 'curves.db'}")
+    study = optuna.create_study(storage=storage.optuna, direction="maximize")
+    trial = study.ask()
+    ticks: Iterator[float] = itertools.count(0.0, 1.0)
+    reporter = TrialReporter(
+        trial,
+        budget_examples=40,
+        evaluations=2,
+        curves=storage.curves,
+        clock=lambda: next(ticks),
+    )
+    for loss in (4.0, 2.0, 1.0, 0.5):
+        if reporter.step(10, loss=torch.tensor(loss)):
+            next(ticks)  # A second of evaluation.
+            reporter.report(accuracy=0.5, loss=0.7, learning_rate=0.1)
+    curve = storage.curves.load([trial._trial_id])[trial._trial_id]
+    storage.close()
+    assert [(e.index, e.steps, e.examples) for e in curve] == [(1, 2, 20), (2, 4, 40)]
+    assert [e.train_loss for e in curve] == [3.0, 0.75]
+    assert [e.seconds for e in curve] == [1.0, 2.0]
+    assert (curve[0].accuracy, curve[0].loss, curve[0].learning_rate) == (0.5, 0.7, 0.1)
+    assert curve[0].reward_rate is None
+
+
+def test_a_loop_that_evaluates_seldom_reports_the_last_point_it_passed() -> None:
+    study = _study()
+    trial = study.ask()
+    reporter = TrialReporter(trial, budget_examples=80, evaluations=8)
+    reporter.report(accuracy=0.1, examples=5)
+    reporter.report(accuracy=0.5, examples=35)
+    reporter.report(accuracy=0.6, examples=90)
+    assert study.trials[0].intermediate_values == {3: 0.5, 8: 0.6}
+    assert reporter.done
+    assert reporter.accuracy == 0.6
+
+
+def test_the_sampler_is_told_the_share_of_the_budget_that_is_spent() -> None:
+    class Listening(hpo_mab.UniformSampler):
+        shares: list[float]
+
+        def set_progress(self, share: float) -> None:
+            self.shares = [*getattr(self, "shares", []), share]
+
+    sampler = Listening([0, 1], batch_size=1)
+    reporter = TrialReporter(_study().ask(), sampler=sampler, budget_examples=4, evaluations=1)
+    for _ in range(5):
+        reporter.step(1)
+    assert sampler.shares == [0.25, 0.5, 0.75, 1.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"budget_examples": 10, "evaluations": 0}, "evaluations must be at least 1, got 0"),
+        ({"budget_examples": 3, "evaluations": 4}, "budget_examples must be at least .* 4, got 3"),
+    ],
+)
+def test_arguments_outside_their_bound_are_named(options: dict[str, int], message: str) -> None:
+    with pytest.raises(ArgumentError, match=message):
+        TrialReporter(_study().ask(), **options)
+
+
+def _lightning() -> Any:
+    return pytest.importorskip(
+        "lightning", reason="needs the extra 'lightning': pip install hpo_mab[lightning]"
+    )
+
+
+def _lightning_objective(lightning: Any) -> Callable[[optuna.trial.Trial], float]:
+    """A Lightning module in a study: two lines in the module, one for the reporter."""
+
+    class Module(lightning.LightningModule):  # type: ignore[misc]
+        def __init__(self, trial: optuna.trial.Trial, data: TensorDataset) -> None:
+            super().__init__()
+            self.data = data
+            self.model = nn.Linear(4, 2)
+            self.lr = trial.suggest_float("lr", 0.01, 0.1)
+            self.sampler = hpo_mab.MABSampler(data.tensors[1], batch_size=20, seed=0)
+            self.reporter = TrialReporter(
+                trial, sampler=self.sampler, budget_examples=400, evaluations=4
+            )
+
+        def train_dataloader(self) -> DataLoader[Any]:
+            return DataLoader(self.data, batch_sampler=self.sampler)
+
+        def training_step(self, batch: Any, index: int) -> torch.Tensor:
+            x, y = batch
+            return self.sampler.update(F.cross_entropy(self.model(x), y, reduction="none"))
+
+        def on_train_batch_end(self, outputs: Any, batch: Any, index: int) -> None:
+            if self.reporter.step(len(batch[1]), loss=outputs["loss"]):
+                self.reporter.report(accuracy=_accuracy(self.model, self.data))
+            self.trainer.should_stop = self.reporter.done
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.SGD(self.parameters(), lr=self.lr)
+
+    def objective(trial: optuna.trial.Trial) -> float:
+        torch.manual_seed(0)
+        module = Module(trial, _data())
+        trainer = lightning.Trainer(
+            max_epochs=-1,
+            accelerator="cpu",
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+        )
+        trainer.fit(module)
+        return module.reporter.accuracy
+
+    return objective
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("prune_at", "steps"), [(99, [1, 2, 3, 4]), (2, [1, 2])])
+def test_a_lightning_module_reports_and_is_pruned(prune_at: int, steps: list[int]) -> None:
+    study = _study(_PruneAt(prune_at))
+    study.optimize(_lightning_objective(_lightning()), n_trials=1)
+    trial = study.trials[0]
+    assert list(trial.intermediate_values) == steps
+    assert trial.state == (TrialState.PRUNED if prune_at == 2 else TrialState.COMPLETE)
+    assert trial.user_attrs["examples"] == 100 * len(steps)
+    assert trial.user_attrs["sampler"] == "MABSampler"
+    assert not math.isnan(trial.intermediate_values[steps[-1]])

@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+
+from hpo_mab._errors import ArgumentError, StorageError
+from hpo_mab.storage import Storage, is_gone, is_here, this_process
+
+_HOLD = """
+import sys, time
+import sqlalchemy as sa
+from hpo_mab.storage._lock import Locks
+with Locks(sa.create_engine(sys.argv[1])).hold("study"):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_process_knows_itself_and_others_that_ended() -> None:
+    assert is_here(this_process())
+    assert not is_gone(this_process())
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
+        machine, _, started = this_process().split(":")
+        # Another process with a number of ours, or ours with another start, is somebody else.
+        assert is_gone(f"{machine}:{child.pid}:{started}")
+        assert is_gone(f"{machine}:{os.getpid()}:0")
+        child.communicate()
+    assert not is_here(f"another:{child.pid}:0")
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "postgres":
+        plain: str = request.getfixturevalue("postgres_url")
+        return plain.replace("postgresql://", "postgresql+psycopg://")
+    return f"sqlite:///{tmp_path / 'studies.db'}"
+
+
+def test_a_lock_is_given_back_by_a_process_that_is_killed(url: str) -> None:
+    from hpo_mab.storage._lock import Locks
+
+    engine = sa.create_engine(url)
+    got = threading.Event()
+
+    def wait() -> None:
+        with Locks(engine).hold("study"):
+            got.set()
+
+    with subprocess.Popen(
+        [sys.executable, "-c", _HOLD, url], stdout=subprocess.PIPE, text=True
+    ) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        waiting = threading.Thread(target=wait)
+        waiting.start()
+        assert not got.wait(0.5)
+        holder.kill()
+        assert got.wait(20)
+        waiting.join()
+    engine.dispose()
+
+
+def test_a_lock_left_too_long_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hpo_mab.storage._lock._WAIT_SECONDS", 0.1)
+    storage = Storage(str(tmp_path / "studies.db"))
+    with storage.lock("one"), pytest.raises(StorageError, match=r"studies.db.lock has been locked"):
+        storage.lock("one").__enter__()
+    storage.close()
+
+
+def test_heartbeats_must_fit_into_the_grace(tmp_path: Path) -> None:
+    with pytest.raises(ArgumentError, match="heartbeat = 30, grace = 30"):
+        Storage(str(tmp_path / "x.db"), heartbeat=30, grace=30)
