@@ -47,8 +47,10 @@ def _command(name: str, command: Any) -> str:
         if parameter.name == "help":
             continue
         option = str(getattr(parameter, "param_type_name", "")) == "option"
-        shown = ", ".join(f"`{opt}`" for opt in parameter.opts) if option else (
-            f"`{(parameter.metavar or parameter.name).upper()}`"
+        shown = (
+            ", ".join(f"`{opt}`" for opt in parameter.opts)
+            if option
+            else (f"`{(parameter.metavar or parameter.name).upper()}`")
         )
         text = " ".join(str(getattr(parameter, "help", "") or "").split()).replace("|", "\\|")
         default = parameter.default

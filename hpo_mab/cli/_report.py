@@ -35,9 +35,9 @@ def report(
             show_default="sqlite:///hpo_mab.db",
         ),
     ] = None,
-    output: Annotated[
-        Path, typer.Option("--output", "-o", help="The file to write.")
-    ] = Path("report.html"),
+    output: Annotated[Path, typer.Option("--output", "-o", help="The file to write.")] = Path(
+        "report.html"
+    ),
     reference: Annotated[
         str | None,
         typer.Option(help="Arm the others are compared with; default uniform if it is there."),

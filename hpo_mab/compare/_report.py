@@ -7,8 +7,8 @@ import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from hpo_mab.compare import figures
 from hpo_mab._environment import environment
+from hpo_mab.compare import figures
 from hpo_mab.compare._grids import Grid, grids
 from hpo_mab.compare._records import CURRENCIES, ComparisonSummary
 from hpo_mab.compare._verdict import verdict

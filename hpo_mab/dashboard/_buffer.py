@@ -42,13 +42,13 @@ class DashboardBuffer:
         """The study's note; empty if there is none."""
         from optuna_dashboard import get_note
 
-        return get_note(self._study)  # type: ignore[arg-type]
+        return str(get_note(self._study))
 
     def save_study_note(self, text: str) -> None:
         """Replace the study's note, in Markdown."""
         from optuna_dashboard import save_note
 
-        save_note(self._study, text)  # type: ignore[arg-type]
+        save_note(self._study, text)
 
     def save_trial_note(self, trial_id: int, text: str) -> None:
         """Write the first note of a trial, in Markdown."""
@@ -56,14 +56,14 @@ class DashboardBuffer:
 
         # It looks through all attributes for remains of longer notes: show it none.
         trial = _StandIn({}, trial_id)
-        save_note(trial, text)  # type: ignore[arg-type]
+        save_note(trial, text)
         self._trial_notes.update(trial.written)
 
     def save_figure(self, name: str, figure: go.Figure) -> None:
         """Save a figure in place of an earlier one of that name."""
         from optuna_dashboard import save_plotly_graph_object
 
-        save_plotly_graph_object(self._study, figure, graph_object_id=name)  # type: ignore[arg-type]
+        save_plotly_graph_object(self._study, figure, graph_object_id=name)
 
     def save(self, key: str, value: Any) -> None:
         """Set one attribute of our own."""
@@ -93,7 +93,7 @@ def trial_ids(engine: sa.Engine, study_id: int) -> dict[int, int]:
     table = sa.Table("trials", sa.MetaData(), autoload_with=engine)
     query = sa.select(table.c.number, table.c.trial_id).where(table.c.study_id == study_id)
     with engine.connect() as connection:
-        return {number: trial_id for number, trial_id in connection.execute(query)}
+        return {row.number: row.trial_id for row in connection.execute(query)}
 
 
 class _StandIn:

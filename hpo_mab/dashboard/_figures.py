@@ -41,7 +41,7 @@ _FEWEST_TRIALS = 10
 
 
 def study_figures(runs: Sequence[StudyRun]) -> dict[str, go.Figure]:
-    """Figures of studies by name; names sort in the order to be shown; those without data are left out.
+    """Figures of studies by name, which sorts as they are to be shown; none without data.
 
     Args:
         runs: The studies.
@@ -64,7 +64,7 @@ def study_figures(runs: Sequence[StudyRun]) -> dict[str, go.Figure]:
 
 
 def comparison_figures(summary: ComparisonSummary) -> dict[str, go.Figure]:
-    """Figures of a comparison by name; names sort in the order to be shown; those without data are left out.
+    """Figures of a comparison by name, which sorts as they are to be shown; none without data.
 
     Args:
         summary: From `hpo_mab.compare.summarise`.

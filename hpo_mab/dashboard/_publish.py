@@ -43,9 +43,7 @@ class Published:
     problem: str = ""
 
 
-def publish_study(
-    storage: Storage, run: StudyRun, *, artifacts: Path | None = None
-) -> Published:
+def publish_study(storage: Storage, run: StudyRun, *, artifacts: Path | None = None) -> Published:
     """Write a study's note, figures, trial notes and, where large, its learning curves.
 
     Never raises for what it cannot write: the study itself is stored already.
@@ -124,9 +122,7 @@ def _guarded(write: Callable[[], list[str]]) -> Published:
         names = write()
     except Exception as error:
         problem = " ".join(f"{type(error).__name__}: {error}".split())
-    return Published(
-        studies=tuple(names), seconds=time.perf_counter() - began, problem=problem
-    )
+    return Published(studies=tuple(names), seconds=time.perf_counter() - began, problem=problem)
 
 
 def _write(
@@ -168,4 +164,4 @@ def _is_stale(storage: Storage, study: optuna.Study) -> bool:
     states = tuple(TrialState[name.upper()] for name in _FINISHED)
     finished = storage.optuna.get_n_trials(study._study_id, states)
     attrs = storage.optuna.get_study_system_attrs(study._study_id)
-    return finished != attrs.get(_PUBLISHED_KEY, {}).get("finished", 0)
+    return bool(finished != attrs.get(_PUBLISHED_KEY, {}).get("finished", 0))

@@ -32,7 +32,7 @@ def application(storage: Storage, *, artifacts: Path | None = None) -> WSGIAppli
 
 
 class _InOrder:
-    """Bottle plugin: the dashboard sends figures in the order of a Python set, as good as random."""
+    """Bottle plugin: left to itself the dashboard sends figures in a Python set's order."""
 
     name = "figures-in-order"
     api = 2

@@ -55,9 +55,8 @@ def _headline(run: StudyRun, test_accuracy: float | None) -> str:
         return "No trial is complete yet."
     scored = "" if test_accuracy is None else f", {test_accuracy:.2%} on the test set"
     params = ", ".join(f"`{name} = {short(value)}`" for name, value in best.params.items())
-    return (
-        f"**Best: {best.value:.2%} validation accuracy** in trial {best.number}{scored}"
-        + (f", with {params}." if params else ".")
+    return f"**Best: {best.value:.2%} validation accuracy** in trial {best.number}{scored}" + (
+        f", with {params}." if params else "."
     )
 
 
@@ -88,7 +87,7 @@ def _facts(run: StudyRun) -> list[tuple[str, str]]:
         ("spent", f"{run.examples:,} training examples, {run.seconds:,.0f} s of training"),
         (
             "saved by pruning",
-            f"{saved:,} training examples, {saved / whole if whole else 0:.0%} of an unpruned study",
+            f"{saved:,} training examples, {saved / max(whole, 1):.0%} of an unpruned study",
         ),
     ]
 
@@ -112,8 +111,8 @@ def _range(value: Any) -> str:
 def _how_to_read() -> str:
     return (
         "Figures are on the study's first page, below the history. A pruned trial's note says why "
-        "it was pruned. The attributes `slot` and `paired` of a trial are its place in the plan and whether "
-        "every arm of a comparison trains its configuration."
+        "it was pruned. The attributes `slot` and `paired` of a trial are its place in the plan "
+        "and whether every arm of a comparison trains its configuration."
     )
 
 

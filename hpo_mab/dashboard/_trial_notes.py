@@ -39,7 +39,8 @@ def _note(run: StudyRun, trial: TrialRun, earlier: dict[int, list[float]]) -> st
     lines = [
         f"**Pruned at evaluation {last.index} of {total}**, after {last.examples:,} of "
         f"{run.trial_examples:,} training examples ({share:.0%}).",
-        f"Validation accuracy there: {last.accuracy:.2%}. {_rank(last.accuracy, earlier[last.index])}",
+        f"Validation accuracy there: {last.accuracy:.2%}. "
+        + _rank(last.accuracy, earlier[last.index]),
     ]
     lines.append(f"Why: {_why(run, trial)}")
     return "\n\n".join(lines)

@@ -79,7 +79,8 @@ class BatchSampler(Sampler[list[int]], abc.ABC):
         self.labels = torch.as_tensor(labels, dtype=torch.int64).cpu()
         if self.labels.ndim != 1 or len(self.labels) == 0:
             raise ArgumentError(
-                f"labels must be one-dimensional and not empty, got shape {list(self.labels.shape)}."
+                "labels must be one-dimensional and not empty, "
+                f"got shape {list(self.labels.shape)}."
             )
         if not 0 <= rank < world_size:
             raise ArgumentError(f"rank must be in [0, {world_size}), got {rank}.")

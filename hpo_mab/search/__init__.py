@@ -5,8 +5,8 @@ from hpo_mab.search._load import builtin_names, load_spec, make_spec
 from hpo_mab.search._objective import TrainingObjective, trial_seed
 from hpo_mab.search._planned_sampler import PlannedSampler
 from hpo_mab.search._prepare import load_splits, make_objective
-from hpo_mab.search._reporter import TrialReporter
 from hpo_mab.search._replay import Replay, replay
+from hpo_mab.search._reporter import TrialReporter
 from hpo_mab.search._runner import Launch, RunOutcome, StudyRunner
 from hpo_mab.search._seeding import derive_seed
 from hpo_mab.search._space import Configuration, SearchSpace

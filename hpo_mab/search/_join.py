@@ -52,7 +52,7 @@ def stored_spec(
     definition: Definition, *, device: str | None = None, data_root: str | None = None
 ) -> StudySpec:
     """The spec a study was made from, with what may differ on this machine."""
-    raw: dict[str, Any] = {key: value for key, value in definition.spec.items()}
+    raw: dict[str, Any] = dict(definition.spec)
     if device is not None:
         raw["training"] = {**raw["training"], "device": device}
     if data_root is not None:

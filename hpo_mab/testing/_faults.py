@@ -9,6 +9,7 @@ import random
 import signal
 import time
 import traceback
+from collections.abc import Callable
 
 from hpo_mab.search import StudyRunner, StudySpec, TrialLoop
 from hpo_mab.search._study import open_with_parts
@@ -43,7 +44,14 @@ class FaultReport:
 
 
 def inject_kills(
-    url: str, spec: StudySpec, *, kills: int, workers: int = 2, pause: float = 0.5, seed: int = 0
+    url: str,
+    spec: StudySpec,
+    *,
+    kills: int,
+    workers: int = 2,
+    pause: float = 0.5,
+    disturb: Callable[[], None] | None = None,
+    seed: int = 0,
 ) -> FaultReport:
     """Run a study in forked workers, killing one by SIGKILL at random moments.
 
@@ -53,6 +61,7 @@ def inject_kills(
         kills: Workers to kill; fewer if the study is done before.
         workers: Workers at a time.
         pause: Mean seconds between two kills.
+        disturb: Called once, after the first pause.
         seed: Decides moments and victims.
     """
     began = time.monotonic()
@@ -70,6 +79,9 @@ def inject_kills(
         while crew and time.monotonic() < deadline:
             crew -= {pid for pid in crew if _has_ended(pid)}
             time.sleep(0.005)
+        if disturb is not None:
+            disturb()
+            disturb = None
         if crew and killed < kills:
             victim = random_.choice(sorted(crew))
             os.kill(victim, signal.SIGKILL)
@@ -114,11 +126,10 @@ def _fits(trial: TrialRun, run: StudyRun) -> bool:
         return True
     if points != list(range(1, len(points) + 1)) or trial.attrs.get("examples") != trial.examples:
         return False
+    whole = int(run.spec["budget"]["evaluations"])
     if trial.state == "pruned":
-        return 0 < len(points) < run.spec["budget"]["evaluations"]
-    return len(points) == run.spec["budget"]["evaluations"] and (
-        trial.value == trial.curve[-1].accuracy
-    )
+        return 0 < len(points) < whole
+    return len(points) == whole and trial.value == trial.curve[-1].accuracy
 
 
 def _fork(url: str, name: str, runner: StudyRunner) -> int:

@@ -31,14 +31,29 @@ from hpo_mab.advantage import (
     measure_evidence,
     pair_curves,
 )
-from hpo_mab.compare import CurveTable, Replay, environment, read_record, replay, saving
+from hpo_mab.compare import (
+    CurveTable,
+    Replay,
+    environment,
+    false_prunings,
+    read_record,
+    replay,
+    saving,
+)
 from hpo_mab.pruners import AdvantagePruner
+from hpo_mab.search import StudyRunner, make_spec
 from hpo_mab.storage import Storage, StudyRun, read_run, study_names
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 
 HALVING = "successive halving"
-BASELINES = ("bandit, median", "bandit, hyperband", f"bandit, {HALVING}", "uniform, hyperband")
+BASELINES = (
+    "bandit, median",
+    "bandit, hyperband",
+    f"bandit, {HALVING}",
+    "uniform, hyperband",
+    f"uniform, {HALVING}",
+)
 #: Arms that prune by evidence, and the margin of fidelity each puts up with.
 MARGINS = {"advantage": 0.1, "advantage, margin 0.3": 0.3}
 
@@ -62,6 +77,14 @@ def main() -> None:
     simulate.add_argument("--seed", type=int, default=0)
     simulate.add_argument("--out", type=Path)
     simulate.set_defaults(run=simulate_all)
+    finish = commands.add_parser("finish", help="finish a sample of a study's pruned trials")
+    finish.add_argument("--storage", required=True)
+    finish.add_argument("--study", required=True)
+    finish.add_argument("--sample", type=int, default=10)
+    finish.add_argument("--top", type=int, default=3)
+    finish.add_argument("--data-root")
+    finish.add_argument("--out", type=Path)
+    finish.set_defaults(run=finish_pruned)
     options = parser.parse_args()
     options.run(options)
 
@@ -82,6 +105,27 @@ def _runs(source: str) -> list[StudyRun]:
         return list(read_record(Path(source)).runs)
     storage = Storage(source, create=False)
     return [read_run(storage, name) for name in study_names(storage)]
+
+
+def finish_pruned(options: argparse.Namespace) -> None:
+    """The share of pruned trials that would have ended in the top."""
+    storage = Storage(options.storage, create=False)
+    run = read_run(storage, options.study)
+    raw = dict(run.spec)
+    if options.data_root:
+        raw["data"] = {**raw["data"], "root": options.data_root}
+    found = false_prunings(
+        StudyRunner(make_spec(raw), storage), run, sample=options.sample, top=options.top
+    )
+    share = found.share
+    print(
+        f"{share.value:.0%} of pruned trials would have ended in the top {found.top} "
+        f"(95% interval {share.low:.0%} to {share.high:.0%}, "
+        f"{share.n} of {found.pruned} pruned trials finished)"
+    )
+    if options.out:
+        record = {"study": options.study, **found.to_json(), "environment": environment()}
+        options.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
 def simulate_all(options: argparse.Namespace) -> None:

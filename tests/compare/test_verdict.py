@@ -53,7 +53,8 @@ def test_pairs_decide_where_seeds_are_too_few(runs):
     paired = summary.contrasts[0].paired[-1].advantage
     assert paired.above(0.0)
     assert outcome(summary.contrasts[0]) == "helps"
-    assert f"same configurations at the end of a trial {100 * paired.value:+.2f}" in verdict(summary)
+    said = f"same configurations at the end of a trial {100 * paired.value:+.2f} points"
+    assert said in verdict(summary)
 
 
 def test_a_line_for_each_arm(study):

@@ -12,13 +12,13 @@ from optuna.artifacts import get_all_artifact_meta
 from optuna_dashboard import get_note, save_note
 from optuna_dashboard._custom_plot_data import get_plotly_graph_objects
 
+from hpo_mab.dashboard import _publish as publishing
 from hpo_mab.dashboard import (
     artifact_folder,
     publish_comparison,
     publish_study,
     refresh,
 )
-from hpo_mab.dashboard import _publish as publishing
 from hpo_mab.storage import Storage, open_study, read_run
 
 COMPARED = {

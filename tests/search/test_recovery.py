@@ -3,17 +3,18 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import optuna
 import pytest
 import sqlalchemy as sa
 from optuna.trial import TrialState
 
+from hpo_mab._errors import StorageError
 from hpo_mab.search import StudyRunner, StudySpec, Target
 from hpo_mab.search._claim import NoTrial, claim
 from hpo_mab.search._recovery import WORKER_KEY, close_lost, requeue
-from hpo_mab.storage import RETRIES, Storage, heartbeat, this_process
+from hpo_mab.storage import RETRIES, Storage, heartbeat, is_gone, open_study, this_process
+from hpo_mab.storage._process import _started, machine
 
 Make = Callable[..., StudySpec]
 
@@ -34,10 +35,11 @@ def elsewhere() -> str:
 @pytest.fixture
 def dead() -> str:
     """Name of a process of this machine that has ended."""
-    command = "from hpo_mab.storage._process import this_process; print(this_process())"
-    return subprocess.run(
-        [sys.executable, "-c", command], check=True, capture_output=True, text=True
-    ).stdout.strip()
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
+        name = f"{machine()}:{child.pid}:{_started(child.pid)}"
+        assert not is_gone(name)
+        child.communicate()
+    return name
 
 
 def _start(study: optuna.Study, storage: Storage, worker: str) -> optuna.trial.Trial:
@@ -89,10 +91,10 @@ def test_workers_follow_a_target_that_grows(study: optuna.Study, storage: Storag
 def test_a_trial_of_a_dead_process_is_lost_at_once_and_keeps_its_slot(
     study: optuna.Study, storage: Storage, dead: str, elsewhere: str
 ) -> None:
-    lost = _start(study, storage, dead)
     other = _start(study, storage, elsewhere)
+    lost = _start(study, storage, dead)
     again = _start(study, storage, elsewhere)
-    assert again.user_attrs["slot"] == lost.user_attrs["slot"] == 0
+    assert again.user_attrs["slot"] == lost.user_attrs["slot"] == 1
     assert _state(study, lost) == TrialState.FAIL
     assert "ended suddenly" in study.trials[lost.number].user_attrs["reason"]
     assert _state(study, other) == TrialState.RUNNING
@@ -207,12 +209,8 @@ def test_a_study_that_died_before_it_had_a_definition_is_made_whole(
     assert [trial.state for trial in run.trials] == ["complete"]
 
 
-def test_a_full_disk_is_one_line_and_the_study_goes_on_later(
-    storage: Storage, tiny: Make, tmp_path: Path
-) -> None:
-    from hpo_mab._errors import StorageError
-
-    runner = StudyRunner(tiny(budget={"trials": 3}), storage)
+def test_a_full_disk_is_one_line_and_the_study_goes_on_later(storage: Storage, tiny: Make) -> None:
+    runner = StudyRunner(tiny(budget={"trials": 300}), storage)
     runner.run("full", score=False, launch=lambda study, on_trial: False)
     engine = storage.optuna.engine
 
@@ -223,15 +221,13 @@ def test_a_full_disk_is_one_line_and_the_study_goes_on_later(
     engine.dispose()
     sa.event.listen(engine, "connect", limit)
     with pytest.raises(StorageError, match="full") as caught:
-        for _ in range(50):
-            study = optuna.load_study(study_name="full", storage=storage.optuna)
-            study.set_user_attr("ballast", "x" * 1500)
-            Target(trials=50, total=None, epoch_examples=100).save(study)
-            runner.run("full", score=False)
+        runner.run("full", score=False)
     assert "\n" not in str(caught.value)
     sa.event.remove(engine, "connect", limit)
     storage.optuna.remove_session()
     engine.dispose()
-    run = runner.run("full", score=False).run
-    assert sum(trial.state in ("complete", "pruned") for trial in run.trials) >= 3
+    finished = sum(t.state.is_finished() for t in open_study(storage, "full").trials)
+    more = StudyRunner(tiny(budget={"trials": finished + 1}), storage, objective=runner.objective)
+    run = more.run("full", score=False).run
+    assert sum(trial.state in ("complete", "pruned") for trial in run.trials) == finished + 1
     assert not any(trial.state == "running" for trial in run.trials)

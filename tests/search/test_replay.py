@@ -48,5 +48,5 @@ def test_other_data_here_than_the_study_was_made_on_is_refused(
     stored = dict(study.user_attrs["hpo_mab:definition"])
     study.set_user_attr("hpo_mab:definition", {**stored, "epoch_examples": 50_000})
     assert Definition.load(study).epoch_examples == 50_000
-    with pytest.raises(StorageError, match="50000 training examples.*--data-root"):
+    with pytest.raises(StorageError, match=r"50000 training examples.*--data-root"):
         join_study(storage, "study")

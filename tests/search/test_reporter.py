@@ -113,8 +113,7 @@ def test_the_advantage_pruner_judges_a_users_own_loops() -> None:
 
 def test_the_curve_is_kept_and_the_clock_stands_while_evaluating(tmp_path: Path) -> None:
     storage = Storage(f"sqlite:///{tmp_path / 'curves.db'}")
-    study = optuna.create_study(storage=storage.optuna, direction="maximize")
-    trial = study.ask()
+    trial = _study().ask()
     ticks: Iterator[float] = itertools.count(0.0, 1.0)
     reporter = TrialReporter(
         trial,

@@ -69,7 +69,7 @@ def figure(*, title: str, x: str, y: str) -> go.Figure:
     import plotly.graph_objects as go
 
     # All at once: a figure that is made first and laid out later copies its template twice.
-    made = go.Figure(
+    return go.Figure(
         layout={
             "title": {"text": title},
             "template": "plotly_white",
@@ -80,7 +80,6 @@ def figure(*, title: str, x: str, y: str) -> go.Figure:
             "margin": {"l": 70, "r": 20, "t": 60, "b": 60},
         }
     )
-    return made
 
 
 def add_line(

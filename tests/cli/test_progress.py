@@ -1,0 +1,50 @@
+from __future__ import annotations
+
+import optuna
+import pytest
+from optuna.trial import TrialState, create_trial
+
+from hpo_mab.cli import _progress as module
+from hpo_mab.cli._progress import StudyProgress
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture(name="clock")
+def _clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(module, "time", clock)
+    return clock
+
+
+def test_a_log_gets_a_line_now_and_then(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    study = optuna.create_study(direction="maximize")
+    with StudyProgress(trials=20, label="study") as progress:
+        for _ in range(20):
+            clock.now += 3
+            pruned = len(study.trials) % 4 == 3
+            study.add_trial(
+                create_trial(value=0.9, state=TrialState.PRUNED)
+                if pruned
+                else create_trial(value=0.01 * len(study.trials))
+            )
+            progress(study, study.trials[-1])
+    lines = capsys.readouterr().err.splitlines()
+    # Every ten seconds at most, and at the end: not each of the twenty.
+    assert len(lines) == 5
+    assert lines[0] == ("study: 4/20 trials, 1 pruned, best 2.00%, 20 a minute, 48.0 s left")
+    assert lines[-1] == "study: 20/20 trials, 5 pruned, best 18.00%"
+
+
+def test_quiet_says_nothing(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    study = optuna.create_study(direction="maximize")
+    with StudyProgress(trials=1, label="study", quiet=True) as progress:
+        study.add_trial(create_trial(value=0.5))
+        progress(study, study.trials[-1])
+    assert capsys.readouterr().err == ""

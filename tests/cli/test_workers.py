@@ -1,0 +1,140 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from hpo_mab.storage import Storage, read_run
+
+Cli = Callable[..., "tuple[int, str, str]"]
+NAME = "tiny-mab-seed0"
+
+pytestmark = pytest.mark.skipif(not Path("/proc").exists(), reason="needs /proc")
+
+
+def _children(pid: int) -> list[int]:
+    text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+    return [int(child) for child in text.split()]
+
+
+def _finished(url: str) -> int:
+    try:
+        storage = Storage(url, create=False)
+        return sum(t.state in ("complete", "pruned") for t in read_run(storage, NAME).trials)
+    except Exception:
+        return 0
+
+
+def _wait(condition: Callable[[], bool], seconds: float = 240) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def test_workers_survive_a_kill_and_ctrl_c_and_lose_nothing(
+    cli: Cli, tiny: str, tmp_path: Path
+) -> None:
+    url = f"sqlite:///{tmp_path / 'hpo_mab.db'}"
+    # A test run in the background of a shell ignores Ctrl-C, and so would the command.
+    attentive = ["env", "--default-signal=INT", sys.executable, "-m", "hpo_mab"]
+    command = [*attentive, "run", tiny, "--trials", "500", "--workers", "2"]
+    with subprocess.Popen([*command, "--quiet"], cwd=tmp_path) as parent:
+        try:
+            _wait(lambda: _finished(url) >= 2)
+            workers = _children(parent.pid)
+            assert len(workers) == 2
+            os.kill(workers[0], signal.SIGKILL)
+            _wait(lambda: len(set(_children(parent.pid)) - set(workers)) == 1)
+            parent.send_signal(signal.SIGINT)
+            assert parent.wait(120) == 130
+        finally:
+            # A failed test must not leave five hundred trials behind.
+            parent.kill()
+    assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
+
+    done = _finished(url)
+    status, out, _ = cli("run", tiny, "--trials", str(done + 3), "--json")
+    assert status == 0
+    facts = json.loads(out)
+    assert facts["trials"]["complete"] + facts["trials"]["pruned"] == done + 3
+    storage = Storage(url)
+    trials = read_run(storage, NAME).trials
+    storage.close()
+    slots = sorted(t.slot for t in trials if t.state in ("complete", "pruned"))
+    assert slots == list(range(done + 3))
+    assert not any(trial.state in ("running", "waiting") for trial in trials)
+
+
+def test_a_worker_joins_a_study_by_name_and_replay_repeats_its_trials(
+    cli: Cli, tiny: str, tmp_path: Path
+) -> None:
+    from hpo_mab.search import Target
+    from hpo_mab.storage import open_study
+
+    assert cli("run", tiny, "--trials", "1", "--quiet")[0] == 0
+    storage = Storage(f"sqlite:///{tmp_path / 'hpo_mab.db'}")
+    study = open_study(storage, NAME)
+    target = Target.load(study)
+    Target(trials=3, total=None, epoch_examples=target.epoch_examples).save(study)
+    storage.close()
+    status, out, err = cli("worker", "--study", NAME)
+    assert (status, out) == (0, "")
+    assert "3/3 trials" in err
+    status, out, _ = cli("replay", NAME, "2")
+    assert status == 0
+    assert "the same, bit for bit" in out
+
+    assert cli("worker", "--study", NAME) == (0, "", "")
+    status, _, err = cli("worker", "--study", "tiny-mab-seed1")
+    assert status == 2
+    assert f"Did you mean '{NAME}'" in err
+    status, _, err = cli("replay", NAME, "9")
+    assert status == 2
+    assert "Unknown trial '9'" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--workers", "0"), ["--workers", "at least 1", "0"]),
+        (("--workers", "2", "--trials-per-gpu", "0"), ["--trials-per-gpu", "0"]),
+        (("--workers", "2", "--ray", "auto"), ["PostgreSQL", "postgresql"]),
+        (("--gpus-per-worker", "0.5"), ["--gpus-per-worker needs --ray"]),
+        (("--workers", "2", "--storage", "sqlite://"), ["in memory"]),
+    ],
+)
+def test_launch_options_that_cannot_be_are_one_line(
+    cli: Cli, tiny: str, arguments: tuple[str, ...], words: list[str]
+) -> None:
+    status, out, err = cli("run", tiny, *arguments)
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    for word in words:
+        assert word.lower() in err.lower()
+
+
+def test_more_workers_than_sqlite_serves_well_are_advised_against(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from hpo_mab.cli._launch import launcher
+    from hpo_mab.search import load_spec
+
+    storage = Storage(str(tmp_path / "x.db"))
+    for workers, advice in ((2, False), (3, True)):
+        launcher(
+            load_spec("digits"),
+            storage,
+            workers=workers,
+            trials_per_gpu=1,
+            ray=None,
+            gpus_per_worker=None,
+            quiet=False,
+        )
+        assert ("postgresql://" in capsys.readouterr().err) == advice

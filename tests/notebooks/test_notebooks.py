@@ -1,0 +1,69 @@
+"""The notebooks run from top to bottom, on small budgets, and are kept without outputs."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import nbformat
+import pytest
+
+NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
+
+
+@pytest.fixture(name="small")
+def _small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("HPO_MAB_TRIALS", "5")
+    monkeypatch.setenv("HPO_MAB_EPOCHS", "1")
+    monkeypatch.setenv("HPO_MAB_STORAGE", f"sqlite:///{tmp_path / 'notebook.db'}")
+    monkeypatch.setenv("JUPYTER_PLATFORM_DIRS", "1")
+    return tmp_path
+
+
+def run(name: str, folder: Path) -> nbformat.NotebookNode:
+    with warnings.catch_warnings():
+        # Jupyter's own packages warn of one another.
+        warnings.simplefilter("ignore")
+        from nbclient import NotebookClient
+
+        notebook = nbformat.read(NOTEBOOKS / name, as_version=4)
+        client = NotebookClient(
+            notebook, timeout=240, kernel_name="python3", resources={"metadata": {"path": folder}}
+        )
+        done: nbformat.NotebookNode = client.execute()
+    return done
+
+
+def outputs(notebook: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
+    return [output for cell in notebook.cells for output in cell.get("outputs", [])]
+
+
+def text_of(notebook: nbformat.NotebookNode) -> str:
+    return "".join(output.get("text", "") for output in outputs(notebook))
+
+
+def test_explore_goes_from_a_comparison_to_a_conclusion(small: Path) -> None:
+    done = run("explore.ipynb", small)
+    shown = [o.data["application/vnd.plotly.v1+json"] for o in outputs(done) if _is_figure(o)]
+    assert len(shown) == 9
+    # With few trials there is nothing to say of importance; all other figures have curves.
+    assert sum(bool(figure["data"]) for figure in shown) >= 8
+    assert "mab is not distinguishable from uniform on digits" in text_of(done)
+    assert "--seeds 5" in text_of(done)
+
+
+def _is_figure(output: nbformat.NotebookNode) -> bool:
+    return "application/vnd.plotly.v1+json" in output.get("data", {})
+
+
+def test_own_model_pairs_two_studies(small: Path) -> None:
+    told = text_of(run("own_model.ipynb", small))
+    assert told.count("5 pairs") == 4
+    assert "evaluation 4 of 4" in told
+
+
+@pytest.mark.parametrize("path", sorted(NOTEBOOKS.glob("*.ipynb")), ids=lambda path: path.name)
+def test_kept_without_outputs(path: Path) -> None:
+    for cell in nbformat.read(path, as_version=4).cells:
+        assert not cell.get("outputs")
+        assert cell.get("execution_count") is None

@@ -1,0 +1,159 @@
+"""Whatever a study definition or a command line says, only the product's own errors come out."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from hpo_mab._errors import HpoMabError
+from hpo_mab.cli import main
+from hpo_mab.search import StudySpec, load_spec, make_spec
+
+_QUICK = settings(
+    max_examples=150,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+_FULL: dict[str, Any] = load_spec("digits").model_dump(mode="json")
+_KEYS = sorted(
+    {
+        "low", "high", "log", "step", "type", "choices", "name", "kind", "lr", "memory", "prior",
+        *_FULL,
+        *(key for section in _FULL.values() if isinstance(section, dict) for key in section),
+    }
+)  # fmt: skip
+
+_scalars = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-(2**70), 2**70),
+    st.floats(),
+    st.text(max_size=8),
+    st.sampled_from(["mab", "uniform", "sgd", "digits", "none", "auto", "30m", "cpu", "median"]),
+)
+_values = st.recursive(
+    _scalars,
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3), st.dictionaries(st.sampled_from(_KEYS), inner, max_size=4)
+    ),
+    max_leaves=8,
+)
+
+
+def _paths(tree: Any, prefix: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    if not isinstance(tree, dict):
+        return [prefix]
+    inner = [path for key, value in tree.items() for path in _paths(value, (*prefix, key))]
+    return [*inner, *([prefix] if prefix else [])]
+
+
+def _make(raw: Any) -> StudySpec | None:
+    with contextlib.suppress(HpoMabError):
+        return make_spec(raw)
+    return None
+
+
+@_QUICK
+@given(st.dictionaries(st.one_of(st.sampled_from(_KEYS), st.text(max_size=5)), _values, max_size=6))
+def test_random_definitions_are_refused_in_words(raw: dict[str, Any]) -> None:
+    _make(raw)
+
+
+@_QUICK
+@given(st.sampled_from(_paths(_FULL)), _values, st.sampled_from(["set", "drop", "add"]))
+def test_a_valid_definition_with_one_change_is_refused_in_words(
+    path: tuple[str, ...], value: Any, how: str
+) -> None:
+    raw = copy.deepcopy(_FULL)
+    table = raw
+    for key in path[:-1]:
+        table = table[key]
+    if how == "drop":
+        del table[path[-1]]
+    else:
+        table[path[-1] if how == "set" else "further"] = value
+    spec = _make(raw)
+    if spec is not None and how == "drop":
+        # What was accepted can be written down and read again.
+        assert make_spec(spec.model_dump(mode="json")) == spec
+
+
+def test_the_fuzz_reaches_valid_definitions_too() -> None:
+    assert make_spec(_FULL).name == "digits"
+    assert _make({**_FULL, "seed": 3}) is not None
+    assert _make({**_FULL, "seed": math.nan}) is None
+
+
+@settings(_QUICK, max_examples=80)
+@given(
+    words=st.lists(
+        st.one_of(
+            st.sampled_from(
+                [
+                    "--trials",
+                    "--epochs",
+                    "--set",
+                    "--budget",
+                    "--device",
+                    "--seed",
+                    "--workers",
+                    "--sampler",
+                    "--pruner",
+                    "--model",
+                    "--batch-size",
+                    "--data",
+                    "--ray",
+                    "--trials-per-gpu",
+                    "--gpus-per-worker",
+                    "--name",
+                    "0",
+                    "-1",
+                    "nan",
+                    "1e400",
+                    "optimizer.lr=nan",
+                    "optimizer=3",
+                    "budget.trials=true",
+                    "a.b.c=1",
+                    "=",
+                    ".=1",
+                    "sampler.memory={low=1}",
+                    "data.name=[1]",
+                    "model.width=1e99",
+                    "--",
+                ]
+            ),
+            st.text(st.characters(exclude_categories=["Cs"]), max_size=6),
+        ),
+        max_size=5,
+    )
+)
+def test_random_command_lines_end_without_a_traceback(
+    words: list[str], tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path_factory.mktemp("fuzz")
+    monkeypatch.chdir(folder)
+    # A definition that is not there: nothing valid can start to train.
+    monkeypatch.setattr(sys, "argv", ["hpo-mab", "run", "absent.toml", *words])
+    with pytest.raises(SystemExit) as caught:
+        main()
+    helped = {"--help", "-h"} & set(words)
+    assert caught.value.code == 2 or helped
+    assert list(Path(folder).iterdir()) == []
+
+
+@settings(_QUICK, max_examples=120)
+@given(st.sampled_from([".".join(path) for path in _paths(_FULL)]), st.text(max_size=12))
+def test_random_assignments_are_refused_in_words(key: str, text: str) -> None:
+    from hpo_mab.cli import _options as options
+
+    with contextlib.suppress(HpoMabError):
+        options.load("digits", [f"{key}={text}"])

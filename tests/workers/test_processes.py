@@ -1,0 +1,178 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import optuna
+import pytest
+import torch
+
+from hpo_mab._errors import ArgumentError, StorageError
+from hpo_mab.search import StudyFailedError
+from hpo_mab.storage import Storage
+from hpo_mab.workers import ProcessLauncher, RayLauncher, _processes, places
+from hpo_mab.workers._worker_process import WorkerProcess
+
+PASSWORD = "hunter2"
+
+
+class Script:
+    """Stands for worker processes that end as told, one after another."""
+
+    ends: ClassVar[list[int]] = []
+    started: ClassVar[list[Sequence[str]]] = []
+
+    def __init__(self, arguments: Sequence[str], *, storage: str) -> None:
+        self.started.append(arguments)
+        self.status = self.ends.pop(0) if self.ends else 0
+
+    def last_words(self) -> str:
+        return f"status {self.status}"
+
+    def stop(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Any:
+    storage = Storage(str(tmp_path / "studies.db"))
+    yield optuna.create_study(study_name="mine", storage=storage.optuna, direction="maximize")
+    storage.close()
+
+
+@pytest.fixture
+def run(
+    study: optuna.Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., bool]:
+    """Runs two workers that end with the given statuses; returns whether interrupted."""
+    monkeypatch.setattr(_processes, "WorkerProcess", Script)
+    monkeypatch.setattr(_processes, "_SECONDS_BETWEEN_LOOKS", 0.001)
+
+    def launch(*ends: int) -> bool:
+        Script.ends, Script.started = list(ends), []
+        storage = Storage(str(tmp_path / "studies.db"))
+        launcher = ProcessLauncher(storage, devices=["cpu", "cpu"], data_root="data")
+        return launcher(study)
+
+    return launch
+
+
+def test_a_worker_that_dies_is_replaced(run: Callable[..., bool]) -> None:
+    assert run(-9, 1, 0, -9, 0) is False
+    assert len(Script.started) == 5
+    assert list(Script.started[0]) == [
+        "--study", "mine", "--device", "cpu", "--data-root", "data",
+    ]  # fmt: skip
+
+
+def test_workers_that_only_die_are_not_replaced_for_ever(run: Callable[..., bool]) -> None:
+    with pytest.raises(StudyFailedError, match="died; the last one: status -11"):
+        run(*[-11] * 100)
+    assert len(Script.started) < 20
+
+
+def test_a_worker_that_gives_up_is_not_replaced_and_heard(run: Callable[..., bool]) -> None:
+    with pytest.raises(StudyFailedError, match="status 2"):
+        run(2, 2)
+    assert len(Script.started) == 2
+    # The other one finished the study: nothing is amiss.
+    assert run(2, 0) is False
+
+
+def test_workers_stopped_by_somebody_interrupt_the_run(run: Callable[..., bool]) -> None:
+    assert run(130, 130) is True
+    assert run(130, 0) is False
+
+
+def test_finished_trials_are_told_once(run: Callable[..., bool], study: optuna.Study) -> None:
+    from hpo_mab.workers._watch import FinishedTrials
+
+    study.add_trial(optuna.create_trial(value=0.5))
+    told: list[int] = []
+    watch = FinishedTrials(study, lambda study, trial: told.append(trial.number))
+    assert watch.look() == 0
+    study.add_trial(optuna.create_trial(value=0.5))
+    assert (watch.look(), watch.look()) == (1, 0)
+    assert told == [1]
+
+
+def test_cuda_devices_are_dealt_out_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert places(2) == ("cuda:0", "cuda:1")
+    assert places(3, trials_per_gpu=2) == ("cuda:0", "cuda:1", "cuda:0")
+    assert places(2, device="cuda:1", trials_per_gpu=2) == ("cuda:1", "cuda:1")
+    assert places(3, device="cpu") == ("cpu", "cpu", "cpu")
+    with pytest.raises(ArgumentError, match=r"at most 2 .2 CUDA devices, 1 workers each.*got 3"):
+        places(3)
+
+
+@pytest.mark.parametrize(("workers", "each"), [(0, 1), (1, 0)])
+def test_less_than_one_is_refused(workers: int, each: int) -> None:
+    with pytest.raises(ArgumentError, match="at least 1, got 0"):
+        places(workers, trials_per_gpu=each)
+
+
+def test_workers_need_a_database_they_can_reach(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="not one in memory"):
+        ProcessLauncher(Storage("sqlite://"), devices=["cpu"], data_root="data")
+    with pytest.raises(StorageError, match="SQLite is a file of one machine"):
+        RayLauncher(Storage(str(tmp_path / "x.db")), workers=1, data_root="data")
+
+
+@pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="needs /proc")
+def test_a_password_reaches_the_worker_and_nobody_else() -> None:
+    url = f"postgresql+psycopg://me:{PASSWORD}@127.0.0.1:1/studies"
+    worker = WorkerProcess(["--study", "mine"], storage=url)
+    while not (command := Path(f"/proc/{worker.pid}/cmdline").read_bytes()):
+        time.sleep(0.01)
+    environment = Path(f"/proc/{worker.pid}/environ").read_bytes()
+    while worker.status is None:
+        time.sleep(0.05)
+    assert b"--study" in command
+    assert PASSWORD.encode() not in command
+    assert PASSWORD.encode() in environment
+    assert worker.status == 2
+    assert "Cannot open storage" in worker.last_words()
+    assert PASSWORD not in worker.last_words()
+    worker.close()
+
+
+_SLEEPER = """
+import time
+from hpo_mab.cli._signals import interrupt_at_eof
+interrupt_at_eof()
+print("ready", flush=True)
+try:
+    time.sleep(60)
+except KeyboardInterrupt:
+    print("interrupted", flush=True)
+"""
+
+
+def test_a_worker_whose_parent_is_gone_interrupts_itself() -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", _SLEEPER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as child:
+        assert child.stdout is not None
+        assert child.stdin is not None
+        assert child.stdout.readline() == "ready\n"
+        child.stdin.close()
+        assert child.stdout.readline() == "interrupted\n"
+        assert child.wait(20) == 0
+
+
+def test_a_termination_signal_is_like_ctrl_c() -> None:
+    import signal
+
+    from hpo_mab.cli._signals import stoppable
+
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt), stoppable():
+        signal.raise_signal(signal.SIGTERM)
+    assert signal.getsignal(signal.SIGTERM) == before

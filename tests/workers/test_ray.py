@@ -1,0 +1,69 @@
+"""Run with ``pytest -m ray``: starting a cluster takes longer than all other tests together."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from hpo_mab.search import StudyRunner, make_spec
+from hpo_mab.storage import Storage
+from hpo_mab.workers import RayLauncher
+
+pytestmark = [
+    pytest.mark.ray,
+    # Ray's own threads, sockets and deprecations.
+    pytest.mark.filterwarnings("default"),
+]
+
+
+@pytest.fixture
+def cluster() -> Iterator[Any]:
+    """A Ray cluster of two nodes of one CPU each, on this host."""
+    reason = "needs Ray (extra 'ray')"
+    utils = pytest.importorskip("ray.cluster_utils", reason=reason)
+    ray = pytest.importorskip("ray", reason=reason)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        started = utils.Cluster(
+            initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False}
+        )
+        started.add_node(num_cpus=1)
+        yield started
+        ray.shutdown()
+        started.shutdown()
+
+
+def test_two_nodes_finish_a_study_together(cluster: Any, postgres_url: str) -> None:
+    spec = make_spec(
+        {
+            "name": "tiny",
+            "budget": {"steps": 12, "evaluations": 3, "trials": 12},
+            "model": {"name": "mlp"},
+            "optimizer": {"name": "sgd", "lr": {"low": 0.01, "high": 1.0, "log": True}},
+            "training": {"batch_size": 64},
+            "sampler": {"kind": "uniform"},
+            "search": {"sampler": "random", "initial": 4},
+        }
+    )
+    storage = Storage(postgres_url)
+    launcher = RayLauncher(storage, workers=2, address=cluster.address, data_root=spec.data.root)
+    told: list[int] = []
+    outcome = StudyRunner(spec, storage).run(
+        score=False, launch=launcher, on_trial=lambda study, trial: told.append(trial.number)
+    )
+    assert not outcome.interrupted
+    finished = [t for t in outcome.run.trials if t.state in ("complete", "pruned")]
+    assert sorted(trial.slot for trial in finished) == list(range(12))
+    assert sorted(told) == [trial.number for trial in outcome.run.trials]
+    # Both nodes had a part in it.
+    workers = {
+        t.system_attrs["hpo_mab:worker"]
+        for t in storage.optuna.get_all_trials(
+            storage.optuna.get_study_id_from_name(outcome.run.name)
+        )
+    }
+    assert len(workers) == 2
+    storage.close()
