@@ -163,7 +163,9 @@ def cost_to_target(summary: ComparisonSummary, *, currency: Currency = "examples
                 )
             )
     made.update_layout(
-        xaxis={"type": "log"}, yaxis={"title": None, "automargin": True}, scattermode="group"
+        xaxis={"type": "log"},
+        yaxis={"title": {"standoff": 12}, "automargin": True},
+        scattermode="group",
     )
     if made.data:
         made.add_vline(x=1, line={"color": "#888888", "width": 1})
