@@ -70,11 +70,21 @@ def _definitions() -> str:
 
 
 def _evidence() -> str:
-    sections = [_record(path) for path in sorted((ROOT / "studies").rglob("*.json"))]
-    found = [section for section in sections if section]
+    folders = sorted({path.parent for path in (ROOT / "studies").rglob("*.json")})
+    found = [section for folder in folders if (section := _topic(folder))]
     if not found:
         return "No comparison is on record yet: `hpo-mab compare --record FILE` makes one."
     return "\n\n".join([f'<script src="../{_PLOTLY}"></script>', *found])
+
+
+def _topic(folder: Path) -> str:
+    """What a folder's README concludes, and its records."""
+    readme = folder / "README.md"
+    text = readme.read_text(encoding="utf-8") if readme.exists() else f"# {folder.name}\n"
+    # The page has a title of its own.
+    parts = [re.sub(r"^#", "##", text, flags=re.MULTILINE)]
+    parts += [section for path in sorted(folder.glob("*.json")) if (section := _record(path))]
+    return "\n\n".join(parts)
 
 
 def _record(path: Path) -> str:
@@ -97,4 +107,4 @@ def _record(path: Path) -> str:
         for figure in drawn
         if figure.data
     )
-    return f"## {name}\n\n{lines}\n\n{divs}"
+    return f"### `{name}`\n\n{lines}\n\n{divs}"

@@ -11,6 +11,7 @@ import pytest
 import typer
 
 from hpo_mab.cli._main import app
+from hpo_mab.compare import read_record, verdict
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "studies/README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -79,3 +80,20 @@ def test_links_to_files_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
         if "://" not in target:
             assert (page.parent / target).exists(), f"{_name(page)} links to {target}"
+
+
+def test_the_readmes_figures_are_those_of_the_records() -> None:
+    readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    said = {
+        ("fashion_mnist/arms.json", "mab", "same configurations at the end of a trial"),
+        ("fashion_mnist/arms.json", "mab", "re-trained test accuracy"),
+        ("defaults/cifar10.json", "paper", "same configurations at the end of a trial"),
+    }
+    for path, arm, measure in said:
+        lines = verdict(read_record(ROOT / "studies" / path).summary).splitlines()
+        (line,) = [line for line in lines if line.startswith(f"{arm} ")]
+        value, low, high = re.search(
+            rf"{measure} (\S+) points \(95% interval (\S+) to (\S+),", line
+        ).groups()
+        assert f"{value} points" in readme, line
+        assert f"{low} to {high}" in readme, line
