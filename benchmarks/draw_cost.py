@@ -99,6 +99,9 @@ def contestants() -> tuple[dict[str, Step], dict[str, SamplerStep]]:
         "mab, epsilon_greedy": SamplerStep(policy="epsilon_greedy"),
         "mab, ucb1": SamplerStep(policy="ucb1"),
         "mab, discount=0.99": SamplerStep(discount=0.99),
+        "mab, replacement=True": SamplerStep(replacement=True),
+        "contextual": SamplerStep(kind="contextual"),
+        "contextual, all examples scored": SamplerStep(kind="contextual", candidates=ARMS),
         "uniform": SamplerStep(kind="uniform"),
     }
     # The posteriors that the first of them has come to.

@@ -12,6 +12,9 @@ from hpo_mab.bandits._arrays import Bools, Columns, Rewards
 #: Columns made at first; half as many are added when the states in use need more.
 INITIAL_CAPACITY = 24
 
+#: Column of the state without pulls.
+PRIOR = 0
+
 
 class ColumnOwner(Protocol):
     """Who keeps arrays with one entry a column."""
@@ -34,7 +37,7 @@ class StateColumns:
 
     Transitions by one pull are kept in tables, so that moving an arm to another state is a
     look-up; a state never met before gets a column when the first arm moves to it. Columns
-    without arms are used again before any are added. The prior state (0, 0) is column 0.
+    without arms are used again before any are added. The prior state (0, 0) is column `PRIOR`.
 
     Args:
         owner: Keeper of the arrays with one entry a column.
@@ -116,7 +119,7 @@ class StateColumns:
 
     def _recycle(self, *, keep: list[int]) -> None:
         in_use = self._owner.columns_in_use()
-        in_use[[0, *keep, *self._free]] = True
+        in_use[[PRIOR, *keep, *self._free]] = True
         unused = np.flatnonzero(~in_use)
         for column in unused.tolist():
             del self._index[tuple(self.pairs[column].tolist())]

@@ -47,6 +47,9 @@ class DeviceEngine(BanditEngine):
         )
         self._policy = TENSOR_POLICIES[settings.policy](settings, held, generator)
         self._passes = TensorPasses(self._sizes, generator)
+        # Of their own: walked on by arms without pulls only, they leave every arm the same chance
+        # of a uniform pick.
+        self._order = TensorPasses(self._sizes, generator)
         self._binarizer = TensorLossBinarizer(settings.loss_decay, device)
         self._draws = torch.zeros(shares.shape, dtype=torch.int32, device=device)
         #: Pulls rewarded, and pulls judged, since `figures`.
@@ -112,17 +115,26 @@ class DeviceEngine(BanditEngine):
         self._generator.set_state(state["rng"].cpu())
 
     def _select(self) -> Tensor:
-        arms = self._policy.keys(self._counts.successes, self._counts.failures).argmax(dim=1)
-        if not self._settings.uniform:
+        settings, counts = self._settings, self._counts
+        arms = self._policy.keys(counts.successes, counts.failures).argmax(dim=1)
+        if settings.shuffles:
+            unknown = (counts.successes + counts.failures == 0) & self._policy.held
+            fresh = unknown.gather(1, arms[:, None])[:, 0]
+            arms = torch.where(fresh, self._order.advance_to(fresh, unknown), arms)
+        if not settings.uniform:
             return arms
         uniforms = torch.rand(len(arms), device=arms.device, generator=self._generator)
-        anywhere = self._passes.below(self._sizes)
-        return torch.where(uniforms < self._settings.uniform, anywhere, arms)
+        chosen = uniforms < settings.uniform
+        anywhere = (
+            self._passes.advance(chosen) if settings.shuffles else self._passes.below(self._sizes)
+        )
+        return torch.where(chosen, anywhere, arms)
 
     def _tensors(self) -> dict[str, Tensor]:
         return {
             **self._counts.tensors(),
             **self._passes.tensors(),
+            **{f"order_{name}": tensor for name, tensor in self._order.tensors().items()},
             **self._binarizer.tensors(),
             "draws": self._draws,
             "tally": self._tally,

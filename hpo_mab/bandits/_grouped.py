@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 
 from hpo_mab.bandits._arrays import Bools, Counts, Floats, Ints, Rewards
-from hpo_mab.bandits._columns import StateColumns
+from hpo_mab.bandits._columns import PRIOR, StateColumns
 from hpo_mab.bandits._members import StateMembers
+from hpo_mab.bandits._passes import UniformPasses
 from hpo_mab.bandits._policies import GroupedPolicy
 from hpo_mab.bandits._window import PullWindow
 
@@ -20,11 +21,16 @@ class GroupedBandits:
     one of its arms is picked uniformly. That is exact in distribution, at a cost that depends on
     the number of states in use, not on the number of arms.
 
+    With ``passes``, an arm in the prior's state is picked as the next of a shuffled pass that is in
+    that state: arms of which nothing is known are visited as by shuffling, none twice before the
+    others had their turn.
+
     Args:
         sizes: Ints of each bandit, [B].
         policy: Selection policy.
         memory: How many of a bandit's last pulls count; None forgets nothing.
         rng: Source of every draw.
+        passes: Order of the arms in the prior's state; None picks them with replacement.
     """
 
     def __init__(
@@ -34,9 +40,11 @@ class GroupedBandits:
         policy: GroupedPolicy,
         memory: int | None,
         rng: np.random.Generator,
+        passes: UniformPasses | None = None,
     ) -> None:
         self._policy = policy
         self._rng = rng
+        self._passes = passes
         self._members = StateMembers(sizes)
         self._window = PullWindow(len(sizes), memory, arms=int(sizes.max()))
         self._columns = StateColumns(self)
@@ -70,7 +78,7 @@ class GroupedBandits:
             race, owners, groups - owners * capacity, self._window.totals
         )
         winners = costs.reshape(bandits, capacity).argmin(axis=1)
-        return self._members.pick(winners, self._rng.random(bandits))
+        return self._pick(winners)
 
     def learn(self, arms: Ints, rewards: Rewards, valid: Bools | None = None) -> None:
         """Count one pull of each bandit, and forget the one that leaves its window.
@@ -105,6 +113,20 @@ class GroupedBandits:
         states = self._members.states
         return np.where(states[..., None] < 0, np.int32(0), self._columns.pairs[states])
 
+    def _pick(self, columns: Ints) -> Ints:
+        """An arm of each bandit in the given state, [B]."""
+        members, rows = self._members, self._members.rows
+        uniforms = self._rng.random(len(rows))
+        if self._passes is None:
+            return members.pick(rows, columns, uniforms)
+        arms = np.empty_like(rows)
+        known, fresh = np.flatnonzero(columns), np.flatnonzero(columns == PRIOR)
+        arms[known] = members.pick(known, columns[known], uniforms[known])
+        arms[fresh] = self._passes.advance_to(
+            fresh, lambda bandits, arms: members.columns_of(bandits, arms) == PRIOR
+        )
+        return arms
+
     def _move(self, bandits: Ints, arms: Ints, rewards: Rewards, *, added: bool) -> None:
         old = self._members.columns_of(bandits, arms)
         step = self._columns.added if added else self._columns.removed
@@ -116,6 +138,7 @@ class GroupedBandits:
             "pairs": self._columns.pairs,
             "states": self._members.states,
             **self._window.state(),
+            **self._order_state(),
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -123,3 +146,11 @@ class GroupedBandits:
         self._columns.restore(state["pairs"])
         self._members.restore(state["states"])
         self._window.load_state(state)
+        if self._passes is not None:
+            names = self._passes.state()
+            self._passes.load_state({name: state[f"order_{name}"] for name in names})
+
+    def _order_state(self) -> dict[str, Any]:
+        if self._passes is None:
+            return {}
+        return {f"order_{name}": array for name, array in self._passes.state().items()}

@@ -43,13 +43,14 @@ class HostEngine(BanditEngine):
         self._rows = np.arange(len(shares))
         self._sizes = (shares >= 0).sum(axis=1)
         self._mean_size = float(self._sizes.mean())
+        self._passes = UniformPasses(self._sizes, rng)
         self._bandits = GroupedBandits(
             self._sizes,
             policy=_policy(settings, shares.shape[1]),
             memory=settings.window(self._mean_size),
             rng=rng,
+            passes=UniformPasses(self._sizes, rng) if settings.shuffles else None,
         )
-        self._passes = UniformPasses(self._sizes, rng)
         self._binarizer = LossBinarizer(settings.loss_decay)
         self._draws = np.zeros(shares.shape, dtype=np.uint16)
         self._rewarded = 0
@@ -126,8 +127,11 @@ class HostEngine(BanditEngine):
     def _select(self) -> Ints:
         arms = self._bandits.select()
         if self._settings.uniform:
-            anywhere = (self._rng.random(len(arms)) * self._sizes).astype(np.int64)
-            arms = np.where(self._rng.random(len(arms)) < self._settings.uniform, anywhere, arms)
+            chosen = np.flatnonzero(self._rng.random(len(arms)) < self._settings.uniform)
+            if self._settings.shuffles:
+                arms[chosen] = self._passes.advance(chosen)
+            else:
+                arms[chosen] = self._rng.integers(self._sizes[chosen])
         return arms
 
     def _weights(self, arms: Ints) -> NDArray[np.float32]:

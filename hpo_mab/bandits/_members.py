@@ -95,19 +95,20 @@ class StateMembers:
         block_counts[left * self._blocks + block] -= 1
         block_counts[entered * self._blocks + block] += 1
 
-    def pick(self, columns: Ints, uniforms: Floats) -> Ints:
-        """A uniform member of one state of each bandit.
+    def pick(self, bandits: Ints, columns: Ints, uniforms: Floats) -> Ints:
+        """A uniform member of one state of each of some distinct bandits.
 
         Args:
-            columns: States with at least one arm, [B].
-            uniforms: Uniform on [0, 1), [B].
+            bandits: Bandits, [n].
+            columns: States with at least one arm, [n].
+            uniforms: Uniform on [0, 1), [n].
 
         Returns:
-            Arms, [B].
+            Arms, [n].
         """
-        rows = self.rows
-        rank = (uniforms * self.counts[rows, columns]).astype(np.int64)
-        inside = self._block_counts[rows, columns]
+        rows = np.arange(len(bandits))
+        rank = (uniforms * self.counts[bandits, columns]).astype(np.int64)
+        inside = self._block_counts[bandits, columns]
         if self._blocks == 1:
             block = np.zeros_like(rows)
         else:
@@ -115,7 +116,7 @@ class StateMembers:
             block = (upto <= rank[:, None]).sum(axis=1)
             rank -= upto[rows, block] - inside[rows, block]
         found = inside[rows, block].astype(np.int64)
-        segments = self._states.reshape(-1, self._length)[rows * self._blocks + block]
+        segments = self._states.reshape(-1, self._length)[bandits * self._blocks + block]
         places = np.flatnonzero(segments == columns.astype(np.int16)[:, None])
         chosen: Ints = places[found.cumsum() - found + rank]
         return chosen + (block - rows) * self._length

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from hpo_mab.bandits._arrays import Ints
+from hpo_mab.bandits._arrays import Bools, Ints
 
 
 def coprime_strides(size: int) -> Ints:
@@ -31,6 +32,7 @@ class UniformPasses:
     def __init__(self, sizes: Ints, rng: np.random.Generator) -> None:
         self._sizes = sizes
         self._rng = rng
+        self._rows = np.arange(len(sizes))
         self._strides = {size: coprime_strides(size) for size in np.unique(sizes).tolist()}
         self._left = np.zeros_like(sizes)
         self._place = np.zeros_like(sizes)
@@ -38,12 +40,30 @@ class UniformPasses:
 
     def select(self) -> Ints:
         """The next arm of each bandit, [B]."""
-        over = np.flatnonzero(self._left == 0)
+        return self.advance(self._rows)
+
+    def advance(self, bandits: Ints) -> Ints:
+        """The next arm of each of some distinct bandits, [n]."""
+        over = bandits[self._left[bandits] == 0]
         if len(over):
             self._begin(over)
-        arms = self._place.copy()
-        self._place = (self._place + self._stride) % self._sizes
-        self._left -= 1
+        arms = self._place[bandits]
+        self._place[bandits] = (arms + self._stride[bandits]) % self._sizes[bandits]
+        self._left[bandits] -= 1
+        return arms
+
+    def advance_to(self, bandits: Ints, allowed: Callable[[Ints, Ints], Bools]) -> Ints:
+        """The next arm of each of some distinct bandits that is allowed, [n]; others are passed by.
+
+        Args:
+            bandits: Bandits with at least one allowed arm, [n].
+            allowed: Whether the arms [m] of bandits [m] may be drawn, [m].
+        """
+        arms = self.advance(bandits)
+        waiting = np.flatnonzero(~allowed(bandits, arms))
+        while len(waiting):
+            arms[waiting] = self.advance(bandits[waiting])
+            waiting = waiting[~allowed(bandits[waiting], arms[waiting])]
         return arms
 
     def _begin(self, bandits: Ints) -> None:

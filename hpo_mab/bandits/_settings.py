@@ -28,6 +28,7 @@ class BanditSettings:
     discount: float | None = None
     floor: float = 0.0
     correction: float = 0.0
+    replacement: bool | Literal["auto"] = "auto"
     active: float = 1.0
     epsilon: float = 0.1
     temperature: float = 0.1
@@ -48,6 +49,7 @@ class BanditSettings:
             raise ArgumentError(f"temperature must be positive, got {self.temperature}.")
         if not 0 <= self.exploration < float("inf"):
             raise ArgumentError(f"exploration must be at least 0, got {self.exploration}.")
+        self._check_replacement()
         self._check_forgetting()
 
     @property
@@ -56,11 +58,27 @@ class BanditSettings:
         epsilon = self.epsilon if self.policy == "epsilon_greedy" else 0.0
         return 1 - (1 - self.floor) * (1 - epsilon)
 
+    @property
+    def shuffles(self) -> bool:
+        """Whether arms drawn regardless of rewards come from shuffled passes."""
+        return not self.correction if self.replacement == "auto" else not self.replacement
+
     def window(self, arms: float) -> int | None:
         """How many of a bandit's last pulls count, for a mean number of arms; None for all."""
         if self.memory != "auto":
             return self.memory
         return None if self.discount is not None else max(1, round(AUTO_MEMORY_SHARE * arms))
+
+    def _check_replacement(self) -> None:
+        if self.replacement not in (True, False, "auto"):
+            raise ArgumentError(
+                f"replacement must be True, False or 'auto', got {self.replacement!r}."
+            )
+        if self.correction and self.replacement is False:
+            raise ArgumentError(
+                "correction needs draws with replacement, whose probabilities are exact: got "
+                f"correction={self.correction} and replacement=False; leave replacement out."
+            )
 
     def _check_forgetting(self) -> None:
         memory, discount = self.memory, self.discount

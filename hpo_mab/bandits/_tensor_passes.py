@@ -22,26 +22,77 @@ class TensorPasses:
         self._generator = generator
         kinds, kind = np.unique(sizes.cpu().numpy(), return_inverse=True)
         strides = [coprime_strides(size) for size in kinds.tolist()]
-        table = np.zeros((len(strides), max(map(len, strides))), dtype=np.int64)
-        for place, row in enumerate(strides):
-            table[place, : len(row)] = row
+        table = np.zeros((2, len(strides), max(map(len, strides))), dtype=np.int64)
+        for place, (size, row) in enumerate(zip(kinds.tolist(), strides, strict=True)):
+            table[0, place, : len(row)] = row
+            table[1, place, : len(row)] = [pow(stride, -1, size) for stride in row.tolist()]
         choices = np.array([len(row) for row in strides])[kind]
         self._kind = torch.from_numpy(kind).to(sizes.device)
-        self._strides = torch.from_numpy(table).to(sizes.device)
+        self._strides, self._inverses = torch.from_numpy(table).to(sizes.device)
         self._choices = torch.from_numpy(choices).to(sizes.device)
+        self._arms = torch.arange(int(kinds.max()), device=sizes.device)
         self._left = torch.zeros_like(sizes)
         self._place = torch.zeros_like(sizes)
         self._stride = torch.zeros_like(sizes)
+        self._inverse = torch.zeros_like(sizes)
 
     def select(self) -> Tensor:
         """The next arm of each bandit, int64 [B]."""
+        everyone = torch.ones_like(self._sizes, dtype=torch.bool)
+        return self.advance(everyone)
+
+    def advance(self, chosen: Tensor) -> Tensor:
+        """The next arm of some bandits, int64 [B]; meaningless for those not chosen, bool [B]."""
         over = self._left == 0
-        fresh = self._strides[self._kind, self.below(self._choices)]
-        self._stride.copy_(torch.where(over, fresh, self._stride))
-        self._left.copy_(torch.where(over, self._sizes, self._left) - 1)
-        arms = torch.where(over, self.below(self._sizes), self._place)
-        self._place.copy_((arms + self._stride) % self._sizes)
+        choice, begin = self.below(self._choices), self.below(self._sizes)
+        arms = torch.where(over, begin, self._place)
+        left = torch.where(over, self._sizes, self._left) - 1
+        self._go_on(chosen, arms, left, self._fresh(over, choice))
         return arms
+
+    def advance_to(self, chosen: Tensor, allowed: Tensor) -> Tensor:
+        """The next allowed arm of some bandits; others are passed by.
+
+        Every arm is given its place in what is left of the pass, or else in the next one: the
+        first is the same as the one found by walking, and nothing waits for the host.
+
+        Args:
+            chosen: The bandits that draw, each with at least one allowed arm, bool [B].
+            allowed: Arms that may be drawn, and no padding, bool [B, A].
+
+        Returns:
+            int64 [B]; meaningless for bandits not chosen.
+        """
+        choice, begin = self.below(self._choices), self.below(self._sizes)
+        size, left = self._sizes[:, None], self._left[:, None]
+        here = (self._arms - self._place[:, None]) * self._inverse[:, None] % size
+        inverse = self._inverses[self._kind, choice][:, None]
+        later = (self._arms - begin[:, None]) * inverse % size + size
+        order = torch.where(here < left, here, later)
+        order = torch.where(allowed, order, 2 * size)
+        first, arms = order.min(dim=1)
+        over = first >= self._sizes
+        passed = torch.where(over, first - self._sizes, first) + 1
+        left = torch.where(over, self._sizes, self._left) - passed
+        self._go_on(chosen, arms, left, self._fresh(over, choice))
+        return arms
+
+    def _fresh(self, over: Tensor, choice: Tensor) -> tuple[Tensor, Tensor]:
+        """Stride and its inverse of each bandit, new where its pass is over, [B] each."""
+        return (
+            torch.where(over, self._strides[self._kind, choice], self._stride),
+            torch.where(over, self._inverses[self._kind, choice], self._inverse),
+        )
+
+    def _go_on(
+        self, chosen: Tensor, arms: Tensor, left: Tensor, order: tuple[Tensor, Tensor]
+    ) -> None:
+        stride, inverse = order
+        place = (arms + stride) % self._sizes
+        self._place.copy_(torch.where(chosen, place, self._place))
+        self._left.copy_(torch.where(chosen, left, self._left))
+        self._stride.copy_(torch.where(chosen, stride, self._stride))
+        self._inverse.copy_(torch.where(chosen, inverse, self._inverse))
 
     def below(self, bounds: Tensor) -> Tensor:
         """Uniform integers in [0, bound) for each bound, int64."""
@@ -52,4 +103,9 @@ class TensorPasses:
 
     def tensors(self) -> dict[str, Tensor]:
         """All tensors that make the state."""
-        return {"left": self._left, "place": self._place, "stride": self._stride}
+        return {
+            "left": self._left,
+            "place": self._place,
+            "stride": self._stride,
+            "inverse": self._inverse,
+        }

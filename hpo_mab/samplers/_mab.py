@@ -35,6 +35,15 @@ class MABSampler(BatchSampler):
     and no part in the moving average. With feedback that lags behind, arms are drawn by what was
     known at the draw, and rewarded when their losses come.
 
+    Every example has a positive chance of being drawn again under Thompson sampling and softmax,
+    and wherever ``floor`` or ``epsilon`` is positive. ``"ucb1"``, and ``"epsilon_greedy"`` with
+    ``epsilon = 0``, take the best arm only: with ``memory=None`` an arm that failed early may be
+    given up for good; with a window it returns once its failures are forgotten.
+
+    Arms of which nothing is known are alike. They are drawn in shuffled passes (see
+    ``replacement``), as uniform sampling draws them: where the bandit has learnt nothing, it loses
+    nothing against shuffling.
+
     On the CPU arms are counted by state, at a cost that hardly depends on their number and without
     approximation. On CUDA all state lives on the device and neither drawing nor learning waits for
     the host; both can be captured in a CUDA graph (see `generator`). Other devices are served by
@@ -61,12 +70,16 @@ class MABSampler(BatchSampler):
         discount: Factor in (0, 1) on all counts of a bandit at each of its pulls, in place of
             ``memory``. Counts are then not whole, and a draw on the CPU costs tens of times more.
         floor: Probability in [0, 1] of a uniform pick in place of the policy's. 1 is uniform
-            sampling with replacement.
+            sampling.
         correction: Exponent in [0, 1] of the importance weights ``1 / (A p)``, with the exact
             probability ``p`` of the pick in its bandit and the mean number of arms ``A = N / B``.
             0: no weights, as in the paper. 1: the weighted mean loss is an unbiased estimate of
             the mean loss over all examples. On CUDA, Thompson sampling's ``p`` takes an arm with
             more than 48 pulls for one with 48 at the same rate of success.
+        replacement: Whether arms that are equal for want of pulls, and uniform picks, are drawn
+            with replacement. False: from a shuffled pass over the bandit's arms, none twice before
+            the others had their turn; each has the same chance as with replacement, over the
+            random order of passes. ``"auto"``: False without ``correction``, which needs True.
         active: Share of the training budget, in [0, 1], after which sampling is uniform, every
             arm once a pass; `set_progress` tells it. A CUDA graph keeps to the phase it was
             captured in.
@@ -96,6 +109,7 @@ class MABSampler(BatchSampler):
         discount: float | None = None,
         floor: float = 0.0,
         correction: float = 0.0,
+        replacement: bool | Literal["auto"] = "auto",
         active: float = 1.0,
         epsilon: float = 0.1,
         temperature: float = 0.1,
@@ -109,6 +123,7 @@ class MABSampler(BatchSampler):
             discount=discount,
             floor=floor,
             correction=correction,
+            replacement=replacement,
             active=active,
             epsilon=epsilon,
             temperature=temperature,
@@ -146,6 +161,11 @@ class MABSampler(BatchSampler):
         A CUDA graph that captures `draw` needs it: ``graph.register_generator_state(generator)``.
         """
         return self._engine.generator
+
+    @property
+    def capturable(self) -> bool:
+        """Whether a CUDA graph can hold draws and updates: not where they change by progress."""
+        return self.generator is not None and self._settings.active == 1
 
     def set_progress(self, share: float) -> None:
         """Tell which share of the budget is spent; from ``active`` on, sampling is uniform."""

@@ -19,7 +19,7 @@ def test_picks_are_uniform_among_the_members_of_a_state(arms: int) -> None:
         chosen = np.array(columns)
         if not members.counts[[0, 1], chosen].all():
             continue
-        picks = np.stack([members.pick(chosen, rng.random(2)) for _ in range(4000)])
+        picks = np.stack([members.pick(np.arange(2), chosen, rng.random(2)) for _ in range(4000)])
         for bandit in range(2):
             found = np.bincount(picks[:, bandit], minlength=arms)
             inside = states[bandit] == chosen[bandit]
@@ -46,7 +46,10 @@ def test_moves_keep_counts_and_members_in_step() -> None:
     fresh = StateMembers(members.sizes)
     fresh.resize(5)
     fresh.restore(members.states)
-    uniforms = rng.random(3)
+    uniforms, rows = rng.random(3), np.arange(3)
     for column in range(5):
         columns = np.full(3, column)
-        assert fresh.pick(columns, uniforms).tolist() == members.pick(columns, uniforms).tolist()
+        assert (
+            fresh.pick(rows, columns, uniforms).tolist()
+            == members.pick(rows, columns, uniforms).tolist()
+        )
