@@ -3,14 +3,15 @@
     python benchmarks/storage_load.py share                 # share of a 10 s trial, SQLite
     python benchmarks/storage_load.py share --postgres
     python benchmarks/storage_load.py load --postgres --workers 8 --trials 1000
-    python benchmarks/storage_load.py load --workers 2 --trials 250
+    python benchmarks/storage_load.py load --workers 2 --trials 500
     python benchmarks/storage_load.py read --trials 10000
 
-``share`` and ``load`` run trials that report eight evaluations and compute nothing, so that all
-their time is the storage's. ``load`` gives each worker that many trials. ``read`` inserts finished
-trials with curves straight into the tables, then reads and summarises the study. Figures come as
-JSON; the exit status is 1 where a bound does not hold: 2% of a 10 s trial, 30 s of CPU to read and
-compare.
+``share`` and ``load`` run the product's own trials, eight evaluations each of which all but the
+last are judged by a median pruner, around a training that computes nothing: all their time is the
+storage's. CPU time is that of the workers, without a server's; wall time holds everything, on an
+idle machine. ``read`` inserts finished trials with curves straight into the tables, then reads and
+summarises the study. Figures come as JSON; the exit status is 1 where a bound does not hold: a
+trial lost, ``share`` with 2% of a 10 s trial in CPU time, 30 s of CPU to read and compare.
 """
 
 from __future__ import annotations
@@ -22,20 +23,27 @@ import multiprocessing
 import sys
 import tempfile
 import time
+import types
 import warnings
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import optuna
 import sqlalchemy as sa
+import torch
+from torch import nn
+from torch.utils.data import TensorDataset
 
 from hpo_mab.compare import summarise
-from hpo_mab.search import Target, TrialLoop
+from hpo_mab.search import Target, TrainingObjective, TrialLoop
+from hpo_mab.search._workload import Loop, Workload
 from hpo_mab.storage import CurveStore, Definition, Storage, read_run
-from hpo_mab.training import Evaluation
+from hpo_mab.training import Budget, Evaluation
 
 EVALUATIONS = 8
 TRIAL_SECONDS = 10.0
+
+_DATA = TensorDataset(torch.zeros(1000, 1), torch.arange(1000) % 2)
 
 
 def main() -> None:
@@ -52,36 +60,40 @@ def main() -> None:
         else:
             workers = 1 if given.what == "share" else given.workers
             figures, holds = load(url, workers, given.trials)
+            holds = holds and (given.what == "load" or figures["cpu_share_of_a_10_s_trial"] < 0.02)
     print(json.dumps({"storage": "postgresql" if given.postgres else "sqlite", **figures}))
     sys.exit(not holds)
 
 
 def load(url: str, workers: int, trials: int) -> tuple[dict[str, Any], bool]:
     """Empty trials in ``workers`` processes; the time of one is what the storage takes."""
-    _make(url, "load", trials=workers * trials)
+    _make(url, "load", trials=trials)
     context = multiprocessing.get_context("fork")
+    costs = context.Queue()
     began = time.perf_counter()
-    crew = [context.Process(target=_work, args=(url, "load")) for _ in range(workers)]
+    crew = [context.Process(target=_work, args=(url, "load", costs)) for _ in range(workers)]
     for worker in crew:
         worker.start()
+    cpu_seconds = sum(costs.get() for _ in crew)
     for worker in crew:
         worker.join()
     seconds = time.perf_counter() - began
     storage = Storage(url)
     states = [trial.state for trial in read_run(storage, "load").trials]
     storage.close()
-    each = seconds * workers / len(states)
+    wall, cpu = seconds * workers / len(states), cpu_seconds / len(states)
     figures = {
         "workers": workers,
         "trials": len(states),
         "complete": states.count("complete"),
         "crashed_workers": sum(worker.exitcode != 0 for worker in crew),
         "trials_per_second": round(len(states) / seconds, 1),
-        "storage_seconds_per_trial": round(each, 4),
-        "share_of_a_10_s_trial": round(each / (TRIAL_SECONDS + each), 4),
+        "wall_ms_per_trial": round(1000 * wall, 1),
+        "cpu_ms_per_trial": round(1000 * cpu, 1),
+        "wall_share_of_a_10_s_trial": round(wall / (TRIAL_SECONDS + wall), 4),
+        "cpu_share_of_a_10_s_trial": round(cpu / (TRIAL_SECONDS + cpu), 4),
     }
-    sound = figures["complete"] == workers * trials and not figures["crashed_workers"]
-    return figures, sound and figures["share_of_a_10_s_trial"] < 0.02
+    return figures, figures["complete"] == trials and not figures["crashed_workers"]
 
 
 def read(url: str, trials: int) -> tuple[dict[str, Any], bool]:
@@ -107,25 +119,41 @@ def read(url: str, trials: int) -> tuple[dict[str, Any], bool]:
     return figures, end - began < 30
 
 
-def _work(url: str, name: str) -> None:
+def _work(url: str, name: str, costs: Any = None) -> None:
+    began = time.process_time()
     storage = Storage(url)
     study = optuna.load_study(
-        study_name=name, storage=storage.optuna, sampler=optuna.samplers.RandomSampler()
+        study_name=name,
+        storage=storage.optuna,
+        sampler=optuna.samplers.RandomSampler(),
+        pruner=optuna.pruners.MedianPruner(),
     )
-
-    def objective(trial: optuna.trial.Trial) -> float:
-        rate = trial.suggest_float("lr", 0.01, 1.0, log=True)
-        storage.curves.start(trial._trial_id)
-        for index in range(1, EVALUATIONS + 1):
-            storage.curves.append(trial._trial_id, _evaluation(index, rate))
-            trial.report(rate, step=index)
-            trial.should_prune()
-        trial.set_user_attr("examples", 1)
-        trial.set_user_attr("seconds", 1.0)
-        return rate
-
+    objective = TrainingObjective(
+        model=nn.Identity,
+        data=(_DATA, _DATA),
+        budget=Budget(epochs=1),
+        optimizer={"lr": {"low": 0.01, "high": 1.0, "log": True}},
+        evaluations=EVALUATIONS,
+        device="cpu",
+        curves=storage.curves,
+    )
+    objective.workload = cast(Workload, _NoWork(objective.workload.loop))
     TrialLoop(study, storage, objective).run()
     storage.close()
+    if costs is not None:
+        costs.put(time.process_time() - began)
+
+
+class _NoWork:
+    """A workload whose trainings are over at once, all alike: none is pruned."""
+
+    def __init__(self, loop: Loop) -> None:
+        self.loop = loop
+
+    @contextlib.contextmanager
+    def training(self, configuration: object, *, seed: int) -> Iterator[Any]:
+        points = (_evaluation(index, 0.5) for index in range(1, EVALUATIONS + 1))
+        yield types.SimpleNamespace(evaluations=points)
 
 
 def _make(url: str, name: str, *, trials: int, arm: str = "mab") -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
 from pathlib import Path
@@ -9,10 +10,13 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 _PLOTLY = "assets/plotly.min.js"
+#: Pairs from which an interval around a ranking says anything.
+_RANKED = 8
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """Fill the places that are marked."""
+    markdown = re.sub(r"<!-- api (\S+) -->", lambda found: _public(found[1]), markdown)
     for mark, text in (
         ("<!-- cli -->", _cli),
         ("<!-- definitions -->", _definitions),
@@ -30,6 +34,13 @@ def on_post_build(config: Any, **_: Any) -> None:
     target = Path(config["site_dir"]) / _PLOTLY
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(get_plotlyjs(), encoding="utf-8")
+
+
+def _public(module: str) -> str:
+    """Every public name of a module; those that the package itself offers are on a page alone."""
+    names = importlib.import_module(module).__all__
+    top = set() if module == "hpo_mab" else set(importlib.import_module("hpo_mab").__all__)
+    return "\n\n".join(f"::: {module}.{name}" for name in names if name not in top)
 
 
 def _cli() -> str:
@@ -98,8 +109,9 @@ def _record(path: Path) -> str:
     drawn = [
         figures.anytime_incumbent(record.runs),
         figures.paired_advantage(record.summary),
-        figures.fidelity(record.summary),
     ]
+    if max((contrast.pairs for contrast in record.summary.contrasts), default=0) >= _RANKED:
+        drawn.append(figures.fidelity(record.summary))
     name = path.relative_to(ROOT).as_posix()
     lines = "\n".join(f"- {line}" for line in verdict(record.summary).splitlines())
     divs = "\n\n".join(

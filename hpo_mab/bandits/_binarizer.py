@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -33,12 +35,15 @@ class LossBinarizer:
         Returns:
             Rewards 0 or 1, [B], and which are valid, [B]; None where all are.
         """
-        finite = np.isfinite(losses)
-        valid = None if finite.all() else finite
-        held = losses if valid is None else losses[valid]
-        if not len(held):
-            return np.zeros(len(losses), dtype=np.int8), valid
-        mean = float(held.mean(dtype=np.float64))
+        valid = None
+        # One number tells of all: a loss that is not finite makes the mean so.
+        with np.errstate(invalid="ignore"):
+            mean = float(losses.mean(dtype=np.float64))
+        if not math.isfinite(mean):
+            valid = np.isfinite(losses)
+            if not valid.any():
+                return np.zeros(len(losses), dtype=np.int8), valid
+            mean = float(losses[valid].mean(dtype=np.float64))
         threshold = self.total / self.weight if self.weight else mean
         self.total = self.decay * self.total + (1 - self.decay) * mean
         self.weight = self.decay * self.weight + (1 - self.decay)

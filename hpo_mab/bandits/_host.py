@@ -24,6 +24,8 @@ from hpo_mab.bandits._policies import (
 from hpo_mab.bandits._settings import BanditSettings
 from hpo_mab.bandits._thompson import ThompsonPolicy
 
+_MOST_DRAWS = np.iinfo(np.uint16).max
+
 
 class HostEngine(BanditEngine):
     """Bandits on the CPU, exact in distribution at a cost independent of the number of arms.
@@ -40,7 +42,7 @@ class HostEngine(BanditEngine):
         self._shares = shares
         self._settings = settings
         self._rng = rng
-        self._rows = np.arange(len(shares))
+        self._starts = np.arange(len(shares)) * shares.shape[1]
         self._sizes = (shares >= 0).sum(axis=1)
         self._mean_size = float(self._sizes.mean())
         self._passes = UniformPasses(self._sizes, rng)
@@ -64,10 +66,12 @@ class HostEngine(BanditEngine):
     def draw(self, *, uniform: bool) -> tuple[Tensor, Tensor | None, Any]:
         """Draw one arm of each bandit."""
         arms = self._passes.select() if uniform else self._select()
-        drawn = self._draws[self._rows, arms]
+        places = self._starts + arms
+        draws = self._draws.ravel()
+        drawn = draws[places]
         # Saturates: a count that wrapped around would turn the most-drawn into the least-drawn.
-        self._draws[self._rows, arms] = drawn + (drawn < np.iinfo(np.uint16).max)
-        indices = torch.from_numpy(self._shares[self._rows, arms].astype(np.int64))
+        draws[places] = drawn + (drawn < _MOST_DRAWS)
+        indices = torch.from_numpy(self._shares.ravel()[places].astype(np.int64))
         if uniform or not self._settings.correction:
             return indices, None, arms
         return indices, torch.from_numpy(self._weights(arms)), arms
@@ -76,8 +80,8 @@ class HostEngine(BanditEngine):
         """Reward the arms by their losses."""
         rewards, valid = self._binarizer.rewards(losses.cpu().numpy())
         self._bandits.learn(arms, rewards, valid)
-        self._rewarded += int(rewards.sum())
-        self._judged += len(rewards) if valid is None else int(valid.sum())
+        self._rewarded += int(np.count_nonzero(rewards))
+        self._judged += len(rewards) if valid is None else int(np.count_nonzero(valid))
 
     def counts(self) -> Tensor:
         """Successes and failures of each arm that count, float64 [B, A, 2]."""

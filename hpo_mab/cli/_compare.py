@@ -11,6 +11,7 @@ from hpo_mab.cli import _options as opt
 
 
 def compare(
+    context: typer.Context,
     spec: opt.Spec = "digits",
     storage: opt.StorageUrl = "sqlite:///hpo_mab.db",
     seeds: Annotated[
@@ -40,7 +41,8 @@ def compare(
     """Run the same study with the bandit and with uniform sampling, and say which did better.
 
     Arms share budget, seeds, validation split and first configurations. What the storage already
-    holds is not run again.
+    holds is not run again. Studies that exist already, in any number of databases, are compared by
+    `hpo-mab report`.
 
     Examples:
 
@@ -66,7 +68,15 @@ def compare(
         training__device=device,
         compare__seeds=seeds,
     )
-    from hpo_mab.cli._outcome import comparison_record, print_comparison, write_text
+    from hpo_mab.cli._again import again, is_given
+    from hpo_mab.cli._dashboard import dashboard
+    from hpo_mab.cli._outcome import (
+        comparison_record,
+        print_comparison,
+        ran_on,
+        refuse_unwritable,
+        write_text,
+    )
     from hpo_mab.cli._progress import StudyProgress
     from hpo_mab.cli._summary import warn_unpublished
     from hpo_mab.compare import report_html, run_comparison, summarise
@@ -74,6 +84,7 @@ def compare(
     from hpo_mab.storage import Storage
 
     opt.silence_optuna()
+    refuse_unwritable(record, report)
     silent = quiet or as_json
     store = Storage(storage)
     found = run_comparison(
@@ -89,10 +100,15 @@ def compare(
     if record is not None:
         write_text(record, text)
     if report is not None:
-        write_text(report, report_html(found.runs, summary, title=f"{loaded.name}: comparison"))
+        page = report_html(
+            found.runs, summary, title=f"{loaded.name}: comparison", record=ran_on(found)
+        )
+        write_text(report, page)
     if as_json:
         typer.echo(text)
     elif not quiet:
-        print_comparison(summary, found, store)
+        # A URL with a password must not be shown.
+        shown = {"storage": store.shown_url} if is_given(context, "storage") else {}
+        print_comparison(summary, found, store, dashboard=again(context, dashboard, shown))
     # Last: the result is told, whatever becomes of the pages about it.
     warn_unpublished(publish_comparison(store, found.runs, summary))

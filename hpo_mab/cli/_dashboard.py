@@ -11,6 +11,8 @@ import typer
 from hpo_mab._errors import ArgumentError
 from hpo_mab.cli import _options as opt
 
+PORT = 8080
+
 
 def dashboard(
     storage: opt.StorageUrl = "sqlite:///hpo_mab.db",
@@ -19,7 +21,7 @@ def dashboard(
     ] = "127.0.0.1",
     port: Annotated[
         int, typer.Option(min=0, max=65535, help="Port; a free one is taken if it is in use.")
-    ] = 8080,
+    ] = PORT,
     artifacts: Annotated[
         Path | None,
         typer.Option(

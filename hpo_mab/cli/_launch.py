@@ -19,7 +19,7 @@ def launcher(
     spec: StudySpec,
     storage: Storage,
     *,
-    workers: int,
+    workers: int | None,
     trials_per_gpu: int,
     ray: str | None,
     gpus_per_worker: float | None,
@@ -27,12 +27,23 @@ def launcher(
 ) -> Launch | None:
     """What runs the trials; None where this process does.
 
+    ``workers=None`` is as many as the machine has room for.
+
     Raises:
         ArgumentError: Options outside their bounds, or that do not go together.
         StorageError: A database the workers cannot reach.
     """
     if gpus_per_worker is not None and ray is None:
         raise ArgumentError("--gpus-per-worker needs --ray; --trials-per-gpu is for one machine.")
+    if workers is None and ray is not None:
+        raise ArgumentError("--workers auto counts this machine's cores; with --ray give a number.")
+    if workers is None:
+        from hpo_mab.workers import room
+
+        training = spec.training
+        workers = room(
+            device=training.device, threads=training.threads, trials_per_gpu=trials_per_gpu
+        )
     if ray is None and workers == 1 and trials_per_gpu == 1:
         return None
     if storage.is_sqlite and workers > _SQLITE_WORKERS and not quiet:

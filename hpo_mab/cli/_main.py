@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
+from typing import Any, TextIO
 
 import typer
+from typer.core import TyperGroup
 
 from hpo_mab._errors import HpoMabError
 from hpo_mab.cli._compare import compare
@@ -16,8 +19,19 @@ from hpo_mab.cli._run import run
 from hpo_mab.cli._studies import studies
 from hpo_mab.cli._worker import worker
 
+
+class _QuickHelp(TyperGroup):
+    """A group whose own help comes at once: its commands' pages are the ones worth boxes."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        # Rich takes longer to import than all the rest of ``hpo-mab --help``.
+        self.rich_markup_mode = None
+        super().format_help(ctx, formatter)
+
+
 app = typer.Typer(
     name="hpo-mab",
+    cls=_QuickHelp,
     help="Budgeted hyperparameter search with bandit batch sampling, measured against uniform.",
     epilog="Start with `hpo-mab run`; `hpo-mab COMMAND --help` has examples.",
     rich_markup_mode="markdown",
@@ -34,13 +48,31 @@ app.command(name="studies")(studies)
 app.command(name="dashboard")(dashboard)
 
 
+def _in_one_line(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """Show a warning; of our own, without the place in the code, which is not the user's."""
+    if category.__module__.startswith("hpo_mab."):
+        print(f"hpo-mab: {message}", file=sys.stderr)
+    else:
+        text = warnings.formatwarning(message, category, filename, lineno, line)
+        print(text, end="", file=file or sys.stderr)
+
+
 def main() -> None:
     """Run the command line and exit.
 
     Exit status: 0 done, 2 a mistake in what was asked, 130 interrupted.
     """
     try:
-        app()
+        with warnings.catch_warnings():
+            warnings.showwarning = _in_one_line
+            app()
     except HpoMabError as error:
         message = " ".join(str(error).split())
         print(f"hpo-mab: {message}", file=sys.stderr)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hpo_mab._errors import ArgumentError
+from hpo_mab.cli import _complete as complete
 
 if TYPE_CHECKING:
     from hpo_mab.search import StudySpec
@@ -18,6 +19,7 @@ Spec = Annotated[
         metavar="SPEC",
         help="A study definition: a TOML file, or digits, fashion_mnist, cifar10, cifar100.",
         show_default=True,
+        autocompletion=complete.definitions,
     ),
 ]
 StorageUrl = Annotated[
@@ -37,20 +39,45 @@ Budget = Annotated[
 ]
 Epochs = Annotated[float | None, typer.Option(help="Passes over the training set a trial.")]
 Seed = Annotated[int | None, typer.Option(help="Seed of the study.")]
-Data = Annotated[str | None, typer.Option(help="Data set, e.g. digits, cifar10, image_folder.")]
+Data = Annotated[
+    str | None,
+    typer.Option(
+        help="Data set, e.g. digits, cifar10, image_folder.", autocompletion=complete.data_sets
+    ),
+]
 DataRoot = Annotated[
     str | None,
     typer.Option(envvar="HPO_MAB_DATA", help="Folder of the data sets; downloads go there."),
 ]
-Model = Annotated[str | None, typer.Option(help="Network, e.g. small_cnn, resnet18.")]
-Sampler = Annotated[str | None, typer.Option(help="Batch sampler, e.g. mab, uniform, gradnorm.")]
+Model = Annotated[
+    str | None,
+    typer.Option(help="Network, e.g. small_cnn, resnet18.", autocompletion=complete.networks),
+]
+Sampler = Annotated[
+    str | None,
+    typer.Option(
+        help="Batch sampler, e.g. mab, uniform, gradnorm.", autocompletion=complete.batch_samplers
+    ),
+]
 Pruner = Annotated[
     str | None,
-    typer.Option(help="none, median, percentile, successive_halving or hyperband."),
+    typer.Option(
+        help="none, median, percentile, successive_halving, hyperband, advantage or top_k.",
+        autocompletion=complete.pruners,
+    ),
 ]
 BatchSize = Annotated[int | None, typer.Option(help="Examples a batch.")]
-Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
-Workers = Annotated[int, typer.Option(help="Processes that run trials at the same time.")]
+Device = Annotated[
+    str | None,
+    typer.Option(help="auto, cpu, cuda, cuda:1, mps.", autocompletion=complete.devices),
+]
+Workers = Annotated[
+    str,
+    typer.Option(
+        metavar="N|auto",
+        help="Processes that run trials at the same time; auto fills the CPU cores or the GPUs.",
+    ),
+]
 TrialsPerGpu = Annotated[
     int, typer.Option(help="Workers that may share one CUDA device; devices are dealt out in turn.")
 ]
@@ -91,6 +118,20 @@ def load(spec: str, assignments: list[str] | None, **given: Any) -> StudySpec:
     named = {key.replace("__", "."): value for key, value in given.items() if value is not None}
     # The kind of a thing comes first: changing it drops options that it does not have.
     return load_spec(spec, {**named, **dict(map(_assignment, assignments or []))})
+
+
+def worker_count(text: str) -> int | None:
+    """The number of workers asked for; None for ``auto``.
+
+    Raises:
+        ArgumentError: Neither.
+    """
+    if text == "auto":
+        return None
+    try:
+        return int(text)
+    except ValueError:
+        raise ArgumentError(f"--workers must be a number or 'auto', got '{text}'.") from None
 
 
 def silence_optuna() -> None:

@@ -4,28 +4,52 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+from rich.markup import escape
 
 from hpo_mab._errors import ArgumentError
+from hpo_mab.cli._dashboard import PORT
 
 if TYPE_CHECKING:
     from hpo_mab.compare import ComparisonRuns, ComparisonSummary
     from hpo_mab.storage import Storage, StudyRun
 
 
-def print_comparison(summary: ComparisonSummary, found: ComparisonRuns, storage: Storage) -> None:
-    """Print verdict and tables, and where to look next."""
+def print_comparison(
+    summary: ComparisonSummary, found: ComparisonRuns, storage: Storage, *, dashboard: str
+) -> None:
+    """Print verdict and tables, and where to look next.
+
+    Args:
+        summary: The comparison.
+        found: The studies.
+        storage: Where they are.
+        dashboard: Command that opens the dashboard.
+    """
+    console = Console(highlight=False)
+    print_result(summary)
+    link = f"http://127.0.0.1:{PORT}{comparison_path(storage, found.runs)}"
+    console.print("\nNext:")
+    for step, purpose in (
+        (dashboard, "notes and figures in the browser"),
+        (link, "there: the arms side by side"),
+    ):
+        console.print(f"  {escape(step)}   [dim]# {purpose}[/dim]", soft_wrap=True)
+
+
+def print_result(summary: ComparisonSummary) -> None:
+    """Print tables and verdict."""
     from hpo_mab.compare import comparison_tables, verdict
 
     console = Console(highlight=False)
     for table in comparison_tables(summary):
         console.print(table)
+        console.print()
     console.print(verdict(summary), markup=False)
-    console.print("\nExplore: hpo-mab dashboard, then", end=" ")
-    console.print(comparison_path(storage, found.runs), markup=False)
 
 
 def comparison_path(storage: Storage, runs: tuple[StudyRun, ...]) -> str:
@@ -35,11 +59,12 @@ def comparison_path(storage: Storage, runs: tuple[StudyRun, ...]) -> str:
 
 
 def comparison_record(found: ComparisonRuns, summary: ComparisonSummary) -> str:
-    """The whole comparison as JSON: environment, summary and every run's values."""
-    from hpo_mab.compare import environment, verdict
+    """The whole comparison as JSON: environments, summary and every run's values."""
+    from hpo_mab.compare import verdict
 
     record = {
-        "environment": environment(),
+        "environment": ran_on(found),
+        "environments": _environments(found),
         "verdict": verdict(summary).splitlines(),
         "summary": summary.to_json(),
         "retrained": [
@@ -51,6 +76,24 @@ def comparison_record(found: ComparisonRuns, summary: ComparisonSummary) -> str:
     return json.dumps(record, separators=(",", ":"))
 
 
+def ran_on(found: ComparisonRuns) -> dict[str, Any]:
+    """Versions and hardware of the machine that began the first study."""
+    from hpo_mab.compare import environment
+
+    first = next(iter(found.environments.values()), None)
+    return environment() if first is None else dict(first)
+
+
+def _environments(found: ComparisonRuns) -> list[dict[str, Any]]:
+    """Every machine that began a study, with the arms and seeds of its studies."""
+    told: dict[str, dict[str, Any]] = {}
+    for (arm, seed), environment in found.environments.items():
+        key = json.dumps(environment, sort_keys=True)
+        entry = told.setdefault(key, {"environment": dict(environment), "studies": []})
+        entry["studies"].append({"arm": arm, "seed": seed})
+    return list(told.values())
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a file the user asked for.
 
@@ -60,7 +103,23 @@ def write_text(path: Path, text: str) -> None:
     try:
         path.write_text(text, encoding="utf-8")
     except OSError as error:
-        raise ArgumentError(f"{path} cannot be written: {error.strerror}.") from None
+        raise ArgumentError(
+            f"{path} cannot be written: {error.strerror}. Name a file in a folder that exists."
+        ) from None
+
+
+def refuse_unwritable(*paths: Path | None) -> None:
+    """Say before anything runs that a file cannot be written after it.
+
+    Raises:
+        ArgumentError: The file's folder does not exist or must not be written to.
+    """
+    for path in paths:
+        if path is not None and not os.access(path.absolute().parent, os.W_OK | os.X_OK):
+            raise ArgumentError(
+                f"{path} cannot be written: {path.absolute().parent} is not a folder that can be "
+                "written to. Name a file in one that is."
+            )
 
 
 def _study_record(run: StudyRun) -> dict[str, Any]:

@@ -8,13 +8,19 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hpo_mab.cli import _options as opt
+from hpo_mab.cli._complete import study_names
 
 if TYPE_CHECKING:
     from hpo_mab.search import Replay
 
 
 def replay(
-    study: Annotated[str, typer.Argument(help="Name of the study, as hpo-mab studies lists it.")],
+    study: Annotated[
+        str,
+        typer.Argument(
+            help="Name of the study, as hpo-mab studies lists it.", autocompletion=study_names
+        ),
+    ],
     trial: Annotated[int, typer.Argument(help="Number of the trial.")],
     storage: opt.StorageUrl = "sqlite:///hpo_mab.db",
     device: opt.Device = None,

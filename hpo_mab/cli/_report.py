@@ -1,20 +1,19 @@
-"""``hpo-mab report``: stored studies as one HTML file."""
+"""``hpo-mab report``: the comparison of stored studies; nothing is run."""
 
 from __future__ import annotations
 
-import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hpo_mab._errors import ArgumentError, UnknownNameError
+from hpo_mab._errors import ArgumentError
 from hpo_mab.cli import _options as opt
+from hpo_mab.cli._complete import study_names
 
 if TYPE_CHECKING:
-    from hpo_mab.storage import Storage, StudyRun
-
-Scores = dict[tuple[str, int], tuple[float, ...]]
+    from hpo_mab.compare import ComparisonSummary
+    from hpo_mab.storage import StudyRun
 
 
 def report(
@@ -22,8 +21,10 @@ def report(
         list[str],
         typer.Argument(
             metavar="STUDY",
-            help="Names of stored studies, patterns such as 'digits-*', or one record (.json) "
-            "that 'hpo-mab compare --record' wrote.",
+            autocompletion=study_names,
+            help="Names of stored studies or patterns such as 'digits-*', each with a database of "
+            "its own (one.db#digits-*) or another arm's name (old=digits-mab-*) if need be; or one "
+            "record (.json) that --record wrote.",
         ),
     ],
     storage: Annotated[
@@ -35,94 +36,69 @@ def report(
             show_default="sqlite:///hpo_mab.db",
         ),
     ] = None,
-    output: Annotated[Path, typer.Option("--output", "-o", help="The file to write.")] = Path(
+    output: Annotated[Path, typer.Option("--output", "-o", help="The page to write.")] = Path(
         "report.html"
     ),
     reference: Annotated[
         str | None,
         typer.Option(help="Arm the others are compared with; default uniform if it is there."),
     ] = None,
+    record: Annotated[
+        Path | None, typer.Option(help="Write the raw record (JSON) to this file.")
+    ] = None,
     title: Annotated[str | None, typer.Option(help="Heading of the page.")] = None,
+    quiet: opt.Quiet = False,
+    as_json: opt.Json = False,
 ) -> None:
-    """Write stored studies as one self-contained HTML file: verdict, tables, figures, record.
+    """Compare studies that exist, from any number of databases, as if they had been run together.
 
-    Studies of several databases are compared as if they were in one. Nothing is run.
+    Writes one self-contained HTML file (verdict, tables, figures, record) and shows tables and
+    verdict here. Studies are compared under the name of the arm they were made as, paired by seed
+    and configuration. Nothing is run.
 
     Examples:
 
     ```
     hpo-mab report digits-mab-seed0 digits-uniform-seed0
-    hpo-mab report 'digits-*' --storage one.db --storage two.db -o digits.html
+    hpo-mab report 'digits-*' --storage one.db --storage two.db -o digits.html --record all.json
+    hpo-mab report 'old=one.db#digits-mab-*' 'new=two.db#digits-mab-*' --reference old
     hpo-mab report record.json
     ```
     """
-    from hpo_mab.cli._outcome import write_text
-    from hpo_mab.compare import read_record, report_html, summarise
-
-    if len(studies) == 1 and studies[0].endswith(".json"):
-        record = read_record(Path(studies[0]))
-        runs, summary, environment = record.runs, record.summary, dict(record.environment)
-    else:
-        runs, scores = _gather(studies, storage or ["sqlite:///hpo_mab.db"])
-        _refuse_doubles(runs)
-        arms = [run.arm for run in runs]
-        chosen = reference or ("uniform" if "uniform" in arms else arms[0])
-        summary, environment = summarise(runs, reference=chosen, retrained=scores), None
-    shown = title or ", ".join(dict.fromkeys(str(run.spec.get("name", run.name)) for run in runs))
-    write_text(output, report_html(runs, summary, title=shown, record=environment))
-    typer.echo(f"{len(runs)} {'study' if len(runs) == 1 else 'studies'} in {output}")
-
-
-def _gather(patterns: list[str], urls: list[str]) -> tuple[tuple[StudyRun, ...], Scores]:
-    """The studies that names and patterns mean, from all databases, with their re-trained scores.
-
-    Raises:
-        ArgumentError: A pattern that matches nothing.
-        UnknownNameError: A name that no database holds.
-    """
-    from hpo_mab.storage import Storage, open_study, read_run, study_names
+    from hpo_mab.cli._outcome import print_result, refuse_unwritable, write_text
+    from hpo_mab.compare import report_html
 
     opt.silence_optuna()
-    stores = [Storage(url, create=False) for url in urls]
-    places: list[tuple[Storage, str]] = [
-        (store, name) for store in stores for name in study_names(store)
-    ]
-    known = [name for _, name in places]
-    for pattern in patterns:
-        _refuse_nothing(pattern, known, stores)
-    runs: list[StudyRun] = []
-    scores: Scores = {}
-    for store, name in places:
-        if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns):
-            run = read_run(store, name)
-            runs.append(run)
-            stored = open_study(store, name).user_attrs.get("hpo_mab:retrained", {})
-            if run.best is not None and stored.get("trial") == run.best.number:
-                scores[run.arm, run.seed] = tuple(stored["accuracies"])
-    for store in stores:
-        store.close()
-    return tuple(runs), scores
+    refuse_unwritable(output, record)
+    runs, summary, environment, text = _read(studies, storage or [], reference)
+    if record is not None:
+        write_text(record, text)
+    shown = title or ", ".join(dict.fromkeys(str(run.spec.get("name", run.name)) for run in runs))
+    write_text(output, report_html(runs, summary, title=shown, record=environment))
+    if as_json:
+        typer.echo(text)
+    elif not quiet:
+        print_result(summary)
+        typer.echo(f"\n{len(runs)} {'study' if len(runs) == 1 else 'studies'} in {output}")
 
 
-def _refuse_nothing(pattern: str, known: list[str], stores: list[Storage]) -> None:
-    if fnmatch.filter(known, pattern):
-        return
-    where = ", ".join(store.shown_url for store in stores)
-    if not known:
-        raise ArgumentError(f"There is no study in {where}; 'hpo-mab run' makes one.")
-    if any(sign in pattern for sign in "*?["):
-        raise ArgumentError(
-            f"No study in {where} matches '{pattern}'; 'hpo-mab studies' lists them."
-        )
-    raise UnknownNameError("study", pattern, known)
+def _read(
+    studies: list[str], storages: list[str], reference: str | None
+) -> tuple[tuple[StudyRun, ...], ComparisonSummary, dict[str, object], str]:
+    """Studies, summary, environment, and all of it as a record."""
+    from hpo_mab.cli._outcome import comparison_record, ran_on
+    from hpo_mab.compare import read_record, stored_comparison, summarise
 
-
-def _refuse_doubles(runs: tuple[StudyRun, ...]) -> None:
-    seen: dict[tuple[str, int], str] = {}
-    for run in runs:
-        if (run.arm, run.seed) in seen:
+    if any(name.endswith(".json") for name in studies):
+        if len(studies) > 1 or reference:
             raise ArgumentError(
-                f"'{seen[run.arm, run.seed]}' and '{run.name}' are both arm '{run.arm}', seed "
-                f"{run.seed}: a report takes one study of an arm and seed. Name only one of them."
+                "A record is read alone, its reference is in it; got "
+                f"{' '.join([*studies, *filter(None, [reference])])}."
             )
-        seen[run.arm, run.seed] = run.name
+        path = Path(studies[0])
+        stored = read_record(path)
+        text = path.read_text(encoding="utf-8")
+        return stored.runs, stored.summary, dict(stored.environment), text
+    found = stored_comparison(studies, storages=storages, reference=reference)
+    summary = summarise(found.runs, reference=found.reference, retrained=found.retrained)
+    return found.runs, summary, ran_on(found), comparison_record(found, summary)

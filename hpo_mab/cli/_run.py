@@ -10,6 +10,7 @@ from hpo_mab.cli import _options as opt
 
 
 def run(
+    context: typer.Context,
     spec: opt.Spec = "digits",
     storage: opt.StorageUrl = "sqlite:///hpo_mab.db",
     name: Annotated[
@@ -29,7 +30,7 @@ def run(
     pruner: opt.Pruner = None,
     batch_size: opt.BatchSize = None,
     device: opt.Device = None,
-    workers: opt.Workers = 1,
+    workers: opt.Workers = "1",
     trials_per_gpu: opt.TrialsPerGpu = 1,
     ray: opt.Ray = None,
     gpus_per_worker: opt.GpusPerWorker = None,
@@ -66,6 +67,9 @@ def run(
         training__batch_size=batch_size,
         training__device=device,
     )
+    from hpo_mab.cli._again import again, is_given
+    from hpo_mab.cli._compare import compare
+    from hpo_mab.cli._dashboard import dashboard
     from hpo_mab.cli._launch import launcher
     from hpo_mab.cli._progress import StudyProgress
     from hpo_mab.cli._signals import stoppable
@@ -80,7 +84,7 @@ def run(
     launch = launcher(
         loaded,
         store,
-        workers=workers,
+        workers=opt.worker_count(workers),
         trials_per_gpu=trials_per_gpu,
         ray=ray,
         gpus_per_worker=gpus_per_worker,
@@ -96,7 +100,17 @@ def run(
     if as_json:
         typer.echo(run_json(outcome, loaded))
     elif not quiet:
-        print_summary(outcome, loaded, storage=store.shown_url, spec_name=spec)
+        # A URL with a password must not be shown.
+        shown = {"storage": store.shown_url} if is_given(context, "storage") else {}
+        named = {"name": study_name} if name or fresh else {}
+        more = {"trials": str(2 * loaded.budget.trials)}
+        print_summary(
+            outcome,
+            loaded,
+            dashboard=again(context, dashboard, shown),
+            compare=again(context, compare, shown),
+            go_on=again(context, run, shown | named | more),
+        )
     # Last: the result is told, whatever becomes of the pages about it.
     warn_unpublished(publish_study(store, outcome.run))
     if outcome.interrupted:

@@ -11,15 +11,24 @@ from rich.markup import escape
 from rich.table import Table
 
 from hpo_mab.cli._progress import duration
-from hpo_mab.storage import DEFAULT_URL
 
 if TYPE_CHECKING:
     from hpo_mab.dashboard import Published
     from hpo_mab.search import RunOutcome, StudySpec
 
 
-def print_summary(outcome: RunOutcome, spec: StudySpec, *, storage: str, spec_name: str) -> None:
-    """Print the best configuration, what was spent, what pruning saved, and what to do next."""
+def print_summary(
+    outcome: RunOutcome, spec: StudySpec, *, dashboard: str, compare: str, go_on: str
+) -> None:
+    """Print the best configuration, what was spent, what pruning saved, and what to do next.
+
+    Args:
+        outcome: What came of the run.
+        spec: The definition.
+        dashboard: Command that opens the dashboard.
+        compare: Command that compares the same study with uniform sampling.
+        go_on: Command that continues the study.
+    """
     console = Console(highlight=False)
     facts = _facts(outcome, spec)
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
@@ -29,11 +38,10 @@ def print_summary(outcome: RunOutcome, spec: StudySpec, *, storage: str, spec_na
         console.print("Interrupted; finished trials are kept. The same command continues.\n")
     console.print(table)
     console.print("\nNext:")
-    where = "" if storage == DEFAULT_URL else f" --storage {storage}"
     for command, purpose in (
-        (f"hpo-mab compare {spec_name}{where}", "the same study against uniform sampling"),
-        (f"hpo-mab dashboard{where}", "explore it in the browser"),
-        (f"hpo-mab run {spec_name}{where} --trials {2 * spec.budget.trials}", "go on"),
+        (compare, "the same study against uniform sampling"),
+        (dashboard, "explore it in the browser"),
+        (go_on, "go on"),
     ):
         console.print(f"  {escape(command)}   [dim]# {purpose}[/dim]", soft_wrap=True)
 
@@ -71,6 +79,7 @@ def _facts(outcome: RunOutcome, spec: StudySpec) -> dict[str, Any]:
             state: sum(t.state == state for t in run.trials)
             for state in ("complete", "pruned", "fail")
         },
+        "twins": sum("twin_of" in t.attrs for t in run.trials),
         "examples": run.examples,
         "seconds": run.seconds,
         "examples_saved_by_pruning": sum(run.trial_examples - t.examples for t in pruned),
@@ -92,6 +101,8 @@ def _rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
         rows.append(("Best", accuracy))
         rows.append(("", ", ".join(f"{k} = {_short(v)}" for k, v in best["params"].items())))
     counted = f"{trials['complete']} complete, {trials['pruned']} pruned, {trials['fail']} failed"
+    if facts["twins"]:
+        counted += f"; {facts['twins']} are the pilot's, under uniform sampling"
     rows.append(("Trials", counted))
     rows.append(
         ("Spent", f"{facts['examples']:,} examples, {duration(facts['seconds'])} of training")

@@ -7,10 +7,16 @@ from typing import Annotated
 import typer
 
 from hpo_mab.cli import _options as opt
+from hpo_mab.cli._complete import study_names
 
 
 def worker(
-    study: Annotated[str, typer.Option(help="Name of the study, as hpo-mab studies lists it.")],
+    study: Annotated[
+        str,
+        typer.Option(
+            help="Name of the study, as hpo-mab studies lists it.", autocompletion=study_names
+        ),
+    ],
     storage: opt.StorageUrl = "sqlite:///hpo_mab.db",
     device: opt.Device = None,
     data_root: opt.DataRoot = None,

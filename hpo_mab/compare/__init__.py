@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from hpo_mab.compare._false_prunings import FalsePrunings, false_prunings
     from hpo_mab.compare._replay import CurveTable, Replay, Saving, replay, saving
     from hpo_mab.compare._runner import ComparisonRuns, retrain, run_comparison
+    from hpo_mab.compare._stored import stored_comparison
 
 __all__ = [
     "ArmSummary",
@@ -58,6 +59,7 @@ __all__ = [
     "retrain",
     "run_comparison",
     "saving",
+    "stored_comparison",
     "summarise",
     "verdict",
 ]
@@ -74,6 +76,7 @@ _MODULES = {
     "retrain": "hpo_mab.compare._runner",
     "run_comparison": "hpo_mab.compare._runner",
     "saving": "hpo_mab.compare._replay",
+    "stored_comparison": "hpo_mab.compare._stored",
 }
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from hpo_mab.compare._incumbent import IncumbentCurve, incumbent_curve
 from hpo_mab.compare._records import CURRENCIES, CostToTarget, Currency, Target
-from hpo_mab.compare._statistics import geometric_mean
+from hpo_mab.compare._statistics import geometric_mean, signed_rank_p
 
 if TYPE_CHECKING:
     from hpo_mab.storage import StudyRun
@@ -57,6 +57,7 @@ def _record(
         seeds=tuple(costs),
         ratios=ratios,
         reached=reached,
+        p=signed_rank_p(np.log(ratios)) if all(reached) else None,
     )
 
 

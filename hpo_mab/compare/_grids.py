@@ -111,6 +111,7 @@ def _costs(summary: ComparisonSummary) -> Grid:
             _TARGETS[cost.target],
             cost.currency,
             ratio(cost.ratio),
+            p_value(cost.p),
             f"{sum(cost.reached)} of {len(cost.reached)}",
         )
         for contrast in summary.contrasts
@@ -118,11 +119,11 @@ def _costs(summary: ComparisonSummary) -> Grid:
     )
     return Grid(
         title=f"Cost to target over {summary.reference}'s (below 1 is cheaper)",
-        columns=("arm", "target", "currency", "ratio", "reached, seeds"),
+        columns=("arm", "target", "currency", "ratio", "p", "reached"),
         rows=rows,
         caption=(
-            "Geometric mean over seeds; >= where a seed never got there. Arms that are alike "
-            "reach the reference's best in half of the seeds only."
+            "Geometric mean over seeds; >= where a seed never got there, and then without p "
+            "(Wilcoxon). Arms that are alike reach the reference's best in half of the seeds only."
         ),
     )
 

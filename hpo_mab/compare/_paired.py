@@ -51,6 +51,7 @@ def paired_rows(pairs: PairedCurves, *, confidence: float, seed: int) -> tuple[P
             advantage_seconds=ahead_seconds,
             acceleration_seconds=faster_seconds,
             fidelity=_fidelities(pairs, column, confidence=confidence, seed=seed),
+            advantage_seconds_p=signed_rank_p(clock.difference[:, column]),
         )
         for column, (budget, ahead, faster, ahead_seconds, faster_seconds) in enumerate(columns)
     )

@@ -67,6 +67,8 @@ class CostToTarget:
         ratios: Ratio of each seed; for those that never got there, all they spent over the
             reference's cost.
         reached: Whether the arm reached the target, by seed.
+        p: Wilcoxon signed-rank p-value of the ratios' logarithms; None below 5 seeds, and where
+            some seed never got there, as its ratio is not known.
     """
 
     target: Target
@@ -75,6 +77,7 @@ class CostToTarget:
     seeds: tuple[int, ...]
     ratios: tuple[float, ...]
     reached: tuple[bool, ...]
+    p: float | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,6 +117,7 @@ class PairedRow:
         advantage_seconds: ``D`` at equal seconds, those the reference took for t.
         acceleration_seconds: ``k`` in seconds.
         fidelity: Agreement with the final ranking, by statistic.
+        advantage_seconds_p: Wilcoxon signed-rank p-value of the differences at equal seconds.
     """
 
     examples: float
@@ -124,6 +128,7 @@ class PairedRow:
     advantage_seconds: Estimate
     acceleration_seconds: Estimate
     fidelity: tuple[FidelityRow, ...]
+    advantage_seconds_p: float | None = None
 
     def agreement(self, statistic: str, *, final: Final = "reference") -> FidelityRow:
         """The fidelity by one statistic.

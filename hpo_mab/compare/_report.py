@@ -86,6 +86,7 @@ def _figures(runs: Sequence[StudyRun], summary: ComparisonSummary) -> list[go.Fi
         made.extend(draw(summary, currency=currency) for currency in CURRENCIES)
     made.extend([figures.fidelity(summary), figures.fidelity(summary, final="own")])
     made.extend(figures.cost_to_target(summary, currency=currency) for currency in CURRENCIES)
+    made.extend([figures.learning_curves(runs), figures.learning_curves(runs, metric="train_loss")])
     made.extend([figures.reward_rate(runs), figures.concentration(runs), figures.knob_slices(runs)])
     return [figure for figure in made if figure.data]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 from hpo_mab.compare._arms import arms_of
 from hpo_mab.search import (
@@ -15,8 +16,11 @@ from hpo_mab.search import (
     load_splits,
     make_objective,
 )
-from hpo_mab.storage import Storage, StudyRun, open_study
+from hpo_mab.storage import Definition, Storage, StudyRun, open_study
 from hpo_mab.training import Budget
+
+if TYPE_CHECKING:
+    import optuna
 
 #: Called before each study with its name and number of trials; a context that ends with it.
 StudyProgressFactory = Callable[[str, int], contextlib.AbstractContextManager[TrialCallback]]
@@ -34,12 +38,16 @@ class ComparisonRuns:
         retrained: Test accuracies of each study's incumbent, trained again under uniform sampling
             at full budget on fresh seeds, by arm and seed.
         interrupted: Whether Ctrl-C ended it early.
+        environments: Versions and hardware that each study began with, by arm and seed.
     """
 
     reference: str
     runs: tuple[StudyRun, ...]
     retrained: Mapping[tuple[str, int], tuple[float, ...]]
     interrupted: bool
+    environments: Mapping[tuple[str, int], Mapping[str, Any]] = dataclasses.field(
+        default_factory=dict
+    )
 
 
 def run_comparison(
@@ -61,6 +69,7 @@ def run_comparison(
     """
     runs: list[StudyRun] = []
     retrained: dict[tuple[str, int], tuple[float, ...]] = {}
+    environments: dict[tuple[str, int], Mapping[str, Any]] = {}
     reference = spec.compare.reference if spec.compare.arms else "uniform"
     for seed in range(spec.seed, spec.seed + spec.compare.seeds):
         seeded = spec.model_copy(update={"seed": seed})
@@ -73,6 +82,7 @@ def run_comparison(
             with progress(name, arm_spec.budget.trials) as on_trial:
                 outcome = runner.run(name, on_trial=on_trial, score=False)
             runs.append(outcome.run)
+            environments[arm, seed] = Definition.load(open_study(storage, name)).environment
             try:
                 if not outcome.interrupted:
                     retrained[arm, seed] = retrain(
@@ -85,11 +95,30 @@ def run_comparison(
             except KeyboardInterrupt:
                 pass
             return ComparisonRuns(
-                reference=reference, runs=tuple(runs), retrained=retrained, interrupted=True
+                reference=reference,
+                runs=tuple(runs),
+                retrained=retrained,
+                interrupted=True,
+                environments=environments,
             )
     return ComparisonRuns(
-        reference=reference, runs=tuple(runs), retrained=retrained, interrupted=False
+        reference=reference,
+        runs=tuple(runs),
+        retrained=retrained,
+        interrupted=False,
+        environments=environments,
     )
+
+
+def stored_scores(study: optuna.Study, run: StudyRun) -> tuple[Budget, tuple[float, ...]] | None:
+    """What `retrain` has kept of a study: budget and test accuracies.
+
+    None where there is nothing, or where the incumbent is another trial by now.
+    """
+    known = study.user_attrs.get(_RETRAINED_KEY, {})
+    if run.best is None or known.get("trial") != run.best.number or not known["accuracies"]:
+        return None
+    return Budget(**known["budget"]), tuple(known["accuracies"])
 
 
 def retrain(

@@ -13,6 +13,7 @@ from optuna.trial import TrialState
 
 from hpo_mab.dashboard._artifacts import LARGE, artifact_folder, save_curves
 from hpo_mab.dashboard._buffer import DashboardBuffer, trial_ids
+from hpo_mab.dashboard._evidence_note import evidence_note
 from hpo_mab.dashboard._figures import comparison_figures, study_figures
 from hpo_mab.dashboard._study_note import keep_users_part, study_note
 from hpo_mab.dashboard._trial_notes import pruning_notes
@@ -138,7 +139,13 @@ def _write(
     buffer = DashboardBuffer(attrs)
     # A study that goes on by itself keeps the verdict of the comparison it was part of.
     found = found or attrs.get(_PUBLISHED_KEY, {}).get("found", {})
-    note = study_note(run, storage, test_accuracy=_test_accuracy(study, run), **found)
+    note = study_note(
+        run,
+        storage,
+        test_accuracy=_test_accuracy(study, run),
+        evidence=evidence_note(study, run.spec),
+        **found,
+    )
     buffer.save_study_note(keep_users_part(note, buffer.study_note()))
     for name, figure in drawn.items():
         buffer.save_figure(name, figure)

@@ -19,6 +19,7 @@ def study_note(
     test_accuracy: float | None = None,
     verdict: str = "",
     compared: str = "",
+    evidence: str = "",
 ) -> str:
     """A study's note, in Markdown.
 
@@ -28,11 +29,14 @@ def study_note(
         test_accuracy: Of the best trial's network; None if it was not scored.
         verdict: Of the comparison it belongs to, a line an arm; empty if there is none.
         compared: Path of the dashboard's page that compares its studies, likewise.
+        evidence: From `evidence_note`; empty if there is none.
     """
     parts = [f"# {run.name}", _headline(run, test_accuracy)]
     if verdict:
         lines = "\n".join(f"- {line}" for line in verdict.splitlines())
         parts.append(f"## Verdict\n\n{lines}\n\n[The studies side by side]({compared})")
+    if evidence:
+        parts.append(evidence)
     parts += [f"## What ran\n\n{_table(_facts(run))}", _how_to_read(), _next(run, storage)]
     return "\n\n".join(parts)
 

@@ -57,16 +57,17 @@ def _why(run: StudyRun, trial: TrialRun) -> str:
 def _rung(because: Mapping[str, Any]) -> str:
     """What `hpo_mab.AdvantagePruner` decided by."""
     threshold = because["threshold"]
-    needed = "" if threshold is None else f", {float(threshold):.2%} was needed to go on"
+    needed = "" if threshold is None else f"; {float(threshold):.2%} was needed to go on"
     text = (
-        f"rung {because['rung']} at evaluation {because['step']}, among "
-        f"{because.get('competitors', '?')} trials{needed}."
+        f"rung {because['rung']} at evaluation {because['step']}, as one of "
+        f"{because.get('competitors', '?')} trials judged there so far{needed}. "
+        "The first configurations of a study are never pruned, and are not judged."
     )
     if because.get("evidence"):
         text += (
-            f" Without evidence of an advantage (`{because['evidence']}`) the rung would lie at "
-            f"evaluation {because.get('uniform_step')}; the evaluation is worth number "
-            f"{float(because.get('equivalent_step') or 0.0):.1f} of uniform training."
+            f" Evidence `{because['evidence']}` moved this rung: without it, it would lie at "
+            f"evaluation {because.get('uniform_step')}. Evaluation {because['step']} is worth "
+            f"number {float(because.get('equivalent_step') or 0.0):.1f} of uniform training."
         )
     return text
 

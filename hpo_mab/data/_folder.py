@@ -61,7 +61,10 @@ def image_folder(*, root: Path, size: int = 32) -> tuple[ImageData, ImageData]:
 
 def _roots(root: Path) -> tuple[Path, Path | None]:
     if not root.is_dir():
-        raise DataError(f"Data set 'image_folder' needs the folder {root}, which does not exist.")
+        raise DataError(
+            f"Data set 'image_folder' needs the folder {root}, which does not exist. "
+            "--data-root (data.root) names another."
+        )
     train, test = root / "train", root / "test"
     if not train.is_dir():
         return root, None

@@ -2,6 +2,7 @@
 
 from hpo_mab.pruners._advantage_pruner import AdvantagePruner
 from hpo_mab.pruners._keeper import EVIDENCE_KEY, AdvantageWarning, EvidenceKeeper
+from hpo_mab.pruners._top_k import TopKPruner
 from hpo_mab.pruners._trial_pairs import pairs_of_trials
 
 __all__ = [
@@ -9,5 +10,6 @@ __all__ = [
     "AdvantagePruner",
     "AdvantageWarning",
     "EvidenceKeeper",
+    "TopKPruner",
     "pairs_of_trials",
 ]

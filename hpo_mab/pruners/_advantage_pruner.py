@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import warnings
 from typing import Any
@@ -14,25 +13,9 @@ from optuna.trial import FrozenTrial
 from hpo_mab._errors import ArgumentError
 from hpo_mab.advantage import DEFAULT_MARGIN
 from hpo_mab.pruners._keeper import AdvantageWarning, EvidenceKeeper, EvidenceLike
+from hpo_mab.pruners._placement import Placement, place
 from hpo_mab.pruners._rungs import Contest, contest, next_rung, rung_key
 from hpo_mab.pruners._trial_pairs import is_uniform
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Placement:
-    """Where a trial's rung lies.
-
-    Attributes:
-        step: Step at which it is decided.
-        uniform: Step at which it lies under uniform training.
-        equivalent: Uniform-equivalent budget of ``step``, in steps.
-        evidence: Digest of the evidence that moved it; None if it is not moved.
-    """
-
-    step: int
-    uniform: int
-    equivalent: float
-    evidence: str | None
 
 
 class AdvantagePruner(BasePruner):
@@ -160,23 +143,8 @@ class AdvantagePruner(BasePruner):
 
     def _place(self, rung: int, trial: FrozenTrial) -> Placement:
         uniform = self._first_step * self._reduction_factor**rung
-        unmoved = Placement(step=uniform, uniform=uniform, equivalent=uniform, evidence=None)
-        evidence, full = self.keeper.evidence, self.keeper.full
-        if evidence is None or full is None or uniform > full or is_uniform(trial):
-            return unmoved
-        known = evidence.rung(uniform / full)
-        if known is None or not known.moved:
-            return unmoved
-        # A hair less, for shares are stored rounded.
-        step = math.ceil(known.decided_at * full - 1e-3)
-        if step >= uniform:
-            return unmoved
-        return Placement(
-            step=step,
-            uniform=uniform,
-            equivalent=round(known.equivalent * full, 3),
-            evidence=evidence.digest,
-        )
+        evidence = None if is_uniform(trial) else self.keeper.evidence
+        return place(uniform, full=self.keeper.full, evidence=evidence)
 
     def _warn_once(self) -> None:
         evidence = self.keeper.evidence

@@ -114,6 +114,19 @@ class BatchSampler(Sampler[list[int]], abc.ABC):
         """
 
     @property
+    def generator(self) -> torch.Generator | None:
+        """The device's random generator that draws; None where none or several do."""
+        return None
+
+    @property
+    def capturable(self) -> bool:
+        """Whether a CUDA graph can hold `draw` and `update`, whatever the progress.
+
+        Needs a `generator`, and a draw's context that is one tensor.
+        """
+        return False
+
+    @property
     def num_examples(self) -> int:
         """Number of examples this sampler (this rank) draws from."""
         return len(self.examples)
@@ -135,9 +148,13 @@ class BatchSampler(Sampler[list[int]], abc.ABC):
 
     def draw(self) -> Tensor:
         """Draw a batch of indices, int64 [B], and remember it until `update` answers it."""
+        return self.next_draw().indices
+
+    def next_draw(self) -> Draw:
+        """Draw a batch as `draw` does; returns it with its importance weights."""
         draw = self._draw()
         self._outstanding.append(draw)
-        return draw.indices
+        return draw
 
     def update(
         self, losses: Tensor, *, logits: Tensor | None = None, targets: Tensor | None = None

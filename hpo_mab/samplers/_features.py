@@ -35,10 +35,11 @@ class FeatureTable:
     """
 
     def __init__(self, labels: Tensor) -> None:
-        self._labels = labels
+        # Classes may be called anything: they are numbered from 0 here.
+        distinct, self._labels = torch.unique(labels, return_inverse=True)
         self._clock = 0
         device = labels.device
-        classes = int(labels.max()) + 1
+        classes = len(distinct)
         # A row more, where what must leave no trace is written.
         self._table = torch.zeros(len(labels) + 1, 3, device=device)
         self._class_sums = make_memory(classes, 0.0, dtype=torch.float32, device=device)

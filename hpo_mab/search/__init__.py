@@ -1,5 +1,6 @@
 """Hyperparameter search: definitions, the objective, and running studies."""
 
+from hpo_mab.search._components import create_pruner
 from hpo_mab.search._join import join_study, stored_objective, stored_spec
 from hpo_mab.search._load import builtin_names, load_spec, make_spec
 from hpo_mab.search._objective import TrainingObjective, trial_seed
@@ -37,6 +38,7 @@ __all__ = [
     "TrialReporter",
     "Workload",
     "builtin_names",
+    "create_pruner",
     "derive_seed",
     "join_study",
     "load_spec",

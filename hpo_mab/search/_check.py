@@ -8,8 +8,10 @@ from typing import Any
 from hpo_mab import data, models, samplers, training
 from hpo_mab._errors import HpoMabError, SpecError, UnknownNameError
 from hpo_mab.advantage import FEWEST_PAIRS
+from hpo_mab.pruners import TopKPruner
 from hpo_mab.search._components import create_pruner, sampler_factory
 from hpo_mab.search._pilot import trained_kind
+from hpo_mab.search._promotion import check_top_k
 from hpo_mab.search._spec import (
     DataSection,
     ModelSection,
@@ -66,7 +68,11 @@ def check_names(spec: StudySpec) -> None:
 
 def _check_arm(spec: StudySpec) -> None:
     _check_section("sampler", spec.sampler.kind, spec.sampler.options)
-    create_pruner(spec.pruner.kind, spec.pruner.options, evaluations=spec.budget.evaluations)
+    pruner = create_pruner(
+        spec.pruner.kind, spec.pruner.options, evaluations=spec.budget.evaluations
+    )
+    if isinstance(pruner, TopKPruner):
+        check_top_k(spec, pruner)
     if spec.has_pilot and spec.search.initial < FEWEST_PAIRS:
         what = "sampler 'auto'" if spec.sampler.kind == "auto" else "pruner 'advantage'"
         raise SpecError(

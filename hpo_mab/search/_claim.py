@@ -9,6 +9,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from hpo_mab.pruners._trial_pairs import is_twin
+from hpo_mab.search._promotion import is_open, is_promotion_due, queue_promotion
 from hpo_mab.search._recovery import WORKER_KEY, close_lost, requeue
 from hpo_mab.search._stopping import Target
 from hpo_mab.storage import Storage, this_process
@@ -46,7 +47,10 @@ def claim(study: optuna.Study, storage: Storage) -> optuna.trial.Trial | NoTrial
         why = _why_none(trials, target)
         if why is not None:
             return why
-        _make_waiting(study, trials)
+        due = is_promotion_due(study, trials, target)
+        if due and is_open(trials) and not _waiting(trials):
+            return NoTrial.WAIT
+        _make_waiting(study, trials, promote=due)
         trial = _ask(study)
         # In this order: a trial with a sign of life has an owner.
         storage.optuna.set_trial_system_attr(trial._trial_id, WORKER_KEY, this_process())
@@ -65,11 +69,17 @@ def _why_none(trials: list[FrozenTrial], target: Target) -> NoTrial | None:
     return NoTrial.WAIT if running else NoTrial.DONE
 
 
-def _make_waiting(study: optuna.Study, trials: list[FrozenTrial]) -> None:
+def _waiting(trials: list[FrozenTrial]) -> list[FrozenTrial]:
+    return [trial for trial in trials if trial.state == TrialState.WAITING]
+
+
+def _make_waiting(study: optuna.Study, trials: list[FrozenTrial], *, promote: bool) -> None:
     """See to it that the next trial Optuna hands out has a slot."""
-    waiting = [trial for trial in trials if trial.state == TrialState.WAITING]
+    waiting = _waiting(trials)
     slots = [int(t.user_attrs["slot"]) for t in trials if "slot" in t.user_attrs]
     new_slot = max(slots, default=-1) + 1
+    if not waiting and promote and queue_promotion(study, new_slot):
+        return
     if not waiting:
         attrs = {"slot": new_slot}
         study.add_trial(optuna.create_trial(state=TrialState.WAITING, user_attrs=attrs))

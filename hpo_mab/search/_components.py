@@ -13,7 +13,7 @@ from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler
 
 from hpo_mab._errors import ArgumentError, UnknownNameError
-from hpo_mab.pruners import AdvantagePruner
+from hpo_mab.pruners import AdvantagePruner, TopKPruner
 
 if TYPE_CHECKING:
     from hpo_mab.search._spec import StudySpec
@@ -31,6 +31,10 @@ _PINNED: Mapping[str, Mapping[str, Any]] = {
     "tpe": {"multivariate": True, "constant_liar": True, "n_startup_trials": 10},
 }
 
+#: Share of a trial before the first rung of successive halving. An eighth saved most and regretted
+#: most in the replays of ``studies/replay``; from three eighths on, it did no worse than Hyperband.
+FIRST_RUNG = 3 / 8
+
 _PRUNERS: Mapping[str, type[BasePruner]] = {
     "advantage": AdvantagePruner,
     "hyperband": optuna.pruners.HyperbandPruner,
@@ -38,7 +42,13 @@ _PRUNERS: Mapping[str, type[BasePruner]] = {
     "none": optuna.pruners.NopPruner,
     "percentile": optuna.pruners.PercentilePruner,
     "successive_halving": optuna.pruners.SuccessiveHalvingPruner,
+    "top_k": TopKPruner,
 }
+
+
+def pruner_kinds() -> tuple[str, ...]:
+    """Kinds that `create_pruner` takes."""
+    return tuple(_PRUNERS)
 
 
 def sampler_factory(kind: str, options: Mapping[str, Any]) -> Callable[..., BaseSampler]:
@@ -62,8 +72,8 @@ def create_pruner(kind: str, options: Mapping[str, Any], *, evaluations: int) ->
     """Make a pruner whose steps are a trial's evaluations, 1 to ``evaluations``.
 
     Args:
-        kind: ``"none"``, ``"median"``, ``"percentile"``, ``"successive_halving"``, ``"hyperband"``
-            or ``"advantage"``.
+        kind: ``"none"``, ``"median"``, ``"percentile"``, ``"successive_halving"``,
+            ``"hyperband"``, ``"advantage"`` or ``"top_k"``.
         options: Arguments of the class.
         evaluations: Evaluations of a full trial, the largest step reported.
 
@@ -75,13 +85,15 @@ def create_pruner(kind: str, options: Mapping[str, Any], *, evaluations: int) ->
         raise UnknownNameError("pruner", kind, _PRUNERS)
     cls = _PRUNERS[kind]
     _check_options(f"pruner '{kind}'", cls, options)
+    halving = {"min_resource": max(1, round(FIRST_RUNG * evaluations)), "reduction_factor": 2}
     defaults: dict[str, dict[str, Any]] = {
-        "advantage": {"min_resource": 1, "max_resource": evaluations, "reduction_factor": 2},
+        "advantage": {**halving, "max_resource": evaluations},
         # A quarter of the budget first: in the warm-up all configurations look alike.
         "median": {"n_warmup_steps": evaluations // 4},
         "percentile": {"percentile": 50.0, "n_warmup_steps": evaluations // 4},
-        "successive_halving": {"min_resource": 1, "reduction_factor": 2},
+        "successive_halving": halving,
         "hyperband": {"min_resource": 1, "max_resource": evaluations, "reduction_factor": 2},
+        "top_k": {"max_resource": evaluations},
     }
     try:
         pruner: BasePruner = _quietly(cls, {**defaults.get(kind, {}), **options})

@@ -113,9 +113,18 @@ def _message(error: pydantic.ValidationError) -> str:
         what = f"key in [{'.'.join(map(str, section))}]" if section else "section"
         text = str(UnknownNameError(what, str(key), _keys_at(section)))
     else:
-        text = first["msg"].removeprefix("Value error, ")
+        text = _told(first)
         text = f"{where}: {text}" if where else text
-    return text.rstrip(".") + (f" (and {len(others)} more)." if others else ".")
+    more = f" (and {len(others)} more)." if others else "."
+    return text if text.endswith("?") and not others else text.rstrip(".") + more
+
+
+def _told(error: Mapping[str, Any]) -> str:
+    if error["type"] == "missing":
+        return "is missing; 'Study definitions' in the documentation lists every key."
+    if error["type"].startswith(("greater_than", "less_than")):
+        return f"{error['msg']}, got {error['input']!r}"
+    return str(error["msg"]).removeprefix("Value error, ")
 
 
 def _keys_at(section: list[int | str]) -> list[str]:

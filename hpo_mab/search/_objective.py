@@ -17,7 +17,7 @@ from hpo_mab.search._pilot import AUTO, choose_sampler, queue_twin, trained_kind
 from hpo_mab.search._seeding import derive_seed, slot_of
 from hpo_mab.search._space import Configuration, SearchSpace
 from hpo_mab.search._workload import Loop, TrainingRun, Workload
-from hpo_mab.storage import CurveStore
+from hpo_mab.storage import CurveStore, CurveWriter
 from hpo_mab.training import Budget, Evaluation, TrainingDiverged
 
 
@@ -137,12 +137,11 @@ class TrainingObjective:
             optuna.TrialPruned: The pruner said so, or training diverged.
         """
         slot = slot_of(trial.study, trial)
-        trial.set_user_attr("slot", slot)
+        if "slot" not in trial.user_attrs:
+            trial.set_user_attr("slot", slot)
         if slot < self.initial:
             trial.set_user_attr("paired", True)
         configuration = self._with_sampler(trial, self.space.suggest(trial), slot)
-        if self.curves is not None:
-            self.curves.start(trial._trial_id)
         last: Evaluation | None = None
         try:
             with self.workload.training(configuration, seed=trial_seed(self.seed, slot)) as run:
@@ -181,15 +180,18 @@ class TrainingObjective:
     ) -> Evaluation:
         """Train to the end of the budget, or until the pruner has seen enough."""
         evaluation: Evaluation | None = None
+        curve = None if self.curves is None else CurveWriter(self.curves, trial._trial_id)
         try:
             for evaluation in run.evaluations:
-                if self.curves is not None:
-                    self.curves.append(trial._trial_id, evaluation)
+                if curve is not None:
+                    curve.append(evaluation)
                 trial.report(evaluation.accuracy, step=evaluation.index)
                 unfinished = evaluation.index < self.workload.loop.evaluations
                 if may_prune and unfinished and trial.should_prune():
                     raise optuna.TrialPruned
         finally:
+            if curve is not None:
+                curve.flush()
             if evaluation is not None:
                 trial.set_user_attr("examples", evaluation.examples)
                 trial.set_user_attr("seconds", round(evaluation.seconds, 3))

@@ -15,6 +15,7 @@ import sqlalchemy as sa
 from optuna.trial import FrozenTrial, TrialState
 
 from hpo_mab.pruners._trial_pairs import is_twin, twin_attrs
+from hpo_mab.search._promotion import promotion_attrs
 from hpo_mab.storage import RETRIES, Storage, beating, is_gone, is_here, this_process
 
 #: Name of the process that runs a trial, see `hpo_mab.storage.this_process`.
@@ -71,7 +72,7 @@ def _retry(slot: int, attempts: Sequence[FrozenTrial]) -> FrozenTrial:
         state=TrialState.WAITING,
         params=last.params,
         distributions=last.distributions,
-        user_attrs={"slot": slot, **twin_attrs(last)},
+        user_attrs={"slot": slot, **twin_attrs(last), **promotion_attrs(last)},
         system_attrs=system,
     )
 

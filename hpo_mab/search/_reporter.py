@@ -11,7 +11,7 @@ import optuna
 from hpo_mab._errors import ArgumentError
 from hpo_mab.pruners._trial_pairs import SAMPLER_KEY, UNIFORM
 from hpo_mab.samplers import BatchSampler, UniformSampler
-from hpo_mab.storage import CurveStore
+from hpo_mab.storage import CurveStore, CurveWriter
 from hpo_mab.training import Evaluation
 
 
@@ -72,7 +72,7 @@ class TrialReporter:
         self.accuracy = math.nan
         self._trial = trial
         self._sampler = sampler
-        self._curves = curves
+        self._curve = None if curves is None else CurveWriter(curves, trial._trial_id)
         self._clock = clock
         self._reported = 0
         self._steps = 0
@@ -81,8 +81,6 @@ class TrialReporter:
         self._losses: list[float] = []
         uniform = sampler is None or isinstance(sampler, UniformSampler)
         trial.set_user_attr(SAMPLER_KEY, UNIFORM if uniform else type(sampler).__name__)
-        if curves is not None:
-            curves.start(trial._trial_id)
 
     @property
     def done(self) -> bool:
@@ -148,14 +146,17 @@ class TrialReporter:
         self._trial.report(self.accuracy, step=self._reported)
         self._trial.set_user_attr("examples", self.examples)
         self._trial.set_user_attr("seconds", round(self._seconds, 3))
-        if not self.done and self._trial.should_prune():
+        pruned = not self.done and self._trial.should_prune()
+        if self._curve is not None and (pruned or self.done):
+            self._curve.flush()
+        if pruned:
             raise optuna.TrialPruned
         self._running_since = self._clock()
 
     def _keep(self, *, loss: float, learning_rate: float) -> None:
         losses = [float(one) for one in self._losses]
         self._losses.clear()
-        if self._curves is None:
+        if self._curve is None:
             return
         statistics = {} if self._sampler is None else self._sampler.statistics()
         evaluation = Evaluation(
@@ -171,7 +172,7 @@ class TrialReporter:
             reward_rate=statistics.get("reward_rate"),
             concentration=statistics.get("concentration"),
         )
-        self._curves.append(self._trial._trial_id, evaluation)
+        self._curve.append(evaluation)
 
     def _stop_clock(self) -> None:
         if self._running_since is not None:

@@ -100,17 +100,18 @@ class TrialLoop:
             # The objective has noted the reason with the trial.
             state = TrialState.FAIL
         self._finish(trial, state, value)
-        raise_if_failing(self._study)
+        if state == TrialState.FAIL:
+            raise_if_failing(self._study)
 
     def _finish(
         self, trial: optuna.trial.Trial, state: TrialState, value: float | None = None
     ) -> None:
         # With the lock, as another worker may be taking the trial for lost.
         with self._storage.lock(self._study.study_name):
-            self._study.tell(trial, value, state=state, skip_if_finished=True)
+            ended = self._study.tell(trial, value, state=state, skip_if_finished=True)
         self._mine = None
         if self._on_trial is not None:
-            self._on_trial(self._study, self._study._storage.get_trial(trial._trial_id))
+            self._on_trial(self._study, ended)
 
     def _abandon(self) -> None:
         """Give up the trial at hand, to be tried again by whoever is next."""

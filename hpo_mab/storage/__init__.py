@@ -1,5 +1,6 @@
 """Studies and learning curves in SQL, beside Optuna's own tables."""
 
+from hpo_mab.storage._curve_writer import CurveWriter
 from hpo_mab.storage._curves import CurveStore
 from hpo_mab.storage._definition import Definition
 from hpo_mab.storage._heartbeat import beating, heartbeat
@@ -13,6 +14,7 @@ __all__ = [
     "RETRIES",
     "STORAGE_ERRORS",
     "CurveStore",
+    "CurveWriter",
     "Definition",
     "Storage",
     "StudyRun",

@@ -26,6 +26,8 @@ _evaluations = sa.Table(
     ),
 )
 
+_FORGET = _evaluations.delete().where(_evaluations.c.trial_id == sa.bindparam("id"))
+
 # Optuna's own table of trials.
 _trials = sa.table("trials", sa.column("trial_id"), sa.column("study_id"))
 
@@ -41,16 +43,21 @@ class CurveStore:
         self._engine = engine
         _metadata.create_all(engine, checkfirst=True)
 
-    def start(self, trial_id: int) -> None:
-        """Forget what an earlier, interrupted attempt at this trial has written."""
-        with self._engine.begin() as connection:
-            connection.execute(_evaluations.delete().where(_evaluations.c.trial_id == trial_id))
+    def extend(
+        self, trial_id: int, evaluations: Sequence[Evaluation], *, anew: bool = False
+    ) -> None:
+        """Add evaluations to a trial's curve, all of them or none.
 
-    def append(self, trial_id: int, evaluation: Evaluation) -> None:
-        """Add one evaluation to a trial's curve."""
+        Args:
+            trial_id: Optuna's trial id.
+            evaluations: Points that the curve does not have yet, at least one.
+            anew: Whether to forget the curve of an earlier attempt at this trial first.
+        """
+        rows = [{"trial_id": trial_id, **dataclasses.asdict(one)} for one in evaluations]
         with self._engine.begin() as connection:
-            row = {"trial_id": trial_id, **dataclasses.asdict(evaluation)}
-            connection.execute(_evaluations.insert().values(**row))
+            if anew:
+                connection.execute(_FORGET, {"id": trial_id})
+            connection.execute(_evaluations.insert(), rows)
 
     def spent(self, study_id: int) -> tuple[int, float]:
         """Examples and training seconds of all trials of a study, running and lost ones included.

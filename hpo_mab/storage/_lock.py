@@ -69,19 +69,17 @@ class Locks:
 
     @contextlib.contextmanager
     def _row(self, key: str) -> Iterator[None]:
-        self._make_row(key)
         with self._engine.begin() as connection:
             if self._engine.dialect.name == "postgresql":
                 connection.execute(sa.text(f"SET LOCAL lock_timeout = '{_WAIT_SECONDS}s'"))
-            connection.execute(
-                sa.select(_locks.c.name).where(_locks.c.name == key).with_for_update()
-            )
+            row = sa.select(_locks.c.name).where(_locks.c.name == key).with_for_update()
+            if connection.scalar(row) is None:
+                self._make_row(key)
+                connection.execute(row)
             yield
 
     def _make_row(self, key: str) -> None:
-        with self._engine.connect() as connection:
-            if connection.scalar(sa.select(_locks.c.name).where(_locks.c.name == key)):
-                return
+        # In a transaction of its own, for others are to see it.
         with contextlib.suppress(sa.exc.IntegrityError), self._engine.begin() as connection:
             connection.execute(_locks.insert().values(name=key))
 

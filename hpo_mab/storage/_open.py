@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import time
 import warnings
+import weakref
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,9 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from hpo_mab._errors import ArgumentError, StorageError
 from hpo_mab.storage._curves import CurveStore
+from hpo_mab.storage._lean import LeanStorage
 from hpo_mab.storage._lock import Locks
+from hpo_mab.storage._sqlite import JournalledConnection
 
 DEFAULT_URL = "sqlite:///hpo_mab.db"
 
@@ -28,6 +31,17 @@ RETRIES = 3
 STORAGE_ERRORS = (SQLAlchemyError, StorageInternalError)
 
 _OPEN_ATTEMPTS = 4
+#: What to do about it, by what a database's message holds.
+_HINTS = {
+    "unable to open database file": "Its folder must exist, and the file must be yours to write.",
+    "not a database": "Name another file; this one holds something else.",
+    "no module named": "Install that driver, or name another in the URL: mysql+pymysql://...",
+    "can't load plugin": "It should look like sqlite:///studies.db or postgresql://user@host/name.",
+    "authentication failed": "Put the password into ~/.pgpass, PGPASSWORD or HPO_MAB_STORAGE.",
+    "no password supplied": "Put the password into ~/.pgpass, PGPASSWORD or HPO_MAB_STORAGE.",
+    "connection refused": "Does the server run there, on that port?",
+    "does not exist": "Make the database first: createdb NAME.",
+}
 _PLAIN = ("postgres", "postgresql")
 
 
@@ -120,7 +134,10 @@ class Storage:
     def _opened(self) -> tuple[RDBStorage, CurveStore, Locks]:
         for attempt in range(_OPEN_ATTEMPTS):
             try:
-                return self._open()
+                opened = self._open()
+                # SQLite's journal is merged into the database by closing it.
+                weakref.finalize(self, opened[0].engine.dispose)
+                return opened
             except (SQLAlchemyError, ImportError, RuntimeError) as error:
                 # Two processes that make the tables at once trip over each other.
                 if _is_tables_race(error) and attempt < _OPEN_ATTEMPTS - 1:
@@ -135,7 +152,7 @@ class Storage:
         with warnings.catch_warnings():
             # Heartbeats are marked experimental; they are what makes lost trials come back.
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            storage = RDBStorage(
+            storage = LeanStorage(
                 # Optuna fills the URL in as a format string.
                 self.secret_url.replace("{", "{{").replace("}", "}}"),
                 engine_kwargs=_engine_options(self.url),
@@ -165,7 +182,7 @@ def retry_callback() -> RetryHeartbeatStaleTrialCallback:
 def _engine_options(url: sa.URL) -> dict[str, Any]:
     if url.get_backend_name() == "sqlite":
         # Writers wait for one another instead of failing with "database is locked".
-        return {"connect_args": {"timeout": 60}}
+        return {"connect_args": {"timeout": 60, "factory": JournalledConnection}}
     options: dict[str, Any] = {"pool_pre_ping": True}
     if url.get_backend_name() == "postgresql":
         options["connect_args"] = {"connect_timeout": 10}
@@ -196,4 +213,5 @@ def _reason(error: BaseException, url: sa.URL) -> str:
         text = "PostgreSQL needs its driver: pip install 'hpo_mab[postgres]'"
     if url.password:
         text = text.replace(str(url.password), "***")
-    return f"{text}."
+    hints = [hint for sign, hint in _HINTS.items() if sign in text.lower()]
+    return " ".join([f"{text}.", *hints[:1]])

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from hpo_mab.training._batches import Batches, DeviceBatches, LoaderBatches
     from hpo_mab.training._budget import Budget
     from hpo_mab.training._device import select_device
+    from hpo_mab.training._device_step import DeviceStep
     from hpo_mab.training._evaluate import evaluate
     from hpo_mab.training._evaluation import Evaluation
     from hpo_mab.training._loss_meter import TrainingDiverged
@@ -31,6 +32,7 @@ __all__ = [
     "Batches",
     "Budget",
     "DeviceBatches",
+    "DeviceStep",
     "DeviceSweep",
     "Evaluation",
     "LinearSchedule",
@@ -53,6 +55,7 @@ _MODULES = {
     "Batches": "_batches",
     "Budget": "_budget",
     "DeviceBatches": "_batches",
+    "DeviceStep": "_device_step",
     "DeviceSweep": "_sweeps",
     "Evaluation": "_evaluation",
     "LinearSchedule": "_schedule",

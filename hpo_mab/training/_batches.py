@@ -49,16 +49,24 @@ class DeviceBatches:
         self.augmentation = augmentation
         self._generator = torch.Generator(device=data.images.device).manual_seed(seed)
 
+    @property
+    def generator(self) -> torch.Generator:
+        """Random generator of the augmentation."""
+        return self._generator
+
     def stream(self, sampler: TimedSampler) -> Generator[tuple[Tensor, Tensor]]:
         """Endless batches: draw, gather, augment, normalise."""
         device = self.data.images.device
         while True:
-            indices = sampler.draw().to(device, non_blocking=True)
-            # Many times faster than indexing: whole images are copied.
-            images = self.data.images.index_select(0, indices)
-            if self.augmentation is not None:
-                images = self.augmentation(images, generator=self._generator)
-            yield self.normalization(images), self.data.labels.index_select(0, indices)
+            yield self.fetch(sampler.draw().to(device, non_blocking=True))
+
+    def fetch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """Gather, augment, normalise: inputs and targets of the examples [B], on the device."""
+        # Many times faster than indexing: whole images are copied.
+        images = self.data.images.index_select(0, indices)
+        if self.augmentation is not None:
+            images = self.augmentation(images, generator=self._generator)
+        return self.normalization(images), self.data.labels.index_select(0, indices)
 
     def inputs(self, indices: Tensor) -> Tensor:
         """Network inputs of examples, unaugmented, float32 [n, channels, height, width]."""

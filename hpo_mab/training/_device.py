@@ -33,9 +33,10 @@ def select_device(name: str = "auto") -> torch.device:
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until the device has done everything asked of it, so that a clock read is true."""
+    """Wait until the device has done what was asked of it, so that a clock read is true."""
     if device.type == "cuda":
-        torch.cuda.synchronize(device)
+        # Other threads' trials on the same card are none of this one's business.
+        torch.cuda.current_stream(device).synchronize()
     elif device.type == "mps":
         torch.mps.synchronize()
 

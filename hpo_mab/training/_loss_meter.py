@@ -42,7 +42,15 @@ class LossMeter:
         Raises:
             TrainingDiverged: On the CPU, where looking is free: the loss is not finite.
         """
+        self.accumulate(losses)
+        self.count(step=step)
+
+    def accumulate(self, losses: Tensor) -> None:
+        """Add a batch's losses up on the device; each must be counted."""
         self._total += losses.mean()
+
+    def count(self, *, step: int) -> None:
+        """Count a batch whose losses were accumulated; raises as `add` does."""
         self._count += 1
         if self._watch:
             _require_finite(float(self._total), step)

@@ -71,6 +71,7 @@ _OPTIMIZERS: dict[str, tuple[type[Optimizer], Callable[..., dict[str, Any]]]] = 
     "sgd": (SGD, _sgd),
 }
 _FUSED = (Adam, AdamW, SGD)
+_FUSED_ON = ("cpu", "cuda")
 #: Knobs that must stay below 1, and those that must be above 0; all must be at least 0.
 _SHARES = ("alpha", "beta1", "beta2", "momentum")
 _POSITIVE = ("eps", "lr")
@@ -96,7 +97,7 @@ def optimizer_options(name: str) -> dict[str, Any]:
 def create_optimizer(
     name: str, parameters: Iterable[torch.nn.Parameter], **options: Any
 ) -> Optimizer:
-    """Make an optimiser of `torch.optim`; its fused form where the parameters are on CUDA.
+    """Make an optimiser of `torch.optim`; its fused form where the parameters' device has one.
 
     Args:
         name: One of `available_optimizers`.
@@ -115,7 +116,7 @@ def create_optimizer(
     kind, translate = _OPTIMIZERS[name]
     weights = list(parameters)
     arguments = translate(**options)
-    if kind in _FUSED and weights and all(weight.is_cuda for weight in weights):
+    if kind in _FUSED and weights and all(weight.device.type in _FUSED_ON for weight in weights):
         arguments["fused"] = True
     return kind(weights, **arguments)
 

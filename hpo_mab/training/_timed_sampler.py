@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from torch import Tensor
 
-from hpo_mab.samplers._base import BatchSampler
+from hpo_mab.samplers._base import BatchSampler, Draw
 
 _T = TypeVar("_T")
 
@@ -45,6 +45,10 @@ class TimedSampler:
     def draw(self) -> Tensor:
         """The sampler's next batch of indices, int64 [B]."""
         return self._timed(self.sampler.draw)
+
+    def next_draw(self) -> Draw:
+        """The sampler's next batch with its weights."""
+        return self._timed(self.sampler.next_draw)
 
     def update(self, losses: Tensor, *, logits: Tensor, targets: Tensor) -> Tensor:
         """Answer the oldest draw with losses [B]; returns the scalar to back-propagate."""

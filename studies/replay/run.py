@@ -16,12 +16,7 @@ from typing import Any
 
 import numpy as np
 import optuna
-from optuna.pruners import (
-    BasePruner,
-    HyperbandPruner,
-    MedianPruner,
-    SuccessiveHalvingPruner,
-)
+from optuna.pruners import BasePruner
 
 from hpo_mab.advantage import (
     Estimate,
@@ -40,8 +35,7 @@ from hpo_mab.compare import (
     replay,
     saving,
 )
-from hpo_mab.pruners import AdvantagePruner
-from hpo_mab.search import StudyRunner, make_spec
+from hpo_mab.search import StudyRunner, create_pruner, make_spec
 from hpo_mab.storage import Storage, StudyRun, read_run, study_names
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
@@ -184,11 +178,9 @@ CASES: dict[str, Callable[[CurveTable, np.random.Generator], tuple[Floats, Float
 
 
 def _pruners(steps: int) -> dict[str, BasePruner]:
-    return {
-        "median": MedianPruner(n_warmup_steps=steps // 4),
-        "hyperband": HyperbandPruner(min_resource=1, max_resource=steps, reduction_factor=2),
-        HALVING: SuccessiveHalvingPruner(min_resource=1, reduction_factor=2),
-    }
+    """Pruners as study definitions make them."""
+    kinds = {"median": "median", "hyperband": "hyperband", HALVING: "successive_halving"}
+    return {name: create_pruner(kind, {}, evaluations=steps) for name, kind in kinds.items()}
 
 
 def _evidence(table: CurveTable, rows: Any) -> dict[str, Evidence]:
@@ -240,7 +232,8 @@ class _Case:
             done = halving["bandit"]
             curves = table.bandit[searched]
             if evidence.moves:  # Else its decisions are those of successive halving.
-                done = replay(curves, AdvantagePruner(evidence=evidence, max_resource=steps))
+                pruner = create_pruner("advantage", {"evidence": evidence}, evaluations=steps)
+                done = replay(curves, pruner)
             self.add(f"bandit, {name}", curves, done)
 
     def rows(self, trials: int) -> dict[str, Any]:

@@ -5,6 +5,7 @@ import math
 import pytest
 
 from hpo_mab.compare import summarise
+from hpo_mab.compare._cost import costs_to_target
 
 
 @pytest.fixture(name="cost")
@@ -72,3 +73,25 @@ def test_retrained_target(cost):
 def test_targets_without_data_are_absent(cost):
     found = cost([[0.9]], [[0.9]], {("mab", 0): [0.8]})
     assert {target for target, _ in found} == {"reference", "common"}
+
+
+def test_a_p_value_where_every_ratio_is_known(trial, run):
+    def p_values(own, seeds=6):
+        arms = [
+            {
+                seed: run([trial([0.1, v], number=i) for i, v in enumerate(values)], arm=arm)
+                for seed in range(seeds)
+            }
+            for arm, values in (("mab", own), ("uniform", [0.5, 0.9]))
+        ]
+        found = costs_to_target(*arms, {}, confidence=0.95, seed=0)
+        return {(one.currency, one.p) for one in found if one.target == "reference"}
+
+    def both(p):
+        return {("examples", p), ("seconds", p)}
+
+    # Six seeds, all of one sign: 2 / 2**6.
+    assert p_values([0.9, 0.1]) == both(2 / 64)
+    assert p_values([0.5, 0.9]) == both(1.0)
+    assert p_values([0.1, 0.1]) == both(None)
+    assert p_values([0.9, 0.1], seeds=4) == both(None)

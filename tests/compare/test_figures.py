@@ -28,6 +28,8 @@ def _drawn(runs, summary):
         "regret": figures.fidelity(summary, statistic="regret"),
         "cost": figures.cost_to_target(summary),
         "cost, seconds": figures.cost_to_target(summary, currency="seconds"),
+        "accuracy": figures.learning_curves(runs),
+        "training loss": figures.learning_curves(runs, metric="train_loss"),
         "rewards": figures.reward_rate(runs),
         "concentration": figures.concentration(runs),
         "knobs": figures.knob_slices(runs),
@@ -53,7 +55,17 @@ def test_every_figure_has_finite_data(drawn):
 
 
 def test_titles_and_units(drawn):
-    units = ("examples", "seconds", "%", "points", "ratio", "-1 to 1", "target", "as searched")
+    units = (
+        "examples",
+        "seconds",
+        "%",
+        "points",
+        "ratio",
+        "-1 to 1",
+        "target",
+        "as searched",
+        "nats",
+    )
     for name, figure in drawn.items():
         assert figure.layout.title.text, name
         for axis in (figure.layout.xaxis, figure.layout.yaxis):
@@ -143,6 +155,36 @@ def test_cost_error_bars_stop_where_nothing_is_known(trial, run):
     assert "reached in 2 of 3 seeds" in trace.text[0]
 
 
+def test_learning_curves_are_means_over_seeds_with_their_interval(trial, run):
+    finals = {0: [0.5, 0.7], 1: [0.8], 2: [0.9]}
+    runs = [
+        run([trial([0.1, end], number=i) for i, end in enumerate(ends)], arm="mab", seed=seed)
+        for seed, ends in finals.items()
+    ]
+    # Trials that the arms do not share, and those that failed, do not count.
+    extra = [
+        trial([0.1, 0.0], number=7, paired=False),
+        trial([0.1, 0.0], number=8, state="fail"),
+    ]
+    runs[1] = dataclasses.replace(runs[1], trials=(*runs[1].trials, *extra))
+    figure = figures.learning_curves(runs, against="steps")
+    (trace,) = lines(figure, "mab")
+    assert trace.x == (40.0, 80.0)
+    # Seeds are what varies: two trials of one seed are one value, 0.6.
+    values = 100 * np.array([0.6, 0.8, 0.9])
+    assert trace.y == pytest.approx((10.0, values.mean()))
+    low, high = (t for t in figure.data if "95% interval" in t.name)
+    half = 4.302653 * values.std(ddof=1) / math.sqrt(3)  # Student's t, 2 degrees of freedom.
+    assert (low.y[-1], high.y[-1]) == pytest.approx((values.mean() - half, values.mean() + half))
+    (loss,) = lines(figures.learning_curves(runs, metric="train_loss"), "mab")
+    assert loss.x == (4_000.0, 8_000.0)
+    assert loss.y[-1] == pytest.approx(1.1 - values.mean() / 100)
+    assert loss.line.color == trace.line.color
+    for wrong in ({"metric": "acuracy"}, {"against": "step"}):
+        with pytest.raises(UnknownNameError):
+            figures.learning_curves(runs, **wrong)
+
+
 def test_curves_are_downsampled(trial, run):
     long = trial(np.linspace(0.1, 0.9, 1_000), examples=100_000, rewards=0.5)
     runs = [run([long], arm="mab")]
@@ -150,6 +192,7 @@ def test_curves_are_downsampled(trial, run):
         figures.reward_rate(runs, max_points=50),
         figures.concentration(runs, max_points=50),
         figures.anytime_incumbent(runs, max_points=50),
+        figures.learning_curves(runs, max_points=50),
     ):
         assert max(len(t.x) for t in figure.data) == 50
     many = run([trial([0.5], number=i, params={"sampler.memory": i}) for i in range(99)], arm="mab")
@@ -183,6 +226,7 @@ def test_nothing_to_show_says_so(run):
         figures.acceleration(summary),
         figures.fidelity(summary),
         figures.cost_to_target(summary),
+        figures.learning_curves(empty),
         figures.reward_rate(empty),
         figures.concentration(empty),
         figures.knob_slices(empty),

@@ -50,7 +50,7 @@ def test_nothing_is_loaded_from_elsewhere(text, page):
 
 def test_plotly_is_included_once(text):
     assert text.count("* plotly.js v") == 1
-    assert text.count("Plotly.newPlot(") >= 12
+    assert text.count("Plotly.newPlot(") >= 14
 
 
 def test_verdict_comes_first(page, summary):

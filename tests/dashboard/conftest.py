@@ -22,7 +22,7 @@ from hpo_mab.training import Evaluation
 
 SPEC = {
     "name": "tiny",
-    "budget": {"epochs": 1, "evaluations": 3, "trials": 16},
+    "budget": {"epochs": 1, "evaluations": 3, "trials": 12},
     "model": {"name": "mlp"},
     "optimizer": {"name": "sgd", "lr": {"low": 0.001, "high": 1.0, "log": True}},
     "training": {"batch_size": 64},

@@ -6,17 +6,33 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
+from wsgiref.simple_server import WSGIRequestHandler, make_server
 
+import optuna
 import pytest
 
+from hpo_mab.advantage import Evidence
 from hpo_mab.compare import report_html
-from hpo_mab.dashboard import publish_comparison
+from hpo_mab.dashboard import application, publish_comparison, publish_study
+from hpo_mab.pruners import EVIDENCE_KEY, AdvantageWarning
+from hpo_mab.search import StudyRunner, make_spec
+from hpo_mab.search._pilot import stored_choice
+from hpo_mab.storage import Storage, open_study
 
 if TYPE_CHECKING:
     from playwright.sync_api import Locator, Page
+
+SPEC = {
+    "name": "piloted",
+    "model": {"name": "mlp"},
+    "optimizer": {"name": "sgd", "lr": {"low": 0.001, "high": 1.0, "log": True}},
+    "training": {"batch_size": 64},
+}
 
 _FLAGS = [
     "--headless",
@@ -28,7 +44,7 @@ _FLAGS = [
     "--disable-component-update",
     "--disable-sync",
 ]
-_PATIENCE = 60_000  # Milliseconds; a busy machine starts a browser slowly.
+_PATIENCE = 180_000  # Milliseconds; a busy machine starts a browser slowly.
 
 
 @pytest.fixture(name="page", scope="module")
@@ -123,6 +139,59 @@ def test_a_pruned_trial_says_why(page: Page, address: str, compared) -> None:
     number = next(t.number for t in compared.runs[0].trials if t.state == "pruned")
     page.goto(f"{address}/dashboard/studies/1/trials?numbers={number}")
     page.get_by_text("Pruned at evaluation").first.wait_for()
+
+
+@pytest.fixture(name="piloted", scope="module")
+def _piloted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, optuna.Study]]:
+    """Address of a study whose pilot has led to evidence and a choice, and the study."""
+    storage = Storage(f"sqlite:///{tmp_path_factory.mktemp('piloted') / 'studies.db'}")
+    sections = {
+        "budget": {"epochs": 1, "evaluations": 2, "trials": 5},
+        "sampler": {"kind": "auto"},
+        "pruner": {"kind": "advantage"},
+        "search": {"initial": 4},
+    }
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", AdvantageWarning)
+        run = StudyRunner(make_spec({**SPEC, **sections}), storage).run(score=False).run
+    assert publish_study(storage, run).problem == ""
+    server = make_server("127.0.0.1", 0, application(storage), handler_class=_Silent)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}", open_study(storage, run.name)
+    server.shutdown()
+    thread.join()
+    server.server_close()
+    storage.close()
+
+
+class _Silent(WSGIRequestHandler):
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+def test_evidence_and_autos_choice_are_shown(page: Page, piloted: tuple[str, optuna.Study]) -> None:
+    address, study = piloted
+    evidence = Evidence.from_json(study.user_attrs[EVIDENCE_KEY])
+    choice = stored_choice(study)
+    assert choice is not None
+    page.goto(f"{address}/dashboard/studies/1/note")
+    page.get_by_role("heading", name="Evidence").wait_for()
+    assert page.get_by_text(f"auto went on with {choice.sampler}").is_visible()
+    assert page.get_by_text(choice.why).is_visible()
+    assert page.get_by_text("By its evidence the pruner").is_visible()
+    measured = page.locator("table", has=page.get_by_role("columnheader", name="D, points"))
+    rows = measured.locator("tbody tr")
+    assert rows.count() == len(evidence.budgets) == 2
+    for position, (ahead, faster) in enumerate(
+        zip(evidence.advantage, evidence.acceleration, strict=True)
+    ):
+        cells = [cell.strip() for cell in rows.nth(position).locator("td").all_inner_texts()]
+        assert cells[1].startswith(f"{100 * ahead.value:+.1f} [")
+        assert f"{faster.value:.2f}" in cells[2]
+        assert cells[4] == "4"
+    rungs = page.locator("table", has=page.get_by_role("columnheader", name="is decided at"))
+    assert rungs.locator("tbody tr").count() == 2
 
 
 def test_the_report_draws_every_figure_without_a_network(

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from hpo_mab.storage import CurveStore
+from hpo_mab.storage import CurveStore, CurveWriter
 from hpo_mab.training import Evaluation
 
 
@@ -36,8 +36,8 @@ def store(tmp_path: Path) -> Iterator[CurveStore]:
 def test_curves_come_back_as_they_were_in_order(store: CurveStore) -> None:
     curve = [_evaluation(1), _evaluation(2), _evaluation(3, reward_rate=None, concentration=0.2)]
     for evaluation in (curve[1], curve[0], curve[2]):
-        store.append(7, evaluation)
-    store.append(9, _evaluation(1))
+        store.extend(7, [evaluation])
+    store.extend(9, [_evaluation(1)])
     assert store.load([7]) == {7: tuple(curve)}
     assert set(store.load([7, 8, 9])) == {7, 9}
     assert store.load([]) == {}
@@ -45,24 +45,40 @@ def test_curves_come_back_as_they_were_in_order(store: CurveStore) -> None:
 
 def test_ids_between_the_wanted_are_left_out(store: CurveStore) -> None:
     for trial_id in (1, 2, 3):
-        store.append(trial_id, _evaluation(1))
+        store.extend(trial_id, [_evaluation(1)])
     assert set(store.load([1, 3])) == {1, 3}
 
 
-def test_starting_a_trial_forgets_an_earlier_attempt(store: CurveStore) -> None:
-    store.append(7, _evaluation(1))
-    store.append(8, _evaluation(1))
-    store.start(7)
-    assert set(store.load([7, 8])) == {8}
-    store.append(7, _evaluation(1))
+def test_a_trial_begun_anew_forgets_an_earlier_attempt(store: CurveStore) -> None:
+    store.extend(7, [_evaluation(1), _evaluation(2)])
+    store.extend(8, [_evaluation(1)])
+    store.extend(7, [_evaluation(1, accuracy=0.9)], anew=True)
+    assert store.load([7, 8]) == {7: (_evaluation(1, accuracy=0.9),), 8: (_evaluation(1),)}
+
+
+def test_a_curve_is_written_now_and_then_and_at_the_end(store: CurveStore) -> None:
+    now = [100.0]
+    store.extend(7, [_evaluation(4)])
+    writer = CurveWriter(store, 7, seconds=5.0, clock=lambda: now[0])
+    writer.append(_evaluation(1))
+    assert len(store.load([7])[7]) == 1
+    now[0] += 5.0
+    writer.append(_evaluation(2))
+    assert store.load([7])[7] == (_evaluation(1), _evaluation(2))
+    now[0] += 4.0
+    writer.append(_evaluation(3))
+    assert len(store.load([7])[7]) == 2
+    writer.flush()
+    writer.flush()
+    assert store.load([7])[7] == (_evaluation(1), _evaluation(2), _evaluation(3))
 
 
 def test_an_evaluation_is_stored_once(store: CurveStore) -> None:
-    store.append(7, _evaluation(1))
+    store.extend(7, [_evaluation(1)])
     with pytest.raises(sa.exc.IntegrityError):
-        store.append(7, _evaluation(1))
+        store.extend(7, [_evaluation(1)])
 
 
 def test_large_budgets_do_not_overflow(store: CurveStore) -> None:
-    store.append(1, _evaluation(1, examples=10**12, steps=10**10))
+    store.extend(1, [_evaluation(1, examples=10**12, steps=10**10)])
     assert store.load([1])[1][0].examples == 10**12

@@ -14,7 +14,7 @@ import torch
 from hpo_mab._errors import ArgumentError, StorageError
 from hpo_mab.search import StudyFailedError
 from hpo_mab.storage import Storage
-from hpo_mab.workers import ProcessLauncher, RayLauncher, _processes, places
+from hpo_mab.workers import ProcessLauncher, RayLauncher, _processes, places, room
 from hpo_mab.workers._worker_process import WorkerProcess
 
 PASSWORD = "hunter2"
@@ -89,6 +89,40 @@ def test_workers_stopped_by_somebody_interrupt_the_run(run: Callable[..., bool])
     assert run(130, 0) is False
 
 
+def test_ctrl_c_asks_once_and_kills_the_second_time(
+    study: optuna.Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    pressed = [False, True, False, True]
+
+    class Busy:
+        """A worker that ends its trial for ever."""
+
+        status: int | None = None
+
+        def __init__(self, arguments: Sequence[str], *, storage: str) -> None: ...
+
+        def stop(self) -> None:
+            asked.append("stop")
+
+        def kill(self) -> None:
+            asked.append("kill")
+            self.status = -9
+
+        def close(self) -> None: ...
+
+    def sleep(seconds: float) -> None:
+        if pressed.pop(0):
+            asked.append("Ctrl-C")
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(_processes, "WorkerProcess", Busy)
+    monkeypatch.setattr(_processes.time, "sleep", sleep)
+    storage = Storage(str(tmp_path / "studies.db"))
+    assert ProcessLauncher(storage, devices=["cpu"] * 2, data_root="data")(study) is True
+    assert asked == ["Ctrl-C", "stop", "stop", "Ctrl-C", "kill", "kill"]
+
+
 def test_finished_trials_are_told_once(run: Callable[..., bool], study: optuna.Study) -> None:
     from hpo_mab.workers._watch import FinishedTrials
 
@@ -110,6 +144,18 @@ def test_cuda_devices_are_dealt_out_in_turn(monkeypatch: pytest.MonkeyPatch) -> 
     assert places(3, device="cpu") == ("cpu", "cpu", "cpu")
     with pytest.raises(ArgumentError, match=r"at most 2 .2 CUDA devices, 1 workers each.*got 3"):
         places(3)
+
+
+def test_room_is_made_for_a_trial_a_core_or_the_cards_share(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("joblib.cpu_count", lambda: 6)
+    assert [room(device="cpu", threads=threads) for threads in (1, 2, 4, 8)] == [6, 3, 1, 1]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert room(trials_per_gpu=4) == 8
+    assert room(device="cuda:1", trials_per_gpu=4) == 4
+    assert room(device="cpu") == 6
 
 
 @pytest.mark.parametrize(("workers", "each"), [(0, 1), (1, 0)])

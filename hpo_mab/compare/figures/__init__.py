@@ -1,6 +1,7 @@
 """Figures of a comparison, as ``plotly.graph_objects.Figure``."""
 
 from hpo_mab.compare.figures._anytime import anytime_incumbent
+from hpo_mab.compare.figures._curves import learning_curves
 from hpo_mab.compare.figures._evidence import (
     acceleration,
     cost_to_target,
@@ -21,6 +22,7 @@ __all__ = [
     "fidelity",
     "knob_importance",
     "knob_slices",
+    "learning_curves",
     "paired_advantage",
     "reward_rate",
 ]

@@ -55,8 +55,9 @@ def anytime_incumbent(
             max(max_points, 2),
         )
         values = 100 * np.sort([curve.at(spent) for curve in curves], axis=0)
-        low, high, label = _band(values)
-        add_band(made, spent, low, high, name=arm, arms=arms, label=label, step=True)
+        if len(curves) > 1:
+            low, high, label = _band(values)
+            add_band(made, spent, low, high, name=arm, arms=arms, label=label, step=True)
         add_line(made, spent, np.median(values, axis=0), name=arm, arms=arms, line={"shape": "hv"})
     return note_if_empty(made, "No arm has a complete trial for every seed yet.")
 

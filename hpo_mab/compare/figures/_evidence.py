@@ -17,7 +17,14 @@ from hpo_mab.compare._records import (
     Currency,
     Final,
 )
-from hpo_mab.compare.figures._style import add_band, add_line, colours, figure, note_if_empty
+from hpo_mab.compare.figures._style import (
+    add_band,
+    add_line,
+    colours,
+    explain,
+    figure,
+    note_if_empty,
+)
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -83,6 +90,8 @@ def acceleration(summary: ComparisonSummary, *, currency: Currency = "examples")
         # Nothing above the last budget over t can be seen: an open interval ends there.
         seen = [budgets[-1] / budget for budget in budgets]
         _add(made, budgets, chosen, contrast.arm, arms, ceiling=seen)
+        if any(estimate.censored for estimate in chosen):
+            explain(made, "triangle: at least so much")
     if made.data:
         made.add_hline(y=1, line={"color": "#888888", "width": 1})
     return note_if_empty(made, _NO_PAIRS)
@@ -162,7 +171,9 @@ def cost_to_target(summary: ComparisonSummary, *, currency: Currency = "examples
                     hovertemplate="%{text}<extra>%{fullData.name}</extra>",
                 )
             )
+            _explain_marks(made, [cost.ratio for cost in costs])
     made.update_layout(
+        showlegend=True,
         xaxis={"type": "log"},
         yaxis={"title": {"standoff": 12}, "automargin": True},
         scattermode="group",
@@ -198,7 +209,7 @@ def _add(
     if ceiling is not None:
         high = np.minimum(high, np.asarray(ceiling))
         low = np.maximum(low, 0.0)
-    label = f"{estimates[0].confidence:.0%} interval" if estimates else ""
+    label = f"{estimates[0].confidence:.0%} interval over pairs" if estimates else ""
     add_band(made, budgets, low * scale, high * scale, name=name, arms=arms, label=label)
     if any(math.isfinite(estimate.value) for estimate in estimates):
         add_line(
@@ -236,6 +247,13 @@ def _error_bars(costs: Sequence[CostToTarget]) -> dict[str, object]:
         "array": [r.high - r.value if math.isfinite(r.high) else 0.0 for r in ratios],
         "arrayminus": [r.value - r.low if r.low > 0.0 else 0.0 for r in ratios],
     }
+
+
+def _explain_marks(made: go.Figure, ratios: Sequence[Estimate]) -> None:
+    if any(ratio.bounded for ratio in ratios):
+        explain(made, f"bar: {ratios[0].confidence:.0%} interval over seeds")
+    if any(ratio.censored for ratio in ratios):
+        explain(made, "triangle: at least so much")
 
 
 def _describe(cost: CostToTarget) -> str:

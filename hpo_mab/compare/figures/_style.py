@@ -36,6 +36,7 @@ _FIXED = {
 }
 #: Yellow last: it is faint on white.
 _FREE = [OKABE_ITO[name] for name in ("sky", "green", "vermillion", "purple", "orange", "yellow")]
+_BELOW_TITLE = "<br><sup>"
 _DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
 
 
@@ -77,7 +78,7 @@ def figure(*, title: str, x: str, y: str) -> go.Figure:
             "yaxis": {"title": {"text": y}},
             "legend": {"title": {"text": "arm"}},
             "hovermode": "closest",
-            "margin": {"l": 70, "r": 20, "t": 60, "b": 60},
+            "margin": {"l": 70, "r": 20, "t": 75, "b": 60},
         }
     )
 
@@ -144,6 +145,17 @@ def add_band(
             **common,
         )
     )
+    explain(target, f"shaded: {label}")
+
+
+def explain(target: go.Figure, text: str) -> None:
+    """Say below the title what marks mean, once each."""
+    title, _, said = (target.layout.title.text or "").partition(_BELOW_TITLE)
+    parts = said.removesuffix("</sup>").split("; ") if said else []
+    if text not in parts:
+        lines = "; ".join([*parts, text])
+        # Subtitles of plotly 5.20 on are not shown by older copies of plotly.js.
+        target.layout.title.text = f"{title}{_BELOW_TITLE}{lines}</sup>"
 
 
 def thin(size: int, max_points: int) -> list[int]:

@@ -1,0 +1,148 @@
+"""Checks that need a CUDA device; elsewhere the same code runs without graphs."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import _shared
+import torch
+from _gpu_shared import Place, Row, no_waiting
+
+from hpo_mab import models, training
+from hpo_mab.data import Augmentation, Normalization
+from hpo_mab.samplers import MABSampler, create
+from hpo_mab.training import DeviceBatches, DeviceStep, TimedSampler
+from hpo_mab.training._loss_meter import LossMeter
+
+KNOBS: dict[str, dict[str, Any]] = {
+    "window": {},
+    "nothing forgotten": {"memory": None},
+    "with replacement": {"replacement": True},
+    "discount": {"discount": 0.99},
+    "correction": {"correction": 0.5, "floor": 0.1},
+    "softmax": {"policy": "softmax"},
+    "epsilon_greedy": {"policy": "epsilon_greedy"},
+    "ucb1": {"policy": "ucb1"},
+}
+
+
+def checks(place: Place) -> Iterator[Row]:
+    """The bandits and the whole step: no wait for the host, capture, equality with the twin."""
+    for name, knobs in KNOBS.items():
+        yield _verdict(f"bandit, {name}: no wait", lambda knobs=knobs: _waits(place, knobs))
+        yield _verdict(
+            f"bandit, {name}: graph equals eager", lambda knobs=knobs: _graph(place, knobs)
+        )
+    for kind in ("uniform", "mab", "gradnorm", "psgd"):
+        yield _verdict(f"step, {kind}: graph equals eager", lambda kind=kind: _twins(place, kind))
+    yield _verdict("step, mab: no wait once captured", lambda: _step_waits(place))
+
+
+def tests(place: Place) -> Iterator[Row]:
+    """``pytest -m cuda``."""
+    root = Path(__file__).parent.parent
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "cuda"]
+    where = "tests/training" if place.tiny else "tests"
+    done = subprocess.run([*command, where], cwd=root, capture_output=True, text=True, check=False)
+    said = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
+    last = (done.stdout.strip().splitlines() or [done.stderr[-300:]])[-1]
+    yield Row("pytest -m cuda", last.strip("= "), met=done.returncode == 0)
+    for line in said:
+        yield Row(line[:160], "", met=False)
+
+
+def _verdict(name: str, check: Callable[[], None]) -> Row:
+    try:
+        check()
+    except Exception as error:
+        print(f"{name}:\n{traceback.format_exc()}", file=sys.stderr)
+        return Row(name, f"{type(error).__name__}: {str(error).splitlines()[0][:120]}", met=False)
+    return Row(name, "yes", met=True)
+
+
+def _bandits(place: Place, knobs: dict[str, Any]) -> MABSampler:
+    # On the CPU only decaying counts are kept in tensors.
+    more = {} if place.cuda else {"discount": 0.99, "correction": 0.0, "replacement": "auto"}
+    labels = torch.arange(1003) % 10
+    return MABSampler(labels, batch_size=32, device=place.device, **{**knobs, **_fit(knobs, more)})
+
+
+def _fit(knobs: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
+    return {**more, "memory": "auto"} if more and "memory" in knobs else more
+
+
+def _waits(place: Place, knobs: dict[str, Any]) -> None:
+    sampler, losses = _bandits(place, knobs), torch.rand(32, device=place.device)
+    sampler.draw()
+    sampler.update(losses)
+    with no_waiting(place):
+        for _ in range(20):
+            sampler.draw()
+            sampler.update(losses)
+    judged = sampler._engine.figures().judged
+    if judged != 21 * 32:
+        raise AssertionError(f"{judged} pulls judged of {21 * 32}")
+
+
+def _graph(place: Place, knobs: dict[str, Any]) -> None:
+    losses = torch.rand(1003, device=place.device)
+
+    def step(sampler: MABSampler) -> torch.Tensor:
+        indices = sampler.draw()
+        sampler.update(losses[indices])
+        return indices
+
+    eager, captured = _bandits(place, knobs), _bandits(place, knobs)
+    expected = torch.stack([step(eager) for _ in range(23)])
+    drawn = [step(captured) for _ in range(3)]
+    replay = place.capture(lambda: step(captured), captured.generator)
+    drawn += [replay().clone() for _ in range(20)]
+    if not torch.equal(expected, torch.stack(drawn)):
+        same = (expected == torch.stack(drawn)).all(dim=1)
+        raise AssertionError(f"{int(same.sum())} of {len(same)} batches are equal")
+
+
+def _parts(place: Place, kind: str, *, capture: bool) -> tuple[torch.nn.Module, DeviceStep]:
+    torch.manual_seed(0)
+    data = _shared.made_up("cifar10", train=place.pick(2_000, 100), rest=50).to(place.device)
+    network = models.create("small_cnn", in_channels=3, num_classes=10, image_size=32)
+    network.to(place.device)
+    sampler = create(kind, data.train.labels, batch_size=place.pick(32, 8), device=place.device)
+    normalization = Normalization(data.mean, data.std, channels_last=True)
+    step = DeviceStep(
+        forward=network,
+        batches=DeviceBatches(data.train, normalization=normalization, augmentation=Augmentation()),
+        sampler=TimedSampler(sampler, clock=lambda: 0.0),
+        optimizer=training.create_optimizer("sgd", network.parameters(), lr=0.01),
+        meter=LossMeter(place.device),
+        capture=capture,
+    )
+    return network, step
+
+
+def _twins(place: Place, kind: str) -> None:
+    torch.backends.cudnn.deterministic = True
+    weights = []
+    for capture in (False, True):
+        network, step = _parts(place, kind, capture=capture)
+        for number in range(1, place.pick(16, 4)):
+            step(step=number)
+        if step.captured is not (capture and place.cuda):
+            raise AssertionError(f"captured is {step.captured}")
+        weights.append(torch.cat([weight.detach().flatten() for weight in network.parameters()]))
+    torch.backends.cudnn.deterministic = False
+    torch.testing.assert_close(weights[0], weights[1], rtol=1e-3, atol=1e-4)
+
+
+def _step_waits(place: Place) -> None:
+    _, step = _parts(place, "mab", capture=True)
+    for number in range(1, 6):
+        step(step=number)
+    with no_waiting(place):
+        for number in range(6, 21):
+            step(step=number)

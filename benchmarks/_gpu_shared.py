@@ -1,0 +1,101 @@
+"""What the parts of `gpu.py` share."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A line of the table.
+
+    Attributes:
+        name: What was checked or measured.
+        value: What came out.
+        target: What it should be; empty where there is none.
+        met: Whether it is; None where there is no target.
+    """
+
+    name: str
+    value: str
+    target: str = ""
+    met: bool | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """Where to run.
+
+    Attributes:
+        device: The device.
+        tiny: Whether to run the smallest version of everything.
+    """
+
+    device: torch.device
+    tiny: bool = False
+
+    @property
+    def cuda(self) -> bool:
+        """Whether the device is a CUDA card."""
+        return self.device.type == "cuda"
+
+    def pick(self, full: Any, tiny: Any) -> Any:
+        """One of two sizes."""
+        return tiny if self.tiny else full
+
+    def wait(self) -> None:
+        """Wait for the device."""
+        if self.cuda:
+            torch.cuda.synchronize()
+
+    def seconds(self, work: Callable[[], Any], *, calls: int, warm_up: int = 3) -> float:
+        """Mean seconds of a call, until the device has done them all."""
+        for _ in range(warm_up):
+            work()
+        self.wait()
+        started = time.perf_counter()
+        for _ in range(calls):
+            work()
+        self.wait()
+        return (time.perf_counter() - started) / calls
+
+    def capture(
+        self, work: Callable[[], Any], *generators: torch.Generator | None
+    ) -> Callable[[], Any]:
+        """A function that replays ``work`` from a CUDA graph; ``work`` itself elsewhere."""
+        if not self.cuda:
+            return work
+        graph = torch.cuda.CUDAGraph()
+        for generator in generators:
+            if generator is not None:
+                graph.register_generator_state(generator)
+        torch.cuda.synchronize()
+        with torch.cuda.graph(graph):
+            output = work()
+
+        def replay() -> Any:
+            graph.replay()
+            return output
+
+        return replay
+
+
+@contextlib.contextmanager
+def no_waiting(place: Place) -> Iterator[None]:
+    """Make every wait for the device an error."""
+    if not place.cuda:
+        yield
+        return
+    torch.cuda.synchronize()
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(before)

@@ -1,0 +1,231 @@
+"""Several trials on one device at the same time: processes, threads with graphs, one stack."""
+
+from __future__ import annotations
+
+import copy
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import _shared
+import opponent
+import torch
+import versus
+from _gpu_shared import Place, Row
+from torch import nn
+from torch.nn import functional as F
+
+from hpo_mab import models
+from hpo_mab.data import ImageSplits, Normalization
+from hpo_mab.training import DeviceBatches
+
+TARGET = 4.0
+_PATIENCE = 120.0
+
+
+def trials(place: Place) -> Iterator[Row]:
+    """Trials an hour for K at a time, by each way, and the best of all over K = 1."""
+    counts = place.pick((1, 2, 4, 8, 16), (1, 2))
+    seconds = place.pick(4.0, 0.2)
+    rates: dict[tuple[str, int], float] = {}
+    for k in counts:
+        for way, measure in (("threads", _threads), ("stack", _stack), ("processes", _processes)):
+            try:
+                rates[way, k] = measure(place, k, seconds)
+            except Exception as error:
+                yield Row(f"K = {k}, {way}", f"{type(error).__name__}: {error}"[:120], met=False)
+                continue
+            yield Row(f"K = {k}, {way}", f"{3600 * rates[way, k]:.0f} trials an hour")
+    single = max((rate for (_, k), rate in rates.items() if k == 1), default=0.0)
+    for way in ("threads", "stack", "processes"):
+        found = {k: rate for (name, k), rate in rates.items() if name == way}
+        if found and single:
+            k = max(found, key=lambda k: found[k])
+            gain = found[k] / single
+            yield Row(
+                f"best of {way}: K = {k}",
+                f"{gain:.2f} times the best of K = 1",
+                f"at least {TARGET:g}",
+                met=gain >= TARGET,
+            )
+
+
+def task(place: Place) -> opponent.Task:
+    """A short trial of the small network."""
+    return opponent.Task(
+        data="cifar10",
+        steps=place.pick(390, 8),
+        evaluations=4,
+        batch_size=place.pick(128, 8),
+    )
+
+
+def _data(place: Place) -> ImageSplits:
+    return _shared.made_up("cifar10", train=place.pick(50_000, 200), rest=100).to(place.device)
+
+
+def _loop(place: Place, data: ImageSplits, until: Callable[[], bool], seed: int = 0) -> float:
+    """Train trial after trial until told to stop; returns trials done, parts included."""
+    what, done = task(place), 0
+    while not until():
+        curve = versus.ours(
+            what, data, sampler="mab", seed=seed + done, precision="bfloat16", graph=True
+        )
+        for part in curve:
+            if until():
+                return done + part.index / what.evaluations
+        done += 1
+    return float(done)
+
+
+def _threads(place: Place, k: int, seconds: float) -> float:
+    """K threads, each with a stream of its own; a finished trial's place is taken at once."""
+    data = _data(place)
+    _loop(place, data, _after(0.0))
+    gate, done, clock = threading.Barrier(k + 1), [0.0] * k, [0.0]
+
+    def work(number: int) -> None:
+        stream = torch.cuda.Stream() if place.cuda else None
+        with torch.cuda.stream(stream):
+            # The first trial of a thread warms up.
+            list(versus.ours(task(place), data, sampler="mab", precision="bfloat16", graph=True))
+            gate.wait()
+            gate.wait()
+            done[number] = _loop(
+                place, data, lambda: time.perf_counter() > clock[0], seed=1000 * number
+            )
+
+    crew = [threading.Thread(target=work, args=(number,)) for number in range(k)]
+    for member in crew:
+        member.start()
+    gate.wait(timeout=_PATIENCE)
+    place.wait()
+    started = time.perf_counter()
+    clock[0] = started + seconds
+    gate.wait(timeout=_PATIENCE)
+    for member in crew:
+        member.join()
+    return sum(done) / (time.perf_counter() - started)
+
+
+def _processes(place: Place, k: int, seconds: float) -> float:
+    """K processes, as ``--trials-per-gpu`` has them."""
+    command = [sys.executable, str(Path(__file__)), str(place.device), str(int(place.tiny))]
+    crew = [
+        subprocess.Popen(
+            [*command, str(seconds)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        for _ in range(k)
+    ]
+    try:
+        for member in crew:
+            if member.stdout is None or member.stdout.readline().strip() != "ready":
+                raise RuntimeError("a process did not start")
+        for member in crew:
+            if member.stdin is not None:
+                member.stdin.write("go\n")
+                member.stdin.flush()
+        rates = [float(member.communicate(timeout=60 + seconds)[0]) for member in crew]
+    finally:
+        for member in crew:
+            member.kill()
+    return sum(rates)
+
+
+def _stack(place: Place, k: int, seconds: float) -> float:
+    """K networks as one: every tensor has a dimension more; a step of all is one graph.
+
+    Batches are drawn uniformly, and evaluation is left out: an upper bound for this way.
+    """
+    step = _stacked_step(place, k)
+    for _ in range(3):
+        step()
+    replay = place.capture(step, *step.generators)
+    for _ in range(3):
+        replay()
+    place.wait()
+    done, started = 0, time.perf_counter()
+    while time.perf_counter() - started < seconds:
+        for _ in range(place.pick(20, 1)):
+            replay()
+        place.wait()
+        done += place.pick(20, 1)
+    return k * done / task(place).steps / (time.perf_counter() - started)
+
+
+class _stacked_step:  # noqa: N801 - a function with state
+    """One step of K networks, each with a learning rate of its own."""
+
+    def __init__(self, place: Place, k: int) -> None:
+        data, what = _data(place), task(place)
+        self.k, self.batch = k, what.batch_size
+        self.batches = DeviceBatches(
+            data.train,
+            normalization=Normalization(data.mean, data.std),
+            augmentation=versus.augmentation(data),
+        )
+        self.generator = torch.Generator(place.device).manual_seed(0)
+        self.generators = (self.generator, self.batches.generator)
+        nets = [_network().to(place.device) for _ in range(k)]
+        for net in nets:
+            torch.func.replace_all_batch_norm_modules_(net)
+        self.weights, self.buffers = torch.func.stack_module_state(nets)  # type: ignore[arg-type]
+        self.weights = {name: weight.detach() for name, weight in self.weights.items()}
+        self.moments = {name: torch.zeros_like(weight) for name, weight in self.weights.items()}
+        self.rates = torch.linspace(0.01, 0.1, k, device=place.device)
+        self.base = copy.deepcopy(nets[0]).to("meta")
+
+    def __call__(self) -> None:
+        indices = torch.randint(
+            len(self.batches.data),
+            (self.k * self.batch,),
+            generator=self.generator,
+            device=self.rates.device,
+        )
+        inputs, targets = self.batches.fetch(indices)
+        slopes = torch.func.vmap(torch.func.grad(self._loss))(
+            self.weights,
+            self.buffers,
+            inputs.bfloat16().view(self.k, self.batch, *inputs.shape[1:]),
+            targets.view(self.k, self.batch),
+        )
+        for name, slope in slopes.items():
+            self.moments[name].mul_(0.9).add_(slope)
+            shape = (self.k,) + (1,) * (slope.ndim - 1)
+            self.weights[name].sub_(self.rates.view(shape) * self.moments[name])
+
+    def _loss(self, weights: Any, buffers: Any, inputs: Any, targets: Any) -> torch.Tensor:
+        # By hand: autocast does not reach what vmap makes of a convolution.
+        half = {name: weight.bfloat16() for name, weight in weights.items()}
+        logits = torch.func.functional_call(self.base, (half, buffers), (inputs,))
+        return F.cross_entropy(logits.float(), targets)
+
+
+def _network() -> nn.Module:
+    return models.create("small_cnn", in_channels=3, num_classes=10, image_size=32)
+
+
+def _after(seconds: float) -> Callable[[], bool]:
+    end = time.perf_counter() + seconds
+    return lambda: time.perf_counter() > end
+
+
+def _worker() -> None:
+    device, tiny, seconds = sys.argv[1:]
+    torch.set_num_threads(1)
+    place = Place(torch.device(device), bool(int(tiny)))
+    data = _data(place)
+    list(versus.ours(task(place), data, sampler="mab", precision="bfloat16", graph=True))
+    print("ready", flush=True)
+    sys.stdin.readline()
+    started = time.perf_counter()
+    done = _loop(place, data, _after(float(seconds)))
+    print(done / (time.perf_counter() - started), flush=True)
+
+
+if __name__ == "__main__":
+    _worker()

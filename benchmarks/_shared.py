@@ -1,0 +1,98 @@
+"""What the benchmarks share: data made up on the spot, timing in turns, tables."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hpo_mab.data import ImageData, ImageSplits, load, split
+
+#: Shape [channels, height, width] and classes of the data sets that are imitated.
+SHAPES = {"fashion_mnist": ((1, 28, 28), 10), "cifar10": ((3, 32, 32), 10)}
+
+
+def made_up(name: str, *, train: int = 50_000, rest: int = 2_000, seed: int = 0) -> ImageSplits:
+    """Images of a data set's shape that can be learned: a pattern a class, under noise.
+
+    Noise differs from image to image, so that some examples stay hard, as in real data.
+    """
+    shape, classes = SHAPES[name]
+    generator = torch.Generator().manual_seed(seed)
+    patterns = torch.randint(0, 256, (classes, *shape), generator=generator)
+
+    def part(examples: int) -> ImageData:
+        labels = torch.randint(0, classes, (examples,), generator=generator)
+        noise = torch.randint(0, 256, (examples, *shape), dtype=torch.uint8, generator=generator)
+        share = torch.rand(examples, 1, 1, 1, generator=generator)
+        images = torch.empty(examples, *shape, dtype=torch.uint8)
+        for rows in torch.arange(examples).split(4096):
+            clean = patterns[labels[rows]] * (1 - share[rows])
+            images[rows] = (clean + noise[rows] * share[rows]).to(torch.uint8)
+        names = tuple(str(number) for number in range(classes))
+        return ImageData(images=images, labels=labels, classes=names)
+
+    return split(part(train + rest), part(rest), validation=rest / (train + rest), seed=seed)
+
+
+def real(name: str, *, seed: int = 0) -> ImageSplits | None:
+    """The data set itself where ``HPO_MAB_DATA`` names a folder that holds it."""
+    root = os.environ.get("HPO_MAB_DATA")
+    if not root:
+        return None
+    train, test = load(name, root=root, download=False)
+    return split(train, test, validation=0.1, seed=seed)
+
+
+def in_turns(
+    contestants: dict[str, Callable[[], float]], *, rounds: int, warm_up: int = 1
+) -> dict[str, list[float]]:
+    """Seconds of each contestant, one after the other round by round.
+
+    Whatever else the machine does falls on all of them alike, and a ratio of medians survives it.
+    """
+    times: dict[str, list[float]] = {name: [] for name in contestants}
+    for number in range(rounds + warm_up):
+        for name, run in contestants.items():
+            seconds = run()
+            if number >= warm_up:
+                times[name].append(seconds)
+    return times
+
+
+def ratio(times: dict[str, list[float]], above: str, below: str) -> tuple[float, float, float]:
+    """Median of the ratios round by round, with its 10% and 90% quantiles."""
+    ratios = sorted(a / b for a, b in zip(times[above], times[below], strict=True))
+    last = len(ratios) - 1
+    return statistics.median(ratios), ratios[round(0.1 * last)], ratios[round(0.9 * last)]
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """A Markdown table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+
+
+def machine() -> dict[str, Any]:
+    """What the figures were read on."""
+    card = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "processor": platform.processor() or platform.machine(),
+        "cores": len(os.sched_getaffinity(0)),
+        "gpu": card,
+    }
+
+
+def write_json(path: Path | None, figures: dict[str, Any]) -> None:
+    """Write figures and machine to a file, where one is asked for."""
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({"machine": machine(), **figures}, indent=1) + "\n")

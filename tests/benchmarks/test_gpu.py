@@ -1,0 +1,112 @@
+"""`benchmarks/gpu.py`: the same code on the CPU, and a part that fails does not stop the others."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    return importlib.import_module("gpu")
+
+
+def _rows(gpu: Any, name: str) -> list[Any]:
+    shared = importlib.import_module("_gpu_shared")
+    part = gpu.PARTS[name]
+    rows = getattr(importlib.import_module(part.module), part.function)
+    return list(rows(shared.Place(torch.device("cpu"), tiny=True)))
+
+
+def test_checks_pass_without_graphs(gpu: Any) -> None:
+    rows = _rows(gpu, "checks")
+    assert len(rows) > 15
+    assert [(row.name, row.value) for row in rows if not row.met] == []
+
+
+def test_a_check_that_fails_is_a_row(gpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    checks = importlib.import_module("_gpu_checks")
+    monkeypatch.setattr(checks, "KNOBS", {"window": {"epsilon": -1}})
+    monkeypatch.setattr(checks, "_twins", lambda *_: None)
+    rows = _rows(gpu, "checks")
+    assert [row.met for row in rows] == [False, False, True, True, True, True, True]
+    assert "epsilon must be in" in rows[0].value
+
+
+@pytest.mark.parametrize(
+    ("part", "named"),
+    [
+        ("steps", ["loop, uniform", "graph, mab", "what mab adds"]),
+        ("draw", ["eager", "graph"]),
+        ("floor", ["matrix product", "floor of a step", "step with mab"]),
+        ("against", ["a batch", "usual script", "ours, mab"]),
+    ],
+)
+def test_benchmarks_run_on_the_cpu(gpu: Any, part: str, named: list[str]) -> None:
+    names = [row.name for row in _rows(gpu, part)]
+    for text in named:
+        assert any(text in name for name in names), names
+
+
+def test_trials_at_a_time(gpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    trials = importlib.import_module("_gpu_trials")
+
+    def broken(*_: Any) -> float:
+        raise RuntimeError("no more processes")
+
+    # Starting processes takes seconds; one way that fails leaves the others.
+    monkeypatch.setattr(trials, "_processes", broken)
+    rows = {row.name: row for row in _rows(gpu, "trials")}
+    for way in ("threads", "stack"):
+        assert "trials an hour" in rows[f"K = 2, {way}"].value
+    assert rows["K = 1, processes"].met is False
+    assert "no more processes" in rows["K = 1, processes"].value
+    assert any(name.startswith("best of threads") for name in rows)
+
+
+class _Parts:
+    """Parts that end in different ways."""
+
+    @staticmethod
+    def good(place: Any) -> Iterator[Any]:
+        shared = importlib.import_module("_gpu_shared")
+        yield shared.Row("one", "1")
+
+    @staticmethod
+    def bad(place: Any) -> Iterator[Any]:
+        yield from _Parts.good(place)
+        raise RuntimeError("a bug")
+
+    @staticmethod
+    def slow(place: Any) -> Iterator[Any]:
+        yield from _Parts.good(place)
+        time.sleep(60)
+
+
+def test_rows_known_before_a_part_breaks_are_kept(
+    gpu: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setitem(sys.modules, "made_up_parts", _Parts)
+    monkeypatch.setitem(gpu.PARTS, "bad", gpu.Part("made_up_parts", "bad", 5))
+    with pytest.raises(RuntimeError, match="a bug"):
+        gpu.run_part("bad", device="cpu", tiny=True, path=tmp_path / "rows")
+    assert json.loads((tmp_path / "rows").read_text())["name"] == "one"
+
+
+def test_a_part_past_its_time_or_broken_is_a_row(gpu: Any) -> None:
+    # A device that does not exist breaks the part's process; no time at all stops it.
+    (late,) = gpu.supervise("draw", device="cpu", tiny=True, limit=0.05)
+    assert "stopped after" in late["value"]
+    assert late["met"] is False
+    assert "MISSED" in gpu.as_table([late])

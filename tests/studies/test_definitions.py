@@ -1,0 +1,68 @@
+"""Definitions in ``studies/`` can be used, and the controls are what they say."""
+
+from __future__ import annotations
+
+import re
+from contextlib import nullcontext
+from pathlib import Path
+
+import pytest
+
+from hpo_mab._errors import SpecError
+from hpo_mab.compare import run_comparison
+from hpo_mab.search import load_spec
+from hpo_mab.storage import Storage
+
+STUDIES = Path(__file__).parents[2] / "studies"
+
+
+@pytest.mark.parametrize(
+    "path", sorted(STUDIES.rglob("*.toml")), ids=lambda path: str(path.relative_to(STUDIES))
+)
+def test_every_definition_can_be_used(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(STUDIES.parent)  # Evidence is named from there.
+    try:
+        assert load_spec(path).name
+    except SpecError as error:
+        missing = re.search(r"evidence '(.*)' cannot be read: No such file", str(error))
+        if missing is None:
+            raise
+        pytest.skip(f"{missing[1]} is still to be recorded")
+
+
+def test_uniform_sampling_with_every_pruner_on_digits(tmp_path: Path) -> None:
+    tiny = {
+        "data.name": "digits",
+        "model.name": "mlp",
+        "budget.epochs": 1,
+        "budget.evaluations": 4,
+        "budget.trials": 9,
+        "search.initial": 2,
+        "compare.seeds": 1,
+        "compare.retrain": 0,
+    }
+    spec = load_spec(STUDIES / "fashion_mnist/controls.toml", tiny)
+    pruners = {
+        arm.pruner.kind
+        for arm in spec.compare.arms.values()
+        if arm.sampler is not None and arm.pruner is not None and arm.sampler.kind == "uniform"
+    }
+    assert pruners == {"none", "median", "hyperband", "successive_halving", "top_k"}
+    storage = Storage(f"sqlite:///{tmp_path / 'controls.db'}")
+    found = run_comparison(
+        spec, storage, progress=lambda name, trials: nullcontext(lambda study, trial: None)
+    )
+    storage.close()
+    runs = {run.arm: run for run in found.runs}
+    assert runs.keys() == spec.compare.arms.keys()
+    # Nine trials: two that all arms share, four stopped after a quarter, the best three in full.
+    top, full = runs["uniform_top_k"], runs["uniform"]
+    assert [t.state for t in top.trials] == ["complete"] * 2 + ["pruned"] * 4 + ["complete"] * 3
+    assert [t.state for t in full.trials] == ["complete"] * 9
+    length, stopped = top.trial_examples, top.trials[2].examples
+    assert stopped == pytest.approx(length / 4, abs=128)
+    assert (full.examples, top.examples) == (9 * length, 5 * length + 4 * stopped)
+    # The shared configurations are trained alike under every pruner: they are the pairs.
+    for run in runs.values():
+        if run.arm != "mab":
+            assert [t.value for t in run.trials[:2]] == [t.value for t in full.trials[:2]]

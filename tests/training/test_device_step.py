@@ -1,0 +1,212 @@
+"""The step as one function: equal to the ordinary loop, and its CUDA graph equal to it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.data import TensorDataset
+
+from hpo_mab import data, models, samplers, training
+from hpo_mab._errors import ArgumentError
+from hpo_mab.data import Augmentation, ImageSplits, Normalization
+from hpo_mab.training import DeviceBatches, DeviceStep, DeviceSweep, LoaderBatches, TimedSampler
+from hpo_mab.training._loss_meter import LossMeter
+
+CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+#: Counts that decay are kept by the engine of CUDA devices, on the CPU too.
+TENSORS = {"kind": "mab", "discount": 0.99}
+
+
+@pytest.fixture(scope="module")
+def splits() -> ImageSplits:
+    return data.split(*data.load("digits"))
+
+
+class _Parts:
+    """What a training is made of."""
+
+    def __init__(self, splits: ImageSplits, device: str, **sampler: Any) -> None:
+        torch.manual_seed(0)
+        self.splits = splits = splits.to(device)
+        self.normalization = Normalization(splits.mean, splits.std)
+        self.model = models.create("mlp", in_channels=1, num_classes=10, image_size=8, width=16).to(
+            device
+        )
+        self.batches = DeviceBatches(
+            splits.train,
+            normalization=self.normalization,
+            augmentation=Augmentation(pad=1, flip=False),
+        )
+        self.sampler = samplers.create(
+            sampler.pop("kind"), splits.train.labels, batch_size=32, device=device, **sampler
+        )
+        self.optimizer = training.create_optimizer("sgd", self.model.parameters(), lr=0.1)
+
+    def train(self, **more: Any) -> list[dict[str, Any]]:
+        validation = DeviceSweep(self.splits.validation, normalization=self.normalization)
+        curve = training.train(
+            self.model,
+            batches=self.batches,
+            validation=validation,
+            sampler=self.sampler,
+            optimizer=self.optimizer,
+            steps=12,
+            evaluations=3,
+            **more,
+        )
+        points = [dataclasses.asdict(point) for point in curve]
+        return [
+            {key: value for key, value in point.items() if "seconds" not in key} for point in points
+        ]
+
+    def step(self, *, capture: bool = True) -> DeviceStep:
+        return DeviceStep(
+            forward=self.model,
+            batches=self.batches,
+            sampler=TimedSampler(self.sampler, clock=lambda: 0.0),
+            optimizer=self.optimizer,
+            meter=LossMeter(self.batches.data.images.device),
+            capture=capture,
+        )
+
+
+def _equal(curve: list[dict[str, Any]], other: list[dict[str, Any]]) -> None:
+    for point, twin in zip(curve, other, strict=True):
+        # Of some samplers the next batch is drawn by now.
+        share, other_share = point.pop("concentration"), twin.pop("concentration")
+        assert share is None or share == pytest.approx(other_share, rel=0.3)
+        rate, other_rate = point.pop("reward_rate"), twin.pop("reward_rate")
+        assert rate == other_rate
+        assert point == pytest.approx(twin, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    "sampler",
+    [
+        {"kind": "uniform"},
+        {"kind": "mab", "floor": 0.1, "correction": 0.5},
+        {"kind": "mab", "active": 0.5},
+        TENSORS,
+        {"kind": "gradnorm"},
+        {"kind": "infobatch"},
+        {"kind": "psgd"},
+    ],
+    ids=lambda sampler: "-".join(map(str, sampler.values())),
+)
+def test_the_loop_with_device_steps_is_the_ordinary_loop(
+    splits: ImageSplits, sampler: dict[str, Any]
+) -> None:
+    curves = [_Parts(splits, "cpu", **sampler).train(graph=graph) for graph in (False, True)]
+    _equal(*curves)
+
+
+def test_nothing_keeps_hold_of_the_memory_of_a_step(
+    splits: ImageSplits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A graph writes losses and logits to the same memory at every replay.
+    plain = [_Parts(splits, "cpu", kind=kind).train(graph=True) for kind in samplers.available()]
+    call = DeviceStep.__call__
+
+    def overwritten(self: DeviceStep, *, step: int) -> None:
+        call(self, step=step)
+        assert self._outputs is not None
+        for tensor in self._outputs[:2]:
+            tensor.fill_(torch.nan)
+
+    monkeypatch.setattr(DeviceStep, "__call__", overwritten)
+    for kind, curve in zip(samplers.available(), plain, strict=True):
+        again = _Parts(splits, "cpu", kind=kind).train(graph=True)
+        assert again == curve, kind
+
+
+def test_a_capturable_sampler_draws_the_next_batch_with_the_step(splits: ImageSplits) -> None:
+    parts, twin = _Parts(splits, "cpu", **TENSORS), _Parts(splits, "cpu", **TENSORS)
+    step = parts.step()
+    seen = []
+    for number in range(1, 6):
+        step(step=number)
+        assert parts.sampler.outstanding == 1
+        seen.append(parts.sampler._outstanding[0].indices.clone())
+    # Where the graph's replay looks for it, the batch is the one that the sampler waits for.
+    assert step._held is not None
+    assert parts.sampler._outstanding[0].indices is step._held.indices
+    assert parts.sampler._outstanding[0].context is step._held.context
+    assert len({tuple(batch.tolist()) for batch in seen}) == 5
+    assert not step.captured
+    ordinary = twin.batches.stream(TimedSampler(twin.sampler, clock=lambda: 0.0))
+    first = next(ordinary)[1]
+    assert first.shape == seen[0].shape
+
+
+@pytest.mark.parametrize(
+    ("sampler", "capturable"),
+    [
+        ({"kind": "uniform"}, False),
+        ({"kind": "mab"}, False),  # On the CPU: numpy.
+        (TENSORS, True),
+        ({**TENSORS, "active": 0.5}, False),
+    ],
+)
+def test_what_a_graph_can_hold(
+    splits: ImageSplits, sampler: dict[str, Any], capturable: bool
+) -> None:
+    assert _Parts(splits, "cpu", **sampler).sampler.capturable is capturable
+
+
+def test_a_loader_has_no_device_step(splits: ImageSplits) -> None:
+    parts = _Parts(splits, "cpu", kind="uniform")
+    parts.batches = LoaderBatches(TensorDataset(torch.zeros(64, 1, 8, 8), torch.zeros(64)))  # type: ignore[assignment]
+    with pytest.raises(ArgumentError, match="graph needs DeviceBatches, got LoaderBatches"):
+        parts.train(graph=True)
+
+
+@pytest.fixture
+def deterministic() -> Iterator[None]:
+    before = torch.backends.cudnn.deterministic
+    torch.backends.cudnn.deterministic = True
+    yield
+    torch.backends.cudnn.deterministic = before
+
+
+@pytest.mark.cuda
+@CUDA
+@pytest.mark.usefixtures("deterministic")
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("sampler", ["uniform", "mab", "gradnorm"])
+def test_a_graph_is_its_eager_twin(splits: ImageSplits, sampler: str, optimizer: str) -> None:
+    weights = []
+    for capture in (False, True):
+        parts = _Parts(splits, "cuda", kind=sampler)
+        parts.optimizer = training.create_optimizer(optimizer, parts.model.parameters(), lr=0.01)
+        step = parts.step(capture=capture)
+        for number in range(1, 31):
+            step(step=number)
+        assert step.captured is capture
+        weights.append(_flat(parts.model))
+    torch.testing.assert_close(weights[0], weights[1], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.cuda
+@CUDA
+def test_a_captured_step_never_waits_for_the_host(splits: ImageSplits) -> None:
+    parts = _Parts(splits, "cuda", kind="mab")
+    step = parts.step()
+    before = torch.cuda.get_sync_debug_mode()
+    try:
+        for number in range(1, 21):
+            # The capture itself waits, once.
+            torch.cuda.set_sync_debug_mode("error" if number != 4 else "default")
+            step(step=number)
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+    assert step.captured
+    assert bool(_flat(parts.model).isfinite().all())
+
+
+def _flat(model: torch.nn.Module) -> Tensor:
+    return torch.cat([weight.detach().flatten() for weight in model.parameters()])
