@@ -28,7 +28,9 @@ def open_study(storage: Storage, name: str) -> optuna.Study:
     except KeyError:
         names = study_names(storage)
         if not names:
-            raise StorageError(f"There is no study in {storage.shown_url}.") from None
+            raise StorageError(
+                f"There is no study in {storage.shown_url}; 'hpo-mab run' makes one."
+            ) from None
         raise UnknownNameError("study", name, names) from None
 
 

@@ -1,8 +1,9 @@
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
-import shutil
+import sqlite3
 import time
 from pathlib import Path
 
@@ -170,7 +171,11 @@ def test_small_studies_have_no_artifact(compared) -> None:
 
 def test_refresh_publishes_what_went_on_and_nothing_else(compared, tmp_path: Path) -> None:
     copy = tmp_path / "copy.db"  # Other tests must not see the trials added here.
-    shutil.copy(str(compared.storage.url.database), copy)
+    with (
+        contextlib.closing(sqlite3.connect(str(compared.storage.url.database))) as source,
+        contextlib.closing(sqlite3.connect(copy)) as target,
+    ):
+        source.backup(target)  # The journal beside the file belongs to it.
     compared = compared._replace(storage=Storage(f"sqlite:///{copy}"))
     publish_comparison(*compared)
     assert refresh(compared.storage).studies == ()
