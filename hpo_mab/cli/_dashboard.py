@@ -41,7 +41,8 @@ def dashboard(
     hpo-mab dashboard --storage sqlite:///studies.db --port 9000
     ```
     """
-    from wsgiref.simple_server import WSGIRequestHandler, make_server
+    from socketserver import ThreadingMixIn
+    from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
     from hpo_mab.cli._summary import warn_unpublished
     from hpo_mab.dashboard import application, refresh
@@ -51,11 +52,18 @@ def dashboard(
         def log_message(self, format: str, *args: object) -> None:
             """Requests of the user's own browser are no news."""
 
+    class ThreadedServer(ThreadingMixIn, WSGIServer):
+        """Browsers open connections in advance: with one thread, an idle one stalls the rest."""
+
+        daemon_threads = True
+
     opt.silence_optuna()
     store = Storage(storage, create=False)
     warn_unpublished(refresh(store, artifacts=artifacts))
     pages = application(store, artifacts=artifacts)
-    server = make_server(host, _free_port(host, port), pages, handler_class=QuietHandler)
+    server = make_server(
+        host, _free_port(host, port), pages, ThreadedServer, handler_class=QuietHandler
+    )
     shown = f"[{host}]" if ":" in host else host
     typer.echo(f"Optuna dashboard on {store.shown_url}: http://{shown}:{server.server_port}/")
     typer.echo("Ctrl-C ends it.")

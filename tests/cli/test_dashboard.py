@@ -30,7 +30,11 @@ def test_the_dashboard_serves_the_storage_on_loopback_and_a_free_port(tmp_path: 
                 address = line.split()[-1]
                 assert address.startswith("http://127.0.0.1:")
                 assert f":{port}/" not in address
-                with urllib.request.urlopen(f"{address}api/studies", timeout=30) as answer:
+                host, ours = address.removeprefix("http://").rstrip("/").split(":")
+                with (
+                    socket.create_connection((host, int(ours))),  # Idle: it must not stall others.
+                    urllib.request.urlopen(f"{address}api/studies", timeout=30) as answer,
+                ):
                     assert '"stored"' in answer.read().decode()
             finally:
                 server.terminate()

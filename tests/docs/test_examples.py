@@ -87,7 +87,9 @@ def test_the_readmes_figures_are_those_of_the_records() -> None:
     said = {
         ("fashion_mnist/arms.json", "mab", "same configurations at the end of a trial"),
         ("fashion_mnist/arms.json", "mab", "re-trained test accuracy"),
-        ("defaults/cifar10.json", "paper", "same configurations at the end of a trial"),
+        ("fashion_mnist/pairs.json", "mab", "same configurations at the end of a trial"),
+        ("paper/small-cifar10.json", "mab_paper", "same configurations at the end of a trial"),
+        ("paper/small-cifar100.json", "mab", "same configurations at the end of a trial"),
     }
     for path, arm, measure in said:
         lines = verdict(read_record(ROOT / "studies" / path).summary).splitlines()
