@@ -100,7 +100,7 @@ def _graph(place: Place, knobs: dict[str, Any]) -> None:
     eager, captured = _bandits(place, knobs), _bandits(place, knobs)
     expected = torch.stack([step(eager) for _ in range(23)])
     drawn = [step(captured) for _ in range(3)]
-    replay = place.capture(lambda: step(captured), captured.generator)
+    replay = place.capture(lambda: step(captured), captured.graph_generator)
     drawn += [replay().clone() for _ in range(20)]
     if not torch.equal(expected, torch.stack(drawn)):
         same = (expected == torch.stack(drawn)).all(dim=1)

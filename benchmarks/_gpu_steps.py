@@ -49,7 +49,7 @@ def draw(place: Place) -> Iterator[Row]:
                 if event.device_type == torch.autograd.DeviceType.CUDA
             )
             yield Row(f"{name}, kernels", str(kernels))
-        replay = place.capture(step, sampler.generator)
+        replay = place.capture(step, sampler.graph_generator)
         captured = place.seconds(replay, calls=calls)
         yield Row(f"{name}, graph", f"{1e3 * captured:.3f} ms")
 

@@ -114,15 +114,15 @@ class BatchSampler(Sampler[list[int]], abc.ABC):
         """
 
     @property
-    def generator(self) -> torch.Generator | None:
-        """The device's random generator that draws; None where none or several do."""
+    def graph_generator(self) -> torch.Generator | None:
+        """The generator that a CUDA graph of `draw` must register; None where there is none."""
         return None
 
     @property
     def capturable(self) -> bool:
         """Whether a CUDA graph can hold `draw` and `update`, whatever the progress.
 
-        Needs a `generator`, and a draw's context that is one tensor.
+        Needs a `graph_generator`, and a draw's context that is one tensor.
         """
         return False
 

@@ -46,8 +46,8 @@ class MABSampler(BatchSampler):
 
     On the CPU arms are counted by state, at a cost that hardly depends on their number and without
     approximation. On CUDA all state lives on the device and neither drawing nor learning waits for
-    the host; both can be captured in a CUDA graph (see `generator`). Other devices are served by
-    the CPU's engine, as is the split into shares.
+    the host; both can be captured in a CUDA graph (see `graph_generator`). Other devices are served
+    by the CPU's engine, as is the split into shares.
 
     Args:
         labels: Class of each training example, integers [N].
@@ -155,17 +155,18 @@ class MABSampler(BatchSampler):
         return self._engine.shares.cpu()
 
     @property
-    def generator(self) -> torch.Generator | None:
+    def graph_generator(self) -> torch.Generator | None:
         """The device's random generator; None where the CPU's engine draws.
 
-        A CUDA graph that captures `draw` needs it: ``graph.register_generator_state(generator)``.
+        A CUDA graph that captures `draw` needs it:
+        ``graph.register_generator_state(sampler.graph_generator)``.
         """
         return self._engine.generator
 
     @property
     def capturable(self) -> bool:
         """Whether a CUDA graph can hold draws and updates: not where they change by progress."""
-        return self.generator is not None and self._settings.active == 1
+        return self.graph_generator is not None and self._settings.active == 1
 
     def set_progress(self, share: float) -> None:
         """Tell which share of the budget is spent; from ``active`` on, sampling is uniform."""

@@ -155,7 +155,7 @@ class DeviceStep:
 
     def _capture(self) -> None:
         graph = torch.cuda.CUDAGraph()
-        for generator in (self._batches.generator, self._sampler.sampler.generator):
+        for generator in (self._batches.generator, self._sampler.sampler.graph_generator):
             if generator is not None:
                 graph.register_generator_state(generator)
         # Other threads of the process may train on the same device, but one captures at a time.

@@ -193,8 +193,8 @@ _SLEEPER = """
 import time
 from hpo_mab.cli._signals import interrupt_at_eof
 interrupt_at_eof()
-print("ready", flush=True)
 try:
+    print("ready", flush=True)
     time.sleep(60)
 except KeyboardInterrupt:
     print("interrupted", flush=True)
