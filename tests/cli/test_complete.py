@@ -1,0 +1,43 @@
+"""What the shell is offered after Tab."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import optuna
+import pytest
+
+from hpo_mab import data, models, samplers
+from hpo_mab.cli import _complete
+from hpo_mab.search import builtin_names, create_pruner
+from hpo_mab.storage import Storage
+
+
+class _Line:
+    """The command line so far."""
+
+    def __init__(self, storage: object) -> None:
+        self.params = {"storage": storage}
+
+
+def test_names_are_those_that_the_package_takes() -> None:
+    assert _complete.definitions() == list(builtin_names())
+    assert _complete.data_sets() == list(data.available())
+    assert _complete.networks() == list(models.available())
+    assert _complete.batch_samplers() == ["auto", *samplers.available()]
+
+
+@pytest.mark.parametrize("kind", _complete.pruners())
+def test_every_pruner_offered_can_be_made(kind: str) -> None:
+    assert create_pruner(kind, {"k": 1} if kind == "top_k" else {}, evaluations=8)
+
+
+def test_studies_are_those_of_the_databases_named(tmp_path: Path) -> None:
+    urls = [f"sqlite:///{tmp_path / name}.db" for name in ("one", "two", "none")]
+    for url, name in zip(urls[:2], ("first", "second"), strict=True):
+        storage = Storage(url)
+        optuna.create_study(study_name=name, storage=storage.optuna)
+        storage.close()
+    assert _complete.study_names(_Line(urls[0])) == ["first"]  # type: ignore[arg-type]
+    # A database that is not there offers nothing, and is no error while one types.
+    assert _complete.study_names(_Line(urls)) == ["first", "second"]  # type: ignore[arg-type]
