@@ -11,7 +11,11 @@ import time
 import traceback
 from collections.abc import Callable
 
+import optuna
+from optuna.trial import TrialState
+
 from hpo_mab.search import StudyRunner, StudySpec, TrialLoop
+from hpo_mab.search._recovery import WORKER_KEY
 from hpo_mab.search._study import open_with_parts
 from hpo_mab.storage import RETRIES, Storage, StudyRun, TrialRun, read_run
 
@@ -55,6 +59,8 @@ def inject_kills(
 ) -> FaultReport:
     """Run a study in forked workers, killing one by SIGKILL at random moments.
 
+    Every second victim has a trial in hand, as random moments may all fall between trials.
+
     Args:
         url: Storage that holds no study of the definition yet.
         spec: The definition; its trials should be short.
@@ -83,8 +89,7 @@ def inject_kills(
             disturb()
             disturb = None
         if crew and killed < kills:
-            victim = random_.choice(sorted(crew))
-            os.kill(victim, signal.SIGKILL)
+            victim = _kill_one(url, name, crew, random_, busy=killed % 2 == 1)
             crew.remove(victim)
             if os.waitstatus_to_exitcode(os.waitpid(victim, 0)[1]) == -signal.SIGKILL:
                 killed += 1
@@ -124,12 +129,42 @@ def _fits(trial: TrialRun, run: StudyRun) -> bool:
     points = [evaluation.index for evaluation in trial.curve]
     if trial.state not in _FINISHED:
         return True
+    if trial.state == "pruned" and not points:
+        # It diverged before its first evaluation, and says so.
+        return "reason" in trial.attrs
     if points != list(range(1, len(points) + 1)) or trial.attrs.get("examples") != trial.examples:
         return False
     whole = int(run.spec["budget"]["evaluations"])
     if trial.state == "pruned":
-        return 0 < len(points) < whole
+        return len(points) < whole
     return len(points) == whole and trial.value == trial.curve[-1].accuracy
+
+
+def _kill_one(url: str, name: str, crew: set[int], random_: random.Random, *, busy: bool) -> int:
+    """Kill a worker; with ``busy`` one that has a trial in hand, if one has within two seconds."""
+    if not busy:
+        victim = random_.choice(sorted(crew))
+        os.kill(victim, signal.SIGKILL)
+        return victim
+    # Closed again before the next fork: SQLite's connections must not be carried across one.
+    storage = Storage(url)
+    try:
+        study = optuna.load_study(study_name=name, storage=storage.optuna)
+        deadline = time.monotonic() + 2.0
+        while not (at_work := _busy(study) & crew) and time.monotonic() < deadline:
+            time.sleep(0.005)
+        victim = random_.choice(sorted(at_work or crew))
+        os.kill(victim, signal.SIGKILL)
+        return victim
+    finally:
+        storage.close()
+
+
+def _busy(study: optuna.Study) -> set[int]:
+    """Process ids of the workers that run a trial now."""
+    running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+    workers = [trial.system_attrs.get(WORKER_KEY, "") for trial in running]
+    return {int(worker.split(":")[1]) for worker in workers if worker}
 
 
 def _fork(url: str, name: str, runner: StudyRunner) -> int:

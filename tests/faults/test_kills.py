@@ -23,7 +23,7 @@ Make = Callable[..., StudySpec]
 
 def test_killed_workers_lose_and_double_nothing(tmp_path: Path, tiny: Make) -> None:
     url = f"sqlite:///{tmp_path / 'studies.db'}"
-    report = inject_kills(url, tiny(trials=24), kills=8, pause=0.3)
+    report = inject_kills(url, tiny(trials=24, steps=60), kills=8, pause=0.3)
     assert report.kills >= 4
     assert report.trials == 24
     assert (report.lost, report.doubled, report.inconsistent) == ((), (), ())
@@ -77,5 +77,7 @@ def test_the_count_sees_what_is_wrong(tmp_path: Path, tiny: Make) -> None:
     assert count_faults(dataclasses.replace(run, trials=(first, again, third)), kills=0).doubled
     cut = dataclasses.replace(second, curve=second.curve[:-1])
     assert count_faults(dataclasses.replace(run, trials=(first, cut)), kills=0).inconsistent == (1,)
+    empty = dataclasses.replace(second, state="pruned", curve=(), value=None)
+    assert count_faults(dataclasses.replace(run, trials=(first, empty)), kills=0).inconsistent
     gone = dataclasses.replace(second, state="running", value=None)
     assert count_faults(dataclasses.replace(run, trials=(first, gone)), kills=0).lost == (1,)
