@@ -13,6 +13,7 @@ from typer.core import TyperGroup
 from hpo_mab._errors import HpoMabError
 from hpo_mab.cli._compare import compare
 from hpo_mab.cli._dashboard import dashboard
+from hpo_mab.cli._evidence import evidence
 from hpo_mab.cli._replay import replay
 from hpo_mab.cli._report import report
 from hpo_mab.cli._run import run
@@ -43,6 +44,7 @@ app.command(name="run")(run)
 app.command(name="worker")(worker)
 app.command(name="compare")(compare)
 app.command(name="report")(report)
+app.command(name="evidence")(evidence)
 app.command(name="replay")(replay)
 app.command(name="studies")(studies)
 app.command(name="dashboard")(dashboard)

@@ -16,6 +16,17 @@ if TYPE_CHECKING:
     from hpo_mab.storage import StudyRun
 
 
+Storages = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--storage",
+        envvar="HPO_MAB_STORAGE",
+        help="Database URL or path; repeat to take studies from several.",
+        show_default="sqlite:///hpo_mab.db",
+    ),
+]
+
+
 def report(
     studies: Annotated[
         list[str],
@@ -27,15 +38,7 @@ def report(
             "record (.json) that --record wrote.",
         ),
     ],
-    storage: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--storage",
-            envvar="HPO_MAB_STORAGE",
-            help="Database URL or path; repeat to take studies from several.",
-            show_default="sqlite:///hpo_mab.db",
-        ),
-    ] = None,
+    storage: Storages = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="The page to write.")] = Path(
         "report.html"
     ),

@@ -27,6 +27,7 @@ from hpo_mab.compare._verdict import outcome, verdict
 
 if TYPE_CHECKING:
     from hpo_mab.compare._arms import arms_of
+    from hpo_mab.compare._evidence import evidence_of
     from hpo_mab.compare._false_prunings import FalsePrunings, false_prunings
     from hpo_mab.compare._replay import CurveTable, Replay, Saving, replay, saving
     from hpo_mab.compare._runner import ComparisonRuns, retrain, run_comparison
@@ -50,6 +51,7 @@ __all__ = [
     "arms_of",
     "comparison_tables",
     "environment",
+    "evidence_of",
     "false_prunings",
     "incumbent_curve",
     "outcome",
@@ -71,6 +73,7 @@ _MODULES = {
     "Replay": "hpo_mab.compare._replay",
     "Saving": "hpo_mab.compare._replay",
     "arms_of": "hpo_mab.compare._arms",
+    "evidence_of": "hpo_mab.compare._evidence",
     "false_prunings": "hpo_mab.compare._false_prunings",
     "replay": "hpo_mab.compare._replay",
     "retrain": "hpo_mab.compare._runner",

@@ -61,7 +61,6 @@ def main() -> None:
     extract.add_argument("--arm", default="mab")
     extract.add_argument("--reference", default="uniform")
     extract.add_argument("--out", type=Path, required=True)
-    extract.add_argument("--evidence", type=Path, help="save what the pairs say, for pruners")
     extract.set_defaults(run=extract_curves)
     simulate = commands.add_parser("simulate", help="replay them")
     simulate.add_argument("curves", type=Path)
@@ -93,14 +92,6 @@ def extract_curves(options: argparse.Namespace) -> None:
     table = CurveTable.from_pairs(pairs, source=source)
     table.save(options.out)
     print(f"{len(table)} of {len(pairs)} pairs at {len(table.budgets)} budgets: {options.out}")
-    if options.evidence:
-        spec = arms[0][0].spec
-        evidence = measure_evidence(
-            pairs, source=source, data=spec["data"]["name"], model=spec["model"]["name"]
-        )
-        evidence.save(options.evidence)
-        moved = sum(rung.moved for rung in evidence.rungs)
-        print(f"{moved} of {len(evidence.rungs)} rungs moved: {options.evidence}")
 
 
 def _runs(source: str) -> list[StudyRun]:
