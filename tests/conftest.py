@@ -11,8 +11,12 @@ from typing import Any
 import optuna
 import pytest
 import torch
+from hypothesis import settings
 
 torch.set_num_threads(1)
+# A machine that does other work as well makes no test wrong.
+settings.register_profile("patient", deadline=None)
+settings.load_profile("patient")
 
 _database_numbers = itertools.count()
 

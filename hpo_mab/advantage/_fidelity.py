@@ -122,7 +122,8 @@ def compare_fidelity(
     Returns:
         All three; the difference has a paired bootstrap interval, the range that differences have
         for fewer than 4 configurations, and the same allowance as in `fidelity` where nothing
-        varies.
+        varies. Where both sides are the very same trainings, or both early accuracies the final
+        ones, it is 0 by definition, and the interval that point.
 
     Raises:
         ArgumentError: Lengths differ, or an unknown statistic, or an option outside its bound.
@@ -172,16 +173,27 @@ def _bootstrap(
         supports.append(_support(statistic, final))
     found = []
     for side, value, draws, support in zip(sides, values, drawn, supports, strict=True):
-        itself = size >= _FEWEST and np.array_equal(*side)
-        low, high = (value, value) if itself else _limits(draws, size, support, confidence)
+        known = _is_itself(side)
+        low, high = (value, value) if known else _limits(draws, size, support, confidence)
         found.append(Estimate(value=value, low=low, high=high, n=size, confidence=confidence))
     if len(sides) == 2:
         paired = drawn[0] - drawn[1] if len(drawn[0]) == len(drawn[1]) else np.empty(0)
         support = (supports[0][0] - supports[1][1], supports[0][1] - supports[1][0])
-        low, high = _limits(paired, size, support, confidence)
         value = values[0] - values[1]
+        known = all(map(_is_itself, sides)) or _are_alike(*sides)
+        low, high = (value, value) if known else _limits(paired, size, support, confidence)
         found.append(Estimate(value=value, low=low, high=high, n=size, confidence=confidence))
     return found
+
+
+def _is_itself(side: tuple[Floats, Floats]) -> bool:
+    """Whether early and final are the same, so that the statistic needs no estimate."""
+    return len(side[0]) >= _FEWEST and np.array_equal(*side)
+
+
+def _are_alike(one: tuple[Floats, Floats], other: tuple[Floats, Floats]) -> bool:
+    """Whether both sides are the very same trainings, so that they cannot differ."""
+    return len(one[0]) >= _FEWEST and all(map(np.array_equal, one, other))
 
 
 def _function(statistic: Statistic, *, k: int, size: int) -> _Function:

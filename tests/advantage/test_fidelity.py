@@ -155,3 +155,14 @@ def test_options_outside_their_bounds_are_refused(options, message):
 def test_lengths_must_agree():
     with pytest.raises(ArgumentError, match=r"\[\[5\], \[4\]\]"):
         fidelity(np.arange(5), np.arange(4))
+
+
+def test_what_cannot_differ_has_no_interval():
+    rng = np.random.default_rng(0)
+    early, other, final, other_final = rng.normal(size=(4, 20))
+    alike = compare_fidelity(early, early, final)
+    assert (alike.difference.value, alike.difference.low, alike.difference.high) == (0, 0, 0)
+    at_the_end = compare_fidelity(final, other_final, final, other_final=other_final)
+    assert (at_the_end.difference.low, at_the_end.difference.high) == (0, 0)
+    differ = compare_fidelity(early, other, final)
+    assert differ.difference.low < differ.difference.high

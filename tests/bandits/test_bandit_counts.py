@@ -54,7 +54,7 @@ def lessons(draw: st.DrawFn) -> tuple[int, int, list[tuple[list[int], list[float
     return bandits, arms, draw(st.lists(step, max_size=24))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(lesson=lessons(), memory=st.none() | st.integers(1, 6))
 def test_counts_equal_a_recount_of_the_last_pulls(
     lesson: tuple[int, int, list[tuple[list[int], list[float]]]],

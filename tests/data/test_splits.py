@@ -22,7 +22,7 @@ def _data(counts: list[int], *, size: int = 4) -> ImageData:
     share=st.floats(0.1, 0.9),
     seed=st.integers(0, 5),
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_split_is_a_stratified_partition(counts: list[int], share: float, seed: int) -> None:
     data = _data(counts)
     parts = split(data, data, validation=share, seed=seed)

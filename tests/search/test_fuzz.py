@@ -19,7 +19,6 @@ from hpo_mab.search import StudySpec, load_spec, make_spec
 
 _QUICK = settings(
     max_examples=150,
-    deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
