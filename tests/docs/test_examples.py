@@ -88,6 +88,7 @@ def test_the_readmes_figures_are_those_of_the_records() -> None:
         ("fashion_mnist/arms.json", "mab", "same configurations at the end of a trial"),
         ("fashion_mnist/arms.json", "mab", "re-trained test accuracy"),
         ("fashion_mnist/pairs.json", "mab", "same configurations at the end of a trial"),
+        ("fashion_mnist/pruning.json", "mab_advantage", "re-trained test accuracy"),
         ("paper/small-cifar10.json", "mab_paper", "same configurations at the end of a trial"),
         ("paper/small-cifar100.json", "mab", "same configurations at the end of a trial"),
     }
