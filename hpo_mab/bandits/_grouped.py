@@ -48,7 +48,6 @@ class GroupedBandits:
         self._members = StateMembers(sizes)
         self._window = PullWindow(len(sizes), memory, arms=int(sizes.max()))
         self._columns = StateColumns(self)
-        self._log = np.log(np.maximum(np.arange(sizes.max() + 1), 0.5))
         self._members.fill()
 
     def columns_in_use(self) -> Bools:
@@ -71,8 +70,9 @@ class GroupedBandits:
         bandits, capacity = counts.shape
         groups = np.flatnonzero(counts.ravel())
         owners = groups // capacity
-        race = np.log(self._rng.standard_exponential(len(groups)))
-        race -= self._log[counts.ravel()[groups]]
+        race = self._rng.standard_exponential(len(groups))
+        race /= counts.ravel()[groups]
+        np.log(race, out=race)
         costs = np.full(counts.size, np.inf)
         costs[groups] = self._policy.costs(
             race, owners, groups - owners * capacity, self._window.totals

@@ -9,16 +9,15 @@ from numpy.typing import NDArray
 
 from hpo_mab.bandits._arrays import Columns, Floats, Ints
 
-#: Least arms of a block; blocks grow with the root of the arms, so do both steps of a look-up.
-MIN_BLOCK = 64
+#: Least arms of a block: scanning them costs less than finding the block among several.
+MIN_BLOCK = 512
 
 
 class StateMembers:
     """The state of every arm, and the number of arms in each state by bandit and by block.
 
-    A bandit's arms are cut into blocks of about the root of their number. A uniform member of a
-    state is the k-th for a uniform k: the blocks' counts say in which block it is, a scan of that
-    block where.
+    A uniform member of a state is the k-th for a uniform k. Many arms are cut into blocks: the
+    blocks' counts say in which block it is, a scan of that block where.
 
     Args:
         sizes: Arms of each bandit, [B].
@@ -35,7 +34,9 @@ class StateMembers:
         self._states = np.full((len(sizes), self._width), -1, dtype=np.int16)
         self.counts = np.zeros((len(sizes), 0), dtype=np.int32)
         counter = np.min_scalar_type(self._length)
-        self._block_counts = np.zeros((len(sizes), 0, self._blocks), dtype=counter)
+        # A block that holds all arms is counted by `counts`.
+        kept = self._blocks if self._blocks > 1 else 0
+        self._block_counts = np.zeros((len(sizes), 0, kept), dtype=counter)
 
     @property
     def states(self) -> Columns:
@@ -54,14 +55,13 @@ class StateMembers:
     def restore(self, states: NDArray[Any]) -> None:
         """Put every arm in the given state, [B, A]; -1 for padding."""
         self._states[:, : self.arms] = states
+        self.counts[:] = 0
         self._block_counts[:] = 0
         bandits, arms = np.nonzero(self._states >= 0)
-        np.add.at(
-            self._block_counts,
-            (bandits, self._states[bandits, arms], arms // self._length),
-            1,
-        )
-        self.counts[:] = self._block_counts.sum(axis=2, dtype=np.int32)
+        columns = self._states[bandits, arms]
+        np.add.at(self.counts, (bandits, columns), 1)
+        if self._blocks > 1:
+            np.add.at(self._block_counts, (bandits, columns, arms // self._length), 1)
 
     def resize(self, capacity: int) -> None:
         """Make room for ``capacity`` states; fewer than before drops all that is known."""
@@ -87,13 +87,14 @@ class StateMembers:
         """Move one arm of each of some distinct bandits from its state to another, [n] each."""
         self._states.ravel()[bandits * self._width + arms] = new
         base = bandits * self.counts.shape[1]
-        block = arms // self._length
-        counts, block_counts = self.counts.ravel(), self._block_counts.ravel()
+        counts = self.counts.ravel()
         left, entered = base + old, base + new
         counts[left] -= 1
         counts[entered] += 1
-        block_counts[left * self._blocks + block] -= 1
-        block_counts[entered * self._blocks + block] += 1
+        if self._blocks > 1:
+            block, block_counts = arms // self._length, self._block_counts.ravel()
+            block_counts[left * self._blocks + block] -= 1
+            block_counts[entered * self._blocks + block] += 1
 
     def pick(self, bandits: Ints, columns: Ints, uniforms: Floats) -> Ints:
         """A uniform member of one state of each of some distinct bandits.
@@ -106,17 +107,24 @@ class StateMembers:
         Returns:
             Arms, [n].
         """
-        rows = np.arange(len(bandits))
-        rank = (uniforms * self.counts[bandits, columns]).astype(np.int64)
-        inside = self._block_counts[bandits, columns]
+        members = self.counts[bandits, columns].astype(np.int64)
+        rank = (uniforms * members).astype(np.int64)
         if self._blocks == 1:
-            block = np.zeros_like(rows)
-        else:
-            upto = inside.cumsum(axis=1, dtype=np.int64)
-            block = (upto <= rank[:, None]).sum(axis=1)
-            rank -= upto[rows, block] - inside[rows, block]
+            return self._find(self._states[bandits], columns, members, rank)
+        inside = self._block_counts[bandits, columns]
+        upto = inside.cumsum(axis=1, dtype=np.int64)
+        block = (upto <= rank[:, None]).sum(axis=1)
+        rows = np.arange(len(bandits))
         found = inside[rows, block].astype(np.int64)
+        rank -= upto[rows, block] - found
         segments = self._states.reshape(-1, self._length)[bandits * self._blocks + block]
-        places = np.flatnonzero(segments == columns.astype(np.int16)[:, None])
-        chosen: Ints = places[found.cumsum() - found + rank]
-        return chosen + (block - rows) * self._length
+        chosen: Ints = self._find(segments, columns, found, rank) + block * self._length
+        return chosen
+
+    @staticmethod
+    def _find(states: Columns, columns: Ints, members: Ints, rank: Ints) -> Ints:
+        """Place of the member of the given rank in each row of ``states`` [n, L], [n]."""
+        places = np.flatnonzero(states == columns.astype(np.int16)[:, None])
+        rank += members.cumsum() - members
+        found: Ints = places[rank] % states.shape[1]
+        return found

@@ -31,16 +31,17 @@ def test_picks_are_uniform_among_the_members_of_a_state(arms: int) -> None:
             assert len(groups) == 1 or stats.chisquare(groups, expected).pvalue > 1e-3
 
 
-def test_moves_keep_counts_and_members_in_step() -> None:
+@pytest.mark.parametrize("arms", [200, 3 * MIN_BLOCK])
+def test_moves_keep_counts_and_members_in_step(arms: int) -> None:
     rng = np.random.default_rng(0)
-    members = StateMembers(np.array([200, 199, 200]))
+    members = StateMembers(np.array([arms, arms - 1, arms]))
     members.resize(5)
     members.fill()
     for _ in range(500):
         bandits = np.flatnonzero(rng.random(3) < 0.7)
-        arms = rng.integers(0, 199, len(bandits))
-        old = members.columns_of(bandits, arms)
-        members.move(bandits, arms, old, rng.integers(0, 5, len(bandits)).astype(np.int16))
+        pulled = rng.integers(0, arms - 1, len(bandits))
+        old = members.columns_of(bandits, pulled)
+        members.move(bandits, pulled, old, rng.integers(0, 5, len(bandits)).astype(np.int16))
     held = [np.bincount(row[row >= 0], minlength=5) for row in members.states]
     assert members.counts.tolist() == np.array(held).tolist()
     fresh = StateMembers(members.sizes)
