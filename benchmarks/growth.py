@@ -1,6 +1,6 @@
 """How time and memory grow: with the examples, with the bandits, with the trials of the study.
 
-    python benchmarks/growth.py --json growth.json --figure growth.html
+    python benchmarks/growth.py --json growth.json --figure growth.svg
 
 One CPU thread, CPU seconds, medians. Examples and bandits: draw and update of the samplers, what
 they take to set up, and what they hold. Trials: Optuna's own time for asking, suggesting,
@@ -24,12 +24,14 @@ import optuna
 import torch
 
 from hpo_mab import samplers
+from hpo_mab.compare.figures._style import colours
 
 BANDITS = (32, 128, 512, 1024, 4096)
 EXAMPLES = (10_000, 100_000, 1_000_000, 10_000_000)
 TRIALS = (10, 100, 1_000, 10_000)
 ARMS = 390
 EVALUATIONS = 8
+LINES = ("uniform", "mab", "random", "tpe")
 
 
 def drawing(kind: str, *, examples: int, bandits: int, steps: int) -> dict[str, Any]:
@@ -176,7 +178,7 @@ def tables(figures: dict[str, list[dict[str, Any]]]) -> str:
 
 
 def draw_figure(figures: dict[str, list[dict[str, Any]]], path: Path) -> None:
-    """Three panels of lines on logarithmic axes, as a page."""
+    """Three panels of lines on logarithmic axes, as a picture."""
     from plotly import graph_objects as go
     from plotly.subplots import make_subplots
 
@@ -189,13 +191,17 @@ def draw_figure(figures: dict[str, list[dict[str, Any]]], path: Path) -> None:
                 x=[row[what] for row in rows],
                 y=[row[value] for row in rows],
                 name=line,
+                legendgroup=line,
+                showlegend=what != "bandits",
+                line={"color": colours(LINES)[line]},
                 mode="lines+markers",
             )
             figure.add_trace(trace, row=1, col=column)
         figure.update_xaxes(type="log", title=what, row=1, col=column)
         unit = "ms a trial" if what == "trials" else "ms a draw and update"
         figure.update_yaxes(type="log", title=unit, row=1, col=column)
-    figure.write_html(path, include_plotlyjs="cdn")
+    figure.update_layout(width=1100, height=380, template="plotly_white", margin={"t": 40})
+    figure.write_image(path)
 
 
 def main() -> None:
