@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import re
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -112,11 +113,27 @@ def _record(path: Path) -> str:
     ]
     if max((contrast.pairs for contrast in record.summary.contrasts), default=0) >= _RANKED:
         drawn.append(figures.fidelity(record.summary))
+    for figure in drawn:
+        _fit_narrow_screens(figure)
     name = path.relative_to(ROOT).as_posix()
     lines = "\n".join(f"- {line}" for line in verdict(record.summary).splitlines())
     divs = "\n\n".join(
-        figure.to_html(full_html=False, include_plotlyjs=False, default_height="380px")
+        figure.to_html(full_html=False, include_plotlyjs=False, default_height="400px")
         for figure in drawn
         if figure.data
     )
     return f"### `{name}`\n\n{lines}\n\n{divs}"
+
+
+def _fit_narrow_screens(figure: Any) -> None:
+    """On a telephone a legend at the side takes half of the width, and long titles are cut."""
+    title, *rest = str(figure.layout.title.text or "").split("<br>")
+    wrapped = textwrap.wrap(title, 46)
+    figure.update_layout(
+        title_text="<br>".join([*wrapped, *rest]),
+        title_font_size=14,
+        legend={"orientation": "h", "y": -0.25, "x": 0, "title": {"text": ""}},
+        margin={"l": 50, "r": 10, "t": 85, "b": 60},
+    )
+    figure.update_xaxes(title_font_size=12)
+    figure.update_yaxes(title_font_size=12)

@@ -139,7 +139,10 @@ class Evidence:
         try:
             stored = json.loads(Path(path).read_text(encoding="utf-8"))
         except OSError as error:
-            raise ArgumentError(f"evidence '{path}' cannot be read: {error.strerror}.") from None
+            raise ArgumentError(
+                f"evidence '{path}' cannot be read: {error.strerror}; "
+                "'hpo-mab evidence' writes one."
+            ) from None
         except ValueError as error:
             raise ArgumentError(f"evidence '{path}' is not JSON: {error}.") from None
         if not isinstance(stored, Mapping):

@@ -10,7 +10,7 @@ from typing import Any
 import typer
 
 #: What concerns one call only.
-_ONCE = {"trials", "fresh", "quiet", "as_json", "record", "report"}
+_ONCE = {"trials", "fresh", "quiet", "verbose", "as_json", "record", "report"}
 
 
 def is_given(context: typer.Context, name: str) -> bool:

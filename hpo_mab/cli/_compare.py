@@ -9,6 +9,9 @@ import typer
 
 from hpo_mab.cli import _options as opt
 
+#: How many seeds more are suggested where those so far cannot tell.
+_MORE_SEEDS = 4
+
 
 def compare(
     context: typer.Context,
@@ -35,6 +38,7 @@ def compare(
     report: Annotated[
         Path | None, typer.Option(help="Write a self-contained HTML report to this file.")
     ] = None,
+    verbose: opt.Verbose = False,
     quiet: opt.Quiet = False,
     as_json: opt.Json = False,
 ) -> None:
@@ -91,6 +95,7 @@ def compare(
         loaded,
         store,
         progress=lambda name, count: StudyProgress(trials=count, label=name, quiet=silent),
+        on_retrain=None if silent else _tell_retraining,
     )
     if {run.arm for run in found.runs} <= {found.reference} or found.interrupted:
         typer.echo("Interrupted; the same command continues.", err=True)
@@ -109,6 +114,18 @@ def compare(
     elif not quiet:
         # A URL with a password must not be shown.
         shown = {"storage": store.shown_url} if is_given(context, "storage") else {}
-        print_comparison(summary, found, store, dashboard=again(context, dashboard, shown))
+        more = {"seeds": str(loaded.compare.seeds + _MORE_SEEDS)}
+        print_comparison(
+            summary,
+            found,
+            store,
+            dashboard=again(context, dashboard, shown),
+            more_seeds=again(context, compare, shown | more),
+            verbose=verbose,
+        )
     # Last: the result is told, whatever becomes of the pages about it.
     warn_unpublished(publish_comparison(store, found.runs, summary))
+
+
+def _tell_retraining(study: str, number: int, of: int) -> None:
+    typer.echo(f"{study}: training its best configuration again, {number} of {of}", err=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 from pathlib import Path
 from typing import Annotated
@@ -59,8 +60,9 @@ def dashboard(
 
     opt.silence_optuna()
     store = Storage(storage, create=False)
-    warn_unpublished(refresh(store, artifacts=artifacts))
+    # Opens it: a database that is none is an error of its own, not one of writing notes.
     pages = application(store, artifacts=artifacts)
+    warn_unpublished(refresh(store, artifacts=artifacts))
     server = make_server(
         host, _free_port(host, port), pages, ThreadedServer, handler_class=QuietHandler
     )
@@ -77,14 +79,21 @@ def dashboard(
 
 
 def _free_port(host: str, port: int) -> int:
-    """``port`` if nobody listens there, else 0: let the system choose."""
+    """``port`` if nobody listens there, else 0: let the system choose.
+
+    Raises:
+        ArgumentError: The address is not of this machine.
+    """
+    mistake = f"--host must be an address of this machine, such as 127.0.0.1, got {host!r}."
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         with socket.socket(family, socket.SOCK_STREAM) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind((host, port))
     except socket.gaierror:
-        raise ArgumentError(f"--host must be an address of this machine, got {host!r}.") from None
-    except OSError:
+        raise ArgumentError(mistake) from None
+    except OSError as error:
+        if error.errno == errno.EADDRNOTAVAIL:
+            raise ArgumentError(mistake) from None
         return 0
     return port

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import warnings
@@ -11,6 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from hpo_mab._errors import HpoMabError
+from hpo_mab._secrets import hide_passwords
 from hpo_mab.cli._compare import compare
 from hpo_mab.cli._dashboard import dashboard
 from hpo_mab.cli._evidence import evidence
@@ -22,12 +24,22 @@ from hpo_mab.cli._worker import worker
 
 
 class _QuickHelp(TyperGroup):
-    """A group whose own help comes at once: its commands' pages are the ones worth boxes."""
+    """A group whose help comes at once, and whose complaints quote no password."""
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
-        # Rich takes longer to import than all the rest of ``hpo-mab --help``.
+        # Rich takes longer to import than all the rest of ``hpo-mab --help``; the commands' pages
+        # are the ones worth boxes.
         self.rich_markup_mode = None
         super().format_help(ctx, formatter)
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except Exception as error:
+            # What is said of a mistyped command line quotes it.
+            if isinstance(message := getattr(error, "message", None), str):
+                setattr(error, "message", hide_passwords(message))  # noqa: B010 - Typer's own
+            raise
 
 
 app = typer.Typer(
@@ -60,7 +72,7 @@ def _in_one_line(
 ) -> None:
     """Show a warning; of our own, without the place in the code, which is not the user's."""
     if category.__module__.startswith("hpo_mab."):
-        print(f"hpo-mab: {message}", file=sys.stderr)
+        print(f"hpo-mab: {hide_passwords(str(message))}", file=sys.stderr)
     else:
         text = warnings.formatwarning(message, category, filename, lineno, line)
         print(text, end="", file=file or sys.stderr)
@@ -74,9 +86,9 @@ def main() -> None:
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _in_one_line
-            app()
+            app(prog_name="hpo-mab")  # However it was started.
     except HpoMabError as error:
-        message = " ".join(str(error).split())
+        message = hide_passwords(" ".join(str(error).split()))
         print(f"hpo-mab: {message}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
@@ -85,3 +97,26 @@ def main() -> None:
         # The reader (head, less) has gone; Python must not complain again when it flushes.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
+    except Exception as error:
+        line = _outside_cause(error)
+        if line is None:
+            raise
+        print(f"hpo-mab: {line}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _outside_cause(error: Exception) -> str | None:
+    """What a database or a disk did to us, in one line; None for a mistake of our own."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        where = f" for {error.filename}" if error.filename else ""
+        return (
+            f"{error.strerror}{where}. Free some space, then give the same command again; what is "
+            "stored stays."
+        )
+    # Where nothing has been imported that raises them, it is none of them.
+    if "sqlalchemy" not in sys.modules:
+        return None
+    from hpo_mab.storage import STORAGE_ERRORS
+    from hpo_mab.storage._reasons import reason_of
+
+    return f"The storage failed: {reason_of(error)}" if isinstance(error, STORAGE_ERRORS) else None

@@ -102,7 +102,18 @@ Set = Annotated[
     ),
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no summary.")]
-Json = Annotated[bool, typer.Option("--json", help="The result as JSON on standard output.")]
+Verbose = Annotated[
+    bool,
+    typer.Option(
+        "--verbose",
+        "-v",
+        help="Every table: also cost to target, and advantage, acceleration and fidelity by "
+        "budget.",
+    ),
+]
+Json = Annotated[
+    bool, typer.Option("--json", help="One JSON document on standard output, and no progress.")
+]
 
 
 def load(spec: str, assignments: list[str] | None, **given: Any) -> StudySpec:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,38 +19,60 @@ if TYPE_CHECKING:
     from hpo_mab.compare import ComparisonRuns, ComparisonSummary
     from hpo_mab.storage import Storage, StudyRun
 
+_COLOURS = {"helps": "green", "hurts": "red", "is not distinguishable": "yellow"}
+
 
 def print_comparison(
-    summary: ComparisonSummary, found: ComparisonRuns, storage: Storage, *, dashboard: str
+    summary: ComparisonSummary,
+    found: ComparisonRuns,
+    storage: Storage,
+    *,
+    dashboard: str,
+    more_seeds: str,
+    verbose: bool = False,
 ) -> None:
-    """Print verdict and tables, and where to look next.
+    """Print tables and verdict, and where to look next.
 
     Args:
         summary: The comparison.
         found: The studies.
         storage: Where they are.
         dashboard: Command that opens the dashboard.
+        more_seeds: Command that goes on where these seeds cannot tell.
+        verbose: Whether to print every table.
     """
+    from hpo_mab.compare import outcome
+
     console = Console(highlight=False)
-    print_result(summary)
+    print_result(summary, verbose=verbose)
     link = f"http://127.0.0.1:{PORT}{comparison_path(storage, found.runs)}"
-    console.print("\nNext:")
-    for step, purpose in (
+    steps = [
         (dashboard, "notes and figures in the browser"),
         (link, "there: the arms side by side"),
-    ):
+    ]
+    if "is not distinguishable" in map(outcome, summary.contrasts):
+        steps.append((more_seeds, "more seeds, narrower intervals"))
+    console.print("\nNext:")
+    for step, purpose in steps:
         console.print(f"  {escape(step)}   [dim]# {purpose}[/dim]", soft_wrap=True)
 
 
-def print_result(summary: ComparisonSummary) -> None:
-    """Print tables and verdict."""
-    from hpo_mab.compare import comparison_tables, verdict
+def print_result(summary: ComparisonSummary, *, verbose: bool = False) -> None:
+    """Print tables, the essential ones or all, and below them the verdict."""
+    from hpo_mab.compare import comparison_tables, outcome, verdict
 
     console = Console(highlight=False)
-    for table in comparison_tables(summary):
+    for table in comparison_tables(summary, essential=not verbose):
         console.print(table)
         console.print()
-    console.print(verdict(summary), markup=False)
+    if not verbose and any(contrast.pairs for contrast in summary.contrasts):
+        console.print("[dim]--verbose shows cost, advantage and fidelity by budget.[/dim]\n")
+    console.print("[bold]Verdict[/bold]")
+    colours = [_COLOURS[outcome(contrast)] for contrast in summary.contrasts]
+    for line, colour in zip_longest(verdict(summary).splitlines(), colours, fillvalue="none"):
+        # What was found, then by which figures.
+        found, comma, figures = line.partition(", at ")
+        console.print(f"[bold {colour}]{escape(found)}[/]{escape(comma + figures)}")
 
 
 def comparison_path(storage: Storage, runs: tuple[StudyRun, ...]) -> str:
@@ -112,9 +135,11 @@ def refuse_unwritable(*paths: Path | None) -> None:
     """Say before anything runs that a file cannot be written after it.
 
     Raises:
-        ArgumentError: The file's folder does not exist or must not be written to.
+        ArgumentError: It is a folder, or its folder does not exist or must not be written to.
     """
     for path in paths:
+        if path is not None and path.is_dir():
+            raise ArgumentError(f"{path} is a folder; name a file to write.")
         if path is not None and not os.access(path.absolute().parent, os.W_OK | os.X_OK):
             raise ArgumentError(
                 f"{path} cannot be written: {path.absolute().parent} is not a folder that can be "

@@ -1,4 +1,4 @@
-"""Progress of a study: a live line on a terminal, a line now and then elsewhere."""
+"""Progress of a study: a live bar on a terminal, a line now and then elsewhere."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.table import Column
 
 if TYPE_CHECKING:
     import optuna
@@ -39,15 +40,15 @@ class StudyProgress:
 
     def __enter__(self) -> Self:
         if not self._quiet and self._console.is_terminal:
+            # The name has a line of its own: at 80 columns it would push the bar off.
+            self._console.print(self._label, style="bold", highlight=False, soft_wrap=True)
             self._live = Progress(
+                BarColumn(bar_width=24, table_column=Column(min_width=8)),
                 TextColumn("{task.description}"),
-                BarColumn(bar_width=24),
-                TextColumn("{task.fields[state]}"),
-                TimeElapsedColumn(),
                 console=self._console,
             )
             self._live.start()
-            self._task = self._live.add_task(self._label, total=self._trials, state="starting")
+            self._task = self._live.add_task("the first trial runs", total=self._trials)
         return self
 
     def __exit__(
@@ -67,7 +68,7 @@ class StudyProgress:
             self._done_before = done - 1
         state = self._describe(study, counts, done)
         if self._live is not None and self._task is not None:
-            self._live.update(self._task, completed=min(done, self._trials), state=state)
+            self._live.update(self._task, completed=min(done, self._trials), description=state)
         elif not self._quiet and self._is_time_for_a_line(done):
             self._console.print(f"{self._label}: {state}", highlight=False, soft_wrap=True)
 

@@ -50,14 +50,15 @@ def report(
         Path | None, typer.Option(help="Write the raw record (JSON) to this file.")
     ] = None,
     title: Annotated[str | None, typer.Option(help="Heading of the page.")] = None,
+    verbose: opt.Verbose = False,
     quiet: opt.Quiet = False,
     as_json: opt.Json = False,
 ) -> None:
     """Compare studies that exist, from any number of databases, as if they had been run together.
 
-    Writes one self-contained HTML file (verdict, tables, figures, record) and shows tables and
-    verdict here. Studies are compared under the name of the arm they were made as, paired by seed
-    and configuration. Nothing is run.
+    Writes one self-contained HTML file (verdict, tables, figures, record) and shows the verdict and
+    the essential tables here. Studies are compared under the name of the arm they were made as,
+    paired by seed and configuration. Nothing is run.
 
     Examples:
 
@@ -81,7 +82,7 @@ def report(
     if as_json:
         typer.echo(text)
     elif not quiet:
-        print_result(summary)
+        print_result(summary, verbose=verbose)
         typer.echo(f"\n{len(runs)} {'study' if len(runs) == 1 else 'studies'} in {output}")
 
 

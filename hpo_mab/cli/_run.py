@@ -111,7 +111,8 @@ def run(
             compare=again(context, compare, shown),
             go_on=again(context, run, shown | named | more),
         )
+    if outcome.interrupted:
+        # Whoever presses Ctrl-C does not wait for pages: 'hpo-mab dashboard' makes them.
+        raise typer.Exit(130)
     # Last: the result is told, whatever becomes of the pages about it.
     warn_unpublished(publish_study(store, outcome.run))
-    if outcome.interrupted:
-        raise typer.Exit(130)

@@ -5,14 +5,23 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from types import FrameType
 
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+#: How long the second Ctrl-C leaves for an orderly end.
+_SECONDS_TO_TIDY = 3.0
+
 
 @contextlib.contextmanager
 def stoppable() -> Iterator[None]:
-    """Treat the termination signal, as schedulers and containers send it, like Ctrl-C."""
+    """Treat the termination signal, as schedulers and containers send it, like Ctrl-C.
+
+    The second of them ends the process within seconds, even where Python cannot act on it: a
+    library's or a driver's call may never return.
+    """
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
@@ -22,9 +31,44 @@ def stoppable() -> Iterator[None]:
         return
     before = signal.signal(signal.SIGTERM, interrupt)
     try:
-        yield
+        with _second_is_final():
+            yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
+def _second_is_final() -> Iterator[None]:
+    ears, mouth = os.pipe()
+    # Python's handlers wait for the main thread; this is written to when the signal comes.
+    os.set_blocking(mouth, False)
+    before = signal.set_wakeup_fd(mouth, warn_on_full_buffer=False)
+    over = threading.Event()
+    listener = threading.Thread(target=_listen, args=(ears, over), name="second-ctrl-c")
+    listener.daemon = True
+    listener.start()
+    try:
+        yield
+    finally:
+        over.set()
+        signal.set_wakeup_fd(before)
+        os.close(mouth)
+        listener.join()
+        os.close(ears)
+
+
+def _listen(ears: int, over: threading.Event) -> None:
+    heard = 0
+    while heard < 2:
+        number = os.read(ears, 1)
+        if not number:
+            return
+        heard += number[0] in _SIGNALS
+    if over.wait(_SECONDS_TO_TIDY):
+        return
+    if sys.stderr.isatty():
+        os.write(2, b"\x1b[?25h")  # Progress hides the cursor.
+    os._exit(130)
 
 
 def interrupt_at_eof() -> None:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from hpo_mab.cli import _options as opt
 from hpo_mab.cli._complete import study_names
+
+if TYPE_CHECKING:
+    import optuna
+    from optuna.trial import FrozenTrial
 
 
 def worker(
@@ -21,6 +27,7 @@ def worker(
     device: opt.Device = None,
     data_root: opt.DataRoot = None,
     quiet: opt.Quiet = False,
+    as_json: opt.Json = False,
     until_eof: Annotated[
         bool, typer.Option("--until-eof", hidden=True, help="Stop when standard input closes.")
     ] = False,
@@ -43,10 +50,31 @@ def worker(
 
         opt.silence_optuna()
         store = Storage(storage, create=False)
-        trials = Target.load(open_study(store, study)).trials
-        with StudyProgress(trials=trials, label=study, quiet=quiet) as progress:
+        target = Target.load(open_study(store, study)).trials
+        here: list[FrozenTrial] = []
+        with StudyProgress(trials=target, label=study, quiet=quiet or as_json) as progress:
+
+            def on_trial(joined: optuna.Study, trial: FrozenTrial) -> None:
+                here.append(trial)
+                progress(joined, trial)
+
             interrupted = join_study(
-                store, study, device=device, data_root=data_root, on_trial=progress
+                store, study, device=device, data_root=data_root, on_trial=on_trial
             )
+    if as_json:
+        typer.echo(_json(study, target, here, interrupted=interrupted))
     if interrupted:
         raise typer.Exit(130)
+
+
+def _json(study: str, target: int, here: Sequence[FrozenTrial], *, interrupted: bool) -> str:
+    """What this worker has done; the study as a whole is what ``run`` and ``report`` tell."""
+    states = [trial.state.name.lower() for trial in here]
+    facts = {
+        "study": study,
+        "target": target,
+        "trials": {state: states.count(state) for state in ("complete", "pruned", "fail")},
+        "numbers": [trial.number for trial in here],
+        "interrupted": interrupted,
+    }
+    return json.dumps(facts, indent=1)

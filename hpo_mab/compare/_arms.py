@@ -16,6 +16,11 @@ def arms_of(spec: StudySpec) -> dict[str, StudySpec]:
     """
     uniform = SamplerSection(kind="uniform")
     if not spec.compare.arms:
+        if spec.compare.reference != "uniform":
+            raise SpecError(
+                f"compare.reference '{spec.compare.reference}' is not an arm: without "
+                "[compare.arms] the study is compared with uniform sampling."
+            )
         own = spec if spec.sampler.kind != "uniform" else _with(spec, SamplerSection())
         return {own.sampler.kind: own, "uniform": _with(spec, uniform)}
     arms = {

@@ -13,6 +13,8 @@ _TARGETS = {
     "retrained": "re-trained accuracy",
 }
 
+_FEW_SEEDS = 5
+
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Grid:
@@ -31,11 +33,16 @@ class Grid:
     caption: str = ""
 
 
-def grids(summary: ComparisonSummary) -> list[Grid]:
-    """All tables of a comparison: the arms, the gains, then each arm's costs and pairs."""
+def essential_grids(summary: ComparisonSummary) -> list[Grid]:
+    """What a first look needs: what each arm found, what it spent, what it gained."""
     found = [_arms(summary), _spend(summary)]
+    return [*found, _gains(summary)] if summary.contrasts else found
+
+
+def grids(summary: ComparisonSummary) -> list[Grid]:
+    """All tables of a comparison: the essential ones, then each arm's costs and pairs."""
+    found = essential_grids(summary)
     if summary.contrasts:
-        found.append(_gains(summary))
         found.append(_costs(summary))
     for contrast in summary.contrasts:
         if contrast.pairs:
@@ -91,14 +98,20 @@ def _gains(summary: ComparisonSummary) -> Grid:
         ):
             if gain is not None:
                 rows.append((contrast.arm, name, points(gain), str(gain.n), p_value(p)))
+        if contrast.paired:
+            last = contrast.paired[-1]
+            found = (points(last.advantage), str(last.advantage.n), p_value(last.advantage_p))
+            rows.append((contrast.arm, "same configurations", *found))
         pace = contrast.seconds_per_example
         rows.append((contrast.arm, "seconds an example, x", ratio(pace), str(pace.n), "-"))
-    notes = ["Paired by seed. Five seeds cannot give a p below 0.0625."]
+    notes = ["n: seeds; of the same configurations, pairs at the end of a trial."]
+    if max(len(contrast.seeds) for contrast in summary.contrasts) <= _FEW_SEEDS:
+        notes.append("Five seeds cannot give a p below 0.0625.")
     if len(summary.contrasts) > 1:
         notes.append("Each interval stands alone: with many arms some miss by chance.")
     return Grid(
-        title=f"Incumbent accuracy minus {summary.reference}'s, points",
-        columns=("arm", "measure", "difference", "seeds", "p (Wilcoxon)"),
+        title=f"Accuracy of the best configuration minus {summary.reference}'s, points",
+        columns=("arm", "measure", "difference", "n", "p (Wilcoxon)"),
         rows=tuple(rows),
         caption=" ".join(notes),
     )

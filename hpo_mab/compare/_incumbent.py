@@ -62,9 +62,9 @@ def incumbent_curve(run: StudyRun, currency: Currency = "examples") -> Incumbent
     if currency not in CURRENCIES:
         raise UnknownNameError("currency", currency, CURRENCIES)
     trials = sorted(run.trials, key=lambda trial: trial.number)
-    costs = [trial.examples if currency == "examples" else trial.seconds for trial in trials]
+    own = [t.own_examples if currency == "examples" else t.own_seconds for t in trials]
     values = [math.nan if trial.value is None else trial.value for trial in trials]
-    spent = np.cumsum(np.asarray(costs, dtype=np.float64))
+    spent = np.cumsum(np.asarray(own, dtype=np.float64))
     finished = np.isfinite(np.asarray(values, dtype=np.float64))
     accuracy = np.maximum.accumulate(np.asarray(values, dtype=np.float64)[finished])
     return IncumbentCurve(

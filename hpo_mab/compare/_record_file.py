@@ -46,7 +46,9 @@ def read_record(path: Path) -> ComparisonRecord:
             environment=raw["environment"],
         )
     except OSError as error:
-        raise ArgumentError(f"{path} cannot be read: {error.strerror}.") from None
+        raise ArgumentError(
+            f"{path} cannot be read: {error.strerror}; 'hpo-mab compare --record FILE' writes one."
+        ) from None
     except (ValueError, KeyError, TypeError) as error:
         raise ArgumentError(
             f"{path} is no record of a comparison ({type(error).__name__}: {error}); "

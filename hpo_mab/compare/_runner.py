@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 #: Called before each study with its name and number of trials; a context that ends with it.
 StudyProgressFactory = Callable[[str, int], contextlib.AbstractContextManager[TrialCallback]]
 
+#: Called before each training of an incumbent with its study's name, which one it is, and of how
+#: many.
+RetrainCallback = Callable[[str, int, int], None]
+
 _RETRAINED_KEY = "hpo_mab:retrained"
 
 
@@ -51,7 +55,11 @@ class ComparisonRuns:
 
 
 def run_comparison(
-    spec: StudySpec, storage: Storage, *, progress: StudyProgressFactory
+    spec: StudySpec,
+    storage: Storage,
+    *,
+    progress: StudyProgressFactory,
+    on_retrain: RetrainCallback | None = None,
 ) -> ComparisonRuns:
     """Run what a comparison still lacks; studies that storage holds are continued, not repeated.
 
@@ -62,6 +70,7 @@ def run_comparison(
         spec: The study definition with its ``[compare]`` section.
         storage: Where the studies live.
         progress: Shows the progress of one study.
+        on_retrain: Called before each training of an incumbent.
 
     Raises:
         StorageError: Storage holds a study of an arm's name that is defined otherwise.
@@ -90,6 +99,7 @@ def run_comparison(
                         outcome.run,
                         seeds=spec.compare.retrain,
                         epochs=spec.compare.retrain_epochs,
+                        on_retrain=on_retrain,
                     )
                     continue
             except KeyboardInterrupt:
@@ -122,7 +132,12 @@ def stored_scores(study: optuna.Study, run: StudyRun) -> tuple[Budget, tuple[flo
 
 
 def retrain(
-    runner: StudyRunner, run: StudyRun, *, seeds: int, epochs: float | None = None
+    runner: StudyRunner,
+    run: StudyRun,
+    *,
+    seeds: int,
+    epochs: float | None = None,
+    on_retrain: RetrainCallback | None = None,
 ) -> tuple[float, ...]:
     """Test accuracies of a study's incumbent, trained again under uniform sampling.
 
@@ -133,6 +148,7 @@ def retrain(
         run: The study.
         seeds: Number of fresh seeds; arms that share a study seed share them.
         epochs: Passes over the training set; None takes a trial's budget.
+        on_retrain: Called before each training.
     """
     if run.best is None or seeds == 0:
         return ()
@@ -142,6 +158,8 @@ def retrain(
     key = {"trial": run.best.number, "budget": dataclasses.asdict(final)}
     scores = known["accuracies"] if {**known, **key} == known else []
     for index in range(len(scores), seeds):
+        if on_retrain is not None:
+            on_retrain(run.name, index + 1, seeds)
         fresh = derive_seed(run.seed, "retrain", index)
         accuracy = runner.train_again(run.best, seed=fresh, sampler="uniform", final=final)
         scores = [*scores, accuracy]

@@ -10,7 +10,15 @@ from typing import Any, Self
 
 from hpo_mab._errors import ArgumentError, UnknownNameError
 from hpo_mab.compare._runner import ComparisonRuns, stored_scores
-from hpo_mab.storage import DEFAULT_URL, Definition, Storage, StudyRun, open_study, read_run
+from hpo_mab.storage import (
+    DEFAULT_URL,
+    Definition,
+    Storage,
+    StudyRun,
+    TrialRun,
+    open_study,
+    read_run,
+)
 from hpo_mab.storage import study_names as names_in
 from hpo_mab.training import Budget
 
@@ -56,8 +64,8 @@ def stored_comparison(
             first.
 
     Raises:
-        ArgumentError: A pattern that matches nothing, two studies of one arm and seed, or studies
-            of different data.
+        ArgumentError: A pattern that matches nothing, two studies of one arm and seed, studies of
+            different data, or none with an evaluation.
         StorageError: A database that is not there or cannot be read.
         UnknownNameError: A name that no database holds, or an unknown reference.
     """
@@ -107,9 +115,18 @@ class _Found:
         if scores is not None:
             self.scores[key] = scores
 
+    def _trials(self) -> Iterator[TrialRun]:
+        return (trial for run in self.runs.values() for trial in run.trials)
+
     def comparison(self, reference: str | None) -> ComparisonRuns:
         """All of it."""
         arms = list(dict.fromkeys(arm for arm, _ in self.runs))
+        if not any(trial.curve or trial.value is not None for trial in self._trials()):
+            names = ", ".join(f"'{run.name}'" for run in self.runs.values())
+            raise ArgumentError(
+                f"No trial of {names} has come to an evaluation yet. 'hpo-mab run' goes on with a "
+                "study."
+            )
         chosen = reference or ("uniform" if "uniform" in arms else arms[0])
         if chosen not in arms:
             raise UnknownNameError("arm", chosen, arms)

@@ -120,6 +120,7 @@ def _arm(name: str, runs: Runs, scores: Retrained, *, confidence: float, seed: i
 
 def _sampler_share(run: StudyRun) -> float:
     inside = sum(trial.curve[-1].sampler_seconds for trial in run.trials if trial.curve)
+    inside -= sum(t.inherited.sampler_seconds for t in run.trials if t.inherited)
     return inside / run.seconds if run.seconds > 0 else math.nan
 
 

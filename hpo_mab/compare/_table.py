@@ -4,20 +4,25 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from hpo_mab.compare._grids import Grid, grids
+from hpo_mab.compare._grids import Grid, essential_grids, grids
 from hpo_mab.compare._records import ComparisonSummary
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 
-def comparison_tables(summary: ComparisonSummary) -> list[Table]:
+def comparison_tables(summary: ComparisonSummary, *, essential: bool = False) -> list[Table]:
     """The comparison as rich tables that can be read at 80 to 100 columns.
 
     The arms first, then gains and costs over the reference, then, for each arm with pairs,
     advantage and acceleration, and fidelity, by budget.
+
+    Args:
+        summary: From `summarise`.
+        essential: Only the first three: what each arm found, what it spent, what it gained.
     """
-    return [_table(grid) for grid in grids(summary)]
+    chosen = essential_grids(summary) if essential else grids(summary)
+    return [_table(grid) for grid in chosen]
 
 
 def _table(grid: Grid) -> Table:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +13,7 @@ import optuna
 from optuna.artifacts import FileSystemArtifactStore, get_all_artifact_meta, upload_artifact
 
 from hpo_mab._errors import StorageError
+from hpo_mab.storage import folder_beside
 from hpo_mab.training import Evaluation
 
 if TYPE_CHECKING:
@@ -32,13 +32,7 @@ def artifact_folder(storage: Storage) -> Path:
     ``HPO_MAB_ARTIFACTS`` if it is set; beside an SQLite file, named after it; otherwise
     ``hpo_mab_artifacts`` in the working directory.
     """
-    if os.environ.get(_VARIABLE):
-        return Path(os.environ[_VARIABLE]).expanduser()
-    database = storage.url.database
-    if storage.url.get_backend_name() == "sqlite" and database and database != ":memory:":
-        path = Path(database)
-        return path.with_name(f"{path.stem}_artifacts")
-    return Path("hpo_mab_artifacts")
+    return folder_beside(storage, "artifacts")
 
 
 def artifact_store(folder: Path) -> FileSystemArtifactStore:

@@ -153,11 +153,12 @@ def _write(
     for number, text in pruning_notes(run).items():
         if not buffer.has_trial_note(ids[number]):
             buffer.save_trial_note(ids[number], text)
+    if sum(len(trial.curve) for trial in run.trials) >= LARGE:
+        save_curves(study, run, artifacts or artifact_folder(storage))
+    # Last: what could not be written is still to be published.
     finished = sum(trial.state in _FINISHED for trial in run.trials)
     buffer.save(_PUBLISHED_KEY, {"finished": finished, "found": dict(found)})
     buffer.flush(storage.optuna.engine, study._study_id)
-    if sum(len(trial.curve) for trial in run.trials) >= LARGE:
-        save_curves(study, run, artifacts or artifact_folder(storage))
 
 
 def _test_accuracy(study: optuna.Study, run: StudyRun) -> float | None:

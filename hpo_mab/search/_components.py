@@ -18,8 +18,8 @@ from hpo_mab.pruners import AdvantagePruner, TopKPruner
 if TYPE_CHECKING:
     from hpo_mab.search._spec import StudySpec
 
+# Not CMA-ES: Optuna's keeps its state as a pickle in the database, and runs what it finds there.
 _SAMPLERS: Mapping[str, type[BaseSampler]] = {
-    "cmaes": optuna.samplers.CmaEsSampler,
     "gp": optuna.samplers.GPSampler,
     "qmc": optuna.samplers.QMCSampler,
     "random": optuna.samplers.RandomSampler,
@@ -55,7 +55,7 @@ def sampler_factory(kind: str, options: Mapping[str, Any]) -> Callable[..., Base
     """A function that makes the named Optuna sampler from a keyword argument ``seed``.
 
     Args:
-        kind: ``"tpe"``, ``"random"``, ``"gp"``, ``"cmaes"`` or ``"qmc"``.
+        kind: ``"tpe"``, ``"random"``, ``"gp"`` or ``"qmc"``.
         options: Arguments of the Optuna class.
 
     Raises:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from hpo_mab._errors import StorageError
+from hpo_mab.search._checkpoint import Checkpoints
 from hpo_mab.search._load import make_spec
 from hpo_mab.search._objective import TrainingObjective
 from hpo_mab.search._prepare import load_splits, make_objective
@@ -44,8 +45,10 @@ def join_study(
     spec = stored_spec(definition, device=device, data_root=data_root)
     objective = stored_objective(definition, spec)
     objective.curves = storage.curves
+    objective.checkpoints = Checkpoints.of(storage, seconds=spec.training.checkpoint)
     study = open_with_parts(storage, name, spec)
-    return TrialLoop(study, storage, objective, on_trial=on_trial).run()
+    checkpoints = objective.checkpoints
+    return TrialLoop(study, storage, objective, on_trial=on_trial, checkpoints=checkpoints).run()
 
 
 def stored_spec(

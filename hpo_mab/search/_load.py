@@ -124,7 +124,10 @@ def _told(error: Mapping[str, Any]) -> str:
         return "is missing; 'Study definitions' in the documentation lists every key."
     if error["type"].startswith(("greater_than", "less_than")):
         return f"{error['msg']}, got {error['input']!r}"
-    return str(error["msg"]).removeprefix("Value error, ")
+    text = str(error["msg"]).removeprefix("Value error, ")
+    # Of a whole section there is too much to show.
+    plain = isinstance(error["input"], str | int | float | bool)
+    return f"{text}, got {error['input']!r}" if text.startswith("Input should") and plain else text
 
 
 def _keys_at(section: list[int | str]) -> list[str]:

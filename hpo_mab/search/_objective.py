@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -13,12 +14,15 @@ from torch.utils.data import Dataset
 from hpo_mab import training
 from hpo_mab.data import Augmentation, ImageSplits
 from hpo_mab.pruners._trial_pairs import SAMPLER_KEY, TWIN_KEY, UNIFORM
+from hpo_mab.search._checkpoint import Checkpoints, SlotCheckpoint
+from hpo_mab.search._follow import follow
 from hpo_mab.search._pilot import AUTO, choose_sampler, queue_twin, trained_kind
+from hpo_mab.search._reason import reason_of
 from hpo_mab.search._seeding import derive_seed, slot_of
 from hpo_mab.search._space import Configuration, SearchSpace
-from hpo_mab.search._workload import Loop, TrainingRun, Workload
-from hpo_mab.storage import CurveStore, CurveWriter
-from hpo_mab.training import Budget, Evaluation, TrainingDiverged
+from hpo_mab.search._workload import Loop, Workload
+from hpo_mab.storage import CurveStore
+from hpo_mab.training import Budget, TrainingDiverged
 
 
 class TrainingObjective:
@@ -116,6 +120,8 @@ class TrainingObjective:
         self.auto = chosen["kind"] == AUTO
         self.pilot = pilot or self.auto
         self.curves = curves
+        #: Where long trials are saved; a study's runner says so.
+        self.checkpoints: Checkpoints | None = None
 
     def check(self) -> None:
         """Make a network, a sampler and an optimiser at both ends of every range, training none.
@@ -142,10 +148,20 @@ class TrainingObjective:
         if slot < self.initial:
             trial.set_user_attr("paired", True)
         configuration = self._with_sampler(trial, self.space.suggest(trial), slot)
-        last: Evaluation | None = None
+        seed = trial_seed(self.seed, slot)
+        checkpoint = self._checkpoint(trial, configuration, slot, seed)
         try:
-            with self.workload.training(configuration, seed=trial_seed(self.seed, slot)) as run:
-                last = self._follow(trial, run, may_prune=slot >= self.initial)
+            with self.workload.training(
+                configuration, seed=seed, state=None if checkpoint is None else checkpoint.load()
+            ) as run:
+                last = follow(
+                    trial,
+                    run.evaluations,
+                    evaluations=self.workload.loop.evaluations,
+                    curves=self.curves,
+                    checkpoint=checkpoint,
+                    may_prune=slot >= self.initial,
+                )
             if self.pilot and slot < self.initial and TWIN_KEY not in trial.user_attrs:
                 queue_twin(trial.study, trial)
         except TrainingDiverged as error:
@@ -157,7 +173,7 @@ class TrainingObjective:
             trial.set_user_attr("interrupted", True)
             raise
         except Exception as error:
-            trial.set_user_attr("reason", f"{type(error).__name__}: {error}".splitlines()[0])
+            trial.set_user_attr("reason", reason_of(error))
             raise
         return last.accuracy
 
@@ -175,29 +191,17 @@ class TrainingObjective:
         trial.set_user_attr(SAMPLER_KEY, kind)
         return configuration.with_sampler(kind) if kind == UNIFORM else configuration
 
-    def _follow(
-        self, trial: optuna.trial.Trial, run: TrainingRun, *, may_prune: bool
-    ) -> Evaluation:
-        """Train to the end of the budget, or until the pruner has seen enough."""
-        evaluation: Evaluation | None = None
-        curve = None if self.curves is None else CurveWriter(self.curves, trial._trial_id)
-        try:
-            for evaluation in run.evaluations:
-                if curve is not None:
-                    curve.append(evaluation)
-                trial.report(evaluation.accuracy, step=evaluation.index)
-                unfinished = evaluation.index < self.workload.loop.evaluations
-                if may_prune and unfinished and trial.should_prune():
-                    raise optuna.TrialPruned
-        finally:
-            if curve is not None:
-                curve.flush()
-            if evaluation is not None:
-                trial.set_user_attr("examples", evaluation.examples)
-                trial.set_user_attr("seconds", round(evaluation.seconds, 3))
-        if evaluation is None:
-            raise RuntimeError("training ended without an evaluation")
-        return evaluation
+    def _checkpoint(
+        self, trial: optuna.trial.Trial, configuration: Configuration, slot: int, seed: int
+    ) -> SlotCheckpoint | None:
+        if self.checkpoints is None:
+            return None
+        return SlotCheckpoint(
+            self.checkpoints,
+            trial.study,
+            (slot, TWIN_KEY in trial.user_attrs),
+            identity=functools.partial(self.workload.identity, configuration, seed=seed),
+        )
 
 
 def trial_seed(seed: int, slot: int) -> int:

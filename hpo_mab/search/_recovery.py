@@ -21,7 +21,8 @@ from hpo_mab.storage import RETRIES, Storage, beating, is_gone, is_here, this_pr
 #: Name of the process that runs a trial, see `hpo_mab.storage.this_process`.
 WORKER_KEY = "hpo_mab:worker"
 
-_HELD = (TrialState.WAITING, TrialState.RUNNING, TrialState.COMPLETE, TrialState.PRUNED)
+_OPEN = (TrialState.WAITING, TrialState.RUNNING)
+_HELD = (*_OPEN, TrialState.COMPLETE, TrialState.PRUNED)
 
 # Optuna's own table of signs of life.
 _heartbeats = sa.table("trial_heartbeats", sa.column("trial_id"))
@@ -52,14 +53,27 @@ def requeue(study: optuna.Study) -> int:
     """
     count = 0
     for (slot, _), attempts in sorted(_by_slot(study.get_trials(deepcopy=False)).items()):
-        last = attempts[-1]
-        lost = sum(bool(trial.user_attrs.get("lost")) for trial in attempts)
-        cut_off = last.user_attrs.get("lost") or last.user_attrs.get("interrupted")
-        if any(trial.state in _HELD for trial in attempts) or not cut_off or lost > RETRIES:
-            continue
-        study.add_trial(_retry(slot, attempts))
-        count += 1
+        if _is_to_be_retried(attempts):
+            study.add_trial(_retry(slot, attempts))
+            count += 1
     return count
+
+
+def unsettled(study: optuna.Study) -> set[tuple[int, bool]]:
+    """Slots, and whether it is their twin, with a trial that is open or will be tried again."""
+    return {
+        slot
+        for slot, attempts in _by_slot(study.get_trials(deepcopy=False)).items()
+        if any(trial.state in _OPEN for trial in attempts) or _is_to_be_retried(attempts)
+    }
+
+
+def _is_to_be_retried(attempts: Sequence[FrozenTrial]) -> bool:
+    last = attempts[-1]
+    lost = sum(bool(trial.user_attrs.get("lost")) for trial in attempts)
+    cut_off = last.user_attrs.get("lost") or last.user_attrs.get("interrupted")
+    held = any(trial.state in _HELD for trial in attempts)
+    return bool(cut_off) and not held and lost <= RETRIES
 
 
 def _retry(slot: int, attempts: Sequence[FrozenTrial]) -> FrozenTrial:

@@ -82,7 +82,11 @@ def _recorded(storage: Storage, name: str, number: int) -> TrialRun:
     if number not in trials:
         raise UnknownNameError("trial", str(number), map(str, trials))
     if not trials[number].curve:
-        raise ArgumentError(f"Trial {number} of '{name}' has no learning curve to compare with.")
+        told = ", ".join(str(known) for known, trial in trials.items() if trial.curve)[:80]
+        raise ArgumentError(
+            f"Trial {number} of '{name}' has no learning curve to compare with; "
+            + (f"trials that have one: {told}." if told else "no trial of the study has one.")
+        )
     return trials[number]
 
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from types import TracebackType
+from typing import Self
 
 import optuna
 
 from hpo_mab._errors import ArgumentError
 from hpo_mab.pruners._trial_pairs import SAMPLER_KEY, UNIFORM
 from hpo_mab.samplers import BatchSampler, UniformSampler
-from hpo_mab.storage import CurveStore, CurveWriter
+from hpo_mab.search._reason import reason_of
+from hpo_mab.storage import STORAGE_ERRORS, CurveStore, CurveWriter
 from hpo_mab.training import Evaluation
 
 
@@ -20,17 +23,21 @@ class TrialReporter:
 
     .. code-block:: python
 
-        reporter = TrialReporter(trial, sampler=sampler, budget_examples=20_000)
-        while not reporter.done:
-            for x, y in loader:
-                losses = F.cross_entropy(model(x), y, reduction="none")
-                loss = sampler.update(losses)
-                ...  # backward, optimiser step
-                if reporter.step(len(y), loss=loss):
-                    reporter.report(accuracy=accuracy_of(model))
-                    if reporter.done:
-                        break
+        with TrialReporter(trial, sampler=sampler, budget_examples=20_000) as reporter:
+            while not reporter.done:
+                for x, y in loader:
+                    losses = F.cross_entropy(model(x), y, reduction="none")
+                    loss = sampler.update(losses)
+                    ...  # backward, optimiser step
+                    if reporter.step(len(y), loss=loss):
+                        reporter.report(accuracy=accuracy_of(model))
+                        if reporter.done:
+                            break
         return reporter.accuracy
+
+    ``with`` keeps what there is when the loop raises: the curve so far and, as the trial's user
+    attribute, the ``reason``, or ``interrupted`` after Ctrl-C. Without it no reason is kept, and
+    the curve is written point by point.
 
     Accuracies go to Optuna at steps 1 to ``evaluations``, so that trials are compared at equal
     shares of their budget, and `hpo_mab.AdvantagePruner` can place its rungs. The trial gets the
@@ -73,6 +80,7 @@ class TrialReporter:
         self._trial = trial
         self._sampler = sampler
         self._curve = None if curves is None else CurveWriter(curves, trial._trial_id)
+        self._may_wait = False
         self._clock = clock
         self._reported = 0
         self._steps = 0
@@ -81,6 +89,28 @@ class TrialReporter:
         self._losses: list[float] = []
         uniform = sampler is None or isinstance(sampler, UniformSampler)
         trial.set_user_attr(SAMPLER_KEY, UNIFORM if uniform else type(sampler).__name__)
+
+    def __enter__(self) -> Self:
+        # Somebody tells us of the end: points may wait for one another.
+        self._may_wait = True
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._may_wait = False
+        if error is None:
+            self._flush()
+            return
+        try:
+            self._flush()
+            self._note(error)
+        except STORAGE_ERRORS as failure:
+            # What ended the loop is the news, not that it could not be written down.
+            error.add_note(f"The trial's end could not be stored: {type(failure).__name__}.")
 
     @property
     def done(self) -> bool:
@@ -147,8 +177,8 @@ class TrialReporter:
         self._trial.set_user_attr("examples", self.examples)
         self._trial.set_user_attr("seconds", round(self._seconds, 3))
         pruned = not self.done and self._trial.should_prune()
-        if self._curve is not None and (pruned or self.done):
-            self._curve.flush()
+        if pruned or self.done:
+            self._flush()
         if pruned:
             raise optuna.TrialPruned
         self._running_since = self._clock()
@@ -173,6 +203,18 @@ class TrialReporter:
             concentration=statistics.get("concentration"),
         )
         self._curve.append(evaluation)
+        if not self._may_wait:
+            self._curve.flush()
+
+    def _flush(self) -> None:
+        if self._curve is not None:
+            self._curve.flush()
+
+    def _note(self, error: BaseException) -> None:
+        if isinstance(error, KeyboardInterrupt):
+            self._trial.set_user_attr("interrupted", True)
+        elif not isinstance(error, optuna.TrialPruned):
+            self._trial.set_user_attr("reason", reason_of(error))
 
     def _stop_clock(self) -> None:
         if self._running_since is not None:

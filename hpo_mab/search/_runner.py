@@ -9,6 +9,7 @@ import optuna
 
 from hpo_mab._environment import environment
 from hpo_mab.pruners._trial_pairs import SAMPLER_KEY, UNIFORM
+from hpo_mab.search._checkpoint import Checkpoints
 from hpo_mab.search._objective import TrainingObjective, trial_seed
 from hpo_mab.search._pilot import Choice, stored_choice
 from hpo_mab.search._prepare import load_splits, make_objective
@@ -50,7 +51,7 @@ class StudyRunner:
         spec: The definition.
         storage: Where the study lives.
         objective: The definition's objective; None makes it, loading the data. It writes its
-            curves to ``storage`` from now on.
+            curves to ``storage``, and its checkpoints beside it, from now on.
         arm: The study's arm in a comparison; None takes the sampler's kind.
     """
 
@@ -67,6 +68,7 @@ class StudyRunner:
         self.arm = arm or spec.sampler.kind
         self.objective = objective or make_objective(spec, load_splits(spec))
         self.objective.curves = storage.curves
+        self.objective.checkpoints = Checkpoints.of(storage, seconds=spec.training.checkpoint)
 
     def name(self, name: str | None = None, *, fresh: bool = False) -> str:
         """The study's name: as given, or from definition, arm and seed.
@@ -112,7 +114,10 @@ class StudyRunner:
         )
 
     def _run_here(self, study: optuna.Study, on_trial: TrialCallback | None) -> bool:
-        return TrialLoop(study, self.storage, self.objective, on_trial=on_trial).run()
+        checkpoints = self.objective.checkpoints
+        return TrialLoop(
+            study, self.storage, self.objective, on_trial=on_trial, checkpoints=checkpoints
+        ).run()
 
     def train_again(
         self,

@@ -123,6 +123,8 @@ class TrainingSection(_Section):
         device: ``"auto"`` takes CUDA, then MPS, then the CPU.
         threads: CPU threads of a trial. One is the fastest a core for small networks, and makes
             results independent of the machine's core count.
+        checkpoint: Seconds after which a trial is saved, at its next evaluation, so that it need
+            not start from zero if it is cut off; 0 saves none.
     """
 
     batch_size: _value_of(int, low=1) = 128  # type: ignore[valid-type]
@@ -133,6 +135,7 @@ class TrainingSection(_Section):
     compile: bool = False
     device: str = "auto"
     threads: int = Field(default=1, ge=1)
+    checkpoint: float = Field(default=60.0, ge=0, allow_inf_nan=False)
 
 
 class SamplerSection(_OpenSection):

@@ -24,6 +24,7 @@ _FREE = (
     "data.root",
     "data.download",
     "training.device",
+    "training.checkpoint",
     "compare",
 )
 

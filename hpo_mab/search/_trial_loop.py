@@ -9,6 +9,7 @@ from collections.abc import Callable
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
+from hpo_mab.search._checkpoint import Checkpoints
 from hpo_mab.search._claim import NoTrial, claim
 from hpo_mab.search._stopping import raise_if_failing
 from hpo_mab.storage import STORAGE_ERRORS, Storage, heartbeat
@@ -27,6 +28,7 @@ class TrialLoop:
         storage: Its database.
         objective: Trains a trial.
         on_trial: Called with study and trial after each trial.
+        checkpoints: The objective's, which are removed when they have served.
         patience: Seconds to wait for a database that has gone away.
     """
 
@@ -37,12 +39,14 @@ class TrialLoop:
         objective: Callable[[optuna.trial.Trial], float],
         *,
         on_trial: TrialCallback | None = None,
+        checkpoints: Checkpoints | None = None,
         patience: float = 300.0,
     ) -> None:
         self._study = study
         self._storage = storage
         self._objective = objective
         self._on_trial = on_trial
+        self._checkpoints = checkpoints
         self._patience = patience
         self._mine: optuna.trial.Trial | None = None
         self._storage_failures = 0
@@ -75,6 +79,7 @@ class TrialLoop:
         try:
             claimed = claim(self._study, self._storage)
             if claimed is NoTrial.DONE:
+                self._sweep()
                 return False
             if isinstance(claimed, NoTrial):
                 time.sleep(_SECONDS_BETWEEN_LOOKS)
@@ -110,8 +115,13 @@ class TrialLoop:
         with self._storage.lock(self._study.study_name):
             ended = self._study.tell(trial, value, state=state, skip_if_finished=True)
         self._mine = None
+        self._sweep()
         if self._on_trial is not None:
             self._on_trial(self._study, ended)
+
+    def _sweep(self) -> None:
+        if self._checkpoints is not None:
+            self._checkpoints.sweep(self._study)
 
     def _abandon(self) -> None:
         """Give up the trial at hand, to be tried again by whoever is next."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator
+import json
+from collections.abc import Callable, Iterator, Mapping
+from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -15,9 +17,10 @@ from hpo_mab import samplers, training
 from hpo_mab._errors import ArgumentError
 from hpo_mab.data import Augmentation, ImageSplits, Normalization, labels_of
 from hpo_mab.samplers import BatchSampler
+from hpo_mab.search._checkpoint import warn_of_checkpoint
 from hpo_mab.search._seeding import derive_seed
 from hpo_mab.search._space import Configuration
-from hpo_mab.training import Batches, Budget, Evaluation, Sweep
+from hpo_mab.training import Batches, Budget, Sweep, Training
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,7 +93,12 @@ class Workload:
 
     @contextlib.contextmanager
     def training(
-        self, configuration: Configuration, *, seed: int, final: Budget | None = None
+        self,
+        configuration: Configuration,
+        *,
+        seed: int,
+        final: Budget | None = None,
+        state: Mapping[str, Any] | None = None,
     ) -> Iterator[TrainingRun]:
         """One network in training; its random state is its own and follows from ``seed``.
 
@@ -98,16 +106,42 @@ class Workload:
             configuration: What to train.
             seed: Decides initial weights, batches and augmentation.
             final: Another budget than a trial's, evaluated at its end only.
+            state: Where to go on, see `hpo_mab.training.Training`; with one that does not fit, the
+                training begins at zero after all, with a warning.
 
         Raises:
             ArgumentError: A value in the configuration outside its bound.
         """
         cards = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices=cards):
-            torch.manual_seed(seed)
-            yield self._start(configuration, seed, final)
+            run = self._start(configuration, seed, final)
+            if state is not None and not _resume(run, state):
+                run = self._start(configuration, seed, final)
+            # It is as large as the network and the sampler.
+            state = None
+            yield run
+
+    def identity(self, configuration: Configuration, *, seed: int) -> dict[str, Any]:
+        """What a training follows from, as plain values: equal where one can go on for another."""
+        return {
+            "hpo_mab": version("hpo_mab"),
+            "torch": str(torch.__version__),
+            "device": self.device.type,
+            "seed": seed,
+            "examples": self.num_examples,
+            **{
+                name: json.dumps(dataclasses.asdict(part), sort_keys=True, default=str)
+                for name, part in (
+                    ("configuration", configuration),
+                    ("budget", self.budget),
+                    ("loop", self.loop),
+                )
+            },
+            "augmentation": repr(self._augmentation),
+        }
 
     def _start(self, configuration: Configuration, seed: int, final: Budget | None) -> TrainingRun:
+        torch.manual_seed(seed)
         model = self._model(**configuration.model).to(self.device)
         options = dict(configuration.optimizer)
         kind = {**configuration.sampler}
@@ -169,6 +203,17 @@ class Workload:
         return Normalization(data.mean, data.std, channels_last=self.loop.channels_last)
 
 
+def _resume(run: TrainingRun, state: Mapping[str, Any]) -> bool:
+    """Whether the training could take the state of another one."""
+    try:
+        run.evaluations.load_state_dict(state)
+    except Exception as error:  # Each part has its own way to say that a state is not its own.
+        what = str(error).strip().partition("\n")[0]
+        warn_of_checkpoint(f"A checkpoint does not fit its trial, which starts from zero: {what}")
+        return False
+    return True
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class TrainingRun:
     """A network in training.
@@ -183,7 +228,7 @@ class TrainingRun:
     workload: Workload
     model: nn.Module
     sampler: BatchSampler
-    evaluations: Iterator[Evaluation]
+    evaluations: Training
 
     def test_accuracy(self) -> float:
         """Accuracy of the network as it is now on the test set, in [0, 1]."""

@@ -1,5 +1,6 @@
 """Studies and learning curves in SQL, beside Optuna's own tables."""
 
+from hpo_mab.storage._beside import folder_beside
 from hpo_mab.storage._curve_writer import CurveWriter
 from hpo_mab.storage._curves import CurveStore
 from hpo_mab.storage._definition import Definition
@@ -7,10 +8,11 @@ from hpo_mab.storage._heartbeat import beating, heartbeat
 from hpo_mab.storage._open import DEFAULT_URL, RETRIES, STORAGE_ERRORS, Storage, retry_callback
 from hpo_mab.storage._process import is_gone, is_here, this_process
 from hpo_mab.storage._read import open_study, read_run, study_names
-from hpo_mab.storage._runs import StudyRun, TrialRun
+from hpo_mab.storage._runs import RESUMED_KEY, StudyRun, TrialRun
 
 __all__ = [
     "DEFAULT_URL",
+    "RESUMED_KEY",
     "RETRIES",
     "STORAGE_ERRORS",
     "CurveStore",
@@ -20,6 +22,7 @@ __all__ = [
     "StudyRun",
     "TrialRun",
     "beating",
+    "folder_beside",
     "heartbeat",
     "is_gone",
     "is_here",

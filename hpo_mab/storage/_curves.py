@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import sqlalchemy as sa
 
+from hpo_mab.storage._runs import RESUMED_KEY
 from hpo_mab.training import Evaluation
 
 _metadata = sa.MetaData()
@@ -28,8 +29,11 @@ _evaluations = sa.Table(
 
 _FORGET = _evaluations.delete().where(_evaluations.c.trial_id == sa.bindparam("id"))
 
-# Optuna's own table of trials.
+# Optuna's own tables.
 _trials = sa.table("trials", sa.column("trial_id"), sa.column("study_id"))
+_attributes = sa.table(
+    "trial_user_attributes", sa.column("trial_id"), sa.column("key"), sa.column("value_json")
+)
 
 
 class CurveStore:
@@ -62,24 +66,29 @@ class CurveStore:
     def spent(self, study_id: int) -> tuple[int, float]:
         """Examples and training seconds of all trials of a study, running and lost ones included.
 
+        What an attempt at a trial took over from a checkpoint counts with the attempt that had
+        spent it, and only there.
+
         Args:
             study_id: Optuna's study id.
         """
-        last = (
-            sa.select(
-                sa.func.max(_evaluations.c.examples).label("examples"),
-                sa.func.max(_evaluations.c.seconds).label("seconds"),
+        last = _sums(_reached().where(_trials.c.study_id == study_id))
+        taken_over = _sums(
+            _reached()
+            .join(_attributes, _attributes.c.trial_id == _evaluations.c.trial_id)
+            .where(
+                _trials.c.study_id == study_id,
+                _attributes.c.key == RESUMED_KEY,
+                _evaluations.c.index <= sa.cast(_attributes.c.value_json, sa.Integer),
             )
-            .join(_trials, _trials.c.trial_id == _evaluations.c.trial_id)
-            .where(_trials.c.study_id == study_id)
-            .group_by(_evaluations.c.trial_id)
-            .subquery()
         )
+        # In one statement, or a trial that resumes in between would be in one sum only.
+        both = sa.select(
+            last.c.examples - taken_over.c.examples, last.c.seconds - taken_over.c.seconds
+        ).select_from(last.join(taken_over, sa.true()))
         with self._engine.connect() as connection:
-            examples, seconds = connection.execute(
-                sa.select(sa.func.sum(last.c.examples), sa.func.sum(last.c.seconds))
-            ).one()
-        return int(examples or 0), float(seconds or 0.0)
+            examples, seconds = connection.execute(both).one()
+        return int(examples), float(seconds)
 
     def load(self, trial_ids: Sequence[int]) -> dict[int, tuple[Evaluation, ...]]:
         """Curves of the trials that have one, each in order of budget.
@@ -102,6 +111,26 @@ class CurveStore:
                 if row["trial_id"] in wanted:
                     curves[row["trial_id"]].append(_evaluation(row))
         return {trial_id: tuple(curve) for trial_id, curve in curves.items()}
+
+
+def _reached() -> sa.Select[tuple[int, float]]:
+    """Examples and seconds at each trial's furthest evaluation."""
+    return (
+        sa.select(
+            sa.func.max(_evaluations.c.examples).label("examples"),
+            sa.func.max(_evaluations.c.seconds).label("seconds"),
+        )
+        .join(_trials, _trials.c.trial_id == _evaluations.c.trial_id)
+        .group_by(_evaluations.c.trial_id)
+    )
+
+
+def _sums(reached: sa.Select[tuple[int, float]]) -> sa.Subquery:
+    each = reached.subquery()
+    return sa.select(
+        sa.func.coalesce(sa.func.sum(each.c.examples), 0).label("examples"),
+        sa.func.coalesce(sa.func.sum(each.c.seconds), 0.0).label("seconds"),
+    ).subquery()
 
 
 def _evaluation(row: sa.RowMapping) -> Evaluation:

@@ -51,7 +51,7 @@ class Definition:
             raise StorageError(
                 f"Study '{study.study_name}' "
                 + (
-                    "was not made by hpo-mab."
+                    "was not made by hpo-mab; 'hpo-mab dashboard' shows any study."
                     if version is None
                     else f"has format {version}, not 1."
                 )

@@ -11,6 +11,7 @@ import filelock
 import sqlalchemy as sa
 
 from hpo_mab._errors import StorageError
+from hpo_mab.storage._reasons import reason_of
 
 _WAIT_SECONDS = 120
 
@@ -62,6 +63,11 @@ class Locks:
                 lock.acquire(timeout=_WAIT_SECONDS, poll_interval=0.01)
             except filelock.Timeout:
                 raise StorageError(_too_long(str(self._file))) from None
+            except OSError as error:
+                raise StorageError(
+                    f"{self._file} cannot be made: {reason_of(error)} The study's lock is kept in "
+                    "it; its folder must be one to write to."
+                ) from None
             try:
                 yield
             finally:

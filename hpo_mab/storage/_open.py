@@ -17,9 +17,11 @@ from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
 from sqlalchemy.exc import SQLAlchemyError
 
 from hpo_mab._errors import ArgumentError, StorageError
+from hpo_mab._secrets import hide_passwords
 from hpo_mab.storage._curves import CurveStore
 from hpo_mab.storage._lean import LeanStorage
 from hpo_mab.storage._lock import Locks
+from hpo_mab.storage._reasons import reason_of
 from hpo_mab.storage._sqlite import JournalledConnection
 
 DEFAULT_URL = "sqlite:///hpo_mab.db"
@@ -31,17 +33,6 @@ RETRIES = 3
 STORAGE_ERRORS = (SQLAlchemyError, StorageInternalError)
 
 _OPEN_ATTEMPTS = 4
-#: What to do about it, by what a database's message holds.
-_HINTS = {
-    "unable to open database file": "Its folder must exist, and the file must be yours to write.",
-    "not a database": "Name another file; this one holds something else.",
-    "no module named": "Install that driver, or name another in the URL: mysql+pymysql://...",
-    "can't load plugin": "It should look like sqlite:///studies.db or postgresql://user@host/name.",
-    "authentication failed": "Put the password into ~/.pgpass, PGPASSWORD or HPO_MAB_STORAGE.",
-    "no password supplied": "Put the password into ~/.pgpass, PGPASSWORD or HPO_MAB_STORAGE.",
-    "connection refused": "Does the server run there, on that port?",
-    "does not exist": "Make the database first: createdb NAME.",
-}
 _PLAIN = ("postgres", "postgresql")
 
 
@@ -71,7 +62,7 @@ class Storage:
                 f"got heartbeat = {heartbeat}, grace = {grace}."
             )
         self.url = _normalise(url)
-        self.shown_url = self.url.render_as_string(hide_password=True)
+        self.shown_url = hide_passwords(self.url.render_as_string(hide_password=True))
         self.heartbeat = heartbeat
         self.grace = grace
         if not create:
@@ -122,7 +113,7 @@ class Storage:
 
     def error(self, error: BaseException) -> StorageError:
         """What a failure of the database is called in one line, without its password."""
-        return StorageError(f"Storage {self.shown_url} failed: {_reason(error, self.url)}")
+        return StorageError(f"Storage {self.shown_url} failed: {reason_of(error, self.url)}")
 
     def close(self) -> None:
         """Give back every connection."""
@@ -144,7 +135,7 @@ class Storage:
                     time.sleep(0.3 * (attempt + 1))
                     continue
                 raise StorageError(
-                    f"Cannot open storage {self.shown_url}: {_reason(error, self.url)}"
+                    f"Cannot open storage {self.shown_url}: {reason_of(error, self.url)}"
                 ) from None
         raise AssertionError("unreachable")
 
@@ -204,14 +195,3 @@ def _normalise(url: str) -> sa.URL:
 def _is_tables_race(error: BaseException) -> bool:
     texts = [str(error), str(error.__cause__)]
     return any("already exists" in t or "UniqueViolation" in t or "UNIQUE" in t for t in texts)
-
-
-def _reason(error: BaseException, url: sa.URL) -> str:
-    cause = error.__cause__ or error
-    text = str(getattr(cause, "orig", None) or cause).strip().splitlines()[0].rstrip(".")
-    if isinstance(cause, ModuleNotFoundError) and cause.name == "psycopg":
-        text = "PostgreSQL needs its driver: pip install 'hpo_mab[postgres]'"
-    if url.password:
-        text = text.replace(str(url.password), "***")
-    hints = [hint for sign, hint in _HINTS.items() if sign in text.lower()]
-    return " ".join([f"{text}.", *hints[:1]])

@@ -8,6 +8,9 @@ from typing import Any
 
 from hpo_mab.training import Evaluation
 
+#: Trial user attribute: evaluations at the start that an earlier attempt at the trial had made.
+RESUMED_KEY = "resumed_at"
+
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class TrialRun:
@@ -36,13 +39,29 @@ class TrialRun:
 
     @property
     def examples(self) -> int:
-        """Training examples the trial has processed."""
+        """Training examples of the trial, those of the attempt it went on from included."""
         return self.curve[-1].examples if self.curve else 0
 
     @property
     def seconds(self) -> float:
-        """Training seconds the trial has spent, the sampler's cost included."""
+        """Training seconds of the trial, counted likewise; the sampler's cost is part of them."""
         return self.curve[-1].seconds if self.curve else 0.0
+
+    @property
+    def inherited(self) -> Evaluation | None:
+        """The last evaluation that an earlier attempt at the trial had made and paid for."""
+        count = min(int(self.attrs.get(RESUMED_KEY, 0)), len(self.curve))
+        return self.curve[count - 1] if count else None
+
+    @property
+    def own_examples(self) -> int:
+        """Training examples that this attempt at the trial has processed."""
+        return self.examples - (self.inherited.examples if self.inherited else 0)
+
+    @property
+    def own_seconds(self) -> float:
+        """Training seconds that this attempt at the trial has spent."""
+        return self.seconds - (self.inherited.seconds if self.inherited else 0.0)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,12 +87,12 @@ class StudyRun:
     @property
     def examples(self) -> int:
         """Training examples spent by all trials, whatever their end."""
-        return sum(trial.examples for trial in self.trials)
+        return sum(trial.own_examples for trial in self.trials)
 
     @property
     def seconds(self) -> float:
         """Training seconds spent by all trials, whatever their end."""
-        return sum(trial.seconds for trial in self.trials)
+        return sum(trial.own_seconds for trial in self.trials)
 
     @property
     def best(self) -> TrialRun | None:

@@ -176,7 +176,8 @@ def _fork(url: str, name: str, runner: StudyRunner) -> int:
         storage = Storage(url)
         runner.objective.curves = storage.curves
         study = open_with_parts(storage, name, runner.spec)
-        TrialLoop(study, storage, runner.objective).run()
+        objective = runner.objective
+        TrialLoop(study, storage, objective, checkpoints=objective.checkpoints).run()
         status = 0
     except BaseException:
         traceback.print_exc()

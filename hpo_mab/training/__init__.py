@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from hpo_mab.training._sweeps import DeviceSweep, LoaderSweep, Sweep
     from hpo_mab.training._timed_sampler import TimedSampler
     from hpo_mab.training._train import train
+    from hpo_mab.training._training import Training
 
 __all__ = [
     "PRECISIONS",
@@ -40,6 +41,7 @@ __all__ = [
     "LoaderSweep",
     "Sweep",
     "TimedSampler",
+    "Training",
     "TrainingDiverged",
     "available_optimizers",
     "create_optimizer",
@@ -63,6 +65,7 @@ _MODULES = {
     "LoaderSweep": "_sweeps",
     "Sweep": "_sweeps",
     "TimedSampler": "_timed_sampler",
+    "Training": "_training",
     "TrainingDiverged": "_loss_meter",
     "available_optimizers": "_optimizers",
     "create_optimizer": "_optimizers",

@@ -25,6 +25,7 @@ from hpo_mab.training._precision import autocast, check_precision
 from hpo_mab.training._schedule import LinearSchedule, evaluation_steps
 from hpo_mab.training._sweeps import Sweep
 from hpo_mab.training._timed_sampler import TimedSampler
+from hpo_mab.training._training import Training, TrainingParts
 
 
 def train(
@@ -43,7 +44,7 @@ def train(
     compile: bool = False,
     graph: bool = False,
     clock: Callable[[], float] = time.perf_counter,
-) -> Iterator[Evaluation]:
+) -> Training:
     """Train a model to a budget, yielding its learning curve as it grows.
 
     Nothing is done until the first evaluation is asked for; closing the iterator ends the
@@ -69,7 +70,7 @@ def train(
         clock: Returns seconds.
 
     Returns:
-        Iterator over evaluations.
+        Iterator over evaluations, whose state can be saved and loaded between two of them.
 
     Raises:
         ArgumentError: An argument outside its bound, raised by the call itself.
@@ -95,25 +96,19 @@ def train(
         graph=graph,
         clock=clock,
     )
-    return run.evaluations()
+    return Training(run, run.evaluations())
 
 
 @dataclasses.dataclass(kw_only=True)
-class _Run:
+class _Run(TrainingParts):
     """One training under way."""
 
-    model: nn.Module
     forward: Callable[[Tensor], Tensor]
-    batches: Batches
     validation: Sweep
-    sampler: TimedSampler
-    optimizer: Optimizer
     schedule: LinearSchedule
-    stops: tuple[int, ...]
     label_smoothing: float
     precision: str
     channels_last: bool
-    graph: bool
     clock: Callable[[], float]
     peaks: list[float] = dataclasses.field(init=False)
 
@@ -122,9 +117,10 @@ class _Run:
         self._prepare()
         device = next(self.model.parameters()).device
         meter = LossMeter(device)
-        done, seconds = 0, 0.0
+        last = self.points[-1] if self.points else None
+        done, seconds = (last.steps, last.seconds) if last else (0, 0.0)
         with self._stepper(meter) as take:
-            for index, stop in enumerate(self.stops, start=1):
+            for stop in self.stops[len(self.points) :]:
                 start = self.clock()
                 for step in range(done, stop):
                     self._spend(step)
@@ -132,7 +128,10 @@ class _Run:
                 synchronize(device)
                 seconds += self.clock() - start
                 done = stop
-                yield self._evaluation(index, done, seconds, train_loss=meter.read(step=done))
+                self.points.append(
+                    self._evaluation(done, seconds, train_loss=meter.read(step=done))
+                )
+                yield self.points[-1]
 
     @contextlib.contextmanager
     def _stepper(self, meter: LossMeter) -> Iterator[Callable[[int], None]]:
@@ -186,15 +185,13 @@ class _Run:
         self.optimizer.step()
         return losses.detach()
 
-    def _evaluation(
-        self, index: int, step: int, seconds: float, *, train_loss: float
-    ) -> Evaluation:
+    def _evaluation(self, step: int, seconds: float, *, train_loss: float) -> Evaluation:
         accuracy, loss = evaluate(self.model, self.validation, precision=self.precision)
         if not math.isfinite(loss):
             raise TrainingDiverged(step, f"the validation loss is {loss}")
         statistics = self.sampler.sampler.statistics()
         return Evaluation(
-            index=index,
+            index=len(self.points) + 1,
             steps=step,
             examples=step * self.sampler.sampler.batch_size,
             seconds=seconds,

@@ -53,6 +53,7 @@ class ProcessLauncher:
             Whether Ctrl-C ended it early.
 
         Raises:
+            KeyboardInterrupt: Ctrl-C was pressed twice.
             StudyFailedError: Every worker gave up; the message is the last one's.
         """
         watch = FinishedTrials(study, on_trial)
@@ -132,7 +133,11 @@ class _Crew:
         return False
 
     def stop(self) -> None:
-        """Let every worker end its trial as interrupted; a second Ctrl-C kills them."""
+        """Let every worker end its trial as interrupted; a second Ctrl-C kills them.
+
+        Raises:
+            KeyboardInterrupt: The second: nothing is to be waited for any more.
+        """
         for worker in self.members.values():
             worker.stop()
         try:
@@ -140,6 +145,7 @@ class _Crew:
                 time.sleep(0.05)
         except KeyboardInterrupt:
             self._kill()
+            raise
 
     def close(self) -> None:
         """End what still runs and give back all files."""

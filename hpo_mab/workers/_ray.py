@@ -66,6 +66,7 @@ class RayLauncher:
             Whether Ctrl-C ended it early.
 
         Raises:
+            KeyboardInterrupt: Ctrl-C was pressed twice.
             StudyFailedError: Every worker gave up; the message is the last one's.
         """
         ray = self._ray
@@ -104,7 +105,11 @@ class RayLauncher:
         return interrupted
 
     def _stop(self, tasks: list[Any]) -> None:
-        """Let every worker end its trial as interrupted; a second Ctrl-C kills them."""
+        """Let every worker end its trial as interrupted; a second Ctrl-C kills them.
+
+        Raises:
+            KeyboardInterrupt: The second: nothing is to be waited for any more.
+        """
         try:
             for task in tasks:
                 self._ray.cancel(task)
@@ -112,6 +117,7 @@ class RayLauncher:
         except KeyboardInterrupt:
             for task in tasks:
                 self._ray.cancel(task, force=True)
+            raise
 
 
 def _work(url: str, study: str, data_root: str) -> bool:

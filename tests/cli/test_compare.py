@@ -15,9 +15,19 @@ def test_compare_reuses_what_is_stored_and_writes_record_and_report(
     assert status == 0
     # The bandit's study was there: only the uniform one ran.
     assert "tiny-uniform-seed0: 4/4" in err
-    assert "tiny-mab-seed0:" not in err
+    assert "tiny-mab-seed0: 4/4" not in err
     assert "mab" in out
-    assert "uniform on digits" in out
+    tables, _, told = out.partition("\nVerdict\n")
+    assert "uniform on digits" in told
+    # The verdict must not scroll away behind tables; it counts one seed and asks for more.
+    assert out.count("\n") < 45
+    assert "Fidelity" not in tables
+    assert f"hpo-mab compare {tiny} --seeds 5" in told
+    assert err.count("training its best configuration again, 1 of 1") == 2
+    status, every, _ = cli("compare", tiny, "--verbose")
+    assert status == 0
+    assert "Fidelity of mab" in every
+    assert "Cost to target" in every
     assert "/dashboard/compare-studies?ids=1,2" in out
 
     record = json.loads((tmp_path / "record.json").read_text())

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import optuna
@@ -41,3 +45,36 @@ def test_studies_are_those_of_the_databases_named(tmp_path: Path) -> None:
     assert _complete.study_names(_Line(urls[0])) == ["first"]  # type: ignore[arg-type]
     # A database that is not there offers nothing, and is no error while one types.
     assert _complete.study_names(_Line(urls)) == ["first", "second"]  # type: ignore[arg-type]
+
+
+#: What a shell runs to have a line completed with the script that was installed for it.
+_DRIVEN = {
+    "bash": "source ~/.bash_completions/hpo-mab.sh; COMP_WORDS=(hpo-mab run --sampler g); "
+    "COMP_CWORD=3; _hpo_mab_completion hpo-mab; echo ${COMPREPLY[@]}",
+    "fish": 'complete -C "hpo-mab run --sampler g"',
+    # Its completions want a terminal: what the script would show is what is looked at.
+    "zsh": "compdef() { :; }; _arguments() { :; }; source ~/.zfunc/_hpo-mab; words=(hpo-mab run "
+    '--sampler g); _describe() { echo "${(P)4}"; }; _hpo_mab_completion; env '
+    '_TYPER_COMPLETE_ARGS="hpo-mab run --sampler g" _HPO_MAB_COMPLETE=complete_zsh hpo-mab',
+}
+
+
+@pytest.mark.parametrize("shell", sorted(_DRIVEN))
+def test_the_shell_completes_with_what_is_installed(shell: str, tmp_path: Path) -> None:
+    if shutil.which(shell) is None:
+        pytest.skip(f"{shell} is not installed")
+    home = {
+        **os.environ,
+        "HOME": str(tmp_path),
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1",
+    }
+    home.pop("XDG_CONFIG_HOME", None)
+    subprocess.run(
+        ["hpo-mab", "--install-completion", shell], env=home, check=True, capture_output=True
+    )
+    done = subprocess.run(
+        [shell, "-c", _DRIVEN[shell]], env=home, capture_output=True, text=True, check=False
+    )
+    assert "gradnorm" in done.stdout, done.stderr
+    assert "uniform" not in done.stdout

@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import io
+
 import optuna
 import pytest
 from optuna.trial import TrialState, create_trial
+from rich.console import Console
 
 from hpo_mab.cli import _progress as module
 from hpo_mab.cli._progress import StudyProgress
@@ -48,3 +51,22 @@ def test_quiet_says_nothing(clock: Clock, capsys: pytest.CaptureFixture[str]) ->
         study.add_trial(create_trial(value=0.5))
         progress(study, study.trials[-1])
     assert capsys.readouterr().err == ""
+
+
+def test_a_terminal_of_80_columns_shows_bar_rate_best_and_time_left(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    screen = io.StringIO()
+    monkeypatch.setattr(
+        module, "Console", lambda **_: Console(file=screen, force_terminal=True, width=80)
+    )
+    study = optuna.create_study(direction="maximize")
+    with StudyProgress(trials=200, label="fashion_mnist-uniform-seed0") as progress:
+        for _ in range(100):
+            clock.now += 3
+            study.add_trial(create_trial(value=0.9))
+            progress(study, study.trials[-1])
+    frame = screen.getvalue().rpartition("100/200")
+    assert frame[0].rpartition("\r")[2].count("━") >= 8
+    assert "trials, 0 pruned, best 90.00%, 20 a minute, 5 min 0 s left" in frame[2]
+    assert "fashion_mnist-uniform-seed0" in screen.getvalue().splitlines()[0]

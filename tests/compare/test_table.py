@@ -47,3 +47,15 @@ def test_no_interval_is_shown_where_there_is_none(runs):
 
 def test_one_arm_has_its_own_tables_only(runs):
     assert len(comparison_tables(summarise(runs[:1]))) == 2
+
+
+def test_the_essential_tables_come_first_and_are_few(summary):
+    every = [table.title for table in comparison_tables(summary)]
+    few = [table.title for table in comparison_tables(summary, essential=True)]
+    assert few == every[:3]
+    assert len(every) > 6
+    (contrast,) = summary.contrasts
+    gain = 100 * contrast.paired[-1].advantage.value
+    line = next(line for line in shown(summary, 80).splitlines() if "same configurations" in line)
+    assert f"{gain:+.1f} [" in line
+    assert f" {contrast.pairs} " in line

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -19,10 +20,11 @@ import pytest
 from hpo_mab.advantage import Evidence
 from hpo_mab.compare import report_html
 from hpo_mab.dashboard import application, publish_comparison, publish_study
+from hpo_mab.dashboard._artifacts import CURVES_FILE
 from hpo_mab.pruners import EVIDENCE_KEY, AdvantageWarning
 from hpo_mab.search import StudyRunner, make_spec
 from hpo_mab.search._pilot import stored_choice
-from hpo_mab.storage import Storage, open_study
+from hpo_mab.storage import Storage, open_study, read_run
 
 if TYPE_CHECKING:
     from playwright.sync_api import Locator, Page
@@ -135,6 +137,29 @@ def test_the_note_is_rendered_and_its_link_opens_the_comparison(
     assert drawn(plot) >= 2
 
 
+def test_a_thousand_trials_draw_few_lines_and_offer_their_curves(
+    page: Page, large: Storage, tmp_path: Path
+) -> None:
+    run = read_run(large, "large-mab-seed0")
+    assert publish_study(large, run).problem == ""
+    with served(large) as address:
+        page.goto(f"{address}/dashboard/studies/1")
+        for name in ("00-incumbent-examples", "09-knobs", "11-concentration"):
+            plot = page.locator(f'[id="user-defined-plot:{name}"]')
+            plot.locator(".main-svg").first.wait_for(state="visible")
+            assert drawn(plot) > 0, name
+        reports = page.locator('[id="graph-intermediate-values"]')
+        reports.locator(".legendtext").first.wait_for(state="attached")
+        # A line and a legend entry a trial is what takes a browser long.
+        assert 100 <= reports.locator(".legendtext").count() <= 200
+        with page.expect_download() as started:
+            page.locator('[aria-label="download artifact"]').first.click()
+        started.value.save_as(tmp_path / "curves.csv")
+    rows = (tmp_path / "curves.csv").read_text().splitlines()
+    assert started.value.suggested_filename == CURVES_FILE
+    assert len(rows) == 1 + sum(len(trial.curve) for trial in run.trials)
+
+
 def test_a_pruned_trial_says_why(page: Page, address: str, compared) -> None:
     number = next(t.number for t in compared.runs[0].trials if t.state == "pruned")
     page.goto(f"{address}/dashboard/studies/1/trials?numbers={number}")
@@ -155,14 +180,21 @@ def _piloted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, op
         warnings.simplefilter("ignore", AdvantageWarning)
         run = StudyRunner(make_spec({**SPEC, **sections}), storage).run(score=False).run
     assert publish_study(storage, run).problem == ""
+    with served(storage) as address:
+        yield address, open_study(storage, run.name)
+    storage.close()
+
+
+@contextlib.contextmanager
+def served(storage: Storage) -> Iterator[str]:
+    """The address of the dashboard of a storage."""
     server = make_server("127.0.0.1", 0, application(storage), handler_class=_Silent)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
-    yield f"http://127.0.0.1:{server.server_port}", open_study(storage, run.name)
+    yield f"http://127.0.0.1:{server.server_port}"
     server.shutdown()
     thread.join()
     server.server_close()
-    storage.close()
 
 
 class _Silent(WSGIRequestHandler):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import runpy
 import warnings
 from pathlib import Path
 
@@ -34,6 +36,14 @@ def run(name: str, folder: Path) -> nbformat.NotebookNode:
     return done
 
 
+def to_html(notebook: nbformat.NotebookNode) -> str:
+    """As ``make notebook-html`` does."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        page: str = runpy.run_path(str(NOTEBOOKS / "to_html.py"))["to_html"](notebook)
+    return page
+
+
 def outputs(notebook: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
     return [output for cell in notebook.cells for output in cell.get("outputs", [])]
 
@@ -50,6 +60,13 @@ def test_explore_goes_from_a_comparison_to_a_conclusion(small: Path) -> None:
     assert sum(bool(figure["data"]) for figure in shown) >= 8
     assert "mab is not distinguishable from uniform on digits" in text_of(done)
     assert "--seeds 5" in text_of(done)
+    page = to_html(done)
+    # Nothing is loaded from elsewhere, and plotly.js is there once.
+    assert not re.findall(r"<(?:script|img|iframe)[^>]*\ssrc=[\"']?(?!data:)[^>]*>", page)
+    assert "<link" not in page
+    assert not re.findall(r"""(?:import|from)\s*["']https?:""", page)
+    assert page.count("Plotly.newPlot(") >= 9
+    assert 4_000_000 < len(page) < 8_000_000
 
 
 def _is_figure(output: nbformat.NotebookNode) -> bool:

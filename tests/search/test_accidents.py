@@ -98,3 +98,57 @@ def test_a_killed_data_loader_fails_the_trial_and_not_the_study(
     assert [trial.state.name for trial in study.trials] == ["FAIL", "COMPLETE"]
     assert "DataLoader worker" in study.trials[0].user_attrs["reason"]
     assert not once.exists()
+
+
+class _Torn(Dataset[Any]):
+    """One of its items cannot be read while a file is there."""
+
+    def __init__(self, while_there: Path) -> None:
+        self.while_there = while_there
+        self.targets = [0, 1] * 20
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        if index == 7 and self.while_there.exists():
+            raise OSError("item 7 cannot be read\nat byte 3")
+        return torch.full((4,), float(index % 2)), self.targets[index]
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_data_that_raise_in_the_middle_fail_the_trial_and_not_the_study(
+    storage: Storage, tmp_path: Path, num_workers: int
+) -> None:
+    torn = tmp_path / "torn"
+    torn.touch()
+    study = optuna.create_study(study_name="own", storage=storage.optuna, direction="maximize")
+    Target(trials=2, total=None, epoch_examples=40).save(study)
+    whole = _Torn(tmp_path / "never")
+    objective = TrainingObjective(
+        model=lambda: nn.Linear(4, 2),
+        data=(_Torn(torn), whole),
+        # The item is in one of every pass's four batches.
+        budget=Budget(steps=8),
+        optimizer={"lr": 0.1},
+        sampler="uniform",
+        batch_size=10,
+        evaluations=8,
+        num_workers=num_workers,
+        device="cpu",
+        curves=storage.curves,
+    )
+
+    def mend(_: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
+        torn.unlink(missing_ok=True)
+
+    TrialLoop(study, storage, objective, on_trial=mend).run()
+    assert [trial.state.name for trial in study.trials] == ["FAIL", "COMPLETE", "COMPLETE"]
+    failed = study.trials[0]
+    assert "OSError" in failed.user_attrs["reason"]
+    assert "\n" not in failed.user_attrs["reason"]
+    # Failed by itself: its slot is not tried again.
+    assert [trial.user_attrs["slot"] for trial in study.trials] == [0, 1, 2]
+    # The study's curves and reports tell the same story about it.
+    curve = storage.curves.load([failed._trial_id]).get(failed._trial_id, ())
+    assert len(curve) == len(failed.intermediate_values) < 8

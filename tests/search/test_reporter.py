@@ -8,6 +8,7 @@ from typing import Any
 
 import optuna
 import pytest
+import sqlalchemy as sa
 import torch
 from optuna.trial import FrozenTrial, TrialState
 from torch import nn
@@ -17,7 +18,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import hpo_mab
 from hpo_mab._errors import ArgumentError
 from hpo_mab.search import TrialReporter
-from hpo_mab.storage import Storage
+from hpo_mab.storage import CurveStore, Storage
 
 
 class _PruneAt(optuna.pruners.BasePruner):
@@ -159,6 +160,105 @@ def test_the_sampler_is_told_the_share_of_the_budget_that_is_spent() -> None:
     for _ in range(5):
         reporter.step(1)
     assert sampler.shares == [0.25, 0.5, 0.75, 1.0, 1.0]
+
+
+class _Broken(TensorDataset):
+    """Cannot be read any more after some items."""
+
+    left = 250
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, ...]:
+        self.left -= 1
+        if self.left < 0:
+            raise OSError("shard 3 is gone\nand more about it")
+        return super().__getitem__(index)
+
+
+def _a_loop_that_ends_early(
+    trial: optuna.trial.Trial, curves: CurveStore, *, num_workers: int = 0, stop: str = ""
+) -> float:
+    """A plain loop over data that break after 250 examples, or that Ctrl-C ends."""
+    data = _Broken(torch.zeros(400, 4), torch.arange(400) % 2)
+    loader = DataLoader(data, batch_size=25, num_workers=num_workers)
+    with TrialReporter(trial, budget_examples=400, evaluations=8, curves=curves) as reporter:
+        for _, y in loader:
+            if stop and reporter.examples == 250:
+                raise KeyboardInterrupt
+            if reporter.step(len(y)):
+                reporter.report(accuracy=0.5)
+                # In hand until something happens: a transaction a point would be dear.
+                assert not curves.load([trial._trial_id])
+            data.left += 25 if stop else 0
+    return reporter.accuracy
+
+
+@pytest.mark.parametrize(
+    ("num_workers", "reason"),
+    [
+        (0, "OSError: shard 3 is gone"),
+        (1, "OSError: shard 3 is gone (in a data-loading process)"),
+    ],
+)
+def test_a_loop_that_raises_leaves_its_curve_and_the_reason(
+    tmp_path: Path, num_workers: int, reason: str
+) -> None:
+    storage = Storage(f"sqlite:///{tmp_path / 'curves.db'}")
+    study = _study()
+    study.optimize(
+        lambda trial: _a_loop_that_ends_early(trial, storage.curves, num_workers=num_workers),
+        n_trials=1,
+        catch=OSError,
+    )
+    trial = study.trials[0]
+    curve = storage.curves.load([trial._trial_id])[trial._trial_id]
+    storage.close()
+    assert trial.state == TrialState.FAIL
+    assert trial.user_attrs["reason"] == reason
+    assert [e.examples for e in curve] == [50, 100, 150, 200, 250]
+    assert trial.user_attrs["examples"] == 250
+    assert "interrupted" not in trial.user_attrs
+
+
+def test_a_loop_that_ctrl_c_ends_leaves_its_curve_and_says_so(tmp_path: Path) -> None:
+    storage = Storage(f"sqlite:///{tmp_path / 'curves.db'}")
+    study = _study()
+    with pytest.raises(KeyboardInterrupt):
+        study.optimize(
+            lambda trial: _a_loop_that_ends_early(trial, storage.curves, stop="Ctrl-C"), n_trials=1
+        )
+    trial = study.trials[0]
+    curve = storage.curves.load([trial._trial_id])[trial._trial_id]
+    storage.close()
+    assert trial.user_attrs["interrupted"] is True
+    assert "reason" not in trial.user_attrs
+    assert len(curve) == 5
+
+
+def test_without_with_every_point_is_written_at_once(tmp_path: Path) -> None:
+    storage = Storage(f"sqlite:///{tmp_path / 'curves.db'}")
+    trial = _study().ask()
+    reporter = TrialReporter(trial, budget_examples=40, evaluations=4, curves=storage.curves)
+    for points in (1, 2, 3):
+        reporter.step(10)
+        reporter.report(accuracy=0.5)
+        assert len(storage.curves.load([trial._trial_id])[trial._trial_id]) == points
+    storage.close()
+
+
+def test_what_ended_the_loop_is_raised_even_if_it_cannot_be_stored(tmp_path: Path) -> None:
+    storage = Storage(f"sqlite:///{tmp_path / 'curves.db'}")
+    trial = _study().ask()
+    with (  # noqa: PT012 - the loop is what is tested
+        pytest.raises(ValueError, match="broken") as caught,
+        TrialReporter(trial, budget_examples=40, evaluations=4, curves=storage.curves) as reporter,
+    ):
+        reporter.step(10)
+        reporter.report(accuracy=0.5)
+        with storage.optuna.engine.begin() as connection:
+            connection.execute(sa.text("DROP TABLE hpo_mab_evaluations"))
+        raise ValueError("broken")
+    storage.close()
+    assert "could not be stored" in caught.value.__notes__[0]
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -119,7 +121,10 @@ def test_ctrl_c_asks_once_and_kills_the_second_time(
     monkeypatch.setattr(_processes, "WorkerProcess", Busy)
     monkeypatch.setattr(_processes.time, "sleep", sleep)
     storage = Storage(str(tmp_path / "studies.db"))
-    assert ProcessLauncher(storage, devices=["cpu"] * 2, data_root="data")(study) is True
+    launcher = ProcessLauncher(storage, devices=["cpu"] * 2, data_root="data")
+    # Raised: what comes after a run, a summary and pages, must not keep anybody waiting now.
+    with pytest.raises(KeyboardInterrupt):
+        launcher(study)
     assert asked == ["Ctrl-C", "stop", "stop", "Ctrl-C", "kill", "kill"]
 
 
@@ -214,11 +219,55 @@ def test_a_worker_whose_parent_is_gone_interrupts_itself() -> None:
 
 
 def test_a_termination_signal_is_like_ctrl_c() -> None:
-    import signal
-
     from hpo_mab.cli._signals import stoppable
 
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(KeyboardInterrupt), stoppable():
         signal.raise_signal(signal.SIGTERM)
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+_DEAF = """
+import sqlite3
+from hpo_mab.cli._signals import stoppable
+with stoppable():
+    database = sqlite3.connect(":memory:")
+    database.create_function("ready", 0, lambda: print("ready", flush=True) or 1)
+    # Counts for ever, and gives Python no chance to act on a signal.
+    database.execute(
+        "WITH RECURSIVE n(x) AS (SELECT ready() UNION ALL SELECT x + 1 FROM n) SELECT max(x) FROM n"
+    )
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_second_signal_ends_what_no_signal_reaches(number: signal.Signals) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", _DEAF], stdout=subprocess.PIPE, text=True
+    ) as child:
+        try:
+            assert child.stdout is not None
+            assert child.stdout.readline() == "ready\n"
+            time.sleep(0.5)  # Out of Python again.
+            child.send_signal(number)
+            with pytest.raises(subprocess.TimeoutExpired):
+                child.wait(0.5)
+            child.send_signal(number)
+            assert child.wait(20) == 130
+        finally:
+            child.kill()
+
+
+def test_an_orderly_end_after_two_signals_is_left_alone() -> None:
+    from hpo_mab.cli import _signals
+
+    before = threading.active_count()
+    presses = 0
+    with _signals.stoppable():
+        for _ in range(2):
+            try:
+                signal.raise_signal(signal.SIGINT)
+            except KeyboardInterrupt:
+                presses += 1
+    # Nobody stays behind to end this process later.
+    assert (presses, threading.active_count()) == (2, before)

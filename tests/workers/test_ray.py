@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +14,9 @@ import pytest
 from hpo_mab.search import StudyRunner, make_spec
 from hpo_mab.storage import Storage
 from hpo_mab.workers import RayLauncher
+
+PASSWORD = "hunter2ever"
+_ME = str(os.getpid())
 
 pytestmark = [
     pytest.mark.ray,
@@ -48,7 +54,9 @@ def test_two_nodes_finish_a_study_together(cluster: Any, postgres_url: str) -> N
             "search": {"sampler": "random", "initial": 4},
         }
     )
-    storage = Storage(postgres_url)
+    # The server asks for no password; Ray must not show the one it is handed.
+    storage = Storage(postgres_url.replace("postgres:@", f"postgres:{PASSWORD}@"))
+    assert PASSWORD in storage.secret_url
     launcher = RayLauncher(storage, workers=2, address=cluster.address, data_root=spec.data.root)
     told: list[int] = []
     outcome = StudyRunner(spec, storage).run(
@@ -67,3 +75,18 @@ def test_two_nodes_finish_a_study_together(cluster: Any, postgres_url: str) -> N
     }
     assert len(workers) == 2
     storage.close()
+    _holds_no_password(cluster)
+
+
+def _holds_no_password(cluster: Any) -> None:
+    """Neither Ray's logs and state nor the command lines of its processes."""
+    state = pytest.importorskip("ray.util.state", reason="needs Ray's state API")
+    folder = Path(cluster.head_node.get_session_dir_path())
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    assert any(path.suffix == ".log" for path in files)
+    lines = [path for path in Path("/proc").glob("[0-9]*/cmdline") if path.parent.name != _ME]
+    for path in [*files, *lines]:
+        with contextlib.suppress(OSError):
+            assert PASSWORD.encode() not in path.read_bytes(), path
+    with contextlib.suppress(state.exception.RayStateApiException):  # It needs Ray's dashboard.
+        assert PASSWORD not in repr(state.list_tasks(detail=True))

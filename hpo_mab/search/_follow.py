@@ -1,0 +1,87 @@
+"""Following a training: its curve to Optuna and the database, its state to a checkpoint."""
+
+from __future__ import annotations
+
+import contextlib
+
+import optuna
+
+from hpo_mab.search._checkpoint import SlotCheckpoint
+from hpo_mab.storage import RESUMED_KEY, CurveStore, CurveWriter
+from hpo_mab.training import Evaluation, Training
+
+
+def follow(
+    trial: optuna.trial.Trial,
+    training: Training,
+    *,
+    evaluations: int,
+    curves: CurveStore | None,
+    checkpoint: SlotCheckpoint | None,
+    may_prune: bool,
+) -> Evaluation:
+    """Train to the end of the budget, or until the pruner has seen enough.
+
+    Evaluations that come from a checkpoint are reported, stored and judged like all others: the
+    trial's curve is whole, and a pruner that keeps notes on the trial has them all. How many they
+    are is the trial's user attribute ``resumed_at``, so that nobody counts their cost twice.
+
+    Args:
+        trial: Optuna's trial.
+        training: Its training.
+        evaluations: Evaluations of a whole trial.
+        curves: Where learning curves are stored; None keeps none.
+        checkpoint: Where long trials are saved; None saves none.
+        may_prune: Whether the study's pruner is asked.
+
+    Returns:
+        The last evaluation.
+
+    Raises:
+        optuna.TrialPruned: The pruner said so.
+        TrainingDiverged: A loss is no longer finite.
+    """
+    if training.resumed_at:
+        # Before the curve: a worker that dies in between has spent nothing, and has no curve.
+        trial.set_user_attr(RESUMED_KEY, training.resumed_at)
+    with contextlib.closing(_Record(trial, curves)) as record:
+        for evaluation in training:
+            record.add(evaluation)
+            if evaluation.index == evaluations:
+                continue
+            if may_prune and trial.should_prune():
+                raise optuna.TrialPruned
+            if checkpoint is not None and checkpoint.is_due(training):
+                record.flush()
+                checkpoint.save(training)
+    if record.last is None:
+        raise RuntimeError("training ended without an evaluation")
+    return record.last
+
+
+class _Record:
+    """What is known of a trial, on its way to Optuna and the database."""
+
+    def __init__(self, trial: optuna.trial.Trial, curves: CurveStore | None) -> None:
+        self.last: Evaluation | None = None
+        self._trial = trial
+        self._curve = None if curves is None else CurveWriter(curves, trial._trial_id)
+
+    def add(self, evaluation: Evaluation) -> None:
+        """Add an evaluation and report it."""
+        self.last = evaluation
+        if self._curve is not None:
+            self._curve.append(evaluation)
+        self._trial.report(evaluation.accuracy, step=evaluation.index)
+
+    def flush(self) -> None:
+        """Write what waits of the curve."""
+        if self._curve is not None:
+            self._curve.flush()
+
+    def close(self) -> None:
+        """Write the rest, whatever has ended the training."""
+        self.flush()
+        if self.last is not None:
+            self._trial.set_user_attr("examples", self.last.examples)
+            self._trial.set_user_attr("seconds", round(self.last.seconds, 3))

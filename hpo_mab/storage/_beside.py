@@ -1,0 +1,28 @@
+"""Where the files of a storage are kept."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from hpo_mab.storage._open import Storage
+
+
+def folder_beside(storage: Storage, what: str) -> Path:
+    """The folder of a storage's files of one kind; it need not exist.
+
+    ``HPO_MAB_<WHAT>`` if that is set; beside an SQLite file, named after it; otherwise
+    ``hpo_mab_<what>`` in the working directory.
+
+    Args:
+        storage: The database.
+        what: The kind of files, e.g. ``"artifacts"``.
+    """
+    chosen = os.environ.get(f"HPO_MAB_{what.upper()}")
+    if chosen:
+        return Path(chosen).expanduser()
+    database = storage.url.database
+    if storage.is_sqlite and database and database != ":memory:":
+        path = Path(database)
+        return path.with_name(f"{path.stem}_{what}")
+    return Path(f"hpo_mab_{what}")

@@ -1,0 +1,72 @@
+"""What is asked for wrongly is answered in one line that names it and says what to do next."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import optuna
+import pytest
+
+from hpo_mab.storage import Definition, Storage
+
+Cli = Callable[..., "tuple[int, str, str]"]
+
+
+@pytest.fixture(name="stored", autouse=True)
+def _stored(cli: Cli, tiny: str, tmp_path: Path) -> None:
+    """A study of somebody else, one of ours without trials, one with trials without curves."""
+    storage = Storage(f"sqlite:///{tmp_path / 'hpo_mab.db'}")
+    made = {
+        name: optuna.create_study(
+            study_name=name, storage=storage.optuna, direction="maximize", load_if_exists=True
+        )
+        for name in ("foreign", "empty", "bare")
+    }
+    for seed, name in enumerate(("empty", "bare")):
+        Definition(
+            arm="mab",
+            seed=seed,
+            trial_examples=1_000,
+            epoch_examples=1_000,
+            spec={"name": "tiny", "data": {"name": "digits"}},
+            environment={},
+        ).save(made[name])
+    made["bare"].add_trial(optuna.trial.create_trial(state=optuna.trial.TrialState.FAIL))
+    storage.close()
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "text.db").write_text("no database " * 500)
+    (tmp_path / "broken.toml").write_text("[budget\n")
+    text = (tmp_path / tiny).read_text()
+    (tmp_path / "type.toml").write_text(text.replace("epochs = 1", 'epochs = "many"'))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ("report foreign", ["'foreign'", "not made by hpo-mab", "hpo-mab dashboard"]),
+        ("report empty", ["'empty'", "hpo-mab run"]),
+        ("report empty bare", ["'empty', 'bare'", "hpo-mab run"]),
+        ("report none.json", ["none.json", "compare --record"]),
+        ("report empty -o folder", ["folder is a folder", "name a file"]),
+        ("compare tiny.toml --record folder", ["folder is a folder", "name a file"]),
+        ("compare tiny.toml --set compare.reference=x", ["'x' is not an arm", "uniform"]),
+        ("worker --study foreign", ["'foreign'", "hpo-mab dashboard"]),
+        ("worker --study emty", ["'emty'", "'empty'"]),
+        ("replay bare 0", ["Trial 0 of 'bare'", "no trial of the study has one"]),
+        ("run broken.toml", ["broken.toml", "line 1"]),
+        ("run type.toml", ["type.toml", "budget.epochs", "got 'many'"]),
+        (
+            "run tiny.toml --pruner advantage --set pruner.evidence=none.json",
+            ["none.json", "hpo-mab evidence"],
+        ),
+        ("dashboard --storage text.db", ["text.db", "Name another file"]),
+        ("dashboard --storage none.db", ["none.db", "hpo-mab run"]),
+        ("dashboard --host 192.0.2.1", ["192.0.2.1", "127.0.0.1"]),
+    ],
+)
+def test_one_line_names_it_and_the_next_step(cli: Cli, arguments: str, words: list[str]) -> None:
+    status, out, err = cli(*arguments.split())
+    assert (status, out, err.count("\n")) == (2, "", 1), err
+    for word in words:
+        assert word in err

@@ -1,0 +1,170 @@
+"""A disk that is full in the middle of a study: one line, and nothing lost or doubled after it."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from hpo_mab.storage import Storage, StudyRun, read_run
+from hpo_mab.testing._faults import count_faults
+
+Cli = Callable[..., "tuple[int, str, str]"]
+NAME = "short-uniform-seed0"
+TRIALS = "20"
+ROOM = 200_000
+
+SHORT = """
+name = "short"
+[budget]
+steps = 6
+evaluations = 3
+[model]
+name = "mlp"
+[optimizer]
+name = "sgd"
+lr = { low = 0.01, high = 1.0, log = true }
+[training]
+batch_size = 64
+[sampler]
+kind = "uniform"
+[pruner]
+kind = "none"
+[search]
+sampler = "random"
+initial = 4
+"""
+
+LIMITED = """
+import resource, sys
+from hpo_mab.cli import main
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv.pop(1)),) * 2)
+main()
+"""
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of sixteen megabytes."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if os.name != "posix" or os.geteuid() != 0 or not shutil.which("mount"):
+        pytest.skip("mounting a file system of sixteen megabytes needs root")
+    options = ["-t", "tmpfs", "-o", "size=16m", "tmpfs", str(folder)]
+    made = subprocess.run(["mount", *options], capture_output=True, text=True, check=False)
+    if made.returncode:
+        pytest.skip(f"mounting a file system of sixteen megabytes is not allowed: {made.stderr}")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+@pytest.fixture
+def short(tmp_path: Path) -> str:
+    (tmp_path / "short.toml").write_text(SHORT)
+    return "short.toml"
+
+
+def _run(path: Path) -> StudyRun:
+    storage = Storage(str(path))
+    run = read_run(storage, NAME)
+    storage.close()
+    return run
+
+
+def _finished(run: StudyRun) -> dict[int, object]:
+    """What must not be lost: every finished trial's value and curve, by its number."""
+    return {
+        t.number: (t.slot, t.value, [dataclasses.astuple(e) for e in t.curve])
+        for t in run.trials
+        if t.state == "complete"
+    }
+
+
+def _is_one_line(said: str, words: list[str]) -> None:
+    assert said.count("\n") == 1, said
+    assert said.startswith("hpo-mab: ")
+    for word in words:
+        assert word in said
+
+
+def _goes_on(cli: Cli, short: str, path: Path) -> None:
+    """The same command finishes the study: nothing is lost, nothing doubled."""
+    before = _finished(_run(path))
+    # The disk was full in the middle, or the test has tested nothing.
+    assert 1 <= len(before) < int(TRIALS)
+    assert cli("run", short, "--trials", TRIALS, "--storage", str(path), "--quiet") == (0, "", "")
+    run = _run(path)
+    after = _finished(run)
+    assert {number: after[number] for number in before} == before
+    report = count_faults(run, kills=0)
+    assert (report.lost, report.doubled, report.inconsistent) == ((), (), ())
+    assert report.trials == len(after) == int(TRIALS)
+
+
+def test_a_study_on_a_full_disk_goes_on_when_there_is_room(
+    cli: Cli, short: str, small_disk: Path
+) -> None:
+    path = small_disk / "studies.db"
+    assert cli("run", short, "--trials", "1", "--storage", str(path), "--quiet")[0] == 0
+    free = shutil.disk_usage(small_disk).free
+    (small_disk / "other").write_bytes(b"x" * (free - ROOM))
+    status, out, err = cli("run", short, "--trials", TRIALS, "--storage", str(path))
+    assert (status, out) == (2, "")
+    _is_one_line(err.splitlines(keepends=True)[-1], ["disk is full", "Free some space", str(path)])
+    # Still full: the same line, before anything is trained.
+    status, out, err = cli("run", short, "--trials", TRIALS, "--storage", str(path), "--quiet")
+    assert (status, out) == (2, "")
+    _is_one_line(err, ["full", "Free some space"])
+    (small_disk / "other").unlink()
+    _goes_on(cli, short, path)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs limits of a file's size")
+def test_a_study_whose_file_cannot_grow_goes_on_when_it_can(
+    cli: Cli, short: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "studies.db"
+    assert cli("run", short, "--trials", "1", "--storage", str(path), "--quiet")[0] == 0
+    arguments = ["run", short, "--trials", TRIALS, "--storage", str(path), "--quiet"]
+    limited = subprocess.run(
+        [sys.executable, "-c", LIMITED, str(ROOM), *arguments],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (limited.returncode, limited.stdout) == (2, "")
+    _is_one_line(limited.stderr, ["disk I/O error", "Is the disk full", str(path)])
+    _goes_on(cli, short, path)
+
+
+def test_pages_that_a_full_disk_keeps_out_are_made_later(
+    cli: Cli, short: str, small_disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from hpo_mab.dashboard import _publish, refresh
+
+    monkeypatch.setenv("HPO_MAB_ARTIFACTS", str(small_disk))
+    # As of a thousand evaluations.
+    monkeypatch.setattr(_publish, "LARGE", 1)
+    free = shutil.disk_usage(small_disk).free
+    (small_disk / "other").write_bytes(b"x" * free)
+    status, out, err = cli("run", short, "--trials", "2")
+    # The study is what was asked for, and it is there.
+    assert status == 0
+    assert "2 complete" in out
+    _is_one_line(
+        err.splitlines(keepends=True)[-1], ["the study is stored", "No space left", "hpo-mab dash"]
+    )
+    (small_disk / "other").unlink()
+    storage = Storage(str(tmp_path / "hpo_mab.db"))
+    published = refresh(storage)
+    storage.close()
+    assert (published.studies, published.problem) == ((NAME,), "")
+    whole = [f.read_text().count("\n") for f in small_disk.iterdir() if f.stat().st_size]
+    assert whole == [1 + 2 * 3]

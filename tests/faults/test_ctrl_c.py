@@ -1,0 +1,191 @@
+"""Ctrl-C twice in the middle of a long trial, at a terminal and between processes, for real."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from hpo_mab.storage import Storage, read_run
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs /proc and terminals")
+
+#: By ourselves, or by the signal where Python had begun to end: 130 in a shell either way.
+INTERRUPTED = (130, -signal.SIGINT)
+
+DEFINITION = """
+name = "long"
+[budget]
+epochs = {epochs}
+evaluations = 2
+trials = 1
+[model]
+name = "mlp"
+[optimizer]
+name = "sgd"
+[training]
+batch_size = 64
+[sampler]
+kind = "uniform"
+"""
+
+# A terminal of one's own, whose Ctrl-C reaches its foreground processes and nobody else.
+AT_A_TERMINAL = """
+import fcntl, os, signal, sys, termios
+os.setsid()
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+signal.signal(signal.SIGINT, signal.SIG_DFL)
+os.execv(sys.executable, [sys.executable, "-m", "hpo_mab", *sys.argv[1:]])
+"""
+
+
+def _until(condition: Callable[[], object], seconds: float) -> bool:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if condition():
+            return True
+        time.sleep(0.02)
+    return False
+
+
+def _running(folder: Path) -> int:
+    """Trials that a worker has in hand and that have begun to train."""
+    if not (folder / "hpo_mab.db").exists():
+        return 0
+    with contextlib.closing(sqlite3.connect(folder / "hpo_mab.db", timeout=10)) as connection:
+        query = (
+            "SELECT count(*) FROM trials JOIN trial_heartbeats USING (trial_id) "
+            "WHERE state = 'RUNNING'"
+        )
+        try:
+            return int(connection.execute(query).fetchone()[0])
+        except sqlite3.OperationalError:  # There are no tables yet.
+            return 0
+
+
+class _Terminal:
+    """``hpo-mab`` on a pseudo-terminal of its own, somebody at the keyboard."""
+
+    def __init__(self, folder: Path, *arguments: str) -> None:
+        self._hands, screen = os.openpty()
+        command = [sys.executable, "-c", AT_A_TERMINAL, *arguments]
+        self.process = subprocess.Popen(
+            command, cwd=folder, stdin=screen, stdout=screen, stderr=screen
+        )
+        os.close(screen)
+        self.said = ""
+        # A terminal that nobody reads stops who writes to it.
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def press_ctrl_c(self) -> None:
+        os.write(self._hands, b"\x03")
+
+    def ends_within(self, seconds: float) -> bool:
+        return _until(lambda: self.process.poll() is not None, seconds)
+
+    def processes(self) -> list[int]:
+        """Those that live of the session and of the children, which have sessions of their own."""
+        leader, found = self.process.pid, []
+        for folder in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                fields = (folder / "stat").read_text().rpartition(")")[2].split()
+                state, parent, session = fields[0], int(fields[1]), int(fields[3])
+                if state not in "ZX" and leader in (parent, session):
+                    found.append(int(folder.name))
+        return found
+
+    def close(self) -> None:
+        for pid in self.processes():
+            os.kill(pid, signal.SIGKILL)
+        self.process.wait()
+        self._reader.join()
+        os.close(self._hands)
+
+    def _read(self) -> None:
+        with contextlib.suppress(OSError):  # The last one to write has gone.
+            while part := os.read(self._hands, 65536):
+                self.said += part.decode(errors="replace")
+
+
+@pytest.fixture
+def terminal(tmp_path: Path) -> Iterator[Callable[..., _Terminal]]:
+    opened: list[_Terminal] = []
+
+    def open_one(*arguments: str) -> _Terminal:
+        opened.append(_Terminal(tmp_path, *arguments))
+        return opened[-1]
+
+    yield open_one
+    for one in opened:
+        one.close()
+
+
+def _make(folder: Path, *, epochs: int) -> None:
+    (folder / "long.toml").write_text(DEFINITION.format(epochs=epochs))
+
+
+def _is_tried_again(folder: Path) -> None:
+    """The next worker takes the trial, which is marked as cut off."""
+    from hpo_mab.search._claim import claim
+    from hpo_mab.storage import open_study
+
+    storage = Storage(f"sqlite:///{folder / 'hpo_mab.db'}")
+    study = open_study(storage, "long-uniform-seed0")
+    before = read_run(storage, study.study_name).trials
+    taken = claim(study, storage)
+    after = read_run(storage, study.study_name).trials
+    storage.close()
+    marks = json.dumps([trial.attrs for trial in before])
+    assert [trial.slot for trial in before] == [0]
+    assert [(t.slot, t.state) for t in after] == [(0, "fail"), (0, "running")], marks
+    assert after[0].attrs.get("interrupted") or after[0].attrs.get("lost")
+    assert taken is not None
+
+
+def test_ctrl_c_twice_at_a_terminal_ends_a_long_trial_in_seconds(
+    tmp_path: Path, terminal: Callable[..., _Terminal]
+) -> None:
+    _make(tmp_path, epochs=100_000)
+    mine = terminal("run", "long.toml")
+    assert _until(lambda: _running(tmp_path), 120), mine.said
+    mine.press_ctrl_c()
+    time.sleep(0.2)
+    mine.press_ctrl_c()
+    assert mine.ends_within(15), mine.said
+    assert mine.process.returncode in INTERRUPTED, mine.said
+    assert _until(lambda: not mine.processes(), 5)
+    assert "Traceback" not in mine.said
+    _is_tried_again(tmp_path)
+
+
+def test_the_second_ctrl_c_ends_workers_that_do_not_answer_the_first(
+    tmp_path: Path, terminal: Callable[..., _Terminal]
+) -> None:
+    _make(tmp_path, epochs=100_000)
+    mine = terminal("run", "long.toml", "--workers", "2")
+    assert _until(lambda: _running(tmp_path), 120), mine.said
+    workers = [pid for pid in mine.processes() if pid != mine.process.pid]
+    assert len(workers) == 2
+    # Stopped, a worker hears nothing: as deep in a library's call, or in a driver's.
+    for pid in workers:
+        os.kill(pid, signal.SIGSTOP)
+    mine.press_ctrl_c()
+    # The first one waits for them, however long that takes.
+    assert not mine.ends_within(2)
+    mine.press_ctrl_c()
+    assert mine.ends_within(15), mine.said
+    assert mine.process.returncode in INTERRUPTED, mine.said
+    assert _until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers), 5)
+    assert "Traceback" not in mine.said
+    _is_tried_again(tmp_path)

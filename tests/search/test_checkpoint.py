@@ -1,0 +1,365 @@
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+import torch
+
+from hpo_mab.search import (
+    StudyRunner,
+    StudySpec,
+    TrainingObjective,
+    load_splits,
+    make_objective,
+    make_spec,
+    replay,
+    trial_seed,
+)
+from hpo_mab.search._checkpoint import Checkpoints, CheckpointWarning, SlotCheckpoint
+from hpo_mab.search._follow import _Record
+from hpo_mab.search._recovery import unsettled
+from hpo_mab.storage import Storage, TrialRun, folder_beside, open_study
+from hpo_mab.testing._faults import _fork
+from hpo_mab.training import Evaluation
+
+Runner = Callable[..., StudyRunner]
+KINDS = ("mab", "uniform")
+
+
+def _long(kind: str = "mab", *, checkpoint: float = 1e-9, **budget: Any) -> StudySpec:
+    """A study of one trial of six evaluations, a checkpoint after each, with crops and dropout."""
+    return make_spec(
+        {
+            "name": "long",
+            "budget": {"steps": 24, "evaluations": 6, "trials": 1, **budget},
+            "data": {"augment": True},
+            "model": {"name": "mlp", "dropout": 0.2},
+            "optimizer": {"name": "sgd", "lr": {"low": 0.01, "high": 1.0, "log": True}},
+            "training": {"batch_size": 64, "checkpoint": checkpoint},
+            "sampler": {"kind": kind},
+            "search": {"sampler": "random"},
+            "pruner": {"kind": "none"},
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def objectives() -> dict[str, TrainingObjective]:
+    """The data are loaded once."""
+    made = {kind: make_objective(_long(kind), load_splits(_long(kind))) for kind in KINDS}
+    assert all(objective.workload._augmentation is not None for objective in made.values())
+    return made
+
+
+@pytest.fixture(scope="module")
+def clean(
+    objectives: dict[str, TrainingObjective], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, TrialRun]:
+    """The trial that nothing has interrupted, by sampler."""
+    storage = Storage(f"sqlite:///{tmp_path_factory.mktemp('clean') / 'studies.db'}")
+    trials = {}
+    for kind in KINDS:
+        spec = _long(kind, checkpoint=0)
+        runner = StudyRunner(spec, storage, objective=objectives[kind])
+        (trials[kind],) = runner.run(score=False).run.trials
+    storage.close()
+    return trials
+
+
+@pytest.fixture
+def runner_of(storage: Storage, objectives: dict[str, TrainingObjective]) -> Runner:
+    def make(kind: str = "mab", **options: Any) -> StudyRunner:
+        return StudyRunner(_long(kind, **options), storage, objective=objectives[kind])
+
+    return make
+
+
+def _raising(what: BaseException | Callable[[], None], *, at: int) -> Any:
+    """A record that is cut off as an evaluation comes in, the first time it comes in."""
+    add, done = _Record.add, []
+
+    def cut_off(self: _Record, evaluation: Evaluation) -> None:
+        if evaluation.index == at and not done:
+            done.append(at)
+            if isinstance(what, BaseException):
+                raise what
+            what()
+        add(self, evaluation)
+
+    return cut_off
+
+
+def _cut_off(
+    runner: StudyRunner, monkeypatch: pytest.MonkeyPatch, what: BaseException, at: int = 4
+) -> Path:
+    """Run the study until its trial is ended by an exception; returns the checkpoints' folder."""
+    with monkeypatch.context() as patch:
+        patch.setattr(_Record, "add", _raising(what, at=at))
+        runner.run(score=False)
+    return folder_beside(runner.storage, "checkpoints")
+
+
+def _timeless(trial: TrialRun) -> list[dict[str, Any]]:
+    return [
+        {k: v for k, v in dataclasses.asdict(e).items() if "seconds" not in k} for e in trial.curve
+    ]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs fork and SIGKILL")
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_killed_worker_s_trial_goes_on_where_it_was_saved(
+    kind: str,
+    runner_of: Runner,
+    storage: Storage,
+    clean: dict[str, TrialRun],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    runner = runner_of(kind)
+    name, url = runner.name(), storage.secret_url
+    runner.run(name, score=False, launch=lambda study, on_trial: False)
+    storage.close()
+    with monkeypatch.context() as patch:
+        patch.setattr(_Record, "add", _raising(lambda: os.kill(os.getpid(), signal.SIGKILL), at=4))
+        pid = _fork(url, name, runner)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
+    folder = folder_beside(storage, "checkpoints")
+    assert len(list(folder.iterdir())) == 1
+
+    again = Storage(url)
+    run = StudyRunner(runner.spec, again, objective=runner.objective).run(name, score=False).run
+    lost, resumed = run.trials
+    whole = clean[kind]
+    assert (lost.state, resumed.state) == ("fail", "complete")
+    assert (resumed.slot, resumed.attrs["resumed_at"]) == (lost.slot, 3)
+    assert _timeless(resumed) == _timeless(whole)
+    assert [e.seconds for e in resumed.curve[:3]] == [e.seconds for e in lost.curve]
+    assert resumed.curve[3].seconds > resumed.curve[2].seconds
+    assert resumed.value == whole.value
+    # Optuna has the whole curve under the new number, too.
+    study = open_study(again, name)
+    values = study.trials[resumed.number].intermediate_values
+    assert values == {e.index: e.accuracy for e in whole.curve}
+    assert replay(again, name, resumed.number).is_identical
+    # The two attempts together have done the work of one trial.
+    assert run.examples == whole.examples == again.curves.spent(study._study_id)[0]
+    assert run.seconds == pytest.approx(again.curves.spent(study._study_id)[1])
+    assert list(folder.iterdir()) == []
+    again.close()
+
+
+def test_an_interrupted_trial_goes_on_and_what_was_lost_is_paid_twice(
+    runner_of: Runner, storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runner = runner_of()
+    save = SlotCheckpoint.save
+
+    def save_twice(self: SlotCheckpoint, training: Any) -> None:
+        if len(training._parts.points) <= 2:
+            save(self, training)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SlotCheckpoint, "save", save_twice)
+        _cut_off(runner, patch, KeyboardInterrupt(), at=5)
+    # Cut off again, before it has gone any further than the first time.
+    _cut_off(runner, monkeypatch, KeyboardInterrupt(), at=2)
+    run = runner.run(score=False).run
+    first, second, third = run.trials
+    assert [len(trial.curve) for trial in run.trials] == [4, 1, 6]
+    assert [trial.attrs.get("resumed_at") for trial in run.trials] == [None, 2, 2]
+    assert [trial.own_examples for trial in run.trials] == [
+        first.curve[3].examples,
+        0,
+        third.curve[5].examples - third.curve[1].examples,
+    ]
+    assert second.own_seconds == 0
+    study = open_study(storage, run.name)
+    examples, seconds = storage.curves.spent(study._study_id)
+    assert (examples, seconds) == (run.examples, pytest.approx(run.seconds))
+
+
+def test_a_study_s_total_budget_counts_work_once(
+    runner_of: Runner, storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    examples = 2 * 24 * 64
+    runner = runner_of(trials=9, total=f"{examples}examples")
+    _cut_off(runner, monkeypatch, KeyboardInterrupt(), at=6)
+    run = runner.run(score=False).run
+    # Counted twice, five sixths of a trial would have left no room for the second.
+    assert [trial.state for trial in run.trials] == ["fail", "complete", "complete"]
+    assert run.examples == examples
+
+
+def _garble(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1000])
+
+
+def _as_other(path: Path) -> None:
+    saved = torch.load(path, weights_only=True)
+    saved["identity"]["configuration"] += " "
+    torch.save(saved, path)
+
+
+class _Trap:
+    """What runs code when it is loaded as a pickle."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.path,)
+
+
+def _trap(path: Path) -> None:
+    torch.save({"identity": {}, "state": _Trap(path.with_name("sprung"))}, path)
+
+
+def _without_optimizer(path: Path) -> None:
+    saved = torch.load(path, weights_only=True)
+    saved["state"]["model"] = {k: v + 1 for k, v in saved["state"]["model"].items()}
+    del saved["state"]["optimizer"]
+    torch.save(saved, path)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (_garble, "cannot be read"),
+        (lambda path: path.write_bytes(b""), "cannot be read"),
+        (_trap, "cannot be read"),
+        (_as_other, "of another trial"),
+        (_without_optimizer, "does not fit"),
+    ],
+    ids=["cut", "empty", "trap", "other", "parts"],
+)
+def test_a_checkpoint_that_is_of_no_use_means_starting_from_zero(
+    spoil: Callable[[Path], None],
+    message: str,
+    runner_of: Runner,
+    clean: dict[str, TrialRun],
+    storage: Storage,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    runner = runner_of()
+    folder = _cut_off(runner, monkeypatch, KeyboardInterrupt())
+    (file,) = folder.iterdir()
+    spoil(file)
+    with pytest.warns(CheckpointWarning, match=message) as caught:
+        run = runner.run(score=False).run
+    assert len(caught) == 1
+    cut, again = run.trials
+    assert "resumed_at" not in again.attrs
+    assert again.state == "complete"
+    assert len(cut.curve) == 3
+    assert _timeless(again) == _timeless(clean["mab"])
+    assert list(folder.iterdir()) == []
+
+
+def test_a_checkpoint_is_of_one_trial_of_one_definition(
+    runner_of: Runner, storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runner = runner_of()
+    folder = _cut_off(runner, monkeypatch, KeyboardInterrupt())
+    (file,) = folder.iterdir()
+    study = open_study(storage, runner.name())
+    (trial,) = study.trials
+    space, workload = runner.objective.space, runner.objective.workload
+    seed = trial_seed(0, 0)
+
+    def found(
+        slot: int = 0, *, twin: bool = False, seed: int = seed, params: Any = trial.params
+    ) -> bool:
+        configuration = space.at(params)
+        own = SlotCheckpoint(
+            Checkpoints(folder, seconds=1),
+            study,
+            (slot, twin),
+            identity=lambda: workload.identity(configuration, seed=seed),
+        )
+        return own.load() is not None
+
+    assert found()
+    assert not found(slot=1)
+    assert not found(twin=True)
+    for other in ({"seed": 1}, {"params": {"lr": 0.5}}):
+        with pytest.warns(CheckpointWarning, match="of another trial"):
+            assert not found(**other)  # type: ignore[arg-type]
+    # Under another one's name it is still not the other one's.
+    for slot, twin, name in ((1, False, "-1.pt"), (0, True, "-0-twin.pt")):
+        shutil.copy(file, folder / file.name.replace("-0.pt", name))
+        with pytest.warns(CheckpointWarning, match="of another trial"):
+            assert not found(slot, twin=twin)
+
+
+def test_a_checkpoint_that_is_not_there_means_starting_from_zero(
+    runner_of: Runner, storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runner = runner_of()
+    (file,) = _cut_off(runner, monkeypatch, KeyboardInterrupt()).iterdir()
+    file.unlink()
+    _, again = runner.run(score=False).run.trials
+    assert "resumed_at" not in again.attrs
+    assert again.state == "complete"
+
+
+@pytest.mark.parametrize("seconds", [0, 60])
+def test_short_trials_write_nothing(seconds: float, runner_of: Runner, storage: Storage) -> None:
+    runner = runner_of(checkpoint=seconds)
+    assert (runner.objective.checkpoints is None) == (seconds == 0)
+    assert runner.run(score=False).run.trials[0].state == "complete"
+    assert not folder_beside(storage, "checkpoints").exists()
+
+
+@pytest.mark.parametrize("end", [optuna.TrialPruned(), ValueError("its own fault")])
+def test_a_trial_that_is_not_tried_again_leaves_no_file(
+    end: Exception, runner_of: Runner, storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runner = runner_of()
+    seen: list[int] = []
+    save = SlotCheckpoint.save
+
+    def count(self: SlotCheckpoint, training: Any) -> None:
+        save(self, training)
+        seen.append(len(list(folder_beside(storage, "checkpoints").iterdir())))
+
+    monkeypatch.setattr(SlotCheckpoint, "save", count)
+    folder = _cut_off(runner, monkeypatch, end)
+    assert seen[:3] == [1, 1, 1]
+    assert list(folder.iterdir()) == []
+
+
+def test_files_of_open_trials_and_of_other_studies_stay(
+    runner_of: Runner, storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runner = runner_of()
+    folder = _cut_off(runner, monkeypatch, KeyboardInterrupt())
+    (file,) = folder.iterdir()
+    other = folder / "0123456789abcdef-0.pt"
+    other.touch()
+    # What a worker has left that was killed while writing: the trial's own, and a settled one's.
+    (folder / f"{file.name}.x1").touch()
+    (folder / file.name.replace("-0.pt", "-7.pt.x2")).touch()
+    study = open_study(storage, runner.name())
+    assert unsettled(study) == {(0, False)}
+    checkpoints = Checkpoints(folder, seconds=1)
+    checkpoints.sweep(study)
+    assert set(folder.iterdir()) == {file, other, folder / f"{file.name}.x1"}
+    runner.run(score=False)
+    assert list(folder.iterdir()) == [other]
+
+
+def test_a_folder_that_cannot_be_written_does_not_stop_a_trial(
+    runner_of: Runner, storage: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("HPO_MAB_CHECKPOINTS", str(tmp_path / "file" / "folder"))
+    with pytest.warns(CheckpointWarning, match="cannot be written"):
+        (trial,) = runner_of().run(score=False).run.trials
+    assert trial.state == "complete"

@@ -1,0 +1,125 @@
+from __future__ import annotations
+
+import dataclasses
+import io
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.data import TensorDataset
+
+from hpo_mab import data, models, samplers, training
+from hpo_mab._errors import ArgumentError
+from hpo_mab.data import Augmentation, ImageSplits, Normalization
+from hpo_mab.training import DeviceBatches, DeviceSweep, Evaluation, LoaderBatches, Training
+
+Start = Callable[..., Training]
+
+
+@pytest.fixture(scope="module")
+def splits() -> ImageSplits:
+    return data.split(*data.load("digits"))
+
+
+@pytest.fixture
+def start(splits: ImageSplits) -> Start:
+    """Starts a training with dropout, momentum and, unless a loader brings them, crops."""
+
+    def make(
+        kind: str = "mab", *, loader: int | None = None, optimizer: str = "sgd", **changes: Any
+    ) -> Training:
+        torch.manual_seed(0)
+        normalization = Normalization(splits.mean, splits.std)
+        model = models.create(
+            "small_cnn", in_channels=1, num_classes=10, image_size=8, width=8, dropout=0.1
+        )
+        labels = splits.train.labels
+        batches: Any = DeviceBatches(
+            splits.train,
+            normalization=normalization,
+            augmentation=Augmentation(pad=1, flip=False),
+        )
+        if loader is not None:
+            dataset = TensorDataset(normalization(splits.train.images), labels)
+            batches = LoaderBatches(dataset, num_workers=loader)
+        arguments: dict[str, Any] = {
+            "batches": batches,
+            "validation": DeviceSweep(splits.validation, normalization=normalization),
+            "sampler": samplers.create(kind, labels, batch_size=64),
+            "optimizer": training.create_optimizer(optimizer, model.parameters(), lr=0.05),
+            "steps": 24,
+            "evaluations": 4,
+            "channels_last": True,
+        }
+        return training.train(model, **arguments | changes)
+
+    return make
+
+
+def _timeless(curve: list[Evaluation]) -> list[dict[str, Any]]:
+    return [{k: v for k, v in dataclasses.asdict(e).items() if "seconds" not in k} for e in curve]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"kind": "mab"},
+        {"kind": "uniform"},
+        {"kind": "gradnorm", "optimizer": "adamw"},
+        {"kind": "mab", "loader": 0},
+    ],
+    ids=["mab", "uniform", "gradnorm-adamw", "loader"],
+)
+def test_a_resumed_training_equals_one_never_stopped(start: Start, options: Any) -> None:
+    whole = start(**options)
+    curve = list(whole)
+    stopped = start(**options)
+    part = [next(stopped), next(stopped)]
+    file = io.BytesIO()
+    torch.save(stopped.state_dict(), file)
+    file.seek(0)
+    resumed = start(**options)
+    # What has been drawn from the global generator in between must not matter.
+    torch.manual_seed(1)
+    resumed.load_state_dict(torch.load(file, weights_only=True))
+    assert resumed.resumed_at == 2
+    again = list(resumed)
+    assert again[:2] == part
+    assert _timeless(again) == _timeless(curve)
+    # The seconds go on where they were.
+    assert again[2].seconds > part[1].seconds
+    assert again[2].sampler_seconds > part[1].sampler_seconds
+    for one, other in zip(
+        whole._parts.model.parameters(), resumed._parts.model.parameters(), strict=True
+    ):
+        assert torch.equal(one, other)
+
+
+def test_there_is_a_state_only_after_an_evaluation_of_its_own(start: Start) -> None:
+    stopped = start()
+    with pytest.raises(ArgumentError, match="no state"):
+        stopped.state_dict()
+    assert [stopped.has_state for _ in zip(range(2), stopped, strict=False)] == [True, True]
+    resumed = start().load_state_dict(stopped.state_dict())
+    assert [resumed.has_state for _ in resumed] == [False, False, True, True]
+
+
+@pytest.mark.parametrize("options", [{"graph": True}, {"loader": 1}], ids=["graph", "workers"])
+def test_there_is_no_state_where_batches_are_drawn_ahead(start: Start, options: Any) -> None:
+    stopped = start(**options)
+    next(stopped)
+    assert not stopped.has_state
+    stopped.close()
+
+
+def test_a_state_that_cannot_be_taken_is_refused(start: Start) -> None:
+    stopped = start()
+    next(stopped)
+    state = stopped.state_dict()
+    with pytest.raises(ArgumentError, match="before the first evaluation"):
+        stopped.load_state_dict(state)
+    with pytest.raises(ArgumentError, match="at other steps"):
+        start(steps=28).load_state_dict(state)
+    with pytest.raises(ArgumentError, match="at other steps"):
+        start().load_state_dict({**state, "points": []})
