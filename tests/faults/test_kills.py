@@ -23,7 +23,7 @@ Make = Callable[..., StudySpec]
 
 def test_killed_workers_lose_and_double_nothing(tmp_path: Path, tiny: Make) -> None:
     url = f"sqlite:///{tmp_path / 'studies.db'}"
-    report = inject_kills(url, tiny(trials=24, steps=60), kills=8, pause=0.3)
+    report = inject_kills(url, tiny(trials=24, steps=60), kills=8, pause=0.2)
     assert report.kills >= 4
     assert report.trials == 24
     assert (report.lost, report.doubled, report.inconsistent) == ((), (), ())
