@@ -188,6 +188,7 @@ def commands(task: Task, folder: Path, options: argparse.Namespace) -> dict[str,
     definition = folder / "task.toml"
     definition.write_text(
         f"""
+name = "versus"
 [data]
 name = "{task.data}"
 root = "{os.environ.get("HPO_MAB_DATA", "data")}"
