@@ -69,6 +69,8 @@ def make_spec(raw: Mapping[str, Any]) -> StudySpec:
 def _find(source: str | Path) -> Path:
     path = Path(source)
     if path.suffix == ".toml" or path.exists():
+        if path.is_dir():
+            raise SpecError(f"{source} is a folder; name the definition (.toml) in it.")
         if not path.is_file():
             raise SpecError(f"{source}: no such file. Definitions: {', '.join(builtin_names())}.")
         return path

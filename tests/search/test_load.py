@@ -95,3 +95,8 @@ def test_a_missing_file_offers_what_there_is() -> None:
         load_spec("nowhere.toml")
     with pytest.raises(SpecError, match="Did you mean 'cifar10'"):
         load_spec("cifar11")
+
+
+def test_a_folder_is_no_definition(tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match="is a folder; name the definition"):
+        load_spec(tmp_path)
