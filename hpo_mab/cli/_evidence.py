@@ -13,7 +13,7 @@ from hpo_mab.cli._complete import study_names
 from hpo_mab.cli._report import Storages
 
 if TYPE_CHECKING:
-    from hpo_mab.advantage import Estimate, Evidence
+    from hpo_mab.advantage import Evidence
     from hpo_mab.storage import StudyRun
 
 
@@ -73,6 +73,8 @@ def _read(studies: list[str], storages: list[str]) -> list[StudyRun]:
 
 
 def _text(found: Evidence, output: Path) -> str:
+    from hpo_mab.compare._words import points, ratio
+
     moved = sum(rung.moved for rung in found.rungs)
     lines = [
         f"{found.pairs} pairs: {found.source}.",
@@ -82,20 +84,10 @@ def _text(found: Evidence, output: Path) -> str:
         found.budgets, found.advantage, found.acceleration, found.rungs, strict=True
     ):
         lines.append(
-            f"{budget:>8.0%}{_points(ahead):>26}{_times(faster):>26}{rung.decided_at:>12.0%}"
+            f"{budget:>8.0%}{points(ahead):>26}{ratio(faster):>26}{rung.decided_at:>12.0%}"
         )
     lines.append(f"{moved} of {len(found.rungs)} rungs are judged earlier than uniform's.")
     if not moved:
         lines.append("A study that is given this evidence prunes as by successive halving.")
     lines.append(f'Next: pruner = {{ kind = "advantage", evidence = "{output}" }}')
     return "\n".join(lines)
-
-
-def _points(estimate: Estimate) -> str:
-    value, low, high = (100 * one for one in (estimate.value, estimate.low, estimate.high))
-    return f"{value:+.2f} [{low:+.2f}, {high:+.2f}]"
-
-
-def _times(estimate: Estimate) -> str:
-    least = "at least " if estimate.censored else ""
-    return f"{least}{estimate.value:.2f} [{estimate.low:.2f}, {estimate.high:.2f}]"
