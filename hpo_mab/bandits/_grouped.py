@@ -10,7 +10,7 @@ from hpo_mab.bandits._arrays import Bools, Counts, Floats, Ints, Rewards
 from hpo_mab.bandits._columns import PRIOR, StateColumns
 from hpo_mab.bandits._members import StateMembers
 from hpo_mab.bandits._passes import UniformPasses
-from hpo_mab.bandits._policies import GroupedPolicy
+from hpo_mab.bandits._policies import GroupedPolicy, Groups
 from hpo_mab.bandits._window import PullWindow
 
 
@@ -59,6 +59,8 @@ class GroupedBandits:
         """Make room for ``capacity`` states."""
         self._members.resize(capacity)
         self._policy.resize(capacity)
+        self._column_of = np.tile(np.arange(capacity), len(self._members.sizes))
+        self._costs = np.empty(self._column_of.shape)
 
     def define_column(self, column: int, successes: int, failures: int) -> None:
         """Tell the policy of a new state."""
@@ -66,18 +68,17 @@ class GroupedBandits:
 
     def select(self) -> Ints:
         """One arm of each bandit by the policy, [B]."""
-        counts = self._members.counts
-        bandits, capacity = counts.shape
-        groups = np.flatnonzero(counts.ravel())
-        owners = groups // capacity
-        race = self._rng.standard_exponential(len(groups))
-        race /= counts.ravel()[groups]
+        shape = self._members.counts.shape
+        counts = self._members.counts.ravel()
+        # Truth values first: numpy finds those faster than numbers.
+        cells = counts.astype(np.bool_).nonzero()[0]
+        race = self._rng.standard_exponential(len(cells))
+        race /= counts[cells]
         np.log(race, out=race)
-        costs = np.full(counts.size, np.inf)
-        costs[groups] = self._policy.costs(
-            race, owners, groups - owners * capacity, self._window.totals
-        )
-        winners = costs.reshape(bandits, capacity).argmin(axis=1)
+        groups = Groups(cells, self._column_of[cells], shape[1], self._window)
+        self._costs.fill(np.inf)
+        self._costs[cells] = self._policy.costs(race, groups)
+        winners = self._costs.reshape(shape).argmin(axis=1)
         return self._pick(winners)
 
     def learn(self, arms: Ints, rewards: Rewards, valid: Bools | None = None) -> None:
@@ -120,7 +121,7 @@ class GroupedBandits:
         if self._passes is None:
             return members.pick(rows, columns, uniforms)
         arms = np.empty_like(rows)
-        known, fresh = np.flatnonzero(columns), np.flatnonzero(columns == PRIOR)
+        known, fresh = columns.nonzero()[0], (columns == PRIOR).nonzero()[0]
         arms[known] = members.pick(known, columns[known], uniforms[known])
         arms[fresh] = self._passes.advance_to(
             fresh, lambda bandits, arms: members.columns_of(bandits, arms) == PRIOR

@@ -24,7 +24,8 @@ from hpo_mab.bandits._policies import (
 from hpo_mab.bandits._settings import BanditSettings
 from hpo_mab.bandits._thompson import ThompsonPolicy
 
-_MOST_DRAWS = np.iinfo(np.uint16).max
+#: Steps whose draws are counted at once.
+_COUNTED_AT_ONCE = 32
 
 
 class HostEngine(BanditEngine):
@@ -55,6 +56,7 @@ class HostEngine(BanditEngine):
         )
         self._binarizer = LossBinarizer(settings.loss_decay)
         self._draws = np.zeros(shares.shape, dtype=np.uint16)
+        self._uncounted: list[Ints] = []
         self._rewarded = 0
         self._judged = 0
 
@@ -67,10 +69,9 @@ class HostEngine(BanditEngine):
         """Draw one arm of each bandit."""
         arms = self._passes.select() if uniform else self._select()
         places = self._starts + arms
-        draws = self._draws.ravel()
-        drawn = draws[places]
-        # Saturates: a count that wrapped around would turn the most-drawn into the least-drawn.
-        draws[places] = drawn + (drawn < _MOST_DRAWS)
+        self._uncounted.append(places)
+        if len(self._uncounted) == _COUNTED_AT_ONCE:
+            self._count_draws()
         indices = torch.from_numpy(self._shares.ravel()[places].astype(np.int64))
         if uniform or not self._settings.correction:
             return indices, None, arms
@@ -95,6 +96,7 @@ class HostEngine(BanditEngine):
 
     def figures(self) -> Figures:
         """Counts since the last call."""
+        self._count_draws()
         rewarded, judged = self._rewarded, self._judged
         self._rewarded = self._judged = 0
         draws = self._draws.ravel()
@@ -105,6 +107,7 @@ class HostEngine(BanditEngine):
 
     def state(self) -> dict[str, Any]:
         """State as tensors and plain values."""
+        self._count_draws()
         arrays = {**self._bandits.state(), **self._passes.state(), "draws": self._draws}
         return {
             **{name: torch.from_numpy(array.copy()) for name, array in arrays.items()},
@@ -122,11 +125,21 @@ class HostEngine(BanditEngine):
         self._bandits.load_state(arrays)
         self._passes.load_state(arrays)
         self._draws[:] = arrays["draws"]
+        self._uncounted.clear()
         self._binarizer.total = state["loss_total"]
         self._binarizer.weight = state["loss_weight"]
         self._rewarded = state["rewarded"]
         self._judged = state["judged"]
         self._rng.bit_generator.state = json.loads(state["rng"])
+
+    def _count_draws(self) -> None:
+        if not self._uncounted:
+            return
+        places, times = np.unique(np.concatenate(self._uncounted), return_counts=True)
+        self._uncounted.clear()
+        draws = self._draws.ravel()
+        # Saturates: a count that wrapped around would turn the most-drawn into the least-drawn.
+        draws[places] = np.minimum(draws[places] + times, np.iinfo(draws.dtype).max)
 
     def _select(self) -> Ints:
         arms = self._bandits.select()

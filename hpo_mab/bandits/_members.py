@@ -107,7 +107,7 @@ class StateMembers:
         Returns:
             Arms, [n].
         """
-        members = self.counts[bandits, columns].astype(np.int64)
+        members = self.counts.ravel()[bandits * self.counts.shape[1] + columns].astype(np.int64)
         rank = (uniforms * members).astype(np.int64)
         if self._blocks == 1:
             return self._find(self._states[bandits], columns, members, rank)
@@ -124,7 +124,7 @@ class StateMembers:
     @staticmethod
     def _find(states: Columns, columns: Ints, members: Ints, rank: Ints) -> Ints:
         """Place of the member of the given rank in each row of ``states`` [n, L], [n]."""
-        places = np.flatnonzero(states == columns.astype(np.int16)[:, None])
+        places = (states == columns.astype(np.int16)[:, None]).ravel().nonzero()[0]
         rank += members.cumsum() - members
         found: Ints = places[rank] % states.shape[1]
         return found

@@ -60,7 +60,7 @@ class UniformPasses:
             allowed: Whether the arms [m] of bandits [m] may be drawn, [m].
         """
         arms = self.advance(bandits)
-        waiting = np.flatnonzero(~allowed(bandits, arms))
+        waiting = (~allowed(bandits, arms)).nonzero()[0]
         while len(waiting):
             arms[waiting] = self.advance(bandits[waiting])
             waiting = waiting[~allowed(bandits[waiting], arms[waiting])]
@@ -70,9 +70,10 @@ class UniformPasses:
         sizes = self._sizes[bandits]
         self._left[bandits] = sizes
         self._place[bandits] = self._rng.integers(sizes)
-        for size in np.unique(sizes).tolist():
+        for size, strides in self._strides.items():
             chosen = bandits[sizes == size]
-            self._stride[chosen] = self._rng.choice(self._strides[size], len(chosen))
+            if len(chosen):
+                self._stride[chosen] = strides[self._rng.integers(len(strides), size=len(chosen))]
 
     def state(self) -> dict[str, Any]:
         """State as plain arrays."""

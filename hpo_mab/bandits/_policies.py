@@ -3,13 +3,36 @@
 from __future__ import annotations
 
 import abc
+from typing import NamedTuple
 
 import numpy as np
 
 from hpo_mab.bandits._arrays import Counts, Floats, Ints
+from hpo_mab.bandits._window import PullWindow
 
 #: Values of two states that differ by less are taken for equal (rounding of prior plus counts).
 TIE = 1e-9
+
+
+class Groups(NamedTuple):
+    """Arms of one bandit that are in one state: a group for each pair in use.
+
+    Attributes:
+        cells: Places in the flattened counts of arms by bandit and state, ascending, [G].
+        columns: States, [G].
+        capacity: Number of states there is room for.
+        window: The pulls that count.
+    """
+
+    cells: Ints
+    columns: Ints
+    capacity: int
+    window: PullWindow
+
+    @property
+    def bandits(self) -> Ints:
+        """Bandit of each group, ascending, [G]."""
+        return self.cells // self.capacity
 
 
 class GroupedPolicy(abc.ABC):
@@ -41,20 +64,12 @@ class GroupedPolicy(abc.ABC):
         self.mean[column] = (alpha + successes) / self.pulls[column]
 
     @abc.abstractmethod
-    def costs(
-        self,
-        race: Floats,
-        bandits: Ints,
-        columns: Ints,
-        totals: Ints,
-    ) -> Floats:
+    def costs(self, race: Floats, groups: Groups) -> Floats:
         """Cost of each group; the group of the smallest wins its bandit.
 
         Args:
-            race: ``log(E / n)`` of each group, [G].
-            bandits: Bandit of each group, [G], ascending.
-            columns: State of each group, [G].
-            totals: Pulls that count, of each bandit, [B].
+            race: ``log(E / n)`` of each group, [G]; may be overwritten.
+            groups: The groups.
 
         Returns:
             Costs, [G].
@@ -80,15 +95,9 @@ class SoftmaxPolicy(GroupedPolicy):
         super().__init__(prior)
         self.temperature = temperature
 
-    def costs(
-        self,
-        race: Floats,
-        bandits: Ints,
-        columns: Ints,
-        totals: Ints,
-    ) -> Floats:
+    def costs(self, race: Floats, groups: Groups) -> Floats:
         """Log of ``E / (n w)`` with ``w = exp(mean / temperature)``, [G]."""
-        return race - self.mean[columns] / self.temperature
+        return race - self.mean[groups.columns] / self.temperature
 
     def propensities(self, counts: Counts, totals: Ints) -> Floats:
         """Softmax over the arms of a bandit, by state, [B, S]."""
@@ -111,15 +120,10 @@ class GreedyPolicy(GroupedPolicy):
         means: Floats = self.mean[columns]
         return means
 
-    def costs(
-        self,
-        race: Floats,
-        bandits: Ints,
-        columns: Ints,
-        totals: Ints,
-    ) -> Floats:
+    def costs(self, race: Floats, groups: Groups) -> Floats:
         """The race among the groups of the best value, infinite elsewhere, [G]."""
-        values = self.values(bandits, columns, totals)
+        bandits = groups.bandits
+        values = self.values(bandits, groups.columns, groups.window.totals)
         starts = np.flatnonzero(np.diff(bandits, prepend=-1))
         best = np.maximum.reduceat(values, starts)
         return np.where(values >= best[bandits] - TIE, race, np.inf)

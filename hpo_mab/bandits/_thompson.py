@@ -6,7 +6,7 @@ import numpy as np
 
 from hpo_mab.bandits import _tails
 from hpo_mab.bandits._arrays import Counts, Floats, Ints
-from hpo_mab.bandits._policies import GroupedPolicy
+from hpo_mab.bandits._policies import GroupedPolicy, Groups
 
 
 class ThompsonPolicy(GroupedPolicy):
@@ -44,21 +44,17 @@ class ThompsonPolicy(GroupedPolicy):
         self._parameters[column] = alpha + successes, beta + failures
         self._quantiles[column] = _tails.log_upper_quantiles(*self._parameters[column])
 
-    def costs(
-        self,
-        race: Floats,
-        bandits: Ints,
-        columns: Ints,
-        totals: Ints,
-    ) -> Floats:
+    def costs(self, race: Floats, groups: Groups) -> Floats:
         """Log of one minus the best draw of each group, [G]."""
-        place = (race - _tails.LOG_HAZARD_LOW) * self._scale
+        place = race
+        place -= _tails.LOG_HAZARD_LOW
+        place *= self._scale
         left = place.astype(np.int64)
-        # Beyond the grid the line of the outermost interval goes on. (`np.clip` is far slower.)
+        # Below the grid the line of its first interval goes on. No exponential variate made of 64
+        # bits reaches beyond its other end, exp(4).
         np.maximum(left, 0, out=left)
-        np.minimum(left, _tails.QUANTILE_POINTS - 2, out=left)
         place -= left
-        left += columns * _tails.QUANTILE_POINTS
+        left += groups.columns * _tails.QUANTILE_POINTS
         table = self._quantiles.ravel()
         low = table[left]
         left += 1

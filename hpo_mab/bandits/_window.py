@@ -13,7 +13,7 @@ class PullWindow:
     """A ring of the last ``memory`` pulls of each bandit.
 
     Bandits push on their own: after a pull that did not count (a non-finite loss) a bandit's ring
-    is one behind the others'.
+    is one behind the others'. Until then all are at the same slot, which is far faster.
 
     Args:
         bandits: Number of bandits, ``B``.
@@ -24,8 +24,9 @@ class PullWindow:
     def __init__(self, bandits: int, memory: int | None, *, arms: int) -> None:
         self.memory = memory
         self._pushed = np.zeros(bandits, dtype=np.int64)
-        self._arms = np.zeros((bandits, memory or 0), dtype=np.min_scalar_type(arms))
-        self._rewards = np.zeros((bandits, memory or 0), dtype=np.int8)
+        self._arms = np.zeros((memory or 0, bandits), dtype=np.min_scalar_type(arms))
+        self._rewards = np.zeros((memory or 0, bandits), dtype=np.int8)
+        self._in_step = True
 
     @property
     def totals(self) -> Ints:
@@ -50,19 +51,33 @@ class PullWindow:
         Returns:
             The bandits that forget a pull by this, that pull's arm and its reward, [m] each.
         """
+        self._in_step = self._in_step and len(bandits) == len(self._pushed)
+        if self.memory is None:
+            self._pushed[bandits] += 1
+            return bandits[:0], arms[:0], rewards[:0]
+        if self._in_step:
+            return self._push_all(bandits, arms, rewards, memory=self.memory)
         pushed = self._pushed[bandits]
         self._pushed[bandits] = pushed + 1
-        if self.memory is None:
-            return bandits[:0], arms[:0], rewards[:0]
-        slots = bandits * self.memory + pushed % self.memory
-        ring_arms, ring_rewards = self._arms.ravel(), self._rewards.ravel()
-        old_arms, old_rewards = ring_arms[slots], ring_rewards[slots]
-        ring_arms[slots] = arms
-        ring_rewards[slots] = rewards
+        slots = pushed % self.memory
+        old_arms, old_rewards = self._arms[slots, bandits], self._rewards[slots, bandits]
+        self._arms[slots, bandits] = arms
+        self._rewards[slots, bandits] = rewards
         full = pushed >= self.memory
-        if full.all():
-            return bandits, old_arms.astype(np.int64), old_rewards
         return bandits[full], old_arms[full].astype(np.int64), old_rewards[full]
+
+    def _push_all(
+        self, bandits: Ints, arms: Ints, rewards: Rewards, *, memory: int
+    ) -> tuple[Ints, Ints, Rewards]:
+        pushed = int(self._pushed[0])
+        self._pushed += 1
+        slot = pushed % memory
+        old_arms, old_rewards = self._arms[slot].astype(np.int64), self._rewards[slot].copy()
+        self._arms[slot] = arms
+        self._rewards[slot] = rewards
+        if pushed < memory:
+            return bandits[:0], old_arms[:0], old_rewards[:0]
+        return bandits, old_arms, old_rewards
 
     def state(self) -> dict[str, Any]:
         """State as plain arrays."""
@@ -77,3 +92,4 @@ class PullWindow:
         self._pushed[:] = state["pushed"]
         self._arms[:] = state["window_arms"]
         self._rewards[:] = state["window_rewards"]
+        self._in_step = bool((self._pushed == self._pushed[0]).all())

@@ -140,14 +140,14 @@ class MABSampler(BatchSampler):
         if seed < 0:
             raise ArgumentError(f"seed must be at least 0, got {seed}.")
         rng = np.random.default_rng([seed, rank])
-        positions = stratified_shares(self.labels[self.examples].numpy(), batch_size, rng)
-        examples = self.examples.numpy().astype(np.int32)
-        shares = np.where(positions < 0, np.int32(-1), examples[positions])
-        # The int64 of the base class would take half of what the whole sampler does.
-        self.examples = self.examples.to(torch.int32)
+        examples = self.examples
+        positions = stratified_shares(self.labels[examples].numpy(), batch_size, rng)
+        shares = np.where(positions < 0, np.int32(-1), examples.numpy().astype(np.int32)[positions])
         self._settings = settings
         self._progress = 0.0
         self._engine = _engine(shares, settings, self.device, rng)
+        # `to` costs as much as a small operation even where there is nothing to do.
+        self._elsewhere = self._engine.shares.device.type != self.device.type
 
     @property
     def shares(self) -> Tensor:
@@ -204,7 +204,9 @@ class MABSampler(BatchSampler):
     def _draw(self) -> Draw:
         uniform = self._progress >= self._settings.active
         indices, weights, arms = self._engine.draw(uniform=uniform)
-        return Draw(indices.to(self.device), weights, arms)
+        if self._elsewhere:
+            indices = indices.to(self.device)
+        return Draw(indices, weights, arms)
 
     def _learn(
         self, draw: Draw, losses: Tensor, logits: Tensor | None, targets: Tensor | None

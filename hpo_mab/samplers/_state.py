@@ -42,8 +42,9 @@ class LearningSampler(BatchSampler):
             world_size=world_size,
         )
         self._generator = make_generator(seed, rank=rank, device=self.device)
-        self._examples = self.examples.to(self.device)
-        self._targets = self.labels[self.examples].to(self.device)
+        examples = self.examples
+        self._examples = examples.to(self.device)
+        self._targets = self.labels[examples].to(self.device)
         self._draws = self._memory(0, dtype=torch.int64)
         self._ones = torch.ones(batch_size, dtype=torch.int64, device=self.device)
         self._stream = PlanStream(
