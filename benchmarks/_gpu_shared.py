@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -35,15 +36,22 @@ class Place:
     Attributes:
         device: The device.
         tiny: Whether to run the smallest version of everything.
+        end: When the part is stopped, on `time.perf_counter`.
     """
 
     device: torch.device
     tiny: bool = False
+    end: float = math.inf
 
     @property
     def cuda(self) -> bool:
         """Whether the device is a CUDA card."""
         return self.device.type == "cuda"
+
+    @property
+    def left(self) -> float:
+        """Seconds until the part is stopped."""
+        return self.end - time.perf_counter()
 
     def pick(self, full: Any, tiny: Any) -> Any:
         """One of two sizes."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import functools
+import select
 import subprocess
 import sys
 import threading
@@ -19,21 +21,26 @@ from _gpu_shared import Place, Row
 from torch import nn
 from torch.nn import functional as F
 
-from hpo_mab import models
+from hpo_mab import models, training
 from hpo_mab.data import ImageSplits, Normalization
 from hpo_mab.training import DeviceBatches
 
 TARGET = 4.0
-_PATIENCE = 120.0
+#: Seconds that a way may take to get ready: contexts, data, first steps.
+_PATIENCE = 60.0
 
 
 def trials(place: Place) -> Iterator[Row]:
     """Trials an hour for K at a time, by each way, and the best of all over K = 1."""
-    counts = place.pick((1, 2, 4, 8, 16), (1, 2))
+    # What tells most comes first, in case the time does not do for all.
+    counts = place.pick((1, 8, 4, 16, 2), (1, 2))
     seconds = place.pick(4.0, 0.2)
     rates: dict[tuple[str, int], float] = {}
     for k in counts:
         for way, measure in (("threads", _threads), ("stack", _stack), ("processes", _processes)):
+            if place.left < 15 + 2 * seconds:
+                yield Row(f"K = {k}, {way}", "no time left")
+                continue
             try:
                 rates[way, k] = measure(place, k, seconds)
             except Exception as error:
@@ -64,20 +71,18 @@ def task(place: Place) -> opponent.Task:
     )
 
 
+@functools.cache
 def _data(place: Place) -> ImageSplits:
     return _shared.made_up("cifar10", train=place.pick(50_000, 200), rest=100).to(place.device)
 
 
 def _loop(place: Place, data: ImageSplits, until: Callable[[], bool], seed: int = 0) -> float:
     """Train trial after trial until told to stop; returns trials done, parts included."""
-    what, done = task(place), 0
+    done, evaluations = 0, task(place).evaluations
     while not until():
-        curve = versus.ours(
-            what, data, sampler="mab", seed=seed + done, precision="bfloat16", graph=True
-        )
-        for part in curve:
+        for part in _curve(place, data, seed=seed + done):
             if until():
-                return done + part.index / what.evaluations
+                return done + part.index / evaluations
         done += 1
     return float(done)
 
@@ -85,31 +90,54 @@ def _loop(place: Place, data: ImageSplits, until: Callable[[], bool], seed: int 
 def _threads(place: Place, k: int, seconds: float) -> float:
     """K threads, each with a stream of its own; a finished trial's place is taken at once."""
     data = _data(place)
-    _loop(place, data, _after(0.0))
+    # Once by itself: kernels that a thread loads must not meet another one's capture.
+    _first_trial(place)
     gate, done, clock = threading.Barrier(k + 1), [0.0] * k, [0.0]
+    errors: list[Exception] = []
 
     def work(number: int) -> None:
-        stream = torch.cuda.Stream() if place.cuda else None
-        with torch.cuda.stream(stream):
-            # The first trial of a thread warms up.
-            list(versus.ours(task(place), data, sampler="mab", precision="bfloat16", graph=True))
-            gate.wait()
-            gate.wait()
-            done[number] = _loop(
-                place, data, lambda: time.perf_counter() > clock[0], seed=1000 * number
-            )
+        try:
+            with torch.cuda.stream(torch.cuda.Stream() if place.cuda else None):
+                # The first steps of a thread make what is its own.
+                next(_curve(place, data, seed=number))
+                gate.wait()
+                gate.wait()
+                done[number] = _loop(
+                    place, data, lambda: time.perf_counter() > clock[0], seed=1000 * number
+                )
+        except Exception as error:
+            errors.append(error)
+            gate.abort()
 
-    crew = [threading.Thread(target=work, args=(number,)) for number in range(k)]
+    crew = [threading.Thread(target=work, args=(number,), daemon=True) for number in range(k)]
     for member in crew:
         member.start()
-    gate.wait(timeout=_PATIENCE)
-    place.wait()
-    started = time.perf_counter()
-    clock[0] = started + seconds
-    gate.wait(timeout=_PATIENCE)
-    for member in crew:
-        member.join()
+    try:
+        gate.wait(timeout=_PATIENCE)
+        place.wait()
+        started = time.perf_counter()
+        clock[0] = started + seconds
+        gate.wait(timeout=_PATIENCE)
+        for member in crew:
+            member.join(timeout=_PATIENCE)
+    except threading.BrokenBarrierError as broken:
+        # The first error is the one that broke it, if any did.
+        raise next(iter(errors), broken) from None
+    if errors or any(member.is_alive() for member in crew):
+        raise next(iter(errors), TimeoutError("a thread did not end"))
     return sum(done) / (time.perf_counter() - started)
+
+
+@functools.cache
+def _first_trial(place: Place) -> None:
+    for _ in _curve(place, _data(place)):
+        pass
+
+
+def _curve(place: Place, data: ImageSplits, seed: int = 0) -> Iterator[training.Evaluation]:
+    return versus.ours(
+        task(place), data, sampler="mab", seed=seed, precision="bfloat16", graph=True
+    )
 
 
 def _processes(place: Place, k: int, seconds: float) -> float:
@@ -122,18 +150,28 @@ def _processes(place: Place, k: int, seconds: float) -> float:
         for _ in range(k)
     ]
     try:
+        end = time.perf_counter() + min(_PATIENCE, place.left - seconds)
         for member in crew:
-            if member.stdout is None or member.stdout.readline().strip() != "ready":
-                raise RuntimeError("a process did not start")
+            _await_ready(member, end)
         for member in crew:
             if member.stdin is not None:
                 member.stdin.write("go\n")
                 member.stdin.flush()
-        rates = [float(member.communicate(timeout=60 + seconds)[0]) for member in crew]
+        rates = [float(member.communicate(timeout=20 + seconds)[0]) for member in crew]
     finally:
         for member in crew:
             member.kill()
     return sum(rates)
+
+
+def _await_ready(member: subprocess.Popen[str], end: float) -> None:
+    if member.stdout is None:
+        raise RuntimeError("a process has no output")
+    ready, _, _ = select.select([member.stdout], [], [], max(0.0, end - time.perf_counter()))
+    if not ready:
+        raise TimeoutError("a process took too long to start")
+    if member.stdout.readline().strip() != "ready":
+        raise RuntimeError("a process did not start")
 
 
 def _stack(place: Place, k: int, seconds: float) -> float:
@@ -219,7 +257,7 @@ def _worker() -> None:
     torch.set_num_threads(1)
     place = Place(torch.device(device), bool(int(tiny)))
     data = _data(place)
-    list(versus.ours(task(place), data, sampler="mab", precision="bfloat16", graph=True))
+    _first_trial(place)
     print("ready", flush=True)
     sys.stdin.readline()
     started = time.perf_counter()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import platform
@@ -13,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from hpo_mab.data import ImageData, ImageSplits, load, split
@@ -27,19 +29,22 @@ def made_up(name: str, *, train: int = 50_000, rest: int = 2_000, seed: int = 0)
     Noise differs from image to image, so that some examples stay hard, as in real data.
     """
     shape, classes = SHAPES[name]
-    generator = torch.Generator().manual_seed(seed)
-    patterns = torch.randint(0, 256, (classes, *shape), generator=generator)
+    rng = np.random.default_rng(seed)
+    patterns = rng.integers(0, 256, (classes, *shape), dtype=np.uint16)
 
     def part(examples: int) -> ImageData:
-        labels = torch.randint(0, classes, (examples,), generator=generator)
-        noise = torch.randint(0, 256, (examples, *shape), dtype=torch.uint8, generator=generator)
-        share = torch.rand(examples, 1, 1, 1, generator=generator)
-        images = torch.empty(examples, *shape, dtype=torch.uint8)
-        for rows in torch.arange(examples).split(4096):
-            clean = patterns[labels[rows]] * (1 - share[rows])
-            images[rows] = (clean + noise[rows] * share[rows]).to(torch.uint8)
+        labels = rng.integers(0, classes, examples)
+        images = rng.integers(0, 256, (examples, *shape), dtype=np.uint8)
+        # Of 256, so that all is done in small integers: every process of a benchmark makes its own.
+        share = rng.integers(0, 257, (examples, 1, 1, 1), dtype=np.uint16)
+        for start in range(0, examples, 1024):
+            rows = slice(start, start + 1024)
+            clean = patterns[labels[rows]] * (256 - share[rows])
+            images[rows] = (clean + images[rows] * share[rows]) >> 8
         names = tuple(str(number) for number in range(classes))
-        return ImageData(images=images, labels=labels, classes=names)
+        return ImageData(
+            images=torch.from_numpy(images), labels=torch.from_numpy(labels), classes=names
+        )
 
     return split(part(train + rest), part(rest), validation=rest / (train + rest), seed=seed)
 
@@ -100,9 +105,14 @@ def table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
 
 
+@functools.cache
 def machine() -> dict[str, Any]:
     """What the figures were read on."""
-    card = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    try:
+        card = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    except RuntimeError as error:
+        # A card that is broken must not take along what was measured before.
+        card = str(error)
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,

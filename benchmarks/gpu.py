@@ -5,15 +5,18 @@
     python benchmarks/gpu.py --device cpu --tiny        # the same code on next to nothing
 
 Each part runs in a process and a time limit of its own: one that fails, hangs or breaks the device
-does not keep the others from running. Prints one table; the exit status is 1 where a target is
-missed or a part failed.
+does not keep the others from running. Prints one table, each row as soon as it is known, and below
+it what failing parts said; the exit status is 1 where a target is missed or a part failed.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
+import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -34,7 +37,7 @@ class Part:
     Attributes:
         module: Where it is.
         function: Its name there; yields rows.
-        limit: Seconds it may take.
+        limit: Seconds it may take of `LIMIT`.
     """
 
     module: str
@@ -44,20 +47,24 @@ class Part:
 
 #: In the order of what must be known first.
 PARTS = {
-    "checks": Part("_gpu_checks", "checks", 60),
+    "checks": Part("_gpu_checks", "checks", 80),
     "steps": Part("_gpu_steps", "steps", 90),
     "draw": Part("_gpu_steps", "draw", 40),
-    "trials": Part("_gpu_trials", "trials", 190),
+    "trials": Part("_gpu_trials", "trials", 170),
     "against": Part("_gpu_steps", "against", 60),
-    "floor": Part("_gpu_floor", "floor", 45),
-    "tests": Part("_gpu_checks", "tests", 120),
+    "floor": Part("_gpu_floor", "floor", 50),
+    "tests": Part("_gpu_checks", "tests", 90),
 }
+#: Headings of the table.
+HEAD = ("part", "what", "value", "target", "")
+Found = list[dict[str, Any]]
 
 
-def run_part(name: str, *, device: str, tiny: bool, path: Path) -> None:
+def run_part(name: str, *, device: str, tiny: bool, path: Path, limit: float) -> None:
     """Run a part in this process; every row is in the file as soon as it is known."""
     import importlib
 
+    end = time.perf_counter() + limit
     import torch
     from _gpu_shared import Place
 
@@ -67,36 +74,73 @@ def run_part(name: str, *, device: str, tiny: bool, path: Path) -> None:
         importlib.import_module(part.module), part.function
     )
     with path.open("w") as file:
-        for row in rows(Place(torch.device(device), tiny)):
+        for row in rows(Place(torch.device(device), tiny, end)):
             file.write(json.dumps(dataclasses.asdict(row)) + "\n")
             file.flush()
 
 
-def supervise(name: str, *, device: str, tiny: bool, limit: float) -> list[dict[str, Any]]:
-    """Run a part in a process of its own; its rows, and one more if it did not end well."""
-    started = time.perf_counter()
+def supervise(
+    name: str,
+    *,
+    device: str,
+    tiny: bool,
+    limit: float,
+    told: Callable[[Found], None] = lambda _: None,
+) -> tuple[Found, str]:
+    """Run a part in a process of its own.
+
+    Args:
+        name: The part.
+        device: Where to run it.
+        tiny: Whether to run its smallest version.
+        limit: Seconds it may take.
+        told: Is given all rows so far whenever there are more.
+
+    Returns:
+        Its rows, and one more if it did not end well; and the end of what it said.
+    """
+    started, found = time.perf_counter(), []
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "rows.jsonl"
+        path, errors = Path(folder) / "rows.jsonl", Path(folder) / "errors"
         command = [sys.executable, __file__, "--part", name, "--rows", str(path)]
-        command += ["--device", device, *(["--tiny"] if tiny else [])]
-        try:
-            done = subprocess.run(
-                command, stderr=subprocess.PIPE, text=True, timeout=limit, check=False
-            )
-            said = done.stderr.strip().splitlines()
-            problem = f"status {done.returncode}: {said[-1:]}" if done.returncode else ""
-        except subprocess.TimeoutExpired as error:
-            raw = error.stderr or b""
-            said = (raw.decode() if isinstance(raw, bytes) else raw).strip().splitlines()
-            problem = f"stopped after {limit:.0f} s"
-        lines = path.read_text().splitlines() if path.exists() else []
-    rows = [json.loads(line) for line in lines]
-    if problem:
-        rows.append({"name": "the part itself", "value": problem, "target": "", "met": False})
-    if problem or any(row["met"] is False for row in rows):
-        print(f"--- {name}\n" + "\n".join(said[-40:]), file=sys.stderr)
-    seconds = time.perf_counter() - started
-    return [{"part": name, **row, "part_seconds": round(seconds, 1)} for row in rows]
+        command += ["--device", device, "--limit", str(limit), *(["--tiny"] if tiny else [])]
+        with errors.open("w") as said:
+            # Output to a file: what a part leaves running must not keep a pipe open.
+            child = subprocess.Popen(command, stdout=said, stderr=said, start_new_session=True)
+            try:
+                while child.poll() is None and time.perf_counter() - started < limit:
+                    time.sleep(0.1)
+                    found = _told(name, path, found, told)
+                status = child.poll()
+            finally:
+                _end(child)
+        found = _told(name, path, found, told)
+        last = errors.read_text(errors="replace").strip().splitlines()[-40:]
+    problem = f"stopped after {limit:.0f} s" if status is None else f"status {status}: {last[-1:]}"
+    if status != 0:
+        row = {"name": "the part itself", "value": problem, "target": "", "met": False}
+        found.append({"part": name, **row})
+        told(found)
+    seconds = round(time.perf_counter() - started, 1)
+    return [{**row, "part_seconds": seconds} for row in found], "\n".join(last)
+
+
+def _told(name: str, path: Path, found: Found, told: Callable[[Found], None]) -> Found:
+    """The rows that are known by now, told where there are more than before."""
+    text = path.read_text() if path.exists() else ""
+    # Up to the last whole line.
+    rows = [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+    if len(rows) > len(found):
+        found = [{"part": name, **row} for row in rows]
+        told(found)
+    return found
+
+
+def _end(child: subprocess.Popen[bytes]) -> None:
+    """End a part with all that it started."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(child.pid, signal.SIGKILL)
+    child.wait()
 
 
 def main() -> int:
@@ -109,33 +153,63 @@ def main() -> int:
     parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)
     parser.add_argument("--rows", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    where = {"device": options.device, "tiny": options.tiny}
     if options.part:
-        run_part(options.part, device=options.device, tiny=options.tiny, path=options.rows)
+        run_part(options.part, path=options.rows, limit=options.limit, **where)
         return 0
     end = time.perf_counter() + options.limit
-    found: list[dict[str, Any]] = []
+    found: Found = []
+    said: dict[str, str] = {}
+    table = Table(options.json)
+    print(_shared.table(HEAD, ()), flush=True)
     for name in options.only or PARTS:
         left = end - time.perf_counter()
         if left < 5:
-            found.append({"part": name, "name": "-", "value": "no time left", "target": ""})
-            continue
-        found += supervise(
-            name, device=options.device, tiny=options.tiny, limit=min(left, PARTS[name].limit)
-        )
-        # At once: what stops the command from outside must not take all of it along.
-        _shared.write_json(options.json, {"rows": found})
-    print(f"{_shared.machine()}\n\n{as_table(found)}")
-    return int(any(row.get("met") is False for row in found))
+            row = {"part": name, "name": "-", "value": "no time left", "target": "", "met": False}
+            found.append(row)
+        else:
+            share = PARTS[name].limit * options.limit / LIMIT
+            limit, before = min(left, share), list(found)
+            rows, last = supervise(
+                name, **where, limit=limit, told=lambda rows, had=before: table.show(had + rows)
+            )
+            found += rows
+            if any(row["met"] is False for row in rows):
+                said[name] = last
+        table.show(found, said)
+    for name, last in said.items():
+        print(f"\n--- {name}\n{last}", file=sys.stderr)
+    print(f"\n{_shared.machine()}")
+    return int(any(row["met"] is False for row in found))
 
 
-def as_table(found: list[dict[str, Any]]) -> str:
+class Table:
+    """The table on standard output, as it grows, and all of it in a file.
+
+    Args:
+        path: The file; None for none.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        self._shown = 0
+
+    def show(self, found: Found, said: dict[str, str] | None = None) -> None:
+        """Print the rows that are new, at once: nothing that stops the command takes them along."""
+        lines = as_table(found).splitlines()[2:]
+        for line in lines[self._shown :]:
+            print(line, flush=True)
+        self._shown = len(lines)
+        _shared.write_json(self._path, {"rows": found, "said": said or {}})
+
+
+def as_table(found: Found) -> str:
     """All rows as a Markdown table."""
     words = {True: "met", False: "MISSED", None: ""}
     rows = [
-        (row["part"], row["name"], row["value"], row["target"], words[row.get("met")])
-        for row in found
+        (row["part"], row["name"], row["value"], row["target"], words[row["met"]]) for row in found
     ]
-    return _shared.table(("part", "what", "value", "target", ""), rows)
+    return _shared.table(HEAD, rows)
 
 
 if __name__ == "__main__":

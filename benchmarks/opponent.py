@@ -17,11 +17,10 @@ import json
 import os
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import _shared
 import numpy as np
-import optuna
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -29,6 +28,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from hpo_mab import models
 from hpo_mab.data import ImageData, ImageSplits
+
+if TYPE_CHECKING:
+    import optuna
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -144,6 +146,9 @@ class Objective:
 
     def __call__(self, trial: optuna.Trial) -> float:
         """Train a configuration; validation accuracy at the end of the budget."""
+        # Here, not at the top: `gpu.py` needs the rest where Optuna may not be.
+        import optuna
+
         lr = trial.suggest_float("lr", 0.01, 0.5, log=True)
         weight_decay = trial.suggest_float("weight_decay", 1e-5, 1e-2, log=True)
         accuracy = 0.0
@@ -210,6 +215,8 @@ def study(objective: Objective) -> dict[str, Any]:
     Returns:
         Seconds, trials, and the best validation accuracy.
     """
+    import optuna
+
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     task = objective.task
     search = optuna.create_study(

@@ -31,16 +31,16 @@ import _shared
 import optuna
 import sqlalchemy as sa
 import torch
+from _stored import EVALUATIONS, evaluation, fill_study, make_study
 from torch import nn
 from torch.utils.data import TensorDataset
 
 from hpo_mab.compare import summarise
-from hpo_mab.search import Target, TrainingObjective, TrialLoop
+from hpo_mab.search import TrainingObjective, TrialLoop
 from hpo_mab.search._workload import Loop, Workload
-from hpo_mab.storage import CurveStore, Definition, Storage, read_run
+from hpo_mab.storage import Storage, read_run
 from hpo_mab.training import Budget, Evaluation
 
-EVALUATIONS = 8
 TRIAL_SECONDS = 10.0
 
 _DATA = TensorDataset(torch.zeros(1000, 1), torch.arange(1000) % 2)
@@ -67,7 +67,7 @@ def main() -> None:
 
 def load(url: str, workers: int, trials: int) -> tuple[dict[str, Any], bool]:
     """Empty trials in ``workers`` processes; the time of one is what the storage takes."""
-    _make(url, "load", trials=trials)
+    make_study(url, "load", trials=trials)
     context = multiprocessing.get_context("fork")
     costs = context.Queue()
     began = time.perf_counter()
@@ -114,7 +114,7 @@ def _deadlocks(storage: Storage) -> int:
 def read(url: str, trials: int) -> tuple[dict[str, Any], bool]:
     """Time to read, and to compare, two studies of so many finished trials with curves."""
     for arm in ("mab", "uniform"):
-        _fill(url, arm, trials)
+        fill_study(url, arm, trials)
     storage = Storage(url)
     wall, began = time.perf_counter(), time.process_time()
     runs = [read_run(storage, arm) for arm in ("mab", "uniform")]
@@ -134,7 +134,7 @@ def read(url: str, trials: int) -> tuple[dict[str, Any], bool]:
     return figures, end - began < 30
 
 
-def _work(url: str, name: str, costs: Any = None) -> None:
+def _work(url: str, name: str, costs: Any) -> None:
     began = time.process_time()
     storage = Storage(url)
     study = optuna.load_study(
@@ -158,8 +158,7 @@ def _work(url: str, name: str, costs: Any = None) -> None:
         loop.run()
     finally:
         # Whoever waits for it must not wait for ever.
-        if costs is not None:
-            costs.put((time.process_time() - began, loop.errors))
+        costs.put((time.process_time() - began, loop.errors))
     storage.close()
 
 
@@ -181,7 +180,7 @@ class _NoWork:
 
     @contextlib.contextmanager
     def training(self, configuration: object, **_: object) -> Iterator[Any]:
-        points = [_evaluation(index, 0.5) for index in range(1, EVALUATIONS + 1)]
+        points = [evaluation(index, 0.5) for index in range(1, EVALUATIONS + 1)]
         yield types.SimpleNamespace(evaluations=_NoTraining(points))
 
 
@@ -189,101 +188,6 @@ class _NoTraining(list[Evaluation]):
     """Evaluations that are there already, from the start."""
 
     resumed_at = 0
-
-
-def _make(url: str, name: str, *, trials: int, arm: str = "mab") -> None:
-    storage = Storage(url)
-    study = optuna.create_study(study_name=name, storage=storage.optuna, direction="maximize")
-    Definition(
-        arm=arm, seed=0, trial_examples=8000, epoch_examples=1000, spec={}, environment={}
-    ).save(study)
-    Target(trials=trials, total=None, epoch_examples=1000).save(study)
-    storage.close()
-
-
-def _fill(url: str, arm: str, trials: int) -> None:
-    _make(url, arm, trials=trials, arm=arm)
-    storage = Storage(url)
-    study = optuna.load_study(study_name=arm, storage=storage.optuna)
-    lift = 0.01 if arm == "mab" else 0.0
-    study.add_trials(_trial(slot, slot / trials + lift) for slot in range(min(trials, 50)))
-    # Optuna adds a trial in tens of milliseconds; the rest goes straight into the tables.
-    first = study.get_trials(deepcopy=False)
-    _copy_rows(storage, study._study_id, first[-1]._trial_id, len(first), trials)
-    ids = [trial._trial_id for trial in study.get_trials(deepcopy=False)]
-    rows = [
-        {"trial_id": trial_id, **_row(_evaluation(index, slot / trials + lift))}
-        for slot, trial_id in enumerate(ids)
-        for index in range(1, EVALUATIONS + 1)
-    ]
-    CurveStore(storage.optuna.engine)
-    with storage.optuna.engine.begin() as connection:
-        table = sa.Table("hpo_mab_evaluations", sa.MetaData(), autoload_with=connection)
-        connection.execute(table.insert(), rows)
-    storage.close()
-
-
-def _copy_rows(storage: Storage, study_id: int, like: int, begin: int, end: int) -> None:
-    """Trials ``begin`` to ``end`` of a study, as copies of one, slots counted on."""
-    with storage.optuna.engine.begin() as connection:
-        meta = sa.MetaData()
-        meta.reflect(connection)
-        trials = meta.tables["trials"]
-        template = dict(
-            connection.execute(sa.select(trials).where(trials.c.trial_id == like)).mappings().one()
-        )
-        next_id = connection.scalar(sa.select(sa.func.max(trials.c.trial_id))) + 1
-        ids = list(range(next_id, next_id + end - begin))
-        connection.execute(
-            trials.insert(),
-            [{**template, "trial_id": i, "number": begin + k} for k, i in enumerate(ids)],
-        )
-        for name in ("trial_params", "trial_values", "trial_user_attributes"):
-            _copy_parts(connection, meta.tables[name], like, ids, begin)
-
-
-def _copy_parts(
-    connection: sa.Connection, table: sa.Table, like: int, ids: list[int], begin: int
-) -> None:
-    (key,) = table.primary_key.columns.keys()
-    rows = connection.execute(sa.select(table).where(table.c.trial_id == like)).mappings().all()
-    copies = []
-    for position, trial_id in enumerate(ids):
-        for row in rows:
-            copy = {**row, "trial_id": trial_id}
-            del copy[key]
-            if copy.get("key") == "slot":
-                copy["value_json"] = str(begin + position)
-            copies.append(copy)
-    if copies:
-        connection.execute(table.insert(), copies)
-
-
-def _trial(slot: int, value: float) -> optuna.trial.FrozenTrial:
-    return optuna.create_trial(
-        value=value,
-        params={"lr": 0.1},
-        distributions={"lr": optuna.distributions.FloatDistribution(0.01, 1.0, log=True)},
-        user_attrs={"slot": slot, "paired": slot < 10, "examples": 8000, "seconds": 8.0},
-    )
-
-
-def _evaluation(index: int, final: float) -> Evaluation:
-    return Evaluation(
-        index=index,
-        steps=10 * index,
-        examples=1000 * index,
-        seconds=float(index),
-        sampler_seconds=0.01 * index,
-        accuracy=min(1.0, final * index / EVALUATIONS),
-        loss=1.0,
-        train_loss=1.0,
-        learning_rate=0.1,
-    )
-
-
-def _row(evaluation: Evaluation) -> dict[str, Any]:
-    return {field: getattr(evaluation, field) for field in Evaluation.__dataclass_fields__}
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ with as many loader workers and threads as it would have by default, the package
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
 import functools
 import itertools
@@ -33,11 +32,13 @@ from pathlib import Path
 from typing import Any
 
 import _shared
+import numpy as np
 import opponent
 import torch
 from opponent import Task
 
 from hpo_mab import models, samplers, training
+from hpo_mab.advantage import mean_estimate
 from hpo_mab.data import Augmentation, ImageSplits, Normalization
 from hpo_mab.training._device import synchronize
 
@@ -157,23 +158,22 @@ def data_path(task: Task, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def accuracy(task: Task, options: argparse.Namespace) -> dict[str, Any]:
-    """Validation accuracy of one configuration over seeds, both sides."""
+    """Validation accuracy of one configuration, both sides, seed by seed; differences paired."""
     splits = task.splits(examples=options.examples)
-    seeds = range(options.rounds or 4)
     script = opponent.Objective(task, splits, device=torch.device("cpu"), workers=0)
-    found: dict[str, list[float]] = {
-        "opponent": [list(script.curve(0.1, 1e-4, seed=seed))[-1] for seed in seeds]
-    }
-    for kind in ("uniform", "mab"):
-        found[f"ours, {kind}"] = [
-            list(ours(task, splits, sampler=kind, weight_decay=1e-4, seed=seed))[-1].accuracy
-            for seed in seeds
-        ]
-    rows = []
-    for name, values in found.items():
-        error = statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else float("nan")
-        rows.append((name, f"{statistics.mean(values):.2%}", f"{error:.2%}", len(values)))
-    print(_shared.table(("side", "validation accuracy", "standard error", "seeds"), rows))
+    theirs: list[float] = []
+    mine: list[float] = []
+    for seed in range(options.rounds or 4):
+        # A seed is the same initial weights on both sides; the order of batches is each side's own.
+        theirs.append(list(script.curve(0.1, 1e-4, seed=seed))[-1])
+        mine.append(list(ours(task, splits, weight_decay=1e-4, seed=seed))[-1].accuracy)
+        print(f"seed {seed}: {theirs[-1]:.4f}, {mine[-1]:.4f}", file=sys.stderr, flush=True)
+    found = {"opponent": theirs, "ours, uniform": mine}
+    rows = [(name, f"{statistics.mean(values):.2%}") for name, values in found.items()]
+    print(_shared.table(("side", "validation accuracy"), rows))
+    more = mean_estimate(np.subtract(mine, theirs))
+    low, high = 100 * more.low, 100 * more.high
+    print(f"difference {100 * more.value:+.2f} points ({low:+.2f} to {high:+.2f}, {more.n} seeds)")
     return found
 
 
@@ -267,9 +267,11 @@ def studies(task: Task, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _best(said: dict[str, Any]) -> str:
-    with contextlib.suppress(KeyError, TypeError):
-        return f"best {said['best']:.4f}"
-    return f"said {sorted(said)}"
+    """Best validation accuracy, of either side's JSON."""
+    best = said["best"]
+    if isinstance(best, dict):
+        best = best["validation_accuracy"]
+    return "no trial complete" if best is None else f"best {best:.2%}"
 
 
 def main() -> None:

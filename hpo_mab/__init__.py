@@ -5,8 +5,9 @@ The names here are imported on first use, so that ``import hpo_mab`` is cheap.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from hpo_mab._lazy import lazy_names
 
 if TYPE_CHECKING:
     from hpo_mab.pruners import AdvantagePruner
@@ -23,21 +24,14 @@ __all__ = [
     "UniformSampler",
 ]
 
-_MODULES = {
-    "AdvantagePruner": "hpo_mab.pruners",
-    "Budget": "hpo_mab.training",
-    "MABSampler": "hpo_mab.samplers",
-    "TrainingObjective": "hpo_mab.search",
-    "TrialReporter": "hpo_mab.search",
-    "UniformSampler": "hpo_mab.samplers",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_MODULES[name]), name)
-
-
-def __dir__() -> list[str]:
-    return __all__
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "AdvantagePruner": ".pruners",
+        "Budget": ".training",
+        "MABSampler": ".samplers",
+        "TrainingObjective": ".search",
+        "TrialReporter": ".search",
+        "UniformSampler": ".samplers",
+    },
+)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from hpo_mab._attributes import TWIN_KEY
 from hpo_mab._errors import ArgumentError
 from hpo_mab.advantage._curves import PairedCurves
 
@@ -87,7 +88,7 @@ def _by_key(runs: Sequence[StudyRun], *, paired_only: bool) -> dict[tuple[int, i
             key = (run.seed, trial.slot)
             usable = trial.state != "fail" and trial.curve and (trial.paired or not paired_only)
             # A uniform twin in a bandit's study is paired with its original, not across arms.
-            usable = usable and "twin_of" not in trial.attrs
+            usable = usable and TWIN_KEY not in trial.attrs
             if usable and (key not in found or trial.examples > found[key].examples):
                 found[key] = trial
     return found

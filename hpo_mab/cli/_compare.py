@@ -56,34 +56,15 @@ def compare(
     hpo-mab compare --sampler gradnorm --pruner hyperband
     ```
     """
-    loaded = opt.load(
-        spec,
-        assignments,
-        data__name=data,
-        model__name=model,
-        sampler__kind=sampler,
-        pruner__kind=pruner,
-        data__root=data_root,
-        budget__trials=trials,
-        budget__total=budget,
-        budget__epochs=epochs,
-        seed=seed,
-        training__batch_size=batch_size,
-        training__device=device,
-        compare__seeds=seeds,
-    )
+    loaded = opt.definition(context)
     from hpo_mab.cli._again import again, is_given
     from hpo_mab.cli._dashboard import dashboard
-    from hpo_mab.cli._outcome import (
-        comparison_record,
-        print_comparison,
-        ran_on,
-        refuse_unwritable,
-        write_text,
-    )
+    from hpo_mab.cli._files import refuse_unwritable, write_text
+    from hpo_mab.cli._outcome import print_comparison
     from hpo_mab.cli._progress import StudyProgress
+    from hpo_mab.cli._signals import stoppable
     from hpo_mab.cli._summary import warn_unpublished
-    from hpo_mab.compare import report_html, run_comparison, summarise
+    from hpo_mab.compare import comparison_record, report_html, run_comparison, summarise
     from hpo_mab.dashboard import publish_comparison
     from hpo_mab.storage import Storage
 
@@ -91,12 +72,13 @@ def compare(
     refuse_unwritable(record, report)
     silent = quiet or as_json
     store = Storage(storage)
-    found = run_comparison(
-        loaded,
-        store,
-        progress=lambda name, count: StudyProgress(trials=count, label=name, quiet=silent),
-        on_retrain=None if silent else _tell_retraining,
-    )
+    with stoppable():
+        found = run_comparison(
+            loaded,
+            store,
+            progress=lambda name, count: StudyProgress(trials=count, label=name, quiet=silent),
+            on_retrain=None if silent else _tell_retraining,
+        )
     if {run.arm for run in found.runs} <= {found.reference} or found.interrupted:
         typer.echo("Interrupted; the same command continues.", err=True)
         raise typer.Exit(130)
@@ -106,7 +88,7 @@ def compare(
         write_text(record, text)
     if report is not None:
         page = report_html(
-            found.runs, summary, title=f"{loaded.name}: comparison", record=ran_on(found)
+            found.runs, summary, title=f"{loaded.name}: comparison", record=found.environment
         )
         write_text(report, page)
     if as_json:

@@ -10,7 +10,6 @@ import typer
 
 from hpo_mab.cli import _options as opt
 from hpo_mab.cli._complete import study_names
-from hpo_mab.cli._report import Storages
 
 if TYPE_CHECKING:
     from hpo_mab.advantage import Evidence
@@ -26,7 +25,7 @@ def evidence(
             help="Studies of both arms, named as for hpo-mab report, or records (.json).",
         ),
     ],
-    storage: Storages = None,
+    storage: opt.Storages = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="The file to write.")] = Path(
         "evidence.json"
     ),
@@ -51,7 +50,7 @@ def evidence(
     hpo-mab evidence 'digits-*' --arm bandit --reference uniform_median
     ```
     """
-    from hpo_mab.cli._outcome import refuse_unwritable, write_text
+    from hpo_mab.cli._files import refuse_unwritable, write_text
     from hpo_mab.compare import evidence_of
 
     opt.silence_optuna()

@@ -12,6 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from hpo_mab._errors import HpoMabError
+from hpo_mab._memory import memory_reason
 from hpo_mab._secrets import hide_passwords
 from hpo_mab.cli._compare import compare
 from hpo_mab.cli._dashboard import dashboard
@@ -106,17 +107,20 @@ def main() -> None:
 
 
 def _outside_cause(error: Exception) -> str | None:
-    """What a database or a disk did to us, in one line; None for a mistake of our own."""
+    """What a database, a disk or memory did to us, in one line; None for a mistake of our own."""
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         where = f" for {error.filename}" if error.filename else ""
         return (
             f"{error.strerror}{where}. Free some space, then give the same command again; what is "
             "stored stays."
         )
+    starved = memory_reason(error)
+    if starved is not None:
+        return f"{starved} Smaller networks and batches need less, and so do fewer workers."
     # Where nothing has been imported that raises them, it is none of them.
     if "sqlalchemy" not in sys.modules:
         return None
     from hpo_mab.storage import STORAGE_ERRORS
-    from hpo_mab.storage._reasons import reason_of
+    from hpo_mab.storage._diagnosis import diagnose
 
-    return f"The storage failed: {reason_of(error)}" if isinstance(error, STORAGE_ERRORS) else None
+    return f"The storage failed: {diagnose(error)}" if isinstance(error, STORAGE_ERRORS) else None

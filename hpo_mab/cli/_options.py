@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -28,6 +29,15 @@ StorageUrl = Annotated[
         "--storage",
         envvar="HPO_MAB_STORAGE",
         help="Database URL as SQLAlchemy and Optuna take it, or a path to an SQLite file.",
+    ),
+]
+Storages = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--storage",
+        envvar="HPO_MAB_STORAGE",
+        help="Database URL or path; repeat to take studies from several.",
+        show_default="sqlite:///hpo_mab.db",
     ),
 ]
 Trials = Annotated[
@@ -116,19 +126,44 @@ Json = Annotated[
 ]
 
 
-def load(spec: str, assignments: list[str] | None, **given: Any) -> StudySpec:
-    """The definition with the command line's overrides.
+#: Options by their parameter's name, and the key of the definition that each replaces.
+_KEYS = {
+    "data": "data.name",
+    "model": "model.name",
+    "sampler": "sampler.kind",
+    "pruner": "pruner.kind",
+    "data_root": "data.root",
+    "trials": "budget.trials",
+    "budget": "budget.total",
+    "epochs": "budget.epochs",
+    "seed": "seed",
+    "batch_size": "training.batch_size",
+    "device": "training.device",
+    "seeds": "compare.seeds",
+}
+
+
+def definition(context: typer.Context) -> StudySpec:
+    """The definition that a command line asks for: a file or name, and what replaces its values."""
+    given = context.params
+    named = {key: given[name] for name, key in _KEYS.items() if given.get(name) is not None}
+    return load(given["spec"], given["assignments"], named)
+
+
+def load(
+    spec: str, assignments: Sequence[str] | None, named: Mapping[str, Any] | None = None
+) -> StudySpec:
+    """A definition with overrides.
 
     Args:
         spec: File or name.
         assignments: ``KEY=VALUE`` texts.
-        given: Options by dotted key with ``__`` for the dot; None means not given.
+        named: Values by dotted key.
     """
     from hpo_mab.search import load_spec
 
-    named = {key.replace("__", "."): value for key, value in given.items() if value is not None}
     # The kind of a thing comes first: changing it drops options that it does not have.
-    return load_spec(spec, {**named, **dict(map(_assignment, assignments or []))})
+    return load_spec(spec, {**(named or {}), **dict(map(_assignment, assignments or []))})
 
 
 def worker_count(text: str) -> int | None:
@@ -147,9 +182,13 @@ def worker_count(text: str) -> int | None:
 
 def silence_optuna() -> None:
     """Leave the telling to our own progress: Optuna logs a line, or a traceback, a trial."""
+    import logging
+
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.CRITICAL)
+    # A traceback for each connection that breaks, or that a second Ctrl-C leaves half reset.
+    logging.getLogger("sqlalchemy.pool").setLevel(logging.CRITICAL)
 
 
 def _assignment(text: str) -> tuple[str, Any]:

@@ -1,23 +1,18 @@
-"""What ``hpo-mab compare`` says and writes at the end."""
+"""What ``hpo-mab compare`` says at the end."""
 
 from __future__ import annotations
 
-import dataclasses
-import json
-import os
 from itertools import zip_longest
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
 
-from hpo_mab._errors import ArgumentError
 from hpo_mab.cli._dashboard import PORT
 
 if TYPE_CHECKING:
     from hpo_mab.compare import ComparisonRuns, ComparisonSummary
-    from hpo_mab.storage import Storage, StudyRun
+    from hpo_mab.storage import Storage
 
 _COLOURS = {"helps": "green", "hurts": "red", "is not distinguishable": "yellow"}
 
@@ -42,10 +37,12 @@ def print_comparison(
         verbose: Whether to print every table.
     """
     from hpo_mab.compare import outcome
+    from hpo_mab.dashboard import comparison_path
 
     console = Console(highlight=False)
     print_result(summary, verbose=verbose)
-    link = f"http://127.0.0.1:{PORT}{comparison_path(storage, found.runs)}"
+    ids = [storage.optuna.get_study_id_from_name(run.name) for run in found.runs]
+    link = f"http://127.0.0.1:{PORT}{comparison_path(ids)}"
     steps = [
         (dashboard, "notes and figures in the browser"),
         (link, "there: the arms side by side"),
@@ -73,91 +70,3 @@ def print_result(summary: ComparisonSummary, *, verbose: bool = False) -> None:
         # What was found, then by which figures.
         found, comma, figures = line.partition(", at ")
         console.print(f"[bold {colour}]{escape(found)}[/]{escape(comma + figures)}")
-
-
-def comparison_path(storage: Storage, runs: tuple[StudyRun, ...]) -> str:
-    """Path of the dashboard's page that compares the studies."""
-    ids = [storage.optuna.get_study_id_from_name(run.name) for run in runs]
-    return f"/dashboard/compare-studies?ids={','.join(map(str, ids))}"
-
-
-def comparison_record(found: ComparisonRuns, summary: ComparisonSummary) -> str:
-    """The whole comparison as JSON: environments, summary and every run's values."""
-    from hpo_mab.compare import verdict
-
-    record = {
-        "environment": ran_on(found),
-        "environments": _environments(found),
-        "verdict": verdict(summary).splitlines(),
-        "summary": summary.to_json(),
-        "retrained": [
-            {"arm": arm, "seed": seed, "test_accuracies": list(scores)}
-            for (arm, seed), scores in found.retrained.items()
-        ],
-        "studies": [_study_record(run) for run in found.runs],
-    }
-    return json.dumps(record, separators=(",", ":"))
-
-
-def ran_on(found: ComparisonRuns) -> dict[str, Any]:
-    """Versions and hardware of the machine that began the first study."""
-    from hpo_mab.compare import environment
-
-    first = next(iter(found.environments.values()), None)
-    return environment() if first is None else dict(first)
-
-
-def _environments(found: ComparisonRuns) -> list[dict[str, Any]]:
-    """Every machine that began a study, with the arms and seeds of its studies."""
-    told: dict[str, dict[str, Any]] = {}
-    for (arm, seed), environment in found.environments.items():
-        key = json.dumps(environment, sort_keys=True)
-        entry = told.setdefault(key, {"environment": dict(environment), "studies": []})
-        entry["studies"].append({"arm": arm, "seed": seed})
-    return list(told.values())
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file the user asked for.
-
-    Raises:
-        ArgumentError: It cannot be written.
-    """
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise ArgumentError(
-            f"{path} cannot be written: {error.strerror}. Name a file in a folder that exists."
-        ) from None
-
-
-def refuse_unwritable(*paths: Path | None) -> None:
-    """Say before anything runs that a file cannot be written after it.
-
-    Raises:
-        ArgumentError: It is a folder, or its folder does not exist or must not be written to.
-    """
-    for path in paths:
-        if path is not None and path.is_dir():
-            raise ArgumentError(f"{path} is a folder; name a file to write.")
-        if path is not None and not os.access(path.absolute().parent, os.W_OK | os.X_OK):
-            raise ArgumentError(
-                f"{path} cannot be written: {path.absolute().parent} is not a folder that can be "
-                "written to. Name a file in one that is."
-            )
-
-
-def _study_record(run: StudyRun) -> dict[str, Any]:
-    plain = dataclasses.asdict(run)
-    for trial in plain["trials"]:
-        curve = trial.pop("curve")
-        # A column an entry: a tenth of the size of one object an evaluation.
-        trial["curve"] = {
-            key: [_short(e[key]) for e in curve] for key in (curve[0] if curve else ())
-        }
-    plain["spec"]["data"].pop("root", None)
-    return plain
-
-
-def _short(value: Any) -> Any:
-    return round(value, 6) if isinstance(value, float) else value

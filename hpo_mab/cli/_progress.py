@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Column
 
+from hpo_mab._attributes import TWIN_KEY
+
 if TYPE_CHECKING:
     import optuna
     from optuna.trial import FrozenTrial
@@ -114,7 +116,7 @@ def _counts(study: optuna.Study) -> dict[str, int]:
     for trial in study.get_trials(deepcopy=False):
         name = trial.state.name.lower()
         # The pilot's twins are not among the trials asked for.
-        counted = "twin_of" not in trial.user_attrs and not trial.user_attrs.get("interrupted")
+        counted = TWIN_KEY not in trial.user_attrs and not trial.user_attrs.get("interrupted")
         if name in counts and counted:
             counts[name] += 1
     return counts

@@ -38,12 +38,14 @@ def replay(
 
     Example: `hpo-mab replay digits-mab-seed0 7`.
     """
+    from hpo_mab.cli._signals import stoppable
     from hpo_mab.search import replay as train_again
     from hpo_mab.storage import Storage
 
-    found = train_again(
-        Storage(storage, create=False), study, trial, device=device, data_root=data_root
-    )
+    with stoppable():
+        found = train_again(
+            Storage(storage, create=False), study, trial, device=device, data_root=data_root
+        )
     same = found.is_identical or found.largest_difference <= tolerance > 0
     typer.echo(_json(found, study) if as_json else _text(found, study))
     if not same:

@@ -16,17 +16,6 @@ if TYPE_CHECKING:
     from hpo_mab.storage import StudyRun
 
 
-Storages = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--storage",
-        envvar="HPO_MAB_STORAGE",
-        help="Database URL or path; repeat to take studies from several.",
-        show_default="sqlite:///hpo_mab.db",
-    ),
-]
-
-
 def report(
     studies: Annotated[
         list[str],
@@ -38,7 +27,7 @@ def report(
             "record (.json) that --record wrote.",
         ),
     ],
-    storage: Storages = None,
+    storage: opt.Storages = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="The page to write.")] = Path(
         "report.html"
     ),
@@ -69,7 +58,8 @@ def report(
     hpo-mab report record.json
     ```
     """
-    from hpo_mab.cli._outcome import print_result, refuse_unwritable, write_text
+    from hpo_mab.cli._files import refuse_unwritable, write_text
+    from hpo_mab.cli._outcome import print_result
     from hpo_mab.compare import report_html
 
     opt.silence_optuna()
@@ -90,8 +80,7 @@ def _read(
     studies: list[str], storages: list[str], reference: str | None
 ) -> tuple[tuple[StudyRun, ...], ComparisonSummary, dict[str, object], str]:
     """Studies, summary, environment, and all of it as a record."""
-    from hpo_mab.cli._outcome import comparison_record, ran_on
-    from hpo_mab.compare import read_record, stored_comparison, summarise
+    from hpo_mab.compare import comparison_record, read_record, stored_comparison, summarise
 
     if any(name.endswith(".json") for name in studies):
         if len(studies) > 1 or reference:
@@ -105,4 +94,4 @@ def _read(
         return stored.runs, stored.summary, dict(stored.environment), text
     found = stored_comparison(studies, storages=storages, reference=reference)
     summary = summarise(found.runs, reference=found.reference, retrained=found.retrained)
-    return found.runs, summary, ran_on(found), comparison_record(found, summary)
+    return found.runs, summary, found.environment, comparison_record(found, summary)

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import re
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from hpo_mab._attributes import TWIN_KEY
 from hpo_mab.cli import _options as opt
+
+if TYPE_CHECKING:
+    from hpo_mab.search import RunOutcome
+    from hpo_mab.search._spec import BudgetSection
 
 
 def run(
@@ -52,21 +58,7 @@ def run(
     hpo-mab run --data image_folder --data-root ~/photos
     ```
     """
-    loaded = opt.load(
-        spec,
-        assignments,
-        data__name=data,
-        model__name=model,
-        sampler__kind=sampler,
-        pruner__kind=pruner,
-        data__root=data_root,
-        budget__trials=trials,
-        budget__total=budget,
-        budget__epochs=epochs,
-        seed=seed,
-        training__batch_size=batch_size,
-        training__device=device,
-    )
+    loaded = opt.definition(context)
     from hpo_mab.cli._again import again, is_given
     from hpo_mab.cli._compare import compare
     from hpo_mab.cli._dashboard import dashboard
@@ -103,7 +95,9 @@ def run(
         # A URL with a password must not be shown.
         shown = {"storage": store.shown_url} if is_given(context, "storage") else {}
         named = {"name": study_name} if name or fresh else {}
-        more = {"trials": str(2 * loaded.budget.trials)}
+        more = _twice_what_ended_it(outcome, loaded.budget)
+        if "trials" not in more and is_given(context, "trials"):
+            more["trials"] = str(trials)
         print_summary(
             outcome,
             loaded,
@@ -116,3 +110,14 @@ def run(
         raise typer.Exit(130)
     # Last: the result is told, whatever becomes of the pages about it.
     warn_unpublished(publish_study(store, outcome.run))
+
+
+def _twice_what_ended_it(outcome: RunOutcome, budget: BudgetSection) -> dict[str, str]:
+    """The option, and its value, with which a study goes on as far again."""
+    finished = sum(
+        trial.state in ("complete", "pruned") and TWIN_KEY not in trial.attrs
+        for trial in outcome.run.trials
+    )
+    if budget.total is None or finished >= budget.trials:
+        return {"trials": str(2 * budget.trials)}
+    return {"budget": re.sub(r"[\d.]+", lambda amount: f"{2 * float(amount[0]):g}", budget.total)}

@@ -10,7 +10,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from hpo_mab._attributes import TWIN_KEY
 from hpo_mab.cli._progress import duration
+from hpo_mab.compare._words import parameter
 
 if TYPE_CHECKING:
     from hpo_mab.dashboard import Published
@@ -63,7 +65,6 @@ def run_json(outcome: RunOutcome, spec: StudySpec) -> str:
 
 def _facts(outcome: RunOutcome, spec: StudySpec) -> dict[str, Any]:
     run, best = outcome.run, outcome.run.best
-    pruned = [trial for trial in run.trials if trial.state == "pruned"]
     return {
         "study": run.name,
         "sampler": spec.sampler.kind,
@@ -79,10 +80,10 @@ def _facts(outcome: RunOutcome, spec: StudySpec) -> dict[str, Any]:
             state: sum(t.state == state for t in run.trials)
             for state in ("complete", "pruned", "fail")
         },
-        "twins": sum("twin_of" in t.attrs for t in run.trials),
+        "twins": sum(TWIN_KEY in t.attrs for t in run.trials),
         "examples": run.examples,
         "seconds": run.seconds,
-        "examples_saved_by_pruning": sum(run.trial_examples - t.examples for t in pruned),
+        "examples_saved_by_pruning": run.saved_examples,
         "trial_examples": run.trial_examples,
         "auto": None if outcome.choice is None else outcome.choice.to_json(),
         "interrupted": outcome.interrupted,
@@ -99,7 +100,7 @@ def _rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
         if best["test_accuracy"] is not None:
             accuracy += f"; {best['test_accuracy']:.2%} on the test set"
         rows.append(("Best", accuracy))
-        rows.append(("", ", ".join(f"{k} = {_short(v)}" for k, v in best["params"].items())))
+        rows.append(("", ", ".join(f"{k} = {parameter(v)}" for k, v in best["params"].items())))
     counted = f"{trials['complete']} complete, {trials['pruned']} pruned, {trials['fail']} failed"
     if facts["twins"]:
         counted += f"; {facts['twins']} are the pilot's, under uniform sampling"
@@ -114,7 +115,3 @@ def _rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
     share = saved / whole if whole else 0.0
     rows.append(("Pruning", f"saved {saved:,} examples, {share:.0%} of an unpruned study"))
     return rows
-
-
-def _short(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)

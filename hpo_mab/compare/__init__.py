@@ -5,12 +5,12 @@ What runs studies is imported on first use: analysis alone needs neither torch n
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from hpo_mab._environment import environment
+from hpo_mab._lazy import lazy_names
 from hpo_mab.compare._incumbent import IncumbentCurve, incumbent_curve
-from hpo_mab.compare._record_file import ComparisonRecord, read_record
+from hpo_mab.compare._record_file import ComparisonRecord, comparison_record, read_record
 from hpo_mab.compare._records import (
     ArmSummary,
     ComparisonSummary,
@@ -27,10 +27,11 @@ from hpo_mab.compare._verdict import outcome, verdict
 
 if TYPE_CHECKING:
     from hpo_mab.compare._arms import arms_of
+    from hpo_mab.compare._curve_table import CurveTable
     from hpo_mab.compare._evidence import evidence_of
     from hpo_mab.compare._false_prunings import FalsePrunings, false_prunings
-    from hpo_mab.compare._replay import CurveTable, Replay, Saving, replay, saving
     from hpo_mab.compare._runner import ComparisonRuns, retrain, run_comparison
+    from hpo_mab.compare._simulation import Saving, Simulation, saving, simulate
     from hpo_mab.compare._stored import stored_comparison
 
 __all__ = [
@@ -46,9 +47,10 @@ __all__ = [
     "FidelityRow",
     "IncumbentCurve",
     "PairedRow",
-    "Replay",
     "Saving",
+    "Simulation",
     "arms_of",
+    "comparison_record",
     "comparison_tables",
     "environment",
     "evidence_of",
@@ -56,34 +58,31 @@ __all__ = [
     "incumbent_curve",
     "outcome",
     "read_record",
-    "replay",
     "report_html",
     "retrain",
     "run_comparison",
     "saving",
+    "simulate",
     "stored_comparison",
     "summarise",
     "verdict",
 ]
 
-_MODULES = {
-    "ComparisonRuns": "hpo_mab.compare._runner",
-    "CurveTable": "hpo_mab.compare._replay",
-    "FalsePrunings": "hpo_mab.compare._false_prunings",
-    "Replay": "hpo_mab.compare._replay",
-    "Saving": "hpo_mab.compare._replay",
-    "arms_of": "hpo_mab.compare._arms",
-    "evidence_of": "hpo_mab.compare._evidence",
-    "false_prunings": "hpo_mab.compare._false_prunings",
-    "replay": "hpo_mab.compare._replay",
-    "retrain": "hpo_mab.compare._runner",
-    "run_comparison": "hpo_mab.compare._runner",
-    "saving": "hpo_mab.compare._replay",
-    "stored_comparison": "hpo_mab.compare._stored",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_MODULES[name]), name)
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "ComparisonRuns": "._runner",
+        "CurveTable": "._curve_table",
+        "FalsePrunings": "._false_prunings",
+        "Saving": "._simulation",
+        "Simulation": "._simulation",
+        "arms_of": "._arms",
+        "evidence_of": "._evidence",
+        "false_prunings": "._false_prunings",
+        "retrain": "._runner",
+        "run_comparison": "._runner",
+        "saving": "._simulation",
+        "simulate": "._simulation",
+        "stored_comparison": "._stored",
+    },
+)

@@ -32,7 +32,8 @@ def evidence_of(
     """
     own, other = (_of_arm(runs, name) for name in (arm, reference))
     both = [*own, *other]
-    source = f"{own[0].spec.get('name', own[0].name)}, {len(own)} seeds, {arm}/{reference}"
+    seeds = f"{len(own)} seed{'' if len(own) == 1 else 's'}"
+    source = f"{own[0].spec.get('name', own[0].name)}, {seeds}, {arm}/{reference}"
     return measure_evidence(
         pair_curves(own, other),
         margin=margin,

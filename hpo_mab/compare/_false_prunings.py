@@ -9,7 +9,7 @@ import numpy as np
 
 from hpo_mab._errors import ArgumentError
 from hpo_mab.advantage import Estimate
-from hpo_mab.search import trial_seed
+from hpo_mab.search._recorded import train_recorded
 
 if TYPE_CHECKING:
     from hpo_mab.search import StudyRunner
@@ -91,11 +91,7 @@ def false_prunings(
 
 def _finish(runner: StudyRunner, trial: TrialRun) -> float:
     """Final validation accuracy of a pruned trial."""
-    configuration = runner.objective.space.at(trial.params)
-    if trial.attrs.get("sampler") == "uniform":
-        configuration = configuration.with_sampler("uniform")
-    seed = trial_seed(runner.spec.seed, trial.slot)
-    with runner.objective.workload.training(configuration, seed=seed) as training:
+    with train_recorded(runner.objective, trial) as training:
         *_, last = training.evaluations
     return float(last.accuracy)
 

@@ -12,6 +12,7 @@ from hpo_mab.compare import figures
 from hpo_mab.compare._grids import Grid, grids
 from hpo_mab.compare._records import CURRENCIES, ComparisonSummary
 from hpo_mab.compare._verdict import verdict
+from hpo_mab.compare._words import parameter
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -137,7 +138,7 @@ def _every_run(runs: Sequence[StudyRun]) -> str:
             "-" if trial.value is None else f"{trial.value:.4f}",
             f"{trial.examples:,}",
             f"{trial.seconds:.1f}",
-            ", ".join(f"{name}={_short(value)}" for name, value in sorted(trial.params.items())),
+            ", ".join(f"{name}={parameter(value)}" for name, value in sorted(trial.params.items())),
         )
         for run in sorted(runs, key=lambda run: (run.arm, run.seed))
         for trial in run.trials
@@ -155,7 +156,3 @@ def _every_run(runs: Sequence[StudyRun]) -> str:
     )
     grid = Grid(title=f"{len(rows)} trials of {len(runs)} studies", columns=columns, rows=rows)
     return f"<details><summary>Every trial</summary>{_table(grid)}</details>"
-
-
-def _short(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from hpo_mab._attributes import RETRAINED_KEY, UNIFORM
+from hpo_mab._environment import environment
 from hpo_mab.compare._arms import arms_of
 from hpo_mab.search import (
     StudyRunner,
@@ -23,13 +25,11 @@ if TYPE_CHECKING:
     import optuna
 
 #: Called before each study with its name and number of trials; a context that ends with it.
-StudyProgressFactory = Callable[[str, int], contextlib.AbstractContextManager[TrialCallback]]
+StudyProgressFactory = Callable[[str, int], contextlib.AbstractContextManager[TrialCallback | None]]
 
 #: Called before each training of an incumbent with its study's name, which one it is, and of how
 #: many.
 RetrainCallback = Callable[[str, int, int], None]
-
-_RETRAINED_KEY = "hpo_mab:retrained"
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,12 +53,18 @@ class ComparisonRuns:
         default_factory=dict
     )
 
+    @property
+    def environment(self) -> dict[str, Any]:
+        """What the first study began with; this machine's where none is known."""
+        first = next(iter(self.environments.values()), None)
+        return environment() if first is None else dict(first)
+
 
 def run_comparison(
     spec: StudySpec,
     storage: Storage,
     *,
-    progress: StudyProgressFactory,
+    progress: StudyProgressFactory = lambda name, trials: contextlib.nullcontext(),
     on_retrain: RetrainCallback | None = None,
 ) -> ComparisonRuns:
     """Run what a comparison still lacks; studies that storage holds are continued, not repeated.
@@ -69,7 +75,7 @@ def run_comparison(
     Args:
         spec: The study definition with its ``[compare]`` section.
         storage: Where the studies live.
-        progress: Shows the progress of one study.
+        progress: Shows the progress of one study; by default nothing does.
         on_retrain: Called before each training of an incumbent.
 
     Raises:
@@ -79,45 +85,46 @@ def run_comparison(
     runs: list[StudyRun] = []
     retrained: dict[tuple[str, int], tuple[float, ...]] = {}
     environments: dict[tuple[str, int], Mapping[str, Any]] = {}
-    reference = spec.compare.reference if spec.compare.arms else "uniform"
+
+    def found(*, interrupted: bool) -> ComparisonRuns:
+        return ComparisonRuns(
+            reference=spec.compare.reference if spec.compare.arms else UNIFORM,
+            runs=tuple(runs),
+            retrained=retrained,
+            interrupted=interrupted,
+            environments=environments,
+        )
+
+    for runner in _runners(spec, storage):
+        name, key = runner.name(), (runner.arm, runner.spec.seed)
+        with progress(name, runner.spec.budget.trials) as on_trial:
+            outcome = runner.run(name, on_trial=on_trial, score=False)
+        runs.append(outcome.run)
+        environments[key] = Definition.load(open_study(storage, name)).environment
+        if outcome.interrupted:
+            return found(interrupted=True)
+        try:
+            retrained[key] = retrain(
+                runner,
+                outcome.run,
+                seeds=spec.compare.retrain,
+                epochs=spec.compare.retrain_epochs,
+                on_retrain=on_retrain,
+            )
+        except KeyboardInterrupt:
+            return found(interrupted=True)
+    return found(interrupted=False)
+
+
+def _runners(spec: StudySpec, storage: Storage) -> Iterator[StudyRunner]:
+    """A runner for each arm of each seed."""
     for seed in range(spec.seed, spec.seed + spec.compare.seeds):
         seeded = spec.model_copy(update={"seed": seed})
         arms, splits = arms_of(seeded), load_splits(seeded)
         # All before the first runs: a mistake in the last arm must not cost the first one's hours.
         objectives = {arm: make_objective(arm_spec, splits) for arm, arm_spec in arms.items()}
         for arm, arm_spec in arms.items():
-            runner = StudyRunner(arm_spec, storage, objective=objectives[arm], arm=arm)
-            name = runner.name()
-            with progress(name, arm_spec.budget.trials) as on_trial:
-                outcome = runner.run(name, on_trial=on_trial, score=False)
-            runs.append(outcome.run)
-            environments[arm, seed] = Definition.load(open_study(storage, name)).environment
-            try:
-                if not outcome.interrupted:
-                    retrained[arm, seed] = retrain(
-                        runner,
-                        outcome.run,
-                        seeds=spec.compare.retrain,
-                        epochs=spec.compare.retrain_epochs,
-                        on_retrain=on_retrain,
-                    )
-                    continue
-            except KeyboardInterrupt:
-                pass
-            return ComparisonRuns(
-                reference=reference,
-                runs=tuple(runs),
-                retrained=retrained,
-                interrupted=True,
-                environments=environments,
-            )
-    return ComparisonRuns(
-        reference=reference,
-        runs=tuple(runs),
-        retrained=retrained,
-        interrupted=False,
-        environments=environments,
-    )
+            yield StudyRunner(arm_spec, storage, objective=objectives[arm], arm=arm)
 
 
 def stored_scores(study: optuna.Study, run: StudyRun) -> tuple[Budget, tuple[float, ...]] | None:
@@ -125,7 +132,7 @@ def stored_scores(study: optuna.Study, run: StudyRun) -> tuple[Budget, tuple[flo
 
     None where there is nothing, or where the incumbent is another trial by now.
     """
-    known = study.user_attrs.get(_RETRAINED_KEY, {})
+    known = study.user_attrs.get(RETRAINED_KEY, {})
     if run.best is None or known.get("trial") != run.best.number or not known["accuracies"]:
         return None
     return Budget(**known["budget"]), tuple(known["accuracies"])
@@ -153,7 +160,7 @@ def retrain(
     if run.best is None or seeds == 0:
         return ()
     study = open_study(runner.storage, run.name)
-    known = study.user_attrs.get(_RETRAINED_KEY, {})
+    known = study.user_attrs.get(RETRAINED_KEY, {})
     final = runner.objective.workload.budget if epochs is None else Budget(epochs=epochs)
     key = {"trial": run.best.number, "budget": dataclasses.asdict(final)}
     scores = known["accuracies"] if {**known, **key} == known else []
@@ -161,7 +168,7 @@ def retrain(
         if on_retrain is not None:
             on_retrain(run.name, index + 1, seeds)
         fresh = derive_seed(run.seed, "retrain", index)
-        accuracy = runner.train_again(run.best, seed=fresh, sampler="uniform", final=final)
+        accuracy = runner.train_again(run.best, seed=fresh, sampler=UNIFORM, final=final)
         scores = [*scores, accuracy]
-        study.set_user_attr(_RETRAINED_KEY, {**key, "accuracies": scores})
+        study.set_user_attr(RETRAINED_KEY, {**key, "accuracies": scores})
     return tuple(scores[:seeds])

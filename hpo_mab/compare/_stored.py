@@ -153,7 +153,7 @@ def _refuse_other_data(runs: Sequence[StudyRun]) -> None:
             if one != other:
                 raise ArgumentError(
                     f"Studies of one comparison must have the same data.{key}: it is {one!r} in "
-                    f"'{first.name}' and {other!r} in '{run.name}'."
+                    f"'{first.name}' and {other!r} in '{run.name}'. Name studies that agree in it."
                 )
 
 

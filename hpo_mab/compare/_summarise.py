@@ -46,7 +46,8 @@ def summarise(
         seed: Seed of all resampling.
 
     Raises:
-        ArgumentError: No runs, two of one arm and seed, or ``confidence`` outside its bound.
+        ArgumentError: No runs, two of one arm and seed, trials of different budgets, or
+            ``confidence`` outside its bound.
         UnknownNameError: No run is of the reference arm.
     """
     if not runs:
@@ -61,6 +62,7 @@ def summarise(
     scores = retrained or {}
     names = [reference, *sorted(by_arm.keys() - {reference})]
     first = by_arm[reference][min(by_arm[reference])]
+    _refuse_other_budgets(first, runs)
     return ComparisonSummary(
         reference=reference,
         confidence=confidence,
@@ -77,6 +79,16 @@ def summarise(
     )
 
 
+def _refuse_other_budgets(first: StudyRun, runs: Sequence[StudyRun]) -> None:
+    for run in runs:
+        if run.trial_examples != first.trial_examples:
+            raise ArgumentError(
+                "Studies of one comparison must have the same budget a trial: it is "
+                f"{first.trial_examples:,} examples in '{first.name}' and {run.trial_examples:,} "
+                f"in '{run.name}'. Name studies that agree in it."
+            )
+
+
 def _name(run: StudyRun, section: str) -> str:
     named = run.spec.get(section, {})
     return str(named.get("name", "")) if isinstance(named, Mapping) else str(named)
@@ -88,12 +100,7 @@ def _arm(name: str, runs: Runs, scores: Retrained, *, confidence: float, seed: i
     best = tuple(None if trial is None else trial.value for trial in incumbents)
     known = [value for value in best if value is not None]
     trials = [trial for key in seeds for trial in runs[key].trials]
-    saved = sum(
-        run.trial_examples - trial.examples
-        for run in runs.values()
-        for trial in run.trials
-        if trial.state == "pruned"
-    )
+    saved = sum(run.saved_examples for run in runs.values())
     examples = sum(run.examples for run in runs.values())
     again = [float(np.mean(scores[name, key])) for key in seeds if len(scores.get((name, key), ()))]
     return ArmSummary(

@@ -26,13 +26,13 @@ def verdict(summary: ComparisonSummary) -> str:
 
 def outcome(contrast: Contrast) -> Outcome:
     """What the deciding measure of `verdict` says of one arm."""
-    measure = deciding(contrast)
+    measure = _deciding(contrast)
     if measure.above(0.0):
         return "helps"
     return "hurts" if measure.below(0.0) else "is not distinguishable"
 
 
-def deciding(contrast: Contrast) -> Estimate:
+def _deciding(contrast: Contrast) -> Estimate:
     """The measure that decides: a difference of accuracies."""
     measures = [contrast.retrained_gain, contrast.gain["examples"], _paired_advantage(contrast)]
     known = [measure for measure in measures if measure is not None]
@@ -44,7 +44,7 @@ def _paired_advantage(contrast: Contrast) -> Estimate | None:
     return contrast.paired[-1].advantage if contrast.paired else None
 
 
-def points(estimate: Estimate) -> str:
+def _told(estimate: Estimate) -> str:
     """A difference of accuracies in points with its interval, in words."""
     if math.isnan(estimate.value):
         return "unknown"
@@ -63,14 +63,14 @@ def _sentence(summary: ComparisonSummary, contrast: Contrast) -> str:
     where = f" on {summary.data}" if summary.data else ""
     seeds = len(contrast.seeds)
     gains = [
-        f"best validation accuracy at equal examples {points(contrast.gain['examples'])}",
-        f"at equal seconds {points(contrast.gain['seconds'])}",
+        f"best validation accuracy at equal examples {_told(contrast.gain['examples'])}",
+        f"at equal seconds {_told(contrast.gain['seconds'])}",
     ]
     paired = _paired_advantage(contrast)
     if paired is not None:
-        gains.append(f"same configurations at the end of a trial {points(paired)}")
+        gains.append(f"same configurations at the end of a trial {_told(paired)}")
     if contrast.retrained_gain is not None:
-        gains.insert(0, f"re-trained test accuracy {points(contrast.retrained_gain)}")
+        gains.insert(0, f"re-trained test accuracy {_told(contrast.retrained_gain)}")
     return (
         f"{contrast.arm} {found} {against} {contrast.reference}{where}, at "
         f"{seeds} seed{'' if seeds == 1 else 's'} and {summary.trial_examples:,} examples a trial: "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from hpo_mab.advantage import Estimate
 
@@ -25,6 +26,11 @@ def ratio(estimate: Estimate) -> str:
 def coefficient(estimate: Estimate) -> str:
     """A coefficient in [-1, 1]."""
     return _shown(estimate, 1.0, ".2f")
+
+
+def parameter(value: Any) -> str:
+    """A parameter's value, to four digits."""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def value_only(shown: str) -> str:

@@ -2,13 +2,14 @@
 
 from hpo_mab.dashboard._artifacts import artifact_folder, artifact_store, save_curves
 from hpo_mab.dashboard._publish import Published, publish_comparison, publish_study, refresh
-from hpo_mab.dashboard._serve import application
+from hpo_mab.dashboard._serve import application, comparison_path
 
 __all__ = [
     "Published",
     "application",
     "artifact_folder",
     "artifact_store",
+    "comparison_path",
     "publish_comparison",
     "publish_study",
     "refresh",

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, cast
 
 import optuna
 
+from hpo_mab._attributes import EVIDENCE_KEY
 from hpo_mab.advantage import Evidence, Rung
 from hpo_mab.compare._words import coefficient, points, ratio
-from hpo_mab.pruners import EVIDENCE_KEY
+from hpo_mab.pruners import AdvantagePruner
 from hpo_mab.pruners._placement import Placement, place
+from hpo_mab.search import create_pruner
 from hpo_mab.search._pilot import AUTO, Choice, stored_choice
 
 
@@ -62,9 +65,8 @@ def _pruning(evidence: Evidence | None, spec: Mapping[str, Any]) -> str:
             "configurations are complete under both samplers."
         )
     full = int(spec["budget"]["evaluations"])
-    rungs = [
-        place(step, full=full, evidence=evidence) for step in _uniform_steps(spec["pruner"], full)
-    ]
+    steps = itertools.takewhile(lambda step: step <= full, _uniform_steps(spec["pruner"], full))
+    rungs = [place(step, full=full, evidence=evidence) for step in steps]
     moved = sum(rung.step < rung.uniform for rung in rungs)
     made = (
         f"decides {moved} of {len(rungs)} rungs earlier than successive halving would"
@@ -84,17 +86,13 @@ def _pruning(evidence: Evidence | None, spec: Mapping[str, Any]) -> str:
     return f"**By its evidence the pruner {made}.**\n\n{_table(head, rows)}"
 
 
-def _uniform_steps(options: Mapping[str, Any], full: int) -> list[int]:
-    """Evaluations of the rungs under uniform training, as `hpo_mab.AdvantagePruner` has them."""
-    factor = int(options.get("reduction_factor", 2))
-    step = int(options.get("min_resource", 1)) * factor ** int(
-        options.get("min_early_stopping_rate", 0)
-    )
-    steps = []
-    while step <= full:
-        steps.append(step)
-        step *= factor
-    return steps
+def _uniform_steps(section: Mapping[str, Any], full: int) -> Iterator[int]:
+    """Evaluations of the rungs under uniform training, endless, as the study's pruner has them."""
+    # Where its evidence came from does not matter here, and need not be there any more.
+    aside = ("kind", "evidence", "reference")
+    options = {key: value for key, value in section.items() if key not in aside}
+    pruner = cast(AdvantagePruner, create_pruner("advantage", options, evaluations=full))
+    return map(pruner.uniform_step, itertools.count())
 
 
 def _because(known: Rung | None, placed: Placement, evidence: Evidence) -> str:

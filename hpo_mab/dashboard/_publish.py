@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 import optuna
 from optuna.trial import TrialState
 
+from hpo_mab._attributes import TEST_KEY
 from hpo_mab.dashboard._artifacts import LARGE, artifact_folder, save_curves
 from hpo_mab.dashboard._buffer import DashboardBuffer, trial_ids
 from hpo_mab.dashboard._evidence_note import evidence_note
 from hpo_mab.dashboard._figures import comparison_figures, study_figures
+from hpo_mab.dashboard._serve import comparison_path
 from hpo_mab.dashboard._study_note import keep_users_part, study_note
 from hpo_mab.dashboard._trial_notes import pruning_notes
 from hpo_mab.storage import Definition, Storage, StudyRun, open_study, read_run, study_names
@@ -25,7 +27,6 @@ if TYPE_CHECKING:
     from hpo_mab.compare import ComparisonSummary
 
 _PUBLISHED_KEY = "hpo_mab:published"
-_TEST_KEY = "hpo_mab:test"
 _FINISHED = ("complete", "pruned", "fail")
 
 
@@ -84,8 +85,8 @@ def publish_comparison(
 
     def write() -> list[str]:
         studies = [open_study(storage, run.name) for run in runs]
-        ids = ",".join(str(study._study_id) for study in studies)
-        found = {"verdict": verdict(summary), "compared": f"/dashboard/compare-studies?ids={ids}"}
+        ids = [study._study_id for study in studies]
+        found = {"verdict": verdict(summary), "compared": comparison_path(ids)}
         drawn = study_figures(runs) | comparison_figures(summary)
         for run, study in zip(runs, studies, strict=True):
             _write(storage, run, study, drawn, artifacts=artifacts, found=found)
@@ -162,7 +163,7 @@ def _write(
 
 
 def _test_accuracy(study: optuna.Study, run: StudyRun) -> float | None:
-    known: dict[str, Any] = study.user_attrs.get(_TEST_KEY, {})
+    known: dict[str, Any] = study.user_attrs.get(TEST_KEY, {})
     fits = run.best is not None and known.get("trial") == run.best.number
     return float(known["accuracy"]) if fits else None
 

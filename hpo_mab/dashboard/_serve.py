@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +35,11 @@ def application(storage: Storage, *, artifacts: Path | None = None) -> WSGIAppli
     app.install(_StudyPage())
     made: WSGIApplication = app
     return made
+
+
+def comparison_path(study_ids: Iterable[int]) -> str:
+    """Path of the page that shows studies side by side."""
+    return f"/dashboard/compare-studies?ids={','.join(map(str, study_ids))}"
 
 
 class _StudyPage:

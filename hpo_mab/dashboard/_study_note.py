@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from hpo_mab.compare._words import parameter
+
 if TYPE_CHECKING:
     from hpo_mab.storage import Storage, StudyRun
 
@@ -58,7 +60,7 @@ def _headline(run: StudyRun, test_accuracy: float | None) -> str:
     if best is None:
         return "No trial is complete yet."
     scored = "" if test_accuracy is None else f", {test_accuracy:.2%} on the test set"
-    params = ", ".join(f"`{name} = {short(value)}`" for name, value in best.params.items())
+    params = ", ".join(f"`{name} = {parameter(value)}`" for name, value in best.params.items())
     return f"**Best: {best.value:.2%} validation accuracy** in trial {best.number}{scored}" + (
         f", with {params}." if params else "."
     )
@@ -68,8 +70,7 @@ def _facts(run: StudyRun) -> list[tuple[str, str]]:
     spec = run.spec
     states = ("complete", "pruned", "fail", "running")
     counts = {state: sum(trial.state == state for trial in run.trials) for state in states}
-    pruned = [trial for trial in run.trials if trial.state == "pruned"]
-    saved = sum(run.trial_examples - trial.examples for trial in pruned)
+    saved = run.saved_examples
     whole = saved + run.examples
     search = spec.get("search", {})
     return [
@@ -108,8 +109,8 @@ def _range(value: Any) -> str:
         return "one of " + ", ".join(map(str, value["choices"]))
     if isinstance(value, Mapping) and {"low", "high"} <= value.keys():
         scale = " (log)" if value.get("log") else ""
-        return f"{short(value['low'])} to {short(value['high'])}{scale}"
-    return short(value)
+        return f"{parameter(value['low'])} to {parameter(value['high'])}{scale}"
+    return parameter(value)
 
 
 def _how_to_read() -> str:
@@ -140,8 +141,3 @@ def _table(rows: Sequence[tuple[str, str]]) -> str:
     escaped = [(label, text.replace("|", "\\|")) for label, text in rows]
     body = "\n".join(f"| {label} | {text} |" for label, text in escaped)
     return f"| | |\n|---|---|\n{body}"
-
-
-def short(value: Any) -> str:
-    """A value to four digits."""
-    return f"{value:.4g}" if isinstance(value, float) else str(value)

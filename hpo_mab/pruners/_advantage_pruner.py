@@ -141,10 +141,13 @@ class AdvantagePruner(BasePruner):
                 return True
             rung += 1
 
+    def uniform_step(self, rung: int) -> int:
+        """Step at which a rung, counted from 0, lies under uniform training."""
+        return int(self._first_step * self._reduction_factor**rung)
+
     def _place(self, rung: int, trial: FrozenTrial) -> Placement:
-        uniform = self._first_step * self._reduction_factor**rung
         evidence = None if is_uniform(trial) else self.keeper.evidence
-        return place(uniform, full=self.keeper.full, evidence=evidence)
+        return place(self.uniform_step(rung), full=self.keeper.full, evidence=evidence)
 
     def _warn_once(self) -> None:
         evidence = self.keeper.evidence

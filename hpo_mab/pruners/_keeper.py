@@ -10,14 +10,10 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial
 
+from hpo_mab._attributes import DEFINITION_KEY, EVIDENCE_KEY
 from hpo_mab._errors import ArgumentError
 from hpo_mab.advantage import DEFAULT_MARGIN, FEWEST_PAIRS, Evidence, measure_evidence
 from hpo_mab.pruners._trial_pairs import pairs_of_trials
-
-#: Study user attribute that holds the evidence as JSON values.
-EVIDENCE_KEY = "hpo_mab:evidence"
-
-_DEFINITION_KEY = "hpo_mab:definition"
 
 #: Evidence as users give it.
 EvidenceLike = Evidence | Mapping[str, Any] | str | Path
@@ -91,7 +87,7 @@ class EvidenceKeeper:
         attrs = study.user_attrs
         first, self._seen = self._seen is None, _finished(trials)
         if first:
-            self._read_definition(attrs.get(_DEFINITION_KEY, {}).get("spec", {}))
+            self._read_definition(attrs.get(DEFINITION_KEY, {}).get("spec", {}))
         if self.full is None:
             self.full = _longest(trials)
         if self._given:

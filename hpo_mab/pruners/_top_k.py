@@ -9,10 +9,8 @@ from optuna.pruners import BasePruner
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+from hpo_mab._attributes import PROMOTES_KEY
 from hpo_mab._errors import ArgumentError
-
-#: Trial user attribute: number of the stopped trial whose configuration is trained in full.
-PROMOTES_KEY = "promotes"
 
 
 class TopKPruner(BasePruner):

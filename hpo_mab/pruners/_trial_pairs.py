@@ -10,12 +10,8 @@ import numpy as np
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+from hpo_mab._attributes import SAMPLER_KEY, TWIN_KEY, UNIFORM
 from hpo_mab.advantage import PairedCurves
-
-#: Trial user attributes: the slot whose configuration a twin repeats, and what trained the trial.
-TWIN_KEY = "twin_of"
-SAMPLER_KEY = "sampler"
-UNIFORM = "uniform"
 
 _FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 _Key = tuple[int, frozenset[tuple[str, Any]]]

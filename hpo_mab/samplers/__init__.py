@@ -6,9 +6,9 @@ imported when first used, so that importing this package costs nothing.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from hpo_mab._lazy import lazy_names
 from hpo_mab.samplers._registry import KINDS, available, create, knobs
 
 if TYPE_CHECKING:
@@ -45,18 +45,8 @@ __all__ = [
     "knobs",
 ]
 
-_MODULES = {name: module for module, name in KINDS.values()} | dict.fromkeys(
-    ("BatchSampler", "Draw", "FeedbackError"), "hpo_mab.samplers._base"
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {name: module for module, name in KINDS.values()}
+    | dict.fromkeys(("BatchSampler", "Draw", "FeedbackError"), "hpo_mab.samplers._base"),
 )
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(_MODULES[name]), name)
-    globals()[name] = value  # The next access skips this function.
-    return value
-
-
-def __dir__() -> list[str]:
-    return __all__

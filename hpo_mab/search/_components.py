@@ -64,7 +64,7 @@ def sampler_factory(kind: str, options: Mapping[str, Any]) -> Callable[..., Base
     if kind not in _SAMPLERS:
         raise UnknownNameError("Optuna sampler", kind, _SAMPLERS)
     cls = _SAMPLERS[kind]
-    _check_options(f"search.sampler '{kind}'", cls, options, hidden={"seed"})
+    _check_options(f"search.sampler '{kind}'", cls, options, hidden=frozenset({"seed"}))
     return functools.partial(_quietly, cls, {**_PINNED.get(kind, {}), **options})
 
 
@@ -125,7 +125,7 @@ def _check_options(
     what: str,
     cls: type,
     options: Mapping[str, Any],
-    hidden: frozenset[str] | set[str] = frozenset(),
+    hidden: frozenset[str] = frozenset(),
 ) -> None:
     valid = set(inspect.signature(cls).parameters) - hidden
     for option in options:

@@ -6,8 +6,9 @@ import contextlib
 
 import optuna
 
+from hpo_mab._attributes import RESUMED_KEY
 from hpo_mab.search._checkpoint import SlotCheckpoint
-from hpo_mab.storage import RESUMED_KEY, CurveStore, CurveWriter
+from hpo_mab.storage import CurveStore, CurveWriter
 from hpo_mab.training import Evaluation, Training
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from hpo_mab._errors import StorageError
-from hpo_mab.search._checkpoint import Checkpoints
 from hpo_mab.search._load import make_spec
 from hpo_mab.search._objective import TrainingObjective
 from hpo_mab.search._prepare import load_splits, make_objective
@@ -44,11 +43,9 @@ def join_study(
     definition = Definition.load(open_study(storage, name))
     spec = stored_spec(definition, device=device, data_root=data_root)
     objective = stored_objective(definition, spec)
-    objective.curves = storage.curves
-    objective.checkpoints = Checkpoints.of(storage, seconds=spec.training.checkpoint)
+    objective.store_in(storage, checkpoint=spec.training.checkpoint)
     study = open_with_parts(storage, name, spec)
-    checkpoints = objective.checkpoints
-    return TrialLoop(study, storage, objective, on_trial=on_trial, checkpoints=checkpoints).run()
+    return TrialLoop(study, storage, objective, on_trial=on_trial).run()
 
 
 def stored_spec(

@@ -12,16 +12,18 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from hpo_mab import training
+from hpo_mab._attributes import SAMPLER_KEY, TWIN_KEY, UNIFORM
+from hpo_mab._errors import ArgumentError
+from hpo_mab._memory import memory_reason
 from hpo_mab.data import Augmentation, ImageSplits
-from hpo_mab.pruners._trial_pairs import SAMPLER_KEY, TWIN_KEY, UNIFORM
 from hpo_mab.search._checkpoint import Checkpoints, SlotCheckpoint
+from hpo_mab.search._failure import failure_reason
 from hpo_mab.search._follow import follow
 from hpo_mab.search._pilot import AUTO, choose_sampler, queue_twin, trained_kind
-from hpo_mab.search._reason import reason_of
 from hpo_mab.search._seeding import derive_seed, slot_of
 from hpo_mab.search._space import Configuration, SearchSpace
 from hpo_mab.search._workload import Loop, Workload
-from hpo_mab.storage import CurveStore
+from hpo_mab.storage import CurveStore, Storage
 from hpo_mab.training import Budget, TrainingDiverged
 
 
@@ -120,18 +122,39 @@ class TrainingObjective:
         self.auto = chosen["kind"] == AUTO
         self.pilot = pilot or self.auto
         self.curves = curves
-        #: Where long trials are saved; a study's runner says so.
+        #: Where long trials are saved, see `store_in`; None saves none.
         self.checkpoints: Checkpoints | None = None
+
+    def store_in(self, storage: Storage, *, checkpoint: float) -> None:
+        """Write learning curves into a storage from now on, and checkpoints beside it.
+
+        Args:
+            storage: The database of the study.
+            checkpoint: A trial is saved at the first evaluation after so many seconds without; 0
+                saves none.
+        """
+        self.curves = storage.curves
+        self.checkpoints = Checkpoints.of(storage, seconds=checkpoint)
 
     def check(self) -> None:
         """Make a network, a sampler and an optimiser at both ends of every range, training none.
 
         Raises:
-            ArgumentError: A value that one of them refuses.
+            ArgumentError: A value that one of them refuses, or a network that memory has no room
+                for.
         """
         for configuration in self.space.corners():
-            with self.workload.training(configuration, seed=self.seed):
-                pass
+            try:
+                with self.workload.training(configuration, seed=self.seed):
+                    pass
+            except Exception as error:
+                reason = memory_reason(error)
+                if reason is None:
+                    raise
+                options = ", ".join(f"{k} = {v}" for k, v in configuration.model.items())
+                raise ArgumentError(
+                    f"The network {f'with {options} ' if options else ''}does not fit: {reason}"
+                ) from None
 
     def __call__(self, trial: optuna.trial.Trial) -> float:
         """Train the trial's configuration.
@@ -173,7 +196,7 @@ class TrainingObjective:
             trial.set_user_attr("interrupted", True)
             raise
         except Exception as error:
-            trial.set_user_attr("reason", reason_of(error))
+            trial.set_user_attr("reason", failure_reason(error))
             raise
         return last.accuracy
 

@@ -15,12 +15,11 @@ from typing import Any
 import optuna
 from optuna.trial import TrialState
 
+from hpo_mab._attributes import CHOICE_KEY, SAMPLER_KEY, TWIN_KEY, UNIFORM
 from hpo_mab.pruners import AdvantagePruner, EvidenceKeeper
-from hpo_mab.pruners._trial_pairs import SAMPLER_KEY, TWIN_KEY, UNIFORM, is_twin
+from hpo_mab.pruners._trial_pairs import is_twin
 from hpo_mab.search._seeding import slot_of
 
-#: Study user attribute: what ``kind = "auto"`` chose, and why.
-CHOICE_KEY = "hpo_mab:auto"
 AUTO = "auto"
 BANDIT = "mab"
 

@@ -13,7 +13,6 @@ from hpo_mab import data, models
 from hpo_mab.data import Augmentation, ImageSplits
 from hpo_mab.search._objective import TrainingObjective
 from hpo_mab.search._spec import StudySpec
-from hpo_mab.storage import CurveStore
 from hpo_mab.training import Budget
 
 # One epoch of Fashion-MNIST ends at 83.2% with crops and flips and at 88.7% without.
@@ -33,15 +32,12 @@ def load_splits(spec: StudySpec) -> ImageSplits:
     return data.split(train, test, validation=spec.data.validation, seed=spec.seed)
 
 
-def make_objective(
-    spec: StudySpec, splits: ImageSplits, *, curves: CurveStore | None = None
-) -> TrainingObjective:
+def make_objective(spec: StudySpec, splits: ImageSplits) -> TrainingObjective:
     """The objective that a definition describes, checked to accept every value in its ranges.
 
     Args:
         spec: The definition.
         splits: Its data, see `load_splits`.
-        curves: Where learning curves are stored; None keeps none.
 
     Raises:
         ArgumentError: A value outside its bound.
@@ -68,7 +64,6 @@ def make_objective(
         initial=spec.search.initial,
         pilot=spec.has_pilot,
         device=loop.device,
-        curves=curves,
     )
     objective.check()
     return objective

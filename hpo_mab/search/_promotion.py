@@ -8,8 +8,9 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
+from hpo_mab._attributes import PROMOTES_KEY
 from hpo_mab._errors import SpecError
-from hpo_mab.pruners._top_k import PROMOTES_KEY, TopKPruner
+from hpo_mab.pruners import TopKPruner
 from hpo_mab.search._spec import StudySpec
 from hpo_mab.search._stopping import Target
 

@@ -6,9 +6,8 @@ import dataclasses
 from collections.abc import Iterator
 
 from hpo_mab._errors import ArgumentError, UnknownNameError
-from hpo_mab.pruners._trial_pairs import SAMPLER_KEY, UNIFORM
 from hpo_mab.search._join import stored_objective, stored_spec
-from hpo_mab.search._objective import trial_seed
+from hpo_mab.search._recorded import train_recorded
 from hpo_mab.storage import Definition, Storage, TrialRun, open_study, read_run
 from hpo_mab.training import Evaluation, TrainingDiverged
 
@@ -68,11 +67,7 @@ def replay(
     definition = Definition.load(open_study(storage, name))
     spec = stored_spec(definition, device=device, data_root=data_root)
     objective = stored_objective(definition, spec)
-    configuration = objective.space.at(trial.params)
-    if trial.attrs.get(SAMPLER_KEY) == UNIFORM:
-        configuration = configuration.with_sampler(UNIFORM)
-    seed = trial_seed(spec.seed, trial.slot)
-    with objective.workload.training(configuration, seed=seed) as run:
+    with train_recorded(objective, trial) as run:
         curve = tuple(_first(len(trial.curve), run.evaluations))
     return Replay(trial=trial, curve=curve)
 

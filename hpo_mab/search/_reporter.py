@@ -10,10 +10,10 @@ from typing import Self
 
 import optuna
 
+from hpo_mab._attributes import SAMPLER_KEY, UNIFORM
 from hpo_mab._errors import ArgumentError
-from hpo_mab.pruners._trial_pairs import SAMPLER_KEY, UNIFORM
 from hpo_mab.samplers import BatchSampler, UniformSampler
-from hpo_mab.search._reason import reason_of
+from hpo_mab.search._failure import failure_reason
 from hpo_mab.storage import STORAGE_ERRORS, CurveStore, CurveWriter
 from hpo_mab.training import Evaluation
 
@@ -214,7 +214,7 @@ class TrialReporter:
         if isinstance(error, KeyboardInterrupt):
             self._trial.set_user_attr("interrupted", True)
         elif not isinstance(error, optuna.TrialPruned):
-            self._trial.set_user_attr("reason", reason_of(error))
+            self._trial.set_user_attr("reason", failure_reason(error))
 
     def _stop_clock(self) -> None:
         if self._running_since is not None:

@@ -7,12 +7,12 @@ from collections.abc import Callable
 
 import optuna
 
+from hpo_mab._attributes import TEST_KEY
 from hpo_mab._environment import environment
-from hpo_mab.pruners._trial_pairs import SAMPLER_KEY, UNIFORM
-from hpo_mab.search._checkpoint import Checkpoints
-from hpo_mab.search._objective import TrainingObjective, trial_seed
+from hpo_mab.search._objective import TrainingObjective
 from hpo_mab.search._pilot import Choice, stored_choice
 from hpo_mab.search._prepare import load_splits, make_objective
+from hpo_mab.search._recorded import train_recorded
 from hpo_mab.search._spec import StudySpec
 from hpo_mab.search._study import default_name, fresh_name, make_study
 from hpo_mab.search._trial_loop import TrialCallback, TrialLoop
@@ -21,8 +21,6 @@ from hpo_mab.training import Budget
 
 #: Runs a study's trials until its target is reached; returns whether Ctrl-C ended it early.
 Launch = Callable[[optuna.Study, TrialCallback | None], bool]
-
-_TEST_KEY = "hpo_mab:test"
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,8 +65,7 @@ class StudyRunner:
         self.storage = storage
         self.arm = arm or spec.sampler.kind
         self.objective = objective or make_objective(spec, load_splits(spec))
-        self.objective.curves = storage.curves
-        self.objective.checkpoints = Checkpoints.of(storage, seconds=spec.training.checkpoint)
+        self.objective.store_in(storage, checkpoint=spec.training.checkpoint)
 
     def name(self, name: str | None = None, *, fresh: bool = False) -> str:
         """The study's name: as given, or from definition, arm and seed.
@@ -114,10 +111,7 @@ class StudyRunner:
         )
 
     def _run_here(self, study: optuna.Study, on_trial: TrialCallback | None) -> bool:
-        checkpoints = self.objective.checkpoints
-        return TrialLoop(
-            study, self.storage, self.objective, on_trial=on_trial, checkpoints=checkpoints
-        ).run()
+        return TrialLoop(study, self.storage, self.objective, on_trial=on_trial).run()
 
     def train_again(
         self,
@@ -138,26 +132,19 @@ class StudyRunner:
         Returns:
             Test accuracy, in [0, 1].
         """
-        configuration = self.objective.space.at(trial.params)
-        if sampler is None and trial.attrs.get(SAMPLER_KEY) == UNIFORM:
-            sampler = UNIFORM
-        if sampler is not None:
-            configuration = configuration.with_sampler(sampler)
-        if seed is None:
-            seed = trial_seed(self.spec.seed, trial.slot)
-        workload = self.objective.workload
-        with workload.training(configuration, seed=seed, final=final) as training:
+        recorded = train_recorded(self.objective, trial, seed=seed, sampler=sampler, final=final)
+        with recorded as training:
             for _ in training.evaluations:
                 pass
             return training.test_accuracy()
 
     def _test_score(self, study: optuna.Study, best: TrialRun) -> float:
         """The best trial's test accuracy, kept with the study: the test set is asked once."""
-        known = study.user_attrs.get(_TEST_KEY, {})
+        known = study.user_attrs.get(TEST_KEY, {})
         if known.get("trial") == best.number:
             return float(known["accuracy"])
         accuracy = self.train_again(best)
-        study.set_user_attr(_TEST_KEY, {"trial": best.number, "accuracy": accuracy})
+        study.set_user_attr(TEST_KEY, {"trial": best.number, "accuracy": accuracy})
         return accuracy
 
     def _definition(self) -> Definition:

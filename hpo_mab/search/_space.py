@@ -33,9 +33,9 @@ class Configuration:
     warmup: float = 0.15
     label_smoothing: float = 0.0
 
-    def with_sampler(self, kind: str, **knobs: Any) -> Configuration:
-        """The same configuration trained with another batch sampler."""
-        return dataclasses.replace(self, sampler={"kind": kind, **knobs})
+    def with_sampler(self, kind: str) -> Configuration:
+        """The same configuration with another batch sampler, its knobs at their defaults."""
+        return dataclasses.replace(self, sampler={"kind": kind})
 
 
 class SearchSpace:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
@@ -31,8 +32,9 @@ class _OpenSection(BaseModel):
         return {key: parse_value(f"{section}.{key}", raw) for key, raw in self.options.items()}
 
 
-def _value_of(kind: type, *, low: float, high: float = float("inf")) -> Any:
+def _value_of(kind: type, *, low: float, high: float = math.inf) -> Any:
     """A constant of ``kind`` in [low, high], or a range that lies in it."""
+    allowed = f"at least {low}" if math.isinf(high) else f"in [{low}, {high}]"
 
     def check(raw: Any) -> Any:
         value = parse_value("value", raw)
@@ -42,7 +44,7 @@ def _value_of(kind: type, *, low: float, high: float = float("inf")) -> Any:
             if kind is int and not isinstance(bound, int):
                 raise ValueError(f"must be an integer, got {bound!r}")
             if not low <= bound <= high:
-                raise ValueError(f"must be in [{low}, {high}], got {bound}")
+                raise ValueError(f"must be {allowed}, got {bound}")
         return raw
 
     return Annotated[Any, AfterValidator(check)]

@@ -9,12 +9,12 @@ from typing import Self
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
+from hpo_mab._attributes import TARGET_KEY
 from hpo_mab._errors import HpoMabError
 from hpo_mab.search._total import TotalBudget
 from hpo_mab.storage import CurveStore, Definition
 
 _FAILURES_IN_A_ROW = 3
-_KEY = "hpo_mab:target"
 
 
 class StudyFailedError(HpoMabError):
@@ -37,12 +37,12 @@ class Target:
 
     def save(self, study: optuna.Study) -> None:
         """Write the target into the study, in place of an earlier one."""
-        study.set_user_attr(_KEY, dataclasses.asdict(self))
+        study.set_user_attr(TARGET_KEY, dataclasses.asdict(self))
 
     @classmethod
     def load(cls, study: optuna.Study) -> Self:
         """The study's target as it is now; that of its definition where it has none."""
-        stored = study.user_attrs.get(_KEY)
+        stored = study.user_attrs.get(TARGET_KEY)
         if stored is None:
             definition = Definition.load(study)
             budget = definition.spec["budget"]

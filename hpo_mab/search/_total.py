@@ -1,4 +1,4 @@
-"""A budget for a whole study: trials, training seconds, epochs, steps or examples."""
+"""A budget for a whole study: training seconds, epochs or examples."""
 
 from __future__ import annotations
 

@@ -9,10 +9,12 @@ from collections.abc import Callable
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from hpo_mab.search._checkpoint import Checkpoints
+from hpo_mab._memory import memory_reason
 from hpo_mab.search._claim import NoTrial, claim
+from hpo_mab.search._objective import TrainingObjective
 from hpo_mab.search._stopping import raise_if_failing
 from hpo_mab.storage import STORAGE_ERRORS, Storage, heartbeat
+from hpo_mab.training._device import release_memory
 
 TrialCallback = Callable[[optuna.Study, FrozenTrial], None]
 
@@ -26,9 +28,8 @@ class TrialLoop:
     Args:
         study: The study, with the sampler and pruner of its definition.
         storage: Its database.
-        objective: Trains a trial.
+        objective: Trains a trial; its checkpoints are removed when they have served.
         on_trial: Called with study and trial after each trial.
-        checkpoints: The objective's, which are removed when they have served.
         patience: Seconds to wait for a database that has gone away.
     """
 
@@ -36,17 +37,15 @@ class TrialLoop:
         self,
         study: optuna.Study,
         storage: Storage,
-        objective: Callable[[optuna.trial.Trial], float],
+        objective: TrainingObjective,
         *,
         on_trial: TrialCallback | None = None,
-        checkpoints: Checkpoints | None = None,
         patience: float = 300.0,
     ) -> None:
         self._study = study
         self._storage = storage
         self._objective = objective
         self._on_trial = on_trial
-        self._checkpoints = checkpoints
         self._patience = patience
         self._mine: optuna.trial.Trial | None = None
         self._storage_failures = 0
@@ -92,7 +91,7 @@ class TrialLoop:
         return True
 
     def _run(self, trial: optuna.trial.Trial) -> None:
-        value, state = None, TrialState.FAIL
+        value, state, starved = None, TrialState.FAIL, False
         try:
             with heartbeat(self._storage.optuna, trial._trial_id):
                 value = self._objective(trial)
@@ -101,9 +100,12 @@ class TrialLoop:
             state = TrialState.PRUNED
         except STORAGE_ERRORS:
             raise
-        except Exception:
+        except Exception as error:
             # The objective has noted the reason with the trial.
-            state = TrialState.FAIL
+            starved = memory_reason(error) is not None
+        if starved:
+            # Not before the error is gone, whose traceback holds all that the trial had made.
+            release_memory()
         self._finish(trial, state, value)
         if state == TrialState.FAIL:
             raise_if_failing(self._study)
@@ -120,8 +122,8 @@ class TrialLoop:
             self._on_trial(self._study, ended)
 
     def _sweep(self) -> None:
-        if self._checkpoints is not None:
-            self._checkpoints.sweep(self._study)
+        if self._objective.checkpoints is not None:
+            self._objective.checkpoints.sweep(self._study)
 
     def _abandon(self) -> None:
         """Give up the trial at hand, to be tried again by whoever is next."""

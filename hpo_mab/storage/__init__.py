@@ -8,11 +8,10 @@ from hpo_mab.storage._heartbeat import beating, heartbeat
 from hpo_mab.storage._open import DEFAULT_URL, RETRIES, STORAGE_ERRORS, Storage, retry_callback
 from hpo_mab.storage._process import is_gone, is_here, this_process
 from hpo_mab.storage._read import open_study, read_run, study_names
-from hpo_mab.storage._runs import RESUMED_KEY, StudyRun, TrialRun
+from hpo_mab.storage._runs import StudyRun, TrialRun
 
 __all__ = [
     "DEFAULT_URL",
-    "RESUMED_KEY",
     "RETRIES",
     "STORAGE_ERRORS",
     "CurveStore",

@@ -21,8 +21,6 @@ def folder_beside(storage: Storage, what: str) -> Path:
     chosen = os.environ.get(f"HPO_MAB_{what.upper()}")
     if chosen:
         return Path(chosen).expanduser()
-    database = storage.url.database
-    if storage.is_sqlite and database and database != ":memory:":
-        path = Path(database)
-        return path.with_name(f"{path.stem}_{what}")
+    if storage.file is not None:
+        return storage.file.with_name(f"{storage.file.stem}_{what}")
     return Path(f"hpo_mab_{what}")

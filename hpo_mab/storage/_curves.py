@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import sqlalchemy as sa
 
-from hpo_mab.storage._runs import RESUMED_KEY
+from hpo_mab._attributes import RESUMED_KEY
 from hpo_mab.training import Evaluation
 
 _metadata = sa.MetaData()

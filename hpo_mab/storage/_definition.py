@@ -8,9 +8,9 @@ from typing import Any, Self
 
 import optuna
 
+from hpo_mab._attributes import DEFINITION_KEY
 from hpo_mab._errors import StorageError
 
-_KEY = "hpo_mab:definition"
 _VERSION = 1
 
 
@@ -36,7 +36,7 @@ class Definition:
 
     def save(self, study: optuna.Study) -> None:
         """Write the definition into the study."""
-        study.set_user_attr(_KEY, {"version": _VERSION, **dataclasses.asdict(self)})
+        study.set_user_attr(DEFINITION_KEY, {"version": _VERSION, **dataclasses.asdict(self)})
 
     @classmethod
     def load(cls, study: optuna.Study) -> Self:
@@ -45,7 +45,7 @@ class Definition:
         Raises:
             StorageError: The study was not made by this product, or by a later version of it.
         """
-        stored = dict(study.user_attrs.get(_KEY, {}))
+        stored = dict(study.user_attrs.get(DEFINITION_KEY, {}))
         version = stored.pop("version", None)
         if version != _VERSION:
             raise StorageError(
@@ -61,4 +61,4 @@ class Definition:
     @staticmethod
     def is_in(study_attrs: Mapping[str, Any]) -> bool:
         """Whether a study with these user attributes was made by this product."""
-        return _KEY in study_attrs
+        return DEFINITION_KEY in study_attrs

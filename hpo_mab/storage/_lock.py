@@ -11,7 +11,7 @@ import filelock
 import sqlalchemy as sa
 
 from hpo_mab._errors import StorageError
-from hpo_mab.storage._reasons import reason_of
+from hpo_mab.storage._diagnosis import diagnose
 
 _WAIT_SECONDS = 120
 
@@ -65,7 +65,7 @@ class Locks:
                 raise StorageError(_too_long(str(self._file))) from None
             except OSError as error:
                 raise StorageError(
-                    f"{self._file} cannot be made: {reason_of(error)} The study's lock is kept in "
+                    f"{self._file} cannot be made: {diagnose(error)} The study's lock is kept in "
                     "it; its folder must be one to write to."
                 ) from None
             try:

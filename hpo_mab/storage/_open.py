@@ -19,9 +19,9 @@ from sqlalchemy.exc import SQLAlchemyError
 from hpo_mab._errors import ArgumentError, StorageError
 from hpo_mab._secrets import hide_passwords
 from hpo_mab.storage._curves import CurveStore
+from hpo_mab.storage._diagnosis import diagnose
 from hpo_mab.storage._lean import LeanStorage
 from hpo_mab.storage._lock import Locks
-from hpo_mab.storage._reasons import reason_of
 from hpo_mab.storage._sqlite import JournalledConnection
 
 DEFAULT_URL = "sqlite:///hpo_mab.db"
@@ -84,6 +84,14 @@ class Storage:
         return self.url.get_backend_name() == "sqlite"
 
     @property
+    def file(self) -> Path | None:
+        """The file of an SQLite database; None on a server and in memory."""
+        database = self.url.database
+        if not self.is_sqlite or not database or database == ":memory:":
+            return None
+        return Path(database)
+
+    @property
     def secret_url(self) -> str:
         """The URL with its password, for handing to another process; never to be shown."""
         return self.url.render_as_string(hide_password=False)
@@ -113,7 +121,7 @@ class Storage:
 
     def error(self, error: BaseException) -> StorageError:
         """What a failure of the database is called in one line, without its password."""
-        return StorageError(f"Storage {self.shown_url} failed: {reason_of(error, self.url)}")
+        return StorageError(f"Storage {self.shown_url} failed: {diagnose(error, self.url)}")
 
     def close(self) -> None:
         """Give back every connection."""
@@ -135,7 +143,7 @@ class Storage:
                     time.sleep(0.3 * (attempt + 1))
                     continue
                 raise StorageError(
-                    f"Cannot open storage {self.shown_url}: {reason_of(error, self.url)}"
+                    f"Cannot open storage {self.shown_url}: {diagnose(error, self.url)}"
                 ) from None
         raise AssertionError("unreachable")
 
@@ -154,8 +162,7 @@ class Storage:
         return storage, CurveStore(storage.engine), Locks(storage.engine)
 
     def _refuse_missing_file(self) -> None:
-        database = self.url.database
-        if self.url.get_backend_name() == "sqlite" and database and not Path(database).exists():
+        if self.file is not None and not self.file.exists():
             raise StorageError(
                 f"There is no study database at {self.shown_url}. "
                 "Run 'hpo-mab run' first, or name another with --storage."

@@ -6,10 +6,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from hpo_mab._attributes import RESUMED_KEY
 from hpo_mab.training import Evaluation
-
-#: Trial user attribute: evaluations at the start that an earlier attempt at the trial had made.
-RESUMED_KEY = "resumed_at"
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,6 +91,12 @@ class StudyRun:
     def seconds(self) -> float:
         """Training seconds spent by all trials, whatever their end."""
         return sum(trial.own_seconds for trial in self.trials)
+
+    @property
+    def saved_examples(self) -> int:
+        """Training examples that pruned trials did not spend."""
+        pruned = [trial for trial in self.trials if trial.state == "pruned"]
+        return sum(self.trial_examples - trial.examples for trial in pruned)
 
     @property
     def best(self) -> TrialRun | None:

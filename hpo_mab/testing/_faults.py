@@ -174,10 +174,9 @@ def _fork(url: str, name: str, runner: StudyRunner) -> int:
     status = 1
     try:
         storage = Storage(url)
-        runner.objective.curves = storage.curves
+        runner.objective.store_in(storage, checkpoint=runner.spec.training.checkpoint)
         study = open_with_parts(storage, name, runner.spec)
-        objective = runner.objective
-        TrialLoop(study, storage, objective, checkpoints=objective.checkpoints).run()
+        TrialLoop(study, storage, runner.objective).run()
         status = 0
     except BaseException:
         traceback.print_exc()

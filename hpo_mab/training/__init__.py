@@ -5,8 +5,9 @@ Names are imported when first used: `Evaluation`, which storage and analysis nee
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from hpo_mab._lazy import lazy_names
 
 if TYPE_CHECKING:
     from hpo_mab.training._batches import Batches, DeviceBatches, LoaderBatches
@@ -52,38 +53,29 @@ __all__ = [
     "train",
 ]
 
-_MODULES = {
-    "PRECISIONS": "_precision",
-    "Batches": "_batches",
-    "Budget": "_budget",
-    "DeviceBatches": "_batches",
-    "DeviceStep": "_device_step",
-    "DeviceSweep": "_sweeps",
-    "Evaluation": "_evaluation",
-    "LinearSchedule": "_schedule",
-    "LoaderBatches": "_batches",
-    "LoaderSweep": "_sweeps",
-    "Sweep": "_sweeps",
-    "TimedSampler": "_timed_sampler",
-    "Training": "_training",
-    "TrainingDiverged": "_loss_meter",
-    "available_optimizers": "_optimizers",
-    "create_optimizer": "_optimizers",
-    "evaluate": "_evaluate",
-    "evaluation_steps": "_schedule",
-    "optimizer_options": "_optimizers",
-    "select_device": "_device",
-    "train": "_train",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
-    globals()[name] = value  # The next access skips this function.
-    return value
-
-
-def __dir__() -> list[str]:
-    return __all__
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "PRECISIONS": "._precision",
+        "Batches": "._batches",
+        "Budget": "._budget",
+        "DeviceBatches": "._batches",
+        "DeviceStep": "._device_step",
+        "DeviceSweep": "._sweeps",
+        "Evaluation": "._evaluation",
+        "LinearSchedule": "._schedule",
+        "LoaderBatches": "._batches",
+        "LoaderSweep": "._sweeps",
+        "Sweep": "._sweeps",
+        "TimedSampler": "._timed_sampler",
+        "Training": "._training",
+        "TrainingDiverged": "._loss_meter",
+        "available_optimizers": "._optimizers",
+        "create_optimizer": "._optimizers",
+        "evaluate": "._evaluate",
+        "evaluation_steps": "._schedule",
+        "optimizer_options": "._optimizers",
+        "select_device": "._device",
+        "train": "._train",
+    },
+)

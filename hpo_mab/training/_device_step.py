@@ -21,6 +21,7 @@ from hpo_mab.training._timed_sampler import TimedSampler
 WARM_UP_STEPS = 3
 
 _CAPTURING = threading.Lock()
+_OF_THREAD = threading.local()
 
 
 class DeviceStep:
@@ -70,8 +71,10 @@ class DeviceStep:
         self._capture_wanted = capture and device.type == "cuda" and _is_fused(optimizer)
         if self._capture_wanted:
             _move_learning_rates(optimizer, device)
-        self._stream = _new_stream(device) if self._capture_wanted else None
-        self._side = _new_stream(device) if self._capture_wanted else None
+        self._stream: torch.cuda.Stream | None = None
+        self._side: torch.cuda.Stream | None = None
+        if self._capture_wanted:
+            self._stream, self._side = _streams(device)
         self._inside = sampler.sampler.capturable
         #: The batch of the step, in memory that never moves.
         self._held: Draw | None = None
@@ -192,9 +195,22 @@ class DeviceStep:
             torch.cuda.current_stream().wait_stream(self._side)
 
 
+def _streams(device: torch.device) -> tuple[torch.cuda.Stream, torch.cuda.Stream]:
+    """This thread's two streams on a device, made once.
+
+    PyTorch hands out 32 streams of a priority in turn. A new pair for each training would before
+    long be what another thread captures or replays on, and its work end up in the other's graph.
+    Of the priority that hardly anybody asks for, so that these 32 are ours: 16 threads' worth.
+    """
+    made: dict[torch.device, tuple[torch.cuda.Stream, torch.cuda.Stream]]
+    made = _OF_THREAD.__dict__.setdefault("streams", {})
+    if device not in made:
+        made[device] = (_new_stream(device), _new_stream(device))
+    return made[device]
+
+
 def _new_stream(device: torch.device) -> torch.cuda.Stream:
-    stream: torch.cuda.Stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-    return stream
+    return torch.cuda.Stream(device, priority=-1)  # type: ignore[no-untyped-call]
 
 
 def _is_fused(optimizer: Optimizer) -> bool:

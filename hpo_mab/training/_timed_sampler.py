@@ -31,6 +31,7 @@ class TimedSampler:
         self.sampler = sampler
         self.seconds = 0.0
         self._clock = clock
+        self._ahead: Tensor | None = None
 
     def __len__(self) -> int:
         """Batches in one pass."""
@@ -43,8 +44,19 @@ class TimedSampler:
             yield batch
 
     def draw(self) -> Tensor:
-        """The sampler's next batch of indices, int64 [B]."""
-        return self._timed(self.sampler.draw)
+        """The sampler's next batch of indices, int64 [B]; the one drawn ahead if there is one."""
+        if self._ahead is None:
+            return self._timed(self.sampler.draw)
+        ahead, self._ahead = self._ahead, None
+        return ahead
+
+    def draw_ahead(self) -> None:
+        """Draw what the next `draw` returns.
+
+        Right after an `update` that is the same draw as later, and cheaper: what the bandits are
+        made of is in the processor's caches until the backward pass sweeps them.
+        """
+        self._ahead = self._timed(self.sampler.draw)
 
     def next_draw(self) -> Draw:
         """The sampler's next batch with its weights."""

@@ -111,6 +111,7 @@ class _Run(TrainingParts):
     channels_last: bool
     clock: Callable[[], float]
     peaks: list[float] = dataclasses.field(init=False)
+    draws_ahead: bool = dataclasses.field(init=False)
 
     def evaluations(self) -> Iterator[Evaluation]:
         """Train from stop to stop; the clock runs while training only."""
@@ -119,12 +120,12 @@ class _Run(TrainingParts):
         meter = LossMeter(device)
         last = self.points[-1] if self.points else None
         done, seconds = (last.steps, last.seconds) if last else (0, 0.0)
-        with self._stepper(meter) as take:
+        with self._scoring(), self._stepper(meter) as take:
             for stop in self.stops[len(self.points) :]:
                 start = self.clock()
                 for step in range(done, stop):
                     self._spend(step)
-                    take(step + 1)
+                    take(step + 1, step + 1 == stop)
                 synchronize(device)
                 seconds += self.clock() - start
                 done = stop
@@ -134,8 +135,8 @@ class _Run(TrainingParts):
                 yield self.points[-1]
 
     @contextlib.contextmanager
-    def _stepper(self, meter: LossMeter) -> Iterator[Callable[[int], None]]:
-        """What takes one step, given its number from 1."""
+    def _stepper(self, meter: LossMeter) -> Iterator[Callable[[int, bool], None]]:
+        """What takes one step, given its number from 1 and whether an evaluation follows."""
         if self.graph and isinstance(self.batches, DeviceBatches):
             step = DeviceStep(
                 forward=self.forward,
@@ -146,24 +147,43 @@ class _Run(TrainingParts):
                 label_smoothing=self.label_smoothing,
                 precision=self.precision,
             )
-            yield lambda number: step(step=number)
+            yield lambda number, last: step(step=number)
             return
         # Closing ends a loader's workers when the consumer stops early.
         with contextlib.closing(self.batches.stream(self.sampler)) as stream:
-            yield lambda number: meter.add(self._step(*next(stream)), step=number)
+
+            def take(number: int, last: bool) -> None:
+                ahead = number if self.draws_ahead and not last else None
+                meter.add(self._step(*next(stream), ahead=ahead), step=number)
+
+            yield take
+
+    @contextlib.contextmanager
+    def _scoring(self) -> Iterator[None]:
+        """Lend the network to a sampler that chooses among candidates by what it says of them."""
+        sampler = self.sampler.sampler
+        if not hasattr(sampler, "scorer"):
+            yield
+            return
+        sampler.scorer = self._score
+        try:
+            yield
+        finally:
+            # Each would hold the other, and the network its memory, into the next trial.
+            sampler.scorer = None
 
     def _prepare(self) -> None:
         if self.channels_last:
             self.model.to(memory_format=torch.channels_last)
         self.model.train()
         self.peaks = [group["lr"] for group in self.optimizer.param_groups]
-        # Samplers that choose among candidates by what the model says of them.
-        if hasattr(self.sampler.sampler, "scorer"):
-            self.sampler.sampler.scorer = self._score
+        # A loader draws as it likes; and a sampler that asks the network asks that of the step.
+        scores = hasattr(self.sampler.sampler, "scorer")
+        self.draws_ahead = isinstance(self.batches, DeviceBatches) and not scores
 
     def _spend(self, step: int) -> None:
         """Tell sampler and optimiser how much of the budget is spent before ``step``."""
-        self.sampler.sampler.set_progress(step / self.schedule.steps)
+        self._tell_progress(step)
         factor = self.schedule.factor(step)
         for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
             if isinstance(group["lr"], Tensor):
@@ -171,8 +191,17 @@ class _Run(TrainingParts):
             else:
                 group["lr"] = peak * factor
 
-    def _step(self, inputs: Tensor, targets: Tensor) -> Tensor:
-        """One optimiser step; returns the detached per-example losses [B]."""
+    def _tell_progress(self, step: int) -> None:
+        self.sampler.sampler.set_progress(step / self.schedule.steps)
+
+    def _step(self, inputs: Tensor, targets: Tensor, *, ahead: int | None) -> Tensor:
+        """One optimiser step; returns the detached per-example losses [B].
+
+        Args:
+            inputs: Network inputs, [B, ...].
+            targets: Labels, int64 [B].
+            ahead: Step to draw the batch of before this one's backward pass; None for none.
+        """
         with autocast(inputs.device, self.precision):
             logits = self.forward(inputs)
         logits = logits.float()
@@ -180,6 +209,9 @@ class _Run(TrainingParts):
             logits, targets, reduction="none", label_smoothing=self.label_smoothing
         )
         loss = self.sampler.update(losses, logits=logits, targets=targets)
+        if ahead is not None:
+            self._tell_progress(ahead)
+            self.sampler.draw_ahead()
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()

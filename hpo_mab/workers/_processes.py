@@ -40,7 +40,7 @@ class ProcessLauncher:
     def __init__(self, storage: Storage, *, devices: Sequence[str], data_root: str) -> None:
         if not devices:
             raise ArgumentError("devices must name at least one device, got none.")
-        if storage.is_sqlite and storage.url.database in (None, "", ":memory:"):
+        if storage.is_sqlite and storage.file is None:
             raise StorageError("Workers need a database that they can reach, not one in memory.")
         self._storage = storage
         self._devices = tuple(devices)

@@ -122,10 +122,9 @@ class RayLauncher:
 
 def _work(url: str, study: str, data_root: str) -> bool:
     """One worker, in a process of Ray's; Ray shows it the GPUs it may use."""
-    from hpo_mab.cli._options import silence_optuna
     from hpo_mab.search import join_study
 
-    silence_optuna()
+    optuna.logging.set_verbosity(optuna.logging.CRITICAL)
     storage = Storage(url)
     try:
         return join_study(storage, study, data_root=data_root)

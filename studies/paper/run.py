@@ -25,9 +25,9 @@ from typing import TYPE_CHECKING, Any
 
 from hpo_mab._errors import HpoMabError
 from hpo_mab.cli import _options as cli
-from hpo_mab.cli._outcome import comparison_record
 from hpo_mab.compare import (
     ComparisonRuns,
+    comparison_record,
     figures,
     read_record,
     report_html,
@@ -142,10 +142,7 @@ def definition(
     """The comparison on one data set at one scale."""
     named = {"name": f"paper-{scale}-{data}", "data.name": data}
     where = {"data.root": root, "training.device": device}
-    given = {
-        key.replace(".", "__"): value for key, value in {**named, **SCALES[scale], **where}.items()
-    }
-    return cli.load(str(HERE / "paper.toml"), list(assignments), **given)
+    return cli.load(str(HERE / "paper.toml"), assignments, {**named, **SCALES[scale], **where})
 
 
 def _run_seeds(specs: Sequence[StudySpec], url: str, *, workers: int) -> None:

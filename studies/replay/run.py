@@ -28,12 +28,12 @@ from hpo_mab.advantage import (
 )
 from hpo_mab.compare import (
     CurveTable,
-    Replay,
+    Simulation,
     environment,
     false_prunings,
     read_record,
-    replay,
     saving,
+    simulate,
 )
 from hpo_mab.search import StudyRunner, create_pruner, make_spec
 from hpo_mab.storage import Storage, StudyRun, read_run, study_names
@@ -62,15 +62,15 @@ def main() -> None:
     extract.add_argument("--reference", default="uniform")
     extract.add_argument("--out", type=Path, required=True)
     extract.set_defaults(run=extract_curves)
-    simulate = commands.add_parser("simulate", help="replay them")
-    simulate.add_argument("curves", type=Path)
-    simulate.add_argument("--replays", type=int, default=200)
-    simulate.add_argument("--configurations", type=int, default=40)
-    simulate.add_argument("--pairs", type=int, default=20)
-    simulate.add_argument("--every", type=int, default=1)
-    simulate.add_argument("--seed", type=int, default=0)
-    simulate.add_argument("--out", type=Path)
-    simulate.set_defaults(run=simulate_all)
+    simulation = commands.add_parser("simulate", help="replay them")
+    simulation.add_argument("curves", type=Path)
+    simulation.add_argument("--replays", type=int, default=200)
+    simulation.add_argument("--configurations", type=int, default=40)
+    simulation.add_argument("--pairs", type=int, default=20)
+    simulation.add_argument("--every", type=int, default=1)
+    simulation.add_argument("--seed", type=int, default=0)
+    simulation.add_argument("--out", type=Path)
+    simulation.set_defaults(run=simulate_all)
     finish = commands.add_parser("finish", help="finish a sample of a study's pruned trials")
     finish.add_argument("--storage", required=True)
     finish.add_argument("--study", required=True)
@@ -200,11 +200,11 @@ def _without_fidelity(evidence: Evidence) -> Evidence:
 class _Case:
     """Replays of one case, by arm."""
 
-    replays: dict[str, list[Replay]] = dataclasses.field(default_factory=dict)
+    replays: dict[str, list[Simulation]] = dataclasses.field(default_factory=dict)
     best: dict[str, list[float]] = dataclasses.field(default_factory=dict)
     moved: dict[str, list[bool]] = dataclasses.field(default_factory=dict)
 
-    def add(self, arm: str, curves: Floats, done: Replay) -> Replay:
+    def add(self, arm: str, curves: Floats, done: Simulation) -> Simulation:
         self.replays.setdefault(arm, []).append(done)
         self.best.setdefault(arm, []).append(float(curves[:, -1].max()))
         return done
@@ -212,11 +212,11 @@ class _Case:
     def one(self, table: CurveTable, order: Any, pairs: int) -> None:
         """One replay of every arm on the same configurations in the same order."""
         steps, searched = len(table.budgets), order[pairs:]
-        halving: dict[str, Replay] = {}
+        halving: dict[str, Simulation] = {}
         for arm in ("bandit", "uniform"):
             curves = getattr(table, arm)[searched]
             for name, pruner in _pruners(steps).items():
-                done = self.add(f"{arm}, {name}", curves, replay(curves, pruner))
+                done = self.add(f"{arm}, {name}", curves, simulate(curves, pruner))
                 halving[arm] = done
         for name, evidence in _evidence(table, order[:pairs]).items():
             self.moved.setdefault(name, []).append(evidence.moves)
@@ -224,7 +224,7 @@ class _Case:
             curves = table.bandit[searched]
             if evidence.moves:  # Else its decisions are those of successive halving.
                 pruner = create_pruner("advantage", {"evidence": evidence}, evaluations=steps)
-                done = replay(curves, pruner)
+                done = simulate(curves, pruner)
             self.add(f"bandit, {name}", curves, done)
 
     def rows(self, trials: int) -> dict[str, Any]:

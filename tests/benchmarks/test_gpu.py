@@ -100,13 +100,65 @@ def test_rows_known_before_a_part_breaks_are_kept(
     monkeypatch.setitem(sys.modules, "made_up_parts", _Parts)
     monkeypatch.setitem(gpu.PARTS, "bad", gpu.Part("made_up_parts", "bad", 5))
     with pytest.raises(RuntimeError, match="a bug"):
-        gpu.run_part("bad", device="cpu", tiny=True, path=tmp_path / "rows")
+        gpu.run_part("bad", device="cpu", tiny=True, path=tmp_path / "rows", limit=5)
     assert json.loads((tmp_path / "rows").read_text())["name"] == "one"
 
 
-def test_a_part_past_its_time_or_broken_is_a_row(gpu: Any) -> None:
-    # A device that does not exist breaks the part's process; no time at all stops it.
-    (late,) = gpu.supervise("draw", device="cpu", tiny=True, limit=0.05)
+def test_a_part_past_its_time_is_a_row(gpu: Any) -> None:
+    (late,), _ = gpu.supervise("draw", device="cpu", tiny=True, limit=0.05)
     assert "stopped after" in late["value"]
     assert late["met"] is False
     assert "MISSED" in gpu.as_table([late])
+
+
+_STAND_IN = """
+import subprocess, sys, time
+path = sys.argv[sys.argv.index("--rows") + 1]
+with open(path, "w") as file:
+    file.write('{"name": "one", "value": "1", "target": "", "met": null}\\n{"name": "half a')
+left = subprocess.Popen(["sleep", "600"])
+print("went on in", left.pid, flush=True)
+time.sleep(600)
+"""
+
+
+def test_a_stopped_part_leaves_its_rows_and_no_process(
+    gpu: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    script = tmp_path / "part.py"
+    script.write_text(_STAND_IN)
+    monkeypatch.setattr(gpu, "__file__", str(script))
+    told: list[int] = []
+    rows, said = gpu.supervise(
+        "draw", device="cpu", tiny=True, limit=2, told=lambda rows: told.append(len(rows))
+    )
+    assert [row["name"] for row in rows] == ["one", "the part itself"]
+    assert told == [1, 2]
+    end = time.monotonic() + 20
+    while not _ended(int(said.split()[-1])):
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def _ended(process: int) -> bool:
+    """Whether a process is gone, or waits only for somebody to take note of it."""
+    try:
+        return (Path("/proc") / str(process) / "stat").read_text().split()[2] in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+
+
+def test_the_table_is_printed_as_it_grows(
+    gpu: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = gpu.Table(tmp_path / "table.json")
+    row = {"part": "draw", "name": "one", "value": "1", "target": "", "met": None}
+    table.show([row])
+    table.show([row, {**row, "name": "two", "met": False}], {"draw": "what it said"})
+    assert capsys.readouterr().out.splitlines() == [
+        "| draw | one | 1 |  |  |",
+        "| draw | two | 1 |  | MISSED |",
+    ]
+    written = json.loads((tmp_path / "table.json").read_text())
+    assert len(written["rows"]) == 2
+    assert written["said"] == {"draw": "what it said"}

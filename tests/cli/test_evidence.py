@@ -20,7 +20,7 @@ def test_evidence_of_stored_studies_and_of_their_record_prunes_another(
 
     status, out, _ = cli("evidence", "tiny-*")
     assert status == 0
-    assert out.startswith("4 pairs: tiny, 1 seeds, mab/uniform.")
+    assert out.startswith("4 pairs: tiny, 1 seed, mab/uniform.")
     assert out.splitlines()[-1] == (
         'Next: pruner = { kind = "advantage", evidence = "evidence.json" }'
     )

@@ -95,14 +95,22 @@ def test_arms_of_several_databases_can_be_named(cli: Cli, stored: Path) -> None:
     assert json.loads(out)["summary"]["reference"] == "uniform"
 
 
-def test_other_data_are_not_compared(cli: Cli, stored: Path) -> None:
-    other = ("--storage", "three.db", "--sampler", "uniform", "--set", "data.validation=0.3")
-    assert cli("run", "tiny.toml", "--quiet", *other)[0] == 0
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (("--set", "data.validation=0.3"), ["same data.validation", "0.2", "0.3"]),
+        (("--epochs", "0.5"), ["same budget a trial", "1,152", "576"]),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(
+    cli: Cli, stored: Path, change: tuple[str, str], told: list[str]
+) -> None:
+    other = ("--storage", "three.db", "--sampler", "uniform", "--trials", "1")
+    assert cli("run", "tiny.toml", "--quiet", *other, *change)[0] == 0
     status, _, err = cli("report", "one.db#*", "three.db#*")
     assert status == 2
-    assert "data.validation" in err
-    assert "0.2" in err
-    assert "0.3" in err
+    for words in [*told, "'tiny-mab-seed0'", "'tiny-uniform-seed0'", "Name studies that agree"]:
+        assert words in err
 
 
 def test_mistakes_name_the_next_step(cli: Cli, stored: Path) -> None:

@@ -38,6 +38,18 @@ def test_run_then_continue_then_fresh(cli: Cli, tiny: str) -> None:
     assert "tiny-mab-seed0.2" in out
 
 
+def test_a_study_whose_budget_is_spent_goes_on_with_a_larger_one(cli: Cli, tiny: str) -> None:
+    status, out, _ = cli("run", tiny, "--budget", "1.5epochs")
+    assert status == 0
+    assert "Trials   2 complete" in out
+    assert f"hpo-mab run {tiny} --budget 3epochs   # go on" in out
+    status, out, _ = cli("run", tiny, "--budget", "1.5epochs", "--trials", "3")
+    assert f"hpo-mab run {tiny} --budget 3epochs --trials 3   # go on" in out
+    # Where the trials were what ended it, more of them are needed.
+    status, out, _ = cli("run", tiny, "--budget", "1h", "--trials", "2")
+    assert f"hpo-mab run {tiny} --budget 1h --trials 4   # go on" in out
+
+
 def test_options_override_the_file(cli: Cli, tiny: str, tmp_path: Path) -> None:
     storage = f"sqlite:///{tmp_path / 'other.db'}"
     arguments = ("--sampler", "uniform", "--seed", "5", "--storage", storage, "--trials", "1")

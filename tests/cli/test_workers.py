@@ -56,11 +56,13 @@ def _wait(condition: Callable[[], bool], seconds: float = 240) -> None:
 
 
 @contextlib.contextmanager
-def _launched(tiny: str, folder: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """A run of five hundred trials by two workers."""
+def _launched(tiny: str, folder: Path, *, workers: int) -> Iterator[subprocess.Popen[bytes]]:
+    """A run of five hundred trials by worker processes, each of which takes seconds to start."""
     # A test run in the background of a shell ignores Ctrl-C, and so would the command.
     attentive = ["env", "--default-signal=INT", sys.executable, "-m", "hpo_mab"]
-    command = [*attentive, "run", tiny, "--trials", "500", "--workers", "2", "--quiet"]
+    # A single one is a process of its own where it may share a GPU.
+    crew = ["--workers", str(workers), "--trials-per-gpu", "2"]
+    command = [*attentive, "run", tiny, "--trials", "500", *crew, "--quiet"]
     with subprocess.Popen(command, cwd=folder) as parent:
         try:
             yield parent
@@ -88,7 +90,7 @@ def test_workers_survive_a_kill_and_ctrl_c_and_lose_nothing(
     cli: Cli, tiny: str, tmp_path: Path
 ) -> None:
     url = f"sqlite:///{tmp_path / 'hpo_mab.db'}"
-    with _launched(tiny, tmp_path) as parent:
+    with _launched(tiny, tmp_path, workers=2) as parent:
         _wait(lambda: _finished(url) >= 2)
         workers = _children(parent.pid)
         assert len(workers) == 2
@@ -104,10 +106,10 @@ def test_workers_whose_launcher_is_killed_stop_and_lose_nothing(
     cli: Cli, tiny: str, tmp_path: Path
 ) -> None:
     url = f"sqlite:///{tmp_path / 'hpo_mab.db'}"
-    with _launched(tiny, tmp_path) as parent:
+    with _launched(tiny, tmp_path, workers=1) as parent:
         _wait(lambda: _finished(url) >= 1)
         workers = _children(parent.pid)
-        assert len(workers) == 2
+        assert len(workers) == 1
         parent.kill()
         _wait(lambda: not any(_runs(pid) for pid in workers), seconds=60)
     assert _finished(url) < 500

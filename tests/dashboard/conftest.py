@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections
-import contextlib
 import dataclasses
 import datetime
 from collections.abc import Iterator
@@ -41,11 +40,7 @@ class Compared(NamedTuple):
 @pytest.fixture(name="compared", scope="session")
 def _compared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Compared]:
     storage = Storage(f"sqlite:///{tmp_path_factory.mktemp('compared') / 'studies.db'}")
-    found = run_comparison(
-        make_spec(SPEC),
-        storage,
-        progress=lambda _name, _count: contextlib.nullcontext(lambda _study, _trial: None),
-    )
+    found = run_comparison(make_spec(SPEC), storage)
     summary = summarise(found.runs, reference=found.reference, retrained=found.retrained)
     yield Compared(storage, found.runs, summary)
     storage.close()

@@ -17,11 +17,12 @@ from wsgiref.simple_server import WSGIRequestHandler, make_server
 import optuna
 import pytest
 
+from hpo_mab._attributes import EVIDENCE_KEY
 from hpo_mab.advantage import Evidence
 from hpo_mab.compare import report_html
 from hpo_mab.dashboard import application, publish_comparison, publish_study
 from hpo_mab.dashboard._artifacts import CURVES_FILE
-from hpo_mab.pruners import EVIDENCE_KEY, AdvantageWarning
+from hpo_mab.pruners import AdvantageWarning
 from hpo_mab.search import StudyRunner, make_spec
 from hpo_mab.search._pilot import stored_choice
 from hpo_mab.storage import Storage, open_study, read_run

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import re
 from typing import Any
 
@@ -7,12 +8,13 @@ import numpy as np
 import optuna
 import pytest
 
+from hpo_mab._attributes import CHOICE_KEY, EVIDENCE_KEY
 from hpo_mab.advantage import Evidence, PairedCurves, measure_evidence
 from hpo_mab.dashboard._evidence_note import evidence_note
 from hpo_mab.dashboard._trial_notes import pruning_notes
-from hpo_mab.pruners import EVIDENCE_KEY, AdvantagePruner
-from hpo_mab.search import make_spec
-from hpo_mab.search._pilot import CHOICE_KEY, Choice
+from hpo_mab.pruners import AdvantagePruner
+from hpo_mab.search import create_pruner, make_spec
+from hpo_mab.search._pilot import Choice
 from hpo_mab.storage import StudyRun, TrialRun
 from hpo_mab.training import Evaluation
 
@@ -56,27 +58,35 @@ def table(note: str, first: str) -> list[list[str]]:
 ADVANTAGE = {"pruner": {"kind": "advantage"}}
 
 
+@pytest.mark.parametrize("options", [{}, {"min_resource": 1}], ids=["default", "from the first"])
 @pytest.mark.parametrize(
     ("factor", "scramble", "moved"), [(2.2, 0.0, True), (1.0, 0.0, False), (2.2, 0.1, False)]
 )
 def test_rungs_are_told_as_the_pruner_places_them(
-    factor: float, scramble: float, moved: bool
+    factor: float, scramble: float, moved: bool, options: dict[str, Any]
 ) -> None:
     evidence = measured(factor, scramble=scramble)
-    note = evidence_note(study(**{EVIDENCE_KEY: evidence.to_json()}), spec(**ADVANTAGE))
-    pruner = AdvantagePruner(evidence=evidence, max_resource=FULL)
+    of = spec(pruner={"kind": "advantage", **options})
+    note = evidence_note(study(**{EVIDENCE_KEY: evidence.to_json()}), of)
+    pruner = create_pruner("advantage", {**options, "evidence": evidence}, evaluations=FULL)
+    assert isinstance(pruner, AdvantagePruner)
     trial = optuna.trial.create_trial(value=1.0)
-    placed = [pruner._place(rung, trial) for rung in range(4)]
+    placed = list(
+        itertools.takewhile(
+            lambda rung: rung.uniform <= FULL,
+            (pruner._place(rung, trial) for rung in itertools.count()),
+        )
+    )
     rows = table(note, "rung")
     assert [(int(lies), int(decided)) for _, lies, decided, _ in rows] == [
         (rung.uniform, rung.step) for rung in placed
     ]
     assert any(rung.step < rung.uniform for rung in placed) is moved
     assert ("prunes as successive halving" in note) is not moved
-    reasons = [why for *_, why in rows[1:]]
+    reasons = [why for *_, why in rows if why != "nothing earlier was measured"]
     if moved:
         count = sum(rung.step < rung.uniform for rung in placed)
-        assert f"decides {count} of 4 rungs earlier" in note
+        assert f"decides {count} of {len(placed)} rungs earlier" in note
         assert any("is worth" in why and "ranks as well: tau" in why for why in reasons)
     else:
         expected = "not shown to be as good: tau" if scramble else "at no earlier evaluation"

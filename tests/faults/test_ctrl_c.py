@@ -15,7 +15,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 
+from hpo_mab.cli._options import silence_optuna
 from hpo_mab.storage import Storage, read_run
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs /proc and terminals")
@@ -46,6 +48,17 @@ os.setsid()
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 signal.signal(signal.SIGINT, signal.SIG_DFL)
 os.execv(sys.executable, [sys.executable, "-m", "hpo_mab", *sys.argv[1:]])
+"""
+
+# A training step that never comes back to Python, as in a library's call or in a driver's.
+DEAF = """
+import signal, sqlite3
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from hpo_mab.training import Training
+COUNT = "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n) SELECT max(x) FROM n"
+Training.__next__ = lambda self: sqlite3.connect(":memory:").execute(COUNT)
+from hpo_mab.cli import main
+main()
 """
 
 
@@ -173,19 +186,54 @@ def test_the_second_ctrl_c_ends_workers_that_do_not_answer_the_first(
     tmp_path: Path, terminal: Callable[..., _Terminal]
 ) -> None:
     _make(tmp_path, epochs=100_000)
-    mine = terminal("run", "long.toml", "--workers", "2")
+    # A single worker is a process of its own where it may share a GPU.
+    mine = terminal("run", "long.toml", "--workers", "1", "--trials-per-gpu", "2")
     assert _until(lambda: _running(tmp_path), 120), mine.said
     workers = [pid for pid in mine.processes() if pid != mine.process.pid]
-    assert len(workers) == 2
+    assert len(workers) == 1
     # Stopped, a worker hears nothing: as deep in a library's call, or in a driver's.
     for pid in workers:
         os.kill(pid, signal.SIGSTOP)
     mine.press_ctrl_c()
-    # The first one waits for them, however long that takes.
-    assert not mine.ends_within(2)
+    # The first one waits for it, however long that takes.
+    assert not mine.ends_within(1)
     mine.press_ctrl_c()
     assert mine.ends_within(15), mine.said
     assert mine.process.returncode in INTERRUPTED, mine.said
     assert _until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers), 5)
     assert "Traceback" not in mine.said
     _is_tried_again(tmp_path)
+
+
+def test_the_second_ctrl_c_ends_a_comparison_that_does_not_answer_the_first(tmp_path: Path) -> None:
+    _make(tmp_path, epochs=1)
+    command = [sys.executable, "-c", DEAF, "compare", "long.toml"]
+    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as child:
+        try:
+            assert _until(lambda: _running(tmp_path) or child.poll() is not None, 120)
+            time.sleep(0.5)  # From the first sign of life into the step.
+            child.send_signal(signal.SIGINT)
+            with pytest.raises(subprocess.TimeoutExpired):
+                child.wait(1)
+            child.send_signal(signal.SIGINT)
+            assert child.wait(15) == 130
+            assert child.stderr is not None
+            assert "Traceback" not in child.stderr.read()
+        finally:
+            child.kill()
+
+
+def test_a_connection_left_half_reset_prints_no_traceback(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(_: object) -> None:
+        raise KeyboardInterrupt
+
+    silence_optuna()
+    engine = sa.create_engine("sqlite://", poolclass=sa.pool.QueuePool)
+    connection = engine.raw_connection()
+    monkeypatch.setattr(engine.dialect, "do_rollback", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        connection.close()
+    assert not caplog.records
+    engine.dispose()

@@ -12,9 +12,10 @@ from optuna.pruners import BasePruner, SuccessiveHalvingPruner
 from optuna.trial import TrialState
 
 import hpo_mab
+from hpo_mab._attributes import EVIDENCE_KEY
 from hpo_mab._errors import ArgumentError
 from hpo_mab.advantage import Evidence, PairedCurves
-from hpo_mab.pruners import EVIDENCE_KEY, AdvantagePruner, AdvantageWarning
+from hpo_mab.pruners import AdvantagePruner, AdvantageWarning
 
 Make = Callable[..., Evidence]
 Curves = Callable[..., PairedCurves]

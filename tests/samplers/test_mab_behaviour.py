@@ -1,43 +1,17 @@
 """What the bandits seek, on losses that are made up: signal, and label noise."""
 
+import runpy
+from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
-from hpo_mab.samplers._mab import MABSampler
-
-EXAMPLES, BANDITS, PASSES = 2000, 20, 6
-#: The tenth of the examples that carries the signal, or a flipped label.
-SPECIAL = torch.arange(EXAMPLES) % 10 == 3
+_BENCHMARK = runpy.run_path(str(Path(__file__).parents[2] / "benchmarks/slow_examples.py"))
 
 
 def share_of_special(*, learnable: bool, **knobs: Any) -> float:
-    """Share of the special examples among the draws of the last third of the budget.
-
-    Args:
-        learnable: Whether their loss falls as the others' does, by how often they were trained on;
-            a flipped label's does not.
-        **knobs: Of the sampler.
-    """
-    generator = torch.Generator().manual_seed(0)
-    sampler = MABSampler(torch.zeros(EXAMPLES), batch_size=BANDITS, **knobs)
-    visits = torch.zeros(EXAMPLES)
-    steps = PASSES * len(sampler)
-    drawn = 0
-    for step in range(steps):
-        indices = sampler.draw()
-        special = SPECIAL[indices]
-        # Clean examples are learned from one another, and each a little more from itself; what is
-        # rare takes longer.
-        passes = step / len(sampler)
-        fall = torch.exp(-passes / torch.where(special, 6, 1.5) - 0.05 * visits[indices])
-        level = torch.where(special & (not learnable), 3.0, torch.where(special, 3.0, 1.5) * fall)
-        noise = 0.5 + 0.5 * torch.empty(BANDITS).exponential_(generator=generator)
-        sampler.update(level * noise)
-        visits[indices] += 1
-        drawn += int(special.sum()) if step >= 2 * steps // 3 else 0
-    return drawn / (BANDITS * (steps - 2 * steps // 3))
+    """The benchmark's figure for one seed of `mab`."""
+    return _BENCHMARK["share_of_special"]("mab", knobs, learnable=learnable, seed=0)
 
 
 def test_signal_is_drawn_several_times_as_often_as_uniformly() -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import re
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +19,9 @@ from torch.utils.data import Dataset
 
 from hpo_mab.search import StudyRunner, StudySpec, Target, TrainingObjective, TrialLoop
 from hpo_mab.search._prepare import load_splits, make_objective
-from hpo_mab.storage import Storage
+from hpo_mab.storage import Storage, TrialRun
 from hpo_mab.training import Budget
+from hpo_mab.training._device import release_memory
 
 Make = Callable[..., StudySpec]
 MESSAGE = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 1 GiB."
@@ -152,3 +155,88 @@ def test_data_that_raise_in_the_middle_fail_the_trial_and_not_the_study(
     # The study's curves and reports tell the same story about it.
     curve = storage.curves.load([failed._trial_id]).get(failed._trial_id, ())
     assert len(curve) == len(failed.intermediate_values) < 8
+
+
+WIDE, NARROW = 6400, 16
+_MIB = 2**20
+
+
+def _greedy_runner(storage: Storage, tiny: Make, device: str) -> StudyRunner:
+    """The first two trials' networks can be made but not trained in 384 MiB more than now."""
+    spec = tiny(
+        budget={"trials": 3, "epochs": None, "steps": 6},
+        training={"device": device},
+        optimizer={"name": "adamw"},
+        # It asks the network about its candidates.
+        sampler={"kind": "gradnorm"},
+        pruner={"kind": "none"},
+    )
+    objective = make_objective(spec, load_splits(spec))
+    # What libraries need for themselves is there before the limit is set.
+    configuration = next(iter(objective.space.corners()))
+    with objective.workload.training(configuration, seed=0) as training:
+        list(training.evaluations)
+    widths = iter([WIDE, WIDE])
+    make = objective.workload._model
+    objective.workload._model = lambda: make(width=next(widths, NARROW))
+    return StudyRunner(spec, storage, objective=objective)
+
+
+def _only_the_wide_ones_failed(trials: Sequence[TrialRun], told: str) -> None:
+    assert [trial.state for trial in trials] == ["fail", "fail", "complete", "complete", "complete"]
+    for trial in trials[:2]:
+        assert re.fullmatch(told, trial.attrs["reason"]), trial.attrs["reason"]
+
+
+def _memory() -> tuple[int, int]:
+    """Bytes of this process: of its address space, and of memory in use."""
+    pages = Path("/proc/self/statm").read_text().split()[:2]
+    space, used = (int(count) * os.sysconf("SC_PAGE_SIZE") for count in pages)
+    return space, used
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a limit of the address space")
+def test_running_out_of_the_machines_memory_for_real(storage: Storage, tiny: Make) -> None:
+    import resource
+
+    runner = _greedy_runner(storage, tiny, "cpu")
+    (space, before), limits = _memory(), resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (space + 384 * _MIB, limits[1]))
+    used: list[int] = []
+    gc.disable()  # It may be long before it comes around by itself.
+    try:
+        run = runner.run(score=False, on_trial=lambda *_: used.append(_memory()[1])).run
+    finally:
+        gc.enable()
+        resource.setrlimit(resource.RLIMIT_AS, limits)
+    told = r"OutOfMemoryError: host out of memory\. Tried to allocate \d+\.\d\d MiB\."
+    _only_the_wide_ones_failed(run.trials, told)
+    # The next trial finds nothing of a network of 160 MiB and its gradients.
+    assert max(used) < before + 64 * _MIB
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_running_out_of_a_gpus_memory_for_real(storage: Storage, tiny: Make) -> None:
+    runner = _greedy_runner(storage, tiny, "cuda")
+    release_memory()
+    before = torch.cuda.memory_allocated(), torch.cuda.memory_reserved()
+    total = torch.cuda.get_device_properties(0).total_memory
+    torch.cuda.set_per_process_memory_fraction((before[1] + 384 * _MIB) / total, 0)
+    used: list[tuple[int, int]] = []
+    gc.disable()
+    try:
+        run = runner.run(
+            score=False,
+            on_trial=lambda *_: used.append(
+                (torch.cuda.memory_allocated(), torch.cuda.memory_reserved())
+            ),
+        ).run
+    finally:
+        gc.enable()
+        torch.cuda.set_per_process_memory_fraction(1.0, 0)
+    told = r"OutOfMemoryError: CUDA out of memory\. Tried to allocate \d.*"
+    _only_the_wide_ones_failed(run.trials, told)
+    allocated, reserved = zip(*used[:2], strict=True)
+    assert max(allocated) < before[0] + 16 * _MIB
+    assert max(reserved) < before[1] + 64 * _MIB

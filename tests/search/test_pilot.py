@@ -7,11 +7,12 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
+from hpo_mab._attributes import CHOICE_KEY, EVIDENCE_KEY
 from hpo_mab._errors import SpecError, UnknownNameError
 from hpo_mab.advantage import Estimate, Evidence, Rung
-from hpo_mab.pruners import EVIDENCE_KEY, EvidenceKeeper
+from hpo_mab.pruners import EvidenceKeeper
 from hpo_mab.search import StudyRunner, StudySpec
-from hpo_mab.search._pilot import CHOICE_KEY, Choice, OwnHistory, _choose, stored_choice
+from hpo_mab.search._pilot import Choice, OwnHistory, _choose, stored_choice
 from hpo_mab.storage import Storage, StudyRun, open_study
 
 Make = Callable[..., StudySpec]

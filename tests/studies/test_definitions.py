@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -49,9 +48,7 @@ def test_uniform_sampling_with_every_pruner_on_digits(tmp_path: Path) -> None:
     }
     assert pruners == {"none", "median", "hyperband", "successive_halving", "top_k"}
     storage = Storage(f"sqlite:///{tmp_path / 'controls.db'}")
-    found = run_comparison(
-        spec, storage, progress=lambda name, trials: nullcontext(lambda study, trial: None)
-    )
+    found = run_comparison(spec, storage)
     storage.close()
     runs = {run.arm: run for run in found.runs}
     assert runs.keys() == spec.compare.arms.keys()

@@ -224,7 +224,8 @@ def test_the_gradient_is_that_of_the_weighted_loss(splits: ImageSplits) -> None:
 
 def test_a_scorer_is_bound_that_leaves_no_trace(splits: ImageSplits) -> None:
     setup = _Setup(splits, sampler=_Recorder)
-    next(setup.train(label_smoothing=0.2))
+    under_way = setup.train(label_smoothing=0.2)
+    next(under_way)
     before = {key: value.clone() for key, value in setup.model.state_dict().items()}
     logits = setup.arguments["sampler"].scorer(torch.tensor([5, 2]))
     assert setup.model.training
@@ -233,6 +234,36 @@ def test_a_scorer_is_bound_that_leaves_no_trace(splits: ImageSplits) -> None:
         assert torch.equal(value, before[key])
     images = setup.normalization(splits.train.images[[5, 2]])
     torch.testing.assert_close(logits, setup.model.eval()(images).detach())
+    # The sampler and the network would hold one another for longer.
+    del under_way
+    assert setup.arguments["sampler"].scorer is None
+
+
+def test_batches_drawn_ahead_are_those_drawn_in_time(
+    splits: ImageSplits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class _InTurn(MABSampler):
+        calls: list[str]
+
+        def draw(self) -> Tensor:
+            self.calls.append("draw")
+            return super().draw()
+
+        def update(self, losses: Tensor, **more: Any) -> Tensor:
+            self.calls.append("update")
+            return super().update(losses, **more)
+
+    def curve() -> list[dict[str, Any]]:
+        # Sampling becomes uniform after 7 of 16 steps, no evaluation between.
+        setup = _Setup(splits, sampler=lambda *labels, **more: _InTurn(*labels, active=0.4, **more))
+        setup.arguments["sampler"].calls = calls
+        return [_timeless(point) for point in setup.train()]
+
+    calls: list[str] = []
+    ahead = curve()
+    assert calls == ["draw", "update"] * 16
+    monkeypatch.setattr(training.TimedSampler, "draw_ahead", lambda self: None)
+    assert curve() == ahead
 
 
 def test_seconds_leave_evaluation_out_and_keep_the_sampler_in(splits: ImageSplits) -> None:

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
+import sys
+import threading
+import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
 
 from hpo_mab.search import StudyRunner, make_spec
 from hpo_mab.storage import Storage
-from hpo_mab.workers import RayLauncher
+from hpo_mab.workers import RayLauncher, _ray
 
 PASSWORD = "hunter2ever"
 _ME = str(os.getpid())
@@ -25,7 +30,7 @@ pytestmark = [
 ]
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
     """A Ray cluster of two nodes of one CPU each, on this host."""
     reason = "needs Ray (extra 'ray')"
@@ -90,3 +95,59 @@ def _holds_no_password(cluster: Any) -> None:
             assert PASSWORD.encode() not in path.read_bytes(), path
     with contextlib.suppress(state.exception.RayStateApiException):  # It needs Ray's dashboard.
         assert PASSWORD not in repr(state.list_tasks(detail=True))
+
+
+@pytest.fixture
+def attentive() -> Iterator[None]:
+    """A test run in the background of a shell ignores Ctrl-C."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+@pytest.mark.usefixtures("attentive")
+def test_the_second_ctrl_c_ends_workers_that_do_not_answer_the_first(
+    cluster: Any, postgres_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun = str(tmp_path / "begun")
+
+    def deaf(*_: str) -> None:
+        import os
+        import pathlib
+        import sqlite3
+
+        pathlib.Path(begun).write_text(str(os.getpid()))
+        # Counts for ever, and gives Python no chance to act on anything.
+        sqlite3.connect(":memory:").execute(
+            "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n) SELECT max(x) FROM n"
+        )
+
+    over, pressed = threading.Event(), list[float]()
+
+    def press_twice() -> None:
+        while not Path(begun).exists() or not Path(begun).read_text():
+            time.sleep(0.05)
+        # The first one waits for the worker, however long that takes.
+        while len(pressed) < 2 and not over.wait(2):
+            pressed.append(time.monotonic())
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(_ray, "_work", deaf)
+    storage = Storage(postgres_url)
+    study = optuna.create_study(study_name="mine", storage=storage.optuna)
+    launcher = RayLauncher(storage, workers=1, address=cluster.address, data_root="data")
+    hand = threading.Thread(target=press_twice)
+    hand.start()
+    with pytest.raises(KeyboardInterrupt):
+        launcher(study)
+    seconds = time.monotonic() - pressed[-1]
+    over.set()
+    hand.join()
+    storage.close()
+    assert len(pressed) == 2
+    assert seconds < 10
+    worker = Path("/proc") / Path(begun).read_text()
+    while worker.exists():
+        assert time.monotonic() < pressed[-1] + 20
+        time.sleep(0.05)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from hpo_mab.compare._incumbent import incumbent_curve
 from hpo_mab.compare._records import Currency
-from hpo_mab.compare.figures._style import add_band, add_line, arms_of, figure, note_if_empty
+from hpo_mab.compare.figures._style import add_band, add_line, arms_run, figure, note_if_empty
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -39,7 +39,7 @@ def anytime_incumbent(
         currency: ``"examples"`` or ``"seconds"``.
         max_points: Most points a curve.
     """
-    arms = arms_of(runs)
+    arms = arms_run(runs)
     made = figure(
         title=f"Best configuration found so far, by {currency}",
         x=f"spent by the whole search ({UNITS.get(currency, currency)})",

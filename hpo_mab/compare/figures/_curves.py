@@ -12,7 +12,7 @@ from hpo_mab.advantage import mean_estimate
 from hpo_mab.compare.figures._style import (
     add_band,
     add_line,
-    arms_of,
+    arms_run,
     figure,
     note_if_empty,
     thin,
@@ -68,7 +68,7 @@ def learning_curves(
         raise UnknownNameError("axis", against, _AXES)
     title, label, scale = _METRICS[metric]
     made = figure(title=title, x=_AXES[against], y=label)
-    arms = arms_of(runs)
+    arms = arms_run(runs)
     for arm in arms:
         points = _points([run for run in runs if run.arm == arm], metric, against, confidence)
         kept = [points[position] for position in thin(len(points), max_points)] if points else []

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from hpo_mab.compare.figures._style import arms_of, colours, figure, note_if_empty, thin
+from hpo_mab.compare.figures._style import arms_run, colours, figure, note_if_empty, thin
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -26,7 +26,7 @@ def knob_slices(
     import plotly.graph_objects as go
     from plotly.subplots import make_subplots
 
-    arms = arms_of(runs)
+    arms = arms_run(runs)
     trials = {
         arm: [t for run in runs if run.arm == arm for t in run.trials if t.value is not None]
         for arm in arms

@@ -12,6 +12,10 @@ from numpy.typing import ArrayLike, NDArray
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
+    from hpo_mab.advantage import Estimate
+    from hpo_mab.compare._records import ComparisonSummary
+    from hpo_mab.storage import StudyRun
+
 Floats = NDArray[np.float64]
 
 #: Okabe and Ito's palette, told apart by people with any common colour vision.
@@ -171,9 +175,21 @@ def note_if_empty(target: go.Figure, text: str) -> go.Figure:
     return target
 
 
-def arms_of(runs: Sequence[Any]) -> list[str]:
+def arms_run(runs: Sequence[StudyRun]) -> list[str]:
     """Names of the arms among studies, sorted."""
     return sorted({run.arm for run in runs})
+
+
+def arms_compared(summary: ComparisonSummary) -> list[str]:
+    """Names of the arms of a comparison, the reference first."""
+    return [arm.arm for arm in summary.arms]
+
+
+def hover_text(estimate: Estimate, *, scale: float = 1.0) -> str:
+    """An estimate as it is told where the pointer is."""
+    bound = "at least " if estimate.censored else ""
+    low, high = (f"{end * scale:.3g}" for end in (estimate.low, estimate.high))
+    return f"{bound}{estimate.value * scale:.3g} [{low}, {high}], n = {estimate.n}"
 
 
 def _free_colour(name: str, taken: set[str]) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 from hpo_mab.compare.figures._style import (
     add_band,
     add_line,
-    arms_of,
+    arms_run,
     figure,
     note_if_empty,
     thin,
@@ -62,7 +62,7 @@ def concentration(runs: Sequence[StudyRun], *, max_points: int = 200) -> go.Figu
 
 
 def _add_field(made: go.Figure, runs: Sequence[StudyRun], field: _Field, max_points: int) -> None:
-    arms = arms_of(runs)
+    arms = arms_run(runs)
     for arm in arms:
         by_index: dict[int, list[tuple[float, float]]] = {}
         for run in (run for run in runs if run.arm == arm):

@@ -9,7 +9,7 @@ from optuna.pruners import NopPruner, SuccessiveHalvingPruner
 
 from hpo_mab._errors import ArgumentError
 from hpo_mab.advantage import PairedCurves
-from hpo_mab.compare import CurveTable, Replay, replay, saving
+from hpo_mab.compare import CurveTable, Simulation, saving, simulate
 
 _COMMITTED = Path(__file__).parents[2] / "studies" / "replay" / "digits.json"
 
@@ -26,7 +26,7 @@ def _curves(n: int = 12) -> np.ndarray:
 
 def test_without_pruning_every_trial_costs_one_and_ends_as_recorded() -> None:
     curves = _curves()
-    done = replay(curves, NopPruner())
+    done = simulate(curves, NopPruner())
     assert done.cost.tolist() == [1.0] * 12
     assert done.final.tolist() == curves[:, -1].tolist()
     assert done.incumbent.tolist() == np.maximum.accumulate(curves[:, -1]).tolist()
@@ -34,21 +34,21 @@ def test_without_pruning_every_trial_costs_one_and_ends_as_recorded() -> None:
 
 def test_a_pruner_sees_the_curves_step_by_step() -> None:
     curves = np.array([[0.5] * 8, [0.1] * 8, [0.6] * 8])
-    done = replay(curves, SuccessiveHalvingPruner(min_resource=2, reduction_factor=2))
+    done = simulate(curves, SuccessiveHalvingPruner(min_resource=2, reduction_factor=2))
     assert done.cost.tolist() == [1.0, 0.25, 1.0]
     assert np.isnan(done.final).tolist() == [False, True, False]
     assert done.incumbent.tolist() == [0.5, 0.5, 0.6]
 
 
-def _replays(costs: list[float], finals: list[float], count: int = 3) -> list[Replay]:
-    return [Replay(np.array(costs), np.array(finals)) for _ in range(count)]
+def _simulations(costs: list[float], finals: list[float], count: int = 3) -> list[Simulation]:
+    return [Simulation(np.array(costs), np.array(finals)) for _ in range(count)]
 
 
 def test_what_is_saved_at_equal_regret() -> None:
     best = np.ones(3)
-    whole = _replays([1.0, 1.0, 1.0, 1.0], [0.5, 0.6, 0.9, 0.9])
+    whole = _simulations([1.0, 1.0, 1.0, 1.0], [0.5, 0.6, 0.9, 0.9])
     # Comes to 0.9 after 1 of the 3 full trials that the other spent until then.
-    cheap = _replays([0.25, 0.25, 0.5, 1.0], [np.nan, np.nan, 0.9, 0.95])
+    cheap = _simulations([0.25, 0.25, 0.5, 1.0], [np.nan, np.nan, 0.9, 0.95])
     found = saving(cheap, whole, best, best, trials=4)
     assert found.saved.value == pytest.approx(2 / 3)
     assert found.cost.value == 2.0
@@ -60,7 +60,7 @@ def test_what_is_saved_at_equal_regret() -> None:
 
 def test_an_arm_saves_nothing_against_itself_and_nothing_where_it_never_gets_there() -> None:
     best = np.ones(3)
-    good, bad = _replays([1.0, 1.0], [0.8, 0.9]), _replays([0.1, 0.1], [0.1, 0.2])
+    good, bad = _simulations([1.0, 1.0], [0.8, 0.9]), _simulations([0.1, 0.1], [0.1, 0.2])
     assert saving(good, good, best, best, trials=2).saved.value == 0.0
     never = saving(bad, good, best, best, trials=2).saved
     assert np.isnan(never.value)
@@ -68,8 +68,8 @@ def test_an_arm_saves_nothing_against_itself_and_nothing_where_it_never_gets_the
 
 
 def test_arms_of_unequal_length_are_refused() -> None:
-    one, two = _replays([1.0], [0.5], 1), _replays([1.0], [0.5], 2)
-    with pytest.raises(ArgumentError, match="equally many replays"):
+    one, two = _simulations([1.0], [0.5], 1), _simulations([1.0], [0.5], 2)
+    with pytest.raises(ArgumentError, match="equally many simulations"):
         saving(one, two, np.ones(1), np.ones(2), trials=1)
     with pytest.raises(ArgumentError, match=r"trials must be in \[1, 1\].* got 2"):
         saving(one, one, np.ones(1), np.ones(1), trials=2)
@@ -91,8 +91,8 @@ def test_a_table_keeps_whole_pairs_and_comes_back_from_its_file(tmp_path: Path) 
     assert len(again.pairs(np.array([1]))) == 1
 
 
-def test_the_committed_table_can_be_replayed() -> None:
+def test_the_committed_table_can_be_simulated_with() -> None:
     table = CurveTable.load(_COMMITTED).every(2)
-    done = replay(table.bandit, SuccessiveHalvingPruner(min_resource=1, reduction_factor=2))
+    done = simulate(table.bandit, SuccessiveHalvingPruner(min_resource=1, reduction_factor=2))
     assert done.cost.sum() < 0.6 * len(table)
     assert done.incumbent[-1] >= table.bandit[:, -1].max() - 0.05

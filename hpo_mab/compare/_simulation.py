@@ -1,12 +1,10 @@
-"""Replaying recorded learning curves through pruners: whole studies in a fraction of a second."""
+"""Simulating studies: recorded learning curves through a pruner, in a fraction of a second."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import optuna
@@ -15,82 +13,14 @@ from optuna.pruners import BasePruner
 from optuna.trial import TrialState
 
 from hpo_mab._errors import ArgumentError
-from hpo_mab.advantage import Estimate, PairedCurves
+from hpo_mab.advantage import Estimate
 
 Floats = NDArray[np.float64]
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class CurveTable:
-    """Unpruned learning curves of P configurations under both samplers.
-
-    Attributes:
-        source: Where they come from.
-        budgets: Training examples at each evaluation [T].
-        bandit: Validation accuracy under the bandit [P, T].
-        uniform: Validation accuracy under uniform sampling [P, T].
-    """
-
-    source: str
-    budgets: Floats
-    bandit: Floats
-    uniform: Floats
-
-    @classmethod
-    def from_pairs(cls, pairs: PairedCurves, *, source: str, digits: int = 4) -> Self:
-        """The pairs that both samplers took to the end, rounded."""
-        whole = np.isfinite(pairs.difference).all(axis=1)
-        return cls(
-            source=source,
-            budgets=pairs.budgets,
-            bandit=np.round(pairs.bandit[whole], digits),
-            uniform=np.round(pairs.uniform[whole], digits),
-        )
-
-    @classmethod
-    def load(cls, path: str | Path) -> Self:
-        """A table that `save` wrote."""
-        fields = json.loads(Path(path).read_text(encoding="utf-8"))
-        arrays = {key: np.asarray(fields[key], float) for key in ("budgets", "bandit", "uniform")}
-        return cls(source=fields["source"], **arrays)
-
-    def save(self, path: str | Path) -> None:
-        """Write the table as JSON, one configuration a line."""
-        lines = {
-            key: "[\n" + ",\n".join(json.dumps(row) for row in getattr(self, key).tolist()) + "]"
-            for key in ("bandit", "uniform")
-        }
-        text = (
-            f'{{"source": {json.dumps(self.source)},\n"budgets": '
-            f'{json.dumps(self.budgets.tolist())},\n"bandit": {lines["bandit"]},\n'
-            f'"uniform": {lines["uniform"]}}}\n'
-        )
-        Path(path).write_text(text, encoding="utf-8")
-
-    def __len__(self) -> int:
-        """Number of configurations P."""
-        return len(self.bandit)
-
-    def every(self, stride: int) -> Self:
-        """The table with every ``stride``-th evaluation, the last one kept."""
-        columns = slice(stride - 1, None, stride)
-        return dataclasses.replace(
-            self,
-            budgets=self.budgets[columns],
-            bandit=self.bandit[:, columns],
-            uniform=self.uniform[:, columns],
-        )
-
-    def pairs(self, rows: NDArray[np.int64]) -> PairedCurves:
-        """Some of the configurations as pairs."""
-        return PairedCurves(
-            budgets=self.budgets, bandit=self.bandit[rows], uniform=self.uniform[rows]
-        )
-
-
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
-class Replay:
-    """What one replayed study did, trial by trial.
+class Simulation:
+    """What one simulated study did, trial by trial.
 
     Attributes:
         cost: Share of a full trial that each trial used [n].
@@ -106,7 +36,9 @@ class Replay:
         return np.maximum.accumulate(np.nan_to_num(self.final))
 
 
-def replay(curves: Floats, pruner: BasePruner, *, attrs: Mapping[str, Any] | None = None) -> Replay:
+def simulate(
+    curves: Floats, pruner: BasePruner, *, attrs: Mapping[str, Any] | None = None
+) -> Simulation:
     """One study with one worker, in which trial ``i`` has the ``i``-th curve.
 
     Args:
@@ -128,7 +60,7 @@ def replay(curves: Floats, pruner: BasePruner, *, attrs: Mapping[str, Any] | Non
         study.tell(trial, curve[-1] if done else None, state=None if done else TrialState.PRUNED)
         costs.append(used / steps)
         finals.append(curve[-1] if done else np.nan)
-    return Replay(np.asarray(costs, float), np.asarray(finals, float))
+    return Simulation(np.asarray(costs, float), np.asarray(finals, float))
 
 
 def _run(trial: optuna.trial.Trial, curve: Floats) -> int:
@@ -141,7 +73,7 @@ def _run(trial: optuna.trial.Trial, curve: Floats) -> int:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Saving:
-    """One arm of replays against another.
+    """One arm of simulations against another.
 
     Attributes:
         cost: Mean spend of a study of so many trials, in full trials.
@@ -158,8 +90,8 @@ class Saving:
 
 
 def saving(
-    arm: Sequence[Replay],
-    baseline: Sequence[Replay],
+    arm: Sequence[Simulation],
+    baseline: Sequence[Simulation],
     best: Floats,
     baseline_best: Floats,
     *,
@@ -168,27 +100,29 @@ def saving(
     resamples: int = 1000,
     seed: int = 0,
 ) -> Saving:
-    """Compare two arms over the same replays, with intervals over replays.
+    """Compare two arms over the same simulations, with intervals over simulations.
 
     Args:
-        arm: R replays.
-        baseline: R replays of the same configurations in the same order.
-        best: Best final accuracy that each of the arm's replays could have found [R].
+        arm: R simulations.
+        baseline: R simulations of the same configurations in the same order.
+        best: Best final accuracy that each of the arm's simulations could have found [R].
         baseline_best: The same for the baseline's.
-        trials: Length of the baseline's study, at most the trials of a replay.
+        trials: Length of the baseline's study, at most the trials of a simulation.
         overhead: Full trials spent before the arm's first, e.g. by a pilot.
-        resamples: Bootstrap resamples of replays, at least 100.
+        resamples: Bootstrap resamples of simulations, at least 100.
         seed: Seed of the resampling.
 
     Raises:
-        ArgumentError: The arms differ in their number of replays, or ``trials`` is out of bound.
+        ArgumentError: Arms of different numbers of simulations, or ``trials`` outside its bound.
     """
     if not 1 <= trials <= len(baseline[0].cost):
         raise ArgumentError(
-            f"trials must be in [1, {len(baseline[0].cost)}], the trials of a replay, got {trials}."
+            f"trials must be in [1, {len(baseline[0].cost)}], those of a simulation, got {trials}."
         )
     if len(arm) != len(baseline):
-        raise ArgumentError(f"arms must have equally many replays, got {len(arm)}, {len(baseline)}")
+        raise ArgumentError(
+            f"arms must have equally many simulations, got {len(arm)} and {len(baseline)}."
+        )
     ours, theirs = _tracks(arm, best, overhead), _tracks(baseline, baseline_best, 0.0)
     rows = np.random.default_rng(seed).integers(0, len(arm), (resamples, len(arm)))
     everything, end = np.arange(len(arm)), trials - 1
@@ -210,7 +144,7 @@ def saving(
     )
 
 
-def _tracks(arm: Sequence[Replay], best: Floats, overhead: float) -> tuple[Floats, Floats]:
+def _tracks(arm: Sequence[Simulation], best: Floats, overhead: float) -> tuple[Floats, Floats]:
     """Spend and regret after each trial, each [R, n]."""
     spent = overhead + np.cumsum([one.cost for one in arm], axis=1)
     return spent, np.asarray(best)[:, None] - np.stack([one.incumbent for one in arm])

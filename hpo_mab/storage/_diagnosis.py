@@ -28,7 +28,7 @@ _HINTS = {
 }
 
 
-def reason_of(error: BaseException, url: sa.URL | None = None) -> str:
+def diagnose(error: BaseException, url: sa.URL | None = None) -> str:
     """Why a database failed.
 
     Args:

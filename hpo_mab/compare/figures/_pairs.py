@@ -1,4 +1,4 @@
-"""Advantage, acceleration and fidelity by budget, and cost to target."""
+"""What pairs say by budget: advantage, acceleration and fidelity."""
 
 from __future__ import annotations
 
@@ -10,19 +10,14 @@ import numpy as np
 
 from hpo_mab._errors import UnknownNameError
 from hpo_mab.advantage import Estimate
-from hpo_mab.compare._records import (
-    CURRENCIES,
-    ComparisonSummary,
-    CostToTarget,
-    Currency,
-    Final,
-)
+from hpo_mab.compare._records import ComparisonSummary, Currency, Final
 from hpo_mab.compare.figures._style import (
     add_band,
     add_line,
-    colours,
+    arms_compared,
     explain,
     figure,
+    hover_text,
     note_if_empty,
 )
 
@@ -37,11 +32,6 @@ _STATISTICS = {
     "regret": "final accuracy lost by choosing early (points)",
 }
 _SIZES = {"kendall": 1.0, "spearman": 1.0, "recall": 1.0, "regret": 100.0}
-_TARGETS = {
-    "reference": "the reference's final accuracy",
-    "common": "the accuracy both reach",
-    "retrained": "the reference's re-trained accuracy",
-}
 
 
 def paired_advantage(summary: ComparisonSummary, *, currency: Currency = "examples") -> go.Figure:
@@ -51,7 +41,7 @@ def paired_advantage(summary: ComparisonSummary, *, currency: Currency = "exampl
         summary: From `hpo_mab.compare.summarise`.
         currency: Whether arms are compared at equal ``"examples"`` or equal ``"seconds"``.
     """
-    arms = _arms(summary)
+    arms = arms_compared(summary)
     made = figure(
         title=f"Early-accuracy advantage over {summary.reference}, at equal {currency}",
         x=_budget_axis(summary, currency),
@@ -75,7 +65,7 @@ def acceleration(summary: ComparisonSummary, *, currency: Currency = "examples")
         summary: From `hpo_mab.compare.summarise`.
         currency: ``"examples"`` or ``"seconds"``.
     """
-    arms = _arms(summary)
+    arms = arms_compared(summary)
     made = figure(
         title=f"Acceleration: {currency} {summary.reference} needs for the same accuracy",
         x=_budget_axis(summary, currency),
@@ -112,7 +102,7 @@ def fidelity(
     """
     if statistic not in _STATISTICS:
         raise UnknownNameError("statistic", statistic, _STATISTICS)
-    arms = _arms(summary)
+    arms = arms_compared(summary)
     whose = f"{summary.reference}'s" if final == "reference" else "each arm's own"
     made = figure(
         title=f"Fidelity: what a short trial says of {whose} final ranking",
@@ -128,63 +118,6 @@ def fidelity(
             _add(made, budgets, own, summary.reference, arms, scale=scale)
         _add(made, budgets, [row.arm for row in rows], contrast.arm, arms, scale=scale)
     return note_if_empty(made, _NO_PAIRS)
-
-
-def cost_to_target(summary: ComparisonSummary, *, currency: Currency = "examples") -> go.Figure:
-    """Cost to target of every arm over the reference's, with its interval over seeds.
-
-    Args:
-        summary: From `hpo_mab.compare.summarise`.
-        currency: ``"examples"`` or ``"seconds"``.
-
-    Raises:
-        UnknownNameError: An unknown currency.
-    """
-    if currency not in CURRENCIES:
-        raise UnknownNameError("currency", currency, CURRENCIES)
-    import plotly.graph_objects as go
-
-    chosen = colours(_arms(summary))
-    made = figure(
-        title=f"Cost to target in {currency}, over the cost of {summary.reference}",
-        x=f"ratio of {currency} spent (below 1 = cheaper; log scale)",
-        y="target",
-    )
-    for contrast in summary.contrasts:
-        costs = [cost for cost in contrast.cost if cost.currency == currency]
-        if costs:
-            made.add_trace(
-                go.Scatter(
-                    x=[cost.ratio.value for cost in costs],
-                    y=[_TARGETS[cost.target] for cost in costs],
-                    name=contrast.arm,
-                    mode="markers",
-                    marker={
-                        "color": chosen[contrast.arm],
-                        "size": 11,
-                        "symbol": [
-                            "triangle-right" if cost.ratio.censored else "circle" for cost in costs
-                        ],
-                    },
-                    error_x=_error_bars(costs),
-                    text=[_describe(cost) for cost in costs],
-                    hovertemplate="%{text}<extra>%{fullData.name}</extra>",
-                )
-            )
-            _explain_marks(made, [cost.ratio for cost in costs])
-    made.update_layout(
-        showlegend=True,
-        xaxis={"type": "log"},
-        yaxis={"title": {"standoff": 12}, "automargin": True},
-        scattermode="group",
-    )
-    if made.data:
-        made.add_vline(x=1, line={"color": "#888888", "width": 1})
-    return note_if_empty(made, "No seed has complete trials in both arms.")
-
-
-def _arms(summary: ComparisonSummary) -> list[str]:
-    return [arm.arm for arm in summary.arms]
 
 
 def _budget_axis(summary: ComparisonSummary, currency: Currency) -> str:
@@ -227,34 +160,6 @@ def _add(
                     if math.isfinite(estimate.value)
                 ],
             },
-            text=[_hover(estimate, scale) for estimate in estimates],
+            text=[hover_text(estimate, scale=scale) for estimate in estimates],
             hovertemplate="%{x:,.0f} examples: %{text}<extra>%{fullData.name}</extra>",
         )
-
-
-def _hover(estimate: Estimate, scale: float) -> str:
-    bound = "at least " if estimate.censored else ""
-    low, high = (f"{end * scale:.3g}" for end in (estimate.low, estimate.high))
-    return f"{bound}{estimate.value * scale:.3g} [{low}, {high}], n = {estimate.n}"
-
-
-def _error_bars(costs: Sequence[CostToTarget]) -> dict[str, object]:
-    """Interval arms; an end the data do not give is not drawn."""
-    ratios = [cost.ratio for cost in costs]
-    return {
-        "type": "data",
-        "symmetric": False,
-        "array": [r.high - r.value if math.isfinite(r.high) else 0.0 for r in ratios],
-        "arrayminus": [r.value - r.low if r.low > 0.0 else 0.0 for r in ratios],
-    }
-
-
-def _explain_marks(made: go.Figure, ratios: Sequence[Estimate]) -> None:
-    if any(ratio.bounded for ratio in ratios):
-        explain(made, f"bar: {ratios[0].confidence:.0%} interval over seeds")
-    if any(ratio.censored for ratio in ratios):
-        explain(made, "triangle: at least so much")
-
-
-def _describe(cost: CostToTarget) -> str:
-    return f"{_hover(cost.ratio, 1.0)}, reached in {sum(cost.reached)} of {len(cost.reached)} seeds"

@@ -1,0 +1,108 @@
+"""Studies put straight into a database, for what reads them."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import optuna
+import sqlalchemy as sa
+
+from hpo_mab.search import Target
+from hpo_mab.storage import CurveStore, Definition, Storage
+from hpo_mab.training import Evaluation
+
+EVALUATIONS = 8
+
+
+def make_study(url: str, name: str, *, trials: int, arm: str = "mab") -> None:
+    """A study without trials, as the product makes one."""
+    storage = Storage(url)
+    study = optuna.create_study(study_name=name, storage=storage.optuna, direction="maximize")
+    Definition(
+        arm=arm, seed=0, trial_examples=8000, epoch_examples=1000, spec={}, environment={}
+    ).save(study)
+    Target(trials=trials, total=None, epoch_examples=1000).save(study)
+    storage.close()
+
+
+def fill_study(url: str, arm: str, trials: int) -> None:
+    """A study of so many finished trials with curves, named after its arm."""
+    make_study(url, arm, trials=trials, arm=arm)
+    storage = Storage(url)
+    study = optuna.load_study(study_name=arm, storage=storage.optuna)
+    lift = 0.01 if arm == "mab" else 0.0
+    study.add_trials(_trial(slot, slot / trials + lift) for slot in range(min(trials, 50)))
+    # Optuna adds a trial in tens of milliseconds; the rest goes straight into the tables.
+    first = study.get_trials(deepcopy=False)
+    _copy_rows(storage, study._study_id, first[-1]._trial_id, len(first), trials)
+    ids = [trial._trial_id for trial in study.get_trials(deepcopy=False)]
+    rows = [
+        {"trial_id": trial_id, **dataclasses.asdict(evaluation(index, slot / trials + lift))}
+        for slot, trial_id in enumerate(ids)
+        for index in range(1, EVALUATIONS + 1)
+    ]
+    CurveStore(storage.optuna.engine)
+    with storage.optuna.engine.begin() as connection:
+        table = sa.Table("hpo_mab_evaluations", sa.MetaData(), autoload_with=connection)
+        connection.execute(table.insert(), rows)
+    storage.close()
+
+
+def evaluation(index: int, final: float) -> Evaluation:
+    """A point of a curve that rises to ``final``."""
+    return Evaluation(
+        index=index,
+        steps=10 * index,
+        examples=1000 * index,
+        seconds=float(index),
+        sampler_seconds=0.01 * index,
+        accuracy=min(1.0, final * index / EVALUATIONS),
+        loss=1.0,
+        train_loss=1.0,
+        learning_rate=0.1,
+    )
+
+
+def _copy_rows(storage: Storage, study_id: int, like: int, begin: int, end: int) -> None:
+    """Trials ``begin`` to ``end`` of a study, as copies of one, slots counted on."""
+    with storage.optuna.engine.begin() as connection:
+        meta = sa.MetaData()
+        meta.reflect(connection)
+        trials = meta.tables["trials"]
+        template = dict(
+            connection.execute(sa.select(trials).where(trials.c.trial_id == like)).mappings().one()
+        )
+        next_id = connection.scalar(sa.select(sa.func.max(trials.c.trial_id))) + 1
+        ids = list(range(next_id, next_id + end - begin))
+        connection.execute(
+            trials.insert(),
+            [{**template, "trial_id": i, "number": begin + k} for k, i in enumerate(ids)],
+        )
+        for name in ("trial_params", "trial_values", "trial_user_attributes"):
+            _copy_parts(connection, meta.tables[name], like, ids, begin)
+
+
+def _copy_parts(
+    connection: sa.Connection, table: sa.Table, like: int, ids: list[int], begin: int
+) -> None:
+    (key,) = table.primary_key.columns.keys()
+    rows = connection.execute(sa.select(table).where(table.c.trial_id == like)).mappings().all()
+    copies = []
+    for position, trial_id in enumerate(ids):
+        for row in rows:
+            copy = {**row, "trial_id": trial_id}
+            del copy[key]
+            if copy.get("key") == "slot":
+                copy["value_json"] = str(begin + position)
+            copies.append(copy)
+    if copies:
+        connection.execute(table.insert(), copies)
+
+
+def _trial(slot: int, value: float) -> optuna.trial.FrozenTrial:
+    return optuna.create_trial(
+        value=value,
+        params={"lr": 0.1},
+        distributions={"lr": optuna.distributions.FloatDistribution(0.01, 1.0, log=True)},
+        user_attrs={"slot": slot, "paired": slot < 10, "examples": 8000, "seconds": 8.0},
+    )
