@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hpo_mab.bandits._arrays import Floats, Ints
+from hpo_mab.bandits._arrays import Floats, Ints, Rewards
 from hpo_mab.bandits._binarizer import LossBinarizer
 from hpo_mab.bandits._engine import BanditEngine, Figures
 from hpo_mab.bandits._grouped import GroupedBandits
@@ -24,7 +24,7 @@ from hpo_mab.bandits._policies import (
 from hpo_mab.bandits._settings import BanditSettings
 from hpo_mab.bandits._thompson import ThompsonPolicy
 
-#: Steps whose draws are counted at once.
+#: Steps whose draws and rewards are counted at once.
 _COUNTED_AT_ONCE = 32
 
 
@@ -56,7 +56,8 @@ class HostEngine(BanditEngine):
         )
         self._binarizer = LossBinarizer(settings.loss_decay)
         self._draws = np.zeros(shares.shape, dtype=np.uint16)
-        self._uncounted: list[Ints] = []
+        self._uncounted_draws: list[Ints] = []
+        self._uncounted_rewards: list[Rewards] = []
         self._rewarded = 0
         self._judged = 0
 
@@ -69,9 +70,9 @@ class HostEngine(BanditEngine):
         """Draw one arm of each bandit."""
         arms = self._passes.select() if uniform else self._select()
         places = self._starts + arms
-        self._uncounted.append(places)
-        if len(self._uncounted) == _COUNTED_AT_ONCE:
-            self._count_draws()
+        self._uncounted_draws.append(places)
+        if len(self._uncounted_draws) == _COUNTED_AT_ONCE:
+            self._count()
         indices = torch.from_numpy(self._shares.ravel()[places].astype(np.int64))
         if uniform or not self._settings.correction:
             return indices, None, arms
@@ -81,7 +82,7 @@ class HostEngine(BanditEngine):
         """Reward the arms by their losses."""
         rewards, valid = self._binarizer.rewards(losses.cpu().numpy())
         self._bandits.learn(arms, rewards, valid)
-        self._rewarded += int(np.count_nonzero(rewards))
+        self._uncounted_rewards.append(rewards)
         self._judged += len(rewards) if valid is None else int(np.count_nonzero(valid))
 
     def counts(self) -> Tensor:
@@ -96,7 +97,7 @@ class HostEngine(BanditEngine):
 
     def figures(self) -> Figures:
         """Counts since the last call."""
-        self._count_draws()
+        self._count()
         rewarded, judged = self._rewarded, self._judged
         self._rewarded = self._judged = 0
         draws = self._draws.ravel()
@@ -107,7 +108,7 @@ class HostEngine(BanditEngine):
 
     def state(self) -> dict[str, Any]:
         """State as tensors and plain values."""
-        self._count_draws()
+        self._count()
         arrays = {**self._bandits.state(), **self._passes.state(), "draws": self._draws}
         return {
             **{name: torch.from_numpy(array.copy()) for name, array in arrays.items()},
@@ -125,18 +126,21 @@ class HostEngine(BanditEngine):
         self._bandits.load_state(arrays)
         self._passes.load_state(arrays)
         self._draws[:] = arrays["draws"]
-        self._uncounted.clear()
+        self._uncounted_draws.clear()
+        self._uncounted_rewards.clear()
         self._binarizer.total = state["loss_total"]
         self._binarizer.weight = state["loss_weight"]
         self._rewarded = state["rewarded"]
         self._judged = state["judged"]
         self._rng.bit_generator.state = json.loads(state["rng"])
 
-    def _count_draws(self) -> None:
-        if not self._uncounted:
+    def _count(self) -> None:
+        self._rewarded += sum(int(np.count_nonzero(one)) for one in self._uncounted_rewards)
+        self._uncounted_rewards.clear()
+        if not self._uncounted_draws:
             return
-        places, times = np.unique(np.concatenate(self._uncounted), return_counts=True)
-        self._uncounted.clear()
+        places, times = np.unique(np.concatenate(self._uncounted_draws), return_counts=True)
+        self._uncounted_draws.clear()
         draws = self._draws.ravel()
         # Saturates: a count that wrapped around would turn the most-drawn into the least-drawn.
         draws[places] = np.minimum(draws[places] + times, np.iinfo(draws.dtype).max)

@@ -26,14 +26,20 @@ class PullWindow:
         self._pushed = np.zeros(bandits, dtype=np.int64)
         self._arms = np.zeros((memory or 0, bandits), dtype=np.min_scalar_type(arms))
         self._rewards = np.zeros((memory or 0, bandits), dtype=np.int8)
-        self._in_step = True
+        #: Pulls of each bandit while all have equally many; None once they have not.
+        self._common: int | None = 0
+
+    @property
+    def pushed(self) -> Ints:
+        """Pulls so far, of each bandit, [B]."""
+        if self._common is not None:
+            self._pushed[:] = self._common
+        return self._pushed
 
     @property
     def totals(self) -> Ints:
         """Pulls that count, of each bandit, [B]."""
-        if self.memory is None:
-            return self._pushed
-        return np.minimum(self._pushed, self.memory)
+        return self.pushed if self.memory is None else np.minimum(self.pushed, self.memory)
 
     @property
     def nbytes(self) -> int:
@@ -51,14 +57,14 @@ class PullWindow:
         Returns:
             The bandits that forget a pull by this, that pull's arm and its reward, [m] each.
         """
-        self._in_step = self._in_step and len(bandits) == len(self._pushed)
+        if self._common is not None and len(bandits) == len(self._pushed):
+            self._common += 1
+            return self._push_all(bandits, arms, rewards, self._common - 1)
+        counts, self._common = self.pushed, None
+        pushed = counts[bandits]
+        counts[bandits] = pushed + 1
         if self.memory is None:
-            self._pushed[bandits] += 1
             return bandits[:0], arms[:0], rewards[:0]
-        if self._in_step:
-            return self._push_all(bandits, arms, rewards, memory=self.memory)
-        pushed = self._pushed[bandits]
-        self._pushed[bandits] = pushed + 1
         slots = pushed % self.memory
         old_arms, old_rewards = self._arms[slots, bandits], self._rewards[slots, bandits]
         self._arms[slots, bandits] = arms
@@ -67,22 +73,23 @@ class PullWindow:
         return bandits[full], old_arms[full].astype(np.int64), old_rewards[full]
 
     def _push_all(
-        self, bandits: Ints, arms: Ints, rewards: Rewards, *, memory: int
+        self, bandits: Ints, arms: Ints, rewards: Rewards, pushed: int
     ) -> tuple[Ints, Ints, Rewards]:
-        pushed = int(self._pushed[0])
-        self._pushed += 1
-        slot = pushed % memory
+        """Add one pull of each bandit, each of which had ``pushed`` before."""
+        if self.memory is None:
+            return bandits[:0], arms[:0], rewards[:0]
+        slot = pushed % self.memory
         old_arms, old_rewards = self._arms[slot].astype(np.int64), self._rewards[slot].copy()
         self._arms[slot] = arms
         self._rewards[slot] = rewards
-        if pushed < memory:
+        if pushed < self.memory:
             return bandits[:0], old_arms[:0], old_rewards[:0]
         return bandits, old_arms, old_rewards
 
     def state(self) -> dict[str, Any]:
         """State as plain arrays."""
         return {
-            "pushed": self._pushed,
+            "pushed": self.pushed,
             "window_arms": self._arms,
             "window_rewards": self._rewards,
         }
@@ -92,4 +99,5 @@ class PullWindow:
         self._pushed[:] = state["pushed"]
         self._arms[:] = state["window_arms"]
         self._rewards[:] = state["window_rewards"]
-        self._in_step = bool((self._pushed == self._pushed[0]).all())
+        first = int(self._pushed[0])
+        self._common = first if (self._pushed == first).all() else None
