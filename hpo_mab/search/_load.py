@@ -10,7 +10,6 @@ from typing import Any
 import pydantic
 
 from hpo_mab._errors import HpoMabError, SpecError, UnknownNameError
-from hpo_mab.search._check import check_names, valid_options
 from hpo_mab.search._spec import StudySpec
 
 _UNITS = ("epochs", "steps", "examples")
@@ -62,6 +61,9 @@ def make_spec(raw: Mapping[str, Any]) -> StudySpec:
         spec = StudySpec.model_validate(raw)
     except pydantic.ValidationError as error:
         raise SpecError(_message(error)) from None
+    # Imported late, for it brings torch: misspelt keys are told at once, and so are names of files.
+    from hpo_mab.search._check import check_names
+
     check_names(spec)
     return spec
 
@@ -101,6 +103,8 @@ def _override(raw: dict[str, Any], key: str, value: Any) -> None:
         for unit in _UNITS:
             table.pop(unit, None)
     if len(sections) == 1 and _KINDS.get(sections[0]) == last and table.get(last) != value:
+        from hpo_mab.search._check import valid_options
+
         kept = valid_options(sections[0], value)
         for option in set(table) - kept:
             del table[option]

@@ -26,3 +26,17 @@ def test_nothing_heavy_is_imported(code: str) -> None:
     assert done.stdout.splitlines()[-1] == "[]"
     if "--help" in code:
         assert "compare" in done.stdout
+
+
+def test_a_mistake_in_a_definition_is_told_before_torch_is_imported() -> None:
+    code = (
+        "import sys; from hpo_mab.cli import main\n"
+        "sys.argv = ['hpo-mab', 'run', '--set', 'training.nosuch=1']\n"
+        "try: main()\n"
+        "finally: print('pydantic' in sys.modules, 'torch' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert "Unknown key in [training] 'nosuch'" in done.stderr
+    assert done.stdout.strip() == "True False"
