@@ -16,7 +16,10 @@ from hpo_mab.samplers._scores import true_label_probability
 
 
 class ArazoSampler(PassSampler):
-    """Memory ``a_i``: the mean over all visits of ``1 - p(true label)``."""
+    """Memory ``a_i``: the mean over all visits of ``1 - p(true label)``.
+
+    The options are those of `PSGDSampler` and `CSGDSampler`.
+    """
 
     _tensors = ("_visits", "_unlikeliness")
 
@@ -25,13 +28,13 @@ class ArazoSampler(PassSampler):
         labels: Tensor | Sequence[int],
         *,
         batch_size: int,
-        seed: int,
-        device: torch.device | str,
-        rank: int,
-        world_size: int,
-        budget: float,
-        smoothing: float,
-        corrected: bool,
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+        rank: int = 0,
+        world_size: int = 1,
+        budget: float = 0.3,
+        smoothing: float = 1.0,
+        corrected: bool = False,
     ) -> None:
         super().__init__(
             labels,
@@ -48,7 +51,7 @@ class ArazoSampler(PassSampler):
             warnings.warn(
                 f"{type(self).__name__} at budget 1.0 draws every example once a pass, which is "
                 "uniform shuffling; use corrected=True or a smaller budget.",
-                stacklevel=3,
+                stacklevel=2,
             )
         self.corrected = corrected
         self._visits = self._memory(0, dtype=torch.int64)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-import torch
 from torch import Tensor
 
 from hpo_mab.samplers._arazo import ArazoSampler
@@ -48,31 +45,6 @@ class PSGDSampler(ArazoSampler):
     Raises:
         ArgumentError: An argument outside its bound.
     """
-
-    def __init__(
-        self,
-        labels: Tensor | Sequence[int],
-        *,
-        batch_size: int,
-        seed: int = 0,
-        device: torch.device | str = "cpu",
-        rank: int = 0,
-        world_size: int = 1,
-        budget: float = 0.3,
-        smoothing: float = 1.0,
-        corrected: bool = False,
-    ) -> None:
-        super().__init__(
-            labels,
-            batch_size=batch_size,
-            seed=seed,
-            device=device,
-            rank=rank,
-            world_size=world_size,
-            budget=budget,
-            smoothing=smoothing,
-            corrected=corrected,
-        )
 
     def _scores(self) -> Tensor:
         means, seen = self._means()
