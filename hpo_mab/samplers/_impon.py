@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,15 +10,10 @@ from torch import Tensor
 from hpo_mab.samplers._base import Draw
 from hpo_mab.samplers._checks import require
 from hpo_mab.samplers._choice import choose_with_replacement
-from hpo_mab.samplers._features import NUM_FEATURES, FeatureTable
-from hpo_mab.samplers._moving_average import MovingAverage
-from hpo_mab.samplers._ridge import OnlineRidge
-from hpo_mab.samplers._state import LearningSampler
-
-_RIDGE = 1.0
+from hpo_mab.samplers._linear import LinearSampler
 
 
-class ImponSampler(LearningSampler):
+class ImponSampler(LinearSampler):
     """Draws in proportion to losses predicted by an online linear regression.
 
     A linear model predicts the loss of an example, relative to the moving average ``m`` of the
@@ -73,8 +67,6 @@ class ImponSampler(LearningSampler):
     ) -> None:
         require(presample >= 1, "presample", "at least 1", presample)
         require(smoothing > 0, "smoothing", "above 0", smoothing)
-        require(0 < decay <= 1, "decay", "in (0, 1]", decay)
-        require(0 <= loss_decay < 1, "loss_decay", "in [0, 1)", loss_decay)
         super().__init__(
             labels,
             batch_size=batch_size,
@@ -82,13 +74,12 @@ class ImponSampler(LearningSampler):
             device=device,
             rank=rank,
             world_size=world_size,
+            decay=decay,
+            loss_decay=loss_decay,
         )
         self.presample = presample
         self.smoothing = smoothing
         self.weighted = weighted
-        self._features = FeatureTable(self._targets)
-        self._model = OnlineRidge(NUM_FEATURES, ridge=_RIDGE, decay=decay, device=self.device)
-        self._average = MovingAverage(loss_decay, device=self.device)
 
     def _draw(self) -> Draw:
         candidates = torch.randint(
@@ -119,17 +110,3 @@ class ImponSampler(LearningSampler):
         relative = torch.where(average > 0, losses / average - 1, 0.0)
         self._model.learn(features, relative, keep=finite)
         self._features.learn(positions, relative, keep=finite)
-
-    def _state(self) -> dict[str, Any]:
-        return {
-            **super()._state(),
-            "features": self._features.state(),
-            "model": self._model.state(),
-            "average": self._average.state(),
-        }
-
-    def _load_state(self, state: dict[str, Any]) -> None:
-        super()._load_state(state)
-        self._features.load_state(state["features"])
-        self._model.load_state(state["model"])
-        self._average.load_state(state["average"])
