@@ -52,7 +52,7 @@ def run(
     """A training of the product's, yielding after every ``steps / evaluations`` steps."""
     torch.manual_seed(0)
     train = data.train
-    device = train.images.device
+    device = train.device
     network = models.create(
         model,
         in_channels=train.channels,

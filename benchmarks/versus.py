@@ -58,7 +58,7 @@ def ours(
 ) -> Iterator[training.Evaluation]:
     """One training of the task by this package, on the device of ``splits``."""
     torch.manual_seed(seed)
-    train, device = splits.train, splits.train.images.device
+    train, device = splits.train, splits.train.device
     network = models.create(
         task.model,
         in_channels=train.channels,

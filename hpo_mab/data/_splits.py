@@ -13,6 +13,9 @@ from torch import Tensor
 from hpo_mab._errors import ArgumentError
 from hpo_mab.data._images import ImageData
 
+#: Images looked at at once.
+_BLOCK = 4096
+
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ImageSplits:
@@ -59,15 +62,16 @@ def split(
         ArgumentError: A share out of bounds or too small or large for the classes to be
             represented on both sides, a single class, or test images that do not match.
     """
-    if test.classes != train.classes or test.images.shape[1:] != train.images.shape[1:]:
+    shapes = [[part.channels, *part.image_size] for part in (test, train)]
+    if test.classes != train.classes or shapes[0] != shapes[1]:
         raise ArgumentError(
             "test must have the classes and image shape of train, "
-            f"got {test.num_classes} classes of shape {list(test.images.shape[1:])} "
-            f"for {train.num_classes} of shape {list(train.images.shape[1:])}."
+            f"got {test.num_classes} classes of shape {shapes[0]} "
+            f"for {train.num_classes} of shape {shapes[1]}."
         )
     kept, held_out = stratified_halves(train.labels, share=validation, seed=seed)
     part = train.subset(kept)
-    mean, std = channel_statistics(part.images)
+    mean, std = channel_statistics(part)
     return ImageSplits(train=part, validation=train.subset(held_out), test=test, mean=mean, std=std)
 
 
@@ -109,23 +113,24 @@ def stratified_halves(
     return torch.from_numpy(first), torch.from_numpy(np.sort(second))
 
 
-def channel_statistics(images: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of each channel of uint8 images, pixels scaled to [0, 1].
+def channel_statistics(data: ImageData) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of each channel of images, pixels scaled to [0, 1].
 
     Computed from a histogram of the 256 values, which is exact and needs no float copy.
 
     Args:
-        images: Pixels, uint8 [N, channels, height, width].
+        data: The images.
 
     Returns:
         ``mean`` and ``std``, float32 [channels]; a constant channel has ``std`` 1.
     """
-    counts = torch.stack(
-        [torch.bincount(channel.flatten(), minlength=256) for channel in images.unbind(1)]
-    ).cpu()
+    counts = torch.zeros(data.channels, 256, dtype=torch.int64)
+    for block in data.blocks(_BLOCK):
+        found = [torch.bincount(channel.flatten(), minlength=256) for channel in block.unbind(1)]
+        counts += torch.stack(found).cpu()
     values = torch.arange(256, dtype=torch.float64) / 255
     share = counts.double() / counts.sum(dim=1, keepdim=True)
     mean = share @ values
     variance = (share * (values - mean[:, None]) ** 2).sum(dim=1)
     std = torch.where(variance > 0, variance.sqrt(), 1.0)
-    return mean.float().to(images.device), std.float().to(images.device)
+    return mean.float().to(data.device), std.float().to(data.device)

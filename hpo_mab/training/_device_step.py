@@ -67,7 +67,7 @@ class DeviceStep:
         self._meter = meter
         self._label_smoothing = label_smoothing
         self._precision = precision
-        device = batches.data.images.device
+        device = batches.data.device
         self._capture_wanted = capture and device.type == "cuda" and _is_fused(optimizer)
         if self._capture_wanted:
             _move_learning_rates(optimizer, device)
@@ -136,7 +136,7 @@ class DeviceStep:
         weights = torch.ones_like(draw.indices, dtype=torch.float32)
         if draw.weights is not None:
             weights.copy_(draw.weights)
-        device = self._batches.data.images.device
+        device = self._batches.data.device
         if self._held is None:
             self._held = Draw(draw.indices.to(device, copy=True), weights.to(device))
             if self._inside:

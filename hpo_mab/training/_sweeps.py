@@ -44,9 +44,8 @@ class DeviceSweep:
         self.batch_size = batch_size
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        images = torch.split(self.data.images, self.batch_size)
         labels = torch.split(self.data.labels, self.batch_size)
-        for pixels, targets in zip(images, labels, strict=True):
+        for pixels, targets in zip(self.data.blocks(self.batch_size), labels, strict=True):
             yield self.normalization(pixels), targets
 
 

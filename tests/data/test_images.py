@@ -21,6 +21,36 @@ def test_subset_keeps_order_and_pairs_images_with_labels() -> None:
     assert (len(part), part.num_classes, part.channels, part.image_size) == (2, 3, 1, (2, 2))
 
 
+def test_subsets_of_subsets_share_the_images() -> None:
+    data = _data([0, 1, 2, 1, 0])
+    part = data.subset(torch.tensor([4, 3, 1])).subset(torch.tensor([2, 0]))
+    assert part.labels.tolist() == [1, 0]
+    data.images[1] = 77
+    assert part.images[:, 0, 0, 0].tolist() == [77, 16]
+    assert part.gather(torch.tensor([1, 0, 1]))[:, 0, 0, 0].tolist() == [16, 77, 16]
+    assert torch.equal(torch.cat(list(part.blocks(1))), part.images)
+    assert torch.equal(torch.cat(list(data.blocks(2))), data.images)
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([0, 2], r"rows must be in \[0, 2\), got values from 0 to 2"),
+        ([-1, 0], r"rows must be in \[0, 2\), got values from -1 to 0"),
+        ([], "rows must not be empty"),
+        ([[0, 1]], r"rows must be int64 \[N\], got torch.int64 \[1, 2\]"),
+    ],
+)
+def test_unusable_rows_are_refused(rows: list[int], message: str) -> None:
+    with pytest.raises(ArgumentError, match=message):
+        ImageData(
+            images=torch.zeros(2, 1, 2, 2, dtype=torch.uint8),
+            labels=torch.tensor([0, 1]),
+            classes=("a", "b"),
+            rows=torch.tensor(rows, dtype=torch.int64),
+        )
+
+
 @pytest.mark.parametrize(
     ("images", "labels", "message"),
     [

@@ -81,3 +81,11 @@ def test_a_single_class_is_refused() -> None:
 def test_test_images_of_another_shape_are_refused() -> None:
     with pytest.raises(ArgumentError, match="test must have the classes and image shape"):
         split(_data([9, 9]), _data([9, 9], size=5))
+
+
+def test_parts_are_no_copies() -> None:
+    data = _data([20, 20])
+    parts = split(data, data, validation=0.25)
+    data.images.fill_(99)
+    for part in (parts.train, parts.validation):
+        assert part.images.unique().tolist() == [99]

@@ -70,7 +70,7 @@ class _Parts:
             batches=self.batches,
             sampler=TimedSampler(self.sampler, clock=lambda: 0.0),
             optimizer=self.optimizer,
-            meter=LossMeter(self.batches.data.images.device),
+            meter=LossMeter(self.batches.data.device),
             capture=capture,
         )
 
