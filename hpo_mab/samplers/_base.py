@@ -89,10 +89,9 @@ class BatchSampler(Sampler[list[int]], abc.ABC):
         self.rank = rank
         self.world_size = world_size
         self.batch_size = batch_size
-        self._num_examples = len(self.examples)
-        if not 1 <= batch_size <= self._num_examples:
+        if not 1 <= batch_size <= self.num_examples:
             raise ArgumentError(
-                f"batch_size must be in [1, {self._num_examples}], the number of examples"
+                f"batch_size must be in [1, {self.num_examples}], the number of examples"
                 f"{' of this rank' if world_size > 1 else ''}, got {batch_size}."
             )
         self._outstanding: collections.deque[Draw] = collections.deque()
@@ -142,7 +141,7 @@ class BatchSampler(Sampler[list[int]], abc.ABC):
     @property
     def num_examples(self) -> int:
         """Number of examples this sampler (this rank) draws from."""
-        return self._num_examples
+        return len(range(self.rank, len(self.labels), self.world_size))
 
     @property
     def outstanding(self) -> int:

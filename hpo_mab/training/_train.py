@@ -111,7 +111,6 @@ class _Run(TrainingParts):
     channels_last: bool
     clock: Callable[[], float]
     peaks: list[float] = dataclasses.field(init=False)
-    draws_ahead: bool = dataclasses.field(init=False)
 
     def evaluations(self) -> Iterator[Evaluation]:
         """Train from stop to stop; the clock runs while training only."""
@@ -149,11 +148,14 @@ class _Run(TrainingParts):
             )
             yield lambda number, last: step(step=number)
             return
+        # A loader draws as it likes; and a sampler that asks the network asks that of the step.
+        scores = hasattr(self.sampler.sampler, "scorer")
+        draws_ahead = isinstance(self.batches, DeviceBatches) and not scores
         # Closing ends a loader's workers when the consumer stops early.
         with contextlib.closing(self.batches.stream(self.sampler)) as stream:
 
             def take(number: int, last: bool) -> None:
-                ahead = number if self.draws_ahead and not last else None
+                ahead = number if draws_ahead and not last else None
                 meter.add(self._step(*next(stream), ahead=ahead), step=number)
 
             yield take
@@ -177,9 +179,6 @@ class _Run(TrainingParts):
             self.model.to(memory_format=torch.channels_last)
         self.model.train()
         self.peaks = [group["lr"] for group in self.optimizer.param_groups]
-        # A loader draws as it likes; and a sampler that asks the network asks that of the step.
-        scores = hasattr(self.sampler.sampler, "scorer")
-        self.draws_ahead = isinstance(self.batches, DeviceBatches) and not scores
 
     def _spend(self, step: int) -> None:
         """Tell sampler and optimiser how much of the budget is spent before ``step``."""
