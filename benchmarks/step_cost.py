@@ -62,7 +62,7 @@ def run(
     normalization = Normalization(data.mean, data.std, channels_last=True)
     few = data.validation.subset(torch.arange(min(batch_size, len(data.validation))))
     kind = sampler.pop("kind")
-    return training.train(
+    return training.Training(
         network,
         batches=training.DeviceBatches(
             train, normalization=normalization, augmentation=Augmentation() if augment else None

@@ -66,7 +66,7 @@ def ours(
         image_size=train.image_size,
     ).to(device)
     normalization = Normalization(splits.mean, splits.std, channels_last=True)
-    return training.train(
+    return training.Training(
         network,
         batches=training.DeviceBatches(
             train, normalization=normalization, augmentation=augmentation(splits), seed=seed

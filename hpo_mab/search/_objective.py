@@ -24,16 +24,16 @@ from hpo_mab.search._seeding import derive_seed, slot_of
 from hpo_mab.search._space import Configuration, SearchSpace
 from hpo_mab.search._workload import Loop, Workload
 from hpo_mab.storage import CurveStore, Storage
-from hpo_mab.training import Budget, TrainingDiverged
+from hpo_mab.training import DEFAULT_AVERAGE, Budget, TrainingDiverged
 
 
 class TrainingObjective:
     """An objective for `optuna.Study.optimize`: trains a network, returns its validation accuracy.
 
-    Each value of ``model_options``, ``optimizer``, ``sampler``, ``batch_size``, ``warmup`` and
-    ``label_smoothing`` is a constant or a range: an Optuna distribution, or a mapping such as
-    ``{"low": 0.01, "high": 1.0, "log": True}``. Ranges become ordinary Optuna parameters, named as
-    in `SearchSpace`.
+    Each value of ``model_options``, ``optimizer``, ``sampler``, ``batch_size``, ``warmup``,
+    ``label_smoothing`` and ``average`` is a constant or a range: an Optuna distribution, or a
+    mapping such as ``{"low": 0.01, "high": 1.0, "log": True}``. Ranges become ordinary Optuna
+    parameters, named as in `SearchSpace`.
 
     Validation accuracy is reported to Optuna after each evaluation, at steps 1 to
     ``evaluations``, and the trial is pruned when the study's pruner says so. A loss that is no
@@ -51,11 +51,17 @@ class TrainingObjective:
         batch_size: Examples a batch.
         warmup: Share of the budget in which the learning rate rises linearly.
         label_smoothing: Mass moved from the true label to all labels, in [0, 1).
+        average: Window of the moving average of the weights, as a share of the steps so far, in
+            [0, 1]. Evaluations before the last are those of the average; 0 keeps none.
+        schedule: ``"linear"`` decay of the learning rate, or ``"constant"``.
+        keep: ``"trained"`` weights at the end, or the ``"better"`` of these and their average.
         evaluations: Equally spaced evaluations a trial.
         augmentation: Random crops and flips on the device; only with `ImageSplits`.
         precision: ``"float32"`` or ``"bfloat16"`` (autocast).
         channels_last: Memory format of images and weights.
         compile: Whether to use ``torch.compile``.
+        graph: Whether training steps may be captured in a CUDA graph; where they cannot be, the
+            ordinary loop takes them.
         num_workers: Data-loading processes; only with datasets.
         seed: The study's seed. A trial's seed follows from it and the trial's slot.
         initial: Trials in the first ``initial`` slots are never pruned, so that another study's
@@ -82,11 +88,15 @@ class TrainingObjective:
         batch_size: Any = 128,
         warmup: Any = 0.15,
         label_smoothing: Any = 0.0,
+        average: Any = DEFAULT_AVERAGE,
+        schedule: str = "linear",
+        keep: str = "trained",
         evaluations: int = 8,
         augmentation: Augmentation | None = None,
         precision: str = "float32",
         channels_last: bool = False,
         compile: bool = False,
+        graph: bool = True,
         num_workers: int = 0,
         seed: int = 0,
         initial: int = 0,
@@ -102,6 +112,7 @@ class TrainingObjective:
             batch_size=batch_size,
             warmup=warmup,
             label_smoothing=label_smoothing,
+            average=average,
         )
         self.workload = Workload(
             model=model,
@@ -112,6 +123,9 @@ class TrainingObjective:
                 precision=precision,
                 channels_last=channels_last,
                 compile=compile,
+                graph=graph,
+                schedule=schedule,
+                keep=keep,
             ),
             augmentation=augmentation,
             num_workers=num_workers,

@@ -11,6 +11,7 @@ import optuna
 from hpo_mab import samplers, training
 from hpo_mab._errors import UnknownNameError
 from hpo_mab.search._values import parse_value, range_ends, ranges, suggest
+from hpo_mab.training import DEFAULT_AVERAGE
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,6 +25,7 @@ class Configuration:
         batch_size: Examples a batch.
         warmup: Share of the budget in which the learning rate rises.
         label_smoothing: Mass moved from the true label to all labels.
+        average: Window of the average of the weights, as a share of the steps so far; 0 for none.
     """
 
     optimizer: Mapping[str, Any]
@@ -32,6 +34,7 @@ class Configuration:
     batch_size: int = 128
     warmup: float = 0.15
     label_smoothing: float = 0.0
+    average: float = DEFAULT_AVERAGE
 
     def with_sampler(self, kind: str) -> Configuration:
         """The same configuration with another batch sampler, its knobs at their defaults."""
@@ -42,8 +45,8 @@ class SearchSpace:
     """Constants and ranges of a trial; ranges become Optuna parameters.
 
     Parameters are named ``lr``, ``momentum``, ... for the optimiser, ``sampler.memory`` and so on
-    for the sampler, ``model.width`` for the network, and ``batch_size``, ``warmup`` and
-    ``label_smoothing``.
+    for the sampler, ``model.width`` for the network, and ``batch_size``, ``warmup``,
+    ``label_smoothing`` and ``average``.
 
     Args:
         optimizer: ``name`` and options.
@@ -52,6 +55,7 @@ class SearchSpace:
         batch_size: Examples a batch.
         warmup: Share of the budget in which the learning rate rises.
         label_smoothing: Mass moved from the true label to all labels.
+        average: Window of the average of the weights, as a share of the steps so far.
 
     Raises:
         ArgumentError: A range that holds nothing.
@@ -67,11 +71,17 @@ class SearchSpace:
         batch_size: Any = 128,
         warmup: Any = 0.15,
         label_smoothing: Any = 0.0,
+        average: Any = DEFAULT_AVERAGE,
     ) -> None:
         self.optimizer = _parse("optimizer", optimizer)
         self.sampler = _parse("sampler", sampler)
         self.model = _parse("model", model or {})
-        loop = {"batch_size": batch_size, "warmup": warmup, "label_smoothing": label_smoothing}
+        loop = {
+            "batch_size": batch_size,
+            "warmup": warmup,
+            "label_smoothing": label_smoothing,
+            "average": average,
+        }
         self.loop = _parse("training", loop)
         _check_options("optimizer", self.optimizer, "name", training.optimizer_options)
         _check_options("sampler", self.sampler, "kind", samplers.knobs)

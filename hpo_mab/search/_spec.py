@@ -11,6 +11,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 from hpo_mab._errors import HpoMabError
 from hpo_mab.search._total import TotalBudget
 from hpo_mab.search._values import parse_value, range_ends, ranges
+from hpo_mab.training import DEFAULT_AVERAGE
 
 
 class _Section(BaseModel):
@@ -119,9 +120,15 @@ class TrainingSection(_Section):
         batch_size: Examples a batch.
         warmup: Share of the budget in which the learning rate rises linearly.
         label_smoothing: Mass moved from the true label to all labels.
+        average: Window of the moving average of the weights, as a share of the steps so far, which
+            all evaluations but the last evaluate; 0 keeps none.
+        schedule: Learning rate after the warm-up: ``"linear"`` decay to zero, or ``"constant"``,
+            where the last evaluation, too, is that of the average.
+        keep: Weights that a trial ends with: those trained, or the better of these and the average.
         precision: Arithmetic of forward and backward passes.
         channels_last: Memory format of images and weights.
         compile: Whether to use ``torch.compile``.
+        graph: Whether steps may be captured in a CUDA graph.
         device: ``"auto"`` takes CUDA, then MPS, then the CPU.
         threads: CPU threads of a trial. One is the fastest a core for small networks, and makes
             results independent of the machine's core count.
@@ -132,9 +139,13 @@ class TrainingSection(_Section):
     batch_size: _value_of(int, low=1) = 128  # type: ignore[valid-type]
     warmup: _value_of(float, low=0, high=1) = 0.15  # type: ignore[valid-type]
     label_smoothing: _value_of(float, low=0, high=1) = 0.0  # type: ignore[valid-type]
+    average: _value_of(float, low=0, high=1) = DEFAULT_AVERAGE  # type: ignore[valid-type]
+    schedule: Literal["linear", "constant"] = "linear"
+    keep: Literal["trained", "better"] = "trained"
     precision: Literal["float32", "bfloat16"] = "float32"
     channels_last: bool = True
     compile: bool = False
+    graph: bool = True
     device: str = "auto"
     threads: int = Field(default=1, ge=1)
     checkpoint: float = Field(default=60.0, ge=0, allow_inf_nan=False)
@@ -240,7 +251,7 @@ class StudySpec(_Section):
             **{f"model.{k}": v for k, v in self.model.values("model").items()},
             **{
                 key: parse_value(f"training.{key}", getattr(training, key))
-                for key in ("batch_size", "warmup", "label_smoothing")
+                for key in ("batch_size", "warmup", "label_smoothing", "average")
             },
             **{f"sampler.{k}": v for k, v in self.sampler.values("sampler").items()},
         }

@@ -25,6 +25,7 @@ _FREE = (
     "data.download",
     "training.device",
     "training.checkpoint",
+    "training.graph",
     "compare",
 )
 

@@ -32,12 +32,18 @@ class Loop:
         precision: ``"float32"`` or ``"bfloat16"``.
         channels_last: Memory format of images and weights.
         compile: Whether to use ``torch.compile``.
+        graph: Whether steps may be captured in a CUDA graph; taken where they can be.
+        schedule: ``"linear"`` or ``"constant"``, see `hpo_mab.training.Training`.
+        keep: Which weights a trial ends with, ``"trained"`` or ``"better"``.
     """
 
     evaluations: int = 8
     precision: str = "float32"
     channels_last: bool = False
     compile: bool = False
+    graph: bool = True
+    schedule: str = "linear"
+    keep: str = "trained"
 
 
 class Workload:
@@ -119,7 +125,8 @@ class Workload:
                 run = self._start(configuration, seed, final)
             # It is as large as the network and the sampler.
             state = None
-            yield run
+            with contextlib.closing(run.evaluations):
+                yield run
 
     def identity(self, configuration: Configuration, *, seed: int) -> dict[str, Any]:
         """What a training follows from, as plain values: equal where one can go on for another."""
@@ -153,7 +160,7 @@ class Workload:
             device=self._sampler_device,
             **kind,
         )
-        evaluations = training.train(
+        evaluations = training.Training(
             model,
             batches=self._batches(derive_seed(seed, "augmentation")),
             validation=self._sweep("validation"),
@@ -162,10 +169,14 @@ class Workload:
             steps=self._steps(final or self.budget, configuration.batch_size),
             evaluations=1 if final else self.loop.evaluations,
             warmup=configuration.warmup,
+            schedule=self.loop.schedule,
+            average=configuration.average,
+            keep=self.loop.keep,
             label_smoothing=configuration.label_smoothing,
             precision=self.loop.precision,
             channels_last=self.loop.channels_last,
             compile=self.loop.compile,
+            graph=None if self.loop.graph else False,
         )
         return TrainingRun(self, model, sampler, evaluations)
 
@@ -231,9 +242,8 @@ class TrainingRun:
     evaluations: Training
 
     def test_accuracy(self) -> float:
-        """Accuracy of the network as it is now on the test set, in [0, 1]."""
-        sweep = self.workload._sweep("test")
-        accuracy, _ = training.evaluate(self.model, sweep, precision=self.workload.loop.precision)
+        """Accuracy on the test set of the weights that were evaluated last, in [0, 1]."""
+        accuracy, _ = self.evaluations.evaluate(self.workload._sweep("test"))
         return accuracy
 
     def parameters(self) -> list[Tensor]:

@@ -56,9 +56,18 @@ class Definition:
                     else f"has format {version}, not 1."
                 )
             )
+        stored["spec"] = _completed(stored["spec"])
         return cls(**stored)
 
     @staticmethod
     def is_in(study_attrs: Mapping[str, Any]) -> bool:
         """Whether a study with these user attributes was made by this product."""
         return DEFINITION_KEY in study_attrs
+
+
+def _completed(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """A stored spec with the keys that studies of earlier versions did not have."""
+    if "training" not in spec:
+        return dict(spec)
+    # Their trials were evaluated by their trained weights.
+    return {**spec, "training": {"average": 0.0, **spec["training"]}}

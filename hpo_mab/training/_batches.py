@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 
 from hpo_mab._errors import ArgumentError
 from hpo_mab.data import Augmentation, ImageData, Normalization
-from hpo_mab.training._timed_sampler import TimedSampler
+from hpo_mab.training._meters import TimedSampler
 
 
 class Batches(Protocol):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,10 +13,10 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 
 from hpo_mab.samplers._base import Draw
-from hpo_mab.training._batches import DeviceBatches
-from hpo_mab.training._loss_meter import LossMeter
+from hpo_mab.training._average import WeightAverage
+from hpo_mab.training._batches import Batches, DeviceBatches
+from hpo_mab.training._meters import LossMeter, TimedSampler
 from hpo_mab.training._precision import autocast
-from hpo_mab.training._timed_sampler import TimedSampler
 
 #: Steps before the capture: they make the optimiser's state and let libraries choose their kernels.
 WARM_UP_STEPS = 3
@@ -42,10 +43,15 @@ class DeviceStep:
         sampler: Chooses the examples and learns from their losses.
         optimizer: Optimiser of the network's parameters.
         meter: Adds the losses up.
+        average: Moving average of the weights to update; None for none.
+        drawn: What `drawn` returned in the training that this one continues; None otherwise.
         label_smoothing: Share of the target spread over all classes.
         precision: ``"float32"`` or ``"bfloat16"``.
         capture: Whether to capture a graph where that is possible: on CUDA, with a fused
             optimiser.
+
+    Attributes:
+        reason: Why the network could not be captured; None as long as nothing failed.
     """
 
     def __init__(
@@ -56,6 +62,8 @@ class DeviceStep:
         sampler: TimedSampler,
         optimizer: Optimizer,
         meter: LossMeter,
+        average: WeightAverage | None = None,
+        drawn: Mapping[str, Any] | None = None,
         label_smoothing: float = 0.0,
         precision: str = "float32",
         capture: bool = True,
@@ -65,6 +73,7 @@ class DeviceStep:
         self._sampler = sampler
         self._optimizer = optimizer
         self._meter = meter
+        self._average = average
         self._label_smoothing = label_smoothing
         self._precision = precision
         device = batches.data.device
@@ -81,6 +90,9 @@ class DeviceStep:
         self._outputs: tuple[Tensor, Tensor, Tensor] | None = None
         self._graph: torch.cuda.CUDAGraph | None = None
         self._done = 0
+        self.reason: str | None = None
+        if drawn is not None:
+            self._continue(drawn)
 
     @property
     def captured(self) -> bool:
@@ -92,7 +104,7 @@ class DeviceStep:
         if not self._inside or self._held is None:
             self._hold(self._sampler.next_draw())
         if self._graph is None and self._capture_wanted and self._done >= WARM_UP_STEPS:
-            self._capture()
+            self._try_capture()
         if self._graph is not None:
             self._graph.replay()
         else:
@@ -128,8 +140,44 @@ class DeviceStep:
         self._optimizer.zero_grad(set_to_none=True)
         (losses * weights).mean().backward()  # type: ignore[no-untyped-call]
         self._optimizer.step()
+        if self._average is not None:
+            self._average.update()
         self._meter.accumulate(outputs[0])
         self._join()
+
+    @contextlib.contextmanager
+    def between_steps(self) -> Iterator[dict[str, Any] | None]:
+        """Within it the sampler has a state, though the next step's batch is drawn already.
+
+        Yields:
+            That batch as tensors, for a state; None where it is not drawn yet.
+        """
+        waiting = self._sampler.sampler._outstanding
+        draws = list(waiting)
+        waiting.clear()
+        try:
+            yield self._drawn(draws[0]) if draws else None
+        finally:
+            waiting.extend(draws)
+
+    @staticmethod
+    def _drawn(draw: Draw) -> dict[str, Any]:
+        ones = torch.ones_like(draw.indices, dtype=torch.float32)
+        return {
+            "indices": draw.indices,
+            "weights": ones if draw.weights is None else draw.weights,
+            "context": draw.context,
+            "weighted": draw.weights is not None,
+        }
+
+    def _continue(self, drawn: Mapping[str, Any]) -> None:
+        device = self._batches.data.device
+        indices, weights, context = (
+            drawn[name].to(device, copy=True) for name in ("indices", "weights", "context")
+        )
+        self._held = Draw(indices, weights, context)
+        waiting = Draw(indices, weights if drawn["weighted"] else None, context)
+        self._sampler.sampler._outstanding.append(waiting)
 
     def _hold(self, draw: Draw) -> None:
         """Move a draw into the memory of the first one."""
@@ -155,6 +203,21 @@ class DeviceStep:
         if self._held is None or self._held.weights is None:
             raise RuntimeError("a step needs a batch drawn before it")
         return self._held.weights
+
+    def _try_capture(self) -> None:
+        """Capture a graph, or take steps without one from now on and keep the reason."""
+        waiting = self._sampler.sampler._outstanding
+        draws = list(waiting)
+        try:
+            self._capture()
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            # Nothing ran while capturing; only the record of draws has moved.
+            waiting.clear()
+            waiting.extend(draws)
+            self._capture_wanted = False
+            self.reason = str(error).strip().partition("\n")[0]
 
     def _capture(self) -> None:
         graph = torch.cuda.CUDAGraph()
@@ -211,6 +274,19 @@ def _streams(device: torch.device) -> tuple[torch.cuda.Stream, torch.cuda.Stream
 
 def _new_stream(device: torch.device) -> torch.cuda.Stream:
     return torch.cuda.Stream(device, priority=-1)  # type: ignore[no-untyped-call]
+
+
+def choose_capture(batches: Batches, optimizer: Optimizer) -> tuple[bool, str | None]:
+    """Whether steps can be captured and, on a CUDA device, why they cannot."""
+    if isinstance(batches, DeviceBatches):
+        if batches.data.device.type != "cuda":
+            return False, None
+        if _is_fused(optimizer):
+            return True, None
+        return False, f"the optimiser {type(optimizer).__name__} has no fused form"
+    weights = (weight for group in optimizer.param_groups for weight in group["params"])
+    on_cuda = any(weight.device.type == "cuda" for weight in weights)
+    return False, "a DataLoader brings the batches" if on_cuda else None
 
 
 def _is_fused(optimizer: Optimizer) -> bool:

@@ -1,96 +1,356 @@
-"""A training under way: its learning curve, and its state between two points of it."""
+"""One training on a budget: its learning curve, and its state between two points of it."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Iterator, Mapping
+import math
+import time
+import weakref
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Self
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.optim import Optimizer
 
-from hpo_mab._errors import ArgumentError
+from hpo_mab._errors import ArgumentError, UnknownNameError
+from hpo_mab.samplers._base import BatchSampler
+from hpo_mab.training._average import WeightAverage, check_window
 from hpo_mab.training._batches import Batches, DeviceBatches, LoaderBatches
+from hpo_mab.training._device import synchronize
+from hpo_mab.training._device_step import DeviceStep, choose_capture
+from hpo_mab.training._evaluate import evaluate
 from hpo_mab.training._evaluation import Evaluation
-from hpo_mab.training._timed_sampler import TimedSampler
+from hpo_mab.training._meters import LossMeter, TimedSampler, TrainingDiverged
+from hpo_mab.training._precision import autocast, check_precision
+from hpo_mab.training._schedule import Schedule, evaluation_steps
+from hpo_mab.training._sweeps import Sweep
 
-
-@dataclasses.dataclass(kw_only=True)
-class TrainingParts:
-    """What a training's state is made of.
-
-    Attributes:
-        model: The network.
-        optimizer: Its optimiser.
-        sampler: Its batch sampler.
-        batches: Where its batches come from.
-        stops: Steps after which it is evaluated.
-        graph: Whether `DeviceStep` takes its steps.
-        points: Its learning curve so far; not empty at the start where a state was loaded.
-    """
-
-    model: nn.Module
-    optimizer: Optimizer
-    sampler: TimedSampler
-    batches: Batches
-    stops: tuple[int, ...]
-    graph: bool
-    points: list[Evaluation] = dataclasses.field(default_factory=list)
+#: Which weights a training ends with: those trained, or the more accurate of them and the average.
+KEEP = ("better", "trained")
 
 
 class Training(Iterator[Evaluation]):
-    """Iterator over a training's evaluations; taking the next one trains up to it.
+    """Trains a model to a budget; iterate over it for the learning curve.
+
+    Nothing is done until the first evaluation is asked for; taking the next one trains up to it.
+    No step waits for the device: losses are read at evaluations only. The sampler is rewarded with
+    the very loss that is trained on, per example, label smoothing included.
+
+    Evaluations before the last are those of the averaged weights, which say more about where a
+    training will end than the weights of the moment. The last evaluates the trained weights if the
+    learning rate has decayed, else the average too.
 
     Between two evaluations `state_dict` is all that the rest of the training depends on. A training
-    made alike that loads it yields the evaluations up to there again, at once, and then goes on; on
-    a CPU the whole curve, its seconds aside, is that of a training never stopped, bit for bit.
+    made alike that loads it yields the evaluations up to there again, at once, and then continues;
+    on a CPU the whole curve, its seconds aside, is that of a training never stopped, bit for bit.
 
     Args:
-        parts: What the training changes.
-        evaluations: Trains and yields; it starts after the ``parts.points`` it finds.
+        model: Network from inputs to logits [B, C], on the device of ``batches``.
+        batches: Training examples.
+        validation: Examples to evaluate on.
+        sampler: Chooses the examples of each batch and learns from their losses.
+        optimizer: Optimiser of the model's parameters; its learning rates are the schedule's peak.
+        steps: Budget in optimiser steps, at least 1.
+        evaluations: Points of the learning curve, equally spaced, the last at the budget's end.
+        warmup: Share of the steps to warm the learning rate up over, in [0, 1).
+        schedule: ``"linear"`` decay after the warm-up, or ``"constant"``.
+        average: Window of the `WeightAverage` as a share of the steps so far, in [0, 1]; 0 keeps
+            none, and every evaluation is that of the trained weights.
+        keep: ``"trained"``, or ``"better"``: the last evaluation evaluates both the trained and
+            the averaged weights, and the training ends with those of the higher accuracy.
+        label_smoothing: Share of the target spread over all classes, in [0, 1).
+        precision: ``"float32"``, or ``"bfloat16"`` for mixed precision.
+        channels_last: Whether to lay the model out channels last; inputs of either layout work, and
+            its outputs follow it. About a third faster on CPUs, and for bfloat16 on GPUs.
+        compile: Whether to compile the training step's forward pass by ``torch.compile``.
+        graph: Whether to take steps by `DeviceStep`, which on CUDA replays them from a graph; only
+            with `DeviceBatches`. The sampler's own seconds are then part of the step's. None:
+            where a graph can be captured, see `loop_reason`.
+        clock: Returns seconds.
+
+    Raises:
+        ArgumentError: An argument outside its bound.
+        UnknownNameError: No such precision, schedule or ``keep``.
+        TrainingDiverged: A loss is no longer finite, raised by the iterator.
     """
 
-    def __init__(self, parts: TrainingParts, evaluations: Iterator[Evaluation]) -> None:
-        self._parts = parts
-        self._evaluations = evaluations
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        batches: Batches,
+        validation: Sweep,
+        sampler: BatchSampler,
+        optimizer: Optimizer,
+        steps: int,
+        evaluations: int = 8,
+        warmup: float = 0.1,
+        schedule: str = "linear",
+        average: float = 0.0,
+        keep: str = "trained",
+        label_smoothing: float = 0.0,
+        precision: str = "float32",
+        channels_last: bool = False,
+        compile: bool = False,
+        graph: bool | None = False,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        check_precision(precision)
+        check_window(average)
+        if not 0.0 <= label_smoothing < 1.0:
+            raise ArgumentError(f"label_smoothing must be in [0, 1), got {label_smoothing}.")
+        if keep not in KEEP:
+            raise UnknownNameError("keep", keep, KEEP)
+        if graph and not isinstance(batches, DeviceBatches):
+            raise ArgumentError(f"graph needs DeviceBatches, got {type(batches).__name__}.")
+        self.model = model
+        self.sampler = sampler
+        self._forward = torch.compile(model) if compile else model
+        self._batches = batches
+        self._validation = validation
+        self._timed = TimedSampler(sampler, clock=clock)
+        self._optimizer = optimizer
+        self._schedule = Schedule(steps=steps, warmup=warmup, kind=schedule)
+        self._stops = evaluation_steps(steps, evaluations)
+        self._keep = keep
+        self._label_smoothing = label_smoothing
+        self._precision = precision
+        self._clock = clock
+        self._graph, self._loop_reason = (
+            choose_capture(batches, optimizer) if graph is None else (graph, None)
+        )
+        if channels_last:
+            # At once: the average, and a graph, keep to the memory that weights have here.
+            model.to(memory_format=torch.channels_last)
+        self._average = WeightAverage(model, window=average) if average else None
+        self._peaks = [float(group["lr"]) for group in optimizer.param_groups]
+        self._device_step: DeviceStep | None = None
+        #: The batch that a loaded state had drawn for its next step.
+        self._drawn: Mapping[str, Any] | None = None
+        self._meter = LossMeter(next(model.parameters()).device)
+        self._points: list[Evaluation] = []
         self._yielded = 0
         self._resumed_at = 0
+        self._begun = self._closed = False
+        self._at_end = contextlib.ExitStack()
 
     def __next__(self) -> Evaluation:
-        evaluation = (
-            self._parts.points[self._yielded]
-            if self._yielded < len(self._parts.points)
-            else next(self._evaluations)
-        )
+        if self._yielded == len(self._points):
+            if self._closed or len(self._points) == len(self._stops):
+                self.close()
+                raise StopIteration
+            try:
+                self._advance()
+            except BaseException:
+                self.close()
+                raise
         self._yielded += 1
-        return evaluation
+        return self._points[self._yielded - 1]
 
     def close(self) -> None:
         """End the training, and the processes that load its data."""
-        close = getattr(self._evaluations, "close", None)
-        if close is not None:
-            close()
+        self._closed = True
+        self._at_end.close()
+
+    def __del__(self) -> None:
+        # A training that is dropped before its end must not keep loader processes.
+        if hasattr(self, "_at_end"):
+            self.close()
+
+    @property
+    def captured(self) -> bool:
+        """Whether steps are replayed from a CUDA graph by now."""
+        return self._device_step is not None and self._device_step.captured
+
+    @property
+    def loop_reason(self) -> str | None:
+        """Why a training on CUDA with ``graph=None`` takes steps without a graph; None otherwise.
+
+        A network that cannot be captured is known after the first evaluation.
+        """
+        return self._device_step.reason if self._device_step is not None else self._loop_reason
 
     @property
     def resumed_at(self) -> int:
         """Evaluations that came from a loaded state; 0 without one."""
         return self._resumed_at
 
+    def evaluate(self, examples: Sweep) -> tuple[float, float]:
+        """Accuracy and mean loss on other examples of the weights that were evaluated last."""
+        averaged = bool(self._points) and self._points[-1].averaged
+        return evaluate(
+            self.model, examples, precision=self._precision, forward=self._weights(averaged)
+        )
+
+    # ---------------------------------------------------------------- training
+
+    def _advance(self) -> None:
+        """Train up to the next stop and evaluate; the clock runs while training only."""
+        done, seconds = (
+            (self._points[-1].steps, self._points[-1].seconds) if self._points else (0, 0.0)
+        )
+        if not self._begun:
+            self._begin()
+        stop = self._stops[len(self._points)]
+        start = self._clock()
+        for step in range(done, stop):
+            self._set_budget_spent(step)
+            if self._device_step is not None:
+                self._device_step(step=step + 1)
+            else:
+                self._loop_step(step + 1, draw_ahead=self._draws_ahead and step + 1 < stop)
+        synchronize(next(self.model.parameters()).device)
+        seconds += self._clock() - start
+        train_loss = self._meter.read(step=stop)
+        self._points.append(self._evaluation(stop, seconds, train_loss=train_loss))
+
+    def _begin(self) -> None:
+        self._begun = True
+        self.model.train()
+        scores = hasattr(self.sampler, "scorer")
+        if scores:
+            self._lend_network()
+        if self._graph and isinstance(self._batches, DeviceBatches):
+            self._device_step = DeviceStep(
+                forward=self._forward,
+                batches=self._batches,
+                sampler=self._timed,
+                optimizer=self._optimizer,
+                meter=self._meter,
+                average=self._average,
+                drawn=self._drawn,
+                label_smoothing=self._label_smoothing,
+                precision=self._precision,
+            )
+            return
+        # A loader draws as it likes; and a sampler that asks the network asks that of the step.
+        self._draws_ahead = isinstance(self._batches, DeviceBatches) and not scores
+        self._stream = self._batches.stream(self._timed)
+        self._at_end.callback(self._stream.close)
+
+    def _lend_network(self) -> None:
+        """Give the network to a sampler that chooses among candidates by their losses."""
+        sampler: Any = self.sampler
+        # Weak: sampler and network would otherwise keep one another's memory into the next trial.
+        score = weakref.WeakMethod(self._score)
+
+        def scorer(indices: Tensor) -> Tensor:
+            method = score()
+            if method is None:
+                raise RuntimeError("the training whose network scores examples has ended")
+            return method(indices)
+
+        sampler.scorer = scorer
+        self._at_end.callback(setattr, sampler, "scorer", None)
+
+    def _set_budget_spent(self, step: int) -> None:
+        """Give sampler and optimiser the share of the budget that is spent before ``step``."""
+        self._set_progress(step)
+        factor = self._schedule.factor(step)
+        for group, peak in zip(self._optimizer.param_groups, self._peaks, strict=True):
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(peak * factor)
+            else:
+                group["lr"] = peak * factor
+
+    def _set_progress(self, step: int) -> None:
+        self.sampler.set_progress(step / self._schedule.steps)
+
+    def _loop_step(self, number: int, *, draw_ahead: bool) -> None:
+        """Take step ``number``, from 1; draw the next batch before the backward pass if asked."""
+        inputs, targets = next(self._stream)
+        with autocast(inputs.device, self._precision):
+            logits = self._forward(inputs)
+        logits = logits.float()
+        losses = F.cross_entropy(
+            logits, targets, reduction="none", label_smoothing=self._label_smoothing
+        )
+        loss = self._timed.update(losses, logits=logits, targets=targets)
+        if draw_ahead:
+            self._set_progress(number)
+            self._timed.draw_ahead()
+        self._optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        self._optimizer.step()
+        if self._average is not None:
+            self._average.update()
+        self._meter.add(losses.detach(), step=number)
+
+    # -------------------------------------------------------------- evaluation
+
+    def _weights(self, averaged: bool) -> Callable[[Tensor], Tensor] | None:
+        return self._average.forward() if averaged and self._average is not None else None
+
+    def _evaluation(self, step: int, seconds: float, *, train_loss: float) -> Evaluation:
+        averaged, accuracy, loss = self._evaluate(last=step == self._schedule.steps)
+        if not math.isfinite(loss):
+            raise TrainingDiverged(step, f"the validation loss is {loss}")
+        statistics = self.sampler.statistics()
+        return Evaluation(
+            index=len(self._points) + 1,
+            steps=step,
+            examples=step * self.sampler.batch_size,
+            seconds=seconds,
+            sampler_seconds=self._timed.seconds,
+            accuracy=accuracy,
+            loss=loss,
+            train_loss=train_loss,
+            learning_rate=float(self._optimizer.param_groups[0]["lr"]),
+            reward_rate=statistics.get("reward_rate"),
+            concentration=statistics.get("concentration"),
+            averaged=averaged,
+        )
+
+    def _evaluate(self, *, last: bool) -> tuple[bool, float, float]:
+        """Whether the average was evaluated, its validation accuracy and loss."""
+        choices = [self._average is not None]
+        if self._average is not None and last and self._keep == "better":
+            choices = [False, True]
+        elif last and self._schedule.decays:
+            choices = [False]
+        results = [
+            (
+                averaged,
+                *evaluate(
+                    self.model,
+                    self._validation,
+                    precision=self._precision,
+                    forward=self._weights(averaged),
+                ),
+            )
+            for averaged in choices
+        ]
+        # The first of equals: the trained weights.
+        return max(results, key=lambda result: result[1])
+
+    def _score(self, indices: Tensor) -> Tensor:
+        """Logits of unaugmented examples in evaluation mode, float32 [n, C]."""
+        self.model.eval()
+        with torch.no_grad():
+            inputs = self._batches.inputs(indices)
+            with autocast(inputs.device, self._precision):
+                logits = self.model(inputs)
+        self.model.train()
+        scores: Tensor = logits.float()
+        return scores
+
+    # ------------------------------------------------------------------- state
+
     @property
     def has_state(self) -> bool:
         """Whether `state_dict` can be asked for now.
 
-        Not before the first evaluation that this training has made itself. Never where batches are
-        drawn ahead of the step, so that there is no state between two steps: under `DeviceStep`
-        (``graph=True``), and with a `LoaderBatches` with workers.
+        Not before the first evaluation that this training has made itself. Never with a
+        `LoaderBatches` with workers, which draw batches ahead of the step.
         """
-        parts = self._parts
-        if isinstance(parts.batches, LoaderBatches):
-            apart = parts.batches.num_workers == 0
+        if isinstance(self._batches, LoaderBatches):
+            apart = self._batches.num_workers == 0
         else:
-            apart = isinstance(parts.batches, DeviceBatches) and not parts.graph
-        return apart and self._yielded == len(parts.points) > self._resumed_at
+            apart = isinstance(self._batches, DeviceBatches)
+        return apart and self._yielded == len(self._points) > self._resumed_at
 
     def state_dict(self) -> dict[str, Any]:
         """Network, optimiser, sampler, random states and curve, safe for ``weights_only`` loading.
@@ -98,23 +358,26 @@ class Training(Iterator[Evaluation]):
         The tensors are the training's own: save them before the next evaluation is asked for.
 
         Raises:
-            ArgumentError: There is no state to be had now, see `has_state`.
+            ArgumentError: There is no state now, see `has_state`.
         """
-        parts = self._parts
         if not self.has_state:
             raise ArgumentError("this training has no state that could be saved now.")
-        generator = _generator(parts.batches)
-        return {
-            "points": [dataclasses.asdict(point) for point in parts.points],
-            "model": parts.model.state_dict(),
-            "optimizer": parts.optimizer.state_dict(),
-            "sampler": parts.sampler.sampler.state_dict(),
-            "augmentation": None if generator is None else generator.get_state(),
-            "random": _random_states(_device(parts.model)),
-        }
+        generator = self._generator
+        step = self._device_step
+        with contextlib.nullcontext() if step is None else step.between_steps() as drawn:
+            return {
+                "points": [dataclasses.asdict(point) for point in self._points],
+                "model": self.model.state_dict(),
+                "optimizer": self._optimizer.state_dict(),
+                "sampler": self.sampler.state_dict(),
+                "average": None if self._average is None else self._average.state_dict(),
+                "augmentation": None if generator is None else generator.get_state(),
+                "random": _random_states(next(self.model.parameters()).device),
+                "drawn": drawn,
+            }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> Self:
-        """Go on where `state_dict` was taken; only before the first evaluation.
+        """Continue where `state_dict` was taken; only before the first evaluation.
 
         The learning rates of the optimiser stay: they are the schedule's peak.
 
@@ -122,37 +385,37 @@ class Training(Iterator[Evaluation]):
             ArgumentError: The training has begun, or the state is of another one. What else a state
                 that does not fit raises is up to its parts, which are then of no further use.
         """
-        parts = self._parts
         points = [Evaluation(**point) for point in state["points"]]
-        if self._yielded or parts.points:
+        if self._yielded or self._points:
             raise ArgumentError("a state must be loaded before the first evaluation.")
-        if [point.steps for point in points] != list(parts.stops[: len(points)]) or not points:
+        if [point.steps for point in points] != list(self._stops[: len(points)]) or not points:
             raise ArgumentError("the state is of a training that is evaluated at other steps.")
-        peaks = [group["lr"] for group in parts.optimizer.param_groups]
-        parts.model.load_state_dict(state["model"])
-        parts.optimizer.load_state_dict(state["optimizer"])
-        for group, peak in zip(parts.optimizer.param_groups, peaks, strict=True):
+        if (state["average"] is None) != (self._average is None):
+            raise ArgumentError("the state is of a training with another average.")
+        if (state["drawn"] is not None) and not self._graph:
+            raise ArgumentError("the state is of a training by captured steps.")
+        self.model.load_state_dict(state["model"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        for group, peak in zip(self._optimizer.param_groups, self._peaks, strict=True):
             group["lr"] = peak
-        parts.sampler.sampler.load_state_dict(state["sampler"])
-        parts.sampler.seconds = points[-1].sampler_seconds
-        generator = _generator(parts.batches)
-        if generator is not None:
-            generator.set_state(state["augmentation"])
-        _set_random_states(_device(parts.model), state["random"])
-        parts.points.extend(points)
+        self.sampler.load_state_dict(state["sampler"])
+        self._timed.seconds = points[-1].sampler_seconds
+        if self._average is not None:
+            self._average.load_state_dict(state["average"])
+        if self._generator is not None:
+            self._generator.set_state(state["augmentation"].cpu())
+        _set_random_states(next(self.model.parameters()).device, state["random"])
+        self._drawn = state["drawn"]
+        self._points.extend(points)
         self._resumed_at = len(points)
         return self
 
-
-def _device(model: nn.Module) -> torch.device:
-    return next(model.parameters()).device
-
-
-def _generator(batches: Batches) -> torch.Generator | None:
-    return batches.generator if isinstance(batches, DeviceBatches) else None
+    @property
+    def _generator(self) -> torch.Generator | None:
+        return self._batches.generator if isinstance(self._batches, DeviceBatches) else None
 
 
-def _random_states(device: torch.device) -> dict[str, torch.Tensor]:
+def _random_states(device: torch.device) -> dict[str, Tensor]:
     """States of the generators that dropout and users' transforms draw from."""
     states = {"cpu": torch.get_rng_state()}
     if device.type == "cuda":
@@ -162,9 +425,9 @@ def _random_states(device: torch.device) -> dict[str, torch.Tensor]:
     return states
 
 
-def _set_random_states(device: torch.device, states: Mapping[str, torch.Tensor]) -> None:
-    torch.set_rng_state(states["cpu"])
+def _set_random_states(device: torch.device, states: Mapping[str, Tensor]) -> None:
+    torch.set_rng_state(states["cpu"].cpu())
     if device.type == "cuda":
-        torch.cuda.set_rng_state(states["cuda"], device)
+        torch.cuda.set_rng_state(states["cuda"].cpu(), device)
     elif device.type == "mps":
-        torch.mps.set_rng_state(states["mps"])
+        torch.mps.set_rng_state(states["mps"].cpu())

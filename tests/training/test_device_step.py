@@ -15,7 +15,7 @@ from hpo_mab import data, models, samplers, training
 from hpo_mab._errors import ArgumentError
 from hpo_mab.data import Augmentation, ImageSplits, Normalization
 from hpo_mab.training import DeviceBatches, DeviceStep, DeviceSweep, LoaderBatches, TimedSampler
-from hpo_mab.training._loss_meter import LossMeter
+from hpo_mab.training._meters import LossMeter
 
 CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 #: Counts that decay are kept by the engine of CUDA devices, on the CPU too.
@@ -49,7 +49,7 @@ class _Parts:
 
     def train(self, **more: Any) -> list[dict[str, Any]]:
         validation = DeviceSweep(self.splits.validation, normalization=self.normalization)
-        curve = training.train(
+        curve = training.Training(
             self.model,
             batches=self.batches,
             validation=validation,

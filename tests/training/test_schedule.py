@@ -5,23 +5,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hpo_mab._errors import ArgumentError
-from hpo_mab.training import LinearSchedule, evaluation_steps
+from hpo_mab.training import Schedule, evaluation_steps
 
 
 def test_exact_values() -> None:
-    schedule = LinearSchedule(steps=10, warmup=0.2)
+    schedule = Schedule(steps=10, warmup=0.2)
     expected = [1 / 2, 1, 1, 7 / 8, 6 / 8, 5 / 8, 4 / 8, 3 / 8, 2 / 8, 1 / 8, 0]
     assert [schedule.factor(step) for step in range(11)] == expected
 
 
 def test_without_warmup_the_first_step_is_at_the_peak() -> None:
-    schedule = LinearSchedule(steps=4, warmup=0)
+    schedule = Schedule(steps=4, warmup=0)
     assert [schedule.factor(step) for step in range(5)] == [1, 0.75, 0.5, 0.25, 0]
 
 
 @given(steps=st.integers(1, 300), warmup=st.floats(0, 0.999))
 def test_rises_to_one_then_falls_to_zero(steps: int, warmup: float) -> None:
-    schedule = LinearSchedule(steps=steps, warmup=warmup)
+    schedule = Schedule(steps=steps, warmup=warmup)
     factors = [schedule.factor(step) for step in range(steps + 1)]
     top = schedule.warmup_steps
     assert factors[top] == max(factors) == 1
@@ -34,7 +34,7 @@ def test_rises_to_one_then_falls_to_zero(steps: int, warmup: float) -> None:
 @pytest.mark.parametrize("warmup", [-0.1, 1.0])
 def test_warmup_out_of_bounds_is_refused(warmup: float) -> None:
     with pytest.raises(ArgumentError, match=rf"warmup must be a share in \[0, 1\), got {warmup}"):
-        LinearSchedule(steps=5, warmup=warmup)
+        Schedule(steps=5, warmup=warmup)
 
 
 @given(steps=st.integers(1, 10_000), evaluations=st.integers(1, 50))
@@ -53,4 +53,4 @@ def test_numbers_below_one_are_refused() -> None:
     with pytest.raises(ArgumentError, match="steps must be at least 1, got 0"):
         evaluation_steps(0, 5)
     with pytest.raises(ArgumentError, match="steps must be at least 1, got 0"):
-        LinearSchedule(steps=0)
+        Schedule(steps=0)

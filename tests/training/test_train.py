@@ -48,7 +48,7 @@ class _Setup:
         }
 
     def train(self, **changes: Any) -> Iterator[Evaluation]:
-        return training.train(self.model, **self.arguments | changes)
+        return training.Training(self.model, **self.arguments | changes)
 
 
 def _timeless(evaluation: Evaluation) -> dict[str, Any]:

@@ -27,7 +27,12 @@ def start(splits: ImageSplits) -> Start:
     """Starts a training with dropout, momentum and, unless a loader brings them, crops."""
 
     def make(
-        kind: str = "mab", *, loader: int | None = None, optimizer: str = "sgd", **changes: Any
+        kind: str = "mab",
+        *,
+        loader: int | None = None,
+        optimizer: str = "sgd",
+        knobs: dict[str, Any] | None = None,
+        **changes: Any,
     ) -> Training:
         torch.manual_seed(0)
         normalization = Normalization(splits.mean, splits.std)
@@ -46,13 +51,13 @@ def start(splits: ImageSplits) -> Start:
         arguments: dict[str, Any] = {
             "batches": batches,
             "validation": DeviceSweep(splits.validation, normalization=normalization),
-            "sampler": samplers.create(kind, labels, batch_size=64),
+            "sampler": samplers.create(kind, labels, batch_size=64, **knobs or {}),
             "optimizer": training.create_optimizer(optimizer, model.parameters(), lr=0.05),
             "steps": 24,
             "evaluations": 4,
             "channels_last": True,
         }
-        return training.train(model, **arguments | changes)
+        return training.Training(model, **arguments | changes)
 
     return make
 
@@ -68,8 +73,22 @@ def _timeless(curve: list[Evaluation]) -> list[dict[str, Any]]:
         {"kind": "uniform"},
         {"kind": "gradnorm", "optimizer": "adamw"},
         {"kind": "mab", "loader": 0},
+        {"kind": "mab", "average": 0.2},
+        {"kind": "uniform", "loader": 0, "average": 0.2, "schedule": "constant"},
+        {"kind": "mab", "graph": True, "average": 0.2},
+        # Counts that decay are kept by the engine of CUDA devices: the next batch is drawn ahead.
+        {"kind": "mab", "knobs": {"discount": 0.99}, "graph": True},
     ],
-    ids=["mab", "uniform", "gradnorm-adamw", "loader"],
+    ids=[
+        "mab",
+        "uniform",
+        "gradnorm-adamw",
+        "loader",
+        "average",
+        "loader-average-constant",
+        "graph-average",
+        "graph-drawn-ahead",
+    ],
 )
 def test_a_resumed_training_equals_one_never_stopped(start: Start, options: Any) -> None:
     whole = start(**options)
@@ -90,9 +109,7 @@ def test_a_resumed_training_equals_one_never_stopped(start: Start, options: Any)
     # The seconds go on where they were.
     assert again[2].seconds > part[1].seconds
     assert again[2].sampler_seconds > part[1].sampler_seconds
-    for one, other in zip(
-        whole._parts.model.parameters(), resumed._parts.model.parameters(), strict=True
-    ):
+    for one, other in zip(whole.model.parameters(), resumed.model.parameters(), strict=True):
         assert torch.equal(one, other)
 
 
@@ -105,9 +122,8 @@ def test_there_is_a_state_only_after_an_evaluation_of_its_own(start: Start) -> N
     assert [resumed.has_state for _ in resumed] == [False, False, True, True]
 
 
-@pytest.mark.parametrize("options", [{"graph": True}, {"loader": 1}], ids=["graph", "workers"])
-def test_there_is_no_state_where_batches_are_drawn_ahead(start: Start, options: Any) -> None:
-    stopped = start(**options)
+def test_there_is_no_state_where_workers_draw_batches_ahead(start: Start) -> None:
+    stopped = start(loader=1)
     next(stopped)
     assert not stopped.has_state
     stopped.close()

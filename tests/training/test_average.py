@@ -1,0 +1,170 @@
+"""The moving average of the weights, alone and as what a training evaluates."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from hpo_mab import data, models, samplers, training
+from hpo_mab._errors import ArgumentError, UnknownNameError
+from hpo_mab.data import ImageSplits, Normalization
+from hpo_mab.training import (
+    DeviceBatches,
+    DeviceSweep,
+    Evaluation,
+    Training,
+    WeightAverage,
+    evaluate,
+)
+
+
+@pytest.fixture(scope="module")
+def splits() -> ImageSplits:
+    return data.split(*data.load("digits"))
+
+
+def _walk(model: nn.Module, steps: int) -> list[list[Tensor]]:
+    """Random steps of all weights; returns them after each."""
+    seen = []
+    for _ in range(steps):
+        with torch.no_grad():
+            for weight in model.parameters():
+                weight.add_(torch.randn_like(weight))
+        seen.append([weight.detach().clone() for weight in model.parameters()])
+    return seen
+
+
+def test_the_formula() -> None:
+    model = nn.Linear(3, 2)
+    average = WeightAverage(model, window=0.2)
+    expected = [weight.detach().clone() for weight in model.parameters()]
+    for step in range(1, 31):
+        (weights,) = _walk(model, 1)
+        average.update()
+        share = 1 / max(1.0, 0.2 * step)
+        expected = [old + (new - old) * share for old, new in zip(expected, weights, strict=True)]
+    for own, wanted in zip(average.state_dict()["average"].values(), expected, strict=True):
+        torch.testing.assert_close(own, wanted)
+
+
+def test_running_statistics_are_averaged_and_integers_are_not() -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+    average = WeightAverage(model, window=1.0)
+    statistics = []
+    for _ in range(4):
+        model(torch.randn(8, 3) + 5)
+        average.update()
+        statistics.append(model[1].running_mean.clone())
+    names = average.state_dict()["average"]
+    assert "1.num_batches_tracked" not in names
+    torch.testing.assert_close(names["1.running_mean"], torch.stack(statistics).mean(dim=0))
+
+
+def test_shared_parameters_stay_shared() -> None:
+    class _Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = nn.Linear(3, 3, bias=False)
+            self.second = nn.Linear(3, 3, bias=False)
+            self.second.weight = self.first.weight
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            return self.second(self.first(inputs))
+
+    model = _Tied()
+    average = WeightAverage(model, window=0.5)
+    _walk(model, 1)
+    average.update()
+    inputs = torch.randn(2, 3)
+    (weight,) = average.state_dict()["average"].values()
+    torch.testing.assert_close(average.forward()(inputs), inputs @ weight.T @ weight.T)
+
+
+def test_calling_the_average_leaves_the_network_alone() -> None:
+    model = nn.Linear(3, 2)
+    average = WeightAverage(model, window=0.1)
+    _walk(model, 3)
+    before = copy.deepcopy(model.state_dict())
+    average.forward()(torch.randn(4, 3))
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+
+
+def test_a_state_of_another_network_is_refused() -> None:
+    state = WeightAverage(nn.Linear(3, 2), window=0.1).state_dict()
+    with pytest.raises(ArgumentError, match="network with other parameters"):
+        WeightAverage(nn.Sequential(nn.Linear(3, 2)), window=0.1).load_state_dict(state)
+
+
+@pytest.mark.parametrize("window", [-0.1, 1.1, float("nan")])
+def test_a_window_out_of_bounds_is_refused(splits: ImageSplits, window: float) -> None:
+    with pytest.raises(ArgumentError, match=r"average must be a share in \[0, 1\], got"):
+        _training(splits, average=window)
+
+
+def test_an_unknown_choice_of_weights_is_refused(splits: ImageSplits) -> None:
+    with pytest.raises(UnknownNameError, match="keep 'best'"):
+        _training(splits, keep="best")
+
+
+def _training(splits: ImageSplits, **changes: Any) -> Training:
+    torch.manual_seed(0)
+    normalization = Normalization(splits.mean, splits.std)
+    model = models.create("small_cnn", in_channels=1, num_classes=10, image_size=8, width=8)
+    arguments: dict[str, Any] = {
+        "batches": DeviceBatches(splits.train, normalization=normalization),
+        "validation": DeviceSweep(splits.validation, normalization=normalization),
+        "sampler": samplers.create("uniform", splits.train.labels, batch_size=64),
+        "optimizer": training.create_optimizer("sgd", model.parameters(), lr=0.2),
+        "steps": 40,
+        "evaluations": 4,
+    }
+    return Training(model, **arguments | changes)
+
+
+def _scores(curve: list[Evaluation]) -> list[tuple[float, float]]:
+    return [(point.accuracy, point.loss) for point in curve]
+
+
+@pytest.mark.parametrize("graph", [False, True], ids=["loop", "device step"])
+def test_all_evaluations_but_the_last_are_those_of_the_average(
+    splits: ImageSplits, graph: bool
+) -> None:
+    plain = list(_training(splits, graph=graph))
+    run = _training(splits, graph=graph, average=0.2)
+    curve = []
+    for point in run:
+        curve.append(point)
+        weights = run._average.forward() if point.averaged else None  # type: ignore[union-attr]
+        expected = evaluate(run.model, run._validation, forward=weights)
+        assert (point.accuracy, point.loss) == expected
+        assert run.evaluate(run._validation) == expected
+    assert [point.averaged for point in curve] == [True, True, True, False]
+    assert [point.averaged for point in plain] == [False] * 4
+    # The average changes what is evaluated, not what is trained.
+    assert _scores(curve)[-1] == _scores(plain)[-1]
+    assert _scores(curve)[:-1] != _scores(plain)[:-1]
+    assert [p.train_loss for p in curve] == [p.train_loss for p in plain]
+
+
+def test_a_constant_rate_is_judged_by_its_average_to_the_end(splits: ImageSplits) -> None:
+    curve = list(_training(splits, average=0.2, schedule="constant"))
+    assert [point.averaged for point in curve] == [True] * 4
+    assert [point.learning_rate for point in curve] == pytest.approx([0.2] * 4)
+    without = list(_training(splits, schedule="constant"))
+    assert not any(point.averaged for point in without)
+
+
+def test_the_better_weights_are_kept_where_asked(splits: ImageSplits) -> None:
+    # A constant rate that is too high: the average is better than the last weights.
+    options: dict[str, Any] = {"average": 0.5, "schedule": "constant"}
+    averaged = list(_training(splits, **options))[-1]
+    trained = list(_training(splits, schedule="constant"))[-1]
+    run = _training(splits, keep="better", **options)
+    last = list(run)[-1]
+    assert last.accuracy == max(averaged.accuracy, trained.accuracy)
+    assert last.averaged is (averaged.accuracy > trained.accuracy)
+    assert run.evaluate(run._validation) == (last.accuracy, last.loss)
