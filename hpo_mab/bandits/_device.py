@@ -14,46 +14,101 @@ from hpo_mab.bandits._settings import BanditSettings
 from hpo_mab.bandits._tensor_binarizer import TensorLossBinarizer
 from hpo_mab.bandits._tensor_counts import TensorCounts
 from hpo_mab.bandits._tensor_passes import TensorPasses
-from hpo_mab.bandits._tensor_policies import TENSOR_POLICIES
+from hpo_mab.bandits._tensor_policies import TENSOR_POLICIES, TensorKnobs
 
 
 class DeviceEngine(BanditEngine):
-    """Bandits in tensors on one device.
+    """Bandits in tensors on one device, of one network or of a stack of ``K``.
 
     `draw` and `learn` never wait for the host, and change state in place: they can be captured in
-    a CUDA graph.
+    a CUDA graph. The bandits of a stack are rows below one another, ``K * B`` in all; `B` stands
+    for that number in the shapes here. Networks of a stack share policy, ``replacement``, the way
+    of forgetting, and the prior where there is a ``correction``; all numbers may differ.
 
     Args:
         shares: Examples of each bandit, [B, A]; shorter shares end in -1.
-        settings: Knobs.
+        settings: Knobs of all bandits, until `begin` gives a network others.
         generator: Source of every draw; its device is the engine's.
+        stack: Networks, ``K``; it divides the number of bandits.
+        capacity: Greatest ``memory`` that `begin` may give; None: that of ``settings``.
     """
 
     def __init__(
-        self, shares: NDArray[np.int32], settings: BanditSettings, generator: torch.Generator
+        self,
+        shares: NDArray[np.int32],
+        settings: BanditSettings,
+        generator: torch.Generator,
+        *,
+        stack: int = 1,
+        capacity: int | None = None,
     ) -> None:
         device = generator.device
         self._generator = generator
         self._settings = settings
+        self._stack = stack
         self._shares = torch.from_numpy(shares).to(device)
         held = self._shares >= 0
         self._sizes = held.sum(dim=1)
         self._mean_size = float(self._sizes.double().mean())
+        bandits = len(shares) // stack
+        window = settings.window(self._mean_size)
+        self._knobs = TensorKnobs(
+            settings, bandits=bandits, stack=stack, arms=self._mean_size, device=device
+        )
         self._counts = TensorCounts(
             (shares.shape[0], shares.shape[1]),
-            memory=settings.window(self._mean_size),
-            discount=settings.discount,
+            memory=None if window is None else self._knobs.memory,
+            capacity=capacity or window or 0,
+            discount=None if settings.discount is None else self._knobs.discount,
             device=device,
         )
-        self._policy = TENSOR_POLICIES[settings.policy](settings, held, generator)
+        self._policy = TENSOR_POLICIES[settings.policy](settings, self._knobs, held, generator)
         self._passes = TensorPasses(self._sizes, generator)
         # Of their own: walked on by arms without pulls only, they leave every arm the same chance
         # of a uniform pick.
         self._order = TensorPasses(self._sizes, generator)
-        self._binarizer = TensorLossBinarizer(settings.loss_decay, device)
+        self._binarizer = TensorLossBinarizer(self._knobs.loss_decay)
         self._draws = torch.zeros(shares.shape, dtype=torch.int32, device=device)
         #: Pulls rewarded, and pulls judged, since `figures`.
-        self._tally = torch.zeros(2, dtype=torch.int64, device=device)
+        self._tally = torch.zeros(stack, 2, dtype=torch.int64, device=device)
+        # A stack may be given a floor later; one network without one need not draw for it.
+        self._floors = stack > 1 or settings.uniform > 0
+
+    def begin(
+        self, slot: int, shares: NDArray[np.int32], settings: BanditSettings, *, seed: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Begin the bandits of one network of the stack again: nothing pulled, other shares.
+
+        The first arms are drawn here, uniformly, because `draw` would move all other networks.
+
+        Args:
+            slot: The network, in [0, K).
+            shares: Examples of each of its bandits, of the shape and the sizes of the others'.
+            settings: Its knobs.
+            seed: Seed of the first arms.
+
+        Returns:
+            Examples int64 [B], importance weights float32 [B] and arms int64 [B] of the first
+            batch, which waits for its losses.
+        """
+        rows = slice(slot * len(shares), (slot + 1) * len(shares))
+        self._knobs.fill(slot, settings)
+        self._shares[rows] = torch.from_numpy(shares).to(self._shares.device)
+        self._policy.held[rows] = self._shares[rows] >= 0
+        sizes = (shares >= 0).sum(axis=1)
+        self._sizes[rows] = torch.from_numpy(sizes).to(self._sizes.device)
+        for passes in (self._passes, self._order):
+            passes.begin(rows, sizes)
+        for tensor in (*self._counts.tensors().values(), self._draws):
+            tensor[rows] = 0
+        for tensor in (*self._binarizer.tensors().values(), self._tally):
+            tensor[slot] = 0
+        first = np.random.default_rng([seed, 1]).integers(sizes)
+        arms = torch.from_numpy(first).to(self._shares.device)
+        self._draws[rows].scatter_(1, arms[:, None], 1)
+        weights = (self._mean_size / torch.from_numpy(sizes).double()) ** -settings.correction
+        examples = torch.from_numpy(shares[np.arange(len(shares)), first].astype(np.int64))
+        return examples, weights.float(), arms
 
     @property
     def generator(self) -> torch.Generator:
@@ -74,14 +129,15 @@ class DeviceEngine(BanditEngine):
         if uniform or not self._settings.correction:
             return indices, None, arms
         propensity = self.propensities().gather(1, places)[:, 0]
-        weights = (self._mean_size * propensity) ** -self._settings.correction
+        weights = (self._mean_size * propensity) ** -self._knobs.correction
         return indices, weights.float(), arms
 
     def learn(self, arms: Any, losses: Tensor) -> None:
         """Reward the arms by their losses."""
         rewards, valid = self._binarizer.rewards(losses.to(self._sizes.device))
         self._counts.add(arms, rewards, valid)
-        self._tally += torch.stack((rewards.sum(), valid.sum()))
+        judged = torch.stack((rewards, valid), dim=1).view(self._stack, -1, 2)
+        self._tally += judged.sum(dim=1)
 
     def counts(self) -> Tensor:
         """Successes and failures of each arm that count, float64 [B, A, 2]."""
@@ -90,15 +146,20 @@ class DeviceEngine(BanditEngine):
     def propensities(self) -> Tensor:
         """Probability of each arm in the next draw by the policy, float64 [B, A]."""
         policy = self._policy.propensities(self._counts.successes, self._counts.failures)
-        share = self._settings.uniform
+        share = self._knobs.uniform[:, None]
         return share * self._policy.held / self._sizes[:, None].double() + (1 - share) * policy
 
     def figures(self) -> Figures:
-        """Counts since the last call; waits for the device."""
-        rewarded, judged = self._tally.tolist()
-        self._tally.zero_()
-        draws = self._draws.flatten()
-        top = max(1, round(int(self._sizes.sum()) / 10))
+        """Counts since the last call, of a stack's first network; waits for the device."""
+        return self.figures_of(0)
+
+    def figures_of(self, slot: int) -> Figures:
+        """Counts of one network of the stack since the last call; waits for the device."""
+        rewarded, judged = self._tally[slot].tolist()
+        self._tally[slot] = 0
+        draws = self._draws.view(self._stack, -1)[slot]
+        examples = self._sizes.view(self._stack, -1)[slot].sum()
+        top = max(1, round(int(examples) / 10))
         return Figures(
             rewarded, judged, int(draws.sum()), int(draws.topk(top, sorted=False).values.sum())
         )
@@ -121,10 +182,10 @@ class DeviceEngine(BanditEngine):
             unknown = (counts.successes + counts.failures == 0) & self._policy.held
             fresh = unknown.gather(1, arms[:, None])[:, 0]
             arms = torch.where(fresh, self._order.advance_to(fresh, unknown), arms)
-        if not settings.uniform:
+        if not self._floors:
             return arms
         uniforms = torch.rand(len(arms), device=arms.device, generator=self._generator)
-        chosen = uniforms < settings.uniform
+        chosen = uniforms < self._knobs.uniform
         anywhere = (
             self._passes.advance(chosen) if settings.shuffles else self._passes.below(self._sizes)
         )

@@ -26,6 +26,15 @@ class Figures:
     drawn: int
     drawn_most: int
 
+    def shares(self) -> dict[str, float]:
+        """``reward_rate`` and ``concentration``, each left out where it has no value."""
+        shares = {}
+        if self.judged:
+            shares["reward_rate"] = self.rewarded / self.judged
+        if self.drawn:
+            shares["concentration"] = self.drawn_most / self.drawn
+        return shares
+
 
 class BanditEngine(abc.ABC):
     """``B`` bandits over shares of a data set, which draw batches and learn from losses."""

@@ -11,8 +11,10 @@ class TensorCounts:
 
     Args:
         shape: (B, A).
-        memory: How many of a bandit's last pulls count; None for all.
-        discount: Factor on all counts of a bandit at each of its pulls; None for none.
+        memory: How many of each bandit's last pulls count, int64 [B]; None for all.
+        capacity: Greatest memory that a bandit may have.
+        discount: Factor on all counts of a bandit at each of its pulls, float [B, 1]; None for
+            none.
         device: Where the tensors live.
     """
 
@@ -20,15 +22,16 @@ class TensorCounts:
         self,
         shape: tuple[int, int],
         *,
-        memory: int | None,
-        discount: float | None,
+        memory: Tensor | None,
+        capacity: int,
+        discount: Tensor | None,
         device: torch.device,
     ) -> None:
         self.successes = torch.zeros(shape, device=device)
         self.failures = torch.zeros(shape, device=device)
         self._memory = memory
         self._discount = discount
-        ring = (shape[0], memory or 0)
+        ring = (shape[0], 0 if memory is None else capacity)
         self._pushed = torch.zeros(shape[0], dtype=torch.int64, device=device)
         self._ring_arms = torch.zeros(ring, dtype=torch.int32, device=device)
         self._ring_rewards = torch.zeros(ring, dtype=torch.uint8, device=device)
@@ -42,7 +45,7 @@ class TensorCounts:
             valid: Whether the pull counts, bool [B]; where not, nothing at all changes.
         """
         if self._discount is not None:
-            factor = torch.where(valid, self._discount, 1.0)[:, None]
+            factor = torch.where(valid[:, None], self._discount.to(self.failures.dtype), 1.0)
             self.successes.mul_(factor)
             self.failures.mul_(factor)
         if self._memory is not None:
@@ -51,7 +54,7 @@ class TensorCounts:
         self._count(arms, rewards, valid.float())
 
     def _push(
-        self, memory: int, arms: Tensor, rewards: Tensor, valid: Tensor
+        self, memory: Tensor, arms: Tensor, rewards: Tensor, valid: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Put pulls into the ring; returns what they displace, and where they displace a pull."""
         slots = (self._pushed % memory)[:, None]

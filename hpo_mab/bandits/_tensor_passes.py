@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from hpo_mab.bandits._passes import coprime_strides
@@ -13,7 +14,7 @@ class TensorPasses:
     """`UniformPasses` on a device; see there.
 
     Args:
-        sizes: Arms of each bandit, int64 [B].
+        sizes: Arms of each bandit, int64 [B]; changed in place when bandits begin again.
         generator: Source of offsets and strides, of the same device.
     """
 
@@ -21,20 +22,29 @@ class TensorPasses:
         self._sizes = sizes
         self._generator = generator
         kinds, kind = np.unique(sizes.cpu().numpy(), return_inverse=True)
+        self._kinds = kinds
+        self._counts = np.array([len(coprime_strides(size)) for size in kinds.tolist()])
         strides = [coprime_strides(size) for size in kinds.tolist()]
         table = np.zeros((2, len(strides), max(map(len, strides))), dtype=np.int64)
         for place, (size, row) in enumerate(zip(kinds.tolist(), strides, strict=True)):
             table[0, place, : len(row)] = row
             table[1, place, : len(row)] = [pow(stride, -1, size) for stride in row.tolist()]
-        choices = np.array([len(row) for row in strides])[kind]
         self._kind = torch.from_numpy(kind).to(sizes.device)
         self._strides, self._inverses = torch.from_numpy(table).to(sizes.device)
-        self._choices = torch.from_numpy(choices).to(sizes.device)
+        self._choices = torch.from_numpy(self._counts[kind]).to(sizes.device)
         self._arms = torch.arange(int(kinds.max()), device=sizes.device)
         self._left = torch.zeros_like(sizes)
         self._place = torch.zeros_like(sizes)
         self._stride = torch.zeros_like(sizes)
         self._inverse = torch.zeros_like(sizes)
+
+    def begin(self, rows: slice, sizes: NDArray[np.int64]) -> None:
+        """Begin the passes of some bandits again, whose sizes are among those of the start."""
+        kind = np.searchsorted(self._kinds, sizes)
+        self._kind[rows] = torch.from_numpy(kind).to(self._kind.device)
+        self._choices[rows] = torch.from_numpy(self._counts[kind]).to(self._kind.device)
+        for tensor in self.tensors().values():
+            tensor[rows] = 0
 
     def select(self) -> Tensor:
         """The next arm of each bandit, int64 [B]."""

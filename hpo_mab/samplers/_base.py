@@ -64,6 +64,9 @@ class BatchSampler(Sampler[list[int]], abc.ABC):
 
     #: Whether `update` needs ``logits`` and ``targets``, not the losses alone.
     needs_logits: ClassVar[bool] = False
+    #: Whether the weights of a batch follow from its own losses: `update` must come between the
+    #: forward and the backward pass, so that no captured step can hold the two.
+    weighs_by_losses: ClassVar[bool] = False
 
     def __init__(
         self,

@@ -150,6 +150,11 @@ class MABSampler(BatchSampler):
         self._elsewhere = self._engine.shares.device.type != self.device.type
 
     @property
+    def settings(self) -> BanditSettings:
+        """The bandits' knobs."""
+        return self._settings
+
+    @property
     def shares(self) -> Tensor:
         """Examples of each bandit, int32 [B, A] on the CPU; shorter shares end in -1."""
         return self._engine.shares.cpu()
@@ -177,13 +182,7 @@ class MABSampler(BatchSampler):
 
         Each is left out where it has no value: before the first losses, before the first draw.
         """
-        figures = self._engine.figures()
-        statistics = {}
-        if figures.judged:
-            statistics["reward_rate"] = figures.rewarded / figures.judged
-        if figures.drawn:
-            statistics["concentration"] = figures.drawn_most / figures.drawn
-        return statistics
+        return self._engine.figures().shares()
 
     def propensities(self) -> Tensor:
         """Probability of each example in the next draw by the policy, floor included.

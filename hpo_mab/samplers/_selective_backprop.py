@@ -49,6 +49,7 @@ class SelectiveBackpropSampler(LearningSampler):
         ArgumentError: An argument outside its bound.
     """
 
+    weighs_by_losses = True
     _tensors = ("_history", "_filled", "_rewards")
 
     def __init__(

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         Schedule,
         evaluation_steps,
     )
+    from hpo_mab.training._stack import StackedTrainer
     from hpo_mab.training._sweeps import DeviceSweep, LoaderSweep, Sweep
     from hpo_mab.training._training import KEEP, Training
 
@@ -47,6 +48,7 @@ __all__ = [
     "LoaderBatches",
     "LoaderSweep",
     "Schedule",
+    "StackedTrainer",
     "Sweep",
     "TimedSampler",
     "Training",
@@ -76,6 +78,7 @@ __getattr__, __dir__ = lazy_names(
         "LoaderBatches": "._batches",
         "LoaderSweep": "._sweeps",
         "Schedule": "._schedule",
+        "StackedTrainer": "._stack",
         "Sweep": "._sweeps",
         "TimedSampler": "._meters",
         "Training": "._training",

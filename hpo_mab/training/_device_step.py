@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -12,25 +11,19 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.optim import Optimizer
 
-from hpo_mab.samplers._base import Draw
+from hpo_mab.samplers._base import BatchSampler, Draw
 from hpo_mab.training._average import WeightAverage
 from hpo_mab.training._batches import Batches, DeviceBatches
+from hpo_mab.training._capture import Captured
 from hpo_mab.training._meters import LossMeter, TimedSampler
 from hpo_mab.training._precision import autocast
-
-#: Steps before the capture: they make the optimiser's state and let libraries choose their kernels.
-WARM_UP_STEPS = 3
-
-_CAPTURING = threading.Lock()
-_OF_THREAD = threading.local()
 
 
 class DeviceStep:
     """Draw, gather, augment, forward, backward, optimise, reward: nothing waits for the host.
 
-    On CUDA the step is captured in a graph after `WARM_UP_STEPS` steps and replayed from there on,
-    which spares the launch of every kernel. Elsewhere, and with ``capture=False``, the very same
-    function runs each time.
+    On CUDA the step is captured in a graph and replayed, see `Captured`. Elsewhere, and with
+    ``capture=False``, the very same function runs each time.
 
     A sampler that is ``capturable`` is part of the graph: it learns from the losses, and draws the
     batch of the *next* step, on a stream of its own beside the backward pass. Others draw before
@@ -49,9 +42,6 @@ class DeviceStep:
         precision: ``"float32"`` or ``"bfloat16"``.
         capture: Whether to capture a graph where that is possible: on CUDA, with a fused
             optimiser.
-
-    Attributes:
-        reason: Why the network could not be captured; None as long as nothing failed.
     """
 
     def __init__(
@@ -77,43 +67,46 @@ class DeviceStep:
         self._label_smoothing = label_smoothing
         self._precision = precision
         device = batches.data.device
-        self._capture_wanted = capture and device.type == "cuda" and _is_fused(optimizer)
-        if self._capture_wanted:
+        capture = capture and device.type == "cuda" and _is_fused(optimizer)
+        if capture:
             _move_learning_rates(optimizer, device)
-        self._stream: torch.cuda.Stream | None = None
-        self._side: torch.cuda.Stream | None = None
-        if self._capture_wanted:
-            self._stream, self._side = _streams(device)
         self._inside = sampler.sampler.capturable
+        self._step = Captured(
+            device=device,
+            generators=(batches.generator, sampler.sampler.graph_generator),
+            capture=capture,
+        )
         #: The batch of the step, in memory that never moves.
         self._held: Draw | None = None
         self._outputs: tuple[Tensor, Tensor, Tensor] | None = None
-        self._graph: torch.cuda.CUDAGraph | None = None
-        self._done = 0
-        self.reason: str | None = None
         if drawn is not None:
             self._continue(drawn)
 
     @property
     def captured(self) -> bool:
         """Whether steps are replayed from a graph by now."""
-        return self._graph is not None
+        return self._step.captured
+
+    @property
+    def reason(self) -> str | None:
+        """Why the network could not be captured; None as long as nothing failed."""
+        return self._step.reason
 
     def __call__(self, *, step: int) -> None:
         """Take one optimiser step; ``step`` counts from 1."""
         if not self._inside or self._held is None:
             self._hold(self._sampler.next_draw())
-        if self._graph is None and self._capture_wanted and self._done >= WARM_UP_STEPS:
-            self._try_capture()
-        if self._graph is not None:
-            self._graph.replay()
-        else:
-            with self._apart():
-                self._body()
+        waiting = self._sampler.sampler._outstanding
+        draws = list(waiting)
+
+        def undo() -> None:
+            waiting.clear()
+            waiting.extend(draws)
+
+        self._step(self._body, undo=undo)
         if not self._inside and self._outputs is not None:
             losses, logits, targets = self._outputs
             self._sampler.update(losses, logits=logits, targets=targets)
-        self._done += 1
         self._meter.count(step=step)
 
     def _body(self) -> None:
@@ -134,7 +127,7 @@ class DeviceStep:
         # Held until the end: memory given back could be another kernel's before the sampler read.
         self._outputs = outputs
         if self._inside:
-            with self._beside():
+            with self._step.at_the_same_time():
                 self._sampler.update(outputs[0], logits=outputs[1], targets=targets)
                 self._hold(self._sampler.next_draw())
         self._optimizer.zero_grad(set_to_none=True)
@@ -143,7 +136,7 @@ class DeviceStep:
         if self._average is not None:
             self._average.update()
         self._meter.accumulate(outputs[0])
-        self._join()
+        self._step.join()
 
     @contextlib.contextmanager
     def between_steps(self) -> Iterator[dict[str, Any] | None]:
@@ -204,89 +197,21 @@ class DeviceStep:
             raise RuntimeError("a step needs a batch drawn before it")
         return self._held.weights
 
-    def _try_capture(self) -> None:
-        """Capture a graph, or take steps without one from now on and keep the reason."""
-        waiting = self._sampler.sampler._outstanding
-        draws = list(waiting)
-        try:
-            self._capture()
-        except torch.OutOfMemoryError:
-            raise
-        except RuntimeError as error:
-            # Nothing ran while capturing; only the record of draws has moved.
-            waiting.clear()
-            waiting.extend(draws)
-            self._capture_wanted = False
-            self.reason = str(error).strip().partition("\n")[0]
 
-    def _capture(self) -> None:
-        graph = torch.cuda.CUDAGraph()
-        for generator in (self._batches.generator, self._sampler.sampler.graph_generator):
-            if generator is not None:
-                graph.register_generator_state(generator)
-        # Other threads of the process may train on the same device, but one captures at a time.
-        with (
-            _CAPTURING,
-            torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"),
-        ):
-            self._body()
-        self._graph = graph
-
-    @contextlib.contextmanager
-    def _apart(self) -> Iterator[None]:
-        """On the stream that captures later, which the libraries' workspaces belong to."""
-        if self._stream is None:
-            yield
-            return
-        self._stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(self._stream):
-            yield
-        torch.cuda.current_stream().wait_stream(self._stream)
-
-    @contextlib.contextmanager
-    def _beside(self) -> Iterator[None]:
-        """On a stream of its own, while the backward pass runs on the current one."""
-        if self._side is None:
-            yield
-            return
-        self._side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(self._side):
-            yield
-
-    def _join(self) -> None:
-        if self._side is not None and self._inside:
-            torch.cuda.current_stream().wait_stream(self._side)
-
-
-def _streams(device: torch.device) -> tuple[torch.cuda.Stream, torch.cuda.Stream]:
-    """This thread's two streams on a device, made once.
-
-    PyTorch hands out 32 streams of a priority in turn. A new pair for each training would before
-    long be what another thread captures or replays on, and its work end up in the other's graph.
-    Of the priority that hardly anybody asks for, so that these 32 are ours: 16 threads' worth.
-    """
-    made: dict[torch.device, tuple[torch.cuda.Stream, torch.cuda.Stream]]
-    made = _OF_THREAD.__dict__.setdefault("streams", {})
-    if device not in made:
-        made[device] = (_new_stream(device), _new_stream(device))
-    return made[device]
-
-
-def _new_stream(device: torch.device) -> torch.cuda.Stream:
-    return torch.cuda.Stream(device, priority=-1)  # type: ignore[no-untyped-call]
-
-
-def choose_capture(batches: Batches, optimizer: Optimizer) -> tuple[bool, str | None]:
+def choose_capture(
+    batches: Batches, sampler: BatchSampler, optimizer: Optimizer
+) -> tuple[bool, str | None]:
     """Whether steps can be captured and, on a CUDA device, why they cannot."""
-    if isinstance(batches, DeviceBatches):
-        if batches.data.device.type != "cuda":
-            return False, None
-        if _is_fused(optimizer):
-            return True, None
-        return False, f"the optimiser {type(optimizer).__name__} has no fused form"
     weights = (weight for group in optimizer.param_groups for weight in group["params"])
-    on_cuda = any(weight.device.type == "cuda" for weight in weights)
-    return False, "a DataLoader brings the batches" if on_cuda else None
+    if not any(weight.device.type == "cuda" for weight in weights):
+        return False, None
+    if not isinstance(batches, DeviceBatches):
+        return False, "a DataLoader brings the batches"
+    if sampler.weighs_by_losses:
+        return False, f"{type(sampler).__name__} weighs a batch by its own losses"
+    if not _is_fused(optimizer):
+        return False, f"the optimiser {type(optimizer).__name__} has no fused form"
+    return True, None
 
 
 def _is_fused(optimizer: Optimizer) -> bool:

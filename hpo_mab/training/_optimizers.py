@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.optim import SGD, Adam, AdamW, NAdam, Optimizer, RMSprop
 
 from hpo_mab._errors import ArgumentError, UnknownNameError
@@ -109,16 +110,143 @@ def create_optimizer(
         ArgumentError: A knob outside its bound.
     """
     defaults = optimizer_options(name)
-    for knob, value in options.items():
-        if knob not in defaults:
-            raise UnknownNameError(f"option of optimizer '{name}'", knob, defaults)
-        _check(name, knob, value)
+    _checked(name, defaults, options)
     kind, translate = _OPTIMIZERS[name]
     weights = list(parameters)
     arguments = translate(**options)
     if kind in _FUSED and weights and all(weight.device.type in _FUSED_ON for weight in weights):
         arguments["fused"] = True
     return kind(weights, **arguments)
+
+
+class RowOptimizer:
+    """The optimisers of a stack of networks, whose weights are the rows of one matrix.
+
+    Row by row its steps are those of `create_optimizer`, to rounding. All knobs are numbers in
+    tensors, so that a row can begin again with others while a CUDA graph keeps serving.
+
+    Args:
+        name: One of `available_optimizers`.
+        weights: Weights of ``K`` networks, float32 [K, P]; changed in place.
+
+    Raises:
+        UnknownNameError: No such optimiser.
+    """
+
+    def __init__(self, name: str, weights: Tensor) -> None:
+        self._name = name
+        self._weights = weights
+        self._defaults = optimizer_options(name)
+        self._update = _ROW_UPDATES[name]
+        column = weights.new_zeros(len(weights), 1)
+        #: Peak learning rate and every other knob, float32 [K, 1] each.
+        self.knobs = {knob: column.clone() for knob in self._defaults}
+        self._steps = column.clone()
+        # What a rule does not use takes no memory.
+        self._moments = [torch.zeros_like(weights) for _ in range(_ROW_MOMENTS[name])]
+        self._product = torch.ones_like(column)
+
+    def begin(self, row: int, **options: Any) -> None:
+        """Begin a row again, with knobs as for `create_optimizer`.
+
+        Raises:
+            UnknownNameError: No such knob.
+            ArgumentError: A knob outside its bound.
+        """
+        values = {**self._defaults, **_checked(self._name, self._defaults, options)}
+        for knob, tensor in self.knobs.items():
+            tensor[row] = float(values[knob])
+        self._steps[row] = 0
+        self._product[row] = 1
+        for moment in self._moments:
+            moment[row] = 0
+
+    def step(self, gradients: Tensor, factor: Tensor) -> None:
+        """One step of every row; does not wait for the device.
+
+        Args:
+            gradients: Float32 [K, P]; overwritten.
+            factor: Share of the peak learning rate, float32 [K, 1].
+        """
+        self._steps += 1
+        self._update(self, gradients, self.knobs["lr"] * factor)
+
+    def _sgd(self, gradients: Tensor, lr: Tensor) -> None:
+        momentum = self.knobs["momentum"]
+        (moment,) = self._moments
+        gradients.addcmul_(self.knobs["weight_decay"], self._weights)
+        moment.mul_(momentum).add_(gradients)
+        nesterov = self.knobs["nesterov"]
+        direction = torch.lerp(moment, gradients.addcmul_(momentum, moment), nesterov)
+        self._weights.addcmul_(lr, direction, value=-1)
+
+    def _adam(self, gradients: Tensor, lr: Tensor) -> None:
+        gradients.addcmul_(self.knobs["weight_decay"], self._weights)
+        self._adam_step(gradients, lr)
+
+    def _adamw(self, gradients: Tensor, lr: Tensor) -> None:
+        self._weights.mul_(1 - lr * self.knobs["weight_decay"])
+        self._adam_step(gradients, lr)
+
+    def _adam_step(self, gradients: Tensor, lr: Tensor) -> None:
+        first, scale = self._adam_moments(gradients)
+        rate = lr / (1 - self.knobs["beta1"] ** self._steps)
+        self._weights.addcmul_(rate, first / scale, value=-1)
+
+    def _nadam(self, gradients: Tensor, lr: Tensor) -> None:
+        gradients.addcmul_(self.knobs["weight_decay"], self._weights)
+        first, scale = self._adam_moments(gradients)
+        # The momentum schedule of `torch.optim.NAdam`, momentum_decay = 0.004.
+        now, after = (
+            self.knobs["beta1"] * (1 - 0.5 * 0.96 ** (0.004 * steps))
+            for steps in (self._steps, self._steps + 1)
+        )
+        self._product *= now
+        here = lr * (1 - now) / (1 - self._product)
+        ahead = lr * after / (1 - self._product * after)
+        self._weights.sub_((here * gradients + ahead * first) / scale)
+
+    def _adam_moments(self, gradients: Tensor) -> tuple[Tensor, Tensor]:
+        """The mean gradient, and the root of the bias-corrected mean square, [K, P] each."""
+        first, second = self._moments
+        first.lerp_(gradients, 1 - self.knobs["beta1"])
+        beta = self.knobs["beta2"]
+        second.mul_(beta).add_((1 - beta) * gradients * gradients)
+        return first, (second / (1 - beta**self._steps)).sqrt_().add_(self.knobs["eps"])
+
+    def _rmsprop(self, gradients: Tensor, lr: Tensor) -> None:
+        gradients.addcmul_(self.knobs["weight_decay"], self._weights)
+        square, moment = self._moments
+        alpha = self.knobs["alpha"]
+        square.mul_(alpha).add_((1 - alpha) * gradients * gradients)
+        moment.mul_(self.knobs["momentum"]).add_(gradients / (square.sqrt() + self.knobs["eps"]))
+        self._weights.addcmul_(lr, moment, value=-1)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All tensors that make the state; the first dimension is the row."""
+        moments = {f"moment{number}": moment for number, moment in enumerate(self._moments)}
+        return {**self.knobs, **moments, "steps": self._steps, "product": self._product}
+
+
+_ROW_UPDATES: dict[str, Callable[[RowOptimizer, Tensor, Tensor], None]] = {
+    "adam": RowOptimizer._adam,
+    "adamw": RowOptimizer._adamw,
+    "nadam": RowOptimizer._nadam,
+    "rmsprop": RowOptimizer._rmsprop,
+    "sgd": RowOptimizer._sgd,
+}
+_ROW_MOMENTS = {"adam": 2, "adamw": 2, "nadam": 2, "rmsprop": 2, "sgd": 1}
+
+
+def _checked(
+    name: str, defaults: Mapping[str, Any], options: Mapping[str, Any]
+) -> Mapping[str, Any]:
+    """The options, each a knob of the optimiser and within its bound."""
+    for knob, value in options.items():
+        if knob not in defaults:
+            raise UnknownNameError(f"option of optimizer '{name}'", knob, defaults)
+        _check(name, knob, value)
+    return options
 
 
 def _check(name: str, knob: str, value: Any) -> None:

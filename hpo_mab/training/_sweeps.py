@@ -44,8 +44,12 @@ class DeviceSweep:
         self.batch_size = batch_size
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        labels = torch.split(self.data.labels, self.batch_size)
-        for pixels, targets in zip(self.data.blocks(self.batch_size), labels, strict=True):
+        return self.batches(self.batch_size)
+
+    def batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """One pass in batches of another size."""
+        labels = torch.split(self.data.labels, size)
+        for pixels, targets in zip(self.data.blocks(size), labels, strict=True):
             yield self.normalization(pixels), targets
 
 

@@ -106,6 +106,11 @@ class Training(Iterator[Evaluation]):
             raise UnknownNameError("keep", keep, KEEP)
         if graph and not isinstance(batches, DeviceBatches):
             raise ArgumentError(f"graph needs DeviceBatches, got {type(batches).__name__}.")
+        if graph and sampler.weighs_by_losses:
+            raise ArgumentError(
+                "graph needs a sampler whose weights do not follow from the batch's losses, "
+                f"got {type(sampler).__name__}."
+            )
         self.model = model
         self.sampler = sampler
         self._forward = torch.compile(model) if compile else model
@@ -120,7 +125,7 @@ class Training(Iterator[Evaluation]):
         self._precision = precision
         self._clock = clock
         self._graph, self._loop_reason = (
-            choose_capture(batches, optimizer) if graph is None else (graph, None)
+            choose_capture(batches, sampler, optimizer) if graph is None else (graph, None)
         )
         if channels_last:
             # At once: the average, and a graph, keep to the memory that weights have here.

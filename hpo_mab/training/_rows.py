@@ -1,0 +1,209 @@
+"""The tensors of a stack of trainings, one row a training: weights, numbers, batches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from hpo_mab._errors import ArgumentError
+from hpo_mab.samplers import BatchSampler
+from hpo_mab.training._schedule import Schedule
+
+#: Steps whose batches are drawn at once for samplers that do not learn.
+PLANNED_STEPS = 64
+
+
+class NetworkRows:
+    """Weights of all networks as rows of one matrix, their buffers, and the averages of both.
+
+    A row is what an optimiser steps, an average follows and a new training overwrites, each by a
+    few kernels, however many layers there are.
+    """
+
+    def __init__(self, model: nn.Module, slots: int, device: torch.device) -> None:
+        named = dict(model.named_parameters())
+        self._sizes = [parameter.numel() for parameter in named.values()]
+        self._shapes = {name: parameter.shape for name, parameter in named.items()}
+        self.weights = torch.zeros(slots, sum(self._sizes), device=device)
+        self._averaged = torch.zeros_like(self.weights)
+        #: Parameters by name, [K, ...] each: views of `weights` that gradients are asked of.
+        self.leaves = {
+            name: view.detach().requires_grad_() for name, view in self._views(self.weights).items()
+        }
+        self.buffers = {
+            name: buffer.expand(slots, *buffer.shape).clone()
+            for name, buffer in model.named_buffers()
+        }
+        self._averaged_buffers = {
+            name: buffer.clone()
+            for name, buffer in self.buffers.items()
+            if buffer.is_floating_point()
+        }
+
+    def begin(self, slot: int, model: nn.Module) -> None:
+        """Take the weights of a network."""
+        named = dict(model.named_parameters())
+        shapes = {name: parameter.shape for name, parameter in named.items()}
+        if shapes != self._shapes:
+            raise ArgumentError("model must have the parameters of the stack's networks.")
+        row = torch.cat([parameter.detach().flatten() for parameter in named.values()])
+        self.weights[slot] = row.to(self.weights.device, torch.float32)
+        self._averaged[slot] = self.weights[slot]
+        for name, buffer in model.named_buffers():
+            self.buffers[name][slot] = buffer.to(self.weights.device)
+            if name in self._averaged_buffers:
+                self._averaged_buffers[name][slot] = self.buffers[name][slot]
+
+    def update_average(self, share: Tensor) -> None:
+        """``average += (weights - average) * share``, ``share`` float32 [K, 1]."""
+        self._averaged.lerp_(self.weights, share)
+        for name, average in self._averaged_buffers.items():
+            shape = (len(share),) + (1,) * (average.ndim - 1)
+            average.lerp_(self.buffers[name], share.view(shape).to(average.dtype))
+
+    def rows(
+        self, slots: list[int], *, averaged: bool
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Parameters and buffers of some networks, [n, ...] each; copies."""
+        where = torch.tensor(slots, device=self.weights.device)
+        weights = (self._averaged if averaged else self.weights).index_select(0, where)
+        buffers = {**self.buffers, **(self._averaged_buffers if averaged else {})}
+        return self._views(weights), {
+            name: buffer.index_select(0, where) for name, buffer in buffers.items()
+        }
+
+    def state(self, slot: int, *, averaged: bool) -> dict[str, Tensor]:
+        """Parameters and buffers of one network by name; copies."""
+        weights, buffers = self.rows([slot], averaged=averaged)
+        return {name: tensor[0] for name, tensor in {**weights, **buffers}.items()}
+
+    def _views(self, rows: Tensor) -> dict[str, Tensor]:
+        parts = torch.split(rows, self._sizes, dim=1)
+        return {
+            name: part.view(len(rows), *shape)
+            for (name, shape), part in zip(self._shapes.items(), parts, strict=True)
+        }
+
+
+class NumberRows:
+    """What the step of a training depends on besides weights and batches, a row each."""
+
+    def __init__(self, slots: int, device: torch.device) -> None:
+        column = torch.zeros(slots, 1, device=device)
+        self._done, self._total, self._warm = column.clone(), column + 1, column.clone()
+        self._decays, self._window = column.clone(), column.clone()
+        self.label_smoothing = column.clone()
+        self._losses = column[:, 0].clone()
+
+    def begin(self, slot: int, plan: Schedule, *, average: float, label_smoothing: float) -> None:
+        """Begin the numbers of a training."""
+        self._done[slot] = 0
+        self._total[slot] = plan.steps
+        self._warm[slot] = plan.warmup_steps
+        self._decays[slot] = float(plan.decays)
+        self._window[slot] = average
+        self.label_smoothing[slot] = label_smoothing
+        self._losses[slot] = 0
+
+    def factor(self) -> Tensor:
+        """Share of the peak learning rate, see `Schedule.factor`, float32 [K, 1]."""
+        rise = (self._done + 1) / self._warm.clamp(min=1)
+        fall = (self._total - self._done) / (self._total - self._warm)
+        held = torch.where(self._decays > 0, fall.clamp(min=0), 1.0)
+        return torch.where(self._done < self._warm, rise, held)
+
+    def count(self, losses: Tensor) -> None:
+        """Count a step with the losses [K, B] of its batches."""
+        self._done += 1
+        self._losses += losses.mean(dim=1)
+
+    def average_share(self) -> Tensor:
+        """Weight of the newest weights in their average, float32 [K, 1]."""
+        return 1 / (self._window * self._done).clamp(min=1)
+
+    def read(self) -> list[float]:
+        """Summed mean losses of each slot since `forget`; waits for the device."""
+        return [float(loss) for loss in self._losses.tolist()]
+
+    def forget(self, slot: int) -> None:
+        """Begin the sum of a slot again."""
+        self._losses[slot] = 0
+
+
+class DrawRows:
+    """Batches of the next step: from the stack's bandits, or planned by a slot's own sampler."""
+
+    def __init__(self, slots: int, batch_size: int, device: torch.device) -> None:
+        shape = (slots, PLANNED_STEPS, batch_size)
+        self._planned = torch.zeros(shape, dtype=torch.int64, device=device)
+        self._planned_weights = torch.ones(shape, device=device)
+        self._position = torch.zeros(1, dtype=torch.int64, device=device)
+        self._drawn = torch.zeros(slots, batch_size, dtype=torch.int64, device=device)
+        self._drawn_weights = torch.ones(slots, batch_size, device=device)
+        #: Arms that the bandits drew, [K * B], which wait for their losses.
+        self.arms = torch.zeros(slots * batch_size, dtype=torch.int64, device=device)
+        #: Whether the stack's bandits draw for the slot, bool [K, 1].
+        self.inside = torch.zeros(slots, 1, dtype=torch.bool, device=device)
+
+    def plan(self, slot: int, sampler: BatchSampler, progress: Sequence[float]) -> None:
+        """Ask a slot's own sampler for its next batches, given the budget spent before each."""
+        for place, share in enumerate(progress):
+            sampler.set_progress(share)
+            draw = sampler.next_draw()
+            self._planned[slot, place] = draw.indices
+            if draw.weights is not None:
+                self._planned_weights[slot, place] = draw.weights
+            if not learns(sampler):
+                sampler._outstanding.clear()
+
+    def rewind(self) -> None:
+        """Go to the first of the planned batches."""
+        self._position.zero_()
+
+    def begin(self, slot: int, indices: Tensor, weights: Tensor, arms: Tensor) -> None:
+        """Take the first batch of a network's bandits."""
+        size = self._drawn.shape[1]
+        self._drawn[slot] = indices
+        self._drawn_weights[slot] = weights
+        self.arms[slot * size : (slot + 1) * size] = arms
+        self.inside[slot] = True
+
+    def next(self) -> tuple[Tensor, Tensor]:
+        """Indices int64 [K, B] and importance weights float32 [K, B] of this step."""
+        planned = self._planned.index_select(1, self._position)[:, 0]
+        weights = self._planned_weights.index_select(1, self._position)[:, 0]
+        self._position += 1
+        # New tensors: the backward pass needs the weights after the next draw has been made.
+        return (
+            torch.where(self.inside, self._drawn, planned),
+            torch.where(self.inside, self._drawn_weights, weights),
+        )
+
+    def hold(self, indices: Tensor, weights: Tensor | None, arms: Tensor) -> None:
+        """Keep what the bandits drew for the next step."""
+        self._drawn.copy_(indices.view_as(self._drawn))
+        if weights is not None:
+            self._drawn_weights.copy_(weights.view_as(self._drawn_weights))
+        self.arms.copy_(arms)
+
+
+def learns(sampler: BatchSampler) -> bool:
+    """Whether a sampler's draws depend on losses, so that each must be answered before the next."""
+    return type(sampler)._learn is not BatchSampler._learn
+
+
+def stacked_cross_entropy(logits: Tensor, targets: Tensor, smoothing: Tensor | None) -> Tensor:
+    """Cross-entropy of each example, float32 [K, n].
+
+    Args:
+        logits: Float32 [K, n, C].
+        targets: Labels, int64 [K, n].
+        smoothing: Share of the target spread over all classes, [K, 1]; None for none.
+    """
+    log = logits.log_softmax(dim=2)
+    loss = -log.gather(2, targets[:, :, None])[:, :, 0]
+    if smoothing is None:
+        return loss
+    return (1 - smoothing) * loss - smoothing * log.mean(dim=2)

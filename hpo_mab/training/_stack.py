@@ -1,0 +1,463 @@
+"""Many trainings as one network with a leading dimension: every step is one captured function."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
+
+from hpo_mab._errors import ArgumentError
+from hpo_mab.bandits import BanditSettings, DeviceEngine
+from hpo_mab.samplers import BatchSampler, MABSampler
+from hpo_mab.training._average import check_window
+from hpo_mab.training._batches import DeviceBatches
+from hpo_mab.training._capture import Captured
+from hpo_mab.training._device import synchronize
+from hpo_mab.training._evaluation import Evaluation
+from hpo_mab.training._meters import TrainingDiverged
+from hpo_mab.training._optimizers import RowOptimizer
+from hpo_mab.training._precision import check_precision
+from hpo_mab.training._rows import (
+    PLANNED_STEPS,
+    DrawRows,
+    NetworkRows,
+    NumberRows,
+    learns,
+    stacked_cross_entropy,
+)
+from hpo_mab.training._schedule import Schedule, evaluation_steps
+from hpo_mab.training._sweeps import DeviceSweep
+
+#: Images that an evaluation holds on the device at once, over all networks.
+_EVALUATED_AT_ONCE = 16_384
+
+
+@dataclasses.dataclass
+class _Slot:
+    """A training in a slot of the stack."""
+
+    schedule: Schedule
+    stops: tuple[int, ...]
+    peak: float
+    averages: bool
+    keep: str
+    #: None where the stack's own bandits draw.
+    sampler: BatchSampler | None
+    done: int = 0
+    reported: int = 0
+    seconds: float = 0.0
+    read: int = 0
+
+    @property
+    def next_stop(self) -> int:
+        return self.stops[self.reported]
+
+
+class StackedTrainer:
+    """Trains ``K`` networks of one shape at the same time, each with its own hyperparameters.
+
+    Weights, buffers, optimiser state, learning rate and every other number of a training have a
+    leading dimension ``K``; ``torch.func.vmap`` makes the step of all networks one step. On CUDA it
+    is captured in one graph, which serves as long as the trainer does: a training that ends leaves
+    its slot, and the next one begins there with new weights and new numbers.
+
+    .. code-block:: python
+
+        trainer = StackedTrainer(
+            make_network(), slots=16, batches=batches, validation=validation, batch_size=128
+        )
+        for slot, lr in enumerate(rates):
+            sampler = MABSampler(labels, batch_size=128, seed=slot)
+            trainer.start(slot, make_network(), sampler=sampler, steps=400, optimizer={"lr": lr})
+        while trainer.busy:
+            for slot, evaluation in trainer.advance():
+                print(slot, evaluation)
+
+    A training means the same as by `Training`: the same schedule, losses, averages, evaluations and
+    distribution of batches. Stacked and alone agree to rounding where both are given the same
+    batches. What `MABSampler` draws on a stack follows from the stack's seed, its number of slots
+    and the steps it has done; other samplers draw as they do alone. A training that diverges does
+    not touch its neighbours.
+
+    Networks that ``vmap`` cannot serve (whose control flow depends on data, or that mix the
+    examples of different calls) raise what ``vmap`` raises, at the first `advance`.
+
+    Args:
+        model: A network of the shape of all; copied, its weights are not used.
+        slots: Networks at the same time, ``K``, at least 1.
+        batches: Training images on the device.
+        validation: Images to evaluate on, on the same device.
+        batch_size: Examples a batch of each network, ``B``.
+        optimizer: Name of the optimiser of all, see `create_optimizer`.
+        precision: ``"float32"``, or ``"bfloat16"``, in which weights are cast for each step.
+        seed: Seed of the bandits' draws.
+        capture: Whether to capture steps in a CUDA graph.
+        clock: Returns seconds.
+
+    Raises:
+        ArgumentError: An argument outside its bound.
+        UnknownNameError: No such optimiser or precision.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        slots: int,
+        batches: DeviceBatches,
+        validation: DeviceSweep,
+        batch_size: int,
+        optimizer: str = "sgd",
+        precision: str = "float32",
+        seed: int = 0,
+        capture: bool = True,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        check_precision(precision)
+        if slots < 1:
+            raise ArgumentError(f"slots must be at least 1, got {slots}.")
+        if batch_size < 1:
+            raise ArgumentError(f"batch_size must be at least 1, got {batch_size}.")
+        device = batches.data.device
+        self.slots = slots
+        self.batch_size = batch_size
+        self.optimizer = optimizer
+        self._batches = batches
+        self._validation = validation
+        self._half = precision == "bfloat16"
+        self._seed = seed
+        self._capture = capture
+        self._clock = clock
+        self._device = device
+        self._model = copy.deepcopy(model).to(device)
+        self._networks = NetworkRows(self._model, slots, device)
+        self._optimizer = RowOptimizer(optimizer, self._networks.weights)
+        self._numbers = NumberRows(slots, device)
+        self._draws = DrawRows(slots, batch_size, device)
+        self._engine: DeviceEngine | None = None
+        self._structure: tuple[Any, ...] | None = None
+        self._running: dict[int, _Slot] = {}
+        #: Losses [K, B], logits [K, B, C] and targets [K, B] of the last step.
+        self._outputs: tuple[Tensor, ...] = ()
+        self._step = self._new_step()
+
+    @property
+    def busy(self) -> tuple[int, ...]:
+        """Slots with a training, in order."""
+        return tuple(sorted(self._running))
+
+    @property
+    def free(self) -> tuple[int, ...]:
+        """Slots without a training, in order."""
+        return tuple(slot for slot in range(self.slots) if slot not in self._running)
+
+    @property
+    def captured(self) -> bool:
+        """Whether steps are replayed from a CUDA graph by now."""
+        return self._step.captured
+
+    @property
+    def loop_reason(self) -> str | None:
+        """Why steps could not be captured; None as long as nothing failed."""
+        return self._step.reason
+
+    def start(
+        self,
+        slot: int,
+        model: nn.Module,
+        *,
+        sampler: BatchSampler,
+        steps: int,
+        optimizer: Mapping[str, Any] | None = None,
+        evaluations: int = 8,
+        warmup: float = 0.1,
+        schedule: str = "linear",
+        average: float = 0.0,
+        keep: str = "trained",
+        label_smoothing: float = 0.0,
+    ) -> None:
+        """Begin a training in a free slot; arguments as for `Training`.
+
+        Args:
+            slot: A slot of `free`.
+            model: The network to train, of the trainer's shape; its weights are copied.
+            sampler: Chooses the batches. A `MABSampler` that has not drawn yet gives the stack's
+                bandits its shares and knobs; any other draws and learns itself, on the device of
+                the batches.
+            steps: Budget in optimiser steps.
+            optimizer: Knobs of the trainer's optimiser.
+            evaluations: Points of the learning curve.
+            warmup: Share of the steps to warm the learning rate up over.
+            schedule: ``"linear"`` or ``"constant"``.
+            average: Window of the moving average of the weights; 0 for none.
+            keep: ``"trained"`` or ``"better"``.
+            label_smoothing: Share of the target spread over all classes, in [0, 1).
+
+        Raises:
+            ArgumentError: The slot is taken, the network has another shape, the sampler another
+                batch size or bandits that do not fit the stack's, or an argument outside its bound.
+        """
+        if slot not in self.free:
+            raise ArgumentError(f"slot must be one of the free ones, {self.free}, got {slot}.")
+        check_window(average)
+        if not 0.0 <= label_smoothing < 1.0:
+            raise ArgumentError(f"label_smoothing must be in [0, 1), got {label_smoothing}.")
+        if sampler.batch_size != self.batch_size:
+            raise ArgumentError(
+                f"sampler must draw batches of {self.batch_size}, got {sampler.batch_size}."
+            )
+        plan = Schedule(steps=steps, warmup=warmup, kind=schedule)
+        options = dict(optimizer or {})
+        self._optimizer.begin(slot, **options)
+        self._networks.begin(slot, model)
+        self._numbers.begin(slot, plan, average=average, label_smoothing=label_smoothing)
+        own = self._adopt(slot, sampler)
+        self._running[slot] = _Slot(
+            schedule=plan,
+            stops=evaluation_steps(steps, evaluations),
+            peak=float(self._optimizer.knobs["lr"][slot]),
+            averages=average > 0,
+            keep=keep,
+            sampler=None if own else sampler,
+        )
+
+    def stop(self, slot: int) -> None:
+        """Give up the training in a slot, which is free from now on."""
+        self._running.pop(slot)
+
+    def state(self, slot: int, *, averaged: bool = False) -> dict[str, Tensor]:
+        """Weights and buffers of a slot's network by name, as of now; copies.
+
+        A slot keeps them after its training has ended, until the next one starts there.
+        """
+        return self._networks.state(slot, averaged=averaged)
+
+    def advance(self) -> list[tuple[int, Evaluation | TrainingDiverged]]:
+        """Train until the next evaluation of one training or more, and evaluate these.
+
+        Returns:
+            Slots with their evaluations. A training whose last evaluation it is leaves its slot,
+            as does one that diverged, which has the error in place of an evaluation.
+        """
+        if not self._running:
+            return []
+        steps = min(each.next_stop - each.done for each in self._running.values())
+        start = self._clock()
+        self._take(steps)
+        synchronize(self._device)
+        share = (self._clock() - start) / len(self._running)
+        for each in self._running.values():
+            each.done += steps
+            each.seconds += share
+        due = [slot for slot, each in sorted(self._running.items()) if each.done == each.next_stop]
+        found = self._evaluate(due)
+        for slot, result in found:
+            if isinstance(result, Evaluation) and result.index < len(self._running[slot].stops):
+                continue
+            self.stop(slot)
+        return found
+
+    # -------------------------------------------------------------------- steps
+
+    def _new_step(self) -> Captured:
+        engine = None if self._engine is None else self._engine.generator
+        return Captured(
+            device=self._device,
+            generators=(self._batches.generator, engine),
+            capture=self._capture,
+        )
+
+    def _take(self, steps: int) -> None:
+        """Take steps; samplers that learn by themselves are asked and answered at each."""
+        outside = {
+            slot: each.sampler for slot, each in self._running.items() if each.sampler is not None
+        }
+        learners = {slot: sampler for slot, sampler in outside.items() if learns(sampler)}
+        at_once = 1 if learners else PLANNED_STEPS
+        for begin in range(0, steps, at_once):
+            count = min(at_once, steps - begin)
+            for slot, sampler in outside.items():
+                each = self._running[slot]
+                first = each.done + begin
+                progress = [s / each.schedule.steps for s in range(first, first + count)]
+                self._draws.plan(slot, sampler, progress)
+            self._draws.rewind()
+            for _ in range(count):
+                self._step(self._body)
+                for slot, sampler in learners.items():
+                    losses, logits, targets = (part[slot] for part in self._outputs)
+                    sampler.update(losses, logits=logits, targets=targets)
+
+    def _body(self) -> None:
+        """One step of all networks: operations on tensors that never move."""
+        numbers, networks = self._numbers, self._networks
+        indices, importance = self._draws.next()
+        inputs, targets = self._batches.fetch(indices.flatten())
+        inputs = inputs.view(self.slots, self.batch_size, *inputs.shape[1:])
+        targets = targets.view(self.slots, self.batch_size)
+        self._model.train()
+        logits = self._forward(networks.leaves, networks.buffers, inputs, in_dim=0)
+        losses = stacked_cross_entropy(logits, targets, numbers.label_smoothing)
+        outputs = losses.detach(), logits.detach(), targets
+        # Held until the end: memory given back could be another kernel's before samplers read.
+        self._outputs = outputs
+        if self._engine is not None:
+            with self._step.at_the_same_time():
+                self._engine.learn(self._draws.arms, outputs[0].flatten())
+                self._draws.hold(*self._engine.draw(uniform=False))
+        leaves = list(networks.leaves.values())
+        gradients = torch.autograd.grad((losses * importance).mean(dim=1).sum(), leaves)
+        rows = torch.cat([gradient.reshape(self.slots, -1) for gradient in gradients], dim=1)
+        self._optimizer.step(rows, numbers.factor())
+        numbers.count(outputs[0])
+        networks.update_average(numbers.average_share())
+        self._step.join()
+
+    def _forward(
+        self,
+        weights: Mapping[str, Tensor],
+        buffers: Mapping[str, Tensor],
+        inputs: Tensor,
+        in_dim: Any,
+    ) -> Tensor:
+        """Logits of each network, float32 [K, n, C]."""
+
+        def call(weights: Any, buffers: Any, inputs: Tensor) -> Tensor:
+            if self._half:
+                # By hand: autocast does not reach what vmap makes of a convolution.
+                weights = {name: weight.bfloat16() for name, weight in weights.items()}
+            outputs: Tensor = functional_call(self._model, (weights, buffers), (inputs,))
+            return outputs
+
+        inputs = inputs.bfloat16() if self._half else inputs
+        batched = vmap(call, in_dims=(0, 0, in_dim), randomness="different")
+        outputs: Tensor = batched(dict(weights), dict(buffers), inputs)
+        return outputs.float()
+
+    def _adopt(self, slot: int, sampler: BatchSampler) -> bool:
+        """Whether the stack's own bandits draw for the sampler; they begin again if so."""
+        if not isinstance(sampler, MABSampler) or sampler.settings.active < 1:
+            if hasattr(sampler, "scorer") or sampler.weighs_by_losses:
+                raise ArgumentError(
+                    f"{type(sampler).__name__} needs the network within its step, which a stack "
+                    "does not give; use Training."
+                )
+            self._draws.inside[slot] = False
+            return False
+        shares, settings = sampler.shares.numpy(), sampler.settings
+        if self._engine is None:
+            self._structure = stack_structure(settings)
+            self._engine = DeviceEngine(
+                np.tile(shares, (self.slots, 1)),
+                settings,
+                torch.Generator(self._device).manual_seed(self._seed),
+                stack=self.slots,
+                capacity=_capacity(settings, shares.shape[1]),
+            )
+            # A graph without bandits cannot serve any longer.
+            self._step = self._new_step()
+        if stack_structure(settings) != self._structure:
+            raise ArgumentError(
+                "bandits of a stack must share policy, replacement and way of forgetting, got "
+                f"{stack_structure(settings)} and {self._structure}."
+            )
+        self._draws.begin(slot, *self._engine.begin(slot, shares, settings, seed=sampler.seed))
+        return True
+
+    # -------------------------------------------------------------- evaluations
+
+    def _evaluate(self, due: list[int]) -> list[tuple[int, Evaluation | TrainingDiverged]]:
+        sums = self._numbers.read()
+        scores: dict[int, tuple[bool, float, float]] = {}
+        # Trained weights last: they replace equals.
+        for averaged in (True, False):
+            chosen = [slot for slot in due if averaged in self._choices(self._running[slot])]
+            for slot, (accuracy, loss) in self._scores(chosen, averaged=averaged).items():
+                if slot not in scores or accuracy >= scores[slot][1]:
+                    scores[slot] = (averaged, accuracy, loss)
+        return [(slot, self._result(slot, sums[slot], *scores[slot])) for slot in due]
+
+    @staticmethod
+    def _choices(each: _Slot) -> tuple[bool, ...]:
+        """Which weights the training's evaluation evaluates: averaged ones, trained ones, both."""
+        last = each.done == each.schedule.steps
+        if each.averages and last and each.keep == "better":
+            return True, False
+        return (each.averages and not (last and each.schedule.decays),)
+
+    def _result(
+        self, slot: int, loss_sum: float, averaged: bool, accuracy: float, loss: float
+    ) -> Evaluation | TrainingDiverged:
+        each = self._running[slot]
+        train_loss = loss_sum / (each.done - each.read)
+        each.read = each.done
+        self._numbers.forget(slot)
+        for what, value in (("training", train_loss), ("validation", loss)):
+            if not math.isfinite(value):
+                return TrainingDiverged(each.done, f"the {what} loss is {value}")
+        each.reported += 1
+        statistics = self._statistics(slot, each)
+        return Evaluation(
+            index=each.reported,
+            steps=each.done,
+            examples=each.done * self.batch_size,
+            seconds=each.seconds,
+            sampler_seconds=0.0,
+            accuracy=accuracy,
+            loss=loss,
+            train_loss=train_loss,
+            learning_rate=each.peak * each.schedule.factor(each.done - 1),
+            reward_rate=statistics.get("reward_rate"),
+            concentration=statistics.get("concentration"),
+            averaged=averaged,
+        )
+
+    def _statistics(self, slot: int, each: _Slot) -> dict[str, float]:
+        if each.sampler is not None:
+            return each.sampler.statistics()
+        return {} if self._engine is None else self._engine.figures_of(slot).shares()
+
+    def _scores(self, slots: list[int], *, averaged: bool) -> dict[int, tuple[float, float]]:
+        """Validation accuracy and loss of some networks, evaluated together."""
+        if not slots:
+            return {}
+        weights, buffers = self._networks.rows(slots, averaged=averaged)
+        total = torch.zeros(len(slots), 2, device=self._device)
+        count = 0
+        size = max(1, _EVALUATED_AT_ONCE // len(slots))
+        self._model.eval()
+        with torch.no_grad():
+            for inputs, targets in self._validation.batches(size):
+                logits = self._forward(weights, buffers, inputs, in_dim=None)
+                losses = stacked_cross_entropy(logits, targets.expand(len(slots), -1), None)
+                correct = (logits.argmax(dim=2) == targets).sum(dim=1)
+                total += torch.stack((correct.float(), losses.sum(dim=1)), dim=1)
+                count += len(targets)
+        return {
+            slot: (correct / count, loss / count)
+            for slot, (correct, loss) in zip(slots, total.tolist(), strict=True)
+        }
+
+
+def stack_structure(settings: BanditSettings) -> tuple[Any, ...]:
+    """What bandits of one stack must have in common."""
+    forgets = "window" if settings.discount is None else "discount"
+    return (
+        settings.policy,
+        settings.shuffles,
+        forgets if settings.memory is not None or settings.discount is not None else "nothing",
+        settings.prior if settings.correction else None,
+    )
+
+
+def _capacity(settings: BanditSettings, arms: int) -> int:
+    """Pulls that the bandits' rings hold: any memory up to a pass of all arms, or a longer one."""
+    return max(arms, settings.window(arms) or 1)

@@ -1,0 +1,378 @@
+"""Trainings on a stack are the trainings alone, and do not touch one another."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from hpo_mab import data, models, samplers, training
+from hpo_mab._errors import ArgumentError, UnknownNameError
+from hpo_mab.data import ImageSplits, Normalization
+from hpo_mab.samplers import BatchSampler, MABSampler
+from hpo_mab.training import (
+    DeviceBatches,
+    DeviceSweep,
+    Evaluation,
+    StackedTrainer,
+    Training,
+    TrainingDiverged,
+)
+
+CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+BATCH = 32
+
+
+@pytest.fixture(scope="module")
+def splits() -> ImageSplits:
+    return data.split(*data.load("digits"))
+
+
+class _Task:
+    """Digits with a small network of convolutions and batch normalisation."""
+
+    def __init__(
+        self, splits: ImageSplits, *, device: str = "cpu", model: str = "small_cnn"
+    ) -> None:
+        self.splits = splits.to(device)
+        self.device = device
+        self.model = model
+        normalization = Normalization(self.splits.mean, self.splits.std)
+        self.batches = DeviceBatches(self.splits.train, normalization=normalization)
+        self.validation = DeviceSweep(self.splits.validation, normalization=normalization)
+
+    def network(self, seed: int) -> nn.Module:
+        torch.manual_seed(seed)
+        return models.create("small_cnn", in_channels=1, num_classes=10, image_size=8, width=4)
+
+    def sampler(self, kind: str, seed: int, **knobs: Any) -> BatchSampler:
+        device = "cpu" if kind == "mab" else self.device
+        labels = self.splits.train.labels
+        return samplers.create(kind, labels, batch_size=BATCH, seed=seed, device=device, **knobs)
+
+    def stack(self, slots: int, **changes: Any) -> StackedTrainer:
+        arguments: dict[str, Any] = {
+            "slots": slots,
+            "batches": self.batches,
+            "validation": self.validation,
+            "batch_size": BATCH,
+        }
+        return StackedTrainer(self.network(0), **arguments | changes)
+
+    def alone(
+        self, seed: int, sampler: BatchSampler, *, optimizer: str = "sgd", **changes: Any
+    ) -> list[Evaluation]:
+        network = self.network(seed).to(self.device)
+        options = {"lr": 0.05, **changes.pop("options", {})}
+        made = training.create_optimizer(optimizer, network.parameters(), **options)
+        run = Training(
+            network,
+            batches=self.batches,
+            validation=self.validation,
+            sampler=sampler,
+            optimizer=made,
+            **{"steps": 20, "evaluations": 4, "warmup": 0.2, **changes},
+        )
+        return list(run)
+
+
+def _finish(stack: StackedTrainer) -> dict[int, list[Any]]:
+    curves: dict[int, list[Any]] = {}
+    while stack.busy:
+        for slot, found in stack.advance():
+            curves.setdefault(slot, []).append(found)
+    return curves
+
+
+def _assert_same(curve: list[Evaluation], other: list[Evaluation], *, rel: float = 1e-3) -> None:
+    assert len(curve) == len(other)
+    for one, two in zip(curve, other, strict=True):
+        for field in ("index", "steps", "examples", "averaged"):
+            assert getattr(one, field) == getattr(two, field)
+        for field in ("loss", "train_loss", "learning_rate"):
+            assert getattr(one, field) == pytest.approx(getattr(two, field), rel=rel)
+        # A rounded logit may turn one of the 288 examples.
+        assert one.accuracy == pytest.approx(two.accuracy, abs=1.01 / 288)
+
+
+OPTIMIZERS = [
+    ("sgd", {"momentum": 0.9, "weight_decay": 1e-3}, {"momentum": 0.5, "nesterov": True}),
+    ("adam", {"lr": 0.003, "weight_decay": 1e-2}, {"lr": 0.001, "beta1": 0.8, "beta2": 0.99}),
+    ("adamw", {"lr": 0.003, "weight_decay": 0.1}, {"lr": 0.001, "eps": 1e-5}),
+    ("nadam", {"lr": 0.003, "weight_decay": 1e-2}, {"lr": 0.001, "beta1": 0.8}),
+    ("rmsprop", {"lr": 0.001, "momentum": 0.5}, {"lr": 0.0005, "alpha": 0.9}),
+]
+
+
+@pytest.mark.parametrize(("optimizer", "first", "second"), OPTIMIZERS, ids=lambda value: str(value))
+def test_stacked_equals_alone(
+    splits: ImageSplits, optimizer: str, first: dict[str, Any], second: dict[str, Any]
+) -> None:
+    task = _Task(splits)
+    stack = task.stack(2, optimizer=optimizer)
+    more: list[dict[str, Any]] = [
+        {"steps": 20, "average": 0.2, "label_smoothing": 0.1},
+        {"steps": 31, "schedule": "constant", "average": 0.5, "warmup": 0.0},
+    ]
+    expected = []
+    for slot, (options, changes) in enumerate(zip((first, second), more, strict=True)):
+        options = {"lr": 0.05, **options}
+        changes = {"evaluations": 4, "warmup": 0.2, **changes}
+        stack.start(
+            slot,
+            task.network(slot + 5),
+            sampler=task.sampler("uniform", slot),
+            optimizer=options,
+            **changes,
+        )
+        sampler = task.sampler("uniform", slot)
+        expected.append(
+            task.alone(slot + 5, sampler, optimizer=optimizer, options=options, **changes)
+        )
+    curves = _finish(stack)
+    for slot, curve in enumerate(expected):
+        _assert_same(curves[slot], curve)
+
+
+class _Replay(BatchSampler):
+    """Draws recorded batches."""
+
+    def __init__(self, batches: list[Tensor], labels: Tensor) -> None:
+        super().__init__(labels, batch_size=len(batches[0]))
+        self._batches = iter(batches)
+
+    def _draw(self) -> samplers.Draw:
+        return samplers.Draw(next(self._batches))
+
+    def _state(self) -> dict[str, Any]:
+        return {}
+
+    def _load_state(self, state: dict[str, Any]) -> None: ...
+
+
+@pytest.mark.parametrize("knobs", [{}, {"memory": None}, {"discount": 0.98}, {"floor": 0.3}])
+def test_bandits_of_a_stack_train_as_alone_on_their_batches(
+    splits: ImageSplits, knobs: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = _Task(splits)
+    drawn: list[Tensor] = []
+    fetch = DeviceBatches.fetch
+
+    def recorded(self: DeviceBatches, indices: Tensor) -> tuple[Tensor, Tensor]:
+        drawn.append(indices.view(3, BATCH).clone())
+        return fetch(self, indices)
+
+    monkeypatch.setattr(DeviceBatches, "fetch", recorded)
+    stack = task.stack(3)
+    for slot in range(3):
+        stack.start(
+            slot,
+            task.network(slot),
+            sampler=task.sampler("mab", slot, **knobs),
+            optimizer={"lr": 0.05},
+            steps=20,
+            evaluations=4,
+            warmup=0.2,
+        )
+    curves = _finish(stack)
+    monkeypatch.setattr(DeviceBatches, "fetch", fetch)
+    for slot in range(3):
+        sampler = task.sampler("mab", slot, **knobs)
+        assert isinstance(sampler, MABSampler)
+        shares = sampler.shares
+        for batch in drawn:
+            # Each bandit draws an arm of its own share.
+            assert (shares == batch[slot][:, None]).any(dim=1).all()
+        replay = _Replay([batch[slot] for batch in drawn], splits.train.labels)
+        _assert_same(curves[slot], task.alone(slot, replay))
+        assert all(point.reward_rate is not None for point in curves[slot])
+        assert curves[slot][-1].concentration is not None
+
+
+def test_bandits_of_a_stack_draw_as_alone(splits: ImageSplits) -> None:
+    """Hard examples are drawn more often, as often as by the sampler alone."""
+    task = _Task(splits)
+    labels = splits.train.labels
+    losses = torch.where(labels < 2, 2.0, 0.5)
+    alone = task.sampler("mab", 0)
+    share_alone = []
+    for _ in range(120):
+        batch = alone.draw()
+        alone.update(losses[batch])
+        share_alone.append((labels[batch] < 2).float().mean())
+    stack = task.stack(2)
+    for slot in range(2):
+        sampler = task.sampler("mab", slot)
+        stack.start(slot, task.network(slot), sampler=sampler, steps=10)
+    engine, draws = stack._engine, stack._draws
+    assert engine is not None
+    share = []
+    for _ in range(120):
+        indices, _ = draws.next()
+        draws.rewind()
+        share.append((labels[indices] < 2).float().mean(dim=1))
+        engine.learn(draws.arms, losses[indices.flatten()])
+        draws.hold(*engine.draw(uniform=False))
+    late = torch.stack(share[60:]).mean(dim=0)
+    expected = float(torch.stack(share_alone[60:]).mean())
+    assert expected > 0.25  # A fifth of the examples.
+    assert late.tolist() == pytest.approx([expected, expected], abs=0.05)
+
+
+@pytest.mark.parametrize("kind", ["psgd", "infobatch"])
+def test_samplers_that_learn_by_themselves_train_as_alone(splits: ImageSplits, kind: str) -> None:
+    task = _Task(splits)
+    stack = task.stack(2)
+    options: dict[str, Any] = {"steps": 20, "evaluations": 4, "warmup": 0.2}
+    sampler = task.sampler(kind, 3)
+    stack.start(1, task.network(1), sampler=sampler, optimizer={"lr": 0.05}, **options)
+    stack.start(0, task.network(0), sampler=task.sampler("mab", 0), **options)
+    curve = _finish(stack)[1]
+    _assert_same(curve, task.alone(1, task.sampler(kind, 3)))
+
+
+@pytest.mark.parametrize("kind", ["gradnorm", "selective_backprop"])
+def test_samplers_that_need_the_network_within_a_step_train_alone(
+    splits: ImageSplits, kind: str
+) -> None:
+    task = _Task(splits)
+    with pytest.raises(ArgumentError, match="needs the network within its step"):
+        task.stack(1).start(0, task.network(0), sampler=task.sampler(kind, 3), steps=20)
+
+
+def test_a_slot_begins_again_as_if_it_were_new(splits: ImageSplits) -> None:
+    task = _Task(splits)
+    stack = task.stack(2)
+    options: dict[str, Any] = {"optimizer": {"lr": 0.05}, "evaluations": 4, "warmup": 0.2}
+    stack.start(0, task.network(0), sampler=task.sampler("mab", 0), steps=40, **options)
+    stack.start(1, task.network(1), sampler=task.sampler("uniform", 1), steps=12, **options)
+    curves: dict[int, list[Any]] = {}
+    for _ in range(20):
+        for slot, found in stack.advance():
+            curves.setdefault(slot, []).append(found)
+        if stack.free == (1,) and len(curves[1]) == 4:
+            sampler = task.sampler("uniform", 2)
+            stack.start(1, task.network(2), sampler=sampler, steps=20, **options)
+    assert stack.busy == ()
+    assert stack.advance() == []
+    _assert_same(curves[1][:4], task.alone(1, task.sampler("uniform", 1), steps=12))
+    _assert_same(curves[1][4:], task.alone(2, task.sampler("uniform", 2), steps=20))
+    assert len(curves[0]) == 4
+
+
+def test_a_training_that_diverges_leaves_its_slot_and_its_neighbours_alone(
+    splits: ImageSplits,
+) -> None:
+    task = _Task(splits)
+    stack = task.stack(2)
+    for slot, lr in enumerate((1e30, 0.05)):
+        stack.start(
+            slot,
+            task.network(slot),
+            sampler=task.sampler("uniform", slot),
+            optimizer={"lr": lr},
+            steps=20,
+            evaluations=4,
+            warmup=0.2,
+        )
+    curves = _finish(stack)
+    assert isinstance(curves[0][-1], TrainingDiverged)
+    assert str(curves[0][-1]).startswith("Training diverged by step 5: the training loss is")
+    _assert_same(curves[1], task.alone(1, task.sampler("uniform", 1)))
+
+
+def test_a_stopped_training_is_heard_of_no_more(splits: ImageSplits) -> None:
+    task = _Task(splits)
+    stack = task.stack(2)
+    for slot in range(2):
+        stack.start(
+            slot,
+            task.network(slot),
+            sampler=task.sampler("uniform", slot),
+            steps=20,
+            evaluations=4,
+        )
+    stack.advance()
+    stack.stop(0)
+    assert stack.free == (0,)
+    assert {slot for slot, _ in (*stack.advance(), *stack.advance())} == {1}
+
+
+def test_weights_of_a_slot_are_those_evaluated(splits: ImageSplits) -> None:
+    task = _Task(splits)
+    stack = task.stack(2)
+    stack.start(
+        1,
+        task.network(1),
+        sampler=task.sampler("uniform", 1),
+        optimizer={"lr": 0.05},
+        steps=20,
+        evaluations=2,
+        average=0.3,
+    )
+    for averaged in (True, False):
+        ((slot, point),) = stack.advance()
+        assert slot == 1
+        assert isinstance(point, Evaluation)
+        assert point.averaged is averaged
+        network = task.network(0)
+        network.load_state_dict(stack.state(1, averaged=averaged))
+        accuracy, loss = training.evaluate(network, task.validation)
+        assert accuracy == pytest.approx(point.accuracy, abs=1.01 / 288)
+        assert loss == pytest.approx(point.loss, rel=1e-4)
+
+
+def test_what_does_not_fit_is_refused(splits: ImageSplits) -> None:
+    task = _Task(splits)
+    with pytest.raises(ArgumentError, match="slots must be at least 1, got 0"):
+        task.stack(0)
+    with pytest.raises(UnknownNameError, match="precision 'float16'"):
+        task.stack(1, precision="float16")
+    stack = task.stack(2)
+    start: dict[str, Any] = {"sampler": task.sampler("mab", 0), "steps": 20}
+    stack.start(0, task.network(0), **start)
+    with pytest.raises(ArgumentError, match=r"slot must be one of the free ones, \(1,\), got 0"):
+        stack.start(0, task.network(0), **start)
+    wide = models.create("small_cnn", in_channels=1, num_classes=10, image_size=8, width=5)
+    with pytest.raises(ArgumentError, match="parameters of the stack's networks"):
+        stack.start(1, wide, **start)
+    small = MABSampler(splits.train.labels, batch_size=8)
+    with pytest.raises(ArgumentError, match="batches of 32, got 8"):
+        stack.start(1, task.network(0), **start | {"sampler": small})
+    greedy = task.sampler("mab", 0, policy="softmax")
+    with pytest.raises(ArgumentError, match="must share policy"):
+        stack.start(1, task.network(0), **start | {"sampler": greedy})
+    with pytest.raises(ArgumentError, match="momentum of optimizer 'sgd' must be in"):
+        stack.start(1, task.network(0), optimizer={"momentum": 2}, **start)
+    assert stack.free == (1,)
+
+
+@pytest.mark.cuda
+@CUDA
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("kind", ["uniform", "mab", "psgd"])
+def test_a_captured_stack_is_its_eager_twin_on_cuda(
+    splits: ImageSplits, kind: str, precision: str
+) -> None:
+    curves = []
+    for capture in (False, True):
+        task = _Task(splits, device="cuda")
+        stack = task.stack(4, capture=capture, precision=precision)
+        for slot in range(4):
+            stack.start(
+                slot,
+                task.network(slot),
+                sampler=task.sampler(kind, slot),
+                optimizer={"lr": 0.02 * (slot + 1)},
+                steps=40,
+                evaluations=4,
+                average=0.2,
+            )
+        curves.append(_finish(stack))
+        assert stack.captured is capture, stack.loop_reason
+    for slot in range(4):
+        for one, two in zip(curves[0][slot], curves[1][slot], strict=True):
+            assert dataclasses.asdict(one)["loss"] == pytest.approx(two.loss, rel=0.05)
