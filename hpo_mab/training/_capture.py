@@ -44,6 +44,7 @@ class Captured:
         self._side: torch.cuda.Stream | None = None
         if self._wanted:
             self._stream, self._side = _streams(device)
+        self._forked = False
         self._graph: torch.cuda.CUDAGraph | None = None
         self._calls = 0
         self.reason: str | None = None
@@ -77,25 +78,33 @@ class Captured:
         if self._side is None:
             yield
             return
+        self._forked = True
         self._side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self._side):
             yield
 
     def join(self) -> None:
-        """Within the function: wait on the device for what ran at the same time."""
-        if self._side is not None:
+        """Within the function: wait on the device for what ran at the same time, if anything."""
+        # A capture may not wait for a stream that has no part in it.
+        if self._side is not None and self._forked:
             torch.cuda.current_stream().wait_stream(self._side)
+            self._forked = False
 
     def _try_capture(self, body: Callable[[], None], undo: Callable[[], None]) -> None:
         """Capture a graph, or call the function from now on and keep the reason."""
+        generators = [generator for generator in self._generators if generator is not None]
+        generators.append(torch.cuda.default_generators[torch.cuda.current_device()])
+        states = [generator.clone_state() for generator in generators]
         try:
             self._capture(body)
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
-            # Nothing ran on the device while capturing.
+            # Nothing ran on the device while capturing, but generators still await a graph.
+            for generator, state in zip(generators, states, strict=True):
+                generator.graphsafe_set_state(state)
             undo()
-            self._wanted = False
+            self._wanted = self._forked = False
             self.reason = str(error).strip().partition("\n")[0]
 
     def _capture(self, body: Callable[[], None]) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from hpo_mab._errors import ArgumentError
 from hpo_mab.samplers import BatchSampler
@@ -85,6 +86,71 @@ class NetworkRows:
             name: part.view(len(rows), *shape)
             for (name, shape), part in zip(self._shapes.items(), parts, strict=True)
         }
+
+
+class StackedBatchNorm(nn.Module):
+    """Batch normalisation that ``vmap`` and a cast to bfloat16 leave correct.
+
+    The native operation with running statistics refuses, under ``vmap``, inputs of another type
+    than theirs; here it computes the batch's statistics only, and they are followed apart.
+
+    Args:
+        norm: The layer to stand in for; its parameters and buffers become this one's.
+        momentum: Weight of a batch's statistics in the running ones.
+    """
+
+    weight: Tensor | None
+    bias: Tensor | None
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
+
+    def __init__(self, norm: _BatchNorm, momentum: float) -> None:
+        super().__init__()
+        self._parameters = norm._parameters
+        self._buffers = norm._buffers
+        self._eps = norm.eps
+        self._momentum = momentum
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Normalise [n, C, ...] by the batch's statistics, or in evaluation by those followed."""
+        if not self.training:
+            return self._by_running_statistics(inputs)
+        outputs, mean, inverse = torch.native_batch_norm(
+            inputs, self.weight, self.bias, None, None, True, 0.0, self._eps
+        )
+        with torch.no_grad():
+            count = inputs.numel() // inputs.shape[1]
+            variance = (inverse.double().pow(-2) - self._eps) * (count / max(1, count - 1))
+            for running, now in ((self.running_mean, mean), (self.running_var, variance)):
+                running.mul_(1 - self._momentum).add_(self._momentum * now.to(running.dtype))
+            self.num_batches_tracked.add_(1)
+        normalized: Tensor = outputs
+        return normalized
+
+    def _by_running_statistics(self, inputs: Tensor) -> Tensor:
+        scale = (self.running_var + self._eps).rsqrt()
+        if self.weight is not None:
+            scale = scale * self.weight
+        shift = -self.running_mean * scale
+        if self.bias is not None:
+            shift = shift + self.bias
+        shape = (1, -1) + (1,) * (inputs.ndim - 2)
+        return inputs * scale.to(inputs.dtype).view(shape) + shift.to(inputs.dtype).view(shape)
+
+
+def stackable(model: nn.Module) -> nn.Module:
+    """The network with each batch normalisation replaced; changed in place."""
+    for name, child in model.named_children():
+        if (
+            isinstance(child, _BatchNorm)
+            and child.track_running_stats
+            and child.momentum is not None
+        ):
+            setattr(model, name, StackedBatchNorm(child, child.momentum))
+        else:
+            stackable(child)
+    return model
 
 
 class NumberRows:

@@ -6,7 +6,7 @@ import copy
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -31,6 +31,7 @@ from hpo_mab.training._rows import (
     NetworkRows,
     NumberRows,
     learns,
+    stackable,
     stacked_cross_entropy,
 )
 from hpo_mab.training._schedule import Schedule, evaluation_steps
@@ -137,7 +138,7 @@ class StackedTrainer:
         self._capture = capture
         self._clock = clock
         self._device = device
-        self._model = copy.deepcopy(model).to(device)
+        self._model = stackable(copy.deepcopy(model)).to(device)
         self._networks = NetworkRows(self._model, slots, device)
         self._optimizer = RowOptimizer(optimizer, self._networks.weights)
         self._numbers = NumberRows(slots, device)
@@ -380,7 +381,7 @@ class StackedTrainer:
         # Trained weights last: they replace equals.
         for averaged in (True, False):
             chosen = [slot for slot in due if averaged in self._choices(self._running[slot])]
-            for slot, (accuracy, loss) in self._scores(chosen, averaged=averaged).items():
+            for slot, (accuracy, loss) in self.scores(chosen, averaged=averaged).items():
                 if slot not in scores or accuracy >= scores[slot][1]:
                     scores[slot] = (averaged, accuracy, loss)
         return [(slot, self._result(slot, sums[slot], *scores[slot])) for slot in due]
@@ -425,17 +426,25 @@ class StackedTrainer:
             return each.sampler.statistics()
         return {} if self._engine is None else self._engine.figures_of(slot).shares()
 
-    def _scores(self, slots: list[int], *, averaged: bool) -> dict[int, tuple[float, float]]:
-        """Validation accuracy and loss of some networks, evaluated together."""
+    def scores(
+        self, slots: Sequence[int], *, averaged: bool, examples: DeviceSweep | None = None
+    ) -> dict[int, tuple[float, float]]:
+        """Accuracy and mean loss of some networks as they are now, evaluated together.
+
+        Args:
+            slots: Which networks; a slot keeps its network after its training has ended.
+            averaged: Whether to evaluate their averaged weights.
+            examples: What to evaluate on; None takes the validation images.
+        """
         if not slots:
             return {}
-        weights, buffers = self._networks.rows(slots, averaged=averaged)
+        weights, buffers = self._networks.rows(list(slots), averaged=averaged)
         total = torch.zeros(len(slots), 2, device=self._device)
         count = 0
         size = max(1, _EVALUATED_AT_ONCE // len(slots))
         self._model.eval()
         with torch.no_grad():
-            for inputs, targets in self._validation.batches(size):
+            for inputs, targets in (examples or self._validation).batches(size):
                 logits = self._forward(weights, buffers, inputs, in_dim=None)
                 losses = stacked_cross_entropy(logits, targets.expand(len(slots), -1), None)
                 correct = (logits.argmax(dim=2) == targets).sum(dim=1)

@@ -137,6 +137,25 @@ def test_stacked_equals_alone(
         _assert_same(curves[slot], curve)
 
 
+def test_half_precision_trains_as_single_precision_nearly(splits: ImageSplits) -> None:
+    task = _Task(splits)
+    losses = []
+    for precision in ("float32", "bfloat16"):
+        stack = task.stack(2, precision=precision)
+        for slot in range(2):
+            sampler = task.sampler("uniform", slot)
+            stack.start(
+                slot,
+                task.network(slot),
+                sampler=sampler,
+                optimizer={"lr": 0.05},
+                steps=40,
+                evaluations=2,
+            )
+        losses.append([curve[-1].loss for _, curve in sorted(_finish(stack).items())])
+    assert losses[0] == pytest.approx(losses[1], rel=0.1)
+
+
 class _Replay(BatchSampler):
     """Draws recorded batches."""
 
