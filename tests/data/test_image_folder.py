@@ -11,12 +11,15 @@ from PIL import Image
 
 from hpo_mab import data
 from hpo_mab._errors import ArgumentError, DataError
-from hpo_mab.data import _folder
+from hpo_mab.data import DataWarning, _pictures
 
 
 def _write(path: Path, value: int | tuple[int, int, int], *, mode: str = "L") -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new(mode, (12, 10), value).save(path)
+    image = Image.new(mode, (12, 10), value)
+    # In one corner, because images of a single colour are warned of.
+    image.paste(255, (9, 7, 12, 10))
+    image.save(path)
 
 
 def _grey_folder(root: Path, *, each: int = 5) -> None:
@@ -44,21 +47,23 @@ def test_one_colour_image_makes_all_rgb(tmp_path: Path) -> None:
     assert test.images[-1, :, 4, 4].tolist() == [10, 20, 30]
 
 
-def test_sixteen_bit_grey_is_scaled_not_clipped(tmp_path: Path) -> None:
+def test_sixteen_bits_next_to_eight_keep_their_brightness(tmp_path: Path) -> None:
     _grey_folder(tmp_path)
     deep = np.full((10, 10), 0x8080, dtype=np.uint16)
+    deep[:, 5:] = 0x2020
     Image.fromarray(deep).save(tmp_path / "train" / "cat" / "0.png")
-    train, _ = data.load("image_folder", root=tmp_path, size=8)
-    assert train.images[0].unique().tolist() == [0x80]
+    train, _ = data.load("image_folder", root=tmp_path, size=10)
+    assert train.images[0].unique().tolist() == [0x20, 0x80]
 
 
 def test_the_middle_is_cropped_after_scaling_the_shorter_side(tmp_path: Path) -> None:
     _grey_folder(tmp_path)
     wide = np.zeros((10, 30), dtype=np.uint8)
     wide[:, 10:20] = 200
+    wide[5:, 10:20] = 100
     Image.fromarray(wide).save(tmp_path / "train" / "cat" / "0.png")
     train, _ = data.load("image_folder", root=tmp_path, size=10)
-    assert train.images[0].unique().tolist() == [200]
+    assert train.images[0].unique().tolist() == [100, 200]
 
 
 def test_unreadable_images_are_left_out_and_named_every_time(tmp_path: Path) -> None:
@@ -66,7 +71,9 @@ def test_unreadable_images_are_left_out_and_named_every_time(tmp_path: Path) -> 
     (tmp_path / "train" / "cat" / "broken.png").write_bytes(b"not an image")
     (tmp_path / "train" / "cat" / "notes.txt").write_text("ignored")
     for _ in range(2):  # The second time from the cache.
-        with pytest.warns(UserWarning, match=r"1 of 21 images .* train/cat/broken\.png\.$"):
+        with pytest.warns(
+            DataWarning, match=r"1 of 21 images .*: train/cat/broken\.png \(not an image"
+        ):
             train, _ = data.load("image_folder", root=tmp_path, size=8)
         assert len(train) == 10
 
@@ -93,8 +100,10 @@ def test_the_cache_is_used_until_a_file_changes(
     _grey_folder(tmp_path)
     data.load("image_folder", root=tmp_path, size=8)
     reads: list[Path] = []
-    read = _folder._read
-    monkeypatch.setattr(_folder, "_read", lambda path, size: reads.append(path) or read(path, size))
+    read = _pictures.read
+    monkeypatch.setattr(
+        _pictures, "read", lambda path, size: reads.append(path) or read(path, size)
+    )
     train, _ = data.load("image_folder", root=tmp_path, size=8)
     assert reads == []
     changed = tmp_path / "train" / "cat" / "0.png"
