@@ -25,6 +25,7 @@ _SPLIT_NAMES = {
     "validation": {"val", "valid", "validation"},
     "test": {"test", "testing"},
 }
+_ADJECTIVES = {"train": "training"}
 _TEST_SHARE = 0.2
 #: Largest size that is chosen without ``data.size``.
 _LARGEST_CHOICE = 64
@@ -216,7 +217,8 @@ def _split_folders(root: Path, folders: Mapping[str, Path]) -> dict[str, Path]:
             continue
         if part in found:
             raise DataError(
-                f"{root} holds two folders of {part} images, {found[part].name} and {name}; "
+                f"{root} holds two folders of {_ADJECTIVES.get(part, part)} images, "
+                f"{found[part].name} and {name}; "
                 "rename or remove one."
             )
         found[part] = path

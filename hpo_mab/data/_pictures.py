@@ -22,6 +22,7 @@ _GREY_MODES = {"1", "L", "LA", "La", "I", "F"}
 _ALPHA_MODES = {"LA", "La", "PA", "RGBA", "RGBa"}
 #: Formats that Pillow registers without decoding them itself. EPS starts Ghostscript.
 _NOT_DECODED = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
+_ORIENTATION = 0x0112
 _WHITE = 255.0
 
 _Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
@@ -106,14 +107,26 @@ def read(path: Path, size: int) -> Picture | str:
 
 
 def _upright(image: Image) -> Image:
-    from PIL import ImageOps
+    """The image turned as its metadata ask, whatever else the metadata hold."""
+    from PIL.Image import Transpose
 
     try:
-        return ImageOps.exif_transpose(image)
-    except Exception:
-        # The metadata are damaged, which says nothing about the pixels: `load` raises if they are.
-        image.load()
-        return image
+        turn = image.getexif().get(_ORIENTATION)
+    except Exception:  # Damaged metadata raise errors of every type; the pixels may be whole.
+        turn = None
+    turns = {
+        2: Transpose.FLIP_LEFT_RIGHT,
+        3: Transpose.ROTATE_180,
+        4: Transpose.FLIP_TOP_BOTTOM,
+        5: Transpose.TRANSPOSE,
+        6: Transpose.ROTATE_270,
+        7: Transpose.TRANSVERSE,
+        8: Transpose.ROTATE_90,
+    }
+    # Not Pillow's exif_transpose: it also rewrites the metadata, and raises where it cannot.
+    method = turns.get(turn) if isinstance(turn, int) else None
+    image.load()
+    return image if method is None else image.transpose(method)
 
 
 def _fitted(image: Image, size: int) -> _Array:
