@@ -1,12 +1,10 @@
-"""Memory of the host: how much is free, and errors of running out of it or of a device's."""
+"""Running out of memory, on the host or on a device."""
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import re
 from collections.abc import Iterator
-from pathlib import Path
 
 # Libraries of a device say it each in its own way, in errors of no kind of their own.
 _DEVICE = re.compile(
@@ -57,26 +55,12 @@ def _of_host(text: str) -> str:
     asked, array = _BYTES.search(text), _ARRAY.search(text)
     told = ""
     if asked is not None:
-        told = f" Tried to allocate {memory_size(int(asked[1]))}."
+        told = f" Tried to allocate {_size(int(asked[1]))}."
     elif array is not None:
         told = f" {array[0].rstrip('.')}."
     return f"host out of memory.{told}"
 
 
-def memory_size(count: int) -> str:
-    """Bytes as text, in MiB or GiB."""
+def _size(count: int) -> str:
     unit, name = (2**30, "GiB") if count >= 2**30 else (2**20, "MiB")
     return f"{count / unit:,.2f} {name}"
-
-
-def available_memory() -> int | None:
-    """Bytes that this process may yet allocate, by Linux's own estimate; None elsewhere."""
-    found = []
-    with contextlib.suppress(OSError, ValueError):
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                found.append(1024 * int(line.split()[1]))
-    # A container's limit; "max" where there is none.
-    with contextlib.suppress(OSError, ValueError):
-        found.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))
-    return min(found, default=None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import os
 import re
@@ -15,7 +16,6 @@ from typing import TypeAlias
 import torch
 
 from hpo_mab._errors import ArgumentError, DataError
-from hpo_mab._memory import available_memory, memory_size
 from hpo_mab.data import _cache, _pictures
 from hpo_mab.data._images import ImageData
 from hpo_mab.data._splits import stratified_halves
@@ -25,7 +25,6 @@ _SPLIT_NAMES = {
     "validation": {"val", "valid", "validation"},
     "test": {"test", "testing"},
 }
-_ADJECTIVES = {"train": "training"}
 _TEST_SHARE = 0.2
 #: Largest size that is chosen without ``data.size``.
 _LARGEST_CHOICE = 64
@@ -192,7 +191,9 @@ def _layout(root: Path) -> _Layout:
         below = walk.folders(folder)
         if not set(below) & set(classes):
             unlabelled = len(walk.images(folder))
-            notes.append(f"{folder.name}/ has no folder of a class: {unlabelled:,} images unused.")
+            notes.append(
+                f"{folder.name}/ has no folder of a class; images not used: {unlabelled:,}."
+            )
             continue
         unknown = set(below) - set(classes)
         if unknown:
@@ -217,8 +218,7 @@ def _split_folders(root: Path, folders: Mapping[str, Path]) -> dict[str, Path]:
             continue
         if part in found:
             raise DataError(
-                f"{root} holds two folders of {_ADJECTIVES.get(part, part)} images, "
-                f"{found[part].name} and {name}; "
+                f"{root} holds two folders for the part '{part}', {found[part].name} and {name}; "
                 "rename or remove one."
             )
         found[part] = path
@@ -252,15 +252,27 @@ def _checked_size(paths: Sequence[Path], size: int | None) -> int:
         median = int(statistics.median(sides)) if sides else _LARGEST_CHOICE
         size = min(max(median, _SMALLEST), _LARGEST_CHOICE)
     channels = 1 if all(grey for _, grey in headers) else 3
-    room, each = available_memory(), len(paths) * channels
+    room, each = _available_memory(), len(paths) * channels
     if room is not None and each * size**2 > room:
         fitting = int((room / each) ** 0.5)
         hint = f"data.size={fitting} fits" if fitting >= _SMALLEST else "use fewer images"
         raise DataError(
-            f"{len(paths):,} images of {size}x{size} pixels need {memory_size(each * size**2)} of "
-            f"memory, of which {memory_size(room)} are available; {hint}."
+            f"{len(paths):,} images of {size}x{size} pixels need {each * size**2 / 2**30:,.2f} GiB "
+            f"of memory, of which {room / 2**30:,.2f} GiB are available; {hint}."
         )
     return size
+
+
+def _available_memory() -> int | None:
+    """Bytes that this process may still allocate, by Linux's own estimate; None elsewhere."""
+    found = []
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        found += [1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")]
+    # A container's limit; the file holds "max" where there is none.
+    with contextlib.suppress(OSError, ValueError):
+        found.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    return min(found, default=None)
 
 
 def _decode(root: Path, layout: _Layout, *, size: int) -> _cache.Decoded:

@@ -233,7 +233,7 @@ def test_split_folders_next_to_classes_are_no_classes(
     splits, told = _told(tmp_path, caplog)
     assert splits.train.classes == ("cat", "dog")
     assert (len(splits.train), len(splits.validation), len(splits.test)) == (8, 4, 2)
-    assert "test/ has no folder of a class: 1 images unused." in told
+    assert "test/ has no folder of a class; images not used: 1." in told
 
 
 def test_a_class_may_be_called_train(tmp_path: Path) -> None:
@@ -250,7 +250,7 @@ def test_splits_without_training_images_or_twice_are_refused(tmp_path: Path) -> 
         data.load("image_folder", root=tmp_path)
     for name in ("train", "Training"):
         _split(tmp_path, name)
-    with pytest.raises(DataError, match="two folders of training images, Training and train"):
+    with pytest.raises(DataError, match="two folders for the part 'train', Training and train"):
         data.load("image_folder", root=tmp_path)
 
 
@@ -308,7 +308,7 @@ def test_more_images_than_memory_holds_are_refused_before_decoding(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _grey_folder(tmp_path)
-    monkeypatch.setattr(_folder, "available_memory", lambda: 20 * 40**2)
+    monkeypatch.setattr(_folder, "_available_memory", lambda: 20 * 40**2)
     monkeypatch.setattr(_pictures, "read_all", None)
     with pytest.raises(DataError, match=r"20 images of 48x48 pixels need .*; data\.size=40 fits"):
         data.load("image_folder", root=tmp_path, size=48)
