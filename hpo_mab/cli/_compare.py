@@ -61,7 +61,7 @@ def compare(
     from hpo_mab.cli._dashboard import dashboard
     from hpo_mab.cli._files import refuse_unwritable, write_text
     from hpo_mab.cli._outcome import print_comparison
-    from hpo_mab.cli._progress import StudyProgress
+    from hpo_mab.cli._progress import StudyProgress, shown_data
     from hpo_mab.cli._signals import stoppable
     from hpo_mab.cli._summary import warn_unpublished
     from hpo_mab.compare import comparison_record, report_html, run_comparison, summarise
@@ -72,11 +72,16 @@ def compare(
     refuse_unwritable(record, report)
     silent = quiet or as_json
     store = Storage(storage)
-    with stoppable():
+    with stoppable(), shown_data(quiet=silent) as show_data:
+
+        def progress(name: str, count: int) -> StudyProgress:
+            show_data()
+            return StudyProgress(trials=count, label=name, quiet=silent)
+
         found = run_comparison(
             loaded,
             store,
-            progress=lambda name, count: StudyProgress(trials=count, label=name, quiet=silent),
+            progress=progress,
             on_retrain=None if silent else _tell_retraining,
         )
     if {run.arm for run in found.runs} <= {found.reference} or found.interrupted:

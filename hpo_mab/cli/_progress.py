@@ -1,8 +1,11 @@
-"""Progress of a study: a live bar on a terminal, a line now and then elsewhere."""
+"""A study's data, and its progress: a live bar on a terminal, a line now and then elsewhere."""
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import time
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -99,6 +102,46 @@ class StudyProgress:
             return False
         self._last_line = now
         return True
+
+
+class _DataLines(logging.Handler):
+    """Keeps what is logged of the data sets loaded, and shows each line once."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.INFO)
+        self._console = Console(stderr=True, highlight=False)
+        self._waiting: list[str] = []
+        self._shown: set[str] = set()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._waiting.append(record.getMessage())
+
+    def show(self) -> None:
+        for line in self._waiting:
+            if line not in self._shown:
+                self._console.print(line, markup=False, soft_wrap=True)
+                self._shown.add(line)
+        self._waiting.clear()
+
+
+@contextlib.contextmanager
+def shown_data(*, quiet: bool) -> Iterator[Callable[[], None]]:
+    """Show what the data sets loaded in this context consist of, each line once.
+
+    Gives a function that shows it; the end of the context does so too, but not an error: a mistake
+    in a definition is one line.
+    """
+    log, lines = logging.getLogger("hpo_mab.data"), _DataLines()
+    before = log.level
+    if not quiet:
+        log.setLevel(logging.INFO)
+        log.addHandler(lines)
+    try:
+        yield lines.show
+        lines.show()
+    finally:
+        log.removeHandler(lines)
+        log.setLevel(before)
 
 
 def duration(seconds: float) -> str:

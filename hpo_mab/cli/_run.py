@@ -63,7 +63,7 @@ def run(
     from hpo_mab.cli._compare import compare
     from hpo_mab.cli._dashboard import dashboard
     from hpo_mab.cli._launch import launcher
-    from hpo_mab.cli._progress import StudyProgress
+    from hpo_mab.cli._progress import StudyProgress, shown_data
     from hpo_mab.cli._signals import stoppable
     from hpo_mab.cli._summary import print_summary, run_json, warn_unpublished
     from hpo_mab.dashboard import publish_study
@@ -82,7 +82,8 @@ def run(
         gpus_per_worker=gpus_per_worker,
         quiet=silent,
     )
-    runner = StudyRunner(loaded, store)
+    with shown_data(quiet=silent):
+        runner = StudyRunner(loaded, store)
     study_name = runner.name(name, fresh=fresh)
     with (
         stoppable(),

@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from hpo_mab.data._images import ImageData
 
 #: Folder of the cache inside a data root.
 CACHE_FOLDER = ".hpo_mab_cache"
-_FORMAT = 1
+_FORMAT = 2
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,14 +28,18 @@ class Decoded:
     """What a decoder made of its source files.
 
     Attributes:
-        train: Training images.
-        test: Test images, of the same classes.
-        unreadable: Source files that could not be decoded, relative to the root.
+        parts: Images by part: ``"train"``, ``"test"`` and, where validation images come with the
+            data set, ``"validation"``; all of the same classes.
+        sides: Smallest and largest shorter side of the source images in pixels, if they were
+            scaled.
+        warnings: What the user is warned of each time the data set is loaded.
+        notes: What was taken and what was passed over, a sentence each; not kept in the cache.
     """
 
-    train: ImageData
-    test: ImageData
-    unreadable: tuple[str, ...] = ()
+    parts: Mapping[str, ImageData]
+    sides: tuple[int, int] | None = None
+    warnings: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def fingerprint(files: Iterable[Path], *, root: Path, options: dict[str, Any]) -> str:
@@ -52,10 +56,12 @@ def read(root: Path, *, name: str, key: str) -> Decoded | None:
     folder = root / CACHE_FOLDER / f"{name}-{key}"
     try:
         meta = json.loads((folder / "meta.json").read_text())
-        train, test = (_map(folder, part, tuple(meta["classes"])) for part in ("train", "test"))
-    except (OSError, ValueError, KeyError):
+        classes = tuple(meta["classes"])
+        parts = {part: _map(folder, part, classes) for part in meta["parts"]}
+        sides = tuple(meta["sides"]) or None
+        return Decoded(parts=parts, sides=sides, warnings=tuple(meta["warnings"]))
+    except (OSError, ValueError, KeyError, TypeError):
         return None
-    return Decoded(train=train, test=test, unreadable=tuple(meta["unreadable"]))
 
 
 def write(root: Path, decoded: Decoded, *, name: str, key: str) -> None:
@@ -78,10 +84,15 @@ def write(root: Path, decoded: Decoded, *, name: str, key: str) -> None:
 
 
 def _fill(folder: Path, decoded: Decoded) -> None:
-    for part, data in (("train", decoded.train), ("test", decoded.test)):
+    for part, data in decoded.parts.items():
         np.save(folder / f"{part}-images.npy", data.images.numpy())
         np.save(folder / f"{part}-labels.npy", data.labels.numpy())
-    meta = {"classes": decoded.train.classes, "unreadable": decoded.unreadable}
+    meta = {
+        "classes": decoded.parts["train"].classes,
+        "parts": list(decoded.parts),
+        "sides": decoded.sides or (),
+        "warnings": decoded.warnings,
+    }
     (folder / "meta.json").write_text(json.dumps(meta))
 
 

@@ -2,186 +2,360 @@
 
 from __future__ import annotations
 
+import collections
+import contextlib
+import dataclasses
+import os
+import re
+import statistics
 import warnings
-from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
-import numpy as np
 import torch
 
 from hpo_mab._errors import ArgumentError, DataError
-from hpo_mab.data import _cache
+from hpo_mab.data import _cache, _pictures
 from hpo_mab.data._images import ImageData
 from hpo_mab.data._splits import stratified_halves
 
-_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+_SPLIT_NAMES = {
+    "train": {"train", "training"},
+    "validation": {"val", "valid", "validation"},
+    "test": {"test", "testing"},
+}
 _TEST_SHARE = 0.2
-_GREY_MODES = {"1", "L", "LA", "I", "F"}
+#: Largest size that is chosen without ``data.size``.
+_LARGEST_CHOICE = 64
+_SMALLEST = 4
+#: Files whose headers decide the size and the memory needed.
+_SAMPLED = 256
 _NAMED = 3
 
-_Pixels: TypeAlias = np.ndarray[Any, np.dtype[np.uint8]]
+_Files: TypeAlias = list[tuple[Path, int]]
 
 
-def image_folder(*, root: Path, size: int = 32) -> tuple[ImageData, ImageData]:
-    """Training and test images from ``root/train/<class>/`` and ``root/test/<class>/``.
+class DataWarning(UserWarning):
+    """Images of a folder that were left out or that show nothing."""
 
-    Without ``test/`` a fixed stratified fifth of the images is the test part; without ``train/``
-    too, the classes are the folders in ``root`` itself. Images are scaled to ``size`` on the
-    shorter side and cropped in the middle; they stay grey where all of them are, and become RGB
-    otherwise. Classes are the sorted folder names. A file that cannot be read is left out with a
-    warning.
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class _Layout:
+    """The image files of a folder.
+
+    Attributes:
+        classes: Names of the classes.
+        files: Files with their class, by part; ``"train"`` is always there.
+        notes: What was taken and what was passed over, a sentence each.
+    """
+
+    classes: tuple[str, ...]
+    files: Mapping[str, _Files]
+    notes: tuple[str, ...]
+
+    @property
+    def everything(self) -> list[Path]:
+        """All files, part by part."""
+        return [path for files in self.files.values() for path, _ in files]
+
+
+def image_folder(*, root: Path, size: int | None = None) -> _cache.Decoded:
+    """Images from ``root/train/<class>/``, ``root/val/<class>/`` and ``root/test/<class>/``.
+
+    The split folders may be spelt in any case, and as training, valid, validation and testing.
+    Without a test folder a fixed stratified fifth of the training images is the test part; without
+    a training folder the classes are the other folders in ``root``. Images are scaled to ``size``
+    on the shorter side and cropped in the middle; they stay grey where all of them are, and become
+    RGB otherwise. Classes are the sorted folder names; a class folder's own folders belong to it,
+    linked ones included. Hidden files are passed over. A file that cannot be read is left out.
 
     Args:
         root: Folder of the data set.
-        size: Height and width of the images made, in pixels; at least 4.
+        size: Height and width of the images made, in pixels; at least 4. None takes the median
+            shorter side of the images, at most 64.
 
     Raises:
         ArgumentError: ``size`` out of bounds.
-        DataError: No such folder, fewer than two classes, a class without images, or test
-            classes that were never trained on.
+        DataError: No such folder, fewer than two classes, a class without images, test or
+            validation classes that were never trained on, or more images than fit into memory.
     """
-    if isinstance(size, bool) or not isinstance(size, int) or size < 4:
+    if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 4):
         raise ArgumentError(f"size must be an integer of at least 4 pixels, got {size!r}.")
-    train_root, test_root = _roots(root)
-    classes = _class_names(train_root)
-    train_files = _class_files(train_root, classes)
-    test_files = _test_files(test_root, classes)
-    everything = [path for path, _ in train_files + test_files]
-    key = _cache.fingerprint(everything, root=root, options={"size": size})
-    name = f"image_folder_{size}"
+    layout = _layout(root)
+    key = _cache.fingerprint(layout.everything, root=root, options={"size": size})
+    name = f"image_folder_{size or 'auto'}"
     decoded = _cache.read(root, name=name, key=key)
     if decoded is None:
-        decoded = _decode(root, classes, train_files, test_files, size=size)
+        decoded = _decode(root, layout, size=_checked_size(layout.everything, size))
         _cache.write(root, decoded, name=name, key=key)
-    _warn_unreadable(decoded.unreadable, len(everything))
-    return decoded.train, decoded.test
+    for text in decoded.warnings:
+        warnings.warn(text, DataWarning, stacklevel=4)
+    return dataclasses.replace(decoded, notes=layout.notes)
 
 
-def _roots(root: Path) -> tuple[Path, Path | None]:
+class _Walk:
+    """Finds image files and counts the others by the reason why they are passed over."""
+
+    def __init__(self) -> None:
+        self.passed: collections.Counter[str] = collections.Counter()
+
+    def folders(self, folder: Path) -> dict[str, Path]:
+        """Visible folders in ``folder`` by name, sorted; image files there are counted."""
+        found = {}
+        for path in sorted(folder.iterdir()):
+            if path.is_dir():
+                if not _is_hidden(path.name):
+                    found[path.name] = path
+            elif _is_image(path.name):
+                self.passed["outside class folders"] += 1
+        return found
+
+    def images(self, folder: Path) -> list[Path]:
+        """Image files in and below ``folder``, sorted; linked folders are followed, each once."""
+        found, seen = [], set()
+        for where, names, files in os.walk(folder, followlinks=True, onerror=self._count):
+            real = os.path.realpath(where)
+            if real in seen:
+                names.clear()
+                continue
+            seen.add(real)
+            for name in filter(_is_hidden, names):
+                inside = sum(len(below) for _, _, below in os.walk(Path(where, name)))
+                self.passed["hidden"] += inside
+            names[:] = [name for name in names if not _is_hidden(name)]
+            found += [Path(where, name) for name in files if self._is_taken(where, name)]
+        return sorted(found)
+
+    def _is_taken(self, where: str, name: str) -> bool:
+        if _is_hidden(name):
+            self.passed["hidden"] += 1
+        elif not _is_image(name):
+            self.passed[Path(name).suffix.lower() or "without suffix"] += 1
+        elif not Path(where, name).is_file():
+            self.passed["broken links and special files"] += 1
+        else:
+            return True
+        return False
+
+    def _count(self, error: OSError) -> None:
+        self.passed["folders that cannot be opened"] += 1
+
+    def note(self) -> tuple[str, ...]:
+        """What was passed over, in one sentence; nothing where there was nothing."""
+        if not self.passed:
+            return ()
+        return (f"Passed over: {_counted(self.passed.most_common(), 6)}.",)
+
+
+def _is_hidden(name: str) -> bool:
+    # Copies of images that macOS, Synology and notebooks put next to the originals.
+    return name.startswith(".") or name in ("__MACOSX", "@eaDir")
+
+
+def _is_image(name: str) -> bool:
+    return not _is_hidden(name) and Path(name).suffix.lower() in _pictures.readable()[0]
+
+
+def _counted(counts: Sequence[tuple[str, int]], most: int) -> str:
+    texts = [f"{count:,} {name}" for name, count in counts[:most]]
+    rest = sum(count for _, count in counts[most:])
+    return ", ".join([*texts, f"{rest:,} others"] if rest else texts)
+
+
+def _layout(root: Path) -> _Layout:
     if not root.is_dir():
         raise DataError(
             f"Data set 'image_folder' needs the folder {root}, which does not exist. "
             "--data-root (data.root) names another."
         )
-    train, test = root / "train", root / "test"
-    if not train.is_dir():
-        return root, None
-    return train, test if test.is_dir() else None
-
-
-def _class_names(folder: Path) -> tuple[str, ...]:
-    names = sorted(
-        path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")
-    )
-    if len(names) < 2:
+    walk = _Walk()
+    folders = walk.folders(root)
+    splits = _split_folders(root, folders)
+    base = splits.pop("train", root)
+    if base == root:
+        listed = {name: path for name, path in folders.items() if path not in splits.values()}
+    else:
+        listed = walk.folders(base)
+    if len(listed) < 2:
+        named = f" ({', '.join(listed)})" if listed else ""
+        others = "".join(f" {path.name}/ is not used for training." for path in splits.values())
         raise DataError(
-            f"Data set 'image_folder' needs a folder for each of at least two classes in {folder}, "
-            f"got {len(names)}."
+            f"Data set 'image_folder' needs a folder for each of at least two classes in {base}, "
+            f"got {len(listed)}{named}.{others}"
         )
-    return tuple(names)
+    classes = tuple(listed)
+    files = {"train": _class_files(listed, classes, walk)}
+    notes = []
+    for part, folder in splits.items():
+        below = walk.folders(folder)
+        if not set(below) & set(classes):
+            unlabelled = len(walk.images(folder))
+            notes.append(
+                f"{folder.name}/ has no folder of a class; images not used: {unlabelled:,}."
+            )
+            continue
+        unknown = set(below) - set(classes)
+        if unknown:
+            raise DataError(
+                f"Classes in {folder} must be classes of the training images, "
+                f"got {', '.join(sorted(unknown))} besides."
+            )
+        files[part] = _class_files(below, classes, walk)
+    if base != root:
+        unused = [n for n, path in folders.items() if path not in (base, *splits.values())]
+        notes += [f"Folders not used: {', '.join(unused)}."] if unused else []
+    return _Layout(classes=classes, files=files, notes=(*notes, *walk.note()))
 
 
-def _class_files(folder: Path, classes: tuple[str, ...]) -> list[tuple[Path, int]]:
+def _split_folders(root: Path, folders: Mapping[str, Path]) -> dict[str, Path]:
+    """The folders in ``root`` that are parts of the data set and not classes."""
+    found: dict[str, Path] = {}
+    for name, path in folders.items():
+        part = _part_named(name)
+        # "train" without folders in it is a class: a vehicle.
+        if part is None or (part == "train" and not _Walk().folders(path)):
+            continue
+        if part in found:
+            raise DataError(
+                f"{root} holds two folders for the part '{part}', {found[part].name} and {name}; "
+                "rename or remove one."
+            )
+        found[part] = path
+    return found
+
+
+def _part_named(name: str) -> str | None:
+    word = re.sub(r"[-_ ]?(set|data|images)$", "", name.casefold())
+    return next((part for part, words in _SPLIT_NAMES.items() if word in words), None)
+
+
+def _class_files(folders: Mapping[str, Path], classes: tuple[str, ...], walk: _Walk) -> _Files:
     return [
         (path, number)
         for number, name in enumerate(classes)
-        for path in sorted((folder / name).rglob("*"))
-        if path.suffix.lower() in _SUFFIXES and path.is_file()
+        if name in folders
+        for path in walk.images(folders[name])
     ]
 
 
-def _test_files(folder: Path | None, classes: tuple[str, ...]) -> list[tuple[Path, int]]:
-    if folder is None:
-        return []
-    unknown = set(_class_names(folder)) - set(classes)
-    if unknown:
+def _checked_size(paths: Sequence[Path], size: int | None) -> int:
+    """The size of the images to make, which fit into memory.
+
+    Raises:
+        DataError: They do not fit; nothing has been decoded yet.
+    """
+    step = max(1, len(paths) // _SAMPLED)
+    headers = [found for path in paths[::step] if (found := _pictures.header(path)) is not None]
+    if size is None:
+        sides = [side for side, _ in headers]
+        median = int(statistics.median(sides)) if sides else _LARGEST_CHOICE
+        size = min(max(median, _SMALLEST), _LARGEST_CHOICE)
+    channels = 1 if all(grey for _, grey in headers) else 3
+    room, each = _available_memory(), len(paths) * channels
+    if room is not None and each * size**2 > room:
+        fitting = int((room / each) ** 0.5)
+        hint = f"data.size={fitting} fits" if fitting >= _SMALLEST else "use fewer images"
         raise DataError(
-            f"Classes in {folder} must be classes of the training images, "
-            f"got {', '.join(sorted(unknown))} besides."
+            f"{len(paths):,} images of {size}x{size} pixels need {each * size**2 / 2**30:,.2f} GiB "
+            f"of memory, of which {room / 2**30:,.2f} GiB are available; {hint}."
         )
-    return _class_files(folder, classes)
+    return size
 
 
-def _decode(
-    root: Path,
-    classes: tuple[str, ...],
-    train_files: list[tuple[Path, int]],
-    test_files: list[tuple[Path, int]],
-    *,
-    size: int,
-) -> _cache.Decoded:
-    files = train_files + test_files
-    with ThreadPoolExecutor() as pool:
-        decoded = list(pool.map(lambda item: _read(item[0], size), files))
-    unreadable = [
-        str(path.relative_to(root))
-        for (path, _), pixels in zip(files, decoded, strict=True)
-        if pixels is None
-    ]
-    grey = all(pixels.ndim == 2 for pixels in decoded if pixels is not None)
-    labels = [number for _, number in files]
-    cut = len(train_files)
-    train = _assemble(zip(decoded[:cut], labels[:cut], strict=True), classes, grey=grey)
-    absent = [name for n, name in enumerate(classes) if not bool((train.labels == n).any())]
+def _available_memory() -> int | None:
+    """Bytes that this process may still allocate, by Linux's own estimate; None elsewhere."""
+    found = []
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        found += [1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")]
+    # A container's limit; the file holds "max" where there is none.
+    with contextlib.suppress(OSError, ValueError):
+        found.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    return min(found, default=None)
+
+
+def _decode(root: Path, layout: _Layout, *, size: int) -> _cache.Decoded:
+    names = [str(path.relative_to(root)) for path in layout.everything]
+    read = _pictures.read_all(layout.everything, size=size)
+    pictures = [found for found in read if not isinstance(found, str)]
+    if not pictures:
+        raise DataError(f"Data set 'image_folder' holds no readable image.{_text(layout.notes)}")
+    rendering = _pictures.Rendering(pictures)
+    sides = [picture.side for picture in pictures]
+    texts = (*_left_out(names, read), *_constant(names, read, rendering))
+    parts = _readable_parts(layout, read)
+    _check_present(layout, parts["train"], root)
+    if not parts.get("test"):
+        train = parts["train"]
+        numbers = torch.tensor([number for _, number in train])
+        kept, held_out = stratified_halves(numbers, share=_TEST_SHARE, seed=0, name="test")
+        parts["train"] = [train[index] for index in kept.tolist()]
+        parts["test"] = [train[index] for index in held_out.tolist()]
+        del train
+    # Each picture is let go as soon as it is in its stack, so that all are in memory once.
+    del read, pictures
+    made = {
+        part: ImageData(
+            labels=torch.tensor([number for _, number in parts[part]]),
+            images=rendering.stack([picture for picture, _ in parts.pop(part)]),
+            classes=layout.classes,
+        )
+        for part in [name for name, found in parts.items() if found]
+    }
+    return _cache.Decoded(parts=made, sides=(min(sides), max(sides)), warnings=texts)
+
+
+def _readable_parts(
+    layout: _Layout, read: Sequence[_pictures.Picture | str]
+) -> dict[str, list[tuple[_pictures.Picture, int]]]:
+    """The pictures of each part with their class."""
+    parts, start = {}, 0
+    for part, files in layout.files.items():
+        found = zip(read[start : start + len(files)], files, strict=True)
+        parts[part] = [(picture, n) for picture, (_, n) in found if not isinstance(picture, str)]
+        start += len(files)
+    return parts
+
+
+def _check_present(
+    layout: _Layout, train: Sequence[tuple[_pictures.Picture, int]], root: Path
+) -> None:
+    present = {number for _, number in train}
+    absent = [name for number, name in enumerate(layout.classes) if number not in present]
     if absent:
-        raise DataError(f"No readable training image of class {', '.join(absent)} in {root}.")
-    if test_files:
-        test = _assemble(zip(decoded[cut:], labels[cut:], strict=True), classes, grey=grey)
-    else:
-        kept, held_out = stratified_halves(train.labels, share=_TEST_SHARE, seed=0, name="test")
-        train, test = train.subset(kept), train.subset(held_out)
-    return _cache.Decoded(train=train, test=test, unreadable=tuple(unreadable))
+        raise DataError(
+            f"No readable training image of class {', '.join(absent)} in {root}."
+            f"{_text(layout.notes)}"
+        )
 
 
-def _read(path: Path, size: int) -> _Pixels | None:
-    """Pixels uint8 [size, size] or [size, size, 3]; None where the file cannot be read."""
-    from PIL import Image, ImageOps
-
-    try:
-        with Image.open(path) as image:
-            upright = ImageOps.exif_transpose(image)
-            grey = upright.mode in _GREY_MODES or upright.mode.startswith("I;16")
-            if upright.mode.startswith("I"):
-                # 16-bit grey: PIL's own conversion would clip at 255.
-                deep = np.asarray(upright).astype(np.float64) / 257
-                upright = Image.fromarray(np.rint(deep).clip(0, 255).astype(np.uint8))
-            plain = upright.convert("L" if grey else "RGB")
-            fitted = ImageOps.fit(plain, (size, size), method=Image.Resampling.BILINEAR)
-            return np.asarray(fitted)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-        return None
+def _text(notes: Sequence[str]) -> str:
+    return "".join(f" {note}" for note in notes)
 
 
-def _assemble(
-    items: Iterable[tuple[_Pixels | None, int]], classes: tuple[str, ...], *, grey: bool
-) -> ImageData:
-    readable = [(pixels, number) for pixels, number in items if pixels is not None]
-    if not readable:
-        raise DataError("Data set 'image_folder' holds no readable image.")
-    images = [_channels_first(pixels, grey=grey) for pixels, _ in readable]
-    return ImageData(
-        images=torch.from_numpy(np.stack(images)),
-        labels=torch.tensor([number for _, number in readable]),
-        classes=classes,
-    )
+def _left_out(names: Sequence[str], read: Sequence[_pictures.Picture | str]) -> list[str]:
+    bad = [f"{name} ({why})" for name, why in zip(names, read, strict=True) if isinstance(why, str)]
+    if not bad:
+        return []
+    return [f"{len(bad)} of {len(names)} images cannot be read and are left out: {_first(bad)}."]
 
 
-def _channels_first(pixels: _Pixels, *, grey: bool) -> _Pixels:
-    if grey:
-        return pixels[None]
-    if pixels.ndim == 2:
-        return np.broadcast_to(pixels, (3, *pixels.shape))
-    return pixels.transpose(2, 0, 1)
+def _constant(
+    names: Sequence[str],
+    read: Sequence[_pictures.Picture | str],
+    rendering: _pictures.Rendering,
+) -> list[str]:
+    flat = [
+        name
+        for name, picture in zip(names, read, strict=True)
+        if not isinstance(picture, str) and rendering.is_constant(picture)
+    ]
+    if not flat:
+        return []
+    return [f"{len(flat)} of {len(names)} images have a single colour: {_first(flat)}."]
 
 
-def _warn_unreadable(paths: tuple[str, ...], total: int) -> None:
-    if not paths:
-        return
-    more = f" and {len(paths) - _NAMED} more" if len(paths) > _NAMED else ""
-    warnings.warn(
-        f"{len(paths)} of {total} images cannot be read and are left out: "
-        f"{', '.join(paths[:_NAMED])}{more}.",
-        stacklevel=3,
-    )
+def _first(texts: Sequence[str]) -> str:
+    more = f" and {len(texts) - _NAMED} more" if len(texts) > _NAMED else ""
+    return f"{', '.join(texts[:_NAMED])}{more}"

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import inspect
+import logging
 from pathlib import Path
 from typing import Any
 
 from hpo_mab._errors import UnknownNameError
-from hpo_mab.data import _torchvision
+from hpo_mab.data import _cache, _torchvision
 from hpo_mab.data._augmentation import Augmentation
 from hpo_mab.data._digits import digits
 from hpo_mab.data._folder import image_folder
 from hpo_mab.data._images import ImageData
+from hpo_mab.data._splits import ImageSplits, split
 
 _OPTIONS: dict[str, tuple[str, ...]] = {
     "image_folder": tuple(
@@ -20,6 +22,9 @@ _OPTIONS: dict[str, tuple[str, ...]] = {
 }
 #: Data sets whose images mean the same when mirrored.
 _MIRRORED = {"cifar10", "cifar100", "fashion_mnist", "image_folder", "stl10"}
+_CLASSES_SHOWN = 10
+
+_log = logging.getLogger("hpo_mab.data")
 
 
 def available() -> tuple[str, ...]:
@@ -55,23 +60,92 @@ def load(
         **more: Options of the data set, see `options`; ``image_folder`` takes ``size``.
 
     Returns:
-        The training and the test part, on the CPU.
+        The training and the test part, on the CPU. Validation images that come with the data set
+        are in neither; `load_splits` has them.
 
     Raises:
         UnknownNameError: No such data set or option.
         ArgumentError: An option outside its bound.
-        DataError: The data are not there, cannot be fetched or cannot be read.
+        DataError: The data are not there, cannot be fetched or cannot be read, or are more than
+            memory holds.
     """
+    parts = _load(name, Path(root), download, more).parts
+    return parts["train"], parts["test"]
+
+
+def load_splits(
+    name: str,
+    *,
+    validation: float = 0.15,
+    seed: int = 0,
+    root: Path | str = "data",
+    download: bool = True,
+    **more: Any,
+) -> ImageSplits:
+    """Load a data set by name, in three parts.
+
+    What was taken is logged by ``hpo_mab.data`` at the level INFO: sizes, classes with their
+    training images, and what was passed over.
+
+    Args:
+        name: One of `available`.
+        validation: Share of the training images to validate on, in (0, 1), each class in
+            proportion; not used where validation images come with the data set.
+        seed: Seed of that split.
+        root: Folder of the data, see `load`.
+        download: Whether to fetch what is missing.
+        **more: Options of the data set, see `options`.
+
+    Raises:
+        UnknownNameError: No such data set or option.
+        ArgumentError: An option outside its bound, or a share that leaves a part without some
+            class.
+        DataError: The data are not there, cannot be fetched or cannot be read, or are more than
+            memory holds.
+    """
+    found = _load(name, Path(root), download, more)
+    parts = found.parts
+    given = parts.get("validation", validation)
+    splits = split(parts["train"], parts["test"], validation=given, seed=seed)
+    title = Path(root).resolve().name if name == "image_folder" else name
+    for line in _description(title or name, found, splits):
+        _log.info("%s", line)
+    return splits
+
+
+def _load(name: str, root: Path, download: bool, more: dict[str, Any]) -> _cache.Decoded:
     for option in more:
         if option not in options(name):
             raise UnknownNameError(f"option of data set '{name}'", option, options(name))
     if name in _torchvision.NAMES:
-        return _torchvision.load_torchvision(name, root=Path(root), download=download)
+        train, test = _torchvision.load_torchvision(name, root=root, download=download)
+        return _cache.Decoded(parts={"train": train, "test": test})
     if name == "image_folder":
-        return image_folder(root=Path(root), **more)
+        return image_folder(root=root, **more)
     if name == "digits":
-        return digits()
+        train, test = digits()
+        return _cache.Decoded(parts={"train": train, "test": test})
     raise UnknownNameError("data set", name, available())
+
+
+def _description(title: str, found: _cache.Decoded, splits: ImageSplits) -> list[str]:
+    """What a data set consists of, a sentence a line."""
+    train = splits.train
+    height, width = train.image_size
+    scaled = ""
+    if found.sides is not None and set(found.sides) != {min(height, width)}:
+        scaled = f" (from {' to '.join(map(str, sorted(set(found.sides))))})"
+    counts = train.labels.bincount(minlength=train.num_classes).tolist()
+    named = [f"{name} {count:,}" for name, count in zip(train.classes, counts, strict=True)]
+    more = len(named) - _CLASSES_SHOWN
+    shown = ", ".join(named[:_CLASSES_SHOWN]) + (f" and {more:,} more" if more > 0 else "")
+    return [
+        f"{title}: {len(train):,} training, {len(splits.validation):,} validation, "
+        f"{len(splits.test):,} test images, {train.num_classes:,} classes, "
+        f"{width}x{height} pixels{scaled}",
+        f"Training images by class: {shown}",
+        *found.notes,
+    ]
 
 
 def default_augmentation(name: str, *, image_size: tuple[int, int]) -> Augmentation:

@@ -48,31 +48,45 @@ class ImageSplits:
 
 
 def split(
-    train: ImageData, test: ImageData, *, validation: float = 0.15, seed: int = 0
+    train: ImageData,
+    test: ImageData,
+    *,
+    validation: float | ImageData = 0.15,
+    seed: int = 0,
 ) -> ImageSplits:
     """Cut a validation part out of the training images, each class in proportion.
 
     Args:
         train: Images to split.
         test: Images kept for the final score, passed through.
-        validation: Share of ``train`` to validate on, in (0, 1).
+        validation: Share of ``train`` to validate on, in (0, 1); or the validation images, which
+            leave ``train`` whole.
         seed: Seed of the split. Same seed, same split.
 
     Raises:
         ArgumentError: A share out of bounds or too small or large for the classes to be
-            represented on both sides, a single class, or test images that do not match.
+            represented on both sides, a single class, or other images that do not match those of
+            ``train``.
     """
-    shapes = [[part.channels, *part.image_size] for part in (test, train)]
-    if test.classes != train.classes or shapes[0] != shapes[1]:
-        raise ArgumentError(
-            "test must have the classes and image shape of train, "
-            f"got {test.num_classes} classes of shape {shapes[0]} "
-            f"for {train.num_classes} of shape {shapes[1]}."
-        )
-    kept, held_out = stratified_halves(train.labels, share=validation, seed=seed)
-    part = train.subset(kept)
+    _check_alike("test", test, train)
+    if isinstance(validation, ImageData):
+        _check_alike("validation", validation, train)
+        part, judged = train, validation
+    else:
+        kept, held_out = stratified_halves(train.labels, share=validation, seed=seed)
+        part, judged = train.subset(kept), train.subset(held_out)
     mean, std = channel_statistics(part)
-    return ImageSplits(train=part, validation=train.subset(held_out), test=test, mean=mean, std=std)
+    return ImageSplits(train=part, validation=judged, test=test, mean=mean, std=std)
+
+
+def _check_alike(name: str, part: ImageData, train: ImageData) -> None:
+    shape, expected = ([data.channels, *data.image_size] for data in (part, train))
+    if part.classes != train.classes or shape != expected:
+        raise ArgumentError(
+            f"{name} must have the classes and image shape of train, "
+            f"got {part.num_classes} classes of shape {shape} "
+            f"for {train.num_classes} of shape {expected}."
+        )
 
 
 def stratified_halves(

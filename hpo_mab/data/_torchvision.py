@@ -88,10 +88,11 @@ def load_torchvision(name: str, *, root: Path, download: bool) -> tuple[ImageDat
     if present:
         cached = _cache.read(root, name=name, key=_key(present, root))
         if cached is not None:
-            return cached.train, cached.test
+            return cached.parts["train"], cached.parts["test"]
     train, test = _decode(name, source, root, download=download)
     key = _key(_files(source, root), root)
-    _cache.write(root, _cache.Decoded(train=train, test=test), name=name, key=key)
+    decoded = _cache.Decoded(parts={"train": train, "test": test})
+    _cache.write(root, decoded, name=name, key=key)
     return train, test
 
 

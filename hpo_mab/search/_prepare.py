@@ -20,16 +20,20 @@ _AUGMENTED_EPOCHS = 10
 
 
 def load_splits(spec: StudySpec) -> ImageSplits:
-    """Load the definition's data set and hold out its validation part.
+    """Load the definition's data set in three parts; what was taken is logged.
 
     Raises:
         DataError: The data are not there and cannot be fetched.
         ArgumentError: A data set that cannot be split as asked.
     """
-    train, test = data.load(
-        spec.data.name, root=spec.data.root, download=spec.data.download, **spec.data.options
+    return data.load_splits(
+        spec.data.name,
+        validation=spec.data.validation,
+        seed=spec.seed,
+        root=spec.data.root,
+        download=spec.data.download,
+        **spec.data.options,
     )
-    return data.split(train, test, validation=spec.data.validation, seed=spec.seed)
 
 
 def make_objective(spec: StudySpec, splits: ImageSplits) -> TrainingObjective:

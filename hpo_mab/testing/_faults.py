@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import os
 import random
 import signal
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import optuna
 from optuna.trial import TrialState
 
-from hpo_mab.search import StudyRunner, StudySpec, TrialLoop
+from hpo_mab.search import StudyRunner, StudySpec, Target, TrialLoop
 from hpo_mab.search._recovery import WORKER_KEY
 from hpo_mab.search._study import open_with_parts
 from hpo_mab.storage import RETRIES, Storage, StudyRun, TrialRun, read_run
 
 _FINISHED = ("complete", "pruned")
+_FINISHED_STATES = (TrialState.COMPLETE, TrialState.PRUNED)
+#: Target of a study that must not end yet.
+_OPEN_END = 10**6
+_SHORT_TRIAL = 0.05
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +33,7 @@ class FaultReport:
 
     Attributes:
         kills: Workers killed while the study was under way.
+        target: Trials that the study had to finish.
         trials: Slots with a finished trial.
         attempts: Trials in all, lost ones included.
         lost: Slots that were begun and that neither finished nor ran out of attempts.
@@ -38,6 +44,7 @@ class FaultReport:
     """
 
     kills: int
+    target: int
     trials: int
     attempts: int
     lost: tuple[int, ...]
@@ -53,22 +60,25 @@ def inject_kills(
     *,
     kills: int,
     workers: int = 2,
-    pause: float = 0.5,
     disturb: Callable[[], None] | None = None,
     seed: int = 0,
 ) -> FaultReport:
     """Run a study in forked workers, killing one by SIGKILL at random moments.
 
-    Every second victim has a trial in hand, as random moments may all fall between trials.
+    Moments are counts of finished trials, spread over the study, so that they do not depend on the
+    machine's speed. The study stays open until all kills are made; then it ends at the definition's
+    number of trials, or at the number begun by then. Every second victim has a trial in hand.
 
     Args:
         url: Storage that holds no study of the definition yet.
         spec: The definition; its trials should be short.
-        kills: Workers to kill; fewer if the study is done before.
+        kills: Workers to kill.
         workers: Workers at a time.
-        pause: Mean seconds between two kills.
-        disturb: Called once, after the first pause.
+        disturb: Called once, when a quarter of the trials are finished.
         seed: Decides moments and victims.
+
+    Raises:
+        RuntimeError: A worker ended by itself before the study was done.
     """
     began = time.monotonic()
     random_ = random.Random(seed)
@@ -78,29 +88,36 @@ def inject_kills(
     name = runner.name()
     runner.run(name, score=False, launch=lambda study, on_trial: False)
     storage.close()
+    wanted = spec.budget.trials
+    _set_target(url, name, lambda _: _OPEN_END)
     crew = {_fork(url, name, runner) for _ in range(workers)}
+    if disturb is not None:
+        _wait_for_trials(url, name, crew, wanted // 4)
+        disturb()
     killed = 0
-    while crew:
-        deadline = time.monotonic() + random_.expovariate(1 / pause)
-        while crew and time.monotonic() < deadline:
-            crew -= {pid for pid in crew if _has_ended(pid)}
-            time.sleep(0.005)
-        if disturb is not None:
-            disturb()
-            disturb = None
-        if crew and killed < kills:
-            victim = _kill_one(url, name, crew, random_, busy=killed % 2 == 1)
-            crew.remove(victim)
-            if os.waitstatus_to_exitcode(os.waitpid(victim, 0)[1]) == -signal.SIGKILL:
-                killed += 1
-                crew.add(_fork(url, name, runner))
+    for number, moment in enumerate(sorted(random_.randrange(wanted) for _ in range(kills))):
+        _wait_for_trials(url, name, crew, moment)
+        held = False
+        while not held:
+            # Not always just after a trial's end; of what is tested here nothing depends on it.
+            time.sleep(random_.uniform(0, _SHORT_TRIAL))
+            busy = number % 2 == 1
+            victim = _kill_one(url, name, crew, random_, busy=busy)
+            killed += 1
+            held = not busy or _held_a_trial(url, name, victim)
+            crew = crew - {victim} | {_fork(url, name, runner)}
+    target = _set_target(url, name, lambda begun: max(wanted, begun))
+    for pid in crew:
+        _check_status(os.waitpid(pid, 0)[1])
     storage = Storage(url)
     run = read_run(storage, name)
     storage.close()
-    return count_faults(run, kills=killed, seconds=time.monotonic() - began)
+    return count_faults(run, kills=killed, target=target, seconds=time.monotonic() - began)
 
 
-def count_faults(run: StudyRun, *, kills: int, seconds: float = 0.0) -> FaultReport:
+def count_faults(
+    run: StudyRun, *, kills: int, target: int | None = None, seconds: float = 0.0
+) -> FaultReport:
     """Count lost, doubled and inconsistent trials of a study that is done."""
     slots: dict[int, list[TrialRun]] = collections.defaultdict(list)
     for trial in run.trials:
@@ -114,6 +131,7 @@ def count_faults(run: StudyRun, *, kills: int, seconds: float = 0.0) -> FaultRep
     }
     return FaultReport(
         kills=kills,
+        target=int(run.spec["budget"]["trials"]) if target is None else target,
         trials=sum(count > 0 for count in finished.values()),
         attempts=len(run.trials),
         lost=tuple(s for s, count in sorted(finished.items()) if not count and s not in given_up),
@@ -140,30 +158,56 @@ def _fits(trial: TrialRun, run: StudyRun) -> bool:
     return len(points) == whole and trial.value == trial.curve[-1].accuracy
 
 
-def _kill_one(url: str, name: str, crew: set[int], random_: random.Random, *, busy: bool) -> int:
-    """Kill a worker; with ``busy`` one that has a trial in hand, if one has within two seconds."""
-    if not busy:
-        victim = random_.choice(sorted(crew))
-        os.kill(victim, signal.SIGKILL)
-        return victim
+@contextlib.contextmanager
+def _opened(url: str, name: str) -> Iterator[tuple[Storage, optuna.Study]]:
     # Closed again before the next fork: SQLite's connections must not be carried across one.
     storage = Storage(url)
     try:
-        study = optuna.load_study(study_name=name, storage=storage.optuna)
-        deadline = time.monotonic() + 2.0
-        while not (at_work := _busy(study) & crew) and time.monotonic() < deadline:
-            time.sleep(0.005)
-        victim = random_.choice(sorted(at_work or crew))
-        os.kill(victim, signal.SIGKILL)
-        return victim
+        yield storage, optuna.load_study(study_name=name, storage=storage.optuna)
     finally:
         storage.close()
 
 
-def _busy(study: optuna.Study) -> set[int]:
-    """Process ids of the workers that run a trial now."""
-    running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-    workers = [trial.system_attrs.get(WORKER_KEY, "") for trial in running]
+def _set_target(url: str, name: str, trials: Callable[[int], int]) -> int:
+    """Set the number of trials the study must finish, given the number it has begun."""
+    # With the lock, no trial is begun meanwhile.
+    with _opened(url, name) as (storage, study), storage.lock(name):
+        counted = (*_FINISHED_STATES, TrialState.RUNNING)
+        number = trials(len(study.get_trials(deepcopy=False, states=counted)))
+        dataclasses.replace(Target.load(study), trials=number).save(study)
+    return number
+
+
+def _wait_for_trials(url: str, name: str, crew: set[int], finished: int) -> None:
+    with _opened(url, name) as (_, study):
+        while len(study.get_trials(deepcopy=False, states=_FINISHED_STATES)) < finished:
+            for pid in crew:
+                if os.waitpid(pid, os.WNOHANG)[0]:
+                    raise RuntimeError("A worker ended before the study was done.")
+            time.sleep(0.005)
+
+
+def _kill_one(url: str, name: str, crew: set[int], random_: random.Random, *, busy: bool) -> int:
+    """Kill a worker; with ``busy`` one that had a trial in hand a moment ago."""
+    with _opened(url, name) as (_, study):
+        while not (found := _with_trial(study, TrialState.RUNNING) & crew if busy else crew):
+            time.sleep(0.005)
+        victim = random_.choice(sorted(found))
+        os.kill(victim, signal.SIGKILL)
+    os.waitpid(victim, 0)
+    return victim
+
+
+def _held_a_trial(url: str, name: str, pid: int) -> bool:
+    """Whether a worker that is dead left a trial; another may have marked it as lost by now."""
+    with _opened(url, name) as (_, study):
+        return pid in _with_trial(study, TrialState.RUNNING, TrialState.FAIL)
+
+
+def _with_trial(study: optuna.Study, *states: TrialState) -> set[int]:
+    """Process ids of the workers of trials in such a state."""
+    trials = study.get_trials(deepcopy=False, states=states)
+    workers = [trial.system_attrs.get(WORKER_KEY, "") for trial in trials]
     return {int(worker.split(":")[1]) for worker in workers if worker}
 
 
@@ -185,8 +229,7 @@ def _fork(url: str, name: str, runner: StudyRunner) -> int:
         os._exit(status)
 
 
-def _has_ended(pid: int) -> bool:
-    ended, status = os.waitpid(pid, os.WNOHANG)
-    if ended and os.waitstatus_to_exitcode(status) != 0:
-        raise RuntimeError(f"A worker ended with {os.waitstatus_to_exitcode(status)} by itself.")
-    return bool(ended)
+def _check_status(status: int) -> None:
+    code = os.waitstatus_to_exitcode(status)
+    if code != 0:
+        raise RuntimeError(f"A worker ended with {code} by itself.")

@@ -13,6 +13,7 @@ def test_compare_reuses_what_is_stored_and_writes_record_and_report(
     assert cli("run", tiny, "--quiet")[0] == 0
     status, out, err = cli("compare", tiny, "--record", "record.json", "--report", "report.html")
     assert status == 0
+    assert err.startswith("digits: 1,149 training, 288 validation, 360 test images, 10 classes")
     # The bandit's study was there: only the uniform one ran.
     assert "tiny-uniform-seed0: 4/4" in err
     assert "tiny-mab-seed0: 4/4" not in err

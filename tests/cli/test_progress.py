@@ -7,8 +7,9 @@ import pytest
 from optuna.trial import TrialState, create_trial
 from rich.console import Console
 
+from hpo_mab import data
 from hpo_mab.cli import _progress as module
-from hpo_mab.cli._progress import StudyProgress
+from hpo_mab.cli._progress import StudyProgress, shown_data
 
 
 class Clock:
@@ -50,6 +51,21 @@ def test_quiet_says_nothing(clock: Clock, capsys: pytest.CaptureFixture[str]) ->
     with StudyProgress(trials=1, label="study", quiet=True) as progress:
         study.add_trial(create_trial(value=0.5))
         progress(study, study.trials[-1])
+    assert capsys.readouterr().err == ""
+
+
+def test_what_was_loaded_is_shown_once(capsys: pytest.CaptureFixture[str]) -> None:
+    with shown_data(quiet=False):
+        for seed in (0, 1):  # As a comparison loads them.
+            data.load_splits("digits", validation=0.2, seed=seed)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith(
+        "digits: 1,149 training, 288 validation, 360 test images, 10 classes"
+    )
+    assert [line.partition(":")[0] for line in lines] == ["digits", "Training images by class"]
+    with shown_data(quiet=True):
+        data.load_splits("digits")
+    data.load_splits("digits")
     assert capsys.readouterr().err == ""
 
 

@@ -12,6 +12,7 @@ Cli = Callable[..., "tuple[int, str, str]"]
 def test_run_then_continue_then_fresh(cli: Cli, tiny: str) -> None:
     status, out, err = cli("run", tiny)
     assert status == 0
+    assert err.startswith("digits: 1,149 training, 288 validation, 360 test images, 10 classes")
     assert "tiny-mab-seed0: 4/4 trials" in err
     for words in (
         "% validation accuracy",

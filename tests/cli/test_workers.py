@@ -39,15 +39,6 @@ def _finished(url: str) -> int:
             return 0
 
 
-def _runs(pid: int) -> bool:
-    try:
-        # Whoever adopts an orphan may take its time to bury it.
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except OSError:
-        return False
-    return state not in "ZX"
-
-
 def _wait(condition: Callable[[], bool], seconds: float = 240) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
@@ -103,7 +94,7 @@ def test_workers_survive_a_kill_and_ctrl_c_and_lose_nothing(
 
 
 def test_workers_whose_launcher_is_killed_stop_and_lose_nothing(
-    cli: Cli, tiny: str, tmp_path: Path
+    cli: Cli, tiny: str, tmp_path: Path, runs: Callable[[int], bool]
 ) -> None:
     url = f"sqlite:///{tmp_path / 'hpo_mab.db'}"
     with _launched(tiny, tmp_path, workers=1) as parent:
@@ -111,7 +102,7 @@ def test_workers_whose_launcher_is_killed_stop_and_lose_nothing(
         workers = _children(parent.pid)
         assert len(workers) == 1
         parent.kill()
-        _wait(lambda: not any(_runs(pid) for pid in workers), seconds=60)
+        _wait(lambda: not any(runs(pid) for pid in workers), seconds=60)
     assert _finished(url) < 500
     _goes_on(cli, tiny, url)
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,12 +12,15 @@ from PIL import Image
 
 from hpo_mab import data
 from hpo_mab._errors import ArgumentError, DataError
-from hpo_mab.data import _folder
+from hpo_mab.data import DataWarning, ImageSplits, _folder, _pictures
 
 
 def _write(path: Path, value: int | tuple[int, int, int], *, mode: str = "L") -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new(mode, (12, 10), value).save(path)
+    image = Image.new(mode, (12, 10), value)
+    # In one corner, because images of a single colour are warned of.
+    image.paste(255, (9, 7, 12, 10))
+    image.save(path)
 
 
 def _grey_folder(root: Path, *, each: int = 5) -> None:
@@ -44,21 +48,23 @@ def test_one_colour_image_makes_all_rgb(tmp_path: Path) -> None:
     assert test.images[-1, :, 4, 4].tolist() == [10, 20, 30]
 
 
-def test_sixteen_bit_grey_is_scaled_not_clipped(tmp_path: Path) -> None:
+def test_sixteen_bits_next_to_eight_keep_their_brightness(tmp_path: Path) -> None:
     _grey_folder(tmp_path)
     deep = np.full((10, 10), 0x8080, dtype=np.uint16)
+    deep[:, 5:] = 0x2020
     Image.fromarray(deep).save(tmp_path / "train" / "cat" / "0.png")
-    train, _ = data.load("image_folder", root=tmp_path, size=8)
-    assert train.images[0].unique().tolist() == [0x80]
+    train, _ = data.load("image_folder", root=tmp_path, size=10)
+    assert train.images[0].unique().tolist() == [0x20, 0x80]
 
 
 def test_the_middle_is_cropped_after_scaling_the_shorter_side(tmp_path: Path) -> None:
     _grey_folder(tmp_path)
     wide = np.zeros((10, 30), dtype=np.uint8)
     wide[:, 10:20] = 200
+    wide[5:, 10:20] = 100
     Image.fromarray(wide).save(tmp_path / "train" / "cat" / "0.png")
     train, _ = data.load("image_folder", root=tmp_path, size=10)
-    assert train.images[0].unique().tolist() == [200]
+    assert train.images[0].unique().tolist() == [100, 200]
 
 
 def test_unreadable_images_are_left_out_and_named_every_time(tmp_path: Path) -> None:
@@ -66,7 +72,9 @@ def test_unreadable_images_are_left_out_and_named_every_time(tmp_path: Path) -> 
     (tmp_path / "train" / "cat" / "broken.png").write_bytes(b"not an image")
     (tmp_path / "train" / "cat" / "notes.txt").write_text("ignored")
     for _ in range(2):  # The second time from the cache.
-        with pytest.warns(UserWarning, match=r"1 of 21 images .* train/cat/broken\.png\.$"):
+        with pytest.warns(
+            DataWarning, match=r"1 of 21 images .*: train/cat/broken\.png \(not an image"
+        ):
             train, _ = data.load("image_folder", root=tmp_path, size=8)
         assert len(train) == 10
 
@@ -93,8 +101,10 @@ def test_the_cache_is_used_until_a_file_changes(
     _grey_folder(tmp_path)
     data.load("image_folder", root=tmp_path, size=8)
     reads: list[Path] = []
-    read = _folder._read
-    monkeypatch.setattr(_folder, "_read", lambda path, size: reads.append(path) or read(path, size))
+    read = _pictures.read
+    monkeypatch.setattr(
+        _pictures, "read", lambda path, size: reads.append(path) or read(path, size)
+    )
     train, _ = data.load("image_folder", root=tmp_path, size=8)
     assert reads == []
     changed = tmp_path / "train" / "cat" / "0.png"
@@ -169,3 +179,148 @@ def test_only_unreadable_images_is_an_error_not_a_crash(tmp_path: Path) -> None:
 def test_size_out_of_bounds_is_refused(tmp_path: Path, size: object) -> None:
     with pytest.raises(ArgumentError, match="size must be an integer of at least 4 pixels"):
         data.load("image_folder", root=tmp_path, size=size)
+
+
+def _split(
+    root: Path, name: str, *, each: int = 5, classes: tuple[str, ...] = ("cat", "dog")
+) -> None:
+    for number, label in enumerate(classes):
+        for index in range(each):
+            _write(root / name / label / f"{index}.png", 100 * number + index)
+
+
+def _told(root: Path, caplog: pytest.LogCaptureFixture, **options: Any) -> tuple[ImageSplits, str]:
+    """The splits, and what is logged about them."""
+    caplog.clear()
+    with caplog.at_level("INFO", logger="hpo_mab.data"):
+        splits = data.load_splits("image_folder", root=root, validation=0.4, size=8, **options)
+    return splits, "\n".join(caplog.messages)
+
+
+@pytest.mark.parametrize(
+    ("train", "validation", "test"),
+    [
+        ("train", "val", "test"),
+        ("Training", "Validation", "Testing"),
+        ("TRAIN", "valid", "Test"),
+        ("training_set", "val_images", "test-set"),
+    ],
+)
+def test_split_folders_are_parts_and_no_classes(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, train: str, validation: str, test: str
+) -> None:
+    for name, each in ((train, 5), (validation, 3), (test, 2)):
+        _split(tmp_path, name, each=each)
+    for _ in range(2):  # The second time from the cache.
+        splits, told = _told(tmp_path, caplog)
+        assert splits.train.classes == ("cat", "dog")
+        sizes = [len(part) for part in (splits.train, splits.validation, splits.test)]
+        assert sizes == [10, 6, 4]
+        assert splits.train.images[:, 0, 0, 0].tolist() == [0, 1, 2, 3, 4, *range(100, 105)]
+        assert told.splitlines() == [
+            f"{tmp_path.name}: 10 training, 6 validation, 4 test images, 2 classes, "
+            "8x8 pixels (from 10)",
+            "Training images by class: cat 5, dog 5",
+        ]
+
+
+def test_split_folders_next_to_classes_are_no_classes(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    _split(tmp_path, ".")
+    _split(tmp_path, "Val", each=2)
+    _write(tmp_path / "test" / "1.png", 3)
+    splits, told = _told(tmp_path, caplog)
+    assert splits.train.classes == ("cat", "dog")
+    assert (len(splits.train), len(splits.validation), len(splits.test)) == (8, 4, 2)
+    assert "test/ has no folder of a class; images not used: 1." in told
+
+
+def test_a_class_may_be_called_train(tmp_path: Path) -> None:
+    _split(tmp_path, ".", classes=("bus", "train", "tram"))
+    assert data.load("image_folder", root=tmp_path, size=8)[0].classes == ("bus", "train", "tram")
+
+
+def test_splits_without_training_images_or_twice_are_refused(tmp_path: Path) -> None:
+    for name in ("val", "test"):
+        _split(tmp_path, name)
+    with pytest.raises(
+        DataError, match=r"at least two classes.*got 0\..*test/ is not used.*val/ is not used"
+    ):
+        data.load("image_folder", root=tmp_path)
+    for name in ("train", "Training"):
+        _split(tmp_path, name)
+    with pytest.raises(DataError, match="two folders for the part 'train', Training and train"):
+        data.load("image_folder", root=tmp_path)
+
+
+def test_everything_that_is_passed_over_is_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    _split(tmp_path, "train")
+    cat = tmp_path / "train" / "cat"
+    _write(cat / ".ipynb_checkpoints" / "0-checkpoint.png", 9)
+    _write(cat / "__MACOSX" / "0.png", 9)
+    _write(cat / "._0.png", 9)
+    _write(tmp_path / "train" / ".hidden" / "0.png", 9)
+    _write(tmp_path / "train" / "stray.png", 9)
+    _write(tmp_path / "extra" / "0.png", 9)
+    for name in ("0.heic", "1.HEIC", "boxes.txt", "README"):
+        (cat / name).write_text("")
+    (cat / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    splits, told = _told(tmp_path, caplog)
+    assert (len(splits.train) + len(splits.validation) + len(splits.test)) == 10
+    assert "Folders not used: extra." in told
+    passed = told.partition("Passed over: ")[2]
+    for text in ("3 hidden", "2 .heic", "1 .txt", "1 without suffix", "1 outside class folders"):
+        assert text in passed
+    assert "1 broken links and special files" in passed
+
+
+def test_linked_folders_and_other_suffixes_are_used_once(tmp_path: Path) -> None:
+    _split(tmp_path, "photos")
+    elsewhere = tmp_path / "elsewhere"
+    for number, suffix in enumerate(("jfif", "TIF", "tga", "jp2", "pbm")):
+        _write(elsewhere / "deep" / f"{number}.{suffix}", 50)
+    photos = tmp_path / "photos"
+    (photos / "cat" / "more").symlink_to(elsewhere)
+    (elsewhere / "deep" / "round").symlink_to(photos / "cat")
+    (photos / "fox").symlink_to(elsewhere, target_is_directory=True)
+    train, test = data.load("image_folder", root=photos, size=8)
+    assert train.classes == ("cat", "dog", "fox")
+    assert (train.labels.bincount() + test.labels.bincount()).tolist() == [10, 5, 10]
+
+
+@pytest.mark.parametrize(("side", "size"), [(10, 10), (28, 28), (64, 64), (224, 64)])
+def test_without_a_size_images_keep_theirs_up_to_64_pixels(
+    tmp_path: Path, side: int, size: int
+) -> None:
+    _split(tmp_path, "train")
+    for number in range(8):
+        _write(tmp_path / "train" / "cat" / f"{number}.png", 3)
+        with Image.open(tmp_path / "train" / "cat" / f"{number}.png") as image:
+            image.resize((side + 3, side)).save(tmp_path / "train" / "cat" / f"{number}.png")
+    train, _ = data.load("image_folder", root=tmp_path)
+    assert train.image_size == (size, size)
+
+
+def test_more_images_than_memory_holds_are_refused_before_decoding(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _grey_folder(tmp_path)
+    monkeypatch.setattr(_folder, "_available_memory", lambda: 20 * 40**2)
+    monkeypatch.setattr(_pictures, "read_all", None)
+    with pytest.raises(DataError, match=r"20 images of 48x48 pixels need .*; data\.size=40 fits"):
+        data.load("image_folder", root=tmp_path, size=48)
+    monkeypatch.undo()
+    assert len(data.load("image_folder", root=tmp_path, size=40)[0]) == 10
+
+
+def test_the_first_classes_are_logged_with_their_counts(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO", logger="hpo_mab.data"):
+        data.load_splits("digits")
+    sizes, classes = caplog.messages
+    assert (
+        sizes == "digits: 1,221 training, 216 validation, 360 test images, 10 classes, 8x8 pixels"
+    )
+    assert classes.startswith("Training images by class: 0 121, 1 124")

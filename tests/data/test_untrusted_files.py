@@ -87,7 +87,9 @@ def test_no_search_sampler_or_pruner_keeps_pickles_in_the_database() -> None:
 def test_a_pickle_in_the_cache_is_not_used(tmp_path: Path, bomb: Bomb, part: str) -> None:
     folder = tmp_path / _cache.CACHE_FOLDER / "digits-key"
     folder.mkdir(parents=True)
-    (folder / "meta.json").write_text('{"classes": ["a", "b"], "unreadable": []}')
+    (folder / "meta.json").write_text(
+        '{"classes": ["a", "b"], "parts": ["train", "test"], "sides": [], "warnings": []}'
+    )
     for name in ("train", "test"):
         np.save(folder / f"{name}-images.npy", np.zeros((2, 1, 4, 4), np.uint8))
         np.save(folder / f"{name}-labels.npy", np.arange(2))

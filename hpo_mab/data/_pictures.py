@@ -1,0 +1,250 @@
+"""Image files of any kind as uint8 pixels, with the content they have."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import textwrap
+import warnings
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+_GREY_MODES = {"1", "L", "LA", "La", "I", "F"}
+_ALPHA_MODES = {"LA", "La", "PA", "RGBA", "RGBa"}
+#: Formats that Pillow registers without decoding them itself. EPS starts Ghostscript.
+_NOT_DECODED = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
+_ORIENTATION = 0x0112
+_WHITE = 255.0
+
+_Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Picture:
+    """One decoded file, scaled and cropped, before the data set decides its range of values.
+
+    Attributes:
+        pixels: [size, size, channels]: float32 with one channel for 16 bits and more, otherwise
+            uint8 with one channel (grey), two (grey, alpha), three (RGB) or four (RGBA).
+        side: Shorter side of the file's image in pixels.
+    """
+
+    pixels: _Array
+    side: int
+
+    @property
+    def is_deep(self) -> bool:
+        """Whether the file has more than 8 bits a channel."""
+        return bool(self.pixels.dtype != np.uint8)
+
+    @property
+    def has_alpha(self) -> bool:
+        """Whether parts of the image are transparent."""
+        return bool(self.pixels.shape[2] % 2 == 0)
+
+    @property
+    def is_grey(self) -> bool:
+        """Whether the image has no colour."""
+        return bool(self.pixels.shape[2] <= 2)
+
+
+@functools.cache
+def readable() -> tuple[dict[str, str], tuple[str, ...]]:
+    """File suffixes with the format of each, and all formats, that Pillow decodes by itself."""
+    from PIL import Image
+
+    Image.init()
+    formats = tuple(sorted(set(Image.OPEN) - _NOT_DECODED))
+    known = Image.registered_extensions().items()
+    return {suffix: name for suffix, name in known if name in formats}, formats
+
+
+def header(path: Path) -> tuple[int, bool] | None:
+    """Shorter side in pixels and whether the image is grey; None for a file that cannot be read."""
+    from PIL import Image
+
+    try:
+        with Image.open(path, formats=readable()[1]) as image:
+            return min(image.size), _is_grey(image)
+    except Exception:  # `read` names the file and the reason.
+        return None
+
+
+def read_all(paths: Sequence[Path], *, size: int) -> list[Picture | str]:
+    """Decode files in parallel.
+
+    Args:
+        paths: The files.
+        size: Height and width to scale and crop to, in pixels.
+
+    Returns:
+        For each file the picture, or the reason why it cannot be read.
+    """
+    # Pillow's warnings on odd metadata do not name the file, and the image is used all the same.
+    with warnings.catch_warnings(), ThreadPoolExecutor() as pool:
+        warnings.simplefilter("ignore")
+        return list(pool.map(lambda path: read(path, size), paths))
+
+
+def read(path: Path, size: int) -> Picture | str:
+    """Decode one file: the picture, or the reason why it cannot be read."""
+    from PIL import Image
+
+    try:
+        with Image.open(path, formats=readable()[1]) as image:
+            return Picture(_fitted(_upright(image), size), min(image.size))
+    except Exception as error:  # Decoders raise errors of every type on damaged files.
+        return _reason(error, path)
+
+
+def _upright(image: Image) -> Image:
+    """The image turned as its metadata ask, whatever else the metadata hold."""
+    from PIL.Image import Transpose
+
+    try:
+        turn = image.getexif().get(_ORIENTATION)
+    except Exception:  # Damaged metadata raise errors of every type; the pixels may be whole.
+        turn = None
+    turns = {
+        2: Transpose.FLIP_LEFT_RIGHT,
+        3: Transpose.ROTATE_180,
+        4: Transpose.FLIP_TOP_BOTTOM,
+        5: Transpose.TRANSPOSE,
+        6: Transpose.ROTATE_270,
+        7: Transpose.TRANSVERSE,
+        8: Transpose.ROTATE_90,
+    }
+    # Not Pillow's exif_transpose: it also rewrites the metadata, and raises where it cannot.
+    method = turns.get(turn) if isinstance(turn, int) else None
+    image.load()
+    return image if method is None else image.transpose(method)
+
+
+def _fitted(image: Image, size: int) -> _Array:
+    from PIL import Image, ImageOps
+
+    if image.mode.startswith(("I", "F")):
+        plain = _deep(image)
+    else:
+        grey, alpha = _is_grey(image), _has_alpha(image)
+        plain = image.convert(
+            {(True, True): "LA", (True, False): "L", (False, True): "RGBA"}.get(
+                (grey, alpha), "RGB"
+            )
+        )
+    fitted = ImageOps.fit(plain, (size, size), method=Image.Resampling.BILINEAR)
+    pixels = np.asarray(fitted).reshape(size, size, -1)
+    if pixels.shape[2] % 2 == 0 and bool((pixels[..., -1] == 255).all()):
+        return np.ascontiguousarray(pixels[..., :-1])
+    return pixels
+
+
+def _deep(image: Image) -> Image:
+    """Values of 16 or 32 bits as mode F; what is not finite becomes the smallest finite value."""
+    from PIL import Image
+
+    values = np.asarray(image.convert("I") if image.mode.startswith("I") else image)
+    values = values.astype(np.float32)
+    finite = np.isfinite(values)
+    if not finite.any():
+        raise ValueError("no pixel has a finite value")
+    return Image.fromarray(np.where(finite, values, values[finite].min()))
+
+
+def _is_grey(image: Image) -> bool:
+    return image.mode in _GREY_MODES or image.mode.startswith("I;16")
+
+
+def _has_alpha(image: Image) -> bool:
+    return image.mode in _ALPHA_MODES or "transparency" in image.info
+
+
+def _reason(error: Exception, path: Path) -> str:
+    from PIL import UnidentifiedImageError
+
+    if isinstance(error, UnidentifiedImageError):
+        return "not an image that Pillow can read"
+    text = str(error).replace(str(path), path.name) or type(error).__name__
+    return textwrap.shorten(text, width=100, placeholder=" ...").rstrip(".")
+
+
+class Rendering:
+    """What turns the pictures of one data set into uint8 pixels, equal for all of them.
+
+    Images of 16 bits, 32 bits and floats are scaled so that the data set's smallest value becomes
+    0 and its largest 255. Where the data set also holds 8-bit images, 0 becomes 0 and the largest
+    value of the bits in use (1.0 for floats up to 1) becomes 255, to keep their brightness equal.
+
+    Transparent parts show a background: white, or black where what is visible is light.
+
+    Args:
+        pictures: All pictures of the data set.
+
+    Attributes:
+        channels: 1 where all pictures are grey, otherwise 3.
+    """
+
+    def __init__(self, pictures: Sequence[Picture]) -> None:
+        self.channels = 1 if all(picture.is_grey for picture in pictures) else 3
+        self._low, self._high = _value_range(pictures)
+        self._background = _background(pictures)
+
+    def render(self, picture: Picture) -> _Array:
+        """Pixels of one picture, uint8 [channels, size, size]."""
+        pixels = picture.pixels
+        if picture.is_deep:
+            scale = 255 / (self._high - self._low or 1.0)
+            scaled = (pixels.astype(np.float64) - self._low) * scale
+            pixels = np.rint(scaled).clip(0, 255).astype(np.uint8)
+        elif picture.has_alpha:
+            opacity = pixels[..., -1:] / 255
+            shown = pixels[..., :-1] * opacity + self._background * (1 - opacity)
+            pixels = np.rint(shown).astype(np.uint8)
+        first = pixels.transpose(2, 0, 1)
+        return np.broadcast_to(first, (self.channels, *first.shape[1:]))
+
+    def is_constant(self, picture: Picture) -> bool:
+        """Whether a picture's pixels are all equal, so that it shows nothing."""
+        pixels = self.render(picture)
+        return bool((pixels == pixels[:, :1, :1]).all())
+
+    def stack(self, pictures: list[Picture]) -> Tensor:
+        """Pixels of pictures, uint8 [N, channels, size, size]; empties the list."""
+        size = pictures[0].pixels.shape[0]
+        stacked = np.empty((len(pictures), self.channels, size, size), dtype=np.uint8)
+        pictures.reverse()
+        for place in stacked:
+            place[:] = self.render(pictures.pop())
+        return torch.from_numpy(stacked)
+
+
+def _value_range(pictures: Sequence[Picture]) -> tuple[float, float]:
+    deep = [picture.pixels for picture in pictures if picture.is_deep]
+    if not deep:
+        return 0.0, 255.0
+    low = float(min(pixels.min() for pixels in deep))
+    high = float(max(pixels.max() for pixels in deep))
+    if len(deep) == len(pictures) or low < 0:
+        return low, high
+    bits = max(8, int(high).bit_length())
+    return 0.0, 1.0 if high <= 1 else float(2**bits - 1)
+
+
+def _background(pictures: Sequence[Picture]) -> float:
+    """Grey level behind transparent parts: far from the mean of what is visible."""
+    visible = light = 0.0
+    for picture in pictures:
+        if picture.has_alpha:
+            opacity = picture.pixels[..., -1].astype(np.float64)
+            visible += opacity.sum()
+            light += (picture.pixels[..., :-1].mean(axis=2) * opacity).sum()
+    return 0.0 if light > visible * _WHITE / 2 else _WHITE
