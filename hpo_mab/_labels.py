@@ -32,11 +32,11 @@ def class_labels(values: Any, *, name: str = "labels") -> Tensor:
         ArgumentError: Not one whole number an example; names the first that is none.
     """
     if isinstance(values, Tensor):
-        values = values.detach().cpu()
-        if values.dtype == torch.int64 and values.ndim == 1 and len(values):
-            return values
+        tensor = values.detach().cpu()
+        if tensor.dtype == torch.int64 and tensor.ndim == 1 and len(tensor):
+            return tensor
         # NumPy has no bfloat16.
-        values = (values.double() if values.is_floating_point() else values).numpy()
+        values = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
     try:
         array = np.asarray(values)
         if array.dtype.kind in "US":  # One text makes texts of all: the first is to be named.
@@ -53,9 +53,9 @@ def class_labels(values: Any, *, name: str = "labels") -> Tensor:
     wrong = _first_not_whole(array)
     if wrong is not None:
         value = array[wrong]
-        value = value.item() if isinstance(value, np.generic) else value
+        text = str(value) if isinstance(value, np.generic) else repr(value)
         raise ArgumentError(
-            f"{name} must be one integer for each example, got {value!r} at position {wrong}; "
+            f"{name} must be one integer for each example, got {text} at position {wrong}; "
             f"{_hint_of_value(value)}."
         )
     return torch.from_numpy(array.astype(np.int64, copy=not array.flags.writeable))
@@ -187,6 +187,7 @@ def _hint_of_shape(shape: tuple[int, ...]) -> str:
 
 
 def _hint_of_value(value: Any) -> str:
-    if value is None or (isinstance(value, float) and math.isnan(value)):
+    number = isinstance(value, float | np.floating)
+    if value is None or (number and math.isnan(value)):
         return "leave out examples without a class"
-    return "classes are whole numbers" if isinstance(value, float) else _NUMBER_THEM
+    return "classes are whole numbers" if number else _NUMBER_THEM

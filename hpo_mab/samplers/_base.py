@@ -289,7 +289,7 @@ class BatchSampler(Sampler[list[int]], abc.ABC):
             raise ArgumentError(f"logits must be [B, C], got shape {list(logits.shape)}.")
         outputs = logits.shape[1]
         low, high = self._label_range
-        if 0 <= low and high < outputs:
+        if low >= 0 and high < outputs:
             return
         if targets is None:
             wrong = low if low < 0 else high
@@ -363,11 +363,11 @@ class BatchSampler(Sampler[list[int]], abc.ABC):
     @functools.cached_property
     def _identity(self) -> dict[str, Any]:
         """What a stream follows from, as plain values."""
-        labels = hashlib.blake2b(self.labels.contiguous().numpy(), digest_size=16).hexdigest()
+        labels = self.labels.contiguous().numpy().data
         return {
             "class": type(self).__name__,
             "examples": len(self.labels),
-            "labels": labels,
+            "labels": hashlib.blake2b(labels, digest_size=16).hexdigest(),
             "seed": self.seed,
             "batch_size": self.batch_size,
             "rank": self.rank,
@@ -413,26 +413,28 @@ class BatchSampler(Sampler[list[int]], abc.ABC):
             if later
             else "Answer every draw once, in order, and call discard for batches without losses"
         )
-        other = "" if name == "indices" else "; if the loop numbers classes otherwise, give indices="
+        other = (
+            "" if name == "indices" else "; if the loop numbers classes otherwise, give indices="
+        )
         raise FeedbackError(f"{name} are not those of the oldest unanswered draw. {hint}{other}.")
 
     def _fits_targets(self, draw: Draw, targets: Tensor) -> bool:
         labels = self.labels.index_select(0, draw.indices)
         if torch.equal(targets, labels):
             return True
-        return torch.equal(targets, torch.searchsorted(self._classes, labels))
+        numbers = torch.searchsorted(self._classes, labels)
+        return torch.equal(targets, numbers)
 
     @functools.cached_property
     def _classes(self) -> Tensor:
         """Labels that occur, ascending."""
-        return torch.unique(self.labels)
+        classes: Tensor = torch.unique(self.labels)
+        return classes
 
 
-def _bound_options(
-    cls: type, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> dict[str, Any]:
+def _bound_options(cls: type, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments of a constructor but those that every sampler has, defaults included."""
-    signature = inspect.signature(cls.__init__)
+    signature = inspect.signature(cls.__init__)  # type: ignore[misc]
     try:
         bound = signature.bind(None, *args, **kwargs)
     except TypeError:  # The constructor says what is wrong with them.

@@ -204,6 +204,7 @@ class _Run(TrainingParts):
         with autocast(inputs.device, self.precision):
             logits = self.forward(inputs)
         logits = logits.float()
+        self.sampler.sampler.check_outputs(logits)
         losses = F.cross_entropy(
             logits, targets, reduction="none", label_smoothing=self.label_smoothing
         )

@@ -169,5 +169,5 @@ def test_a_look_at_examples_reads_both_ends_only() -> None:
     dataset = _Plain([1, 1, 1])
     check_examples(dataset)
     assert dataset.reads == 2
-    with pytest.raises(ArgumentError, match="labels of validation .* got 0.5 at position 1"):
+    with pytest.raises(ArgumentError, match=r"labels of validation .* got 0.5 at position 1"):
         check_examples(_Plain([1, 0.5]), name="validation")
