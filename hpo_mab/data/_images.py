@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from hpo_mab._errors import ArgumentError
+from hpo_mab._labels import class_labels
 
 
 class ImageData:
@@ -70,11 +71,8 @@ class ImageData:
         if pixels.ndim == 3:
             pixels = pixels.unsqueeze(1)
         names = np.asarray(labels)
-        if names.ndim != 1 or names.dtype.kind not in "iuUb":
-            raise ArgumentError(
-                "labels must be one integer or text for each image, "
-                f"got {names.dtype} of shape {list(names.shape)}."
-            )
+        if names.dtype.kind != "U" or names.ndim != 1:
+            names = class_labels(labels).numpy()
         distinct, numbers = np.unique(names, return_inverse=True)
         return cls(
             images=pixels,

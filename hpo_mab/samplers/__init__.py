@@ -13,9 +13,10 @@ from hpo_mab.samplers._registry import KINDS, available, create, knobs
 
 if TYPE_CHECKING:
     from hpo_mab.samplers._adambs import AdamBSSampler
-    from hpo_mab.samplers._base import BatchSampler, Draw, FeedbackError
+    from hpo_mab.samplers._base import BatchSampler, Draw
     from hpo_mab.samplers._contextual import ContextualSampler
     from hpo_mab.samplers._csgd import CSGDSampler
+    from hpo_mab.samplers._feedback import FeedbackError
     from hpo_mab.samplers._gradnorm import GradNormSampler
     from hpo_mab.samplers._impon import ImponSampler
     from hpo_mab.samplers._infobatch import InfoBatchSampler
@@ -48,5 +49,6 @@ __all__ = [
 __getattr__, __dir__ = lazy_names(
     __name__,
     {name: module for module, name in KINDS.values()}
-    | dict.fromkeys(("BatchSampler", "Draw", "FeedbackError"), "hpo_mab.samplers._base"),
+    | dict.fromkeys(("BatchSampler", "Draw"), "hpo_mab.samplers._base")
+    | {"FeedbackError": "hpo_mab.samplers._feedback"},
 )

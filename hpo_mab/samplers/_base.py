@@ -5,7 +5,11 @@ from __future__ import annotations
 import abc
 import collections
 import dataclasses
-from collections.abc import Iterator, Sequence
+import functools
+import hashlib
+import inspect
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 import torch
@@ -13,10 +17,8 @@ from torch import Tensor
 from torch.utils.data import Sampler
 
 from hpo_mab._errors import ArgumentError
-
-
-class FeedbackError(RuntimeError):
-    """Feedback that answers no draw, or not the draw it should."""
+from hpo_mab._labels import class_labels
+from hpo_mab.samplers._feedback import FeedbackError, check_losses, checked_targets, same_indices
 
 
 @dataclasses.dataclass(slots=True)
@@ -47,19 +49,23 @@ class BatchSampler(Sampler[list[int]], abc.ABC):
             loss = sampler.update(F.cross_entropy(model(x), y, reduction="none"))
 
     A ``DataLoader`` with workers draws ``prefetch_factor * num_workers`` batches ahead, so its
-    feedback lags by as many steps; it is still matched to the right draw. Starting a new pass
-    (``iter(sampler)``) forgets draws of an abandoned pass that were never answered.
+    feedback lags by as many steps; it is still matched to the right draw. A batch without losses
+    (skipped, or out of memory) is taken off the queue with `discard`. Starting a new pass
+    (``iter(sampler)``) drops draws that were never answered, with one warning, and ends the pass
+    before it.
 
     Args:
-        labels: Class of each training example, integers [N].
-        batch_size: Examples a batch, ``B``; at least 1 and at most this rank's examples.
+        labels: Class of each training example, whole numbers [N].
+        batch_size: Examples a batch, ``B``; at least 1 and at most the examples of the smallest
+            rank, ``N // world_size``.
         seed: Seed of every random choice. Same seed, same stream on the same device.
         device: Where indices are drawn and losses are expected. Losses elsewhere are copied.
-        rank: This process's share among ``world_size``; shares are class-stratified.
-        world_size: Number of processes that split the examples.
+        rank: This process's share among ``world_size``; shares are class-stratified, and every
+            rank has the same number of batches a pass.
+        world_size: Number of processes that split the examples, at most ``N``.
 
     Raises:
-        ArgumentError: An argument outside its bound.
+        ArgumentError: An argument outside its bound, or labels that are no whole numbers.
     """
 
     #: Whether `update` needs ``logits`` and ``targets``, not the losses alone.
@@ -67,6 +73,16 @@ class BatchSampler(Sampler[list[int]], abc.ABC):
     #: Whether the weights of a batch follow from its own losses: `update` must come between the
     #: forward and the backward pass, so that no captured step can hold the two.
     weighs_by_losses: ClassVar[bool] = False
+
+    #: Options of the subclass that this sampler was made with, as plain values.
+    _options: Mapping[str, Any]
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        """Note the options: a state is only for a sampler with the same ones."""
+        made = super().__new__(cls)
+        if args or kwargs:  # Neither when a copy is made.
+            made._options = _bound_options(cls, args, kwargs)
+        return made
 
     def __init__(
         self,
@@ -79,11 +95,11 @@ class BatchSampler(Sampler[list[int]], abc.ABC):
         world_size: int = 1,
     ) -> None:
         # A tensor on the CPU once: strata are made on the host whatever the device.
-        self.labels = torch.as_tensor(labels, dtype=torch.int64).cpu()
-        if self.labels.ndim != 1 or len(self.labels) == 0:
+        self.labels = class_labels(labels)
+        if not 1 <= world_size <= len(self.labels):
             raise ArgumentError(
-                "labels must be one-dimensional and not empty, "
-                f"got shape {list(self.labels.shape)}."
+                f"world_size must be in [1, {len(self.labels)}], the number of examples, "
+                f"got {world_size}."
             )
         if not 0 <= rank < world_size:
             raise ArgumentError(f"rank must be in [0, {world_size}), got {rank}.")
@@ -92,12 +108,17 @@ class BatchSampler(Sampler[list[int]], abc.ABC):
         self.rank = rank
         self.world_size = world_size
         self.batch_size = batch_size
-        if not 1 <= batch_size <= self.num_examples:
+        # The smallest rank decides for all: what one refuses, the others must not wait for.
+        smallest = len(self.labels) // world_size
+        if not 1 <= batch_size <= smallest:
             raise ArgumentError(
-                f"batch_size must be in [1, {self.num_examples}], the number of examples"
-                f"{' of this rank' if world_size > 1 else ''}, got {batch_size}."
+                f"batch_size must be in [1, {smallest}], the number of examples"
+                f"{' of the smallest rank' if world_size > 1 else ''}, got {batch_size}."
             )
         self._outstanding: collections.deque[Draw] = collections.deque()
+        #: Passes begun; a pass ends where another begins.
+        self._passes_begun = 0
+        self._warned = False
 
     @abc.abstractmethod
     def _draw(self) -> Draw:
@@ -152,13 +173,29 @@ class BatchSampler(Sampler[list[int]], abc.ABC):
         return len(self._outstanding)
 
     def __len__(self) -> int:
-        """Batches in one pass: the examples divided by the batch size, rounded up."""
-        return -(-self.num_examples // self.batch_size)
+        """Batches in one pass, the same on every rank.
+
+        The examples of the largest rank divided by the batch size, rounded up.
+        """
+        largest = -(-len(self.labels) // self.world_size)
+        return -(-largest // self.batch_size)
 
     def __iter__(self) -> Iterator[list[int]]:
-        """One pass of ``len(self)`` batches, each a list of indices."""
-        self._outstanding.clear()
+        """One pass of ``len(self)`` batches, each a list of indices.
+
+        Raises:
+            FeedbackError: Asked for a batch after another pass has begun.
+        """
+        self._passes_begun += 1
+        this = self._passes_begun
+        if self._outstanding:
+            self._drop_all()
         for _ in range(len(self)):
+            if self._passes_begun != this:
+                raise FeedbackError(
+                    "this pass ended when another pass over the same sampler began; look at "
+                    "batches and evaluate with a DataLoader that has no such batch_sampler."
+                )
             yield self.draw().tolist()
 
     def draw(self) -> Tensor:
@@ -172,31 +209,46 @@ class BatchSampler(Sampler[list[int]], abc.ABC):
         return draw
 
     def update(
-        self, losses: Tensor, *, logits: Tensor | None = None, targets: Tensor | None = None
+        self,
+        losses: Tensor,
+        *,
+        logits: Tensor | None = None,
+        targets: Tensor | None = None,
+        indices: Tensor | Sequence[int] | None = None,
     ) -> Tensor:
         """Answer the oldest unanswered draw with its per-example losses.
+
+        ``indices`` or ``targets`` on the host prove that the batch is that of the draw; nothing
+        here waits for a CUDA device, but for ``indices`` in memory of it that is not the draw's.
 
         Args:
             losses: Loss of each example of the batch, float [B], as from ``reduction="none"``.
             logits: Model outputs [B, C]; needed where `needs_logits` is true.
-            targets: Labels int64 [B]; default the labels the sampler was made with.
+            targets: Labels [B]; default the labels the sampler was made with. On the host they
+                must be these labels, or the same classes numbered from 0 in their order.
+            indices: The examples of the batch, [B], where the loop has them: an exact check in
+                place of that of the targets.
 
         Returns:
             The scalar to back-propagate: the mean loss, importance-weighted where the sampler is.
 
         Raises:
-            FeedbackError: No draw is outstanding, the length differs, or logits are missing.
+            FeedbackError: No draw is outstanding, the batch is not that of the draw, a shape or a
+                type is wrong, or logits are missing. The draw still waits.
+            ArgumentError: Labels that the outputs have no column for.
         """
-        if not self._outstanding:
-            raise FeedbackError("update answers a draw, but no draw is outstanding.")
-        draw = self._outstanding[0]
-        if losses.shape != draw.indices.shape:
-            raise FeedbackError(
-                f"losses must have the shape of the draw, {list(draw.indices.shape)}, "
-                f"got {list(losses.shape)}; use reduction='none'."
-            )
+        draw = self._oldest("update")
+        check_losses(losses, len(draw.indices))
         if self.needs_logits and logits is None:
             raise FeedbackError(f"{type(self).__name__} needs logits=, the model's outputs.")
+        if targets is not None:
+            targets = checked_targets(targets, len(draw.indices))
+        if indices is not None:
+            self._check_answer("indices", indices)
+        elif targets is not None and targets.is_cpu and draw.indices.is_cpu:
+            self._check_answer("targets", targets)
+        if logits is not None:
+            self.check_outputs(logits, targets=targets)
         self._outstanding.popleft()
         with torch.no_grad():
             self._learn(
@@ -208,6 +260,50 @@ class BatchSampler(Sampler[list[int]], abc.ABC):
         if draw.weights is None:
             return losses.mean()
         return (losses * draw.weights.to(losses.device, losses.dtype)).mean()
+
+    def discard(self, *, indices: Tensor | Sequence[int] | None = None) -> None:
+        """Drop the oldest unanswered draw: its batch has no losses, and leaves no trace.
+
+        For a batch that is skipped, ran out of memory or is not trained on.
+
+        Args:
+            indices: The examples of the batch, [B], where the loop has them: checked as in
+                `update`.
+
+        Raises:
+            FeedbackError: No draw is outstanding, or the indices are not the draw's.
+        """
+        self._oldest("discard")
+        if indices is not None:
+            self._check_answer("indices", indices)
+        self._outstanding.popleft()
+
+    def check_outputs(self, logits: Tensor, *, targets: Tensor | None = None) -> None:
+        """Refuse model outputs that have no column for a label; looks at shapes alone.
+
+        Args:
+            logits: Model outputs [B, C].
+            targets: Labels int64 [B] that stand in for the sampler's own.
+
+        Raises:
+            ArgumentError: Outputs of another shape, or fewer than the labels need.
+        """
+        if logits.ndim != 2:
+            raise ArgumentError(f"logits must be [B, C], got shape {list(logits.shape)}.")
+        outputs = logits.shape[1]
+        low, high = self._label_range
+        if low >= 0 and high < outputs:
+            return
+        if targets is None:
+            wrong = low if low < 0 else high
+        elif targets.is_cpu and not 0 <= int(targets.min()) <= int(targets.max()) < outputs:
+            wrong = int(targets[(targets < 0) | (targets >= outputs)][0])
+        else:
+            return
+        raise ArgumentError(
+            f"labels must be in [0, {outputs}) for a model of {outputs} outputs, got {wrong}; "
+            "number classes from 0, or give the model more outputs."
+        )
 
     def set_progress(self, share: float) -> None:
         """Tell the sampler which share of the training budget is spent, in [0, 1]."""
@@ -231,12 +327,34 @@ class BatchSampler(Sampler[list[int]], abc.ABC):
             raise FeedbackError(
                 f"state_dict needs every draw answered, {len(self._outstanding)} are outstanding."
             )
-        return self._state()
+        return {"sampler": self._identity, "state": self._state()}
 
     def load_state_dict(self, state: dict[str, Any]) -> Self:
-        """Continue the stream that `state_dict` interrupted, on a sampler made alike."""
+        """Continue the stream that `state_dict` interrupted, on a sampler with the same arguments.
+
+        Raises:
+            ArgumentError: The state is of a sampler of another class, with other labels, another
+                seed, batch size, rank, type of device or option; names what differs.
+        """
+        found = state.get("sampler")
+        if not isinstance(found, dict) or "state" not in state:
+            raise ArgumentError(
+                "state must be what state_dict of a sampler returned, "
+                f"got the keys {', '.join(map(repr, state)) or 'none'}."
+            )
+        own = self._identity
+        differ = [name for name in {**own, **found} if own.get(name) != found.get(name)]
+        if differ:
+            raise ArgumentError(
+                "state is of another sampler: "
+                + "; ".join(
+                    f"{name} is {found.get(name)!r} there and {own.get(name)!r} here"
+                    for name in differ
+                )
+                + "."
+            )
         self._outstanding.clear()
-        self._load_state(state)
+        self._load_state(state["state"])
         return self
 
     @abc.abstractmethod
@@ -244,3 +362,99 @@ class BatchSampler(Sampler[list[int]], abc.ABC):
 
     @abc.abstractmethod
     def _load_state(self, state: dict[str, Any]) -> None: ...
+
+    @functools.cached_property
+    def _identity(self) -> dict[str, Any]:
+        """What a stream follows from, as plain values."""
+        labels = self.labels.contiguous().numpy().data
+        return {
+            "class": type(self).__name__,
+            "examples": len(self.labels),
+            "labels": hashlib.blake2b(labels, digest_size=16).hexdigest(),
+            "seed": self.seed,
+            "batch_size": self.batch_size,
+            "rank": self.rank,
+            "world_size": self.world_size,
+            "device": self.device.type,
+            **self._options,
+        }
+
+    @functools.cached_property
+    def _label_range(self) -> tuple[int, int]:
+        return int(self.labels.min()), int(self.labels.max())
+
+    def _oldest(self, caller: str) -> Draw:
+        if not self._outstanding:
+            raise FeedbackError(f"{caller} answers a draw, but no draw is outstanding.")
+        return self._outstanding[0]
+
+    def _drop_all(self) -> None:
+        """Drop draws of a pass that was left early, with a warning the first time."""
+        learns = type(self)._learn is not BatchSampler._learn
+        if learns and not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"A pass begins while {len(self._outstanding)} draws of the last one wait for "
+                "their losses; they are dropped. If their batches were trained on, call update "
+                "for each; call discard for batches without losses. This is said once.",
+                stacklevel=3,
+            )
+        self._outstanding.clear()
+
+    def _check_answer(self, name: str, given: Tensor | Sequence[int]) -> None:
+        """Refuse feedback of another batch than the oldest draw's, given its indices or labels."""
+        fits: Callable[[Draw, Any], bool] = (
+            self._fits_targets
+            if name == "targets"
+            else lambda draw, indices: same_indices(indices, draw.indices)
+        )
+        if fits(self._outstanding[0], given):
+            return
+        later = [place for place, draw in enumerate(self._outstanding) if fits(draw, given)]
+        hint = (
+            f"They are of the draw {later[0]} later: call discard for each batch without losses"
+            if later
+            else "Answer every draw once, in order, and call discard for batches without losses"
+        )
+        other = (
+            "" if name == "indices" else "; if the loop numbers classes otherwise, give indices="
+        )
+        raise FeedbackError(f"{name} are not those of the oldest unanswered draw. {hint}{other}.")
+
+    def _fits_targets(self, draw: Draw, targets: Tensor) -> bool:
+        labels = self.labels.index_select(0, draw.indices)
+        if torch.equal(targets, labels):
+            return True
+        numbers = torch.searchsorted(self._classes, labels)
+        return torch.equal(targets, numbers)
+
+    @functools.cached_property
+    def _classes(self) -> Tensor:
+        """Labels that occur, ascending."""
+        classes: Tensor = torch.unique(self.labels)
+        return classes
+
+
+def _bound_options(cls: type, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of a constructor but those that every sampler has, defaults included."""
+    signature = inspect.signature(cls.__init__)  # type: ignore[misc]
+    try:
+        bound = signature.bind(None, *args, **kwargs)
+    except TypeError:  # The constructor says what is wrong with them.
+        return {}
+    bound.apply_defaults()
+    options: dict[str, Any] = {}
+    for name, value in bound.arguments.items():
+        rest = signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD
+        options.update(value if rest else {name: value})
+    base = inspect.signature(BatchSampler.__init__).parameters
+    return {name: _plain(value) for name, value in options.items() if name not in base}
+
+
+def _plain(value: Any) -> Any:
+    """A value that a file can hold and that equals itself after loading; of others the type."""
+    if isinstance(value, list | tuple):
+        return [_plain(part) for part in value]
+    if isinstance(value, bool | int | float | str | None):
+        return value
+    return f"{type(value).__module__}.{type(value).__qualname__}"

@@ -18,8 +18,9 @@ class PassSampler(LearningSampler):
     """Draws ``max(1, int(n * budget))`` examples at a time in proportion to smoothed scores.
 
     With scores ``s_i``, probabilities are ``p_i = (s_i + c) / sum_j (s_j + c)`` with
-    ``c = smoothing * mean(s)``; uniform where all scores are 0. The O(n) work happens once a pass;
-    a draw is a slice of the pass.
+    ``c = smoothing * mean(s)``; uniform where all scores are 0. Scores decide which examples are in
+    a pass, not their order, which is random. The O(n) work happens once a pass; a draw is a slice
+    of the pass.
     """
 
     def __init__(
@@ -70,7 +71,9 @@ class PassSampler(LearningSampler):
             return choose_with_replacement(self.probabilities(), size, generator=self._generator)[0]
         # Zero over zero would be no time at all: examples of probability 0 must come last.
         weights = self.probabilities().clamp_min(torch.finfo(torch.float32).tiny)
-        return choose_without_replacement(weights, size, generator=self._generator)
+        chosen = choose_without_replacement(weights, size, generator=self._generator)
+        # In the order drawn the likeliest come first: only which examples are drawn is weighted.
+        return chosen[torch.randperm(size, generator=self._generator, device=self.device)]
 
     def _draw(self) -> Draw:
         positions = self._stream.take(self.batch_size)

@@ -18,8 +18,9 @@ class PSGDSampler(ArazoSampler):
         p_i = (s_i + c) / sum_j (s_j + c),    c = smoothing * mean(s),
 
     so at ``smoothing = 1`` half of the probability is uniform. Whenever the indices run out,
-    ``int(n * budget)`` new ones are drawn *without replacement*; losses are not re-weighted. Until
-    the first feedback, draws are uniform. Every example has a positive chance in every pass.
+    ``int(n * budget)`` new ones are drawn *without replacement* and shuffled; losses are not
+    re-weighted. Until the first feedback, draws are uniform. Every example has a positive chance in
+    every pass.
 
     ``corrected = True`` draws *with replacement*. Without it, the smaller the share left out, the
     less the probabilities matter: at ``budget = 1`` every example is drawn once a pass, whatever

@@ -42,7 +42,7 @@ class TrainingObjective:
     Args:
         model: Makes an untrained network; called with the model options as keywords.
         data: An `ImageSplits`, or a pair of datasets (training, validation) whose items are
-            ``(input tensor, class)``.
+            ``(input tensor, class)``, classes whole numbers from 0.
         budget: What one trial may spend.
         optimizer: ``name`` (default ``"sgd"``) and options.
         sampler: A sampler's kind, or ``kind`` (default ``"mab"``) and knobs. Kind ``"auto"`` is
@@ -72,7 +72,7 @@ class TrainingObjective:
         curves: Where learning curves are stored; None keeps none.
 
     Raises:
-        ArgumentError: An argument outside its bound.
+        ArgumentError: An argument outside its bound, or data whose labels are no classes.
         UnknownNameError: An unknown optimiser, sampler or option.
     """
 

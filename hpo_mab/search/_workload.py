@@ -15,7 +15,8 @@ from torch.utils.data import Dataset
 
 from hpo_mab import samplers, training
 from hpo_mab._errors import ArgumentError
-from hpo_mab.data import Augmentation, ImageSplits, Normalization, labels_of
+from hpo_mab._labels import check_examples, labels_of
+from hpo_mab.data import Augmentation, ImageSplits, Normalization
 from hpo_mab.samplers import BatchSampler
 from hpo_mab.search._checkpoint import warn_of_checkpoint
 from hpo_mab.search._seeding import derive_seed
@@ -60,7 +61,8 @@ class Workload:
         device: Where to train.
 
     Raises:
-        ArgumentError: Augmentation asked of datasets, which bring their own transforms.
+        ArgumentError: Augmentation asked of datasets, which bring their own transforms, or data
+            that are neither images nor two datasets of ``(input, class)``.
     """
 
     def __init__(
@@ -74,6 +76,11 @@ class Workload:
         num_workers: int = 0,
         device: torch.device,
     ) -> None:
+        if not isinstance(data, ImageSplits) and not (isinstance(data, tuple) and len(data) == 2):
+            raise ArgumentError(
+                "data must be an ImageSplits or a pair of datasets (training, validation), "
+                f"got {type(data).__name__}."
+            )
         self.budget = budget
         self.loop = loop or Loop()
         self.device = device
@@ -86,7 +93,8 @@ class Workload:
         elif augmentation is not None:
             raise ArgumentError("augmentation needs ImageSplits; a dataset brings its own.")
         else:
-            self.labels = labels_of(self._data[0])
+            self.labels = labels_of(self._data[0], name="the training set in data")
+            check_examples(self._data[1], name="the validation set in data")
 
     @property
     def num_examples(self) -> int:

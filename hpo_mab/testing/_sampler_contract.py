@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import warnings
 from typing import Any, ClassVar
 
 import pytest
@@ -145,14 +146,59 @@ class SamplerContract:
             assert torch.isfinite(sampler.update(model.losses[indices]))
 
     def test_new_pass_forgets_abandoned_draws(self, model: TableModel) -> None:
-        """Draws of a pass that was left early do not wait for feedback any more."""
+        """Draws of a pass that was left early do not wait any more, which is said once."""
         sampler = self._make(model)
         abandoned = iter(sampler)
         for _ in range(3):
             next(abandoned)
         assert sampler.outstanding == 3
-        next(iter(sampler))
-        assert sampler.outstanding == 1
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            for _ in range(2):
+                next(iter(sampler))
+                assert sampler.outstanding == 1
+        learns = type(sampler)._learn is not BatchSampler._learn
+        said = [str(one.message) for one in caught]
+        assert [message[:34] for message in said] == ["A pass begins while 3 draws of the"] * learns
+        with pytest.raises(FeedbackError, match="another pass"):
+            next(abandoned)
+
+    def test_discarded_draws_leave_no_trace(self, model: TableModel) -> None:
+        """With the batches skipped taken off the queue, losses reach their own draws."""
+        sampler, careful = self._make(model), self._make(model)
+        with pytest.raises(FeedbackError, match="no draw"):
+            sampler.discard()
+        for step in range(20):
+            late, indices = sampler.draw().clone(), sampler.draw().clone()
+            assert torch.equal(late, careful.draw())
+            if step % 3:
+                model.answer(sampler, late)
+            else:
+                sampler.discard(indices=late)
+            model.answer(sampler, indices)
+            assert torch.equal(indices, careful.draw())
+            if step % 3:
+                model.answer(careful, late)
+            else:
+                model.answer_with(careful, late, lambda losses: losses * math.nan)
+            model.answer(careful, indices)
+            assert sampler.outstanding == careful.outstanding == 0
+
+    def test_refuses_feedback_of_another_batch(self, model: TableModel) -> None:
+        """Targets or indices of a later batch are an error, and the draws still wait."""
+        sampler = self._make(model)
+        first, second = sampler.draw().clone(), sampler.draw().clone()
+        assert model.labels[first].tolist() != model.labels[second].tolist()
+        given = {"logits": model.logits[second], "targets": model.labels[second]}
+        for proof in ({}, {"indices": second}, {"indices": second.tolist()}):
+            with pytest.raises(FeedbackError, match="the draw 1 later: call discard"):
+                sampler.update(model.losses[second], **given, **proof)
+        with pytest.raises(FeedbackError, match="the draw 1 later"):
+            sampler.discard(indices=second)
+        assert sampler.outstanding == 2
+        sampler.discard(indices=first)
+        sampler.update(model.losses[second], **given, indices=second)
+        assert sampler.outstanding == 0
 
     def test_update_returns_differentiable_mean(self, model: TableModel) -> None:
         """The scalar returned is a weighted mean of the losses, to be back-propagated."""
@@ -176,8 +222,9 @@ class SamplerContract:
         first = answered.draw()
         model.answer_with(answered, first, lambda losses: bad[: len(losses)])
         assert torch.equal(first, abandoned.draw())
+        abandoned.discard()
         second = answered.draw()
-        assert second.tolist() == next(iter(abandoned))  # A new pass forgets the draw before.
+        assert torch.equal(second, abandoned.draw())
         for sampler in (answered, abandoned):
             model.answer(sampler, second)
         assert torch.equal(model.run(answered, 25), model.run(abandoned, 25))
@@ -229,6 +276,26 @@ class SamplerContract:
         reused.load_state_dict(state)
         assert torch.equal(stream, model.run(reused, 25))
 
+    def test_refuses_the_state_of_another_sampler(self, model: TableModel) -> None:
+        """What was learnt is credited to no other examples; the error names what differs."""
+        sampler = self._make(model)
+        model.run(sampler, 3)
+        state = sampler.state_dict()
+        other = TableModel(self.num_examples, self.num_classes)
+        other.labels = other.labels.roll(1)
+        larger = TableModel(self.num_examples + self.num_classes, self.num_classes)
+        for made, name in (
+            (self._make(model, seed=3), "seed is 0 there and 3 here"),
+            (self._make(model, batch_size=self.batch_size - 1), "batch_size"),
+            (self._make(model, rank=1, world_size=2), "rank"),
+            (self._make(other), "labels"),
+            (self._make(larger), "examples"),
+        ):
+            with pytest.raises(ValueError, match=name):
+                made.load_state_dict(state)
+        with pytest.raises(ValueError, match="state must be"):
+            sampler.load_state_dict({})
+
     def test_refuses_state_inside_a_batch(self, model: TableModel) -> None:
         """There is no state while a draw waits for its losses."""
         sampler = self._make(model)
@@ -246,10 +313,29 @@ class SamplerContract:
         for sampler, share in zip(samplers, shares, strict=True):
             assert set(model.run(sampler, 30).flatten().tolist()) <= share
 
+    def test_ranks_have_passes_of_one_length(self, model: TableModel) -> None:
+        """Where ranks do not divide the examples, all have as many batches and the same bound."""
+        world = self.batch_size - 1
+        smallest = self.num_examples // world
+        assert self.num_examples % world
+        for batch_size in range(1, smallest + 1):
+            samplers = [
+                self._make(model, rank=rank, world_size=world, batch_size=batch_size)
+                for rank in range(world)
+            ]
+            (length,) = {len(sampler) for sampler in samplers}
+            assert all(length * batch_size >= sampler.num_examples for sampler in samplers)
+        assert [len(list(sampler)) for sampler in samplers] == [length] * world
+        for rank in range(world):
+            with pytest.raises(ValueError, match=rf"batch_size must be in \[1, {smallest}\]"):
+                self._make(model, rank=rank, world_size=world, batch_size=smallest + 1)
+
     def test_refuses_bad_ranks(self, model: TableModel) -> None:
         """A rank outside the world is an error."""
         with pytest.raises(ValueError, match="rank"):
             self._make(model, rank=2, world_size=2)
+        with pytest.raises(ValueError, match="world_size"):
+            self._make(model, world_size=self.num_examples + 1, batch_size=1)
 
     @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
     @pytest.mark.parametrize("num_workers", [0, 2])

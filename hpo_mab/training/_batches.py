@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from hpo_mab._errors import ArgumentError
+from hpo_mab._labels import class_labels
 from hpo_mab.data import Augmentation, ImageData, Normalization
 from hpo_mab.training._meters import TimedSampler
 
@@ -126,6 +127,8 @@ class LoaderBatches:
 
 def to_device(inputs: Tensor, targets: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
     """A loaded batch on the training device, targets as int64."""
+    if not isinstance(targets, Tensor) or targets.is_cpu:
+        targets = class_labels(targets, name="targets")
     return (
         inputs.to(device, non_blocking=True),
         targets.to(device, torch.int64, non_blocking=True),

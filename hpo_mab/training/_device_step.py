@@ -120,6 +120,7 @@ class DeviceStep:
         with autocast(inputs.device, self._precision):
             logits = self._forward(inputs)
         logits = logits.float()
+        self._sampler.sampler.check_outputs(logits)
         losses = F.cross_entropy(
             logits, targets, reduction="none", label_smoothing=self._label_smoothing
         )

@@ -222,7 +222,7 @@ class DrawRows:
             if draw.weights is not None:
                 self._planned_weights[slot, place] = draw.weights
             if not learns(sampler):
-                sampler._outstanding.clear()
+                sampler.discard()
 
     def rewind(self) -> None:
         """Go to the first of the planned batches."""

@@ -270,6 +270,7 @@ class Training(Iterator[Evaluation]):
         with autocast(inputs.device, self._precision):
             logits = self._forward(inputs)
         logits = logits.float()
+        self.sampler.check_outputs(logits)
         losses = F.cross_entropy(
             logits, targets, reduction="none", label_smoothing=self._label_smoothing
         )

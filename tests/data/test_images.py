@@ -79,5 +79,5 @@ def test_from_arrays_numbers_any_labels_in_sorted_order(labels: list[object]) ->
 
 
 def test_from_arrays_refuses_fractional_labels() -> None:
-    with pytest.raises(ArgumentError, match="one integer or text"):
+    with pytest.raises(ArgumentError, match=r"one integer for each example, got 0\.5"):
         ImageData.from_arrays(np.zeros((2, 5, 6), dtype=np.uint8), [0.5, 1.0])

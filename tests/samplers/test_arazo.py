@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from scipy import stats
 
 from hpo_mab.samplers import BatchSampler, CSGDSampler, PSGDSampler
 
@@ -122,3 +123,29 @@ def test_refuses_knobs_outside_their_bounds(
     (name,) = knobs
     with pytest.raises(ValueError, match=rf"{name} must be .*, got {knobs[name]}"):
         sampler_class([0, 1], batch_size=1, **knobs)
+
+
+@pytest.mark.parametrize("budget", [0.5, 1.0])
+@pytest.mark.parametrize("sampler_class", [PSGDSampler, CSGDSampler])
+@pytest.mark.filterwarnings("ignore:.*uniform shuffling")
+def test_order_within_a_pass_is_random(
+    sampler_class: type[PSGDSampler | CSGDSampler], budget: float
+) -> None:
+    """The scores decide which examples are drawn, not when: each batch holds as many hard ones."""
+    examples, batch_size, passes = 40, 4, 400
+    # The likeliest tenth: p(true label) of nearly 0 for p-SGD, one half for c-SGD.
+    hard = torch.arange(examples) < examples // 10
+    hard_loss = 9.0 if sampler_class is PSGDSampler else math.log(2)
+    sampler = sampler_class(torch.zeros(examples), batch_size=batch_size, budget=budget, seed=3)
+    batches = int(examples * budget) // batch_size
+    by_place = torch.zeros(20 + passes, batches)
+    for row in by_place:
+        for place in range(batches):
+            indices = sampler.draw()
+            row[place] = hard[indices].sum()
+            sampler.update(torch.where(hard[indices], hard_loss, 0.01))
+    counts = by_place[20:].sum(dim=0)  # The first passes make all examples known.
+    # Chi-square at a level of 1e-3.
+    assert stats.chisquare(counts.numpy()).pvalue > 1e-3
+    chance = passes * int(hard.sum()) * budget
+    assert counts.sum() == chance if budget == 1 else counts.sum() > 1.2 * chance

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hpo_mab.samplers import BatchSampler, Draw
+from hpo_mab.samplers import BatchSampler, Draw, FeedbackError
 from hpo_mab.testing import SamplerContract
 from hpo_mab.testing._feedback import TableModel
 
@@ -30,7 +30,12 @@ class Sound(BatchSampler):
     def _draw(self) -> Draw:
         shares = (self.scores + self.floor) / (self.scores + self.floor).sum()
         where = torch.multinomial(shares, self.batch_size, True, generator=self.generator)
-        return Draw(self.examples[where], self._weights(shares[where]), where)
+        weights = self._weights(shares[where])
+        return Draw(
+            self.examples[where].to(self.device),
+            None if weights is None else weights.to(self.device),
+            where,
+        )
 
     def _weights(self, shares: Tensor) -> Tensor | None:
         return 1 / (self.num_examples * shares)
@@ -38,6 +43,8 @@ class Sound(BatchSampler):
     def _learn(
         self, draw: Draw, losses: Tensor, logits: Tensor | None, targets: Tensor | None
     ) -> None:
+        # Its memory is on the host, wherever the losses are.
+        losses = losses.cpu()
         finite = torch.isfinite(losses)
         self.scores[draw.context[finite]] = losses[finite]
 
@@ -87,7 +94,7 @@ class Poisoned(Sound):
     def _learn(
         self, draw: Draw, losses: Tensor, logits: Tensor | None, targets: Tensor | None
     ) -> None:
-        self.scores[draw.context] = torch.nan_to_num(losses, 0.0, 100.0, 0.0)
+        self.scores[draw.context] = torch.nan_to_num(losses.cpu(), 0.0, 100.0, 0.0)
 
 
 class NewestFirst(Sound):
@@ -166,7 +173,7 @@ def test_catches(broken: type[Sound], test: str, monkeypatch: pytest.MonkeyPatch
         "monkeypatch": monkeypatch,
         "progress": 0.5,
     }
-    with pytest.raises((AssertionError, IndexError, pickle.UnpicklingError)):
+    with pytest.raises((AssertionError, IndexError, FeedbackError, pickle.UnpicklingError)):
         run(**{name: offered[name] for name in names if name != "self"})
 
 

@@ -1,0 +1,193 @@
+"""Labels: what a class is, for samplers, data sets and feedback."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, Subset, TensorDataset
+
+from hpo_mab._errors import ArgumentError
+
+_NUMBER_THEM = "number the classes, e.g. numpy.unique(labels, return_inverse=True)[1]"
+
+
+def class_labels(values: Any, *, name: str = "labels") -> Tensor:
+    """The classes of examples as integers, from any container that holds whole numbers.
+
+    Whole numbers are integers, booleans, and floats without a fraction. A pandas Series is read in
+    its order, whatever its index.
+
+    Args:
+        values: One class an example: a tensor, an array, a Series or a sequence, [N].
+        name: The argument, for errors.
+
+    Returns:
+        Int64 [N] on the CPU; ``values`` itself where it already is that.
+
+    Raises:
+        ArgumentError: Not one whole number an example; names the first that is none.
+    """
+    if isinstance(values, Tensor):
+        tensor = values.detach().cpu()
+        if tensor.dtype == torch.int64 and tensor.ndim == 1 and len(tensor):
+            return tensor
+        # NumPy has no bfloat16.
+        values = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
+    try:
+        array = np.asarray(values)
+        if array.dtype.kind in "US":  # One text makes texts of all: the first is to be named.
+            array = np.asarray(values, dtype=object)
+    except ValueError:
+        raise ArgumentError(
+            f"{name} must be one integer for each example, got rows of different lengths."
+        ) from None
+    if array.ndim != 1 or not array.size:
+        raise ArgumentError(
+            f"{name} must be one-dimensional and not empty, one integer for each example, "
+            f"got shape {list(array.shape)}{_hint_of_shape(array.shape)}."
+        )
+    wrong = _first_not_whole(array)
+    if wrong is not None:
+        value = array[wrong]
+        text = str(value) if isinstance(value, np.generic) else repr(value)
+        raise ArgumentError(
+            f"{name} must be one integer for each example, got {text} at position {wrong}; "
+            f"{_hint_of_value(value)}."
+        )
+    return torch.from_numpy(array.astype(np.int64, copy=not array.flags.writeable))
+
+
+def labels_of(dataset: Dataset[Any], *, name: str = "dataset") -> Tensor:
+    """Class of each example of a map-style data set of ``(x, y)`` pairs, as samplers need them.
+
+    Reads ``targets`` or ``labels`` where the data set has them (passed through its
+    ``target_transform``) and they agree with its first and its last example, looks through
+    ``Subset`` and ``TensorDataset``, and otherwise reads every example once.
+
+    Args:
+        dataset: Data set with ``__len__`` and ``__getitem__``.
+        name: The argument, for errors.
+
+    Returns:
+        Labels, int64 [N], each at least 0.
+
+    Raises:
+        ArgumentError: A data set without length or without examples, items that are not pairs,
+            labels that are not integers from 0, or that are all equal.
+    """
+    labels = _labels(dataset, name, read=True)
+    low, high = int(labels.min()), int(labels.max())
+    if low == high:
+        raise ArgumentError(f"labels of {name} must hold at least two classes, got only {low}.")
+    return labels
+
+
+def check_examples(dataset: Dataset[Any], *, name: str = "dataset") -> None:
+    """Refuse a data set whose items are not ``(x, y)`` pairs with an integer class.
+
+    Looks at the labels that the data set keeps, or else at its first and its last example.
+
+    Raises:
+        ArgumentError: As `labels_of`; one class alone is not refused.
+    """
+    _labels(dataset, name, read=False)
+
+
+def _labels(dataset: Any, name: str, *, read: bool) -> Tensor:
+    if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
+        raise ArgumentError(
+            f"{name} must be map-style, with __len__ and __getitem__, got {type(dataset).__name__}."
+        )
+    size = len(dataset)
+    if size == 0:
+        raise ArgumentError(f"{name} must not be empty, got 0 examples.")
+    ends = (0, size - 1)
+    labels = None
+    found = _stored_labels(dataset, size)
+    if found is not None:
+        # Before the labels are judged: a wrong item explains a wrong label.
+        items = [_label_at(dataset, index, name) for index in ends]
+        labels = class_labels(found, name=f"labels of {name}")
+        if [labels[index].item() for index in ends] != items:
+            labels = None
+    if labels is None:
+        places = range(size) if read else ends
+        items = [_label_at(dataset, index, name) for index in places]
+        labels = class_labels(items, name=f"labels of {name}")
+    low = int(labels.min())
+    if low < 0:
+        raise ArgumentError(f"labels of {name} must be at least 0, got {low}.")
+    return labels
+
+
+def _label_at(dataset: Any, index: int, name: str) -> Any:
+    item = dataset[index]
+    if not isinstance(item, tuple | list) or len(item) != 2:
+        what = (
+            f"a dict of {', '.join(map(repr, item))}"
+            if isinstance(item, dict)
+            else f"{len(item)} values"
+            if isinstance(item, tuple | list)
+            else type(item).__name__
+        )
+        raise ArgumentError(
+            f"each item of {name} must be a pair (input, class), got {what}; "
+            "wrap the data set so that __getitem__ returns the pair."
+        )
+    label = item[1]
+    return label.tolist() if isinstance(label, Tensor) else label
+
+
+def _stored_labels(dataset: Any, size: int) -> Any:
+    """Labels the data set keeps, or None where it has to be read."""
+    if isinstance(dataset, Subset):
+        inner = _stored_labels(dataset.dataset, len(dataset.dataset))  # type: ignore[arg-type]
+        return None if inner is None else np.asarray(inner)[np.asarray(dataset.indices)]
+    if isinstance(dataset, TensorDataset):
+        return dataset.tensors[1].cpu().numpy() if len(dataset.tensors) > 1 else None
+    for name in ("targets", "labels"):
+        labels = getattr(dataset, name, None)
+        if labels is not None and len(labels) == size:
+            transform = getattr(dataset, "target_transform", None)
+            values = labels.cpu().numpy() if isinstance(labels, Tensor) else np.asarray(labels)
+            return values if transform is None else [transform(value) for value in values]
+    return None
+
+
+def _first_not_whole(array: np.ndarray[Any, Any]) -> int | None:
+    """Place of the first value that is no whole number of 64 bits; None if all are."""
+    if array.dtype.kind in "ib":
+        return None
+    if array.dtype.kind == "u":
+        wrong = array > np.iinfo(np.int64).max
+    elif array.dtype.kind == "f":
+        wrong = ~(np.abs(array) < 2.0**63) | (np.floor(array) != array)
+    else:
+        wrong = np.array([not _is_whole(value) for value in array.tolist()])
+    return int(wrong.argmax()) if wrong.any() else None
+
+
+def _is_whole(value: Any) -> bool:
+    if isinstance(value, float):
+        return value.is_integer() and abs(value) < 2.0**63
+    try:
+        return not isinstance(value, str | bytes) and int(value) == value
+    except (TypeError, ValueError, OverflowError):
+        return False
+
+
+def _hint_of_shape(shape: tuple[int, ...]) -> str:
+    if len(shape) != 2:
+        return ""
+    return "; use squeeze(1)" if shape[1] == 1 else "; of one-hot rows use argmax(dim=1)"
+
+
+def _hint_of_value(value: Any) -> str:
+    number = isinstance(value, float | np.floating)
+    if value is None or (number and math.isnan(value)):
+        return "leave out examples without a class"
+    return "classes are whole numbers" if number else _NUMBER_THEM

@@ -1,0 +1,71 @@
+"""What `update` is given: losses and targets of the right type and shape, of the right draw."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from hpo_mab._errors import ArgumentError
+from hpo_mab._labels import class_labels
+
+
+class FeedbackError(RuntimeError):
+    """Feedback that answers no draw, or not the draw it should."""
+
+
+def check_losses(losses: Tensor, count: int) -> None:
+    """Refuse losses that are not one floating-point number an example, [count].
+
+    Raises:
+        FeedbackError: Another type or shape.
+    """
+    if isinstance(losses, Tensor) and losses.shape == (count,) and losses.is_floating_point():
+        return
+    if not isinstance(losses, Tensor):
+        raise FeedbackError(f"losses must be a tensor, got {type(losses).__name__}.")
+    shape = list(losses.shape)
+    if losses.shape == (count,):
+        raise FeedbackError(f"losses must be floating-point, got {losses.dtype}.")
+    if losses.ndim == 0:
+        hint = "use reduction='none'"
+    elif losses.ndim > 1 and len(losses) == count:
+        hint = "one loss an example: average over the others, e.g. losses.flatten(1).mean(dim=1)"
+    else:
+        hint = "answer a draw's whole batch with one call"
+    raise FeedbackError(f"losses must have the shape of the draw, [{count}], got {shape}; {hint}.")
+
+
+def checked_targets(targets: Tensor, count: int) -> Tensor:
+    """Targets as int64 [count], where they are; values are looked at on the host only.
+
+    Raises:
+        FeedbackError: No whole numbers, or another shape.
+    """
+    try:
+        if not isinstance(targets, Tensor) or targets.is_cpu:
+            targets = class_labels(targets, name="targets")
+        elif targets.is_floating_point():
+            raise ArgumentError(f"targets must be integers, got {targets.dtype}.")
+    except ArgumentError as error:
+        raise FeedbackError(str(error)) from None
+    if targets.shape != (count,):
+        raise FeedbackError(
+            f"targets must have the shape of the draw, [{count}], got {list(targets.shape)}."
+        )
+    return targets.to(torch.int64)
+
+
+def same_indices(given: Tensor | Sequence[int], drawn: Tensor) -> bool:
+    """Whether a loop's indices, [B], are those drawn, int64 [B].
+
+    Waits for a device only for indices there that are in other memory than the draw's.
+    """
+    if not isinstance(given, Tensor):
+        return list(given) == drawn.tolist()
+    if given.shape != drawn.shape:
+        return False
+    if given.device == drawn.device and given.data_ptr() == drawn.data_ptr():
+        return True
+    return torch.equal(given.to(drawn.device, torch.int64), drawn)

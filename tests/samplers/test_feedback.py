@@ -1,0 +1,229 @@
+"""Feedback reaches the examples it is of, or is refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, TensorDataset
+
+from hpo_mab import samplers
+from hpo_mab._errors import ArgumentError
+from hpo_mab.samplers import BatchSampler, Draw, FeedbackError, MABSampler, UniformSampler
+
+LABELS = torch.arange(480) % 10
+
+
+class Credited(BatchSampler):
+    """Draws in order, and notes which loss each example was credited with."""
+
+    def __init__(self, labels: Any, *, option: Any = None, **arguments: Any) -> None:
+        super().__init__(labels, **arguments)
+        self.next = 0
+        self.losses = torch.full((len(self.labels),), -1.0)
+
+    def _draw(self) -> Draw:
+        indices = (self.next + torch.arange(self.batch_size)) % len(self.labels)
+        self.next = int(indices[-1]) + 1
+        return Draw(indices)
+
+    def _learn(
+        self, draw: Draw, losses: Tensor, logits: Tensor | None, targets: Tensor | None
+    ) -> None:
+        self.losses[draw.indices] = losses
+
+    def _state(self) -> dict[str, Any]:
+        return {}
+
+    def _load_state(self, state: dict[str, Any]) -> None:
+        pass
+
+    @property
+    def wrong(self) -> int:
+        """Examples that were credited with another example's loss."""
+        answered = self.losses >= 0
+        return int((self.losses != torch.arange(len(self.losses)))[answered].sum())
+
+
+def _loader(sampler: Any, **options: Any) -> DataLoader[Any]:
+    return DataLoader(
+        TensorDataset(torch.arange(len(LABELS)), LABELS), batch_sampler=sampler, **options
+    )
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_skipped_batch_that_is_discarded_moves_no_credit(num_workers: int) -> None:
+    sampler = Credited(LABELS, batch_size=30)
+    for _ in range(2):
+        for step, (x, y) in enumerate(_loader(sampler, num_workers=num_workers)):
+            if step in (3, 7):
+                sampler.discard()
+            else:
+                sampler.update(x.float(), targets=y)
+    assert sampler.outstanding == 0
+    assert sampler.wrong == 0
+    assert int((sampler.losses < 0).sum()) == 60  # The same two batches of either pass.
+
+
+def test_a_skipped_batch_is_noticed_by_targets_or_said_at_the_next_pass() -> None:
+    sampler = Credited(LABELS.sort().values, batch_size=30)
+    batches = [torch.tensor(batch) for batch, _ in zip(sampler, range(5), strict=False)]
+    for batch in batches[:3]:
+        sampler.update(batch.float(), targets=sampler.labels[batch])
+    with pytest.raises(FeedbackError, match=r"targets are not those .* of the draw 1 later: call"):
+        sampler.update(batches[4].float(), targets=sampler.labels[batches[4]])
+    sampler = Credited(LABELS, batch_size=30)
+    for number in range(3):
+        batches = iter(sampler)
+        if number == 1:
+            with pytest.warns(UserWarning, match="A pass begins while 1 draws of the last one"):
+                next(batches)
+            sampler.discard()
+        for step, batch in enumerate(batches):
+            if step != 3:
+                sampler.update(torch.tensor(batch).float())
+
+
+def test_a_look_at_the_same_loader_ends_the_pass_under_way() -> None:
+    sampler = Credited(LABELS, batch_size=30)
+    loader = _loader(sampler)
+    training = iter(loader)
+    x, _ = next(training)
+    sampler.update(x.float())
+    next(iter(loader))
+    with pytest.raises(FeedbackError, match="this pass ended when another pass"):
+        next(training)
+
+
+def test_batches_sharded_by_a_library_are_noticed() -> None:
+    """As Accelerate's BatchSamplerShard: this process trains on every second batch."""
+    sampler = Credited(LABELS.sort().values, batch_size=30)
+    batches = iter(sampler)
+    _, own = next(batches), torch.tensor(next(batches))
+    with pytest.raises(FeedbackError, match="call discard"):
+        sampler.update(own.float(), indices=own)
+
+
+def test_targets_may_be_the_classes_numbered_from_0() -> None:
+    labels = torch.tensor([7, -3, 40, 7, -3, 40])
+    sampler = Credited(labels, batch_size=3)
+    sampler.draw()
+    sampler.update(torch.ones(3), targets=torch.tensor([1, 0, 2]))
+    sampler.draw()
+    sampler.update(torch.ones(3), targets=torch.tensor([7, -3, 40], dtype=torch.int32))
+    sampler.draw()
+    other = torch.tensor([2, 1, 0])
+    with pytest.raises(FeedbackError, match="numbers classes otherwise, give indices="):
+        sampler.update(torch.ones(3), targets=other)
+    sampler.update(torch.ones(3), targets=other, indices=[0, 1, 2])
+
+
+@pytest.mark.parametrize(
+    ("losses", "message"),
+    [
+        (torch.ones(()), r"\[30\], got \[\]; use reduction='none'"),
+        (torch.ones(30, 5), r"got \[30, 5\]; one loss an example: average"),
+        (torch.ones(16), r"got \[16\]; answer a draw's whole batch"),
+        (torch.ones(30, dtype=torch.int64), "losses must be floating-point, got torch.int64"),
+        ([1.0] * 30, "losses must be a tensor, got list"),
+    ],
+)
+def test_losses_that_are_not_one_an_example_are_refused(losses: Any, message: str) -> None:
+    sampler = Credited(LABELS, batch_size=30)
+    sampler.draw()
+    with pytest.raises(FeedbackError, match=message):
+        sampler.update(losses)
+    assert sampler.outstanding == 1
+
+
+@pytest.mark.parametrize(
+    ("targets", "message"),
+    [
+        (torch.full((4,), 3.7), r"targets must be one integer.* got 3\.7 at position 0"),
+        (torch.eye(4), "of one-hot rows use argmax"),
+        (torch.eye(4, dtype=torch.int64), "of one-hot rows use argmax"),
+        (torch.zeros(3, dtype=torch.int64), r"shape of the draw, \[4\], got \[3\]"),
+        (["cat"] * 4, "got 'cat' at position 0"),
+        (torch.tensor([0, 1, 2, torch.nan]), "got nan at position 3"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["mab", "psgd", "gradnorm"])
+def test_targets_that_are_no_classes_are_refused(kind: str, targets: Any, message: str) -> None:
+    sampler = samplers.create(kind, [0, 1, 2, 3], batch_size=4)
+    sampler.draw()
+    with pytest.raises(FeedbackError, match=message):
+        sampler.update(torch.ones(4), logits=torch.ones(4, 4), targets=targets)
+
+
+def test_labels_beyond_the_outputs_are_refused() -> None:
+    sampler = UniformSampler([1, 2, 3, 1], batch_size=4)
+    logits = torch.zeros(4, 3)
+    indices = sampler.draw()
+    for given in ({}, {"targets": sampler.labels[indices]}):
+        with pytest.raises(ArgumentError, match=r"labels must be in \[0, 3\).* outputs, got 3; "):
+            sampler.update(torch.ones(4), logits=logits, **given)
+    sampler.update(torch.ones(4), logits=logits, targets=sampler.labels[indices] - 1)
+    sampler.draw()
+    with pytest.raises(ArgumentError, match=r"logits must be \[B, C\], got shape \[4\]"):
+        sampler.update(torch.ones(4), logits=logits[:, 0])
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ([0, 3.7], r"labels must be one integer for each example, got 3\.7 at position 1"),
+        (["a", "b"], "got 'a' at position 0; number the classes"),
+        (torch.eye(3), "of one-hot rows use argmax"),
+        (None, "got shape"),
+    ],
+)
+def test_labels_that_are_no_classes_are_refused(labels: Any, message: str) -> None:
+    with pytest.raises(ArgumentError, match=message):
+        MABSampler(labels, batch_size=1)
+
+
+@pytest.mark.parametrize(
+    ("kind", "one", "other"),
+    [
+        ("mab", {"memory": 3}, {"memory": 4}),
+        ("mab", {"policy": "softmax"}, {"policy": "ucb1"}),
+        ("psgd", {"budget": 0.5}, {"budget": 0.6}),
+        ("contextual", {"decay": 0.9}, {}),
+    ],
+)
+def test_a_state_is_refused_where_an_option_differs(
+    kind: str, one: dict[str, Any], other: dict[str, Any]
+) -> None:
+    labels = LABELS[:40]
+    state = samplers.create(kind, labels, batch_size=4, **one).state_dict()
+    (name,) = one
+    with pytest.raises(ArgumentError, match=rf"another sampler: {name} is .* there and .* here\.$"):
+        samplers.create(kind, labels, batch_size=4, **other).load_state_dict(state)
+    samplers.create(kind, labels, batch_size=4, **one).load_state_dict(state)
+    with pytest.raises(ArgumentError, match=r"class is '\w+' there and 'UniformSampler' here"):
+        samplers.create("uniform", labels, batch_size=4).load_state_dict(state)
+
+
+def test_options_are_recognised_however_they_are_given() -> None:
+    made = MABSampler(LABELS, batch_size=5, prior=(2, 1))
+    again = samplers.create("mab", LABELS.tolist(), batch_size=5, prior=[2.0, 1.0], floor=0.0)
+    again.load_state_dict(made.state_dict())
+    assert torch.equal(made.draw(), again.draw())
+    # An option without a plain value is known by its type.
+    one = Credited(LABELS, batch_size=5, option=object())
+    Credited(LABELS, batch_size=5, option=object()).load_state_dict(one.state_dict())
+    with pytest.raises(ArgumentError, match=r"option is 'builtins.object' there and None here"):
+        Credited(LABELS, batch_size=5).load_state_dict(one.state_dict())
+
+
+def test_ranks_of_different_size_have_as_many_batches() -> None:
+    ranks = [MABSampler(torch.zeros(129), batch_size=64, rank=r, world_size=2) for r in (0, 1)]
+    assert [sampler.num_examples for sampler in ranks] == [65, 64]
+    assert [len(list(sampler)) for sampler in ranks] == [2, 2]
+    assert sorted(torch.cat([sampler.examples for sampler in ranks]).tolist()) == list(range(129))
+    for rank in (0, 1):
+        with pytest.raises(ArgumentError, match=r"\[1, 64\], .* of the smallest rank, got 65"):
+            MABSampler(torch.zeros(129), batch_size=65, rank=rank, world_size=2)
