@@ -20,6 +20,8 @@ UNIFORM = "uniform"
 TWIN_KEY = "twin_of"
 PROMOTES_KEY = "promotes"
 RESUMED_KEY = "resumed_at"
+#: Number of a trial's learning curve, a system attribute, see `hpo_mab.storage.CurveStore`.
+CURVE_KEY = "hpo_mab:curve"
 
 #: What the study was made from, see `hpo_mab.storage.Definition`.
 DEFINITION_KEY = "hpo_mab:definition"

@@ -24,6 +24,8 @@ class Evaluation:
             samplers without rewards.
         concentration: Share of all draws so far that fell on the most-drawn tenth of the examples
             (0.1 is uniform); None where the sampler does not count draws.
+        averaged: Whether the evaluated weights are the exponential moving average of the trained
+            ones.
     """
 
     index: int
@@ -37,3 +39,4 @@ class Evaluation:
     learning_rate: float
     reward_rate: float | None = None
     concentration: float | None = None
+    averaged: bool = False

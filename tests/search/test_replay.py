@@ -22,7 +22,11 @@ def test_a_trial_comes_out_the_same_from_its_record_alone(storage: Storage, tiny
 
     with storage.optuna.engine.begin() as connection:
         connection.execute(
-            sa.text("UPDATE hpo_mab_evaluations SET accuracy = accuracy + 0.25 WHERE trial_id = 3")
+            sa.text(
+                "UPDATE hpo_mab_curves SET accuracy = accuracy + 0.25 WHERE curve = (SELECT "
+                "value_json FROM trial_system_attributes WHERE trial_id = 3 "
+                "AND \"key\" = 'hpo_mab:curve')"
+            )
         )
     found = replay(storage, "study", 2)
     assert not found.is_identical
@@ -35,7 +39,7 @@ def test_what_cannot_be_replayed_is_said(storage: Storage, tiny: Make) -> None:
     with pytest.raises(UnknownNameError, match="Unknown trial '7'"):
         replay(storage, "study", 7)
     with storage.optuna.engine.begin() as connection:
-        connection.execute(sa.text("DELETE FROM hpo_mab_evaluations"))
+        connection.execute(sa.text("DELETE FROM hpo_mab_curves"))
     with pytest.raises(ArgumentError, match="no learning curve"):
         replay(storage, "study", 0)
 
