@@ -1,6 +1,7 @@
 """Image data sets held on the device: loading, splits, augmentation, normalisation."""
 
 from hpo_mab.data._augmentation import Augmentation
+from hpo_mab.data._identity import DataIdentity
 from hpo_mab.data._images import ImageData
 from hpo_mab.data._labels import labels_of
 from hpo_mab.data._load import available, default_augmentation, load, options
@@ -9,6 +10,7 @@ from hpo_mab.data._splits import ImageSplits, split
 
 __all__ = [
     "Augmentation",
+    "DataIdentity",
     "ImageData",
     "ImageSplits",
     "Normalization",

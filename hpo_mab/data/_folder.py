@@ -55,6 +55,7 @@ def image_folder(*, root: Path, size: int = 32) -> tuple[ImageData, ImageData]:
     if decoded is None:
         decoded = _decode(root, classes, train_files, test_files, size=size)
         _cache.write(root, decoded, name=name, key=key)
+    decoded.train.files = decoded.test.files = key
     _warn_unreadable(decoded.unreadable, len(everything))
     return decoded.train, decoded.test
 

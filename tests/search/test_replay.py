@@ -7,7 +7,7 @@ import sqlalchemy as sa
 
 from hpo_mab._errors import ArgumentError, StorageError, UnknownNameError
 from hpo_mab.search import StudyRunner, StudySpec, join_study, replay
-from hpo_mab.storage import Definition, Storage, open_study
+from hpo_mab.storage import Definition, MissingCurvesWarning, Storage, open_study
 
 Make = Callable[..., StudySpec]
 
@@ -40,7 +40,10 @@ def test_what_cannot_be_replayed_is_said(storage: Storage, tiny: Make) -> None:
         replay(storage, "study", 7)
     with storage.optuna.engine.begin() as connection:
         connection.execute(sa.text("DELETE FROM hpo_mab_curves"))
-    with pytest.raises(ArgumentError, match="no learning curve"):
+    with (
+        pytest.warns(MissingCurvesWarning),
+        pytest.raises(ArgumentError, match="no learning curve"),
+    ):
         replay(storage, "study", 0)
 
 
@@ -52,5 +55,5 @@ def test_other_data_here_than_the_study_was_made_on_is_refused(
     stored = dict(study.user_attrs["hpo_mab:definition"])
     study.set_user_attr("hpo_mab:definition", {**stored, "epoch_examples": 50_000})
     assert Definition.load(study).epoch_examples == 50_000
-    with pytest.raises(StorageError, match=r"50000 training examples.*--data-root"):
+    with pytest.raises(StorageError, match=r"50000 training examples there.*--data-root"):
         join_study(storage, "study")
