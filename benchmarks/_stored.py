@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import secrets
 
 import optuna
 import sqlalchemy as sa
 
+from hpo_mab._attributes import CURVE_KEY
 from hpo_mab.search import Target
-from hpo_mab.storage import CurveStore, Definition, Storage
+from hpo_mab.storage import Definition, Storage
 from hpo_mab.training import Evaluation
 
 EVALUATIONS = 8
@@ -36,15 +38,20 @@ def fill_study(url: str, arm: str, trials: int) -> None:
     first = study.get_trials(deepcopy=False)
     _copy_rows(storage, study._study_id, first[-1]._trial_id, len(first), trials)
     ids = [trial._trial_id for trial in study.get_trials(deepcopy=False)]
+    numbers = {trial_id: secrets.randbits(62) for trial_id in ids}
     rows = [
-        {"trial_id": trial_id, **dataclasses.asdict(evaluation(index, slot / trials + lift))}
-        for slot, trial_id in enumerate(ids)
+        {"curve": number, **dataclasses.asdict(evaluation(index, slot / trials + lift))}
+        for slot, number in enumerate(numbers.values())
         for index in range(1, EVALUATIONS + 1)
     ]
-    CurveStore(storage.optuna.engine)
+    keys = [
+        {"trial_id": trial_id, "key": CURVE_KEY, "value_json": str(number)}
+        for trial_id, number in numbers.items()
+    ]
     with storage.optuna.engine.begin() as connection:
-        table = sa.Table("hpo_mab_evaluations", sa.MetaData(), autoload_with=connection)
-        connection.execute(table.insert(), rows)
+        for name, listed in (("trial_system_attributes", keys), ("hpo_mab_curves", rows)):
+            table = sa.Table(name, sa.MetaData(), autoload_with=connection)
+            connection.execute(table.insert(), listed)
     storage.close()
 
 

@@ -20,6 +20,8 @@ UNIFORM = "uniform"
 TWIN_KEY = "twin_of"
 PROMOTES_KEY = "promotes"
 RESUMED_KEY = "resumed_at"
+#: Number of a trial's learning curve, a system attribute, see `hpo_mab.storage.CurveStore`.
+CURVE_KEY = "hpo_mab:curve"
 
 #: What the study was made from, see `hpo_mab.storage.Definition`.
 DEFINITION_KEY = "hpo_mab:definition"
@@ -31,5 +33,7 @@ EVIDENCE_KEY = "hpo_mab:evidence"
 CHOICE_KEY = "hpo_mab:auto"
 #: Test accuracy of the best trial's network: ``{"trial": number, "accuracy": float}``.
 TEST_KEY = "hpo_mab:test"
+#: How far a study's notes and figures have been written, a system attribute.
+PUBLISHED_KEY = "hpo_mab:published"
 #: Test accuracies of the best configuration, trained again: ``trial``, ``budget``, ``accuracies``.
 RETRAINED_KEY = "hpo_mab:retrained"

@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import itertools
 import os
+import shutil
 import subprocess
 import tempfile
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -125,3 +127,56 @@ def runs() -> Callable[[int], bool]:
         return state not in "ZX"
 
     return check
+
+
+_mariadb_databases = itertools.count()
+
+
+@pytest.fixture(scope="session")
+def _mariadb_socket() -> Iterator[str]:
+    """Socket of a real MariaDB server of the session's own, from the system's package."""
+    reason = "needs mariadbd (apt-get install mariadb-server) and pymysql (extra 'test')"
+    if not (shutil.which("mariadbd") and shutil.which("mariadb-install-db")):
+        pytest.skip(reason)
+    pytest.importorskip("pymysql", reason=reason)
+    # A socket's path must be short.
+    folder = tempfile.mkdtemp(prefix="maria", dir="/tmp")
+    socket = f"{folder}/socket"
+    common = ["--no-defaults", f"--datadir={folder}/data"]
+    if os.getuid() == 0:
+        common.append("--user=root")
+    install = [*common, "--auth-root-authentication-method=normal", "--skip-test-db"]
+    options = ["--skip-networking", "--innodb-flush-method=nosync", "--sync-frm=0"]
+    with Path(folder, "log").open("wb") as log:
+        subprocess.run(["mariadb-install-db", *install], stdout=log, stderr=log, check=True)
+        command = ["mariadbd", *common, f"--socket={socket}", *options]
+        server = subprocess.Popen(command, stdout=log, stderr=log)
+    try:
+        while not Path(socket).exists():
+            assert server.poll() is None, Path(folder, "log").read_text()
+            time.sleep(0.02)
+        yield socket
+    finally:
+        server.kill()  # An orderly end takes long, and the data are thrown away.
+        server.wait()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def mariadb_url(_mariadb_socket: str) -> str:
+    """URL of an empty MariaDB database."""
+    import pymysql
+
+    name = f"test_{next(_mariadb_databases)}"
+    with pymysql.connect(unix_socket=_mariadb_socket, user="root") as connection:
+        connection.cursor().execute(f"CREATE DATABASE {name} CHARACTER SET utf8mb4")
+    return f"mysql://root@localhost/{name}?unix_socket={_mariadb_socket}"
+
+
+@pytest.fixture(params=["sqlite", "postgresql", "mariadb"])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """URL of an empty database, of each kind that studies are kept in."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'studies.db'}"
+    fixture = {"postgresql": "postgres_url", "mariadb": "mariadb_url"}[request.param]
+    return str(request.getfixturevalue(fixture))

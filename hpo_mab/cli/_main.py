@@ -15,6 +15,7 @@ from hpo_mab._errors import HpoMabError
 from hpo_mab._memory import memory_reason
 from hpo_mab._secrets import hide_passwords
 from hpo_mab.cli._compare import compare
+from hpo_mab.cli._copy import copy
 from hpo_mab.cli._dashboard import dashboard
 from hpo_mab.cli._evidence import evidence
 from hpo_mab.cli._replay import replay
@@ -60,6 +61,7 @@ app.command(name="report")(report)
 app.command(name="evidence")(evidence)
 app.command(name="replay")(replay)
 app.command(name="studies")(studies)
+app.command(name="copy")(copy)
 app.command(name="dashboard")(dashboard)
 
 

@@ -105,13 +105,15 @@ def _rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
     if facts["twins"]:
         counted += f"; {facts['twins']} are the pilot's, under uniform sampling"
     rows.append(("Trials", counted))
-    rows.append(
-        ("Spent", f"{facts['examples']:,} examples, {duration(facts['seconds'])} of training")
-    )
+    if facts["examples"] is None:
+        rows.append(("Spent", "not known: learning curves are missing"))
+    else:
+        spent = f"{facts['examples']:,} examples, {duration(facts['seconds'])} of training"
+        rows.append(("Spent", spent))
     if facts["auto"] is not None:
         rows.append(("Sampler", f"auto chose {facts['auto']['sampler']}: {facts['auto']['why']}"))
     saved = facts["examples_saved_by_pruning"]
-    whole = facts["examples"] + saved
-    share = saved / whole if whole else 0.0
-    rows.append(("Pruning", f"saved {saved:,} examples, {share:.0%} of an unpruned study"))
+    if saved is not None:
+        share = saved / max(saved + facts["examples"], 1)
+        rows.append(("Pruning", f"saved {saved:,} examples, {share:.0%} of an unpruned study"))
     return rows

@@ -77,9 +77,9 @@ def _spend(summary: ComparisonSummary) -> Grid:
             (
                 arm.arm,
                 "/".join(str(arm.trials.get(s, 0)) for s in ("complete", "pruned", "fail")),
-                f"{arm.examples:,}",
-                f"{arm.seconds:,.0f}",
-                f"{100 * arm.saved_share:.0f}",
+                "-" if arm.examples is None else f"{arm.examples:,}",
+                "-" if arm.seconds is None else f"{arm.seconds:,.0f}",
+                "-" if arm.saved_examples is None else f"{100 * arm.saved_share:.0f}",
                 value_only(percent(arm.sampler_share)),
             )
             for arm in summary.arms

@@ -26,7 +26,7 @@ class IncumbentCurve:
         currency: ``"examples"`` or ``"seconds"``.
         spent: What the study had spent when each complete trial finished [n], increasing.
         accuracy: Accuracy of the incumbent from then on [n], increasing.
-        total: What the study spent in all.
+        total: What the study spent in all; NaN if that is not known.
     """
 
     currency: Currency
@@ -50,7 +50,8 @@ def incumbent_curve(run: StudyRun, currency: Currency = "examples") -> Incumbent
 
     Only complete trials' final accuracies count, for only their models were trained under the
     whole schedule and could be handed out; pruned and failed trials count as spend. Trials are
-    taken in order of number, as one worker runs them.
+    taken in order of number, as one worker runs them. Where curves are missing, the spend is not
+    known, and there is no curve.
 
     Args:
         run: The study.
@@ -61,7 +62,7 @@ def incumbent_curve(run: StudyRun, currency: Currency = "examples") -> Incumbent
     """
     if currency not in CURRENCIES:
         raise UnknownNameError("currency", currency, CURRENCIES)
-    trials = sorted(run.trials, key=lambda trial: trial.number)
+    trials = [] if run.missing_curves else sorted(run.trials, key=lambda trial: trial.number)
     own = [t.own_examples if currency == "examples" else t.own_seconds for t in trials]
     values = [math.nan if trial.value is None else trial.value for trial in trials]
     spent = np.cumsum(np.asarray(own, dtype=np.float64))
@@ -71,5 +72,5 @@ def incumbent_curve(run: StudyRun, currency: Currency = "examples") -> Incumbent
         currency=currency,
         spent=spent[finished],
         accuracy=accuracy,
-        total=float(spent[-1]) if len(spent) else 0.0,
+        total=math.nan if run.missing_curves else float(spent[-1]) if len(spent) else 0.0,
     )

@@ -28,9 +28,9 @@ class ArmSummary:
         best: Mean of those, with its interval over seeds.
         best_median: Median of those; None if there are none.
         trials: Number of trials by state, all seeds together.
-        examples: Training examples spent, all seeds together.
-        seconds: Training seconds spent, all seeds together.
-        saved_examples: Training examples that pruned trials did not spend.
+        examples: Training examples spent, all seeds together; None if a curve is missing.
+        seconds: Training seconds spent, likewise.
+        saved_examples: Training examples that pruned trials did not spend, likewise.
         saved_share: Those as a share of what the same trials would have spent unpruned.
         sampler_share: Share of the training seconds spent in the batch sampler, over seeds.
         retrained: Test accuracy of the incumbents trained again, over seeds (each seed's mean).
@@ -42,9 +42,9 @@ class ArmSummary:
     best: Estimate
     best_median: float | None
     trials: dict[str, int]
-    examples: int
-    seconds: float
-    saved_examples: int
+    examples: int | None
+    seconds: float | None
+    saved_examples: int | None
     saved_share: float
     sampler_share: Estimate
     retrained: Estimate | None = None

@@ -136,8 +136,8 @@ def _every_run(runs: Sequence[StudyRun]) -> str:
             str(trial.number),
             trial.state,
             "-" if trial.value is None else f"{trial.value:.4f}",
-            f"{trial.examples:,}",
-            f"{trial.seconds:.1f}",
+            "-" if trial.lacks_curve else f"{trial.examples:,}",
+            "-" if trial.lacks_curve else f"{trial.seconds:.1f}",
             ", ".join(f"{name}={parameter(value)}" for name, value in sorted(trial.params.items())),
         )
         for run in sorted(runs, key=lambda run: (run.arm, run.seed))

@@ -18,6 +18,7 @@ from hpo_mab.search import (
     load_splits,
     make_objective,
 )
+from hpo_mab.search._study import check_pruner
 from hpo_mab.storage import Definition, Storage, StudyRun, open_study
 from hpo_mab.training import Budget
 
@@ -122,9 +123,13 @@ def _runners(spec: StudySpec, storage: Storage) -> Iterator[StudyRunner]:
         seeded = spec.model_copy(update={"seed": seed})
         arms, splits = arms_of(seeded), load_splits(seeded)
         # All before the first runs: a mistake in the last arm must not cost the first one's hours.
-        objectives = {arm: make_objective(arm_spec, splits) for arm, arm_spec in arms.items()}
-        for arm, arm_spec in arms.items():
-            yield StudyRunner(arm_spec, storage, objective=objectives[arm], arm=arm)
+        runners = [
+            StudyRunner(arm_spec, storage, objective=make_objective(arm_spec, splits), arm=arm)
+            for arm, arm_spec in arms.items()
+        ]
+        for runner in runners:
+            check_pruner(storage, runner.name(), runner.spec)
+        yield from runners
 
 
 def stored_scores(study: optuna.Study, run: StudyRun) -> tuple[Budget, tuple[float, ...]] | None:

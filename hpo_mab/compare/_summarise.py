@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -100,8 +100,8 @@ def _arm(name: str, runs: Runs, scores: Retrained, *, confidence: float, seed: i
     best = tuple(None if trial is None else trial.value for trial in incumbents)
     known = [value for value in best if value is not None]
     trials = [trial for key in seeds for trial in runs[key].trials]
-    saved = sum(run.saved_examples for run in runs.values())
-    examples = sum(run.examples for run in runs.values())
+    saved = _total([run.saved_examples for run in runs.values()])
+    examples = _total([run.examples for run in runs.values()])
     again = [float(np.mean(scores[name, key])) for key in seeds if len(scores.get((name, key), ()))]
     return ArmSummary(
         arm=name,
@@ -111,9 +111,9 @@ def _arm(name: str, runs: Runs, scores: Retrained, *, confidence: float, seed: i
         best_median=float(np.median(known)) if known else None,
         trials=dict(sorted(collections.Counter(trial.state for trial in trials).items())),
         examples=examples,
-        seconds=sum(run.seconds for run in runs.values()),
+        seconds=_total([run.seconds for run in runs.values()]),
         saved_examples=saved,
-        saved_share=saved / (saved + examples) if saved else 0.0,
+        saved_share=saved / (saved + (examples or 0)) if saved else 0.0,
         sampler_share=mean_estimate(
             np.asarray([_sampler_share(runs[key]) for key in seeds]),
             confidence=confidence,
@@ -125,10 +125,15 @@ def _arm(name: str, runs: Runs, scores: Retrained, *, confidence: float, seed: i
     )
 
 
+def _total(parts: list[Any]) -> Any:
+    """Their sum; None if one is not known."""
+    return None if None in parts else sum(parts)
+
+
 def _sampler_share(run: StudyRun) -> float:
     inside = sum(trial.curve[-1].sampler_seconds for trial in run.trials if trial.curve)
     inside -= sum(t.inherited.sampler_seconds for t in run.trials if t.inherited)
-    return inside / run.seconds if run.seconds > 0 else math.nan
+    return inside / run.seconds if run.seconds else math.nan
 
 
 def _contrast(
@@ -175,9 +180,13 @@ def _retrained_gain(names: Sequence[str], seed: int, scores: Retrained) -> float
 
 def _pace(arm: Runs, reference: Runs, *, confidence: float, seed: int) -> Estimate:
     """Ratio of training seconds an example."""
-    ratios = [
-        (arm[key].seconds / arm[key].examples) / (reference[key].seconds / reference[key].examples)
+    paces = [
+        (_seconds_per_example(arm[key]), _seconds_per_example(reference[key]))
         for key in sorted(arm.keys() & reference.keys())
-        if arm[key].seconds and arm[key].examples and reference[key].seconds
     ]
+    ratios = [own / other for own, other in paces if own and other]
     return geometric_mean(ratios, confidence=confidence, seed=seed)
+
+
+def _seconds_per_example(run: StudyRun) -> float | None:
+    return run.seconds / run.examples if run.seconds and run.examples else None

@@ -12,7 +12,7 @@ from optuna.trial import create_trial
 
 from hpo_mab.compare import figures
 from hpo_mab.compare._records import CURRENCIES
-from hpo_mab.search import make_spec
+from hpo_mab.search import StudySpec
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -95,7 +95,8 @@ def importances(run: StudyRun) -> dict[str, float]:
         return {}
     # A study in memory: reading the stored one again is what would take longest.
     study = _quiet_study()
-    ranges = make_spec(run.spec).searched()
+    # Not `make_spec`: what the definition names need not be here any more.
+    ranges = StudySpec.model_validate(run.spec).searched()
     for trial in complete:
         study.add_trial(
             create_trial(

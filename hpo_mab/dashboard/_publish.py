@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import optuna
 from optuna.trial import TrialState
 
-from hpo_mab._attributes import TEST_KEY
+from hpo_mab._attributes import PUBLISHED_KEY, TEST_KEY
 from hpo_mab.dashboard._artifacts import LARGE, artifact_folder, save_curves
 from hpo_mab.dashboard._buffer import DashboardBuffer, trial_ids
 from hpo_mab.dashboard._evidence_note import evidence_note
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 
     from hpo_mab.compare import ComparisonSummary
 
-_PUBLISHED_KEY = "hpo_mab:published"
 _FINISHED = ("complete", "pruned", "fail")
 
 
@@ -56,12 +56,12 @@ def publish_study(storage: Storage, run: StudyRun, *, artifacts: Path | None = N
         artifacts: Folder of the artifact store; None takes the storage's.
     """
 
-    def write() -> list[str]:
-        study = open_study(storage, run.name)
+    def write(name: str) -> bool:
+        study = open_study(storage, name)
         _write(storage, run, study, study_figures([run]), artifacts=artifacts)
-        return [run.name]
+        return True
 
-    return _guarded(write)
+    return _each([run.name], write)
 
 
 def publish_comparison(
@@ -83,16 +83,20 @@ def publish_comparison(
     """
     from hpo_mab.compare import verdict
 
-    def write() -> list[str]:
-        studies = [open_study(storage, run.name) for run in runs]
-        ids = [study._study_id for study in studies]
+    @functools.cache
+    def shared() -> tuple[dict[str, str], dict[str, go.Figure]]:
+        ids = [open_study(storage, run.name)._study_id for run in runs]
         found = {"verdict": verdict(summary), "compared": comparison_path(ids)}
-        drawn = study_figures(runs) | comparison_figures(summary)
-        for run, study in zip(runs, studies, strict=True):
-            _write(storage, run, study, drawn, artifacts=artifacts, found=found)
-        return [run.name for run in runs]
+        return found, study_figures(runs) | comparison_figures(summary)
 
-    return _guarded(write)
+    def write(name: str) -> bool:
+        found, drawn = shared()
+        study = open_study(storage, name)
+        _write(storage, by_name[name], study, drawn, artifacts=artifacts, found=found)
+        return True
+
+    by_name = {run.name: run for run in runs}
+    return _each(by_name, write)
 
 
 def refresh(storage: Storage, *, artifacts: Path | None = None) -> Published:
@@ -103,28 +107,39 @@ def refresh(storage: Storage, *, artifacts: Path | None = None) -> Published:
         artifacts: Folder of the artifact store; None takes the storage's.
     """
 
-    def write() -> list[str]:
-        written = []
-        for name in study_names(storage):
-            study = open_study(storage, name)
-            if Definition.is_in(study.user_attrs) and _is_stale(storage, study):
-                run = read_run(storage, name)
-                _write(storage, run, study, study_figures([run]), artifacts=artifacts)
-                written.append(name)
-        return written
+    def write(name: str) -> bool:
+        study = open_study(storage, name)
+        stale = Definition.is_in(study.user_attrs) and _is_stale(storage, study)
+        if stale:
+            run = read_run(storage, name)
+            _write(storage, run, study, study_figures([run]), artifacts=artifacts)
+        return stale
 
-    return _guarded(write)
+    return _each(study_names(storage), write)
 
 
-def _guarded(write: Callable[[], list[str]]) -> Published:
+def _each(names: Iterable[str], write: Callable[[str], bool]) -> Published:
+    """Write the pages of each study; what is wrong with one leaves the others theirs.
+
+    Args:
+        names: Names of the studies.
+        write: Writes a study's pages; returns whether there was anything to write.
+    """
     began = time.perf_counter()
-    names: list[str] = []
-    problem = ""
-    try:
-        names = write()
-    except Exception as error:
-        problem = " ".join(f"{type(error).__name__}: {error}".split())
-    return Published(studies=tuple(names), seconds=time.perf_counter() - began, problem=problem)
+    written: list[str] = []
+    problems: list[str] = []
+    for name in names:
+        try:
+            if write(name):
+                written.append(name)
+        except Exception as error:
+            problems.append(" ".join(f"'{name}': {type(error).__name__}: {error}".split()))
+    more = f" (and {len(problems) - 1} more studies)" if len(problems) > 1 else ""
+    return Published(
+        studies=tuple(written),
+        seconds=time.perf_counter() - began,
+        problem=f"{problems[0]}{more}" if problems else "",
+    )
 
 
 def _write(
@@ -139,7 +154,7 @@ def _write(
     attrs = storage.optuna.get_study_system_attrs(study._study_id)
     buffer = DashboardBuffer(attrs)
     # A study that goes on by itself keeps the verdict of the comparison it was part of.
-    found = found or attrs.get(_PUBLISHED_KEY, {}).get("found", {})
+    found = found or attrs.get(PUBLISHED_KEY, {}).get("found", {})
     note = study_note(
         run,
         storage,
@@ -158,7 +173,7 @@ def _write(
         save_curves(study, run, artifacts or artifact_folder(storage))
     # Last: what could not be written is still to be published.
     finished = sum(trial.state in _FINISHED for trial in run.trials)
-    buffer.save(_PUBLISHED_KEY, {"finished": finished, "found": dict(found)})
+    buffer.save(PUBLISHED_KEY, {"finished": finished, "found": dict(found)})
     buffer.flush(storage.optuna.engine, study._study_id)
 
 
@@ -173,4 +188,4 @@ def _is_stale(storage: Storage, study: optuna.Study) -> bool:
     states = tuple(TrialState[name.upper()] for name in _FINISHED)
     finished = storage.optuna.get_n_trials(study._study_id, states)
     attrs = storage.optuna.get_study_system_attrs(study._study_id)
-    return bool(finished != attrs.get(_PUBLISHED_KEY, {}).get("finished", 0))
+    return bool(finished != attrs.get(PUBLISHED_KEY, {}).get("finished", 0))

@@ -70,8 +70,6 @@ def _facts(run: StudyRun) -> list[tuple[str, str]]:
     spec = run.spec
     states = ("complete", "pruned", "fail", "running")
     counts = {state: sum(trial.state == state for trial in run.trials) for state in states}
-    saved = run.saved_examples
-    whole = saved + run.examples
     search = spec.get("search", {})
     return [
         ("data", _section(spec, "data", hide=("root", "download"))),
@@ -89,11 +87,18 @@ def _facts(run: StudyRun) -> list[tuple[str, str]]:
             "trials",
             ", ".join(f"{count} {state}" for state, count in counts.items() if count) or "none",
         ),
-        ("spent", f"{run.examples:,} training examples, {run.seconds:,.0f} s of training"),
-        (
-            "saved by pruning",
-            f"{saved:,} training examples, {saved / max(whole, 1):.0%} of an unpruned study",
-        ),
+        *_cost(run),
+    ]
+
+
+def _cost(run: StudyRun) -> list[tuple[str, str]]:
+    examples, seconds, saved = run.examples, run.seconds, run.saved_examples
+    if examples is None or seconds is None or saved is None:
+        return [("spent", f"not known: the curves of {run.missing_curves} trials are missing")]
+    share = saved / max(saved + examples, 1)
+    return [
+        ("spent", f"{examples:,} training examples, {seconds:,.0f} s of training"),
+        ("saved by pruning", f"{saved:,} training examples, {share:.0%} of an unpruned study"),
     ]
 
 

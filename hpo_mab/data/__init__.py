@@ -3,6 +3,7 @@
 from hpo_mab._labels import labels_of
 from hpo_mab.data._augmentation import Augmentation
 from hpo_mab.data._folder import DataWarning
+from hpo_mab.data._identity import DataIdentity
 from hpo_mab.data._images import ImageData
 from hpo_mab.data._load import available, default_augmentation, load, load_splits, options
 from hpo_mab.data._normalization import Normalization
@@ -11,6 +12,7 @@ from hpo_mab.data._splits import ImageSplits, split
 __all__ = [
     "Augmentation",
     "DataWarning",
+    "DataIdentity",
     "ImageData",
     "ImageSplits",
     "Normalization",

@@ -91,6 +91,8 @@ def image_folder(*, root: Path, size: int | None = None) -> _cache.Decoded:
         _cache.write(root, decoded, name=name, key=key)
     for text in decoded.warnings:
         warnings.warn(text, DataWarning, stacklevel=4)
+    for part in decoded.parts.values():
+        part.files = key
     return dataclasses.replace(decoded, notes=layout.notes)
 
 

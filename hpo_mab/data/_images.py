@@ -24,16 +24,18 @@ class ImageData:
         labels: Class of each example, int64 [N] in ``0..C-1``. A class may be absent.
         classes: Names of the ``C`` classes.
         rows: The image of each example, int64 [N]; None for all images in order, so that N = M.
+        files: Digest of the files the images were read from; empty if they come from none.
 
     Attributes:
         labels: Class of each example, int64 [N].
         classes: Names of the ``C`` classes.
+        files: See above.
 
     Raises:
         ArgumentError: A tensor of another type or shape, no image, or a label out of range.
     """
 
-    __slots__ = ("_pixels", "_rows", "classes", "labels")
+    __slots__ = ("_pixels", "_rows", "classes", "files", "labels")
 
     def __init__(
         self,
@@ -42,6 +44,7 @@ class ImageData:
         labels: Tensor,
         classes: tuple[str, ...],
         rows: Tensor | None = None,
+        files: str = "",
     ) -> None:
         _check_images(images)
         examples = len(images) if rows is None else _checked_length(rows, len(images))
@@ -54,6 +57,7 @@ class ImageData:
         self._rows = rows
         self.labels = labels
         self.classes = classes
+        self.files = files
 
     @classmethod
     def from_arrays(cls, images: Any, labels: Any) -> Self:
@@ -128,7 +132,10 @@ class ImageData:
         if torch.device(device) == self.device:
             return self
         return type(self)(
-            images=self.images.to(device), labels=self.labels.to(device), classes=self.classes
+            images=self.images.to(device),
+            labels=self.labels.to(device),
+            classes=self.classes,
+            files=self.files,
         )
 
     def subset(self, indices: Tensor) -> Self:
@@ -139,6 +146,7 @@ class ImageData:
             labels=self.labels[where],
             classes=self.classes,
             rows=where if self._rows is None else self._rows[where],
+            files=self.files,
         )
 
 

@@ -11,6 +11,7 @@ from hpo_mab._lazy import lazy_names
 
 if TYPE_CHECKING:
     from hpo_mab.search._components import create_pruner
+    from hpo_mab.search._copy import Copied, copy_study
     from hpo_mab.search._join import join_study, stored_objective, stored_spec
     from hpo_mab.search._load import builtin_names, load_spec, make_spec
     from hpo_mab.search._objective import TrainingObjective, trial_seed
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ArmSection",
     "Configuration",
+    "Copied",
     "Launch",
     "PlannedSampler",
     "PrunerSection",
@@ -48,6 +50,7 @@ __all__ = [
     "TrialReporter",
     "Workload",
     "builtin_names",
+    "copy_study",
     "create_pruner",
     "derive_seed",
     "join_study",
@@ -66,6 +69,7 @@ __getattr__, __dir__ = lazy_names(
     {
         "ArmSection": "._spec",
         "Configuration": "._space",
+        "Copied": "._copy",
         "Launch": "._runner",
         "PlannedSampler": "._planned_sampler",
         "PrunerSection": "._spec",
@@ -84,6 +88,7 @@ __getattr__, __dir__ = lazy_names(
         "TrialReporter": "._reporter",
         "Workload": "._workload",
         "builtin_names": "._load",
+        "copy_study": "._copy",
         "create_pruner": "._components",
         "derive_seed": "._seeding",
         "join_study": "._join",

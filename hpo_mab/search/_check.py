@@ -69,7 +69,10 @@ def check_names(spec: StudySpec) -> None:
 def _check_arm(spec: StudySpec) -> None:
     _check_section("sampler", spec.sampler.kind, spec.sampler.options)
     pruner = create_pruner(
-        spec.pruner.kind, spec.pruner.options, evaluations=spec.budget.evaluations
+        spec.pruner.kind,
+        # The evidence itself is read where trials are run, and only there.
+        {key: value for key, value in spec.pruner.options.items() if key != "evidence"},
+        evaluations=spec.budget.evaluations,
     )
     if isinstance(pruner, TopKPruner):
         check_top_k(spec, pruner)

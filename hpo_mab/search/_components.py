@@ -12,6 +12,7 @@ import optuna
 from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler
 
+from hpo_mab._attributes import EVIDENCE_KEY
 from hpo_mab._errors import ArgumentError, UnknownNameError
 from hpo_mab.pruners import AdvantagePruner, TopKPruner
 
@@ -102,12 +103,22 @@ def create_pruner(kind: str, options: Mapping[str, Any], *, evaluations: int) ->
     return pruner
 
 
-def study_pruner(spec: StudySpec) -> BasePruner:
+def study_pruner(spec: StudySpec, attrs: Mapping[str, Any]) -> BasePruner:
     """The pruner of a study definition.
 
     Uniform trials have no advantage to use: there the advantage pruner is successive halving.
+
+    Args:
+        spec: The definition.
+        attrs: User attributes of the study. It keeps a copy of the evidence it was given, which
+            serves when the file has gone.
+
+    Raises:
+        ArgumentError: Evidence that cannot be read, and the study has no copy.
     """
     kind, options = spec.pruner.kind, spec.pruner.options
+    if kind == "advantage" and "evidence" in options and EVIDENCE_KEY in attrs:
+        options = {**options, "evidence": attrs[EVIDENCE_KEY]}
     if kind == "advantage" and spec.sampler.kind == "uniform":
         kind = "successive_halving"
         known = inspect.signature(_PRUNERS[kind]).parameters

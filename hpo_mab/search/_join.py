@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from hpo_mab._errors import StorageError
 from hpo_mab.search._load import make_spec
 from hpo_mab.search._objective import TrainingObjective
 from hpo_mab.search._prepare import load_splits, make_objective
@@ -64,13 +63,13 @@ def stored_objective(definition: Definition, spec: StudySpec) -> TrainingObjecti
     """The objective of a stored study, its data loaded.
 
     Raises:
-        StorageError: The data set here is of another size than the study's.
+        StorageError: The data set here is another than the study's.
     """
     objective = make_objective(spec, load_splits(spec))
-    here = objective.workload.num_examples
-    if here != definition.epoch_examples:
-        raise StorageError(
-            f"The study was made on {definition.epoch_examples} training examples, but "
-            f"'{spec.data.name}' has {here} here; check --data-root."
-        )
+    definition.refuse_other_data(
+        f"The study was made on other data than '{spec.data.name}' is here ({{}}); check "
+        "--data-root.",
+        objective.workload.num_examples,
+        objective.data,
+    )
     return objective

@@ -15,7 +15,7 @@ from hpo_mab import training
 from hpo_mab._attributes import SAMPLER_KEY, TWIN_KEY, UNIFORM
 from hpo_mab._errors import ArgumentError
 from hpo_mab._memory import memory_reason
-from hpo_mab.data import Augmentation, ImageSplits
+from hpo_mab.data import Augmentation, DataIdentity, ImageSplits
 from hpo_mab.search._checkpoint import Checkpoints, SlotCheckpoint
 from hpo_mab.search._failure import failure_reason
 from hpo_mab.search._follow import follow
@@ -131,6 +131,8 @@ class TrainingObjective:
             num_workers=num_workers,
             device=training.select_device(str(device)),
         )
+        #: What the data are; None if they are the user's own datasets.
+        self.data = DataIdentity.of(data) if isinstance(data, ImageSplits) else None
         self.seed = seed
         self.initial = initial
         self.auto = chosen["kind"] == AUTO

@@ -159,4 +159,5 @@ class StudyRunner:
             epoch_examples=workload.num_examples,
             spec=self.spec.model_dump(mode="json"),
             environment=environment(),
+            data=self.objective.data,
         )

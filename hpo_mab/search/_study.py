@@ -8,13 +8,15 @@ from typing import Any
 
 import optuna
 
-from hpo_mab._errors import StorageError
+from hpo_mab._attributes import EVIDENCE_KEY
+from hpo_mab._errors import ArgumentError, StorageError
+from hpo_mab.advantage import Evidence
 from hpo_mab.search._components import sampler_factory, study_pruner
 from hpo_mab.search._pilot import trained_kind
 from hpo_mab.search._planned_sampler import PlannedSampler
 from hpo_mab.search._spec import StudySpec
 from hpo_mab.search._stopping import Target
-from hpo_mab.storage import Definition, Storage, study_names
+from hpo_mab.storage import Definition, Storage, open_study, study_names
 
 # What may change between two runs of one study without changing what its trials mean.
 _FREE = (
@@ -58,7 +60,7 @@ def make_study(
         definition: The same as it is to be stored.
 
     Raises:
-        StorageError: A study of that name exists and is defined otherwise.
+        StorageError: A study of that name exists and is defined otherwise, or has other data.
     """
     # Several processes may start the same study at once.
     with storage.lock(name):
@@ -67,9 +69,21 @@ def make_study(
             # One that died here before it had a definition has no trials either.
             if Definition.is_in(study.user_attrs) or study.get_trials(deepcopy=False):
                 _refuse_other_definition(study, definition)
+                Definition.load(study).refuse_other_data(
+                    f"Study '{name}' was made on other data ({{}}). Use --fresh or --name to start "
+                    "another study, or check --data-root.",
+                    definition.epoch_examples,
+                    definition.data,
+                )
         else:
+            # Those of studies that Optuna has deleted in the meantime.
+            storage.curves.remove_orphans()
             study = optuna.create_study(
-                study_name=name, storage=storage.optuna, direction="maximize", **_parts(spec)
+                study_name=name,
+                storage=storage.optuna,
+                direction="maximize",
+                sampler=_sampler(spec),
+                pruner=study_pruner(spec, {}),
             )
         if not Definition.is_in(study.user_attrs):
             with warnings.catch_warnings():
@@ -86,11 +100,19 @@ def make_study(
 
 def open_with_parts(storage: Storage, name: str, spec: StudySpec) -> optuna.Study:
     """A study that exists, with the sampler and pruner of its definition."""
-    return optuna.load_study(study_name=name, storage=storage.optuna, **_parts(spec))
+    study = optuna.load_study(study_name=name, storage=storage.optuna, sampler=_sampler(spec))
+    study.pruner = study_pruner(spec, study.user_attrs)
+    return study
 
 
-def _parts(spec: StudySpec) -> dict[str, Any]:
-    return {"sampler": _sampler(spec), "pruner": study_pruner(spec)}
+def check_pruner(storage: Storage, name: str, spec: StudySpec) -> None:
+    """Refuse a pruner that cannot be made, before anything is run.
+
+    Raises:
+        ArgumentError: Evidence that cannot be read, and no study of that name has a copy.
+    """
+    known = open_study(storage, name).user_attrs if name in study_names(storage) else {}
+    study_pruner(spec, known)
 
 
 def _sampler(spec: StudySpec) -> PlannedSampler:
@@ -114,11 +136,21 @@ def _refuse_other_definition(study: optuna.Study, wanted: Definition) -> None:
     for key in sorted(before.keys() | now.keys()):
         if key.startswith(_FREE) or before.get(key) == now.get(key):
             continue
+        if key == "pruner.evidence" and _is_its_evidence(study, now.get(key)):
+            continue
         raise StorageError(
             f"Study '{study.study_name}' exists with another definition: "
             f"{key} is {before.get(key)!r} there and {now.get(key)!r} here. "
             "Use --fresh or --name to start another study."
         )
+
+
+def _is_its_evidence(study: optuna.Study, path: Any) -> bool:
+    """Whether a file holds the evidence that the study has a copy of: it was moved."""
+    try:
+        return Evidence.load(path).to_json() == study.user_attrs.get(EVIDENCE_KEY)
+    except (ArgumentError, TypeError):
+        return False
 
 
 def _flat(spec: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -7,7 +7,7 @@ from hpo_mab.storage._definition import Definition
 from hpo_mab.storage._heartbeat import beating, heartbeat
 from hpo_mab.storage._open import DEFAULT_URL, RETRIES, STORAGE_ERRORS, Storage, retry_callback
 from hpo_mab.storage._process import is_gone, is_here, this_process
-from hpo_mab.storage._read import open_study, read_run, study_names
+from hpo_mab.storage._read import MissingCurvesWarning, open_study, read_run, study_names
 from hpo_mab.storage._runs import StudyRun, TrialRun
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "CurveStore",
     "CurveWriter",
     "Definition",
+    "MissingCurvesWarning",
     "Storage",
     "StudyRun",
     "TrialRun",

@@ -1,51 +1,59 @@
-"""Learning curves in one SQL table, keyed by Optuna's trial id, in the study's own database."""
+"""Learning curves in one SQL table, in the study's own database."""
 
 from __future__ import annotations
 
 import dataclasses
+import math
+import secrets
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
+from typing import Any
 
 import sqlalchemy as sa
+from optuna.storages._rdb import models
 
-from hpo_mab._attributes import RESUMED_KEY
+from hpo_mab._attributes import CURVE_KEY, RESUMED_KEY
+from hpo_mab.storage._schema import CURVES, prepare_tables
 from hpo_mab.training import Evaluation
 
-_metadata = sa.MetaData()
-
-_evaluations = sa.Table(
-    "hpo_mab_evaluations",
-    _metadata,
-    sa.Column("trial_id", sa.Integer, primary_key=True, autoincrement=False),
-    sa.Column("index", sa.Integer, primary_key=True, autoincrement=False),
-    sa.Column("steps", sa.BigInteger, nullable=False),
-    sa.Column("examples", sa.BigInteger, nullable=False),
-    *(
-        sa.Column(field.name, sa.Double, nullable=True)
-        for field in dataclasses.fields(Evaluation)
-        if field.name not in {"index", "steps", "examples"}
-    ),
-)
-
-_FORGET = _evaluations.delete().where(_evaluations.c.trial_id == sa.bindparam("id"))
-
 # Optuna's own tables.
-_trials = sa.table("trials", sa.column("trial_id"), sa.column("study_id"))
-_attributes = sa.table(
-    "trial_user_attributes", sa.column("trial_id"), sa.column("key"), sa.column("value_json")
+_trials = models.TrialModel.__table__
+_attributes = models.TrialUserAttributeModel.__table__
+_keys = models.TrialSystemAttributeModel.__table__
+
+#: The curve of a row of `_keys`.
+_number = sa.cast(_keys.c.value_json, sa.BigInteger)
+_is_key = _keys.c.key == CURVE_KEY
+# Rows a statement.
+_CHUNK = 500
+
+#: What no trial refers to.
+_ORPHANS = (
+    sa.select(CURVES.c.curve).distinct().where(CURVES.c.curve.not_in(sa.select(_number).where(_is_key)))
 )
+#: Fields that a curve may lack at a point.
+_OPTIONAL = {"reward_rate", "concentration"}
 
 
 class CurveStore:
     """Reads and writes the learning curves of trials.
 
+    A curve has a random number that is never used again. A trial holds the number of its curve as
+    its system attribute ``hpo_mab:curve``, which Optuna copies and deletes with the trial: a copy
+    of a study in the same database has its curves, and a trial that gets the id of a deleted one
+    has none. Trials of one study that hold the same number, such as a trial and its retry by
+    Optuna, have one curve; it is that of the first.
+
     Args:
         engine: Where the curves live: the engine of the study's Optuna storage.
+
+    Raises:
+        StorageError: A later version of this package has written the tables.
     """
 
     def __init__(self, engine: sa.Engine) -> None:
         self._engine = engine
-        _metadata.create_all(engine, checkfirst=True)
+        prepare_tables(engine)
 
     def extend(
         self, trial_id: int, evaluations: Sequence[Evaluation], *, anew: bool = False
@@ -55,13 +63,11 @@ class CurveStore:
         Args:
             trial_id: Optuna's trial id.
             evaluations: Points that the curve does not have yet, at least one.
-            anew: Whether to forget the curve of an earlier attempt at this trial first.
+            anew: Whether to begin a curve in place of that of an earlier attempt at this trial.
         """
-        rows = [{"trial_id": trial_id, **dataclasses.asdict(one)} for one in evaluations]
         with self._engine.begin() as connection:
-            if anew:
-                connection.execute(_FORGET, {"id": trial_id})
-            connection.execute(_evaluations.insert(), rows)
+            curve = self._begin(connection, trial_id, anew=anew)
+            connection.execute(CURVES.insert(), [self._row(curve, one) for one in evaluations])
 
     def spent(self, study_id: int) -> tuple[int, float]:
         """Examples and training seconds of all trials of a study, running and lost ones included.
@@ -72,14 +78,13 @@ class CurveStore:
         Args:
             study_id: Optuna's study id.
         """
-        last = _sums(_reached().where(_trials.c.study_id == study_id))
+        last = _sums(_reached(study_id))
         taken_over = _sums(
-            _reached()
-            .join(_attributes, _attributes.c.trial_id == _evaluations.c.trial_id)
+            _reached(study_id)
+            .join(_attributes, _attributes.c.trial_id == _trials.c.trial_id)
             .where(
-                _trials.c.study_id == study_id,
                 _attributes.c.key == RESUMED_KEY,
-                _evaluations.c.index <= sa.cast(_attributes.c.value_json, sa.Integer),
+                CURVES.c.index <= sa.cast(_attributes.c.value_json, sa.Integer),
             )
         )
         # In one statement, or a trial that resumes in between would be in one sum only.
@@ -94,34 +99,102 @@ class CurveStore:
         """Curves of the trials that have one, each in order of budget.
 
         Args:
-            trial_ids: Optuna's trial ids.
+            trial_ids: Optuna's trial ids, of one study.
         """
         curves: dict[int, list[Evaluation]] = defaultdict(list)
         if not trial_ids:
             return {}
-        # A study's ids lie close together: one range scan beats thousands of bound parameters.
-        column, wanted = _evaluations.c.trial_id, set(trial_ids)
-        query = (
-            sa.select(_evaluations)
-            .where(column >= min(wanted), column <= max(wanted))
-            .order_by(column, _evaluations.c.index)
-        )
+        owners: dict[int, int] = {}
         with self._engine.connect() as connection:
-            for row in connection.execute(query).mappings():
-                if row["trial_id"] in wanted:
+            for row in _rows_of(connection, set(trial_ids)):
+                if owners.setdefault(row["curve"], row["trial_id"]) == row["trial_id"]:
                     curves[row["trial_id"]].append(_evaluation(row))
         return {trial_id: tuple(curve) for trial_id, curve in curves.items()}
 
+    def copy(self, trial_ids: Sequence[int], target: CurveStore) -> None:
+        """Copy curves into another database whose trials hold the same numbers.
 
-def _reached() -> sa.Select[tuple[int, float]]:
-    """Examples and seconds at each trial's furthest evaluation."""
+        Args:
+            trial_ids: Optuna's trial ids here.
+            target: The other database; the curves that it has stay as they are.
+        """
+        names = [column.name for column in CURVES.columns]
+        with self._engine.connect() as connection:
+            rows = [{k: row[k] for k in names} for row in _rows_of(connection, set(trial_ids))]
+        numbers = sorted({row["curve"] for row in rows})
+        with target._engine.begin() as connection:
+            known: set[int] = set()
+            for chunk in _chunks(numbers):
+                known |= set(
+                    connection.scalars(
+                        sa.select(CURVES.c.curve).distinct().where(CURVES.c.curve.in_(chunk))
+                    )
+                )
+            # By its key: trials that share a curve give its rows twice.
+            new = {(r["curve"], r["index"]): r for r in rows if r["curve"] not in known}
+            for chunk in _chunks(list(new.values())):
+                connection.execute(CURVES.insert(), chunk)
+
+    def remove_orphans(self) -> None:
+        """Remove the curves that no trial refers to: those of deleted trials and studies."""
+        with self._engine.begin() as connection:
+            # Looked up first: a DELETE with this condition locks every row it reads on MySQL.
+            for chunk in _chunks(list(connection.scalars(_ORPHANS))):
+                connection.execute(CURVES.delete().where(CURVES.c.curve.in_(chunk)))
+
+    def _begin(self, connection: sa.Connection, trial_id: int, *, anew: bool) -> int:
+        """The number of the trial's curve; a new one if it has none."""
+        of_trial = sa.and_(_keys.c.trial_id == trial_id, _is_key)
+        known = connection.scalar(sa.select(_keys.c.value_json).where(of_trial))
+        if known is not None and not anew:
+            return int(known)
+        curve = secrets.randbits(62)
+        # Not a DELETE and an INSERT: on MySQL the former locks the gap that the latter of another
+        # process goes into.
+        if known is None:
+            row = {"trial_id": trial_id, "key": CURVE_KEY, "value_json": str(curve)}
+            connection.execute(_keys.insert(), row)
+        else:
+            connection.execute(_keys.update().where(of_trial).values(value_json=str(curve)))
+        return curve
+
+    def _row(self, curve: int, evaluation: Evaluation) -> dict[str, Any]:
+        row = {"curve": curve, **dataclasses.asdict(evaluation)}
+        # No database but PostgreSQL stores a NaN, and MySQL no infinity.
+        storable = math.isfinite if self._engine.name == "mysql" else _is_number
+        for name, value in row.items():
+            if isinstance(value, float) and not storable(value):
+                row[name] = None
+        return row
+
+
+def _rows_of(connection: sa.Connection, trial_ids: Collection[int]) -> Iterator[sa.RowMapping]:
+    """Rows of the curves of some trials, with their ``trial_id``, in order of both."""
+    # A study's ids lie close together: one range scan beats thousands of bound parameters.
+    column = _keys.c.trial_id
+    query = (
+        sa.select(column, CURVES)
+        .join(CURVES, CURVES.c.curve == _number)
+        .where(_is_key, column >= min(trial_ids), column <= max(trial_ids))
+        .order_by(column, CURVES.c.index)
+    )
+    for row in connection.execute(query).mappings():
+        if row["trial_id"] in trial_ids:
+            yield row
+
+
+def _reached(study_id: int) -> sa.Select[tuple[int, float]]:
+    """Examples and seconds at the furthest evaluation of each curve of a study."""
     return (
         sa.select(
-            sa.func.max(_evaluations.c.examples).label("examples"),
-            sa.func.max(_evaluations.c.seconds).label("seconds"),
+            sa.func.max(CURVES.c.examples).label("examples"),
+            sa.func.max(CURVES.c.seconds).label("seconds"),
         )
-        .join(_trials, _trials.c.trial_id == _evaluations.c.trial_id)
-        .group_by(_evaluations.c.trial_id)
+        .select_from(_trials)
+        .join(_keys, sa.and_(_keys.c.trial_id == _trials.c.trial_id, _is_key))
+        .join(CURVES, CURVES.c.curve == _number)
+        .where(_trials.c.study_id == study_id)
+        .group_by(CURVES.c.curve)
     )
 
 
@@ -133,5 +206,16 @@ def _sums(reached: sa.Select[tuple[int, float]]) -> sa.Subquery:
     ).subquery()
 
 
+def _chunks(items: Sequence[Any]) -> Iterator[Sequence[Any]]:
+    for start in range(0, len(items), _CHUNK):
+        yield items[start : start + _CHUNK]
+
+
+def _is_number(value: float) -> bool:
+    return not math.isnan(value)
+
+
 def _evaluation(row: sa.RowMapping) -> Evaluation:
-    return Evaluation(**{key: value for key, value in row.items() if key != "trial_id"})
+    values = {field.name: row[field.name] for field in dataclasses.fields(Evaluation)}
+    missing = {name: math.nan for name, v in values.items() if v is None and name not in _OPTIONAL}
+    return Evaluation(**{**values, **missing, "averaged": bool(values["averaged"])})

@@ -10,8 +10,11 @@ import optuna
 
 from hpo_mab._attributes import DEFINITION_KEY
 from hpo_mab._errors import StorageError
+from hpo_mab.data import DataIdentity
 
-_VERSION = 1
+_VERSION = 2
+#: Those that can be read: the first knows nothing of the data but the number of examples.
+_KNOWN = (1, _VERSION)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,6 +28,7 @@ class Definition:
         epoch_examples: Size of the training part, in examples.
         spec: The study definition as JSON-like values.
         environment: Versions and hardware the study began with.
+        data: What its data were; None if that is not known.
     """
 
     arm: str
@@ -33,6 +37,7 @@ class Definition:
     epoch_examples: int
     spec: Mapping[str, Any]
     environment: Mapping[str, Any]
+    data: DataIdentity | None = None
 
     def save(self, study: optuna.Study) -> None:
         """Write the definition into the study."""
@@ -47,17 +52,41 @@ class Definition:
         """
         stored = dict(study.user_attrs.get(DEFINITION_KEY, {}))
         version = stored.pop("version", None)
-        if version != _VERSION:
+        if version not in _KNOWN:
             raise StorageError(
                 f"Study '{study.study_name}' "
                 + (
                     "was not made by hpo-mab; 'hpo-mab dashboard' shows any study."
                     if version is None
-                    else f"has format {version}, not 1."
+                    else f"has format {version}; this hpo-mab reads formats up to {_VERSION}."
                 )
             )
         stored["spec"] = _completed(stored["spec"])
-        return cls(**stored)
+        data = stored.pop("data", None)
+        return cls(**stored, data=None if data is None else DataIdentity(**data))
+
+    def refuse_other_data(self, what: str, examples: int, data: DataIdentity | None) -> None:
+        """Refuse to train on other data than the study's.
+
+        Args:
+            what: The study and what to do, ``"{}"`` standing for how the data differ.
+            examples: Training examples here.
+            data: What the data here are; None if that is not known.
+
+        Raises:
+            StorageError: They differ.
+        """
+        known = self.data
+        difference = ""
+        if examples != self.epoch_examples:
+            difference = f"{self.epoch_examples} training examples there, {examples} here"
+        elif known is None or data is None or data.is_same(known):
+            return
+        elif known.classes != data.classes:
+            difference = f"{known.classes} classes there, {data.classes} here"
+        else:
+            difference = "as many examples and classes, but other labels, files or pixels here"
+        raise StorageError(what.format(difference))
 
     @staticmethod
     def is_in(study_attrs: Mapping[str, Any]) -> bool:

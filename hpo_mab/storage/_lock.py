@@ -15,22 +15,27 @@ from hpo_mab.storage._diagnosis import diagnose
 
 _WAIT_SECONDS = 120
 
-_metadata = sa.MetaData()
-_locks = sa.Table("hpo_mab_locks", _metadata, sa.Column("name", sa.String(32), primary_key=True))
-
 
 class Locks:
     """Locks that all processes on one database share.
 
-    On a server a lock is a locked row: it lasts as long as its transaction, and the server ends
-    that when the connection breaks. SQLite has no such rows; there it is a lock file beside the
-    database, which the operating system releases with the process.
+    On PostgreSQL, MySQL and MariaDB a lock is one of the server's advisory locks, which lasts at
+    most as long as the connection. SQLite has none; there it is a lock file beside the database,
+    which the operating system releases with the process.
 
     Args:
         engine: The database.
+
+    Raises:
+        StorageError: A database of another kind.
     """
 
     def __init__(self, engine: sa.Engine) -> None:
+        if engine.dialect.name not in ("sqlite", "postgresql", "mysql"):
+            raise StorageError(
+                "Studies are kept in SQLite, PostgreSQL, MySQL or MariaDB, "
+                f"got a database of kind '{engine.dialect.name}'."
+            )
         self._engine = engine
         self._file: Path | None = None
         if engine.dialect.name == "sqlite":
@@ -38,8 +43,6 @@ class Locks:
             # In memory nobody else can reach it.
             in_file = database and database != ":memory:"
             self._file = Path(f"{database}.lock").absolute() if in_file else None
-        else:
-            _metadata.create_all(engine, checkfirst=True)
 
     @contextlib.contextmanager
     def hold(self, name: str) -> Iterator[None]:
@@ -51,8 +54,11 @@ class Locks:
         Raises:
             StorageError: Somebody has held it for two minutes.
         """
-        if self._engine.dialect.name != "sqlite":
-            with self._row(_digest(name)):
+        if self._engine.dialect.name == "postgresql":
+            with self._postgresql(name):
+                yield
+        elif self._engine.dialect.name == "mysql":
+            with self._mysql(name):
                 yield
         elif self._file is None:
             yield
@@ -74,24 +80,39 @@ class Locks:
                 lock.release()
 
     @contextlib.contextmanager
-    def _row(self, key: str) -> Iterator[None]:
+    def _postgresql(self, name: str) -> Iterator[None]:
+        # Ends with the transaction, so that poolers between us and the server keep it.
         with self._engine.begin() as connection:
-            if self._engine.dialect.name == "postgresql":
-                connection.execute(sa.text(f"SET LOCAL lock_timeout = '{_WAIT_SECONDS}s'"))
-            row = sa.select(_locks.c.name).where(_locks.c.name == key).with_for_update()
-            if connection.scalar(row) is None:
-                self._make_row(key)
-                connection.execute(row)
+            connection.execute(sa.text(f"SET LOCAL lock_timeout = '{_WAIT_SECONDS}s'"))
+            number = int.from_bytes(_digest(name)[:8], "big", signed=True)
+            try:
+                connection.execute(sa.select(sa.func.pg_advisory_xact_lock(number)))
+            except sa.exc.OperationalError as error:
+                # SQLSTATE of a lock that was not available in time.
+                if getattr(error.orig, "sqlstate", "") != "55P03":
+                    raise
+                raise StorageError(_too_long(f"'{name}'")) from None
             yield
 
-    def _make_row(self, key: str) -> None:
-        # In a transaction of its own, for others are to see it.
-        with contextlib.suppress(sa.exc.IntegrityError), self._engine.begin() as connection:
-            connection.execute(_locks.insert().values(name=key))
+    @contextlib.contextmanager
+    def _mysql(self, name: str) -> Iterator[None]:
+        # Of the whole server, not of the database.
+        key = _digest(f"{self._engine.url.database}\x1f{name}").hex()
+        with self._engine.connect() as connection:
+            if connection.scalar(sa.select(sa.func.get_lock(key, _WAIT_SECONDS))) != 1:
+                raise StorageError(_too_long(f"'{name}'"))
+            try:
+                # An open transaction would keep old versions of every row.
+                connection.commit()
+                yield
+            finally:
+                # With a broken connection the server has released it already.
+                with contextlib.suppress(sa.exc.SQLAlchemyError):
+                    connection.execute(sa.select(sa.func.release_lock(key)))
 
 
-def _digest(name: str) -> str:
-    return hashlib.blake2b(name.encode(), digest_size=16).hexdigest()
+def _digest(name: str) -> bytes:
+    return hashlib.blake2b(name.encode(), digest_size=16).digest()
 
 
 def _too_long(what: str) -> str:

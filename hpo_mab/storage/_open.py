@@ -33,7 +33,13 @@ RETRIES = 3
 STORAGE_ERRORS = (SQLAlchemyError, StorageInternalError)
 
 _OPEN_ATTEMPTS = 4
-_PLAIN = ("postgres", "postgresql")
+#: SQLAlchemy would take older drivers, and Optuna knows MariaDB as MySQL only.
+_DRIVERS = {
+    "postgres": "postgresql+psycopg",
+    "postgresql": "postgresql+psycopg",
+    "mysql": "mysql+pymysql",
+    "mariadb": "mysql+pymysql",
+}
 
 
 class Storage:
@@ -159,7 +165,13 @@ class Storage:
                 grace_period=self.grace,
                 heartbeat_stale_trial_callback=retry_callback(),
             )
-        return storage, CurveStore(storage.engine), Locks(storage.engine)
+        try:
+            locks = Locks(storage.engine)
+            return storage, CurveStore(storage.engine), locks
+        except BaseException:
+            storage.remove_session()
+            storage.engine.dispose()
+            raise
 
     def _refuse_missing_file(self) -> None:
         if self.file is not None and not self.file.exists():
@@ -190,8 +202,8 @@ def _engine_options(url: sa.URL) -> dict[str, Any]:
 def _normalise(url: str) -> sa.URL:
     try:
         made = sa.make_url(url if "://" in url else f"sqlite:///{url}")
-        # SQLAlchemy would take the older psycopg2.
-        return made.set(drivername="postgresql+psycopg") if made.drivername in _PLAIN else made
+        name = made.drivername
+        return made.set(drivername=_DRIVERS.get(name, name.replace("mariadb+", "mysql+")))
     except (SQLAlchemyError, ValueError):
         raise StorageError(
             "The storage URL cannot be read; it should look like sqlite:///studies.db "
@@ -201,4 +213,5 @@ def _normalise(url: str) -> sa.URL:
 
 def _is_tables_race(error: BaseException) -> bool:
     texts = [str(error), str(error.__cause__)]
-    return any("already exists" in t or "UniqueViolation" in t or "UNIQUE" in t for t in texts)
+    signs = ("already exists", "UniqueViolation", "UNIQUE", "Duplicate entry")
+    return any(sign in text for text in texts for sign in signs)

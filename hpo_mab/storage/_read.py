@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
@@ -10,6 +12,10 @@ from hpo_mab.storage._definition import Definition
 from hpo_mab.storage._open import Storage
 from hpo_mab.storage._runs import StudyRun, TrialRun
 from hpo_mab.training import Evaluation
+
+
+class MissingCurvesWarning(UserWarning):
+    """Trials whose learning curves are not in the database that holds their study."""
 
 
 def study_names(storage: Storage) -> tuple[str, ...]:
@@ -49,7 +55,7 @@ def read_run(storage: Storage, name: str) -> StudyRun:
     definition = Definition.load(study)
     trials = study.get_trials(deepcopy=False)
     curves = storage.curves.load([trial._trial_id for trial in trials])
-    return StudyRun(
+    run = StudyRun(
         name=name,
         arm=definition.arm,
         seed=definition.seed,
@@ -57,6 +63,15 @@ def read_run(storage: Storage, name: str) -> StudyRun:
         spec=definition.spec,
         trials=tuple(_trial_run(trial, curves.get(trial._trial_id, ())) for trial in trials),
     )
+    if run.missing_curves:
+        warnings.warn(
+            f"{run.missing_curves} of {len(trials)} trials of '{name}' have no learning curve in "
+            f"{storage.shown_url}: what the study has cost is not known. 'hpo-mab copy' copies a "
+            "study with its curves.",
+            MissingCurvesWarning,
+            stacklevel=2,
+        )
+    return run
 
 
 def _trial_run(trial: FrozenTrial, curve: tuple[Evaluation, ...]) -> TrialRun:

@@ -46,6 +46,11 @@ class TrialRun:
         return self.curve[-1].seconds if self.curve else 0.0
 
     @property
+    def lacks_curve(self) -> bool:
+        """Whether it was evaluated, but its curve is not here: what it has cost is not known."""
+        return not self.curve and (self.value is not None or "examples" in self.attrs)
+
+    @property
     def inherited(self) -> Evaluation | None:
         """The last evaluation that an earlier attempt at the trial had made and paid for."""
         count = min(int(self.attrs.get(RESUMED_KEY, 0)), len(self.curve))
@@ -83,18 +88,25 @@ class StudyRun:
     trials: tuple[TrialRun, ...]
 
     @property
-    def examples(self) -> int:
-        """Training examples spent by all trials, whatever their end."""
-        return sum(trial.own_examples for trial in self.trials)
+    def missing_curves(self) -> int:
+        """Trials whose curve is not here; where there are any, no cost of the study is known."""
+        return sum(trial.lacks_curve for trial in self.trials)
 
     @property
-    def seconds(self) -> float:
-        """Training seconds spent by all trials, whatever their end."""
-        return sum(trial.own_seconds for trial in self.trials)
+    def examples(self) -> int | None:
+        """Training examples spent by all trials, whatever their end; None if not known."""
+        return None if self.missing_curves else sum(trial.own_examples for trial in self.trials)
 
     @property
-    def saved_examples(self) -> int:
-        """Training examples that pruned trials did not spend."""
+    def seconds(self) -> float | None:
+        """Training seconds spent by all trials, whatever their end; None if not known."""
+        return None if self.missing_curves else sum(trial.own_seconds for trial in self.trials)
+
+    @property
+    def saved_examples(self) -> int | None:
+        """Training examples that pruned trials did not spend; None if not known."""
+        if self.missing_curves:
+            return None
         pruned = [trial for trial in self.trials if trial.state == "pruned"]
         return sum(self.trial_examples - trial.examples for trial in pruned)
 

@@ -123,7 +123,7 @@ def test_no_command_shows_stores_or_hands_on_a_password(
         if file.is_file():
             _holds_none(str(file), file.read_text(errors="replace"))
     rows = list(_database(url))
-    assert {"study_user_attributes", "hpo_mab_evaluations"} <= {table for table, _ in rows}
+    assert {"study_user_attributes", "hpo_mab_curves"} <= {table for table, _ in rows}
     for table, row in rows:
         _holds_none(table, row)
     for page, text in _pages(url):

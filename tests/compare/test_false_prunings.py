@@ -59,7 +59,7 @@ def test_a_pruner_that_stops_the_best_is_found_out(
         def prune(self, study: optuna.Study, trial: optuna.trial.FrozenTrial) -> bool:
             return trial.params["lr"] > 0.05
 
-    monkeypatch.setattr("hpo_mab.search._study.study_pruner", lambda spec: Wrong())
+    monkeypatch.setattr("hpo_mab.search._study.study_pruner", lambda spec, attrs: Wrong())
     runner = _runner(storage)
     run = runner.run(score=False).run
     assert false_prunings(runner, run, sample=20, top=1).share.value > 0

@@ -14,6 +14,7 @@ import pytest
 import sqlalchemy as sa
 from optuna.distributions import FloatDistribution, distribution_to_json
 
+from hpo_mab._attributes import CURVE_KEY
 from hpo_mab.compare import ComparisonSummary, run_comparison, summarise
 from hpo_mab.search import make_spec
 from hpo_mab.storage import Definition, Storage, StudyRun
@@ -116,11 +117,13 @@ def _trial_rows(
         yield "trial_params", {**key, **row, "distribution_json": distribution}
     for name, attr in (("slot", number), ("examples", 1_000 * len(accuracies))):
         yield "trial_user_attributes", {**key, "key": name, "value_json": str(attr)}
+    yield "trial_system_attributes", {**key, "key": CURVE_KEY, "value_json": str(number)}
     for index, accuracy in enumerate(accuracies, start=1):
         report = {"step": index, "intermediate_value": float(accuracy)}
         kind = {"intermediate_value_type": "FINITE"}
         yield "trial_intermediate_values", {**key, **report, **kind}
-        yield "hpo_mab_evaluations", {**key, **dataclasses.asdict(_evaluation(index, accuracy))}
+        point = {"curve": number, **dataclasses.asdict(_evaluation(index, accuracy))}
+        yield "hpo_mab_curves", point
 
 
 def _evaluation(index: int, accuracy: float) -> Evaluation:

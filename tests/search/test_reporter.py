@@ -255,7 +255,7 @@ def test_what_ended_the_loop_is_raised_even_if_it_cannot_be_stored(tmp_path: Pat
         reporter.step(10)
         reporter.report(accuracy=0.5)
         with storage.optuna.engine.begin() as connection:
-            connection.execute(sa.text("DROP TABLE hpo_mab_evaluations"))
+            connection.execute(sa.text("DROP TABLE hpo_mab_curves"))
         raise ValueError("broken")
     storage.close()
     assert "could not be stored" in caught.value.__notes__[0]

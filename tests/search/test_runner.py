@@ -1,14 +1,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
+import numpy as np
 import optuna
 import pytest
 from optuna.trial import FrozenTrial, TrialState
+from PIL import Image
 
 from hpo_mab._errors import StorageError
-from hpo_mab.search import StudyFailedError, StudyRunner, StudySpec
-from hpo_mab.storage import Storage, StudyRun, open_study, study_names
+from hpo_mab.search import StudyFailedError, StudyRunner, StudySpec, join_study, replay
+from hpo_mab.storage import Storage, StudyRun, open_study, read_run, study_names
 
 Make = Callable[..., StudySpec]
 
@@ -164,3 +167,49 @@ def test_the_pruner_never_touches_the_first_configurations(storage: Storage, tin
     states = [trial.state for trial in study.trials]
     assert states == [TrialState.COMPLETE] * 2 + [TrialState.PRUNED] * 3
     assert [len(trial.intermediate_values) for trial in study.trials] == [3, 3, 1, 1, 1]
+
+
+def test_a_study_does_not_continue_on_other_data(
+    storage: Storage, tiny: Make, tmp_path: Path
+) -> None:
+    for number, name in enumerate(("cat", "dog")):
+        for index in range(40):
+            _photo(tmp_path / "photos" / name / f"{index}.png", 100 * number + index)
+    spec = tiny(
+        data={"name": "image_folder", "root": str(tmp_path / "photos"), "size": 8},
+        budget={"trials": 1},
+        training={"batch_size": 16},
+    )
+    StudyRunner(spec, storage).run("study", score=False)
+    StudyRunner(spec, storage).run("study", score=False)
+    # As many files, one of them another picture.
+    _photo(tmp_path / "photos" / "cat" / "7.png", 999)
+    for go_on in (
+        lambda: StudyRunner(spec, storage).run("study", score=False),
+        lambda: join_study(storage, "study"),
+        lambda: replay(storage, "study", 0),
+    ):
+        with pytest.raises(StorageError, match=r"other data.*other labels, files or pixels"):
+            go_on()
+    # Another class.
+    for index in range(40):
+        _photo(tmp_path / "photos" / "owl" / f"{index}.png", 300 + index)
+    with pytest.raises(StorageError, match=r"51 training examples there, \d+ here"):
+        StudyRunner(spec, storage).run("study", score=False)
+    assert len(read_run(storage, "study").trials) == 1
+
+
+def test_a_study_of_before_data_were_known_continues(storage: Storage, tiny: Make) -> None:
+    StudyRunner(tiny(budget={"trials": 1}), storage).run("study", score=False)
+    study = open_study(storage, "study")
+    stored = dict(study.user_attrs["hpo_mab:definition"])
+    assert stored.pop("data")
+    study.set_user_attr("hpo_mab:definition", {**stored, "version": 1})
+    outcome = StudyRunner(tiny(budget={"trials": 2}), storage).run("study", score=False)
+    assert len(outcome.run.trials) == 2
+
+
+def _photo(path: Path, value: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(value).integers(0, 255, (8, 8, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
+import optuna
 import pytest
 import sqlalchemy as sa
 
-from hpo_mab.storage import CurveStore, CurveWriter
+from hpo_mab.storage import CurveStore, CurveWriter, Storage
 from hpo_mab.training import Evaluation
 
 
@@ -27,14 +30,29 @@ def _evaluation(index: int, **changes: float | None) -> Evaluation:
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[CurveStore]:
-    engine = sa.create_engine(f"sqlite:///{tmp_path / 'curves.db'}")
-    yield CurveStore(engine)
-    engine.dispose()
+def storage(tmp_path: Path) -> Iterator[Storage]:
+    """A database whose trials have the ids 1 to 9."""
+    opened = Storage(str(tmp_path / "studies.db"))
+    _make_trials(opened, 9)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def store(storage: Storage) -> CurveStore:
+    return storage.curves
+
+
+def _make_trials(storage: Storage, count: int, name: str = "study") -> optuna.Study:
+    study = optuna.create_study(study_name=name, storage=storage.optuna)
+    for _ in range(count):
+        study.add_trial(optuna.create_trial(state=optuna.trial.TrialState.WAITING))
+    return study
 
 
 def test_curves_come_back_as_they_were_in_order(store: CurveStore) -> None:
-    curve = [_evaluation(1), _evaluation(2), _evaluation(3, reward_rate=None, concentration=0.2)]
+    averaged = dataclasses.replace(_evaluation(2), averaged=True)
+    curve = [_evaluation(1), averaged, _evaluation(3, reward_rate=None, concentration=0.2)]
     for evaluation in (curve[1], curve[0], curve[2]):
         store.extend(7, [evaluation])
     store.extend(9, [_evaluation(1)])
@@ -77,6 +95,90 @@ def test_an_evaluation_is_stored_once(store: CurveStore) -> None:
     store.extend(7, [_evaluation(1)])
     with pytest.raises(sa.exc.IntegrityError):
         store.extend(7, [_evaluation(1)])
+
+
+@pytest.fixture
+def anywhere(database_url: str) -> Iterator[Storage]:
+    opened = Storage(database_url)
+    yield opened
+    opened.close()
+
+
+def test_every_database_keeps_what_a_curve_holds(anywhere: Storage) -> None:
+    study = _make_trials(anywhere, 2)
+    odd = _evaluation(2, loss=math.nan, learning_rate=math.nan, reward_rate=None)
+    anywhere.curves.extend(1, [_evaluation(1), odd])
+    anywhere.curves.extend(2, [dataclasses.replace(_evaluation(1), averaged=True)])
+    loaded = anywhere.curves.load([1, 2])
+    assert repr(loaded[1]) == repr((_evaluation(1), odd))
+    assert loaded[2][0].averaged
+    assert anywhere.curves.spent(study._study_id) == (640 * 3, pytest.approx(0.5 * 3))
+
+
+def test_an_infinite_loss_is_no_error(anywhere: Storage) -> None:
+    _make_trials(anywhere, 1)
+    anywhere.curves.extend(1, [_evaluation(1, loss=math.inf)])
+    assert not math.isfinite(anywhere.curves.load([1])[1][0].loss)
+
+
+def test_a_trial_with_the_id_of_a_deleted_one_has_no_curve(anywhere: Storage) -> None:
+    _make_trials(anywhere, 3)
+    anywhere.curves.extend(2, [_evaluation(1)])
+    optuna.delete_study(study_name="study", storage=anywhere.optuna)
+    study = _make_trials(anywhere, 3)
+    ids = [trial._trial_id for trial in study.get_trials()]
+    if anywhere.is_sqlite:
+        assert ids == [1, 2, 3], "the ids are those of the deleted trials"
+    assert anywhere.curves.load(ids) == {}
+    assert anywhere.curves.spent(study._study_id) == (0, 0.0)
+
+
+def test_a_copy_in_the_same_database_has_the_curves(anywhere: Storage) -> None:
+    study = _make_trials(anywhere, 2)
+    anywhere.curves.extend(1, [_evaluation(1), _evaluation(2)])
+    optuna.copy_study(
+        from_study_name="study",
+        from_storage=anywhere.optuna,
+        to_storage=anywhere.optuna,
+        to_study_name="copy",
+    )
+    copy = optuna.load_study(study_name="copy", storage=anywhere.optuna)
+    copied = copy.get_trials()[0]._trial_id
+    assert anywhere.curves.load([copied]) == {copied: (_evaluation(1), _evaluation(2))}
+    # What the copy does is its own.
+    anywhere.curves.extend(copied, [_evaluation(1, accuracy=0.9)], anew=True)
+    assert anywhere.curves.spent(copy._study_id)[0] == 640
+    assert anywhere.curves.spent(study._study_id)[0] == 2 * 640
+
+
+def test_a_retry_by_optuna_does_not_count_the_lost_trial_again(store: CurveStore) -> None:
+    study = optuna.load_study(study_name="study", storage=f"sqlite:///{store._engine.url.database}")
+    store.extend(1, [_evaluation(1), _evaluation(2)])
+    lost = study.get_trials()[0]
+    study.add_trial(
+        optuna.create_trial(
+            state=optuna.trial.TrialState.WAITING,
+            system_attrs={"failed_trial": 0, **lost.system_attrs},
+        )
+    )
+    assert set(store.load([1, 10])) == {1}
+    assert store.spent(study._study_id)[0] == 2 * 640
+    store.extend(10, [_evaluation(1)], anew=True)
+    assert set(store.load([1, 10])) == {1, 10}
+    assert store.spent(study._study_id)[0] == 3 * 640
+
+
+def test_only_what_no_trial_refers_to_is_removed(anywhere: Storage) -> None:
+    _make_trials(anywhere, 2)
+    for trial_id in (1, 2):
+        anywhere.curves.extend(trial_id, [_evaluation(1)])
+    optuna.delete_study(study_name="study", storage=anywhere.optuna)
+    other = _make_trials(anywhere, 1, "other").get_trials()[0]._trial_id
+    anywhere.curves.extend(other, [_evaluation(1)])
+    anywhere.curves.remove_orphans()
+    with anywhere.optuna.engine.connect() as connection:
+        assert connection.scalar(sa.text("SELECT count(*) FROM hpo_mab_curves")) == 1
+    assert set(anywhere.curves.load([other])) == {other}
 
 
 def test_large_budgets_do_not_overflow(store: CurveStore) -> None:
