@@ -10,7 +10,7 @@ import optuna
 
 from hpo_mab import samplers, training
 from hpo_mab._errors import UnknownNameError
-from hpo_mab.search._values import parse_value, range_ends, ranges, suggest
+from hpo_mab.search._values import parse_value, present_names, range_ends, ranges, suggest
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +42,8 @@ class SearchSpace:
     """Constants and ranges of a trial; ranges become Optuna parameters.
 
     Parameters are named ``lr``, ``momentum``, ... for the optimiser, ``sampler.memory`` and so on
-    for the sampler, ``model.width`` for the network, and ``batch_size``, ``warmup`` and
+    for the sampler (``sampler.prior_alpha`` and ``sampler.prior_beta`` for the two items of
+    ``prior``), ``model.width`` for the network, and ``batch_size``, ``warmup`` and
     ``label_smoothing``.
 
     Args:
@@ -101,7 +102,7 @@ class SearchSpace:
 
     def at(self, params: Mapping[str, Any]) -> Configuration:
         """The point that a recorded trial's parameters name."""
-        return self.suggest(optuna.trial.FixedTrial(dict(params)))
+        return self.suggest(optuna.trial.FixedTrial(present_names(params)))
 
 
 def _parse(section: str, values: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,6 @@ import optuna
 
 from hpo_mab._errors import StorageError
 from hpo_mab.search._components import sampler_factory, study_pruner
-from hpo_mab.search._pilot import trained_kind
 from hpo_mab.search._planned_sampler import PlannedSampler
 from hpo_mab.search._spec import StudySpec
 from hpo_mab.search._stopping import Target
@@ -93,17 +92,11 @@ def _parts(spec: StudySpec) -> dict[str, Any]:
 
 
 def _sampler(spec: StudySpec) -> PlannedSampler:
-    from hpo_mab.samplers import knobs
-
     return PlannedSampler(
         sampler_factory(spec.search.sampler, spec.search.options),
         seed=spec.seed,
         initial=spec.search.initial,
         twins=spec.has_pilot,
-        defaults={
-            f"sampler.{knob}": value
-            for knob, value in knobs(trained_kind(spec.sampler.kind)).items()
-        },
     )
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
+from hpo_mab._attributes import INTERRUPTED_KEY
 from hpo_mab._memory import memory_reason
 from hpo_mab.search._claim import NoTrial, claim
 from hpo_mab.search._objective import TrainingObjective
@@ -131,7 +132,7 @@ class TrialLoop:
             return
         frozen = self._study._storage.get_trial(self._mine._trial_id)
         if not frozen.state.is_finished():
-            self._mine.set_user_attr("interrupted", True)
+            self._mine.set_user_attr(INTERRUPTED_KEY, True)
             self._finish(self._mine, TrialState.FAIL)
         self._mine = None
 

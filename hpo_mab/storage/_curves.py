@@ -78,7 +78,7 @@ class CurveStore:
             .join(_attributes, _attributes.c.trial_id == _evaluations.c.trial_id)
             .where(
                 _trials.c.study_id == study_id,
-                _attributes.c.key == RESUMED_KEY,
+                _attributes.c.key.in_((RESUMED_KEY, "resumed_at")),  # As earlier versions say.
                 _evaluations.c.index <= sa.cast(_attributes.c.value_json, sa.Integer),
             )
         )

@@ -66,7 +66,7 @@ def _state(study: optuna.Study, trial: optuna.trial.Trial) -> TrialState:
 
 def test_claims_stop_at_the_target(study: optuna.Study, storage: Storage, elsewhere: str) -> None:
     trials = [_start(study, storage, elsewhere) for _ in range(3)]
-    assert [trial.user_attrs["slot"] for trial in trials] == [0, 1, 2]
+    assert [trial.user_attrs["hpo_mab:slot"] for trial in trials] == [0, 1, 2]
     assert claim(study, storage) is NoTrial.WAIT
     study.tell(trials[0], 0.5)
     study.tell(trials[1], 0.5)
@@ -75,7 +75,7 @@ def test_claims_stop_at_the_target(study: optuna.Study, storage: Storage, elsewh
     # A trial that failed by itself is no result: another slot takes its place.
     last = claim(study, storage)
     assert isinstance(last, optuna.trial.Trial)
-    assert last.user_attrs["slot"] == 3
+    assert last.user_attrs["hpo_mab:slot"] == 3
     study.tell(last, 0.5)
     assert claim(study, storage) is NoTrial.DONE
 
@@ -94,9 +94,9 @@ def test_a_trial_of_a_dead_process_is_lost_at_once_and_keeps_its_slot(
     other = _start(study, storage, elsewhere)
     lost = _start(study, storage, dead)
     again = _start(study, storage, elsewhere)
-    assert again.user_attrs["slot"] == lost.user_attrs["slot"] == 1
+    assert again.user_attrs["hpo_mab:slot"] == lost.user_attrs["hpo_mab:slot"] == 1
     assert _state(study, lost) == TrialState.FAIL
-    assert "ended suddenly" in study.trials[lost.number].user_attrs["reason"]
+    assert "ended suddenly" in study.trials[lost.number].user_attrs["hpo_mab:reason"]
     assert _state(study, other) == TrialState.RUNNING
 
 
@@ -125,13 +125,13 @@ def test_elsewhere_only_signs_of_life_count(
 
 
 def test_who_dies_while_claiming_leaves_no_hole(study: optuna.Study, storage: Storage) -> None:
-    study.add_trial(optuna.create_trial(state=TrialState.WAITING, user_attrs={"slot": 0}))
+    study.add_trial(optuna.create_trial(state=TrialState.WAITING, user_attrs={"hpo_mab:slot": 0}))
     with pytest.warns(UserWarning, match="Heartbeat"):
         half = study.ask()
     again = claim(study, storage)
     assert _state(study, half) == TrialState.FAIL
     assert isinstance(again, optuna.trial.Trial)
-    assert again.user_attrs["slot"] == 0
+    assert again.user_attrs["hpo_mab:slot"] == 0
 
 
 def test_a_trial_of_the_users_own_loop_is_left_alone(study: optuna.Study, storage: Storage) -> None:
@@ -146,12 +146,12 @@ def test_retries_are_bounded_and_interruptions_are_not(
 ) -> None:
     for _ in range(5):
         trial = _start(study, storage, dead)
-        assert trial.user_attrs["slot"] == 0
-        trial.set_user_attr("interrupted", True)
+        assert trial.user_attrs["hpo_mab:slot"] == 0
+        trial.set_user_attr("hpo_mab:interrupted", True)
         study.tell(trial, state=TrialState.FAIL)
     for _ in range(1 + RETRIES):
-        assert _start(study, storage, dead).user_attrs["slot"] == 0
-    assert _start(study, storage, dead).user_attrs["slot"] == 1
+        assert _start(study, storage, dead).user_attrs["hpo_mab:slot"] == 0
+    assert _start(study, storage, dead).user_attrs["hpo_mab:slot"] == 1
 
 
 def test_requeueing_twice_queues_once(study: optuna.Study, storage: Storage, dead: str) -> None:
@@ -169,9 +169,9 @@ def test_an_enqueued_configuration_is_run_in_a_slot_of_its_own(
     study.enqueue_trial({"lr": 0.25})
     with heartbeat(storage.optuna, study.trials[0]._trial_id):
         lost = _start(study, storage, dead)
-        assert lost.user_attrs["slot"] == 1
+        assert lost.user_attrs["hpo_mab:slot"] == 1
         again = _start(study, storage, dead)
-    assert again.user_attrs["slot"] == 1
+    assert again.user_attrs["hpo_mab:slot"] == 1
     assert again.suggest_float("lr", 0.0, 1.0) == 0.25
 
 

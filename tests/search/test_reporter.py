@@ -76,9 +76,9 @@ def test_a_plain_loop_reports_at_equal_shares_of_its_budget() -> None:
     assert trial.state == TrialState.COMPLETE
     assert list(trial.intermediate_values) == [1, 2, 3, 4]
     assert trial.value == trial.intermediate_values[4] > 0.8
-    assert trial.user_attrs["examples"] == 400
-    assert trial.user_attrs["sampler"] == "MABSampler"
-    assert trial.user_attrs["seconds"] >= 0
+    assert trial.user_attrs["hpo_mab:examples"] == 400
+    assert trial.user_attrs["hpo_mab:sampler"] == "MABSampler"
+    assert trial.user_attrs["hpo_mab:seconds"] >= 0
 
 
 def test_a_plain_loop_is_pruned() -> None:
@@ -87,13 +87,13 @@ def test_a_plain_loop_is_pruned() -> None:
     trial = study.trials[0]
     assert trial.state == TrialState.PRUNED
     assert list(trial.intermediate_values) == [1, 2]
-    assert trial.user_attrs["examples"] == 200
+    assert trial.user_attrs["hpo_mab:examples"] == 200
 
 
 def test_uniform_loops_are_named_so_for_the_pruner() -> None:
     study = _study()
     study.optimize(lambda trial: _plain_loop(trial, "UniformSampler"), n_trials=1)
-    assert study.trials[0].user_attrs["sampler"] == "uniform"
+    assert study.trials[0].user_attrs["hpo_mab:sampler"] == "uniform"
 
 
 def test_the_advantage_pruner_judges_a_users_own_loops() -> None:
@@ -109,7 +109,7 @@ def test_the_advantage_pruner_judges_a_users_own_loops() -> None:
     with pytest.warns(UserWarning, match="no evidence"):
         study.optimize(objective, n_trials=3)
     assert [t.state.name for t in study.trials] == ["COMPLETE", "PRUNED", "PRUNED"]
-    assert study.trials[1].user_attrs["pruned_because"]["threshold"] == 0.9
+    assert study.trials[1].user_attrs["hpo_mab:pruned_because"]["threshold"] == 0.9
 
 
 def test_the_curve_is_kept_and_the_clock_stands_while_evaluating(tmp_path: Path) -> None:
@@ -213,10 +213,10 @@ def test_a_loop_that_raises_leaves_its_curve_and_the_reason(
     curve = storage.curves.load([trial._trial_id])[trial._trial_id]
     storage.close()
     assert trial.state == TrialState.FAIL
-    assert trial.user_attrs["reason"] == reason
+    assert trial.user_attrs["hpo_mab:reason"] == reason
     assert [e.examples for e in curve] == [50, 100, 150, 200, 250]
-    assert trial.user_attrs["examples"] == 250
-    assert "interrupted" not in trial.user_attrs
+    assert trial.user_attrs["hpo_mab:examples"] == 250
+    assert "hpo_mab:interrupted" not in trial.user_attrs
 
 
 def test_a_loop_that_ctrl_c_ends_leaves_its_curve_and_says_so(tmp_path: Path) -> None:
@@ -229,8 +229,8 @@ def test_a_loop_that_ctrl_c_ends_leaves_its_curve_and_says_so(tmp_path: Path) ->
     trial = study.trials[0]
     curve = storage.curves.load([trial._trial_id])[trial._trial_id]
     storage.close()
-    assert trial.user_attrs["interrupted"] is True
-    assert "reason" not in trial.user_attrs
+    assert trial.user_attrs["hpo_mab:interrupted"] is True
+    assert "hpo_mab:reason" not in trial.user_attrs
     assert len(curve) == 5
 
 
@@ -334,6 +334,6 @@ def test_a_lightning_module_reports_and_is_pruned(prune_at: int, steps: list[int
     trial = study.trials[0]
     assert list(trial.intermediate_values) == steps
     assert trial.state == (TrialState.PRUNED if prune_at == 2 else TrialState.COMPLETE)
-    assert trial.user_attrs["examples"] == 100 * len(steps)
-    assert trial.user_attrs["sampler"] == "MABSampler"
+    assert trial.user_attrs["hpo_mab:examples"] == 100 * len(steps)
+    assert trial.user_attrs["hpo_mab:sampler"] == "MABSampler"
     assert not math.isnan(trial.intermediate_values[steps[-1]])
