@@ -158,5 +158,5 @@ class StudyRunner:
             trial_examples=workload.trial_examples(fixed),
             epoch_examples=workload.num_examples,
             spec=self.spec.model_dump(mode="json"),
-            environment=environment(),
+            environment={**environment(), "cpu_threads": self.spec.training.threads},
         )

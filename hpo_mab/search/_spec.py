@@ -143,7 +143,7 @@ class TrainingSection(_Section):
     channels_last: bool = True
     compile: bool = False
     device: str = "auto"
-    threads: int = Field(default=1, ge=1)
+    threads: int = Field(default=1, ge=1, le=4096)
     checkpoint: float = Field(default=60.0, ge=0, allow_inf_nan=False)
 
 
@@ -211,7 +211,7 @@ class StudySpec(_Section):
     """A whole study definition; see ``studies/README.md`` for the file format."""
 
     name: str = Field(min_length=1, max_length=200)
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**32)
     data: DataSection = DataSection()
     model: ModelSection = ModelSection()
     budget: BudgetSection

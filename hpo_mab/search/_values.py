@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import collections.abc
 import dataclasses
+import inspect
 import itertools
+import types
 from collections.abc import Iterator, Mapping
-from typing import Any
+from numbers import Integral, Real
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import optuna
 from optuna.distributions import (
@@ -115,6 +119,74 @@ def examples(value: Any) -> Iterator[Any]:
         yield from (list(items) for items in itertools.product(*map(examples, value)))
     else:
         yield value
+
+
+def option_types(cls: type) -> dict[str, Any]:
+    """Annotated types of what a class takes, by name."""
+    # Optuna imports some names for type checkers only.
+    names = {**vars(collections.abc), "BaseSampler": Any, "FrozenTrial": Any}
+    try:
+        return get_type_hints(inspect.getattr_static(cls, "__init__"), localns=names)
+    except NameError:
+        return {}
+
+
+def check_types(section: str, values: Mapping[str, Any], kinds: Mapping[str, Any]) -> None:
+    """Refuse values of a type that their options do not have.
+
+    Args:
+        section: Of the definition, for messages.
+        values: Parsed values by option; of a range every end and choice is checked.
+        kinds: Type of each option; others take anything.
+
+    Raises:
+        ArgumentError: A value of another type; the message says which types would do.
+    """
+    for key, value in values.items():
+        kind = kinds.get(key, Any)
+        for one in examples(value):
+            if not _is_of(kind, one):
+                raise ArgumentError(f"{section}.{key} must be {_wanted(kind)}, got {one!r}.")
+
+
+def _is_of(kind: Any, value: Any) -> bool:
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin in (Union, types.UnionType):
+        return any(_is_of(one, value) for one in arguments)
+    if origin is Literal:
+        return any(type(value) is type(one) and value == one for one in arguments)
+    if origin is tuple:
+        fits = isinstance(value, list | tuple) and len(value) == len(arguments)
+        return fits and all(map(_is_of, arguments, value))
+    if kind is Any:
+        return True
+    if kind is float or kind is int:
+        # Numbers of NumPy are numbers, booleans are not.
+        return isinstance(value, Real if kind is float else Integral) and not isinstance(
+            value, bool
+        )
+    return isinstance(value, origin or kind)
+
+
+_WORDS: Mapping[Any, str] = {
+    float: "a number",
+    int: "an integer",
+    bool: "a boolean",
+    str: "a text",
+    type(None): "'none'",
+}
+
+
+def _wanted(kind: Any) -> str:
+    arguments = get_args(kind)
+    if get_origin(kind) in (Union, types.UnionType):
+        return " or ".join(map(_wanted, arguments))
+    if get_origin(kind) is Literal:
+        return " or ".join(map(repr, arguments))
+    if get_origin(kind) is tuple:
+        each = _wanted(arguments[0])
+        return f"a list of {len(arguments)} values, each {each} or a range, as in [1, 2]"
+    return _WORDS.get(kind, getattr(kind, "__name__", str(kind)))
 
 
 def present_names(params: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -337,3 +338,24 @@ def test_a_lightning_module_reports_and_is_pruned(prune_at: int, steps: list[int
     assert trial.user_attrs["hpo_mab:examples"] == 100 * len(steps)
     assert trial.user_attrs["hpo_mab:sampler"] == "MABSampler"
     assert not math.isnan(trial.intermediate_values[steps[-1]])
+
+
+def test_a_step_keeps_nothing_of_its_loss_but_the_value() -> None:
+    study = _study()
+    reporter = TrialReporter(study.ask(), budget_examples=100, evaluations=1)
+    weight = torch.ones(3, requires_grad=True)
+    loss = (weight**2).sum()
+    held = weakref.ref(weight)
+    reporter.step(10, loss=loss)
+    del loss, weight
+    assert held() is None
+
+
+def test_a_fixed_trial_is_trained_alone(storage: Storage) -> None:
+    trial = optuna.trial.FixedTrial({"lr": 0.05})
+    assert _plain_loop(trial, curves=storage.curves) > 0.8  # type: ignore[arg-type]
+
+
+def test_a_study_that_minimizes_accuracy_is_refused() -> None:
+    with pytest.raises(ArgumentError, match=r"direction='maximize', got 'minimize'"):
+        TrialReporter(optuna.create_study().ask(), budget_examples=10)

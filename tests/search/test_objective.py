@@ -1,0 +1,177 @@
+"""The objective by itself, as Optuna's own recipes call it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import optuna
+import pytest
+import torch
+from torch import nn
+
+from hpo_mab._attributes import SLOT_KEY, trial_attributes
+from hpo_mab._errors import ArgumentError
+from hpo_mab.data import ImageSplits
+from hpo_mab.search import (
+    PlannedSampler,
+    StudySpec,
+    TrainingObjective,
+    load_splits,
+    make_objective,
+)
+from hpo_mab.storage import Storage, read_run
+from hpo_mab.training import Budget
+
+Make = Callable[..., StudySpec]
+
+
+@pytest.fixture(scope="module")
+def splits() -> ImageSplits:
+    from hpo_mab.search import load_spec
+
+    return load_splits(load_spec("digits"))
+
+
+def _objective(splits: ImageSplits, **options: Any) -> TrainingObjective:
+    return TrainingObjective(
+        **{
+            "model": lambda: nn.Sequential(nn.Flatten(), nn.Dropout(0.2), nn.Linear(64, 10)),
+            "data": splits,
+            "budget": Budget(steps=6),
+            "optimizer": {"lr": {"low": 0.01, "high": 1.0, "log": True}},
+            "batch_size": 64,
+            "evaluations": 3,
+            "device": "cpu",
+            **options,
+        }
+    )
+
+
+def _study(**options: Any) -> optuna.Study:
+    sampler = PlannedSampler(optuna.samplers.RandomSampler, seed=0)
+    return optuna.create_study(direction="maximize", sampler=sampler, **options)
+
+
+@pytest.mark.parametrize("sampler", ["uniform", "mab", "auto"])
+def test_the_best_trial_is_trained_again_as_it_was(
+    splits: ImageSplits, storage: Storage, sampler: str
+) -> None:
+    objective = _objective(splits, sampler=sampler, initial=2, curves=storage.curves)
+    study = _study(storage=storage.optuna, study_name="own")
+    study.optimize(objective, n_trials=4)
+    for trial in (study.best_trial, *study.trials):
+        before = dict(trial.user_attrs)
+        assert objective(trial) == trial.value
+        assert trial.user_attrs == before
+    # Nothing of it is stored: no trial, and no second curve.
+    assert len(study.trials) == 4
+    assert {
+        len(curve) for curve in storage.curves.load([t._trial_id for t in study.trials]).values()
+    } == {3}
+
+
+def test_a_fixed_trial_trains_its_configuration(splits: ImageSplits) -> None:
+    objective, study = _objective(splits), _study()
+    study.optimize(objective, n_trials=2)
+    lr = study.trials[1].params["lr"]
+    assert objective(optuna.trial.FixedTrial({"lr": lr}, number=1)) == study.trials[1].value
+    with pytest.raises(ValueError, match="'lr' is not found"):
+        objective(optuna.trial.FixedTrial({}))
+
+
+@pytest.mark.parametrize("options", [{}, {"directions": ["maximize", "minimize"]}])
+def test_a_study_that_minimizes_is_refused(splits: ImageSplits, options: Any) -> None:
+    with pytest.raises(ArgumentError, match=r"direction='maximize', got .*'minimize'"):
+        optuna.create_study(**options).optimize(_objective(splits), n_trials=1)
+
+
+def test_attributes_of_the_users_own_may_have_any_name(splits: ImageSplits) -> None:
+    study = _study()
+    theirs = {"slot": "left", "sampler": "mine", "twin_of": [1], "promotes": 7, "lost": 3.5}
+    study.enqueue_trial({"lr": 0.1}, user_attrs=theirs)
+    study.optimize(_objective(splits, initial=1, pilot=True), n_trials=2)
+    assert theirs.items() <= study.trials[0].user_attrs.items()
+    assert [trial.user_attrs[SLOT_KEY] for trial in study.trials[:2]] == [0, 0]
+
+
+def test_trials_that_an_earlier_version_has_stored_are_read(
+    storage: Storage, tiny: Make, splits: ImageSplits
+) -> None:
+    spec = tiny(budget={"trials": 3})
+    from hpo_mab.search import StudyRunner
+
+    runner = StudyRunner(spec, storage, objective=make_objective(spec, splits))
+    name = runner.run(score=False).run.name
+    before = read_run(storage, name)
+    with storage.optuna.engine.begin() as connection:
+        connection.exec_driver_sql(
+            "UPDATE trial_user_attributes SET key = substr(key, 9) WHERE key LIKE 'hpo_mab:%'"
+        )
+    fresh = Storage(storage.secret_url)
+    after = read_run(fresh, name)
+    for one, other in zip(before.trials, after.trials, strict=True):
+        ours = {key: value for key, value in other.attrs.items() if key.startswith("hpo_mab:")}
+        assert ours == one.attrs
+        assert (one.slot, one.paired, one.value) == (other.slot, other.paired, other.value)
+    # It goes on where it was.
+    more = tiny(budget={"trials": 4})
+    run = StudyRunner(more, fresh, objective=make_objective(more, splits)).run(score=False).run
+    assert [trial.slot for trial in run.trials] == [0, 1, 2, 3]
+    fresh.close()
+
+
+def test_a_trial_of_the_users_own_is_none_of_ours() -> None:
+    study = optuna.create_study()
+    trial = study.ask()
+    trial.set_user_attr("slot", 3)
+    study.tell(trial, 0.5)
+    assert SLOT_KEY not in trial_attributes(study.trials[0])
+
+
+def test_trials_at_the_same_time_are_refused_with_the_reason(splits: ImageSplits) -> None:
+    begun, checked = threading.Event(), threading.Event()
+
+    class Slow(nn.Linear):
+        def forward(self, input: torch.Tensor) -> torch.Tensor:
+            begun.set()
+            assert checked.wait(60)
+            return super().forward(input.flatten(1))
+
+    objective = _objective(splits, model=lambda: Slow(64, 10), optimizer={"lr": 0.1})
+    study = _study()
+    thread = threading.Thread(target=study.optimize, args=(objective,), kwargs={"n_trials": 1})
+    thread.start()
+    assert begun.wait(60)
+    try:
+        with pytest.raises(ArgumentError, match="n_jobs must be 1"):
+            study.optimize(objective, n_trials=1)
+    finally:
+        checked.set()
+        thread.join()
+    states = [trial.state.name for trial in study.trials]
+    assert states == ["COMPLETE", "FAIL"]
+    assert "n_jobs must be 1" in study.trials[1].user_attrs["hpo_mab:reason"]
+    # The state is free again.
+    study.optimize(objective, n_trials=1)
+
+
+def test_threads_and_random_state_of_the_process_are_left_as_they_were(
+    splits: ImageSplits, tiny: Make
+) -> None:
+    spec = tiny(training={"threads": 2})
+    seen = []
+
+    class Looking(nn.Linear):
+        def forward(self, input: torch.Tensor) -> torch.Tensor:
+            seen.append(torch.get_num_threads())
+            return super().forward(input.flatten(1))
+
+    threads, state = torch.get_num_threads(), torch.get_rng_state()
+    objective = make_objective(spec, splits)
+    objective.workload._model = lambda: Looking(64, 10)
+    _study().optimize(objective, n_trials=1)
+    assert set(seen) == {2}
+    assert torch.get_num_threads() == threads
+    assert torch.equal(torch.get_rng_state(), state)
