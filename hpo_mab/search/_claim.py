@@ -13,7 +13,7 @@ from hpo_mab.pruners._trial_pairs import is_twin
 from hpo_mab.search._promotion import is_open, is_promotion_due, queue_promotion
 from hpo_mab.search._recovery import close_lost, requeue
 from hpo_mab.search._stopping import Target
-from hpo_mab.storage import Storage, this_process
+from hpo_mab.storage import Storage, hold, release, this_process
 
 _FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 
@@ -53,9 +53,15 @@ def claim(study: optuna.Study, storage: Storage) -> optuna.trial.Trial | NoTrial
             return NoTrial.WAIT
         _make_waiting(study, trials, promote=due)
         trial = _ask(study)
-        # In this order: a trial with a sign of life has an owner.
-        storage.optuna.set_trial_system_attr(trial._trial_id, WORKER_KEY, this_process())
-        storage.optuna.record_heartbeat(trial._trial_id)
+        # Before the lock is released: another thread may look for lost trials next.
+        hold(storage.optuna, trial._trial_id)
+        try:
+            # In this order: a trial with a sign of life has an owner.
+            storage.optuna.set_trial_system_attr(trial._trial_id, WORKER_KEY, this_process())
+            storage.optuna.record_heartbeat(trial._trial_id)
+        except BaseException:
+            release(storage.optuna, trial._trial_id)
+            raise
     return trial
 
 

@@ -25,7 +25,7 @@ from hpo_mab._attributes import (
 )
 from hpo_mab.pruners._trial_pairs import is_twin, twin_attrs
 from hpo_mab.search._promotion import promotion_attrs
-from hpo_mab.storage import RETRIES, Storage, beating, is_gone, is_here, this_process
+from hpo_mab.storage import RETRIES, Storage, is_gone, is_held, is_here, this_process
 
 _OPEN = (TrialState.WAITING, TrialState.RUNNING)
 _HELD = (*_OPEN, TrialState.COMPLETE, TrialState.PRUNED)
@@ -114,17 +114,17 @@ def _lost(
         return []
     alive = _with_heartbeat(storage, [trial._trial_id for trial in running])
     stale = set(storage.optuna._get_stale_trial_ids(study._study_id))
-    return [trial for trial in running if _is_lost(trial, alive, stale)]
+    return [trial for trial in running if _is_lost(trial, storage, alive, stale)]
 
 
-def _is_lost(trial: FrozenTrial, alive: set[int], stale: set[int]) -> bool:
+def _is_lost(trial: FrozenTrial, storage: Storage, alive: set[int], stale: set[int]) -> bool:
     worker = trial.system_attrs.get(WORKER_KEY)
     if trial._trial_id not in alive:
         # The lock is ours: whoever held it when claiming this trial died before the first sign
         # of life. Without a slot it is no trial of ours, and may be just starting.
         return SLOT_KEY in trial_attributes(trial)
     if worker == this_process():
-        return trial._trial_id not in beating()
+        return not is_held(storage.optuna, trial._trial_id)
     if worker is not None and is_here(worker):
         # A worker on this machine that was asleep with it is not lost, however stale its sign.
         return is_gone(worker)

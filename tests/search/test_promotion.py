@@ -9,10 +9,10 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
+from hpo_mab._attributes import WORKER_KEY
 from hpo_mab._errors import SpecError
 from hpo_mab.search import StudyRunner, StudySpec, Target
 from hpo_mab.search._claim import NoTrial, claim
-from hpo_mab.search._recovery import WORKER_KEY
 from hpo_mab.search._study import open_with_parts
 from hpo_mab.storage import Storage, StudyRun
 

@@ -3,17 +3,19 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import optuna
 import pytest
 import sqlalchemy as sa
 from optuna.trial import TrialState
 
+from hpo_mab._attributes import WORKER_KEY
 from hpo_mab._errors import StorageError
 from hpo_mab.search import StudyRunner, StudySpec, Target
 from hpo_mab.search._claim import NoTrial, claim
-from hpo_mab.search._recovery import WORKER_KEY, close_lost, requeue
-from hpo_mab.storage import RETRIES, Storage, heartbeat, is_gone, open_study, this_process
+from hpo_mab.search._recovery import close_lost, requeue
+from hpo_mab.storage import RETRIES, Storage, is_gone, open_study, release, this_process
 from hpo_mab.storage._process import _started, machine
 
 Make = Callable[..., StudySpec]
@@ -80,6 +82,26 @@ def test_claims_stop_at_the_target(study: optuna.Study, storage: Storage, elsewh
     assert claim(study, storage) is NoTrial.DONE
 
 
+def test_claims_of_one_process_leave_one_another_alone(
+    study: optuna.Study, storage: Storage, tmp_path: Path
+) -> None:
+    first, second = claim(study, storage), claim(study, storage)
+    assert isinstance(first, optuna.trial.Trial)
+    assert isinstance(second, optuna.trial.Trial)
+    assert _state(study, first) == _state(study, second) == TrialState.RUNNING
+    # A trial of another database with the same id is another trial.
+    other = Storage(f"sqlite:///{tmp_path / 'other.db'}")
+    made = optuna.create_study(study_name="plain", storage=other.optuna, direction="maximize")
+    Target(trials=3, total=None, epoch_examples=100).save(made)
+    lost = claim(made, other)
+    assert isinstance(lost, optuna.trial.Trial)
+    assert lost._trial_id == first._trial_id
+    release(other.optuna, lost._trial_id)
+    close_lost(made, other)
+    assert _state(made, lost) == TrialState.FAIL
+    other.close()
+
+
 def test_workers_follow_a_target_that_grows(study: optuna.Study, storage: Storage) -> None:
     for _ in range(3):
         study.tell(_start(study, storage, this_process()), 0.5)
@@ -105,10 +127,10 @@ def test_a_trial_of_a_living_process_is_not_lost_however_old_its_sign_of_life(
 ) -> None:
     # As after the lid of a laptop was shut: nobody could give signs.
     trial = _start(study, storage, this_process())
-    with heartbeat(storage.optuna, trial._trial_id):
-        _age(storage, trial, 1000)
-        close_lost(study, storage)
-        assert _state(study, trial) == TrialState.RUNNING
+    _age(storage, trial, 1000)
+    close_lost(study, storage)
+    assert _state(study, trial) == TrialState.RUNNING
+    release(storage.optuna, trial._trial_id)
     # This process knows best that it does not run it any more.
     close_lost(study, storage)
     assert _state(study, trial) == TrialState.FAIL
@@ -167,10 +189,9 @@ def test_an_enqueued_configuration_is_run_in_a_slot_of_its_own(
 ) -> None:
     _start(study, storage, this_process())
     study.enqueue_trial({"lr": 0.25})
-    with heartbeat(storage.optuna, study.trials[0]._trial_id):
-        lost = _start(study, storage, dead)
-        assert lost.user_attrs["hpo_mab:slot"] == 1
-        again = _start(study, storage, dead)
+    lost = _start(study, storage, dead)
+    assert lost.user_attrs["hpo_mab:slot"] == 1
+    again = _start(study, storage, dead)
     assert again.user_attrs["hpo_mab:slot"] == 1
     assert again.suggest_float("lr", 0.0, 1.0) == 0.25
 
