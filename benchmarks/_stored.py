@@ -8,7 +8,7 @@ import secrets
 import optuna
 import sqlalchemy as sa
 
-from hpo_mab._attributes import CURVE_KEY
+from hpo_mab._attributes import CURVE_KEY, EXAMPLES_KEY, PAIRED_KEY, SECONDS_KEY, SLOT_KEY
 from hpo_mab.search import Target
 from hpo_mab.storage import Definition, Storage
 from hpo_mab.training import Evaluation
@@ -111,5 +111,5 @@ def _trial(slot: int, value: float) -> optuna.trial.FrozenTrial:
         value=value,
         params={"lr": 0.1},
         distributions={"lr": optuna.distributions.FloatDistribution(0.01, 1.0, log=True)},
-        user_attrs={"slot": slot, "paired": slot < 10, "examples": 8000, "seconds": 8.0},
+        user_attrs={SLOT_KEY: slot, PAIRED_KEY: slot < 10, EXAMPLES_KEY: 8000, SECONDS_KEY: 8.0},
     )

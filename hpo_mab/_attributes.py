@@ -1,28 +1,54 @@
 """What the package keeps in the attributes of Optuna's studies and trials.
 
-User attributes of a trial, which everybody may read:
-
-- ``slot``: its place in the study's plan, from 0; a retry and a twin have that of the trial they
-  repeat. ``paired``: every arm of a comparison trains its configuration.
-- ``sampler``: what chose its batches, where that is not the definition's. ``twin_of``: the slot it
-  repeats under uniform sampling. ``promotes``: number of the stopped trial that it trains in full.
-- ``examples``, ``seconds``: what its curve has cost. ``resumed_at``: how many evaluations of the
-  curve an earlier attempt had made.
-- ``reason``: why it failed or diverged. ``pruned_because``: by which rung it was pruned.
-  ``interrupted``, ``lost``: it was cut off, and is tried again.
-
-User attributes of a study are the constants below that begin with ``hpo_mab:``.
+Every name begins with ``hpo_mab:``, so that none meets a user's own. Earlier versions stored
+the names of trials' attributes without it; `trial_attributes` reads both.
 """
 
-SAMPLER_KEY = "sampler"
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from optuna.trial import BaseTrial, FrozenTrial
+
+_PREFIX = "hpo_mab:"
+
+# User attributes of a trial.
+#: Its place in the study's plan, from 0; a retry and a twin have that of the trial they repeat.
+SLOT_KEY = "hpo_mab:slot"
+#: Whether every arm of a comparison trains its configuration.
+PAIRED_KEY = "hpo_mab:paired"
+#: What chose its batches, where that is not the definition's.
+SAMPLER_KEY = "hpo_mab:sampler"
 #: The sampler, also of an arm, that all others are compared with.
 UNIFORM = "uniform"
-TWIN_KEY = "twin_of"
-PROMOTES_KEY = "promotes"
-RESUMED_KEY = "resumed_at"
+#: The slot that it repeats under uniform sampling.
+TWIN_KEY = "hpo_mab:twin_of"
+#: Number of the stopped trial that it trains in full.
+PROMOTES_KEY = "hpo_mab:promotes"
+#: What its curve has cost.
+EXAMPLES_KEY = "hpo_mab:examples"
+SECONDS_KEY = "hpo_mab:seconds"
+#: How many evaluations of its curve an earlier attempt has made.
+RESUMED_KEY = "hpo_mab:resumed_at"
+#: Why it failed or diverged.
+REASON_KEY = "hpo_mab:reason"
+#: By which rung it was pruned.
+PRUNED_KEY = "hpo_mab:pruned_because"
+#: It was cut off, and is tried again.
+INTERRUPTED_KEY = "hpo_mab:interrupted"
+LOST_KEY = "hpo_mab:lost"
 #: Number of a trial's learning curve, a system attribute, see `hpo_mab.storage.CurveStore`.
 CURVE_KEY = "hpo_mab:curve"
 
+# System attributes of a trial.
+#: Name of the process that runs it, see `hpo_mab.storage.this_process`.
+WORKER_KEY = "hpo_mab:worker"
+#: Optuna's mark of a trial that is tried again.
+RETRY_KEY = "failed_trial"
+
+# User attributes of a study.
 #: What the study was made from, see `hpo_mab.storage.Definition`.
 DEFINITION_KEY = "hpo_mab:definition"
 #: What its trials are to reach, see `hpo_mab.search.Target`.
@@ -37,3 +63,34 @@ TEST_KEY = "hpo_mab:test"
 PUBLISHED_KEY = "hpo_mab:published"
 #: Test accuracies of the best configuration, trained again: ``trial``, ``budget``, ``accuracies``.
 RETRAINED_KEY = "hpo_mab:retrained"
+
+#: Stored without prefix by earlier versions. A value of another type is a user's own.
+_EARLIER: Mapping[str, type | tuple[type, ...]] = {
+    SLOT_KEY: int,
+    PAIRED_KEY: bool,
+    SAMPLER_KEY: str,
+    TWIN_KEY: int,
+    PROMOTES_KEY: int,
+    EXAMPLES_KEY: int,
+    SECONDS_KEY: (int, float),
+    RESUMED_KEY: int,
+    REASON_KEY: str,
+    PRUNED_KEY: dict,
+    INTERRUPTED_KEY: bool,
+    LOST_KEY: bool,
+}
+#: Every trial that such a version queued or ran has one of these, or was claimed by a worker.
+_SIGNS = {"examples", "promotes", "twin_of"}
+
+
+def trial_attributes(trial: BaseTrial | FrozenTrial) -> Mapping[str, Any]:
+    """A trial's user attributes, ours by the names above whichever version has stored them."""
+    attrs: Mapping[str, Any] = trial.user_attrs
+    if SLOT_KEY in attrs or SAMPLER_KEY in attrs:
+        return attrs
+    # Optuna's `FixedTrial` warns of the attribute's name.
+    system = getattr(trial, "_system_attrs", {})
+    if not (_SIGNS & attrs.keys() or WORKER_KEY in system or RETRY_KEY in system):
+        return attrs
+    earlier = ((key, attrs.get(key.removeprefix(_PREFIX))) for key in _EARLIER)
+    return {**{key: value for key, value in earlier if isinstance(value, _EARLIER[key])}, **attrs}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from numbers import Integral
 
 
 class HpoMabError(Exception):
@@ -28,6 +29,17 @@ class UnknownNameError(ArgumentError):
         near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
         hint = f"Did you mean {_either(near)}?" if near else f"Valid: {', '.join(names) or 'none'}."
         super().__init__(f"Unknown {what} '{name}'. {hint}")
+
+
+def check_integer(name: str, value: object, low: int) -> None:
+    """Refuse what is not an integer, Python's or NumPy's, of at least ``low``.
+
+    Raises:
+        ArgumentError: It is none.
+    """
+    # A boolean is an integer to Python, and a mistake here.
+    if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < low:
+        raise ArgumentError(f"{name} must be an integer of at least {low}, got {value!r}.")
 
 
 class SpecError(HpoMabError):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import zip_longest
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from rich.console import Console
 from rich.markup import escape
@@ -36,7 +36,7 @@ def print_comparison(
         more_seeds: Command that goes on where these seeds cannot tell.
         verbose: Whether to print every table.
     """
-    from hpo_mab.compare import outcome
+    from hpo_mab.compare import Question, outcome
     from hpo_mab.dashboard import comparison_path
 
     console = Console(highlight=False)
@@ -47,7 +47,8 @@ def print_comparison(
         (dashboard, "notes and figures in the browser"),
         (link, "there: the arms side by side"),
     ]
-    if "is not distinguishable" in map(outcome, summary.contrasts):
+    answers = {outcome(one, asked) for one in summary.contrasts for asked in get_args(Question)}
+    if "is not distinguishable" in answers:
         steps.append((more_seeds, "more seeds, narrower intervals"))
     console.print("\nNext:")
     for step, purpose in steps:

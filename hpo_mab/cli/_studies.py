@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+import math
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from hpo_mab.cli import _options as opt
+
+if TYPE_CHECKING:
+    from optuna.study import StudySummary
 
 
 def studies(storage: opt.StorageUrl = "sqlite:///hpo_mab.db", as_json: opt.Json = False) -> None:
@@ -24,7 +28,7 @@ def studies(storage: opt.StorageUrl = "sqlite:///hpo_mab.db", as_json: opt.Json 
     from rich.console import Console
     from rich.table import Table
 
-    from hpo_mab.storage import Storage
+    from hpo_mab.storage import Definition, Storage
 
     store = Storage(storage, create=False)
     summaries = optuna.get_all_study_summaries(storage=store.optuna)
@@ -32,7 +36,7 @@ def studies(storage: opt.StorageUrl = "sqlite:///hpo_mab.db", as_json: opt.Json 
         {
             "study": summary.study_name,
             "trials": summary.n_trials,
-            "best": None if summary.best_trial is None else summary.best_trial.value,
+            "best": _best(summary),
             "started": summary.datetime_start and summary.datetime_start.isoformat(" ", "minutes"),
         }
         for summary in summaries
@@ -41,8 +45,20 @@ def studies(storage: opt.StorageUrl = "sqlite:///hpo_mab.db", as_json: opt.Json 
         typer.echo(json.dumps(rows, indent=1))
         return
     table = Table("Study", "Trials", "Best", "Started", box=None, padding=(0, 2, 0, 0))
+    ours = {one.study_name for one in summaries if Definition.is_in(one.user_attrs)}
     for row in rows:
-        best = "" if row["best"] is None else f"{row['best']:.2%}"
+        # Of a study that is not ours, nobody knows the unit.
+        form = ".2%" if row["study"] in ours else ".6g"
+        best = "" if row["best"] is None else f"{row['best']:{form}}"
         table.add_row(row["study"], str(row["trials"]), best, row["started"] or "")
     console = Console(highlight=False)
     console.print(table if rows else f"No studies in {store.shown_url}; 'hpo-mab run' makes one.")
+
+
+def _best(summary: StudySummary) -> float | None:
+    """The best value; None without one, and where it is not finite, which JSON does not have."""
+    # Of several objectives there is no best one.
+    if summary.best_trial is None:
+        return None
+    value = summary.best_trial.value
+    return value if value is not None and math.isfinite(value) else None

@@ -23,7 +23,7 @@ from hpo_mab.compare._records import (
 from hpo_mab.compare._report import report_html
 from hpo_mab.compare._summarise import summarise
 from hpo_mab.compare._table import comparison_tables
-from hpo_mab.compare._verdict import outcome, verdict
+from hpo_mab.compare._verdict import Question, outcome, verdict
 
 if TYPE_CHECKING:
     from hpo_mab.compare._arms import arms_of
@@ -47,6 +47,7 @@ __all__ = [
     "FidelityRow",
     "IncumbentCurve",
     "PairedRow",
+    "Question",
     "Saving",
     "Simulation",
     "arms_of",

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hpo_mab._attributes import REASON_KEY
 from hpo_mab._errors import ArgumentError
 from hpo_mab.advantage import Estimate
 from hpo_mab.search._recorded import train_recorded
@@ -70,7 +71,7 @@ def false_prunings(
         if value < 1:
             raise ArgumentError(f"{name} must be at least 1, got {value}.")
     complete = sorted((t.value for t in run.trials if t.value is not None), reverse=True)
-    pruned = [t for t in run.trials if t.state == "pruned" and "reason" not in t.attrs]
+    pruned = [t for t in run.trials if t.state == "pruned" and REASON_KEY not in t.attrs]
     if len(complete) < top or not pruned:
         raise ArgumentError(
             f"false prunings need at least {top} complete trials and a pruned one, "

@@ -9,38 +9,38 @@ from hpo_mab.advantage import Estimate
 from hpo_mab.compare._records import ComparisonSummary, Contrast
 
 Outcome = Literal["helps", "hurts", "is not distinguishable"]
+#: Does the same budget give a better model; does a study find better hyperparameters.
+Question = Literal["model", "hyperparameters"]
 
 
 def verdict(summary: ComparisonSummary) -> str:
-    """One plain sentence for each arm against the reference, a line each.
+    """What was found of each arm against the reference, in plain words, a line an arm.
 
-    What decides is the first of these that has an interval: the test accuracy of the re-trained
-    incumbents, the incumbents' validation accuracy after equal training examples (both need
-    several seeds), the advantage over pairs of one configuration at the end of a trial. An arm
-    helps or hurts where the whole interval lies on one side of zero.
+    Each question has one measure, whatever else is known. Whether the same budget gives a better
+    model: the difference of validation accuracies over pairs of one configuration, at the end of a
+    trial. Whether a study finds better hyperparameters: the difference of the test accuracies of
+    the re-trained incumbents, over seeds. An arm helps or hurts where the whole interval lies on
+    one side of zero.
     """
     if not summary.contrasts:
         return f"Only the arm '{summary.reference}' has been run: there is nothing to compare."
-    return "\n".join(_sentence(summary, contrast) for contrast in summary.contrasts)
+    return "\n".join(_line(summary, contrast) for contrast in summary.contrasts)
 
 
-def outcome(contrast: Contrast) -> Outcome:
-    """What the deciding measure of `verdict` says of one arm."""
-    measure = _deciding(contrast)
+def outcome(contrast: Contrast, question: Question = "model") -> Outcome:
+    """What the measure of a question says of one arm; see `verdict`."""
+    measure = _measure(contrast, question)
+    if measure is None or not measure.bounded:
+        return "is not distinguishable"
     if measure.above(0.0):
         return "helps"
     return "hurts" if measure.below(0.0) else "is not distinguishable"
 
 
-def _deciding(contrast: Contrast) -> Estimate:
-    """The measure that decides: a difference of accuracies."""
-    measures = [contrast.retrained_gain, contrast.gain["examples"], _paired_advantage(contrast)]
-    known = [measure for measure in measures if measure is not None]
-    return next((measure for measure in known if measure.bounded), known[0])
-
-
-def _paired_advantage(contrast: Contrast) -> Estimate | None:
-    """``D`` at the end of a trial."""
+def _measure(contrast: Contrast, question: Question) -> Estimate | None:
+    """The difference of accuracies that answers a question; None if it was not measured."""
+    if question == "hyperparameters":
+        return contrast.retrained_gain
     return contrast.paired[-1].advantage if contrast.paired else None
 
 
@@ -57,22 +57,33 @@ def _told(estimate: Estimate) -> str:
     )
 
 
-def _sentence(summary: ComparisonSummary, contrast: Contrast) -> str:
+_FOUND = {
+    "helps": "It finds better hyperparameters",
+    "hurts": "It finds worse hyperparameters",
+    "is not distinguishable": "The hyperparameters found are not distinguishable",
+}
+
+
+def _line(summary: ComparisonSummary, contrast: Contrast) -> str:
     found = outcome(contrast)
     against = {"helps": "compared with", "hurts": "compared with"}.get(found, "from")
     where = f" on {summary.data}" if summary.data else ""
     seeds = len(contrast.seeds)
-    gains = [
-        f"best validation accuracy at equal examples {_told(contrast.gain['examples'])}",
-        f"at equal seconds {_told(contrast.gain['seconds'])}",
-    ]
-    paired = _paired_advantage(contrast)
-    if paired is not None:
-        gains.append(f"same configurations at the end of a trial {_told(paired)}")
-    if contrast.retrained_gain is not None:
-        gains.insert(0, f"re-trained test accuracy {_told(contrast.retrained_gain)}")
+    model, search = _measure(contrast, "model"), _measure(contrast, "hyperparameters")
     return (
         f"{contrast.arm} {found} {against} {contrast.reference}{where}, at "
         f"{seeds} seed{'' if seeds == 1 else 's'} and {summary.trial_examples:,} examples a trial: "
-        f"{', '.join(gains)}."
+        + (
+            "no configuration was trained in both arms. "
+            if model is None
+            else f"same configurations at the end of a trial {_told(model)}. "
+        )
+        + (
+            ""
+            if search is None
+            else f"{_FOUND[outcome(contrast, 'hyperparameters')]}: "
+            f"re-trained test accuracy {_told(search)}. "
+        )
+        + f"Best validation accuracy at equal examples {_told(contrast.gain['examples'])}, "
+        f"at equal seconds {_told(contrast.gain['seconds'])}."
     )

@@ -92,7 +92,8 @@ def _uniform_steps(section: Mapping[str, Any], full: int) -> Iterator[int]:
     aside = ("kind", "evidence", "reference")
     options = {key: value for key, value in section.items() if key not in aside}
     pruner = cast(AdvantagePruner, create_pruner("advantage", options, evaluations=full))
-    return map(pruner.uniform_step, itertools.count())
+    steps = (pruner.uniform_step(rung, full=full) for rung in itertools.count())
+    return (step for step in steps if step is not None)
 
 
 def _because(known: Rung | None, placed: Placement, evidence: Evidence) -> str:

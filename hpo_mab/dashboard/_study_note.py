@@ -121,8 +121,8 @@ def _range(value: Any) -> str:
 def _how_to_read() -> str:
     return (
         "Figures are on the study's first page, below the history. A pruned trial's note says why "
-        "it was pruned. The attributes `slot` and `paired` of a trial are its place in the plan "
-        "and whether every arm of a comparison trains its configuration."
+        "it was pruned. A trial's attributes `hpo_mab:slot` and `hpo_mab:paired` are its place in "
+        "the plan and whether every arm of a comparison trains its configuration."
     )
 
 

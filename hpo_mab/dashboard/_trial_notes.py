@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hpo_mab._attributes import PRUNED_KEY, REASON_KEY
+
 if TYPE_CHECKING:
     from hpo_mab.storage import StudyRun, TrialRun
 
@@ -30,7 +32,7 @@ def pruning_notes(run: StudyRun) -> dict[int, str]:
 
 
 def _note(run: StudyRun, trial: TrialRun, earlier: dict[int, list[float]]) -> str:
-    reason = trial.attrs.get("reason")
+    reason = trial.attrs.get(REASON_KEY)
     if not trial.curve:
         return f"**Pruned before its first evaluation.**\n\n{reason or ''}".strip()
     last = trial.curve[-1]
@@ -47,15 +49,19 @@ def _note(run: StudyRun, trial: TrialRun, earlier: dict[int, list[float]]) -> st
 
 
 def _why(run: StudyRun, trial: TrialRun) -> str:
-    because = trial.attrs.get("pruned_because")
+    because = trial.attrs.get(PRUNED_KEY)
     if isinstance(because, Mapping) and {"rung", "step", "threshold"} <= because.keys():
         return _rung(because)
     kind = run.spec.get("pruner", {}).get("kind", "")
-    return str(trial.attrs.get("reason") or f"the pruner (`{kind}`) stopped it.")
+    return str(trial.attrs.get(REASON_KEY) or f"the pruner (`{kind}`) stopped it.")
 
 
 def _rung(because: Mapping[str, Any]) -> str:
     """What `hpo_mab.AdvantagePruner` decided by."""
+    if because.get("value", 0.0) is None:
+        return (
+            f"its value at evaluation {because['step']}, rung {because['rung']}, was not a number."
+        )
     threshold = because["threshold"]
     needed = "" if threshold is None else f"; {float(threshold):.2%} was needed to go on"
     text = (

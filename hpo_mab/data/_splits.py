@@ -106,6 +106,8 @@ def stratified_halves(
     Raises:
         ArgumentError: A share that leaves a side without all its classes, or a single class.
     """
+    if not 0 <= seed < 2**32:
+        raise ArgumentError(f"seed must be in [0, 2**32), got {seed}.")
     if not 0.0 < share < 1.0:
         raise ArgumentError(f"{name} must be a share in (0, 1), got {share}.")
     numbers = labels.cpu().numpy()

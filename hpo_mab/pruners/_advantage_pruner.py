@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 import math
-import warnings
-from typing import Any
+import weakref
+from collections.abc import Mapping, MutableMapping
+from typing import Any, Literal
 
 import optuna
 from optuna.pruners import BasePruner
 from optuna.trial import FrozenTrial
 
-from hpo_mab._errors import ArgumentError
+from hpo_mab._attributes import PRUNED_KEY
+from hpo_mab._errors import ArgumentError, check_integer
 from hpo_mab.advantage import DEFAULT_MARGIN
-from hpo_mab.pruners._keeper import AdvantageWarning, EvidenceKeeper, EvidenceLike
+from hpo_mab.pruners._keeper import EvidenceKeeper, EvidenceLike, read_evidence
 from hpo_mab.pruners._placement import Placement, place
-from hpo_mab.pruners._rungs import Contest, contest, next_rung, rung_key
+from hpo_mab.pruners._rungs import contest, next_rung, rung_key
 from hpo_mab.pruners._trial_pairs import is_uniform
 
 
@@ -29,15 +32,17 @@ class AdvantagePruner(BasePruner):
     when evidence moves a rung, earlier trials take part with what they had reported there.
 
     What is known comes from evidence that was saved earlier, from a uniform study, or from the
-    study itself: trials with the user attribute ``sampler = "uniform"`` that repeat the slot and
-    parameters of others, as the pilot of ``hpo-mab run`` makes them. It is kept as the study's
-    user attribute ``hpo_mab:evidence``, shared by all workers. Without evidence, with evidence
-    that moves nothing, and for uniform trials, every decision is that of
-    ``SuccessiveHalvingPruner`` with the same settings; an `AdvantageWarning` says so once.
+    study itself: trials with the user attribute ``hpo_mab:sampler = "uniform"`` that repeat the
+    slot and parameters of others, as the pilot of ``hpo-mab run`` makes them. It is kept as the
+    study's user attribute ``hpo_mab:evidence``, shared by all workers; one pruner may serve several
+    studies. Without evidence, with evidence that moves nothing, and for uniform trials, every
+    decision is that of ``SuccessiveHalvingPruner`` with the same settings; an `AdvantageWarning`
+    says so once a study.
 
-    Why a trial was pruned is its user attribute ``pruned_because``: ``rung``, ``step``, ``value``,
-    ``threshold``, ``competitors``, ``uniform_step`` (where the rung lies without evidence),
-    ``equivalent_step`` (``e`` at the step) and ``evidence`` (its digest, None if it had no part).
+    Why a trial was pruned is its user attribute ``hpo_mab:pruned_because``: ``rung``, ``step``,
+    ``value`` (None if it was not a number), ``threshold``, ``competitors``, ``uniform_step`` (where
+    the rung lies without evidence), ``equivalent_step`` (``e`` at the step) and ``evidence`` (its
+    digest, None if it had no part).
 
     .. code-block:: python
 
@@ -48,7 +53,8 @@ class AdvantagePruner(BasePruner):
             mapping, or the path of its JSON file. It is used as it is.
         reference: Name of a uniform study in the same storage, some of whose trials have the
             parameters of this study's trials with the same slot (or number).
-        min_resource: Step of the first rung under uniform training, at least 1.
+        min_resource: Step of the first rung under uniform training, at least 1. ``"auto"`` takes a
+            hundredth of a full trial, at least 1; nothing is pruned until its length is known.
         reduction_factor: One in this many trials is promoted, and the next rung lies this many
             times later; at least 2.
         min_early_stopping_rate: Rungs left out at the start, at least 0.
@@ -68,7 +74,7 @@ class AdvantagePruner(BasePruner):
         *,
         evidence: EvidenceLike | None = None,
         reference: str | None = None,
-        min_resource: int = 1,
+        min_resource: int | Literal["auto"] = 1,
         reduction_factor: int = 2,
         min_early_stopping_rate: int = 0,
         bootstrap_count: int = 0,
@@ -77,108 +83,142 @@ class AdvantagePruner(BasePruner):
         confidence: float = 0.95,
         refresh: int = 10,
     ) -> None:
-        _at_least("min_resource", min_resource, 1)
-        _at_least("reduction_factor", reduction_factor, 2)
-        _at_least("min_early_stopping_rate", min_early_stopping_rate, 0)
-        _at_least("bootstrap_count", bootstrap_count, 0)
-        _at_least("refresh", refresh, 1)
+        if min_resource != "auto":
+            check_integer("min_resource", min_resource, 1)
+        elif bootstrap_count:
+            raise ArgumentError(
+                "bootstrap_count needs min_resource as an integer, "
+                f"got bootstrap_count={bootstrap_count} and min_resource='auto'."
+            )
+        check_integer("reduction_factor", reduction_factor, 2)
+        check_integer("min_early_stopping_rate", min_early_stopping_rate, 0)
+        check_integer("bootstrap_count", bootstrap_count, 0)
+        check_integer("refresh", refresh, 1)
         if max_resource is not None:
-            _at_least("max_resource", max_resource, 1)
+            check_integer("max_resource", max_resource, 1)
+            max_resource = int(max_resource)
         if not 0.0 <= margin <= 1.0:
             raise ArgumentError(f"margin must be in [0, 1], got {margin}.")
         if not 0.0 < confidence < 1.0:
             raise ArgumentError(f"confidence must be in (0, 1), got {confidence}.")
         if evidence is not None and reference is not None:
             raise ArgumentError("give evidence or reference, not both.")
-        self._first_step = min_resource * reduction_factor**min_early_stopping_rate
-        self._reduction_factor = reduction_factor
-        self._bootstrap_count = bootstrap_count
-        self.keeper = EvidenceKeeper(
-            given=evidence,
+        self._min_resource = None if min_resource == "auto" else int(min_resource)
+        self._reduction_factor = int(reduction_factor)
+        self._early_rungs = int(min_early_stopping_rate)
+        self._bootstrap_count = int(bootstrap_count)
+        self._new_keeper = functools.partial(
+            EvidenceKeeper,
+            given=None if evidence is None else read_evidence(evidence),
             reference=reference,
             full=max_resource,
             margin=margin,
             confidence=confidence,
             every=refresh,
         )
-        self._warned = False
+        self._keepers: MutableMapping[optuna.Study, EvidenceKeeper] = weakref.WeakKeyDictionary()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What another process needs: it reads the evidence of its studies itself."""
+        return {**self.__dict__, "_keepers": None}
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        """Restore what `__getstate__` has kept."""
+        self.__dict__.update(state, _keepers=weakref.WeakKeyDictionary())
+
+    def keeper(self, study: optuna.Study) -> EvidenceKeeper:
+        """The evidence of one study; a pruner that serves several keeps them apart."""
+        if study not in self._keepers:
+            self._keepers[study] = self._new_keeper()
+        return self._keepers[study]
 
     def prune(self, study: optuna.Study, trial: FrozenTrial) -> bool:
         """See `optuna.pruners.BasePruner`."""
         step = trial.last_step
         if step is None:
             return False
-        self.keeper.first_look(study)
-        value = trial.intermediate_values[step]
+        keeper = self.keeper(study)
+        keeper.first_look(study)
+        value = float(trial.intermediate_values[step])
         rung = next_rung(trial)
         trials: list[FrozenTrial] | None = None
         while True:
-            placed = self._place(rung, trial)
-            if step < placed.step:
+            placed = self._place(rung, trial, keeper)
+            if placed is not None and step < placed.step:
                 return False
             if trials is None:
                 trials = study.get_trials(deepcopy=False)
-                if self.keeper.look_again(study, trials):
+                if keeper.look_again(study, trials, now=placed is None):
                     continue
-            self._warn_once()
-            if math.isnan(value):
-                return True
-            study._storage.set_trial_system_attr(
-                trial._trial_id, rung_key(rung), [placed.step, float(value)]
-            )
-            standing = contest(
-                trials,
-                trial,
-                value,
-                rung=rung,
-                step=placed.step,
-                reduction_factor=self._reduction_factor,
-                direction=study.direction,
-            )
-            if standing.competitors <= self._bootstrap_count or not standing.promoted:
-                because = _because(rung, placed, float(value), standing)
-                study._storage.set_trial_user_attr(trial._trial_id, "pruned_because", because)
+            if placed is None:
+                return False
+            keeper.warn_once()
+            because = self._because(study, trials, trial, value, rung=rung, placed=placed)
+            if because is not None:
+                study._storage.set_trial_user_attr(trial._trial_id, PRUNED_KEY, because)
                 return True
             rung += 1
 
-    def uniform_step(self, rung: int) -> int:
-        """Step at which a rung, counted from 0, lies under uniform training."""
-        return int(self._first_step * self._reduction_factor**rung)
+    def uniform_step(self, rung: int, *, full: int | None) -> int | None:
+        """Step at which a rung, counted from 0, lies under uniform training.
 
-    def _place(self, rung: int, trial: FrozenTrial) -> Placement:
-        evidence = None if is_uniform(trial) else self.keeper.evidence
-        return place(self.uniform_step(rung), full=self.keeper.full, evidence=evidence)
+        Args:
+            rung: Number of the rung.
+            full: Step that a full trial reports last; None if it is not known.
 
-    def _warn_once(self) -> None:
-        evidence = self.keeper.evidence
-        if self._warned or (evidence is not None and evidence.moves):
-            return
-        self._warned = True
-        why = (
-            "there is no evidence of an early-accuracy advantage yet"
-            if evidence is None
-            else f"the evidence ({evidence.pairs} pairs) moves no rung"
+        Returns:
+            The step; None if it depends on ``full``, which is not known.
+        """
+        first = self._min_resource
+        if first is None:
+            if full is None:
+                return None
+            # As Optuna's "auto".
+            first = max(full // 100, 1)
+        return int(first * self._reduction_factor ** (self._early_rungs + rung))
+
+    def _place(self, rung: int, trial: FrozenTrial, keeper: EvidenceKeeper) -> Placement | None:
+        step = self.uniform_step(rung, full=keeper.full)
+        evidence = None if is_uniform(trial) else keeper.evidence
+        return None if step is None else place(step, full=keeper.full, evidence=evidence)
+
+    def _because(
+        self,
+        study: optuna.Study,
+        trials: list[FrozenTrial],
+        trial: FrozenTrial,
+        value: float,
+        *,
+        rung: int,
+        placed: Placement,
+    ) -> dict[str, Any] | None:
+        """Why a trial loses at a rung; None if it is promoted."""
+        because = {
+            "rung": rung,
+            "step": placed.step,
+            "value": None,
+            "threshold": None,
+            "competitors": None,
+            "uniform_step": placed.uniform,
+            "equivalent_step": placed.equivalent,
+            "evidence": placed.evidence,
+        }
+        if math.isnan(value):
+            return because
+        study._storage.set_trial_system_attr(trial._trial_id, rung_key(rung), [placed.step, value])
+        standing = contest(
+            trials,
+            trial,
+            value,
+            rung=rung,
+            step=placed.step,
+            reduction_factor=self._reduction_factor,
+            direction=study.direction,
         )
-        warnings.warn(
-            f"AdvantagePruner prunes as successive halving: {why}.",
-            AdvantageWarning,
-            stacklevel=3,
-        )
-
-
-def _because(rung: int, placed: Placement, value: float, standing: Contest) -> dict[str, Any]:
-    return {
-        "rung": rung,
-        "step": placed.step,
-        "value": value,
-        "threshold": float(standing.threshold),
-        "competitors": standing.competitors,
-        "uniform_step": placed.uniform,
-        "equivalent_step": placed.equivalent,
-        "evidence": placed.evidence,
-    }
-
-
-def _at_least(name: str, value: int, bound: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < bound:
-        raise ArgumentError(f"{name} must be an integer of at least {bound}, got {value!r}.")
+        if standing.promoted and standing.competitors > self._bootstrap_count:
+            return None
+        return because | {
+            "value": value,
+            "threshold": float(standing.threshold),
+            "competitors": standing.competitors,
+        }

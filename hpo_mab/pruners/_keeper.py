@@ -39,14 +39,14 @@ class EvidenceKeeper:
     def __init__(
         self,
         *,
-        given: EvidenceLike | None = None,
+        given: Evidence | None = None,
         reference: str | None = None,
         full: int | None = None,
         margin: float = DEFAULT_MARGIN,
         confidence: float = 0.95,
         every: int = 10,
     ) -> None:
-        self.evidence = None if given is None else _read(given)
+        self.evidence = given
         self.full = full
         self._given = given is not None
         self._reference = reference
@@ -55,23 +55,27 @@ class EvidenceKeeper:
         self._every = every
         self._seen: int | None = None
         self._names = ("", "")
+        self._warned = False
 
     def first_look(self, study: optuna.Study) -> None:
         """Read what the study holds; later calls do nothing."""
         if self._seen is None:
             self.look(study, study.get_trials(deepcopy=False))
 
-    def look_again(self, study: optuna.Study, trials: Sequence[FrozenTrial]) -> bool:
+    def look_again(
+        self, study: optuna.Study, trials: Sequence[FrozenTrial], *, now: bool = False
+    ) -> bool:
         """Refresh the evidence if enough trials have finished since the last look.
 
         Args:
             study: The study.
             trials: Its trials as they are now.
+            now: Whether to do it in any case.
 
         Returns:
             Whether the evidence or the length of a trial became known or changed.
         """
-        if self._seen is not None and _finished(trials) < self._seen + self._every:
+        if not now and self._seen is not None and _finished(trials) < self._seen + self._every:
             return False
         before = (self.evidence, self.full)
         self.look(study, trials)
@@ -97,6 +101,23 @@ class EvidenceKeeper:
             self.evidence = Evidence.from_json(attrs[EVIDENCE_KEY])
         self._measure(study, trials)
         self._store(study, attrs)
+
+    def warn_once(self) -> None:
+        """Warn, the first time, if rungs lie where successive halving has them."""
+        evidence = self.evidence
+        if self._warned or (evidence is not None and evidence.moves):
+            return
+        self._warned = True
+        why = (
+            "there is no evidence of an early-accuracy advantage yet"
+            if evidence is None
+            else f"the evidence ({evidence.pairs} pairs) moves no rung"
+        )
+        warnings.warn(
+            f"AdvantagePruner prunes as successive halving: {why}.",
+            AdvantageWarning,
+            stacklevel=3,
+        )
 
     def _read_definition(self, spec: Mapping[str, Any]) -> None:
         names = [str(spec.get(key, {}).get("name", "")) for key in ("data", "model")]
@@ -154,7 +175,12 @@ class EvidenceKeeper:
         return evidence
 
 
-def _read(given: EvidenceLike) -> Evidence:
+def read_evidence(given: EvidenceLike) -> Evidence:
+    """Evidence in whichever form it is given.
+
+    Raises:
+        ArgumentError: It is none, or its file cannot be read.
+    """
     if isinstance(given, Evidence):
         return given
     if isinstance(given, Mapping):

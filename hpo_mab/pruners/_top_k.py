@@ -9,8 +9,8 @@ from optuna.pruners import BasePruner
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from hpo_mab._attributes import PROMOTES_KEY
-from hpo_mab._errors import ArgumentError
+from hpo_mab._attributes import PROMOTES_KEY, trial_attributes
+from hpo_mab._errors import ArgumentError, check_integer
 
 
 class TopKPruner(BasePruner):
@@ -26,7 +26,7 @@ class TopKPruner(BasePruner):
     hand::
 
         best = pruner.next_best(study)
-        study.enqueue_trial(best.params, user_attrs={"promotes": best.number})
+        study.enqueue_trial(best.params, user_attrs={"hpo_mab:promotes": best.number})
 
     Source: Egele, Guyon, Sun, Balaprakash, "Is One Epoch All You Need For Multi-Fidelity
     Hyperparameter Optimization?", ESANN 2023, arXiv:2307.15422.
@@ -42,13 +42,11 @@ class TopKPruner(BasePruner):
     """
 
     def __init__(self, *, max_resource: int, after: float = 0.25, k: int = 3) -> None:
-        if max_resource < 2:
-            raise ArgumentError(f"max_resource must be at least 2, got {max_resource}.")
+        check_integer("max_resource", max_resource, 2)
         if not 0 < after < 1:
             raise ArgumentError(f"after must be in (0, 1), got {after}.")
-        if isinstance(k, bool) or not isinstance(k, int) or k < 1:
-            raise ArgumentError(f"k must be an integer of at least 1, got {k!r}.")
-        self.k = k
+        check_integer("k", k, 1)
+        self.k = int(k)
         # A hair less: a third of nine evaluations is the third of them.
         self.stop_step = math.ceil(after * max_resource - 1e-9)
         if self.stop_step >= max_resource:
@@ -59,8 +57,9 @@ class TopKPruner(BasePruner):
 
     def prune(self, study: optuna.Study, trial: FrozenTrial) -> bool:
         """See `optuna.pruners.BasePruner`."""
-        step = trial.last_step
-        return step is not None and step >= self.stop_step and PROMOTES_KEY not in trial.user_attrs
+        if trial.last_step is None or PROMOTES_KEY in trial_attributes(trial):
+            return False
+        return trial.last_step >= self.stop_step
 
     def next_best(self, study: optuna.Study) -> FrozenTrial | None:
         """The best stopped trial whose configuration has not been taken up for full training.
@@ -71,17 +70,19 @@ class TopKPruner(BasePruner):
             study: A study with this pruner.
         """
         trials = study.get_trials(deepcopy=False)
-        taken = {trial.user_attrs.get(PROMOTES_KEY) for trial in trials}
+        taken = {trial_attributes(trial).get(PROMOTES_KEY) for trial in trials}
         sign = 1.0 if study.direction == StudyDirection.MAXIMIZE else -1.0
         stopped = [
             trial
             for trial in trials
             if trial.state == TrialState.PRUNED
             and trial.number not in taken
-            and PROMOTES_KEY not in trial.user_attrs
+            and PROMOTES_KEY not in trial_attributes(trial)
             and not math.isnan(self._value(trial))
         ]
         return max(stopped, key=lambda trial: sign * self._value(trial), default=None)
 
     def _value(self, trial: FrozenTrial) -> float:
-        return trial.intermediate_values.get(self.stop_step, math.nan)
+        """What decided: the first report at or after the step at which trials are stopped."""
+        steps = (step for step in trial.intermediate_values if step >= self.stop_step)
+        return trial.intermediate_values.get(min(steps, default=-1), math.nan)

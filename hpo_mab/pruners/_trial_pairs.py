@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from hpo_mab._attributes import SAMPLER_KEY, TWIN_KEY, UNIFORM
+from hpo_mab._attributes import SAMPLER_KEY, SLOT_KEY, TWIN_KEY, UNIFORM, trial_attributes
 from hpo_mab.advantage import PairedCurves
 
 _FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
@@ -19,17 +19,18 @@ _Key = tuple[int, frozenset[tuple[str, Any]]]
 
 def is_uniform(trial: FrozenTrial) -> bool:
     """Whether a trial of a bandit study was trained under uniform sampling."""
-    return trial.user_attrs.get(SAMPLER_KEY) == UNIFORM
+    return trial_attributes(trial).get(SAMPLER_KEY) == UNIFORM
 
 
 def is_twin(trial: FrozenTrial) -> bool:
     """Whether a trial repeats another one's configuration for the sake of the pair."""
-    return TWIN_KEY in trial.user_attrs
+    return TWIN_KEY in trial_attributes(trial)
 
 
 def twin_attrs(trial: FrozenTrial) -> dict[str, Any]:
     """What makes a trial a twin, for its retry; nothing for others."""
-    return {SAMPLER_KEY: UNIFORM, TWIN_KEY: trial.user_attrs[TWIN_KEY]} if is_twin(trial) else {}
+    attrs = trial_attributes(trial)
+    return {SAMPLER_KEY: UNIFORM, TWIN_KEY: attrs[TWIN_KEY]} if TWIN_KEY in attrs else {}
 
 
 def pairs_of_trials(
@@ -73,9 +74,16 @@ def _usable(trial: FrozenTrial) -> bool:
 
 
 def _key(trial: FrozenTrial) -> _Key:
-    slot = trial.user_attrs.get("slot", trial.number)
-    shared = {k: v for k, v in trial.params.items() if not k.startswith("sampler.")}
-    return int(slot), frozenset(shared.items())
+    slot = trial_attributes(trial).get(SLOT_KEY, trial.number)
+    shared = (item for item in trial.params.items() if not item[0].startswith("sampler."))
+    return int(slot), frozenset((name, _hashable(value)) for name, value in shared)
+
+
+def _hashable(value: Any) -> Hashable:
+    # The choices of a category may be lists.
+    if isinstance(value, list | tuple):
+        return tuple(map(_hashable, value))
+    return value if isinstance(value, Hashable) else repr(value)
 
 
 def _common_steps(trials: Sequence[FrozenTrial], full: int) -> list[int]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from hpo_mab._lazy import lazy_names
-from hpo_mab.samplers._registry import KINDS, available, create, knobs
+from hpo_mab.samplers._registry import KINDS, available, create, knob_types, knobs
 
 if TYPE_CHECKING:
     from hpo_mab.samplers._adambs import AdamBSSampler
@@ -43,6 +43,7 @@ __all__ = [
     "UniformSampler",
     "available",
     "create",
+    "knob_types",
     "knobs",
 ]
 

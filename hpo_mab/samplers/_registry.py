@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 from hpo_mab._errors import UnknownNameError
 
@@ -55,6 +55,19 @@ def knobs(kind: str) -> Mapping[str, Any]:
         for name, parameter in parameters.items()
         if name not in _BASE_ARGUMENTS
     }
+
+
+def knob_types(kind: str) -> Mapping[str, Any]:
+    """Annotated types of a sampler's own options.
+
+    Args:
+        kind: One of `available`.
+
+    Raises:
+        UnknownNameError: No such kind.
+    """
+    hints = get_type_hints(_sampler_class(kind).__init__)
+    return {name: hints[name] for name in knobs(kind)}
 
 
 def create(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from hpo_mab import data, models, samplers, training
@@ -12,6 +12,7 @@ from hpo_mab.pruners import TopKPruner
 from hpo_mab.search._components import create_pruner, sampler_factory
 from hpo_mab.search._pilot import trained_kind
 from hpo_mab.search._promotion import check_top_k
+from hpo_mab.search._space import types_of_defaults
 from hpo_mab.search._spec import (
     DataSection,
     ModelSection,
@@ -20,6 +21,7 @@ from hpo_mab.search._spec import (
     SamplerSection,
     StudySpec,
 )
+from hpo_mab.search._values import check_types
 
 _OWN_KEYS: Mapping[str, set[str]] = {
     "data": set(DataSection.model_fields),
@@ -29,13 +31,15 @@ _OWN_KEYS: Mapping[str, set[str]] = {
     "pruner": set(PrunerSection.model_fields),
 }
 
-_OPTIONS: Mapping[str, Callable[[str], Iterable[str]]] = {
-    "data": data.options,
-    "model": models.options,
-    "optimizer": training.optimizer_options,
-    "sampler": lambda kind: samplers.knobs(trained_kind(kind)),
-    "pruner": lambda _: (),
+#: Types of the options of what a section names.
+_OPTIONS: Mapping[str, Callable[[str], Mapping[str, Any]]] = {
+    "data": lambda name: {option: _DATA_TYPES.get(option, Any) for option in data.options(name)},
+    "model": lambda name: types_of_defaults(models.options(name)),
+    "optimizer": lambda name: types_of_defaults(training.optimizer_options(name)),
+    "sampler": lambda kind: samplers.knob_types(trained_kind(kind)),
+    "pruner": lambda _: {},
 }
+_DATA_TYPES: Mapping[str, Any] = {"size": int}
 
 
 def valid_options(section: str, name: str) -> set[str]:
@@ -54,8 +58,8 @@ def check_names(spec: StudySpec) -> None:
         UnknownNameError: An unknown name or option; the message offers the nearest.
     """
     _check_section("data", spec.data.name, spec.data.options)
-    _check_section("model", spec.model.name, spec.model.options)
-    _check_section("optimizer", spec.optimizer.name, spec.optimizer.options)
+    _check_section("model", spec.model.name, spec.model.values("model"))
+    _check_section("optimizer", spec.optimizer.name, spec.optimizer.values("optimizer"))
     sampler_factory(spec.search.sampler, spec.search.options)
     _check_arm(spec)
     for name, arm in spec.compare.arms.items():
@@ -67,7 +71,7 @@ def check_names(spec: StudySpec) -> None:
 
 
 def _check_arm(spec: StudySpec) -> None:
-    _check_section("sampler", spec.sampler.kind, spec.sampler.options)
+    _check_section("sampler", spec.sampler.kind, spec.sampler.values("sampler"))
     pruner = create_pruner(
         spec.pruner.kind,
         # The evidence itself is read where trials are run, and only there.
@@ -84,8 +88,9 @@ def _check_arm(spec: StudySpec) -> None:
         )
 
 
-def _check_section(section: str, name: str, options: Mapping[str, Any]) -> None:
+def _check_section(section: str, name: str, values: Mapping[str, Any]) -> None:
     valid = valid_options(section, name)
-    for option in options:
+    for option in values:
         if option not in valid:
             raise UnknownNameError(f"option of {section} '{name}'", option, valid)
+    check_types(section, values, _OPTIONS[section](name))

@@ -8,11 +8,12 @@ import warnings
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
+from hpo_mab._attributes import SLOT_KEY, WORKER_KEY, trial_attributes
 from hpo_mab.pruners._trial_pairs import is_twin
 from hpo_mab.search._promotion import is_open, is_promotion_due, queue_promotion
-from hpo_mab.search._recovery import WORKER_KEY, close_lost, requeue
+from hpo_mab.search._recovery import close_lost, requeue
 from hpo_mab.search._stopping import Target
-from hpo_mab.storage import Storage, this_process
+from hpo_mab.storage import Storage, hold, release, this_process
 
 _FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 
@@ -52,9 +53,15 @@ def claim(study: optuna.Study, storage: Storage) -> optuna.trial.Trial | NoTrial
             return NoTrial.WAIT
         _make_waiting(study, trials, promote=due)
         trial = _ask(study)
-        # In this order: a trial with a sign of life has an owner.
-        storage.optuna.set_trial_system_attr(trial._trial_id, WORKER_KEY, this_process())
-        storage.optuna.record_heartbeat(trial._trial_id)
+        # Before the lock is released: another thread may look for lost trials next.
+        hold(storage.optuna, trial._trial_id)
+        try:
+            # In this order: a trial with a sign of life has an owner.
+            storage.optuna.set_trial_system_attr(trial._trial_id, WORKER_KEY, this_process())
+            storage.optuna.record_heartbeat(trial._trial_id)
+        except BaseException:
+            release(storage.optuna, trial._trial_id)
+            raise
     return trial
 
 
@@ -76,16 +83,19 @@ def _waiting(trials: list[FrozenTrial]) -> list[FrozenTrial]:
 def _make_waiting(study: optuna.Study, trials: list[FrozenTrial], *, promote: bool) -> None:
     """See to it that the next trial Optuna hands out has a slot."""
     waiting = _waiting(trials)
-    slots = [int(t.user_attrs["slot"]) for t in trials if "slot" in t.user_attrs]
+    slots = [int(a[SLOT_KEY]) for a in map(trial_attributes, trials) if SLOT_KEY in a]
     new_slot = max(slots, default=-1) + 1
     if not waiting and promote and queue_promotion(study, new_slot):
         return
     if not waiting:
-        attrs = {"slot": new_slot}
+        attrs = {SLOT_KEY: new_slot}
         study.add_trial(optuna.create_trial(state=TrialState.WAITING, user_attrs=attrs))
-    elif "slot" not in waiting[0].user_attrs:
-        # The user's own, from `optuna.Study.enqueue_trial` or the dashboard.
-        study._storage.set_trial_user_attr(waiting[0]._trial_id, "slot", new_slot)
+    elif SLOT_KEY not in waiting[0].user_attrs:
+        # From `optuna.Study.enqueue_trial`, the dashboard, or an earlier version's retry or twin.
+        known = trial_attributes(waiting[0])
+        for key, value in {SLOT_KEY: new_slot, **known}.items():
+            if key not in waiting[0].user_attrs:
+                study._storage.set_trial_user_attr(waiting[0]._trial_id, key, value)
 
 
 def _ask(study: optuna.Study) -> optuna.trial.Trial:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from typing import TYPE_CHECKING, Any
 
 import optuna
@@ -15,6 +15,7 @@ from optuna.samplers import BaseSampler
 from hpo_mab._attributes import EVIDENCE_KEY
 from hpo_mab._errors import ArgumentError, UnknownNameError
 from hpo_mab.pruners import AdvantagePruner, TopKPruner
+from hpo_mab.search._values import check_types, option_types
 
 if TYPE_CHECKING:
     from hpo_mab.search._spec import StudySpec
@@ -61,12 +62,18 @@ def sampler_factory(kind: str, options: Mapping[str, Any]) -> Callable[..., Base
 
     Raises:
         UnknownNameError: No such sampler, or no such option of it.
+        ArgumentError: An option's value that the sampler refuses.
     """
     if kind not in _SAMPLERS:
         raise UnknownNameError("Optuna sampler", kind, _SAMPLERS)
     cls = _SAMPLERS[kind]
-    _check_options(f"search.sampler '{kind}'", cls, options, hidden=frozenset({"seed"}))
-    return functools.partial(_quietly, cls, {**_PINNED.get(kind, {}), **options})
+    _check_options("search", f"search.sampler '{kind}'", cls, options, hidden={"seed"})
+    factory = functools.partial(_quietly, cls, {**_PINNED.get(kind, {}), **options})
+    try:
+        factory(seed=0)
+    except Exception as error:
+        raise ArgumentError(f"search.sampler '{kind}': {error}") from error
+    return factory
 
 
 def create_pruner(kind: str, options: Mapping[str, Any], *, evaluations: int) -> BasePruner:
@@ -85,7 +92,7 @@ def create_pruner(kind: str, options: Mapping[str, Any], *, evaluations: int) ->
     if kind not in _PRUNERS:
         raise UnknownNameError("pruner", kind, _PRUNERS)
     cls = _PRUNERS[kind]
-    _check_options(f"pruner '{kind}'", cls, options)
+    _check_options("pruner", f"pruner '{kind}'", cls, options)
     halving = {"min_resource": max(1, round(FIRST_RUNG * evaluations)), "reduction_factor": 2}
     defaults: dict[str, dict[str, Any]] = {
         "advantage": {**halving, "max_resource": evaluations},
@@ -133,12 +140,14 @@ def _quietly(cls: Callable[..., Any], options: Mapping[str, Any], **more: Any) -
 
 
 def _check_options(
+    section: str,
     what: str,
     cls: type,
     options: Mapping[str, Any],
-    hidden: frozenset[str] = frozenset(),
+    hidden: Set[str] = frozenset(),
 ) -> None:
     valid = set(inspect.signature(cls).parameters) - hidden
     for option in options:
         if option not in valid:
             raise UnknownNameError(f"option of {what}", option, valid)
+    check_types(section, options, option_types(cls))

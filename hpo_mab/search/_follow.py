@@ -5,11 +5,27 @@ from __future__ import annotations
 import contextlib
 
 import optuna
+from optuna.study import StudyDirection
 
-from hpo_mab._attributes import RESUMED_KEY
+from hpo_mab._attributes import EXAMPLES_KEY, RESUMED_KEY, SECONDS_KEY
+from hpo_mab._errors import ArgumentError
 from hpo_mab.search._checkpoint import SlotCheckpoint
 from hpo_mab.storage import CurveStore, CurveWriter
 from hpo_mab.training import Evaluation, Training
+
+
+def check_direction(study: optuna.Study) -> None:
+    """Refuse a study that does not maximize the accuracy that its trials report.
+
+    Raises:
+        ArgumentError: The study minimizes, or has several objectives.
+    """
+    if study.directions != [StudyDirection.MAXIMIZE]:
+        given = ", ".join(f"'{direction.name.lower()}'" for direction in study.directions)
+        raise ArgumentError(
+            "A trial's value is validation accuracy: the study must be created with "
+            f"direction='maximize', got {given}."
+        )
 
 
 def follow(
@@ -25,7 +41,7 @@ def follow(
 
     Evaluations that come from a checkpoint are reported, stored and judged like all others: the
     trial's curve is whole, and a pruner that keeps notes on the trial has them all. How many they
-    are is the trial's user attribute ``resumed_at``, so that nobody counts their cost twice.
+    are is the trial's user attribute `RESUMED_KEY`, so that nobody counts their cost twice.
 
     Args:
         trial: Optuna's trial.
@@ -84,5 +100,5 @@ class _Record:
         """Write the rest, whatever has ended the training."""
         self.flush()
         if self.last is not None:
-            self._trial.set_user_attr("examples", self.last.examples)
-            self._trial.set_user_attr("seconds", round(self.last.seconds, 3))
+            self._trial.set_user_attr(EXAMPLES_KEY, self.last.examples)
+            self._trial.set_user_attr(SECONDS_KEY, round(self.last.seconds, 3))

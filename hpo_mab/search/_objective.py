@@ -12,13 +12,22 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from hpo_mab import training
-from hpo_mab._attributes import SAMPLER_KEY, TWIN_KEY, UNIFORM
+from hpo_mab._attributes import (
+    INTERRUPTED_KEY,
+    PAIRED_KEY,
+    REASON_KEY,
+    SAMPLER_KEY,
+    SLOT_KEY,
+    TWIN_KEY,
+    UNIFORM,
+    trial_attributes,
+)
 from hpo_mab._errors import ArgumentError
 from hpo_mab._memory import memory_reason
 from hpo_mab.data import Augmentation, DataIdentity, ImageSplits
 from hpo_mab.search._checkpoint import Checkpoints, SlotCheckpoint
 from hpo_mab.search._failure import failure_reason
-from hpo_mab.search._follow import follow
+from hpo_mab.search._follow import check_direction, follow
 from hpo_mab.search._pilot import AUTO, choose_sampler, queue_twin, trained_kind
 from hpo_mab.search._seeding import derive_seed, slot_of
 from hpo_mab.search._space import Configuration, SearchSpace
@@ -38,6 +47,9 @@ class TrainingObjective:
     Validation accuracy is reported to Optuna after each evaluation, at steps 1 to
     ``evaluations``, and the trial is pruned when the study's pruner says so. A loss that is no
     longer finite ends the trial as pruned.
+
+    A trial has torch's random state to itself, so one process trains one at a time: with ``n_jobs``
+    above 1 an `ArgumentError` says so. Start several processes on one storage instead.
 
     Args:
         model: Makes an untrained network; called with the model options as keywords.
@@ -62,6 +74,8 @@ class TrainingObjective:
         compile: Whether to use ``torch.compile``.
         graph: Whether training steps may be captured in a CUDA graph; where they cannot be, the
             ordinary loop takes them.
+        threads: CPU threads of a trial, at least 1; afterwards the process has as many as before.
+            None leaves the number as it is.
         num_workers: Data-loading processes; only with datasets.
         seed: The study's seed. A trial's seed follows from it and the trial's slot.
         initial: Trials in the first ``initial`` slots are never pruned, so that another study's
@@ -97,6 +111,7 @@ class TrainingObjective:
         channels_last: bool = False,
         compile: bool = False,
         graph: bool = True,
+        threads: int | None = None,
         num_workers: int = 0,
         seed: int = 0,
         initial: int = 0,
@@ -126,6 +141,7 @@ class TrainingObjective:
                 graph=graph,
                 schedule=schedule,
                 keep=keep,
+                threads=threads,
             ),
             augmentation=augmentation,
             num_workers=num_workers,
@@ -172,20 +188,32 @@ class TrainingObjective:
                     f"The network {f'with {options} ' if options else ''}does not fit: {reason}"
                 ) from None
 
-    def __call__(self, trial: optuna.trial.Trial) -> float:
+    def __call__(self, trial: optuna.trial.BaseTrial) -> float:
         """Train the trial's configuration.
+
+        Args:
+            trial: A running trial; or an `optuna.trial.FixedTrial` or a finished trial such as
+                ``study.best_trial``, which is trained alone: nothing is stored or pruned. A
+                finished trial keeps its slot, so that it is trained from the same seed.
 
         Returns:
             Validation accuracy at the end of the budget, in [0, 1].
 
         Raises:
+            ArgumentError: The study does not maximize.
             optuna.TrialPruned: The pruner said so, or training diverged.
         """
+        if not isinstance(trial, optuna.trial.Trial):
+            return self._train_alone(trial)
+        check_direction(trial.study)
         slot = slot_of(trial.study, trial)
-        if "slot" not in trial.user_attrs:
-            trial.set_user_attr("slot", slot)
+        if SLOT_KEY not in trial.user_attrs:
+            trial.set_user_attr(SLOT_KEY, slot)
         if slot < self.initial:
-            trial.set_user_attr("paired", True)
+            trial.set_user_attr(PAIRED_KEY, True)
+        return self._train(trial, slot)
+
+    def _train(self, trial: optuna.trial.Trial, slot: int) -> float:
         configuration = self._with_sampler(trial, self.space.suggest(trial), slot)
         seed = trial_seed(self.seed, slot)
         checkpoint = self._checkpoint(trial, configuration, slot, seed)
@@ -204,16 +232,29 @@ class TrainingObjective:
             if self.pilot and slot < self.initial and TWIN_KEY not in trial.user_attrs:
                 queue_twin(trial.study, trial)
         except TrainingDiverged as error:
-            trial.set_user_attr("reason", str(error))
+            trial.set_user_attr(REASON_KEY, str(error))
             raise optuna.TrialPruned(str(error)) from error
         except optuna.TrialPruned:
             raise
         except KeyboardInterrupt:
-            trial.set_user_attr("interrupted", True)
+            trial.set_user_attr(INTERRUPTED_KEY, True)
             raise
         except Exception as error:
-            trial.set_user_attr("reason", failure_reason(error))
+            trial.set_user_attr(REASON_KEY, failure_reason(error))
             raise
+        return last.accuracy
+
+    def _train_alone(self, trial: optuna.trial.BaseTrial) -> float:
+        attrs = trial_attributes(trial)
+        configuration = self.space.suggest(trial)
+        if attrs.get(SAMPLER_KEY) == UNIFORM:
+            configuration = configuration.with_sampler(UNIFORM)
+        seed = trial_seed(self.seed, int(attrs.get(SLOT_KEY, trial.number)))
+        try:
+            with self.workload.training(configuration, seed=seed) as run:
+                *_, last = run.evaluations
+        except TrainingDiverged as error:
+            raise optuna.TrialPruned(str(error)) from error
         return last.accuracy
 
     def _with_sampler(

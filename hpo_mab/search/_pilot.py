@@ -2,9 +2,10 @@
 
 After each complete trial of the first slots its *twin* is queued: an ordinary trial of the study
 with the same slot, parameters and seed, trained under uniform sampling and never pruned. It has
-the user attributes ``twin_of`` (the slot) and ``sampler = "uniform"``. What twins spend counts in
-the study's total budget; they do not count towards ``budget.trials``, so that a study has as many
-configurations with a pilot as without. Their results are results of the study like any other.
+the user attributes ``hpo_mab:twin_of`` (the slot) and ``hpo_mab:sampler = "uniform"``. What twins
+spend counts in the study's total budget; they do not count towards ``budget.trials``, so that a
+study has as many configurations with a pilot as without. Their results are results of the study
+like any other.
 """
 
 from __future__ import annotations
@@ -15,9 +16,17 @@ from typing import Any
 import optuna
 from optuna.trial import TrialState
 
-from hpo_mab._attributes import CHOICE_KEY, SAMPLER_KEY, TWIN_KEY, UNIFORM
+from hpo_mab._attributes import (
+    CHOICE_KEY,
+    PAIRED_KEY,
+    SAMPLER_KEY,
+    SLOT_KEY,
+    TWIN_KEY,
+    UNIFORM,
+    trial_attributes,
+)
 from hpo_mab.pruners import AdvantagePruner, EvidenceKeeper
-from hpo_mab.pruners._trial_pairs import is_twin
+from hpo_mab.pruners._trial_pairs import is_twin, is_uniform
 from hpo_mab.search._seeding import slot_of
 
 AUTO = "auto"
@@ -40,14 +49,14 @@ def queue_twin(study: optuna.Study, trial: optuna.trial.Trial) -> None:
     """
     slot = slot_of(study, trial)
     for other in study.get_trials(deepcopy=False):
-        if other.user_attrs.get(TWIN_KEY) == slot and other.state != TrialState.FAIL:
+        if trial_attributes(other).get(TWIN_KEY) == slot and other.state != TrialState.FAIL:
             return
     study.add_trial(
         optuna.create_trial(
             state=TrialState.WAITING,
             params=trial.params,
             distributions=trial.distributions,
-            user_attrs={"slot": slot, "paired": True, TWIN_KEY: slot, SAMPLER_KEY: UNIFORM},
+            user_attrs={SLOT_KEY: slot, PAIRED_KEY: True, TWIN_KEY: slot, SAMPLER_KEY: UNIFORM},
         )
     )
 
@@ -97,10 +106,12 @@ def choose_sampler(study: optuna.Study, *, initial: int) -> Choice | None:
     if known is not None:
         return known
     trials = study.get_trials(deepcopy=False)
-    if any(t.state in _OPEN and t.user_attrs.get("slot", initial) < initial for t in trials):
+    if any(
+        t.state in _OPEN and trial_attributes(t).get(SLOT_KEY, initial) < initial for t in trials
+    ):
         return None
     pruner = study.pruner
-    keeper = pruner.keeper if isinstance(pruner, AdvantagePruner) else EvidenceKeeper()
+    keeper = pruner.keeper(study) if isinstance(pruner, AdvantagePruner) else EvidenceKeeper()
     keeper.look(study, trials)
     choice = _choose(keeper)
     study.set_user_attr(CHOICE_KEY, choice.to_json())
@@ -158,7 +169,7 @@ class OwnHistory:
 
     def _once(self, trials: list[optuna.trial.FrozenTrial]) -> list[optuna.trial.FrozenTrial]:
         everything = self._study.get_trials(deepcopy=False)
-        twins = {t.user_attrs[TWIN_KEY] for t in everything if is_twin(t)}
-        if not any(t.user_attrs.get(SAMPLER_KEY) == UNIFORM and not is_twin(t) for t in everything):
+        twins = {trial_attributes(t)[TWIN_KEY] for t in everything if is_twin(t)}
+        if not any(is_uniform(t) and not is_twin(t) for t in everything):
             return [trial for trial in trials if not is_twin(trial)]
-        return [t for t in trials if is_twin(t) or t.user_attrs.get("slot") not in twins]
+        return [t for t in trials if is_twin(t) or trial_attributes(t).get(SLOT_KEY) not in twins]

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
-import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler, RandomSampler
@@ -19,16 +18,14 @@ class PlannedSampler(BaseSampler):
     """Starts with configurations fixed by the seed, then asks a sampler re-seeded each trial.
 
     The first ``initial`` slots get random configurations that depend on ``(seed, slot, parameter
-    name, range)`` only: studies of one seed start alike, whatever else they search. Parameters
-    named in ``defaults`` keep those values there where their range admits them. From then on every
-    slot asks a fresh sampler seeded by ``(seed, slot)``, so that stopping and resuming changes
-    nothing.
+    name, range)`` only: studies of one seed start with equal values of the parameters they share.
+    From then on every slot asks a fresh sampler seeded by ``(seed, slot)``, so that stopping and
+    resuming changes nothing, nor do trials that run at the same time.
 
     Args:
         factory: Makes the underlying sampler from a keyword argument ``seed``.
         seed: The study's seed.
         initial: Number of fixed first configurations.
-        defaults: Values of parameters to use in the first configurations.
         twins: Whether the study has a pilot, whose twins the underlying sampler must not take for
             further configurations, see `hpo_mab.search._pilot.OwnHistory`.
     """
@@ -39,15 +36,14 @@ class PlannedSampler(BaseSampler):
         *,
         seed: int,
         initial: int = 10,
-        defaults: Mapping[str, Any] | None = None,
         twins: bool = False,
     ) -> None:
         self._factory = factory
         self._seed = seed
         self._initial = initial
         self._twins = twins
-        self._defaults = dict(defaults or {})
-        self._asked: tuple[int, BaseSampler] | None = None
+        #: By study and number: trials of one study may run in several threads.
+        self._asked: dict[tuple[str, int], BaseSampler] = {}
 
     def infer_relative_search_space(
         self, study: optuna.Study, trial: FrozenTrial
@@ -79,8 +75,6 @@ class PlannedSampler(BaseSampler):
             sampler = self._sampler(study, trial)
             seen = self._seen(study)
             return sampler.sample_independent(seen, trial, param_name, param_distribution)
-        if param_name in self._defaults and _admits(param_distribution, self._defaults[param_name]):
-            return self._defaults[param_name]
         random = RandomSampler(seed=derive_seed(self._seed, "initial", slot, param_name))
         return random.sample_independent(study, trial, param_name, param_distribution)
 
@@ -97,21 +91,14 @@ class PlannedSampler(BaseSampler):
     ) -> None:
         """See `optuna.samplers.BaseSampler`."""
         self._sampler(study, trial).after_trial(self._seen(study), trial, state, values)
+        self._asked.pop((study.study_name, trial.number), None)
 
     def _seen(self, study: optuna.Study) -> optuna.Study:
         return cast(optuna.Study, OwnHistory(study)) if self._twins else study
 
     def _sampler(self, study: optuna.Study, trial: FrozenTrial) -> BaseSampler:
-        if self._asked is None or self._asked[0] != trial.number:
+        key = (study.study_name, trial.number)
+        if key not in self._asked:
             seed = derive_seed(self._seed, "sampler", slot_of(study, trial))
-            self._asked = (trial.number, self._factory(seed=seed))
-        return self._asked[1]
-
-
-def _admits(distribution: BaseDistribution, value: Any) -> bool:
-    try:
-        return bool(distribution._contains(distribution.to_internal_repr(value)))
-    except (TypeError, ValueError):
-        return False
-    except np.exceptions.DTypePromotionError:
-        return False
+            self._asked[key] = self._factory(seed=seed)
+        return self._asked[key]

@@ -6,7 +6,6 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import nn
 
 from hpo_mab import data, models
@@ -47,7 +46,6 @@ def make_objective(spec: StudySpec, splits: ImageSplits) -> TrainingObjective:
         ArgumentError: A value outside its bound.
         UnknownNameError: An unknown network, optimiser, sampler or option.
     """
-    torch.set_num_threads(spec.training.threads)
     loop, budget = spec.training, spec.budget
     objective = TrainingObjective(
         model=_model_factory(spec, splits),
@@ -68,6 +66,7 @@ def make_objective(spec: StudySpec, splits: ImageSplits) -> TrainingObjective:
         channels_last=loop.channels_last,
         compile=loop.compile,
         graph=loop.graph,
+        threads=loop.threads,
         seed=spec.seed,
         initial=spec.search.initial,
         pilot=spec.has_pilot,

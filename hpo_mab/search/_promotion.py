@@ -8,7 +8,7 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from hpo_mab._attributes import PROMOTES_KEY
+from hpo_mab._attributes import PROMOTES_KEY, SLOT_KEY, trial_attributes
 from hpo_mab._errors import SpecError
 from hpo_mab.pruners import TopKPruner
 from hpo_mab.search._spec import StudySpec
@@ -20,7 +20,8 @@ _TAKEN = (TrialState.RUNNING, TrialState.COMPLETE, TrialState.PRUNED)
 def promotion_attrs(trial: FrozenTrial) -> dict[str, Any]:
     """What makes a trial a promotion, for its retry; nothing for others."""
     key = PROMOTES_KEY
-    return {key: trial.user_attrs[key]} if key in trial.user_attrs else {}
+    attrs = trial_attributes(trial)
+    return {key: attrs[key]} if key in attrs else {}
 
 
 def is_promotion_due(study: optuna.Study, trials: Sequence[FrozenTrial], target: Target) -> bool:
@@ -33,7 +34,8 @@ def is_promotion_due(study: optuna.Study, trials: Sequence[FrozenTrial], target:
 
 def is_open(trials: Sequence[FrozenTrial]) -> bool:
     """Whether trials are still running that may be among the best."""
-    return any(t.state == TrialState.RUNNING and PROMOTES_KEY not in t.user_attrs for t in trials)
+    running = (trial for trial in trials if trial.state == TrialState.RUNNING)
+    return any(PROMOTES_KEY not in trial_attributes(trial) for trial in running)
 
 
 def queue_promotion(study: optuna.Study, slot: int) -> bool:
@@ -52,7 +54,7 @@ def queue_promotion(study: optuna.Study, slot: int) -> bool:
             state=TrialState.WAITING,
             params=best.params,
             distributions=best.distributions,
-            user_attrs={"slot": slot, PROMOTES_KEY: best.number},
+            user_attrs={SLOT_KEY: slot, PROMOTES_KEY: best.number},
         )
     )
     return True

@@ -14,12 +14,18 @@ import optuna
 import sqlalchemy as sa
 from optuna.trial import FrozenTrial, TrialState
 
+from hpo_mab._attributes import (
+    INTERRUPTED_KEY,
+    LOST_KEY,
+    REASON_KEY,
+    RETRY_KEY,
+    SLOT_KEY,
+    WORKER_KEY,
+    trial_attributes,
+)
 from hpo_mab.pruners._trial_pairs import is_twin, twin_attrs
 from hpo_mab.search._promotion import promotion_attrs
-from hpo_mab.storage import RETRIES, Storage, beating, is_gone, is_here, this_process
-
-#: Name of the process that runs a trial, see `hpo_mab.storage.this_process`.
-WORKER_KEY = "hpo_mab:worker"
+from hpo_mab.storage import RETRIES, Storage, is_gone, is_held, is_here, this_process
 
 _OPEN = (TrialState.WAITING, TrialState.RUNNING)
 _HELD = (*_OPEN, TrialState.COMPLETE, TrialState.PRUNED)
@@ -37,8 +43,8 @@ def close_lost(study: optuna.Study, storage: Storage) -> None:
     """
     running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
     for trial in _lost(study, storage, running):
-        study._storage.set_trial_user_attr(trial._trial_id, "lost", True)
-        study._storage.set_trial_user_attr(trial._trial_id, "reason", "its worker ended suddenly")
+        study._storage.set_trial_user_attr(trial._trial_id, LOST_KEY, True)
+        study._storage.set_trial_user_attr(trial._trial_id, REASON_KEY, "its worker ended suddenly")
         study.tell(trial.number, state=TrialState.FAIL)
 
 
@@ -70,8 +76,8 @@ def unsettled(study: optuna.Study) -> set[tuple[int, bool]]:
 
 def _is_to_be_retried(attempts: Sequence[FrozenTrial]) -> bool:
     last = attempts[-1]
-    lost = sum(bool(trial.user_attrs.get("lost")) for trial in attempts)
-    cut_off = last.user_attrs.get("lost") or last.user_attrs.get("interrupted")
+    lost = sum(LOST_KEY in trial_attributes(trial) for trial in attempts)
+    cut_off = {LOST_KEY, INTERRUPTED_KEY} & trial_attributes(last).keys()
     held = any(trial.state in _HELD for trial in attempts)
     return bool(cut_off) and not held and lost <= RETRIES
 
@@ -79,14 +85,14 @@ def _is_to_be_retried(attempts: Sequence[FrozenTrial]) -> bool:
 def _retry(slot: int, attempts: Sequence[FrozenTrial]) -> FrozenTrial:
     last = attempts[-1]
     numbers = [trial.number for trial in attempts]
-    system: dict[str, Any] = {"failed_trial": numbers[0], "retry_history": numbers}
+    system: dict[str, Any] = {RETRY_KEY: numbers[0], "retry_history": numbers}
     if "fixed_params" in last.system_attrs:
         system["fixed_params"] = last.system_attrs["fixed_params"]
     return optuna.create_trial(
         state=TrialState.WAITING,
         params=last.params,
         distributions=last.distributions,
-        user_attrs={"slot": slot, **twin_attrs(last), **promotion_attrs(last)},
+        user_attrs={SLOT_KEY: slot, **twin_attrs(last), **promotion_attrs(last)},
         system_attrs=system,
     )
 
@@ -95,8 +101,9 @@ def _by_slot(trials: Iterable[FrozenTrial]) -> dict[tuple[int, bool], list[Froze
     """Attempts at each slot, and at each slot's uniform twin."""
     slots: dict[tuple[int, bool], list[FrozenTrial]] = defaultdict(list)
     for trial in trials:
-        if "slot" in trial.user_attrs:
-            slots[int(trial.user_attrs["slot"]), is_twin(trial)].append(trial)
+        slot = trial_attributes(trial).get(SLOT_KEY)
+        if slot is not None:
+            slots[int(slot), is_twin(trial)].append(trial)
     return slots
 
 
@@ -107,17 +114,17 @@ def _lost(
         return []
     alive = _with_heartbeat(storage, [trial._trial_id for trial in running])
     stale = set(storage.optuna._get_stale_trial_ids(study._study_id))
-    return [trial for trial in running if _is_lost(trial, alive, stale)]
+    return [trial for trial in running if _is_lost(trial, storage, alive, stale)]
 
 
-def _is_lost(trial: FrozenTrial, alive: set[int], stale: set[int]) -> bool:
+def _is_lost(trial: FrozenTrial, storage: Storage, alive: set[int], stale: set[int]) -> bool:
     worker = trial.system_attrs.get(WORKER_KEY)
     if trial._trial_id not in alive:
         # The lock is ours: whoever held it when claiming this trial died before the first sign
         # of life. Without a slot it is no trial of ours, and may be just starting.
-        return "slot" in trial.user_attrs
+        return SLOT_KEY in trial_attributes(trial)
     if worker == this_process():
-        return trial._trial_id not in beating()
+        return not is_held(storage.optuna, trial._trial_id)
     if worker is not None and is_here(worker):
         # A worker on this machine that was asleep with it is not lost, however stale its sign.
         return is_gone(worker)

@@ -6,14 +6,23 @@ import math
 import time
 from collections.abc import Callable
 from types import TracebackType
-from typing import Self
+from typing import Self, SupportsFloat
 
 import optuna
+from torch import Tensor
 
-from hpo_mab._attributes import SAMPLER_KEY, UNIFORM
+from hpo_mab._attributes import (
+    EXAMPLES_KEY,
+    INTERRUPTED_KEY,
+    REASON_KEY,
+    SAMPLER_KEY,
+    SECONDS_KEY,
+    UNIFORM,
+)
 from hpo_mab._errors import ArgumentError
 from hpo_mab.samplers import BatchSampler, UniformSampler
 from hpo_mab.search._failure import failure_reason
+from hpo_mab.search._follow import check_direction
 from hpo_mab.storage import STORAGE_ERRORS, CurveStore, CurveWriter
 from hpo_mab.training import Evaluation
 
@@ -36,15 +45,16 @@ class TrialReporter:
         return reporter.accuracy
 
     ``with`` keeps what there is when the loop raises: the curve so far and, as the trial's user
-    attribute, the ``reason``, or ``interrupted`` after Ctrl-C. Without it no reason is kept, and
-    the curve is written point by point.
+    attribute, ``hpo_mab:reason``, or ``hpo_mab:interrupted`` after Ctrl-C. Without it no reason is
+    kept, and the curve is written point by point.
 
     Accuracies go to Optuna at steps 1 to ``evaluations``, so that trials are compared at equal
     shares of their budget, and `hpo_mab.AdvantagePruner` can place its rungs. The trial gets the
-    user attributes ``examples``, ``seconds`` and ``sampler``.
+    user attributes ``hpo_mab:examples``, ``hpo_mab:seconds`` and ``hpo_mab:sampler``.
 
     Args:
-        trial: Optuna's trial.
+        trial: Optuna's trial. An `optuna.trial.FixedTrial` or a finished trial is trained alone:
+            nothing is stored or pruned.
         sampler: The batch sampler in use; it is told how much of the budget is spent. None stands
             for uniform batches that something else draws.
         budget_examples: Training examples that the trial may process, at least ``evaluations``.
@@ -53,12 +63,12 @@ class TrialReporter:
         clock: Returns seconds.
 
     Raises:
-        ArgumentError: An argument outside its bound.
+        ArgumentError: An argument outside its bound, or a study that does not maximize.
     """
 
     def __init__(
         self,
-        trial: optuna.trial.Trial,
+        trial: optuna.trial.BaseTrial,
         *,
         sampler: BatchSampler | None = None,
         budget_examples: int,
@@ -79,14 +89,18 @@ class TrialReporter:
         self.accuracy = math.nan
         self._trial = trial
         self._sampler = sampler
-        self._curve = None if curves is None else CurveWriter(curves, trial._trial_id)
+        self._curve: CurveWriter | None = None
+        if isinstance(trial, optuna.trial.Trial):
+            check_direction(trial.study)
+            if curves is not None:
+                self._curve = CurveWriter(curves, trial._trial_id)
         self._may_wait = False
         self._clock = clock
         self._reported = 0
         self._steps = 0
         self._seconds = 0.0
         self._running_since: float | None = clock()
-        self._losses: list[float] = []
+        self._losses: list[SupportsFloat] = []
         uniform = sampler is None or isinstance(sampler, UniformSampler)
         trial.set_user_attr(SAMPLER_KEY, UNIFORM if uniform else type(sampler).__name__)
 
@@ -123,7 +137,7 @@ class TrialReporter:
         share = (self._reported + 1) / self.evaluations
         return not self.done and self.examples >= share * self.budget_examples - 1e-6
 
-    def step(self, examples: int, *, loss: object = None) -> bool:
+    def step(self, examples: int, *, loss: SupportsFloat | None = None) -> bool:
         """Count one optimiser step.
 
         Args:
@@ -136,7 +150,8 @@ class TrialReporter:
         self._steps += 1
         self.examples += examples
         if loss is not None:
-            self._losses.append(loss)  # type: ignore[arg-type]
+            # The graph of a step must not outlive it.
+            self._losses.append(loss.detach() if isinstance(loss, Tensor) else loss)
         if self._sampler is not None:
             self._sampler.set_progress(min(1.0, self.examples / self.budget_examples))
         if self.due:
@@ -174,8 +189,8 @@ class TrialReporter:
         self.accuracy = float(accuracy)
         self._keep(loss=float(loss), learning_rate=learning_rate)
         self._trial.report(self.accuracy, step=self._reported)
-        self._trial.set_user_attr("examples", self.examples)
-        self._trial.set_user_attr("seconds", round(self._seconds, 3))
+        self._trial.set_user_attr(EXAMPLES_KEY, self.examples)
+        self._trial.set_user_attr(SECONDS_KEY, round(self._seconds, 3))
         pruned = not self.done and self._trial.should_prune()
         if pruned or self.done:
             self._flush()
@@ -212,9 +227,9 @@ class TrialReporter:
 
     def _note(self, error: BaseException) -> None:
         if isinstance(error, KeyboardInterrupt):
-            self._trial.set_user_attr("interrupted", True)
+            self._trial.set_user_attr(INTERRUPTED_KEY, True)
         elif not isinstance(error, optuna.TrialPruned):
-            self._trial.set_user_attr("reason", failure_reason(error))
+            self._trial.set_user_attr(REASON_KEY, failure_reason(error))
 
     def _stop_clock(self) -> None:
         if self._running_since is not None:

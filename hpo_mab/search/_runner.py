@@ -158,6 +158,6 @@ class StudyRunner:
             trial_examples=workload.trial_examples(fixed),
             epoch_examples=workload.num_examples,
             spec=self.spec.model_dump(mode="json"),
-            environment=environment(),
+            environment={**environment(), "cpu_threads": self.spec.training.threads},
             data=self.objective.data,
         )

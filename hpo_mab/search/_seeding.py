@@ -11,6 +11,7 @@ import hashlib
 import optuna
 from optuna.trial import FrozenTrial
 
+from hpo_mab._attributes import RETRY_KEY, SLOT_KEY
 from hpo_mab.pruners._trial_pairs import is_twin
 
 
@@ -26,11 +27,11 @@ def slot_of(study: optuna.Study, trial: FrozenTrial | optuna.trial.Trial) -> int
     It is the trial's number less the retries and twins made before it; these hold the slot of the
     trial they repeat.
     """
-    slot = trial.user_attrs.get("slot")
+    slot = trial.user_attrs.get(SLOT_KEY)
     if slot is not None:
         return int(slot)
     earlier = study.get_trials(deepcopy=False)[: trial.number]
     # Optuna's retry callback marks the trials it queues so; its own accessor is experimental.
     return trial.number - sum(
-        "failed_trial" in other.system_attrs or is_twin(other) for other in earlier
+        RETRY_KEY in other.system_attrs or is_twin(other) for other in earlier
     )

@@ -10,7 +10,14 @@ import optuna
 
 from hpo_mab import samplers, training
 from hpo_mab._errors import UnknownNameError
-from hpo_mab.search._values import parse_value, range_ends, ranges, suggest
+from hpo_mab.search._values import (
+    check_types,
+    parse_value,
+    present_names,
+    range_ends,
+    ranges,
+    suggest,
+)
 from hpo_mab.training import DEFAULT_AVERAGE
 
 
@@ -45,7 +52,8 @@ class SearchSpace:
     """Constants and ranges of a trial; ranges become Optuna parameters.
 
     Parameters are named ``lr``, ``momentum``, ... for the optimiser, ``sampler.memory`` and so on
-    for the sampler, ``model.width`` for the network, and ``batch_size``, ``warmup``,
+    for the sampler (``sampler.prior_alpha`` and ``sampler.prior_beta`` for the two items of
+    ``prior``), ``model.width`` for the network, and ``batch_size``, ``warmup``,
     ``label_smoothing`` and ``average``.
 
     Args:
@@ -83,8 +91,14 @@ class SearchSpace:
             "average": average,
         }
         self.loop = _parse("training", loop)
-        _check_options("optimizer", self.optimizer, "name", training.optimizer_options)
-        _check_options("sampler", self.sampler, "kind", samplers.knobs)
+        optimizer_types = types_of_defaults(training.optimizer_options(self.optimizer["name"]))
+        _check_options("optimizer", self.optimizer, "name", optimizer_types)
+        _check_options("sampler", self.sampler, "kind", samplers.knob_types(self.sampler["kind"]))
+        check_types(
+            "training",
+            self.loop,
+            {"batch_size": int, "warmup": float, "label_smoothing": float, "average": float},
+        )
 
     def suggest(self, trial: optuna.trial.BaseTrial) -> Configuration:
         """Ask the trial for every range."""
@@ -111,7 +125,7 @@ class SearchSpace:
 
     def at(self, params: Mapping[str, Any]) -> Configuration:
         """The point that a recorded trial's parameters name."""
-        return self.suggest(optuna.trial.FixedTrial(dict(params)))
+        return self.suggest(optuna.trial.FixedTrial(present_names(params)))
 
 
 def _parse(section: str, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -124,8 +138,15 @@ def _suggest(
     return {key: suggest(trial, f"{prefix}{key}", value) for key, value in values.items()}
 
 
-def _check_options(section: str, values: Mapping[str, Any], key: str, options: Any) -> None:
-    valid = options(values[key])
+def types_of_defaults(defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """Types of options each of which is a number or a boolean, from their defaults."""
+    return {name: type(default) for name, default in defaults.items()}
+
+
+def _check_options(
+    section: str, values: Mapping[str, Any], key: str, types: Mapping[str, Any]
+) -> None:
     for option in values:
-        if option != key and option not in valid:
-            raise UnknownNameError(f"option of {section} '{values[key]}'", option, valid)
+        if option != key and option not in types:
+            raise UnknownNameError(f"option of {section} '{values[key]}'", option, types)
+    check_types(section, values, types)

@@ -10,7 +10,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 
 from hpo_mab._errors import HpoMabError
 from hpo_mab.search._total import TotalBudget
-from hpo_mab.search._values import parse_value, range_ends, ranges
+from hpo_mab.search._values import examples, parse_value, ranges
 from hpo_mab.training import DEFAULT_AVERAGE
 
 
@@ -25,12 +25,20 @@ class _OpenSection(BaseModel):
 
     @property
     def options(self) -> dict[str, Any]:
-        """The further keys, as they were written."""
-        return dict(self.__pydantic_extra__ or {})
+        """The further keys; the text ``"none"`` stands for None, which TOML lacks."""
+        return {key: _without_none(raw) for key, raw in (self.__pydantic_extra__ or {}).items()}
 
     def values(self, section: str) -> dict[str, Any]:
         """The further keys, ranges turned into Optuna distributions."""
         return {key: parse_value(f"{section}.{key}", raw) for key, raw in self.options.items()}
+
+
+def _without_none(raw: Any) -> Any:
+    if isinstance(raw, Mapping):
+        return {key: _without_none(value) for key, value in raw.items()}
+    if isinstance(raw, list):
+        return [_without_none(value) for value in raw]
+    return None if raw == "none" else raw
 
 
 def _value_of(kind: type, *, low: float, high: float = math.inf) -> Any:
@@ -38,8 +46,7 @@ def _value_of(kind: type, *, low: float, high: float = math.inf) -> Any:
     allowed = f"at least {low}" if math.isinf(high) else f"in [{low}, {high}]"
 
     def check(raw: Any) -> Any:
-        value = parse_value("value", raw)
-        for bound in range_ends(value) if isinstance(raw, Mapping) else (value,):
+        for bound in examples(parse_value("value", raw)):
             if isinstance(bound, bool) or not isinstance(bound, int | float):
                 raise ValueError(f"must be a number, got {bound!r}")
             if kind is int and not isinstance(bound, int):
@@ -147,7 +154,7 @@ class TrainingSection(_Section):
     compile: bool = False
     graph: bool = True
     device: str = "auto"
-    threads: int = Field(default=1, ge=1)
+    threads: int = Field(default=1, ge=1, le=4096)
     checkpoint: float = Field(default=60.0, ge=0, allow_inf_nan=False)
 
 
@@ -215,7 +222,7 @@ class StudySpec(_Section):
     """A whole study definition; see ``studies/README.md`` for the file format."""
 
     name: str = Field(min_length=1, max_length=200)
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**32)
     data: DataSection = DataSection()
     model: ModelSection = ModelSection()
     budget: BudgetSection

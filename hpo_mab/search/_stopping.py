@@ -9,7 +9,13 @@ from typing import Self
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from hpo_mab._attributes import TARGET_KEY
+from hpo_mab._attributes import (
+    INTERRUPTED_KEY,
+    LOST_KEY,
+    REASON_KEY,
+    TARGET_KEY,
+    trial_attributes,
+)
 from hpo_mab._errors import HpoMabError
 from hpo_mab.search._total import TotalBudget
 from hpo_mab.storage import CurveStore, Definition
@@ -74,10 +80,10 @@ def raise_if_failing(study: optuna.Study) -> None:
         StudyFailedError: The last three trials failed by themselves.
     """
     ended = [t for t in study.get_trials(deepcopy=False) if t.state.is_finished()]
-    own = [t for t in ended if not (t.user_attrs.get("interrupted") or t.user_attrs.get("lost"))]
+    own = [t for t in ended if not ({INTERRUPTED_KEY, LOST_KEY} & trial_attributes(t).keys())]
     last = own[-_FAILURES_IN_A_ROW:]
     if len(last) == _FAILURES_IN_A_ROW and _all_failed(last):
-        reason = last[-1].user_attrs.get("reason", "see the log")
+        reason = trial_attributes(last[-1]).get(REASON_KEY, "see the log")
         raise StudyFailedError(
             f"{_FAILURES_IN_A_ROW} trials in a row failed, the last with: {reason}"
         )

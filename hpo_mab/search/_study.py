@@ -12,7 +12,6 @@ from hpo_mab._attributes import EVIDENCE_KEY
 from hpo_mab._errors import ArgumentError, StorageError
 from hpo_mab.advantage import Evidence
 from hpo_mab.search._components import sampler_factory, study_pruner
-from hpo_mab.search._pilot import trained_kind
 from hpo_mab.search._planned_sampler import PlannedSampler
 from hpo_mab.search._spec import StudySpec
 from hpo_mab.search._stopping import Target
@@ -116,17 +115,11 @@ def check_pruner(storage: Storage, name: str, spec: StudySpec) -> None:
 
 
 def _sampler(spec: StudySpec) -> PlannedSampler:
-    from hpo_mab.samplers import knobs
-
     return PlannedSampler(
         sampler_factory(spec.search.sampler, spec.search.options),
         seed=spec.seed,
         initial=spec.search.initial,
         twins=spec.has_pilot,
-        defaults={
-            f"sampler.{knob}": value
-            for knob, value in knobs(trained_kind(spec.sampler.kind)).items()
-        },
     )
 
 

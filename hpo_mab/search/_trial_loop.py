@@ -9,11 +9,12 @@ from collections.abc import Callable
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
+from hpo_mab._attributes import INTERRUPTED_KEY
 from hpo_mab._memory import memory_reason
 from hpo_mab.search._claim import NoTrial, claim
 from hpo_mab.search._objective import TrainingObjective
 from hpo_mab.search._stopping import raise_if_failing
-from hpo_mab.storage import STORAGE_ERRORS, Storage, heartbeat
+from hpo_mab.storage import STORAGE_ERRORS, Storage, heartbeat, release
 from hpo_mab.training._device import release_memory
 
 TrialCallback = Callable[[optuna.Study, FrozenTrial], None]
@@ -70,6 +71,7 @@ class TrialLoop:
                 self._abandon()
             return True
         finally:
+            self._release()
             self._storage.optuna.remove_session()
         return False
 
@@ -116,7 +118,7 @@ class TrialLoop:
         # With the lock, as another worker may be taking the trial for lost.
         with self._storage.lock(self._study.study_name):
             ended = self._study.tell(trial, value, state=state, skip_if_finished=True)
-        self._mine = None
+        self._release()
         self._sweep()
         if self._on_trial is not None:
             self._on_trial(self._study, ended)
@@ -131,8 +133,13 @@ class TrialLoop:
             return
         frozen = self._study._storage.get_trial(self._mine._trial_id)
         if not frozen.state.is_finished():
-            self._mine.set_user_attr("interrupted", True)
+            self._mine.set_user_attr(INTERRUPTED_KEY, True)
             self._finish(self._mine, TrialState.FAIL)
+        self._release()
+
+    def _release(self) -> None:
+        if self._mine is not None:
+            release(self._storage.optuna, self._mine._trial_id)
         self._mine = None
 
     def _ride_out(self, error: BaseException) -> None:

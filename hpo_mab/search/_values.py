@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import collections.abc
+import dataclasses
+import inspect
+import itertools
+import types
 from collections.abc import Iterator, Mapping
-from typing import Any
+from numbers import Integral, Real
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import optuna
 from optuna.distributions import (
@@ -18,18 +24,39 @@ from hpo_mab._errors import ArgumentError, UnknownNameError
 _RANGE_KEYS = frozenset({"low", "high", "log", "step", "type"})
 _KEYS = _RANGE_KEYS | {"choices"}
 
+#: Parameters that have names of their own, by those of earlier versions: list and item.
+_EARLIER = {"sampler.prior.0": "sampler.prior_alpha", "sampler.prior.1": "sampler.prior_beta"}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ListChoices:
+    """Choices some of which are lists, which Optuna cannot hold: it gets their text.
+
+    Attributes:
+        distribution: The choices as Optuna sees them, e.g. ``"[1, 2]"``.
+        choices: The choices.
+    """
+
+    distribution: CategoricalDistribution
+    choices: tuple[Any, ...]
+
+    def suggest(self, trial: optuna.trial.BaseTrial, name: str) -> Any:
+        """The choice of which the trial has the text."""
+        shown = trial.suggest_categorical(name, self.distribution.choices)
+        return self.choices[self.distribution.choices.index(shown)]
+
 
 def parse_value(name: str, value: Any) -> Any:
     """Turn a definition's value into a constant or an Optuna distribution.
 
     A table with ``choices`` is categorical. A table with ``low`` and ``high`` is an integer range
     if both are integers and a float range otherwise; ``type = "float"`` makes integers floats.
-    ``log`` and ``step`` are as in Optuna. The items of a list may be ranges, too. The text
-    ``"none"`` stands for None, which TOML lacks. Everything else is a constant.
+    ``log`` and ``step`` are as in Optuna. The items of a list may be ranges, too. Everything else
+    is a constant.
 
     Args:
         name: The value's name, for messages, e.g. ``"optimizer.lr"``.
-        value: A plain value as TOML gives it, or a distribution.
+        value: A plain value, or a distribution.
 
     Raises:
         ArgumentError: A range that holds nothing, or keys that do not go together.
@@ -38,7 +65,7 @@ def parse_value(name: str, value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [parse_value(f"{name}.{index}", item) for index, item in enumerate(value)]
     if not isinstance(value, Mapping):
-        return None if value == "none" else value
+        return value
     for key in value:
         if key not in _KEYS:
             raise UnknownNameError(f"key of the range {name}", str(key), _KEYS)
@@ -55,8 +82,10 @@ def suggest(trial: optuna.trial.BaseTrial, name: str, value: Any) -> Any:
         return trial.suggest_int(name, value.low, value.high, step=value.step, log=value.log)
     if isinstance(value, CategoricalDistribution):
         return trial.suggest_categorical(name, value.choices)
+    if isinstance(value, ListChoices):
+        return value.suggest(trial, name)
     if isinstance(value, list):
-        return [suggest(trial, f"{name}.{index}", item) for index, item in enumerate(value)]
+        return [suggest(trial, _part(name, index), item) for index, item in enumerate(value)]
     return value
 
 
@@ -64,9 +93,11 @@ def ranges(name: str, value: Any) -> Iterator[tuple[str, BaseDistribution]]:
     """The Optuna parameters that a parsed value asks for: names and distributions."""
     if isinstance(value, BaseDistribution):
         yield name, value
+    elif isinstance(value, ListChoices):
+        yield name, value.distribution
     elif isinstance(value, list):
         for index, item in enumerate(value):
-            yield from ranges(f"{name}.{index}", item)
+            yield from ranges(_part(name, index), item)
 
 
 def range_ends(distribution: BaseDistribution) -> tuple[Any, Any]:
@@ -78,16 +109,112 @@ def range_ends(distribution: BaseDistribution) -> tuple[Any, Any]:
     raise TypeError(f"not a range: {distribution!r}")
 
 
-def _choices(name: str, value: Mapping[str, Any]) -> CategoricalDistribution:
+def examples(value: Any) -> Iterator[Any]:
+    """Constants that a parsed value may become: both ends of ranges, every choice, itself."""
+    if isinstance(value, CategoricalDistribution | ListChoices):
+        yield from value.choices
+    elif isinstance(value, BaseDistribution):
+        yield from range_ends(value)
+    elif isinstance(value, list):
+        yield from (list(items) for items in itertools.product(*map(examples, value)))
+    else:
+        yield value
+
+
+def option_types(cls: type) -> dict[str, Any]:
+    """Annotated types of what a class takes, by name."""
+    # Optuna imports some names for type checkers only.
+    names = {**vars(collections.abc), "BaseSampler": Any, "FrozenTrial": Any}
+    try:
+        return get_type_hints(inspect.getattr_static(cls, "__init__"), localns=names)
+    except NameError:
+        return {}
+
+
+def check_types(section: str, values: Mapping[str, Any], kinds: Mapping[str, Any]) -> None:
+    """Refuse values of a type that their options do not have.
+
+    Args:
+        section: Of the definition, for messages.
+        values: Parsed values by option; of a range every end and choice is checked.
+        kinds: Type of each option; others take anything.
+
+    Raises:
+        ArgumentError: A value of another type; the message says which types would do.
+    """
+    for key, value in values.items():
+        kind = kinds.get(key, Any)
+        for one in examples(value):
+            if not _is_of(kind, one):
+                raise ArgumentError(f"{section}.{key} must be {_wanted(kind)}, got {one!r}.")
+
+
+def _is_of(kind: Any, value: Any) -> bool:
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin in (Union, types.UnionType):
+        return any(_is_of(one, value) for one in arguments)
+    if origin is Literal:
+        return any(type(value) is type(one) and value == one for one in arguments)
+    if origin is tuple:
+        fits = isinstance(value, list | tuple) and len(value) == len(arguments)
+        return fits and all(map(_is_of, arguments, value))
+    if kind is Any:
+        return True
+    if kind is float or kind is int:
+        # Numbers of NumPy are numbers, booleans are not.
+        return isinstance(value, Real if kind is float else Integral) and not isinstance(
+            value, bool
+        )
+    return isinstance(value, origin or kind)
+
+
+_WORDS: Mapping[Any, str] = {
+    float: "a number",
+    int: "an integer",
+    bool: "a boolean",
+    str: "a text",
+    type(None): "'none'",
+}
+
+
+def _wanted(kind: Any) -> str:
+    arguments = get_args(kind)
+    if get_origin(kind) in (Union, types.UnionType):
+        return " or ".join(map(_wanted, arguments))
+    if get_origin(kind) is Literal:
+        return " or ".join(map(repr, arguments))
+    if get_origin(kind) is tuple:
+        each = _wanted(arguments[0])
+        return f"a list of {len(arguments)} values, each {each} or a range, as in [1, 2]"
+    return _WORDS.get(kind, getattr(kind, "__name__", str(kind)))
+
+
+def present_names(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Parameters of a recorded trial, those that earlier versions named otherwise renamed."""
+    return {_EARLIER.get(name, name): value for name, value in params.items()}
+
+
+def _part(name: str, index: int) -> str:
+    """The parameter of an item of a list."""
+    numbered = f"{name}.{index}"
+    return _EARLIER.get(numbered, numbered)
+
+
+def _choices(name: str, value: Mapping[str, Any]) -> CategoricalDistribution | ListChoices:
     choices = value["choices"]
     if len(value) > 1 or not isinstance(choices, list | tuple) or not choices:
         raise ArgumentError(f"{name}: choices must be a list of values and stand alone.")
     for choice in choices:
-        if not isinstance(choice, bool | int | float | str | None):
+        items = choice if isinstance(choice, list | tuple) else [choice]
+        if not all(isinstance(item, bool | int | float | str | None) for item in items):
             raise ArgumentError(
-                f"{name}: choices must be booleans, numbers or strings, got {choice!r}."
+                f"{name}: choices must be booleans, numbers, strings or lists of them, "
+                f"got {choice!r}."
             )
-    return CategoricalDistribution([None if choice == "none" else choice for choice in choices])
+    if not any(isinstance(choice, list | tuple) for choice in choices):
+        return CategoricalDistribution(choices)
+    shown = [str(list(one)) if isinstance(one, list | tuple) else one for one in choices]
+    return ListChoices(CategoricalDistribution(shown), tuple(choices))
 
 
 def _range(name: str, value: Mapping[str, Any]) -> FloatDistribution | IntDistribution:

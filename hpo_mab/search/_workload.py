@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import version
 from typing import Any
@@ -23,6 +24,9 @@ from hpo_mab.search._seeding import derive_seed
 from hpo_mab.search._space import Configuration
 from hpo_mab.training import Batches, Budget, Sweep, Training
 
+#: Held by the thread that trains; it may start a training within another.
+_training_thread = threading.RLock()
+
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Loop:
@@ -36,6 +40,7 @@ class Loop:
         graph: Whether steps may be captured in a CUDA graph; taken where they can be.
         schedule: ``"linear"`` or ``"constant"``, see `hpo_mab.training.Training`.
         keep: Which weights a trial ends with, ``"trained"`` or ``"better"``.
+        threads: CPU threads; None leaves the process's number as it is.
     """
 
     evaluations: int = 8
@@ -45,6 +50,7 @@ class Loop:
     graph: bool = True
     schedule: str = "linear"
     keep: str = "trained"
+    threads: int | None = None
 
 
 class Workload:
@@ -124,10 +130,10 @@ class Workload:
                 training begins at zero after all, with a warning.
 
         Raises:
-            ArgumentError: A value in the configuration outside its bound.
+            ArgumentError: A value in the configuration outside its bound, or another thread of
+                this process is training.
         """
-        cards = [self.device] if self.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=cards):
+        with _random_state(self.device), _cpu_threads(self.loop.threads):
             run = self._start(configuration, seed, final)
             if state is not None and not _resume(run, state):
                 run = self._start(configuration, seed, final)
@@ -220,6 +226,38 @@ class Workload:
 
     def _normalization(self, data: ImageSplits) -> Normalization:
         return Normalization(data.mean, data.std, channels_last=self.loop.channels_last)
+
+
+@contextlib.contextmanager
+def _random_state(device: torch.device) -> Iterator[None]:
+    """Torch's global random state, for one thread alone and restored afterwards.
+
+    Weights, dropout and loaders draw from it, and torch has one for the whole process.
+    """
+    if not _training_thread.acquire(blocking=False):
+        raise ArgumentError(
+            "n_jobs must be 1, or trials run one after the other: two at once in one process would "
+            "share torch's random state, and neither would follow from its seed. Start several "
+            "processes on one storage, e.g. with hpo-mab run --workers."
+        )
+    try:
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            yield
+    finally:
+        _training_thread.release()
+
+
+@contextlib.contextmanager
+def _cpu_threads(count: int | None) -> Iterator[None]:
+    before = torch.get_num_threads()
+    if count is None or count == before:
+        yield
+        return
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _resume(run: TrainingRun, state: Mapping[str, Any]) -> bool:

@@ -83,7 +83,7 @@ class CurveStore:
             _reached(study_id)
             .join(_attributes, _attributes.c.trial_id == _trials.c.trial_id)
             .where(
-                _attributes.c.key == RESUMED_KEY,
+                _attributes.c.key.in_((RESUMED_KEY, "resumed_at")),  # As earlier versions say.
                 CURVES.c.index <= sa.cast(_attributes.c.value_json, sa.Integer),
             )
         )

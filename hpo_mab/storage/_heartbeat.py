@@ -8,12 +8,31 @@ from collections.abc import Iterator
 
 from optuna.storages import RDBStorage
 
-_beating: set[int] = set()
+_held: set[tuple[str, int]] = set()
 
 
-def beating() -> frozenset[int]:
-    """Ids of the trials that this process runs now."""
-    return frozenset(_beating)
+def hold(storage: RDBStorage, trial_id: int) -> None:
+    """Note that this process has a trial, from its claim until its end is stored.
+
+    Args:
+        storage: Where the trial lives.
+        trial_id: Optuna's trial id.
+    """
+    _held.add(_key(storage, trial_id))
+
+
+def release(storage: RDBStorage, trial_id: int) -> None:
+    """Note that this process has a trial no longer, however that came."""
+    _held.discard(_key(storage, trial_id))
+
+
+def is_held(storage: RDBStorage, trial_id: int) -> bool:
+    """Whether this process has a trial."""
+    return _key(storage, trial_id) in _held
+
+
+def _key(storage: RDBStorage, trial_id: int) -> tuple[str, int]:
+    return str(storage.engine.url), trial_id
 
 
 @contextlib.contextmanager
@@ -37,11 +56,9 @@ def heartbeat(storage: RDBStorage, trial_id: int) -> Iterator[None]:
         storage.remove_session()
 
     thread = threading.Thread(target=beat, name=f"heartbeat-{trial_id}", daemon=True)
-    _beating.add(trial_id)
     thread.start()
     try:
         yield
     finally:
-        _beating.discard(trial_id)
         stop.set()
         thread.join()

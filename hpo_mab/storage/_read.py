@@ -7,6 +7,7 @@ import warnings
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
+from hpo_mab._attributes import PAIRED_KEY, SLOT_KEY, trial_attributes
 from hpo_mab._errors import StorageError, UnknownNameError
 from hpo_mab.storage._definition import Definition
 from hpo_mab.storage._open import Storage
@@ -75,14 +76,15 @@ def read_run(storage: Storage, name: str) -> StudyRun:
 
 
 def _trial_run(trial: FrozenTrial, curve: tuple[Evaluation, ...]) -> TrialRun:
+    attrs = trial_attributes(trial)
     return TrialRun(
         number=trial.number,
-        slot=int(trial.user_attrs.get("slot", trial.number)),
+        slot=int(attrs.get(SLOT_KEY, trial.number)),
         state=trial.state.name.lower(),
         params=trial.params,
         # Optuna gives a pruned trial its last report as value.
         value=trial.value if trial.state == TrialState.COMPLETE else None,
-        paired=bool(trial.user_attrs.get("paired", False)),
+        paired=bool(attrs.get(PAIRED_KEY, False)),
         curve=curve,
-        attrs=trial.user_attrs,
+        attrs=attrs,
     )

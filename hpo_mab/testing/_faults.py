@@ -15,8 +15,8 @@ from collections.abc import Callable, Iterator
 import optuna
 from optuna.trial import TrialState
 
+from hpo_mab._attributes import EXAMPLES_KEY, LOST_KEY, REASON_KEY, SLOT_KEY, WORKER_KEY
 from hpo_mab.search import StudyRunner, StudySpec, Target, TrialLoop
-from hpo_mab.search._recovery import WORKER_KEY
 from hpo_mab.search._study import open_with_parts
 from hpo_mab.storage import RETRIES, Storage, StudyRun, TrialRun, read_run
 
@@ -121,13 +121,13 @@ def count_faults(
     """Count lost, doubled and inconsistent trials of a study that is done."""
     slots: dict[int, list[TrialRun]] = collections.defaultdict(list)
     for trial in run.trials:
-        if "slot" in trial.attrs:
+        if SLOT_KEY in trial.attrs:
             slots[trial.slot].append(trial)
     finished = {s: sum(t.state in _FINISHED for t in tried) for s, tried in slots.items()}
     given_up = {
         slot
         for slot, tried in slots.items()
-        if not finished[slot] and sum(bool(t.attrs.get("lost")) for t in tried) > RETRIES
+        if not finished[slot] and sum(bool(t.attrs.get(LOST_KEY)) for t in tried) > RETRIES
     }
     return FaultReport(
         kills=kills,
@@ -149,8 +149,8 @@ def _fits(trial: TrialRun, run: StudyRun) -> bool:
         return True
     if trial.state == "pruned" and not points:
         # It diverged before its first evaluation, and says so.
-        return "reason" in trial.attrs
-    if points != list(range(1, len(points) + 1)) or trial.attrs.get("examples") != trial.examples:
+        return REASON_KEY in trial.attrs
+    if points != list(range(1, len(points) + 1)) or trial.attrs.get(EXAMPLES_KEY) != trial.examples:
         return False
     whole = int(run.spec["budget"]["evaluations"])
     if trial.state == "pruned":

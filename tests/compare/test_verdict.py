@@ -8,12 +8,12 @@ from hpo_mab.advantage import Estimate
 from hpo_mab.compare import outcome, summarise, verdict
 
 
-def with_gain(summary, *, retrained=None, **ends):
-    gain = {
-        currency: Estimate(n=5, **ends) if currency == "examples" else old
-        for currency, old in summary.contrasts[0].gain.items()
-    }
-    contrast = dataclasses.replace(summary.contrasts[0], gain=gain, retrained_gain=retrained)
+def with_found(summary, *, model=None, retrained=None):
+    contrast = summary.contrasts[0]
+    paired = contrast.paired
+    if model is not None:
+        paired = (*paired[:-1], dataclasses.replace(paired[-1], advantage=model))
+    contrast = dataclasses.replace(contrast, paired=paired, retrained_gain=retrained)
     return dataclasses.replace(summary, contrasts=(contrast,))
 
 
@@ -25,36 +25,54 @@ def with_gain(summary, *, retrained=None, **ends):
         (-0.01, 0.02, "mab is not distinguishable from uniform"),
     ],
 )
-def test_interval_decides(summary, low, high, expected):
-    said = verdict(with_gain(summary, value=(low + high) / 2, low=low, high=high))
+def test_pairs_say_whether_the_model_is_better(summary, low, high, expected):
+    found = Estimate(value=(low + high) / 2, low=low, high=high, n=40)
+    said = verdict(with_found(summary, model=found))
     assert said.startswith(f"{expected} on made_up, at 5 seeds and 8,000 examples a trial")
-    assert f"(95% interval {100 * low:+.2f} to {100 * high:+.2f}, n = 5)" in said
+    assert f"(95% interval {100 * low:+.2f} to {100 * high:+.2f}, n = 40)" in said
     assert "at equal seconds" in said
+    assert "yperparameters" not in said
     assert said.count("\n") == 0
     assert said.endswith(".")
 
 
-def test_retrained_accuracy_decides_where_known(summary):
-    worse = Estimate(value=-0.02, low=-0.03, high=-0.01, n=5)
-    made = with_gain(summary, value=0.1, low=0.05, high=0.2, retrained=worse)
-    assert outcome(made.contrasts[0]) == "hurts"
-    assert "re-trained test accuracy -2.00 points" in verdict(made)
+@pytest.mark.parametrize(
+    ("low", "high", "expected", "words"),
+    [
+        (-0.03, -0.01, "hurts", "It finds worse hyperparameters: re-trained test accuracy -2.00"),
+        (0.01, 0.03, "helps", "It finds better hyperparameters: re-trained test accuracy +2.00"),
+        (-0.01, 0.02, "is not distinguishable", "The hyperparameters found are not disting"),
+    ],
+)
+def test_retraining_says_whether_the_hyperparameters_are_better(
+    summary, low, high, expected, words
+):
+    found = Estimate(value=(low + high) / 2, low=low, high=high, n=5)
+    made = with_found(summary, retrained=found)
+    assert outcome(made.contrasts[0], "hyperparameters") == expected
+    assert words in verdict(made)
+    # It does not decide the other question.
+    assert outcome(made.contrasts[0]) == outcome(summary.contrasts[0])
 
 
 def test_one_seed_without_pairs_tells_nothing_apart(study):
     said = verdict(summarise([study("mab", 0, paired=0), study("uniform", 0, paired=0)]))
     assert said.startswith("mab is not distinguishable from uniform on made_up, at 1 seed and")
+    assert "no configuration was trained in both arms" in said
     assert "no interval, n = 1" in said
-    assert "same configurations" not in said
 
 
-def test_pairs_decide_where_seeds_are_too_few(runs):
-    summary = summarise(runs[:2])
-    paired = summary.contrasts[0].paired[-1].advantage
-    assert paired.above(0.0)
-    assert outcome(summary.contrasts[0]) == "helps"
-    said = f"same configurations at the end of a trial {100 * paired.value:+.2f} points"
-    assert said in verdict(summary)
+def test_more_seeds_do_not_change_what_decides(runs):
+    widths = []
+    for summary in (summarise(runs[:2]), summarise(runs)):
+        (contrast,) = summary.contrasts
+        advantage = contrast.paired[-1].advantage
+        assert advantage.above(0.0)
+        assert outcome(contrast) == "helps"
+        widths.append(advantage.high - advantage.low)
+        said = f"same configurations at the end of a trial {100 * advantage.value:+.2f} points"
+        assert said in verdict(summary)
+    assert widths[1] < widths[0]
 
 
 def test_a_line_for_each_arm(study):

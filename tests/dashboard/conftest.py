@@ -115,7 +115,7 @@ def _trial_rows(
         distribution = distribution_to_json(space)
         row = {"param_name": name, "param_value": float(rng.uniform(space.low, space.high))}
         yield "trial_params", {**key, **row, "distribution_json": distribution}
-    for name, attr in (("slot", number), ("examples", 1_000 * len(accuracies))):
+    for name, attr in (("hpo_mab:slot", number), ("hpo_mab:examples", 1_000 * len(accuracies))):
         yield "trial_user_attributes", {**key, "key": name, "value_json": str(attr)}
     yield "trial_system_attributes", {**key, "key": CURVE_KEY, "value_json": str(number)}
     for index, accuracy in enumerate(accuracies, start=1):

@@ -170,7 +170,7 @@ def test_a_trial_pruned_at_a_moved_rung_names_its_evidence() -> None:
         value=None,
         paired=False,
         curve=(point,),
-        attrs={"pruned_because": because},
+        attrs={"hpo_mab:pruned_because": because},
     )
     run = StudyRun(
         name="tiny", arm="mab", seed=0, trial_examples=800, spec=spec(**ADVANTAGE), trials=(trial,)

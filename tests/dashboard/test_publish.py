@@ -77,7 +77,7 @@ def test_pruned_trials_say_why(compared) -> None:
         assert f"**Pruned at evaluation {trial.curve[-1].index} of 3**" in note
         assert f"{trial.curve[-1].accuracy:.2%}" in note
         assert "`median`" in note
-        assert "reason" not in trial.attrs
+        assert "hpo_mab:reason" not in trial.attrs
         # The median pruner stops what is below the median of the earlier ones.
         better, earlier = (int(word) for word in _counts(note))
         assert better > earlier / 2

@@ -162,7 +162,7 @@ def _is_tried_again(folder: Path) -> None:
     marks = json.dumps([trial.attrs for trial in before])
     assert [trial.slot for trial in before] == [0]
     assert [(t.slot, t.state) for t in after] == [(0, "fail"), (0, "running")], marks
-    assert after[0].attrs.get("interrupted") or after[0].attrs.get("lost")
+    assert after[0].attrs.get("hpo_mab:interrupted") or after[0].attrs.get("hpo_mab:lost")
     assert taken is not None
 
 

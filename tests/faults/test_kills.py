@@ -72,7 +72,7 @@ def test_the_count_sees_what_is_wrong(tmp_path: Path, tiny: Make) -> None:
     assert (clean.lost, clean.doubled, clean.inconsistent) == ((), (), ())
 
     first, second, third = run.trials
-    again = dataclasses.replace(second, slot=first.slot, attrs={**second.attrs, "slot": 0})
+    again = dataclasses.replace(second, slot=first.slot, attrs={**second.attrs, "hpo_mab:slot": 0})
     assert count_faults(dataclasses.replace(run, trials=(first, again, third)), kills=0).doubled
     cut = dataclasses.replace(second, curve=second.curve[:-1])
     assert count_faults(dataclasses.replace(run, trials=(first, cut)), kills=0).inconsistent == (1,)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 import numpy as np
 import optuna
 import pytest
+from optuna.distributions import CategoricalDistribution
 from optuna.pruners import BasePruner, SuccessiveHalvingPruner
 from optuna.trial import TrialState
 
@@ -37,7 +39,7 @@ def _run(study: optuna.Study, *curve: float, steps: list[int] | None = None, **a
     """One trial that reports a curve until it is pruned; returns the step where it ended."""
     trial = study.ask()
     for key, value in attrs.items():
-        trial.set_user_attr(key, value)
+        trial.set_user_attr(f"hpo_mab:{key}", value)
     for step, value in zip(steps or range(1, len(curve) + 1), curve, strict=True):
         trial.report(value, step=step)
         if trial.should_prune():
@@ -99,7 +101,7 @@ def test_a_rung_is_decided_where_the_bandit_is_as_far(evidence: Make) -> None:
     for value in (0.5, 0.6, 0.7, 0.8):
         assert _run(study, *[value] * 8) == 8
     assert _run(study, *[0.1] * 8) == 2
-    because = study.trials[-1].user_attrs["pruned_because"]
+    because = study.trials[-1].user_attrs["hpo_mab:pruned_because"]
     assert because == {
         "rung": 0,
         "step": 2,
@@ -117,7 +119,7 @@ def test_the_same_trial_without_evidence_goes_on_to_the_rung() -> None:
     with pytest.warns(AdvantageWarning):
         ends = [_run(study, *[value] * 8) for value in (0.5, 0.6, 0.7, 0.8, 0.1)]
     assert ends == [8, 8, 8, 8, 4]
-    because = study.trials[-1].user_attrs["pruned_because"]
+    because = study.trials[-1].user_attrs["hpo_mab:pruned_because"]
     assert (because["step"], because["uniform_step"], because["evidence"]) == (4, 4, None)
     assert because["equivalent_step"] == 4
 
@@ -161,9 +163,9 @@ def test_twins_in_the_study_become_evidence_that_is_stored(pairs: Curves) -> Non
             (curves.uniform[slot], {"sampler": "uniform", "twin_of": slot}),
         ):
             trial = study.ask()
-            trial.set_user_attr("slot", slot)
+            trial.set_user_attr("hpo_mab:slot", slot)
             for key, value in attrs.items():
-                trial.set_user_attr(key, value)
+                trial.set_user_attr(f"hpo_mab:{key}", value)
             for step, value in enumerate(curve, start=1):
                 trial.report(float(value), step=step)
             study.tell(trial, float(curve[-1]))
@@ -305,9 +307,77 @@ def test_the_database_is_asked_no_more_than_by_successive_halving(evidence: Make
     assert ours.count("trials") - theirs.count("trials") <= 1
 
 
+def test_a_pruner_that_serves_two_studies_keeps_their_evidence_apart(evidence: Make) -> None:
+    pruner = AdvantagePruner(max_resource=8, min_resource=4)
+    known = _study(pruner)
+    known.set_user_attr(EVIDENCE_KEY, evidence(2.2).to_json())
+    for value in (0.5, 0.6, 0.7, 0.8):
+        _run(known, *[value] * 8)
+    assert _run(known, *[0.1] * 8) == 2
+    fresh = _study(pruner)
+    with pytest.warns(AdvantageWarning, match="no evidence"):
+        ends = [_run(fresh, *[value] * 8) for value in (0.8, 0.1)]
+    assert ends == [8, 4]
+    assert EVIDENCE_KEY not in fresh.user_attrs
+    # In between, nothing has changed for the first.
+    assert _run(known, *[0.1] * 8) == 2
+
+
+@pytest.mark.filterwarnings("ignore::hpo_mab.pruners.AdvantageWarning")
+def test_a_value_that_is_not_a_number_is_the_reason() -> None:
+    study = _study(AdvantagePruner(max_resource=8, min_resource=2))
+    assert _run(study, 0.5, math.nan, 0.5) == 2
+    because = study.trials[-1].user_attrs["hpo_mab:pruned_because"]
+    assert (because["rung"], because["step"], because["value"]) == (0, 2, None)
+
+
+@pytest.mark.filterwarnings("ignore::hpo_mab.pruners.AdvantageWarning")
+def test_choices_may_be_lists(pairs: Curves) -> None:
+    study = _study(AdvantagePruner(min_resource=4, refresh=1))
+    study.sampler = optuna.samplers.RandomSampler(seed=0)
+    widths = CategoricalDistribution(("[64, 64]", "[128]"))
+    widths.choices = ([64, 64], [128])  # type: ignore[assignment] - Optuna takes them, and warns.
+    curves = pairs(2.2, pairs=12)
+    for slot in range(12):
+        for side, more in (("bandit", {}), ("uniform", {"hpo_mab:sampler": "uniform"})):
+            curve = {step: float(v) for step, v in enumerate(getattr(curves, side)[slot], start=1)}
+            study.add_trial(
+                optuna.create_trial(
+                    value=curve[8],
+                    params={"widths": widths.choices[slot % 2]},
+                    distributions={"widths": widths},
+                    user_attrs={"hpo_mab:slot": slot, **more},
+                    intermediate_values=curve,
+                )
+            )
+    _run(study, *[0.1] * 8)
+    assert Evidence.from_json(study.user_attrs[EVIDENCE_KEY]).pairs == 12
+
+
+@pytest.mark.filterwarnings("ignore::hpo_mab.pruners.AdvantageWarning")
+@pytest.mark.parametrize("length", [8, 250])
+def test_automatic_rungs_are_successive_halvings(length: int) -> None:
+    ours = _study(AdvantagePruner(min_resource="auto", reduction_factor=4))
+    theirs = _study(SuccessiveHalvingPruner())
+    decisions = []
+    for value in (0.5, 0.6, 0.2, 0.7, 0.1, 0.65):
+        curve = [value] * length
+        decisions.append((_run(ours, *curve), _run(theirs, *curve)))
+    assert [own for own, _ in decisions] == [other for _, other in decisions]
+    assert min(own for own, _ in decisions) < length
+
+
+def test_integers_of_numpy_are_integers() -> None:
+    AdvantagePruner(
+        min_resource=np.int64(2), reduction_factor=np.int32(3), max_resource=np.int64(9)
+    )
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"min_resource": "auto", "bootstrap_count": 1}, "bootstrap_count needs min_resource"),
+        ({"min_resource": "first"}, "min_resource must be an integer of at least 1, got 'first'"),
         ({"min_resource": 0}, "min_resource must be an integer of at least 1, got 0"),
         ({"reduction_factor": 1}, "reduction_factor must be an integer of at least 2, got 1"),
         ({"min_early_stopping_rate": -1}, "min_early_stopping_rate"),

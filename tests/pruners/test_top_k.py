@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import optuna
 import pytest
 
@@ -28,7 +29,7 @@ def _study(direction: str, **settings: float) -> optuna.Study:
     for _ in range(2):
         best = pruner.next_best(study)
         assert best is not None
-        study.enqueue_trial(best.params, user_attrs={"promotes": best.number})
+        study.enqueue_trial(best.params, user_attrs={"hpo_mab:promotes": best.number})
         study.optimize(objective, n_trials=1)
     return study
 
@@ -42,7 +43,7 @@ def test_all_are_stopped_at_the_share_and_the_best_trained_in_full(
     assert [trial.state.name for trial in stopped] == ["PRUNED"] * 5
     assert [trial.last_step for trial in stopped] == [2] * 5
     assert [trial.state.name for trial in promoted] == ["COMPLETE"] * 2
-    assert [trial.user_attrs["promotes"] for trial in promoted] == best
+    assert [trial.user_attrs["hpo_mab:promotes"] for trial in promoted] == best
     assert [trial.params for trial in promoted] == [study.trials[i].params for i in best]
 
 
@@ -66,9 +67,32 @@ def test_nothing_left_is_none() -> None:
         ({"after": 0.0}, r"after must be in \(0, 1\), got 0.0"),
         ({"after": 0.9}, "after must be at most 0.875, .* got 0.9"),
         ({"k": 0}, "k must be an integer of at least 1, got 0"),
-        ({"max_resource": 1}, "max_resource must be at least 2, got 1"),
+        ({"max_resource": 1}, "max_resource must be an integer of at least 2, got 1"),
     ],
 )
 def test_arguments_outside_their_bounds(settings: dict[str, float], words: str) -> None:
     with pytest.raises(ArgumentError, match=words):
         TopKPruner(**{"max_resource": 8, **settings})
+
+
+def test_reports_may_miss_the_step_at_which_trials_are_stopped() -> None:
+    pruner = TopKPruner(max_resource=np.int64(9), after=0.25, k=np.int64(2))
+    study = optuna.create_study(direction="maximize", pruner=pruner)
+    assert pruner.stop_step == 3
+    for value in (0.3, 0.9, 0.5):
+        trial = study.ask()
+        for step in (2, 4):
+            trial.report(value + step, step)
+        assert trial.should_prune()
+        study.tell(trial, state=optuna.trial.TrialState.PRUNED)
+    best = pruner.next_best(study)
+    assert best is not None
+    assert best.number == 1
+
+
+def test_a_user_attribute_of_the_users_own_is_no_promotion() -> None:
+    study = optuna.create_study(direction="maximize", pruner=TopKPruner(max_resource=8))
+    study.enqueue_trial({}, user_attrs={"promotes": "the cause"})
+    trial = study.ask()
+    trial.report(0.5, 2)
+    assert trial.should_prune()

@@ -54,11 +54,11 @@ def test_running_out_of_gpu_memory_fails_the_trial_and_not_the_study(
     states = [trial.state for trial in run.trials]
     assert states == ["complete", "fail", "fail", "complete", "complete", "complete"]
     for trial in run.trials[1:3]:
-        assert trial.attrs["reason"] == f"OutOfMemoryError: {MESSAGE}"
+        assert trial.attrs["hpo_mab:reason"] == f"OutOfMemoryError: {MESSAGE}"
     # What it had learned and spent until then is kept.
     assert len(run.trials[1].curve) == 0
     assert len(run.trials[2].curve) == 1
-    assert run.trials[2].attrs["examples"] == run.trials[2].curve[-1].examples
+    assert run.trials[2].attrs["hpo_mab:examples"] == run.trials[2].curve[-1].examples
 
 
 class _Fatal(Dataset[Any]):
@@ -99,7 +99,7 @@ def test_a_killed_data_loader_fails_the_trial_and_not_the_study(
     )
     assert TrialLoop(study, storage, objective).run() is False
     assert [trial.state.name for trial in study.trials] == ["FAIL", "COMPLETE"]
-    assert "DataLoader worker" in study.trials[0].user_attrs["reason"]
+    assert "DataLoader worker" in study.trials[0].user_attrs["hpo_mab:reason"]
     assert not once.exists()
 
 
@@ -148,10 +148,10 @@ def test_data_that_raise_in_the_middle_fail_the_trial_and_not_the_study(
     TrialLoop(study, storage, objective, on_trial=mend).run()
     assert [trial.state.name for trial in study.trials] == ["FAIL", "COMPLETE", "COMPLETE"]
     failed = study.trials[0]
-    assert failed.user_attrs["reason"].startswith("OSError: item 7 cannot be read")
-    assert "\n" not in failed.user_attrs["reason"]
+    assert failed.user_attrs["hpo_mab:reason"].startswith("OSError: item 7 cannot be read")
+    assert "\n" not in failed.user_attrs["hpo_mab:reason"]
     # Failed by itself: its slot is not tried again.
-    assert [trial.user_attrs["slot"] for trial in study.trials] == [0, 1, 2]
+    assert [trial.user_attrs["hpo_mab:slot"] for trial in study.trials] == [0, 1, 2]
     # The study's curves and reports tell the same story about it.
     curve = storage.curves.load([failed._trial_id]).get(failed._trial_id, ())
     assert len(curve) == len(failed.intermediate_values) < 8
@@ -185,7 +185,7 @@ def _greedy_runner(storage: Storage, tiny: Make, device: str) -> StudyRunner:
 def _only_the_wide_ones_failed(trials: Sequence[TrialRun], told: str) -> None:
     assert [trial.state for trial in trials] == ["fail", "fail", "complete", "complete", "complete"]
     for trial in trials[:2]:
-        assert re.fullmatch(told, trial.attrs["reason"]), trial.attrs["reason"]
+        assert re.fullmatch(told, trial.attrs["hpo_mab:reason"]), trial.attrs["hpo_mab:reason"]
 
 
 def _memory() -> tuple[int, int]:

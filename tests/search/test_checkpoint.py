@@ -138,7 +138,7 @@ def test_a_killed_worker_s_trial_goes_on_where_it_was_saved(
     lost, resumed = run.trials
     whole = clean[kind]
     assert (lost.state, resumed.state) == ("fail", "complete")
-    assert (resumed.slot, resumed.attrs["resumed_at"]) == (lost.slot, 3)
+    assert (resumed.slot, resumed.attrs["hpo_mab:resumed_at"]) == (lost.slot, 3)
     assert _timeless(resumed) == _timeless(whole)
     assert [e.seconds for e in resumed.curve[:3]] == [e.seconds for e in lost.curve]
     assert resumed.curve[3].seconds > resumed.curve[2].seconds
@@ -173,7 +173,7 @@ def test_an_interrupted_trial_goes_on_and_what_was_lost_is_paid_twice(
     run = runner.run(score=False).run
     first, second, third = run.trials
     assert [len(trial.curve) for trial in run.trials] == [4, 1, 6]
-    assert [trial.attrs.get("resumed_at") for trial in run.trials] == [None, 2, 2]
+    assert [trial.attrs.get("hpo_mab:resumed_at") for trial in run.trials] == [None, 2, 2]
     assert [trial.own_examples for trial in run.trials] == [
         first.curve[3].examples,
         0,
@@ -255,7 +255,7 @@ def test_a_checkpoint_that_is_of_no_use_means_starting_from_zero(
         run = runner.run(score=False).run
     assert len(caught) == 1
     cut, again = run.trials
-    assert "resumed_at" not in again.attrs
+    assert "hpo_mab:resumed_at" not in again.attrs
     assert again.state == "complete"
     assert len(cut.curve) == 3
     assert _timeless(again) == _timeless(clean["mab"])
@@ -305,7 +305,7 @@ def test_a_checkpoint_that_is_not_there_means_starting_from_zero(
     (file,) = _cut_off(runner, monkeypatch, KeyboardInterrupt()).iterdir()
     file.unlink()
     _, again = runner.run(score=False).run.trials
-    assert "resumed_at" not in again.attrs
+    assert "hpo_mab:resumed_at" not in again.attrs
     assert again.state == "complete"
 
 

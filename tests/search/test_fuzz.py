@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import inspect
 import math
 import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +15,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from hpo_mab import models, samplers, training
 from hpo_mab._errors import HpoMabError
 from hpo_mab.cli import main
-from hpo_mab.search import StudySpec, load_spec, make_spec
+from hpo_mab.data import ImageSplits
+from hpo_mab.search import StudySpec, load_spec, load_splits, make_objective, make_spec
+from hpo_mab.search._check import _OPTIONS
+from hpo_mab.search._components import _PRUNERS, _SAMPLERS, pruner_kinds, study_pruner
 
 _QUICK = settings(
     max_examples=150,
@@ -84,6 +90,104 @@ def test_a_valid_definition_with_one_change_is_refused_in_words(
     if spec is not None and how == "drop":
         # What was accepted can be written down and read again.
         assert make_spec(spec.model_dump(mode="json")) == spec
+
+
+_JSON: Sequence[Any] = (
+    None, True, 3, -1, 0.5, "1e-3", "none", [], [0.1, 0.2], [[1]], {}, {"low": 1, "high": 2},
+    {"low": 0.1, "high": 0.9}, {"choices": ["a", 2]}, {"choices": [[1, 2], "none"]}, {"a": 1},
+    2**40, 1e300,
+)  # fmt: skip
+
+_NAMED: dict[str, Sequence[str]] = {
+    "data": ["digits", "image_folder"],
+    "model": models.available(),
+    "optimizer": training.available_optimizers(),
+    "sampler": samplers.available(),
+    "pruner": pruner_kinds(),
+    "search": ["gp", "qmc", "random", "tpe"],
+}
+
+
+def _definitions() -> Iterator[tuple[str, dict[str, Any]]]:
+    """A valid definition with one key of another type, for every key and type."""
+    for section, model in StudySpec.model_fields.items():
+        for value in _JSON:
+            yield f"{section} = {value}", {**_FULL, section: value}
+            for key in getattr(model.annotation, "model_fields", {}):
+                table = {**_FULL.get(section, {}), key: value}
+                yield f"{section}.{key} = {value}", {**_FULL, section: table}
+    for section, kinds in _NAMED.items():
+        key = next(iter(StudySpec.model_fields[section].annotation.model_fields))  # type: ignore
+        for kind in kinds:
+            for option in sorted(_options(section, kind)):
+                for value in _JSON:
+                    table = {key: kind, option: value}
+                    yield f"{section} {kind}: {option} = {value}", {**_FULL, section: table}
+
+
+def _options(section: str, kind: str) -> set[str]:
+    if section == "search":
+        return set(inspect.signature(_SAMPLERS[kind]).parameters) - {"seed"}
+    if section == "pruner":
+        return set(inspect.signature(_PRUNERS[kind]).parameters)
+    return set(_OPTIONS[section](kind))
+
+
+@pytest.fixture(scope="module")
+def splits() -> ImageSplits:
+    return load_splits(load_spec("digits"))
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_every_key_of_another_type_is_refused_in_words(splits: ImageSplits) -> None:
+    refused, broken = 0, []
+    for what, raw in _definitions():
+        try:
+            spec = make_spec(raw)
+            if spec.data.name == "digits" and not spec.training.compile and not _is_large(spec):
+                make_objective(spec, splits)
+                study_pruner(spec)
+        except HpoMabError as error:
+            refused += 1
+            broken += [what] if "\n" in str(error) else []
+        except Exception as error:
+            broken.append(f"{what}: {error!r}")
+    assert broken == []
+    assert refused > 1000
+
+
+def _is_large(spec: StudySpec) -> bool:
+    sizes = [value for value in spec.model.options.values() if isinstance(value, int)]
+    return max(sizes, default=0) > 1000
+
+
+@pytest.mark.parametrize(
+    ("raw", "words"),
+    [
+        ({"optimizer": {"lr": "1e-3"}}, "optimizer.lr must be a number, got '1e-3'"),
+        ({"optimizer": {"lr": [0.1, 0.2]}}, r"optimizer.lr must be a number, got \[0.1, 0.2\]"),
+        ({"model": {"name": "mlp", "depth": 2.5}}, "model.depth must be an integer, got 2.5"),
+        ({"sampler": {"floor": "0.1"}}, "sampler.floor must be a number, got '0.1'"),
+        (
+            {"sampler": {"memory": {"choices": [20, "all"]}}},
+            "sampler.memory must be an integer or 'auto' or 'none', got 'all'",
+        ),
+        (
+            {"sampler": {"prior": 2.0}},
+            "sampler.prior must be a list of 2 values, each a number or a range, .* got 2.0",
+        ),
+        (
+            {"sampler": {"prior": {"low": 1, "high": 3}}},
+            r"sampler.prior must be a list of 2 values, .* as in \[1, 2\], got 1",
+        ),
+        ({"seed": 2**40}, "seed: Input should be less than 4294967296, got 1099511627776"),
+    ],
+)
+def test_a_value_of_another_type_is_named_with_what_would_do(
+    raw: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(HpoMabError, match=words):
+        make_spec({**_FULL, **raw})
 
 
 def test_the_fuzz_reaches_valid_definitions_too() -> None:

@@ -1,74 +1,177 @@
-"""What `TrainingObjective` takes for data."""
+"""The objective by itself, as Optuna's own recipes call it."""
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable
 from typing import Any
 
 import optuna
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import TensorDataset
 
-from hpo_mab import Budget, TrainingObjective
+from hpo_mab._attributes import SLOT_KEY, trial_attributes
 from hpo_mab._errors import ArgumentError
+from hpo_mab.data import ImageSplits
+from hpo_mab.search import (
+    PlannedSampler,
+    StudySpec,
+    TrainingObjective,
+    load_splits,
+    make_objective,
+)
+from hpo_mab.storage import Storage, read_run
+from hpo_mab.training import Budget
 
-X = torch.zeros(8, 4)
-GOOD = TensorDataset(X, torch.arange(8) % 2)
+Make = Callable[..., StudySpec]
 
 
-class Dicts(TensorDataset):
-    def __getitem__(self, index: int) -> Any:  # type: ignore[override]
-        x, y = super().__getitem__(index)
-        return {"image": x, "label": y}
+@pytest.fixture(scope="module")
+def splits() -> ImageSplits:
+    from hpo_mab.search import load_spec
+
+    return load_splits(load_spec("digits"))
 
 
-def _objective(data: Any, outputs: int = 3, **arguments: Any) -> TrainingObjective:
+def _objective(splits: ImageSplits, **options: Any) -> TrainingObjective:
     return TrainingObjective(
-        model=lambda: nn.Linear(4, outputs),
-        data=data,
-        budget=Budget(steps=2),
-        optimizer={"name": "sgd", "lr": 0.1},
-        batch_size=4,
-        evaluations=1,
-        device="cpu",
-        **arguments,
+        **{
+            "model": lambda: nn.Sequential(nn.Flatten(), nn.Dropout(0.2), nn.Linear(64, 10)),
+            "data": splits,
+            "budget": Budget(steps=6),
+            "optimizer": {"lr": {"low": 0.01, "high": 1.0, "log": True}},
+            "batch_size": 64,
+            "evaluations": 3,
+            "device": "cpu",
+            **options,
+        }
     )
 
 
-@pytest.mark.parametrize(
-    ("data", "message"),
-    [
-        (GOOD, "data must be an ImageSplits or a pair of datasets.* got TensorDataset"),
-        (
-            (TensorDataset(X, X[:, 0] + 3.7), GOOD),
-            r"labels of the training set in data must be one integer.* got 3\.7\d* at position 0",
-        ),
-        (
-            (GOOD, TensorDataset(X, X[:, 0] + 0.5)),
-            r"labels of the validation set in data must be .* got 0\.5 at position 0",
-        ),
-        ((Dicts(X, GOOD.tensors[1]), GOOD), "item of the training set in data must be a pair"),
-        ((GOOD, Dicts(X, GOOD.tensors[1])), "item of the validation set in data must be a pair"),
-        ((TensorDataset(X, GOOD.tensors[1], X), GOOD), r"pair \(input, class\), got 3 values"),
-        ((TensorDataset(X, torch.eye(8)), GOOD), "of one-hot rows use argmax"),
-    ],
-)
-def test_data_that_are_no_pairs_of_input_and_class_are_refused(data: Any, message: str) -> None:
-    with pytest.raises(ArgumentError, match=message):
-        _objective(data)
+def _study(**options: Any) -> optuna.Study:
+    sampler = PlannedSampler(optuna.samplers.RandomSampler, seed=0)
+    return optuna.create_study(direction="maximize", sampler=sampler, **options)
 
 
-@pytest.mark.parametrize("sampler", ["mab", "uniform"])
-def test_labels_beyond_the_outputs_are_named(sampler: str) -> None:
-    data = TensorDataset(X, 1 + torch.arange(8) % 3)
-    objective = _objective((data, data), sampler=sampler)
-    with pytest.raises(ArgumentError, match=r"labels must be in \[0, 3\) for a model of 3 outputs"):
-        optuna.create_study(direction="maximize").optimize(objective, n_trials=1)
+@pytest.mark.parametrize("sampler", ["uniform", "mab", "auto"])
+def test_the_best_trial_is_trained_again_as_it_was(
+    splits: ImageSplits, storage: Storage, sampler: str
+) -> None:
+    objective = _objective(splits, sampler=sampler, initial=2, curves=storage.curves)
+    study = _study(storage=storage.optuna, study_name="own")
+    study.optimize(objective, n_trials=4)
+    for trial in (study.best_trial, *study.trials):
+        before = dict(trial.user_attrs)
+        assert objective(trial) == trial.value
+        assert trial.user_attrs == before
+    # Nothing of it is stored: no trial, and no second curve.
+    assert len(study.trials) == 4
+    assert {
+        len(curve) for curve in storage.curves.load([t._trial_id for t in study.trials]).values()
+    } == {3}
 
 
-def test_labels_stored_as_whole_floats_train() -> None:
-    data = TensorDataset(X, (torch.arange(8) % 2).float())
-    study = optuna.create_study(direction="maximize")
-    study.optimize(_objective((data, data)), n_trials=1)
-    assert study.best_value == 0.5
+def test_a_fixed_trial_trains_its_configuration(splits: ImageSplits) -> None:
+    objective, study = _objective(splits), _study()
+    study.optimize(objective, n_trials=2)
+    lr = study.trials[1].params["lr"]
+    assert objective(optuna.trial.FixedTrial({"lr": lr}, number=1)) == study.trials[1].value
+    with pytest.raises(ValueError, match="'lr' is not found"):
+        objective(optuna.trial.FixedTrial({}))
+
+
+@pytest.mark.parametrize("options", [{}, {"directions": ["maximize", "minimize"]}])
+def test_a_study_that_minimizes_is_refused(splits: ImageSplits, options: Any) -> None:
+    with pytest.raises(ArgumentError, match=r"direction='maximize', got .*'minimize'"):
+        optuna.create_study(**options).optimize(_objective(splits), n_trials=1)
+
+
+def test_attributes_of_the_users_own_may_have_any_name(splits: ImageSplits) -> None:
+    study = _study()
+    theirs = {"slot": "left", "sampler": "mine", "twin_of": [1], "promotes": 7, "lost": 3.5}
+    study.enqueue_trial({"lr": 0.1}, user_attrs=theirs)
+    study.optimize(_objective(splits, initial=1, pilot=True), n_trials=2)
+    assert theirs.items() <= study.trials[0].user_attrs.items()
+    assert [trial.user_attrs[SLOT_KEY] for trial in study.trials[:2]] == [0, 0]
+
+
+def test_trials_that_an_earlier_version_has_stored_are_read(
+    storage: Storage, tiny: Make, splits: ImageSplits
+) -> None:
+    spec = tiny(budget={"trials": 3})
+    from hpo_mab.search import StudyRunner
+
+    runner = StudyRunner(spec, storage, objective=make_objective(spec, splits))
+    name = runner.run(score=False).run.name
+    before = read_run(storage, name)
+    with storage.optuna.engine.begin() as connection:
+        connection.exec_driver_sql(
+            "UPDATE trial_user_attributes SET key = substr(key, 9) WHERE key LIKE 'hpo_mab:%'"
+        )
+    fresh = Storage(storage.secret_url)
+    after = read_run(fresh, name)
+    for one, other in zip(before.trials, after.trials, strict=True):
+        ours = {key: value for key, value in other.attrs.items() if key.startswith("hpo_mab:")}
+        assert ours == one.attrs
+        assert (one.slot, one.paired, one.value) == (other.slot, other.paired, other.value)
+    # It goes on where it was.
+    more = tiny(budget={"trials": 4})
+    run = StudyRunner(more, fresh, objective=make_objective(more, splits)).run(score=False).run
+    assert [trial.slot for trial in run.trials] == [0, 1, 2, 3]
+    fresh.close()
+
+
+def test_a_trial_of_the_users_own_is_none_of_ours() -> None:
+    study = optuna.create_study()
+    trial = study.ask()
+    trial.set_user_attr("slot", 3)
+    study.tell(trial, 0.5)
+    assert SLOT_KEY not in trial_attributes(study.trials[0])
+
+
+def test_trials_at_the_same_time_are_refused_with_the_reason(splits: ImageSplits) -> None:
+    begun, checked = threading.Event(), threading.Event()
+
+    class Slow(nn.Linear):
+        def forward(self, input: torch.Tensor) -> torch.Tensor:
+            begun.set()
+            assert checked.wait(60)
+            return super().forward(input.flatten(1))
+
+    objective = _objective(splits, model=lambda: Slow(64, 10), optimizer={"lr": 0.1})
+    study = _study()
+    thread = threading.Thread(target=study.optimize, args=(objective,), kwargs={"n_trials": 1})
+    thread.start()
+    assert begun.wait(60)
+    try:
+        with pytest.raises(ArgumentError, match="n_jobs must be 1"):
+            study.optimize(objective, n_trials=1)
+    finally:
+        checked.set()
+        thread.join()
+    states = [trial.state.name for trial in study.trials]
+    assert states == ["COMPLETE", "FAIL"]
+    assert "n_jobs must be 1" in study.trials[1].user_attrs["hpo_mab:reason"]
+    # The state is free again.
+    study.optimize(objective, n_trials=1)
+
+
+def test_threads_and_random_state_of_the_process_are_left_as_they_were(
+    splits: ImageSplits, tiny: Make
+) -> None:
+    spec = tiny(training={"threads": 2})
+    seen = []
+
+    class Looking(nn.Linear):
+        def forward(self, input: torch.Tensor) -> torch.Tensor:
+            seen.append(torch.get_num_threads())
+            return super().forward(input.flatten(1))
+
+    threads, state = torch.get_num_threads(), torch.get_rng_state()
+    objective = make_objective(spec, splits)
+    objective.workload._model = lambda: Looking(64, 10)
+    _study().optimize(objective, n_trials=1)
+    assert set(seen) == {2}
+    assert torch.get_num_threads() == threads
+    assert torch.equal(torch.get_rng_state(), state)

@@ -29,7 +29,7 @@ def _essence(run: StudyRun) -> list[tuple[object, ...]]:
             trial.state,
             dict(trial.params),
             trial.value,
-            trial.attrs.get("sampler"),
+            trial.attrs.get("hpo_mab:sampler"),
             [(e.examples, e.accuracy, e.train_loss) for e in trial.curve],
         )
         for trial in run.trials
@@ -38,7 +38,7 @@ def _essence(run: StudyRun) -> list[tuple[object, ...]]:
 
 
 def _twins(run: StudyRun) -> list[Any]:
-    return [trial for trial in run.trials if "twin_of" in trial.attrs]
+    return [trial for trial in run.trials if "hpo_mab:twin_of" in trial.attrs]
 
 
 @pytest.mark.parametrize(
@@ -49,7 +49,7 @@ def test_the_first_configurations_are_trained_with_both_samplers(
 ) -> None:
     run = StudyRunner(tiny(**_PILOT, **sections), storage).run(score=False).run
     twins = _twins(run)
-    assert [twin.attrs["twin_of"] for twin in twins] == [0, 1, 2, 3]
+    assert [twin.attrs["hpo_mab:twin_of"] for twin in twins] == [0, 1, 2, 3]
     assert [trial.slot for trial in run.trials] == [0, 0, 1, 1, 2, 2, 3, 3, 4, 5, 6]
     # The same batches, weights and accuracies as in a uniform study of the seed.
     uniform = StudyRunner(
@@ -61,8 +61,8 @@ def test_the_first_configurations_are_trained_with_both_samplers(
         assert twin.params == original.params == alone.params
         assert [e.accuracy for e in twin.curve] == [e.accuracy for e in alone.curve]
         assert [e.train_loss for e in twin.curve] != [e.train_loss for e in original.curve]
-        assert (twin.state, twin.attrs["sampler"]) == ("complete", "uniform")
-        assert original.attrs["sampler"] == "mab"
+        assert (twin.state, twin.attrs["hpo_mab:sampler"]) == ("complete", "uniform")
+        assert original.attrs["hpo_mab:sampler"] == "mab"
         assert twin.paired
     stored = open_study(storage, run.name).user_attrs
     assert Evidence.from_json(stored[EVIDENCE_KEY]).pairs == 4
@@ -87,7 +87,7 @@ def test_auto_goes_on_with_its_choice_and_says_why(storage: Storage, tiny: Make)
     assert choice.pairs == 4
     assert "4 pairs" in choice.why
     later = [trial for trial in outcome.run.trials if trial.slot >= 4]
-    assert [trial.attrs["sampler"] for trial in later] == [choice.sampler] * 3
+    assert [trial.attrs["hpo_mab:sampler"] for trial in later] == [choice.sampler] * 3
     study = open_study(storage, outcome.run.name)
     assert study.user_attrs[CHOICE_KEY]["why"] == choice.why
     evidence = Evidence.from_json(study.user_attrs[EVIDENCE_KEY])
@@ -199,10 +199,9 @@ def test_the_search_model_sees_each_configuration_once() -> None:
     study = optuna.create_study(direction="maximize")
 
     def add(slot: int, value: float, **attrs: Any) -> None:
+        ours = {f"hpo_mab:{name}": attr for name, attr in {"slot": slot, **attrs}.items()}
         study.add_trial(
-            optuna.create_trial(
-                state=TrialState.COMPLETE, value=value, user_attrs={"slot": slot, **attrs}
-            )
+            optuna.create_trial(state=TrialState.COMPLETE, value=value, user_attrs=ours)
         )
 
     add(0, 0.1, sampler="mab")

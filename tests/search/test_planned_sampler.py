@@ -32,14 +32,25 @@ def test_first_configurations_do_not_depend_on_what_else_is_searched() -> None:
     assert len({x for x, _ in _points(study)}) == 5
 
 
-def test_defaults_hold_in_the_first_configurations_only() -> None:
-    study = _study(initial=3, defaults={"sampler.memory": 50, "x": 7.0})
-    study.optimize(_objective, n_trials=12)
-    knobs = [knob for _, knob in _points(study)]
-    assert knobs[:3] == [50, 50, 50]
-    assert set(knobs[3:]) != {50}
-    # A default outside the range is no default.
-    assert all(0.0 <= x <= 1.0 for x, _ in _points(study))
+def test_what_is_searched_is_searched_from_the_first_trial_on() -> None:
+    study = _study(initial=6)
+    study.optimize(_objective, n_trials=6)
+    assert len({knob for _, knob in _points(study)}) == 6
+
+
+def test_trials_of_one_study_at_the_same_time_have_a_sampler_each() -> None:
+    alone, together = _study(initial=0), _study(initial=0)
+    for study in (alone, together):
+        study.sampler = PlannedSampler(RandomSampler, seed=0, initial=0)
+    alone.optimize(_objective, n_trials=2)
+    trials = [together.ask() for _ in range(2)]
+    for name in ("x", "sampler.memory"):
+        for trial in trials:
+            if name == "x":
+                trial.suggest_float(name, 0.0, 1.0)
+            else:
+                trial.suggest_int(name, 1, 100)
+    assert [trial.params for trial in trials] == [trial.params for trial in alone.trials]
 
 
 def test_a_study_stopped_and_resumed_equals_one_never_stopped() -> None:

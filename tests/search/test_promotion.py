@@ -9,10 +9,10 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
+from hpo_mab._attributes import WORKER_KEY
 from hpo_mab._errors import SpecError
 from hpo_mab.search import StudyRunner, StudySpec, Target
 from hpo_mab.search._claim import NoTrial, claim
-from hpo_mab.search._recovery import WORKER_KEY
 from hpo_mab.search._study import open_with_parts
 from hpo_mab.storage import Storage, StudyRun
 
@@ -41,7 +41,7 @@ def test_the_best_of_the_stopped_are_trained_to_the_end(storage: Storage, tiny: 
     assert [(trial.state, len(trial.curve)) for trial in stopped] == [("pruned", 1)] * 5
     assert [(trial.state, len(trial.curve)) for trial in promoted] == [("complete", 3)] * 2
     ranked = sorted(stopped, key=lambda trial: -trial.curve[0].accuracy)
-    assert [trial.attrs["promotes"] for trial in promoted] == [t.number for t in ranked[:2]]
+    assert [trial.attrs["hpo_mab:promotes"] for trial in promoted] == [t.number for t in ranked[:2]]
     assert [trial.params for trial in promoted] == [t.params for t in ranked[:2]]
     # All that was spent counts: nine starts, and the rest of four trainings.
     first, full = stopped[0].examples, promoted[0].examples
@@ -83,17 +83,17 @@ def test_workers_wait_until_the_best_are_known(storage: Storage, tiny: Make) -> 
     # Three more trials: two of them are promotions, and one more is stopped before.
     Target(trials=12, total=None, epoch_examples=100).save(study)
     first = _claim(study, storage)
-    assert "promotes" not in first.user_attrs
+    assert "hpo_mab:promotes" not in first.user_attrs
     assert claim(study, storage) is NoTrial.WAIT
     first.suggest_float("lr", 0.01, 1.0, log=True)
     first.report(0.99, 1)
     study.tell(first, state=TrialState.PRUNED)
     second = _claim(study, storage)
-    assert second.user_attrs["promotes"] == first.number
+    assert second.user_attrs["hpo_mab:promotes"] == first.number
     # A promotion that runs keeps nobody waiting, and the next one is of another configuration.
     third = _claim(study, storage)
-    taken = {trial.attrs.get("promotes") for trial in run.trials} | {first.number}
-    assert third.user_attrs["promotes"] not in taken
+    taken = {trial.attrs.get("hpo_mab:promotes") for trial in run.trials} | {first.number}
+    assert third.user_attrs["hpo_mab:promotes"] not in taken
     assert claim(study, storage) is NoTrial.WAIT
 
 

@@ -3,17 +3,19 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import optuna
 import pytest
 import sqlalchemy as sa
 from optuna.trial import TrialState
 
+from hpo_mab._attributes import WORKER_KEY
 from hpo_mab._errors import StorageError
 from hpo_mab.search import StudyRunner, StudySpec, Target
 from hpo_mab.search._claim import NoTrial, claim
-from hpo_mab.search._recovery import WORKER_KEY, close_lost, requeue
-from hpo_mab.storage import RETRIES, Storage, heartbeat, is_gone, open_study, this_process
+from hpo_mab.search._recovery import close_lost, requeue
+from hpo_mab.storage import RETRIES, Storage, is_gone, open_study, release, this_process
 from hpo_mab.storage._process import _started, machine
 
 Make = Callable[..., StudySpec]
@@ -66,7 +68,7 @@ def _state(study: optuna.Study, trial: optuna.trial.Trial) -> TrialState:
 
 def test_claims_stop_at_the_target(study: optuna.Study, storage: Storage, elsewhere: str) -> None:
     trials = [_start(study, storage, elsewhere) for _ in range(3)]
-    assert [trial.user_attrs["slot"] for trial in trials] == [0, 1, 2]
+    assert [trial.user_attrs["hpo_mab:slot"] for trial in trials] == [0, 1, 2]
     assert claim(study, storage) is NoTrial.WAIT
     study.tell(trials[0], 0.5)
     study.tell(trials[1], 0.5)
@@ -75,9 +77,29 @@ def test_claims_stop_at_the_target(study: optuna.Study, storage: Storage, elsewh
     # A trial that failed by itself is no result: another slot takes its place.
     last = claim(study, storage)
     assert isinstance(last, optuna.trial.Trial)
-    assert last.user_attrs["slot"] == 3
+    assert last.user_attrs["hpo_mab:slot"] == 3
     study.tell(last, 0.5)
     assert claim(study, storage) is NoTrial.DONE
+
+
+def test_claims_of_one_process_leave_one_another_alone(
+    study: optuna.Study, storage: Storage, tmp_path: Path
+) -> None:
+    first, second = claim(study, storage), claim(study, storage)
+    assert isinstance(first, optuna.trial.Trial)
+    assert isinstance(second, optuna.trial.Trial)
+    assert _state(study, first) == _state(study, second) == TrialState.RUNNING
+    # A trial of another database with the same id is another trial.
+    other = Storage(f"sqlite:///{tmp_path / 'other.db'}")
+    made = optuna.create_study(study_name="plain", storage=other.optuna, direction="maximize")
+    Target(trials=3, total=None, epoch_examples=100).save(made)
+    lost = claim(made, other)
+    assert isinstance(lost, optuna.trial.Trial)
+    assert lost._trial_id == first._trial_id
+    release(other.optuna, lost._trial_id)
+    close_lost(made, other)
+    assert _state(made, lost) == TrialState.FAIL
+    other.close()
 
 
 def test_workers_follow_a_target_that_grows(study: optuna.Study, storage: Storage) -> None:
@@ -94,9 +116,9 @@ def test_a_trial_of_a_dead_process_is_lost_at_once_and_keeps_its_slot(
     other = _start(study, storage, elsewhere)
     lost = _start(study, storage, dead)
     again = _start(study, storage, elsewhere)
-    assert again.user_attrs["slot"] == lost.user_attrs["slot"] == 1
+    assert again.user_attrs["hpo_mab:slot"] == lost.user_attrs["hpo_mab:slot"] == 1
     assert _state(study, lost) == TrialState.FAIL
-    assert "ended suddenly" in study.trials[lost.number].user_attrs["reason"]
+    assert "ended suddenly" in study.trials[lost.number].user_attrs["hpo_mab:reason"]
     assert _state(study, other) == TrialState.RUNNING
 
 
@@ -105,10 +127,10 @@ def test_a_trial_of_a_living_process_is_not_lost_however_old_its_sign_of_life(
 ) -> None:
     # As after the lid of a laptop was shut: nobody could give signs.
     trial = _start(study, storage, this_process())
-    with heartbeat(storage.optuna, trial._trial_id):
-        _age(storage, trial, 1000)
-        close_lost(study, storage)
-        assert _state(study, trial) == TrialState.RUNNING
+    _age(storage, trial, 1000)
+    close_lost(study, storage)
+    assert _state(study, trial) == TrialState.RUNNING
+    release(storage.optuna, trial._trial_id)
     # This process knows best that it does not run it any more.
     close_lost(study, storage)
     assert _state(study, trial) == TrialState.FAIL
@@ -125,13 +147,13 @@ def test_elsewhere_only_signs_of_life_count(
 
 
 def test_who_dies_while_claiming_leaves_no_hole(study: optuna.Study, storage: Storage) -> None:
-    study.add_trial(optuna.create_trial(state=TrialState.WAITING, user_attrs={"slot": 0}))
+    study.add_trial(optuna.create_trial(state=TrialState.WAITING, user_attrs={"hpo_mab:slot": 0}))
     with pytest.warns(UserWarning, match="Heartbeat"):
         half = study.ask()
     again = claim(study, storage)
     assert _state(study, half) == TrialState.FAIL
     assert isinstance(again, optuna.trial.Trial)
-    assert again.user_attrs["slot"] == 0
+    assert again.user_attrs["hpo_mab:slot"] == 0
 
 
 def test_a_trial_of_the_users_own_loop_is_left_alone(study: optuna.Study, storage: Storage) -> None:
@@ -146,12 +168,12 @@ def test_retries_are_bounded_and_interruptions_are_not(
 ) -> None:
     for _ in range(5):
         trial = _start(study, storage, dead)
-        assert trial.user_attrs["slot"] == 0
-        trial.set_user_attr("interrupted", True)
+        assert trial.user_attrs["hpo_mab:slot"] == 0
+        trial.set_user_attr("hpo_mab:interrupted", True)
         study.tell(trial, state=TrialState.FAIL)
     for _ in range(1 + RETRIES):
-        assert _start(study, storage, dead).user_attrs["slot"] == 0
-    assert _start(study, storage, dead).user_attrs["slot"] == 1
+        assert _start(study, storage, dead).user_attrs["hpo_mab:slot"] == 0
+    assert _start(study, storage, dead).user_attrs["hpo_mab:slot"] == 1
 
 
 def test_requeueing_twice_queues_once(study: optuna.Study, storage: Storage, dead: str) -> None:
@@ -167,11 +189,10 @@ def test_an_enqueued_configuration_is_run_in_a_slot_of_its_own(
 ) -> None:
     _start(study, storage, this_process())
     study.enqueue_trial({"lr": 0.25})
-    with heartbeat(storage.optuna, study.trials[0]._trial_id):
-        lost = _start(study, storage, dead)
-        assert lost.user_attrs["slot"] == 1
-        again = _start(study, storage, dead)
-    assert again.user_attrs["slot"] == 1
+    lost = _start(study, storage, dead)
+    assert lost.user_attrs["hpo_mab:slot"] == 1
+    again = _start(study, storage, dead)
+    assert again.user_attrs["hpo_mab:slot"] == 1
     assert again.suggest_float("lr", 0.0, 1.0) == 0.25
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -76,9 +77,9 @@ def test_a_plain_loop_reports_at_equal_shares_of_its_budget() -> None:
     assert trial.state == TrialState.COMPLETE
     assert list(trial.intermediate_values) == [1, 2, 3, 4]
     assert trial.value == trial.intermediate_values[4] > 0.8
-    assert trial.user_attrs["examples"] == 400
-    assert trial.user_attrs["sampler"] == "MABSampler"
-    assert trial.user_attrs["seconds"] >= 0
+    assert trial.user_attrs["hpo_mab:examples"] == 400
+    assert trial.user_attrs["hpo_mab:sampler"] == "MABSampler"
+    assert trial.user_attrs["hpo_mab:seconds"] >= 0
 
 
 def test_a_plain_loop_is_pruned() -> None:
@@ -87,13 +88,13 @@ def test_a_plain_loop_is_pruned() -> None:
     trial = study.trials[0]
     assert trial.state == TrialState.PRUNED
     assert list(trial.intermediate_values) == [1, 2]
-    assert trial.user_attrs["examples"] == 200
+    assert trial.user_attrs["hpo_mab:examples"] == 200
 
 
 def test_uniform_loops_are_named_so_for_the_pruner() -> None:
     study = _study()
     study.optimize(lambda trial: _plain_loop(trial, "UniformSampler"), n_trials=1)
-    assert study.trials[0].user_attrs["sampler"] == "uniform"
+    assert study.trials[0].user_attrs["hpo_mab:sampler"] == "uniform"
 
 
 def test_the_advantage_pruner_judges_a_users_own_loops() -> None:
@@ -109,7 +110,7 @@ def test_the_advantage_pruner_judges_a_users_own_loops() -> None:
     with pytest.warns(UserWarning, match="no evidence"):
         study.optimize(objective, n_trials=3)
     assert [t.state.name for t in study.trials] == ["COMPLETE", "PRUNED", "PRUNED"]
-    assert study.trials[1].user_attrs["pruned_because"]["threshold"] == 0.9
+    assert study.trials[1].user_attrs["hpo_mab:pruned_because"]["threshold"] == 0.9
 
 
 def test_the_curve_is_kept_and_the_clock_stands_while_evaluating(tmp_path: Path) -> None:
@@ -213,10 +214,10 @@ def test_a_loop_that_raises_leaves_its_curve_and_the_reason(
     curve = storage.curves.load([trial._trial_id])[trial._trial_id]
     storage.close()
     assert trial.state == TrialState.FAIL
-    assert trial.user_attrs["reason"] == reason
+    assert trial.user_attrs["hpo_mab:reason"] == reason
     assert [e.examples for e in curve] == [50, 100, 150, 200, 250]
-    assert trial.user_attrs["examples"] == 250
-    assert "interrupted" not in trial.user_attrs
+    assert trial.user_attrs["hpo_mab:examples"] == 250
+    assert "hpo_mab:interrupted" not in trial.user_attrs
 
 
 def test_a_loop_that_ctrl_c_ends_leaves_its_curve_and_says_so(tmp_path: Path) -> None:
@@ -229,8 +230,8 @@ def test_a_loop_that_ctrl_c_ends_leaves_its_curve_and_says_so(tmp_path: Path) ->
     trial = study.trials[0]
     curve = storage.curves.load([trial._trial_id])[trial._trial_id]
     storage.close()
-    assert trial.user_attrs["interrupted"] is True
-    assert "reason" not in trial.user_attrs
+    assert trial.user_attrs["hpo_mab:interrupted"] is True
+    assert "hpo_mab:reason" not in trial.user_attrs
     assert len(curve) == 5
 
 
@@ -334,6 +335,27 @@ def test_a_lightning_module_reports_and_is_pruned(prune_at: int, steps: list[int
     trial = study.trials[0]
     assert list(trial.intermediate_values) == steps
     assert trial.state == (TrialState.PRUNED if prune_at == 2 else TrialState.COMPLETE)
-    assert trial.user_attrs["examples"] == 100 * len(steps)
-    assert trial.user_attrs["sampler"] == "MABSampler"
+    assert trial.user_attrs["hpo_mab:examples"] == 100 * len(steps)
+    assert trial.user_attrs["hpo_mab:sampler"] == "MABSampler"
     assert not math.isnan(trial.intermediate_values[steps[-1]])
+
+
+def test_a_step_keeps_nothing_of_its_loss_but_the_value() -> None:
+    study = _study()
+    reporter = TrialReporter(study.ask(), budget_examples=100, evaluations=1)
+    weight = torch.ones(3, requires_grad=True)
+    loss = (weight**2).sum()
+    held = weakref.ref(weight)
+    reporter.step(10, loss=loss)
+    del loss, weight
+    assert held() is None
+
+
+def test_a_fixed_trial_is_trained_alone(storage: Storage) -> None:
+    trial = optuna.trial.FixedTrial({"lr": 0.05})
+    assert _plain_loop(trial, curves=storage.curves) > 0.8  # type: ignore[arg-type]
+
+
+def test_a_study_that_minimizes_accuracy_is_refused() -> None:
+    with pytest.raises(ArgumentError, match=r"direction='maximize', got 'minimize'"):
+        TrialReporter(optuna.create_study().ask(), budget_examples=10)

@@ -135,7 +135,7 @@ def test_a_diverging_trial_is_pruned_with_its_reason(storage: Storage, tiny: Mak
     spec = tiny(optimizer={"name": "sgd", "lr": 1e30}, budget={"trials": 2})
     run = StudyRunner(spec, storage).run().run
     assert [trial.state for trial in run.trials] == ["pruned", "pruned"]
-    assert "diverged" in run.trials[0].attrs["reason"]
+    assert "diverged" in run.trials[0].attrs["hpo_mab:reason"]
 
 
 def test_three_failures_in_a_row_end_the_study_with_the_reason(

@@ -14,17 +14,40 @@ def test_constants_stay_as_they_are() -> None:
         assert list(ranges("x", parse_value("x", constant))) == []
 
 
-def test_none_is_written_as_a_word() -> None:
-    assert parse_value("x", "none") is None
-    assert parse_value("x", {"choices": ["none", 50]}) == CategoricalDistribution([None, 50])
+def test_a_text_stays_text() -> None:
+    assert parse_value("x", "none") == "none"
+    assert parse_value("x", {"choices": ["none", 50]}) == CategoricalDistribution(["none", 50])
 
 
 def test_items_of_a_list_may_be_ranges() -> None:
-    value = parse_value("sampler.prior", [{"low": 0.5, "high": 2.0}, 1.0])
+    value = parse_value("model.widths", [{"low": 0.5, "high": 2.0}, 1.0])
     expected = FloatDistribution(0.5, 2.0)
-    assert dict(ranges("sampler.prior", value)) == {"sampler.prior.0": expected}
-    trial = optuna.trial.FixedTrial({"sampler.prior.0": 1.5})
-    assert suggest(trial, "sampler.prior", value) == [1.5, 1.0]
+    assert dict(ranges("model.widths", value)) == {"model.widths.0": expected}
+    trial = optuna.trial.FixedTrial({"model.widths.0": 1.5})
+    assert suggest(trial, "model.widths", value) == [1.5, 1.0]
+
+
+def test_the_items_of_a_prior_have_names() -> None:
+    value = parse_value("sampler.prior", [{"low": 0.5, "high": 2.0}, {"low": 1, "high": 4}])
+    assert list(dict(ranges("sampler.prior", value))) == [
+        "sampler.prior_alpha",
+        "sampler.prior_beta",
+    ]
+    trial = optuna.trial.FixedTrial({"sampler.prior_alpha": 1.5, "sampler.prior_beta": 2})
+    assert suggest(trial, "sampler.prior", value) == [1.5, 2]
+
+
+def test_a_choice_may_be_a_list() -> None:
+    value = parse_value("sampler.prior", {"choices": [[1, 1], [2.5, 1]]})
+    assert dict(ranges("sampler.prior", value)) == {
+        "sampler.prior": CategoricalDistribution(["[1, 1]", "[2.5, 1]"])
+    }
+    trial = optuna.trial.FixedTrial({"sampler.prior": "[2.5, 1]"})
+    assert suggest(trial, "sampler.prior", value) == [2.5, 1]
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    found = [suggest(study.ask(), "sampler.prior", value) for _ in range(9)]
+    assert [1, 1] in found
+    assert [2.5, 1] in found
 
 
 def test_integer_bounds_make_an_integer_range() -> None:
@@ -52,7 +75,7 @@ def test_choices_make_a_categorical() -> None:
         ({"low": 1, "high": 2, "type": "log"}, ["type", "'log'"]),
         ({"choices": []}, ["choices"]),
         ({"choices": [1], "low": 1}, ["choices"]),
-        ({"choices": [[1]]}, ["choices", "[1]"]),
+        ({"choices": [{"a": 1}]}, ["choices", "{'a': 1}"]),
     ],
 )
 def test_an_impossible_range_is_refused_by_name(raw: dict[str, object], words: list[str]) -> None:
