@@ -11,8 +11,8 @@ from hpo_mab.data._splits import ImageSplits, split
 
 __all__ = [
     "Augmentation",
-    "DataWarning",
     "DataIdentity",
+    "DataWarning",
     "ImageData",
     "ImageSplits",
     "Normalization",

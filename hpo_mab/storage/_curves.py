@@ -29,7 +29,9 @@ _CHUNK = 500
 
 #: What no trial refers to.
 _ORPHANS = (
-    sa.select(CURVES.c.curve).distinct().where(CURVES.c.curve.not_in(sa.select(_number).where(_is_key)))
+    sa.select(CURVES.c.curve)
+    .distinct()
+    .where(CURVES.c.curve.not_in(sa.select(_number).where(_is_key)))
 )
 #: Fields that a curve may lack at a point.
 _OPTIONAL = {"reward_rate", "concentration"}
