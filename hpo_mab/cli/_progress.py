@@ -13,8 +13,6 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Column
 
-from hpo_mab._attributes import TWIN_KEY
-
 if TYPE_CHECKING:
     import optuna
     from optuna.trial import FrozenTrial
@@ -67,8 +65,10 @@ class StudyProgress:
 
     def __call__(self, study: optuna.Study, trial: FrozenTrial) -> None:
         """Show where the study stands after a trial."""
-        counts = _counts(study)
-        done = counts["complete"] + counts["pruned"]
+        from hpo_mab.search._plan import Plan
+
+        plan = Plan(study.get_trials(deepcopy=False))
+        counts, done = plan.counts(), plan.finished
         if self._done_before is None:
             self._done_before = done - 1
         state = self._describe(study, counts, done)
@@ -152,14 +152,3 @@ def duration(seconds: float) -> str:
     if minutes < 60:
         return f"{minutes} min {rest} s"
     return f"{minutes // 60} h {minutes % 60} min"
-
-
-def _counts(study: optuna.Study) -> dict[str, int]:
-    counts = {"complete": 0, "pruned": 0, "fail": 0}
-    for trial in study.get_trials(deepcopy=False):
-        name = trial.state.name.lower()
-        # The pilot's twins are not among the trials asked for.
-        counted = TWIN_KEY not in trial.user_attrs and not trial.user_attrs.get("interrupted")
-        if name in counts and counted:
-            counts[name] += 1
-    return counts

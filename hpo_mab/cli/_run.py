@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hpo_mab._attributes import TWIN_KEY
 from hpo_mab.cli import _options as opt
 
 if TYPE_CHECKING:
@@ -115,10 +114,8 @@ def run(
 
 def _twice_what_ended_it(outcome: RunOutcome, budget: BudgetSection) -> dict[str, str]:
     """The option, and its value, with which a study goes on as far again."""
-    finished = sum(
-        trial.state in ("complete", "pruned") and TWIN_KEY not in trial.attrs
-        for trial in outcome.run.trials
-    )
-    if budget.total is None or finished >= budget.trials:
+    from hpo_mab.search._plan import Plan
+
+    if budget.total is None or Plan(outcome.run.trials).finished >= budget.trials:
         return {"trials": str(2 * budget.trials)}
     return {"budget": re.sub(r"[\d.]+", lambda amount: f"{2 * float(amount[0]):g}", budget.total)}

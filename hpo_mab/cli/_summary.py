@@ -10,7 +10,6 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from hpo_mab._attributes import TWIN_KEY
 from hpo_mab.cli._progress import duration
 from hpo_mab.compare._words import parameter
 
@@ -64,7 +63,10 @@ def run_json(outcome: RunOutcome, spec: StudySpec) -> str:
 
 
 def _facts(outcome: RunOutcome, spec: StudySpec) -> dict[str, Any]:
+    from hpo_mab.search._plan import Plan
+
     run, best = outcome.run, outcome.run.best
+    plan = Plan(run.trials)
     return {
         "study": run.name,
         "sampler": spec.sampler.kind,
@@ -76,11 +78,8 @@ def _facts(outcome: RunOutcome, spec: StudySpec) -> dict[str, Any]:
             "test_accuracy": outcome.test_accuracy,
             "params": dict(best.params),
         },
-        "trials": {
-            state: sum(t.state == state for t in run.trials)
-            for state in ("complete", "pruned", "fail")
-        },
-        "twins": sum(TWIN_KEY in t.attrs for t in run.trials),
+        "trials": plan.counts(twins=True),
+        "twins": plan.twins,
         "examples": run.examples,
         "seconds": run.seconds,
         "examples_saved_by_pruning": run.saved_examples,

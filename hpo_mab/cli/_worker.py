@@ -69,11 +69,12 @@ def worker(
 
 def _json(study: str, target: int, here: Sequence[FrozenTrial], *, interrupted: bool) -> str:
     """What this worker has done; the study as a whole is what ``run`` and ``report`` tell."""
-    states = [trial.state.name.lower() for trial in here]
+    from hpo_mab.search._plan import Plan
+
     facts = {
         "study": study,
         "target": target,
-        "trials": {state: states.count(state) for state in ("complete", "pruned", "fail")},
+        "trials": Plan(here).counts(twins=True),
         "numbers": [trial.number for trial in here],
         "interrupted": interrupted,
     }

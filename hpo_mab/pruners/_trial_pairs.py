@@ -27,12 +27,6 @@ def is_twin(trial: FrozenTrial) -> bool:
     return TWIN_KEY in trial_attributes(trial)
 
 
-def twin_attrs(trial: FrozenTrial) -> dict[str, Any]:
-    """What makes a trial a twin, for its retry; nothing for others."""
-    attrs = trial_attributes(trial)
-    return {SAMPLER_KEY: UNIFORM, TWIN_KEY: attrs[TWIN_KEY]} if TWIN_KEY in attrs else {}
-
-
 def pairs_of_trials(
     trials: Sequence[FrozenTrial],
     reference: Iterable[FrozenTrial] = (),

@@ -11,7 +11,6 @@ from hpo_mab.advantage import FEWEST_PAIRS
 from hpo_mab.pruners import TopKPruner
 from hpo_mab.search._components import create_pruner, sampler_factory
 from hpo_mab.search._pilot import trained_kind
-from hpo_mab.search._promotion import check_top_k
 from hpo_mab.search._space import types_of_defaults
 from hpo_mab.search._spec import (
     DataSection,
@@ -79,7 +78,7 @@ def _check_arm(spec: StudySpec) -> None:
         evaluations=spec.budget.evaluations,
     )
     if isinstance(pruner, TopKPruner):
-        check_top_k(spec, pruner)
+        _check_top_k(spec, pruner)
     if spec.has_pilot and spec.search.initial < FEWEST_PAIRS:
         what = "sampler 'auto'" if spec.sampler.kind == "auto" else "pruner 'advantage'"
         raise SpecError(
@@ -94,3 +93,23 @@ def _check_section(section: str, name: str, values: Mapping[str, Any]) -> None:
         if option not in valid:
             raise UnknownNameError(f"option of {section} '{name}'", option, valid)
     check_types(section, values, _OPTIONS[section](name))
+
+
+def _check_top_k(spec: StudySpec, pruner: TopKPruner) -> None:
+    """Refuse a definition under which the best could not be told or trained.
+
+    Raises:
+        SpecError: Too few trials, or a limit in another currency than trials.
+    """
+    fewest = spec.search.initial + 2 * pruner.k
+    if spec.budget.trials < fewest:
+        raise SpecError(
+            f"budget.trials must be at least {fewest} for pruner 'top_k': search.initial = "
+            f"{spec.search.initial} are never stopped, {pruner.k} or more are, and the best "
+            f"{pruner.k} of them are trained in full; got {spec.budget.trials}."
+        )
+    if spec.budget.total is not None:
+        raise SpecError(
+            "budget.total cannot be used with pruner 'top_k', which must know from budget.trials "
+            f"when to train the best in full; got {spec.budget.total!r}."
+        )

@@ -19,7 +19,7 @@ from typing import Any, Self
 import optuna
 import torch
 
-from hpo_mab.search._recovery import unsettled
+from hpo_mab.search._plan import Place, Plan
 from hpo_mab.storage import STORAGE_ERRORS, Storage, folder_beside
 from hpo_mab.training import Training
 
@@ -48,7 +48,7 @@ class Checkpoints:
         """Those of a storage, see `folder_beside`; None if ``seconds`` is 0."""
         return cls(folder_beside(storage, "checkpoints"), seconds=seconds) if seconds else None
 
-    def path(self, study: optuna.Study, slot: tuple[int, bool]) -> Path:
+    def path(self, study: optuna.Study, slot: Place) -> Path:
         """The file of a slot, or of a slot's twin."""
         return self.folder / f"{_name(_study_key(study), slot)}.pt"
 
@@ -64,7 +64,7 @@ class Checkpoints:
             if not found:
                 return
             key = _study_key(study)
-            kept = {_name(key, slot) for slot in unsettled(study)}
+            kept = {_name(key, slot) for slot in Plan(study.get_trials(deepcopy=False)).unsettled()}
             for path in found:
                 # What a writer that was killed has left is named after the file it was to be.
                 name = path.name.partition(".pt")[0]
@@ -88,7 +88,7 @@ class SlotCheckpoint:
         self,
         checkpoints: Checkpoints,
         study: optuna.Study,
-        slot: tuple[int, bool],
+        slot: Place,
         *,
         identity: Callable[[], Mapping[str, Any]],
         clock: Callable[[], float] = time.monotonic,
@@ -153,7 +153,7 @@ def _write(path: Path, content: Mapping[str, Any]) -> None:
         raise
 
 
-def _name(key: str, slot: tuple[int, bool]) -> str:
+def _name(key: str, slot: Place) -> str:
     return f"{key}-{slot[0]}{'-twin' if slot[1] else ''}"
 
 

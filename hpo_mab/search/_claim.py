@@ -2,30 +2,20 @@
 
 from __future__ import annotations
 
-import enum
 import warnings
 
 import optuna
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import TrialState
 
-from hpo_mab._attributes import SLOT_KEY, WORKER_KEY, trial_attributes
-from hpo_mab.pruners._trial_pairs import is_twin
-from hpo_mab.search._promotion import is_open, is_promotion_due, queue_promotion
+from hpo_mab._attributes import PROMOTES_KEY, SLOT_KEY, WORKER_KEY, trial_attributes
+from hpo_mab.pruners import TopKPruner
+from hpo_mab.search._plan import Attempt, Next, Plan
 from hpo_mab.search._recovery import close_lost, requeue
 from hpo_mab.search._stopping import Target
 from hpo_mab.storage import Storage, hold, release, this_process
 
-_FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 
-
-class NoTrial(enum.Enum):
-    """Why there is no trial to run."""
-
-    DONE = "the study has what was asked for"
-    WAIT = "other workers are running the last ones"
-
-
-def claim(study: optuna.Study, storage: Storage) -> optuna.trial.Trial | NoTrial:
+def claim(study: optuna.Study, storage: Storage) -> optuna.trial.Trial | Next:
     """Take the study's next trial: one that waits to be tried again, else a new one.
 
     Finished and running trials together, the pilot's twins not counted, never exceed the study's
@@ -36,22 +26,22 @@ def claim(study: optuna.Study, storage: Storage) -> optuna.trial.Trial | NoTrial
         storage: Its database.
 
     Returns:
-        A running trial that is this process's alone, or why there is none.
+        A running trial that is this process's alone; `Next.DONE` or `Next.WAIT` if there is none.
     """
     with storage.lock(study.study_name):
         target = Target.load(study)
         close_lost(study, storage)
         if target.is_spent(study, storage.curves):
-            return NoTrial.DONE
-        requeue(study)
-        trials = study.get_trials(deepcopy=False)
-        why = _why_none(trials, target)
-        if why is not None:
-            return why
-        due = is_promotion_due(study, trials, target)
-        if due and is_open(trials) and not _waiting(trials):
-            return NoTrial.WAIT
-        _make_waiting(study, trials, promote=due)
+            return Next.DONE
+        plan = _whole_plan(study, target)
+        following = plan.next()
+        if following in (Next.DONE, Next.WAIT):
+            return following
+        if plan.waiting is not None:
+            _give_slot(study, plan.waiting, plan.next_slot)
+        elif following is not Next.PROMOTION or not _queue_promotion(study, plan.next_slot):
+            attrs = {SLOT_KEY: plan.next_slot}
+            study.add_trial(optuna.create_trial(state=TrialState.WAITING, user_attrs=attrs))
         trial = _ask(study)
         # Before the lock is released: another thread may look for lost trials next.
         hold(storage.optuna, trial._trial_id)
@@ -65,37 +55,42 @@ def claim(study: optuna.Study, storage: Storage) -> optuna.trial.Trial | NoTrial
     return trial
 
 
-def _why_none(trials: list[FrozenTrial], target: Target) -> NoTrial | None:
-    counted = [trial for trial in trials if not is_twin(trial)]
-    taken = sum(t.state in _FINISHED or t.state == TrialState.RUNNING for t in counted)
-    waiting = next((trial for trial in trials if trial.state == TrialState.WAITING), None)
-    if taken < target.trials or (waiting is not None and is_twin(waiting)):
-        return None
-    # What runs may yet be lost with its worker, and then somebody must try it again.
-    running = any(trial.state == TrialState.RUNNING for trial in trials)
-    return NoTrial.WAIT if running else NoTrial.DONE
+def _whole_plan(study: optuna.Study, target: Target) -> Plan:
+    """The study's plan, once all that was cut off is queued again."""
+    promotions = study.pruner.k if isinstance(study.pruner, TopKPruner) else 0
+    while True:
+        trials = study.get_trials(deepcopy=False)
+        plan = Plan(trials, target=target.trials, promotions=promotions)
+        if not requeue(study, trials, plan):
+            return plan
 
 
-def _waiting(trials: list[FrozenTrial]) -> list[FrozenTrial]:
-    return [trial for trial in trials if trial.state == TrialState.WAITING]
-
-
-def _make_waiting(study: optuna.Study, trials: list[FrozenTrial], *, promote: bool) -> None:
-    """See to it that the next trial Optuna hands out has a slot."""
-    waiting = _waiting(trials)
-    slots = [int(a[SLOT_KEY]) for a in map(trial_attributes, trials) if SLOT_KEY in a]
-    new_slot = max(slots, default=-1) + 1
-    if not waiting and promote and queue_promotion(study, new_slot):
+def _give_slot(study: optuna.Study, waiting: Attempt, new_slot: int) -> None:
+    """Give a trial that waits a slot, unless it has one."""
+    trial = study.get_trials(deepcopy=False)[waiting.number]
+    if SLOT_KEY in trial.user_attrs:
         return
-    if not waiting:
-        attrs = {SLOT_KEY: new_slot}
-        study.add_trial(optuna.create_trial(state=TrialState.WAITING, user_attrs=attrs))
-    elif SLOT_KEY not in waiting[0].user_attrs:
-        # From `optuna.Study.enqueue_trial`, the dashboard, or an earlier version's retry or twin.
-        known = trial_attributes(waiting[0])
-        for key, value in {SLOT_KEY: new_slot, **known}.items():
-            if key not in waiting[0].user_attrs:
-                study._storage.set_trial_user_attr(waiting[0]._trial_id, key, value)
+    # From `optuna.Study.enqueue_trial`, the dashboard, or an earlier version's retry or twin.
+    for key, value in {SLOT_KEY: new_slot, **trial_attributes(trial)}.items():
+        if key not in trial.user_attrs:
+            study._storage.set_trial_user_attr(trial._trial_id, key, value)
+
+
+def _queue_promotion(study: optuna.Study, slot: int) -> bool:
+    """Queue the best stopped configuration that has not been; whether there was one."""
+    pruner = study.pruner
+    best = pruner.next_best(study) if isinstance(pruner, TopKPruner) else None
+    if best is None:
+        return False
+    study.add_trial(
+        optuna.create_trial(
+            state=TrialState.WAITING,
+            params=best.params,
+            distributions=best.distributions,
+            user_attrs={SLOT_KEY: slot, PROMOTES_KEY: best.number},
+        )
+    )
+    return True
 
 
 def _ask(study: optuna.Study) -> optuna.trial.Trial:

@@ -29,7 +29,8 @@ from hpo_mab.search._checkpoint import Checkpoints, SlotCheckpoint
 from hpo_mab.search._failure import failure_reason
 from hpo_mab.search._follow import check_direction, follow
 from hpo_mab.search._pilot import AUTO, choose_sampler, queue_twin, trained_kind
-from hpo_mab.search._seeding import derive_seed, slot_of
+from hpo_mab.search._plan import slot_of
+from hpo_mab.search._seeding import derive_seed
 from hpo_mab.search._space import Configuration, SearchSpace
 from hpo_mab.search._workload import Loop, Workload
 from hpo_mab.storage import CurveStore, Storage

@@ -27,12 +27,10 @@ from hpo_mab._attributes import (
 )
 from hpo_mab.pruners import AdvantagePruner, EvidenceKeeper
 from hpo_mab.pruners._trial_pairs import is_twin, is_uniform
-from hpo_mab.search._seeding import slot_of
+from hpo_mab.search._plan import Plan, slot_of
 
 AUTO = "auto"
 BANDIT = "mab"
-
-_OPEN = (TrialState.RUNNING, TrialState.WAITING)
 
 
 def trained_kind(kind: str) -> str:
@@ -48,9 +46,8 @@ def queue_twin(study: optuna.Study, trial: optuna.trial.Trial) -> None:
         trial: A trial all of whose parameters are known.
     """
     slot = slot_of(study, trial)
-    for other in study.get_trials(deepcopy=False):
-        if trial_attributes(other).get(TWIN_KEY) == slot and other.state != TrialState.FAIL:
-            return
+    if Plan(study.get_trials(deepcopy=False)).has_twin(slot):
+        return
     study.add_trial(
         optuna.create_trial(
             state=TrialState.WAITING,
@@ -106,9 +103,7 @@ def choose_sampler(study: optuna.Study, *, initial: int) -> Choice | None:
     if known is not None:
         return known
     trials = study.get_trials(deepcopy=False)
-    if any(
-        t.state in _OPEN and trial_attributes(t).get(SLOT_KEY, initial) < initial for t in trials
-    ):
+    if Plan(trials).is_open_below(initial):
         return None
     pruner = study.pruner
     keeper = pruner.keeper(study) if isinstance(pruner, AdvantagePruner) else EvidenceKeeper()

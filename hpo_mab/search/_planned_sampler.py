@@ -11,7 +11,8 @@ from optuna.samplers import BaseSampler, RandomSampler
 from optuna.trial import FrozenTrial, TrialState
 
 from hpo_mab.search._pilot import OwnHistory
-from hpo_mab.search._seeding import derive_seed, slot_of
+from hpo_mab.search._plan import slot_of
+from hpo_mab.search._seeding import derive_seed
 
 
 class PlannedSampler(BaseSampler):

@@ -6,8 +6,7 @@ repeated: what was cut off half way is finished by the next worker that gets the
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import optuna
@@ -15,20 +14,18 @@ import sqlalchemy as sa
 from optuna.trial import FrozenTrial, TrialState
 
 from hpo_mab._attributes import (
-    INTERRUPTED_KEY,
     LOST_KEY,
+    PROMOTES_KEY,
     REASON_KEY,
     RETRY_KEY,
+    SAMPLER_KEY,
     SLOT_KEY,
+    TWIN_KEY,
     WORKER_KEY,
     trial_attributes,
 )
-from hpo_mab.pruners._trial_pairs import is_twin, twin_attrs
-from hpo_mab.search._promotion import promotion_attrs
-from hpo_mab.storage import RETRIES, Storage, is_gone, is_held, is_here, this_process
-
-_OPEN = (TrialState.WAITING, TrialState.RUNNING)
-_HELD = (*_OPEN, TrialState.COMPLETE, TrialState.PRUNED)
+from hpo_mab.search._plan import Plan
+from hpo_mab.storage import Storage, is_gone, is_held, is_here, this_process
 
 # Optuna's own table of signs of life.
 _heartbeats = sa.table("trial_heartbeats", sa.column("trial_id"))
@@ -48,63 +45,34 @@ def close_lost(study: optuna.Study, storage: Storage) -> None:
         study.tell(trial.number, state=TrialState.FAIL)
 
 
-def requeue(study: optuna.Study) -> int:
+def requeue(study: optuna.Study, trials: Sequence[FrozenTrial], plan: Plan) -> int:
     """Queue every slot again whose last attempt was cut off; returns how many were queued.
-
-    A trial that lost its worker is tried three more times, as it may be the cause. One that was
-    interrupted is no worse for that: it does not count.
 
     Args:
         study: The study, whose lock is held.
+        trials: Its trials.
+        plan: Their plan.
     """
-    count = 0
-    for (slot, _), attempts in sorted(_by_slot(study.get_trials(deepcopy=False)).items()):
-        if _is_to_be_retried(attempts):
-            study.add_trial(_retry(slot, attempts))
-            count += 1
-    return count
+    retries = plan.retries()
+    for (slot, _), numbers in retries:
+        study.add_trial(_retry(slot, numbers, trials[numbers[-1]]))
+    return len(retries)
 
 
-def unsettled(study: optuna.Study) -> set[tuple[int, bool]]:
-    """Slots, and whether it is their twin, with a trial that is open or will be tried again."""
-    return {
-        slot
-        for slot, attempts in _by_slot(study.get_trials(deepcopy=False)).items()
-        if any(trial.state in _OPEN for trial in attempts) or _is_to_be_retried(attempts)
-    }
-
-
-def _is_to_be_retried(attempts: Sequence[FrozenTrial]) -> bool:
-    last = attempts[-1]
-    lost = sum(LOST_KEY in trial_attributes(trial) for trial in attempts)
-    cut_off = {LOST_KEY, INTERRUPTED_KEY} & trial_attributes(last).keys()
-    held = any(trial.state in _HELD for trial in attempts)
-    return bool(cut_off) and not held and lost <= RETRIES
-
-
-def _retry(slot: int, attempts: Sequence[FrozenTrial]) -> FrozenTrial:
-    last = attempts[-1]
-    numbers = [trial.number for trial in attempts]
+def _retry(slot: int, numbers: list[int], last: FrozenTrial) -> FrozenTrial:
     system: dict[str, Any] = {RETRY_KEY: numbers[0], "retry_history": numbers}
     if "fixed_params" in last.system_attrs:
         system["fixed_params"] = last.system_attrs["fixed_params"]
+    # What it has become: a twin with its sampler, or a promotion.
+    attrs = trial_attributes(last)
+    kept = [PROMOTES_KEY] + [TWIN_KEY, SAMPLER_KEY] * (TWIN_KEY in attrs)
     return optuna.create_trial(
         state=TrialState.WAITING,
         params=last.params,
         distributions=last.distributions,
-        user_attrs={SLOT_KEY: slot, **twin_attrs(last), **promotion_attrs(last)},
+        user_attrs={SLOT_KEY: slot, **{key: attrs[key] for key in kept if key in attrs}},
         system_attrs=system,
     )
-
-
-def _by_slot(trials: Iterable[FrozenTrial]) -> dict[tuple[int, bool], list[FrozenTrial]]:
-    """Attempts at each slot, and at each slot's uniform twin."""
-    slots: dict[tuple[int, bool], list[FrozenTrial]] = defaultdict(list)
-    for trial in trials:
-        slot = trial_attributes(trial).get(SLOT_KEY)
-        if slot is not None:
-            slots[int(slot), is_twin(trial)].append(trial)
-    return slots
 
 
 def _lost(

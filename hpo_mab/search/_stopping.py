@@ -3,20 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from typing import Self
 
 import optuna
-from optuna.trial import FrozenTrial, TrialState
 
-from hpo_mab._attributes import (
-    INTERRUPTED_KEY,
-    LOST_KEY,
-    REASON_KEY,
-    TARGET_KEY,
-    trial_attributes,
-)
+from hpo_mab._attributes import REASON_KEY, TARGET_KEY, trial_attributes
 from hpo_mab._errors import HpoMabError
+from hpo_mab.search._plan import Plan
 from hpo_mab.search._total import TotalBudget
 from hpo_mab.storage import CurveStore, Definition
 
@@ -79,15 +72,10 @@ def raise_if_failing(study: optuna.Study) -> None:
     Raises:
         StudyFailedError: The last three trials failed by themselves.
     """
-    ended = [t for t in study.get_trials(deepcopy=False) if t.state.is_finished()]
-    own = [t for t in ended if not ({INTERRUPTED_KEY, LOST_KEY} & trial_attributes(t).keys())]
-    last = own[-_FAILURES_IN_A_ROW:]
-    if len(last) == _FAILURES_IN_A_ROW and _all_failed(last):
-        reason = trial_attributes(last[-1]).get(REASON_KEY, "see the log")
+    trials = study.get_trials(deepcopy=False)
+    failed = Plan(trials).failed_in_a_row()
+    if len(failed) >= _FAILURES_IN_A_ROW:
+        reason = trial_attributes(trials[failed[-1]]).get(REASON_KEY, "see the log")
         raise StudyFailedError(
             f"{_FAILURES_IN_A_ROW} trials in a row failed, the last with: {reason}"
         )
-
-
-def _all_failed(trials: Sequence[FrozenTrial]) -> bool:
-    return all(trial.state == TrialState.FAIL for trial in trials)

@@ -11,8 +11,9 @@ from optuna.trial import FrozenTrial, TrialState
 
 from hpo_mab._attributes import INTERRUPTED_KEY
 from hpo_mab._memory import memory_reason
-from hpo_mab.search._claim import NoTrial, claim
+from hpo_mab.search._claim import claim
 from hpo_mab.search._objective import TrainingObjective
+from hpo_mab.search._plan import Next
 from hpo_mab.search._stopping import raise_if_failing
 from hpo_mab.storage import STORAGE_ERRORS, Storage, heartbeat, release
 from hpo_mab.training._device import release_memory
@@ -79,10 +80,10 @@ class TrialLoop:
         """Run one trial, or wait a little; False when the study is done."""
         try:
             claimed = claim(self._study, self._storage)
-            if claimed is NoTrial.DONE:
+            if claimed is Next.DONE:
                 self._sweep()
                 return False
-            if isinstance(claimed, NoTrial):
+            if isinstance(claimed, Next):
                 time.sleep(_SECONDS_BETWEEN_LOOKS)
                 return True
             self._mine = claimed

@@ -25,7 +25,7 @@ from hpo_mab.search import (
 )
 from hpo_mab.search._checkpoint import Checkpoints, CheckpointWarning, SlotCheckpoint
 from hpo_mab.search._follow import _Record
-from hpo_mab.search._recovery import unsettled
+from hpo_mab.search._plan import Plan
 from hpo_mab.storage import Storage, TrialRun, folder_beside, open_study
 from hpo_mab.testing._faults import _fork
 from hpo_mab.training import Evaluation
@@ -347,7 +347,7 @@ def test_files_of_open_trials_and_of_other_studies_stay(
     (folder / f"{file.name}.x1").touch()
     (folder / file.name.replace("-0.pt", "-7.pt.x2")).touch()
     study = open_study(storage, runner.name())
-    assert unsettled(study) == {(0, False)}
+    assert Plan(study.trials).unsettled() == {(0, False)}
     checkpoints = Checkpoints(folder, seconds=1)
     checkpoints.sweep(study)
     assert set(folder.iterdir()) == {file, other, folder / f"{file.name}.x1"}

@@ -12,7 +12,8 @@ from optuna.trial import TrialState
 from hpo_mab._attributes import WORKER_KEY
 from hpo_mab._errors import SpecError
 from hpo_mab.search import StudyRunner, StudySpec, Target
-from hpo_mab.search._claim import NoTrial, claim
+from hpo_mab.search._claim import claim
+from hpo_mab.search._plan import Next
 from hpo_mab.search._study import open_with_parts
 from hpo_mab.storage import Storage, StudyRun
 
@@ -47,6 +48,18 @@ def test_the_best_of_the_stopped_are_trained_to_the_end(storage: Storage, tiny: 
     first, full = stopped[0].examples, promoted[0].examples
     assert run.examples == 4 * full + 5 * first
     assert full == run.trial_examples > 2 * first
+
+
+def test_a_pilots_twins_do_not_bring_promotions_forward(storage: Storage, tiny: Make) -> None:
+    spec = tiny(
+        **{**_TOP, "sampler": {"kind": "auto"}, "budget": {**_TOP["budget"], "trials": 10}},
+        search={"initial": 4},
+    )
+    run = StudyRunner(spec, storage).run(score=False).run
+    asked = [trial for trial in run.trials if "hpo_mab:twin_of" not in trial.attrs]
+    promoted = [trial for trial in asked if "hpo_mab:promotes" in trial.attrs]
+    assert (len(run.trials), len(asked), len(promoted)) == (14, 10, 2)
+    assert [trial.state for trial in asked] == ["complete"] * 4 + ["pruned"] * 4 + ["complete"] * 2
 
 
 @pytest.mark.parametrize("where", [(3, 1), (7, 2), (8, 3)])
@@ -84,7 +97,7 @@ def test_workers_wait_until_the_best_are_known(storage: Storage, tiny: Make) -> 
     Target(trials=12, total=None, epoch_examples=100).save(study)
     first = _claim(study, storage)
     assert "hpo_mab:promotes" not in first.user_attrs
-    assert claim(study, storage) is NoTrial.WAIT
+    assert claim(study, storage) is Next.WAIT
     first.suggest_float("lr", 0.01, 1.0, log=True)
     first.report(0.99, 1)
     study.tell(first, state=TrialState.PRUNED)
@@ -94,7 +107,7 @@ def test_workers_wait_until_the_best_are_known(storage: Storage, tiny: Make) -> 
     third = _claim(study, storage)
     taken = {trial.attrs.get("hpo_mab:promotes") for trial in run.trials} | {first.number}
     assert third.user_attrs["hpo_mab:promotes"] not in taken
-    assert claim(study, storage) is NoTrial.WAIT
+    assert claim(study, storage) is Next.WAIT
 
 
 def test_a_definition_that_cannot_work_is_refused(tiny: Make) -> None:

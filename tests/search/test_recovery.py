@@ -13,7 +13,8 @@ from optuna.trial import TrialState
 from hpo_mab._attributes import WORKER_KEY
 from hpo_mab._errors import StorageError
 from hpo_mab.search import StudyRunner, StudySpec, Target
-from hpo_mab.search._claim import NoTrial, claim
+from hpo_mab.search._claim import claim
+from hpo_mab.search._plan import Next, Plan
 from hpo_mab.search._recovery import close_lost, requeue
 from hpo_mab.storage import RETRIES, Storage, is_gone, open_study, release, this_process
 from hpo_mab.storage._process import _started, machine
@@ -69,17 +70,17 @@ def _state(study: optuna.Study, trial: optuna.trial.Trial) -> TrialState:
 def test_claims_stop_at_the_target(study: optuna.Study, storage: Storage, elsewhere: str) -> None:
     trials = [_start(study, storage, elsewhere) for _ in range(3)]
     assert [trial.user_attrs["hpo_mab:slot"] for trial in trials] == [0, 1, 2]
-    assert claim(study, storage) is NoTrial.WAIT
+    assert claim(study, storage) is Next.WAIT
     study.tell(trials[0], 0.5)
     study.tell(trials[1], 0.5)
-    assert claim(study, storage) is NoTrial.WAIT
+    assert claim(study, storage) is Next.WAIT
     study.tell(trials[2], state=TrialState.FAIL)
     # A trial that failed by itself is no result: another slot takes its place.
     last = claim(study, storage)
     assert isinstance(last, optuna.trial.Trial)
     assert last.user_attrs["hpo_mab:slot"] == 3
     study.tell(last, 0.5)
-    assert claim(study, storage) is NoTrial.DONE
+    assert claim(study, storage) is Next.DONE
 
 
 def test_claims_of_one_process_leave_one_another_alone(
@@ -105,7 +106,7 @@ def test_claims_of_one_process_leave_one_another_alone(
 def test_workers_follow_a_target_that_grows(study: optuna.Study, storage: Storage) -> None:
     for _ in range(3):
         study.tell(_start(study, storage, this_process()), 0.5)
-    assert claim(study, storage) is NoTrial.DONE
+    assert claim(study, storage) is Next.DONE
     Target(trials=4, total=None, epoch_examples=100).save(study)
     assert isinstance(claim(study, storage), optuna.trial.Trial)
 
@@ -179,7 +180,9 @@ def test_retries_are_bounded_and_interruptions_are_not(
 def test_requeueing_twice_queues_once(study: optuna.Study, storage: Storage, dead: str) -> None:
     trial = _start(study, storage, dead)
     close_lost(study, storage)
-    assert (requeue(study), requeue(study)) == (1, 0)
+    for queued in (1, 0):
+        trials = study.get_trials(deepcopy=False)
+        assert requeue(study, trials, Plan(trials)) == queued
     assert len(study.get_trials(states=(TrialState.WAITING,))) == 1
     assert _state(study, trial) == TrialState.FAIL
 

@@ -1,0 +1,245 @@
+"""The plan of a study: what its trials are, which of them count, and what comes next.
+
+Nothing else in the package counts trials. A *slot* is a place in the plan, from 0: it has one
+configuration and one seed. A trial is an *attempt* at a slot, or at the slot's *twin*, which
+repeats it under uniform sampling for the pilot. An attempt that was cut off is followed by another
+one. A *promotion* has a slot of its own, in which it trains a stopped configuration in full.
+
+=========== ================================ ==========================================
+trial        counts towards ``budget.trials`` may be tried again
+=========== ================================ ==========================================
+complete     yes                              no
+pruned       yes                              no
+running      yes                              if its worker is lost, or interrupted
+failed       no                               if it was lost or interrupted, not by itself
+twin         no                               as any other
+promotion    yes                              as any other
+=========== ================================ ==========================================
+"""
+
+from __future__ import annotations
+
+import collections
+import enum
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from optuna.trial import FrozenTrial, TrialState
+
+from hpo_mab._attributes import (
+    INTERRUPTED_KEY,
+    LOST_KEY,
+    PROMOTES_KEY,
+    RETRY_KEY,
+    SLOT_KEY,
+    TWIN_KEY,
+    trial_attributes,
+)
+from hpo_mab.storage import RETRIES, TrialRun
+
+if TYPE_CHECKING:
+    import optuna
+
+#: A slot, and whether it is the slot's twin.
+Place = tuple[int, bool]
+
+_STATES = {state: state.name.lower() for state in TrialState}
+_FINISHED = ("complete", "pruned")
+_OPEN = ("waiting", "running")
+
+
+class Next(enum.Enum):
+    """What a worker does next."""
+
+    DONE = "the study has what was asked for"
+    WAIT = "other workers are running the last ones"
+    QUEUED = "run the trial that waits"
+    PROMOTION = "train the best stopped configuration in full"
+    NEW = "try another configuration"
+
+
+class Attempt(NamedTuple):
+    """A trial as the plan sees it.
+
+    Attributes:
+        number: Optuna's trial number.
+        state: ``"waiting"``, ``"running"``, ``"complete"``, ``"pruned"`` or ``"fail"``.
+        slot: Its slot; None if nobody has given it one.
+        twin: Whether it repeats its slot under uniform sampling.
+        promotion: Whether it trains a stopped configuration in full.
+        lost: Whether its worker ended suddenly.
+        interrupted: Whether it was interrupted.
+        retry: Whether it follows an attempt that was cut off; of stored trials not known.
+    """
+
+    number: int
+    state: str
+    slot: int | None
+    twin: bool
+    promotion: bool
+    lost: bool
+    interrupted: bool
+    retry: bool
+
+    @classmethod
+    def of(cls, trial: FrozenTrial | TrialRun) -> Attempt:
+        """An Optuna trial, or a stored one, as the plan sees it."""
+        if isinstance(trial, TrialRun):
+            state, attrs, retry = trial.state, trial.attrs, False
+        else:
+            state, attrs = _STATES[trial.state], trial_attributes(trial)
+            retry = RETRY_KEY in trial.system_attrs
+        slot = attrs.get(SLOT_KEY)
+        return cls(
+            number=trial.number,
+            state=state,
+            slot=None if slot is None else int(slot),
+            twin=TWIN_KEY in attrs,
+            promotion=PROMOTES_KEY in attrs,
+            lost=bool(attrs.get(LOST_KEY)),
+            interrupted=bool(attrs.get(INTERRUPTED_KEY)),
+            retry=retry,
+        )
+
+    @property
+    def cut_off(self) -> bool:
+        """Whether it ended without being the cause."""
+        return self.lost or self.interrupted
+
+
+class Plan:
+    """A view of a study's trials, in order of their number.
+
+    Args:
+        trials: The trials, Optuna's or stored ones.
+        target: Trials that must finish, see `Target`; 0 where nothing is to come.
+        promotions: How many of them train the best stopped configurations in full.
+    """
+
+    def __init__(
+        self,
+        trials: Iterable[FrozenTrial | TrialRun],
+        *,
+        target: int = 0,
+        promotions: int = 0,
+    ) -> None:
+        self._attempts = [Attempt.of(trial) for trial in trials]
+        self._target = target
+        self._promotions = promotions
+
+    def counts(self, *, twins: bool = False) -> dict[str, int]:
+        """Ended trials by state: ``complete``, ``pruned`` and ``fail``, without interrupted ones.
+
+        Args:
+            twins: Whether to count the pilot's twins as well.
+        """
+        counts = {"complete": 0, "pruned": 0, "fail": 0}
+        for one in self._attempts:
+            if one.state in counts and not one.interrupted and (twins or not one.twin):
+                counts[one.state] += 1
+        return counts
+
+    @property
+    def twins(self) -> int:
+        """The pilot's twins, each attempt counted."""
+        return sum(one.twin for one in self._attempts)
+
+    @property
+    def finished(self) -> int:
+        """Trials that are results of the study, of those that were asked for."""
+        return sum(one.state in _FINISHED and not one.twin for one in self._attempts)
+
+    @property
+    def next_slot(self) -> int:
+        """The lowest slot that no trial has had."""
+        return max((one.slot for one in self._attempts if one.slot is not None), default=-1) + 1
+
+    @property
+    def waiting(self) -> Attempt | None:
+        """The trial that Optuna hands out next, if one waits."""
+        return next((one for one in self._attempts if one.state == "waiting"), None)
+
+    def next(self) -> Next:
+        """What a worker does next; twins are run even where the study has its trials."""
+        waiting = self.waiting
+        running = [one for one in self._attempts if one.state == "running"]
+        taken = self.finished + sum(not one.twin for one in running)
+        if taken >= self._target and not (waiting is not None and waiting.twin):
+            # What runs may yet be lost with its worker, and then somebody must try it again.
+            return Next.WAIT if running else Next.DONE
+        if waiting is not None:
+            return Next.QUEUED
+        if not self._promotions or taken < self._target - self._promotions:
+            return Next.NEW
+        # A trial that still runs may be among the best; a twin or a promotion is never stopped.
+        candidates = any(not (one.twin or one.promotion) for one in running)
+        return Next.WAIT if candidates else Next.PROMOTION
+
+    def has_twin(self, slot: int) -> bool:
+        """Whether the twin of a slot is queued, runs or has ended well."""
+        attempts = self._places().get((slot, True), [])
+        return any(one.state != "fail" for one in attempts)
+
+    def is_open_below(self, slot: int) -> bool:
+        """Whether a trial of an earlier slot, or its twin, waits or runs."""
+        open_ = (one.slot for one in self._attempts if one.state in _OPEN)
+        return any(one is not None and one < slot for one in open_)
+
+    def retries(self) -> list[tuple[Place, list[int]]]:
+        """Places that are to be tried again, in order, each with the numbers of its attempts."""
+        # The usual answer, which many ask for.
+        if not any(one.cut_off for one in self._attempts):
+            return []
+        return [
+            (place, [one.number for one in attempts])
+            for place, attempts in sorted(self._places().items())
+            if _is_to_be_retried(attempts)
+        ]
+
+    def unsettled(self) -> set[Place]:
+        """Places with a trial that is open or will be tried again."""
+        return {
+            place
+            for place, attempts in self._places().items()
+            if any(one.state in _OPEN for one in attempts) or _is_to_be_retried(attempts)
+        }
+
+    def failed_in_a_row(self) -> list[int]:
+        """Numbers of the last trials that ended by themselves, as far as all of them failed."""
+        own = [o for o in self._attempts if o.state in (*_FINISHED, "fail") and not o.cut_off]
+        failed: list[int] = []
+        for one in reversed(own):
+            if one.state != "fail":
+                break
+            failed.insert(0, one.number)
+        return failed
+
+    def slot_of(self, number: int) -> int:
+        """The slot of a trial that nobody has given one.
+
+        It is the trial's number less the retries and twins before it, which have the slot of the
+        trial that they repeat.
+        """
+        return number - sum(one.retry or one.twin for one in self._attempts[:number])
+
+    def _places(self) -> dict[Place, list[Attempt]]:
+        places: dict[Place, list[Attempt]] = collections.defaultdict(list)
+        for one in self._attempts:
+            if one.slot is not None:
+                places[one.slot, one.twin].append(one)
+        return places
+
+
+def slot_of(study: optuna.Study, trial: FrozenTrial | optuna.trial.Trial) -> int:
+    """The trial's place in the study's plan, from 0."""
+    slot = trial.user_attrs.get(SLOT_KEY)
+    if slot is not None:
+        return int(slot)
+    return Plan(study.get_trials(deepcopy=False)).slot_of(trial.number)
+
+
+def _is_to_be_retried(attempts: Sequence[Attempt]) -> bool:
+    # A trial may be the cause of its worker's end. It is not that of an interruption.
+    lost = sum(one.lost for one in attempts)
+    held = any(one.state in (*_OPEN, *_FINISHED) for one in attempts)
+    return attempts[-1].cut_off and not held and lost <= RETRIES
