@@ -21,9 +21,9 @@ def studies(storage: opt.StorageUrl = "sqlite:///hpo_mab.db", as_json: opt.Json 
     ```
     """
     import optuna
-    from rich.console import Console
     from rich.table import Table
 
+    from hpo_mab.cli._console import console
     from hpo_mab.storage import Storage
 
     store = Storage(storage, create=False)
@@ -44,5 +44,4 @@ def studies(storage: opt.StorageUrl = "sqlite:///hpo_mab.db", as_json: opt.Json 
     for row in rows:
         best = "" if row["best"] is None else f"{row['best']:.2%}"
         table.add_row(row["study"], str(row["trials"]), best, row["started"] or "")
-    console = Console(highlight=False)
-    console.print(table if rows else f"No studies in {store.shown_url}; 'hpo-mab run' makes one.")
+    console().print(table if rows else f"No studies in {store.shown_url}; 'hpo-mab run' makes one.")

@@ -114,7 +114,9 @@ def _fill(copy: optuna.Study, study: optuna.Study, source: Storage, target: Stor
     # After the trials, which hold the numbers of their curves: without them they are orphans.
     if source.url != target.url:
         source.curves.copy(list(new_ids), target.curves)
-        _copy_artifacts(study, folder_beside(source, "artifacts"), folder_beside(target, "artifacts"))
+        _copy_artifacts(
+            study, folder_beside(source, "artifacts"), folder_beside(target, "artifacts")
+        )
     system = study._storage.get_study_system_attrs(study._study_id)
     for key, value in _renumbered(system, new_ids):
         copy._storage.set_study_system_attr(copy._study_id, key, value)

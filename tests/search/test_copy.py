@@ -112,14 +112,10 @@ def test_what_cannot_be_copied_is_said(storage: Storage, tmp_path: Path) -> None
     other.close()
 
 
-def test_optunas_copy_has_no_cost_and_says_so(
-    storage: Storage, tmp_path: Path, tiny: Make
-) -> None:
+def test_optunas_copy_has_no_cost_and_says_so(storage: Storage, tmp_path: Path, tiny: Make) -> None:
     _run(storage, tiny)
     other = Storage(str(tmp_path / "other.db"))
-    optuna.copy_study(
-        from_study_name="study", from_storage=storage.optuna, to_storage=other.optuna
-    )
+    optuna.copy_study(from_study_name="study", from_storage=storage.optuna, to_storage=other.optuna)
     with pytest.warns(MissingCurvesWarning, match="3 of 3 trials of 'study' .*hpo-mab copy"):
         run = read_run(other, "study")
     assert (run.examples, run.seconds, run.saved_examples) == (None, None, None)

@@ -34,9 +34,7 @@ def _unversioned(url: str) -> list[int]:
     for reports in ({1: 0.5, 2: 0.6}, {}, {}):
         done = TrialState.COMPLETE if reports else TrialState.WAITING
         value = 0.6 if reports else None
-        study.add_trial(
-            optuna.create_trial(state=done, value=value, intermediate_values=reports)
-        )
+        study.add_trial(optuna.create_trial(state=done, value=value, intermediate_values=reports))
     ids = [trial._trial_id for trial in study.get_trials()]
     metadata = sa.MetaData()
     table = sa.Table(
