@@ -64,8 +64,9 @@ def evidence(
 
 def _read(studies: list[str], storages: list[str]) -> list[StudyRun]:
     from hpo_mab.compare import read_record, stored_comparison
+    from hpo_mab.compare._stored import is_record
 
-    records = [name for name in studies if name.endswith(".json")]
+    records = [name for name in studies if is_record(name, storages=storages)]
     names = [name for name in studies if name not in records]
     runs = [run for name in records for run in read_record(Path(name)).runs]
     return [*runs, *(stored_comparison(names, storages=storages).runs if names else ())]

@@ -5,10 +5,11 @@ from __future__ import annotations
 from itertools import zip_longest
 from typing import TYPE_CHECKING, get_args
 
-from rich.console import Console
-from rich.markup import escape
+from rich.text import Text
 
+from hpo_mab.cli._console import console
 from hpo_mab.cli._dashboard import PORT
+from hpo_mab.cli._summary import print_next
 
 if TYPE_CHECKING:
     from hpo_mab.compare import ComparisonRuns, ComparisonSummary
@@ -39,7 +40,6 @@ def print_comparison(
     from hpo_mab.compare import Question, outcome
     from hpo_mab.dashboard import comparison_path
 
-    console = Console(highlight=False)
     print_result(summary, verbose=verbose)
     ids = [storage.optuna.get_study_id_from_name(run.name) for run in found.runs]
     link = f"http://127.0.0.1:{PORT}{comparison_path(ids)}"
@@ -50,24 +50,22 @@ def print_comparison(
     answers = {outcome(one, asked) for one in summary.contrasts for asked in get_args(Question)}
     if "is not distinguishable" in answers:
         steps.append((more_seeds, "more seeds, narrower intervals"))
-    console.print("\nNext:")
-    for step, purpose in steps:
-        console.print(f"  {escape(step)}   [dim]# {purpose}[/dim]", soft_wrap=True)
+    print_next(steps)
 
 
 def print_result(summary: ComparisonSummary, *, verbose: bool = False) -> None:
     """Print tables, the essential ones or all, and below them the verdict."""
     from hpo_mab.compare import comparison_tables, outcome, verdict
 
-    console = Console(highlight=False)
+    out = console()
     for table in comparison_tables(summary, essential=not verbose):
-        console.print(table)
-        console.print()
+        out.print(table)
+        out.print()
     if not verbose and any(contrast.pairs for contrast in summary.contrasts):
-        console.print("[dim]--verbose shows cost, advantage and fidelity by budget.[/dim]\n")
-    console.print("[bold]Verdict[/bold]")
+        out.print("--verbose shows cost, advantage and fidelity by budget.\n", style="dim")
+    out.print("Verdict", style="bold")
     colours = [_COLOURS[outcome(contrast)] for contrast in summary.contrasts]
     for line, colour in zip_longest(verdict(summary).splitlines(), colours, fillvalue="none"):
         # What was found, then by which figures.
         found, comma, figures = line.partition(", at ")
-        console.print(f"[bold {colour}]{escape(found)}[/]{escape(comma + figures)}")
+        out.print(Text.assemble((found, f"bold {colour}"), comma + figures))

@@ -9,9 +9,10 @@ from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Column
+
+from hpo_mab.cli._console import console
 
 if TYPE_CHECKING:
     import optuna
@@ -35,7 +36,7 @@ class StudyProgress:
         self._trials = trials
         self._label = label
         self._quiet = quiet
-        self._console = Console(stderr=True)
+        self._console = console(stderr=True)
         self._live: Progress | None = None
         self._task: TaskID | None = None
         self._began = self._last_line = time.monotonic()
@@ -44,7 +45,7 @@ class StudyProgress:
     def __enter__(self) -> Self:
         if not self._quiet and self._console.is_terminal:
             # The name has a line of its own: at 80 columns it would push the bar off.
-            self._console.print(self._label, style="bold", highlight=False, soft_wrap=True)
+            self._console.print(self._label, style="bold", soft_wrap=True)
             self._live = Progress(
                 BarColumn(bar_width=24, table_column=Column(min_width=8)),
                 TextColumn("{task.description}"),
@@ -75,7 +76,7 @@ class StudyProgress:
         if self._live is not None and self._task is not None:
             self._live.update(self._task, completed=min(done, self._trials), description=state)
         elif not self._quiet and self._is_time_for_a_line(done):
-            self._console.print(f"{self._label}: {state}", highlight=False, soft_wrap=True)
+            self._console.print(f"{self._label}: {state}", soft_wrap=True)
 
     def _describe(self, study: optuna.Study, counts: dict[str, int], done: int) -> str:
         # Optuna gives a pruned trial its last report as value: that is no result.

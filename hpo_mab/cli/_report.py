@@ -81,8 +81,9 @@ def _read(
 ) -> tuple[tuple[StudyRun, ...], ComparisonSummary, dict[str, object], str]:
     """Studies, summary, environment, and all of it as a record."""
     from hpo_mab.compare import comparison_record, read_record, stored_comparison, summarise
+    from hpo_mab.compare._stored import is_record
 
-    if any(name.endswith(".json") for name in studies):
+    if any(is_record(name, storages=storages) for name in studies):
         if len(studies) > 1 or reference:
             raise ArgumentError(
                 "A record is read alone, its reference is in it; got "

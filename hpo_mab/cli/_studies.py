@@ -25,9 +25,9 @@ def studies(storage: opt.StorageUrl = "sqlite:///hpo_mab.db", as_json: opt.Json 
     ```
     """
     import optuna
-    from rich.console import Console
     from rich.table import Table
 
+    from hpo_mab.cli._console import console
     from hpo_mab.storage import Definition, Storage
 
     store = Storage(storage, create=False)
@@ -51,8 +51,7 @@ def studies(storage: opt.StorageUrl = "sqlite:///hpo_mab.db", as_json: opt.Json 
         form = ".2%" if row["study"] in ours else ".6g"
         best = "" if row["best"] is None else f"{row['best']:{form}}"
         table.add_row(row["study"], str(row["trials"]), best, row["started"] or "")
-    console = Console(highlight=False)
-    console.print(table if rows else f"No studies in {store.shown_url}; 'hpo-mab run' makes one.")
+    console().print(table if rows else f"No studies in {store.shown_url}; 'hpo-mab run' makes one.")
 
 
 def _best(summary: StudySummary) -> float | None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
+from hpo_mab.cli._console import console
 from hpo_mab.cli._progress import duration
 from hpo_mab.compare._words import parameter
 
@@ -30,21 +31,29 @@ def print_summary(
         compare: Command that compares the same study with uniform sampling.
         go_on: Command that continues the study.
     """
-    console = Console(highlight=False)
+    out = console()
     facts = _facts(outcome, spec)
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     for label, text in _rows(facts):
-        table.add_row(label, escape(text))
+        table.add_row(label, text)
     if outcome.interrupted:
-        console.print("Interrupted; finished trials are kept. The same command continues.\n")
-    console.print(table)
-    console.print("\nNext:")
-    for command, purpose in (
-        (compare, "the same study against uniform sampling"),
-        (dashboard, "explore it in the browser"),
-        (go_on, "go on"),
-    ):
-        console.print(f"  {escape(command)}   [dim]# {purpose}[/dim]", soft_wrap=True)
+        out.print("Interrupted; finished trials are kept. The same command continues.\n")
+    out.print(table)
+    print_next(
+        [
+            (compare, "the same study against uniform sampling"),
+            (dashboard, "explore it in the browser"),
+            (go_on, "go on"),
+        ]
+    )
+
+
+def print_next(steps: Sequence[tuple[str, str]]) -> None:
+    """Print commands to give next, each with its purpose."""
+    out = console()
+    out.print("\nNext:")
+    for step, purpose in steps:
+        out.print(Text.assemble(f"  {step}   ", (f"# {purpose}", "dim")), soft_wrap=True)
 
 
 def warn_unpublished(published: Published) -> None:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import fnmatch
 import re
-from collections.abc import Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Self
 
-from hpo_mab._errors import ArgumentError, UnknownNameError
+import sqlalchemy as sa
+
+from hpo_mab._errors import ArgumentError, StorageError, UnknownNameError
 from hpo_mab.compare._runner import ComparisonRuns, stored_scores
+from hpo_mab.data import DataIdentity
 from hpo_mab.storage import (
     DEFAULT_URL,
     Definition,
@@ -23,6 +29,10 @@ from hpo_mab.storage import study_names as names_in
 from hpo_mab.training import Budget
 
 _ARM = re.compile(r"([\w.-]+)=(.+)", re.DOTALL)
+
+
+class ForeignStudyWarning(UserWarning):
+    """Studies that match a pattern and cannot be compared."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,12 +50,62 @@ class Selection:
     arm: str | None = None
 
     @classmethod
-    def parse(cls, text: str) -> Self:
-        """Read ``[ARM=][DATABASE#]STUDY``."""
+    def parse(cls, text: str, names: Collection[str] = ()) -> Self:
+        """Read ``[ARM=][DATABASE#]STUDY``.
+
+        Args:
+            text: What is to be read.
+            names: Names of studies, which may hold ``=`` and ``#`` themselves.
+        """
+        if text in names:
+            return cls(pattern=text)
         named = _ARM.fullmatch(text)
         arm, rest = named.groups() if named else (None, text)
-        url, _, pattern = rest.rpartition("#")
-        return cls(pattern=pattern, url=url or None, arm=arm)
+        if rest in names or "#" not in rest:
+            return cls(pattern=rest, arm=arm)
+        places = [match.start() for match in re.finditer("#", rest)]
+        # The first that leaves a database; a path may hold a # as well.
+        cut = next((at for at in places if _may_be_database(rest[:at])), places[-1])
+        return cls(pattern=rest[cut + 1 :], url=rest[:cut] or None, arm=arm)
+
+
+def is_record(text: str, *, storages: Sequence[str] = ()) -> bool:
+    """Whether a text names a record file, rather than a study whose name ends as one's.
+
+    Args:
+        text: As `stored_comparison` takes it, or the path of a record.
+        storages: Databases to look for a study in; default the usual one.
+    """
+    if not text.endswith(".json") or Path(text).is_file():
+        return text.endswith(".json")
+    try:
+        with _opened(storages or [DEFAULT_URL]) as opened:
+            found = Selection.parse(text, _names(opened.values()))
+        with _opened([found.url] if found.url else storages or [DEFAULT_URL]) as opened:
+            return found.pattern not in _names(opened.values())
+    except StorageError:
+        return True
+
+
+def _names(storages: Iterable[Storage]) -> list[str]:
+    return [name for storage in storages for name in names_in(storage)]
+
+
+def _may_be_database(url: str) -> bool:
+    return "://" in url or Path(url).is_file()
+
+
+@contextlib.contextmanager
+def _opened(urls: Iterable[str]) -> Iterator[dict[str, Storage]]:
+    opened: dict[str, Storage] = {}
+    try:
+        for url in urls:
+            if url not in opened:
+                opened[url] = Storage(url, create=False)
+        yield opened
+    finally:
+        for storage in opened.values():
+            storage.close()
 
 
 def stored_comparison(
@@ -69,20 +129,22 @@ def stored_comparison(
         StorageError: A database that is not there or cannot be read.
         UnknownNameError: A name that no database holds, or an unknown reference.
     """
-    chosen = [Selection.parse(text) for text in studies]
-    asked = [selection.url for selection in chosen if selection.url is not None]
-    open_to_all = list(storages) or ([DEFAULT_URL] if len(asked) < len(chosen) else [])
-    opened = {url: Storage(url, create=False) for url in dict.fromkeys([*open_to_all, *asked])}
-    try:
-        found = _Found()
-        for selection in chosen:
-            urls = open_to_all if selection.url is None else [selection.url]
-            for storage, name in _matches(selection, [opened[url] for url in urls]):
-                found.add(storage, name, selection.arm)
-    finally:
-        for storage in opened.values():
-            storage.close()
+    found = _Found()
+    with _opened(_usual(studies, storages)) as usual:
+        names = _names(usual.values())
+        for selection in [Selection.parse(text, names) for text in studies]:
+            with _opened([] if selection.url is None else [selection.url]) as own:
+                for storage, name in _matches(selection, list((own or usual).values())):
+                    found.add(storage, name, selection.arm)
     return found.comparison(reference)
+
+
+def _usual(studies: Sequence[str], storages: Sequence[str]) -> Sequence[str]:
+    """The databases for studies that name none; none where all name one."""
+    everywhere = all(Selection.parse(text).url is not None for text in studies)
+    # A name that looks as if it named a database may be one in the usual place.
+    is_there = Path(sa.make_url(DEFAULT_URL).database or "").is_file()
+    return storages or ([DEFAULT_URL] if is_there or not everywhere else [])
 
 
 @dataclasses.dataclass
@@ -95,6 +157,7 @@ class _Found:
         default_factory=dict
     )
     environments: dict[tuple[str, int], Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    data: dict[int, tuple[str, DataIdentity]] = dataclasses.field(default_factory=dict)
 
     def add(self, storage: Storage, name: str, arm: str | None) -> None:
         """Read a study, unless it has been read as the same arm."""
@@ -109,11 +172,24 @@ class _Found:
                 "give one another arm's name: NAME=STUDY."
             )
         study = open_study(storage, name)
+        definition = Definition.load(study)
+        self._refuse_other_files(run, definition.data)
         self.runs[key], self.places[key] = run, place
-        self.environments[key] = Definition.load(study).environment
+        self.environments[key] = definition.environment
         scores = stored_scores(study, run)
         if scores is not None:
             self.scores[key] = scores
+
+    def _refuse_other_files(self, run: StudyRun, data: DataIdentity | None) -> None:
+        if data is None:
+            return
+        # Of another seed, the parts of the same data are others.
+        name, first = self.data.setdefault(run.seed, (run.name, data))
+        if not data.is_same(first):
+            raise ArgumentError(
+                f"Studies of one comparison must have the same data: '{name}' and '{run.name}' were "
+                "made on other labels, files or pixels. Name studies that agree in it."
+            )
 
     def _trials(self) -> Iterator[TrialRun]:
         return (trial for run in self.runs.values() for trial in run.trials)
@@ -161,12 +237,26 @@ def _matches(selection: Selection, storages: Sequence[Storage]) -> Iterator[tupl
     places = [(storage, name) for storage in storages for name in names_in(storage)]
     known = [name for _, name in places]
     # A study's name may hold a bracket.
-    found = [place for place in places if place[1] == selection.pattern] or [
-        place for place in places if fnmatch.fnmatchcase(place[1], selection.pattern)
-    ]
+    found = [place for place in places if place[1] == selection.pattern] or _ours(
+        [place for place in places if fnmatch.fnmatchcase(place[1], selection.pattern)]
+    )
     if not found:
         _refuse(selection.pattern, known, storages)
     yield from found
+
+
+def _ours(places: Sequence[tuple[Storage, str]]) -> list[tuple[Storage, str]]:
+    """Those that this product made; all of them if it made none."""
+    made = [
+        (storage, name)
+        for storage, name in places
+        if Definition.is_in(open_study(storage, name).user_attrs)
+    ]
+    others = [name for storage, name in places if (storage, name) not in made]
+    if made and others:
+        text = f"{', '.join(others)}: not made by hpo-mab, and left out."
+        warnings.warn(text, ForeignStudyWarning, stacklevel=2)
+    return made or list(places)
 
 
 def _refuse(pattern: str, known: Sequence[str], storages: Sequence[Storage]) -> None:

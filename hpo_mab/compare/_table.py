@@ -28,10 +28,12 @@ def comparison_tables(summary: ComparisonSummary, *, essential: bool = False) ->
 def _table(grid: Grid) -> Table:
     from rich import box
     from rich.table import Table
+    from rich.text import Text
 
+    # All as texts: brackets in strings are markup.
     made = Table(
-        title=grid.title,
-        caption=grid.caption,
+        title=Text(grid.title, style="table.title"),
+        caption=Text(grid.caption, style="table.caption"),
         title_justify="left",
         caption_justify="left",
         box=box.SIMPLE_HEAD,
@@ -39,8 +41,7 @@ def _table(grid: Grid) -> Table:
         pad_edge=False,
     )
     for position, heading in enumerate(grid.columns):
-        made.add_column(heading, justify="left" if position == 0 else "right")
+        made.add_column(Text(heading), justify="left" if position == 0 else "right")
     for row in grid.rows:
-        # Cells hold brackets, which rich would take for markup.
-        made.add_row(*(cell.replace("[", r"\[") for cell in row))
+        made.add_row(*map(Text, row))
     return made

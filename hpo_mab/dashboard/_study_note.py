@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +35,7 @@ def study_note(
         compared: Path of the dashboard's page that compares its studies, likewise.
         evidence: From `evidence_note`; empty if there is none.
     """
-    parts = [f"# {run.name}", _headline(run, test_accuracy)]
+    parts = [f"# {_plain(run.name)}", _headline(run, test_accuracy)]
     if verdict:
         lines = "\n".join(f"- {line}" for line in verdict.splitlines())
         parts.append(f"## Verdict\n\n{lines}\n\n[The studies side by side]({compared})")
@@ -41,6 +43,11 @@ def study_note(
         parts.append(evidence)
     parts += [f"## What ran\n\n{_table(_facts(run))}", _how_to_read(), _next(run, storage)]
     return "\n\n".join(parts)
+
+
+def _plain(text: str) -> str:
+    """A text that Markdown shows as it is."""
+    return re.sub(r"([\\`*\[\]<>#])", r"\\\1", text)
 
 
 def keep_users_part(ours: str, existing: str) -> str:
@@ -130,14 +137,15 @@ def _next(run: StudyRun, storage: Storage) -> str:
     from hpo_mab.search import builtin_names
     from hpo_mab.storage import DEFAULT_URL
 
-    where = "" if str(storage.shown_url) == DEFAULT_URL else f" --storage '{storage.shown_url}'"
+    url = str(storage.shown_url)
+    where = "" if url == DEFAULT_URL else f" --storage {shlex.quote(url)}"
     name = str(run.spec.get("name"))
     # A definition of the user's own is a file whose place is not on record.
     name = name if name in builtin_names() else f"{name}.toml"
     commands = (
-        f"hpo-mab run {name}{where} --trials {2 * max(len(run.trials), 1)}   # go on",
-        f"hpo-mab compare {name}{where}   # against uniform sampling",
-        f"hpo-mab report {run.name}{where}   # one HTML file",
+        f"hpo-mab run {shlex.quote(name)}{where} --trials {2 * max(len(run.trials), 1)}   # go on",
+        f"hpo-mab compare {shlex.quote(name)}{where}   # against uniform sampling",
+        f"hpo-mab report {shlex.quote(run.name)}{where}   # one HTML file",
     )
     return "## How to go on\n\n```bash\n" + "\n".join(commands) + "\n```"
 

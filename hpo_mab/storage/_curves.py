@@ -33,7 +33,8 @@ _ORPHANS = (
     .distinct()
     .where(CURVES.c.curve.not_in(sa.select(_number).where(_is_key)))
 )
-#: Fields that a curve may lack at a point.
+_FIELDS = tuple(field.name for field in dataclasses.fields(Evaluation))
+#: Those that a curve may lack at a point.
 _OPTIONAL = {"reward_rate", "concentration"}
 
 
@@ -108,9 +109,9 @@ class CurveStore:
             return {}
         owners: dict[int, int] = {}
         with self._engine.connect() as connection:
-            for row in _rows_of(connection, set(trial_ids)):
-                if owners.setdefault(row["curve"], row["trial_id"]) == row["trial_id"]:
-                    curves[row["trial_id"]].append(_evaluation(row))
+            for trial_id, curve, *values in _rows_of(connection, set(trial_ids)):
+                if owners.setdefault(curve, trial_id) == trial_id:
+                    curves[trial_id].append(_evaluation(values))
         return {trial_id: tuple(curve) for trial_id, curve in curves.items()}
 
     def copy(self, trial_ids: Sequence[int], target: CurveStore) -> None:
@@ -120,9 +121,10 @@ class CurveStore:
             trial_ids: Optuna's trial ids here.
             target: The other database; the curves that it has stay as they are.
         """
-        names = [column.name for column in CURVES.columns]
+        names = ["curve", *_FIELDS]
         with self._engine.connect() as connection:
-            rows = [{k: row[k] for k in names} for row in _rows_of(connection, set(trial_ids))]
+            found = list(_rows_of(connection, set(trial_ids)))
+        rows = [dict(zip(names, row[1:], strict=True)) for row in found]
         numbers = sorted({row["curve"] for row in rows})
         with target._engine.begin() as connection:
             known: set[int] = set()
@@ -170,18 +172,18 @@ class CurveStore:
         return row
 
 
-def _rows_of(connection: sa.Connection, trial_ids: Collection[int]) -> Iterator[sa.RowMapping]:
-    """Rows of the curves of some trials, with their ``trial_id``, in order of both."""
+def _rows_of(connection: sa.Connection, trial_ids: Collection[int]) -> Iterator[sa.Row[Any]]:
+    """Points of the curves of some trials: trial id, curve, fields; in order of trial and budget."""
     # A study's ids lie close together: one range scan beats thousands of bound parameters.
     column = _keys.c.trial_id
     query = (
-        sa.select(column, CURVES)
+        sa.select(column, CURVES.c.curve, *(CURVES.c[name] for name in _FIELDS))
         .join(CURVES, CURVES.c.curve == _number)
         .where(_is_key, column >= min(trial_ids), column <= max(trial_ids))
         .order_by(column, CURVES.c.index)
     )
-    for row in connection.execute(query).mappings():
-        if row["trial_id"] in trial_ids:
+    for row in connection.execute(query):
+        if row[0] in trial_ids:
             yield row
 
 
@@ -217,7 +219,11 @@ def _is_number(value: float) -> bool:
     return not math.isnan(value)
 
 
-def _evaluation(row: sa.RowMapping) -> Evaluation:
-    values = {field.name: row[field.name] for field in dataclasses.fields(Evaluation)}
-    missing = {name: math.nan for name, v in values.items() if v is None and name not in _OPTIONAL}
-    return Evaluation(**{**values, **missing, "averaged": bool(values["averaged"])})
+def _evaluation(values: Sequence[Any]) -> Evaluation:
+    point = dict(zip(_FIELDS, values, strict=True))
+    for name in [name for name, value in point.items() if value is None]:
+        if name == "averaged":
+            point[name] = False
+        elif name not in _OPTIONAL:
+            point[name] = math.nan
+    return Evaluation(**point)

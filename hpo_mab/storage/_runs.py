@@ -47,8 +47,12 @@ class TrialRun:
 
     @property
     def lacks_curve(self) -> bool:
-        """Whether it was evaluated, but its curve is not here: what it has cost is not known."""
-        return not self.curve and (self.value is not None or "examples" in self.attrs)
+        """Whether it was evaluated, but its curve is not here: what it has cost is not known.
+
+        A trial without attributes was not run, but added with its value by somebody else.
+        """
+        evaluated = bool(self.attrs) and (self.value is not None or "examples" in self.attrs)
+        return evaluated and not self.curve
 
     @property
     def inherited(self) -> Evaluation | None:

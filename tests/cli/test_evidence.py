@@ -47,3 +47,45 @@ def test_evidence_of_stored_studies_and_of_their_record_prunes_another(
     status, _, err = cli("evidence", "tiny-mab-seed0", "-o", "none.json")
     assert (status, "arm 'uniform'" in err) == (2, True)
     assert not (tmp_path / "none.json").exists()
+
+
+def test_evidence_that_was_moved_breaks_no_study_that_has_a_copy(
+    cli: Cli, tiny: str, tmp_path: Path
+) -> None:
+    pairs = ("--set", "search.initial=4", "--set", "compare.retrain=0")
+    assert cli("compare", tiny, *pairs, "--quiet", "--record", "record.json")[0] == 0
+    assert cli("evidence", "record.json")[0] == 0
+    given = ("--pruner", "advantage", "--set", "pruner.evidence=evidence.json", "--seed", "1")
+    at = ("--storage", "later.db", "--quiet")
+    assert cli("run", tiny, *given, *at)[0] == 0
+    Path("evidence.json").rename("moved.json")
+    name = "tiny-mab-seed1"
+
+    for command in (
+        ("replay", name, "0", "--storage", "later.db"),
+        ("worker", "--study", name, *at),
+        ("report", name, *at),
+        # From where it was, and from where it is.
+        ("run", tiny, *given, *at, "--trials", "5"),
+        ("run", tiny, *given, *at, "--trials", "6", "--set", "pruner.evidence=moved.json"),
+    ):
+        status, _, err = cli(*command)
+        assert (status, err) == (0, ""), command
+    (tmp_path / "other.json").write_text(
+        (tmp_path / "moved.json").read_text().replace("pairs", "p")
+    )
+    status, _, err = cli("run", tiny, *given, *at, "--set", "pruner.evidence=other.json")
+    assert (status, "pruner.evidence" in err) == (2, True)
+    # One without a copy needs the file, before anything is run.
+    status, _, err = cli("run", tiny, *given, "--storage", "new.db", "--quiet")
+    assert (status, "evidence.json" in err) == (2, True)
+    arms = (
+        "--set",
+        "compare.arms.late={ pruner = { kind = 'advantage', evidence = 'none.json' } }",
+    )
+    arms += ("--set", "compare.arms.uniform={ sampler = { kind = 'uniform' } }")
+    status, _, err = cli("compare", tiny, *arms, "--storage", "new.db", "--quiet")
+    assert (status, "none.json" in err) == (2, True)
+    storage = Storage("sqlite:///new.db")
+    assert storage.optuna.get_all_studies() == []
+    storage.close()

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import dataclasses
 import json
 import sqlite3
 import time
@@ -13,6 +14,7 @@ from optuna.artifacts import get_all_artifact_meta
 from optuna_dashboard import get_note, save_note
 from optuna_dashboard._custom_plot_data import get_plotly_graph_objects
 
+from hpo_mab._attributes import PUBLISHED_KEY
 from hpo_mab.dashboard import _publish as publishing
 from hpo_mab.dashboard import (
     artifact_folder,
@@ -20,6 +22,7 @@ from hpo_mab.dashboard import (
     publish_study,
     refresh,
 )
+from hpo_mab.dashboard._figures import importances
 from hpo_mab.storage import Storage, open_study, read_run
 
 COMPARED = {
@@ -63,7 +66,7 @@ def test_every_study_of_a_comparison_gets_note_figures_and_verdict(compared) -> 
         assert f"{run.best.value:.2%} validation accuracy" in note
         assert "mab " in note.split("## Verdict")[1].split("## What ran")[0]
         assert "/dashboard/compare-studies?ids=1,2" in note
-        assert "hpo-mab run tiny.toml --storage 'sqlite:///" in note
+        assert "hpo-mab run tiny.toml --storage sqlite:///" in note
         assert study.metric_names == ["validation accuracy"]
 
 
@@ -128,7 +131,7 @@ def test_a_failure_is_told_not_raised(compared, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(publishing, "study_figures", fail)
     before = get_note(open_study(compared.storage, compared.runs[0].name))
     published = publish_study(compared.storage, compared.runs[0])
-    assert published.problem == "RuntimeError: disk full"
+    assert published.problem == f"'{compared.runs[0].name}': RuntimeError: disk full"
     assert published.studies == ()
     assert get_note(open_study(compared.storage, compared.runs[0].name)) == before
 
@@ -196,3 +199,28 @@ def test_artifacts_can_live_elsewhere(
 ) -> None:
     monkeypatch.setenv("HPO_MAB_ARTIFACTS", str(tmp_path / "files"))
     assert artifact_folder(compared.storage) == tmp_path / "files"
+
+
+def test_trouble_of_one_study_hides_no_other(compared) -> None:
+    names = [run.name for run in compared.runs]
+    for name in names:
+        study = open_study(compared.storage, name)
+        study._storage.set_study_system_attr(study._study_id, PUBLISHED_KEY, {})
+    study = open_study(compared.storage, names[0])
+    stored = study.user_attrs["hpo_mab:definition"]
+    study.set_user_attr("hpo_mab:definition", {**stored, "version": 99})
+    published = refresh(compared.storage)
+    study.set_user_attr("hpo_mab:definition", stored)
+    assert set(names[1:]) <= set(published.studies)
+    assert names[0] not in published.studies
+    assert published.problem.startswith(f"'{names[0]}': ")
+
+
+def test_names_and_files_that_a_definition_names_need_not_be_here(large: Storage) -> None:
+    run = read_run(large, "large-mab-seed0")
+    spec = {
+        **run.spec,
+        "model": {"name": "somebodys_own"},
+        "pruner": {"kind": "advantage", "evidence": "gone.json"},
+    }
+    assert importances(dataclasses.replace(run, spec=spec)) == importances(run) != {}

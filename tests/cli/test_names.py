@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+import pytest
+
+Cli = Callable[..., "tuple[int, str, str]"]
+
+#: What rich, patterns and the syntax of ``report`` give a meaning to.
+NAMES = ["[bold]x[/bold] [/]", "lr=0.1", "a=run#2", "[a-z]*?:smile:", "-best.json"]
+
+
+def test_whatever_run_takes_for_a_name_is_shown_and_taken_elsewhere(cli: Cli, tiny: str) -> None:
+    for name in NAMES:
+        status, out, err = cli("run", tiny, f"--name={name}", "--trials", "1")
+        assert status == 0, (name, err)
+        assert re.search(rf"^{re.escape(name)}: 1/1 trials", err, re.MULTILINE), err
+        assert re.search(rf"^Study +{re.escape(name)} *$", out, re.MULTILINE), out
+    status, out, _ = cli("studies")
+    assert status == 0
+    for name in NAMES:
+        assert any(line.startswith(f"{name} ") for line in out.splitlines()), name
+        assert cli("report", "--json", "--", name)[0] == 0, name
+        assert cli("replay", "--", name, "0")[0] == 0, name
+    assert cli("copy", "--to", "copy.db", "--", "a=run#2")[0] == 0
+    for text in ("copy.db#a=run#2", "arm=hpo_mab.db#-best.json", "arm=lr=0.1"):
+        assert cli("report", "--json", text)[0] == 0, text
+
+
+def test_a_comparison_of_any_name_is_shown(cli: Cli, tiny: str) -> None:
+    given = ("--trials", "2", "--set", "name=[b]a=b", "--set", "compare.retrain=0")
+    status, out, err = cli("compare", tiny, *given)
+    assert status == 0, err
+    assert "[b]a=b-uniform-seed0: 2/2 trials" in err
+    status, out, err = cli("report", "[b]a=b-mab-seed0", "[b]a=b-uniform-seed0")
+    assert (status, out.splitlines()[-1]) == (0, "2 studies in report.html")
+
+
+@pytest.mark.filterwarnings("always::hpo_mab.compare._stored.ForeignStudyWarning")
+def test_a_foreign_study_does_not_hide_the_others(cli: Cli, tiny: str) -> None:
+    import optuna
+
+    from hpo_mab.storage import Storage
+
+    assert cli("run", tiny, "--trials", "1", "--quiet")[0] == 0
+    storage = Storage("sqlite:///hpo_mab.db")
+    optuna.create_study(study_name="tiny-foreign", storage=storage.optuna)
+    storage.close()
+    status, _, err = cli("report", "tiny-*", "--quiet")
+    assert (status, err) == (0, "hpo-mab: tiny-foreign: not made by hpo-mab, and left out.\n")
