@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import subprocess
@@ -125,3 +126,22 @@ def runs() -> Callable[[int], bool]:
         return state not in "ZX"
 
     return check
+
+
+@contextlib.contextmanager
+def _error_on_waiting() -> Iterator[None]:
+    torch.cuda.synchronize()
+    before = torch.cuda.get_sync_debug_mode()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Synchronization debug mode is a prototype feature")
+        try:
+            torch.cuda.set_sync_debug_mode("error")
+            yield
+        finally:
+            torch.cuda.set_sync_debug_mode(before)
+
+
+@pytest.fixture
+def no_waiting() -> Callable[[], contextlib.AbstractContextManager[None]]:
+    """Makes a context in which every wait for the CUDA device is an error."""
+    return _error_on_waiting
