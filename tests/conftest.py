@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import shutil
@@ -180,3 +181,22 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
         return f"sqlite:///{tmp_path / 'studies.db'}"
     fixture = {"postgresql": "postgres_url", "mariadb": "mariadb_url"}[request.param]
     return str(request.getfixturevalue(fixture))
+
+
+@contextlib.contextmanager
+def _error_on_waiting() -> Iterator[None]:
+    torch.cuda.synchronize()
+    before = torch.cuda.get_sync_debug_mode()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Synchronization debug mode is a prototype feature")
+        try:
+            torch.cuda.set_sync_debug_mode("error")
+            yield
+        finally:
+            torch.cuda.set_sync_debug_mode(before)
+
+
+@pytest.fixture
+def no_waiting() -> Callable[[], contextlib.AbstractContextManager[None]]:
+    """Makes a context in which every wait for the CUDA device is an error."""
+    return _error_on_waiting

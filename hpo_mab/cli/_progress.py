@@ -110,7 +110,7 @@ class _DataLines(logging.Handler):
 
     def __init__(self) -> None:
         super().__init__(logging.INFO)
-        self._console = Console(stderr=True, highlight=False)
+        self._console = console(stderr=True)
         self._waiting: list[str] = []
         self._shown: set[str] = set()
 
@@ -120,7 +120,7 @@ class _DataLines(logging.Handler):
     def show(self) -> None:
         for line in self._waiting:
             if line not in self._shown:
-                self._console.print(line, markup=False, soft_wrap=True)
+                self._console.print(line, soft_wrap=True)
                 self._shown.add(line)
         self._waiting.clear()
 

@@ -172,8 +172,8 @@ class CurveStore:
         return row
 
 
-def _rows_of(connection: sa.Connection, trial_ids: Collection[int]) -> Iterator[sa.Row[Any]]:
-    """Points of the curves of some trials: trial id, curve, fields; in order of trial and budget."""
+def _rows_of(connection: sa.Connection, trial_ids: Collection[int]) -> Iterator[tuple[Any, ...]]:
+    """Points of some trials' curves: trial id, curve, fields; in order of trial and budget."""
     # A study's ids lie close together: one range scan beats thousands of bound parameters.
     column = _keys.c.trial_id
     query = (
@@ -184,7 +184,7 @@ def _rows_of(connection: sa.Connection, trial_ids: Collection[int]) -> Iterator[
     )
     for row in connection.execute(query):
         if row[0] in trial_ids:
-            yield row
+            yield tuple(row)
 
 
 def _reached(study_id: int) -> sa.Select[tuple[int, float]]:

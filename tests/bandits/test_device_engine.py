@@ -1,6 +1,6 @@
 """The engine in tensors: its Thompson draws; and on CUDA, that nothing waits for the host."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -35,16 +35,6 @@ def test_thompson_propensities_of_discounted_counts_are_refused(
         engine.propensities()
 
 
-@pytest.fixture
-def no_synchronisation() -> Iterator[None]:
-    """Turns every wait for the host into an error."""
-    torch.cuda.synchronize()
-    before = torch.cuda.get_sync_debug_mode()
-    torch.cuda.set_sync_debug_mode("error")
-    yield
-    torch.cuda.set_sync_debug_mode(before)
-
-
 CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 KNOBS: dict[str, dict[str, Any]] = {
     "window": {},
@@ -61,15 +51,14 @@ KNOBS: dict[str, dict[str, Any]] = {
 @CUDA
 @pytest.mark.parametrize("knobs", KNOBS.values(), ids=KNOBS)
 def test_draw_and_learn_never_wait_for_the_host(
-    knobs: dict[str, Any], make_engine: Callable[..., Any], request: pytest.FixtureRequest
+    knobs: dict[str, Any], make_engine: Callable[..., Any], no_waiting: Callable[[], Any]
 ) -> None:
     engine = make_engine("device", examples=1003, bandits=32, device="cuda", **knobs)
     losses = torch.rand(32, device="cuda")
-    request.getfixturevalue("no_synchronisation")
-    for step in range(20):
-        _, _, arms = engine.draw(uniform=step % 5 == 4)
-        engine.learn(arms, losses)
-    torch.cuda.set_sync_debug_mode("default")
+    with no_waiting():
+        for step in range(20):
+            _, _, arms = engine.draw(uniform=step % 5 == 4)
+            engine.learn(arms, losses)
     assert engine.figures().judged == 20 * 32
 
 
