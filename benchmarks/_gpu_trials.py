@@ -141,7 +141,7 @@ def _curve(place: Place, data: ImageSplits, seed: int = 0) -> Iterator[training.
 
 
 def _processes(place: Place, k: int, seconds: float) -> float:
-    """K processes, as ``--trials-per-gpu`` has them."""
+    """K processes that share the device."""
     command = [sys.executable, str(Path(__file__)), str(place.device), str(int(place.tiny))]
     crew = [
         subprocess.Popen(

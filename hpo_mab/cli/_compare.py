@@ -31,6 +31,7 @@ def compare(
     pruner: opt.Pruner = None,
     batch_size: opt.BatchSize = None,
     device: opt.Device = None,
+    slots: opt.Slots = None,
     assignments: opt.Set = None,
     record: Annotated[
         Path | None, typer.Option(help="Write the raw record (JSON) to this file.")

@@ -20,7 +20,6 @@ def launcher(
     storage: Storage,
     *,
     workers: int | None,
-    trials_per_gpu: int,
     ray: str | None,
     gpus_per_worker: float | None,
     quiet: bool,
@@ -34,17 +33,15 @@ def launcher(
         StorageError: A database the workers cannot reach.
     """
     if gpus_per_worker is not None and ray is None:
-        raise ArgumentError("--gpus-per-worker needs --ray; --trials-per-gpu is for one machine.")
+        raise ArgumentError("--gpus-per-worker needs --ray; --slots is for one machine.")
     if workers is None and ray is not None:
         raise ArgumentError("--workers auto counts this machine's cores; with --ray give a number.")
     if workers is None:
         from hpo_mab.workers import room
 
         training = spec.training
-        workers = room(
-            device=training.device, threads=training.threads, trials_per_gpu=trials_per_gpu
-        )
-    if ray is None and workers == 1 and trials_per_gpu == 1:
+        workers = room(device=training.device, threads=training.threads)
+    if ray is None and workers == 1:
         return None
     if storage.is_sqlite and workers > _SQLITE_WORKERS and not quiet:
         typer.echo(
@@ -62,5 +59,5 @@ def launcher(
             gpus_per_worker=gpus_per_worker or 0.0,
             data_root=spec.data.root,
         )
-    devices = places(workers, device=spec.training.device, trials_per_gpu=trials_per_gpu)
+    devices = places(workers, device=spec.training.device)
     return ProcessLauncher(storage, devices=devices, data_root=spec.data.root)

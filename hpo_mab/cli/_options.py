@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -88,8 +88,13 @@ Workers = Annotated[
         help="Processes that run trials at the same time; auto fills the CPU cores or the GPUs.",
     ),
 ]
-TrialsPerGpu = Annotated[
-    int, typer.Option(help="Workers that may share one CUDA device; devices are dealt out in turn.")
+Slots = Annotated[
+    str | None,
+    typer.Option(
+        metavar="N|auto",
+        help="Trials that a process trains at the same time as one stacked network; auto measures "
+        "on a CUDA device how many are worth it.",
+    ),
 ]
 Ray = Annotated[
     str | None,
@@ -139,6 +144,7 @@ _KEYS = {
     "seed": "seed",
     "batch_size": "training.batch_size",
     "device": "training.device",
+    "slots": "training.slots",
     "seeds": "compare.seeds",
 }
 
@@ -147,6 +153,8 @@ def definition(context: typer.Context) -> StudySpec:
     """The definition that a command line asks for: a file or name, and what replaces its values."""
     given = context.params
     named = {key: given[name] for name, key in _KEYS.items() if given.get(name) is not None}
+    if "training.slots" in named:
+        named["training.slots"] = slot_count(named["training.slots"])
     return load(given["spec"], given["assignments"], named)
 
 
@@ -178,6 +186,23 @@ def worker_count(text: str) -> int | None:
         return int(text)
     except ValueError:
         raise ArgumentError(f"--workers must be a number or 'auto', got '{text}'.") from None
+
+
+def slot_count(text: str) -> int | Literal["auto"]:
+    """The number of slots asked for, or ``"auto"``.
+
+    Raises:
+        ArgumentError: Neither, or less than 1.
+    """
+    if text == "auto":
+        return "auto"
+    try:
+        count = int(text)
+    except ValueError:
+        raise ArgumentError(f"--slots must be a number or 'auto', got '{text}'.") from None
+    if count < 1:
+        raise ArgumentError(f"--slots must be at least 1, got {count}.")
+    return count
 
 
 def silence_optuna() -> None:

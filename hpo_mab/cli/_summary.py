@@ -94,6 +94,7 @@ def _facts(outcome: RunOutcome, spec: StudySpec) -> dict[str, Any]:
         "examples_saved_by_pruning": run.saved_examples,
         "trial_examples": run.trial_examples,
         "auto": None if outcome.choice is None else outcome.choice.to_json(),
+        "loop_reasons": list(outcome.loop_reasons),
         "interrupted": outcome.interrupted,
     }
 
@@ -120,6 +121,7 @@ def _rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
         rows.append(("Spent", spent))
     if facts["auto"] is not None:
         rows.append(("Sampler", f"auto chose {facts['auto']['sampler']}: {facts['auto']['why']}"))
+    rows += [("Without CUDA graph", reason) for reason in facts["loop_reasons"]]
     saved = facts["examples_saved_by_pruning"]
     if saved is not None:
         share = saved / max(saved + facts["examples"], 1)

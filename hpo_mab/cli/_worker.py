@@ -25,6 +25,7 @@ def worker(
     ],
     storage: opt.StorageUrl = "sqlite:///hpo_mab.db",
     device: opt.Device = None,
+    slots: opt.Slots = None,
     data_root: opt.DataRoot = None,
     quiet: opt.Quiet = False,
     as_json: opt.Json = False,
@@ -59,7 +60,12 @@ def worker(
                 progress(joined, trial)
 
             interrupted = join_study(
-                store, study, device=device, data_root=data_root, on_trial=on_trial
+                store,
+                study,
+                device=device,
+                data_root=data_root,
+                slots=None if slots is None else opt.slot_count(slots),
+                on_trial=on_trial,
             )
     if as_json:
         typer.echo(_json(study, target, here, interrupted=interrupted))

@@ -73,6 +73,8 @@ class BatchSampler(Sampler[list[int]], abc.ABC):
     #: Whether the weights of a batch follow from its own losses: `update` must come between the
     #: forward and the backward pass, so that no captured step can hold the two.
     weighs_by_losses: ClassVar[bool] = False
+    #: Whether a draw asks the network for logits of candidates, by the attribute ``scorer``.
+    asks_network: ClassVar[bool] = False
 
     #: Options of the subclass that this sampler was made with, as plain values.
     _options: Mapping[str, Any]

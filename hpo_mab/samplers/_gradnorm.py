@@ -65,6 +65,7 @@ class GradNormSampler(LearningSampler):
     """
 
     needs_logits = True
+    asks_network = True
     _tensors = ("_scores", "_tau")
 
     def __init__(

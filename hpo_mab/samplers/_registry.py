@@ -49,7 +49,7 @@ def knobs(kind: str) -> Mapping[str, Any]:
     Raises:
         UnknownNameError: No such kind.
     """
-    parameters = inspect.signature(_sampler_class(kind)).parameters
+    parameters = inspect.signature(sampler_class(kind)).parameters
     return {
         name: parameter.default
         for name, parameter in parameters.items()
@@ -66,7 +66,7 @@ def knob_types(kind: str) -> Mapping[str, Any]:
     Raises:
         UnknownNameError: No such kind.
     """
-    hints = get_type_hints(_sampler_class(kind).__init__)
+    hints = get_type_hints(sampler_class(kind).__init__)
     return {name: hints[name] for name in knobs(kind)}
 
 
@@ -97,12 +97,12 @@ def create(
         UnknownNameError: No such kind, or the kind has no such knob.
         ArgumentError: An argument outside its bound.
     """
-    sampler_class = _sampler_class(kind)
+    made = sampler_class(kind)
     valid = _knob_names(kind) or ("(it has none)",)
     for name in knobs:
         if name not in valid:
             raise UnknownNameError(f"knob of sampler '{kind}'", name, valid)
-    return sampler_class(
+    return made(
         labels,
         batch_size=batch_size,
         seed=seed,
@@ -117,9 +117,14 @@ def _knob_names(kind: str) -> tuple[str, ...]:
     return tuple(knobs(kind))
 
 
-def _sampler_class(kind: str) -> type[BatchSampler]:
+def sampler_class(kind: str) -> type[BatchSampler]:
+    """The class of a kind.
+
+    Raises:
+        UnknownNameError: No such kind.
+    """
     if kind not in KINDS:
         raise UnknownNameError("sampler", kind, KINDS)
     module, name = KINDS[kind]
-    sampler_class: type[BatchSampler] = getattr(importlib.import_module(module), name)
-    return sampler_class
+    found: type[BatchSampler] = getattr(importlib.import_module(module), name)
+    return found

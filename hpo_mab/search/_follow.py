@@ -61,7 +61,7 @@ def follow(
     if training.resumed_at:
         # Before the curve: a worker that dies in between has spent nothing, and has no curve.
         trial.set_user_attr(RESUMED_KEY, training.resumed_at)
-    with contextlib.closing(_Record(trial, curves)) as record:
+    with contextlib.closing(TrialRecord(trial, curves)) as record:
         for evaluation in training:
             record.add(evaluation)
             if evaluation.index == evaluations:
@@ -76,7 +76,7 @@ def follow(
     return record.last
 
 
-class _Record:
+class TrialRecord:
     """What is known of a trial, on its way to Optuna and the database."""
 
     def __init__(self, trial: optuna.trial.Trial, curves: CurveStore | None) -> None:

@@ -8,8 +8,10 @@ from hpo_mab.search._load import make_spec
 from hpo_mab.search._objective import TrainingObjective
 from hpo_mab.search._prepare import load_splits, make_objective
 from hpo_mab.search._spec import StudySpec
+from hpo_mab.search._stack_loop import Slots, run_trials
+from hpo_mab.search._stopping import Target
 from hpo_mab.search._study import open_with_parts
-from hpo_mab.search._trial_loop import TrialCallback, TrialLoop
+from hpo_mab.search._trial_loop import TrialCallback
 from hpo_mab.storage import Definition, Storage, open_study
 
 
@@ -19,6 +21,7 @@ def join_study(
     *,
     device: str | None = None,
     data_root: str | None = None,
+    slots: Slots | None = None,
     on_trial: TrialCallback | None = None,
 ) -> bool:
     """Run trials of a stored study until it has reached its target.
@@ -28,6 +31,7 @@ def join_study(
         name: Optuna's study name.
         device: Where to train; None takes the definition's device.
         data_root: Folder of the data here; None takes the definition's.
+        slots: Trials at the same time on a CUDA device; None takes the definition's.
         on_trial: Called with study and trial after each trial.
 
     Returns:
@@ -40,20 +44,33 @@ def join_study(
         StudyFailedError: Three trials in a row failed.
     """
     definition = Definition.load(open_study(storage, name))
-    spec = stored_spec(definition, device=device, data_root=data_root)
+    spec = stored_spec(definition, device=device, data_root=data_root, slots=slots)
     objective = stored_objective(definition, spec)
     objective.store_in(storage, checkpoint=spec.training.checkpoint)
     study = open_with_parts(storage, name, spec)
-    return TrialLoop(study, storage, objective, on_trial=on_trial).run()
+    return run_trials(
+        study,
+        storage,
+        objective,
+        slots=spec.training.slots,
+        trials=Target.load(study).trials,
+        on_trial=on_trial,
+    )
 
 
 def stored_spec(
-    definition: Definition, *, device: str | None = None, data_root: str | None = None
+    definition: Definition,
+    *,
+    device: str | None = None,
+    data_root: str | None = None,
+    slots: Slots | None = None,
 ) -> StudySpec:
     """The spec a study was made from, with what may differ on this machine."""
     raw: dict[str, Any] = dict(definition.spec)
     if device is not None:
         raw["training"] = {**raw["training"], "device": device}
+    if slots is not None:
+        raw["training"] = {**raw["training"], "slots": slots}
     if data_root is not None:
         raw["data"] = {**raw["data"], "root": data_root}
     return make_spec(raw)

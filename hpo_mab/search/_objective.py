@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -35,6 +36,23 @@ from hpo_mab.search._space import Configuration, SearchSpace
 from hpo_mab.search._workload import Loop, Workload
 from hpo_mab.storage import CurveStore, Storage
 from hpo_mab.training import DEFAULT_AVERAGE, Budget, TrainingDiverged
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Assignment:
+    """What a trial trains.
+
+    Attributes:
+        slot: Its place in the study's plan.
+        configuration: Its point of the search space.
+        seed: Of initial weights, batches and augmentation.
+        may_prune: Whether the study's pruner is asked.
+    """
+
+    slot: int
+    configuration: Configuration
+    seed: int
+    may_prune: bool
 
 
 class TrainingObjective:
@@ -157,6 +175,8 @@ class TrainingObjective:
         self.curves = curves
         #: Where long trials are saved, see `store_in`; None saves none.
         self.checkpoints: Checkpoints | None = None
+        #: Why trials on a CUDA device were trained without a CUDA graph, each reason once.
+        self.loop_reasons: dict[str, None] = {}
 
     def store_in(self, storage: Storage, *, checkpoint: float) -> None:
         """Write learning curves into a storage from now on, and checkpoints beside it.
@@ -206,17 +226,34 @@ class TrainingObjective:
         """
         if not isinstance(trial, optuna.trial.Trial):
             return self._train_alone(trial)
+        return self._train(trial, self.assign(trial))
+
+    def assign(self, trial: optuna.trial.Trial) -> Assignment:
+        """Give a running trial its slot and ask it for its configuration.
+
+        Raises:
+            ArgumentError: The study does not maximize.
+        """
         check_direction(trial.study)
         slot = slot_of(trial.study, trial)
         if SLOT_KEY not in trial.user_attrs:
             trial.set_user_attr(SLOT_KEY, slot)
         if slot < self.initial:
             trial.set_user_attr(PAIRED_KEY, True)
-        return self._train(trial, slot)
+        return Assignment(
+            slot=slot,
+            configuration=self._with_sampler(trial, self.space.suggest(trial), slot),
+            seed=trial_seed(self.seed, slot),
+            may_prune=slot >= self.initial,
+        )
 
-    def _train(self, trial: optuna.trial.Trial, slot: int) -> float:
-        configuration = self._with_sampler(trial, self.space.suggest(trial), slot)
-        seed = trial_seed(self.seed, slot)
+    def conclude(self, trial: optuna.trial.Trial, slot: int) -> None:
+        """Queue the twin of a trial of the pilot that has reached the end of its budget."""
+        if self.pilot and slot < self.initial and TWIN_KEY not in trial.user_attrs:
+            queue_twin(trial.study, trial)
+
+    def _train(self, trial: optuna.trial.Trial, assignment: Assignment) -> float:
+        slot, configuration, seed = assignment.slot, assignment.configuration, assignment.seed
         checkpoint = self._checkpoint(trial, configuration, slot, seed)
         try:
             with self.workload.training(
@@ -228,10 +265,10 @@ class TrainingObjective:
                     evaluations=self.workload.loop.evaluations,
                     curves=self.curves,
                     checkpoint=checkpoint,
-                    may_prune=slot >= self.initial,
+                    may_prune=assignment.may_prune,
                 )
-            if self.pilot and slot < self.initial and TWIN_KEY not in trial.user_attrs:
-                queue_twin(trial.study, trial)
+                self.note(run.evaluations.loop_reason)
+            self.conclude(trial, slot)
         except TrainingDiverged as error:
             trial.set_user_attr(REASON_KEY, str(error))
             raise optuna.TrialPruned(str(error)) from error
@@ -244,6 +281,11 @@ class TrainingObjective:
             trial.set_user_attr(REASON_KEY, failure_reason(error))
             raise
         return last.accuracy
+
+    def note(self, reason: str | None) -> None:
+        """Keep, for the summary, why steps are not replayed from a CUDA graph."""
+        if reason is not None:
+            self.loop_reasons.setdefault(reason)
 
     def _train_alone(self, trial: optuna.trial.BaseTrial) -> float:
         attrs = trial_attributes(trial)

@@ -14,8 +14,9 @@ from hpo_mab.search._pilot import Choice, stored_choice
 from hpo_mab.search._prepare import load_splits, make_objective
 from hpo_mab.search._recorded import train_recorded
 from hpo_mab.search._spec import StudySpec
+from hpo_mab.search._stack_loop import run_trials
 from hpo_mab.search._study import default_name, fresh_name, make_study
-from hpo_mab.search._trial_loop import TrialCallback, TrialLoop
+from hpo_mab.search._trial_loop import TrialCallback
 from hpo_mab.storage import Definition, Storage, StudyRun, TrialRun, read_run
 from hpo_mab.training import Budget
 
@@ -34,12 +35,14 @@ class RunOutcome:
             its trial; None where it was not asked for, there is no complete trial or the run was
             interrupted.
         choice: What ``kind = "auto"`` chose and why, once its pilot is done.
+        loop_reasons: Why trials on a CUDA device were trained without a CUDA graph, or alone.
     """
 
     run: StudyRun
     interrupted: bool
     test_accuracy: float | None
     choice: Choice | None = None
+    loop_reasons: tuple[str, ...] = ()
 
 
 class StudyRunner:
@@ -108,10 +111,18 @@ class StudyRunner:
             interrupted=interrupted,
             test_accuracy=accuracy,
             choice=stored_choice(study) if self.objective.auto else None,
+            loop_reasons=tuple(self.objective.loop_reasons),
         )
 
     def _run_here(self, study: optuna.Study, on_trial: TrialCallback | None) -> bool:
-        return TrialLoop(study, self.storage, self.objective, on_trial=on_trial).run()
+        return run_trials(
+            study,
+            self.storage,
+            self.objective,
+            slots=self.spec.training.slots,
+            trials=self.spec.budget.trials,
+            on_trial=on_trial,
+        )
 
     def train_again(
         self,

@@ -136,6 +136,8 @@ class TrainingSection(_Section):
         channels_last: Memory format of images and weights.
         compile: Whether to use ``torch.compile``.
         graph: Whether steps may be captured in a CUDA graph.
+        slots: Trials that one process trains at the same time as one stacked network; ``"auto"``
+            measures on a CUDA device how many are worth it, and takes 1 elsewhere.
         device: ``"auto"`` takes CUDA, then MPS, then the CPU.
         threads: CPU threads of a trial. One is the fastest a core for small networks, and makes
             results independent of the machine's core count.
@@ -153,6 +155,7 @@ class TrainingSection(_Section):
     channels_last: bool = True
     compile: bool = False
     graph: bool = True
+    slots: Annotated[int, Field(ge=1, le=1024, strict=True)] | Literal["auto"] = "auto"
     device: str = "auto"
     threads: int = Field(default=1, ge=1, le=4096)
     checkpoint: float = Field(default=60.0, ge=0, allow_inf_nan=False)

@@ -27,6 +27,7 @@ _FREE = (
     "training.device",
     "training.checkpoint",
     "training.graph",
+    "training.slots",
     "compare",
 )
 

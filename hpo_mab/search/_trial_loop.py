@@ -20,7 +20,7 @@ from hpo_mab.training._device import release_memory
 
 TrialCallback = Callable[[optuna.Study, FrozenTrial], None]
 
-_SECONDS_BETWEEN_LOOKS = 1.0
+SECONDS_BETWEEN_LOOKS = 1.0
 _STORAGE_FAILURES_IN_A_ROW = 3
 
 
@@ -49,7 +49,8 @@ class TrialLoop:
         self._objective = objective
         self._on_trial = on_trial
         self._patience = patience
-        self._mine: optuna.trial.Trial | None = None
+        #: Trials claimed here that have not ended.
+        self._mine: list[optuna.trial.Trial] = []
         self._storage_failures = 0
 
     def run(self) -> bool:
@@ -72,7 +73,7 @@ class TrialLoop:
                 self._abandon()
             return True
         finally:
-            self._release()
+            self._release(*self._mine)
             self._storage.optuna.remove_session()
         return False
 
@@ -84,9 +85,9 @@ class TrialLoop:
                 self._sweep()
                 return False
             if isinstance(claimed, Next):
-                time.sleep(_SECONDS_BETWEEN_LOOKS)
+                time.sleep(SECONDS_BETWEEN_LOOKS)
                 return True
-            self._mine = claimed
+            self._mine.append(claimed)
             self._run(claimed)
             self._storage_failures = 0
         except STORAGE_ERRORS as error:
@@ -109,9 +110,14 @@ class TrialLoop:
         if starved:
             # Not before the error is gone, whose traceback holds all that the trial had made.
             release_memory()
-        self._finish(trial, state, value)
         if state == TrialState.FAIL:
-            raise_if_failing(self._study)
+            self._fail_trial(trial)
+        else:
+            self._finish(trial, state, value)
+
+    def _fail_trial(self, trial: optuna.trial.Trial) -> None:
+        self._finish(trial, TrialState.FAIL)
+        raise_if_failing(self._study)
 
     def _finish(
         self, trial: optuna.trial.Trial, state: TrialState, value: float | None = None
@@ -119,7 +125,7 @@ class TrialLoop:
         # With the lock, as another worker may be taking the trial for lost.
         with self._storage.lock(self._study.study_name):
             ended = self._study.tell(trial, value, state=state, skip_if_finished=True)
-        self._release()
+        self._release(trial)
         self._sweep()
         if self._on_trial is not None:
             self._on_trial(self._study, ended)
@@ -129,19 +135,18 @@ class TrialLoop:
             self._objective.checkpoints.sweep(self._study)
 
     def _abandon(self) -> None:
-        """Give up the trial at hand, to be tried again by whoever is next."""
-        if self._mine is None:
-            return
-        frozen = self._study._storage.get_trial(self._mine._trial_id)
-        if not frozen.state.is_finished():
-            self._mine.set_user_attr(INTERRUPTED_KEY, True)
-            self._finish(self._mine, TrialState.FAIL)
-        self._release()
+        """Give up the trials at hand, to be tried again by whoever is next."""
+        for trial in list(self._mine):
+            frozen = self._study._storage.get_trial(trial._trial_id)
+            if not frozen.state.is_finished():
+                trial.set_user_attr(INTERRUPTED_KEY, True)
+                self._finish(trial, TrialState.FAIL)
+            self._release(trial)
 
-    def _release(self) -> None:
-        if self._mine is not None:
-            release(self._storage.optuna, self._mine._trial_id)
-        self._mine = None
+    def _release(self, *trials: optuna.trial.Trial) -> None:
+        for trial in trials:
+            release(self._storage.optuna, trial._trial_id)
+        self._mine = [trial for trial in self._mine if trial not in trials]
 
     def _ride_out(self, error: BaseException) -> None:
         """Wait for a database that is away; the trial at hand is tried again."""

@@ -19,10 +19,19 @@ from hpo_mab._errors import ArgumentError
 from hpo_mab._labels import check_examples, labels_of
 from hpo_mab.data import Augmentation, ImageSplits, Normalization
 from hpo_mab.samplers import BatchSampler
+from hpo_mab.samplers._registry import sampler_class
 from hpo_mab.search._checkpoint import warn_of_checkpoint
 from hpo_mab.search._seeding import derive_seed
 from hpo_mab.search._space import Configuration
-from hpo_mab.training import Batches, Budget, Sweep, Training
+from hpo_mab.training import (
+    Batches,
+    Budget,
+    DeviceBatches,
+    DeviceSweep,
+    StackedTrainer,
+    Sweep,
+    Training,
+)
 
 #: Held by the thread that trains; it may start a training within another.
 _training_thread = threading.RLock()
@@ -118,6 +127,7 @@ class Workload:
         *,
         seed: int,
         final: Budget | None = None,
+        evaluations: int | None = None,
         state: Mapping[str, Any] | None = None,
     ) -> Iterator[TrainingRun]:
         """One network in training; its random state is its own and follows from ``seed``.
@@ -125,7 +135,9 @@ class Workload:
         Args:
             configuration: What to train.
             seed: Decides initial weights, batches and augmentation.
-            final: Another budget than a trial's, evaluated at its end only.
+            final: Another budget than a trial's.
+            evaluations: Points of the learning curve; None takes a trial's, or the end alone of
+                another budget.
             state: Where to go on, see `hpo_mab.training.Training`; with one that does not fit, the
                 training begins at zero after all, with a warning.
 
@@ -134,9 +146,10 @@ class Workload:
                 this process is training.
         """
         with _random_state(self.device), _cpu_threads(self.loop.threads):
-            run = self._start(configuration, seed, final)
+            points = evaluations or (1 if final else self.loop.evaluations)
+            run = self._start(configuration, seed, final, points)
             if state is not None and not _resume(run, state):
-                run = self._start(configuration, seed, final)
+                run = self._start(configuration, seed, final, points)
             # It is as large as the network and the sampler.
             state = None
             with contextlib.closing(run.evaluations):
@@ -161,19 +174,92 @@ class Workload:
             "augmentation": repr(self._augmentation),
         }
 
-    def _start(self, configuration: Configuration, seed: int, final: Budget | None) -> TrainingRun:
-        torch.manual_seed(seed)
-        model = self._model(**configuration.model).to(self.device)
-        options = dict(configuration.optimizer)
-        kind = {**configuration.sampler}
-        sampler = samplers.create(
-            kind.pop("kind"),
+    def why_alone(self, configuration: Configuration) -> str | None:
+        """Why trials of a configuration cannot be trained on a stack; None if they can."""
+        if not isinstance(self._data, ImageSplits):
+            return "a DataLoader brings the batches"
+        if not self.loop.graph:
+            return "training.graph is off"
+        kind = str(configuration.sampler["kind"])
+        cls = sampler_class(kind)
+        if cls.weighs_by_losses or cls.asks_network:
+            return f"the sampler '{kind}' needs the network within its step"
+        return None
+
+    def network(self, configuration: Configuration, *, seed: int) -> nn.Module:
+        """An untrained network on the CPU; its weights follow from ``seed``.
+
+        Raises:
+            ArgumentError: Another thread of this process is training.
+        """
+        with _random_state(self.device):
+            torch.manual_seed(seed)
+            return self._model(**configuration.model)
+
+    def stack(self, configuration: Configuration, *, slots: int, seed: int) -> StackedTrainer:
+        """A stack for trials that share the configuration's network, optimiser and batch size."""
+        return StackedTrainer(
+            self.network(configuration, seed=seed),
+            slots=slots,
+            batches=self._device_batches(derive_seed(seed, "augmentation"), channels_last=False),
+            validation=self._device_sweep("validation", channels_last=False),
+            batch_size=configuration.batch_size,
+            optimizer=str(configuration.optimizer["name"]),
+            precision=self.loop.precision,
+            seed=derive_seed(seed, "sampler"),
+        )
+
+    def start_stacked(
+        self,
+        stack: StackedTrainer,
+        slot: int,
+        configuration: Configuration,
+        *,
+        sampler: BatchSampler,
+        seed: int,
+        final: Budget | None = None,
+        evaluations: int | None = None,
+    ) -> None:
+        """Begin a trial's training in a slot of a stack; as `training` does alone."""
+        options = {key: v for key, v in configuration.optimizer.items() if key != "name"}
+        stack.start(
+            slot,
+            self.network(configuration, seed=seed),
+            sampler=sampler,
+            optimizer=options,
+            steps=self._steps(final or self.budget, configuration.batch_size),
+            evaluations=evaluations or self.loop.evaluations,
+            **self._options(configuration),
+        )
+
+    def sampler(
+        self, configuration: Configuration, *, seed: int, stacked: bool = False
+    ) -> BatchSampler:
+        """A trial's batch sampler.
+
+        Args:
+            configuration: Of the trial.
+            seed: Of the trial.
+            stacked: Whether it is for a stack, which takes over what bandits hold on the host.
+        """
+        knobs = {**configuration.sampler}
+        kind = knobs.pop("kind")
+        return samplers.create(
+            kind,
             self.labels,
             batch_size=configuration.batch_size,
             seed=derive_seed(seed, "sampler"),
-            device=self._sampler_device,
-            **kind,
+            device="cpu" if stacked and kind == "mab" else self._sampler_device,
+            **knobs,
         )
+
+    def _start(
+        self, configuration: Configuration, seed: int, final: Budget | None, points: int
+    ) -> TrainingRun:
+        torch.manual_seed(seed)
+        model = self._model(**configuration.model).to(self.device)
+        options = dict(configuration.optimizer)
+        sampler = self.sampler(configuration, seed=seed)
         evaluations = training.Training(
             model,
             batches=self._batches(derive_seed(seed, "augmentation")),
@@ -181,18 +267,24 @@ class Workload:
             sampler=sampler,
             optimizer=training.create_optimizer(options.pop("name"), model.parameters(), **options),
             steps=self._steps(final or self.budget, configuration.batch_size),
-            evaluations=1 if final else self.loop.evaluations,
-            warmup=configuration.warmup,
-            schedule=self.loop.schedule,
-            average=configuration.average,
-            keep=self.loop.keep,
-            label_smoothing=configuration.label_smoothing,
+            evaluations=points,
             precision=self.loop.precision,
             channels_last=self.loop.channels_last,
             compile=self.loop.compile,
             graph=None if self.loop.graph else False,
+            **self._options(configuration),
         )
         return TrainingRun(self, model, sampler, evaluations)
+
+    def _options(self, configuration: Configuration) -> dict[str, Any]:
+        """Arguments of a training, alone or stacked."""
+        return {
+            "warmup": configuration.warmup,
+            "schedule": self.loop.schedule,
+            "average": configuration.average,
+            "keep": self.loop.keep,
+            "label_smoothing": configuration.label_smoothing,
+        }
 
     def _steps(self, budget: Budget, batch_size: int) -> int:
         return budget.num_steps(num_examples=self.num_examples, batch_size=batch_size)
@@ -204,28 +296,38 @@ class Workload:
 
     def _batches(self, seed: int) -> Batches:
         if isinstance(self._data, ImageSplits):
-            return training.DeviceBatches(
-                self._data.train,
-                normalization=self._normalization(self._data),
-                augmentation=self._augmentation,
-                seed=seed,
-            )
+            return self._device_batches(seed, channels_last=self.loop.channels_last)
         return training.LoaderBatches(
             self._data[0], device=self.device, num_workers=self._num_workers, seed=seed
         )
 
     def _sweep(self, part: str) -> Sweep:
         if isinstance(self._data, ImageSplits):
-            images = getattr(self._data, part)
-            return training.DeviceSweep(images, normalization=self._normalization(self._data))
+            return self._device_sweep(part, channels_last=self.loop.channels_last)
         if part == "test":
             raise ArgumentError("the test set needs ImageSplits; datasets come as a pair.")
         return training.LoaderSweep(
             self._data[1], device=self.device, num_workers=self._num_workers
         )
 
-    def _normalization(self, data: ImageSplits) -> Normalization:
-        return Normalization(data.mean, data.std, channels_last=self.loop.channels_last)
+    def _device_batches(self, seed: int, *, channels_last: bool) -> DeviceBatches:
+        data = self._images()
+        return DeviceBatches(
+            data.train,
+            normalization=Normalization(data.mean, data.std, channels_last=channels_last),
+            augmentation=self._augmentation,
+            seed=seed,
+        )
+
+    def _device_sweep(self, part: str, *, channels_last: bool) -> DeviceSweep:
+        data = self._images()
+        normalization = Normalization(data.mean, data.std, channels_last=channels_last)
+        return DeviceSweep(getattr(data, part), normalization=normalization)
+
+    def _images(self) -> ImageSplits:
+        if not isinstance(self._data, ImageSplits):
+            raise ArgumentError("data must be an ImageSplits to be on the device.")
+        return self._data
 
 
 @contextlib.contextmanager

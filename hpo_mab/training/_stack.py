@@ -7,7 +7,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import torch
@@ -145,6 +145,7 @@ class StackedTrainer:
         self._draws = DrawRows(slots, batch_size, device)
         self._engine: DeviceEngine | None = None
         self._structure: tuple[Any, ...] | None = None
+        self._capacity = 0
         self._running: dict[int, _Slot] = {}
         #: Losses [K, B], logits [K, B, C] and targets [K, B] of the last step.
         self._outputs: tuple[Tensor, ...] = ()
@@ -229,6 +230,13 @@ class StackedTrainer:
             keep=keep,
             sampler=None if own else sampler,
         )
+
+    def takes(self, sampler: BatchSampler) -> bool:
+        """Whether the stack's bandits can serve a sampler, or it draws by itself."""
+        if not _is_inside(sampler) or self._engine is None:
+            return True
+        fits = stack_structure(sampler.settings) == self._structure
+        return fits and _memory(sampler) <= self._capacity
 
     def stop(self, slot: int) -> None:
         """Give up the training in a slot, which is free from now on."""
@@ -345,8 +353,8 @@ class StackedTrainer:
 
     def _adopt(self, slot: int, sampler: BatchSampler) -> bool:
         """Whether the stack's own bandits draw for the sampler; they begin again if so."""
-        if not isinstance(sampler, MABSampler) or sampler.settings.active < 1:
-            if hasattr(sampler, "scorer") or sampler.weighs_by_losses:
+        if not _is_inside(sampler):
+            if sampler.asks_network or sampler.weighs_by_losses:
                 raise ArgumentError(
                     f"{type(sampler).__name__} needs the network within its step, which a stack "
                     "does not give; use Training."
@@ -356,19 +364,22 @@ class StackedTrainer:
         shares, settings = sampler.shares.numpy(), sampler.settings
         if self._engine is None:
             self._structure = stack_structure(settings)
+            # Any memory up to a pass of all arms, or a longer one that is asked for first.
+            self._capacity = max(shares.shape[1], _memory(sampler))
             self._engine = DeviceEngine(
                 np.tile(shares, (self.slots, 1)),
                 settings,
                 torch.Generator(self._device).manual_seed(self._seed),
                 stack=self.slots,
-                capacity=_capacity(settings, shares.shape[1]),
+                capacity=self._capacity,
             )
             # A graph without bandits cannot serve any longer.
             self._step = self._new_step()
-        if stack_structure(settings) != self._structure:
+        if not self.takes(sampler):
             raise ArgumentError(
-                "bandits of a stack must share policy, replacement and way of forgetting, got "
-                f"{stack_structure(settings)} and {self._structure}."
+                "bandits of a stack must share policy, replacement and way of forgetting, and "
+                f"remember at most {self._capacity} pulls: {stack_structure(settings)} with a "
+                f"memory of {_memory(sampler)} does not fit {self._structure}."
             )
         self._draws.begin(slot, *self._engine.begin(slot, shares, settings, seed=sampler.seed))
         return True
@@ -467,6 +478,11 @@ def stack_structure(settings: BanditSettings) -> tuple[Any, ...]:
     )
 
 
-def _capacity(settings: BanditSettings, arms: int) -> int:
-    """Pulls that the bandits' rings hold: any memory up to a pass of all arms, or a longer one."""
-    return max(arms, settings.window(arms) or 1)
+def _is_inside(sampler: BatchSampler) -> TypeGuard[MABSampler]:
+    """Whether the stack's bandits draw for the sampler."""
+    return isinstance(sampler, MABSampler) and sampler.settings.active == 1
+
+
+def _memory(sampler: MABSampler) -> int:
+    """Pulls that a bandit must remember; 1 where it forgets otherwise or nothing."""
+    return sampler.settings.window(sampler.num_examples / sampler.batch_size) or 1

@@ -215,7 +215,7 @@ class Training(Iterator[Evaluation]):
     def _begin(self) -> None:
         self._begun = True
         self.model.train()
-        scores = hasattr(self.sampler, "scorer")
+        scores = self.sampler.asks_network
         if scores:
             self._lend_network()
         if self._graph and isinstance(self._batches, DeviceBatches):

@@ -105,8 +105,7 @@ def test_no_command_shows_stores_or_hands_on_a_password(
     files = ("--record", "record.json", "--report", "report.html")
     commands: list[tuple[str, ...]] = [
         ("run", tiny, "--trials", "1", *at),
-        # One worker, in a process of its own.
-        ("run", tiny, "--trials", "2", "--trials-per-gpu", "2", *at),
+        ("run", tiny, "--trials", "2", "--workers", "2", *at),
         ("worker", "--study", NAME, *at),
         ("compare", tiny, "--trials", "2", *files, *at),
         ("report", "tiny-*", "-o", "page.html", *at),

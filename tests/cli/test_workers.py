@@ -51,8 +51,7 @@ def _launched(tiny: str, folder: Path, *, workers: int) -> Iterator[subprocess.P
     """A run of five hundred trials by worker processes, each of which takes seconds to start."""
     # A test run in the background of a shell ignores Ctrl-C, and so would the command.
     attentive = ["env", "--default-signal=INT", sys.executable, "-m", "hpo_mab"]
-    # A single one is a process of its own where it may share a GPU.
-    crew = ["--workers", str(workers), "--trials-per-gpu", "2"]
+    crew = ["--workers", str(workers)]
     command = [*attentive, "run", tiny, "--trials", "500", *crew, "--quiet"]
     with subprocess.Popen(command, cwd=folder) as parent:
         try:
@@ -97,10 +96,10 @@ def test_workers_whose_launcher_is_killed_stop_and_lose_nothing(
     cli: Cli, tiny: str, tmp_path: Path, runs: Callable[[int], bool]
 ) -> None:
     url = f"sqlite:///{tmp_path / 'hpo_mab.db'}"
-    with _launched(tiny, tmp_path, workers=1) as parent:
+    with _launched(tiny, tmp_path, workers=2) as parent:
         _wait(lambda: _finished(url) >= 1)
         workers = _children(parent.pid)
-        assert len(workers) == 1
+        assert len(workers) == 2
         parent.kill()
         _wait(lambda: not any(runs(pid) for pid in workers), seconds=60)
     assert _finished(url) < 500
@@ -147,7 +146,8 @@ def test_a_worker_joins_a_study_by_name_and_replay_repeats_its_trials(
     [
         (("--workers", "0"), ["--workers", "at least 1", "0"]),
         (("--workers", "many"), ["--workers", "'auto'", "'many'"]),
-        (("--workers", "2", "--trials-per-gpu", "0"), ["--trials-per-gpu", "0"]),
+        (("--slots", "0"), ["--slots", "at least 1", "0"]),
+        (("--slots", "many"), ["--slots", "'auto'", "'many'"]),
         (("--workers", "2", "--ray", "auto"), ["PostgreSQL", "postgresql"]),
         (("--gpus-per-worker", "0.5"), ["--gpus-per-worker needs --ray"]),
         (("--workers", "2", "--storage", "sqlite://"), ["in memory"]),
@@ -174,7 +174,6 @@ def test_more_workers_than_sqlite_serves_well_are_advised_against(
             load_spec("digits"),
             storage,
             workers=workers,
-            trials_per_gpu=1,
             ray=None,
             gpus_per_worker=None,
             quiet=False,

@@ -186,11 +186,10 @@ def test_the_second_ctrl_c_ends_workers_that_do_not_answer_the_first(
     tmp_path: Path, terminal: Callable[..., _Terminal]
 ) -> None:
     _make(tmp_path, epochs=100_000)
-    # A single worker is a process of its own where it may share a GPU.
-    mine = terminal("run", "long.toml", "--workers", "1", "--trials-per-gpu", "2")
+    mine = terminal("run", "long.toml", "--workers", "2")
     assert _until(lambda: _running(tmp_path), 120), mine.said
     workers = [pid for pid in mine.processes() if pid != mine.process.pid]
-    assert len(workers) == 1
+    assert len(workers) == 2
     # Stopped, a worker hears nothing: as deep in a library's call, or in a driver's.
     for pid in workers:
         os.kill(pid, signal.SIGSTOP)

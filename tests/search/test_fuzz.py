@@ -215,7 +215,7 @@ def test_the_fuzz_reaches_valid_definitions_too() -> None:
                     "--batch-size",
                     "--data",
                     "--ray",
-                    "--trials-per-gpu",
+                    "--slots",
                     "--gpus-per-worker",
                     "--name",
                     "0",

@@ -182,6 +182,8 @@ def test_a_validation_loss_that_is_not_finite_is_divergence(splits: ImageSplits)
 class _Recorder(UniformSampler):
     """Keeps what it is told."""
 
+    asks_network = True
+
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self.shares: list[float] = []

@@ -144,29 +144,29 @@ def test_cuda_devices_are_dealt_out_in_turn(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert places(2) == ("cuda:0", "cuda:1")
-    assert places(3, trials_per_gpu=2) == ("cuda:0", "cuda:1", "cuda:0")
-    assert places(2, device="cuda:1", trials_per_gpu=2) == ("cuda:1", "cuda:1")
+    assert places(1, device="cuda:1") == ("cuda:1",)
     assert places(3, device="cpu") == ("cpu", "cpu", "cpu")
-    with pytest.raises(ArgumentError, match=r"at most 2 .2 CUDA devices, 1 workers each.*got 3"):
+    with pytest.raises(
+        ArgumentError, match=r"at most 2, the number of CUDA devices, got 3.*--slots"
+    ):
         places(3)
 
 
-def test_room_is_made_for_a_trial_a_core_or_the_cards_share(
+def test_room_is_made_for_a_trial_a_core_or_a_worker_a_card(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("joblib.cpu_count", lambda: 6)
     assert [room(device="cpu", threads=threads) for threads in (1, 2, 4, 8)] == [6, 3, 1, 1]
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert room(trials_per_gpu=4) == 8
-    assert room(device="cuda:1", trials_per_gpu=4) == 4
+    assert room() == 2
+    assert room(device="cuda:1") == 1
     assert room(device="cpu") == 6
 
 
-@pytest.mark.parametrize(("workers", "each"), [(0, 1), (1, 0)])
-def test_less_than_one_is_refused(workers: int, each: int) -> None:
+def test_less_than_one_is_refused() -> None:
     with pytest.raises(ArgumentError, match="at least 1, got 0"):
-        places(workers, trials_per_gpu=each)
+        places(0)
 
 
 def test_workers_need_a_database_they_can_reach(tmp_path: Path) -> None:

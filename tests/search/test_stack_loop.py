@@ -1,0 +1,238 @@
+"""A worker that trains many trials at a time, on the CPU as its eager twin."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from hpo_mab import training
+from hpo_mab._attributes import INTERRUPTED_KEY, REASON_KEY, SAMPLER_KEY, TWIN_KEY
+from hpo_mab.data import ImageSplits
+from hpo_mab.search import StudyRunner, StudySpec, load_spec, load_splits, make_objective
+from hpo_mab.search._stack_loop import StackLoop, choose_slots
+from hpo_mab.storage import Storage, StudyRun, read_run
+
+Make = Callable[..., StudySpec]
+
+
+@pytest.fixture(scope="module")
+def splits() -> ImageSplits:
+    return load_splits(load_spec("digits"))
+
+
+def _runner(spec: StudySpec, storage: Storage, splits: ImageSplits) -> StudyRunner:
+    return StudyRunner(spec, storage, objective=make_objective(spec, splits))
+
+
+def _run(spec: StudySpec, storage: Storage, splits: ImageSplits) -> StudyRun:
+    outcome = _runner(spec, storage, splits).run(score=False)
+    assert not outcome.interrupted
+    return outcome.run
+
+
+def _values(run: StudyRun) -> dict[int, float | None]:
+    return {trial.slot: trial.value for trial in run.trials if trial.state == "complete"}
+
+
+def test_a_study_in_slots_is_the_study_one_after_the_other(
+    storage: Storage, tiny: Make, splits: ImageSplits
+) -> None:
+    changes: dict[str, Any] = {
+        "sampler": {"kind": "uniform"},
+        "search": {"initial": 0, "n_startup_trials": 100},
+        "pruner": {"kind": "none"},
+        "budget": {"trials": 5},
+    }
+    alone = _run(tiny(name="alone", **changes), storage, splits)
+    stacked = _run(tiny(name="stacked", training={"slots": 3}, **changes), storage, splits)
+    assert [trial.params for trial in stacked.trials] == [trial.params for trial in alone.trials]
+    one, other = _values(alone), _values(stacked)
+    assert one.keys() == other.keys() == set(range(5))
+    for slot in one:
+        assert one[slot] == pytest.approx(other[slot], abs=2.01 / len(splits.validation))
+    for trial, twin in zip(stacked.trials, alone.trials, strict=True):
+        assert [point.steps for point in trial.curve] == [point.steps for point in twin.curve]
+        assert [point.averaged for point in trial.curve] == [p.averaged for p in twin.curve]
+        assert trial.curve[-1].loss == pytest.approx(twin.curve[-1].loss, rel=0.02)
+
+
+@pytest.mark.parametrize("pruner", ["median", "advantage", "top_k"])
+@pytest.mark.parametrize("sampler", ["mab", "auto"])
+def test_every_pruner_and_the_pilot_work_in_slots(
+    storage: Storage, tiny: Make, splits: ImageSplits, pruner: str, sampler: str
+) -> None:
+    spec = tiny(
+        sampler={"kind": sampler},
+        search={"initial": 4},
+        pruner={"kind": pruner},
+        budget={"trials": 9, "evaluations": 4},
+        training={"slots": 4},
+    )
+    run = _run(spec, storage, splits)
+    counted = [t for t in run.trials if TWIN_KEY not in t.attrs and t.state != "fail"]
+    assert len(counted) == 9
+    assert sorted(trial.slot for trial in counted) == list(range(9))
+    assert any(trial.state == "complete" for trial in counted)
+    twins = [trial for trial in run.trials if TWIN_KEY in trial.attrs]
+    if sampler == "auto":
+        assert [trial.attrs[SAMPLER_KEY] for trial in twins] == ["uniform"] * len(twins)
+        assert len(twins) == 4
+    for trial in run.trials:
+        if trial.state == "complete":
+            assert [point.index for point in trial.curve] == [1, 2, 3, 4]
+
+
+def test_shapes_have_stacks_of_their_own(storage: Storage, tiny: Make, splits: ImageSplits) -> None:
+    spec = tiny(
+        model={"name": "mlp", "width": {"choices": [4, 8]}},
+        search={"initial": 0, "n_startup_trials": 100},
+        pruner={"kind": "none"},
+        budget={"trials": 6},
+        training={"slots": 3},
+    )
+    run = _run(spec, storage, splits)
+    assert {trial.params["model.width"] for trial in run.trials} == {4, 8}
+    assert [trial.state for trial in run.trials] == ["complete"] * 6
+
+
+def test_samplers_that_no_stack_takes_are_trained_alone(
+    storage: Storage, tiny: Make, splits: ImageSplits
+) -> None:
+    spec = tiny(sampler={"kind": "gradnorm"}, budget={"trials": 2}, training={"slots": 3})
+    assert [trial.state for trial in _run(spec, storage, splits).trials] == ["complete"] * 2
+
+
+def test_a_trial_that_diverges_harms_no_neighbour(
+    storage: Storage, tiny: Make, splits: ImageSplits
+) -> None:
+    spec = tiny(
+        optimizer={"name": "sgd", "lr": {"choices": [1e30, 0.05]}},
+        search={"initial": 0, "n_startup_trials": 100},
+        pruner={"kind": "none"},
+        budget={"trials": 6},
+        training={"slots": 3, "label_smoothing": 0.0},
+    )
+    run = _run(spec, storage, splits)
+    for trial in run.trials:
+        if trial.params["lr"] > 1:
+            assert trial.state == "pruned"
+            assert "diverged" in trial.attrs[REASON_KEY]
+        else:
+            assert trial.state == "complete"
+    assert {trial.state for trial in run.trials} == {"pruned", "complete"}
+
+
+class _OutOfMemory:
+    """Runs out of memory in the step of a stack of more networks than there is room for."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, room: int) -> None:
+        advance = training.StackedTrainer.advance
+
+        def failing(stack: training.StackedTrainer) -> Any:
+            self.seen.append(stack.slots)
+            if stack.slots > room:
+                raise torch.OutOfMemoryError("CUDA out of memory.")
+            return advance(stack)
+
+        self.seen: list[int] = []
+        monkeypatch.setattr(training.StackedTrainer, "advance", failing)
+
+
+def test_out_of_memory_halves_the_slots_and_loses_no_trial(
+    storage: Storage, tiny: Make, splits: ImageSplits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory = _OutOfMemory(monkeypatch, room=2)
+    spec = tiny(pruner={"kind": "none"}, budget={"trials": 5}, training={"slots": 8})
+    outcome = _runner(spec, storage, splits).run(score=False)
+    assert memory.seen[:3] == [8, 4, 2]
+    states = [trial.state for trial in outcome.run.trials if INTERRUPTED_KEY not in trial.attrs]
+    assert states == ["complete"] * 5
+    assert any("2 trials at a time instead of 4" in reason for reason in outcome.loop_reasons)
+
+
+def test_a_network_too_large_for_one_slot_fails_with_the_reason(
+    storage: Storage, tiny: Make, splits: ImageSplits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _OutOfMemory(monkeypatch, room=0)
+    spec = tiny(budget={"trials": 5}, training={"slots": 2})
+    from hpo_mab.search import StudyFailedError
+
+    with pytest.raises(StudyFailedError, match="memory"):
+        _runner(spec, storage, splits).run(score=False)
+
+
+def test_a_network_that_cannot_be_stacked_is_trained_alone(
+    storage: Storage, tiny: Make, splits: ImageSplits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class _Branches(nn.Linear):
+        def forward(self, input: Tensor) -> Tensor:
+            outputs = super().forward(input.flatten(1))
+            return outputs if float(outputs.detach().sum()) < 1e9 else 2 * outputs
+
+    spec = tiny(budget={"trials": 3}, training={"slots": 2})
+    runner = _runner(spec, storage, splits)
+    runner.objective.workload._model = lambda **_: _Branches(64, 10)
+    outcome = runner.run(score=False)
+    done = [trial for trial in outcome.run.trials if trial.state in ("complete", "pruned")]
+    assert len(done) == 3
+    (reason,) = outcome.loop_reasons
+    assert reason.startswith("the network cannot be stacked: ")
+
+
+def test_ctrl_c_gives_all_trials_back(
+    storage: Storage, tiny: Make, splits: ImageSplits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = tiny(pruner={"kind": "none"}, budget={"trials": 5}, training={"slots": 3})
+    advance, calls = StackLoop._advance, iter(range(100))
+
+    def interrupted(loop: StackLoop) -> None:
+        advance(loop)
+        if next(calls) == 0:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(StackLoop, "_advance", interrupted)
+    runner = _runner(spec, storage, splits)
+    outcome = runner.run(score=False)
+    assert outcome.interrupted
+    cut = [trial for trial in outcome.run.trials if INTERRUPTED_KEY in trial.attrs]
+    assert len(cut) == 3
+    assert all(len(trial.curve) == 1 for trial in cut)
+    run = _run(spec, storage, splits)
+    finished = [trial for trial in run.trials if trial.state == "complete"]
+    assert sorted(trial.slot for trial in finished) == list(range(5))
+
+
+def test_a_trial_that_raises_at_its_start_fails_alone(
+    storage: Storage, tiny: Make, splits: ImageSplits
+) -> None:
+    spec = tiny(pruner={"kind": "none"}, budget={"trials": 4}, training={"slots": 2})
+    runner = _runner(spec, storage, splits)
+    model = runner.objective.workload._model
+    calls = iter(range(100))
+
+    def failing(**options: Any) -> nn.Module:
+        if next(calls) == 2:
+            raise ValueError("no weights today")
+        return model(**options)
+
+    runner.objective.workload._model = failing
+    run = runner.run(score=False).run
+    failed = [trial for trial in run.trials if trial.state == "fail"]
+    assert [trial.attrs[REASON_KEY] for trial in failed] == ["ValueError: no weights today"]
+    assert len([trial for trial in run.trials if trial.state == "complete"]) == 4
+
+
+def test_the_cpu_trains_one_at_a_time_by_itself(tiny: Make, splits: ImageSplits) -> None:
+    assert choose_slots(make_objective(tiny(), splits), trials=100) == 1
+
+
+def test_stored_trials_of_slots_are_read(storage: Storage, tiny: Make, splits: ImageSplits) -> None:
+    run = _run(tiny(budget={"trials": 3}, training={"slots": 3}), storage, splits)
+    again = read_run(storage, run.name)
+    assert again.examples == run.examples
+    assert again.seconds is not None
+    assert again.seconds > 0
