@@ -47,13 +47,14 @@ class Part:
 
 #: In the order of what must be known first.
 PARTS = {
-    "checks": Part("_gpu_checks", "checks", 80),
-    "steps": Part("_gpu_steps", "steps", 90),
-    "draw": Part("_gpu_steps", "draw", 40),
-    "trials": Part("_gpu_trials", "trials", 170),
-    "against": Part("_gpu_steps", "against", 60),
-    "floor": Part("_gpu_floor", "floor", 50),
-    "tests": Part("_gpu_checks", "tests", 90),
+    "checks": Part("_gpu_checks", "checks", 70),
+    "studies": Part("_gpu_study", "studies", 130),
+    "trials": Part("_gpu_trials", "trials", 80),
+    "steps": Part("_gpu_steps", "steps", 70),
+    "draw": Part("_gpu_steps", "draw", 30),
+    "against": Part("_gpu_steps", "against", 50),
+    "floor": Part("_gpu_floor", "floor", 40),
+    "tests": Part("_gpu_checks", "tests", 60),
 }
 #: Headings of the table.
 HEAD = ("part", "what", "value", "target", "")

@@ -60,6 +60,7 @@ def test_a_study_in_slots_is_the_study_one_after_the_other(
         assert trial.curve[-1].loss == pytest.approx(twin.curve[-1].loss, rel=0.02)
 
 
+@pytest.mark.filterwarnings("ignore::hpo_mab.pruners.AdvantageWarning")
 @pytest.mark.parametrize("pruner", ["median", "advantage", "top_k"])
 @pytest.mark.parametrize("sampler", ["mab", "auto"])
 def test_every_pruner_and_the_pilot_work_in_slots(
@@ -69,13 +70,13 @@ def test_every_pruner_and_the_pilot_work_in_slots(
         sampler={"kind": sampler},
         search={"initial": 4},
         pruner={"kind": pruner},
-        budget={"trials": 9, "evaluations": 4},
+        budget={"trials": 10, "evaluations": 4},
         training={"slots": 4},
     )
     run = _run(spec, storage, splits)
     counted = [t for t in run.trials if TWIN_KEY not in t.attrs and t.state != "fail"]
-    assert len(counted) == 9
-    assert sorted(trial.slot for trial in counted) == list(range(9))
+    assert len(counted) == 10
+    assert sorted(trial.slot for trial in counted) == list(range(10))
     assert any(trial.state == "complete" for trial in counted)
     twins = [trial for trial in run.trials if TWIN_KEY in trial.attrs]
     if sampler == "auto":

@@ -1,0 +1,129 @@
+"""Whole studies through the command's own code, SQL and Optuna included, against the usual script."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import _shared
+import opponent
+import torch
+from _gpu_shared import Place, Row
+
+from hpo_mab.data import ImageSplits
+from hpo_mab.search import StudyRunner, make_objective, make_spec
+from hpo_mab.storage import Storage
+from hpo_mab.training import StackedTrainer
+
+#: Times the usual script's trials an hour, by network.
+TARGETS = {"small_cnn": 10.0, "resnet18": 3.5}
+STORAGE_SHARE = 0.2
+
+
+def studies(place: Place) -> Iterator[Row]:
+    """Trials an hour of a study with random search, start-up excluded; and of the usual script."""
+    splits = _shared.made_up("cifar10", train=place.pick(50_000, 400), rest=place.pick(1_000, 100))
+    for model, trials in place.pick((("small_cnn", 192), ("resnet18", 12)), (("small_cnn", 6),)):
+        task = opponent.Task(
+            data="cifar10",
+            model=model,
+            steps=place.pick(390, 8),
+            evaluations=4,
+            batch_size=place.pick(128, 8),
+        )
+        script = opponent.Objective(
+            task, splits, device=place.device, workers=place.pick(8, 0), precision="bfloat16"
+        )
+        usual = place.seconds(lambda: list(script.curve(0.1, 1e-4)), calls=1, warm_up=1)  # noqa: B023
+        yield Row(f"{model}, usual script", f"{3600 / usual:.0f} trials an hour")
+        for kind in ("uniform", "mab"):
+            rate, outside = _study(place, splits, task, kind=kind, trials=trials)
+            gain = rate * usual
+            yield Row(
+                f"{model}, hpo-mab run, {kind}",
+                f"{3600 * rate:.0f} trials an hour: {gain:.1f} times",
+                f"at least {TARGETS[model]:g}",
+                met=gain >= TARGETS[model],
+            )
+            wanted = model == "small_cnn"
+            yield Row(
+                f"{model}, {kind}: storage and Optuna of the wall time",
+                f"{outside:.0%} at {rate:.1f} trials a second",
+                f"at most {STORAGE_SHARE:.0%}" if wanted else "",
+                met=outside <= STORAGE_SHARE if wanted else None,
+            )
+
+
+def _study(
+    place: Place, splits: ImageSplits, task: opponent.Task, *, kind: str, trials: int
+) -> tuple[float, float]:
+    """Trials a second, and the share of the wall time outside training and evaluation."""
+    inside = _Inside()
+    with tempfile.TemporaryDirectory() as folder, inside:
+        storage = Storage(f"sqlite:///{Path(folder, 'study.db')}")
+        for count in (2, trials):
+            # The first study loads libraries and kernels, and is the probe's.
+            spec = _spec(place, task, kind=kind, trials=count)
+            runner = StudyRunner(spec, storage, objective=make_objective(spec, splits))
+            inside.seconds = 0.0
+            started = time.perf_counter()
+            outcome = runner.run(f"study{count}", score=False)
+            seconds = time.perf_counter() - started
+        for reason in outcome.loop_reasons:
+            print(f"{task.model}, {kind}: {reason}", flush=True)
+        storage.close()
+    if inside.seconds == 0.0:  # One at a time.
+        inside.seconds = sum(trial.curve[-1].seconds for trial in outcome.run.trials if trial.curve)
+    return trials / seconds, 1 - inside.seconds / seconds
+
+
+class _Inside:
+    """Adds up the seconds that stacks train and evaluate."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self._advance = StackedTrainer.advance
+
+    def __enter__(self) -> _Inside:
+        advance, inside = self._advance, self
+
+        def timed(stack: StackedTrainer) -> Any:
+            started = time.perf_counter()
+            found = advance(stack)
+            inside.seconds += time.perf_counter() - started
+            return found
+
+        StackedTrainer.advance = timed  # type: ignore[method-assign]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        StackedTrainer.advance = self._advance  # type: ignore[method-assign]
+
+
+def _spec(place: Place, task: opponent.Task, *, kind: str, trials: int) -> Any:
+    return make_spec(
+        {
+            "name": "benchmark",
+            "model": {"name": task.model},
+            "budget": {"steps": task.steps, "evaluations": task.evaluations, "trials": trials},
+            "optimizer": {
+                "name": "sgd",
+                "lr": {"low": 0.01, "high": 0.3, "log": True},
+                "momentum": {"low": 0.5, "high": 0.95},
+                "weight_decay": {"low": 1e-6, "high": 1e-3, "log": True},
+            },
+            "training": {
+                "batch_size": task.batch_size,
+                "precision": "bfloat16",
+                "device": str(torch.device(place.device)),
+                "slots": "auto" if place.cuda else 2,
+            },
+            "data": {"name": "cifar10", "augment": True},
+            "sampler": {"kind": kind},
+            "search": {"sampler": "tpe", "initial": 0},
+            "pruner": {"kind": "none"},
+        }
+    )
