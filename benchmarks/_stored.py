@@ -99,7 +99,7 @@ def _copy_parts(
         for row in rows:
             copy = {**row, "trial_id": trial_id}
             del copy[key]
-            if copy.get("key") == "slot":
+            if copy.get("key") == SLOT_KEY:
                 copy["value_json"] = str(begin + position)
             copies.append(copy)
     if copies:

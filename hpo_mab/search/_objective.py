@@ -189,6 +189,17 @@ class TrainingObjective:
         self.curves = storage.curves
         self.checkpoints = Checkpoints.of(storage, seconds=checkpoint)
 
+    def recorded(self, params: Mapping[str, Any], attrs: Mapping[str, Any]) -> Configuration:
+        """The configuration that a trial of the record has trained.
+
+        Args:
+            params: The trial's parameters.
+            attrs: Its attributes, see `trial_attributes`.
+        """
+        configuration = self.space.at(params)
+        uniform = attrs.get(SAMPLER_KEY) == UNIFORM
+        return configuration.with_sampler(UNIFORM) if uniform else configuration
+
     def check(self) -> None:
         """Make a network, a sampler and an optimiser at both ends of every range, training none.
 
@@ -289,9 +300,10 @@ class TrainingObjective:
 
     def _train_alone(self, trial: optuna.trial.BaseTrial) -> float:
         attrs = trial_attributes(trial)
-        configuration = self.space.suggest(trial)
-        if attrs.get(SAMPLER_KEY) == UNIFORM:
-            configuration = configuration.with_sampler(UNIFORM)
+        if isinstance(trial, optuna.trial.FrozenTrial):
+            configuration = self.recorded(trial.params, attrs)
+        else:
+            configuration = self.space.suggest(trial)
         seed = trial_seed(self.seed, int(attrs.get(SLOT_KEY, trial.number)))
         try:
             with self.workload.training(configuration, seed=seed) as run:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager
 
-from hpo_mab._attributes import SAMPLER_KEY, UNIFORM
 from hpo_mab.search._objective import TrainingObjective, trial_seed
 from hpo_mab.search._workload import TrainingRun
 from hpo_mab.storage import TrialRun
@@ -28,9 +27,7 @@ def train_recorded(
         sampler: Batch sampler with its default knobs; None takes the trial's own.
         final: Another budget than a trial's, evaluated at its end only.
     """
-    configuration = objective.space.at(trial.params)
-    if sampler is None and trial.attrs.get(SAMPLER_KEY) == UNIFORM:
-        sampler = UNIFORM
+    configuration = objective.recorded(trial.params, trial.attrs)
     if sampler is not None:
         configuration = configuration.with_sampler(sampler)
     if seed is None:

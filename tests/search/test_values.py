@@ -5,6 +5,7 @@ import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from hpo_mab._errors import ArgumentError, UnknownNameError
+from hpo_mab.search import SearchSpace
 from hpo_mab.search._values import parse_value, ranges, suggest
 
 
@@ -35,6 +36,21 @@ def test_the_items_of_a_prior_have_names() -> None:
     ]
     trial = optuna.trial.FixedTrial({"sampler.prior_alpha": 1.5, "sampler.prior_beta": 2})
     assert suggest(trial, "sampler.prior", value) == [1.5, 2]
+
+
+def test_names_that_earlier_versions_gave_a_prior_are_known() -> None:
+    space = SearchSpace(
+        optimizer={"name": "sgd"},
+        sampler={"kind": "mab", "prior": [{"low": 0.5, "high": 2.0}, {"low": 1, "high": 4}]},
+    )
+    for names in (
+        ("sampler.prior.0", "sampler.prior.1"),
+        (
+            "sampler.prior_alpha",
+            "sampler.prior_beta",
+        ),
+    ):
+        assert space.at(dict(zip(names, (1.5, 2), strict=True))).sampler["prior"] == [1.5, 2]
 
 
 def test_a_choice_may_be_a_list() -> None:
