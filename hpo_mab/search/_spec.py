@@ -66,7 +66,8 @@ class DataSection(_OpenSection):
         root: Folder that holds the data or receives the download.
         download: Whether to download what is missing.
         validation: Share of the training set held out for validation, stratified by class; the
-            split follows from the study's seed.
+            split follows from the study's seed. Not used where the data set has its own validation
+            images.
         augment: Random crops and flips on the device, those usual for the data set. ``"auto"``:
             only where a trial has 10 epochs or more, for on short budgets they cost accuracy.
     """

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -113,11 +114,11 @@ def test_a_part_past_its_time_is_a_row(gpu: Any) -> None:
 
 _STAND_IN = """
 import subprocess, sys, time
+left = subprocess.Popen(["sleep", "600"])
+print("went on in", left.pid, flush=True)
 path = sys.argv[sys.argv.index("--rows") + 1]
 with open(path, "w") as file:
     file.write('{"name": "one", "value": "1", "target": "", "met": null}\\n{"name": "half a')
-left = subprocess.Popen(["sleep", "600"])
-print("went on in", left.pid, flush=True)
 time.sleep(600)
 """
 
@@ -129,6 +130,9 @@ def test_a_stopped_part_leaves_its_rows_and_no_process(
     script.write_text(_STAND_IN)
     monkeypatch.setattr(gpu, "__file__", str(script))
     told: list[int] = []
+    # Its time is up as soon as its first row is there.
+    clock = SimpleNamespace(perf_counter=lambda: 1e9 * len(told), sleep=time.sleep)
+    monkeypatch.setattr(gpu, "time", clock)
     rows, said = gpu.supervise(
         "draw", device="cpu", tiny=True, limit=2, told=lambda rows: told.append(len(rows))
     )

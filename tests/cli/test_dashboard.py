@@ -33,7 +33,7 @@ def test_the_dashboard_serves_the_storage_on_loopback_and_a_free_port(tmp_path: 
                 host, ours = address.removeprefix("http://").rstrip("/").split(":")
                 with (
                     socket.create_connection((host, int(ours))),  # Idle: it must not stall others.
-                    urllib.request.urlopen(f"{address}api/studies", timeout=30) as answer,
+                    urllib.request.urlopen(f"{address}api/studies", timeout=240) as answer,
                 ):
                     assert '"stored"' in answer.read().decode()
             finally:
