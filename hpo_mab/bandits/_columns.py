@@ -15,6 +15,9 @@ INITIAL_CAPACITY = 24
 #: Column of the state without pulls.
 PRIOR = 0
 
+#: Column of all arms with more pulls than have columns of their own, where there is such a limit.
+SHARED = 1
+
 
 class ColumnOwner(Protocol):
     """Who keeps arrays with one entry a column."""
@@ -39,12 +42,17 @@ class StateColumns:
     look-up; a state never met before gets a column when the first arm moves to it. Columns
     without arms are used again before any are added. The prior state (0, 0) is column `PRIOR`.
 
+    With a limit there are at most ``(limit + 1)(limit + 2) / 2 + 1`` columns: arms with more pulls
+    are in column `SHARED`, whatever their state, and stay there until `find` gives them another.
+
     Args:
         owner: Keeper of the arrays with one entry a column.
+        limit: Most pulls of a state with a column of its own; None for no limit.
     """
 
-    def __init__(self, owner: ColumnOwner) -> None:
+    def __init__(self, owner: ColumnOwner, *, limit: int | None = None) -> None:
         self._owner = owner
+        self._limit = limit
         self._index: dict[tuple[int, int], int] = {}
         self._free: list[int] = []
         self.pairs = np.zeros((0, 2), dtype=np.int32)
@@ -52,6 +60,7 @@ class StateColumns:
         self._after = np.full((2, 0, 2), -1, dtype=np.int16)
         self._resize(INITIAL_CAPACITY)
         self._fill(self._free.pop(), (0, 0))
+        self._share()
 
     @property
     def capacity(self) -> int:
@@ -66,6 +75,17 @@ class StateColumns:
         """Columns of arms once a pull with these rewards is forgotten, [n]."""
         return self._step(1, columns, rewards)
 
+    def find(self, pairs: NDArray[np.int32], *, keep: Columns) -> Columns:
+        """Columns of states of at most ``limit`` pulls, [n, 2], that arms are about to enter.
+
+        Args:
+            pairs: Successes and failures.
+            keep: Columns that are entered at the same time: not to be taken for unused.
+        """
+        wanted = [(int(successes), int(failures)) for successes, failures in pairs]
+        self._provide(wanted, keep=keep.tolist())
+        return np.array([self._index[pair] for pair in wanted], dtype=np.int16)
+
     def restore(self, pairs: NDArray[np.int32]) -> None:
         """Take the columns of another object: its `pairs`, unused columns being (-1, -1)."""
         self._index.clear()
@@ -77,6 +97,7 @@ class StateColumns:
         for column, (successes, failures) in enumerate(pairs.tolist()):
             if successes >= 0:
                 self._fill(column, (successes, failures))
+        self._share()
 
     def _step(self, table: int, columns: Columns, rewards: Rewards) -> Columns:
         after: Columns = self._after[table][columns, rewards]
@@ -102,14 +123,26 @@ class StateColumns:
         for column, reward in moves:
             successes, failures = self.pairs[column].tolist()
             pairs.append((successes + sign * reward, failures + sign * (1 - reward)))
+        own = [pair for pair in pairs if self._limit is None or sum(pair) <= self._limit]
+        self._provide(own, keep=keep.tolist())
+        for (column, reward), pair in zip(moves, pairs, strict=True):
+            self._after[table, column, reward] = self._index.get(pair, SHARED)
+
+    def _provide(self, pairs: list[tuple[int, int]], *, keep: list[int]) -> None:
+        """Give each state a column, and take none that is among ``keep``."""
         wanted = len(set(pairs) - self._index.keys())
         if wanted > len(self._free):
             known = [self._index[pair] for pair in pairs if pair in self._index]
-            self._make_room(wanted, keep=[*keep.tolist(), *known])
-        for (column, reward), pair in zip(moves, pairs, strict=True):
+            self._make_room(wanted, keep=[*keep, *known])
+        for pair in pairs:
             if pair not in self._index:
                 self._fill(self._free.pop(), pair)
-            self._after[table, column, reward] = self._index[pair]
+
+    def _share(self) -> None:
+        """Set the shared column aside, which no pull leaves."""
+        if self._limit is not None:
+            self._free = [column for column in self._free if column != SHARED]
+            self._after[:, SHARED] = SHARED
 
     def _make_room(self, wanted: int, *, keep: list[int]) -> None:
         self._recycle(keep=keep)
@@ -120,6 +153,8 @@ class StateColumns:
     def _recycle(self, *, keep: list[int]) -> None:
         in_use = self._owner.columns_in_use()
         in_use[[PRIOR, *keep, *self._free]] = True
+        if self._limit is not None:
+            in_use[SHARED] = True
         unused = np.flatnonzero(~in_use)
         for column in unused.tolist():
             del self._index[tuple(self.pairs[column].tolist())]

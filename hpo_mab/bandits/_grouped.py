@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from hpo_mab.bandits._arrays import Bools, Counts, Floats, Ints, Rewards
-from hpo_mab.bandits._columns import PRIOR, StateColumns
+from hpo_mab.bandits._arrays import Bools, Columns, Counts, Floats, Ints, Rewards
+from hpo_mab.bandits._columns import PRIOR, SHARED, StateColumns
 from hpo_mab.bandits._members import StateMembers
 from hpo_mab.bandits._passes import UniformPasses
-from hpo_mab.bandits._policies import GroupedPolicy, Groups
+from hpo_mab.bandits._policies import GroupedPolicy, Groups, Singles
 from hpo_mab.bandits._window import PullWindow
 
 
@@ -25,12 +25,16 @@ class GroupedBandits:
     that state: arms of which nothing is known are visited as by shuffling, none twice before the
     others had their turn.
 
+    With a ``limit``, arms with more pulls are drawn one by one, just as exactly. Where nothing is
+    forgotten, hardly two of them are in one state, and states would grow in number without end.
+
     Args:
         sizes: Ints of each bandit, [B].
         policy: Selection policy.
         memory: How many of a bandit's last pulls count; None forgets nothing.
         rng: Source of every draw.
         passes: Order of the arms in the prior's state; None picks them with replacement.
+        limit: Most pulls of an arm that is counted by state; None counts all arms so.
     """
 
     def __init__(
@@ -41,13 +45,18 @@ class GroupedBandits:
         memory: int | None,
         rng: np.random.Generator,
         passes: UniformPasses | None = None,
+        limit: int | None = None,
     ) -> None:
         self._policy = policy
         self._rng = rng
         self._passes = passes
         self._members = StateMembers(sizes)
         self._window = PullWindow(len(sizes), memory, arms=int(sizes.max()))
-        self._columns = StateColumns(self)
+        self._limit = limit
+        #: Successes and failures of each arm, [B * A, 2], kept where there is a limit.
+        held = 0 if limit is None else len(sizes) * self._members.arms
+        self._pairs = np.zeros((held, 2), dtype=np.int32)
+        self._columns = StateColumns(self, limit=limit)
         self._members.fill()
 
     def columns_in_use(self) -> Bools:
@@ -72,14 +81,25 @@ class GroupedBandits:
         counts = self._members.counts.ravel()
         # Truth values first: numpy finds those faster than numbers.
         cells = counts.astype(np.bool_).nonzero()[0]
-        race = self._rng.standard_exponential(len(cells))
-        race /= counts[cells]
+        columns = self._column_of[cells]
+        shared = self._shared_arms()
+        if len(shared):
+            own = columns != SHARED
+            cells, columns = cells[own], columns[own]
+        race = self._rng.standard_exponential(len(cells) + len(shared))
+        race[: len(cells)] /= counts[cells]
         np.log(race, out=race)
-        groups = Groups(cells, self._column_of[cells], shape[1], self._window)
+        groups = Groups(cells, columns, shape[1], self._window, self._singles(shared))
+        costs = self._policy.costs(race, groups)
         self._costs.fill(np.inf)
-        self._costs[cells] = self._policy.costs(race, groups)
-        winners = self._costs.reshape(shape).argmin(axis=1)
-        return self._pick(winners)
+        self._costs[cells] = costs[: len(cells)]
+        table = self._costs.reshape(shape)
+        winners = table.argmin(axis=1)
+        if not len(shared):
+            return self._pick(self._members.rows, winners)
+        return self._pick_with(
+            shared, costs[len(cells) :], winners, table[self._members.rows, winners]
+        )
 
     def learn(self, arms: Ints, rewards: Rewards, valid: Bools | None = None) -> None:
         """Count one pull of each bandit, and forget the one that leaves its window.
@@ -99,45 +119,109 @@ class GroupedBandits:
 
     def propensities(self) -> Floats:
         """Probability of each arm in the next `select`, [B, A]; 0 for padding."""
-        table = self._policy.propensities(self._members.counts, self._window.totals)
-        states = self._members.states
+        table, states = self._propensity_table()
         return np.where(states < 0, 0.0, np.take_along_axis(table, np.maximum(states, 0), axis=1))
 
     def propensities_of(self, arms: Ints) -> Floats:
         """Probability of one arm of each bandit in the next `select`, [B]."""
-        table = self._policy.propensities(self._members.counts, self._window.totals)
+        table, states = self._propensity_table()
         rows = self._members.rows
-        return table[rows, self._members.columns_of(rows, arms)]
+        found: Floats = table[rows, states[rows, arms]]
+        return found
 
     def counts(self) -> Counts:
         """Successes and failures of each arm that count, [B, A, 2]; 0 for padding."""
         states = self._members.states
-        return np.where(states[..., None] < 0, np.int32(0), self._columns.pairs[states])
+        if self._limit is None:
+            return np.where(states[..., None] < 0, np.int32(0), self._columns.pairs[states])
+        counts: Counts = self._pairs.reshape(*states.shape, 2)
+        return counts
 
-    def _pick(self, columns: Ints) -> Ints:
-        """An arm of each bandit in the given state, [B]."""
-        members, rows = self._members, self._members.rows
-        uniforms = self._rng.random(len(rows))
+    def _shared_arms(self) -> Ints:
+        """Places of the arms that are drawn one by one, bandit by bandit, [V]."""
+        if self._limit is None or not self._members.counts[:, SHARED].any():
+            return self._members.rows[:0]
+        places: Ints = (self._members.states == SHARED).ravel().nonzero()[0]
+        return places
+
+    def _singles(self, shared: Ints) -> Singles | None:
+        if not len(shared):
+            return None
+        return Singles(shared // self._members.arms, self._pairs[shared], self._rng)
+
+    def _propensity_table(self) -> tuple[Floats, Ints | Columns]:
+        """Probabilities by bandit and state, [B, S], and the state of each arm, [B, A]."""
+        counts, totals, states = self._members.counts, self._window.totals, self._members.states
+        shared = self._shared_arms()
+        if not len(shared):
+            return self._policy.propensities(counts, totals), states
+        # A state for each distinct pair, after those that have a column.
+        pairs, kinds = np.unique(self._pairs[shared], axis=0, return_inverse=True)
+        more = np.zeros((len(counts), len(pairs)), dtype=counts.dtype)
+        np.add.at(more, (shared // self._members.arms, kinds), 1)
+        own = counts.copy()
+        own[:, SHARED] = 0
+        table = self._policy.propensities(np.hstack([own, more]), totals, pairs)
+        states = states.astype(np.int64)
+        states.ravel()[shared] = counts.shape[1] + kinds
+        return table, states
+
+    def _pick_with(self, shared: Ints, costs: Floats, winners: Ints, least: Floats) -> Ints:
+        """An arm of each bandit: of the winning state, or a single one that costs less, [B].
+
+        Args:
+            shared: Places of single arms, bandit by bandit, [V].
+            costs: Their costs, [V].
+            winners: State of the least cost of each bandit, [B].
+            least: That cost, [B].
+        """
+        bandits = shared // self._members.arms
+        np.minimum.at(least, bandits, costs)
+        first = (costs == least[bandits]).nonzero()[0]
+        arms = np.full_like(winners, -1)
+        arms[bandits[first]] = shared[first] % self._members.arms
+        others = (arms < 0).nonzero()[0]
+        arms[others] = self._pick(others, winners[others])
+        return arms
+
+    def _pick(self, bandits: Ints, columns: Ints) -> Ints:
+        """An arm of each of some distinct bandits in the given state, [n]."""
+        members = self._members
+        uniforms = self._rng.random(len(bandits))
         if self._passes is None:
-            return members.pick(rows, columns, uniforms)
-        arms = np.empty_like(rows)
+            return members.pick(bandits, columns, uniforms)
+        arms = np.empty_like(bandits)
         known, fresh = columns.nonzero()[0], (columns == PRIOR).nonzero()[0]
-        arms[known] = members.pick(known, columns[known], uniforms[known])
+        arms[known] = members.pick(bandits[known], columns[known], uniforms[known])
         arms[fresh] = self._passes.advance_to(
-            fresh, lambda bandits, arms: members.columns_of(bandits, arms) == PRIOR
+            bandits[fresh], lambda bandits, arms: members.columns_of(bandits, arms) == PRIOR
         )
         return arms
 
     def _move(self, bandits: Ints, arms: Ints, rewards: Rewards, *, added: bool) -> None:
         old = self._members.columns_of(bandits, arms)
         step = self._columns.added if added else self._columns.removed
-        self._members.move(bandits, arms, old, step(old, rewards))
+        new = step(old, rewards)
+        if self._limit is not None:
+            places = bandits * self._members.arms + arms
+            self._pairs[places, 1 - rewards] += 1 if added else -1
+            if not added:
+                self._leave_shared(places, new)
+        self._members.move(bandits, arms, old, new)
+
+    def _leave_shared(self, places: Ints, columns: Columns) -> None:
+        """Give arms with no more than ``limit`` pulls a column of their own again, in place."""
+        pairs = self._pairs[places]
+        leaving = (columns == SHARED) & (pairs.sum(axis=1) <= self._limit)
+        if leaving.any():
+            columns[leaving] = self._columns.find(pairs[leaving], keep=columns)
 
     def state(self) -> dict[str, Any]:
         """State as plain arrays."""
         return {
             "pairs": self._columns.pairs,
             "states": self._members.states,
+            "pulls": self._pairs,
             **self._window.state(),
             **self._order_state(),
         }
@@ -146,6 +230,7 @@ class GroupedBandits:
         """Take a state made by `state` of bandits made alike."""
         self._columns.restore(state["pairs"])
         self._members.restore(state["states"])
+        self._pairs[:] = state["pulls"]
         self._window.load_state(state)
         if self._passes is not None:
             names = self._passes.state()

@@ -24,6 +24,10 @@ from hpo_mab.bandits._policies import (
 from hpo_mab.bandits._settings import BanditSettings
 from hpo_mab.bandits._thompson import ThompsonPolicy
 
+#: Most pulls of an arm that is counted by state where a bandit remembers more pulls than it has
+#: arms. ``benchmarks/long_memory.py`` has what other numbers cost.
+MOST_PULLS = 12
+
 #: Steps whose draws and rewards are counted at once.
 _COUNTED_AT_ONCE = 32
 
@@ -47,12 +51,14 @@ class HostEngine(BanditEngine):
         self._sizes = (shares >= 0).sum(axis=1)
         self._mean_size = float(self._sizes.mean())
         self._passes = UniformPasses(self._sizes, rng)
+        memory = settings.window(self._mean_size)
         self._bandits = GroupedBandits(
             self._sizes,
             policy=_policy(settings, shares.shape[1]),
-            memory=settings.window(self._mean_size),
+            memory=memory,
             rng=rng,
             passes=UniformPasses(self._sizes, rng) if settings.shuffles else None,
+            limit=MOST_PULLS if memory is None or memory > self._mean_size else None,
         )
         self._binarizer = LossBinarizer(settings.loss_decay)
         self._draws = np.zeros(shares.shape, dtype=np.uint16)

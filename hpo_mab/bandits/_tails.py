@@ -18,6 +18,9 @@ QUANTILE_POINTS = 1024
 #: Points of a table for each that is solved for; cubic polynomials give the others.
 COARSE = 4
 
+#: Distribution functions that a grid keeps, of some kilobytes each.
+MOST_COLUMNS = 4096
+
 Column = NDArray[np.float32]
 
 
@@ -94,6 +97,8 @@ class LogitGrid:
     def columns(self, a: float, b: float) -> tuple[Column, Column]:
         """Log of the distribution function of Beta(a, b), and its derivative in ``z``, [Q]."""
         if (a, b) not in self._columns:
+            if len(self._columns) >= MOST_COLUMNS:
+                self._columns.clear()
             self._columns[a, b] = self._compute(a, b)
         return self._columns[a, b]
 

@@ -24,12 +24,19 @@ HISTORIES = {
 
 
 def bandits_of(
-    history: np.ndarray, *, prior: tuple[float, float], copies: int, seed: int
+    history: np.ndarray,
+    *,
+    prior: tuple[float, float],
+    copies: int,
+    seed: int,
+    limit: int | None = None,
 ) -> GroupedBandits:
     """``copies`` bandits alike, each with the given successes and failures of its arms."""
     policy = ThompsonPolicy(prior, len(history))
     rng = np.random.default_rng(seed)
-    bandits = GroupedBandits(np.full(copies, len(history)), policy=policy, memory=None, rng=rng)
+    bandits = GroupedBandits(
+        np.full(copies, len(history)), policy=policy, memory=None, rng=rng, limit=limit
+    )
     for arm, counts in enumerate(history):
         for reward, times in ((1, counts[0]), (0, counts[1])):
             for _ in range(times):
@@ -59,12 +66,13 @@ def dense_wins(history: np.ndarray, prior: tuple[float, float], draws: int) -> n
     return wins
 
 
+@pytest.mark.parametrize("limit", [None, 4])
 @pytest.mark.parametrize(("name", "prior"), CASES)
 def test_grouped_draws_are_distributed_as_dense_draws(
-    name: str, prior: tuple[float, float]
+    name: str, prior: tuple[float, float], limit: int | None
 ) -> None:
     history, draws = HISTORIES[name], 60_000
-    grouped = bandits_of(history, prior=prior, copies=500, seed=1)
+    grouped = bandits_of(history, prior=prior, copies=500, seed=1, limit=limit)
     chosen = np.concatenate([grouped.select() for _ in range(draws // 500)])
     ours = np.bincount(chosen, minlength=len(history))
     table = np.stack([ours, dense_wins(history, prior, draws)])
@@ -72,6 +80,20 @@ def test_grouped_draws_are_distributed_as_dense_draws(
     table = np.column_stack([table[:, ~rare], table[:, rare].sum(axis=1) + 1])
     # Homogeneity of the two samples of wins by arm, at a level of 0.001 each; seeds are fixed.
     assert stats.chi2_contingency(table).pvalue > 1e-3
+
+
+@pytest.mark.parametrize(("name", "prior"), CASES)
+def test_propensities_do_not_depend_on_what_is_counted_by_state(
+    name: str, prior: tuple[float, float]
+) -> None:
+    bandits, plain = (
+        bandits_of(HISTORIES[name], prior=prior, copies=1, seed=0, limit=limit)
+        for limit in (4, None)
+    )
+    exact = plain.propensities()
+    np.testing.assert_allclose(bandits.propensities(), exact, rtol=1e-4, atol=1e-9)
+    for arm in (0, len(HISTORIES[name]) - 1):
+        assert bandits.propensities_of(np.array([arm])) == pytest.approx(exact[:, arm], rel=1e-4)
 
 
 @pytest.mark.parametrize(("name", "prior"), CASES[:-2])

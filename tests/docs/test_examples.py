@@ -100,3 +100,11 @@ def test_the_readmes_figures_are_those_of_the_records() -> None:
         ).groups()
         assert f"{value} points" in readme, line
         assert f"{low} to {high}" in readme, line
+
+
+def test_what_the_page_of_checks_names_is_tested() -> None:
+    page = (ROOT / "docs/reference/checked-against.md").read_text(encoding="utf-8")
+    named = re.findall(r"`((?:tests|hpo_mab)/[\w/]+\.py)(?:::(\w+))?`", page)
+    assert len(named) > 15
+    for path, test in named:
+        assert f"def {test}" in (ROOT / path).read_text(encoding="utf-8"), (path, test)

@@ -1,0 +1,110 @@
+"""Bandits that remember more pulls than they have arms: exact, and bounded in cost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from hpo_mab.bandits import HostEngine
+from hpo_mab.bandits._host import MOST_PULLS
+from hpo_mab.samplers import MABSampler
+
+POLICIES: dict[str, dict[str, Any]] = {
+    "thompson": {"policy": "thompson"},
+    "softmax": {"policy": "softmax", "temperature": 0.05},
+    "epsilon_greedy": {"policy": "epsilon_greedy", "epsilon": 0.0},
+    "ucb1": {"policy": "ucb1", "exploration": 0.1},
+}
+
+
+def _columns(engine: Any) -> int:
+    return int(engine._bandits._columns.capacity)
+
+
+def _shared(engine: Any) -> int:
+    return len(engine._bandits._shared_arms())
+
+
+@pytest.mark.parametrize("knobs", POLICIES.values(), ids=POLICIES)
+@pytest.mark.parametrize("memory", [None, 150])
+def test_draws_follow_the_propensities_of_the_plain_definition(
+    knobs: dict[str, Any],
+    memory: int | None,
+    make_engine: Callable[..., Any],
+    train: Callable[..., Any],
+) -> None:
+    """One bandit whose arms are in part drawn one by one; the device engine has no such parts."""
+    host, device = (
+        make_engine(kind, examples=9, bandits=1, memory=memory, **knobs)
+        for kind in ("host", "device")
+    )
+    for engine in (host, device):
+        train(engine, steps=200, arms=7, seed=1)
+    assert torch.equal(host.counts(), device.counts())
+    assert 0 < _shared(host) < 9
+    expected = host.propensities()
+    if knobs["policy"] != "thompson":  # Whose table on the device stops at 48 pulls.
+        assert torch.allclose(expected, device.propensities(), atol=1e-5)
+    place = {int(index): arm for arm, index in enumerate(host.shares[0])}
+    draws = 4000
+    drawn = [place[int(host.draw(uniform=False)[0])] for _ in range(draws)]
+    counts, chances = np.bincount(drawn, minlength=9), draws * expected[0].numpy()
+    frequent = chances > 5
+    assert counts[chances == 0].sum() == 0
+    counts = np.append(counts[frequent], counts[~frequent].sum() + 1)
+    chances = np.append(chances[frequent], chances[~frequent].sum() + 1)
+    # At a level of 0.001 each; seeds are fixed.
+    assert stats.chisquare(counts, chances, sum_check=False).pvalue > 1e-3
+
+
+def test_counts_are_those_of_the_window_as_arms_come_and_go(
+    make_engine: Callable[..., Any], teach: Callable[..., Any]
+) -> None:
+    """Arms pass the limit in both directions; what counts is always the last pulls."""
+    memory, arms = 60, 3
+    engine = make_engine("host", examples=2 * arms, bandits=2, memory=memory, loss_decay=0.0)
+    rng = np.random.default_rng(0)
+    pulls: list[tuple[int, int]] = []
+    passed = set()
+    for step in range(600):
+        # Long runs of one arm: it fills the window, and leaves it when another one does.
+        arm = (step // 70) % arms if rng.random() < 0.9 else int(rng.integers(arms))
+        loss = float(rng.random())
+        teach(engine, [arm, arm], [loss, loss])
+        pulls.append((arm, 1))
+        last = pulls[-memory:]
+        counted = engine.counts().sum(dim=2)
+        assert counted[0].tolist() == [sum(one == arm for one, _ in last) for arm in range(arms)]
+        passed.add(_shared(engine))
+    assert {0, 2} <= passed
+    again = make_engine("host", examples=2 * arms, bandits=2, memory=memory, loss_decay=0.0)
+    again.load_state(engine.state())
+    assert torch.equal(again.counts(), engine.counts())
+    for _ in range(50):
+        assert torch.equal(again.draw(uniform=False)[0], engine.draw(uniform=False)[0])
+        for one in (again, engine):
+            teach(one, [1, 2], [0.3, 0.7])
+
+
+@pytest.mark.parametrize("knobs", POLICIES.values(), ids=POLICIES)
+def test_two_hundred_epochs_stay_bounded(knobs: dict[str, Any]) -> None:
+    """Each state in use costs time at every draw, and a table when it is first met."""
+    examples, batch_size = 640, 32
+    bound = (MOST_PULLS + 1) * (MOST_PULLS + 2) // 2 + 1
+    sampler = MABSampler(torch.zeros(examples), batch_size=batch_size, memory=None, **knobs)
+    generator = torch.Generator().manual_seed(0)
+    losses = torch.empty(examples).exponential_(generator=generator)
+    for _ in range(200 * len(sampler)):
+        indices = sampler.draw()
+        noise = torch.empty(batch_size).exponential_(generator=generator)
+        sampler.update(0.5 * losses[indices] + 0.5 * noise)
+    engine = sampler._engine
+    assert isinstance(engine, HostEngine)
+    assert _columns(engine) <= 1.5 * bound
+    assert _shared(engine) > 0
+    assert int(engine.counts().sum()) == 200 * examples
