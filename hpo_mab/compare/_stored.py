@@ -187,8 +187,9 @@ class _Found:
         name, first = self.data.setdefault(run.seed, (run.name, data))
         if not data.is_same(first):
             raise ArgumentError(
-                f"Studies of one comparison must have the same data: '{name}' and '{run.name}' "
-                "were made on other labels, files or pixels. Name studies that agree in it."
+                "Studies of one comparison must have the same data: those of "
+                f"'{name}' and '{run.name}' differ in labels, files or pixels. Name studies that "
+                "agree in it."
             )
 
     def _trials(self) -> Iterator[TrialRun]:

@@ -43,6 +43,12 @@ def test_killed_workers_lose_and_double_nothing_on_postgresql(
     assert report.attempts >= report.trials + 4
 
 
+def test_killed_workers_lose_and_double_nothing_on_mariadb(mariadb_url: str, tiny: Make) -> None:
+    report = inject_kills(mariadb_url, tiny(trials=10), kills=3, pause=0.3, workers=3)
+    assert report.trials == 10
+    assert (report.lost, report.doubled, report.inconsistent) == ((), (), ())
+
+
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs /proc")
 def test_a_database_that_restarts_costs_no_trial(
     own_postgres: Any, tiny: Make, runs: Callable[[int], bool]

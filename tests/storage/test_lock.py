@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import contextlib
 import threading
 from collections.abc import Iterator
 
@@ -40,13 +39,6 @@ def test_one_holds_a_lock_and_the_other_waits(pair: tuple[Storage, Storage]) -> 
     assert events == ["first", "second"]
 
 
-def test_a_lock_can_be_held_again_and_again(pair: tuple[Storage, Storage]) -> None:
-    for _ in range(3):
-        for storage in pair:
-            with storage.lock("study"):
-                pass
-
-
 def test_too_long_a_wait_is_an_error(
     pair: tuple[Storage, Storage], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -61,28 +53,6 @@ def test_too_long_a_wait_is_an_error(
         pass
     with other.lock("study"):
         pass
-
-
-@pytest.mark.parametrize("server", ["postgres_url", "mariadb_url"])
-def test_a_lock_ends_with_its_connection(server: str, request: pytest.FixtureRequest) -> None:
-    one, other = (Storage(request.getfixturevalue(server)) for _ in range(2))
-    holding = one.lock("study")
-    holding.__enter__()
-    # What the server sees when a process is killed.
-    with other.optuna.engine.connect() as connection:
-        if server == "postgres_url":
-            held = "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory'"
-            connection.execute(sa.text(held))
-        else:
-            key = _lock._digest(f"{one.url.database}\x1fstudy").hex()
-            owner = connection.scalar(sa.select(sa.func.is_used_lock(key)))
-            connection.execute(sa.text(f"KILL {owner}"))
-    with other.lock("study"):
-        pass
-    with contextlib.suppress(sa.exc.SQLAlchemyError):
-        holding.__exit__(None, None, None)
-    for storage in (one, other):
-        storage.close()
 
 
 def test_databases_of_one_server_have_their_own_locks(mariadb_url: str) -> None:

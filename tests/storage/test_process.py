@@ -34,17 +34,10 @@ def test_a_process_knows_itself_and_others_that_ended() -> None:
     assert not is_here(f"another:{child.pid}:0")
 
 
-@pytest.fixture(params=["sqlite", "postgres"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    if request.param == "postgres":
-        plain: str = request.getfixturevalue("postgres_url")
-        return plain.replace("postgresql://", "postgresql+psycopg://")
-    return f"sqlite:///{tmp_path / 'studies.db'}"
-
-
-def test_a_lock_is_given_back_by_a_process_that_is_killed(url: str) -> None:
+def test_a_lock_is_given_back_by_a_process_that_is_killed(database_url: str) -> None:
     from hpo_mab.storage._lock import Locks
 
+    url = Storage(database_url).secret_url
     engine = sa.create_engine(url)
     got = threading.Event()
 
