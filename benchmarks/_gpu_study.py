@@ -1,4 +1,4 @@
-"""Whole studies through the command's own code, SQL and Optuna included, against the usual script."""
+"""Whole studies by the command's own code, SQL and Optuna included, against the usual script."""
 
 from __future__ import annotations
 

@@ -226,6 +226,14 @@ def main() -> None:
     recording.add_argument("--device", default="auto")
     recording.add_argument("--model", default="small_cnn")
     recording.add_argument("--slots", type=int, default=CONFIGURATIONS)
+    recording.add_argument(
+        "--only-schedules",
+        action="store_const",
+        dest="arms",
+        const=(Arm(), Arm(schedule="constant")),
+        default=ARMS,
+        help="uniform sampling with both schedules alone",
+    )
     options = vars(parser.parse_args())
     if options.pop("command") == "record":
         record(options.pop("name"), **options)
