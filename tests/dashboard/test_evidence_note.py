@@ -71,12 +71,11 @@ def test_rungs_are_told_as_the_pruner_places_them(
     pruner = create_pruner("advantage", {**options, "evidence": evidence}, evaluations=FULL)
     assert isinstance(pruner, AdvantagePruner)
     trial = optuna.trial.create_trial(value=1.0)
-    placed = list(
-        itertools.takewhile(
-            lambda rung: rung.uniform <= FULL,
-            (pruner._place(rung, trial) for rung in itertools.count()),
-        )
-    )
+    judged = optuna.create_study()
+    keeper = pruner.keeper(judged)
+    rungs = (pruner._place(rung, trial, keeper) for rung in itertools.count())
+    known = (rung for rung in rungs if rung is not None)
+    placed = list(itertools.takewhile(lambda rung: rung.uniform <= FULL, known))
     rows = table(note, "rung")
     assert [(int(lies), int(decided)) for _, lies, decided, _ in rows] == [
         (rung.uniform, rung.step) for rung in placed
