@@ -172,7 +172,7 @@ class CurveStore:
         return row
 
 
-def _rows_of(connection: sa.Connection, trial_ids: Collection[int]) -> Iterator[sa.Row[Any]]:
+def _rows_of(connection: sa.Connection, trial_ids: Collection[int]) -> Iterator[Any]:
     """Points of trials' curves: trial id, curve, fields; in order of trial and budget."""
     # A study's ids lie close together: one range scan beats thousands of bound parameters.
     column = _keys.c.trial_id
