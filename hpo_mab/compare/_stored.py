@@ -157,7 +157,7 @@ class _Found:
         default_factory=dict
     )
     environments: dict[tuple[str, int], Mapping[str, Any]] = dataclasses.field(default_factory=dict)
-    data: dict[int, tuple[str, DataIdentity]] = dataclasses.field(default_factory=dict)
+    data: dict[tuple[str, int], DataIdentity | None] = dataclasses.field(default_factory=dict)
 
     def add(self, storage: Storage, name: str, arm: str | None) -> None:
         """Read a study, unless it has been read as the same arm."""
@@ -173,24 +173,27 @@ class _Found:
             )
         study = open_study(storage, name)
         definition = Definition.load(study)
-        self._refuse_other_files(run, definition.data)
         self.runs[key], self.places[key] = run, place
+        self.data[key] = definition.data
         self.environments[key] = definition.environment
         scores = stored_scores(study, run)
         if scores is not None:
             self.scores[key] = scores
 
-    def _refuse_other_files(self, run: StudyRun, data: DataIdentity | None) -> None:
-        if data is None:
-            return
+    def _refuse_other_files(self) -> None:
         # Of another seed, the parts of the same data are others.
-        name, first = self.data.setdefault(run.seed, (run.name, data))
-        if not data.is_same(first):
-            raise ArgumentError(
-                "Studies of one comparison must have the same data: those of "
-                f"'{name}' and '{run.name}' differ in labels, files or pixels. Name studies that "
-                "agree in it."
-            )
+        first: dict[int, tuple[str, DataIdentity]] = {}
+        for key, run in self.runs.items():
+            data = self.data[key]
+            if data is None:
+                continue
+            name, known = first.setdefault(run.seed, (run.name, data))
+            if not data.is_same(known):
+                raise ArgumentError(
+                    "Studies of one comparison must have the same data: those of "
+                    f"'{name}' and '{run.name}' differ in labels, files or pixels. Name studies "
+                    "that agree in it."
+                )
 
     def _trials(self) -> Iterator[TrialRun]:
         return (trial for run in self.runs.values() for trial in run.trials)
@@ -208,6 +211,7 @@ class _Found:
         if chosen not in arms:
             raise UnknownNameError("arm", chosen, arms)
         _refuse_other_data(list(self.runs.values()))
+        self._refuse_other_files()
         budgets = {budget for (arm, _), (budget, _) in self.scores.items() if arm == chosen}
         return ComparisonRuns(
             reference=chosen,

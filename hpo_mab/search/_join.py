@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from hpo_mab._errors import StorageError
 from hpo_mab.search._load import make_spec
 from hpo_mab.search._objective import TrainingObjective
 from hpo_mab.search._prepare import load_splits, make_objective
@@ -83,10 +84,10 @@ def stored_objective(definition: Definition, spec: StudySpec) -> TrainingObjecti
         StorageError: The data set here is another than the study's.
     """
     objective = make_objective(spec, load_splits(spec))
-    definition.refuse_other_data(
-        f"The study was made on other data than '{spec.data.name}' is here ({{}}); check "
-        "--data-root.",
-        objective.workload.num_examples,
-        objective.data,
-    )
+    difference = definition.data_difference(objective.workload.num_examples, objective.data)
+    if difference:
+        raise StorageError(
+            f"The study was made on other data than '{spec.data.name}' is here ({difference}); "
+            "check --data-root."
+        )
     return objective

@@ -69,12 +69,7 @@ def make_study(
             # One that died here before it had a definition has no trials either.
             if Definition.is_in(study.user_attrs) or study.get_trials(deepcopy=False):
                 _refuse_other_definition(study, definition)
-                Definition.load(study).refuse_other_data(
-                    f"Study '{name}' was made on other data ({{}}). Use --fresh or --name to start "
-                    "another study, or check --data-root.",
-                    definition.epoch_examples,
-                    definition.data,
-                )
+                _refuse_other_data(study, definition)
         else:
             # Those of studies that Optuna has deleted in the meantime.
             storage.curves.remove_orphans()
@@ -136,6 +131,16 @@ def _refuse_other_definition(study: optuna.Study, wanted: Definition) -> None:
             f"Study '{study.study_name}' exists with another definition: "
             f"{key} is {before.get(key)!r} there and {now.get(key)!r} here. "
             "Use --fresh or --name to start another study."
+        )
+
+
+def _refuse_other_data(study: optuna.Study, wanted: Definition) -> None:
+    stored = Definition.load(study)
+    difference = stored.data_difference(wanted.epoch_examples, wanted.data)
+    if difference:
+        raise StorageError(
+            f"Study '{study.study_name}' was made on other data ({difference}). Use --fresh or "
+            "--name to start another study, or check --data-root."
         )
 
 

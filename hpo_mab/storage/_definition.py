@@ -65,28 +65,20 @@ class Definition:
         data = stored.pop("data", None)
         return cls(**stored, data=None if data is None else DataIdentity(**data))
 
-    def refuse_other_data(self, what: str, examples: int, data: DataIdentity | None) -> None:
-        """Refuse to train on other data than the study's.
+    def data_difference(self, examples: int, data: DataIdentity | None) -> str:
+        """How other data differ from the study's, for a message; empty if they are the same.
 
         Args:
-            what: The study and what to do, ``"{}"`` standing for how the data differ.
-            examples: Training examples here.
-            data: What the data here are; None if that is not known.
-
-        Raises:
-            StorageError: They differ.
+            examples: Their training examples.
+            data: What they are; None if that is not known.
         """
-        known = self.data
-        difference = ""
         if examples != self.epoch_examples:
-            difference = f"{self.epoch_examples} training examples there, {examples} here"
-        elif known is None or data is None or data.is_same(known):
-            return
-        elif known.classes != data.classes:
-            difference = f"{known.classes} classes there, {data.classes} here"
-        else:
-            difference = "as many examples and classes, but other labels, files or pixels here"
-        raise StorageError(what.format(difference))
+            return f"{self.epoch_examples} training examples there, {examples} here"
+        if self.data is None or data is None or data.is_same(self.data):
+            return ""
+        if self.data.classes != data.classes:
+            return f"{self.data.classes} classes there, {data.classes} here"
+        return "as many examples and classes, but other labels, files or pixels here"
 
     @staticmethod
     def is_in(study_attrs: Mapping[str, Any]) -> bool:

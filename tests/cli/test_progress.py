@@ -74,7 +74,7 @@ def test_a_terminal_of_80_columns_shows_bar_rate_best_and_time_left(
 ) -> None:
     screen = io.StringIO()
     monkeypatch.setattr(
-        module, "Console", lambda **_: Console(file=screen, force_terminal=True, width=80)
+        module, "console", lambda **_: Console(file=screen, force_terminal=True, width=80)
     )
     study = optuna.create_study(direction="maximize")
     with StudyProgress(trials=200, label="fashion_mnist-uniform-seed0") as progress:
