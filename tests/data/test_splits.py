@@ -89,3 +89,12 @@ def test_parts_are_no_copies() -> None:
     data.images.fill_(99)
     for part in (parts.train, parts.validation):
         assert part.images.unique().tolist() == [99]
+
+
+def test_given_validation_images_leave_the_training_images_whole() -> None:
+    data, judged = _data([30, 30]), _data([5, 5])
+    parts = split(data, data, validation=judged)
+    assert len(parts.train) == 60
+    assert torch.equal(parts.validation.images, judged.images)
+    with pytest.raises(ArgumentError, match="validation must have the classes and image shape"):
+        split(data, data, validation=_data([5, 5], size=3))
