@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 import select
 import subprocess
@@ -11,7 +10,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import _shared
 import opponent
@@ -19,11 +17,11 @@ import torch
 import versus
 from _gpu_shared import Place, Row
 from torch import nn
-from torch.nn import functional as F
 
 from hpo_mab import models, training
 from hpo_mab.data import ImageSplits, Normalization
-from hpo_mab.training import DeviceBatches
+from hpo_mab.samplers import MABSampler
+from hpo_mab.training import DeviceBatches, DeviceSweep, StackedTrainer
 
 TARGET = 4.0
 #: Seconds that a way may take to get ready: contexts, data, first steps.
@@ -175,72 +173,43 @@ def _await_ready(member: subprocess.Popen[str], end: float) -> None:
 
 
 def _stack(place: Place, k: int, seconds: float) -> float:
-    """K networks as one: every tensor has a dimension more; a step of all is one graph.
+    """K networks as one, with bandits, as a study in slots trains them; a slot is refilled."""
+    data, what = _data(place), task(place)
+    normalization = Normalization(data.mean, data.std)
+    stack = StackedTrainer(
+        _network(),
+        slots=k,
+        batches=DeviceBatches(
+            data.train, normalization=normalization, augmentation=versus.augmentation(data)
+        ),
+        validation=DeviceSweep(data.validation, normalization=normalization),
+        batch_size=what.batch_size,
+        precision="bfloat16",
+    )
+    done, seed = 0.0, 0
 
-    Batches are drawn uniformly, and evaluation is left out: an upper bound for this way.
-    """
-    step = _stacked_step(place, k)
-    for _ in range(3):
-        step()
-    replay = place.capture(step, *step.generators)
-    for _ in range(3):
-        replay()
+    def work() -> float:
+        nonlocal seed
+        for slot in stack.free:
+            seed += 1
+            stack.start(
+                slot,
+                _network(),
+                sampler=MABSampler(data.train.labels, batch_size=what.batch_size, seed=seed),
+                steps=what.steps,
+                evaluations=what.evaluations,
+                optimizer={"lr": 0.01 * (1 + slot % 10)},
+            )
+        return len(stack.advance()) / what.evaluations
+
+    # Until the first trials are done: steps are captured, kernels are loaded.
+    for _ in range(what.evaluations):
+        work()
     place.wait()
-    done, started = 0, time.perf_counter()
+    started = time.perf_counter()
     while time.perf_counter() - started < seconds:
-        for _ in range(place.pick(20, 1)):
-            replay()
-        place.wait()
-        done += place.pick(20, 1)
-    return k * done / task(place).steps / (time.perf_counter() - started)
-
-
-class _stacked_step:  # noqa: N801 - a function with state
-    """One step of K networks, each with a learning rate of its own."""
-
-    def __init__(self, place: Place, k: int) -> None:
-        data, what = _data(place), task(place)
-        self.k, self.batch = k, what.batch_size
-        self.batches = DeviceBatches(
-            data.train,
-            normalization=Normalization(data.mean, data.std),
-            augmentation=versus.augmentation(data),
-        )
-        self.generator = torch.Generator(place.device).manual_seed(0)
-        self.generators = (self.generator, self.batches.generator)
-        nets = [_network().to(place.device) for _ in range(k)]
-        for net in nets:
-            torch.func.replace_all_batch_norm_modules_(net)
-        self.weights, self.buffers = torch.func.stack_module_state(nets)  # type: ignore[arg-type]
-        self.weights = {name: weight.detach() for name, weight in self.weights.items()}
-        self.moments = {name: torch.zeros_like(weight) for name, weight in self.weights.items()}
-        self.rates = torch.linspace(0.01, 0.1, k, device=place.device)
-        self.base = copy.deepcopy(nets[0]).to("meta")
-
-    def __call__(self) -> None:
-        indices = torch.randint(
-            len(self.batches.data),
-            (self.k * self.batch,),
-            generator=self.generator,
-            device=self.rates.device,
-        )
-        inputs, targets = self.batches.fetch(indices)
-        slopes = torch.func.vmap(torch.func.grad(self._loss))(
-            self.weights,
-            self.buffers,
-            inputs.bfloat16().view(self.k, self.batch, *inputs.shape[1:]),
-            targets.view(self.k, self.batch),
-        )
-        for name, slope in slopes.items():
-            self.moments[name].mul_(0.9).add_(slope)
-            shape = (self.k,) + (1,) * (slope.ndim - 1)
-            self.weights[name].sub_(self.rates.view(shape) * self.moments[name])
-
-    def _loss(self, weights: Any, buffers: Any, inputs: Any, targets: Any) -> torch.Tensor:
-        # By hand: autocast does not reach what vmap makes of a convolution.
-        half = {name: weight.bfloat16() for name, weight in weights.items()}
-        logits = torch.func.functional_call(self.base, (half, buffers), (inputs,))
-        return F.cross_entropy(logits.float(), targets)
+        done += work()
+    return done / (time.perf_counter() - started)
 
 
 def _network() -> nn.Module:
