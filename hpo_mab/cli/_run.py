@@ -67,6 +67,7 @@ def run(
     from hpo_mab.cli._summary import print_summary, run_json, warn_unpublished
     from hpo_mab.dashboard import publish_study
     from hpo_mab.search import StudyRunner
+    from hpo_mab.search._study import check_pruner, default_name, fresh_name
     from hpo_mab.storage import Storage
 
     silent = quiet or as_json
@@ -80,9 +81,13 @@ def run(
         gpus_per_worker=gpus_per_worker,
         quiet=silent,
     )
+    study_name = name or default_name(loaded, loaded.sampler.kind)
+    if fresh:
+        study_name = fresh_name(store, study_name)
+    # Before the data are loaded, which may take long.
+    check_pruner(store, study_name, loaded)
     with shown_data(quiet=silent):
         runner = StudyRunner(loaded, store)
-    study_name = runner.name(name, fresh=fresh)
     with (
         stoppable(),
         StudyProgress(trials=loaded.budget.trials, label=study_name, quiet=silent) as progress,

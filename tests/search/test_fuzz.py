@@ -146,7 +146,7 @@ def test_every_key_of_another_type_is_refused_in_words(splits: ImageSplits) -> N
             spec = make_spec(raw)
             if spec.data.name == "digits" and not spec.training.compile and not _is_large(spec):
                 make_objective(spec, splits)
-                study_pruner(spec)
+                study_pruner(spec, {})
         except HpoMabError as error:
             refused += 1
             broken += [what] if "\n" in str(error) else []
