@@ -7,11 +7,13 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
 import typer
 
 from hpo_mab.cli._main import app
 from hpo_mab.compare import read_record, verdict
+from hpo_mab.storage import Storage
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "studies/README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -52,6 +54,31 @@ def test_python_examples_run(page: Path, tmp_path: Path, monkeypatch: pytest.Mon
     for position, block in enumerate(blocks(page, "python")):
         # The blocks of a page build on one another, as a reader types them.
         exec(compile(block, f"{_name(page)}, example {position + 1}", "exec"), namespace)
+
+
+@pytest.mark.filterwarnings("ignore")  # Lightning's.
+def test_the_lightning_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lightning = pytest.importorskip("lightning.pytorch.callbacks", reason="needs Lightning")
+    if not hasattr(lightning, "WeightAveraging"):
+        pytest.skip("needs Lightning 2.6")
+    monkeypatch.chdir(tmp_path)
+    page = ROOT / "docs/how-to/own-loop.md"
+    namespace: dict[str, Any] = {"__name__": "example"}
+    for block in [*blocks(page, "python"), *blocks(page, "py")]:
+        exec(compile(block, _name(page), "exec"), namespace)
+    storage = Storage("studies.db")
+    curves = [
+        storage.curves.load([trial._trial_id])[trial._trial_id]
+        for name in ("own", "own-lightning")
+        for trial in optuna.load_study(study_name=name, storage=storage.optuna).trials
+    ]
+    storage.close()
+    assert [[point.averaged for point in curve] for curve in curves] == [
+        [True, True, True, False],
+        [True, True, True, False],
+        [True, True, True, True],
+    ]
+    assert [point.examples for point in curves[-1]] == [512, 1024, 1536, 2048]
 
 
 @pytest.mark.parametrize("page", [p for p in PAGES if commands(p)], ids=_name)
