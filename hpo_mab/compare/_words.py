@@ -59,6 +59,8 @@ def weights_evaluated(runs: Iterable[StudyRun]) -> str:
     points = [point for run in runs for trial in run.trials for point in trial.curve]
     averaged = [point.index for point in points if point.averaged]
     trained = [point.index for point in points if not point.averaged]
+    if not points:
+        return "no weights yet"
     if not averaged:
         return "trained weights"
     if not trained:
