@@ -455,8 +455,10 @@ def test_the_curve_says_which_weights_were_evaluated(
         weights = reporter.network.state_dict()
         torch.testing.assert_close(dict(weights), dict(model.state_dict()))
     reporter.report(accuracy=0.5, averaged=own)
-    (point,) = storage.curves.load([trial._trial_id])[trial._trial_id]
-    assert point.averaged is averaged
+    reporter.step(20)
+    reporter.report(accuracy=0.5)  # Of something else than the network.
+    curve = storage.curves.load([trial._trial_id])[trial._trial_id]
+    assert [point.averaged for point in curve] == [averaged, False]
 
 
 def test_an_average_does_not_change_what_is_trained(storage: Storage) -> None:
