@@ -12,7 +12,7 @@ from hpo_mab.compare import figures
 from hpo_mab.compare._grids import Grid, grids
 from hpo_mab.compare._records import CURRENCIES, ComparisonSummary
 from hpo_mab.compare._verdict import verdict
-from hpo_mab.compare._words import parameter
+from hpo_mab.compare._words import parameter, weights_evaluated
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -72,6 +72,7 @@ def report_html(
             "<h2>Results</h2>",
             *tables,
             "<h2>Figures</h2>",
+            f'<p class="note">Accuracies along the curves are of {weights_evaluated(runs)}.</p>',
             *_divs(drawn),
             "<h2>Record</h2>",
             _versions(record or environment()),

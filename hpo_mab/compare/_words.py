@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
 
 from hpo_mab.advantage import Estimate
+
+if TYPE_CHECKING:
+    from hpo_mab.storage import StudyRun
 
 
 def percent(estimate: Estimate, *, digits: int = 1) -> str:
@@ -48,6 +52,25 @@ def p_value(value: float | None) -> str:
     if value is None:
         return "-"
     return "<0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def weights_evaluated(runs: Iterable[StudyRun]) -> str:
+    """Which weights the accuracies along the curves of studies are of."""
+    points = [point for run in runs for trial in run.trials for point in trial.curve]
+    averaged = [point.index for point in points if point.averaged]
+    trained = [point.index for point in points if not point.averaged]
+    if not points:
+        return "no weights yet"
+    if not averaged:
+        return "trained weights"
+    if not trained:
+        return "averaged weights"
+    if max(averaged) < min(trained):
+        return f"averaged weights up to evaluation {max(averaged)}, trained weights after it"
+    return (
+        f"averaged weights at {len(averaged):,} of {len(points):,} evaluations, "
+        "trained weights at the others"
+    )
 
 
 def _shown(estimate: Estimate, scale: float, form: str) -> str:

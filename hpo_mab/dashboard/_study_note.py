@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from hpo_mab.compare._words import parameter
+from hpo_mab.compare._words import parameter, weights_evaluated
 
 if TYPE_CHECKING:
     from hpo_mab.storage import Storage, StudyRun
@@ -84,6 +84,7 @@ def _facts(run: StudyRun) -> list[tuple[str, str]]:
         ("batch sampler", _section(spec, "sampler")),
         ("optimiser", _section(spec, "optimizer")),
         ("budget of a trial", f"{run.trial_examples:,} training examples"),
+        ("weights evaluated", weights_evaluated([run])),
         (
             "search",
             f"{search.get('sampler', '')}, seed {run.seed}; the first {search.get('initial', 0)} "

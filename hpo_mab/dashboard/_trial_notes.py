@@ -13,6 +13,7 @@ from hpo_mab._attributes import PRUNED_KEY, REASON_KEY
 
 if TYPE_CHECKING:
     from hpo_mab.storage import StudyRun, TrialRun
+    from hpo_mab.training import Evaluation
 
 
 def pruning_notes(run: StudyRun) -> dict[int, str]:
@@ -41,11 +42,15 @@ def _note(run: StudyRun, trial: TrialRun, earlier: dict[int, list[float]]) -> st
     lines = [
         f"**Pruned at evaluation {last.index} of {total}**, after {last.examples:,} of "
         f"{run.trial_examples:,} training examples ({share:.0%}).",
-        f"Validation accuracy there: {last.accuracy:.2%}. "
+        f"Validation accuracy there{_weights(last)}: {last.accuracy:.2%}. "
         + _rank(last.accuracy, earlier[last.index]),
     ]
     lines.append(f"Why: {_why(run, trial)}")
     return "\n\n".join(lines)
+
+
+def _weights(last: Evaluation) -> str:
+    return " of averaged weights" if last.averaged else ""
 
 
 def _why(run: StudyRun, trial: TrialRun) -> str:

@@ -24,7 +24,7 @@ class WeightAverage:
     `update` runs on the device.
 
     Args:
-        model: The network; its parameters and buffers must keep their memory.
+        model: The network; its parameters and buffers must keep their names, shapes and device.
         window: Share of the steps so far, in (0, 1].
 
     Raises:
@@ -42,9 +42,10 @@ class WeightAverage:
             name: buffer for name, buffer in model.named_buffers() if buffer.is_floating_point()
         }
         self._names = list(named)
-        self._weights = [tensor.detach() for tensor in named.values()]
-        self._average = [tensor.clone() for tensor in self._weights]
-        device = self._weights[0].device if self._weights else torch.device("cpu")
+        # Looked up at each step: a network may assign a new tensor to its buffer.
+        self._places = [_place(model, name) for name in named]
+        self._average = [tensor.detach().clone() for tensor in named.values()]
+        device = self._average[0].device if self._average else torch.device("cpu")
         self._steps = torch.zeros((), device=device)
 
     @torch.no_grad()
@@ -52,7 +53,8 @@ class WeightAverage:
         """Take the weights after one more step into the average; does not wait for the device."""
         self._steps += 1
         share = 1 / (self._window * self._steps).clamp(min=1)
-        moves = torch._foreach_sub(self._weights, self._average)
+        weights = [tensors[name] for tensors, name in self._places]
+        moves = torch._foreach_sub(weights, self._average)
         torch._foreach_mul_(moves, share)
         torch._foreach_add_(self._average, moves)
 
@@ -81,6 +83,13 @@ class WeightAverage:
         for own, saved in zip(self._average, state["average"].values(), strict=True):
             own.copy_(saved)
         self._steps.copy_(state["steps"])
+
+
+def _place(model: nn.Module, name: str) -> tuple[dict[str, Any], str]:
+    """Where a network keeps a parameter or buffer: the dictionary and the key there."""
+    path, _, own = name.rpartition(".")
+    module = model.get_submodule(path)
+    return (module._parameters if own in module._parameters else module._buffers), own
 
 
 def check_window(window: float) -> None:

@@ -185,6 +185,31 @@ def test_learning_curves_are_means_over_seeds_with_their_interval(trial, run):
             figures.learning_curves(runs, **wrong)
 
 
+def test_learning_curves_say_which_weights_they_are_of(trial, run):
+    made = [trial([0.1, 0.5, 0.7], number=i) for i in range(2)]
+    averaged = [with_averages(one, 2) for one in made]
+    for trials, words in (
+        (made, "accuracy of trained weights"),
+        (averaged, "accuracy of averaged weights up to evaluation 2, trained weights after it"),
+        ([with_averages(one, 3) for one in made], "accuracy of averaged weights"),
+        (
+            [made[0], averaged[1]],
+            "accuracy of averaged weights at 2 of 6 evaluations, trained weights at the others",
+        ),
+    ):
+        runs = [run(trials, arm="mab")]
+        title = figures.learning_curves(runs).layout.title.text
+        assert title.removesuffix("</sup>").endswith(words)
+        loss = figures.learning_curves(runs, metric="train_loss").layout.title.text
+        assert "weights" not in loss
+
+
+def with_averages(trial, count):
+    """The trial with averaged weights at its first evaluations."""
+    curve = [dataclasses.replace(point, averaged=point.index <= count) for point in trial.curve]
+    return dataclasses.replace(trial, curve=tuple(curve))
+
+
 def test_curves_are_downsampled(trial, run):
     long = trial(np.linspace(0.1, 0.9, 1_000), examples=100_000, rewards=0.5)
     runs = [run([long], arm="mab")]

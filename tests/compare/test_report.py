@@ -73,6 +73,10 @@ def test_every_trial_is_on_record(page, runs):
     assert "sampler.memory=50" in words
 
 
+def test_the_weights_that_were_evaluated_are_named(page):
+    assert "Accuracies along the curves are of trained weights." in "".join(page.text)
+
+
 def test_given_record_is_shown(runs, summary):
     text = report_html(runs[:2], summary, title="t", record={"gpu": "a <fast> one"})
     assert "a &lt;fast&gt; one" in text

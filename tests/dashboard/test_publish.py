@@ -67,6 +67,8 @@ def test_every_study_of_a_comparison_gets_note_figures_and_verdict(compared) -> 
         assert "mab " in note.split("## Verdict")[1].split("## What ran")[0]
         assert "/dashboard/compare-studies?ids=1,2" in note
         assert "hpo-mab run tiny.toml --storage sqlite:///" in note
+        words = "averaged weights up to evaluation 2, trained weights after it"
+        assert f"| weights evaluated | {words} |" in note
         assert study.metric_names == ["validation accuracy"]
 
 
@@ -78,7 +80,7 @@ def test_pruned_trials_say_why(compared) -> None:
         study = open_study(compared.storage, run.name)
         note = note_of(study, trial.number)
         assert f"**Pruned at evaluation {trial.curve[-1].index} of 3**" in note
-        assert f"{trial.curve[-1].accuracy:.2%}" in note
+        assert f"accuracy there of averaged weights: {trial.curve[-1].accuracy:.2%}" in note
         assert "`median`" in note
         assert "hpo_mab:reason" not in trial.attrs
         # The median pruner stops what is below the median of the earlier ones.
@@ -152,6 +154,7 @@ def test_a_thousand_trials_take_less_than_a_second(large: Storage) -> None:
     assert figures.keys() >= OWN
     assert max(len(json.dumps(figure)) for figure in figures.values()) < 20_000
     assert "Of the 20 earlier trials" in note_of(study, 20)
+    assert "Validation accuracy there: " in note_of(study, 20)
 
 
 def test_large_curves_are_an_artifact_replaced_in_place(large: Storage) -> None:

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import optuna
 import pytest
 import typer
+from numpy.typing import NDArray
+from scipy.stats import kendalltau
 
 from hpo_mab.cli._main import app
 from hpo_mab.compare import read_record, verdict
+from hpo_mab.storage import Storage
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "studies/README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -52,6 +58,31 @@ def test_python_examples_run(page: Path, tmp_path: Path, monkeypatch: pytest.Mon
     for position, block in enumerate(blocks(page, "python")):
         # The blocks of a page build on one another, as a reader types them.
         exec(compile(block, f"{_name(page)}, example {position + 1}", "exec"), namespace)
+
+
+@pytest.mark.filterwarnings("ignore")  # Lightning's.
+def test_the_lightning_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lightning = pytest.importorskip("lightning.pytorch.callbacks", reason="needs Lightning")
+    if not hasattr(lightning, "WeightAveraging"):
+        pytest.skip("needs Lightning 2.6")
+    monkeypatch.chdir(tmp_path)
+    page = ROOT / "docs/how-to/own-loop.md"
+    namespace: dict[str, Any] = {"__name__": "example"}
+    for block in [*blocks(page, "python"), *blocks(page, "py")]:
+        exec(compile(block, _name(page), "exec"), namespace)
+    storage = Storage("studies.db")
+    curves = [
+        storage.curves.load([trial._trial_id])[trial._trial_id]
+        for name in ("own", "own-lightning")
+        for trial in optuna.load_study(study_name=name, storage=storage.optuna).trials
+    ]
+    storage.close()
+    assert [[point.averaged for point in curve] for curve in curves] == [
+        [True, True, True, False],
+        [True, True, True, False],
+        [True, True, True, True],
+    ]
+    assert [point.examples for point in curves[-1]] == [512, 1024, 1536, 2048]
 
 
 @pytest.mark.parametrize("page", [p for p in PAGES if commands(p)], ids=_name)
@@ -100,6 +131,33 @@ def test_the_readmes_figures_are_those_of_the_records() -> None:
         ).groups()
         assert f"{value} points" in readme, line
         assert f"{low} to {high}" in readme, line
+
+
+def test_the_figures_of_averaged_weights_are_those_of_the_records() -> None:
+    page = (ROOT / "docs/concepts.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\d)/(\d) \|(.*)\|$", page, re.MULTILINE)
+    assert len(rows) == 4
+    for position, name in enumerate(("cifar10", "fashion_mnist", "digits")):
+        record = json.loads((ROOT / f"studies/rungs/{name}.json").read_text(encoding="utf-8"))
+        (arm,) = (
+            arm
+            for arm in record["arms"]
+            if (arm["sampler"], arm["schedule"], arm["average"]) == ("uniform", "linear", 0.2)
+        )
+        curves = {kind: _means_over_seeds(arm["curves"], kind) for kind in ("raw", "averaged")}
+        for above, below, cells in rows:
+            at = 8 * int(above) // int(below) - 1
+            said = [float(figure) for figure in cells.split("|")[position].split("/")]
+            found = [kendalltau(c[:, at], curves["raw"][:, -1]).statistic for c in curves.values()]
+            assert said == pytest.approx(found, abs=0.0051), (name, above, below)
+
+
+def _means_over_seeds(rows: list[dict[str, Any]], kind: str) -> NDArray[np.float64]:
+    """Mean curves [K, T] of the configurations."""
+    of: dict[int, list[list[float]]] = {}
+    for row in rows:
+        of.setdefault(row["configuration"], []).append(row[kind])
+    return np.array([np.mean(of[configuration], axis=0) for configuration in sorted(of)])
 
 
 def test_what_the_page_of_checks_names_is_tested() -> None:

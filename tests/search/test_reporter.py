@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import copy
 import itertools
 import math
+import threading
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,6 +22,7 @@ import hpo_mab
 from hpo_mab._errors import ArgumentError
 from hpo_mab.search import TrialReporter
 from hpo_mab.storage import CurveStore, Storage
+from hpo_mab.training import WeightAverage
 
 
 class _PruneAt(optuna.pruners.BasePruner):
@@ -267,11 +270,28 @@ def test_what_ended_the_loop_is_raised_even_if_it_cannot_be_stored(tmp_path: Pat
     [
         ({"budget_examples": 10, "evaluations": 0}, "evaluations must be at least 1, got 0"),
         ({"budget_examples": 3, "evaluations": 4}, "budget_examples must be at least .* 4, got 3"),
+        ({"budget_examples": 8, "average": 1.5}, r"average must be a share in \[0, 1\], got 1.5"),
     ],
 )
-def test_arguments_outside_their_bound_are_named(options: dict[str, int], message: str) -> None:
+def test_arguments_outside_their_bound_are_named(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ArgumentError, match=message):
         TrialReporter(_study().ask(), **options)
+
+
+def test_a_network_that_cannot_be_copied_is_refused() -> None:
+    class Locked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lock = threading.Lock()
+
+    with pytest.raises(ArgumentError, match=r"copy.deepcopy can copy, got Locked: .*lock"):
+        TrialReporter(_study().ask(), model=Locked(), budget_examples=8)
+
+
+def test_there_is_nothing_to_evaluate_without_a_model() -> None:
+    reporter = TrialReporter(_study().ask(), budget_examples=8)
+    with pytest.raises(ArgumentError, match="model must be given for network, got None"):
+        reporter.network  # noqa: B018
 
 
 def _lightning() -> Any:
@@ -349,6 +369,138 @@ def test_a_step_keeps_nothing_of_its_loss_but_the_value() -> None:
     reporter.step(10, loss=loss)
     del loss, weight
     assert held() is None
+
+
+class _OfAllKinds(nn.Module):
+    """Recurrent, parametrized and normalised; assigns to its buffer, and has an integer one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.recurrent = nn.LSTM(4, 3)
+        self.last = nn.utils.parametrizations.weight_norm(nn.Linear(3, 2))
+        self.norm = nn.BatchNorm1d(2)
+        self.register_buffer("scale", torch.ones(()))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            self.scale = 0.9 * self.scale + 0.1 * x.std()
+        return self.norm(self.last(self.recurrent(x)[0][:, -1])) * self.scale
+
+
+def _train(model: nn.Module, inputs: torch.Tensor) -> None:
+    model(inputs)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(torch.randn_like(weight), alpha=0.1)
+
+
+@pytest.mark.parametrize("window", [0.2, 1.0])
+def test_the_network_to_evaluate_is_averaged_until_the_budget_is_spent(
+    storage: Storage, window: float
+) -> None:
+    torch.manual_seed(0)
+    trial, model = _study().ask(), _OfAllKinds()
+    model.norm.eval()  # Frozen, as some users have it.
+    reporter = TrialReporter(
+        trial,
+        model=model,
+        average=window,
+        budget_examples=40,
+        evaluations=4,
+        curves=storage.curves,
+    )
+    model.double()  # Moved after the reporter was made, as Lightning does.
+    inputs, own = torch.randn(6, 5, 4, dtype=torch.float64) + 1, WeightAverage(model, window=window)
+    for step in range(1, 21):
+        _train(model, inputs)
+        own.update()
+        if not reporter.step(2):
+            continue
+        expected = copy.deepcopy(model.state_dict())
+        if step < 20:
+            expected |= own.state_dict()["average"]
+        with torch.inference_mode():
+            network = reporter.network
+        assert not any(module.training for module in network.modules())
+        assert model.training
+        assert not model.norm.training
+        torch.testing.assert_close(dict(network.state_dict()), dict(expected))
+        reference = _OfAllKinds().double().eval()
+        reference.load_state_dict(expected)
+        torch.testing.assert_close(network(inputs), reference(inputs))
+        reporter.report(accuracy=0.5)
+    curve = storage.curves.load([trial._trial_id])[trial._trial_id]
+    assert [point.averaged for point in curve] == [True, True, True, False]
+
+
+@pytest.mark.parametrize(
+    ("options", "read", "own", "averaged"),
+    [
+        ({}, True, None, True),
+        ({}, False, None, False),
+        ({"average": 0.0}, True, None, False),
+        ({"model": None}, False, None, False),
+        ({"model": None}, False, True, True),
+        ({}, True, False, False),
+    ],
+)
+def test_the_curve_says_which_weights_were_evaluated(
+    storage: Storage, options: dict[str, Any], read: bool, own: bool | None, averaged: bool
+) -> None:
+    trial, model = _study().ask(), nn.Linear(4, 2)
+    options = {"model": model, "budget_examples": 40, "curves": storage.curves} | options
+    reporter = TrialReporter(trial, evaluations=2, **options)
+    reporter.step(20)
+    if read:
+        weights = reporter.network.state_dict()
+        torch.testing.assert_close(dict(weights), dict(model.state_dict()))
+    reporter.report(accuracy=0.5, averaged=own)
+    reporter.step(20)
+    reporter.report(accuracy=0.5)  # Of something else than the network.
+    curve = storage.curves.load([trial._trial_id])[trial._trial_id]
+    assert [point.averaged for point in curve] == [averaged, False]
+
+
+def test_an_average_does_not_change_what_is_trained(storage: Storage) -> None:
+    curves = []
+    for average in (0.0, 0.2):
+        trial = _study().ask()
+        data = _data()
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Dropout(), nn.Linear(4, 2))
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        reporter = TrialReporter(
+            trial, model=model, average=average, budget_examples=400, curves=storage.curves
+        )
+        for _ in range(2):
+            for x, y in DataLoader(data, batch_size=20):
+                loss = F.cross_entropy(model(x), y)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                if reporter.step(len(y), loss=loss):
+                    reporter.report(accuracy=_accuracy(reporter.network, data))
+        curves.append(storage.curves.load([trial._trial_id])[trial._trial_id])
+    trained, averaged = curves
+    assert [p.train_loss for p in trained] == [p.train_loss for p in averaged]
+    assert trained[-1].accuracy == averaged[-1].accuracy
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_no_step_waits_for_the_device(no_waiting: Callable[[], Any]) -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
+    reporter = TrialReporter(_study().ask(), model=model, budget_examples=100, evaluations=4)
+    model.cuda()
+    inputs = torch.randn(8, 4, device="cuda")
+    _train(model, inputs)
+    reporter.step(1)
+    with no_waiting():
+        for _ in range(20):
+            _train(model, inputs)
+            reporter.step(1)
+    network = reporter.network
+    assert {tensor.device.type for tensor in network.state_dict().values()} == {"cuda"}
 
 
 def test_a_fixed_trial_is_trained_alone(storage: Storage) -> None:

@@ -64,6 +64,24 @@ def test_running_statistics_are_averaged_and_integers_are_not() -> None:
     torch.testing.assert_close(names["1.running_mean"], torch.stack(statistics).mean(dim=0))
 
 
+def test_a_buffer_that_is_assigned_to_is_averaged() -> None:
+    class _Assigning(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("scale", torch.zeros(()))
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            self.scale = self.scale + 1
+            return inputs
+
+    model = nn.Sequential(_Assigning())
+    average = WeightAverage(model, window=1.0)
+    for _ in range(4):
+        model(torch.zeros(1))
+        average.update()
+    assert average.state_dict()["average"]["0.scale"] == 2.5
+
+
 def test_shared_parameters_stay_shared() -> None:
     class _Tied(nn.Module):
         def __init__(self) -> None:

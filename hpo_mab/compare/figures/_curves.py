@@ -9,10 +9,12 @@ import numpy as np
 
 from hpo_mab._errors import UnknownNameError
 from hpo_mab.advantage import mean_estimate
+from hpo_mab.compare._words import weights_evaluated
 from hpo_mab.compare.figures._style import (
     add_band,
     add_line,
     arms_run,
+    explain,
     figure,
     note_if_empty,
     thin,
@@ -49,7 +51,7 @@ def learning_curves(
 
     Of each study the trials that every arm shares count (all of them where none is marked), those
     that failed left out; their mean is the seed's value. Trials that were pruned count as far as
-    they went.
+    they went. Below the title of accuracies is which weights they are of.
 
     Args:
         runs: Studies of any arms and seeds.
@@ -79,6 +81,8 @@ def learning_curves(
         add_band(made, at, low, high, name=arm, arms=arms, label=f"{confidence:.0%} interval")
         if kept:
             add_line(made, at, value, name=arm, arms=arms, mode="lines+markers")
+    if metric == "accuracy" and made.data:
+        explain(made, f"accuracy of {weights_evaluated(runs)}")
     return note_if_empty(made, "No trial has been evaluated yet.")
 
 
