@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterator, Sequence
 from typing import Any, Literal
 
 import optuna
@@ -13,13 +13,13 @@ import torch
 from optuna.trial import TrialState
 
 from hpo_mab._attributes import REASON_KEY
-from hpo_mab.search._claim import claim
+from hpo_mab.search._claim import claim_many
 from hpo_mab.search._failure import failure_reason
 from hpo_mab.search._follow import TrialRecord
 from hpo_mab.search._objective import Assignment, TrainingObjective
 from hpo_mab.search._plan import Next
 from hpo_mab.search._space import Configuration
-from hpo_mab.search._trial_loop import SECONDS_BETWEEN_LOOKS, TrialCallback, TrialLoop
+from hpo_mab.search._trial_loop import SECONDS_BETWEEN_LOOKS, End, TrialCallback, TrialLoop
 from hpo_mab.search._workload import Workload
 from hpo_mab.storage import STORAGE_ERRORS, Storage, heartbeat
 from hpo_mab.training import Budget, Evaluation, StackedTrainer, TrainingDiverged
@@ -132,6 +132,8 @@ class StackLoop(TrialLoop):
         super().__init__(study, storage, objective, on_trial=on_trial, patience=patience)
         self._stacks = Stacks(objective.workload, slots=slots, seed=objective.seed)
         self._running: dict[int, _Running] = {}
+        low, _ = objective.space.corners()
+        self._may_stack = objective.workload.why_alone(low) is None
 
     def _step(self) -> bool:
         """Fill the slots and train to the next evaluation; False when the study is done."""
@@ -151,37 +153,49 @@ class StackLoop(TrialLoop):
 
     def _fill(self) -> Next | None:
         """Claim trials for the free slots; why there was none, if there was none."""
-        while len(self._running) < self._stacks.slots:
-            claimed = claim(self._study, self._storage)
-            if isinstance(claimed, Next):
-                return claimed
-            self._mine.append(claimed)
-            self._begin(claimed)
+        while (free := self._stacks.slots - len(self._running)) > 0:
+            known = len(self._mine)
+            # What is trained alone must not wait here for the others, without a heartbeat.
+            count = free if self._may_stack else 1
+            try:
+                following = claim_many(self._study, self._storage, self._mine, count=count)
+            finally:
+                claimed = self._mine[known:]
+            with self._storage.optuna.together():
+                alone = [trial for trial in claimed if not self._begin(trial)]
+            for trial in alone:
+                self._run(trial)
+            if following is not None:
+                return following
         return None
 
-    def _begin(self, trial: optuna.trial.Trial) -> None:
+    def _begin(self, trial: optuna.trial.Trial) -> bool:
+        """Start a trial in a slot, or end it; False if no stack can train it."""
+        if trial not in self._mine:
+            # Given back, as the device ran out of memory.
+            return True
         ends = contextlib.ExitStack()
         try:
             assignment = self._objective.assign(trial)
             if self._objective.workload.why_alone(assignment.configuration) is not None:
-                self._run(trial)
-                return
+                return False
             ends.enter_context(heartbeat(self._storage.optuna, trial._trial_id))
             place = self._stacks.start(assignment.configuration, seed=assignment.seed)
         except torch.OutOfMemoryError as error:
             ends.close()
             self._shrink(error)
-            return
+            return True
         except STORAGE_ERRORS:
             ends.close()
             raise
         except Exception as error:
             ends.close()
             self._fail(trial, error)
-            return
+            return True
         record = TrialRecord(trial, self._objective.curves)
         ends.callback(record.close)
         self._running[trial._trial_id] = _Running(trial, assignment, record, place, ends)
+        return True
 
     def _advance(self) -> None:
         places = {each.place: each for each in self._running.values()}
@@ -195,30 +209,40 @@ class StackLoop(TrialLoop):
             return
         for reason in self._stacks.loop_reasons:
             self._objective.note(reason)
-        for place, result in found:
-            self._take(places[place], result)
+        self._record([(places[place], result) for place, result in found])
 
-    def _take(self, running: _Running, result: Evaluation | TrainingDiverged) -> None:
-        """Record an evaluation; end the trial if it was the last, or the pruner says so."""
+    def _record(self, found: Sequence[tuple[_Running, Evaluation | TrainingDiverged]]) -> None:
+        """Record evaluations; end the trials whose last it was or that the pruner stops."""
+        with self._storage.optuna.together():
+            for running, result in found:
+                if isinstance(result, Evaluation):
+                    running.record.add_later(result)
+            ends = [end for each in found if (end := self._end(*each)) is not None]
+            ended = {end.trial._trial_id for end in ends}
+            TrialRecord.flush_all(
+                running.record
+                for name, running in self._running.items()
+                if name in ended or running.record.is_due
+            )
+            for end in ends:
+                self._close(end.trial)
+        if ends:
+            self._finish(*ends)
+
+    def _end(self, running: _Running, result: Evaluation | TrainingDiverged) -> End | None:
+        """How a trial has ended with an evaluation; None if it has not."""
         trial = running.trial
         if isinstance(result, TrainingDiverged):
             trial.set_user_attr(REASON_KEY, str(result))
-            self._end(running, TrialState.PRUNED)
-            return
-        running.record.add(result)
+            return End(trial, TrialState.PRUNED)
         stack, slot = running.place
-        if slot in stack.busy:
-            if running.assignment.may_prune and trial.should_prune():
-                stack.stop(slot)
-                self._end(running, TrialState.PRUNED)
-            return
-        self._objective.conclude(trial, running.assignment.slot)
-        self._end(running, TrialState.COMPLETE, result.accuracy)
-
-    def _end(self, running: _Running, state: TrialState, value: float | None = None) -> None:
-        del self._running[running.trial._trial_id]
-        running.ends.close()
-        self._finish(running.trial, state, value)
+        if slot not in stack.busy:
+            self._objective.conclude(trial, running.assignment.slot)
+            return End(trial, TrialState.COMPLETE, result.accuracy)
+        if running.assignment.may_prune and trial.should_prune():
+            stack.stop(slot)
+            return End(trial, TrialState.PRUNED)
+        return None
 
     def _fail(self, trial: optuna.trial.Trial, error: Exception) -> None:
         trial.set_user_attr(REASON_KEY, failure_reason(error))

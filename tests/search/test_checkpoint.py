@@ -24,7 +24,7 @@ from hpo_mab.search import (
     trial_seed,
 )
 from hpo_mab.search._checkpoint import Checkpoints, CheckpointWarning, SlotCheckpoint
-from hpo_mab.search._follow import _Record
+from hpo_mab.search._follow import TrialRecord
 from hpo_mab.search._plan import Plan
 from hpo_mab.storage import Storage, TrialRun, folder_beside, open_study
 from hpo_mab.testing._faults import _fork
@@ -84,9 +84,9 @@ def runner_of(storage: Storage, objectives: dict[str, TrainingObjective]) -> Run
 
 def _raising(what: BaseException | Callable[[], None], *, at: int) -> Any:
     """A record that is cut off as an evaluation comes in, the first time it comes in."""
-    add, done = _Record.add, []
+    add, done = TrialRecord.add, []
 
-    def cut_off(self: _Record, evaluation: Evaluation) -> None:
+    def cut_off(self: TrialRecord, evaluation: Evaluation) -> None:
         if evaluation.index == at and not done:
             done.append(at)
             if isinstance(what, BaseException):
@@ -102,7 +102,7 @@ def _cut_off(
 ) -> Path:
     """Run the study until its trial is ended by an exception; returns the checkpoints' folder."""
     with monkeypatch.context() as patch:
-        patch.setattr(_Record, "add", _raising(what, at=at))
+        patch.setattr(TrialRecord, "add", _raising(what, at=at))
         runner.run(score=False)
     return folder_beside(runner.storage, "checkpoints")
 
@@ -127,7 +127,9 @@ def test_a_killed_worker_s_trial_goes_on_where_it_was_saved(
     runner.run(name, score=False, launch=lambda study, on_trial: False)
     storage.close()
     with monkeypatch.context() as patch:
-        patch.setattr(_Record, "add", _raising(lambda: os.kill(os.getpid(), signal.SIGKILL), at=4))
+        patch.setattr(
+            TrialRecord, "add", _raising(lambda: os.kill(os.getpid(), signal.SIGKILL), at=4)
+        )
         pid = _fork(url, name, runner)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
     folder = folder_beside(storage, "checkpoints")

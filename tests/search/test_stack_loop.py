@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 import torch
 from torch import Tensor, nn
 
@@ -237,3 +238,39 @@ def test_stored_trials_of_slots_are_read(storage: Storage, tiny: Make, splits: I
     assert again.examples == run.examples
     assert again.seconds is not None
     assert again.seconds > 0
+
+
+def test_a_round_is_one_transaction_and_a_fill_one_lock(
+    storage: Storage, tiny: Make, splits: ImageSplits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = tiny(
+        pruner={"kind": "median"},
+        search={"initial": 0},
+        budget={"trials": 4, "evaluations": 3},
+        training={"slots": 4},
+    )
+    record, lock = StackLoop._record, Storage.lock
+    statements: list[str] = []
+    rounds: list[list[str]] = []
+    locks: list[str] = []
+
+    def counted(loop: StackLoop, found: Any) -> None:
+        statements.clear()
+        record(loop, found)
+        rounds.append([each.split()[0] for each in statements])
+
+    def locked(storage: Storage, name: str) -> Any:
+        locks.append(name)
+        return lock(storage, name)
+
+    def note(connection: Any, cursor: Any, statement: str, *_: Any) -> None:
+        statements.append(statement)
+
+    monkeypatch.setattr(StackLoop, "_record", counted)
+    monkeypatch.setattr(Storage, "lock", locked)
+    sa.event.listen(storage.optuna.engine, "before_cursor_execute", note)
+    _run(spec, storage, splits)
+    # The reports of four trials, and one reading of all for all decisions of the pruner.
+    assert rounds[0] == ["INSERT", "SELECT", "SELECT"]
+    # To make the study, to fill the slots, to end all trials, and to see that there are no more.
+    assert len(locks) <= 2 + len(rounds)
