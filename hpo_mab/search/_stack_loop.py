@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import time
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import optuna
 import torch
 from optuna.trial import TrialState
 
-from hpo_mab._attributes import REASON_KEY
+from hpo_mab._attributes import REASON_KEY, RESUMED_KEY
+from hpo_mab.search._checkpoint import SlotCheckpoint, warn_of_misfit
 from hpo_mab.search._claim import claim_many
 from hpo_mab.search._failure import failure_reason
 from hpo_mab.search._follow import TrialRecord
@@ -45,6 +47,7 @@ class _Running:
         assignment: What it trains.
         record: Its way to Optuna and the database.
         place: The stack, and the slot in it.
+        checkpoint: Where it is saved; None saves nothing.
         ends: Ends its heartbeat and closes its record.
     """
 
@@ -52,7 +55,19 @@ class _Running:
     assignment: Assignment
     record: TrialRecord
     place: tuple[StackedTrainer, int]
+    checkpoint: SlotCheckpoint | None
     ends: contextlib.ExitStack
+
+    @property
+    def has_state(self) -> bool:
+        """Whether it trains on."""
+        stack, slot = self.place
+        return slot in stack.busy
+
+    def state_dict(self) -> dict[str, Any]:
+        """Its state, right after an evaluation."""
+        stack, slot = self.place
+        return stack.state_dict(slot)
 
 
 class Stacks:
@@ -70,8 +85,14 @@ class Stacks:
         self._seed = seed
         self._stacks: list[tuple[Hashable, StackedTrainer]] = []
 
-    def start(self, configuration: Configuration, *, seed: int) -> tuple[StackedTrainer, int]:
-        """Begin a training; returns its stack and slot."""
+    def start(
+        self, configuration: Configuration, *, seed: int, state: Mapping[str, Any] | None = None
+    ) -> tuple[tuple[StackedTrainer, int], list[Evaluation]]:
+        """Begin a training, where ``state`` was taken if it fits.
+
+        Returns:
+            Its stack and slot, and the evaluations that the state has.
+        """
         key = _shape(configuration)
         sampler = self._workload.sampler(configuration, seed=seed, stacked=True)
         for known, stack in self._stacks:
@@ -83,8 +104,18 @@ class Stacks:
             stack = self._workload.stack(configuration, slots=self.slots, seed=self._seed)
             self._stacks.append((key, stack))
         slot = stack.free[0]
-        self._workload.start_stacked(stack, slot, configuration, sampler=sampler, seed=seed)
-        return stack, slot
+        begin = functools.partial(
+            self._workload.start_stacked, stack, slot, configuration, seed=seed
+        )
+        if state is not None:
+            try:
+                begin(sampler=sampler, state=state)
+                return (stack, slot), [Evaluation(**point) for point in state["points"]]
+            except Exception as error:  # Each part has its own way to refuse a state.
+                warn_of_misfit(error)
+            sampler = self._workload.sampler(configuration, seed=seed, stacked=True)
+        begin(sampler=sampler)
+        return (stack, slot), []
 
     def advance(
         self,
@@ -180,7 +211,12 @@ class StackLoop(TrialLoop):
             if self._objective.workload.why_alone(assignment.configuration) is not None:
                 return False
             ends.enter_context(heartbeat(self._storage.optuna, trial._trial_id))
-            place = self._stacks.start(assignment.configuration, seed=assignment.seed)
+            checkpoint = self._objective.checkpoint(trial, assignment)
+            place, points = self._stacks.start(
+                assignment.configuration,
+                seed=assignment.seed,
+                state=None if checkpoint is None else checkpoint.load(),
+            )
         except torch.OutOfMemoryError as error:
             ends.close()
             self._shrink(error)
@@ -194,8 +230,18 @@ class StackLoop(TrialLoop):
             return True
         record = TrialRecord(trial, self._objective.curves)
         ends.callback(record.close)
-        self._running[trial._trial_id] = _Running(trial, assignment, record, place, ends)
+        running = _Running(trial, assignment, record, place, checkpoint, ends)
+        self._running[trial._trial_id] = running
+        self._report_again(running, points)
         return True
+
+    def _report_again(self, running: _Running, points: Sequence[Evaluation]) -> None:
+        """Report the evaluations of a checkpoint: they are stored and judged like all others."""
+        if points:
+            running.trial.set_user_attr(RESUMED_KEY, len(points))
+        for point in points:
+            if running.trial._trial_id in self._running:
+                self._record([(running, point)])
 
     def _advance(self) -> None:
         places = {each.place: each for each in self._running.values()}
@@ -228,6 +274,11 @@ class StackLoop(TrialLoop):
                 self._close(end.trial)
         if ends:
             self._finish(*ends)
+        for running, _ in found:
+            checkpoint = running.checkpoint
+            if checkpoint is not None and checkpoint.is_due(running):
+                running.record.flush()
+                checkpoint.save(running)
 
     def _end(self, running: _Running, result: Evaluation | TrainingDiverged) -> End | None:
         """How a trial has ended with an evaluation; None if it has not."""
