@@ -175,6 +175,13 @@ class DeviceEngine(BanditEngine):
             tensor.copy_(state[name])
         self._generator.set_state(state["rng"].cpu())
 
+    def rows(self) -> dict[str, Tensor]:
+        """The state's tensors, not copied, with a leading dimension of the stack's networks."""
+        return {
+            name: tensor.view(self._stack, len(tensor) // self._stack, *tensor.shape[1:])
+            for name, tensor in self._tensors().items()
+        }
+
     def _select(self) -> Tensor:
         settings, counts = self._settings, self._counts
         arms = self._policy.keys(counts.successes, counts.failures).argmax(dim=1)

@@ -14,20 +14,30 @@ import time
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import optuna
 import torch
 
 from hpo_mab.search._plan import Place, Plan
 from hpo_mab.storage import STORAGE_ERRORS, Storage, folder_beside
-from hpo_mab.training import Training
 
 _VERSION = 1
 
 
 class CheckpointWarning(UserWarning):
     """A checkpoint that cannot be written, or not be used; the trial is trained all the same."""
+
+
+class HasState(Protocol):
+    """A training that can be saved: `hpo_mab.training.Training`, or one in a slot."""
+
+    @property
+    def has_state(self) -> bool:
+        """Whether there is a state to save now."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state, safe for ``weights_only`` loading."""
 
 
 class Checkpoints:
@@ -118,12 +128,12 @@ class SlotCheckpoint:
         warn_of_checkpoint(f"The checkpoint {path} {why}; the trial starts from zero.")
         return None
 
-    def is_due(self, training: Training) -> bool:
+    def is_due(self, training: HasState) -> bool:
         """Whether it is time to save the training, and possible now."""
         waited = self._clock() - self._saved
         return waited > self._checkpoints.seconds and training.has_state
 
-    def save(self, training: Training) -> None:
+    def save(self, training: HasState) -> None:
         """Put the training's state in place of the last one, all of it or nothing."""
         path = self._checkpoints.path(self._study, self._slot)
         try:
@@ -167,3 +177,9 @@ def _study_key(study: optuna.Study) -> str:
 def warn_of_checkpoint(message: str) -> None:
     """Say what keeps a checkpoint from being of use."""
     warnings.warn(message, CheckpointWarning, stacklevel=3)
+
+
+def warn_of_misfit(error: Exception) -> None:
+    """Say that a training refused the state of its checkpoint."""
+    what = str(error).strip().partition("\n")[0]
+    warn_of_checkpoint(f"A checkpoint does not fit its trial, which starts from zero: {what}")

@@ -28,30 +28,61 @@ def claim(study: optuna.Study, storage: Storage) -> optuna.trial.Trial | Next:
     Returns:
         A running trial that is this process's alone; `Next.DONE` or `Next.WAIT` if there is none.
     """
-    with storage.lock(study.study_name):
+    taken: list[optuna.trial.Trial] = []
+    try:
+        return claim_many(study, storage, taken, count=1) or taken[0]
+    except BaseException:
+        # Nobody gets it: it is lost, and will be tried again.
+        for trial in taken:
+            release(storage.optuna, trial._trial_id)
+        raise
+
+
+def claim_many(
+    study: optuna.Study, storage: Storage, taken: list[optuna.trial.Trial], *, count: int
+) -> Next | None:
+    """Take the study's next trials, see `claim`, with one lock.
+
+    Args:
+        study: The study.
+        storage: Its database.
+        taken: Gets each trial as soon as it is this process's, whatever ends the call.
+        count: Trials to take.
+
+    Returns:
+        None; `Next.DONE` or `Next.WAIT` if there were fewer.
+    """
+    with storage.lock(study.study_name), storage.optuna.together():
         target = Target.load(study)
         close_lost(study, storage)
         if target.is_spent(study, storage.curves):
             return Next.DONE
-        plan = _whole_plan(study, target)
-        following = plan.next()
-        if following in (Next.DONE, Next.WAIT):
-            return following
-        if plan.waiting is not None:
-            _give_slot(study, plan.waiting, plan.next_slot)
-        elif following is not Next.PROMOTION or not _queue_promotion(study, plan.next_slot):
-            attrs = {SLOT_KEY: plan.next_slot}
-            study.add_trial(optuna.create_trial(state=TrialState.WAITING, user_attrs=attrs))
+        for _ in range(count):
+            plan = _whole_plan(study, target)
+            following = plan.next()
+            if following in (Next.DONE, Next.WAIT):
+                return following
+            taken.append(_take(study, storage, plan, following))
+    return None
+
+
+def _take(study: optuna.Study, storage: Storage, plan: Plan, following: Next) -> optuna.trial.Trial:
+    if plan.waiting is not None:
+        _give_slot(study, plan.waiting, plan.next_slot)
         trial = _ask(study)
-        # Before the lock is released: another thread may look for lost trials next.
-        hold(storage.optuna, trial._trial_id)
-        try:
-            # In this order: a trial with a sign of life has an owner.
-            storage.optuna.set_trial_system_attr(trial._trial_id, WORKER_KEY, this_process())
-            storage.optuna.record_heartbeat(trial._trial_id)
-        except BaseException:
-            release(storage.optuna, trial._trial_id)
-            raise
+    elif following is Next.PROMOTION and _queue_promotion(study, plan.next_slot):
+        trial = _ask(study)
+    else:
+        trial = _new(study, plan.next_slot)
+    # Before the lock is released: another thread may look for lost trials next.
+    hold(storage.optuna, trial._trial_id)
+    try:
+        # In this order: a trial with a sign of life has an owner.
+        storage.optuna.set_trial_system_attr(trial._trial_id, WORKER_KEY, this_process())
+        storage.optuna.record_heartbeat(trial._trial_id)
+    except BaseException:
+        release(storage.optuna, trial._trial_id)
+        raise
     return trial
 
 
@@ -91,6 +122,14 @@ def _queue_promotion(study: optuna.Study, slot: int) -> bool:
         )
     )
     return True
+
+
+def _new(study: optuna.Study, slot: int) -> optuna.trial.Trial:
+    """As `optuna.Study.ask`, but the trial has its slot from the start."""
+    template = optuna.create_trial(state=TrialState.RUNNING, user_attrs={SLOT_KEY: slot})
+    study._thread_local.cached_all_trials = None
+    trial_id = study._storage.create_new_trial(study._study_id, template_trial=template)
+    return optuna.trial.Trial(study, trial_id)
 
 
 def _ask(study: optuna.Study) -> optuna.trial.Trial:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterable
 
 import optuna
 from optuna.study import StudyDirection
@@ -86,15 +87,30 @@ class TrialRecord:
 
     def add(self, evaluation: Evaluation) -> None:
         """Add an evaluation and report it."""
+        self.add_later(evaluation)
+        if self._curve is not None and self._curve.is_due:
+            self._curve.flush()
+
+    def add_later(self, evaluation: Evaluation) -> None:
+        """Add an evaluation and report it; its point of the curve waits for `flush_all`."""
         self.last = evaluation
         if self._curve is not None:
-            self._curve.append(evaluation)
+            self._curve.add(evaluation)
         self._trial.report(evaluation.accuracy, step=evaluation.index)
 
     def flush(self) -> None:
         """Write what waits of the curve."""
-        if self._curve is not None:
-            self._curve.flush()
+        self.flush_all([self])
+
+    @property
+    def is_due(self) -> bool:
+        """Whether the curve has waited for a while."""
+        return self._curve is not None and self._curve.is_due
+
+    @staticmethod
+    def flush_all(records: Iterable[TrialRecord]) -> None:
+        """Write what waits of the curves of several trials, in one transaction."""
+        CurveWriter.flush_all(each._curve for each in records if each._curve is not None)
 
     def close(self) -> None:
         """Write the rest, whatever has ended the training."""

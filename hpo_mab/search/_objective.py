@@ -263,9 +263,24 @@ class TrainingObjective:
         if self.pilot and slot < self.initial and TWIN_KEY not in trial.user_attrs:
             queue_twin(trial.study, trial)
 
+    def checkpoint(
+        self, trial: optuna.trial.Trial, assignment: Assignment
+    ) -> SlotCheckpoint | None:
+        """Where a trial is saved; None if nothing is."""
+        if self.checkpoints is None:
+            return None
+        return SlotCheckpoint(
+            self.checkpoints,
+            trial.study,
+            (assignment.slot, TWIN_KEY in trial.user_attrs),
+            identity=functools.partial(
+                self.workload.identity, assignment.configuration, seed=assignment.seed
+            ),
+        )
+
     def _train(self, trial: optuna.trial.Trial, assignment: Assignment) -> float:
         slot, configuration, seed = assignment.slot, assignment.configuration, assignment.seed
-        checkpoint = self._checkpoint(trial, configuration, slot, seed)
+        checkpoint = self.checkpoint(trial, assignment)
         try:
             with self.workload.training(
                 configuration, seed=seed, state=None if checkpoint is None else checkpoint.load()
@@ -325,18 +340,6 @@ class TrainingObjective:
         kind = kind or str(configuration.sampler["kind"])
         trial.set_user_attr(SAMPLER_KEY, kind)
         return configuration.with_sampler(kind) if kind == UNIFORM else configuration
-
-    def _checkpoint(
-        self, trial: optuna.trial.Trial, configuration: Configuration, slot: int, seed: int
-    ) -> SlotCheckpoint | None:
-        if self.checkpoints is None:
-            return None
-        return SlotCheckpoint(
-            self.checkpoints,
-            trial.study,
-            (slot, TWIN_KEY in trial.user_attrs),
-            identity=functools.partial(self.workload.identity, configuration, seed=seed),
-        )
 
 
 def trial_seed(seed: int, slot: int) -> int:

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import time
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import optuna
 import torch
 from optuna.trial import TrialState
 
-from hpo_mab._attributes import REASON_KEY
-from hpo_mab.search._claim import claim
+from hpo_mab._attributes import REASON_KEY, RESUMED_KEY
+from hpo_mab.search._checkpoint import SlotCheckpoint, warn_of_misfit
+from hpo_mab.search._claim import claim_many
 from hpo_mab.search._failure import failure_reason
 from hpo_mab.search._follow import TrialRecord
 from hpo_mab.search._objective import Assignment, TrainingObjective
 from hpo_mab.search._plan import Next
 from hpo_mab.search._space import Configuration
-from hpo_mab.search._trial_loop import SECONDS_BETWEEN_LOOKS, TrialCallback, TrialLoop
+from hpo_mab.search._trial_loop import SECONDS_BETWEEN_LOOKS, End, TrialCallback, TrialLoop
 from hpo_mab.search._workload import Workload
 from hpo_mab.storage import STORAGE_ERRORS, Storage, heartbeat
 from hpo_mab.training import Budget, Evaluation, StackedTrainer, TrainingDiverged
@@ -45,6 +47,7 @@ class _Running:
         assignment: What it trains.
         record: Its way to Optuna and the database.
         place: The stack, and the slot in it.
+        checkpoint: Where it is saved; None saves nothing.
         ends: Ends its heartbeat and closes its record.
     """
 
@@ -52,7 +55,19 @@ class _Running:
     assignment: Assignment
     record: TrialRecord
     place: tuple[StackedTrainer, int]
+    checkpoint: SlotCheckpoint | None
     ends: contextlib.ExitStack
+
+    @property
+    def has_state(self) -> bool:
+        """Whether it trains on."""
+        stack, slot = self.place
+        return slot in stack.busy
+
+    def state_dict(self) -> dict[str, Any]:
+        """Its state, right after an evaluation."""
+        stack, slot = self.place
+        return stack.state_dict(slot)
 
 
 class Stacks:
@@ -70,8 +85,14 @@ class Stacks:
         self._seed = seed
         self._stacks: list[tuple[Hashable, StackedTrainer]] = []
 
-    def start(self, configuration: Configuration, *, seed: int) -> tuple[StackedTrainer, int]:
-        """Begin a training; returns its stack and slot."""
+    def start(
+        self, configuration: Configuration, *, seed: int, state: Mapping[str, Any] | None = None
+    ) -> tuple[tuple[StackedTrainer, int], list[Evaluation]]:
+        """Begin a training, where ``state`` was taken if it fits.
+
+        Returns:
+            Its stack and slot, and the evaluations that the state has.
+        """
         key = _shape(configuration)
         sampler = self._workload.sampler(configuration, seed=seed, stacked=True)
         for known, stack in self._stacks:
@@ -83,8 +104,18 @@ class Stacks:
             stack = self._workload.stack(configuration, slots=self.slots, seed=self._seed)
             self._stacks.append((key, stack))
         slot = stack.free[0]
-        self._workload.start_stacked(stack, slot, configuration, sampler=sampler, seed=seed)
-        return stack, slot
+        begin = functools.partial(
+            self._workload.start_stacked, stack, slot, configuration, seed=seed
+        )
+        if state is not None:
+            try:
+                begin(sampler=sampler, state=state)
+                return (stack, slot), [Evaluation(**point) for point in state["points"]]
+            except Exception as error:  # Each part has its own way to refuse a state.
+                warn_of_misfit(error)
+            sampler = self._workload.sampler(configuration, seed=seed, stacked=True)
+        begin(sampler=sampler)
+        return (stack, slot), []
 
     def advance(
         self,
@@ -132,6 +163,8 @@ class StackLoop(TrialLoop):
         super().__init__(study, storage, objective, on_trial=on_trial, patience=patience)
         self._stacks = Stacks(objective.workload, slots=slots, seed=objective.seed)
         self._running: dict[int, _Running] = {}
+        low, _ = objective.space.corners()
+        self._may_stack = objective.workload.why_alone(low) is None
 
     def _step(self) -> bool:
         """Fill the slots and train to the next evaluation; False when the study is done."""
@@ -151,37 +184,64 @@ class StackLoop(TrialLoop):
 
     def _fill(self) -> Next | None:
         """Claim trials for the free slots; why there was none, if there was none."""
-        while len(self._running) < self._stacks.slots:
-            claimed = claim(self._study, self._storage)
-            if isinstance(claimed, Next):
-                return claimed
-            self._mine.append(claimed)
-            self._begin(claimed)
+        while (free := self._stacks.slots - len(self._running)) > 0:
+            known = len(self._mine)
+            # What is trained alone must not wait here for the others, without a heartbeat.
+            count = free if self._may_stack else 1
+            try:
+                following = claim_many(self._study, self._storage, self._mine, count=count)
+            finally:
+                claimed = self._mine[known:]
+            with self._storage.optuna.together():
+                alone = [trial for trial in claimed if not self._begin(trial)]
+            for trial in alone:
+                self._run(trial)
+            if following is not None:
+                return following
         return None
 
-    def _begin(self, trial: optuna.trial.Trial) -> None:
+    def _begin(self, trial: optuna.trial.Trial) -> bool:
+        """Start a trial in a slot, or end it; False if no stack can train it."""
+        if trial not in self._mine:
+            # Given back, as the device ran out of memory.
+            return True
         ends = contextlib.ExitStack()
         try:
             assignment = self._objective.assign(trial)
             if self._objective.workload.why_alone(assignment.configuration) is not None:
-                self._run(trial)
-                return
+                return False
             ends.enter_context(heartbeat(self._storage.optuna, trial._trial_id))
-            place = self._stacks.start(assignment.configuration, seed=assignment.seed)
+            checkpoint = self._objective.checkpoint(trial, assignment)
+            place, points = self._stacks.start(
+                assignment.configuration,
+                seed=assignment.seed,
+                state=None if checkpoint is None else checkpoint.load(),
+            )
         except torch.OutOfMemoryError as error:
             ends.close()
             self._shrink(error)
-            return
+            return True
         except STORAGE_ERRORS:
             ends.close()
             raise
         except Exception as error:
             ends.close()
             self._fail(trial, error)
-            return
+            return True
         record = TrialRecord(trial, self._objective.curves)
         ends.callback(record.close)
-        self._running[trial._trial_id] = _Running(trial, assignment, record, place, ends)
+        running = _Running(trial, assignment, record, place, checkpoint, ends)
+        self._running[trial._trial_id] = running
+        self._report_again(running, points)
+        return True
+
+    def _report_again(self, running: _Running, points: Sequence[Evaluation]) -> None:
+        """Report the evaluations of a checkpoint: they are stored and judged like all others."""
+        if points:
+            running.trial.set_user_attr(RESUMED_KEY, len(points))
+        for point in points:
+            if running.trial._trial_id in self._running:
+                self._record([(running, point)])
 
     def _advance(self) -> None:
         places = {each.place: each for each in self._running.values()}
@@ -195,30 +255,45 @@ class StackLoop(TrialLoop):
             return
         for reason in self._stacks.loop_reasons:
             self._objective.note(reason)
-        for place, result in found:
-            self._take(places[place], result)
+        self._record([(places[place], result) for place, result in found])
 
-    def _take(self, running: _Running, result: Evaluation | TrainingDiverged) -> None:
-        """Record an evaluation; end the trial if it was the last, or the pruner says so."""
+    def _record(self, found: Sequence[tuple[_Running, Evaluation | TrainingDiverged]]) -> None:
+        """Record evaluations; end the trials whose last it was or that the pruner stops."""
+        with self._storage.optuna.together():
+            for running, result in found:
+                if isinstance(result, Evaluation):
+                    running.record.add_later(result)
+            ends = [end for each in found if (end := self._end(*each)) is not None]
+            ended = {end.trial._trial_id for end in ends}
+            TrialRecord.flush_all(
+                running.record
+                for name, running in self._running.items()
+                if name in ended or running.record.is_due
+            )
+            for end in ends:
+                self._close(end.trial)
+        if ends:
+            self._finish(*ends)
+        for running, _ in found:
+            checkpoint = running.checkpoint
+            if checkpoint is not None and checkpoint.is_due(running):
+                running.record.flush()
+                checkpoint.save(running)
+
+    def _end(self, running: _Running, result: Evaluation | TrainingDiverged) -> End | None:
+        """How a trial has ended with an evaluation; None if it has not."""
         trial = running.trial
         if isinstance(result, TrainingDiverged):
             trial.set_user_attr(REASON_KEY, str(result))
-            self._end(running, TrialState.PRUNED)
-            return
-        running.record.add(result)
+            return End(trial, TrialState.PRUNED)
         stack, slot = running.place
-        if slot in stack.busy:
-            if running.assignment.may_prune and trial.should_prune():
-                stack.stop(slot)
-                self._end(running, TrialState.PRUNED)
-            return
-        self._objective.conclude(trial, running.assignment.slot)
-        self._end(running, TrialState.COMPLETE, result.accuracy)
-
-    def _end(self, running: _Running, state: TrialState, value: float | None = None) -> None:
-        del self._running[running.trial._trial_id]
-        running.ends.close()
-        self._finish(running.trial, state, value)
+        if slot not in stack.busy:
+            self._objective.conclude(trial, running.assignment.slot)
+            return End(trial, TrialState.COMPLETE, result.accuracy)
+        if running.assignment.may_prune and trial.should_prune():
+            stack.stop(slot)
+            return End(trial, TrialState.PRUNED)
+        return None
 
     def _fail(self, trial: optuna.trial.Trial, error: Exception) -> None:
         trial.set_user_attr(REASON_KEY, failure_reason(error))

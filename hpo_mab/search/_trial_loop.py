@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable
+from typing import NamedTuple
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
@@ -22,6 +23,14 @@ TrialCallback = Callable[[optuna.Study, FrozenTrial], None]
 
 SECONDS_BETWEEN_LOOKS = 1.0
 _STORAGE_FAILURES_IN_A_ROW = 3
+
+
+class End(NamedTuple):
+    """How a trial has ended."""
+
+    trial: optuna.trial.Trial
+    state: TrialState
+    value: float | None = None
 
 
 class TrialLoop:
@@ -113,22 +122,25 @@ class TrialLoop:
         if state == TrialState.FAIL:
             self._fail_trial(trial)
         else:
-            self._finish(trial, state, value)
+            self._finish(End(trial, state, value))
 
     def _fail_trial(self, trial: optuna.trial.Trial) -> None:
-        self._finish(trial, TrialState.FAIL)
+        self._finish(End(trial, TrialState.FAIL))
         raise_if_failing(self._study)
 
-    def _finish(
-        self, trial: optuna.trial.Trial, state: TrialState, value: float | None = None
-    ) -> None:
-        # With the lock, as another worker may be taking the trial for lost.
-        with self._storage.lock(self._study.study_name):
-            ended = self._study.tell(trial, value, state=state, skip_if_finished=True)
-        self._release(trial)
+    def _finish(self, *ends: End) -> None:
+        """Store how trials have ended, with one lock."""
+        # With the lock, as another worker may be taking a trial for lost.
+        with self._storage.lock(self._study.study_name), self._storage.optuna.together():
+            ended = [
+                self._study.tell(end.trial, end.value, state=end.state, skip_if_finished=True)
+                for end in ends
+            ]
+        self._release(*(end.trial for end in ends))
         self._sweep()
         if self._on_trial is not None:
-            self._on_trial(self._study, ended)
+            for trial in ended:
+                self._on_trial(self._study, trial)
 
     def _sweep(self) -> None:
         if self._objective.checkpoints is not None:
@@ -140,7 +152,7 @@ class TrialLoop:
             frozen = self._study._storage.get_trial(trial._trial_id)
             if not frozen.state.is_finished():
                 trial.set_user_attr(INTERRUPTED_KEY, True)
-                self._finish(trial, TrialState.FAIL)
+                self._finish(End(trial, TrialState.FAIL))
             self._release(trial)
 
     def _release(self, *trials: optuna.trial.Trial) -> None:

@@ -20,7 +20,7 @@ from hpo_mab._labels import check_examples, labels_of
 from hpo_mab.data import Augmentation, ImageSplits, Normalization
 from hpo_mab.samplers import BatchSampler
 from hpo_mab.samplers._registry import sampler_class
-from hpo_mab.search._checkpoint import warn_of_checkpoint
+from hpo_mab.search._checkpoint import warn_of_misfit
 from hpo_mab.search._seeding import derive_seed
 from hpo_mab.search._space import Configuration
 from hpo_mab.training import (
@@ -219,6 +219,7 @@ class Workload:
         seed: int,
         final: Budget | None = None,
         evaluations: int | None = None,
+        state: Mapping[str, Any] | None = None,
     ) -> None:
         """Begin a trial's training in a slot of a stack; as `training` does alone."""
         options = {key: v for key, v in configuration.optimizer.items() if key != "name"}
@@ -229,6 +230,7 @@ class Workload:
             optimizer=options,
             steps=self._steps(final or self.budget, configuration.batch_size),
             evaluations=evaluations or self.loop.evaluations,
+            state=state,
             **self._options(configuration),
         )
 
@@ -367,8 +369,7 @@ def _resume(run: TrainingRun, state: Mapping[str, Any]) -> bool:
     try:
         run.evaluations.load_state_dict(state)
     except Exception as error:  # Each part has its own way to say that a state is not its own.
-        what = str(error).strip().partition("\n")[0]
-        warn_of_checkpoint(f"A checkpoint does not fit its trial, which starts from zero: {what}")
+        warn_of_misfit(error)
         return False
     return True
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from hpo_mab.storage._curves import CurveStore
 from hpo_mab.training import Evaluation
@@ -41,15 +41,31 @@ class CurveWriter:
 
     def append(self, evaluation: Evaluation) -> None:
         """Add an evaluation; it is written now if the last writing was a while ago."""
-        self._waiting.append(evaluation)
-        if self._clock() - self._written >= self._seconds:
+        self.add(evaluation)
+        if self.is_due:
             self.flush()
+
+    def add(self, evaluation: Evaluation) -> None:
+        """Add an evaluation, to be written later."""
+        self._waiting.append(evaluation)
+
+    @property
+    def is_due(self) -> bool:
+        """Whether the last writing was a while ago."""
+        return self._clock() - self._written >= self._seconds
 
     def flush(self) -> None:
         """Write what waits; to be called before the trial ends."""
-        if not self._waiting:
+        self.flush_all([self])
+
+    @staticmethod
+    def flush_all(writers: Iterable[CurveWriter]) -> None:
+        """Write what waits in writers of one store, in one transaction."""
+        full = [writer for writer in writers if writer._waiting]
+        if not full:
             return
-        self._curves.extend(self._trial_id, self._waiting, anew=self._anew)
-        self._waiting.clear()
-        self._anew = False
-        self._written = self._clock()
+        full[0]._curves.extend_many([(w._trial_id, w._waiting, w._anew) for w in full])
+        for writer in full:
+            writer._waiting.clear()
+            writer._anew = False
+            writer._written = writer._clock()

@@ -68,9 +68,20 @@ class CurveStore:
             evaluations: Points that the curve does not have yet, at least one.
             anew: Whether to begin a curve in place of that of an earlier attempt at this trial.
         """
+        self.extend_many([(trial_id, evaluations, anew)])
+
+    def extend_many(self, parts: Sequence[tuple[int, Sequence[Evaluation], bool]]) -> None:
+        """Add evaluations to the curves of several trials, all of them or none.
+
+        Args:
+            parts: Arguments of `extend` for each trial.
+        """
         with self._engine.begin() as connection:
-            curve = self._begin(connection, trial_id, anew=anew)
-            connection.execute(CURVES.insert(), [self._row(curve, one) for one in evaluations])
+            rows = []
+            for trial_id, evaluations, anew in parts:
+                curve = self._begin(connection, trial_id, anew=anew)
+                rows += [self._row(curve, one) for one in evaluations]
+            connection.execute(CURVES.insert(), rows)
 
     def spent(self, study_id: int) -> tuple[int, float]:
         """Examples and training seconds of all trials of a study, running and lost ones included.

@@ -13,7 +13,7 @@ from typing import Any
 import optuna
 import sqlalchemy as sa
 from optuna.exceptions import StorageInternalError
-from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
+from optuna.storages import RetryHeartbeatStaleTrialCallback
 from sqlalchemy.exc import SQLAlchemyError
 
 from hpo_mab._errors import ArgumentError, StorageError
@@ -75,7 +75,7 @@ class Storage:
             self._refuse_missing_file()
 
     @functools.cached_property
-    def optuna(self) -> RDBStorage:
+    def optuna(self) -> LeanStorage:
         """Optuna's storage."""
         return self._opened[0]
 
@@ -136,7 +136,7 @@ class Storage:
             self.optuna.engine.dispose()
 
     @functools.cached_property
-    def _opened(self) -> tuple[RDBStorage, CurveStore, Locks]:
+    def _opened(self) -> tuple[LeanStorage, CurveStore, Locks]:
         for attempt in range(_OPEN_ATTEMPTS):
             try:
                 opened = self._open()
@@ -153,7 +153,7 @@ class Storage:
                 ) from None
         raise AssertionError("unreachable")
 
-    def _open(self) -> tuple[RDBStorage, CurveStore, Locks]:
+    def _open(self) -> tuple[LeanStorage, CurveStore, Locks]:
         with warnings.catch_warnings():
             # Heartbeats are marked experimental; they are what makes lost trials come back.
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)

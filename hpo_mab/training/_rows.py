@@ -80,6 +80,15 @@ class NetworkRows:
         weights, buffers = self.rows([slot], averaged=averaged)
         return {name: tensor[0] for name, tensor in {**weights, **buffers}.items()}
 
+    def tensors(self) -> dict[str, Tensor]:
+        """All tensors that make the state; the first dimension is the row."""
+        return {
+            "weights": self.weights,
+            "averaged": self._averaged,
+            **{f"buffer.{name}": buffer for name, buffer in self.buffers.items()},
+            **{f"averaged.{name}": each for name, each in self._averaged_buffers.items()},
+        }
+
     def _views(self, rows: Tensor) -> dict[str, Tensor]:
         parts = torch.split(rows, self._sizes, dim=1)
         return {
@@ -173,6 +182,10 @@ class NumberRows:
         self.label_smoothing[slot] = label_smoothing
         self._losses[slot] = 0
 
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors that steps change; the first dimension is the row."""
+        return {"done": self._done, "losses": self._losses}
+
     def factor(self) -> Tensor:
         """Share of the peak learning rate, see `Schedule.factor`, float32 [K, 1]."""
         rise = (self._done + 1) / self._warm.clamp(min=1)
@@ -235,6 +248,14 @@ class DrawRows:
         self._drawn_weights[slot] = weights
         self.arms[slot * size : (slot + 1) * size] = arms
         self.inside[slot] = True
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What bandits drew for the next step; the first dimension is the row."""
+        return {
+            "drawn": self._drawn,
+            "drawn_weights": self._drawn_weights,
+            "arms": self.arms.view_as(self._drawn),
+        }
 
     def next(self) -> tuple[Tensor, Tensor]:
         """Indices int64 [K, B] and importance weights float32 [K, B] of this step."""

@@ -56,6 +56,7 @@ class _Slot:
     reported: int = 0
     seconds: float = 0.0
     read: int = 0
+    points: list[Evaluation] = dataclasses.field(default_factory=list)
 
     @property
     def next_stop(self) -> int:
@@ -185,6 +186,7 @@ class StackedTrainer:
         average: float = 0.0,
         keep: str = "trained",
         label_smoothing: float = 0.0,
+        state: Mapping[str, Any] | None = None,
     ) -> None:
         """Begin a training in a free slot; arguments as for `Training`.
 
@@ -202,10 +204,12 @@ class StackedTrainer:
             average: Window of the moving average of the weights; 0 for none.
             keep: ``"trained"`` or ``"better"``.
             label_smoothing: Share of the target spread over all classes, in [0, 1).
+            state: What `state_dict` returned for the same training, which continues from there.
 
         Raises:
             ArgumentError: The slot is taken, the network has another shape, the sampler another
-                batch size or bandits that do not fit the stack's, or an argument outside its bound.
+                batch size or bandits that do not fit the stack's, an argument outside its bound, or
+                the state is of another training.
         """
         if slot not in self.free:
             raise ArgumentError(f"slot must be one of the free ones, {self.free}, got {slot}.")
@@ -222,7 +226,7 @@ class StackedTrainer:
         self._networks.begin(slot, model)
         self._numbers.begin(slot, plan, average=average, label_smoothing=label_smoothing)
         own = self._adopt(slot, sampler)
-        self._running[slot] = _Slot(
+        each = _Slot(
             schedule=plan,
             stops=evaluation_steps(steps, evaluations),
             peak=float(self._optimizer.knobs["lr"][slot]),
@@ -230,6 +234,9 @@ class StackedTrainer:
             keep=keep,
             sampler=None if own else sampler,
         )
+        if state is not None:
+            self._resume(slot, each, state)
+        self._running[slot] = each
 
     def takes(self, sampler: BatchSampler) -> bool:
         """Whether the stack's bandits can serve a sampler, or it draws by itself."""
@@ -248,6 +255,32 @@ class StackedTrainer:
         A slot keeps them after its training has ended, until the next one starts there.
         """
         return self._networks.state(slot, averaged=averaged)
+
+    def state_dict(self, slot: int) -> dict[str, Any]:
+        """All that one training needs to continue in another slot, also of another trainer.
+
+        It is safe for ``weights_only`` loading; its tensors are copies on the CPU. The generators
+        of the stack's bandits and of augmentation serve all slots and are no part of it. So bandits
+        continue with their counts and draw other examples than a training that never stopped.
+
+        Args:
+            slot: A slot of `busy` whose evaluation `advance` has just returned.
+
+        Raises:
+            ArgumentError: The slot has no training, or one between two evaluations.
+        """
+        each = self._running.get(slot)
+        if each is None or not each.points or each.done != each.points[-1].steps:
+            raise ArgumentError(f"slot must be one that was evaluated just now, got {slot}.")
+        sampler = each.sampler
+        return {
+            "points": [dataclasses.asdict(point) for point in each.points],
+            "tensors": {
+                name: tensor[slot].detach().to("cpu", copy=True)
+                for name, tensor in self._tensors(bandits=sampler is None).items()
+            },
+            "sampler": None if sampler is None else sampler.state_dict(),
+        }
 
     def advance(self) -> list[tuple[int, Evaluation | TrainingDiverged]]:
         """Train until the next evaluation of one training or more, and evaluate these.
@@ -273,6 +306,36 @@ class StackedTrainer:
                 continue
             self.stop(slot)
         return found
+
+    def _resume(self, slot: int, each: _Slot, state: Mapping[str, Any]) -> None:
+        points = [Evaluation(**point) for point in state["points"]]
+        tensors = self._tensors(bandits=each.sampler is None)
+        found = {name: tensor.shape for name, tensor in state["tensors"].items()}
+        if not points or [point.steps for point in points] != list(each.stops[: len(points)]):
+            raise ArgumentError("the state is of a training that is evaluated at other steps.")
+        if len(points) == len(each.stops):
+            raise ArgumentError("the state is of a training that has ended.")
+        if found != {name: tensor.shape[1:] for name, tensor in tensors.items()}:
+            raise ArgumentError("the state is of a training on a stack of other networks.")
+        if each.sampler is not None:
+            each.sampler.load_state_dict(state["sampler"])
+        for name, tensor in tensors.items():
+            tensor[slot] = state["tensors"][name].to(tensor.device)
+        each.points = points
+        each.reported = len(points)
+        each.done = each.read = points[-1].steps
+        each.seconds = points[-1].seconds
+
+    def _tensors(self, *, bandits: bool) -> dict[str, Tensor]:
+        """What a training has changed, [K, ...] each; with what its bandits have, if any."""
+        parts = {
+            "network": self._networks.tensors(),
+            "optimizer": self._optimizer.tensors(),
+            "numbers": self._numbers.tensors(),
+        }
+        if bandits and self._engine is not None:
+            parts |= {"draws": self._draws.tensors(), "bandits": self._engine.rows()}
+        return {f"{part}.{name}": t for part, held in parts.items() for name, t in held.items()}
 
     # -------------------------------------------------------------------- steps
 
@@ -417,7 +480,7 @@ class StackedTrainer:
                 return TrainingDiverged(each.done, f"the {what} loss is {value}")
         each.reported += 1
         statistics = self._statistics(slot, each)
-        return Evaluation(
+        point = Evaluation(
             index=each.reported,
             steps=each.done,
             examples=each.done * self.batch_size,
@@ -431,6 +494,8 @@ class StackedTrainer:
             concentration=statistics.get("concentration"),
             averaged=averaged,
         )
+        each.points.append(point)
+        return point
 
     def _statistics(self, slot: int, each: _Slot) -> dict[str, float]:
         if each.sampler is not None:

@@ -6,15 +6,23 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 import torch
 from torch import Tensor, nn
 
 from hpo_mab import training
-from hpo_mab._attributes import INTERRUPTED_KEY, REASON_KEY, SAMPLER_KEY, TWIN_KEY
+from hpo_mab._attributes import (
+    INTERRUPTED_KEY,
+    REASON_KEY,
+    RESUMED_KEY,
+    SAMPLER_KEY,
+    TWIN_KEY,
+)
 from hpo_mab.data import ImageSplits
 from hpo_mab.search import StudyRunner, StudySpec, load_spec, load_splits, make_objective
+from hpo_mab.search._checkpoint import CheckpointWarning, SlotCheckpoint
 from hpo_mab.search._stack_loop import StackLoop, choose_slots
-from hpo_mab.storage import Storage, StudyRun, read_run
+from hpo_mab.storage import Storage, StudyRun, folder_beside, read_run
 
 Make = Callable[..., StudySpec]
 
@@ -237,3 +245,91 @@ def test_stored_trials_of_slots_are_read(storage: Storage, tiny: Make, splits: I
     assert again.examples == run.examples
     assert again.seconds is not None
     assert again.seconds > 0
+
+
+def test_a_round_is_one_transaction_and_a_fill_one_lock(
+    storage: Storage, tiny: Make, splits: ImageSplits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = tiny(
+        pruner={"kind": "median"},
+        search={"initial": 0},
+        budget={"trials": 4, "evaluations": 3},
+        training={"slots": 4},
+    )
+    record, lock = StackLoop._record, Storage.lock
+    statements: list[str] = []
+    rounds: list[list[str]] = []
+    locks: list[str] = []
+
+    def counted(loop: StackLoop, found: Any) -> None:
+        statements.clear()
+        record(loop, found)
+        rounds.append([each.split()[0] for each in statements])
+
+    def locked(storage: Storage, name: str) -> Any:
+        locks.append(name)
+        return lock(storage, name)
+
+    def note(connection: Any, cursor: Any, statement: str, *_: Any) -> None:
+        statements.append(statement)
+
+    monkeypatch.setattr(StackLoop, "_record", counted)
+    monkeypatch.setattr(Storage, "lock", locked)
+    sa.event.listen(storage.optuna.engine, "before_cursor_execute", note)
+    _run(spec, storage, splits)
+    # The reports of four trials, and one reading of all for all decisions of the pruner.
+    assert rounds[0] == ["INSERT", "SELECT", "SELECT"]
+    # To make the study, to fill the slots, to end all trials, and to see that there are no more.
+    assert len(locks) <= 2 + len(rounds)
+
+
+@pytest.mark.parametrize("sampler", ["uniform", "mab"])
+def test_trials_continue_from_their_checkpoints(
+    storage: Storage,
+    tiny: Make,
+    splits: ImageSplits,
+    monkeypatch: pytest.MonkeyPatch,
+    sampler: str,
+) -> None:
+    changes: dict[str, Any] = {
+        "sampler": {"kind": sampler},
+        "search": {"initial": 0, "n_startup_trials": 100},
+        "pruner": {"kind": "none"},
+        "budget": {"trials": 3, "evaluations": 4},
+    }
+    whole = _run(tiny(name="whole", training={"slots": 3}, **changes), storage, splits)
+    spec = tiny(name="cut", training={"slots": 3, "checkpoint": 1e-9}, **changes)
+    record, calls = StackLoop._record, iter(range(100))
+
+    def interrupted(loop: StackLoop, found: Any) -> None:
+        if next(calls) == 2:
+            raise KeyboardInterrupt
+        record(loop, found)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StackLoop, "_record", interrupted)
+        assert _runner(spec, storage, splits).run(score=False).interrupted
+    folder = folder_beside(storage, "checkpoints")
+    assert len(list(folder.iterdir())) == 3
+    run = _run(spec, storage, splits)
+    resumed = {trial.slot: trial for trial in run.trials if trial.state == "complete"}
+    assert sorted(resumed) == [0, 1, 2]
+    assert list(folder.iterdir()) == []
+    assert run.examples == whole.examples
+    for trial in whole.trials:
+        again = resumed[trial.slot]
+        assert again.attrs[RESUMED_KEY] == 2
+        assert [point.index for point in again.curve] == [1, 2, 3, 4]
+        if sampler == "uniform":
+            losses = [point.loss for point in again.curve]
+            assert losses == pytest.approx([point.loss for point in trial.curve], rel=1e-3)
+
+
+def test_a_checkpoint_that_does_not_fit_is_left_aside(
+    storage: Storage, tiny: Make, splits: ImageSplits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(SlotCheckpoint, "load", lambda self: {"points": [], "tensors": {}})
+    spec = tiny(budget={"trials": 2}, training={"slots": 2, "checkpoint": 1e-9})
+    with pytest.warns(CheckpointWarning, match="does not fit its trial"):
+        run = _run(spec, storage, splits)
+    assert len(_values(run)) + sum(trial.state == "pruned" for trial in run.trials) == 2

@@ -182,6 +182,81 @@ def test_a_write_is_one_statement_and_a_reading_two(storage: Storage) -> None:
     assert len(statements) == 5
 
 
+@pytest.mark.parametrize("database_url", ["sqlite", "postgresql"], indirect=True)
+def test_writes_of_many_trials_are_one_statement_each_table(storage: Storage) -> None:
+    lean = storage.optuna
+    study = lean.create_new_study(MAX, "study")
+    ids = [lean.create_new_trial(study) for _ in range(3)]
+    lean.set_trial_state_values(ids[2], TrialState.FAIL)
+    statements: list[str] = []
+
+    def note(connection: Any, cursor: Any, statement: str, *_: Any) -> None:
+        statements.append(statement)
+
+    sa.event.listen(lean.engine, "before_cursor_execute", note)
+    with lean.together():
+        for trial_id in ids:
+            lean.set_trial_intermediate_value(trial_id, 1, 0.5)
+            lean.set_trial_user_attr(trial_id, "a", 1)
+        assert statements == []
+    assert len(statements) == 2
+    trials = lean.get_all_trials(study)
+    assert [trial.intermediate_values for trial in trials] == [{1: 0.5}, {1: 0.5}, {}]
+    assert [trial.user_attrs for trial in trials] == [{"a": 1}, {"a": 1}, {}]
+
+
+@pytest.mark.filterwarnings("ignore:Heartbeat of storage")
+@pytest.mark.parametrize("database_url", ["sqlite", "postgresql"], indirect=True)
+def test_trials_are_read_once_and_own_writes_seen(storage: Storage, plain: RDBStorage) -> None:
+    lean = storage.optuna
+    study = optuna.create_study(study_name="study", storage=lean, direction="maximize")
+    study.sampler = optuna.samplers.RandomSampler(seed=0)
+    first, second = study.ask(), study.ask()
+
+    def reported() -> list[dict[int, float]]:
+        return [trial.intermediate_values for trial in study.get_trials(deepcopy=False)]
+
+    with lean.together():
+        assert reported() == [{}, {}]
+        plain.set_trial_intermediate_value(first._trial_id, 1, 0.25)
+        second.report(0.5, step=1)
+        assert reported() == [{}, {1: 0.5}]
+        # One of another process, whose id is below that of one made and ended here.
+        other = plain.create_new_trial(study._study_id)
+        third = study.ask()
+        study.tell(third, 1.0)
+        assert reported()[1:] == [{1: 0.5}, {}, {}]
+        plain.set_trial_intermediate_value(other, 1, 0.75)
+    assert reported() == [{1: 0.25}, {1: 0.5}, {1: 0.75}, {}]
+    assert study.trials[3].value == 1.0
+
+
+def test_both_make_and_end_the_same(storage: Storage, plain: RDBStorage) -> None:
+    study = plain.create_new_study(MAX, "study")
+    template = optuna.create_trial(
+        state=TrialState.RUNNING, user_attrs={"a": [1]}, system_attrs={"b": "c"}
+    )
+    distribution = FloatDistribution(0.1, 1.0, log=True)
+    writers: list[RDBStorage] = [plain, storage.optuna]
+    for writer in writers:
+        for values in ([0.5], [math.inf], None):
+            trial_id = writer._create_new_trial(study, template)._trial_id
+            writer._set_trial_param(trial_id, "lr", 0.5, distribution, distribution)
+            state = TrialState.PRUNED if values is None else TrialState.COMPLETE
+            assert writer.set_trial_state_values(trial_id, state, values)
+            with pytest.raises(UpdateFinishedTrialError):
+                writer.set_trial_state_values(trial_id, state, values)
+    trials = plain.get_all_trials(study)
+    assert [trial.number for trial in trials] == list(range(6))
+    for one, other in zip(trials[:3], trials[3:], strict=True):
+        for attribute in ("state", "values", "params", "distributions", "user_attrs"):
+            assert getattr(one, attribute) == getattr(other, attribute)
+        assert one.system_attrs == other.system_attrs
+        assert one.datetime_start is not None
+        assert other.datetime_complete is not None
+        assert abs((other.datetime_complete - one.datetime_start).total_seconds()) < 60
+
+
 def test_a_database_that_fails_is_an_error_of_storage(storage: Storage) -> None:
     lean = storage.optuna
     trial_id = lean.create_new_trial(lean.create_new_study(MAX, "study"))

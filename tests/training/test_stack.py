@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 from typing import Any
 
 import pytest
@@ -251,6 +252,85 @@ def test_samplers_that_learn_by_themselves_train_as_alone(splits: ImageSplits, k
     stack.start(0, task.network(0), sampler=task.sampler("mab", 0), **options)
     curve = _finish(stack)[1]
     _assert_same(curve, task.alone(1, task.sampler(kind, 3)))
+
+
+def _saved(state: dict[str, Any]) -> Any:
+    """A state as a file brings it back."""
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "nadam"])
+@pytest.mark.parametrize("kind", ["uniform", "psgd"])
+def test_a_training_continues_in_another_slot_as_if_it_had_not_stopped(
+    splits: ImageSplits, kind: str, optimizer: str
+) -> None:
+    task = _Task(splits)
+    options: dict[str, Any] = {
+        "steps": 20,
+        "evaluations": 4,
+        "average": 0.3,
+        "optimizer": {"lr": 0.01},
+    }
+    first = task.stack(2, optimizer=optimizer)
+    first.start(0, task.network(5), sampler=task.sampler(kind, 5), **options)
+    first.start(1, task.network(6), sampler=task.sampler("uniform", 6), **options)
+    curve = [dict(first.advance())[0] for _ in range(2)]
+    state = _saved(first.state_dict(0))
+    curve += _finish(first)[0]
+
+    second = task.stack(3, optimizer=optimizer)
+    second.start(0, task.network(8), sampler=task.sampler("mab", 8), **options)
+    # Weights come from the state, not from the network.
+    second.start(2, task.network(9), sampler=task.sampler(kind, 5), state=state, **options)
+    rest = _finish(second)[2]
+    assert [point.index for point in rest] == [3, 4]
+    _assert_same(rest, curve[2:], rel=1e-4)
+    assert rest[0].seconds > curve[1].seconds
+
+
+def test_bandits_continue_with_their_counts(splits: ImageSplits) -> None:
+    task = _Task(splits)
+    options: dict[str, Any] = {"steps": 20, "evaluations": 4}
+    first, second = task.stack(2), task.stack(3, seed=1)
+    first.start(1, task.network(5), sampler=task.sampler("mab", 5), **options)
+    ((_, _),) = first.advance()
+    state = _saved(first.state_dict(1))
+    second.start(2, task.network(5), sampler=task.sampler("mab", 5), state=state, **options)
+    held, taken = first._engine, second._engine
+    assert held is not None
+    assert taken is not None
+    assert int(held.rows()["successes"][1].sum() + held.rows()["failures"][1].sum()) > 0
+    for name, tensor in taken.rows().items():
+        assert torch.equal(tensor[2], held.rows()[name][1])
+    assert torch.equal(second._draws.tensors()["drawn"][2], first._draws.tensors()["drawn"][1])
+    assert [point.index for point in _finish(second)[2]] == [2, 3, 4]
+
+
+def test_a_state_that_does_not_fit_is_refused(splits: ImageSplits) -> None:
+    task = _Task(splits)
+    stack = task.stack(2)
+    with pytest.raises(ArgumentError, match="slot must be one that was evaluated just now, got 0"):
+        stack.state_dict(0)
+    stack.start(0, task.network(0), sampler=task.sampler("uniform", 0), steps=20, evaluations=4)
+    stack.start(1, task.network(1), sampler=task.sampler("uniform", 1), steps=20, evaluations=2)
+    ((slot, _),) = stack.advance()
+    with pytest.raises(ArgumentError, match="just now, got 1"):
+        stack.state_dict(1)
+    state = stack.state_dict(slot)
+    stack.stop(1)
+    for message, changes in (
+        ("at other steps", {"steps": 40}),
+        ("other networks", {"sampler": task.sampler("mab", 0)}),
+        ("labels|seed", {"sampler": task.sampler("uniform", 1)}),
+    ):
+        options: dict[str, Any] = {"sampler": task.sampler("uniform", 0), "steps": 20}
+        options |= {"evaluations": 4, **changes}
+        with pytest.raises(ArgumentError, match=message):
+            stack.start(1, task.network(0), state=state, **options)
+        assert stack.free == (1,)
 
 
 @pytest.mark.parametrize("kind", ["gradnorm", "selective_backprop"])
