@@ -39,7 +39,7 @@ _PINNED: Mapping[str, Mapping[str, Any]] = {
 FIRST_RUNG = 3 / 8
 #: The same, if evaluations are those of averaged weights: see ``studies/rungs``. On its three data
 #: sets a quarter cost 0.52 to 0.55 of unpruned trials, where three eighths cost 0.63 to 0.66, and
-#: regretted at most 0.11 points; Hyperband on trained weights regretted 0.06 to 0.30. An eighth
+#: regretted at most 0.11 points; Hyperband on trained weights regretted 0.10 to 0.33. An eighth
 #: regretted 0.36 points on CIFAR-10.
 FIRST_AVERAGED_RUNG = 1 / 4
 

@@ -25,7 +25,7 @@ from hpo_mab.advantage import (
     mean_estimate,
     measure_evidence,
 )
-from hpo_mab.compare import Simulation, environment, saving, simulate
+from hpo_mab.compare import Saving, Simulation, environment, saving, simulate
 from hpo_mab.search import create_pruner
 
 Floats = NDArray[np.float64]
@@ -39,6 +39,8 @@ TRIALS, LONGEST = 24, 48
 #: Rungs replayed: evaluation of the first rung of eight, reduction factor.
 RUNGS = tuple((first, factor) for first in (1, 2, 3) for factor in (2, 3, 4))
 BASELINE = ("uniform", "raw", "hyperband")
+#: Where the first rung was before weights were averaged.
+BEFORE = ("raw", "halving 3/2")
 TOP = 3
 
 
@@ -49,13 +51,17 @@ def read_arms(document: Mapping[str, Any]) -> Iterator[tuple[dict[str, Any], Cur
     """
     for arm in document["arms"]:
         key = {name: arm[name] for name in ("sampler", "schedule", "average")}
-        rows = sorted(arm["curves"], key=lambda row: (row["seed"], row["configuration"]))
+        rows = sorted(arm["curves"], key=_place)
         shape = (len({row["seed"] for row in rows}), len(document["configurations"]), -1)
         raw = np.reshape([row["raw"] for row in rows], shape)
         averaged = np.reshape([row["averaged"] for row in rows], shape)
         if arm["schedule"] == "linear":
             averaged[..., -1] = raw[..., -1]
         yield key, {"raw": raw, "averaged": averaged}
+
+
+def _place(row: Mapping[str, Any]) -> tuple[int, int]:
+    return row["seed"], row["configuration"]
 
 
 def last_two(curves: Floats) -> Floats:
@@ -163,9 +169,12 @@ def median(curves: Floats, *, warmup: int, startup: int = 5) -> NDArray[np.int64
 
 
 def hyperband(curves: Floats) -> NDArray[np.int64]:
-    """The same of the product's ``HyperbandPruner``; its brackets depend on hashes."""
+    """The same of the product's ``HyperbandPruner``, simulated as it is."""
     steps = curves.shape[-1]
-    studies = (simulate(x, create_pruner("hyperband", {}, evaluations=steps)) for x in curves)
+    studies = (
+        simulate(x, create_pruner("hyperband", {}, evaluations=steps), name=f"replay {index}")
+        for index, x in enumerate(curves)
+    )
     return np.stack([np.rint(study.cost * steps) for study in studies]).astype(np.int64)
 
 
@@ -177,11 +186,18 @@ def orders(shape: tuple[int, int], replays: int, seed: int) -> tuple[NDArray[np.
     return drawn // points, drawn % points
 
 
-def replay(arms: Mapping[tuple[str, str], Floats], *, replays: int, seed: int) -> list[Any]:
+def replay(
+    arms: Mapping[tuple[str, str], Floats],
+    tests: Mapping[str, Floats],
+    *,
+    replays: int,
+    seed: int,
+) -> list[Any]:
     """Studies of random orders of the recorded trainings, pruned.
 
     Args:
         arms: Curves [S, K, T] by sampler and kind.
+        tests: Final test accuracy of the trained weights [S, K] by sampler.
         replays: Random orders, the same for all arms.
         seed: Of the orders.
 
@@ -189,7 +205,9 @@ def replay(arms: Mapping[tuple[str, str], Floats], *, replays: int, seed: int) -
         One row a sampler, kind and pruner: ``cost`` as a share of unpruned trials, ``regret`` in
         points below the best final accuracy of the unpruned uniform study, ``false``: share of
         pruned trials that would have ended in the top 3, ``ratio``: cost of coming to the
-        incumbent of `BASELINE`, as a share of its cost.
+        incumbent of `BASELINE`, as a share of its cost, ``ratio to before``: the same of `BEFORE`
+        under the arm's own sampler, ``test``: test accuracy of the incumbent less that of
+        `BASELINE`'s, in points, both as the study trained them.
     """
     some = next(iter(arms.values()))
     where = orders(some.shape[:2], replays, seed)
@@ -204,23 +222,36 @@ def replay(arms: Mapping[tuple[str, str], Floats], *, replays: int, seed: int) -
             studies[sampler, kind, pruner] = curves, used
     best = arms["uniform", "raw"][where][:, :TRIALS, -1].max(axis=1)
     done = {key: simulations(*study) for key, study in studies.items()}
+    tested = {key: incumbents(*study, tests[key[0]][where]) for key, study in studies.items()}
     rows = []
     for key, study in studies.items():
-        found = saving(done[key], done[BASELINE], best, best, trials=TRIALS, resamples=300)
-        ratio = plain(found.saved)
+        found = against(done[BASELINE], done[key], best)
+        before = against(done[(key[0], *BEFORE)], done[key], best)
         rows.append(
             dict(zip(("sampler", "kind", "pruner"), key, strict=True))
             | {
                 "cost": plain(found.cost, scale=1 / TRIALS),
                 "regret": plain(found.regret, scale=100),
                 "false": plain(false_share(*study)),
-                # Saved is bounded above where the ratio is bounded below.
-                "ratio": [
-                    None if x is None else round(1 - x, 3) for x in (ratio[0], *ratio[:0:-1])
-                ],
+                "ratio": ratio(found.saved),
+                "ratio to before": ratio(before.saved),
+                "test": plain(
+                    mean_estimate(tested[key] - tested[BASELINE], resamples=500), scale=100
+                ),
             }
         )
     return rows
+
+
+def against(baseline: list[Simulation], arm: list[Simulation], best: Floats) -> Saving:
+    """An arm that may run on until it comes to the incumbent of the baseline's study."""
+    return saving(arm, baseline, best, best, trials=TRIALS, resamples=300)
+
+
+def ratio(saved: Estimate) -> list[float | None]:
+    """Cost as a share of the baseline's, ``[value, low, high]``; None where it never gets there."""
+    value, low, high = (None if x is None else round(1 - x, 3) for x in plain(saved))
+    return [value, high, low]
 
 
 def simulations(curves: Floats, used: NDArray[np.int64]) -> list[Simulation]:
@@ -228,6 +259,13 @@ def simulations(curves: Floats, used: NDArray[np.int64]) -> list[Simulation]:
     steps = curves.shape[-1]
     final = np.where(used == steps, curves[..., -1], np.nan)
     return [Simulation(u / steps, f) for u, f in zip(used, final, strict=True)]
+
+
+def incumbents(curves: Floats, used: NDArray[np.int64], test: Floats) -> Floats:
+    """Test accuracy of each study's incumbent [R]."""
+    done = used[:, :TRIALS] == curves.shape[-1]
+    best = np.where(done, curves[:, :TRIALS, -1], -np.inf).argmax(axis=1)
+    return test[np.arange(len(test)), best]
 
 
 def false_share(curves: Floats, used: NDArray[np.int64]) -> Estimate:
@@ -264,6 +302,14 @@ def schedules(arms: Sequence[tuple[dict[str, Any], Curves]]) -> list[dict[str, A
 def tables(document: Mapping[str, Any], *, replays: int) -> dict[str, Any]:
     """All tables of one record."""
     arms = list(read_arms(document))
+    tests = {
+        arm["sampler"]: np.reshape(
+            [row["test"]["raw"] for row in sorted(arm["curves"], key=_place)],
+            (-1, len(document["configurations"])),
+        )
+        for arm in document["arms"]
+        if arm["schedule"] == "linear" and arm["average"] == WINDOW
+    }
     found: dict[str, Any] = {
         "seeds": len(arms[0][1]["raw"]),
         "configurations": len(document["configurations"]),
@@ -280,7 +326,7 @@ def tables(document: Mapping[str, Any], *, replays: int) -> dict[str, Any]:
             searched |= {(arm["sampler"], kind): x for kind, x in kinds.items()}
         found["ranking"] += [{**arm, "kind": kind, **ranking(x)} for kind, x in kinds.items()]
         found["ranking"].append({**arm, "kind": "averaged less raw", "kendall": gains(**curves)})
-    found["replay"] = replay(searched, replays=replays, seed=0)
+    found["replay"] = replay(searched, tests, replays=replays, seed=0)
     if ("mab", "averaged") in searched:
         found["evidence moves a rung"] = {
             kind: measure_evidence(
