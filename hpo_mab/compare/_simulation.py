@@ -37,7 +37,11 @@ class Simulation:
 
 
 def simulate(
-    curves: Floats, pruner: BasePruner, *, attrs: Mapping[str, Any] | None = None
+    curves: Floats,
+    pruner: BasePruner,
+    *,
+    attrs: Mapping[str, Any] | None = None,
+    name: str | None = None,
 ) -> Simulation:
     """One study with one worker, in which trial ``i`` has the ``i``-th curve.
 
@@ -45,9 +49,13 @@ def simulate(
         curves: Accuracies [n, T]; steps are 1 to T.
         pruner: Decides at every step but the last.
         attrs: User attributes of every trial.
+        name: Of the study, from which Hyperband derives its brackets; None for a random one.
     """
     study = optuna.create_study(
-        direction="maximize", pruner=pruner, sampler=optuna.samplers.RandomSampler(seed=0)
+        direction="maximize",
+        pruner=pruner,
+        sampler=optuna.samplers.RandomSampler(seed=0),
+        study_name=name,
     )
     steps = curves.shape[1]
     costs, finals = [], []

@@ -14,6 +14,7 @@ from hpo_mab.compare._words import coefficient, points, ratio
 from hpo_mab.pruners import AdvantagePruner
 from hpo_mab.pruners._placement import Placement, place
 from hpo_mab.search import create_pruner
+from hpo_mab.search._components import always_averages
 from hpo_mab.search._pilot import AUTO, Choice, stored_choice
 
 
@@ -65,7 +66,7 @@ def _pruning(evidence: Evidence | None, spec: Mapping[str, Any]) -> str:
             "configurations are complete under both samplers."
         )
     full = int(spec["budget"]["evaluations"])
-    steps = itertools.takewhile(lambda step: step <= full, _uniform_steps(spec["pruner"], full))
+    steps = itertools.takewhile(lambda step: step <= full, _uniform_steps(spec, full))
     rungs = [place(step, full=full, evidence=evidence) for step in steps]
     moved = sum(rung.step < rung.uniform for rung in rungs)
     made = (
@@ -86,12 +87,14 @@ def _pruning(evidence: Evidence | None, spec: Mapping[str, Any]) -> str:
     return f"**By its evidence the pruner {made}.**\n\n{_table(head, rows)}"
 
 
-def _uniform_steps(section: Mapping[str, Any], full: int) -> Iterator[int]:
+def _uniform_steps(spec: Mapping[str, Any], full: int) -> Iterator[int]:
     """Evaluations of the rungs under uniform training, endless, as the study's pruner has them."""
     # Where its evidence came from does not matter here, and need not be there any more.
     aside = ("kind", "evidence", "reference")
-    options = {key: value for key, value in section.items() if key not in aside}
-    pruner = cast(AdvantagePruner, create_pruner("advantage", options, evaluations=full))
+    options = {key: value for key, value in spec["pruner"].items() if key not in aside}
+    averaged = always_averages(spec.get("training", {}))
+    made = create_pruner("advantage", options, evaluations=full, averaged=averaged)
+    pruner = cast(AdvantagePruner, made)
     steps = (pruner.uniform_step(rung, full=full) for rung in itertools.count())
     return (step for step in steps if step is not None)
 

@@ -1,7 +1,6 @@
-"""Learning curves of raw and of averaged weights, and what rungs on them are worth.
+"""Learning curves of raw and of averaged weights; ``tables.py`` says what rungs on them are worth.
 
-python studies/rungs/run.py record fashion_mnist --root data --out fashion_mnist.json
-python studies/rungs/run.py table fashion_mnist.json cifar10.json digits.json --out tables.json
+python studies/rungs/run.py fashion_mnist --root data --out fashion_mnist.json
 """
 
 from __future__ import annotations
@@ -86,7 +85,6 @@ class Recorder:
         epochs: Budget of a training.
         model: Name of the network.
         slots: Trainings at the same time.
-        capture: Whether steps may be captured.
     """
 
     def __init__(
@@ -216,17 +214,15 @@ def record(
 def main() -> None:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    commands = parser.add_subparsers(required=True, dest="command")
-    recording = commands.add_parser("record", help="train and write curves")
-    recording.add_argument("name", choices=("digits", "fashion_mnist", "cifar10", "cifar100"))
-    recording.add_argument("--root", type=Path, default=Path("data"))
-    recording.add_argument("--out", type=Path, required=True)
-    recording.add_argument("--seeds", type=int, default=3)
-    recording.add_argument("--epochs", type=float)
-    recording.add_argument("--device", default="auto")
-    recording.add_argument("--model", default="small_cnn")
-    recording.add_argument("--slots", type=int, default=CONFIGURATIONS)
-    recording.add_argument(
+    parser.add_argument("name", choices=("digits", "fashion_mnist", "cifar10", "cifar100"))
+    parser.add_argument("--root", type=Path, default=Path("data"))
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--epochs", type=float)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--model", default="small_cnn")
+    parser.add_argument("--slots", type=int, default=CONFIGURATIONS)
+    parser.add_argument(
         "--only-schedules",
         action="store_const",
         dest="arms",
@@ -235,8 +231,7 @@ def main() -> None:
         help="uniform sampling with both schedules alone",
     )
     options = vars(parser.parse_args())
-    if options.pop("command") == "record":
-        record(options.pop("name"), **options)
+    record(options.pop("name"), **options)
 
 
 if __name__ == "__main__":

@@ -96,3 +96,14 @@ def test_the_committed_table_can_be_simulated_with() -> None:
     done = simulate(table.bandit, SuccessiveHalvingPruner(min_resource=1, reduction_factor=2))
     assert done.cost.sum() < 0.6 * len(table)
     assert done.incumbent[-1] >= table.bandit[:, -1].max() - 0.05
+
+
+def test_hyperband_is_simulated_alike_under_one_name() -> None:
+    curves = np.random.default_rng(0).random((40, 8))
+
+    def cost(name: str) -> list[float]:
+        pruner = optuna.pruners.HyperbandPruner(max_resource=8, reduction_factor=2)
+        return list(simulate(curves, pruner, name=name).cost)
+
+    assert cost("one") == cost("one")
+    assert cost("one") != cost("other")

@@ -62,13 +62,15 @@ ADVANTAGE = {"pruner": {"kind": "advantage"}}
 @pytest.mark.parametrize(
     ("factor", "scramble", "moved"), [(2.2, 0.0, True), (1.0, 0.0, False), (2.2, 0.1, False)]
 )
+@pytest.mark.parametrize("average", [0.2, 0.0], ids=["averaged weights", "trained weights"])
 def test_rungs_are_told_as_the_pruner_places_them(
-    factor: float, scramble: float, moved: bool, options: dict[str, Any]
+    factor: float, scramble: float, moved: bool, options: dict[str, Any], average: float
 ) -> None:
     evidence = measured(factor, scramble=scramble)
-    of = spec(pruner={"kind": "advantage", **options})
+    of = spec(pruner={"kind": "advantage", **options}, training={"average": average})
     note = evidence_note(study(**{EVIDENCE_KEY: evidence.to_json()}), of)
-    pruner = create_pruner("advantage", {**options, "evidence": evidence}, evaluations=FULL)
+    options = {**options, "evidence": evidence}
+    pruner = create_pruner("advantage", options, evaluations=FULL, averaged=average > 0)
     assert isinstance(pruner, AdvantagePruner)
     trial = optuna.trial.create_trial(value=1.0)
     judged = optuna.create_study()

@@ -160,6 +160,30 @@ def _means_over_seeds(rows: list[dict[str, Any]], kind: str) -> NDArray[np.float
     return np.array([np.mean(of[configuration], axis=0) for configuration in sorted(of)])
 
 
+def test_the_readmes_figures_of_rungs_are_those_of_the_tables() -> None:
+    readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    _, _, said = readme.partition("**Averaged weights and earlier rungs.**")
+    sets = json.loads((ROOT / "studies/rungs/tables.json").read_text(encoding="utf-8"))["sets"]
+
+    def tau(name: str, kind: str) -> list[float]:
+        """Of uniform sampling, linear schedule and default window, at a quarter of the budget."""
+        arm = {"sampler": "uniform", "schedule": "linear", "average": 0.2, "kind": kind}
+        (row,) = [row for row in sets[name]["ranking"] if arm.items() <= row.items()]
+        return row["kendall"][1]
+
+    names = ("fashion_mnist", "cifar10", "digits")
+    for kind in ("averaged", "raw"):
+        one, two, three = (f"{tau(name, kind)[0]:.2f}" for name in names)
+        assert f"{one}, {two} and {three}" in said, kind
+    value, low, high = tau("cifar10_8epochs", "averaged less raw")
+    assert f"(tau {value:+.2f}, {low:+.2f} to {high:+.2f})" in said
+    for name in names:
+        arm = {"sampler": "uniform", "kind": "averaged", "pruner": "halving 2/2"}
+        (row,) = [row for row in sets[name]["replay"] if arm.items() <= row.items()]
+        value, low, high = row["ratio"]
+        assert re.search(rf"{value:.2f} [^(]*\((?:95% interval )?{low:.2f} to {high:.2f}\)", said)
+
+
 def test_what_the_page_of_checks_names_is_tested() -> None:
     page = (ROOT / "docs/reference/checked-against.md").read_text(encoding="utf-8")
     named = re.findall(r"`((?:tests|hpo_mab)/[\w/]+\.py)(?:::(\w+))?`", page)

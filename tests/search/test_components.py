@@ -1,0 +1,62 @@
+"""Pruners that definitions name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from optuna.pruners import SuccessiveHalvingPruner
+
+from hpo_mab.pruners import AdvantagePruner
+from hpo_mab.search import make_spec
+from hpo_mab.search._components import study_pruner
+from hpo_mab.storage._definition import _completed
+
+
+def first_rung(definition: dict[str, Any]) -> int | None:
+    """Evaluation of the first rung that a definition's pruner has."""
+    pruner = study_pruner(make_spec(definition), {})
+    if isinstance(pruner, AdvantagePruner):
+        return pruner.uniform_step(0, full=None)
+    assert isinstance(pruner, SuccessiveHalvingPruner)
+    return pruner._min_resource
+
+
+@pytest.mark.parametrize(
+    ("sampler", "kind"),
+    [("mab", "advantage"), ("uniform", "advantage"), ("mab", "successive_halving")],
+)
+@pytest.mark.parametrize(
+    ("training", "evaluation"),
+    [
+        ({}, 2),
+        ({"average": 0.05}, 2),
+        ({"average": {"low": 0.05, "high": 0.4}}, 2),
+        ({"average": 0}, 3),
+        # Some trials would be judged by their trained weights.
+        ({"average": {"low": 0.0, "high": 0.4}}, 3),
+        ({"average": {"choices": [0.2, 0.0]}}, 3),
+    ],
+)
+def test_the_first_rung_is_earlier_where_all_trials_report_averaged_weights(
+    sampler: str, kind: str, training: dict[str, Any], evaluation: int
+) -> None:
+    definition = {
+        "name": "rungs",
+        "budget": {"epochs": 1, "evaluations": 8},
+        "sampler": {"kind": sampler},
+        "training": training,
+    }
+    assert first_rung({**definition, "pruner": {"kind": kind}}) == evaluation
+    assert first_rung({**definition, "pruner": {"kind": kind, "min_resource": 5}}) == 5
+
+
+def test_a_study_from_before_averaged_weights_keeps_its_first_rung() -> None:
+    definition = {
+        "name": "rungs",
+        "budget": {"epochs": 1, "evaluations": 8},
+        "pruner": {"kind": "advantage"},
+    }
+    stored = make_spec(definition).model_dump(mode="json")
+    del stored["training"]["average"]
+    assert first_rung(_completed(stored)) == 3

@@ -1,0 +1,70 @@
+"""The tables of recorded curves: its replays decide as Optuna's pruners do."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import optuna
+import pytest
+from optuna.pruners import MedianPruner, SuccessiveHalvingPruner
+
+from hpo_mab.compare import simulate
+
+RUNGS = Path(__file__).parents[2] / "studies/rungs"
+
+
+@pytest.fixture(name="tables", scope="module")
+def _tables() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("rungs_tables", RUNGS / "tables.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def curves(*, ties: bool) -> np.ndarray:
+    """Four studies of thirty trials with eight noisy evaluations."""
+    rng = np.random.default_rng(0)
+    ends = rng.normal(size=(4, 30, 1))
+    found = ends * np.linspace(0.3, 1.0, 8) + 0.3 * rng.normal(size=(4, 30, 8))
+    return np.round(found, 1 if ties else 6)
+
+
+@pytest.mark.parametrize("ties", [False, True], ids=["distinct", "with ties"])
+@pytest.mark.parametrize(("first", "factor"), [(1, 2), (1, 3), (2, 2), (3, 4)])
+def test_successive_halving_is_replayed_exactly(
+    tables: ModuleType, first: int, factor: int, ties: bool
+) -> None:
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    studies = curves(ties=ties)
+    used = tables.halving(studies, first=first, factor=factor)
+    pruner = SuccessiveHalvingPruner(min_resource=first, reduction_factor=factor)
+    for one, study in zip(used, studies, strict=True):
+        np.testing.assert_allclose(one / 8, simulate(study, pruner).cost)
+    assert (used < 8).any()
+
+
+@pytest.mark.parametrize("ties", [False, True], ids=["distinct", "with ties"])
+def test_the_median_pruner_is_replayed_exactly(tables: ModuleType, ties: bool) -> None:
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    studies = curves(ties=ties)
+    used = tables.median(studies, warmup=2)
+    for one, study in zip(used, studies, strict=True):
+        cost = simulate(study, MedianPruner(n_warmup_steps=2)).cost
+        np.testing.assert_allclose(one / 8, cost)
+    assert (used < 8).any()
+
+
+def test_a_trial_with_averaged_weights_reports_the_trained_ones_last(tables: ModuleType) -> None:
+    document = json.loads((RUNGS / "digits.json").read_text())
+    for arm, kinds in tables.read_arms(document):
+        same = np.array_equal(kinds["raw"][..., -1], kinds["averaged"][..., -1])
+        assert same is (arm["schedule"] == "linear")
+        assert not np.array_equal(kinds["raw"][..., :-1], kinds["averaged"][..., :-1])
