@@ -20,7 +20,7 @@ from hpo_mab import models, training
 from hpo_mab.data import Augmentation, Normalization
 from hpo_mab.samplers import MABSampler, create
 from hpo_mab.training import DeviceBatches, DeviceStep, TimedSampler
-from hpo_mab.training._meters import LossMeter
+from hpo_mab.training._batches import LossMeter
 
 KNOBS: dict[str, dict[str, Any]] = {
     "window": {},

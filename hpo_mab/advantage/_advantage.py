@@ -1,10 +1,185 @@
-"""Early-accuracy advantage D(t)."""
+"""Early-accuracy advantage D(t), acceleration k(t), the uniform-equivalent budget e(t).
+
+Each is an estimate with its interval; intervals for a mean hold with few observations.
+"""
 
 from __future__ import annotations
 
-from hpo_mab.advantage._curves import PairedCurves
-from hpo_mab.advantage._estimate import Estimate
-from hpo_mab.advantage._interval import mean_estimate
+import dataclasses
+import functools
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from hpo_mab._errors import ArgumentError
+from hpo_mab.advantage._pairs import PairedCurves, interpolate
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Estimate:
+    """A figure, the interval around it, and how many observations it rests on.
+
+    Attributes:
+        value: The estimate; NaN where nothing was observed.
+        low: Lower end of the interval; ``-inf`` where the data give none.
+        high: Upper end of the interval; ``inf`` where the data give none.
+        n: Observations (pairs, configurations or seeds) the estimate rests on.
+        confidence: Coverage the interval was made for, in (0, 1).
+        censored: Whether the truth lies beyond what was observed, so that ``value`` reads
+            "at least ``value``".
+    """
+
+    value: float
+    low: float
+    high: float
+    n: int
+    confidence: float = 0.95
+    censored: bool = False
+
+    @property
+    def bounded(self) -> bool:
+        """Whether both ends of the interval are finite."""
+        return math.isfinite(self.low) and math.isfinite(self.high)
+
+    def above(self, reference: float) -> bool:
+        """Whether the whole interval lies above ``reference``."""
+        return self.low > reference
+
+    def below(self, reference: float) -> bool:
+        """Whether the whole interval lies below ``reference``."""
+        return self.high < reference
+
+    def to_json(self) -> dict[str, Any]:
+        """The estimate as JSON values; what is not finite becomes None."""
+        fields = dataclasses.asdict(self)
+        return {key: _finite_or_none(value) for key, value in fields.items()}
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> Self:
+        """The estimate that `to_json` wrote."""
+        absent: dict[str, Any] = {"value": math.nan, "low": -math.inf, "high": math.inf}
+        return cls(**{k: absent[k] if v is None else v for k, v in fields.items()})
+
+
+def _finite_or_none(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+Floats = NDArray[np.float64]
+
+#: Below this many observations resamples are too few and too often constant: Student's t is used.
+BOOTSTRAP_FROM = 8
+#: Spread below this share of the largest value is rounding, not variation.
+_ROUNDING = 1e-12
+
+
+def mean_estimate(
+    values: Floats, *, confidence: float = 0.95, resamples: int = 2000, seed: int = 0
+) -> Estimate:
+    """Mean of independent observations, with the interval of `mean_limits`.
+
+    Args:
+        values: Observations [n]; NaN entries are left out.
+        confidence: Coverage aimed at, in (0, 1).
+        resamples: Bootstrap resamples, at least 100.
+        seed: Seed of the resampling.
+
+    Returns:
+        The mean; its interval is unbounded where ``n < 2`` or where nothing varies.
+
+    Raises:
+        ArgumentError: ``confidence`` or ``resamples`` outside its bound.
+    """
+    observed = np.asarray(values, dtype=np.float64)
+    observed = observed[~np.isnan(observed)]
+    low, high = mean_limits(
+        observed[:, None], confidence=confidence, resamples=resamples, seed=seed
+    )
+    mean = float(observed.mean()) if len(observed) else math.nan
+    return Estimate(
+        value=mean, low=float(low[0]), high=float(high[0]), n=len(observed), confidence=confidence
+    )
+
+
+def mean_limits(
+    values: Floats, *, confidence: float = 0.95, resamples: int = 2000, seed: int = 0
+) -> tuple[Floats, Floats]:
+    """Ends of an interval for the mean of each column.
+
+    From 8 observations on: the symmetric studentised bootstrap (Hall 1988), i.e.
+    ``mean -+ q * se`` with ``q`` the quantile of ``|mean* - mean| / se*`` over resamples of rows,
+    the same resamples for every column. With fewer: ``q`` of Student's t.
+
+    Chosen by simulation (1,500 repetitions a cell, 95% asked for). Coverage with
+    n = 5 / 8 / 12 / 20 / 30 normal observations: this rule 95.3 / 96.5 / 95.9 / 95.0 / 95.0%,
+    percentile bootstrap 83.7 / 89.7 / 90.1 / 92.5 / 92.9%, BCa 83.8 / 89.7 / 90.2 / 92.7 / 92.9%.
+    With exponential ones: 87.9 / 93.9 / 92.4 / 94.4 / 94.4% against BCa's 79.4 / 86.5 / 88.3 /
+    91.3 / 92.7%; with Student's t of 3 degrees: 95.4 / 97.3 / 97.0 / 96.5 / 96.1%.
+
+    Args:
+        values: Observations [n, G], without NaN.
+        confidence: Coverage aimed at, in (0, 1).
+        resamples: Bootstrap resamples, at least 100.
+        seed: Seed of the resampling.
+
+    Returns:
+        Lower and upper ends, each [G]; ``-inf`` and ``inf`` where ``n < 2`` and in columns
+        without variation, for such data do not tell how far the mean may lie.
+
+    Raises:
+        ArgumentError: ``confidence`` or ``resamples`` outside its bound.
+    """
+    check_resampling(confidence=confidence, resamples=resamples)
+    n, columns = values.shape
+    unbounded = np.full(columns, np.inf)
+    if n < 2:
+        return -unbounded, unbounded
+    mean = values.mean(axis=0)
+    centred = values - mean
+    error = np.sqrt((centred**2).sum(axis=0) / (n - 1) / n)
+    varies = error > _ROUNDING * np.abs(values).max(axis=0)
+    half = unbounded.copy()
+    if varies.any():
+        scaled = centred[:, varies] / error[varies]
+        half[varies] = error[varies] * _quantile(scaled, confidence, resamples, seed)
+    return mean - half, mean + half
+
+
+def check_resampling(*, confidence: float, resamples: int) -> None:
+    """Refuse a confidence outside (0, 1) and fewer than 100 resamples."""
+    if not 0.0 < confidence < 1.0:
+        raise ArgumentError(f"confidence must be in (0, 1), got {confidence}.")
+    if resamples < 100:
+        raise ArgumentError(f"resamples must be at least 100, got {resamples}.")
+
+
+@functools.lru_cache(maxsize=16)
+def resample_counts(n: int, resamples: int, seed: int) -> Floats:
+    """How often each of ``n`` observations occurs in each bootstrap resample, [resamples, n]."""
+    rng = np.random.default_rng(seed)
+    counts = rng.multinomial(n, np.full(n, 1.0 / n), size=resamples).astype(np.float64)
+    counts.setflags(write=False)
+    return counts
+
+
+def _quantile(scaled: Floats, confidence: float, resamples: int, seed: int) -> Floats:
+    """Quantile of the studentised mean of columns [n, G] whose standard error is one."""
+    n = len(scaled)
+    if n < BOOTSTRAP_FROM:
+        from scipy import stats
+
+        return np.full(scaled.shape[1], stats.t.ppf((1.0 + confidence) / 2.0, n - 1))
+    counts = resample_counts(n, resamples, seed) / n
+    mean = counts @ scaled
+    variance = (counts @ scaled**2 - mean**2) / (n - 1)
+    # A resample of equal values says nothing of its own error: as extreme as can be.
+    spread = np.sqrt(np.maximum(variance, 0.0))
+    extreme = np.where(mean == 0.0, 0.0, np.inf)
+    studentised = np.divide(np.abs(mean), spread, out=extreme, where=spread > _ROUNDING)
+    return np.quantile(studentised, confidence, axis=0, method="inverted_cdf")
 
 
 def advantage(
@@ -32,3 +207,161 @@ def advantage(
         mean_estimate(column, confidence=confidence, resamples=resamples, seed=seed)
         for column in pairs.difference.T
     ]
+
+
+#: Budgets tried between two evaluations; crossings between them are interpolated.
+_REFINEMENT = 16
+
+
+def acceleration(
+    pairs: PairedCurves,
+    *,
+    chance: float = 0.0,
+    confidence: float = 0.95,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> list[Estimate]:
+    """Acceleration ``k(t)``: the budget at which uniform reaches what the bandit has at t, over t.
+
+    The estimate inverts uniform's mean curve, made monotone by isotonic regression and read
+    straight in ``log t`` between evaluations and a little below the first one (`interpolate`).
+    The interval inverts a test: it holds every budget ``b / t`` at which the mean over pairs of
+    ``bandit(t) - uniform(b)`` is not distinguishable from zero (bootstrap over pairs,
+    `mean_limits`). It thus covers as `advantage` does, however few the pairs, and needs no
+    special case where uniform gets nowhere near. With budgets that double and curves that
+    flatten, straight lines between evaluations overstate a ``k`` of 1.5 by 2 to 3% (simulated);
+    at ``k`` of 1 and 2, where the crossing falls on an evaluation, there is no such bias.
+
+    Where uniform never gets there, ``censored`` is set, ``value`` is what was observed ("at
+    least") and ``high`` is infinite. At the last budget no ``k`` above 1 can be seen.
+
+    Only pairs whose reference curve runs to the last budget count, so that all budgets speak of
+    the same configurations.
+
+    Args:
+        pairs: P pairs at T budgets.
+        chance: Accuracy before training; matters only for ``k`` far below 1 at the first budget.
+        confidence: Coverage of the intervals, in (0, 1).
+        resamples: Bootstrap resamples, at least 100.
+        seed: Seed of the resampling.
+
+    Returns:
+        T estimates, ratios of budgets.
+
+    Raises:
+        ArgumentError: ``confidence`` or ``resamples`` outside its bound.
+    """
+    check_resampling(confidence=confidence, resamples=resamples)
+    estimates = []
+    for column, budget in enumerate(pairs.budgets):
+        rows = pairs.complete & np.isfinite(pairs.bandit[:, column])
+        reached, uniform = pairs.bandit[rows, column], pairs.uniform[rows]
+        if not rows.any():
+            estimates.append(_unknown(confidence))
+            continue
+        grid = _fine_grid(pairs.budgets)
+        curves = interpolate(pairs.budgets, uniform, grid, chance=chance)
+        low, high = mean_limits(
+            reached[:, None] - curves, confidence=confidence, resamples=resamples, seed=seed
+        )
+        point, censored = _first_reached(
+            pairs.budgets, uniform.mean(axis=0), float(reached.mean()), grid, chance=chance
+        )
+        first = min(_first_crossing(grid, low), point)
+        last = math.inf if censored else max(_last_crossing(grid, high), point)
+        estimates.append(
+            Estimate(
+                value=float(point / budget),
+                low=float(first / budget),
+                high=float(last / budget),
+                n=int(rows.sum()),
+                confidence=confidence,
+                censored=censored,
+            )
+        )
+    return estimates
+
+
+def equivalent_budget(budgets: ArrayLike, accelerations: Sequence[Estimate]) -> Floats:
+    """Uniform-equivalent budget ``e(t)``: ``t k(t)`` where the interval of k is above 1, else t.
+
+    A censored ``k`` counts at the bound that was observed.
+
+    Args:
+        budgets: Budgets t [T], in any currency.
+        accelerations: ``k(t)``, T of them.
+
+    Returns:
+        ``e(t)`` [T], at least ``t``, in the same currency.
+
+    Raises:
+        ArgumentError: The two differ in length.
+    """
+    spent = np.asarray(budgets, dtype=np.float64)
+    if spent.shape != (len(accelerations),):
+        raise ArgumentError(
+            f"accelerations must be as many as budgets, {spent.size}, got {len(accelerations)}."
+        )
+    factors = [k.value if k.above(1.0) else 1.0 for k in accelerations]
+    return np.asarray(spent * factors, dtype=np.float64)
+
+
+def _unknown(confidence: float) -> Estimate:
+    return Estimate(value=math.nan, low=0.0, high=math.inf, n=0, confidence=confidence)
+
+
+def _fine_grid(budgets: Floats) -> Floats:
+    """Budgets from 0 to the last, `_REFINEMENT` to each interval between evaluations."""
+    head = np.linspace(0.0, budgets[0], _REFINEMENT, endpoint=False)
+    steps = np.linspace(0.0, 1.0, _REFINEMENT, endpoint=False)
+    logs = np.log(budgets)
+    between = np.exp(logs[:-1, None] + np.diff(logs)[:, None] * steps)
+    # The budgets themselves exactly, so that equal curves differ by nothing there.
+    between[:, 0] = budgets[:-1]
+    return np.concatenate([head, between.ravel(), budgets[-1:]])
+
+
+def _first_reached(
+    budgets: Floats, mean: Floats, target: float, grid: Floats, *, chance: float
+) -> tuple[float, bool]:
+    """Budget at which the monotone mean curve first reaches a target; whether it never does."""
+    from sklearn.isotonic import isotonic_regression
+
+    monotone = np.asarray(isotonic_regression(mean, y_min=chance), dtype=np.float64)
+    # Averaging two curves that agree may differ in the last digit.
+    target -= 1e-12
+    if target > monotone[-1]:
+        return float(budgets[-1]), True
+    curve = interpolate(budgets, monotone, grid, chance=chance)
+    right = int(np.argmax(curve >= target))
+    if right == 0:
+        return 0.0, False
+    return _crossing(grid, curve - target, right), False
+
+
+def _first_crossing(grid: Floats, low: Floats) -> float:
+    """Smallest budget at which uniform is not surely behind; the last one if it always is."""
+    behind = low <= 0.0
+    if not behind.any():
+        return float(grid[-1])
+    right = int(np.argmax(behind))
+    return float(grid[0]) if right == 0 else _crossing(grid, low, right)
+
+
+def _last_crossing(grid: Floats, high: Floats) -> float:
+    """Largest budget at which uniform is not surely ahead; infinite if that is the last one."""
+    open_ = np.flatnonzero(high >= 0.0)
+    if len(open_) and open_[-1] == len(grid) - 1:
+        return math.inf
+    return _crossing(grid, high, int(open_[-1]) + 1) if len(open_) else 0.0
+
+
+def _crossing(grid: Floats, values: Floats, right: int) -> float:
+    """Where values change sign between ``right - 1`` and ``right``; the wider end if unknown."""
+    before, after = float(values[right - 1]), float(values[right])
+    if math.isinf(after):
+        return float(grid[right - 1])
+    if math.isinf(before):
+        return float(grid[right])
+    share = before / (before - after)
+    return float(grid[right - 1] + (grid[right] - grid[right - 1]) * share)

@@ -1,4 +1,4 @@
-"""Fidelity f(t): what accuracy at a short budget says of the final ranking."""
+"""Fidelity f(t): the agreement of the ranking at a short budget with the final ranking."""
 
 from __future__ import annotations
 
@@ -11,11 +11,88 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from hpo_mab._errors import ArgumentError
-from hpo_mab.advantage._estimate import Estimate
-from hpo_mab.advantage._interval import check_resampling
-from hpo_mab.advantage._ranking import choice_regret, kendall_tau, spearman_rho, top_recall
+from hpo_mab.advantage._advantage import Estimate, check_resampling
 
 Floats = NDArray[np.float64]
+
+
+def kendall_tau(early: Floats, final: Floats) -> Floats:
+    """Kendall's tau-b of each row (Kendall 1945), ties in either ranking corrected for.
+
+    Args:
+        early: First scores [R, K].
+        final: Second scores [R, K].
+
+    Returns:
+        Coefficients in [-1, 1], [R]; NaN where one side is all ties.
+    """
+    agree = np.zeros(len(early))
+    untied_early = np.zeros(len(early))
+    untied_final = np.zeros(len(early))
+    for lag in range(1, early.shape[1]):
+        one = np.sign(early[:, lag:] - early[:, :-lag])
+        other = np.sign(final[:, lag:] - final[:, :-lag])
+        agree += (one * other).sum(axis=1)
+        untied_early += np.abs(one).sum(axis=1)
+        untied_final += np.abs(other).sum(axis=1)
+    return _ratio(agree, np.sqrt(untied_early * untied_final))
+
+
+def spearman_rho(early: Floats, final: Floats) -> Floats:
+    """Spearman's rank correlation of each row: Pearson's of mid-ranks.
+
+    Args:
+        early: First scores [R, K].
+        final: Second scores [R, K].
+
+    Returns:
+        Coefficients in [-1, 1], [R]; NaN where one side is all ties.
+    """
+    from scipy.stats import rankdata
+
+    one = rankdata(early, axis=1) - (early.shape[1] + 1) / 2
+    other = rankdata(final, axis=1) - (final.shape[1] + 1) / 2
+    return _ratio((one * other).sum(1), np.sqrt((one**2).sum(1) * (other**2).sum(1)))
+
+
+def top_recall(early: Floats, final: Floats, *, k: int) -> Floats:
+    """Share of each row's ``k`` best final configurations that are among the ``k`` best early.
+
+    Args:
+        early: First scores [R, K].
+        final: Second scores [R, K].
+        k: How many, at least 1 and below K; of equals the first ones count.
+
+    Returns:
+        Shares in [0, 1], [R].
+    """
+    chosen = np.argsort(-early, axis=1, kind="stable")[:, :k]
+    best = np.argsort(-final, axis=1, kind="stable")[:, :k]
+    hits = (chosen[:, :, None] == best[:, None, :]).any(axis=2)
+    return np.asarray(hits.mean(axis=1), dtype=np.float64)
+
+
+def choice_regret(early: Floats, final: Floats) -> Floats:
+    """Final accuracy lost by each row's early favourite against the best configuration.
+
+    Args:
+        early: First scores [R, K].
+        final: Second scores [R, K].
+
+    Returns:
+        Regrets in the units of ``final``, at least 0, [R]; mean over tied favourites.
+    """
+    favourite = early == early.max(axis=1, keepdims=True)
+    chosen = (final * favourite).sum(axis=1) / favourite.sum(axis=1)
+    return np.asarray(final.max(axis=1) - chosen, dtype=np.float64)
+
+
+def _ratio(numerator: Floats, denominator: Floats) -> Floats:
+    ratio = np.full(len(numerator), np.nan)
+    np.divide(numerator, denominator, out=ratio, where=denominator > 0)
+    return ratio
+
+
 Statistic = Literal["kendall", "spearman", "recall", "regret"]
 _Function = Callable[[Floats, Floats], Floats]
 
@@ -173,25 +250,25 @@ def _bootstrap(
         supports.append(_support(statistic, final))
     found = []
     for side, value, draws, support in zip(sides, values, drawn, supports, strict=True):
-        known = _is_itself(side)
+        known = _is_same(side)
         low, high = (value, value) if known else _limits(draws, size, support, confidence)
         found.append(Estimate(value=value, low=low, high=high, n=size, confidence=confidence))
     if len(sides) == 2:
         paired = drawn[0] - drawn[1] if len(drawn[0]) == len(drawn[1]) else np.empty(0)
         support = (supports[0][0] - supports[1][1], supports[0][1] - supports[1][0])
         value = values[0] - values[1]
-        known = all(map(_is_itself, sides)) or _are_alike(*sides)
+        known = all(map(_is_same, sides)) or _are_equal(*sides)
         low, high = (value, value) if known else _limits(paired, size, support, confidence)
         found.append(Estimate(value=value, low=low, high=high, n=size, confidence=confidence))
     return found
 
 
-def _is_itself(side: tuple[Floats, Floats]) -> bool:
+def _is_same(side: tuple[Floats, Floats]) -> bool:
     """Whether early and final are the same, so that the statistic needs no estimate."""
     return len(side[0]) >= _FEWEST and np.array_equal(*side)
 
 
-def _are_alike(one: tuple[Floats, Floats], other: tuple[Floats, Floats]) -> bool:
+def _are_equal(one: tuple[Floats, Floats], other: tuple[Floats, Floats]) -> bool:
     """Whether both sides are the very same trainings, so that they cannot differ."""
     return len(one[0]) >= _FEWEST and all(map(np.array_equal, one, other))
 

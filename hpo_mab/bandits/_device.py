@@ -1,4 +1,7 @@
-"""The engine of CUDA devices, and of counts that decay: every arm drawn, all in tensors."""
+"""The engine of CUDA devices, and of counts that decay: every arm is drawn, all in tensors.
+
+Nothing here waits for the host.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +12,126 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hpo_mab.bandits._engine import BanditEngine, Figures
-from hpo_mab.bandits._settings import BanditSettings
-from hpo_mab.bandits._tensor_binarizer import TensorLossBinarizer
-from hpo_mab.bandits._tensor_counts import TensorCounts
-from hpo_mab.bandits._tensor_passes import TensorPasses
-from hpo_mab.bandits._tensor_policies import TENSOR_POLICIES, TensorKnobs
+from hpo_mab.bandits._settings import BanditEngine, BanditSettings, Figures
+from hpo_mab.bandits._tensor_policies import TENSOR_POLICIES, TensorKnobs, TensorPasses
+
+
+class TensorLossBinarizer:
+    """`LossBinarizer` for losses on a device, one for each network of a stack; see there.
+
+    Args:
+        decay: Decay of each network's moving average a batch, float64 [K], each in [0, 1).
+    """
+
+    def __init__(self, decay: Tensor) -> None:
+        self._decay = decay
+        self._total = torch.zeros_like(decay)
+        self._weight = torch.zeros_like(decay)
+
+    def rewards(self, losses: Tensor) -> tuple[Tensor, Tensor]:
+        """Judge a batch of each network and take its mean into the network's average.
+
+        Args:
+            losses: Float32 [K * B], network by network.
+
+        Returns:
+            Whether each loss is rewarded, and whether it is finite, bool [K * B] each.
+        """
+        rows = losses.view(len(self._decay), -1)
+        valid = rows.isfinite()
+        held = valid.sum(dim=1)
+        mean = torch.where(valid, rows, 0.0).sum(dim=1, dtype=torch.float64) / held.clamp(min=1)
+        threshold = torch.where(self._weight > 0, self._total / self._weight, mean)
+        some = held > 0
+        for average, value in ((self._total, mean), (self._weight, 1.0)):
+            moved = self._decay * average + (1 - self._decay) * value
+            average.copy_(torch.where(some, moved, average))
+        return ((rows >= threshold[:, None]) & valid).flatten(), valid.flatten()
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All tensors that make the state, [K] each."""
+        return {"loss_total": self._total, "loss_weight": self._weight}
+
+
+class TensorCounts:
+    """Counts of every arm, updated in place by one pull of each bandit.
+
+    Args:
+        shape: (B, A).
+        memory: How many of each bandit's last pulls count, int64 [B]; None for all.
+        capacity: Greatest memory that a bandit may have.
+        discount: Factor on all counts of a bandit at each of its pulls, float [B, 1]; None for
+            none.
+        device: Where the tensors live.
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, int],
+        *,
+        memory: Tensor | None,
+        capacity: int,
+        discount: Tensor | None,
+        device: torch.device,
+    ) -> None:
+        self.successes = torch.zeros(shape, device=device)
+        self.failures = torch.zeros(shape, device=device)
+        self._memory = memory
+        self._discount = discount
+        ring = (shape[0], 0 if memory is None else capacity)
+        self._pushed = torch.zeros(shape[0], dtype=torch.int64, device=device)
+        self._ring_arms = torch.zeros(ring, dtype=torch.int32, device=device)
+        self._ring_rewards = torch.zeros(ring, dtype=torch.uint8, device=device)
+
+    def add(self, arms: Tensor, rewards: Tensor, valid: Tensor) -> None:
+        """Count a pull of each bandit and forget what its memory no longer holds.
+
+        Args:
+            arms: Arms pulled, int64 [B].
+            rewards: Whether they were rewarded, bool [B].
+            valid: Whether the pull counts, bool [B]; where not, nothing at all changes.
+        """
+        if self._discount is not None:
+            factor = torch.where(valid[:, None], self._discount.to(self.failures.dtype), 1.0)
+            self.successes.mul_(factor)
+            self.failures.mul_(factor)
+        if self._memory is not None:
+            old_arms, old_rewards, full = self._push(self._memory, arms, rewards, valid)
+            self._count(old_arms, old_rewards, -full.float())
+        self._count(arms, rewards, valid.float())
+
+    def _push(
+        self, memory: Tensor, arms: Tensor, rewards: Tensor, valid: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Put pulls into the ring; returns what they displace, and where they displace a pull."""
+        slots = (self._pushed % memory)[:, None]
+        old_arms = self._ring_arms.gather(1, slots)[:, 0]
+        old_rewards = self._ring_rewards.gather(1, slots)[:, 0]
+        full = valid & (self._pushed >= memory)
+        kept_arms = torch.where(valid, arms.to(torch.int32), old_arms)
+        kept_rewards = torch.where(valid, rewards.to(torch.uint8), old_rewards)
+        self._ring_arms.scatter_(1, slots, kept_arms[:, None])
+        self._ring_rewards.scatter_(1, slots, kept_rewards[:, None])
+        self._pushed.add_(valid)
+        return old_arms.long(), old_rewards.bool(), full
+
+    def _count(self, arms: Tensor, rewards: Tensor, amount: Tensor) -> None:
+        # Gather and scatter rather than scatter_add: one arm a row, so the order is no matter, and
+        # neither is whether the device adds atomically.
+        positions = arms[:, None]
+        for counts, chosen in ((self.successes, rewards), (self.failures, ~rewards)):
+            found = counts.gather(1, positions)
+            counts.scatter_(1, positions, found + (amount * chosen)[:, None])
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All tensors that make the state."""
+        return {
+            "successes": self.successes,
+            "failures": self.failures,
+            "pushed": self._pushed,
+            "window_arms": self._ring_arms,
+            "window_rewards": self._ring_rewards,
+        }
 
 
 class DeviceEngine(BanditEngine):
@@ -123,12 +240,12 @@ class DeviceEngine(BanditEngine):
     def draw(self, *, uniform: bool) -> tuple[Tensor, Tensor | None, Any]:
         """Draw one arm of each bandit."""
         arms = self._passes.select() if uniform else self._select()
-        places = arms[:, None]
-        self._draws.scatter_(1, places, self._draws.gather(1, places) + 1)
-        indices = self._shares.gather(1, places)[:, 0].long()
+        positions = arms[:, None]
+        self._draws.scatter_(1, positions, self._draws.gather(1, positions) + 1)
+        indices = self._shares.gather(1, positions)[:, 0].long()
         if uniform or not self._settings.correction:
             return indices, None, arms
-        propensity = self.propensities().gather(1, places)[:, 0]
+        propensity = self.propensities().gather(1, positions)[:, 0]
         weights = (self._mean_size * propensity) ** -self._knobs.correction
         return indices, weights.float(), arms
 

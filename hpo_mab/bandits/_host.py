@@ -1,8 +1,12 @@
-"""The engine of the CPU: grouped bandits in numpy, tensors only at the edge."""
+"""The engine of the CPU: bandits in numpy whose arms are counted by state.
+
+Tensors appear only at its edge. The cost of a draw does not depend on the number of examples.
+"""
 
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 import numpy as np
@@ -10,19 +14,304 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hpo_mab.bandits._arrays import Floats, Ints, Rewards
-from hpo_mab.bandits._binarizer import LossBinarizer
-from hpo_mab.bandits._engine import BanditEngine, Figures
-from hpo_mab.bandits._grouped import GroupedBandits
-from hpo_mab.bandits._passes import UniformPasses
 from hpo_mab.bandits._policies import (
     GreedyPolicy,
     GroupedPolicy,
+    Groups,
+    Singles,
     SoftmaxPolicy,
+    ThompsonPolicy,
     UCBPolicy,
 )
-from hpo_mab.bandits._settings import BanditSettings
-from hpo_mab.bandits._thompson import ThompsonPolicy
+from hpo_mab.bandits._settings import (
+    BanditEngine,
+    BanditSettings,
+    Bools,
+    Columns,
+    Counts,
+    Figures,
+    Floats,
+    Ints,
+    Rewards,
+)
+from hpo_mab.bandits._states import (
+    PRIOR,
+    SHARED,
+    PullWindow,
+    StateColumns,
+    StateMembers,
+    UniformPasses,
+)
+
+
+class LossBinarizer:
+    """Rewards losses that reach the moving average ``m`` of the training loss.
+
+    ``m`` is the bias-corrected exponential moving average of the mean loss of the batches *before*
+    the one that is judged; the first batch is judged by its own mean. Non-finite losses are
+    invalid and leave ``m`` alone.
+
+    Args:
+        decay: Decay of the moving average a batch, in [0, 1).
+    """
+
+    def __init__(self, decay: float) -> None:
+        self.decay = decay
+        self.total = 0.0
+        self.weight = 0.0
+
+    def rewards(self, losses: NDArray[np.float32]) -> tuple[Rewards, Bools | None]:
+        """Judge a batch and take its mean into the average.
+
+        Args:
+            losses: Loss of each example, [B].
+
+        Returns:
+            Rewards 0 or 1, [B], and which are valid, [B]; None where all are.
+        """
+        valid = None
+        # One number tells of all: a loss that is not finite makes the mean so. Python's sum of so
+        # few is faster than numpy's mean, and silent of infinities.
+        mean = sum(losses.tolist()) / len(losses)
+        if not math.isfinite(mean):
+            valid = np.isfinite(losses)
+            if not valid.any():
+                return np.zeros(len(losses), dtype=np.int8), valid
+            mean = float(losses[valid].mean(dtype=np.float64))
+        threshold = self.total / self.weight if self.weight else mean
+        self.total = self.decay * self.total + (1 - self.decay) * mean
+        self.weight = self.decay * self.weight + (1 - self.decay)
+        rewards = losses >= threshold
+        return rewards.view(np.int8), valid
+
+
+class GroupedBandits:
+    """``B`` independent Beta-Bernoulli bandits, in numpy.
+
+    Arms with the same (successes, failures) are exchangeable: the policy chooses a state, then
+    one of its arms is picked uniformly. That is exact in distribution, at a cost that depends on
+    the number of states in use, not on the number of arms.
+
+    With ``passes``, an arm in the prior's state is picked as the next of a shuffled pass that is in
+    that state: arms of which nothing is known are visited as by shuffling, none twice before the
+    others had their turn.
+
+    With a ``limit``, arms with more pulls are drawn one by one, just as exactly. Where nothing is
+    forgotten, hardly two of them are in one state, and states would grow in number without end.
+
+    Args:
+        sizes: Ints of each bandit, [B].
+        policy: Selection policy.
+        memory: How many of a bandit's last pulls count; None forgets nothing.
+        rng: Source of every draw.
+        passes: Order of the arms in the prior's state; None picks them with replacement.
+        limit: Most pulls of an arm that is counted by state; None counts all arms so.
+    """
+
+    def __init__(
+        self,
+        sizes: Ints,
+        *,
+        policy: GroupedPolicy,
+        memory: int | None,
+        rng: np.random.Generator,
+        passes: UniformPasses | None = None,
+        limit: int | None = None,
+    ) -> None:
+        self._policy = policy
+        self._rng = rng
+        self._passes = passes
+        self._members = StateMembers(sizes)
+        self._window = PullWindow(len(sizes), memory, arms=int(sizes.max()))
+        self._limit = limit
+        #: Successes and failures of each arm, [B * A, 2], kept where there is a limit.
+        held = 0 if limit is None else len(sizes) * self._members.arms
+        self._pairs = np.zeros((held, 2), dtype=np.int32)
+        self._columns = StateColumns(self, limit=limit)
+        self._members.fill()
+
+    def columns_in_use(self) -> Bools:
+        """Which states hold at least one arm of any bandit, [S]."""
+        in_use: Bools = np.any(self._members.counts, axis=0)
+        return in_use
+
+    def resize_columns(self, capacity: int) -> None:
+        """Make room for ``capacity`` states."""
+        self._members.resize(capacity)
+        self._policy.resize(capacity)
+        self._column_of = np.tile(np.arange(capacity), len(self._members.sizes))
+        self._costs = np.empty(self._column_of.shape)
+
+    def define_column(self, column: int, successes: int, failures: int) -> None:
+        """Tell the policy of a new state."""
+        self._policy.define(column, successes, failures)
+
+    def select(self) -> Ints:
+        """One arm of each bandit by the policy, [B]."""
+        shape = self._members.counts.shape
+        counts = self._members.counts.ravel()
+        # Truth values first: numpy finds those faster than numbers.
+        cells = counts.astype(np.bool_).nonzero()[0]
+        columns = self._column_of[cells]
+        shared = self._shared_arms()
+        if len(shared):
+            own = columns != SHARED
+            cells, columns = cells[own], columns[own]
+        race = self._rng.standard_exponential(len(cells) + len(shared))
+        race[: len(cells)] /= counts[cells]
+        np.log(race, out=race)
+        groups = Groups(cells, columns, shape[1], self._window, self._singles(shared))
+        costs = self._policy.costs(race, groups)
+        self._costs.fill(np.inf)
+        self._costs[cells] = costs[: len(cells)]
+        table = self._costs.reshape(shape)
+        winners = table.argmin(axis=1)
+        if not len(shared):
+            return self._pick(self._members.rows, winners)
+        return self._pick_with(
+            shared, costs[len(cells) :], winners, table[self._members.rows, winners]
+        )
+
+    def learn(self, arms: Ints, rewards: Rewards, valid: Bools | None = None) -> None:
+        """Count one pull of each bandit, and forget the one that leaves its window.
+
+        Args:
+            arms: Ints pulled, [B]; not necessarily the last selected.
+            rewards: Rewards 0 or 1, [B].
+            valid: Which bandits' pulls count, [B]; None for all.
+        """
+        bandits = self._members.rows if valid is None else np.flatnonzero(valid)
+        if valid is not None:
+            arms, rewards = arms[bandits], rewards[bandits]
+        forgetful, old_arms, old_rewards = self._window.push(bandits, arms, rewards)
+        if len(forgetful):
+            self._move(forgetful, old_arms, old_rewards, added=False)
+        self._move(bandits, arms, rewards, added=True)
+
+    def propensities(self) -> Floats:
+        """Probability of each arm in the next `select`, [B, A]; 0 for padding."""
+        table, states = self._propensity_table()
+        return np.where(states < 0, 0.0, np.take_along_axis(table, np.maximum(states, 0), axis=1))
+
+    def propensities_of(self, arms: Ints) -> Floats:
+        """Probability of one arm of each bandit in the next `select`, [B]."""
+        table, states = self._propensity_table()
+        rows = self._members.rows
+        found: Floats = table[rows, states[rows, arms]]
+        return found
+
+    def counts(self) -> Counts:
+        """Successes and failures of each arm that count, [B, A, 2]; 0 for padding."""
+        states = self._members.states
+        if self._limit is None:
+            return np.where(states[..., None] < 0, np.int32(0), self._columns.pairs[states])
+        counts: Counts = self._pairs.reshape(*states.shape, 2)
+        return counts
+
+    def _shared_arms(self) -> Ints:
+        """Places of the arms that are drawn one by one, bandit by bandit, [V]."""
+        if self._limit is None or not self._members.counts[:, SHARED].any():
+            return self._members.rows[:0]
+        positions: Ints = (self._members.states == SHARED).ravel().nonzero()[0]
+        return positions
+
+    def _singles(self, shared: Ints) -> Singles | None:
+        if not len(shared):
+            return None
+        return Singles(shared // self._members.arms, self._pairs[shared], self._rng)
+
+    def _propensity_table(self) -> tuple[Floats, Ints | Columns]:
+        """Probabilities by bandit and state, [B, S], and the state of each arm, [B, A]."""
+        counts, totals, states = self._members.counts, self._window.totals, self._members.states
+        shared = self._shared_arms()
+        if not len(shared):
+            return self._policy.propensities(counts, totals), states
+        # A state for each distinct pair, after those that have a column.
+        pairs, kinds = np.unique(self._pairs[shared], axis=0, return_inverse=True)
+        more = np.zeros((len(counts), len(pairs)), dtype=counts.dtype)
+        np.add.at(more, (shared // self._members.arms, kinds), 1)
+        own = counts.copy()
+        own[:, SHARED] = 0
+        table = self._policy.propensities(np.hstack([own, more]), totals, pairs)
+        states = states.astype(np.int64)
+        states.ravel()[shared] = counts.shape[1] + kinds
+        return table, states
+
+    def _pick_with(self, shared: Ints, costs: Floats, winners: Ints, least: Floats) -> Ints:
+        """An arm of each bandit: of the winning state, or a single one that costs less, [B].
+
+        Args:
+            shared: Places of single arms, bandit by bandit, [V].
+            costs: Their costs, [V].
+            winners: State of the least cost of each bandit, [B].
+            least: That cost, [B].
+        """
+        bandits = shared // self._members.arms
+        np.minimum.at(least, bandits, costs)
+        first = (costs == least[bandits]).nonzero()[0]
+        arms = np.full_like(winners, -1)
+        arms[bandits[first]] = shared[first] % self._members.arms
+        others = (arms < 0).nonzero()[0]
+        arms[others] = self._pick(others, winners[others])
+        return arms
+
+    def _pick(self, bandits: Ints, columns: Ints) -> Ints:
+        """An arm of each of some distinct bandits in the given state, [n]."""
+        members = self._members
+        uniforms = self._rng.random(len(bandits))
+        if self._passes is None:
+            return members.pick(bandits, columns, uniforms)
+        arms = np.empty_like(bandits)
+        known, fresh = columns.nonzero()[0], (columns == PRIOR).nonzero()[0]
+        arms[known] = members.pick(bandits[known], columns[known], uniforms[known])
+        arms[fresh] = self._passes.advance_to(
+            bandits[fresh], lambda bandits, arms: members.columns_of(bandits, arms) == PRIOR
+        )
+        return arms
+
+    def _move(self, bandits: Ints, arms: Ints, rewards: Rewards, *, added: bool) -> None:
+        old = self._members.columns_of(bandits, arms)
+        step = self._columns.added if added else self._columns.removed
+        new = step(old, rewards)
+        if self._limit is not None:
+            positions = bandits * self._members.arms + arms
+            self._pairs[positions, 1 - rewards] += 1 if added else -1
+            if not added:
+                self._leave_shared(positions, new)
+        self._members.move(bandits, arms, old, new)
+
+    def _leave_shared(self, positions: Ints, columns: Columns) -> None:
+        """Give arms with no more than ``limit`` pulls a column of their own again, in place."""
+        pairs = self._pairs[positions]
+        leaving = (columns == SHARED) & (pairs.sum(axis=1) <= self._limit)
+        if leaving.any():
+            columns[leaving] = self._columns.find(pairs[leaving], keep=columns)
+
+    def state(self) -> dict[str, Any]:
+        """State as plain arrays."""
+        return {
+            "pairs": self._columns.pairs,
+            "states": self._members.states,
+            "pulls": self._pairs,
+            **self._window.state(),
+            **self._order_state(),
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Take a state made by `state` of bandits made alike."""
+        self._columns.restore(state["pairs"])
+        self._members.restore(state["states"])
+        self._pairs[:] = state["pulls"]
+        self._window.load_state(state)
+        if self._passes is not None:
+            names = self._passes.state()
+            self._passes.load_state({name: state[f"order_{name}"] for name in names})
+
+    def _order_state(self) -> dict[str, Any]:
+        if self._passes is None:
+            return {}
+        return {f"order_{name}": array for name, array in self._passes.state().items()}
+
 
 #: Most pulls of an arm that is counted by state where a bandit remembers more pulls than it has
 #: arms. ``benchmarks/long_memory.py`` has what other numbers cost.
@@ -75,11 +364,11 @@ class HostEngine(BanditEngine):
     def draw(self, *, uniform: bool) -> tuple[Tensor, Tensor | None, Any]:
         """Draw one arm of each bandit."""
         arms = self._passes.select() if uniform else self._select()
-        places = self._starts + arms
-        self._uncounted_draws.append(places)
+        positions = self._starts + arms
+        self._uncounted_draws.append(positions)
         if len(self._uncounted_draws) == _COUNTED_AT_ONCE:
             self._count()
-        indices = torch.from_numpy(self._shares.ravel()[places].astype(np.int64))
+        indices = torch.from_numpy(self._shares.ravel()[positions].astype(np.int64))
         if uniform or not self._settings.correction:
             return indices, None, arms
         return indices, torch.from_numpy(self._weights(arms)), arms
@@ -145,11 +434,11 @@ class HostEngine(BanditEngine):
         self._uncounted_rewards.clear()
         if not self._uncounted_draws:
             return
-        places, times = np.unique(np.concatenate(self._uncounted_draws), return_counts=True)
+        positions, times = np.unique(np.concatenate(self._uncounted_draws), return_counts=True)
         self._uncounted_draws.clear()
         draws = self._draws.ravel()
         # Saturates: a count that wrapped around would turn the most-drawn into the least-drawn.
-        draws[places] = np.minimum(draws[places] + times, np.iinfo(draws.dtype).max)
+        draws[positions] = np.minimum(draws[positions] + times, np.iinfo(draws.dtype).max)
 
     def _select(self) -> Ints:
         arms = self._bandits.select()

@@ -1,11 +1,30 @@
-"""The knobs of the bandits, checked once for both engines."""
+"""The settings of the bandits, their shares of the data set, and the interface of an engine.
+
+Settings are checked once, for both engines.
+"""
 
 from __future__ import annotations
 
+import abc
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 from hpo_mab._errors import ArgumentError, UnknownNameError
+
+Bools = NDArray[np.bool_]
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+#: Numbers of arms, by bandit and state.
+Counts = NDArray[np.int32]
+#: Columns of states.
+Columns = NDArray[np.int16]
+#: Rewards, 0 or 1.
+Rewards = NDArray[np.int8]
 
 #: ``memory="auto"`` counts the last pulls of a bandit, as many as this share of its arms.
 AUTO_MEMORY_SHARE = 0.25
@@ -100,3 +119,102 @@ class BanditSettings:
                 "correction with policy='thompson' needs whole counts, which discount does not "
                 f"keep: got correction={self.correction} and discount={discount}; use memory."
             )
+
+
+def stratified_shares(labels: Ints, bandits: int, rng: np.random.Generator) -> NDArray[np.int32]:
+    """Split examples at random into shares of the same class mix; every example is an arm.
+
+    A stable sort by class of a random order, dealt one at a time to the bandits in turn, bounds
+    both the sizes of the shares and each class's counts in them to differ by at most 1.
+
+    Args:
+        labels: Class of each example, [N].
+        bandits: Number of shares, ``B``, in [1, N].
+        rng: Source of the shuffles.
+
+    Returns:
+        Examples of each bandit, [B, ceil(N / B)]; shorter shares end in one -1.
+    """
+    order = rng.permutation(len(labels))
+    order = order[np.argsort(labels[order], kind="stable")]
+    arms = -(-len(labels) // bandits)
+    dealt = np.full(arms * bandits, -1, dtype=np.int32)
+    dealt[: len(order)] = order
+    # Which bandits get the last, odd examples must not depend on their class's number.
+    return np.ascontiguousarray(dealt.reshape(arms, bandits).T[rng.permutation(bandits)])
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Figures:
+    """Counts for learning curves.
+
+    Attributes:
+        rewarded: Pulls rewarded since the last call.
+        judged: Pulls with a finite loss since the last call.
+        drawn: Draws so far.
+        drawn_most: Draws so far that fell on the most-drawn tenth of the examples.
+    """
+
+    rewarded: int
+    judged: int
+    drawn: int
+    drawn_most: int
+
+    def shares(self) -> dict[str, float]:
+        """``reward_rate`` and ``concentration``, each left out where it has no value."""
+        shares = {}
+        if self.judged:
+            shares["reward_rate"] = self.rewarded / self.judged
+        if self.drawn:
+            shares["concentration"] = self.drawn_most / self.drawn
+        return shares
+
+
+class BanditEngine(abc.ABC):
+    """``B`` bandits over shares of a data set, which draw batches and learn from losses."""
+
+    @property
+    def generator(self) -> torch.Generator | None:
+        """The device's random generator; None where there is none."""
+        return None
+
+    @property
+    @abc.abstractmethod
+    def shares(self) -> Tensor:
+        """Examples of each bandit, int32 [B, A]; shorter shares end in -1."""
+
+    @abc.abstractmethod
+    def draw(self, *, uniform: bool) -> tuple[Tensor, Tensor | None, Any]:
+        """Draw one arm of each bandit.
+
+        Args:
+            uniform: Pass over the arms uniformly, whatever was learned.
+
+        Returns:
+            Examples int64 [B], importance weights float32 [B] (None for ones), and the arms to
+            hand back to `learn`.
+        """
+
+    @abc.abstractmethod
+    def learn(self, arms: Any, losses: Tensor) -> None:
+        """Learn from the losses, float32 [B], of arms that `draw` returned, however long ago."""
+
+    @abc.abstractmethod
+    def counts(self) -> Tensor:
+        """Successes and failures of each arm that count, float64 [B, A, 2]; 0 for padding."""
+
+    @abc.abstractmethod
+    def propensities(self) -> Tensor:
+        """Probability of each arm in the next draw by the policy, float64 [B, A]; 0 for padding."""
+
+    @abc.abstractmethod
+    def figures(self) -> Figures:
+        """Counts since the last call; may wait for the device."""
+
+    @abc.abstractmethod
+    def state(self) -> dict[str, Any]:
+        """State as tensors and plain values."""
+
+    @abc.abstractmethod
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Take a state made by `state` of an engine made alike."""

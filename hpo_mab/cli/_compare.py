@@ -58,13 +58,17 @@ def compare(
     ```
     """
     loaded = opt.definition(context)
-    from hpo_mab.cli._again import again, is_given
     from hpo_mab.cli._dashboard import dashboard
-    from hpo_mab.cli._files import refuse_unwritable, write_text
-    from hpo_mab.cli._outcome import print_comparison
-    from hpo_mab.cli._progress import StudyProgress, shown_data
+    from hpo_mab.cli._options import command_line, is_given
+    from hpo_mab.cli._output import (
+        StudyProgress,
+        print_comparison,
+        refuse_unwritable,
+        shown_data,
+        warn_unpublished,
+        write_text,
+    )
     from hpo_mab.cli._signals import stoppable
-    from hpo_mab.cli._summary import warn_unpublished
     from hpo_mab.compare import comparison_record, report_html, run_comparison, summarise
     from hpo_mab.dashboard import publish_comparison
     from hpo_mab.storage import Storage
@@ -83,7 +87,7 @@ def compare(
             loaded,
             store,
             progress=progress,
-            on_retrain=None if silent else _tell_retraining,
+            on_retrain=None if silent else _print_retraining,
         )
     if {run.arm for run in found.runs} <= {found.reference} or found.interrupted:
         typer.echo("Interrupted; the same command continues.", err=True)
@@ -107,13 +111,13 @@ def compare(
             summary,
             found,
             store,
-            dashboard=again(context, dashboard, shown),
-            more_seeds=again(context, compare, shown | more),
+            dashboard=command_line(context, dashboard, shown),
+            more_seeds=command_line(context, compare, shown | more),
             verbose=verbose,
         )
     # Last: the result is told, whatever becomes of the pages about it.
     warn_unpublished(publish_comparison(store, found.runs, summary))
 
 
-def _tell_retraining(study: str, number: int, of: int) -> None:
+def _print_retraining(study: str, number: int, of: int) -> None:
     typer.echo(f"{study}: training its best configuration again, {number} of {of}", err=True)

@@ -45,7 +45,7 @@ def dashboard(
     from socketserver import ThreadingMixIn
     from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
-    from hpo_mab.cli._summary import warn_unpublished
+    from hpo_mab.cli._output import warn_unpublished
     from hpo_mab.dashboard import application, refresh
     from hpo_mab.storage import Storage
 

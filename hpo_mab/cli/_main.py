@@ -11,18 +11,12 @@ from typing import Any, TextIO
 import typer
 from typer.core import TyperGroup
 
-from hpo_mab._errors import HpoMabError
-from hpo_mab._memory import memory_reason
-from hpo_mab._secrets import hide_passwords
+from hpo_mab._errors import HpoMabError, hide_passwords, memory_reason
 from hpo_mab.cli._compare import compare
-from hpo_mab.cli._copy import copy
 from hpo_mab.cli._dashboard import dashboard
-from hpo_mab.cli._evidence import evidence
-from hpo_mab.cli._replay import replay
-from hpo_mab.cli._report import report
+from hpo_mab.cli._report import evidence, report, studies
 from hpo_mab.cli._run import run
-from hpo_mab.cli._studies import studies
-from hpo_mab.cli._worker import worker
+from hpo_mab.cli._worker import copy, replay, worker
 
 
 class _QuickHelp(TyperGroup):
@@ -123,6 +117,6 @@ def _outside_cause(error: Exception) -> str | None:
     if "sqlalchemy" not in sys.modules:
         return None
     from hpo_mab.storage import STORAGE_ERRORS
-    from hpo_mab.storage._diagnosis import diagnose
+    from hpo_mab.storage._process import diagnose
 
     return f"The storage failed: {diagnose(error)}" if isinstance(error, STORAGE_ERRORS) else None

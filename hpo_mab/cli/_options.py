@@ -1,18 +1,80 @@
-"""Options that several commands share."""
+"""Options that several commands share.
+
+What the shell offers after Tab, and the options given, as the command line to give next.
+"""
 
 from __future__ import annotations
 
+import inspect
+import shlex
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from hpo_mab._errors import ArgumentError
-from hpo_mab.cli import _complete as complete
 
 if TYPE_CHECKING:
     from hpo_mab.search import StudySpec
+
+
+def definitions() -> list[str]:
+    """Names of the definitions that come with the package."""
+    from hpo_mab.search import builtin_names
+
+    return list(builtin_names())
+
+
+def data_sets() -> list[str]:
+    """Names of data sets."""
+    from hpo_mab.data import available
+
+    return list(available())
+
+
+def networks() -> list[str]:
+    """Names of networks."""
+    from hpo_mab.models import available
+
+    return list(available())
+
+
+def batch_samplers() -> list[str]:
+    """Kinds of batch samplers."""
+    from hpo_mab.samplers import available
+
+    return ["auto", *available()]
+
+
+def pruners() -> list[str]:
+    """Kinds of pruners."""
+    from hpo_mab.search._components import pruner_kinds
+
+    return list(pruner_kinds())
+
+
+def devices() -> list[str]:
+    """Kinds of devices."""
+    return ["auto", "cpu", "cuda", "mps"]
+
+
+def study_names(ctx: typer.Context) -> list[str]:
+    """Names of the studies in the storage that the line names, or the usual one."""
+    from hpo_mab._errors import HpoMabError
+    from hpo_mab.storage import DEFAULT_URL, Storage
+    from hpo_mab.storage import study_names as stored
+
+    given = ctx.params.get("storage") or DEFAULT_URL
+    urls = [given] if isinstance(given, str) else given
+    found: list[str] = []
+    for url in urls:
+        try:
+            found += stored(Storage(url, create=False))
+        except HpoMabError:
+            continue
+    return found
+
 
 Spec = Annotated[
     str,
@@ -20,7 +82,7 @@ Spec = Annotated[
         metavar="SPEC",
         help="A study definition: a TOML file, or digits, fashion_mnist, cifar10, cifar100.",
         show_default=True,
-        autocompletion=complete.definitions,
+        autocompletion=definitions,
     ),
 ]
 StorageUrl = Annotated[
@@ -51,9 +113,7 @@ Epochs = Annotated[float | None, typer.Option(help="Passes over the training set
 Seed = Annotated[int | None, typer.Option(help="Seed of the study.")]
 Data = Annotated[
     str | None,
-    typer.Option(
-        help="Data set, e.g. digits, cifar10, image_folder.", autocompletion=complete.data_sets
-    ),
+    typer.Option(help="Data set, e.g. digits, cifar10, image_folder.", autocompletion=data_sets),
 ]
 DataRoot = Annotated[
     str | None,
@@ -61,25 +121,23 @@ DataRoot = Annotated[
 ]
 Model = Annotated[
     str | None,
-    typer.Option(help="Network, e.g. small_cnn, resnet18.", autocompletion=complete.networks),
+    typer.Option(help="Network, e.g. small_cnn, resnet18.", autocompletion=networks),
 ]
 Sampler = Annotated[
     str | None,
-    typer.Option(
-        help="Batch sampler, e.g. mab, uniform, gradnorm.", autocompletion=complete.batch_samplers
-    ),
+    typer.Option(help="Batch sampler, e.g. mab, uniform, gradnorm.", autocompletion=batch_samplers),
 ]
 Pruner = Annotated[
     str | None,
     typer.Option(
         help="none, median, percentile, successive_halving, hyperband, advantage or top_k.",
-        autocompletion=complete.pruners,
+        autocompletion=pruners,
     ),
 ]
 BatchSize = Annotated[int | None, typer.Option(help="Examples a batch.")]
 Device = Annotated[
     str | None,
-    typer.Option(help="auto, cpu, cuda, cuda:1, mps.", autocompletion=complete.devices),
+    typer.Option(help="auto, cpu, cuda, cuda:1, mps.", autocompletion=devices),
 ]
 Workers = Annotated[
     str,
@@ -225,3 +283,45 @@ def _assignment(text: str) -> tuple[str, Any]:
     except tomllib.TOMLDecodeError:
         # A bare word is a string: --set model.name=resnet18.
         return key.strip(), raw.strip()
+
+
+#: What concerns one call only.
+_ONCE = {"trials", "fresh", "quiet", "verbose", "as_json", "record", "report"}
+
+
+def is_given(context: typer.Context, name: str) -> bool:
+    """Whether an argument is on the command line, not from the environment or by default."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
+def command_line(
+    context: typer.Context, command: Callable[..., None], changes: Mapping[str, str] | None = None
+) -> str:
+    """A command line with the arguments of the current one.
+
+    Args:
+        context: Of the current command.
+        command: The command to suggest; arguments it does not have are left out.
+        changes: Values by parameter name in place of those given.
+    """
+    known = inspect.signature(command).parameters
+    values = {
+        str(parameter.name): _arguments(parameter, context.params[str(parameter.name)])
+        for parameter in context.command.params
+        if parameter.name not in _ONCE and is_given(context, str(parameter.name))
+    }
+    by_name = {str(parameter.name): parameter for parameter in context.command.params}
+    values |= {name: _arguments(by_name[name], value) for name, value in (changes or {}).items()}
+    words = [word for name, found in values.items() if name in known for word in found]
+    return shlex.join(["hpo-mab", command.__name__, *words])
+
+
+def _arguments(parameter: Any, value: Any) -> Iterator[str]:
+    for one in value if isinstance(value, list | tuple) else [value]:
+        if parameter.param_type_name == "argument":
+            yield str(one)
+        elif one is True:
+            yield parameter.opts[0]
+        else:
+            yield from (parameter.opts[0], str(one))

@@ -1,17 +1,25 @@
-"""``hpo-mab report``: the comparison of stored studies; nothing is run."""
+"""The commands that read what is stored: ``report``, ``evidence`` and ``studies``.
+
+They run nothing.
+"""
 
 from __future__ import annotations
 
+import json
+import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from hpo_mab._errors import ArgumentError
 from hpo_mab.cli import _options as opt
-from hpo_mab.cli._complete import study_names
+from hpo_mab.cli._options import study_names
 
 if TYPE_CHECKING:
+    from optuna.study import StudySummary
+
+    from hpo_mab.advantage import Evidence
     from hpo_mab.compare import ComparisonSummary
     from hpo_mab.storage import StudyRun
 
@@ -58,13 +66,12 @@ def report(
     hpo-mab report record.json
     ```
     """
-    from hpo_mab.cli._files import refuse_unwritable, write_text
-    from hpo_mab.cli._outcome import print_result
+    from hpo_mab.cli._output import print_result, refuse_unwritable, write_text
     from hpo_mab.compare import report_html
 
     opt.silence_optuna()
     refuse_unwritable(output, record)
-    runs, summary, environment, text = _read(studies, storage or [], reference)
+    runs, summary, environment, text = _read_comparison(studies, storage or [], reference)
     if record is not None:
         write_text(record, text)
     shown = title or ", ".join(dict.fromkeys(str(run.spec.get("name", run.name)) for run in runs))
@@ -76,12 +83,12 @@ def report(
         typer.echo(f"\n{len(runs)} {'study' if len(runs) == 1 else 'studies'} in {output}")
 
 
-def _read(
+def _read_comparison(
     studies: list[str], storages: list[str], reference: str | None
 ) -> tuple[tuple[StudyRun, ...], ComparisonSummary, dict[str, object], str]:
     """Studies, summary, environment, and all of it as a record."""
     from hpo_mab.compare import comparison_record, read_record, stored_comparison, summarise
-    from hpo_mab.compare._stored import is_record
+    from hpo_mab.compare._runner import is_record
 
     if any(is_record(name, storages=storages) for name in studies):
         if len(studies) > 1 or reference:
@@ -96,3 +103,129 @@ def _read(
     found = stored_comparison(studies, storages=storages, reference=reference)
     summary = summarise(found.runs, reference=found.reference, retrained=found.retrained)
     return found.runs, summary, found.environment, comparison_record(found, summary)
+
+
+def evidence(
+    studies: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="STUDY",
+            autocompletion=study_names,
+            help="Studies of both arms, named as for hpo-mab report, or records (.json).",
+        ),
+    ],
+    storage: opt.Storages = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The file to write.")] = Path(
+        "evidence.json"
+    ),
+    arm: Annotated[str, typer.Option(help="Arm trained with the bandit.")] = "mab",
+    reference: Annotated[str, typer.Option(help="Arm trained under uniform sampling.")] = "uniform",
+    margin: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Loss of rank correlation put up with.")
+    ] = 0.1,
+    as_json: opt.Json = False,
+) -> None:
+    """Save what finished studies say of the bandit's head start, for pruning later studies earlier.
+
+    Trials of both arms with equal seed and configuration that ran to their end are pairs; four is
+    the least, twenty or more have something to say. Nothing is run. Another study of the same data
+    and network uses the file by `pruner = { kind = "advantage", evidence = "evidence.json" }`.
+
+    Examples:
+
+    ```
+    hpo-mab evidence 'digits-*'
+    hpo-mab evidence record.json -o evidence.json
+    hpo-mab evidence 'digits-*' --arm bandit --reference uniform_median
+    ```
+    """
+    from hpo_mab.cli._output import refuse_unwritable, write_text
+    from hpo_mab.compare import evidence_of
+
+    opt.silence_optuna()
+    refuse_unwritable(output)
+    runs = _read_runs(studies, storage or [])
+    found = evidence_of(runs, arm=arm, reference=reference, margin=margin)
+    text = json.dumps(found.to_json())
+    write_text(output, text + "\n")
+    typer.echo(text if as_json else _evidence_text(found, output))
+
+
+def _read_runs(studies: list[str], storages: list[str]) -> list[StudyRun]:
+    from hpo_mab.compare import read_record, stored_comparison
+    from hpo_mab.compare._runner import is_record
+
+    records = [name for name in studies if is_record(name, storages=storages)]
+    names = [name for name in studies if name not in records]
+    runs = [run for name in records for run in read_record(Path(name)).runs]
+    return [*runs, *(stored_comparison(names, storages=storages).runs if names else ())]
+
+
+def _evidence_text(found: Evidence, output: Path) -> str:
+    from hpo_mab.compare._tables import points, ratio
+
+    moved = sum(rung.moved for rung in found.rungs)
+    lines = [
+        f"{found.pairs} pairs: {found.source}.",
+        f"{'budget':>8}{'advantage, points':>26}{'acceleration':>26}{'judged at':>12}",
+    ]
+    for budget, ahead, faster, rung in zip(
+        found.budgets, found.advantage, found.acceleration, found.rungs, strict=True
+    ):
+        lines.append(
+            f"{budget:>8.0%}{points(ahead):>26}{ratio(faster):>26}{rung.decided_at:>12.0%}"
+        )
+    lines.append(f"{moved} of {len(found.rungs)} rungs are judged earlier than uniform's.")
+    if not moved:
+        lines.append("A study that is given this evidence prunes as by successive halving.")
+    lines.append(f'Next: pruner = {{ kind = "advantage", evidence = "{output}" }}')
+    return "\n".join(lines)
+
+
+def studies(storage: opt.StorageUrl = "sqlite:///hpo_mab.db", as_json: opt.Json = False) -> None:
+    """List the studies in a database.
+
+    Examples:
+
+    ```
+    hpo-mab studies
+    hpo-mab studies --storage postgresql+psycopg://me@host/db --json
+    ```
+    """
+    import optuna
+    from rich.table import Table
+
+    from hpo_mab.cli._output import console
+    from hpo_mab.storage import Definition, Storage
+
+    store = Storage(storage, create=False)
+    summaries = optuna.get_all_study_summaries(storage=store.optuna)
+    rows: list[dict[str, Any]] = [
+        {
+            "study": summary.study_name,
+            "trials": summary.n_trials,
+            "best": _best(summary),
+            "started": summary.datetime_start and summary.datetime_start.isoformat(" ", "minutes"),
+        }
+        for summary in summaries
+    ]
+    if as_json:
+        typer.echo(json.dumps(rows, indent=1))
+        return
+    table = Table("Study", "Trials", "Best", "Started", box=None, padding=(0, 2, 0, 0))
+    ours = {one.study_name for one in summaries if Definition.is_in(one.user_attrs)}
+    for row in rows:
+        # Of a study that is not ours, nobody knows the unit.
+        form = ".2%" if row["study"] in ours else ".6g"
+        best = "" if row["best"] is None else f"{row['best']:{form}}"
+        table.add_row(row["study"], str(row["trials"]), best, row["started"] or "")
+    console().print(table if rows else f"No studies in {store.shown_url}; 'hpo-mab run' makes one.")
+
+
+def _best(summary: StudySummary) -> float | None:
+    """The best value; None without one, and where it is not finite, which JSON does not have."""
+    # Of several objectives there is no best one.
+    if summary.best_trial is None:
+        return None
+    value = summary.best_trial.value
+    return value if value is not None and math.isfinite(value) else None

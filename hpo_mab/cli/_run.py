@@ -7,11 +7,63 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from hpo_mab._errors import ArgumentError
 from hpo_mab.cli import _options as opt
 
 if TYPE_CHECKING:
-    from hpo_mab.search import RunOutcome
-    from hpo_mab.search._spec import BudgetSection
+    from hpo_mab.search import Launch, RunOutcome, StudySpec
+    from hpo_mab.search._definition import BudgetSection
+    from hpo_mab.storage import Storage
+
+_SQLITE_WORKERS = 2
+
+
+def launcher(
+    spec: StudySpec,
+    storage: Storage,
+    *,
+    workers: int | None,
+    ray: str | None,
+    gpus_per_worker: float | None,
+    quiet: bool,
+) -> Launch | None:
+    """What runs the trials; None where this process does.
+
+    ``workers=None`` is as many as the machine has room for.
+
+    Raises:
+        ArgumentError: Options outside their bounds, or that do not go together.
+        StorageError: A database the workers cannot reach.
+    """
+    if gpus_per_worker is not None and ray is None:
+        raise ArgumentError("--gpus-per-worker needs --ray; --slots is for one machine.")
+    if workers is None and ray is not None:
+        raise ArgumentError("--workers auto counts this machine's cores; with --ray give a number.")
+    if workers is None:
+        from hpo_mab.workers import room
+
+        training = spec.training
+        workers = room(device=training.device, threads=training.threads)
+    if ray is None and workers == 1:
+        return None
+    if storage.is_sqlite and workers > _SQLITE_WORKERS and not quiet:
+        typer.echo(
+            f"SQLite has one writer at a time: {workers} workers will wait for one another where "
+            "trials are short. PostgreSQL serves any number: --storage postgresql://...",
+            err=True,
+        )
+    from hpo_mab.workers import ProcessLauncher, RayLauncher, worker_devices
+
+    if ray is not None:
+        return RayLauncher(
+            storage,
+            workers=workers,
+            address=ray,
+            gpus_per_worker=gpus_per_worker or 0.0,
+            data_root=spec.data.root,
+        )
+    devices = worker_devices(workers, device=spec.training.device)
+    return ProcessLauncher(storage, devices=devices, data_root=spec.data.root)
 
 
 def run(
@@ -58,13 +110,17 @@ def run(
     ```
     """
     loaded = opt.definition(context)
-    from hpo_mab.cli._again import again, is_given
     from hpo_mab.cli._compare import compare
     from hpo_mab.cli._dashboard import dashboard
-    from hpo_mab.cli._launch import launcher
-    from hpo_mab.cli._progress import StudyProgress, shown_data
+    from hpo_mab.cli._options import command_line, is_given
+    from hpo_mab.cli._output import (
+        StudyProgress,
+        print_summary,
+        run_json,
+        shown_data,
+        warn_unpublished,
+    )
     from hpo_mab.cli._signals import stoppable
-    from hpo_mab.cli._summary import print_summary, run_json, warn_unpublished
     from hpo_mab.dashboard import publish_study
     from hpo_mab.search import StudyRunner
     from hpo_mab.search._study import check_pruner, default_name, fresh_name
@@ -105,9 +161,9 @@ def run(
         print_summary(
             outcome,
             loaded,
-            dashboard=again(context, dashboard, shown),
-            compare=again(context, compare, shown),
-            go_on=again(context, run, shown | named | more),
+            dashboard=command_line(context, dashboard, shown),
+            compare=command_line(context, compare, shown),
+            go_on=command_line(context, run, shown | named | more),
         )
     if outcome.interrupted:
         # Whoever presses Ctrl-C does not wait for pages: 'hpo-mab dashboard' makes them.

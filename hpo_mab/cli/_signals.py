@@ -39,12 +39,12 @@ def stoppable() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _second_is_final() -> Iterator[None]:
-    ears, mouth = os.pipe()
-    # Python's handlers wait for the main thread; this is written to when the signal comes.
-    os.set_blocking(mouth, False)
-    before = signal.set_wakeup_fd(mouth, warn_on_full_buffer=False)
+    read_end, write_end = os.pipe()
+    # Python's handlers wait for the main thread; Python writes to this pipe when the signal comes.
+    os.set_blocking(write_end, False)
+    before = signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
     over = threading.Event()
-    listener = threading.Thread(target=_listen, args=(ears, over), name="second-ctrl-c")
+    listener = threading.Thread(target=_listen, args=(read_end, over), name="second-ctrl-c")
     listener.daemon = True
     listener.start()
     try:
@@ -52,18 +52,18 @@ def _second_is_final() -> Iterator[None]:
     finally:
         over.set()
         signal.set_wakeup_fd(before)
-        os.close(mouth)
+        os.close(write_end)
         listener.join()
-        os.close(ears)
+        os.close(read_end)
 
 
-def _listen(ears: int, over: threading.Event) -> None:
-    heard = 0
-    while heard < 2:
-        number = os.read(ears, 1)
+def _listen(read_end: int, over: threading.Event) -> None:
+    received = 0
+    while received < 2:
+        number = os.read(read_end, 1)
         if not number:
             return
-        heard += number[0] in _SIGNALS
+        received += number[0] in _SIGNALS
     if over.wait(_SECONDS_TO_TIDY):
         return
     if sys.stderr.isatty():

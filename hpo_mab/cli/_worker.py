@@ -1,7 +1,8 @@
-"""``hpo-mab worker``: help with a study that exists."""
+"""The commands on a study that exists: ``worker``, ``replay`` and ``copy``."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
@@ -9,11 +10,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hpo_mab.cli import _options as opt
-from hpo_mab.cli._complete import study_names
+from hpo_mab.cli._options import study_names
 
 if TYPE_CHECKING:
     import optuna
     from optuna.trial import FrozenTrial
+
+    from hpo_mab.search import Replay
 
 
 def worker(
@@ -45,7 +48,7 @@ def worker(
     if until_eof:
         interrupt_at_eof()
     with stoppable():
-        from hpo_mab.cli._progress import StudyProgress
+        from hpo_mab.cli._output import StudyProgress
         from hpo_mab.search import Target, join_study
         from hpo_mab.storage import Storage, open_study
 
@@ -68,12 +71,12 @@ def worker(
                 on_trial=on_trial,
             )
     if as_json:
-        typer.echo(_json(study, target, here, interrupted=interrupted))
+        typer.echo(_worker_json(study, target, here, interrupted=interrupted))
     if interrupted:
         raise typer.Exit(130)
 
 
-def _json(study: str, target: int, here: Sequence[FrozenTrial], *, interrupted: bool) -> str:
+def _worker_json(study: str, target: int, here: Sequence[FrozenTrial], *, interrupted: bool) -> str:
     """What this worker has done; the study as a whole is what ``run`` and ``report`` tell."""
     from hpo_mab.search._plan import Plan
 
@@ -85,3 +88,117 @@ def _json(study: str, target: int, here: Sequence[FrozenTrial], *, interrupted: 
         "interrupted": interrupted,
     }
     return json.dumps(facts, indent=1)
+
+
+def replay(
+    study: Annotated[
+        str,
+        typer.Argument(
+            help="Name of the study, as hpo-mab studies lists it.", autocompletion=study_names
+        ),
+    ],
+    trial: Annotated[int, typer.Argument(help="Number of the trial.")],
+    storage: opt.StorageUrl = "sqlite:///hpo_mab.db",
+    device: opt.Device = None,
+    data_root: opt.DataRoot = None,
+    tolerance: Annotated[
+        float,
+        typer.Option(min=0.0, help="Difference of accuracies that still counts as the same."),
+    ] = 0.0,
+    as_json: opt.Json = False,
+) -> None:
+    """Train one recorded trial again, alone, and compare its learning curve with the record.
+
+    On a CPU both are the same bit for bit; on a GPU sums may be taken in another order, for which
+    --tolerance allows. Exit status 1 means that they differ.
+
+    Example: `hpo-mab replay digits-mab-seed0 7`.
+    """
+    from hpo_mab.cli._signals import stoppable
+    from hpo_mab.search import replay as train_again
+    from hpo_mab.storage import Storage
+
+    with stoppable():
+        found = train_again(
+            Storage(storage, create=False), study, trial, device=device, data_root=data_root
+        )
+    same = found.is_identical or found.largest_difference <= tolerance > 0
+    typer.echo(_replay_json(found, study) if as_json else _replay_text(found, study))
+    if not same:
+        raise typer.Exit(1)
+
+
+def _replay_json(found: Replay, study: str) -> str:
+    curves = {"recorded": found.trial.curve, "replayed": found.curve}
+    facts = {
+        "study": study,
+        "trial": found.trial.number,
+        "identical": found.is_identical,
+        "largest_difference": found.largest_difference,
+        **{name: [e.accuracy for e in curve] for name, curve in curves.items()},
+    }
+    return json.dumps(facts, indent=1)
+
+
+def _replay_text(found: Replay, study: str) -> str:
+    lines = [f"{'examples':>12}  {'recorded':>10}  {'replayed':>10}"]
+    for index, one in enumerate(found.trial.curve):
+        other = f"{found.curve[index].accuracy:.4%}" if index < len(found.curve) else "diverged"
+        lines.append(f"{one.examples:>12,}  {one.accuracy:>10.4%}  {other:>10}")
+    verdict = (
+        "comes out the same, bit for bit"
+        if found.is_identical
+        else f"differs by up to {found.largest_difference:.2%} in accuracy"
+    )
+    return "\n".join([*lines, f"Trial {found.trial.number} of {study} {verdict}."])
+
+
+def copy(
+    study: Annotated[
+        str,
+        typer.Argument(
+            help="Name of the study, as hpo-mab studies lists it.", autocompletion=study_names
+        ),
+    ],
+    to: Annotated[
+        str | None,
+        typer.Option("--to", help="Database URL or path of the copy; default the study's own."),
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option(help="The copy's name; default the study's own.")
+    ] = None,
+    move: Annotated[
+        bool, typer.Option("--move", help="Delete the study once the copy is whole.")
+    ] = False,
+    storage: opt.StorageUrl = "sqlite:///hpo_mab.db",
+    as_json: opt.Json = False,
+) -> None:
+    """Copy a study with its trials, learning curves, notes and artifacts, or move it.
+
+    Optuna's own `copy_study` leaves the learning curves behind when it goes to another database.
+
+    Examples:
+
+    ```
+    hpo-mab copy digits-mab-seed0 --to sqlite:///archive.db
+    hpo-mab copy digits-mab-seed0 --to postgresql+psycopg://me@host/studies --move
+    hpo-mab copy digits-mab-seed0 --name before
+    ```
+    """
+    from hpo_mab.cli._signals import stoppable
+    from hpo_mab.search import copy_study
+    from hpo_mab.storage import Storage
+
+    opt.silence_optuna()
+    source = Storage(storage, create=False)
+    target = source if to is None else Storage(to)
+    with stoppable():
+        copied = copy_study(source, study, target, to_name=name, move=move)
+    if as_json:
+        typer.echo(json.dumps({**dataclasses.asdict(copied), "moved": move}, indent=1))
+        return
+    done = "Moved" if move else "Copied"
+    typer.echo(
+        f"{done} '{study}' to '{copied.name}' in {target.shown_url}: {copied.trials} trials, "
+        f"{copied.curves} learning curves."
+    )

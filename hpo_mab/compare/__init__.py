@@ -7,10 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from hpo_mab._environment import environment
+from hpo_mab._attributes import environment
 from hpo_mab._lazy import lazy_names
-from hpo_mab.compare._incumbent import IncumbentCurve, incumbent_curve
-from hpo_mab.compare._record_file import ComparisonRecord, comparison_record, read_record
 from hpo_mab.compare._records import (
     ArmSummary,
     ComparisonSummary,
@@ -20,19 +18,36 @@ from hpo_mab.compare._records import (
     FidelityRow,
     PairedRow,
 )
-from hpo_mab.compare._report import report_html
-from hpo_mab.compare._summarise import summarise
-from hpo_mab.compare._table import comparison_tables
-from hpo_mab.compare._verdict import Question, outcome, verdict
+from hpo_mab.compare._report import (
+    ComparisonRecord,
+    Question,
+    comparison_record,
+    outcome,
+    read_record,
+    report_html,
+    verdict,
+)
+from hpo_mab.compare._summary import IncumbentCurve, incumbent_curve, summarise
+from hpo_mab.compare._tables import comparison_tables
 
 if TYPE_CHECKING:
-    from hpo_mab.compare._arms import arms_of
-    from hpo_mab.compare._curve_table import CurveTable
     from hpo_mab.compare._evidence import evidence_of
-    from hpo_mab.compare._false_prunings import FalsePrunings, false_prunings
-    from hpo_mab.compare._runner import ComparisonRuns, retrain, run_comparison
-    from hpo_mab.compare._simulation import Saving, Simulation, saving, simulate
-    from hpo_mab.compare._stored import stored_comparison
+    from hpo_mab.compare._runner import (
+        ComparisonRuns,
+        arms_of,
+        retrain,
+        run_comparison,
+        stored_comparison,
+    )
+    from hpo_mab.compare._simulation import (
+        CurveTable,
+        FalsePrunings,
+        Saving,
+        Simulation,
+        false_prunings,
+        saving,
+        simulate,
+    )
 
 __all__ = [
     "ArmSummary",
@@ -73,17 +88,17 @@ __getattr__, __dir__ = lazy_names(
     __name__,
     {
         "ComparisonRuns": "._runner",
-        "CurveTable": "._curve_table",
-        "FalsePrunings": "._false_prunings",
+        "CurveTable": "._simulation",
+        "FalsePrunings": "._simulation",
         "Saving": "._simulation",
         "Simulation": "._simulation",
-        "arms_of": "._arms",
+        "arms_of": "._runner",
         "evidence_of": "._evidence",
-        "false_prunings": "._false_prunings",
+        "false_prunings": "._simulation",
         "retrain": "._runner",
         "run_comparison": "._runner",
         "saving": "._simulation",
         "simulate": "._simulation",
-        "stored_comparison": "._stored",
+        "stored_comparison": "._runner",
     },
 )

@@ -1,23 +1,207 @@
-"""A comparison as one self-contained HTML page."""
+"""A comparison's verdict, its JSON record, and its report as one self-contained HTML page."""
 
 from __future__ import annotations
 
+import dataclasses
 import html
 import json
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
-from hpo_mab._environment import environment
+from hpo_mab._attributes import environment as this_environment
+from hpo_mab._errors import ArgumentError
+from hpo_mab.advantage import Estimate
 from hpo_mab.compare import figures
-from hpo_mab.compare._grids import Grid, grids
-from hpo_mab.compare._records import CURRENCIES, ComparisonSummary
-from hpo_mab.compare._verdict import verdict
-from hpo_mab.compare._words import parameter, weights_evaluated
+from hpo_mab.compare._records import CURRENCIES, ComparisonSummary, Contrast
+from hpo_mab.compare._tables import Grid, grids, parameter, weights_evaluated
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
+    from hpo_mab.compare._runner import ComparisonRuns
+    from hpo_mab.storage import StudyRun, TrialRun
+
+Outcome = Literal["helps", "hurts", "is not distinguishable"]
+#: Does the same budget give a better model; does a study find better hyperparameters.
+Question = Literal["model", "hyperparameters"]
+
+
+def verdict(summary: ComparisonSummary) -> str:
+    """What was found of each arm against the reference, in plain words, a line an arm.
+
+    Each question has one measure, whatever else is known. Whether the same budget gives a better
+    model: the difference of validation accuracies over pairs of one configuration, at the end of a
+    trial. Whether a study finds better hyperparameters: the difference of the test accuracies of
+    the re-trained incumbents, over seeds. An arm helps or hurts where the whole interval lies on
+    one side of zero.
+    """
+    if not summary.contrasts:
+        return f"Only the arm '{summary.reference}' has been run: there is nothing to compare."
+    return "\n".join(_line(summary, contrast) for contrast in summary.contrasts)
+
+
+def outcome(contrast: Contrast, question: Question = "model") -> Outcome:
+    """What the measure of a question says of one arm; see `verdict`."""
+    measure = _measure(contrast, question)
+    if measure is None or not measure.bounded:
+        return "is not distinguishable"
+    if measure.above(0.0):
+        return "helps"
+    return "hurts" if measure.below(0.0) else "is not distinguishable"
+
+
+def _measure(contrast: Contrast, question: Question) -> Estimate | None:
+    """The difference of accuracies that answers a question; None if it was not measured."""
+    if question == "hyperparameters":
+        return contrast.retrained_gain
+    return contrast.paired[-1].advantage if contrast.paired else None
+
+
+def _stated(estimate: Estimate) -> str:
+    """A difference of accuracies in points with its interval, in words."""
+    if math.isnan(estimate.value):
+        return "unknown"
+    value = f"{100 * estimate.value:+.2f} points"
+    if not estimate.bounded:
+        return f"{value} (no interval, n = {estimate.n})"
+    return (
+        f"{value} ({estimate.confidence:.0%} interval {100 * estimate.low:+.2f} to "
+        f"{100 * estimate.high:+.2f}, n = {estimate.n})"
+    )
+
+
+_FOUND = {
+    "helps": "It finds better hyperparameters",
+    "hurts": "It finds worse hyperparameters",
+    "is not distinguishable": "The hyperparameters found are not distinguishable",
+}
+
+
+def _line(summary: ComparisonSummary, contrast: Contrast) -> str:
+    found = outcome(contrast)
+    against = {"helps": "compared with", "hurts": "compared with"}.get(found, "from")
+    where = f" on {summary.data}" if summary.data else ""
+    seeds = len(contrast.seeds)
+    model, search = _measure(contrast, "model"), _measure(contrast, "hyperparameters")
+    return (
+        f"{contrast.arm} {found} {against} {contrast.reference}{where}, at "
+        f"{seeds} seed{'' if seeds == 1 else 's'} and {summary.trial_examples:,} examples a trial: "
+        + (
+            "no configuration was trained in both arms. "
+            if model is None
+            else f"same configurations at the end of a trial {_stated(model)}. "
+        )
+        + (
+            ""
+            if search is None
+            else f"{_FOUND[outcome(contrast, 'hyperparameters')]}: "
+            f"re-trained test accuracy {_stated(search)}. "
+        )
+        + f"Best validation accuracy at equal examples {_stated(contrast.gain['examples'])}, "
+        f"at equal seconds {_stated(contrast.gain['seconds'])}."
+    )
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ComparisonRecord:
+    """A comparison as it was recorded.
+
+    Attributes:
+        runs: Its studies, without the user attributes of studies.
+        summary: What was concluded.
+        environment: Versions and hardware of the machine that ran it.
+    """
+
+    runs: tuple[StudyRun, ...]
+    summary: ComparisonSummary
+    environment: Mapping[str, Any]
+
+
+def read_record(path: Path) -> ComparisonRecord:
+    """Read a record file.
+
+    Raises:
+        ArgumentError: It cannot be read or is no record of a comparison.
+    """
+    from hpo_mab.compare._records import ComparisonSummary
+
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+        return ComparisonRecord(
+            runs=tuple(_run(study) for study in raw["studies"]),
+            summary=ComparisonSummary.from_json(raw["summary"]),
+            environment=raw["environment"],
+        )
+    except OSError as error:
+        raise ArgumentError(
+            f"{path} cannot be read: {error.strerror}; 'hpo-mab compare --record FILE' writes one."
+        ) from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise ArgumentError(
+            f"{path} is no record of a comparison ({type(error).__name__}: {error}); "
+            "'hpo-mab compare --record FILE' writes one."
+        ) from None
+
+
+def comparison_record(found: ComparisonRuns, summary: ComparisonSummary) -> str:
+    """The whole comparison as JSON: environments, summary and every run's values."""
+    record = {
+        "environment": found.environment,
+        "environments": _environments(found),
+        "verdict": verdict(summary).splitlines(),
+        "summary": summary.to_json(),
+        "retrained": [
+            {"arm": arm, "seed": seed, "test_accuracies": list(scores)}
+            for (arm, seed), scores in found.retrained.items()
+        ],
+        "studies": [_plain_run(run) for run in found.runs],
+    }
+    return json.dumps(record, separators=(",", ":"))
+
+
+def _run(raw: Mapping[str, Any]) -> StudyRun:
     from hpo_mab.storage import StudyRun
+
+    return StudyRun(**{**raw, "trials": tuple(_trial(trial) for trial in raw["trials"])})
+
+
+def _trial(raw: Mapping[str, Any]) -> TrialRun:
+    from hpo_mab.storage import TrialRun
+    from hpo_mab.training import Evaluation
+
+    columns = raw["curve"]
+    points = zip(*columns.values(), strict=True)
+    curve = tuple(Evaluation(**dict(zip(columns, point, strict=True))) for point in points)
+    return TrialRun(**{**raw, "curve": curve})
+
+
+def _environments(found: ComparisonRuns) -> list[dict[str, Any]]:
+    """Every machine that began a study, with the arms and seeds of its studies."""
+    grouped: dict[str, dict[str, Any]] = {}
+    for (arm, seed), environment in found.environments.items():
+        key = json.dumps(environment, sort_keys=True)
+        entry = grouped.setdefault(key, {"environment": dict(environment), "studies": []})
+        entry["studies"].append({"arm": arm, "seed": seed})
+    return list(grouped.values())
+
+
+def _plain_run(run: StudyRun) -> dict[str, Any]:
+    plain = dataclasses.asdict(run)
+    for trial in plain["trials"]:
+        curve = trial.pop("curve")
+        # A column an entry: a tenth of the size of one object an evaluation.
+        trial["curve"] = {
+            key: [_rounded(e[key]) for e in curve] for key in (curve[0] if curve else ())
+        }
+    plain["spec"]["data"].pop("root", None)
+    return plain
+
+
+def _rounded(value: Any) -> Any:
+    return round(value, 6) if isinstance(value, float) else value
+
 
 _CSS = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; max-width: 62rem;
@@ -75,7 +259,7 @@ def report_html(
             f'<p class="note">Accuracies along the curves are of {weights_evaluated(runs)}.</p>',
             *_divs(drawn),
             "<h2>Record</h2>",
-            _versions(record or environment()),
+            _versions(record or this_environment()),
             _every_run(runs),
             "</body></html>",
         ]

@@ -1,13 +1,10 @@
 """Image data sets held on the device: loading, splits, augmentation, normalisation."""
 
 from hpo_mab._labels import labels_of
-from hpo_mab.data._augmentation import Augmentation
 from hpo_mab.data._folder import DataWarning
-from hpo_mab.data._identity import DataIdentity
-from hpo_mab.data._images import ImageData
+from hpo_mab.data._images import Augmentation, ImageData, Normalization
 from hpo_mab.data._load import available, default_augmentation, load, load_splits, options
-from hpo_mab.data._normalization import Normalization
-from hpo_mab.data._splits import ImageSplits, split
+from hpo_mab.data._splits import DataIdentity, ImageSplits, split
 
 __all__ = [
     "Augmentation",

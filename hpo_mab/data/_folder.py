@@ -16,7 +16,7 @@ from typing import TypeAlias
 import torch
 
 from hpo_mab._errors import ArgumentError, DataError
-from hpo_mab.data import _cache, _pictures
+from hpo_mab.data import _images, _pictures
 from hpo_mab.data._images import ImageData
 from hpo_mab.data._splits import stratified_halves
 
@@ -60,7 +60,7 @@ class _Layout:
         return [path for files in self.files.values() for path, _ in files]
 
 
-def image_folder(*, root: Path, size: int | None = None) -> _cache.Decoded:
+def image_folder(*, root: Path, size: int | None = None) -> _images.Decoded:
     """Images from ``root/train/<class>/``, ``root/val/<class>/`` and ``root/test/<class>/``.
 
     The split folders may be spelt in any case, and as training, valid, validation and testing.
@@ -83,12 +83,12 @@ def image_folder(*, root: Path, size: int | None = None) -> _cache.Decoded:
     if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 4):
         raise ArgumentError(f"size must be an integer of at least 4 pixels, got {size!r}.")
     layout = _layout(root)
-    key = _cache.fingerprint(layout.everything, root=root, options={"size": size})
+    key = _images.fingerprint(layout.everything, root=root, options={"size": size})
     name = f"image_folder_{size or 'auto'}"
-    decoded = _cache.read(root, name=name, key=key)
+    decoded = _images.read(root, name=name, key=key)
     if decoded is None:
         decoded = _decode(root, layout, size=_checked_size(layout.everything, size))
-        _cache.write(root, decoded, name=name, key=key)
+        _images.write(root, decoded, name=name, key=key)
     for text in decoded.warnings:
         warnings.warn(text, DataWarning, stacklevel=4)
     for part in decoded.parts.values():
@@ -277,7 +277,7 @@ def _available_memory() -> int | None:
     return min(found, default=None)
 
 
-def _decode(root: Path, layout: _Layout, *, size: int) -> _cache.Decoded:
+def _decode(root: Path, layout: _Layout, *, size: int) -> _images.Decoded:
     names = [str(path.relative_to(root)) for path in layout.everything]
     read = _pictures.read_all(layout.everything, size=size)
     pictures = [found for found in read if not isinstance(found, str)]
@@ -305,7 +305,7 @@ def _decode(root: Path, layout: _Layout, *, size: int) -> _cache.Decoded:
         )
         for part in [name for name, found in parts.items() if found]
     }
-    return _cache.Decoded(parts=made, sides=(min(sides), max(sides)), warnings=texts)
+    return _images.Decoded(parts=made, sides=(min(sides), max(sides)), warnings=texts)
 
 
 def _readable_parts(

@@ -1,8 +1,20 @@
-"""Images with their labels."""
+"""Images with their labels, on the device.
+
+Their normalisation and augmentation, and decoded arrays on disk, memory-mapped so that workers
+share them.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -183,3 +195,185 @@ def _check_labels(labels: Tensor, examples: int, classes: int) -> None:
             f"labels must be in [0, {classes}), one number for each of the {classes} classes, "
             f"got values from {low} to {high}."
         )
+
+
+class Normalization:
+    """Scale uint8 pixels to zero mean and unit variance a channel: ``(x / 255 - mean) / std``.
+
+    Args:
+        mean: Mean of each channel, float [channels], pixels scaled to [0, 1].
+        std: Standard deviation of each channel, above 0.
+        channels_last: Whether the result is laid out channels last in memory.
+
+    Raises:
+        ArgumentError: Shapes that differ, or a ``std`` not above 0.
+    """
+
+    def __init__(self, mean: Tensor, std: Tensor, *, channels_last: bool = False) -> None:
+        if mean.ndim != 1 or mean.shape != std.shape:
+            raise ArgumentError(
+                "mean and std must be one value for each channel, "
+                f"got shapes {list(mean.shape)} and {list(std.shape)}."
+            )
+        if not bool((std > 0).all()):
+            raise ArgumentError(f"std must be above 0 for each channel, got {std.tolist()}.")
+        self.channels_last = channels_last
+        self._scale = (1 / (255 * std)).float()[:, None, None]
+        self._shift = (-mean / std).float()[:, None, None]
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Normalise uint8 [B, channels, height, width] to float32 of the same shape."""
+        # In place: the float copy is ours, and a batch is bound by memory traffic.
+        pixels = images.to(torch.float32).mul_(self._scale).add_(self._shift)
+        # Last: with few channels, arithmetic on channels-last memory is many times slower.
+        layout = torch.channels_last if self.channels_last else torch.contiguous_format
+        return pixels.contiguous(memory_format=layout)
+
+
+class Augmentation:
+    """Random shift by up to ``pad`` pixels with reflected borders, and random horizontal flip.
+
+    Equals ``RandomCrop(size, padding=pad, padding_mode="reflect")`` followed by
+    ``RandomHorizontalFlip()`` of torchvision in distribution, for a whole batch in one indexing
+    operation: the source row and column of every output pixel are computed and gathered, so
+    nothing is padded and nothing waits for the host.
+
+    Args:
+        pad: Largest shift in pixels, both ways and both axes; 0 for none.
+        flip: Whether to mirror half of the images left to right.
+
+    Raises:
+        ArgumentError: A negative ``pad``.
+    """
+
+    def __init__(self, *, pad: int = 4, flip: bool = True) -> None:
+        if pad < 0:
+            raise ArgumentError(f"pad must be at least 0 pixels, got {pad}.")
+        self.pad = pad
+        self.flip = flip
+
+    def __call__(self, images: Tensor, *, generator: torch.Generator) -> Tensor:
+        """Augment a batch.
+
+        Args:
+            images: Pixels [B, channels, height, width] of any type.
+            generator: Source of randomness, on the images' device.
+
+        Returns:
+            The augmented batch, same shape and type, newly allocated.
+
+        Raises:
+            ArgumentError: Images too small to reflect ``pad`` pixels.
+        """
+        batch, channels, height, width = images.shape
+        if self.pad >= min(height, width):
+            raise ArgumentError(
+                f"pad must be below the image's shorter side, {min(height, width)}, got {self.pad}."
+            )
+        device = images.device
+        draws = torch.rand(3, batch, 1, device=device, generator=generator)
+        shifts = (draws[:2] * (2 * self.pad + 1)).long() - self.pad
+        rows = _reflect(torch.arange(height, device=device) + shifts[0], height)
+        columns = _reflect(torch.arange(width, device=device) + shifts[1], width)
+        if self.flip:
+            columns = torch.where(draws[2] < 0.5, columns, columns.flip(1))
+        # One flat gather: the pixel of the output at (b, c, y, x) is at (b, c, rows, columns).
+        places = (rows * width)[:, :, None] + columns[:, None, :]
+        source = images.reshape(batch, channels, height * width)
+        where = places.view(batch, 1, height * width).expand(-1, channels, -1)
+        return source.gather(2, where).view(batch, channels, height, width)
+
+    def __repr__(self) -> str:
+        return f"Augmentation(pad={self.pad}, flip={self.flip})"
+
+
+def _reflect(positions: Tensor, size: int) -> Tensor:
+    """Mirror positions outside ``0..size-1`` at the first and last pixel."""
+    return (size - 1) - ((size - 1) - positions.abs()).abs()
+
+
+#: Folder of the cache inside a data root.
+CACHE_FOLDER = ".hpo_mab_cache"
+_FORMAT = 2
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Decoded:
+    """What a decoder made of its source files.
+
+    Attributes:
+        parts: Images by part: ``"train"``, ``"test"`` and, where validation images come with the
+            data set, ``"validation"``; all of the same classes.
+        sides: Smallest and largest shorter side of the source images in pixels, if they were
+            scaled.
+        warnings: What the user is warned of each time the data set is loaded.
+        notes: What was taken and what was passed over, a sentence each; not kept in the cache.
+    """
+
+    parts: Mapping[str, ImageData]
+    sides: tuple[int, int] | None = None
+    warnings: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def fingerprint(files: Iterable[Path], *, root: Path, options: dict[str, Any]) -> str:
+    """Digest of the names, sizes and modification times of source files, and of the options."""
+    digest = hashlib.sha256(json.dumps([_FORMAT, options], sort_keys=True).encode())
+    for file in sorted(files):
+        stat = file.stat()
+        digest.update(f"{file.relative_to(root)}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+def read(root: Path, *, name: str, key: str) -> Decoded | None:
+    """The cached entry, memory-mapped; None where there is none or it cannot be used."""
+    folder = root / CACHE_FOLDER / f"{name}-{key}"
+    try:
+        meta = json.loads((folder / "meta.json").read_text())
+        classes = tuple(meta["classes"])
+        parts = {part: _map(folder, part, classes) for part in meta["parts"]}
+        sides = tuple(meta["sides"]) or None
+        return Decoded(parts=parts, sides=sides, warnings=tuple(meta["warnings"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def write(root: Path, decoded: Decoded, *, name: str, key: str) -> None:
+    """Store an entry and remove the outdated ones of its name; does nothing on a read-only root.
+
+    The entry appears under its name only when complete, so a reader never sees half of it.
+    """
+    cache = root / CACHE_FOLDER
+    with contextlib.suppress(OSError):
+        cache.mkdir(exist_ok=True)
+        building = Path(tempfile.mkdtemp(prefix=f"tmp-{name}-", dir=cache))
+        try:
+            _fill(building, decoded)
+            for old in cache.glob(f"{name}-*"):
+                shutil.rmtree(old, ignore_errors=True)
+            # Fails where another worker was faster; its entry is as good as ours.
+            os.replace(building, cache / f"{name}-{key}")  # noqa: PTH105
+        finally:
+            shutil.rmtree(building, ignore_errors=True)
+
+
+def _fill(folder: Path, decoded: Decoded) -> None:
+    for part, data in decoded.parts.items():
+        np.save(folder / f"{part}-images.npy", data.images.numpy())
+        np.save(folder / f"{part}-labels.npy", data.labels.numpy())
+    meta = {
+        "classes": decoded.parts["train"].classes,
+        "parts": list(decoded.parts),
+        "sides": decoded.sides or (),
+        "warnings": decoded.warnings,
+    }
+    (folder / "meta.json").write_text(json.dumps(meta))
+
+
+def _map(folder: Path, part: str, classes: tuple[str, ...]) -> ImageData:
+    # Copy on write: torch wants writable memory, and no writer may reach the file.
+    images = np.load(folder / f"{part}-images.npy", mmap_mode="c")
+    labels = np.load(folder / f"{part}-labels.npy")
+    return ImageData(
+        images=torch.from_numpy(images), labels=torch.from_numpy(labels), classes=classes
+    )

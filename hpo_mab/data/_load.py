@@ -1,4 +1,4 @@
-"""Data sets by name."""
+"""Data sets by name, and the digits of scikit-learn."""
 
 from __future__ import annotations
 
@@ -7,13 +7,32 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+from sklearn.datasets import load_digits
+
 from hpo_mab._errors import UnknownNameError
-from hpo_mab.data import _cache, _torchvision
-from hpo_mab.data._augmentation import Augmentation
-from hpo_mab.data._digits import digits
+from hpo_mab.data import _images, _torchvision
 from hpo_mab.data._folder import image_folder
-from hpo_mab.data._images import ImageData
-from hpo_mab.data._splits import ImageSplits, split
+from hpo_mab.data._images import Augmentation, ImageData
+from hpo_mab.data._splits import ImageSplits, split, stratified_halves
+
+_TEST_SHARE = 0.2
+
+
+def digits() -> tuple[ImageData, ImageData]:
+    """1,797 grey 8x8 images of ten digits; a fixed stratified fifth is the test part."""
+    source = load_digits()
+    # Grey levels 0..16 become 0..255.
+    pixels = np.rint(source.images * (255 / 16)).astype(np.uint8)
+    data = ImageData(
+        images=torch.from_numpy(pixels).unsqueeze(1),
+        labels=torch.from_numpy(source.target.astype(np.int64)),
+        classes=tuple(str(name) for name in source.target_names),
+    )
+    train, test = stratified_halves(data.labels, share=_TEST_SHARE, seed=0)
+    return data.subset(train), data.subset(test)
+
 
 _OPTIONS: dict[str, tuple[str, ...]] = {
     "image_folder": tuple(
@@ -113,22 +132,22 @@ def load_splits(
     return splits
 
 
-def _load(name: str, root: Path, download: bool, more: dict[str, Any]) -> _cache.Decoded:
+def _load(name: str, root: Path, download: bool, more: dict[str, Any]) -> _images.Decoded:
     for option in more:
         if option not in options(name):
             raise UnknownNameError(f"option of data set '{name}'", option, options(name))
     if name in _torchvision.NAMES:
         train, test = _torchvision.load_torchvision(name, root=root, download=download)
-        return _cache.Decoded(parts={"train": train, "test": test})
+        return _images.Decoded(parts={"train": train, "test": test})
     if name == "image_folder":
         return image_folder(root=root, **more)
     if name == "digits":
         train, test = digits()
-        return _cache.Decoded(parts={"train": train, "test": test})
+        return _images.Decoded(parts={"train": train, "test": test})
     raise UnknownNameError("data set", name, available())
 
 
-def _description(title: str, found: _cache.Decoded, splits: ImageSplits) -> list[str]:
+def _description(title: str, found: _images.Decoded, splits: ImageSplits) -> list[str]:
     """What a data set consists of, a sentence a line."""
     train = splits.train
     height, width = train.image_size

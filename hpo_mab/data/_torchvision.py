@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from hpo_mab._errors import DataError
-from hpo_mab.data import _cache
+from hpo_mab.data import _images
 from hpo_mab.data._images import ImageData
 
 #: What torchvision raises on files that are absent, cut short or not what they should be.
@@ -86,13 +86,13 @@ def load_torchvision(name: str, *, root: Path, download: bool) -> tuple[ImageDat
     source = _SOURCES[name]
     present = _files(source, root)
     if present:
-        cached = _cache.read(root, name=name, key=_key(present, root))
+        cached = _images.read(root, name=name, key=_key(present, root))
         if cached is not None:
             return cached.parts["train"], cached.parts["test"]
     train, test = _decode(name, source, root, download=download)
     key = _key(_files(source, root), root)
-    decoded = _cache.Decoded(parts={"train": train, "test": test})
-    _cache.write(root, decoded, name=name, key=key)
+    decoded = _images.Decoded(parts={"train": train, "test": test})
+    _images.write(root, decoded, name=name, key=key)
     return train, test
 
 
@@ -101,7 +101,7 @@ def _files(source: _Source, root: Path) -> list[Path]:
 
 
 def _key(files: list[Path], root: Path) -> str:
-    return _cache.fingerprint(files, root=root, options={})
+    return _images.fingerprint(files, root=root, options={})
 
 
 def _decode(

@@ -2,23 +2,152 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 import weakref
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Mapping, MutableMapping, Sequence
 from typing import Any, Literal
 
 import optuna
 from optuna.pruners import BasePruner
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial
 
 from hpo_mab._attributes import PRUNED_KEY
 from hpo_mab._errors import ArgumentError, check_integer
-from hpo_mab.advantage import DEFAULT_MARGIN
-from hpo_mab.pruners._keeper import EvidenceKeeper, EvidenceLike, read_evidence
-from hpo_mab.pruners._placement import Placement, place
-from hpo_mab.pruners._rungs import contest, next_rung, rung_key
-from hpo_mab.pruners._trial_pairs import is_uniform
+from hpo_mab.advantage import DEFAULT_MARGIN, Evidence
+from hpo_mab.pruners._evidence import EvidenceKeeper, EvidenceLike, is_uniform, read_evidence
+
+_KEY = "hpo_mab:rung_{}"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Contest:
+    """A trial's standing at a rung.
+
+    Attributes:
+        promoted: Whether it goes on.
+        threshold: The value that was needed.
+        competitors: Trials that took part, itself included.
+    """
+
+    promoted: bool
+    threshold: float
+    competitors: int
+
+
+def rung_key(rung: int) -> str:
+    """Trial system attribute ``[step, value]`` of a rung that a trial has come to."""
+    return _KEY.format(rung)
+
+
+def next_rung(trial: FrozenTrial) -> int:
+    """The first rung that a trial has not come to."""
+    rung = 0
+    while rung_key(rung) in trial.system_attrs:
+        rung += 1
+    return rung
+
+
+def contest(
+    trials: Sequence[FrozenTrial],
+    trial: FrozenTrial,
+    value: float,
+    *,
+    rung: int,
+    step: int,
+    reduction_factor: int,
+    direction: StudyDirection,
+) -> Contest:
+    """Hold a trial's value against those of all trials that have come to a rung, at one step.
+
+    The rule is that of Optuna's ``SuccessiveHalvingPruner``: the best ``1 / reduction_factor`` of
+    all, rounded down, at least one, are promoted.
+
+    Args:
+        trials: The study's trials.
+        trial: The one to decide.
+        value: Its value.
+        rung: Number of the rung.
+        step: Step at which the rung is decided for this trial.
+        reduction_factor: Promotes one in this many.
+        direction: Of the study.
+    """
+    worst = -math.inf if direction == StudyDirection.MAXIMIZE else math.inf
+    found = (
+        _value_at(other, rung=rung, step=step, worst=worst)
+        for other in trials
+        if other.number != trial.number
+    )
+    ranked = sorted([value, *(one for one in found if one is not None)])
+    if direction == StudyDirection.MAXIMIZE:
+        ranked.reverse()
+    threshold = ranked[max(len(ranked) // reduction_factor, 1) - 1]
+    promoted = value >= threshold if direction == StudyDirection.MAXIMIZE else value <= threshold
+    return Contest(promoted=promoted, threshold=threshold, competitors=len(ranked))
+
+
+def _value_at(trial: FrozenTrial, *, rung: int, step: int, worst: float) -> float | None:
+    """What a trial that has come to the rung had at ``step``; None if it takes no part.
+
+    Where the rung lay elsewhere for that trial, values of different budgets must not be mixed: it
+    takes part with what it reported at ``step``. If it was stopped before, it was judged a loser.
+    """
+    taken = trial.system_attrs.get(rung_key(rung))
+    if taken is None:
+        return None
+    if taken[0] == step:
+        return float(taken[1])
+    value = trial.intermediate_values.get(step)
+    if value is not None and not math.isnan(value):
+        return float(value)
+    last = trial.last_step
+    stopped = trial.state.is_finished() and last is not None and last < step
+    return worst if stopped else None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Placement:
+    """Where a trial's rung lies.
+
+    Attributes:
+        step: Step at which it is decided.
+        uniform: Step at which it lies under uniform training.
+        equivalent: Uniform-equivalent budget of ``step``, in steps.
+        evidence: Digest of the evidence that moved it; None if it is not moved.
+    """
+
+    step: int
+    uniform: int
+    equivalent: float
+    evidence: str | None
+
+
+def place(uniform: int, *, full: int | None, evidence: Evidence | None) -> Placement:
+    """Where a rung is decided for a trial of the bandit.
+
+    Args:
+        uniform: Step of the rung under uniform training.
+        full: Step that a full trial reports last; None if it is not known.
+        evidence: What is known of the advantage.
+    """
+    unmoved = Placement(step=uniform, uniform=uniform, equivalent=uniform, evidence=None)
+    if evidence is None or full is None or uniform > full:
+        return unmoved
+    known = evidence.rung(uniform / full)
+    if known is None or not known.moved:
+        return unmoved
+    # A hair less, for shares are stored rounded.
+    step = math.ceil(known.decided_at * full - 1e-3)
+    if step >= uniform:
+        return unmoved
+    return Placement(
+        step=step,
+        uniform=uniform,
+        equivalent=round(known.equivalent * full, 3),
+        evidence=evidence.digest,
+    )
 
 
 class AdvantagePruner(BasePruner):
@@ -140,7 +269,7 @@ class AdvantagePruner(BasePruner):
         if step is None:
             return False
         keeper = self.keeper(study)
-        keeper.first_look(study)
+        keeper.read_once(study)
         value = float(trial.intermediate_values[step])
         rung = next_rung(trial)
         trials: list[FrozenTrial] | None = None
@@ -150,7 +279,7 @@ class AdvantagePruner(BasePruner):
                 return False
             if trials is None:
                 trials = study.get_trials(deepcopy=False)
-                if keeper.look_again(study, trials, now=placed is None):
+                if keeper.refresh_if_due(study, trials, now=placed is None):
                     continue
             if placed is None:
                 return False

@@ -12,18 +12,13 @@ from hpo_mab._lazy import lazy_names
 from hpo_mab.samplers._registry import KINDS, available, create, knob_types, knobs
 
 if TYPE_CHECKING:
-    from hpo_mab.samplers._adambs import AdamBSSampler
     from hpo_mab.samplers._base import BatchSampler, Draw
-    from hpo_mab.samplers._contextual import ContextualSampler
-    from hpo_mab.samplers._csgd import CSGDSampler
     from hpo_mab.samplers._feedback import FeedbackError
-    from hpo_mab.samplers._gradnorm import GradNormSampler
-    from hpo_mab.samplers._impon import ImponSampler
-    from hpo_mab.samplers._infobatch import InfoBatchSampler
+    from hpo_mab.samplers._importance import AdamBSSampler, GradNormSampler
+    from hpo_mab.samplers._linear import ContextualSampler, ImponSampler
     from hpo_mab.samplers._mab import MABSampler
-    from hpo_mab.samplers._psgd import PSGDSampler
-    from hpo_mab.samplers._pvar import PredictionVarianceSampler
-    from hpo_mab.samplers._selective_backprop import SelectiveBackpropSampler
+    from hpo_mab.samplers._pass import CSGDSampler, PredictionVarianceSampler, PSGDSampler
+    from hpo_mab.samplers._selective import InfoBatchSampler, SelectiveBackpropSampler
     from hpo_mab.samplers._uniform import UniformSampler
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""What `update` is given: losses and targets of the right type and shape, of the right draw."""
+"""Checks of what samplers are given: constructor arguments, losses and targets of a draw."""
 
 from __future__ import annotations
 
@@ -9,6 +9,22 @@ from torch import Tensor
 
 from hpo_mab._errors import ArgumentError
 from hpo_mab._labels import class_labels
+
+
+def require(holds: bool, name: str, bound: str, value: object) -> None:
+    """Refuse an argument outside its bound.
+
+    Args:
+        holds: Whether ``value`` is within the bound.
+        name: The argument.
+        bound: What it must be, in words, e.g. ``"in (0, 1]"``.
+        value: What was given.
+
+    Raises:
+        ArgumentError: ``holds`` is false.
+    """
+    if not holds:
+        raise ArgumentError(f"{name} must be {bound}, got {value}.")
 
 
 class FeedbackError(RuntimeError):

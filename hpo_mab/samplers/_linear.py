@@ -1,4 +1,7 @@
-"""What samplers that predict by an online linear model have in common."""
+"""Samplers that predict from cheap features of examples with an online linear model.
+
+A contextual bandit (linear Thompson sampling), and importance sampling by a regressed loss.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +11,159 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hpo_mab.samplers._checks import require
-from hpo_mab.samplers._features import NUM_FEATURES, FeatureTable
-from hpo_mab.samplers._moving_average import MovingAverage
-from hpo_mab.samplers._ridge import OnlineRidge
-from hpo_mab.samplers._state import LearningSampler
+from hpo_mab.samplers._base import Draw
+from hpo_mab.samplers._feedback import require
+from hpo_mab.samplers._learning import (
+    LearningSampler,
+    MovingAverage,
+    accumulate,
+    choose_with_replacement,
+    make_memory,
+    remember,
+)
+
+#: Length of a feature vector.
+NUM_FEATURES = 6
+
+# Columns of the table.
+_LEVEL, _VISITS, _LAST = range(3)
+
+
+class FeatureTable:
+    """Features of each example, from its class and what happened to it.
+
+    ``[1, unseen, level, log(1 + visits) / 4, log(1 + age) / 8, class level]``, [6]:
+
+    - a bias and whether the example was never answered;
+    - *level*: the example's last outcome, as given to `learn`; 0 while unseen;
+    - its *visits*, the number of its finite outcomes, and its *age*, the draws since it was last
+      drawn (or since the start);
+    - *class level*: mean outcome of its class so far, each class starting from one outcome of 0.
+
+    Memory is 12 bytes an example besides the labels; reading costs O(k) for k examples. Draws are
+    counted in float32, exact up to 16 million.
+
+    Args:
+        labels: Class of each example, int64 [n], on the device to work on.
+    """
+
+    def __init__(self, labels: Tensor) -> None:
+        # Classes may be called anything: they are numbered from 0 here.
+        distinct, self._labels = torch.unique(labels, return_inverse=True)
+        self._clock = 0
+        device = labels.device
+        classes = len(distinct)
+        # A row more, where what must leave no trace is written.
+        self._table = torch.zeros(len(labels) + 1, 3, device=device)
+        self._class_sums = make_memory(classes, 0.0, dtype=torch.float32, device=device)
+        self._class_counts = make_memory(classes, 1.0, dtype=torch.float32, device=device)
+        self._scale = torch.tensor([1 / 4, 1 / 8], device=device)
+
+    def read(self, positions: Tensor) -> Tensor:
+        """Features of examples int64 [k], float32 [k, 6]."""
+        rows = self._table.index_select(0, positions)
+        unseen = rows[:, _VISITS : _VISITS + 1] == 0
+        rows[:, _LAST].neg_().add_(self._clock)
+        rows[:, _VISITS:].log1p_().mul_(self._scale)
+        levels = self._class_sums / self._class_counts
+        classes = self._labels.index_select(0, positions)
+        return torch.cat(
+            [
+                torch.ones_like(rows[:, :1]),
+                unseen.to(rows.dtype),
+                rows,
+                levels.index_select(0, classes)[:, None],
+            ],
+            dim=1,
+        )
+
+    def drawn(self, positions: Tensor) -> None:
+        """Note that a batch, int64 [B], was drawn; a draw is the unit of age."""
+        self._clock += 1
+        self._table[:, _LAST].index_fill_(0, positions, self._clock)
+
+    def learn(self, positions: Tensor, outcomes: Tensor, *, keep: Tensor) -> None:
+        """Note the outcomes of a batch, float [B], where ``keep``, bool [B], is true."""
+        ones = torch.ones_like(outcomes)
+        remember(self._table[:, _LEVEL], positions, outcomes, keep=keep)
+        accumulate(self._table[:, _VISITS], positions, ones, keep=keep)
+        classes = self._labels[positions]
+        accumulate(self._class_sums, classes, outcomes, keep=keep)
+        accumulate(self._class_counts, classes, ones, keep=keep)
+
+    def state(self) -> dict[str, Any]:
+        """Tensors and the clock."""
+        return {"clock": self._clock, **{name: tensor.clone() for name, tensor in self._all()}}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Continue where `state` was taken."""
+        self._clock = int(state["clock"])
+        for name, tensor in self._all():
+            tensor.copy_(state[name])
+
+    def _all(self) -> list[tuple[str, Tensor]]:
+        return [(n, getattr(self, n)) for n in ("_table", "_class_sums", "_class_counts")]
+
+
+class OnlineRidge:
+    """Linear regression with a Gaussian prior and exponentially forgotten data.
+
+    After each batch ``X``, ``y``:
+
+        A <- decay A + (1 - decay) ridge I + X'X,    b <- decay b + X'y,
+
+    so that the prior is not forgotten. The posterior of the coefficients is normal with mean
+    ``A^-1 b`` and covariance ``scale^2 A^-1``.
+
+    Args:
+        size: Number of features, d.
+        ridge: Precision of the prior, above 0.
+        decay: Share of the past kept at each batch, in (0, 1].
+        device: Where to work.
+    """
+
+    def __init__(self, size: int, *, ridge: float, decay: float, device: torch.device) -> None:
+        self._prior = ridge * torch.eye(size, device=device)
+        self._decay = decay
+        self._precision = self._prior.clone()
+        self._moment = torch.zeros(size, device=device)
+
+    def learn(self, features: Tensor, values: Tensor, *, keep: Tensor) -> None:
+        """Take in a batch: features float32 [B, d], values [B]; only where ``keep``, [B]."""
+        features = features * keep[:, None]  # Features are finite, values may not be.
+        values = values.masked_fill(~keep, 0.0)
+        decay = torch.where(keep.any(), self._decay, 1.0)
+        self._precision = (
+            decay * self._precision + (1 - decay) * self._prior + features.T @ features
+        )
+        self._moment = decay * self._moment + features.T @ values
+
+    def mean(self) -> Tensor:
+        """Posterior mean of the coefficients, float32 [d]."""
+        return torch.cholesky_solve(self._moment[:, None], self._factor()).squeeze(1)
+
+    def sample(self, count: int, *, scale: float, generator: torch.Generator) -> Tensor:
+        """Independent draws of the coefficients from the posterior, float32 [count, d]."""
+        factor = self._factor()
+        mean = torch.cholesky_solve(self._moment[:, None], factor)
+        noise = torch.randn(len(mean), count, generator=generator, device=mean.device)
+        spread: Tensor = torch.linalg.solve_triangular(factor.T, noise, upper=True)
+        return (mean + scale * spread).T
+
+    def state(self) -> dict[str, Tensor]:
+        """The sufficient statistics."""
+        return {"precision": self._precision.clone(), "moment": self._moment.clone()}
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Continue where `state` was taken."""
+        self._precision = state["precision"].to(self._prior.device).clone()
+        self._moment = state["moment"].to(self._prior.device).clone()
+
+    def _factor(self) -> Tensor:
+        # Not `cholesky`, which checks on the host; the precision is positive definite by its prior.
+        factor: Tensor = torch.linalg.cholesky_ex(self._precision, check_errors=False).L
+        return factor
+
 
 _RIDGE = 1.0
 
@@ -73,3 +224,219 @@ class LinearSampler(LearningSampler):
         self._features.load_state(state["features"])
         self._model.load_state(state["model"])
         self._average.load_state(state["average"])
+
+
+class ContextualSampler(LinearSampler):
+    """Linear Thompson sampling over examples described by cheap features.
+
+    The reward is `MABSampler`'s: 1 if an example's loss is at least the moving average of the
+    training loss, else 0. One linear model for all examples predicts it from features that cost
+    nothing: whether the example was seen, its last reward, its class's reward rate, its visits and
+    the draws since the last one (class rates and last rewards are kept around 1/2). The posterior
+    of the coefficients is Gaussian (ridge regression whose past is forgotten by ``decay`` a batch).
+
+    Each of the ``B`` slots of a batch draws its own coefficients from the posterior and takes, from
+    ``candidates`` examples of its own, the one with the highest predicted reward; with probability
+    ``floor`` it takes one of them uniformly instead. Candidates are cut from a running shuffle of
+    all examples, so slots share none and a batch holds no example twice, and the cost of a draw
+    does not depend on the number of examples. Where there are fewer than ``candidates * B``
+    examples, slots have fewer candidates. With ``floor > 0`` every example has a positive chance
+    whenever it is a candidate, once every ``n / (candidates * B)`` draws. With ``floor = 0`` an
+    example whose features are never extreme among candidates may not be drawn again.
+
+    Draw and update together are about 110 tensor operations on at most ``candidates * B`` rows. At
+    ``B = 128`` and 50,000 examples on one CPU thread they took about three times the time of
+    `MABSampler`'s, and a fifth of what it takes to score all examples (``candidates = 390``), all
+    in turns in one run.
+
+    Source: Agrawal and Goyal, "Thompson Sampling for Contextual Bandits with Linear Payoffs", ICML
+    2013, algorithm 1 (one posterior draw a choice, scaled by ``scale``); forgetting and candidate
+    subsets are additions.
+
+    Args:
+        labels: Class of each training example, integers [N].
+        batch_size: Examples a batch, ``B``.
+        seed: Seed of every random choice.
+        device: Where indices are drawn.
+        rank: This process's share among ``world_size``.
+        world_size: Number of processes that split the examples.
+        candidates: Candidates a slot, at least 1; 1 is uniform sampling.
+        scale: Width of the posterior draws, at least 0.
+        floor: Probability of a uniform pick, in [0, 1].
+        decay: Share of the regression's past kept at each batch, in (0, 1].
+        loss_decay: Decay of the moving average of the loss, in [0, 1).
+
+    Raises:
+        ArgumentError: An argument outside its bound.
+    """
+
+    _tensors = ("_rewards",)
+
+    def __init__(
+        self,
+        labels: Tensor | Sequence[int],
+        *,
+        batch_size: int,
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+        rank: int = 0,
+        world_size: int = 1,
+        candidates: int = 8,
+        scale: float = 0.5,
+        floor: float = 0.1,
+        decay: float = 0.99,
+        loss_decay: float = 0.99,
+    ) -> None:
+        require(candidates >= 1, "candidates", "at least 1", candidates)
+        require(scale >= 0, "scale", "at least 0", scale)
+        require(0 <= floor <= 1, "floor", "in [0, 1]", floor)
+        super().__init__(
+            labels,
+            batch_size=batch_size,
+            seed=seed,
+            device=device,
+            rank=rank,
+            world_size=world_size,
+            decay=decay,
+            loss_decay=loss_decay,
+        )
+        self.candidates = min(candidates, self.num_examples // batch_size)
+        self.scale = scale
+        self.floor = floor
+        self._starts = self.candidates * torch.arange(batch_size, device=self.device)
+        self._rewards = torch.zeros(2, device=self.device)
+
+    def statistics(self) -> dict[str, float]:
+        """``reward_rate`` since the last call and ``concentration`` of all draws so far."""
+        figures = super().statistics()
+        rewarded, judged = self._rewards.tolist()
+        self._rewards.zero_()
+        return {**figures, "reward_rate": rewarded / judged} if judged else figures
+
+    def _draw(self) -> Draw:
+        candidates = self._stream.take(self.batch_size * self.candidates)
+        features = self._features.read(candidates)
+        coefficients = self._model.sample(
+            self.batch_size, scale=self.scale, generator=self._generator
+        )
+        slots = features.view(self.batch_size, self.candidates, NUM_FEATURES)
+        predicted = torch.bmm(slots, coefficients[:, :, None]).squeeze(2)
+        chosen = predicted.argmax(dim=1).masked_fill(self._uniform_slots(), 0) + self._starts
+        positions = candidates[chosen]
+        self._features.drawn(positions)
+        return Draw(self._count(positions), context=(positions, features[chosen]))
+
+    def _uniform_slots(self) -> Tensor:
+        """Slots that take their first candidate, which is a uniform one, bool [B]."""
+        tickets = torch.rand(self.batch_size, generator=self._generator, device=self.device)
+        return tickets < self.floor
+
+    def _learn(
+        self, draw: Draw, losses: Tensor, logits: Tensor | None, targets: Tensor | None
+    ) -> None:
+        positions, features = draw.context
+        finite = torch.isfinite(losses)
+        rewarded = finite & (losses >= self._average.before(losses, finite=finite))
+        outcomes = rewarded.to(torch.float32) - 0.5
+        self._model.learn(features, outcomes, keep=finite)
+        self._features.learn(positions, outcomes, keep=finite)
+        self._rewards += torch.stack([rewarded.sum(), finite.sum()])
+
+
+class ImponSampler(LinearSampler):
+    """Draws in proportion to losses predicted by an online linear regression.
+
+    A linear model predicts the loss of an example, relative to the moving average ``m`` of the
+    training loss, from cheap features: whether it was seen, its last relative loss, its class's
+    mean relative loss, its visits and the draws since the last one. The model is recursive ridge
+    regression whose past is forgotten by ``decay`` a batch. With its prediction ``f_i``, a draw
+    takes ``K = presample * B`` candidates uniformly, scores them ``s_i = max(0, 1 + f_i)`` (the
+    relative loss is ``loss / m - 1``) and draws ``B`` of them with replacement with probabilities
+
+        g_i = (s_i + c) / sum_j (s_j + c),    c = smoothing * mean(s).
+
+    Losses are weighted by ``1 / (K g_i)``, which makes the weighted mean loss unbiased; with
+    ``weighted = False`` they are not. The cost of a draw does not depend on the number of examples,
+    unlike drawing from all of them. Every example has a positive chance in every draw.
+
+    The scheme is that of importance sampling by predicted loss: Katharopoulos and Fleuret, "Biased
+    Importance Sampling for Deep Neural Network Training", 2017, arXiv:1706.00043, with additive
+    smoothing, and a linear model in the place of their recurrent network.
+
+    Args:
+        labels: Class of each training example, integers [N].
+        batch_size: Examples a batch, ``B``.
+        seed: Seed of every random choice.
+        device: Where indices are drawn.
+        rank: This process's share among ``world_size``.
+        world_size: Number of processes that split the examples.
+        presample: Candidates for each example of the batch, at least 1.
+        smoothing: Uniform part, in means of the scores, above 0.
+        decay: Share of the regression's past kept at each batch, in (0, 1].
+        loss_decay: Decay of the moving average of the loss, in [0, 1).
+        weighted: Whether to weight losses to be unbiased.
+
+    Raises:
+        ArgumentError: An argument outside its bound.
+    """
+
+    def __init__(
+        self,
+        labels: Tensor | Sequence[int],
+        *,
+        batch_size: int,
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+        rank: int = 0,
+        world_size: int = 1,
+        presample: int = 8,
+        smoothing: float = 0.5,
+        decay: float = 0.99,
+        loss_decay: float = 0.99,
+        weighted: bool = True,
+    ) -> None:
+        require(presample >= 1, "presample", "at least 1", presample)
+        require(smoothing > 0, "smoothing", "above 0", smoothing)
+        super().__init__(
+            labels,
+            batch_size=batch_size,
+            seed=seed,
+            device=device,
+            rank=rank,
+            world_size=world_size,
+            decay=decay,
+            loss_decay=loss_decay,
+        )
+        self.presample = presample
+        self.smoothing = smoothing
+        self.weighted = weighted
+
+    def _draw(self) -> Draw:
+        candidates = torch.randint(
+            self.num_examples,
+            (self.presample * self.batch_size,),
+            generator=self._generator,
+            device=self.device,
+        )
+        features = self._features.read(candidates)
+        scores = (1 + features @ self._model.mean()).clamp_min(0)
+        mean = scores.mean()
+        chosen, probability = choose_with_replacement(
+            torch.where(mean > 0, scores + self.smoothing * mean, 1.0),
+            self.batch_size,
+            generator=self._generator,
+        )
+        positions = candidates[chosen]
+        self._features.drawn(positions)
+        weights = 1 / (len(candidates) * probability) if self.weighted else None
+        return Draw(self._count(positions), weights, (positions, features[chosen]))
+
+    def _learn(
+        self, draw: Draw, losses: Tensor, logits: Tensor | None, targets: Tensor | None
+    ) -> None:
+        positions, features = draw.context
+        finite = torch.isfinite(losses)
+        average = self._average.before(losses, finite=finite)
+        relative = torch.where(average > 0, losses / average - 1, 0.0)
+        self._model.learn(features, relative, keep=finite)
+        self._features.learn(positions, relative, keep=finite)

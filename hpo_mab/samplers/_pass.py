@@ -1,17 +1,28 @@
-"""Samplers that draw a whole pass at once from per-example scores."""
+"""Samplers that draw a whole pass at once from per-example scores.
+
+p-SGD and c-SGD (Arazo et al. 2021), and prediction variance (Chang et al. 2017).
+"""
 
 from __future__ import annotations
 
 import abc
+import warnings
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from hpo_mab._errors import UnknownNameError
 from hpo_mab.samplers._base import Draw
-from hpo_mab.samplers._checks import require
-from hpo_mab.samplers._choice import choose_with_replacement, choose_without_replacement
-from hpo_mab.samplers._state import LearningSampler
+from hpo_mab.samplers._feedback import require
+from hpo_mab.samplers._learning import (
+    LearningSampler,
+    accumulate,
+    choose_with_replacement,
+    choose_without_replacement,
+    true_label_probability,
+)
 
 
 class PassSampler(LearningSampler):
@@ -89,3 +100,262 @@ def fill_unseen(scores: Tensor, seen: Tensor) -> Tensor:
     """
     largest = torch.where(seen, scores, 0.0).max()
     return torch.where(seen, scores, torch.where(seen.any(), largest, 1.0))
+
+
+class ArazoSampler(PassSampler):
+    """Memory ``a_i``: the mean over all visits of ``1 - p(true label)``.
+
+    The options are those of `PSGDSampler` and `CSGDSampler`.
+    """
+
+    _tensors = ("_visits", "_unlikeliness")
+
+    def __init__(
+        self,
+        labels: Tensor | Sequence[int],
+        *,
+        batch_size: int,
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+        rank: int = 0,
+        world_size: int = 1,
+        budget: float = 0.3,
+        smoothing: float = 1.0,
+        corrected: bool = False,
+    ) -> None:
+        super().__init__(
+            labels,
+            batch_size=batch_size,
+            seed=seed,
+            device=device,
+            rank=rank,
+            world_size=world_size,
+            budget=budget,
+            smoothing=smoothing,
+            replacement=corrected,
+        )
+        if not corrected and int(self.num_examples * budget) == self.num_examples:
+            warnings.warn(
+                f"{type(self).__name__} at budget 1.0 draws every example once a pass, which is "
+                "uniform shuffling; use corrected=True or a smaller budget.",
+                stacklevel=2,
+            )
+        self.corrected = corrected
+        self._visits = self._memory(0, dtype=torch.int64)
+        self._unlikeliness = self._memory(0.0)
+
+    def _means(self) -> tuple[Tensor, Tensor]:
+        """``a_i``, float32 [n], and whether the example was seen, bool [n]."""
+        visits = self._visits[:-1]
+        return self._unlikeliness[:-1] / visits.clamp_min(1), visits > 0
+
+    @abc.abstractmethod
+    def _scores(self) -> Tensor: ...
+
+    def _learn(
+        self, draw: Draw, losses: Tensor, logits: Tensor | None, targets: Tensor | None
+    ) -> None:
+        positions = draw.context
+        probability = true_label_probability(losses, logits, self._targets_of(positions, targets))
+        keep = torch.isfinite(probability)
+        accumulate(self._visits, positions, torch.ones_like(positions), keep=keep)
+        accumulate(self._unlikeliness, positions, 1 - probability, keep=keep)
+
+
+class PSGDSampler(ArazoSampler):
+    """p-SGD as Arazo et al. 2021 run it.
+
+    Memory ``a_i`` is the mean over all visits of ``1 - p(true label)``, taken from the training
+    forward pass: from the logits where `update` gets them, else ``1 - exp(-loss)``. Examples never
+    seen get the largest ``a`` of those seen. Scores are ``s_i = a_i``, probabilities
+
+        p_i = (s_i + c) / sum_j (s_j + c),    c = smoothing * mean(s),
+
+    so at ``smoothing = 1`` half of the probability is uniform. Whenever the indices run out,
+    ``int(n * budget)`` new ones are drawn *without replacement* and shuffled; losses are not
+    re-weighted. Until the first feedback, draws are uniform. Every example has a positive chance in
+    every pass.
+
+    ``corrected = True`` draws *with replacement*. Without it, the smaller the share left out, the
+    less the probabilities matter: at ``budget = 1`` every example is drawn once a pass, whatever
+    its score, and p-SGD is uniform shuffling (a warning says so).
+
+    Deviations: the published code drops the incomplete batch at the end of a pass, here it is
+    completed from the next pass; the learning-rate schedule is the training loop's.
+
+    Source: Arazo, Ortego, Albert, O'Connor, McGuinness, "How important is importance sampling for
+    deep budgeted training?", BMVC 2021, and its code, github.com/EricArazo/ImportanceSampling.
+
+    Args:
+        labels: Class of each training example, integers [N].
+        batch_size: Examples a batch, ``B``.
+        seed: Seed of every random choice.
+        device: Where indices are drawn.
+        rank: This process's share among ``world_size``.
+        world_size: Number of processes that split the examples.
+        budget: Share of the examples drawn a pass, in (0, 1]. Smaller reacts faster.
+        smoothing: Uniform part, in means of the scores, at least 0.
+        corrected: Whether to draw with replacement.
+
+    Raises:
+        ArgumentError: An argument outside its bound.
+    """
+
+    def _scores(self) -> Tensor:
+        means, seen = self._means()
+        return fill_unseen(means, seen)
+
+
+class CSGDSampler(ArazoSampler):
+    """c-SGD (threshold closeness) as Arazo et al. 2021 run it.
+
+    As `PSGDSampler`, with scores ``s_i = a_i (1 - a_i)``, where ``a_i`` is the mean over all visits
+    of ``1 - p(true label)``: largest where the model is undecided.
+
+    The published code gives examples never seen the largest ``a``, "to force the model to see all
+    the samples", *before* it forms ``a (1 - a)``. Early in training the largest ``a`` is near 1, so
+    unseen examples get a score near 0 and are drawn only through the smoothing: the opposite of
+    what the comment says. That is the default here, to compare with the published numbers.
+    ``corrected = True`` gives unseen examples the largest *score*, and draws with replacement (see
+    `PSGDSampler`).
+
+    With ``smoothing = 0`` an example whose ``a`` is exactly 0 or 1 has no chance while others have;
+    with any smoothing every example has a positive chance in every pass.
+
+    Source: Arazo, Ortego, Albert, O'Connor, McGuinness, "How important is importance sampling for
+    deep budgeted training?", BMVC 2021, and its code, github.com/EricArazo/ImportanceSampling;
+    threshold closeness: Chang, Learned-Miller, McCallum, "Active Bias", NIPS 2017.
+
+    Args:
+        labels: Class of each training example, integers [N].
+        batch_size: Examples a batch, ``B``.
+        seed: Seed of every random choice.
+        device: Where indices are drawn.
+        rank: This process's share among ``world_size``.
+        world_size: Number of processes that split the examples.
+        budget: Share of the examples drawn a pass, in (0, 1]. Smaller reacts faster.
+        smoothing: Uniform part, in means of the scores, at least 0.
+        corrected: Whether unseen examples get the largest score, and to draw with replacement.
+
+    Raises:
+        ArgumentError: An argument outside its bound.
+    """
+
+    def _scores(self) -> Tensor:
+        means, seen = self._means()
+        if self.corrected:
+            return fill_unseen(means * (1 - means), seen)
+        filled = fill_unseen(means, seen)
+        return filled * (1 - filled)
+
+
+_FORMS = ("sample", "weight")
+
+
+class PredictionVarianceSampler(PassSampler):
+    """Sampling or weighting by prediction variance (Active Bias, Chang et al. 2017).
+
+    From the history of the ``n_i`` probabilities that the model gave an example's true label, with
+    sample variance ``var_i`` (divisor ``n_i - 1``), the upper confidence bound of its deviation is
+
+        s_i = sqrt(var_i + var_i^2 / (n_i - 1)),
+
+    and ``p_i = (s_i + eps) / sum_j (s_j + eps)`` with ``eps = smoothing * mean(s)``.
+
+    - ``form = "sample"`` (the paper's SGD-SPV): examples are drawn with these probabilities; losses
+      are not re-weighted.
+    - ``form = "weight"`` (SGD-WPV): examples are drawn uniformly by shuffling and losses weighted
+      by ``n p_i``, whose mean is 1.
+
+    Deviations: probabilities are formed anew once a pass of ``int(n * budget)`` draws (with
+    replacement in the form ``"sample"``), not once a step. Instead of a burn-in of fixed length, an
+    example with fewer than two visits gets the largest score known; until two visits of any
+    example are known, draws are uniform. The probability of the true label comes from the logits
+    where `update` gets them, else it is ``exp(-loss)``. Sums of squares are kept in float32, so
+    deviations below about 1e-3 are not resolved.
+
+    Source: Chang, Learned-Miller, McCallum, "Active Bias: Training More Accurate Neural Networks by
+    Emphasizing High Variance Samples", NIPS 2017, section 3.3.
+
+    Args:
+        labels: Class of each training example, integers [N].
+        batch_size: Examples a batch, ``B``.
+        seed: Seed of every random choice.
+        device: Where indices are drawn.
+        rank: This process's share among ``world_size``.
+        world_size: Number of processes that split the examples.
+        budget: Share of the examples drawn before probabilities are formed anew, in (0, 1].
+        smoothing: ``eps`` in means of the scores, at least 0; with 0 an example whose prediction
+            never changes is drawn with probability below 2**-24 of the largest.
+        form: ``"sample"`` or ``"weight"``.
+
+    Raises:
+        ArgumentError: An argument outside its bound.
+        UnknownNameError: No such form.
+    """
+
+    _tensors = ("_visits", "_sums", "_squares", "_weights")
+
+    def __init__(
+        self,
+        labels: Tensor | Sequence[int],
+        *,
+        batch_size: int,
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+        rank: int = 0,
+        world_size: int = 1,
+        budget: float = 1.0,
+        smoothing: float = 1.0,
+        form: Literal["sample", "weight"] = "sample",
+    ) -> None:
+        if form not in _FORMS:
+            raise UnknownNameError("form", form, _FORMS)
+        super().__init__(
+            labels,
+            batch_size=batch_size,
+            seed=seed,
+            device=device,
+            rank=rank,
+            world_size=world_size,
+            budget=budget,
+            smoothing=smoothing,
+            replacement=True,
+        )
+        self.form = form
+        self._visits = self._memory(0, dtype=torch.int64)
+        self._sums = self._memory(0.0)
+        self._squares = self._memory(0.0)
+        self._weights = self._memory(1.0)
+
+    def _scores(self) -> Tensor:
+        visits = self._visits[:-1]
+        others = (visits - 1).clamp_min(1)
+        deviations = self._squares[:-1] - self._sums[:-1] ** 2 / visits.clamp_min(1)
+        variance = deviations.clamp_min(0) / others
+        return fill_unseen(torch.sqrt(variance + variance**2 / others), visits > 1)
+
+    def _plan(self) -> Tensor:
+        if self.form == "sample":
+            return super()._plan()
+        self._weights[:-1] = self.probabilities() * self.num_examples
+        size = max(1, int(self.num_examples * self.budget))
+        return torch.randperm(self.num_examples, generator=self._generator, device=self.device)[
+            :size
+        ]
+
+    def _draw(self) -> Draw:
+        draw = super()._draw()
+        if self.form == "weight":
+            draw.weights = self._weights[draw.context]
+        return draw
+
+    def _learn(
+        self, draw: Draw, losses: Tensor, logits: Tensor | None, targets: Tensor | None
+    ) -> None:
+        positions = draw.context
+        probability = true_label_probability(losses, logits, self._targets_of(positions, targets))
+        keep = torch.isfinite(probability)
+        accumulate(self._visits, positions, torch.ones_like(positions), keep=keep)
+        accumulate(self._sums, positions, probability, keep=keep)
+        accumulate(self._squares, positions, probability**2, keep=keep)

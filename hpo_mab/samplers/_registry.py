@@ -16,16 +16,16 @@ if TYPE_CHECKING:
 
 #: Kind -> (module, class).
 KINDS: Mapping[str, tuple[str, str]] = {
-    "adambs": ("hpo_mab.samplers._adambs", "AdamBSSampler"),
-    "contextual": ("hpo_mab.samplers._contextual", "ContextualSampler"),
-    "csgd": ("hpo_mab.samplers._csgd", "CSGDSampler"),
-    "gradnorm": ("hpo_mab.samplers._gradnorm", "GradNormSampler"),
-    "impon": ("hpo_mab.samplers._impon", "ImponSampler"),
-    "infobatch": ("hpo_mab.samplers._infobatch", "InfoBatchSampler"),
+    "adambs": ("hpo_mab.samplers._importance", "AdamBSSampler"),
+    "contextual": ("hpo_mab.samplers._linear", "ContextualSampler"),
+    "csgd": ("hpo_mab.samplers._pass", "CSGDSampler"),
+    "gradnorm": ("hpo_mab.samplers._importance", "GradNormSampler"),
+    "impon": ("hpo_mab.samplers._linear", "ImponSampler"),
+    "infobatch": ("hpo_mab.samplers._selective", "InfoBatchSampler"),
     "mab": ("hpo_mab.samplers._mab", "MABSampler"),
-    "psgd": ("hpo_mab.samplers._psgd", "PSGDSampler"),
-    "pvar": ("hpo_mab.samplers._pvar", "PredictionVarianceSampler"),
-    "selective_backprop": ("hpo_mab.samplers._selective_backprop", "SelectiveBackpropSampler"),
+    "psgd": ("hpo_mab.samplers._pass", "PSGDSampler"),
+    "pvar": ("hpo_mab.samplers._pass", "PredictionVarianceSampler"),
+    "selective_backprop": ("hpo_mab.samplers._selective", "SelectiveBackpropSampler"),
     "uniform": ("hpo_mab.samplers._uniform", "UniformSampler"),
 }
 

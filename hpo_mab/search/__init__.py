@@ -11,20 +11,33 @@ from hpo_mab._lazy import lazy_names
 
 if TYPE_CHECKING:
     from hpo_mab.search._components import create_pruner
-    from hpo_mab.search._copy import Copied, copy_study
-    from hpo_mab.search._join import join_study, stored_objective, stored_spec
-    from hpo_mab.search._load import builtin_names, load_spec, make_spec
+    from hpo_mab.search._definition import (
+        ArmSection,
+        PrunerSection,
+        SamplerSection,
+        StudySpec,
+        TotalBudget,
+        builtin_names,
+        load_spec,
+        make_spec,
+    )
     from hpo_mab.search._objective import TrainingObjective, trial_seed
-    from hpo_mab.search._planned_sampler import PlannedSampler
+    from hpo_mab.search._pilot import PlannedSampler
+    from hpo_mab.search._plan import StudyFailedError, Target, derive_seed
     from hpo_mab.search._prepare import load_splits, make_objective
-    from hpo_mab.search._replay import Replay, replay
-    from hpo_mab.search._reporter import TrialReporter
-    from hpo_mab.search._runner import Launch, RunOutcome, StudyRunner
-    from hpo_mab.search._seeding import derive_seed
+    from hpo_mab.search._recorder import TrialReporter
+    from hpo_mab.search._runner import (
+        Launch,
+        Replay,
+        RunOutcome,
+        StudyRunner,
+        join_study,
+        replay,
+        stored_objective,
+        stored_spec,
+    )
     from hpo_mab.search._space import Configuration, SearchSpace
-    from hpo_mab.search._spec import ArmSection, PrunerSection, SamplerSection, StudySpec
-    from hpo_mab.search._stopping import StudyFailedError, Target
-    from hpo_mab.search._total import TotalBudget
+    from hpo_mab.search._study import Copied, copy_study
     from hpo_mab.search._trial_loop import TrialCallback, TrialLoop
     from hpo_mab.search._workload import Workload
 
@@ -67,38 +80,38 @@ __all__ = [
 __getattr__, __dir__ = lazy_names(
     __name__,
     {
-        "ArmSection": "._spec",
+        "ArmSection": "._definition",
         "Configuration": "._space",
-        "Copied": "._copy",
+        "Copied": "._study",
         "Launch": "._runner",
-        "PlannedSampler": "._planned_sampler",
-        "PrunerSection": "._spec",
-        "Replay": "._replay",
+        "PlannedSampler": "._pilot",
+        "PrunerSection": "._definition",
+        "Replay": "._runner",
         "RunOutcome": "._runner",
-        "SamplerSection": "._spec",
+        "SamplerSection": "._definition",
         "SearchSpace": "._space",
-        "StudyFailedError": "._stopping",
+        "StudyFailedError": "._plan",
         "StudyRunner": "._runner",
-        "StudySpec": "._spec",
-        "Target": "._stopping",
-        "TotalBudget": "._total",
+        "StudySpec": "._definition",
+        "Target": "._plan",
+        "TotalBudget": "._definition",
         "TrainingObjective": "._objective",
         "TrialCallback": "._trial_loop",
         "TrialLoop": "._trial_loop",
-        "TrialReporter": "._reporter",
+        "TrialReporter": "._recorder",
         "Workload": "._workload",
-        "builtin_names": "._load",
-        "copy_study": "._copy",
+        "builtin_names": "._definition",
+        "copy_study": "._study",
         "create_pruner": "._components",
-        "derive_seed": "._seeding",
-        "join_study": "._join",
-        "load_spec": "._load",
+        "derive_seed": "._plan",
+        "join_study": "._runner",
+        "load_spec": "._definition",
         "load_splits": "._prepare",
         "make_objective": "._prepare",
-        "make_spec": "._load",
-        "replay": "._replay",
-        "stored_objective": "._join",
-        "stored_spec": "._join",
+        "make_spec": "._definition",
+        "replay": "._runner",
+        "stored_objective": "._runner",
+        "stored_spec": "._runner",
         "trial_seed": "._objective",
     },
 )

@@ -15,10 +15,10 @@ from optuna.samplers import BaseSampler
 from hpo_mab._attributes import EVIDENCE_KEY
 from hpo_mab._errors import ArgumentError, UnknownNameError
 from hpo_mab.pruners import AdvantagePruner, TopKPruner
-from hpo_mab.search._values import check_types, examples, option_types, parse_value
+from hpo_mab.search._space import check_types, examples, option_types, parse_value
 
 if TYPE_CHECKING:
-    from hpo_mab.search._spec import StudySpec
+    from hpo_mab.search._definition import StudySpec
 
 # Not CMA-ES: Optuna's keeps its state as a pickle in the database, and runs what it finds there.
 _SAMPLERS: Mapping[str, type[BaseSampler]] = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 import optuna
@@ -23,18 +24,15 @@ from hpo_mab._attributes import (
     UNIFORM,
     trial_attributes,
 )
-from hpo_mab._errors import ArgumentError
-from hpo_mab._memory import memory_reason
+from hpo_mab._errors import ArgumentError, memory_reason
 from hpo_mab.data import Augmentation, DataIdentity, ImageSplits
-from hpo_mab.search._checkpoint import Checkpoints, SlotCheckpoint
-from hpo_mab.search._failure import failure_reason
-from hpo_mab.search._follow import check_direction, follow
+from hpo_mab.search._checkpoint import Checkpoints, SlotCheckpoint, check_direction, follow
 from hpo_mab.search._pilot import AUTO, choose_sampler, queue_twin, trained_kind
-from hpo_mab.search._plan import slot_of
-from hpo_mab.search._seeding import derive_seed
+from hpo_mab.search._plan import derive_seed, slot_of
+from hpo_mab.search._recorder import failure_reason
 from hpo_mab.search._space import Configuration, SearchSpace
-from hpo_mab.search._workload import Loop, Workload
-from hpo_mab.storage import CurveStore, Storage
+from hpo_mab.search._workload import Loop, TrainingRun, Workload
+from hpo_mab.storage import CurveStore, Storage, TrialRun
 from hpo_mab.training import DEFAULT_AVERAGE, Budget, TrainingDiverged
 
 
@@ -345,3 +343,28 @@ class TrainingObjective:
 def trial_seed(seed: int, slot: int) -> int:
     """The seed of initial weights, batches and augmentation of the trial in a slot."""
     return derive_seed(seed, "trial", slot)
+
+
+def train_recorded(
+    objective: TrainingObjective,
+    trial: TrialRun,
+    *,
+    seed: int | None = None,
+    sampler: str | None = None,
+    final: Budget | None = None,
+) -> AbstractContextManager[TrainingRun]:
+    """A recorded trial's configuration in training, from the start; see `Workload.training`.
+
+    Args:
+        objective: The objective of the trial's study.
+        trial: Whose parameters to use.
+        seed: Seed of the training; None takes the trial's own.
+        sampler: Batch sampler with its default knobs; None takes the trial's own.
+        final: Another budget than a trial's, evaluated at its end only.
+    """
+    configuration = objective.recorded(trial.params, trial.attrs)
+    if sampler is not None:
+        configuration = configuration.with_sampler(sampler)
+    if seed is None:
+        seed = trial_seed(objective.seed, trial.slot)
+    return objective.workload.training(configuration, seed=seed, final=final)

@@ -1,20 +1,19 @@
-"""The pilot: the first configurations trained with both samplers, and what is made of it.
+"""The pilot, and the study's own Optuna sampler.
 
-After each complete trial of the first slots its *twin* is queued: an ordinary trial of the study
-with the same slot, parameters and seed, trained under uniform sampling and never pruned. It has
-the user attributes ``hpo_mab:twin_of`` (the slot) and ``hpo_mab:sampler = "uniform"``. What twins
-spend counts in the study's total budget; they do not count towards ``budget.trials``, so that a
-study has as many configurations with a pilot as without. Their results are results of the study
-like any other.
+The pilot trains the first configurations with both batch samplers. The sampler's suggestions follow
+from the study's seed, slot and history alone.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, cast
 
 import optuna
-from optuna.trial import TrialState
+from optuna.distributions import BaseDistribution
+from optuna.samplers import BaseSampler, RandomSampler
+from optuna.trial import FrozenTrial, TrialState
 
 from hpo_mab._attributes import (
     CHOICE_KEY,
@@ -26,8 +25,17 @@ from hpo_mab._attributes import (
     trial_attributes,
 )
 from hpo_mab.pruners import AdvantagePruner, EvidenceKeeper
-from hpo_mab.pruners._trial_pairs import is_twin, is_uniform
-from hpo_mab.search._plan import Plan, slot_of
+from hpo_mab.pruners._evidence import is_twin, is_uniform
+from hpo_mab.search._plan import Plan, derive_seed, slot_of
+
+# The pilot: the first configurations trained with both samplers, and what is made of it.
+#
+# After each complete trial of the first slots its *twin* is queued: an ordinary trial of the study
+# with the same slot, parameters and seed, trained under uniform sampling and never pruned. It has
+# the user attributes ``hpo_mab:twin_of`` (the slot) and ``hpo_mab:sampler = "uniform"``. What twins
+# spend counts in the study's total budget; they do not count towards ``budget.trials``, so that a
+# study has as many configurations with a pilot as without. Their results are results of the study
+# like any other.
 
 AUTO = "auto"
 BANDIT = "mab"
@@ -107,7 +115,7 @@ def choose_sampler(study: optuna.Study, *, initial: int) -> Choice | None:
         return None
     pruner = study.pruner
     keeper = pruner.keeper(study) if isinstance(pruner, AdvantagePruner) else EvidenceKeeper()
-    keeper.look(study, trials)
+    keeper.read_trials(study, trials)
     choice = _choose(keeper)
     study.set_user_attr(CHOICE_KEY, choice.to_json())
     return choice
@@ -168,3 +176,93 @@ class OwnHistory:
         if not any(is_uniform(t) and not is_twin(t) for t in everything):
             return [trial for trial in trials if not is_twin(trial)]
         return [t for t in trials if is_twin(t) or trial_attributes(t).get(SLOT_KEY) not in twins]
+
+
+class PlannedSampler(BaseSampler):
+    """Starts with configurations fixed by the seed, then asks a sampler re-seeded each trial.
+
+    The first ``initial`` slots get random configurations that depend on ``(seed, slot, parameter
+    name, range)`` only: studies of one seed start with equal values of the parameters they share.
+    From then on every slot asks a fresh sampler seeded by ``(seed, slot)``, so that stopping and
+    resuming changes nothing, nor do trials that run at the same time.
+
+    Args:
+        factory: Makes the underlying sampler from a keyword argument ``seed``.
+        seed: The study's seed.
+        initial: Number of fixed first configurations.
+        twins: Whether the study has a pilot, whose twins the underlying sampler must not take for
+            further configurations, see `hpo_mab.search._pilot.OwnHistory`.
+    """
+
+    def __init__(
+        self,
+        factory: Callable[..., BaseSampler],
+        *,
+        seed: int,
+        initial: int = 10,
+        twins: bool = False,
+    ) -> None:
+        self._factory = factory
+        self._seed = seed
+        self._initial = initial
+        self._twins = twins
+        #: By study and number: trials of one study may run in several threads.
+        self._asked: dict[tuple[str, int], BaseSampler] = {}
+
+    def infer_relative_search_space(
+        self, study: optuna.Study, trial: FrozenTrial
+    ) -> dict[str, BaseDistribution]:
+        """See `optuna.samplers.BaseSampler`."""
+        if slot_of(study, trial) < self._initial:
+            return {}
+        return self._sampler(study, trial).infer_relative_search_space(self._seen(study), trial)
+
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """See `optuna.samplers.BaseSampler`."""
+        if slot_of(study, trial) < self._initial:
+            return {}
+        seen = self._seen(study)
+        return self._sampler(study, trial).sample_relative(seen, trial, search_space)
+
+    def sample_independent(
+        self,
+        study: optuna.Study,
+        trial: FrozenTrial,
+        param_name: str,
+        param_distribution: BaseDistribution,
+    ) -> Any:
+        """See `optuna.samplers.BaseSampler`."""
+        slot = slot_of(study, trial)
+        if slot >= self._initial:
+            sampler = self._sampler(study, trial)
+            seen = self._seen(study)
+            return sampler.sample_independent(seen, trial, param_name, param_distribution)
+        random = RandomSampler(seed=derive_seed(self._seed, "initial", slot, param_name))
+        return random.sample_independent(study, trial, param_name, param_distribution)
+
+    def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
+        """See `optuna.samplers.BaseSampler`."""
+        self._sampler(study, trial).before_trial(self._seen(study), trial)
+
+    def after_trial(
+        self,
+        study: optuna.Study,
+        trial: FrozenTrial,
+        state: TrialState,
+        values: Sequence[float] | None,
+    ) -> None:
+        """See `optuna.samplers.BaseSampler`."""
+        self._sampler(study, trial).after_trial(self._seen(study), trial, state, values)
+        self._asked.pop((study.study_name, trial.number), None)
+
+    def _seen(self, study: optuna.Study) -> optuna.Study:
+        return cast(optuna.Study, OwnHistory(study)) if self._twins else study
+
+    def _sampler(self, study: optuna.Study, trial: FrozenTrial) -> BaseSampler:
+        key = (study.study_name, trial.number)
+        if key not in self._asked:
+            seed = derive_seed(self._seed, "sampler", slot_of(study, trial))
+            self._asked[key] = self._factory(seed=seed)
+        return self._asked[key]

@@ -1,44 +1,68 @@
-"""The plan of a study: what its trials are, which of them count, and what comes next.
+"""The plan of a study: which trials count, which is next, and when the study is done.
 
-Nothing else in the package counts trials. A *slot* is a place in the plan, from 0: it has one
-configuration and one seed. A trial is an *attempt* at a slot, or at the slot's *twin*, which
-repeats it under uniform sampling for the pilot. An attempt that was cut off is followed by another
-one. A *promotion* has a slot of its own, in which it trains a stopped configuration in full.
-
-=========== ================================ ==========================================
-trial        counts towards ``budget.trials`` may be tried again
-=========== ================================ ==========================================
-complete     yes                              no
-pruned       yes                              no
-running      yes                              if its worker is lost, or interrupted
-failed       no                               if it was lost or interrupted, not by itself
-twin         no                               as any other
-promotion    yes                              as any other
-=========== ================================ ==========================================
+Seeds of trials follow from the study's seed and the trial's slot.
 """
 
 from __future__ import annotations
 
 import collections
+import dataclasses
 import enum
+import hashlib
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Self
 
+import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from hpo_mab._attributes import (
     INTERRUPTED_KEY,
     LOST_KEY,
     PROMOTES_KEY,
+    REASON_KEY,
     RETRY_KEY,
     SLOT_KEY,
+    TARGET_KEY,
     TWIN_KEY,
     trial_attributes,
 )
-from hpo_mab.storage import RETRIES, TrialRun
+from hpo_mab._errors import HpoMabError
+from hpo_mab.search._definition import TotalBudget
+from hpo_mab.storage import RETRIES, CurveStore, Definition, TrialRun
 
 if TYPE_CHECKING:
     import optuna
+
+# Seeds of trials.
+#
+# Every random choice of a trial follows from the study's seed and the trial's slot, so that a study
+# resumed equals a study never stopped, and trials of two studies can be paired.
+
+
+def derive_seed(*parts: int | str) -> int:
+    """A seed in [0, 2**32) that depends on every part and on nothing else."""
+    text = "\x1f".join(str(part) for part in parts).encode()
+    return int.from_bytes(hashlib.blake2b(text, digest_size=4).digest())
+
+
+# The plan of a study: what its trials are, which of them count, and what comes next.
+#
+# Nothing else in the package counts trials. A *slot* is a place in the plan, from 0: it has one
+# configuration and one seed. A trial is an *attempt* at a slot, or at the slot's *twin*, which
+# repeats it under uniform sampling for the pilot. An attempt that was cut off is followed by
+# another one. A *promotion* has a slot of its own, in which it trains a stopped configuration in
+# full.
+#
+# =========== ================================ ==========================================
+# trial        counts towards ``budget.trials`` may be tried again
+# =========== ================================ ==========================================
+# complete     yes                              no
+# pruned       yes                              no
+# running      yes                              if its worker is lost, or interrupted
+# failed       no                               if it was lost or interrupted, not by itself
+# twin         no                               as any other
+# promotion    yes                              as any other
+# =========== ================================ ==========================================
 
 #: A slot, and whether it is the slot's twin.
 Place = tuple[int, bool]
@@ -243,3 +267,71 @@ def _is_to_be_retried(attempts: Sequence[Attempt]) -> bool:
     lost = sum(one.lost for one in attempts)
     held = any(one.state in (*_OPEN, *_FINISHED) for one in attempts)
     return attempts[-1].cut_off and not held and lost <= RETRIES
+
+
+_FAILURES_IN_A_ROW = 3
+
+
+class StudyFailedError(HpoMabError):
+    """Trial after trial failed; the message holds the last reason."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """What a study is to reach; kept with it, so that all its workers know.
+
+    Attributes:
+        trials: Trials that must be complete or pruned, the pilot's twins not counted.
+        total: What all trials together may spend, as written; None is no limit.
+        epoch_examples: Examples of one epoch.
+    """
+
+    trials: int
+    total: str | None
+    epoch_examples: int
+
+    def save(self, study: optuna.Study) -> None:
+        """Write the target into the study, in place of an earlier one."""
+        study.set_user_attr(TARGET_KEY, dataclasses.asdict(self))
+
+    @classmethod
+    def load(cls, study: optuna.Study) -> Self:
+        """The study's target as it is now; that of its definition where it has none."""
+        stored = study.user_attrs.get(TARGET_KEY)
+        if stored is None:
+            definition = Definition.load(study)
+            budget = definition.spec["budget"]
+            return cls(
+                trials=budget["trials"],
+                total=budget["total"],
+                epoch_examples=definition.epoch_examples,
+            )
+        return cls(**stored)
+
+    def is_spent(self, study: optuna.Study, curves: CurveStore) -> bool:
+        """Whether the total budget is used up."""
+        return self.share_spent(study, curves) >= 1
+
+    def share_spent(self, study: optuna.Study, curves: CurveStore) -> float:
+        """Share of the total budget spent, lost and running trials included; 0 without limit."""
+        if self.total is None:
+            return 0.0
+        examples, seconds = curves.spent(study._study_id)
+        return TotalBudget.parse(self.total).share_spent(
+            seconds=seconds, examples=examples, epoch_examples=self.epoch_examples
+        )
+
+
+def raise_if_failing(study: optuna.Study) -> None:
+    """Give up after three failures in a row.
+
+    Raises:
+        StudyFailedError: The last three trials failed by themselves.
+    """
+    trials = study.get_trials(deepcopy=False)
+    failed = Plan(trials).failed_in_a_row()
+    if len(failed) >= _FAILURES_IN_A_ROW:
+        reason = trial_attributes(trials[failed[-1]]).get(REASON_KEY, "see the log")
+        raise StudyFailedError(
+            f"{_FAILURES_IN_A_ROW} trials in a row failed, the last with: {reason}"
+        )

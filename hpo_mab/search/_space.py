@@ -1,24 +1,251 @@
-"""The search space of a trial and the points in it."""
+"""The search space of a trial and the points in it.
+
+A value of a definition is a constant, or a range that becomes an Optuna parameter.
+"""
 
 from __future__ import annotations
 
+import collections.abc
 import dataclasses
-from collections.abc import Mapping
-from typing import Any
+import inspect
+import itertools
+import types
+from collections.abc import Iterator, Mapping
+from numbers import Integral, Real
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import optuna
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
 
 from hpo_mab import samplers, training
-from hpo_mab._errors import UnknownNameError
-from hpo_mab.search._values import (
-    check_types,
-    parse_value,
-    present_names,
-    range_ends,
-    ranges,
-    suggest,
-)
+from hpo_mab._errors import ArgumentError, UnknownNameError
 from hpo_mab.training import DEFAULT_AVERAGE
+
+_RANGE_KEYS = frozenset({"low", "high", "log", "step", "type"})
+_KEYS = _RANGE_KEYS | {"choices"}
+
+#: Parameters that have names of their own, by those of earlier versions: list and item.
+_EARLIER = {"sampler.prior.0": "sampler.prior_alpha", "sampler.prior.1": "sampler.prior_beta"}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ListChoices:
+    """Choices some of which are lists, which Optuna cannot hold: it gets their text.
+
+    Attributes:
+        distribution: The choices as Optuna sees them, e.g. ``"[1, 2]"``.
+        choices: The choices.
+    """
+
+    distribution: CategoricalDistribution
+    choices: tuple[Any, ...]
+
+    def suggest(self, trial: optuna.trial.BaseTrial, name: str) -> Any:
+        """The choice of which the trial has the text."""
+        shown = trial.suggest_categorical(name, self.distribution.choices)
+        return self.choices[self.distribution.choices.index(shown)]
+
+
+def parse_value(name: str, value: Any) -> Any:
+    """Turn a definition's value into a constant or an Optuna distribution.
+
+    A table with ``choices`` is categorical. A table with ``low`` and ``high`` is an integer range
+    if both are integers and a float range otherwise; ``type = "float"`` makes integers floats.
+    ``log`` and ``step`` are as in Optuna. The items of a list may be ranges, too. Everything else
+    is a constant.
+
+    Args:
+        name: The value's name, for messages, e.g. ``"optimizer.lr"``.
+        value: A plain value, or a distribution.
+
+    Raises:
+        ArgumentError: A range that holds nothing, or keys that do not go together.
+        UnknownNameError: A key that a range does not have.
+    """
+    if isinstance(value, list | tuple):
+        return [parse_value(f"{name}.{index}", item) for index, item in enumerate(value)]
+    if not isinstance(value, Mapping):
+        return value
+    for key in value:
+        if key not in _KEYS:
+            raise UnknownNameError(f"key of the range {name}", str(key), _KEYS)
+    if "choices" in value:
+        return _choices(name, value)
+    return _range(name, value)
+
+
+def suggest(trial: optuna.trial.BaseTrial, name: str, value: Any) -> Any:
+    """The trial's value: suggested where ``value`` is a distribution, else ``value`` itself."""
+    if isinstance(value, FloatDistribution):
+        return trial.suggest_float(name, value.low, value.high, step=value.step, log=value.log)
+    if isinstance(value, IntDistribution):
+        return trial.suggest_int(name, value.low, value.high, step=value.step, log=value.log)
+    if isinstance(value, CategoricalDistribution):
+        return trial.suggest_categorical(name, value.choices)
+    if isinstance(value, ListChoices):
+        return value.suggest(trial, name)
+    if isinstance(value, list):
+        return [suggest(trial, _part(name, index), item) for index, item in enumerate(value)]
+    return value
+
+
+def ranges(name: str, value: Any) -> Iterator[tuple[str, BaseDistribution]]:
+    """The Optuna parameters that a parsed value asks for: names and distributions."""
+    if isinstance(value, BaseDistribution):
+        yield name, value
+    elif isinstance(value, ListChoices):
+        yield name, value.distribution
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            yield from ranges(_part(name, index), item)
+
+
+def range_ends(distribution: BaseDistribution) -> tuple[Any, Any]:
+    """The lowest and highest value of a range; the first and last of choices."""
+    if isinstance(distribution, CategoricalDistribution):
+        return distribution.choices[0], distribution.choices[-1]
+    if isinstance(distribution, FloatDistribution | IntDistribution):
+        return distribution.low, distribution.high
+    raise TypeError(f"not a range: {distribution!r}")
+
+
+def examples(value: Any) -> Iterator[Any]:
+    """Constants that a parsed value may become: both ends of ranges, every choice, itself."""
+    if isinstance(value, CategoricalDistribution | ListChoices):
+        yield from value.choices
+    elif isinstance(value, BaseDistribution):
+        yield from range_ends(value)
+    elif isinstance(value, list):
+        yield from (list(items) for items in itertools.product(*map(examples, value)))
+    else:
+        yield value
+
+
+def option_types(cls: type) -> dict[str, Any]:
+    """Annotated types of what a class takes, by name."""
+    # Optuna imports some names for type checkers only.
+    names = {**vars(collections.abc), "BaseSampler": Any, "FrozenTrial": Any}
+    try:
+        return get_type_hints(inspect.getattr_static(cls, "__init__"), localns=names)
+    except NameError:
+        return {}
+
+
+def check_types(section: str, values: Mapping[str, Any], kinds: Mapping[str, Any]) -> None:
+    """Refuse values of a type that their options do not have.
+
+    Args:
+        section: Of the definition, for messages.
+        values: Parsed values by option; of a range every end and choice is checked.
+        kinds: Type of each option; others take anything.
+
+    Raises:
+        ArgumentError: A value of another type; the message says which types would do.
+    """
+    for key, value in values.items():
+        kind = kinds.get(key, Any)
+        for one in examples(value):
+            if not _is_of(kind, one):
+                raise ArgumentError(f"{section}.{key} must be {_wanted(kind)}, got {one!r}.")
+
+
+def _is_of(kind: Any, value: Any) -> bool:
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin in (Union, types.UnionType):
+        return any(_is_of(one, value) for one in arguments)
+    if origin is Literal:
+        return any(type(value) is type(one) and value == one for one in arguments)
+    if origin is tuple:
+        fits = isinstance(value, list | tuple) and len(value) == len(arguments)
+        return fits and all(map(_is_of, arguments, value))
+    if kind is Any:
+        return True
+    if kind is float or kind is int:
+        # Numbers of NumPy are numbers, booleans are not.
+        return isinstance(value, Real if kind is float else Integral) and not isinstance(
+            value, bool
+        )
+    return isinstance(value, origin or kind)
+
+
+_WORDS: Mapping[Any, str] = {
+    float: "a number",
+    int: "an integer",
+    bool: "a boolean",
+    str: "a text",
+    type(None): "'none'",
+}
+
+
+def _wanted(kind: Any) -> str:
+    arguments = get_args(kind)
+    if get_origin(kind) in (Union, types.UnionType):
+        return " or ".join(map(_wanted, arguments))
+    if get_origin(kind) is Literal:
+        return " or ".join(map(repr, arguments))
+    if get_origin(kind) is tuple:
+        each = _wanted(arguments[0])
+        return f"a list of {len(arguments)} values, each {each} or a range, as in [1, 2]"
+    return _WORDS.get(kind, getattr(kind, "__name__", str(kind)))
+
+
+def present_names(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Parameters of a recorded trial, those that earlier versions named otherwise renamed."""
+    return {_EARLIER.get(name, name): value for name, value in params.items()}
+
+
+def _part(name: str, index: int) -> str:
+    """The parameter of an item of a list."""
+    numbered = f"{name}.{index}"
+    return _EARLIER.get(numbered, numbered)
+
+
+def _choices(name: str, value: Mapping[str, Any]) -> CategoricalDistribution | ListChoices:
+    choices = value["choices"]
+    if len(value) > 1 or not isinstance(choices, list | tuple) or not choices:
+        raise ArgumentError(f"{name}: choices must be a list of values and stand alone.")
+    for choice in choices:
+        items = choice if isinstance(choice, list | tuple) else [choice]
+        if not all(isinstance(item, bool | int | float | str | None) for item in items):
+            raise ArgumentError(
+                f"{name}: choices must be booleans, numbers, strings or lists of them, "
+                f"got {choice!r}."
+            )
+    if not any(isinstance(choice, list | tuple) for choice in choices):
+        return CategoricalDistribution(choices)
+    shown = [str(list(one)) if isinstance(one, list | tuple) else one for one in choices]
+    return ListChoices(CategoricalDistribution(shown), tuple(choices))
+
+
+def _range(name: str, value: Mapping[str, Any]) -> FloatDistribution | IntDistribution:
+    low, high = _bound(name, value, "low"), _bound(name, value, "high")
+    log, step = value.get("log", False), value.get("step")
+    kind = value.get("type")
+    if kind not in (None, "int", "float"):
+        raise ArgumentError(f'{name}: type must be "int" or "float", got {kind!r}.')
+    if low > high:
+        raise ArgumentError(f"{name}: low must not exceed high, got low = {low}, high = {high}.")
+    integer = isinstance(low, int) and isinstance(high, int)
+    if kind == "int" and not integer:
+        raise ArgumentError(f"{name}: an int range needs integer bounds, got {low} and {high}.")
+    try:
+        if integer and kind != "float":
+            return IntDistribution(int(low), int(high), log=log, step=1 if step is None else step)
+        return FloatDistribution(float(low), float(high), log=log, step=step)
+    except (TypeError, ValueError) as error:
+        raise ArgumentError(f"{name}: {error}") from error
+
+
+def _bound(name: str, value: Mapping[str, Any], key: str) -> int | float:
+    bound = value.get(key)
+    if isinstance(bound, bool) or not isinstance(bound, int | float) or bound != bound:
+        raise ArgumentError(f"{name}: a range needs {key}, a number, got {bound!r}.")
+    return bound
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

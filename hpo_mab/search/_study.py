@@ -1,21 +1,32 @@
-"""Making a study or continuing it, and refusing to continue it as something else."""
+"""A study in the database: made, continued, or copied whole.
+
+Continuing it under another definition is refused.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import re
+import shutil
 import warnings
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import optuna
+from optuna.exceptions import DuplicatedStudyError
+from optuna.trial import TrialState
 
-from hpo_mab._attributes import EVIDENCE_KEY
+from hpo_mab._attributes import EVIDENCE_KEY, PUBLISHED_KEY
 from hpo_mab._errors import ArgumentError, StorageError
 from hpo_mab.advantage import Evidence
+from hpo_mab.search._claim import close_lost
 from hpo_mab.search._components import sampler_factory, study_pruner
-from hpo_mab.search._planned_sampler import PlannedSampler
-from hpo_mab.search._spec import StudySpec
-from hpo_mab.search._stopping import Target
-from hpo_mab.storage import Definition, Storage, open_study, study_names
+from hpo_mab.search._definition import StudySpec
+from hpo_mab.search._pilot import PlannedSampler
+from hpo_mab.search._plan import Target
+from hpo_mab.storage import Definition, Storage, files_folder, open_study, study_names
 
 # What may change between two runs of one study without changing what its trials mean.
 _FREE = (
@@ -101,11 +112,14 @@ def open_with_parts(storage: Storage, name: str, spec: StudySpec) -> optuna.Stud
 
 
 def check_pruner(storage: Storage, name: str, spec: StudySpec) -> None:
-    """Refuse a pruner that cannot be made, before anything is run.
+    """Refuse evidence that cannot be read, before anything is run.
 
     Raises:
-        ArgumentError: Evidence that cannot be read, and no study of that name has a copy.
+        ArgumentError: The file cannot be read, and no study of that name has a copy.
     """
+    if "evidence" not in spec.pruner.options:
+        # Nothing to look up: a mistake elsewhere must not leave an empty database.
+        return
     known = open_study(storage, name).user_attrs if name in study_names(storage) else {}
     study_pruner(spec, known)
 
@@ -158,3 +172,130 @@ def _flat(spec: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]
             yield from _flat(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
+
+
+# Keys under which the dashboard keeps notes on trials, by their ids.
+_TRIAL_NOTE = re.compile(r"dashboard:(\d+):")
+_ARTIFACT = "artifacts:"
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Copied:
+    """What was copied.
+
+    Attributes:
+        name: The copy's name.
+        trials: Its trials.
+        curves: How many of them have a learning curve.
+    """
+
+    name: str
+    trials: int
+    curves: int
+
+
+def copy_study(
+    source: Storage, name: str, target: Storage, *, to_name: str | None = None, move: bool = False
+) -> Copied:
+    """Copy a study with its learning curves, notes and artifacts; all of it or nothing.
+
+    Checkpoints stay behind: a trial that was cut off starts from zero in the copy.
+
+    Args:
+        source: Where the study is.
+        name: Its name.
+        target: Where the copy is made; may be ``source``.
+        to_name: The copy's name; None keeps the name.
+        move: Whether to delete the study once the copy is whole.
+
+    Raises:
+        ArgumentError: The copy would be the study itself.
+        StorageError: A study of that name exists, or trials of this one are running.
+        UnknownNameError: There is no such study.
+    """
+    chosen = to_name or name
+    same = source.url == target.url
+    if same and chosen == name:
+        raise ArgumentError(
+            f"A copy of '{name}' in the same database needs another name (--name), or name another "
+            "database (--to)."
+        )
+    with source.lock(name):
+        study = open_study(source, name)
+        close_lost(study, source)
+        _refuse_running(study)
+        copy = _begin(study, target, chosen)
+        try:
+            copied = _fill(copy, study, source, target)
+        except BaseException:
+            with contextlib.suppress(Exception):
+                optuna.delete_study(study_name=chosen, storage=target.optuna)
+                target.curves.remove_orphans()
+            raise
+        if move:
+            optuna.delete_study(study_name=name, storage=source.optuna)
+            source.curves.remove_orphans()
+    return copied
+
+
+def _refuse_running(study: optuna.Study) -> None:
+    running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+    if running:
+        numbers = ", ".join(str(trial.number) for trial in running[:5])
+        raise StorageError(
+            f"'{study.study_name}' has {len(running)} running trials ({numbers}); copy it when its "
+            "workers have ended."
+        )
+
+
+def _begin(study: optuna.Study, target: Storage, name: str) -> optuna.Study:
+    try:
+        return optuna.create_study(
+            study_name=name, storage=target.optuna, directions=study.directions
+        )
+    except DuplicatedStudyError:
+        raise StorageError(
+            f"There is a study '{name}' in {target.shown_url} already; give the copy another name "
+            "with --name."
+        ) from None
+
+
+def _fill(copy: optuna.Study, study: optuna.Study, source: Storage, target: Storage) -> Copied:
+    trials = study.get_trials(deepcopy=False)
+    new_ids = {
+        trial._trial_id: copy._storage.create_new_trial(copy._study_id, template_trial=trial)
+        for trial in trials
+    }
+    # After the trials, which hold the numbers of their curves: without them they are orphans.
+    if source.url != target.url:
+        source.curves.copy(list(new_ids), target.curves)
+        _copy_artifacts(study, files_folder(source, "artifacts"), files_folder(target, "artifacts"))
+    system = study._storage.get_study_system_attrs(study._study_id)
+    for key, value in _renumbered(system, new_ids):
+        copy._storage.set_study_system_attr(copy._study_id, key, value)
+    # Last, with the definition among them: without it no worker joins the study.
+    for key, value in study.user_attrs.items():
+        copy.set_user_attr(key, value)
+    curves = target.curves.load(list(new_ids.values()))
+    return Copied(name=copy.study_name, trials=len(new_ids), curves=len(curves))
+
+
+def _renumbered(attrs: Mapping[str, Any], ids: Mapping[int, int]) -> Iterator[tuple[str, Any]]:
+    """A study's system attributes, notes on trials under the trials' new ids."""
+    for key, value in attrs.items():
+        note = _TRIAL_NOTE.match(key)
+        if note is not None and int(note[1]) in ids:
+            yield key.replace(note[0], f"dashboard:{ids[int(note[1])]}:", 1), value
+        elif note is None and key != PUBLISHED_KEY:  # The copy's pages are yet to be written.
+            yield key, value
+
+
+def _copy_artifacts(study: optuna.Study, here: Path, there: Path) -> None:
+    attrs = [study._storage.get_study_system_attrs(study._study_id)]
+    attrs += [trial.system_attrs for trial in study.get_trials(deepcopy=False)]
+    names = {key.removeprefix(_ARTIFACT) for each in attrs for key in each if _ARTIFACT in key}
+    found = [here / name for name in sorted(names) if (here / name).is_file()]
+    if found and here.absolute() != there.absolute():
+        there.mkdir(parents=True, exist_ok=True)
+        for file in found:
+            shutil.copy2(file, there / file.name)

@@ -21,7 +21,7 @@ from hpo_mab.data import Augmentation, ImageSplits, Normalization
 from hpo_mab.samplers import BatchSampler
 from hpo_mab.samplers._registry import sampler_class
 from hpo_mab.search._checkpoint import warn_of_misfit
-from hpo_mab.search._seeding import derive_seed
+from hpo_mab.search._plan import derive_seed
 from hpo_mab.search._space import Configuration
 from hpo_mab.training import (
     Batches,

@@ -1,12 +1,13 @@
-"""Learning curves in one SQL table, in the study's own database."""
+"""Learning curves in one SQL table, keyed by Optuna's trial id, in the study's database."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 import secrets
+import time
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 import sqlalchemy as sa
@@ -59,16 +60,16 @@ class CurveStore:
         prepare_tables(engine)
 
     def extend(
-        self, trial_id: int, evaluations: Sequence[Evaluation], *, anew: bool = False
+        self, trial_id: int, evaluations: Sequence[Evaluation], *, restart: bool = False
     ) -> None:
         """Add evaluations to a trial's curve, all of them or none.
 
         Args:
             trial_id: Optuna's trial id.
             evaluations: Points that the curve does not have yet, at least one.
-            anew: Whether to begin a curve in place of that of an earlier attempt at this trial.
+            restart: Whether to begin a curve in place of that of an earlier attempt at this trial.
         """
-        self.extend_many([(trial_id, evaluations, anew)])
+        self.extend_many([(trial_id, evaluations, restart)])
 
     def extend_many(self, parts: Sequence[tuple[int, Sequence[Evaluation], bool]]) -> None:
         """Add evaluations to the curves of several trials, all of them or none.
@@ -78,8 +79,8 @@ class CurveStore:
         """
         with self._engine.begin() as connection:
             rows = []
-            for trial_id, evaluations, anew in parts:
-                curve = self._begin(connection, trial_id, anew=anew)
+            for trial_id, evaluations, restart in parts:
+                curve = self._begin(connection, trial_id, restart=restart)
                 rows += [self._row(curve, one) for one in evaluations]
             connection.execute(CURVES.insert(), rows)
 
@@ -157,11 +158,11 @@ class CurveStore:
             for chunk in _chunks(list(connection.scalars(_ORPHANS))):
                 connection.execute(CURVES.delete().where(CURVES.c.curve.in_(chunk)))
 
-    def _begin(self, connection: sa.Connection, trial_id: int, *, anew: bool) -> int:
+    def _begin(self, connection: sa.Connection, trial_id: int, *, restart: bool) -> int:
         """The number of the trial's curve; a new one if it has none."""
         of_trial = sa.and_(_keys.c.trial_id == trial_id, _is_key)
         known = connection.scalar(sa.select(_keys.c.value_json).where(of_trial))
-        if known is not None and not anew:
+        if known is not None and not restart:
             return int(known)
         curve = secrets.randbits(62)
         # Not a DELETE and an INSERT: on MySQL the former locks the gap that the latter of another
@@ -238,3 +239,65 @@ def _evaluation(values: Sequence[Any]) -> Evaluation:
         elif name not in _OPTIONAL:
             point[name] = math.nan
     return Evaluation(**point)
+
+
+class CurveWriter:
+    """Collects a trial's evaluations and writes them every few seconds, many at a time.
+
+    A short trial's curve is one transaction, a long one's a few; a trial that is killed loses what
+    it evaluated in the last moments. Nothing is written before the first evaluation, and the first
+    writing forgets what an earlier attempt at the trial has left.
+
+    Args:
+        curves: Where to.
+        trial_id: Optuna's trial id.
+        seconds: Longest time that an evaluation waits for the next one.
+        clock: Returns seconds.
+    """
+
+    def __init__(
+        self,
+        curves: CurveStore,
+        trial_id: int,
+        *,
+        seconds: float = 5.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._curves = curves
+        self._trial_id = trial_id
+        self._seconds = seconds
+        self._clock = clock
+        self._waiting: list[Evaluation] = []
+        self._restart = True
+        self._written = clock()
+
+    def append(self, evaluation: Evaluation) -> None:
+        """Add an evaluation; it is written now if the last writing was a while ago."""
+        self.add(evaluation)
+        if self.is_due:
+            self.flush()
+
+    def add(self, evaluation: Evaluation) -> None:
+        """Add an evaluation, to be written later."""
+        self._waiting.append(evaluation)
+
+    @property
+    def is_due(self) -> bool:
+        """Whether the last writing was a while ago."""
+        return self._clock() - self._written >= self._seconds
+
+    def flush(self) -> None:
+        """Write what waits; to be called before the trial ends."""
+        self.flush_all([self])
+
+    @staticmethod
+    def flush_all(writers: Iterable[CurveWriter]) -> None:
+        """Write what waits in writers of one store, in one transaction."""
+        full = [writer for writer in writers if writer._waiting]
+        if not full:
+            return
+        full[0]._curves.extend_many([(w._trial_id, w._waiting, w._restart) for w in full])
+        for writer in full:
+            writer._waiting.clear()
+            writer._restart = False
+            writer._written = writer._clock()

@@ -1,8 +1,11 @@
-"""Opening a study database by URL, with errors that tell the user what to do."""
+"""Opening a study database by URL, and the folders of its files."""
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import os
+import sqlite3
 import time
 import warnings
 import weakref
@@ -16,13 +19,29 @@ from optuna.exceptions import StorageInternalError
 from optuna.storages import RetryHeartbeatStaleTrialCallback
 from sqlalchemy.exc import SQLAlchemyError
 
-from hpo_mab._errors import ArgumentError, StorageError
-from hpo_mab._secrets import hide_passwords
+from hpo_mab._errors import ArgumentError, StorageError, hide_passwords
 from hpo_mab.storage._curves import CurveStore
-from hpo_mab.storage._diagnosis import diagnose
-from hpo_mab.storage._lean import LeanStorage
-from hpo_mab.storage._lock import Locks
-from hpo_mab.storage._sqlite import JournalledConnection
+from hpo_mab.storage._optuna import LeanStorage
+from hpo_mab.storage._process import Locks, diagnose
+
+
+class JournalledConnection(sqlite3.Connection):
+    """A connection that writes ahead to a journal beside the database (``-wal``).
+
+    A commit then waits for nobody who reads, and not for the disk, where the usual way waits for it
+    several times. A process that is killed loses nothing. A machine that loses power may lose the
+    last moments, trials that then count as cut off; the database stays whole. The journal is
+    merged into the database when the last connection closes.
+    """
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        # Where the file system cannot do it, or the file is not ours to change, all stays as it is.
+        with contextlib.suppress(sqlite3.Error):
+            (mode,) = self.execute("PRAGMA journal_mode = WAL").fetchone()
+            if mode == "wal":
+                self.execute("PRAGMA synchronous = NORMAL")
+
 
 DEFAULT_URL = "sqlite:///hpo_mab.db"
 
@@ -215,3 +234,21 @@ def _is_tables_race(error: BaseException) -> bool:
     texts = [str(error), str(error.__cause__)]
     signs = ("already exists", "UniqueViolation", "UNIQUE", "Duplicate entry")
     return any(sign in text for text in texts for sign in signs)
+
+
+def files_folder(storage: Storage, what: str) -> Path:
+    """The folder of a storage's files of one kind; it need not exist.
+
+    ``HPO_MAB_<WHAT>`` if that is set; beside an SQLite file, named after it; otherwise
+    ``hpo_mab_<what>`` in the working directory.
+
+    Args:
+        storage: The database.
+        what: The kind of files, e.g. ``"artifacts"``.
+    """
+    chosen = os.environ.get(f"HPO_MAB_{what.upper()}")
+    if chosen:
+        return Path(chosen).expanduser()
+    if storage.file is not None:
+        return storage.file.with_name(f"{storage.file.stem}_{what}")
+    return Path(f"hpo_mab_{what}")

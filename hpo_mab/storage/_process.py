@@ -1,4 +1,7 @@
-"""Who runs a trial: a name for this process that others can check."""
+"""The processes of a study: their names, heartbeats and locks.
+
+Errors of the database are given in one line.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,20 @@ import functools
 import hashlib
 import os
 import platform
+import threading
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import quote, quote_plus
+
+import filelock
+import sqlalchemy as sa
+from optuna.storages import RDBStorage
+
+from hpo_mab._errors import StorageError, hide_passwords
+
+if TYPE_CHECKING:
+    import sqlalchemy as sa
 
 
 @functools.cache
@@ -59,3 +75,216 @@ def _alive(pid: int) -> str:
     except PermissionError:
         pass
     return "alive"
+
+
+_held: set[tuple[str, int]] = set()
+
+
+def hold(storage: RDBStorage, trial_id: int) -> None:
+    """Note that this process has a trial, from its claim until its end is stored.
+
+    Args:
+        storage: Where the trial lives.
+        trial_id: Optuna's trial id.
+    """
+    _held.add(_key(storage, trial_id))
+
+
+def release(storage: RDBStorage, trial_id: int) -> None:
+    """Note that this process has a trial no longer, however that came."""
+    _held.discard(_key(storage, trial_id))
+
+
+def is_held(storage: RDBStorage, trial_id: int) -> bool:
+    """Whether this process has a trial."""
+    return _key(storage, trial_id) in _held
+
+
+def _key(storage: RDBStorage, trial_id: int) -> tuple[str, int]:
+    return str(storage.engine.url), trial_id
+
+
+@contextlib.contextmanager
+def heartbeat(storage: RDBStorage, trial_id: int) -> Iterator[None]:
+    """Record Optuna's heartbeat of a trial for as long as the context lasts.
+
+    Unlike Optuna's own thread it outlives a database that is away for a while.
+
+    Args:
+        storage: Where the trial lives.
+        trial_id: Optuna's trial id.
+    """
+    stop = threading.Event()
+    interval = float(storage.get_heartbeat_interval() or 0)
+
+    def beat() -> None:
+        while not stop.wait(interval):
+            # The training goes on without a database; the next beat may get through.
+            with contextlib.suppress(Exception):
+                storage.record_heartbeat(trial_id)
+        storage.remove_session()
+
+    thread = threading.Thread(target=beat, name=f"heartbeat-{trial_id}", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+_FREE = "Free some space, then give the same command again; what is stored stays."
+#: What to do about it, by what a database's message holds.
+_HINTS = {
+    "unable to open database file": "Its folder must exist, and the file must be yours to write.",
+    "not a database": "Name another file; this one holds something else.",
+    "no module named": "Install that driver, or name another in the URL: mysql+pymysql://...",
+    "access denied": "Put the password into HPO_MAB_STORAGE: mysql://user:password@host/name.",
+    "unknown database": "Make the database first: CREATE DATABASE NAME.",
+    "can't connect to mysql": "Does the server run there, on that port?",
+    "can't load plugin": "It should look like sqlite:///studies.db or postgresql://user@host/name.",
+    "authentication failed": "Put the password into ~/.pgpass, PGPASSWORD or HPO_MAB_STORAGE.",
+    "no password supplied": "Put the password into ~/.pgpass, PGPASSWORD or HPO_MAB_STORAGE.",
+    "resolve host": "Check the host in the URL: postgresql://user@host/name.",
+    "connection refused": "Does the server run there, on that port?",
+    "does not exist": "Make the database first: createdb NAME.",
+    "disk is full": _FREE,
+    "no space left": _FREE,
+    "disk i/o error": "Is the disk full, or gone? Then give the same command again.",
+}
+#: Server and extra by the module of its driver.
+_DRIVER_EXTRAS = {"psycopg": ("PostgreSQL", "postgres"), "pymysql": ("MySQL", "mysql")}
+
+
+def diagnose(error: BaseException, url: sa.URL | None = None) -> str:
+    """Why a database failed.
+
+    Args:
+        error: What was raised.
+        url: The database's; its password is hidden wherever it stands.
+    """
+    cause = error.__cause__ or error
+    origin = getattr(cause, "orig", None) or cause
+    # MySQL's driver gives a number and the text.
+    numbered = len(origin.args) == 2 and not isinstance(origin, OSError)
+    text = str(origin.args[1] if numbered else origin).strip().splitlines()[0].rstrip(".")
+    if isinstance(cause, ModuleNotFoundError) and cause.name in _DRIVER_EXTRAS:
+        server, extra = _DRIVER_EXTRAS[cause.name]
+        text = f"{server} needs its driver: pip install 'hpo_mab[{extra}]'"
+    for secret in _passwords(url):
+        text = text.replace(secret, "***")
+    hints = [hint for sign, hint in _HINTS.items() if sign in text.lower()]
+    return hide_passwords(" ".join([f"{text}.", *hints[:1]]))
+
+
+def _passwords(url: sa.URL | None) -> list[str]:
+    if url is None or not url.password:
+        return []
+    plain = str(url.password)
+    return [plain, quote(plain, safe=""), quote_plus(plain)]
+
+
+_WAIT_SECONDS = 120
+
+
+class Locks:
+    """Locks that all processes on one database share.
+
+    On PostgreSQL, MySQL and MariaDB a lock is one of the server's advisory locks, which lasts at
+    most as long as the connection. SQLite has none; there it is a lock file beside the database,
+    which the operating system releases with the process.
+
+    Args:
+        engine: The database.
+
+    Raises:
+        StorageError: A database of another kind.
+    """
+
+    def __init__(self, engine: sa.Engine) -> None:
+        if engine.dialect.name not in ("sqlite", "postgresql", "mysql"):
+            raise StorageError(
+                "Studies are kept in SQLite, PostgreSQL, MySQL or MariaDB, "
+                f"got a database of kind '{engine.dialect.name}'."
+            )
+        self._engine = engine
+        self._file: Path | None = None
+        if engine.dialect.name == "sqlite":
+            database = engine.url.database
+            # In memory nobody else can reach it.
+            in_file = database and database != ":memory:"
+            self._file = Path(f"{database}.lock").absolute() if in_file else None
+
+    @contextlib.contextmanager
+    def hold(self, name: str) -> Iterator[None]:
+        """Wait for a lock and hold it; it must not be held already by this process.
+
+        Args:
+            name: What is locked.
+
+        Raises:
+            StorageError: Somebody has held it for two minutes.
+        """
+        if self._engine.dialect.name == "postgresql":
+            with self._postgresql(name):
+                yield
+        elif self._engine.dialect.name == "mysql":
+            with self._mysql(name):
+                yield
+        elif self._file is None:
+            yield
+        else:
+            # Not thread-local: a signal handler or callback must not get in a second time.
+            lock = filelock.FileLock(self._file, thread_local=False)
+            try:
+                lock.acquire(timeout=_WAIT_SECONDS, poll_interval=0.01)
+            except filelock.Timeout:
+                raise StorageError(_too_long(str(self._file))) from None
+            except OSError as error:
+                raise StorageError(
+                    f"{self._file} cannot be made: {diagnose(error)} The study's lock is kept in "
+                    "it; its folder must be one to write to."
+                ) from None
+            try:
+                yield
+            finally:
+                lock.release()
+
+    @contextlib.contextmanager
+    def _postgresql(self, name: str) -> Iterator[None]:
+        # Ends with the transaction, so that poolers between us and the server keep it.
+        with self._engine.begin() as connection:
+            connection.execute(sa.text(f"SET LOCAL lock_timeout = '{_WAIT_SECONDS}s'"))
+            number = int.from_bytes(_digest(name)[:8], "big", signed=True)
+            try:
+                connection.execute(sa.select(sa.func.pg_advisory_xact_lock(number)))
+            except sa.exc.OperationalError as error:
+                # SQLSTATE of a lock that was not available in time.
+                if getattr(error.orig, "sqlstate", "") != "55P03":
+                    raise
+                raise StorageError(_too_long(f"'{name}'")) from None
+            yield
+
+    @contextlib.contextmanager
+    def _mysql(self, name: str) -> Iterator[None]:
+        # Of the whole server, not of the database.
+        key = _digest(f"{self._engine.url.database}\x1f{name}").hex()
+        with self._engine.connect() as connection:
+            if connection.scalar(sa.select(sa.func.get_lock(key, _WAIT_SECONDS))) != 1:
+                raise StorageError(_too_long(f"'{name}'"))
+            try:
+                # An open transaction would keep old versions of every row.
+                connection.commit()
+                yield
+            finally:
+                # With a broken connection the server has released it already.
+                with contextlib.suppress(sa.exc.SQLAlchemyError):
+                    connection.execute(sa.select(sa.func.release_lock(key)))
+
+
+def _digest(name: str) -> bytes:
+    return hashlib.blake2b(name.encode(), digest_size=16).digest()
+
+
+def _too_long(what: str) -> str:
+    return f"{what} has been locked for {_WAIT_SECONDS} s; is a stopped process holding it?"

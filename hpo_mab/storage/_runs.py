@@ -1,13 +1,104 @@
-"""Finished and running studies as plain records, read once and analysed without a database."""
+"""Stored studies as plain records, read once and analysed without a database.
+
+The definition of a study is stored with it as one user attribute.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Self
 
-from hpo_mab._attributes import RESUMED_KEY
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+
+from hpo_mab._attributes import DEFINITION_KEY, PAIRED_KEY, RESUMED_KEY, SLOT_KEY, trial_attributes
+from hpo_mab._errors import StorageError, UnknownNameError
+from hpo_mab.data import DataIdentity
+from hpo_mab.storage._open import Storage
 from hpo_mab.training import Evaluation
+
+_VERSION = 2
+#: Those that can be read: the first knows nothing of the data but the number of examples.
+_KNOWN = (1, _VERSION)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Definition:
+    """Identity of a study.
+
+    Attributes:
+        arm: The arm of a comparison it is, e.g. ``"mab"``.
+        seed: The study's seed.
+        trial_examples: Budget of one unpruned trial, in training examples.
+        epoch_examples: Size of the training part, in examples.
+        spec: The study definition as JSON-like values.
+        environment: Versions and hardware the study began with.
+        data: What its data were; None if that is not known.
+    """
+
+    arm: str
+    seed: int
+    trial_examples: int
+    epoch_examples: int
+    spec: Mapping[str, Any]
+    environment: Mapping[str, Any]
+    data: DataIdentity | None = None
+
+    def save(self, study: optuna.Study) -> None:
+        """Write the definition into the study."""
+        study.set_user_attr(DEFINITION_KEY, {"version": _VERSION, **dataclasses.asdict(self)})
+
+    @classmethod
+    def load(cls, study: optuna.Study) -> Self:
+        """Read the definition a study was made from.
+
+        Raises:
+            StorageError: The study was not made by this product, or by a later version of it.
+        """
+        stored = dict(study.user_attrs.get(DEFINITION_KEY, {}))
+        version = stored.pop("version", None)
+        if version not in _KNOWN:
+            raise StorageError(
+                f"Study '{study.study_name}' "
+                + (
+                    "was not made by hpo-mab; 'hpo-mab dashboard' shows any study."
+                    if version is None
+                    else f"has format {version}; this hpo-mab reads formats up to {_VERSION}."
+                )
+            )
+        stored["spec"] = _completed(stored["spec"])
+        data = stored.pop("data", None)
+        return cls(**stored, data=None if data is None else DataIdentity(**data))
+
+    def data_difference(self, examples: int, data: DataIdentity | None) -> str:
+        """How other data differ from the study's, for a message; empty if they are the same.
+
+        Args:
+            examples: Their training examples.
+            data: What they are; None if that is not known.
+        """
+        if examples != self.epoch_examples:
+            return f"{self.epoch_examples} training examples there, {examples} here"
+        if self.data is None or data is None or data.is_same(self.data):
+            return ""
+        if self.data.classes != data.classes:
+            return f"{self.data.classes} classes there, {data.classes} here"
+        return "as many examples and classes, but other labels, files or pixels here"
+
+    @staticmethod
+    def is_in(study_attrs: Mapping[str, Any]) -> bool:
+        """Whether a study with these user attributes was made by this product."""
+        return DEFINITION_KEY in study_attrs
+
+
+def _completed(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """A stored spec with the keys that studies of earlier versions did not have."""
+    if "training" not in spec:
+        return dict(spec)
+    # Their trials were evaluated by their trained weights.
+    return {**spec, "training": {"average": 0.0, **spec["training"]}}
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,3 +210,78 @@ class StudyRun:
         """The complete trial of the highest value, the earliest of equals, if there is one."""
         complete = [trial for trial in self.trials if trial.value is not None]
         return max(complete, key=lambda trial: trial.value or 0.0, default=None)
+
+
+class MissingCurvesWarning(UserWarning):
+    """Trials whose learning curves are not in the database that holds their study."""
+
+
+def study_names(storage: Storage) -> tuple[str, ...]:
+    """Names of all studies in the database, oldest first."""
+    return tuple(optuna.get_all_study_names(storage=storage.optuna))
+
+
+def open_study(storage: Storage, name: str) -> optuna.Study:
+    """A study that exists.
+
+    Raises:
+        UnknownNameError: There is none of that name; the message offers the nearest.
+    """
+    try:
+        return optuna.load_study(study_name=name, storage=storage.optuna)
+    except KeyError:
+        names = study_names(storage)
+        if not names:
+            raise StorageError(
+                f"There is no study in {storage.shown_url}; 'hpo-mab run' makes one."
+            ) from None
+        raise UnknownNameError("study", name, names) from None
+
+
+def read_run(storage: Storage, name: str) -> StudyRun:
+    """Read a study with the learning curves of all its trials.
+
+    Args:
+        storage: The database.
+        name: Optuna's study name.
+
+    Raises:
+        StorageError: The study was not made by this product.
+        UnknownNameError: There is no such study.
+    """
+    study = open_study(storage, name)
+    definition = Definition.load(study)
+    trials = study.get_trials(deepcopy=False)
+    curves = storage.curves.load([trial._trial_id for trial in trials])
+    run = StudyRun(
+        name=name,
+        arm=definition.arm,
+        seed=definition.seed,
+        trial_examples=definition.trial_examples,
+        spec=definition.spec,
+        trials=tuple(_trial_run(trial, curves.get(trial._trial_id, ())) for trial in trials),
+    )
+    if run.missing_curves:
+        warnings.warn(
+            f"{run.missing_curves} of {len(trials)} trials of '{name}' have no learning curve in "
+            f"{storage.shown_url}: what the study has cost is not known. 'hpo-mab copy' copies a "
+            "study with its curves.",
+            MissingCurvesWarning,
+            stacklevel=2,
+        )
+    return run
+
+
+def _trial_run(trial: FrozenTrial, curve: tuple[Evaluation, ...]) -> TrialRun:
+    attrs = trial_attributes(trial)
+    return TrialRun(
+        number=trial.number,
+        slot=int(attrs.get(SLOT_KEY, trial.number)),
+        state=trial.state.name.lower(),
+        params=trial.params,
+        # Optuna gives a pruned trial its last report as value.
+        value=trial.value if trial.state == TrialState.COMPLETE else None,
+        paired=bool(attrs.get(PAIRED_KEY, False)),
+        curve=curve,
+        attrs=attrs,
+    )

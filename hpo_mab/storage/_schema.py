@@ -19,9 +19,8 @@ from pathlib import Path
 
 import sqlalchemy as sa
 
-from hpo_mab._errors import StorageError
-from hpo_mab._secrets import hide_passwords
-from hpo_mab.storage._lock import Locks
+from hpo_mab._errors import StorageError, hide_passwords
+from hpo_mab.storage._process import Locks
 from hpo_mab.training import Evaluation
 
 #: The revision that the tables below have.

@@ -10,28 +10,33 @@ from typing import TYPE_CHECKING
 from hpo_mab._lazy import lazy_names
 
 if TYPE_CHECKING:
-    from hpo_mab.training._average import WeightAverage
-    from hpo_mab.training._batches import Batches, DeviceBatches, LoaderBatches
-    from hpo_mab.training._device import select_device
+    from hpo_mab.training._batches import (
+        Batches,
+        DeviceBatches,
+        DeviceSweep,
+        LoaderBatches,
+        LoaderSweep,
+        Sweep,
+        TimedSampler,
+        TrainingDiverged,
+    )
+    from hpo_mab.training._device import PRECISIONS, select_device
     from hpo_mab.training._device_step import DeviceStep
-    from hpo_mab.training._evaluate import evaluate
-    from hpo_mab.training._evaluation import Evaluation
-    from hpo_mab.training._meters import TimedSampler, TrainingDiverged
+    from hpo_mab.training._evaluate import WeightAverage, evaluate
     from hpo_mab.training._optimizers import (
         available_optimizers,
         create_optimizer,
         optimizer_options,
     )
-    from hpo_mab.training._precision import PRECISIONS
     from hpo_mab.training._schedule import (
         DEFAULT_AVERAGE,
         SCHEDULES,
         Budget,
+        Evaluation,
         Schedule,
         evaluation_steps,
     )
     from hpo_mab.training._stack import StackedTrainer
-    from hpo_mab.training._sweeps import DeviceSweep, LoaderSweep, Sweep
     from hpo_mab.training._training import KEEP, Training
 
 __all__ = [
@@ -67,23 +72,23 @@ __getattr__, __dir__ = lazy_names(
     {
         "DEFAULT_AVERAGE": "._schedule",
         "KEEP": "._training",
-        "PRECISIONS": "._precision",
+        "PRECISIONS": "._device",
         "SCHEDULES": "._schedule",
         "Batches": "._batches",
         "Budget": "._schedule",
         "DeviceBatches": "._batches",
         "DeviceStep": "._device_step",
-        "DeviceSweep": "._sweeps",
-        "Evaluation": "._evaluation",
+        "DeviceSweep": "._batches",
+        "Evaluation": "._schedule",
         "LoaderBatches": "._batches",
-        "LoaderSweep": "._sweeps",
+        "LoaderSweep": "._batches",
         "Schedule": "._schedule",
         "StackedTrainer": "._stack",
-        "Sweep": "._sweeps",
-        "TimedSampler": "._meters",
+        "Sweep": "._batches",
+        "TimedSampler": "._batches",
         "Training": "._training",
-        "TrainingDiverged": "._meters",
-        "WeightAverage": "._average",
+        "TrainingDiverged": "._batches",
+        "WeightAverage": "._evaluate",
         "available_optimizers": "._optimizers",
         "create_optimizer": "._optimizers",
         "evaluate": "._evaluate",

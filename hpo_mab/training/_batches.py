@@ -1,18 +1,145 @@
-"""Where training batches come from."""
+"""Batches of a training, their meters, and the sweeps over a data set for an evaluation."""
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from typing import Any, Protocol
+import math
+from collections.abc import Callable, Generator, Iterator
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from hpo_mab._errors import ArgumentError
+from hpo_mab._errors import ArgumentError, HpoMabError
 from hpo_mab._labels import class_labels
 from hpo_mab.data import Augmentation, ImageData, Normalization
-from hpo_mab.training._meters import TimedSampler
+from hpo_mab.samplers._base import BatchSampler, Draw
+
+_T = TypeVar("_T")
+
+
+class TrainingDiverged(HpoMabError, ArithmeticError):  # noqa: N818 - an outcome, not a mistake
+    """The training or validation loss is no longer finite.
+
+    Args:
+        step: Optimiser steps done when it was noticed.
+        what: Which loss, and its value.
+    """
+
+    def __init__(self, step: int, what: str) -> None:
+        super().__init__(f"Training diverged by step {step}: {what}.")
+        self.step = step
+
+
+class LossMeter:
+    """Mean training loss since the last reading, without waiting for the device.
+
+    Args:
+        device: Where losses are computed.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._total = torch.zeros((), device=device)
+        # Elsewhere, looking at every step would wait for the device.
+        self._watch = device.type == "cpu"
+        self._count = 0
+
+    def add(self, losses: Tensor, *, step: int) -> None:
+        """Count a batch's detached per-example losses, float [B].
+
+        Raises:
+            TrainingDiverged: On the CPU, where looking is free: the loss is not finite.
+        """
+        self.accumulate(losses)
+        self.count(step=step)
+
+    def accumulate(self, losses: Tensor) -> None:
+        """Add a batch's losses up on the device; each must be counted."""
+        self._total += losses.mean()
+
+    def count(self, *, step: int) -> None:
+        """Count a batch whose losses were accumulated; raises as `add` does."""
+        self._count += 1
+        if self._watch:
+            _require_finite(float(self._total), step)
+
+    def read(self, *, step: int) -> float:
+        """Mean over the batches since the last reading, in nats; waits for the device.
+
+        Raises:
+            TrainingDiverged: The mean is not finite.
+        """
+        mean = float(self._total) / self._count
+        self._total.zero_()
+        self._count = 0
+        _require_finite(mean, step)
+        return mean
+
+
+def _require_finite(loss: float, step: int) -> None:
+    if not math.isfinite(loss):
+        raise TrainingDiverged(step, f"the training loss is {loss}")
+
+
+class TimedSampler:
+    """Passes draws and feedback to a sampler and adds up the host time they take.
+
+    On a GPU the host time of an operation is that of its launch. Use it as ``batch_sampler`` of a
+    ``DataLoader``, or call `draw`.
+
+    Args:
+        sampler: The sampler to time.
+        clock: Returns seconds.
+
+    Attributes:
+        sampler: The sampler timed.
+        seconds: Seconds spent in it so far.
+    """
+
+    def __init__(self, sampler: BatchSampler, *, clock: Callable[[], float]) -> None:
+        self.sampler = sampler
+        self.seconds = 0.0
+        self._clock = clock
+        self._ahead: Tensor | None = None
+
+    def __len__(self) -> int:
+        """Batches in one pass."""
+        return len(self.sampler)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        """One pass of batches, each a list of indices."""
+        batches = iter(self.sampler)
+        while (batch := self._timed(lambda: next(batches, None))) is not None:
+            yield batch
+
+    def draw(self) -> Tensor:
+        """The sampler's next batch of indices, int64 [B]; the one drawn ahead if there is one."""
+        if self._ahead is None:
+            return self._timed(self.sampler.draw)
+        ahead, self._ahead = self._ahead, None
+        return ahead
+
+    def draw_ahead(self) -> None:
+        """Draw what the next `draw` returns.
+
+        Right after an `update` that is the same draw as later, and cheaper: what the bandits are
+        made of is in the processor's caches until the backward pass sweeps them.
+        """
+        self._ahead = self._timed(self.sampler.draw)
+
+    def next_draw(self) -> Draw:
+        """The sampler's next batch with its weights."""
+        return self._timed(self.sampler.next_draw)
+
+    def update(self, losses: Tensor, *, logits: Tensor, targets: Tensor) -> Tensor:
+        """Answer the oldest draw with losses [B]; returns the scalar to back-propagate."""
+        return self._timed(lambda: self.sampler.update(losses, logits=logits, targets=targets))
+
+    def _timed(self, call: Callable[[], _T]) -> _T:
+        start = self._clock()
+        result = call()
+        self.seconds += self._clock() - start
+        return result
 
 
 class Batches(Protocol):
@@ -133,3 +260,83 @@ def to_device(inputs: Tensor, targets: Tensor, device: torch.device) -> tuple[Te
         inputs.to(device, non_blocking=True),
         targets.to(device, torch.int64, non_blocking=True),
     )
+
+
+class Sweep(Protocol):
+    """Evaluation examples; each iteration is one pass over all of them."""
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """``(inputs, targets)`` on the training device, each example once."""
+        ...
+
+
+class DeviceSweep:
+    """Images on the device in large batches, in order.
+
+    Args:
+        data: Images on the training device.
+        normalization: Turns pixels into network inputs.
+        batch_size: Examples a batch.
+
+    Raises:
+        ArgumentError: A batch size below 1.
+    """
+
+    def __init__(
+        self, data: ImageData, *, normalization: Normalization, batch_size: int = 1024
+    ) -> None:
+        if batch_size < 1:
+            raise ArgumentError(f"batch_size must be at least 1, got {batch_size}.")
+        self.data = data
+        self.normalization = normalization
+        self.batch_size = batch_size
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return self.batches(self.batch_size)
+
+    def batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """One pass in batches of another size."""
+        labels = torch.split(self.data.labels, size)
+        for pixels, targets in zip(self.data.blocks(size), labels, strict=True):
+            yield self.normalization(pixels), targets
+
+
+class LoaderSweep:
+    """A user's own map-style data set, loaded by a ``DataLoader`` in order.
+
+    Args:
+        dataset: Map-style data set of ``(x, y)``, ``y`` an integer class.
+        device: Where to evaluate.
+        batch_size: Examples a batch.
+        num_workers: Loader processes; 0 loads in this process.
+
+    Raises:
+        ArgumentError: An argument outside its bound, or a data set without examples.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset[Any],
+        *,
+        device: torch.device | str = "cpu",
+        batch_size: int = 1024,
+        num_workers: int = 0,
+    ) -> None:
+        if batch_size < 1:
+            raise ArgumentError(f"batch_size must be at least 1, got {batch_size}.")
+        if num_workers < 0:
+            raise ArgumentError(f"num_workers must be at least 0, got {num_workers}.")
+        if len(dataset) == 0:  # type: ignore[arg-type]
+            raise ArgumentError("dataset must not be empty, got 0 examples.")
+        self.device = torch.device(device)
+        self._loader = DataLoader(
+            dataset,
+            batch_size=batch_size,
+            num_workers=num_workers,
+            # Its own generator: iterating must not move the global random state.
+            generator=torch.Generator().manual_seed(0),
+        )
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for inputs, targets in self._loader:
+            yield to_device(inputs, targets, self.device)

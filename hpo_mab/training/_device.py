@@ -1,4 +1,4 @@
-"""Choice of the device to train on."""
+"""The device of a training and the precision of its arithmetic."""
 
 from __future__ import annotations
 
@@ -59,3 +59,17 @@ def _present(kind: str) -> bool:
     if kind == "mps":
         return torch.backends.mps.is_available()
     return True
+
+
+PRECISIONS = ("bfloat16", "float32")
+
+
+def check_precision(precision: str) -> None:
+    """Raise `UnknownNameError` unless ``precision`` is one of `PRECISIONS`."""
+    if precision not in PRECISIONS:
+        raise UnknownNameError("precision", precision, PRECISIONS)
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """Context of mixed precision: bfloat16 where asked for, nothing at float32."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16")

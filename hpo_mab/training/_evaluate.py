@@ -1,15 +1,104 @@
-"""Accuracy and loss of a model."""
+"""The moving average of the weights, and the evaluation of a network."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hpo_mab.training._precision import autocast
-from hpo_mab.training._sweeps import Sweep
+from hpo_mab._errors import ArgumentError
+from hpo_mab.training._batches import Sweep
+from hpo_mab.training._device import autocast
+
+
+class WeightAverage:
+    """Exponential moving average of weights over about the last ``window`` share of the steps.
+
+    After step ``s`` (from 1): ``average += (weights - average) / max(1, window * s)``. Floating
+    buffers, such as the running statistics of batch normalisation, are averaged the same way;
+    integer buffers are not. Averages of SGD iterates rank trials early, and need less decay of the
+    learning rate (Izmailov et al. 2018; Morales-Brotons et al. 2024, arXiv 2411.18704).
+
+    The window grows with the steps, so `torch.optim.swa_utils.AveragedModel`, whose averaging
+    function reads its step count on the host, could not be part of a captured step. Here all of
+    `update` runs on the device.
+
+    Args:
+        model: The network; its parameters and buffers must keep their names, shapes and device.
+        window: Share of the steps so far, in (0, 1].
+
+    Raises:
+        ArgumentError: A window outside its bound.
+    """
+
+    def __init__(self, model: nn.Module, *, window: float) -> None:
+        check_window(window)
+        if window == 0:
+            raise ArgumentError("average must be above 0 for a moving average, got 0.")
+        self._model = model
+        self._window = window
+        # Shared parameters have one name here, and one average.
+        named = dict(model.named_parameters()) | {
+            name: buffer for name, buffer in model.named_buffers() if buffer.is_floating_point()
+        }
+        self._names = list(named)
+        # Looked up at each step: a network may assign a new tensor to its buffer.
+        self._places = [_place(model, name) for name in named]
+        self._average = [tensor.detach().clone() for tensor in named.values()]
+        device = self._average[0].device if self._average else torch.device("cpu")
+        self._steps = torch.zeros((), device=device)
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Take the weights after one more step into the average; does not wait for the device."""
+        self._steps += 1
+        share = 1 / (self._window * self._steps).clamp(min=1)
+        weights = [tensors[name] for tensors, name in self._places]
+        moves = torch._foreach_sub(weights, self._average)
+        torch._foreach_mul_(moves, share)
+        torch._foreach_add_(self._average, moves)
+
+    def forward(self) -> Callable[[Tensor], Tensor]:
+        """The network as a function of its inputs, with averaged in place of trained weights."""
+        averaged = dict(zip(self._names, self._average, strict=True))
+
+        def call(inputs: Tensor) -> Tensor:
+            outputs: Tensor = torch.func.functional_call(self._model, averaged, (inputs,))
+            return outputs
+
+        return call
+
+    def state_dict(self) -> dict[str, Any]:
+        """The average and its number of steps; the tensors are its own."""
+        return {"average": dict(zip(self._names, self._average, strict=True)), "steps": self._steps}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue a saved average.
+
+        Raises:
+            ArgumentError: A state of another network.
+        """
+        if list(state["average"]) != self._names:
+            raise ArgumentError("the average belongs to a network with other parameters.")
+        for own, saved in zip(self._average, state["average"].values(), strict=True):
+            own.copy_(saved)
+        self._steps.copy_(state["steps"])
+
+
+def _place(model: nn.Module, name: str) -> tuple[dict[str, Any], str]:
+    """Where a network keeps a parameter or buffer: the dictionary and the key there."""
+    path, _, own = name.rpartition(".")
+    module = model.get_submodule(path)
+    return (module._parameters if own in module._parameters else module._buffers), own
+
+
+def check_window(window: float) -> None:
+    """Raise `ArgumentError` unless ``window`` is a share in [0, 1]; 0 stands for no average."""
+    if not 0.0 <= window <= 1.0:
+        raise ArgumentError(f"average must be a share in [0, 1], got {window}.")
 
 
 def evaluate(

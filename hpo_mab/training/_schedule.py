@@ -1,4 +1,4 @@
-"""How long one training is, and its learning rate and evaluations on the way."""
+"""The budget of a training, its schedule, and what an evaluation holds; without torch."""
 
 from __future__ import annotations
 
@@ -6,6 +6,44 @@ import dataclasses
 import math
 
 from hpo_mab._errors import ArgumentError, UnknownNameError
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluation:
+    """One point of a learning curve.
+
+    Attributes:
+        index: Position among the run's evaluations, from 1.
+        steps: Optimiser steps done.
+        examples: Training examples processed, ``steps * batch size``.
+        seconds: Training seconds spent, the sampler's own cost included, evaluation excluded.
+        sampler_seconds: The part of ``seconds`` spent drawing batches and learning from losses.
+        accuracy: Validation accuracy, in [0, 1].
+        loss: Mean validation cross-entropy, in nats.
+        train_loss: Mean training loss of the batches since the previous evaluation, in nats.
+            Under a bandit these batches are harder than the data.
+        learning_rate: Learning rate of the last step.
+        reward_rate: Share of the draws since the previous evaluation that were rewarded; None for
+            samplers without rewards.
+        concentration: Share of all draws so far that fell on the most-drawn tenth of the examples
+            (0.1 is uniform); None where the sampler does not count draws.
+        averaged: Whether ``accuracy`` and ``loss`` are those of the averaged weights, not of the
+            trained ones.
+    """
+
+    index: int
+    steps: int
+    examples: int
+    seconds: float
+    sampler_seconds: float
+    accuracy: float
+    loss: float
+    train_loss: float
+    learning_rate: float
+    reward_rate: float | None = None
+    concentration: float | None = None
+    averaged: bool = False
+
 
 #: Names of the schedules that `Schedule` knows.
 SCHEDULES = ("constant", "linear")

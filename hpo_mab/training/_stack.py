@@ -17,14 +17,11 @@ from torch.func import functional_call, vmap
 from hpo_mab._errors import ArgumentError
 from hpo_mab.bandits import BanditSettings, DeviceEngine
 from hpo_mab.samplers import BatchSampler, MABSampler
-from hpo_mab.training._average import check_window
-from hpo_mab.training._batches import DeviceBatches
-from hpo_mab.training._capture import Captured
-from hpo_mab.training._device import synchronize
-from hpo_mab.training._evaluation import Evaluation
-from hpo_mab.training._meters import TrainingDiverged
+from hpo_mab.training._batches import DeviceBatches, DeviceSweep, TrainingDiverged
+from hpo_mab.training._device import check_precision, synchronize
+from hpo_mab.training._device_step import Captured
+from hpo_mab.training._evaluate import check_window
 from hpo_mab.training._optimizers import RowOptimizer
-from hpo_mab.training._precision import check_precision
 from hpo_mab.training._rows import (
     PLANNED_STEPS,
     DrawRows,
@@ -34,8 +31,7 @@ from hpo_mab.training._rows import (
     stackable,
     stacked_cross_entropy,
 )
-from hpo_mab.training._schedule import Schedule, evaluation_steps
-from hpo_mab.training._sweeps import DeviceSweep
+from hpo_mab.training._schedule import Evaluation, Schedule, evaluation_steps
 
 #: Images that an evaluation holds on the device at once, over all networks.
 _EVALUATED_AT_ONCE = 16_384

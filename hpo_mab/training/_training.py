@@ -17,16 +17,19 @@ from torch.optim import Optimizer
 
 from hpo_mab._errors import ArgumentError, UnknownNameError
 from hpo_mab.samplers._base import BatchSampler
-from hpo_mab.training._average import WeightAverage, check_window
-from hpo_mab.training._batches import Batches, DeviceBatches, LoaderBatches
-from hpo_mab.training._device import synchronize
+from hpo_mab.training._batches import (
+    Batches,
+    DeviceBatches,
+    LoaderBatches,
+    LossMeter,
+    Sweep,
+    TimedSampler,
+    TrainingDiverged,
+)
+from hpo_mab.training._device import autocast, check_precision, synchronize
 from hpo_mab.training._device_step import DeviceStep, choose_capture
-from hpo_mab.training._evaluate import evaluate
-from hpo_mab.training._evaluation import Evaluation
-from hpo_mab.training._meters import LossMeter, TimedSampler, TrainingDiverged
-from hpo_mab.training._precision import autocast, check_precision
-from hpo_mab.training._schedule import Schedule, evaluation_steps
-from hpo_mab.training._sweeps import Sweep
+from hpo_mab.training._evaluate import WeightAverage, check_window, evaluate
+from hpo_mab.training._schedule import Evaluation, Schedule, evaluation_steps
 
 #: Which weights a training ends with: those trained, or the more accurate of them and the average.
 KEEP = ("better", "trained")

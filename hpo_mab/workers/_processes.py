@@ -1,19 +1,162 @@
-"""Workers as processes of this machine."""
+"""Workers as processes of this machine, and the device of each worker."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Sequence
 
+import joblib
 import optuna
+import torch
 
+from hpo_mab import training
 from hpo_mab._errors import ArgumentError, StorageError
 from hpo_mab.search import StudyFailedError, TrialCallback
 from hpo_mab.storage import STORAGE_ERRORS, Storage
-from hpo_mab.workers._watch import FinishedTrials
-from hpo_mab.workers._worker_process import WorkerProcess
+
+
+def worker_devices(workers: int, *, device: str = "auto") -> tuple[str, ...]:
+    """A device for each worker; CUDA devices are dealt out round robin.
+
+    Args:
+        workers: Number of workers, at least 1.
+        device: ``"auto"`` or ``"cuda"`` for all CUDA devices there are; another name is every
+            worker's.
+
+    Raises:
+        ArgumentError: An argument below 1, or more workers than CUDA devices.
+        UnknownNameError: No such device.
+    """
+    if workers < 1:
+        raise ArgumentError(f"--workers must be at least 1, got {workers}.")
+    chosen = training.select_device(device)
+    if chosen.type != "cuda":
+        return (device,) * workers
+    cards = _cards(chosen)
+    if workers > len(cards):
+        raise ArgumentError(
+            f"--workers must be at most {len(cards)}, the number of CUDA devices, got {workers}; "
+            "one process trains many trials on a device at the same time, see --slots."
+        )
+    return tuple(f"cuda:{cards[index % len(cards)]}" for index in range(workers))
+
+
+def room(*, device: str = "auto", threads: int = 1) -> int:
+    """How many workers keep this machine busy without getting in one another's way.
+
+    On CUDA every card has a worker. On the CPU each worker has ``threads`` cores: networks of
+    a few layers hardly gain by a second thread, while a second trial gains all of its core
+    (``benchmarks/cpu_split.py``).
+
+    Args:
+        device: As for `worker_devices`.
+        threads: CPU threads of a trial, at least 1.
+
+    Returns:
+        Number of workers, at least 1; 1 on devices that only one process can use well.
+    """
+    chosen = training.select_device(device)
+    if chosen.type == "cuda":
+        return len(_cards(chosen))
+    if chosen.type != "cpu":
+        return 1
+    # Those that this process may use: affinity and containers' quotas included.
+    return max(1, int(joblib.cpu_count()) // threads)
+
+
+def _cards(device: torch.device) -> list[int]:
+    return [device.index] if device.index is not None else list(range(torch.cuda.device_count()))
+
+
+class FinishedTrials:
+    """Passes every trial that finishes from now on to a callback, once.
+
+    Args:
+        study: The study.
+        on_trial: Called with study and trial; None only counts.
+    """
+
+    def __init__(self, study: optuna.Study, on_trial: TrialCallback | None) -> None:
+        self._study = study
+        self._on_trial = on_trial
+        self._known = {t.number for t in self._ended()}
+
+    def report_new(self) -> int:
+        """Pass on what has finished since the last call; returns how many trials that were."""
+        new = [trial for trial in self._ended() if trial.number not in self._known]
+        for trial in new:
+            self._known.add(trial.number)
+            if self._on_trial is not None:
+                self._on_trial(self._study, trial)
+        return len(new)
+
+    def _ended(self) -> list[optuna.trial.FrozenTrial]:
+        return [t for t in self._study.get_trials(deepcopy=False) if t.state.is_finished()]
+
+
+class WorkerProcess:
+    """A running worker.
+
+    Its standard input is a pipe that says nothing: when it closes, because it is told to stop or
+    because this process has died, the worker interrupts itself. A new session keeps the terminal's
+    Ctrl-C from it.
+
+    Args:
+        arguments: Arguments of ``hpo-mab worker``.
+        storage: The storage URL with its password; it travels in the environment, which other
+            users cannot see.
+    """
+
+    def __init__(self, arguments: Sequence[str], *, storage: str) -> None:
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "hpo_mab", "worker", *arguments, "--quiet", "--until-eof"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=self._errors,
+            env={**os.environ, "HPO_MAB_STORAGE": storage},
+            start_new_session=True,
+        )
+
+    @property
+    def pid(self) -> int:
+        """Process id."""
+        return self._process.pid
+
+    @property
+    def status(self) -> int | None:
+        """Exit status, negative for a signal; None while it runs."""
+        return self._process.poll()
+
+    def stop(self) -> None:
+        """Ask it to end its trial as interrupted and go."""
+        if self._process.stdin is not None and not self._process.stdin.closed:
+            self._process.stdin.close()
+
+    def kill(self) -> None:
+        """End it at once."""
+        self._process.kill()
+        self._process.wait()
+
+    def last_line(self) -> str:
+        """The last line it wrote to standard error; how it ended where there is none."""
+        self._errors.seek(0)
+        lines = self._errors.read().decode(errors="replace").strip().splitlines()
+        if lines:
+            return lines[-1].removeprefix("hpo-mab: ")
+        return f"ended with status {self.status}"
+
+    def close(self) -> None:
+        """Give back its files."""
+        self.stop()
+        self._errors.close()
+
 
 _SECONDS_BETWEEN_LOOKS = 0.5
 _DEATHS_IN_A_ROW = 3
@@ -57,28 +200,28 @@ class ProcessLauncher:
             StudyFailedError: Every worker gave up; the message is the last one's.
         """
         watch = FinishedTrials(study, on_trial)
-        crew = _Crew(
+        running = _Workers(
             members={i: self._start(study, device) for i, device in enumerate(self._devices)}
         )
         try:
-            while crew.members:
+            while running.members:
                 time.sleep(_SECONDS_BETWEEN_LOOKS)
                 # Whether a database that is away comes back in time, the workers decide.
                 with contextlib.suppress(*STORAGE_ERRORS):
-                    if watch.look():
-                        crew.deaths = 0
-                for index in crew.fallen():
-                    crew.members[index] = self._start(study, self._devices[index])
-            watch.look()
+                    if watch.report_new():
+                        running.deaths = 0
+                for index in running.remove_ended():
+                    running.members[index] = self._start(study, self._devices[index])
+            watch.report_new()
         except KeyboardInterrupt:
-            crew.stop()
-            watch.look()
+            running.stop()
+            watch.report_new()
             return True
         finally:
-            crew.close()
-        if crew.complaint and not crew.done:
-            raise StudyFailedError(crew.complaint)
-        return crew.interrupted and not crew.done
+            running.close()
+        if running.last_error and not running.done:
+            raise StudyFailedError(running.last_error)
+        return running.interrupted and not running.done
 
     def _start(self, study: optuna.Study, device: str) -> WorkerProcess:
         arguments = ["--study", study.study_name, "--device", device]
@@ -88,24 +231,24 @@ class ProcessLauncher:
 
 
 @dataclasses.dataclass(kw_only=True)
-class _Crew:
+class _Workers:
     """The workers at work.
 
     Attributes:
         members: Workers that run, by their place.
         deaths: Workers that died since a trial last finished.
-        complaint: What the last worker said that gave up.
+        complaint: The last line of the last worker that gave up.
         done: Whether a worker found the study's target reached.
         interrupted: Whether somebody stopped a worker.
     """
 
     members: dict[int, WorkerProcess]
     deaths: int = 0
-    complaint: str = ""
+    last_error: str = ""
     done: bool = False
     interrupted: bool = False
 
-    def fallen(self) -> list[int]:
+    def remove_ended(self) -> list[int]:
         """Dismiss the workers that have ended; returns the places of those to be replaced."""
         dead = []
         for index, worker in list(self.members.items()):
@@ -124,12 +267,12 @@ class _Crew:
         elif worker.status == _INTERRUPTED:
             self.interrupted = True
         elif worker.status == _MISTAKE:
-            self.complaint = worker.last_words()
+            self.last_error = worker.last_line()
         else:
             self.deaths += 1
             if self.deaths <= _DEATHS_IN_A_ROW * max(1, len(self.members)):
                 return True
-            self.complaint = f"Worker after worker died; the last one: {worker.last_words()}"
+            self.last_error = f"Worker after worker died; the last one: {worker.last_line()}"
         return False
 
     def stop(self) -> None:

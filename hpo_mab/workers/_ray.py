@@ -10,7 +10,7 @@ import optuna
 from hpo_mab._errors import ArgumentError, StorageError
 from hpo_mab.search import StudyFailedError, TrialCallback
 from hpo_mab.storage import STORAGE_ERRORS, Storage
-from hpo_mab.workers._watch import FinishedTrials
+from hpo_mab.workers._processes import FinishedTrials
 
 _SECONDS_BETWEEN_LOOKS = 1.0
 
@@ -86,7 +86,7 @@ class RayLauncher:
             return self._follow(tasks, watch)
         except KeyboardInterrupt:
             self._stop(tasks)
-            watch.look()
+            watch.report_new()
             return True
 
     def _follow(self, tasks: list[Any], watch: FinishedTrials) -> bool:
@@ -99,7 +99,7 @@ class RayLauncher:
                     done = True
                 except self._ray.exceptions.RayError as error:
                     complaint = str(getattr(error, "cause", None) or error).strip().splitlines()[-1]
-            watch.look()
+            watch.report_new()
         if complaint and not done:
             raise StudyFailedError(complaint)
         return interrupted

@@ -11,7 +11,7 @@ from scipy import stats
 
 from hpo_mab._errors import ArgumentError
 from hpo_mab.advantage import compare_fidelity, fidelity
-from hpo_mab.advantage._ranking import choice_regret, kendall_tau, spearman_rho, top_recall
+from hpo_mab.advantage._fidelity import choice_regret, kendall_tau, spearman_rho, top_recall
 
 
 def test_tau_by_hand():

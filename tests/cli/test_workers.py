@@ -165,7 +165,7 @@ def test_launch_options_that_cannot_be_are_one_line(
 def test_more_workers_than_sqlite_serves_well_are_advised_against(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from hpo_mab.cli._launch import launcher
+    from hpo_mab.cli._run import launcher
     from hpo_mab.search import load_spec
 
     storage = Storage(str(tmp_path / "x.db"))

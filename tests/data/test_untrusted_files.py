@@ -19,7 +19,7 @@ import torch
 
 import hpo_mab
 from hpo_mab._errors import DataError, HpoMabError
-from hpo_mab.data import _cache
+from hpo_mab.data import _images
 from hpo_mab.data._torchvision import load_torchvision
 
 _UNPICKLE = {"load", "loads", "Unpickler", "read_pickle"}
@@ -85,7 +85,7 @@ def test_no_search_sampler_or_pruner_keeps_pickles_in_the_database() -> None:
 
 @pytest.mark.parametrize("part", ["train-images", "train-labels", "test-images"])
 def test_a_pickle_in_the_cache_is_not_used(tmp_path: Path, bomb: Bomb, part: str) -> None:
-    folder = tmp_path / _cache.CACHE_FOLDER / "digits-key"
+    folder = tmp_path / _images.CACHE_FOLDER / "digits-key"
     folder.mkdir(parents=True)
     (folder / "meta.json").write_text(
         '{"classes": ["a", "b"], "parts": ["train", "test"], "sides": [], "warnings": []}'
@@ -93,9 +93,9 @@ def test_a_pickle_in_the_cache_is_not_used(tmp_path: Path, bomb: Bomb, part: str
     for name in ("train", "test"):
         np.save(folder / f"{name}-images.npy", np.zeros((2, 1, 4, 4), np.uint8))
         np.save(folder / f"{name}-labels.npy", np.arange(2))
-    assert _cache.read(tmp_path, name="digits", key="key") is not None
+    assert _images.read(tmp_path, name="digits", key="key") is not None
     np.save(folder / f"{part}.npy", np.array([bomb], dtype=object), allow_pickle=True)
-    assert _cache.read(tmp_path, name="digits", key="key") is None
+    assert _images.read(tmp_path, name="digits", key="key") is None
 
 
 def _cifar10(root: Path, content: bytes) -> None:

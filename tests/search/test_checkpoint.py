@@ -23,10 +23,9 @@ from hpo_mab.search import (
     replay,
     trial_seed,
 )
-from hpo_mab.search._checkpoint import Checkpoints, CheckpointWarning, SlotCheckpoint
-from hpo_mab.search._follow import TrialRecord
+from hpo_mab.search._checkpoint import Checkpoints, CheckpointWarning, SlotCheckpoint, TrialRecord
 from hpo_mab.search._plan import Plan
-from hpo_mab.storage import Storage, TrialRun, folder_beside, open_study
+from hpo_mab.storage import Storage, TrialRun, files_folder, open_study
 from hpo_mab.testing._faults import _fork
 from hpo_mab.training import Evaluation
 
@@ -104,7 +103,7 @@ def _cut_off(
     with monkeypatch.context() as patch:
         patch.setattr(TrialRecord, "add", _raising(what, at=at))
         runner.run(score=False)
-    return folder_beside(runner.storage, "checkpoints")
+    return files_folder(runner.storage, "checkpoints")
 
 
 def _timeless(trial: TrialRun) -> list[dict[str, Any]]:
@@ -132,7 +131,7 @@ def test_a_killed_worker_s_trial_goes_on_where_it_was_saved(
         )
         pid = _fork(url, name, runner)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
-    folder = folder_beside(storage, "checkpoints")
+    folder = files_folder(storage, "checkpoints")
     assert len(list(folder.iterdir())) == 1
 
     again = Storage(url)
@@ -316,7 +315,7 @@ def test_short_trials_write_nothing(seconds: float, runner_of: Runner, storage: 
     runner = runner_of(checkpoint=seconds)
     assert (runner.objective.checkpoints is None) == (seconds == 0)
     assert runner.run(score=False).run.trials[0].state == "complete"
-    assert not folder_beside(storage, "checkpoints").exists()
+    assert not files_folder(storage, "checkpoints").exists()
 
 
 @pytest.mark.parametrize("end", [optuna.TrialPruned(), ValueError("its own fault")])
@@ -329,7 +328,7 @@ def test_a_trial_that_is_not_tried_again_leaves_no_file(
 
     def count(self: SlotCheckpoint, training: Any) -> None:
         save(self, training)
-        seen.append(len(list(folder_beside(storage, "checkpoints").iterdir())))
+        seen.append(len(list(files_folder(storage, "checkpoints").iterdir())))
 
     monkeypatch.setattr(SlotCheckpoint, "save", count)
     folder = _cut_off(runner, monkeypatch, end)

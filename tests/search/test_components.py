@@ -10,7 +10,7 @@ from optuna.pruners import SuccessiveHalvingPruner
 from hpo_mab.pruners import AdvantagePruner
 from hpo_mab.search import make_spec
 from hpo_mab.search._components import study_pruner
-from hpo_mab.storage._definition import _completed
+from hpo_mab.storage._runs import _completed
 
 
 def first_rung(definition: dict[str, Any]) -> int | None:

@@ -20,8 +20,8 @@ from hpo_mab._errors import HpoMabError
 from hpo_mab.cli import main
 from hpo_mab.data import ImageSplits
 from hpo_mab.search import StudySpec, load_spec, load_splits, make_objective, make_spec
-from hpo_mab.search._check import _OPTIONS
 from hpo_mab.search._components import _PRUNERS, _SAMPLERS, pruner_kinds, study_pruner
+from hpo_mab.search._prepare import _OPTIONS
 
 _QUICK = settings(
     max_examples=150,

@@ -1,3 +1,5 @@
+"""Tests."""
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -5,19 +7,19 @@ from typing import Any
 
 import optuna
 import pytest
+from optuna.samplers import RandomSampler, TPESampler
 from optuna.trial import TrialState
 
 from hpo_mab._attributes import CHOICE_KEY, EVIDENCE_KEY
 from hpo_mab._errors import SpecError, UnknownNameError
 from hpo_mab.advantage import Estimate, Evidence, Rung
 from hpo_mab.pruners import EvidenceKeeper
-from hpo_mab.search import StudyRunner, StudySpec
+from hpo_mab.search import PlannedSampler, StudyRunner, StudySpec
 from hpo_mab.search._pilot import Choice, OwnHistory, _choose, stored_choice
 from hpo_mab.storage import Storage, StudyRun, open_study
 
 Make = Callable[..., StudySpec]
 
-pytestmark = pytest.mark.filterwarnings("ignore::hpo_mab.pruners.AdvantageWarning")
 
 _PILOT = {"search": {"initial": 4}, "budget": {"trials": 7, "epochs": 1, "evaluations": 3}}
 
@@ -41,6 +43,7 @@ def _twins(run: StudyRun) -> list[Any]:
     return [trial for trial in run.trials if "hpo_mab:twin_of" in trial.attrs]
 
 
+@pytest.mark.filterwarnings("ignore::hpo_mab.pruners.AdvantageWarning")
 @pytest.mark.parametrize(
     "sections", [{"sampler": {"kind": "auto"}}, {"pruner": {"kind": "advantage"}}]
 )
@@ -69,6 +72,7 @@ def test_the_first_configurations_are_trained_with_both_samplers(
     assert run.examples == sum(trial.examples for trial in run.trials)
 
 
+@pytest.mark.filterwarnings("ignore::hpo_mab.pruners.AdvantageWarning")
 def test_twins_cost_what_the_total_budget_allows(storage: Storage, tiny: Make) -> None:
     spec = tiny(
         budget={"trials": 50, "total": "6epochs", "epochs": 1, "evaluations": 3},
@@ -80,6 +84,7 @@ def test_twins_cost_what_the_total_budget_allows(storage: Storage, tiny: Make) -
     assert len(_twins(run)) == 3
 
 
+@pytest.mark.filterwarnings("ignore::hpo_mab.pruners.AdvantageWarning")
 def test_auto_goes_on_with_its_choice_and_says_why(storage: Storage, tiny: Make) -> None:
     outcome = StudyRunner(tiny(**_PILOT, sampler={"kind": "auto"}), storage).run(score=False)
     choice = outcome.choice
@@ -94,6 +99,7 @@ def test_auto_goes_on_with_its_choice_and_says_why(storage: Storage, tiny: Make)
     assert choice.evidence == evidence.digest
 
 
+@pytest.mark.filterwarnings("ignore::hpo_mab.pruners.AdvantageWarning")
 @pytest.mark.parametrize(("sampler", "concentrated"), [("mab", True), ("uniform", False)])
 def test_auto_trains_with_the_sampler_that_was_chosen(
     storage: Storage, tiny: Make, sampler: str, concentrated: bool, monkeypatch: pytest.MonkeyPatch
@@ -107,6 +113,7 @@ def test_auto_trains_with_the_sampler_that_was_chosen(
         assert (trial.curve[0].reward_rate is not None) == concentrated
 
 
+@pytest.mark.filterwarnings("ignore::hpo_mab.pruners.AdvantageWarning")
 @pytest.mark.parametrize("where", [(3, 1), (4, 2), (9, 1)])
 def test_an_interrupted_pilot_resumes_to_the_same(
     storage: Storage, tiny: Make, monkeypatch: pytest.MonkeyPatch, where: tuple[int, int]
@@ -128,12 +135,14 @@ def test_an_interrupted_pilot_resumes_to_the_same(
     assert parts.choice == stored_choice(open_study(storage, "whole"))
 
 
+@pytest.mark.filterwarnings("ignore::hpo_mab.pruners.AdvantageWarning")
 def test_more_trials_than_the_pilot_wait_for_its_last_twin(storage: Storage, tiny: Make) -> None:
     sections = {**_PILOT, "budget": {"trials": 4, "epochs": 1, "evaluations": 3}}
     run = StudyRunner(tiny(**sections, sampler={"kind": "auto"}), storage).run(score=False).run
     assert [trial.state for trial in run.trials] == ["complete"] * 8
 
 
+@pytest.mark.filterwarnings("ignore::hpo_mab.pruners.AdvantageWarning")
 def test_uniform_studies_have_no_pilot(storage: Storage, tiny: Make) -> None:
     spec = tiny(**_PILOT, sampler={"kind": "uniform"}, pruner={"kind": "advantage"})
     runner = StudyRunner(spec, storage)
@@ -142,12 +151,14 @@ def test_uniform_studies_have_no_pilot(storage: Storage, tiny: Make) -> None:
     assert _twins(run) == []
 
 
+@pytest.mark.filterwarnings("ignore::hpo_mab.pruners.AdvantageWarning")
 def test_saved_evidence_needs_no_pilot(tiny: Make) -> None:
     spec = tiny(**_PILOT, pruner={"kind": "advantage", "reference": "tiny-uniform-seed0"})
     assert not spec.has_pilot
     assert tiny(**_PILOT, pruner={"kind": "advantage"}).has_pilot
 
 
+@pytest.mark.filterwarnings("ignore::hpo_mab.pruners.AdvantageWarning")
 @pytest.mark.parametrize(
     "sections", [{"sampler": {"kind": "auto"}}, {"pruner": {"kind": "advantage"}}]
 )
@@ -156,6 +167,7 @@ def test_a_pilot_of_too_few_is_refused(tiny: Make, sections: dict[str, Any]) -> 
         tiny(search={"initial": 2}, **sections)
 
 
+@pytest.mark.filterwarnings("ignore::hpo_mab.pruners.AdvantageWarning")
 def test_a_knob_of_the_bandit_is_a_knob_of_auto(tiny: Make) -> None:
     spec = tiny(**_PILOT, sampler={"kind": "auto", "loss_decay": 0.95})
     assert spec.sampler.options == {"loss_decay": 0.95}
@@ -167,6 +179,7 @@ def _known(low: float, high: float) -> Estimate:
     return Estimate(value=(low + high) / 2, low=low, high=high, n=9)
 
 
+@pytest.mark.filterwarnings("ignore::hpo_mab.pruners.AdvantageWarning")
 @pytest.mark.parametrize(
     ("gain", "fidelity", "sampler", "why"),
     [
@@ -195,6 +208,7 @@ def test_auto_wants_accuracy_and_fidelity(
     assert choice.evidence == evidence.digest
 
 
+@pytest.mark.filterwarnings("ignore::hpo_mab.pruners.AdvantageWarning")
 def test_the_search_model_sees_each_configuration_once() -> None:
     study = optuna.create_study(direction="maximize")
 
@@ -213,3 +227,71 @@ def test_the_search_model_sees_each_configuration_once() -> None:
     add(2, 0.4, sampler="uniform")
     assert [trial.value for trial in seen.get_trials(deepcopy=False)] == [0.2, 0.3, 0.4]
     assert [trial.value for trial in seen._get_trials()] == [0.2, 0.3, 0.4]
+
+
+def _objective(trial: optuna.Trial) -> float:
+    x = trial.suggest_float("x", 0.0, 1.0)
+    knob = trial.suggest_int("sampler.memory", 1, 100)
+    return -((x - 0.3) ** 2) + 0.001 * knob
+
+
+def _study(**options: object) -> optuna.Study:
+    return optuna.create_study(
+        direction="maximize", sampler=PlannedSampler(TPESampler, **{"seed": 0, **options})
+    )
+
+
+def _points(study: optuna.Study) -> list[tuple[float, int]]:
+    return [(t.params["x"], t.params["sampler.memory"]) for t in study.trials]
+
+
+def test_first_configurations_do_not_depend_on_what_else_is_searched() -> None:
+    study = _study(initial=5)
+    study.optimize(_objective, n_trials=5)
+    other = _study(initial=5)
+    other.optimize(lambda trial: trial.suggest_float("x", 0.0, 1.0), n_trials=5)
+    assert [x for x, _ in _points(study)] == [t.params["x"] for t in other.trials]
+    assert len({x for x, _ in _points(study)}) == 5
+
+
+def test_what_is_searched_is_searched_from_the_first_trial_on() -> None:
+    study = _study(initial=6)
+    study.optimize(_objective, n_trials=6)
+    assert len({knob for _, knob in _points(study)}) == 6
+
+
+def test_trials_of_one_study_at_the_same_time_have_a_sampler_each() -> None:
+    alone, together = _study(initial=0), _study(initial=0)
+    for study in (alone, together):
+        study.sampler = PlannedSampler(RandomSampler, seed=0, initial=0)
+    alone.optimize(_objective, n_trials=2)
+    trials = [together.ask() for _ in range(2)]
+    for name in ("x", "sampler.memory"):
+        for trial in trials:
+            if name == "x":
+                trial.suggest_float(name, 0.0, 1.0)
+            else:
+                trial.suggest_int(name, 1, 100)
+    assert [trial.params for trial in trials] == [trial.params for trial in alone.trials]
+
+
+def test_a_study_stopped_and_resumed_equals_one_never_stopped() -> None:
+    whole = _study(initial=3)
+    whole.optimize(_objective, n_trials=14)
+    parts = _study(initial=3)
+    for _ in range(14):
+        parts.sampler = PlannedSampler(TPESampler, seed=0, initial=3)
+        parts.optimize(_objective, n_trials=1)
+    assert _points(parts) == _points(whole)
+
+
+@pytest.mark.parametrize("initial", [0, 4])
+def test_seeds_differ(initial: int) -> None:
+    points = []
+    for seed in (0, 1):
+        study = optuna.create_study(
+            direction="maximize", sampler=PlannedSampler(RandomSampler, seed=seed, initial=initial)
+        )
+        study.optimize(_objective, n_trials=4)
+        points.append(_points(study))
+    assert not set(points[0]) & set(points[1])

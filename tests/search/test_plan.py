@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import optuna
 import pytest
+import sqlalchemy as sa
 from optuna.trial import FrozenTrial, TrialState
 
+from hpo_mab._attributes import WORKER_KEY
+from hpo_mab._errors import SpecError, StorageError
+from hpo_mab.search import StudyRunner, StudySpec, Target
+from hpo_mab.search._claim import claim, close_lost, requeue
 from hpo_mab.search._plan import Next, Plan
+from hpo_mab.search._study import open_with_parts
+from hpo_mab.storage import RETRIES, Storage, StudyRun, is_gone, open_study, release, this_process
+from hpo_mab.storage._process import _started, machine
 
 _STATES = {
     "c": TrialState.COMPLETE,
@@ -109,3 +121,343 @@ def test_failures_in_a_row_are_those_of_the_trials_own_making() -> None:
 def test_slots_of_trials_that_nobody_has_given_one() -> None:
     trials = _trials("c", "c", "c0 twin", "c")
     assert [Plan(trials).slot_of(number) for number in (0, 1, 3)] == [0, 1, 2]
+
+
+Make = Callable[..., StudySpec]
+
+_TOP = {
+    "budget": {"epochs": 1, "evaluations": 3, "trials": 9},
+    "sampler": {"kind": "uniform"},
+    "pruner": {"kind": "top_k", "after": 0.3, "k": 2},
+}
+
+
+def _essence(run: StudyRun) -> list[tuple[Any, ...]]:
+    return [
+        (t.slot, t.state, dict(t.params), t.value, [e.accuracy for e in t.curve])
+        for t in run.trials
+        if t.state != "fail"
+    ]
+
+
+def test_the_best_of_the_stopped_are_trained_to_the_end(storage: Storage, tiny: Make) -> None:
+    run = StudyRunner(tiny(**_TOP), storage).run(score=False).run
+    initial, stopped, promoted = run.trials[:2], run.trials[2:7], run.trials[7:]
+    assert [trial.slot for trial in run.trials] == list(range(9))
+    assert [trial.state for trial in initial] == ["complete"] * 2
+    assert [(trial.state, len(trial.curve)) for trial in stopped] == [("pruned", 1)] * 5
+    assert [(trial.state, len(trial.curve)) for trial in promoted] == [("complete", 3)] * 2
+    ranked = sorted(stopped, key=lambda trial: -trial.curve[0].accuracy)
+    assert [trial.attrs["hpo_mab:promotes"] for trial in promoted] == [t.number for t in ranked[:2]]
+    assert [trial.params for trial in promoted] == [t.params for t in ranked[:2]]
+    # All that was spent counts: nine starts, and the rest of four trainings.
+    first, full = stopped[0].examples, promoted[0].examples
+    assert run.examples == 4 * full + 5 * first
+    assert full == run.trial_examples > 2 * first
+
+
+def test_a_pilots_twins_do_not_bring_promotions_forward(storage: Storage, tiny: Make) -> None:
+    spec = tiny(
+        **{**_TOP, "sampler": {"kind": "auto"}, "budget": {**_TOP["budget"], "trials": 10}},
+        search={"initial": 4},
+    )
+    run = StudyRunner(spec, storage).run(score=False).run
+    asked = [trial for trial in run.trials if "hpo_mab:twin_of" not in trial.attrs]
+    promoted = [trial for trial in asked if "hpo_mab:promotes" in trial.attrs]
+    assert (len(run.trials), len(asked), len(promoted)) == (14, 10, 2)
+    assert [trial.state for trial in asked] == ["complete"] * 4 + ["pruned"] * 4 + ["complete"] * 2
+
+
+@pytest.mark.parametrize("where", [(3, 1), (7, 2), (8, 3)])
+def test_interrupted_it_goes_on_to_the_same_end(
+    storage: Storage, tiny: Make, monkeypatch: pytest.MonkeyPatch, where: tuple[int, int]
+) -> None:
+    spec = tiny(**_TOP)
+    whole = StudyRunner(spec, storage).run("whole", score=False).run
+    report = optuna.trial.Trial.report
+
+    def interrupt(trial: optuna.trial.Trial, value: float, step: int) -> None:
+        if (trial.number, step) == where:
+            raise KeyboardInterrupt
+        report(trial, value, step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(optuna.trial.Trial, "report", interrupt)
+        assert StudyRunner(spec, storage).run("parts", score=False).interrupted
+    assert _essence(StudyRunner(spec, storage).run("parts", score=False).run) == _essence(whole)
+
+
+def _claim(study: optuna.Study, storage: Storage) -> optuna.trial.Trial:
+    """A trial that a worker on a machine that nobody here can see runs from now on."""
+    trial = claim(study, storage)
+    assert isinstance(trial, optuna.trial.Trial)
+    storage.optuna.set_trial_system_attr(trial._trial_id, WORKER_KEY, "0123456789abcdef:4242:7")
+    return trial
+
+
+def test_workers_wait_until_the_best_are_known(storage: Storage, tiny: Make) -> None:
+    spec = tiny(**_TOP)
+    run = StudyRunner(spec, storage).run(score=False).run
+    study = open_with_parts(storage, run.name, spec)
+    # Three more trials: two of them are promotions, and one more is stopped before.
+    Target(trials=12, total=None, epoch_examples=100).save(study)
+    first = _claim(study, storage)
+    assert "hpo_mab:promotes" not in first.user_attrs
+    assert claim(study, storage) is Next.WAIT
+    first.suggest_float("lr", 0.01, 1.0, log=True)
+    first.report(0.99, 1)
+    study.tell(first, state=TrialState.PRUNED)
+    second = _claim(study, storage)
+    assert second.user_attrs["hpo_mab:promotes"] == first.number
+    # A promotion that runs keeps nobody waiting, and the next one is of another configuration.
+    third = _claim(study, storage)
+    taken = {trial.attrs.get("hpo_mab:promotes") for trial in run.trials} | {first.number}
+    assert third.user_attrs["hpo_mab:promotes"] not in taken
+    assert claim(study, storage) is Next.WAIT
+
+
+def test_a_definition_that_cannot_work_is_refused(tiny: Make) -> None:
+    few = {**_TOP, "budget": {"epochs": 1, "evaluations": 3, "trials": 5}}
+    with pytest.raises(SpecError, match=r"budget.trials must be at least 6 .* got 5"):
+        tiny(**few)
+    timed = {**_TOP, "budget": {"epochs": 1, "trials": 9, "total": "5m"}}
+    with pytest.raises(SpecError, match=r"budget.total cannot be used with pruner 'top_k'"):
+        tiny(**timed)
+    arm = {"arms": {"top": {"pruner": _TOP["pruner"]}}}
+    with pytest.raises(SpecError, match=r"compare.arms.top: budget.trials must be at least 6"):
+        tiny(budget=few["budget"], sampler=_TOP["sampler"], compare=arm)
+
+
+@pytest.fixture
+def study(storage: Storage) -> optuna.Study:
+    made = optuna.create_study(study_name="plain", storage=storage.optuna, direction="maximize")
+    Target(trials=3, total=None, epoch_examples=100).save(made)
+    return made
+
+
+@pytest.fixture
+def elsewhere() -> str:
+    """Name of a process on a machine that nobody here can see."""
+    return "0123456789abcdef:4242:7"
+
+
+@pytest.fixture
+def dead() -> str:
+    """Name of a process of this machine that has ended."""
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
+        name = f"{machine()}:{child.pid}:{_started(child.pid)}"
+        assert not is_gone(name)
+        child.communicate()
+    return name
+
+
+def _start(study: optuna.Study, storage: Storage, worker: str) -> optuna.trial.Trial:
+    trial = claim(study, storage)
+    assert isinstance(trial, optuna.trial.Trial)
+    storage.optuna.set_trial_system_attr(trial._trial_id, WORKER_KEY, worker)
+    return trial
+
+
+def _age(storage: Storage, trial: optuna.trial.Trial, seconds: int) -> None:
+    with storage.optuna.engine.begin() as connection:
+        connection.execute(
+            sa.text(
+                "UPDATE trial_heartbeats SET heartbeat = datetime(heartbeat, :by) "
+                "WHERE trial_id = :id"
+            ),
+            {"by": f"-{seconds} seconds", "id": trial._trial_id},
+        )
+
+
+def _state(study: optuna.Study, trial: optuna.trial.Trial) -> TrialState:
+    return study.trials[trial.number].state
+
+
+def test_claims_stop_at_the_target(study: optuna.Study, storage: Storage, elsewhere: str) -> None:
+    trials = [_start(study, storage, elsewhere) for _ in range(3)]
+    assert [trial.user_attrs["hpo_mab:slot"] for trial in trials] == [0, 1, 2]
+    assert claim(study, storage) is Next.WAIT
+    study.tell(trials[0], 0.5)
+    study.tell(trials[1], 0.5)
+    assert claim(study, storage) is Next.WAIT
+    study.tell(trials[2], state=TrialState.FAIL)
+    # A trial that failed by itself is no result: another slot takes its place.
+    last = claim(study, storage)
+    assert isinstance(last, optuna.trial.Trial)
+    assert last.user_attrs["hpo_mab:slot"] == 3
+    study.tell(last, 0.5)
+    assert claim(study, storage) is Next.DONE
+
+
+def test_claims_of_one_process_leave_one_another_alone(
+    study: optuna.Study, storage: Storage, tmp_path: Path
+) -> None:
+    first, second = claim(study, storage), claim(study, storage)
+    assert isinstance(first, optuna.trial.Trial)
+    assert isinstance(second, optuna.trial.Trial)
+    assert _state(study, first) == _state(study, second) == TrialState.RUNNING
+    # A trial of another database with the same id is another trial.
+    other = Storage(f"sqlite:///{tmp_path / 'other.db'}")
+    made = optuna.create_study(study_name="plain", storage=other.optuna, direction="maximize")
+    Target(trials=3, total=None, epoch_examples=100).save(made)
+    lost = claim(made, other)
+    assert isinstance(lost, optuna.trial.Trial)
+    assert lost._trial_id == first._trial_id
+    release(other.optuna, lost._trial_id)
+    close_lost(made, other)
+    assert _state(made, lost) == TrialState.FAIL
+    other.close()
+
+
+def test_workers_follow_a_target_that_grows(study: optuna.Study, storage: Storage) -> None:
+    for _ in range(3):
+        study.tell(_start(study, storage, this_process()), 0.5)
+    assert claim(study, storage) is Next.DONE
+    Target(trials=4, total=None, epoch_examples=100).save(study)
+    assert isinstance(claim(study, storage), optuna.trial.Trial)
+
+
+def test_a_trial_of_a_dead_process_is_lost_at_once_and_keeps_its_slot(
+    study: optuna.Study, storage: Storage, dead: str, elsewhere: str
+) -> None:
+    other = _start(study, storage, elsewhere)
+    lost = _start(study, storage, dead)
+    again = _start(study, storage, elsewhere)
+    assert again.user_attrs["hpo_mab:slot"] == lost.user_attrs["hpo_mab:slot"] == 1
+    assert _state(study, lost) == TrialState.FAIL
+    assert "ended suddenly" in study.trials[lost.number].user_attrs["hpo_mab:reason"]
+    assert _state(study, other) == TrialState.RUNNING
+
+
+def test_a_trial_of_a_living_process_is_not_lost_however_old_its_sign_of_life(
+    study: optuna.Study, storage: Storage
+) -> None:
+    # As after the lid of a laptop was shut: nobody could give signs.
+    trial = _start(study, storage, this_process())
+    _age(storage, trial, 1000)
+    close_lost(study, storage)
+    assert _state(study, trial) == TrialState.RUNNING
+    release(storage.optuna, trial._trial_id)
+    # This process knows best that it does not run it any more.
+    close_lost(study, storage)
+    assert _state(study, trial) == TrialState.FAIL
+
+
+@pytest.mark.parametrize(("age", "state"), [(110, TrialState.RUNNING), (130, TrialState.FAIL)])
+def test_elsewhere_only_signs_of_life_count(
+    study: optuna.Study, storage: Storage, elsewhere: str, age: int, state: TrialState
+) -> None:
+    trial = _start(study, storage, elsewhere)
+    _age(storage, trial, age)
+    close_lost(study, storage)
+    assert _state(study, trial) == state
+
+
+def test_who_dies_while_claiming_leaves_no_hole(study: optuna.Study, storage: Storage) -> None:
+    study.add_trial(optuna.create_trial(state=TrialState.WAITING, user_attrs={"hpo_mab:slot": 0}))
+    with pytest.warns(UserWarning, match="Heartbeat"):
+        half = study.ask()
+    again = claim(study, storage)
+    assert _state(study, half) == TrialState.FAIL
+    assert isinstance(again, optuna.trial.Trial)
+    assert again.user_attrs["hpo_mab:slot"] == 0
+
+
+def test_a_trial_of_the_users_own_loop_is_left_alone(study: optuna.Study, storage: Storage) -> None:
+    with pytest.warns(UserWarning, match="Heartbeat"):
+        foreign = study.ask()
+    close_lost(study, storage)
+    assert _state(study, foreign) == TrialState.RUNNING
+
+
+def test_retries_are_bounded_and_interruptions_are_not(
+    study: optuna.Study, storage: Storage, dead: str
+) -> None:
+    for _ in range(5):
+        trial = _start(study, storage, dead)
+        assert trial.user_attrs["hpo_mab:slot"] == 0
+        trial.set_user_attr("hpo_mab:interrupted", True)
+        study.tell(trial, state=TrialState.FAIL)
+    for _ in range(1 + RETRIES):
+        assert _start(study, storage, dead).user_attrs["hpo_mab:slot"] == 0
+    assert _start(study, storage, dead).user_attrs["hpo_mab:slot"] == 1
+
+
+def test_requeueing_twice_queues_once(study: optuna.Study, storage: Storage, dead: str) -> None:
+    trial = _start(study, storage, dead)
+    close_lost(study, storage)
+    for queued in (1, 0):
+        trials = study.get_trials(deepcopy=False)
+        assert requeue(study, trials, Plan(trials)) == queued
+    assert len(study.get_trials(states=(TrialState.WAITING,))) == 1
+    assert _state(study, trial) == TrialState.FAIL
+
+
+def test_an_enqueued_configuration_is_run_in_a_slot_of_its_own(
+    study: optuna.Study, storage: Storage, dead: str
+) -> None:
+    _start(study, storage, this_process())
+    study.enqueue_trial({"lr": 0.25})
+    lost = _start(study, storage, dead)
+    assert lost.user_attrs["hpo_mab:slot"] == 1
+    again = _start(study, storage, dead)
+    assert again.user_attrs["hpo_mab:slot"] == 1
+    assert again.suggest_float("lr", 0.0, 1.0) == 0.25
+
+
+def test_what_lost_trials_spent_counts_in_the_budget(
+    storage: Storage, tiny: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = tiny(budget={"trials": 50, "total": "3epochs"}, pruner={"kind": "none"})
+    runner = StudyRunner(spec, storage)
+    tell = optuna.Study.tell
+    lost: list[int] = []
+
+    def die(study: optuna.Study, trial: optuna.trial.Trial, *given: object, **options: object):  # type: ignore[no-untyped-def]
+        if isinstance(trial, optuna.trial.Trial) and trial.number == 0:
+            lost.append(trial.number)
+            raise SystemExit
+        return tell(study, trial, *given, **options)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(optuna.Study, "tell", die)
+        with pytest.raises(SystemExit):
+            runner.run(score=False)
+    run = runner.run(score=False).run
+    assert lost == [0]
+    assert run.trials[0].state == "fail"
+    finished = [trial for trial in run.trials if trial.state == "complete"]
+    assert 2 <= len(finished) <= 3
+    assert run.examples >= 3 * runner.objective.workload.num_examples
+
+
+def test_a_study_that_died_before_it_had_a_definition_is_made_whole(
+    storage: Storage, tiny: Make
+) -> None:
+    optuna.create_study(study_name="half", storage=storage.optuna, direction="maximize")
+    run = StudyRunner(tiny(budget={"trials": 1}), storage).run("half", score=False).run
+    assert [trial.state for trial in run.trials] == ["complete"]
+
+
+def test_a_full_disk_is_one_line_and_the_study_goes_on_later(storage: Storage, tiny: Make) -> None:
+    runner = StudyRunner(tiny(budget={"trials": 300}), storage)
+    runner.run("full", score=False, launch=lambda study, on_trial: False)
+    engine = storage.optuna.engine
+
+    def limit(connection: object, record: object) -> None:
+        pages = connection.execute("PRAGMA page_count").fetchone()[0]  # type: ignore[attr-defined]
+        connection.execute(f"PRAGMA max_page_count = {pages}")  # type: ignore[attr-defined]
+
+    engine.dispose()
+    sa.event.listen(engine, "connect", limit)
+    with pytest.raises(StorageError, match="full") as caught:
+        runner.run("full", score=False)
+    assert "\n" not in str(caught.value)
+    sa.event.remove(engine, "connect", limit)
+    storage.optuna.remove_session()
+    engine.dispose()
+    finished = sum(t.state.is_finished() for t in open_study(storage, "full").trials)
+    more = StudyRunner(tiny(budget={"trials": finished + 1}), storage, objective=runner.objective)
+    run = more.run("full", score=False).run
+    assert sum(trial.state in ("complete", "pruned") for trial in run.trials) == finished + 1
+    assert not any(trial.state == "running" for trial in run.trials)

@@ -21,8 +21,8 @@ from hpo_mab._attributes import (
 from hpo_mab.data import ImageSplits
 from hpo_mab.search import StudyRunner, StudySpec, load_spec, load_splits, make_objective
 from hpo_mab.search._checkpoint import CheckpointWarning, SlotCheckpoint
-from hpo_mab.search._stack_loop import StackLoop, choose_slots
-from hpo_mab.storage import Storage, StudyRun, folder_beside, read_run
+from hpo_mab.search._trial_loop import StackLoop, choose_slots
+from hpo_mab.storage import Storage, StudyRun, files_folder, read_run
 
 Make = Callable[..., StudySpec]
 
@@ -309,7 +309,7 @@ def test_trials_continue_from_their_checkpoints(
     with monkeypatch.context() as patch:
         patch.setattr(StackLoop, "_record", interrupted)
         assert _runner(spec, storage, splits).run(score=False).interrupted
-    folder = folder_beside(storage, "checkpoints")
+    folder = files_folder(storage, "checkpoints")
     assert len(list(folder.iterdir())) == 3
     run = _run(spec, storage, splits)
     resumed = {trial.slot: trial for trial in run.trials if trial.state == "complete"}

@@ -70,7 +70,7 @@ def test_ids_between_the_wanted_are_left_out(store: CurveStore) -> None:
 def test_a_trial_begun_anew_forgets_an_earlier_attempt(store: CurveStore) -> None:
     store.extend(7, [_evaluation(1), _evaluation(2)])
     store.extend(8, [_evaluation(1)])
-    store.extend(7, [_evaluation(1, accuracy=0.9)], anew=True)
+    store.extend(7, [_evaluation(1, accuracy=0.9)], restart=True)
     assert store.load([7, 8]) == {7: (_evaluation(1, accuracy=0.9),), 8: (_evaluation(1),)}
 
 
@@ -146,7 +146,7 @@ def test_a_copy_in_the_same_database_has_the_curves(anywhere: Storage) -> None:
     copied = copy.get_trials()[0]._trial_id
     assert anywhere.curves.load([copied]) == {copied: (_evaluation(1), _evaluation(2))}
     # What the copy does is its own.
-    anywhere.curves.extend(copied, [_evaluation(1, accuracy=0.9)], anew=True)
+    anywhere.curves.extend(copied, [_evaluation(1, accuracy=0.9)], restart=True)
     assert anywhere.curves.spent(copy._study_id)[0] == 640
     assert anywhere.curves.spent(study._study_id)[0] == 2 * 640
 
@@ -163,7 +163,7 @@ def test_a_retry_by_optuna_does_not_count_the_lost_trial_again(store: CurveStore
     )
     assert set(store.load([1, 10])) == {1}
     assert store.spent(study._study_id)[0] == 2 * 640
-    store.extend(10, [_evaluation(1)], anew=True)
+    store.extend(10, [_evaluation(1)], restart=True)
     assert set(store.load([1, 10])) == {1, 10}
     assert store.spent(study._study_id)[0] == 3 * 640
 

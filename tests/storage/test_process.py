@@ -1,21 +1,24 @@
+"""Tests."""
+
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
 
 from hpo_mab._errors import ArgumentError, StorageError
-from hpo_mab.storage import Storage, is_gone, is_here, this_process
+from hpo_mab.storage import Storage, _process, is_gone, is_here, this_process
 
 _HOLD = """
 import sys, time
 import sqlalchemy as sa
-from hpo_mab.storage._lock import Locks
+from hpo_mab.storage._process import Locks
 with Locks(sa.create_engine(sys.argv[1])).hold("study"):
     print("held", flush=True)
     time.sleep(60)
@@ -35,7 +38,7 @@ def test_a_process_knows_itself_and_others_that_ended() -> None:
 
 
 def test_a_lock_is_given_back_by_a_process_that_is_killed(database_url: str) -> None:
-    from hpo_mab.storage._lock import Locks
+    from hpo_mab.storage._process import Locks
 
     url = Storage(database_url).secret_url
     engine = sa.create_engine(url)
@@ -60,7 +63,7 @@ def test_a_lock_is_given_back_by_a_process_that_is_killed(database_url: str) -> 
 
 
 def test_a_lock_left_too_long_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hpo_mab.storage._lock._WAIT_SECONDS", 0.1)
+    monkeypatch.setattr("hpo_mab.storage._process._WAIT_SECONDS", 0.1)
     storage = Storage(str(tmp_path / "studies.db"))
     with storage.lock("one"), pytest.raises(StorageError, match=r"studies.db.lock has been locked"):
         storage.lock("one").__enter__()
@@ -70,3 +73,61 @@ def test_a_lock_left_too_long_is_said(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_heartbeats_must_fit_into_the_grace(tmp_path: Path) -> None:
     with pytest.raises(ArgumentError, match="heartbeat = 30, grace = 30"):
         Storage(str(tmp_path / "x.db"), heartbeat=30, grace=30)
+
+
+@pytest.fixture
+def pair(database_url: str) -> Iterator[tuple[Storage, Storage]]:
+    """A database opened twice, as two processes do."""
+    opened = Storage(database_url), Storage(database_url)
+    yield opened
+    for storage in opened:
+        storage.close()
+
+
+def test_one_holds_a_lock_and_the_other_waits(pair: tuple[Storage, Storage]) -> None:
+    one, other = pair
+    other.curves  # noqa: B018 - opened before the lock is held
+    entered, events = threading.Event(), []
+
+    def wait() -> None:
+        with other.lock("study"):
+            events.append("second")
+            entered.set()
+
+    with one.lock("study"):
+        waiting = threading.Thread(target=wait)
+        waiting.start()
+        assert not entered.wait(0.3)
+        events.append("first")
+    assert entered.wait(30)
+    waiting.join()
+    assert events == ["first", "second"]
+
+
+def test_too_long_a_wait_is_an_error(
+    pair: tuple[Storage, Storage], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, other = pair
+    monkeypatch.setattr(_process, "_WAIT_SECONDS", 1)
+    other.curves  # noqa: B018
+    with (
+        one.lock("study"),
+        pytest.raises(StorageError, match="locked for 1 s"),
+        other.lock("study"),
+    ):
+        pass
+    with other.lock("study"):
+        pass
+
+
+def test_databases_of_one_server_have_their_own_locks(mariadb_url: str) -> None:
+    one = Storage(mariadb_url)
+    with one.optuna.engine.connect() as connection:
+        connection.execute(sa.text(f"CREATE DATABASE {one.url.database}_too"))
+    other = Storage(
+        one.url.set(database=f"{one.url.database}_too").render_as_string(hide_password=False)
+    )
+    with one.lock("study"), other.lock("study"):
+        pass
+    one.close()
+    other.close()

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from hpo_mab.samplers import BatchSampler, Draw, FeedbackError
 from hpo_mab.testing import SamplerContract
-from hpo_mab.testing._feedback import TableModel
+from hpo_mab.testing._sampler_contract import TableModel
 
 
 class Sound(BatchSampler):

@@ -16,7 +16,7 @@ from hpo_mab import data, models, samplers, training
 from hpo_mab._errors import ArgumentError
 from hpo_mab.data import Augmentation, ImageSplits, Normalization
 from hpo_mab.training import DeviceBatches, DeviceStep, DeviceSweep, LoaderBatches, TimedSampler
-from hpo_mab.training._meters import LossMeter
+from hpo_mab.training._batches import LossMeter
 
 CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 #: Counts that decay are kept by the engine of CUDA devices, on the CPU too.

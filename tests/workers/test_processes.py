@@ -18,8 +18,8 @@ import torch
 from hpo_mab._errors import ArgumentError, StorageError
 from hpo_mab.search import StudyFailedError
 from hpo_mab.storage import Storage
-from hpo_mab.workers import ProcessLauncher, RayLauncher, _processes, places, room
-from hpo_mab.workers._worker_process import WorkerProcess
+from hpo_mab.workers import ProcessLauncher, RayLauncher, _processes, room, worker_devices
+from hpo_mab.workers._processes import WorkerProcess
 
 PASSWORD = "hunter2"
 
@@ -34,7 +34,7 @@ class Script:
         self.started.append(arguments)
         self.status = self.ends.pop(0) if self.ends else 0
 
-    def last_words(self) -> str:
+    def last_line(self) -> str:
         return f"status {self.status}"
 
     def stop(self) -> None: ...
@@ -131,27 +131,27 @@ def test_ctrl_c_asks_once_and_kills_the_second_time(
 
 
 def test_finished_trials_are_told_once(run: Callable[..., bool], study: optuna.Study) -> None:
-    from hpo_mab.workers._watch import FinishedTrials
+    from hpo_mab.workers._processes import FinishedTrials
 
     study.add_trial(optuna.create_trial(value=0.5))
     told: list[int] = []
     watch = FinishedTrials(study, lambda study, trial: told.append(trial.number))
-    assert watch.look() == 0
+    assert watch.report_new() == 0
     study.add_trial(optuna.create_trial(value=0.5))
-    assert (watch.look(), watch.look()) == (1, 0)
+    assert (watch.report_new(), watch.report_new()) == (1, 0)
     assert told == [1]
 
 
 def test_cuda_devices_are_dealt_out_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert places(2) == ("cuda:0", "cuda:1")
-    assert places(1, device="cuda:1") == ("cuda:1",)
-    assert places(3, device="cpu") == ("cpu", "cpu", "cpu")
+    assert worker_devices(2) == ("cuda:0", "cuda:1")
+    assert worker_devices(1, device="cuda:1") == ("cuda:1",)
+    assert worker_devices(3, device="cpu") == ("cpu", "cpu", "cpu")
     with pytest.raises(
         ArgumentError, match=r"at most 2, the number of CUDA devices, got 3.*--slots"
     ):
-        places(3)
+        worker_devices(3)
 
 
 def test_room_is_made_for_a_trial_a_core_or_a_worker_a_card(
@@ -168,7 +168,7 @@ def test_room_is_made_for_a_trial_a_core_or_a_worker_a_card(
 
 def test_less_than_one_is_refused() -> None:
     with pytest.raises(ArgumentError, match="at least 1, got 0"):
-        places(0)
+        worker_devices(0)
 
 
 def test_workers_need_a_database_they_can_reach(tmp_path: Path) -> None:
@@ -191,8 +191,8 @@ def test_a_password_reaches_the_worker_and_nobody_else() -> None:
     assert PASSWORD.encode() not in command
     assert PASSWORD.encode() in environment
     assert worker.status == 2
-    assert "Cannot open storage" in worker.last_words()
-    assert PASSWORD not in worker.last_words()
+    assert "Cannot open storage" in worker.last_line()
+    assert PASSWORD not in worker.last_line()
     worker.close()
 
 

@@ -1,0 +1,255 @@
+"""Pairs of trials of two arms, and their learning curves on common budgets."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hpo_mab._attributes import TWIN_KEY
+from hpo_mab._errors import ArgumentError
+
+if TYPE_CHECKING:
+    from hpo_mab.storage import StudyRun, TrialRun
+
+Floats = NDArray[np.float64]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class PairedCurves:
+    """Accuracy of P pairs at T budgets; a pair is one configuration trained with both samplers.
+
+    Any arm may stand in for the bandit and any reference for uniform sampling.
+
+    Attributes:
+        budgets: Training examples, positive and increasing [T].
+        bandit: Validation accuracy [P, T], in [0, 1]; NaN from where a trial was stopped.
+        uniform: The reference's validation accuracy [P, T], likewise.
+        bandit_seconds: Training seconds spent at each budget [P, T], if known.
+        uniform_seconds: The reference's training seconds [P, T], if known.
+        labels: ``(seed, slot)`` of each pair, P of them, if known.
+
+    Raises:
+        ArgumentError: Shapes that do not fit, or budgets that do not increase.
+    """
+
+    budgets: Floats
+    bandit: Floats
+    uniform: Floats
+    bandit_seconds: Floats | None = None
+    uniform_seconds: Floats | None = None
+    labels: tuple[tuple[int, int], ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("budgets", "bandit", "uniform", "bandit_seconds", "uniform_seconds"):
+            given = getattr(self, name)
+            if given is not None:
+                object.__setattr__(self, name, np.asarray(given, dtype=np.float64))
+        if self.budgets.ndim != 1 or np.any(np.diff(self.budgets, prepend=0.0) <= 0.0):
+            raise ArgumentError(
+                f"budgets must be one-dimensional, positive and increasing, got {self.budgets}."
+            )
+        shape = (len(self.bandit), len(self.budgets))
+        for name in ("bandit", "uniform", "bandit_seconds", "uniform_seconds"):
+            given = getattr(self, name)
+            if given is not None and given.shape != shape:
+                raise ArgumentError(
+                    f"{name} must have shape {list(shape)}, pairs by budgets, "
+                    f"got {list(given.shape)}."
+                )
+
+    def __len__(self) -> int:
+        """Number of pairs P."""
+        return len(self.bandit)
+
+    @property
+    def difference(self) -> Floats:
+        """``bandit - uniform`` [P, T], NaN where either was stopped."""
+        return self.bandit - self.uniform
+
+    @property
+    def counts(self) -> NDArray[np.int64]:
+        """Pairs observed under both samplers at each budget, [T]."""
+        return np.asarray(np.isfinite(self.difference).sum(axis=0), dtype=np.int64)
+
+    @property
+    def complete(self) -> NDArray[np.bool_]:
+        """Whether the reference's curve of each pair runs to the last budget, [P]."""
+        return np.asarray(np.isfinite(self.uniform).all(axis=1), dtype=np.bool_)
+
+    def in_seconds(self, *, chance: float = 0.0) -> Self:
+        """The same pairs at equal training seconds instead of equal examples.
+
+        The bandit's accuracy at budget ``t`` becomes what it has after the seconds that the
+        reference took for ``t`` in the same pair, so that `advantage` and `acceleration` of the
+        result count the sampler's own cost. A bandit that ran to the end sooner keeps its last
+        accuracy; one that was stopped is NaN from there.
+
+        Args:
+            chance: Accuracy before training, from which curves rise to their first evaluation.
+
+        Raises:
+            ArgumentError: The seconds are not known.
+        """
+        if self.bandit_seconds is None or self.uniform_seconds is None:
+            raise ArgumentError("in_seconds needs bandit_seconds and uniform_seconds, got None.")
+        rows = [
+            _at_seconds(own, accuracy, other, chance=chance)
+            for own, accuracy, other in zip(
+                self.bandit_seconds, self.bandit, self.uniform_seconds, strict=True
+            )
+        ]
+        bandit = np.reshape(rows, self.bandit.shape)
+        return dataclasses.replace(self, bandit=bandit, bandit_seconds=self.uniform_seconds)
+
+
+def interpolate(budgets: Floats, values: Floats, at: Floats, *, chance: float = 0.0) -> Floats:
+    """Accuracies between evaluations: straight in the logarithm of the budget.
+
+    Learning curves are nearer to straight lines in ``log t`` than in ``t``, where a chord between
+    budgets that double overstates the budget at which an accuracy is reached. Before the first
+    evaluation the line between the first two goes on, but never below the straight line in ``t``
+    from ``(0, chance)``.
+
+    Args:
+        budgets: Budgets of the evaluations, positive and increasing [T], ``T >= 1``.
+        values: Accuracies [..., T].
+        at: Budgets asked for [G], in ``[0, budgets[-1]]``; beyond that the last value is kept.
+        chance: Accuracy at budget 0.
+
+    Returns:
+        Accuracies [..., G].
+    """
+    position = np.interp(
+        np.log(np.maximum(at, budgets[0])), np.log(budgets), np.arange(len(budgets))
+    )
+    left = np.minimum(position.astype(np.int64), max(len(budgets) - 2, 0))
+    right = np.minimum(left + 1, len(budgets) - 1)
+    share = position - left
+    inside = values[..., left] * (1.0 - share) + values[..., right] * share
+    # The right neighbour must not poison a point that lies on an evaluation.
+    inside = np.where(share == 0.0, values[..., left], inside)
+    inside = np.where(share == 1.0, values[..., right], inside)
+    return np.where(at < budgets[0], _before_first(budgets, values, at, chance=chance), inside)
+
+
+def _before_first(budgets: Floats, values: Floats, at: Floats, *, chance: float) -> Floats:
+    """Accuracies [..., G] at budgets of which those below the first evaluation matter."""
+    first = values[..., :1]
+    rising = chance + (first - chance) * at / budgets[0]
+    if len(budgets) == 1:
+        return np.asarray(rising, dtype=np.float64)
+    slope = (values[..., 1:2] - first) / np.log(budgets[1] / budgets[0])
+    # Where a stopped curve has no second evaluation, nothing is known of its slope.
+    slope = np.maximum(np.where(np.isnan(slope), np.inf, slope), 0.0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        extended = first + slope * np.minimum(np.log(at / budgets[0]), 0.0)
+    return np.asarray(np.fmax(rising, extended), dtype=np.float64)
+
+
+def _at_seconds(own: Floats, accuracy: Floats, other: Floats, *, chance: float) -> Floats:
+    """One pair's accuracy [T] at the seconds ``other`` [T]."""
+    seen = np.isfinite(accuracy) & np.isfinite(own)
+    if not seen.any():
+        return np.full_like(accuracy, np.nan)
+    # A clock may stand still between two evaluations; a budget may not.
+    seconds = np.maximum.accumulate(own[seen]) + 1e-9 * np.arange(1, seen.sum() + 1)
+    found = interpolate(seconds, accuracy[seen], np.nan_to_num(other), chance=chance)
+    stopped = not np.isfinite(accuracy[-1])
+    beyond = (other > seconds[-1]) if stopped else np.zeros(len(other), dtype=bool)
+    return np.where(np.isnan(other) | beyond, np.nan, found)
+
+
+#: Batch sizes round budgets to whole steps; this share of a budget counts as reaching it.
+_SLACK = 0.01
+
+
+def pair_curves(
+    bandit: Sequence[StudyRun],
+    uniform: Sequence[StudyRun],
+    *,
+    budgets: Sequence[float] | None = None,
+    paired_only: bool = True,
+) -> PairedCurves:
+    """Pair the trials of two arms: same study seed, same slot, same common parameters.
+
+    Failed trials are left out. A curve is read at the common budgets by straight lines between
+    its evaluations; it is NaN beyond its last one and before its first one, budgets within 1%
+    counting as reached.
+
+    Args:
+        bandit: Studies of the arm in question, one a seed.
+        uniform: Studies of the reference, one a seed.
+        budgets: Common budgets in examples; default those of the reference's longest curve.
+        paired_only: Whether to take only trials marked ``paired``.
+
+    Returns:
+        The pairs in order of seed and slot, none if there are none.
+
+    Raises:
+        ArgumentError: Two studies of one arm and seed, or trials of different full budgets.
+    """
+    full = {run.trial_examples for run in (*bandit, *uniform)}
+    if len(full) > 1:
+        raise ArgumentError(f"trial_examples must be the same for all studies, got {sorted(full)}.")
+    ours = _by_key(bandit, paired_only=paired_only)
+    theirs = _by_key(uniform, paired_only=paired_only)
+    keys = sorted(
+        key for key in ours.keys() & theirs.keys() if same_configuration(ours[key], theirs[key])
+    )
+    grid = _grid([theirs[key] for key in keys]) if budgets is None else np.asarray(budgets, float)
+    left = [_read(ours[key], grid) for key in keys]
+    right = [_read(theirs[key], grid) for key in keys]
+    shape = (len(keys), len(grid))
+    return PairedCurves(
+        budgets=grid,
+        bandit=np.reshape([accuracy for accuracy, _ in left], shape),
+        uniform=np.reshape([accuracy for accuracy, _ in right], shape),
+        bandit_seconds=np.reshape([seconds for _, seconds in left], shape),
+        uniform_seconds=np.reshape([seconds for _, seconds in right], shape),
+        labels=tuple(keys),
+    )
+
+
+def same_configuration(one: TrialRun, other: TrialRun) -> bool:
+    """Whether two trials agree in every parameter both have, the sampler's own knobs aside."""
+    return all(
+        other.params[name] == value
+        for name, value in one.params.items()
+        if name in other.params and not name.startswith("sampler.")
+    )
+
+
+def _by_key(runs: Sequence[StudyRun], *, paired_only: bool) -> dict[tuple[int, int], TrialRun]:
+    """Trials by (seed, slot); of a slot's retries the one that got furthest."""
+    seeds = [run.seed for run in runs]
+    if len(set(seeds)) < len(seeds):
+        raise ArgumentError(f"Studies of one arm must differ in seed, got seeds {sorted(seeds)}.")
+    found: dict[tuple[int, int], TrialRun] = {}
+    for run in runs:
+        for trial in run.trials:
+            key = (run.seed, trial.slot)
+            usable = trial.state != "fail" and trial.curve and (trial.paired or not paired_only)
+            # A uniform twin in a bandit's study is paired with its original, not across arms.
+            usable = usable and TWIN_KEY not in trial.attrs
+            if usable and (key not in found or trial.examples > found[key].examples):
+                found[key] = trial
+    return found
+
+
+def _grid(trials: Sequence[TrialRun]) -> Floats:
+    longest = max(trials, key=lambda trial: trial.examples, default=None)
+    points = [] if longest is None else [evaluation.examples for evaluation in longest.curve]
+    return np.unique(np.asarray(points, dtype=np.float64))
+
+
+def _read(trial: TrialRun, grid: Floats) -> tuple[Floats, Floats]:
+    """Accuracy and seconds of a trial at common budgets, each [T]."""
+    examples = np.asarray([e.examples for e in trial.curve], dtype=np.float64)
+    inside = (grid >= examples[0] * (1 - _SLACK)) & (grid <= examples[-1] * (1 + _SLACK))
+    accuracy = np.interp(grid, examples, [e.accuracy for e in trial.curve])
+    seconds = np.interp(grid, examples, [e.seconds for e in trial.curve])
+    return np.where(inside, accuracy, np.nan), np.where(inside, seconds, np.nan)

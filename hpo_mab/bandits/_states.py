@@ -1,0 +1,474 @@
+"""The states of arms on the CPU: pulls in a window, columns, members, uniform passes.
+
+A state is a pair (successes, failures) within the sliding window. Each state in use has a column,
+and a uniform member of a state is found quickly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hpo_mab.bandits._settings import Bools, Columns, Floats, Ints, Rewards
+
+
+class PullWindow:
+    """A ring of the last ``memory`` pulls of each bandit.
+
+    Bandits push on their own: after a pull that did not count (a non-finite loss) a bandit's ring
+    is one behind the others'. Until then all are at the same slot, which is far faster.
+
+    Args:
+        bandits: Number of bandits, ``B``.
+        memory: Pulls kept, at least 1; None keeps count of them but forgets none.
+        arms: Arms of the largest bandit; sets the width of what is kept.
+    """
+
+    def __init__(self, bandits: int, memory: int | None, *, arms: int) -> None:
+        self.memory = memory
+        self._pushed = np.zeros(bandits, dtype=np.int64)
+        self._arms = np.zeros((memory or 0, bandits), dtype=np.min_scalar_type(arms))
+        self._rewards = np.zeros((memory or 0, bandits), dtype=np.int8)
+        #: Pulls of each bandit while all have equally many; None once they have not.
+        self._common: int | None = 0
+
+    @property
+    def pushed(self) -> Ints:
+        """Pulls so far, of each bandit, [B]."""
+        if self._common is not None:
+            self._pushed[:] = self._common
+        return self._pushed
+
+    @property
+    def totals(self) -> Ints:
+        """Pulls that count, of each bandit, [B]."""
+        return self.pushed if self.memory is None else np.minimum(self.pushed, self.memory)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory held."""
+        return self._pushed.nbytes + self._arms.nbytes + self._rewards.nbytes
+
+    def push(self, bandits: Ints, arms: Ints, rewards: Rewards) -> tuple[Ints, Ints, Rewards]:
+        """Add one pull of each of some bandits.
+
+        Args:
+            bandits: Distinct bandits, [n].
+            arms: Their arms pulled, [n].
+            rewards: Their rewards, [n].
+
+        Returns:
+            The bandits that forget a pull by this, that pull's arm and its reward, [m] each.
+        """
+        if self._common is not None and len(bandits) == len(self._pushed):
+            self._common += 1
+            return self._push_all(bandits, arms, rewards, self._common - 1)
+        counts, self._common = self.pushed, None
+        pushed = counts[bandits]
+        counts[bandits] = pushed + 1
+        if self.memory is None:
+            return bandits[:0], arms[:0], rewards[:0]
+        slots = pushed % self.memory
+        old_arms, old_rewards = self._arms[slots, bandits], self._rewards[slots, bandits]
+        self._arms[slots, bandits] = arms
+        self._rewards[slots, bandits] = rewards
+        full = pushed >= self.memory
+        return bandits[full], old_arms[full].astype(np.int64), old_rewards[full]
+
+    def _push_all(
+        self, bandits: Ints, arms: Ints, rewards: Rewards, pushed: int
+    ) -> tuple[Ints, Ints, Rewards]:
+        """Add one pull of each bandit, each of which had ``pushed`` before."""
+        if self.memory is None:
+            return bandits[:0], arms[:0], rewards[:0]
+        slot = pushed % self.memory
+        old_arms, old_rewards = self._arms[slot].astype(np.int64), self._rewards[slot].copy()
+        self._arms[slot] = arms
+        self._rewards[slot] = rewards
+        if pushed < self.memory:
+            return bandits[:0], old_arms[:0], old_rewards[:0]
+        return bandits, old_arms, old_rewards
+
+    def state(self) -> dict[str, Any]:
+        """State as plain arrays."""
+        return {
+            "pushed": self.pushed,
+            "window_arms": self._arms,
+            "window_rewards": self._rewards,
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Take a state made by `state`."""
+        self._pushed[:] = state["pushed"]
+        self._arms[:] = state["window_arms"]
+        self._rewards[:] = state["window_rewards"]
+        first = int(self._pushed[0])
+        self._common = first if (self._pushed == first).all() else None
+
+
+#: Columns made at first; half as many are added when the states in use need more.
+INITIAL_CAPACITY = 24
+
+#: Column of the state without pulls.
+PRIOR = 0
+
+#: Column of all arms with more pulls than have columns of their own, where there is such a limit.
+SHARED = 1
+
+
+class ColumnOwner(Protocol):
+    """Who keeps arrays with one entry a column."""
+
+    def columns_in_use(self) -> Bools:
+        """Which columns hold at least one arm, [capacity]."""
+        ...
+
+    def resize_columns(self, capacity: int) -> None:
+        """Make room for ``capacity`` columns, keeping those there are."""
+        ...
+
+    def define_column(self, column: int, successes: int, failures: int) -> None:
+        """Fill a column's entries for the arms of a new state."""
+        ...
+
+
+class StateColumns:
+    """A column for each state (successes, failures) that some arm is in.
+
+    Transitions by one pull are kept in tables, so that moving an arm to another state is a
+    look-up; a state never met before gets a column when the first arm moves to it. Columns
+    without arms are used again before any are added. The prior state (0, 0) is column `PRIOR`.
+
+    With a limit there are at most ``(limit + 1)(limit + 2) / 2 + 1`` columns: arms with more pulls
+    are in column `SHARED`, whatever their state, and stay there until `find` gives them another.
+
+    Args:
+        owner: Keeper of the arrays with one entry a column.
+        limit: Most pulls of a state with a column of its own; None for no limit.
+    """
+
+    def __init__(self, owner: ColumnOwner, *, limit: int | None = None) -> None:
+        self._owner = owner
+        self._limit = limit
+        self._index: dict[tuple[int, int], int] = {}
+        self._free: list[int] = []
+        self.pairs = np.zeros((0, 2), dtype=np.int32)
+        #: Column after one more pull / one pull less with reward 0 or 1; -1 where not known yet.
+        self._after = np.full((2, 0, 2), -1, dtype=np.int16)
+        self._resize(INITIAL_CAPACITY)
+        self._fill(self._free.pop(), (0, 0))
+        self._share()
+
+    @property
+    def capacity(self) -> int:
+        """Number of columns there is room for."""
+        return len(self.pairs)
+
+    def added(self, columns: Columns, rewards: Rewards) -> Columns:
+        """Columns of arms once a pull with these rewards is counted, [n]."""
+        return self._step(0, columns, rewards)
+
+    def removed(self, columns: Columns, rewards: Rewards) -> Columns:
+        """Columns of arms once a pull with these rewards is forgotten, [n]."""
+        return self._step(1, columns, rewards)
+
+    def find(self, pairs: NDArray[np.int32], *, keep: Columns) -> Columns:
+        """Columns of states of at most ``limit`` pulls, [n, 2], that arms are about to enter.
+
+        Args:
+            pairs: Successes and failures.
+            keep: Columns that are entered at the same time: not to be taken for unused.
+        """
+        wanted = [(int(successes), int(failures)) for successes, failures in pairs]
+        self._provide(wanted, keep=keep.tolist())
+        return np.array([self._index[pair] for pair in wanted], dtype=np.int16)
+
+    def restore(self, pairs: NDArray[np.int32]) -> None:
+        """Take the columns of another object: its `pairs`, unused columns being (-1, -1)."""
+        self._index.clear()
+        self._free.clear()
+        self.pairs = self.pairs[:0]
+        self._after = np.full((2, 0, 2), -1, dtype=np.int16)
+        self._resize(len(pairs))
+        self._free = [column for column in self._free if pairs[column, 0] < 0]
+        for column, (successes, failures) in enumerate(pairs.tolist()):
+            if successes >= 0:
+                self._fill(column, (successes, failures))
+        self._share()
+
+    def _step(self, table: int, columns: Columns, rewards: Rewards) -> Columns:
+        after: Columns = self._after[table][columns, rewards]
+        unknown = after < 0
+        if unknown.any():
+            moves = set(zip(columns[unknown].tolist(), rewards[unknown].tolist(), strict=True))
+            self._learn_transitions(table, sorted(moves), keep=after[~unknown])
+            after = self._after[table][columns, rewards]
+        return after
+
+    def _learn_transitions(
+        self, table: int, moves: list[tuple[int, int]], *, keep: Columns
+    ) -> None:
+        """Fill in unknown transitions, with new columns where they lead to new states.
+
+        Args:
+            table: 0 for a pull added, 1 for one removed.
+            moves: Columns and rewards.
+            keep: Columns that are entered at the same time: not to be taken for unused.
+        """
+        sign = -1 if table else 1
+        pairs = []
+        for column, reward in moves:
+            successes, failures = self.pairs[column].tolist()
+            pairs.append((successes + sign * reward, failures + sign * (1 - reward)))
+        own = [pair for pair in pairs if self._limit is None or sum(pair) <= self._limit]
+        self._provide(own, keep=keep.tolist())
+        for (column, reward), pair in zip(moves, pairs, strict=True):
+            self._after[table, column, reward] = self._index.get(pair, SHARED)
+
+    def _provide(self, pairs: list[tuple[int, int]], *, keep: list[int]) -> None:
+        """Give each state a column, and take none that is among ``keep``."""
+        wanted = len(set(pairs) - self._index.keys())
+        if wanted > len(self._free):
+            known = [self._index[pair] for pair in pairs if pair in self._index]
+            self._make_room(wanted, keep=[*keep, *known])
+        for pair in pairs:
+            if pair not in self._index:
+                self._fill(self._free.pop(), pair)
+
+    def _share(self) -> None:
+        """Set the shared column aside, which no pull leaves."""
+        if self._limit is not None:
+            self._free = [column for column in self._free if column != SHARED]
+            self._after[:, SHARED] = SHARED
+
+    def _make_room(self, wanted: int, *, keep: list[int]) -> None:
+        self._recycle(keep=keep)
+        # Growing early keeps recycling rare: each time it has a quarter of the columns to give.
+        while len(self._free) < max(wanted, self.capacity // 4):
+            self._resize(self.capacity * 3 // 2)
+
+    def _recycle(self, *, keep: list[int]) -> None:
+        in_use = self._owner.columns_in_use()
+        in_use[[PRIOR, *keep, *self._free]] = True
+        if self._limit is not None:
+            in_use[SHARED] = True
+        unused = np.flatnonzero(~in_use)
+        for column in unused.tolist():
+            del self._index[tuple(self.pairs[column].tolist())]
+        self.pairs[unused] = -1
+        # The lowest is taken first, so that the order depends on nothing but what is in use.
+        self._free = sorted([*self._free, *unused.tolist()], reverse=True)
+        self._after[:, unused] = -1
+        self._after[np.isin(self._after, unused)] = -1
+
+    def _fill(self, column: int, pair: tuple[int, int]) -> None:
+        self._index[pair] = column
+        self.pairs[column] = pair
+        self._owner.define_column(column, *pair)
+
+    def _resize(self, capacity: int) -> None:
+        old = self.capacity
+        self.pairs = np.pad(self.pairs, ((0, capacity - old), (0, 0)), constant_values=-1)
+        self._after = np.pad(self._after, ((0, 0), (0, capacity - old), (0, 0)), constant_values=-1)
+        self._free = [*range(capacity - 1, old - 1, -1), *self._free]
+        self._owner.resize_columns(capacity)
+
+
+#: Least arms of a block: scanning them costs less than finding the block among several.
+MIN_BLOCK = 512
+
+
+class StateMembers:
+    """The state of every arm, and the number of arms in each state by bandit and by block.
+
+    A uniform member of a state is the k-th for a uniform k. Many arms are cut into blocks: the
+    blocks' counts say in which block it is, a scan of that block where.
+
+    Args:
+        sizes: Arms of each bandit, [B].
+    """
+
+    def __init__(self, sizes: Ints) -> None:
+        arms = int(sizes.max())
+        self.arms = arms
+        self.sizes = sizes
+        self.rows = np.arange(len(sizes))
+        self._blocks = -(-arms // max(MIN_BLOCK, int(arms**0.5)))
+        self._length = -(-arms // self._blocks)
+        self._width = self._blocks * self._length
+        self._states = np.full((len(sizes), self._width), -1, dtype=np.int16)
+        self.counts = np.zeros((len(sizes), 0), dtype=np.int32)
+        counter = np.min_scalar_type(self._length)
+        # A block that holds all arms is counted by `counts`.
+        kept = self._blocks if self._blocks > 1 else 0
+        self._block_counts = np.zeros((len(sizes), 0, kept), dtype=counter)
+
+    @property
+    def states(self) -> Columns:
+        """Column of each arm's state, [B, A]; -1 for padding."""
+        return self._states[:, : self.arms]
+
+    @property
+    def nbytes(self) -> int:
+        """Memory held."""
+        return self._states.nbytes + self.counts.nbytes + self._block_counts.nbytes
+
+    def fill(self) -> None:
+        """Put every arm in state 0."""
+        self.restore(np.where(np.arange(self.arms) < self.sizes[:, None], 0, -1))
+
+    def restore(self, states: NDArray[Any]) -> None:
+        """Put every arm in the given state, [B, A]; -1 for padding."""
+        self._states[:, : self.arms] = states
+        self.counts[:] = 0
+        self._block_counts[:] = 0
+        bandits, arms = np.nonzero(self._states >= 0)
+        columns = self._states[bandits, arms]
+        np.add.at(self.counts, (bandits, columns), 1)
+        if self._blocks > 1:
+            np.add.at(self._block_counts, (bandits, columns, arms // self._length), 1)
+
+    def resize(self, capacity: int) -> None:
+        """Make room for ``capacity`` states; fewer than before drops all that is known."""
+        more = capacity - self.counts.shape[1]
+        if more < 0:
+            self.counts, self._block_counts = self.counts[:, :0], self._block_counts[:, :0]
+            more = capacity
+        self.counts = np.pad(self.counts, ((0, 0), (0, more)))
+        self._block_counts = np.pad(self._block_counts, ((0, 0), (0, more), (0, 0)))
+
+    def columns_of(self, bandits: Ints, arms: Ints) -> Columns:
+        """State of one arm of each of some bandits, [n]."""
+        columns: Columns = self._states.ravel()[bandits * self._width + arms]
+        return columns
+
+    def move(
+        self,
+        bandits: Ints,
+        arms: Ints,
+        old: Columns,
+        new: Columns,
+    ) -> None:
+        """Move one arm of each of some distinct bandits from its state to another, [n] each."""
+        self._states.ravel()[bandits * self._width + arms] = new
+        base = bandits * self.counts.shape[1]
+        counts = self.counts.ravel()
+        left, entered = base + old, base + new
+        counts[left] -= 1
+        counts[entered] += 1
+        if self._blocks > 1:
+            block, block_counts = arms // self._length, self._block_counts.ravel()
+            block_counts[left * self._blocks + block] -= 1
+            block_counts[entered * self._blocks + block] += 1
+
+    def pick(self, bandits: Ints, columns: Ints, uniforms: Floats) -> Ints:
+        """A uniform member of one state of each of some distinct bandits.
+
+        Args:
+            bandits: Bandits, [n].
+            columns: States with at least one arm, [n].
+            uniforms: Uniform on [0, 1), [n].
+
+        Returns:
+            Arms, [n].
+        """
+        members = self.counts.ravel()[bandits * self.counts.shape[1] + columns].astype(np.int64)
+        rank = (uniforms * members).astype(np.int64)
+        if self._blocks == 1:
+            return self._find(self._states[bandits], columns, members, rank)
+        inside = self._block_counts[bandits, columns]
+        upto = inside.cumsum(axis=1, dtype=np.int64)
+        block = (upto <= rank[:, None]).sum(axis=1)
+        rows = np.arange(len(bandits))
+        found = inside[rows, block].astype(np.int64)
+        rank -= upto[rows, block] - found
+        segments = self._states.reshape(-1, self._length)[bandits * self._blocks + block]
+        chosen: Ints = self._find(segments, columns, found, rank) + block * self._length
+        return chosen
+
+    @staticmethod
+    def _find(states: Columns, columns: Ints, members: Ints, rank: Ints) -> Ints:
+        """Place of the member of the given rank in each row of ``states`` [n, L], [n]."""
+        positions = (states == columns.astype(np.int16)[:, None]).ravel().nonzero()[0]
+        rank += members.cumsum() - members
+        found: Ints = positions[rank] % states.shape[1]
+        return found
+
+
+def coprime_strides(size: int) -> Ints:
+    """Strides in [1, size] that visit each of ``size`` places once before they return."""
+    strides = np.arange(1, size + 1)
+    coprime: Ints = strides[np.gcd(strides, size) == 1]
+    return coprime
+
+
+class UniformPasses:
+    """Passes over each bandit's arms without replacement, whatever the rewards.
+
+    Pass by pass, a bandit visits its arms in the order ``(offset + stride * i) mod A`` with a
+    random offset and a random stride coprime to ``A``: each arm once, each arm equally likely at
+    each place, in constant memory.
+
+    Args:
+        sizes: Arms of each bandit, [B].
+        rng: Source of offsets and strides.
+    """
+
+    def __init__(self, sizes: Ints, rng: np.random.Generator) -> None:
+        self._sizes = sizes
+        self._rng = rng
+        self._rows = np.arange(len(sizes))
+        self._strides = {size: coprime_strides(size) for size in np.unique(sizes).tolist()}
+        self._left = np.zeros_like(sizes)
+        self._place = np.zeros_like(sizes)
+        self._stride = np.zeros_like(sizes)
+
+    def select(self) -> Ints:
+        """The next arm of each bandit, [B]."""
+        return self.advance(self._rows)
+
+    def advance(self, bandits: Ints) -> Ints:
+        """The next arm of each of some distinct bandits, [n]."""
+        over = bandits[self._left[bandits] == 0]
+        if len(over):
+            self._begin(over)
+        arms = self._place[bandits]
+        self._place[bandits] = (arms + self._stride[bandits]) % self._sizes[bandits]
+        self._left[bandits] -= 1
+        return arms
+
+    def advance_to(self, bandits: Ints, allowed: Callable[[Ints, Ints], Bools]) -> Ints:
+        """The next arm of each of some distinct bandits that is allowed, [n]; others are passed by.
+
+        Args:
+            bandits: Bandits with at least one allowed arm, [n].
+            allowed: Whether the arms [m] of bandits [m] may be drawn, [m].
+        """
+        arms = self.advance(bandits)
+        waiting = (~allowed(bandits, arms)).nonzero()[0]
+        while len(waiting):
+            arms[waiting] = self.advance(bandits[waiting])
+            waiting = waiting[~allowed(bandits[waiting], arms[waiting])]
+        return arms
+
+    def _begin(self, bandits: Ints) -> None:
+        sizes = self._sizes[bandits]
+        self._left[bandits] = sizes
+        self._place[bandits] = self._rng.integers(sizes)
+        for size, strides in self._strides.items():
+            chosen = bandits[sizes == size]
+            if len(chosen):
+                self._stride[chosen] = strides[self._rng.integers(len(strides), size=len(chosen))]
+
+    def state(self) -> dict[str, Any]:
+        """State as plain arrays."""
+        return {"left": self._left, "place": self._place, "stride": self._stride}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Take a state made by `state`."""
+        self._left[:] = state["left"]
+        self._place[:] = state["place"]
+        self._stride[:] = state["stride"]

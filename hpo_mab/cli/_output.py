@@ -1,0 +1,377 @@
+"""What commands print and write: progress, summaries, the result of a comparison, files."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from itertools import zip_longest
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self, get_args
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.table import Column, Table
+from rich.text import Text
+
+from hpo_mab._errors import ArgumentError
+from hpo_mab.cli._dashboard import PORT
+from hpo_mab.compare._tables import parameter
+
+if TYPE_CHECKING:
+    import optuna
+    from optuna.trial import FrozenTrial
+
+    from hpo_mab.compare import ComparisonRuns, ComparisonSummary
+    from hpo_mab.dashboard import Published
+    from hpo_mab.search import RunOutcome, StudySpec
+    from hpo_mab.storage import Storage
+
+
+def console(*, stderr: bool = False) -> Console:
+    """A console that takes nothing in a text for markup, emoji or a number to colour.
+
+    Texts that are styled are `rich.text.Text`, or are printed with a style.
+
+    Args:
+        stderr: Whether to print to standard error.
+    """
+    return Console(stderr=stderr, markup=False, emoji=False, highlight=False)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file the user asked for.
+
+    Raises:
+        ArgumentError: It cannot be written.
+    """
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise ArgumentError(
+            f"{path} cannot be written: {error.strerror}. Name a file in a folder that exists."
+        ) from None
+
+
+def refuse_unwritable(*paths: Path | None) -> None:
+    """Say before anything runs that a file cannot be written after it.
+
+    Raises:
+        ArgumentError: It is a folder, or its folder does not exist or must not be written to.
+    """
+    for path in paths:
+        if path is not None and path.is_dir():
+            raise ArgumentError(f"{path} is a folder; name a file to write.")
+        if path is not None and not os.access(path.absolute().parent, os.W_OK | os.X_OK):
+            raise ArgumentError(
+                f"{path} cannot be written: {path.absolute().parent} is not a folder that can be "
+                "written to. Name a file in one that is."
+            )
+
+
+_SECONDS_BETWEEN_LINES = 10.0
+
+
+class StudyProgress:
+    """Shows trials done, pruned and failed, the best value, the rate and the time left.
+
+    An object of this class is a callback for `optuna.Study.optimize` and a context manager.
+
+    Args:
+        trials: Trials the study should have.
+        label: What is shown before the bar.
+        quiet: Show nothing.
+    """
+
+    def __init__(self, *, trials: int, label: str, quiet: bool = False) -> None:
+        self._trials = trials
+        self._label = label
+        self._quiet = quiet
+        self._console = console(stderr=True)
+        self._live: Progress | None = None
+        self._task: TaskID | None = None
+        self._began = self._last_line = time.monotonic()
+        self._done_before: int | None = None
+
+    def __enter__(self) -> Self:
+        if not self._quiet and self._console.is_terminal:
+            # The name has a line of its own: at 80 columns it would push the bar off.
+            self._console.print(self._label, style="bold", soft_wrap=True)
+            self._live = Progress(
+                BarColumn(bar_width=24, table_column=Column(min_width=8)),
+                TextColumn("{task.description}"),
+                console=self._console,
+            )
+            self._live.start()
+            self._task = self._live.add_task("the first trial runs", total=self._trials)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def __call__(self, study: optuna.Study, trial: FrozenTrial) -> None:
+        """Show where the study stands after a trial."""
+        from hpo_mab.search._plan import Plan
+
+        plan = Plan(study.get_trials(deepcopy=False))
+        counts, done = plan.counts(), plan.finished
+        if self._done_before is None:
+            self._done_before = done - 1
+        state = self._describe(study, counts, done)
+        if self._live is not None and self._task is not None:
+            self._live.update(self._task, completed=min(done, self._trials), description=state)
+        elif not self._quiet and self._is_time_for_a_line(done):
+            self._console.print(f"{self._label}: {state}", soft_wrap=True)
+
+    def _describe(self, study: optuna.Study, counts: dict[str, int], done: int) -> str:
+        # Optuna gives a pruned trial its last report as value: that is no result.
+        complete = [
+            value
+            for trial in study.get_trials(deepcopy=False)
+            if trial.state.name == "COMPLETE" and (value := trial.value) is not None
+        ]
+        parts = [f"{done}/{self._trials} trials", f"{counts['pruned']} pruned"]
+        if counts["fail"]:
+            parts.append(f"{counts['fail']} failed")
+        if complete:
+            parts.append(f"best {max(complete):.2%}")
+        new = done - (self._done_before or 0)
+        if new > 0 and done < self._trials:
+            each = (time.monotonic() - self._began) / new
+            parts += [f"{60 / max(each, 1e-9):.3g} a minute"]
+            parts += [f"{duration(each * (self._trials - done))} left"]
+        return ", ".join(parts)
+
+    def _is_time_for_a_line(self, done: int) -> bool:
+        now = time.monotonic()
+        if done < self._trials and now - self._last_line < _SECONDS_BETWEEN_LINES:
+            return False
+        self._last_line = now
+        return True
+
+
+class _DataLines(logging.Handler):
+    """Keeps what is logged of the data sets loaded, and shows each line once."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.INFO)
+        self._console = console(stderr=True)
+        self._waiting: list[str] = []
+        self._shown: set[str] = set()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._waiting.append(record.getMessage())
+
+    def show(self) -> None:
+        for line in self._waiting:
+            if line not in self._shown:
+                self._console.print(line, soft_wrap=True)
+                self._shown.add(line)
+        self._waiting.clear()
+
+
+@contextlib.contextmanager
+def shown_data(*, quiet: bool) -> Iterator[Callable[[], None]]:
+    """Show what the data sets loaded in this context consist of, each line once.
+
+    Gives a function that shows it; the end of the context does so too, but not an error: a mistake
+    in a definition is one line.
+    """
+    log, lines = logging.getLogger("hpo_mab.data"), _DataLines()
+    before = log.level
+    if not quiet:
+        log.setLevel(logging.INFO)
+        log.addHandler(lines)
+    try:
+        yield lines.show
+        lines.show()
+    finally:
+        log.removeHandler(lines)
+        log.setLevel(before)
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a short text: ``8.3 s``, ``4 min 10 s``, ``2 h 5 min``."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    return f"{minutes // 60} h {minutes % 60} min"
+
+
+def print_summary(
+    outcome: RunOutcome, spec: StudySpec, *, dashboard: str, compare: str, go_on: str
+) -> None:
+    """Print the best configuration, what was spent, what pruning saved, and what to do next.
+
+    Args:
+        outcome: What came of the run.
+        spec: The definition.
+        dashboard: Command that opens the dashboard.
+        compare: Command that compares the same study with uniform sampling.
+        go_on: Command that continues the study.
+    """
+    out = console()
+    facts = _facts(outcome, spec)
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    for label, text in _rows(facts):
+        table.add_row(label, text)
+    if outcome.interrupted:
+        out.print("Interrupted; finished trials are kept. The same command continues.\n")
+    out.print(table)
+    print_next(
+        [
+            (compare, "the same study against uniform sampling"),
+            (dashboard, "explore it in the browser"),
+            (go_on, "go on"),
+        ]
+    )
+
+
+def print_next(steps: Sequence[tuple[str, str]]) -> None:
+    """Print commands to give next, each with its purpose."""
+    out = console()
+    out.print("\nNext:")
+    for step, purpose in steps:
+        out.print(Text.assemble(f"  {step}   ", (f"# {purpose}", "dim")), soft_wrap=True)
+
+
+def warn_unpublished(published: Published) -> None:
+    """Say on standard error that the dashboard's pages are not up to date, if they are not."""
+    if published.problem:
+        print(
+            "hpo-mab: the study is stored, but its notes and figures for the dashboard were not "
+            f"written ({published.problem}). 'hpo-mab dashboard' tries again.",
+            file=sys.stderr,
+        )
+
+
+def run_json(outcome: RunOutcome, spec: StudySpec) -> str:
+    """The same facts as one JSON object."""
+    return json.dumps(_facts(outcome, spec), indent=1)
+
+
+def _facts(outcome: RunOutcome, spec: StudySpec) -> dict[str, Any]:
+    from hpo_mab.search._plan import Plan
+
+    run, best = outcome.run, outcome.run.best
+    plan = Plan(run.trials)
+    return {
+        "study": run.name,
+        "sampler": spec.sampler.kind,
+        "best": None
+        if best is None
+        else {
+            "trial": best.number,
+            "validation_accuracy": best.value,
+            "test_accuracy": outcome.test_accuracy,
+            "params": dict(best.params),
+        },
+        "trials": plan.counts(twins=True),
+        "twins": plan.twins,
+        "examples": run.examples,
+        "seconds": run.seconds,
+        "examples_saved_by_pruning": run.saved_examples,
+        "trial_examples": run.trial_examples,
+        "auto": None if outcome.choice is None else outcome.choice.to_json(),
+        "loop_reasons": list(outcome.loop_reasons),
+        "interrupted": outcome.interrupted,
+    }
+
+
+def _rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
+    best, trials = facts["best"], facts["trials"]
+    rows = [("Study", facts["study"])]
+    if best is None:
+        rows.append(("Best", "no trial is complete yet"))
+    else:
+        accuracy = f"{best['validation_accuracy']:.2%} validation accuracy, trial {best['trial']}"
+        if best["test_accuracy"] is not None:
+            accuracy += f"; {best['test_accuracy']:.2%} on the test set"
+        rows.append(("Best", accuracy))
+        rows.append(("", ", ".join(f"{k} = {parameter(v)}" for k, v in best["params"].items())))
+    counted = f"{trials['complete']} complete, {trials['pruned']} pruned, {trials['fail']} failed"
+    if facts["twins"]:
+        counted += f"; {facts['twins']} are the pilot's, under uniform sampling"
+    rows.append(("Trials", counted))
+    if facts["examples"] is None:
+        rows.append(("Spent", "not known: learning curves are missing"))
+    else:
+        spent = f"{facts['examples']:,} examples, {duration(facts['seconds'])} of training"
+        rows.append(("Spent", spent))
+    if facts["auto"] is not None:
+        rows.append(("Sampler", f"auto chose {facts['auto']['sampler']}: {facts['auto']['why']}"))
+    rows += [("Without CUDA graph", reason) for reason in facts["loop_reasons"]]
+    saved = facts["examples_saved_by_pruning"]
+    if saved is not None:
+        share = saved / max(saved + facts["examples"], 1)
+        rows.append(("Pruning", f"saved {saved:,} examples, {share:.0%} of an unpruned study"))
+    return rows
+
+
+_COLOURS = {"helps": "green", "hurts": "red", "is not distinguishable": "yellow"}
+
+
+def print_comparison(
+    summary: ComparisonSummary,
+    found: ComparisonRuns,
+    storage: Storage,
+    *,
+    dashboard: str,
+    more_seeds: str,
+    verbose: bool = False,
+) -> None:
+    """Print tables and verdict, and where to look next.
+
+    Args:
+        summary: The comparison.
+        found: The studies.
+        storage: Where they are.
+        dashboard: Command that opens the dashboard.
+        more_seeds: Command that goes on where these seeds cannot tell.
+        verbose: Whether to print every table.
+    """
+    from hpo_mab.compare import Question, outcome
+    from hpo_mab.dashboard import comparison_path
+
+    print_result(summary, verbose=verbose)
+    ids = [storage.optuna.get_study_id_from_name(run.name) for run in found.runs]
+    link = f"http://127.0.0.1:{PORT}{comparison_path(ids)}"
+    steps = [
+        (dashboard, "notes and figures in the browser"),
+        (link, "there: the arms side by side"),
+    ]
+    answers = {outcome(one, asked) for one in summary.contrasts for asked in get_args(Question)}
+    if "is not distinguishable" in answers:
+        steps.append((more_seeds, "more seeds, narrower intervals"))
+    print_next(steps)
+
+
+def print_result(summary: ComparisonSummary, *, verbose: bool = False) -> None:
+    """Print tables, the essential ones or all, and below them the verdict."""
+    from hpo_mab.compare import comparison_tables, outcome, verdict
+
+    out = console()
+    for table in comparison_tables(summary, essential=not verbose):
+        out.print(table)
+        out.print()
+    if not verbose and any(contrast.pairs for contrast in summary.contrasts):
+        out.print("--verbose shows cost, advantage and fidelity by budget.\n", style="dim")
+    out.print("Verdict", style="bold")
+    colours = [_COLOURS[outcome(contrast)] for contrast in summary.contrasts]
+    for line, colour in zip_longest(verdict(summary).splitlines(), colours, fillvalue="none"):
+        # What was found, then by which figures.
+        found, comma, figures = line.partition(", at ")
+        out.print(Text.assemble((found, f"bold {colour}"), comma + figures))

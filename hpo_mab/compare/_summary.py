@@ -1,0 +1,432 @@
+"""From the runs of a comparison to its summary.
+
+Incumbent curves, cost to target, and what the pairs of two arms say at each budget.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from hpo_mab._errors import ArgumentError, UnknownNameError
+from hpo_mab.advantage import (
+    Estimate,
+    PairedCurves,
+    Statistic,
+    acceleration,
+    advantage,
+    compare_fidelity,
+    mean_estimate,
+    pair_curves,
+)
+from hpo_mab.compare._records import (
+    CURRENCIES,
+    ArmSummary,
+    ComparisonSummary,
+    Contrast,
+    CostToTarget,
+    Currency,
+    FidelityRow,
+    Final,
+    PairedRow,
+    Target,
+    geometric_mean,
+    signed_rank_p,
+)
+
+if TYPE_CHECKING:
+    from hpo_mab.storage import StudyRun
+
+Floats = NDArray[np.float64]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class IncumbentCurve:
+    """Best validation accuracy so far, a step at each trial that finished.
+
+    Attributes:
+        currency: ``"examples"`` or ``"seconds"``.
+        spent: What the study had spent when each complete trial finished [n], increasing.
+        accuracy: Accuracy of the incumbent from then on [n], increasing.
+        total: What the study spent in all; NaN if that is not known.
+    """
+
+    currency: Currency
+    spent: Floats
+    accuracy: Floats
+    total: float
+
+    def at(self, spent: ArrayLike) -> Floats:
+        """Accuracy of the incumbent at a spend; NaN before the first trial finished."""
+        position = np.searchsorted(self.spent, np.asarray(spent, dtype=np.float64), side="right")
+        return np.concatenate([[np.nan], self.accuracy])[position]
+
+    def first_reaching(self, accuracy: float) -> float:
+        """Spend at which the incumbent first has an accuracy; infinite if it never does."""
+        reached = self.accuracy >= accuracy
+        return float(self.spent[np.argmax(reached)]) if reached.any() else math.inf
+
+
+def incumbent_curve(run: StudyRun, currency: Currency = "examples") -> IncumbentCurve:
+    """Best final accuracy so far against the cumulative spend of all trials.
+
+    Only complete trials' final accuracies count, for only their models were trained under the
+    whole schedule and could be handed out; pruned and failed trials count as spend. Trials are
+    taken in order of number, as one worker runs them. Where curves are missing, the spend is not
+    known, and there is no curve.
+
+    Args:
+        run: The study.
+        currency: ``"examples"`` or ``"seconds"`` of training.
+
+    Raises:
+        UnknownNameError: An unknown currency.
+    """
+    if currency not in CURRENCIES:
+        raise UnknownNameError("currency", currency, CURRENCIES)
+    trials = [] if run.missing_curves else sorted(run.trials, key=lambda trial: trial.number)
+    own = [t.own_examples if currency == "examples" else t.own_seconds for t in trials]
+    values = [math.nan if trial.value is None else trial.value for trial in trials]
+    spent = np.cumsum(np.asarray(own, dtype=np.float64))
+    finished = np.isfinite(np.asarray(values, dtype=np.float64))
+    accuracy = np.maximum.accumulate(np.asarray(values, dtype=np.float64)[finished])
+    return IncumbentCurve(
+        currency=currency,
+        spent=spent[finished],
+        accuracy=accuracy,
+        total=math.nan if run.missing_curves else float(spent[-1]) if len(spent) else 0.0,
+    )
+
+
+Runs = Mapping[int, "StudyRun"]
+Retrained = Mapping[tuple[str, int], Sequence[float]]
+_Costs = tuple[float, float, bool]
+
+
+def costs_to_target(
+    arm: Runs, reference: Runs, retrained: Retrained, *, confidence: float, seed: int
+) -> tuple[CostToTarget, ...]:
+    """Every cost to target that the runs define; see `CostToTarget`.
+
+    Args:
+        arm: The arm's studies by seed.
+        reference: The reference's studies by seed.
+        retrained: Test accuracies of re-trained incumbents by arm and seed, possibly empty.
+        confidence: Coverage of the intervals.
+        seed: Seed of the resampling.
+    """
+    found = []
+    for target in ("reference", "common", "retrained"):
+        for currency in CURRENCIES:
+            costs = {
+                key: cost
+                for key in sorted(arm.keys() & reference.keys())
+                if (cost := _cost(target, arm[key], reference[key], retrained, currency))
+            }
+            if costs:
+                found.append(_record(target, currency, costs, confidence=confidence, seed=seed))
+    return tuple(found)
+
+
+def _record(
+    target: Target, currency: Currency, costs: Mapping[int, _Costs], *, confidence: float, seed: int
+) -> CostToTarget:
+    ratios = tuple(own / other for own, other, _ in costs.values())
+    reached = tuple(got for _, _, got in costs.values())
+    return CostToTarget(
+        target=target,
+        currency=currency,
+        ratio=geometric_mean(ratios, censored=not all(reached), confidence=confidence, seed=seed),
+        seeds=tuple(costs),
+        ratios=ratios,
+        reached=reached,
+        p=signed_rank_p(np.log(ratios)) if all(reached) else None,
+    )
+
+
+def _cost(
+    target: Target, arm: StudyRun, reference: StudyRun, retrained: Retrained, currency: Currency
+) -> _Costs | None:
+    """Own cost, the reference's cost, and whether the arm got there; None if undefined."""
+    own, other = incumbent_curve(arm, currency), incumbent_curve(reference, currency)
+    if not len(own.accuracy) or not len(other.accuracy):
+        return None
+    if target == "retrained":
+        return _retrained_cost(own, other, _score(arm, retrained), _score(reference, retrained))
+    wanted = float(other.accuracy[-1])
+    if target == "common":
+        wanted = min(wanted, float(own.accuracy[-1]))
+    return _costs(own, own.first_reaching(wanted), other.first_reaching(wanted))
+
+
+def _retrained_cost(
+    own: IncumbentCurve, other: IncumbentCurve, score: float | None, wanted: float | None
+) -> _Costs | None:
+    if score is None or wanted is None:
+        return None
+    found = own.first_reaching(float(own.accuracy[-1])) if score >= wanted else math.inf
+    return _costs(own, found, other.first_reaching(float(other.accuracy[-1])))
+
+
+def _costs(own: IncumbentCurve, spent: float, other: float) -> _Costs | None:
+    reached = math.isfinite(spent)
+    cost = spent if reached else own.total
+    return (cost, other, reached) if cost > 0.0 and other > 0.0 else None
+
+
+def _score(run: StudyRun, retrained: Retrained) -> float | None:
+    scores = retrained.get((run.arm, run.seed), ())
+    return float(np.mean(scores)) if len(scores) else None
+
+
+_STATISTICS: tuple[Statistic, ...] = ("kendall", "spearman", "recall", "regret")
+_RESAMPLES = 1000
+
+
+def paired_rows(pairs: PairedCurves, *, confidence: float, seed: int) -> tuple[PairedRow, ...]:
+    """One row a budget.
+
+    Args:
+        pairs: The pairs, with their seconds.
+        confidence: Coverage of the intervals.
+        seed: Seed of the resampling.
+    """
+    clock = pairs.in_seconds()
+    columns = zip(
+        pairs.budgets,
+        advantage(pairs, confidence=confidence, seed=seed),
+        acceleration(pairs, confidence=confidence, seed=seed),
+        advantage(clock, confidence=confidence, seed=seed),
+        acceleration(clock, confidence=confidence, seed=seed),
+        strict=True,
+    )
+    best = _best_quarter(pairs)
+    return tuple(
+        PairedRow(
+            examples=float(budget),
+            advantage=ahead,
+            advantage_p=signed_rank_p(pairs.difference[:, column]),
+            advantage_best=mean_estimate(
+                pairs.difference[best, column], confidence=confidence, seed=seed
+            ),
+            acceleration=faster,
+            advantage_seconds=ahead_seconds,
+            acceleration_seconds=faster_seconds,
+            fidelity=_fidelities(pairs, column, confidence=confidence, seed=seed),
+            advantage_seconds_p=signed_rank_p(clock.difference[:, column]),
+        )
+        for column, (budget, ahead, faster, ahead_seconds, faster_seconds) in enumerate(columns)
+    )
+
+
+def _best_quarter(pairs: PairedCurves) -> list[int]:
+    """The quarter of the pairs that ends best, by the mean of both arms: neither's luck decides."""
+    if not len(pairs.budgets):
+        return []
+    final = (pairs.bandit[:, -1] + pairs.uniform[:, -1]) / 2
+    ended = np.flatnonzero(np.isfinite(final))
+    order = ended[np.argsort(-final[ended], kind="stable")]
+    return [int(row) for row in order[: math.ceil(len(order) / 4)]]
+
+
+def _fidelities(
+    pairs: PairedCurves, column: int, *, confidence: float, seed: int
+) -> tuple[FidelityRow, ...]:
+    """Fidelity by every statistic to the reference's final, and by tau to each arm's own."""
+    finals = {"reference": pairs.uniform[:, -1], "own": pairs.bandit[:, -1]}
+    # Both arms on the configurations that both took to this budget, or they rank different sets.
+    seen = np.isfinite(pairs.difference[:, column])
+    own = np.where(seen, pairs.bandit[:, column], np.nan)
+    other = np.where(seen, pairs.uniform[:, column], np.nan)
+
+    def row(statistic: Statistic, final: Final) -> FidelityRow:
+        found = compare_fidelity(
+            own,
+            other,
+            finals[final],
+            other_final=finals["reference"],
+            statistic=statistic,
+            confidence=confidence,
+            resamples=_RESAMPLES,
+            seed=seed,
+        )
+        return FidelityRow(
+            statistic=statistic,
+            final=final,
+            arm=found.own,
+            reference=found.other,
+            difference=found.difference,
+        )
+
+    return (*(row(statistic, "reference") for statistic in _STATISTICS), row("kendall", "own"))
+
+
+def summarise(
+    runs: Sequence[StudyRun],
+    *,
+    reference: str = "uniform",
+    retrained: Retrained | None = None,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> ComparisonSummary:
+    """Summarise a comparison: every arm, and every arm against the reference, paired by seed.
+
+    Args:
+        runs: The studies, any number of arms by any number of seeds, not every one with each.
+        reference: Arm that the others are compared with.
+        retrained: Test accuracies of each study's incumbent trained again under uniform sampling
+            on fresh seeds, by ``(arm, seed)``; missing ones are left out.
+        confidence: Coverage of all intervals, in (0, 1).
+        seed: Seed of all resampling.
+
+    Raises:
+        ArgumentError: No runs, two of one arm and seed, trials of different budgets, or
+            ``confidence`` outside its bound.
+        UnknownNameError: No run is of the reference arm.
+    """
+    if not runs:
+        raise ArgumentError("runs must hold at least one study, got none.")
+    by_arm: dict[str, dict[int, StudyRun]] = collections.defaultdict(dict)
+    for run in runs:
+        if run.seed in by_arm[run.arm]:
+            raise ArgumentError(f"runs holds arm '{run.arm}', seed {run.seed} twice.")
+        by_arm[run.arm][run.seed] = run
+    if reference not in by_arm:
+        raise UnknownNameError("arm", reference, by_arm)
+    scores = retrained or {}
+    names = [reference, *sorted(by_arm.keys() - {reference})]
+    first = by_arm[reference][min(by_arm[reference])]
+    _refuse_other_budgets(first, runs)
+    return ComparisonSummary(
+        reference=reference,
+        confidence=confidence,
+        data=_name(first, "data"),
+        model=_name(first, "model"),
+        trial_examples=first.trial_examples,
+        arms=tuple(
+            _arm(name, by_arm[name], scores, confidence=confidence, seed=seed) for name in names
+        ),
+        contrasts=tuple(
+            _contrast(by_arm[name], by_arm[reference], scores, confidence=confidence, seed=seed)
+            for name in names[1:]
+        ),
+    )
+
+
+def _refuse_other_budgets(first: StudyRun, runs: Sequence[StudyRun]) -> None:
+    for run in runs:
+        if run.trial_examples != first.trial_examples:
+            raise ArgumentError(
+                "Studies of one comparison must have the same budget a trial: it is "
+                f"{first.trial_examples:,} examples in '{first.name}' and {run.trial_examples:,} "
+                f"in '{run.name}'. Name studies that agree in it."
+            )
+
+
+def _name(run: StudyRun, section: str) -> str:
+    named = run.spec.get(section, {})
+    return str(named.get("name", "")) if isinstance(named, Mapping) else str(named)
+
+
+def _arm(name: str, runs: Runs, scores: Retrained, *, confidence: float, seed: int) -> ArmSummary:
+    seeds = tuple(sorted(runs))
+    incumbents = [runs[key].best for key in seeds]
+    best = tuple(None if trial is None else trial.value for trial in incumbents)
+    known = [value for value in best if value is not None]
+    trials = [trial for key in seeds for trial in runs[key].trials]
+    saved = _total([run.saved_examples for run in runs.values()])
+    examples = _total([run.examples for run in runs.values()])
+    again = [float(np.mean(scores[name, key])) for key in seeds if len(scores.get((name, key), ()))]
+    return ArmSummary(
+        arm=name,
+        seeds=seeds,
+        best_by_seed=best,
+        best=mean_estimate(np.asarray(known, float), confidence=confidence, seed=seed),
+        best_median=float(np.median(known)) if known else None,
+        trials=dict(sorted(collections.Counter(trial.state for trial in trials).items())),
+        examples=examples,
+        seconds=_total([run.seconds for run in runs.values()]),
+        saved_examples=saved,
+        saved_share=saved / (saved + (examples or 0)) if saved else 0.0,
+        sampler_share=mean_estimate(
+            np.asarray([_sampler_share(runs[key]) for key in seeds]),
+            confidence=confidence,
+            seed=seed,
+        ),
+        retrained=(
+            mean_estimate(np.asarray(again), confidence=confidence, seed=seed) if again else None
+        ),
+    )
+
+
+def _total(parts: list[Any]) -> Any:
+    """Their sum; None if one is not known."""
+    return None if None in parts else sum(parts)
+
+
+def _sampler_share(run: StudyRun) -> float:
+    inside = sum(trial.curve[-1].sampler_seconds for trial in run.trials if trial.curve)
+    inside -= sum(t.inherited.sampler_seconds for t in run.trials if t.inherited)
+    return inside / run.seconds if run.seconds else math.nan
+
+
+def _contrast(
+    arm: Runs, reference: Runs, scores: Retrained, *, confidence: float, seed: int
+) -> Contrast:
+    seeds = tuple(sorted(arm.keys() & reference.keys()))
+    gains = {
+        currency: np.asarray([_gain(arm[key], reference[key], currency) for key in seeds])
+        for currency in CURRENCIES
+    }
+    pairs = pair_curves([arm[key] for key in seeds], [reference[key] for key in seeds])
+    names = [next(iter(runs.values())).arm for runs in (arm, reference)]
+    again = np.asarray([_retrained_gain(names, key, scores) for key in seeds])
+    known = bool(np.isfinite(again).any())
+    return Contrast(
+        arm=names[0],
+        reference=names[1],
+        seeds=seeds,
+        gain={
+            currency: mean_estimate(gain, confidence=confidence, seed=seed)
+            for currency, gain in gains.items()
+        },
+        gain_p={currency: signed_rank_p(gain) for currency, gain in gains.items()},
+        seconds_per_example=_pace(arm, reference, confidence=confidence, seed=seed),
+        cost=costs_to_target(arm, reference, scores, confidence=confidence, seed=seed),
+        pairs=len(pairs),
+        paired=paired_rows(pairs, confidence=confidence, seed=seed),
+        retrained_gain=(mean_estimate(again, confidence=confidence, seed=seed) if known else None),
+        retrained_p=signed_rank_p(again) if known else None,
+    )
+
+
+def _gain(arm: StudyRun, reference: StudyRun, currency: Currency) -> float:
+    """Difference of the incumbents after what the cheaper study spent in all."""
+    own, other = incumbent_curve(arm, currency), incumbent_curve(reference, currency)
+    spent = min(own.total, other.total)
+    return float(own.at(spent) - other.at(spent))
+
+
+def _retrained_gain(names: Sequence[str], seed: int, scores: Retrained) -> float:
+    own, other = (scores.get((name, seed), ()) for name in names)
+    return float(np.mean(own) - np.mean(other)) if len(own) and len(other) else math.nan
+
+
+def _pace(arm: Runs, reference: Runs, *, confidence: float, seed: int) -> Estimate:
+    """Ratio of training seconds an example."""
+    paces = [
+        (_seconds_per_example(arm[key]), _seconds_per_example(reference[key]))
+        for key in sorted(arm.keys() & reference.keys())
+    ]
+    ratios = [own / other for own, other in paces if own and other]
+    return geometric_mean(ratios, confidence=confidence, seed=seed)
+
+
+def _seconds_per_example(run: StudyRun) -> float | None:
+    return run.seconds / run.examples if run.seconds and run.examples else None

@@ -1,0 +1,346 @@
+"""The tables of a comparison: numbers as text, cells for any medium, tables of the terminal."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from hpo_mab.advantage import Estimate
+from hpo_mab.compare._records import ComparisonSummary, Contrast, PairedRow
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from hpo_mab.storage import StudyRun
+
+
+def percent(estimate: Estimate, *, digits: int = 1) -> str:
+    """A share as ``value [low, high]`` in percent or points."""
+    return _shown(estimate, 100.0, f".{digits}f")
+
+
+def points(estimate: Estimate) -> str:
+    """A difference of shares as signed points, to a tenth."""
+    return _shown(estimate, 100.0, "+.1f")
+
+
+def ratio(estimate: Estimate) -> str:
+    """A ratio, marked where it is a lower bound."""
+    return _shown(estimate, 1.0, ".2f")
+
+
+def coefficient(estimate: Estimate) -> str:
+    """A coefficient in [-1, 1]."""
+    return _shown(estimate, 1.0, ".2f")
+
+
+def parameter(value: Any) -> str:
+    """A parameter's value, to four digits."""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def value_only(shown: str) -> str:
+    """A figure without its interval."""
+    return shown.split(" [")[0]
+
+
+def unbounded(estimate: Estimate) -> bool:
+    """Whether the interval says nothing: no upper end, and none below or that of all ratios."""
+    return estimate.low in (-math.inf, 0.0) and math.isinf(estimate.high)
+
+
+def p_value(value: float | None) -> str:
+    """A p-value; a dash where there are too few observations for one."""
+    if value is None:
+        return "-"
+    return "<0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def weights_evaluated(runs: Iterable[StudyRun]) -> str:
+    """Which weights the accuracies along the curves of studies are of."""
+    points = [point for run in runs for trial in run.trials for point in trial.curve]
+    averaged = [point.index for point in points if point.averaged]
+    trained = [point.index for point in points if not point.averaged]
+    if not points:
+        return "no weights yet"
+    if not averaged:
+        return "trained weights"
+    if not trained:
+        return "averaged weights"
+    if max(averaged) < min(trained):
+        return f"averaged weights up to evaluation {max(averaged)}, trained weights after it"
+    return (
+        f"averaged weights at {len(averaged):,} of {len(points):,} evaluations, "
+        "trained weights at the others"
+    )
+
+
+def _shown(estimate: Estimate, scale: float, form: str) -> str:
+    if math.isnan(estimate.value):
+        return "-"
+    value = f"{'>= ' if estimate.censored else ''}{estimate.value * scale:{form}}"
+    if unbounded(estimate):
+        return value
+    low, high = (
+        f"{end * scale:{form}}" if math.isfinite(end) else ("-inf" if end < 0 else "inf")
+        for end in (estimate.low, estimate.high)
+    )
+    return f"{value} [{low}, {high}]"
+
+
+_TARGETS = {
+    "reference": "the reference's best",
+    "common": "what both reach",
+    "retrained": "re-trained accuracy",
+}
+
+_FEW_SEEDS = 5
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Grid:
+    """One table.
+
+    Attributes:
+        title: What it shows.
+        columns: Headings.
+        rows: Cells, as many a row as there are columns.
+        caption: How to read it.
+    """
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    caption: str = ""
+
+
+def essential_grids(summary: ComparisonSummary) -> list[Grid]:
+    """What a first look needs: what each arm found, what it spent, what it gained."""
+    found = [_arms(summary), _spend(summary)]
+    return [*found, _gains(summary)] if summary.contrasts else found
+
+
+def grids(summary: ComparisonSummary) -> list[Grid]:
+    """All tables of a comparison: the essential ones, then each arm's costs and pairs."""
+    found = essential_grids(summary)
+    if summary.contrasts:
+        found.append(_costs(summary))
+    for contrast in summary.contrasts:
+        if contrast.pairs:
+            found.extend([_advantages(summary, contrast), _accelerations(contrast)])
+            found.extend([_fidelities(contrast), _more_fidelities(contrast)])
+    return found
+
+
+def _arms(summary: ComparisonSummary) -> Grid:
+    return Grid(
+        title="Best configuration of each arm",
+        columns=("arm", "seeds", "median %", "validation accuracy %", "re-trained, test %"),
+        rows=tuple(
+            (
+                arm.arm,
+                str(len(arm.seeds)),
+                "-" if arm.best_median is None else f"{100 * arm.best_median:.1f}",
+                percent(arm.best),
+                "-" if arm.retrained is None else percent(arm.retrained),
+            )
+            for arm in summary.arms
+        ),
+        caption=f"Mean over seeds [{summary.confidence:.0%} interval].",
+    )
+
+
+def _spend(summary: ComparisonSummary) -> Grid:
+    return Grid(
+        title=f"Spend, all seeds together; {summary.trial_examples:,} examples a full trial",
+        columns=("arm", "done/pruned/failed", "examples", "seconds", "saved %", "sampler %"),
+        rows=tuple(
+            (
+                arm.arm,
+                "/".join(str(arm.trials.get(s, 0)) for s in ("complete", "pruned", "fail")),
+                "-" if arm.examples is None else f"{arm.examples:,}",
+                "-" if arm.seconds is None else f"{arm.seconds:,.0f}",
+                "-" if arm.saved_examples is None else f"{100 * arm.saved_share:.0f}",
+                value_only(percent(arm.sampler_share)),
+            )
+            for arm in summary.arms
+        ),
+        caption="saved: by pruning, of the full spend. sampler: share of the seconds.",
+    )
+
+
+def _gains(summary: ComparisonSummary) -> Grid:
+    rows = []
+    for contrast in summary.contrasts:
+        for name, gain, p in (
+            ("at equal examples", contrast.gain["examples"], contrast.gain_p["examples"]),
+            ("at equal seconds", contrast.gain["seconds"], contrast.gain_p["seconds"]),
+            ("re-trained, test", contrast.retrained_gain, contrast.retrained_p),
+        ):
+            if gain is not None:
+                rows.append((contrast.arm, name, points(gain), str(gain.n), p_value(p)))
+        if contrast.paired:
+            last = contrast.paired[-1]
+            found = (points(last.advantage), str(last.advantage.n), p_value(last.advantage_p))
+            rows.append((contrast.arm, "same configurations", *found))
+        pace = contrast.seconds_per_example
+        rows.append((contrast.arm, "seconds an example, x", ratio(pace), str(pace.n), "-"))
+    notes = ["n: seeds; of the same configurations, pairs at the end of a trial."]
+    if max(len(contrast.seeds) for contrast in summary.contrasts) <= _FEW_SEEDS:
+        notes.append("Five seeds cannot give a p below 0.0625.")
+    if len(summary.contrasts) > 1:
+        notes.append("Each interval stands alone: with many arms some miss by chance.")
+    return Grid(
+        title=f"Accuracy of the best configuration minus {summary.reference}'s, points",
+        columns=("arm", "measure", "difference", "n", "p (Wilcoxon)"),
+        rows=tuple(rows),
+        caption=" ".join(notes),
+    )
+
+
+def _costs(summary: ComparisonSummary) -> Grid:
+    rows = tuple(
+        (
+            contrast.arm,
+            _TARGETS[cost.target],
+            cost.currency,
+            ratio(cost.ratio),
+            p_value(cost.p),
+            f"{sum(cost.reached)} of {len(cost.reached)}",
+        )
+        for contrast in summary.contrasts
+        for cost in contrast.cost
+    )
+    return Grid(
+        title=f"Cost to target over {summary.reference}'s (below 1 is cheaper)",
+        columns=("arm", "target", "currency", "ratio", "p", "reached"),
+        rows=rows,
+        caption=(
+            "Geometric mean over seeds; >= where a seed never got there, and then without p "
+            "(Wilcoxon). Arms that are alike reach the reference's best in half of the seeds only."
+        ),
+    )
+
+
+def _advantages(summary: ComparisonSummary, contrast: Contrast) -> Grid:
+    return Grid(
+        title=f"Advantage D of {contrast.arm} over {contrast.reference}, points",
+        columns=("budget", "pairs", "equal examples", "p", "equal seconds", "best quarter"),
+        rows=tuple(
+            (
+                f"{row.examples:,.0f}",
+                str(row.advantage.n),
+                points(row.advantage),
+                p_value(row.advantage_p),
+                points(row.advantage_seconds),
+                points(row.advantage_best),
+            )
+            for row in contrast.paired
+        ),
+        caption=(
+            "Same configuration, same seed. best quarter: the pairs that end best. "
+            f"[{summary.confidence:.0%} interval over pairs]"
+        ),
+    )
+
+
+def _accelerations(contrast: Contrast) -> Grid:
+    return Grid(
+        title=f"Acceleration k of {contrast.arm} over {contrast.reference}",
+        columns=("budget", "pairs", "k, examples", "k, seconds"),
+        rows=tuple(
+            (
+                f"{row.examples:,.0f}",
+                str(row.acceleration.n),
+                ratio(row.acceleration),
+                ratio(row.acceleration_seconds),
+            )
+            for row in contrast.paired
+        ),
+        caption=(
+            f"Budget at which {contrast.reference} is as accurate, over the budget; no more than "
+            "the last budget over this one can be seen (>=)."
+        ),
+    )
+
+
+def _fidelities(contrast: Contrast) -> Grid:
+    return Grid(
+        title=f"Fidelity to the final ranking of {contrast.reference}, Kendall's tau-b",
+        columns=("budget", "configs", contrast.arm, contrast.reference, "difference"),
+        rows=tuple(
+            (
+                f"{row.examples:,.0f}",
+                str(tau.difference.n),
+                coefficient(tau.arm),
+                coefficient(tau.reference),
+                coefficient(tau.difference),
+            )
+            for row in contrast.paired
+            for tau in [row.agreement("kendall")]
+        ),
+        caption=f"{contrast.reference} is favoured: its early and final accuracies share noise.",
+    )
+
+
+def _more_fidelities(contrast: Contrast) -> Grid:
+    return Grid(
+        title=f"Fidelity of {contrast.arm} / {contrast.reference} by other measures",
+        columns=("budget", "tau, own finals: difference", "Spearman", "top-3 recall", "regret"),
+        rows=tuple(
+            (
+                f"{row.examples:,.0f}",
+                coefficient(row.agreement("kendall", final="own").difference),
+                *(_both(row, name) for name in ("spearman", "recall", "regret")),
+            )
+            for row in contrast.paired
+        ),
+        caption=(
+            "own finals: each arm predicts the end of its own trainings, which favours neither. "
+            "regret: final accuracy lost by choosing at this budget, points."
+        ),
+    )
+
+
+def _both(row: PairedRow, statistic: str) -> str:
+    found = row.agreement(statistic)
+    shown = percent if statistic == "regret" else coefficient
+    return " / ".join(value_only(shown(estimate)) for estimate in (found.arm, found.reference))
+
+
+def comparison_tables(summary: ComparisonSummary, *, essential: bool = False) -> list[Table]:
+    """The comparison as rich tables that can be read at 80 to 100 columns.
+
+    The arms first, then gains and costs over the reference, then, for each arm with pairs,
+    advantage and acceleration, and fidelity, by budget.
+
+    Args:
+        summary: From `summarise`.
+        essential: Only the first three: what each arm found, what it spent, what it gained.
+    """
+    chosen = essential_grids(summary) if essential else grids(summary)
+    return [_table(grid) for grid in chosen]
+
+
+def _table(grid: Grid) -> Table:
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    # All as texts: brackets in strings are markup.
+    made = Table(
+        title=Text(grid.title, style="table.title"),
+        caption=Text(grid.caption, style="table.caption"),
+        title_justify="left",
+        caption_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+    )
+    for position, heading in enumerate(grid.columns):
+        made.add_column(Text(heading), justify="left" if position == 0 else "right")
+    for row in grid.rows:
+        made.add_row(*map(Text, row))
+    return made

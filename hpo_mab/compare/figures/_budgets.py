@@ -1,0 +1,254 @@
+"""Figures against the budget of a trial: learning curves, advantage, acceleration, fidelity."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from hpo_mab._errors import UnknownNameError
+from hpo_mab.advantage import Estimate, mean_estimate
+from hpo_mab.compare._records import ComparisonSummary, Currency, Final
+from hpo_mab.compare._tables import weights_evaluated
+from hpo_mab.compare.figures._style import (
+    add_band,
+    add_line,
+    arms_compared,
+    arms_run,
+    explain,
+    figure,
+    hover_text,
+    note_if_empty,
+    thin,
+)
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+    from hpo_mab.storage import StudyRun
+
+Metric = Literal["accuracy", "train_loss"]
+Axis = Literal["examples", "steps"]
+
+_METRICS = {
+    "accuracy": ("Validation accuracy during training", "validation accuracy (%)", 100.0),
+    "train_loss": ("Training loss during training", "mean loss of the batches drawn (nats)", 1.0),
+}
+_AXES = {
+    "examples": "budget t of one trial (training examples)",
+    "steps": "iterations of one trial (optimiser steps)",
+}
+
+
+def learning_curves(
+    runs: Sequence[StudyRun],
+    *,
+    metric: Metric = "accuracy",
+    against: Axis = "examples",
+    confidence: float = 0.95,
+    max_points: int = 200,
+) -> go.Figure:
+    """Mean learning curve of each arm over its seeds, with the interval of the mean.
+
+    Of each study the trials that every arm shares count (all of them where none is marked), those
+    that failed left out; their mean is the seed's value. Trials that were pruned count as far as
+    they went. Below the title of accuracies is which weights they are of.
+
+    Args:
+        runs: Studies of any arms and seeds.
+        metric: ``"accuracy"`` or ``"train_loss"``, the mean loss of the batches drawn since the
+            previous evaluation: an importance sampler's are harder than the data.
+        against: ``"examples"`` or ``"steps"``.
+        confidence: Coverage of the intervals.
+        max_points: Most points a curve.
+
+    Raises:
+        UnknownNameError: An unknown metric or axis.
+    """
+    if metric not in _METRICS:
+        raise UnknownNameError("metric", metric, _METRICS)
+    if against not in _AXES:
+        raise UnknownNameError("axis", against, _AXES)
+    title, label, scale = _METRICS[metric]
+    made = figure(title=title, x=_AXES[against], y=label)
+    arms = arms_run(runs)
+    for arm in arms:
+        points = _points([run for run in runs if run.arm == arm], metric, against, confidence)
+        kept = [points[position] for position in thin(len(points), max_points)] if points else []
+        at = [place for place, _ in kept]
+        value, low, high = (
+            [scale * getattr(mean, field) for _, mean in kept] for field in ("value", "low", "high")
+        )
+        add_band(made, at, low, high, name=arm, arms=arms, label=f"{confidence:.0%} interval")
+        if kept:
+            add_line(made, at, value, name=arm, arms=arms, mode="lines+markers")
+    if metric == "accuracy" and made.data:
+        explain(made, f"accuracy of {weights_evaluated(runs)}")
+    return note_if_empty(made, "No trial has been evaluated yet.")
+
+
+def _points(
+    runs: Sequence[StudyRun], metric: Metric, against: Axis, confidence: float
+) -> list[tuple[float, Estimate]]:
+    """Place and mean over seeds, by evaluation."""
+    positions: dict[int, list[float]] = {}
+    values: dict[int, list[float]] = {}
+    for run in runs:
+        usable = [trial for trial in run.trials if trial.state != "fail" and trial.curve]
+        shared = [trial for trial in usable if trial.paired] or usable
+        seen: dict[int, list[float]] = {}
+        for evaluation in (evaluation for trial in shared for evaluation in trial.curve):
+            positions.setdefault(evaluation.index, []).append(float(getattr(evaluation, against)))
+            seen.setdefault(evaluation.index, []).append(float(getattr(evaluation, metric)))
+        for index, found in seen.items():
+            values.setdefault(index, []).append(float(np.mean(found)))
+    return [
+        (
+            float(np.median(positions[index])),
+            mean_estimate(np.asarray(values[index]), confidence=confidence),
+        )
+        for index in sorted(values)
+    ]
+
+
+_NO_PAIRS = "No configuration was trained in both arms."
+_STATISTICS = {
+    "kendall": "Kendall tau-b (-1 to 1)",
+    "spearman": "Spearman rank correlation (-1 to 1)",
+    "recall": "share of the final top 3 in the early top 3 (0 to 1)",
+    "regret": "final accuracy lost by choosing early (points)",
+}
+_SIZES = {"kendall": 1.0, "spearman": 1.0, "recall": 1.0, "regret": 100.0}
+
+
+def paired_advantage(summary: ComparisonSummary, *, currency: Currency = "examples") -> go.Figure:
+    """``D(t)`` of every arm by budget, with its interval over pairs.
+
+    Args:
+        summary: From `hpo_mab.compare.summarise`.
+        currency: Whether arms are compared at equal ``"examples"`` or equal ``"seconds"``.
+    """
+    arms = arms_compared(summary)
+    made = figure(
+        title=f"Early-accuracy advantage over {summary.reference}, at equal {currency}",
+        x=_budget_axis(summary, currency),
+        y="difference in validation accuracy (points)",
+    )
+    for contrast in summary.contrasts:
+        rows = contrast.paired
+        chosen = [
+            row.advantage if currency == "examples" else row.advantage_seconds for row in rows
+        ]
+        _add(made, [row.examples for row in rows], chosen, contrast.arm, arms, scale=100.0)
+    if made.data:
+        made.add_hline(y=0, line={"color": "#888888", "width": 1})
+    return note_if_empty(made, _NO_PAIRS)
+
+
+def acceleration(summary: ComparisonSummary, *, currency: Currency = "examples") -> go.Figure:
+    """``k(t)`` of every arm by budget; triangles are lower bounds ("at least").
+
+    Args:
+        summary: From `hpo_mab.compare.summarise`.
+        currency: ``"examples"`` or ``"seconds"``.
+    """
+    arms = arms_compared(summary)
+    made = figure(
+        title=f"Acceleration: {currency} {summary.reference} needs for the same accuracy",
+        x=_budget_axis(summary, currency),
+        y=f"k, ratio of {currency} (1 = as fast)",
+    )
+    for contrast in summary.contrasts:
+        rows = contrast.paired
+        chosen = [
+            row.acceleration if currency == "examples" else row.acceleration_seconds for row in rows
+        ]
+        budgets = [row.examples for row in rows]
+        # Nothing above the last budget over t can be seen: an open interval ends there.
+        seen = [budgets[-1] / budget for budget in budgets]
+        _add(made, budgets, chosen, contrast.arm, arms, ceiling=seen)
+        if any(estimate.censored for estimate in chosen):
+            explain(made, "triangle: at least so much")
+    if made.data:
+        made.add_hline(y=1, line={"color": "#888888", "width": 1})
+    return note_if_empty(made, _NO_PAIRS)
+
+
+def fidelity(
+    summary: ComparisonSummary, *, statistic: str = "kendall", final: Final = "reference"
+) -> go.Figure:
+    """Agreement with the final ranking by budget, of every arm and the reference.
+
+    Args:
+        summary: From `hpo_mab.compare.summarise`.
+        statistic: ``"kendall"``, ``"spearman"``, ``"recall"`` or ``"regret"``.
+        final: Whose final ranking; the reference's, or each arm's ``"own"`` (``"kendall"`` only).
+
+    Raises:
+        UnknownNameError: An unknown statistic.
+    """
+    if statistic not in _STATISTICS:
+        raise UnknownNameError("statistic", statistic, _STATISTICS)
+    arms = arms_compared(summary)
+    whose = f"{summary.reference}'s" if final == "reference" else "each arm's own"
+    made = figure(
+        title=f"Fidelity: what a short trial says of {whose} final ranking",
+        x=_budget_axis(summary, "examples"),
+        y=_STATISTICS[statistic],
+    )
+    scale = _SIZES[statistic]
+    for position, contrast in enumerate(summary.contrasts):
+        budgets = [row.examples for row in contrast.paired]
+        rows = [row.agreement(statistic, final=final) for row in contrast.paired]
+        if position == 0:
+            own = [row.reference for row in rows]
+            _add(made, budgets, own, summary.reference, arms, scale=scale)
+        _add(made, budgets, [row.arm for row in rows], contrast.arm, arms, scale=scale)
+    return note_if_empty(made, _NO_PAIRS)
+
+
+def _budget_axis(summary: ComparisonSummary, currency: Currency) -> str:
+    if currency == "seconds":
+        return f"budget t (training examples of {summary.reference} in the same seconds)"
+    return "budget t of one trial (training examples)"
+
+
+def _add(
+    made: go.Figure,
+    budgets: Sequence[float],
+    estimates: Sequence[Estimate],
+    name: str,
+    arms: Sequence[str],
+    *,
+    scale: float = 1.0,
+    ceiling: Sequence[float] | None = None,
+) -> None:
+    """One arm's estimates as a line with its band."""
+    high = np.asarray([estimate.high for estimate in estimates], dtype=np.float64)
+    low = np.asarray([estimate.low for estimate in estimates], dtype=np.float64)
+    if ceiling is not None:
+        high = np.minimum(high, np.asarray(ceiling))
+        low = np.maximum(low, 0.0)
+    label = f"{estimates[0].confidence:.0%} interval over pairs" if estimates else ""
+    add_band(made, budgets, low * scale, high * scale, name=name, arms=arms, label=label)
+    if any(math.isfinite(estimate.value) for estimate in estimates):
+        add_line(
+            made,
+            budgets,
+            [estimate.value * scale for estimate in estimates],
+            name=name,
+            arms=arms,
+            mode="lines+markers",
+            marker={
+                "size": 8,
+                "symbol": [
+                    "triangle-up" if estimate.censored else "circle"
+                    for estimate in estimates
+                    if math.isfinite(estimate.value)
+                ],
+            },
+            text=[hover_text(estimate, scale=scale) for estimate in estimates],
+            hovertemplate="%{x:,.0f} examples: %{text}<extra>%{fullData.name}</extra>",
+        )

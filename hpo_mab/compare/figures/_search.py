@@ -1,0 +1,329 @@
+"""Figures of a search and its trials.
+
+Incumbent accuracy and cost to target, what the batch samplers did, and how knobs and parameters
+mattered.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hpo_mab._errors import UnknownNameError
+from hpo_mab.advantage import Estimate
+from hpo_mab.compare._records import CURRENCIES, ComparisonSummary, CostToTarget, Currency
+from hpo_mab.compare._summary import incumbent_curve
+from hpo_mab.compare.figures._style import (
+    add_band,
+    add_line,
+    arms_compared,
+    arms_run,
+    colours,
+    explain,
+    figure,
+    hover_text,
+    note_if_empty,
+    thin,
+)
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+    from hpo_mab.storage import StudyRun, TrialRun
+    from hpo_mab.training import Evaluation
+
+Floats = NDArray[np.float64]
+
+#: Fewest seeds whose extremes hold the median with 95%: 1 - 2 * 0.5**6.
+_FEWEST_FOR_INTERVAL = 6
+
+UNITS = {"examples": "training examples", "seconds": "training seconds, sampler included"}
+
+
+def anytime_incumbent(
+    runs: Sequence[StudyRun], *, currency: Currency = "examples", max_points: int = 200
+) -> go.Figure:
+    """Median over seeds of the incumbent's validation accuracy, against cumulative spend.
+
+    The band is the distribution-free 95% interval of the median (order statistics) from 6 seeds
+    on, the range of the seeds below that. A curve starts where all its seeds have an incumbent and
+    ends where the first of its studies ends.
+
+    Args:
+        runs: Studies of any arms and seeds.
+        currency: ``"examples"`` or ``"seconds"``.
+        max_points: Most points a curve.
+    """
+    arms = arms_run(runs)
+    made = figure(
+        title=f"Best configuration found so far, by {currency}",
+        x=f"spent by the whole search ({UNITS.get(currency, currency)})",
+        y="validation accuracy of the incumbent (%)",
+    )
+    for arm in arms:
+        curves = [incumbent_curve(run, currency) for run in runs if run.arm == arm]
+        if any(not len(curve.spent) for curve in curves):
+            continue
+        spent = np.linspace(
+            max(curve.spent[0] for curve in curves),
+            max(min(curve.total for curve in curves), max(curve.spent[0] for curve in curves)),
+            max(max_points, 2),
+        )
+        values = 100 * np.sort([curve.at(spent) for curve in curves], axis=0)
+        if len(curves) > 1:
+            low, high, label = _band(values)
+            add_band(made, spent, low, high, name=arm, arms=arms, label=label, step=True)
+        add_line(made, spent, np.median(values, axis=0), name=arm, arms=arms, line={"shape": "hv"})
+    return note_if_empty(made, "No arm has a complete trial for every seed yet.")
+
+
+def _band(values: Floats) -> tuple[Floats, Floats, str]:
+    """Band around the median of sorted seeds [S, G]."""
+    from scipy import stats
+
+    seeds = len(values)
+    if seeds < _FEWEST_FOR_INTERVAL:
+        return values[0], values[-1], f"range of {seeds} seeds"
+    # The k-th smallest and k-th largest hold the median unless fewer than k fall on one side.
+    rank = int(stats.binom.ppf(0.025, seeds, 0.5))
+    return values[rank - 1], values[seeds - rank], "95% interval of the median"
+
+
+_TARGETS = {
+    "reference": "the reference's final accuracy",
+    "common": "the accuracy both reach",
+    "retrained": "the reference's re-trained accuracy",
+}
+
+
+def cost_to_target(summary: ComparisonSummary, *, currency: Currency = "examples") -> go.Figure:
+    """Cost to target of every arm over the reference's, with its interval over seeds.
+
+    Args:
+        summary: From `hpo_mab.compare.summarise`.
+        currency: ``"examples"`` or ``"seconds"``.
+
+    Raises:
+        UnknownNameError: An unknown currency.
+    """
+    if currency not in CURRENCIES:
+        raise UnknownNameError("currency", currency, CURRENCIES)
+    import plotly.graph_objects as go
+
+    chosen = colours(arms_compared(summary))
+    made = figure(
+        title=f"Cost to target in {currency}, over the cost of {summary.reference}",
+        x=f"ratio of {currency} spent (below 1 = cheaper; log scale)",
+        y="target",
+    )
+    for contrast in summary.contrasts:
+        costs = [cost for cost in contrast.cost if cost.currency == currency]
+        if costs:
+            made.add_trace(
+                go.Scatter(
+                    x=[cost.ratio.value for cost in costs],
+                    y=[_TARGETS[cost.target] for cost in costs],
+                    name=contrast.arm,
+                    mode="markers",
+                    marker={
+                        "color": chosen[contrast.arm],
+                        "size": 11,
+                        "symbol": [
+                            "triangle-right" if cost.ratio.censored else "circle" for cost in costs
+                        ],
+                    },
+                    error_x=_error_bars(costs),
+                    text=[_describe(cost) for cost in costs],
+                    hovertemplate="%{text}<extra>%{fullData.name}</extra>",
+                )
+            )
+            _explain_marks(made, [cost.ratio for cost in costs])
+    made.update_layout(
+        showlegend=True,
+        xaxis={"type": "log"},
+        yaxis={"title": {"standoff": 12}, "automargin": True},
+        scattermode="group",
+    )
+    if made.data:
+        made.add_vline(x=1, line={"color": "#888888", "width": 1})
+    return note_if_empty(made, "No seed has complete trials in both arms.")
+
+
+def _error_bars(costs: Sequence[CostToTarget]) -> dict[str, object]:
+    """Interval arms; an end the data do not give is not drawn."""
+    ratios = [cost.ratio for cost in costs]
+    return {
+        "type": "data",
+        "symmetric": False,
+        "array": [r.high - r.value if math.isfinite(r.high) else 0.0 for r in ratios],
+        "arrayminus": [r.value - r.low if r.low > 0.0 else 0.0 for r in ratios],
+    }
+
+
+def _explain_marks(made: go.Figure, ratios: Sequence[Estimate]) -> None:
+    if any(ratio.bounded for ratio in ratios):
+        explain(made, f"bar: {ratios[0].confidence:.0%} interval over seeds")
+    if any(ratio.censored for ratio in ratios):
+        explain(made, "triangle: at least so much")
+
+
+def _describe(cost: CostToTarget) -> str:
+    return f"{hover_text(cost.ratio)}, reached in {sum(cost.reached)} of {len(cost.reached)} seeds"
+
+
+_Field = Callable[["Evaluation"], float | None]
+
+
+def reward_rate(runs: Sequence[StudyRun], *, max_points: int = 200) -> go.Figure:
+    """Share of the draws that were rewarded, over training: median and middle half of trials.
+
+    Args:
+        runs: Studies of any arms and seeds.
+        max_points: Most points a curve.
+    """
+    made = figure(
+        title="Reward rate during training",
+        x="budget t of one trial (training examples)",
+        y="rewarded draws since the last evaluation (%)",
+    )
+    _add_field(made, runs, lambda evaluation: evaluation.reward_rate, max_points)
+    return note_if_empty(made, "No sampler of these studies has rewards.")
+
+
+def concentration(runs: Sequence[StudyRun], *, max_points: int = 200) -> go.Figure:
+    """Share of the draws on the most-drawn tenth of the examples: median and middle half of trials.
+
+    Args:
+        runs: Studies of any arms and seeds.
+        max_points: Most points a curve.
+    """
+    made = figure(
+        title="Concentration of the draws",
+        x="budget t of one trial (training examples)",
+        y="draws on the most-drawn tenth of the examples (%)",
+    )
+    _add_field(made, runs, lambda evaluation: evaluation.concentration, max_points)
+    if made.data:
+        made.add_hline(
+            y=10, line={"color": "#888888", "width": 1}, annotation_text="uniform, in the long run"
+        )
+    return note_if_empty(made, "No sampler of these studies counts its draws.")
+
+
+def _add_field(made: go.Figure, runs: Sequence[StudyRun], field: _Field, max_points: int) -> None:
+    arms = arms_run(runs)
+    for arm in arms:
+        by_index: dict[int, list[tuple[float, float]]] = {}
+        for run in (run for run in runs if run.arm == arm):
+            for trial in run.trials:
+                for evaluation in trial.curve:
+                    value = field(evaluation)
+                    if value is not None:
+                        point = (float(evaluation.examples), 100 * value)
+                        by_index.setdefault(evaluation.index, []).append(point)
+        indices = sorted(by_index)
+        if not indices:
+            continue
+        kept = [by_index[indices[position]] for position in thin(len(indices), max_points)]
+        examples = [float(np.median([at for at, _ in points])) for points in kept]
+        quartiles = np.asarray(
+            [np.percentile([value for _, value in points], [25, 50, 75]) for points in kept]
+        )
+        low, middle, high = quartiles.T
+        add_band(made, examples, low, high, name=arm, arms=arms, label="middle half of the trials")
+        add_line(made, examples, middle, name=arm, arms=arms, mode="lines+markers")
+
+
+def knob_slices(
+    runs: Sequence[StudyRun], *, prefix: str = "sampler.", max_points: int = 500
+) -> go.Figure:
+    """Final accuracy of every complete trial against each searched knob, a panel a knob.
+
+    Args:
+        runs: Studies of any arms and seeds.
+        prefix: Which parameters to show; ``""`` shows all.
+        max_points: Most points an arm and panel.
+    """
+    import plotly.graph_objects as go
+    from plotly.subplots import make_subplots
+
+    arms = arms_run(runs)
+    trials = {
+        arm: [t for run in runs if run.arm == arm for t in run.trials if t.value is not None]
+        for arm in arms
+    }
+    every = (trial for listed in trials.values() for trial in listed)
+    knobs = sorted({name for trial in every for name in trial.params if name.startswith(prefix)})
+    title = "Accuracy against the sampler's knobs" if prefix else "Accuracy against parameters"
+    made = figure(title=title, x="value of the knob", y="final validation accuracy (%)")
+    if not knobs:
+        return note_if_empty(made, "No knob of the sampler was searched.")
+    panels = make_subplots(rows=1, cols=len(knobs), shared_yaxes=True, figure=made)
+    chosen = colours(arms)
+    for column, knob in enumerate(knobs, start=1):
+        for arm in arms:
+            points = [trial for trial in trials[arm] if knob in trial.params]
+            kept = [points[position] for position in thin(len(points), max_points)]
+            if kept:
+                panels.add_trace(
+                    go.Scatter(
+                        x=[_coordinate(trial, knob) for trial in kept],
+                        y=[100 * (trial.value or 0.0) for trial in kept],
+                        name=arm,
+                        legendgroup=arm,
+                        showlegend=column == 1,
+                        mode="markers",
+                        marker={"color": chosen[arm], "opacity": 0.7},
+                    ),
+                    row=1,
+                    col=column,
+                )
+        panels.update_xaxes(title_text=f"{knob} (as searched)", row=1, col=column)
+    return panels
+
+
+def _coordinate(trial: TrialRun, knob: str) -> float | str:
+    value = trial.params[knob]
+    numeric = isinstance(value, int | float) and not isinstance(value, bool)
+    return value if numeric else str(value)
+
+
+def knob_importance(importances: Mapping[str, Mapping[str, float]]) -> go.Figure:
+    """Importance of each searched parameter, a bar an arm.
+
+    Args:
+        importances: By arm, then by parameter: shares of the variation in accuracy, as from
+            `optuna.importance.get_param_importances`.
+    """
+    import plotly.graph_objects as go
+
+    made = figure(
+        title="Which parameters mattered",
+        x="importance (share of the explained variation, %)",
+        y="parameter",
+    )
+    chosen = colours(importances)
+    highest: dict[str, float] = {}
+    for shares in importances.values():
+        for name, share in shares.items():
+            highest[name] = max(share, highest.get(name, 0.0))
+    order = sorted(highest, key=lambda name: (highest[name], name))
+    for arm, shares in sorted(importances.items()):
+        if shares:
+            made.add_trace(
+                go.Bar(
+                    x=[100 * shares.get(name, 0.0) for name in order],
+                    y=order,
+                    orientation="h",
+                    name=arm,
+                    marker={"color": chosen[arm]},
+                    hovertemplate="%{y}: %{x:.1f} %<extra>%{fullData.name}</extra>",
+                )
+            )
+    made.update_layout(barmode="group", showlegend=True)
+    made.update_yaxes(automargin=True, title=None)
+    return note_if_empty(made, "Too few complete trials to tell.")

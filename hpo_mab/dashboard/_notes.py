@@ -1,0 +1,382 @@
+"""The notes that the dashboard shows: of a study, of its evidence, of pruned trials."""
+
+from __future__ import annotations
+
+import bisect
+import collections
+import itertools
+import re
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import optuna
+
+from hpo_mab._attributes import EVIDENCE_KEY, PRUNED_KEY, REASON_KEY
+from hpo_mab.advantage import Evidence, Rung
+from hpo_mab.compare._tables import coefficient, parameter, points, ratio, weights_evaluated
+from hpo_mab.pruners import AdvantagePruner
+from hpo_mab.pruners._advantage_pruner import Placement, place
+from hpo_mab.search import create_pruner
+from hpo_mab.search._components import always_averages
+from hpo_mab.search._pilot import AUTO, Choice, stored_choice
+
+if TYPE_CHECKING:
+    from hpo_mab.storage import Storage, StudyRun, TrialRun
+    from hpo_mab.training import Evaluation
+
+#: Separates our part of a note, which every run writes anew, from the user's.
+SEPARATOR = "*hpo-mab writes this note anew after each run and keeps what is below this line.*"
+
+
+def study_note(
+    run: StudyRun,
+    storage: Storage,
+    *,
+    test_accuracy: float | None = None,
+    verdict: str = "",
+    compared: str = "",
+    evidence: str = "",
+) -> str:
+    """A study's note, in Markdown.
+
+    Args:
+        run: The study.
+        storage: Where it is stored, for the commands that go on with it.
+        test_accuracy: Of the best trial's network; None if it was not scored.
+        verdict: Of the comparison it belongs to, a line an arm; empty if there is none.
+        compared: Path of the dashboard's page that compares its studies, likewise.
+        evidence: From `evidence_note`; empty if there is none.
+    """
+    parts = [f"# {_plain(run.name)}", _headline(run, test_accuracy)]
+    if verdict:
+        lines = "\n".join(f"- {line}" for line in verdict.splitlines())
+        parts.append(f"## Verdict\n\n{lines}\n\n[The studies side by side]({compared})")
+    if evidence:
+        parts.append(evidence)
+    parts += [f"## What ran\n\n{_facts_table(_facts(run))}", _how_to_read(), _next(run, storage)]
+    return "\n\n".join(parts)
+
+
+def _plain(text: str) -> str:
+    """A text that Markdown shows as it is."""
+    return re.sub(r"([\\`*\[\]<>#])", r"\\\1", text)
+
+
+def keep_users_part(ours: str, existing: str) -> str:
+    """Our new note above what the user has written.
+
+    Args:
+        ours: The new note.
+        existing: The note as it is: an earlier one of ours with or without additions, or a user's.
+    """
+    _, found, below = existing.partition(SEPARATOR)
+    users = below.strip() if found else existing.strip()
+    return f"{ours}\n\n---\n\n{SEPARATOR}\n\n{users}".rstrip() + "\n"
+
+
+def _headline(run: StudyRun, test_accuracy: float | None) -> str:
+    best = run.best
+    if best is None:
+        return "No trial is complete yet."
+    scored = "" if test_accuracy is None else f", {test_accuracy:.2%} on the test set"
+    params = ", ".join(f"`{name} = {parameter(value)}`" for name, value in best.params.items())
+    return f"**Best: {best.value:.2%} validation accuracy** in trial {best.number}{scored}" + (
+        f", with {params}." if params else "."
+    )
+
+
+def _facts(run: StudyRun) -> list[tuple[str, str]]:
+    spec = run.spec
+    states = ("complete", "pruned", "fail", "running")
+    counts = {state: sum(trial.state == state for trial in run.trials) for state in states}
+    search = spec.get("search", {})
+    return [
+        ("data", _section(spec, "data", hide=("root", "download"))),
+        ("network", _section(spec, "model")),
+        ("batch sampler", _section(spec, "sampler")),
+        ("optimiser", _section(spec, "optimizer")),
+        ("budget of a trial", f"{run.trial_examples:,} training examples"),
+        ("weights evaluated", weights_evaluated([run])),
+        (
+            "search",
+            f"{search.get('sampler', '')}, seed {run.seed}; the first {search.get('initial', 0)} "
+            "configurations are fixed by the seed and never pruned",
+        ),
+        ("pruner", _section(spec, "pruner")),
+        (
+            "trials",
+            ", ".join(f"{count} {state}" for state, count in counts.items() if count) or "none",
+        ),
+        *_cost(run),
+    ]
+
+
+def _cost(run: StudyRun) -> list[tuple[str, str]]:
+    examples, seconds, saved = run.examples, run.seconds, run.saved_examples
+    if examples is None or seconds is None or saved is None:
+        return [("spent", f"not known: the curves of {run.missing_curves} trials are missing")]
+    share = saved / max(saved + examples, 1)
+    return [
+        ("spent", f"{examples:,} training examples, {seconds:,.0f} s of training"),
+        ("saved by pruning", f"{saved:,} training examples, {share:.0%} of an unpruned study"),
+    ]
+
+
+def _section(spec: Mapping[str, Any], name: str, *, hide: Sequence[str] = ()) -> str:
+    options = {key: value for key, value in spec.get(name, {}).items() if key not in hide}
+    kind = options.pop("kind", None) or options.pop("name", "")
+    shown = [f"{key} {_range(value)}" for key, value in options.items()]
+    return ", ".join([f"`{kind}`", *shown])
+
+
+def _range(value: Any) -> str:
+    if isinstance(value, Mapping) and "choices" in value:
+        return "one of " + ", ".join(map(str, value["choices"]))
+    if isinstance(value, Mapping) and {"low", "high"} <= value.keys():
+        scale = " (log)" if value.get("log") else ""
+        return f"{parameter(value['low'])} to {parameter(value['high'])}{scale}"
+    return parameter(value)
+
+
+def _how_to_read() -> str:
+    return (
+        "Figures are on the study's first page, below the history. A pruned trial's note says why "
+        "it was pruned. A trial's attributes `hpo_mab:slot` and `hpo_mab:paired` are its place in "
+        "the plan and whether every arm of a comparison trains its configuration."
+    )
+
+
+def _next(run: StudyRun, storage: Storage) -> str:
+    from hpo_mab.search import builtin_names
+    from hpo_mab.storage import DEFAULT_URL
+
+    url = str(storage.shown_url)
+    where = "" if url == DEFAULT_URL else f" --storage {shlex.quote(url)}"
+    name = str(run.spec.get("name"))
+    # A definition of the user's own is a file whose place is not on record.
+    name = name if name in builtin_names() else f"{name}.toml"
+    commands = (
+        f"hpo-mab run {shlex.quote(name)}{where} --trials {2 * max(len(run.trials), 1)}   # go on",
+        f"hpo-mab compare {shlex.quote(name)}{where}   # against uniform sampling",
+        f"hpo-mab report {shlex.quote(run.name)}{where}   # one HTML file",
+    )
+    return "## How to go on\n\n```bash\n" + "\n".join(commands) + "\n```"
+
+
+def _facts_table(rows: Sequence[tuple[str, str]]) -> str:
+    escaped = [(label, text.replace("|", "\\|")) for label, text in rows]
+    body = "\n".join(f"| {label} | {text} |" for label, text in escaped)
+    return f"| | |\n|---|---|\n{body}"
+
+
+def evidence_note(study: optuna.Study, spec: Mapping[str, Any]) -> str:
+    """What a study's evidence says and what the pruner and ``auto`` made of it, in Markdown.
+
+    Args:
+        study: The study.
+        spec: Its definition.
+
+    Returns:
+        The section; empty for a study that does not ask for evidence and has none.
+    """
+    stored = study.user_attrs.get(EVIDENCE_KEY)
+    evidence = None if stored is None else Evidence.from_json(stored)
+    parts = []
+    if spec.get("sampler", {}).get("kind") == AUTO:
+        parts.append(_choice(stored_choice(study), evidence))
+    if _prunes_by_evidence(spec):
+        parts.append(_pruning(evidence, spec))
+    if evidence is not None:
+        parts.append(_measured(evidence))
+    return "\n\n".join(["## Evidence", *parts]) if parts else ""
+
+
+def _prunes_by_evidence(spec: Mapping[str, Any]) -> bool:
+    uniform = spec.get("sampler", {}).get("kind") == "uniform"
+    return spec.get("pruner", {}).get("kind") == "advantage" and not uniform
+
+
+def _choice(choice: Choice | None, evidence: Evidence | None) -> str:
+    if choice is None:
+        return "**`auto` has not chosen yet**: the pilot is not done."
+    text = (
+        f"**`auto` went on with `{choice.sampler}`** after the pilot, once and for all. "
+        f"Why: {choice.why}."
+    )
+    if choice.evidence is not None:
+        text += f" It rests on evidence `{choice.evidence}`"
+        later = evidence is not None and evidence.digest != choice.evidence
+        text += "; what is shown below was measured later, with more pairs." if later else "."
+    return text
+
+
+def _pruning(evidence: Evidence | None, spec: Mapping[str, Any]) -> str:
+    if evidence is None:
+        return (
+            "**The pruner has no evidence yet**: it prunes as successive halving until enough "
+            "configurations are complete under both samplers."
+        )
+    full = int(spec["budget"]["evaluations"])
+    steps = itertools.takewhile(lambda step: step <= full, _uniform_steps(spec, full))
+    rungs = [place(step, full=full, evidence=evidence) for step in steps]
+    moved = sum(rung.step < rung.uniform for rung in rungs)
+    made = (
+        f"decides {moved} of {len(rungs)} rungs earlier than successive halving would"
+        if moved
+        else "moves no rung: it prunes as successive halving"
+    )
+    rows = [
+        (
+            str(number),
+            str(rung.uniform),
+            str(rung.step),
+            _because(evidence.rung(rung.uniform / full), rung, evidence),
+        )
+        for number, rung in enumerate(rungs)
+    ]
+    head = ("rung", "lies at evaluation", "is decided at", "because")
+    return f"**By its evidence the pruner {made}.**\n\n{_table(head, rows)}"
+
+
+def _uniform_steps(spec: Mapping[str, Any], full: int) -> Iterator[int]:
+    """Evaluations of the rungs under uniform training, endless, as the study's pruner has them."""
+    # Where its evidence came from does not matter here, and need not be there any more.
+    aside = ("kind", "evidence", "reference")
+    options = {key: value for key, value in spec["pruner"].items() if key not in aside}
+    averaged = always_averages(spec.get("training", {}))
+    made = create_pruner("advantage", options, evaluations=full, averaged=averaged)
+    pruner = cast(AdvantagePruner, made)
+    steps = (pruner.uniform_step(rung, full=full) for rung in itertools.count())
+    return (step for step in steps if step is not None)
+
+
+def _because(known: Rung | None, placed: Placement, evidence: Evidence) -> str:
+    need = f"its interval must not reach below {-evidence.margin:g}"
+    if known is None or known.budget <= evidence.budgets[0]:
+        return "nothing earlier was measured"
+    if known.fidelity is None:
+        return "at no earlier evaluation is the bandit shown to be as far as uniform is here"
+    fidelity = coefficient(known.fidelity)
+    if placed.step == placed.uniform:
+        return f"the earlier ranking is not shown to be as good: tau {fidelity}, {need}"
+    return (
+        f"evaluation {placed.step} is worth {placed.equivalent:.1f} of uniform training and ranks "
+        f"as well: tau {fidelity}, {need}"
+    )
+
+
+def _measured(evidence: Evidence) -> str:
+    rows = [
+        (f"{100 * share:.3g}%", points(ahead), ratio(faster), coefficient(agreement), str(ahead.n))
+        for share, ahead, faster, agreement in zip(
+            evidence.budgets,
+            evidence.advantage,
+            evidence.acceleration,
+            evidence.fidelity,
+            strict=True,
+        )
+    ]
+    head = ("share of a trial", "D, points", "k", "f, difference of tau", "pairs")
+    confidence = f"{evidence.advantage[0].confidence:.0%}"
+    return (
+        f"Measured on {evidence.pairs} pairs{_source(evidence)}, {confidence} intervals in "
+        f"brackets (evidence `{evidence.digest}`):\n\n{_table(head, rows)}\n\n"
+        "**D**: accuracy of the bandit minus uniform's. **k**: how many times the budget uniform "
+        "needs for the same accuracy (>= where it never got there; inf: not seen). **f**: how well "
+        "the bandit's early accuracies rank configurations as uniform's final ones do (Kendall's "
+        "tau-b), minus how well uniform's early ones do."
+    )
+
+
+def _source(evidence: Evidence) -> str:
+    if evidence.source == "pilot":
+        return " of this study's pilot"
+    return f" (from: {evidence.source})" if evidence.source else ""
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    # The dashboard sets columns without a gap.
+    gap = "\N{EN SPACE} | "
+    lines = [f"| {gap.join(cells)} |" for cells in (head, *rows)]
+    lines.insert(1, "|---" * len(head) + "|")
+    return "\n".join(lines)
+
+
+def pruning_notes(run: StudyRun) -> dict[int, str]:
+    """Why each pruned trial of a study ended, in Markdown, by trial number.
+
+    Args:
+        run: The study.
+    """
+    earlier: dict[int, list[float]] = collections.defaultdict(list)
+    notes = {}
+    for trial in run.trials:
+        if trial.state == "pruned":
+            notes[trial.number] = _note(run, trial, earlier)
+        for evaluation in trial.curve:
+            bisect.insort(earlier[evaluation.index], evaluation.accuracy)
+    return notes
+
+
+def _note(run: StudyRun, trial: TrialRun, earlier: dict[int, list[float]]) -> str:
+    reason = trial.attrs.get(REASON_KEY)
+    if not trial.curve:
+        return f"**Pruned before its first evaluation.**\n\n{reason or ''}".strip()
+    last = trial.curve[-1]
+    total = run.spec.get("budget", {}).get("evaluations", "?")
+    share = last.examples / run.trial_examples
+    lines = [
+        f"**Pruned at evaluation {last.index} of {total}**, after {last.examples:,} of "
+        f"{run.trial_examples:,} training examples ({share:.0%}).",
+        f"Validation accuracy there{_weights(last)}: {last.accuracy:.2%}. "
+        + _rank(last.accuracy, earlier[last.index]),
+    ]
+    lines.append(f"Why: {_why(run, trial)}")
+    return "\n\n".join(lines)
+
+
+def _weights(last: Evaluation) -> str:
+    return " of averaged weights" if last.averaged else ""
+
+
+def _why(run: StudyRun, trial: TrialRun) -> str:
+    because = trial.attrs.get(PRUNED_KEY)
+    if isinstance(because, Mapping) and {"rung", "step", "threshold"} <= because.keys():
+        return _rung(because)
+    kind = run.spec.get("pruner", {}).get("kind", "")
+    return str(trial.attrs.get(REASON_KEY) or f"the pruner (`{kind}`) stopped it.")
+
+
+def _rung(because: Mapping[str, Any]) -> str:
+    """What `hpo_mab.AdvantagePruner` decided by."""
+    if because.get("value", 0.0) is None:
+        return (
+            f"its value at evaluation {because['step']}, rung {because['rung']}, was not a number."
+        )
+    threshold = because["threshold"]
+    needed = "" if threshold is None else f"; {float(threshold):.2%} was needed to go on"
+    text = (
+        f"rung {because['rung']} at evaluation {because['step']}, as one of "
+        f"{because.get('competitors', '?')} trials judged there so far{needed}. "
+        "The first configurations of a study are never pruned, and are not judged."
+    )
+    if because.get("evidence"):
+        text += (
+            f" Evidence `{because['evidence']}` moved this rung: without it, it would lie at "
+            f"evaluation {because.get('uniform_step')}. Evaluation {because['step']} is worth "
+            f"number {float(because.get('equivalent_step') or 0.0):.1f} of uniform training."
+        )
+    return text
+
+
+def _rank(own: float, others: list[float]) -> str:
+    """Where an accuracy stands among those of earlier trials at the same evaluation, sorted."""
+    if not others:
+        return "No earlier trial came as far."
+    better = len(others) - bisect.bisect_right(others, own)
+    return (
+        f"Of the {len(others)} earlier trials that came as far, {better} were better there "
+        f"(median {np.median(others):.2%}, best {others[-1]:.2%})."
+    )

@@ -1,0 +1,292 @@
+"""The evidence of one study: pairs found among its trials, and what they say.
+
+Found once, stored with the study, refreshed at a low rate.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+
+from hpo_mab._attributes import (
+    DEFINITION_KEY,
+    EVIDENCE_KEY,
+    SAMPLER_KEY,
+    SLOT_KEY,
+    TWIN_KEY,
+    UNIFORM,
+    trial_attributes,
+)
+from hpo_mab._errors import ArgumentError
+from hpo_mab.advantage import DEFAULT_MARGIN, FEWEST_PAIRS, Evidence, PairedCurves, measure_evidence
+
+_FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
+_Key = tuple[int, frozenset[tuple[str, Any]]]
+
+
+def is_uniform(trial: FrozenTrial) -> bool:
+    """Whether a trial of a bandit study was trained under uniform sampling."""
+    return trial_attributes(trial).get(SAMPLER_KEY) == UNIFORM
+
+
+def is_twin(trial: FrozenTrial) -> bool:
+    """Whether a trial repeats another one's configuration for the sake of the pair."""
+    return TWIN_KEY in trial_attributes(trial)
+
+
+def pairs_of_trials(
+    trials: Sequence[FrozenTrial],
+    reference: Iterable[FrozenTrial] = (),
+    *,
+    full: int,
+    direction: StudyDirection = StudyDirection.MAXIMIZE,
+) -> PairedCurves:
+    """Pair finished trials that agree in slot and in parameters, the sampler's knobs aside.
+
+    Args:
+        trials: A study's trials: bandit-trained ones, and uniform twins of some of them.
+        reference: Trials of a uniform study.
+        full: Step that a full trial reports last.
+        direction: Losses are turned over, so that more is better.
+
+    Returns:
+        Curves over the steps up to ``full`` that every complete uniform trial of the pairs has
+        reported; NaN from where a trial was stopped.
+    """
+    bandit = {_key(t): t for t in reversed(trials) if _usable(t) and not is_uniform(t)}
+    uniform = {_key(t): t for t in reference if _usable(t)}
+    uniform.update({_key(t): t for t in trials if _usable(t) and is_uniform(t)})
+    keys = sorted(bandit.keys() & uniform.keys(), key=lambda key: (key[0], repr(sorted(key[1]))))
+    steps = _common_steps([uniform[key] for key in keys], full)
+    shape = (len(keys), len(steps))
+    curves = [
+        np.reshape([_values(side[key], steps) for key in keys], shape) for side in (bandit, uniform)
+    ]
+    if direction == StudyDirection.MINIMIZE and keys:
+        top = np.nanmax(np.stack(curves))
+        curves = [top - curve for curve in curves]
+    return PairedCurves(
+        budgets=np.asarray(steps, dtype=np.float64), bandit=curves[0], uniform=curves[1]
+    )
+
+
+def _usable(trial: FrozenTrial) -> bool:
+    return trial.state in _FINISHED and bool(trial.intermediate_values)
+
+
+def _key(trial: FrozenTrial) -> _Key:
+    slot = trial_attributes(trial).get(SLOT_KEY, trial.number)
+    shared = (item for item in trial.params.items() if not item[0].startswith("sampler."))
+    return int(slot), frozenset((name, _hashable(value)) for name, value in shared)
+
+
+def _hashable(value: Any) -> Hashable:
+    # The choices of a category may be lists.
+    if isinstance(value, list | tuple):
+        return tuple(map(_hashable, value))
+    return value if isinstance(value, Hashable) else repr(value)
+
+
+def _common_steps(trials: Sequence[FrozenTrial], full: int) -> list[int]:
+    """Steps in [1, full] that all trials which got to the end have reported."""
+    complete = [set(t.intermediate_values) for t in trials if full in t.intermediate_values]
+    shared = set.intersection(*complete) if complete else set()
+    return sorted(step for step in shared if 1 <= step <= full)
+
+
+def _values(trial: FrozenTrial, steps: Sequence[int]) -> list[float]:
+    return [trial.intermediate_values.get(step, math.nan) for step in steps]
+
+
+#: Evidence as users give it.
+EvidenceLike = Evidence | Mapping[str, Any] | str | Path
+
+
+class AdvantageWarning(UserWarning):
+    """The advantage pruner has nothing to move rungs by, and decides as successive halving."""
+
+
+class EvidenceKeeper:
+    """Knows a study's evidence without asking the database at every decision.
+
+    Args:
+        given: Evidence saved earlier; it is used as it is.
+        reference: Name of a uniform study in the same storage.
+        full: Step that a full trial reports last; None reads it from the study's definition, else
+            takes the largest step of a complete trial.
+        margin: See `hpo_mab.advantage.measure_evidence`.
+        confidence: Coverage of the intervals.
+        every: Trials that must finish between two updates.
+    """
+
+    def __init__(
+        self,
+        *,
+        given: Evidence | None = None,
+        reference: str | None = None,
+        full: int | None = None,
+        margin: float = DEFAULT_MARGIN,
+        confidence: float = 0.95,
+        every: int = 10,
+    ) -> None:
+        self.evidence = given
+        self.full = full
+        self._given = given is not None
+        self._reference = reference
+        self._margin = margin
+        self._confidence = confidence
+        self._every = every
+        self._seen: int | None = None
+        self._names = ("", "")
+        self._warned = False
+
+    def read_once(self, study: optuna.Study) -> None:
+        """Read what the study holds; later calls do nothing."""
+        if self._seen is None:
+            self.read_trials(study, study.get_trials(deepcopy=False))
+
+    def refresh_if_due(
+        self, study: optuna.Study, trials: Sequence[FrozenTrial], *, now: bool = False
+    ) -> bool:
+        """Refresh the evidence if enough trials have finished since the last update.
+
+        Args:
+            study: The study.
+            trials: Its trials as they are now.
+            now: Whether to do it in any case.
+
+        Returns:
+            Whether the evidence or the length of a trial became known or changed.
+        """
+        if not now and self._seen is not None and _finished(trials) < self._seen + self._every:
+            return False
+        before = (self.evidence, self.full)
+        self.read_trials(study, trials)
+        return before != (self.evidence, self.full)
+
+    def read_trials(self, study: optuna.Study, trials: Sequence[FrozenTrial]) -> None:
+        """Read what the study holds, and measure and store what its trials newly tell.
+
+        Args:
+            study: The study.
+            trials: Its trials as they are now.
+        """
+        attrs = study.user_attrs
+        first, self._seen = self._seen is None, _finished(trials)
+        if first:
+            self._read_definition(attrs.get(DEFINITION_KEY, {}).get("spec", {}))
+        if self.full is None:
+            self.full = _longest(trials)
+        if self._given:
+            self._store(study, attrs)
+            return
+        if EVIDENCE_KEY in attrs:
+            self.evidence = Evidence.from_json(attrs[EVIDENCE_KEY])
+        self._measure(study, trials)
+        self._store(study, attrs)
+
+    def warn_once(self) -> None:
+        """Warn, the first time, if rungs lie where successive halving has them."""
+        evidence = self.evidence
+        if self._warned or (evidence is not None and evidence.moves):
+            return
+        self._warned = True
+        why = (
+            "there is no evidence of an early-accuracy advantage yet"
+            if evidence is None
+            else f"the evidence ({evidence.pairs} pairs) moves no rung"
+        )
+        warnings.warn(
+            f"AdvantagePruner prunes as successive halving: {why}.",
+            AdvantageWarning,
+            stacklevel=3,
+        )
+
+    def _read_definition(self, spec: Mapping[str, Any]) -> None:
+        names = [str(spec.get(key, {}).get("name", "")) for key in ("data", "model")]
+        self._names = (names[0], names[1])
+        if self.full is None and spec:
+            self.full = int(spec["budget"]["evaluations"])
+        if self.evidence is not None:
+            self.evidence = self._unless_of_another_task(self.evidence)
+
+    def _measure(self, study: optuna.Study, trials: Sequence[FrozenTrial]) -> None:
+        if self.full is None:
+            return
+        pairs = pairs_of_trials(
+            trials, self._reference_trials(study), full=self.full, direction=study.direction
+        )
+        known = 0 if self.evidence is None else self.evidence.pairs
+        complete = int(pairs.counts[-1:].sum())
+        if complete < FEWEST_PAIRS or complete <= known:
+            return
+        self.evidence = measure_evidence(
+            pairs,
+            margin=self._margin,
+            confidence=self._confidence,
+            source=f"study {self._reference}" if self._reference else "pilot",
+            data=self._names[0],
+            model=self._names[1],
+        )
+
+    def _reference_trials(self, study: optuna.Study) -> list[FrozenTrial]:
+        if self._reference is None:
+            return []
+        try:
+            other = optuna.load_study(study_name=self._reference, storage=study._storage)
+        except KeyError:
+            raise ArgumentError(
+                f"reference must name a study in the same storage, got '{self._reference}'."
+            ) from None
+        return other.get_trials(deepcopy=False)
+
+    def _store(self, study: optuna.Study, attrs: Mapping[str, Any]) -> None:
+        if self.evidence is not None and attrs.get(EVIDENCE_KEY) != self.evidence.to_json():
+            study.set_user_attr(EVIDENCE_KEY, self.evidence.to_json())
+
+    def _unless_of_another_task(self, evidence: Evidence) -> Evidence | None:
+        theirs = (evidence.data, evidence.model)
+        for what, one, other in zip(("data", "network"), theirs, self._names, strict=True):
+            if one and other and one != other:
+                warnings.warn(
+                    f"The evidence given is of {what} '{one}', this study is of '{other}': "
+                    "it is not used, and trials are pruned as by successive halving.",
+                    AdvantageWarning,
+                    stacklevel=2,
+                )
+                return None
+        return evidence
+
+
+def read_evidence(given: EvidenceLike) -> Evidence:
+    """Evidence in whichever form it is given.
+
+    Raises:
+        ArgumentError: It is none, or its file cannot be read.
+    """
+    if isinstance(given, Evidence):
+        return given
+    if isinstance(given, Mapping):
+        return Evidence.from_json(given)
+    return Evidence.load(given)
+
+
+def _finished(trials: Sequence[FrozenTrial]) -> int:
+    return sum(trial.state.is_finished() for trial in trials)
+
+
+def _longest(trials: Sequence[FrozenTrial]) -> int | None:
+    lengths = [
+        trial.last_step
+        for trial in trials
+        if trial.state == optuna.trial.TrialState.COMPLETE and trial.last_step is not None
+    ]
+    return max(lengths, default=None)

@@ -1,0 +1,223 @@
+"""Samplers that skip well-learned examples: InfoBatch and selective backpropagation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hpo_mab.samplers._base import Draw
+from hpo_mab.samplers._feedback import require
+from hpo_mab.samplers._learning import LearningSampler, remember
+
+
+class InfoBatchSampler(LearningSampler):
+    """InfoBatch's unbiased dynamic pruning (Qin et al. 2024).
+
+    The score of an example is its last loss. Before each pass, every example whose score is below
+    the mean score is skipped with probability ``ratio``; of those that stay, losses are weighted by
+    ``1 / (1 - ratio)``. All others are drawn once, with weight 1. The sum of the weighted gradients
+    of a pass therefore has the gradient of the whole data set as its expectation. (The mean of a
+    *batch* is ``n / m`` times as large, in expectation, where ``m`` of the ``n`` examples are in
+    the pass; the pass has as many fewer steps.) Once `set_progress` reports ``delta`` or more of
+    the budget spent, a full pass begins at once and nothing is skipped any more.
+
+    Every example has a positive chance in every pass.
+
+    Deviations: examples are skipped independently, as in the paper's text; its code skips exactly
+    ``int(ratio * count)`` of them. Examples never seen are never skipped and do not count in the
+    mean; its code gives them a score of 3. A batch that a pass cannot fill is completed from the
+    next. Planning a pass waits for the device once.
+
+    Source: Qin et al., "InfoBatch: Lossless Training Speed Up by Unbiased Dynamic Data Pruning",
+    ICLR 2024, sections 3.2 and 3.3, and github.com/NUS-HPC-AI-Lab/InfoBatch.
+
+    Args:
+        labels: Class of each training example, integers [N].
+        batch_size: Examples a batch, ``B``.
+        seed: Seed of every random choice.
+        device: Where indices are drawn.
+        rank: This process's share among ``world_size``.
+        world_size: Number of processes that split the examples.
+        ratio: Probability of skipping a well-learned example, in [0, 1).
+        delta: Share of the budget after which nothing is skipped, in [0, 1].
+
+    Raises:
+        ArgumentError: An argument outside its bound.
+    """
+
+    _tensors = ("_scores",)
+
+    def __init__(
+        self,
+        labels: Tensor | Sequence[int],
+        *,
+        batch_size: int,
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+        rank: int = 0,
+        world_size: int = 1,
+        ratio: float = 0.5,
+        delta: float = 0.875,
+    ) -> None:
+        require(0 <= ratio < 1, "ratio", "in [0, 1)", ratio)
+        require(0 <= delta <= 1, "delta", "in [0, 1]", delta)
+        super().__init__(
+            labels,
+            batch_size=batch_size,
+            seed=seed,
+            device=device,
+            rank=rank,
+            world_size=world_size,
+        )
+        self.ratio = ratio
+        self.delta = delta
+        self._pruning = True
+        self._scores = self._memory(torch.inf)  # Infinite: never seen.
+
+    def set_progress(self, share: float) -> None:
+        """Tell the share of the budget spent; from ``delta`` on, nothing is skipped."""
+        pruning = share < self.delta
+        if self._pruning and not pruning:
+            self._stream.restart()
+        self._pruning = pruning
+
+    def _plan(self) -> Tensor:
+        """Positions of a pass in random order, those to be scaled up marked by ``+ n``."""
+        order = super()._plan()
+        if not self._pruning:
+            return order
+        scores = self._scores[:-1]
+        seen = torch.isfinite(scores)
+        mean = torch.where(seen, scores, 0.0).sum() / seen.sum().clamp_min(1)
+        low = scores < mean
+        tickets = torch.rand(self.num_examples, generator=self._generator, device=self.device)
+        stays = ~low | (tickets >= self.ratio)
+        marked = order + self.num_examples * low[order]
+        return marked[stays[order]]
+
+    def _draw(self) -> Draw:
+        taken = self._stream.take(self.batch_size)
+        positions = taken % self.num_examples
+        weights = torch.where(taken >= self.num_examples, 1 / (1 - self.ratio), 1.0)
+        return Draw(self._count(positions), weights, positions)
+
+    def _learn(
+        self, draw: Draw, losses: Tensor, logits: Tensor | None, targets: Tensor | None
+    ) -> None:
+        remember(self._scores, draw.context, losses, keep=torch.isfinite(losses))
+
+    def _state(self) -> dict[str, Any]:
+        return {**super()._state(), "pruning": self._pruning}
+
+    def _load_state(self, state: dict[str, Any]) -> None:
+        super()._load_state(state)
+        self._pruning = bool(state["pruning"])
+
+
+class SelectiveBackpropSampler(LearningSampler):
+    """Selective backpropagation (Jiang et al. 2019).
+
+    Batches are drawn by uniform shuffling. Once their losses are known, an example is kept with
+    probability
+
+        P(keep | loss) = CDF_R(loss) ** beta,
+
+    ``CDF_R`` being the share of the last ``R = history`` losses, this batch's included, that are at
+    most ``loss``. In expectation a share of ``1 / (1 + beta)`` is kept. `update` returns the mean
+    loss of the *kept* examples, as the paper's updates are: weights are ``B / kept`` for the kept
+    and 0 for the others. This is biased towards high losses on purpose. If nothing is kept the loss
+    is 0 times the losses and the step has no gradient. Every example is drawn once a pass, and the
+    largest loss of the history is always kept.
+
+    Deviation: the paper skips the backward pass of examples not kept and fills batches of ``B``
+    kept ones. Here the batch keeps its size and a plain training loop still runs the whole backward
+    pass: this shows what the selection does to learning, *not the time it can save*. To save it,
+    back-propagate through ``losses[keep]`` yourself.
+
+    Source: Jiang et al., "Accelerating Deep Learning by Focusing on the Biggest Losers", 2019,
+    arXiv:1910.00762, and github.com/angelajiang/SelectiveBackprop, whose history is 1024.
+
+    Args:
+        labels: Class of each training example, integers [N].
+        batch_size: Examples a batch, ``B``.
+        seed: Seed of every random choice.
+        device: Where indices are drawn.
+        rank: This process's share among ``world_size``.
+        world_size: Number of processes that split the examples.
+        beta: Selectivity, at least 0; 0 keeps all, 1 half, 2 a third.
+        history: Losses remembered, ``R``, at least 1; raised to ``batch_size`` where smaller.
+
+    Raises:
+        ArgumentError: An argument outside its bound.
+    """
+
+    weighs_by_losses = True
+    _tensors = ("_history", "_filled", "_rewards")
+
+    def __init__(
+        self,
+        labels: Tensor | Sequence[int],
+        *,
+        batch_size: int,
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+        rank: int = 0,
+        world_size: int = 1,
+        beta: float = 1.0,
+        history: int = 1024,
+    ) -> None:
+        require(beta >= 0, "beta", "at least 0", beta)
+        require(history >= 1, "history", "at least 1", history)
+        super().__init__(
+            labels,
+            batch_size=batch_size,
+            seed=seed,
+            device=device,
+            rank=rank,
+            world_size=world_size,
+        )
+        self.beta = beta
+        # One entry more, where non-finite losses go.
+        self._history = torch.zeros(max(history, batch_size) + 1, device=self.device)
+        self._filled = torch.zeros((), dtype=torch.int64, device=self.device)
+        self._rewards = torch.zeros(2, device=self.device)
+
+    def statistics(self) -> dict[str, float]:
+        """``reward_rate``: the share kept since the last call; ``concentration`` of all draws."""
+        figures = super().statistics()
+        kept, judged = self._rewards.tolist()
+        self._rewards.zero_()
+        return {**figures, "reward_rate": kept / judged} if judged else figures
+
+    def _draw(self) -> Draw:
+        positions = self._stream.take(self.batch_size)
+        # Drawn now, so that the stream does not depend on when losses come.
+        tickets = torch.rand(self.batch_size, generator=self._generator, device=self.device)
+        return Draw(self._count(positions), context=tickets)
+
+    def _learn(
+        self, draw: Draw, losses: Tensor, logits: Tensor | None, targets: Tensor | None
+    ) -> None:
+        finite = torch.isfinite(losses)
+        self._remember(losses, finite)
+        kept = finite & (draw.context < self._percentiles(losses) ** self.beta)
+        draw.weights = kept * (self.batch_size / kept.sum().clamp_min(1))
+        self._rewards += torch.stack([kept.sum(), finite.sum()])
+
+    def _remember(self, losses: Tensor, finite: Tensor) -> None:
+        size = len(self._history) - 1
+        slots = self._filled + finite.cumsum(0) - 1
+        slots = torch.where(finite, slots % size, size)
+        self._history[slots] = torch.where(finite, losses, 0.0)
+        self._filled = self._filled + finite.sum()
+
+    def _percentiles(self, losses: Tensor) -> Tensor:
+        """Share of the history at most each loss, float32 [B]."""
+        size = len(self._history) - 1
+        known = torch.arange(size, device=self.device) < self._filled
+        ordered = torch.where(known, self._history[:-1], torch.inf).sort().values
+        at_most = torch.searchsorted(ordered, torch.nan_to_num(losses), right=True)
+        return at_most / self._filled.clamp(1, size)

@@ -1,0 +1,457 @@
+"""The study definition: what a TOML file may say, what each key means, and how it is read.
+
+The command line's options override keys of the file.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import pydantic
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from hpo_mab._errors import ArgumentError, HpoMabError, SpecError, UnknownNameError
+from hpo_mab.search._space import examples, parse_value, ranges
+from hpo_mab.training import DEFAULT_AVERAGE
+
+_SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_TOTAL_UNITS = ("epochs", "epoch", "examples", *_SECONDS)
+_FORM = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-z]+)\s*")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class TotalBudget:
+    """What all trials of a study together may spend.
+
+    Attributes:
+        amount: How much, in ``unit``.
+        unit: ``"seconds"`` of training (the sampler's cost included, all workers added up),
+            ``"epochs"`` or ``"examples"``.
+    """
+
+    amount: float
+    unit: Literal["seconds", "epochs", "examples"]
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read ``"45s"``, ``"30m"``, ``"2h"``, ``"200epochs"`` or ``"1000000examples"``.
+
+        Raises:
+            ArgumentError: The text is of another form, or the amount is zero.
+        """
+        match = _FORM.fullmatch(text.lower())
+        if match is None or match[2] not in _TOTAL_UNITS or float(match[1]) == 0:
+            raise ArgumentError(
+                "total budget must be a positive amount with a unit "
+                f"(45s, 30m, 2h, 200epochs, 1000000examples), got {text!r}."
+            )
+        amount, unit = float(match[1]), match[2]
+        if unit in _SECONDS:
+            return cls(amount * _SECONDS[unit], "seconds")
+        return cls(amount, "examples" if unit == "examples" else "epochs")
+
+    def share_spent(self, *, seconds: float, examples: int, epoch_examples: int) -> float:
+        """Share of the budget spent; 1 or more means it is used up.
+
+        Args:
+            seconds: Training seconds spent.
+            examples: Training examples processed.
+            epoch_examples: Examples of one epoch.
+        """
+        spent = {"seconds": seconds, "examples": examples, "epochs": examples / epoch_examples}
+        return spent[self.unit] / self.amount
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class _OpenSection(BaseModel):
+    """A section whose further keys are options of the thing it names, constants or ranges."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, validate_default=True)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The further keys; the text ``"none"`` stands for None, which TOML lacks."""
+        return {key: _without_none(raw) for key, raw in (self.__pydantic_extra__ or {}).items()}
+
+    def values(self, section: str) -> dict[str, Any]:
+        """The further keys, ranges turned into Optuna distributions."""
+        return {key: parse_value(f"{section}.{key}", raw) for key, raw in self.options.items()}
+
+
+def _without_none(raw: Any) -> Any:
+    if isinstance(raw, Mapping):
+        return {key: _without_none(value) for key, value in raw.items()}
+    if isinstance(raw, list):
+        return [_without_none(value) for value in raw]
+    return None if raw == "none" else raw
+
+
+def _value_of(kind: type, *, low: float, high: float = math.inf) -> Any:
+    """A constant of ``kind`` in [low, high], or a range that lies in it."""
+    allowed = f"at least {low}" if math.isinf(high) else f"in [{low}, {high}]"
+
+    def check(raw: Any) -> Any:
+        for bound in examples(parse_value("value", raw)):
+            if isinstance(bound, bool) or not isinstance(bound, int | float):
+                raise ValueError(f"must be a number, got {bound!r}")
+            if kind is int and not isinstance(bound, int):
+                raise ValueError(f"must be an integer, got {bound!r}")
+            if not low <= bound <= high:
+                raise ValueError(f"must be {allowed}, got {bound}")
+        return raw
+
+    return Annotated[Any, AfterValidator(check)]
+
+
+class DataSection(_OpenSection):
+    """``[data]``: the data set and how it is split.
+
+    Attributes:
+        name: Name of a data set, see `hpo_mab.data.available`.
+        root: Folder that holds the data or receives the download.
+        download: Whether to download what is missing.
+        validation: Share of the training set held out for validation, stratified by class; the
+            split follows from the study's seed. Not used where the data set has its own validation
+            images.
+        augment: Random crops and flips on the device, those usual for the data set. ``"auto"``:
+            only where a trial has 10 epochs or more, for on short budgets they cost accuracy.
+    """
+
+    name: str = "digits"
+    root: str = "data"
+    download: bool = True
+    validation: float = Field(default=0.2, gt=0, lt=1)
+    augment: bool | Literal["auto"] = "auto"
+
+
+class ModelSection(_OpenSection):
+    """``[model]``: the network; further keys are its options, constants or ranges."""
+
+    name: str = "small_cnn"
+
+
+class BudgetSection(_Section):
+    """``[budget]``: what one trial may spend, and the study.
+
+    Attributes:
+        epochs: Passes over the training set a trial; give one of epochs, steps and examples.
+        steps: Optimiser steps a trial.
+        examples: Training examples a trial.
+        evaluations: Equally spaced evaluations a trial; the steps reported to Optuna.
+        trials: Trials of the study that must finish (complete or pruned).
+        total: What all trials together may spend, e.g. ``"30m"``, ``"200epochs"``; None: no limit.
+    """
+
+    epochs: float | None = Field(default=None, gt=0)
+    steps: int | None = Field(default=None, gt=0)
+    examples: int | None = Field(default=None, gt=0)
+    evaluations: int = Field(default=8, ge=1, le=100)
+    trials: int = Field(default=30, ge=1)
+    total: str | None = None
+
+    @model_validator(mode="after")
+    def _one_unit(self) -> BudgetSection:
+        given = [name for name in ("epochs", "steps", "examples") if getattr(self, name)]
+        if len(given) != 1:
+            named = " and ".join(given) or "none"
+            raise ValueError(f"give exactly one of epochs, steps and examples, got {named}")
+        if self.total is not None:
+            TotalBudget.parse(self.total)
+        return self
+
+
+class OptimizerSection(_OpenSection):
+    """``[optimizer]``: its name; further keys are its options, constants or ranges."""
+
+    name: str = "sgd"
+
+
+class TrainingSection(_Section):
+    """``[training]``: the loop.
+
+    Attributes:
+        batch_size: Examples a batch.
+        warmup: Share of the budget in which the learning rate rises linearly.
+        label_smoothing: Mass moved from the true label to all labels.
+        average: Window of the moving average of the weights, as a share of the steps so far, which
+            all evaluations but the last evaluate; 0 keeps none.
+        schedule: Learning rate after the warm-up: ``"linear"`` decay to zero, or ``"constant"``,
+            where the last evaluation, too, is that of the average.
+        keep: Weights that a trial ends with: those trained, or the better of these and the average.
+        precision: Arithmetic of forward and backward passes.
+        channels_last: Memory format of images and weights.
+        compile: Whether to use ``torch.compile``.
+        graph: Whether steps may be captured in a CUDA graph.
+        slots: Trials that one process trains at the same time as one stacked network; ``"auto"``
+            measures on a CUDA device how many are worth it, and takes 1 elsewhere.
+        device: ``"auto"`` takes CUDA, then MPS, then the CPU.
+        threads: CPU threads of a trial. One is the fastest a core for small networks, and makes
+            results independent of the machine's core count.
+        checkpoint: Seconds after which a trial is saved, at its next evaluation, so that it need
+            not start from zero if it is cut off; 0 saves none.
+    """
+
+    batch_size: _value_of(int, low=1) = 128  # type: ignore[valid-type]
+    warmup: _value_of(float, low=0, high=1) = 0.15  # type: ignore[valid-type]
+    label_smoothing: _value_of(float, low=0, high=1) = 0.0  # type: ignore[valid-type]
+    average: _value_of(float, low=0, high=1) = DEFAULT_AVERAGE  # type: ignore[valid-type]
+    schedule: Literal["linear", "constant"] = "linear"
+    keep: Literal["trained", "better"] = "trained"
+    precision: Literal["float32", "bfloat16"] = "float32"
+    channels_last: bool = True
+    compile: bool = False
+    graph: bool = True
+    slots: Annotated[int, Field(ge=1, le=1024, strict=True)] | Literal["auto"] = "auto"
+    device: str = "auto"
+    threads: int = Field(default=1, ge=1, le=4096)
+    checkpoint: float = Field(default=60.0, ge=0, allow_inf_nan=False)
+
+
+class SamplerSection(_OpenSection):
+    """``[sampler]``: the batch sampler; further keys are its knobs, constants or ranges.
+
+    Attributes:
+        kind: Name of a batch sampler, or ``"auto"``: the bandit for the first configurations,
+            each trained under uniform sampling as well, then the better of the two.
+    """
+
+    kind: str = "mab"
+
+
+class SearchSection(_OpenSection):
+    """``[search]``: the Optuna sampler; further keys are its options.
+
+    Attributes:
+        sampler: Name of an Optuna sampler, e.g. ``"tpe"``, ``"random"``.
+        initial: Configurations at the start that every arm of a comparison shares. They are never
+            pruned: they are the pairs that the advantage is measured on.
+    """
+
+    sampler: str = "tpe"
+    initial: int = Field(default=10, ge=0)
+
+
+class PrunerSection(_OpenSection):
+    """``[pruner]``: the Optuna pruner; further keys are its options."""
+
+    kind: str = "median"
+
+
+class ArmSection(_Section):
+    """``[compare.arms.NAME]``: what differs in one arm of a comparison.
+
+    A section that is given replaces the study's own.
+    """
+
+    sampler: SamplerSection | None = None
+    pruner: PrunerSection | None = None
+
+
+class CompareSection(_Section):
+    """``[compare]``: the arms and the seeds of a comparison.
+
+    Attributes:
+        seeds: Number of seeds, from the study's own upwards.
+        retrain: Fresh seeds on which each arm's best configuration is trained again, under uniform
+            sampling, and scored on the test set.
+        retrain_epochs: Passes over the training set of such a training; None takes a trial's
+            budget.
+        reference: The arm that others are compared with.
+        arms: Arms by name; empty means the study as it is against uniform sampling.
+    """
+
+    seeds: int = Field(default=1, ge=1)
+    retrain: int = Field(default=3, ge=0)
+    retrain_epochs: float | None = Field(default=None, gt=0)
+    reference: str = "uniform"
+    arms: dict[str, ArmSection] = Field(default_factory=dict)
+
+
+class StudySpec(_Section):
+    """A whole study definition; see ``studies/README.md`` for the file format."""
+
+    name: str = Field(min_length=1, max_length=200)
+    seed: int = Field(default=0, ge=0, lt=2**32)
+    data: DataSection = DataSection()
+    model: ModelSection = ModelSection()
+    budget: BudgetSection
+    optimizer: OptimizerSection = OptimizerSection()
+    training: TrainingSection = TrainingSection()
+    sampler: SamplerSection = SamplerSection()
+    search: SearchSection = SearchSection()
+    pruner: PrunerSection = PrunerSection()
+    compare: CompareSection = CompareSection()
+
+    @model_validator(mode="after")
+    def _ranges_hold(self) -> StudySpec:
+        try:
+            for section in ("model", "optimizer", "sampler"):
+                getattr(self, section).values(section)
+        except HpoMabError as error:
+            raise ValueError(str(error)) from error
+        return self
+
+    @property
+    def has_pilot(self) -> bool:
+        """Whether the first configurations are trained under uniform sampling, too."""
+        if self.sampler.kind == "auto":
+            return True
+        brings = {"evidence", "reference"} & self.pruner.options.keys()
+        return self.pruner.kind == "advantage" and self.sampler.kind != "uniform" and not brings
+
+    def searched(self) -> dict[str, Any]:
+        """The search space: Optuna's distributions by parameter name."""
+        training = self.training
+        values = {
+            **self.optimizer.values("optimizer"),
+            **{f"model.{k}": v for k, v in self.model.values("model").items()},
+            **{
+                key: parse_value(f"training.{key}", getattr(training, key))
+                for key in ("batch_size", "warmup", "label_smoothing", "average")
+            },
+            **{f"sampler.{k}": v for k, v in self.sampler.values("sampler").items()},
+        }
+        return dict(item for name, value in values.items() for item in ranges(name, value))
+
+
+_BUDGET_UNITS = ("epochs", "steps", "examples")
+_KINDS = {"data": "name", "model": "name", "optimizer": "name", "sampler": "kind", "pruner": "kind"}
+
+
+def builtin_names() -> tuple[str, ...]:
+    """Names of the definitions that come with the package."""
+    return tuple(sorted(_builtin_paths()))
+
+
+def load_spec(
+    source: str | Path = "digits", overrides: Mapping[str, Any] | None = None
+) -> StudySpec:
+    """Read a study definition.
+
+    Args:
+        source: A TOML file, or the name of a definition that comes with the package.
+        overrides: Values by dotted key that replace the file's, e.g. ``{"optimizer.lr": 0.1}``.
+            Naming another sampler, pruner, network, optimiser or data set keeps only the options
+            it also has.
+
+    Raises:
+        SpecError: No such file, not TOML, or a value that cannot be used; names file and key.
+    """
+    path = _find(source)
+    try:
+        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SpecError(f"{source}: not valid TOML: {error}") from None
+    except OSError as error:
+        raise SpecError(f"{source}: cannot be read: {error.strerror}.") from None
+    try:
+        for key, value in (overrides or {}).items():
+            _override(raw, key, value)
+        return make_spec(raw)
+    except HpoMabError as error:
+        raise SpecError(f"{source}: {error}") from None
+
+
+def make_spec(raw: Mapping[str, Any]) -> StudySpec:
+    """Check a definition given as nested mappings.
+
+    Raises:
+        SpecError: A key or value that cannot be used.
+        UnknownNameError: An unknown data set, network, optimiser, sampler, pruner or option.
+    """
+    try:
+        spec = StudySpec.model_validate(raw)
+    except pydantic.ValidationError as error:
+        raise SpecError(_message(error)) from None
+    # Imported late, for it brings torch: misspelt keys are told at once, and so are names of files.
+    from hpo_mab.search._prepare import check_names
+
+    check_names(spec)
+    return spec
+
+
+def _find(source: str | Path) -> Path:
+    path = Path(source)
+    if path.suffix == ".toml" or path.exists():
+        if path.is_dir():
+            raise SpecError(f"{source} is a folder; name the definition (.toml) in it.")
+        if not path.is_file():
+            raise SpecError(f"{source}: no such file. Definitions: {', '.join(builtin_names())}.")
+        return path
+    builtin = _builtin_paths()
+    if str(source) not in builtin:
+        raise SpecError(str(UnknownNameError("study definition", str(source), builtin)))
+    return builtin[str(source)]
+
+
+def _builtin_paths() -> dict[str, Path]:
+    package = Path(__file__).resolve().parents[1]
+    installed = {path.stem: path for path in (package / "_studies").glob("*.toml")}
+    # A checkout keeps each definition beside its records.
+    checkout = {
+        path.parent.name: path for path in (package.parent / "studies").glob("*/study.toml")
+    }
+    return installed or checkout
+
+
+def _override(raw: dict[str, Any], key: str, value: Any) -> None:
+    *sections, last = key.split(".")
+    table = raw
+    for section in sections:
+        table = table.setdefault(section, {})
+        if not isinstance(table, dict):
+            raise SpecError(f"'{key}' cannot be set: '{section}' is not a section.")
+    if sections == ["budget"] and last in _BUDGET_UNITS:
+        for unit in _BUDGET_UNITS:
+            table.pop(unit, None)
+    if len(sections) == 1 and _KINDS.get(sections[0]) == last and table.get(last) != value:
+        from hpo_mab.search._prepare import valid_options
+
+        kept = valid_options(sections[0], value)
+        for option in set(table) - kept:
+            del table[option]
+    table[last] = value
+
+
+def _message(error: pydantic.ValidationError) -> str:
+    first, *others = error.errors(include_url=False)
+    where = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        *section, key = first["loc"]
+        what = f"key in [{'.'.join(map(str, section))}]" if section else "section"
+        text = str(UnknownNameError(what, str(key), _keys_at(section)))
+    else:
+        text = _shown(first)
+        text = f"{where}: {text}" if where else text
+    more = f" (and {len(others)} more)." if others else "."
+    return text if text.endswith("?") and not others else text.rstrip(".") + more
+
+
+def _shown(error: Mapping[str, Any]) -> str:
+    if error["type"] == "missing":
+        return "is missing; 'Study definitions' in the documentation lists every key."
+    if error["type"].startswith(("greater_than", "less_than")):
+        return f"{error['msg']}, got {error['input']!r}"
+    text = str(error["msg"]).removeprefix("Value error, ")
+    # Of a whole section there is too much to show.
+    plain = isinstance(error["input"], str | int | float | bool)
+    return f"{text}, got {error['input']!r}" if text.startswith("Input should") and plain else text
+
+
+def _keys_at(section: list[int | str]) -> list[str]:
+    model: Any = StudySpec
+    for part in section:
+        field = model.model_fields.get(part)
+        if field is None or not hasattr(field.annotation, "model_fields"):
+            return []
+        model = field.annotation
+    return list(model.model_fields)

@@ -1,0 +1,209 @@
+"""Curves on common budgets, and the same at equal seconds."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from hpo_mab._errors import ArgumentError
+from hpo_mab.advantage import PairedCurves, pair_curves
+from hpo_mab.advantage._pairs import interpolate
+from hpo_mab.storage import StudyRun, TrialRun
+from hpo_mab.training import Evaluation
+
+BUDGETS = np.array([100.0, 200.0, 400.0])
+
+
+def curves(**fields):
+    rows = np.array([[0.2, 0.4, 0.5]])
+    return PairedCurves(**({"budgets": BUDGETS, "bandit": rows, "uniform": rows} | fields))
+
+
+def test_interpolation_keeps_evaluations_and_is_straight_in_log_budget():
+    values = np.array([[0.2, 0.4, 0.5], [0.1, 0.5, 0.9]])
+    assert interpolate(BUDGETS, values, BUDGETS) == pytest.approx(values, abs=0)
+    halfway = interpolate(BUDGETS, values, np.array([100 * 2**0.5]))
+    assert halfway[:, 0] == pytest.approx([0.3, 0.3])
+
+
+def test_interpolation_below_the_first_evaluation_lies_between_chance_and_that_evaluation():
+    values = np.array([0.4, 0.5, 0.55])
+    below = interpolate(BUDGETS, values, np.array([0.0, 1.0, 50.0, 95.0]), chance=0.1)
+    assert below[0] == pytest.approx(0.1)
+    assert np.all(np.diff(below) > 0)
+    assert below[-1] == pytest.approx(0.4 + 0.1 * np.log(0.95) / np.log(2))
+
+
+def test_interpolation_of_a_stopped_curve_is_known_up_to_its_last_evaluation():
+    found = interpolate(BUDGETS, np.array([0.2, 0.4, np.nan]), np.array([150.0, 200.0, 250.0]))
+    assert np.isfinite(found).tolist() == [True, True, False]
+
+
+def test_equal_seconds_reads_a_slower_arm_earlier():
+    seconds = np.array([[1.0, 2.0, 4.0]])
+    slower = curves(bandit_seconds=2 * seconds, uniform_seconds=seconds).in_seconds()
+    # After 2 and 4 seconds the slower arm is at its first and second evaluation.
+    assert slower.bandit[0, 1:] == pytest.approx([0.2, 0.4])
+    assert slower.bandit[0, 0] < 0.2
+
+
+def test_equal_seconds_lets_a_faster_arm_keep_its_end_but_not_a_stopped_one():
+    seconds = np.array([[1.0, 2.0, 4.0]])
+    faster = curves(bandit_seconds=seconds / 2, uniform_seconds=seconds).in_seconds()
+    assert faster.bandit[0].tolist() == pytest.approx([0.4, 0.5, 0.5])
+    stopped = curves(
+        bandit=np.array([[0.2, 0.4, np.nan]]),
+        bandit_seconds=np.array([[0.5, 1.0, np.nan]]),
+        uniform_seconds=seconds,
+    ).in_seconds()
+    assert stopped.bandit[0, 0] == pytest.approx(0.4)
+    assert np.isnan(stopped.bandit[0, 1:]).all()
+
+
+def test_equal_seconds_of_equal_clocks_changes_nothing():
+    seconds = np.array([[1.0, 1.0, 4.0]])
+    same = curves(bandit_seconds=seconds, uniform_seconds=seconds).in_seconds()
+    assert same.bandit[0, 2] == pytest.approx(0.5, abs=1e-6)
+    assert same.bandit[0, 0] == pytest.approx(0.2, abs=1e-6)
+
+
+def test_equal_seconds_needs_seconds():
+    with pytest.raises(ArgumentError, match="bandit_seconds"):
+        curves().in_seconds()
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("budgets", np.array([100.0, 100.0, 400.0])),
+        ("budgets", np.array([0.0, 100.0, 400.0])),
+        ("bandit", np.zeros((1, 2))),
+        ("uniform", np.zeros((2, 3))),
+        ("bandit_seconds", np.zeros(3)),
+    ],
+)
+def test_what_does_not_fit_is_refused(field, value):
+    with pytest.raises(ArgumentError, match=field):
+        curves(**{field: value})
+
+
+def test_counts_fall_where_either_arm_was_stopped():
+    pairs = curves(
+        bandit=np.array([[0.1, 0.2, np.nan], [0.1, 0.2, 0.3]]),
+        uniform=np.array([[0.1, 0.2, 0.3], [0.1, np.nan, np.nan]]),
+    )
+    assert pairs.counts.tolist() == [2, 1, 0]
+    assert pairs.complete.tolist() == [True, False]
+
+
+def trial(number, accuracies, *, step=100, **fields):
+    curve = tuple(
+        Evaluation(
+            index=i,
+            steps=i,
+            examples=i * step,
+            seconds=i * 2.0,
+            sampler_seconds=0.1,
+            accuracy=accuracy,
+            loss=1.0,
+            train_loss=1.0,
+            learning_rate=0.1,
+        )
+        for i, accuracy in enumerate(accuracies, start=1)
+    )
+    defaults = {
+        "slot": number,
+        "state": "complete",
+        "params": {"lr": 0.1},
+        "value": accuracies[-1] if accuracies else None,
+        "paired": True,
+    }
+    return TrialRun(number=number, curve=curve, **(defaults | fields))
+
+
+def study(arm, *trials, seed=0, trial_examples=300):
+    return StudyRun(
+        name=arm, arm=arm, seed=seed, trial_examples=trial_examples, spec={}, trials=trials
+    )
+
+
+def test_pairs_agree_in_seed_and_slot():
+    bandit = [
+        study("mab", trial(0, [0.3, 0.4, 0.5]), trial(1, [0.1, 0.2, 0.3])),
+        study("mab", trial(0, [0.5, 0.6, 0.7]), seed=1),
+    ]
+    uniform = [
+        study("uniform", trial(0, [0.1, 0.2, 0.9]), seed=1),
+        study("uniform", trial(0, [0.2, 0.3, 0.4])),
+        study("uniform", trial(0, [0.2, 0.3, 0.4]), seed=2),
+    ]
+    pairs = pair_curves(bandit, uniform)
+    assert pairs.labels == ((0, 0), (1, 0))
+    assert pairs.budgets.tolist() == [100, 200, 300]
+    assert pairs.bandit.tolist() == [[0.3, 0.4, 0.5], [0.5, 0.6, 0.7]]
+    assert pairs.uniform.tolist() == [[0.2, 0.3, 0.4], [0.1, 0.2, 0.9]]
+    assert pairs.bandit_seconds.tolist() == [[2, 4, 6], [2, 4, 6]]
+
+
+@pytest.mark.parametrize(
+    ("params", "paired"),
+    [({"lr": 0.1, "sampler.memory": 50}, 1), ({"lr": 0.1, "momentum": 0.9}, 1), ({"lr": 0.2}, 0)],
+)
+def test_common_parameters_must_agree_the_samplers_own_aside(params, paired):
+    uniform = trial(0, [0.2], params={"lr": 0.1, "sampler.memory": 9})
+    pairs = pair_curves([study("mab", trial(0, [0.3], params=params))], [study("uniform", uniform)])
+    assert len(pairs) == paired
+
+
+def test_only_trials_given_to_all_arms_unless_asked():
+    bandit = [study("mab", trial(0, [0.3]), trial(1, [0.4], paired=False))]
+    uniform = [study("uniform", trial(0, [0.3]), trial(1, [0.4], paired=False))]
+    assert len(pair_curves(bandit, uniform)) == 1
+    assert len(pair_curves(bandit, uniform, paired_only=False)) == 2
+
+
+def test_stopped_trials_are_missing_from_where_they_stopped():
+    bandit = [study("mab", trial(0, [0.3, 0.4], state="pruned", value=None))]
+    uniform = [study("uniform", trial(0, [0.2, 0.3, 0.4]))]
+    pairs = pair_curves(bandit, uniform)
+    assert np.isnan(pairs.bandit).tolist() == [[False, False, True]]
+    assert np.isnan(pairs.bandit_seconds).tolist() == [[False, False, True]]
+
+
+def test_a_retried_slot_counts_once_and_failures_not_at_all():
+    bandit = [
+        study(
+            "mab",
+            trial(0, [0.9, 0.9, 0.9], state="fail", value=None),
+            trial(1, [0.3, 0.4, 0.5], slot=0),
+            trial(2, [0.1, 0.1, 0.1], state="fail", slot=1, value=None),
+        )
+    ]
+    uniform = [study("uniform", trial(0, [0.2, 0.3, 0.4]), trial(1, [0.2, 0.3, 0.4]))]
+    pairs = pair_curves(bandit, uniform)
+    assert pairs.labels == ((0, 0),)
+    assert pairs.bandit[0].tolist() == [0.3, 0.4, 0.5]
+
+
+def test_other_batch_sizes_are_read_at_the_common_budgets():
+    bandit = [study("mab", trial(0, [0.2, 0.4, 0.6], step=99.5), trial_examples=300)]
+    uniform = [study("uniform", trial(0, [0.2, 0.4, 0.6]))]
+    pairs = pair_curves(bandit, uniform)
+    assert np.isfinite(pairs.bandit).all()
+    assert pairs.bandit[0] == pytest.approx([0.2, 0.4, 0.6], abs=0.01)
+    asked = pair_curves(bandit, uniform, budgets=[150, 301, 400])
+    assert asked.uniform[0, :2] == pytest.approx([0.3, 0.6])
+    assert np.isnan(asked.uniform[0, 2])
+
+
+def test_no_pairs_is_an_answer():
+    pairs = pair_curves([study("mab")], [study("uniform", trial(0, [0.1]))])
+    assert (len(pairs), len(pairs.budgets)) == (0, 0)
+
+
+def test_budgets_that_differ_and_seeds_that_repeat_are_refused():
+    one, other = study("mab", trial(0, [0.1])), study("uniform", trial(0, [0.1]))
+    with pytest.raises(ArgumentError, match=r"trial_examples .*\[300, 600\]"):
+        pair_curves([one], [study("uniform", trial_examples=600)])
+    with pytest.raises(ArgumentError, match=r"seed.*\[0, 0\]"):
+        pair_curves([one, one], [other])

@@ -1,0 +1,274 @@
+"""What either engine knows of its arms, against a recount of the pulls that count."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from hpo_mab._errors import ArgumentError
+from hpo_mab.bandits import BanditSettings
+
+LOSSES = st.sampled_from([0.0, 1.0, 2.0, 3.0, math.nan, math.inf, -math.inf])
+
+
+class Recount:
+    """Successes and failures by keeping all pulls, and the mean loss by its definition."""
+
+    def __init__(self, bandits: int, arms: int, memory: int | None, decay: float) -> None:
+        self.pulls: list[deque[tuple[int, int]]] = [deque(maxlen=memory) for _ in range(bandits)]
+        self.shape = (bandits, arms, 2)
+        self.means: list[float] = []
+        self.decay = decay
+
+    def learn(self, arms: list[int], losses: list[float]) -> None:
+        finite = [loss for loss in losses if math.isfinite(loss)]
+        if not finite:
+            return
+        mean = sum(finite) / len(finite)
+        weights = [self.decay**age for age in reversed(range(len(self.means)))]
+        before = zip(weights, self.means, strict=True)
+        threshold = sum(w * m for w, m in before) / sum(weights) if weights else mean
+        self.means.append(mean)
+        for pulls, arm, loss in zip(self.pulls, arms, losses, strict=True):
+            if math.isfinite(loss):
+                pulls.append((arm, int(np.float32(loss) >= np.float32(threshold))))
+
+    def counts(self) -> np.ndarray:
+        counts = np.zeros(self.shape)
+        for bandit, pulls in enumerate(self.pulls):
+            for arm, reward in pulls:
+                counts[bandit, arm, 1 - reward] += 1
+        return counts
+
+
+@st.composite
+def lessons(draw: st.DrawFn) -> tuple[int, int, list[tuple[list[int], list[float]]]]:
+    bandits, arms = draw(st.integers(1, 3)), draw(st.integers(1, 4))
+    step = st.tuples(
+        st.lists(st.integers(0, arms - 1), min_size=bandits, max_size=bandits),
+        st.lists(LOSSES, min_size=bandits, max_size=bandits),
+    )
+    return bandits, arms, draw(st.lists(step, max_size=24))
+
+
+@settings(max_examples=40)
+@given(lesson=lessons(), memory=st.none() | st.integers(1, 6))
+def test_counts_equal_a_recount_of_the_last_pulls(
+    lesson: tuple[int, int, list[tuple[list[int], list[float]]]],
+    memory: int | None,
+    make_engine: Callable[..., Any],
+    teach: Callable[..., Any],
+) -> None:
+    bandits, arms, steps = lesson
+    knobs = {"memory": memory, "loss_decay": 0.5}
+    recount = Recount(bandits, arms, memory, 0.5)
+    engines = [
+        make_engine(kind, examples=bandits * arms, bandits=bandits, **knobs)
+        for kind in ("host", "device")
+    ]
+    for pulled, losses in steps:
+        recount.learn(pulled, losses)
+        for engine in engines:
+            teach(engine, pulled, losses)
+    for engine in engines:
+        assert engine.counts().tolist() == recount.counts().tolist()
+
+
+@pytest.mark.parametrize("memory", [None, 150])
+def test_many_states_are_kept_apart_while_columns_are_made_and_used_again(
+    memory: int | None, make_engine: Callable[..., Any], teach: Callable[..., Any]
+) -> None:
+    # One bandit's arm rises through hundreds of states, most of which nobody is in any more.
+    recount = Recount(3, 70, memory, 0.99)
+    engine = make_engine("host", examples=210, bandits=3, memory=memory)
+    rng = np.random.default_rng(0)
+    for step in range(450):
+        pulled = [0, int(rng.integers(8)), int(rng.integers(70))]
+        losses = rng.exponential(size=3).round(3).tolist()
+        recount.learn(pulled, losses)
+        teach(engine, pulled, losses)
+        if step % 50 == 49:
+            assert engine.counts().tolist() == recount.counts().tolist()
+    # The propensities look up every state: one mistaken for another would not add up.
+    assert torch.allclose(engine.propensities().sum(dim=1), torch.ones(3, dtype=torch.float64))
+
+
+def test_discount_decays_all_counts_of_a_bandit_at_each_of_its_pulls(
+    make_engine: Callable[..., Any], teach: Callable[..., Any]
+) -> None:
+    engine = make_engine("device", examples=4, bandits=2, discount=0.5, loss_decay=0.0)
+    teach(engine, [0, 0], [1.0, 3.0])  # Judged by 2: failure, success.
+    teach(engine, [1, 0], [5.0, math.nan])  # Judged by 2: success, no pull.
+    teach(engine, [1, 1], [4.0, 6.0])  # Judged by 5: failure, success.
+    assert engine.counts().tolist() == [[[0, 0.25], [0.5, 1]], [[0.5, 0], [1, 0]]]
+
+
+def test_batch_without_a_finite_loss_leaves_no_trace(
+    engine_kind: str, make_engine: Callable[..., Any], teach: Callable[..., Any]
+) -> None:
+    def state_after(*lessons: list[float]) -> dict[str, object]:
+        engine = make_engine(engine_kind, examples=12, bandits=3, memory=2)
+        for losses in lessons:
+            teach(engine, [0, 1, 2], losses)
+        found = engine.state()
+        return {
+            name: value.tolist() if torch.is_tensor(value) else value
+            for name, value in found.items()
+        }
+
+    bad = [math.nan, math.inf, -math.inf]
+    assert state_after([1.0, 2.0, 3.0], bad) == state_after([1.0, 2.0, 3.0])
+    assert state_after(bad, [1.0, 2.0, 3.0]) == state_after([1.0, 2.0, 3.0])
+
+
+def test_engines_agree_after_a_long_history(
+    make_engine: Callable[..., Any], train: Callable[..., Any]
+) -> None:
+    host, device = (
+        make_engine(kind, examples=203, bandits=10, memory=30) for kind in ("host", "device")
+    )
+    for engine in (host, device):
+        train(engine, steps=400, arms=20, seed=5)
+    assert host.counts().tolist() == device.counts().tolist()
+    assert host.counts().sum().item() == 300
+    assert torch.allclose(host.propensities(), device.propensities(), atol=1e-6)
+
+
+def counts_of(engine: Any, draws: int, examples: int) -> np.ndarray:
+    drawn = torch.cat([engine.draw(uniform=False)[0] for _ in range(draws)])
+    return np.bincount(drawn.numpy(), minlength=examples)
+
+
+@pytest.mark.parametrize(
+    "knobs",
+    [{}, {"policy": "ucb1"}, {"policy": "softmax"}, {"floor": 1.0}],
+    ids=["thompson", "ucb1", "softmax", "uniform"],
+)
+def test_unknown_arms_are_drawn_once_a_pass(
+    engine_kind: str, knobs: dict[str, Any], make_engine: Callable[..., Any]
+) -> None:
+    # 3 bandits of 6, 6 and 5 arms; 30 draws are 5, 5 and 6 passes.
+    engine = make_engine(engine_kind, examples=17, bandits=3, **knobs)
+    assert sorted(counts_of(engine, 30, 17)) == [5] * 12 + [6] * 5
+
+
+def test_known_arms_are_passed_by(
+    engine_kind: str, make_engine: Callable[..., Any], teach: Callable[..., Any]
+) -> None:
+    engine = make_engine(engine_kind, examples=18, bandits=3, memory=4)
+    # Twice the same: the first batch is judged by its own mean, which no loss is above.
+    for arm in (0, 0, 4):
+        teach(engine, [arm] * 3, [1.0, 1.0, 1.0])
+    counts = counts_of(engine, 200, 18)
+    shares = engine.shares.numpy()
+    unknown = counts[shares[:, [1, 2, 3, 5]]]
+    assert (np.ptp(unknown, axis=1) <= 1).all()
+    # Two successes of arm 0: drawn more often than the unknown ones.
+    assert (counts[shares[:, 0]] > unknown.max(axis=1)).all()
+
+
+def test_with_replacement_some_arms_wait_and_some_come_twice(
+    engine_kind: str, make_engine: Callable[..., Any]
+) -> None:
+    engine = make_engine(engine_kind, examples=60, bandits=3, replacement=True)
+    counts = counts_of(engine, 20, 60)
+    # All once by chance: (20! / 20^20)^3, below 1e-20.
+    assert counts.min() == 0
+    assert counts.max() > 1
+
+
+def test_replacement_follows_correction() -> None:
+    assert BanditSettings().shuffles
+    assert not BanditSettings(correction=0.5).shuffles
+    assert not BanditSettings(replacement=True).shuffles
+    with pytest.raises(ArgumentError, match=r"correction=0\.5 and replacement=False"):
+        BanditSettings(correction=0.5, replacement=False)
+    with pytest.raises(ArgumentError, match=r"replacement must be True, False or 'auto', got 'no'"):
+        BanditSettings(replacement="no")  # type: ignore[arg-type]
+
+
+def test_thompson_draws_of_both_engines_are_distributed_alike(
+    make_engine: Callable[..., Any], train: Callable[..., Any]
+) -> None:
+    counts = []
+    for kind in ("host", "device"):
+        engine = make_engine(kind, examples=64, bandits=8, memory=20)
+        train(engine, steps=40, arms=8, seed=3)
+        drawn = torch.cat([engine.draw(uniform=False)[0] for _ in range(3000)])
+        counts.append(np.bincount(drawn.numpy(), minlength=64))
+    table = np.stack(counts)
+    # Eight multinomials at once, 56 degrees of freedom; a level of 0.001, fixed seeds.
+    expected = table.sum(axis=0) / 2
+    statistic = ((table - expected) ** 2 / expected).sum()
+    assert stats.chi2.sf(statistic, 56) > 1e-3
+
+
+def test_thompson_propensities_of_discounted_counts_are_refused(
+    make_engine: Callable[..., Any],
+) -> None:
+    engine = make_engine("device", examples=8, bandits=2, discount=0.9)
+    with pytest.raises(ArgumentError, match=r"discount=0\.9"):
+        engine.propensities()
+
+
+CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+KNOBS: dict[str, dict[str, Any]] = {
+    "window": {},
+    "nothing forgotten": {"memory": None},
+    "discount": {"discount": 0.99},
+    "correction": {"correction": 0.5, "floor": 0.1},
+    "softmax": {"policy": "softmax", "correction": 0.5},
+    "epsilon_greedy": {"policy": "epsilon_greedy"},
+    "ucb1": {"policy": "ucb1"},
+}
+
+
+@pytest.mark.cuda
+@CUDA
+@pytest.mark.parametrize("knobs", KNOBS.values(), ids=KNOBS)
+def test_draw_and_learn_never_wait_for_the_host(
+    knobs: dict[str, Any], make_engine: Callable[..., Any], no_waiting: Callable[[], Any]
+) -> None:
+    engine = make_engine("device", examples=1003, bandits=32, device="cuda", **knobs)
+    losses = torch.rand(32, device="cuda")
+    with no_waiting():
+        for step in range(20):
+            _, _, arms = engine.draw(uniform=step % 5 == 4)
+            engine.learn(arms, losses)
+    assert engine.figures().judged == 20 * 32
+
+
+@pytest.mark.cuda
+@CUDA
+@pytest.mark.parametrize("knobs", KNOBS.values(), ids=KNOBS)
+def test_a_graph_draws_and_learns_at_each_replay(
+    knobs: dict[str, Any], make_engine: Callable[..., Any]
+) -> None:
+    engine = make_engine("device", examples=1003, bandits=32, device="cuda", **knobs)
+    losses = torch.rand(1003, device="cuda")
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            indices, _, arms = engine.draw(uniform=False)
+            engine.learn(arms, losses[indices])
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    graph.register_generator_state(engine.generator)
+    with torch.cuda.graph(graph):
+        indices, _, arms = engine.draw(uniform=False)
+        engine.learn(arms, losses[indices])
+    drawn = set()
+    for _ in range(10):
+        graph.replay()
+        drawn.add(tuple(indices.tolist()))
+    assert len(drawn) == 10
+    assert engine.figures().judged == 13 * 32

@@ -1,0 +1,121 @@
+"""Tests."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hpo_mab._errors import ArgumentError, UnknownNameError
+from hpo_mab.bandits import BanditSettings, stratified_shares
+
+BAD: list[tuple[str, Any]] = [
+    ("prior", (0.0, 1.0)),
+    ("prior", (1.0, math.nan)),
+    ("prior", (1.0,)),
+    ("loss_decay", 1.0),
+    ("loss_decay", -0.1),
+    ("memory", 0),
+    ("memory", 2.5),
+    ("memory", "all"),
+    ("memory", True),
+    ("discount", 0.0),
+    ("discount", 1.0),
+    ("floor", 1.01),
+    ("floor", math.nan),
+    ("correction", -0.5),
+    ("active", 2.0),
+    ("epsilon", -1.0),
+    ("temperature", 0.0),
+    ("temperature", math.inf),
+    ("exploration", -1.0),
+]
+
+
+@pytest.mark.parametrize(("name", "value"), BAD)
+def test_error_names_argument_and_value(name: str, value: Any) -> None:
+    with pytest.raises(ArgumentError, match=rf"^{name} must be .*, got ") as caught:
+        BanditSettings(**{name: value})
+    assert str(value) in str(caught.value)
+
+
+def test_unknown_policy_offers_the_nearest() -> None:
+    with pytest.raises(UnknownNameError, match="Did you mean 'softmax'"):
+        BanditSettings(policy="soft-max")
+
+
+def test_memory_and_discount_exclude_each_other() -> None:
+    with pytest.raises(ArgumentError, match=r"memory=5 and discount=0.9"):
+        BanditSettings(memory=5, discount=0.9)
+    with pytest.raises(ArgumentError, match=r"correction=0.5 and discount=0.9"):
+        BanditSettings(correction=0.5, discount=0.9)
+
+
+@pytest.mark.parametrize(
+    ("knobs", "arms", "window"),
+    [
+        ({}, 390, 98),
+        ({}, 1.5, 1),
+        ({"memory": 7}, 390, 7),
+        ({"memory": None}, 390, None),
+        ({"discount": 0.99}, 390, None),
+    ],
+)
+def test_auto_memory_is_a_quarter_of_the_arms(
+    knobs: dict[str, Any], arms: float, window: int | None
+) -> None:
+    assert BanditSettings(**knobs).window(arms) == window
+
+
+def test_epsilon_and_floor_mix() -> None:
+    assert BanditSettings(policy="epsilon_greedy", epsilon=0.5, floor=0.5).uniform == 0.75
+    assert BanditSettings(epsilon=0.5, floor=0.2).uniform == pytest.approx(0.2)
+
+
+@given(
+    labels=st.lists(st.integers(0, 4), min_size=1, max_size=90),
+    share=st.floats(0, 1),
+    seed=st.integers(0, 2**32),
+)
+def test_shares_hold_every_example_once_and_each_class_evenly(
+    labels: list[int], share: float, seed: int
+) -> None:
+    bandits = 1 + int(share * (len(labels) - 1))
+    classes = np.array(labels)
+    shares = stratified_shares(classes, bandits, np.random.default_rng(seed))
+    held = shares >= 0
+    assert sorted(shares[held].tolist()) == list(range(len(labels)))
+    assert shares.shape == (bandits, -(-len(labels) // bandits))
+    # Padding is nowhere but at the end of a row.
+    assert held[:, :-1].all()
+    for label in range(5):
+        counts = ((classes[shares] == label) & held).sum(axis=1)
+        assert np.ptp(counts) <= 1
+
+
+def test_shares_are_random_and_reproducible() -> None:
+    labels = np.zeros(40, dtype=np.int64)
+    first, again, other = (
+        stratified_shares(labels, 4, np.random.default_rng(seed)).tolist() for seed in (1, 1, 2)
+    )
+    assert first == again
+    assert first != other
+
+
+def test_odd_examples_go_to_any_bandit() -> None:
+    labels = np.array([0, 0, 0, 0, 1])
+    rng = np.random.default_rng(0)
+    # Bandit 0 holds the fifth example, the one of class 1, in about a quarter of the splits.
+    longer = [int((stratified_shares(labels, 4, rng)[0] >= 0).sum() == 2) for _ in range(400)]
+    # Binomial(400, 1/4) leaves [60, 140] with probability below 1e-5.
+    assert 60 <= sum(longer) <= 140
+
+
+@pytest.mark.parametrize("bandits", [1, 7])
+def test_one_bandit_and_one_arm_each(bandits: int) -> None:
+    shares = stratified_shares(np.arange(7), bandits, np.random.default_rng(0))
+    assert shares.shape == (bandits, 7 // bandits)

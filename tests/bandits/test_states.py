@@ -1,0 +1,147 @@
+"""Tests."""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from hpo_mab.bandits._states import MIN_BLOCK, PullWindow, StateMembers
+
+BANDITS = 4
+
+
+@pytest.mark.parametrize("memory", [1, 5, None])
+@pytest.mark.parametrize("missing", [0.0, 0.1])
+def test_a_bandit_forgets_the_pull_that_leaves_its_window(
+    memory: int | None, missing: float
+) -> None:
+    rng = np.random.default_rng(0)
+    window = PullWindow(BANDITS, memory, arms=300)
+    kept = [collections.deque[tuple[int, int]]() for _ in range(BANDITS)]
+    for step in range(60):
+        # In step at first.
+        bandits = np.flatnonzero(rng.random(BANDITS) >= (missing if step > 20 else 0))
+        arms = rng.integers(0, 300, len(bandits))
+        rewards = rng.integers(0, 2, len(bandits)).astype(np.int8)
+        expected = []
+        for bandit, arm, reward in zip(bandits, arms, rewards, strict=True):
+            kept[bandit].append((int(arm), int(reward)))
+            if memory is not None and len(kept[bandit]) > memory:
+                expected.append((int(bandit), *kept[bandit].popleft()))
+        forgotten = window.push(bandits, arms, rewards)
+        assert list(zip(*(found.tolist() for found in forgotten), strict=True)) == expected
+        assert window.totals.tolist() == [len(pulls) for pulls in kept]
+
+
+@pytest.mark.parametrize("out_of_step", [False, True])
+def test_a_restored_window_goes_on(out_of_step: bool) -> None:
+    window, restored = (PullWindow(BANDITS, 3, arms=300) for _ in range(2))
+    everyone = np.arange(BANDITS)
+
+    def push(window: PullWindow, bandits: np.ndarray, step: int) -> list[list[int]]:
+        rewards = np.zeros(len(bandits), dtype=np.int8)
+        return [found.tolist() for found in window.push(bandits, 10 * step + bandits, rewards)]
+
+    for step in range(5):
+        push(window, everyone[1:] if out_of_step and step == 2 else everyone, step)
+    restored.load_state({name: array.copy() for name, array in window.state().items()})
+    for step in range(5, 9):
+        assert push(restored, everyone, step) == push(window, everyone, step)
+
+
+@pytest.mark.parametrize("arms", [3, MIN_BLOCK, MIN_BLOCK + 1, 1000, 5000])
+def test_picks_are_uniform_among_the_members_of_a_state(arms: int) -> None:
+    rng = np.random.default_rng(arms)
+    # Unequal bandits, two states at random, and a third with one arm.
+    members = StateMembers(np.array([arms, arms - 1]))
+    members.resize(4)
+    states = rng.integers(0, 2, (2, arms))
+    states[:, arms // 2] = 3
+    states[1, -1] = -1
+    members.restore(states)
+    for columns in ([0, 1], [1, 0], [3, 3]):
+        chosen = np.array(columns)
+        if not members.counts[[0, 1], chosen].all():
+            continue
+        picks = np.stack([members.pick(np.arange(2), chosen, rng.random(2)) for _ in range(4000)])
+        for bandit in range(2):
+            found = np.bincount(picks[:, bandit], minlength=arms)
+            inside = states[bandit] == chosen[bandit]
+            assert found[~inside].sum() == 0
+            # In at most 20 groups of neighbours, at a level of 0.001 each; seeds are fixed.
+            groups = [part.sum() for part in np.array_split(found[inside], 20) if len(part)]
+            sizes = [len(part) for part in np.array_split(found[inside], 20) if len(part)]
+            expected = 4000 * np.array(sizes) / inside.sum()
+            assert len(groups) == 1 or stats.chisquare(groups, expected).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("arms", [200, 3 * MIN_BLOCK])
+def test_moves_keep_counts_and_members_in_step(arms: int) -> None:
+    rng = np.random.default_rng(0)
+    members = StateMembers(np.array([arms, arms - 1, arms]))
+    members.resize(5)
+    members.fill()
+    for _ in range(500):
+        bandits = np.flatnonzero(rng.random(3) < 0.7)
+        pulled = rng.integers(0, arms - 1, len(bandits))
+        old = members.columns_of(bandits, pulled)
+        members.move(bandits, pulled, old, rng.integers(0, 5, len(bandits)).astype(np.int16))
+    held = [np.bincount(row[row >= 0], minlength=5) for row in members.states]
+    assert members.counts.tolist() == np.array(held).tolist()
+    fresh = StateMembers(members.sizes)
+    fresh.resize(5)
+    fresh.restore(members.states)
+    uniforms, rows = rng.random(3), np.arange(3)
+    for column in range(5):
+        columns = np.full(3, column)
+        assert (
+            fresh.pick(rows, columns, uniforms).tolist()
+            == members.pick(rows, columns, uniforms).tolist()
+        )
+
+
+def passes_of(
+    make_engine: Callable[..., Any],
+    kind: str,
+    *,
+    draws: int,
+    examples: int,
+    bandits: int,
+    seed: int = 0,
+) -> torch.Tensor:
+    engine = make_engine(kind, examples=examples, bandits=bandits, seed=seed)
+    return torch.stack([engine.draw(uniform=True)[0] for _ in range(draws)])
+
+
+@pytest.mark.parametrize("bandits", [1, 4, 20])
+def test_uniform_passes_visit_every_arm_once(
+    engine_kind: str, bandits: int, make_engine: Callable[..., Any]
+) -> None:
+    drawn = passes_of(make_engine, engine_kind, draws=60 // bandits, examples=20, bandits=bandits)
+    for start in range(0, 60 // bandits, 20 // bandits):
+        visited = drawn[start : start + 20 // bandits].flatten()
+        assert sorted(visited.tolist()) == list(range(20))
+
+
+def test_unequal_bandits_pass_on_their_own(
+    engine_kind: str, make_engine: Callable[..., Any]
+) -> None:
+    drawn = passes_of(make_engine, engine_kind, draws=12, examples=7, bandits=2)
+    # 12 draws are 3 passes over 4 arms and 4 passes over 3.
+    assert sorted(torch.bincount(drawn.flatten(), minlength=7).tolist()) == [3] * 4 + [4] * 3
+
+
+def test_passes_differ_in_their_order(engine_kind: str, make_engine: Callable[..., Any]) -> None:
+    drawn = passes_of(make_engine, engine_kind, draws=40, examples=20, bandits=1).flatten().tolist()
+    assert drawn[:20] != drawn[20:]
+    first = {
+        passes_of(make_engine, engine_kind, draws=1, examples=20, bandits=1, seed=s).item()
+        for s in range(9)
+    }
+    assert len(first) > 3

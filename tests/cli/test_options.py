@@ -1,0 +1,115 @@
+"""What the shell is offered after Tab."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import optuna
+import pytest
+
+from hpo_mab import data, models, samplers
+from hpo_mab.cli import _options
+from hpo_mab.search import builtin_names, create_pruner
+from hpo_mab.storage import Storage
+
+
+class _Line:
+    """The command line so far."""
+
+    def __init__(self, storage: object) -> None:
+        self.params = {"storage": storage}
+
+
+def test_names_are_those_that_the_package_takes() -> None:
+    assert _options.definitions() == list(builtin_names())
+    assert _options.data_sets() == list(data.available())
+    assert _options.networks() == list(models.available())
+    assert _options.batch_samplers() == ["auto", *samplers.available()]
+
+
+@pytest.mark.parametrize("kind", _options.pruners())
+def test_every_pruner_offered_can_be_made(kind: str) -> None:
+    assert create_pruner(kind, {"k": 1} if kind == "top_k" else {}, evaluations=8)
+
+
+def test_studies_are_those_of_the_databases_named(tmp_path: Path) -> None:
+    urls = [f"sqlite:///{tmp_path / name}.db" for name in ("one", "two", "none")]
+    for url, name in zip(urls[:2], ("first", "second"), strict=True):
+        storage = Storage(url)
+        optuna.create_study(study_name=name, storage=storage.optuna)
+        storage.close()
+    assert _options.study_names(_Line(urls[0])) == ["first"]  # type: ignore[arg-type]
+    # A database that is not there offers nothing, and is no error while one types.
+    assert _options.study_names(_Line(urls)) == ["first", "second"]  # type: ignore[arg-type]
+
+
+#: What a shell runs to have a line completed with the script that was installed for it.
+_DRIVEN = {
+    "bash": "source ~/.bash_completions/hpo-mab.sh; COMP_WORDS=(hpo-mab run --sampler g); "
+    "COMP_CWORD=3; _hpo_mab_completion hpo-mab; echo ${COMPREPLY[@]}",
+    "fish": 'complete -C "hpo-mab run --sampler g"',
+    # Its completions want a terminal: what the script would show is what is looked at.
+    "zsh": "compdef() { :; }; _arguments() { :; }; source ~/.zfunc/_hpo-mab; words=(hpo-mab run "
+    '--sampler g); _describe() { echo "${(P)4}"; }; _hpo_mab_completion; env '
+    '_TYPER_COMPLETE_ARGS="hpo-mab run --sampler g" _HPO_MAB_COMPLETE=complete_zsh hpo-mab',
+}
+
+
+@pytest.mark.parametrize("shell", sorted(_DRIVEN))
+def test_the_shell_completes_with_what_is_installed(shell: str, tmp_path: Path) -> None:
+    if shutil.which(shell) is None:
+        pytest.skip(f"{shell} is not installed")
+    home = {
+        **os.environ,
+        "HOME": str(tmp_path),
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1",
+    }
+    home.pop("XDG_CONFIG_HOME", None)
+    subprocess.run(
+        ["hpo-mab", "--install-completion", shell], env=home, check=True, capture_output=True
+    )
+    done = subprocess.run(
+        [shell, "-c", _DRIVEN[shell]], env=home, capture_output=True, text=True, check=False
+    )
+    assert "gradnorm" in done.stdout, done.stderr
+    assert "uniform" not in done.stdout
+
+
+HEAVY = ("matplotlib", "numpy", "optuna", "plotly", "pydantic", "rich", "sklearn", "torch")
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import hpo_mab",
+        "import sys; sys.argv[1:] = ['--help']; from hpo_mab.cli import main; main()",
+    ],
+    ids=["import", "help"],
+)
+def test_nothing_heavy_is_imported(code: str) -> None:
+    look = f"import sys; print([name for name in {HEAVY} if name in sys.modules])"
+    script = f"import atexit; atexit.register(lambda: exec({look!r}, {{}}))\n{code}"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "[]"
+    if "--help" in code:
+        assert "compare" in done.stdout
+
+
+def test_a_mistake_in_a_definition_is_told_before_torch_is_imported() -> None:
+    code = (
+        "import sys; from hpo_mab.cli import main\n"
+        "sys.argv = ['hpo-mab', 'run', '--set', 'training.nosuch=1']\n"
+        "try: main()\n"
+        "finally: print('pydantic' in sys.modules, 'torch' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=240
+    )
+    assert "Unknown key in [training] 'nosuch'" in done.stderr
+    assert done.stdout.strip() == "True False"

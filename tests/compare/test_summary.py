@@ -1,0 +1,345 @@
+"""Summaries of synthetic comparisons whose truth is known."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from hpo_mab._errors import ArgumentError, UnknownNameError
+from hpo_mab.compare import ComparisonSummary, incumbent_curve, summarise
+from hpo_mab.compare._records import geometric_mean, signed_rank_p
+from hpo_mab.compare._summary import costs_to_target
+
+
+def contrast_of(runs, **options):
+    (contrast,) = summarise(runs, **options).contrasts
+    return contrast
+
+
+def test_arms_are_counted(summary, runs):
+    uniform, mab = summary.arms
+    assert (summary.reference, uniform.arm, mab.arm) == ("uniform", "uniform", "mab")
+    assert (summary.data, summary.model) == ("made_up", "small_cnn")
+    assert mab.seeds == (0, 1, 2, 3, 4)
+    assert mab.trials == {"complete": 50, "pruned": 10}
+    assert mab.examples == sum(run.examples for run in runs if run.arm == "mab")
+    # Two of twelve trials of each study stop at half: 1/12 of the full spend.
+    assert mab.saved_share == pytest.approx(1 / 12)
+    assert mab.sampler_share.value == pytest.approx(0.05)
+    best = [run.best.value for run in runs if run.arm == "mab"]
+    assert mab.best_by_seed == pytest.approx(tuple(best))
+    assert mab.best_median == pytest.approx(np.median(best))
+
+
+def test_a_known_advantage_is_found(summary):
+    (contrast,) = summary.contrasts
+    assert (contrast.arm, contrast.reference, contrast.pairs) == ("mab", "uniform", 40)
+    assert len(contrast.paired) == 8
+    early = contrast.paired[1]
+    assert early.advantage.above(0.0)
+    assert early.advantage_p < 0.001
+    assert early.acceleration.value == pytest.approx(1.5, rel=0.05)
+    # The bandit's example costs 3% more.
+    assert early.acceleration_seconds.value == pytest.approx(1.5 / 1.03, rel=0.05)
+    assert early.advantage_seconds.value < early.advantage.value
+    assert contrast.seconds_per_example.value == pytest.approx(1.03)
+    assert contrast.paired[-1].acceleration.censored
+    assert contrast.gain["examples"].above(0.0)
+
+
+def test_identical_arms_show_nothing(study):
+    runs = [
+        study(arm, seed, paired=4, noise=0.0, sampler_share=0.01 * seed)
+        for seed in range(5)
+        for arm in ("uniform", "mab")
+    ]
+    contrast = contrast_of(runs)
+    assert all(row.advantage.value == 0.0 for row in contrast.paired)
+    assert not any(row.acceleration.above(1.0) for row in contrast.paired)
+    assert contrast.gain["examples"].value == 0.0
+    assert contrast.gain_p["examples"] == 1.0
+    assert {found.ratio.value for found in contrast.cost} == {1.0}
+    assert all(row.agreement("kendall").difference.value == 0.0 for row in contrast.paired)
+
+
+def test_arms_alike_but_for_noise_are_rarely_told_apart(study):
+    # 40 comparisons at 95%: more than 7 wrong ones have probability below 0.002.
+    wrong = 0
+    for repetition in range(40):
+        seeds = range(5 * repetition, 5 * repetition + 5)
+        runs = [
+            study(arm, seed, trials=4, paired=0, pruned=0, noise=0.03)
+            for seed in seeds
+            for arm in ("uniform", "mab")
+        ]
+        gain = contrast_of(runs).gain["examples"]
+        wrong += gain.above(0.0) or gain.below(0.0)
+    assert wrong <= 7
+
+
+def test_gain_is_at_what_the_cheaper_study_spent(trial, run):
+    cheap = run([trial([0.2, 0.6], number=0, examples=100)], arm="mab")
+    long = run(
+        [trial([0.2, v], number=i, examples=100) for i, v in enumerate((0.5, 0.9))], arm="uniform"
+    )
+    assert contrast_of([cheap, long]).gain["examples"].value == pytest.approx(0.1)
+
+
+def test_only_common_seeds_are_paired(study):
+    runs = [study("uniform", seed) for seed in (0, 1, 2)] + [study("mab", seed) for seed in (1, 9)]
+    contrast = contrast_of(runs)
+    assert contrast.seeds == (1,)
+    assert contrast.gain["examples"].n == 1
+    assert not contrast.gain["examples"].bounded
+    assert contrast.pairs == 8
+
+
+def test_retrained_scores_are_means_of_each_seed(study):
+    runs = [study(arm, seed, paired=0) for arm in ("mab", "uniform") for seed in range(5)]
+    retrained = {
+        (arm, s): [0.8 + 0.01 * s * (arm == "mab")] * 2
+        for arm in ("mab", "uniform")
+        for s in range(4)
+    }
+    found = summarise(runs, retrained=retrained)
+    assert found.arms[0].retrained.n == 4
+    assert found.contrasts[0].retrained_gain.value == pytest.approx(0.015)
+    assert found.contrasts[0].retrained_gain.n == 4
+    assert found.contrasts[0].retrained_p is None
+
+
+def test_several_arms_and_another_reference(study):
+    arms = ("mab", "uniform", "psgd")
+    runs = [study(arm, seed, paired=2) for arm in arms for seed in (0, 1)]
+    found = summarise(runs, reference="mab")
+    assert [arm.arm for arm in found.arms] == ["mab", "psgd", "uniform"]
+    assert [(c.arm, c.reference) for c in found.contrasts] == [("psgd", "mab"), ("uniform", "mab")]
+
+
+def test_fidelity_uses_configurations_both_arms_took_that_far(summary):
+    for row in summary.contrasts[0].paired:
+        taus = row.agreement("kendall"), row.agreement("kendall", final="own")
+        assert {t.arm.n for t in taus} == {t.reference.n for t in taus} == {40}
+    last = summary.contrasts[0].paired[-1]
+    assert last.agreement("kendall").reference.value == 1.0
+    assert last.agreement("kendall").arm.value < 1.0
+    assert last.agreement("kendall", final="own").arm.value == 1.0
+
+
+def test_studies_that_have_nothing_yet(run, trial):
+    runs = [
+        run([], arm="uniform"),
+        run([trial([0.3], state="running", examples=100)], arm="mab"),
+    ]
+    found = summarise(runs)
+    assert found.arms[0].best_median is None
+    assert math.isnan(found.contrasts[0].gain["examples"].value)
+    assert (found.contrasts[0].pairs, found.contrasts[0].paired) == (0, ())
+    assert found.contrasts[0].cost == ()
+
+
+@pytest.mark.parametrize("with_retrained", [False, True])
+def test_json_round_trip(runs, with_retrained):
+    scores = {(arm, 0): [0.9] for arm in ("mab", "uniform")} if with_retrained else None
+    found = summarise(runs[:4], retrained=scores)
+    text = json.dumps(found.to_json(), allow_nan=False)
+    again = ComparisonSummary.from_json(json.loads(text))
+    # NaN is unequal to itself; its text is not.
+    assert repr(again) == repr(found)
+
+
+def test_same_seed_same_summary(runs):
+    assert repr(summarise(runs[:4], seed=1)) == repr(summarise(runs[:4], seed=1))
+
+
+def test_what_cannot_be_compared_is_refused(runs):
+    with pytest.raises(ArgumentError, match="at least one study"):
+        summarise([])
+    with pytest.raises(ArgumentError, match="'uniform', seed 0 twice"):
+        summarise([runs[0], runs[0]])
+    with pytest.raises(UnknownNameError, match=r"'unifrom'.*'uniform'"):
+        summarise(runs, reference="unifrom")
+    with pytest.raises(ArgumentError, match="confidence"):
+        summarise(runs, confidence=95)
+
+
+@pytest.fixture(name="made")
+def _made(trial, run):
+    return run(
+        [
+            trial([0.1, 0.9], number=0, state="pruned", examples=100),
+            trial([0.2, 0.5], number=1, examples=100),
+            trial([0.2, 0.4], number=2, examples=50),
+            trial([], number=3, state="fail"),
+            trial([0.2, 0.8], number=4, examples=100),
+            trial([0.9], number=5, state="running", examples=30),
+        ],
+        arm="mab",
+    )
+
+
+def test_only_complete_trials_are_incumbents_and_all_trials_are_spend(made):
+    found = incumbent_curve(made)
+    assert found.spent.tolist() == [200, 250, 350]
+    assert found.accuracy.tolist() == [0.5, 0.5, 0.8]
+    assert found.total == 380
+
+
+def test_seconds_are_the_trials_own(made):
+    found = incumbent_curve(made, "seconds")
+    assert found.spent == pytest.approx(np.array([200, 250, 350]) * 1e-3)
+
+
+def test_reading_at_a_spend(made):
+    found = incumbent_curve(made)
+    values = found.at([0, 199, 200, 349, 350, 1e9])
+    assert np.isnan(values[:2]).all()
+    assert values[2:].tolist() == [0.5, 0.5, 0.8, 0.8]
+
+
+def test_first_reaching(made):
+    found = incumbent_curve(made)
+    assert found.first_reaching(0.5) == 200
+    assert found.first_reaching(0.51) == 350
+    assert found.first_reaching(0.81) == math.inf
+
+
+def test_order_is_that_of_the_trial_numbers(made, run):
+    turned = run(made.trials[::-1], arm="mab")
+    assert incumbent_curve(turned).spent.tolist() == incumbent_curve(made).spent.tolist()
+
+
+def test_a_study_without_trials_has_no_incumbent(run):
+    found = incumbent_curve(run([], arm="mab"))
+    assert (len(found.spent), found.total) == (0, 0.0)
+    assert np.isnan(found.at(10.0))
+    assert found.first_reaching(0.0) == math.inf
+
+
+def test_unknown_currency(made):
+    with pytest.raises(UnknownNameError, match=r"'second'.*'seconds'"):
+        incumbent_curve(made, "second")
+
+
+@pytest.fixture(name="cost")
+def _cost(trial, run):
+    """Costs of one arm by target and currency, from final accuracies of equally long trials."""
+
+    def cost(mab, uniform, retrained=None, **clock):
+        runs = []
+        for seed, (own, other) in enumerate(zip(mab, uniform, strict=True)):
+            for arm, values, extra in (("mab", own, clock), ("uniform", other, {})):
+                trials = [
+                    trial([0.1, value], number=i, examples=100, **extra)
+                    for i, value in enumerate(values)
+                ]
+                runs.append(run(trials, arm=arm, seed=seed))
+        (contrast,) = summarise(runs, retrained=retrained).contrasts
+        return {(found.target, found.currency): found for found in contrast.cost}
+
+    return cost
+
+
+def test_ratio_of_first_reaching_the_references_best(cost):
+    found = cost([[0.5, 0.9, 0.95], [0.8, 0.1, 0.1]], [[0.5, 0.6, 0.9], [0.2, 0.7, 0.1]])
+    examples = found["reference", "examples"]
+    assert examples.ratios == pytest.approx((2 / 3, 1 / 2))
+    assert examples.reached == (True, True)
+    assert examples.ratio.value == pytest.approx((1 / 3) ** 0.5)
+
+
+def test_seconds_count_the_samplers_cost(cost):
+    found = cost([[0.5, 0.9]], [[0.9, 0.1]], seconds_per_example=3e-3)
+    assert found["reference", "examples"].ratios == pytest.approx((2.0,))
+    assert found["reference", "seconds"].ratios == pytest.approx((6.0,))
+
+
+def test_never_reached_is_at_least_all_it_spent(cost):
+    found = cost([[0.5, 0.6, 0.7, 0.7], [0.9, 0.1]], [[0.8, 0.1], [0.1, 0.9]])
+    examples = found["reference", "examples"]
+    assert examples.ratios == pytest.approx((4.0, 0.5))
+    assert examples.reached == (False, True)
+    assert examples.ratio.censored
+    assert examples.ratio.high == math.inf
+    assert examples.ratio.value == pytest.approx(2**0.5)
+
+
+def test_common_target_is_reached_by_both_and_symmetric(cost):
+    one, other = [[0.5, 0.6, 0.7]], [[0.2, 0.6, 0.8]]
+    there = cost(one, other)["common", "examples"]
+    back = cost(other, one)["common", "examples"]
+    # The lower final accuracy is 0.7: reached at the third trial of both.
+    assert there.reached == (True,)
+    assert there.ratios[0] == pytest.approx(1.0)
+    assert there.ratios[0] == pytest.approx(1 / back.ratios[0])
+
+
+def test_retrained_target(cost):
+    better = {("mab", 0): [0.8, 0.9], ("uniform", 0): [0.84]}
+    found = cost([[0.9, 0.5]], [[0.1, 0.95]], better)["retrained", "examples"]
+    assert (found.ratios, found.reached) == ((0.5,), (True,))
+    worse = {("mab", 0): [0.8], ("uniform", 0): [0.84]}
+    found = cost([[0.9, 0.5]], [[0.1, 0.95]], worse)["retrained", "examples"]
+    assert (found.ratios, found.reached) == ((1.0,), (False,))
+
+
+def test_targets_without_data_are_absent(cost):
+    found = cost([[0.9]], [[0.9]], {("mab", 0): [0.8]})
+    assert {target for target, _ in found} == {"reference", "common"}
+
+
+def test_a_p_value_where_every_ratio_is_known(trial, run):
+    def p_values(own, seeds=6):
+        arms = [
+            {
+                seed: run([trial([0.1, v], number=i) for i, v in enumerate(values)], arm=arm)
+                for seed in range(seeds)
+            }
+            for arm, values in (("mab", own), ("uniform", [0.5, 0.9]))
+        ]
+        found = costs_to_target(*arms, {}, confidence=0.95, seed=0)
+        return {(one.currency, one.p) for one in found if one.target == "reference"}
+
+    def both(p):
+        return {("examples", p), ("seconds", p)}
+
+    # Six seeds, all of one sign: 2 / 2**6.
+    assert p_values([0.9, 0.1]) == both(2 / 64)
+    assert p_values([0.5, 0.9]) == both(1.0)
+    assert p_values([0.1, 0.1]) == both(None)
+    assert p_values([0.9, 0.1], seeds=4) == both(None)
+
+
+def test_geometric_mean_of_reciprocals_is_one():
+    found = geometric_mean([0.5, 2.0, 0.25, 4.0, 1.0])
+    assert found.value == pytest.approx(1.0)
+    assert found.low == pytest.approx(1 / found.high)
+    assert found.n == 5
+
+
+def test_censored_mean_has_no_upper_end():
+    whole, censored = (geometric_mean([2.0, 3.0, 4.0], censored=c) for c in (False, True))
+    assert (censored.value, censored.low) == (whole.value, whole.low)
+    assert (censored.high, censored.censored) == (math.inf, True)
+
+
+@pytest.mark.parametrize("ratios", [[2.0], [1.5, 1.5, 1.5]])
+def test_no_variation_gives_no_interval(ratios):
+    found = geometric_mean(ratios)
+    assert (found.low, found.high) == (0.0, math.inf)
+    assert found.value == pytest.approx(ratios[0])
+
+
+def test_signed_rank_by_hand():
+    # All six positive: two of 2 ** 6 sign patterns are as extreme.
+    assert signed_rank_p([1, 2, 3, 4, 5, 6]) == pytest.approx(2 / 64)
+    assert signed_rank_p([1, 2, 3, 4, 5]) == pytest.approx(2 / 32)
+
+
+def test_signed_rank_needs_five_and_stands_ties():
+    assert signed_rank_p([1, 2, 3, 4, math.nan]) is None
+    assert signed_rank_p(np.zeros(7)) == 1.0
+    assert 0.0 < signed_rank_p([0, 0, 0.1, 0.1, -0.1, 0.2]) <= 1.0

@@ -1,0 +1,63 @@
+"""Tables on the terminal: complete, and readable at 80 columns."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from rich.console import Console
+
+from hpo_mab.compare import comparison_tables, summarise
+
+
+def shown(summary, width):
+    console = Console(width=width, record=True, file=None, quiet=False, highlight=False)
+    with console.capture() as captured:
+        for table in comparison_tables(summary):
+            console.print(table)
+    return captured.get()
+
+
+@pytest.mark.parametrize("width", [80, 100])
+def test_nothing_is_cut_and_no_cell_is_wrapped(summary, width):
+    text = shown(summary, width)
+    assert "…" not in text
+    # A wrapped cell leaves an interval without its closing bracket on its line.
+    data = [line for line in text.splitlines() if re.match(r" (mab|uniform|\d,000)\s", line)]
+    assert len(data) > 30
+    assert all(line.count("[") == line.count("]") for line in data)
+    assert all(len(line) <= width for line in text.splitlines())
+
+
+def test_figures_are_those_of_the_summary(summary):
+    text = shown(summary, 100)
+    (contrast,) = summary.contrasts
+    gain = contrast.gain["examples"]
+    expected = f"{100 * gain.value:+.1f} [{100 * gain.low:+.1f}, {100 * gain.high:+.1f}]"
+    assert expected in text
+    assert f"{contrast.paired[1].acceleration.value:.2f} [" in text
+    assert ">= 1.00 [1.00, inf]" in text
+    assert "50/10/0" in text
+
+
+def test_no_interval_is_shown_where_there_is_none(runs):
+    text = shown(summarise(runs[:2]), 100)
+    line = next(line for line in text.splitlines() if "at equal examples" in line)
+    assert "[" not in line
+    assert "nan" not in text
+
+
+def test_one_arm_has_its_own_tables_only(runs):
+    assert len(comparison_tables(summarise(runs[:1]))) == 2
+
+
+def test_the_essential_tables_come_first_and_are_few(summary):
+    every = [table.title for table in comparison_tables(summary)]
+    few = [table.title for table in comparison_tables(summary, essential=True)]
+    assert few == every[:3]
+    assert len(every) > 6
+    (contrast,) = summary.contrasts
+    gain = 100 * contrast.paired[-1].advantage.value
+    line = next(line for line in shown(summary, 80).splitlines() if "same configurations" in line)
+    assert f"{gain:+.1f} [" in line
+    assert f" {contrast.pairs} " in line

@@ -1,0 +1,185 @@
+"""Tests."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from typing import Any
+
+import numpy as np
+import optuna
+import pytest
+
+from hpo_mab._attributes import CHOICE_KEY, EVIDENCE_KEY
+from hpo_mab.advantage import Evidence, PairedCurves, measure_evidence
+from hpo_mab.dashboard._notes import evidence_note, pruning_notes
+from hpo_mab.pruners import AdvantagePruner
+from hpo_mab.search import create_pruner, make_spec
+from hpo_mab.search._pilot import Choice
+from hpo_mab.storage import StudyRun, TrialRun
+from hpo_mab.training import Evaluation
+
+FULL = 8
+
+
+def measured(factor: float, *, scramble: float = 0.0, pairs: int = 30) -> Evidence:
+    """Evidence of a bandit ``factor`` times as fast, whose ranking is scrambled."""
+    rng = np.random.default_rng(3)
+    budgets = np.arange(1.0, FULL + 1)
+    quality = np.linspace(0.3, 0.5, pairs)[:, None]
+
+    def curve(at: np.ndarray) -> np.ndarray:
+        return quality * (1 + np.log(at) / 3) + rng.normal(0, 0.004, (pairs, FULL))
+
+    uniform, bandit = curve(budgets), curve(budgets * factor)
+    bandit += rng.normal(0, scramble, (pairs, 1))
+    found = PairedCurves(budgets=budgets, bandit=bandit, uniform=uniform)
+    return measure_evidence(found, resamples=300, source="pilot")
+
+
+def spec(**sections: Any) -> dict[str, Any]:
+    named = {"name": "tiny", "budget": {"epochs": 1, "evaluations": FULL}, **sections}
+    return make_spec(named).model_dump(mode="json")
+
+
+def study(**attrs: Any) -> optuna.Study:
+    made = optuna.create_study(direction="maximize")
+    for key, value in attrs.items():
+        made.set_user_attr(key.replace("__", ":"), value)
+    return made
+
+
+def table(note: str, first: str) -> list[list[str]]:
+    """Cells of the rows below the table heading that begins with ``first``."""
+    _, _, below = note.partition(f"| {first}")
+    lines = [line for line in below.split("\n\n")[0].splitlines()[2:] if line.startswith("|")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+ADVANTAGE = {"pruner": {"kind": "advantage"}}
+
+
+@pytest.mark.parametrize("options", [{}, {"min_resource": 1}], ids=["default", "from the first"])
+@pytest.mark.parametrize(
+    ("factor", "scramble", "moved"), [(2.2, 0.0, True), (1.0, 0.0, False), (2.2, 0.1, False)]
+)
+@pytest.mark.parametrize("average", [0.2, 0.0], ids=["averaged weights", "trained weights"])
+def test_rungs_are_told_as_the_pruner_places_them(
+    factor: float, scramble: float, moved: bool, options: dict[str, Any], average: float
+) -> None:
+    evidence = measured(factor, scramble=scramble)
+    of = spec(pruner={"kind": "advantage", **options}, training={"average": average})
+    note = evidence_note(study(**{EVIDENCE_KEY: evidence.to_json()}), of)
+    options = {**options, "evidence": evidence}
+    pruner = create_pruner("advantage", options, evaluations=FULL, averaged=average > 0)
+    assert isinstance(pruner, AdvantagePruner)
+    trial = optuna.trial.create_trial(value=1.0)
+    judged = optuna.create_study()
+    keeper = pruner.keeper(judged)
+    rungs = (pruner._place(rung, trial, keeper) for rung in itertools.count())
+    known = (rung for rung in rungs if rung is not None)
+    placed = list(itertools.takewhile(lambda rung: rung.uniform <= FULL, known))
+    rows = table(note, "rung")
+    assert [(int(lies), int(decided)) for _, lies, decided, _ in rows] == [
+        (rung.uniform, rung.step) for rung in placed
+    ]
+    assert any(rung.step < rung.uniform for rung in placed) is moved
+    assert ("prunes as successive halving" in note) is not moved
+    reasons = [why for *_, why in rows if why != "nothing earlier was measured"]
+    if moved:
+        count = sum(rung.step < rung.uniform for rung in placed)
+        assert f"decides {count} of {len(placed)} rungs earlier" in note
+        assert any("is worth" in why and "ranks as well: tau" in why for why in reasons)
+    else:
+        expected = "not shown to be as good: tau" if scramble else "at no earlier evaluation"
+        assert any(expected in why for why in reasons)
+
+
+def test_the_table_holds_the_evidences_own_figures() -> None:
+    evidence = measured(1.5)
+    note = evidence_note(study(**{EVIDENCE_KEY: evidence.to_json()}), spec(**ADVANTAGE))
+    rows = table(note, "share of a trial")
+    assert len(rows) == len(evidence.budgets)
+    columns = (evidence.advantage, evidence.acceleration, evidence.fidelity)
+    for position, (share, *cells, pairs) in enumerate(rows):
+        assert share == f"{100 * evidence.budgets[position]:.3g}%"
+        assert pairs == str(evidence.advantage[position].n)
+        for cell, series, scale in zip(cells, columns, (100, 1, 1), strict=True):
+            numbers = [float(text) for text in re.findall(r"-?\+?(?:\d+\.\d+|inf)", cell)]
+            one = series[position]
+            assert numbers[0] == pytest.approx(scale * one.value, abs=0.051)
+            assert numbers[1:] == pytest.approx([scale * one.low, scale * one.high], abs=0.051)
+    assert "30 pairs of this study's pilot" in note
+    assert f"(evidence `{evidence.digest}`)" in note
+
+
+def test_autos_choice_can_be_audited() -> None:
+    evidence = measured(1.5)
+    chosen = Choice(sampler="mab", why="the figures say so", pairs=30, evidence=evidence.digest)
+    attrs = {EVIDENCE_KEY: evidence.to_json(), CHOICE_KEY: chosen.to_json()}
+    note = evidence_note(study(**attrs), spec(sampler={"kind": "auto"}))
+    assert "**`auto` went on with `mab`**" in note
+    assert "Why: the figures say so." in note
+    assert f"It rests on evidence `{evidence.digest}`." in note
+    assert "rung" not in note  # Its pruner has no use for evidence.
+    attrs[EVIDENCE_KEY] = measured(1.4).to_json()
+    note = evidence_note(study(**attrs), spec(sampler={"kind": "auto"}))
+    assert f"`{evidence.digest}`; what is shown below was measured later" in note
+
+
+def test_what_is_not_known_yet_is_said() -> None:
+    note = evidence_note(study(), spec(sampler={"kind": "auto"}, **ADVANTAGE))
+    assert "**`auto` has not chosen yet**" in note
+    assert "**The pruner has no evidence yet**" in note
+
+
+@pytest.mark.parametrize(
+    "sections", [{}, {"sampler": {"kind": "uniform"}, "pruner": {"kind": "advantage"}}]
+)
+def test_a_study_without_evidence_has_no_such_section(sections: dict[str, Any]) -> None:
+    assert evidence_note(study(), spec(**sections)) == ""
+
+
+def test_a_trial_pruned_at_a_moved_rung_names_its_evidence() -> None:
+    because = {
+        "rung": 1,
+        "step": 1,
+        "value": 0.5,
+        "threshold": 0.625,
+        "competitors": 7,
+        "uniform_step": 2,
+        "equivalent_step": 2.2,
+        "evidence": "0123abcd",
+    }
+    point = Evaluation(
+        index=1,
+        steps=1,
+        examples=100,
+        seconds=1.0,
+        sampler_seconds=0.0,
+        accuracy=0.5,
+        loss=1.0,
+        train_loss=1.0,
+        learning_rate=0.1,
+        reward_rate=None,
+        concentration=None,
+    )
+    trial = TrialRun(
+        number=0,
+        slot=0,
+        state="pruned",
+        params={},
+        value=None,
+        paired=False,
+        curve=(point,),
+        attrs={"hpo_mab:pruned_because": because},
+    )
+    run = StudyRun(
+        name="tiny", arm="mab", seed=0, trial_examples=800, spec=spec(**ADVANTAGE), trials=(trial,)
+    )
+    note = pruning_notes(run)[0]
+    assert (
+        "rung 1 at evaluation 1, as one of 7 trials judged there so far; 62.50% was needed" in note
+    )
+    assert "Evidence `0123abcd` moved this rung: without it, it would lie at evaluation 2." in note
+    assert "worth number 2.2 of uniform training" in note

@@ -1,0 +1,200 @@
+"""Gradient-norm sampling: scores, switch and weights."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from hpo_mab.samplers import AdamBSSampler, GradNormSampler
+
+LABELS = torch.arange(40) % 2
+
+
+def _logits(indices: torch.Tensor) -> torch.Tensor:
+    """Two classes; every eighth example is badly wrong, the others are right."""
+    margin = torch.where(indices % 8 == 0, -4.0, 4.0)
+    right = torch.nn.functional.one_hot(LABELS[indices], 2)
+    return margin[:, None] * right
+
+
+def _scores(indices: torch.Tensor) -> torch.Tensor:
+    truth = torch.nn.functional.one_hot(LABELS[indices], 2)
+    return (torch.softmax(_logits(indices), 1) - truth).norm(dim=1)
+
+
+def _step(sampler: GradNormSampler) -> torch.Tensor:
+    indices = sampler.draw()
+    sampler.update(torch.ones(len(indices)), logits=_logits(indices))
+    return indices
+
+
+def _reduction(scores: torch.Tensor) -> float:
+    shares = scores / scores.sum()
+    return float((len(scores) * shares.square().sum()).sqrt())
+
+
+def test_tau_follows_the_batch_while_off() -> None:
+    sampler = GradNormSampler(LABELS, batch_size=8, threshold=100.0)
+    tau = 0.0
+    for _ in range(6):
+        tau = 0.9 * tau + 0.1 * _reduction(_scores(_step(sampler)))
+        assert sampler.tau == pytest.approx(tau, rel=1e-5)
+
+
+@pytest.mark.parametrize(("presample", "threshold"), [(3, 2.0), (6, 3.0)])
+def test_default_threshold_is_break_even(presample: int, threshold: float) -> None:
+    assert GradNormSampler(LABELS, batch_size=8, presample=presample).threshold == threshold
+
+
+def test_off_draws_are_a_plain_shuffle() -> None:
+    sampler = GradNormSampler(LABELS, batch_size=8, threshold=100.0)
+    taken = torch.cat([_step(sampler) for _ in range(5)])
+    assert sorted(taken.tolist()) == list(range(40))
+    indices = sampler.draw()
+    losses = torch.arange(8.0)
+    assert float(sampler.update(losses, logits=_logits(indices))) == 3.5
+
+
+def test_switches_on_when_scores_are_uneven() -> None:
+    sampler = GradNormSampler(LABELS, batch_size=8, threshold=1.5)
+    share = torch.cat([_step(sampler) for _ in range(80)])[320:] % 8 == 0
+    assert sampler.tau > 1.5
+    assert float(share.float().mean()) > 0.5  # An eighth under uniform sampling.
+
+
+def test_stays_off_when_scores_are_even() -> None:
+    sampler = GradNormSampler(LABELS, batch_size=8)
+    for _ in range(60):
+        sampler.draw()
+        sampler.update(torch.ones(8), logits=torch.zeros(8, 2))
+    assert sampler.tau == pytest.approx(1.0, abs=0.01)
+
+
+def test_scorer_scores_candidates_and_weights_are_inverse_probabilities() -> None:
+    sampler = GradNormSampler(LABELS, batch_size=8, threshold=0.0)
+    seen: list[torch.Tensor] = []
+
+    def scorer(indices: torch.Tensor) -> torch.Tensor:
+        seen.append(indices)
+        return _logits(indices)
+
+    sampler.scorer = scorer
+    _step(sampler)
+    assert seen == []  # Off at first: tau starts at 0.
+    tau = sampler.tau
+    indices = sampler.draw()
+    (candidates,) = seen
+    assert candidates.shape == (24,)
+    assert set(indices.tolist()) <= set(candidates.tolist())
+    scores = _scores(candidates)
+    raised = scores.clamp_min(0.05 * scores.mean())
+    assert sampler.tau == pytest.approx(0.9 * tau + 0.1 * _reduction(raised), rel=1e-5)
+    by_index = dict(zip(candidates.tolist(), (raised / raised.sum()).tolist(), strict=True))
+    weights = torch.tensor([1 / (24 * by_index[i]) for i in indices.tolist()])
+    losses = torch.rand(8, generator=torch.Generator().manual_seed(0))
+    loss = sampler.update(losses, logits=_logits(indices))
+    torch.testing.assert_close(loss, (weights * losses).mean(), rtol=1e-4, atol=0)
+
+
+def test_scorer_sees_indices_of_the_whole_data_set() -> None:
+    sampler = GradNormSampler(LABELS, batch_size=4, threshold=0.0, rank=1, world_size=2)
+    seen: list[torch.Tensor] = []
+    sampler.scorer = lambda indices: seen.append(indices) or _logits(indices)  # type: ignore[func-returns-value]
+    for _ in range(30):
+        _step(sampler)
+    assert set(torch.cat(seen).tolist()) == set(sampler.examples.tolist())
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("presample", 0), ("threshold", -1.0), ("tau_decay", 1.0)]
+)
+def test_gradnorm_refuses_knobs_outside_their_bounds(name: str, value: float) -> None:
+    with pytest.raises(ValueError, match=rf"{name} must be .*, got {value}"):
+        GradNormSampler(LABELS, batch_size=4, **{name: value})  # type: ignore[arg-type]
+
+
+ADAMBS_LABELS = torch.arange(30) % 2
+
+
+def _adambs_logits(indices: torch.Tensor) -> torch.Tensor:
+    """Every tenth example is badly wrong, the others right."""
+    margin = torch.where(indices % 10 == 0, -3.0, 3.0)
+    return margin[:, None] * torch.nn.functional.one_hot(ADAMBS_LABELS[indices], 2)
+
+
+def _squares(indices: torch.Tensor) -> torch.Tensor:
+    truth = torch.nn.functional.one_hot(ADAMBS_LABELS[indices], 2)
+    return (torch.softmax(_adambs_logits(indices), 1) - truth).square().sum(1)
+
+
+def _adambs_step(sampler: AdamBSSampler) -> torch.Tensor:
+    indices = sampler.draw()
+    sampler.update(torch.ones(len(indices)), logits=_adambs_logits(indices))
+    return indices
+
+
+def test_first_step_by_hand() -> None:
+    sampler = AdamBSSampler(ADAMBS_LABELS, batch_size=6, step=0.5, floor=0.01)
+    indices = _adambs_step(sampler)
+    ratios = torch.ones(30)
+    for index, square in zip(indices.tolist(), _squares(indices).tolist(), strict=True):
+        ratios[index] *= math.exp(min(1.0, 0.5 * square / 2))
+    torch.testing.assert_close(sampler.probabilities(), ratios / ratios.sum())
+
+
+def test_probabilities_sum_to_one_and_keep_the_floor() -> None:
+    sampler = AdamBSSampler(ADAMBS_LABELS, batch_size=6, step=4.0, floor=0.5)
+    for _ in range(300):
+        _adambs_step(sampler)
+        probabilities = sampler.probabilities()
+        assert float(probabilities.sum()) == pytest.approx(1, abs=1e-5)
+        assert float(probabilities.min()) >= 0.5 / 30 * 0.97
+    assert float(probabilities.min()) == pytest.approx(0.5 / 30, rel=0.03)
+    assert float(probabilities.max()) > 2 / 30
+
+
+def test_weights_are_inverse_probabilities() -> None:
+    sampler = AdamBSSampler(ADAMBS_LABELS, batch_size=6)
+    for _ in range(50):
+        _adambs_step(sampler)
+    probabilities = sampler.probabilities()
+    indices = sampler.draw()
+    losses = torch.rand(6, generator=torch.Generator().manual_seed(0))
+    loss = sampler.update(losses, logits=_adambs_logits(indices))
+    expected = (losses / (30 * probabilities[indices])).mean()
+    torch.testing.assert_close(loss, expected, rtol=1e-4, atol=0)
+    assert float(probabilities.max() / probabilities.min()) > 2
+
+
+def test_settles_where_probability_is_proportional_to_the_gradient_norm() -> None:
+    """The variance-minimising point, within the floor."""
+    sampler = AdamBSSampler(ADAMBS_LABELS, batch_size=6, step=0.3, floor=0.05)
+    norms = torch.where(torch.arange(30) < 10, 1.2, 0.6)
+    learned = torch.zeros(30)
+    for step in range(1200):
+        indices = sampler.draw()
+        # Two classes: the bound is sqrt(2) (1 - p) at p(true) = sigmoid(margin).
+        probability = 1 - norms[indices] / math.sqrt(2)
+        margin = torch.log(probability / (1 - probability))
+        logits = margin[:, None] * torch.nn.functional.one_hot(ADAMBS_LABELS[indices], 2)
+        sampler.update(torch.ones(6), logits=logits)
+        if step >= 400:
+            learned += sampler.probabilities()
+    ratio = float(learned[:10].mean() / learned[10:].mean())
+    assert ratio == pytest.approx(2.0, rel=0.1)
+
+
+def test_step_of_zero_and_floor_of_one_are_uniform() -> None:
+    for knobs in ({"step": 0.0}, {"floor": 1.0}):
+        sampler = AdamBSSampler(ADAMBS_LABELS, batch_size=6, **knobs)
+        for _ in range(20):
+            _adambs_step(sampler)
+        torch.testing.assert_close(sampler.probabilities(), torch.full((30,), 1 / 30))
+
+
+@pytest.mark.parametrize(("name", "value"), [("step", -1.0), ("floor", 0.0), ("floor", 1.5)])
+def test_adambs_refuses_knobs_outside_their_bounds(name: str, value: float) -> None:
+    with pytest.raises(ValueError, match=rf"{name} must be .*, got {value}"):
+        AdamBSSampler(ADAMBS_LABELS, batch_size=4, **{name: value})

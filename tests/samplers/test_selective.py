@@ -1,0 +1,156 @@
+"""InfoBatch: what is skipped, what is scaled up, and the expectation."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from hpo_mab.samplers import InfoBatchSampler, SelectiveBackpropSampler
+
+#: Mean 2.8: examples 0 to 5 are below, 6 to 9 are not.
+LOSSES = torch.tensor([0.1, 0.2, 0.4, 0.8, 1.6, 2.4, 3.0, 5.0, 6.5, 8.0])
+
+
+def _pass_sums(sampler: InfoBatchSampler, passes: int) -> torch.Tensor:
+    """Weight that each example got in each full pass, float [passes, 10]; 0 where skipped."""
+    sums = []
+    weights = torch.zeros(10)
+    drawn = torch.zeros(10, dtype=torch.bool)
+    while len(sums) < passes:
+        (index,) = sampler.draw().tolist()
+        assert not drawn[index]
+        losses = LOSSES[[index]].clone().requires_grad_()
+        sampler.update(losses).backward()
+        assert losses.grad is not None
+        weights[index] = losses.grad[0]
+        drawn[index] = True
+        if len(sampler._stream._order) == sampler._stream._position:
+            sums.append(weights)
+            weights, drawn = torch.zeros(10), torch.zeros(10, dtype=torch.bool)
+    return torch.stack(sums)
+
+
+def test_first_pass_is_whole() -> None:
+    sampler = InfoBatchSampler(torch.zeros(10), batch_size=1)
+    assert _pass_sums(sampler, 1).tolist() == [[1.0] * 10]
+
+
+@pytest.mark.parametrize("ratio", [0.25, 0.5])
+def test_skips_and_scales_the_well_learned_only(ratio: float) -> None:
+    sampler = InfoBatchSampler(torch.zeros(10), batch_size=1, ratio=ratio)
+    weights = _pass_sums(sampler, 200)[1:]
+    assert bool((weights[:, 6:] == 1).all())
+    low = weights[:, :6]
+    assert low.unique().tolist() == pytest.approx([0.0, 1 / (1 - ratio)])
+    skipped = float((low == 0).float().mean())
+    assert skipped == pytest.approx(ratio, abs=4.5 * (ratio * (1 - ratio) / low.numel()) ** 0.5)
+
+
+def test_expected_sum_of_a_pass_is_the_full_gradient() -> None:
+    """Sum of weighted values of a pass against the plain sum, within 4.5 standard errors."""
+    sampler = InfoBatchSampler(torch.zeros(10), batch_size=1)
+    sums = (_pass_sums(sampler, 300)[1:] * LOSSES).sum(1)
+    error = float(sums.std() / len(sums) ** 0.5)
+    assert error > 0
+    assert float(sums.mean()) == pytest.approx(float(LOSSES.sum()), abs=4.5 * error)
+
+
+def test_straddling_batches_keep_the_weights_of_their_pass() -> None:
+    """A mean over many straddling batches, weighted, is that of the expectation by pass."""
+    sampler = InfoBatchSampler(torch.zeros(10), batch_size=7, ratio=0.5)
+    for _ in range(10):
+        sampler.update(LOSSES[sampler.draw()])
+    total, count = torch.zeros(10), 0
+    for _ in range(1200):
+        indices = sampler.draw()
+        losses = LOSSES[indices].clone().requires_grad_()
+        sampler.update(losses).backward()
+        assert losses.grad is not None
+        total.index_add_(0, indices, losses.grad * 7)
+        count += 7
+    shares = total / total[6:].mean()
+    torch.testing.assert_close(shares, torch.ones(10), atol=0.1, rtol=0)
+
+
+def test_full_passes_at_the_end_of_the_budget() -> None:
+    sampler = InfoBatchSampler(torch.zeros(10), batch_size=1, delta=0.75)
+    _pass_sums(sampler, 5)
+    sampler.draw()
+    sampler.update(torch.ones(1))
+    sampler.set_progress(0.74)
+    sampler.set_progress(0.75)
+    assert _pass_sums(sampler, 3).tolist() == [[1.0] * 10] * 3
+
+
+@pytest.mark.parametrize(("name", "value"), [("ratio", 1.0), ("ratio", -0.1), ("delta", 1.5)])
+def test_infobatch_refuses_knobs_outside_their_bounds(name: str, value: float) -> None:
+    with pytest.raises(ValueError, match=rf"{name} must be .*, got {value}"):
+        InfoBatchSampler([0, 1], batch_size=1, **{name: value})
+
+
+def _kept(sampler: SelectiveBackpropSampler, losses: torch.Tensor) -> torch.Tensor:
+    """Answer a draw; the weights that the losses got."""
+    sampler.draw()
+    losses = losses.clone().requires_grad_()
+    sampler.update(losses).backward()
+    assert losses.grad is not None
+    return losses.grad * len(losses)
+
+
+def test_keeps_by_percentile_to_the_power_of_beta() -> None:
+    """Frequencies against ``(rank / R) ** beta`` over a full history, within 4.5 deviations."""
+    sampler = SelectiveBackpropSampler(torch.zeros(8), batch_size=8, beta=2.0, history=8)
+    losses = torch.tensor([0.5, 3.0, 1.0, 0.1, 2.0, 7.0, 0.2, 4.0])
+    runs = 1000
+    kept = torch.stack([_kept(sampler, losses) > 0 for _ in range(runs)]).float().mean(0)
+    ranks = losses.argsort().argsort() + 1
+    expected = (ranks / 8) ** 2
+    error = (expected * (1 - expected) / runs).sqrt()
+    assert bool(((kept - expected).abs() <= 4.5 * error + 1e-9).all())
+
+
+@pytest.mark.parametrize("beta", [0.0, 1.0, 3.0])
+def test_share_kept(beta: float) -> None:
+    sampler = SelectiveBackpropSampler(torch.zeros(64), batch_size=32, beta=beta)
+    answers = torch.Generator().manual_seed(0)
+    for _ in range(200):
+        sampler.draw()
+        sampler.update(torch.rand(32, generator=answers))
+    share = sampler.statistics()["reward_rate"]
+    assert share == pytest.approx(1 / (1 + beta), abs=0.03)
+
+
+def test_update_is_the_mean_of_the_kept() -> None:
+    sampler = SelectiveBackpropSampler(torch.zeros(16), batch_size=16)
+    losses = torch.arange(16.0)
+    weights = _kept(sampler, losses)
+    kept = weights > 0
+    assert 0 < int(kept.sum()) < 16
+    torch.testing.assert_close(weights[kept], torch.full((int(kept.sum()),), 16 / kept.sum()))
+
+
+def test_history_forgets_all_but_the_last() -> None:
+    """A loss far below the old ones is at the top of the new ones."""
+    sampler = SelectiveBackpropSampler(torch.zeros(4), batch_size=4, beta=50.0, history=8)
+    for _ in range(5):
+        _kept(sampler, torch.full((4,), 100.0))
+    assert _kept(sampler, torch.full((4,), 1.0)).sum() == 0  # Half of the history is higher.
+    assert _kept(sampler, torch.full((4,), 1.0)).tolist() == [1.0] * 4
+
+
+def test_non_finite_losses_enter_neither_batch_nor_history() -> None:
+    sampler = SelectiveBackpropSampler(torch.zeros(4), batch_size=4, beta=50.0)
+    _kept(sampler, torch.tensor([5.0, math.inf, math.nan, -math.inf]))
+    # The history is 5 and these four, so none of them is at the top.
+    assert _kept(sampler, torch.full((4,), 1.0)).sum() == 0
+    weights = _kept(sampler, torch.tensor([6.0, -math.inf, math.nan, 6.0]))
+    assert weights.tolist() == [2.0, 0.0, 0.0, 2.0]
+
+
+def test_refuses_knobs_outside_their_bounds() -> None:
+    with pytest.raises(ValueError, match="beta must be at least 0, got -1"):
+        SelectiveBackpropSampler([0, 1], batch_size=1, beta=-1)
+    with pytest.raises(ValueError, match="history must be at least 1, got 0"):
+        SelectiveBackpropSampler([0, 1], batch_size=1, history=0)

@@ -1,0 +1,133 @@
+"""Tests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from hpo_mab._errors import ArgumentError, SpecError
+from hpo_mab.search import builtin_names, load_spec
+from hpo_mab.search._definition import TotalBudget
+
+GOOD = """
+name = "mine"
+[data]
+name = "digits"
+[model]
+name = "small_cnn"
+[budget]
+epochs = 2
+[optimizer]
+name = "sgd"
+lr = { low = 0.01, high = 1.0, log = true }
+[sampler]
+kind = "mab"
+"""
+
+
+@pytest.fixture
+def write(tmp_path: Path):  # type: ignore[no-untyped-def]
+    def make(text: str) -> Path:
+        path = tmp_path / "mine.toml"
+        path.write_text(text)
+        return path
+
+    return make
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100", "digits", "fashion_mnist"])
+def test_definitions_that_come_with_the_package_are_valid(name: str) -> None:
+    assert name in builtin_names()
+    spec = load_spec(name)
+    assert spec.name == spec.data.name == name
+    assert "lr" in spec.searched()
+
+
+def test_overrides_replace_the_file(write) -> None:  # type: ignore[no-untyped-def]
+    spec = load_spec(write(GOOD), {"optimizer.lr": 0.1, "budget.trials": 7, "seed": 3})
+    assert spec.optimizer.options["lr"] == 0.1
+    assert (spec.budget.trials, spec.seed) == (7, 3)
+    assert not spec.searched()
+
+
+def test_overriding_the_unit_of_the_budget_drops_the_other_unit(write) -> None:  # type: ignore[no-untyped-def]
+    spec = load_spec(write(GOOD), {"budget.steps": 50})
+    assert (spec.budget.steps, spec.budget.epochs) == (50, None)
+
+
+def test_another_sampler_keeps_only_the_knobs_it_has(write) -> None:  # type: ignore[no-untyped-def]
+    spec = load_spec(write(GOOD + "loss_decay = 0.9\n"), {"sampler.kind": "uniform"})
+    assert spec.sampler.kind == "uniform"
+    assert spec.sampler.options == {}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (('name = "digits"', 'name = "digit"'), ["Unknown data set 'digit'", "'digits'"]),
+        (('name = "small_cnn"', 'name = "smal_cnn"'), ["'smal_cnn'", "'small_cnn'"]),
+        (('kind = "mab"', 'kind = "mba"'), ["Unknown sampler 'mba'", "'mab'"]),
+        (('kind = "mab"', 'kind = "mab"\nlos_decay = 0.9'), ["los_decay", "'loss_decay'"]),
+        (('name = "sgd"', 'name = "sgdm"'), ["'sgdm'", "'sgd'"]),
+        (('name = "sgd"', 'name = "sgd"\nmomentom = 0.9'), ["'momentom'", "'momentum'"]),
+        (("low = 0.01", "low = 2.0"), ["optimizer.lr", "low", "2.0", "1.0"]),
+        (("epochs = 2", "epochs = 0"), ["budget.epochs", "greater than 0"]),
+        (("epochs = 2", "epochs = 2\nsteps = 3"), ["budget", "exactly one", "epochs and steps"]),
+        (("epochs = 2", ""), ["exactly one", "none"]),
+        (("epochs = 2", 'epochs = 2\ntotal = "5 parsecs"'), ["total budget", "5 parsecs"]),
+        (("[model]", "[modle]"), ["'modle'", "'model'"]),
+        (("epochs = 2", "epochs = 2\ntrails = 3"), ["[budget]", "'trails'", "'trials'"]),
+        (('kind = "mab"', 'kind = "mab"\n[pruner]\nkind = "medain"'), ["'medain'", "'median'"]),
+        (('kind = "mab"', 'kind = "mab"\n[search]\nsampler = "tpa"'), ["'tpa'", "'tpe'"]),
+        (('kind = "mab"', 'kind = "mab"\n[training]\nbatch_size = 0'), ["batch_size", "0"]),
+        (("lr = {", "lr = = {"), ["not valid TOML", "line 11"]),
+    ],
+)
+def test_a_mistake_is_named_with_file_and_key(write, change, words) -> None:  # type: ignore[no-untyped-def]
+    assert change[0] in GOOD
+    path = write(GOOD.replace(*change, 1))
+    with pytest.raises(SpecError) as caught:
+        load_spec(path)
+    for word in [str(path), *words]:
+        assert word in str(caught.value)
+
+
+def test_a_missing_file_offers_what_there_is() -> None:
+    with pytest.raises(SpecError, match=r"nowhere\.toml: no such file.*digits"):
+        load_spec("nowhere.toml")
+    with pytest.raises(SpecError, match="Did you mean 'cifar10'"):
+        load_spec("cifar11")
+
+
+def test_a_folder_is_no_definition(tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match="is a folder; name the definition"):
+        load_spec(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "amount", "unit"),
+    [
+        ("45s", 45, "seconds"),
+        ("30m", 1800, "seconds"),
+        ("1.5h", 5400, "seconds"),
+        ("200 epochs", 200, "epochs"),
+        ("1000examples", 1000, "examples"),
+    ],
+)
+def test_amounts_with_units_are_read(text: str, amount: float, unit: str) -> None:
+    assert TotalBudget.parse(text) == TotalBudget(amount, unit)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("text", ["", "30", "0m", "m30", "-5s", "10 parsecs", "nan s"])
+def test_other_texts_are_refused_with_the_text(text: str) -> None:
+    with pytest.raises(ArgumentError, match="total budget") as caught:
+        TotalBudget.parse(text)
+    assert repr(text) in str(caught.value)
+
+
+def test_the_share_counts_its_own_unit_only() -> None:
+    spent = {"seconds": 30.0, "examples": 500, "epoch_examples": 100}
+    assert TotalBudget.parse("60s").share_spent(**spent) == 0.5
+    assert TotalBudget.parse("20epochs").share_spent(**spent) == 0.25
+    assert TotalBudget.parse("400examples").share_spent(**spent) == 1.25

@@ -1,0 +1,515 @@
+"""Tests."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import math
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+import sqlalchemy as sa
+import torch
+from optuna.trial import FrozenTrial, TrialState
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
+
+import hpo_mab
+from hpo_mab._errors import ArgumentError
+from hpo_mab.search import TrialReporter
+from hpo_mab.storage import CurveStore, Storage
+from hpo_mab.training import WeightAverage
+
+
+class _PruneAt(optuna.pruners.BasePruner):
+    def __init__(self, step: int) -> None:
+        self._step = step
+
+    def prune(self, study: optuna.Study, trial: FrozenTrial) -> bool:
+        return trial.last_step == self._step
+
+
+def _data() -> TensorDataset:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(200) % 2
+    return TensorDataset(torch.randn(200, 4, generator=generator) + 2 * labels[:, None], labels)
+
+
+def _accuracy(model: nn.Module, data: TensorDataset) -> float:
+    inputs, labels = data.tensors
+    with torch.no_grad():
+        return float((model(inputs).argmax(1) == labels).double().mean())
+
+
+def _plain_loop(trial: optuna.trial.Trial, kind: str = "MABSampler", **options: Any) -> float:
+    """What a user would write."""
+    data = _data()
+    sampler = getattr(hpo_mab, kind)(data.tensors[1], batch_size=20, seed=0)
+    loader = DataLoader(data, batch_sampler=sampler)
+    torch.manual_seed(0)
+    model = nn.Linear(4, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=trial.suggest_float("lr", 0.01, 0.1))
+    reporter = TrialReporter(trial, sampler=sampler, budget_examples=400, evaluations=4, **options)
+    while not reporter.done:
+        for x, y in loader:
+            loss = sampler.update(F.cross_entropy(model(x), y, reduction="none"))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            if reporter.step(len(y), loss=loss.detach()):
+                reporter.report(accuracy=_accuracy(model, data))
+    return reporter.accuracy
+
+
+def _study(pruner: optuna.pruners.BasePruner | None = None) -> optuna.Study:
+    return optuna.create_study(
+        direction="maximize",
+        pruner=pruner or optuna.pruners.NopPruner(),
+        sampler=optuna.samplers.RandomSampler(seed=0),
+    )
+
+
+def test_a_plain_loop_reports_at_equal_shares_of_its_budget() -> None:
+    study = _study()
+    study.optimize(_plain_loop, n_trials=1)
+    trial = study.trials[0]
+    assert trial.state == TrialState.COMPLETE
+    assert list(trial.intermediate_values) == [1, 2, 3, 4]
+    assert trial.value == trial.intermediate_values[4] > 0.8
+    assert trial.user_attrs["hpo_mab:examples"] == 400
+    assert trial.user_attrs["hpo_mab:sampler"] == "MABSampler"
+    assert trial.user_attrs["hpo_mab:seconds"] >= 0
+
+
+def test_a_plain_loop_is_pruned() -> None:
+    study = _study(_PruneAt(2))
+    study.optimize(_plain_loop, n_trials=1)
+    trial = study.trials[0]
+    assert trial.state == TrialState.PRUNED
+    assert list(trial.intermediate_values) == [1, 2]
+    assert trial.user_attrs["hpo_mab:examples"] == 200
+
+
+def test_uniform_loops_are_named_so_for_the_pruner() -> None:
+    study = _study()
+    study.optimize(lambda trial: _plain_loop(trial, "UniformSampler"), n_trials=1)
+    assert study.trials[0].user_attrs["hpo_mab:sampler"] == "uniform"
+
+
+def test_the_advantage_pruner_judges_a_users_own_loops() -> None:
+    study = _study(hpo_mab.AdvantagePruner(max_resource=4))
+
+    def objective(trial: optuna.trial.Trial) -> float:
+        reporter = TrialReporter(trial, budget_examples=40, evaluations=4)
+        while not reporter.done:
+            if reporter.step(10):
+                reporter.report(accuracy=0.9 - 0.1 * trial.number)
+        return reporter.accuracy
+
+    with pytest.warns(UserWarning, match="no evidence"):
+        study.optimize(objective, n_trials=3)
+    assert [t.state.name for t in study.trials] == ["COMPLETE", "PRUNED", "PRUNED"]
+    assert study.trials[1].user_attrs["hpo_mab:pruned_because"]["threshold"] == 0.9
+
+
+def test_the_curve_is_kept_and_the_clock_stands_while_evaluating(tmp_path: Path) -> None:
+    storage = Storage(f"sqlite:///{tmp_path / 'curves.db'}")
+    trial = _study().ask()
+    ticks: Iterator[float] = itertools.count(0.0, 1.0)
+    reporter = TrialReporter(
+        trial,
+        budget_examples=40,
+        evaluations=2,
+        curves=storage.curves,
+        clock=lambda: next(ticks),
+    )
+    for loss in (4.0, 2.0, 1.0, 0.5):
+        if reporter.step(10, loss=torch.tensor(loss)):
+            next(ticks)  # A second of evaluation.
+            reporter.report(accuracy=0.5, loss=0.7, learning_rate=0.1)
+    curve = storage.curves.load([trial._trial_id])[trial._trial_id]
+    storage.close()
+    assert [(e.index, e.steps, e.examples) for e in curve] == [(1, 2, 20), (2, 4, 40)]
+    assert [e.train_loss for e in curve] == [3.0, 0.75]
+    assert [e.seconds for e in curve] == [1.0, 2.0]
+    assert (curve[0].accuracy, curve[0].loss, curve[0].learning_rate) == (0.5, 0.7, 0.1)
+    assert curve[0].reward_rate is None
+
+
+def test_a_loop_that_evaluates_seldom_reports_the_last_point_it_passed() -> None:
+    study = _study()
+    trial = study.ask()
+    reporter = TrialReporter(trial, budget_examples=80, evaluations=8)
+    reporter.report(accuracy=0.1, examples=5)
+    reporter.report(accuracy=0.5, examples=35)
+    reporter.report(accuracy=0.6, examples=90)
+    assert study.trials[0].intermediate_values == {3: 0.5, 8: 0.6}
+    assert reporter.done
+    assert reporter.accuracy == 0.6
+
+
+def test_the_sampler_is_told_the_share_of_the_budget_that_is_spent() -> None:
+    class Listening(hpo_mab.UniformSampler):
+        shares: list[float]
+
+        def set_progress(self, share: float) -> None:
+            self.shares = [*getattr(self, "shares", []), share]
+
+    sampler = Listening([0, 1], batch_size=1)
+    reporter = TrialReporter(_study().ask(), sampler=sampler, budget_examples=4, evaluations=1)
+    for _ in range(5):
+        reporter.step(1)
+    assert sampler.shares == [0.25, 0.5, 0.75, 1.0, 1.0]
+
+
+class _Broken(TensorDataset):
+    """Cannot be read any more after some items."""
+
+    left = 250
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, ...]:
+        self.left -= 1
+        if self.left < 0:
+            raise OSError("shard 3 is gone\nand more about it")
+        return super().__getitem__(index)
+
+
+def _a_loop_that_ends_early(
+    trial: optuna.trial.Trial, curves: CurveStore, *, num_workers: int = 0, stop: str = ""
+) -> float:
+    """A plain loop over data that break after 250 examples, or that Ctrl-C ends."""
+    data = _Broken(torch.zeros(400, 4), torch.arange(400) % 2)
+    loader = DataLoader(data, batch_size=25, num_workers=num_workers)
+    with TrialReporter(trial, budget_examples=400, evaluations=8, curves=curves) as reporter:
+        for _, y in loader:
+            if stop and reporter.examples == 250:
+                raise KeyboardInterrupt
+            if reporter.step(len(y)):
+                reporter.report(accuracy=0.5)
+                # In hand until something happens: a transaction a point would be dear.
+                assert not curves.load([trial._trial_id])
+            data.left += 25 if stop else 0
+    return reporter.accuracy
+
+
+@pytest.mark.parametrize(
+    ("num_workers", "reason"),
+    [
+        (0, "OSError: shard 3 is gone"),
+        (1, "OSError: shard 3 is gone (in a data-loading process)"),
+    ],
+)
+def test_a_loop_that_raises_leaves_its_curve_and_the_reason(
+    tmp_path: Path, num_workers: int, reason: str
+) -> None:
+    storage = Storage(f"sqlite:///{tmp_path / 'curves.db'}")
+    study = _study()
+    study.optimize(
+        lambda trial: _a_loop_that_ends_early(trial, storage.curves, num_workers=num_workers),
+        n_trials=1,
+        catch=OSError,
+    )
+    trial = study.trials[0]
+    curve = storage.curves.load([trial._trial_id])[trial._trial_id]
+    storage.close()
+    assert trial.state == TrialState.FAIL
+    assert trial.user_attrs["hpo_mab:reason"] == reason
+    assert [e.examples for e in curve] == [50, 100, 150, 200, 250]
+    assert trial.user_attrs["hpo_mab:examples"] == 250
+    assert "hpo_mab:interrupted" not in trial.user_attrs
+
+
+def test_a_loop_that_ctrl_c_ends_leaves_its_curve_and_says_so(tmp_path: Path) -> None:
+    storage = Storage(f"sqlite:///{tmp_path / 'curves.db'}")
+    study = _study()
+    with pytest.raises(KeyboardInterrupt):
+        study.optimize(
+            lambda trial: _a_loop_that_ends_early(trial, storage.curves, stop="Ctrl-C"), n_trials=1
+        )
+    trial = study.trials[0]
+    curve = storage.curves.load([trial._trial_id])[trial._trial_id]
+    storage.close()
+    assert trial.user_attrs["hpo_mab:interrupted"] is True
+    assert "hpo_mab:reason" not in trial.user_attrs
+    assert len(curve) == 5
+
+
+def test_without_with_every_point_is_written_at_once(tmp_path: Path) -> None:
+    storage = Storage(f"sqlite:///{tmp_path / 'curves.db'}")
+    trial = _study().ask()
+    reporter = TrialReporter(trial, budget_examples=40, evaluations=4, curves=storage.curves)
+    for points in (1, 2, 3):
+        reporter.step(10)
+        reporter.report(accuracy=0.5)
+        assert len(storage.curves.load([trial._trial_id])[trial._trial_id]) == points
+    storage.close()
+
+
+def test_what_ended_the_loop_is_raised_even_if_it_cannot_be_stored(tmp_path: Path) -> None:
+    storage = Storage(f"sqlite:///{tmp_path / 'curves.db'}")
+    trial = _study().ask()
+    with (  # noqa: PT012 - the loop is what is tested
+        pytest.raises(ValueError, match="broken") as caught,
+        TrialReporter(trial, budget_examples=40, evaluations=4, curves=storage.curves) as reporter,
+    ):
+        reporter.step(10)
+        reporter.report(accuracy=0.5)
+        with storage.optuna.engine.begin() as connection:
+            connection.execute(sa.text("DROP TABLE hpo_mab_curves"))
+        raise ValueError("broken")
+    storage.close()
+    assert "could not be stored" in caught.value.__notes__[0]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"budget_examples": 10, "evaluations": 0}, "evaluations must be at least 1, got 0"),
+        ({"budget_examples": 3, "evaluations": 4}, "budget_examples must be at least .* 4, got 3"),
+        ({"budget_examples": 8, "average": 1.5}, r"average must be a share in \[0, 1\], got 1.5"),
+    ],
+)
+def test_arguments_outside_their_bound_are_named(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ArgumentError, match=message):
+        TrialReporter(_study().ask(), **options)
+
+
+def test_a_network_that_cannot_be_copied_is_refused() -> None:
+    class Locked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lock = threading.Lock()
+
+    with pytest.raises(ArgumentError, match=r"copy.deepcopy can copy, got Locked: .*lock"):
+        TrialReporter(_study().ask(), model=Locked(), budget_examples=8)
+
+
+def test_there_is_nothing_to_evaluate_without_a_model() -> None:
+    reporter = TrialReporter(_study().ask(), budget_examples=8)
+    with pytest.raises(ArgumentError, match="model must be given for network, got None"):
+        reporter.network  # noqa: B018
+
+
+def _lightning() -> Any:
+    return pytest.importorskip(
+        "lightning", reason="needs the extra 'lightning': pip install hpo_mab[lightning]"
+    )
+
+
+def _lightning_objective(lightning: Any) -> Callable[[optuna.trial.Trial], float]:
+    """A Lightning module in a study: two lines in the module, one for the reporter."""
+
+    class Module(lightning.LightningModule):  # type: ignore[misc]
+        def __init__(self, trial: optuna.trial.Trial, data: TensorDataset) -> None:
+            super().__init__()
+            self.data = data
+            self.model = nn.Linear(4, 2)
+            self.lr = trial.suggest_float("lr", 0.01, 0.1)
+            self.sampler = hpo_mab.MABSampler(data.tensors[1], batch_size=20, seed=0)
+            self.reporter = TrialReporter(
+                trial, sampler=self.sampler, budget_examples=400, evaluations=4
+            )
+
+        def train_dataloader(self) -> DataLoader[Any]:
+            return DataLoader(self.data, batch_sampler=self.sampler)
+
+        def training_step(self, batch: Any, index: int) -> torch.Tensor:
+            x, y = batch
+            return self.sampler.update(F.cross_entropy(self.model(x), y, reduction="none"))
+
+        def on_train_batch_end(self, outputs: Any, batch: Any, index: int) -> None:
+            if self.reporter.step(len(batch[1]), loss=outputs["loss"]):
+                self.reporter.report(accuracy=_accuracy(self.model, self.data))
+            self.trainer.should_stop = self.reporter.done
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.SGD(self.parameters(), lr=self.lr)
+
+    def objective(trial: optuna.trial.Trial) -> float:
+        torch.manual_seed(0)
+        module = Module(trial, _data())
+        trainer = lightning.Trainer(
+            max_epochs=-1,
+            accelerator="cpu",
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+        )
+        trainer.fit(module)
+        return module.reporter.accuracy
+
+    return objective
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("prune_at", "steps"), [(99, [1, 2, 3, 4]), (2, [1, 2])])
+def test_a_lightning_module_reports_and_is_pruned(prune_at: int, steps: list[int]) -> None:
+    study = _study(_PruneAt(prune_at))
+    study.optimize(_lightning_objective(_lightning()), n_trials=1)
+    trial = study.trials[0]
+    assert list(trial.intermediate_values) == steps
+    assert trial.state == (TrialState.PRUNED if prune_at == 2 else TrialState.COMPLETE)
+    assert trial.user_attrs["hpo_mab:examples"] == 100 * len(steps)
+    assert trial.user_attrs["hpo_mab:sampler"] == "MABSampler"
+    assert not math.isnan(trial.intermediate_values[steps[-1]])
+
+
+def test_a_step_keeps_nothing_of_its_loss_but_the_value() -> None:
+    study = _study()
+    reporter = TrialReporter(study.ask(), budget_examples=100, evaluations=1)
+    weight = torch.ones(3, requires_grad=True)
+    loss = (weight**2).sum()
+    held = weakref.ref(weight)
+    reporter.step(10, loss=loss)
+    del loss, weight
+    assert held() is None
+
+
+class _OfAllKinds(nn.Module):
+    """Recurrent, parametrized and normalised; assigns to its buffer, and has an integer one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.recurrent = nn.LSTM(4, 3)
+        self.last = nn.utils.parametrizations.weight_norm(nn.Linear(3, 2))
+        self.norm = nn.BatchNorm1d(2)
+        self.register_buffer("scale", torch.ones(()))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            self.scale = 0.9 * self.scale + 0.1 * x.std()
+        return self.norm(self.last(self.recurrent(x)[0][:, -1])) * self.scale
+
+
+def _train(model: nn.Module, inputs: torch.Tensor) -> None:
+    model(inputs)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(torch.randn_like(weight), alpha=0.1)
+
+
+@pytest.mark.parametrize("window", [0.2, 1.0])
+def test_the_network_to_evaluate_is_averaged_until_the_budget_is_spent(
+    storage: Storage, window: float
+) -> None:
+    torch.manual_seed(0)
+    trial, model = _study().ask(), _OfAllKinds()
+    model.norm.eval()  # Frozen, as some users have it.
+    reporter = TrialReporter(
+        trial,
+        model=model,
+        average=window,
+        budget_examples=40,
+        evaluations=4,
+        curves=storage.curves,
+    )
+    model.double()  # Moved after the reporter was made, as Lightning does.
+    inputs, own = torch.randn(6, 5, 4, dtype=torch.float64) + 1, WeightAverage(model, window=window)
+    for step in range(1, 21):
+        _train(model, inputs)
+        own.update()
+        if not reporter.step(2):
+            continue
+        expected = copy.deepcopy(model.state_dict())
+        if step < 20:
+            expected |= own.state_dict()["average"]
+        with torch.inference_mode():
+            network = reporter.network
+        assert not any(module.training for module in network.modules())
+        assert model.training
+        assert not model.norm.training
+        torch.testing.assert_close(dict(network.state_dict()), dict(expected))
+        reference = _OfAllKinds().double().eval()
+        reference.load_state_dict(expected)
+        torch.testing.assert_close(network(inputs), reference(inputs))
+        reporter.report(accuracy=0.5)
+    curve = storage.curves.load([trial._trial_id])[trial._trial_id]
+    assert [point.averaged for point in curve] == [True, True, True, False]
+
+
+@pytest.mark.parametrize(
+    ("options", "read", "own", "averaged"),
+    [
+        ({}, True, None, True),
+        ({}, False, None, False),
+        ({"average": 0.0}, True, None, False),
+        ({"model": None}, False, None, False),
+        ({"model": None}, False, True, True),
+        ({}, True, False, False),
+    ],
+)
+def test_the_curve_says_which_weights_were_evaluated(
+    storage: Storage, options: dict[str, Any], read: bool, own: bool | None, averaged: bool
+) -> None:
+    trial, model = _study().ask(), nn.Linear(4, 2)
+    options = {"model": model, "budget_examples": 40, "curves": storage.curves} | options
+    reporter = TrialReporter(trial, evaluations=2, **options)
+    reporter.step(20)
+    if read:
+        weights = reporter.network.state_dict()
+        torch.testing.assert_close(dict(weights), dict(model.state_dict()))
+    reporter.report(accuracy=0.5, averaged=own)
+    reporter.step(20)
+    reporter.report(accuracy=0.5)  # Of something else than the network.
+    curve = storage.curves.load([trial._trial_id])[trial._trial_id]
+    assert [point.averaged for point in curve] == [averaged, False]
+
+
+def test_an_average_does_not_change_what_is_trained(storage: Storage) -> None:
+    curves = []
+    for average in (0.0, 0.2):
+        trial = _study().ask()
+        data = _data()
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Dropout(), nn.Linear(4, 2))
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        reporter = TrialReporter(
+            trial, model=model, average=average, budget_examples=400, curves=storage.curves
+        )
+        for _ in range(2):
+            for x, y in DataLoader(data, batch_size=20):
+                loss = F.cross_entropy(model(x), y)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                if reporter.step(len(y), loss=loss):
+                    reporter.report(accuracy=_accuracy(reporter.network, data))
+        curves.append(storage.curves.load([trial._trial_id])[trial._trial_id])
+    trained, averaged = curves
+    assert [p.train_loss for p in trained] == [p.train_loss for p in averaged]
+    assert trained[-1].accuracy == averaged[-1].accuracy
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_no_step_waits_for_the_device(no_waiting: Callable[[], Any]) -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
+    reporter = TrialReporter(_study().ask(), model=model, budget_examples=100, evaluations=4)
+    model.cuda()
+    inputs = torch.randn(8, 4, device="cuda")
+    _train(model, inputs)
+    reporter.step(1)
+    with no_waiting():
+        for _ in range(20):
+            _train(model, inputs)
+            reporter.step(1)
+    network = reporter.network
+    assert {tensor.device.type for tensor in network.state_dict().values()} == {"cuda"}
+
+
+def test_a_fixed_trial_is_trained_alone(storage: Storage) -> None:
+    trial = optuna.trial.FixedTrial({"lr": 0.05})
+    assert _plain_loop(trial, curves=storage.curves) > 0.8  # type: ignore[arg-type]
+
+
+def test_a_study_that_minimizes_accuracy_is_refused() -> None:
+    with pytest.raises(ArgumentError, match=r"direction='maximize', got 'minimize'"):
+        TrialReporter(optuna.create_study().ask(), budget_examples=10)
