@@ -406,7 +406,7 @@ class StackLoop(TrialLoop):
         except torch.OutOfMemoryError as error:
             self._shrink(error)
             return
-        except RuntimeError as error:
+        except Exception as error:  # Alone, each trial fails by itself and keeps its reason.
             self._give_up_stacks(error)
             return
         for reason in self._stacks.loop_reasons:
@@ -471,7 +471,7 @@ class StackLoop(TrialLoop):
             f"{2 * self._stacks.slots}"
         )
 
-    def _give_up_stacks(self, error: RuntimeError) -> None:
+    def _give_up_stacks(self, error: Exception) -> None:
         """Train one trial at a time from now on: the network cannot be stacked."""
         self._abandon()
         what = str(error).strip().partition("\n")[0]
@@ -542,7 +542,7 @@ def choose_slots(objective: TrainingObjective, *, trials: int) -> int:
     try:
         alone = _seconds_alone(workload, configuration)
         stacked = _seconds_stacked(workload, configuration, slots=most)
-    except (RuntimeError, TrainingDiverged):
+    except Exception:  # What is wrong with it, the trials will say.
         return 1
     finally:
         release_memory()

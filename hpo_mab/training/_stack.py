@@ -135,6 +135,7 @@ class StackedTrainer:
         self._capture = capture
         self._clock = clock
         self._device = device
+        self._highest_label = int(batches.data.labels.max())
         self._model = stackable(copy.deepcopy(model)).to(device)
         self._networks = NetworkRows(self._model, slots, device)
         self._optimizer = RowOptimizer(optimizer, self._networks.weights)
@@ -373,6 +374,12 @@ class StackedTrainer:
         targets = targets.view(self.slots, self.batch_size)
         self._model.train()
         logits = self._forward(networks.leaves, networks.buffers, inputs, in_dim=0)
+        if self._highest_label >= logits.shape[2]:
+            # A CUDA device would stop at the index, with all that the process has on it.
+            raise ArgumentError(
+                f"labels must be in [0, {logits.shape[2]}) for a model of {logits.shape[2]} "
+                f"outputs, got {self._highest_label}; give the model more outputs."
+            )
         losses = stacked_cross_entropy(logits, targets, numbers.label_smoothing)
         outputs = losses.detach(), logits.detach(), targets
         # Held until the end: memory given back could be another kernel's before samplers read.

@@ -192,6 +192,21 @@ def test_a_network_that_cannot_be_stacked_is_trained_alone(
     assert reason.startswith("the network cannot be stacked: ")
 
 
+def test_a_network_that_raises_fails_trial_by_trial_with_its_reason(
+    storage: Storage, tiny: Make, splits: ImageSplits
+) -> None:
+    class _Broken(nn.Linear):
+        def forward(self, input: Tensor) -> Tensor:
+            raise ValueError("no forward pass today")
+
+    from hpo_mab.search import StudyFailedError
+
+    runner = _runner(tiny(budget={"trials": 4}, training={"slots": 2}), storage, splits)
+    runner.objective.workload._model = lambda **_: _Broken(64, 10)
+    with pytest.raises(StudyFailedError, match="no forward pass today"):
+        runner.run(score=False)
+
+
 def test_ctrl_c_gives_all_trials_back(
     storage: Storage, tiny: Make, splits: ImageSplits, monkeypatch: pytest.MonkeyPatch
 ) -> None:

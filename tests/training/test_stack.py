@@ -424,6 +424,16 @@ def test_weights_of_a_slot_are_those_evaluated(splits: ImageSplits) -> None:
         assert loss == pytest.approx(point.loss, rel=1e-4)
 
 
+def test_labels_beyond_the_outputs_are_named(splits: ImageSplits) -> None:
+    task = _Task(splits)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(64, 9))
+    arguments = {"batches": task.batches, "validation": task.validation, "batch_size": BATCH}
+    stack = StackedTrainer(network, slots=1, **arguments)
+    stack.start(0, network, sampler=task.sampler("uniform", 0), steps=4)
+    with pytest.raises(ArgumentError, match=r"labels must be in \[0, 9\) for a model of 9 outputs"):
+        stack.advance()
+
+
 def test_what_does_not_fit_is_refused(splits: ImageSplits) -> None:
     task = _Task(splits)
     with pytest.raises(ArgumentError, match="slots must be at least 1, got 0"):
