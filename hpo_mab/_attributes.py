@@ -34,6 +34,8 @@ PROMOTES_KEY = "hpo_mab:promotes"
 #: What its curve has cost.
 EXAMPLES_KEY = "hpo_mab:examples"
 SECONDS_KEY = "hpo_mab:seconds"
+#: How many trials its stack had room for; without it the trial was trained alone.
+STACK_KEY = "hpo_mab:slots"
 #: How many evaluations of its curve an earlier attempt has made.
 RESUMED_KEY = "hpo_mab:resumed_at"
 #: Why it failed or diverged.

@@ -110,7 +110,8 @@ def replay(
     """Train one recorded trial again, alone, and compare its learning curve with the record.
 
     On a CPU both are the same bit for bit; on a GPU sums may be taken in another order, for which
-    --tolerance allows. Exit status 1 means that they differ.
+    --tolerance allows. A trial that was trained in a slot (--slots) is not the same alone: its
+    bandits drew other batches. Exit status 1 means that they differ.
 
     Example: `hpo-mab replay digits-mab-seed0 7`.
     """
@@ -135,6 +136,7 @@ def _replay_json(found: Replay, study: str) -> str:
         "trial": found.trial.number,
         "identical": found.is_identical,
         "largest_difference": found.largest_difference,
+        "slots": found.slots,
         **{name: [e.accuracy for e in curve] for name, curve in curves.items()},
     }
     return json.dumps(facts, indent=1)
@@ -150,7 +152,13 @@ def _replay_text(found: Replay, study: str) -> str:
         if found.is_identical
         else f"differs by up to {found.largest_difference:.2%} in accuracy"
     )
-    return "\n".join([*lines, f"Trial {found.trial.number} of {study} {verdict}."])
+    lines.append(f"Trial {found.trial.number} of {study} {verdict}.")
+    if found.slots is not None and not found.is_identical:
+        lines.append(
+            f"A difference is expected: the trial was one of up to {found.slots} in a stack, where "
+            "bandits draw other batches and sums are taken in another order."
+        )
+    return "\n".join(lines)
 
 
 def copy(

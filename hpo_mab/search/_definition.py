@@ -413,7 +413,9 @@ def _override(raw: dict[str, Any], key: str, value: Any) -> None:
     if sections == ["budget"] and last in _BUDGET_UNITS:
         for unit in _BUDGET_UNITS:
             table.pop(unit, None)
-    if len(sections) == 1 and _KINDS.get(sections[0]) == last and table.get(last) != value:
+    names = len(sections) == 1 and _KINDS.get(sections[0]) == last
+    # A value of another type is refused with all others, when the definition is read.
+    if names and isinstance(value, str) and table.get(last) != value:
         from hpo_mab.search._prepare import valid_options
 
         kept = valid_options(sections[0], value)

@@ -11,7 +11,7 @@ from typing import Any
 
 import optuna
 
-from hpo_mab._attributes import TEST_KEY, environment
+from hpo_mab._attributes import STACK_KEY, TEST_KEY, environment
 from hpo_mab._errors import ArgumentError, StorageError, UnknownNameError
 from hpo_mab.search._definition import StudySpec, make_spec
 from hpo_mab.search._objective import TrainingObjective, train_recorded
@@ -274,6 +274,15 @@ class Replay:
     def is_identical(self) -> bool:
         """Whether every value but the seconds is the same, bit for bit."""
         return [_timeless(e) for e in self.trial.curve] == [_timeless(e) for e in self.curve]
+
+    @property
+    def slots(self) -> int | None:
+        """Slots of the stack that the trial was trained in; None if it was trained alone.
+
+        Alone, sums are taken in another order, and ``mab`` draws other batches.
+        """
+        slots = self.trial.attrs.get(STACK_KEY)
+        return None if slots is None else int(slots)
 
     @property
     def largest_difference(self) -> float:

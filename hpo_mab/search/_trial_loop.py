@@ -16,7 +16,7 @@ import optuna
 import torch
 from optuna.trial import FrozenTrial, TrialState
 
-from hpo_mab._attributes import INTERRUPTED_KEY, REASON_KEY, RESUMED_KEY
+from hpo_mab._attributes import INTERRUPTED_KEY, REASON_KEY, RESUMED_KEY, STACK_KEY
 from hpo_mab._errors import memory_reason
 from hpo_mab.search._checkpoint import SlotCheckpoint, TrialRecord, warn_of_misfit
 from hpo_mab.search._claim import claim, claim_many
@@ -388,6 +388,7 @@ class StackLoop(TrialLoop):
         ends.callback(record.close)
         running = _Running(trial, assignment, record, place, checkpoint, ends)
         self._running[trial._trial_id] = running
+        trial.set_user_attr(STACK_KEY, self._stacks.slots)
         self._report_again(running, points)
         return True
 

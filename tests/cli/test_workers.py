@@ -141,6 +141,15 @@ def test_a_worker_joins_a_study_by_name_and_replay_repeats_its_trials(
     assert "Unknown trial '9'" in err
 
 
+def test_replay_says_that_a_trial_was_trained_in_a_slot(cli: Cli, tiny: str) -> None:
+    run = ("run", tiny, "--sampler", "mab", "--trials", "2", "--name", "slots", "--quiet")
+    assert cli(*run, "--slots", "2")[0] == 0
+    status, out, _ = cli("replay", "slots", "0")
+    assert status == 1
+    assert "A difference is expected: the trial was one of up to 2 in a stack" in out
+    assert json.loads(cli("replay", "slots", "0", "--json").out)["slots"] == 2
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

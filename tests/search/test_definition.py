@@ -63,6 +63,15 @@ def test_another_sampler_keeps_only_the_knobs_it_has(write) -> None:  # type: ig
 
 
 @pytest.mark.parametrize(
+    "key", ["data.name", "model.name", "optimizer.name", "sampler.kind", "pruner.kind"]
+)
+@pytest.mark.parametrize("value", [["sgd", "adam"], {"choices": ["sgd", "adam"]}, 3, True])
+def test_what_a_section_names_is_set_to_text_alone(write, key, value) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(SpecError, match=f"{key}: Input should be a valid string"):
+        load_spec(write(GOOD), {key: value})
+
+
+@pytest.mark.parametrize(
     ("change", "words"),
     [
         (('name = "digits"', 'name = "digit"'), ["Unknown data set 'digit'", "'digits'"]),
