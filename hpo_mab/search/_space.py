@@ -9,6 +9,7 @@ import collections.abc
 import dataclasses
 import inspect
 import itertools
+import math
 import types
 from collections.abc import Iterator, Mapping
 from numbers import Integral, Real
@@ -336,6 +337,14 @@ class SearchSpace:
             **_suggest(trial, "", self.loop),
         )
 
+    @property
+    def shapes(self) -> float:
+        """How many shapes of network and batch the space holds, at most; infinite for a range.
+
+        Trials of one shape share a stack, see `hpo_mab.training.StackedTrainer`.
+        """
+        return math.prod(map(_values_of, (*self.model.values(), self.loop["batch_size"])))
+
     def corners(self) -> tuple[Configuration, Configuration]:
         """The points where every range is at its low end, and at its high end."""
         return self._at_end(0), self._at_end(-1)
@@ -353,6 +362,19 @@ class SearchSpace:
     def at(self, params: Mapping[str, Any]) -> Configuration:
         """The point that a recorded trial's parameters name."""
         return self.suggest(optuna.trial.FixedTrial(present_names(params)))
+
+
+def _values_of(value: Any) -> float:
+    """How many values a parsed value may take."""
+    if isinstance(value, list):
+        return math.prod(map(_values_of, value))
+    if isinstance(value, CategoricalDistribution):
+        return len(value.choices)
+    if isinstance(value, IntDistribution):
+        return (value.high - value.low) // value.step + 1
+    if isinstance(value, FloatDistribution):
+        return 1 if value.single() else math.inf
+    return 1
 
 
 def _parse(section: str, values: Mapping[str, Any]) -> dict[str, Any]:

@@ -185,6 +185,8 @@ class TrialLoop:
 
 #: Most slots that ``"auto"`` takes; more gain little on the largest cards.
 MOST_SLOTS = 32
+#: Shapes of network and batch up to which trials share stacks.
+MOST_SHAPES = 4
 #: A search learns from finished trials: so many rounds are left to it where slots are ``"auto"``.
 _ROUNDS = 4
 #: A stack is used where a network's share of a step is below so much of its step alone.
@@ -519,6 +521,11 @@ def run_trials(
     Returns:
         Whether Ctrl-C ended it early.
     """
+    if objective.space.shapes > MOST_SHAPES:
+        # Most trials would have a stack of their own, nearly empty and many times slower.
+        if slots not in ("auto", 1):
+            objective.note("ranges of the network's options give each trial a shape of its own")
+        slots = 1
     count = slots if isinstance(slots, int) else choose_slots(objective, trials=trials)
     if count > 1:
         try:

@@ -108,6 +108,22 @@ def test_shapes_have_stacks_of_their_own(storage: Storage, tiny: Make, splits: I
     assert [trial.state for trial in run.trials] == ["complete"] * 6
 
 
+def test_a_range_of_shapes_is_trained_one_at_a_time(
+    storage: Storage, tiny: Make, splits: ImageSplits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(StackLoop, "run", lambda self: pytest.fail("a stack for each trial"))
+    spec = tiny(
+        model={"name": "mlp", "dropout": {"low": 0.0, "high": 0.5}},
+        budget={"trials": 2},
+        training={"slots": 4},
+    )
+    outcome = _runner(spec, storage, splits).run(score=False)
+    assert len(outcome.run.trials) == 2
+    assert outcome.loop_reasons == (
+        "ranges of the network's options give each trial a shape of its own",
+    )
+
+
 def test_samplers_that_no_stack_takes_are_trained_alone(
     storage: Storage, tiny: Make, splits: ImageSplits
 ) -> None:
