@@ -123,7 +123,7 @@ def run(
     from hpo_mab.cli._signals import stoppable
     from hpo_mab.dashboard import publish_study
     from hpo_mab.search import StudyRunner
-    from hpo_mab.search._study import check_pruner, default_name, fresh_name
+    from hpo_mab.search._study import check_pruner, choose_name
     from hpo_mab.storage import Storage
 
     silent = quiet or as_json
@@ -137,9 +137,7 @@ def run(
         gpus_per_worker=gpus_per_worker,
         quiet=silent,
     )
-    study_name = name or default_name(loaded, loaded.sampler.kind)
-    if fresh:
-        study_name = fresh_name(store, study_name)
+    study_name = choose_name(store, loaded, arm=loaded.sampler.kind, name=name, fresh=fresh)
     # Before the data are loaded, which may take long.
     check_pruner(store, study_name, loaded)
     with shown_data(quiet=silent):

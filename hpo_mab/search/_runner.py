@@ -18,7 +18,7 @@ from hpo_mab.search._objective import TrainingObjective, train_recorded
 from hpo_mab.search._pilot import Choice, stored_choice
 from hpo_mab.search._plan import Target
 from hpo_mab.search._prepare import load_splits, make_objective
-from hpo_mab.search._study import default_name, fresh_name, make_study, open_with_parts
+from hpo_mab.search._study import choose_name, make_study, open_with_parts
 from hpo_mab.search._trial_loop import Slots, TrialCallback, run_trials
 from hpo_mab.storage import Definition, Storage, StudyRun, TrialRun, open_study, read_run
 from hpo_mab.training import Budget, Evaluation, TrainingDiverged
@@ -74,14 +74,8 @@ class StudyRunner:
         self.objective.store_in(storage, checkpoint=spec.training.checkpoint)
 
     def name(self, name: str | None = None, *, fresh: bool = False) -> str:
-        """The study's name: as given, or from definition, arm and seed.
-
-        Args:
-            name: A name of the user's choice.
-            fresh: Take the first name ``name.2``, ``name.3``, ... that no study has.
-        """
-        chosen = name or default_name(self.spec, self.arm)
-        return fresh_name(self.storage, chosen) if fresh else chosen
+        """The study's name, see `choose_name`."""
+        return choose_name(self.storage, self.spec, arm=self.arm, name=name, fresh=fresh)
 
     def run(
         self,

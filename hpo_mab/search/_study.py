@@ -48,6 +48,22 @@ def default_name(spec: StudySpec, arm: str) -> str:
     return f"{spec.name}-{arm}-seed{spec.seed}"
 
 
+def choose_name(
+    storage: Storage, spec: StudySpec, *, arm: str, name: str | None = None, fresh: bool = False
+) -> str:
+    """A study's name: as given, or from definition, arm and seed.
+
+    Args:
+        storage: Where the study lives; asked only for a ``fresh`` name.
+        spec: The definition.
+        arm: The study's arm in a comparison.
+        name: A name of the user's choice.
+        fresh: Take the first name ``name.2``, ``name.3``, ... that no study has.
+    """
+    chosen = name or default_name(spec, arm)
+    return fresh_name(storage, chosen) if fresh else chosen
+
+
 def fresh_name(storage: Storage, name: str) -> str:
     """The first of ``name``, ``name.2``, ``name.3``, ... that no study has."""
     taken = set(study_names(storage))
