@@ -16,9 +16,9 @@ import sys
 
 import _shared
 import optuna
+from _faults import inject_kills
 
 from hpo_mab.search import StudySpec, make_spec
-from hpo_mab.testing._faults import inject_kills
 
 
 def main() -> None:

@@ -5,6 +5,7 @@ Nothing here waits for the host.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hpo_mab.bandits._settings import BanditEngine, BanditSettings, Figures
+from hpo_mab.bandits._settings import BanditEngine, BanditSettings, Figures, above_average
 from hpo_mab.bandits._tensor_policies import TENSOR_POLICIES, TensorKnobs, TensorPasses
 
 
@@ -21,10 +22,12 @@ class TensorLossBinarizer:
 
     Args:
         decay: Decay of each network's moving average a batch, float64 [K], each in [0, 1).
+        rule: Which losses are rewarded, see `hpo_mab.bandits._settings.REWARDS`.
     """
 
-    def __init__(self, decay: Tensor) -> None:
+    def __init__(self, decay: Tensor, rule: Callable[[Any, Any], Any] = above_average) -> None:
         self._decay = decay
+        self._rule = rule
         self._total = torch.zeros_like(decay)
         self._weight = torch.zeros_like(decay)
 
@@ -46,7 +49,8 @@ class TensorLossBinarizer:
         for average, value in ((self._total, mean), (self._weight, 1.0)):
             moved = self._decay * average + (1 - self._decay) * value
             average.copy_(torch.where(some, moved, average))
-        return ((rows >= threshold[:, None]) & valid).flatten(), valid.flatten()
+        rewarded: Tensor = self._rule(rows, threshold[:, None])
+        return (rewarded & valid).flatten(), valid.flatten()
 
     def tensors(self) -> dict[str, Tensor]:
         """All tensors that make the state, [K] each."""
@@ -184,7 +188,7 @@ class DeviceEngine(BanditEngine):
         # Of their own: walked on by arms without pulls only, they leave every arm the same chance
         # of a uniform pick.
         self._order = TensorPasses(self._sizes, generator)
-        self._binarizer = TensorLossBinarizer(self._knobs.loss_decay)
+        self._binarizer = TensorLossBinarizer(self._knobs.loss_decay, settings.rule)
         self._draws = torch.zeros(shares.shape, dtype=torch.int32, device=device)
         #: Pulls rewarded, and pulls judged, since `figures`.
         self._tally = torch.zeros(stack, 2, dtype=torch.int64, device=device)

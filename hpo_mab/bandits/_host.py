@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,7 @@ from hpo_mab.bandits._settings import (
     Floats,
     Ints,
     Rewards,
+    above_average,
 )
 from hpo_mab.bandits._states import (
     PRIOR,
@@ -45,7 +47,7 @@ from hpo_mab.bandits._states import (
 
 
 class LossBinarizer:
-    """Rewards losses that reach the moving average ``m`` of the training loss.
+    """Rewards losses by a rule, given the moving average ``m`` of the training loss.
 
     ``m`` is the bias-corrected exponential moving average of the mean loss of the batches *before*
     the one that is judged; the first batch is judged by its own mean. Non-finite losses are
@@ -53,10 +55,12 @@ class LossBinarizer:
 
     Args:
         decay: Decay of the moving average a batch, in [0, 1).
+        rule: Which losses are rewarded, see `hpo_mab.bandits._settings.REWARDS`.
     """
 
-    def __init__(self, decay: float) -> None:
+    def __init__(self, decay: float, rule: Callable[[Any, Any], Any] = above_average) -> None:
         self.decay = decay
+        self._rule = rule
         self.total = 0.0
         self.weight = 0.0
 
@@ -81,7 +85,7 @@ class LossBinarizer:
         threshold = self.total / self.weight if self.weight else mean
         self.total = self.decay * self.total + (1 - self.decay) * mean
         self.weight = self.decay * self.weight + (1 - self.decay)
-        rewards = losses >= threshold
+        rewards = np.asarray(self._rule(losses, threshold), dtype=np.bool_)
         return rewards.view(np.int8), valid
 
 
@@ -349,7 +353,7 @@ class HostEngine(BanditEngine):
             passes=UniformPasses(self._sizes, rng) if settings.shuffles else None,
             limit=MOST_PULLS if memory is None or memory > self._mean_size else None,
         )
-        self._binarizer = LossBinarizer(settings.loss_decay)
+        self._binarizer = LossBinarizer(settings.loss_decay, settings.rule)
         self._draws = np.zeros(shares.shape, dtype=np.uint16)
         self._uncounted_draws: list[Ints] = []
         self._uncounted_rewards: list[Rewards] = []

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+from collections.abc import Callable
 from typing import Any, Literal
 
 import numpy as np
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hpo_mab._errors import ArgumentError, UnknownNameError
+from hpo_mab._registry import Named, Registry
 
 Bools = NDArray[np.bool_]
 Floats = NDArray[np.float64]
@@ -32,12 +34,32 @@ AUTO_MEMORY_SHARE = 0.25
 POLICIES = ("epsilon_greedy", "softmax", "thompson", "ucb1")
 
 
+def above_average(losses: Any, average: Any) -> Any:
+    """Losses that reach the moving average of the training loss."""
+    return losses >= average
+
+
+#: Rules of reward. A rule is called with losses [..., B] and the moving average of the mean loss
+#: of the batches before, [..., 1]; it returns which losses are rewarded, as booleans [..., B]. The
+#: CPU's engine calls it with NumPy's arrays, of one batch, and the device's with tensors, of the
+#: batches of a stack. It must neither wait for the device nor change its arguments. Losses that
+#: are not finite may be among them; their rewards do not count.
+REWARDS = Registry(
+    "reward",
+    {
+        "above_average": above_average,
+    },
+    given=("losses", "average"),
+)
+
+
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class BanditSettings:
     """Knobs of the bandits; `hpo_mab.samplers.MABSampler` documents each.
 
     Raises:
         ArgumentError: A knob outside its bound, or two that exclude each other.
+        UnknownNameError: No such policy or rule of reward.
     """
 
     policy: str = "thompson"
@@ -52,8 +74,10 @@ class BanditSettings:
     epsilon: float = 0.1
     temperature: float = 0.1
     exploration: float = 1.0
+    reward: Named = "above_average"
 
     def __post_init__(self) -> None:
+        _ = self.rule
         if self.policy not in POLICIES:
             raise UnknownNameError("policy", self.policy, POLICIES)
         if len(self.prior) != 2 or not all(0.1 <= value <= 1000 for value in self.prior):
@@ -70,6 +94,11 @@ class BanditSettings:
             raise ArgumentError(f"exploration must be at least 0, got {self.exploration}.")
         self._check_replacement()
         self._check_forgetting()
+
+    @property
+    def rule(self) -> Callable[[Any, Any], Any]:
+        """The rule of reward, see `REWARDS`."""
+        return above_average if self.reward == "above_average" else REWARDS.load(self.reward)
 
     @property
     def uniform(self) -> float:

@@ -80,6 +80,9 @@ def main() -> None:
 
     Exit status: 0 done, 2 a mistake in what was asked, 130 interrupted.
     """
+    if "" not in sys.path:
+        # As `python -m` does: a definition may name modules in the current folder.
+        sys.path.append("")
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _in_one_line

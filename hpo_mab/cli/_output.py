@@ -313,7 +313,7 @@ def _rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
         rows.append(("Spent", spent))
     if facts["auto"] is not None:
         rows.append(("Sampler", f"auto chose {facts['auto']['sampler']}: {facts['auto']['why']}"))
-    rows += [("Without CUDA graph", reason) for reason in facts["loop_reasons"]]
+    rows += [("Training", reason) for reason in facts["loop_reasons"]]
     saved = facts["examples_saved_by_pruning"]
     if saved is not None:
         share = saved / max(saved + facts["examples"], 1)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from hpo_mab._attributes import environment
-from hpo_mab._lazy import lazy_names
+from hpo_mab._registry import lazy_names
 from hpo_mab.compare._records import (
     ArmSummary,
     ComparisonSummary,
@@ -39,15 +39,6 @@ if TYPE_CHECKING:
         run_comparison,
         stored_comparison,
     )
-    from hpo_mab.compare._simulation import (
-        CurveTable,
-        FalsePrunings,
-        Saving,
-        Simulation,
-        false_prunings,
-        saving,
-        simulate,
-    )
 
 __all__ = [
     "ArmSummary",
@@ -57,28 +48,21 @@ __all__ = [
     "Contrast",
     "CostToTarget",
     "Currency",
-    "CurveTable",
-    "FalsePrunings",
     "FidelityRow",
     "IncumbentCurve",
     "PairedRow",
     "Question",
-    "Saving",
-    "Simulation",
     "arms_of",
     "comparison_record",
     "comparison_tables",
     "environment",
     "evidence_of",
-    "false_prunings",
     "incumbent_curve",
     "outcome",
     "read_record",
     "report_html",
     "retrain",
     "run_comparison",
-    "saving",
-    "simulate",
     "stored_comparison",
     "summarise",
     "verdict",
@@ -88,17 +72,10 @@ __getattr__, __dir__ = lazy_names(
     __name__,
     {
         "ComparisonRuns": "._runner",
-        "CurveTable": "._simulation",
-        "FalsePrunings": "._simulation",
-        "Saving": "._simulation",
-        "Simulation": "._simulation",
         "arms_of": "._runner",
         "evidence_of": "._evidence",
-        "false_prunings": "._simulation",
         "retrain": "._runner",
         "run_comparison": "._runner",
-        "saving": "._simulation",
-        "simulate": "._simulation",
         "stored_comparison": "._runner",
     },
 )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
+import functools
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +12,26 @@ import numpy as np
 import torch
 from sklearn.datasets import load_digits
 
-from hpo_mab._errors import UnknownNameError
+from hpo_mab._errors import ArgumentError
+from hpo_mab._registry import Named, Registry, name_of
 from hpo_mab.data import _images, _torchvision
 from hpo_mab.data._folder import image_folder
 from hpo_mab.data._images import Augmentation, ImageData
-from hpo_mab.data._splits import ImageSplits, split, stratified_halves
+from hpo_mab.data._splits import (
+    TEST_SHARE,
+    DatasetSplits,
+    ImageSplits,
+    split,
+    split_datasets,
+    stratified_halves,
+)
 
-_TEST_SHARE = 0.2
+#: What a data set's function returns: ``"train"``, and ``"validation"`` and ``"test"`` where it has
+#: them, each an `ImageData`, or each a map-style data set of ``(input tensor, class)``.
+Parts = Mapping[str, Any]
 
 
-def digits() -> tuple[ImageData, ImageData]:
+def digits() -> Parts:
     """1,797 grey 8x8 images of ten digits; a fixed stratified fifth is the test part."""
     source = load_digits()
     # Grey levels 0..16 become 0..255.
@@ -30,49 +41,58 @@ def digits() -> tuple[ImageData, ImageData]:
         labels=torch.from_numpy(source.target.astype(np.int64)),
         classes=tuple(str(name) for name in source.target_names),
     )
-    train, test = stratified_halves(data.labels, share=_TEST_SHARE, seed=0)
-    return data.subset(train), data.subset(test)
+    train, test = stratified_halves(data.labels, share=TEST_SHARE, seed=0)
+    return {"train": data.subset(train), "test": data.subset(test)}
 
 
-_OPTIONS: dict[str, tuple[str, ...]] = {
-    "image_folder": tuple(
-        name for name in inspect.signature(image_folder).parameters if name != "root"
-    )
-}
+def _torchvision_set(name: str, *, root: Path, download: bool) -> Parts:
+    train, test = _torchvision.load_torchvision(name, root=root, download=download)
+    return {"train": train, "test": test}
+
+
+#: Data sets. A function is given ``root``, a `Path`, and ``download`` where it takes them.
+DATA_SETS = Registry(
+    "data set",
+    {
+        "digits": digits,
+        "image_folder": image_folder,
+        **{name: functools.partial(_torchvision_set, name) for name in _torchvision.NAMES},
+    },
+    given=("root", "download"),
+)
 #: Data sets whose images mean the same when mirrored.
-_MIRRORED = {"cifar10", "cifar100", "fashion_mnist", "image_folder", "stl10"}
+_MIRRORED = {*_torchvision.MIRRORED, "image_folder"}
 _CLASSES_SHOWN = 10
 
 _log = logging.getLogger("hpo_mab.data")
 
 
 def available() -> tuple[str, ...]:
-    """Names that `load` takes, sorted."""
-    return tuple(sorted((*_torchvision.NAMES, "digits", "image_folder")))
+    """Names of this package that `load` takes, sorted."""
+    return tuple(DATA_SETS)
 
 
-def options(name: str) -> tuple[str, ...]:
+def options(name: Named) -> tuple[str, ...]:
     """Names of the options `load` takes for a data set.
 
     Raises:
         UnknownNameError: No such data set.
+        ArgumentError: It cannot be imported.
     """
-    if name not in available():
-        raise UnknownNameError("data set", name, available())
-    return _OPTIONS.get(name, ())
+    return tuple(DATA_SETS.options(name))
 
 
 def load(
-    name: str, *, root: Path | str = "data", download: bool = True, **more: Any
+    name: Named, *, root: Path | str = "data", download: bool = True, **more: Any
 ) -> tuple[ImageData, ImageData]:
-    """Load a data set by name.
+    """Load a data set of images by name.
 
     Decoded images are kept in ``root/.hpo_mab_cache`` and memory-mapped from there by the next
     call and by other processes, until a source file changes; a root that cannot be written is
     decoded each time.
 
     Args:
-        name: One of `available`.
+        name: One of `available`, or ``package.module:Name`` of a function as for `load_splits`.
         root: Folder of the data: torchvision's root, or the folder of an ``image_folder``.
             ``digits`` needs none.
         download: Whether to fetch what is missing.
@@ -84,32 +104,40 @@ def load(
 
     Raises:
         UnknownNameError: No such data set or option.
-        ArgumentError: An option outside its bound.
+        ArgumentError: An option outside its bound, or data that are no images.
         DataError: The data are not there, cannot be fetched or cannot be read, or are more than
             memory holds.
     """
     parts = _load(name, Path(root), download, more).parts
+    if not isinstance(parts["train"], ImageData):
+        raise ArgumentError(f"data set '{name_of(name)}' is not one of images; use load_splits.")
     return parts["train"], parts["test"]
 
 
 def load_splits(
-    name: str,
+    name: Named,
     *,
     validation: float = 0.15,
     seed: int = 0,
     root: Path | str = "data",
     download: bool = True,
     **more: Any,
-) -> ImageSplits:
+) -> ImageSplits | DatasetSplits:
     """Load a data set by name, in three parts.
 
     What was taken is logged by ``hpo_mab.data`` at the level INFO: sizes, classes with their
     training images, and what was passed over.
 
+    Another data set than ours is a function, named ``package.module:Name``, that takes its options
+    by name, and ``root`` and ``download`` if it needs them. It returns a mapping with the part
+    ``"train"`` and, where it has them, ``"validation"`` and ``"test"``: each an `ImageData`, or
+    each a map-style data set of ``(input tensor, class)``. Without a test part, a fixed stratified
+    fifth of the training examples is the test part.
+
     Args:
-        name: One of `available`.
-        validation: Share of the training images to validate on, in (0, 1), each class in
-            proportion; not used where validation images come with the data set.
+        name: One of `available`, or such a function or its name.
+        validation: Share of the training examples to validate on, in (0, 1), each class in
+            proportion; not used where validation examples come with the data set.
         seed: Seed of that split.
         root: Folder of the data, see `load`.
         download: Whether to fetch what is missing.
@@ -124,27 +152,49 @@ def load_splits(
     """
     found = _load(name, Path(root), download, more)
     parts = found.parts
+    if not isinstance(parts["train"], ImageData):
+        datasets = split_datasets(parts, validation=validation, seed=seed)
+        _log.info("%s: %s", name_of(name), datasets.description)
+        return datasets
     given = parts.get("validation", validation)
     splits = split(parts["train"], parts["test"], validation=given, seed=seed)
-    title = Path(root).resolve().name if name == "image_folder" else name
-    for line in _description(title or name, found, splits):
+    title = Path(root).resolve().name if name == "image_folder" else name_of(name)
+    for line in _description(title or name_of(name), found, splits):
         _log.info("%s", line)
     return splits
 
 
-def _load(name: str, root: Path, download: bool, more: dict[str, Any]) -> _images.Decoded:
-    for option in more:
-        if option not in options(name):
-            raise UnknownNameError(f"option of data set '{name}'", option, options(name))
-    if name in _torchvision.NAMES:
-        train, test = _torchvision.load_torchvision(name, root=root, download=download)
-        return _images.Decoded(parts={"train": train, "test": test})
-    if name == "image_folder":
-        return image_folder(root=root, **more)
-    if name == "digits":
-        train, test = digits()
-        return _images.Decoded(parts={"train": train, "test": test})
-    raise UnknownNameError("data set", name, available())
+def _load(name: Named, root: Path, download: bool, more: dict[str, Any]) -> _images.Decoded:
+    DATA_SETS.check(name, {key: [value] for key, value in more.items()}, section="data")
+    found = DATA_SETS.maker(name, root=root, download=download)(**more)
+    if isinstance(found, _images.Decoded):
+        return found
+    parts = _checked(name_of(name), found)
+    train = parts["train"]
+    if isinstance(train, ImageData) and "test" not in parts:
+        kept, held = stratified_halves(train.labels, share=TEST_SHARE, seed=0, name="test")
+        parts |= {"train": train.subset(kept), "test": train.subset(held)}
+    return _images.Decoded(parts=parts)
+
+
+def _checked(name: str, parts: Any) -> dict[str, Any]:
+    """The parts of a data set, each of the same sort."""
+    if not isinstance(parts, Mapping) or "train" not in parts or not {*parts} <= set(_PARTS):
+        found = f"the keys {', '.join(map(repr, parts))}" if isinstance(parts, Mapping) else ""
+        raise ArgumentError(
+            f"data set '{name}' must return a mapping with 'train' and, if it has them, "
+            f"'validation' and 'test', got {found or type(parts).__name__}."
+        )
+    present = {part: data for part, data in parts.items() if data is not None}
+    if len({isinstance(data, ImageData) for data in present.values()}) > 1:
+        kinds = ", ".join(f"{part} {type(data).__name__}" for part, data in present.items())
+        raise ArgumentError(
+            f"the parts of data set '{name}' must all be ImageData, or none of them, got {kinds}."
+        )
+    return present
+
+
+_PARTS = ("train", "validation", "test")
 
 
 def _description(title: str, found: _images.Decoded, splits: ImageSplits) -> list[str]:
@@ -167,16 +217,16 @@ def _description(title: str, found: _images.Decoded, splits: ImageSplits) -> lis
     ]
 
 
-def default_augmentation(name: str, *, image_size: tuple[int, int]) -> Augmentation:
+def default_augmentation(name: Named, *, image_size: tuple[int, int]) -> Augmentation:
     """The augmentation that suits a data set: shifts by an eighth; mirrored where that is safe.
 
     Args:
-        name: One of `available`.
+        name: One of `available`, or another data set's, whose images are not mirrored.
         image_size: Height and width in pixels.
 
     Raises:
         UnknownNameError: No such data set.
+        ArgumentError: It cannot be imported.
     """
-    if name not in available():
-        raise UnknownNameError("data set", name, available())
+    DATA_SETS.load(name)
     return Augmentation(pad=min(image_size) // 8, flip=name in _MIRRORED)

@@ -5,18 +5,23 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from typing import Self
+from collections.abc import Mapping
+from typing import Any, Self
 
 import numpy as np
 import torch
 from sklearn.model_selection import train_test_split
 from torch import Tensor
+from torch.utils.data import Dataset, Subset
 
 from hpo_mab._errors import ArgumentError
+from hpo_mab._labels import check_examples, labels_of
 from hpo_mab.data._images import ImageData
 
 #: Images looked at at once.
 _BLOCK = 4096
+#: Share of the training examples that are the test part of data that come without one.
+TEST_SHARE = 0.2
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -36,6 +41,21 @@ class ImageSplits:
     test: ImageData
     mean: Tensor
     std: Tensor
+
+    @property
+    def labels(self) -> Tensor:
+        """Class of each training example, int64 [N]."""
+        return self.train.labels
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes, ``C``."""
+        return self.train.num_classes
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of a network's input: [channels, height, width]."""
+        return (self.train.channels, *self.train.image_size)
 
     def to(self, device: torch.device | str) -> Self:
         """The same parts on another device."""
@@ -79,6 +99,95 @@ def split(
         part, judged = train.subset(kept), train.subset(held_out)
     mean, std = channel_statistics(part)
     return ImageSplits(train=part, validation=judged, test=test, mean=mean, std=std)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class DatasetSplits:
+    """Parts of a data set of any kind, which a ``DataLoader`` makes batches of.
+
+    Attributes:
+        train: Map-style data set of ``(input tensor, class)`` to train on.
+        validation: Examples to judge trials by.
+        test: Examples kept for the final score; None where there are none.
+        labels: Class of each training example, int64 [N] on the CPU.
+    """
+
+    train: Dataset[Any]
+    validation: Dataset[Any]
+    test: Dataset[Any] | None = None
+    labels: Tensor
+
+    @classmethod
+    def of(cls, train: Dataset[Any], validation: Dataset[Any]) -> Self:
+        """A training and a validation part.
+
+        Raises:
+            ArgumentError: Items that are not pairs of an input and a class.
+        """
+        labels = labels_of(train, name="the training set in data")
+        check_examples(validation, name="the validation set in data")
+        return cls(train=train, validation=validation, labels=labels)
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes, ``C``: one more than the largest label."""
+        return int(self.labels.max()) + 1
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of the first training input.
+
+        Raises:
+            ArgumentError: It is no tensor.
+        """
+        first = self.train[0][0]
+        if not isinstance(first, Tensor):
+            raise ArgumentError(
+                f"inputs of the training set in data must be tensors, got {type(first).__name__}."
+            )
+        return tuple(first.shape)
+
+    @property
+    def sizes(self) -> tuple[int, int, int]:
+        """Examples of the training, validation and test part."""
+        parts: tuple[Any, ...] = (self.train, self.validation, self.test or ())
+        return len(parts[0]), len(parts[1]), len(parts[2])
+
+    @property
+    def description(self) -> str:
+        """Sizes, classes and inputs, in words."""
+        train, validation, test = self.sizes
+        return (
+            f"{train:,} training, {validation:,} validation, {test:,} test examples, "
+            f"{self.num_classes:,} classes, inputs of shape {list(self.input_shape)}"
+        )
+
+
+def split_datasets(
+    parts: Mapping[str, Dataset[Any]], *, validation: float, seed: int
+) -> DatasetSplits:
+    """Cut the parts that do not come with a data set out of its training examples.
+
+    Args:
+        parts: ``"train"`` and, where there are, ``"validation"`` and ``"test"``.
+        validation: Share of the training examples to validate on, in (0, 1), each class in
+            proportion.
+        seed: Seed of that split. The test part is a fixed fifth.
+
+    Raises:
+        ArgumentError: As `stratified_halves`, or items that are not ``(input, class)``.
+    """
+    found = dict(parts)
+    labels = labels_of(found["train"], name="the training set in data")
+    for name, share, chosen in (("test", TEST_SHARE, 0), ("validation", validation, seed)):
+        if name in found:
+            check_examples(found[name], name=f"the {name} set in data")
+            continue
+        train = found["train"]
+        kept, held = stratified_halves(labels, share=share, seed=chosen, name=name)
+        found["train"], found[name] = Subset(train, kept.tolist()), Subset(train, held.tolist())
+        labels = labels[kept]
+    return DatasetSplits(**found, labels=labels)
 
 
 def _check_alike(name: str, part: ImageData, train: ImageData) -> None:
@@ -178,8 +287,12 @@ class DataIdentity:
     files: str = ""
 
     @classmethod
-    def of(cls, splits: ImageSplits) -> DataIdentity:
-        """The identity of data that are split."""
+    def of(cls, splits: ImageSplits | DatasetSplits) -> DataIdentity:
+        """The identity of data that are split; of data sets, by labels and sizes alone."""
+        if isinstance(splits, DatasetSplits):
+            held = hashlib.blake2b(splits.labels.numpy().tobytes(), digest_size=16)
+            held.update(repr(splits.sizes).encode())
+            return cls(classes=splits.num_classes, content=held.hexdigest())
         labels = hashlib.blake2b(json.dumps(splits.train.classes).encode(), digest_size=16)
         for part in (splits.train, splits.validation, splits.test):
             labels.update(part.labels.cpu().numpy().tobytes() + b"\x1f")

@@ -42,23 +42,32 @@ class _Source:
         cls: Its class in ``torchvision.datasets``.
         files: Patterns of its files below the root, archives included.
         splits: Arguments that choose the training and the test part.
+        mirrored: Whether its images mean the same when mirrored.
     """
 
     cls: str
     files: tuple[str, ...]
     splits: tuple[Mapping[str, Any], Mapping[str, Any]] = ({"train": True}, {"train": False})
+    mirrored: bool = False
 
 
 _BY_SPLIT = ({"split": "train"}, {"split": "test"})
 _SOURCES = {
     "mnist": _Source(cls="MNIST", files=("MNIST/raw/*",)),
-    "fashion_mnist": _Source(cls="FashionMNIST", files=("FashionMNIST/raw/*",)),
+    "fashion_mnist": _Source(cls="FashionMNIST", files=("FashionMNIST/raw/*",), mirrored=True),
     "kmnist": _Source(cls="KMNIST", files=("KMNIST/raw/*",)),
-    "cifar10": _Source(cls="CIFAR10", files=("cifar-10-batches-py/*", "cifar-10-python.tar.gz")),
-    "cifar100": _Source(cls="CIFAR100", files=("cifar-100-python/*", "cifar-100-python.tar.gz")),
+    "cifar10": _Source(
+        cls="CIFAR10", files=("cifar-10-batches-py/*", "cifar-10-python.tar.gz"), mirrored=True
+    ),
+    "cifar100": _Source(
+        cls="CIFAR100", files=("cifar-100-python/*", "cifar-100-python.tar.gz"), mirrored=True
+    ),
     "svhn": _Source(cls="SVHN", files=("train_32x32.mat", "test_32x32.mat"), splits=_BY_SPLIT),
     "stl10": _Source(
-        cls="STL10", files=("stl10_binary/*", "stl10_binary.tar.gz"), splits=_BY_SPLIT
+        cls="STL10",
+        files=("stl10_binary/*", "stl10_binary.tar.gz"),
+        splits=_BY_SPLIT,
+        mirrored=True,
     ),
 }
 
@@ -66,6 +75,8 @@ _ARCHIVES = {".gz", ".mat"}
 
 #: Names this module loads.
 NAMES = tuple(_SOURCES)
+#: Those whose images mean the same when mirrored.
+MIRRORED = frozenset(name for name, source in _SOURCES.items() if source.mirrored)
 
 
 def load_torchvision(name: str, *, root: Path, download: bool) -> tuple[ImageData, ImageData]:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import inspect
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
 from torch import nn
 
-from hpo_mab._errors import ArgumentError, UnknownNameError
+from hpo_mab._errors import ArgumentError
+from hpo_mab._registry import Named, Registry
 
 
 class MLP(nn.Sequential):
@@ -142,33 +142,31 @@ def resnet18(
     return model
 
 
-_MODELS: dict[str, Callable[..., nn.Module]] = {
-    "mlp": MLP,
-    "resnet18": resnet18,
-    "small_cnn": SmallCNN,
-}
-_GIVEN = ("in_channels", "num_classes", "image_size")
+#: Networks. Another one than ours is given what it takes of the arguments named here.
+NETWORKS = Registry(
+    "model",
+    {"mlp": MLP, "resnet18": resnet18, "small_cnn": SmallCNN},
+    given=("in_channels", "num_classes", "image_size", "input_shape"),
+)
 
 
 def available() -> tuple[str, ...]:
-    """Names that `create` takes, sorted."""
-    return tuple(sorted(_MODELS))
+    """Names of this package that `create` takes, sorted."""
+    return tuple(NETWORKS)
 
 
-def options(name: str) -> dict[str, Any]:
+def options(name: Named) -> dict[str, Any]:
     """Knobs of a network with their defaults.
 
     Raises:
         UnknownNameError: No such network.
+        ArgumentError: It cannot be imported.
     """
-    if name not in _MODELS:
-        raise UnknownNameError("model", name, _MODELS)
-    parameters = inspect.signature(_MODELS[name]).parameters
-    return {knob: value.default for knob, value in parameters.items() if knob not in _GIVEN}
+    return {knob: option.default for knob, option in NETWORKS.options(name).items()}
 
 
 def create(
-    name: str,
+    name: Named,
     *,
     in_channels: int,
     num_classes: int,
@@ -178,7 +176,8 @@ def create(
     """Make a network with fresh weights from the global random state.
 
     Args:
-        name: One of `available`.
+        name: One of `available`, ``package.module:Name`` of another network, or its class or a
+            function that makes it; it is called with its knobs and those arguments that it takes.
         in_channels: Channels of an image, at least 1.
         num_classes: Classes, ``C``, at least 2.
         image_size: Height and width in pixels, or one number for both.
@@ -191,13 +190,38 @@ def create(
         UnknownNameError: No such network or knob.
         ArgumentError: An argument outside its bound.
     """
-    valid = options(name)
-    for knob in knobs:
-        if knob not in valid:
-            raise UnknownNameError(f"option of model '{name}'", knob, valid)
+    NETWORKS.check(name, {knob: [value] for knob, value in knobs.items()}, section="model")
     if in_channels < 1:
         raise ArgumentError(f"in_channels must be at least 1, got {in_channels}.")
+    size = (image_size, image_size) if isinstance(image_size, int) else image_size
+    make = network_maker(name, input_shape=(in_channels, *size), num_classes=num_classes)
+    return make(**knobs)
+
+
+def network_maker(
+    name: Named, *, input_shape: tuple[int, ...], num_classes: int
+) -> Callable[..., nn.Module]:
+    """What makes a network for some data, called with its knobs.
+
+    Args:
+        name: As for `create`.
+        input_shape: Shape of an input: [channels, height, width], or [features], for which a
+            network of this package has ``image_size = (1, 1)``.
+        num_classes: Classes, ``C``, at least 2.
+
+    Raises:
+        UnknownNameError: No such network.
+        ArgumentError: An argument outside its bound, or inputs of another shape for a network of
+            this package.
+    """
     if num_classes < 2:
         raise ArgumentError(f"num_classes must be at least 2, got {num_classes}.")
-    size = (image_size, image_size) if isinstance(image_size, int) else image_size
-    return _MODELS[name](in_channels=in_channels, num_classes=num_classes, image_size=size, **knobs)
+    given: dict[str, Any] = {"input_shape": input_shape, "num_classes": num_classes}
+    if len(input_shape) in (1, 3):
+        given |= {"in_channels": input_shape[0], "image_size": (*input_shape[1:], 1, 1)[:2]}
+    elif name in NETWORKS:
+        raise ArgumentError(
+            f"model '{name}' needs inputs [channels, height, width] or [features], "
+            f"got {list(input_shape)}."
+        )
+    return NETWORKS.maker(name, **given)

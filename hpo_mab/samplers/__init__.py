@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from hpo_mab._lazy import lazy_names
-from hpo_mab.samplers._registry import KINDS, available, create, knob_types, knobs
+from hpo_mab._registry import lazy_names
+from hpo_mab.samplers._registry import NAMES, available, create, knob_types, knobs
 
 if TYPE_CHECKING:
     from hpo_mab.samplers._base import BatchSampler, Draw
@@ -44,7 +44,7 @@ __all__ = [
 
 __getattr__, __dir__ = lazy_names(
     __name__,
-    {name: module for module, name in KINDS.values()}
+    {name: module for module, name in (path.split(":") for path in NAMES.values())}
     | dict.fromkeys(("BatchSampler", "Draw"), "hpo_mab.samplers._base")
     | {"FeedbackError": "hpo_mab.samplers._feedback"},
 )

@@ -18,6 +18,7 @@ from torch.utils.data import Sampler
 
 from hpo_mab._errors import ArgumentError
 from hpo_mab._labels import class_labels
+from hpo_mab._registry import name_of
 from hpo_mab.samplers._feedback import FeedbackError, check_losses, checked_targets, same_indices
 
 
@@ -345,7 +346,8 @@ class BatchSampler(Sampler[list[int]], abc.ABC):
                 f"got the keys {', '.join(map(repr, state)) or 'none'}."
             )
         own = self._identity
-        differ = [name for name in {**own, **found} if own.get(name) != found.get(name)]
+        # What a state does not name is an option that its version of the class did not have.
+        differ = [name for name in {"class": "", **found} if own.get(name) != found.get(name)]
         if differ:
             raise ArgumentError(
                 "state is of another sampler: "
@@ -459,4 +461,6 @@ def _plain(value: Any) -> Any:
         return [_plain(part) for part in value]
     if isinstance(value, bool | int | float | str | None):
         return value
+    if callable(value):
+        return name_of(value)
     return f"{type(value).__module__}.{type(value).__qualname__}"

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from hpo_mab._errors import ArgumentError
+from hpo_mab._registry import Named
 from hpo_mab.bandits import (
     BanditEngine,
     BanditSettings,
@@ -92,6 +93,9 @@ class MABSampler(BatchSampler):
         epsilon: Of ``"epsilon_greedy"``, in [0, 1].
         temperature: Of ``"softmax"``, positive.
         exploration: Of ``"ucb1"``, at least 0.
+        reward: Which losses of a batch are rewarded: ``"above_average"``, those that reach the
+            moving average; or ``"package.module:name"`` of a rule like
+            `hpo_mab.bandits.above_average`, or the rule.
 
     Raises:
         ArgumentError: An argument outside its bound, ``memory`` together with ``discount``, or
@@ -120,6 +124,7 @@ class MABSampler(BatchSampler):
         epsilon: float = 0.1,
         temperature: float = 0.1,
         exploration: float = 1.0,
+        reward: Named = "above_average",
     ) -> None:
         settings = BanditSettings(
             policy=policy,
@@ -134,6 +139,7 @@ class MABSampler(BatchSampler):
             epsilon=epsilon,
             temperature=temperature,
             exploration=exploration,
+            reward=reward,
         )
         super().__init__(
             labels,

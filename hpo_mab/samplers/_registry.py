@@ -2,76 +2,68 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
-import inspect
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, get_type_hints
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
-from hpo_mab._errors import UnknownNameError
+from hpo_mab._registry import Named, Registry, name_of
 
 if TYPE_CHECKING:
     import torch
 
     from hpo_mab.samplers._base import BatchSampler
 
-#: Kind -> (module, class).
-KINDS: Mapping[str, tuple[str, str]] = {
-    "adambs": ("hpo_mab.samplers._importance", "AdamBSSampler"),
-    "contextual": ("hpo_mab.samplers._linear", "ContextualSampler"),
-    "csgd": ("hpo_mab.samplers._pass", "CSGDSampler"),
-    "gradnorm": ("hpo_mab.samplers._importance", "GradNormSampler"),
-    "impon": ("hpo_mab.samplers._linear", "ImponSampler"),
-    "infobatch": ("hpo_mab.samplers._selective", "InfoBatchSampler"),
-    "mab": ("hpo_mab.samplers._mab", "MABSampler"),
-    "psgd": ("hpo_mab.samplers._pass", "PSGDSampler"),
-    "pvar": ("hpo_mab.samplers._pass", "PredictionVarianceSampler"),
-    "selective_backprop": ("hpo_mab.samplers._selective", "SelectiveBackpropSampler"),
-    "uniform": ("hpo_mab.samplers._uniform", "UniformSampler"),
+NAMES: Mapping[str, str] = {
+    "adambs": "hpo_mab.samplers._importance:AdamBSSampler",
+    "contextual": "hpo_mab.samplers._linear:ContextualSampler",
+    "csgd": "hpo_mab.samplers._pass:CSGDSampler",
+    "gradnorm": "hpo_mab.samplers._importance:GradNormSampler",
+    "impon": "hpo_mab.samplers._linear:ImponSampler",
+    "infobatch": "hpo_mab.samplers._selective:InfoBatchSampler",
+    "mab": "hpo_mab.samplers._mab:MABSampler",
+    "psgd": "hpo_mab.samplers._pass:PSGDSampler",
+    "pvar": "hpo_mab.samplers._pass:PredictionVarianceSampler",
+    "selective_backprop": "hpo_mab.samplers._selective:SelectiveBackpropSampler",
+    "uniform": "hpo_mab.samplers._uniform:UniformSampler",
 }
 
-_BASE_ARGUMENTS = ("self", "labels", "batch_size", "seed", "device", "rank", "world_size")
+#: Batch samplers. Another one than ours is given what it takes of the arguments named here.
+SAMPLERS = Registry(
+    "sampler",
+    NAMES,
+    given=("labels", "data_source", "batch_size", "seed", "device", "rank", "world_size"),
+)
 
 
 def available() -> tuple[str, ...]:
-    """The kinds `create` knows, sorted."""
-    return tuple(sorted(KINDS))
+    """The kinds of this package that `create` knows, sorted."""
+    return tuple(SAMPLERS)
 
 
-def knobs(kind: str) -> Mapping[str, Any]:
-    """A sampler's own options and their defaults, read from its constructor.
+def knobs(kind: Named) -> Mapping[str, Any]:
+    """A sampler's own options and their defaults, read from its signature.
 
     Args:
-        kind: One of `available`.
+        kind: As for `create`.
 
     Returns:
         Name -> default, without the arguments that every sampler has.
 
     Raises:
         UnknownNameError: No such kind.
+        ArgumentError: It cannot be imported.
     """
-    parameters = inspect.signature(sampler_class(kind)).parameters
-    return {
-        name: parameter.default
-        for name, parameter in parameters.items()
-        if name not in _BASE_ARGUMENTS
-    }
+    return {name: option.default for name, option in SAMPLERS.options(kind).items()}
 
 
-def knob_types(kind: str) -> Mapping[str, Any]:
-    """Annotated types of a sampler's own options.
-
-    Args:
-        kind: One of `available`.
-
-    Raises:
-        UnknownNameError: No such kind.
-    """
-    hints = get_type_hints(sampler_class(kind).__init__)
-    return {name: hints[name] for name in knobs(kind)}
+def knob_types(kind: Named) -> Mapping[str, Any]:
+    """Annotated types of a sampler's own options; arguments and errors are those of `knobs`."""
+    return {name: option.kind for name, option in SAMPLERS.options(kind).items()}
 
 
 def create(
-    kind: str,
+    kind: Named,
     labels: torch.Tensor | Sequence[int],
     *,
     batch_size: int,
@@ -84,7 +76,8 @@ def create(
     """Make a sampler by name.
 
     Args:
-        kind: One of `available`.
+        kind: One of `available`, ``package.module:Name`` of another sampler, or its class; see
+            `sampler_maker`.
         labels: Class of each training example, integers [N].
         batch_size: Examples a batch, ``B``.
         seed: Seed of every random choice.
@@ -97,34 +90,24 @@ def create(
         UnknownNameError: No such kind, or the kind has no such knob.
         ArgumentError: An argument outside its bound.
     """
-    made = sampler_class(kind)
-    valid = _knob_names(kind) or ("(it has none)",)
-    for name in knobs:
-        if name not in valid:
-            raise UnknownNameError(f"knob of sampler '{kind}'", name, valid)
-    return made(
-        labels,
-        batch_size=batch_size,
-        seed=seed,
-        device=device,
-        rank=rank,
-        world_size=world_size,
-        **knobs,
-    )
+    SAMPLERS.check(kind, {name: [value] for name, value in knobs.items()}, section="sampler")
+    made = sampler_maker(kind)
+    shares = {"rank": rank, "world_size": world_size}
+    return made(labels, batch_size=batch_size, seed=seed, device=device, **shares, **knobs)
 
 
-def _knob_names(kind: str) -> tuple[str, ...]:
-    return tuple(knobs(kind))
+def sampler_maker(kind: Named) -> Callable[..., BatchSampler]:
+    """What makes samplers of a kind, called as a class of this package is.
 
-
-def sampler_class(kind: str) -> type[BatchSampler]:
-    """The class of a kind.
+    A class or function of somebody else's is called with those of ``labels``, ``batch_size``,
+    ``seed`` and ``device`` that it takes; see `hpo_mab.samplers._foreign.own_sampler`.
 
     Raises:
         UnknownNameError: No such kind.
+        ArgumentError: It cannot be imported.
     """
-    if kind not in KINDS:
-        raise UnknownNameError("sampler", kind, KINDS)
-    module, name = KINDS[kind]
-    found: type[BatchSampler] = getattr(importlib.import_module(module), name)
-    return found
+    found = SAMPLERS.load(kind)
+    if SAMPLERS.name(kind) in SAMPLERS:
+        return found
+    own = importlib.import_module("hpo_mab.samplers._foreign").own_sampler
+    return functools.partial(own, found, name_of(kind))

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import functools
-import inspect
 import warnings
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import optuna
@@ -13,20 +11,26 @@ from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler
 
 from hpo_mab._attributes import EVIDENCE_KEY
-from hpo_mab._errors import ArgumentError, UnknownNameError
+from hpo_mab._errors import ArgumentError
+from hpo_mab._registry import Named, Registry, name_of
 from hpo_mab.pruners import AdvantagePruner, TopKPruner
-from hpo_mab.search._space import check_types, examples, option_types, parse_value
+from hpo_mab.search._space import examples, parse_value
 
 if TYPE_CHECKING:
     from hpo_mab.search._definition import StudySpec
 
 # Not CMA-ES: Optuna's keeps its state as a pickle in the database, and runs what it finds there.
-_SAMPLERS: Mapping[str, type[BaseSampler]] = {
-    "gp": optuna.samplers.GPSampler,
-    "qmc": optuna.samplers.QMCSampler,
-    "random": optuna.samplers.RandomSampler,
-    "tpe": optuna.samplers.TPESampler,
-}
+#: Optuna's samplers. Another one is given ``seed`` where it takes it.
+SEARCHERS = Registry(
+    "search.sampler",
+    {
+        "gp": optuna.samplers.GPSampler,
+        "qmc": optuna.samplers.QMCSampler,
+        "random": optuna.samplers.RandomSampler,
+        "tpe": optuna.samplers.TPESampler,
+    },
+    given=("seed",),
+)
 
 # Optuna's defaults may change between releases; a study's meaning must not.
 _PINNED: Mapping[str, Mapping[str, Any]] = {
@@ -43,42 +47,50 @@ FIRST_RUNG = 3 / 8
 #: regretted 0.36 points on CIFAR-10.
 FIRST_AVERAGED_RUNG = 1 / 4
 
-_PRUNERS: Mapping[str, type[BasePruner]] = {
-    "advantage": AdvantagePruner,
-    "hyperband": optuna.pruners.HyperbandPruner,
-    "median": optuna.pruners.MedianPruner,
-    "none": optuna.pruners.NopPruner,
-    "percentile": optuna.pruners.PercentilePruner,
-    "successive_halving": optuna.pruners.SuccessiveHalvingPruner,
-    "top_k": TopKPruner,
-}
+#: Pruners. Each that takes ``max_resource`` has the step of a trial's last evaluation as default.
+PRUNERS = Registry(
+    "pruner",
+    {
+        "advantage": AdvantagePruner,
+        "hyperband": optuna.pruners.HyperbandPruner,
+        "median": optuna.pruners.MedianPruner,
+        "none": optuna.pruners.NopPruner,
+        "percentile": optuna.pruners.PercentilePruner,
+        "successive_halving": optuna.pruners.SuccessiveHalvingPruner,
+        "top_k": TopKPruner,
+    },
+    given=(),
+)
 
 
 def pruner_kinds() -> tuple[str, ...]:
-    """Kinds that `create_pruner` takes."""
-    return tuple(_PRUNERS)
+    """Kinds of this package and of Optuna that `create_pruner` takes."""
+    return tuple(PRUNERS)
 
 
-def sampler_factory(kind: str, options: Mapping[str, Any]) -> Callable[..., BaseSampler]:
+def sampler_factory(kind: Named, options: Mapping[str, Any]) -> Callable[..., BaseSampler]:
     """A function that makes the named Optuna sampler from a keyword argument ``seed``.
 
     Args:
-        kind: ``"tpe"``, ``"random"``, ``"gp"`` or ``"qmc"``.
+        kind: ``"tpe"``, ``"random"``, ``"gp"`` or ``"qmc"``; ``package.module:Name`` of another
+            sampler for Optuna, or its class.
         options: Arguments of the Optuna class.
 
     Raises:
         UnknownNameError: No such sampler, or no such option of it.
         ArgumentError: An option's value that the sampler refuses.
     """
-    if kind not in _SAMPLERS:
-        raise UnknownNameError("Optuna sampler", kind, _SAMPLERS)
-    cls = _SAMPLERS[kind]
-    _check_options("search", f"search.sampler '{kind}'", cls, options, hidden={"seed"})
-    factory = functools.partial(_quietly, cls, {**_PINNED.get(kind, {}), **options})
+    SEARCHERS.check(kind, {key: [value] for key, value in options.items()}, section="search")
+    pinned = {**_PINNED.get(name_of(kind), {}), **options}
+
+    def factory(*, seed: int) -> BaseSampler:
+        made: BaseSampler = _quietly(SEARCHERS.maker(kind, seed=seed), pinned, BaseSampler)
+        return made
+
     try:
         factory(seed=0)
     except Exception as error:
-        raise ArgumentError(f"search.sampler '{kind}': {error}") from error
+        raise ArgumentError(f"search.sampler '{name_of(kind)}': {error}") from error
     return factory
 
 
@@ -95,13 +107,14 @@ def always_averages(training: Mapping[str, Any]) -> bool:
 
 
 def create_pruner(
-    kind: str, options: Mapping[str, Any], *, evaluations: int, averaged: bool = False
+    kind: Named, options: Mapping[str, Any], *, evaluations: int, averaged: bool = False
 ) -> BasePruner:
     """Make a pruner whose steps are a trial's evaluations, 1 to ``evaluations``.
 
     Args:
         kind: ``"none"``, ``"median"``, ``"percentile"``, ``"successive_halving"``,
-            ``"hyperband"``, ``"advantage"`` or ``"top_k"``.
+            ``"hyperband"``, ``"advantage"`` or ``"top_k"``; ``package.module:Name`` of another
+            pruner for Optuna, or its class.
         options: Arguments of the class.
         evaluations: Evaluations of a full trial, the largest step reported.
         averaged: Whether all trials report averaged weights. Successive halving then begins at a
@@ -111,25 +124,23 @@ def create_pruner(
         UnknownNameError: No such pruner, or no such option of it.
         ArgumentError: An option's value that the pruner refuses.
     """
-    if kind not in _PRUNERS:
-        raise UnknownNameError("pruner", kind, _PRUNERS)
-    cls = _PRUNERS[kind]
-    _check_options("pruner", f"pruner '{kind}'", cls, options)
     first = FIRST_AVERAGED_RUNG if averaged else FIRST_RUNG
     halving = {"min_resource": max(1, round(first * evaluations)), "reduction_factor": 2}
     defaults: dict[str, dict[str, Any]] = {
-        "advantage": {**halving, "max_resource": evaluations},
+        "advantage": halving,
         # A quarter of the budget first: in the warm-up all configurations look alike.
         "median": {"n_warmup_steps": evaluations // 4},
         "percentile": {"percentile": 50.0, "n_warmup_steps": evaluations // 4},
         "successive_halving": halving,
-        "hyperband": {"min_resource": 1, "max_resource": evaluations, "reduction_factor": 2},
-        "top_k": {"max_resource": evaluations},
+        "hyperband": {"min_resource": 1, "reduction_factor": 2},
     }
+    full = {"max_resource": evaluations} if PRUNERS.takes(kind, "max_resource") else {}
+    chosen = {**full, **defaults.get(name_of(kind), {}), **options}
+    PRUNERS.check(kind, {key: [value] for key, value in chosen.items()}, section="pruner")
     try:
-        pruner: BasePruner = _quietly(cls, {**defaults.get(kind, {}), **options})
+        pruner: BasePruner = _quietly(PRUNERS.load(kind), chosen, BasePruner)
     except (TypeError, ValueError) as error:
-        raise ArgumentError(f"pruner '{kind}': {error}") from error
+        raise ArgumentError(f"pruner '{name_of(kind)}': {error}") from error
     return pruner
 
 
@@ -151,27 +162,16 @@ def study_pruner(spec: StudySpec, attrs: Mapping[str, Any]) -> BasePruner:
         options = {**options, "evidence": attrs[EVIDENCE_KEY]}
     if kind == "advantage" and spec.sampler.kind == "uniform":
         kind = "successive_halving"
-        known = inspect.signature(_PRUNERS[kind]).parameters
-        options = {key: value for key, value in options.items() if key in known}
+        options = {key: value for key, value in options.items() if PRUNERS.takes(kind, key)}
     averaged = always_averages(spec.training.model_dump())
     return create_pruner(kind, options, evaluations=spec.budget.evaluations, averaged=averaged)
 
 
-def _quietly(cls: Callable[..., Any], options: Mapping[str, Any], **more: Any) -> Any:
+def _quietly(make: Callable[..., Any], options: Mapping[str, Any], base: type) -> Any:
+    """Make something of Optuna's, without its warnings of what is experimental."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        return cls(**options, **more)
-
-
-def _check_options(
-    section: str,
-    what: str,
-    cls: type,
-    options: Mapping[str, Any],
-    hidden: Set[str] = frozenset(),
-) -> None:
-    valid = set(inspect.signature(cls).parameters) - hidden
-    for option in options:
-        if option not in valid:
-            raise UnknownNameError(f"option of {what}", option, valid)
-    check_types(section, options, option_types(cls))
+        made = make(**options)
+    if not isinstance(made, base):
+        raise TypeError(f"must be an optuna {base.__name__}, got {type(made).__name__}.")
+    return made

@@ -416,10 +416,9 @@ def _override(raw: dict[str, Any], key: str, value: Any) -> None:
     names = len(sections) == 1 and _KINDS.get(sections[0]) == last
     # A value of another type is refused with all others, when the definition is read.
     if names and isinstance(value, str) and table.get(last) != value:
-        from hpo_mab.search._prepare import valid_options
+        from hpo_mab.search._prepare import takes
 
-        kept = valid_options(sections[0], value)
-        for option in set(table) - kept:
+        for option in [key for key in table if not takes(sections[0], value, key)]:
             del table[option]
     table[last] = value
 

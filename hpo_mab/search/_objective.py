@@ -6,7 +6,7 @@ import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, Literal
 
 import optuna
 import torch
@@ -25,7 +25,8 @@ from hpo_mab._attributes import (
     trial_attributes,
 )
 from hpo_mab._errors import ArgumentError, memory_reason
-from hpo_mab.data import Augmentation, DataIdentity, ImageSplits
+from hpo_mab._registry import Named
+from hpo_mab.data import Augmentation, DataIdentity, DatasetSplits, ImageSplits
 from hpo_mab.search._checkpoint import Checkpoints, SlotCheckpoint, check_direction, follow
 from hpo_mab.search._pilot import AUTO, choose_sampler, queue_twin, trained_kind
 from hpo_mab.search._plan import derive_seed, slot_of
@@ -70,12 +71,14 @@ class TrainingObjective:
 
     Args:
         model: Makes an untrained network; called with the model options as keywords.
-        data: An `ImageSplits`, or a pair of datasets (training, validation) whose items are
-            ``(input tensor, class)``, classes whole numbers from 0.
+        data: An `ImageSplits`, a `DatasetSplits`, or a pair of datasets (training, validation)
+            whose items are ``(input tensor, class)``, classes whole numbers from 0.
         budget: What one trial may spend.
         optimizer: ``name`` (default ``"sgd"``) and options.
         sampler: A sampler's kind, or ``kind`` (default ``"mab"``) and knobs. Kind ``"auto"`` is
             ``"mab"`` for the pilot, after which the study goes on with the sampler that it favours.
+            A kind may be ``"package.module:Name"``, or a class or a function, of any batch sampler
+            or sampler of PyTorch's interface; and so may an optimiser's name.
         model_options: Keyword arguments of ``model``.
         batch_size: Examples a batch.
         warmup: Share of the budget in which the learning rate rises linearly.
@@ -111,10 +114,10 @@ class TrainingObjective:
         self,
         *,
         model: Callable[..., nn.Module],
-        data: ImageSplits | tuple[Dataset[Any], Dataset[Any]],
+        data: ImageSplits | DatasetSplits | tuple[Dataset[Any], Dataset[Any]],
         budget: Budget,
         optimizer: Mapping[str, Any],
-        sampler: str | Mapping[str, Any] = "mab",
+        sampler: Named | Mapping[str, Any] = "mab",
         model_options: Mapping[str, Any] | None = None,
         batch_size: Any = 128,
         warmup: Any = 0.15,
@@ -136,7 +139,7 @@ class TrainingObjective:
         device: str | torch.device = "auto",
         curves: CurveStore | None = None,
     ) -> None:
-        chosen = {"kind": sampler} if isinstance(sampler, str) else {"kind": "mab", **sampler}
+        chosen = {"kind": "mab", **sampler} if isinstance(sampler, Mapping) else {"kind": sampler}
         self.space = SearchSpace(
             optimizer={"name": "sgd", **optimizer},
             sampler={**chosen, "kind": trained_kind(chosen["kind"])},
@@ -165,7 +168,7 @@ class TrainingObjective:
             device=training.select_device(str(device)),
         )
         #: What the data are; None if they are the user's own datasets.
-        self.data = DataIdentity.of(data) if isinstance(data, ImageSplits) else None
+        self.data = None if isinstance(data, tuple) else DataIdentity.of(data)
         self.seed = seed
         self.initial = initial
         self.auto = chosen["kind"] == AUTO
@@ -173,7 +176,7 @@ class TrainingObjective:
         self.curves = curves
         #: Where long trials are saved, see `store_in`; None saves none.
         self.checkpoints: Checkpoints | None = None
-        #: Why trials on a CUDA device were trained without a CUDA graph, each reason once.
+        #: What kept trials from being trained many at a time or from a CUDA graph, each once.
         self.loop_reasons: dict[str, None] = {}
 
     def store_in(self, storage: Storage, *, checkpoint: float) -> None:
@@ -291,7 +294,7 @@ class TrainingObjective:
                     checkpoint=checkpoint,
                     may_prune=assignment.may_prune,
                 )
-                self.note(run.evaluations.loop_reason)
+                self.note_loop(run.evaluations.loop_reason)
             self.conclude(trial, slot)
         except TrainingDiverged as error:
             trial.set_user_attr(REASON_KEY, str(error))
@@ -306,10 +309,22 @@ class TrainingObjective:
             raise
         return last.accuracy
 
-    def note(self, reason: str | None) -> None:
-        """Keep, for the summary, why steps are not replayed from a CUDA graph."""
+    def note(self, reason: str) -> None:
+        """Keep, for the summary, what made the training slower than asked for."""
+        self.loop_reasons.setdefault(reason)
+
+    def note_loop(self, reason: str | None) -> None:
+        """Keep why steps are not replayed from a CUDA graph; None is no reason."""
         if reason is not None:
-            self.loop_reasons.setdefault(reason)
+            self.note(f"no CUDA graph: {reason}")
+
+    def note_alone(self, slots: int | Literal["auto"]) -> None:
+        """Keep why trials are not trained many at a time, where that was asked for."""
+        low, _ = self.space.corners()
+        reason = self.workload.why_alone(low)
+        asked = self.workload.device.type == "cuda" if slots == "auto" else slots > 1
+        if asked and reason is not None:
+            self.note(f"trials are trained one at a time: {reason}")
 
     def _train_alone(self, trial: optuna.trial.BaseTrial) -> float:
         attrs = trial_attributes(trial)
@@ -335,7 +350,7 @@ class TrainingObjective:
         if kind is None and self.auto and slot >= self.initial:
             choice = choose_sampler(trial.study, initial=self.initial)
             kind = None if choice is None else choice.sampler
-        kind = kind or str(configuration.sampler["kind"])
+        kind = kind or configuration.sampler.name
         trial.set_user_attr(SAMPLER_KEY, kind)
         return configuration.with_sampler(kind) if kind == UNIFORM else configuration
 

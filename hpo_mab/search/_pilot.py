@@ -24,6 +24,7 @@ from hpo_mab._attributes import (
     UNIFORM,
     trial_attributes,
 )
+from hpo_mab._registry import Named
 from hpo_mab.pruners import AdvantagePruner, EvidenceKeeper
 from hpo_mab.pruners._evidence import is_twin, is_uniform
 from hpo_mab.search._plan import Plan, derive_seed, slot_of
@@ -41,7 +42,7 @@ AUTO = "auto"
 BANDIT = "mab"
 
 
-def trained_kind(kind: str) -> str:
+def trained_kind(kind: Named) -> Named:
     """The batch sampler that a kind trains the first configurations with."""
     return BANDIT if kind == AUTO else kind
 

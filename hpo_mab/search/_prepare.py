@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from torch import nn
-
-from hpo_mab import data, models, samplers, training
-from hpo_mab._errors import HpoMabError, SpecError, UnknownNameError
+from hpo_mab import data
+from hpo_mab._errors import HpoMabError, SpecError
+from hpo_mab._registry import Named, Registry
 from hpo_mab.advantage import FEWEST_PAIRS
-from hpo_mab.data import Augmentation, ImageSplits
+from hpo_mab.data import Augmentation, DatasetSplits, ImageSplits
+from hpo_mab.data._load import DATA_SETS
+from hpo_mab.models._networks import NETWORKS, network_maker
 from hpo_mab.pruners import TopKPruner
-from hpo_mab.search._components import create_pruner, sampler_factory
+from hpo_mab.samplers._registry import SAMPLERS
+from hpo_mab.search._components import PRUNERS, create_pruner, sampler_factory
 from hpo_mab.search._definition import (
     DataSection,
     ModelSection,
@@ -24,35 +25,29 @@ from hpo_mab.search._definition import (
 )
 from hpo_mab.search._objective import TrainingObjective
 from hpo_mab.search._pilot import trained_kind
-from hpo_mab.search._space import check_types, types_of_defaults
+from hpo_mab.search._space import check_options
 from hpo_mab.training import Budget
+from hpo_mab.training._optimizers import OPTIMIZERS
 
-_OWN_KEYS: Mapping[str, set[str]] = {
-    "data": set(DataSection.model_fields),
-    "model": set(ModelSection.model_fields),
-    "optimizer": set(OptimizerSection.model_fields),
-    "sampler": set(SamplerSection.model_fields),
-    "pruner": set(PrunerSection.model_fields),
+#: What each section names something of, and the section's own keys.
+NAMED: Mapping[str, tuple[Registry, set[str]]] = {
+    "data": (DATA_SETS, set(DataSection.model_fields)),
+    "model": (NETWORKS, set(ModelSection.model_fields)),
+    "optimizer": (OPTIMIZERS, set(OptimizerSection.model_fields)),
+    "sampler": (SAMPLERS, set(SamplerSection.model_fields)),
+    "pruner": (PRUNERS, set(PrunerSection.model_fields)),
 }
 
-#: Types of the options of what a section names.
-_OPTIONS: Mapping[str, Callable[[str], Mapping[str, Any]]] = {
-    "data": lambda name: {option: _DATA_TYPES.get(option, Any) for option in data.options(name)},
-    "model": lambda name: types_of_defaults(models.options(name)),
-    "optimizer": lambda name: types_of_defaults(training.optimizer_options(name)),
-    "sampler": lambda kind: samplers.knob_types(trained_kind(kind)),
-    "pruner": lambda _: {},
-}
-_DATA_TYPES: Mapping[str, Any] = {"size": int}
 
-
-def valid_options(section: str, name: str) -> set[str]:
-    """Keys that a section may hold when it names ``name``.
+def takes(section: str, name: str, key: str) -> bool:
+    """Whether a section that names ``name`` may hold a key.
 
     Raises:
         UnknownNameError: Nothing of that name.
+        ArgumentError: It cannot be imported.
     """
-    return _OWN_KEYS[section] | set(_OPTIONS[section](name))
+    registry, own = NAMED[section]
+    return key in own or registry.takes(_trained(section, name), key)
 
 
 def check_names(spec: StudySpec) -> None:
@@ -60,6 +55,7 @@ def check_names(spec: StudySpec) -> None:
 
     Raises:
         UnknownNameError: An unknown name or option; the message offers the nearest.
+        ArgumentError: A name that cannot be imported, or an option of another type.
     """
     _check_section("data", spec.data.name, spec.data.options)
     _check_section("model", spec.model.name, spec.model.values("model"))
@@ -93,11 +89,12 @@ def _check_arm(spec: StudySpec) -> None:
 
 
 def _check_section(section: str, name: str, values: Mapping[str, Any]) -> None:
-    valid = valid_options(section, name)
-    for option in values:
-        if option not in valid:
-            raise UnknownNameError(f"option of {section} '{name}'", option, valid)
-    check_types(section, values, _OPTIONS[section](name))
+    registry, _ = NAMED[section]
+    check_options(registry, _trained(section, name), values, section=section, shown=name)
+
+
+def _trained(section: str, name: str) -> Named:
+    return trained_kind(name) if section == "sampler" else name
 
 
 def _check_top_k(spec: StudySpec, pruner: TopKPruner) -> None:
@@ -124,7 +121,7 @@ def _check_top_k(spec: StudySpec, pruner: TopKPruner) -> None:
 _AUGMENTED_EPOCHS = 10
 
 
-def load_splits(spec: StudySpec) -> ImageSplits:
+def load_splits(spec: StudySpec) -> ImageSplits | DatasetSplits:
     """Load the definition's data set in three parts; what was taken is logged.
 
     Raises:
@@ -141,7 +138,7 @@ def load_splits(spec: StudySpec) -> ImageSplits:
     )
 
 
-def make_objective(spec: StudySpec, splits: ImageSplits) -> TrainingObjective:
+def make_objective(spec: StudySpec, splits: ImageSplits | DatasetSplits) -> TrainingObjective:
     """The objective that a definition describes, checked to accept every value in its ranges.
 
     Args:
@@ -154,7 +151,9 @@ def make_objective(spec: StudySpec, splits: ImageSplits) -> TrainingObjective:
     """
     loop, budget = spec.training, spec.budget
     objective = TrainingObjective(
-        model=_model_factory(spec, splits),
+        model=network_maker(
+            spec.model.name, input_shape=splits.input_shape, num_classes=splits.num_classes
+        ),
         data=splits,
         budget=Budget(epochs=budget.epochs, steps=budget.steps, examples=budget.examples),
         optimizer={"name": spec.optimizer.name, **spec.optimizer.options},
@@ -182,19 +181,15 @@ def make_objective(spec: StudySpec, splits: ImageSplits) -> TrainingObjective:
     return objective
 
 
-def _model_factory(spec: StudySpec, splits: ImageSplits) -> Callable[..., nn.Module]:
-    fixed: dict[str, Any] = {
-        "in_channels": splits.train.channels,
-        "num_classes": splits.train.num_classes,
-        "image_size": splits.train.image_size,
-    }
-    return functools.partial(models.create, spec.model.name, **fixed)
-
-
-def _augmentation(spec: StudySpec, splits: ImageSplits) -> Augmentation | None:
+def _augmentation(spec: StudySpec, splits: ImageSplits | DatasetSplits) -> Augmentation | None:
     wanted = spec.data.augment
     if wanted == "auto":
-        wanted = (spec.budget.epochs or 0) >= _AUGMENTED_EPOCHS
+        wanted = (spec.budget.epochs or 0) >= _AUGMENTED_EPOCHS and isinstance(splits, ImageSplits)
     if not wanted:
         return None
+    if not isinstance(splits, ImageSplits):
+        raise SpecError(
+            f"data.augment must be false for data set '{spec.data.name}', whose examples have "
+            "transforms of their own; got true."
+        )
     return data.default_augmentation(spec.data.name, image_size=splits.train.image_size)

@@ -26,6 +26,7 @@ from hpo_mab.search._checkpoint import check_direction
 from hpo_mab.storage import STORAGE_ERRORS, CurveStore, CurveWriter
 from hpo_mab.training import DEFAULT_AVERAGE, Evaluation, WeightAverage
 from hpo_mab.training._evaluate import check_window
+from hpo_mab.training._schedule import sampler_figures
 
 _TRACEBACK = "Traceback (most recent call last):"
 
@@ -285,9 +286,8 @@ class TrialReporter:
             loss=loss,
             train_loss=sum(losses) / len(losses) if losses else math.nan,
             learning_rate=learning_rate,
-            reward_rate=statistics.get("reward_rate"),
-            concentration=statistics.get("concentration"),
             averaged=self._averaged,
+            **sampler_figures(statistics),
         )
         self._curve.append(evaluation)
         if not self._may_wait:

@@ -38,7 +38,8 @@ class RunOutcome:
             its trial; None where it was not asked for, there is no complete trial or the run was
             interrupted.
         choice: What ``kind = "auto"`` chose and why, once its pilot is done.
-        loop_reasons: Why trials on a CUDA device were trained without a CUDA graph, or alone.
+        loop_reasons: Why trials were trained without a CUDA graph, or one at a time, where they
+            were meant to be otherwise.
     """
 
     run: StudyRun
@@ -98,6 +99,7 @@ class StudyRunner:
             StudyFailedError: Three trials in a row failed.
         """
         study = make_study(self.storage, self.name(name), self.spec, self._definition())
+        self.objective.note_alone(self.spec.training.slots)
         interrupted = (launch or self._run_here)(study, on_trial)
         run = read_run(self.storage, study.study_name)
         accuracy = None

@@ -5,15 +5,11 @@ A value of a definition is a constant, or a range that becomes an Optuna paramet
 
 from __future__ import annotations
 
-import collections.abc
 import dataclasses
-import inspect
 import itertools
 import math
-import types
-from collections.abc import Iterator, Mapping
-from numbers import Integral, Real
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import optuna
 from optuna.distributions import (
@@ -23,9 +19,11 @@ from optuna.distributions import (
     IntDistribution,
 )
 
-from hpo_mab import samplers, training
 from hpo_mab._errors import ArgumentError, UnknownNameError
+from hpo_mab._registry import Named, Registry, check_types
+from hpo_mab.samplers._registry import SAMPLERS, sampler_maker
 from hpo_mab.training import DEFAULT_AVERAGE
+from hpo_mab.training._optimizers import OPTIMIZERS, optimizer_maker
 
 _RANGE_KEYS = frozenset({"low", "high", "log", "step", "type"})
 _KEYS = _RANGE_KEYS | {"choices"}
@@ -127,74 +125,6 @@ def examples(value: Any) -> Iterator[Any]:
         yield value
 
 
-def option_types(cls: type) -> dict[str, Any]:
-    """Annotated types of what a class takes, by name."""
-    # Optuna imports some names for type checkers only.
-    names = {**vars(collections.abc), "BaseSampler": Any, "FrozenTrial": Any}
-    try:
-        return get_type_hints(inspect.getattr_static(cls, "__init__"), localns=names)
-    except NameError:
-        return {}
-
-
-def check_types(section: str, values: Mapping[str, Any], kinds: Mapping[str, Any]) -> None:
-    """Refuse values of a type that their options do not have.
-
-    Args:
-        section: Of the definition, for messages.
-        values: Parsed values by option; of a range every end and choice is checked.
-        kinds: Type of each option; others take anything.
-
-    Raises:
-        ArgumentError: A value of another type; the message says which types would do.
-    """
-    for key, value in values.items():
-        kind = kinds.get(key, Any)
-        for one in examples(value):
-            if not _is_of(kind, one):
-                raise ArgumentError(f"{section}.{key} must be {_wanted(kind)}, got {one!r}.")
-
-
-def _is_of(kind: Any, value: Any) -> bool:
-    origin, arguments = get_origin(kind), get_args(kind)
-    if origin in (Union, types.UnionType):
-        return any(_is_of(one, value) for one in arguments)
-    if origin is Literal:
-        return any(type(value) is type(one) and value == one for one in arguments)
-    if origin is tuple:
-        fits = isinstance(value, list | tuple) and len(value) == len(arguments)
-        return fits and all(map(_is_of, arguments, value))
-    if kind is Any:
-        return True
-    if kind is float or kind is int:
-        # Numbers of NumPy are numbers, booleans are not.
-        return isinstance(value, Real if kind is float else Integral) and not isinstance(
-            value, bool
-        )
-    return isinstance(value, origin or kind)
-
-
-_WORDS: Mapping[Any, str] = {
-    float: "a number",
-    int: "an integer",
-    bool: "a boolean",
-    str: "a text",
-    type(None): "'none'",
-}
-
-
-def _wanted(kind: Any) -> str:
-    arguments = get_args(kind)
-    if get_origin(kind) in (Union, types.UnionType):
-        return " or ".join(map(_wanted, arguments))
-    if get_origin(kind) is Literal:
-        return " or ".join(map(repr, arguments))
-    if get_origin(kind) is tuple:
-        each = _wanted(arguments[0])
-        return f"a list of {len(arguments)} values, each {each} or a range, as in [1, 2]"
-    return _WORDS.get(kind, getattr(kind, "__name__", str(kind)))
-
-
 def present_names(params: Mapping[str, Any]) -> dict[str, Any]:
     """Parameters of a recorded trial, those that earlier versions named otherwise renamed."""
     return {_EARLIER.get(name, name): value for name, value in params.items()}
@@ -249,13 +179,29 @@ def _bound(name: str, value: Mapping[str, Any], key: str) -> int | float:
     return bound
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Part:
+    """A sampler or an optimiser that a trial uses.
+
+    Attributes:
+        name: What the definition calls it.
+        make: What makes it, see `hpo_mab.samplers._registry.sampler_maker` and
+            `hpo_mab.training._optimizers.optimizer_maker`.
+        options: Its options, every value decided.
+    """
+
+    name: str
+    make: Callable[..., Any] = dataclasses.field(repr=False, compare=False)
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Configuration:
     """One point of the search space, every value decided.
 
     Attributes:
-        optimizer: The optimiser's ``name`` and options.
-        sampler: The batch sampler's ``kind`` and knobs.
+        optimizer: The optimiser.
+        sampler: The batch sampler.
         model: Options of the network.
         batch_size: Examples a batch.
         warmup: Share of the budget in which the learning rate rises.
@@ -263,8 +209,8 @@ class Configuration:
         average: Window of the average of the weights, as a share of the steps so far; 0 for none.
     """
 
-    optimizer: Mapping[str, Any]
-    sampler: Mapping[str, Any]
+    optimizer: Part
+    sampler: Part
     model: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     batch_size: int = 128
     warmup: float = 0.15
@@ -273,7 +219,71 @@ class Configuration:
 
     def with_sampler(self, kind: str) -> Configuration:
         """The same configuration with another batch sampler, its knobs at their defaults."""
-        return dataclasses.replace(self, sampler={"kind": kind})
+        return dataclasses.replace(self, sampler=Part(kind, sampler_maker(kind)))
+
+    def to_json(self) -> dict[str, Any]:
+        """Names and values, for a record."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {
+            **values,
+            "optimizer": {"name": self.optimizer.name, **self.optimizer.options},
+            "sampler": {"kind": self.sampler.name, **self.sampler.options},
+        }
+
+
+class Choice:
+    """What a section of a definition names, with its options: constants and ranges.
+
+    Args:
+        section: Of the definition, ``"optimizer"`` or ``"sampler"``.
+        named: Its name, or a class or function in place of it.
+        options: Values as `parse_value` takes them.
+
+    Attributes:
+        name: A text that stands for it.
+        values: Its options, parsed.
+
+    Raises:
+        ArgumentError: A range that holds nothing, a value of another type, or what cannot be
+            imported.
+        UnknownNameError: An unknown name or option.
+    """
+
+    def __init__(self, section: str, named: Named, options: Mapping[str, Any]) -> None:
+        registry, make = _CHOSEN[section]
+        self.name = registry.name(named)
+        self.values = _parse(section, options)
+        check_options(registry, named, self.values, section=section)
+        self._make = make(named)
+        #: The optimiser's parameters have the names of its options alone.
+        self._prefix = "" if section == "optimizer" else f"{section}."
+
+    def parameters(self) -> dict[str, Any]:
+        """Parsed values by the names of their parameters."""
+        return {f"{self._prefix}{key}": value for key, value in self.values.items()}
+
+    def suggest(self, trial: optuna.trial.BaseTrial) -> Part:
+        """Ask the trial for every range."""
+        return Part(self.name, self._make, _suggest(trial, self._prefix, self.values))
+
+
+_CHOSEN: Mapping[str, tuple[Registry, Callable[[Named], Callable[..., Any]]]] = {
+    "optimizer": (OPTIMIZERS, optimizer_maker),
+    "sampler": (SAMPLERS, sampler_maker),
+}
+
+
+def check_options(
+    registry: Registry,
+    named: Named,
+    values: Mapping[str, Any],
+    *,
+    section: str,
+    shown: str | None = None,
+) -> None:
+    """Refuse parsed values that are no options of what a name stands for; see `Registry.check`."""
+    each = {key: list(examples(one)) for key, one in values.items()}
+    registry.check(named, each, section=section, shown=shown)
 
 
 class SearchSpace:
@@ -285,7 +295,8 @@ class SearchSpace:
     ``label_smoothing`` and ``average``.
 
     Args:
-        optimizer: ``name`` and options.
+        optimizer: ``name`` and options. Here and for ``sampler``, a class or a function may be
+            given in place of its name.
         sampler: ``kind`` and knobs.
         model: Options of the network.
         batch_size: Examples a batch.
@@ -294,7 +305,7 @@ class SearchSpace:
         average: Window of the average of the weights, as a share of the steps so far.
 
     Raises:
-        ArgumentError: A range that holds nothing.
+        ArgumentError: A range that holds nothing, or what cannot be imported.
         UnknownNameError: An unknown optimiser, sampler, option or knob.
     """
 
@@ -309,8 +320,8 @@ class SearchSpace:
         label_smoothing: Any = 0.0,
         average: Any = DEFAULT_AVERAGE,
     ) -> None:
-        self.optimizer = _parse("optimizer", optimizer)
-        self.sampler = _parse("sampler", sampler)
+        self.optimizer = Choice("optimizer", *_split(optimizer, "name"))
+        self.sampler = Choice("sampler", *_split(sampler, "kind"))
         self.model = _parse("model", model or {})
         loop = {
             "batch_size": batch_size,
@@ -319,20 +330,17 @@ class SearchSpace:
             "average": average,
         }
         self.loop = _parse("training", loop)
-        optimizer_types = types_of_defaults(training.optimizer_options(self.optimizer["name"]))
-        _check_options("optimizer", self.optimizer, "name", optimizer_types)
-        _check_options("sampler", self.sampler, "kind", samplers.knob_types(self.sampler["kind"]))
         check_types(
             "training",
-            self.loop,
+            {key: list(examples(value)) for key, value in self.loop.items()},
             {"batch_size": int, "warmup": float, "label_smoothing": float, "average": float},
         )
 
     def suggest(self, trial: optuna.trial.BaseTrial) -> Configuration:
         """Ask the trial for every range."""
         return Configuration(
-            optimizer=_suggest(trial, "", self.optimizer),
-            sampler=_suggest(trial, "sampler.", self.sampler),
+            optimizer=self.optimizer.suggest(trial),
+            sampler=self.sampler.suggest(trial),
             model=_suggest(trial, "model.", self.model),
             **_suggest(trial, "", self.loop),
         )
@@ -351,9 +359,9 @@ class SearchSpace:
 
     def _at_end(self, end: int) -> Configuration:
         named = {
-            **self.optimizer,
+            **self.optimizer.parameters(),
             **self.loop,
-            **{f"sampler.{key}": value for key, value in self.sampler.items()},
+            **self.sampler.parameters(),
             **{f"model.{key}": value for key, value in self.model.items()},
         }
         found = (item for name, value in named.items() for item in ranges(name, value))
@@ -387,15 +395,6 @@ def _suggest(
     return {key: suggest(trial, f"{prefix}{key}", value) for key, value in values.items()}
 
 
-def types_of_defaults(defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """Types of options each of which is a number or a boolean, from their defaults."""
-    return {name: type(default) for name, default in defaults.items()}
-
-
-def _check_options(
-    section: str, values: Mapping[str, Any], key: str, types: Mapping[str, Any]
-) -> None:
-    for option in values:
-        if option != key and option not in types:
-            raise UnknownNameError(f"option of {section} '{values[key]}'", option, types)
-    check_types(section, values, types)
+def _split(values: Mapping[str, Any], key: str) -> tuple[Named, dict[str, Any]]:
+    """What a mapping names under a key, and its other values."""
+    return values[key], {name: value for name, value in values.items() if name != key}

@@ -413,7 +413,7 @@ class StackLoop(TrialLoop):
             self._give_up_stacks(error)
             return
         for reason in self._stacks.loop_reasons:
-            self._objective.note(reason)
+            self._objective.note_loop(reason)
         self._record([(places[place], result) for place, result in found])
 
     def _record(self, found: Sequence[tuple[_Running, Evaluation | TrainingDiverged]]) -> None:
@@ -595,5 +595,5 @@ def _shape(configuration: Configuration) -> Hashable:
     return (
         tuple(sorted((key, repr(value)) for key, value in model.items())),
         configuration.batch_size,
-        configuration.optimizer["name"],
+        configuration.optimizer.name,
     )

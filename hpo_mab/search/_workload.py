@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from hpo_mab import samplers, training
+from hpo_mab import training
 from hpo_mab._errors import ArgumentError
-from hpo_mab._labels import check_examples, labels_of
-from hpo_mab.data import Augmentation, ImageSplits, Normalization
+from hpo_mab._registry import name_of
+from hpo_mab.data import Augmentation, DatasetSplits, ImageSplits, Normalization
 from hpo_mab.samplers import BatchSampler
-from hpo_mab.samplers._registry import sampler_class
+from hpo_mab.samplers._registry import NAMES
 from hpo_mab.search._checkpoint import warn_of_misfit
 from hpo_mab.search._plan import derive_seed
 from hpo_mab.search._space import Configuration
@@ -32,6 +32,7 @@ from hpo_mab.training import (
     Sweep,
     Training,
 )
+from hpo_mab.training._optimizers import OPTIMIZERS
 
 #: Held by the thread that trains; it may start a training within another.
 _training_thread = threading.RLock()
@@ -67,8 +68,8 @@ class Workload:
 
     Args:
         model: Makes an untrained network; called with a configuration's model options.
-        data: An `ImageSplits`, or a pair of map-style datasets (training, validation) of
-            ``(input tensor, class)``.
+        data: An `ImageSplits`, a `DatasetSplits`, or a pair of map-style datasets (training,
+            validation) of ``(input tensor, class)``.
         budget: What one trial may spend.
         loop: Settings of the training loop.
         augmentation: Random change of each batch; only with an `ImageSplits`.
@@ -84,18 +85,22 @@ class Workload:
         self,
         *,
         model: Callable[..., nn.Module],
-        data: ImageSplits | tuple[Dataset[Any], Dataset[Any]],
+        data: ImageSplits | DatasetSplits | tuple[Dataset[Any], Dataset[Any]],
         budget: Budget,
         loop: Loop | None = None,
         augmentation: Augmentation | None = None,
         num_workers: int = 0,
         device: torch.device,
     ) -> None:
-        if not isinstance(data, ImageSplits) and not (isinstance(data, tuple) and len(data) == 2):
+        if isinstance(data, tuple) and len(data) == 2:
+            data = DatasetSplits.of(*data)
+        if not isinstance(data, ImageSplits | DatasetSplits):
             raise ArgumentError(
                 "data must be an ImageSplits or a pair of datasets (training, validation), "
                 f"got {type(data).__name__}."
             )
+        if augmentation is not None and not isinstance(data, ImageSplits):
+            raise ArgumentError("augmentation needs ImageSplits; a dataset brings its own.")
         self.budget = budget
         self.loop = loop or Loop()
         self.device = device
@@ -103,13 +108,7 @@ class Workload:
         self._augmentation = augmentation
         self._num_workers = num_workers
         self._data = data.to(device) if isinstance(data, ImageSplits) else data
-        if isinstance(self._data, ImageSplits):
-            self.labels = self._data.train.labels.cpu()
-        elif augmentation is not None:
-            raise ArgumentError("augmentation needs ImageSplits; a dataset brings its own.")
-        else:
-            self.labels = labels_of(self._data[0], name="the training set in data")
-            check_examples(self._data[1], name="the validation set in data")
+        self.labels = data.labels.cpu()
 
     @property
     def num_examples(self) -> int:
@@ -164,11 +163,11 @@ class Workload:
             "seed": seed,
             "examples": self.num_examples,
             **{
-                name: json.dumps(dataclasses.asdict(part), sort_keys=True, default=str)
+                name: json.dumps(part, sort_keys=True, default=_shown)
                 for name, part in (
-                    ("configuration", configuration),
-                    ("budget", self.budget),
-                    ("loop", self.loop),
+                    ("configuration", configuration.to_json()),
+                    ("budget", dataclasses.asdict(self.budget)),
+                    ("loop", dataclasses.asdict(self.loop)),
                 )
             },
             "augmentation": repr(self._augmentation),
@@ -180,10 +179,15 @@ class Workload:
             return "a DataLoader brings the batches"
         if not self.loop.graph:
             return "training.graph is off"
-        kind = str(configuration.sampler["kind"])
-        cls = sampler_class(kind)
-        if cls.weighs_by_losses or cls.asks_network:
-            return f"the sampler '{kind}' needs the network within its step"
+        for what, part, ours in (
+            ("sampler", configuration.sampler, NAMES),
+            ("optimizer", configuration.optimizer, OPTIMIZERS),
+        ):
+            if part.name not in ours:
+                return f"the {what} '{part.name}' is not one of hpo_mab's"
+        sampler: Any = configuration.sampler.make
+        if sampler.weighs_by_losses or sampler.asks_network:
+            return f"the sampler '{configuration.sampler.name}' needs the network within its step"
         return None
 
     def network(self, configuration: Configuration, *, seed: int) -> nn.Module:
@@ -194,7 +198,7 @@ class Workload:
         """
         with _random_state(self.device):
             torch.manual_seed(seed)
-            return self._model(**configuration.model)
+            return self._network(configuration)
 
     def stack(self, configuration: Configuration, *, slots: int, seed: int) -> StackedTrainer:
         """A stack for trials that share the configuration's network, optimiser and batch size."""
@@ -204,7 +208,7 @@ class Workload:
             batches=self._device_batches(derive_seed(seed, "augmentation"), channels_last=False),
             validation=self._device_sweep("validation", channels_last=False),
             batch_size=configuration.batch_size,
-            optimizer=str(configuration.optimizer["name"]),
+            optimizer=configuration.optimizer.name,
             precision=self.loop.precision,
             seed=derive_seed(seed, "sampler"),
         )
@@ -222,12 +226,11 @@ class Workload:
         state: Mapping[str, Any] | None = None,
     ) -> None:
         """Begin a trial's training in a slot of a stack; as `training` does alone."""
-        options = {key: v for key, v in configuration.optimizer.items() if key != "name"}
         stack.start(
             slot,
             self.network(configuration, seed=seed),
             sampler=sampler,
-            optimizer=options,
+            optimizer=configuration.optimizer.options,
             steps=self._steps(final or self.budget, configuration.batch_size),
             evaluations=evaluations or self.loop.evaluations,
             state=state,
@@ -244,30 +247,40 @@ class Workload:
             seed: Of the trial.
             stacked: Whether it is for a stack, which takes over what bandits hold on the host.
         """
-        knobs = {**configuration.sampler}
-        kind = knobs.pop("kind")
-        return samplers.create(
-            kind,
+        part = configuration.sampler
+        sampler: BatchSampler = part.make(
             self.labels,
             batch_size=configuration.batch_size,
             seed=derive_seed(seed, "sampler"),
-            device="cpu" if stacked and kind == "mab" else self._sampler_device,
-            **knobs,
+            device="cpu" if stacked and part.name == "mab" else self._sampler_device,
+            **part.options,
         )
+        if sampler.batch_size != configuration.batch_size:
+            raise ArgumentError(
+                f"sampler '{part.name}' must take batch_size = {configuration.batch_size}, "
+                f"got {sampler.batch_size}."
+            )
+        return sampler
+
+    def _network(self, configuration: Configuration) -> nn.Module:
+        made = self._model(**configuration.model)
+        if not isinstance(made, nn.Module):
+            raise ArgumentError(f"model must make a torch.nn.Module, got {type(made).__name__}.")
+        return made
 
     def _start(
         self, configuration: Configuration, seed: int, final: Budget | None, points: int
     ) -> TrainingRun:
         torch.manual_seed(seed)
-        model = self._model(**configuration.model).to(self.device)
-        options = dict(configuration.optimizer)
+        model = self._network(configuration).to(self.device)
+        optimizer = configuration.optimizer
         sampler = self.sampler(configuration, seed=seed)
         evaluations = training.Training(
             model,
             batches=self._batches(derive_seed(seed, "augmentation")),
             validation=self._sweep("validation"),
             sampler=sampler,
-            optimizer=training.create_optimizer(options.pop("name"), model.parameters(), **options),
+            optimizer=optimizer.make(model.parameters(), **optimizer.options),
             steps=self._steps(final or self.budget, configuration.batch_size),
             evaluations=points,
             precision=self.loop.precision,
@@ -300,17 +313,16 @@ class Workload:
         if isinstance(self._data, ImageSplits):
             return self._device_batches(seed, channels_last=self.loop.channels_last)
         return training.LoaderBatches(
-            self._data[0], device=self.device, num_workers=self._num_workers, seed=seed
+            self._data.train, device=self.device, num_workers=self._num_workers, seed=seed
         )
 
     def _sweep(self, part: str) -> Sweep:
         if isinstance(self._data, ImageSplits):
             return self._device_sweep(part, channels_last=self.loop.channels_last)
-        if part == "test":
-            raise ArgumentError("the test set needs ImageSplits; datasets come as a pair.")
-        return training.LoaderSweep(
-            self._data[1], device=self.device, num_workers=self._num_workers
-        )
+        examples = getattr(self._data, part)
+        if examples is None:
+            raise ArgumentError("the test set is missing; data are a pair of datasets.")
+        return training.LoaderSweep(examples, device=self.device, num_workers=self._num_workers)
 
     def _device_batches(self, seed: int, *, channels_last: bool) -> DeviceBatches:
         data = self._images()
@@ -330,6 +342,10 @@ class Workload:
         if not isinstance(self._data, ImageSplits):
             raise ArgumentError("data must be an ImageSplits to be on the device.")
         return self._data
+
+
+def _shown(value: Any) -> str:
+    return name_of(value) if callable(value) else str(value)
 
 
 @contextlib.contextmanager

@@ -16,6 +16,7 @@ from optuna.storages._rdb import models
 from hpo_mab._attributes import CURVE_KEY, RESUMED_KEY
 from hpo_mab.storage._schema import CURVES, prepare_tables
 from hpo_mab.training import Evaluation
+from hpo_mab.training._schedule import SAMPLER_FIGURES
 
 # Optuna's own tables.
 _trials = models.TrialModel.__table__
@@ -35,8 +36,6 @@ _ORPHANS = (
     .where(CURVES.c.curve.not_in(sa.select(_number).where(_is_key)))
 )
 _FIELDS = tuple(field.name for field in dataclasses.fields(Evaluation))
-#: Those that a curve may lack at a point.
-_OPTIONAL = {"reward_rate", "concentration"}
 
 
 class CurveStore:
@@ -236,7 +235,7 @@ def _evaluation(values: Sequence[Any]) -> Evaluation:
     for name in [name for name, value in point.items() if value is None]:
         if name == "averaged":
             point[name] = False
-        elif name not in _OPTIONAL:
+        elif name not in SAMPLER_FIGURES:
             point[name] = math.nan
     return Evaluation(**point)
 

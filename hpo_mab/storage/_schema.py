@@ -1,15 +1,16 @@
 """Our tables in a study's database, and the version they have there.
 
 A table changes in two places: here, which is what a new database gets, and as one revision in
-``migrations/versions``, which changes databases that exist. A new column is::
+``migrations/versions``, which changes databases that exist. The curves have a column for each field
+of `Evaluation`; the revision of a new one is::
 
     revision, down_revision = "3", "2"
 
     def upgrade() -> None:
         op.add_column("hpo_mab_curves", sa.Column("name", sa.Double, nullable=True))
 
-Revisions are numbered; `HEAD` is the newest. A process that finds an older number upgrades the
-database, with its lock held, when it opens it.
+Revisions are numbered by their files, ``v3_name.py``; `HEAD` is the newest. A process that finds an
+older number upgrades the database, with its lock held, when it opens it.
 """
 
 from __future__ import annotations
@@ -23,8 +24,11 @@ from hpo_mab._errors import StorageError, hide_passwords
 from hpo_mab.storage._process import Locks
 from hpo_mab.training import Evaluation
 
+_MIGRATIONS = Path(__file__).with_name("migrations")
 #: The revision that the tables below have.
-HEAD = "2"
+HEAD = str(
+    max(int(path.stem.partition("_")[0][1:]) for path in _MIGRATIONS.glob("versions/v*_*.py"))
+)
 #: Of a database that was made before the tables had a version.
 _UNVERSIONED = "1"
 _UNVERSIONED_TABLE = "hpo_mab_evaluations"
@@ -85,7 +89,7 @@ def upgrade(connection: sa.Connection, *, to: str = HEAD) -> None:
     from alembic.config import Config
 
     config = Config()
-    config.set_main_option("script_location", str(Path(__file__).with_name("migrations")))
+    config.set_main_option("script_location", str(_MIGRATIONS))
     config.attributes["connection"] = connection
     if _version(connection) is None:
         command.stamp(config, _UNVERSIONED)

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from hpo_mab.samplers import BatchSampler, FeedbackError
+from hpo_mab.training._schedule import SAMPLER_FIGURES
 
 
 class TableModel:
@@ -413,7 +414,7 @@ class SamplerContract:
         sampler = self._make(model)
         model.run(sampler, 20)
         figures = sampler.statistics()
-        assert set(figures) <= {"reward_rate", "concentration"}
+        assert set(figures) <= set(SAMPLER_FIGURES)
         for value in figures.values():
             assert type(value) is float
             assert 0 <= value <= 1

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from hpo_mab._lazy import lazy_names
+from hpo_mab._registry import lazy_names
 
 if TYPE_CHECKING:
     from hpo_mab.training._batches import (

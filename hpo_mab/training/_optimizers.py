@@ -2,106 +2,118 @@
 
 from __future__ import annotations
 
-import inspect
+import functools
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 from torch.optim import SGD, Adam, AdamW, NAdam, Optimizer, RMSprop
 
 from hpo_mab._errors import ArgumentError, UnknownNameError
+from hpo_mab._registry import Named, Registry, name_of
 
 
-def _sgd(
-    *, lr: float = 0.1, momentum: float = 0.9, nesterov: bool = False, weight_decay: float = 0.0
-) -> dict[str, Any]:
-    return {
-        "lr": lr,
-        "momentum": momentum,
-        # Nesterov's step without momentum is the plain step, and torch refuses the pair.
-        "nesterov": nesterov and momentum > 0,
-        "weight_decay": weight_decay,
-    }
-
-
-def _adam(
+def sgd(
+    params: Iterable[Parameter],
     *,
-    lr: float = 1e-3,
-    beta1: float = 0.9,
-    beta2: float = 0.999,
-    eps: float = 1e-8,
+    lr: float = 0.1,
+    momentum: float = 0.9,
+    nesterov: bool = False,
     weight_decay: float = 0.0,
-) -> dict[str, Any]:
-    return {"lr": lr, "betas": (beta1, beta2), "eps": eps, "weight_decay": weight_decay}
+) -> Optimizer:
+    """Make `torch.optim.SGD`."""
+    # Nesterov's step without momentum is the plain step, and torch refuses the pair.
+    accelerated = nesterov and momentum > 0
+    return _make(
+        SGD, params, lr=lr, momentum=momentum, nesterov=accelerated, weight_decay=weight_decay
+    )
 
 
-def _adamw(
-    *,
-    lr: float = 1e-3,
-    beta1: float = 0.9,
-    beta2: float = 0.999,
-    eps: float = 1e-8,
-    weight_decay: float = 0.01,
-) -> dict[str, Any]:
-    return _adam(lr=lr, beta1=beta1, beta2=beta2, eps=eps, weight_decay=weight_decay)
+def _adam(kind: type[Optimizer], *, weight_decay: float) -> Callable[..., Optimizer]:
+    """What makes an optimiser of Adam's family, with its default of ``weight_decay``."""
+    default = weight_decay
+
+    def make(
+        params: Iterable[Parameter],
+        *,
+        lr: float = 1e-3,
+        beta1: float = 0.9,
+        beta2: float = 0.999,
+        eps: float = 1e-8,
+        weight_decay: float = default,
+    ) -> Optimizer:
+        return _make(kind, params, lr=lr, betas=(beta1, beta2), eps=eps, weight_decay=weight_decay)
+
+    return make
 
 
-def _rmsprop(
+def rmsprop(
+    params: Iterable[Parameter],
     *,
     lr: float = 1e-3,
     alpha: float = 0.99,
     momentum: float = 0.0,
     eps: float = 1e-8,
     weight_decay: float = 0.0,
-) -> dict[str, Any]:
-    return {
-        "lr": lr,
-        "alpha": alpha,
-        "momentum": momentum,
-        "eps": eps,
-        "weight_decay": weight_decay,
-    }
+) -> Optimizer:
+    """Make `torch.optim.RMSprop`."""
+    return _make(
+        RMSprop, params, lr=lr, alpha=alpha, momentum=momentum, eps=eps, weight_decay=weight_decay
+    )
 
 
-_OPTIMIZERS: dict[str, tuple[type[Optimizer], Callable[..., dict[str, Any]]]] = {
-    "adam": (Adam, _adam),
-    "adamw": (AdamW, _adamw),
-    "nadam": (NAdam, _adam),
-    "rmsprop": (RMSprop, _rmsprop),
-    "sgd": (SGD, _sgd),
-}
 _FUSED = (Adam, AdamW, SGD)
 _FUSED_ON = ("cpu", "cuda")
+
+
+def _make(kind: type[Optimizer], params: Iterable[Parameter], **arguments: Any) -> Optimizer:
+    """An optimiser; its fused form where the parameters' device has one."""
+    weights = list(params)
+    if kind in _FUSED and weights and all(weight.device.type in _FUSED_ON for weight in weights):
+        arguments["fused"] = True
+    return kind(weights, **arguments)
+
+
+#: Optimisers; another one than ours is a class of `torch.optim.Optimizer`, or a function.
+OPTIMIZERS = Registry(
+    "optimizer",
+    {
+        "adam": _adam(Adam, weight_decay=0.0),
+        "adamw": _adam(AdamW, weight_decay=0.01),
+        "nadam": _adam(NAdam, weight_decay=0.0),
+        "rmsprop": rmsprop,
+        "sgd": sgd,
+    },
+    given=("params",),
+)
 #: Knobs that must stay below 1, and those that must be above 0; all must be at least 0.
 _SHARES = ("alpha", "beta1", "beta2", "momentum")
 _POSITIVE = ("eps", "lr")
 
 
 def available_optimizers() -> tuple[str, ...]:
-    """Names that `create_optimizer` takes, sorted."""
-    return tuple(sorted(_OPTIMIZERS))
+    """Names of this package that `create_optimizer` takes, sorted."""
+    return tuple(OPTIMIZERS)
 
 
-def optimizer_options(name: str) -> dict[str, Any]:
+def optimizer_options(name: Named) -> dict[str, Any]:
     """Knobs of an optimiser with their defaults.
 
     Raises:
         UnknownNameError: No such optimiser.
+        ArgumentError: It cannot be imported.
     """
-    if name not in _OPTIMIZERS:
-        raise UnknownNameError("optimizer", name, _OPTIMIZERS)
-    knobs = inspect.signature(_OPTIMIZERS[name][1]).parameters
-    return {knob: parameter.default for knob, parameter in knobs.items()}
+    return {knob: option.default for knob, option in OPTIMIZERS.options(name).items()}
 
 
-def create_optimizer(
-    name: str, parameters: Iterable[torch.nn.Parameter], **options: Any
-) -> Optimizer:
+def create_optimizer(name: Named, parameters: Iterable[Parameter], **options: Any) -> Optimizer:
     """Make an optimiser of `torch.optim`; its fused form where the parameters' device has one.
 
     Args:
-        name: One of `available_optimizers`.
+        name: One of `available_optimizers`, ``package.module:Name`` of another optimiser, or its
+            class; it is called with the parameters and its options.
         parameters: What to optimise. Weight decay, if any, applies to all of them.
         **options: Knobs, see `optimizer_options`; ``lr`` is the peak learning rate.
 
@@ -109,14 +121,32 @@ def create_optimizer(
         UnknownNameError: No such optimiser or knob.
         ArgumentError: A knob outside its bound.
     """
-    defaults = optimizer_options(name)
-    _checked(name, defaults, options)
-    kind, translate = _OPTIMIZERS[name]
-    weights = list(parameters)
-    arguments = translate(**options)
-    if kind in _FUSED and weights and all(weight.device.type in _FUSED_ON for weight in weights):
-        arguments["fused"] = True
-    return kind(weights, **arguments)
+    if name not in OPTIMIZERS:
+        OPTIMIZERS.check(name, {key: [one] for key, one in options.items()}, section="optimizer")
+    return optimizer_maker(name)(parameters, **options)
+
+
+def optimizer_maker(name: Named) -> Callable[..., Optimizer]:
+    """What makes optimisers of a name, called with the parameters and its knobs.
+
+    Raises:
+        UnknownNameError: No such optimiser.
+        ArgumentError: It cannot be imported.
+    """
+    found = OPTIMIZERS.load(name)
+    if name not in OPTIMIZERS:
+        return found
+    return functools.partial(_bounded, name_of(name), optimizer_options(name), found)
+
+
+def _bounded(
+    name: str,
+    defaults: Mapping[str, Any],
+    make: Callable[..., Optimizer],
+    parameters: Iterable[Parameter],
+    **options: Any,
+) -> Optimizer:
+    return make(parameters, **_checked(name, defaults, options))
 
 
 class RowOptimizer:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
+from typing import Any
 
 from hpo_mab._errors import ArgumentError, UnknownNameError
 
@@ -43,6 +45,17 @@ class Evaluation:
     reward_rate: float | None = None
     concentration: float | None = None
     averaged: bool = False
+
+
+#: Figures that the sampler reports and that an evaluation may lack.
+SAMPLER_FIGURES = tuple(
+    field.name for field in dataclasses.fields(Evaluation) if field.default is None
+)
+
+
+def sampler_figures(statistics: Mapping[str, float]) -> dict[str, Any]:
+    """Those of a sampler's statistics that an `Evaluation` holds."""
+    return {name: statistics[name] for name in SAMPLER_FIGURES if name in statistics}
 
 
 #: Names of the schedules that `Schedule` knows.

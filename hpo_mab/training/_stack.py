@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from hpo_mab._errors import ArgumentError
-from hpo_mab.bandits import BanditSettings, DeviceEngine
+from hpo_mab.bandits import REWARDS, BanditSettings, DeviceEngine
 from hpo_mab.samplers import BatchSampler, MABSampler
 from hpo_mab.training._batches import DeviceBatches, DeviceSweep, TrainingDiverged
 from hpo_mab.training._device import check_precision, synchronize
@@ -31,7 +31,12 @@ from hpo_mab.training._rows import (
     stackable,
     stacked_cross_entropy,
 )
-from hpo_mab.training._schedule import Evaluation, Schedule, evaluation_steps
+from hpo_mab.training._schedule import (
+    Evaluation,
+    Schedule,
+    evaluation_steps,
+    sampler_figures,
+)
 
 #: Images that an evaluation holds on the device at once, over all networks.
 _EVALUATED_AT_ONCE = 16_384
@@ -443,8 +448,8 @@ class StackedTrainer:
             self._step = self._new_step()
         if not self.takes(sampler):
             raise ArgumentError(
-                "bandits of a stack must share policy, replacement and way of forgetting, and "
-                f"remember at most {self._capacity} pulls: {stack_structure(settings)} with a "
+                "bandits of a stack must share policy, reward, replacement and way of forgetting, "
+                f"and remember at most {self._capacity} pulls: {stack_structure(settings)} with a "
                 f"memory of {_memory(sampler)} does not fit {self._structure}."
             )
         self._draws.begin(slot, *self._engine.begin(slot, shares, settings, seed=sampler.seed))
@@ -482,7 +487,6 @@ class StackedTrainer:
             if not math.isfinite(value):
                 return TrainingDiverged(each.done, f"the {what} loss is {value}")
         each.reported += 1
-        statistics = self._statistics(slot, each)
         point = Evaluation(
             index=each.reported,
             steps=each.done,
@@ -493,9 +497,8 @@ class StackedTrainer:
             loss=loss,
             train_loss=train_loss,
             learning_rate=each.peak * each.schedule.factor(each.done - 1),
-            reward_rate=statistics.get("reward_rate"),
-            concentration=statistics.get("concentration"),
             averaged=averaged,
+            **sampler_figures(self._statistics(slot, each)),
         )
         each.points.append(point)
         return point
@@ -543,6 +546,7 @@ def stack_structure(settings: BanditSettings) -> tuple[Any, ...]:
         settings.shuffles,
         forgets if settings.memory is not None or settings.discount is not None else "nothing",
         settings.prior if settings.correction else None,
+        REWARDS.name(settings.reward),
     )
 
 

@@ -29,7 +29,12 @@ from hpo_mab.training._batches import (
 from hpo_mab.training._device import autocast, check_precision, synchronize
 from hpo_mab.training._device_step import DeviceStep, choose_capture
 from hpo_mab.training._evaluate import WeightAverage, check_window, evaluate
-from hpo_mab.training._schedule import Evaluation, Schedule, evaluation_steps
+from hpo_mab.training._schedule import (
+    Evaluation,
+    Schedule,
+    evaluation_steps,
+    sampler_figures,
+)
 
 #: Which weights a training ends with: those trained, or the more accurate of them and the average.
 KEEP = ("better", "trained")
@@ -297,7 +302,6 @@ class Training(Iterator[Evaluation]):
         averaged, accuracy, loss = self._evaluate(last=step == self._schedule.steps)
         if not math.isfinite(loss):
             raise TrainingDiverged(step, f"the validation loss is {loss}")
-        statistics = self.sampler.statistics()
         return Evaluation(
             index=len(self._points) + 1,
             steps=step,
@@ -308,9 +312,8 @@ class Training(Iterator[Evaluation]):
             loss=loss,
             train_loss=train_loss,
             learning_rate=float(self._optimizer.param_groups[0]["lr"]),
-            reward_rate=statistics.get("reward_rate"),
-            concentration=statistics.get("concentration"),
             averaged=averaged,
+            **sampler_figures(self.sampler.statistics()),
         )
 
     def _evaluate(self, *, last: bool) -> tuple[bool, float, float]:

@@ -120,7 +120,12 @@ class WorkerProcess:
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=self._errors,
-            env={**os.environ, "HPO_MAB_STORAGE": storage},
+            env={
+                **os.environ,
+                "HPO_MAB_STORAGE": storage,
+                # What this process can import, a worker must be able to, too.
+                "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+            },
             start_new_session=True,
         )
 

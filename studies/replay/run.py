@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import optuna
 from optuna.pruners import BasePruner
+from simulation import CurveTable, Simulation, false_prunings, saving, simulate
 
 from hpo_mab.advantage import (
     Estimate,
@@ -26,15 +27,7 @@ from hpo_mab.advantage import (
     measure_evidence,
     pair_curves,
 )
-from hpo_mab.compare import (
-    CurveTable,
-    Simulation,
-    environment,
-    false_prunings,
-    read_record,
-    saving,
-    simulate,
-)
+from hpo_mab.compare import environment, read_record
 from hpo_mab.search import StudyRunner, create_pruner, make_spec
 from hpo_mab.storage import Storage, StudyRun, read_run, study_names
 

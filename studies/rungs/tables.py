@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -25,8 +26,11 @@ from hpo_mab.advantage import (
     mean_estimate,
     measure_evidence,
 )
-from hpo_mab.compare import Saving, Simulation, environment, saving, simulate
+from hpo_mab.compare import environment
 from hpo_mab.search import create_pruner
+
+sys.path.append(str(Path(__file__).parents[1] / "replay"))
+from simulation import Saving, Simulation, saving, simulate
 
 Floats = NDArray[np.float64]
 Curves = Mapping[str, Floats]

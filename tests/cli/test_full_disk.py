@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from _faults import count_faults
 
 from hpo_mab.storage import Storage, StudyRun, read_run
-from hpo_mab.testing._faults import count_faults
 
 Cli = Callable[..., "tuple[int, str, str]"]
 NAME = "short-uniform-seed0"

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from _faults import FaultReport, count_faults, inject_kills
 
 from hpo_mab.search import StudySpec
 from hpo_mab.storage import Storage, read_run
-from hpo_mab.testing._faults import FaultReport, count_faults, inject_kills
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs fork and SIGKILL")
 

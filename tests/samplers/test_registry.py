@@ -31,7 +31,7 @@ def test_unknown_kind_offers_the_nearest() -> None:
 
 
 def test_unknown_knob_offers_the_nearest() -> None:
-    with pytest.raises(UnknownNameError, match=r"knob of sampler 'psgd' 'budgt'.*'budget'"):
+    with pytest.raises(UnknownNameError, match=r"option of sampler 'psgd' 'budgt'.*'budget'"):
         samplers.create("psgd", [0, 1], batch_size=1, budgt=0.5)
     with pytest.raises(UnknownNameError, match=r"Valid: .*it has none"):
         samplers.create("uniform", [0, 1], batch_size=1, floor=0.5)

@@ -12,6 +12,7 @@ from typing import Any
 import optuna
 import pytest
 import torch
+from _faults import _fork
 
 from hpo_mab.search import (
     StudyRunner,
@@ -26,7 +27,6 @@ from hpo_mab.search import (
 from hpo_mab.search._checkpoint import Checkpoints, CheckpointWarning, SlotCheckpoint, TrialRecord
 from hpo_mab.search._plan import Plan
 from hpo_mab.storage import Storage, TrialRun, files_folder, open_study
-from hpo_mab.testing._faults import _fork
 from hpo_mab.training import Evaluation
 
 Runner = Callable[..., StudyRunner]

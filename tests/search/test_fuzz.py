@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import inspect
 import math
 import sys
 from collections.abc import Iterator, Sequence
@@ -20,8 +19,8 @@ from hpo_mab._errors import HpoMabError
 from hpo_mab.cli import main
 from hpo_mab.data import ImageSplits
 from hpo_mab.search import StudySpec, load_spec, load_splits, make_objective, make_spec
-from hpo_mab.search._components import _PRUNERS, _SAMPLERS, pruner_kinds, study_pruner
-from hpo_mab.search._prepare import _OPTIONS
+from hpo_mab.search._components import SEARCHERS, pruner_kinds, study_pruner
+from hpo_mab.search._prepare import NAMED
 
 _QUICK = settings(
     max_examples=150,
@@ -126,11 +125,8 @@ def _definitions() -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _options(section: str, kind: str) -> set[str]:
-    if section == "search":
-        return set(inspect.signature(_SAMPLERS[kind]).parameters) - {"seed"}
-    if section == "pruner":
-        return set(inspect.signature(_PRUNERS[kind]).parameters)
-    return set(_OPTIONS[section](kind))
+    registry = SEARCHERS if section == "search" else NAMED[section][0]
+    return set(registry.options(kind))
 
 
 @pytest.fixture(scope="module")

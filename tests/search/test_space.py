@@ -52,7 +52,10 @@ def test_names_that_earlier_versions_gave_a_prior_are_known() -> None:
             "sampler.prior_beta",
         ),
     ):
-        assert space.at(dict(zip(names, (1.5, 2), strict=True))).sampler["prior"] == [1.5, 2]
+        assert space.at(dict(zip(names, (1.5, 2), strict=True))).sampler.options["prior"] == [
+            1.5,
+            2,
+        ]
 
 
 def test_a_choice_may_be_a_list() -> None:

@@ -12,8 +12,7 @@ import numpy as np
 import optuna
 import pytest
 from optuna.pruners import MedianPruner, SuccessiveHalvingPruner
-
-from hpo_mab.compare import simulate
+from simulation import simulate
 
 RUNGS = Path(__file__).parents[2] / "studies/rungs"
 

@@ -10,10 +10,10 @@ import numpy as np
 import optuna
 import pytest
 from optuna.pruners import NopPruner, SuccessiveHalvingPruner
+from simulation import CurveTable, Simulation, false_prunings, saving, simulate
 
 from hpo_mab._errors import ArgumentError
 from hpo_mab.advantage import PairedCurves
-from hpo_mab.compare import CurveTable, Simulation, false_prunings, saving, simulate
 from hpo_mab.search import StudyRunner, make_spec
 from hpo_mab.storage import Storage
 

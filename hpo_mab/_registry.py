@@ -1,0 +1,289 @@
+"""Names of things: those that study definitions use, and those that packages export.
+
+Both are imported on first use, so that importing a package, and reading a definition, is cheap.
+"""
+
+from __future__ import annotations
+
+import collections.abc
+import dataclasses
+import functools
+import importlib
+import inspect
+import sys
+import types
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from numbers import Integral, Real
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from hpo_mab._errors import ArgumentError, UnknownNameError
+
+#: How anything that can be imported is named; offered where a name is unknown.
+_ELSEWHERE = "package.module:Name"
+
+#: What a name stands for: a class or a function. It may be given in place of the name.
+Named = str | Callable[..., Any]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Option:
+    """An argument of what a name stands for, which a definition may set.
+
+    Attributes:
+        kind: Its annotated type, or else that of its default.
+        default: `inspect.Parameter.empty` where a value must be given.
+    """
+
+    kind: Any
+    default: Any
+
+
+class Registry(Collection[str]):
+    """Things of one sort by name: samplers, networks, optimisers, data sets, pruners, rewards.
+
+    A name is one of the registry's own, or ``package.module:Name`` for any class or function that
+    Python can import. A class or a function may be given in place of its name. Options are the
+    arguments in its signature; those that ``**`` passes on to base classes are included.
+
+    Args:
+        what: What a name stands for, for messages, e.g. ``"sampler"``.
+        names: The registry's own names, each with ``package.module:Name`` or what it stands for.
+        given: Arguments that are no options, because the caller has their values.
+    """
+
+    def __init__(self, what: str, names: Mapping[str, Named], *, given: Collection[str]) -> None:
+        self.what = what
+        self._names = dict(sorted(names.items()))
+        self._given = frozenset(given)
+
+    def __contains__(self, name: object) -> bool:
+        """Whether a name is one of the registry's own."""
+        return isinstance(name, str) and name in self._names
+
+    def __iter__(self) -> Iterator[str]:
+        """The registry's own names, sorted."""
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def name(self, named: Named) -> str:
+        """A text for a name: the registry's own for what it has, else ``package.module:Name``."""
+        text = name_of(named)
+        return next((own for own, found in self._names.items() if text == found), text)
+
+    def load(self, name: Named) -> Callable[..., Any]:
+        """The class or function of a name, imported.
+
+        Raises:
+            UnknownNameError: No such name.
+            ArgumentError: It cannot be imported, or is neither a class nor a function.
+        """
+        found: Any = self._names.get(name, name) if isinstance(name, str) else name
+        if isinstance(found, str):
+            if ":" not in found:
+                raise UnknownNameError(self.what, found, [*self._names, _ELSEWHERE])
+            found = self._imported(found)
+        if not callable(found):
+            shown = name if isinstance(name, str) else type(name).__name__
+            raise ArgumentError(
+                f"{self.what} must be the name of a class or a function, got '{shown}'."
+            )
+        return found  # type: ignore[no-any-return]
+
+    def options(self, name: Named) -> dict[str, Option]:
+        """Options of what a name stands for; raises as `load` does."""
+        arguments, _ = _arguments(self.load(name))
+        return {key: value for key, value in arguments.items() if key not in self._given}
+
+    def takes(self, name: Named, option: str) -> bool:
+        """Whether a definition may set an option; raises as `load` does."""
+        return option not in self._given and _takes(self.load(name), option)
+
+    def check(
+        self,
+        name: Named,
+        values: Mapping[str, Iterable[Any]],
+        *,
+        section: str,
+        shown: str | None = None,
+    ) -> None:
+        """Refuse options that what a name stands for has not, or whose values are of another type.
+
+        Args:
+            name: The name.
+            values: Every value that each option may take.
+            section: Of the definition, for messages.
+            shown: Name for messages; None takes ``name``.
+
+        Raises:
+            UnknownNameError: No such name or option.
+            ArgumentError: A value of another type, or an option that must be given and is not.
+        """
+        known = self.options(name)
+        called = f"{self.what} '{shown or name_of(name)}'"
+        for option in values:
+            if not self.takes(name, option):
+                raise UnknownNameError(f"option of {called}", option, known or ("(it has none)",))
+        for option, wanted in known.items():
+            if wanted.default is inspect.Parameter.empty and option not in values:
+                raise ArgumentError(f"{section}.{option} of {called} must be given.")
+        check_types(section, values, {option: one.kind for option, one in known.items()})
+
+    def maker(self, name: Named, **given: Any) -> Callable[..., Any]:
+        """What a name stands for, with those of the given arguments bound that it takes."""
+        made = self.load(name)
+        bound = {key: value for key, value in given.items() if _takes(made, key)}
+        return functools.partial(made, **bound) if bound else made
+
+    def _imported(self, name: str) -> Any:
+        module, _, attributes = name.partition(":")
+        try:
+            return functools.reduce(getattr, attributes.split("."), importlib.import_module(module))
+        # A module runs when it is imported, and may end in any way.
+        except (Exception, SystemExit) as error:
+            reason = str(error).strip().partition("\n")[0].rstrip(".")
+            raise ArgumentError(
+                f"{self.what} '{name}' cannot be imported: {type(error).__name__}: {reason}."
+            ) from error
+
+
+def name_of(named: Named) -> str:
+    """A text that stands for a name: itself, or ``package.module:Name`` of a class or function."""
+    if isinstance(named, str):
+        return named
+    if isinstance(named, functools.partial):
+        return name_of(named.func)
+    thing = named if hasattr(named, "__qualname__") else type(named)
+    return f"{thing.__module__}:{thing.__qualname__}"
+
+
+def _takes(made: Callable[..., Any], argument: str) -> bool:
+    arguments, more = _arguments(made)
+    return more or argument in arguments
+
+
+def _arguments(made: Callable[..., Any]) -> tuple[dict[str, Option], bool]:
+    """Arguments that can be given by name, and whether any other can be given as well."""
+    classes = made.__mro__[:-1] if isinstance(made, type) else ()
+    makers = [vars(cls)["__init__"] for cls in classes if "__init__" in vars(cls)]
+    found: dict[str, Option] = {}
+    for function in makers if isinstance(made, type) else [made]:
+        try:
+            parameters = inspect.signature(function).parameters
+        except (TypeError, ValueError):  # Of C.
+            return found, True
+        hints = _hints(function)
+        own = list(parameters.values())[1 if makers else 0 :]
+        for one in own:
+            if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY):
+                found.setdefault(one.name, Option(_kind(one, hints), one.default))
+        if not any(one.kind is one.VAR_KEYWORD for one in own):
+            return found, False
+    return found, bool(makers) or not isinstance(made, type)
+
+
+def _hints(function: Any) -> dict[str, Any]:
+    # Optuna imports some names for type checkers only.
+    names = {**vars(collections.abc), "BaseSampler": Any, "FrozenTrial": Any}
+    try:
+        return get_type_hints(getattr(function, "func", function), localns=names)
+    except Exception:  # Annotations are users' own; without them anything goes.
+        return {}
+
+
+def _kind(parameter: inspect.Parameter, hints: Mapping[str, Any]) -> Any:
+    if parameter.name in hints:
+        return hints[parameter.name]
+    plain = isinstance(parameter.default, bool | int | float | str)
+    return type(parameter.default) if plain else Any
+
+
+def check_types(
+    section: str, values: Mapping[str, Iterable[Any]], kinds: Mapping[str, Any]
+) -> None:
+    """Refuse values of a type that their options do not have.
+
+    Args:
+        section: Of the definition, for messages.
+        values: Every value that each option may take.
+        kinds: Type of each option; others take anything.
+
+    Raises:
+        ArgumentError: A value of another type; the message says which types would do.
+    """
+    for key, each in values.items():
+        kind = kinds.get(key, Any)
+        for one in each:
+            if not _is_of(kind, one):
+                raise ArgumentError(f"{section}.{key} must be {_wanted(kind)}, got {one!r}.")
+
+
+def _is_of(kind: Any, value: Any) -> bool:
+    origin, arguments = get_origin(kind), get_args(kind)
+    if kind is Any:
+        return True
+    if origin in (Union, types.UnionType):
+        return any(_is_of(one, value) for one in arguments)
+    if origin is Literal:
+        return any(type(value) is type(one) and value == one for one in arguments)
+    if origin is tuple and Ellipsis not in arguments:
+        fits = isinstance(value, list | tuple) and len(value) == len(arguments)
+        return fits and all(map(_is_of, arguments, value))
+    if kind is float or kind is int:
+        # Numbers of NumPy are numbers, booleans are not.
+        return isinstance(value, Real if kind is float else Integral) and not isinstance(
+            value, bool
+        )
+    cls = origin or kind
+    if cls in (tuple, collections.abc.Sequence):
+        cls = list | tuple
+    # A type that nothing can be checked against takes anything.
+    open_to_all = not isinstance(cls, type | types.UnionType) or getattr(cls, "_is_protocol", False)
+    return open_to_all or isinstance(value, cls)
+
+
+_WORDS: Mapping[Any, str] = {
+    float: "a number",
+    int: "an integer",
+    bool: "a boolean",
+    str: "a text",
+    type(None): "'none'",
+    collections.abc.Callable: "a function",
+}
+
+
+def _wanted(kind: Any) -> str:
+    arguments = get_args(kind)
+    if get_origin(kind) in (Union, types.UnionType):
+        return " or ".join(map(_wanted, arguments))
+    if get_origin(kind) is Literal:
+        return " or ".join(map(repr, arguments))
+    if get_origin(kind) is tuple and Ellipsis not in arguments:
+        each = _wanted(arguments[0])
+        return f"a list of {len(arguments)} values, each {each} or a range, as in [1, 2]"
+    return _WORDS.get(get_origin(kind) or kind, getattr(kind, "__name__", str(kind)))
+
+
+def lazy_names(
+    package: str, modules: Mapping[str, str]
+) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+    """``__getattr__`` and ``__dir__`` of a package whose names are imported on first use.
+
+    Args:
+        package: Its ``__name__``.
+        modules: The module that holds each name; from the package on, e.g. ``"._budget"``.
+    """
+
+    def load(name: str) -> Any:
+        if name not in modules:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        value = getattr(importlib.import_module(modules[name], package), name)
+        # The next access finds it without coming here.
+        setattr(sys.modules[package], name, value)
+        return value
+
+    def names() -> list[str]:
+        return list(sys.modules[package].__all__)
+
+    return load, names

@@ -1,0 +1,226 @@
+"""Samplers of PyTorch's interface, which take no losses, as batch samplers of ours."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hpo_mab._errors import ArgumentError
+from hpo_mab._registry import Registry
+from hpo_mab.samplers._base import BatchSampler, Draw
+
+
+def own_sampler(
+    make: Callable[..., Any],
+    name: str,
+    labels: Tensor | Sequence[int],
+    *,
+    batch_size: int,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    rank: int = 0,
+    world_size: int = 1,
+    **options: Any,
+) -> BatchSampler:
+    """Make a sampler that is not of this package.
+
+    Args:
+        make: Its class, or a function that returns one. It is called with its options and with
+            those of ``labels``, ``batch_size``, ``seed``, ``device``, ``rank``, ``world_size`` and
+            ``data_source`` (the labels, as a container of N) that it takes.
+        name: Its name, for messages and checkpoints.
+        labels: Class of each training example, integers [N].
+        batch_size: Examples a batch, ``B``.
+        seed: Seed of every random choice.
+        device: Where indices are drawn and losses are expected.
+        rank: This process's share among ``world_size``.
+        world_size: Number of processes that split the examples.
+        **options: Options of the sampler.
+
+    Returns:
+        The sampler itself if it is a `BatchSampler` of ours, else a `ForeignSampler`.
+
+    Raises:
+        ArgumentError: What was made cannot be iterated over, or draws other batches than asked.
+    """
+    arguments: dict[str, Any] = {
+        "labels": labels,
+        "data_source": labels,
+        "batch_size": batch_size,
+        "seed": seed,
+        "device": device,
+        "rank": rank,
+        "world_size": world_size,
+    }
+
+    def made() -> Any:
+        return Registry("sampler", {}, given=()).maker(make, **arguments)(**options)
+
+    random = _RandomState(seed)
+    with random:
+        first = made()
+    if isinstance(first, BatchSampler):
+        return first
+    return ForeignSampler(
+        first,
+        labels,
+        name=name,
+        random=random,
+        batch_size=batch_size,
+        seed=seed,
+        device=device,
+        rank=rank,
+        world_size=world_size,
+    )
+
+
+class _RandomState(contextlib.AbstractContextManager[None]):
+    """PyTorch's global random state of a sampler, which nothing else moves.
+
+    Without it the dropout of a network would decide what a sampler draws, and a training that
+    continues from a checkpoint would draw other batches than one that was never stopped.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self._own = torch.Generator().manual_seed(seed).get_state()
+
+    def __enter__(self) -> None:
+        self._others = torch.get_rng_state()
+        torch.set_rng_state(self._own)
+
+    def __exit__(self, *_: object) -> None:
+        self._own = torch.get_rng_state()
+        torch.set_rng_state(self._others)
+
+
+class ForeignSampler(BatchSampler):
+    """Batches of a sampler of PyTorch's interface, pass after pass; it learns nothing from losses.
+
+    Indices that come one by one are cut into batches, across the ends of passes. Batches must have
+    the size asked; a shorter one at the end of a pass is left out. ``set_epoch`` is called before
+    each pass where the sampler has it, as PyTorch's `DistributedSampler` needs.
+
+    A state is the number of batches drawn: a sampler that loads it draws as many again.
+
+    Args:
+        sampler: Iterable of indices, or of batches of indices, which can be iterated over again
+            and again. Its random choices follow from its own seed or from PyTorch's global state.
+        labels: Class of each training example, integers [N].
+        name: The sampler's name.
+        random: Random state that the sampler was made in.
+        batch_size: Examples a batch, ``B``.
+        seed: Seed of the sampler.
+        device: Where indices are wanted.
+        rank: As for every sampler; the sampler itself must split the examples.
+        world_size: As for every sampler.
+
+    Raises:
+        ArgumentError: What cannot be iterated over; at a draw, batches of another size, or what is
+            no index of an example.
+    """
+
+    def __init__(
+        self,
+        sampler: Iterable[Any],
+        labels: Tensor | Sequence[int],
+        *,
+        name: str,
+        random: _RandomState,
+        batch_size: int,
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        if not isinstance(sampler, Iterable):
+            raise ArgumentError(
+                f"sampler '{name}' must be an iterable of indices or of batches of them, "
+                f"got {type(sampler).__name__}."
+            )
+        super().__init__(
+            labels,
+            batch_size=batch_size,
+            seed=seed,
+            device=device,
+            rank=rank,
+            world_size=world_size,
+        )
+        self._name = name
+        self._sampler = sampler
+        self._random = random
+        self._drawn = 0
+        #: Indices that do not fill a batch yet.
+        self._indices: list[Any] = []
+        batches = self._stream()
+        with random:
+            # A sampler of other batches is refused here, before anything is trained.
+            self._batches = itertools.chain([next(batches)], batches)
+
+    def _draw(self) -> Draw:
+        self._drawn += 1
+        with self._random:
+            batch = next(self._batches)
+        return Draw(batch.to(self.device))
+
+    def _state(self) -> dict[str, Any]:
+        return {"drawn": self._drawn}
+
+    def _load_state(self, state: dict[str, Any]) -> None:
+        if self._drawn:
+            raise ArgumentError(f"sampler '{self._name}' must load a state before its first draw.")
+        for _ in range(int(state["drawn"])):
+            self._draw()
+
+    def _stream(self) -> Iterator[Tensor]:
+        """Endless batches, int64 [B] each."""
+        for number in itertools.count():
+            if hasattr(self._sampler, "set_epoch"):
+                self._sampler.set_epoch(number)
+            seen = last = size = 0
+            for seen, item in enumerate(self._sampler, start=1):  # noqa: B007
+                batch = self._collected(item) if _is_index(item) else item
+                if 0 < last < self.batch_size:
+                    raise self._wrong_size(last)
+                last = len(batch) or last
+                size = max(size, last)
+                if len(batch) == self.batch_size:
+                    yield self._checked(batch)
+            if not seen or (size != self.batch_size and not self._indices):
+                raise self._wrong_size(size)
+
+    def _collected(self, index: Any) -> Sequence[Any]:
+        """The batch that an index completes; empty where it completes none."""
+        self._indices.append(index)
+        if len(self._indices) < self.batch_size:
+            return ()
+        batch, self._indices = self._indices, []
+        return batch
+
+    def _wrong_size(self, found: int) -> ArgumentError:
+        return ArgumentError(
+            f"sampler '{self._name}' must draw batches of {self.batch_size} indices, got {found}; "
+            "only the last batch of a pass may be shorter, and is left out."
+        )
+
+    def _checked(self, batch: Any) -> Tensor:
+        """A batch as int64 [B] on the CPU; another index would stop a CUDA device."""
+        indices = torch.as_tensor(batch)
+        last = len(self.labels) - 1
+        if indices.dtype == torch.bool or indices.is_floating_point():
+            raise ArgumentError(f"sampler '{self._name}' must draw integers, got {indices.dtype}.")
+        if not 0 <= int(indices.min()) <= int(indices.max()) <= last:
+            raise ArgumentError(
+                f"sampler '{self._name}' must draw indices in [0, {last}], "
+                f"got {int(indices.min())} to {int(indices.max())}."
+            )
+        return indices.to("cpu", torch.int64)
+
+
+def _is_index(item: Any) -> bool:
+    return isinstance(item, int) or np.ndim(item) == 0

@@ -1,0 +1,31 @@
+"""A user's own modules, named on the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--sampler", "nowhere:X"], "sampler 'nowhere:X' cannot be imported"),
+        (["--pruner", "broken:P"], "pruner 'broken:P' cannot be imported: SystemExit: usage"),
+        (["--set", "model.name=nowhere:Net"], "model 'nowhere:Net' cannot be imported"),
+        (["--data", "nowhere:load"], "data set 'nowhere:load' cannot be imported"),
+    ],
+)
+def test_what_cannot_be_imported_is_one_line_before_anything_is_done(
+    cli: Callable[..., Any], tiny: str, tmp_path: Path, arguments: list[str], words: str
+) -> None:
+    (tmp_path / "broken.py").write_text("raise SystemExit('usage: broken')")
+    before = set(tmp_path.iterdir())
+    for command in ("run", "compare"):
+        result = cli(command, tiny, *arguments)
+        assert result.status == 2
+        assert words in result.err
+        assert len(result.err.splitlines()) == 1
+    assert {path for path in tmp_path.iterdir() if path.name != "__pycache__"} == before

@@ -1,0 +1,258 @@
+"""Samplers, networks, optimisers, data sets and pruners of a user's own, named in a definition."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import optuna
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import BatchSampler, RandomSampler, TensorDataset
+
+from hpo_mab._errors import HpoMabError, SpecError
+from hpo_mab.compare import run_comparison
+from hpo_mab.search import (
+    RunOutcome,
+    StudyRunner,
+    StudySpec,
+    TrainingObjective,
+    make_spec,
+    replay,
+)
+from hpo_mab.storage import Storage
+from hpo_mab.training import Budget
+from hpo_mab.workers import ProcessLauncher
+
+Make = Callable[..., StudySpec]
+
+MODULE = '''
+import torch
+from optuna.pruners import BasePruner
+from torch import nn
+from torch.utils.data import BatchSampler, RandomSampler, TensorDataset
+
+from hpo_mab.data import ImageData
+from hpo_mab.samplers import UniformSampler
+
+
+class Shuffled(BatchSampler):
+    """Of PyTorch's interface: no losses, and PyTorch's random state."""
+
+    def __init__(self, labels, batch_size, *, share: float = 1.0):
+        super().__init__(RandomSampler(range(int(share * len(labels)))), batch_size, True)
+
+
+class Learner(UniformSampler):
+    """Of ours: it gets losses."""
+
+    answered = 0
+
+    def __init__(self, labels, *, explore: float = 0.5, **arguments):
+        super().__init__(labels, **arguments)
+
+    def _learn(self, draw, losses, logits, targets):
+        type(self).answered += 1
+
+
+class Net(nn.Sequential):
+    def __init__(self, input_shape, num_classes, width: int):
+        first = nn.Linear(torch.Size(input_shape).numel(), width)
+        super().__init__(nn.Flatten(), first, nn.Dropout(0.2), nn.Linear(width, num_classes))
+
+
+def blobs(*, examples: int = 300, test: bool = True):
+    labels = torch.arange(examples) % 3
+    inputs = torch.randn(examples, 5, generator=torch.Generator().manual_seed(0)) + labels[:, None]
+    whole = TensorDataset(inputs, labels)
+    return {"train": whole, "test": whole} if test else {"train": whole}
+
+
+def stripes(*, root):
+    images = torch.zeros(120, 1, 8, 8, dtype=torch.uint8)
+    labels = torch.arange(120) % 2
+    images[labels == 1, :, ::2] = 255
+    return {"train": ImageData(images=images, labels=labels, classes=("plain", "striped"))}
+
+
+def nothing():
+    return [1, 2]
+
+
+class First(BasePruner):
+    def __init__(self, *, max_resource: int, after: int = 1):
+        self.after = min(after, max_resource)
+
+    def prune(self, study, trial):
+        return trial.last_step == self.after
+'''
+
+
+@pytest.fixture(autouse=True)
+def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+    """The user's own module."""
+    (tmp_path / "mine.py").write_text(MODULE)
+    monkeypatch.syspath_prepend(tmp_path)
+    import mine
+
+    yield mine
+    del sys.modules["mine"]
+
+
+OWN: dict[str, Any] = {
+    "data": {"name": "mine:blobs", "examples": 240},
+    "model": {"name": "mine:Net", "width": {"choices": [4, 8]}},
+    "optimizer": {"name": "torch.optim:Adagrad", "lr": {"low": 0.01, "high": 0.1}},
+    "sampler": {"kind": "mine:Shuffled", "share": {"low": 0.5, "high": 1.0}},
+    "pruner": {"kind": "mine:First", "after": 2},
+}
+
+
+def _run(spec: StudySpec, storage: Storage, **options: Any) -> RunOutcome:
+    return StudyRunner(spec, storage).run("study", **options)
+
+
+def test_everything_a_definition_names_may_be_the_users_own(storage: Storage, tiny: Make) -> None:
+    outcome = _run(tiny(**OWN, search={"initial": 1}, budget={"trials": 3}), storage)
+    states = [trial.state for trial in outcome.run.trials]
+    assert states == ["complete", "pruned", "pruned"]
+    assert [len(trial.curve) for trial in outcome.run.trials] == [3, 2, 2]
+    assert set(outcome.run.trials[0].params) == {"lr", "sampler.share", "model.width"}
+    assert outcome.test_accuracy is not None
+    # And the record alone is enough to train a trial again.
+    again = replay(storage, "study", 1)
+    assert again.is_identical
+
+
+def test_a_sampler_of_ours_that_is_the_users_own_gets_losses(
+    storage: Storage, tiny: Make, mine: ModuleType
+) -> None:
+    spec = tiny(
+        sampler={"kind": "mine:Learner", "explore": {"low": 0.1, "high": 0.9}},
+        budget={"trials": 1},
+        training={"slots": 2},
+    )
+    outcome = _run(spec, storage, score=False)
+    assert outcome.run.trials[0].state == "complete"
+    assert mine.Learner.answered == outcome.run.trials[0].curve[-1].steps
+    assert outcome.loop_reasons == (
+        "trials are trained one at a time: the sampler 'mine:Learner' is not one of hpo_mab's",
+    )
+
+
+def test_images_of_the_users_own_are_split_as_ours(storage: Storage, tiny: Make) -> None:
+    runner = StudyRunner(tiny(data={"name": "mine:stripes"}, budget={"trials": 1}), storage)
+    # A fifth is the test part, a fifth of the rest is for validation.
+    assert runner.objective.workload.num_examples == 76
+    assert runner.run(score=False).run.trials[0].state == "complete"
+
+
+def test_a_data_set_without_a_test_part_keeps_a_fifth_for_it(storage: Storage, tiny: Make) -> None:
+    spec = tiny(data={"name": "mine:blobs", "test": False}, budget={"trials": 1})
+    runner = StudyRunner(spec, storage)
+    assert runner.objective.workload.num_examples == 192
+    assert runner.run().test_accuracy is not None
+
+
+def test_a_comparison_trains_and_scores_the_users_own(storage: Storage, tiny: Make) -> None:
+    spec = tiny(**OWN, search={"initial": 2}, budget={"trials": 2}, compare={"retrain": 1})
+    found = run_comparison(spec, storage)
+    assert [run.arm for run in found.runs] == ["mine:Shuffled", "uniform"]
+    assert all(len(scores) == 1 for scores in found.retrained.values())
+
+
+def test_worker_processes_find_what_this_process_can_import(storage: Storage, tiny: Make) -> None:
+    launch = ProcessLauncher(storage, devices=["cpu"], data_root="data")
+    outcome = _run(tiny(**OWN, budget={"trials": 2}), storage, launch=launch, score=False)
+    assert len([trial for trial in outcome.run.trials if trial.curve]) == 2
+
+
+@pytest.mark.parametrize("kind", ["mine:Shuffled", "torch.utils.data:RandomSampler"])
+def test_a_training_that_was_cut_off_draws_the_batches_of_one_that_was_not(
+    storage: Storage, tiny: Make, kind: str
+) -> None:
+    # Dropout draws from PyTorch's random state between the draws of the sampler.
+    spec = tiny(**{**OWN, "sampler": {"kind": kind}, "model": {"name": "mine:Net", "width": 8}})
+    objective = StudyRunner(spec, storage).objective
+    configuration, _ = objective.space.corners()
+    with objective.workload.training(configuration, seed=1) as whole:
+        curve = [evaluation.accuracy for evaluation in whole.evaluations]
+    with objective.workload.training(configuration, seed=1) as cut:
+        list(itertools.islice(cut.evaluations, 2))
+        state = cut.evaluations.state_dict()
+    with objective.workload.training(configuration, seed=1, state=state) as resumed:
+        assert [evaluation.accuracy for evaluation in resumed.evaluations] == curve
+        assert resumed.evaluations.resumed_at == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"sampler": {"kind": "nowhere:X"}}, "sampler 'nowhere:X' cannot be imported: ModuleNotF"),
+        ({"sampler": {"kind": "mine:X"}}, "'mine:X' cannot be imported: AttributeError"),
+        ({"sampler": {"kind": "mine.Learner"}}, "Unknown sampler 'mine.Learner'.*package.module:"),
+        ({"sampler": {"kind": "mine:__name__"}}, "name of a class or a function, got 'mine:__n"),
+        ({"sampler": {"kind": "mine:Learner", "explor": 1}}, "'explor'. Did you mean 'explore'"),
+        ({"sampler": {"kind": "mine:Learner", "explore": "a"}}, "explore must be a number"),
+        ({"sampler": {"kind": "mine:Shuffled", "share": {"low": 2, "high": 1}}}, "low must not"),
+        ({"model": {"name": "mine:Net"}}, "model.width of model 'mine:Net' must be given"),
+        ({"model": {"name": "mine:Net", "width": 0.5}}, "model.width must be an integer"),
+        ({"data": {"name": "mine:blobs", "exampels": 3}}, "data set 'mine:blobs' 'exampels'"),
+        ({"pruner": {"kind": "mine:First", "after": "b"}}, "pruner.after must be an integer"),
+        ({"pruner": {"kind": "mine:nothing"}}, "must be an optuna BasePruner, got list"),
+        ({"optimizer": {"name": "torch.optim:Adagard"}}, "torch.optim:Adagard' cannot be imp"),
+        ({"search": {"sampler": "mine:Nobody"}}, "search.sampler 'mine:Nobody' cannot be imported"),
+    ],
+)
+def test_a_mistake_is_refused_in_one_line(tiny: Make, change: dict[str, Any], words: str) -> None:
+    with pytest.raises(HpoMabError, match=words) as caught:
+        make_spec({**tiny().model_dump(mode="json"), **change})
+    assert "\n" not in str(caught.value)
+
+
+def test_data_of_another_form_are_refused(storage: Storage, tiny: Make) -> None:
+    with pytest.raises(HpoMabError, match=r"must return a mapping with 'train'.*got list"):
+        StudyRunner(tiny(data={"name": "mine:nothing"}), storage)
+    with pytest.raises(SpecError, match=r"data\.augment must be false"):
+        StudyRunner(tiny(data={"name": "mine:blobs", "augment": True}), storage)
+
+
+def test_an_objective_takes_classes_and_functions(mine: ModuleType) -> None:
+    def halves(labels: Any, batch_size: int, seed: int, part: int) -> BatchSampler:
+        chosen = [index for index in range(len(labels)) if index % 2 == part]
+        assert seed >= 0
+        return BatchSampler(RandomSampler(chosen), batch_size, drop_last=False)
+
+    x = torch.randn(90, 4, generator=torch.Generator().manual_seed(0))
+    data = TensorDataset(x, (x.sum(dim=1) > 0).long())
+    for sampler in (
+        {"kind": mine.Learner, "explore": {"low": 0.1, "high": 0.9}},
+        {"kind": halves, "part": {"choices": [0, 1]}},
+        mine.Shuffled,
+    ):
+        objective = TrainingObjective(
+            model=lambda: nn.Linear(4, 2),
+            data=(data, data),
+            budget=Budget(epochs=1),
+            optimizer={"name": torch.optim.Adagrad, "lr": 0.1},
+            sampler=sampler,
+            batch_size=16,
+            evaluations=2,
+        )
+        study = optuna.create_study(direction="maximize")
+        study.optimize(objective, n_trials=1)
+        assert study.best_value > 0.3
+    assert mine.Learner.answered > 0
+
+
+def test_a_class_of_ours_has_its_short_name() -> None:
+    from hpo_mab.samplers import MABSampler
+    from hpo_mab.search import SearchSpace
+
+    space = SearchSpace(optimizer={"name": "sgd"}, sampler={"kind": MABSampler, "floor": 0.1})
+    assert space.sampler.name == "mab"
