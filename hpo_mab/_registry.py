@@ -132,9 +132,7 @@ class Registry(Collection[str]):
 
     def maker(self, name: Named, **given: Any) -> Callable[..., Any]:
         """What a name stands for, with those of the given arguments bound that it takes."""
-        made = self.load(name)
-        bound = {key: value for key, value in given.items() if _takes(made, key)}
-        return functools.partial(made, **bound) if bound else made
+        return bound_to(self.load(name), given)
 
     def _imported(self, name: str) -> Any:
         module, _, attributes = name.partition(":")
@@ -146,6 +144,12 @@ class Registry(Collection[str]):
             raise ArgumentError(
                 f"{self.what} '{name}' cannot be imported: {type(error).__name__}: {reason}."
             ) from error
+
+
+def bound_to(made: Callable[..., Any], given: Mapping[str, Any]) -> Callable[..., Any]:
+    """A class or function with those of the given arguments bound that it takes."""
+    bound = {key: value for key, value in given.items() if _takes(made, key)}
+    return functools.partial(made, **bound) if bound else made
 
 
 def name_of(named: Named) -> str:

@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from hpo_mab.storage import StudyRun
 
 
-def percent(estimate: Estimate, *, digits: int = 1) -> str:
-    """A share as ``value [low, high]`` in percent or points."""
-    return _shown(estimate, 100.0, f".{digits}f")
+def percent(estimate: Estimate, *, digits: int = 1, interval: bool = True) -> str:
+    """A share as ``value [low, high]``, or the value alone, in percent or points."""
+    return _shown(estimate, 100.0, f".{digits}f", interval=interval)
 
 
 def points(estimate: Estimate) -> str:
@@ -31,19 +31,14 @@ def ratio(estimate: Estimate) -> str:
     return _shown(estimate, 1.0, ".2f")
 
 
-def coefficient(estimate: Estimate) -> str:
-    """A coefficient in [-1, 1]."""
-    return _shown(estimate, 1.0, ".2f")
+def coefficient(estimate: Estimate, *, interval: bool = True) -> str:
+    """A coefficient in [-1, 1], with its interval or without."""
+    return _shown(estimate, 1.0, ".2f", interval=interval)
 
 
 def parameter(value: Any) -> str:
     """A parameter's value, to four digits."""
     return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def value_only(shown: str) -> str:
-    """A figure without its interval."""
-    return shown.split(" [")[0]
 
 
 def unbounded(estimate: Estimate) -> bool:
@@ -77,11 +72,11 @@ def weights_evaluated(runs: Iterable[StudyRun]) -> str:
     )
 
 
-def _shown(estimate: Estimate, scale: float, form: str) -> str:
+def _shown(estimate: Estimate, scale: float, form: str, *, interval: bool = True) -> str:
     if math.isnan(estimate.value):
         return "-"
     value = f"{'>= ' if estimate.censored else ''}{estimate.value * scale:{form}}"
-    if unbounded(estimate):
+    if not interval or unbounded(estimate):
         return value
     low, high = (
         f"{end * scale:{form}}" if math.isfinite(end) else ("-inf" if end < 0 else "inf")
@@ -163,7 +158,7 @@ def _spend(summary: ComparisonSummary) -> Grid:
                 "-" if arm.examples is None else f"{arm.examples:,}",
                 "-" if arm.seconds is None else f"{arm.seconds:,.0f}",
                 "-" if arm.saved_examples is None else f"{100 * arm.saved_share:.0f}",
-                value_only(percent(arm.sampler_share)),
+                percent(arm.sampler_share, interval=False),
             )
             for arm in summary.arms
         ),
@@ -307,7 +302,7 @@ def _more_fidelities(contrast: Contrast) -> Grid:
 def _both(row: PairedRow, statistic: str) -> str:
     found = row.agreement(statistic)
     shown = percent if statistic == "regret" else coefficient
-    return " / ".join(value_only(shown(estimate)) for estimate in (found.arm, found.reference))
+    return " / ".join(shown(estimate, interval=False) for estimate in (found.arm, found.reference))
 
 
 def comparison_tables(summary: ComparisonSummary, *, essential: bool = False) -> list[Table]:

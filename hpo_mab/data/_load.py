@@ -50,7 +50,8 @@ def _torchvision_set(name: str, *, root: Path, download: bool) -> Parts:
     return {"train": train, "test": test}
 
 
-#: Data sets. A function is given ``root``, a `Path`, and ``download`` where it takes them.
+#: Data sets. A function is given ``root`` (a `Path`), ``download``, and the ``seed`` and the share
+#: of the ``validation`` split, where it takes them.
 DATA_SETS = Registry(
     "data set",
     {
@@ -58,7 +59,7 @@ DATA_SETS = Registry(
         "image_folder": image_folder,
         **{name: functools.partial(_torchvision_set, name) for name in _torchvision.NAMES},
     },
-    given=("root", "download"),
+    given=("root", "download", "seed", "validation"),
 )
 #: Data sets whose images mean the same when mirrored.
 _MIRRORED = {*_torchvision.MIRRORED, "image_folder"}
@@ -108,7 +109,7 @@ def load(
         DataError: The data are not there, cannot be fetched or cannot be read, or are more than
             memory holds.
     """
-    parts = _load(name, Path(root), download, more).parts
+    parts = _load(name, more, root=Path(root), download=download).parts
     if not isinstance(parts["train"], ImageData):
         raise ArgumentError(f"data set '{name_of(name)}' is not one of images; use load_splits.")
     return parts["train"], parts["test"]
@@ -129,10 +130,10 @@ def load_splits(
     training images, and what was passed over.
 
     Another data set than ours is a function, named ``package.module:Name``, that takes its options
-    by name, and ``root`` and ``download`` if it needs them. It returns a mapping with the part
-    ``"train"`` and, where it has them, ``"validation"`` and ``"test"``: each an `ImageData`, or
-    each a map-style data set of ``(input tensor, class)``. Without a test part, a fixed stratified
-    fifth of the training examples is the test part.
+    by name, and ``root``, ``download``, ``seed`` and ``validation`` if it needs them. It returns a
+    mapping with the part ``"train"`` and, where it has them, ``"validation"`` and ``"test"``: each
+    an `ImageData`, or each a map-style data set of ``(input tensor, class)``. Without a test part,
+    a fixed stratified fifth of the training examples is the test part.
 
     Args:
         name: One of `available`, or such a function or its name.
@@ -150,23 +151,24 @@ def load_splits(
         DataError: The data are not there, cannot be fetched or cannot be read, or are more than
             memory holds.
     """
-    found = _load(name, Path(root), download, more)
+    given = {"root": Path(root), "download": download, "validation": validation, "seed": seed}
+    found = _load(name, more, **given)
     parts = found.parts
     if not isinstance(parts["train"], ImageData):
         datasets = split_datasets(parts, validation=validation, seed=seed)
         _log.info("%s: %s", name_of(name), datasets.description)
         return datasets
-    given = parts.get("validation", validation)
-    splits = split(parts["train"], parts["test"], validation=given, seed=seed)
+    held_out = parts.get("validation", validation)
+    splits = split(parts["train"], parts["test"], validation=held_out, seed=seed)
     title = Path(root).resolve().name if name == "image_folder" else name_of(name)
     for line in _description(title or name_of(name), found, splits):
         _log.info("%s", line)
     return splits
 
 
-def _load(name: Named, root: Path, download: bool, more: dict[str, Any]) -> _images.Decoded:
+def _load(name: Named, more: Mapping[str, Any], **given: Any) -> _images.Decoded:
     DATA_SETS.check(name, {key: [value] for key, value in more.items()}, section="data")
-    found = DATA_SETS.maker(name, root=root, download=download)(**more)
+    found = DATA_SETS.maker(name, **given)(**more)
     if isinstance(found, _images.Decoded):
         return found
     parts = _checked(name_of(name), found)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from hpo_mab._errors import ArgumentError
-from hpo_mab._registry import Registry
+from hpo_mab._registry import bound_to
 from hpo_mab.samplers._base import BatchSampler, Draw
 
 
@@ -20,6 +20,7 @@ def own_sampler(
     make: Callable[..., Any],
     name: str,
     labels: Tensor | Sequence[int],
+    /,
     *,
     batch_size: int,
     seed: int = 0,
@@ -49,35 +50,19 @@ def own_sampler(
     Raises:
         ArgumentError: What was made cannot be iterated over, or draws other batches than asked.
     """
-    arguments: dict[str, Any] = {
-        "labels": labels,
-        "data_source": labels,
+    common: dict[str, Any] = {
         "batch_size": batch_size,
         "seed": seed,
         "device": device,
         "rank": rank,
         "world_size": world_size,
     }
-
-    def made() -> Any:
-        return Registry("sampler", {}, given=()).maker(make, **arguments)(**options)
-
     random = _RandomState(seed)
     with random:
-        first = made()
-    if isinstance(first, BatchSampler):
-        return first
-    return ForeignSampler(
-        first,
-        labels,
-        name=name,
-        random=random,
-        batch_size=batch_size,
-        seed=seed,
-        device=device,
-        rank=rank,
-        world_size=world_size,
-    )
+        made = bound_to(make, {"labels": labels, "data_source": labels, **common})(**options)
+    if isinstance(made, BatchSampler):
+        return made
+    return ForeignSampler(made, labels, name=name, random=random, **common)
 
 
 class _RandomState(contextlib.AbstractContextManager[None]):

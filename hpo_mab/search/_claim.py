@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import optuna
-import sqlalchemy as sa
 from optuna.trial import FrozenTrial, TrialState
 
 from hpo_mab._attributes import (
@@ -27,14 +26,12 @@ from hpo_mab._attributes import (
 from hpo_mab.pruners import TopKPruner
 from hpo_mab.search._plan import Attempt, Next, Plan, Target
 from hpo_mab.storage import Storage, hold, is_gone, is_held, is_here, release, this_process
+from hpo_mab.storage._optuna import begin_trial
 
 # Trials whose worker is gone: noticed, closed and queued again.
 #
 # Everything here is called with the study's lock held, so it happens once, and every step can be
 # repeated: what was cut off half way is finished by the next worker that gets the lock.
-
-# Optuna's own table of signs of life.
-_heartbeats = sa.table("trial_heartbeats", sa.column("trial_id"))
 
 
 def close_lost(study: optuna.Study, storage: Storage) -> None:
@@ -86,8 +83,8 @@ def _lost(
 ) -> list[FrozenTrial]:
     if not running:
         return []
-    alive = _with_heartbeat(storage, [trial._trial_id for trial in running])
-    stale = set(storage.optuna._get_stale_trial_ids(study._study_id))
+    alive = storage.optuna.with_heartbeat([trial._trial_id for trial in running])
+    stale = storage.optuna.stale(study)
     return [trial for trial in running if _is_lost(trial, storage, alive, stale)]
 
 
@@ -103,12 +100,6 @@ def _is_lost(trial: FrozenTrial, storage: Storage, alive: set[int], stale: set[i
         # A worker on this machine that was asleep with it is not lost, however stale its sign.
         return is_gone(worker)
     return trial._trial_id in stale
-
-
-def _with_heartbeat(storage: Storage, trial_ids: list[int]) -> set[int]:
-    query = sa.select(_heartbeats.c.trial_id).where(_heartbeats.c.trial_id.in_(trial_ids))
-    with storage.optuna.engine.connect() as connection:
-        return set(connection.scalars(query))
 
 
 def claim(study: optuna.Study, storage: Storage) -> optuna.trial.Trial | Next:
@@ -169,7 +160,7 @@ def _take(study: optuna.Study, storage: Storage, plan: Plan, following: Next) ->
     elif following is Next.PROMOTION and _queue_promotion(study, plan.next_slot):
         trial = _ask(study)
     else:
-        trial = _new(study, plan.next_slot)
+        trial = begin_trial(study, {SLOT_KEY: plan.next_slot})
     # Before the lock is released: another thread may look for lost trials next.
     hold(storage.optuna, trial._trial_id)
     try:
@@ -218,14 +209,6 @@ def _queue_promotion(study: optuna.Study, slot: int) -> bool:
         )
     )
     return True
-
-
-def _new(study: optuna.Study, slot: int) -> optuna.trial.Trial:
-    """As `optuna.Study.ask`, but the trial has its slot from the start."""
-    template = optuna.create_trial(state=TrialState.RUNNING, user_attrs={SLOT_KEY: slot})
-    study._thread_local.cached_all_trials = None
-    trial_id = study._storage.create_new_trial(study._study_id, template_trial=template)
-    return optuna.trial.Trial(study, trial_id)
 
 
 def _ask(study: optuna.Study) -> optuna.trial.Trial:

@@ -27,6 +27,7 @@ from hpo_mab.search._definition import StudySpec
 from hpo_mab.search._pilot import PlannedSampler
 from hpo_mab.search._plan import Target
 from hpo_mab.storage import Definition, Storage, files_folder, open_study, study_names
+from hpo_mab.storage._optuna import add_copy
 
 # What may change between two runs of one study without changing what its trials mean.
 _FREE = (
@@ -278,10 +279,7 @@ def _begin(study: optuna.Study, target: Storage, name: str) -> optuna.Study:
 
 def _fill(copy: optuna.Study, study: optuna.Study, source: Storage, target: Storage) -> Copied:
     trials = study.get_trials(deepcopy=False)
-    new_ids = {
-        trial._trial_id: copy._storage.create_new_trial(copy._study_id, template_trial=trial)
-        for trial in trials
-    }
+    new_ids = {trial._trial_id: add_copy(copy, trial) for trial in trials}
     # After the trials, which hold the numbers of their curves: without them they are orphans.
     if source.url != target.url:
         source.curves.copy(list(new_ids), target.curves)

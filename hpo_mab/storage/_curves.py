@@ -11,17 +11,15 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 import sqlalchemy as sa
-from optuna.storages._rdb import models
 
 from hpo_mab._attributes import CURVE_KEY, RESUMED_KEY
+from hpo_mab.storage._optuna import SYSTEM_ATTRIBUTES, TRIALS, USER_ATTRIBUTES
 from hpo_mab.storage._schema import CURVES, prepare_tables
 from hpo_mab.training import Evaluation
 from hpo_mab.training._schedule import SAMPLER_FIGURES
 
 # Optuna's own tables.
-_trials = models.TrialModel.__table__
-_attributes = models.TrialUserAttributeModel.__table__
-_keys = models.TrialSystemAttributeModel.__table__
+_trials, _attributes, _keys = TRIALS, USER_ATTRIBUTES, SYSTEM_ATTRIBUTES
 
 #: The curve of a row of `_keys`.
 _number = sa.cast(_keys.c.value_json, sa.BigInteger)

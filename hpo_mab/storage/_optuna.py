@@ -1,4 +1,8 @@
-"""Optuna's database storage, with frequent operations in one statement each."""
+"""Optuna's database storage, with frequent operations in one statement each.
+
+Optuna's tables and private functions are named here alone. Its numbers of trials and studies
+(``_trial_id``, ``_study_id``) and the storage of a study (``_storage``) are used elsewhere, too.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +18,7 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Container, Iterable, Iterator, Sequence
 from typing import Any
 
+import optuna
 import sqlalchemy as sa
 from optuna.distributions import (
     BaseDistribution,
@@ -26,6 +31,12 @@ from optuna.storages import RDBStorage
 from optuna.storages._rdb import models
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.dialects import postgresql, sqlite
+
+#: Optuna's own tables.
+TRIALS = models.TrialModel.__table__
+USER_ATTRIBUTES = models.TrialUserAttributeModel.__table__
+SYSTEM_ATTRIBUTES = models.TrialSystemAttributeModel.__table__
+_HEARTBEATS = models.TrialHeartbeatModel.__table__
 
 _Value = models.TrialValueModel
 _Report = models.TrialIntermediateValueModel
@@ -208,6 +219,16 @@ class LeanStorage(RDBStorage):
 
     On other databases it is Optuna's own.
     """
+
+    def with_heartbeat(self, trial_ids: Collection[int]) -> set[int]:
+        """Those of the trials that have ever shown a sign of life."""
+        query = sa.select(_HEARTBEATS.c.trial_id).where(_HEARTBEATS.c.trial_id.in_(trial_ids))
+        with self.engine.connect() as connection:
+            return set(connection.scalars(query))
+
+    def stale(self, study: optuna.Study) -> set[int]:
+        """The running trials of a study whose last sign of life is too long ago."""
+        return set(self._get_stale_trial_ids(study._study_id))
 
     @contextlib.contextmanager
     def together(self) -> Iterator[None]:
@@ -475,6 +496,18 @@ class LeanStorage(RDBStorage):
     def _note_written(self, trial_id: int) -> None:
         if (collecting := self._collecting) is not None:
             collecting.written.add(trial_id)
+
+
+def begin_trial(study: optuna.Study, user_attrs: dict[str, Any]) -> optuna.trial.Trial:
+    """As `optuna.Study.ask`, but the trial has its attributes from the start."""
+    template = optuna.create_trial(state=TrialState.RUNNING, user_attrs=user_attrs)
+    study._thread_local.cached_all_trials = None
+    return optuna.trial.Trial(study, add_copy(study, template))
+
+
+def add_copy(study: optuna.Study, trial: FrozenTrial) -> int:
+    """Add a trial to a study as it is, running or finished; returns its id."""
+    return study._storage.create_new_trial(study._study_id, template_trial=trial)
 
 
 def _is_bare(trial: FrozenTrial) -> bool:

@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from hpo_mab._errors import ArgumentError
-from hpo_mab.bandits import BanditSettings
+from hpo_mab._errors import ArgumentError, UnknownNameError
+from hpo_mab.bandits import BanditEngine, BanditSettings
 
 LOSSES = st.sampled_from([0.0, 1.0, 2.0, 3.0, math.nan, math.inf, -math.inf])
 
@@ -272,3 +272,25 @@ def test_a_graph_draws_and_learns_at_each_replay(
         drawn.add(tuple(indices.tolist()))
     assert len(drawn) == 10
     assert engine.figures().judged == 13 * 32
+
+
+@pytest.mark.parametrize("kind", ["host", "device"])
+def test_a_rule_of_reward_decides_what_is_rewarded(
+    kind: str, make_engine: Callable[..., BanditEngine], teach: Callable[..., None]
+) -> None:
+    def all_but_the_lowest(losses: Any, average: Any) -> Any:
+        return losses.argsort(-1).argsort(-1) >= 1
+
+    engine = make_engine(kind, examples=8, bandits=4, memory=None, reward=all_but_the_lowest)
+    teach(engine, [0, 0, 0, 0], [3.0, 1.0, 2.0, 9.0])
+    assert engine.counts()[:, 0].tolist() == [[1, 0], [0, 1], [1, 0], [1, 0]]
+    by_average = make_engine(kind, examples=8, bandits=4, memory=None)
+    teach(by_average, [0, 0, 0, 0], [3.0, 1.0, 2.0, 9.0])
+    assert by_average.counts()[:, 0].tolist() == [[0, 1], [0, 1], [0, 1], [1, 0]]
+
+
+def test_an_unknown_rule_of_reward_is_refused() -> None:
+    with pytest.raises(UnknownNameError, match=r"Unknown reward 'above_averge'.*'above_average'"):
+        BanditSettings(reward="above_averge")
+    with pytest.raises(ArgumentError, match="reward 'nowhere:rule' cannot be imported"):
+        BanditSettings(reward="nowhere:rule")

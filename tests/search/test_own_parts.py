@@ -176,8 +176,9 @@ def test_worker_processes_find_what_this_process_can_import(storage: Storage, ti
 def test_a_training_that_was_cut_off_draws_the_batches_of_one_that_was_not(
     storage: Storage, tiny: Make, kind: str
 ) -> None:
-    # Dropout draws from PyTorch's random state between the draws of the sampler.
-    spec = tiny(**{**OWN, "sampler": {"kind": kind}, "model": {"name": "mine:Net", "width": 8}})
+    # Cut off within a pass; dropout draws from PyTorch's random state in between.
+    changes = {"sampler": {"kind": kind}, "model": {"name": "mine:Net", "width": 8}}
+    spec = tiny(**{**OWN, **changes}, budget={"epochs": 3, "evaluations": 4})
     objective = StudyRunner(spec, storage).objective
     configuration, _ = objective.space.corners()
     with objective.workload.training(configuration, seed=1) as whole:
