@@ -16,7 +16,7 @@ import optuna
 from hpo_mab._attributes import EVIDENCE_KEY, PRUNED_KEY, REASON_KEY
 from hpo_mab.advantage import Evidence, Rung
 from hpo_mab.compare._tables import coefficient, parameter, points, ratio, weights_evaluated
-from hpo_mab.pruners import AdvantagePruner
+from hpo_mab.pruners import AdvantagePruner, why_pruned
 from hpo_mab.pruners._advantage_pruner import Placement, place
 from hpo_mab.search import create_pruner
 from hpo_mab.search._components import always_averages
@@ -333,42 +333,15 @@ def _note(run: StudyRun, trial: TrialRun, earlier: dict[int, list[float]]) -> st
         f"Validation accuracy there{_weights(last)}: {last.accuracy:.2%}. "
         + _rank(last.accuracy, earlier[last.index]),
     ]
-    lines.append(f"Why: {_why(run, trial)}")
+    kind = run.spec.get("pruner", {}).get("kind", "")
+    lines.append(f"Why: {_plain(why_pruned(trial.attrs, pruner=kind))}")
+    if PRUNED_KEY in trial.attrs:
+        lines.append("The first configurations of a study are never pruned, and are not judged.")
     return "\n\n".join(lines)
 
 
 def _weights(last: Evaluation) -> str:
     return " of averaged weights" if last.averaged else ""
-
-
-def _why(run: StudyRun, trial: TrialRun) -> str:
-    because = trial.attrs.get(PRUNED_KEY)
-    if isinstance(because, Mapping) and {"rung", "step", "threshold"} <= because.keys():
-        return _rung(because)
-    kind = run.spec.get("pruner", {}).get("kind", "")
-    return str(trial.attrs.get(REASON_KEY) or f"the pruner (`{kind}`) stopped it.")
-
-
-def _rung(because: Mapping[str, Any]) -> str:
-    """What `hpo_mab.AdvantagePruner` decided by."""
-    if because.get("value", 0.0) is None:
-        return (
-            f"its value at evaluation {because['step']}, rung {because['rung']}, was not a number."
-        )
-    threshold = because["threshold"]
-    needed = "" if threshold is None else f"; {float(threshold):.2%} was needed to go on"
-    text = (
-        f"rung {because['rung']} at evaluation {because['step']}, as one of "
-        f"{because.get('competitors', '?')} trials judged there so far{needed}. "
-        "The first configurations of a study are never pruned, and are not judged."
-    )
-    if because.get("evidence"):
-        text += (
-            f" Evidence `{because['evidence']}` moved this rung: without it, it would lie at "
-            f"evaluation {because.get('uniform_step')}. Evaluation {because['step']} is worth "
-            f"number {float(because.get('equivalent_step') or 0.0):.1f} of uniform training."
-        )
-    return text
 
 
 def _rank(own: float, others: list[float]) -> str:

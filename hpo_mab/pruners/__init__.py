@@ -2,6 +2,7 @@
 
 from hpo_mab.pruners._advantage_pruner import AdvantagePruner
 from hpo_mab.pruners._evidence import AdvantageWarning, EvidenceKeeper, pairs_of_trials
+from hpo_mab.pruners._reasons import why_pruned
 from hpo_mab.pruners._top_k import TopKPruner
 
 __all__ = [
@@ -10,4 +11,5 @@ __all__ = [
     "EvidenceKeeper",
     "TopKPruner",
     "pairs_of_trials",
+    "why_pruned",
 ]

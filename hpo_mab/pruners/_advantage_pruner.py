@@ -80,12 +80,18 @@ def contest(
         for other in trials
         if other.number != trial.number
     )
-    ranked = sorted([value, *(one for one in found if one is not None)])
-    if direction == StudyDirection.MAXIMIZE:
-        ranked.reverse()
-    threshold = ranked[max(len(ranked) // reduction_factor, 1) - 1]
+    values = [value, *(one for one in found if one is not None)]
+    threshold = needed_at_rung(values, reduction_factor=reduction_factor, direction=direction)
     promoted = value >= threshold if direction == StudyDirection.MAXIMIZE else value <= threshold
-    return Contest(promoted=promoted, threshold=threshold, competitors=len(ranked))
+    return Contest(promoted=promoted, threshold=threshold, competitors=len(values))
+
+
+def needed_at_rung(
+    values: Sequence[float], *, reduction_factor: int, direction: StudyDirection
+) -> float:
+    """The worst value at a rung that is promoted, of all that have come to it."""
+    ranked = sorted(values, reverse=direction == StudyDirection.MAXIMIZE)
+    return float(ranked[max(len(ranked) // reduction_factor, 1) - 1])
 
 
 def _value_at(trial: FrozenTrial, *, rung: int, step: int, worst: float) -> float | None:

@@ -181,5 +181,5 @@ def test_a_trial_pruned_at_a_moved_rung_names_its_evidence() -> None:
     assert (
         "rung 1 at evaluation 1, as one of 7 trials judged there so far; 62.50% was needed" in note
     )
-    assert "Evidence `0123abcd` moved this rung: without it, it would lie at evaluation 2." in note
+    assert "Evidence 0123abcd moved this rung: without it, it would lie at evaluation 2." in note
     assert "worth number 2.2 of uniform training" in note
