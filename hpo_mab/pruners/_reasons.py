@@ -245,6 +245,14 @@ def _place(because: Mapping[str, Any]) -> str:
 
 def _moved(because: Mapping[str, Any]) -> str:
     """What moved a rung of `hpo_mab.AdvantagePruner`."""
+    later = because.get("fidelity")
+    if later:
+        low, high = later["tau"]
+        return (
+            f" The first rung was moved later from evaluation {later['step']}, where the study's "
+            f"first {later['trials']} complete trials ranked as at their end by tau "
+            f"[{low:.2f}, {high:.2f}] only."
+        )
     if not because.get("evidence"):
         return ""
     return (
