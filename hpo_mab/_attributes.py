@@ -61,6 +61,8 @@ DEFINITION_KEY = "hpo_mab:definition"
 TARGET_KEY = "hpo_mab:target"
 #: The evidence its pruner uses, see `hpo_mab.advantage.Evidence`.
 EVIDENCE_KEY = "hpo_mab:evidence"
+#: How its first trials' early values rank them, see `hpo_mab.pruners.RungFidelity`.
+FIDELITY_KEY = "hpo_mab:fidelity"
 #: What ``sampler.kind = "auto"`` chose, and why.
 CHOICE_KEY = "hpo_mab:auto"
 #: Test accuracy of the best trial's network: ``{"trial": number, "accuracy": float}``.

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from hpo_mab._attributes import DEFINITION_KEY
 from hpo_mab._errors import ArgumentError
 from hpo_mab.cli import _options as opt
 from hpo_mab.cli._options import study_names
@@ -182,18 +183,38 @@ def _evidence_text(found: Evidence, output: Path) -> str:
     return "\n".join(lines)
 
 
-def studies(storage: opt.StorageUrl = "sqlite:///hpo_mab.db", as_json: opt.Json = False) -> None:
-    """List the studies in a database.
+def studies(
+    study: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[STUDY]", autocompletion=study_names, help="With --trial: whose trial."
+        ),
+    ] = None,
+    trial: Annotated[
+        int | None,
+        typer.Option(help="Show this trial of STUDY: its evaluations, and why it was pruned."),
+    ] = None,
+    storage: opt.StorageUrl = "sqlite:///hpo_mab.db",
+    as_json: opt.Json = False,
+) -> None:
+    """List the studies in a database, or show one trial of a study.
 
     Examples:
 
     ```
     hpo-mab studies
     hpo-mab studies --storage postgresql+psycopg://me@host/db --json
+    hpo-mab studies digits-mab-seed0 --trial 12
     ```
     """
     import optuna
     from rich.table import Table
+
+    if (study is None) != (trial is None):
+        raise ArgumentError("Name a study and --trial together, or neither.")
+    if study is not None and trial is not None:
+        _show_trial(storage, study, trial, as_json=as_json)
+        return
 
     from hpo_mab.cli._output import console
     from hpo_mab.storage import Definition, Storage
@@ -222,10 +243,60 @@ def studies(storage: opt.StorageUrl = "sqlite:///hpo_mab.db", as_json: opt.Json 
     console().print(table if rows else f"No studies in {store.shown_url}; 'hpo-mab run' makes one.")
 
 
+def _show_trial(storage: str, name: str, number: int, *, as_json: bool) -> None:
+    from hpo_mab._attributes import PRUNED_KEY, REASON_KEY, trial_attributes
+    from hpo_mab._errors import UnknownNameError
+    from hpo_mab.cli._output import console
+    from hpo_mab.compare._tables import parameter
+    from hpo_mab.pruners import why_pruned
+    from hpo_mab.storage import Definition, Storage, open_study
+
+    study = open_study(Storage(storage, create=False), name)
+    trials = study.get_trials(deepcopy=False)
+    if not 0 <= number < len(trials):
+        raise UnknownNameError("trial", str(number), map(str, range(len(trials))))
+    trial, attrs = trials[number], trial_attributes(trials[number])
+    state = trial.state.name.lower()
+    form = ".2%" if Definition.is_in(study.user_attrs) else ".6g"
+    kind = study.user_attrs.get(DEFINITION_KEY, {}).get("spec", {}).get("pruner", {}).get("kind")
+    why = {
+        "pruned": why_pruned(attrs, pruner=kind or "", form=form),
+        "fail": attrs.get(REASON_KEY),
+    }.get(state)
+    values = sorted(trial.intermediate_values.items())
+    if as_json:
+        facts = {
+            "study": name,
+            "trial": number,
+            "state": state,
+            "params": trial.params,
+            "evaluations": [[step, _finite(value)] for step, value in values],
+            "pruned_because": attrs.get(PRUNED_KEY),
+            "why": why,
+        }
+        typer.echo(json.dumps(facts, indent=1))
+        return
+    rows = {
+        "Trial": f"{number} of {name}, {state}",
+        "Parameters": ", ".join(
+            f"{key} = {parameter(value)}" for key, value in trial.params.items()
+        ),
+        "Evaluations": ", ".join(f"{step}: {value:{form}}" for step, value in values),
+        "Why": why,
+    }
+    for label, text in rows.items():
+        if text:
+            console().print(f"{label:<13}{text}", soft_wrap=True)
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
 def _best(summary: StudySummary) -> float | None:
     """The best value; None without one, and where it is not finite, which JSON does not have."""
     # Of several objectives there is no best one.
     if summary.best_trial is None:
         return None
     value = summary.best_trial.value
-    return value if value is not None and math.isfinite(value) else None
+    return None if value is None else _finite(value)

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import optuna
 
-from hpo_mab._attributes import EVIDENCE_KEY, PRUNED_KEY, REASON_KEY
+from hpo_mab._attributes import EVIDENCE_KEY, FIDELITY_KEY, PRUNED_KEY, REASON_KEY
 from hpo_mab.advantage import Evidence, Rung
 from hpo_mab.compare._tables import coefficient, parameter, points, ratio, weights_evaluated
-from hpo_mab.pruners import AdvantagePruner
+from hpo_mab.pruners import AdvantagePruner, RungFidelity, why_pruned
 from hpo_mab.pruners._advantage_pruner import Placement, place
 from hpo_mab.search import create_pruner
 from hpo_mab.search._components import always_averages
@@ -174,6 +174,8 @@ def _facts_table(rows: Sequence[tuple[str, str]]) -> str:
 def evidence_note(study: optuna.Study, spec: Mapping[str, Any]) -> str:
     """What a study's evidence says and what the pruner and ``auto`` made of it, in Markdown.
 
+    The fidelity that was measured in the study is part of it.
+
     Args:
         study: The study.
         spec: Its definition.
@@ -186,8 +188,12 @@ def evidence_note(study: optuna.Study, spec: Mapping[str, Any]) -> str:
     parts = []
     if spec.get("sampler", {}).get("kind") == AUTO:
         parts.append(_choice(stored_choice(study), evidence))
-    if _prunes_by_evidence(spec):
+    moved, text = _fidelity(study.user_attrs.get(FIDELITY_KEY), spec)
+    # Evidence moves no rung that fidelity has moved.
+    if _prunes_by_evidence(spec) and not moved:
         parts.append(_pruning(evidence, spec))
+    if text:
+        parts.append(text)
     if evidence is not None:
         parts.append(_measured(evidence))
     return "\n\n".join(["## Evidence", *parts]) if parts else ""
@@ -196,6 +202,28 @@ def evidence_note(study: optuna.Study, spec: Mapping[str, Any]) -> str:
 def _prunes_by_evidence(spec: Mapping[str, Any]) -> bool:
     uniform = spec.get("sampler", {}).get("kind") == "uniform"
     return spec.get("pruner", {}).get("kind") == "advantage" and not uniform
+
+
+def _fidelity(stored: Any, spec: Mapping[str, Any]) -> tuple[bool, str]:
+    """Whether the study's fidelity has moved the first rung, and what was measured."""
+    pruner = spec.get("pruner", {})
+    if stored is None or pruner.get("kind") != "advantage" or not pruner.get("fidelity", True):
+        return False, ""
+    found = RungFidelity.from_json(stored)
+    placed = next(_uniform_steps(spec, found.full))
+    first = found.first_rung(placed)
+    made = (
+        f"**The first rung lies at evaluation {placed}**"
+        if first == placed
+        else f"**The first rung was moved from evaluation {placed} to {first}**"
+    )
+    rows = [(str(step), coefficient(tau)) for step, tau in zip(found.steps, found.tau, strict=True)]
+    return first != placed, (
+        f"{made} by the ranking of the study's first {found.trials} complete trials, which were "
+        "never pruned: a rung moves later where the interval of Kendall's tau-b between their "
+        "values there and their final values reaches below 0.2.\n\n"
+        + _table(("evaluation", "tau-b with the final value"), rows)
+    )
 
 
 def _choice(choice: Choice | None, evidence: Evidence | None) -> str:
@@ -333,42 +361,15 @@ def _note(run: StudyRun, trial: TrialRun, earlier: dict[int, list[float]]) -> st
         f"Validation accuracy there{_weights(last)}: {last.accuracy:.2%}. "
         + _rank(last.accuracy, earlier[last.index]),
     ]
-    lines.append(f"Why: {_why(run, trial)}")
+    kind = run.spec.get("pruner", {}).get("kind", "")
+    lines.append(f"Why: {_plain(why_pruned(trial.attrs, pruner=kind))}")
+    if PRUNED_KEY in trial.attrs:
+        lines.append("The first configurations of a study are never pruned, and are not judged.")
     return "\n\n".join(lines)
 
 
 def _weights(last: Evaluation) -> str:
     return " of averaged weights" if last.averaged else ""
-
-
-def _why(run: StudyRun, trial: TrialRun) -> str:
-    because = trial.attrs.get(PRUNED_KEY)
-    if isinstance(because, Mapping) and {"rung", "step", "threshold"} <= because.keys():
-        return _rung(because)
-    kind = run.spec.get("pruner", {}).get("kind", "")
-    return str(trial.attrs.get(REASON_KEY) or f"the pruner (`{kind}`) stopped it.")
-
-
-def _rung(because: Mapping[str, Any]) -> str:
-    """What `hpo_mab.AdvantagePruner` decided by."""
-    if because.get("value", 0.0) is None:
-        return (
-            f"its value at evaluation {because['step']}, rung {because['rung']}, was not a number."
-        )
-    threshold = because["threshold"]
-    needed = "" if threshold is None else f"; {float(threshold):.2%} was needed to go on"
-    text = (
-        f"rung {because['rung']} at evaluation {because['step']}, as one of "
-        f"{because.get('competitors', '?')} trials judged there so far{needed}. "
-        "The first configurations of a study are never pruned, and are not judged."
-    )
-    if because.get("evidence"):
-        text += (
-            f" Evidence `{because['evidence']}` moved this rung: without it, it would lie at "
-            f"evaluation {because.get('uniform_step')}. Evaluation {because['step']} is worth "
-            f"number {float(because.get('equivalent_step') or 0.0):.1f} of uniform training."
-        )
-    return text
 
 
 def _rank(own: float, others: list[float]) -> str:

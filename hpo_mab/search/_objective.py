@@ -26,10 +26,10 @@ from hpo_mab._attributes import (
 )
 from hpo_mab._errors import ArgumentError, memory_reason
 from hpo_mab.data import Augmentation, DataIdentity, ImageSplits
-from hpo_mab.search._checkpoint import Checkpoints, SlotCheckpoint, check_direction, follow
+from hpo_mab.search._checkpoint import Checkpoints, SlotCheckpoint
 from hpo_mab.search._pilot import AUTO, choose_sampler, queue_twin, trained_kind
 from hpo_mab.search._plan import derive_seed, slot_of
-from hpo_mab.search._recorder import failure_reason
+from hpo_mab.search._recorder import check_direction, failure_reason, follow
 from hpo_mab.search._space import Configuration, SearchSpace
 from hpo_mab.search._workload import Loop, TrainingRun, Workload
 from hpo_mab.storage import CurveStore, Storage, TrialRun

@@ -18,11 +18,11 @@ from optuna.trial import FrozenTrial, TrialState
 
 from hpo_mab._attributes import INTERRUPTED_KEY, REASON_KEY, RESUMED_KEY, STACK_KEY
 from hpo_mab._errors import memory_reason
-from hpo_mab.search._checkpoint import SlotCheckpoint, TrialRecord, warn_of_misfit
+from hpo_mab.search._checkpoint import SlotCheckpoint, warn_of_misfit
 from hpo_mab.search._claim import claim, claim_many
 from hpo_mab.search._objective import Assignment, TrainingObjective
 from hpo_mab.search._plan import Next, raise_if_failing
-from hpo_mab.search._recorder import failure_reason
+from hpo_mab.search._recorder import TrialRecord, failure_reason
 from hpo_mab.search._space import Configuration
 from hpo_mab.search._workload import Workload
 from hpo_mab.storage import STORAGE_ERRORS, Storage, heartbeat, release
@@ -449,7 +449,7 @@ class StackLoop(TrialLoop):
         if slot not in stack.busy:
             self._objective.conclude(trial, running.assignment.slot)
             return End(trial, TrialState.COMPLETE, result.accuracy)
-        if running.assignment.may_prune and trial.should_prune():
+        if running.assignment.may_prune and running.record.should_prune():
             stack.stop(slot)
             return End(trial, TrialState.PRUNED)
         return None

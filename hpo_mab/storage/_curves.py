@@ -271,12 +271,6 @@ class CurveWriter:
         self._restart = True
         self._written = clock()
 
-    def append(self, evaluation: Evaluation) -> None:
-        """Add an evaluation; it is written now if the last writing was a while ago."""
-        self.add(evaluation)
-        if self.is_due:
-            self.flush()
-
     def add(self, evaluation: Evaluation) -> None:
         """Add an evaluation, to be written later."""
         self._waiting.append(evaluation)

@@ -260,3 +260,27 @@ def test_studies_that_are_not_ours_keep_their_unit(tmp_path, cli):
         "diverged": None,
         "two": None,
     }
+
+
+def test_a_trial_shows_why_it_was_pruned(cli: Cli, tiny: str) -> None:
+    given = ("--trials", "6", "--pruner", "top_k", "--set", "pruner.k=1", "--quiet")
+    assert cli("run", tiny, *given)[0] == 0
+    status, out, err = cli("studies", "tiny-mab-seed0", "--trial", "2")
+    assert status == 0, err
+    lines = dict(line.split(maxsplit=1) for line in out.splitlines())
+    assert lines["Trial"] == "2 of tiny-mab-seed0, pruned"
+    assert lines["Parameters"].startswith("lr = ")
+    assert lines["Evaluations"].startswith("1: ")
+    value = lines["Evaluations"].removeprefix("1: ")
+    assert lines["Why"] == (
+        f"every trial stops at evaluation 1, where this one had {value}; the best 1 are trained in "
+        "full."
+    )
+    facts = json.loads(cli("studies", "tiny-mab-seed0", "--trial", "2", "--json")[1])
+    assert facts["pruned_because"]["top_k"] == 1
+    assert facts["why"] == lines["Why"]
+    assert "Why" not in cli("studies", "tiny-mab-seed0", "--trial", "0")[1]
+    status, _, err = cli("studies", "tiny-mab-seed0", "--trial", "9")
+    assert (status, "9" in err) == (2, True)
+    assert cli("studies", "tiny-mab-seed0")[0] == 2
+    assert cli("studies", "--trial", "0")[0] == 2

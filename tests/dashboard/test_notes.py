@@ -10,10 +10,11 @@ import numpy as np
 import optuna
 import pytest
 
-from hpo_mab._attributes import CHOICE_KEY, EVIDENCE_KEY
-from hpo_mab.advantage import Evidence, PairedCurves, measure_evidence
+from hpo_mab._attributes import CHOICE_KEY, EVIDENCE_KEY, FIDELITY_KEY
+from hpo_mab.advantage import Estimate, Evidence, PairedCurves, measure_evidence
+from hpo_mab.compare._tables import coefficient
 from hpo_mab.dashboard._notes import evidence_note, pruning_notes
-from hpo_mab.pruners import AdvantagePruner
+from hpo_mab.pruners import AdvantagePruner, RungFidelity
 from hpo_mab.search import create_pruner, make_spec
 from hpo_mab.search._pilot import Choice
 from hpo_mab.storage import StudyRun, TrialRun
@@ -93,6 +94,26 @@ def test_rungs_are_told_as_the_pruner_places_them(
     else:
         expected = "not shown to be as good: tau" if scramble else "at no earlier evaluation"
         assert any(expected in why for why in reasons)
+
+
+@pytest.mark.parametrize("sampler", ["mab", "uniform"])
+@pytest.mark.parametrize(("low", "moved"), [(0.0, True), (0.3, False)])
+def test_the_rung_that_fidelity_places_is_shown_with_its_figures(
+    low: float, moved: bool, sampler: str
+) -> None:
+    taus = [Estimate(value=0.7, low=end, high=0.9, n=10) for end in (low, low, 0.4, 0.5)]
+    found = RungFidelity(full=FULL, steps=(1, 2, 3, 4), tau=tuple(taus), trials=10)
+    note = evidence_note(
+        study(**{FIDELITY_KEY: found.to_json()}), spec(sampler={"kind": sampler}, **ADVANTAGE)
+    )
+    head = "was moved from evaluation 2 to 3" if moved else "lies at evaluation 2"
+    assert f"**The first rung {head}** by the ranking of the study's first 10 complete" in note
+    assert ("has no evidence yet" in note) is (sampler == "mab" and not moved)
+    rows = table(note, "evaluation")
+    assert [step for step, _ in rows] == ["1", "2", "3", "4"]
+    assert [coefficient(tau) for tau in taus] == [text for _, text in rows]
+    off = spec(pruner={"kind": "advantage", "fidelity": False})
+    assert "first rung" not in evidence_note(study(**{FIDELITY_KEY: found.to_json()}), off)
 
 
 def test_the_table_holds_the_evidences_own_figures() -> None:
@@ -181,5 +202,5 @@ def test_a_trial_pruned_at_a_moved_rung_names_its_evidence() -> None:
     assert (
         "rung 1 at evaluation 1, as one of 7 trials judged there so far; 62.50% was needed" in note
     )
-    assert "Evidence `0123abcd` moved this rung: without it, it would lie at evaluation 2." in note
+    assert "Evidence 0123abcd moved this rung: without it, it would lie at evaluation 2." in note
     assert "worth number 2.2 of uniform training" in note
