@@ -27,8 +27,9 @@ def points(estimate: Estimate) -> str:
 
 
 def ratio(estimate: Estimate) -> str:
-    """A ratio, marked where it is a lower bound."""
-    return _shown(estimate, 1.0, ".2f")
+    """A ratio, marked where it is a lower bound; without an interval that says nothing."""
+    shown = _shown(estimate, 1.0, ".2f")
+    return value_only(shown) if too_wide(estimate) else shown
 
 
 def coefficient(estimate: Estimate) -> str:
@@ -39,6 +40,42 @@ def coefficient(estimate: Estimate) -> str:
 def parameter(value: Any) -> str:
     """A parameter's value, to four digits."""
     return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+_WORDS = {
+    "mab": "bandit",
+    "psgd": "p-SGD",
+    "csgd": "c-SGD",
+    "pvar": "prediction variance",
+    "gradnorm": "gradient norm",
+    "adambs": "AdamBS",
+    "impon": "IMPON",
+    "infobatch": "InfoBatch",
+    "hyperband": "Hyperband",
+    "topk": "top k",
+}
+#: Pruners are set apart from the sampler by a comma.
+_PRUNERS = ("hyperband", "median", "percentile", "advantage", "successive_halving", "top_k", "none")
+
+
+def arm_words(arm: str) -> str:
+    """An arm's name in words: ``"uniform, Hyperband"`` for ``"uniform_hyperband"``."""
+    pruner = next((name for name in _PRUNERS if arm.endswith(f"_{name}")), "")
+    sampler = arm.removesuffix(f"_{pruner}") if pruner else arm
+    parts = [_words(sampler), "no pruner" if pruner == "none" else _words(pruner)]
+    return ", ".join(part for part in parts if part)
+
+
+def _words(name: str) -> str:
+    return " ".join(_WORDS.get(word, word) for word in name.split("_"))
+
+
+def too_wide(estimate: Estimate) -> bool:
+    """Whether the interval of a ratio says nothing: its ends differ by more than a factor of 100.
+
+    One without an upper end is not: its lower end may say something.
+    """
+    return math.isfinite(estimate.high) and estimate.high > 100 * max(estimate.low, 0.0)
 
 
 def value_only(shown: str) -> str:
