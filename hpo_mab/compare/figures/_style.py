@@ -99,7 +99,7 @@ def figure(*, title: str, x: str, y: str) -> go.Figure:
             "template": "plotly_white",
             "xaxis": {"title": {"text": x, "font": {"size": 12}}},
             "yaxis": {"title": {"text": y, "font": {"size": 12}}, "automargin": True},
-            "legend": {"orientation": "h", "x": 0, "y": -0.22, "yanchor": "top"},
+            "legend": {"orientation": "h", "x": 0, "y": -0.28, "yanchor": "top"},
             "showlegend": True,
             "hovermode": "closest",
             "margin": {"l": 50, "r": 15, "b": 60},
@@ -116,7 +116,7 @@ def _entitle(target: go.Figure, title: str, said: Sequence[str]) -> None:
     # Subtitles of plotly 5.20 on are not shown by older copies of plotly.js.
     subtitle = f"{_BELOW_TITLE}{'<br>'.join(below)}</sup>" if below else ""
     target.layout.title.text = "<br>".join(lines) + subtitle
-    target.layout.margin.t = 30 + 20 * len(lines) + 16 * len(below)
+    target.layout.margin.t = 22 + 18 * len(lines) + 13 * len(below)
 
 
 def add_line(
