@@ -17,8 +17,12 @@ if TYPE_CHECKING:
 
 
 def percent(estimate: Estimate, *, digits: int = 1) -> str:
-    """A share as ``value [low, high]`` in percent or points."""
-    return _shown(estimate, 100.0, f".{digits}f")
+    """A share as ``value [low, high]`` in percent or points, its interval within 0 and 1."""
+    low, high = (
+        min(max(end, 0.0), 1.0) if math.isfinite(end) else end
+        for end in (estimate.low, estimate.high)
+    )
+    return _shown(dataclasses.replace(estimate, low=low, high=high), 100.0, f".{digits}f")
 
 
 def points(estimate: Estimate) -> str:
@@ -27,8 +31,9 @@ def points(estimate: Estimate) -> str:
 
 
 def ratio(estimate: Estimate) -> str:
-    """A ratio, marked where it is a lower bound."""
-    return _shown(estimate, 1.0, ".2f")
+    """A ratio, marked where it is a lower bound; without an interval that says nothing."""
+    shown = _shown(estimate, 1.0, ".2f")
+    return value_only(shown) if too_wide(estimate) else shown
 
 
 def coefficient(estimate: Estimate) -> str:
@@ -39,6 +44,42 @@ def coefficient(estimate: Estimate) -> str:
 def parameter(value: Any) -> str:
     """A parameter's value, to four digits."""
     return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+_WORDS = {
+    "mab": "bandit",
+    "psgd": "p-SGD",
+    "csgd": "c-SGD",
+    "pvar": "prediction variance",
+    "gradnorm": "gradient norm",
+    "adambs": "AdamBS",
+    "impon": "IMPON",
+    "infobatch": "InfoBatch",
+    "hyperband": "Hyperband",
+    "topk": "top k",
+}
+#: Pruners are set apart from the sampler by a comma.
+_PRUNERS = ("hyperband", "median", "percentile", "advantage", "successive_halving", "top_k", "none")
+
+
+def arm_words(arm: str) -> str:
+    """An arm's name in words: ``"uniform, Hyperband"`` for ``"uniform_hyperband"``."""
+    pruner = next((name for name in _PRUNERS if arm.endswith(f"_{name}")), "")
+    sampler = arm.removesuffix(f"_{pruner}") if pruner else arm
+    parts = [_words(sampler), "no pruner" if pruner == "none" else _words(pruner)]
+    return ", ".join(part for part in parts if part)
+
+
+def _words(name: str) -> str:
+    return " ".join(_WORDS.get(word, word) for word in name.split("_"))
+
+
+def too_wide(estimate: Estimate) -> bool:
+    """Whether the interval of a ratio says nothing: its ends differ by more than a factor of 100.
+
+    One without an upper end is not: its lower end may say something.
+    """
+    return math.isfinite(estimate.high) and estimate.high > 100 * max(estimate.low, 0.0)
 
 
 def value_only(shown: str) -> str:
@@ -123,7 +164,7 @@ def essential_grids(summary: ComparisonSummary) -> list[Grid]:
 
 
 def grids(summary: ComparisonSummary) -> list[Grid]:
-    """All tables of a comparison: the essential ones, then each arm's costs and pairs."""
+    """All tables of a comparison: the essential ones, then costs, then the pairs of each arm."""
     found = essential_grids(summary)
     if summary.contrasts:
         found.append(_costs(summary))
@@ -132,6 +173,61 @@ def grids(summary: ComparisonSummary) -> list[Grid]:
             found.extend([_advantages(summary, contrast), _accelerations(contrast)])
             found.extend([_fidelities(contrast), _more_fidelities(contrast)])
     return found
+
+
+def overview(summary: ComparisonSummary) -> Grid:
+    """One row per arm: what it found, the difference from the reference, what it spent."""
+    gains = {contrast.arm: contrast.retrained_gain for contrast in summary.contrasts}
+    rows = []
+    for arm in summary.arms:
+        gain = gains.get(arm.arm)
+        rows.append(
+            (
+                arm.arm,
+                percent(arm.best),
+                "-" if arm.retrained is None else percent(arm.retrained),
+                "-" if gain is None else points(gain),
+                "-" if arm.examples is None else f"{arm.examples:,}",
+                "-" if arm.seconds is None else f"{arm.seconds:,.0f}",
+            )
+        )
+    seeds = max(len(arm.seeds) for arm in summary.arms)
+    return Grid(
+        title="What each arm found, and its cost",
+        columns=(
+            "arm",
+            "best validation accuracy, %",
+            "re-trained, test accuracy, %",
+            f"the same minus {summary.reference}'s, points",
+            "training examples",
+            "training seconds",
+        ),
+        rows=tuple(rows),
+        caption=(
+            f"Accuracies: mean over {seeds} seed{'' if seeds == 1 else 's'} "
+            f"[{summary.confidence:.0%} interval]. Re-trained: each study's best configuration, "
+            "trained again under uniform sampling on fresh seeds. Cost: all seeds together."
+        ),
+    )
+
+
+def in_arm_words(summary: ComparisonSummary) -> ComparisonSummary:
+    """The summary with its arms named in words; names that would become equal are kept."""
+    names = [arm.arm for arm in summary.arms]
+    words = {name: arm_words(name) for name in names}
+    if len(set(words.values())) < len(words):
+        return summary
+    return dataclasses.replace(
+        summary,
+        reference=words[summary.reference],
+        arms=tuple(dataclasses.replace(arm, arm=words[arm.arm]) for arm in summary.arms),
+        contrasts=tuple(
+            dataclasses.replace(
+                contrast, arm=words[contrast.arm], reference=words[contrast.reference]
+            )
+            for contrast in summary.contrasts
+        ),
+    )
 
 
 def _arms(summary: ComparisonSummary) -> Grid:
@@ -154,7 +250,7 @@ def _arms(summary: ComparisonSummary) -> Grid:
 
 def _spend(summary: ComparisonSummary) -> Grid:
     return Grid(
-        title=f"Spend, all seeds together; {summary.trial_examples:,} examples a full trial",
+        title=f"Spend, all seeds together; {summary.trial_examples:,} examples per full trial",
         columns=("arm", "done/pruned/failed", "examples", "seconds", "saved %", "sampler %"),
         rows=tuple(
             (
@@ -185,13 +281,11 @@ def _gains(summary: ComparisonSummary) -> Grid:
             last = contrast.paired[-1]
             found = (points(last.advantage), str(last.advantage.n), p_value(last.advantage_p))
             rows.append((contrast.arm, "same configurations", *found))
-        pace = contrast.seconds_per_example
-        rows.append((contrast.arm, "seconds an example, x", ratio(pace), str(pace.n), "-"))
     notes = ["n: seeds; of the same configurations, pairs at the end of a trial."]
     if max(len(contrast.seeds) for contrast in summary.contrasts) <= _FEW_SEEDS:
         notes.append("Five seeds cannot give a p below 0.0625.")
     if len(summary.contrasts) > 1:
-        notes.append("Each interval stands alone: with many arms some miss by chance.")
+        notes.append("With many arms some intervals miss by chance.")
     return Grid(
         title=f"Accuracy of the best configuration minus {summary.reference}'s, points",
         columns=("arm", "measure", "difference", "n", "p (Wilcoxon)"),
@@ -201,25 +295,24 @@ def _gains(summary: ComparisonSummary) -> Grid:
 
 
 def _costs(summary: ComparisonSummary) -> Grid:
-    rows = tuple(
-        (
-            contrast.arm,
-            _TARGETS[cost.target],
-            cost.currency,
-            ratio(cost.ratio),
-            p_value(cost.p),
-            f"{sum(cost.reached)} of {len(cost.reached)}",
-        )
-        for contrast in summary.contrasts
-        for cost in contrast.cost
-    )
+    rows = []
+    for contrast in summary.contrasts:
+        pace = contrast.seconds_per_example
+        if math.isfinite(pace.value):
+            found = (ratio(pace), "-", str(pace.n))
+            rows.append((contrast.arm, "one training example", "seconds", *found))
+        for cost in contrast.cost:
+            reached = f"{sum(cost.reached)} of {len(cost.reached)}"
+            found = (ratio(cost.ratio), p_value(cost.p), reached)
+            rows.append((contrast.arm, _TARGETS[cost.target], cost.currency, *found))
     return Grid(
-        title=f"Cost to target over {summary.reference}'s (below 1 is cheaper)",
-        columns=("arm", "target", "currency", "ratio", "p", "reached"),
-        rows=rows,
+        title=f"Cost relative to {summary.reference}'s (below 1 is cheaper)",
+        columns=("arm", "cost of", "counted in", "ratio", "p", "seeds"),
+        rows=tuple(rows),
         caption=(
-            "Geometric mean over seeds; >= where a seed never got there, and then without p "
-            "(Wilcoxon). Arms that are alike reach the reference's best in half of the seeds only."
+            "Geometric mean over seeds. >=: some seed did not reach the target; then there is no "
+            "p (Wilcoxon). Equal arms reach the reference's best in half of the seeds. An interval "
+            "wider than a factor of 100 is left out."
         ),
     )
 
@@ -281,7 +374,10 @@ def _fidelities(contrast: Contrast) -> Grid:
             for row in contrast.paired
             for tau in [row.agreement("kendall")]
         ),
-        caption=f"{contrast.reference} is favoured: its early and final accuracies share noise.",
+        caption=(
+            f"Biased towards {contrast.reference}: its early and final accuracies come from the "
+            "same training."
+        ),
     )
 
 
@@ -298,7 +394,7 @@ def _more_fidelities(contrast: Contrast) -> Grid:
             for row in contrast.paired
         ),
         caption=(
-            "own finals: each arm predicts the end of its own trainings, which favours neither. "
+            "own finals: each arm's early accuracies against its own final ones, without bias. "
             "regret: final accuracy lost by choosing at this budget, points."
         ),
     )

@@ -173,6 +173,7 @@ class StudyRun:
         trial_examples: Budget of one unpruned trial, in training examples.
         spec: The definition the study was made from, as JSON-like values.
         trials: All trials.
+        training_examples: Size of the training part; None in records of earlier versions.
     """
 
     name: str
@@ -181,6 +182,13 @@ class StudyRun:
     trial_examples: int
     spec: Mapping[str, Any]
     trials: tuple[TrialRun, ...]
+    training_examples: int | None = None
+
+    @property
+    def epoch_examples(self) -> float | None:
+        """Training examples of one pass, from the budget where the size is not on record."""
+        epochs = self.spec.get("budget", {}).get("epochs")
+        return self.training_examples or (self.trial_examples / epochs if epochs else None)
 
     @property
     def missing_curves(self) -> int:
@@ -260,6 +268,7 @@ def read_run(storage: Storage, name: str) -> StudyRun:
         trial_examples=definition.trial_examples,
         spec=definition.spec,
         trials=tuple(_trial_run(trial, curves.get(trial._trial_id, ())) for trial in trials),
+        training_examples=definition.epoch_examples,
     )
     if run.missing_curves:
         warnings.warn(

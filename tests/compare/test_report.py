@@ -10,6 +10,9 @@ import pytest
 
 from hpo_mab.advantage import Estimate
 from hpo_mab.compare import environment, outcome, report_html, summarise, verdict
+from hpo_mab.compare._facts import search_space, winner, winning_parameters
+from hpo_mab.compare._tables import in_arm_words
+from hpo_mab.search import make_spec
 
 
 class Page(html.parser.HTMLParser):
@@ -57,10 +60,71 @@ def test_plotly_is_included_once(text):
     assert text.count("Plotly.newPlot(") >= 14
 
 
-def test_verdict_comes_first(page, summary):
+def test_what_a_reader_looks_for_comes_first(page, runs, summary):
     words = " ".join("".join(page.text).split())
-    position = words.index(" ".join(verdict(summary).split()))
-    assert position < words.index("Results") < words.index("Figures") < words.index("Record")
+    best = max((run for run in runs), key=lambda run: run.best.value)
+    parts = [
+        "Best configuration",
+        f"{best.best.value:.2%} validation accuracy",
+        "hyperparameter",
+        "network",
+        "made_up",
+        "budget per trial",
+        " ".join(verdict(in_arm_words(summary)).split()),
+        "What each arm found",
+        "Figures",
+        "more figures",
+        "All tables",
+        "Every trial",
+        "Versions and hardware",
+    ]
+    places = [words.index(part) for part in parts]
+    assert places == sorted(places)
+
+
+def test_arms_are_named_in_words(study):
+    arms = ("uniform_hyperband", "mab_advantage", "gradnorm_median")
+    runs = [study(arm, seed, rewards=0.5) for arm in arms for seed in range(2)]
+    summary = summarise(runs, reference="uniform_hyperband")
+    made = [report_html([dataclasses.replace(run, name="s") for run in runs], summary, title="t")]
+    words = "".join(Page(made[0]).text)
+    for arm, name in zip(
+        arms, ("uniform, Hyperband", "bandit, advantage", "gradient norm, median"), strict=True
+    ):
+        assert arm not in words
+        assert name in words
+    # Two arms of one name could not be distinguished.
+    twins = summarise([study(arm, 0) for arm in ("mab", "bandit", "uniform")])
+    assert in_arm_words(twins) is twins
+
+
+def test_the_search_space_is_that_of_the_definition():
+    spec = make_spec(
+        {
+            "name": "all",
+            "budget": {"epochs": 0.5, "trials": 5},
+            "model": {"name": "mlp", "width": {"low": 16, "high": 64}},
+            "optimizer": {"name": "sgd", "lr": {"low": 0.01, "high": 1.0, "log": True}},
+            "training": {"batch_size": {"choices": [32, 64]}, "average": {"low": 0.1, "high": 0.4}},
+            "sampler": {"kind": "mab", "prior": [{"low": 0.5, "high": 5.0}, 1.0]},
+        }
+    )
+    found = search_space(spec.model_dump(mode="json"))
+    assert found.keys() == spec.searched().keys()
+    assert found["lr"] == "0.01 to 1 (log)"
+    assert found["batch_size"] == "one of 32, 64"
+    assert found["sampler.prior_alpha"] == "0.5 to 5"
+
+
+def test_the_winner_has_its_values_and_their_ranges(trial, run):
+    spec = {"optimizer": {"name": "sgd", "lr": {"low": 0.01, "high": 1.0, "log": True}}}
+    runs = [
+        dataclasses.replace(run([trial([0.5], params={"lr": 0.1})], arm="uniform"), spec=spec),
+        dataclasses.replace(run([trial([0.7], params={"lr": 0.25, "x": 1})], arm="mab"), spec=spec),
+    ]
+    assert winner(runs) is runs[1]
+    assert winning_parameters(runs[1]) == [("lr", "0.25", "0.01 to 1 (log)"), ("x", "1", "-")]
+    assert winner([run([], arm="mab")]) is None
 
 
 def test_title_is_escaped(text, page):

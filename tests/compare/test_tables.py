@@ -7,7 +7,9 @@ import re
 import pytest
 from rich.console import Console
 
+from hpo_mab.advantage import Estimate
 from hpo_mab.compare import comparison_tables, summarise
+from hpo_mab.compare._tables import percent
 
 
 def shown(summary, width):
@@ -45,6 +47,18 @@ def test_no_interval_is_shown_where_there_is_none(runs):
     line = next(line for line in text.splitlines() if "at equal examples" in line)
     assert "[" not in line
     assert "nan" not in text
+
+
+def test_a_table_has_one_unit(summary):
+    gains = next(t for t in comparison_tables(summary) if "points" in str(t.title))
+    assert "seconds" not in list(gains.columns[1].cells)[-1]
+    cost = next(t for t in comparison_tables(summary) if str(t.title).startswith("Cost"))
+    assert "one training example" in {str(cell) for cell in cost.columns[1].cells}
+
+
+def test_accuracies_stay_within_their_bounds():
+    few = Estimate(value=0.986, low=0.942, high=1.03, n=2)
+    assert percent(few) == "98.6 [94.2, 100.0]"
 
 
 def test_one_arm_has_its_own_tables_only(runs):

@@ -119,7 +119,7 @@ def test_figures_are_visible_in_order_and_not_empty(page: Page, address: str, co
     assert boxes == sorted(boxes)
     assert all(min(width, height) > 150 for _, _, width, height in boxes)
     legend = page.locator('[id$=":00-incumbent-examples"] .legendtext').all_text_contents()
-    assert sorted(legend) == ["mab", "uniform"]
+    assert sorted(legend) == ["bandit", "uniform"]
     assert errors == []
 
 
@@ -235,6 +235,7 @@ def test_the_report_draws_every_figure_without_a_network(
     page.context.set_offline(True)
     try:
         page.goto(path.as_uri())
+        page.evaluate("document.querySelectorAll('details').forEach(part => (part.open = true))")
         plots = page.locator(".js-plotly-plot")
         plots.last.locator(".main-svg").first.wait_for()
         assert plots.count() >= 10
@@ -242,6 +243,10 @@ def test_the_report_draws_every_figure_without_a_network(
             plot = plots.nth(position)
             title = plot.locator(".gtitle").first
             assert drawn(plot) > 0, title.text_content()
+        assert page.evaluate("document.documentElement.scrollWidth") <= 1400
+        page.set_viewport_size({"width": 390, "height": 800})
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390
+        page.set_viewport_size({"width": 1400, "height": 1000})
         # No label is cut off at the left edge of a figure.
         for box in page.locator(".ytick text").all():
             extent = box.bounding_box()
