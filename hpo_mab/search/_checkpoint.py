@@ -22,7 +22,14 @@ from optuna.study import StudyDirection
 from hpo_mab._attributes import EXAMPLES_KEY, RESUMED_KEY, SECONDS_KEY
 from hpo_mab._errors import ArgumentError
 from hpo_mab.search._plan import Place, Plan
-from hpo_mab.storage import STORAGE_ERRORS, CurveStore, CurveWriter, Storage, files_folder
+from hpo_mab.storage import (
+    STORAGE_ERRORS,
+    CurveStore,
+    CurveWriter,
+    ExampleWriter,
+    Storage,
+    files_folder,
+)
 from hpo_mab.training import Evaluation, Training
 
 # Checkpoints of long trials: an attempt that was cut off need not be trained from the start.
@@ -215,6 +222,7 @@ def follow(
     evaluations: int,
     curves: CurveStore | None,
     checkpoint: SlotCheckpoint | None,
+    examples: ExampleWriter | None,
     may_prune: bool,
 ) -> Evaluation:
     """Train to the end of the budget, or until the pruner has seen enough.
@@ -229,6 +237,8 @@ def follow(
         evaluations: Evaluations of a whole trial.
         curves: Where learning curves are stored; None keeps none.
         checkpoint: Where long trials are saved; None saves none.
+        examples: Takes what the training saw of each example, unless it diverged; None takes
+            nothing.
         may_prune: Whether the study's pruner is asked.
 
     Returns:
@@ -247,13 +257,20 @@ def follow(
             if evaluation.index == evaluations:
                 continue
             if may_prune and trial.should_prune():
+                _offer(trial, training, examples)
                 raise optuna.TrialPruned
             if checkpoint is not None and checkpoint.is_due(training):
                 record.flush()
                 checkpoint.save(training)
     if record.last is None:
         raise RuntimeError("training ended without an evaluation")
+    _offer(trial, training, examples)
     return record.last
+
+
+def _offer(trial: optuna.trial.Trial, training: Training, examples: ExampleWriter | None) -> None:
+    if examples is not None and training.examples is not None:
+        examples.offer(trial._trial_id, training.examples.take())
 
 
 class TrialRecord:
