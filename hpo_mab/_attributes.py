@@ -67,6 +67,9 @@ FIDELITY_KEY = "hpo_mab:fidelity"
 CHOICE_KEY = "hpo_mab:auto"
 #: Test accuracy of the best trial's network: ``{"trial": number, "accuracy": float}``.
 TEST_KEY = "hpo_mab:test"
+#: Number of the study's record of examples, a system attribute, see
+#: `hpo_mab.storage.ExampleStore`.
+RECORD_KEY = "hpo_mab:record"
 #: How far a study's notes and figures have been written, a system attribute.
 PUBLISHED_KEY = "hpo_mab:published"
 #: Test accuracies of the best configuration, trained again: ``trial``, ``budget``, ``accuracies``.

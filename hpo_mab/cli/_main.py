@@ -14,6 +14,7 @@ from typer.core import TyperGroup
 from hpo_mab._errors import HpoMabError, hide_passwords, memory_reason
 from hpo_mab.cli._compare import compare
 from hpo_mab.cli._dashboard import dashboard
+from hpo_mab.cli._examples import examples
 from hpo_mab.cli._report import evidence, report, studies
 from hpo_mab.cli._run import run
 from hpo_mab.cli._worker import copy, replay, worker
@@ -53,6 +54,7 @@ app.command(name="worker")(worker)
 app.command(name="compare")(compare)
 app.command(name="report")(report)
 app.command(name="evidence")(evidence)
+app.command(name="examples")(examples)
 app.command(name="replay")(replay)
 app.command(name="studies")(studies)
 app.command(name="copy")(copy)

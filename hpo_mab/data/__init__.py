@@ -4,12 +4,13 @@ from hpo_mab._labels import labels_of
 from hpo_mab.data._folder import DataWarning
 from hpo_mab.data._images import Augmentation, ImageData, Normalization
 from hpo_mab.data._load import available, default_augmentation, load, load_splits, options
-from hpo_mab.data._splits import DataIdentity, ImageSplits, split
+from hpo_mab.data._splits import DataIdentity, Exclusion, ImageSplits, split
 
 __all__ = [
     "Augmentation",
     "DataIdentity",
     "DataWarning",
+    "Exclusion",
     "ImageData",
     "ImageSplits",
     "Normalization",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import logging
 from pathlib import Path
@@ -15,7 +16,7 @@ from hpo_mab._errors import UnknownNameError
 from hpo_mab.data import _images, _torchvision
 from hpo_mab.data._folder import image_folder
 from hpo_mab.data._images import Augmentation, ImageData
-from hpo_mab.data._splits import ImageSplits, split, stratified_halves
+from hpo_mab.data._splits import Exclusion, ImageSplits, split, stratified_halves
 
 _TEST_SHARE = 0.2
 
@@ -99,6 +100,7 @@ def load_splits(
     seed: int = 0,
     root: Path | str = "data",
     download: bool = True,
+    exclude: Path | str | None = None,
     **more: Any,
 ) -> ImageSplits:
     """Load a data set by name, in three parts.
@@ -113,6 +115,8 @@ def load_splits(
         seed: Seed of that split.
         root: Folder of the data, see `load`.
         download: Whether to fetch what is missing.
+        exclude: File of training images to leave out, see `Exclusion`; the validation and the test
+            part stay whole, so that accuracies can be compared.
         **more: Options of the data set, see `options`.
 
     Raises:
@@ -120,12 +124,15 @@ def load_splits(
         ArgumentError: An option outside its bound, or a share that leaves a part without some
             class.
         DataError: The data are not there, cannot be fetched or cannot be read, or are more than
-            memory holds.
+            memory holds, or ``exclude`` is a list of other images.
     """
     found = _load(name, Path(root), download, more)
     parts = found.parts
     given = parts.get("validation", validation)
     splits = split(parts["train"], parts["test"], validation=given, seed=seed)
+    splits = dataclasses.replace(splits, names=found.names)
+    if exclude is not None:
+        splits = splits.without(Exclusion.load(exclude))
     title = Path(root).resolve().name if name == "image_folder" else name
     for line in _description(title or name, found, splits):
         _log.info("%s", line)

@@ -124,6 +124,7 @@ class DataSection(_OpenSection):
             images.
         augment: Random crops and flips on the device, those usual for the data set. ``"auto"``:
             only where a trial has 10 epochs or more, for on short budgets they cost accuracy.
+        exclude: File of training images to leave out, which ``hpo-mab examples --drop`` writes.
     """
 
     name: str = "digits"
@@ -131,6 +132,7 @@ class DataSection(_OpenSection):
     download: bool = True
     validation: float = Field(default=0.2, gt=0, lt=1)
     augment: bool | Literal["auto"] = "auto"
+    exclude: str | None = None
 
 
 class ModelSection(_OpenSection):
@@ -198,6 +200,8 @@ class TrainingSection(_Section):
             results independent of the machine's core count.
         checkpoint: Seconds after which a trial is saved, at its next evaluation, so that it need
             not start from zero if it is cut off; 0 saves none.
+        examples: Whether trials add what they see of each training example to the study's record,
+            which ``hpo-mab examples`` shows.
     """
 
     batch_size: _value_of(int, low=1) = 128  # type: ignore[valid-type]
@@ -214,6 +218,7 @@ class TrainingSection(_Section):
     device: str = "auto"
     threads: int = Field(default=1, ge=1, le=4096)
     checkpoint: float = Field(default=60.0, ge=0, allow_inf_nan=False)
+    examples: bool = True
 
 
 class SamplerSection(_OpenSection):

@@ -25,6 +25,7 @@ from hpo_mab._attributes import (
     trial_attributes,
 )
 from hpo_mab._errors import ArgumentError, memory_reason
+from hpo_mab._examples import labels_digest
 from hpo_mab.data import Augmentation, DataIdentity, ImageSplits
 from hpo_mab.search._checkpoint import Checkpoints, SlotCheckpoint
 from hpo_mab.search._pilot import AUTO, choose_sampler, queue_twin, trained_kind
@@ -32,7 +33,7 @@ from hpo_mab.search._plan import derive_seed, slot_of
 from hpo_mab.search._recorder import check_direction, failure_reason, follow
 from hpo_mab.search._space import Configuration, SearchSpace
 from hpo_mab.search._workload import Loop, TrainingRun, Workload
-from hpo_mab.storage import CurveStore, Storage, TrialRun
+from hpo_mab.storage import CurveStore, ExampleWriter, Storage, TrialRun
 from hpo_mab.training import DEFAULT_AVERAGE, Budget, TrainingDiverged
 
 
@@ -171,6 +172,8 @@ class TrainingObjective:
         self.auto = chosen["kind"] == AUTO
         self.pilot = pilot or self.auto
         self.curves = curves
+        #: Takes what trials see of each example, see `record_examples`; None takes nothing.
+        self.examples: ExampleWriter | None = None
         #: Where long trials are saved, see `store_in`; None saves none.
         self.checkpoints: Checkpoints | None = None
         #: Why trials on a CUDA device were trained without a CUDA graph, each reason once.
@@ -186,6 +189,23 @@ class TrainingObjective:
         """
         self.curves = storage.curves
         self.checkpoints = Checkpoints.of(storage, seconds=checkpoint)
+
+    def record_examples(self, study: optuna.Study, storage: Storage) -> ExampleWriter:
+        """Add what trials see of each example to the study's record from now on.
+
+        Args:
+            study: The study, in the storage.
+            storage: Its database.
+        """
+        labels = self.workload.labels
+        self.examples = ExampleWriter(
+            storage.examples,
+            study._study_id,
+            total=len(labels),
+            labels=labels_digest(labels.numpy()),
+            lock=functools.partial(storage.lock, study.study_name),
+        )
+        return self.examples
 
     def recorded(self, params: Mapping[str, Any], attrs: Mapping[str, Any]) -> Configuration:
         """The configuration that a trial of the record has trained.
@@ -281,7 +301,10 @@ class TrainingObjective:
         checkpoint = self.checkpoint(trial, assignment)
         try:
             with self.workload.training(
-                configuration, seed=seed, state=None if checkpoint is None else checkpoint.load()
+                configuration,
+                seed=seed,
+                state=None if checkpoint is None else checkpoint.load(),
+                examples=self.examples is not None,
             ) as run:
                 last = follow(
                     trial,
@@ -289,6 +312,7 @@ class TrainingObjective:
                     evaluations=self.workload.loop.evaluations,
                     curves=self.curves,
                     checkpoint=checkpoint,
+                    examples=self.examples,
                     may_prune=assignment.may_prune,
                 )
                 self.note(run.evaluations.loop_reason)

@@ -137,6 +137,7 @@ def load_splits(spec: StudySpec) -> ImageSplits:
         seed=spec.seed,
         root=spec.data.root,
         download=spec.data.download,
+        exclude=spec.data.exclude,
         **spec.data.options,
     )
 

@@ -30,7 +30,7 @@ from hpo_mab._errors import ArgumentError, memory_reason
 from hpo_mab.pruners._reasons import store_reason
 from hpo_mab.samplers import BatchSampler, UniformSampler
 from hpo_mab.search._checkpoint import SlotCheckpoint
-from hpo_mab.storage import STORAGE_ERRORS, CurveStore, CurveWriter
+from hpo_mab.storage import STORAGE_ERRORS, CurveStore, CurveWriter, ExampleWriter
 from hpo_mab.training import DEFAULT_AVERAGE, Evaluation, Training, WeightAverage
 from hpo_mab.training._evaluate import check_window
 
@@ -137,6 +137,7 @@ def follow(
     evaluations: int,
     curves: CurveStore | None,
     checkpoint: SlotCheckpoint | None,
+    examples: ExampleWriter | None,
     may_prune: bool,
 ) -> Evaluation:
     """Train to the end of the budget, or until the pruner has seen enough.
@@ -151,6 +152,8 @@ def follow(
         evaluations: Evaluations of a whole trial.
         curves: Where learning curves are stored; None keeps none.
         checkpoint: Where long trials are saved; None saves none.
+        examples: Takes what the training saw of each example, unless it diverged; None takes
+            nothing.
         may_prune: Whether the study's pruner is asked.
 
     Returns:
@@ -169,13 +172,20 @@ def follow(
             if evaluation.index == evaluations:
                 continue
             if may_prune and record.should_prune():
+                _offer(trial, training, examples)
                 raise optuna.TrialPruned
             if checkpoint is not None and checkpoint.is_due(training):
                 record.flush()
                 checkpoint.save(training)
     if record.last is None:
         raise RuntimeError("training ended without an evaluation")
+    _offer(trial, training, examples)
     return record.last
+
+
+def _offer(trial: optuna.trial.Trial, training: Training, examples: ExampleWriter | None) -> None:
+    if examples is not None and training.examples is not None:
+        examples.offer(trial._trial_id, training.examples.take())
 
 
 class TrialReporter:

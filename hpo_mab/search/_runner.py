@@ -117,6 +117,7 @@ class StudyRunner:
             self.storage,
             self.objective,
             slots=self.spec.training.slots,
+            examples=self.spec.training.examples,
             trials=self.spec.budget.trials,
             on_trial=on_trial,
         )
@@ -209,6 +210,7 @@ def join_study(
         storage,
         objective,
         slots=spec.training.slots,
+        examples=spec.training.examples,
         trials=Target.load(study).trials,
         on_trial=on_trial,
     )

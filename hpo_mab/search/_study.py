@@ -18,7 +18,7 @@ import optuna
 from optuna.exceptions import DuplicatedStudyError
 from optuna.trial import TrialState
 
-from hpo_mab._attributes import EVIDENCE_KEY, PUBLISHED_KEY
+from hpo_mab._attributes import EVIDENCE_KEY, PUBLISHED_KEY, RECORD_KEY
 from hpo_mab._errors import ArgumentError, StorageError
 from hpo_mab.advantage import Evidence
 from hpo_mab.search._claim import close_lost
@@ -37,6 +37,7 @@ _FREE = (
     "data.download",
     "training.device",
     "training.checkpoint",
+    "training.examples",
     "training.graph",
     "training.slots",
     "compare",
@@ -100,6 +101,7 @@ def make_study(
         else:
             # Those of studies that Optuna has deleted in the meantime.
             storage.curves.remove_orphans()
+            storage.examples.remove_orphans()
             study = optuna.create_study(
                 study_name=name,
                 storage=storage.optuna,
@@ -213,7 +215,9 @@ class Copied:
 def copy_study(
     source: Storage, name: str, target: Storage, *, to_name: str | None = None, move: bool = False
 ) -> Copied:
-    """Copy a study with its learning curves, notes and artifacts; all of it or nothing.
+    """Copy a study with its learning curves, record of examples, notes and artifacts.
+
+    All of it is copied, or nothing.
 
     Checkpoints stay behind: a trial that was cut off starts from zero in the copy.
 
@@ -247,10 +251,12 @@ def copy_study(
             with contextlib.suppress(Exception):
                 optuna.delete_study(study_name=chosen, storage=target.optuna)
                 target.curves.remove_orphans()
+                target.examples.remove_orphans()
             raise
         if move:
             optuna.delete_study(study_name=name, storage=source.optuna)
             source.curves.remove_orphans()
+            source.examples.remove_orphans()
     return copied
 
 
@@ -286,6 +292,7 @@ def _fill(copy: optuna.Study, study: optuna.Study, source: Storage, target: Stor
     if source.url != target.url:
         source.curves.copy(list(new_ids), target.curves)
         _copy_artifacts(study, files_folder(source, "artifacts"), files_folder(target, "artifacts"))
+    source.examples.copy(study._study_id, target.examples, copy._study_id)
     system = study._storage.get_study_system_attrs(study._study_id)
     for key, value in _renumbered(system, new_ids):
         copy._storage.set_study_system_attr(copy._study_id, key, value)
@@ -302,7 +309,8 @@ def _renumbered(attrs: Mapping[str, Any], ids: Mapping[int, int]) -> Iterator[tu
         note = _TRIAL_NOTE.match(key)
         if note is not None and int(note[1]) in ids:
             yield key.replace(note[0], f"dashboard:{ids[int(note[1])]}:", 1), value
-        elif note is None and key != PUBLISHED_KEY:  # The copy's pages are yet to be written.
+        # The copy's pages are yet to be written, and its record has its own number.
+        elif note is None and key not in (PUBLISHED_KEY, RECORD_KEY):
             yield key, value
 
 

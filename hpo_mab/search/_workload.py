@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -32,6 +33,7 @@ from hpo_mab.training import (
     Sweep,
     Training,
 )
+from hpo_mab.training._tally import ExampleTally
 
 #: Held by the thread that trains; it may start a training within another.
 _training_thread = threading.RLock()
@@ -129,6 +131,7 @@ class Workload:
         final: Budget | None = None,
         evaluations: int | None = None,
         state: Mapping[str, Any] | None = None,
+        examples: bool = False,
     ) -> Iterator[TrainingRun]:
         """One network in training; its random state is its own and follows from ``seed``.
 
@@ -140,6 +143,7 @@ class Workload:
                 another budget.
             state: Where to go on, see `hpo_mab.training.Training`; with one that does not fit, the
                 training begins at zero after all, with a warning.
+            examples: Whether to add up what is seen of each example.
 
         Raises:
             ArgumentError: A value in the configuration outside its bound, or another thread of
@@ -147,9 +151,10 @@ class Workload:
         """
         with _random_state(self.device), _cpu_threads(self.loop.threads):
             points = evaluations or (1 if final else self.loop.evaluations)
-            run = self._start(configuration, seed, final, points)
+            begin = functools.partial(self._start, configuration, seed, final, points, examples)
+            run = begin()
             if state is not None and not _resume(run, state):
-                run = self._start(configuration, seed, final, points)
+                run = begin()
             # It is as large as the network and the sampler.
             state = None
             with contextlib.closing(run.evaluations):
@@ -196,8 +201,17 @@ class Workload:
             torch.manual_seed(seed)
             return self._model(**configuration.model)
 
-    def stack(self, configuration: Configuration, *, slots: int, seed: int) -> StackedTrainer:
-        """A stack for trials that share the configuration's network, optimiser and batch size."""
+    def stack(
+        self, configuration: Configuration, *, slots: int, seed: int, examples: bool = False
+    ) -> StackedTrainer:
+        """A stack for trials that share the configuration's network, optimiser and batch size.
+
+        Args:
+            configuration: Of one of them.
+            slots: Trials at the same time.
+            seed: Seed of its bandits and augmentation.
+            examples: Whether to add up what each sees of each example.
+        """
         return StackedTrainer(
             self.network(configuration, seed=seed),
             slots=slots,
@@ -207,6 +221,7 @@ class Workload:
             optimizer=str(configuration.optimizer["name"]),
             precision=self.loop.precision,
             seed=derive_seed(seed, "sampler"),
+            examples=self._tally(slots) if examples else None,
         )
 
     def start_stacked(
@@ -256,7 +271,12 @@ class Workload:
         )
 
     def _start(
-        self, configuration: Configuration, seed: int, final: Budget | None, points: int
+        self,
+        configuration: Configuration,
+        seed: int,
+        final: Budget | None,
+        points: int,
+        examples: bool,
     ) -> TrainingRun:
         torch.manual_seed(seed)
         model = self._model(**configuration.model).to(self.device)
@@ -274,6 +294,7 @@ class Workload:
             channels_last=self.loop.channels_last,
             compile=self.loop.compile,
             graph=None if self.loop.graph else False,
+            examples=self._tally(1) if examples else None,
             **self._options(configuration),
         )
         return TrainingRun(self, model, sampler, evaluations)
@@ -287,6 +308,9 @@ class Workload:
             "keep": self.loop.keep,
             "label_smoothing": configuration.label_smoothing,
         }
+
+    def _tally(self, slots: int) -> ExampleTally:
+        return ExampleTally(self.labels, slots=slots, device=self.device)
 
     def _steps(self, budget: Budget, batch_size: int) -> int:
         return budget.num_steps(num_examples=self.num_examples, batch_size=batch_size)

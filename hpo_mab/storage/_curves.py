@@ -133,6 +133,8 @@ class CurveStore:
             trial_ids: Optuna's trial ids here.
             target: The other database; the curves that it has stay as they are.
         """
+        if not trial_ids:
+            return
         names = ["curve", *_FIELDS]
         with self._engine.connect() as connection:
             found = list(_rows_of(connection, set(trial_ids)))

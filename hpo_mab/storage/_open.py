@@ -21,6 +21,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from hpo_mab._errors import ArgumentError, StorageError, hide_passwords
 from hpo_mab.storage._curves import CurveStore
+from hpo_mab.storage._examples import ExampleStore
 from hpo_mab.storage._optuna import LeanStorage
 from hpo_mab.storage._process import Locks, diagnose
 
@@ -102,6 +103,11 @@ class Storage:
     def curves(self) -> CurveStore:
         """The learning curves."""
         return self._opened[1]
+
+    @functools.cached_property
+    def examples(self) -> ExampleStore:
+        """The records of examples."""
+        return ExampleStore(self.optuna.engine)
 
     @property
     def is_sqlite(self) -> bool:

@@ -3,7 +3,7 @@
 A table changes in two places: here, which is what a new database gets, and as one revision in
 ``migrations/versions``, which changes databases that exist. A new column is::
 
-    revision, down_revision = "3", "2"
+    revision, down_revision = "4", "3"
 
     def upgrade() -> None:
         op.add_column("hpo_mab_curves", sa.Column("name", sa.Double, nullable=True))
@@ -24,7 +24,7 @@ from hpo_mab.storage._process import Locks
 from hpo_mab.training import Evaluation
 
 #: The revision that the tables below have.
-HEAD = "2"
+HEAD = "3"
 #: Of a database that was made before the tables had a version.
 _UNVERSIONED = "1"
 _UNVERSIONED_TABLE = "hpo_mab_evaluations"
@@ -51,6 +51,22 @@ CURVES = sa.Table(
         if field.name not in {"index", "steps", "examples", "averaged"}
     ),
     sa.Column("averaged", sa.Boolean, nullable=True),
+)
+
+#: Compressed parts of a record of examples. ``record`` is a number that no other record ever has;
+#: a study holds it as a system attribute, see `ExampleStore`.
+EXAMPLES = sa.Table(
+    "hpo_mab_examples",
+    _metadata,
+    sa.Column("record", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("name", sa.String(16), primary_key=True),
+    sa.Column("part", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("total", sa.BigInteger, nullable=False),
+    sa.Column("labels", sa.String(64), nullable=False),
+    sa.Column("trials", sa.Integer, nullable=False),
+    sa.Column("columns", sa.Integer, nullable=False),
+    # MySQL makes it as large as the length needs, which without one is 64 KiB.
+    sa.Column("data", sa.LargeBinary(2**24 - 1), nullable=False),
 )
 
 

@@ -32,6 +32,7 @@ from hpo_mab.training._rows import (
     stacked_cross_entropy,
 )
 from hpo_mab.training._schedule import Evaluation, Schedule, evaluation_steps
+from hpo_mab.training._tally import ExampleTally
 
 #: Images that an evaluation holds on the device at once, over all networks.
 _EVALUATED_AT_ONCE = 16_384
@@ -98,6 +99,8 @@ class StackedTrainer:
         precision: ``"float32"``, or ``"bfloat16"``, in which weights are cast for each step.
         seed: Seed of the bandits' draws.
         capture: Whether to capture steps in a CUDA graph.
+        examples: Adds up what each network sees of each example, with as many slots; None adds
+            nothing up.
         clock: Returns seconds.
 
     Raises:
@@ -117,6 +120,7 @@ class StackedTrainer:
         precision: str = "float32",
         seed: int = 0,
         capture: bool = True,
+        examples: ExampleTally | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         check_precision(precision)
@@ -129,6 +133,7 @@ class StackedTrainer:
         self.batch_size = batch_size
         self.optimizer = optimizer
         self._batches = batches
+        self.examples = examples
         self._validation = validation
         self._half = precision == "bfloat16"
         self._seed = seed
@@ -222,6 +227,8 @@ class StackedTrainer:
         self._optimizer.begin(slot, **options)
         self._networks.begin(slot, model)
         self._numbers.begin(slot, plan, average=average, label_smoothing=label_smoothing)
+        if self.examples is not None:
+            self.examples.begin(slot)
         own = self._adopt(slot, sampler)
         each = _Slot(
             schedule=plan,
@@ -330,6 +337,8 @@ class StackedTrainer:
             "optimizer": self._optimizer.tensors(),
             "numbers": self._numbers.tensors(),
         }
+        if self.examples is not None:
+            parts["examples"] = self.examples.tensors()
         if bandits and self._engine is not None:
             parts |= {"draws": self._draws.tensors(), "bandits": self._engine.rows()}
         return {f"{part}.{name}": t for part, held in parts.items() for name, t in held.items()}
@@ -361,9 +370,14 @@ class StackedTrainer:
             self._draws.rewind()
             for _ in range(count):
                 self._step(self._body)
+                if self.examples is not None:
+                    self.examples.count()
                 for slot, sampler in learners.items():
                     losses, logits, targets = (part[slot] for part in self._outputs)
                     sampler.update(losses, logits=logits, targets=targets)
+        if self.examples is not None:
+            # Now: before the next call, trainings may come and go.
+            self.examples.add_up()
 
     def _body(self) -> None:
         """One step of all networks: operations on tensors that never move."""
@@ -384,6 +398,9 @@ class StackedTrainer:
         outputs = losses.detach(), logits.detach(), targets
         # Held until the end: memory given back could be another kernel's before samplers read.
         self._outputs = outputs
+        if self.examples is not None:
+            with self._step.at_the_same_time():
+                self.examples.keep(indices, outputs[0], outputs[1])
         if self._engine is not None:
             with self._step.at_the_same_time():
                 self._engine.learn(self._draws.arms, outputs[0].flatten())

@@ -7,7 +7,7 @@ import dataclasses
 import math
 import time
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Self
 
 import torch
@@ -30,6 +30,7 @@ from hpo_mab.training._device import autocast, check_precision, synchronize
 from hpo_mab.training._device_step import DeviceStep, choose_capture
 from hpo_mab.training._evaluate import WeightAverage, check_window, evaluate
 from hpo_mab.training._schedule import Evaluation, Schedule, evaluation_steps
+from hpo_mab.training._tally import ExampleTally
 
 #: Which weights a training ends with: those trained, or the more accurate of them and the average.
 KEEP = ("better", "trained")
@@ -72,6 +73,7 @@ class Training(Iterator[Evaluation]):
         graph: Whether to take steps by `DeviceStep`, which on CUDA replays them from a graph; only
             with `DeviceBatches`. The sampler's own seconds are then part of the step's. None:
             where a graph can be captured, see `loop_reason`.
+        examples: Adds up what is seen of each example; None adds nothing up.
         clock: Returns seconds.
 
     Raises:
@@ -99,6 +101,7 @@ class Training(Iterator[Evaluation]):
         channels_last: bool = False,
         compile: bool = False,
         graph: bool | None = False,
+        examples: ExampleTally | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         check_precision(precision)
@@ -118,6 +121,7 @@ class Training(Iterator[Evaluation]):
         self.sampler = sampler
         self._forward = torch.compile(model) if compile else model
         self._batches = batches
+        self.examples = examples
         self._validation = validation
         self._timed = TimedSampler(sampler, clock=clock)
         self._optimizer = optimizer
@@ -229,6 +233,7 @@ class Training(Iterator[Evaluation]):
                 optimizer=self._optimizer,
                 meter=self._meter,
                 average=self._average,
+                examples=self.examples,
                 drawn=self._drawn,
                 label_smoothing=self._label_smoothing,
                 precision=self._precision,
@@ -277,6 +282,10 @@ class Training(Iterator[Evaluation]):
         losses = F.cross_entropy(
             logits, targets, reduction="none", label_smoothing=self._label_smoothing
         )
+        if self.examples is not None:
+            indices = self.sampler._outstanding[0].indices.to(losses.device, non_blocking=True)
+            self.examples.keep(indices, losses.detach(), logits.detach())
+            self.examples.count()
         loss = self._timed.update(losses, logits=logits, targets=targets)
         if draw_ahead:
             self._set_progress(number)
@@ -383,6 +392,7 @@ class Training(Iterator[Evaluation]):
                 "augmentation": None if generator is None else generator.get_state(),
                 "random": _random_states(next(self.model.parameters()).device),
                 "drawn": drawn,
+                "examples": None if self.examples is None else self.examples.state(),
             }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> Self:
@@ -395,14 +405,7 @@ class Training(Iterator[Evaluation]):
                 that does not fit raises is up to its parts, which are then of no further use.
         """
         points = [Evaluation(**point) for point in state["points"]]
-        if self._yielded or self._points:
-            raise ArgumentError("a state must be loaded before the first evaluation.")
-        if [point.steps for point in points] != list(self._stops[: len(points)]) or not points:
-            raise ArgumentError("the state is of a training that is evaluated at other steps.")
-        if (state["average"] is None) != (self._average is None):
-            raise ArgumentError("the state is of a training with another average.")
-        if (state["drawn"] is not None) and not self._graph:
-            raise ArgumentError("the state is of a training by captured steps.")
+        self._check_state(state, points)
         self.model.load_state_dict(state["model"])
         self._optimizer.load_state_dict(state["optimizer"])
         for group, peak in zip(self._optimizer.param_groups, self._peaks, strict=True):
@@ -414,10 +417,22 @@ class Training(Iterator[Evaluation]):
         if self._generator is not None:
             self._generator.set_state(state["augmentation"].cpu())
         _set_random_states(next(self.model.parameters()).device, state["random"])
+        if self.examples is not None and state.get("examples") is not None:
+            self.examples.load(state["examples"])
         self._drawn = state["drawn"]
         self._points.extend(points)
         self._resumed_at = len(points)
         return self
+
+    def _check_state(self, state: Mapping[str, Any], points: Sequence[Evaluation]) -> None:
+        if self._yielded or self._points:
+            raise ArgumentError("a state must be loaded before the first evaluation.")
+        if [point.steps for point in points] != list(self._stops[: len(points)]) or not points:
+            raise ArgumentError("the state is of a training that is evaluated at other steps.")
+        if (state["average"] is None) != (self._average is None):
+            raise ArgumentError("the state is of a training with another average.")
+        if (state["drawn"] is not None) and not self._graph:
+            raise ArgumentError("the state is of a training by captured steps.")
 
     @property
     def _generator(self) -> torch.Generator | None:
