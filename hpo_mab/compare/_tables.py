@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from hpo_mab.advantage import Estimate
 from hpo_mab.compare._records import ComparisonSummary, Contrast, PairedRow
+from hpo_mab.compare._verdict import answers
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -21,9 +23,9 @@ def percent(estimate: Estimate, *, digits: int = 1) -> str:
     return _shown(estimate, 100.0, f".{digits}f")
 
 
-def points(estimate: Estimate) -> str:
-    """A difference of shares as signed points, to a tenth."""
-    return _shown(estimate, 100.0, "+.1f")
+def points(estimate: Estimate, *, digits: int = 1) -> str:
+    """A difference of shares as signed points."""
+    return _shown(estimate, 100.0, f"+.{digits}f")
 
 
 def ratio(estimate: Estimate) -> str:
@@ -116,17 +118,42 @@ class Grid:
     caption: str = ""
 
 
+def answer_grid(summary: ComparisonSummary, contrast: Contrast) -> Grid:
+    """The answers about one arm, a row each."""
+    where = f" on {summary.data}" if summary.data else ""
+    seeds = len(contrast.seeds)
+    rows = []
+    for one in answers(contrast):
+        found = one.estimate
+        rows.append(
+            (
+                one.statement,
+                one.currency or "-",
+                one.shown_reply,
+                "-" if found is None else points(found, digits=2),
+                "-" if found is None else f"{found.n} {one.unit}{'' if found.n == 1 else 's'}",
+            )
+        )
+    return Grid(
+        title=f"{contrast.arm} against {contrast.reference}{where}, {seeds} "
+        f"seed{'' if seeds == 1 else 's'}, {summary.trial_examples:,} examples per full trial",
+        columns=("question", "at equal", "answer", "points", "n"),
+        rows=tuple(rows),
+        caption=f"points: {contrast.arm} minus {contrast.reference} "
+        f"[{summary.confidence:.0%} interval].",
+    )
+
+
 def essential_grids(summary: ComparisonSummary) -> list[Grid]:
-    """What a first look needs: what each arm found, what it spent, what it gained."""
-    found = [_arms(summary), _spend(summary)]
-    return [*found, _gains(summary)] if summary.contrasts else found
+    """What a first look needs above the answers: what each arm found, and what it spent."""
+    return [_arms(summary), _spend(summary)]
 
 
 def grids(summary: ComparisonSummary) -> list[Grid]:
-    """All tables of a comparison: the essential ones, then each arm's costs and pairs."""
+    """All tables of a comparison: the essential ones, then each arm's gains, costs and pairs."""
     found = essential_grids(summary)
     if summary.contrasts:
-        found.append(_costs(summary))
+        found.extend([_gains(summary), _costs(summary)])
     for contrast in summary.contrasts:
         if contrast.pairs:
             found.extend([_advantages(summary, contrast), _accelerations(contrast)])
@@ -154,7 +181,7 @@ def _arms(summary: ComparisonSummary) -> Grid:
 
 def _spend(summary: ComparisonSummary) -> Grid:
     return Grid(
-        title=f"Spend, all seeds together; {summary.trial_examples:,} examples a full trial",
+        title=f"Spend, all seeds together; {summary.trial_examples:,} examples per full trial",
         columns=("arm", "done/pruned/failed", "examples", "seconds", "saved %", "sampler %"),
         rows=tuple(
             (
@@ -167,7 +194,8 @@ def _spend(summary: ComparisonSummary) -> Grid:
             )
             for arm in summary.arms
         ),
-        caption="saved: by pruning, of the full spend. sampler: share of the seconds.",
+        caption="saved: examples that pruning saved, of the same trials unpruned. "
+        "sampler: its share of the training seconds.",
     )
 
 
@@ -186,12 +214,12 @@ def _gains(summary: ComparisonSummary) -> Grid:
             found = (points(last.advantage), str(last.advantage.n), p_value(last.advantage_p))
             rows.append((contrast.arm, "same configurations", *found))
         pace = contrast.seconds_per_example
-        rows.append((contrast.arm, "seconds an example, x", ratio(pace), str(pace.n), "-"))
-    notes = ["n: seeds; of the same configurations, pairs at the end of a trial."]
+        rows.append((contrast.arm, "seconds per example, x", ratio(pace), str(pace.n), "-"))
+    notes = ["n: seeds; for same configurations, pairs at the end of a trial."]
     if max(len(contrast.seeds) for contrast in summary.contrasts) <= _FEW_SEEDS:
         notes.append("Five seeds cannot give a p below 0.0625.")
     if len(summary.contrasts) > 1:
-        notes.append("Each interval stands alone: with many arms some miss by chance.")
+        notes.append("Intervals are not adjusted for the number of arms.")
     return Grid(
         title=f"Accuracy of the best configuration minus {summary.reference}'s, points",
         columns=("arm", "measure", "difference", "n", "p (Wilcoxon)"),
@@ -218,8 +246,8 @@ def _costs(summary: ComparisonSummary) -> Grid:
         columns=("arm", "target", "currency", "ratio", "p", "reached"),
         rows=rows,
         caption=(
-            "Geometric mean over seeds; >= where a seed never got there, and then without p "
-            "(Wilcoxon). Arms that are alike reach the reference's best in half of the seeds only."
+            "Geometric mean over seeds; >=: lower bound, as some seed did not reach the target; "
+            "then no p (Wilcoxon). Equal arms reach the reference's best in half of the seeds only."
         ),
     )
 
@@ -240,7 +268,7 @@ def _advantages(summary: ComparisonSummary, contrast: Contrast) -> Grid:
             for row in contrast.paired
         ),
         caption=(
-            "Same configuration, same seed. best quarter: the pairs that end best. "
+            "Same configuration, same seed. best quarter: the pairs with the best final accuracy. "
             f"[{summary.confidence:.0%} interval over pairs]"
         ),
     )
@@ -260,8 +288,8 @@ def _accelerations(contrast: Contrast) -> Grid:
             for row in contrast.paired
         ),
         caption=(
-            f"Budget at which {contrast.reference} is as accurate, over the budget; no more than "
-            "the last budget over this one can be seen (>=)."
+            f"Budget at which {contrast.reference} has the same accuracy, divided by this budget. "
+            ">=: lower bound; budgets above the last were not measured."
         ),
     )
 
@@ -281,7 +309,8 @@ def _fidelities(contrast: Contrast) -> Grid:
             for row in contrast.paired
             for tau in [row.agreement("kendall")]
         ),
-        caption=f"{contrast.reference} is favoured: its early and final accuracies share noise.",
+        caption=f"Biased towards {contrast.reference}: its early and final scores come from "
+        "the same runs.",
     )
 
 
@@ -298,8 +327,8 @@ def _more_fidelities(contrast: Contrast) -> Grid:
             for row in contrast.paired
         ),
         caption=(
-            "own finals: each arm predicts the end of its own trainings, which favours neither. "
-            "regret: final accuracy lost by choosing at this budget, points."
+            "own finals: each arm predicts its own final scores, without bias. regret: final "
+            "accuracy lost by choosing at this budget, points."
         ),
     )
 
@@ -318,13 +347,19 @@ def comparison_tables(summary: ComparisonSummary, *, essential: bool = False) ->
 
     Args:
         summary: From `summarise`.
-        essential: Only the first three: what each arm found, what it spent, what it gained.
+        essential: Only the first two: what each arm found, and what it spent.
     """
     chosen = essential_grids(summary) if essential else grids(summary)
-    return [_table(grid) for grid in chosen]
+    return [terminal_table(grid) for grid in chosen]
 
 
-def _table(grid: Grid) -> Table:
+def terminal_table(grid: Grid, *, styles: Sequence[str] = ()) -> Table:
+    """A grid as a rich table.
+
+    Args:
+        grid: What it shows.
+        styles: A style for each row; empty for none.
+    """
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -341,6 +376,6 @@ def _table(grid: Grid) -> Table:
     )
     for position, heading in enumerate(grid.columns):
         made.add_column(Text(heading), justify="left" if position == 0 else "right")
-    for row in grid.rows:
-        made.add_row(*map(Text, row))
+    for row, style in itertools.zip_longest(grid.rows, styles):
+        made.add_row(*map(Text, row), style=style)
     return made

@@ -19,7 +19,7 @@ import optuna
 import torch
 from optuna.study import StudyDirection
 
-from hpo_mab._attributes import EXAMPLES_KEY, RESUMED_KEY, SECONDS_KEY
+from hpo_mab._attributes import EVALUATION_KEY, EXAMPLES_KEY, RESUMED_KEY, SECONDS_KEY
 from hpo_mab._errors import ArgumentError
 from hpo_mab.search._plan import Place, Plan
 from hpo_mab.storage import STORAGE_ERRORS, CurveStore, CurveWriter, Storage, files_folder
@@ -243,6 +243,7 @@ def follow(
         trial.set_user_attr(RESUMED_KEY, training.resumed_at)
     with contextlib.closing(TrialRecord(trial, curves)) as record:
         for evaluation in training:
+            record.evaluation_seconds = training.evaluation_seconds
             record.add(evaluation)
             if evaluation.index == evaluations:
                 continue
@@ -261,6 +262,8 @@ class TrialRecord:
 
     def __init__(self, trial: optuna.trial.Trial, curves: CurveStore | None) -> None:
         self.last: Evaluation | None = None
+        #: Seconds of the evaluations that this attempt has made itself.
+        self.evaluation_seconds = 0.0
         self._trial = trial
         self._curve = None if curves is None else CurveWriter(curves, trial._trial_id)
 
@@ -297,3 +300,4 @@ class TrialRecord:
         if self.last is not None:
             self._trial.set_user_attr(EXAMPLES_KEY, self.last.examples)
             self._trial.set_user_attr(SECONDS_KEY, round(self.last.seconds, 3))
+            self._trial.set_user_attr(EVALUATION_KEY, round(self.evaluation_seconds, 3))

@@ -54,6 +54,7 @@ class Training(Iterator[Evaluation]):
         model: Network from inputs to logits [B, C], on the device of ``batches``.
         batches: Training examples.
         validation: Examples to evaluate on.
+        early: Examples of the evaluations before the last; None takes ``validation``.
         sampler: Chooses the examples of each batch and learns from their losses.
         optimizer: Optimiser of the model's parameters; its learning rates are the schedule's peak.
         steps: Budget in optimiser steps, at least 1.
@@ -86,6 +87,7 @@ class Training(Iterator[Evaluation]):
         *,
         batches: Batches,
         validation: Sweep,
+        early: Sweep | None = None,
         sampler: BatchSampler,
         optimizer: Optimizer,
         steps: int,
@@ -119,6 +121,7 @@ class Training(Iterator[Evaluation]):
         self._forward = torch.compile(model) if compile else model
         self._batches = batches
         self._validation = validation
+        self._early = validation if early is None else early
         self._timed = TimedSampler(sampler, clock=clock)
         self._optimizer = optimizer
         self._schedule = Schedule(steps=steps, warmup=warmup, kind=schedule)
@@ -142,6 +145,8 @@ class Training(Iterator[Evaluation]):
         self._points: list[Evaluation] = []
         self._yielded = 0
         self._resumed_at = 0
+        #: Seconds of the evaluations that this training has made itself.
+        self.evaluation_seconds = 0.0
         self._begun = self._closed = False
         self._at_end = contextlib.ExitStack()
 
@@ -294,7 +299,9 @@ class Training(Iterator[Evaluation]):
         return self._average.forward() if averaged and self._average is not None else None
 
     def _evaluation(self, step: int, seconds: float, *, train_loss: float) -> Evaluation:
+        start = self._clock()
         averaged, accuracy, loss = self._evaluate(last=step == self._schedule.steps)
+        self.evaluation_seconds += self._clock() - start
         if not math.isfinite(loss):
             raise TrainingDiverged(step, f"the validation loss is {loss}")
         statistics = self.sampler.statistics()
@@ -325,7 +332,7 @@ class Training(Iterator[Evaluation]):
                 averaged,
                 *evaluate(
                     self.model,
-                    self._validation,
+                    self._validation if last else self._early,
                     precision=self._precision,
                     forward=self._weights(averaged),
                 ),
