@@ -34,6 +34,8 @@ PROMOTES_KEY = "hpo_mab:promotes"
 #: What its curve has cost.
 EXAMPLES_KEY = "hpo_mab:examples"
 SECONDS_KEY = "hpo_mab:seconds"
+#: Seconds of evaluation of this attempt, what it took over from an earlier one excluded.
+EVALUATION_KEY = "hpo_mab:evaluation_seconds"
 #: How many trials its stack had room for; without it the trial was trained alone.
 STACK_KEY = "hpo_mab:slots"
 #: How many evaluations of its curve an earlier attempt has made.

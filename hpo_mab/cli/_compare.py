@@ -17,8 +17,16 @@ def compare(
     context: typer.Context,
     spec: opt.Spec = "digits",
     storage: opt.StorageUrl = "sqlite:///hpo_mab.db",
+    name: Annotated[
+        str | None,
+        typer.Option(
+            help="Begins the names of the studies, in place of the definition's name. A study of "
+            "exactly this name is used for its arm and seed."
+        ),
+    ] = None,
+    fresh: opt.Fresh = False,
     seeds: Annotated[
-        int | None, typer.Option(min=1, help="Seeds, from the definition's upwards.")
+        int | None, typer.Option(min=1, help="Number of seeds, starting at the definition's.")
     ] = None,
     trials: opt.Trials = None,
     budget: opt.Budget = None,
@@ -31,7 +39,10 @@ def compare(
     pruner: opt.Pruner = None,
     batch_size: opt.BatchSize = None,
     device: opt.Device = None,
+    workers: opt.Workers = "1",
     slots: opt.Slots = None,
+    ray: opt.Ray = None,
+    gpus_per_worker: opt.GpusPerWorker = None,
     assignments: opt.Set = None,
     record: Annotated[
         Path | None, typer.Option(help="Write the raw record (JSON) to this file.")
@@ -43,11 +54,11 @@ def compare(
     quiet: opt.Quiet = False,
     as_json: opt.Json = False,
 ) -> None:
-    """Run the same study with the bandit and with uniform sampling, and say which did better.
+    """Run the same study with the bandit and with uniform sampling, and compare the two.
 
-    Arms share budget, seeds, validation split and first configurations. What the storage already
-    holds is not run again. Studies that exist already, in any number of databases, are compared by
-    `hpo-mab report`.
+    Both arms have the same budget, seeds, validation split and first configurations. Trials that
+    the storage holds are not run again. `hpo-mab report` compares studies that exist, from any
+    number of databases.
 
     Examples:
 
@@ -59,7 +70,7 @@ def compare(
     """
     loaded = opt.definition(context)
     from hpo_mab.cli._dashboard import dashboard
-    from hpo_mab.cli._options import command_line, is_given
+    from hpo_mab.cli._options import command_line, is_given, worker_count
     from hpo_mab.cli._output import (
         StudyProgress,
         print_comparison,
@@ -68,8 +79,10 @@ def compare(
         warn_unpublished,
         write_text,
     )
+    from hpo_mab.cli._run import launcher
     from hpo_mab.cli._signals import stoppable
     from hpo_mab.compare import comparison_record, report_html, run_comparison, summarise
+    from hpo_mab.compare._runner import comparison_names
     from hpo_mab.dashboard import publish_comparison
     from hpo_mab.storage import Storage
 
@@ -77,6 +90,15 @@ def compare(
     refuse_unwritable(record, report)
     silent = quiet or as_json
     store = Storage(storage)
+    launch = launcher(
+        loaded,
+        store,
+        workers=worker_count(workers),
+        ray=ray,
+        gpus_per_worker=gpus_per_worker,
+        quiet=silent,
+    )
+    names = comparison_names(loaded, store, name=name, fresh=fresh)
     with stoppable(), shown_data(quiet=silent) as show_data:
 
         def progress(name: str, count: int) -> StudyProgress:
@@ -86,6 +108,8 @@ def compare(
         found = run_comparison(
             loaded,
             store,
+            names=names,
+            launch=launch,
             progress=progress,
             on_retrain=None if silent else _print_retraining,
         )
@@ -107,6 +131,9 @@ def compare(
         # A URL with a password must not be shown.
         shown = {"storage": store.shown_url} if is_given(context, "storage") else {}
         more = {"seeds": str(loaded.compare.seeds + _MORE_SEEDS)}
+        if fresh:
+            (arm, first), chosen = next(iter(names.items()))
+            more["name"] = chosen.removesuffix(f"-{arm}-seed{first}")
         print_comparison(
             summary,
             found,

@@ -102,14 +102,18 @@ Storages = Annotated[
         show_default="sqlite:///hpo_mab.db",
     ),
 ]
-Trials = Annotated[
-    int | None, typer.Option(help="Trials the study should have in all; a study continues.")
+Fresh = Annotated[
+    bool, typer.Option("--fresh", help="Start a new study; do not continue one that exists.")
 ]
+Trials = Annotated[int | None, typer.Option(help="Total number of trials, existing ones included.")]
 Budget = Annotated[
     str | None,
-    typer.Option(help="Limit for all trials together: 45s, 30m, 2h, 200epochs, 1000000examples."),
+    typer.Option(
+        help="Limit for all trials together: 45s, 30m, 2h of training and evaluation, added up "
+        "over workers; or 200epochs, 1000000examples. The trial that reaches it is finished."
+    ),
 ]
-Epochs = Annotated[float | None, typer.Option(help="Passes over the training set a trial.")]
+Epochs = Annotated[float | None, typer.Option(help="Passes over the training set per trial.")]
 Seed = Annotated[int | None, typer.Option(help="Seed of the study.")]
 Data = Annotated[
     str | None,
@@ -285,10 +289,6 @@ def _assignment(text: str) -> tuple[str, Any]:
         return key.strip(), raw.strip()
 
 
-#: What concerns one call only.
-_ONCE = {"trials", "fresh", "quiet", "verbose", "as_json", "record", "report"}
-
-
 def is_given(context: typer.Context, name: str) -> bool:
     """Whether an argument is on the command line, not from the environment or by default."""
     source = context.get_parameter_source(name)
@@ -300,6 +300,8 @@ def command_line(
 ) -> str:
     """A command line with the arguments of the current one.
 
+    ``--fresh`` is left out: the study that it made is continued by its name.
+
     Args:
         context: Of the current command.
         command: The command to suggest; arguments it does not have are left out.
@@ -309,7 +311,7 @@ def command_line(
     values = {
         str(parameter.name): _arguments(parameter, context.params[str(parameter.name)])
         for parameter in context.command.params
-        if parameter.name not in _ONCE and is_given(context, str(parameter.name))
+        if parameter.name != "fresh" and is_given(context, str(parameter.name))
     }
     by_name = {str(parameter.name): parameter for parameter in context.command.params}
     values |= {name: _arguments(by_name[name], value) for name, value in (changes or {}).items()}

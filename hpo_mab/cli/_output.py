@@ -9,10 +9,9 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from itertools import zip_longest
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, get_args
+from typing import TYPE_CHECKING, Any, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
@@ -321,7 +320,7 @@ def _rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
     return rows
 
 
-_COLOURS = {"helps": "green", "hurts": "red", "is not distinguishable": "yellow"}
+_COLOURS = {"yes": "green", "no": "red", "cannot tell": "yellow"}
 
 
 def print_comparison(
@@ -343,7 +342,7 @@ def print_comparison(
         more_seeds: Command that goes on where these seeds cannot tell.
         verbose: Whether to print every table.
     """
-    from hpo_mab.compare import Question, outcome
+    from hpo_mab.compare import answers
     from hpo_mab.dashboard import comparison_path
 
     print_result(summary, verbose=verbose)
@@ -351,17 +350,18 @@ def print_comparison(
     link = f"http://127.0.0.1:{PORT}{comparison_path(ids)}"
     steps = [
         (dashboard, "notes and figures in the browser"),
-        (link, "there: the arms side by side"),
+        (link, "the arms side by side, in that dashboard"),
     ]
-    answers = {outcome(one, asked) for one in summary.contrasts for asked in get_args(Question)}
-    if "is not distinguishable" in answers:
-        steps.append((more_seeds, "more seeds, narrower intervals"))
+    replies = {one.reply for contrast in summary.contrasts for one in answers(contrast)}
+    if "cannot tell" in replies:
+        steps.append((more_seeds, "more seeds narrow the intervals"))
     print_next(steps)
 
 
 def print_result(summary: ComparisonSummary, *, verbose: bool = False) -> None:
-    """Print tables, the essential ones or all, and below them the verdict."""
-    from hpo_mab.compare import comparison_tables, outcome, verdict
+    """Print tables, the essential ones or all, and below them the answers."""
+    from hpo_mab.compare import answers, caveats, comparison_tables, verdict
+    from hpo_mab.compare._tables import answer_grid, terminal_table
 
     out = console()
     for table in comparison_tables(summary, essential=not verbose):
@@ -370,8 +370,11 @@ def print_result(summary: ComparisonSummary, *, verbose: bool = False) -> None:
     if not verbose and any(contrast.pairs for contrast in summary.contrasts):
         out.print("--verbose shows cost, advantage and fidelity by budget.\n", style="dim")
     out.print("Verdict", style="bold")
-    colours = [_COLOURS[outcome(contrast)] for contrast in summary.contrasts]
-    for line, colour in zip_longest(verdict(summary).splitlines(), colours, fillvalue="none"):
-        # What was found, then by which figures.
-        found, comma, figures = line.partition(", at ")
-        out.print(Text.assemble((found, f"bold {colour}"), comma + figures))
+    if not summary.contrasts:
+        out.print(verdict(summary))
+    for contrast in summary.contrasts:
+        styles = [_COLOURS[one.reply] for one in answers(contrast)]
+        out.print(terminal_table(answer_grid(summary, contrast), styles=styles))
+        out.print()
+    for line in caveats(summary):
+        out.print(line)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hpo_mab._errors import ArgumentError
+from hpo_mab._errors import ArgumentError, StorageError
 from hpo_mab.cli import _options as opt
 
 if TYPE_CHECKING:
@@ -73,9 +73,7 @@ def run(
     name: Annotated[
         str | None, typer.Option(help="Study name; default definition-sampler-seedN.")
     ] = None,
-    fresh: Annotated[
-        bool, typer.Option("--fresh", help="Start another study instead of continuing.")
-    ] = False,
+    fresh: opt.Fresh = False,
     trials: opt.Trials = None,
     budget: opt.Budget = None,
     epochs: opt.Epochs = None,
@@ -123,7 +121,7 @@ def run(
     from hpo_mab.cli._signals import stoppable
     from hpo_mab.dashboard import publish_study
     from hpo_mab.search import StudyRunner
-    from hpo_mab.search._study import check_pruner, choose_name
+    from hpo_mab.search._study import check_study, choose_name
     from hpo_mab.storage import Storage
 
     silent = quiet or as_json
@@ -139,7 +137,7 @@ def run(
     )
     study_name = choose_name(store, loaded, arm=loaded.sampler.kind, name=name, fresh=fresh)
     # Before the data are loaded, which may take long.
-    check_pruner(store, study_name, loaded)
+    check_study(store, study_name, loaded)
     with shown_data(quiet=silent):
         runner = StudyRunner(loaded, store)
     with (
@@ -154,13 +152,13 @@ def run(
         shown = {"storage": store.shown_url} if is_given(context, "storage") else {}
         named = {"name": study_name} if name or fresh else {}
         more = _twice_what_ended_it(outcome, loaded.budget)
-        if "trials" not in more and is_given(context, "trials"):
-            more["trials"] = str(trials)
+        # The names of the other arms may be those of other studies.
+        own = named or ({} if _is_comparable(loaded, store) else {"name": study_name})
         print_summary(
             outcome,
             loaded,
             dashboard=command_line(context, dashboard, shown),
-            compare=command_line(context, compare, shown),
+            compare=command_line(context, compare, shown | own),
             go_on=command_line(context, run, shown | named | more),
         )
     if outcome.interrupted:
@@ -168,6 +166,17 @@ def run(
         raise typer.Exit(130)
     # Last: the result is told, whatever becomes of the pages about it.
     warn_unpublished(publish_study(store, outcome.run))
+
+
+def _is_comparable(spec: StudySpec, storage: Storage) -> bool:
+    """Whether the default names of a comparison's studies are free or their own."""
+    from hpo_mab.compare._runner import comparison_names
+
+    try:
+        comparison_names(spec, storage)
+    except StorageError:
+        return False
+    return True
 
 
 def _twice_what_ended_it(outcome: RunOutcome, budget: BudgetSection) -> dict[str, str]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from hpo_mab.advantage import Estimate
 from hpo_mab.compare._records import ComparisonSummary, Contrast, PairedRow
+from hpo_mab.compare._verdict import answers
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -25,9 +27,9 @@ def percent(estimate: Estimate, *, digits: int = 1) -> str:
     return _shown(dataclasses.replace(estimate, low=low, high=high), 100.0, f".{digits}f")
 
 
-def points(estimate: Estimate) -> str:
-    """A difference of shares as signed points, to a tenth."""
-    return _shown(estimate, 100.0, "+.1f")
+def points(estimate: Estimate, *, digits: int = 1) -> str:
+    """A difference of shares as signed points."""
+    return _shown(estimate, 100.0, f"+.{digits}f")
 
 
 def ratio(estimate: Estimate) -> str:
@@ -157,17 +159,42 @@ class Grid:
     caption: str = ""
 
 
+def answer_grid(summary: ComparisonSummary, contrast: Contrast) -> Grid:
+    """The answers about one arm, a row each."""
+    where = f" on {summary.data}" if summary.data else ""
+    seeds = len(contrast.seeds)
+    rows = []
+    for one in answers(contrast):
+        found = one.estimate
+        rows.append(
+            (
+                one.statement,
+                one.currency or "-",
+                one.shown_reply,
+                "-" if found is None else points(found, digits=2),
+                "-" if found is None else f"{found.n} {one.unit}{'' if found.n == 1 else 's'}",
+            )
+        )
+    return Grid(
+        title=f"{contrast.arm} against {contrast.reference}{where}, {seeds} "
+        f"seed{'' if seeds == 1 else 's'}, {summary.trial_examples:,} examples per full trial",
+        columns=("question", "at equal", "answer", "points", "n"),
+        rows=tuple(rows),
+        caption=f"points: {contrast.arm} minus {contrast.reference} "
+        f"[{summary.confidence:.0%} interval].",
+    )
+
+
 def essential_grids(summary: ComparisonSummary) -> list[Grid]:
-    """What a first look needs: what each arm found, what it spent, what it gained."""
-    found = [_arms(summary), _spend(summary)]
-    return [*found, _gains(summary)] if summary.contrasts else found
+    """What a first look needs above the answers: what each arm found, and what it spent."""
+    return [_arms(summary), _spend(summary)]
 
 
 def grids(summary: ComparisonSummary) -> list[Grid]:
-    """All tables of a comparison: the essential ones, then costs, then the pairs of each arm."""
+    """All tables of a comparison: the essential ones, then each arm's gains, costs and pairs."""
     found = essential_grids(summary)
     if summary.contrasts:
-        found.append(_costs(summary))
+        found.extend([_gains(summary), _costs(summary)])
     for contrast in summary.contrasts:
         if contrast.pairs:
             found.extend([_advantages(summary, contrast), _accelerations(contrast)])
@@ -263,7 +290,8 @@ def _spend(summary: ComparisonSummary) -> Grid:
             )
             for arm in summary.arms
         ),
-        caption="saved: by pruning, of the full spend. sampler: share of the seconds.",
+        caption="saved: examples that pruning saved, of the same trials unpruned. "
+        "sampler: its share of the training seconds.",
     )
 
 
@@ -281,11 +309,11 @@ def _gains(summary: ComparisonSummary) -> Grid:
             last = contrast.paired[-1]
             found = (points(last.advantage), str(last.advantage.n), p_value(last.advantage_p))
             rows.append((contrast.arm, "same configurations", *found))
-    notes = ["n: seeds; of the same configurations, pairs at the end of a trial."]
+    notes = ["n: seeds; for same configurations, pairs at the end of a trial."]
     if max(len(contrast.seeds) for contrast in summary.contrasts) <= _FEW_SEEDS:
         notes.append("Five seeds cannot give a p below 0.0625.")
     if len(summary.contrasts) > 1:
-        notes.append("With many arms some intervals miss by chance.")
+        notes.append("Intervals are not adjusted for the number of arms.")
     return Grid(
         title=f"Accuracy of the best configuration minus {summary.reference}'s, points",
         columns=("arm", "measure", "difference", "n", "p (Wilcoxon)"),
@@ -310,9 +338,9 @@ def _costs(summary: ComparisonSummary) -> Grid:
         columns=("arm", "cost of", "counted in", "ratio", "p", "seeds"),
         rows=tuple(rows),
         caption=(
-            "Geometric mean over seeds. >=: some seed did not reach the target; then there is no "
-            "p (Wilcoxon). Equal arms reach the reference's best in half of the seeds. An interval "
-            "wider than a factor of 100 is left out."
+            "Geometric mean over seeds; >=: lower bound, as some seed did not reach the target; "
+            "then no p (Wilcoxon). Equal arms reach the reference's best in half of the seeds "
+            "only. An interval wider than a factor of 100 is left out."
         ),
     )
 
@@ -333,7 +361,7 @@ def _advantages(summary: ComparisonSummary, contrast: Contrast) -> Grid:
             for row in contrast.paired
         ),
         caption=(
-            "Same configuration, same seed. best quarter: the pairs that end best. "
+            "Same configuration, same seed. best quarter: the pairs with the best final accuracy. "
             f"[{summary.confidence:.0%} interval over pairs]"
         ),
     )
@@ -353,8 +381,8 @@ def _accelerations(contrast: Contrast) -> Grid:
             for row in contrast.paired
         ),
         caption=(
-            f"Budget at which {contrast.reference} is as accurate, over the budget; no more than "
-            "the last budget over this one can be seen (>=)."
+            f"Budget at which {contrast.reference} has the same accuracy, divided by this budget. "
+            ">=: lower bound; budgets above the last were not measured."
         ),
     )
 
@@ -414,13 +442,19 @@ def comparison_tables(summary: ComparisonSummary, *, essential: bool = False) ->
 
     Args:
         summary: From `summarise`.
-        essential: Only the first three: what each arm found, what it spent, what it gained.
+        essential: Only the first two: what each arm found, and what it spent.
     """
     chosen = essential_grids(summary) if essential else grids(summary)
-    return [_table(grid) for grid in chosen]
+    return [terminal_table(grid) for grid in chosen]
 
 
-def _table(grid: Grid) -> Table:
+def terminal_table(grid: Grid, *, styles: Sequence[str] = ()) -> Table:
+    """A grid as a rich table.
+
+    Args:
+        grid: What it shows.
+        styles: A style for each row; empty for none.
+    """
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -437,6 +471,6 @@ def _table(grid: Grid) -> Table:
     )
     for position, heading in enumerate(grid.columns):
         made.add_column(Text(heading), justify="left" if position == 0 else "right")
-    for row in grid.rows:
-        made.add_row(*map(Text, row))
+    for row, style in itertools.zip_longest(grid.rows, styles):
+        made.add_row(*map(Text, row), style=style)
     return made

@@ -31,8 +31,8 @@ class TotalBudget:
 
     Attributes:
         amount: How much, in ``unit``.
-        unit: ``"seconds"`` of training (the sampler's cost included, all workers added up),
-            ``"epochs"`` or ``"examples"``.
+        unit: ``"seconds"`` of training (the sampler's cost included) and evaluation, added up over
+            workers; ``"epochs"`` or ``"examples"`` of training.
     """
 
     amount: float
@@ -60,7 +60,7 @@ class TotalBudget:
         """Share of the budget spent; 1 or more means it is used up.
 
         Args:
-            seconds: Training seconds spent.
+            seconds: Seconds spent in training and evaluation.
             examples: Training examples processed.
             epoch_examples: Examples of one epoch.
         """
@@ -145,10 +145,13 @@ class BudgetSection(_Section):
     """``[budget]``: what one trial may spend, and the study.
 
     Attributes:
-        epochs: Passes over the training set a trial; give one of epochs, steps and examples.
-        steps: Optimiser steps a trial.
-        examples: Training examples a trial.
-        evaluations: Equally spaced evaluations a trial; the steps reported to Optuna.
+        epochs: Passes over the training set per trial; give one of epochs, steps and examples.
+        steps: Optimiser steps per trial.
+        examples: Training examples per trial.
+        evaluations: Equally spaced evaluations per trial; the steps reported to Optuna.
+        early_validation: Validation examples of the evaluations before the last, a fixed random
+            part; ``"all"``; or ``"auto"``: all, unless the evaluations of a trial would cost more
+            than half of its training, see `early_part`. A study keeps what it began with.
         trials: Trials of the study that must finish (complete or pruned).
         total: What all trials together may spend, e.g. ``"30m"``, ``"200epochs"``; None: no limit.
     """
@@ -157,6 +160,7 @@ class BudgetSection(_Section):
     steps: int | None = Field(default=None, gt=0)
     examples: int | None = Field(default=None, gt=0)
     evaluations: int = Field(default=8, ge=1, le=100)
+    early_validation: Annotated[int, Field(ge=1, strict=True)] | Literal["auto", "all"] = "auto"
     trials: int = Field(default=30, ge=1)
     total: str | None = None
 
@@ -346,7 +350,8 @@ def load_spec(
         source: A TOML file, or the name of a definition that comes with the package.
         overrides: Values by dotted key that replace the file's, e.g. ``{"optimizer.lr": 0.1}``.
             Naming another sampler, pruner, network, optimiser or data set keeps only the options
-            it also has.
+            it also has. With other data the definition is named after them, unless ``name`` is
+            given.
 
     Raises:
         SpecError: No such file, not TOML, or a value that cannot be used; names file and key.
@@ -358,9 +363,12 @@ def load_spec(
         raise SpecError(f"{source}: not valid TOML: {error}") from None
     except OSError as error:
         raise SpecError(f"{source}: cannot be read: {error.strerror}.") from None
+    before = _data_label(raw)
     try:
         for key, value in (overrides or {}).items():
             _override(raw, key, value)
+        if "name" not in (overrides or {}):
+            _name_after_data(raw, before)
         return make_spec(raw)
     except HpoMabError as error:
         raise SpecError(f"{source}: {error}") from None
@@ -427,6 +435,25 @@ def _override(raw: dict[str, Any], key: str, value: Any) -> None:
         for option in set(table) - kept:
             del table[option]
     table[last] = value
+
+
+def _data_label(raw: Mapping[str, Any]) -> str:
+    """What data are called in a study's name: their name, and the folder's of an image folder."""
+    section = raw.get("data", {})
+    named = {"name": "digits", "root": "data", **(section if isinstance(section, Mapping) else {})}
+    if named["name"] != "image_folder":
+        return str(named["name"])
+    return f"image_folder-{Path(str(named['root'])).expanduser().resolve().name}"
+
+
+def _name_after_data(raw: dict[str, Any], before: str) -> None:
+    """Name a definition after its data where these are not those it was written for.
+
+    Its studies would otherwise have the names of those on the data it was written for.
+    """
+    label, name = _data_label(raw), raw.get("name")
+    if label != before and isinstance(name, str):
+        raw["name"] = label if name == before else f"{name}-{label}"
 
 
 def _message(error: pydantic.ValidationError) -> str:

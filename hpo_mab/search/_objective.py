@@ -6,7 +6,7 @@ import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, Literal
 
 import optuna
 import torch
@@ -24,17 +24,18 @@ from hpo_mab._attributes import (
     UNIFORM,
     trial_attributes,
 )
-from hpo_mab._errors import ArgumentError, memory_reason
+from hpo_mab._errors import ArgumentError, UnknownNameError, check_integer, memory_reason
 from hpo_mab._examples import labels_digest
 from hpo_mab.data import Augmentation, DataIdentity, ImageSplits
 from hpo_mab.search._checkpoint import Checkpoints, SlotCheckpoint
 from hpo_mab.search._pilot import AUTO, choose_sampler, queue_twin, trained_kind
 from hpo_mab.search._plan import derive_seed, slot_of
 from hpo_mab.search._recorder import check_direction, failure_reason, follow
-from hpo_mab.search._space import Configuration, SearchSpace
+from hpo_mab.search._space import Configuration, SearchSpace, examples, parse_value
 from hpo_mab.search._workload import Loop, TrainingRun, Workload
 from hpo_mab.storage import CurveStore, ExampleWriter, Storage, TrialRun
-from hpo_mab.training import DEFAULT_AVERAGE, Budget, TrainingDiverged
+from hpo_mab.training import DEFAULT_AVERAGE, KEEP, Budget, Schedule, TrainingDiverged
+from hpo_mab.training._evaluate import check_window
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,7 +86,9 @@ class TrainingObjective:
             [0, 1]. Evaluations before the last are those of the average; 0 keeps none.
         schedule: ``"linear"`` decay of the learning rate, or ``"constant"``.
         keep: ``"trained"`` weights at the end, or the ``"better"`` of these and their average.
-        evaluations: Equally spaced evaluations a trial.
+        evaluations: Equally spaced evaluations per trial.
+        early_validation: Validation examples of the evaluations before the last, a fixed random
+            part, at least 1; None takes all. The last evaluation takes all.
         augmentation: Random crops and flips on the device; only with `ImageSplits`.
         precision: ``"float32"`` or ``"bfloat16"`` (autocast).
         channels_last: Memory format of images and weights.
@@ -124,6 +127,7 @@ class TrainingObjective:
         schedule: str = "linear",
         keep: str = "trained",
         evaluations: int = 8,
+        early_validation: int | None = None,
         augmentation: Augmentation | None = None,
         precision: str = "float32",
         channels_last: bool = False,
@@ -137,6 +141,11 @@ class TrainingObjective:
         device: str | torch.device = "auto",
         curves: CurveStore | None = None,
     ) -> None:
+        Schedule(steps=1, kind=schedule)
+        if keep not in KEEP:
+            raise UnknownNameError("keep", keep, KEEP)
+        if early_validation is not None:
+            check_integer("early_validation", early_validation, 1)
         chosen = {"kind": sampler} if isinstance(sampler, str) else {"kind": "mab", **sampler}
         self.space = SearchSpace(
             optimizer={"name": "sgd", **optimizer},
@@ -147,6 +156,8 @@ class TrainingObjective:
             label_smoothing=label_smoothing,
             average=average,
         )
+        for window in examples(parse_value("average", average)):
+            check_window(window)
         self.workload = Workload(
             model=model,
             data=data,
@@ -160,6 +171,7 @@ class TrainingObjective:
                 schedule=schedule,
                 keep=keep,
                 threads=threads,
+                early_validation=early_validation,
             ),
             augmentation=augmentation,
             num_workers=num_workers,
@@ -206,6 +218,11 @@ class TrainingObjective:
             lock=functools.partial(storage.lock, study.study_name),
         )
         return self.examples
+
+    def evaluate_early_on(self, part: int | Literal["all"]) -> None:
+        """Make evaluations before the last on so many validation examples from now on."""
+        count = None if part == "all" else part
+        self.workload.loop = dataclasses.replace(self.workload.loop, early_validation=count)
 
     def recorded(self, params: Mapping[str, Any], attrs: Mapping[str, Any]) -> Configuration:
         """The configuration that a trial of the record has trained.

@@ -18,6 +18,7 @@ from optuna.study import StudyDirection
 from torch import Tensor, nn
 
 from hpo_mab._attributes import (
+    EVALUATION_KEY,
     EXAMPLES_KEY,
     INTERRUPTED_KEY,
     REASON_KEY,
@@ -79,6 +80,8 @@ class TrialRecord:
 
     def __init__(self, trial: optuna.trial.BaseTrial, curves: CurveStore | None) -> None:
         self.last: Evaluation | None = None
+        #: Seconds of the evaluations that this attempt has made itself; None if not known.
+        self.evaluation_seconds: float | None = None
         self._trial = trial
         self._curve: CurveWriter | None = None
         if curves is not None and isinstance(trial, optuna.trial.Trial):
@@ -128,6 +131,8 @@ class TrialRecord:
         if self.last is not None:
             self._trial.set_user_attr(EXAMPLES_KEY, self.last.examples)
             self._trial.set_user_attr(SECONDS_KEY, round(self.last.seconds, 3))
+        if self.evaluation_seconds is not None:
+            self._trial.set_user_attr(EVALUATION_KEY, round(self.evaluation_seconds, 3))
 
 
 def follow(
@@ -168,6 +173,7 @@ def follow(
         trial.set_user_attr(RESUMED_KEY, training.resumed_at)
     with contextlib.closing(TrialRecord(trial, curves)) as record:
         for evaluation in training:
+            record.evaluation_seconds = training.evaluation_seconds
             record.add(evaluation)
             if evaluation.index == evaluations:
                 continue

@@ -444,6 +444,8 @@ class StackLoop(TrialLoop):
         """Record evaluations; end the trials whose last it was or that the pruner stops."""
         with self._storage.optuna.together():
             for running, result in found:
+                stack, slot = running.place
+                running.record.evaluation_seconds = stack.evaluation_seconds[slot]
                 if isinstance(result, Evaluation):
                     running.record.add_later(result)
             ends = [end for each in found if (end := self._end(*each)) is not None]

@@ -13,12 +13,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Subset
 
 from hpo_mab import samplers, training
 from hpo_mab._errors import ArgumentError
 from hpo_mab._labels import check_examples, labels_of
-from hpo_mab.data import Augmentation, ImageSplits, Normalization
+from hpo_mab.data import Augmentation, ImageData, ImageSplits, Normalization
 from hpo_mab.samplers import BatchSampler
 from hpo_mab.samplers._registry import sampler_class
 from hpo_mab.search._checkpoint import warn_of_misfit
@@ -52,6 +52,7 @@ class Loop:
         schedule: ``"linear"`` or ``"constant"``, see `hpo_mab.training.Training`.
         keep: Which weights a trial ends with, ``"trained"`` or ``"better"``.
         threads: CPU threads; None leaves the process's number as it is.
+        early_validation: Validation examples of the evaluations before the last; None takes all.
     """
 
     evaluations: int = 8
@@ -62,6 +63,7 @@ class Loop:
     schedule: str = "linear"
     keep: str = "trained"
     threads: int | None = None
+    early_validation: int | None = None
 
 
 class Workload:
@@ -217,6 +219,7 @@ class Workload:
             slots=slots,
             batches=self._device_batches(derive_seed(seed, "augmentation"), channels_last=False),
             validation=self._device_sweep("validation", channels_last=False),
+            early=self._device_sweep("early", channels_last=False),
             batch_size=configuration.batch_size,
             optimizer=str(configuration.optimizer["name"]),
             precision=self.loop.precision,
@@ -286,6 +289,7 @@ class Workload:
             model,
             batches=self._batches(derive_seed(seed, "augmentation")),
             validation=self._sweep("validation"),
+            early=self._sweep("early"),
             sampler=sampler,
             optimizer=training.create_optimizer(options.pop("name"), model.parameters(), **options),
             steps=self._steps(final or self.budget, configuration.batch_size),
@@ -332,9 +336,10 @@ class Workload:
             return self._device_sweep(part, channels_last=self.loop.channels_last)
         if part == "test":
             raise ArgumentError("the test set needs ImageSplits; datasets come as a pair.")
-        return training.LoaderSweep(
-            self._data[1], device=self.device, num_workers=self._num_workers
-        )
+        dataset = self._data[1]
+        if part == "early" and (rows := self._early_rows(len(dataset))) is not None:  # type: ignore[arg-type]
+            dataset = Subset(dataset, rows.tolist())
+        return training.LoaderSweep(dataset, device=self.device, num_workers=self._num_workers)
 
     def _device_batches(self, seed: int, *, channels_last: bool) -> DeviceBatches:
         data = self._images()
@@ -348,7 +353,26 @@ class Workload:
     def _device_sweep(self, part: str, *, channels_last: bool) -> DeviceSweep:
         data = self._images()
         normalization = Normalization(data.mean, data.std, channels_last=channels_last)
-        return DeviceSweep(getattr(data, part), normalization=normalization)
+        return DeviceSweep(
+            self._early(data.validation) if part == "early" else getattr(data, part),
+            normalization=normalization,
+        )
+
+    def _early(self, validation: ImageData) -> ImageData:
+        """The part of the validation images that evaluations before the last are made on."""
+        rows = self._early_rows(len(validation))
+        return validation if rows is None else validation.subset(rows.to(validation.device))
+
+    def _early_rows(self, examples: int) -> Tensor | None:
+        """A fixed random part of so many validation examples, in order; None for all.
+
+        It is the same for every trial of every study on the same validation examples.
+        """
+        count = self.loop.early_validation
+        if count is None or count >= examples:
+            return None
+        order = torch.randperm(examples, generator=torch.Generator().manual_seed(0))
+        return order[:count].sort().values
 
     def _images(self) -> ImageSplits:
         if not isinstance(self._data, ImageSplits):

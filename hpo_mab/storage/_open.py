@@ -123,6 +123,11 @@ class Storage:
         return Path(database)
 
     @property
+    def exists(self) -> bool:
+        """Whether there is a database to read; a missing SQLite file is made on first use."""
+        return self.file is None or self.file.exists()
+
+    @property
     def secret_url(self) -> str:
         """The URL with its password, for handing to another process; never to be shown."""
         return self.url.render_as_string(hide_password=False)
@@ -199,7 +204,7 @@ class Storage:
             raise
 
     def _refuse_missing_file(self) -> None:
-        if self.file is not None and not self.file.exists():
+        if not self.exists:
             raise StorageError(
                 f"There is no study database at {self.shown_url}. "
                 "Run 'hpo-mab run' first, or name another with --storage."

@@ -13,7 +13,14 @@ from typing import Any, Self
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from hpo_mab._attributes import DEFINITION_KEY, PAIRED_KEY, RESUMED_KEY, SLOT_KEY, trial_attributes
+from hpo_mab._attributes import (
+    DEFINITION_KEY,
+    EVALUATION_KEY,
+    PAIRED_KEY,
+    RESUMED_KEY,
+    SLOT_KEY,
+    trial_attributes,
+)
 from hpo_mab._errors import StorageError, UnknownNameError
 from hpo_mab.data import DataIdentity
 from hpo_mab.storage._open import Storage
@@ -97,8 +104,12 @@ def _completed(spec: Mapping[str, Any]) -> dict[str, Any]:
     """A stored spec with the keys that studies of earlier versions did not have."""
     if "training" not in spec:
         return dict(spec)
-    # Their trials were evaluated by their trained weights.
-    return {**spec, "training": {"average": 0.0, **spec["training"]}}
+    # Their trials were evaluated by their trained weights, on all validation examples.
+    return {
+        **spec,
+        "training": {"average": 0.0, **spec["training"]},
+        "budget": {"early_validation": "all", **spec.get("budget", {})},
+    }
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,6 +155,11 @@ class TrialRun:
         """
         evaluated = bool(self.attrs) and (self.value is not None or "examples" in self.attrs)
         return evaluated and not self.curve
+
+    @property
+    def evaluation_seconds(self) -> float:
+        """Seconds of the evaluations that this attempt has made itself; 0 in earlier records."""
+        return float(self.attrs.get(EVALUATION_KEY, 0.0))
 
     @property
     def inherited(self) -> Evaluation | None:
@@ -206,12 +222,31 @@ class StudyRun:
         return None if self.missing_curves else sum(trial.own_seconds for trial in self.trials)
 
     @property
+    def evaluation_seconds(self) -> float:
+        """Seconds of evaluation of all trials, whatever their end; 0 in earlier records."""
+        return sum(trial.evaluation_seconds for trial in self.trials)
+
+    @property
     def saved_examples(self) -> int | None:
         """Training examples that pruned trials did not spend; None if not known."""
         if self.missing_curves:
             return None
-        pruned = [trial for trial in self.trials if trial.state == "pruned"]
-        return sum(self.trial_examples - trial.examples for trial in pruned)
+        return sum(self.trial_examples - trial.examples for trial in self._pruned)
+
+    @property
+    def saved_seconds(self) -> float | None:
+        """Training seconds of those examples at each pruned trial's own pace, None if not known."""
+        if self.missing_curves:
+            return None
+        return sum(
+            (self.trial_examples - trial.examples) * trial.seconds / trial.examples
+            for trial in self._pruned
+            if trial.examples
+        )
+
+    @property
+    def _pruned(self) -> list[TrialRun]:
+        return [trial for trial in self.trials if trial.state == "pruned"]
 
     @property
     def best(self) -> TrialRun | None:

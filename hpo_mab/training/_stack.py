@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import itertools
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -59,6 +60,10 @@ class _Slot:
     def next_stop(self) -> int:
         return self.stops[self.reported]
 
+    @property
+    def is_last(self) -> bool:
+        return self.done == self.schedule.steps
+
 
 class StackedTrainer:
     """Trains ``K`` networks of one shape at the same time, each with its own hyperparameters.
@@ -94,6 +99,7 @@ class StackedTrainer:
         slots: Networks at the same time, ``K``, at least 1.
         batches: Training images on the device.
         validation: Images to evaluate on, on the same device.
+        early: Images of the evaluations before the last; None takes ``validation``.
         batch_size: Examples a batch of each network, ``B``.
         optimizer: Name of the optimiser of all, see `create_optimizer`.
         precision: ``"float32"``, or ``"bfloat16"``, in which weights are cast for each step.
@@ -115,6 +121,7 @@ class StackedTrainer:
         slots: int,
         batches: DeviceBatches,
         validation: DeviceSweep,
+        early: DeviceSweep | None = None,
         batch_size: int,
         optimizer: str = "sgd",
         precision: str = "float32",
@@ -135,6 +142,9 @@ class StackedTrainer:
         self._batches = batches
         self.examples = examples
         self._validation = validation
+        self._early = validation if early is None else early
+        #: Seconds of the evaluations of each slot's training since it began there, its shares.
+        self.evaluation_seconds = [0.0] * slots
         self._half = precision == "bfloat16"
         self._seed = seed
         self._capture = capture
@@ -240,6 +250,7 @@ class StackedTrainer:
         )
         if state is not None:
             self._resume(slot, each, state)
+        self.evaluation_seconds[slot] = 0.0
         self._running[slot] = each
 
     def takes(self, sampler: BatchSampler) -> bool:
@@ -479,9 +490,19 @@ class StackedTrainer:
         sums = self._numbers.read()
         scores: dict[int, tuple[bool, float, float]] = {}
         # Trained weights last: they replace equals.
-        for averaged in (True, False):
-            chosen = [slot for slot in due if averaged in self._choices(self._running[slot])]
-            for slot, (accuracy, loss) in self.scores(chosen, averaged=averaged).items():
+        for averaged, last in itertools.product((True, False), (False, True)):
+            chosen = [
+                slot
+                for slot in due
+                if self._running[slot].is_last is last
+                and averaged in self._choices(self._running[slot])
+            ]
+            start = self._clock()
+            examples = self._validation if last else self._early
+            found = self.scores(chosen, averaged=averaged, examples=examples)
+            share = (self._clock() - start) / max(len(chosen), 1)
+            for slot, (accuracy, loss) in found.items():
+                self.evaluation_seconds[slot] += share
                 if slot not in scores or accuracy >= scores[slot][1]:
                     scores[slot] = (averaged, accuracy, loss)
         return [(slot, self._result(slot, sums[slot], *scores[slot])) for slot in due]
@@ -489,10 +510,9 @@ class StackedTrainer:
     @staticmethod
     def _choices(each: _Slot) -> tuple[bool, ...]:
         """Which weights the training's evaluation evaluates: averaged ones, trained ones, both."""
-        last = each.done == each.schedule.steps
-        if each.averages and last and each.keep == "better":
+        if each.averages and each.is_last and each.keep == "better":
             return True, False
-        return (each.averages and not (last and each.schedule.decays),)
+        return (each.averages and not (each.is_last and each.schedule.decays),)
 
     def _result(
         self, slot: int, loss_sum: float, averaged: bool, accuracy: float, loss: float

@@ -55,6 +55,7 @@ class Training(Iterator[Evaluation]):
         model: Network from inputs to logits [B, C], on the device of ``batches``.
         batches: Training examples.
         validation: Examples to evaluate on.
+        early: Examples of the evaluations before the last; None takes ``validation``.
         sampler: Chooses the examples of each batch and learns from their losses.
         optimizer: Optimiser of the model's parameters; its learning rates are the schedule's peak.
         steps: Budget in optimiser steps, at least 1.
@@ -88,6 +89,7 @@ class Training(Iterator[Evaluation]):
         *,
         batches: Batches,
         validation: Sweep,
+        early: Sweep | None = None,
         sampler: BatchSampler,
         optimizer: Optimizer,
         steps: int,
@@ -123,6 +125,7 @@ class Training(Iterator[Evaluation]):
         self._batches = batches
         self.examples = examples
         self._validation = validation
+        self._early = validation if early is None else early
         self._timed = TimedSampler(sampler, clock=clock)
         self._optimizer = optimizer
         self._schedule = Schedule(steps=steps, warmup=warmup, kind=schedule)
@@ -146,6 +149,8 @@ class Training(Iterator[Evaluation]):
         self._points: list[Evaluation] = []
         self._yielded = 0
         self._resumed_at = 0
+        #: Seconds of the evaluations that this training has made itself.
+        self.evaluation_seconds = 0.0
         self._begun = self._closed = False
         self._at_end = contextlib.ExitStack()
 
@@ -303,7 +308,9 @@ class Training(Iterator[Evaluation]):
         return self._average.forward() if averaged and self._average is not None else None
 
     def _evaluation(self, step: int, seconds: float, *, train_loss: float) -> Evaluation:
+        start = self._clock()
         averaged, accuracy, loss = self._evaluate(last=step == self._schedule.steps)
+        self.evaluation_seconds += self._clock() - start
         if not math.isfinite(loss):
             raise TrainingDiverged(step, f"the validation loss is {loss}")
         statistics = self.sampler.statistics()
@@ -334,7 +341,7 @@ class Training(Iterator[Evaluation]):
                 averaged,
                 *evaluate(
                     self.model,
-                    self._validation,
+                    self._validation if last else self._early,
                     precision=self._precision,
                     forward=self._weights(averaged),
                 ),

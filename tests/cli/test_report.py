@@ -105,7 +105,7 @@ def test_arms_of_several_databases_can_be_named(cli: Cli, stored: Path) -> None:
     ("change", "told"),
     [
         (("--set", "data.validation=0.3"), ["same data.validation", "0.2", "0.3"]),
-        (("--epochs", "0.5"), ["same budget a trial", "1,152", "576"]),
+        (("--epochs", "0.5"), ["same budget per trial", "1,152", "576"]),
     ],
 )
 def test_what_cannot_be_compared_is_refused(

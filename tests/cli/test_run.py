@@ -7,14 +7,17 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import optuna
 import pytest
 from optuna.trial import TrialState, create_trial
+from PIL import Image
 from rich.console import Console
 
 from hpo_mab import data
 from hpo_mab.cli import _output as module
 from hpo_mab.cli._output import StudyProgress, shown_data
+from hpo_mab.search import load_spec
 
 Cli = Callable[..., "tuple[int, str, str]"]
 
@@ -55,10 +58,10 @@ def test_a_study_whose_budget_is_spent_goes_on_with_a_larger_one(cli: Cli, tiny:
     assert "Trials   2 complete" in out
     assert f"hpo-mab run {tiny} --budget 3epochs   # go on" in out
     status, out, _ = cli("run", tiny, "--budget", "1.5epochs", "--trials", "3")
-    assert f"hpo-mab run {tiny} --budget 3epochs --trials 3   # go on" in out
+    assert f"hpo-mab run {tiny} --trials 3 --budget 3epochs   # go on" in out
     # Where the trials were what ended it, more of them are needed.
     status, out, _ = cli("run", tiny, "--budget", "1h", "--trials", "2")
-    assert f"hpo-mab run {tiny} --budget 1h --trials 4   # go on" in out
+    assert f"hpo-mab run {tiny} --trials 4 --budget 1h   # go on" in out
 
 
 def test_options_override_the_file(cli: Cli, tiny: str, tmp_path: Path) -> None:
@@ -132,6 +135,39 @@ def test_another_search_space_under_one_name_is_refused(cli: Cli, tiny: str) -> 
     assert status == 2
     assert "another definition" in err
     assert "--fresh" in err
+
+
+def test_a_study_is_named_after_other_data(cli: Cli, tiny: str, tmp_path: Path) -> None:
+    noise = np.random.default_rng(0)
+    for name in ("one", "two"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for number in range(20):
+            pixels = noise.integers(256, size=(8, 8), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "photos" / name / f"{number}.png")
+    given = ("--trials", "1", "--set", "data.size=8", "--batch-size", "8", "--json")
+    assert cli("run", tiny, "--trials", "1", "--quiet")[0] == 0
+    status, out, err = cli("run", tiny, "--data", "image_folder", "--data-root", "photos", *given)
+    assert status == 0, err
+    assert json.loads(out)["study"] == "tiny-image_folder-photos-mab-seed0"
+    # A name of the user's choice stays, and that of a definition named after its data does not.
+    assert load_spec("digits", {"data.name": "mnist"}).name == "mnist"
+    assert load_spec("digits", {"data.name": "mnist", "name": "own"}).name == "own"
+    assert load_spec("digits", {"data.root": "elsewhere"}).name == "digits"
+
+
+def test_a_name_is_refused_before_the_data_are_touched(
+    cli: Cli, tiny: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert cli("run", tiny, "--trials", "1", "--quiet")[0] == 0
+
+    def touched(*_: object, **__: object) -> None:
+        raise AssertionError("the data were loaded")
+
+    monkeypatch.setattr(data, "load_splits", touched)
+    for command in ("run", "compare"):
+        status, _, err = cli(command, tiny, "--epochs", "3")
+        assert status == 2
+        assert "'tiny-mab-seed0' exists with another definition: budget.epochs is 1" in err
 
 
 def test_studies_without_a_database_says_what_to_do(cli: Cli) -> None:

@@ -68,7 +68,7 @@ def test_one_arm_has_its_own_tables_only(runs):
 def test_the_essential_tables_come_first_and_are_few(summary):
     every = [table.title for table in comparison_tables(summary)]
     few = [table.title for table in comparison_tables(summary, essential=True)]
-    assert few == every[:3]
+    assert few == every[:2]
     assert len(every) > 6
     (contrast,) = summary.contrasts
     gain = 100 * contrast.paired[-1].advantage.value
