@@ -29,8 +29,8 @@ from hpo_mab.training import select_device
 
 #: Sections of the definition that differ from data set to data set.
 DATA: Mapping[str, Mapping[str, Any]] = {
-    "digits": {"budget": {"epochs": 8}, "training": {"batch_size": 64}},
-    "fashion_mnist": {"budget": {"epochs": 1}, "training": {"batch_size": 128}},
+    "digits": {"budget": {"epochs": 8}, "training": {"batch_size": 64}, "retrain": 2},
+    "fashion_mnist": {"budget": {"epochs": 1}, "training": {"batch_size": 128}, "retrain": 1},
 }
 #: What an evaluation within a trial evaluates, and the schedule of the learning rate.
 WEIGHTS: Mapping[str, Mapping[str, Any]] = {
@@ -70,7 +70,7 @@ def definition(
             "search": {"sampler": "tpe", "initial": 6},
             "compare": {
                 "seeds": 1,
-                "retrain": 2,
+                "retrain": own["retrain"],
                 "reference": "uniform_hyperband",
                 "arms": {
                     f"{sampler}_{pruner}": {
