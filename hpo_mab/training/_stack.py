@@ -441,12 +441,6 @@ class StackedTrainer:
             return outputs
 
         inputs = inputs.bfloat16() if self._half else inputs
-        networks = len(next(iter(weights.values())))
-        if networks == 1:
-            # Without `vmap`, whose grouped convolutions are slower than plain ones.
-            first = {name: weight[0] for name, weight in weights.items()}
-            own = {name: buffer[0] for name, buffer in buffers.items()}
-            return call(first, own, inputs if in_dim is None else inputs[0]).float()[None]
         batched = vmap(call, in_dims=(0, 0, in_dim), randomness="different")
         outputs: Tensor = batched(dict(weights), dict(buffers), inputs)
         return outputs.float()
