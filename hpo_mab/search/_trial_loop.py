@@ -450,6 +450,9 @@ class StackLoop(TrialLoop):
             self._objective.conclude(trial, running.assignment.slot)
             return End(trial, TrialState.COMPLETE, result.accuracy)
         if running.assignment.may_prune and running.record.should_prune():
+            if running.checkpoint is not None:
+                running.record.flush()
+                running.checkpoint.save_stopped(running)
             stack.stop(slot)
             return End(trial, TrialState.PRUNED)
         return None

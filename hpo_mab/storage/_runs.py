@@ -13,7 +13,14 @@ from typing import Any, Self
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from hpo_mab._attributes import DEFINITION_KEY, PAIRED_KEY, RESUMED_KEY, SLOT_KEY, trial_attributes
+from hpo_mab._attributes import (
+    DEFINITION_KEY,
+    PAIRED_KEY,
+    PROMOTES_KEY,
+    RESUMED_KEY,
+    SLOT_KEY,
+    trial_attributes,
+)
 from hpo_mab._errors import StorageError, UnknownNameError
 from hpo_mab.data import DataIdentity
 from hpo_mab.storage._open import Storage
@@ -202,7 +209,12 @@ class StudyRun:
         """Training examples that pruned trials did not spend; None if not known."""
         if self.missing_curves:
             return None
-        pruned = [trial for trial in self.trials if trial.state == "pruned"]
+        # What a promotion continues was saved only if the promotion was pruned, too.
+        continued = {
+            trial.attrs.get(PROMOTES_KEY) for trial in self.trials if RESUMED_KEY in trial.attrs
+        }
+        stopped = (trial for trial in self.trials if trial.state == "pruned")
+        pruned = [trial for trial in stopped if trial.number not in continued]
         return sum(self.trial_examples - trial.examples for trial in pruned)
 
     @property
