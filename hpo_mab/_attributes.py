@@ -31,6 +31,8 @@ UNIFORM = "uniform"
 TWIN_KEY = "hpo_mab:twin_of"
 #: Number of the stopped trial that it trains in full.
 PROMOTES_KEY = "hpo_mab:promotes"
+#: Slot of the stopped trial whose training it continues, for a promotion that does.
+CONTINUES_KEY = "hpo_mab:continues"
 #: What its curve has cost.
 EXAMPLES_KEY = "hpo_mab:examples"
 SECONDS_KEY = "hpo_mab:seconds"

@@ -15,7 +15,9 @@ from typing import Any, Protocol, Self
 import optuna
 import torch
 
-from hpo_mab.search._plan import Place, Plan
+from hpo_mab._attributes import PROMOTES_KEY, trial_attributes
+from hpo_mab.pruners import TopKPruner
+from hpo_mab.search._plan import Attempt, Place, Plan, slot_of
 from hpo_mab.storage import STORAGE_ERRORS, Storage, files_folder
 
 # A trial has one file, `<study>-<slot>.pt`, written anew from time to time and removed when its
@@ -74,12 +76,27 @@ class Checkpoints:
             if not found:
                 return
             key = _study_key(study)
-            kept = {_name(key, slot) for slot in Plan(study.get_trials(deepcopy=False)).unsettled()}
+            places = Plan(study.get_trials(deepcopy=False)).unsettled() | _promotable(study)
+            kept = {_name(key, slot) for slot in places}
             for path in found:
                 # What a writer that was killed has left is named after the file it was to be.
                 name = path.name.partition(".pt")[0]
                 if name.startswith(key) and name not in kept:
                     path.unlink(missing_ok=True)
+
+
+def _promotable(study: optuna.Study) -> set[Place]:
+    """Slots of the best stopped trials that may yet be continued."""
+    pruner = study.pruner
+    if not isinstance(pruner, TopKPruner) or not pruner.resume:
+        return set()
+    done = set()
+    for trial in study.get_trials(deepcopy=False):
+        # One that was cut off is tried again, and continues from the same file.
+        if trial.state.is_finished() and not Attempt.of(trial).cut_off:
+            done.add(trial_attributes(trial).get(PROMOTES_KEY))
+    best = [trial for trial in pruner.stopped(study) if trial.number not in done][: pruner.k]
+    return {(slot_of(study, trial), False) for trial in best}
 
 
 class SlotCheckpoint:
@@ -143,6 +160,12 @@ class SlotCheckpoint:
             reason = str(error).strip().partition("\n")[0]
             warn_of_checkpoint(f"The checkpoint {path} cannot be written: {reason}")
         self._saved = self._clock()
+
+    def save_stopped(self, training: HasState) -> None:
+        """Save a training that the pruner has stopped, where it may be continued."""
+        pruner = self._study.pruner
+        if isinstance(pruner, TopKPruner) and pruner.resume and training.has_state:
+            self.save(training)
 
     def _whole_identity(self) -> dict[str, Any]:
         slot, twin = self._slot

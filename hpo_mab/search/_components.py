@@ -152,6 +152,10 @@ def study_pruner(spec: StudySpec, attrs: Mapping[str, Any]) -> BasePruner:
         options = {**options, "evidence": attrs[EVIDENCE_KEY]}
     if kind == "advantage" and spec.sampler.kind == "uniform":
         options = {k: value for k, value in options.items() if k not in ("evidence", "reference")}
+    if kind == "top_k":
+        # A trial at a constant rate has no end that its schedule was made for.
+        resume = spec.training.schedule == "constant" and spec.training.checkpoint > 0
+        options = {"resume": resume, **options}
     averaged = always_averages(spec.training.model_dump())
     return create_pruner(kind, options, evaluations=spec.budget.evaluations, averaged=averaged)
 

@@ -178,7 +178,11 @@ def follow(
             if evaluation.index == evaluations:
                 continue
             if may_prune and record.should_prune():
+                # First: what a continued trial counts is what it sees itself.
                 _offer(trial, training, examples)
+                if checkpoint is not None:
+                    record.flush()
+                    checkpoint.save_stopped(training)
                 raise optuna.TrialPruned
             if checkpoint is not None and checkpoint.is_due(training):
                 record.flush()

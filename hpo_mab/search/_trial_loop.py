@@ -477,6 +477,9 @@ class StackLoop(TrialLoop):
             self._offer(running)
             return End(trial, TrialState.COMPLETE, result.accuracy)
         if running.assignment.may_prune and running.record.should_prune():
+            if running.checkpoint is not None:
+                running.record.flush()
+                running.checkpoint.save_stopped(running)
             stack.stop(slot)
             self._offer(running)
             return End(trial, TrialState.PRUNED)

@@ -17,6 +17,7 @@ from hpo_mab._attributes import (
     DEFINITION_KEY,
     EVALUATION_KEY,
     PAIRED_KEY,
+    PROMOTES_KEY,
     RESUMED_KEY,
     SLOT_KEY,
     trial_attributes,
@@ -246,7 +247,13 @@ class StudyRun:
 
     @property
     def _pruned(self) -> list[TrialRun]:
-        return [trial for trial in self.trials if trial.state == "pruned"]
+        """Pruned trials that no other trial has continued."""
+        # What a promotion continues was saved only if the promotion was pruned, too.
+        continued = {
+            trial.attrs.get(PROMOTES_KEY) for trial in self.trials if RESUMED_KEY in trial.attrs
+        }
+        stopped = (trial for trial in self.trials if trial.state == "pruned")
+        return [trial for trial in stopped if trial.number not in continued]
 
     @property
     def best(self) -> TrialRun | None:
