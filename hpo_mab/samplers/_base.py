@@ -125,6 +125,11 @@ class BatchSampler(Sampler[list[int]], abc.ABC):
         self._passes_begun = 0
         self._warned = False
 
+    @classmethod
+    def uses_record(cls, knobs: Mapping[str, Any]) -> bool:
+        """Whether a sampler with these knobs draws otherwise with a ``difficulty``."""
+        return cls.record_column is not None
+
     @abc.abstractmethod
     def _draw(self) -> Draw:
         """Draw the next batch of exactly ``batch_size`` indices into the whole data set."""

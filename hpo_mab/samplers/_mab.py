@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -187,6 +187,11 @@ class MABSampler(BatchSampler):
             self._engine.start_with(np.stack((successes, strength - successes), axis=-1))
         # `to` costs as much as a small operation even where there is nothing to do.
         self._elsewhere = self._engine.shares.device.type != self.device.type
+
+    @classmethod
+    def uses_record(cls, knobs: Mapping[str, Any]) -> bool:
+        """Whether ``strength`` or ``trim`` is on."""
+        return bool(knobs.get("strength") or knobs.get("trim"))
 
     @property
     def settings(self) -> BanditSettings:
