@@ -94,6 +94,10 @@ def noisy_labels(
 ) -> Iterator[tuple[str, Tensor]]:
     """Label sets by name: flipped to any other class, to the most confused one, and people's."""
     right, classes = splits.train.labels, splits.train.num_classes
+    if human is not None:
+        for name, given in np.load(human).items():
+            assert splits.positions is not None
+            yield f"people, {name}", torch.from_numpy(given.astype(np.int64))[splits.positions]
     _, probabilities, _ = train(splits, right, epochs=epochs, lr=0.1, seed=seed + 99)
     confusion = torch.zeros(classes, classes).double().index_add_(0, right, probabilities)
     confused = confusion.fill_diagonal_(-1).argmax(dim=1)
@@ -109,10 +113,6 @@ def noisy_labels(
                 else confused[right[flipped]]
             )
             yield f"{kind} {share:.0%}", labels
-    if human is not None:
-        for name, given in np.load(human).items():
-            assert splits.positions is not None
-            yield f"people, {name}", torch.from_numpy(given.astype(np.int64))[splits.positions]
 
 
 def record_scores(record: ExampleRecord) -> dict[str, Floats]:
@@ -164,6 +164,7 @@ def measure(scores: dict[str, Floats], wrong: NDArray[np.bool_]) -> dict[str, di
 
 
 def main() -> None:
+    """Measure and write the record."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
