@@ -63,6 +63,8 @@ class CurriculumSampler(UniformSampler):
     ``start = 1`` it is training on a trimmed loss (Shen & Sanghavi 2019), with a trim that does not
     change.
 
+    A part that is smaller than a batch is all examples instead.
+
     Without a ``difficulty`` it is `UniformSampler`, draw for draw. In a study, the first trials
     measure it, see `hpo_mab.search.TrainingObjective`.
 
@@ -82,7 +84,7 @@ class CurriculumSampler(UniformSampler):
         difficulty: The higher, the harder, float [N]; NaN where not known. None: not known at all.
 
     Raises:
-        ArgumentError: An argument outside its bound, or shares that hold less than a batch.
+        ArgumentError: An argument outside its bound.
     """
 
     record_column: ClassVar[str | None] = "loss"
@@ -117,25 +119,15 @@ class CurriculumSampler(UniformSampler):
         self.trim = trim
         self._at_start = end > 0
         own = self.examples
-        known = (
-            torch.zeros(len(own), dtype=torch.float64)
-            if difficulty is None
-            else checked_difficulty(difficulty, len(self.labels))[own]
-        )
-        parts = [
-            own[easiest(known, self.labels[own], share=share)]
-            for share in (min(start, 1 - trim), 1 - trim)
-        ]
-        # Whether or not it is known yet: a study must not fail once it is.
-        if len(parts[0]) < batch_size:
-            raise ArgumentError(
-                f"start and trim must leave a batch of {batch_size} examples, got "
-                f"start = {start} and trim = {trim}, which leave {len(parts[0])}."
-            )
+        self._easy = self._examples
         if difficulty is not None:
+            known = checked_difficulty(difficulty, len(self.labels))[own]
+            parts = []
+            for share in (min(start, 1 - trim), 1 - trim):
+                part = own[easiest(known, self.labels[own], share=share)]
+                # A batch holds no example twice.
+                parts.append(part if len(part) >= batch_size else own)
             self._easy, self._examples = (part.to(self.device) for part in parts)
-        else:
-            self._easy = self._examples
 
     def set_progress(self, share: float) -> None:
         """Tell the share of the budget spent; from ``end`` on, all examples are drawn."""

@@ -94,8 +94,6 @@ def test_unknown_difficulty_is_the_mean() -> None:
         ({"start": 0.0}, r"start must be in \(0, 1\], got 0.0"),
         ({"end": 1.5}, r"end must be in \[0, 1\], got 1.5"),
         ({"trim": 1.0}, r"trim must be in \[0, 1\), got 1.0"),
-        ({"start": 0.05}, "must leave a batch of 12 examples, .* which leave 6"),
-        ({"start": 0.05, "difficulty": None}, "must leave a batch of 12 examples"),
         ({"difficulty": [1.0, 2.0]}, r"one number an example, \[120\], got \[2\]"),
         ({"difficulty": DIFFICULTY * torch.inf}, "must be finite"),
     ],
@@ -103,6 +101,10 @@ def test_unknown_difficulty_is_the_mean() -> None:
 def test_arguments_outside_their_bounds(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ArgumentError, match=message):
         _curriculum(**options)
+
+
+def test_a_part_smaller_than_a_batch_is_all_examples() -> None:
+    assert _drawn(_curriculum(start=0.05), 10).bincount(minlength=120).tolist() == [1] * 120
 
 
 def test_difficulty_is_no_knob() -> None:
