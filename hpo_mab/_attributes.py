@@ -40,6 +40,8 @@ SECONDS_KEY = "hpo_mab:seconds"
 EVALUATION_KEY = "hpo_mab:evaluation_seconds"
 #: How many trials its stack had room for; without it the trial was trained alone.
 STACK_KEY = "hpo_mab:slots"
+#: Whether its batch sampler used what earlier trials of the study saw of each example.
+LEARNED_KEY = "hpo_mab:learned"
 #: How many evaluations of its curve an earlier attempt has made.
 RESUMED_KEY = "hpo_mab:resumed_at"
 #: Why it failed or diverged.

@@ -23,6 +23,7 @@ from hpo_mab.search._components import always_averages
 from hpo_mab.search._pilot import AUTO, Choice, stored_choice
 
 if TYPE_CHECKING:
+    from hpo_mab._examples import ExampleRecord
     from hpo_mab.storage import Storage, StudyRun, TrialRun
     from hpo_mab.training import Evaluation
 
@@ -38,6 +39,7 @@ def study_note(
     verdict: str = "",
     compared: str = "",
     evidence: str = "",
+    examples: str = "",
 ) -> str:
     """A study's note, in Markdown.
 
@@ -48,6 +50,7 @@ def study_note(
         verdict: Of the comparison it belongs to, a line an arm; empty if there is none.
         compared: Path of the dashboard's page that compares its studies, likewise.
         evidence: From `evidence_note`; empty if there is none.
+        examples: From `examples_note`, likewise.
     """
     parts = [f"# {_plain(run.name)}", _headline(run, test_accuracy)]
     if verdict:
@@ -55,6 +58,8 @@ def study_note(
         parts.append(f"## Verdict\n\n{lines}\n\n[The studies side by side]({compared})")
     if evidence:
         parts.append(evidence)
+    if examples:
+        parts.append(examples)
     parts += [f"## What ran\n\n{_facts_table(_facts(run))}", _how_to_read(), _next(run, storage)]
     return "\n\n".join(parts)
 
@@ -330,6 +335,40 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [f"| {gap.join(cells)} |" for cells in (head, *rows)]
     lines.insert(1, "|---" * len(head) + "|")
     return "\n".join(lines)
+
+
+#: Examples in a note.
+_LISTED = 5
+
+
+def examples_note(record: ExampleRecord, name: str) -> str:
+    """What a study's record of examples says of its labels, in Markdown.
+
+    Args:
+        record: What the trials saw.
+        name: The study's name.
+    """
+    scores, preferred = record.suspicion(), record.preferred()
+    first = np.argsort(-scores, kind="stable")[:_LISTED]
+    rows = [
+        (
+            str(record.examples[place]),
+            "" if preferred is None else str(preferred[place]),
+            f"{scores[place]:.2f}",
+            f"{record.counts.visits[place]:,.0f}",
+        )
+        for place in first
+    ]
+    head = ("place in the training part", "class that networks predict", "score", "visits")
+    count = f"{record.total:,}"
+    if record.sampled:
+        count = f"a fixed random sample of {len(record.examples):,} of {record.total:,}"
+    return (
+        f"## Suspicious labels\n\n{record.trials:,} trials saw {count} training examples. Of "
+        f"{int((scores > 0).sum()):,} they preferred another class than the label; the most "
+        f"suspicious:\n\n{_table(head, rows)}\n\n`hpo-mab examples {shlex.quote(name)} --html "
+        "examples.html` shows them as pictures, and `--drop N` leaves some out."
+    )
 
 
 def pruning_notes(run: StudyRun) -> dict[int, str]:

@@ -16,7 +16,13 @@ from optuna.trial import TrialState
 
 from hpo_mab._attributes import PUBLISHED_KEY, TEST_KEY
 from hpo_mab.dashboard._figures import comparison_figures, study_figures
-from hpo_mab.dashboard._notes import evidence_note, keep_users_part, pruning_notes, study_note
+from hpo_mab.dashboard._notes import (
+    evidence_note,
+    examples_note,
+    keep_users_part,
+    pruning_notes,
+    study_note,
+)
 from hpo_mab.dashboard._serve import LARGE, artifact_folder, comparison_path, save_curves
 from hpo_mab.storage import Definition, Storage, StudyRun, open_study, read_run, study_names
 
@@ -261,11 +267,13 @@ def _write(
     buffer = DashboardBuffer(attrs)
     # A study that goes on by itself keeps the verdict of the comparison it was part of.
     found = found or attrs.get(PUBLISHED_KEY, {}).get("found", {})
+    record = storage.examples.load(study._study_id)
     note = study_note(
         run,
         storage,
         test_accuracy=_test_accuracy(study, run),
         evidence=evidence_note(study, run.spec),
+        examples="" if record is None else examples_note(record, run.name),
         **found,
     )
     buffer.save_study_note(keep_users_part(note, buffer.study_note()))

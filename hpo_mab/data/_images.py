@@ -339,7 +339,7 @@ def read(root: Path, *, name: str, key: str) -> Decoded | None:
             parts=parts,
             sides=sides,
             warnings=tuple(meta["warnings"]),
-            names=tuple(meta["names"]),
+            names=tuple(meta.get("names", ())),
         )
     except (OSError, ValueError, KeyError, TypeError):
         return None

@@ -19,6 +19,7 @@ KINDS: Mapping[str, tuple[str, str]] = {
     "adambs": ("hpo_mab.samplers._importance", "AdamBSSampler"),
     "contextual": ("hpo_mab.samplers._linear", "ContextualSampler"),
     "csgd": ("hpo_mab.samplers._pass", "CSGDSampler"),
+    "curriculum": ("hpo_mab.samplers._curriculum", "CurriculumSampler"),
     "gradnorm": ("hpo_mab.samplers._importance", "GradNormSampler"),
     "impon": ("hpo_mab.samplers._linear", "ImponSampler"),
     "infobatch": ("hpo_mab.samplers._selective", "InfoBatchSampler"),
@@ -29,7 +30,17 @@ KINDS: Mapping[str, tuple[str, str]] = {
     "uniform": ("hpo_mab.samplers._uniform", "UniformSampler"),
 }
 
-_BASE_ARGUMENTS = ("self", "labels", "batch_size", "seed", "device", "rank", "world_size")
+# Not knobs: what every sampler has, and what a study measures.
+_BASE_ARGUMENTS = (
+    "self",
+    "labels",
+    "batch_size",
+    "seed",
+    "device",
+    "rank",
+    "world_size",
+    "difficulty",
+)
 
 
 def available() -> tuple[str, ...]:
@@ -79,6 +90,7 @@ def create(
     device: torch.device | str = "cpu",
     rank: int = 0,
     world_size: int = 1,
+    difficulty: torch.Tensor | None = None,
     **knobs: Any,
 ) -> BatchSampler:
     """Make a sampler by name.
@@ -91,6 +103,8 @@ def create(
         device: Where indices are drawn and losses are expected.
         rank: This process's share among ``world_size``.
         world_size: Number of processes that split the examples.
+        difficulty: What earlier trainings measured of each example, float [N], for samplers with a
+            `BatchSampler.record_column`; others have no use for it.
         **knobs: The sampler's own options.
 
     Raises:
@@ -102,6 +116,8 @@ def create(
     for name in knobs:
         if name not in valid:
             raise UnknownNameError(f"knob of sampler '{kind}'", name, valid)
+    if difficulty is not None and made.record_column is not None:
+        knobs["difficulty"] = difficulty
     return made(
         labels,
         batch_size=batch_size,

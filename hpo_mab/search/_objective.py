@@ -17,6 +17,7 @@ from hpo_mab import training
 from hpo_mab._attributes import (
     CONTINUES_KEY,
     INTERRUPTED_KEY,
+    LEARNED_KEY,
     PAIRED_KEY,
     REASON_KEY,
     SAMPLER_KEY,
@@ -28,6 +29,7 @@ from hpo_mab._attributes import (
 from hpo_mab._errors import ArgumentError, UnknownNameError, check_integer, memory_reason
 from hpo_mab._examples import labels_digest
 from hpo_mab.data import Augmentation, DataIdentity, ImageSplits
+from hpo_mab.samplers._registry import sampler_class
 from hpo_mab.search._checkpoint import Checkpoints, SlotCheckpoint
 from hpo_mab.search._pilot import AUTO, choose_sampler, queue_twin, trained_kind
 from hpo_mab.search._plan import derive_seed, slot_of
@@ -70,6 +72,11 @@ class TrainingObjective:
     Validation accuracy is reported to Optuna after each evaluation, at steps 1 to
     ``evaluations``, and the trial is pruned when the study's pruner says so. A loss that is no
     longer finite ends the trial as pruned.
+
+    Samplers that know the difficulty of each example (``"curriculum"``, and ``"mab"`` with
+    ``strength`` or ``trim``) take it from the study's record of examples, in studies that keep one.
+    It is that of the first trials, at least four, and stays as it is from then on, so that a trial
+    can be replayed; trials that begin before are trained without.
 
     A trial has torch's random state to itself, so one process trains one at a time: with ``n_jobs``
     above 1 an `ArgumentError` says so. Start several processes on one storage instead.
@@ -236,8 +243,9 @@ class TrainingObjective:
             attrs: Its attributes, see `trial_attributes`.
         """
         configuration = self.space.at(params)
-        uniform = attrs.get(SAMPLER_KEY) == UNIFORM
-        return configuration.with_sampler(UNIFORM) if uniform else configuration
+        if attrs.get(SAMPLER_KEY) == UNIFORM:
+            configuration = configuration.with_sampler(UNIFORM)
+        return configuration.with_difficulty() if attrs.get(LEARNED_KEY) else configuration
 
     def check(self) -> None:
         """Make a network, a sampler and an optimiser at both ends of every range, training none.
@@ -294,7 +302,9 @@ class TrainingObjective:
         return Assignment(
             slot=slot,
             trained_slot=trained_slot,
-            configuration=self._with_sampler(trial, self.space.suggest(trial), slot),
+            configuration=self._with_record(
+                trial, self._with_sampler(trial, self.space.suggest(trial), slot)
+            ),
             seed=trial_seed(self.seed, trained_slot),
             may_prune=slot >= self.initial,
         )
@@ -386,6 +396,20 @@ class TrainingObjective:
         kind = kind or str(configuration.sampler["kind"])
         trial.set_user_attr(SAMPLER_KEY, kind)
         return configuration.with_sampler(kind) if kind == UNIFORM else configuration
+
+    def _with_record(
+        self, trial: optuna.trial.Trial, configuration: Configuration
+    ) -> Configuration:
+        """The configuration with what earlier trials saw, if its sampler uses that."""
+        cls = sampler_class(str(configuration.sampler["kind"]))
+        if self.examples is None or not cls.uses_record(configuration.sampler):
+            return configuration
+        if self.workload.known is None:
+            self.workload.known = self.examples.freeze()
+        # A trial that is tried again goes on as it began.
+        used = trial.user_attrs.get(LEARNED_KEY, self.workload.known is not None)
+        trial.set_user_attr(LEARNED_KEY, used)
+        return configuration.with_difficulty() if used else configuration
 
 
 def trial_seed(seed: int, slot: int) -> int:

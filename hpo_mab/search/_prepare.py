@@ -13,6 +13,7 @@ from hpo_mab._errors import HpoMabError, SpecError, UnknownNameError
 from hpo_mab.advantage import FEWEST_PAIRS
 from hpo_mab.data import Augmentation, ImageSplits
 from hpo_mab.pruners import TopKPruner
+from hpo_mab.samplers._registry import sampler_class
 from hpo_mab.search._components import create_pruner, sampler_factory
 from hpo_mab.search._definition import (
     DataSection,
@@ -84,6 +85,12 @@ def _check_arm(spec: StudySpec) -> None:
     )
     if isinstance(pruner, TopKPruner):
         _check_top_k(spec, pruner)
+    cls = sampler_class(trained_kind(spec.sampler.kind))
+    if cls.uses_record(spec.sampler.options) and not spec.training.examples:
+        raise SpecError(
+            f"training.examples must be on for sampler '{spec.sampler.kind}' with these options, "
+            "which uses the study's record of examples."
+        )
     if spec.has_pilot and spec.search.initial < FEWEST_PAIRS:
         what = "sampler 'auto'" if spec.sampler.kind == "auto" else "pruner 'advantage'"
         raise SpecError(

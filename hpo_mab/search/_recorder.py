@@ -178,7 +178,6 @@ def follow(
             if evaluation.index == evaluations:
                 continue
             if may_prune and record.should_prune():
-                # First: what a continued trial counts is what it sees itself.
                 _offer(trial, training, examples)
                 if checkpoint is not None:
                     record.flush()
@@ -196,6 +195,8 @@ def follow(
 def _offer(trial: optuna.trial.Trial, training: Training, examples: ExampleWriter | None) -> None:
     if examples is not None and training.examples is not None:
         examples.offer(trial._trial_id, training.examples.take())
+        # A trial that is continued adds what it sees from here on.
+        training.examples.begin(0)
 
 
 class TrialReporter:

@@ -118,6 +118,7 @@ class StudyRunner:
         # What it began with, whatever "auto" stands for by now.
         self.objective.evaluate_early_on(Definition.load(study).spec["budget"]["early_validation"])
         interrupted = (launch or self._run_here)(study, on_trial)
+        self.objective.workload.known = self.storage.examples.frozen(study._study_id)
         run = read_run(self.storage, study.study_name)
         accuracy = None
         if score and run.best is not None and not interrupted:
@@ -338,9 +339,11 @@ def replay(
         UnknownNameError: There is no such study.
     """
     trial = _recorded(storage, name, number)
-    definition = Definition.load(open_study(storage, name))
+    study = open_study(storage, name)
+    definition = Definition.load(study)
     spec = stored_spec(definition, device=device, data_root=data_root)
     objective = stored_objective(definition, spec)
+    objective.workload.known = storage.examples.frozen(study._study_id)
     with train_recorded(objective, trial) as run:
         curve = tuple(_first(len(trial.curve), run.evaluations))
     return Replay(trial=trial, curve=curve)

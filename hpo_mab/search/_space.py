@@ -275,6 +275,10 @@ class Configuration:
         """The same configuration with another batch sampler, its knobs at their defaults."""
         return dataclasses.replace(self, sampler={"kind": kind})
 
+    def with_difficulty(self) -> Configuration:
+        """The same configuration whose batch sampler knows the difficulty of each example."""
+        return dataclasses.replace(self, sampler={**self.sampler, "difficulty": True})
+
 
 class SearchSpace:
     """Constants and ranges of a trial; ranges become Optuna parameters.

@@ -477,11 +477,11 @@ class StackLoop(TrialLoop):
             self._offer(running)
             return End(trial, TrialState.COMPLETE, result.accuracy)
         if running.assignment.may_prune and running.record.should_prune():
+            self._offer(running)
             if running.checkpoint is not None:
                 running.record.flush()
                 running.checkpoint.save_stopped(running)
             stack.stop(slot)
-            self._offer(running)
             return End(trial, TrialState.PRUNED)
         return None
 
@@ -490,6 +490,8 @@ class StackLoop(TrialLoop):
         stack, slot = running.place
         if self._examples is not None and stack.examples is not None:
             self._examples.offer(running.trial._trial_id, stack.examples.take(slot))
+            # A trial that is continued adds what it sees from here on.
+            stack.examples.begin(slot)
 
     def _fail(self, trial: optuna.trial.Trial, error: Exception) -> None:
         trial.set_user_attr(REASON_KEY, failure_reason(error))

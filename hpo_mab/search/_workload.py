@@ -11,12 +11,14 @@ from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import version
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Subset
 
 from hpo_mab import samplers, training
 from hpo_mab._errors import ArgumentError
+from hpo_mab._examples import ExampleRecord
 from hpo_mab._labels import check_examples, labels_of
 from hpo_mab.data import Augmentation, ImageData, ImageSplits, Normalization
 from hpo_mab.samplers import BatchSampler
@@ -103,6 +105,8 @@ class Workload:
         self.budget = budget
         self.loop = loop or Loop()
         self.device = device
+        #: What samplers of the study may use of its record; None as long as there is none.
+        self.known: ExampleRecord | None = None
         self._model = model
         self._augmentation = augmentation
         self._num_workers = num_workers
@@ -264,14 +268,29 @@ class Workload:
         """
         knobs = {**configuration.sampler}
         kind = knobs.pop("kind")
+        difficulty = self._difficulty(kind) if knobs.pop("difficulty", False) else None
+        # Bandits that start otherwise than the stack's draw by themselves, on the device.
+        inside = stacked and kind == "mab" and difficulty is None
         return samplers.create(
             kind,
             self.labels,
             batch_size=configuration.batch_size,
             seed=derive_seed(seed, "sampler"),
-            device="cpu" if stacked and kind == "mab" else self._sampler_device,
+            device="cpu" if inside else self._sampler_device,
+            difficulty=difficulty,
             **knobs,
         )
+
+    def _difficulty(self, kind: str) -> Tensor:
+        """What the first trials of the study saw of each example, as a sampler takes it, [N]."""
+        column = sampler_class(kind).record_column
+        if self.known is None or column is None:
+            raise ArgumentError(
+                "the trial used the study's record of examples, which is not there any more."
+            )
+        means = np.full(self.num_examples, np.nan)
+        means[self.known.examples] = self.known.counts.mean(column)
+        return torch.from_numpy(means)
 
     def _start(
         self,

@@ -24,6 +24,9 @@ _keys = models.StudySystemAttributeModel.__table__
 _is_key = _keys.c.key == RECORD_KEY
 _number = sa.cast(_keys.c.value_json, sa.BigInteger)
 
+#: Names of tables: the record's, and the sums that samplers use, which stay as they are.
+_SUMS, _PREDICTIONS, _FROZEN = "sums", "predictions", "frozen"
+
 #: Bytes of a part before compression: servers refuse statements of many MiB.
 _PART = 2**21
 # Fast; sums hardly get smaller by trying harder.
@@ -65,8 +68,44 @@ class ExampleStore:
                     # Labels have changed under the study, which refuses that when it is continued.
                     return
                 counts = known.counts + counts
-            connection.execute(EXAMPLES.delete().where(EXAMPLES.c.record == number))
+            connection.execute(
+                EXAMPLES.delete().where(EXAMPLES.c.record == number, EXAMPLES.c.name != _FROZEN)
+            )
             self._insert(connection, number, counts, total, labels)
+
+    def freeze(self, study_id: int, *, trials: int) -> ExampleRecord | None:
+        """The record as it was when it first had ``trials`` trials, without predictions.
+
+        The caller holds the study's lock.
+
+        Args:
+            study_id: Optuna's study id.
+            trials: Fewest trials.
+
+        Returns:
+            None as long as there are fewer.
+        """
+        with self._engine.begin() as connection:
+            number = _number_of(connection, study_id)
+            if number is None:
+                return None
+            known = _read(connection, number, sums=_FROZEN)
+            if known is None:
+                query = sa.select(EXAMPLES).where(
+                    EXAMPLES.c.record == number,
+                    EXAMPLES.c.name == _SUMS,
+                    EXAMPLES.c.trials >= trials,
+                )
+                for row in list(connection.execute(query).mappings()):
+                    connection.execute(EXAMPLES.insert(), {**row, "name": _FROZEN})
+                known = _read(connection, number, sums=_FROZEN)
+            return known
+
+    def frozen(self, study_id: int) -> ExampleRecord | None:
+        """What `freeze` has kept; None without."""
+        with self._engine.connect() as connection:
+            number = _number_of(connection, study_id)
+            return None if number is None else _read(connection, number, sums=_FROZEN)
 
     def load(self, study_id: int) -> ExampleRecord | None:
         """The record of a study; None without one."""
@@ -108,9 +147,9 @@ class ExampleStore:
         total: int,
         labels: str,
     ) -> None:
-        tables: list[tuple[str, NDArray[Any]]] = [("sums", counts.sums)]
+        tables: list[tuple[str, NDArray[Any]]] = [(_SUMS, counts.sums)]
         if counts.predictions is not None:
-            tables.append(("predictions", counts.predictions))
+            tables.append((_PREDICTIONS, counts.predictions))
         for name, table in tables:
             for part, block in enumerate(_blocks(table)):
                 row = {
@@ -139,13 +178,14 @@ def _new(connection: sa.Connection, study_id: int) -> int:
     return number
 
 
-def _read(connection: sa.Connection, number: int) -> ExampleRecord | None:
+def _read(connection: sa.Connection, number: int, *, sums: str = _SUMS) -> ExampleRecord | None:
     query = sa.select(EXAMPLES).where(EXAMPLES.c.record == number).order_by(EXAMPLES.c.part)
-    rows = list(connection.execute(query).mappings())
+    names = [sums] if sums == _FROZEN else [_SUMS, _PREDICTIONS]
+    rows = list(connection.execute(query.where(EXAMPLES.c.name.in_(names))).mappings())
     if not rows:
         return None
     tables: dict[str, NDArray[Any]] = {}
-    for name, kind in (("sums", np.float32), ("predictions", np.uint32)):
+    for name, kind in ((sums, np.float32), (_PREDICTIONS, np.uint32)):
         parts = [row for row in rows if row["name"] == name]
         if parts:
             data = [_from_planes(zlib.decompress(row["data"])).view(kind) for row in parts]
@@ -156,8 +196,8 @@ def _read(connection: sa.Connection, number: int) -> ExampleRecord | None:
         labels=str(first["labels"]),
         counts=ExampleCounts(
             trials=int(first["trials"]),
-            sums=tables["sums"].reshape(-1, len(COLUMNS)),
-            predictions=tables.get("predictions"),
+            sums=tables[sums].reshape(-1, len(COLUMNS)),
+            predictions=tables.get(_PREDICTIONS),
         ),
     )
 
@@ -186,6 +226,9 @@ class Sums(Protocol):
     def on_host(self) -> ExampleCounts:
         """The same in numpy."""
 
+
+#: Trials after which samplers use what they saw.
+FIRST_TRIALS = 4
 
 #: A worker writes at most this share of its time.
 _SHARE = 0.01
@@ -236,6 +279,12 @@ class ExampleWriter:
         sums = self._open.pop(trial_id, None)
         if sums is not None and counts:
             self._waiting = sums if self._waiting is None else self._waiting + sums
+
+    def freeze(self) -> ExampleRecord | None:
+        """What samplers of the study use; None before enough trials have ended."""
+        self.flush()
+        with self._lock():
+            return self._store.freeze(self._study_id, trials=FIRST_TRIALS)
 
     def flush_if_due(self) -> None:
         """Write what waits if the last writing was long enough ago."""

@@ -585,7 +585,11 @@ def stack_structure(settings: BanditSettings) -> tuple[Any, ...]:
 
 def _is_inside(sampler: BatchSampler) -> TypeGuard[MABSampler]:
     """Whether the stack's bandits draw for the sampler."""
-    return isinstance(sampler, MABSampler) and sampler.settings.active == 1
+    return (
+        isinstance(sampler, MABSampler)
+        and sampler.settings.active == 1
+        and not sampler.starts_from_record
+    )
 
 
 def _memory(sampler: MABSampler) -> int:

@@ -11,9 +11,10 @@ import optuna
 import pytest
 
 from hpo_mab._attributes import CHOICE_KEY, EVIDENCE_KEY, FIDELITY_KEY
+from hpo_mab._examples import COLUMNS, ExampleCounts, ExampleRecord
 from hpo_mab.advantage import Estimate, Evidence, PairedCurves, measure_evidence
 from hpo_mab.compare._tables import coefficient
-from hpo_mab.dashboard._notes import evidence_note, pruning_notes
+from hpo_mab.dashboard._notes import evidence_note, examples_note, pruning_notes
 from hpo_mab.pruners import AdvantagePruner, RungFidelity
 from hpo_mab.search import create_pruner, make_spec
 from hpo_mab.search._pilot import Choice
@@ -204,3 +205,20 @@ def test_a_trial_pruned_at_a_moved_rung_names_its_evidence() -> None:
     )
     assert "Evidence 0123abcd moved this rung: without it, it would lie at evaluation 2." in note
     assert "worth number 2.2 of uniform training" in note
+
+
+def test_a_note_lists_the_most_suspicious_labels() -> None:
+    sums = np.zeros((20, len(COLUMNS)), dtype=np.float32)
+    sums[:, COLUMNS.index("visits")] = 4
+    sums[:, COLUMNS.index("margin")] = 4.0
+    sums[[7, 11], COLUMNS.index("margin")] = [-2.0, -6.0]
+    predictions = np.zeros((20, 3), dtype=np.uint32)
+    predictions[:, 2] = 4
+    counts = ExampleCounts(trials=9, sums=sums, predictions=predictions)
+    note = examples_note(ExampleRecord(total=20, labels="abc", counts=counts), "one")
+    assert "9 trials saw 20 training examples. Of 2 they preferred another class" in note
+    rows = [line for line in note.splitlines() if line.startswith("| 11") or "| 0.50" in line]
+    assert [row.replace("\N{EN SPACE}", "").split(" | ")[:3] for row in rows] == [
+        ["| 11", "2", "1.50"],
+        ["| 7", "2", "0.50"],
+    ]

@@ -69,6 +69,7 @@ def test_every_study_of_a_comparison_gets_note_figures_and_verdict(compared) -> 
         assert "hpo-mab run tiny.toml --storage sqlite:///" in note
         words = "averaged weights up to evaluation 2, trained weights after it"
         assert f"| weights evaluated | {words} |" in note
+        assert f"{len(run.trials)} trials saw 1,149 training examples." in note
         assert study.metric_names == ["validation accuracy"]
 
 

@@ -9,12 +9,14 @@ import numpy as np
 import optuna
 import pytest
 
-from hpo_mab._attributes import TWIN_KEY
+from hpo_mab._attributes import LEARNED_KEY, TWIN_KEY
+from hpo_mab._errors import SpecError
 from hpo_mab._examples import ExampleRecord
 from hpo_mab.data import ImageSplits
 from hpo_mab.search import StudyRunner, StudySpec, load_spec, load_splits, make_objective
 from hpo_mab.search._checkpoint import SlotCheckpoint
 from hpo_mab.search._runner import replay
+from hpo_mab.search._study import copy_study
 from hpo_mab.storage import Storage, StudyRun
 from hpo_mab.training import Training
 
@@ -139,3 +141,71 @@ def test_a_trial_that_fails_adds_nothing(
     record = _record(storage, run)
     assert record is not None
     assert record.trials == 2
+
+
+@pytest.mark.parametrize("slots", [1, 3])
+@pytest.mark.parametrize(
+    "sampler",
+    [
+        {"kind": "curriculum", "trim": 0.2},
+        {"kind": "mab", "strength": {"low": 1, "high": 3}, "trim": 0.2},
+    ],
+    ids=["curriculum", "mab"],
+)
+def test_later_trials_use_what_the_first_ones_saw(
+    storage: Storage, tiny: Make, splits: ImageSplits, sampler: dict[str, Any], slots: int
+) -> None:
+    spec = tiny(
+        sampler=sampler,
+        training={"slots": slots},
+        budget={"trials": 8},
+        pruner={"kind": "none"},
+    )
+    run = _run(spec, storage, splits)
+    learned = [trial.attrs[LEARNED_KEY] for trial in run.trials]
+    assert learned[:4] == [False] * 4
+    assert learned[-1]
+    study = optuna.load_study(study_name=run.name, storage=storage.optuna)
+    frozen = storage.examples.frozen(study._study_id)
+    record = _record(storage, run)
+    assert frozen is not None
+    assert record is not None
+    assert 4 <= frozen.trials < record.trials == 8
+    # The hardest fifth of each class was left out.
+    late = record.counts.visits - frozen.counts.visits
+    if slots == 1:
+        assert (late == 0).sum() >= 0.15 * len(late)
+        number = next(trial.number for trial in run.trials if trial.attrs[LEARNED_KEY])
+        assert replay(storage, run.name, number).is_identical
+
+
+def test_a_record_that_samplers_use_is_frozen_once(
+    storage: Storage, tiny: Make, splits: ImageSplits
+) -> None:
+    spec = tiny(sampler={"kind": "curriculum"}, budget={"trials": 6})
+    run = _run(spec, storage, splits)
+    study = optuna.load_study(study_name=run.name, storage=storage.optuna)
+    first = storage.examples.frozen(study._study_id)
+    _run(tiny(sampler={"kind": "curriculum"}, budget={"trials": 9}), storage, splits)
+    again = storage.examples.frozen(study._study_id)
+    assert first is not None
+    assert again is not None
+    np.testing.assert_array_equal(first.counts.sums, again.counts.sums)
+    copy_study(storage, run.name, storage, to_name="copy")
+    copied = optuna.load_study(study_name="copy", storage=storage.optuna)
+    assert storage.examples.frozen(copied._study_id) is not None
+
+
+def test_samplers_without_use_for_it_leave_no_trace(
+    storage: Storage, tiny: Make, splits: ImageSplits
+) -> None:
+    run = _run(tiny(sampler={"kind": "mab"}), storage, splits)
+    assert not any(LEARNED_KEY in trial.attrs for trial in run.trials)
+    study = optuna.load_study(study_name=run.name, storage=storage.optuna)
+    assert storage.examples.frozen(study._study_id) is None
+
+
+def test_a_sampler_that_needs_the_record_needs_it_on(tiny: Make) -> None:
+    for sampler in ({"kind": "curriculum"}, {"kind": "mab", "trim": 0.1}):
+        with pytest.raises(SpecError, match=r"training\.examples must be on for sampler"):
+            tiny(sampler=sampler, training={"examples": False})
