@@ -1,4 +1,4 @@
-"""``hpo-mab compare``: the same study with every arm, on equal terms."""
+"""``hpo-mab compare``: the same study with every arm, on equal budget and seeds."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import typer
 
 from hpo_mab.cli import _options as opt
 
-#: How many seeds more are suggested where those so far cannot tell.
+#: How many more seeds are suggested where the seeds so far cannot tell.
 _MORE_SEEDS = 4
 
 
@@ -45,10 +45,10 @@ def compare(
     gpus_per_worker: opt.GpusPerWorker = None,
     assignments: opt.Set = None,
     record: Annotated[
-        Path | None, typer.Option(help="Write the raw record (JSON) to this file.")
+        Path | None, typer.Option(help="File to write the raw record to (JSON).")
     ] = None,
     report: Annotated[
-        Path | None, typer.Option(help="Write a self-contained HTML report to this file.")
+        Path | None, typer.Option(help="File to write a self-contained HTML report to.")
     ] = None,
     verbose: opt.Verbose = False,
     quiet: opt.Quiet = False,
@@ -142,9 +142,9 @@ def compare(
             more_seeds=command_line(context, compare, shown | more),
             verbose=verbose,
         )
-    # Last: the result is told, whatever becomes of the pages about it.
+    # Last: the result is printed even if the pages cannot be written.
     warn_unpublished(publish_comparison(store, found.runs, summary))
 
 
 def _print_retraining(study: str, number: int, of: int) -> None:
-    typer.echo(f"{study}: training its best configuration again, {number} of {of}", err=True)
+    typer.echo(f"{study}: re-training its best configuration, {number} of {of}", err=True)

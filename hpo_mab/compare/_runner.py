@@ -21,6 +21,7 @@ from hpo_mab._errors import ArgumentError, SpecError, StorageError, UnknownNameE
 from hpo_mab.data import DataIdentity
 from hpo_mab.search import (
     Launch,
+    PrunerSection,
     SamplerSection,
     StudyRunner,
     StudySpec,
@@ -49,7 +50,8 @@ if TYPE_CHECKING:
 def arms_of(spec: StudySpec) -> dict[str, StudySpec]:
     """The definition of each arm by name, the reference included.
 
-    Without ``[compare.arms]`` the arms are the study as it is and the same under uniform sampling.
+    Without ``[compare.arms]`` the arms are the study as it is, the same under uniform sampling and,
+    with ``compare.unpruned``, that without pruning.
 
     Raises:
         SpecError: The reference is not among the arms, or there is nothing to compare.
@@ -62,7 +64,11 @@ def arms_of(spec: StudySpec) -> dict[str, StudySpec]:
                 "[compare.arms] the study is compared with uniform sampling."
             )
         own = spec if spec.sampler.kind != "uniform" else _with(spec, SamplerSection())
-        return {own.sampler.kind: own, "uniform": _with(spec, uniform)}
+        found = {own.sampler.kind: own, "uniform": _with(spec, uniform)}
+        if spec.compare.unpruned and spec.pruner.kind != "none":
+            whole = {"pruner": PrunerSection(kind="none")}
+            found["unpruned"] = found["uniform"].model_copy(update=whole)
+        return found
     arms = {
         name: spec.model_copy(
             update={"sampler": arm.sampler or spec.sampler, "pruner": arm.pruner or spec.pruner}
