@@ -338,12 +338,15 @@ def _rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
     rows += [("Without CUDA graph", reason) for reason in facts["loop_reasons"]]
     saved, seconds = facts["examples_saved_by_pruning"], facts["seconds_saved_by_pruning"]
     if saved is not None:
-        share = saved / max(saved + facts["examples"], 1)
+        shares = (
+            saved / max(saved + facts["examples"], 1),
+            seconds / (seconds + facts["seconds"] or 1),
+        )
         rows.append(
             (
                 "Pruning",
-                f"saved {saved:,} training examples and {duration(seconds)} of training, "
-                f"{share:.0%} of the same trials unpruned",
+                f"saved {saved:,} training examples ({shares[0]:.0%}) and {duration(seconds)} of "
+                f"training ({shares[1]:.0%}), measured against the same trials unpruned",
             )
         )
     return rows

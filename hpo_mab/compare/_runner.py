@@ -458,8 +458,7 @@ class _Found:
         if not any(trial.curve or trial.value is not None for trial in self._trials()):
             names = ", ".join(f"'{run.name}'" for run in self.runs.values())
             raise ArgumentError(
-                f"No trial of {names} has come to an evaluation yet. 'hpo-mab run' goes on with a "
-                "study."
+                f"No trial of {names} has an evaluation yet. 'hpo-mab run' continues a study."
             )
         chosen = reference or ("uniform" if "uniform" in arms else arms[0])
         if chosen not in arms:
@@ -470,7 +469,7 @@ class _Found:
         return ComparisonRuns(
             reference=chosen,
             runs=tuple(self.runs.values()),
-            # Accuracies after other budgets than the reference's say nothing beside them.
+            # Accuracies after other budgets cannot be compared with the reference's.
             retrained={
                 key: scores for key, (budget, scores) in self.scores.items() if budget in budgets
             },

@@ -117,6 +117,8 @@ def _answer(contrast: Contrast, question: Question, currency: Currency | None) -
     reason = ""
     if currency == "seconds" and not contrast.same_slots:
         reason = _OTHER_SLOTS
+    elif estimate is not None and estimate.value == 0.0 and estimate.n > 1 and not estimate.bounded:
+        reason = "no difference in any of them"
     return Answer(
         arm=contrast.arm,
         reference=contrast.reference,

@@ -188,7 +188,7 @@ class TrainingSection(_Section):
     """``[training]``: the loop.
 
     Attributes:
-        batch_size: Examples a batch.
+        batch_size: Examples per batch.
         warmup: Share of the budget in which the learning rate rises linearly.
         label_smoothing: Mass moved from the true label to all labels.
         average: Window of the moving average of the weights, as a share of the steps so far, which

@@ -126,6 +126,14 @@ def test_twins_and_interrupted_attempts_are_no_trials(trial, run):
     assert arm.finished_by_seed == (1,)
 
 
+def test_equal_trainings_are_named(study):
+    runs = [study(arm, 0, noise=0.0) for arm in ("mab", "uniform")]
+    line = str(answers(summarise(runs).contrasts[0])[0])
+    assert line.endswith(
+        "cannot tell (no difference in any of them; +0.00 points, no interval, n = 8 pairs)."
+    )
+
+
 def test_answers_are_json(summary):
     text = json.dumps([one.to_json() for one in answers(summary.contrasts[0])], allow_nan=False)
     first = json.loads(text)[0]
