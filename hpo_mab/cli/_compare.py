@@ -99,6 +99,11 @@ def compare(
         quiet=silent,
     )
     names = comparison_names(loaded, store, name=name, fresh=fresh)
+    # A URL with a password must not be shown.
+    shown = {"storage": store.shown_url} if is_given(context, "storage") else {}
+    if fresh:
+        (arm, first), chosen = next(iter(names.items()))
+        shown["name"] = chosen.removesuffix(f"-{arm}-seed{first}")
     with stoppable(), shown_data(quiet=silent) as show_data:
 
         def progress(name: str, count: int) -> StudyProgress:
@@ -114,7 +119,8 @@ def compare(
             on_retrain=None if silent else _print_retraining,
         )
     if {run.arm for run in found.runs} <= {found.reference} or found.interrupted:
-        typer.echo("Interrupted; the same command continues.", err=True)
+        continued = command_line(context, compare, shown) if fresh else "the same command"
+        typer.echo(f"Interrupted. Finished trials are stored; {continued} continues.", err=True)
         raise typer.Exit(130)
     summary = summarise(found.runs, reference=found.reference, retrained=found.retrained)
     text = comparison_record(found, summary)
@@ -128,12 +134,7 @@ def compare(
     if as_json:
         typer.echo(text)
     elif not quiet:
-        # A URL with a password must not be shown.
-        shown = {"storage": store.shown_url} if is_given(context, "storage") else {}
         more = {"seeds": str(loaded.compare.seeds + _MORE_SEEDS)}
-        if fresh:
-            (arm, first), chosen = next(iter(names.items()))
-            more["name"] = chosen.removesuffix(f"-{arm}-seed{first}")
         print_comparison(
             summary,
             found,

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import time
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hpo_mab._errors import ArgumentError, StorageError
+from hpo_mab._errors import ArgumentError, HpoMabError, StorageError
 from hpo_mab.cli import _options as opt
 
 if TYPE_CHECKING:
@@ -177,13 +178,17 @@ def run(
 
 
 def _is_comparable(spec: StudySpec, storage: Storage) -> bool:
-    """Whether the default names of a comparison's studies are free or their own."""
+    """Whether the default names of a comparison's studies are free or their own.
+
+    Another error is that of ``hpo-mab compare``: the study has been run.
+    """
     from hpo_mab.compare._runner import comparison_names
 
-    try:
-        comparison_names(spec, storage)
-    except StorageError:
-        return False
+    with contextlib.suppress(HpoMabError):
+        try:
+            comparison_names(spec, storage)
+        except StorageError:
+            return False
     return True
 
 
