@@ -23,9 +23,9 @@ def percent(estimate: Estimate, *, digits: int = 1) -> str:
     return _shown(estimate, 100.0, f".{digits}f")
 
 
-def points(estimate: Estimate, *, digits: int = 1) -> str:
-    """A difference of shares as signed points."""
-    return _shown(estimate, 100.0, f"+.{digits}f")
+def points(estimate: Estimate) -> str:
+    """A difference of shares as signed points, to a tenth."""
+    return _shown(estimate, 100.0, "+.1f")
 
 
 def ratio(estimate: Estimate) -> str:
@@ -130,8 +130,8 @@ def answer_grid(summary: ComparisonSummary, contrast: Contrast) -> Grid:
                 one.statement,
                 one.currency or "-",
                 one.shown_reply,
-                "-" if found is None else points(found, digits=2),
-                "-" if found is None else f"{found.n} {one.unit}{'' if found.n == 1 else 's'}",
+                "-" if found is None else points(found),
+                "-" if found is None else str(found.n),
             )
         )
     return Grid(
@@ -139,8 +139,8 @@ def answer_grid(summary: ComparisonSummary, contrast: Contrast) -> Grid:
         f"seed{'' if seeds == 1 else 's'}, {summary.trial_examples:,} examples per full trial",
         columns=("question", "at equal", "answer", "points", "n"),
         rows=tuple(rows),
-        caption=f"points: {contrast.arm} minus {contrast.reference} "
-        f"[{summary.confidence:.0%} interval].",
+        caption=f"points: accuracy of {contrast.arm} minus {contrast.reference} "
+        f"[{summary.confidence:.0%} interval]. n: pairs, then seeds.",
     )
 
 

@@ -8,6 +8,7 @@ import pytest
 from rich.console import Console
 
 from hpo_mab.compare import comparison_tables, summarise
+from hpo_mab.compare._tables import answer_grid, terminal_table
 
 
 def shown(summary, width):
@@ -45,6 +46,17 @@ def test_no_interval_is_shown_where_there_is_none(runs):
     line = next(line for line in text.splitlines() if "at equal examples" in line)
     assert "[" not in line
     assert "nan" not in text
+
+
+def test_the_answers_fit_80_columns(summary):
+    (contrast,) = summary.contrasts
+    console = Console(width=80, highlight=False)
+    with console.capture() as captured:
+        console.print(terminal_table(answer_grid(summary, contrast)))
+    rows = [line for line in captured.get().splitlines() if " yes " in line or "cannot" in line]
+    assert len(rows) == 5
+    assert "same configuration learns more" in rows[0]
+    assert rows[0].split()[-1] == str(contrast.pairs)
 
 
 def test_one_arm_has_its_own_tables_only(runs):
