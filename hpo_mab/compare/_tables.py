@@ -124,7 +124,8 @@ def answer_grid(summary: ComparisonSummary, contrast: Contrast) -> Grid:
     seeds = len(contrast.seeds)
     rows = []
     for one in answers(contrast):
-        found = one.estimate
+        # Figures that were measured and answer nothing would mislead.
+        found = None if one.reason and one.currency == "seconds" else one.estimate
         rows.append(
             (
                 one.statement,
