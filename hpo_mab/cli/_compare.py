@@ -1,4 +1,4 @@
-"""``hpo-mab compare``: the same study with every arm, on equal terms."""
+"""``hpo-mab compare``: the same study with every arm, on equal budget and seeds."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import typer
 
 from hpo_mab.cli import _options as opt
 
-#: How many seeds more are suggested where those so far cannot tell.
+#: How many more seeds are suggested where the seeds so far cannot tell.
 _MORE_SEEDS = 4
 
 
@@ -45,10 +45,10 @@ def compare(
     gpus_per_worker: opt.GpusPerWorker = None,
     assignments: opt.Set = None,
     record: Annotated[
-        Path | None, typer.Option(help="Write the raw record (JSON) to this file.")
+        Path | None, typer.Option(help="File to write the raw record to (JSON).")
     ] = None,
     report: Annotated[
-        Path | None, typer.Option(help="Write a self-contained HTML report to this file.")
+        Path | None, typer.Option(help="File to write a self-contained HTML report to.")
     ] = None,
     verbose: opt.Verbose = False,
     quiet: opt.Quiet = False,
@@ -99,6 +99,11 @@ def compare(
         quiet=silent,
     )
     names = comparison_names(loaded, store, name=name, fresh=fresh)
+    # A URL with a password must not be shown.
+    shown = {"storage": store.shown_url} if is_given(context, "storage") else {}
+    if fresh:
+        (arm, first), chosen = next(iter(names.items()))
+        shown["name"] = chosen.removesuffix(f"-{arm}-seed{first}")
     with stoppable(), shown_data(quiet=silent) as show_data:
 
         def progress(name: str, count: int) -> StudyProgress:
@@ -114,7 +119,8 @@ def compare(
             on_retrain=None if silent else _print_retraining,
         )
     if {run.arm for run in found.runs} <= {found.reference} or found.interrupted:
-        typer.echo("Interrupted; the same command continues.", err=True)
+        continued = command_line(context, compare, shown) if fresh else "the same command"
+        typer.echo(f"Interrupted. Finished trials are stored; {continued} continues.", err=True)
         raise typer.Exit(130)
     summary = summarise(found.runs, reference=found.reference, retrained=found.retrained)
     text = comparison_record(found, summary)
@@ -128,12 +134,7 @@ def compare(
     if as_json:
         typer.echo(text)
     elif not quiet:
-        # A URL with a password must not be shown.
-        shown = {"storage": store.shown_url} if is_given(context, "storage") else {}
         more = {"seeds": str(loaded.compare.seeds + _MORE_SEEDS)}
-        if fresh:
-            (arm, first), chosen = next(iter(names.items()))
-            more["name"] = chosen.removesuffix(f"-{arm}-seed{first}")
         print_comparison(
             summary,
             found,
@@ -142,9 +143,9 @@ def compare(
             more_seeds=command_line(context, compare, shown | more),
             verbose=verbose,
         )
-    # Last: the result is told, whatever becomes of the pages about it.
+    # Last: the result is printed even if the pages cannot be written.
     warn_unpublished(publish_comparison(store, found.runs, summary))
 
 
 def _print_retraining(study: str, number: int, of: int) -> None:
-    typer.echo(f"{study}: training its best configuration again, {number} of {of}", err=True)
+    typer.echo(f"{study}: re-training its best configuration, {number} of {of}", err=True)

@@ -159,7 +159,7 @@ class Contrast:
         gain: Incumbent validation accuracy minus the reference's at equal spend, by currency; the
             spend is what the cheaper of the two studies spent in all.
         gain_p: Wilcoxon signed-rank p-values of the same; None below 5 seeds.
-        seconds_per_example: Training seconds an example over the reference's.
+        seconds_per_example: Training seconds per example over the reference's.
         cost: Costs to target.
         pairs: Number of pairs of one configuration trained in both arms.
         paired: What the pairs say, by budget.

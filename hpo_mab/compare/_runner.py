@@ -21,6 +21,7 @@ from hpo_mab._errors import ArgumentError, SpecError, StorageError, UnknownNameE
 from hpo_mab.data import DataIdentity
 from hpo_mab.search import (
     Launch,
+    PrunerSection,
     SamplerSection,
     StudyRunner,
     StudySpec,
@@ -49,7 +50,8 @@ if TYPE_CHECKING:
 def arms_of(spec: StudySpec) -> dict[str, StudySpec]:
     """The definition of each arm by name, the reference included.
 
-    Without ``[compare.arms]`` the arms are the study as it is and the same under uniform sampling.
+    Without ``[compare.arms]`` the arms are the study as it is, the same under uniform sampling and,
+    with ``compare.unpruned``, that without pruning.
 
     Raises:
         SpecError: The reference is not among the arms, or there is nothing to compare.
@@ -62,7 +64,11 @@ def arms_of(spec: StudySpec) -> dict[str, StudySpec]:
                 "[compare.arms] the study is compared with uniform sampling."
             )
         own = spec if spec.sampler.kind != "uniform" else _with(spec, SamplerSection())
-        return {own.sampler.kind: own, "uniform": _with(spec, uniform)}
+        found = {own.sampler.kind: own, "uniform": _with(spec, uniform)}
+        if spec.compare.unpruned and spec.pruner.kind != "none":
+            whole = {"pruner": PrunerSection(kind="none")}
+            found["unpruned"] = found["uniform"].model_copy(update=whole)
+        return found
     arms = {
         name: spec.model_copy(
             update={"sampler": arm.sampler or spec.sampler, "pruner": arm.pruner or spec.pruner}
@@ -452,8 +458,7 @@ class _Found:
         if not any(trial.curve or trial.value is not None for trial in self._trials()):
             names = ", ".join(f"'{run.name}'" for run in self.runs.values())
             raise ArgumentError(
-                f"No trial of {names} has come to an evaluation yet. 'hpo-mab run' goes on with a "
-                "study."
+                f"No trial of {names} has an evaluation yet. 'hpo-mab run' continues a study."
             )
         chosen = reference or ("uniform" if "uniform" in arms else arms[0])
         if chosen not in arms:
@@ -464,7 +469,7 @@ class _Found:
         return ComparisonRuns(
             reference=chosen,
             runs=tuple(self.runs.values()),
-            # Accuracies after other budgets than the reference's say nothing beside them.
+            # Accuracies after other budgets cannot be compared with the reference's.
             retrained={
                 key: scores for key, (budget, scores) in self.scores.items() if budget in budgets
             },

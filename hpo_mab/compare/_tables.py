@@ -27,9 +27,9 @@ def percent(estimate: Estimate, *, digits: int = 1) -> str:
     return _shown(dataclasses.replace(estimate, low=low, high=high), 100.0, f".{digits}f")
 
 
-def points(estimate: Estimate, *, digits: int = 1) -> str:
-    """A difference of shares as signed points."""
-    return _shown(estimate, 100.0, f"+.{digits}f")
+def points(estimate: Estimate) -> str:
+    """A difference of shares as signed points, to a tenth."""
+    return _shown(estimate, 100.0, "+.1f")
 
 
 def ratio(estimate: Estimate) -> str:
@@ -165,14 +165,15 @@ def answer_grid(summary: ComparisonSummary, contrast: Contrast) -> Grid:
     seeds = len(contrast.seeds)
     rows = []
     for one in answers(contrast):
-        found = one.estimate
+        # Figures that were measured and answer nothing would mislead.
+        found = None if one.reason and one.currency == "seconds" else one.estimate
         rows.append(
             (
                 one.statement,
                 one.currency or "-",
                 one.shown_reply,
-                "-" if found is None else points(found, digits=2),
-                "-" if found is None else f"{found.n} {one.unit}{'' if found.n == 1 else 's'}",
+                "-" if found is None else points(found),
+                "-" if found is None else str(found.n),
             )
         )
     return Grid(
@@ -180,8 +181,8 @@ def answer_grid(summary: ComparisonSummary, contrast: Contrast) -> Grid:
         f"seed{'' if seeds == 1 else 's'}, {summary.trial_examples:,} examples per full trial",
         columns=("question", "at equal", "answer", "points", "n"),
         rows=tuple(rows),
-        caption=f"points: {contrast.arm} minus {contrast.reference} "
-        f"[{summary.confidence:.0%} interval].",
+        caption=f"points: accuracy of {contrast.arm} minus {contrast.reference} "
+        f"[{summary.confidence:.0%} interval]. n: pairs, then seeds.",
     )
 
 

@@ -26,8 +26,8 @@ _ASKED: tuple[tuple[Question, Currency | None], ...] = (
 #: Each question as a statement of the arm, and what "no" says.
 _STATED: dict[Question, tuple[str, str]] = {
     "learns": ("same configuration learns more", "no, less"),
-    "model": ("search finds a better model", "no, a worse one"),
-    "hyperparameters": ("better hyperparameters", "no, worse ones"),
+    "model": ("search finds a better model", "no, worse"),
+    "hyperparameters": ("better hyperparameters", "no, worse"),
 }
 _OTHER_SLOTS = "the arms' trials were trained in different numbers of slots"
 
@@ -107,7 +107,7 @@ def answers(contrast: Contrast) -> tuple[Answer, ...]:
     """The answers about one arm: each question at equal examples and at equal seconds.
 
     One seed says nothing of a search. Seconds say nothing where the arms were trained in different
-    numbers of slots.
+    numbers of slots, or where their trainings are the same.
     """
     return tuple(_answer(contrast, question, currency) for question, currency in _ASKED)
 
@@ -117,6 +117,8 @@ def _answer(contrast: Contrast, question: Question, currency: Currency | None) -
     reason = ""
     if currency == "seconds" and not contrast.same_slots:
         reason = _OTHER_SLOTS
+    elif _is_equal(estimate) or (question == "learns" and _is_equal(_measure(contrast, question))):
+        reason = "no difference in any of them"
     return Answer(
         arm=contrast.arm,
         reference=contrast.reference,
@@ -128,7 +130,15 @@ def _answer(contrast: Contrast, question: Question, currency: Currency | None) -
     )
 
 
-def _measure(contrast: Contrast, question: Question, currency: Currency | None) -> Estimate | None:
+def _is_equal(estimate: Estimate | None) -> bool:
+    """Whether no observation differs from zero, as of two arms that train the same."""
+    found = estimate
+    return found is not None and found.value == 0.0 and found.n > 1 and not found.bounded
+
+
+def _measure(
+    contrast: Contrast, question: Question, currency: Currency | None = None
+) -> Estimate | None:
     if question == "hyperparameters":
         return contrast.retrained_gain
     if question == "model":

@@ -100,6 +100,11 @@ def _value_of(kind: type, *, low: float, high: float = math.inf) -> Any:
     allowed = f"at least {low}" if math.isinf(high) else f"in [{low}, {high}]"
 
     def check(raw: Any) -> Any:
+        if isinstance(raw, list):
+            raise ValueError(
+                f"must be one number or a range, got {raw}; to choose one of several, write "
+                f"{{ choices = {raw} }}"
+            )
         for bound in examples(parse_value("value", raw)):
             if isinstance(bound, bool) or not isinstance(bound, int | float):
                 raise ValueError(f"must be a number, got {bound!r}")
@@ -185,7 +190,7 @@ class TrainingSection(_Section):
     """``[training]``: the loop.
 
     Attributes:
-        batch_size: Examples a batch.
+        batch_size: Examples per batch.
         warmup: Share of the budget in which the learning rate rises linearly.
         label_smoothing: Mass moved from the true label to all labels.
         average: Window of the moving average of the weights, as a share of the steps so far, which
@@ -275,6 +280,8 @@ class CompareSection(_Section):
         retrain_epochs: Passes over the training set of such a training; None takes a trial's
             budget.
         reference: The arm that others are compared with.
+        unpruned: Whether an arm ``unpruned`` is added to those that there are without ``arms``:
+            uniform sampling without pruning.
         arms: Arms by name; empty means the study as it is against uniform sampling.
     """
 
@@ -282,6 +289,7 @@ class CompareSection(_Section):
     retrain: int = Field(default=3, ge=0)
     retrain_epochs: float | None = Field(default=None, gt=0)
     reference: str = "uniform"
+    unpruned: bool = False
     arms: dict[str, ArmSection] = Field(default_factory=dict)
 
 

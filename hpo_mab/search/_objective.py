@@ -90,7 +90,7 @@ class TrainingObjective:
         sampler: A sampler's kind, or ``kind`` (default ``"mab"``) and knobs. Kind ``"auto"`` is
             ``"mab"`` for the pilot, after which the study goes on with the sampler that it favours.
         model_options: Keyword arguments of ``model``.
-        batch_size: Examples a batch.
+        batch_size: Examples per batch.
         warmup: Share of the budget in which the learning rate rises linearly.
         label_smoothing: Mass moved from the true label to all labels, in [0, 1).
         average: Window of the moving average of the weights, as a share of the steps so far, in

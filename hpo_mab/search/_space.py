@@ -257,7 +257,7 @@ class Configuration:
         optimizer: The optimiser's ``name`` and options.
         sampler: The batch sampler's ``kind`` and knobs.
         model: Options of the network.
-        batch_size: Examples a batch.
+        batch_size: Examples per batch.
         warmup: Share of the budget in which the learning rate rises.
         label_smoothing: Mass moved from the true label to all labels.
         average: Window of the average of the weights, as a share of the steps so far; 0 for none.
@@ -292,7 +292,7 @@ class SearchSpace:
         optimizer: ``name`` and options.
         sampler: ``kind`` and knobs.
         model: Options of the network.
-        batch_size: Examples a batch.
+        batch_size: Examples per batch.
         warmup: Share of the budget in which the learning rate rises.
         label_smoothing: Mass moved from the true label to all labels.
         average: Window of the average of the weights, as a share of the steps so far.

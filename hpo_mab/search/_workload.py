@@ -46,7 +46,7 @@ class Loop:
     """Settings of the training loop that no trial changes.
 
     Attributes:
-        evaluations: Equally spaced evaluations a trial.
+        evaluations: Equally spaced evaluations per trial.
         precision: ``"float32"`` or ``"bfloat16"``.
         channels_last: Memory format of images and weights.
         compile: Whether to use ``torch.compile``.

@@ -100,7 +100,7 @@ class StackedTrainer:
         batches: Training images on the device.
         validation: Images to evaluate on, on the same device.
         early: Images of the evaluations before the last; None takes ``validation``.
-        batch_size: Examples a batch of each network, ``B``.
+        batch_size: Examples per batch of each network, ``B``.
         optimizer: Name of the optimiser of all, see `create_optimizer`.
         precision: ``"float32"``, or ``"bfloat16"``, in which weights are cast for each step.
         seed: Seed of the bandits' draws.

@@ -13,8 +13,8 @@ from pathlib import Path
 import optuna
 import pytest
 
-from hpo_mab.search import TrialCallback, join_study
-from hpo_mab.storage import Storage
+from hpo_mab.search import Target, TrialCallback, join_study
+from hpo_mab.storage import Storage, open_study
 
 Cli = Callable[..., "tuple[int, str, str]"]
 
@@ -37,7 +37,7 @@ def test_compare_reuses_what_is_stored_and_writes_record_and_report(
     assert out.count("\n") < 45
     assert "Fidelity" not in tables
     assert f"hpo-mab compare {tiny} --record record.json --report report.html --seeds 5" in told
-    assert err.count("training its best configuration again, 1 of 1") == 2
+    assert err.count("re-training its best configuration, 1 of 1") == 2
     status, every, _ = cli("compare", tiny, "--verbose")
     assert status == 0
     assert "Fidelity of mab" in every
@@ -166,6 +166,31 @@ def test_workers_run_the_trials_of_every_arm(
     assert launched == [(2, "tiny-mab-seed0"), (2, "tiny-uniform-seed0")]
 
 
+def test_a_target_of_more_trials_is_kept_and_named(cli: Cli, tiny: str) -> None:
+    few = ("--trials", "2", "--set", "compare.retrain=0")
+    assert cli("run", tiny, "--trials", "3", "--quiet")[0] == 0
+    status, out, err = cli("compare", tiny, *few)
+    assert status == 0, err
+    assert "Unequal studies: 3 finished trials in mab, 2 in uniform." in " ".join(out.split())
+    storage = Storage("sqlite:///hpo_mab.db", create=False)
+    assert Target.load(open_study(storage, "tiny-mab-seed0")).trials == 3
+    storage.close()
+
+
+def test_an_arm_without_pruning_is_compared_where_the_definition_says_so(
+    cli: Cli, tiny: str
+) -> None:
+    given = ("--set", "compare.unpruned=true", "--trials", "4", "--set", "compare.retrain=0")
+    assert "uniform sampling and without pruning" in cli("run", tiny, *given)[1]
+    status, out, _ = cli("compare", tiny, *given, "--json")
+    assert status == 0
+    studies = {study["arm"]: study for study in json.loads(out)["studies"]}
+    assert list(studies) == ["mab", "uniform", "unpruned"]
+    spec = studies["unpruned"]["spec"]
+    assert (spec["sampler"]["kind"], spec["pruner"]["kind"]) == ("uniform", "none")
+    assert [trial["state"] for trial in studies["unpruned"]["trials"]] == ["complete"] * 4
+
+
 def test_arms_differ_in_sampler_and_pruner(cli: Cli, tiny: str, tmp_path: Path) -> None:
     path = tmp_path / tiny
     path.write_text(
@@ -174,6 +199,8 @@ def test_arms_differ_in_sampler_and_pruner(cli: Cli, tiny: str, tmp_path: Path) 
         '[compare.arms.hyperband.sampler]\nkind = "uniform"\n'
         '[compare.arms.hyperband.pruner]\nkind = "hyperband"\n'
     )
+    # It says nothing against running the study.
+    assert cli("run", tiny)[0] == 0
     status, _, err = cli("compare", tiny)
     assert status == 2
     assert "compare.reference 'uniform' is not an arm" in err

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,9 +16,11 @@ from PIL import Image
 from rich.console import Console
 
 from hpo_mab import data
+from hpo_mab._attributes import INTERRUPTED_KEY, SLOT_KEY, TWIN_KEY
 from hpo_mab.cli import _output as module
 from hpo_mab.cli._output import StudyProgress, shown_data
 from hpo_mab.search import load_spec
+from hpo_mab.storage import Storage
 
 Cli = Callable[..., "tuple[int, str, str]"]
 
@@ -56,12 +59,12 @@ def test_a_study_whose_budget_is_spent_goes_on_with_a_larger_one(cli: Cli, tiny:
     status, out, _ = cli("run", tiny, "--budget", "1.5epochs")
     assert status == 0
     assert "Trials   2 complete" in out
-    assert f"hpo-mab run {tiny} --budget 3epochs   # go on" in out
+    assert f"hpo-mab run {tiny} --budget 3epochs   # continue the study" in out
     status, out, _ = cli("run", tiny, "--budget", "1.5epochs", "--trials", "3")
-    assert f"hpo-mab run {tiny} --trials 3 --budget 3epochs   # go on" in out
+    assert f"hpo-mab run {tiny} --trials 3 --budget 3epochs   # continue the study" in out
     # Where the trials were what ended it, more of them are needed.
     status, out, _ = cli("run", tiny, "--budget", "1h", "--trials", "2")
-    assert f"hpo-mab run {tiny} --trials 4 --budget 1h   # go on" in out
+    assert f"hpo-mab run {tiny} --trials 4 --budget 1h   # continue the study" in out
 
 
 def test_options_override_the_file(cli: Cli, tiny: str, tmp_path: Path) -> None:
@@ -96,6 +99,7 @@ def test_quiet_is_quiet(cli: Cli, tiny: str) -> None:
         (("--storage", "postgresql://me:pw@127.0.0.1:1/db"), ["Cannot open storage", "me:***@"]),
         (("--device", "gpu"), ["Unknown device 'gpu'"]),
         (("--set", "sampler.memory=-1"), ["memory", "-1"]),
+        (("--set", "training.batch_size=[32, 64]"), ["batch_size", "{ choices = [32, 64] }"]),
         (("--set", "training.batch_size=100000"), ["batch_size", "100000"]),
         (("--set", "model.widht=3"), ["'widht'"]),
     ],
@@ -206,7 +210,7 @@ def test_a_log_gets_a_line_now_and_then(clock: Clock, capsys: pytest.CaptureFixt
     lines = capsys.readouterr().err.splitlines()
     # Every ten seconds at most, and at the end: not each of the twenty.
     assert len(lines) == 5
-    assert lines[0] == ("study: 4/20 trials, 1 pruned, best 2.00%, 20 a minute, 48.0 s left")
+    assert lines[0] == ("study: 4/20 trials, 1 pruned, best 2.00%, 20 per minute, 48.0 s left")
     assert lines[-1] == "study: 20/20 trials, 5 pruned, best 18.00%"
 
 
@@ -216,6 +220,52 @@ def test_quiet_says_nothing(clock: Clock, capsys: pytest.CaptureFixture[str]) ->
         study.add_trial(create_trial(value=0.5))
         progress(study, study.trials[-1])
     assert capsys.readouterr().err == ""
+
+
+def test_the_summary_says_what_was_spent_and_saved(cli: Cli, tiny: str) -> None:
+    # Each trial but the first is held against one that ended better, and stops at its first rung.
+    given = ("--set", "search.initial=1", "--pruner", "successive_halving", "--trials", "6")
+    status, out, _ = cli("run", tiny, *given, "--json")
+    facts = json.loads(out)
+    assert facts["trials"]["pruned"] > 0
+    assert 0 < facts["evaluation_seconds"] < facts["wall_seconds"]
+    assert 0 < facts["seconds"] < facts["wall_seconds"]
+    whole = facts["seconds"] + facts["seconds_saved_by_pruning"]
+    share = facts["seconds_saved_by_pruning"] / whole
+    told = facts["examples_saved_by_pruning"]
+    assert told == sum(facts["trials"].values()) * facts["trial_examples"] - facts["examples"]
+    assert 0 < share < 1
+    status, out, _ = cli("run", tiny, *given)
+    assert status == 0
+    words = " ".join(out.split())
+    assert re.search(r"Time [\d.]+ s of training and [\d.]+ s of evaluation, all trials", words)
+    assert f"saved {told:,} training examples (" in words
+    assert f" of training ({share:.0%}), measured against the same trials unpruned" in words
+    for evaluation, warned in ((1.5, True), (0.5, False)):
+        facts |= {"seconds": 1.0, "evaluation_seconds": evaluation}
+        shown = " ".join(text for _, text in module._rows(facts))
+        assert ("Evaluation took longer than training" in shown) is warned
+
+
+def test_studies_counts_as_the_plan_does(cli: Cli, tiny: str) -> None:
+    assert cli("run", tiny, "--trials", "2", "--quiet")[0] == 0
+    storage = Storage("sqlite:///hpo_mab.db")
+    study = optuna.load_study(study_name="tiny-mab-seed0", storage=storage.optuna)
+    # As Ctrl-C leaves a trial, and as the pilot makes a twin.
+    study.add_trial(
+        create_trial(state=TrialState.FAIL, user_attrs={SLOT_KEY: 2, INTERRUPTED_KEY: True})
+    )
+    study.add_trial(create_trial(value=0.5, user_attrs={SLOT_KEY: 0, TWIN_KEY: 0}))
+    optuna.create_study(study_name="foreign", storage=storage.optuna).add_trial(
+        create_trial(value=1.0)
+    )
+    storage.close()
+    status, out, _ = cli("studies", "--json")
+    assert status == 0
+    assert {row["study"]: row["trials"] for row in json.loads(out)} == {
+        "tiny-mab-seed0": 2,
+        "foreign": 1,
+    }
 
 
 def test_what_was_loaded_is_shown_once(capsys: pytest.CaptureFixture[str]) -> None:
@@ -248,5 +298,5 @@ def test_a_terminal_of_80_columns_shows_bar_rate_best_and_time_left(
             progress(study, study.trials[-1])
     frame = screen.getvalue().rpartition("100/200")
     assert frame[0].rpartition("\r")[2].count("━") >= 8
-    assert "trials, 0 pruned, best 90.00%, 20 a minute, 5 min 0 s left" in frame[2]
+    assert "trials, 0 pruned, best 90.00%, 20 per minute, 5 min 0 s left" in frame[2]
     assert "fashion_mnist-uniform-seed0" in screen.getvalue().splitlines()[0]

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from hpo_mab.advantage import Estimate
 from hpo_mab.compare import comparison_tables, summarise
-from hpo_mab.compare._tables import percent
+from hpo_mab.compare._tables import answer_grid, percent, terminal_table
 
 
 def shown(summary, width):
@@ -59,6 +59,17 @@ def test_a_table_has_one_unit(summary):
 def test_accuracies_stay_within_their_bounds():
     few = Estimate(value=0.986, low=0.942, high=1.03, n=2)
     assert percent(few) == "98.6 [94.2, 100.0]"
+
+
+def test_the_answers_fit_80_columns(summary):
+    (contrast,) = summary.contrasts
+    console = Console(width=80, highlight=False)
+    with console.capture() as captured:
+        console.print(terminal_table(answer_grid(summary, contrast)))
+    rows = [line for line in captured.get().splitlines() if " yes " in line or "cannot" in line]
+    assert len(rows) == 5
+    assert "same configuration learns more" in rows[0]
+    assert rows[0].split()[-1] == str(contrast.pairs)
 
 
 def test_one_arm_has_its_own_tables_only(runs):

@@ -126,6 +126,17 @@ def test_twins_and_interrupted_attempts_are_no_trials(trial, run):
     assert arm.finished_by_seed == (1,)
 
 
+def test_equal_trainings_are_named_and_their_seconds_say_nothing(study):
+    # The same trainings, the second on a machine that does other work.
+    slow = {"seconds_per_example": 2e-3}
+    runs = [study(arm, 0, noise=0.0, **kwargs) for arm, kwargs in (("mab", slow), ("uniform", {}))]
+    first, second, *_ = answers(summarise(runs).contrasts[0])
+    assert second.estimate.below(0.0)
+    assert (first.reply, second.reply) == ("cannot tell", "cannot tell")
+    figures = "no difference in any of them; +0.00 points, no interval, n = 8 pairs"
+    assert str(first).endswith(f"cannot tell ({figures}).")
+
+
 def test_answers_are_json(summary):
     text = json.dumps([one.to_json() for one in answers(summary.contrasts[0])], allow_nan=False)
     first = json.loads(text)[0]

@@ -60,6 +60,16 @@ def test_python_examples_run(page: Path, tmp_path: Path, monkeypatch: pytest.Mon
         exec(compile(block, f"{_name(page)}, example {position + 1}", "exec"), namespace)
 
 
+@pytest.mark.parametrize("position", [0, 1])
+def test_each_example_of_the_readme_runs_alone_and_prints(
+    position: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    block = blocks(ROOT / "README.md", "python")[position]
+    exec(compile(block, f"README.md, example {position + 1}", "exec"), {"__name__": "example"})
+    assert capsys.readouterr().out.strip()
+
+
 @pytest.mark.filterwarnings("ignore")  # Lightning's.
 def test_the_lightning_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lightning = pytest.importorskip("lightning.pytorch.callbacks", reason="needs Lightning")
