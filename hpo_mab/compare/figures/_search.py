@@ -237,14 +237,19 @@ def concentration(runs: Sequence[StudyRun], *, max_points: int = 200) -> go.Figu
     _add_field(made, runs, lambda evaluation: evaluation.concentration, max_points)
     size = next((size for run in runs if (size := run.epoch_examples)), None)
     if made.data and size:
-        at = [float(x) for trace in made.data for x in trace.x]
-        budgets = np.linspace(min(at), max(at), _SHUFFLED_POINTS)
-        shares = 100 * shuffled_concentration(budgets / size)
-        add_reference(made, budgets.tolist(), shares.tolist(), name="uniform, shuffled")
+        at = [float(x) / size for trace in made.data for x in trace.x]
+        passes = _passes(min(at), max(at), max_points)
+        shares = (100 * shuffled_concentration(passes)).tolist()
+        add_reference(made, (passes * size).tolist(), shares, name="uniform, shuffled")
     return note_if_empty(made, "No sampler of these studies counts its draws.")
 
 
-_SHUFFLED_POINTS = 60
+def _passes(first: float, last: float, max_points: int) -> Floats:
+    """Places of the shuffled curve: both ends, its corners at 0 and 0.1 of each pass, and more."""
+    corners = np.add.outer(np.arange(math.floor(last) + 1), [0.0, 0.1, 0.25, 0.5, 0.75]).ravel()
+    inside = corners[(corners > first) & (corners < last)]
+    places = np.unique([first, *inside, last])
+    return places[thin(len(places), max_points)]
 
 
 def shuffled_concentration(passes: Floats) -> Floats:
