@@ -371,7 +371,7 @@ def _rung(because: Mapping[str, Any]) -> str:
             f"its value at evaluation {because['step']}, rung {because['rung']}, was not a number."
         )
     threshold = because["threshold"]
-    needed = "" if threshold is None else f"; {float(threshold):.2%} was needed to go on"
+    needed = "" if threshold is None else f"; {float(threshold):.2%} was needed to continue"
     text = (
         f"rung {because['rung']} at evaluation {because['step']}, as one of "
         f"{because.get('competitors', '?')} trials judged there so far{needed}. "

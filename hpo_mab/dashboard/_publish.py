@@ -194,11 +194,12 @@ def publish_comparison(
         artifacts: Folder of the artifact store; None takes the storage's.
     """
     from hpo_mab.compare import verdict
+    from hpo_mab.compare._tables import in_arm_words
 
     @functools.cache
     def shared() -> tuple[dict[str, str], dict[str, go.Figure]]:
         ids = [open_study(storage, run.name)._study_id for run in runs]
-        found = {"verdict": verdict(summary), "compared": comparison_path(ids)}
+        found = {"verdict": verdict(in_arm_words(summary)), "compared": comparison_path(ids)}
         return found, study_figures(runs) | comparison_figures(summary)
 
     def write(name: str) -> bool:

@@ -65,7 +65,7 @@ def test_every_study_of_a_comparison_gets_note_figures_and_verdict(compared) -> 
         note = get_note(study)
         assert note.startswith(f"# {run.name}")
         assert f"{run.best.value:.2%} validation accuracy" in note
-        assert "mab " in note.split("## Verdict")[1].split("## What ran")[0]
+        assert "bandit " in note.split("## Verdict")[1].split("## What was searched")[0]
         assert "/hpo-mab/compare?ids=1,2" in note
         assert "hpo-mab run tiny.toml --storage sqlite:///" in note
         words = "averaged weights up to evaluation 2, trained weights after it"
