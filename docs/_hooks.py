@@ -22,9 +22,11 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
         lambda found: _public(found[1], (found[2] or "").split()),
         markdown,
     )
-    markdown = re.sub(
-        r"<!-- figure (\w+) (\S+) -->", lambda found: _figure(found[1], found[2]), markdown
-    )
+    mark = r"<!-- figure (\w+) (\S+) -->"
+    # Once, before the first figure.
+    script = f'<script src="../{_PLOTLY}"></script>\n\n'
+    markdown = re.sub(mark, lambda found: script + found[0], markdown, count=1)
+    markdown = re.sub(mark, lambda found: _figure(found[1], found[2]), markdown)
     for mark, text in (
         ("<!-- cli -->", _cli),
         ("<!-- definitions -->", _definitions),
@@ -174,7 +176,7 @@ def _records() -> str:
     listed = {row.path for row in _ROWS}
     rows = [*_ROWS, *(row for row in _others() if row.path not in listed)]
     head = "| data | epochs | compared | measure | difference [95% interval] | n |"
-    lines = [head, "|---|---|---|---|---|---|", *_ranking_rows(), *map(_row, rows)]
+    lines = [head, "|---|---|---|---|---|---|", *_ranking_rows(), *_replay_rows(), *map(_row, rows)]
     return '<div class="records" markdown>\n\n' + "\n".join(lines) + "\n\n</div>"
 
 
@@ -245,6 +247,29 @@ def _ranking_rows() -> list[str]:
     return rows
 
 
+def _replay_rows() -> list[str]:
+    """What `AdvantagePruner` saves of the cost of uniform Hyperband, by data set."""
+    from hpo_mab.advantage import Estimate
+
+    rows = []
+    for name in ("fashion_mnist", "cifar10", "digits"):
+        path = ROOT / f"studies/replay/{name}_record.json"
+        record = json.loads(path.read_text(encoding="utf-8"))
+        found = record["recorded"]["rows"]["bandit, advantage"]["saved against uniform, hyperband"]
+        value, low, high = found
+        saved = Estimate(value=value, low=low, high=high, n=record["replays"])
+        cells = (
+            f"[{_SETS[name]}](evidence/replay.md)",
+            "8" if name == "digits" else "0.5",
+            "bandit, advantage against uniform, Hyperband",
+            "cost saved, replayed",
+            f"{_bold(saved)} %",
+            f"{record['configurations']} x {saved.n} replays",
+        )
+        rows.append(f"| {' | '.join(cells)} |")
+    return rows
+
+
 def _figure(name: str, path: str) -> str:
     """A figure of a record of a comparison."""
     from hpo_mab.compare import figures, read_record
@@ -254,5 +279,4 @@ def _figure(name: str, path: str) -> str:
     drawn = getattr(figures, name)(record.runs if runs else record.summary)
     data = _SETS.get(record.summary.data, record.summary.data)
     drawn.layout.title.text = f"{data}. {drawn.layout.title.text}"
-    div = drawn.to_html(full_html=False, include_plotlyjs=False, default_height="400px")
-    return f'<script src="../{_PLOTLY}"></script>\n\n{div}'
+    return str(drawn.to_html(full_html=False, include_plotlyjs=False, default_height="400px"))

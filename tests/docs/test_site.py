@@ -79,7 +79,9 @@ def test_the_evidence_page_has_a_row_per_record_and_a_section_per_question(site:
         and {"summary", "studies"} <= raw.keys()
     ]
     sets = json.loads((ROOT / "studies/rungs/tables.json").read_text(encoding="utf-8"))["sets"]
-    assert table.count("<tr>") == 1 + len(records) + len(sets)
+    replays = list((ROOT / "studies/replay").glob("*_record.json"))
+    assert table.count("<tr>") == 1 + len(records) + len(sets) + len(replays)
+    assert text.count("plotly.min.js") == 1
     questions = re.findall(r'<h2 id="[^"]+">([^<]+)<', text)
     assert len(questions) >= 6
     assert all(question.endswith("?") for question in questions)
