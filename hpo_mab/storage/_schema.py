@@ -115,7 +115,7 @@ def _is_current(engine: sa.Engine) -> bool:
         shown = hide_passwords(engine.url.render_as_string(hide_password=True))
         raise StorageError(
             f"Storage {shown} was written by a later hpo-mab (schema {found}; this one knows "
-            f"schemas up to {HEAD}). Install that version: pip install --upgrade hpo_mab."
+            f"schemas up to {HEAD}). Install that version from its clone: pip install ."
         )
     return found == HEAD
 

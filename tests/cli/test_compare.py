@@ -42,7 +42,7 @@ def test_compare_reuses_what_is_stored_and_writes_record_and_report(
     assert status == 0
     assert "Fidelity of mab" in every
     assert "Cost to target" in every
-    assert "/dashboard/compare-studies?ids=1,2" in out
+    assert "/hpo-mab/compare?ids=1,2" in out
 
     record = json.loads((tmp_path / "record.json").read_text())
     assert {study["arm"] for study in record["studies"]} == {"mab", "uniform"}

@@ -79,7 +79,8 @@ def test_titles_and_units(drawn):
 
 def test_an_arm_has_one_colour_everywhere(drawn):
     for arm in ("mab", "uniform"):
-        used = {colour(t) for figure in drawn.values() for t in lines(figure, arm)}
+        shown = [t for figure in drawn.values() for t in figure.data if t.name == arm_words(arm)]
+        used = {colour(t) for t in shown}
         assert len(used) == 1, arm
         assert used <= OKABE_ITO
     assert figures.colours(["mab"])["mab"] != figures.colours(["uniform"])["uniform"]
@@ -137,6 +138,7 @@ def test_titles_fit_a_telephone(drawn):
         assert max(map(len, title.split("<br>"))) <= 42, name
         assert max(map(len, below.removesuffix("</sup>").split("<br>"))) <= 56, name
         assert len(figure.layout.yaxis.title.text) <= 36, name
+        assert len(figure.layout.xaxis.title.text) <= 48, name
         assert figure.layout.legend.orientation == "h"
 
 
@@ -183,6 +185,21 @@ def test_an_interval_that_says_nothing_has_no_bar(summary):
     assert too_wide(wide)
     assert not too_wide(Estimate(value=0.3, low=0.1, high=1.0, n=2))
     assert not too_wide(Estimate(value=2.0, low=1.5, high=math.inf, n=2))
+
+
+def test_an_interval_that_says_nothing_does_not_set_the_scale(summary):
+    (contrast,) = summary.contrasts
+    wide = dataclasses.replace(contrast.paired[2].advantage, low=-0.4, high=0.45)
+    row = dataclasses.replace(contrast.paired[2], advantage=wide)
+    paired = (*contrast.paired[:2], row, *contrast.paired[3:])
+    found = dataclasses.replace(summary, contrasts=(dataclasses.replace(contrast, paired=paired),))
+    figure = figures.paired_advantage(found)
+    low, high = figure.layout.yaxis.range
+    assert -20 < low < 0 < high < 20
+    (line,) = lines(figure, "mab")
+    assert low < min(line.y) < max(line.y) < high
+    assert "cut: intervals wider than 20 points" in figure.layout.title.text.replace("<br>", " ")
+    assert figures.paired_advantage(summary).layout.yaxis.range is None
 
 
 def test_a_cost_that_is_not_known_makes_no_figure(summary):

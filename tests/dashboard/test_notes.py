@@ -93,7 +93,7 @@ def test_rungs_are_told_as_the_pruner_places_them(
         assert f"decides {count} of {len(placed)} rungs earlier" in note
         assert any("is worth" in why and "ranks as well: tau" in why for why in reasons)
     else:
-        expected = "not shown to be as good: tau" if scramble else "at no earlier evaluation"
+        expected = "not shown to be as good: tau" if scramble else "no earlier evaluation of"
         assert any(expected in why for why in reasons)
 
 
@@ -140,7 +140,7 @@ def test_autos_choice_can_be_audited() -> None:
     chosen = Choice(sampler="mab", why="the figures say so", pairs=30, evidence=evidence.digest)
     attrs = {EVIDENCE_KEY: evidence.to_json(), CHOICE_KEY: chosen.to_json()}
     note = evidence_note(study(**attrs), spec(sampler={"kind": "auto"}))
-    assert "**`auto` went on with `mab`**" in note
+    assert "**`auto` chose `mab`**" in note
     assert "Why: the figures say so." in note
     assert f"It rests on evidence `{evidence.digest}`." in note
     assert "rung" not in note  # Its pruner has no use for evidence.

@@ -51,13 +51,34 @@ def _name(page: Path) -> str:
     return str(page.relative_to(ROOT))
 
 
-@pytest.mark.parametrize("page", [p for p in PAGES if blocks(p, "python")], ids=_name)
-def test_python_examples_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _examples(language: str) -> list[Any]:
+    return [
+        pytest.param(page, block, id=f"{_name(page)}-{position}")
+        for page in PAGES
+        for position, block in enumerate(blocks(page, language), start=1)
+    ]
+
+
+def run(page: Path, block: str) -> None:
+    """Run an example as a reader does who copies it alone."""
+    exec(compile(block, _name(page), "exec"), {"__name__": "example"})
+
+
+@pytest.mark.parametrize(("page", "block"), _examples("python"))
+def test_python_examples_run_alone(
+    page: Path, block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
-    namespace = {"__name__": "example"}
-    for position, block in enumerate(blocks(page, "python")):
-        # The blocks of a page build on one another, as a reader types them.
-        exec(compile(block, f"{_name(page)}, example {position + 1}", "exec"), namespace)
+    run(page, block)
+
+
+def test_the_readmes_examples_print_something(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for block in blocks(ROOT / "README.md", "python"):
+        run(ROOT / "README.md", block)
+        assert capsys.readouterr().out.strip()
 
 
 @pytest.mark.parametrize("position", [0, 1])
@@ -71,28 +92,46 @@ def test_each_example_of_the_readme_runs_alone_and_prints(
 
 
 @pytest.mark.filterwarnings("ignore")  # Lightning's.
-def test_the_lightning_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_lightning_examples_run_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lightning = pytest.importorskip("lightning.pytorch.callbacks", reason="needs Lightning")
     if not hasattr(lightning, "WeightAveraging"):
         pytest.skip("needs Lightning 2.6")
     monkeypatch.chdir(tmp_path)
+    page = ROOT / "docs/how-to/lightning.md"
+    for block in blocks(page, "py"):
+        run(page, block)
+    (curve,) = stored_curves("own-lightning")
+    assert [point.averaged for point in curve] == [True] * 4
+    assert [point.examples for point in curve] == [512, 1024, 1536, 2048]
+
+
+def test_the_reporters_example_stores_curves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     page = ROOT / "docs/how-to/own-loop.md"
-    namespace: dict[str, Any] = {"__name__": "example"}
-    for block in [*blocks(page, "python"), *blocks(page, "py")]:
-        exec(compile(block, _name(page), "exec"), namespace)
-    storage = Storage("studies.db")
-    curves = [
-        storage.curves.load([trial._trial_id])[trial._trial_id]
-        for name in ("own", "own-lightning")
-        for trial in optuna.load_study(study_name=name, storage=storage.optuna).trials
-    ]
-    storage.close()
+    run(page, next(block for block in blocks(page, "python") if "TrialReporter" in block))
+    curves = stored_curves("own")
     assert [[point.averaged for point in curve] for curve in curves] == [
-        [True, True, True, False],
-        [True, True, True, False],
-        [True, True, True, True],
-    ]
-    assert [point.examples for point in curves[-1]] == [512, 1024, 1536, 2048]
+        [True, True, True, False]
+    ] * 2
+
+
+def stored_curves(study: str) -> list[Any]:
+    storage = Storage("studies.db")
+    trials = optuna.load_study(study_name=study, storage=storage.optuna).trials
+    curves = [storage.curves.load([trial._trial_id])[trial._trial_id] for trial in trials]
+    storage.close()
+    return curves
+
+
+@pytest.mark.filterwarnings("ignore")  # Accelerate's.
+def test_the_accelerate_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("accelerate", reason="needs Accelerate")
+    monkeypatch.chdir(tmp_path)
+    page = ROOT / "docs/how-to/accelerate.md"
+    for block in blocks(page, "py"):
+        run(page, block)
 
 
 @pytest.mark.parametrize("page", [p for p in PAGES if commands(p)], ids=_name)
@@ -201,3 +240,10 @@ def test_what_the_page_of_checks_names_is_tested() -> None:
     assert len(named) > 15
     for path, test in named:
         assert f"def {test}" in (ROOT / path).read_text(encoding="utf-8"), (path, test)
+
+
+def test_nothing_is_installed_from_an_index_that_does_not_have_it() -> None:
+    sources = [*PAGES, ROOT / "pyproject.toml", *(ROOT / "hpo_mab").rglob("*.py")]
+    for path in sources:
+        found = re.search(r"pip install (?:-\S+ )*['\"]?hpo[_-]mab", path.read_text("utf-8"))
+        assert found is None, (path, found)

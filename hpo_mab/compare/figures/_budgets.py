@@ -15,7 +15,7 @@ from hpo_mab.compare.figures._style import (
     add_interval,
     add_line,
     add_open_ends,
-    add_reference,
+    add_unit,
     arms_compared,
     arms_run,
     explain,
@@ -38,8 +38,8 @@ _METRICS = {
     "train_loss": ("Training loss during training", "mean loss of the batches (nats)", 1.0),
 }
 _AXES = {
-    "examples": "budget t of one trial (training examples)",
-    "steps": "iterations of one trial (optimiser steps)",
+    "examples": "training examples of one trial",
+    "steps": "optimiser steps of one trial",
 }
 
 
@@ -63,7 +63,7 @@ def learning_curves(
             previous evaluation: an importance sampler's are harder than the data.
         against: ``"examples"`` or ``"steps"``.
         confidence: Coverage of the intervals.
-        max_points: Most points a curve.
+        max_points: Most points per curve.
 
     Raises:
         UnknownNameError: An unknown metric or axis.
@@ -148,11 +148,13 @@ def paired_advantage(summary: ComparisonSummary, *, currency: Currency = "exampl
         y="difference in accuracy (points)",
     )
     curves = len(summary.contrasts)
+    shown: list[Estimate] = []
     for contrast in summary.contrasts:
         rows = contrast.paired
         chosen = [
             row.advantage if currency == "examples" else row.advantage_seconds for row in rows
         ]
+        shown += chosen
         _add(
             made,
             [row.examples for row in rows],
@@ -163,7 +165,8 @@ def paired_advantage(summary: ComparisonSummary, *, currency: Currency = "exampl
             scale=100.0,
         )
     if made.data:
-        add_reference(made, _ends(summary), [0, 0], name=arm_words(summary.reference))
+        add_unit(made, summary, _ends(summary), [0, 0])
+        _cut_wide(made, shown)
     return note_if_empty(made, _NO_PAIRS)
 
 
@@ -194,7 +197,7 @@ def acceleration(summary: ComparisonSummary, *, currency: Currency = "examples")
         if any(estimate.censored for estimate in chosen):
             explain(made, "triangle: lower bound")
     if made.data:
-        add_reference(made, _ends(summary), [1, 1], name=arm_words(summary.reference))
+        add_unit(made, summary, _ends(summary), [1, 1])
     return note_if_empty(made, _NO_PAIRS)
 
 
@@ -232,10 +235,29 @@ def fidelity(
     return note_if_empty(made, _NO_PAIRS)
 
 
+#: Points from which the interval of a difference of accuracies says nothing.
+_WIDE = 20.0
+
+
+def _cut_wide(made: go.Figure, estimates: Sequence[Estimate]) -> None:
+    """Cut intervals that are wider than 20 points, which would hide all others."""
+    bounds = [
+        (100 * estimate.low, 100 * estimate.high) for estimate in estimates if estimate.bounded
+    ]
+    narrow = [(low, high) for low, high in bounds if high - low <= _WIDE]
+    if len(narrow) < len(bounds):
+        values = [100 * one.value for one in estimates if np.isfinite(one.value)]
+        ends = [*values, *(end for pair in narrow for end in pair), 0.0]
+        # Room for lines at the edge.
+        room = 0.1 * max(max(ends) - min(ends), 1.0)
+        made.update_yaxes(range=[min(ends) - room, max(ends) + room])
+        explain(made, f"cut: intervals wider than {_WIDE:.0f} points")
+
+
 def _budget_axis(summary: ComparisonSummary, currency: Currency) -> str:
     if currency == "seconds":
-        return f"budget t ({arm_words(summary.reference)}'s training examples)"
-    return "budget t of one trial (training examples)"
+        return f"budget t, {arm_words(summary.reference)}'s training examples"
+    return "budget t, training examples"
 
 
 def _ends(summary: ComparisonSummary) -> tuple[float, float]:

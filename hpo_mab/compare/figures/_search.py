@@ -22,6 +22,7 @@ from hpo_mab.compare.figures._style import (
     add_interval,
     add_line,
     add_reference,
+    add_unit,
     arms_compared,
     arms_run,
     colours,
@@ -58,12 +59,12 @@ def anytime_incumbent(
     Args:
         runs: Studies of any arms and seeds.
         currency: ``"examples"`` or ``"seconds"``.
-        max_points: Most points a curve.
+        max_points: Most points per curve.
     """
     arms = arms_run(runs)
     made = figure(
         title=f"Best configuration found so far, by {currency}",
-        x=f"spent by the whole search ({UNITS.get(currency, currency)})",
+        x=f"{UNITS.get(currency, currency)}, all trials so far",
         y="validation accuracy (%)",
     )
     for arm in arms:
@@ -162,11 +163,12 @@ def cost_to_target(summary: ComparisonSummary, *, currency: Currency = "examples
             _explain_marks(made, [cost.ratio for cost in costs])
     made.update_layout(
         xaxis={"type": "log"},
+        yaxis={"title": {"standoff": 12}},
         scattermode="group",
     )
     if made.data:
         targets = list(dict.fromkeys(y for trace in made.data for y in trace.y))
-        add_reference(made, [1] * len(targets), targets, name=arm_words(summary.reference))
+        add_unit(made, summary, [1] * len(targets), targets)
     return note_if_empty(made, "No seed has complete trials in both arms.")
 
 
@@ -209,11 +211,11 @@ def reward_rate(runs: Sequence[StudyRun], *, max_points: int = 200) -> go.Figure
 
     Args:
         runs: Studies of any arms and seeds.
-        max_points: Most points a curve.
+        max_points: Most points per curve.
     """
     made = figure(
         title="Rewarded draws since the previous evaluation",
-        x="budget t of one trial (training examples)",
+        x="training examples of one trial",
         y="rewarded draws (%)",
     )
     _add_field(made, runs, lambda evaluation: evaluation.reward_rate, max_points)
@@ -227,24 +229,29 @@ def concentration(runs: Sequence[StudyRun], *, max_points: int = 200) -> go.Figu
 
     Args:
         runs: Studies of any arms and seeds.
-        max_points: Most points a curve.
+        max_points: Most points per curve.
     """
     made = figure(
         title="Share of the draws on the most-drawn tenth of the examples",
-        x="budget t of one trial (training examples)",
+        x="training examples of one trial",
         y="share of all draws so far (%)",
     )
     _add_field(made, runs, lambda evaluation: evaluation.concentration, max_points)
     size = next((size for run in runs if (size := run.epoch_examples)), None)
     if made.data and size:
-        at = [float(x) for trace in made.data for x in trace.x]
-        budgets = np.linspace(min(at), max(at), _SHUFFLED_POINTS)
-        shares = 100 * shuffled_concentration(budgets / size)
-        add_reference(made, budgets.tolist(), shares.tolist(), name="uniform, shuffled")
+        at = [float(x) / size for trace in made.data for x in trace.x]
+        passes = _passes(min(at), max(at), max_points)
+        shares = (100 * shuffled_concentration(passes)).tolist()
+        add_reference(made, (passes * size).tolist(), shares, name="uniform, shuffled")
     return note_if_empty(made, "No sampler of these studies counts its draws.")
 
 
-_SHUFFLED_POINTS = 60
+def _passes(first: float, last: float, max_points: int) -> Floats:
+    """Places of the shuffled curve: both ends, its corners at 0 and 0.1 of each pass, and more."""
+    corners = np.add.outer(np.arange(math.floor(last) + 1), [0.0, 0.1, 0.25, 0.5, 0.75]).ravel()
+    inside = corners[(corners > first) & (corners < last)]
+    places = np.unique([first, *inside, last])
+    return places[thin(len(places), max_points)]
 
 
 def shuffled_concentration(passes: Floats) -> Floats:
@@ -310,7 +317,7 @@ def knob_slices(
     Args:
         runs: Studies of any arms and seeds.
         prefix: Which parameters to show; ``""`` shows all.
-        max_points: Most points an arm and panel.
+        max_points: Most points per arm and panel.
     """
     import plotly.graph_objects as go
     from plotly.subplots import make_subplots

@@ -51,7 +51,7 @@ _FIXED = {
 #: Yellow last: it is faint on white.
 _FREE = [OKABE_ITO[name] for name in ("sky", "green", "vermillion", "purple", "orange", "yellow")]
 _BELOW_TITLE = "<br><sup>"
-#: Characters a line of titles and of what is below them, so that a telephone shows them.
+#: Characters per line of titles and subtitles, so that a telephone shows them.
 _TITLE, _SUBTITLE = 42, 56
 #: Most intervals drawn as bands: more of them hide each other.
 _BANDS = 2
@@ -99,7 +99,7 @@ def figure(*, title: str, x: str, y: str) -> go.Figure:
             "template": "plotly_white",
             "xaxis": {"title": {"text": x, "font": {"size": 12}}},
             "yaxis": {"title": {"text": y, "font": {"size": 12}}, "automargin": True},
-            "legend": {"orientation": "h", "x": 0, "y": -0.28, "yanchor": "top"},
+            "legend": {"orientation": "h", "x": 0, "y": -0.25, "yanchor": "top"},
             "showlegend": True,
             "hovermode": "closest",
             "margin": {"l": 50, "r": 15, "b": 60},
@@ -253,14 +253,30 @@ def add_open_ends(
     explain(target, "arrow: no upper bound")
 
 
-def add_reference(target: go.Figure, x: Sequence[Any], y: Sequence[Any], *, name: str) -> None:
-    """Add a grey line that arms are compared with, and its entry in the legend."""
+def add_reference(
+    target: go.Figure,
+    x: Sequence[Any],
+    y: Sequence[Any],
+    *,
+    name: str,
+    colour: str = "#888888",
+) -> None:
+    """Add a dotted line that arms are compared with, and its entry in the legend."""
     import plotly.graph_objects as go
 
-    line = {"color": "#888888", "width": 1.5, "dash": "dot"}
+    line = {"color": colour, "width": 1.5, "dash": "dot"}
     target.add_trace(
         go.Scatter(x=list(x), y=list(y), name=name, mode="lines", line=line, hoverinfo="skip")
     )
+
+
+def add_unit(
+    target: go.Figure, summary: ComparisonSummary, x: Sequence[Any], y: Sequence[Any]
+) -> None:
+    """Add the line of the reference arm, in its colour."""
+    reference = summary.reference
+    colour = colours(arms_compared(summary))[reference]
+    add_reference(target, x, y, name=arm_words(reference), colour=colour)
 
 
 def explain(target: go.Figure, text: str) -> None:
