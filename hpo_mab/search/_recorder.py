@@ -169,9 +169,9 @@ def follow(
             if evaluation.index == evaluations:
                 continue
             if may_prune and record.should_prune():
-                if checkpoint is not None:
+                if checkpoint is not None and checkpoint.keeps_stopped(training):
                     record.flush()
-                    checkpoint.save_stopped(training)
+                    checkpoint.save(training)
                 raise optuna.TrialPruned
             if checkpoint is not None and checkpoint.is_due(training):
                 record.flush()
