@@ -161,11 +161,10 @@ class SlotCheckpoint:
             warn_of_checkpoint(f"The checkpoint {path} cannot be written: {reason}")
         self._saved = self._clock()
 
-    def save_stopped(self, training: HasState) -> None:
-        """Save a training that the pruner has stopped, where it may be continued."""
+    def keeps_stopped(self, training: HasState) -> bool:
+        """Whether a training that the pruner has stopped may be continued, and can be saved now."""
         pruner = self._study.pruner
-        if isinstance(pruner, TopKPruner) and pruner.resume and training.has_state:
-            self.save(training)
+        return isinstance(pruner, TopKPruner) and pruner.resume and training.has_state
 
     def _whole_identity(self) -> dict[str, Any]:
         slot, twin = self._slot

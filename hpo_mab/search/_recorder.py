@@ -179,9 +179,9 @@ def follow(
                 continue
             if may_prune and record.should_prune():
                 _offer(trial, training, examples)
-                if checkpoint is not None:
+                if checkpoint is not None and checkpoint.keeps_stopped(training):
                     record.flush()
-                    checkpoint.save_stopped(training)
+                    checkpoint.save(training)
                 raise optuna.TrialPruned
             if checkpoint is not None and checkpoint.is_due(training):
                 record.flush()

@@ -478,9 +478,9 @@ class StackLoop(TrialLoop):
             return End(trial, TrialState.COMPLETE, result.accuracy)
         if running.assignment.may_prune and running.record.should_prune():
             self._offer(running)
-            if running.checkpoint is not None:
+            if running.checkpoint is not None and running.checkpoint.keeps_stopped(running):
                 running.record.flush()
-                running.checkpoint.save_stopped(running)
+                running.checkpoint.save(running)
             stack.stop(slot)
             return End(trial, TrialState.PRUNED)
         return None

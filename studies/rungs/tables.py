@@ -486,7 +486,7 @@ def tables(document: Mapping[str, Any], *, replays: int) -> dict[str, Any]:
                 x, replays=replays // 2, seed=0
             )
             found.setdefault("signals", {})[sampler] = signals(
-                x, initial=INITIAL, replays=replays // 8, seed=0
+                x, initial=INITIAL, replays=replays // 4, seed=0
             )
     found["replay"] = replay(searched, tests, replays=replays, seed=0)
     if ("mab", "averaged") in searched:
