@@ -327,4 +327,4 @@ def _arguments(parameter: Any, value: Any) -> Iterator[str]:
         elif one is True:
             yield parameter.opts[0]
         else:
-            yield from (parameter.opts[0], str(one))
+            yield from (parameter.opts[0], f"{one:g}" if isinstance(one, float) else str(one))

@@ -319,37 +319,46 @@ def _rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
     if facts["twins"]:
         counted += f"; {facts['twins']} of them are the pilot's, with uniform sampling"
     rows.append(("Trials", counted))
-    if facts["examples"] is None:
-        rows.append(("Spent", "unknown: learning curves are missing"))
-    else:
-        rows.append(("Spent", f"{facts['examples']:,} training examples"))
-        seconds, evaluation = facts["seconds"], facts["evaluation_seconds"]
-        rows.append(
-            (
-                "Time",
-                f"{duration(seconds)} of training and {duration(evaluation)} of evaluation, all "
-                f"trials together; this command took {duration(facts['wall_seconds'])}",
-            )
-        )
-        if evaluation > seconds:
-            rows.append(("", "Evaluation took longer than training: lower budget.evaluations."))
+    rows += _spent(facts)
     if facts["auto"] is not None:
         rows.append(("Sampler", f"auto chose {facts['auto']['sampler']}: {facts['auto']['why']}"))
     rows += [("Without CUDA graph", reason) for reason in facts["loop_reasons"]]
-    saved, seconds = facts["examples_saved_by_pruning"], facts["seconds_saved_by_pruning"]
-    if saved is not None:
-        shares = (
-            saved / max(saved + facts["examples"], 1),
-            seconds / (seconds + facts["seconds"] or 1),
-        )
-        rows.append(
-            (
-                "Pruning",
-                f"saved {saved:,} training examples ({shares[0]:.0%}) and {duration(seconds)} of "
-                f"training ({shares[1]:.0%}), measured against the same trials unpruned",
-            )
-        )
+    return [*rows, *_saved(facts)]
+
+
+def _spent(facts: dict[str, Any]) -> list[tuple[str, str]]:
+    if facts["examples"] is None:
+        return [("Spent", "unknown: learning curves are missing")]
+    seconds, evaluation = facts["seconds"], facts["evaluation_seconds"]
+    rows = [
+        ("Spent", f"{facts['examples']:,} training examples"),
+        (
+            "Time",
+            f"{duration(seconds)} of training and {duration(evaluation)} of evaluation, all "
+            f"trials together; this command took {duration(facts['wall_seconds'])}",
+        ),
+    ]
+    if evaluation > seconds:
+        rows.append(("", "Evaluation took longer than training: lower budget.evaluations."))
     return rows
+
+
+def _saved(facts: dict[str, Any]) -> list[tuple[str, str]]:
+    """What pruning saved; a pruned trial's seconds are estimated from its own pace."""
+    saved, seconds = facts["examples_saved_by_pruning"], facts["seconds_saved_by_pruning"]
+    if saved is None:
+        return []
+    if not saved:
+        return [("Pruning", "saved nothing: no trial was pruned")]
+    examples_share = saved / (saved + facts["examples"])
+    seconds_share = seconds / (seconds + facts["seconds"])
+    return [
+        (
+            "Pruning",
+            f"saved {saved:,} training examples ({examples_share:.0%}) and {duration(seconds)} of "
+            f"training ({seconds_share:.0%}), measured against the same trials unpruned",
+        )
+    ]
 
 
 _COLOURS = {"yes": "green", "no": "red", "cannot tell": "yellow"}

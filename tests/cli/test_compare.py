@@ -84,7 +84,7 @@ def _follow(cli: Cli, command: list[str]) -> tuple[str, str]:
         (),
         ("--name", "wider", "--set", "optimizer.momentum={ low = 0.5, high = 0.95 }"),
         ("--fresh", "--trials", "2", "--storage", "sqlite:///other.db", "--seed", "3"),
-        ("--sampler", "gradnorm", "--pruner", "hyperband", "--epochs", "2", "--workers", "1"),
+        ("--sampler", "gradnorm", "--pruner", "hyperband", "--epochs", "0.5", "--workers", "1"),
     ],
     ids=["plain", "name", "fresh", "other"],
 )

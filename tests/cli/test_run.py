@@ -59,6 +59,7 @@ def test_a_study_whose_budget_is_spent_goes_on_with_a_larger_one(cli: Cli, tiny:
     status, out, _ = cli("run", tiny, "--budget", "1.5epochs")
     assert status == 0
     assert "Trials   2 complete" in out
+    assert "saved nothing: no trial was pruned" in out
     assert f"hpo-mab run {tiny} --budget 3epochs   # continue the study" in out
     status, out, _ = cli("run", tiny, "--budget", "1.5epochs", "--trials", "3")
     assert f"hpo-mab run {tiny} --trials 3 --budget 3epochs   # continue the study" in out
