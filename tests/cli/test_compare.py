@@ -41,7 +41,7 @@ def test_compare_reuses_what_is_stored_and_writes_record_and_report(
     status, every, _ = cli("compare", tiny, "--verbose")
     assert status == 0
     assert "Fidelity of mab" in every
-    assert "Cost to target" in every
+    assert "Cost relative to" in every
     assert "/hpo-mab/compare?ids=1,2" in out
 
     record = json.loads((tmp_path / "record.json").read_text())

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from hpo_mab.advantage import Estimate
 from hpo_mab.compare import comparison_tables, summarise
-from hpo_mab.compare._tables import answer_grid, percent, terminal_table
+from hpo_mab.compare._tables import answer_grid, percent, ratio, terminal_table
 
 
 def shown(summary, width):
@@ -54,6 +54,11 @@ def test_a_table_has_one_unit(summary):
     assert "seconds" not in list(gains.columns[1].cells)[-1]
     cost = next(t for t in comparison_tables(summary) if str(t.title).startswith("Cost"))
     assert "one training example" in {str(cell) for cell in cost.columns[1].cells}
+
+
+def test_a_ratio_whose_interval_says_nothing_is_shown_without_it():
+    assert ratio(Estimate(value=0.3, low=0.005, high=17.0, n=2)) == "0.30"
+    assert ratio(Estimate(value=0.3, low=0.1, high=1.7, n=2)) == "0.30 [0.10, 1.70]"
 
 
 def test_accuracies_stay_within_their_bounds():
