@@ -47,14 +47,15 @@ class Part:
 
 #: In the order of what must be known first.
 PARTS = {
-    "checks": Part("_gpu_checks", "checks", 70),
-    "studies": Part("_gpu_study", "studies", 130),
-    "trials": Part("_gpu_trials", "trials", 80),
-    "steps": Part("_gpu_steps", "steps", 70),
-    "draw": Part("_gpu_steps", "draw", 30),
-    "against": Part("_gpu_steps", "against", 50),
-    "floor": Part("_gpu_floor", "floor", 40),
-    "tests": Part("_gpu_checks", "tests", 60),
+    "checks": Part("_gpu_checks", "checks", 60),
+    "studies": Part("_gpu_study", "studies", 150),
+    "trials": Part("_gpu_trials", "trials", 60),
+    "steps": Part("_gpu_steps", "steps", 45),
+    "draw": Part("_gpu_steps", "draw", 15),
+    "against": Part("_gpu_steps", "against", 35),
+    "compiled": Part("_gpu_steps", "compiled", 60),
+    "floor": Part("_gpu_floor", "floor", 25),
+    "tests": Part("_gpu_checks", "tests", 80),
 }
 #: Headings of the table.
 HEAD = ("part", "what", "value", "target", "")

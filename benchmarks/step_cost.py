@@ -46,6 +46,7 @@ def run(
     augment: bool = False,
     precision: str = "float32",
     graph: bool = False,
+    compile: bool = False,
     clock: Callable[[], float] = time.process_time,
     **sampler: Any,
 ) -> Iterator[Evaluation]:
@@ -77,6 +78,7 @@ def run(
         precision=precision,
         channels_last=True,
         graph=graph,
+        compile=compile,
         clock=clock,
     )
 

@@ -2,30 +2,67 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import json
 import re
-import textwrap
+import shutil
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 _PLOTLY = "assets/plotly.min.js"
-#: Pairs from which an interval around a ranking says anything.
-_RANKED = 8
+_RANKING = "studies/rungs/ranking.svg"
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """Fill the places that are marked."""
-    markdown = re.sub(r"<!-- api (\S+) -->", lambda found: _public(found[1]), markdown)
+    markdown = re.sub(
+        r"<!-- api ([\w.]+)(?:: ([\w ]+?))? -->",
+        lambda found: _public(found[1], (found[2] or "").split()),
+        markdown,
+    )
+    mark = r"<!-- figure (\w+) (\S+) -->"
+    # Once, before the first figure.
+    script = f'<script src="../{_PLOTLY}"></script>\n\n'
+    markdown = re.sub(mark, lambda found: script + found[0], markdown, count=1)
+    markdown = re.sub(mark, lambda found: _figure(found[1], found[2]), markdown)
     for mark, text in (
         ("<!-- cli -->", _cli),
         ("<!-- definitions -->", _definitions),
-        ("<!-- evidence -->", _evidence),
+        ("<!-- records -->", _records),
     ):
         if mark in markdown:
             markdown = markdown.replace(mark, text())
     return markdown
+
+
+def on_post_page(output: str, **_: Any) -> str:
+    """Names without the private modules that hold them."""
+    return re.sub(r"(hpo_mab(?:\.[a-z]\w*)*)\._[a-z]\w*\.", r"\1.", output)
+
+
+def on_files(files: Any, config: Any, **_: Any) -> Any:
+    """A page for the README of each folder of studies."""
+    from mkdocs.structure.files import File, InclusionLevel
+
+    for path in sorted((ROOT / "studies").glob("*/README.md")):
+        text = path.read_text(encoding="utf-8")
+        # Pictures lie next to the README in the repository, and in one folder of the site.
+        text = re.sub(r"!\[([^\]]*)\]\(([\w.-]+)\)", _picture, text)
+        page = File.generated(
+            config,
+            f"evidence/{path.parent.name}.md",
+            content=text,
+            inclusion=InclusionLevel.NOT_IN_NAV,
+        )
+        files.append(page)
+    return files
+
+
+def _picture(found: re.Match[str]) -> str:
+    alt = " ".join(found[1].split())
+    return f'<img src="../../assets/{found[2]}" alt="{alt}">'
 
 
 def on_post_build(config: Any, **_: Any) -> None:
@@ -35,13 +72,21 @@ def on_post_build(config: Any, **_: Any) -> None:
     target = Path(config["site_dir"]) / _PLOTLY
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(get_plotlyjs(), encoding="utf-8")
+    for picture in (ROOT / "studies").glob("*/*.svg"):
+        shutil.copy(picture, target.parent / picture.name)
 
 
-def _public(module: str) -> str:
-    """Every public name of a module; those that the package itself offers are on a page alone."""
+def _public(module: str, first: list[str]) -> str:
+    """Every public name of a module; those that the package itself offers are on a page alone.
+
+    Args:
+        module: The module.
+        first: Names that come first, in their order.
+    """
     names = importlib.import_module(module).__all__
     top = set() if module == "hpo_mab" else set(importlib.import_module("hpo_mab").__all__)
-    return "\n\n".join(f"::: {module}.{name}" for name in names if name not in top)
+    ordered = dict.fromkeys([*first, *names])
+    return "\n\n".join(f"::: {module}.{name}" for name in ordered if name not in top)
 
 
 def _cli() -> str:
@@ -81,59 +126,157 @@ def _definitions() -> str:
     return (ROOT / "studies/README.md").read_text(encoding="utf-8")
 
 
-def _evidence() -> str:
-    folders = sorted({path.parent for path in (ROOT / "studies").rglob("*.json")})
-    found = [section for folder in folders if (section := _topic(folder))]
-    if not found:
-        return "No comparison is on record yet: `hpo-mab compare --record FILE` makes one."
-    return "\n\n".join([f'<script src="../{_PLOTLY}"></script>', *found])
+@dataclasses.dataclass(frozen=True)
+class _Row:
+    """A row of the table of records.
+
+    Attributes:
+        path: The record, below ``studies/``.
+        arm: The arm shown.
+        question: What it answers: ``"model"`` or ``"hyperparameters"``.
+        words: What the arm is, where its name does not say so.
+    """
+
+    path: str
+    arm: str
+    question: str = "model"
+    words: str = ""
 
 
-def _topic(folder: Path) -> str:
-    """What a folder's README concludes, and its records."""
-    readme = folder / "README.md"
-    text = readme.read_text(encoding="utf-8") if readme.exists() else f"# {folder.name}\n"
-    # The page has a title of its own.
-    parts = [re.sub(r"^#", "##", text, flags=re.MULTILINE)]
-    parts += [section for path in sorted(folder.glob("*.json")) if (section := _record(path))]
-    return "\n\n".join(parts)
+_FORGETS_NOTHING = "bandit, nothing forgotten"
+_QUARTER = "bandit, memory 1/4"
+#: In the order of the sections below the table.
+_ROWS = (
+    _Row("fashion_mnist/pairs.json", "mab"),
+    _Row("cifar10/pairs.json", "mab"),
+    _Row("fashion_mnist/arms.json", "mab", "hyperparameters"),
+    _Row("fashion_mnist/pruning.json", "mab_advantage", "hyperparameters"),
+    _Row("cifar10/arms.json", "mab_advantage", "hyperparameters"),
+    _Row("paper/small-fashion_mnist.json", "mab_paper", words=_FORGETS_NOTHING),
+    _Row("paper/small-cifar10.json", "mab_paper", words=_FORGETS_NOTHING),
+    _Row("paper/small-cifar100.json", "mab"),
+    _Row("paper/shuffled-fashion_mnist.json", "psgd"),
+    _Row("paper/shuffled-cifar10.json", "psgd"),
+    _Row("defaults/fashion_mnist.json", "memory_100", words="bandit, memory 100"),
+    _Row("defaults/cifar10.json", "memory_100", words="bandit, memory 100"),
+    _Row("defaults/cifar10_half.json", "quarter", words=_QUARTER),
+    _Row("defaults/cifar10_passes.json", "passes_quarter", words=_QUARTER),
+)
+_MEASURES = {"model": "same configuration", "hyperparameters": "winners, re-trained"}
+_SETS = {
+    "digits": "digits",
+    "fashion_mnist": "Fashion-MNIST",
+    "cifar10": "CIFAR-10",
+    "cifar100": "CIFAR-100",
+}
 
 
-def _record(path: Path) -> str:
-    """A comparison's verdict and figures; empty for other files."""
-    from hpo_mab.compare import figures, read_record, verdict
+def _records() -> str:
+    """One row per record: data, what is compared, the difference and its interval."""
+    listed = {row.path for row in _ROWS}
+    rows = [*_ROWS, *(row for row in _others() if row.path not in listed)]
+    head = "| data | epochs | compared | measure | difference [95% interval] | n |"
+    lines = [head, "|---|---|---|---|---|---|", *_ranking_rows(), *_replay_rows(), *map(_row, rows)]
+    return '<div class="records" markdown>\n\n' + "\n".join(lines) + "\n\n</div>"
 
-    raw = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(raw, dict) or not {"summary", "studies"} <= raw.keys():
-        return ""
-    record = read_record(path)
-    drawn = [
-        figures.anytime_incumbent(record.runs),
-        figures.paired_advantage(record.summary),
-    ]
-    if max((contrast.pairs for contrast in record.summary.contrasts), default=0) >= _RANKED:
-        drawn.append(figures.fidelity(record.summary))
-    for figure in drawn:
-        _fit_narrow_screens(figure)
-    name = path.relative_to(ROOT).as_posix()
-    lines = "\n".join(f"- {line}" for line in verdict(record.summary).splitlines())
-    divs = "\n\n".join(
-        figure.to_html(full_html=False, include_plotlyjs=False, default_height="400px")
-        for figure in drawn
-        if figure.data
+
+def _others() -> list[_Row]:
+    """Records of comparisons, whichever there are: each with its first arm."""
+    found = []
+    for path in sorted((ROOT / "studies").rglob("*.json")):
+        raw = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(raw, dict) and {"summary", "studies"} <= raw.keys():
+            name = path.relative_to(ROOT / "studies").as_posix()
+            found += [_Row(name, one["arm"]) for one in raw["summary"]["contrasts"][:1]]
+    return found
+
+
+def _row(row: _Row) -> str:
+    from hpo_mab.compare import read_record
+    from hpo_mab.compare._tables import arm_words
+
+    record = read_record(ROOT / "studies" / row.path)
+    (contrast,) = [one for one in record.summary.contrasts if one.arm == row.arm]
+    measured = contrast.retrained_gain
+    if row.question == "model":
+        measured = contrast.paired[-1].advantage
+    epochs = record.runs[0].spec["budget"]["epochs"]
+    topic = row.path.split("/")[0]
+    data = record.summary.data
+    cells = (
+        f"[{_SETS.get(data, data)}](evidence/{topic}.md)",
+        f"{epochs:g}",
+        f"{row.words or arm_words(row.arm)} against {arm_words(contrast.reference)}",
+        _MEASURES[row.question],
+        f"{_bold(measured)} points",
+        f"{measured.n} {'pairs' if row.question == 'model' else 'seeds'}",
     )
-    return f"### `{name}`\n\n{lines}\n\n{divs}"
+    return f"| {' | '.join(cells)} |"
 
 
-def _fit_narrow_screens(figure: Any) -> None:
-    """On a telephone a legend at the side takes half of the width, and long titles are cut."""
-    title, *rest = str(figure.layout.title.text or "").split("<br>")
-    wrapped = textwrap.wrap(title, 46)
-    figure.update_layout(
-        title_text="<br>".join([*wrapped, *rest]),
-        title_font_size=14,
-        legend={"orientation": "h", "y": -0.25, "x": 0, "title": {"text": ""}},
-        margin={"l": 50, "r": 10, "t": 85, "b": 60},
-    )
-    figure.update_xaxes(title_font_size=12)
-    figure.update_yaxes(title_font_size=12)
+def _bold(estimate: Any, scale: float = 100.0) -> str:
+    """A difference with its interval, in bold where that does not hold zero."""
+    low, high = scale * estimate.low, scale * estimate.high
+    text = f"{scale * estimate.value:+.2f} [{low:+.2f}, {high:+.2f}]"
+    return f"**{text}**" if low > 0 or high < 0 else text
+
+
+def _ranking_rows() -> list[str]:
+    """What averaged weights gain at a quarter of the budget, by data set."""
+    from hpo_mab.advantage import Estimate
+
+    path = ROOT / "studies/rungs/tables.json"
+    sets = json.loads(path.read_text(encoding="utf-8"))["sets"]
+    rows = []
+    for name, table in sets.items():
+        wanted = ("uniform", "linear", 0.2, "averaged less raw")
+        keys = ("sampler", "schedule", "average", "kind")
+        (row,) = [r for r in table["ranking"] if tuple(r[key] for key in keys) == wanted]
+        value, low, high = row["kendall"][1]
+        gain = Estimate(value=value, low=low, high=high, n=table["configurations"])
+        data = name.partition("_8")[0]
+        cells = (
+            f"[{_SETS[data]}](evidence/rungs.md)",
+            f"{table['epochs']:g}",
+            "averaged against trained weights",
+            "ranking at 1/4",
+            f"{_bold(gain, 1.0)} tau",
+            f"{gain.n} x {table['seeds']} seed{'' if table['seeds'] == 1 else 's'}",
+        )
+        rows.append(f"| {' | '.join(cells)} |")
+    return rows
+
+
+def _replay_rows() -> list[str]:
+    """What `AdvantagePruner` saves of the cost of uniform Hyperband, by data set."""
+    from hpo_mab.advantage import Estimate
+
+    rows = []
+    for name in ("fashion_mnist", "cifar10", "digits"):
+        path = ROOT / f"studies/replay/{name}_record.json"
+        record = json.loads(path.read_text(encoding="utf-8"))
+        found = record["recorded"]["rows"]["bandit, advantage"]["saved against uniform, hyperband"]
+        value, low, high = found
+        saved = Estimate(value=value, low=low, high=high, n=record["replays"])
+        cells = (
+            f"[{_SETS[name]}](evidence/replay.md)",
+            "8" if name == "digits" else "0.5",
+            "bandit, advantage against uniform, Hyperband",
+            "cost saved, replayed",
+            f"{_bold(saved)} %",
+            f"{record['configurations']} x {saved.n} replays",
+        )
+        rows.append(f"| {' | '.join(cells)} |")
+    return rows
+
+
+def _figure(name: str, path: str) -> str:
+    """A figure of a record of a comparison."""
+    from hpo_mab.compare import figures, read_record
+
+    record = read_record(ROOT / "studies" / path)
+    runs = name in ("anytime_incumbent", "learning_curves")
+    drawn = getattr(figures, name)(record.runs if runs else record.summary)
+    data = _SETS.get(record.summary.data, record.summary.data)
+    drawn.layout.title.text = f"{data}. {drawn.layout.title.text}"
+    return str(drawn.to_html(full_html=False, include_plotlyjs=False, default_height="400px"))

@@ -31,11 +31,17 @@ UNIFORM = "uniform"
 TWIN_KEY = "hpo_mab:twin_of"
 #: Number of the stopped trial that it trains in full.
 PROMOTES_KEY = "hpo_mab:promotes"
+#: Slot of the stopped trial whose training it continues, for a promotion that does.
+CONTINUES_KEY = "hpo_mab:continues"
 #: What its curve has cost.
 EXAMPLES_KEY = "hpo_mab:examples"
 SECONDS_KEY = "hpo_mab:seconds"
+#: Seconds of evaluation of this attempt, what it took over from an earlier one excluded.
+EVALUATION_KEY = "hpo_mab:evaluation_seconds"
 #: How many trials its stack had room for; without it the trial was trained alone.
 STACK_KEY = "hpo_mab:slots"
+#: Whether its batch sampler used what earlier trials of the study saw of each example.
+LEARNED_KEY = "hpo_mab:learned"
 #: How many evaluations of its curve an earlier attempt has made.
 RESUMED_KEY = "hpo_mab:resumed_at"
 #: Why it failed or diverged.
@@ -61,10 +67,15 @@ DEFINITION_KEY = "hpo_mab:definition"
 TARGET_KEY = "hpo_mab:target"
 #: The evidence its pruner uses, see `hpo_mab.advantage.Evidence`.
 EVIDENCE_KEY = "hpo_mab:evidence"
+#: How its first trials' early values rank them, see `hpo_mab.pruners.RungFidelity`.
+FIDELITY_KEY = "hpo_mab:fidelity"
 #: What ``sampler.kind = "auto"`` chose, and why.
 CHOICE_KEY = "hpo_mab:auto"
 #: Test accuracy of the best trial's network: ``{"trial": number, "accuracy": float}``.
 TEST_KEY = "hpo_mab:test"
+#: Number of the study's record of examples, a system attribute, see
+#: `hpo_mab.storage.ExampleStore`.
+RECORD_KEY = "hpo_mab:record"
 #: How far a study's notes and figures have been written, a system attribute.
 PUBLISHED_KEY = "hpo_mab:published"
 #: Test accuracies of the best configuration, trained again: ``trial``, ``budget``, ``accuracies``.

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import math
+import time
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -12,6 +15,9 @@ from torch.utils.data import Dataset, Subset, TensorDataset
 
 from hpo_mab._errors import ArgumentError
 
+_log = logging.getLogger("hpo_mab.data")
+#: Seconds before the first progress line, and between two.
+_FIRST_LINE, _NEXT_LINE = 2.0, 10.0
 _NUMBER_THEM = "number the classes, e.g. numpy.unique(labels, return_inverse=True)[1]"
 
 
@@ -66,7 +72,8 @@ def labels_of(dataset: Dataset[Any], *, name: str = "dataset") -> Tensor:
 
     Reads ``targets`` or ``labels`` where the data set has them (passed through its
     ``target_transform``) and they agree with its first and its last example, looks through
-    ``Subset`` and ``TensorDataset``, and otherwise reads every example once.
+    ``Subset`` and ``TensorDataset``, and otherwise reads every example once. That may take long:
+    from 2 seconds on it logs its progress (``hpo_mab.data``, a warning, every 10 seconds).
 
     Args:
         dataset: Data set with ``__len__`` and ``__getitem__``.
@@ -116,12 +123,30 @@ def _labels(dataset: Any, name: str, *, read: bool) -> Tensor:
             labels = None
     if labels is None:
         places = range(size) if read else ends
-        items = [_label_at(dataset, index, name) for index in places]
+        items = _labels_at(dataset, places, name)
         labels = class_labels(items, name=f"labels of {name}")
     low = int(labels.min())
     if low < 0:
         raise ArgumentError(f"labels of {name} must be at least 0, got {low}.")
     return labels
+
+
+def _labels_at(dataset: Any, places: Iterable[int], name: str) -> list[Any]:
+    """Label of each of these examples, with lines of progress where reading them takes long."""
+    items = []
+    due = time.monotonic() + _FIRST_LINE
+    for done, index in enumerate(places, start=1):
+        items.append(_label_at(dataset, index, name))
+        if time.monotonic() >= due:
+            due = time.monotonic() + _NEXT_LINE
+            _log.warning(
+                "%s has no targets: %s of %s examples read for their class. "
+                "An attribute 'targets' with one class per example avoids this.",
+                name,
+                f"{done:,}",
+                f"{len(dataset):,}",
+            )
+    return items
 
 
 def _label_at(dataset: Any, index: int, name: str) -> Any:

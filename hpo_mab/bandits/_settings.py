@@ -229,6 +229,14 @@ class BanditEngine(abc.ABC):
         """Learn from the losses, float32 [B], of arms that `draw` returned, however long ago."""
 
     @abc.abstractmethod
+    def start_with(self, pairs: Ints) -> None:
+        """Give arms pulls before the first draw, which no window forgets.
+
+        Args:
+            pairs: Successes and failures of each arm, int64 [B, A, 2]; of padding ignored.
+        """
+
+    @abc.abstractmethod
     def counts(self) -> Tensor:
         """Successes and failures of each arm that count, float64 [B, A, 2]; 0 for padding."""
 

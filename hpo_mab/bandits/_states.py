@@ -323,13 +323,17 @@ class StateMembers:
     def restore(self, states: NDArray[Any]) -> None:
         """Put every arm in the given state, [B, A]; -1 for padding."""
         self._states[:, : self.arms] = states
-        self.counts[:] = 0
-        self._block_counts[:] = 0
         bandits, arms = np.nonzero(self._states >= 0)
-        columns = self._states[bandits, arms]
-        np.add.at(self.counts, (bandits, columns), 1)
+        columns = bandits * self.counts.shape[1] + self._states[bandits, arms]
+        # Not `np.add.at`, which takes ten times as long.
+        self._count(self.counts, columns)
         if self._blocks > 1:
-            np.add.at(self._block_counts, (bandits, columns, arms // self._length), 1)
+            self._count(self._block_counts, columns * self._blocks + arms // self._length)
+
+    @staticmethod
+    def _count(counts: NDArray[Any], places: Ints) -> None:
+        """Set ``counts`` to how often each of its places, flattened, occurs."""
+        counts[:] = np.bincount(places, minlength=counts.size).reshape(counts.shape)
 
     def resize(self, capacity: int) -> None:
         """Make room for ``capacity`` states; fewer than before drops all that is known."""

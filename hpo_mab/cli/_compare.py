@@ -1,4 +1,4 @@
-"""``hpo-mab compare``: the same study with every arm, on equal terms."""
+"""``hpo-mab compare``: the same study with every arm, on equal budget and seeds."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import typer
 
 from hpo_mab.cli import _options as opt
 
-#: How many seeds more are suggested where those so far cannot tell.
+#: How many more seeds are suggested where the seeds so far cannot tell.
 _MORE_SEEDS = 4
 
 
@@ -17,8 +17,16 @@ def compare(
     context: typer.Context,
     spec: opt.Spec = "digits",
     storage: opt.StorageUrl = "sqlite:///hpo_mab.db",
+    name: Annotated[
+        str | None,
+        typer.Option(
+            help="Begins the names of the studies, in place of the definition's name. A study of "
+            "exactly this name is used for its arm and seed."
+        ),
+    ] = None,
+    fresh: opt.Fresh = False,
     seeds: Annotated[
-        int | None, typer.Option(min=1, help="Seeds, from the definition's upwards.")
+        int | None, typer.Option(min=1, help="Number of seeds, starting at the definition's.")
     ] = None,
     trials: opt.Trials = None,
     budget: opt.Budget = None,
@@ -31,23 +39,26 @@ def compare(
     pruner: opt.Pruner = None,
     batch_size: opt.BatchSize = None,
     device: opt.Device = None,
+    workers: opt.Workers = "1",
     slots: opt.Slots = None,
+    ray: opt.Ray = None,
+    gpus_per_worker: opt.GpusPerWorker = None,
     assignments: opt.Set = None,
     record: Annotated[
-        Path | None, typer.Option(help="Write the raw record (JSON) to this file.")
+        Path | None, typer.Option(help="File to write the raw record to (JSON).")
     ] = None,
     report: Annotated[
-        Path | None, typer.Option(help="Write a self-contained HTML report to this file.")
+        Path | None, typer.Option(help="File to write a self-contained HTML report to.")
     ] = None,
     verbose: opt.Verbose = False,
     quiet: opt.Quiet = False,
     as_json: opt.Json = False,
 ) -> None:
-    """Run the same study with the bandit and with uniform sampling, and say which did better.
+    """Run the same study with the bandit and with uniform sampling, and compare the two.
 
-    Arms share budget, seeds, validation split and first configurations. What the storage already
-    holds is not run again. Studies that exist already, in any number of databases, are compared by
-    `hpo-mab report`.
+    Both arms have the same budget, seeds, validation split and first configurations. Trials that
+    the storage holds are not run again. `hpo-mab report` compares studies that exist, from any
+    number of databases.
 
     Examples:
 
@@ -59,7 +70,7 @@ def compare(
     """
     loaded = opt.definition(context)
     from hpo_mab.cli._dashboard import dashboard
-    from hpo_mab.cli._options import command_line, is_given
+    from hpo_mab.cli._options import command_line, is_given, worker_count
     from hpo_mab.cli._output import (
         StudyProgress,
         print_comparison,
@@ -68,8 +79,10 @@ def compare(
         warn_unpublished,
         write_text,
     )
+    from hpo_mab.cli._run import launcher
     from hpo_mab.cli._signals import stoppable
     from hpo_mab.compare import comparison_record, report_html, run_comparison, summarise
+    from hpo_mab.compare._runner import comparison_names
     from hpo_mab.dashboard import publish_comparison
     from hpo_mab.storage import Storage
 
@@ -77,6 +90,20 @@ def compare(
     refuse_unwritable(record, report)
     silent = quiet or as_json
     store = Storage(storage)
+    launch = launcher(
+        loaded,
+        store,
+        workers=worker_count(workers),
+        ray=ray,
+        gpus_per_worker=gpus_per_worker,
+        quiet=silent,
+    )
+    names = comparison_names(loaded, store, name=name, fresh=fresh)
+    # A URL with a password must not be shown.
+    shown = {"storage": store.shown_url} if is_given(context, "storage") else {}
+    if fresh:
+        (arm, first), chosen = next(iter(names.items()))
+        shown["name"] = chosen.removesuffix(f"-{arm}-seed{first}")
     with stoppable(), shown_data(quiet=silent) as show_data:
 
         def progress(name: str, count: int) -> StudyProgress:
@@ -86,11 +113,14 @@ def compare(
         found = run_comparison(
             loaded,
             store,
+            names=names,
+            launch=launch,
             progress=progress,
             on_retrain=None if silent else _print_retraining,
         )
     if {run.arm for run in found.runs} <= {found.reference} or found.interrupted:
-        typer.echo("Interrupted; the same command continues.", err=True)
+        continued = command_line(context, compare, shown) if fresh else "the same command"
+        typer.echo(f"Interrupted. Finished trials are stored; {continued} continues.", err=True)
         raise typer.Exit(130)
     summary = summarise(found.runs, reference=found.reference, retrained=found.retrained)
     text = comparison_record(found, summary)
@@ -104,8 +134,6 @@ def compare(
     if as_json:
         typer.echo(text)
     elif not quiet:
-        # A URL with a password must not be shown.
-        shown = {"storage": store.shown_url} if is_given(context, "storage") else {}
         more = {"seeds": str(loaded.compare.seeds + _MORE_SEEDS)}
         print_comparison(
             summary,
@@ -115,9 +143,9 @@ def compare(
             more_seeds=command_line(context, compare, shown | more),
             verbose=verbose,
         )
-    # Last: the result is told, whatever becomes of the pages about it.
+    # Last: the result is printed even if the pages cannot be written.
     warn_unpublished(publish_comparison(store, found.runs, summary))
 
 
 def _print_retraining(study: str, number: int, of: int) -> None:
-    typer.echo(f"{study}: training its best configuration again, {number} of {of}", err=True)
+    typer.echo(f"{study}: re-training its best configuration, {number} of {of}", err=True)

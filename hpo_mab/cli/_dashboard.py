@@ -18,22 +18,24 @@ PORT = 8080
 def dashboard(
     storage: opt.StorageUrl = "sqlite:///hpo_mab.db",
     host: Annotated[
-        str, typer.Option(help="Address to listen on; anything but loopback is open to others.")
+        str,
+        typer.Option(help="Address to listen on. Other machines can reach all but loopback."),
     ] = "127.0.0.1",
     port: Annotated[
-        int, typer.Option(min=0, max=65535, help="Port; a free one is taken if it is in use.")
+        int,
+        typer.Option(min=0, max=65535, help="Port; if it is in use, a free one is chosen."),
     ] = PORT,
     artifacts: Annotated[
         Path | None,
         typer.Option(
-            help="Folder of files that belong to studies, e.g. long learning curves; default "
-            "beside the database.",
+            help="Folder of the studies' files, e.g. long learning curves; default: next to the "
+            "database.",
         ),
     ] = None,
 ) -> None:
-    """Open the Optuna dashboard on the storage; Ctrl-C ends it.
+    """Serve the Optuna dashboard of the storage; Ctrl-C ends it.
 
-    Notes and figures of studies that have gone on are brought up to date first.
+    Notes and figures of studies with new trials are updated first.
 
     Examples:
 
@@ -51,16 +53,16 @@ def dashboard(
 
     class QuietHandler(WSGIRequestHandler):
         def log_message(self, format: str, *args: object) -> None:
-            """Requests of the user's own browser are no news."""
+            """Log nothing: these are requests of the user's own browser."""
 
     class ThreadedServer(ThreadingMixIn, WSGIServer):
-        """Browsers open connections in advance: with one thread, an idle one stalls the rest."""
+        """Browsers open idle connections, which would block a server of one thread."""
 
         daemon_threads = True
 
     opt.silence_optuna()
     store = Storage(storage, create=False)
-    # Opens it: a database that is none is an error of its own, not one of writing notes.
+    # This opens the database: a broken one is reported as such, not as a failure to write notes.
     pages = application(store, artifacts=artifacts)
     warn_unpublished(refresh(store, artifacts=artifacts))
     server = make_server(
@@ -79,7 +81,7 @@ def dashboard(
 
 
 def _free_port(host: str, port: int) -> int:
-    """``port`` if nobody listens there, else 0: let the system choose.
+    """``port`` if it is free, else 0, with which the system chooses one.
 
     Raises:
         ArgumentError: The address is not of this machine.

@@ -1,4 +1,4 @@
-"""Entry point: commands, and errors in one line with exit status 2."""
+"""Entry point: commands; errors are one line with exit status 2."""
 
 from __future__ import annotations
 
@@ -14,17 +14,18 @@ from typer.core import TyperGroup
 from hpo_mab._errors import HpoMabError, hide_passwords, memory_reason
 from hpo_mab.cli._compare import compare
 from hpo_mab.cli._dashboard import dashboard
+from hpo_mab.cli._examples import examples
 from hpo_mab.cli._report import evidence, report, studies
 from hpo_mab.cli._run import run
 from hpo_mab.cli._worker import copy, replay, worker
 
 
 class _QuickHelp(TyperGroup):
-    """A group whose help comes at once, and whose complaints quote no password."""
+    """A group with fast help, whose error messages quote no password."""
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
-        # Rich takes longer to import than all the rest of ``hpo-mab --help``; the commands' pages
-        # are the ones worth boxes.
+        # Importing rich takes longer than the rest of ``hpo-mab --help``; only the help of a
+        # command uses it.
         self.rich_markup_mode = None
         super().format_help(ctx, formatter)
 
@@ -32,7 +33,7 @@ class _QuickHelp(TyperGroup):
         try:
             return super().invoke(ctx)
         except Exception as error:
-            # What is said of a mistyped command line quotes it.
+            # The error message of a mistyped command line quotes it.
             if isinstance(message := getattr(error, "message", None), str):
                 setattr(error, "message", hide_passwords(message))  # noqa: B010 - Typer's own
             raise
@@ -41,8 +42,9 @@ class _QuickHelp(TyperGroup):
 app = typer.Typer(
     name="hpo-mab",
     cls=_QuickHelp,
-    help="Budgeted hyperparameter search with bandit batch sampling, measured against uniform.",
-    epilog="Start with `hpo-mab run`; `hpo-mab COMMAND --help` has examples.",
+    help="Hyperparameter search on a budget: trials that cannot win stop early, and a bandit can "
+    "pick the mini-batches. `compare` measures whether that helps on your data.",
+    epilog="Start with `hpo-mab run`. `hpo-mab COMMAND --help` shows examples.",
     rich_markup_mode="markdown",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -53,6 +55,7 @@ app.command(name="worker")(worker)
 app.command(name="compare")(compare)
 app.command(name="report")(report)
 app.command(name="evidence")(evidence)
+app.command(name="examples")(examples)
 app.command(name="replay")(replay)
 app.command(name="studies")(studies)
 app.command(name="copy")(copy)
@@ -67,7 +70,7 @@ def _in_one_line(
     file: TextIO | None = None,
     line: str | None = None,
 ) -> None:
-    """Show a warning; of our own, without the place in the code, which is not the user's."""
+    """Show a warning, one of this package without its place in the code."""
     if category.__module__.startswith("hpo_mab."):
         print(f"hpo-mab: {hide_passwords(str(message))}", file=sys.stderr)
     else:
@@ -78,7 +81,7 @@ def _in_one_line(
 def main() -> None:
     """Run the command line and exit.
 
-    Exit status: 0 done, 2 a mistake in what was asked, 130 interrupted.
+    Exit status: 0 success, 2 an error of the user, 130 interrupted.
     """
     if "" not in sys.path:
         # As `python -m` does: a definition may name modules in the current folder.
@@ -94,7 +97,7 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:
-        # The reader (head, less) has gone; Python must not complain again when it flushes.
+        # The reader (head, less) has ended; Python must not raise again when it flushes.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
     except Exception as error:
@@ -106,17 +109,17 @@ def main() -> None:
 
 
 def _outside_cause(error: Exception) -> str | None:
-    """What a database, a disk or memory did to us, in one line; None for a mistake of our own."""
+    """An error of a database, a disk or memory in one line; None for a bug of this package."""
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         where = f" for {error.filename}" if error.filename else ""
         return (
-            f"{error.strerror}{where}. Free some space, then give the same command again; what is "
-            "stored stays."
+            f"{error.strerror}{where}. Free some space and run the same command again; stored "
+            "trials are kept."
         )
     starved = memory_reason(error)
     if starved is not None:
-        return f"{starved} Smaller networks and batches need less, and so do fewer workers."
-    # Where nothing has been imported that raises them, it is none of them.
+        return f"{starved} Use a smaller network, smaller batches or fewer workers."
+    # Without SQLAlchemy imported, nothing can have raised a storage error.
     if "sqlalchemy" not in sys.modules:
         return None
     from hpo_mab.storage import STORAGE_ERRORS

@@ -1,7 +1,4 @@
-"""Options that several commands share.
-
-What the shell offers after Tab, and the options given, as the command line to give next.
-"""
+"""Options that several commands share, their completion, and the commands printed as "Next"."""
 
 from __future__ import annotations
 
@@ -60,7 +57,7 @@ def devices() -> list[str]:
 
 
 def study_names(ctx: typer.Context) -> list[str]:
-    """Names of the studies in the storage that the line names, or the usual one."""
+    """Names of the studies in the storage on the command line, or in the default one."""
     from hpo_mab._errors import HpoMabError
     from hpo_mab.storage import DEFAULT_URL, Storage
     from hpo_mab.storage import study_names as stored
@@ -80,7 +77,7 @@ Spec = Annotated[
     str,
     typer.Argument(
         metavar="SPEC",
-        help="A study definition: a TOML file, or digits, fashion_mnist, cifar10, cifar100.",
+        help="Study definition: a TOML file, or digits, fashion_mnist, cifar10, cifar100.",
         show_default=True,
         autocompletion=definitions,
     ),
@@ -90,7 +87,7 @@ StorageUrl = Annotated[
     typer.Option(
         "--storage",
         envvar="HPO_MAB_STORAGE",
-        help="Database URL as SQLAlchemy and Optuna take it, or a path to an SQLite file.",
+        help="Database URL in SQLAlchemy's format, or path of an SQLite file.",
     ),
 ]
 Storages = Annotated[
@@ -98,26 +95,36 @@ Storages = Annotated[
     typer.Option(
         "--storage",
         envvar="HPO_MAB_STORAGE",
-        help="Database URL or path; repeat to take studies from several.",
+        help="Database URL or path; repeat it to read studies from several.",
         show_default="sqlite:///hpo_mab.db",
     ),
 ]
-Trials = Annotated[
-    int | None, typer.Option(help="Trials the study should have in all; a study continues.")
+Fresh = Annotated[
+    bool, typer.Option("--fresh", help="Start a new study; do not continue one that exists.")
 ]
+Trials = Annotated[int | None, typer.Option(help="Total number of trials, existing ones included.")]
 Budget = Annotated[
     str | None,
-    typer.Option(help="Limit for all trials together: 45s, 30m, 2h, 200epochs, 1000000examples."),
+    typer.Option(
+        help="Limit for all trials together: 45s, 30m, 2h of training and evaluation, added up "
+        "over workers; or 200epochs, 1000000examples. The trial that reaches it is finished."
+    ),
 ]
-Epochs = Annotated[float | None, typer.Option(help="Passes over the training set a trial.")]
+Epochs = Annotated[float | None, typer.Option(help="Passes over the training set per trial.")]
 Seed = Annotated[int | None, typer.Option(help="Seed of the study.")]
 Data = Annotated[
     str | None,
-    typer.Option(help="Data set, e.g. digits, cifar10, image_folder.", autocompletion=data_sets),
+    typer.Option(
+        help="Data set, e.g. digits, cifar10, image_folder. The study is named after it.",
+        autocompletion=data_sets,
+    ),
 ]
 DataRoot = Annotated[
     str | None,
-    typer.Option(envvar="HPO_MAB_DATA", help="Folder of the data sets; downloads go there."),
+    typer.Option(
+        envvar="HPO_MAB_DATA",
+        help="Folder of the data sets and downloads; for image_folder, the folder of images.",
+    ),
 ]
 Model = Annotated[
     str | None,
@@ -134,7 +141,7 @@ Pruner = Annotated[
         autocompletion=pruners,
     ),
 ]
-BatchSize = Annotated[int | None, typer.Option(help="Examples a batch.")]
+BatchSize = Annotated[int | None, typer.Option(help="Examples per batch.")]
 Device = Annotated[
     str | None,
     typer.Option(help="auto, cpu, cuda, cuda:1, mps.", autocompletion=devices),
@@ -143,15 +150,15 @@ Workers = Annotated[
     str,
     typer.Option(
         metavar="N|auto",
-        help="Processes that run trials at the same time; auto fills the CPU cores or the GPUs.",
+        help="Processes that run trials in parallel; auto: one per CPU core or GPU.",
     ),
 ]
 Slots = Annotated[
     str | None,
     typer.Option(
         metavar="N|auto",
-        help="Trials that a process trains at the same time as one stacked network; auto measures "
-        "on a CUDA device how many are worth it.",
+        help="Trials that a process trains in parallel as one stacked network; auto: measured on a "
+        "CUDA device, 1 elsewhere.",
     ),
 ]
 Ray = Annotated[
@@ -159,7 +166,7 @@ Ray = Annotated[
     typer.Option(
         metavar="ADDRESS",
         help="Run the workers on a Ray cluster: 'auto', ray://host:port, or 'local' to start one "
-        "here. Needs a PostgreSQL storage.",
+        "on this machine. Needs a PostgreSQL storage.",
     ),
 ]
 GpusPerWorker = Annotated[
@@ -171,7 +178,7 @@ Set = Annotated[
         "--set",
         metavar="KEY=VALUE",
         help="Any key of the definition, e.g. optimizer.lr=0.1 or "
-        "'sampler.memory={ low = 20, high = 200 }'. Repeat for more.",
+        "'sampler.memory={ low = 20, high = 200 }'. Repeatable.",
     ),
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no summary.")]
@@ -180,13 +187,11 @@ Verbose = Annotated[
     typer.Option(
         "--verbose",
         "-v",
-        help="Every table: also cost to target, and advantage, acceleration and fidelity by "
-        "budget.",
+        help="Print every table: also gains, cost to target, and advantage, acceleration and "
+        "fidelity by budget.",
     ),
 ]
-Json = Annotated[
-    bool, typer.Option("--json", help="One JSON document on standard output, and no progress.")
-]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document and no progress.")]
 
 
 #: Options by their parameter's name, and the key of the definition that each replaces.
@@ -208,7 +213,7 @@ _KEYS = {
 
 
 def definition(context: typer.Context) -> StudySpec:
-    """The definition that a command line asks for: a file or name, and what replaces its values."""
+    """The definition on a command line: a file or name, and the options that replace its values."""
     given = context.params
     named = {key: given[name] for name, key in _KEYS.items() if given.get(name) is not None}
     if "training.slots" in named:
@@ -233,7 +238,7 @@ def load(
 
 
 def worker_count(text: str) -> int | None:
-    """The number of workers asked for; None for ``auto``.
+    """The number of workers; None for ``auto``.
 
     Raises:
         ArgumentError: Neither.
@@ -247,7 +252,7 @@ def worker_count(text: str) -> int | None:
 
 
 def slot_count(text: str) -> int | Literal["auto"]:
-    """The number of slots asked for, or ``"auto"``.
+    """The number of slots, or ``"auto"``.
 
     Raises:
         ArgumentError: Neither, or less than 1.
@@ -264,13 +269,13 @@ def slot_count(text: str) -> int | Literal["auto"]:
 
 
 def silence_optuna() -> None:
-    """Leave the telling to our own progress: Optuna logs a line, or a traceback, a trial."""
+    """Switch Optuna's log off: it writes a line, or a traceback, per trial."""
     import logging
 
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.CRITICAL)
-    # A traceback for each connection that breaks, or that a second Ctrl-C leaves half reset.
+    # It logs a traceback for each broken connection, and for one that a second Ctrl-C interrupts.
     logging.getLogger("sqlalchemy.pool").setLevel(logging.CRITICAL)
 
 
@@ -285,10 +290,6 @@ def _assignment(text: str) -> tuple[str, Any]:
         return key.strip(), raw.strip()
 
 
-#: What concerns one call only.
-_ONCE = {"trials", "fresh", "quiet", "verbose", "as_json", "record", "report"}
-
-
 def is_given(context: typer.Context, name: str) -> bool:
     """Whether an argument is on the command line, not from the environment or by default."""
     source = context.get_parameter_source(name)
@@ -300,6 +301,8 @@ def command_line(
 ) -> str:
     """A command line with the arguments of the current one.
 
+    ``--fresh`` is left out: the study that it made is continued by its name.
+
     Args:
         context: Of the current command.
         command: The command to suggest; arguments it does not have are left out.
@@ -309,7 +312,7 @@ def command_line(
     values = {
         str(parameter.name): _arguments(parameter, context.params[str(parameter.name)])
         for parameter in context.command.params
-        if parameter.name not in _ONCE and is_given(context, str(parameter.name))
+        if parameter.name != "fresh" and is_given(context, str(parameter.name))
     }
     by_name = {str(parameter.name): parameter for parameter in context.command.params}
     values |= {name: _arguments(by_name[name], value) for name, value in (changes or {}).items()}
@@ -324,4 +327,4 @@ def _arguments(parameter: Any, value: Any) -> Iterator[str]:
         elif one is True:
             yield parameter.opts[0]
         else:
-            yield from (parameter.opts[0], str(one))
+            yield from (parameter.opts[0], f"{one:g}" if isinstance(one, float) else str(one))

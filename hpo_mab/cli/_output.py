@@ -1,4 +1,4 @@
-"""What commands print and write: progress, summaries, the result of a comparison, files."""
+"""What commands print and write: progress, summaries, comparisons, files."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from itertools import zip_longest
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, get_args
+from typing import TYPE_CHECKING, Any, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
@@ -34,9 +33,9 @@ if TYPE_CHECKING:
 
 
 def console(*, stderr: bool = False) -> Console:
-    """A console that takes nothing in a text for markup, emoji or a number to colour.
+    """A console without markup, emoji and highlighting in texts.
 
-    Texts that are styled are `rich.text.Text`, or are printed with a style.
+    A styled text is a `rich.text.Text`, or is printed with a style.
 
     Args:
         stderr: Whether to print to standard error.
@@ -54,23 +53,23 @@ def write_text(path: Path, text: str) -> None:
         path.write_text(text, encoding="utf-8")
     except OSError as error:
         raise ArgumentError(
-            f"{path} cannot be written: {error.strerror}. Name a file in a folder that exists."
+            f"{path} cannot be written: {error.strerror}. Give a file in an existing folder."
         ) from None
 
 
 def refuse_unwritable(*paths: Path | None) -> None:
-    """Say before anything runs that a file cannot be written after it.
+    """Refuse, before anything runs, files that cannot be written at its end.
 
     Raises:
-        ArgumentError: It is a folder, or its folder does not exist or must not be written to.
+        ArgumentError: A path is a folder, or its folder does not exist or is not writable.
     """
     for path in paths:
         if path is not None and path.is_dir():
-            raise ArgumentError(f"{path} is a folder; name a file to write.")
+            raise ArgumentError(f"{path} is a folder; give a file to write.")
         if path is not None and not os.access(path.absolute().parent, os.W_OK | os.X_OK):
             raise ArgumentError(
-                f"{path} cannot be written: {path.absolute().parent} is not a folder that can be "
-                "written to. Name a file in one that is."
+                f"{path} cannot be written: {path.absolute().parent} is not a writable folder. "
+                "Give a file in one that is."
             )
 
 
@@ -108,7 +107,7 @@ class StudyProgress:
                 console=self._console,
             )
             self._live.start()
-            self._task = self._live.add_task("the first trial runs", total=self._trials)
+            self._task = self._live.add_task("first trial running", total=self._trials)
         return self
 
     def __exit__(
@@ -121,7 +120,7 @@ class StudyProgress:
             self._live.stop()
 
     def __call__(self, study: optuna.Study, trial: FrozenTrial) -> None:
-        """Show where the study stands after a trial."""
+        """Show the study's state after a trial."""
         from hpo_mab.search._plan import Plan
 
         plan = Plan(study.get_trials(deepcopy=False))
@@ -135,7 +134,7 @@ class StudyProgress:
             self._console.print(f"{self._label}: {state}", soft_wrap=True)
 
     def _describe(self, study: optuna.Study, counts: dict[str, int], done: int) -> str:
-        # Optuna gives a pruned trial its last report as value: that is no result.
+        # The value of a pruned trial is its last report, which is not a final accuracy.
         complete = [
             value
             for trial in study.get_trials(deepcopy=False)
@@ -149,7 +148,7 @@ class StudyProgress:
         new = done - (self._done_before or 0)
         if new > 0 and done < self._trials:
             each = (time.monotonic() - self._began) / new
-            parts += [f"{60 / max(each, 1e-9):.3g} a minute"]
+            parts += [f"{60 / max(each, 1e-9):.3g} per minute"]
             parts += [f"{duration(each * (self._trials - done))} left"]
         return ", ".join(parts)
 
@@ -162,7 +161,7 @@ class StudyProgress:
 
 
 class _DataLines(logging.Handler):
-    """Keeps what is logged of the data sets loaded, and shows each line once."""
+    """Collects the log lines about loaded data sets, and shows each once."""
 
     def __init__(self) -> None:
         super().__init__(logging.INFO)
@@ -183,10 +182,10 @@ class _DataLines(logging.Handler):
 
 @contextlib.contextmanager
 def shown_data(*, quiet: bool) -> Iterator[Callable[[], None]]:
-    """Show what the data sets loaded in this context consist of, each line once.
+    """Show the composition of the data sets loaded in this context, each line once.
 
-    Gives a function that shows it; the end of the context does so too, but not an error: a mistake
-    in a definition is one line.
+    Yields a function that shows it. The end of the context shows it as well, but an error does not:
+    an error in a definition is one line.
     """
     log, lines = logging.getLogger("hpo_mab.data"), _DataLines()
     before = log.level
@@ -212,36 +211,47 @@ def duration(seconds: float) -> str:
 
 
 def print_summary(
-    outcome: RunOutcome, spec: StudySpec, *, dashboard: str, compare: str, go_on: str
+    outcome: RunOutcome,
+    spec: StudySpec,
+    *,
+    wall_seconds: float,
+    dashboard: str,
+    compare: str,
+    go_on: str,
 ) -> None:
     """Print the best configuration, what was spent, what pruning saved, and what to do next.
 
     Args:
         outcome: What came of the run.
         spec: The definition.
+        wall_seconds: Wall time of the command.
         dashboard: Command that opens the dashboard.
         compare: Command that compares the same study with uniform sampling.
         go_on: Command that continues the study.
     """
     out = console()
-    facts = _facts(outcome, spec)
+    facts = _facts(outcome, spec, wall_seconds=wall_seconds)
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     for label, text in _rows(facts):
         table.add_row(label, text)
     if outcome.interrupted:
-        out.print("Interrupted; finished trials are kept. The same command continues.\n")
+        out.print("Interrupted. Finished trials are stored; the same command continues.\n")
     out.print(table)
     print_next(
         [
-            (compare, "the same study against uniform sampling"),
-            (dashboard, "explore it in the browser"),
-            (go_on, "go on"),
+            (compare, "the same study with uniform sampling" + _unpruned(spec)),
+            (dashboard, "notes and figures in the browser"),
+            (go_on, "continue the study"),
         ]
     )
 
 
+def _unpruned(spec: StudySpec) -> str:
+    return " and without pruning" if spec.compare.unpruned and not spec.compare.arms else ""
+
+
 def print_next(steps: Sequence[tuple[str, str]]) -> None:
-    """Print commands to give next, each with its purpose."""
+    """Print the commands suggested next, each with its purpose."""
     out = console()
     out.print("\nNext:")
     for step, purpose in steps:
@@ -249,21 +259,21 @@ def print_next(steps: Sequence[tuple[str, str]]) -> None:
 
 
 def warn_unpublished(published: Published) -> None:
-    """Say on standard error that the dashboard's pages are not up to date, if they are not."""
+    """Print on standard error why the dashboard's pages could not be updated, if so."""
     if published.problem:
         print(
-            "hpo-mab: the study is stored, but its notes and figures for the dashboard were not "
+            "hpo-mab: the study is stored; its notes and figures for the dashboard could not be "
             f"written ({published.problem}). 'hpo-mab dashboard' tries again.",
             file=sys.stderr,
         )
 
 
-def run_json(outcome: RunOutcome, spec: StudySpec) -> str:
+def run_json(outcome: RunOutcome, spec: StudySpec, *, wall_seconds: float) -> str:
     """The same facts as one JSON object."""
-    return json.dumps(_facts(outcome, spec), indent=1)
+    return json.dumps(_facts(outcome, spec, wall_seconds=wall_seconds), indent=1)
 
 
-def _facts(outcome: RunOutcome, spec: StudySpec) -> dict[str, Any]:
+def _facts(outcome: RunOutcome, spec: StudySpec, *, wall_seconds: float) -> dict[str, Any]:
     from hpo_mab.search._plan import Plan
 
     run, best = outcome.run, outcome.run.best
@@ -283,7 +293,10 @@ def _facts(outcome: RunOutcome, spec: StudySpec) -> dict[str, Any]:
         "twins": plan.twins,
         "examples": run.examples,
         "seconds": run.seconds,
+        "evaluation_seconds": run.evaluation_seconds,
+        "wall_seconds": wall_seconds,
         "examples_saved_by_pruning": run.saved_examples,
+        "seconds_saved_by_pruning": run.saved_seconds,
         "trial_examples": run.trial_examples,
         "auto": None if outcome.choice is None else outcome.choice.to_json(),
         "loop_reasons": list(outcome.loop_reasons),
@@ -295,7 +308,7 @@ def _rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
     best, trials = facts["best"], facts["trials"]
     rows = [("Study", facts["study"])]
     if best is None:
-        rows.append(("Best", "no trial is complete yet"))
+        rows.append(("Best", "no complete trial yet"))
     else:
         accuracy = f"{best['validation_accuracy']:.2%} validation accuracy, trial {best['trial']}"
         if best["test_accuracy"] is not None:
@@ -304,24 +317,51 @@ def _rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
         rows.append(("", ", ".join(f"{k} = {parameter(v)}" for k, v in best["params"].items())))
     counted = f"{trials['complete']} complete, {trials['pruned']} pruned, {trials['fail']} failed"
     if facts["twins"]:
-        counted += f"; {facts['twins']} are the pilot's, under uniform sampling"
+        counted += f"; {facts['twins']} of them are the pilot's, with uniform sampling"
     rows.append(("Trials", counted))
-    if facts["examples"] is None:
-        rows.append(("Spent", "not known: learning curves are missing"))
-    else:
-        spent = f"{facts['examples']:,} examples, {duration(facts['seconds'])} of training"
-        rows.append(("Spent", spent))
+    rows += _spent(facts)
     if facts["auto"] is not None:
         rows.append(("Sampler", f"auto chose {facts['auto']['sampler']}: {facts['auto']['why']}"))
     rows += [("Training", reason) for reason in facts["loop_reasons"]]
-    saved = facts["examples_saved_by_pruning"]
-    if saved is not None:
-        share = saved / max(saved + facts["examples"], 1)
-        rows.append(("Pruning", f"saved {saved:,} examples, {share:.0%} of an unpruned study"))
+    return [*rows, *_saved(facts)]
+
+
+def _spent(facts: dict[str, Any]) -> list[tuple[str, str]]:
+    if facts["examples"] is None:
+        return [("Spent", "unknown: learning curves are missing")]
+    seconds, evaluation = facts["seconds"], facts["evaluation_seconds"]
+    rows = [
+        ("Spent", f"{facts['examples']:,} training examples"),
+        (
+            "Time",
+            f"{duration(seconds)} of training and {duration(evaluation)} of evaluation, all "
+            f"trials together; this command took {duration(facts['wall_seconds'])}",
+        ),
+    ]
+    if evaluation > seconds:
+        rows.append(("", "Evaluation took longer than training: lower budget.evaluations."))
     return rows
 
 
-_COLOURS = {"helps": "green", "hurts": "red", "is not distinguishable": "yellow"}
+def _saved(facts: dict[str, Any]) -> list[tuple[str, str]]:
+    """What pruning saved; a pruned trial's seconds are estimated from its own pace."""
+    saved, seconds = facts["examples_saved_by_pruning"], facts["seconds_saved_by_pruning"]
+    if saved is None:
+        return []
+    if not saved:
+        return [("Pruning", "saved nothing: no trial was pruned")]
+    examples_share = saved / (saved + facts["examples"])
+    seconds_share = seconds / (seconds + facts["seconds"])
+    return [
+        (
+            "Pruning",
+            f"saved {saved:,} training examples ({examples_share:.0%}) and {duration(seconds)} of "
+            f"training ({seconds_share:.0%}), measured against the same trials unpruned",
+        )
+    ]
+
+
+_COLOURS = {"yes": "green", "no": "red", "cannot tell": "yellow"}
 
 
 def print_comparison(
@@ -340,10 +380,10 @@ def print_comparison(
         found: The studies.
         storage: Where they are.
         dashboard: Command that opens the dashboard.
-        more_seeds: Command that goes on where these seeds cannot tell.
+        more_seeds: Command that adds seeds.
         verbose: Whether to print every table.
     """
-    from hpo_mab.compare import Question, outcome
+    from hpo_mab.compare import answers
     from hpo_mab.dashboard import comparison_path
 
     print_result(summary, verbose=verbose)
@@ -351,17 +391,18 @@ def print_comparison(
     link = f"http://127.0.0.1:{PORT}{comparison_path(ids)}"
     steps = [
         (dashboard, "notes and figures in the browser"),
-        (link, "there: the arms side by side"),
+        (link, "the arms side by side, in that dashboard"),
     ]
-    answers = {outcome(one, asked) for one in summary.contrasts for asked in get_args(Question)}
-    if "is not distinguishable" in answers:
-        steps.append((more_seeds, "more seeds, narrower intervals"))
+    replies = {one.reply for contrast in summary.contrasts for one in answers(contrast)}
+    if "cannot tell" in replies:
+        steps.append((more_seeds, "more seeds narrow the intervals"))
     print_next(steps)
 
 
 def print_result(summary: ComparisonSummary, *, verbose: bool = False) -> None:
-    """Print tables, the essential ones or all, and below them the verdict."""
-    from hpo_mab.compare import comparison_tables, outcome, verdict
+    """Print tables, the essential ones or all, and below them the answers."""
+    from hpo_mab.compare import answers, caveats, comparison_tables, verdict
+    from hpo_mab.compare._tables import answer_grid, terminal_table
 
     out = console()
     for table in comparison_tables(summary, essential=not verbose):
@@ -370,8 +411,11 @@ def print_result(summary: ComparisonSummary, *, verbose: bool = False) -> None:
     if not verbose and any(contrast.pairs for contrast in summary.contrasts):
         out.print("--verbose shows cost, advantage and fidelity by budget.\n", style="dim")
     out.print("Verdict", style="bold")
-    colours = [_COLOURS[outcome(contrast)] for contrast in summary.contrasts]
-    for line, colour in zip_longest(verdict(summary).splitlines(), colours, fillvalue="none"):
-        # What was found, then by which figures.
-        found, comma, figures = line.partition(", at ")
-        out.print(Text.assemble((found, f"bold {colour}"), comma + figures))
+    if not summary.contrasts:
+        out.print(verdict(summary))
+    for contrast in summary.contrasts:
+        styles = [_COLOURS[one.reply] for one in answers(contrast)]
+        out.print(terminal_table(answer_grid(summary, contrast), styles=styles))
+        out.print()
+    for line in caveats(summary):
+        out.print(line)

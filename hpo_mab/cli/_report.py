@@ -1,7 +1,4 @@
-"""The commands that read what is stored: ``report``, ``evidence`` and ``studies``.
-
-They run nothing.
-"""
+"""The commands that only read: ``report``, ``evidence`` and ``studies``."""
 
 from __future__ import annotations
 
@@ -12,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from hpo_mab._attributes import DEFINITION_KEY
 from hpo_mab._errors import ArgumentError
 from hpo_mab.cli import _options as opt
 from hpo_mab.cli._options import study_names
@@ -30,32 +28,31 @@ def report(
         typer.Argument(
             metavar="STUDY",
             autocompletion=study_names,
-            help="Names of stored studies or patterns such as 'digits-*', each with a database of "
-            "its own (one.db#digits-*) or another arm's name (old=digits-mab-*) if need be; or one "
-            "record (.json) that --record wrote.",
+            help="Names of stored studies or patterns such as 'digits-*', with a database before # "
+            "(one.db#digits-*) or an arm's name before = (old=digits-mab-*) if needed; or one "
+            "record (.json) written by --record.",
         ),
     ],
     storage: opt.Storages = None,
-    output: Annotated[Path, typer.Option("--output", "-o", help="The page to write.")] = Path(
+    output: Annotated[Path, typer.Option("--output", "-o", help="HTML file to write.")] = Path(
         "report.html"
     ),
     reference: Annotated[
         str | None,
-        typer.Option(help="Arm the others are compared with; default uniform if it is there."),
+        typer.Option(help="Arm to compare the others with; default: uniform, else the first."),
     ] = None,
     record: Annotated[
-        Path | None, typer.Option(help="Write the raw record (JSON) to this file.")
+        Path | None, typer.Option(help="File to write the raw record to (JSON).")
     ] = None,
-    title: Annotated[str | None, typer.Option(help="Heading of the page.")] = None,
+    title: Annotated[str | None, typer.Option(help="Title of the page.")] = None,
     verbose: opt.Verbose = False,
     quiet: opt.Quiet = False,
     as_json: opt.Json = False,
 ) -> None:
-    """Compare studies that exist, from any number of databases, as if they had been run together.
+    """Compare stored studies, from any number of databases; nothing is trained.
 
-    Writes one self-contained HTML file (verdict, tables, figures, record) and shows the verdict and
-    the essential tables here. Studies are compared under the name of the arm they were made as,
-    paired by seed and configuration. Nothing is run.
+    Writes one self-contained HTML file (verdict, tables, figures, record), and prints the verdict
+    and the main tables. Studies are grouped by arm and paired by seed and configuration.
 
     Examples:
 
@@ -111,25 +108,25 @@ def evidence(
         typer.Argument(
             metavar="STUDY",
             autocompletion=study_names,
-            help="Studies of both arms, named as for hpo-mab report, or records (.json).",
+            help="Studies of both arms, named as in hpo-mab report, or records (.json).",
         ),
     ],
     storage: opt.Storages = None,
-    output: Annotated[Path, typer.Option("--output", "-o", help="The file to write.")] = Path(
+    output: Annotated[Path, typer.Option("--output", "-o", help="JSON file to write.")] = Path(
         "evidence.json"
     ),
-    arm: Annotated[str, typer.Option(help="Arm trained with the bandit.")] = "mab",
-    reference: Annotated[str, typer.Option(help="Arm trained under uniform sampling.")] = "uniform",
+    arm: Annotated[str, typer.Option(help="Arm with bandit sampling.")] = "mab",
+    reference: Annotated[str, typer.Option(help="Arm with uniform sampling.")] = "uniform",
     margin: Annotated[
-        float, typer.Option(min=0.0, max=1.0, help="Loss of rank correlation put up with.")
+        float, typer.Option(min=0.0, max=1.0, help="Tolerated loss of fidelity.")
     ] = 0.1,
     as_json: opt.Json = False,
 ) -> None:
-    """Save what finished studies say of the bandit's head start, for pruning later studies earlier.
+    """Save the measured early advantage for later studies, which may prune earlier with it.
 
-    Trials of both arms with equal seed and configuration that ran to their end are pairs; four is
-    the least, twenty or more have something to say. Nothing is run. Another study of the same data
-    and network uses the file by `pruner = { kind = "advantage", evidence = "evidence.json" }`.
+    Complete trials of both arms with the same seed and configuration form a pair. Four pairs are
+    required; twenty or more are advisable. Nothing is trained. A study of the same data and network
+    uses the file by `pruner = { kind = "advantage", evidence = "evidence.json" }`.
 
     Examples:
 
@@ -167,7 +164,7 @@ def _evidence_text(found: Evidence, output: Path) -> str:
     moved = sum(rung.moved for rung in found.rungs)
     lines = [
         f"{found.pairs} pairs: {found.source}.",
-        f"{'budget':>8}{'advantage, points':>26}{'acceleration':>26}{'judged at':>12}",
+        f"{'budget':>8}{'advantage, points':>26}{'acceleration':>26}{'decided at':>12}",
     ]
     for budget, ahead, faster, rung in zip(
         found.budgets, found.advantage, found.acceleration, found.rungs, strict=True
@@ -175,35 +172,62 @@ def _evidence_text(found: Evidence, output: Path) -> str:
         lines.append(
             f"{budget:>8.0%}{points(ahead):>26}{ratio(faster):>26}{rung.decided_at:>12.0%}"
         )
-    lines.append(f"{moved} of {len(found.rungs)} rungs are judged earlier than uniform's.")
+    lines.append(f"{moved} of {len(found.rungs)} rungs are decided earlier than under uniform.")
     if not moved:
-        lines.append("A study that is given this evidence prunes as by successive halving.")
+        lines.append("With this evidence a study prunes as successive halving does.")
     lines.append(f'Next: pruner = {{ kind = "advantage", evidence = "{output}" }}')
     return "\n".join(lines)
 
 
-def studies(storage: opt.StorageUrl = "sqlite:///hpo_mab.db", as_json: opt.Json = False) -> None:
-    """List the studies in a database.
+def studies(
+    study: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[STUDY]", autocompletion=study_names, help="With --trial: whose trial."
+        ),
+    ] = None,
+    trial: Annotated[
+        int | None,
+        typer.Option(help="Show this trial of STUDY: its evaluations, and why it was pruned."),
+    ] = None,
+    storage: opt.StorageUrl = "sqlite:///hpo_mab.db",
+    as_json: opt.Json = False,
+) -> None:
+    """List the studies in a database, or show one trial of a study.
 
     Examples:
 
     ```
     hpo-mab studies
     hpo-mab studies --storage postgresql+psycopg://me@host/db --json
+    hpo-mab studies digits-mab-seed0 --trial 12
     ```
     """
     import optuna
     from rich.table import Table
 
+    if (study is None) != (trial is None):
+        raise ArgumentError("Name a study and --trial together, or neither.")
+    if study is not None and trial is not None:
+        _show_trial(storage, study, trial, as_json=as_json)
+        return
+
     from hpo_mab.cli._output import console
-    from hpo_mab.storage import Definition, Storage
+    from hpo_mab.search._plan import Plan
+    from hpo_mab.storage import Definition, Storage, open_study
+
+    def trials(summary: StudySummary) -> int:
+        """Finished trials of a study of ours; all of another's."""
+        if not Definition.is_in(summary.user_attrs):
+            return summary.n_trials
+        return Plan(open_study(store, summary.study_name).get_trials(deepcopy=False)).finished
 
     store = Storage(storage, create=False)
     summaries = optuna.get_all_study_summaries(storage=store.optuna)
     rows: list[dict[str, Any]] = [
         {
             "study": summary.study_name,
-            "trials": summary.n_trials,
+            "trials": trials(summary),
             "best": _best(summary),
             "started": summary.datetime_start and summary.datetime_start.isoformat(" ", "minutes"),
         }
@@ -215,17 +239,67 @@ def studies(storage: opt.StorageUrl = "sqlite:///hpo_mab.db", as_json: opt.Json 
     table = Table("Study", "Trials", "Best", "Started", box=None, padding=(0, 2, 0, 0))
     ours = {one.study_name for one in summaries if Definition.is_in(one.user_attrs)}
     for row in rows:
-        # Of a study that is not ours, nobody knows the unit.
+        # The unit of another product's study is not known.
         form = ".2%" if row["study"] in ours else ".6g"
         best = "" if row["best"] is None else f"{row['best']:{form}}"
         table.add_row(row["study"], str(row["trials"]), best, row["started"] or "")
     console().print(table if rows else f"No studies in {store.shown_url}; 'hpo-mab run' makes one.")
 
 
+def _show_trial(storage: str, name: str, number: int, *, as_json: bool) -> None:
+    from hpo_mab._attributes import PRUNED_KEY, REASON_KEY, trial_attributes
+    from hpo_mab._errors import UnknownNameError
+    from hpo_mab.cli._output import console
+    from hpo_mab.compare._tables import parameter
+    from hpo_mab.pruners import why_pruned
+    from hpo_mab.storage import Definition, Storage, open_study
+
+    study = open_study(Storage(storage, create=False), name)
+    trials = study.get_trials(deepcopy=False)
+    if not 0 <= number < len(trials):
+        raise UnknownNameError("trial", str(number), map(str, range(len(trials))))
+    trial, attrs = trials[number], trial_attributes(trials[number])
+    state = trial.state.name.lower()
+    form = ".2%" if Definition.is_in(study.user_attrs) else ".6g"
+    kind = study.user_attrs.get(DEFINITION_KEY, {}).get("spec", {}).get("pruner", {}).get("kind")
+    why = {
+        "pruned": why_pruned(attrs, pruner=kind or "", form=form),
+        "fail": attrs.get(REASON_KEY),
+    }.get(state)
+    values = sorted(trial.intermediate_values.items())
+    if as_json:
+        facts = {
+            "study": name,
+            "trial": number,
+            "state": state,
+            "params": trial.params,
+            "evaluations": [[step, _finite(value)] for step, value in values],
+            "pruned_because": attrs.get(PRUNED_KEY),
+            "why": why,
+        }
+        typer.echo(json.dumps(facts, indent=1))
+        return
+    rows = {
+        "Trial": f"{number} of {name}, {state}",
+        "Parameters": ", ".join(
+            f"{key} = {parameter(value)}" for key, value in trial.params.items()
+        ),
+        "Evaluations": ", ".join(f"{step}: {value:{form}}" for step, value in values),
+        "Why": why,
+    }
+    for label, text in rows.items():
+        if text:
+            console().print(f"{label:<13}{text}", soft_wrap=True)
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
 def _best(summary: StudySummary) -> float | None:
-    """The best value; None without one, and where it is not finite, which JSON does not have."""
-    # Of several objectives there is no best one.
+    """The best value; None without one, and if it is not finite, which JSON cannot hold."""
+    # A study of several objectives has no best trial.
     if summary.best_trial is None:
         return None
     value = summary.best_trial.value
-    return value if value is not None and math.isfinite(value) else None
+    return None if value is None else _finite(value)

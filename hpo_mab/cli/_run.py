@@ -1,13 +1,15 @@
-"""``hpo-mab run``: make a study or continue it."""
+"""``hpo-mab run``: create a study or continue it."""
 
 from __future__ import annotations
 
+import contextlib
 import re
+import time
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hpo_mab._errors import ArgumentError
+from hpo_mab._errors import ArgumentError, HpoMabError, StorageError
 from hpo_mab.cli import _options as opt
 
 if TYPE_CHECKING:
@@ -27,18 +29,22 @@ def launcher(
     gpus_per_worker: float | None,
     quiet: bool,
 ) -> Launch | None:
-    """What runs the trials; None where this process does.
+    """What runs the trials; None if this process does.
 
-    ``workers=None`` is as many as the machine has room for.
+    ``workers=None`` is one per core or GPU.
 
     Raises:
         ArgumentError: Options outside their bounds, or that do not go together.
         StorageError: A database the workers cannot reach.
     """
     if gpus_per_worker is not None and ray is None:
-        raise ArgumentError("--gpus-per-worker needs --ray; --slots is for one machine.")
+        raise ArgumentError(
+            "--gpus-per-worker needs --ray. Without Ray, --slots shares a GPU among trials."
+        )
     if workers is None and ray is not None:
-        raise ArgumentError("--workers auto counts this machine's cores; with --ray give a number.")
+        raise ArgumentError(
+            "--workers must be a number with --ray, got 'auto', which counts this machine's cores."
+        )
     if workers is None:
         from hpo_mab.workers import room
 
@@ -48,8 +54,8 @@ def launcher(
         return None
     if storage.is_sqlite and workers > _SQLITE_WORKERS and not quiet:
         typer.echo(
-            f"SQLite has one writer at a time: {workers} workers will wait for one another where "
-            "trials are short. PostgreSQL serves any number: --storage postgresql://...",
+            f"SQLite allows one writer at a time: with short trials, {workers} workers wait for "
+            "one another. PostgreSQL has no such limit: --storage postgresql://...",
             err=True,
         )
     from hpo_mab.workers import ProcessLauncher, RayLauncher, worker_devices
@@ -73,9 +79,7 @@ def run(
     name: Annotated[
         str | None, typer.Option(help="Study name; default definition-sampler-seedN.")
     ] = None,
-    fresh: Annotated[
-        bool, typer.Option("--fresh", help="Start another study instead of continuing.")
-    ] = False,
+    fresh: opt.Fresh = False,
     trials: opt.Trials = None,
     budget: opt.Budget = None,
     epochs: opt.Epochs = None,
@@ -95,7 +99,7 @@ def run(
     quiet: opt.Quiet = False,
     as_json: opt.Json = False,
 ) -> None:
-    """Run a study, or continue it to the requested number of trials.
+    """Run a study, or continue it up to the given number of trials.
 
     Without arguments: 30 trials on scikit-learn's digits, stored in hpo_mab.db.
 
@@ -103,12 +107,13 @@ def run(
 
     ```
     hpo-mab run
-    hpo-mab run --trials 40                  # go on to 40
+    hpo-mab run --trials 40                  # continue up to 40
     hpo-mab run fashion_mnist --data-root ~/data --trials 50
     hpo-mab run study.toml --budget 30m --set optimizer.momentum=0.9
     hpo-mab run --data image_folder --data-root ~/photos
     ```
     """
+    began = time.monotonic()
     loaded = opt.definition(context)
     from hpo_mab.cli._compare import compare
     from hpo_mab.cli._dashboard import dashboard
@@ -123,7 +128,7 @@ def run(
     from hpo_mab.cli._signals import stoppable
     from hpo_mab.dashboard import publish_study
     from hpo_mab.search import StudyRunner
-    from hpo_mab.search._study import check_pruner, choose_name
+    from hpo_mab.search._study import check_study, choose_name
     from hpo_mab.storage import Storage
 
     silent = quiet or as_json
@@ -139,7 +144,7 @@ def run(
     )
     study_name = choose_name(store, loaded, arm=loaded.sampler.kind, name=name, fresh=fresh)
     # Before the data are loaded, which may take long.
-    check_pruner(store, study_name, loaded)
+    check_study(store, study_name, loaded)
     with shown_data(quiet=silent):
         runner = StudyRunner(loaded, store)
     with (
@@ -147,31 +152,48 @@ def run(
         StudyProgress(trials=loaded.budget.trials, label=study_name, quiet=silent) as progress,
     ):
         outcome = runner.run(study_name, on_trial=progress, launch=launch)
+    took = time.monotonic() - began
     if as_json:
-        typer.echo(run_json(outcome, loaded))
+        typer.echo(run_json(outcome, loaded, wall_seconds=took))
     elif not quiet:
         # A URL with a password must not be shown.
         shown = {"storage": store.shown_url} if is_given(context, "storage") else {}
         named = {"name": study_name} if name or fresh else {}
         more = _twice_what_ended_it(outcome, loaded.budget)
-        if "trials" not in more and is_given(context, "trials"):
-            more["trials"] = str(trials)
+        # The names of the other arms may be those of other studies.
+        own = named or ({} if _is_comparable(loaded, store) else {"name": study_name})
         print_summary(
             outcome,
             loaded,
+            wall_seconds=took,
             dashboard=command_line(context, dashboard, shown),
-            compare=command_line(context, compare, shown),
+            compare=command_line(context, compare, shown | own),
             go_on=command_line(context, run, shown | named | more),
         )
     if outcome.interrupted:
-        # Whoever presses Ctrl-C does not wait for pages: 'hpo-mab dashboard' makes them.
+        # No pages after Ctrl-C, which take seconds; 'hpo-mab dashboard' writes them.
         raise typer.Exit(130)
-    # Last: the result is told, whatever becomes of the pages about it.
+    # Last: the result is printed even if the pages cannot be written.
     warn_unpublished(publish_study(store, outcome.run))
 
 
+def _is_comparable(spec: StudySpec, storage: Storage) -> bool:
+    """Whether the default names of a comparison's studies are free or their own.
+
+    Another error is that of ``hpo-mab compare``: the study has been run.
+    """
+    from hpo_mab.compare._runner import comparison_names
+
+    with contextlib.suppress(HpoMabError):
+        try:
+            comparison_names(spec, storage)
+        except StorageError:
+            return False
+    return True
+
+
 def _twice_what_ended_it(outcome: RunOutcome, budget: BudgetSection) -> dict[str, str]:
-    """The option, and its value, with which a study goes on as far again."""
+    """The option and its value that double what has ended the study."""
     from hpo_mab.search._plan import Plan
 
     if budget.total is None or Plan(outcome.run.trials).finished >= budget.trials:

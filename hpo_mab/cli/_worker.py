@@ -23,7 +23,7 @@ def worker(
     study: Annotated[
         str,
         typer.Option(
-            help="Name of the study, as hpo-mab studies lists it.", autocompletion=study_names
+            help="Name of the study; hpo-mab studies lists them.", autocompletion=study_names
         ),
     ],
     storage: opt.StorageUrl = "sqlite:///hpo_mab.db",
@@ -36,10 +36,10 @@ def worker(
         bool, typer.Option("--until-eof", hidden=True, help="Stop when standard input closes.")
     ] = False,
 ) -> None:
-    """Run trials of a study that 'hpo-mab run' has made, until it is done.
+    """Run trials of a stored study until it is complete.
 
-    Any number of workers on any number of machines may share a study; all they need is its
-    storage. Put a URL with a password into HPO_MAB_STORAGE: command lines are public.
+    Any number of workers, on any number of machines, can share a study; they need its storage and
+    its data. Put a URL with a password into HPO_MAB_STORAGE: other users can read command lines.
 
     Example: `hpo-mab worker --storage postgresql://me@host/studies --study cifar10-mab-seed0`.
     """
@@ -77,7 +77,7 @@ def worker(
 
 
 def _worker_json(study: str, target: int, here: Sequence[FrozenTrial], *, interrupted: bool) -> str:
-    """What this worker has done; the study as a whole is what ``run`` and ``report`` tell."""
+    """What this worker has done; ``run`` and ``report`` describe the whole study."""
     from hpo_mab.search._plan import Plan
 
     facts = {
@@ -94,7 +94,7 @@ def replay(
     study: Annotated[
         str,
         typer.Argument(
-            help="Name of the study, as hpo-mab studies lists it.", autocompletion=study_names
+            help="Name of the study; hpo-mab studies lists them.", autocompletion=study_names
         ),
     ],
     trial: Annotated[int, typer.Argument(help="Number of the trial.")],
@@ -103,15 +103,14 @@ def replay(
     data_root: opt.DataRoot = None,
     tolerance: Annotated[
         float,
-        typer.Option(min=0.0, help="Difference of accuracies that still counts as the same."),
+        typer.Option(min=0.0, help="Largest difference of accuracies that counts as equal."),
     ] = 0.0,
     as_json: opt.Json = False,
 ) -> None:
-    """Train one recorded trial again, alone, and compare its learning curve with the record.
+    """Train a recorded trial again, alone, and compare its learning curve with the record.
 
-    On a CPU both are the same bit for bit; on a GPU sums may be taken in another order, for which
-    --tolerance allows. A trial that was trained in a slot (--slots) is not the same alone: its
-    bandits drew other batches. Exit status 1 means that they differ.
+    On a CPU both are equal bit for bit. On a GPU rounding may differ; set --tolerance. A trial from
+    a slot (--slots) had other batches than alone and differs. Exit status 1: the curves differ.
 
     Example: `hpo-mab replay digits-mab-seed0 7`.
     """
@@ -148,15 +147,15 @@ def _replay_text(found: Replay, study: str) -> str:
         other = f"{found.curve[index].accuracy:.4%}" if index < len(found.curve) else "diverged"
         lines.append(f"{one.examples:>12,}  {one.accuracy:>10.4%}  {other:>10}")
     verdict = (
-        "comes out the same, bit for bit"
+        "is reproduced bit for bit"
         if found.is_identical
         else f"differs by up to {found.largest_difference:.2%} in accuracy"
     )
     lines.append(f"Trial {found.trial.number} of {study} {verdict}.")
     if found.slots is not None and not found.is_identical:
         lines.append(
-            f"A difference is expected: the trial was one of up to {found.slots} in a stack, where "
-            "bandits draw other batches and sums are taken in another order."
+            f"A difference is expected: the trial was one of up to {found.slots} in a stack, with "
+            "other batches and other rounding than alone."
         )
     return "\n".join(lines)
 
@@ -165,25 +164,25 @@ def copy(
     study: Annotated[
         str,
         typer.Argument(
-            help="Name of the study, as hpo-mab studies lists it.", autocompletion=study_names
+            help="Name of the study; hpo-mab studies lists them.", autocompletion=study_names
         ),
     ],
     to: Annotated[
         str | None,
-        typer.Option("--to", help="Database URL or path of the copy; default the study's own."),
+        typer.Option("--to", help="Database URL or path of the copy; default: the same database."),
     ] = None,
     name: Annotated[
-        str | None, typer.Option(help="The copy's name; default the study's own.")
+        str | None, typer.Option(help="Name of the copy; default: the study's name.")
     ] = None,
     move: Annotated[
-        bool, typer.Option("--move", help="Delete the study once the copy is whole.")
+        bool, typer.Option("--move", help="Delete the study once the copy is complete.")
     ] = False,
     storage: opt.StorageUrl = "sqlite:///hpo_mab.db",
     as_json: opt.Json = False,
 ) -> None:
-    """Copy a study with its trials, learning curves, notes and artifacts, or move it.
+    """Copy or move a study with its trials, learning curves, notes and artifacts.
 
-    Optuna's own `copy_study` leaves the learning curves behind when it goes to another database.
+    Optuna's own `copy_study` does not copy the learning curves to another database.
 
     Examples:
 

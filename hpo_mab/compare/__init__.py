@@ -20,15 +20,13 @@ from hpo_mab.compare._records import (
 )
 from hpo_mab.compare._report import (
     ComparisonRecord,
-    Question,
     comparison_record,
-    outcome,
     read_record,
     report_html,
-    verdict,
 )
 from hpo_mab.compare._summary import IncumbentCurve, incumbent_curve, summarise
 from hpo_mab.compare._tables import comparison_tables
+from hpo_mab.compare._verdict import Answer, answers, caveats, verdict
 
 if TYPE_CHECKING:
     from hpo_mab.compare._evidence import evidence_of
@@ -41,6 +39,7 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "Answer",
     "ArmSummary",
     "ComparisonRecord",
     "ComparisonRuns",
@@ -52,13 +51,14 @@ __all__ = [
     "IncumbentCurve",
     "PairedRow",
     "Question",
+    "answers",
     "arms_of",
+    "caveats",
     "comparison_record",
     "comparison_tables",
     "environment",
     "evidence_of",
     "incumbent_curve",
-    "outcome",
     "read_record",
     "report_html",
     "retrain",

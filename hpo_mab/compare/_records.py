@@ -30,13 +30,15 @@ class ArmSummary:
         best_by_seed: Validation accuracy of each study's incumbent; None where no trial finished.
         best: Mean of those, with its interval over seeds.
         best_median: Median of those; None if there are none.
-        trials: Number of trials by state, all seeds together.
+        trials: Number of trials by state, all seeds together, without the pilot's twins and
+            attempts that were interrupted.
         examples: Training examples spent, all seeds together; None if a curve is missing.
         seconds: Training seconds spent, likewise.
         saved_examples: Training examples that pruned trials did not spend, likewise.
         saved_share: Those as a share of what the same trials would have spent unpruned.
         sampler_share: Share of the training seconds spent in the batch sampler, over seeds.
         retrained: Test accuracy of the incumbents trained again, over seeds (each seed's mean).
+        finished_by_seed: Complete and pruned trials of each study; empty in earlier records.
     """
 
     arm: str
@@ -51,6 +53,7 @@ class ArmSummary:
     saved_share: float
     sampler_share: Estimate
     retrained: Estimate | None = None
+    finished_by_seed: tuple[int, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,10 +61,10 @@ class CostToTarget:
     """What an arm spends to reach an accuracy, over what the reference spends.
 
     Attributes:
-        target: ``"reference"``: the reference's final incumbent accuracy. Arms that are alike
-            reach it in half of the seeds only, for the target is the luck of one of them.
-            ``"common"``: the lower of both final incumbent accuracies, which both reach: for arms
-            that are alike, ratios above and below 1 are equally likely. ``"retrained"``: the
+        target: ``"reference"``: the reference's final incumbent accuracy. Equal arms
+            reach it in half of the seeds only: the target depends on the luck of one of them.
+            ``"common"``: the lower of both final incumbent accuracies, which both reach: for equal
+            arms, ratios above and below 1 are equally likely. ``"retrained"``: the
             reference's re-trained test accuracy; known only for final incumbents, so the cost is
             what was spent until the final incumbent was found.
         currency: ``"examples"`` or ``"seconds"``.
@@ -156,12 +159,14 @@ class Contrast:
         gain: Incumbent validation accuracy minus the reference's at equal spend, by currency; the
             spend is what the cheaper of the two studies spent in all.
         gain_p: Wilcoxon signed-rank p-values of the same; None below 5 seeds.
-        seconds_per_example: Training seconds an example over the reference's.
+        seconds_per_example: Training seconds per example over the reference's.
         cost: Costs to target.
         pairs: Number of pairs of one configuration trained in both arms.
         paired: What the pairs say, by budget.
         retrained_gain: Re-trained test accuracy minus the reference's, over seeds.
         retrained_p: Wilcoxon signed-rank p-value of the same; None below 5 seeds.
+        same_slots: Whether trials of both arms were trained in equally many slots. Where not, the
+            arms' seconds measure the slots and not the samplers.
     """
 
     arm: str
@@ -175,6 +180,7 @@ class Contrast:
     paired: tuple[PairedRow, ...]
     retrained_gain: Estimate | None = None
     retrained_p: float | None = None
+    same_slots: bool = True
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,107 +1,36 @@
-"""A comparison's verdict, its JSON record, and its report as one self-contained HTML page."""
+"""A comparison's JSON record, and its report as one self-contained HTML page."""
 
 from __future__ import annotations
 
 import dataclasses
 import html
 import json
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from hpo_mab._attributes import environment as this_environment
 from hpo_mab._errors import ArgumentError
-from hpo_mab.advantage import Estimate
 from hpo_mab.compare import figures
-from hpo_mab.compare._records import CURRENCIES, ComparisonSummary, Contrast
-from hpo_mab.compare._tables import Grid, grids, parameter, weights_evaluated
+from hpo_mab.compare._facts import study_facts, winner, winning_parameters
+from hpo_mab.compare._records import CURRENCIES, ComparisonSummary
+from hpo_mab.compare._tables import (
+    Grid,
+    arm_words,
+    grids,
+    in_arm_words,
+    overview,
+    parameter,
+    percent,
+    weights_evaluated,
+)
+from hpo_mab.compare._verdict import answers, verdict
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
     from hpo_mab.compare._runner import ComparisonRuns
     from hpo_mab.storage import StudyRun, TrialRun
-
-Outcome = Literal["helps", "hurts", "is not distinguishable"]
-#: Does the same budget give a better model; does a study find better hyperparameters.
-Question = Literal["model", "hyperparameters"]
-
-
-def verdict(summary: ComparisonSummary) -> str:
-    """What was found of each arm against the reference, in plain words, a line an arm.
-
-    Each question has one measure, whatever else is known. Whether the same budget gives a better
-    model: the difference of validation accuracies over pairs of one configuration, at the end of a
-    trial. Whether a study finds better hyperparameters: the difference of the test accuracies of
-    the re-trained incumbents, over seeds. An arm helps or hurts where the whole interval lies on
-    one side of zero.
-    """
-    if not summary.contrasts:
-        return f"Only the arm '{summary.reference}' has been run: there is nothing to compare."
-    return "\n".join(_line(summary, contrast) for contrast in summary.contrasts)
-
-
-def outcome(contrast: Contrast, question: Question = "model") -> Outcome:
-    """What the measure of a question says of one arm; see `verdict`."""
-    measure = _measure(contrast, question)
-    if measure is None or not measure.bounded:
-        return "is not distinguishable"
-    if measure.above(0.0):
-        return "helps"
-    return "hurts" if measure.below(0.0) else "is not distinguishable"
-
-
-def _measure(contrast: Contrast, question: Question) -> Estimate | None:
-    """The difference of accuracies that answers a question; None if it was not measured."""
-    if question == "hyperparameters":
-        return contrast.retrained_gain
-    return contrast.paired[-1].advantage if contrast.paired else None
-
-
-def _stated(estimate: Estimate) -> str:
-    """A difference of accuracies in points with its interval, in words."""
-    if math.isnan(estimate.value):
-        return "unknown"
-    value = f"{100 * estimate.value:+.2f} points"
-    if not estimate.bounded:
-        return f"{value} (no interval, n = {estimate.n})"
-    return (
-        f"{value} ({estimate.confidence:.0%} interval {100 * estimate.low:+.2f} to "
-        f"{100 * estimate.high:+.2f}, n = {estimate.n})"
-    )
-
-
-_FOUND = {
-    "helps": "It finds better hyperparameters",
-    "hurts": "It finds worse hyperparameters",
-    "is not distinguishable": "The hyperparameters found are not distinguishable",
-}
-
-
-def _line(summary: ComparisonSummary, contrast: Contrast) -> str:
-    found = outcome(contrast)
-    against = {"helps": "compared with", "hurts": "compared with"}.get(found, "from")
-    where = f" on {summary.data}" if summary.data else ""
-    seeds = len(contrast.seeds)
-    model, search = _measure(contrast, "model"), _measure(contrast, "hyperparameters")
-    return (
-        f"{contrast.arm} {found} {against} {contrast.reference}{where}, at "
-        f"{seeds} seed{'' if seeds == 1 else 's'} and {summary.trial_examples:,} examples a trial: "
-        + (
-            "no configuration was trained in both arms. "
-            if model is None
-            else f"same configurations at the end of a trial {_stated(model)}. "
-        )
-        + (
-            ""
-            if search is None
-            else f"{_FOUND[outcome(contrast, 'hyperparameters')]}: "
-            f"re-trained test accuracy {_stated(search)}. "
-        )
-        + f"Best validation accuracy at equal examples {_stated(contrast.gain['examples'])}, "
-        f"at equal seconds {_stated(contrast.gain['seconds'])}."
-    )
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,6 +80,7 @@ def comparison_record(found: ComparisonRuns, summary: ComparisonSummary) -> str:
         "environment": found.environment,
         "environments": _environments(found),
         "verdict": verdict(summary).splitlines(),
+        "answers": [one.to_json() for each in summary.contrasts for one in answers(each)],
         "summary": summary.to_json(),
         "retrained": [
             {"arm": arm, "seed": seed, "test_accuracies": list(scores)}
@@ -205,20 +135,36 @@ def _rounded(value: Any) -> Any:
 
 _CSS = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; max-width: 62rem;
-  margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.6rem; } h2 { font-size: 1.2rem; margin-top: 2.5rem; }
+  margin: 2rem auto; padding: 0 1rem; overflow-wrap: anywhere; }
+h1 { font-size: 1.6rem; } h2 { font-size: 1.2rem; margin-top: 2rem; }
 .verdict { border-left: 4px solid #0072B2; background: #f2f7fb; padding: .6rem 1rem; }
 .verdict p { margin: .4rem 0; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .25rem .6rem; text-align: right; white-space: nowrap; }
+th, td { padding: .25rem .6rem; text-align: right; white-space: nowrap; overflow-wrap: normal; }
 th:first-child, td:first-child { text-align: left; }
 thead th { border-bottom: 2px solid #555; white-space: normal; vertical-align: bottom; }
 tbody tr:nth-child(even) { background: #f6f6f6; }
-caption, .note { color: #555; font-size: .85rem; text-align: left; }
-caption { caption-side: bottom; padding-top: .3rem; }
+.note { color: #555; font-size: .85rem; margin: .3rem 0 1rem; }
+dl { display: grid; grid-template-columns: 9rem 1fr; gap: .2rem .8rem; font-size: .9rem; }
+dt { color: #555; } dd { margin: 0; }
 summary { cursor: pointer; font-weight: 600; margin-top: 1rem; }
 pre { background: #f6f6f6; padding: .8rem; overflow-x: auto; font-size: .8rem; }
+@media (max-width: 640px) {
+  dl { display: block; } dd { margin-bottom: .5rem; }
+  .cards thead { display: none; }
+  .cards table, .cards tbody, .cards tr, .cards td { display: block; white-space: normal; }
+  .cards tr { padding: .4rem 0; border-bottom: 1px solid #ccc; }
+  .cards td { display: flex; justify-content: space-between; gap: 1rem; }
+  .cards td::before { content: attr(data-label); color: #555; text-align: left; }
+  .cards td:first-child { font-weight: 600; }
+  .cards td:first-child::before { content: none; }
+}
+"""
+#: Plotly draws into a folded part before that has a width.
+_SCRIPT = """
+document.querySelectorAll("details").forEach(part => part.addEventListener("toggle", () =>
+  part.querySelectorAll(".js-plotly-plot").forEach(plot => Plotly.Plots.resize(plot))));
 """
 
 
@@ -229,7 +175,10 @@ def report_html(
     title: str,
     record: dict[str, Any] | None = None,
 ) -> str:
-    """One HTML page that needs nothing else: verdict, tables, figures, and the record.
+    """One HTML page that needs nothing else.
+
+    First the best configuration with network, data, search space and budget, then the verdict,
+    one table and the main figures. Folded below: all other figures, tables, trials and versions.
 
     Args:
         runs: The studies compared.
@@ -241,9 +190,10 @@ def report_html(
     Returns:
         The page, plotly.js included once (about 5 MB); nothing is loaded from elsewhere.
     """
-    sentences = "".join(f"<p>{html.escape(line)}</p>" for line in verdict(summary).splitlines())
-    tables = [_table(grid) for grid in grids(summary)]
+    words = in_arm_words(summary)
+    lines = verdict(words).splitlines()
     drawn = _figures(runs, summary)
+    shown, folded = drawn[:_SHOWN], drawn[_SHOWN:]
     return "\n".join(
         [
             "<!DOCTYPE html>",
@@ -252,32 +202,78 @@ def report_html(
             f"<title>{html.escape(title)}</title>",
             f"<style>{_CSS}</style></head><body>",
             f"<h1>{html.escape(title)}</h1>",
-            f'<div class="verdict">{sentences}</div>',
+            "<h2>Best configuration</h2>",
+            *_winner(runs, summary),
+            "<h2>Verdict</h2>",
+            f'<div class="verdict">{"".join(f"<p>{html.escape(one)}</p>" for one in lines)}</div>',
             "<h2>Results</h2>",
-            *tables,
+            _table(overview(words), kind="cards"),
             "<h2>Figures</h2>",
             f'<p class="note">Accuracies along the curves are of {weights_evaluated(runs)}.</p>',
-            *_divs(drawn),
+            *_divs(shown),
+            _folded(f"{len(folded)} more figures", *_divs(folded, first=len(shown))),
             "<h2>Record</h2>",
-            _versions(record or this_environment()),
+            _folded("All tables", *map(_table, grids(words))),
             _every_run(runs),
+            _versions(record or this_environment()),
+            f"<script>{_SCRIPT}</script>",
             "</body></html>",
         ]
     )
 
 
+def _winner(runs: Sequence[StudyRun], summary: ComparisonSummary) -> list[str]:
+    """The best configuration of all studies and what it was found in."""
+    best = winner(runs)
+    if best is None or best.best is None:
+        return ["<p>No trial is complete yet.</p>"]
+    arm = next((arm for arm in summary.arms if arm.arm == best.arm), None)
+    again = ""
+    if arm is not None and arm.retrained is not None:
+        again = (
+            f" The best configurations of this arm, trained again under uniform sampling: "
+            f"{percent(arm.retrained)} % on the test set, {arm.retrained.n} "
+            f"seed{'' if arm.retrained.n == 1 else 's'}."
+        )
+    found = (
+        f"<p><strong>{best.best.value:.2%} validation accuracy</strong>: "
+        f"{html.escape(arm_words(best.arm))}, seed {best.seed}, trial {best.best.number}."
+        f"{html.escape(again)}</p>"
+    )
+    rows = tuple(winning_parameters(best))
+    grid = Grid(title="", columns=("hyperparameter", "best value", "searched"), rows=rows)
+    facts = "".join(
+        f"<dt>{html.escape(label)}</dt><dd>{html.escape(text)}</dd>"
+        for label, text in study_facts(best)
+    )
+    return [found, _table(grid), f"<dl>{facts}</dl>"]
+
+
+#: Figures that are not folded.
+_SHOWN = 3
+
+
 def _figures(runs: Sequence[StudyRun], summary: ComparisonSummary) -> list[go.Figure]:
-    made = [figures.anytime_incumbent(runs, currency=currency) for currency in CURRENCIES]
-    for draw in (figures.paired_advantage, figures.acceleration):
-        made.extend(draw(summary, currency=currency) for currency in CURRENCIES)
-    made.extend([figures.fidelity(summary), figures.fidelity(summary, final="own")])
-    made.extend(figures.cost_to_target(summary, currency=currency) for currency in CURRENCIES)
-    made.extend([figures.learning_curves(runs), figures.learning_curves(runs, metric="train_loss")])
-    made.extend([figures.reward_rate(runs), figures.concentration(runs), figures.knob_slices(runs)])
+    """Every figure that has data, those that answer a question first."""
+    made = [
+        figures.anytime_incumbent(runs),
+        figures.paired_advantage(summary),
+        figures.fidelity(summary, final="own"),
+        figures.anytime_incumbent(runs, currency="seconds"),
+        figures.paired_advantage(summary, currency="seconds"),
+        *(figures.acceleration(summary, currency=currency) for currency in CURRENCIES),
+        figures.fidelity(summary),
+        *(figures.cost_to_target(summary, currency=currency) for currency in CURRENCIES),
+        figures.learning_curves(runs),
+        figures.learning_curves(runs, metric="train_loss"),
+        figures.reward_rate(runs),
+        figures.concentration(runs),
+        figures.knob_slices(runs),
+    ]
     return [figure for figure in made if figure.data]
 
 
-def _divs(drawn: Sequence[go.Figure]) -> list[str]:
+def _divs(drawn: Sequence[go.Figure], *, first: int = 0) -> list[str]:
     from plotly import io
 
     return [
@@ -290,32 +286,44 @@ def _divs(drawn: Sequence[go.Figure]) -> list[str]:
             div_id=f"figure-{position}",
             config={"displaylogo": False, "responsive": True},
         )
-        for position, figure in enumerate(drawn)
+        for position, figure in enumerate(drawn, start=first)
     ]
 
 
-def _table(grid: Grid) -> str:
+def _folded(title: str, *parts: str) -> str:
+    return f"<details><summary>{html.escape(title)}</summary>{''.join(parts)}</details>"
+
+
+def _table(grid: Grid, *, kind: str = "scroll") -> str:
+    """A table: one that is scrolled where it is too wide, or one of ``"cards"``."""
     head = "".join(f"<th>{html.escape(heading)}</th>" for heading in grid.columns)
     body = "".join(
-        "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>"
+        "<tr>"
+        + "".join(
+            f'<td data-label="{html.escape(heading)}">{html.escape(cell)}</td>'
+            for heading, cell in zip(grid.columns, row, strict=True)
+        )
+        + "</tr>"
         for row in grid.rows
     )
     return (
-        f'<h3>{html.escape(grid.title)}</h3><div class="scroll"><table>'
-        f"<caption>{html.escape(grid.caption)}</caption>"
-        f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+        (f"<h3>{html.escape(grid.title)}</h3>" if grid.title else "")
+        + f'<div class="{kind}"><table><thead><tr>{head}</tr></thead>'
+        f"<tbody>{body}</tbody></table></div>"
+        # Not a caption: that would be as wide as the table, and out of sight with it.
+         + (f'<p class="note">{html.escape(grid.caption)}</p>' if grid.caption else "")
     )
 
 
 def _versions(record: dict[str, Any]) -> str:
     text = html.escape(json.dumps(record, indent=2))
-    return f"<details><summary>Versions and hardware</summary><pre>{text}</pre></details>"
+    return _folded("Versions and hardware", f"<pre>{text}</pre>")
 
 
 def _every_run(runs: Sequence[StudyRun]) -> str:
     rows = tuple(
         (
-            run.arm,
+            arm_words(run.arm),
             str(run.seed),
             run.name,
             str(trial.number),
@@ -337,7 +345,7 @@ def _every_run(runs: Sequence[StudyRun]) -> str:
         "accuracy",
         "examples",
         "seconds",
-        "params",
+        "hyperparameters",
     )
     grid = Grid(title=f"{len(rows)} trials of {len(runs)} studies", columns=columns, rows=rows)
-    return f"<details><summary>Every trial</summary>{_table(grid)}</details>"
+    return _folded("Every trial", _table(grid))

@@ -20,6 +20,8 @@ from hpo_mab._attributes import RETRAINED_KEY, UNIFORM, environment
 from hpo_mab._errors import ArgumentError, SpecError, StorageError, UnknownNameError
 from hpo_mab.data import DataIdentity
 from hpo_mab.search import (
+    Launch,
+    PrunerSection,
     SamplerSection,
     StudyRunner,
     StudySpec,
@@ -28,7 +30,7 @@ from hpo_mab.search import (
     load_splits,
     make_objective,
 )
-from hpo_mab.search._study import check_pruner
+from hpo_mab.search._study import check_study, choose_names, stored_trials
 from hpo_mab.storage import (
     DEFAULT_URL,
     Definition,
@@ -48,7 +50,8 @@ if TYPE_CHECKING:
 def arms_of(spec: StudySpec) -> dict[str, StudySpec]:
     """The definition of each arm by name, the reference included.
 
-    Without ``[compare.arms]`` the arms are the study as it is and the same under uniform sampling.
+    Without ``[compare.arms]`` the arms are the study as it is, the same under uniform sampling and,
+    with ``compare.unpruned``, that without pruning.
 
     Raises:
         SpecError: The reference is not among the arms, or there is nothing to compare.
@@ -61,7 +64,11 @@ def arms_of(spec: StudySpec) -> dict[str, StudySpec]:
                 "[compare.arms] the study is compared with uniform sampling."
             )
         own = spec if spec.sampler.kind != "uniform" else _with(spec, SamplerSection())
-        return {own.sampler.kind: own, "uniform": _with(spec, uniform)}
+        found = {own.sampler.kind: own, "uniform": _with(spec, uniform)}
+        if spec.compare.unpruned and spec.pruner.kind != "none":
+            whole = {"pruner": PrunerSection(kind="none")}
+            found["unpruned"] = found["uniform"].model_copy(update=whole)
+        return found
     arms = {
         name: spec.model_copy(
             update={"sampler": arm.sampler or spec.sampler, "pruner": arm.pruner or spec.pruner}
@@ -120,17 +127,22 @@ def run_comparison(
     spec: StudySpec,
     storage: Storage,
     *,
+    names: Mapping[tuple[str, int], str] | None = None,
+    launch: Launch | None = None,
     progress: StudyProgressFactory = lambda name, trials: contextlib.nullcontext(),
     on_retrain: RetrainCallback | None = None,
 ) -> ComparisonRuns:
     """Run what a comparison still lacks; studies that storage holds are continued, not repeated.
 
     All arms of a seed share the validation split, the Optuna seed, the first configurations and
-    the budget.
+    the budget. A stored study keeps a target that is higher than the definition's.
 
     Args:
         spec: The study definition with its ``[compare]`` section.
         storage: Where the studies live.
+        names: Names of the studies by arm and seed, see `comparison_names`; None takes the default
+            ones.
+        launch: Has the trials run elsewhere, see `hpo_mab.workers`; None runs them here.
         progress: Shows the progress of one study; by default nothing does.
         on_retrain: Called before each training of an incumbent.
 
@@ -151,10 +163,15 @@ def run_comparison(
             environments=environments,
         )
 
-    for runner in _runners(spec, storage):
-        name, key = runner.name(), (runner.arm, runner.spec.seed)
-        with progress(name, runner.spec.budget.trials) as on_trial:
-            outcome = runner.run(name, on_trial=on_trial, score=False)
+    chosen = comparison_names(spec, storage) if names is None else names
+    for runner in _runners(spec, storage, chosen):
+        key = (runner.arm, runner.spec.seed)
+        name = chosen[key]
+        trials = max(runner.spec.budget.trials, stored_trials(storage, name))
+        with progress(name, trials) as on_trial:
+            outcome = runner.run(
+                name, on_trial=on_trial, score=False, launch=launch, keep_target=True
+            )
         runs.append(outcome.run)
         environments[key] = Definition.load(open_study(storage, name)).environment
         if outcome.interrupted:
@@ -172,18 +189,49 @@ def run_comparison(
     return found(interrupted=False)
 
 
-def _runners(spec: StudySpec, storage: Storage) -> Iterator[StudyRunner]:
-    """A runner for each arm of each seed."""
+def comparison_names(
+    spec: StudySpec, storage: Storage, *, name: str | None = None, fresh: bool = False
+) -> dict[tuple[str, int], str]:
+    """Names of the studies of a comparison by arm and seed, each checked to be free or its own.
+
+    No data are looked at, and nothing is trained.
+
+    Args:
+        spec: The study definition with its ``[compare]`` section.
+        storage: Where the studies live.
+        name: Begins the names, see `choose_names`.
+        fresh: Whether all studies are new ones.
+
+    Raises:
+        ArgumentError: Evidence that cannot be read.
+        StorageError: A name is that of a study that is defined otherwise.
+    """
+    studies = {(arm, one.seed): one for seeded in _seeded(spec) for arm, one in seeded.items()}
+    names = choose_names(storage, studies, name=name, fresh=fresh)
+    for key, chosen in names.items():
+        check_study(storage, chosen, studies[key])
+    return names
+
+
+def _seeded(spec: StudySpec) -> Iterator[dict[str, StudySpec]]:
+    """The arms of each seed."""
     for seed in range(spec.seed, spec.seed + spec.compare.seeds):
-        seeded = spec.model_copy(update={"seed": seed})
-        arms, splits = arms_of(seeded), load_splits(seeded)
+        yield arms_of(spec.model_copy(update={"seed": seed}))
+
+
+def _runners(
+    spec: StudySpec, storage: Storage, names: Mapping[tuple[str, int], str]
+) -> Iterator[StudyRunner]:
+    """A runner for each arm of each seed."""
+    for arms in _seeded(spec):
+        splits = load_splits(next(iter(arms.values())))
         # All before the first runs: a mistake in the last arm must not cost the first one's hours.
         runners = [
             StudyRunner(arm_spec, storage, objective=make_objective(arm_spec, splits), arm=arm)
             for arm, arm_spec in arms.items()
         ]
         for runner in runners:
-            check_pruner(storage, runner.name(), runner.spec)
+            runner.check(names[runner.arm, runner.spec.seed])
         yield from runners
 
 
@@ -410,8 +458,7 @@ class _Found:
         if not any(trial.curve or trial.value is not None for trial in self._trials()):
             names = ", ".join(f"'{run.name}'" for run in self.runs.values())
             raise ArgumentError(
-                f"No trial of {names} has come to an evaluation yet. 'hpo-mab run' goes on with a "
-                "study."
+                f"No trial of {names} has an evaluation yet. 'hpo-mab run' continues a study."
             )
         chosen = reference or ("uniform" if "uniform" in arms else arms[0])
         if chosen not in arms:
@@ -422,7 +469,7 @@ class _Found:
         return ComparisonRuns(
             reference=chosen,
             runs=tuple(self.runs.values()),
-            # Accuracies after other budgets than the reference's say nothing beside them.
+            # Accuracies after other budgets cannot be compared with the reference's.
             retrained={
                 key: scores for key, (budget, scores) in self.scores.items() if budget in budgets
             },

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from hpo_mab._attributes import INTERRUPTED_KEY, STACK_KEY, TWIN_KEY
 from hpo_mab._errors import ArgumentError, UnknownNameError
 from hpo_mab.advantage import (
     Estimate,
@@ -41,7 +42,7 @@ from hpo_mab.compare._records import (
 )
 
 if TYPE_CHECKING:
-    from hpo_mab.storage import StudyRun
+    from hpo_mab.storage import StudyRun, TrialRun
 
 Floats = NDArray[np.float64]
 
@@ -323,7 +324,7 @@ def _refuse_other_budgets(first: StudyRun, runs: Sequence[StudyRun]) -> None:
     for run in runs:
         if run.trial_examples != first.trial_examples:
             raise ArgumentError(
-                "Studies of one comparison must have the same budget a trial: it is "
+                "Studies of one comparison must have the same budget per trial: it is "
                 f"{first.trial_examples:,} examples in '{first.name}' and {run.trial_examples:,} "
                 f"in '{run.name}'. Name studies that agree in it."
             )
@@ -349,7 +350,7 @@ def _arm(name: str, runs: Runs, scores: Retrained, *, confidence: float, seed: i
         best_by_seed=best,
         best=mean_estimate(np.asarray(known, float), confidence=confidence, seed=seed),
         best_median=float(np.median(known)) if known else None,
-        trials=dict(sorted(collections.Counter(trial.state for trial in trials).items())),
+        trials=_counts(trials),
         examples=examples,
         seconds=_total([run.seconds for run in runs.values()]),
         saved_examples=saved,
@@ -362,7 +363,21 @@ def _arm(name: str, runs: Runs, scores: Retrained, *, confidence: float, seed: i
         retrained=(
             mean_estimate(np.asarray(again), confidence=confidence, seed=seed) if again else None
         ),
+        finished_by_seed=tuple(
+            sum(_counts(runs[key].trials).get(state, 0) for state in ("complete", "pruned"))
+            for key in seeds
+        ),
     )
+
+
+def _counts(trials: Sequence[TrialRun]) -> dict[str, int]:
+    """Trials by state, without twins and interrupted attempts, as `hpo_mab.search` counts them."""
+    counted = (
+        trial.state
+        for trial in trials
+        if TWIN_KEY not in trial.attrs and not trial.attrs.get(INTERRUPTED_KEY)
+    )
+    return dict(sorted(collections.Counter(counted).items()))
 
 
 def _total(parts: list[Any]) -> Any:
@@ -403,7 +418,13 @@ def _contrast(
         paired=paired_rows(pairs, confidence=confidence, seed=seed),
         retrained_gain=(mean_estimate(again, confidence=confidence, seed=seed) if known else None),
         retrained_p=signed_rank_p(again) if known else None,
+        same_slots=_slots([arm[key] for key in seeds]) == _slots([reference[key] for key in seeds]),
     )
+
+
+def _slots(runs: Sequence[StudyRun]) -> set[int]:
+    """Slots of the stacks that trials were trained in; 1 is alone."""
+    return {int(t.attrs.get(STACK_KEY, 1)) for run in runs for t in run.trials if t.curve}
 
 
 def _gain(arm: StudyRun, reference: StudyRun, currency: Currency) -> float:
@@ -419,7 +440,7 @@ def _retrained_gain(names: Sequence[str], seed: int, scores: Retrained) -> float
 
 
 def _pace(arm: Runs, reference: Runs, *, confidence: float, seed: int) -> Estimate:
-    """Ratio of training seconds an example."""
+    """Ratio of training seconds per example."""
     paces = [
         (_seconds_per_example(arm[key]), _seconds_per_example(reference[key]))
         for key in sorted(arm.keys() & reference.keys())

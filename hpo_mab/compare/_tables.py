@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from hpo_mab.advantage import Estimate
 from hpo_mab.compare._records import ComparisonSummary, Contrast, PairedRow
+from hpo_mab.compare._verdict import answers
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -17,8 +19,13 @@ if TYPE_CHECKING:
 
 
 def percent(estimate: Estimate, *, digits: int = 1, interval: bool = True) -> str:
-    """A share as ``value [low, high]``, or the value alone, in percent or points."""
-    return _shown(estimate, 100.0, f".{digits}f", interval=interval)
+    """A share in percent, as ``value [low, high]`` with an interval within 0 and 1, or alone."""
+    low, high = (
+        min(max(end, 0.0), 1.0) if math.isfinite(end) else end
+        for end in (estimate.low, estimate.high)
+    )
+    within = dataclasses.replace(estimate, low=low, high=high)
+    return _shown(within, 100.0, f".{digits}f", interval=interval)
 
 
 def points(estimate: Estimate) -> str:
@@ -27,8 +34,8 @@ def points(estimate: Estimate) -> str:
 
 
 def ratio(estimate: Estimate) -> str:
-    """A ratio, marked where it is a lower bound."""
-    return _shown(estimate, 1.0, ".2f")
+    """A ratio, marked where it is a lower bound; without an interval that says nothing."""
+    return _shown(estimate, 1.0, ".2f", interval=not too_wide(estimate))
 
 
 def coefficient(estimate: Estimate, *, interval: bool = True) -> str:
@@ -39,6 +46,42 @@ def coefficient(estimate: Estimate, *, interval: bool = True) -> str:
 def parameter(value: Any) -> str:
     """A parameter's value, to four digits."""
     return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+_WORDS = {
+    "mab": "bandit",
+    "psgd": "p-SGD",
+    "csgd": "c-SGD",
+    "pvar": "prediction variance",
+    "gradnorm": "gradient norm",
+    "adambs": "AdamBS",
+    "impon": "IMPON",
+    "infobatch": "InfoBatch",
+    "hyperband": "Hyperband",
+    "topk": "top k",
+}
+#: Pruners are set apart from the sampler by a comma.
+_PRUNERS = ("hyperband", "median", "percentile", "advantage", "successive_halving", "top_k", "none")
+
+
+def arm_words(arm: str) -> str:
+    """An arm's name in words: ``"uniform, Hyperband"`` for ``"uniform_hyperband"``."""
+    pruner = next((name for name in _PRUNERS if arm.endswith(f"_{name}")), "")
+    sampler = arm.removesuffix(f"_{pruner}") if pruner else arm
+    parts = [_words(sampler), "no pruner" if pruner == "none" else _words(pruner)]
+    return ", ".join(part for part in parts if part)
+
+
+def _words(name: str) -> str:
+    return " ".join(_WORDS.get(word, word) for word in name.split("_"))
+
+
+def too_wide(estimate: Estimate) -> bool:
+    """Whether the interval of a ratio says nothing: its ends differ by more than a factor of 100.
+
+    One without an upper end is not: its lower end may say something.
+    """
+    return math.isfinite(estimate.high) and estimate.high > 100 * max(estimate.low, 0.0)
 
 
 def unbounded(estimate: Estimate) -> bool:
@@ -111,22 +154,103 @@ class Grid:
     caption: str = ""
 
 
+def answer_grid(summary: ComparisonSummary, contrast: Contrast) -> Grid:
+    """The answers about one arm, a row each."""
+    where = f" on {summary.data}" if summary.data else ""
+    seeds = len(contrast.seeds)
+    rows = []
+    for one in answers(contrast):
+        # Figures that were measured and answer nothing would mislead.
+        found = None if one.reason and one.currency == "seconds" else one.estimate
+        rows.append(
+            (
+                one.statement,
+                one.currency or "-",
+                one.shown_reply,
+                "-" if found is None else points(found),
+                "-" if found is None else str(found.n),
+            )
+        )
+    return Grid(
+        title=f"{contrast.arm} against {contrast.reference}{where}, {seeds} "
+        f"seed{'' if seeds == 1 else 's'}, {summary.trial_examples:,} examples per full trial",
+        columns=("question", "at equal", "answer", "points", "n"),
+        rows=tuple(rows),
+        caption=f"points: accuracy of {contrast.arm} minus {contrast.reference} "
+        f"[{summary.confidence:.0%} interval]. n: pairs, then seeds.",
+    )
+
+
 def essential_grids(summary: ComparisonSummary) -> list[Grid]:
-    """What a first look needs: what each arm found, what it spent, what it gained."""
-    found = [_arms(summary), _spend(summary)]
-    return [*found, _gains(summary)] if summary.contrasts else found
+    """What a first look needs above the answers: what each arm found, and what it spent."""
+    return [_arms(summary), _spend(summary)]
 
 
 def grids(summary: ComparisonSummary) -> list[Grid]:
-    """All tables of a comparison: the essential ones, then each arm's costs and pairs."""
+    """All tables of a comparison: the essential ones, then each arm's gains, costs and pairs."""
     found = essential_grids(summary)
     if summary.contrasts:
-        found.append(_costs(summary))
+        found.extend([_gains(summary), _costs(summary)])
     for contrast in summary.contrasts:
         if contrast.pairs:
             found.extend([_advantages(summary, contrast), _accelerations(contrast)])
             found.extend([_fidelities(contrast), _more_fidelities(contrast)])
     return found
+
+
+def overview(summary: ComparisonSummary) -> Grid:
+    """One row per arm: what it found, the difference from the reference, what it spent."""
+    gains = {contrast.arm: contrast.retrained_gain for contrast in summary.contrasts}
+    rows = []
+    for arm in summary.arms:
+        gain = gains.get(arm.arm)
+        rows.append(
+            (
+                arm.arm,
+                percent(arm.best),
+                "-" if arm.retrained is None else percent(arm.retrained),
+                "-" if gain is None else points(gain),
+                "-" if arm.examples is None else f"{arm.examples:,}",
+                "-" if arm.seconds is None else f"{arm.seconds:,.0f}",
+            )
+        )
+    seeds = max(len(arm.seeds) for arm in summary.arms)
+    return Grid(
+        title="What each arm found, and its cost",
+        columns=(
+            "arm",
+            "best validation accuracy, %",
+            "re-trained, test accuracy, %",
+            f"the same minus {summary.reference}'s, points",
+            "training examples",
+            "training seconds",
+        ),
+        rows=tuple(rows),
+        caption=(
+            f"Accuracies: mean over {seeds} seed{'' if seeds == 1 else 's'} "
+            f"[{summary.confidence:.0%} interval]. Re-trained: each study's best configuration, "
+            "trained again under uniform sampling on fresh seeds. Cost: all seeds together."
+        ),
+    )
+
+
+def in_arm_words(summary: ComparisonSummary) -> ComparisonSummary:
+    """The summary with its arms named in words; names that would become equal are kept."""
+    names = [arm.arm for arm in summary.arms]
+    words = {name: arm_words(name) for name in names}
+    if len(set(words.values())) < len(words):
+        return summary
+    return dataclasses.replace(
+        summary,
+        reference=words[summary.reference],
+        arms=tuple(dataclasses.replace(arm, arm=words[arm.arm]) for arm in summary.arms),
+        contrasts=tuple(
+            dataclasses.replace(
+                contrast, arm=words[contrast.arm], reference=words[contrast.reference]
+            )
+            for contrast in summary.contrasts
+        ),
+    )
 
 
 def _arms(summary: ComparisonSummary) -> Grid:
@@ -149,7 +273,7 @@ def _arms(summary: ComparisonSummary) -> Grid:
 
 def _spend(summary: ComparisonSummary) -> Grid:
     return Grid(
-        title=f"Spend, all seeds together; {summary.trial_examples:,} examples a full trial",
+        title=f"Spend, all seeds together; {summary.trial_examples:,} examples per full trial",
         columns=("arm", "done/pruned/failed", "examples", "seconds", "saved %", "sampler %"),
         rows=tuple(
             (
@@ -162,7 +286,8 @@ def _spend(summary: ComparisonSummary) -> Grid:
             )
             for arm in summary.arms
         ),
-        caption="saved: by pruning, of the full spend. sampler: share of the seconds.",
+        caption="saved: examples that pruning saved, of the same trials unpruned. "
+        "sampler: its share of the training seconds.",
     )
 
 
@@ -180,13 +305,11 @@ def _gains(summary: ComparisonSummary) -> Grid:
             last = contrast.paired[-1]
             found = (points(last.advantage), str(last.advantage.n), p_value(last.advantage_p))
             rows.append((contrast.arm, "same configurations", *found))
-        pace = contrast.seconds_per_example
-        rows.append((contrast.arm, "seconds an example, x", ratio(pace), str(pace.n), "-"))
-    notes = ["n: seeds; of the same configurations, pairs at the end of a trial."]
+    notes = ["n: seeds; for same configurations, pairs at the end of a trial."]
     if max(len(contrast.seeds) for contrast in summary.contrasts) <= _FEW_SEEDS:
         notes.append("Five seeds cannot give a p below 0.0625.")
     if len(summary.contrasts) > 1:
-        notes.append("Each interval stands alone: with many arms some miss by chance.")
+        notes.append("Intervals are not adjusted for the number of arms.")
     return Grid(
         title=f"Accuracy of the best configuration minus {summary.reference}'s, points",
         columns=("arm", "measure", "difference", "n", "p (Wilcoxon)"),
@@ -196,25 +319,24 @@ def _gains(summary: ComparisonSummary) -> Grid:
 
 
 def _costs(summary: ComparisonSummary) -> Grid:
-    rows = tuple(
-        (
-            contrast.arm,
-            _TARGETS[cost.target],
-            cost.currency,
-            ratio(cost.ratio),
-            p_value(cost.p),
-            f"{sum(cost.reached)} of {len(cost.reached)}",
-        )
-        for contrast in summary.contrasts
-        for cost in contrast.cost
-    )
+    rows = []
+    for contrast in summary.contrasts:
+        pace = contrast.seconds_per_example
+        if math.isfinite(pace.value):
+            found = (ratio(pace), "-", str(pace.n))
+            rows.append((contrast.arm, "one training example", "seconds", *found))
+        for cost in contrast.cost:
+            reached = f"{sum(cost.reached)} of {len(cost.reached)}"
+            found = (ratio(cost.ratio), p_value(cost.p), reached)
+            rows.append((contrast.arm, _TARGETS[cost.target], cost.currency, *found))
     return Grid(
-        title=f"Cost to target over {summary.reference}'s (below 1 is cheaper)",
-        columns=("arm", "target", "currency", "ratio", "p", "reached"),
-        rows=rows,
+        title=f"Cost relative to {summary.reference}'s (below 1 is cheaper)",
+        columns=("arm", "cost of", "counted in", "ratio", "p", "seeds"),
+        rows=tuple(rows),
         caption=(
-            "Geometric mean over seeds; >= where a seed never got there, and then without p "
-            "(Wilcoxon). Arms that are alike reach the reference's best in half of the seeds only."
+            "Geometric mean over seeds; >=: lower bound, as some seed did not reach the target; "
+            "then no p (Wilcoxon). Equal arms reach the reference's best in half of the seeds "
+            "only. An interval wider than a factor of 100 is left out."
         ),
     )
 
@@ -235,7 +357,7 @@ def _advantages(summary: ComparisonSummary, contrast: Contrast) -> Grid:
             for row in contrast.paired
         ),
         caption=(
-            "Same configuration, same seed. best quarter: the pairs that end best. "
+            "Same configuration, same seed. best quarter: the pairs with the best final accuracy. "
             f"[{summary.confidence:.0%} interval over pairs]"
         ),
     )
@@ -255,8 +377,8 @@ def _accelerations(contrast: Contrast) -> Grid:
             for row in contrast.paired
         ),
         caption=(
-            f"Budget at which {contrast.reference} is as accurate, over the budget; no more than "
-            "the last budget over this one can be seen (>=)."
+            f"Budget at which {contrast.reference} has the same accuracy, divided by this budget. "
+            ">=: lower bound; budgets above the last were not measured."
         ),
     )
 
@@ -276,7 +398,10 @@ def _fidelities(contrast: Contrast) -> Grid:
             for row in contrast.paired
             for tau in [row.agreement("kendall")]
         ),
-        caption=f"{contrast.reference} is favoured: its early and final accuracies share noise.",
+        caption=(
+            f"Biased towards {contrast.reference}: its early and final accuracies come from the "
+            "same training."
+        ),
     )
 
 
@@ -293,7 +418,7 @@ def _more_fidelities(contrast: Contrast) -> Grid:
             for row in contrast.paired
         ),
         caption=(
-            "own finals: each arm predicts the end of its own trainings, which favours neither. "
+            "own finals: each arm's early accuracies against its own final ones, without bias. "
             "regret: final accuracy lost by choosing at this budget, points."
         ),
     )
@@ -313,13 +438,19 @@ def comparison_tables(summary: ComparisonSummary, *, essential: bool = False) ->
 
     Args:
         summary: From `summarise`.
-        essential: Only the first three: what each arm found, what it spent, what it gained.
+        essential: Only the first two: what each arm found, and what it spent.
     """
     chosen = essential_grids(summary) if essential else grids(summary)
-    return [_table(grid) for grid in chosen]
+    return [terminal_table(grid) for grid in chosen]
 
 
-def _table(grid: Grid) -> Table:
+def terminal_table(grid: Grid, *, styles: Sequence[str] = ()) -> Table:
+    """A grid as a rich table.
+
+    Args:
+        grid: What it shows.
+        styles: A style for each row; empty for none.
+    """
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -336,6 +467,6 @@ def _table(grid: Grid) -> Table:
     )
     for position, heading in enumerate(grid.columns):
         made.add_column(Text(heading), justify="left" if position == 0 else "right")
-    for row in grid.rows:
-        made.add_row(*map(Text, row))
+    for row, style in itertools.zip_longest(grid.rows, styles):
+        made.add_row(*map(Text, row), style=style)
     return made

@@ -13,21 +13,27 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import optuna
 
-from hpo_mab._attributes import EVIDENCE_KEY, PRUNED_KEY, REASON_KEY
+from hpo_mab._attributes import EVIDENCE_KEY, FIDELITY_KEY, PRUNED_KEY, REASON_KEY
 from hpo_mab.advantage import Evidence, Rung
-from hpo_mab.compare._tables import coefficient, parameter, points, ratio, weights_evaluated
-from hpo_mab.pruners import AdvantagePruner
+from hpo_mab.compare._facts import search_space, study_facts
+from hpo_mab.compare._tables import coefficient, parameter, points, ratio
+from hpo_mab.pruners import AdvantagePruner, RungFidelity, why_pruned
 from hpo_mab.pruners._advantage_pruner import Placement, place
 from hpo_mab.search import create_pruner
 from hpo_mab.search._components import always_averages
 from hpo_mab.search._pilot import AUTO, Choice, stored_choice
 
 if TYPE_CHECKING:
+    from hpo_mab._examples import ExampleRecord
     from hpo_mab.storage import Storage, StudyRun, TrialRun
     from hpo_mab.training import Evaluation
 
-#: Separates our part of a note, which every run writes anew, from the user's.
-SEPARATOR = "*hpo-mab writes this note anew after each run and keeps what is below this line.*"
+#: Separates our part of a note from the user's.
+SEPARATOR = "*Regenerated after each run; your text below this line is kept.*"
+#: That of earlier versions.
+_EARLIER = "*hpo-mab writes this note anew after each run and keeps what is below this line.*"
+#: Evaluations in a trial's note.
+_ROWS = 10
 
 
 def study_note(
@@ -38,23 +44,30 @@ def study_note(
     verdict: str = "",
     compared: str = "",
     evidence: str = "",
+    examples: str = "",
 ) -> str:
     """A study's note, in Markdown.
 
     Args:
         run: The study.
-        storage: Where it is stored, for the commands that go on with it.
+        storage: Where it is stored, for the commands that continue it.
         test_accuracy: Of the best trial's network; None if it was not scored.
-        verdict: Of the comparison it belongs to, a line an arm; empty if there is none.
-        compared: Path of the dashboard's page that compares its studies, likewise.
+        verdict: Of the comparison it belongs to, a line per answer; empty if there is none.
+        compared: Path of the page that compares its studies, likewise.
         evidence: From `evidence_note`; empty if there is none.
+        examples: From `examples_note`, likewise.
     """
     parts = [f"# {_plain(run.name)}", _headline(run, test_accuracy)]
     if verdict:
         lines = "\n".join(f"- {line}" for line in verdict.splitlines())
-        parts.append(f"## Verdict\n\n{lines}\n\n[The studies side by side]({compared})")
+        parts.append(f"## Verdict\n\n{lines}\n\n[Report of the comparison]({compared})")
     if evidence:
         parts.append(evidence)
+    if examples:
+        parts.append(examples)
+    searched = _searched(run)
+    if searched:
+        parts.append(f"## What was searched\n\n{searched}")
     parts += [f"## What ran\n\n{_facts_table(_facts(run))}", _how_to_read(), _next(run, storage)]
     return "\n\n".join(parts)
 
@@ -71,7 +84,7 @@ def keep_users_part(ours: str, existing: str) -> str:
         ours: The new note.
         existing: The note as it is: an earlier one of ours with or without additions, or a user's.
     """
-    _, found, below = existing.partition(SEPARATOR)
+    _, found, below = existing.replace(_EARLIER, SEPARATOR).partition(SEPARATOR)
     users = below.strip() if found else existing.strip()
     return f"{ours}\n\n---\n\n{SEPARATOR}\n\n{users}".rstrip() + "\n"
 
@@ -81,36 +94,26 @@ def _headline(run: StudyRun, test_accuracy: float | None) -> str:
     if best is None:
         return "No trial is complete yet."
     scored = "" if test_accuracy is None else f", {test_accuracy:.2%} on the test set"
-    params = ", ".join(f"`{name} = {parameter(value)}`" for name, value in best.params.items())
-    return f"**Best: {best.value:.2%} validation accuracy** in trial {best.number}{scored}" + (
-        f", with {params}." if params else "."
-    )
+    return f"**Best: {best.value:.2%} validation accuracy** in trial {best.number}{scored}."
+
+
+def _searched(run: StudyRun) -> str:
+    """Every searched parameter with its range and its best value; empty if there is none."""
+    best = {} if run.best is None else run.best.params
+    ranges = search_space(run.spec)
+    rows = [
+        (f"`{name}`", ranges.get(name, "-"), parameter(best[name]) if name in best else "-")
+        for name in [*ranges, *sorted(best.keys() - ranges.keys())]
+    ]
+    return _table(("parameter", "range", "best trial's"), rows) if rows else ""
 
 
 def _facts(run: StudyRun) -> list[tuple[str, str]]:
-    spec = run.spec
     states = ("complete", "pruned", "fail", "running")
     counts = {state: sum(trial.state == state for trial in run.trials) for state in states}
-    search = spec.get("search", {})
-    return [
-        ("data", _section(spec, "data", hide=("root", "download"))),
-        ("network", _section(spec, "model")),
-        ("batch sampler", _section(spec, "sampler")),
-        ("optimiser", _section(spec, "optimizer")),
-        ("budget of a trial", f"{run.trial_examples:,} training examples"),
-        ("weights evaluated", weights_evaluated([run])),
-        (
-            "search",
-            f"{search.get('sampler', '')}, seed {run.seed}; the first {search.get('initial', 0)} "
-            "configurations are fixed by the seed and never pruned",
-        ),
-        ("pruner", _section(spec, "pruner")),
-        (
-            "trials",
-            ", ".join(f"{count} {state}" for state, count in counts.items() if count) or "none",
-        ),
-        *_cost(run),
-    ]
+    shown = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
+    facts = [(label, _plain(text)) for label, text in study_facts(run)]
+    return [*facts, ("trials", shown or "none"), *_cost(run)]
 
 
 def _cost(run: StudyRun) -> list[tuple[str, str]]:
@@ -124,27 +127,11 @@ def _cost(run: StudyRun) -> list[tuple[str, str]]:
     ]
 
 
-def _section(spec: Mapping[str, Any], name: str, *, hide: Sequence[str] = ()) -> str:
-    options = {key: value for key, value in spec.get(name, {}).items() if key not in hide}
-    kind = options.pop("kind", None) or options.pop("name", "")
-    shown = [f"{key} {_range(value)}" for key, value in options.items()]
-    return ", ".join([f"`{kind}`", *shown])
-
-
-def _range(value: Any) -> str:
-    if isinstance(value, Mapping) and "choices" in value:
-        return "one of " + ", ".join(map(str, value["choices"]))
-    if isinstance(value, Mapping) and {"low", "high"} <= value.keys():
-        scale = " (log)" if value.get("log") else ""
-        return f"{parameter(value['low'])} to {parameter(value['high'])}{scale}"
-    return parameter(value)
-
-
 def _how_to_read() -> str:
     return (
-        "Figures are on the study's first page, below the history. A pruned trial's note says why "
-        "it was pruned. A trial's attributes `hpo_mab:slot` and `hpo_mab:paired` are its place in "
-        "the plan and whether every arm of a comparison trains its configuration."
+        "Figures are on the study's first page. A complete trial's note has its learning curve, a "
+        "pruned trial's the reason. A trial's attributes `hpo_mab:slot` and `hpo_mab:paired` are "
+        "its place in the plan and whether every arm of a comparison trains its configuration."
     )
 
 
@@ -157,12 +144,13 @@ def _next(run: StudyRun, storage: Storage) -> str:
     name = str(run.spec.get("name"))
     # A definition of the user's own is a file whose place is not on record.
     name = name if name in builtin_names() else f"{name}.toml"
+    more = 2 * max(len(run.trials), 1)
     commands = (
-        f"hpo-mab run {shlex.quote(name)}{where} --trials {2 * max(len(run.trials), 1)}   # go on",
+        f"hpo-mab run {shlex.quote(name)}{where} --trials {more}   # continue",
         f"hpo-mab compare {shlex.quote(name)}{where}   # against uniform sampling",
         f"hpo-mab report {shlex.quote(run.name)}{where}   # one HTML file",
     )
-    return "## How to go on\n\n```bash\n" + "\n".join(commands) + "\n```"
+    return "## Next\n\n```bash\n" + "\n".join(commands) + "\n```"
 
 
 def _facts_table(rows: Sequence[tuple[str, str]]) -> str:
@@ -172,7 +160,9 @@ def _facts_table(rows: Sequence[tuple[str, str]]) -> str:
 
 
 def evidence_note(study: optuna.Study, spec: Mapping[str, Any]) -> str:
-    """What a study's evidence says and what the pruner and ``auto`` made of it, in Markdown.
+    """A study's evidence and what the pruner and ``auto`` decided by it, in Markdown.
+
+    The fidelity that was measured in the study is part of it.
 
     Args:
         study: The study.
@@ -186,8 +176,12 @@ def evidence_note(study: optuna.Study, spec: Mapping[str, Any]) -> str:
     parts = []
     if spec.get("sampler", {}).get("kind") == AUTO:
         parts.append(_choice(stored_choice(study), evidence))
-    if _prunes_by_evidence(spec):
+    moved, text = _fidelity(study.user_attrs.get(FIDELITY_KEY), spec)
+    # Evidence moves no rung that fidelity has moved.
+    if _prunes_by_evidence(spec) and not moved:
         parts.append(_pruning(evidence, spec))
+    if text:
+        parts.append(text)
     if evidence is not None:
         parts.append(_measured(evidence))
     return "\n\n".join(["## Evidence", *parts]) if parts else ""
@@ -198,11 +192,33 @@ def _prunes_by_evidence(spec: Mapping[str, Any]) -> bool:
     return spec.get("pruner", {}).get("kind") == "advantage" and not uniform
 
 
+def _fidelity(stored: Any, spec: Mapping[str, Any]) -> tuple[bool, str]:
+    """Whether the study's fidelity has moved the first rung, and what was measured."""
+    pruner = spec.get("pruner", {})
+    if stored is None or pruner.get("kind") != "advantage" or not pruner.get("fidelity", True):
+        return False, ""
+    found = RungFidelity.from_json(stored)
+    placed = next(_uniform_steps(spec, found.full))
+    first = found.first_rung(placed)
+    made = (
+        f"**The first rung lies at evaluation {placed}**"
+        if first == placed
+        else f"**The first rung was moved from evaluation {placed} to {first}**"
+    )
+    rows = [(str(step), coefficient(tau)) for step, tau in zip(found.steps, found.tau, strict=True)]
+    return first != placed, (
+        f"{made} by the ranking of the study's first {found.trials} complete trials, which were "
+        "never pruned: a rung moves later where the interval of Kendall's tau-b between their "
+        "values there and their final values reaches below 0.2.\n\n"
+        + _table(("evaluation", "tau-b with the final value"), rows)
+    )
+
+
 def _choice(choice: Choice | None, evidence: Evidence | None) -> str:
     if choice is None:
         return "**`auto` has not chosen yet**: the pilot is not done."
     text = (
-        f"**`auto` went on with `{choice.sampler}`** after the pilot, once and for all. "
+        f"**`auto` chose `{choice.sampler}`** after the pilot, for the rest of the study. "
         f"Why: {choice.why}."
     )
     if choice.evidence is not None:
@@ -257,7 +273,7 @@ def _because(known: Rung | None, placed: Placement, evidence: Evidence) -> str:
     if known is None or known.budget <= evidence.budgets[0]:
         return "nothing earlier was measured"
     if known.fidelity is None:
-        return "at no earlier evaluation is the bandit shown to be as far as uniform is here"
+        return "no earlier evaluation of the bandit is shown to equal uniform's here"
     fidelity = coefficient(known.fidelity)
     if placed.step == placed.uniform:
         return f"the earlier ranking is not shown to be as good: tau {fidelity}, {need}"
@@ -304,6 +320,72 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(lines)
 
 
+#: Examples in a note.
+_LISTED = 5
+
+
+def examples_note(record: ExampleRecord, name: str) -> str:
+    """What a study's record of examples says of its labels, in Markdown.
+
+    Args:
+        record: What the trials saw.
+        name: The study's name.
+    """
+    scores, preferred = record.suspicion(), record.preferred()
+    first = np.argsort(-scores, kind="stable")[:_LISTED]
+    rows = [
+        (
+            str(record.examples[place]),
+            "" if preferred is None else str(preferred[place]),
+            f"{scores[place]:.2f}",
+            f"{record.counts.visits[place]:,.0f}",
+        )
+        for place in first
+    ]
+    head = ("place in the training part", "class that networks predict", "score", "visits")
+    count = f"{record.total:,}"
+    if record.sampled:
+        count = f"a fixed random sample of {len(record.examples):,} of {record.total:,}"
+    return (
+        f"## Suspicious labels\n\n{record.trials:,} trials saw {count} training examples. Of "
+        f"{int((scores > 0).sum()):,} they preferred another class than the label; the most "
+        f"suspicious:\n\n{_table(head, rows)}\n\n`hpo-mab examples {shlex.quote(name)} --html "
+        "examples.html` shows them as pictures, and `--drop N` leaves some out."
+    )
+
+
+def curve_notes(run: StudyRun) -> dict[int, str]:
+    """The learning curve of each complete trial of a study, in Markdown, by trial number.
+
+    Args:
+        run: The study.
+    """
+    return {
+        trial.number: _curve(trial)
+        for trial in run.trials
+        if trial.state == "complete" and trial.curve
+    }
+
+
+def _curve(trial: TrialRun) -> str:
+    places = np.linspace(0, len(trial.curve) - 1, min(len(trial.curve), _ROWS)).round().astype(int)
+    rows = [
+        (
+            str(point.index),
+            f"{point.examples:,}",
+            f"{point.accuracy:.2%}",
+            f"{point.train_loss:.4g}",
+            "averaged" if point.averaged else "trained",
+        )
+        for point in (trial.curve[place] for place in places)
+    ]
+    head = ("evaluation", "training examples", "validation accuracy", "training loss", "weights")
+    return (
+        f"**Complete: {trial.value:.2%} validation accuracy** after {trial.examples:,} training "
+        f"examples, {trial.seconds:,.1f} s of training.\n\n{_table(head, rows)}"
+    )
+
+
 def pruning_notes(run: StudyRun) -> dict[int, str]:
     """Why each pruned trial of a study ended, in Markdown, by trial number.
 
@@ -333,7 +415,10 @@ def _note(run: StudyRun, trial: TrialRun, earlier: dict[int, list[float]]) -> st
         f"Validation accuracy there{_weights(last)}: {last.accuracy:.2%}. "
         + _rank(last.accuracy, earlier[last.index]),
     ]
-    lines.append(f"Why: {_why(run, trial)}")
+    kind = run.spec.get("pruner", {}).get("kind", "")
+    lines.append(f"Why: {_plain(why_pruned(trial.attrs, pruner=kind))}")
+    if PRUNED_KEY in trial.attrs:
+        lines.append("The first configurations of a study are never pruned, and are not judged.")
     return "\n\n".join(lines)
 
 
@@ -341,42 +426,12 @@ def _weights(last: Evaluation) -> str:
     return " of averaged weights" if last.averaged else ""
 
 
-def _why(run: StudyRun, trial: TrialRun) -> str:
-    because = trial.attrs.get(PRUNED_KEY)
-    if isinstance(because, Mapping) and {"rung", "step", "threshold"} <= because.keys():
-        return _rung(because)
-    kind = run.spec.get("pruner", {}).get("kind", "")
-    return str(trial.attrs.get(REASON_KEY) or f"the pruner (`{kind}`) stopped it.")
-
-
-def _rung(because: Mapping[str, Any]) -> str:
-    """What `hpo_mab.AdvantagePruner` decided by."""
-    if because.get("value", 0.0) is None:
-        return (
-            f"its value at evaluation {because['step']}, rung {because['rung']}, was not a number."
-        )
-    threshold = because["threshold"]
-    needed = "" if threshold is None else f"; {float(threshold):.2%} was needed to go on"
-    text = (
-        f"rung {because['rung']} at evaluation {because['step']}, as one of "
-        f"{because.get('competitors', '?')} trials judged there so far{needed}. "
-        "The first configurations of a study are never pruned, and are not judged."
-    )
-    if because.get("evidence"):
-        text += (
-            f" Evidence `{because['evidence']}` moved this rung: without it, it would lie at "
-            f"evaluation {because.get('uniform_step')}. Evaluation {because['step']} is worth "
-            f"number {float(because.get('equivalent_step') or 0.0):.1f} of uniform training."
-        )
-    return text
-
-
 def _rank(own: float, others: list[float]) -> str:
     """Where an accuracy stands among those of earlier trials at the same evaluation, sorted."""
     if not others:
-        return "No earlier trial came as far."
+        return "No earlier trial reached this evaluation."
     better = len(others) - bisect.bisect_right(others, own)
     return (
-        f"Of the {len(others)} earlier trials that came as far, {better} were better there "
+        f"Of the {len(others)} earlier trials that reached this evaluation, {better} were better "
         f"(median {np.median(others):.2%}, best {others[-1]:.2%})."
     )

@@ -16,7 +16,14 @@ from optuna.trial import TrialState
 
 from hpo_mab._attributes import PUBLISHED_KEY, TEST_KEY
 from hpo_mab.dashboard._figures import comparison_figures, study_figures
-from hpo_mab.dashboard._notes import evidence_note, keep_users_part, pruning_notes, study_note
+from hpo_mab.dashboard._notes import (
+    curve_notes,
+    evidence_note,
+    examples_note,
+    keep_users_part,
+    pruning_notes,
+    study_note,
+)
 from hpo_mab.dashboard._serve import LARGE, artifact_folder, comparison_path, save_curves
 from hpo_mab.storage import Definition, Storage, StudyRun, open_study, read_run, study_names
 
@@ -188,11 +195,12 @@ def publish_comparison(
         artifacts: Folder of the artifact store; None takes the storage's.
     """
     from hpo_mab.compare import verdict
+    from hpo_mab.compare._tables import in_arm_words
 
     @functools.cache
     def shared() -> tuple[dict[str, str], dict[str, go.Figure]]:
         ids = [open_study(storage, run.name)._study_id for run in runs]
-        found = {"verdict": verdict(summary), "compared": comparison_path(ids)}
+        found = {"verdict": verdict(in_arm_words(summary)), "compared": comparison_path(ids)}
         return found, study_figures(runs) | comparison_figures(summary)
 
     def write(name: str) -> bool:
@@ -206,7 +214,7 @@ def publish_comparison(
 
 
 def refresh(storage: Storage, *, artifacts: Path | None = None) -> Published:
-    """Publish every study of ours that has gone on since it was published, or never was.
+    """Publish every study of ours that has new trials since it was published, or never was.
 
     Args:
         storage: The database.
@@ -225,7 +233,7 @@ def refresh(storage: Storage, *, artifacts: Path | None = None) -> Published:
 
 
 def _each(names: Iterable[str], write: Callable[[str], bool]) -> Published:
-    """Write the pages of each study; what is wrong with one leaves the others theirs.
+    """Write the pages of each study; an error in one does not affect the others.
 
     Args:
         names: Names of the studies.
@@ -259,20 +267,22 @@ def _write(
 ) -> None:
     attrs = storage.optuna.get_study_system_attrs(study._study_id)
     buffer = DashboardBuffer(attrs)
-    # A study that goes on by itself keeps the verdict of the comparison it was part of.
+    # A study that continues by itself keeps the verdict of the comparison it was part of.
     found = found or attrs.get(PUBLISHED_KEY, {}).get("found", {})
+    record = storage.examples.load(study._study_id)
     note = study_note(
         run,
         storage,
         test_accuracy=_test_accuracy(study, run),
         evidence=evidence_note(study, run.spec),
+        examples="" if record is None else examples_note(record, run.name),
         **found,
     )
     buffer.save_study_note(keep_users_part(note, buffer.study_note()))
     for name, figure in drawn.items():
         buffer.save_figure(name, figure)
     ids = trial_ids(storage.optuna.engine, study._study_id)
-    for number, text in pruning_notes(run).items():
+    for number, text in (curve_notes(run) | pruning_notes(run)).items():
         if not buffer.has_trial_note(ids[number]):
             buffer.save_trial_note(ids[number], text)
     if sum(len(trial.curve) for trial in run.trials) >= LARGE:

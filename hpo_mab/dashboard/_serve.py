@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import optuna
+from bottle import HTTPResponse, request
 from optuna.artifacts import FileSystemArtifactStore, get_all_artifact_meta, upload_artifact
 from optuna_dashboard import wsgi
 
-from hpo_mab._errors import StorageError
+from hpo_mab._attributes import DEFINITION_KEY, EVIDENCE_KEY
+from hpo_mab._errors import HpoMabError, StorageError
 from hpo_mab.storage import files_folder
 from hpo_mab.training import Evaluation
 
@@ -32,7 +34,7 @@ _VARIABLE = "HPO_MAB_ARTIFACTS"
 def artifact_folder(storage: Storage) -> Path:
     """Where a storage's files are kept.
 
-    ``HPO_MAB_ARTIFACTS`` if it is set; beside an SQLite file, named after it; otherwise
+    ``HPO_MAB_ARTIFACTS`` if it is set; next to an SQLite file, named after it; otherwise
     ``hpo_mab_artifacts`` in the working directory.
     """
     return files_folder(storage, "artifacts")
@@ -90,13 +92,33 @@ def _rows(run: StudyRun) -> Iterator[list[Any]]:
 
 #: Lines in the dashboard's figure of reports; each has its entry in the legend, too.
 _LINES = 200
+_COMPARISON = "/hpo-mab/compare"
+#: User attributes that the note says in words; the definition alone fills the table.
+_SAID = (DEFINITION_KEY, EVIDENCE_KEY)
+#: Our figures first, then the dashboard's own; one column on a telephone.
+_STYLE = """<style>
+.MuiBox-root:has(> .MuiGrid-container > * [id^="user-defined-plot:"]) {
+  display: flex; flex-flow: row wrap; }
+.MuiBox-root:has(> .MuiGrid-container > * [id^="user-defined-plot:"]) > * { flex-basis: 100%; }
+.MuiGrid-container:has(> * [id^="user-defined-plot:"]) { display: contents; }
+.MuiGrid-container:has(> * [id^="user-defined-plot:"]) > * {
+  flex: 0 0 50%; max-width: 50%; box-sizing: border-box; margin: 0; padding: 8px; }
+.MuiGrid-container > :has([id^="user-defined-plot:"]) { order: -1; }
+main, main > *, .MuiBox-root, .MuiCard-root { min-width: 0; }
+.MuiCard-root table:not(.MuiTable-root) { display: block; overflow-x: auto; }
+@media (max-width: 700px) {
+  .MuiGrid-container:has(> * [id^="user-defined-plot:"]) > *,
+  .MuiGrid-container > .MuiGrid-grid-xs-6 { flex-basis: 100%; max-width: 100%; }
+}
+</style></head>"""
 
 
 def application(storage: Storage, *, artifacts: Path | None = None) -> WSGIApplication:
-    """Optuna's dashboard with the storage's files, and a study's figures in order of their names.
+    """Optuna's dashboard with the storage's files, our figures first, and pages of comparisons.
 
     Of a study of many trials, it is sent the reports of about 200 trials, evenly chosen: to
-    draw a line for each of 1,000 takes a browser seconds.
+    draw a line for each of 1,000 takes a browser seconds. The stored definition and evidence are
+    left out of the study's attributes, because its note has them in words.
 
     Args:
         storage: The database.
@@ -106,19 +128,43 @@ def application(storage: Storage, *, artifacts: Path | None = None) -> WSGIAppli
         storage.optuna, artifact_store=artifact_store(artifacts or artifact_folder(storage))
     )
     app.install(_StudyPage())
+    app.route(_COMPARISON, callback=lambda: _comparison_page(storage))
     made: WSGIApplication = app
     return made
 
 
 def comparison_path(study_ids: Iterable[int]) -> str:
-    """Path of the page that shows studies side by side."""
-    return f"/dashboard/compare-studies?ids={','.join(map(str, study_ids))}"
+    """Path of the page that compares studies: verdict, table and figures."""
+    return f"{_COMPARISON}?ids={','.join(map(str, study_ids))}"
+
+
+def _comparison_page(storage: Storage) -> HTTPResponse:
+    """The report of the studies that the request names by their ids, as they are now."""
+    from hpo_mab.compare import report_html, stored_comparison, summarise
+
+    ids = str(request.query.get("ids", "")).split(",")
+    try:
+        names = [storage.optuna.get_study_name_from_id(int(text)) for text in ids]
+        found = stored_comparison(names, storages=[storage.secret_url])
+        summary = summarise(found.runs, reference=found.reference, retrained=found.retrained)
+    except HpoMabError as error:
+        return _plain(400, str(error))
+    except (KeyError, ValueError):
+        shown = f"{_COMPARISON}?ids=1,2"
+        return _plain(404, f"ids must be ids of stored studies, as in {shown}.")
+    title = ", ".join(dict.fromkeys(str(run.spec.get("name", run.name)) for run in found.runs))
+    page = report_html(found.runs, summary, title=title, record=dict(found.environment))
+    return HTTPResponse(page, 200, {"Content-Type": "text/html; charset=utf-8"})
+
+
+def _plain(status: int, text: str) -> HTTPResponse:
+    return HTTPResponse(text, status, {"Content-Type": "text/plain; charset=utf-8"})
 
 
 class _StudyPage:
-    """Bottle plugin: orders a study's figures, and thins the reports of its trials.
+    """Bottle plugin: orders a study's figures, and thins what its page shows.
 
-    Left to itself the dashboard sends figures in a Python set's order, and every report.
+    Without it the dashboard sends figures in a Python set's order, and every report.
     """
 
     name = "study-page"
@@ -127,12 +173,27 @@ class _StudyPage:
     def apply(self, view: Callable[..., Any], _route: Any) -> Callable[..., Any]:
         def changed(*args: Any, **options: Any) -> Any:
             body = view(*args, **options)
+            if isinstance(body, HTTPResponse) and hasattr(body.body, "read"):
+                return _styled(body)
             if isinstance(body, dict) and "plotly_graph_objects" in body:
                 body["plotly_graph_objects"].sort(key=lambda figure: str(figure["id"]))
+                body["user_attrs"] = [a for a in body["user_attrs"] if a["key"] not in _SAID]
                 _thin_reports(body["trials"])
             return body
 
         return changed
+
+
+def _styled(response: HTTPResponse) -> HTTPResponse:
+    """The dashboard's page with our style; other files as they are."""
+    if not str(response.content_type).startswith("text/html"):
+        return response
+    with response.body as file:
+        text = file.read().decode("utf-8").replace("</head>", _STYLE, 1)
+    kept = {"Content-Security-Policy": response.get_header("Content-Security-Policy", "")}
+    headers = {key: value for key, value in kept.items() if value}
+    # Without a date of its own, so that browsers ask again.
+    return HTTPResponse(text, 200, {"Content-Type": "text/html; charset=utf-8", **headers})
 
 
 def _thin_reports(trials: list[dict[str, Any]]) -> None:

@@ -288,12 +288,16 @@ def _decode(root: Path, layout: _Layout, *, size: int) -> _images.Decoded:
     texts = (*_left_out(names, read), *_constant(names, read, rendering))
     parts = _readable_parts(layout, read)
     _check_present(layout, parts["train"], root)
+    # The training files come first of all.
+    of_train = zip(names, read, layout.files["train"], strict=False)
+    taken = [name for name, found, _ in of_train if not isinstance(found, str)]
     if not parts.get("test"):
         train = parts["train"]
         numbers = torch.tensor([number for _, number in train])
         kept, held_out = stratified_halves(numbers, share=_TEST_SHARE, seed=0, name="test")
         parts["train"] = [train[index] for index in kept.tolist()]
         parts["test"] = [train[index] for index in held_out.tolist()]
+        taken = [taken[index] for index in kept.tolist()]
         del train
     # Each picture is let go as soon as it is in its stack, so that all are in memory once.
     del read, pictures
@@ -305,7 +309,9 @@ def _decode(root: Path, layout: _Layout, *, size: int) -> _images.Decoded:
         )
         for part in [name for name, found in parts.items() if found]
     }
-    return _images.Decoded(parts=made, sides=(min(sides), max(sides)), warnings=texts)
+    return _images.Decoded(
+        parts=made, sides=(min(sides), max(sides)), warnings=texts, names=tuple(taken)
+    )
 
 
 def _readable_parts(

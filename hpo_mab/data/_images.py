@@ -294,7 +294,7 @@ def _reflect(positions: Tensor, size: int) -> Tensor:
 
 #: Folder of the cache inside a data root.
 CACHE_FOLDER = ".hpo_mab_cache"
-_FORMAT = 2
+_FORMAT = 3
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -307,12 +307,14 @@ class Decoded:
         sides: Smallest and largest shorter side of the source images in pixels, if they were
             scaled.
         warnings: What the user is warned of each time the data set is loaded.
+        names: File of each training image; empty where they come from no files of the user's.
         notes: What was taken and what was passed over, a sentence each; not kept in the cache.
     """
 
     parts: Mapping[str, ImageData]
     sides: tuple[int, int] | None = None
     warnings: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
 
@@ -333,7 +335,12 @@ def read(root: Path, *, name: str, key: str) -> Decoded | None:
         classes = tuple(meta["classes"])
         parts = {part: _map(folder, part, classes) for part in meta["parts"]}
         sides = tuple(meta["sides"]) or None
-        return Decoded(parts=parts, sides=sides, warnings=tuple(meta["warnings"]))
+        return Decoded(
+            parts=parts,
+            sides=sides,
+            warnings=tuple(meta["warnings"]),
+            names=tuple(meta.get("names", ())),
+        )
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -366,6 +373,7 @@ def _fill(folder: Path, decoded: Decoded) -> None:
         "parts": list(decoded.parts),
         "sides": decoded.sides or (),
         "warnings": decoded.warnings,
+        "names": decoded.names,
     }
     (folder / "meta.json").write_text(json.dumps(meta))
 

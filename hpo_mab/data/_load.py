@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import logging
 from collections.abc import Mapping
@@ -20,6 +21,7 @@ from hpo_mab.data._images import Augmentation, ImageData
 from hpo_mab.data._splits import (
     TEST_SHARE,
     DatasetSplits,
+    Exclusion,
     ImageSplits,
     split,
     split_datasets,
@@ -122,6 +124,7 @@ def load_splits(
     seed: int = 0,
     root: Path | str = "data",
     download: bool = True,
+    exclude: Path | str | None = None,
     **more: Any,
 ) -> ImageSplits | DatasetSplits:
     """Load a data set by name, in three parts.
@@ -142,6 +145,8 @@ def load_splits(
         seed: Seed of that split.
         root: Folder of the data, see `load`.
         download: Whether to fetch what is missing.
+        exclude: File of training images to leave out, see `Exclusion`; the validation and the test
+            part stay whole, so that accuracies can be compared.
         **more: Options of the data set, see `options`.
 
     Raises:
@@ -149,17 +154,24 @@ def load_splits(
         ArgumentError: An option outside its bound, or a share that leaves a part without some
             class.
         DataError: The data are not there, cannot be fetched or cannot be read, or are more than
-            memory holds.
+            memory holds, or ``exclude`` is a list of other images.
     """
     given = {"root": Path(root), "download": download, "validation": validation, "seed": seed}
     found = _load(name, more, **given)
     parts = found.parts
     if not isinstance(parts["train"], ImageData):
+        if exclude is not None:
+            raise ArgumentError(
+                f"data.exclude is for data sets of images, which '{name_of(name)}' is not."
+            )
         datasets = split_datasets(parts, validation=validation, seed=seed)
         _log.info("%s: %s", name_of(name), datasets.description)
         return datasets
     held_out = parts.get("validation", validation)
     splits = split(parts["train"], parts["test"], validation=held_out, seed=seed)
+    splits = dataclasses.replace(splits, names=found.names)
+    if exclude is not None:
+        splits = splits.without(Exclusion.load(exclude))
     title = Path(root).resolve().name if name == "image_folder" else name_of(name)
     for line in _description(title or name_of(name), found, splits):
         _log.info("%s", line)

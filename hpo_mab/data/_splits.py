@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -14,7 +15,8 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
-from hpo_mab._errors import ArgumentError
+from hpo_mab._errors import ArgumentError, DataError
+from hpo_mab._examples import labels_digest
 from hpo_mab._labels import check_examples, labels_of
 from hpo_mab.data._images import ImageData
 
@@ -22,6 +24,61 @@ from hpo_mab.data._images import ImageData
 _BLOCK = 4096
 #: Share of the training examples that are the test part of data that come without one.
 TEST_SHARE = 0.2
+_EXCLUSION_FORMAT = 1
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Exclusion:
+    """Training images to leave out, as ``hpo-mab examples --drop`` writes them.
+
+    Attributes:
+        labels: Digest of the labels of all training images of the data set.
+        indices: Places among them, ascending.
+        data: Name of the data set, for messages.
+        path: The file, for messages.
+    """
+
+    labels: str
+    indices: tuple[int, ...]
+    data: str = ""
+    path: str = ""
+
+    @classmethod
+    def load(cls, path: Path | str) -> Self:
+        """Read a file that `to_json` made.
+
+        Raises:
+            DataError: It cannot be read, or is no such list.
+        """
+        try:
+            raw = json.loads(Path(path).read_text(encoding="utf-8"))
+            if raw["format"] != _EXCLUSION_FORMAT:
+                raise DataError(
+                    f"data.exclude: {path} has format {raw['format']!r}; this hpo-mab reads "
+                    f"format {_EXCLUSION_FORMAT}."
+                )
+            return cls(
+                labels=str(raw["labels"]),
+                indices=tuple(int(index) for index in raw["indices"]),
+                data=str(raw.get("data", "")),
+                path=str(path),
+            )
+        except OSError as error:
+            raise DataError(f"data.exclude: {path} cannot be read: {error.strerror}.") from None
+        except (ValueError, KeyError, TypeError):
+            raise DataError(
+                f"data.exclude: {path} is no list of images; hpo-mab examples --drop writes one."
+            ) from None
+
+    def to_json(self) -> str:
+        """The text of a file."""
+        facts = {
+            "format": _EXCLUSION_FORMAT,
+            "data": self.data,
+            "labels": self.labels,
+            "indices": list(self.indices),
+        }
+        return json.dumps(facts) + "\n"
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -34,6 +91,10 @@ class ImageSplits:
         test: Images kept for the final score.
         mean: Mean of each channel over ``train``, float32 [channels], pixels scaled to [0, 1].
         std: Standard deviation of each channel likewise; 1 where a channel is constant.
+        positions: Places of ``train`` among the training images of the data set, int64 [N] on the
+            CPU; None if it is all of them.
+        source: Digest of the labels of these training images.
+        names: File of each of them, where they come from files of the user's; or empty.
     """
 
     train: ImageData
@@ -41,6 +102,31 @@ class ImageSplits:
     test: ImageData
     mean: Tensor
     std: Tensor
+    positions: Tensor | None = None
+    source: str = ""
+    names: tuple[str, ...] = ()
+
+    def without(self, exclusion: Exclusion) -> Self:
+        """The same parts without some training images; the other parts stay as they are.
+
+        Raises:
+            DataError: The list is of other images, or leaves a class without any.
+        """
+        if exclusion.labels != self.source:
+            raise DataError(
+                f"data.exclude: {exclusion.path} lists images of a data set with other training "
+                f"labels ({exclusion.data or 'not named'}); make the list with hpo-mab examples "
+                "from a study on these data."
+            )
+        where = torch.arange(len(self.train)) if self.positions is None else self.positions
+        kept = ~torch.isin(where, torch.tensor(exclusion.indices, dtype=torch.int64))
+        train = self.train.subset(kept.nonzero()[:, 0])
+        classes = self.train.num_classes
+        before, after = (part.labels.bincount(minlength=classes) for part in (self.train, train))
+        if bool(((before > 0) & (after == 0)).any()):
+            raise DataError(f"data.exclude: {exclusion.path} lists all images of a class.")
+        mean, std = channel_statistics(train)
+        return dataclasses.replace(self, train=train, mean=mean, std=std, positions=where[kept])
 
     @property
     def labels(self) -> Tensor:
@@ -56,6 +142,11 @@ class ImageSplits:
     def input_shape(self) -> tuple[int, ...]:
         """Shape of a network's input: [channels, height, width]."""
         return (self.train.channels, *self.train.image_size)
+
+    @property
+    def sizes(self) -> tuple[int, int, int]:
+        """Examples of the training, validation and test part."""
+        return len(self.train), len(self.validation), len(self.test)
 
     def to(self, device: torch.device | str) -> Self:
         """The same parts on another device."""
@@ -91,14 +182,24 @@ def split(
             ``train``.
     """
     _check_alike("test", test, train)
+    positions = None
     if isinstance(validation, ImageData):
         _check_alike("validation", validation, train)
         part, judged = train, validation
     else:
         kept, held_out = stratified_halves(train.labels, share=validation, seed=seed)
         part, judged = train.subset(kept), train.subset(held_out)
+        positions = kept
     mean, std = channel_statistics(part)
-    return ImageSplits(train=part, validation=judged, test=test, mean=mean, std=std)
+    return ImageSplits(
+        train=part,
+        validation=judged,
+        test=test,
+        mean=mean,
+        std=std,
+        positions=positions,
+        source=labels_digest(train.labels.cpu().numpy()),
+    )
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -1,13 +1,21 @@
 """Pruners that decide earlier where the measured advantage allows it."""
 
 from hpo_mab.pruners._advantage_pruner import AdvantagePruner
-from hpo_mab.pruners._evidence import AdvantageWarning, EvidenceKeeper, pairs_of_trials
+from hpo_mab.pruners._evidence import (
+    AdvantageWarning,
+    EvidenceKeeper,
+    RungFidelity,
+    pairs_of_trials,
+)
+from hpo_mab.pruners._reasons import why_pruned
 from hpo_mab.pruners._top_k import TopKPruner
 
 __all__ = [
     "AdvantagePruner",
     "AdvantageWarning",
     "EvidenceKeeper",
+    "RungFidelity",
     "TopKPruner",
     "pairs_of_trials",
+    "why_pruned",
 ]

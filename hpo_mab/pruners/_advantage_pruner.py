@@ -17,7 +17,13 @@ from optuna.trial import FrozenTrial
 from hpo_mab._attributes import PRUNED_KEY
 from hpo_mab._errors import ArgumentError, check_integer
 from hpo_mab.advantage import DEFAULT_MARGIN, Evidence
-from hpo_mab.pruners._evidence import EvidenceKeeper, EvidenceLike, is_uniform, read_evidence
+from hpo_mab.pruners._evidence import (
+    EvidenceKeeper,
+    EvidenceLike,
+    RungFidelity,
+    is_uniform,
+    read_evidence,
+)
 
 _KEY = "hpo_mab:rung_{}"
 
@@ -80,12 +86,18 @@ def contest(
         for other in trials
         if other.number != trial.number
     )
-    ranked = sorted([value, *(one for one in found if one is not None)])
-    if direction == StudyDirection.MAXIMIZE:
-        ranked.reverse()
-    threshold = ranked[max(len(ranked) // reduction_factor, 1) - 1]
+    values = [value, *(one for one in found if one is not None)]
+    threshold = needed_at_rung(values, reduction_factor=reduction_factor, direction=direction)
     promoted = value >= threshold if direction == StudyDirection.MAXIMIZE else value <= threshold
-    return Contest(promoted=promoted, threshold=threshold, competitors=len(ranked))
+    return Contest(promoted=promoted, threshold=threshold, competitors=len(values))
+
+
+def needed_at_rung(
+    values: Sequence[float], *, reduction_factor: int, direction: StudyDirection
+) -> float:
+    """The worst value at a rung that is promoted, of all that have come to it."""
+    ranked = sorted(values, reverse=direction == StudyDirection.MAXIMIZE)
+    return float(ranked[max(len(ranked) // reduction_factor, 1) - 1])
 
 
 def _value_at(trial: FrozenTrial, *, rung: int, step: int, worst: float) -> float | None:
@@ -115,13 +127,34 @@ class Placement:
         step: Step at which it is decided.
         uniform: Step at which it lies under uniform training.
         equivalent: Uniform-equivalent budget of ``step``, in steps.
-        evidence: Digest of the evidence that moved it; None if it is not moved.
+        evidence: Digest of the evidence that moved it; None if none did.
+        fidelity: What moved it later: ``step`` of the first rung as the settings place it, the
+            interval of ``tau`` there and how many ``trials`` it rests on; None if it is not moved.
     """
 
     step: int
     uniform: int
     equivalent: float
     evidence: str | None
+    fidelity: Mapping[str, Any] | None = None
+
+
+def place_later(uniform: int, *, first: int, fidelity: RungFidelity | None) -> Placement | None:
+    """Where a rung is decided after the study's fidelity has moved the first one; None if not.
+
+    Args:
+        uniform: Step of the rung as the settings place it.
+        first: The same of the first rung.
+        fidelity: What was measured in the study; None if nothing was.
+    """
+    later = first if fidelity is None else fidelity.first_rung(first)
+    if fidelity is None or later == first:
+        return None
+    step = later * (uniform // first)
+    tau = fidelity.at(first)
+    interval = [round(end, 3) for end in (tau.low, tau.high)]
+    why = {"step": first, "tau": interval, "trials": fidelity.trials}
+    return Placement(step=step, uniform=uniform, equivalent=step, evidence=None, fidelity=why)
 
 
 def place(uniform: int, *, full: int | None, evidence: Evidence | None) -> Placement:
@@ -168,10 +201,16 @@ class AdvantagePruner(BasePruner):
     decision is that of ``SuccessiveHalvingPruner`` with the same settings; an `AdvantageWarning`
     says so once a study.
 
+    The first rung lies later where the study's own first trials are not shown to be ranked there as
+    at their end, see `RungFidelity`; evidence then moves no rung. It needs trials that cannot be
+    pruned, as the first ``search.initial`` of ``hpo-mab run`` (user attribute ``hpo_mab:paired``),
+    and is kept as the study's user attribute ``hpo_mab:fidelity``.
+
     Why a trial was pruned is its user attribute ``hpo_mab:pruned_because``: ``rung``, ``step``,
     ``value`` (None if it was not a number), ``threshold``, ``competitors``, ``uniform_step`` (where
     the rung lies without evidence), ``equivalent_step`` (``e`` at the step) and ``evidence`` (its
-    digest, None if it had no part).
+    digest, None if it had no part); where fidelity moved the rung also ``fidelity``: ``step``, the
+    interval of ``tau`` there and how many ``trials`` were ranked.
 
     .. code-block:: python
 
@@ -195,6 +234,7 @@ class AdvantagePruner(BasePruner):
         margin: Loss of fidelity (Kendall tau) that is put up with, in [0, 1].
         confidence: Coverage of the evidence's intervals, in (0, 1).
         refresh: Trials that must finish before evidence is looked at again, at least 1.
+        fidelity: Whether the first rung may move later by the ranking of the first trials.
 
     Raises:
         ArgumentError: An argument outside its bound, or both ``evidence`` and ``reference``.
@@ -213,6 +253,7 @@ class AdvantagePruner(BasePruner):
         margin: float = DEFAULT_MARGIN,
         confidence: float = 0.95,
         refresh: int = 10,
+        fidelity: bool = True,
     ) -> None:
         if min_resource != "auto":
             check_integer("min_resource", min_resource, 1)
@@ -238,6 +279,7 @@ class AdvantagePruner(BasePruner):
         self._reduction_factor = int(reduction_factor)
         self._early_rungs = int(min_early_stopping_rate)
         self._bootstrap_count = int(bootstrap_count)
+        self._fidelity = bool(fidelity)
         self._new_keeper = functools.partial(
             EvidenceKeeper,
             given=None if evidence is None else read_evidence(evidence),
@@ -309,9 +351,13 @@ class AdvantagePruner(BasePruner):
         return int(first * self._reduction_factor ** (self._early_rungs + rung))
 
     def _place(self, rung: int, trial: FrozenTrial, keeper: EvidenceKeeper) -> Placement | None:
-        step = self.uniform_step(rung, full=keeper.full)
+        step, first = (self.uniform_step(n, full=keeper.full) for n in (rung, 0))
+        if step is None or first is None:
+            return None
+        fidelity = keeper.fidelity if self._fidelity else None
         evidence = None if is_uniform(trial) else keeper.evidence
-        return None if step is None else place(step, full=keeper.full, evidence=evidence)
+        later = place_later(step, first=first, fidelity=fidelity)
+        return later or place(step, full=keeper.full, evidence=evidence)
 
     def _because(
         self,
@@ -324,7 +370,7 @@ class AdvantagePruner(BasePruner):
         placed: Placement,
     ) -> dict[str, Any] | None:
         """Why a trial loses at a rung; None if it is promoted."""
-        because = {
+        because: dict[str, Any] = {
             "rung": rung,
             "step": placed.step,
             "value": None,
@@ -334,6 +380,8 @@ class AdvantagePruner(BasePruner):
             "equivalent_step": placed.equivalent,
             "evidence": placed.evidence,
         }
+        if placed.fidelity is not None:
+            because["fidelity"] = dict(placed.fidelity)
         if math.isnan(value):
             return because
         study._storage.set_trial_system_attr(trial._trial_id, rung_key(rung), [placed.step, value])

@@ -22,6 +22,12 @@ class TopKPruner(BasePruner):
     that they spend counts. The best of them is the study's result. The first
     ``search.initial`` trials are never stopped, as under any pruner.
 
+    With ``resume`` they continue instead: each is a new trial that begins with the reports, the
+    curve and the checkpoint of the stopped one, has its seed, and pays for the rest only. Optuna
+    refuses any change of a trial that was pruned, and takes one that waits as running for a trial
+    whose worker is lost; so the configuration has two trials, and the second has all reports. Where
+    the checkpoint is missing, training starts from zero. The ``k`` best checkpoints are kept.
+
     In an Optuna study of one's own, trials are stopped in the same way, and the best are queued by
     hand::
 
@@ -36,17 +42,22 @@ class TopKPruner(BasePruner):
         after: Share of the budget after which trials are stopped, in (0, 1); the first step at or
             after it decides.
         k: How many are trained in full, at least 1.
+        resume: Whether they continue from the checkpoints of the stopped trials. Study definitions
+            do so under a constant learning rate.
 
     Raises:
         ArgumentError: An argument outside its bound, or an ``after`` that leaves nothing to stop.
     """
 
-    def __init__(self, *, max_resource: int, after: float = 0.25, k: int = 3) -> None:
+    def __init__(
+        self, *, max_resource: int, after: float = 0.25, k: int = 3, resume: bool = False
+    ) -> None:
         check_integer("max_resource", max_resource, 2)
         if not 0 < after < 1:
             raise ArgumentError(f"after must be in (0, 1), got {after}.")
         check_integer("k", k, 1)
         self.k = int(k)
+        self.resume = bool(resume)
         # A hair less: a third of nine evaluations is the third of them.
         self.stop_step = math.ceil(after * max_resource - 1e-9)
         if self.stop_step >= max_resource:
@@ -71,16 +82,21 @@ class TopKPruner(BasePruner):
         """
         trials = study.get_trials(deepcopy=False)
         taken = {trial_attributes(trial).get(PROMOTES_KEY) for trial in trials}
-        sign = 1.0 if study.direction == StudyDirection.MAXIMIZE else -1.0
+        return next((trial for trial in self.stopped(study) if trial.number not in taken), None)
+
+    def stopped(self, study: optuna.Study) -> list[FrozenTrial]:
+        """The stopped trials, the best first; the earlier of equals.
+
+        Args:
+            study: A study with this pruner.
+        """
         stopped = [
             trial
-            for trial in trials
-            if trial.state == TrialState.PRUNED
-            and trial.number not in taken
-            and PROMOTES_KEY not in trial_attributes(trial)
-            and not math.isnan(self._value(trial))
+            for trial in study.get_trials(deepcopy=False, states=(TrialState.PRUNED,))
+            if PROMOTES_KEY not in trial_attributes(trial) and not math.isnan(self._value(trial))
         ]
-        return max(stopped, key=lambda trial: sign * self._value(trial), default=None)
+        sign = 1.0 if study.direction == StudyDirection.MINIMIZE else -1.0
+        return sorted(stopped, key=lambda trial: sign * self._value(trial))
 
     def _value(self, trial: FrozenTrial) -> float:
         """What decided: the first report at or after the step at which trials are stopped."""

@@ -13,6 +13,7 @@ from hpo_mab.samplers._registry import NAMES, available, create, knob_types, kno
 
 if TYPE_CHECKING:
     from hpo_mab.samplers._base import BatchSampler, Draw
+    from hpo_mab.samplers._curriculum import CurriculumSampler
     from hpo_mab.samplers._feedback import FeedbackError
     from hpo_mab.samplers._importance import AdamBSSampler, GradNormSampler
     from hpo_mab.samplers._linear import ContextualSampler, ImponSampler
@@ -26,6 +27,7 @@ __all__ = [
     "BatchSampler",
     "CSGDSampler",
     "ContextualSampler",
+    "CurriculumSampler",
     "Draw",
     "FeedbackError",
     "GradNormSampler",

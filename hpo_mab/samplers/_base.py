@@ -76,6 +76,9 @@ class BatchSampler(Sampler[list[int]], abc.ABC):
     weighs_by_losses: ClassVar[bool] = False
     #: Whether a draw asks the network for logits of candidates, by the attribute ``scorer``.
     asks_network: ClassVar[bool] = False
+    #: Which mean of a study's record of examples, one of `hpo_mab._examples.COLUMNS`, the sampler
+    #: takes as ``difficulty``; None for a sampler that takes none.
+    record_column: ClassVar[str | None] = None
 
     #: Options of the subclass that this sampler was made with, as plain values.
     _options: Mapping[str, Any]
@@ -122,6 +125,11 @@ class BatchSampler(Sampler[list[int]], abc.ABC):
         #: Passes begun; a pass ends where another begins.
         self._passes_begun = 0
         self._warned = False
+
+    @classmethod
+    def uses_record(cls, knobs: Mapping[str, Any]) -> bool:
+        """Whether a sampler with these knobs draws otherwise with a ``difficulty``."""
+        return cls.record_column is not None
 
     @abc.abstractmethod
     def _draw(self) -> Draw:

@@ -18,6 +18,7 @@ NAMES: Mapping[str, str] = {
     "adambs": "hpo_mab.samplers._importance:AdamBSSampler",
     "contextual": "hpo_mab.samplers._linear:ContextualSampler",
     "csgd": "hpo_mab.samplers._pass:CSGDSampler",
+    "curriculum": "hpo_mab.samplers._curriculum:CurriculumSampler",
     "gradnorm": "hpo_mab.samplers._importance:GradNormSampler",
     "impon": "hpo_mab.samplers._linear:ImponSampler",
     "infobatch": "hpo_mab.samplers._selective:InfoBatchSampler",
@@ -28,11 +29,21 @@ NAMES: Mapping[str, str] = {
     "uniform": "hpo_mab.samplers._uniform:UniformSampler",
 }
 
-#: Batch samplers. Another one than ours is given what it takes of the arguments named here.
+#: Batch samplers. Another one than ours is given what it takes of the arguments named here;
+#: a study measures the ``difficulty``.
 SAMPLERS = Registry(
     "sampler",
     NAMES,
-    given=("labels", "data_source", "batch_size", "seed", "device", "rank", "world_size"),
+    given=(
+        "labels",
+        "data_source",
+        "batch_size",
+        "seed",
+        "device",
+        "rank",
+        "world_size",
+        "difficulty",
+    ),
 )
 
 
@@ -71,6 +82,7 @@ def create(
     device: torch.device | str = "cpu",
     rank: int = 0,
     world_size: int = 1,
+    difficulty: torch.Tensor | None = None,
     **knobs: Any,
 ) -> BatchSampler:
     """Make a sampler by name.
@@ -84,6 +96,8 @@ def create(
         device: Where indices are drawn and losses are expected.
         rank: This process's share among ``world_size``.
         world_size: Number of processes that split the examples.
+        difficulty: What earlier trainings measured of each example, float [N], for samplers with a
+            `BatchSampler.record_column`; others have no use for it.
         **knobs: The sampler's own options.
 
     Raises:
@@ -92,6 +106,8 @@ def create(
     """
     SAMPLERS.check(kind, {name: [value] for name, value in knobs.items()}, section="sampler")
     made = sampler_maker(kind)
+    if difficulty is not None and record_column(made, knobs) is not None:
+        knobs["difficulty"] = difficulty
     shares = {"rank": rank, "world_size": world_size}
     return made(labels, batch_size=batch_size, seed=seed, device=device, **shares, **knobs)
 
@@ -111,3 +127,15 @@ def sampler_maker(kind: Named) -> Callable[..., BatchSampler]:
         return found
     own = importlib.import_module("hpo_mab.samplers._foreign").own_sampler
     return functools.partial(own, found, name_of(kind))
+
+
+def record_column(make: Callable[..., Any], knobs: Mapping[str, Any]) -> str | None:
+    """Which mean of a study's record of examples a sampler takes; None for one that takes none.
+
+    Args:
+        make: What makes the sampler, from `sampler_maker`.
+        knobs: The sampler's own options.
+    """
+    cls: Any = make.args[0] if isinstance(make, functools.partial) else make
+    uses = getattr(cls, "uses_record", None)
+    return cls.record_column if uses is not None and uses(knobs) else None

@@ -1,7 +1,4 @@
-"""Recording a training of ours: its curve to the database, its state to a checkpoint.
-
-With a checkpoint, a trial that was cut off need not be trained from the start.
-"""
+"""Checkpoints of long trials: one that was cut off need not be trained from the start."""
 
 from __future__ import annotations
 
@@ -11,22 +8,18 @@ import os
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol, Self
 
 import optuna
 import torch
-from optuna.study import StudyDirection
 
-from hpo_mab._attributes import EXAMPLES_KEY, RESUMED_KEY, SECONDS_KEY
-from hpo_mab._errors import ArgumentError
-from hpo_mab.search._plan import Place, Plan
-from hpo_mab.storage import STORAGE_ERRORS, CurveStore, CurveWriter, Storage, files_folder
-from hpo_mab.training import Evaluation, Training
+from hpo_mab._attributes import PROMOTES_KEY, trial_attributes
+from hpo_mab.pruners import TopKPruner
+from hpo_mab.search._plan import Attempt, Place, Plan, slot_of
+from hpo_mab.storage import STORAGE_ERRORS, Storage, files_folder
 
-# Checkpoints of long trials: an attempt that was cut off need not be trained from the start.
-#
 # A trial has one file, `<study>-<slot>.pt`, written anew from time to time and removed when its
 # slot has its result. It is read as tensors and plain values only, never as a pickle that could run
 # code.
@@ -83,12 +76,27 @@ class Checkpoints:
             if not found:
                 return
             key = _study_key(study)
-            kept = {_name(key, slot) for slot in Plan(study.get_trials(deepcopy=False)).unsettled()}
+            places = Plan(study.get_trials(deepcopy=False)).unsettled() | _promotable(study)
+            kept = {_name(key, slot) for slot in places}
             for path in found:
                 # What a writer that was killed has left is named after the file it was to be.
                 name = path.name.partition(".pt")[0]
                 if name.startswith(key) and name not in kept:
                     path.unlink(missing_ok=True)
+
+
+def _promotable(study: optuna.Study) -> set[Place]:
+    """Slots of the best stopped trials that may yet be continued."""
+    pruner = study.pruner
+    if not isinstance(pruner, TopKPruner) or not pruner.resume:
+        return set()
+    done = set()
+    for trial in study.get_trials(deepcopy=False):
+        # One that was cut off is tried again, and continues from the same file.
+        if trial.state.is_finished() and not Attempt.of(trial).cut_off:
+            done.add(trial_attributes(trial).get(PROMOTES_KEY))
+    best = [trial for trial in pruner.stopped(study) if trial.number not in done][: pruner.k]
+    return {(slot_of(study, trial), False) for trial in best}
 
 
 class SlotCheckpoint:
@@ -153,6 +161,11 @@ class SlotCheckpoint:
             warn_of_checkpoint(f"The checkpoint {path} cannot be written: {reason}")
         self._saved = self._clock()
 
+    def keeps_stopped(self, training: HasState) -> bool:
+        """Whether a training that the pruner has stopped may be continued, and can be saved now."""
+        pruner = self._study.pruner
+        return isinstance(pruner, TopKPruner) and pruner.resume and training.has_state
+
     def _whole_identity(self) -> dict[str, Any]:
         slot, twin = self._slot
         whose = {"study": self._study.study_name, "slot": slot, "twin": twin}
@@ -192,108 +205,3 @@ def warn_of_misfit(error: Exception) -> None:
     """Say that a training refused the state of its checkpoint."""
     what = str(error).strip().partition("\n")[0]
     warn_of_checkpoint(f"A checkpoint does not fit its trial, which starts from zero: {what}")
-
-
-def check_direction(study: optuna.Study) -> None:
-    """Refuse a study that does not maximize the accuracy that its trials report.
-
-    Raises:
-        ArgumentError: The study minimizes, or has several objectives.
-    """
-    if study.directions != [StudyDirection.MAXIMIZE]:
-        given = ", ".join(f"'{direction.name.lower()}'" for direction in study.directions)
-        raise ArgumentError(
-            "A trial's value is validation accuracy: the study must be created with "
-            f"direction='maximize', got {given}."
-        )
-
-
-def follow(
-    trial: optuna.trial.Trial,
-    training: Training,
-    *,
-    evaluations: int,
-    curves: CurveStore | None,
-    checkpoint: SlotCheckpoint | None,
-    may_prune: bool,
-) -> Evaluation:
-    """Train to the end of the budget, or until the pruner has seen enough.
-
-    Evaluations that come from a checkpoint are reported, stored and judged like all others: the
-    trial's curve is whole, and a pruner that keeps notes on the trial has them all. How many they
-    are is the trial's user attribute `RESUMED_KEY`, so that nobody counts their cost twice.
-
-    Args:
-        trial: Optuna's trial.
-        training: Its training.
-        evaluations: Evaluations of a whole trial.
-        curves: Where learning curves are stored; None keeps none.
-        checkpoint: Where long trials are saved; None saves none.
-        may_prune: Whether the study's pruner is asked.
-
-    Returns:
-        The last evaluation.
-
-    Raises:
-        optuna.TrialPruned: The pruner said so.
-        TrainingDiverged: A loss is no longer finite.
-    """
-    if training.resumed_at:
-        # Before the curve: a worker that dies in between has spent nothing, and has no curve.
-        trial.set_user_attr(RESUMED_KEY, training.resumed_at)
-    with contextlib.closing(TrialRecord(trial, curves)) as record:
-        for evaluation in training:
-            record.add(evaluation)
-            if evaluation.index == evaluations:
-                continue
-            if may_prune and trial.should_prune():
-                raise optuna.TrialPruned
-            if checkpoint is not None and checkpoint.is_due(training):
-                record.flush()
-                checkpoint.save(training)
-    if record.last is None:
-        raise RuntimeError("training ended without an evaluation")
-    return record.last
-
-
-class TrialRecord:
-    """What is known of a trial, on its way to Optuna and the database."""
-
-    def __init__(self, trial: optuna.trial.Trial, curves: CurveStore | None) -> None:
-        self.last: Evaluation | None = None
-        self._trial = trial
-        self._curve = None if curves is None else CurveWriter(curves, trial._trial_id)
-
-    def add(self, evaluation: Evaluation) -> None:
-        """Add an evaluation and report it."""
-        self.add_later(evaluation)
-        if self._curve is not None and self._curve.is_due:
-            self._curve.flush()
-
-    def add_later(self, evaluation: Evaluation) -> None:
-        """Add an evaluation and report it; its point of the curve waits for `flush_all`."""
-        self.last = evaluation
-        if self._curve is not None:
-            self._curve.add(evaluation)
-        self._trial.report(evaluation.accuracy, step=evaluation.index)
-
-    def flush(self) -> None:
-        """Write what waits of the curve."""
-        self.flush_all([self])
-
-    @property
-    def is_due(self) -> bool:
-        """Whether the curve has waited for a while."""
-        return self._curve is not None and self._curve.is_due
-
-    @staticmethod
-    def flush_all(records: Iterable[TrialRecord]) -> None:
-        """Write what waits of the curves of several trials, in one transaction."""
-        CurveWriter.flush_all(each._curve for each in records if each._curve is not None)
-
-    def close(self) -> None:
-        """Write the rest, whatever has ended the training."""
-        self.flush()
-        if self.last is not None:
-            self._trial.set_user_attr(EXAMPLES_KEY, self.last.examples)
-            self._trial.set_user_attr(SECONDS_KEY, round(self.last.seconds, 3))

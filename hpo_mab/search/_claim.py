@@ -13,6 +13,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from hpo_mab._attributes import (
+    CONTINUES_KEY,
     LOST_KEY,
     PROMOTES_KEY,
     REASON_KEY,
@@ -24,7 +25,7 @@ from hpo_mab._attributes import (
     trial_attributes,
 )
 from hpo_mab.pruners import TopKPruner
-from hpo_mab.search._plan import Attempt, Next, Plan, Target
+from hpo_mab.search._plan import Attempt, Next, Plan, Target, slot_of
 from hpo_mab.storage import Storage, hold, is_gone, is_held, is_here, release, this_process
 from hpo_mab.storage._optuna import begin_trial
 
@@ -68,7 +69,7 @@ def _retry(slot: int, numbers: list[int], last: FrozenTrial) -> FrozenTrial:
         system["fixed_params"] = last.system_attrs["fixed_params"]
     # What it has become: a twin with its sampler, or a promotion.
     attrs = trial_attributes(last)
-    kept = [PROMOTES_KEY] + [TWIN_KEY, SAMPLER_KEY] * (TWIN_KEY in attrs)
+    kept = [PROMOTES_KEY, CONTINUES_KEY] + [TWIN_KEY, SAMPLER_KEY] * (TWIN_KEY in attrs)
     return optuna.create_trial(
         state=TrialState.WAITING,
         params=last.params,
@@ -200,12 +201,15 @@ def _queue_promotion(study: optuna.Study, slot: int) -> bool:
     best = pruner.next_best(study) if isinstance(pruner, TopKPruner) else None
     if best is None:
         return False
+    attrs = {SLOT_KEY: slot, PROMOTES_KEY: best.number}
+    if isinstance(pruner, TopKPruner) and pruner.resume:
+        attrs[CONTINUES_KEY] = slot_of(study, best)
     study.add_trial(
         optuna.create_trial(
             state=TrialState.WAITING,
             params=best.params,
             distributions=best.distributions,
-            user_attrs={SLOT_KEY: slot, PROMOTES_KEY: best.number},
+            user_attrs=attrs,
         )
     )
     return True

@@ -147,7 +147,8 @@ def create_pruner(
 def study_pruner(spec: StudySpec, attrs: Mapping[str, Any]) -> BasePruner:
     """The pruner of a study definition.
 
-    Uniform trials have no advantage to use: there the advantage pruner is successive halving.
+    Uniform trials have no advantage to use: there the advantage pruner is successive halving, whose
+    first rung the study's own fidelity may move.
 
     Args:
         spec: The definition.
@@ -161,8 +162,11 @@ def study_pruner(spec: StudySpec, attrs: Mapping[str, Any]) -> BasePruner:
     if kind == "advantage" and "evidence" in options and EVIDENCE_KEY in attrs:
         options = {**options, "evidence": attrs[EVIDENCE_KEY]}
     if kind == "advantage" and spec.sampler.kind == "uniform":
-        kind = "successive_halving"
-        options = {key: value for key, value in options.items() if PRUNERS.takes(kind, key)}
+        options = {k: value for k, value in options.items() if k not in ("evidence", "reference")}
+    if kind == "top_k":
+        # A trial at a constant rate has no end that its schedule was made for.
+        resume = spec.training.schedule == "constant" and spec.training.checkpoint > 0
+        options = {"resume": resume, **options}
     averaged = always_averages(spec.training.model_dump())
     return create_pruner(kind, options, evaluations=spec.budget.evaluations, averaged=averaged)
 

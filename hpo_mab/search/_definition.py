@@ -31,8 +31,8 @@ class TotalBudget:
 
     Attributes:
         amount: How much, in ``unit``.
-        unit: ``"seconds"`` of training (the sampler's cost included, all workers added up),
-            ``"epochs"`` or ``"examples"``.
+        unit: ``"seconds"`` of training (the sampler's cost included) and evaluation, added up over
+            workers; ``"epochs"`` or ``"examples"`` of training.
     """
 
     amount: float
@@ -60,7 +60,7 @@ class TotalBudget:
         """Share of the budget spent; 1 or more means it is used up.
 
         Args:
-            seconds: Training seconds spent.
+            seconds: Seconds spent in training and evaluation.
             examples: Training examples processed.
             epoch_examples: Examples of one epoch.
         """
@@ -100,6 +100,11 @@ def _value_of(kind: type, *, low: float, high: float = math.inf) -> Any:
     allowed = f"at least {low}" if math.isinf(high) else f"in [{low}, {high}]"
 
     def check(raw: Any) -> Any:
+        if isinstance(raw, list):
+            raise ValueError(
+                f"must be one number or a range, got {raw}; to choose one of several, write "
+                f"{{ choices = {raw} }}"
+            )
         for bound in examples(parse_value("value", raw)):
             if isinstance(bound, bool) or not isinstance(bound, int | float):
                 raise ValueError(f"must be a number, got {bound!r}")
@@ -124,6 +129,7 @@ class DataSection(_OpenSection):
             images.
         augment: Random crops and flips on the device, those usual for the data set. ``"auto"``:
             only where a trial has 10 epochs or more, for on short budgets they cost accuracy.
+        exclude: File of training images to leave out, which ``hpo-mab examples --drop`` writes.
     """
 
     name: str = "digits"
@@ -131,6 +137,7 @@ class DataSection(_OpenSection):
     download: bool = True
     validation: float = Field(default=0.2, gt=0, lt=1)
     augment: bool | Literal["auto"] = "auto"
+    exclude: str | None = None
 
 
 class ModelSection(_OpenSection):
@@ -143,10 +150,13 @@ class BudgetSection(_Section):
     """``[budget]``: what one trial may spend, and the study.
 
     Attributes:
-        epochs: Passes over the training set a trial; give one of epochs, steps and examples.
-        steps: Optimiser steps a trial.
-        examples: Training examples a trial.
-        evaluations: Equally spaced evaluations a trial; the steps reported to Optuna.
+        epochs: Passes over the training set per trial; give one of epochs, steps and examples.
+        steps: Optimiser steps per trial.
+        examples: Training examples per trial.
+        evaluations: Equally spaced evaluations per trial; the steps reported to Optuna.
+        early_validation: Validation examples of the evaluations before the last, a fixed random
+            part; ``"all"``; or ``"auto"``: all, unless the evaluations of a trial would cost more
+            than half of its training, see `early_part`. A study keeps what it began with.
         trials: Trials of the study that must finish (complete or pruned).
         total: What all trials together may spend, e.g. ``"30m"``, ``"200epochs"``; None: no limit.
     """
@@ -155,6 +165,7 @@ class BudgetSection(_Section):
     steps: int | None = Field(default=None, gt=0)
     examples: int | None = Field(default=None, gt=0)
     evaluations: int = Field(default=8, ge=1, le=100)
+    early_validation: Annotated[int, Field(ge=1, strict=True)] | Literal["auto", "all"] = "auto"
     trials: int = Field(default=30, ge=1)
     total: str | None = None
 
@@ -179,7 +190,7 @@ class TrainingSection(_Section):
     """``[training]``: the loop.
 
     Attributes:
-        batch_size: Examples a batch.
+        batch_size: Examples per batch.
         warmup: Share of the budget in which the learning rate rises linearly.
         label_smoothing: Mass moved from the true label to all labels.
         average: Window of the moving average of the weights, as a share of the steps so far, which
@@ -198,6 +209,8 @@ class TrainingSection(_Section):
             results independent of the machine's core count.
         checkpoint: Seconds after which a trial is saved, at its next evaluation, so that it need
             not start from zero if it is cut off; 0 saves none.
+        examples: Whether trials add what they see of each training example to the study's record,
+            which ``hpo-mab examples`` shows.
     """
 
     batch_size: _value_of(int, low=1) = 128  # type: ignore[valid-type]
@@ -214,6 +227,7 @@ class TrainingSection(_Section):
     device: str = "auto"
     threads: int = Field(default=1, ge=1, le=4096)
     checkpoint: float = Field(default=60.0, ge=0, allow_inf_nan=False)
+    examples: bool = True
 
 
 class SamplerSection(_OpenSection):
@@ -266,6 +280,8 @@ class CompareSection(_Section):
         retrain_epochs: Passes over the training set of such a training; None takes a trial's
             budget.
         reference: The arm that others are compared with.
+        unpruned: Whether an arm ``unpruned`` is added to those that there are without ``arms``:
+            uniform sampling without pruning.
         arms: Arms by name; empty means the study as it is against uniform sampling.
     """
 
@@ -273,6 +289,7 @@ class CompareSection(_Section):
     retrain: int = Field(default=3, ge=0)
     retrain_epochs: float | None = Field(default=None, gt=0)
     reference: str = "uniform"
+    unpruned: bool = False
     arms: dict[str, ArmSection] = Field(default_factory=dict)
 
 
@@ -341,7 +358,8 @@ def load_spec(
         source: A TOML file, or the name of a definition that comes with the package.
         overrides: Values by dotted key that replace the file's, e.g. ``{"optimizer.lr": 0.1}``.
             Naming another sampler, pruner, network, optimiser or data set keeps only the options
-            it also has.
+            it also has. With other data the definition is named after them, unless ``name`` is
+            given.
 
     Raises:
         SpecError: No such file, not TOML, or a value that cannot be used; names file and key.
@@ -353,9 +371,12 @@ def load_spec(
         raise SpecError(f"{source}: not valid TOML: {error}") from None
     except OSError as error:
         raise SpecError(f"{source}: cannot be read: {error.strerror}.") from None
+    before = _data_label(raw)
     try:
         for key, value in (overrides or {}).items():
             _override(raw, key, value)
+        if "name" not in (overrides or {}):
+            _name_after_data(raw, before)
         return make_spec(raw)
     except HpoMabError as error:
         raise SpecError(f"{source}: {error}") from None
@@ -421,6 +442,25 @@ def _override(raw: dict[str, Any], key: str, value: Any) -> None:
         for option in [key for key in table if not takes(sections[0], value, key)]:
             del table[option]
     table[last] = value
+
+
+def _data_label(raw: Mapping[str, Any]) -> str:
+    """What data are called in a study's name: their name, and the folder's of an image folder."""
+    section = raw.get("data", {})
+    named = {"name": "digits", "root": "data", **(section if isinstance(section, Mapping) else {})}
+    if named["name"] != "image_folder":
+        return str(named["name"])
+    return f"image_folder-{Path(str(named['root'])).expanduser().resolve().name}"
+
+
+def _name_after_data(raw: dict[str, Any], before: str) -> None:
+    """Name a definition after its data where these are not those it was written for.
+
+    Its studies would otherwise have the names of those on the data it was written for.
+    """
+    label, name = _data_label(raw), raw.get("name")
+    if label != before and isinstance(name, str):
+        raw["name"] = label if name == before else f"{name}-{label}"
 
 
 def _message(error: pydantic.ValidationError) -> str:

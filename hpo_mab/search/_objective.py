@@ -15,7 +15,9 @@ from torch.utils.data import Dataset
 
 from hpo_mab import training
 from hpo_mab._attributes import (
+    CONTINUES_KEY,
     INTERRUPTED_KEY,
+    LEARNED_KEY,
     PAIRED_KEY,
     REASON_KEY,
     SAMPLER_KEY,
@@ -24,17 +26,20 @@ from hpo_mab._attributes import (
     UNIFORM,
     trial_attributes,
 )
-from hpo_mab._errors import ArgumentError, memory_reason
+from hpo_mab._errors import ArgumentError, UnknownNameError, check_integer, memory_reason
+from hpo_mab._examples import labels_digest
 from hpo_mab._registry import Named
 from hpo_mab.data import Augmentation, DataIdentity, DatasetSplits, ImageSplits
-from hpo_mab.search._checkpoint import Checkpoints, SlotCheckpoint, check_direction, follow
+from hpo_mab.samplers._registry import record_column
+from hpo_mab.search._checkpoint import Checkpoints, SlotCheckpoint
 from hpo_mab.search._pilot import AUTO, choose_sampler, queue_twin, trained_kind
 from hpo_mab.search._plan import derive_seed, slot_of
-from hpo_mab.search._recorder import failure_reason
-from hpo_mab.search._space import Configuration, SearchSpace
+from hpo_mab.search._recorder import check_direction, failure_reason, follow
+from hpo_mab.search._space import Configuration, SearchSpace, examples, parse_value
 from hpo_mab.search._workload import Loop, TrainingRun, Workload
-from hpo_mab.storage import CurveStore, Storage, TrialRun
-from hpo_mab.training import DEFAULT_AVERAGE, Budget, TrainingDiverged
+from hpo_mab.storage import CurveStore, ExampleWriter, Storage, TrialRun
+from hpo_mab.training import DEFAULT_AVERAGE, KEEP, Budget, Schedule, TrainingDiverged
+from hpo_mab.training._evaluate import check_window
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,12 +48,15 @@ class Assignment:
 
     Attributes:
         slot: Its place in the study's plan.
+        trained_slot: The slot whose seed and checkpoint it has: its own, or that of the stopped
+            trial that it continues.
         configuration: Its point of the search space.
         seed: Of initial weights, batches and augmentation.
         may_prune: Whether the study's pruner is asked.
     """
 
     slot: int
+    trained_slot: int
     configuration: Configuration
     seed: int
     may_prune: bool
@@ -66,6 +74,11 @@ class TrainingObjective:
     ``evaluations``, and the trial is pruned when the study's pruner says so. A loss that is no
     longer finite ends the trial as pruned.
 
+    Samplers that know the difficulty of each example (``"curriculum"``, and ``"mab"`` with
+    ``strength`` or ``trim``) take it from the study's record of examples, in studies that keep one.
+    It is that of the first trials, at least four, and stays as it is from then on, so that a trial
+    can be replayed; trials that begin before are trained without.
+
     A trial has torch's random state to itself, so one process trains one at a time: with ``n_jobs``
     above 1 an `ArgumentError` says so. Start several processes on one storage instead.
 
@@ -80,14 +93,16 @@ class TrainingObjective:
             A kind may be ``"package.module:Name"``, or a class or a function, of any batch sampler
             or sampler of PyTorch's interface; and so may an optimiser's name.
         model_options: Keyword arguments of ``model``.
-        batch_size: Examples a batch.
+        batch_size: Examples per batch.
         warmup: Share of the budget in which the learning rate rises linearly.
         label_smoothing: Mass moved from the true label to all labels, in [0, 1).
         average: Window of the moving average of the weights, as a share of the steps so far, in
             [0, 1]. Evaluations before the last are those of the average; 0 keeps none.
         schedule: ``"linear"`` decay of the learning rate, or ``"constant"``.
         keep: ``"trained"`` weights at the end, or the ``"better"`` of these and their average.
-        evaluations: Equally spaced evaluations a trial.
+        evaluations: Equally spaced evaluations per trial.
+        early_validation: Validation examples of the evaluations before the last, a fixed random
+            part, at least 1; None takes all. The last evaluation takes all.
         augmentation: Random crops and flips on the device; only with `ImageSplits`.
         precision: ``"float32"`` or ``"bfloat16"`` (autocast).
         channels_last: Memory format of images and weights.
@@ -126,6 +141,7 @@ class TrainingObjective:
         schedule: str = "linear",
         keep: str = "trained",
         evaluations: int = 8,
+        early_validation: int | None = None,
         augmentation: Augmentation | None = None,
         precision: str = "float32",
         channels_last: bool = False,
@@ -139,6 +155,11 @@ class TrainingObjective:
         device: str | torch.device = "auto",
         curves: CurveStore | None = None,
     ) -> None:
+        Schedule(steps=1, kind=schedule)
+        if keep not in KEEP:
+            raise UnknownNameError("keep", keep, KEEP)
+        if early_validation is not None:
+            check_integer("early_validation", early_validation, 1)
         chosen = {"kind": "mab", **sampler} if isinstance(sampler, Mapping) else {"kind": sampler}
         self.space = SearchSpace(
             optimizer={"name": "sgd", **optimizer},
@@ -149,6 +170,8 @@ class TrainingObjective:
             label_smoothing=label_smoothing,
             average=average,
         )
+        for window in examples(parse_value("average", average)):
+            check_window(window)
         self.workload = Workload(
             model=model,
             data=data,
@@ -162,6 +185,7 @@ class TrainingObjective:
                 schedule=schedule,
                 keep=keep,
                 threads=threads,
+                early_validation=early_validation,
             ),
             augmentation=augmentation,
             num_workers=num_workers,
@@ -174,6 +198,8 @@ class TrainingObjective:
         self.auto = chosen["kind"] == AUTO
         self.pilot = pilot or self.auto
         self.curves = curves
+        #: Takes what trials see of each example, see `record_examples`; None takes nothing.
+        self.examples: ExampleWriter | None = None
         #: Where long trials are saved, see `store_in`; None saves none.
         self.checkpoints: Checkpoints | None = None
         #: What kept trials from being trained many at a time or from a CUDA graph, each once.
@@ -190,6 +216,28 @@ class TrainingObjective:
         self.curves = storage.curves
         self.checkpoints = Checkpoints.of(storage, seconds=checkpoint)
 
+    def record_examples(self, study: optuna.Study, storage: Storage) -> ExampleWriter:
+        """Add what trials see of each example to the study's record from now on.
+
+        Args:
+            study: The study, in the storage.
+            storage: Its database.
+        """
+        labels = self.workload.labels
+        self.examples = ExampleWriter(
+            storage.examples,
+            study._study_id,
+            total=len(labels),
+            labels=labels_digest(labels.numpy()),
+            lock=functools.partial(storage.lock, study.study_name),
+        )
+        return self.examples
+
+    def evaluate_early_on(self, part: int | Literal["all"]) -> None:
+        """Make evaluations before the last on so many validation examples from now on."""
+        count = None if part == "all" else part
+        self.workload.loop = dataclasses.replace(self.workload.loop, early_validation=count)
+
     def recorded(self, params: Mapping[str, Any], attrs: Mapping[str, Any]) -> Configuration:
         """The configuration that a trial of the record has trained.
 
@@ -198,8 +246,9 @@ class TrainingObjective:
             attrs: Its attributes, see `trial_attributes`.
         """
         configuration = self.space.at(params)
-        uniform = attrs.get(SAMPLER_KEY) == UNIFORM
-        return configuration.with_sampler(UNIFORM) if uniform else configuration
+        if attrs.get(SAMPLER_KEY) == UNIFORM:
+            configuration = configuration.with_sampler(UNIFORM)
+        return configuration.with_difficulty() if attrs.get(LEARNED_KEY) else configuration
 
     def check(self) -> None:
         """Make a network, a sampler and an optimiser at both ends of every range, training none.
@@ -252,10 +301,14 @@ class TrainingObjective:
             trial.set_user_attr(SLOT_KEY, slot)
         if slot < self.initial:
             trial.set_user_attr(PAIRED_KEY, True)
+        trained_slot = int(trial.user_attrs.get(CONTINUES_KEY, slot))
         return Assignment(
             slot=slot,
-            configuration=self._with_sampler(trial, self.space.suggest(trial), slot),
-            seed=trial_seed(self.seed, slot),
+            trained_slot=trained_slot,
+            configuration=self._with_record(
+                trial, self._with_sampler(trial, self.space.suggest(trial), slot)
+            ),
+            seed=trial_seed(self.seed, trained_slot),
             may_prune=slot >= self.initial,
         )
 
@@ -273,7 +326,7 @@ class TrainingObjective:
         return SlotCheckpoint(
             self.checkpoints,
             trial.study,
-            (assignment.slot, TWIN_KEY in trial.user_attrs),
+            (assignment.trained_slot, TWIN_KEY in trial.user_attrs),
             identity=functools.partial(
                 self.workload.identity, assignment.configuration, seed=assignment.seed
             ),
@@ -284,7 +337,10 @@ class TrainingObjective:
         checkpoint = self.checkpoint(trial, assignment)
         try:
             with self.workload.training(
-                configuration, seed=seed, state=None if checkpoint is None else checkpoint.load()
+                configuration,
+                seed=seed,
+                state=None if checkpoint is None else checkpoint.load(),
+                examples=self.examples is not None,
             ) as run:
                 last = follow(
                     trial,
@@ -292,6 +348,7 @@ class TrainingObjective:
                     evaluations=self.workload.loop.evaluations,
                     curves=self.curves,
                     checkpoint=checkpoint,
+                    examples=self.examples,
                     may_prune=assignment.may_prune,
                 )
                 self.note_loop(run.evaluations.loop_reason)
@@ -332,7 +389,8 @@ class TrainingObjective:
             configuration = self.recorded(trial.params, attrs)
         else:
             configuration = self.space.suggest(trial)
-        seed = trial_seed(self.seed, int(attrs.get(SLOT_KEY, trial.number)))
+        slot = attrs.get(CONTINUES_KEY, attrs.get(SLOT_KEY, trial.number))
+        seed = trial_seed(self.seed, int(slot))
         try:
             with self.workload.training(configuration, seed=seed) as run:
                 *_, last = run.evaluations
@@ -353,6 +411,20 @@ class TrainingObjective:
         kind = kind or configuration.sampler.name
         trial.set_user_attr(SAMPLER_KEY, kind)
         return configuration.with_sampler(kind) if kind == UNIFORM else configuration
+
+    def _with_record(
+        self, trial: optuna.trial.Trial, configuration: Configuration
+    ) -> Configuration:
+        """The configuration with what earlier trials saw, if its sampler uses that."""
+        sampler = configuration.sampler
+        if self.examples is None or record_column(sampler.make, sampler.options) is None:
+            return configuration
+        if self.workload.known is None:
+            self.workload.known = self.examples.freeze()
+        # A trial that is tried again goes on as it began.
+        used = trial.user_attrs.get(LEARNED_KEY, self.workload.known is not None)
+        trial.set_user_attr(LEARNED_KEY, used)
+        return configuration.with_difficulty() if used else configuration
 
 
 def trial_seed(seed: int, slot: int) -> int:
@@ -381,5 +453,5 @@ def train_recorded(
     if sampler is not None:
         configuration = configuration.with_sampler(sampler)
     if seed is None:
-        seed = trial_seed(objective.seed, trial.slot)
+        seed = trial_seed(objective.seed, int(trial.attrs.get(CONTINUES_KEY, trial.slot)))
     return objective.workload.training(configuration, seed=seed, final=final)

@@ -16,6 +16,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from hpo_mab._attributes import (
+    EVALUATION_KEY,
     INTERRUPTED_KEY,
     LOST_KEY,
     PROMOTES_KEY,
@@ -290,6 +291,19 @@ class Target:
     total: str | None
     epoch_examples: int
 
+    def raised(self, stored: Target) -> Target:
+        """A stored target, raised to this one where this one is higher.
+
+        Without a limit here the stored limit stays. Limits of different units cannot be compared:
+        there this one is taken.
+        """
+        total = self.total or stored.total
+        if self.total is not None and stored.total is not None:
+            before, now = TotalBudget.parse(stored.total), TotalBudget.parse(self.total)
+            if before.unit == now.unit and before.amount > now.amount:
+                total = stored.total
+        return dataclasses.replace(self, trials=max(self.trials, stored.trials), total=total)
+
     def save(self, study: optuna.Study) -> None:
         """Write the target into the study, in place of an earlier one."""
         study.set_user_attr(TARGET_KEY, dataclasses.asdict(self))
@@ -317,8 +331,12 @@ class Target:
         if self.total is None:
             return 0.0
         examples, seconds = curves.spent(study._study_id)
+        evaluation = sum(
+            float(trial.user_attrs.get(EVALUATION_KEY, 0.0))
+            for trial in study.get_trials(deepcopy=False)
+        )
         return TotalBudget.parse(self.total).share_spent(
-            seconds=seconds, examples=examples, epoch_examples=self.epoch_examples
+            seconds=seconds + evaluation, examples=examples, epoch_examples=self.epoch_examples
         )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from hpo_mab import data
 from hpo_mab._errors import HpoMabError, SpecError
@@ -13,7 +13,7 @@ from hpo_mab.data import Augmentation, DatasetSplits, ImageSplits
 from hpo_mab.data._load import DATA_SETS
 from hpo_mab.models._networks import NETWORKS, network_maker
 from hpo_mab.pruners import TopKPruner
-from hpo_mab.samplers._registry import SAMPLERS
+from hpo_mab.samplers._registry import SAMPLERS, record_column, sampler_maker
 from hpo_mab.search._components import PRUNERS, create_pruner, sampler_factory
 from hpo_mab.search._definition import (
     DataSection,
@@ -25,7 +25,7 @@ from hpo_mab.search._definition import (
 )
 from hpo_mab.search._objective import TrainingObjective
 from hpo_mab.search._pilot import trained_kind
-from hpo_mab.search._space import check_options
+from hpo_mab.search._space import check_options, examples, parse_value
 from hpo_mab.training import Budget
 from hpo_mab.training._optimizers import OPTIMIZERS
 
@@ -80,6 +80,13 @@ def _check_arm(spec: StudySpec) -> None:
     )
     if isinstance(pruner, TopKPruner):
         _check_top_k(spec, pruner)
+    made = sampler_maker(trained_kind(spec.sampler.kind))
+    uses_record = record_column(made, spec.sampler.options) is not None
+    if uses_record and not spec.training.examples:
+        raise SpecError(
+            f"training.examples must be on for sampler '{spec.sampler.kind}' with these options, "
+            "which uses the study's record of examples."
+        )
     if spec.has_pilot and spec.search.initial < FEWEST_PAIRS:
         what = "sampler 'auto'" if spec.sampler.kind == "auto" else "pruner 'advantage'"
         raise SpecError(
@@ -121,6 +128,37 @@ def _check_top_k(spec: StudySpec, pruner: TopKPruner) -> None:
 _AUGMENTED_EPOCHS = 10
 
 
+#: What the evaluations of a trial may cost, as a share of its training, where "auto" decides.
+EVALUATION_SHARE = 0.5
+#: Cost of an evaluated example over that of a trained one: there is no backward pass.
+_FORWARD = 1 / 3
+#: With fewer examples the standard error of an accuracy exceeds one and a half points.
+FEWEST_EARLY = 1_000
+
+
+def early_part(
+    wanted: int | Literal["auto", "all"], *, trial_examples: int, evaluations: int, validation: int
+) -> int | None:
+    """Validation examples of the evaluations before the last; None for all.
+
+    With ``"auto"`` they are as many as let all evaluations of a trial cost half of its training, by
+    counting: an evaluated example costs a third of a trained one. They are at least 1,000. Nothing
+    is timed: the number follows from the definition and the data.
+
+    Args:
+        wanted: ``budget.early_validation`` of the definition.
+        trial_examples: Training examples of a trial.
+        evaluations: Evaluations of a trial.
+        validation: Validation examples.
+    """
+    if wanted == "auto":
+        paid_for = EVALUATION_SHARE * trial_examples / _FORWARD
+        count = max(FEWEST_EARLY, int((paid_for - validation) / max(evaluations - 1, 1)))
+    else:
+        count = validation if wanted == "all" else wanted
+    return None if count >= validation else count
+
+
 def load_splits(spec: StudySpec) -> ImageSplits | DatasetSplits:
     """Load the definition's data set in three parts; what was taken is logged.
 
@@ -134,6 +172,7 @@ def load_splits(spec: StudySpec) -> ImageSplits | DatasetSplits:
         seed=spec.seed,
         root=spec.data.root,
         download=spec.data.download,
+        exclude=spec.data.exclude,
         **spec.data.options,
     )
 
@@ -150,12 +189,13 @@ def make_objective(spec: StudySpec, splits: ImageSplits | DatasetSplits) -> Trai
         UnknownNameError: An unknown network, optimiser, sampler or option.
     """
     loop, budget = spec.training, spec.budget
+    per_trial = Budget(epochs=budget.epochs, steps=budget.steps, examples=budget.examples)
     objective = TrainingObjective(
         model=network_maker(
             spec.model.name, input_shape=splits.input_shape, num_classes=splits.num_classes
         ),
         data=splits,
-        budget=Budget(epochs=budget.epochs, steps=budget.steps, examples=budget.examples),
+        budget=per_trial,
         optimizer={"name": spec.optimizer.name, **spec.optimizer.options},
         sampler={"kind": spec.sampler.kind, **spec.sampler.options},
         model_options=spec.model.options,
@@ -166,6 +206,12 @@ def make_objective(spec: StudySpec, splits: ImageSplits | DatasetSplits) -> Trai
         schedule=loop.schedule,
         keep=loop.keep,
         evaluations=budget.evaluations,
+        early_validation=early_part(
+            budget.early_validation,
+            trial_examples=_trial_examples(spec, per_trial, splits.sizes[0]),
+            evaluations=budget.evaluations,
+            validation=splits.sizes[1],
+        ),
         augmentation=_augmentation(spec, splits),
         precision=loop.precision,
         channels_last=loop.channels_last,
@@ -179,6 +225,12 @@ def make_objective(spec: StudySpec, splits: ImageSplits | DatasetSplits) -> Trai
     )
     objective.check()
     return objective
+
+
+def _trial_examples(spec: StudySpec, budget: Budget, num_examples: int) -> int:
+    """Training examples of a trial with the largest batch size that the definition has."""
+    sizes = map(int, examples(parse_value("training.batch_size", spec.training.batch_size)))
+    return max(budget.num_steps(num_examples=num_examples, batch_size=b) * b for b in sizes)
 
 
 def _augmentation(spec: StudySpec, splits: ImageSplits | DatasetSplits) -> Augmentation | None:

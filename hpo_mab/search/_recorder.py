@@ -1,32 +1,55 @@
-"""Recording the trials of a user's own training loop: reports, curves, failures."""
+"""Recording a trial: its reports, curve, cost, end and why it ended.
+
+`follow` records a training of ours, `TrialReporter` a user's own loop; both by `TrialRecord`.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Self, SupportsFloat
 
 import optuna
+from optuna.study import StudyDirection
 from torch import Tensor, nn
 
 from hpo_mab._attributes import (
+    EVALUATION_KEY,
     EXAMPLES_KEY,
     INTERRUPTED_KEY,
     REASON_KEY,
+    RESUMED_KEY,
     SAMPLER_KEY,
     SECONDS_KEY,
     UNIFORM,
 )
 from hpo_mab._errors import ArgumentError, memory_reason
+from hpo_mab.pruners._reasons import store_reason
 from hpo_mab.samplers import BatchSampler, UniformSampler
-from hpo_mab.search._checkpoint import check_direction
-from hpo_mab.storage import STORAGE_ERRORS, CurveStore, CurveWriter
-from hpo_mab.training import DEFAULT_AVERAGE, Evaluation, WeightAverage
+from hpo_mab.search._checkpoint import SlotCheckpoint
+from hpo_mab.storage import STORAGE_ERRORS, CurveStore, CurveWriter, ExampleWriter
+from hpo_mab.training import DEFAULT_AVERAGE, Evaluation, Training, WeightAverage
 from hpo_mab.training._evaluate import check_window
 from hpo_mab.training._schedule import sampler_figures
+
+
+def check_direction(study: optuna.Study) -> None:
+    """Refuse a study that does not maximize the accuracy that its trials report.
+
+    Raises:
+        ArgumentError: The study minimizes, or has several objectives.
+    """
+    if study.directions != [StudyDirection.MAXIMIZE]:
+        given = ", ".join(f"'{direction.name.lower()}'" for direction in study.directions)
+        raise ArgumentError(
+            "A trial's value is validation accuracy: the study must be created with "
+            f"direction='maximize', got {given}."
+        )
+
 
 _TRACEBACK = "Traceback (most recent call last):"
 
@@ -46,6 +69,135 @@ def failure_reason(error: BaseException) -> str:
         if said:
             return f"{starved or said[0]} (in a data-loading process)"
     return starved or text.splitlines()[0]
+
+
+class TrialRecord:
+    """What is known of a trial, on its way to Optuna and the database.
+
+    Args:
+        trial: Optuna's trial. Of one that does not run, nothing is stored.
+        curves: Where its learning curve is kept; None keeps none.
+    """
+
+    def __init__(self, trial: optuna.trial.BaseTrial, curves: CurveStore | None) -> None:
+        self.last: Evaluation | None = None
+        #: Seconds of the evaluations that this attempt has made itself; None if not known.
+        self.evaluation_seconds: float | None = None
+        self._trial = trial
+        self._curve: CurveWriter | None = None
+        if curves is not None and isinstance(trial, optuna.trial.Trial):
+            self._curve = CurveWriter(curves, trial._trial_id)
+
+    def add(self, evaluation: Evaluation) -> None:
+        """Add an evaluation and report it."""
+        self.add_later(evaluation)
+        if self.is_due:
+            self.flush()
+
+    def add_later(self, evaluation: Evaluation) -> None:
+        """Add an evaluation and report it; its point of the curve waits for `flush_all`."""
+        self.last = evaluation
+        if self._curve is not None:
+            self._curve.add(evaluation)
+        self._trial.report(evaluation.accuracy, step=evaluation.index)
+
+    def should_prune(self) -> bool:
+        """Whether the study's pruner stops the trial; if so, why is stored with it."""
+        pruned = self._trial.should_prune()
+        if pruned and isinstance(self._trial, optuna.trial.Trial):
+            store_reason(self._trial)
+        return pruned
+
+    def flush(self) -> None:
+        """Write what waits of the curve."""
+        self.flush_all([self])
+
+    @property
+    def is_due(self) -> bool:
+        """Whether the curve has waited for a while."""
+        return self._curve is not None and self._curve.is_due
+
+    @staticmethod
+    def flush_all(records: Iterable[TrialRecord]) -> None:
+        """Write what waits of the curves of several trials, in one transaction."""
+        CurveWriter.flush_all(each._curve for each in records if each._curve is not None)
+
+    def close(self) -> None:
+        """Write the rest, whatever has ended the training."""
+        self.flush()
+        self.store_cost()
+
+    def store_cost(self) -> None:
+        """Store with the trial what its curve has cost."""
+        if self.last is not None:
+            self._trial.set_user_attr(EXAMPLES_KEY, self.last.examples)
+            self._trial.set_user_attr(SECONDS_KEY, round(self.last.seconds, 3))
+        if self.evaluation_seconds is not None:
+            self._trial.set_user_attr(EVALUATION_KEY, round(self.evaluation_seconds, 3))
+
+
+def follow(
+    trial: optuna.trial.Trial,
+    training: Training,
+    *,
+    evaluations: int,
+    curves: CurveStore | None,
+    checkpoint: SlotCheckpoint | None,
+    examples: ExampleWriter | None,
+    may_prune: bool,
+) -> Evaluation:
+    """Train to the end of the budget, or until the pruner has seen enough.
+
+    Evaluations that come from a checkpoint are reported, stored and judged like all others: the
+    trial's curve is whole, and a pruner that keeps notes on the trial has them all. How many they
+    are is the trial's user attribute `RESUMED_KEY`, so that nobody counts their cost twice.
+
+    Args:
+        trial: Optuna's trial.
+        training: Its training.
+        evaluations: Evaluations of a whole trial.
+        curves: Where learning curves are stored; None keeps none.
+        checkpoint: Where long trials are saved; None saves none.
+        examples: Takes what the training saw of each example, unless it diverged; None takes
+            nothing.
+        may_prune: Whether the study's pruner is asked.
+
+    Returns:
+        The last evaluation.
+
+    Raises:
+        optuna.TrialPruned: The pruner said so.
+        TrainingDiverged: A loss is no longer finite.
+    """
+    if training.resumed_at:
+        # Before the curve: a worker that dies in between has spent nothing, and has no curve.
+        trial.set_user_attr(RESUMED_KEY, training.resumed_at)
+    with contextlib.closing(TrialRecord(trial, curves)) as record:
+        for evaluation in training:
+            record.evaluation_seconds = training.evaluation_seconds
+            record.add(evaluation)
+            if evaluation.index == evaluations:
+                continue
+            if may_prune and record.should_prune():
+                _offer(trial, training, examples)
+                if checkpoint is not None and checkpoint.keeps_stopped(training):
+                    record.flush()
+                    checkpoint.save(training)
+                raise optuna.TrialPruned
+            if checkpoint is not None and checkpoint.is_due(training):
+                record.flush()
+                checkpoint.save(training)
+    if record.last is None:
+        raise RuntimeError("training ended without an evaluation")
+    _offer(trial, training, examples)
+    return record.last
+
+
+def _offer(trial: optuna.trial.Trial, training: Training, examples: ExampleWriter | None) -> None:
+    if examples is not None and training.examples is not None:
+        examples.offer(trial._trial_id, training.examples.take())
+        # A trial that is continued adds what it sees from here on.
+        training.examples.begin(0)
 
 
 class TrialReporter:
@@ -129,11 +281,9 @@ class TrialReporter:
         self._window = average
         self._average: WeightAverage | None = None
         self._averaged = False
-        self._curve: CurveWriter | None = None
         if isinstance(trial, optuna.trial.Trial):
             check_direction(trial.study)
-            if curves is not None:
-                self._curve = CurveWriter(curves, trial._trial_id)
+        self._record = TrialRecord(trial, curves)
         self._may_wait = False
         self._clock = clock
         self._reported = 0
@@ -157,10 +307,10 @@ class TrialReporter:
     ) -> None:
         self._may_wait = False
         if error is None:
-            self._flush()
+            self._record.flush()
             return
         try:
-            self._flush()
+            self._record.flush()
             self._note(error)
         except STORAGE_ERRORS as failure:
             # What ended the loop is the news, not that it could not be written down.
@@ -258,25 +408,21 @@ class TrialReporter:
         self.accuracy = float(accuracy)
         if averaged is not None:
             self._averaged = averaged
-        self._keep(loss=float(loss), learning_rate=learning_rate)
+        self._record.add(self._evaluation(loss=float(loss), learning_rate=learning_rate))
         self._averaged = False
-        self._trial.report(self.accuracy, step=self._reported)
-        self._trial.set_user_attr(EXAMPLES_KEY, self.examples)
-        self._trial.set_user_attr(SECONDS_KEY, round(self._seconds, 3))
-        pruned = not self.done and self._trial.should_prune()
-        if pruned or self.done:
-            self._flush()
+        self._record.store_cost()
+        pruned = not self.done and self._record.should_prune()
+        if pruned or self.done or not self._may_wait:
+            self._record.flush()
         if pruned:
             raise optuna.TrialPruned
         self._running_since = self._clock()
 
-    def _keep(self, *, loss: float, learning_rate: float) -> None:
+    def _evaluation(self, *, loss: float, learning_rate: float) -> Evaluation:
         losses = [float(one) for one in self._losses]
         self._losses.clear()
-        if self._curve is None:
-            return
         statistics = {} if self._sampler is None else self._sampler.statistics()
-        evaluation = Evaluation(
+        return Evaluation(
             index=self._reported,
             steps=self._steps,
             examples=self.examples,
@@ -289,13 +435,6 @@ class TrialReporter:
             averaged=self._averaged,
             **sampler_figures(statistics),
         )
-        self._curve.append(evaluation)
-        if not self._may_wait:
-            self._curve.flush()
-
-    def _flush(self) -> None:
-        if self._curve is not None:
-            self._curve.flush()
 
     def _note(self, error: BaseException) -> None:
         if isinstance(error, KeyboardInterrupt):

@@ -18,7 +18,7 @@ from hpo_mab.search._objective import TrainingObjective, train_recorded
 from hpo_mab.search._pilot import Choice, stored_choice
 from hpo_mab.search._plan import Target
 from hpo_mab.search._prepare import load_splits, make_objective
-from hpo_mab.search._study import choose_name, make_study, open_with_parts
+from hpo_mab.search._study import check_study, choose_name, make_study, open_with_parts
 from hpo_mab.search._trial_loop import Slots, TrialCallback, run_trials
 from hpo_mab.storage import Definition, Storage, StudyRun, TrialRun, open_study, read_run
 from hpo_mab.training import Budget, Evaluation, TrainingDiverged
@@ -78,6 +78,15 @@ class StudyRunner:
         """The study's name, see `choose_name`."""
         return choose_name(self.storage, self.spec, arm=self.arm, name=name, fresh=fresh)
 
+    def check(self, name: str | None = None) -> None:
+        """Refuse what `run` would refuse before its first trial.
+
+        Raises:
+            ArgumentError: The pruner's evidence cannot be read.
+            StorageError: A study of that name is defined otherwise, or has other data.
+        """
+        check_study(self.storage, self.name(name), self.spec, self._definition())
+
     def run(
         self,
         name: str | None = None,
@@ -85,6 +94,7 @@ class StudyRunner:
         on_trial: TrialCallback | None = None,
         score: bool = True,
         launch: Launch | None = None,
+        keep_target: bool = False,
     ) -> RunOutcome:
         """Run trials until the study has what the definition asks for.
 
@@ -93,14 +103,24 @@ class StudyRunner:
             on_trial: Called with study and trial after each trial.
             score: Whether to score the best trial on the test set.
             launch: Has the trials run elsewhere, see `hpo_mab.workers`; None runs them here.
+            keep_target: Whether a stored study keeps a target that is higher than the definition's.
 
         Raises:
             StorageError: A study of that name is defined otherwise, or the database fails.
             StudyFailedError: Three trials in a row failed.
         """
-        study = make_study(self.storage, self.name(name), self.spec, self._definition())
+        study = make_study(
+            self.storage,
+            self.name(name),
+            self.spec,
+            self._definition(),
+            keep_target=keep_target,
+        )
+        # What it began with, whatever "auto" stands for by now.
+        self.objective.evaluate_early_on(Definition.load(study).spec["budget"]["early_validation"])
         self.objective.note_alone(self.spec.training.slots)
         interrupted = (launch or self._run_here)(study, on_trial)
+        self.objective.workload.known = self.storage.examples.frozen(study._study_id)
         run = read_run(self.storage, study.study_name)
         accuracy = None
         if score and run.best is not None and not interrupted:
@@ -119,6 +139,7 @@ class StudyRunner:
             self.storage,
             self.objective,
             slots=self.spec.training.slots,
+            examples=self.spec.training.examples,
             trials=self.spec.budget.trials,
             on_trial=on_trial,
         )
@@ -167,10 +188,17 @@ class StudyRunner:
             seed=self.spec.seed,
             trial_examples=workload.trial_examples(fixed),
             epoch_examples=workload.num_examples,
-            spec=self.spec.model_dump(mode="json"),
+            spec=self._stored_spec(),
             environment={**environment(), "cpu_threads": self.spec.training.threads},
             data=self.objective.data,
         )
+
+    def _stored_spec(self) -> dict[str, Any]:
+        """The definition with what ``"auto"`` stands for on its data."""
+        spec: dict[str, Any] = self.spec.model_dump(mode="json")
+        early = self.objective.workload.loop.early_validation
+        spec["budget"]["early_validation"] = "all" if early is None else early
+        return spec
 
 
 def join_study(
@@ -211,6 +239,7 @@ def join_study(
         storage,
         objective,
         slots=spec.training.slots,
+        examples=spec.training.examples,
         trials=Target.load(study).trials,
         on_trial=on_trial,
     )
@@ -312,9 +341,11 @@ def replay(
         UnknownNameError: There is no such study.
     """
     trial = _recorded(storage, name, number)
-    definition = Definition.load(open_study(storage, name))
+    study = open_study(storage, name)
+    definition = Definition.load(study)
     spec = stored_spec(definition, device=device, data_root=data_root)
     objective = stored_objective(definition, spec)
+    objective.workload.known = storage.examples.frozen(study._study_id)
     with train_recorded(objective, trial) as run:
         curve = tuple(_first(len(trial.curve), run.evaluations))
     return Replay(trial=trial, curve=curve)

@@ -203,7 +203,7 @@ class Configuration:
         optimizer: The optimiser.
         sampler: The batch sampler.
         model: Options of the network.
-        batch_size: Examples a batch.
+        batch_size: Examples per batch.
         warmup: Share of the budget in which the learning rate rises.
         label_smoothing: Mass moved from the true label to all labels.
         average: Window of the average of the weights, as a share of the steps so far; 0 for none.
@@ -220,6 +220,11 @@ class Configuration:
     def with_sampler(self, kind: str) -> Configuration:
         """The same configuration with another batch sampler, its knobs at their defaults."""
         return dataclasses.replace(self, sampler=Part(kind, sampler_maker(kind)))
+
+    def with_difficulty(self) -> Configuration:
+        """The same configuration whose batch sampler knows the difficulty of each example."""
+        options = {**self.sampler.options, "difficulty": True}
+        return dataclasses.replace(self, sampler=dataclasses.replace(self.sampler, options=options))
 
     def to_json(self) -> dict[str, Any]:
         """Names and values, for a record."""
@@ -299,7 +304,7 @@ class SearchSpace:
             given in place of its name.
         sampler: ``kind`` and knobs.
         model: Options of the network.
-        batch_size: Examples a batch.
+        batch_size: Examples per batch.
         warmup: Share of the budget in which the learning rate rises.
         label_smoothing: Mass moved from the true label to all labels.
         average: Window of the average of the weights, as a share of the steps so far.

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import re
 import shutil
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import optuna
 from optuna.exceptions import DuplicatedStudyError
 from optuna.trial import TrialState
 
-from hpo_mab._attributes import EVIDENCE_KEY, PUBLISHED_KEY
+from hpo_mab._attributes import EVIDENCE_KEY, PUBLISHED_KEY, RECORD_KEY
 from hpo_mab._errors import ArgumentError, StorageError
 from hpo_mab.advantage import Evidence
 from hpo_mab.search._claim import close_lost
@@ -38,15 +39,16 @@ _FREE = (
     "data.download",
     "training.device",
     "training.checkpoint",
+    "training.examples",
     "training.graph",
     "training.slots",
     "compare",
 )
 
 
-def default_name(spec: StudySpec, arm: str) -> str:
-    """The name a study is stored under: definition, arm and seed."""
-    return f"{spec.name}-{arm}-seed{spec.seed}"
+def default_name(spec: StudySpec, arm: str, *, base: str | None = None) -> str:
+    """The name a study is stored under: definition (or ``base``), arm and seed."""
+    return f"{base or spec.name}-{arm}-seed{spec.seed}"
 
 
 def choose_name(
@@ -62,30 +64,77 @@ def choose_name(
         fresh: Take the first name ``name.2``, ``name.3``, ... that no study has.
     """
     chosen = name or default_name(spec, arm)
-    return fresh_name(storage, chosen) if fresh else chosen
+    return _first_free(chosen, set(_known(storage)).__contains__) if fresh else chosen
 
 
-def fresh_name(storage: Storage, name: str) -> str:
-    """The first of ``name``, ``name.2``, ``name.3``, ... that no study has."""
-    taken = set(study_names(storage))
-    count = 1
-    candidate = name
-    while candidate in taken:
-        count += 1
-        candidate = f"{name}.{count}"
-    return candidate
+def choose_names(
+    storage: Storage,
+    studies: Mapping[tuple[str, int], StudySpec],
+    *,
+    name: str | None = None,
+    fresh: bool = False,
+) -> dict[tuple[str, int], str]:
+    """Names of the studies of a comparison, by arm and seed.
+
+    A study that is called ``name`` itself is that of its arm and seed.
+
+    Args:
+        storage: Where the studies live; asked only with a name of the user's choice.
+        studies: Their definitions by arm and seed.
+        name: Begins the names, in place of the definition's name.
+        fresh: Take the first beginning ``name.2``, ``name.3``, ... that gives names no study has.
+    """
+
+    def names(base: str | None) -> dict[tuple[str, int], str]:
+        return {(arm, seed): default_name(s, arm, base=base) for (arm, seed), s in studies.items()}
+
+    if name is None and not fresh:
+        return names(None)
+    known = set(_known(storage))
+    if fresh:
+        base = name or next(iter(studies.values())).name
+        return names(
+            _first_free(base, lambda one: not known.isdisjoint([one, *names(one).values()]))
+        )
+    chosen = names(name)
+    if name in known:
+        study = open_study(storage, name)
+        if Definition.is_in(study.user_attrs):
+            stored = Definition.load(study)
+            key = (stored.arm, stored.seed)
+            if chosen.get(key) not in known and key in chosen:
+                chosen[key] = name
+    return chosen
+
+
+def _first_free(name: str, is_taken: Callable[[str], bool]) -> str:
+    """The first of ``name``, ``name.2``, ``name.3``, ... that is not taken."""
+    numbered = (f"{name}.{count}" for count in itertools.count(2))
+    return next(one for one in itertools.chain([name], numbered) if not is_taken(one))
+
+
+def _known(storage: Storage) -> tuple[str, ...]:
+    """Names of all studies; looking for them does not make a database."""
+    return study_names(storage) if storage.exists else ()
 
 
 def make_study(
-    storage: Storage, name: str, spec: StudySpec, definition: Definition
+    storage: Storage,
+    name: str,
+    spec: StudySpec,
+    definition: Definition,
+    *,
+    keep_target: bool = False,
 ) -> optuna.Study:
-    """The stored study of that name, made now if there is none; its target becomes the spec's.
+    """The stored study of that name, made now if there is none.
 
     Args:
         storage: The database.
         name: Optuna's study name.
         spec: What the study should be.
         definition: The same as it is to be stored.
+        keep_target: Whether to only raise the target that the study has; else it becomes the
+            spec's.
 
     Raises:
         StorageError: A study of that name exists and is defined otherwise, or has other data.
@@ -96,11 +145,12 @@ def make_study(
             study = open_with_parts(storage, name, spec)
             # One that died here before it had a definition has no trials either.
             if Definition.is_in(study.user_attrs) or study.get_trials(deepcopy=False):
-                _refuse_other_definition(study, definition)
+                _refuse_other_definition(study, spec.model_dump(mode="json"))
                 _refuse_other_data(study, definition)
         else:
             # Those of studies that Optuna has deleted in the meantime.
             storage.curves.remove_orphans()
+            storage.examples.remove_orphans()
             study = optuna.create_study(
                 study_name=name,
                 storage=storage.optuna,
@@ -113,11 +163,14 @@ def make_study(
                 warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
                 study.set_metric_names(["validation accuracy"])
             definition.save(study)
-        Target(
+        target = Target(
             trials=spec.budget.trials,
             total=spec.budget.total,
             epoch_examples=definition.epoch_examples,
-        ).save(study)
+        )
+        if keep_target:
+            target = target.raised(Target.load(study))
+        target.save(study)
     return study
 
 
@@ -128,17 +181,41 @@ def open_with_parts(storage: Storage, name: str, spec: StudySpec) -> optuna.Stud
     return study
 
 
-def check_pruner(storage: Storage, name: str, spec: StudySpec) -> None:
-    """Refuse evidence that cannot be read, before anything is run.
+def check_study(
+    storage: Storage, name: str, spec: StudySpec, definition: Definition | None = None
+) -> None:
+    """Refuse a name that is another study's and evidence that cannot be read.
+
+    It does not make a database.
+
+    Args:
+        storage: The database.
+        name: Optuna's study name.
+        spec: What the study should be.
+        definition: The same with its data; None before they are loaded, which may take long.
 
     Raises:
-        ArgumentError: The file cannot be read, and no study of that name has a copy.
+        ArgumentError: The evidence cannot be read, and no study of that name has a copy.
+        StorageError: A study of that name exists and is defined otherwise, or has other data.
     """
-    if "evidence" not in spec.pruner.options:
-        # Nothing to look up: a mistake elsewhere must not leave an empty database.
-        return
-    known = open_study(storage, name).user_attrs if name in study_names(storage) else {}
-    study_pruner(spec, known)
+    known: Mapping[str, Any] = {}
+    if name in _known(storage):
+        study = open_study(storage, name)
+        known = study.user_attrs
+        if Definition.is_in(known) or study.get_trials(deepcopy=False):
+            _refuse_other_definition(study, spec.model_dump(mode="json"))
+            if definition is not None:
+                _refuse_other_data(study, definition)
+    if "evidence" in spec.pruner.options:
+        study_pruner(spec, known)
+
+
+def stored_trials(storage: Storage, name: str) -> int:
+    """Trials that a stored study of that name is to have; 0 without one."""
+    if name not in _known(storage):
+        return 0
+    study = open_study(storage, name)
+    return Target.load(study).trials if Definition.is_in(study.user_attrs) else 0
 
 
 def _sampler(spec: StudySpec) -> PlannedSampler:
@@ -150,18 +227,21 @@ def _sampler(spec: StudySpec) -> PlannedSampler:
     )
 
 
-def _refuse_other_definition(study: optuna.Study, wanted: Definition) -> None:
+def _refuse_other_definition(study: optuna.Study, wanted: Mapping[str, Any]) -> None:
     stored = Definition.load(study)
-    before, now = dict(_flat(stored.spec)), dict(_flat(wanted.spec))
+    before, now = dict(_flat(stored.spec)), dict(_flat(wanted))
     for key in sorted(before.keys() | now.keys()):
         if key.startswith(_FREE) or before.get(key) == now.get(key):
+            continue
+        if key == "budget.early_validation" and now.get(key) == "auto":
+            # It is what the study began with.
             continue
         if key == "pruner.evidence" and _is_its_evidence(study, now.get(key)):
             continue
         raise StorageError(
             f"Study '{study.study_name}' exists with another definition: "
             f"{key} is {before.get(key)!r} there and {now.get(key)!r} here. "
-            "Use --fresh or --name to start another study."
+            "Give --fresh or --name to start another study."
         )
 
 
@@ -170,7 +250,7 @@ def _refuse_other_data(study: optuna.Study, wanted: Definition) -> None:
     difference = stored.data_difference(wanted.epoch_examples, wanted.data)
     if difference:
         raise StorageError(
-            f"Study '{study.study_name}' was made on other data ({difference}). Use --fresh or "
+            f"Study '{study.study_name}' was made on other data ({difference}). Give --fresh or "
             "--name to start another study, or check --data-root."
         )
 
@@ -214,7 +294,9 @@ class Copied:
 def copy_study(
     source: Storage, name: str, target: Storage, *, to_name: str | None = None, move: bool = False
 ) -> Copied:
-    """Copy a study with its learning curves, notes and artifacts; all of it or nothing.
+    """Copy a study with its learning curves, record of examples, notes and artifacts.
+
+    All of it is copied, or nothing.
 
     Checkpoints stay behind: a trial that was cut off starts from zero in the copy.
 
@@ -248,10 +330,12 @@ def copy_study(
             with contextlib.suppress(Exception):
                 optuna.delete_study(study_name=chosen, storage=target.optuna)
                 target.curves.remove_orphans()
+                target.examples.remove_orphans()
             raise
         if move:
             optuna.delete_study(study_name=name, storage=source.optuna)
             source.curves.remove_orphans()
+            source.examples.remove_orphans()
     return copied
 
 
@@ -284,6 +368,7 @@ def _fill(copy: optuna.Study, study: optuna.Study, source: Storage, target: Stor
     if source.url != target.url:
         source.curves.copy(list(new_ids), target.curves)
         _copy_artifacts(study, files_folder(source, "artifacts"), files_folder(target, "artifacts"))
+    source.examples.copy(study._study_id, target.examples, copy._study_id)
     system = study._storage.get_study_system_attrs(study._study_id)
     for key, value in _renumbered(system, new_ids):
         copy._storage.set_study_system_attr(copy._study_id, key, value)
@@ -300,7 +385,8 @@ def _renumbered(attrs: Mapping[str, Any], ids: Mapping[int, int]) -> Iterator[tu
         note = _TRIAL_NOTE.match(key)
         if note is not None and int(note[1]) in ids:
             yield key.replace(note[0], f"dashboard:{ids[int(note[1])]}:", 1), value
-        elif note is None and key != PUBLISHED_KEY:  # The copy's pages are yet to be written.
+        # The copy's pages are yet to be written, and its record has its own number.
+        elif note is None and key not in (PUBLISHED_KEY, RECORD_KEY):
             yield key, value
 
 

@@ -17,12 +17,12 @@ import torch
 from optuna.trial import FrozenTrial, TrialState
 
 from hpo_mab._attributes import INTERRUPTED_KEY, REASON_KEY, RESUMED_KEY, STACK_KEY
-from hpo_mab._errors import memory_reason
-from hpo_mab.search._checkpoint import SlotCheckpoint, TrialRecord, warn_of_misfit
+from hpo_mab._errors import StorageError, memory_reason
+from hpo_mab.search._checkpoint import SlotCheckpoint, warn_of_misfit
 from hpo_mab.search._claim import claim, claim_many
 from hpo_mab.search._objective import Assignment, TrainingObjective
 from hpo_mab.search._plan import Next, raise_if_failing
-from hpo_mab.search._recorder import failure_reason
+from hpo_mab.search._recorder import TrialRecord, failure_reason
 from hpo_mab.search._space import Configuration
 from hpo_mab.search._workload import Workload
 from hpo_mab.storage import STORAGE_ERRORS, Storage, heartbeat, release
@@ -50,6 +50,7 @@ class TrialLoop:
         study: The study, with the sampler and pruner of its definition.
         storage: Its database.
         objective: Trains a trial; its checkpoints are removed when they have served.
+        examples: Whether trials add to the study's record of examples.
         on_trial: Called with study and trial after each trial.
         patience: Seconds to wait for a database that has gone away.
     """
@@ -60,6 +61,7 @@ class TrialLoop:
         storage: Storage,
         objective: TrainingObjective,
         *,
+        examples: bool = False,
         on_trial: TrialCallback | None = None,
         patience: float = 300.0,
     ) -> None:
@@ -71,6 +73,8 @@ class TrialLoop:
         #: Trials claimed here that have not ended.
         self._mine: list[optuna.trial.Trial] = []
         self._storage_failures = 0
+        #: None records nothing of examples.
+        self._examples = objective.record_examples(study, storage) if examples else None
 
     def run(self) -> bool:
         """Run trials until the study is done.
@@ -93,6 +97,9 @@ class TrialLoop:
             return True
         finally:
             self._release(*self._mine)
+            if self._examples is not None:
+                with contextlib.suppress(StorageError, *STORAGE_ERRORS):
+                    self._examples.flush()
             self._storage.optuna.remove_session()
         return False
 
@@ -147,6 +154,11 @@ class TrialLoop:
                 for end in ends
             ]
         self._release(*(end.trial for end in ends))
+        if self._examples is not None:
+            for frozen in ended:
+                counts = frozen.state in (TrialState.COMPLETE, TrialState.PRUNED)
+                self._examples.settle(frozen._trial_id, counts=counts)
+            self._examples.flush_if_due()
         self._sweep()
         if self._on_trial is not None:
             for trial in ended:
@@ -235,9 +247,13 @@ class Stacks:
         workload: What is trained.
         slots: Trainings at the same time, over all stacks.
         seed: Seed of the stacks' bandits and augmentation.
+        examples: Whether to add up what trials see of each example.
     """
 
-    def __init__(self, workload: Workload, *, slots: int, seed: int) -> None:
+    def __init__(
+        self, workload: Workload, *, slots: int, seed: int, examples: bool = False
+    ) -> None:
+        self._examples = examples
         self.slots = slots
         self._workload = workload
         self._seed = seed
@@ -259,7 +275,9 @@ class Stacks:
         else:
             # Stacks of other shapes give back their memory where nothing runs on them.
             self._stacks = [each for each in self._stacks if each[1].busy]
-            stack = self._workload.stack(configuration, slots=self.slots, seed=self._seed)
+            stack = self._workload.stack(
+                configuration, slots=self.slots, seed=self._seed, examples=self._examples
+            )
             self._stacks.append((key, stack))
         slot = stack.free[0]
         begin = functools.partial(
@@ -304,6 +322,7 @@ class StackLoop(TrialLoop):
         storage: Its database.
         objective: Says what a trial trains.
         slots: Trials at the same time, at least 1.
+        examples: Whether trials add to the study's record of examples.
         on_trial: Called with study and trial after each trial.
         patience: Seconds to wait for a database that has gone away.
     """
@@ -315,11 +334,16 @@ class StackLoop(TrialLoop):
         objective: TrainingObjective,
         *,
         slots: int,
+        examples: bool = False,
         on_trial: TrialCallback | None = None,
         patience: float = 300.0,
     ) -> None:
-        super().__init__(study, storage, objective, on_trial=on_trial, patience=patience)
-        self._stacks = Stacks(objective.workload, slots=slots, seed=objective.seed)
+        super().__init__(
+            study, storage, objective, examples=examples, on_trial=on_trial, patience=patience
+        )
+        self._stacks = Stacks(
+            objective.workload, slots=slots, seed=objective.seed, examples=examples
+        )
         self._running: dict[int, _Running] = {}
         low, _ = objective.space.corners()
         self._may_stack = objective.workload.why_alone(low) is None
@@ -420,6 +444,8 @@ class StackLoop(TrialLoop):
         """Record evaluations; end the trials whose last it was or that the pruner stops."""
         with self._storage.optuna.together():
             for running, result in found:
+                stack, slot = running.place
+                running.record.evaluation_seconds = stack.evaluation_seconds[slot]
                 if isinstance(result, Evaluation):
                     running.record.add_later(result)
             ends = [end for each in found if (end := self._end(*each)) is not None]
@@ -448,11 +474,24 @@ class StackLoop(TrialLoop):
         stack, slot = running.place
         if slot not in stack.busy:
             self._objective.conclude(trial, running.assignment.slot)
+            self._offer(running)
             return End(trial, TrialState.COMPLETE, result.accuracy)
-        if running.assignment.may_prune and trial.should_prune():
+        if running.assignment.may_prune and running.record.should_prune():
+            self._offer(running)
+            if running.checkpoint is not None and running.checkpoint.keeps_stopped(running):
+                running.record.flush()
+                running.checkpoint.save(running)
             stack.stop(slot)
             return End(trial, TrialState.PRUNED)
         return None
+
+    def _offer(self, running: _Running) -> None:
+        """Keep what a trial saw, before the next steps use its slot."""
+        stack, slot = running.place
+        if self._examples is not None and stack.examples is not None:
+            self._examples.offer(running.trial._trial_id, stack.examples.take(slot))
+            # A trial that is continued adds what it sees from here on.
+            stack.examples.begin(slot)
 
     def _fail(self, trial: optuna.trial.Trial, error: Exception) -> None:
         trial.set_user_attr(REASON_KEY, failure_reason(error))
@@ -505,6 +544,7 @@ def run_trials(
     objective: TrainingObjective,
     *,
     slots: Slots = "auto",
+    examples: bool = False,
     on_trial: TrialCallback | None = None,
     trials: int = 1,
 ) -> bool:
@@ -515,6 +555,7 @@ def run_trials(
         storage: Its database.
         objective: Trains its trials.
         slots: Trials at the same time; ``"auto"`` measures whether a stack is faster.
+        examples: Whether trials add to the study's record of examples.
         on_trial: Called with study and trial after each trial.
         trials: Trials that the study should have in all; ``"auto"`` takes at most a quarter.
 
@@ -529,11 +570,13 @@ def run_trials(
     count = slots if isinstance(slots, int) else choose_slots(objective, trials=trials)
     if count > 1:
         try:
-            loop = StackLoop(study, storage, objective, slots=count, on_trial=on_trial)
+            loop = StackLoop(
+                study, storage, objective, slots=count, examples=examples, on_trial=on_trial
+            )
             return loop.run()
         except StackingFailed:
             pass
-    return TrialLoop(study, storage, objective, on_trial=on_trial).run()
+    return TrialLoop(study, storage, objective, examples=examples, on_trial=on_trial).run()
 
 
 def choose_slots(objective: TrainingObjective, *, trials: int) -> int:

@@ -4,25 +4,28 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import version
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Subset
 
 from hpo_mab import training
 from hpo_mab._errors import ArgumentError
+from hpo_mab._examples import ExampleRecord
 from hpo_mab._registry import name_of
-from hpo_mab.data import Augmentation, DatasetSplits, ImageSplits, Normalization
+from hpo_mab.data import Augmentation, DatasetSplits, ImageData, ImageSplits, Normalization
 from hpo_mab.samplers import BatchSampler
-from hpo_mab.samplers._registry import NAMES
+from hpo_mab.samplers._registry import NAMES, record_column
 from hpo_mab.search._checkpoint import warn_of_misfit
 from hpo_mab.search._plan import derive_seed
-from hpo_mab.search._space import Configuration
+from hpo_mab.search._space import Configuration, Part
 from hpo_mab.training import (
     Batches,
     Budget,
@@ -33,6 +36,7 @@ from hpo_mab.training import (
     Training,
 )
 from hpo_mab.training._optimizers import OPTIMIZERS
+from hpo_mab.training._tally import ExampleTally
 
 #: Held by the thread that trains; it may start a training within another.
 _training_thread = threading.RLock()
@@ -43,7 +47,7 @@ class Loop:
     """Settings of the training loop that no trial changes.
 
     Attributes:
-        evaluations: Equally spaced evaluations a trial.
+        evaluations: Equally spaced evaluations per trial.
         precision: ``"float32"`` or ``"bfloat16"``.
         channels_last: Memory format of images and weights.
         compile: Whether to use ``torch.compile``.
@@ -51,6 +55,7 @@ class Loop:
         schedule: ``"linear"`` or ``"constant"``, see `hpo_mab.training.Training`.
         keep: Which weights a trial ends with, ``"trained"`` or ``"better"``.
         threads: CPU threads; None leaves the process's number as it is.
+        early_validation: Validation examples of the evaluations before the last; None takes all.
     """
 
     evaluations: int = 8
@@ -61,6 +66,7 @@ class Loop:
     schedule: str = "linear"
     keep: str = "trained"
     threads: int | None = None
+    early_validation: int | None = None
 
 
 class Workload:
@@ -104,6 +110,8 @@ class Workload:
         self.budget = budget
         self.loop = loop or Loop()
         self.device = device
+        #: What samplers of the study may use of its record; None as long as there is none.
+        self.known: ExampleRecord | None = None
         self._model = model
         self._augmentation = augmentation
         self._num_workers = num_workers
@@ -128,6 +136,7 @@ class Workload:
         final: Budget | None = None,
         evaluations: int | None = None,
         state: Mapping[str, Any] | None = None,
+        examples: bool = False,
     ) -> Iterator[TrainingRun]:
         """One network in training; its random state is its own and follows from ``seed``.
 
@@ -139,6 +148,7 @@ class Workload:
                 another budget.
             state: Where to go on, see `hpo_mab.training.Training`; with one that does not fit, the
                 training begins at zero after all, with a warning.
+            examples: Whether to add up what is seen of each example.
 
         Raises:
             ArgumentError: A value in the configuration outside its bound, or another thread of
@@ -146,9 +156,10 @@ class Workload:
         """
         with _random_state(self.device), _cpu_threads(self.loop.threads):
             points = evaluations or (1 if final else self.loop.evaluations)
-            run = self._start(configuration, seed, final, points)
+            begin = functools.partial(self._start, configuration, seed, final, points, examples)
+            run = begin()
             if state is not None and not _resume(run, state):
-                run = self._start(configuration, seed, final, points)
+                run = begin()
             # It is as large as the network and the sampler.
             state = None
             with contextlib.closing(run.evaluations):
@@ -200,17 +211,28 @@ class Workload:
             torch.manual_seed(seed)
             return self._network(configuration)
 
-    def stack(self, configuration: Configuration, *, slots: int, seed: int) -> StackedTrainer:
-        """A stack for trials that share the configuration's network, optimiser and batch size."""
+    def stack(
+        self, configuration: Configuration, *, slots: int, seed: int, examples: bool = False
+    ) -> StackedTrainer:
+        """A stack for trials that share the configuration's network, optimiser and batch size.
+
+        Args:
+            configuration: Of one of them.
+            slots: Trials at the same time.
+            seed: Seed of its bandits and augmentation.
+            examples: Whether to add up what each sees of each example.
+        """
         return StackedTrainer(
             self.network(configuration, seed=seed),
             slots=slots,
             batches=self._device_batches(derive_seed(seed, "augmentation"), channels_last=False),
             validation=self._device_sweep("validation", channels_last=False),
+            early=self._device_sweep("early", channels_last=False),
             batch_size=configuration.batch_size,
             optimizer=configuration.optimizer.name,
             precision=self.loop.precision,
             seed=derive_seed(seed, "sampler"),
+            examples=self._tally(slots) if examples else None,
         )
 
     def start_stacked(
@@ -248,12 +270,17 @@ class Workload:
             stacked: Whether it is for a stack, which takes over what bandits hold on the host.
         """
         part = configuration.sampler
+        options = dict(part.options)
+        if options.pop("difficulty", False):
+            options["difficulty"] = self._difficulty(part)
+        # Bandits that start otherwise than the stack's draw by themselves, on the device.
+        inside = stacked and part.name == "mab" and "difficulty" not in options
         sampler: BatchSampler = part.make(
             self.labels,
             batch_size=configuration.batch_size,
             seed=derive_seed(seed, "sampler"),
-            device="cpu" if stacked and part.name == "mab" else self._sampler_device,
-            **part.options,
+            device="cpu" if inside else self._sampler_device,
+            **options,
         )
         if sampler.batch_size != configuration.batch_size:
             raise ArgumentError(
@@ -268,8 +295,24 @@ class Workload:
             raise ArgumentError(f"model must make a torch.nn.Module, got {type(made).__name__}.")
         return made
 
+    def _difficulty(self, sampler: Part) -> Tensor:
+        """What the first trials of the study saw of each example, as a sampler takes it, [N]."""
+        column = record_column(sampler.make, sampler.options)
+        if self.known is None or column is None:
+            raise ArgumentError(
+                "the trial used the study's record of examples, which is not there any more."
+            )
+        means = np.full(self.num_examples, np.nan)
+        means[self.known.examples] = self.known.counts.mean(column)
+        return torch.from_numpy(means)
+
     def _start(
-        self, configuration: Configuration, seed: int, final: Budget | None, points: int
+        self,
+        configuration: Configuration,
+        seed: int,
+        final: Budget | None,
+        points: int,
+        examples: bool,
     ) -> TrainingRun:
         torch.manual_seed(seed)
         model = self._network(configuration).to(self.device)
@@ -279,6 +322,7 @@ class Workload:
             model,
             batches=self._batches(derive_seed(seed, "augmentation")),
             validation=self._sweep("validation"),
+            early=self._sweep("early"),
             sampler=sampler,
             optimizer=optimizer.make(model.parameters(), **optimizer.options),
             steps=self._steps(final or self.budget, configuration.batch_size),
@@ -287,6 +331,7 @@ class Workload:
             channels_last=self.loop.channels_last,
             compile=self.loop.compile,
             graph=None if self.loop.graph else False,
+            examples=self._tally(1) if examples else None,
             **self._options(configuration),
         )
         return TrainingRun(self, model, sampler, evaluations)
@@ -300,6 +345,9 @@ class Workload:
             "keep": self.loop.keep,
             "label_smoothing": configuration.label_smoothing,
         }
+
+    def _tally(self, slots: int) -> ExampleTally:
+        return ExampleTally(self.labels, slots=slots, device=self.device)
 
     def _steps(self, budget: Budget, batch_size: int) -> int:
         return budget.num_steps(num_examples=self.num_examples, batch_size=batch_size)
@@ -319,9 +367,11 @@ class Workload:
     def _sweep(self, part: str) -> Sweep:
         if isinstance(self._data, ImageSplits):
             return self._device_sweep(part, channels_last=self.loop.channels_last)
-        examples = getattr(self._data, part)
+        examples: Any = getattr(self._data, "validation" if part == "early" else part)
         if examples is None:
             raise ArgumentError("the test set is missing; data are a pair of datasets.")
+        if part == "early" and (rows := self._early_rows(len(examples))) is not None:
+            examples = Subset(examples, rows.tolist())
         return training.LoaderSweep(examples, device=self.device, num_workers=self._num_workers)
 
     def _device_batches(self, seed: int, *, channels_last: bool) -> DeviceBatches:
@@ -336,7 +386,26 @@ class Workload:
     def _device_sweep(self, part: str, *, channels_last: bool) -> DeviceSweep:
         data = self._images()
         normalization = Normalization(data.mean, data.std, channels_last=channels_last)
-        return DeviceSweep(getattr(data, part), normalization=normalization)
+        return DeviceSweep(
+            self._early(data.validation) if part == "early" else getattr(data, part),
+            normalization=normalization,
+        )
+
+    def _early(self, validation: ImageData) -> ImageData:
+        """The part of the validation images that evaluations before the last are made on."""
+        rows = self._early_rows(len(validation))
+        return validation if rows is None else validation.subset(rows.to(validation.device))
+
+    def _early_rows(self, examples: int) -> Tensor | None:
+        """A fixed random part of so many validation examples, in order; None for all.
+
+        It is the same for every trial of every study on the same validation examples.
+        """
+        count = self.loop.early_validation
+        if count is None or count >= examples:
+            return None
+        order = torch.randperm(examples, generator=torch.Generator().manual_seed(0))
+        return order[:count].sort().values
 
     def _images(self) -> ImageSplits:
         if not isinstance(self._data, ImageSplits):

@@ -1,6 +1,7 @@
 """Studies and learning curves in SQL, beside Optuna's own tables."""
 
 from hpo_mab.storage._curves import CurveStore, CurveWriter
+from hpo_mab.storage._examples import ExampleStore, ExampleWriter
 from hpo_mab.storage._open import (
     DEFAULT_URL,
     RETRIES,
@@ -35,6 +36,8 @@ __all__ = [
     "CurveStore",
     "CurveWriter",
     "Definition",
+    "ExampleStore",
+    "ExampleWriter",
     "MissingCurvesWarning",
     "Storage",
     "StudyRun",

@@ -130,6 +130,8 @@ class CurveStore:
             trial_ids: Optuna's trial ids here.
             target: The other database; the curves that it has stay as they are.
         """
+        if not trial_ids:
+            return
         names = ["curve", *_FIELDS]
         with self._engine.connect() as connection:
             found = list(_rows_of(connection, set(trial_ids)))
@@ -267,12 +269,6 @@ class CurveWriter:
         self._waiting: list[Evaluation] = []
         self._restart = True
         self._written = clock()
-
-    def append(self, evaluation: Evaluation) -> None:
-        """Add an evaluation; it is written now if the last writing was a while ago."""
-        self.add(evaluation)
-        if self.is_due:
-            self.flush()
 
     def add(self, evaluation: Evaluation) -> None:
         """Add an evaluation, to be written later."""

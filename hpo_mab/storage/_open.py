@@ -21,6 +21,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from hpo_mab._errors import ArgumentError, StorageError, hide_passwords
 from hpo_mab.storage._curves import CurveStore
+from hpo_mab.storage._examples import ExampleStore
 from hpo_mab.storage._optuna import LeanStorage
 from hpo_mab.storage._process import Locks, diagnose
 
@@ -103,6 +104,11 @@ class Storage:
         """The learning curves."""
         return self._opened[1]
 
+    @functools.cached_property
+    def examples(self) -> ExampleStore:
+        """The records of examples."""
+        return ExampleStore(self.optuna.engine)
+
     @property
     def is_sqlite(self) -> bool:
         """Whether it is an SQLite database: one file, one writer at a time."""
@@ -115,6 +121,11 @@ class Storage:
         if not self.is_sqlite or not database or database == ":memory:":
             return None
         return Path(database)
+
+    @property
+    def exists(self) -> bool:
+        """Whether there is a database to read; a missing SQLite file is made on first use."""
+        return self.file is None or self.file.exists()
 
     @property
     def secret_url(self) -> str:
@@ -193,7 +204,7 @@ class Storage:
             raise
 
     def _refuse_missing_file(self) -> None:
-        if self.file is not None and not self.file.exists():
+        if not self.exists:
             raise StorageError(
                 f"There is no study database at {self.shown_url}. "
                 "Run 'hpo-mab run' first, or name another with --storage."

@@ -170,7 +170,7 @@ def diagnose(error: BaseException, url: sa.URL | None = None) -> str:
     text = str(origin.args[1] if numbered else origin).strip().splitlines()[0].rstrip(".")
     if isinstance(cause, ModuleNotFoundError) and cause.name in _DRIVER_EXTRAS:
         server, extra = _DRIVER_EXTRAS[cause.name]
-        text = f"{server} needs its driver: pip install 'hpo_mab[{extra}]'"
+        text = f"{server} needs its driver: pip install '.[{extra}]' in a clone of hpo-mab"
     for secret in _passwords(url):
         text = text.replace(secret, "***")
     hints = [hint for sign, hint in _HINTS.items() if sign in text.lower()]

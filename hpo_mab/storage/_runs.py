@@ -13,7 +13,15 @@ from typing import Any, Self
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from hpo_mab._attributes import DEFINITION_KEY, PAIRED_KEY, RESUMED_KEY, SLOT_KEY, trial_attributes
+from hpo_mab._attributes import (
+    DEFINITION_KEY,
+    EVALUATION_KEY,
+    PAIRED_KEY,
+    PROMOTES_KEY,
+    RESUMED_KEY,
+    SLOT_KEY,
+    trial_attributes,
+)
 from hpo_mab._errors import StorageError, UnknownNameError
 from hpo_mab.data import DataIdentity
 from hpo_mab.storage._open import Storage
@@ -97,8 +105,12 @@ def _completed(spec: Mapping[str, Any]) -> dict[str, Any]:
     """A stored spec with the keys that studies of earlier versions did not have."""
     if "training" not in spec:
         return dict(spec)
-    # Their trials were evaluated by their trained weights.
-    return {**spec, "training": {"average": 0.0, **spec["training"]}}
+    # Their trials were evaluated by their trained weights, on all validation examples.
+    return {
+        **spec,
+        "training": {"average": 0.0, **spec["training"]},
+        "budget": {"early_validation": "all", **spec.get("budget", {})},
+    }
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,6 +158,11 @@ class TrialRun:
         return evaluated and not self.curve
 
     @property
+    def evaluation_seconds(self) -> float:
+        """Seconds of the evaluations that this attempt has made itself; 0 in earlier records."""
+        return float(self.attrs.get(EVALUATION_KEY, 0.0))
+
+    @property
     def inherited(self) -> Evaluation | None:
         """The last evaluation that an earlier attempt at the trial had made and paid for."""
         count = min(int(self.attrs.get(RESUMED_KEY, 0)), len(self.curve))
@@ -173,6 +190,7 @@ class StudyRun:
         trial_examples: Budget of one unpruned trial, in training examples.
         spec: The definition the study was made from, as JSON-like values.
         trials: All trials.
+        training_examples: Size of the training part; None in records of earlier versions.
     """
 
     name: str
@@ -181,6 +199,13 @@ class StudyRun:
     trial_examples: int
     spec: Mapping[str, Any]
     trials: tuple[TrialRun, ...]
+    training_examples: int | None = None
+
+    @property
+    def epoch_examples(self) -> float | None:
+        """Training examples of one pass, from the budget where the size is not on record."""
+        epochs = self.spec.get("budget", {}).get("epochs")
+        return self.training_examples or (self.trial_examples / epochs if epochs else None)
 
     @property
     def missing_curves(self) -> int:
@@ -198,12 +223,37 @@ class StudyRun:
         return None if self.missing_curves else sum(trial.own_seconds for trial in self.trials)
 
     @property
+    def evaluation_seconds(self) -> float:
+        """Seconds of evaluation of all trials, whatever their end; 0 in earlier records."""
+        return sum(trial.evaluation_seconds for trial in self.trials)
+
+    @property
     def saved_examples(self) -> int | None:
         """Training examples that pruned trials did not spend; None if not known."""
         if self.missing_curves:
             return None
-        pruned = [trial for trial in self.trials if trial.state == "pruned"]
-        return sum(self.trial_examples - trial.examples for trial in pruned)
+        return sum(self.trial_examples - trial.examples for trial in self._pruned)
+
+    @property
+    def saved_seconds(self) -> float | None:
+        """Training seconds of those examples at each pruned trial's own pace, None if not known."""
+        if self.missing_curves:
+            return None
+        return sum(
+            (self.trial_examples - trial.examples) * trial.seconds / trial.examples
+            for trial in self._pruned
+            if trial.examples
+        )
+
+    @property
+    def _pruned(self) -> list[TrialRun]:
+        """Pruned trials that no other trial has continued."""
+        # What a promotion continues was saved only if the promotion was pruned, too.
+        continued = {
+            trial.attrs.get(PROMOTES_KEY) for trial in self.trials if RESUMED_KEY in trial.attrs
+        }
+        stopped = (trial for trial in self.trials if trial.state == "pruned")
+        return [trial for trial in stopped if trial.number not in continued]
 
     @property
     def best(self) -> TrialRun | None:
@@ -260,6 +310,7 @@ def read_run(storage: Storage, name: str) -> StudyRun:
         trial_examples=definition.trial_examples,
         spec=definition.spec,
         trials=tuple(_trial_run(trial, curves.get(trial._trial_id, ())) for trial in trials),
+        training_examples=definition.epoch_examples,
     )
     if run.missing_curves:
         warnings.warn(

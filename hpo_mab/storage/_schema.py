@@ -4,7 +4,7 @@ A table changes in two places: here, which is what a new database gets, and as o
 ``migrations/versions``, which changes databases that exist. The curves have a column for each field
 of `Evaluation`; the revision of a new one is::
 
-    revision, down_revision = "3", "2"
+    revision, down_revision = "4", "3"
 
     def upgrade() -> None:
         op.add_column("hpo_mab_curves", sa.Column("name", sa.Double, nullable=True))
@@ -57,6 +57,22 @@ CURVES = sa.Table(
     sa.Column("averaged", sa.Boolean, nullable=True),
 )
 
+#: Compressed parts of a record of examples. ``record`` is a number that no other record ever has;
+#: a study holds it as a system attribute, see `ExampleStore`.
+EXAMPLES = sa.Table(
+    "hpo_mab_examples",
+    _metadata,
+    sa.Column("record", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("name", sa.String(16), primary_key=True),
+    sa.Column("part", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("total", sa.BigInteger, nullable=False),
+    sa.Column("labels", sa.String(64), nullable=False),
+    sa.Column("trials", sa.Integer, nullable=False),
+    sa.Column("columns", sa.Integer, nullable=False),
+    # MySQL makes it as large as the length needs, which without one is 64 KiB.
+    sa.Column("data", sa.LargeBinary(2**24 - 1), nullable=False),
+)
+
 
 def prepare_tables(engine: sa.Engine) -> None:
     """Make our tables where there are none, and bring older ones up to date.
@@ -103,7 +119,7 @@ def _is_current(engine: sa.Engine) -> bool:
         shown = hide_passwords(engine.url.render_as_string(hide_password=True))
         raise StorageError(
             f"Storage {shown} was written by a later hpo-mab (schema {found}; this one knows "
-            f"schemas up to {HEAD}). Install that version: pip install --upgrade hpo_mab."
+            f"schemas up to {HEAD}). Install that version from its clone: pip install ."
         )
     return found == HEAD
 

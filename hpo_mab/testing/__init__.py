@@ -1,4 +1,4 @@
-"""What users need to test their own samplers; needs pytest (``pip install hpo_mab[test]``)."""
+"""What users need to test their own samplers; needs pytest (extra ``test``)."""
 
 from __future__ import annotations
 

@@ -276,7 +276,7 @@ class DeviceSweep:
     Args:
         data: Images on the training device.
         normalization: Turns pixels into network inputs.
-        batch_size: Examples a batch.
+        batch_size: Examples per batch.
 
     Raises:
         ArgumentError: A batch size below 1.
@@ -307,7 +307,7 @@ class LoaderSweep:
     Args:
         dataset: Map-style data set of ``(x, y)``, ``y`` an integer class.
         device: Where to evaluate.
-        batch_size: Examples a batch.
+        batch_size: Examples per batch.
         num_workers: Loader processes; 0 loads in this process.
 
     Raises:

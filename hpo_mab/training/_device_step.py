@@ -16,6 +16,7 @@ from hpo_mab.samplers._base import BatchSampler, Draw
 from hpo_mab.training._batches import Batches, DeviceBatches, LossMeter, TimedSampler
 from hpo_mab.training._device import autocast
 from hpo_mab.training._evaluate import WeightAverage
+from hpo_mab.training._tally import ExampleTally
 
 #: Calls before the capture: they make the optimiser's state and let libraries choose their kernels.
 WARM_UP_CALLS = 3
@@ -177,6 +178,7 @@ class DeviceStep:
         optimizer: Optimiser of the network's parameters.
         meter: Adds the losses up.
         average: Moving average of the weights to update; None for none.
+        examples: Adds up what is seen of each example; None adds nothing up.
         drawn: What `drawn` returned in the training that this one continues; None otherwise.
         label_smoothing: Share of the target spread over all classes.
         precision: ``"float32"`` or ``"bfloat16"``.
@@ -193,6 +195,7 @@ class DeviceStep:
         optimizer: Optimizer,
         meter: LossMeter,
         average: WeightAverage | None = None,
+        examples: ExampleTally | None = None,
         drawn: Mapping[str, Any] | None = None,
         label_smoothing: float = 0.0,
         precision: str = "float32",
@@ -204,6 +207,7 @@ class DeviceStep:
         self._optimizer = optimizer
         self._meter = meter
         self._average = average
+        self._examples = examples
         self._label_smoothing = label_smoothing
         self._precision = precision
         device = batches.data.device
@@ -247,6 +251,8 @@ class DeviceStep:
         if not self._inside and self._outputs is not None:
             losses, logits, targets = self._outputs
             self._sampler.update(losses, logits=logits, targets=targets)
+        if self._examples is not None:
+            self._examples.count()
         self._meter.count(step=step)
 
     def _body(self) -> None:
@@ -267,6 +273,10 @@ class DeviceStep:
         outputs = losses.detach(), logits.detach(), targets
         # Held until the end: memory given back could be another kernel's before the sampler read.
         self._outputs = outputs
+        if self._examples is not None:
+            with self._step.at_the_same_time():
+                # Before the next draw comes in the place of the indices.
+                self._examples.keep(held.indices, outputs[0], outputs[1])
         if self._inside:
             with self._step.at_the_same_time():
                 self._sampler.update(outputs[0], logits=outputs[1], targets=targets)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import itertools
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -37,6 +38,7 @@ from hpo_mab.training._schedule import (
     evaluation_steps,
     sampler_figures,
 )
+from hpo_mab.training._tally import ExampleTally
 
 #: Images that an evaluation holds on the device at once, over all networks.
 _EVALUATED_AT_ONCE = 16_384
@@ -62,6 +64,10 @@ class _Slot:
     @property
     def next_stop(self) -> int:
         return self.stops[self.reported]
+
+    @property
+    def is_last(self) -> bool:
+        return self.done == self.schedule.steps
 
 
 class StackedTrainer:
@@ -98,11 +104,14 @@ class StackedTrainer:
         slots: Networks at the same time, ``K``, at least 1.
         batches: Training images on the device.
         validation: Images to evaluate on, on the same device.
-        batch_size: Examples a batch of each network, ``B``.
+        early: Images of the evaluations before the last; None takes ``validation``.
+        batch_size: Examples per batch of each network, ``B``.
         optimizer: Name of the optimiser of all, see `create_optimizer`.
         precision: ``"float32"``, or ``"bfloat16"``, in which weights are cast for each step.
         seed: Seed of the bandits' draws.
         capture: Whether to capture steps in a CUDA graph.
+        examples: Adds up what each network sees of each example, with as many slots; None adds
+            nothing up.
         clock: Returns seconds.
 
     Raises:
@@ -117,11 +126,13 @@ class StackedTrainer:
         slots: int,
         batches: DeviceBatches,
         validation: DeviceSweep,
+        early: DeviceSweep | None = None,
         batch_size: int,
         optimizer: str = "sgd",
         precision: str = "float32",
         seed: int = 0,
         capture: bool = True,
+        examples: ExampleTally | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         check_precision(precision)
@@ -134,7 +145,11 @@ class StackedTrainer:
         self.batch_size = batch_size
         self.optimizer = optimizer
         self._batches = batches
+        self.examples = examples
         self._validation = validation
+        self._early = validation if early is None else early
+        #: Seconds of the evaluations of each slot's training since it began there, its shares.
+        self.evaluation_seconds = [0.0] * slots
         self._half = precision == "bfloat16"
         self._seed = seed
         self._capture = capture
@@ -227,6 +242,8 @@ class StackedTrainer:
         self._optimizer.begin(slot, **options)
         self._networks.begin(slot, model)
         self._numbers.begin(slot, plan, average=average, label_smoothing=label_smoothing)
+        if self.examples is not None:
+            self.examples.begin(slot)
         own = self._adopt(slot, sampler)
         each = _Slot(
             schedule=plan,
@@ -238,6 +255,7 @@ class StackedTrainer:
         )
         if state is not None:
             self._resume(slot, each, state)
+        self.evaluation_seconds[slot] = 0.0
         self._running[slot] = each
 
     def takes(self, sampler: BatchSampler) -> bool:
@@ -335,6 +353,8 @@ class StackedTrainer:
             "optimizer": self._optimizer.tensors(),
             "numbers": self._numbers.tensors(),
         }
+        if self.examples is not None:
+            parts["examples"] = self.examples.tensors()
         if bandits and self._engine is not None:
             parts |= {"draws": self._draws.tensors(), "bandits": self._engine.rows()}
         return {f"{part}.{name}": t for part, held in parts.items() for name, t in held.items()}
@@ -366,9 +386,14 @@ class StackedTrainer:
             self._draws.rewind()
             for _ in range(count):
                 self._step(self._body)
+                if self.examples is not None:
+                    self.examples.count()
                 for slot, sampler in learners.items():
                     losses, logits, targets = (part[slot] for part in self._outputs)
                     sampler.update(losses, logits=logits, targets=targets)
+        if self.examples is not None:
+            # Now: before the next call, trainings may come and go.
+            self.examples.add_up()
 
     def _body(self) -> None:
         """One step of all networks: operations on tensors that never move."""
@@ -389,6 +414,9 @@ class StackedTrainer:
         outputs = losses.detach(), logits.detach(), targets
         # Held until the end: memory given back could be another kernel's before samplers read.
         self._outputs = outputs
+        if self.examples is not None:
+            with self._step.at_the_same_time():
+                self.examples.keep(indices, outputs[0], outputs[1])
         if self._engine is not None:
             with self._step.at_the_same_time():
                 self._engine.learn(self._draws.arms, outputs[0].flatten())
@@ -461,9 +489,19 @@ class StackedTrainer:
         sums = self._numbers.read()
         scores: dict[int, tuple[bool, float, float]] = {}
         # Trained weights last: they replace equals.
-        for averaged in (True, False):
-            chosen = [slot for slot in due if averaged in self._choices(self._running[slot])]
-            for slot, (accuracy, loss) in self.scores(chosen, averaged=averaged).items():
+        for averaged, last in itertools.product((True, False), (False, True)):
+            chosen = [
+                slot
+                for slot in due
+                if self._running[slot].is_last is last
+                and averaged in self._choices(self._running[slot])
+            ]
+            start = self._clock()
+            examples = self._validation if last else self._early
+            found = self.scores(chosen, averaged=averaged, examples=examples)
+            share = (self._clock() - start) / max(len(chosen), 1)
+            for slot, (accuracy, loss) in found.items():
+                self.evaluation_seconds[slot] += share
                 if slot not in scores or accuracy >= scores[slot][1]:
                     scores[slot] = (averaged, accuracy, loss)
         return [(slot, self._result(slot, sums[slot], *scores[slot])) for slot in due]
@@ -471,10 +509,9 @@ class StackedTrainer:
     @staticmethod
     def _choices(each: _Slot) -> tuple[bool, ...]:
         """Which weights the training's evaluation evaluates: averaged ones, trained ones, both."""
-        last = each.done == each.schedule.steps
-        if each.averages and last and each.keep == "better":
+        if each.averages and each.is_last and each.keep == "better":
             return True, False
-        return (each.averages and not (last and each.schedule.decays),)
+        return (each.averages and not (each.is_last and each.schedule.decays),)
 
     def _result(
         self, slot: int, loss_sum: float, averaged: bool, accuracy: float, loss: float
@@ -552,7 +589,11 @@ def stack_structure(settings: BanditSettings) -> tuple[Any, ...]:
 
 def _is_inside(sampler: BatchSampler) -> TypeGuard[MABSampler]:
     """Whether the stack's bandits draw for the sampler."""
-    return isinstance(sampler, MABSampler) and sampler.settings.active == 1
+    return (
+        isinstance(sampler, MABSampler)
+        and sampler.settings.active == 1
+        and not sampler.starts_from_record
+    )
 
 
 def _memory(sampler: MABSampler) -> int:

@@ -7,7 +7,7 @@ import dataclasses
 import math
 import time
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Self
 
 import torch
@@ -35,6 +35,7 @@ from hpo_mab.training._schedule import (
     evaluation_steps,
     sampler_figures,
 )
+from hpo_mab.training._tally import ExampleTally
 
 #: Which weights a training ends with: those trained, or the more accurate of them and the average.
 KEEP = ("better", "trained")
@@ -59,6 +60,7 @@ class Training(Iterator[Evaluation]):
         model: Network from inputs to logits [B, C], on the device of ``batches``.
         batches: Training examples.
         validation: Examples to evaluate on.
+        early: Examples of the evaluations before the last; None takes ``validation``.
         sampler: Chooses the examples of each batch and learns from their losses.
         optimizer: Optimiser of the model's parameters; its learning rates are the schedule's peak.
         steps: Budget in optimiser steps, at least 1.
@@ -77,6 +79,7 @@ class Training(Iterator[Evaluation]):
         graph: Whether to take steps by `DeviceStep`, which on CUDA replays them from a graph; only
             with `DeviceBatches`. The sampler's own seconds are then part of the step's. None:
             where a graph can be captured, see `loop_reason`.
+        examples: Adds up what is seen of each example; None adds nothing up.
         clock: Returns seconds.
 
     Raises:
@@ -91,6 +94,7 @@ class Training(Iterator[Evaluation]):
         *,
         batches: Batches,
         validation: Sweep,
+        early: Sweep | None = None,
         sampler: BatchSampler,
         optimizer: Optimizer,
         steps: int,
@@ -104,6 +108,7 @@ class Training(Iterator[Evaluation]):
         channels_last: bool = False,
         compile: bool = False,
         graph: bool | None = False,
+        examples: ExampleTally | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         check_precision(precision)
@@ -123,7 +128,9 @@ class Training(Iterator[Evaluation]):
         self.sampler = sampler
         self._forward = torch.compile(model) if compile else model
         self._batches = batches
+        self.examples = examples
         self._validation = validation
+        self._early = validation if early is None else early
         self._timed = TimedSampler(sampler, clock=clock)
         self._optimizer = optimizer
         self._schedule = Schedule(steps=steps, warmup=warmup, kind=schedule)
@@ -147,6 +154,8 @@ class Training(Iterator[Evaluation]):
         self._points: list[Evaluation] = []
         self._yielded = 0
         self._resumed_at = 0
+        #: Seconds of the evaluations that this training has made itself.
+        self.evaluation_seconds = 0.0
         self._begun = self._closed = False
         self._at_end = contextlib.ExitStack()
 
@@ -234,6 +243,7 @@ class Training(Iterator[Evaluation]):
                 optimizer=self._optimizer,
                 meter=self._meter,
                 average=self._average,
+                examples=self.examples,
                 drawn=self._drawn,
                 label_smoothing=self._label_smoothing,
                 precision=self._precision,
@@ -282,6 +292,10 @@ class Training(Iterator[Evaluation]):
         losses = F.cross_entropy(
             logits, targets, reduction="none", label_smoothing=self._label_smoothing
         )
+        if self.examples is not None:
+            indices = self.sampler._outstanding[0].indices.to(losses.device, non_blocking=True)
+            self.examples.keep(indices, losses.detach(), logits.detach())
+            self.examples.count()
         loss = self._timed.update(losses, logits=logits, targets=targets)
         if draw_ahead:
             self._set_progress(number)
@@ -299,7 +313,9 @@ class Training(Iterator[Evaluation]):
         return self._average.forward() if averaged and self._average is not None else None
 
     def _evaluation(self, step: int, seconds: float, *, train_loss: float) -> Evaluation:
+        start = self._clock()
         averaged, accuracy, loss = self._evaluate(last=step == self._schedule.steps)
+        self.evaluation_seconds += self._clock() - start
         if not math.isfinite(loss):
             raise TrainingDiverged(step, f"the validation loss is {loss}")
         return Evaluation(
@@ -328,7 +344,7 @@ class Training(Iterator[Evaluation]):
                 averaged,
                 *evaluate(
                     self.model,
-                    self._validation,
+                    self._validation if last else self._early,
                     precision=self._precision,
                     forward=self._weights(averaged),
                 ),
@@ -386,6 +402,7 @@ class Training(Iterator[Evaluation]):
                 "augmentation": None if generator is None else generator.get_state(),
                 "random": _random_states(next(self.model.parameters()).device),
                 "drawn": drawn,
+                "examples": None if self.examples is None else self.examples.state(),
             }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> Self:
@@ -398,14 +415,7 @@ class Training(Iterator[Evaluation]):
                 that does not fit raises is up to its parts, which are then of no further use.
         """
         points = [Evaluation(**point) for point in state["points"]]
-        if self._yielded or self._points:
-            raise ArgumentError("a state must be loaded before the first evaluation.")
-        if [point.steps for point in points] != list(self._stops[: len(points)]) or not points:
-            raise ArgumentError("the state is of a training that is evaluated at other steps.")
-        if (state["average"] is None) != (self._average is None):
-            raise ArgumentError("the state is of a training with another average.")
-        if (state["drawn"] is not None) and not self._graph:
-            raise ArgumentError("the state is of a training by captured steps.")
+        self._check_state(state, points)
         self.model.load_state_dict(state["model"])
         self._optimizer.load_state_dict(state["optimizer"])
         for group, peak in zip(self._optimizer.param_groups, self._peaks, strict=True):
@@ -417,10 +427,22 @@ class Training(Iterator[Evaluation]):
         if self._generator is not None:
             self._generator.set_state(state["augmentation"].cpu())
         _set_random_states(next(self.model.parameters()).device, state["random"])
+        if self.examples is not None and state.get("examples") is not None:
+            self.examples.load(state["examples"])
         self._drawn = state["drawn"]
         self._points.extend(points)
         self._resumed_at = len(points)
         return self
+
+    def _check_state(self, state: Mapping[str, Any], points: Sequence[Evaluation]) -> None:
+        if self._yielded or self._points:
+            raise ArgumentError("a state must be loaded before the first evaluation.")
+        if [point.steps for point in points] != list(self._stops[: len(points)]) or not points:
+            raise ArgumentError("the state is of a training that is evaluated at other steps.")
+        if (state["average"] is None) != (self._average is None):
+            raise ArgumentError("the state is of a training with another average.")
+        if (state["drawn"] is not None) and not self._graph:
+            raise ArgumentError("the state is of a training by captured steps.")
 
     @property
     def _generator(self) -> torch.Generator | None:

@@ -138,4 +138,6 @@ def _import_ray() -> Any:
     try:
         return importlib.import_module("ray")
     except ImportError:
-        raise ArgumentError("--ray needs Ray: pip install 'hpo_mab[ray]'.") from None
+        raise ArgumentError(
+            "--ray needs Ray: pip install '.[ray]' in a clone of hpo-mab."
+        ) from None

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from optuna.pruners import BasePruner
 from optuna.trial import TrialState
 
-from hpo_mab._attributes import REASON_KEY
+from hpo_mab._attributes import PAIRED_KEY, REASON_KEY
 from hpo_mab._errors import ArgumentError
 from hpo_mab.advantage import Estimate, PairedCurves
 from hpo_mab.search._objective import train_recorded
@@ -122,6 +122,7 @@ def simulate(
     *,
     attrs: Mapping[str, Any] | None = None,
     name: str | None = None,
+    initial: int = 0,
 ) -> Simulation:
     """One study with one worker, in which trial ``i`` has the ``i``-th curve.
 
@@ -130,6 +131,7 @@ def simulate(
         pruner: Decides at every step but the last.
         attrs: User attributes of every trial.
         name: Of the study, from which Hyperband derives its brackets; None for a random one.
+        initial: Trials at the start that the pruner is not asked about, as ``search.initial``.
     """
     study = optuna.create_study(
         direction="maximize",
@@ -139,11 +141,13 @@ def simulate(
     )
     steps = curves.shape[1]
     costs, finals = [], []
-    for curve in curves:
+    for number, curve in enumerate(curves):
         trial = study.ask()
+        if number < initial:
+            trial.set_user_attr(PAIRED_KEY, True)
         for key, value in (attrs or {}).items():
             trial.set_user_attr(key, value)
-        used = _run(trial, curve)
+        used = _run(trial, curve, may_prune=number >= initial)
         done = used == steps
         study.tell(trial, curve[-1] if done else None, state=None if done else TrialState.PRUNED)
         costs.append(used / steps)
@@ -151,10 +155,10 @@ def simulate(
     return Simulation(np.asarray(costs, float), np.asarray(finals, float))
 
 
-def _run(trial: optuna.trial.Trial, curve: Floats) -> int:
+def _run(trial: optuna.trial.Trial, curve: Floats, *, may_prune: bool) -> int:
     for step, value in enumerate(curve, start=1):
         trial.report(float(value), step=step)
-        if step < len(curve) and trial.should_prune():
+        if may_prune and step < len(curve) and trial.should_prune():
             return step
     return len(curve)
 

@@ -12,11 +12,13 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import optuna
 from numpy.typing import NDArray
 
+from hpo_mab._attributes import PAIRED_KEY
 from hpo_mab.advantage import (
     Estimate,
     PairedCurves,
@@ -26,7 +28,9 @@ from hpo_mab.advantage import (
     mean_estimate,
     measure_evidence,
 )
+from hpo_mab.advantage._fidelity import choice_regret, kendall_tau
 from hpo_mab.compare import environment
+from hpo_mab.pruners import AdvantagePruner, AdvantageWarning, RungFidelity, _evidence
 from hpo_mab.search import create_pruner
 
 sys.path.append(str(Path(__file__).parents[1] / "replay"))
@@ -46,6 +50,10 @@ BASELINE = ("uniform", "raw", "hyperband")
 #: Where the first rung was before weights were averaged.
 BEFORE = ("raw", "halving 3/2")
 TOP = 3
+#: First trials of a study, never pruned, as ``search.initial`` has it by default.
+INITIAL = 10
+#: Coverage of tau-b's interval, and what it must lie above for a rung to stay.
+BARS = ((0.8, 0.1), (0.8, 0.2), (0.8, 0.3), (0.95, 0.0), (0.95, 0.2))
 
 
 def read_arms(document: Mapping[str, Any]) -> Iterator[tuple[dict[str, Any], Curves]]:
@@ -119,6 +127,152 @@ def plain(estimate: Estimate, *, scale: float = 1.0, digits: int = 3) -> list[fl
     """``[value, low, high]``, rounded; None where there is none."""
     ends = (estimate.value, estimate.low, estimate.high)
     return [round(float(end) * scale, digits) if np.isfinite(end) else None for end in ends]
+
+
+# Other signals at a rung ------------------------------------------------------------------------
+
+
+def power_law(curves: Floats) -> Floats:
+    """Predicted final value at each evaluation from the third on: a + b / t, fitted so far.
+
+    Args:
+        curves: Accuracies [..., T].
+    """
+    steps = curves.shape[-1]
+    found = curves.copy()
+    for t in range(3, steps):
+        x = np.stack([np.ones(t), 1 / np.arange(1.0, t + 1)], axis=1)
+        end = np.asarray([1.0, 1 / steps]) @ np.linalg.pinv(x)
+        found[..., t - 1] = curves[..., :t] @ end
+    return found
+
+
+def gaussian_process(curves: Floats, finished: Floats) -> Floats:
+    """Predicted final value of each curve from its values so far, learned from finished ones.
+
+    Args:
+        curves: Accuracies [K, T].
+        finished: Curves that were trained to the end [n, T].
+    """
+    from sklearn.gaussian_process import GaussianProcessRegressor
+    from sklearn.gaussian_process.kernels import DotProduct, WhiteKernel
+
+    found = curves.copy()
+    for t in range(1, curves.shape[-1]):
+        scale = finished[:, :t].std(axis=0) + 1e-6
+        model = GaussianProcessRegressor(DotProduct() + WhiteKernel(), normalize_y=True)
+        model.fit(finished[:, :t] / scale, finished[:, -1])
+        found[:, t - 1] = model.predict(curves[:, :t] / scale)
+    return found
+
+
+def signals(curves: Floats, *, initial: int, replays: int, seed: int) -> list[dict[str, Any]]:
+    """What several signals at an evaluation say of final accuracy, over random orders.
+
+    Args:
+        curves: Accuracies [S, K, T].
+        initial: Finished trials that a model may learn from; the others are judged.
+        replays: Random orders.
+        seed: Of the orders.
+
+    Returns:
+        One row a signal: mean tau-b and regret in points of its favourite, by evaluation.
+    """
+    rng = np.random.default_rng(seed)
+    every = curves.reshape(-1, curves.shape[-1])
+    names = ("value", "last two", "power law", "gaussian process")
+    tau: dict[str, list[list[float]]] = {name: [] for name in names}
+    regret: dict[str, list[list[float]]] = {name: [] for name in names}
+    for _ in range(replays):
+        rows = every[rng.permutation(len(every))[:TRIALS]]
+        known, judged = rows[:initial], rows[initial:]
+        signal = {
+            "value": judged,
+            "last two": last_two(judged),
+            "power law": power_law(judged),
+            "gaussian process": gaussian_process(judged, known),
+        }
+        for name, x in signal.items():
+            end = judged[:, -1]
+            tau[name].append([float(kendall_tau(x[None, :, t], end[None])[0]) for t in range(7)])
+            regret[name].append(
+                [100 * float(choice_regret(x[None, :, t], end[None])[0]) for t in range(7)]
+            )
+    return [
+        {
+            "signal": name,
+            "kendall": np.round(np.nanmean(tau[name], axis=0), 3).tolist(),
+            "kendall less value's": [
+                plain(mean_estimate(np.asarray(tau[name])[:, t] - np.asarray(tau["value"])[:, t]))
+                for t in range(7)
+            ],
+            "regret": np.round(np.mean(regret[name], axis=0), 2).tolist(),
+        }
+        for name in names
+    ]
+
+
+# Rungs moved by the fidelity measured in the study -----------------------------------------------
+
+
+def measured_rungs(curves: Floats, *, replays: int, seed: int) -> list[dict[str, Any]]:
+    """Studies whose first trials are never pruned, with rungs where they are placed or moved later.
+
+    Args:
+        curves: Accuracies [S, K, T] of averaged weights.
+        replays: Random orders, the same for every row.
+        seed: Of the orders.
+
+    Returns:
+        One row a rule: ``cost``, ``regret`` in points, ``less`` (regret less that of rungs that
+        stay, in points), ``ratio``: cost of coming to what rungs that stay come to, and the share
+        of studies by ``first rung``.
+    """
+    where = orders(curves.shape[:2], replays, seed)
+    studies = curves[where]
+    steps = curves.shape[-1]
+    best = studies[:, :TRIALS, -1].max(axis=1)
+    rules: dict[str, tuple[float, float]] = {"stays": (0.0, 0.0)}
+    rules |= {f"{level:.0%} above {bar}": (level, bar) for level, bar in BARS}
+    done: dict[str, list[Simulation]] = {}
+    rows = []
+    for name, (level, bar) in rules.items():
+        measure = level > 0
+        pruner = AdvantagePruner(
+            min_resource=steps // 4, max_resource=steps, reduction_factor=2, fidelity=measure
+        )
+        with mock.patch.multiple(_evidence, _TRUSTED=bar, _CONFIDENCE=level or 0.5):
+            done[name] = [simulate(x, pruner, initial=INITIAL) for x in studies]
+            first = [_first_rung(x, steps) if measure else steps // 4 for x in studies]
+        found = against(done["stays"], done[name], best)
+        rows.append(
+            {
+                "rule": name,
+                "cost": plain(found.cost, scale=1 / TRIALS),
+                "regret": plain(found.regret, scale=100),
+                "less": plain(found.regret_difference, scale=100),
+                "ratio": ratio(found.saved),
+                "first rung": {
+                    step: round(first.count(step) / replays, 3) for step in sorted(set(first))
+                },
+            }
+        )
+    return rows
+
+
+def _first_rung(curves: Floats, steps: int) -> int:
+    """Where the first rung lies once a study's first trials have finished."""
+    trials = [
+        optuna.create_trial(
+            value=curve[-1],
+            user_attrs={PAIRED_KEY: True},
+            intermediate_values=dict(enumerate(map(float, curve), start=1)),
+        )
+        for curve in curves[:INITIAL]
+    ]
+    found = RungFidelity.measure(trials, full=steps)
+    assert found is not None
+    return found.first_rung(steps // 4)
 
 
 # Decisions of Optuna's pruners for many orders of trials at the same time ------------------------
@@ -330,6 +484,14 @@ def tables(document: Mapping[str, Any], *, replays: int) -> dict[str, Any]:
             searched |= {(arm["sampler"], kind): x for kind, x in kinds.items()}
         found["ranking"] += [{**arm, "kind": kind, **ranking(x)} for kind, x in kinds.items()]
         found["ranking"].append({**arm, "kind": "averaged less raw", "kendall": gains(**curves)})
+    for (sampler, kind), x in searched.items():
+        if kind == "averaged":
+            found.setdefault("measured rungs", {})[sampler] = measured_rungs(
+                x, replays=replays // 2, seed=0
+            )
+            found.setdefault("signals", {})[sampler] = signals(
+                x, initial=INITIAL, replays=replays // 4, seed=0
+            )
     found["replay"] = replay(searched, tests, replays=replays, seed=0)
     if ("mab", "averaged") in searched:
         found["evidence moves a rung"] = {
@@ -355,6 +517,7 @@ def main() -> None:
     options = parser.parse_args()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+    warnings.simplefilter("ignore", AdvantageWarning)
     document: dict[str, Any] = {
         "trials": TRIALS,
         "replays": options.replays,
@@ -370,7 +533,9 @@ def main() -> None:
 def compact(document: Mapping[str, Any]) -> str:
     """JSON with one row of a table a line."""
     text = json.dumps(document, separators=(",", ":"))
-    return text.replace('{"sampler"', '\n{"sampler"')
+    for first in ("sampler", "rule", "signal"):
+        text = text.replace(f'{{"{first}"', f'\n{{"{first}"')
+    return text
 
 
 if __name__ == "__main__":

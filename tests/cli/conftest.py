@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -32,6 +33,18 @@ def cli(
         return Result(int(caught.value.code or 0), out, err)
 
     return run
+
+
+def next_commands(out: str) -> list[list[str]]:
+    """Arguments of each ``hpo-mab`` command that an output ends with."""
+    lines = out.partition("\nNext:\n")[2].splitlines()
+    words = [shlex.split(line, comments=True) for line in lines]
+    return [each[1:] for each in words if each[:1] == ["hpo-mab"]]
+
+
+@pytest.fixture(name="next_commands")
+def _next_commands() -> Callable[[str], list[list[str]]]:
+    return next_commands
 
 
 TINY = """

@@ -7,12 +7,14 @@ import socket
 import subprocess
 import sys
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import optuna
+import pytest
 
-from hpo_mab.storage import Storage
+from hpo_mab.search import Target, TrialCallback, join_study
+from hpo_mab.storage import Storage, open_study
 
 Cli = Callable[..., "tuple[int, str, str]"]
 
@@ -29,17 +31,18 @@ def test_compare_reuses_what_is_stored_and_writes_record_and_report(
     assert "tiny-mab-seed0: 4/4" not in err
     assert "mab" in out
     tables, _, told = out.partition("\nVerdict\n")
-    assert "uniform on digits" in told
+    assert "mab against uniform on digits, 1 seed" in told
+    assert told.count("cannot tell") >= 3
     # The verdict must not scroll away behind tables; it counts one seed and asks for more.
     assert out.count("\n") < 45
     assert "Fidelity" not in tables
-    assert f"hpo-mab compare {tiny} --seeds 5" in told
-    assert err.count("training its best configuration again, 1 of 1") == 2
+    assert f"hpo-mab compare {tiny} --record record.json --report report.html --seeds 5" in told
+    assert err.count("re-training its best configuration, 1 of 1") == 2
     status, every, _ = cli("compare", tiny, "--verbose")
     assert status == 0
     assert "Fidelity of mab" in every
-    assert "Cost to target" in every
-    assert "/dashboard/compare-studies?ids=1,2" in out
+    assert "Cost relative to" in every
+    assert "/hpo-mab/compare?ids=1,2" in out
 
     record = json.loads((tmp_path / "record.json").read_text())
     assert {study["arm"] for study in record["studies"]} == {"mab", "uniform"}
@@ -56,6 +59,138 @@ def test_compare_reuses_what_is_stored_and_writes_record_and_report(
     assert json.loads(again)["summary"] == record["summary"]
 
 
+NextCommands = Callable[[str], list[list[str]]]
+
+
+@pytest.fixture
+def no_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ends ``hpo-mab dashboard`` as soon as it would serve."""
+    from wsgiref.simple_server import WSGIServer
+
+    monkeypatch.setattr(WSGIServer, "serve_forever", lambda self: None)
+
+
+def _follow(cli: Cli, command: list[str]) -> tuple[str, str]:
+    """Run a printed command; what it printed."""
+    port = ["--port", "0"] if command[0] == "dashboard" else []
+    status, out, err = cli(*command, *port)
+    assert status == 0, (command, err)
+    return out, err
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        (),
+        ("--name", "wider", "--set", "optimizer.momentum={ low = 0.5, high = 0.95 }"),
+        ("--fresh", "--trials", "2", "--storage", "sqlite:///other.db", "--seed", "3"),
+        ("--sampler", "gradnorm", "--pruner", "hyperband", "--epochs", "0.5", "--workers", "1"),
+    ],
+    ids=["plain", "name", "fresh", "other"],
+)
+@pytest.mark.usefixtures("no_server")
+def test_each_printed_command_works_and_keeps_what_was_given(
+    cli: Cli, tiny: str, next_commands: NextCommands, given: tuple[str, ...]
+) -> None:
+    few = ("--set", "compare.retrain=0", *(() if "--trials" in given else ("--trials", "2")))
+    # The names that a comparison takes by default are taken by another definition.
+    other = ("--set", "optimizer.lr=0.1", "--trials", "1", "--quiet")
+    assert cli("run", tiny, "--sampler", "uniform", *other)[0] == 0
+    status, out, err = cli("run", tiny, *given, *few)
+    assert status == 0, err
+    commands = next_commands(out)
+    assert [command[0] for command in commands] == ["compare", "dashboard", "run"]
+    for command in (commands[0], commands[2]):
+        # What is doubled is doubled, and a fresh study is continued by its name.
+        assert {word for word in (*given, *few) if word not in command} <= {"--fresh", "2"}
+    out, err = _follow(cli, commands[0])
+    # The study that was run is an arm: only the other one is run.
+    assert err.count(": 2/2 trials") == 1
+    for command in commands[1:]:
+        _follow(cli, command)
+    more = next_commands(out)
+    assert [command[0] for command in more] == ["dashboard", "compare"]
+    assert more[1][more[1].index("--seeds") + 1] == "5"
+    assert ("--trials", "2") in set(zip(more[1], more[1][1:], strict=False))
+    if "--fresh" in given:
+        _follow(cli, more[1])
+
+
+def test_a_fresh_comparison_has_names_of_its_own_and_goes_on(
+    cli: Cli, tiny: str, next_commands: NextCommands
+) -> None:
+    few = ("--trials", "2", "--set", "compare.retrain=0")
+    assert cli("compare", tiny, *few, "--quiet")[0] == 0
+    status, out, err = cli("compare", tiny, *few, "--fresh")
+    assert status == 0
+    assert "tiny.2-mab-seed0: 2/2" in err
+    assert "tiny.2-uniform-seed0: 2/2" in err
+    more = next_commands(out)[1]
+    assert more[more.index("--name") + 1] == "tiny.2"
+    more[more.index("--seeds") + 1] = "1"
+    status, _, err = cli(*more)
+    assert (status, "2/2" in err) == (0, False), err
+
+
+def test_every_arm_is_checked_before_the_data_and_before_any_trains(cli: Cli, tiny: str) -> None:
+    one = ("--trials", "1", "--quiet")
+    # The last arm of the last seed.
+    assert cli("run", tiny, "--sampler", "uniform", "--seed", "1", "--epochs", "2", *one)[0] == 0
+    status, out, err = cli("compare", tiny, "--seeds", "2", "--trials", "2")
+    assert (status, out) == (2, "")
+    assert err.count("\n") == 1
+    assert "'tiny-uniform-seed1' exists with another definition" in err
+    assert "--fresh or --name" in err
+    assert cli("studies", "--json")[1].count('"study"') == 1
+
+
+def test_workers_run_the_trials_of_every_arm(
+    cli: Cli, tiny: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launched: list[tuple[int, str]] = []
+
+    class Launcher:
+        """Runs in this process what workers would run."""
+
+        def __init__(self, storage: Storage, *, devices: Sequence[str], data_root: str) -> None:
+            self._storage, self._workers = storage, len(devices)
+
+        def __call__(self, study: optuna.Study, on_trial: TrialCallback | None) -> bool:
+            launched.append((self._workers, study.study_name))
+            return join_study(self._storage, study.study_name, on_trial=on_trial)
+
+    monkeypatch.setattr("hpo_mab.workers.ProcessLauncher", Launcher)
+    few = ("--trials", "2", "--set", "compare.retrain=0")
+    status, _, err = cli("compare", tiny, "--workers", "2", "--json", *few)
+    assert status == 0, err
+    assert launched == [(2, "tiny-mab-seed0"), (2, "tiny-uniform-seed0")]
+
+
+def test_a_target_of_more_trials_is_kept_and_named(cli: Cli, tiny: str) -> None:
+    few = ("--trials", "2", "--set", "compare.retrain=0")
+    assert cli("run", tiny, "--trials", "3", "--quiet")[0] == 0
+    status, out, err = cli("compare", tiny, *few)
+    assert status == 0, err
+    assert "Unequal studies: 3 finished trials in mab, 2 in uniform." in " ".join(out.split())
+    storage = Storage("sqlite:///hpo_mab.db", create=False)
+    assert Target.load(open_study(storage, "tiny-mab-seed0")).trials == 3
+    storage.close()
+
+
+def test_an_arm_without_pruning_is_compared_where_the_definition_says_so(
+    cli: Cli, tiny: str
+) -> None:
+    given = ("--set", "compare.unpruned=true", "--trials", "4", "--set", "compare.retrain=0")
+    assert "uniform sampling and without pruning" in cli("run", tiny, *given)[1]
+    status, out, _ = cli("compare", tiny, *given, "--json")
+    assert status == 0
+    studies = {study["arm"]: study for study in json.loads(out)["studies"]}
+    assert list(studies) == ["mab", "uniform", "unpruned"]
+    spec = studies["unpruned"]["spec"]
+    assert (spec["sampler"]["kind"], spec["pruner"]["kind"]) == ("uniform", "none")
+    assert [trial["state"] for trial in studies["unpruned"]["trials"]] == ["complete"] * 4
+
+
 def test_arms_differ_in_sampler_and_pruner(cli: Cli, tiny: str, tmp_path: Path) -> None:
     path = tmp_path / tiny
     path.write_text(
@@ -64,6 +199,8 @@ def test_arms_differ_in_sampler_and_pruner(cli: Cli, tiny: str, tmp_path: Path) 
         '[compare.arms.hyperband.sampler]\nkind = "uniform"\n'
         '[compare.arms.hyperband.pruner]\nkind = "hyperband"\n'
     )
+    # It says nothing against running the study.
+    assert cli("run", tiny)[0] == 0
     status, _, err = cli("compare", tiny)
     assert status == 2
     assert "compare.reference 'uniform' is not an arm" in err

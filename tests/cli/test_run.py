@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import optuna
 import pytest
 from optuna.trial import TrialState, create_trial
+from PIL import Image
 from rich.console import Console
 
 from hpo_mab import data
+from hpo_mab._attributes import INTERRUPTED_KEY, SLOT_KEY, TWIN_KEY
 from hpo_mab.cli import _output as module
 from hpo_mab.cli._output import StudyProgress, shown_data
+from hpo_mab.search import load_spec
+from hpo_mab.storage import Storage
 
 Cli = Callable[..., "tuple[int, str, str]"]
 
@@ -53,12 +59,13 @@ def test_a_study_whose_budget_is_spent_goes_on_with_a_larger_one(cli: Cli, tiny:
     status, out, _ = cli("run", tiny, "--budget", "1.5epochs")
     assert status == 0
     assert "Trials   2 complete" in out
-    assert f"hpo-mab run {tiny} --budget 3epochs   # go on" in out
+    assert "saved nothing: no trial was pruned" in out
+    assert f"hpo-mab run {tiny} --budget 3epochs   # continue the study" in out
     status, out, _ = cli("run", tiny, "--budget", "1.5epochs", "--trials", "3")
-    assert f"hpo-mab run {tiny} --budget 3epochs --trials 3   # go on" in out
+    assert f"hpo-mab run {tiny} --trials 3 --budget 3epochs   # continue the study" in out
     # Where the trials were what ended it, more of them are needed.
     status, out, _ = cli("run", tiny, "--budget", "1h", "--trials", "2")
-    assert f"hpo-mab run {tiny} --budget 1h --trials 4   # go on" in out
+    assert f"hpo-mab run {tiny} --trials 4 --budget 1h   # continue the study" in out
 
 
 def test_options_override_the_file(cli: Cli, tiny: str, tmp_path: Path) -> None:
@@ -93,6 +100,7 @@ def test_quiet_is_quiet(cli: Cli, tiny: str) -> None:
         (("--storage", "postgresql://me:pw@127.0.0.1:1/db"), ["Cannot open storage", "me:***@"]),
         (("--device", "gpu"), ["Unknown device 'gpu'"]),
         (("--set", "sampler.memory=-1"), ["memory", "-1"]),
+        (("--set", "training.batch_size=[32, 64]"), ["batch_size", "{ choices = [32, 64] }"]),
         (("--set", "training.batch_size=100000"), ["batch_size", "100000"]),
         (("--set", "model.widht=3"), ["'widht'"]),
     ],
@@ -134,6 +142,39 @@ def test_another_search_space_under_one_name_is_refused(cli: Cli, tiny: str) -> 
     assert "--fresh" in err
 
 
+def test_a_study_is_named_after_other_data(cli: Cli, tiny: str, tmp_path: Path) -> None:
+    noise = np.random.default_rng(0)
+    for name in ("one", "two"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for number in range(20):
+            pixels = noise.integers(256, size=(8, 8), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "photos" / name / f"{number}.png")
+    given = ("--trials", "1", "--set", "data.size=8", "--batch-size", "8", "--json")
+    assert cli("run", tiny, "--trials", "1", "--quiet")[0] == 0
+    status, out, err = cli("run", tiny, "--data", "image_folder", "--data-root", "photos", *given)
+    assert status == 0, err
+    assert json.loads(out)["study"] == "tiny-image_folder-photos-mab-seed0"
+    # A name of the user's choice stays, and that of a definition named after its data does not.
+    assert load_spec("digits", {"data.name": "mnist"}).name == "mnist"
+    assert load_spec("digits", {"data.name": "mnist", "name": "own"}).name == "own"
+    assert load_spec("digits", {"data.root": "elsewhere"}).name == "digits"
+
+
+def test_a_name_is_refused_before_the_data_are_touched(
+    cli: Cli, tiny: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert cli("run", tiny, "--trials", "1", "--quiet")[0] == 0
+
+    def touched(*_: object, **__: object) -> None:
+        raise AssertionError("the data were loaded")
+
+    monkeypatch.setattr(data, "load_splits", touched)
+    for command in ("run", "compare"):
+        status, _, err = cli(command, tiny, "--epochs", "3")
+        assert status == 2
+        assert "'tiny-mab-seed0' exists with another definition: budget.epochs is 1" in err
+
+
 def test_studies_without_a_database_says_what_to_do(cli: Cli) -> None:
     status, _, err = cli("studies")
     assert status == 2
@@ -170,7 +211,7 @@ def test_a_log_gets_a_line_now_and_then(clock: Clock, capsys: pytest.CaptureFixt
     lines = capsys.readouterr().err.splitlines()
     # Every ten seconds at most, and at the end: not each of the twenty.
     assert len(lines) == 5
-    assert lines[0] == ("study: 4/20 trials, 1 pruned, best 2.00%, 20 a minute, 48.0 s left")
+    assert lines[0] == ("study: 4/20 trials, 1 pruned, best 2.00%, 20 per minute, 48.0 s left")
     assert lines[-1] == "study: 20/20 trials, 5 pruned, best 18.00%"
 
 
@@ -180,6 +221,52 @@ def test_quiet_says_nothing(clock: Clock, capsys: pytest.CaptureFixture[str]) ->
         study.add_trial(create_trial(value=0.5))
         progress(study, study.trials[-1])
     assert capsys.readouterr().err == ""
+
+
+def test_the_summary_says_what_was_spent_and_saved(cli: Cli, tiny: str) -> None:
+    # Each trial but the first is held against one that ended better, and stops at its first rung.
+    given = ("--set", "search.initial=1", "--pruner", "successive_halving", "--trials", "6")
+    status, out, _ = cli("run", tiny, *given, "--json")
+    facts = json.loads(out)
+    assert facts["trials"]["pruned"] > 0
+    assert 0 < facts["evaluation_seconds"] < facts["wall_seconds"]
+    assert 0 < facts["seconds"] < facts["wall_seconds"]
+    whole = facts["seconds"] + facts["seconds_saved_by_pruning"]
+    share = facts["seconds_saved_by_pruning"] / whole
+    told = facts["examples_saved_by_pruning"]
+    assert told == sum(facts["trials"].values()) * facts["trial_examples"] - facts["examples"]
+    assert 0 < share < 1
+    status, out, _ = cli("run", tiny, *given)
+    assert status == 0
+    words = " ".join(out.split())
+    assert re.search(r"Time [\d.]+ s of training and [\d.]+ s of evaluation, all trials", words)
+    assert f"saved {told:,} training examples (" in words
+    assert f" of training ({share:.0%}), measured against the same trials unpruned" in words
+    for evaluation, warned in ((1.5, True), (0.5, False)):
+        facts |= {"seconds": 1.0, "evaluation_seconds": evaluation}
+        shown = " ".join(text for _, text in module._rows(facts))
+        assert ("Evaluation took longer than training" in shown) is warned
+
+
+def test_studies_counts_as_the_plan_does(cli: Cli, tiny: str) -> None:
+    assert cli("run", tiny, "--trials", "2", "--quiet")[0] == 0
+    storage = Storage("sqlite:///hpo_mab.db")
+    study = optuna.load_study(study_name="tiny-mab-seed0", storage=storage.optuna)
+    # As Ctrl-C leaves a trial, and as the pilot makes a twin.
+    study.add_trial(
+        create_trial(state=TrialState.FAIL, user_attrs={SLOT_KEY: 2, INTERRUPTED_KEY: True})
+    )
+    study.add_trial(create_trial(value=0.5, user_attrs={SLOT_KEY: 0, TWIN_KEY: 0}))
+    optuna.create_study(study_name="foreign", storage=storage.optuna).add_trial(
+        create_trial(value=1.0)
+    )
+    storage.close()
+    status, out, _ = cli("studies", "--json")
+    assert status == 0
+    assert {row["study"]: row["trials"] for row in json.loads(out)} == {
+        "tiny-mab-seed0": 2,
+        "foreign": 1,
+    }
 
 
 def test_what_was_loaded_is_shown_once(capsys: pytest.CaptureFixture[str]) -> None:
@@ -212,5 +299,5 @@ def test_a_terminal_of_80_columns_shows_bar_rate_best_and_time_left(
             progress(study, study.trials[-1])
     frame = screen.getvalue().rpartition("100/200")
     assert frame[0].rpartition("\r")[2].count("━") >= 8
-    assert "trials, 0 pruned, best 90.00%, 20 a minute, 5 min 0 s left" in frame[2]
+    assert "trials, 0 pruned, best 90.00%, 20 per minute, 5 min 0 s left" in frame[2]
     assert "fashion_mnist-uniform-seed0" in screen.getvalue().splitlines()[0]

@@ -7,7 +7,10 @@ import numpy as np
 import pytest
 
 from hpo_mab._errors import UnknownNameError
+from hpo_mab.advantage import Estimate
 from hpo_mab.compare import figures, summarise
+from hpo_mab.compare._tables import arm_words, too_wide
+from hpo_mab.compare.figures._search import shuffled_concentration
 
 OKABE_ITO = {
     "#000000", "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7",
@@ -38,7 +41,9 @@ def _drawn(runs, summary):
 
 def lines(figure, name):
     """Traces that show an arm, its bands aside."""
-    return [t for t in figure.data if t.name == name and t.fill is None]
+    words = arm_words(name)
+    arms = (t for t in figure.data if t.legendgroup == name and t.fill is None)
+    return [t for t in arms if t.name == words]
 
 
 def colour(trace):
@@ -74,7 +79,8 @@ def test_titles_and_units(drawn):
 
 def test_an_arm_has_one_colour_everywhere(drawn):
     for arm in ("mab", "uniform"):
-        used = {colour(t) for figure in drawn.values() for t in lines(figure, arm)}
+        shown = [t for figure in drawn.values() for t in figure.data if t.name == arm_words(arm)]
+        used = {colour(t) for t in shown}
         assert len(used) == 1, arm
         assert used <= OKABE_ITO
     assert figures.colours(["mab"])["mab"] != figures.colours(["uniform"])["uniform"]
@@ -100,8 +106,117 @@ def test_incumbent_is_the_median_within_the_seeds_range(drawn, runs):
     finals = [100 * run.best.value for run in runs if run.arm == "mab"]
     assert trace.y[-1] == pytest.approx(np.median(finals))
     assert trace.x[-1] == runs[1].examples
-    low, high = (t for t in drawn["anytime"].data if t.name.startswith("mab: range of 5 seeds"))
+    low, high = (t for t in drawn["anytime"].data if t.name.startswith("bandit: range of 5 seeds"))
     assert (low.y[-1], high.y[-1]) == pytest.approx((min(finals), max(finals)))
+
+
+def test_more_than_two_intervals_are_bars(study):
+    arms = ("mab", "uniform", "uniform_hyperband", "mab_hyperband")
+    runs = [study(arm, seed, rewards=0.5) for arm in arms for seed in range(3)]
+    summary = summarise(runs)
+    for figure, curves in (
+        (figures.paired_advantage(summary), 3),
+        (figures.fidelity(summary), 4),
+        (figures.anytime_incumbent(runs), 4),
+        (figures.learning_curves(runs), 4),
+        (figures.concentration(runs), 4),
+    ):
+        assert not [t for t in figure.data if t.fill]
+        bars = [t for t in figure.data if t.error_y.array is not None]
+        assert len(bars) == curves
+        # They do not hide each other.
+        assert len({t.x[-1] for t in bars}) == curves
+        assert "bar: " in figure.layout.title.text
+    bar = next(t for t in figures.paired_advantage(summary).data if t.error_y.array is not None)
+    row = summary.contrasts[0].paired[-1].advantage
+    assert bar.y[-1] + bar.error_y.array[-1] == pytest.approx(100 * row.high)
+
+
+def test_titles_fit_a_telephone(drawn):
+    for name, figure in drawn.items():
+        title, _, below = figure.layout.title.text.partition("<br><sup>")
+        assert max(map(len, title.split("<br>"))) <= 42, name
+        assert max(map(len, below.removesuffix("</sup>").split("<br>"))) <= 56, name
+        assert len(figure.layout.yaxis.title.text) <= 36, name
+        assert len(figure.layout.xaxis.title.text) <= 48, name
+        assert figure.layout.legend.orientation == "h"
+
+
+def test_concentration_is_held_against_shuffled_passes(trial, run):
+    rng = np.random.default_rng(0)
+    size, passes = 1_000, np.array([0.05, 0.1, 0.5, 1.0, 1.05, 1.5, 2.0, 3.7])
+    for shown, share in zip(shuffled_concentration(passes), passes, strict=True):
+        order = [rng.permutation(size) for _ in range(4)]
+        counts = np.bincount(np.concatenate(order)[: round(share * size)], minlength=size)
+        assert shown == pytest.approx(np.sort(counts)[-size // 10 :].sum() / counts.sum())
+    one = dataclasses.replace(
+        run([trial([0.1] * 8, rewards=0.5)], arm="mab"), training_examples=4_000
+    )
+    line = next(t for t in figures.concentration([one]).data if t.name == "uniform, shuffled")
+    assert (line.x[0], line.y[0]) == (1_000, pytest.approx(40.0))
+    assert (line.x[-1], line.y[-1]) == (8_000, pytest.approx(10.0))
+    # Records of earlier versions do not have the size; without it, nothing is drawn.
+    unknown = dataclasses.replace(one, training_examples=None)
+    assert len(figures.concentration([unknown]).data) == len(figures.concentration([one]).data) - 1
+
+
+def test_an_interval_without_an_upper_end_ends_in_an_arrow(summary):
+    (contrast,) = summary.contrasts
+    row = contrast.paired[1]
+    estimate = dataclasses.replace(row.acceleration, high=math.inf, censored=False)
+    row = dataclasses.replace(row, acceleration=estimate)
+    paired = (contrast.paired[0], row, *contrast.paired[2:])
+    found = dataclasses.replace(summary, contrasts=(dataclasses.replace(contrast, paired=paired),))
+    figure = figures.acceleration(found)
+    (arrow,) = [t for t in figure.data if t.name.endswith("no upper bound")]
+    assert (arrow.x, arrow.marker.symbol) == ((row.examples,), "arrow-up")
+    assert "arrow: no upper bound" in figure.layout.title.text
+
+
+def test_an_interval_that_says_nothing_has_no_bar(summary):
+    (contrast,) = summary.contrasts
+    wide = Estimate(value=0.3, low=0.005, high=17.0, n=2)
+    cost = dataclasses.replace(contrast.cost[0], ratio=wide)
+    found = dataclasses.replace(summary, contrasts=(dataclasses.replace(contrast, cost=(cost,)),))
+    figure = figures.cost_to_target(found)
+    assert figure.data[0].error_x.array == (0.0,)
+    assert figure.data[0].error_x.arrayminus == (0.0,)
+    assert "no bar: " in figure.layout.title.text
+    assert too_wide(wide)
+    assert not too_wide(Estimate(value=0.3, low=0.1, high=1.0, n=2))
+    assert not too_wide(Estimate(value=2.0, low=1.5, high=math.inf, n=2))
+
+
+def test_an_interval_that_says_nothing_does_not_set_the_scale(summary):
+    (contrast,) = summary.contrasts
+    wide = dataclasses.replace(contrast.paired[2].advantage, low=-0.4, high=0.45)
+    row = dataclasses.replace(contrast.paired[2], advantage=wide)
+    paired = (*contrast.paired[:2], row, *contrast.paired[3:])
+    found = dataclasses.replace(summary, contrasts=(dataclasses.replace(contrast, paired=paired),))
+    figure = figures.paired_advantage(found)
+    low, high = figure.layout.yaxis.range
+    assert -20 < low < 0 < high < 20
+    (line,) = lines(figure, "mab")
+    assert low < min(line.y) < max(line.y) < high
+    assert "cut: intervals wider than 20 points" in figure.layout.title.text.replace("<br>", " ")
+    assert figures.paired_advantage(summary).layout.yaxis.range is None
+
+
+def test_a_cost_that_is_not_known_makes_no_figure(summary):
+    (contrast,) = summary.contrasts
+    unknown = Estimate(value=math.nan, low=math.nan, high=math.nan, n=0)
+    cost = dataclasses.replace(contrast.cost[0], ratio=unknown)
+    found = dataclasses.replace(summary, contrasts=(dataclasses.replace(contrast, cost=(cost,)),))
+    assert not figures.cost_to_target(found).data
+
+
+def test_every_arm_is_in_the_legend_of_the_knobs(trial, run):
+    runs = [
+        run([trial([0.5], params={"sampler.floor": 0.1})], arm="mab"),
+        run([trial([0.5], params={"sampler.presample": 3})], arm="gradnorm"),
+    ]
+    shown = [t.name for t in figures.knob_slices(runs).data if t.showlegend]
+    assert sorted(shown) == ["bandit", "gradient norm"]
 
 
 def test_six_seeds_have_an_interval_of_the_median(study):
@@ -148,7 +263,8 @@ def test_cost_error_bars_stop_where_nothing_is_known(trial, run):
         for arm, own in zip(("mab", "uniform"), pair, strict=True)
     ]
     summary = summarise(runs)
-    (trace,) = figures.cost_to_target(summary).data
+    trace, unit = figures.cost_to_target(summary).data
+    assert set(unit.x) == {1}
     assert summary.contrasts[0].cost[0].ratio.high == math.inf
     assert trace.error_x.array[0] == 0.0
     assert trace.marker.symbol[0] == "triangle-right"
@@ -198,7 +314,7 @@ def test_learning_curves_say_which_weights_they_are_of(trial, run):
         ),
     ):
         runs = [run(trials, arm="mab")]
-        title = figures.learning_curves(runs).layout.title.text
+        title = figures.learning_curves(runs).layout.title.text.replace("<br>", " ")
         assert title.removesuffix("</sup>").endswith(words)
         loss = figures.learning_curves(runs, metric="train_loss").layout.title.text
         assert "weights" not in loss

@@ -8,8 +8,10 @@ import json
 
 import pytest
 
-from hpo_mab.advantage import Estimate
-from hpo_mab.compare import environment, outcome, report_html, summarise, verdict
+from hpo_mab.compare import environment, report_html, summarise, verdict
+from hpo_mab.compare._facts import search_space, winner, winning_parameters
+from hpo_mab.compare._tables import in_arm_words
+from hpo_mab.search import make_spec
 
 
 class Page(html.parser.HTMLParser):
@@ -57,10 +59,71 @@ def test_plotly_is_included_once(text):
     assert text.count("Plotly.newPlot(") >= 14
 
 
-def test_verdict_comes_first(page, summary):
+def test_what_a_reader_looks_for_comes_first(page, runs, summary):
     words = " ".join("".join(page.text).split())
-    position = words.index(" ".join(verdict(summary).split()))
-    assert position < words.index("Results") < words.index("Figures") < words.index("Record")
+    best = max((run for run in runs), key=lambda run: run.best.value)
+    parts = [
+        "Best configuration",
+        f"{best.best.value:.2%} validation accuracy",
+        "hyperparameter",
+        "network",
+        "made_up",
+        "budget per trial",
+        " ".join(verdict(in_arm_words(summary)).split()),
+        "What each arm found",
+        "Figures",
+        "more figures",
+        "All tables",
+        "Every trial",
+        "Versions and hardware",
+    ]
+    places = [words.index(part) for part in parts]
+    assert places == sorted(places)
+
+
+def test_arms_are_named_in_words(study):
+    arms = ("uniform_hyperband", "mab_advantage", "gradnorm_median")
+    runs = [study(arm, seed, rewards=0.5) for arm in arms for seed in range(2)]
+    summary = summarise(runs, reference="uniform_hyperband")
+    made = [report_html([dataclasses.replace(run, name="s") for run in runs], summary, title="t")]
+    words = "".join(Page(made[0]).text)
+    for arm, name in zip(
+        arms, ("uniform, Hyperband", "bandit, advantage", "gradient norm, median"), strict=True
+    ):
+        assert arm not in words
+        assert name in words
+    # Two arms of one name could not be distinguished.
+    twins = summarise([study(arm, 0) for arm in ("mab", "bandit", "uniform")])
+    assert in_arm_words(twins) is twins
+
+
+def test_the_search_space_is_that_of_the_definition():
+    spec = make_spec(
+        {
+            "name": "all",
+            "budget": {"epochs": 0.5, "trials": 5},
+            "model": {"name": "mlp", "width": {"low": 16, "high": 64}},
+            "optimizer": {"name": "sgd", "lr": {"low": 0.01, "high": 1.0, "log": True}},
+            "training": {"batch_size": {"choices": [32, 64]}, "average": {"low": 0.1, "high": 0.4}},
+            "sampler": {"kind": "mab", "prior": [{"low": 0.5, "high": 5.0}, 1.0]},
+        }
+    )
+    found = search_space(spec.model_dump(mode="json"))
+    assert found.keys() == spec.searched().keys()
+    assert found["lr"] == "0.01 to 1 (log)"
+    assert found["batch_size"] == "one of 32, 64"
+    assert found["sampler.prior_alpha"] == "0.5 to 5"
+
+
+def test_the_winner_has_its_values_and_their_ranges(trial, run):
+    spec = {"optimizer": {"name": "sgd", "lr": {"low": 0.01, "high": 1.0, "log": True}}}
+    runs = [
+        dataclasses.replace(run([trial([0.5], params={"lr": 0.1})], arm="uniform"), spec=spec),
+        dataclasses.replace(run([trial([0.7], params={"lr": 0.25, "x": 1})], arm="mab"), spec=spec),
+    ]
+    assert winner(runs) is runs[1]
+    assert winning_parameters(runs[1]) == [("lr", "0.25", "0.01 to 1 (log)"), ("x", "1", "-")]
+    assert winner([run([], arm="mab")]) is None
 
 
 def test_title_is_escaped(text, page):
@@ -94,81 +157,3 @@ def test_environment_is_json_without_names_or_paths(monkeypatch):
     assert found["cpu_cores"] >= 1
     assert "secret-host" not in text
     assert "/" not in "".join(str(v) for k, v in found.items() if k != "gpus" and k != "cpu")
-
-
-def with_found(summary, *, model=None, retrained=None):
-    contrast = summary.contrasts[0]
-    paired = contrast.paired
-    if model is not None:
-        paired = (*paired[:-1], dataclasses.replace(paired[-1], advantage=model))
-    contrast = dataclasses.replace(contrast, paired=paired, retrained_gain=retrained)
-    return dataclasses.replace(summary, contrasts=(contrast,))
-
-
-@pytest.mark.parametrize(
-    ("low", "high", "expected"),
-    [
-        (0.001, 0.02, "mab helps compared with uniform"),
-        (-0.02, -0.001, "mab hurts compared with uniform"),
-        (-0.01, 0.02, "mab is not distinguishable from uniform"),
-    ],
-)
-def test_pairs_say_whether_the_model_is_better(summary, low, high, expected):
-    found = Estimate(value=(low + high) / 2, low=low, high=high, n=40)
-    said = verdict(with_found(summary, model=found))
-    assert said.startswith(f"{expected} on made_up, at 5 seeds and 8,000 examples a trial")
-    assert f"(95% interval {100 * low:+.2f} to {100 * high:+.2f}, n = 40)" in said
-    assert "at equal seconds" in said
-    assert "yperparameters" not in said
-    assert said.count("\n") == 0
-    assert said.endswith(".")
-
-
-@pytest.mark.parametrize(
-    ("low", "high", "expected", "words"),
-    [
-        (-0.03, -0.01, "hurts", "It finds worse hyperparameters: re-trained test accuracy -2.00"),
-        (0.01, 0.03, "helps", "It finds better hyperparameters: re-trained test accuracy +2.00"),
-        (-0.01, 0.02, "is not distinguishable", "The hyperparameters found are not disting"),
-    ],
-)
-def test_retraining_says_whether_the_hyperparameters_are_better(
-    summary, low, high, expected, words
-):
-    found = Estimate(value=(low + high) / 2, low=low, high=high, n=5)
-    made = with_found(summary, retrained=found)
-    assert outcome(made.contrasts[0], "hyperparameters") == expected
-    assert words in verdict(made)
-    # It does not decide the other question.
-    assert outcome(made.contrasts[0]) == outcome(summary.contrasts[0])
-
-
-def test_one_seed_without_pairs_tells_nothing_apart(study):
-    said = verdict(summarise([study("mab", 0, paired=0), study("uniform", 0, paired=0)]))
-    assert said.startswith("mab is not distinguishable from uniform on made_up, at 1 seed and")
-    assert "no configuration was trained in both arms" in said
-    assert "no interval, n = 1" in said
-
-
-def test_more_seeds_do_not_change_what_decides(runs):
-    widths = []
-    for summary in (summarise(runs[:2]), summarise(runs)):
-        (contrast,) = summary.contrasts
-        advantage = contrast.paired[-1].advantage
-        assert advantage.above(0.0)
-        assert outcome(contrast) == "helps"
-        widths.append(advantage.high - advantage.low)
-        said = f"same configurations at the end of a trial {100 * advantage.value:+.2f} points"
-        assert said in verdict(summary)
-    assert widths[1] < widths[0]
-
-
-def test_a_line_for_each_arm(study):
-    arms = ("mab", "uniform", "psgd")
-    runs = [study(arm, seed, paired=0) for arm in arms for seed in (0, 1)]
-    lines = verdict(summarise(runs)).splitlines()
-    assert [line.split()[0] for line in lines] == ["mab", "psgd"]
-
-
-def test_nothing_to_compare(runs):
-    assert "nothing to compare" in verdict(summarise(runs[:1]))

@@ -7,7 +7,9 @@ import re
 import pytest
 from rich.console import Console
 
+from hpo_mab.advantage import Estimate
 from hpo_mab.compare import comparison_tables, summarise
+from hpo_mab.compare._tables import answer_grid, percent, ratio, terminal_table
 
 
 def shown(summary, width):
@@ -47,6 +49,34 @@ def test_no_interval_is_shown_where_there_is_none(runs):
     assert "nan" not in text
 
 
+def test_a_table_has_one_unit(summary):
+    gains = next(t for t in comparison_tables(summary) if "points" in str(t.title))
+    assert "seconds" not in list(gains.columns[1].cells)[-1]
+    cost = next(t for t in comparison_tables(summary) if str(t.title).startswith("Cost"))
+    assert "one training example" in {str(cell) for cell in cost.columns[1].cells}
+
+
+def test_a_ratio_whose_interval_says_nothing_is_shown_without_it():
+    assert ratio(Estimate(value=0.3, low=0.005, high=17.0, n=2)) == "0.30"
+    assert ratio(Estimate(value=0.3, low=0.1, high=1.7, n=2)) == "0.30 [0.10, 1.70]"
+
+
+def test_accuracies_stay_within_their_bounds():
+    few = Estimate(value=0.986, low=0.942, high=1.03, n=2)
+    assert percent(few) == "98.6 [94.2, 100.0]"
+
+
+def test_the_answers_fit_80_columns(summary):
+    (contrast,) = summary.contrasts
+    console = Console(width=80, highlight=False)
+    with console.capture() as captured:
+        console.print(terminal_table(answer_grid(summary, contrast)))
+    rows = [line for line in captured.get().splitlines() if " yes " in line or "cannot" in line]
+    assert len(rows) == 5
+    assert "same configuration learns more" in rows[0]
+    assert rows[0].split()[-1] == str(contrast.pairs)
+
+
 def test_one_arm_has_its_own_tables_only(runs):
     assert len(comparison_tables(summarise(runs[:1]))) == 2
 
@@ -54,7 +84,7 @@ def test_one_arm_has_its_own_tables_only(runs):
 def test_the_essential_tables_come_first_and_are_few(summary):
     every = [table.title for table in comparison_tables(summary)]
     few = [table.title for table in comparison_tables(summary, essential=True)]
-    assert few == every[:3]
+    assert few == every[:2]
     assert len(every) > 6
     (contrast,) = summary.contrasts
     gain = 100 * contrast.paired[-1].advantage.value

@@ -119,7 +119,7 @@ def test_figures_are_visible_in_order_and_not_empty(page: Page, address: str, co
     assert boxes == sorted(boxes)
     assert all(min(width, height) > 150 for _, _, width, height in boxes)
     legend = page.locator('[id$=":00-incumbent-examples"] .legendtext').all_text_contents()
-    assert sorted(legend) == ["mab", "uniform"]
+    assert sorted(legend) == ["bandit", "uniform"]
     assert errors == []
 
 
@@ -130,12 +130,45 @@ def test_the_note_is_rendered_and_its_link_opens_the_comparison(
     page.get_by_role("heading", name=compared.runs[0].name).first.wait_for()
     assert page.get_by_role("cell", name="batch sampler").is_visible()
     assert page.get_by_role("heading", name="Verdict").is_visible()
-    href = page.get_by_role("link", name="The studies side by side").get_attribute("href")
+    href = page.get_by_role("link", name="Report of the comparison").get_attribute("href")
     page.goto(f"{address}{href}")
-    for run in compared.runs:
-        page.get_by_text(f"Best Value of {run.name}").first.wait_for()
+    page.get_by_role("heading", name="Best configuration").wait_for()
     plot = page.locator(".js-plotly-plot").first
+    plot.locator(".main-svg").first.wait_for()
     assert drawn(plot) >= 2
+    assert page.locator("details").filter(has_text=compared.runs[1].name).count() >= 1
+
+
+def test_a_study_that_is_not_there_is_one_line(page: Page, address: str) -> None:
+    for ids in ("99", "one", ""):
+        answer = page.request.get(f"{address}/hpo-mab/compare?ids={ids}")
+        assert answer.status == 404
+        assert answer.text().startswith("ids must be ids of stored studies")
+
+
+def test_our_figures_come_first_and_the_definition_is_no_attribute(
+    page: Page, address: str
+) -> None:
+    page.goto(f"{address}/dashboard/studies/1")
+    page.locator('[id="user-defined-plot:11-concentration"] .main-svg').first.wait_for()
+    page.get_by_role("heading", name="History").wait_for()
+    page.get_by_role("heading", name="Timeline").wait_for()
+    tops = page.evaluate(
+        """() => {
+             const top = node => node.getBoundingClientRect().y;
+             const heading = text => [...document.querySelectorAll('h6')].find(
+               node => node.textContent === text);
+             return {ours: [...document.querySelectorAll('[id^="user-defined-plot:"]')].map(top),
+                     history: top(heading('History')), timeline: top(heading('Timeline'))};
+           }"""
+    )
+    assert len(tops["ours"]) >= 9
+    assert max(tops["ours"]) < min(tops["history"], tops["timeline"])
+    # Two in a row.
+    assert tops["ours"][0] == tops["ours"][1]
+    table = page.get_by_role("table").first
+    table.get_by_text("hpo_mab:target").wait_for()
+    assert table.get_by_text("hpo_mab:definition").count() == 0
 
 
 def test_a_thousand_trials_draw_few_lines_and_offer_their_curves(
@@ -210,7 +243,7 @@ def test_evidence_and_autos_choice_are_shown(page: Page, piloted: tuple[str, opt
     assert choice is not None
     page.goto(f"{address}/dashboard/studies/1/note")
     page.get_by_role("heading", name="Evidence").wait_for()
-    assert page.get_by_text(f"auto went on with {choice.sampler}").is_visible()
+    assert page.get_by_text(f"auto chose {choice.sampler}").is_visible()
     assert page.get_by_text(choice.why).is_visible()
     assert page.get_by_text("By its evidence the pruner").is_visible()
     measured = page.locator("table", has=page.get_by_role("columnheader", name="D, points"))
@@ -235,6 +268,7 @@ def test_the_report_draws_every_figure_without_a_network(
     page.context.set_offline(True)
     try:
         page.goto(path.as_uri())
+        page.evaluate("document.querySelectorAll('details').forEach(part => (part.open = true))")
         plots = page.locator(".js-plotly-plot")
         plots.last.locator(".main-svg").first.wait_for()
         assert plots.count() >= 10
@@ -242,6 +276,12 @@ def test_the_report_draws_every_figure_without_a_network(
             plot = plots.nth(position)
             title = plot.locator(".gtitle").first
             assert drawn(plot) > 0, title.text_content()
+        assert page.evaluate("document.documentElement.scrollWidth") <= 1400
+        page.set_viewport_size({"width": 390, "height": 800})
+        page.reload()
+        page.locator(".js-plotly-plot .main-svg").first.wait_for()
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390
+        page.set_viewport_size({"width": 1400, "height": 1000})
         # No label is cut off at the left edge of a figure.
         for box in page.locator(".ytick text").all():
             extent = box.bounding_box()

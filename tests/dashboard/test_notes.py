@@ -10,10 +10,12 @@ import numpy as np
 import optuna
 import pytest
 
-from hpo_mab._attributes import CHOICE_KEY, EVIDENCE_KEY
-from hpo_mab.advantage import Evidence, PairedCurves, measure_evidence
-from hpo_mab.dashboard._notes import evidence_note, pruning_notes
-from hpo_mab.pruners import AdvantagePruner
+from hpo_mab._attributes import CHOICE_KEY, EVIDENCE_KEY, FIDELITY_KEY
+from hpo_mab._examples import COLUMNS, ExampleCounts, ExampleRecord
+from hpo_mab.advantage import Estimate, Evidence, PairedCurves, measure_evidence
+from hpo_mab.compare._tables import coefficient
+from hpo_mab.dashboard._notes import evidence_note, examples_note, pruning_notes
+from hpo_mab.pruners import AdvantagePruner, RungFidelity
 from hpo_mab.search import create_pruner, make_spec
 from hpo_mab.search._pilot import Choice
 from hpo_mab.storage import StudyRun, TrialRun
@@ -91,8 +93,28 @@ def test_rungs_are_told_as_the_pruner_places_them(
         assert f"decides {count} of {len(placed)} rungs earlier" in note
         assert any("is worth" in why and "ranks as well: tau" in why for why in reasons)
     else:
-        expected = "not shown to be as good: tau" if scramble else "at no earlier evaluation"
+        expected = "not shown to be as good: tau" if scramble else "no earlier evaluation of"
         assert any(expected in why for why in reasons)
+
+
+@pytest.mark.parametrize("sampler", ["mab", "uniform"])
+@pytest.mark.parametrize(("low", "moved"), [(0.0, True), (0.3, False)])
+def test_the_rung_that_fidelity_places_is_shown_with_its_figures(
+    low: float, moved: bool, sampler: str
+) -> None:
+    taus = [Estimate(value=0.7, low=end, high=0.9, n=10) for end in (low, low, 0.4, 0.5)]
+    found = RungFidelity(full=FULL, steps=(1, 2, 3, 4), tau=tuple(taus), trials=10)
+    note = evidence_note(
+        study(**{FIDELITY_KEY: found.to_json()}), spec(sampler={"kind": sampler}, **ADVANTAGE)
+    )
+    head = "was moved from evaluation 2 to 3" if moved else "lies at evaluation 2"
+    assert f"**The first rung {head}** by the ranking of the study's first 10 complete" in note
+    assert ("has no evidence yet" in note) is (sampler == "mab" and not moved)
+    rows = table(note, "evaluation")
+    assert [step for step, _ in rows] == ["1", "2", "3", "4"]
+    assert [coefficient(tau) for tau in taus] == [text for _, text in rows]
+    off = spec(pruner={"kind": "advantage", "fidelity": False})
+    assert "first rung" not in evidence_note(study(**{FIDELITY_KEY: found.to_json()}), off)
 
 
 def test_the_table_holds_the_evidences_own_figures() -> None:
@@ -118,7 +140,7 @@ def test_autos_choice_can_be_audited() -> None:
     chosen = Choice(sampler="mab", why="the figures say so", pairs=30, evidence=evidence.digest)
     attrs = {EVIDENCE_KEY: evidence.to_json(), CHOICE_KEY: chosen.to_json()}
     note = evidence_note(study(**attrs), spec(sampler={"kind": "auto"}))
-    assert "**`auto` went on with `mab`**" in note
+    assert "**`auto` chose `mab`**" in note
     assert "Why: the figures say so." in note
     assert f"It rests on evidence `{evidence.digest}`." in note
     assert "rung" not in note  # Its pruner has no use for evidence.
@@ -181,5 +203,22 @@ def test_a_trial_pruned_at_a_moved_rung_names_its_evidence() -> None:
     assert (
         "rung 1 at evaluation 1, as one of 7 trials judged there so far; 62.50% was needed" in note
     )
-    assert "Evidence `0123abcd` moved this rung: without it, it would lie at evaluation 2." in note
+    assert "Evidence 0123abcd moved this rung: without it, it would lie at evaluation 2." in note
     assert "worth number 2.2 of uniform training" in note
+
+
+def test_a_note_lists_the_most_suspicious_labels() -> None:
+    sums = np.zeros((20, len(COLUMNS)), dtype=np.float32)
+    sums[:, COLUMNS.index("visits")] = 4
+    sums[:, COLUMNS.index("margin")] = 4.0
+    sums[[7, 11], COLUMNS.index("margin")] = [-2.0, -6.0]
+    predictions = np.zeros((20, 3), dtype=np.uint32)
+    predictions[:, 2] = 4
+    counts = ExampleCounts(trials=9, sums=sums, predictions=predictions)
+    note = examples_note(ExampleRecord(total=20, labels="abc", counts=counts), "one")
+    assert "9 trials saw 20 training examples. Of 2 they preferred another class" in note
+    rows = [line for line in note.splitlines() if line.startswith("| 11") or "| 0.50" in line]
+    assert [row.replace("\N{EN SPACE}", "").split(" | ")[:3] for row in rows] == [
+        ["| 11", "2", "1.50"],
+        ["| 7", "2", "0.50"],
+    ]

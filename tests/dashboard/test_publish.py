@@ -4,6 +4,7 @@ import contextlib
 import csv
 import dataclasses
 import json
+import re
 import sqlite3
 import time
 from pathlib import Path
@@ -64,11 +65,13 @@ def test_every_study_of_a_comparison_gets_note_figures_and_verdict(compared) -> 
         note = get_note(study)
         assert note.startswith(f"# {run.name}")
         assert f"{run.best.value:.2%} validation accuracy" in note
-        assert "mab " in note.split("## Verdict")[1].split("## What ran")[0]
-        assert "/dashboard/compare-studies?ids=1,2" in note
+        verdict = note.split("## Verdict")[1].split("## What was searched")[0]
+        assert "- bandit: same configuration" in verdict
+        assert "/hpo-mab/compare?ids=1,2" in note
         assert "hpo-mab run tiny.toml --storage sqlite:///" in note
         words = "averaged weights up to evaluation 2, trained weights after it"
         assert f"| weights evaluated | {words} |" in note
+        assert f"{len(run.trials)} trials saw 1,149 training examples." in note
         assert study.metric_names == ["validation accuracy"]
 
 
@@ -86,8 +89,45 @@ def test_pruned_trials_say_why(compared) -> None:
         # The median pruner stops what is below the median of the earlier ones.
         better, earlier = (int(word) for word in _counts(note))
         assert better > earlier / 2
-    complete = next(t for t in compared.runs[0].trials if t.state == "complete")
-    assert note_of(open_study(compared.storage, compared.runs[0].name), complete.number) == ""
+
+
+def test_complete_trials_have_their_curve(compared) -> None:
+    publish_comparison(*compared)
+    run = compared.runs[0]
+    trial = next(t for t in run.trials if t.state == "complete")
+    note = note_of(open_study(compared.storage, run.name), trial.number)
+    assert note.startswith(f"**Complete: {trial.value:.2%} validation accuracy** after ")
+    rows = [line for line in note.splitlines() if line.startswith("| ")][1:]
+    assert len(rows) == len(trial.curve)
+    for row, point in zip(rows, trial.curve, strict=True):
+        assert f"{point.examples:,}" in row
+        assert f"{point.accuracy:.2%}" in row
+        assert ("averaged" if point.averaged else "trained") in row
+
+
+def test_the_note_says_all_that_was_searched(large: Storage) -> None:
+    run = read_run(large, "large-mab-seed0")
+    publish_study(large, run)
+    note = get_note(open_study(large, run.name))
+    _, _, below = note.partition("## What was searched")
+    searched = below.split("## ")[0]
+    assert set(run.best.params) == set(re.findall(r"^\| `(\S+)`", searched, re.MULTILINE))
+    for name, value in run.best.params.items():
+        (row,) = [line for line in searched.splitlines() if f"`{name}`" in line]
+        assert f"{value:.4g}" in row or str(value) in row
+
+
+def test_notes_of_earlier_versions_are_replaced(compared) -> None:
+    run = compared.runs[0]
+    study = open_study(compared.storage, run.name)
+    earlier = "*hpo-mab writes this note anew after each run and keeps what is below this line.*"
+    save_note(study, f"# {run.name}\n\nold\n\n---\n\n{earlier}\n\nMine.")
+    publish_study(compared.storage, run)
+    note = get_note(study)
+    assert note.count(f"# {run.name}") == 1
+    assert "old" not in note.split("Mine.")[0].split("## ")[0]
+    assert earlier not in note
+    assert note.rstrip().endswith("your text below this line is kept.*\n\nMine.")
 
 
 def _counts(note: str) -> tuple[str, str]:

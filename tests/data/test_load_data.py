@@ -104,3 +104,8 @@ def test_parts_of_another_form_are_refused() -> None:
             data.load_splits(lambda found=found: found)
     with pytest.raises(ArgumentError, match="is not one of images; use load_splits"):
         data.load(_table)
+
+
+def test_images_to_leave_out_are_for_data_sets_of_images(tmp_path: Path) -> None:
+    with pytest.raises(ArgumentError, match=r"data.exclude is for data sets of images.*_table"):
+        data.load_splits(_table, exclude=tmp_path / "exclude.json")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import shutil
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch.utils.data import Dataset, IterableDataset, Subset, TensorDataset
 
+from hpo_mab import _labels
 from hpo_mab._errors import ArgumentError
 from hpo_mab._labels import check_examples, class_labels
 from hpo_mab.data import DataIdentity, ImageData, labels_of, load, split
@@ -157,6 +159,21 @@ def test_stored_labels_are_taken_after_a_look_at_both_ends(name: str, kind: Any)
 def test_stored_labels_pass_the_target_transform() -> None:
     dataset = _WithTargets([10, 20], targets=[10, 20], target_transform=lambda y: y // 10 - 1)
     assert labels_of(dataset).tolist() == [0, 1]
+
+
+def test_reading_every_label_shows_its_progress(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    seconds = itertools.count()
+    monkeypatch.setattr(_labels.time, "monotonic", lambda: float(next(seconds)))
+    examples = [(torch.zeros(1), index % 2) for index in range(1_000)]
+    labels_of(examples, name="the training set")  # type: ignore[arg-type]
+    lines = [record.getMessage() for record in caplog.records]
+    assert 80 < len(lines) < 110
+    assert lines[0].startswith("the training set has no targets: 2 of 1,000 examples read")
+    caplog.clear()
+    labels_of(_WithTargets([1, 0], targets=[1, 0]))
+    assert not caplog.records
 
 
 def test_stored_labels_of_another_length_are_not_trusted() -> None:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy.stats import kendalltau
 
 from hpo_mab.cli._main import app
-from hpo_mab.compare import read_record, verdict
+from hpo_mab.compare import answers, read_record
 from hpo_mab.storage import Storage
 
 ROOT = Path(__file__).parents[2]
@@ -51,38 +51,87 @@ def _name(page: Path) -> str:
     return str(page.relative_to(ROOT))
 
 
-@pytest.mark.parametrize("page", [p for p in PAGES if blocks(p, "python")], ids=_name)
-def test_python_examples_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _examples(language: str) -> list[Any]:
+    return [
+        pytest.param(page, block, id=f"{_name(page)}-{position}")
+        for page in PAGES
+        for position, block in enumerate(blocks(page, language), start=1)
+    ]
+
+
+def run(page: Path, block: str) -> None:
+    """Run an example as a reader does who copies it alone."""
+    exec(compile(block, _name(page), "exec"), {"__name__": "example"})
+
+
+@pytest.mark.parametrize(("page", "block"), _examples("python"))
+def test_python_examples_run_alone(
+    page: Path, block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
-    namespace = {"__name__": "example"}
-    for position, block in enumerate(blocks(page, "python")):
-        # The blocks of a page build on one another, as a reader types them.
-        exec(compile(block, f"{_name(page)}, example {position + 1}", "exec"), namespace)
+    run(page, block)
+
+
+def test_the_readmes_examples_print_something(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for block in blocks(ROOT / "README.md", "python"):
+        run(ROOT / "README.md", block)
+        assert capsys.readouterr().out.strip()
+
+
+@pytest.mark.parametrize("position", [0, 1])
+def test_each_example_of_the_readme_runs_alone_and_prints(
+    position: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    block = blocks(ROOT / "README.md", "python")[position]
+    exec(compile(block, f"README.md, example {position + 1}", "exec"), {"__name__": "example"})
+    assert capsys.readouterr().out.strip()
 
 
 @pytest.mark.filterwarnings("ignore")  # Lightning's.
-def test_the_lightning_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_lightning_examples_run_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lightning = pytest.importorskip("lightning.pytorch.callbacks", reason="needs Lightning")
     if not hasattr(lightning, "WeightAveraging"):
         pytest.skip("needs Lightning 2.6")
     monkeypatch.chdir(tmp_path)
+    page = ROOT / "docs/how-to/lightning.md"
+    for block in blocks(page, "py"):
+        run(page, block)
+    (curve,) = stored_curves("own-lightning")
+    assert [point.averaged for point in curve] == [True] * 4
+    assert [point.examples for point in curve] == [512, 1024, 1536, 2048]
+
+
+def test_the_reporters_example_stores_curves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     page = ROOT / "docs/how-to/own-loop.md"
-    namespace: dict[str, Any] = {"__name__": "example"}
-    for block in [*blocks(page, "python"), *blocks(page, "py")]:
-        exec(compile(block, _name(page), "exec"), namespace)
-    storage = Storage("studies.db")
-    curves = [
-        storage.curves.load([trial._trial_id])[trial._trial_id]
-        for name in ("own", "own-lightning")
-        for trial in optuna.load_study(study_name=name, storage=storage.optuna).trials
-    ]
-    storage.close()
+    run(page, next(block for block in blocks(page, "python") if "TrialReporter" in block))
+    curves = stored_curves("own")
     assert [[point.averaged for point in curve] for curve in curves] == [
-        [True, True, True, False],
-        [True, True, True, False],
-        [True, True, True, True],
-    ]
-    assert [point.examples for point in curves[-1]] == [512, 1024, 1536, 2048]
+        [True, True, True, False]
+    ] * 2
+
+
+def stored_curves(study: str) -> list[Any]:
+    storage = Storage("studies.db")
+    trials = optuna.load_study(study_name=study, storage=storage.optuna).trials
+    curves = [storage.curves.load([trial._trial_id])[trial._trial_id] for trial in trials]
+    storage.close()
+    return curves
+
+
+@pytest.mark.filterwarnings("ignore")  # Accelerate's.
+def test_the_accelerate_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("accelerate", reason="needs Accelerate")
+    monkeypatch.chdir(tmp_path)
+    page = ROOT / "docs/how-to/accelerate.md"
+    for block in blocks(page, "py"):
+        run(page, block)
 
 
 @pytest.mark.parametrize("page", [p for p in PAGES if commands(p)], ids=_name)
@@ -108,7 +157,9 @@ def test_the_readme_shows_the_commands_that_ci_runs() -> None:
 
 @pytest.mark.parametrize("page", [ROOT / "README.md", ROOT / "CHANGELOG.md"], ids=_name)
 def test_links_to_files_lead_somewhere(page: Path) -> None:
-    for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
+    text = page.read_text(encoding="utf-8")
+    links = re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", text)
+    for target in [*links, *re.findall(r'<img src="([^"]+)"', text)]:
         if "://" not in target:
             assert (page.parent / target).exists(), f"{_name(page)} links to {target}"
 
@@ -116,19 +167,18 @@ def test_links_to_files_lead_somewhere(page: Path) -> None:
 def test_the_readmes_figures_are_those_of_the_records() -> None:
     readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
     said = {
-        ("fashion_mnist/arms.json", "mab", "same configurations at the end of a trial"),
-        ("fashion_mnist/arms.json", "mab", "re-trained test accuracy"),
-        ("fashion_mnist/pairs.json", "mab", "same configurations at the end of a trial"),
-        ("fashion_mnist/pruning.json", "mab_advantage", "re-trained test accuracy"),
-        ("paper/small-cifar10.json", "mab_paper", "same configurations at the end of a trial"),
-        ("paper/small-cifar100.json", "mab", "same configurations at the end of a trial"),
+        ("fashion_mnist/arms.json", "mab", "learns"),
+        ("fashion_mnist/arms.json", "mab", "hyperparameters"),
+        ("fashion_mnist/pairs.json", "mab", "learns"),
+        ("fashion_mnist/pruning.json", "mab_advantage", "hyperparameters"),
+        ("paper/small-cifar10.json", "mab_paper", "learns"),
+        ("paper/small-cifar100.json", "mab", "learns"),
     }
-    for path, arm, measure in said:
-        lines = verdict(read_record(ROOT / "studies" / path).summary).splitlines()
-        (line,) = [line for line in lines if line.startswith(f"{arm} ")]
-        value, low, high = re.search(
-            rf"{measure} (\S+) points \(95% interval (\S+) to (\S+),", line
-        ).groups()
+    for path, arm, question in said:
+        summary = read_record(ROOT / "studies" / path).summary
+        (contrast,) = [one for one in summary.contrasts if one.arm == arm]
+        line = next(str(one) for one in answers(contrast) if one.question == question)
+        value, low, high = re.search(r"\((\S+) points, 95% interval (\S+) to (\S+),", line).groups()
         assert f"{value} points" in readme, line
         assert f"{low} to {high}" in readme, line
 
@@ -162,7 +212,7 @@ def _means_over_seeds(rows: list[dict[str, Any]], kind: str) -> NDArray[np.float
 
 def test_the_readmes_figures_of_rungs_are_those_of_the_tables() -> None:
     readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
-    _, _, said = readme.partition("**Averaged weights and earlier rungs.**")
+    _, _, said = readme.partition("## Earlier rungs on averaged weights")
     sets = json.loads((ROOT / "studies/rungs/tables.json").read_text(encoding="utf-8"))["sets"]
 
     def tau(name: str, kind: str) -> list[float]:
@@ -190,3 +240,10 @@ def test_what_the_page_of_checks_names_is_tested() -> None:
     assert len(named) > 15
     for path, test in named:
         assert f"def {test}" in (ROOT / path).read_text(encoding="utf-8"), (path, test)
+
+
+def test_nothing_is_installed_from_an_index_that_does_not_have_it() -> None:
+    sources = [*PAGES, ROOT / "pyproject.toml", *(ROOT / "hpo_mab").rglob("*.py")]
+    for path in sources:
+        found = re.search(r"pip install (?:-\S+ )*['\"]?hpo[_-]mab", path.read_text("utf-8"))
+        assert found is None, (path, found)

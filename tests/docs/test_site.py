@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+import hpo_mab
+from hpo_mab import samplers
 
 pytest.importorskip("mkdocs", reason="mkdocs is not installed; pip install -e '.[test]' brings it")
 
@@ -26,15 +31,64 @@ def build(root: Path, target: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
-    done = build(ROOT, tmp_path / "site")
+@pytest.fixture(name="site", scope="module")
+def _site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    target = tmp_path_factory.mktemp("docs") / "site"
+    done = build(ROOT, target)
     assert done.returncode == 0, done.stderr
-    cli = (tmp_path / "site/reference/cli/index.html").read_text(encoding="utf-8")
-    assert "--data-root" in cli
-    samplers = (tmp_path / "site/reference/samplers/index.html").read_text(encoding="utf-8")
-    assert "hpo_mab.samplers.GradNormSampler" in samplers
-    definitions = (tmp_path / "site/reference/definitions/index.html").read_text(encoding="utf-8")
-    assert "label_smoothing" in definitions
+    return target
+
+
+def page(site: Path, name: str) -> str:
+    return (site / name / "index.html").read_text(encoding="utf-8")
+
+
+def test_the_site_builds_without_a_warning(site: Path) -> None:
+    assert "--data-root" in page(site, "reference/cli")
+    assert "hpo_mab.samplers.GradNormSampler" in page(site, "reference/samplers")
+    assert "label_smoothing" in page(site, "reference/definitions")
+
+
+def test_the_reference_has_public_names_only_and_every_sampler(site: Path) -> None:
+    for name in ("api", "samplers", "search", "training", "compare"):
+        text = page(site, f"reference/{name}")
+        assert not re.findall(r"hpo_mab(?:\.\w+)*\._[a-z]\w*\.", text), name
+    text = page(site, "reference/samplers")
+    headings = re.findall(r'<h2 id="hpo_mab\.samplers\.(\w+)"', text)
+    elsewhere = set(hpo_mab.__all__) & set(samplers.__all__)
+    assert set(headings) == set(samplers.__all__) - elsewhere
+    # What a user needs first is first; what authors of samplers need is last.
+    assert headings.index("create") < headings.index("GradNormSampler")
+    assert headings.index("ImponSampler") < headings.index("BatchSampler")
+    table = text.split('id="hpo_mabsamplers"')[0]
+    assert all(f"<code>{kind}</code>" in table for kind in samplers.available())
+
+
+def test_signatures_have_one_argument_per_line(site: Path) -> None:
+    text = re.sub(r"<[^>]+>", "", page(site, "reference/samplers"))
+    assert re.search(r"GradNormSampler\(\n    labels: .*,\n    \*,\n    batch_size: int,\n", text)
+
+
+def test_the_evidence_page_has_a_row_per_record_and_a_section_per_question(site: Path) -> None:
+    text = page(site, "evidence")
+    table = text[text.index('class="records"') : text.index("<h2")]
+    records = [
+        path
+        for path in (ROOT / "studies").rglob("*.json")
+        if isinstance(raw := json.loads(path.read_text(encoding="utf-8")), dict)
+        and {"summary", "studies"} <= raw.keys()
+    ]
+    sets = json.loads((ROOT / "studies/rungs/tables.json").read_text(encoding="utf-8"))["sets"]
+    replays = list((ROOT / "studies/replay").glob("*_record.json"))
+    assert table.count("<tr>") == 1 + len(records) + len(sets) + len(replays)
+    assert text.count("plotly.min.js") == 1
+    questions = re.findall(r'<h2 id="[^"]+">([^<]+)<', text)
+    assert len(questions) >= 6
+    assert all(question.endswith("?") for question in questions)
+    # Conclusions and commands are on a page of each folder.
+    for link in set(re.findall(r'href="((?:\w+/)+)(?:#[^"]*)?"', table)):
+        assert (site / "evidence" / link / "index.html").exists()
+    assert (site / "assets/ranking.svg").exists()
 
 
 def test_a_broken_link_fails_the_build(tmp_path: Path) -> None:

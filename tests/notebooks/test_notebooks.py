@@ -58,7 +58,7 @@ def test_explore_goes_from_a_comparison_to_a_conclusion(small: Path) -> None:
     assert len(shown) == 9
     # With few trials there is nothing to say of importance; all other figures have curves.
     assert sum(bool(figure["data"]) for figure in shown) >= 8
-    assert "mab is not distinguishable from uniform on digits" in text_of(done)
+    assert "mab: search finds a better model at equal examples? cannot tell" in text_of(done)
     assert "--seeds 5" in text_of(done)
     page = to_html(done)
     # Nothing is loaded from elsewhere, and plotly.js is there once.

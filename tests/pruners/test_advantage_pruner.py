@@ -17,7 +17,7 @@ import hpo_mab
 from hpo_mab._attributes import EVIDENCE_KEY
 from hpo_mab._errors import ArgumentError
 from hpo_mab.advantage import Evidence, PairedCurves
-from hpo_mab.pruners import AdvantagePruner, AdvantageWarning
+from hpo_mab.pruners import AdvantagePruner, AdvantageWarning, RungFidelity, why_pruned
 
 Make = Callable[..., Evidence]
 Curves = Callable[..., PairedCurves]
@@ -403,3 +403,100 @@ def test_arguments_are_keyword_only() -> None:
 
 def test_it_is_exported() -> None:
     assert hpo_mab.AdvantagePruner is AdvantagePruner
+
+
+# Fidelity measured in the study.
+
+
+def _ranked(*shares: float, trials: int = 10, last: float = 1.0) -> np.ndarray:
+    """Curves [trials, 8] of which the value at a step has a share of the final value's ranking."""
+    rng = np.random.default_rng(0)
+    final = np.linspace(0.2, 0.8, trials)
+    noise = rng.permutation(final)
+    columns = [share * final + (1 - share) * noise for share in shares]
+    return np.stack([*columns, *[last * final] * (8 - len(shares))], axis=1)
+
+
+def _first_trials(
+    study: optuna.Study, curves: np.ndarray, **attrs: Any
+) -> list[optuna.trial.FrozenTrial]:
+    """Trials that the pruner was not asked about."""
+    for curve in curves:
+        trial = study.ask()
+        for key, value in {"paired": True, **attrs}.items():
+            trial.set_user_attr(f"hpo_mab:{key}", value)
+        for step, value in enumerate(curve, start=1):
+            trial.report(float(value), step=step)
+        study.tell(trial, float(curve[-1]))
+    return study.trials
+
+
+#: Early evaluations whose ranking is all noise, up to the second and up to the fifth.
+_NOISE = {2: (0.0, 0.0), 5: (0.0,) * 5}
+
+
+@pytest.mark.parametrize("direction", ["maximize", "minimize"])
+@pytest.mark.parametrize(
+    ("noisy", "options", "ends"),
+    [
+        ((), {}, [8, 2]),
+        (_NOISE[2], {}, [8, 3]),
+        (_NOISE[5], {}, [8, 4]),
+        (_NOISE[2], {"fidelity": False}, [8, 2]),
+        (_NOISE[2], {"min_resource": 5}, [8, 5]),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::hpo_mab.pruners.AdvantageWarning")
+def test_the_first_rung_lies_later_where_the_first_trials_are_not_ranked(
+    noisy: tuple[float, ...], options: dict[str, Any], ends: list[int], direction: str
+) -> None:
+    study = _study(AdvantagePruner(**{"min_resource": 2, "max_resource": 8, **options}), direction)
+    _first_trials(study, _ranked(*noisy))
+    good, bad = (0.9, 0.1) if direction == "maximize" else (0.1, 0.9)
+    assert [_run(study, *[value] * 8) for value in (good, bad)] == ends
+
+
+@pytest.mark.filterwarnings("ignore::hpo_mab.pruners.AdvantageWarning")
+def test_a_trial_pruned_at_a_rung_that_was_moved_later_says_why() -> None:
+    study = _study(AdvantagePruner(min_resource=2, max_resource=8))
+    _first_trials(study, _ranked(*_NOISE[2]))
+    _run(study, *[0.9] * 8)
+    _run(study, *[0.1] * 8)
+    known = RungFidelity.from_json(study.user_attrs["hpo_mab:fidelity"])
+    assert (known.trials, known.steps, known.first_rung(2)) == (10, (1, 2, 3, 4), 3)
+    because = study.trials[-1].user_attrs["hpo_mab:pruned_because"]
+    tau = [round(known.at(2).low, 3), round(known.at(2).high, 3)]
+    assert because["fidelity"] == {"step": 2, "tau": tau, "trials": 10}
+    assert (because["step"], because["uniform_step"]) == (3, 2)
+    sentence = why_pruned(study.trials[-1].user_attrs)
+    assert "moved later from evaluation 2, where the study's first 10 complete trials" in sentence
+
+
+@pytest.mark.parametrize(
+    "attrs", [{"paired": False}, {"twin_of": 1}], ids=["may be pruned", "twins"]
+)
+def test_only_trials_that_no_pruner_could_stop_say_how_they_are_ranked(
+    attrs: dict[str, Any],
+) -> None:
+    study = _study(optuna.pruners.NopPruner())
+    trials = _first_trials(study, _ranked(*_NOISE[2]), slot=0, **attrs)
+    assert RungFidelity.measure(trials, full=8) is None
+
+
+def test_fidelity_needs_eight_trials_and_is_measured_again_with_more() -> None:
+    study = _study(optuna.pruners.NopPruner())
+    trials = _first_trials(study, _ranked(*_NOISE[2]))
+    assert RungFidelity.measure(trials[:7], full=8) is None
+    eight = RungFidelity.measure(trials[:8], full=8)
+    assert eight is not None
+    assert eight.trials == 8
+    assert RungFidelity.measure(trials[:8], full=8, known=eight) is eight
+    more = RungFidelity.measure(trials, full=8, known=eight)
+    assert more is not None
+    assert (more.trials, RungFidelity.from_json(more.to_json())) == (10, more)
+
+
+def test_evidence_moves_no_rung_that_fidelity_has_moved(evidence: Make) -> None:
+    study = _study(AdvantagePruner(evidence=evidence(2.2), max_resource=8, min_resource=2))
+    _first_trials(study, _ranked(*_NOISE[2]))
+    assert [_run(study, *[value] * 8) for value in (0.9, 0.1)] == [8, 3]

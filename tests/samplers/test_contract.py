@@ -17,6 +17,7 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "Contextual": ("contextual", {}, {"workers": True}),
     "Csgd": ("csgd", {}, {}),
     "CsgdCorrected": ("csgd", {"corrected": True, "budget": 1.0}, {}),
+    "Curriculum": ("curriculum", {}, {"workers": True}),
     "Gradnorm": ("gradnorm", {}, {}),
     "GradnormAlwaysOn": (
         "gradnorm",

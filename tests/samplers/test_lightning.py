@@ -15,7 +15,7 @@ from hpo_mab import MABSampler
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
-    lightning: Any = pytest.importorskip("lightning", reason="needs hpo_mab[lightning]")
+    lightning: Any = pytest.importorskip("lightning", reason="needs the extra 'lightning'")
 
 X = torch.randn(60, 4, generator=torch.Generator().manual_seed(0))
 Y = torch.arange(60) % 3

@@ -24,9 +24,10 @@ from hpo_mab.search import (
     replay,
     trial_seed,
 )
-from hpo_mab.search._checkpoint import Checkpoints, CheckpointWarning, SlotCheckpoint, TrialRecord
+from hpo_mab.search._checkpoint import Checkpoints, CheckpointWarning, SlotCheckpoint
 from hpo_mab.search._plan import Plan
-from hpo_mab.storage import Storage, TrialRun, files_folder, open_study
+from hpo_mab.search._recorder import TrialRecord
+from hpo_mab.storage import Storage, StudyRun, TrialRun, files_folder, open_study
 from hpo_mab.training import Evaluation
 
 Runner = Callable[..., StudyRunner]
@@ -364,3 +365,104 @@ def test_a_folder_that_cannot_be_written_does_not_stop_a_trial(
     with pytest.warns(CheckpointWarning, match="cannot be written"):
         (trial,) = runner_of().run(score=False).run.trials
     assert trial.state == "complete"
+
+
+def _top_k(*, slots: int = 1, **training: Any) -> StudySpec:
+    """Two trials that run in full, four that are stopped at evaluation 2, two that continue."""
+    raw = _long("uniform", trials=8, epochs=None).model_dump(mode="json")
+    raw["search"] |= {"initial": 2}
+    raw["training"] |= {"schedule": "constant", "slots": slots, "checkpoint": 60.0, **training}
+    raw["pruner"] = {"kind": "top_k", "after": 0.3, "k": 2}
+    return make_spec(raw)
+
+
+def _summary(run: StudyRun) -> list[tuple[str, int]]:
+    return [(trial.state, len(trial.curve)) for trial in run.trials]
+
+
+@pytest.mark.parametrize("slots", [1, 4])
+def test_the_best_stopped_trials_continue_and_nothing_is_trained_twice(
+    storage: Storage, slots: int
+) -> None:
+    spec = _top_k(slots=slots)
+    runner = StudyRunner(spec, storage)
+    run = runner.run(score=False).run
+    assert sorted(_summary(run)) == [("complete", 6)] * 4 + [("pruned", 2)] * 4
+    stopped = sorted(
+        (trial for trial in run.trials if trial.state == "pruned"),
+        key=lambda trial: -trial.curve[-1].accuracy,
+    )
+    promoted = [trial for trial in run.trials if "hpo_mab:promotes" in trial.attrs]
+    assert [trial.attrs["hpo_mab:promotes"] for trial in promoted] == [
+        t.number for t in stopped[:2]
+    ]
+    study = open_study(storage, run.name)
+    for trial, origin in zip(promoted, stopped, strict=False):
+        assert trial.attrs["hpo_mab:resumed_at"] == 2
+        assert trial.attrs["hpo_mab:continues"] == origin.slot != trial.slot
+        assert trial.curve[:2] == origin.curve
+        # Optuna has all reports of the configuration under one number.
+        values = study.trials[trial.number].intermediate_values
+        assert values == {point.index: point.accuracy for point in trial.curve}
+        again = replay(storage, run.name, trial.number)
+        assert again.is_identical if slots == 1 else again.slots == slots
+    full = run.trial_examples
+    assert run.examples == 4 * full + 2 * stopped[0].examples
+    assert run.examples == storage.curves.spent(study._study_id)[0]
+    assert run.saved_examples == 2 * (full - stopped[0].examples)
+    assert not list(files_folder(storage, "checkpoints").glob("*.pt*"))
+
+
+def test_only_the_best_stopped_trials_keep_their_checkpoints(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = []
+    sweep = Checkpoints.sweep
+
+    def counted(self: Checkpoints, study: optuna.Study) -> None:
+        sweep(self, study)
+        kept.append(len(list(self.folder.glob("*.pt"))))
+
+    monkeypatch.setattr(Checkpoints, "sweep", counted)
+    StudyRunner(_top_k(), storage).run(score=False)
+    # After each trial: none is stopped, four are, two continue; and once at the end.
+    assert kept == [0, 0, 1, 2, 2, 2, 1, 0, 0]
+
+
+def test_a_continued_trial_that_is_cut_off_continues_again(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runner = StudyRunner(_top_k(checkpoint=1e-9), storage)
+    run = runner.run(score=False).run
+    whole = {trial.attrs["hpo_mab:continues"]: trial for trial in run.trials[6:]}
+    add = TrialRecord.add
+
+    def cut_off(self: TrialRecord, evaluation: Evaluation) -> None:
+        if evaluation.index == 6 and "hpo_mab:continues" in self._trial.user_attrs:
+            raise KeyboardInterrupt
+        add(self, evaluation)
+
+    second = runner.name() + ".2"
+    with monkeypatch.context() as patch:
+        patch.setattr(TrialRecord, "add", cut_off)
+        assert runner.run(second, score=False).interrupted
+    run = runner.run(second, score=False).run
+    cut, again = run.trials[6:8]
+    assert (cut.state, again.state) == ("fail", "complete")
+    assert cut.attrs["hpo_mab:continues"] == again.attrs["hpo_mab:continues"]
+    assert (cut.attrs["hpo_mab:resumed_at"], again.attrs["hpo_mab:resumed_at"]) == (2, 5)
+    for trial in run.trials:
+        if trial.state == "complete" and "hpo_mab:continues" in trial.attrs:
+            assert _timeless(trial) == _timeless(whole[trial.attrs["hpo_mab:continues"]])
+
+
+@pytest.mark.parametrize("training", [{"schedule": "linear"}, {"checkpoint": 0.0}])
+def test_under_linear_decay_or_without_checkpoints_the_best_start_from_zero(
+    storage: Storage, training: dict[str, Any]
+) -> None:
+    run = StudyRunner(_top_k(**training), storage).run(score=False).run
+    promoted = run.trials[6:]
+    for trial in promoted:
+        assert trial.state == "complete"
+        assert not {"hpo_mab:continues", "hpo_mab:resumed_at"} & trial.attrs.keys()
+        assert trial.curve[0] != run.trials[trial.attrs["hpo_mab:promotes"]].curve[0]

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from hpo_mab._attributes import SLOT_KEY, trial_attributes
-from hpo_mab._errors import ArgumentError
+from hpo_mab._attributes import EVALUATION_KEY, SLOT_KEY, trial_attributes
+from hpo_mab._errors import ArgumentError, UnknownNameError
 from hpo_mab.data import ImageSplits
 from hpo_mab.search import PlannedSampler, StudySpec, TrainingObjective, load_splits, make_objective
 from hpo_mab.storage import Storage, read_run
@@ -108,7 +108,8 @@ def test_trials_that_an_earlier_version_has_stored_are_read(
     after = read_run(fresh, name)
     for one, other in zip(before.trials, after.trials, strict=True):
         ours = {key: value for key, value in other.attrs.items() if key.startswith("hpo_mab:")}
-        assert ours == one.attrs
+        # Such a version has not measured evaluations.
+        assert ours == {key: v for key, v in one.attrs.items() if key != EVALUATION_KEY}
         assert (one.slot, one.paired, one.value) == (other.slot, other.paired, other.value)
     # It goes on where it was.
     more = tiny(budget={"trials": 4})
@@ -184,14 +185,16 @@ class Dicts(TensorDataset):
 
 def _objective_on(data: Any, outputs: int = 3, **arguments: Any) -> TrainingObjective:
     return TrainingObjective(
-        model=lambda: nn.Linear(4, outputs),
-        data=data,
-        budget=Budget(steps=2),
-        optimizer={"name": "sgd", "lr": 0.1},
-        batch_size=4,
-        evaluations=1,
-        device="cpu",
-        **arguments,
+        **{
+            "model": lambda: nn.Linear(4, outputs),
+            "data": data,
+            "budget": Budget(steps=2),
+            "optimizer": {"name": "sgd", "lr": 0.1},
+            "batch_size": 4,
+            "evaluations": 1,
+            "device": "cpu",
+            **arguments,
+        }
     )
 
 
@@ -231,3 +234,42 @@ def test_labels_stored_as_whole_floats_train() -> None:
     study = optuna.create_study(direction="maximize")
     study.optimize(_objective_on((data, data)), n_trials=1)
     assert study.best_value == 0.5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "words"),
+    [
+        ({"schedule": "cosine"}, UnknownNameError, "Unknown schedule 'cosine'"),
+        ({"keep": "best"}, UnknownNameError, "Unknown keep 'best'"),
+        ({"average": 1.5}, ArgumentError, r"average must be a share in \[0, 1\], got 1.5"),
+        ({"average": {"low": -0.1, "high": 0.5}}, ArgumentError, "average must be a share"),
+        ({"early_validation": 0}, ArgumentError, "early_validation must be .* at least 1, got 0"),
+    ],
+)
+def test_what_the_loop_refuses_is_refused_by_the_constructor(
+    splits: ImageSplits, arguments: dict[str, Any], error: type[Exception], words: str
+) -> None:
+    with pytest.raises(error, match=words):
+        _objective(splits, **arguments)
+
+
+def test_early_evaluations_of_datasets_are_on_a_part_of_them() -> None:
+    seen: list[int] = []
+
+    class Counted(TensorDataset):
+        def __getitem__(self, index: int) -> Any:
+            seen.append(index)
+            return super().__getitem__(index)
+
+    data = TensorDataset(torch.randn(64, 4), torch.arange(64) % 2)
+    judged = Counted(torch.randn(20, 4), torch.arange(20) % 2)
+    objective = _objective_on(
+        (data, judged), early_validation=5, evaluations=3, budget=Budget(steps=3)
+    )
+    seen.clear()
+    study = optuna.create_study(direction="maximize")
+    study.optimize(objective, n_trials=2)
+    first, second, last = seen[:5], seen[5:10], seen[10:30]
+    assert first == second != list(range(5))
+    assert last == list(range(20))
+    assert seen[30:] == seen[:30]

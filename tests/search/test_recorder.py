@@ -297,9 +297,7 @@ def test_there_is_nothing_to_evaluate_without_a_model() -> None:
 
 
 def _lightning() -> Any:
-    return pytest.importorskip(
-        "lightning", reason="needs the extra 'lightning': pip install hpo_mab[lightning]"
-    )
+    return pytest.importorskip("lightning", reason="needs the extra 'lightning'")
 
 
 def _lightning_objective(lightning: Any) -> Callable[[optuna.trial.Trial], float]:

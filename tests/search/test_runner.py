@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import optuna
@@ -13,7 +14,7 @@ from optuna.trial import FrozenTrial, TrialState
 from PIL import Image
 
 from hpo_mab._errors import ArgumentError, StorageError, UnknownNameError
-from hpo_mab.search import StudyFailedError, StudyRunner, StudySpec, join_study, replay
+from hpo_mab.search import StudyFailedError, StudyRunner, StudySpec, Target, join_study, replay
 from hpo_mab.storage import (
     Definition,
     MissingCurvesWarning,
@@ -271,3 +272,68 @@ def test_other_data_here_than_the_study_was_made_on_is_refused(
     assert Definition.load(study).epoch_examples == 50_000
     with pytest.raises(StorageError, match=r"50000 training examples there.*--data-root"):
         join_study(storage, "study")
+
+
+def test_evaluation_counts_towards_a_limit_in_seconds(storage: Storage, tiny: Make) -> None:
+    first = StudyRunner(tiny(budget={"trials": 2, "total": "1h"}), storage).run(score=False)
+    training, evaluation = first.run.seconds, first.run.evaluation_seconds
+    assert training is not None
+    assert evaluation > 0
+    # Training alone leaves room for another trial; training and evaluation together do not.
+    spec = tiny(budget={"trials": 3, "total": f"{training + evaluation / 2:f}s"})
+    assert len(StudyRunner(spec, storage).run(score=False).run.trials) == 2
+    spec = tiny(budget={"trials": 3, "total": f"{training + 2 * evaluation:f}s"})
+    assert len(StudyRunner(spec, storage).run(score=False).run.trials) == 3
+
+
+def test_a_study_keeps_the_validation_examples_that_it_began_with(
+    storage: Storage, tiny: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from hpo_mab.search import _prepare
+
+    def parts(run: Any) -> set[bool]:
+        """Whether early accuracies are shares of 25 examples."""
+        early = [point.accuracy * 25 for trial in run.trials for point in trial.curve[:-1]]
+        return {abs(value - round(value)) < 1e-5 for value in early}
+
+    monkeypatch.setattr(_prepare, "FEWEST_EARLY", 25)
+    monkeypatch.setattr(_prepare, "EVALUATION_SHARE", 0.01)
+    begun = StudyRunner(tiny(budget={"trials": 2}), storage).run(score=False)
+    assert begun.run.spec["budget"]["early_validation"] == 25
+    assert parts(begun.run) == {True}
+    # "auto" stands for all of them from now on, but not in this study.
+    monkeypatch.setattr(_prepare, "FEWEST_EARLY", 10_000)
+    runner = StudyRunner(tiny(budget={"trials": 4}), storage)
+    assert parts(runner.run(score=False).run) == {True}
+    again = replay(storage, "tiny-mab-seed0", 3)
+    assert again.is_identical
+    with pytest.raises(StorageError, match=r"budget.early_validation is 25 there and 'all' here"):
+        StudyRunner(tiny(budget={"early_validation": "all"}), storage).run(score=False)
+
+
+def test_early_validation_follows_from_counts() -> None:
+    from hpo_mab.search._prepare import early_part
+
+    def part(wanted: Any = "auto", trial: int = 24_000, validation: int = 12_000) -> int | None:
+        return early_part(wanted, trial_examples=trial, evaluations=8, validation=validation)
+
+    # Half of 24,000 trained examples pays for 36,000 evaluated ones: 12,000 + 7 * 3,428.
+    assert part() == 3_428
+    assert part(trial=80_000) is None
+    assert part(trial=100) == 1_000
+    assert part(validation=900, trial=100) is None
+    assert (part("all"), part(500), part(12_000)) == (None, 500, None)
+
+
+def test_a_target_is_raised_and_never_lowered() -> None:
+    def raised(stored: tuple[int, str | None], asked: tuple[int, str | None]) -> tuple[Any, Any]:
+        made = [Target(trials=n, total=t, epoch_examples=1) for n, t in (stored, asked)]
+        found = made[1].raised(made[0])
+        return found.trials, found.total
+
+    assert raised((60, None), (30, None)) == (60, None)
+    assert raised((30, "1h"), (60, None)) == (60, "1h")
+    assert raised((30, "1h"), (30, "5m")) == (30, "1h")
+    assert raised((30, "5m"), (30, "1h")) == (30, "1h")
+    assert raised((30, None), (30, "5m")) == (30, "5m")
+    assert raised((30, "1h"), (30, "9epochs")) == (30, "9epochs")

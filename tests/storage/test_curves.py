@@ -78,13 +78,17 @@ def test_a_curve_is_written_now_and_then_and_at_the_end(store: CurveStore) -> No
     now = [100.0]
     store.extend(7, [_evaluation(4)])
     writer = CurveWriter(store, 7, seconds=5.0, clock=lambda: now[0])
-    writer.append(_evaluation(1))
-    assert len(store.load([7])[7]) == 1
+    writer.add(_evaluation(1))
+    assert not writer.is_due
     now[0] += 5.0
-    writer.append(_evaluation(2))
+    writer.add(_evaluation(2))
+    assert writer.is_due
+    assert len(store.load([7])[7]) == 1
+    writer.flush()
     assert store.load([7])[7] == (_evaluation(1), _evaluation(2))
     now[0] += 4.0
-    writer.append(_evaluation(3))
+    writer.add(_evaluation(3))
+    assert not writer.is_due
     assert len(store.load([7])[7]) == 2
     writer.flush()
     writer.flush()

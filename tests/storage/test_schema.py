@@ -97,9 +97,21 @@ def test_an_unversioned_database_keeps_its_curves(database_url: str) -> None:
 
 def test_an_upgraded_database_has_the_tables_of_a_new_one(database_url: str) -> None:
     new = _tables(database_url)
-    assert set(new) == {"hpo_mab_curves", "hpo_mab_schema"}
+    assert set(new) == {"hpo_mab_curves", "hpo_mab_examples", "hpo_mab_schema"}
     _unversioned(database_url)
     assert _tables(database_url) == new
+
+
+def test_a_database_of_the_second_schema_gets_the_table_of_examples(database_url: str) -> None:
+    new = _tables(database_url)
+    for there in (False, True):  # Also after an upgrade that was cut off.
+        storage = Storage(database_url)
+        with storage.optuna.engine.begin() as connection:
+            if not there:
+                connection.execute(sa.text("DROP TABLE hpo_mab_examples"))
+            connection.execute(sa.text("UPDATE hpo_mab_schema SET version_num = '2'"))
+        storage.close()
+        assert _tables(database_url) == new
 
 
 def test_an_upgrade_that_was_cut_off_is_done_again(
@@ -136,7 +148,7 @@ def test_a_later_schema_is_refused_in_one_line(database_url: str) -> None:
     with storage.optuna.engine.begin() as connection:
         connection.execute(sa.text("UPDATE hpo_mab_schema SET version_num = '10'"))
     storage.close()
-    with pytest.raises(StorageError, match=r"later hpo-mab \(schema 10; .* up to 2\)") as caught:
+    with pytest.raises(StorageError, match=r"later hpo-mab \(schema 10; .* up to 3\)") as caught:
         Storage(database_url).curves  # noqa: B018
     assert "\n" not in str(caught.value)
 

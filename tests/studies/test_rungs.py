@@ -19,7 +19,11 @@ RUNGS = Path(__file__).parents[2] / "studies/rungs"
 
 @pytest.fixture(name="tables", scope="module")
 def _tables() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("rungs_tables", RUNGS / "tables.py")
+    return load("tables")
+
+
+def load(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"rungs_{name}", RUNGS / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -67,3 +71,28 @@ def test_a_trial_with_averaged_weights_reports_the_trained_ones_last(tables: Mod
         same = np.array_equal(kinds["raw"][..., -1], kinds["averaged"][..., -1])
         assert same is (arm["schedule"] == "linear")
         assert not np.array_equal(kinds["raw"][..., :-1], kinds["averaged"][..., :-1])
+
+
+def test_the_picture_is_drawn_from_the_tables() -> None:
+    figure = load("figure")
+    tables = json.loads(figure.TABLES.read_text(encoding="utf-8"))
+    drawn = figure.draw(tables)
+    assert [trace.name for trace in drawn.data if trace.showlegend] == [
+        "trained weights",
+        "averaged weights",
+    ]
+    averaged = [trace for trace in drawn.data if trace.name == "averaged weights"]
+    for name, trace in zip(figure.SETS, averaged, strict=True):
+        (row,) = [
+            row
+            for row in tables["sets"][name]["ranking"]
+            if (row["sampler"], row["schedule"], row["average"], row["kind"])
+            == ("uniform", "linear", 0.2, "averaged")
+        ]
+        assert list(trace.y) == [value for value, _, _ in row["kendall"]]
+        assert list(trace.x) == pytest.approx([at / 8 for at in range(1, 8)], abs=0.01)
+    picture = figure.PICTURE.read_text(encoding="utf-8")
+    for words in (*figure.SETS.values(), "trained weights", "averaged weights"):
+        assert words in picture
+    for page in (RUNGS / "README.md", RUNGS.parents[1] / "README.md"):
+        assert figure.PICTURE.name in page.read_text(encoding="utf-8")

@@ -485,3 +485,36 @@ def test_a_captured_stack_is_its_eager_twin_on_cuda(
     for slot in range(4):
         for one, two in zip(curves[0][slot], curves[1][slot], strict=True):
             assert dataclasses.asdict(one)["loss"] == pytest.approx(two.loss, rel=0.05)
+
+
+def test_early_evaluations_are_on_their_own_examples(splits: ImageSplits) -> None:
+    task = _Task(splits)
+    part = DeviceSweep(
+        splits.validation.subset(torch.arange(0, 40)), normalization=task.batches.normalization
+    )
+
+    def curves(stack: StackedTrainer) -> dict[int, list[float]]:
+        # Of different lengths: the last evaluation of one comes with an early one of the other.
+        for slot, steps in enumerate((6, 12)):
+            stack.start(
+                slot,
+                task.network(slot),
+                sampler=task.sampler("uniform", slot),
+                steps=steps,
+                evaluations=steps // 3,
+                optimizer={"lr": 0.05},
+            )
+        found: dict[int, list[float]] = {0: [], 1: []}
+        while stack.busy:
+            for slot, result in stack.advance():
+                assert isinstance(result, Evaluation)
+                assert stack.evaluation_seconds[slot] > 0
+                found[slot].append(result.accuracy)
+        return found
+
+    whole, early = curves(task.stack(2)), curves(task.stack(2, early=part))
+    for slot in (0, 1):
+        assert early[slot][-1] == whole[slot][-1]
+        assert early[slot][:-1] != whole[slot][:-1]
+        shares = [accuracy * 40 for accuracy in early[slot][:-1]]
+        assert shares == pytest.approx([round(share) for share in shares], abs=1e-4)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
@@ -11,10 +10,12 @@ import numpy as np
 from hpo_mab._errors import UnknownNameError
 from hpo_mab.advantage import Estimate, mean_estimate
 from hpo_mab.compare._records import ComparisonSummary, Currency, Final
-from hpo_mab.compare._tables import weights_evaluated
+from hpo_mab.compare._tables import arm_words, weights_evaluated
 from hpo_mab.compare.figures._style import (
-    add_band,
+    add_interval,
     add_line,
+    add_open_ends,
+    add_unit,
     arms_compared,
     arms_run,
     explain,
@@ -34,11 +35,11 @@ Axis = Literal["examples", "steps"]
 
 _METRICS = {
     "accuracy": ("Validation accuracy during training", "validation accuracy (%)", 100.0),
-    "train_loss": ("Training loss during training", "mean loss of the batches drawn (nats)", 1.0),
+    "train_loss": ("Training loss during training", "mean loss of the batches (nats)", 1.0),
 }
 _AXES = {
-    "examples": "budget t of one trial (training examples)",
-    "steps": "iterations of one trial (optimiser steps)",
+    "examples": "training examples of one trial",
+    "steps": "optimiser steps of one trial",
 }
 
 
@@ -62,7 +63,7 @@ def learning_curves(
             previous evaluation: an importance sampler's are harder than the data.
         against: ``"examples"`` or ``"steps"``.
         confidence: Coverage of the intervals.
-        max_points: Most points a curve.
+        max_points: Most points per curve.
 
     Raises:
         UnknownNameError: An unknown metric or axis.
@@ -81,7 +82,16 @@ def learning_curves(
         value, low, high = (
             [scale * getattr(mean, field) for _, mean in kept] for field in ("value", "low", "high")
         )
-        add_band(made, at, low, high, name=arm, arms=arms, label=f"{confidence:.0%} interval")
+        add_interval(
+            made,
+            at,
+            low,
+            high,
+            name=arm,
+            arms=arms,
+            curves=len(arms),
+            label=f"{confidence:.0%} interval",
+        )
         if kept:
             add_line(made, at, value, name=arm, arms=arms, mode="lines+markers")
     if metric == "accuracy" and made.data:
@@ -115,10 +125,10 @@ def _points(
 
 _NO_PAIRS = "No configuration was trained in both arms."
 _STATISTICS = {
-    "kendall": "Kendall tau-b (-1 to 1)",
-    "spearman": "Spearman rank correlation (-1 to 1)",
-    "recall": "share of the final top 3 in the early top 3 (0 to 1)",
-    "regret": "final accuracy lost by choosing early (points)",
+    "kendall": "Kendall's tau-b (-1 to 1)",
+    "spearman": "Spearman's rho (-1 to 1)",
+    "recall": "top-3 recall (0 to 1)",
+    "regret": "regret (points of final accuracy)",
 }
 _SIZES = {"kendall": 1.0, "spearman": 1.0, "recall": 1.0, "regret": 100.0}
 
@@ -132,18 +142,31 @@ def paired_advantage(summary: ComparisonSummary, *, currency: Currency = "exampl
     """
     arms = arms_compared(summary)
     made = figure(
-        title=f"Early-accuracy advantage over {summary.reference}, at equal {currency}",
+        title=f"Accuracy minus {arm_words(summary.reference)}'s, same configurations, "
+        f"at equal {currency}",
         x=_budget_axis(summary, currency),
-        y="difference in validation accuracy (points)",
+        y="difference in accuracy (points)",
     )
+    curves = len(summary.contrasts)
+    shown: list[Estimate] = []
     for contrast in summary.contrasts:
         rows = contrast.paired
         chosen = [
             row.advantage if currency == "examples" else row.advantage_seconds for row in rows
         ]
-        _add(made, [row.examples for row in rows], chosen, contrast.arm, arms, scale=100.0)
+        shown += chosen
+        _add(
+            made,
+            [row.examples for row in rows],
+            chosen,
+            contrast.arm,
+            arms,
+            curves=curves,
+            scale=100.0,
+        )
     if made.data:
-        made.add_hline(y=0, line={"color": "#888888", "width": 1})
+        add_unit(made, summary, _ends(summary), [0, 0])
+        _cut_wide(made, shown)
     return note_if_empty(made, _NO_PAIRS)
 
 
@@ -156,10 +179,12 @@ def acceleration(summary: ComparisonSummary, *, currency: Currency = "examples")
     """
     arms = arms_compared(summary)
     made = figure(
-        title=f"Acceleration: {currency} {summary.reference} needs for the same accuracy",
+        title=f"Acceleration: how many times the {currency} "
+        f"{arm_words(summary.reference)} needs for the same accuracy",
         x=_budget_axis(summary, currency),
         y=f"k, ratio of {currency} (1 = as fast)",
     )
+    curves = len(summary.contrasts)
     for contrast in summary.contrasts:
         rows = contrast.paired
         chosen = [
@@ -168,11 +193,11 @@ def acceleration(summary: ComparisonSummary, *, currency: Currency = "examples")
         budgets = [row.examples for row in rows]
         # Nothing above the last budget over t can be seen: an open interval ends there.
         seen = [budgets[-1] / budget for budget in budgets]
-        _add(made, budgets, chosen, contrast.arm, arms, ceiling=seen)
+        _add(made, budgets, chosen, contrast.arm, arms, curves=curves, ceiling=seen)
         if any(estimate.censored for estimate in chosen):
-            explain(made, "triangle: at least so much")
+            explain(made, "triangle: lower bound")
     if made.data:
-        made.add_hline(y=1, line={"color": "#888888", "width": 1})
+        add_unit(made, summary, _ends(summary), [1, 1])
     return note_if_empty(made, _NO_PAIRS)
 
 
@@ -192,27 +217,53 @@ def fidelity(
     if statistic not in _STATISTICS:
         raise UnknownNameError("statistic", statistic, _STATISTICS)
     arms = arms_compared(summary)
-    whose = f"{summary.reference}'s" if final == "reference" else "each arm's own"
+    whose = f"{arm_words(summary.reference)}'s" if final == "reference" else "each arm's own"
     made = figure(
-        title=f"Fidelity: what a short trial says of {whose} final ranking",
+        title=f"Fidelity: agreement of early accuracy with {whose} final ranking",
         x=_budget_axis(summary, "examples"),
         y=_STATISTICS[statistic],
     )
-    scale = _SIZES[statistic]
+    scale, curves = _SIZES[statistic], len(arms)
     for position, contrast in enumerate(summary.contrasts):
         budgets = [row.examples for row in contrast.paired]
         rows = [row.agreement(statistic, final=final) for row in contrast.paired]
         if position == 0:
             own = [row.reference for row in rows]
-            _add(made, budgets, own, summary.reference, arms, scale=scale)
-        _add(made, budgets, [row.arm for row in rows], contrast.arm, arms, scale=scale)
+            _add(made, budgets, own, summary.reference, arms, curves=curves, scale=scale)
+        found = [row.arm for row in rows]
+        _add(made, budgets, found, contrast.arm, arms, curves=curves, scale=scale)
     return note_if_empty(made, _NO_PAIRS)
+
+
+#: Points from which the interval of a difference of accuracies says nothing.
+_WIDE = 20.0
+
+
+def _cut_wide(made: go.Figure, estimates: Sequence[Estimate]) -> None:
+    """Cut intervals that are wider than 20 points, which would hide all others."""
+    bounds = [
+        (100 * estimate.low, 100 * estimate.high) for estimate in estimates if estimate.bounded
+    ]
+    narrow = [(low, high) for low, high in bounds if high - low <= _WIDE]
+    if len(narrow) < len(bounds):
+        values = [100 * one.value for one in estimates if np.isfinite(one.value)]
+        ends = [*values, *(end for pair in narrow for end in pair), 0.0]
+        # Room for lines at the edge.
+        room = 0.1 * max(max(ends) - min(ends), 1.0)
+        made.update_yaxes(range=[min(ends) - room, max(ends) + room])
+        explain(made, f"cut: intervals wider than {_WIDE:.0f} points")
 
 
 def _budget_axis(summary: ComparisonSummary, currency: Currency) -> str:
     if currency == "seconds":
-        return f"budget t (training examples of {summary.reference} in the same seconds)"
-    return "budget t of one trial (training examples)"
+        return f"budget t, {arm_words(summary.reference)}'s training examples"
+    return "budget t, training examples"
+
+
+def _ends(summary: ComparisonSummary) -> tuple[float, float]:
+    """The first and the last budget of all pairs."""
+    budgets = [row.examples for contrast in summary.contrasts for row in contrast.paired]
+    return min(budgets), max(budgets)
 
 
 def _add(
@@ -222,33 +273,40 @@ def _add(
     name: str,
     arms: Sequence[str],
     *,
+    curves: int,
     scale: float = 1.0,
     ceiling: Sequence[float] | None = None,
 ) -> None:
-    """One arm's estimates as a line with its band."""
-    high = np.asarray([estimate.high for estimate in estimates], dtype=np.float64)
-    low = np.asarray([estimate.low for estimate in estimates], dtype=np.float64)
+    """One arm's estimates as a line with its intervals."""
+    value, low, high = (
+        np.asarray([getattr(estimate, end) for estimate in estimates], dtype=np.float64)
+        for end in ("value", "low", "high")
+    )
+    if not np.isfinite(value).any():
+        return
+    censored = np.asarray([estimate.censored for estimate in estimates])
+    opens = np.isposinf(high) & np.isfinite(value) & ~censored
     if ceiling is not None:
         high = np.minimum(high, np.asarray(ceiling))
         low = np.maximum(low, 0.0)
-    label = f"{estimates[0].confidence:.0%} interval over pairs" if estimates else ""
-    add_band(made, budgets, low * scale, high * scale, name=name, arms=arms, label=label)
-    if any(math.isfinite(estimate.value) for estimate in estimates):
-        add_line(
-            made,
-            budgets,
-            [estimate.value * scale for estimate in estimates],
-            name=name,
-            arms=arms,
-            mode="lines+markers",
-            marker={
-                "size": 8,
-                "symbol": [
-                    "triangle-up" if estimate.censored else "circle"
-                    for estimate in estimates
-                    if math.isfinite(estimate.value)
-                ],
-            },
-            text=[hover_text(estimate, scale=scale) for estimate in estimates],
-            hovertemplate="%{x:,.0f} examples: %{text}<extra>%{fullData.name}</extra>",
-        )
+    label = f"{estimates[0].confidence:.0%} interval over pairs"
+    add_interval(
+        made, budgets, low * scale, high * scale, name=name, arms=arms, curves=curves, label=label
+    )
+    if ceiling is not None:
+        at = np.asarray(budgets)[opens]
+        add_open_ends(made, at.tolist(), (high * scale)[opens].tolist(), name=name, arms=arms)
+    add_line(
+        made,
+        budgets,
+        value * scale,
+        name=name,
+        arms=arms,
+        mode="lines+markers",
+        marker={
+            "size": 8,
+            "symbol": np.where(censored, "triangle-up", "circle")[np.isfinite(value)].tolist(),
+        },
+        text=[hover_text(estimate, scale=scale) for estimate in estimates],
+        hovertemplate="%{x:,.0f} examples: %{text}<extra>%{fullData.name}</extra>",
+    )

@@ -17,9 +17,12 @@ from hpo_mab._errors import UnknownNameError
 from hpo_mab.advantage import Estimate
 from hpo_mab.compare._records import CURRENCIES, ComparisonSummary, CostToTarget, Currency
 from hpo_mab.compare._summary import incumbent_curve
+from hpo_mab.compare._tables import arm_words, too_wide
 from hpo_mab.compare.figures._style import (
-    add_band,
+    add_interval,
     add_line,
+    add_reference,
+    add_unit,
     arms_compared,
     arms_run,
     colours,
@@ -41,7 +44,7 @@ Floats = NDArray[np.float64]
 #: Fewest seeds whose extremes hold the median with 95%: 1 - 2 * 0.5**6.
 _FEWEST_FOR_INTERVAL = 6
 
-UNITS = {"examples": "training examples", "seconds": "training seconds, sampler included"}
+UNITS = {"examples": "training examples", "seconds": "training seconds"}
 
 
 def anytime_incumbent(
@@ -56,13 +59,13 @@ def anytime_incumbent(
     Args:
         runs: Studies of any arms and seeds.
         currency: ``"examples"`` or ``"seconds"``.
-        max_points: Most points a curve.
+        max_points: Most points per curve.
     """
     arms = arms_run(runs)
     made = figure(
         title=f"Best configuration found so far, by {currency}",
-        x=f"spent by the whole search ({UNITS.get(currency, currency)})",
-        y="validation accuracy of the incumbent (%)",
+        x=f"{UNITS.get(currency, currency)}, all trials so far",
+        y="validation accuracy (%)",
     )
     for arm in arms:
         curves = [incumbent_curve(run, currency) for run in runs if run.arm == arm]
@@ -76,7 +79,17 @@ def anytime_incumbent(
         values = 100 * np.sort([curve.at(spent) for curve in curves], axis=0)
         if len(curves) > 1:
             low, high, label = _band(values)
-            add_band(made, spent, low, high, name=arm, arms=arms, label=label, step=True)
+            add_interval(
+                made,
+                spent,
+                low,
+                high,
+                name=arm,
+                arms=arms,
+                curves=len(arms),
+                label=label,
+                step=True,
+            )
         add_line(made, spent, np.median(values, axis=0), name=arm, arms=arms, line={"shape": "hv"})
     return note_if_empty(made, "No arm has a complete trial for every seed yet.")
 
@@ -93,10 +106,11 @@ def _band(values: Floats) -> tuple[Floats, Floats, str]:
     return values[rank - 1], values[seeds - rank], "95% interval of the median"
 
 
+#: Two lines each: a telephone has no room for one.
 _TARGETS = {
-    "reference": "the reference's final accuracy",
-    "common": "the accuracy both reach",
-    "retrained": "the reference's re-trained accuracy",
+    "reference": "the reference's<br>final accuracy",
+    "common": "the accuracy<br>both reach",
+    "retrained": "the reference's<br>re-trained accuracy",
 }
 
 
@@ -116,18 +130,23 @@ def cost_to_target(summary: ComparisonSummary, *, currency: Currency = "examples
 
     chosen = colours(arms_compared(summary))
     made = figure(
-        title=f"Cost to target in {currency}, over the cost of {summary.reference}",
-        x=f"ratio of {currency} spent (below 1 = cheaper; log scale)",
+        title=f"Cost to target in {currency}, relative to {arm_words(summary.reference)}",
+        x=f"ratio of {currency} (below 1 = cheaper; log scale)",
         y="target",
     )
     for contrast in summary.contrasts:
-        costs = [cost for cost in contrast.cost if cost.currency == currency]
+        costs = [
+            cost
+            for cost in contrast.cost
+            if cost.currency == currency and math.isfinite(cost.ratio.value)
+        ]
         if costs:
             made.add_trace(
                 go.Scatter(
                     x=[cost.ratio.value for cost in costs],
                     y=[_TARGETS[cost.target] for cost in costs],
-                    name=contrast.arm,
+                    name=arm_words(contrast.arm),
+                    legendgroup=contrast.arm,
                     mode="markers",
                     marker={
                         "color": chosen[contrast.arm],
@@ -143,32 +162,41 @@ def cost_to_target(summary: ComparisonSummary, *, currency: Currency = "examples
             )
             _explain_marks(made, [cost.ratio for cost in costs])
     made.update_layout(
-        showlegend=True,
         xaxis={"type": "log"},
-        yaxis={"title": {"standoff": 12}, "automargin": True},
+        yaxis={"title": {"standoff": 12}},
         scattermode="group",
     )
     if made.data:
-        made.add_vline(x=1, line={"color": "#888888", "width": 1})
+        targets = list(dict.fromkeys(y for trace in made.data for y in trace.y))
+        add_unit(made, summary, [1] * len(targets), targets)
     return note_if_empty(made, "No seed has complete trials in both arms.")
 
 
 def _error_bars(costs: Sequence[CostToTarget]) -> dict[str, object]:
-    """Interval arms; an end the data do not give is not drawn."""
+    """Interval arms; an end the data do not give, and an interval too wide, are not drawn."""
     ratios = [cost.ratio for cost in costs]
+    drawn = [not too_wide(ratio) for ratio in ratios]
     return {
         "type": "data",
         "symmetric": False,
-        "array": [r.high - r.value if math.isfinite(r.high) else 0.0 for r in ratios],
-        "arrayminus": [r.value - r.low if r.low > 0.0 else 0.0 for r in ratios],
+        "array": [
+            r.high - r.value if shown and math.isfinite(r.high) else 0.0
+            for r, shown in zip(ratios, drawn, strict=True)
+        ],
+        "arrayminus": [
+            r.value - r.low if shown and r.low > 0.0 else 0.0
+            for r, shown in zip(ratios, drawn, strict=True)
+        ],
     }
 
 
 def _explain_marks(made: go.Figure, ratios: Sequence[Estimate]) -> None:
-    if any(ratio.bounded for ratio in ratios):
+    if any(ratio.bounded and not too_wide(ratio) for ratio in ratios):
         explain(made, f"bar: {ratios[0].confidence:.0%} interval over seeds")
+    if any(ratio.bounded and too_wide(ratio) for ratio in ratios):
+        explain(made, "no bar: its ends differ by more than a factor of 100")
     if any(ratio.censored for ratio in ratios):
-        explain(made, "triangle: at least so much")
+        explain(made, "triangle: lower bound")
 
 
 def _describe(cost: CostToTarget) -> str:
@@ -183,12 +211,12 @@ def reward_rate(runs: Sequence[StudyRun], *, max_points: int = 200) -> go.Figure
 
     Args:
         runs: Studies of any arms and seeds.
-        max_points: Most points a curve.
+        max_points: Most points per curve.
     """
     made = figure(
-        title="Reward rate during training",
-        x="budget t of one trial (training examples)",
-        y="rewarded draws since the last evaluation (%)",
+        title="Rewarded draws since the previous evaluation",
+        x="training examples of one trial",
+        y="rewarded draws (%)",
     )
     _add_field(made, runs, lambda evaluation: evaluation.reward_rate, max_points)
     return note_if_empty(made, "No sampler of these studies has rewards.")
@@ -197,45 +225,88 @@ def reward_rate(runs: Sequence[StudyRun], *, max_points: int = 200) -> go.Figure
 def concentration(runs: Sequence[StudyRun], *, max_points: int = 200) -> go.Figure:
     """Share of the draws on the most-drawn tenth of the examples: median and middle half of trials.
 
+    The grey line is what passes in random order have: each example once before any comes twice.
+
     Args:
         runs: Studies of any arms and seeds.
-        max_points: Most points a curve.
+        max_points: Most points per curve.
     """
     made = figure(
-        title="Concentration of the draws",
-        x="budget t of one trial (training examples)",
-        y="draws on the most-drawn tenth of the examples (%)",
+        title="Share of the draws on the most-drawn tenth of the examples",
+        x="training examples of one trial",
+        y="share of all draws so far (%)",
     )
     _add_field(made, runs, lambda evaluation: evaluation.concentration, max_points)
-    if made.data:
-        made.add_hline(
-            y=10, line={"color": "#888888", "width": 1}, annotation_text="uniform, in the long run"
-        )
+    size = next((size for run in runs if (size := run.epoch_examples)), None)
+    if made.data and size:
+        at = [float(x) / size for trace in made.data for x in trace.x]
+        passes = _passes(min(at), max(at), max_points)
+        shares = (100 * shuffled_concentration(passes)).tolist()
+        add_reference(made, (passes * size).tolist(), shares, name="uniform, shuffled")
     return note_if_empty(made, "No sampler of these studies counts its draws.")
+
+
+def _passes(first: float, last: float, max_points: int) -> Floats:
+    """Places of the shuffled curve: both ends, its corners at 0 and 0.1 of each pass, and more."""
+    corners = np.add.outer(np.arange(math.floor(last) + 1), [0.0, 0.1, 0.25, 0.5, 0.75]).ravel()
+    inside = corners[(corners > first) & (corners < last)]
+    places = np.unique([first, *inside, last])
+    return places[thin(len(places), max_points)]
+
+
+def shuffled_concentration(passes: Floats) -> Floats:
+    """Share of the draws on the most-drawn tenth after passes in random order.
+
+    After ``k + r`` passes, ``0 <= r < 1``, a share ``r`` of the examples has been drawn ``k + 1``
+    times and the rest ``k`` times, so the share is ``(0.1 k + min(r, 0.1)) / (k + r)``.
+
+    Args:
+        passes: Passes over the training set, above 0, [G].
+
+    Returns:
+        Shares, [G].
+    """
+    whole = np.floor(passes)
+    return (0.1 * whole + np.minimum(passes - whole, 0.1)) / passes
 
 
 def _add_field(made: go.Figure, runs: Sequence[StudyRun], field: _Field, max_points: int) -> None:
     arms = arms_run(runs)
-    for arm in arms:
-        by_index: dict[int, list[tuple[float, float]]] = {}
-        for run in (run for run in runs if run.arm == arm):
-            for trial in run.trials:
-                for evaluation in trial.curve:
-                    value = field(evaluation)
-                    if value is not None:
-                        point = (float(evaluation.examples), 100 * value)
-                        by_index.setdefault(evaluation.index, []).append(point)
+    found = {
+        arm: points
+        for arm in arms
+        if (points := _by_index([run for run in runs if run.arm == arm], field))
+    }
+    for arm, by_index in found.items():
         indices = sorted(by_index)
-        if not indices:
-            continue
         kept = [by_index[indices[position]] for position in thin(len(indices), max_points)]
         examples = [float(np.median([at for at, _ in points])) for points in kept]
         quartiles = np.asarray(
             [np.percentile([value for _, value in points], [25, 50, 75]) for points in kept]
         )
         low, middle, high = quartiles.T
-        add_band(made, examples, low, high, name=arm, arms=arms, label="middle half of the trials")
+        add_interval(
+            made,
+            examples,
+            low,
+            high,
+            name=arm,
+            arms=arms,
+            curves=len(found),
+            label="middle half of the trials",
+        )
         add_line(made, examples, middle, name=arm, arms=arms, mode="lines+markers")
+
+
+def _by_index(runs: Sequence[StudyRun], field: _Field) -> dict[int, list[tuple[float, float]]]:
+    """Examples and percentage of every evaluation that has the field, by its index."""
+    found: dict[int, list[tuple[float, float]]] = {}
+    for evaluation in (e for run in runs for trial in run.trials for e in trial.curve):
+        value = field(evaluation)
+        if value is not None:
+            point = (float(evaluation.examples), 100 * value)
+            found.setdefault(evaluation.index, []).append(point)
+    return found
 
 
 def knob_slices(
@@ -246,7 +317,7 @@ def knob_slices(
     Args:
         runs: Studies of any arms and seeds.
         prefix: Which parameters to show; ``""`` shows all.
-        max_points: Most points an arm and panel.
+        max_points: Most points per arm and panel.
     """
     import plotly.graph_objects as go
     from plotly.subplots import make_subplots
@@ -259,11 +330,11 @@ def knob_slices(
     every = (trial for listed in trials.values() for trial in listed)
     knobs = sorted({name for trial in every for name in trial.params if name.startswith(prefix)})
     title = "Accuracy against the sampler's knobs" if prefix else "Accuracy against parameters"
-    made = figure(title=title, x="value of the knob", y="final validation accuracy (%)")
+    made = figure(title=title, x="value of the knob", y="final accuracy (%)")
     if not knobs:
         return note_if_empty(made, "No knob of the sampler was searched.")
     panels = make_subplots(rows=1, cols=len(knobs), shared_yaxes=True, figure=made)
-    chosen = colours(arms)
+    chosen, shown = colours(arms), set[str]()
     for column, knob in enumerate(knobs, start=1):
         for arm in arms:
             points = [trial for trial in trials[arm] if knob in trial.params]
@@ -273,15 +344,16 @@ def knob_slices(
                     go.Scatter(
                         x=[_coordinate(trial, knob) for trial in kept],
                         y=[100 * (trial.value or 0.0) for trial in kept],
-                        name=arm,
+                        name=arm_words(arm),
                         legendgroup=arm,
-                        showlegend=column == 1,
+                        showlegend=arm not in shown,
                         mode="markers",
                         marker={"color": chosen[arm], "opacity": 0.7},
                     ),
                     row=1,
                     col=column,
                 )
+                shown.add(arm)
         panels.update_xaxes(title_text=f"{knob} (as searched)", row=1, col=column)
     return panels
 
@@ -293,17 +365,17 @@ def _coordinate(trial: TrialRun, knob: str) -> float | str:
 
 
 def knob_importance(importances: Mapping[str, Mapping[str, float]]) -> go.Figure:
-    """Importance of each searched parameter, a bar an arm.
+    """Importance of each searched parameter, one bar per arm.
 
     Args:
         importances: By arm, then by parameter: shares of the variation in accuracy, as from
-            `optuna.importance.get_param_importances`.
+            `optuna.importance.get_param_importances`. An arm without shares has no bar.
     """
     import plotly.graph_objects as go
 
     made = figure(
         title="Which parameters mattered",
-        x="importance (share of the explained variation, %)",
+        x="share of the explained variation (%)",
         y="parameter",
     )
     chosen = colours(importances)
@@ -319,11 +391,12 @@ def knob_importance(importances: Mapping[str, Mapping[str, float]]) -> go.Figure
                     x=[100 * shares.get(name, 0.0) for name in order],
                     y=order,
                     orientation="h",
-                    name=arm,
+                    name=arm_words(arm),
+                    legendgroup=arm,
                     marker={"color": chosen[arm]},
                     hovertemplate="%{y}: %{x:.1f} %<extra>%{fullData.name}</extra>",
                 )
             )
-    made.update_layout(barmode="group", showlegend=True)
+    made.update_layout(barmode="group")
     made.update_yaxes(automargin=True, title=None)
     return note_if_empty(made, "Too few complete trials to tell.")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import textwrap
 import zlib
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+from hpo_mab.compare._tables import arm_words
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -18,7 +21,7 @@ if TYPE_CHECKING:
 
 Floats = NDArray[np.float64]
 
-#: Okabe and Ito's palette, told apart by people with any common colour vision.
+#: Okabe and Ito's palette, which people with any common colour vision can distinguish.
 OKABE_ITO = {
     "black": "#000000",
     "orange": "#E69F00",
@@ -37,10 +40,23 @@ _FIXED = {
     "auto": OKABE_ITO["green"],
     "gradnorm": OKABE_ITO["purple"],
     "contextual": OKABE_ITO["sky"],
+    "uniform_hyperband": OKABE_ITO["vermillion"],
+    "uniform_median": OKABE_ITO["purple"],
+    "mab_hyperband": OKABE_ITO["green"],
+    "mab_advantage": OKABE_ITO["sky"],
+    "mab_paper": OKABE_ITO["sky"],
+    "epsilon_greedy": OKABE_ITO["green"],
+    "softmax": OKABE_ITO["purple"],
 }
 #: Yellow last: it is faint on white.
 _FREE = [OKABE_ITO[name] for name in ("sky", "green", "vermillion", "purple", "orange", "yellow")]
 _BELOW_TITLE = "<br><sup>"
+#: Characters per line of titles and subtitles, so that a telephone shows them.
+_TITLE, _SUBTITLE = 42, 56
+#: Most intervals drawn as bands: more of them hide each other.
+_BANDS = 2
+#: Curves of up to so many points have a bar at each of them, longer ones at their last.
+_BARS = 20
 _DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
 
 
@@ -59,7 +75,7 @@ def colours(arms: Iterable[str]) -> dict[str, str]:
 
 
 def dashes(arms: Iterable[str]) -> dict[str, str]:
-    """Line style of each arm, which tells arms apart once colours have run out."""
+    """Line style of each arm, which distinguishes arms of one colour."""
     names = sorted(set(arms))
     chosen = colours(names)
     styles: dict[str, str] = {}
@@ -70,21 +86,37 @@ def dashes(arms: Iterable[str]) -> dict[str, str]:
 
 
 def figure(*, title: str, x: str, y: str) -> go.Figure:
-    """An empty figure with a title and axis titles, which name their units."""
+    """An empty figure with a title and axis titles, which name their units.
+
+    The legend is below, and titles are wrapped: the same figure fits 390 and 1,400 pixels.
+    """
     import plotly.graph_objects as go
 
     # All at once: a figure that is made first and laid out later copies its template twice.
-    return go.Figure(
+    made = go.Figure(
         layout={
-            "title": {"text": title},
+            "title": {"font": {"size": 15}, "x": 0.02, "y": 0.97, "yanchor": "top"},
             "template": "plotly_white",
-            "xaxis": {"title": {"text": x}},
-            "yaxis": {"title": {"text": y}},
-            "legend": {"title": {"text": "arm"}},
+            "xaxis": {"title": {"text": x, "font": {"size": 12}}},
+            "yaxis": {"title": {"text": y, "font": {"size": 12}}, "automargin": True},
+            "legend": {"orientation": "h", "x": 0, "y": -0.25, "yanchor": "top"},
+            "showlegend": True,
             "hovermode": "closest",
-            "margin": {"l": 70, "r": 20, "t": 75, "b": 60},
+            "margin": {"l": 50, "r": 15, "b": 60},
         }
     )
+    _entitle(made, title, [])
+    return made
+
+
+def _entitle(target: go.Figure, title: str, said: Sequence[str]) -> None:
+    """Set the title and what is said below it, wrapped, with the room they need above the plot."""
+    lines = textwrap.wrap(title, _TITLE)
+    below = textwrap.wrap("; ".join(said), _SUBTITLE)
+    # Subtitles of plotly 5.20 on are not shown by older copies of plotly.js.
+    subtitle = f"{_BELOW_TITLE}{'<br>'.join(below)}</sup>" if below else ""
+    target.layout.title.text = "<br>".join(lines) + subtitle
+    target.layout.margin.t = 22 + 18 * len(lines) + 13 * len(below)
 
 
 def add_line(
@@ -105,7 +137,7 @@ def add_line(
         go.Scatter(
             x=at[seen].tolist(),
             y=values[seen].tolist(),
-            name=name,
+            name=arm_words(name),
             legendgroup=name,
             line=line,
             **({"mode": "lines"} | options),
@@ -113,53 +145,147 @@ def add_line(
     )
 
 
-def add_band(
+def add_interval(
     target: go.Figure,
     x: ArrayLike,
     low: ArrayLike,
     high: ArrayLike,
     *,
     name: str,
-    arms: Iterable[str],
+    arms: Sequence[str],
+    curves: int,
     label: str,
     step: bool = False,
 ) -> None:
-    """Add an arm's interval as a band in its colour, where both ends are finite."""
-    import plotly.graph_objects as go
+    """Add an arm's interval in its colour, where both ends are finite.
 
+    Args:
+        target: The figure.
+        x: Places of the curve's points, [G].
+        low: Lower ends, [G].
+        high: Upper ends, [G].
+        name: The arm.
+        arms: All arms of the figure.
+        curves: How many arms have an interval. Two are drawn as bands. More are bars, next to each
+            other: at every point of a short curve, at the last of a long one.
+        label: What the interval is.
+        step: Whether the curve is a step function.
+    """
     at, under, over = (np.asarray(part, dtype=np.float64) for part in (x, low, high))
     seen = np.isfinite(at) & np.isfinite(under) & np.isfinite(over)
     if not seen.any():
         return
+    at, under, over = at[seen], under[seen], over[seen]
+    if curves > _BANDS:
+        _add_bars(target, at, under, over, name=name, arms=arms, label=label)
+        return
+    import plotly.graph_objects as go
+
     common = {
-        "x": at[seen].tolist(),
+        "x": at.tolist(),
         "mode": "lines",
         "legendgroup": name,
         "showlegend": False,
         "hoverinfo": "skip",
+        "name": f"{arm_words(name)}: {label}",
         "line": {"width": 0, "shape": "hv" if step else "linear"},
     }
-    target.add_trace(go.Scatter(y=under[seen].tolist(), name=f"{name}: {label}", **common))
+    target.add_trace(go.Scatter(y=under.tolist(), **common))
+    fill = _translucent(colours(arms)[name])
+    target.add_trace(go.Scatter(y=over.tolist(), fill="tonexty", fillcolor=fill, **common))
+    explain(target, f"shaded: {label}")
+
+
+def _add_bars(
+    target: go.Figure,
+    at: Floats,
+    low: Floats,
+    high: Floats,
+    *,
+    name: str,
+    arms: Sequence[str],
+    label: str,
+) -> None:
+    import plotly.graph_objects as go
+
+    if len(at) > _BARS:
+        at, low, high = at[-1:], low[-1:], high[-1:]
+    # Next to each other: bars at one place hide each other.
+    width = float(np.ptp(at)) or float(abs(at[-1]))
+    shift = 0.008 * width * (arms.index(name) - (len(arms) - 1) / 2)
+    middle = (low + high) / 2
     target.add_trace(
         go.Scatter(
-            y=over[seen].tolist(),
-            name=f"{name}: {label}",
-            fill="tonexty",
-            fillcolor=_translucent(colours(arms)[name]),
-            **common,
+            x=(at + shift).tolist(),
+            y=middle.tolist(),
+            mode="markers",
+            marker={"opacity": 0, "color": colours(arms)[name]},
+            error_y={"type": "data", "array": (high - middle).tolist(), "thickness": 1.2},
+            legendgroup=name,
+            showlegend=False,
+            hoverinfo="skip",
+            name=f"{arm_words(name)}: {label}",
         )
     )
-    explain(target, f"shaded: {label}")
+    explain(target, f"bar: {label}")
+
+
+def add_open_ends(
+    target: go.Figure, x: Sequence[float], y: Sequence[float], *, name: str, arms: Iterable[str]
+) -> None:
+    """Add arrows where an arm's interval has no upper end."""
+    import plotly.graph_objects as go
+
+    if not len(x):
+        return
+    target.add_trace(
+        go.Scatter(
+            x=list(x),
+            y=list(y),
+            mode="markers",
+            marker={"symbol": "arrow-up", "size": 10, "color": colours(arms)[name]},
+            name=f"{arm_words(name)}: no upper bound",
+            legendgroup=name,
+            showlegend=False,
+            hoverinfo="skip",
+        )
+    )
+    explain(target, "arrow: no upper bound")
+
+
+def add_reference(
+    target: go.Figure,
+    x: Sequence[Any],
+    y: Sequence[Any],
+    *,
+    name: str,
+    colour: str = "#888888",
+) -> None:
+    """Add a dotted line that arms are compared with, and its entry in the legend."""
+    import plotly.graph_objects as go
+
+    line = {"color": colour, "width": 1.5, "dash": "dot"}
+    target.add_trace(
+        go.Scatter(x=list(x), y=list(y), name=name, mode="lines", line=line, hoverinfo="skip")
+    )
+
+
+def add_unit(
+    target: go.Figure, summary: ComparisonSummary, x: Sequence[Any], y: Sequence[Any]
+) -> None:
+    """Add the line of the reference arm, in its colour."""
+    reference = summary.reference
+    colour = colours(arms_compared(summary))[reference]
+    add_reference(target, x, y, name=arm_words(reference), colour=colour)
 
 
 def explain(target: go.Figure, text: str) -> None:
     """Say below the title what marks mean, once each."""
     title, _, said = (target.layout.title.text or "").partition(_BELOW_TITLE)
-    parts = said.removesuffix("</sup>").split("; ") if said else []
+    below = said.removesuffix("</sup>").replace("<br>", " ")
+    parts = below.split("; ") if below else []
     if text not in parts:
-        lines = "; ".join([*parts, text])
-        # Subtitles of plotly 5.20 on are not shown by older copies of plotly.js.
-        target.layout.title.text = f"{title}{_BELOW_TITLE}{lines}</sup>"
+        _entitle(target, title.replace("<br>", " "), [*parts, text])
 
 
 def thin(size: int, max_points: int) -> list[int]:
@@ -186,7 +312,7 @@ def arms_compared(summary: ComparisonSummary) -> list[str]:
 
 
 def hover_text(estimate: Estimate, *, scale: float = 1.0) -> str:
-    """An estimate as it is told where the pointer is."""
+    """An estimate as the text at the pointer."""
     bound = "at least " if estimate.censored else ""
     low, high = (f"{end * scale:.3g}" for end in (estimate.low, estimate.high))
     return f"{bound}{estimate.value * scale:.3g} [{low}, {high}], n = {estimate.n}"

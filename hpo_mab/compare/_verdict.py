@@ -1,0 +1,197 @@
+"""The verdict of a comparison: one answer per question, with the figures it rests on."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from typing import Any, Literal
+
+from hpo_mab.advantage import Estimate
+from hpo_mab.compare._records import ArmSummary, ComparisonSummary, Contrast, Currency
+
+#: Does the same configuration learn more; does the search find a better model; does it find better
+#: hyperparameters.
+Question = Literal["learns", "model", "hyperparameters"]
+Reply = Literal["yes", "no", "cannot tell"]
+
+#: Each question and the currencies in which it is asked; None: of the studies as they ended.
+_ASKED: tuple[tuple[Question, Currency | None], ...] = (
+    ("learns", "examples"),
+    ("learns", "seconds"),
+    ("model", "examples"),
+    ("model", "seconds"),
+    ("hyperparameters", None),
+)
+#: Each question as a statement of the arm, and what "no" says.
+_STATED: dict[Question, tuple[str, str]] = {
+    "learns": ("same configuration learns more", "no, less"),
+    "model": ("search finds a better model", "no, worse"),
+    "hyperparameters": ("better hyperparameters", "no, worse"),
+}
+_OTHER_SLOTS = "the arms' trials were trained in different numbers of slots"
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """The answer to one question about an arm.
+
+    The reply is ``"yes"`` where the whole interval lies above zero, ``"no"`` where it lies below,
+    else ``"cannot tell"``. The measures, each minus the reference's:
+
+    - ``"learns"``: validation accuracy of the same configuration at the end of a trial, over pairs;
+    - ``"model"``: validation accuracy of the best configuration after what the cheaper study spent
+      in all, over seeds;
+    - ``"hyperparameters"``: test accuracy of the best configuration, trained again under uniform
+      sampling, over seeds.
+
+    Attributes:
+        arm: Name of the arm.
+        reference: Name of the reference.
+        question: What is asked.
+        currency: What both arms spend equally; None: the studies as they ended.
+        reply: The answer.
+        estimate: The difference of accuracies that it rests on; None if it was not measured.
+        reason: Why there is no other reply, where the interval is not the reason.
+    """
+
+    arm: str
+    reference: str
+    question: Question
+    currency: Currency | None
+    reply: Reply
+    estimate: Estimate | None
+    reason: str = ""
+
+    @property
+    def unit(self) -> str:
+        """What is counted: ``"pair"`` or ``"seed"``."""
+        return "pair" if self.question == "learns" else "seed"
+
+    @property
+    def statement(self) -> str:
+        """What the question asks of the arm, e.g. ``"search finds a better model"``."""
+        return _STATED[self.question][0]
+
+    @property
+    def shown_reply(self) -> str:
+        """The reply in words: ``"yes"``, ``"cannot tell"``, or what is true instead."""
+        return _STATED[self.question][1] if self.reply == "no" else self.reply
+
+    def __str__(self) -> str:
+        """The answer as one line."""
+        at = "" if self.currency is None else f" at equal {self.currency}"
+        why = "; ".join(part for part in (self.reason, self._figures()) if part)
+        return f"{self.arm}: {self.statement}{at}? {self.shown_reply} ({why})."
+
+    def _figures(self) -> str:
+        found = self.estimate
+        if found is None or math.isnan(found.value):
+            return "" if self.reason else "not measured"
+        counted = f"{found.n} {self.unit}{'' if found.n == 1 else 's'}"
+        interval = (
+            f"{found.confidence:.0%} interval {100 * found.low:+.2f} to {100 * found.high:+.2f}"
+            if found.bounded
+            else "no interval"
+        )
+        return f"{100 * found.value:+.2f} points, {interval}, n = {counted}"
+
+    def to_json(self) -> dict[str, Any]:
+        """The answer as JSON values."""
+        plain = dataclasses.asdict(self)
+        plain["estimate"] = None if self.estimate is None else self.estimate.to_json()
+        return {**plain, "text": str(self)}
+
+
+def answers(contrast: Contrast) -> tuple[Answer, ...]:
+    """The answers about one arm: each question at equal examples and at equal seconds.
+
+    One seed says nothing of a search. Seconds say nothing where the arms were trained in different
+    numbers of slots, or where their trainings are the same.
+    """
+    return tuple(_answer(contrast, question, currency) for question, currency in _ASKED)
+
+
+def _answer(contrast: Contrast, question: Question, currency: Currency | None) -> Answer:
+    estimate = _measure(contrast, question, currency)
+    reason = ""
+    if currency == "seconds" and not contrast.same_slots:
+        reason = _OTHER_SLOTS
+    elif _is_equal(estimate) or (question == "learns" and _is_equal(_measure(contrast, question))):
+        reason = "no difference in any of them"
+    return Answer(
+        arm=contrast.arm,
+        reference=contrast.reference,
+        question=question,
+        currency=currency,
+        reply="cannot tell" if reason else _reply(estimate),
+        estimate=estimate,
+        reason=reason,
+    )
+
+
+def _is_equal(estimate: Estimate | None) -> bool:
+    """Whether no observation differs from zero, as of two arms that train the same."""
+    found = estimate
+    return found is not None and found.value == 0.0 and found.n > 1 and not found.bounded
+
+
+def _measure(
+    contrast: Contrast, question: Question, currency: Currency | None = None
+) -> Estimate | None:
+    if question == "hyperparameters":
+        return contrast.retrained_gain
+    if question == "model":
+        return contrast.gain[currency or "examples"]
+    if not contrast.paired:
+        return None
+    last = contrast.paired[-1]
+    return last.advantage_seconds if currency == "seconds" else last.advantage
+
+
+def _reply(estimate: Estimate | None) -> Reply:
+    if estimate is None or not estimate.bounded:
+        return "cannot tell"
+    if estimate.above(0.0):
+        return "yes"
+    return "no" if estimate.below(0.0) else "cannot tell"
+
+
+def verdict(summary: ComparisonSummary) -> str:
+    """All answers in plain words, one per line, then what limits them."""
+    if not summary.contrasts:
+        return f"Only the arm '{summary.reference}' has been run: there is nothing to compare."
+    lines = [str(one) for contrast in summary.contrasts for one in answers(contrast)]
+    return "\n".join([*lines, *caveats(summary)])
+
+
+def caveats(summary: ComparisonSummary) -> tuple[str, ...]:
+    """What limits the answers, a sentence each."""
+    return tuple(_caveats(summary))
+
+
+def _caveats(summary: ComparisonSummary) -> Iterator[str]:
+    arms = {arm.arm: arm for arm in summary.arms}
+    if any(len(contrast.seeds) == 1 for contrast in summary.contrasts):
+        yield "One seed cannot tell whether a search is better; more seeds can."
+    for contrast in summary.contrasts:
+        lengths = [
+            _lengths(arms[one], contrast.seeds) for one in (contrast.arm, contrast.reference)
+        ]
+        if lengths[0] != lengths[1]:
+            own, other = (" and ".join(map(str, sorted(set(each)))) for each in lengths)
+            yield (
+                f"Unequal studies: {own} finished trials in {contrast.arm}, {other} in "
+                f"{contrast.reference}. Equal spend is what the cheaper study spent."
+            )
+        if not contrast.same_slots:
+            yield (
+                f"Seconds of {contrast.arm} and {contrast.reference} cannot be compared: "
+                f"{_OTHER_SLOTS}."
+            )
+
+
+def _lengths(arm: ArmSummary, seeds: tuple[int, ...]) -> list[int]:
+    """Finished trials of an arm's studies; empty where they are not known."""
+    known = dict(zip(arm.seeds, arm.finished_by_seed, strict=False))
+    return [known[seed] for seed in seeds if seed in known]

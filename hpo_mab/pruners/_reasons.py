@@ -1,0 +1,262 @@
+"""Why a trial was pruned: stored with it as numbers, and shown as a sentence.
+
+Optuna's pruners give no reason. It is computed again by the rule that each documents, from the
+study's trials, once the pruner has said yes: the decision itself costs what it did.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import optuna
+from optuna.pruners import BasePruner
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+
+from hpo_mab._attributes import PRUNED_KEY, REASON_KEY
+from hpo_mab.pruners._advantage_pruner import AdvantagePruner, needed_at_rung
+from hpo_mab.pruners._top_k import TopKPruner
+
+Because = dict[str, Any]
+
+
+def store_reason(trial: optuna.trial.Trial) -> None:
+    """Store why the study's pruner has just stopped a trial, unless the pruner has done so.
+
+    The reason is the user attribute ``hpo_mab:pruned_because``: ``pruner`` (its class), ``step``,
+    ``value`` (None if it was not a number), ``threshold`` (the bar that it missed; None if there
+    was none) and ``competitors``; further keys depend on the pruner. Trials that other workers
+    have ended since the decision count in the bar of Optuna's pruners.
+
+    Args:
+        trial: A running trial whose ``should_prune()`` was true. A pruner of another class than
+            Optuna's and ours may set the attribute itself; else ``pruner``, ``step`` and ``value``
+            are stored.
+    """
+    study, pruner = trial.study, trial.study.pruner
+    if isinstance(pruner, AdvantagePruner):
+        return
+    frozen = study._storage.get_trial(trial._trial_id)
+    if PRUNED_KEY not in frozen.user_attrs:
+        because = _because(pruner, study, frozen)
+        study._storage.set_trial_user_attr(trial._trial_id, PRUNED_KEY, because)
+
+
+def _because(pruner: BasePruner, study: optuna.Study, trial: FrozenTrial) -> Because:
+    step = trial.last_step
+    value = math.nan if step is None else float(trial.intermediate_values[step])
+    because: Because = {
+        "pruner": type(pruner).__name__,
+        "step": step,
+        "value": value,
+        "threshold": None,
+        "competitors": None,
+    }
+    # Of a subclass the rule may be another one.
+    rule = _RULES.get(type(pruner))
+    if rule is not None and step is not None:
+        because |= rule(pruner, study, trial)
+    return {key: _json(number) for key, number in because.items()}
+
+
+def _json(value: Any) -> Any:
+    """A value without NaN, which JSON does not have."""
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+# The rules. They read the settings of Optuna's pruners, which have no public names.
+
+
+def _percentile(pruner: Any, study: optuna.Study, trial: FrozenTrial) -> Because:
+    """The best value so far against complete trials' values at the same step."""
+    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    step = trial.last_step
+    others = [t.intermediate_values[step] for t in complete if step in t.intermediate_values]
+    maximize = study.direction == StudyDirection.MAXIMIZE
+    share = 100 - pruner._percentile if maximize else pruner._percentile
+    return {
+        "value": _best(study, trial.intermediate_values.values()),
+        "threshold": float(np.nanpercentile(others, share)) if others else None,
+        "competitors": len(others),
+        "percentile": float(pruner._percentile),
+    }
+
+
+def _best(study: optuna.Study, values: Iterable[float]) -> float:
+    numbers = [float(value) for value in values if not math.isnan(value)]
+    best = max if study.direction == StudyDirection.MAXIMIZE else min
+    return best(numbers, default=math.nan)
+
+
+def _halving(pruner: Any, study: optuna.Study, trial: FrozenTrial) -> Because:
+    """The value at a rung against those of all trials that have come to it."""
+    key = "completed_rung_{}"
+    rung = 0
+    while key.format(rung) in trial.system_attrs:
+        rung += 1
+    value = float(trial.intermediate_values[trial.last_step or 0])
+    # A value that is not a number is not entered at its rung.
+    rung -= not math.isnan(value)
+    trials = study.get_trials(deepcopy=False)
+    entered = [t.system_attrs.get(key.format(rung)) for t in trials]
+    values = [one for one in entered if one is not None]
+    factor = pruner._reduction_factor
+    judged = not math.isnan(value) and len(values) > pruner._bootstrap_count
+    return {
+        "rung": rung,
+        "step": pruner._min_resource * factor ** (pruner._min_early_stopping_rate + rung),
+        "threshold": (
+            needed_at_rung(values, reduction_factor=factor, direction=study.direction)
+            if judged
+            else None
+        ),
+        "competitors": len(values),
+    }
+
+
+def _hyperband(pruner: Any, study: optuna.Study, trial: FrozenTrial) -> Because:
+    """Successive halving among the trials of one bracket."""
+    bracket = pruner._get_bracket_id(study, trial)
+    among = pruner._create_bracket_study(study, bracket)
+    return {**_halving(pruner._pruners[bracket], among, trial), "bracket": bracket}
+
+
+def _top_k(pruner: TopKPruner, study: optuna.Study, trial: FrozenTrial) -> Because:
+    return {"top_k": pruner.k}
+
+
+def _threshold(pruner: Any, study: optuna.Study, trial: FrozenTrial) -> Because:
+    value = trial.intermediate_values[trial.last_step or 0]
+    return {"threshold": float(pruner._upper if value > pruner._upper else pruner._lower)}
+
+
+def _patient(pruner: Any, study: optuna.Study, trial: FrozenTrial) -> Because:
+    """The last evaluations were no better than those before; then the wrapped pruner's reason."""
+    values = [value for _, value in sorted(trial.intermediate_values.items())]
+    late = pruner._patience + 1
+    inner: Because = {}
+    if pruner._wrapped_pruner is not None:
+        inner = {"wrapped": _because(pruner._wrapped_pruner, study, trial)}
+    return {
+        "value": _best(study, values[-late:]),
+        "threshold": _best(study, values[:-late]),
+        "patience": pruner._patience,
+        **inner,
+    }
+
+
+def _wilcoxon(pruner: Any, study: optuna.Study, trial: FrozenTrial) -> Because:
+    """The signed-rank test against the best trial at the steps that both have."""
+    from scipy import stats
+
+    best = study.best_trial
+    steps = sorted(trial.intermediate_values.keys() & best.intermediate_values.keys())
+    difference = [trial.intermediate_values[s] - best.intermediate_values[s] for s in steps]
+    worse = "less" if study.direction == StudyDirection.MAXIMIZE else "greater"
+    test = stats.wilcoxon(difference, alternative=worse, zero_method="zsplit")
+    return {
+        "best_trial": best.number,
+        "p_value": float(test.pvalue),
+        "p_threshold": pruner._p_threshold,
+        "steps": len(steps),
+    }
+
+
+_RULES: Mapping[type[BasePruner], Callable[[Any, optuna.Study, FrozenTrial], Because]] = {
+    TopKPruner: _top_k,
+    optuna.pruners.HyperbandPruner: _hyperband,
+    optuna.pruners.MedianPruner: _percentile,
+    optuna.pruners.PatientPruner: _patient,
+    optuna.pruners.PercentilePruner: _percentile,
+    optuna.pruners.SuccessiveHalvingPruner: _halving,
+    optuna.pruners.ThresholdPruner: _threshold,
+    optuna.pruners.WilcoxonPruner: _wilcoxon,
+}
+
+
+# The sentence.
+
+
+def why_pruned(attrs: Mapping[str, Any], *, pruner: str = "", form: str = ".2%") -> str:
+    """Why a pruned trial was pruned, as plain text that ends with a full stop.
+
+    Args:
+        attrs: Its user attributes, see `hpo_mab._attributes.trial_attributes`.
+        pruner: The pruner, for trials of earlier versions, which have no reason.
+        form: Format of a value.
+    """
+    because = attrs.get(PRUNED_KEY)
+    if isinstance(because, Mapping) and "step" in because:
+        return _sentence(because, form)
+    reason = attrs.get(REASON_KEY)
+    if reason:
+        return f"{str(reason).rstrip('.')}."
+    return f"the pruner{f' {pruner}' if pruner else ''} stopped it; no reason is stored."
+
+
+def _sentence(because: Mapping[str, Any], form: str) -> str:
+    value, threshold = because.get("value"), because.get("threshold")
+    where = _place(because)
+    if value is None:
+        return f"its value at {where} was not a number."
+    own = f"{value:{form}}"
+    needed = None if threshold is None else f"{threshold:{form}}"
+    others = because.get("competitors")
+    if "rung" in because:
+        entered = "" if others is None else f", as one of {others} trials judged there so far"
+        missed = f"{needed} was needed to continue" if needed else "too few for one to continue"
+        return f"{own} at {where}{entered}; {missed}.{_moved(because)}"
+    if "percentile" in because:
+        return (
+            f"{own} was its best value up to {where}; {needed} was needed, which the best "
+            f"{because['percentile']:g}% of {others} complete trials had there."
+        )
+    if "top_k" in because:
+        return (
+            f"every trial stops at {where}, where this one had {own}; the best {because['top_k']} "
+            "are trained in full."
+        )
+    if "patience" in because:
+        text = (
+            f"{own} was its best value in the last {because['patience'] + 1} evaluations up to "
+            f"{where}, less good than {needed} before."
+        )
+        wrapped = because.get("wrapped")
+        return f"{text} Then: {_sentence(wrapped, form)}" if wrapped else text
+    if "p_value" in because:
+        return (
+            f"it was worse than trial {because['best_trial']}, the best then, at "
+            f"{because['steps']} common evaluations (Wilcoxon p = {because['p_value']:.3g}, below "
+            f"{because['p_threshold']:g})."
+        )
+    if needed is not None:
+        return f"{own} at {where} was beyond the limit {needed}."
+    return f"{because['pruner']} stopped it at {where}, where it had {own}."
+
+
+def _place(because: Mapping[str, Any]) -> str:
+    bracket = "" if because.get("bracket") is None else f" of bracket {because['bracket']}"
+    rung = "" if because.get("rung") is None else f"rung {because['rung']}{bracket} at "
+    return f"{rung}evaluation {because['step']}"
+
+
+def _moved(because: Mapping[str, Any]) -> str:
+    """What moved a rung of `hpo_mab.AdvantagePruner`."""
+    later = because.get("fidelity")
+    if later:
+        low, high = later["tau"]
+        return (
+            f" The first rung was moved later from evaluation {later['step']}, where the study's "
+            f"first {later['trials']} complete trials ranked as at their end by tau "
+            f"[{low:.2f}, {high:.2f}] only."
+        )
+    if not because.get("evidence"):
+        return ""
+    return (
+        f" Evidence {because['evidence']} moved this rung: without it, it would lie at "
+        f"evaluation {because.get('uniform_step')}. Evaluation {because['step']} is worth "
+        f"number {float(because.get('equivalent_step') or 0.0):.1f} of uniform training."
+    )

@@ -1,0 +1,305 @@
+"""What a study's trials saw of its examples, in the study's database, compressed."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import secrets
+import time
+import zlib
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, Protocol, Self
+
+import numpy as np
+import sqlalchemy as sa
+from numpy.typing import NDArray
+from optuna.storages._rdb import models
+
+from hpo_mab._attributes import RECORD_KEY
+from hpo_mab._examples import COLUMNS, ExampleCounts, ExampleRecord
+from hpo_mab.storage._schema import EXAMPLES
+
+_keys = models.StudySystemAttributeModel.__table__
+_is_key = _keys.c.key == RECORD_KEY
+_number = sa.cast(_keys.c.value_json, sa.BigInteger)
+
+#: Names of tables: the record's, and the sums that samplers use, which stay as they are.
+_SUMS, _PREDICTIONS, _FROZEN = "sums", "predictions", "frozen"
+
+#: Bytes of a part before compression: servers refuse statements of many MiB.
+_PART = 2**21
+# Fast; sums hardly get smaller by trying harder.
+_LEVEL = 1
+
+
+class ExampleStore:
+    """Reads and writes the record of examples of each study.
+
+    A record has a random number that is never used again, which the study holds as its system
+    attribute `RECORD_KEY`: a study that gets the id of a deleted one has none. A record is some
+    rows, each a compressed part of it; its size does not depend on the number of trials.
+
+    Args:
+        engine: Where the records live: the engine of the study's Optuna storage, whose tables are
+            up to date.
+    """
+
+    def __init__(self, engine: sa.Engine) -> None:
+        self._engine = engine
+
+    def add(self, study_id: int, counts: ExampleCounts, *, total: int, labels: str) -> None:
+        """Add what some trials saw; the caller holds the study's lock.
+
+        Args:
+            study_id: Optuna's study id.
+            counts: The sums of the trials.
+            total: Training examples of the study.
+            labels: Digest of their labels.
+        """
+        with self._engine.begin() as connection:
+            number = _number_of(connection, study_id)
+            if number is None:
+                self._insert(connection, _new(connection, study_id), counts, total, labels)
+                return
+            known = _read(connection, number)
+            if known is not None:
+                if known.labels != labels:
+                    # Labels have changed under the study, which refuses that when it is continued.
+                    return
+                counts = known.counts + counts
+            connection.execute(
+                EXAMPLES.delete().where(EXAMPLES.c.record == number, EXAMPLES.c.name != _FROZEN)
+            )
+            self._insert(connection, number, counts, total, labels)
+
+    def freeze(self, study_id: int, *, trials: int) -> ExampleRecord | None:
+        """The record as it was when it first had ``trials`` trials, without predictions.
+
+        The caller holds the study's lock.
+
+        Args:
+            study_id: Optuna's study id.
+            trials: Fewest trials.
+
+        Returns:
+            None as long as there are fewer.
+        """
+        with self._engine.begin() as connection:
+            number = _number_of(connection, study_id)
+            if number is None:
+                return None
+            known = _read(connection, number, sums=_FROZEN)
+            if known is None:
+                query = sa.select(EXAMPLES).where(
+                    EXAMPLES.c.record == number,
+                    EXAMPLES.c.name == _SUMS,
+                    EXAMPLES.c.trials >= trials,
+                )
+                for row in list(connection.execute(query).mappings()):
+                    connection.execute(EXAMPLES.insert(), {**row, "name": _FROZEN})
+                known = _read(connection, number, sums=_FROZEN)
+            return known
+
+    def frozen(self, study_id: int) -> ExampleRecord | None:
+        """What `freeze` has kept; None without."""
+        with self._engine.connect() as connection:
+            number = _number_of(connection, study_id)
+            return None if number is None else _read(connection, number, sums=_FROZEN)
+
+    def load(self, study_id: int) -> ExampleRecord | None:
+        """The record of a study; None without one."""
+        with self._engine.connect() as connection:
+            number = _number_of(connection, study_id)
+            return None if number is None else _read(connection, number)
+
+    def copy(self, study_id: int, target: ExampleStore, target_id: int) -> None:
+        """Copy a study's record to another study, which must have none."""
+        with self._engine.connect() as connection:
+            number = _number_of(connection, study_id)
+            if number is None:
+                return
+            query = sa.select(EXAMPLES).where(EXAMPLES.c.record == number)
+            rows = [dict(row) for row in connection.execute(query).mappings()]
+        with target._engine.begin() as connection:
+            # A number of its own: the copy may go on, and the study, too.
+            new = _new(connection, target_id)
+            for row in rows:
+                connection.execute(EXAMPLES.insert(), {**row, "record": new})
+
+    def remove_orphans(self) -> None:
+        """Remove the records that no study refers to: those of deleted studies."""
+        orphans = (
+            sa.select(EXAMPLES.c.record)
+            .distinct()
+            .where(EXAMPLES.c.record.not_in(sa.select(_number).where(_is_key)))
+        )
+        with self._engine.begin() as connection:
+            # Looked up first: a DELETE with this condition locks every row it reads on MySQL.
+            for number in list(connection.scalars(orphans)):
+                connection.execute(EXAMPLES.delete().where(EXAMPLES.c.record == number))
+
+    def _insert(
+        self,
+        connection: sa.Connection,
+        number: int,
+        counts: ExampleCounts,
+        total: int,
+        labels: str,
+    ) -> None:
+        tables: list[tuple[str, NDArray[Any]]] = [(_SUMS, counts.sums)]
+        if counts.predictions is not None:
+            tables.append((_PREDICTIONS, counts.predictions))
+        for name, table in tables:
+            for part, block in enumerate(_blocks(table)):
+                row = {
+                    "record": number,
+                    "name": name,
+                    "part": part,
+                    "total": total,
+                    "labels": labels,
+                    "trials": counts.trials,
+                    "columns": table.shape[1],
+                    "data": zlib.compress(_planes(block), _LEVEL),
+                }
+                connection.execute(EXAMPLES.insert(), row)
+
+
+def _number_of(connection: sa.Connection, study_id: int) -> int | None:
+    query = sa.select(_keys.c.value_json).where(_keys.c.study_id == study_id, _is_key)
+    known = connection.scalar(query)
+    return None if known is None else int(json.loads(known))
+
+
+def _new(connection: sa.Connection, study_id: int) -> int:
+    number = secrets.randbits(62)
+    row = {"study_id": study_id, "key": RECORD_KEY, "value_json": str(number)}
+    connection.execute(_keys.insert(), row)
+    return number
+
+
+def _read(connection: sa.Connection, number: int, *, sums: str = _SUMS) -> ExampleRecord | None:
+    query = sa.select(EXAMPLES).where(EXAMPLES.c.record == number).order_by(EXAMPLES.c.part)
+    names = [sums] if sums == _FROZEN else [_SUMS, _PREDICTIONS]
+    rows = list(connection.execute(query.where(EXAMPLES.c.name.in_(names))).mappings())
+    if not rows:
+        return None
+    tables: dict[str, NDArray[Any]] = {}
+    for name, kind in ((sums, np.float32), (_PREDICTIONS, np.uint32)):
+        parts = [row for row in rows if row["name"] == name]
+        if parts:
+            data = [_from_planes(zlib.decompress(row["data"])).view(kind) for row in parts]
+            tables[name] = np.concatenate(data).reshape(-1, parts[0]["columns"])
+    first = rows[0]
+    return ExampleRecord(
+        total=int(first["total"]),
+        labels=str(first["labels"]),
+        counts=ExampleCounts(
+            trials=int(first["trials"]),
+            sums=tables[sums].reshape(-1, len(COLUMNS)),
+            predictions=tables.get(_PREDICTIONS),
+        ),
+    )
+
+
+def _blocks(table: NDArray[Any]) -> Sequence[NDArray[Any]]:
+    rows = max(1, _PART // (table.itemsize * table.shape[1]))
+    return [table[start : start + rows] for start in range(0, len(table), rows)]
+
+
+def _planes(block: NDArray[Any]) -> bytes:
+    """The first byte of every number, then the second, ...: they compress to half as much."""
+    flat = np.ascontiguousarray(block).view(np.uint8).reshape(-1, 4)
+    return np.ascontiguousarray(flat.T).tobytes()
+
+
+def _from_planes(data: bytes) -> NDArray[np.uint8]:
+    return np.ascontiguousarray(np.frombuffer(data, dtype=np.uint8).reshape(4, -1).T).reshape(-1)
+
+
+class Sums(Protocol):
+    """What trials saw, wherever it is; see `hpo_mab.training`."""
+
+    def __add__(self, other: Self) -> Self:
+        """The sums of both."""
+
+    def on_host(self) -> ExampleCounts:
+        """The same in numpy."""
+
+
+#: Trials after which samplers use what they saw.
+FIRST_TRIALS = 4
+
+#: A worker writes at most this share of its time.
+_SHARE = 0.01
+
+
+class ExampleWriter:
+    """Collects what the trials of one worker saw and adds it to the study's record now and then.
+
+    Writing takes at most about a hundredth of the worker's time. A worker that is killed loses what
+    its trials have seen since the last writing.
+
+    Args:
+        store: Where to.
+        study_id: Optuna's study id.
+        total: Training examples of the study.
+        labels: Digest of their labels.
+        lock: Makes the lock of the study's record, which no thread of this process may hold when
+            `flush` is called.
+        clock: Returns seconds.
+    """
+
+    def __init__(
+        self,
+        store: ExampleStore,
+        study_id: int,
+        *,
+        total: int,
+        labels: str,
+        lock: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._store = store
+        self._study_id = study_id
+        self._total = total
+        self._labels = labels
+        self._lock = lock
+        self._clock = clock
+        self._open: dict[int, Any] = {}
+        self._waiting: Any = None
+        self._due = clock()
+
+    def offer(self, trial_id: int, sums: Sums) -> None:
+        """Keep what a trial saw until it is known how the trial has ended."""
+        self._open[trial_id] = sums
+
+    def settle(self, trial_id: int, *, counts: bool) -> None:
+        """Take what a trial saw, or drop it: it is tried again, and must not count twice."""
+        sums = self._open.pop(trial_id, None)
+        if sums is not None and counts:
+            self._waiting = sums if self._waiting is None else self._waiting + sums
+
+    def freeze(self) -> ExampleRecord | None:
+        """What samplers of the study use; None before enough trials have ended."""
+        self.flush()
+        with self._lock():
+            return self._store.freeze(self._study_id, trials=FIRST_TRIALS)
+
+    def flush_if_due(self) -> None:
+        """Write what waits if the last writing was long enough ago."""
+        if self._clock() >= self._due:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what waits."""
+        if self._waiting is None:
+            return
+        begun = self._clock()
+        with self._lock():
+            self._store.add(
+                self._study_id, self._waiting.on_host(), total=self._total, labels=self._labels
+            )
+        self._waiting = None
+        ended = self._clock()
+        self._due = ended + (ended - begun) / _SHARE

@@ -1,0 +1,187 @@
+r"""Whole studies: sampler by pruner by what an evaluation evaluates, winners trained again.
+
+    python studies/rungs/whole.py digits --out studies/rungs/whole-digits.json
+    python studies/rungs/whole.py fashion_mnist --root data --workers 8 --slots 4 \
+        --out studies/rungs/whole-fashion_mnist.json
+
+The same command continues what was interrupted. Every study is paired by seed with uniform sampling
+under Hyperband on trained weights, whose incumbent is the target of all costs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import concurrent.futures
+import dataclasses
+import json
+import multiprocessing
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import optuna
+import torch
+
+from hpo_mab.compare import ComparisonRuns, run_comparison, summarise
+from hpo_mab.search import StudySpec, make_spec
+from hpo_mab.storage import Storage, StudyRun
+from hpo_mab.training import select_device
+
+#: Sections of the definition that differ from data set to data set.
+DATA: Mapping[str, Mapping[str, Any]] = {
+    "digits": {"budget": {"epochs": 8}, "training": {"batch_size": 64}, "retrain": 2},
+    "fashion_mnist": {"budget": {"epochs": 1}, "training": {"batch_size": 128}, "retrain": 1},
+}
+#: What an evaluation within a trial evaluates, and the schedule of the learning rate.
+WEIGHTS: Mapping[str, Mapping[str, Any]] = {
+    "trained": {"average": 0.0},
+    "averaged": {"average": 0.2},
+    "constant": {"average": 0.2, "schedule": "constant"},
+}
+REFERENCE = "uniform_hyperband_trained"
+
+
+def definition(
+    name: str, weights: str, *, seed: int, root: str, device: str, slots: int
+) -> StudySpec:
+    """The four studies of one seed that share the weights they evaluate."""
+    own = DATA[name]
+    return make_spec(
+        {
+            "name": f"whole-{name}-{weights}",
+            "seed": seed,
+            "data": {"name": name, "root": root},
+            "model": {"name": "small_cnn"},
+            "budget": {"evaluations": 8, "trials": 24, **own["budget"]},
+            "optimizer": {
+                "name": "sgd",
+                "lr": {"low": 0.003, "high": 1.0, "log": True},
+                "momentum": {"low": 0.5, "high": 0.98},
+                "weight_decay": {"low": 1e-6, "high": 1e-2, "log": True},
+            },
+            "training": {
+                "label_smoothing": {"low": 0.0, "high": 0.2},
+                "precision": "bfloat16" if device.startswith("cuda") else "float32",
+                "device": device,
+                "slots": slots,
+                **own["training"],
+                **WEIGHTS[weights],
+            },
+            "search": {"sampler": "tpe", "initial": 6},
+            "compare": {
+                "seeds": 1,
+                "retrain": own["retrain"],
+                "reference": "uniform_hyperband",
+                "arms": {
+                    f"{sampler}_{pruner}": {
+                        "sampler": {"kind": sampler},
+                        "pruner": {"kind": pruner},
+                    }
+                    for sampler in ("uniform", "mab")
+                    for pruner in ("hyperband", "advantage")
+                },
+            },
+        }
+    )
+
+
+def run_seed(
+    name: str, seed: int, *, storage: str, root: str, device: str, slots: int
+) -> dict[str, ComparisonRuns]:
+    """All studies of one seed, by the weights they evaluate."""
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    torch.set_num_threads(1)
+    kept = Storage(storage)
+    found = {}
+    for weights in WEIGHTS:
+        spec = definition(name, weights, seed=seed, root=root, device=device, slots=slots)
+        found[weights] = run_comparison(spec, kept)
+        if found[weights].interrupted:
+            raise KeyboardInterrupt
+        print(f"{name}, seed {seed}: {weights} weights done", flush=True)
+    kept.close()
+    return found
+
+
+def named(found: Mapping[str, ComparisonRuns]) -> tuple[list[StudyRun], dict[Any, Any]]:
+    """Studies and re-trained scores, with the weights as a part of the arm's name."""
+    runs, scores = [], {}
+    for weights, part in found.items():
+        runs += [dataclasses.replace(run, arm=f"{run.arm}_{weights}") for run in part.runs]
+        for (arm, seed), values in part.retrained.items():
+            scores[f"{arm}_{weights}", seed] = values
+    return runs, scores
+
+
+def record(found: Iterable[Mapping[str, ComparisonRuns]]) -> dict[str, Any]:
+    """Every trial's end and cost, the re-trained scores, and what they say of each arm."""
+    runs: list[StudyRun] = []
+    scores: dict[Any, Any] = {}
+    environment: dict[str, Any] = {}
+    for seed in found:
+        more, retrained = named(seed)
+        runs += more
+        scores |= retrained
+        environment = next(iter(seed.values())).environment
+    summary = summarise(runs, reference=REFERENCE, retrained=scores)
+    return {
+        "environment": environment,
+        "reference": REFERENCE,
+        "trial_examples": summary.trial_examples,
+        "arms": [dataclasses.asdict(arm) for arm in summary.arms],
+        "contrasts": [
+            {
+                "arm": contrast.arm,
+                "gain": dataclasses.asdict(contrast.gain["examples"]),
+                "cost": [dataclasses.asdict(cost) for cost in contrast.cost],
+                "retrained_gain": contrast.retrained_gain
+                and dataclasses.asdict(contrast.retrained_gain),
+            }
+            for contrast in summary.contrasts
+        ],
+        "studies": [
+            {
+                "arm": run.arm,
+                "seed": run.seed,
+                "retrained": scores.get((run.arm, run.seed), ()),
+                "trials": [[t.number, t.state, t.value, t.own_examples] for t in run.trials],
+            }
+            for run in runs
+        ],
+    }
+
+
+def main() -> None:
+    """Read the command line, run what is missing, write the record."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("data", choices=DATA)
+    parser.add_argument("--root", default="data")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--storage", default="sqlite:///whole-{seed}.db", help="one for each seed")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--slots", type=int, default=1)
+    parser.add_argument("--workers", type=int, default=1, help="seeds that run at the same time")
+    options = parser.parse_args()
+    device = str(select_device(options.device))
+    # Spawned: a forked process cannot use the CUDA context of its parent.
+    context = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(options.workers, mp_context=context) as pool:
+        waiting = [
+            pool.submit(
+                run_seed,
+                options.data,
+                seed,
+                storage=options.storage.format(seed=seed),
+                root=options.root,
+                device=device,
+                slots=options.slots,
+            )
+            for seed in range(options.seeds)
+        ]
+        found = [each.result() for each in waiting]
+    options.out.write_text(json.dumps(record(found), separators=(",", ":"), default=str))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,124 @@
+"""``hpo-mab examples``: lists, a page with pictures, a table, and a list to leave out."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.datasets import load_digits
+
+Cli = Callable[..., "tuple[int, str, str]"]
+
+
+@pytest.fixture(name="made", scope="module")
+def _made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the first test that needs them leaves what the others take over."""
+    return tmp_path_factory.mktemp("made") / "files"
+
+
+@pytest.fixture(name="study")
+def _study(cli: Cli, tiny: str, tmp_path: Path, made: Path) -> str:
+    if not made.exists():
+        assert cli("run", tiny, "--quiet")[0] == 0
+        shutil.copytree(tmp_path, made)
+    shutil.copytree(made, tmp_path, dirs_exist_ok=True)
+    return "tiny-mab-seed0"
+
+
+def test_the_lists(cli: Cli, study: str) -> None:
+    status, out, err = cli("examples", study, "--top", "3")
+    assert (status, err) == (0, "")
+    assert "4 trials saw 1,149 training examples" in out
+    for heading in ("Most likely mislabelled", "Hardest", "Most ambiguous"):
+        assert heading in out
+    found = json.loads(cli("examples", study, "--top", "3", "--json")[1])
+    assert found["trials"] == 4
+    scores = [one["score"] for one in found["suspicious"]]
+    assert len(scores) == 3
+    assert scores == sorted(scores, reverse=True)
+    assert all(one["label"] != one["preferred"] for one in found["suspicious"])
+
+
+def test_a_page_and_a_table(cli: Cli, study: str, tmp_path: Path) -> None:
+    status, *_ = cli("examples", study, "--html", "e.html", "--csv", "e.csv", "--top", "4")
+    assert status == 0
+    page = (tmp_path / "e.html").read_text()
+    assert page.count('src="data:image/png;base64,') == 12
+    assert re.search(r'(src|href)="http', page) is None
+    rows = list(csv.DictReader((tmp_path / "e.csv").read_text().splitlines()))
+    suspicious = [float(row["suspicious"]) for row in rows]
+    assert suspicious == sorted(suspicious, reverse=True)
+    assert len({row["index"] for row in rows}) == len(rows) > 1000
+
+
+def test_what_is_dropped_is_not_trained_on(cli: Cli, study: str, tmp_path: Path) -> None:
+    assert cli("examples", study, "--drop", "7", "-o", "out.json")[0] == 0
+    dropped = json.loads((tmp_path / "out.json").read_text())["indices"]
+    assert len(dropped) == 7
+    status, _, err = cli("run", "tiny.toml", "-q", "--set", "data.exclude=out.json")
+    assert status == 2  # Other data than those of the study.
+    assert "another definition: data.exclude" in err
+    named = ("--name", "clean", "--set", "data.exclude=out.json")
+    assert cli("run", "tiny.toml", "-q", *named)[0] == 0
+    found = json.loads(cli("examples", "clean", "--top", "2000", "--json")[1])
+    assert found["total"] == 1142
+    assert not {one["index"] for one in found["suspicious"]} & set(dropped)
+
+
+def test_a_list_of_other_labels_is_refused(cli: Cli, study: str, tmp_path: Path) -> None:
+    assert cli("examples", study, "--drop", "1", "-o", "out.json")[0] == 0
+    listed = json.loads((tmp_path / "out.json").read_text())
+    for change, message in (
+        ({"labels": "0" * 32}, "other training labels"),
+        ({"format": 9}, "has format 9"),
+        ({"indices": "x"}, "no list of images"),
+    ):
+        (tmp_path / "out.json").write_text(json.dumps(listed | change))
+        named = ("--name", "n", "--set", "data.exclude=out.json")
+        status, _, err = cli("run", "tiny.toml", "-q", *named)
+        assert status == 2
+        assert message in err
+    status, _, err = cli("run", "tiny.toml", "-q", "--name", "n", "--set", "data.exclude=no.json")
+    assert (status, "cannot be read" in err) == (2, True)
+
+
+def test_mistakes_in_one_line(cli: Cli, study: str) -> None:
+    status, _, err = cli("examples", study, "--drop", "5000")
+    assert (status, "--drop must be in [1, 1149]" in err) == (2, True)
+    off = ("--name", "off", "--set", "training.examples=false")
+    assert cli("run", "tiny.toml", "-q", *off)[0] == 0
+    status, _, err = cli("examples", "off")
+    assert (status, "has no record of examples" in err) == (2, True)
+
+
+def test_flipped_labels_of_a_folder_come_first_with_their_files(cli: Cli, tmp_path: Path) -> None:
+    digits = load_digits()
+    kept = digits.target < 2
+    pixels = (digits.images[kept] * 15.9).astype(np.uint8)
+    for number, (image, label) in enumerate(zip(pixels, digits.target[kept], strict=True)):
+        given = 1 - label if number % 30 == 0 else label
+        name = "flipped" if given != label else "right"
+        path = tmp_path / "photos" / ("zero", "one")[given] / f"{name}-{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(path)
+    (tmp_path / "folder.toml").write_text(
+        'name = "folder"\n[data]\nname = "image_folder"\nroot = "photos"\n'
+        '[budget]\nepochs = 3\ntrials = 3\n[model]\nname = "mlp"\n'
+        "[optimizer]\nlr = 0.05\n[training]\nbatch_size = 16\n"
+        '[sampler]\nkind = "uniform"\n[search]\ninitial = 2\n'
+    )
+    assert cli("run", "folder.toml", "-q")[0] == 0
+    found = json.loads(cli("examples", "folder-uniform-seed0", "--top", "5", "--json")[1])
+    assert all("flipped-" in one["file"] for one in found["suspicious"])
+    for one in found["suspicious"]:
+        assert (tmp_path / "photos" / one["file"]).is_file()
+        assert one["file"].startswith(f"{one['label']}/")
+    # The second time images and names come from the cache.
+    assert json.loads(cli("examples", "folder-uniform-seed0", "--top", "5", "--json")[1]) == found

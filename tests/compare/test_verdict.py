@@ -1,0 +1,155 @@
+"""Each question has one answer, which rests on one measure."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+
+from hpo_mab._attributes import INTERRUPTED_KEY, STACK_KEY, TWIN_KEY
+from hpo_mab.advantage import Estimate
+from hpo_mab.compare import answers, caveats, summarise, verdict
+
+QUESTIONS = [
+    ("learns", "examples"),
+    ("learns", "seconds"),
+    ("model", "examples"),
+    ("model", "seconds"),
+    ("hyperparameters", None),
+]
+
+
+def found(low, high, n=5):
+    return Estimate(value=(low + high) / 2, low=low, high=high, n=n)
+
+
+def with_measure(contrast, question, currency, estimate):
+    """The contrast with another estimate for one question."""
+    if question == "hyperparameters":
+        return dataclasses.replace(contrast, retrained_gain=estimate)
+    if question == "model":
+        return dataclasses.replace(contrast, gain={**contrast.gain, currency: estimate})
+    field = "advantage_seconds" if currency == "seconds" else "advantage"
+    last = dataclasses.replace(contrast.paired[-1], **{field: estimate})
+    return dataclasses.replace(contrast, paired=(*contrast.paired[:-1], last))
+
+
+def replies(contrast):
+    return {(one.question, one.currency): one.reply for one in answers(contrast)}
+
+
+@pytest.mark.parametrize(("question", "currency"), QUESTIONS)
+@pytest.mark.parametrize(
+    ("low", "high", "reply"),
+    [(0.001, 0.02, "yes"), (-0.02, -0.001, "no"), (-0.01, 0.02, "cannot tell")],
+)
+def test_each_measure_answers_its_question_and_no_other(
+    summary, question, currency, low, high, reply
+):
+    (contrast,) = summary.contrasts
+    before = replies(contrast)
+    after = replies(with_measure(contrast, question, currency, found(low, high)))
+    assert list(after) == QUESTIONS
+    assert after == {**before, (question, currency): reply}
+
+
+def test_an_answer_is_one_line_with_its_figures(summary):
+    (contrast,) = summary.contrasts
+    made = with_measure(contrast, "learns", "examples", found(-0.02, -0.001, n=40))
+    line = str(answers(made)[0])
+    assert line == (
+        "mab: same configuration learns more at equal examples? no, less "
+        "(-1.05 points, 95% interval -2.00 to -0.10, n = 40 pairs)."
+    )
+    assert str(answers(contrast)[4]) == "mab: better hyperparameters? cannot tell (not measured)."
+    lines = verdict(summary).splitlines()
+    assert lines == [str(one) for one in answers(contrast)]
+
+
+def test_one_seed_cannot_tell_about_the_search(runs, study):
+    (contrast,) = summarise(runs[:2]).contrasts
+    assert replies(contrast) == {
+        ("learns", "examples"): "yes",
+        ("learns", "seconds"): replies(contrast)["learns", "seconds"],
+        ("model", "examples"): "cannot tell",
+        ("model", "seconds"): "cannot tell",
+        ("hyperparameters", None): "cannot tell",
+    }
+    said = verdict(summarise(runs[:2]))
+    assert "n = 1 seed)" in said
+    assert "One seed cannot tell whether a search is better" in said
+    assert "One seed" not in verdict(summarise(runs))
+    alone = summarise([study("mab", 0, paired=0), study("uniform", 0, paired=0)])
+    assert str(answers(alone.contrasts[0])[0]).endswith("cannot tell (not measured).")
+
+
+def in_slots(run, slots):
+    trials = [dataclasses.replace(t, attrs={STACK_KEY: slots}) for t in run.trials]
+    return dataclasses.replace(run, trials=tuple(trials))
+
+
+def test_seconds_of_other_slots_get_no_answer(runs):
+    mixed = summarise([in_slots(run, 8) if run.arm == "mab" else run for run in runs])
+    (contrast,) = mixed.contrasts
+    alone = replies(summarise(runs).contrasts[0])
+    assert "cannot tell" not in {alone[question] for question in QUESTIONS[:4]}
+    for question, reply in replies(contrast).items():
+        assert reply == ("cannot tell" if "seconds" in question else alone[question])
+    assert "trained in different numbers of slots" in str(answers(contrast)[1])
+    assert "Seconds of mab and uniform cannot be compared" in verdict(mixed)
+    # In equally many slots they can.
+    same = summarise([in_slots(run, 8) for run in runs])
+    assert replies(same.contrasts[0]) == alone
+
+
+def test_studies_of_unequal_length_are_named(study, runs):
+    longer = summarise([study("mab", 0, trials=20), study("uniform", 0)])
+    (said,) = [line for line in caveats(longer) if "Unequal" in line]
+    assert "20 finished trials in mab, 12 in uniform" in said
+    assert not any("Unequal" in line for line in caveats(summarise(runs)))
+
+
+def test_twins_and_interrupted_attempts_are_no_trials(trial, run):
+    cut = trial([0.5], number=2, state="fail")
+    made = run(
+        [
+            trial([0.5, 0.6], number=0),
+            dataclasses.replace(trial([0.5, 0.6], number=1), attrs={TWIN_KEY: 0}),
+            dataclasses.replace(cut, attrs={INTERRUPTED_KEY: True}),
+            trial([0.5], number=3, state="fail"),
+        ],
+        arm="uniform",
+    )
+    (arm,) = summarise([made]).arms
+    assert arm.trials == {"complete": 1, "fail": 1}
+    assert arm.finished_by_seed == (1,)
+
+
+def test_equal_trainings_are_named_and_their_seconds_say_nothing(study):
+    # The same trainings, the second on a machine that does other work.
+    slow = {"seconds_per_example": 2e-3}
+    runs = [study(arm, 0, noise=0.0, **kwargs) for arm, kwargs in (("mab", slow), ("uniform", {}))]
+    first, second, *_ = answers(summarise(runs).contrasts[0])
+    assert second.estimate.below(0.0)
+    assert (first.reply, second.reply) == ("cannot tell", "cannot tell")
+    figures = "no difference in any of them; +0.00 points, no interval, n = 8 pairs"
+    assert str(first).endswith(f"cannot tell ({figures}).")
+
+
+def test_answers_are_json(summary):
+    text = json.dumps([one.to_json() for one in answers(summary.contrasts[0])], allow_nan=False)
+    first = json.loads(text)[0]
+    assert (first["question"], first["currency"]) == ("learns", "examples")
+    assert first["text"] == str(answers(summary.contrasts[0])[0])
+
+
+def test_answers_of_each_arm(study):
+    arms = ("mab", "uniform", "psgd")
+    runs = [study(arm, seed, paired=0) for arm in arms for seed in (0, 1)]
+    lines = verdict(summarise(runs)).splitlines()
+    assert [line.split(":")[0] for line in lines] == ["mab"] * 5 + ["psgd"] * 5
+
+
+def test_nothing_to_compare(runs):
+    assert "nothing to compare" in verdict(summarise(runs[:1]))

@@ -1,0 +1,227 @@
+"""Why a trial was pruned is stored with it, whichever pruner stopped it."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import optuna
+import pytest
+from optuna.pruners import BasePruner
+from optuna.trial import FrozenTrial, TrialState
+
+from hpo_mab import AdvantagePruner, TrialReporter
+from hpo_mab.pruners import TopKPruner, why_pruned
+
+pruners = optuna.pruners
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::hpo_mab.pruners.AdvantageWarning"),
+    pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning"),
+]
+
+
+@pytest.fixture(autouse=True)
+def _quiet() -> Iterator[None]:
+    before = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    yield
+    optuna.logging.set_verbosity(before)
+
+
+def run(pruner: BasePruner, *curves: Sequence[float], direction: str = "maximize") -> FrozenTrial:
+    """Trials that report accuracies one after the other; returns the last of them."""
+    study = optuna.create_study(direction=direction, pruner=pruner, study_name="reasons")
+    remaining = itertools.chain(curves)
+
+    def objective(trial: optuna.trial.Trial) -> float:
+        curve = next(remaining)
+        with TrialReporter(trial, budget_examples=len(curve), evaluations=len(curve)) as reporter:
+            for accuracy in curve:
+                reporter.step(1)
+                reporter.report(accuracy=accuracy)
+        return curve[-1]
+
+    study.optimize(objective, n_trials=len(curves))
+    return study.trials[-1]
+
+
+def flat(value: float, length: int = 4) -> list[float]:
+    return [value] * length
+
+
+CASES: list[tuple[BasePruner, list[list[float]], dict[str, Any], str]] = [
+    (
+        pruners.MedianPruner(n_startup_trials=2),
+        [flat(0.5), flat(0.9), flat(0.6)],
+        {"step": 1, "value": 0.6, "threshold": 0.7, "competitors": 2, "percentile": 50.0},
+        "60.00% was its best value up to evaluation 1; 70.00% was needed, which the best 50% of 2 "
+        "complete trials had there.",
+    ),
+    (
+        pruners.PercentilePruner(25.0, n_startup_trials=2, n_warmup_steps=2),
+        [flat(0.5), flat(0.9), [0.3, 0.2, 0.1]],
+        {"step": 2, "value": 0.3, "threshold": pytest.approx(0.8), "percentile": 25.0},
+        "30.00% was its best value up to evaluation 2; 80.00% was needed",
+    ),
+    (
+        pruners.SuccessiveHalvingPruner(min_resource=2, reduction_factor=2),
+        [flat(0.9), flat(0.5)],
+        {"step": 2, "rung": 0, "value": 0.5, "threshold": 0.9, "competitors": 2},
+        "50.00% at rung 0 at evaluation 2, as one of 2 trials judged there so far; 90.00% was "
+        "needed to continue.",
+    ),
+    (
+        pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=2),
+        [flat(0.9), [0.95, 0.8, 0.8]],
+        {"step": 2, "rung": 1, "value": 0.8, "threshold": 0.9, "competitors": 2},
+        "80.00% at rung 1 at evaluation 2",
+    ),
+    (
+        pruners.SuccessiveHalvingPruner(min_resource=1, bootstrap_count=1),
+        [flat(0.9)],
+        {"rung": 0, "value": 0.9, "threshold": None, "competitors": 1},
+        "as one of 1 trials judged there so far; too few for one to continue.",
+    ),
+    (
+        pruners.HyperbandPruner(min_resource=1, max_resource=1, reduction_factor=2),
+        [flat(0.9), flat(0.5)],
+        {"bracket": 0, "rung": 0, "step": 1, "value": 0.5, "threshold": 0.9, "competitors": 2},
+        "50.00% at rung 0 of bracket 0 at evaluation 1",
+    ),
+    (
+        AdvantagePruner(min_resource=2, reduction_factor=2),
+        [flat(0.9), flat(0.5)],
+        {"step": 2, "rung": 0, "value": 0.5, "threshold": 0.9, "competitors": 2},
+        "50.00% at rung 0 at evaluation 2, as one of 2 trials judged there so far; 90.00% was "
+        "needed to continue.",
+    ),
+    (
+        TopKPruner(max_resource=4, after=0.5, k=3),
+        [flat(0.5)],
+        {"step": 2, "value": 0.5, "threshold": None, "top_k": 3},
+        "every trial stops at evaluation 2, where this one had 50.00%; the best 3 are trained in "
+        "full.",
+    ),
+    (
+        pruners.ThresholdPruner(lower=0.3),
+        [[0.5, 0.2, 0.2]],
+        {"step": 2, "value": 0.2, "threshold": 0.3},
+        "20.00% at evaluation 2 was beyond the limit 30.00%.",
+    ),
+    (
+        pruners.PatientPruner(pruners.ThresholdPruner(lower=0.3), patience=1),
+        [[0.5, 0.2, 0.2, 0.1]],
+        {"step": 3, "value": 0.2, "threshold": 0.5, "patience": 1},
+        "20.00% was its best value in the last 2 evaluations up to evaluation 3, less good than "
+        "50.00% before. Then: 20.00% at evaluation 3 was beyond the limit 30.00%.",
+    ),
+    (
+        pruners.WilcoxonPruner(p_threshold=0.2),
+        [[0.9, 0.91, 0.92, 0.93], [0.5, 0.4, 0.3, 0.2]],
+        {"step": 3, "value": 0.3, "best_trial": 0, "p_value": 0.125, "p_threshold": 0.2},
+        "it was worse than trial 0, the best then, at 3 common evaluations (Wilcoxon p = 0.125, "
+        "below 0.2).",
+    ),
+]
+
+
+@pytest.mark.parametrize(("pruner", "curves", "because", "sentence"), CASES)
+def test_the_reason_is_stored_and_can_be_read(
+    pruner: BasePruner, curves: list[list[float]], because: dict[str, Any], sentence: str
+) -> None:
+    trial = run(pruner, *curves)
+    assert trial.state == TrialState.PRUNED
+    stored = trial.user_attrs["hpo_mab:pruned_because"]
+    assert {key: stored[key] for key in because} == because
+    assert sentence in why_pruned(trial.user_attrs)
+
+
+def test_values_that_are_minimized_are_compared_so() -> None:
+    pruner = pruners.MedianPruner(n_startup_trials=2)
+    study = optuna.create_study(direction="minimize", pruner=pruner)
+    from hpo_mab.pruners._reasons import store_reason
+
+    for value in (1.0, 3.0):
+        trial = study.ask()
+        trial.report(value, step=1)
+        study.tell(trial, value)
+    trial = study.ask()
+    trial.report(2.5, step=1)
+    assert trial.should_prune()
+    store_reason(trial)
+    stored = study.trials[-1].user_attrs["hpo_mab:pruned_because"]
+    assert (stored["value"], stored["threshold"], stored["competitors"]) == (2.5, 2.0, 2)
+
+
+@pytest.mark.parametrize(
+    "pruner",
+    [
+        AdvantagePruner(min_resource=1),
+        pruners.SuccessiveHalvingPruner(min_resource=1),
+        pruners.ThresholdPruner(lower=0.0),
+    ],
+)
+def test_a_value_that_is_not_a_number_is_named_so(pruner: BasePruner) -> None:
+    trial = run(pruner, flat(0.5), flat(math.nan))
+    assert trial.user_attrs["hpo_mab:pruned_because"]["value"] is None
+    assert "evaluation 1 was not a number." in why_pruned(trial.user_attrs)
+
+
+@pytest.mark.filterwarnings("ignore:All-NaN slice:RuntimeWarning")
+def test_the_median_pruner_stops_a_trial_without_any_number() -> None:
+    trial = run(pruners.MedianPruner(n_startup_trials=1), flat(0.5), flat(math.nan))
+    assert "evaluation 1 was not a number." in why_pruned(trial.user_attrs)
+
+
+class _OfOnesOwn(BasePruner):
+    def __init__(self, because: dict[str, Any] | None) -> None:
+        self._because = because
+
+    def prune(self, study: optuna.Study, trial: FrozenTrial) -> bool:
+        if self._because is not None:
+            study._storage.set_trial_user_attr(
+                trial._trial_id, "hpo_mab:pruned_because", self._because
+            )
+        return True
+
+
+def test_a_users_own_pruner_may_give_its_reason() -> None:
+    known = {"pruner": "Mine", "step": 1, "value": 0.5, "threshold": 0.7}
+    trial = run(_OfOnesOwn(known), flat(0.5))
+    assert trial.user_attrs["hpo_mab:pruned_because"] == known
+    trial = run(_OfOnesOwn(None), flat(0.5))
+    assert (
+        why_pruned(trial.user_attrs)
+        == "_OfOnesOwn stopped it at evaluation 1, where it had 50.00%."
+    )
+
+
+def test_a_subclass_may_have_another_rule() -> None:
+    class Other(pruners.MedianPruner):
+        def prune(self, study: optuna.Study, trial: FrozenTrial) -> bool:
+            return True
+
+    assert "percentile" not in run(Other(), flat(0.5)).user_attrs["hpo_mab:pruned_because"]
+
+
+def test_a_trial_that_continues_costs_no_look_for_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr("hpo_mab.search._recorder.store_reason", asked.append)
+    run(pruners.MedianPruner(n_startup_trials=1), flat(0.5), flat(0.6))
+    assert asked == []
+    run(pruners.MedianPruner(n_startup_trials=1), flat(0.5), flat(0.4))
+    assert len(asked) == 1
+
+
+@pytest.mark.parametrize(
+    ("attrs", "sentence"),
+    [
+        ({"hpo_mab:reason": "a loss is nan"}, "a loss is nan."),
+        ({}, "the pruner median stopped it; no reason is stored."),
+    ],
+)
+def test_a_trial_without_a_stored_rule(attrs: dict[str, Any], sentence: str) -> None:
+    assert why_pruned(attrs, pruner="median") == sentence

@@ -1,0 +1,189 @@
+"""What samplers do with the difficulty of each example."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from torch import Tensor
+
+from hpo_mab._errors import ArgumentError
+from hpo_mab.samplers import BatchSampler, MABSampler, create, knobs
+from hpo_mab.samplers._curriculum import CurriculumSampler, easiest
+
+LABELS = torch.arange(120) % 3
+#: The first examples are the easiest.
+DIFFICULTY = torch.arange(120) / 120
+
+
+def _drawn(sampler: BatchSampler, batches: int) -> Tensor:
+    found = []
+    for _ in range(batches):
+        found.append(sampler.draw())
+        sampler.update(torch.rand(sampler.batch_size))
+    return torch.cat(found)
+
+
+def _curriculum(**options: Any) -> CurriculumSampler:
+    return CurriculumSampler(LABELS, **{"batch_size": 12, "difficulty": DIFFICULTY, **options})
+
+
+def test_easy_examples_first_and_all_later() -> None:
+    sampler = _curriculum(start=0.6, end=0.5)
+    first = _drawn(sampler, 12)
+    # Two whole passes over the easiest 60% of each class.
+    assert first.bincount(minlength=120).tolist() == [2] * 72 + [0] * 48
+    sampler.draw()
+    sampler.update(torch.rand(12))
+    sampler.set_progress(0.49)
+    assert int(_drawn(sampler, 3).max()) < 72
+    sampler.set_progress(0.5)
+    assert _drawn(sampler, 10).bincount(minlength=120).tolist() == [1] * 120
+
+
+def test_the_hardest_are_left_out_throughout() -> None:
+    sampler = _curriculum(start=1.0, trim=0.1)
+    assert sorted(_drawn(sampler, 9).tolist()) == list(range(108))
+    sampler.set_progress(0.9)
+    assert int(_drawn(sampler, 90).max()) == 107
+
+
+def test_each_class_keeps_its_share() -> None:
+    # One class is harder than the others.
+    found = easiest(DIFFICULTY + (LABELS == 1), LABELS, share=0.25)
+    assert LABELS[found].bincount().tolist() == [10, 10, 10]
+    assert easiest(DIFFICULTY, LABELS, share=0.0).tolist() == [0, 1, 2]
+
+
+def test_without_a_difficulty_draws_are_those_of_uniform_sampling() -> None:
+    one = create("curriculum", LABELS, batch_size=7, seed=3, start=0.5, trim=0.2)
+    other = create("uniform", LABELS, batch_size=7, seed=3)
+    for share in np.linspace(0, 1, 60):
+        one.set_progress(share)
+        assert one.draw().tolist() == other.draw().tolist()
+        one.discard()
+        other.discard()
+
+
+def test_a_state_continues_within_the_easy_part() -> None:
+    sampler = _curriculum()
+    _drawn(sampler, 4)
+    state = sampler.state_dict()
+    other = _curriculum().load_state_dict(state)
+    for share in (0.4, 0.6, 0.7):
+        sampler.set_progress(share)
+        other.set_progress(share)
+        assert _drawn(sampler, 2).tolist() == _drawn(other, 2).tolist()
+
+
+def test_unknown_difficulty_is_the_mean() -> None:
+    known = DIFFICULTY.clone()
+    known[::2] = torch.nan
+    sampler = _curriculum(difficulty=known, start=0.25)
+    drawn = set(_drawn(sampler, 10).tolist())
+    assert {1, 3, 5} <= drawn
+    assert not drawn & {0, 2, 4, 119}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"start": 0.0}, r"start must be in \(0, 1\], got 0.0"),
+        ({"end": 1.5}, r"end must be in \[0, 1\], got 1.5"),
+        ({"trim": 1.0}, r"trim must be in \[0, 1\), got 1.0"),
+        ({"difficulty": [1.0, 2.0]}, r"one number an example, \[120\], got \[2\]"),
+        ({"difficulty": DIFFICULTY * torch.inf}, "must be finite"),
+    ],
+)
+def test_arguments_outside_their_bounds(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ArgumentError, match=message):
+        _curriculum(**options)
+
+
+def test_a_part_smaller_than_a_batch_is_all_examples() -> None:
+    assert _drawn(_curriculum(start=0.05), 10).bincount(minlength=120).tolist() == [1] * 120
+
+
+def test_difficulty_is_no_knob() -> None:
+    assert set(knobs("curriculum")) == {"start", "end", "trim"}
+    assert {"strength", "trim"} <= set(knobs("mab"))
+    assert create("uniform", LABELS, batch_size=7, difficulty=DIFFICULTY).batch_size == 7
+
+
+# ------------------------------------------------------------------------------------------- mab
+
+
+@pytest.mark.parametrize("discount", [None, 0.99], ids=["host", "device"])
+def test_arms_that_were_hard_are_drawn_first(discount: float | None) -> None:
+    rates = torch.where(torch.arange(120) < 30, 1.0, 0.0)
+    options: dict[str, Any] = {"batch_size": 6, "seed": 1, "discount": discount}
+    sampler = MABSampler(LABELS, strength=4, difficulty=rates, **options)
+    counts = sampler._engine.counts()
+    held = sampler.shares >= 0
+    assert counts[held].sum(dim=1).tolist() == [4.0] * 120
+    hard = torch.isin(sampler.shares[held], torch.arange(30))
+    assert counts[held][:, 0].tolist() == (4.0 * hard).tolist()
+    # Beta(5, 1) against Beta(1, 5).
+    assert float((_drawn(sampler, 20) < 30).float().mean()) > 0.8
+
+
+def test_propensities_with_a_start_are_the_frequencies_of_draws() -> None:
+    labels = torch.zeros(12, dtype=torch.int64)
+    rates = torch.arange(12) / 12
+    sampler = MABSampler(labels, batch_size=1, strength=3, difficulty=rates, seed=0)
+    expected = sampler.propensities()
+    assert float(expected.sum()) == pytest.approx(1.0)
+    drawn = []
+    for _ in range(20_000):
+        drawn.append(int(sampler.draw()))
+        sampler.discard()
+    found = np.bincount(drawn, minlength=12)
+    assert stats.chisquare(found, 20_000 * expected.numpy()).pvalue > 1e-3
+
+
+def test_what_arms_start_with_is_not_forgotten() -> None:
+    rates = torch.full((120,), 0.5)
+    sampler = MABSampler(LABELS, batch_size=6, memory=2, strength=2, difficulty=rates)
+    _drawn(sampler, 100)
+    counts = sampler._engine.counts()[sampler.shares >= 0]
+    assert float(counts.sum()) == 2 * 120 + 6 * 2
+    assert float(counts.min()) >= 1.0
+    again = MABSampler(LABELS, batch_size=6, memory=2, strength=2, difficulty=rates)
+    again.load_state_dict(sampler.state_dict())
+    assert torch.equal(again._engine.counts(), sampler._engine.counts())
+
+
+def test_trimmed_examples_are_no_arms() -> None:
+    sampler = MABSampler(LABELS, batch_size=6, trim=0.1, difficulty=DIFFICULTY)
+    shares = sampler.shares
+    assert sorted(shares[shares >= 0].tolist()) == list(range(108))
+    assert int(_drawn(sampler, 100).max()) == 107
+
+
+@pytest.mark.parametrize("more", [{}, {"strength": 3, "trim": 0.1}, {"difficulty": DIFFICULTY}])
+def test_with_knobs_off_or_nothing_known_draws_are_what_they_were(more: dict[str, Any]) -> None:
+    draws = []
+    for options in ({}, more):
+        sampler = MABSampler(LABELS, batch_size=6, seed=2, **options)
+        torch.manual_seed(0)
+        draws.append(_drawn(sampler, 50).tolist())
+        assert not sampler.starts_from_record
+    assert draws[0] == draws[1]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"strength": 9}, r"strength must be a whole number in \[0, 8\], got 9"),
+        ({"strength": 0.5}, "strength must be a whole number"),
+        ({"trim": -0.1}, r"trim must be in \[0, 1\)"),
+        ({"trim": 0.99}, "trim must be small enough to leave a batch"),
+        ({"strength": 1, "difficulty": DIFFICULTY * 2}, r"difficulty must be in \[0, 1\]"),
+    ],
+)
+def test_mab_arguments_outside_their_bounds(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ArgumentError, match=message):
+        MABSampler(LABELS, batch_size=6, **options)

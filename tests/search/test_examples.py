@@ -1,0 +1,211 @@
+"""What the trials of a study add to its record of examples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import optuna
+import pytest
+
+from hpo_mab._attributes import LEARNED_KEY, TWIN_KEY
+from hpo_mab._errors import SpecError
+from hpo_mab._examples import ExampleRecord
+from hpo_mab.data import ImageSplits
+from hpo_mab.search import StudyRunner, StudySpec, load_spec, load_splits, make_objective
+from hpo_mab.search._checkpoint import SlotCheckpoint
+from hpo_mab.search._runner import replay
+from hpo_mab.search._study import copy_study
+from hpo_mab.storage import Storage, StudyRun
+from hpo_mab.training import Training
+
+Make = Callable[..., StudySpec]
+
+
+@pytest.fixture(scope="module")
+def splits() -> ImageSplits:
+    return load_splits(load_spec("digits"))
+
+
+def _run(spec: StudySpec, storage: Storage, splits: ImageSplits) -> StudyRun:
+    runner = StudyRunner(spec, storage, objective=make_objective(spec, splits))
+    return runner.run(score=False).run
+
+
+def _record(storage: Storage, run: StudyRun) -> ExampleRecord | None:
+    study = optuna.load_study(study_name=run.name, storage=storage.optuna)
+    return storage.examples.load(study._study_id)
+
+
+@pytest.mark.parametrize("slots", [1, 3])
+def test_every_trial_adds_what_it_drew(
+    storage: Storage, tiny: Make, splits: ImageSplits, slots: int
+) -> None:
+    spec = tiny(training={"slots": slots}, budget={"trials": 9}, sampler={"kind": "mab"})
+    run = _run(spec, storage, splits)
+    states = {trial.state for trial in run.trials}
+    assert states == {"complete", "pruned"}
+    record = _record(storage, run)
+    assert record is not None
+    assert record.trials == 9
+    assert record.counts.visits.sum() == sum(trial.examples for trial in run.trials)
+    predictions = record.counts.predictions
+    assert predictions is not None
+    np.testing.assert_array_equal(predictions.sum(axis=1), record.counts.visits)
+
+
+def test_a_study_goes_on_with_its_record(storage: Storage, tiny: Make, splits: ImageSplits) -> None:
+    for trials in (3, 5):
+        run = _run(tiny(budget={"trials": trials}), storage, splits)
+        record = _record(storage, run)
+        assert record is not None
+        assert record.trials == trials
+    assert record.counts.visits.sum() == sum(trial.examples for trial in run.trials)
+
+
+def test_twins_add_to_it_and_replays_do_not(
+    storage: Storage, tiny: Make, splits: ImageSplits
+) -> None:
+    spec = tiny(sampler={"kind": "auto"}, search={"initial": 4}, budget={"trials": 4})
+    run = _run(spec, storage, splits)
+    assert any(TWIN_KEY in trial.attrs for trial in run.trials)
+    before = _record(storage, run)
+    assert before is not None
+    assert before.counts.visits.sum() == sum(trial.examples for trial in run.trials)
+    assert replay(storage, run.name, 0).is_identical
+    after = _record(storage, run)
+    assert after is not None
+    assert after.trials == before.trials
+
+
+def test_one_key_turns_it_off(storage: Storage, tiny: Make, splits: ImageSplits) -> None:
+    run = _run(tiny(training={"examples": False}), storage, splits)
+    assert _record(storage, run) is None
+
+
+@pytest.mark.parametrize("slots", [1, 2])
+def test_a_trial_that_is_tried_again_counts_once(
+    storage: Storage,
+    tiny: Make,
+    splits: ImageSplits,
+    monkeypatch: pytest.MonkeyPatch,
+    slots: int,
+) -> None:
+    spec = tiny(
+        training={"slots": slots, "checkpoint": 1e-9},
+        pruner={"kind": "none"},
+        budget={"trials": 2},
+    )
+    # Ctrl-C once the first trial was saved.
+    save = SlotCheckpoint.save
+
+    def interrupt(self: SlotCheckpoint, training: Any) -> None:
+        save(self, training)
+        monkeypatch.setattr(SlotCheckpoint, "save", save)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(SlotCheckpoint, "save", interrupt)
+    runner = StudyRunner(spec, storage, objective=make_objective(spec, splits))
+    assert runner.run(score=False).interrupted
+    run = _run(spec, storage, splits)
+    assert any(trial.inherited for trial in run.trials)
+    record = _record(storage, run)
+    assert record is not None
+    complete = [trial for trial in run.trials if trial.state == "complete"]
+    assert record.trials == len(complete) == 2
+    assert record.counts.visits.sum() == sum(trial.examples for trial in complete)
+
+
+def test_a_trial_that_diverged_adds_nothing(
+    storage: Storage, tiny: Make, splits: ImageSplits
+) -> None:
+    run = _run(tiny(optimizer={"lr": 1e30}, budget={"trials": 2}), storage, splits)
+    assert {trial.state for trial in run.trials} == {"pruned"}
+    assert _record(storage, run) is None
+
+
+def test_a_trial_that_fails_adds_nothing(
+    storage: Storage, tiny: Make, splits: ImageSplits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    advance, calls = Training._advance, iter(range(100))
+
+    def fail(self: Training) -> None:
+        advance(self)
+        if next(calls) == 1:
+            raise ValueError("no")
+
+    monkeypatch.setattr(Training, "_advance", fail)
+    run = _run(tiny(budget={"trials": 2}, pruner={"kind": "none"}), storage, splits)
+    assert [trial.state for trial in run.trials].count("fail") == 1
+    record = _record(storage, run)
+    assert record is not None
+    assert record.trials == 2
+
+
+@pytest.mark.parametrize("slots", [1, 3])
+@pytest.mark.parametrize(
+    "sampler",
+    [
+        {"kind": "curriculum", "trim": 0.2},
+        {"kind": "mab", "strength": {"low": 1, "high": 3}, "trim": 0.2},
+    ],
+    ids=["curriculum", "mab"],
+)
+def test_later_trials_use_what_the_first_ones_saw(
+    storage: Storage, tiny: Make, splits: ImageSplits, sampler: dict[str, Any], slots: int
+) -> None:
+    spec = tiny(
+        sampler=sampler,
+        training={"slots": slots},
+        budget={"trials": 8},
+        pruner={"kind": "none"},
+    )
+    run = _run(spec, storage, splits)
+    learned = [trial.attrs[LEARNED_KEY] for trial in run.trials]
+    assert learned[:4] == [False] * 4
+    assert learned[-1]
+    study = optuna.load_study(study_name=run.name, storage=storage.optuna)
+    frozen = storage.examples.frozen(study._study_id)
+    record = _record(storage, run)
+    assert frozen is not None
+    assert record is not None
+    assert 4 <= frozen.trials < record.trials == 8
+    # The hardest fifth of each class was left out.
+    late = record.counts.visits - frozen.counts.visits
+    if slots == 1:
+        assert (late == 0).sum() >= 0.15 * len(late)
+        number = next(trial.number for trial in run.trials if trial.attrs[LEARNED_KEY])
+        assert replay(storage, run.name, number).is_identical
+
+
+def test_a_record_that_samplers_use_is_frozen_once(
+    storage: Storage, tiny: Make, splits: ImageSplits
+) -> None:
+    spec = tiny(sampler={"kind": "curriculum"}, budget={"trials": 6})
+    run = _run(spec, storage, splits)
+    study = optuna.load_study(study_name=run.name, storage=storage.optuna)
+    first = storage.examples.frozen(study._study_id)
+    _run(tiny(sampler={"kind": "curriculum"}, budget={"trials": 9}), storage, splits)
+    again = storage.examples.frozen(study._study_id)
+    assert first is not None
+    assert again is not None
+    np.testing.assert_array_equal(first.counts.sums, again.counts.sums)
+    copy_study(storage, run.name, storage, to_name="copy")
+    copied = optuna.load_study(study_name="copy", storage=storage.optuna)
+    assert storage.examples.frozen(copied._study_id) is not None
+
+
+def test_samplers_without_use_for_it_leave_no_trace(
+    storage: Storage, tiny: Make, splits: ImageSplits
+) -> None:
+    run = _run(tiny(sampler={"kind": "mab"}), storage, splits)
+    assert not any(LEARNED_KEY in trial.attrs for trial in run.trials)
+    study = optuna.load_study(study_name=run.name, storage=storage.optuna)
+    assert storage.examples.frozen(study._study_id) is None
+
+
+def test_a_sampler_that_needs_the_record_needs_it_on(tiny: Make) -> None:
+    for sampler in ({"kind": "curriculum"}, {"kind": "mab", "trim": 0.1}):
+        with pytest.raises(SpecError, match=r"training\.examples must be on for sampler"):
+            tiny(sampler=sampler, training={"examples": False})

@@ -1,0 +1,166 @@
+"""A study's record of examples: it adds up, is copied and goes with its study."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import optuna
+import pytest
+import sqlalchemy as sa
+
+from hpo_mab._examples import COLUMNS, ExampleCounts, ExampleRecord
+from hpo_mab.search._study import copy_study
+from hpo_mab.storage import ExampleWriter, Storage, _examples
+from hpo_mab.storage._schema import EXAMPLES
+
+
+@pytest.fixture
+def opened(database_url: str) -> Iterator[Storage]:
+    storage = Storage(database_url)
+    yield storage
+    storage.close()
+
+
+def _counts(seed: int, *, examples: int = 50, classes: int = 3) -> ExampleCounts:
+    rng = np.random.default_rng(seed)
+    return ExampleCounts(
+        trials=1,
+        sums=rng.random((examples, len(COLUMNS)), dtype=np.float32),
+        predictions=rng.integers(0, 9, (examples, classes)).astype(np.uint32),
+    )
+
+
+def _study(storage: Storage, name: str = "one") -> int:
+    return optuna.create_study(study_name=name, storage=storage.optuna)._study_id
+
+
+def _load(storage: Storage, study_id: int) -> ExampleRecord:
+    record = storage.examples.load(study_id)
+    assert record is not None
+    return record
+
+
+def _rows(storage: Storage) -> int:
+    with storage.optuna.engine.connect() as connection:
+        return connection.scalar(sa.select(sa.func.count()).select_from(EXAMPLES)) or 0
+
+
+def test_what_trials_saw_adds_up(opened: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Several parts, the last of them shorter.
+    monkeypatch.setattr(_examples, "_PART", 200)
+    study = _study(opened)
+    assert opened.examples.load(study) is None
+    parts = [_counts(seed) for seed in range(3)]
+    for part in parts:
+        opened.examples.add(study, part, total=50, labels="abc")
+    record = _load(opened, study)
+    assert (record.trials, record.total, record.labels) == (3, 50, "abc")
+    np.testing.assert_allclose(record.counts.sums, sum(p.sums for p in parts), rtol=1e-6)
+    expected = sum(p.predictions.astype(int) for p in parts if p.predictions is not None)
+    np.testing.assert_array_equal(record.counts.predictions, expected)
+
+
+def test_its_size_does_not_grow_with_trials(opened: Storage) -> None:
+    study = _study(opened)
+    for seed in range(5):
+        opened.examples.add(study, _counts(seed), total=50, labels="abc")
+    assert _rows(opened) == 2
+
+
+def test_a_record_without_predictions(opened: Storage) -> None:
+    study = _study(opened)
+    counts = ExampleCounts(trials=1, sums=_counts(0).sums, predictions=None)
+    for _ in range(2):
+        opened.examples.add(study, counts, total=50, labels="abc")
+    record = _load(opened, study)
+    assert record.counts.predictions is None
+    assert record.preferred() is None
+    np.testing.assert_allclose(record.counts.sums, 2 * counts.sums)
+
+
+def test_sums_of_other_labels_are_not_added(opened: Storage) -> None:
+    study = _study(opened)
+    opened.examples.add(study, _counts(0), total=50, labels="abc")
+    opened.examples.add(study, _counts(1), total=50, labels="xyz")
+    assert _load(opened, study).trials == 1
+
+
+def test_a_record_goes_with_its_study(opened: Storage) -> None:
+    for name in ("one", "two"):
+        opened.examples.add(_study(opened, name), _counts(0), total=50, labels="abc")
+    optuna.delete_study(study_name="two", storage=opened.optuna)
+    opened.examples.remove_orphans()
+    assert _rows(opened) == 2
+    # Databases give the ids of deleted studies out again.
+    assert opened.examples.load(_study(opened, "three")) is None
+
+
+@pytest.mark.parametrize("elsewhere", [False, True], ids=["same database", "another database"])
+def test_a_copy_has_a_record_of_its_own(opened: Storage, tmp_path: Path, elsewhere: bool) -> None:
+    study = _study(opened)
+    opened.examples.add(study, _counts(0), total=50, labels="abc")
+    target = Storage(f"sqlite:///{tmp_path / 'copy.db'}") if elsewhere else opened
+    copy_study(opened, "one", target, to_name="copy")
+    copied = optuna.load_study(study_name="copy", storage=target.optuna)._study_id
+    np.testing.assert_array_equal(_load(target, copied).counts.sums, _counts(0).sums)
+    # Either may go on without the other.
+    target.examples.add(copied, _counts(1), total=50, labels="abc")
+    assert (_load(opened, study).trials, _load(target, copied).trials) == (1, 2)
+    optuna.delete_study(study_name="one", storage=opened.optuna)
+    opened.examples.remove_orphans()
+    assert _load(target, copied).trials == 2
+    target.close()
+
+
+class _Sums:
+    def __init__(self, counts: ExampleCounts) -> None:
+        self.counts = counts
+
+    def __add__(self, other: _Sums) -> _Sums:
+        return _Sums(self.counts + other.counts)
+
+    def on_host(self) -> ExampleCounts:
+        return self.counts
+
+
+class _Clock:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_a_writer_spends_a_hundredth_of_its_time_and_drops_what_is_tried_again(
+    opened: Storage,
+) -> None:
+    study, clock = _study(opened), _Clock()
+
+    @contextlib.contextmanager
+    def slow() -> Iterator[None]:
+        clock.now += 2.0
+        yield
+
+    writer = ExampleWriter(opened.examples, study, total=50, labels="abc", lock=slow, clock=clock)
+    writer.offer(1, _Sums(_counts(0)))
+    writer.flush_if_due()
+    assert opened.examples.load(study) is None
+    writer.settle(1, counts=True)
+    writer.flush_if_due()
+    assert _load(opened, study).trials == 1
+    for trial, counts in ((2, True), (3, False), (4, True)):
+        writer.offer(trial, _Sums(_counts(trial)))
+        writer.settle(trial, counts=counts)
+    clock.now += 199.0
+    writer.flush_if_due()
+    assert _load(opened, study).trials == 1
+    clock.now += 1.0
+    writer.flush_if_due()
+    writer.flush()
+    record = _load(opened, study)
+    assert record.trials == 3
+    expected = sum(_counts(seed).sums for seed in (0, 2, 4))
+    np.testing.assert_allclose(record.counts.sums, expected, rtol=1e-6)
