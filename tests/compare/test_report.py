@@ -69,7 +69,7 @@ def test_what_a_reader_looks_for_comes_first(page, runs, summary):
         "network",
         "made_up",
         "budget per trial",
-        " ".join(verdict(in_arm_words(summary)).split()),
+        *verdict(in_arm_words(summary)).splitlines(),
         "What each arm found",
         "Figures",
         "more figures",

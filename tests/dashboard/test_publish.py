@@ -84,7 +84,8 @@ def test_pruned_trials_say_why(compared) -> None:
         note = note_of(study, trial.number)
         assert f"**Pruned at evaluation {trial.curve[-1].index} of 3**" in note
         assert f"accuracy there of averaged weights: {trial.curve[-1].accuracy:.2%}" in note
-        assert "`median`" in note
+        assert "Why: " in note
+        assert "best 50% of" in note
         assert "hpo_mab:reason" not in trial.attrs
         # The median pruner stops what is below the median of the earlier ones.
         better, earlier = (int(word) for word in _counts(note))

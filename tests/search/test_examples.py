@@ -62,6 +62,11 @@ def test_a_study_goes_on_with_its_record(storage: Storage, tiny: Make, splits: I
         assert record is not None
         assert record.trials == trials
     assert record.counts.visits.sum() == sum(trial.examples for trial in run.trials)
+    # In how many portions it was written does not matter.
+    whole = _record(storage, _run(tiny(name="whole", budget={"trials": 5}), storage, splits))
+    assert whole is not None
+    np.testing.assert_allclose(record.counts.sums, whole.counts.sums, rtol=1e-5, atol=1e-4)
+    np.testing.assert_array_equal(record.counts.predictions, whole.counts.predictions)
 
 
 def test_twins_add_to_it_and_replays_do_not(
