@@ -112,7 +112,7 @@ def mean_limits(
     ``mean -+ q * se`` with ``q`` the quantile of ``|mean* - mean| / se*`` over resamples of rows,
     the same resamples for every column. With fewer: ``q`` of Student's t.
 
-    Chosen by simulation (1,500 repetitions a cell, 95% asked for). Coverage with
+    Chosen by simulation (1,500 repetitions a cell, nominal 95%). Coverage with
     n = 5 / 8 / 12 / 20 / 30 normal observations: this rule 95.3 / 96.5 / 95.9 / 95.0 / 95.0%,
     percentile bootstrap 83.7 / 89.7 / 90.1 / 92.5 / 92.9%, BCa 83.8 / 89.7 / 90.2 / 92.7 / 92.9%.
     With exponential ones: 87.9 / 93.9 / 92.4 / 94.4 / 94.4% against BCa's 79.4 / 86.5 / 88.3 /
@@ -190,8 +190,8 @@ def advantage(
     """Advantage ``D(t)``: mean over pairs of ``bandit(t) - uniform(t)``.
 
     The interval is a bootstrap over pairs, chosen for its coverage with few pairs; see
-    `mean_limits` for the measured figures. Where trials were stopped, ``n`` falls with ``t`` and
-    the mean is over the pairs that both samplers took that far.
+    `mean_limits` for the measured figures. Where trials were stopped, ``n`` falls with ``t``: the
+    mean is over the pairs of which both trials have reached ``t``.
 
     Args:
         pairs: P pairs at T budgets.

@@ -29,7 +29,7 @@ class Rung:
 
     Attributes:
         budget: Where uniform training has the rung, as a share of a trial's budget.
-        decided_at: Where a bandit-trained trial is judged instead; ``budget`` if not moved.
+        decided_at: Where a bandit-trained trial is compared instead; ``budget`` if not moved.
         equivalent: Uniform-equivalent budget ``e(decided_at)``, as a share.
         fidelity: Kendall tau under the bandit at ``decided_at`` (of a refused rung: where it came
             nearest to being moved) minus uniform's at ``budget``, with a paired interval; None
@@ -205,10 +205,11 @@ def measure_evidence(
 ) -> Evidence:
     """Measure the advantage on pairs, and place rungs by it.
 
-    A rung at uniform budget ``r`` is decided at the earliest ``t`` with ``e(t) >= r`` whose
-    fidelity is no worse than uniform's at ``r``: the interval of the paired difference of Kendall
-    taus lies above ``-margin``. Both taus are with uniform's final accuracy. Uniform's early
-    accuracies come from the same trainings, so the comparison is biased against moving a rung.
+    A rung at uniform budget ``r`` is decided at the earliest ``t`` that meets two conditions. The
+    equivalent budget ``e(t)`` is at least ``r``. And the fidelity is no worse than uniform's at
+    ``r``: the interval of the paired difference of Kendall taus lies above ``-margin``. Both
+    taus are with uniform's final accuracy. Uniform's early accuracies come from the same trainings,
+    so the comparison is biased against moving a rung.
 
     Args:
         pairs: At least 4 pairs at T budgets, the last of which is a trial's full budget.

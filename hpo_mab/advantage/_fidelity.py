@@ -148,10 +148,10 @@ def fidelity(
         independent pairs cannot rule out. Final accuracy against itself is 1 (regret 0) by
         definition, and the interval is that point.
 
-        The percentile interval was chosen by simulation (600 repetitions a cell, 95% asked for,
-        true tau 0.60 and 0.86): it covers tau in 95 to 98%, Spearman's rho in 96 to 99% and the
-        top 3's recall in 92 to 99% of samples of 10 to 40 configurations, where BCa covers recall
-        in 80 to 92%. Regret is hard to bound: 58 to 91%, rising with K; read its interval as a
+        The percentile interval was chosen by simulation (600 repetitions a cell, nominal 95%,
+        true tau 0.60 and 0.86, 10 to 40 configurations). It covers tau in 95 to 98% of samples,
+        Spearman's rho in 96 to 99% and the top 3's recall in 92 to 99%; BCa covers recall in 80 to
+        92%. Regret is hard to bound: 58 to 91%, rising with K; read its interval as a
         rough guide.
 
     Raises:
@@ -304,7 +304,7 @@ def _limits(
     low, high = (float(end) for end in np.quantile(drawn, tails))
     if high - low > _ROUNDING:
         return low, high
-    # All resamples agree. A discordance that none of the size // 2 disjoint pairs shows may still
-    # have this probability (exact binomial bound), so the interval is widened by it.
+    # All resamples agree. A discordance may still have this probability although none of the
+    # size // 2 disjoint pairs shows it (exact binomial bound). The interval is widened by it.
     unseen = (support[1] - support[0]) * (1.0 - tails[0] ** (1.0 / (size // 2)))
     return max(support[0], low - unseen), min(support[1], high + unseen)

@@ -220,12 +220,12 @@ class AdvantagePruner(BasePruner):
     Args:
         evidence: Evidence of this data set and network: an `hpo_mab.advantage.Evidence`, its JSON
             mapping, or the path of its JSON file. It is not measured again.
-        reference: Name of a uniform study in the same storage, some of whose trials have the
-            parameters of this study's trials with the same slot (or number).
+        reference: Name of a uniform study in the same storage. Its trials are paired with this
+            study's of the same slot (or number) and parameters.
         min_resource: Step of the first rung under uniform training, at least 1. ``"auto"`` takes a
             hundredth of a full trial, at least 1; nothing is pruned until its length is known.
-            Study definitions take a quarter of a trial where all trials report averaged weights,
-            which saved on three data sets (``studies/rungs``), else three eighths.
+            Study definitions take a quarter of a trial if all trials report averaged weights, else
+            three eighths. The quarter saved budget on three data sets (``studies/rungs``).
         reduction_factor: One in this many trials is promoted, and the next rung lies this many
             times later; at least 2.
         min_early_stopping_rate: Rungs left out at the start, at least 0.

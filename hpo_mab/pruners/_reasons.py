@@ -1,7 +1,7 @@
 """Why a trial was pruned: stored with it as numbers, and shown as a sentence.
 
-Optuna's pruners give no reason. After such a pruner has returned True, the reason is computed from
-the study's trials by the pruner's documented rule, so the decision itself costs no more.
+Optuna's pruners give no reason. It is computed after such a pruner has returned True, from the
+study's trials and by the pruner's documented rule. The decision itself costs no more.
 """
 
 from __future__ import annotations

@@ -19,8 +19,8 @@ class TopKPruner(BasePruner):
     The control that multi-fidelity searches find hard to beat: "one epoch, then the top k". In a
     study of this product the last ``k`` of ``budget.trials`` train the ``k`` best stopped
     configurations in full, from the start and with new seeds. All that they spend counts. The best
-    of them is the study's result. The first
-    ``search.initial`` trials are never stopped, as under any pruner.
+    of them is the study's result. The first ``search.initial`` trials are never stopped, as under
+    any pruner.
 
     With ``resume`` they continue instead. Each is a new trial that begins with the reports, the
     curve, the checkpoint and the seed of the stopped one; only the rest of the budget counts.
