@@ -44,7 +44,7 @@ _BASE_ARGUMENTS = (
 
 
 def available() -> tuple[str, ...]:
-    """The kinds that `create` takes, sorted."""
+    """The kinds `create` knows, sorted."""
     return tuple(sorted(KINDS))
 
 

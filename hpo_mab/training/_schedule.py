@@ -45,7 +45,7 @@ class Evaluation:
     averaged: bool = False
 
 
-#: Kinds of `Schedule`.
+#: Names of the schedules that `Schedule` knows.
 SCHEDULES = ("constant", "linear")
 #: Window of the average of a trial's weights, by measurement: see studies/rungs.
 DEFAULT_AVERAGE = 0.2
