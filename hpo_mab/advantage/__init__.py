@@ -1,4 +1,4 @@
-"""What a bandit-sampled trial tells that a uniform one does not, estimated from pairs."""
+"""Advantage, acceleration and fidelity of bandit sampling, estimated from pairs of trials."""
 
 from hpo_mab.advantage._advantage import (
     Estimate,

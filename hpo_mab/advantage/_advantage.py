@@ -20,16 +20,15 @@ from hpo_mab.advantage._pairs import PairedCurves, interpolate
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Estimate:
-    """A figure, the interval around it, and how many observations it rests on.
+    """An estimate, its interval and its number of observations.
 
     Attributes:
         value: The estimate; NaN where nothing was observed.
         low: Lower end of the interval; ``-inf`` where the data give none.
         high: Upper end of the interval; ``inf`` where the data give none.
-        n: Observations (pairs, configurations or seeds) the estimate rests on.
+        n: Number of observations: pairs, configurations or seeds.
         confidence: Coverage the interval was made for, in (0, 1).
-        censored: Whether the truth lies beyond what was observed, so that ``value`` reads
-            "at least ``value``".
+        censored: Whether ``value`` is a lower bound: the true value lies beyond the observed range.
     """
 
     value: float
@@ -53,7 +52,7 @@ class Estimate:
         return self.high < reference
 
     def to_json(self) -> dict[str, Any]:
-        """The estimate as JSON values; what is not finite becomes None."""
+        """The estimate as JSON values; NaN and infinities become None."""
         fields = dataclasses.asdict(self)
         return {key: _finite_or_none(value) for key, value in fields.items()}
 
@@ -70,7 +69,7 @@ def _finite_or_none(value: float) -> float | None:
 
 Floats = NDArray[np.float64]
 
-#: Below this many observations resamples are too few and too often constant: Student's t is used.
+#: With fewer observations too many resamples are constant, so Student's t is used.
 BOOTSTRAP_FROM = 8
 #: Spread below this share of the largest value is rounding, not variation.
 _ROUNDING = 1e-12
@@ -113,7 +112,7 @@ def mean_limits(
     ``mean -+ q * se`` with ``q`` the quantile of ``|mean* - mean| / se*`` over resamples of rows,
     the same resamples for every column. With fewer: ``q`` of Student's t.
 
-    Chosen by simulation (1,500 repetitions a cell, 95% asked for). Coverage with
+    Chosen by simulation (1,500 repetitions a cell, nominal 95%). Coverage with
     n = 5 / 8 / 12 / 20 / 30 normal observations: this rule 95.3 / 96.5 / 95.9 / 95.0 / 95.0%,
     percentile bootstrap 83.7 / 89.7 / 90.1 / 92.5 / 92.9%, BCa 83.8 / 89.7 / 90.2 / 92.7 / 92.9%.
     With exponential ones: 87.9 / 93.9 / 92.4 / 94.4 / 94.4% against BCa's 79.4 / 86.5 / 88.3 /
@@ -127,7 +126,7 @@ def mean_limits(
 
     Returns:
         Lower and upper ends, each [G]; ``-inf`` and ``inf`` where ``n < 2`` and in columns
-        without variation, for such data do not tell how far the mean may lie.
+        without variation: such data give no standard error.
 
     Raises:
         ArgumentError: ``confidence`` or ``resamples`` outside its bound.
@@ -138,6 +137,8 @@ def mean_limits(
     if n < 2:
         return -unbounded, unbounded
     mean = values.mean(axis=0)
+    # The bootstrap divides by the standard error, so columns without one are left out. All columns
+    # share one matrix of resample counts: their resampled moments are then two matrix products.
     centred = values - mean
     error = np.sqrt((centred**2).sum(axis=0) / (n - 1) / n)
     varies = error > _ROUNDING * np.abs(values).max(axis=0)
@@ -149,7 +150,7 @@ def mean_limits(
 
 
 def check_resampling(*, confidence: float, resamples: int) -> None:
-    """Refuse a confidence outside (0, 1) and fewer than 100 resamples."""
+    """Raise `ArgumentError` for a confidence outside (0, 1) or fewer than 100 resamples."""
     if not 0.0 < confidence < 1.0:
         raise ArgumentError(f"confidence must be in (0, 1), got {confidence}.")
     if resamples < 100:
@@ -175,7 +176,8 @@ def _quantile(scaled: Floats, confidence: float, resamples: int, seed: int) -> F
     counts = resample_counts(n, resamples, seed) / n
     mean = counts @ scaled
     variance = (counts @ scaled**2 - mean**2) / (n - 1)
-    # A resample of equal values says nothing of its own error: as extreme as can be.
+    # A resample of equal values has a standard error of zero: its ratio is infinite, or 0 where
+    # its mean is that of the data. Leaving it out would make the interval too narrow.
     spread = np.sqrt(np.maximum(variance, 0.0))
     extreme = np.where(mean == 0.0, 0.0, np.inf)
     studentised = np.divide(np.abs(mean), spread, out=extreme, where=spread > _ROUNDING)
@@ -188,8 +190,8 @@ def advantage(
     """Advantage ``D(t)``: mean over pairs of ``bandit(t) - uniform(t)``.
 
     The interval is a bootstrap over pairs, chosen for its coverage with few pairs; see
-    `mean_limits` for the measured figures. Where trials were stopped, ``n`` falls with ``t`` and
-    the mean is over the pairs that both samplers took that far.
+    `mean_limits` for the measured figures. Where trials were stopped, ``n`` falls with ``t``: the
+    mean is over the pairs of which both trials have reached ``t``.
 
     Args:
         pairs: P pairs at T budgets.
@@ -227,15 +229,15 @@ def acceleration(
     straight in ``log t`` between evaluations and a little below the first one (`interpolate`).
     The interval inverts a test: it holds every budget ``b / t`` at which the mean over pairs of
     ``bandit(t) - uniform(b)`` is not distinguishable from zero (bootstrap over pairs,
-    `mean_limits`). It thus covers as `advantage` does, however few the pairs, and needs no
-    special case where uniform gets nowhere near. With budgets that double and curves that
-    flatten, straight lines between evaluations overstate a ``k`` of 1.5 by 2 to 3% (simulated);
-    at ``k`` of 1 and 2, where the crossing falls on an evaluation, there is no such bias.
+    `mean_limits`). Its coverage is therefore that of `advantage`, also with few pairs. No special
+    case is needed where uniform stays far below the bandit. With budgets that double and curves
+    that flatten, straight lines between evaluations overstate a ``k`` of 1.5 by 2 to 3%
+    (simulated). At ``k`` of 1 and 2 the crossing falls on an evaluation, and this bias is zero.
 
-    Where uniform never gets there, ``censored`` is set, ``value`` is what was observed ("at
-    least") and ``high`` is infinite. At the last budget no ``k`` above 1 can be seen.
+    Where uniform never reaches the accuracy, ``censored`` is set, ``value`` is the observed lower
+    bound and ``high`` is infinite. At the last budget no ``k`` above 1 can be observed.
 
-    Only pairs whose reference curve runs to the last budget count, so that all budgets speak of
+    Only pairs whose reference curve runs to the last budget count, so that all budgets compare
     the same configurations.
 
     Args:
@@ -316,7 +318,7 @@ def _fine_grid(budgets: Floats) -> Floats:
     steps = np.linspace(0.0, 1.0, _REFINEMENT, endpoint=False)
     logs = np.log(budgets)
     between = np.exp(logs[:-1, None] + np.diff(logs)[:, None] * steps)
-    # The budgets themselves exactly, so that equal curves differ by nothing there.
+    # exp(log(t)) may differ from t in the last digit; equal curves must differ by exactly 0 at t.
     between[:, 0] = budgets[:-1]
     return np.concatenate([head, between.ravel(), budgets[-1:]])
 
@@ -324,11 +326,11 @@ def _fine_grid(budgets: Floats) -> Floats:
 def _first_reached(
     budgets: Floats, mean: Floats, target: float, grid: Floats, *, chance: float
 ) -> tuple[float, bool]:
-    """Budget at which the monotone mean curve first reaches a target; whether it never does."""
+    """Budget at which the monotone mean curve reaches a target; True if it never does."""
     from sklearn.isotonic import isotonic_regression
 
     monotone = np.asarray(isotonic_regression(mean, y_min=chance), dtype=np.float64)
-    # Averaging two curves that agree may differ in the last digit.
+    # The means of two equal curves may differ in the last digit.
     target -= 1e-12
     if target > monotone[-1]:
         return float(budgets[-1]), True
@@ -340,7 +342,7 @@ def _first_reached(
 
 
 def _first_crossing(grid: Floats, low: Floats) -> float:
-    """Smallest budget at which uniform is not surely behind; the last one if it always is."""
+    """Smallest budget where the interval of the difference reaches 0; else the last budget."""
     behind = low <= 0.0
     if not behind.any():
         return float(grid[-1])
@@ -349,7 +351,7 @@ def _first_crossing(grid: Floats, low: Floats) -> float:
 
 
 def _last_crossing(grid: Floats, high: Floats) -> float:
-    """Largest budget at which uniform is not surely ahead; infinite if that is the last one."""
+    """Largest budget where the interval of the difference reaches 0; infinite if the last one."""
     open_ = np.flatnonzero(high >= 0.0)
     if len(open_) and open_[-1] == len(grid) - 1:
         return math.inf
@@ -357,7 +359,7 @@ def _last_crossing(grid: Floats, high: Floats) -> float:
 
 
 def _crossing(grid: Floats, values: Floats, right: int) -> float:
-    """Where values change sign between ``right - 1`` and ``right``; the wider end if unknown."""
+    """Where values change sign between ``right - 1`` and ``right``; an end if one is infinite."""
     before, after = float(values[right - 1]), float(values[right])
     if math.isinf(after):
         return float(grid[right - 1])

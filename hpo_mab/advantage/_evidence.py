@@ -1,4 +1,4 @@
-"""Evidence: what a set of pairs says about early pruning, measured and stored with a study."""
+"""Evidence for early pruning: measured from pairs of trials, and stored with a study."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from hpo_mab.advantage._fidelity import compare_fidelity
 from hpo_mab.advantage._pairs import PairedCurves
 
 _VERSION = 1
-#: Digits kept: accuracies and shares are not known better, and attributes should be small.
+#: Digits kept: accuracies are less exact than this, and attributes should be small.
 _DIGITS = 6
 _SERIES = ("advantage", "acceleration", "fidelity")
 
@@ -29,7 +29,7 @@ class Rung:
 
     Attributes:
         budget: Where uniform training has the rung, as a share of a trial's budget.
-        decided_at: Where a bandit-trained trial is judged instead; ``budget`` if not moved.
+        decided_at: Where a bandit-trained trial is compared instead; ``budget`` if not moved.
         equivalent: Uniform-equivalent budget ``e(decided_at)``, as a share.
         fidelity: Kendall tau under the bandit at ``decided_at`` (of a refused rung: where it came
             nearest to being moved) minus uniform's at ``budget``, with a paired interval; None
@@ -52,7 +52,7 @@ class Rung:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Evidence:
-    """Advantage, acceleration and fidelity over shares of a trial's budget, and what follows.
+    """Advantage, acceleration, fidelity and rungs at shares of a trial's budget.
 
     Attributes:
         budgets: Shares of a trial's budget in (0, 1], increasing [T].
@@ -61,7 +61,7 @@ class Evidence:
         fidelity: Kendall tau of the bandit minus that of uniform at the same ``t`` [T], both with
             uniform's final accuracy.
         rungs: Where a rung at each budget is decided [T].
-        pairs: Pairs the evidence rests on.
+        pairs: Number of pairs measured.
         margin: How much lower tau may be at a moved rung.
         source: Where the pairs come from, e.g. ``"pilot"``.
         data: Data set, "" if not known.
@@ -86,14 +86,14 @@ class Evidence:
 
     @property
     def digest(self) -> str:
-        """Eight characters that name exactly this evidence in records."""
+        """Eight hexadecimal digits that identify this evidence in records."""
         text = json.dumps(self.to_json(), sort_keys=True)
         return hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
 
     def rung(self, share: float) -> Rung | None:
         """The rung at the first known budget that is at least ``share``; None beyond the last.
 
-        A rung between two budgets is thus held to the later one's conditions.
+        A rung between two budgets must therefore meet the later one's conditions.
         """
         return next((rung for rung in self.rungs if rung.budget >= share - 1e-9), None)
 
@@ -116,7 +116,7 @@ class Evidence:
         """The evidence that `to_json` wrote.
 
         Raises:
-            ArgumentError: The mapping is no evidence, or of a later version.
+            ArgumentError: The mapping is not evidence, or has another version.
         """
         fields = dict(stored)
         version = fields.pop("version", None)
@@ -139,7 +139,7 @@ class Evidence:
         """The evidence in a JSON file.
 
         Raises:
-            ArgumentError: The file cannot be read or holds something else.
+            ArgumentError: The file cannot be read or does not hold evidence.
         """
         try:
             stored = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -183,9 +183,9 @@ def _unpack_rung(packed: Mapping[str, Any]) -> Rung:
     return Rung(**{**packed, "fidelity": None if fidelity is None else _unpack(fidelity)})
 
 
-#: Fewer pairs have no ranking to compare.
+#: With fewer pairs there is no ranking to compare.
 FEWEST_PAIRS = 4
-#: Loss of Kendall tau at a moved rung that is put up with.
+#: Largest accepted loss of Kendall tau at a moved rung.
 DEFAULT_MARGIN = 0.1
 
 _Difference = Callable[[int, int], Estimate]
@@ -203,16 +203,17 @@ def measure_evidence(
     data: str = "",
     model: str = "",
 ) -> Evidence:
-    """What pairs say of the advantage, and where they allow rungs to be decided.
+    """Measure the advantage on pairs, and place rungs by it.
 
-    A rung at uniform budget ``r`` is decided at the earliest ``t`` with ``e(t) >= r`` whose
-    fidelity is no worse than uniform's at ``r``: the interval of the paired difference of Kendall
-    taus lies above ``-margin``. Taus are with uniform's final accuracy; as uniform's early
-    accuracies come from the very same trainings, the comparison leans against moving.
+    A rung at uniform budget ``r`` is decided at the earliest ``t`` that meets two conditions. The
+    equivalent budget ``e(t)`` is at least ``r``. And the fidelity is no worse than uniform's at
+    ``r``: the interval of the paired difference of Kendall taus lies above ``-margin``. Both
+    taus are with uniform's final accuracy. Uniform's early accuracies come from the same trainings,
+    so the comparison is biased against moving a rung.
 
     Args:
         pairs: At least 4 pairs at T budgets, the last of which is a trial's full budget.
-        margin: Loss of tau that is put up with, in [0, 1].
+        margin: Largest accepted loss of tau, in [0, 1].
         chance: Accuracy before training.
         confidence: Coverage of the intervals, in (0, 1).
         resamples: Bootstrap resamples, at least 100.

@@ -17,7 +17,7 @@ Floats = NDArray[np.float64]
 
 
 def kendall_tau(early: Floats, final: Floats) -> Floats:
-    """Kendall's tau-b of each row (Kendall 1945), ties in either ranking corrected for.
+    """Kendall's tau-b of each row (Kendall 1945), corrected for ties in either ranking.
 
     Args:
         early: First scores [R, K].
@@ -61,7 +61,7 @@ def top_recall(early: Floats, final: Floats, *, k: int) -> Floats:
     Args:
         early: First scores [R, K].
         final: Second scores [R, K].
-        k: How many, at least 1 and below K; of equals the first ones count.
+        k: How many, at least 1 and below K; the first ones of equal scores count.
 
     Returns:
         Shares in [0, 1], [R].
@@ -73,14 +73,14 @@ def top_recall(early: Floats, final: Floats, *, k: int) -> Floats:
 
 
 def choice_regret(early: Floats, final: Floats) -> Floats:
-    """Final accuracy lost by each row's early favourite against the best configuration.
+    """Final accuracy that each row loses by choosing the configuration that is best early.
 
     Args:
         early: First scores [R, K].
         final: Second scores [R, K].
 
     Returns:
-        Regrets in the units of ``final``, at least 0, [R]; mean over tied favourites.
+        Regrets in the units of ``final``, at least 0, [R]; mean over ties for the early best.
     """
     favourite = early == early.max(axis=1, keepdims=True)
     chosen = (final * favourite).sum(axis=1) / favourite.sum(axis=1)
@@ -96,9 +96,9 @@ def _ratio(numerator: Floats, denominator: Floats) -> Floats:
 Statistic = Literal["kendall", "spearman", "recall", "regret"]
 _Function = Callable[[Floats, Floats], Floats]
 
-#: Fewer configurations than this have no ranking worth an interval.
+#: With fewer configurations the interval is the whole range of the statistic.
 _FEWEST = 4
-#: Statistics of resamples that agree to here agree.
+#: Statistics of resamples that differ by less are equal.
 _ROUNDING = 1e-9
 
 
@@ -106,8 +106,8 @@ class FidelityComparison(NamedTuple):
     """Fidelities of two arms over the same configurations.
 
     Attributes:
-        own: The one arm's.
-        other: The other arm's.
+        own: Fidelity of the first arm.
+        other: Fidelity of the second arm.
         difference: ``own - other``, with a paired interval.
     """
 
@@ -128,8 +128,8 @@ def fidelity(
 ) -> Estimate:
     """Agreement of accuracy at a short budget with final accuracy, over configurations.
 
-    Note that an arm whose ``final`` comes from the same trainings as its ``early`` shares their
-    noise, which favours it over an arm that was trained separately.
+    If ``final`` comes from the same trainings as ``early``, both share their noise. That favours
+    such an arm over one that was trained separately.
 
     Args:
         early: Accuracy at the short budget [K]; NaN entries are left out.
@@ -143,15 +143,15 @@ def fidelity(
 
     Returns:
         The statistic with a percentile bootstrap interval; for fewer than 4 configurations the
-        whole range the statistic has. Rankings without a single discordance leave the bootstrap
-        nothing to vary: the interval then allows the share of discordant pairs that ``K // 2``
-        independent ones cannot rule out. Final accuracy against itself is 1 (regret 0) by
-        definition, and the interval that point.
+        whole range of the statistic. Rankings without discordant pairs do not vary over
+        resamples: the interval then allows the share of discordant pairs that ``K // 2``
+        independent pairs cannot rule out. Final accuracy against itself is 1 (regret 0) by
+        definition, and the interval is that point.
 
-        The percentile interval was chosen by simulation (600 repetitions a cell, 95% asked for,
-        true tau 0.60 and 0.86): it covers tau in 95 to 98%, Spearman's rho in 96 to 99% and the
-        top 3's recall in 92 to 99% of samples of 10 to 40 configurations, where BCa covers recall
-        in 80 to 92%. Regret is hard to bound: 58 to 91%, rising with K; read its interval as a
+        The percentile interval was chosen by simulation (600 repetitions a cell, nominal 95%,
+        true tau 0.60 and 0.86, 10 to 40 configurations). It covers tau in 95 to 98% of samples,
+        Spearman's rho in 96 to 99% and the top 3's recall in 92 to 99%; BCa covers recall in 80 to
+        92%. Regret is hard to bound: 58 to 91%, rising with K; read its interval as a
         rough guide.
 
     Raises:
@@ -182,14 +182,14 @@ def compare_fidelity(
 ) -> FidelityComparison:
     """Fidelity of ``early``, of ``other``, and the difference, over the same configurations.
 
-    If ``final`` comes from the very trainings that ``other`` was read from, their shared noise
-    favours ``other``. Giving each arm its own final accuracies shares noise on both sides.
+    If ``final`` comes from the same trainings as ``other``, their shared noise favours ``other``.
+    With ``other_final`` both arms share noise with their final accuracies.
 
     Args:
         early: Accuracy of one arm at a short budget [K]; NaN entries are left out.
         other: Accuracy of the other arm [K], at its own short budget, likewise.
         final: Accuracy under uniform sampling at full budget [K], likewise.
-        other_final: What ``other`` is measured by [K]; default ``final``.
+        other_final: Final accuracy that ``other`` is compared with [K]; default ``final``.
         statistic: As for `fidelity`.
         k: As for `fidelity`.
         confidence: Coverage of the interval, in (0, 1).
@@ -197,10 +197,10 @@ def compare_fidelity(
         seed: Seed of the resampling.
 
     Returns:
-        All three; the difference has a paired bootstrap interval, the range that differences have
-        for fewer than 4 configurations, and the same allowance as in `fidelity` where nothing
-        varies. Where both sides are the very same trainings, or both early accuracies the final
-        ones, it is 0 by definition, and the interval that point.
+        All three. The difference has a paired bootstrap interval; for fewer than 4 configurations
+        it is the whole range of differences. Where nothing varies, it is widened as in `fidelity`.
+        The difference is 0 by definition, and its interval that point, where both sides are the
+        same trainings, or where both early accuracies are the final ones.
 
     Raises:
         ArgumentError: Lengths differ, or an unknown statistic, or an option outside its bound.
@@ -269,7 +269,7 @@ def _is_same(side: tuple[Floats, Floats]) -> bool:
 
 
 def _are_equal(one: tuple[Floats, Floats], other: tuple[Floats, Floats]) -> bool:
-    """Whether both sides are the very same trainings, so that they cannot differ."""
+    """Whether both sides are the same trainings, so that they cannot differ."""
     return len(one[0]) >= _FEWEST and all(map(np.array_equal, one, other))
 
 
@@ -304,6 +304,7 @@ def _limits(
     low, high = (float(end) for end in np.quantile(drawn, tails))
     if high - low > _ROUNDING:
         return low, high
-    # What none of the disjoint pairs of configurations showed may still have this probability.
+    # All resamples agree. A discordance may still have this probability although none of the
+    # size // 2 disjoint pairs shows it (exact binomial bound). The interval is widened by it.
     unseen = (support[1] - support[0]) * (1.0 - tails[0] ** (1.0 / (size // 2)))
     return max(support[0], low - unseen), min(support[1], high + unseen)

@@ -22,7 +22,7 @@ Floats = NDArray[np.float64]
 class PairedCurves:
     """Accuracy of P pairs at T budgets; a pair is one configuration trained with both samplers.
 
-    Any arm may stand in for the bandit and any reference for uniform sampling.
+    ``bandit`` may be any arm, and ``uniform`` any reference.
 
     Attributes:
         budgets: Training examples, positive and increasing [T].
@@ -33,7 +33,7 @@ class PairedCurves:
         labels: ``(seed, slot)`` of each pair, P of them, if known.
 
     Raises:
-        ArgumentError: Shapes that do not fit, or budgets that do not increase.
+        ArgumentError: Shapes differ, or budgets do not increase.
     """
 
     budgets: Floats
@@ -83,10 +83,10 @@ class PairedCurves:
     def in_seconds(self, *, chance: float = 0.0) -> Self:
         """The same pairs at equal training seconds instead of equal examples.
 
-        The bandit's accuracy at budget ``t`` becomes what it has after the seconds that the
-        reference took for ``t`` in the same pair, so that `advantage` and `acceleration` of the
-        result count the sampler's own cost. A bandit that ran to the end sooner keeps its last
-        accuracy; one that was stopped is NaN from there.
+        The bandit's accuracy at budget ``t`` becomes its accuracy after the seconds that the
+        reference took for ``t`` in the same pair. `advantage` and `acceleration` of the result
+        then include the sampler's cost. A bandit that finished earlier keeps its last accuracy;
+        one that was stopped is NaN from there.
 
         Args:
             chance: Accuracy before training, from which curves rise to their first evaluation.
@@ -109,15 +109,15 @@ class PairedCurves:
 def interpolate(budgets: Floats, values: Floats, at: Floats, *, chance: float = 0.0) -> Floats:
     """Accuracies between evaluations: straight in the logarithm of the budget.
 
-    Learning curves are nearer to straight lines in ``log t`` than in ``t``, where a chord between
-    budgets that double overstates the budget at which an accuracy is reached. Before the first
-    evaluation the line between the first two goes on, but never below the straight line in ``t``
-    from ``(0, chance)``.
+    Learning curves are nearer to straight lines in ``log t`` than in ``t``. A chord in ``t``
+    between budgets that double overstates the budget at which an accuracy is reached. Before the
+    first evaluation the line between the first two is extended, but not below the straight line
+    in ``t`` from ``(0, chance)``.
 
     Args:
         budgets: Budgets of the evaluations, positive and increasing [T], ``T >= 1``.
         values: Accuracies [..., T].
-        at: Budgets asked for [G], in ``[0, budgets[-1]]``; beyond that the last value is kept.
+        at: Budgets to read [G], in ``[0, budgets[-1]]``; beyond that the last value is kept.
         chance: Accuracy at budget 0.
 
     Returns:
@@ -130,20 +130,20 @@ def interpolate(budgets: Floats, values: Floats, at: Floats, *, chance: float = 
     right = np.minimum(left + 1, len(budgets) - 1)
     share = position - left
     inside = values[..., left] * (1.0 - share) + values[..., right] * share
-    # The right neighbour must not poison a point that lies on an evaluation.
+    # A NaN of one neighbour, times a share of 0, would make a point on the other one NaN.
     inside = np.where(share == 0.0, values[..., left], inside)
     inside = np.where(share == 1.0, values[..., right], inside)
     return np.where(at < budgets[0], _before_first(budgets, values, at, chance=chance), inside)
 
 
 def _before_first(budgets: Floats, values: Floats, at: Floats, *, chance: float) -> Floats:
-    """Accuracies [..., G] at budgets of which those below the first evaluation matter."""
+    """Accuracies [..., G] at budgets [G]; only those below the first evaluation are used."""
     first = values[..., :1]
     rising = chance + (first - chance) * at / budgets[0]
     if len(budgets) == 1:
         return np.asarray(rising, dtype=np.float64)
     slope = (values[..., 1:2] - first) / np.log(budgets[1] / budgets[0])
-    # Where a stopped curve has no second evaluation, nothing is known of its slope.
+    # A stopped curve without a second evaluation has no slope; `rising` is used instead.
     slope = np.maximum(np.where(np.isnan(slope), np.inf, slope), 0.0)
     with np.errstate(divide="ignore", invalid="ignore"):
         extended = first + slope * np.minimum(np.log(at / budgets[0]), 0.0)
@@ -155,7 +155,7 @@ def _at_seconds(own: Floats, accuracy: Floats, other: Floats, *, chance: float) 
     seen = np.isfinite(accuracy) & np.isfinite(own)
     if not seen.any():
         return np.full_like(accuracy, np.nan)
-    # A clock may stand still between two evaluations; a budget may not.
+    # Two evaluations may have equal times, but `interpolate` needs budgets that increase.
     seconds = np.maximum.accumulate(own[seen]) + 1e-9 * np.arange(1, seen.sum() + 1)
     found = interpolate(seconds, accuracy[seen], np.nan_to_num(other), chance=chance)
     stopped = not np.isfinite(accuracy[-1])
@@ -163,7 +163,7 @@ def _at_seconds(own: Floats, accuracy: Floats, other: Floats, *, chance: float) 
     return np.where(np.isnan(other) | beyond, np.nan, found)
 
 
-#: Batch sizes round budgets to whole steps; this share of a budget counts as reaching it.
+#: Batches round budgets to whole steps, so a budget counts as reached within this share of it.
 _SLACK = 0.01
 
 
@@ -187,7 +187,7 @@ def pair_curves(
         paired_only: Whether to take only trials marked ``paired``.
 
     Returns:
-        The pairs in order of seed and slot, none if there are none.
+        The pairs in order of seed and slot; may be none.
 
     Raises:
         ArgumentError: Two studies of one arm and seed, or trials of different full budgets.
@@ -215,7 +215,7 @@ def pair_curves(
 
 
 def same_configuration(one: TrialRun, other: TrialRun) -> bool:
-    """Whether two trials agree in every parameter both have, the sampler's own knobs aside."""
+    """Whether two trials agree in every parameter that both have, except the sampler's."""
     return all(
         other.params[name] == value
         for name, value in one.params.items()
@@ -224,7 +224,7 @@ def same_configuration(one: TrialRun, other: TrialRun) -> bool:
 
 
 def _by_key(runs: Sequence[StudyRun], *, paired_only: bool) -> dict[tuple[int, int], TrialRun]:
-    """Trials by (seed, slot); of a slot's retries the one that got furthest."""
+    """Trials by (seed, slot); of a slot's retries the one with the most examples."""
     seeds = [run.seed for run in runs]
     if len(set(seeds)) < len(seeds):
         raise ArgumentError(f"Studies of one arm must differ in seed, got seeds {sorted(seeds)}.")

@@ -1,6 +1,6 @@
 """The engine of CUDA devices, and of counts that decay: every arm is drawn, all in tensors.
 
-Nothing here waits for the host.
+Nothing here makes the host wait for the device.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class TensorLossBinarizer:
         self._weight = torch.zeros_like(decay)
 
     def rewards(self, losses: Tensor) -> tuple[Tensor, Tensor]:
-        """Judge a batch of each network and take its mean into the network's average.
+        """Reward a batch of each network, then add its mean to the network's average.
 
         Args:
             losses: Float32 [K * B], network by network.
@@ -72,7 +72,7 @@ class TensorCounts:
         capacity: Greatest memory that a bandit may have.
         discount: Factor on all counts of a bandit at each of its pulls, float [B, 1]; None for
             none.
-        device: Where the tensors live.
+        device: Device of the tensors.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class TensorCounts:
         self._ring_rewards = torch.zeros(ring, dtype=torch.uint8, device=device)
 
     def add(self, arms: Tensor, rewards: Tensor, valid: Tensor) -> None:
-        """Count a pull of each bandit and forget what its memory no longer holds.
+        """Count a pull of each bandit and remove the pull that leaves its window.
 
         Args:
             arms: Arms pulled, int64 [B].
@@ -126,8 +126,8 @@ class TensorCounts:
         return old_arms.long(), old_rewards.bool(), full
 
     def _count(self, arms: Tensor, rewards: Tensor, amount: Tensor) -> None:
-        # Gather and scatter rather than scatter_add: one arm a row, so the order is no matter, and
-        # neither is whether the device adds atomically.
+        # Gather and scatter, not scatter_add: each row has one arm, so no two writes meet, and the
+        # result is the same on every run.
         positions = arms[:, None]
         for counts, chosen in ((self.successes, rewards), (self.failures, ~rewards)):
             found = counts.gather(1, positions)
@@ -191,22 +191,22 @@ class DeviceEngine(BanditEngine):
         )
         self._policy = TENSOR_POLICIES[settings.policy](settings, self._knobs, held, generator)
         self._passes = TensorPasses(self._sizes, generator)
-        # Of their own: walked on by arms without pulls only, they leave every arm the same chance
-        # of a uniform pick.
+        # Separate passes for arms without pulls. Those skip all other arms; with shared passes the
+        # skipped arms would lose their uniform picks.
         self._order = TensorPasses(self._sizes, generator)
         self._binarizer = TensorLossBinarizer(self._knobs.loss_decay, settings.rule)
         self._draws = torch.zeros(shares.shape, dtype=torch.int32, device=device)
         #: Pulls rewarded, and pulls judged, since `figures`.
         self._tally = torch.zeros(stack, 2, dtype=torch.int64, device=device)
-        # A stack may be given a floor later; one network without one need not draw for it.
+        # `begin` may give a network of a stack a floor; a single network keeps its settings.
         self._floors = stack > 1 or settings.uniform > 0
 
     def begin(
         self, slot: int, shares: NDArray[np.int32], settings: BanditSettings, *, seed: int
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Begin the bandits of one network of the stack again: nothing pulled, other shares.
+        """Reset the bandits of one network of the stack: no pulls, new shares and knobs.
 
-        The first arms are drawn here, uniformly, because `draw` would move all other networks.
+        The first arms are drawn here, uniformly, because `draw` would advance all networks.
 
         Args:
             slot: The network, in [0, K).

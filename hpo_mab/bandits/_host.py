@@ -1,6 +1,6 @@
-"""The engine of the CPU: bandits in numpy whose arms are counted by state.
+"""The CPU's engine: bandits in numpy whose arms are counted by state.
 
-Tensors appear only at its edge. The cost of a draw does not depend on the number of examples.
+Only its interface uses tensors. The cost of a draw does not depend on the number of examples.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ class LossBinarizer:
     """Rewards losses by a rule, given the moving average ``m`` of the training loss.
 
     ``m`` is the bias-corrected exponential moving average of the mean loss of the batches *before*
-    the one that is judged; the first batch is judged by its own mean. Non-finite losses are
-    invalid and leave ``m`` alone.
+    the one that is judged; the first batch is compared with its own mean. Non-finite losses are
+    invalid and do not change ``m``.
 
     Args:
         decay: Decay of the moving average a batch, in [0, 1).
@@ -65,7 +65,7 @@ class LossBinarizer:
         self.weight = 0.0
 
     def rewards(self, losses: NDArray[np.float32]) -> tuple[Rewards, Bools | None]:
-        """Judge a batch and take its mean into the average.
+        """Reward a batch, then add its mean to the average.
 
         Args:
             losses: Loss of each example, [B].
@@ -74,8 +74,8 @@ class LossBinarizer:
             Rewards 0 or 1, [B], and which are valid, [B]; None where all are.
         """
         valid = None
-        # One number tells of all: a loss that is not finite makes the mean so. Python's sum of so
-        # few is faster than numpy's mean, and silent of infinities.
+        # The mean is finite exactly if every loss is. For so few numbers Python's sum is faster
+        # than numpy's mean, and it does not warn of infinities.
         mean = sum(losses.tolist()) / len(losses)
         if not math.isfinite(mean):
             valid = np.isfinite(losses)
@@ -93,23 +93,23 @@ class GroupedBandits:
     """``B`` independent Beta-Bernoulli bandits, in numpy.
 
     Arms with the same (successes, failures) are exchangeable: the policy chooses a state, then
-    one of its arms is picked uniformly. That is exact in distribution, at a cost that depends on
-    the number of states in use, not on the number of arms.
+    one of its arms is picked uniformly. That is exact in distribution. The cost depends on the
+    number of states in use, not on the number of arms.
 
-    With ``passes``, an arm in the prior's state is picked as the next of a shuffled pass that is in
-    that state: arms of which nothing is known are visited as by shuffling, none twice before the
-    others had their turn.
+    With ``passes``, an arm in the prior's state is the next one of a shuffled pass that is in that
+    state. Arms without counted pulls are then visited as by shuffling: none is visited twice
+    before all others were.
 
-    With a ``limit``, arms with more pulls are drawn one by one, just as exactly. Where nothing is
-    forgotten, hardly two of them are in one state, and states would grow in number without end.
+    With a ``limit``, arms with more pulls are drawn one by one, also exactly. Without forgetting,
+    hardly two of them are in one state, and the number of states would grow without bound.
 
     Args:
-        sizes: Ints of each bandit, [B].
+        sizes: Arms of each bandit, [B].
         policy: Selection policy.
-        memory: How many of a bandit's last pulls count; None forgets nothing.
+        memory: How many of a bandit's last pulls count; None counts all.
         rng: Source of every draw.
         passes: Order of the arms in the prior's state; None picks them with replacement.
-        limit: Most pulls of an arm that is counted by state; None counts all arms so.
+        limit: Most pulls of an arm that is counted by state; None counts every arm by state.
     """
 
     def __init__(
@@ -128,7 +128,7 @@ class GroupedBandits:
         self._members = StateMembers(sizes)
         self._window = PullWindow(len(sizes), memory, arms=int(sizes.max()))
         self._limit = limit
-        #: Successes and failures of each arm, [B * A, 2], kept where there is a limit.
+        #: Successes and failures of each arm, [B * A, 2]; empty without a limit.
         held = 0 if limit is None else len(sizes) * self._members.arms
         self._pairs = np.zeros((held, 2), dtype=np.int32)
         self._columns = StateColumns(self, limit=limit)
@@ -147,20 +147,23 @@ class GroupedBandits:
         self._costs = np.empty(self._column_of.shape)
 
     def define_column(self, column: int, successes: int, failures: int) -> None:
-        """Tell the policy of a new state."""
+        """Define a new state in the policy."""
         self._policy.define(column, successes, failures)
 
     def select(self) -> Ints:
         """One arm of each bandit by the policy, [B]."""
         shape = self._members.counts.shape
         counts = self._members.counts.ravel()
-        # Truth values first: numpy finds those faster than numbers.
+        # As booleans, because numpy's `nonzero` is faster on them than on integers.
         cells = counts.astype(np.bool_).nonzero()[0]
         columns = self._column_of[cells]
         shared = self._shared_arms()
         if len(shared):
             own = columns != SHARED
             cells, columns = cells[own], columns[own]
+        # One exponential variate a state, divided by its number of arms n, stands for n arms: the
+        # policies turn log(E / n) into an exact choice (see `GroupedPolicy`). The state of least
+        # cost wins. Its arms are exchangeable, so a uniform one of them is an exact draw.
         race = self._rng.standard_exponential(len(cells) + len(shared))
         race[: len(cells)] /= counts[cells]
         np.log(race, out=race)
@@ -177,10 +180,10 @@ class GroupedBandits:
         )
 
     def learn(self, arms: Ints, rewards: Rewards, valid: Bools | None = None) -> None:
-        """Count one pull of each bandit, and forget the one that leaves its window.
+        """Count one pull of each bandit, and remove the pull that leaves its window.
 
         Args:
-            arms: Ints pulled, [B]; not necessarily the last selected.
+            arms: Arms pulled, [B]; not necessarily the last selected.
             rewards: Rewards 0 or 1, [B].
             valid: Which bandits' pulls count, [B]; None for all.
         """
@@ -193,7 +196,7 @@ class GroupedBandits:
         self._move(bandits, arms, rewards, added=True)
 
     def start_with(self, pairs: Ints) -> None:
-        """Give arms pulls that are never forgotten, [B, A, 2]; only before the first `select`."""
+        """Set pulls that no window removes, [B, A, 2]; only before the first `select`."""
         held = self._members.states >= 0
         kinds, where = np.unique(pairs[held], axis=0, return_inverse=True)
         columns = self._columns.find(kinds.astype(np.int32), keep=np.zeros(0, dtype=np.int16))
@@ -241,7 +244,8 @@ class GroupedBandits:
         shared = self._shared_arms()
         if not len(shared):
             return self._policy.propensities(counts, totals), states
-        # A state for each distinct pair, after those that have a column.
+        # Arms that are drawn one by one get a temporary state for each distinct pair, after the
+        # states that have a column: the integral then treats all arms in the same way.
         pairs, kinds = np.unique(self._pairs[shared], axis=0, return_inverse=True)
         more = np.zeros((len(counts), len(pairs)), dtype=counts.dtype)
         np.add.at(more, (shared // self._members.arms, kinds), 1)
@@ -296,7 +300,7 @@ class GroupedBandits:
         self._members.move(bandits, arms, old, new)
 
     def _leave_shared(self, positions: Ints, columns: Columns) -> None:
-        """Give arms with no more than ``limit`` pulls a column of their own again, in place."""
+        """Set the column of arms that have at most ``limit`` pulls again, in place."""
         pairs = self._pairs[positions]
         leaving = (columns == SHARED) & (pairs.sum(axis=1) <= self._limit)
         if leaving.any():
@@ -313,7 +317,7 @@ class GroupedBandits:
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Take a state made by `state` of bandits made alike."""
+        """Restore a state that `state` returned, of bandits made with the same arguments."""
         self._columns.restore(state["pairs"])
         self._members.restore(state["states"])
         self._pairs[:] = state["pulls"]
@@ -328,8 +332,8 @@ class GroupedBandits:
         return {f"order_{name}": array for name, array in self._passes.state().items()}
 
 
-#: Most pulls of an arm that is counted by state where a bandit remembers more pulls than it has
-#: arms. ``benchmarks/long_memory.py`` has what other numbers cost.
+#: Most pulls of an arm that is counted by state, where more pulls of a bandit count than it has
+#: arms. ``benchmarks/long_memory.py`` measures the cost of other limits.
 MOST_PULLS = 12
 
 #: Steps whose draws and rewards are counted at once.
@@ -416,7 +420,7 @@ class HostEngine(BanditEngine):
         self._rewarded = self._judged = 0
         draws = self._draws.ravel()
         top = max(1, round(int(self._sizes.sum()) / 10))
-        # Padding is never drawn: counted along, it changes no sum.
+        # Padding is never drawn, so its zeros change neither sum.
         most = np.partition(draws, len(draws) - top)[-top:]
         return Figures(rewarded, judged, int(draws.sum()), int(most.sum()))
 
@@ -430,7 +434,7 @@ class HostEngine(BanditEngine):
             "loss_weight": self._binarizer.weight,
             "rewarded": self._rewarded,
             "judged": self._judged,
-            # JSON, because its integers are wider than what weights-only loading takes.
+            # JSON, because its 128-bit integers cannot be loaded with ``weights_only=True``.
             "rng": json.dumps(self._rng.bit_generator.state),
         }
 
@@ -456,7 +460,7 @@ class HostEngine(BanditEngine):
         positions, times = np.unique(np.concatenate(self._uncounted_draws), return_counts=True)
         self._uncounted_draws.clear()
         draws = self._draws.ravel()
-        # Saturates: a count that wrapped around would turn the most-drawn into the least-drawn.
+        # Saturates: a uint16 that wrapped around would make the most-drawn example the least-drawn.
         draws[positions] = np.minimum(draws[positions] + times, np.iinfo(draws.dtype).max)
 
     def _select(self) -> Ints:

@@ -1,6 +1,6 @@
 """Selection policies on arms grouped by state: which state wins, and each arm's propensity.
 
-Thompson sampling draws from the upper tails of Beta distributions, which are kept as tables.
+Thompson sampling draws from tables of the upper tails of Beta distributions.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 from hpo_mab.bandits._settings import Counts, Floats, Ints
 from hpo_mab.bandits._states import PullWindow
 
-#: Values of two states that differ by less are taken for equal (rounding of prior plus counts).
+#: Values of two states that differ by less are equal: prior plus counts is rounded.
 TIE = 1e-9
 
 
 class Singles(NamedTuple):
-    """Arms that are a group each: those with so many pulls that hardly two have the same.
+    """Arms that are each a group: they have so many pulls that hardly two share a state.
 
     Attributes:
         bandits: Bandit of each arm, ascending, [V].
@@ -41,7 +41,7 @@ class Groups(NamedTuple):
         columns: States, [G].
         capacity: Number of states there is room for.
         window: The pulls that count.
-        singles: Further groups, of one arm each, that come after these; None where there are none.
+        singles: Further groups of one arm each, after these; None where there are none.
     """
 
     cells: Ints
@@ -60,10 +60,10 @@ class Groups(NamedTuple):
 class GroupedPolicy(abc.ABC):
     """A rule that selects arms by their successes and failures alone.
 
-    Every group of ``n`` arms of one state enters with ``race = log(E / n)``, ``E ~ Exp(1)``: the
-    smallest of independent ``E / (n w)`` falls on a group with probability proportional to
-    ``n w``, which makes a categorical choice, and ``1 - exp(-E / n)`` is the upper-tail
-    probability of the best of ``n`` draws, which makes Thompson sampling.
+    Every group of ``n`` arms of one state gets ``race = log(E / n)``, ``E ~ Exp(1)``, which has two
+    exact uses. The smallest of independent ``E / (n w)`` belongs to a group with probability
+    proportional to ``n w``: a categorical choice with weights ``w``. And ``1 - exp(-E / n)`` is the
+    upper-tail probability of the best of ``n`` draws: Thompson sampling.
 
     Args:
         prior: Beta parameters of an arm without pulls, both positive.
@@ -86,7 +86,7 @@ class GroupedPolicy(abc.ABC):
         self.mean[column] = (alpha + successes) / self.pulls[column]
 
     def moments(self, columns: Ints, pairs: Counts | None) -> tuple[Floats, Floats]:
-        """Posterior mean and pulls, the prior's among them, of columns and of further states.
+        """Posterior mean and pulls, including the prior's, of columns and of further states.
 
         Args:
             columns: States, [n].
@@ -103,7 +103,7 @@ class GroupedPolicy(abc.ABC):
 
     @abc.abstractmethod
     def costs(self, race: Floats, groups: Groups) -> Floats:
-        """Cost of each group; the group of the smallest wins its bandit.
+        """Cost of each group; a bandit selects its group of the least cost.
 
         Args:
             race: ``log(E / n)`` of each group, [G + V]; may be overwritten.
@@ -149,14 +149,14 @@ class SoftmaxPolicy(GroupedPolicy):
 
 
 class GreedyPolicy(GroupedPolicy):
-    """The arm of the best posterior mean; equals are drawn uniformly."""
+    """The arm of the best posterior mean; ties are broken uniformly."""
 
     def values(self, means: Floats, pulls: Floats, totals: Ints) -> Floats:
-        """Value of groups, the greatest of which is selected, [G].
+        """Value of each group; the greatest is selected, [G].
 
         Args:
             means: Posterior means, [G].
-            pulls: Pulls, the prior's among them, [G].
+            pulls: Pulls, including the prior's, [G].
             totals: Pulls that count of the group's bandit, [G].
         """
         return means
@@ -184,8 +184,8 @@ class GreedyPolicy(GroupedPolicy):
 class UCBPolicy(GreedyPolicy):
     """UCB1 (Auer et al. 2002): ``mean + exploration sqrt(2 ln t / n)``.
 
-    Mean and ``n`` are the posterior's, the prior's parameters counted as pulls: arms without pulls
-    come by their bonus. The literal "every arm once first" is the limit of a vanishing prior.
+    Mean and ``n`` are the posterior's: the prior's parameters count as pulls, so arms without pulls
+    have a finite bonus. The literal "every arm once first" is the limit of a vanishing prior.
     """
 
     def __init__(self, prior: tuple[float, float], exploration: float) -> None:
@@ -213,10 +213,10 @@ LOG_HAZARD_HIGH = 4.0
 QUANTILE_POINTS = 1024
 
 
-#: Points of a table for each that is solved for; cubic polynomials give the others.
+#: SciPy's inverse is computed for one point in so many; cubic interpolation gives the others.
 COARSE = 4
 
-#: Distribution functions that a grid keeps, of some kilobytes each.
+#: Most distribution functions that a grid keeps in memory, of some kilobytes each.
 MOST_COLUMNS = 4096
 
 Column = NDArray[np.float32]
@@ -228,8 +228,10 @@ def log_upper_quantiles(a: float, b: float) -> NDArray[np.float32]:
 
     The best of ``n`` independent draws from Beta(a, b) exceeds ``x`` with probability
     ``1 - F(x)^n``; it is the value whose upper tail is ``q = 1 - exp(-E / n)``, ``E ~ Exp(1)``.
-    Tabulated against ``t = log(E / n)`` the logarithm of ``1 - x`` is smooth, and linear as
-    ``t -> -inf``, where the best of many arms lives: linear interpolation is accurate there.
+    As a function of ``t = log(E / n)`` the logarithm of ``1 - x`` is smooth. As ``t -> -inf``, the
+    range of the best of many arms, it becomes linear: ``1 - F(x)`` is proportional to
+    ``(1 - x)^b`` near 1. So linear interpolation is accurate exactly where it is needed; a normal
+    approximation is not.
 
     Args:
         a: First parameter, positive.
@@ -239,19 +241,21 @@ def log_upper_quantiles(a: float, b: float) -> NDArray[np.float32]:
         ``log(1 - x)`` at `QUANTILE_POINTS` equidistant ``t`` from `LOG_HAZARD_LOW` to
         `LOG_HAZARD_HIGH`.
     """
-    # SciPy is imported late: a third of a second that no other sampler needs.
+    # Imported here, because SciPy takes a third of a second and no other sampler needs it.
     from scipy import special
 
-    # One point in four is solved for, with one more to the left and two to the right.
+    # One point in four is computed, plus one to the left and two to the right for the cubics.
     step = (LOG_HAZARD_HIGH - LOG_HAZARD_LOW) / (QUANTILE_POINTS - 1)
     positions = np.arange(-1, QUANTILE_POINTS // COARSE + 2) * COARSE
     hazard = np.exp(LOG_HAZARD_LOW + step * positions)
     upper = hazard < 1
-    # 1 - X is Beta(b, a). Either tail is solved for where it is the small one.
+    # 1 - X is Beta(b, a). Always the smaller tail probability is inverted: the larger one rounds to
+    # 1 in double precision, and its quantile would be lost.
     negative = np.empty(len(positions))
     negative[upper] = -np.log(special.betaincinv(b, a, -np.expm1(-hazard[upper])))
     negative[~upper] = -np.log1p(-special.betaincinv(a, b, np.exp(-hazard[~upper])))
-    # In logarithms, because the values fall by dozens of orders of magnitude at the upper end.
+    # Interpolated in logarithms: at the upper end the values fall by dozens of orders of magnitude,
+    # which no cubic follows.
     windows = np.lib.stride_tricks.sliding_window_view(np.log(negative), 4)
     table = -np.exp(windows @ _cubic_weights()).ravel().astype(np.float32)
     table.flags.writeable = False
@@ -274,12 +278,12 @@ def _cubic_weights() -> Floats:
 class LogitGrid:
     """A grid of ``z = logit x`` on which distribution functions of Beta draws are tabulated.
 
-    In ``z`` both tails of every density fall off exponentially and a density of ``a + b`` pulls is
-    ``2 / sqrt(a + b)`` wide or more, so that the trapezoidal rule is accurate far beyond need.
+    In ``z`` both tails of every density fall off exponentially, and a density of ``a + b`` pulls is
+    at least ``2 / sqrt(a + b)`` wide. So the trapezoidal rule is more accurate than needed.
 
     Args:
         prior: Beta parameters of an arm without pulls.
-        arms: Arms of the largest bandit: their best is further up the tail than one of them.
+        arms: Arms of the largest bandit: the more arms, the further the best lies up the tail.
     """
 
     #: Tail mass left out at either end, as a logarithm; and the distance of points.
@@ -303,11 +307,12 @@ class LogitGrid:
     def _compute(self, a: float, b: float) -> tuple[Column, Column]:
         from scipy import special
 
-        # expit(-z) is 1 - x without cancellation.
+        # expit(-z) is 1 - x; the subtraction would lose all digits for x near 1.
         x, rest = special.expit(self.points), special.expit(-self.points)
         upper = special.betainc(b, a, rest)
         with np.errstate(divide="ignore"):
             log_cdf = np.where(upper < 0.5, np.log1p(-upper), np.log(special.betainc(a, b, x)))
+        # At -80 a factor F is 0 in effect. Minus infinity times a count of 0 would be NaN.
         log_cdf = np.maximum(log_cdf, -80.0)
         log_x, log_rest = special.log_expit(self.points), special.log_expit(-self.points)
         log_density = a * log_x + b * log_rest - special.betaln(a, b)
@@ -317,8 +322,8 @@ class LogitGrid:
 class ThompsonPolicy(GroupedPolicy):
     """Thompson sampling: the arm of the greatest draw from the posteriors, exact by groups.
 
-    One value is looked up for each group, the best of its ``n`` draws, in a table of the upper
-    tail (`log_upper_quantiles`); single arms are drawn.
+    The best of a group's ``n`` draws is one look-up in a table of the upper tail
+    (`log_upper_quantiles`). Single arms are drawn by Gamma variates.
 
     Args:
         prior: Beta parameters of an arm without pulls.
@@ -357,7 +362,9 @@ class ThompsonPolicy(GroupedPolicy):
     def propensities(self, counts: Counts, totals: Ints, more: Counts | None = None) -> Floats:
         """Probability that an arm's draw beats all others of its bandit, [B, S].
 
-        ``p_g = integral of (f_g / F_g)(x) prod_h F_h(x)^(n_h) dx``, over a grid.
+        ``p_g = integral of (f_g / F_g)(x) prod_h F_h(x)^(n_h) dx``, over a grid: the arm's draw is
+        ``x``, and those of all other arms are below. The logarithm of the product is a sum weighted
+        by counts, so the integral is two matrix products.
         """
         used = np.flatnonzero(counts.any(axis=0))
         with_column = counts.shape[1] - (0 if more is None else len(more))
@@ -388,7 +395,7 @@ class ThompsonPolicy(GroupedPolicy):
         first, second = (
             singles.rng.standard_gamma(self.prior[side] + singles.pairs[:, side]) for side in (0, 1)
         )
-        # Of the rest, not of one minus the draw: near 1 that would lose its digits.
+        # second / (first + second) is one minus the draw; the subtraction loses digits near 1.
         return np.log(second / (first + second))
 
     def _best_of(self, race: Floats, groups: Groups) -> Floats:
@@ -397,8 +404,8 @@ class ThompsonPolicy(GroupedPolicy):
         place -= LOG_HAZARD_LOW
         place *= self._scale
         left = place.astype(np.int64)
-        # Below the grid the line of its first interval goes on. No exponential variate made of 64
-        # bits reaches beyond its other end, exp(4).
+        # Below the grid the line of its first interval is extended, where the table is linear. An
+        # exponential variate made of 64 bits is at most 44.4, below the other end, exp(4).
         np.maximum(left, 0, out=left)
         place -= left
         left += groups.columns * QUANTILE_POINTS

@@ -108,7 +108,7 @@ class BanditSettings:
 
     @property
     def shuffles(self) -> bool:
-        """Whether arms drawn regardless of rewards come from shuffled passes."""
+        """Whether arms that are drawn regardless of rewards are drawn in shuffled passes."""
         return not self.correction if self.replacement == "auto" else not self.replacement
 
     def window(self, arms: float) -> int | None:
@@ -153,8 +153,8 @@ class BanditSettings:
 def stratified_shares(labels: Ints, bandits: int, rng: np.random.Generator) -> NDArray[np.int32]:
     """Split examples at random into shares of the same class mix; every example is an arm.
 
-    A stable sort by class of a random order, dealt one at a time to the bandits in turn, bounds
-    both the sizes of the shares and each class's counts in them to differ by at most 1.
+    A random order is sorted by class with a stable sort and dealt to the bandits round robin. The
+    sizes of the shares, and each class's counts in them, then differ by at most 1.
 
     Args:
         labels: Class of each example, [N].
@@ -217,20 +217,20 @@ class BanditEngine(abc.ABC):
         """Draw one arm of each bandit.
 
         Args:
-            uniform: Pass over the arms uniformly, whatever was learned.
+            uniform: Draw from uniform passes instead of by the policy.
 
         Returns:
             Examples int64 [B], importance weights float32 [B] (None for ones), and the arms to
-            hand back to `learn`.
+            pass to `learn`.
         """
 
     @abc.abstractmethod
     def learn(self, arms: Any, losses: Tensor) -> None:
-        """Learn from the losses, float32 [B], of arms that `draw` returned, however long ago."""
+        """Learn from the losses, float32 [B], of arms of any earlier `draw`."""
 
     @abc.abstractmethod
     def start_with(self, pairs: Ints) -> None:
-        """Give arms pulls before the first draw, which no window forgets.
+        """Set pulls of each arm before the first draw, which no window removes.
 
         Args:
             pairs: Successes and failures of each arm, int64 [B, A, 2]; of padding ignored.
@@ -254,4 +254,4 @@ class BanditEngine(abc.ABC):
 
     @abc.abstractmethod
     def load_state(self, state: dict[str, Any]) -> None:
-        """Take a state made by `state` of an engine made alike."""
+        """Restore a state that `state` returned, of an engine with the same arguments."""

@@ -1,7 +1,7 @@
 """The states of arms on the CPU: pulls in a window, columns, members, uniform passes.
 
-A state is a pair (successes, failures) within the sliding window. Each state in use has a column,
-and a uniform member of a state is found quickly.
+A state is a pair (successes, failures) within the sliding window. Each state in use has a column
+in the tables of `StateMembers`, which finds a uniform member of a state.
 """
 
 from __future__ import annotations
@@ -18,13 +18,14 @@ from hpo_mab.bandits._settings import Bools, Columns, Floats, Ints, Rewards
 class PullWindow:
     """A ring of the last ``memory`` pulls of each bandit.
 
-    Bandits push on their own: after a pull that did not count (a non-finite loss) a bandit's ring
-    is one behind the others'. Until then all are at the same slot, which is far faster.
+    Each bandit has a separate position: after a pull that did not count (a non-finite loss) its
+    ring is one behind the others'. Until then all are at the same slot. One slice is then written
+    instead of scattered cells, which is much faster.
 
     Args:
         bandits: Number of bandits, ``B``.
-        memory: Pulls kept, at least 1; None keeps count of them but forgets none.
-        arms: Arms of the largest bandit; sets the width of what is kept.
+        memory: Pulls kept, at least 1; None only counts them and removes none.
+        arms: Arms of the largest bandit; sets the integer type of the ring.
     """
 
     def __init__(self, bandits: int, memory: int | None, *, arms: int) -> None:
@@ -32,7 +33,7 @@ class PullWindow:
         self._pushed = np.zeros(bandits, dtype=np.int64)
         self._arms = np.zeros((memory or 0, bandits), dtype=np.min_scalar_type(arms))
         self._rewards = np.zeros((memory or 0, bandits), dtype=np.int8)
-        #: Pulls of each bandit while all have equally many; None once they have not.
+        #: Pulls of each bandit while all have equally many; None after that.
         self._common: int | None = 0
 
     @property
@@ -61,7 +62,7 @@ class PullWindow:
             rewards: Their rewards, [n].
 
         Returns:
-            The bandits that forget a pull by this, that pull's arm and its reward, [m] each.
+            The bandits whose oldest pull leaves the window, its arm and its reward, [m] each.
         """
         if self._common is not None and len(bandits) == len(self._pushed):
             self._common += 1
@@ -101,7 +102,7 @@ class PullWindow:
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Take a state made by `state`."""
+        """Restore a state that `state` returned."""
         self._pushed[:] = state["pushed"]
         self._arms[:] = state["window_arms"]
         self._rewards[:] = state["window_rewards"]
@@ -115,12 +116,12 @@ INITIAL_CAPACITY = 24
 #: Column of the state without pulls.
 PRIOR = 0
 
-#: Column of all arms with more pulls than have columns of their own, where there is such a limit.
+#: Column of all arms with more pulls than the limit, where there is one.
 SHARED = 1
 
 
 class ColumnOwner(Protocol):
-    """Who keeps arrays with one entry a column."""
+    """An object with arrays of one entry a column."""
 
     def columns_in_use(self) -> Bools:
         """Which columns hold at least one arm, [capacity]."""
@@ -138,16 +139,16 @@ class ColumnOwner(Protocol):
 class StateColumns:
     """A column for each state (successes, failures) that some arm is in.
 
-    Transitions by one pull are kept in tables, so that moving an arm to another state is a
-    look-up; a state never met before gets a column when the first arm moves to it. Columns
-    without arms are used again before any are added. The prior state (0, 0) is column `PRIOR`.
+    Transitions by one pull are kept in tables, so moving an arm to another state is a look-up. A
+    new state gets a column when the first arm enters it. Columns without arms are reused before
+    any are added. The prior state (0, 0) is column `PRIOR`.
 
     With a limit there are at most ``(limit + 1)(limit + 2) / 2 + 1`` columns: arms with more pulls
     are in column `SHARED`, whatever their state, and stay there until `find` gives them another.
 
     Args:
-        owner: Keeper of the arrays with one entry a column.
-        limit: Most pulls of a state with a column of its own; None for no limit.
+        owner: Object with the arrays of one entry a column.
+        limit: Most pulls of a state that has a separate column; None for no limit.
     """
 
     def __init__(self, owner: ColumnOwner, *, limit: int | None = None) -> None:
@@ -156,7 +157,7 @@ class StateColumns:
         self._index: dict[tuple[int, int], int] = {}
         self._free: list[int] = []
         self.pairs = np.zeros((0, 2), dtype=np.int32)
-        #: Column after one more pull / one pull less with reward 0 or 1; -1 where not known yet.
+        #: Column after one pull is added / removed, by reward 0 or 1; -1 where not computed yet.
         self._after = np.full((2, 0, 2), -1, dtype=np.int16)
         self._resize(INITIAL_CAPACITY)
         self._fill(self._free.pop(), (0, 0))
@@ -172,7 +173,7 @@ class StateColumns:
         return self._step(0, columns, rewards)
 
     def removed(self, columns: Columns, rewards: Rewards) -> Columns:
-        """Columns of arms once a pull with these rewards is forgotten, [n]."""
+        """Columns of arms once a pull with these rewards is removed, [n]."""
         return self._step(1, columns, rewards)
 
     def find(self, pairs: NDArray[np.int32], *, keep: Columns) -> Columns:
@@ -180,14 +181,14 @@ class StateColumns:
 
         Args:
             pairs: Successes and failures.
-            keep: Columns that are entered at the same time: not to be taken for unused.
+            keep: Columns that other arms enter in the same step, so that they are not reused.
         """
         wanted = [(int(successes), int(failures)) for successes, failures in pairs]
         self._provide(wanted, keep=keep.tolist())
         return np.array([self._index[pair] for pair in wanted], dtype=np.int16)
 
     def restore(self, pairs: NDArray[np.int32]) -> None:
-        """Take the columns of another object: its `pairs`, unused columns being (-1, -1)."""
+        """Copy the columns of another object from its `pairs`; unused columns are (-1, -1)."""
         self._index.clear()
         self._free.clear()
         self.pairs = self.pairs[:0]
@@ -216,7 +217,7 @@ class StateColumns:
         Args:
             table: 0 for a pull added, 1 for one removed.
             moves: Columns and rewards.
-            keep: Columns that are entered at the same time: not to be taken for unused.
+            keep: Columns that other arms enter in the same step, so that they are not reused.
         """
         sign = -1 if table else 1
         pairs = []
@@ -229,7 +230,7 @@ class StateColumns:
             self._after[table, column, reward] = self._index.get(pair, SHARED)
 
     def _provide(self, pairs: list[tuple[int, int]], *, keep: list[int]) -> None:
-        """Give each state a column, and take none that is among ``keep``."""
+        """Give each state a column, reusing none of ``keep``."""
         wanted = len(set(pairs) - self._index.keys())
         if wanted > len(self._free):
             known = [self._index[pair] for pair in pairs if pair in self._index]
@@ -239,14 +240,14 @@ class StateColumns:
                 self._fill(self._free.pop(), pair)
 
     def _share(self) -> None:
-        """Set the shared column aside, which no pull leaves."""
+        """Reserve the shared column: no pull moves an arm out of it, only `find` does."""
         if self._limit is not None:
             self._free = [column for column in self._free if column != SHARED]
             self._after[:, SHARED] = SHARED
 
     def _make_room(self, wanted: int, *, keep: list[int]) -> None:
         self._recycle(keep=keep)
-        # Growing early keeps recycling rare: each time it has a quarter of the columns to give.
+        # Recycling scans all columns. It stays rare if a quarter of the columns is free after it.
         while len(self._free) < max(wanted, self.capacity // 4):
             self._resize(self.capacity * 3 // 2)
 
@@ -259,7 +260,8 @@ class StateColumns:
         for column in unused.tolist():
             del self._index[tuple(self.pairs[column].tolist())]
         self.pairs[unused] = -1
-        # The lowest is taken first, so that the order depends on nothing but what is in use.
+        # The lowest free column is taken first. The order then depends only on the columns in use,
+        # so that a restored sampler continues with the same draws.
         self._free = sorted([*self._free, *unused.tolist()], reverse=True)
         self._after[:, unused] = -1
         self._after[np.isin(self._after, unused)] = -1
@@ -277,15 +279,16 @@ class StateColumns:
         self._owner.resize_columns(capacity)
 
 
-#: Least arms of a block: scanning them costs less than finding the block among several.
+#: Least arms of a block: scanning so few costs less than searching among several blocks.
 MIN_BLOCK = 512
 
 
 class StateMembers:
     """The state of every arm, and the number of arms in each state by bandit and by block.
 
-    A uniform member of a state is the k-th for a uniform k. Many arms are cut into blocks: the
-    blocks' counts say in which block it is, a scan of that block where.
+    A uniform member of a state is the k-th one for a uniform k. Many arms are divided into blocks
+    of about the square root of their number. The counts of the blocks give the block of the k-th
+    member, and a scan of that block finds it: the cost grows with the square root of the arms.
 
     Args:
         sizes: Arms of each bandit, [B].
@@ -302,7 +305,7 @@ class StateMembers:
         self._states = np.full((len(sizes), self._width), -1, dtype=np.int16)
         self.counts = np.zeros((len(sizes), 0), dtype=np.int32)
         counter = np.min_scalar_type(self._length)
-        # A block that holds all arms is counted by `counts`.
+        # A single block needs no counts: they would be those of `counts`.
         kept = self._blocks if self._blocks > 1 else 0
         self._block_counts = np.zeros((len(sizes), 0, kept), dtype=counter)
 
@@ -325,7 +328,7 @@ class StateMembers:
         self._states[:, : self.arms] = states
         bandits, arms = np.nonzero(self._states >= 0)
         columns = bandits * self.counts.shape[1] + self._states[bandits, arms]
-        # Not `np.add.at`, which takes ten times as long.
+        # Not `np.add.at`, which is ten times slower.
         self._count(self.counts, columns)
         if self._blocks > 1:
             self._count(self._block_counts, columns * self._blocks + arms // self._length)
@@ -336,7 +339,7 @@ class StateMembers:
         counts[:] = np.bincount(places, minlength=counts.size).reshape(counts.shape)
 
     def resize(self, capacity: int) -> None:
-        """Make room for ``capacity`` states; fewer than before drops all that is known."""
+        """Make room for ``capacity`` states; fewer than before sets all counts to 0."""
         more = capacity - self.counts.shape[1]
         if more < 0:
             self.counts, self._block_counts = self.counts[:, :0], self._block_counts[:, :0]
@@ -410,9 +413,9 @@ def coprime_strides(size: int) -> Ints:
 
 
 class UniformPasses:
-    """Passes over each bandit's arms without replacement, whatever the rewards.
+    """Passes over each bandit's arms without replacement, independent of rewards.
 
-    Pass by pass, a bandit visits its arms in the order ``(offset + stride * i) mod A`` with a
+    In each pass a bandit visits its arms in the order ``(offset + stride * i) mod A`` with a
     random offset and a random stride coprime to ``A``: each arm once, each arm equally likely at
     each place, in constant memory.
 
@@ -445,7 +448,7 @@ class UniformPasses:
         return arms
 
     def advance_to(self, bandits: Ints, allowed: Callable[[Ints, Ints], Bools]) -> Ints:
-        """The next arm of each of some distinct bandits that is allowed, [n]; others are passed by.
+        """The next allowed arm of each of some distinct bandits, [n]; others are skipped.
 
         Args:
             bandits: Bandits with at least one allowed arm, [n].
@@ -472,7 +475,7 @@ class UniformPasses:
         return {"left": self._left, "place": self._place, "stride": self._stride}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Take a state made by `state`."""
+        """Restore a state that `state` returned."""
         self._left[:] = state["left"]
         self._place[:] = state["place"]
         self._stride[:] = state["stride"]

@@ -1,6 +1,6 @@
-"""Selection policies on counts in tensors, with no wait for the host.
+"""Selection policies on counts in tensors; the host never waits for the device.
 
-Keys whose greatest wins, propensities (exact for Thompson sampling), and uniform passes.
+Random keys, of which the greatest is selected, propensities and uniform passes.
 """
 
 from __future__ import annotations
@@ -69,10 +69,11 @@ class TensorPasses:
         return arms
 
     def advance_to(self, chosen: Tensor, allowed: Tensor) -> Tensor:
-        """The next allowed arm of some bandits; others are passed by.
+        """The next allowed arm of some bandits; others are skipped.
 
-        Every arm is given its place in what is left of the pass, or else in the next one: the
-        first is the same as the one found by walking, and nothing waits for the host.
+        Each arm's place in the rest of the pass, or else in the next pass, is computed with the
+        inverse of the stride. The first allowed place is the arm that `UniformPasses` finds by a
+        loop; a loop would need the host.
 
         Args:
             chosen: The bandits that draw, each with at least one allowed arm, bool [B].
@@ -129,7 +130,8 @@ class TensorPasses:
         }
 
 
-#: States of more pulls are taken for the nearest of so many: the table grows with the square.
+#: A state of more pulls is replaced by the nearest one of so many pulls: the table's size grows
+#: with the square of this number.
 MAX_PULLS = 48
 
 
@@ -141,7 +143,7 @@ class ThompsonTable:
     Args:
         prior: Beta parameters of an arm without pulls.
         arms: Arms of the largest bandit.
-        device: Where the table lives.
+        device: Device of the table.
     """
 
     def __init__(self, prior: tuple[float, float], arms: int, device: torch.device) -> None:
@@ -179,21 +181,21 @@ class ThompsonTable:
         return capped * (capped + 1) // 2 + (successes * scale).round().long()
 
 
-#: Values that differ by less are taken for equal (rounding of single precision).
+#: Values that differ by less are equal: single precision rounds them.
 TIE = 1e-6
 
 
 class TensorKnobs:
     """Numeric knobs of every bandit as tensors, which `fill` changes in place.
 
-    A CUDA graph that reads them serves trials of other knobs, too.
+    A CUDA graph reads them at each replay, so it need not be captured again for other knobs.
 
     Args:
         settings: Knobs of every bandit to begin with.
         bandits: Bandits of one network, ``B``.
         stack: Networks, ``K``.
         arms: Mean number of arms of a bandit.
-        device: Where the tensors live.
+        device: Device of the tensors.
 
     Attributes:
         alpha: First Beta parameter of an arm without pulls, float64 [K * B, 1].
@@ -231,7 +233,7 @@ class TensorKnobs:
             self.fill(slot, settings)
 
     def fill(self, slot: int, settings: BanditSettings) -> None:
-        """Give all bandits of a network other knobs."""
+        """Set the knobs of all bandits of a network."""
         rows = slice(slot * self._bandits, (slot + 1) * self._bandits)
         self.alpha[rows], self.beta[rows] = settings.prior
         self.temperature[rows] = settings.temperature
@@ -247,8 +249,8 @@ class TensorPolicy(abc.ABC):
     """A rule that selects arms by their successes and failures, float32 [B, A] each.
 
     Args:
-        settings: Knobs that are no numbers, or the same for all bandits.
-        knobs: Those of each bandit.
+        settings: Knobs that are not numbers or are the same for all bandits.
+        knobs: Numeric knobs of each bandit.
         held: Where there is an arm and no padding, bool [B, A].
         generator: Source of every draw, of the same device.
     """
@@ -267,7 +269,7 @@ class TensorPolicy(abc.ABC):
 
     @abc.abstractmethod
     def keys(self, successes: Tensor, failures: Tensor) -> Tensor:
-        """Random keys, float32 [B, A]: the arm of the greatest is selected."""
+        """Random keys, float32 [B, A]; the arm with the greatest key is selected."""
 
     @abc.abstractmethod
     def propensities(self, successes: Tensor, failures: Tensor) -> Tensor:
@@ -306,10 +308,10 @@ class TensorSoftmax(TensorPolicy):
 
 
 class TensorGreedy(TensorPolicy):
-    """The arm of the best posterior mean; equals are drawn uniformly."""
+    """The arm of the best posterior mean; ties are broken uniformly."""
 
     def values(self, successes: Tensor, failures: Tensor) -> Tensor:
-        """Value of each arm, the greatest of which is selected, [B, A]."""
+        """Value of each arm; the greatest is selected, [B, A]."""
         return self.mean(successes, failures)
 
     def best(self, successes: Tensor, failures: Tensor) -> Tensor:
@@ -318,7 +320,7 @@ class TensorGreedy(TensorPolicy):
         return values >= values.amax(dim=1, keepdim=True) - TIE
 
     def keys(self, successes: Tensor, failures: Tensor) -> Tensor:
-        """Noise for the best arms, less than any noise elsewhere, [B, A]."""
+        """Noise for the best arms, minus infinity for all others, [B, A]."""
         return (-self.noise()).masked_fill(~self.best(successes, failures), -torch.inf)
 
     def propensities(self, successes: Tensor, failures: Tensor) -> Tensor:
@@ -351,11 +353,11 @@ class TensorThompson(TensorPolicy):
         generator: torch.Generator,
     ) -> None:
         super().__init__(settings, knobs, held, generator)
-        # At once where every draw needs it: a table cannot be made during graph capture.
+        # Made here if every draw needs it: SciPy on the host cannot be captured in a CUDA graph.
         self._table = self._make_table() if settings.correction else None
 
     def keys(self, successes: Tensor, failures: Tensor) -> Tensor:
-        """Logit of a Beta draw, which near 1 keeps the precision that the draw would lose."""
+        """Logit of a Beta draw; the draw itself would round to 1 in single precision, [B, A]."""
         alpha, beta = self._prior(successes)
         logit = self._log_gamma(successes + alpha) - self._log_gamma(failures + beta)
         return logit.masked_fill(~self.held, -torch.inf)
@@ -364,7 +366,7 @@ class TensorThompson(TensorPolicy):
         """Probability that an arm's draw beats all others of its bandit, [B, A].
 
         Raises:
-            ArgumentError: Counts are discounted, hence not whole.
+            ArgumentError: Counts are discounted, so they are not whole.
         """
         if self.settings.discount is not None:
             raise ArgumentError(

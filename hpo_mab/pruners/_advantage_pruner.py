@@ -30,12 +30,12 @@ _KEY = "hpo_mab:rung_{}"
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Contest:
-    """A trial's standing at a rung.
+    """The result of a trial at a rung.
 
     Attributes:
-        promoted: Whether it goes on.
-        threshold: The value that was needed.
-        competitors: Trials that took part, itself included.
+        promoted: Whether the trial continues.
+        threshold: The value that a trial needs to continue.
+        competitors: Number of trials compared, this one included.
     """
 
     promoted: bool
@@ -44,12 +44,12 @@ class Contest:
 
 
 def rung_key(rung: int) -> str:
-    """Trial system attribute ``[step, value]`` of a rung that a trial has come to."""
+    """Key of the trial system attribute ``[step, value]`` of a rung that a trial has reached."""
     return _KEY.format(rung)
 
 
 def next_rung(trial: FrozenTrial) -> int:
-    """The first rung that a trial has not come to."""
+    """The first rung that a trial has not reached."""
     rung = 0
     while rung_key(rung) in trial.system_attrs:
         rung += 1
@@ -66,7 +66,7 @@ def contest(
     reduction_factor: int,
     direction: StudyDirection,
 ) -> Contest:
-    """Hold a trial's value against those of all trials that have come to a rung, at one step.
+    """Compare a trial's value with those of all trials that have reached a rung, at one step.
 
     The rule is that of Optuna's ``SuccessiveHalvingPruner``: the best ``1 / reduction_factor`` of
     all, rounded down, at least one, are promoted.
@@ -95,16 +95,16 @@ def contest(
 def needed_at_rung(
     values: Sequence[float], *, reduction_factor: int, direction: StudyDirection
 ) -> float:
-    """The worst value at a rung that is promoted, of all that have come to it."""
+    """The worst value that is promoted, of all values at a rung."""
     ranked = sorted(values, reverse=direction == StudyDirection.MAXIMIZE)
     return float(ranked[max(len(ranked) // reduction_factor, 1) - 1])
 
 
 def _value_at(trial: FrozenTrial, *, rung: int, step: int, worst: float) -> float | None:
-    """What a trial that has come to the rung had at ``step``; None if it takes no part.
+    """Value at ``step`` of a trial that has reached the rung; None if it is not compared.
 
-    Where the rung lay elsewhere for that trial, values of different budgets must not be mixed: it
-    takes part with what it reported at ``step``. If it was stopped before, it was judged a loser.
+    Values of different budgets must not be mixed. If the rung lay at another step for that trial,
+    its report at ``step`` counts. A trial that was stopped before ``step`` counts as ``worst``.
     """
     taken = trial.system_attrs.get(rung_key(rung))
     if taken is None:
@@ -128,8 +128,9 @@ class Placement:
         uniform: Step at which it lies under uniform training.
         equivalent: Uniform-equivalent budget of ``step``, in steps.
         evidence: Digest of the evidence that moved it; None if none did.
-        fidelity: What moved it later: ``step`` of the first rung as the settings place it, the
-            interval of ``tau`` there and how many ``trials`` it rests on; None if it is not moved.
+        fidelity: Why it lies later than the settings place it: ``step`` of the first rung by the
+            settings, the interval of ``tau`` there and the number of ``trials`` ranked; None if it
+            does not.
     """
 
     step: int
@@ -140,12 +141,12 @@ class Placement:
 
 
 def place_later(uniform: int, *, first: int, fidelity: RungFidelity | None) -> Placement | None:
-    """Where a rung is decided after the study's fidelity has moved the first one; None if not.
+    """Where a rung lies after the study's fidelity has moved the first one; None if not moved.
 
     Args:
-        uniform: Step of the rung as the settings place it.
-        first: The same of the first rung.
-        fidelity: What was measured in the study; None if nothing was.
+        uniform: Step of the rung by the settings.
+        first: Step of the first rung by the settings.
+        fidelity: The fidelity measured in the study; None if not measured.
     """
     later = first if fidelity is None else fidelity.first_rung(first)
     if fidelity is None or later == first:
@@ -163,7 +164,7 @@ def place(uniform: int, *, full: int | None, evidence: Evidence | None) -> Place
     Args:
         uniform: Step of the rung under uniform training.
         full: Step that a full trial reports last; None if it is not known.
-        evidence: What is known of the advantage.
+        evidence: The evidence of the advantage; None without any.
     """
     unmoved = Placement(step=uniform, uniform=uniform, equivalent=uniform, evidence=None)
     if evidence is None or full is None or uniform > full:
@@ -171,7 +172,7 @@ def place(uniform: int, *, full: int | None, evidence: Evidence | None) -> Place
     known = evidence.rung(uniform / full)
     if known is None or not known.moved:
         return unmoved
-    # A hair less, for shares are stored rounded.
+    # Stored shares are rounded: without the slack, a share rounded up would give the next step.
     step = math.ceil(known.decided_at * full - 1e-3)
     if step >= uniform:
         return unmoved
@@ -186,31 +187,31 @@ def place(uniform: int, *, full: int | None, evidence: Evidence | None) -> Place
 class AdvantagePruner(BasePruner):
     """Prunes as asynchronous successive halving, at rungs placed by the early-accuracy advantage.
 
-    A trial is judged at rungs, as by Optuna's ``SuccessiveHalvingPruner`` (Li et al. 2020,
+    A trial is compared at rungs, as by Optuna's ``SuccessiveHalvingPruner`` (Li et al. 2020,
     "A System for Massively Parallel Hyperparameter Tuning"). A rung that lies at step ``r`` under
-    uniform training is decided at the earliest step ``t`` where a bandit-trained network is known
-    to be as far (uniform-equivalent budget ``e(t) >= r``) and to rank configurations no worse
-    (fidelity, see `hpo_mab.advantage.measure_evidence`). Trials are always compared at one step:
-    when evidence moves a rung, earlier trials take part with what they had reported there.
+    uniform training is decided at the earliest step ``t`` that meets two measured conditions:
+    bandit training is as far there (uniform-equivalent budget ``e(t) >= r``), and it ranks
+    configurations no worse (fidelity, see `hpo_mab.advantage.measure_evidence`). Trials are always
+    compared at one step: when evidence moves a rung, earlier trials count with their report there.
 
-    What is known comes from evidence that was saved earlier, from a uniform study, or from the
-    study itself: trials with the user attribute ``hpo_mab:sampler = "uniform"`` that repeat the
-    slot and parameters of others, as the pilot of ``hpo-mab run`` makes them. It is kept as the
+    The evidence was saved earlier, or is measured on a uniform study or on the study itself. In
+    the study itself, trials with the user attribute ``hpo_mab:sampler = "uniform"`` repeat the
+    slot and parameters of others; the pilot of ``hpo-mab run`` makes them. The evidence is the
     study's user attribute ``hpo_mab:evidence``, shared by all workers; one pruner may serve several
-    studies. Without evidence, with evidence that moves nothing, and for uniform trials, every
-    decision is that of ``SuccessiveHalvingPruner`` with the same settings; an `AdvantageWarning`
-    says so once a study.
+    studies. Without evidence, with evidence that moves no rung, and for uniform trials, every
+    decision is that of ``SuccessiveHalvingPruner`` with the same settings. An `AdvantageWarning`
+    is then issued once a study.
 
-    The first rung lies later where the study's own first trials are not shown to be ranked there as
-    at their end, see `RungFidelity`; evidence then moves no rung. It needs trials that cannot be
-    pruned, as the first ``search.initial`` of ``hpo-mab run`` (user attribute ``hpo_mab:paired``),
-    and is kept as the study's user attribute ``hpo_mab:fidelity``.
+    The first rung lies later where the ranking of the study's first trials is not shown to agree
+    with their final ranking, see `RungFidelity`; evidence then moves no rung. Only trials that
+    cannot be pruned are ranked: the first ``search.initial`` of ``hpo-mab run`` (user attribute
+    ``hpo_mab:paired``). The result is the study's user attribute ``hpo_mab:fidelity``.
 
-    Why a trial was pruned is its user attribute ``hpo_mab:pruned_because``: ``rung``, ``step``,
-    ``value`` (None if it was not a number), ``threshold``, ``competitors``, ``uniform_step`` (where
-    the rung lies without evidence), ``equivalent_step`` (``e`` at the step) and ``evidence`` (its
-    digest, None if it had no part); where fidelity moved the rung also ``fidelity``: ``step``, the
-    interval of ``tau`` there and how many ``trials`` were ranked.
+    The reason of a pruning is the trial's user attribute ``hpo_mab:pruned_because``: ``rung``,
+    ``step``, ``value`` (None if it was NaN), ``threshold``, ``competitors``, ``uniform_step``
+    (where the rung lies without evidence), ``equivalent_step`` (``e`` at the step) and ``evidence``
+    (its digest; None if it did not move the rung). Where fidelity moved the rung, there is also
+    ``fidelity``: ``step``, the interval of ``tau`` there and how many ``trials`` were ranked.
 
     .. code-block:: python
 
@@ -218,22 +219,22 @@ class AdvantagePruner(BasePruner):
 
     Args:
         evidence: Evidence of this data set and network: an `hpo_mab.advantage.Evidence`, its JSON
-            mapping, or the path of its JSON file. It is used as it is.
-        reference: Name of a uniform study in the same storage, some of whose trials have the
-            parameters of this study's trials with the same slot (or number).
+            mapping, or the path of its JSON file. It is not measured again.
+        reference: Name of a uniform study in the same storage. Its trials are paired with this
+            study's of the same slot (or number) and parameters.
         min_resource: Step of the first rung under uniform training, at least 1. ``"auto"`` takes a
             hundredth of a full trial, at least 1; nothing is pruned until its length is known.
-            Study definitions take a quarter of a trial where all trials report averaged weights,
-            which saved on three data sets (``studies/rungs``), else three eighths.
+            Study definitions take a quarter of a trial if all trials report averaged weights, else
+            three eighths. The quarter saved budget on three data sets (``studies/rungs``).
         reduction_factor: One in this many trials is promoted, and the next rung lies this many
             times later; at least 2.
         min_early_stopping_rate: Rungs left out at the start, at least 0.
-        bootstrap_count: Trials that a rung must have seen before one is promoted, at least 0.
+        bootstrap_count: Trials that must reach a rung before one is promoted, at least 0.
         max_resource: Step that a full trial reports last; None takes it from the study's
             definition, else from its longest complete trial.
-        margin: Loss of fidelity (Kendall tau) that is put up with, in [0, 1].
+        margin: Largest accepted loss of fidelity (Kendall tau), in [0, 1].
         confidence: Coverage of the evidence's intervals, in (0, 1).
-        refresh: Trials that must finish before evidence is looked at again, at least 1.
+        refresh: Trials that must finish before evidence is measured again, at least 1.
         fidelity: Whether the first rung may move later by the ranking of the first trials.
 
     Raises:
@@ -292,15 +293,15 @@ class AdvantagePruner(BasePruner):
         self._keepers: MutableMapping[optuna.Study, EvidenceKeeper] = weakref.WeakKeyDictionary()
 
     def __getstate__(self) -> dict[str, Any]:
-        """What another process needs: it reads the evidence of its studies itself."""
+        """The state without evidence: another process reads it from its studies."""
         return {**self.__dict__, "_keepers": None}
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:
-        """Restore what `__getstate__` has kept."""
+        """Restore the state that `__getstate__` returned."""
         self.__dict__.update(state, _keepers=weakref.WeakKeyDictionary())
 
     def keeper(self, study: optuna.Study) -> EvidenceKeeper:
-        """The evidence of one study; a pruner that serves several keeps them apart."""
+        """The evidence of one study; each study of a pruner has a separate one."""
         if study not in self._keepers:
             self._keepers[study] = self._new_keeper()
         return self._keepers[study]

@@ -1,6 +1,6 @@
-"""The evidence of one study: pairs and rankings found among its trials, and what they say.
+"""The evidence of one study: the pairs and rankings of its trials, and what is measured on them.
 
-Found once, stored with the study, refreshed at a low rate.
+It is read once, stored with the study and rarely refreshed.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def is_uniform(trial: FrozenTrial) -> bool:
 
 
 def is_twin(trial: FrozenTrial) -> bool:
-    """Whether a trial repeats another one's configuration for the sake of the pair."""
+    """Whether a trial repeats another one's configuration to make a pair."""
     return TWIN_KEY in trial_attributes(trial)
 
 
@@ -60,13 +60,13 @@ def pairs_of_trials(
     full: int,
     direction: StudyDirection = StudyDirection.MAXIMIZE,
 ) -> PairedCurves:
-    """Pair finished trials that agree in slot and in parameters, the sampler's knobs aside.
+    """Pair finished trials that agree in slot and in all parameters but the sampler's.
 
     Args:
         trials: A study's trials: bandit-trained ones, and uniform twins of some of them.
         reference: Trials of a uniform study.
         full: Step that a full trial reports last.
-        direction: Losses are turned over, so that more is better.
+        direction: Of the study. Where it minimizes, values are subtracted from the largest.
 
     Returns:
         Curves over the steps up to ``full`` that every complete uniform trial of the pairs has
@@ -100,14 +100,14 @@ def _key(trial: FrozenTrial) -> _Key:
 
 
 def _hashable(value: Any) -> Hashable:
-    # The choices of a category may be lists.
+    # Choices of a categorical parameter may be lists, which are not hashable.
     if isinstance(value, list | tuple):
         return tuple(map(_hashable, value))
     return value if isinstance(value, Hashable) else repr(value)
 
 
 def _common_steps(trials: Sequence[FrozenTrial], full: int) -> list[int]:
-    """Steps in [1, full] that all trials which got to the end have reported."""
+    """Steps in [1, full] that all trials which reached ``full`` have reported."""
     complete = [set(t.intermediate_values) for t in trials if full in t.intermediate_values]
     shared = set.intersection(*complete) if complete else set()
     return sorted(step for step in shared if 1 <= step <= full)
@@ -117,12 +117,13 @@ def _values(trial: FrozenTrial, steps: Sequence[int]) -> list[float]:
     return [trial.intermediate_values.get(step, math.nan) for step in steps]
 
 
-#: Fewer trials than this say nothing of a rung. The default of ``search.initial`` is 10.
+#: With fewer trials no ranking is measured. The default of ``search.initial`` is 10.
 FEWEST_RANKED = 8
-#: A rung decides where the interval of tau-b lies above this; both by replays in ``studies/rungs``.
+#: A rung may decide where the interval of tau-b lies above this. This bound and the confidence
+#: were chosen by replays in ``studies/rungs``.
 _TRUSTED = 0.2
 _CONFIDENCE = 0.8
-#: Fewer than in a report: trials wait meanwhile.
+#: Fewer than in a report: trials wait while the interval is computed.
 _RESAMPLES = 500
 
 
@@ -130,23 +131,23 @@ _RESAMPLES = 500
 class RungFidelity:
     """How well early values of a study's first trials rank them: Kendall's tau-b with the last one.
 
-    Only trials that no pruner could stop take part: the first ``search.initial`` configurations.
-    They are a random sample of the search space. All finished trials are not: the pruner has
-    stopped those that were low at a rung, so a configuration that starts slowly is missing, which
-    raises tau-b, and those that are left resemble each other, which lowers it. Trials that diverged
-    have no final value and are missing here, too.
+    Only trials that no pruner could stop count: the first ``search.initial`` configurations, a
+    random sample of the search space. All finished trials would be a biased sample: the pruner has
+    stopped those that were low at a rung. Configurations that start slowly are then missing, which
+    raises tau-b; the remaining ones resemble each other, which lowers it. Trials that diverged
+    have no final value and do not count either.
 
-    It is the agreement over random configurations, most of which differ much from the best. It does
-    not say how well good ones are ranked, so a high tau-b moves no rung earlier: in replays of
+    Tau-b is measured over random configurations, most of which are far from the best. It does not
+    measure the ranking of good ones, so a high tau-b moves no rung earlier: in the replays of
     ``studies/rungs`` that lost accuracy on CIFAR-10. A tau-b that is not shown to be above 0.2
-    moves rungs later. A study has 10 such trials by default: the interval is wide, and a rung that
+    moves rungs later. A study has 10 such trials by default, so the interval is wide: a rung that
     stays is not shown to be good.
 
     Attributes:
         full: Step that a full trial reports last.
         steps: Steps in [1, ``full / 2``] that all of the trials have reported.
         tau: Tau-b at each step, with an 80% interval over the trials.
-        trials: Trials that it rests on.
+        trials: Number of trials ranked.
     """
 
     full: int
@@ -163,7 +164,7 @@ class RungFidelity:
         Args:
             trials: The study's trials.
             full: Step that a full trial reports last.
-            known: What was measured before; it is returned while no further trial has finished.
+            known: The last measurement; it is returned while no further trial has finished.
         """
         ranked = [t for t in trials if _is_unstoppable(t) and full in t.intermediate_values]
         if len(ranked) < FEWEST_RANKED or (known is not None and len(ranked) <= known.trials):
@@ -207,7 +208,7 @@ class RungFidelity:
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> Self:
-        """What `to_json` wrote."""
+        """The fidelity that `to_json` wrote."""
         return cls(
             full=fields["full"],
             steps=tuple(fields["steps"]),
@@ -217,7 +218,7 @@ class RungFidelity:
 
 
 def _is_unstoppable(trial: FrozenTrial) -> bool:
-    """Whether a trial is complete that the study's pruner was not asked about."""
+    """Whether a trial is complete and the study's pruner could not stop it."""
     attrs = trial_attributes(trial)
     complete = trial.state == TrialState.COMPLETE
     return complete and bool(attrs.get(PAIRED_KEY)) and TWIN_KEY not in attrs
@@ -228,14 +229,14 @@ EvidenceLike = Evidence | Mapping[str, Any] | str | Path
 
 
 class AdvantageWarning(UserWarning):
-    """The advantage pruner has nothing to move rungs by, and decides as successive halving."""
+    """The advantage pruner has no evidence that moves a rung, and decides as successive halving."""
 
 
 class EvidenceKeeper:
-    """Knows a study's evidence without asking the database at every decision.
+    """Keeps a study's evidence in memory, so that a decision does not query the database.
 
     Args:
-        given: Evidence saved earlier; it is used as it is.
+        given: Evidence saved earlier; it is not measured again.
         reference: Name of a uniform study in the same storage.
         full: Step that a full trial reports last; None reads it from the study's definition, else
             takes the largest step of a complete trial.
@@ -267,7 +268,7 @@ class EvidenceKeeper:
         self._warned = False
 
     def read_once(self, study: optuna.Study) -> None:
-        """Read what the study holds; later calls do nothing."""
+        """Read the study's evidence; later calls do nothing."""
         if self._seen is None:
             self.read_trials(study, study.get_trials(deepcopy=False))
 
@@ -279,7 +280,7 @@ class EvidenceKeeper:
         Args:
             study: The study.
             trials: Its trials as they are now.
-            now: Whether to do it in any case.
+            now: Whether to refresh in any case.
 
         Returns:
             Whether evidence, fidelity or the length of a trial became known or changed.
@@ -291,7 +292,7 @@ class EvidenceKeeper:
         return before != (self.evidence, self.fidelity, self.full)
 
     def read_trials(self, study: optuna.Study, trials: Sequence[FrozenTrial]) -> None:
-        """Read what the study holds, and measure and store what its trials newly tell.
+        """Read the study's evidence, measure again where trials were added, and store the result.
 
         Args:
             study: The study.
@@ -314,7 +315,7 @@ class EvidenceKeeper:
         self._store(study, attrs)
 
     def warn_once(self) -> None:
-        """Warn, the first time, if rungs lie where successive halving has them."""
+        """Warn once if no rung is moved."""
         evidence = self.evidence
         if self._warned or (evidence is not None and evidence.moves):
             return
@@ -333,7 +334,7 @@ class EvidenceKeeper:
     def _read_definition(self, spec: Mapping[str, Any]) -> None:
         names = [str(spec.get(key, {}).get("name", "")) for key in ("data", "model")]
         self._names = (names[0], names[1])
-        # Of a uniform study nobody expects evidence.
+        # A uniform study cannot have evidence, so the warning would be noise.
         self._warned = spec.get("sampler", {}).get("kind") == UNIFORM
         if self.full is None and spec:
             self.full = int(spec["budget"]["evaluations"])
@@ -392,10 +393,10 @@ class EvidenceKeeper:
 
 
 def read_evidence(given: EvidenceLike) -> Evidence:
-    """Evidence in whichever form it is given.
+    """The evidence, from any form of `EvidenceLike`.
 
     Raises:
-        ArgumentError: It is none, or its file cannot be read.
+        ArgumentError: The mapping or file is not evidence, or the file cannot be read.
     """
     if isinstance(given, Evidence):
         return given

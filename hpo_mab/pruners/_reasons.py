@@ -1,7 +1,7 @@
 """Why a trial was pruned: stored with it as numbers, and shown as a sentence.
 
-Optuna's pruners give no reason. It is computed again by the rule that each documents, from the
-study's trials, once the pruner has said yes: the decision itself costs what it did.
+Optuna's pruners give no reason. It is computed after such a pruner has returned True, from the
+study's trials and by the pruner's documented rule. The decision itself costs no more.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ Because = dict[str, Any]
 
 
 def store_reason(trial: optuna.trial.Trial) -> None:
-    """Store why the study's pruner has just stopped a trial, unless the pruner has done so.
+    """Store why the study's pruner has stopped a trial, unless the pruner has stored it itself.
 
     The reason is the user attribute ``hpo_mab:pruned_because``: ``pruner`` (its class), ``step``,
-    ``value`` (None if it was not a number), ``threshold`` (the bar that it missed; None if there
-    was none) and ``competitors``; further keys depend on the pruner. Trials that other workers
-    have ended since the decision count in the bar of Optuna's pruners.
+    ``value`` (None if it was NaN), ``threshold`` (the value it needed; None if there was none) and
+    ``competitors``; further keys depend on the pruner. For Optuna's pruners, trials that other
+    workers have ended since the decision count in the threshold.
 
     Args:
         trial: A running trial whose ``should_prune()`` was true. A pruner of another class than
@@ -55,7 +55,7 @@ def _because(pruner: BasePruner, study: optuna.Study, trial: FrozenTrial) -> Bec
         "threshold": None,
         "competitors": None,
     }
-    # Of a subclass the rule may be another one.
+    # A subclass may have another rule, so the class must match exactly.
     rule = _RULES.get(type(pruner))
     if rule is not None and step is not None:
         because |= rule(pruner, study, trial)
@@ -67,7 +67,7 @@ def _json(value: Any) -> Any:
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
-# The rules. They read the settings of Optuna's pruners, which have no public names.
+# The rules. They read private attributes of Optuna's pruners, whose settings have no public names.
 
 
 def _percentile(pruner: Any, study: optuna.Study, trial: FrozenTrial) -> Because:
@@ -92,13 +92,13 @@ def _best(study: optuna.Study, values: Iterable[float]) -> float:
 
 
 def _halving(pruner: Any, study: optuna.Study, trial: FrozenTrial) -> Because:
-    """The value at a rung against those of all trials that have come to it."""
+    """The value at a rung against those of all trials that have reached it."""
     key = "completed_rung_{}"
     rung = 0
     while key.format(rung) in trial.system_attrs:
         rung += 1
     value = float(trial.intermediate_values[trial.last_step or 0])
-    # A value that is not a number is not entered at its rung.
+    # Optuna stores no rung attribute for NaN, so the count above is the trial's rung already.
     rung -= not math.isnan(value)
     trials = study.get_trials(deepcopy=False)
     entered = [t.system_attrs.get(key.format(rung)) for t in trials]

@@ -1,4 +1,4 @@
-"""One rung and no more: everything is stopped at one share of the budget, the best are trained."""
+"""A single rung: all trials stop at one share of the budget, and the best are trained in full."""
 
 from __future__ import annotations
 
@@ -17,19 +17,18 @@ class TopKPruner(BasePruner):
     """Stops every trial at one share of the budget; the best ``k`` are to be trained in full.
 
     The control that multi-fidelity searches find hard to beat: "one epoch, then the top k". In a
-    study of this product the last ``k`` of ``budget.trials`` train the ``k`` best configurations
-    that were stopped, from the start, with seeds of their own and to the end of the budget; all
-    that they spend counts. The best of them is the study's result. The first
-    ``search.initial`` trials are never stopped, as under any pruner.
+    study of this product the last ``k`` of ``budget.trials`` train the ``k`` best stopped
+    configurations in full, from the start and with new seeds. All that they spend counts. The best
+    of them is the study's result. The first ``search.initial`` trials are never stopped, as under
+    any pruner.
 
-    With ``resume`` they continue instead: each is a new trial that begins with the reports, the
-    curve and the checkpoint of the stopped one, has its seed, and pays for the rest only. Optuna
-    refuses any change of a trial that was pruned, and takes one that waits as running for a trial
-    whose worker is lost; so the configuration has two trials, and the second has all reports. Where
-    the checkpoint is missing, training starts from zero. The ``k`` best checkpoints are kept.
+    With ``resume`` they continue instead. Each is a new trial that begins with the reports, the
+    curve, the checkpoint and the seed of the stopped one; only the rest of the budget counts.
+    Optuna raises if a pruned trial is changed, and takes a paused trial without heartbeats for one
+    whose worker is lost. So the configuration has two trials, and the second has all reports.
+    Without a checkpoint, training starts from zero. The ``k`` best checkpoints are kept.
 
-    In an Optuna study of one's own, trials are stopped in the same way, and the best are queued by
-    hand::
+    In any other Optuna study trials stop in the same way, and the user queues the best ones::
 
         best = pruner.next_best(study)
         study.enqueue_trial(best.params, user_attrs={"hpo_mab:promotes": best.number})
@@ -58,7 +57,7 @@ class TopKPruner(BasePruner):
         check_integer("k", k, 1)
         self.k = int(k)
         self.resume = bool(resume)
-        # A hair less: a third of nine evaluations is the third of them.
+        # Rounding may put a third of nine evaluations just above 3; the slack keeps it at the 3rd.
         self.stop_step = math.ceil(after * max_resource - 1e-9)
         if self.stop_step >= max_resource:
             raise ArgumentError(
@@ -73,9 +72,9 @@ class TopKPruner(BasePruner):
         return trial.last_step >= self.stop_step
 
     def next_best(self, study: optuna.Study) -> FrozenTrial | None:
-        """The best stopped trial whose configuration has not been taken up for full training.
+        """The best stopped trial whose configuration is not yet queued for full training.
 
-        The earliest of equals; None if there is none.
+        The earliest of equal ones; None if there is none.
 
         Args:
             study: A study with this pruner.
@@ -85,7 +84,7 @@ class TopKPruner(BasePruner):
         return next((trial for trial in self.stopped(study) if trial.number not in taken), None)
 
     def stopped(self, study: optuna.Study) -> list[FrozenTrial]:
-        """The stopped trials, the best first; the earlier of equals.
+        """The stopped trials, the best first; equal ones in order of number.
 
         Args:
             study: A study with this pruner.
@@ -99,6 +98,6 @@ class TopKPruner(BasePruner):
         return sorted(stopped, key=lambda trial: sign * self._value(trial))
 
     def _value(self, trial: FrozenTrial) -> float:
-        """What decided: the first report at or after the step at which trials are stopped."""
+        """The value that decides: the first report at or after the step where trials stop."""
         steps = (step for step in trial.intermediate_values if step >= self.stop_step)
         return trial.intermediate_values.get(min(steps, default=-1), math.nan)

@@ -29,7 +29,7 @@ class Draw:
     Attributes:
         indices: Examples drawn, int64 [B].
         weights: Importance weights for the mean loss, float32 [B]; None means all ones.
-        context: What the sampler itself must remember of the draw.
+        context: Data of the sampler that `_learn` needs for the draw.
     """
 
     indices: Tensor
@@ -84,7 +84,7 @@ class BatchSampler(Sampler[list[int]], abc.ABC):
     _options: Mapping[str, Any]
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
-        """Note the options: a state is only for a sampler with the same ones."""
+        """Store the options: a state can only be loaded by a sampler with the same ones."""
         made = super().__new__(cls)
         if args or kwargs:  # Neither when a copy is made.
             made._options = _bound_options(cls, args, kwargs)
@@ -114,7 +114,8 @@ class BatchSampler(Sampler[list[int]], abc.ABC):
         self.rank = rank
         self.world_size = world_size
         self.batch_size = batch_size
-        # The smallest rank decides for all: what one refuses, the others must not wait for.
+        # The smallest rank's bound holds for all: if one rank raised alone, the others would wait
+        # for it forever.
         smallest = len(self.labels) // world_size
         if not 1 <= batch_size <= smallest:
             raise ArgumentError(
@@ -138,7 +139,7 @@ class BatchSampler(Sampler[list[int]], abc.ABC):
     def _learn(
         self, draw: Draw, losses: Tensor, logits: Tensor | None, targets: Tensor | None
     ) -> None:
-        """Learn from a draw's losses. Non-finite losses must leave no trace.
+        """Learn from a draw's losses. Non-finite losses must change nothing.
 
         Args:
             draw: The draw answered.
@@ -164,7 +165,8 @@ class BatchSampler(Sampler[list[int]], abc.ABC):
     def examples(self) -> Tensor:
         """Examples this sampler (this rank) draws from, int64 [N / world_size] on the CPU.
 
-        Made when asked for, dealt in turn from a per-class shuffle: eight bytes an example less.
+        A shuffle sorted by class is dealt to the ranks round robin. It is computed at each access,
+        which saves eight bytes an example.
         """
         if self.world_size == 1:
             return torch.arange(len(self.labels))
@@ -195,7 +197,7 @@ class BatchSampler(Sampler[list[int]], abc.ABC):
         """One pass of ``len(self)`` batches, each a list of indices.
 
         Raises:
-            FeedbackError: Asked for a batch after another pass has begun.
+            FeedbackError: A batch was requested after another pass has begun.
         """
         self._passes_begun += 1
         this = self._passes_begun
@@ -210,7 +212,7 @@ class BatchSampler(Sampler[list[int]], abc.ABC):
             yield self.draw().tolist()
 
     def draw(self) -> Tensor:
-        """Draw a batch of indices, int64 [B], and remember it until `update` answers it."""
+        """Draw a batch of indices, int64 [B]; the draw is kept until `update` answers it."""
         return self.next_draw().indices
 
     def next_draw(self) -> Draw:
@@ -229,8 +231,9 @@ class BatchSampler(Sampler[list[int]], abc.ABC):
     ) -> Tensor:
         """Answer the oldest unanswered draw with its per-example losses.
 
-        ``indices`` or ``targets`` on the host prove that the batch is that of the draw; nothing
-        here waits for a CUDA device, but for ``indices`` in memory of it that is not the draw's.
+        ``indices`` or ``targets`` on the host are used to check that the batch is that of the
+        draw. Nothing here waits for a CUDA device, except for ``indices`` on it that are in other
+        memory than the draw's.
 
         Args:
             losses: Loss of each example of the batch, float [B], as from ``reduction="none"``.
@@ -273,7 +276,7 @@ class BatchSampler(Sampler[list[int]], abc.ABC):
         return (losses * draw.weights.to(losses.device, losses.dtype)).mean()
 
     def discard(self, *, indices: Tensor | Sequence[int] | None = None) -> None:
-        """Drop the oldest unanswered draw: its batch has no losses, and leaves no trace.
+        """Drop the oldest unanswered draw: its batch has no losses, and nothing is learned.
 
         For a batch that is skipped, ran out of memory or is not trained on.
 
@@ -290,11 +293,11 @@ class BatchSampler(Sampler[list[int]], abc.ABC):
         self._outstanding.popleft()
 
     def check_outputs(self, logits: Tensor, *, targets: Tensor | None = None) -> None:
-        """Refuse model outputs that have no column for a label; looks at shapes alone.
+        """Raise if model outputs have no column for a label; checks shapes only.
 
         Args:
             logits: Model outputs [B, C].
-            targets: Labels int64 [B] that stand in for the sampler's own.
+            targets: Labels int64 [B] to use instead of the sampler's own.
 
         Raises:
             ArgumentError: Outputs of another shape, or fewer than the labels need.
@@ -317,7 +320,7 @@ class BatchSampler(Sampler[list[int]], abc.ABC):
         )
 
     def set_progress(self, share: float) -> None:
-        """Tell the sampler which share of the training budget is spent, in [0, 1]."""
+        """Set the share of the training budget that is spent, in [0, 1]."""
 
     def statistics(self) -> dict[str, float]:
         """Figures since the last call, for learning curves; may wait for the device.
@@ -377,7 +380,7 @@ class BatchSampler(Sampler[list[int]], abc.ABC):
 
     @functools.cached_property
     def _identity(self) -> dict[str, Any]:
-        """What a stream follows from, as plain values."""
+        """Everything that determines the stream of draws, as plain values."""
         labels = self.labels.contiguous().numpy().data
         return {
             "class": type(self).__name__,
@@ -408,13 +411,13 @@ class BatchSampler(Sampler[list[int]], abc.ABC):
             warnings.warn(
                 f"A pass begins while {len(self._outstanding)} draws of the last one wait for "
                 "their losses; they are dropped. If their batches were trained on, call update "
-                "for each; call discard for batches without losses. This is said once.",
+                "for each; call discard for batches without losses. This warning is given once.",
                 stacklevel=3,
             )
         self._outstanding.clear()
 
     def _check_answer(self, name: str, given: Tensor | Sequence[int]) -> None:
-        """Refuse feedback of another batch than the oldest draw's, given its indices or labels."""
+        """Raise if feedback, by its indices or labels, is not of the oldest draw's batch."""
         fits: Callable[[Draw, Any], bool] = (
             self._fits_targets
             if name == "targets"
@@ -452,7 +455,7 @@ def _bound_options(cls: type, args: tuple[Any, ...], kwargs: Mapping[str, Any]) 
     signature = inspect.signature(cls.__init__)  # type: ignore[misc]
     try:
         bound = signature.bind(None, *args, **kwargs)
-    except TypeError:  # The constructor says what is wrong with them.
+    except TypeError:  # The constructor raises the error of these arguments.
         return {}
     bound.apply_defaults()
     options: dict[str, Any] = {}
@@ -464,7 +467,7 @@ def _bound_options(cls: type, args: tuple[Any, ...], kwargs: Mapping[str, Any]) 
 
 
 def _plain(value: Any) -> Any:
-    """A value that a file can hold and that equals itself after loading; of others the type."""
+    """A value that a file can hold and that is equal after loading; for others their type."""
     if isinstance(value, list | tuple):
         return [_plain(part) for part in value]
     if isinstance(value, bool | int | float | str | None):

@@ -1,4 +1,4 @@
-"""Samplers that use what is known of each example: easy ones first, the hardest left out."""
+"""Samplers that use the difficulty of each example: easy ones first, the hardest left out."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from hpo_mab.samplers._uniform import UniformSampler
 
 
 def checked_difficulty(difficulty: Tensor | Sequence[float], count: int) -> Tensor:
-    """A difficulty for each example, float64 [N] on the CPU; what is not known becomes the mean.
+    """A difficulty for each example, float64 [N] on the CPU; NaN becomes the mean.
 
     Args:
-        difficulty: The higher, the harder, [N]; NaN where not known.
+        difficulty: A higher number is harder, [N]; NaN where not known.
         count: Number of examples, ``N``.
 
     Raises:
@@ -57,16 +57,15 @@ class CurriculumSampler(UniformSampler):
     """Shuffled passes over the easiest examples first, over all of them later.
 
     Until a share ``end`` of the budget is spent, passes hold the easiest share ``start`` of each
-    class; from then on all examples, but for a share ``trim`` of the hardest of each class, which
-    is left out throughout. This is curriculum learning with single-step pacing (Bengio et al. 2009;
-    Hacohen & Weinshall 2019), with the hardness that earlier trainings have measured; with
-    ``start = 1`` it is training on a trimmed loss (Shen & Sanghavi 2019), with a trim that does not
-    change.
+    class. After that they hold all examples. The hardest share ``trim`` of each class is always
+    left out. This is curriculum learning with single-step pacing (Bengio et al. 2009; Hacohen &
+    Weinshall 2019), with a difficulty that earlier trainings have measured. With ``start = 1`` it
+    is training on a trimmed loss (Shen & Sanghavi 2019) with a constant trim.
 
-    A part that is smaller than a batch is all examples instead.
+    Where a part would be smaller than a batch, it is all examples instead.
 
-    Without a ``difficulty`` it is `UniformSampler`, draw for draw. In a study, the first trials
-    measure it, see `hpo_mab.search.TrainingObjective`.
+    Without a ``difficulty`` it draws exactly as `UniformSampler`. In a study, the first trials
+    measure the difficulty, see `hpo_mab.search.TrainingObjective`.
 
     It is biased on purpose: examples that are left out are never drawn. Whether that helps depends
     on data and budget, see ``studies/examples``.
@@ -81,7 +80,8 @@ class CurriculumSampler(UniformSampler):
         start: Share of each class that is drawn at first, in (0, 1].
         end: Share of the budget after which all are drawn, in [0, 1].
         trim: Share of the hardest of each class that is never drawn, in [0, 1).
-        difficulty: The higher, the harder, float [N]; NaN where not known. None: not known at all.
+        difficulty: A higher number is harder, float [N]; NaN where not known. None: not known for
+            any example.
 
     Raises:
         ArgumentError: An argument outside its bound.
@@ -125,12 +125,12 @@ class CurriculumSampler(UniformSampler):
             parts = []
             for share in (min(start, 1 - trim), 1 - trim):
                 part = own[easiest(known, self.labels[own], share=share)]
-                # A batch holds no example twice.
+                # A batch must hold no example twice, so a part needs at least a batch of them.
                 parts.append(part if len(part) >= batch_size else own)
             self._easy, self._examples = (part.to(self.device) for part in parts)
 
     def set_progress(self, share: float) -> None:
-        """Tell the share of the budget spent; from ``end`` on, all examples are drawn."""
+        """Set the share of the budget spent; from ``end`` on, all examples are drawn."""
         at_start = share < self.end
         if self._at_start and not at_start and len(self._easy) < len(self._examples):
             self._stream.restart()

@@ -1,4 +1,4 @@
-"""Checks of what samplers are given: constructor arguments, losses and targets of a draw."""
+"""Checks of a sampler's inputs: constructor arguments, losses and targets of a draw."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from hpo_mab._labels import class_labels
 
 
 def require(holds: bool, name: str, bound: str, value: object) -> None:
-    """Refuse an argument outside its bound.
+    """Raise `ArgumentError` for an argument outside its bound.
 
     Args:
         holds: Whether ``value`` is within the bound.
         name: The argument.
-        bound: What it must be, in words, e.g. ``"in (0, 1]"``.
-        value: What was given.
+        bound: The bound in words, e.g. ``"in (0, 1]"``.
+        value: The value given.
 
     Raises:
         ArgumentError: ``holds`` is false.
@@ -28,11 +28,11 @@ def require(holds: bool, name: str, bound: str, value: object) -> None:
 
 
 class FeedbackError(RuntimeError):
-    """Feedback that answers no draw, or not the draw it should."""
+    """Feedback without a draw to answer, or of another batch than the draw's."""
 
 
 def check_losses(losses: Tensor, count: int) -> None:
-    """Refuse losses that are not one floating-point number an example, [count].
+    """Raise unless losses are one floating-point number an example, [count].
 
     Raises:
         FeedbackError: Another type or shape.
@@ -54,10 +54,10 @@ def check_losses(losses: Tensor, count: int) -> None:
 
 
 def checked_targets(targets: Tensor, count: int) -> Tensor:
-    """Targets as int64 [count], where they are; values are looked at on the host only.
+    """Targets as int64 [count], on their device; values are checked on the host only.
 
     Raises:
-        FeedbackError: No whole numbers, or another shape.
+        FeedbackError: Targets that are not integers, or another shape.
     """
     try:
         if not isinstance(targets, Tensor) or targets.is_cpu:
@@ -76,7 +76,7 @@ def checked_targets(targets: Tensor, count: int) -> Tensor:
 def same_indices(given: Tensor | Sequence[int], drawn: Tensor) -> bool:
     """Whether a loop's indices, [B], are those drawn, int64 [B].
 
-    Waits for a device only for indices there that are in other memory than the draw's.
+    Waits for a CUDA device only if the indices are on it and in other memory than the draw's.
     """
     if not isinstance(given, Tensor):
         return list(given) == drawn.tolist()

@@ -38,13 +38,13 @@ class GradNormSampler(LearningSampler):
 
     over the ``m`` latest scores: those of the batch trained on while it is off, those of the
     candidates while it is on. ``tau`` starts at 0. The default threshold is the paper's break-even
-    ``(K + 3 B) / (3 B)``, a forward pass counting a third of a step.
+    ``(K + 3 B) / (3 B)``, in which a forward pass costs a third of a step.
 
     Candidates' scores need the model. Set `scorer` to a function from indices, int64 [K], to logits
     [K, C]; the built-in training loop does. Drawing then reads ``tau`` on the host, once a draw.
-    Without a scorer, the candidates' scores are those of their last visit, and candidates never
-    seen get the mean of the others' (1 if none is known). That keeps the weighted mean loss
-    unbiased, since weights use the very probabilities drawn with, but reduces its variance less.
+    Without a scorer, a candidate's score is that of its last visit; candidates never seen get the
+    mean of the others' (1 if none is known). The weighted mean loss is then still unbiased, because
+    weights use the same probabilities as draws, but its variance is reduced less.
 
     Every example has a positive chance in every draw: candidates are uniform, and scores are raised
     to at least 0.05 of their mean (a deviation; it also bounds the weights).
@@ -113,7 +113,8 @@ class GradNormSampler(LearningSampler):
     def _draw(self) -> Draw:
         shuffled = self._stream.take(self.batch_size)
         on = self._tau > self.threshold
-        if self.scorer is not None and not bool(on):  # Scoring for nothing would cost K forwards.
+        # Reading ``on`` waits for the device, but scoring in vain would cost K forward passes.
+        if self.scorer is not None and not bool(on):
             return Draw(self._count(shuffled), context=(shuffled, on))
         candidates = torch.randint(
             self.num_examples,
@@ -148,7 +149,7 @@ class GradNormSampler(LearningSampler):
         self, draw: Draw, losses: Tensor, logits: Tensor | None, targets: Tensor | None
     ) -> None:
         positions, on = draw.context
-        if logits is None:  # `update` refuses this; it tells the type checker.
+        if logits is None:  # Only for the type checker: `update` raises before.
             return
         scores = gradient_bound(logits, self._targets_of(positions, targets))
         keep = torch.isfinite(losses) & torch.isfinite(scores)
@@ -163,7 +164,7 @@ class GradNormSampler(LearningSampler):
         self._tau = torch.where(when & (total > 0), smoothed, self._tau)
 
 
-#: Passes of the projection on the floor. Few ratios cross the floor in a step, so two come close.
+#: Passes of the projection on the floor. Few ratios cross the floor in a step: two are enough.
 _PROJECTION_PASSES = 2
 
 #: Bound of the squared score, ``||softmax(z) - onehot(y)||^2 <= 2``.
@@ -177,8 +178,8 @@ class AdamBSSampler(LearningSampler):
     takes ``B`` examples with replacement with probabilities ``p``; losses are weighted by
     ``1 / (n p_i)``, so that the weighted mean loss is unbiased. The variance of that mean is
     least where ``g_i^2 / p_i^2`` is the same for all examples (``p_i`` in proportion to the
-    gradient norm ``g_i``), and an exponential-weights bandit with reward ``g_i^2 / p_i^2`` seeks
-    that point. In terms of ``q_i = n p_i``, whose mean is 1, each draw of ``i`` does
+    gradient norm ``g_i``). An exponential-weights bandit with reward ``g_i^2 / p_i^2`` moves
+    towards that point. In terms of ``q_i = n p_i``, whose mean is 1, each draw of ``i`` does
 
         q_i <- q_i exp(min(1, step * (g_i / q_i)^2 / 2 / q_i)),
 
@@ -187,12 +188,12 @@ class AdamBSSampler(LearningSampler):
     paper uses in its experiments, at most ``sqrt(2)``; the last division by ``q_i`` is the
     estimate's own importance weight.
 
-    Deviations: the paper's algorithm charges a drawn example the loss ``L^2 / p_min^2 - g^2 / p^2``
-    instead of paying it ``g^2 / p^2``: the same in expectation up to a factor common to all
-    examples, with far more noise. ``step`` is in units of one visit at uniform probability, and an
-    exponent is cut at 1. The constant ``c`` is found by two passes over the examples instead of a
-    segment tree; its remaining error is removed when probabilities are normalised. Drawing costs
-    O(n) a batch. Every example has a positive chance in every draw.
+    Deviations: the paper's algorithm gives a drawn example the loss ``L^2 / p_min^2 - g^2 / p^2``,
+    here it gets the reward ``g^2 / p^2``. Both agree in expectation, up to a factor common to all
+    examples; the loss has far more noise. ``step`` is in units of one visit at uniform
+    probability, and an exponent is cut at 1. The constant ``c`` is found by two passes over the
+    examples instead of a segment tree; normalising the probabilities removes its remaining error.
+    Drawing costs O(n) a batch. Every example has a positive chance in every draw.
 
     Source: Liu, Wu, Mozafari, "Adam with Bandit Sampling for Deep Learning", NeurIPS 2020,
     algorithms 1 and 2.
@@ -257,21 +258,21 @@ class AdamBSSampler(LearningSampler):
         self, draw: Draw, losses: Tensor, logits: Tensor | None, targets: Tensor | None
     ) -> None:
         positions, ratios = draw.context
-        if logits is None:  # `update` refuses this; it tells the type checker.
+        if logits is None:  # Only for the type checker: `update` raises before.
             return
         squares = gradient_bound(logits, self._targets_of(positions, targets)) ** 2
         keep = torch.isfinite(losses) & torch.isfinite(squares)
         exponents = (self.step * squares / _LARGEST_SQUARE / ratios**3).clamp_max(1.0)
         accumulate(self._growth, positions, exponents, keep=keep)
-        # An example drawn twice finds the same sum at both places, so the writes agree.
+        # An example drawn twice has the same sum at both places, so both writes are equal.
         self._ratios[positions] *= self._growth[positions].exp()
         self._growth.index_fill_(0, positions, 0.0)
         self._project(self._ratios[:-1], when=keep.any())
 
     def _project(self, ratios: Tensor, *, when: Tensor) -> None:
-        """Project on mean 1 and the floor, in the sense of Kullback and Leibler, in place.
+        """Project on mean 1 and the floor, by the least Kullback-Leibler divergence, in place.
 
-        Even ratios that are on both change by rounding, so nothing is done unless ``when``.
+        Rounding changes even ratios that meet both, so they are left as they are unless ``when``.
         """
         total = ratios.sum()
         scale = self.num_examples / total
@@ -279,6 +280,6 @@ class AdamBSSampler(LearningSampler):
             floored = ratios * scale <= self.floor
             left = self.num_examples - self.floor * floored.sum()
             above = total - (ratios * floored).sum()
-            # All floored: nothing is left to share out, and clamping does the rest.
+            # If all ratios are floored, there is nothing to scale, and the clamp below sets them.
             scale = torch.where(above > 0, left / above, 0.0)
         ratios.mul_(torch.where(when, scale, 1.0)).clamp_min_(self.floor)

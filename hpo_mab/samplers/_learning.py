@@ -1,4 +1,4 @@
-"""What samplers that learn have in common.
+"""Common parts of the samplers that learn.
 
 A memory of each example, the moving average of the loss, weighted random choice, the scores of a
 forward pass, and `LearningSampler` with its generator, state and counts.
@@ -16,11 +16,11 @@ from torch import Tensor
 from hpo_mab.samplers._base import BatchSampler
 from hpo_mab.samplers._uniform import PlanStream, make_generator
 
-# Per-example memories, written without waiting for the device and repeatably on each.
+# Per-example memories. Writes do not wait for the device and give the same result on every run.
 #
-# A memory has one entry more than there are examples: what must leave no trace is written there.
-# Plain indexed assignment would leave it to chance on CUDA which of two values wins where a batch
-# holds an example twice.
+# A memory has one entry more than there are examples, to which values are written that must not
+# count. Where a batch holds an example twice, plain indexed assignment on CUDA would store either
+# value, depending on the run.
 
 
 def make_memory(length: int, value: float, *, dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -29,7 +29,7 @@ def make_memory(length: int, value: float, *, dtype: torch.dtype, device: torch.
 
 
 def remember(memory: Tensor, positions: Tensor, values: Tensor, *, keep: Tensor) -> None:
-    """Replace entries. Of an example that is there more than once, the largest value stays.
+    """Replace entries. Of the values of a repeated example, the largest is stored.
 
     Args:
         memory: From `make_memory`, changed in place.
@@ -44,12 +44,12 @@ def remember(memory: Tensor, positions: Tensor, values: Tensor, *, keep: Tensor)
 
 
 def accumulate(memory: Tensor, positions: Tensor, values: Tensor, *, keep: Tensor) -> None:
-    """Add to entries, once for each time an example is there.
+    """Add to entries, once for each occurrence of an example.
 
     Args:
         memory: From `make_memory`, changed in place.
         positions: Examples, int64 [B].
-        values: What to add [B]; ignored where ``keep`` is false.
+        values: Numbers to add [B]; ignored where ``keep`` is false.
         keep: Bool [B].
     """
     values = values.masked_fill(~keep, 0).to(memory.dtype)
@@ -75,7 +75,7 @@ class MovingAverage:
 
     Args:
         decay: Decay a batch, in [0, 1).
-        device: Where to work.
+        device: Device of the average.
     """
 
     def __init__(self, decay: float, *, device: torch.device) -> None:
@@ -83,7 +83,7 @@ class MovingAverage:
         self._sums = torch.zeros(2, device=device)
 
     def before(self, losses: Tensor, *, finite: Tensor) -> Tensor:
-        """Take in a batch [B]; the average *before* it, a scalar (the first batch's own mean)."""
+        """Add a batch [B]; the average *before* it, a scalar (for the first batch its mean)."""
         count = finite.sum()
         mean = torch.where(finite, losses, 0.0).sum() / count.clamp_min(1)
         before = torch.where(self._sums[1] > 0, self._sums[0] / self._sums[1], mean)
@@ -101,7 +101,7 @@ class MovingAverage:
         self._sums = state.to(self._sums.device).clone()
 
 
-# Weighted random choice that is exact, repeatable on every device, and never waits for it.
+# Weighted random choice that is exact, repeatable on every device, and never waits for a device.
 #
 # `torch.multinomial` checks its input on the host, and a floating-point `torch.cumsum` on CUDA may
 # round differently from run to run; both are avoided here.
@@ -115,8 +115,8 @@ def choose_with_replacement(
 ) -> tuple[Tensor, Tensor]:
     """Draw positions independently, in proportion to ``weights``. Cost O(n + count log n).
 
-    Weights are rounded to whole units of ``2**-24`` of the largest and to one unit at least, so
-    every position has a positive chance. The probabilities returned are those of the rounded
+    Weights are rounded to whole units of ``2**-24`` of the largest, and to at least one unit: every
+    position has a positive chance. The probabilities returned are those of the rounded
     weights, so that importance weights made of them are exact.
 
     Args:
@@ -147,7 +147,7 @@ def choose_without_replacement(
     (Efraimidis and Spirakis 2006): the ``count`` smallest of ``E_i / w_i`` with ``E_i ~ Exp(1)``.
 
     Args:
-        weights: Non-negative and finite, float [n]. Zero weights come last.
+        weights: Non-negative and finite, float [n]. Zero weights are drawn last.
         count: Number of positions to draw, at most n.
         generator: Source of randomness, on the device of ``weights``.
 
@@ -248,7 +248,7 @@ class LearningSampler(BatchSampler):
         return self._examples.index_select(0, positions)
 
     def _targets_of(self, positions: Tensor, targets: Tensor | None) -> Tensor:
-        """Labels of a batch: those given with its feedback, or else the sampler's own."""
+        """Labels of a batch: ``targets`` if given, else those of the sampler."""
         return self._targets[positions] if targets is None else targets.to(self.device)
 
     def statistics(self) -> dict[str, float]:

@@ -30,7 +30,7 @@ _LEVEL, _VISITS, _LAST = range(3)
 
 
 class FeatureTable:
-    """Features of each example, from its class and what happened to it.
+    """Features of each example, from its class, visits and outcomes.
 
     ``[1, unseen, level, log(1 + visits) / 4, log(1 + age) / 8, class level]``, [6]:
 
@@ -44,16 +44,16 @@ class FeatureTable:
     counted in float32, exact up to 16 million.
 
     Args:
-        labels: Class of each example, int64 [n], on the device to work on.
+        labels: Class of each example, int64 [n], on the device of the table.
     """
 
     def __init__(self, labels: Tensor) -> None:
-        # Classes may be called anything: they are numbered from 0 here.
+        # Labels may be any integers; here classes are numbered from 0.
         distinct, self._labels = torch.unique(labels, return_inverse=True)
         self._clock = 0
         device = labels.device
         classes = len(distinct)
-        # A row more, where what must leave no trace is written.
+        # One row more, for values that must not count.
         self._table = torch.zeros(len(labels) + 1, 3, device=device)
         self._class_sums = make_memory(classes, 0.0, dtype=torch.float32, device=device)
         self._class_counts = make_memory(classes, 1.0, dtype=torch.float32, device=device)
@@ -78,12 +78,12 @@ class FeatureTable:
         )
 
     def drawn(self, positions: Tensor) -> None:
-        """Note that a batch, int64 [B], was drawn; a draw is the unit of age."""
+        """Record that a batch, int64 [B], was drawn; a draw is the unit of age."""
         self._clock += 1
         self._table[:, _LAST].index_fill_(0, positions, self._clock)
 
     def learn(self, positions: Tensor, outcomes: Tensor, *, keep: Tensor) -> None:
-        """Note the outcomes of a batch, float [B], where ``keep``, bool [B], is true."""
+        """Record the outcomes of a batch, float [B], where ``keep``, bool [B], is true."""
         ones = torch.ones_like(outcomes)
         remember(self._table[:, _LEVEL], positions, outcomes, keep=keep)
         accumulate(self._table[:, _VISITS], positions, ones, keep=keep)
@@ -106,20 +106,20 @@ class FeatureTable:
 
 
 class OnlineRidge:
-    """Linear regression with a Gaussian prior and exponentially forgotten data.
+    """Linear regression with a Gaussian prior and exponentially decaying weights of past data.
 
     After each batch ``X``, ``y``:
 
         A <- decay A + (1 - decay) ridge I + X'X,    b <- decay b + X'y,
 
-    so that the prior is not forgotten. The posterior of the coefficients is normal with mean
-    ``A^-1 b`` and covariance ``scale^2 A^-1``.
+    so that the weight of the prior does not decay. The posterior of the coefficients is normal with
+    mean ``A^-1 b`` and covariance ``scale^2 A^-1``.
 
     Args:
         size: Number of features, d.
         ridge: Precision of the prior, above 0.
         decay: Share of the past kept at each batch, in (0, 1].
-        device: Where to work.
+        device: Device of the regression.
     """
 
     def __init__(self, size: int, *, ridge: float, decay: float, device: torch.device) -> None:
@@ -129,7 +129,7 @@ class OnlineRidge:
         self._moment = torch.zeros(size, device=device)
 
     def learn(self, features: Tensor, values: Tensor, *, keep: Tensor) -> None:
-        """Take in a batch: features float32 [B, d], values [B]; only where ``keep``, [B]."""
+        """Add a batch: features float32 [B, d], values [B]; only where ``keep``, bool [B]."""
         features = features * keep[:, None]  # Features are finite, values may not be.
         values = values.masked_fill(~keep, 0.0)
         decay = torch.where(keep.any(), self._decay, 1.0)
@@ -160,7 +160,8 @@ class OnlineRidge:
         self._moment = state["moment"].to(self._prior.device).clone()
 
     def _factor(self) -> Tensor:
-        # Not `cholesky`, which checks on the host; the precision is positive definite by its prior.
+        # Not `cholesky`, whose check waits for the device. The check is not needed: the prior makes
+        # the precision positive definite.
         factor: Tensor = torch.linalg.cholesky_ex(self._precision, check_errors=False).L
         return factor
 
@@ -230,24 +231,24 @@ class ContextualSampler(LinearSampler):
     """Linear Thompson sampling over examples described by cheap features.
 
     The reward is `MABSampler`'s: 1 if an example's loss is at least the moving average of the
-    training loss, else 0. One linear model for all examples predicts it from features that cost
-    nothing: whether the example was seen, its last reward, its class's reward rate, its visits and
+    training loss, else 0. One linear model for all examples predicts it from features that need no
+    network: whether the example was seen, its last reward, its class's reward rate, its visits and
     the draws since the last one (class rates and last rewards are kept around 1/2). The posterior
-    of the coefficients is Gaussian (ridge regression whose past is forgotten by ``decay`` a batch).
+    of the coefficients is Gaussian (ridge regression whose past is weighted by ``decay`` a batch).
 
-    Each of the ``B`` slots of a batch draws its own coefficients from the posterior and takes, from
-    ``candidates`` examples of its own, the one with the highest predicted reward; with probability
-    ``floor`` it takes one of them uniformly instead. Candidates are cut from a running shuffle of
-    all examples, so slots share none and a batch holds no example twice, and the cost of a draw
-    does not depend on the number of examples. Where there are fewer than ``candidates * B``
-    examples, slots have fewer candidates. With ``floor > 0`` every example has a positive chance
+    Each of the ``B`` slots of a batch draws separate coefficients from the posterior. Among its
+    ``candidates`` examples it takes the one with the highest predicted reward; with probability
+    ``floor`` it takes a uniform one instead. Candidates are consecutive parts of a shuffle of all
+    examples, so no two slots share one and a batch holds no example twice. The cost of a draw does
+    not depend on the number of examples. Where there are fewer than ``candidates * B`` examples,
+    slots have fewer candidates. With ``floor > 0`` every example has a positive chance
     whenever it is a candidate, once every ``n / (candidates * B)`` draws. With ``floor = 0`` an
     example whose features are never extreme among candidates may not be drawn again.
 
     Draw and update together are about 110 tensor operations on at most ``candidates * B`` rows. At
     ``B = 128`` and 50,000 examples on one CPU thread they took about three times the time of
-    `MABSampler`'s, and a fifth of what it takes to score all examples (``candidates = 390``), all
-    in turns in one run.
+    `MABSampler`'s, and a fifth of the time of scoring all examples (``candidates = 390``). The
+    three were timed alternately in one run.
 
     Source: Agrawal and Goyal, "Thompson Sampling for Contextual Bandits with Linear Payoffs", ICML
     2013, algorithm 1 (one posterior draw a choice, scaled by ``scale``); forgetting and candidate
@@ -349,7 +350,7 @@ class ImponSampler(LinearSampler):
     A linear model predicts the loss of an example, relative to the moving average ``m`` of the
     training loss, from cheap features: whether it was seen, its last relative loss, its class's
     mean relative loss, its visits and the draws since the last one. The model is recursive ridge
-    regression whose past is forgotten by ``decay`` a batch. With its prediction ``f_i``, a draw
+    regression whose past is weighted by ``decay`` a batch. With its prediction ``f_i``, a draw
     takes ``K = presample * B`` candidates uniformly, scores them ``s_i = max(0, 1 + f_i)`` (the
     relative loss is ``loss / m - 1``) and draws ``B`` of them with replacement with probabilities
 
@@ -360,8 +361,8 @@ class ImponSampler(LinearSampler):
     unlike drawing from all of them. Every example has a positive chance in every draw.
 
     The scheme is that of importance sampling by predicted loss: Katharopoulos and Fleuret, "Biased
-    Importance Sampling for Deep Neural Network Training", 2017, arXiv:1706.00043, with additive
-    smoothing, and a linear model in the place of their recurrent network.
+    Importance Sampling for Deep Neural Network Training", 2017, arXiv:1706.00043. Here smoothing
+    is additive, and a linear model replaces their recurrent network.
 
     Args:
         labels: Class of each training example, integers [N].

@@ -24,35 +24,34 @@ from hpo_mab.samplers._feedback import require
 
 
 class MABSampler(BatchSampler):
-    """Mini-batches drawn by multi-armed bandits that seek examples of a high loss.
+    """Mini-batches drawn by multi-armed bandits that are rewarded for a high loss.
 
     The training set is split at random, stratified by class, into one share for each slot of the
     batch. A share is a bandit and its examples are the arms: every example is an arm of exactly
-    one bandit, shares differ in size by at most 1, and so do each class's counts in them. At each
+    one bandit. Shares, and each class's counts in them, differ in size by at most 1. At each
     step every bandit draws one arm; a batch has no duplicates. An arm is rewarded if its loss
     reaches the moving average of the training loss, and has a Beta-Bernoulli posterior of that
     reward, Beta(prior + successes, prior + failures) over the pulls that count.
 
     The moving average that judges a batch is that of the batches *before* it, bias-corrected; the
-    first batch is judged by its own mean. A non-finite loss leaves no trace: no reward either way,
-    and no part in the moving average. With feedback that lags behind, arms are drawn by what was
-    known at the draw, and rewarded when their losses come.
+    first batch is compared with its own mean. A non-finite loss counts neither as a success nor as
+    a failure, and not in the moving average. With late feedback, arms are drawn by the posteriors
+    at the time of the draw, and rewarded when their losses are given.
 
     Every example has a positive chance of being drawn again under Thompson sampling and softmax,
     and wherever ``floor`` or ``epsilon`` is positive. ``"ucb1"``, and ``"epsilon_greedy"`` with
     ``epsilon = 0``, take the best arm only: with ``memory=None`` an arm that failed early may be
-    given up for good; with a window it returns once its failures are forgotten.
+    never drawn again; with a window it returns once its failures are forgotten.
 
-    Arms of which nothing is known are alike. They are drawn in shuffled passes (see
-    ``replacement``), as uniform sampling draws them: where the bandit has learnt nothing, it loses
-    nothing against shuffling.
+    Arms without counted pulls are equal. They are drawn in shuffled passes (see ``replacement``),
+    as uniform sampling draws them: before a bandit has learnt, it is no worse than shuffling.
 
     On the CPU arms are counted by state, at a cost that hardly depends on their number and without
-    approximation. Where a bandit remembers more pulls than it has arms (``memory=None``), arms with
-    more than 12 pulls are drawn one by one, as exactly: a step costs up to a Beta variate for each
-    of them, about 1 ms for 10,000 examples, and has a bound.
+    approximation. Where more pulls of a bandit count than it has arms (``memory=None``), arms with
+    more than 12 pulls are drawn one by one, also exactly. A step then costs at most one Beta
+    variate for each of them, about 1 ms for 10,000 examples.
 
-    On CUDA all state lives on the device and neither drawing nor learning waits for the host; both
+    On CUDA all state is on the device, and drawing and learning do not wait for the host; both
     can be captured in a CUDA graph (see `graph_generator`). Other devices are served by the CPU's
     engine, as is the split into shares.
 
@@ -68,7 +67,7 @@ class MABSampler(BatchSampler):
             any arm. ``"softmax"``: probability proportional to ``exp(mean / temperature)``.
             ``"ucb1"``: the greatest ``mean + exploration * sqrt(2 ln t / n)`` over ``t`` pulls of
             the bandit, of which ``n`` of the arm, the prior's counted among the latter, so that an
-            arm without pulls has a finite bonus. Equals are drawn uniformly.
+            arm without pulls has a finite bonus. Ties are broken uniformly.
         prior: Beta parameters of an arm without pulls, each in [0.1, 1000].
         loss_decay: Decay of the moving average of the loss a batch, in [0, 1).
         memory: How many of a bandit's last pulls count, at least 1. ``"auto"``: a quarter as many
@@ -83,22 +82,22 @@ class MABSampler(BatchSampler):
         correction: Exponent in [0, 1] of the importance weights ``1 / (A p)``, with the exact
             probability ``p`` of the pick in its bandit and the mean number of arms ``A = N / B``.
             0: no weights, as in the paper. 1: the weighted mean loss is an unbiased estimate of
-            the mean loss over all examples. On CUDA, Thompson sampling's ``p`` takes an arm with
-            more than 48 pulls for one with 48 at the same rate of success.
-        replacement: Whether arms that are equal for want of pulls, and uniform picks, are drawn
-            with replacement. False: from a shuffled pass over the bandit's arms, none twice before
-            the others had their turn; each has the same chance as with replacement, over the
-            random order of passes. ``"auto"``: False without ``correction``, which needs True.
+            the mean loss over all examples. On CUDA, Thompson sampling's ``p`` of an arm with more
+            than 48 pulls is that of 48 pulls with the same rate of success.
+        replacement: Whether arms without counted pulls, and uniform picks, are drawn with
+            replacement. False: from a shuffled pass over the bandit's arms, none twice before
+            every other one; each has the same chance as with replacement, over the random order
+            of passes. ``"auto"``: False without ``correction``, which needs True.
         active: Share of the training budget, in [0, 1], after which sampling is uniform, every
-            arm once a pass; `set_progress` tells it. A CUDA graph keeps to the phase it was
-            captured in.
+            arm once a pass; `set_progress` sets the share spent. A CUDA graph stays in the phase
+            in which it was captured.
         epsilon: Of ``"epsilon_greedy"``, in [0, 1].
         temperature: Of ``"softmax"``, positive.
         exploration: Of ``"ucb1"``, at least 0.
         reward: Which losses of a batch are rewarded: ``"above_average"``, those that reach the
             moving average; or ``"package.module:name"`` of a rule like
             `hpo_mab.bandits.above_average`, or the rule.
-        strength: Pulls, in [0, 8], that each arm starts with and no window forgets; of these,
+        strength: Pulls, in [0, 8], that each arm starts with and no window removes; of these,
             ``difficulty`` times as many were rewarded, rounded. Equal arms are then drawn with
             replacement. 0 starts without. Hard examples stay likely to the end, which ruins a
             training where labels are wrong: 4% instead of 50% accuracy in three trials of CIFAR-10
@@ -111,8 +110,8 @@ class MABSampler(BatchSampler):
 
     Raises:
         ArgumentError: An argument outside its bound, ``memory`` together with ``discount``, or
-            ``discount`` together with ``correction`` of Thompson sampling, for which no exact
-            propensity is at hand.
+            ``discount`` together with ``correction`` of Thompson sampling, for which there is no
+            exact propensity.
     """
 
     record_column: ClassVar[str | None] = "high"
@@ -187,13 +186,13 @@ class MABSampler(BatchSampler):
         self._settings = settings
         self._progress = 0.0
         self._engine = _engine(shares, settings, self.device, rng)
-        #: Whether arms are others, or start otherwise, than those of all examples without pulls.
+        #: Whether a record of examples removes arms or gives them pulls at the start.
         self.starts_from_record = known is not None
         if known is not None and strength:
             rates = known.numpy()[np.maximum(shares, 0)]
             successes = np.rint(strength * rates).astype(np.int64)
             self._engine.start_with(np.stack((successes, strength - successes), axis=-1))
-        # `to` costs as much as a small operation even where there is nothing to do.
+        # `to` costs as much as a small operation even if the device is the same.
         self._elsewhere = self._engine.shares.device.type != self.device.type
 
     @classmethod
@@ -226,7 +225,7 @@ class MABSampler(BatchSampler):
         return self.graph_generator is not None and self._settings.active == 1
 
     def set_progress(self, share: float) -> None:
-        """Tell which share of the budget is spent; from ``active`` on, sampling is uniform."""
+        """Set the share of the budget spent; from ``active`` on, sampling is uniform."""
         self._progress = share
 
     def statistics(self) -> dict[str, float]:
@@ -280,7 +279,7 @@ def _engine(
 ) -> BanditEngine:
     """The engine for a device: grouped in numpy but for CUDA, and for counts that decay."""
     if device.type == "cuda" or settings.discount is not None:
-        # Gamma variates are not drawn on every device; the CPU's do for the others.
+        # Not every device can draw Gamma variates; others than CUDA use the CPU's.
         where = device if device.type == "cuda" else torch.device("cpu")
         generator = torch.Generator(where).manual_seed(int(rng.integers(2**63)))
         return DeviceEngine(shares, settings, generator)

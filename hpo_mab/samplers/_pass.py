@@ -80,10 +80,12 @@ class PassSampler(LearningSampler):
         size = max(1, int(self.num_examples * self.budget))
         if self._replacement:
             return choose_with_replacement(self.probabilities(), size, generator=self._generator)[0]
-        # Zero over zero would be no time at all: examples of probability 0 must come last.
+        # The race divides by weights: 0 / 0 would be NaN. Examples of probability 0 must come last,
+        # so they get the least positive weight.
         weights = self.probabilities().clamp_min(torch.finfo(torch.float32).tiny)
         chosen = choose_without_replacement(weights, size, generator=self._generator)
-        # In the order drawn the likeliest come first: only which examples are drawn is weighted.
+        # Shuffled again: in the order of the race, likely examples come first, but scores must
+        # decide only which examples are drawn.
         return chosen[torch.randperm(size, generator=self._generator, device=self.device)]
 
     def _draw(self) -> Draw:
@@ -178,7 +180,7 @@ class PSGDSampler(ArazoSampler):
 
     ``corrected = True`` draws *with replacement*. Without it, the smaller the share left out, the
     less the probabilities matter: at ``budget = 1`` every example is drawn once a pass, whatever
-    its score, and p-SGD is uniform shuffling (a warning says so).
+    its score, and p-SGD is uniform shuffling (with a warning).
 
     Deviations: the published code drops the incomplete batch at the end of a pass, here it is
     completed from the next pass; the learning-rate schedule is the training loop's.
@@ -215,7 +217,7 @@ class CSGDSampler(ArazoSampler):
     The published code gives examples never seen the largest ``a``, "to force the model to see all
     the samples", *before* it forms ``a (1 - a)``. Early in training the largest ``a`` is near 1, so
     unseen examples get a score near 0 and are drawn only through the smoothing: the opposite of
-    what the comment says. That is the default here, to compare with the published numbers.
+    the comment quoted. That is the default here, to compare with the published numbers.
     ``corrected = True`` gives unseen examples the largest *score*, and draws with replacement (see
     `PSGDSampler`).
 
@@ -267,7 +269,7 @@ class PredictionVarianceSampler(PassSampler):
     - ``form = "weight"`` (SGD-WPV): examples are drawn uniformly by shuffling and losses weighted
       by ``n p_i``, whose mean is 1.
 
-    Deviations: probabilities are formed anew once a pass of ``int(n * budget)`` draws (with
+    Deviations: probabilities are updated once a pass of ``int(n * budget)`` draws (with
     replacement in the form ``"sample"``), not once a step. Instead of a burn-in of fixed length, an
     example with fewer than two visits gets the largest score known; until two visits of any
     example are known, draws are uniform. The probability of the true label comes from the logits
@@ -284,7 +286,7 @@ class PredictionVarianceSampler(PassSampler):
         device: Where indices are drawn.
         rank: This process's share among ``world_size``.
         world_size: Number of processes that split the examples.
-        budget: Share of the examples drawn before probabilities are formed anew, in (0, 1].
+        budget: Share of the examples drawn between two updates of probabilities, in (0, 1].
         smoothing: ``eps`` in means of the scores, at least 0; with 0 an example whose prediction
             never changes is drawn with probability below 2**-24 of the largest.
         form: ``"sample"`` or ``"weight"``.

@@ -96,8 +96,8 @@ def create(
         device: Where indices are drawn and losses are expected.
         rank: This process's share among ``world_size``.
         world_size: Number of processes that split the examples.
-        difficulty: What earlier trainings measured of each example, float [N], for samplers with a
-            `BatchSampler.record_column`; others have no use for it.
+        difficulty: Difficulty of each example in earlier trainings, float [N], for samplers with a
+            `BatchSampler.record_column`; others ignore it.
         **knobs: The sampler's own options.
 
     Raises:

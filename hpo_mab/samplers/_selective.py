@@ -21,8 +21,8 @@ class InfoBatchSampler(LearningSampler):
     ``1 / (1 - ratio)``. All others are drawn once, with weight 1. The sum of the weighted gradients
     of a pass therefore has the gradient of the whole data set as its expectation. (The mean of a
     *batch* is ``n / m`` times as large, in expectation, where ``m`` of the ``n`` examples are in
-    the pass; the pass has as many fewer steps.) Once `set_progress` reports ``delta`` or more of
-    the budget spent, a full pass begins at once and nothing is skipped any more.
+    the pass; the pass has as many fewer steps.) When the share set by `set_progress` reaches
+    ``delta``, a full pass begins at once, and nothing is skipped after that.
 
     Every example has a positive chance in every pass.
 
@@ -78,14 +78,14 @@ class InfoBatchSampler(LearningSampler):
         self._scores = self._memory(torch.inf)  # Infinite: never seen.
 
     def set_progress(self, share: float) -> None:
-        """Tell the share of the budget spent; from ``delta`` on, nothing is skipped."""
+        """Set the share of the budget spent; from ``delta`` on, nothing is skipped."""
         pruning = share < self.delta
         if self._pruning and not pruning:
             self._stream.restart()
         self._pruning = pruning
 
     def _plan(self) -> Tensor:
-        """Positions of a pass in random order, those to be scaled up marked by ``+ n``."""
+        """Positions of a pass in random order; ``+ n`` marks those that get a larger weight."""
         order = super()._plan()
         if not self._pruning:
             return order
@@ -134,8 +134,8 @@ class SelectiveBackpropSampler(LearningSampler):
 
     Deviation: the paper skips the backward pass of examples not kept and fills batches of ``B``
     kept ones. Here the batch keeps its size and a plain training loop still runs the whole backward
-    pass: this shows what the selection does to learning, *not the time it can save*. To save it,
-    back-propagate through ``losses[keep]`` yourself.
+    pass: this shows the effect of the selection on learning, *not the time it can save*. To save
+    it, back-propagate through ``losses[keep]`` in a separate loop.
 
     Source: Jiang et al., "Accelerating Deep Learning by Focusing on the Biggest Losers", 2019,
     arXiv:1910.00762, and github.com/angelajiang/SelectiveBackprop, whose history is 1024.
@@ -148,7 +148,7 @@ class SelectiveBackpropSampler(LearningSampler):
         rank: This process's share among ``world_size``.
         world_size: Number of processes that split the examples.
         beta: Selectivity, at least 0; 0 keeps all, 1 half, 2 a third.
-        history: Losses remembered, ``R``, at least 1; raised to ``batch_size`` where smaller.
+        history: Number of losses kept, ``R``, at least 1; raised to ``batch_size`` where smaller.
 
     Raises:
         ArgumentError: An argument outside its bound.
@@ -194,7 +194,8 @@ class SelectiveBackpropSampler(LearningSampler):
 
     def _draw(self) -> Draw:
         positions = self._stream.take(self.batch_size)
-        # Drawn now, so that the stream does not depend on when losses come.
+        # Drawn here and not in `_learn`, so that the random stream does not depend on when losses
+        # are given.
         tickets = torch.rand(self.batch_size, generator=self._generator, device=self.device)
         return Draw(self._count(positions), context=tickets)
 

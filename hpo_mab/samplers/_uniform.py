@@ -28,14 +28,14 @@ def make_generator(
 class PlanStream:
     """Cuts batches of one size from consecutive plans, each the order of one pass.
 
-    A batch that a plan cannot fill takes its rest from the next plan. Examples left over from the
-    old plan are kept out of that rest as far as the new plan has others, so that a batch does not
-    hold an example twice; they keep their place in the new plan, later in it.
+    A batch that a plan cannot fill takes its rest from the next plan. A batch must not hold an
+    example twice, so the rest has none of the batch's first part if the new plan has enough others.
+    Those examples are later in the new plan.
 
     Nothing here waits for the device: sizes are known on the host.
 
     Args:
-        plan: Makes the next plan: indices int64 [n] in random order, on the stream's device. A
+        plan: Returns the next plan: indices int64 [n] in random order, on the stream's device. A
             plan may mark entries by adding multiples of ``num_labels`` to them.
         num_labels: Number of examples; indices are taken modulo it.
         generator: Source of randomness for the reshuffle of a plan with a straddling batch.
@@ -72,7 +72,7 @@ class PlanStream:
         self._position = 0
 
     def state(self) -> dict[str, Any]:
-        """The rest of the current plan; the generator is the owner's to save."""
+        """The rest of the current plan; the owner saves the generator."""
         return {"order": self._order.clone(), "position": self._position}
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -88,7 +88,7 @@ class PlanStream:
         # stays a uniform choice among the others.
         window = self._order[: count + len(taken)]
         window = window[torch.argsort(held[window % self._num_labels].to(torch.uint8), stable=True)]
-        # Shuffled again, or the held examples would always come right after this batch.
+        # Shuffled again: otherwise the held examples would always come right after this batch.
         rest = torch.cat([window[count:], self._order[len(window) :]])
         shuffle = torch.randperm(len(rest), generator=self._generator, device=rest.device)
         self._order = torch.cat([window[:count], rest[shuffle]])
@@ -98,9 +98,9 @@ class UniformSampler(BatchSampler):
     """Shuffling without replacement, as a continuous stream.
 
     Every run of ``N`` draws from the start (``N`` examples of this rank) holds each example
-    exactly once. Every batch has exactly ``B`` indices: where ``B`` does not divide ``N``, a batch
-    straddles two epochs instead of being short, and the new epoch's part of it avoids the examples
-    that the old epoch left in it. So no batch holds an example twice, and none is short or dropped.
+    exactly once. Every batch has exactly ``B`` indices. Where ``B`` does not divide ``N``, a batch
+    takes its rest from the next epoch instead of being short. That rest has no example of the
+    batch's first part. So no batch holds an example twice, and none is short or dropped.
 
     An epoch's permutation is drawn at once on ``device``; a draw is a slice of it. It learns
     nothing from losses and has no reward rate.

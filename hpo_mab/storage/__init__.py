@@ -1,4 +1,4 @@
-"""Studies and learning curves in SQL, beside Optuna's own tables."""
+"""Studies and learning curves in SQL, in one database with Optuna's tables."""
 
 from hpo_mab.storage._curves import CurveStore, CurveWriter
 from hpo_mab.storage._examples import ExampleStore, ExampleWriter

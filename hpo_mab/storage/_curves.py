@@ -27,7 +27,7 @@ _is_key = _keys.c.key == CURVE_KEY
 # Rows a statement.
 _CHUNK = 500
 
-#: What no trial refers to.
+#: Curves that no trial refers to.
 _ORPHANS = (
     sa.select(CURVES.c.curve)
     .distinct()
@@ -40,13 +40,13 @@ class CurveStore:
     """Reads and writes the learning curves of trials.
 
     A curve has a random number that is never used again. A trial holds the number of its curve as
-    its system attribute ``hpo_mab:curve``, which Optuna copies and deletes with the trial: a copy
-    of a study in the same database has its curves, and a trial that gets the id of a deleted one
-    has none. Trials of one study that hold the same number, such as a trial and its retry by
-    Optuna, have one curve; it is that of the first.
+    its system attribute ``hpo_mab:curve``. Optuna copies and deletes the attribute with the trial.
+    So a copy of a study in the same database has its curves, and a trial that gets the id of a
+    deleted one has none. If trials of one study hold the same number, such as a trial and its retry
+    by Optuna, the curve is that of the first.
 
     Args:
-        engine: Where the curves live: the engine of the study's Optuna storage.
+        engine: Engine of the database of the curves: the engine of the study's Optuna storage.
 
     Raises:
         StorageError: A later version of this package has written the tables.
@@ -84,8 +84,8 @@ class CurveStore:
     def spent(self, study_id: int) -> tuple[int, float]:
         """Examples and training seconds of all trials of a study, running and lost ones included.
 
-        What an attempt at a trial took over from a checkpoint counts with the attempt that had
-        spent it, and only there.
+        The budget that a resumed attempt has from a checkpoint counts only for the earlier attempt,
+        which spent it.
 
         Args:
             study_id: Optuna's study id.
@@ -95,7 +95,8 @@ class CurveStore:
             _reached(study_id)
             .join(_attributes, _attributes.c.trial_id == _trials.c.trial_id)
             .where(
-                _attributes.c.key.in_((RESUMED_KEY, "resumed_at")),  # As earlier versions say.
+                # Earlier versions wrote "resumed_at".
+                _attributes.c.key.in_((RESUMED_KEY, "resumed_at")),
                 CURVES.c.index <= sa.cast(_attributes.c.value_json, sa.Integer),
             )
         )
@@ -243,12 +244,12 @@ def _evaluation(values: Sequence[Any]) -> Evaluation:
 class CurveWriter:
     """Collects a trial's evaluations and writes them every few seconds, many at a time.
 
-    A short trial's curve is one transaction, a long one's a few; a trial that is killed loses what
-    it evaluated in the last moments. Nothing is written before the first evaluation, and the first
-    writing forgets what an earlier attempt at the trial has left.
+    A short trial's curve is one transaction, a long one's a few. A killed trial loses the
+    evaluations since its last write. Nothing is written before the first evaluation; the first
+    write replaces the curve of an earlier attempt at the trial.
 
     Args:
-        curves: Where to.
+        curves: The store to write to.
         trial_id: Optuna's trial id.
         seconds: Longest time that an evaluation waits for the next one.
         clock: Returns seconds.
@@ -280,7 +281,7 @@ class CurveWriter:
         return self._clock() - self._written >= self._seconds
 
     def flush(self) -> None:
-        """Write what waits; to be called before the trial ends."""
+        """Write the waiting evaluations; to be called before the trial ends."""
         self.flush_all([self])
 
     @staticmethod

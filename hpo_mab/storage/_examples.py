@@ -24,32 +24,32 @@ _keys = models.StudySystemAttributeModel.__table__
 _is_key = _keys.c.key == RECORD_KEY
 _number = sa.cast(_keys.c.value_json, sa.BigInteger)
 
-#: Names of tables: the record's, and the sums that samplers use, which stay as they are.
+#: Names of tables: sums and predictions of the record, and the frozen sums that samplers use.
 _SUMS, _PREDICTIONS, _FROZEN = "sums", "predictions", "frozen"
 
 #: Bytes of a part before compression: servers refuse statements of many MiB.
 _PART = 2**21
-# Fast; sums hardly get smaller by trying harder.
+# The fastest level; higher ones hardly make the sums smaller.
 _LEVEL = 1
 
 
 class ExampleStore:
     """Reads and writes the record of examples of each study.
 
-    A record has a random number that is never used again, which the study holds as its system
-    attribute `RECORD_KEY`: a study that gets the id of a deleted one has none. A record is some
-    rows, each a compressed part of it; its size does not depend on the number of trials.
+    A record has a random number that is never used again. The study holds it as its system
+    attribute `RECORD_KEY`. So a study that gets the id of a deleted one has no record. Each row of
+    a record is a compressed part of it; its size does not depend on the number of trials.
 
     Args:
-        engine: Where the records live: the engine of the study's Optuna storage, whose tables are
-            up to date.
+        engine: Engine of the database of the records: the engine of the study's Optuna storage,
+            whose tables are up to date.
     """
 
     def __init__(self, engine: sa.Engine) -> None:
         self._engine = engine
 
     def add(self, study_id: int, counts: ExampleCounts, *, total: int, labels: str) -> None:
-        """Add what some trials saw; the caller holds the study's lock.
+        """Add the sums of some trials; the caller holds the study's lock.
 
         Args:
             study_id: Optuna's study id.
@@ -65,7 +65,8 @@ class ExampleStore:
             known = _read(connection, number)
             if known is not None:
                 if known.labels != labels:
-                    # Labels have changed under the study, which refuses that when it is continued.
+                    # The labels have changed since the study began. Sums of other labels must not
+                    # be added; continuing the study raises an error.
                     return
                 counts = known.counts + counts
             connection.execute(
@@ -102,7 +103,7 @@ class ExampleStore:
             return known
 
     def frozen(self, study_id: int) -> ExampleRecord | None:
-        """What `freeze` has kept; None without."""
+        """The record that `freeze` has kept; None without one."""
         with self._engine.connect() as connection:
             number = _number_of(connection, study_id)
             return None if number is None else _read(connection, number, sums=_FROZEN)
@@ -122,7 +123,7 @@ class ExampleStore:
             query = sa.select(EXAMPLES).where(EXAMPLES.c.record == number)
             rows = [dict(row) for row in connection.execute(query).mappings()]
         with target._engine.begin() as connection:
-            # A number of its own: the copy may go on, and the study, too.
+            # A separate number: trials may later be added to both studies.
             new = _new(connection, target_id)
             for row in rows:
                 connection.execute(EXAMPLES.insert(), {**row, "record": new})
@@ -135,7 +136,7 @@ class ExampleStore:
             .where(EXAMPLES.c.record.not_in(sa.select(_number).where(_is_key)))
         )
         with self._engine.begin() as connection:
-            # Looked up first: a DELETE with this condition locks every row it reads on MySQL.
+            # First a SELECT: on MySQL a DELETE with this condition locks every row it reads.
             for number in list(connection.scalars(orphans)):
                 connection.execute(EXAMPLES.delete().where(EXAMPLES.c.record == number))
 
@@ -208,7 +209,7 @@ def _blocks(table: NDArray[Any]) -> Sequence[NDArray[Any]]:
 
 
 def _planes(block: NDArray[Any]) -> bytes:
-    """The first byte of every number, then the second, ...: they compress to half as much."""
+    """The first byte of every number, then the second, ...: compressed, this is half as large."""
     flat = np.ascontiguousarray(block).view(np.uint8).reshape(-1, 4)
     return np.ascontiguousarray(flat.T).tobytes()
 
@@ -218,16 +219,16 @@ def _from_planes(data: bytes) -> NDArray[np.uint8]:
 
 
 class Sums(Protocol):
-    """What trials saw, wherever it is; see `hpo_mab.training`."""
+    """Sums over the examples of trials, on any device; see `hpo_mab.training`."""
 
     def __add__(self, other: Self) -> Self:
         """The sums of both."""
 
     def on_host(self) -> ExampleCounts:
-        """The same in numpy."""
+        """The same sums in numpy."""
 
 
-#: Trials after which samplers use what they saw.
+#: Trials after which samplers use the record.
 FIRST_TRIALS = 4
 
 #: A worker writes at most this share of its time.
@@ -235,17 +236,17 @@ _SHARE = 0.01
 
 
 class ExampleWriter:
-    """Collects what the trials of one worker saw and adds it to the study's record now and then.
+    """Collects the sums of one worker's trials and adds them to the study's record.
 
-    Writing takes at most about a hundredth of the worker's time. A worker that is killed loses what
-    its trials have seen since the last writing.
+    Writing takes at most about a hundredth of the worker's time. A killed worker loses the sums
+    since its last write.
 
     Args:
-        store: Where to.
+        store: The store to write to.
         study_id: Optuna's study id.
         total: Training examples of the study.
         labels: Digest of their labels.
-        lock: Makes the lock of the study's record, which no thread of this process may hold when
+        lock: Returns the lock of the study's record. No thread of this process may hold it when
             `flush` is called.
         clock: Returns seconds.
     """
@@ -271,28 +272,28 @@ class ExampleWriter:
         self._due = clock()
 
     def offer(self, trial_id: int, sums: Sums) -> None:
-        """Keep what a trial saw until it is known how the trial has ended."""
+        """Keep a trial's sums until `settle` is called for it."""
         self._open[trial_id] = sums
 
     def settle(self, trial_id: int, *, counts: bool) -> None:
-        """Take what a trial saw, or drop it: it is tried again, and must not count twice."""
+        """Take a trial's sums, or drop them: a trial that is tried again must not count twice."""
         sums = self._open.pop(trial_id, None)
         if sums is not None and counts:
             self._waiting = sums if self._waiting is None else self._waiting + sums
 
     def freeze(self) -> ExampleRecord | None:
-        """What samplers of the study use; None before enough trials have ended."""
+        """The record that samplers of the study use; None before enough trials have ended."""
         self.flush()
         with self._lock():
             return self._store.freeze(self._study_id, trials=FIRST_TRIALS)
 
     def flush_if_due(self) -> None:
-        """Write what waits if the last writing was long enough ago."""
+        """Write the sums taken since the last write if that was long enough ago."""
         if self._clock() >= self._due:
             self.flush()
 
     def flush(self) -> None:
-        """Write what waits."""
+        """Write the sums taken since the last write."""
         if self._waiting is None:
             return
         begun = self._clock()

@@ -27,17 +27,17 @@ from hpo_mab.storage._process import Locks, diagnose
 
 
 class JournalledConnection(sqlite3.Connection):
-    """A connection that writes ahead to a journal beside the database (``-wal``).
+    """A connection in SQLite's WAL mode: commits go to a journal next to the database (``-wal``).
 
-    A commit then waits for nobody who reads, and not for the disk, where the usual way waits for it
-    several times. A process that is killed loses nothing. A machine that loses power may lose the
-    last moments, trials that then count as cut off; the database stays whole. The journal is
-    merged into the database when the last connection closes.
+    A commit then waits neither for readers nor for the disk; without WAL it waits for the disk
+    several times. A killed process loses no commit. A power failure may lose the last commits,
+    whose trials then count as interrupted; the database stays consistent. SQLite merges the
+    journal into the database when the last connection closes.
     """
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        # Where the file system cannot do it, or the file is not ours to change, all stays as it is.
+        # Some file systems do not support WAL, and the file may be read-only: the mode then stays.
         with contextlib.suppress(sqlite3.Error):
             (mode,) = self.execute("PRAGMA journal_mode = WAL").fetchone()
             if mode == "wal":
@@ -49,11 +49,11 @@ DEFAULT_URL = "sqlite:///hpo_mab.db"
 #: Attempts at a trial after the first that lost its worker.
 RETRIES = 3
 
-#: What a database that is away, full or locked makes Optuna and the curves raise.
+#: Raised by Optuna's storage and by ours if the database cannot be reached, is full or locked.
 STORAGE_ERRORS = (SQLAlchemyError, StorageInternalError)
 
 _OPEN_ATTEMPTS = 4
-#: SQLAlchemy would take older drivers, and Optuna knows MariaDB as MySQL only.
+#: SQLAlchemy's defaults are older drivers, and Optuna supports MariaDB by MySQL's URL only.
 _DRIVERS = {
     "postgres": "postgresql+psycopg",
     "postgresql": "postgresql+psycopg",
@@ -63,20 +63,20 @@ _DRIVERS = {
 
 
 class Storage:
-    """A database of studies: Optuna's own tables and the learning curves beside them.
+    """A database of studies: Optuna's own tables and the learning curves.
 
-    It is opened, and its tables made, on first use: what fails before leaves nothing behind.
+    It is opened, and its tables are made, on first use: an earlier error leaves no file behind.
 
     Args:
         url: Any SQLAlchemy URL that Optuna takes; a bare path means SQLite.
         create: Whether a missing SQLite file is made; reading commands do not make one.
-        heartbeat: Seconds between a running trial's signs of life.
-        grace: Seconds without one after which workers on other machines take a trial for lost.
+        heartbeat: Seconds between the heartbeats of a running trial.
+        grace: Seconds without a heartbeat after which other machines count a trial as lost.
 
     Raises:
         ArgumentError: ``grace`` is not above ``heartbeat``, or one is below 1.
-        StorageError: The URL cannot be read or, on first use, the database cannot be reached or
-            is not one of studies. The message never holds a password.
+        StorageError: The URL cannot be read. On first use: the database cannot be reached or does
+            not hold studies. The message never holds a password.
     """
 
     def __init__(
@@ -129,19 +129,19 @@ class Storage:
 
     @property
     def secret_url(self) -> str:
-        """The URL with its password, for handing to another process; never to be shown."""
+        """The URL with its password, to pass to another process; it must never be shown."""
         return self.url.render_as_string(hide_password=False)
 
     def lock(self, name: str) -> AbstractContextManager[None]:
-        """A lock of that name, held by one process of all that use the database.
+        """A lock of that name; only one process that uses the database can hold it.
 
         Raises:
-            StorageError: On entering: somebody has held it for minutes.
+            StorageError: On entering: another process has held it for two minutes.
         """
         return self._opened[2].hold(name)
 
     def wait_until_back(self, *, seconds: float) -> bool:
-        """Wait until the database answers, at most so long; whether it does."""
+        """Wait until the database answers, at most ``seconds``; returns whether it does."""
         deadline = time.monotonic() + seconds
         pause = 0.1
         while True:
@@ -156,11 +156,11 @@ class Storage:
             pause = min(2 * pause, 5.0)
 
     def error(self, error: BaseException) -> StorageError:
-        """What a failure of the database is called in one line, without its password."""
+        """The error for a failure of the database: one line, without its password."""
         return StorageError(f"Storage {self.shown_url} failed: {diagnose(error, self.url)}")
 
     def close(self) -> None:
-        """Give back every connection."""
+        """Close every connection."""
         if "_opened" in self.__dict__:
             self.optuna.remove_session()
             self.optuna.engine.dispose()
@@ -170,11 +170,11 @@ class Storage:
         for attempt in range(_OPEN_ATTEMPTS):
             try:
                 opened = self._open()
-                # SQLite's journal is merged into the database by closing it.
+                # SQLite merges its journal into the database when the last connection closes.
                 weakref.finalize(self, opened[0].engine.dispose)
                 return opened
             except (SQLAlchemyError, ImportError, RuntimeError) as error:
-                # Two processes that make the tables at once trip over each other.
+                # If two processes make the tables at once, one fails; it then finds them made.
                 if _is_tables_race(error) and attempt < _OPEN_ATTEMPTS - 1:
                     time.sleep(0.3 * (attempt + 1))
                     continue
@@ -185,10 +185,10 @@ class Storage:
 
     def _open(self) -> tuple[LeanStorage, CurveStore, Locks]:
         with warnings.catch_warnings():
-            # Heartbeats are marked experimental; they are what makes lost trials come back.
+            # Optuna marks heartbeats as experimental; lost trials are found by them.
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             storage = LeanStorage(
-                # Optuna fills the URL in as a format string.
+                # Optuna calls str.format on the URL, so braces of a password must be doubled.
                 self.secret_url.replace("{", "{{").replace("}", "}}"),
                 engine_kwargs=_engine_options(self.url),
                 heartbeat_interval=self.heartbeat,
@@ -213,7 +213,7 @@ class Storage:
 
 @functools.cache
 def retry_callback() -> RetryHeartbeatStaleTrialCallback:
-    """Queues a lost trial again, with its slot, in loops that are the user's own."""
+    """Optuna's callback that queues a lost trial again, with its slot, in a user's own loop."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         return RetryHeartbeatStaleTrialCallback(max_retry=RETRIES)
@@ -221,7 +221,7 @@ def retry_callback() -> RetryHeartbeatStaleTrialCallback:
 
 def _engine_options(url: sa.URL) -> dict[str, Any]:
     if url.get_backend_name() == "sqlite":
-        # Writers wait for one another instead of failing with "database is locked".
+        # Writers then wait for each other instead of raising "database is locked".
         return {"connect_args": {"timeout": 60, "factory": JournalledConnection}}
     options: dict[str, Any] = {"pool_pre_ping": True}
     if url.get_backend_name() == "postgresql":
@@ -250,8 +250,8 @@ def _is_tables_race(error: BaseException) -> bool:
 def files_folder(storage: Storage, what: str) -> Path:
     """The folder of a storage's files of one kind; it need not exist.
 
-    ``HPO_MAB_<WHAT>`` if that is set; beside an SQLite file, named after it; otherwise
-    ``hpo_mab_<what>`` in the working directory.
+    ``HPO_MAB_<WHAT>`` if that is set; else, for an SQLite file, a folder next to it and named after
+    it; else ``hpo_mab_<what>`` in the working directory.
 
     Args:
         storage: The database.

@@ -98,7 +98,7 @@ _TABLES = (
     ),
 )
 
-# Made once: SQLAlchemy takes longer to put such a statement together than databases to answer it.
+# Made once: SQLAlchemy needs more time to build such a statement than a database to answer it.
 #: What belongs to trials ``ids``, and to trials ``first`` to ``last``.
 CHILDREN_OF = _all_parts(lambda column: column.in_(sa.bindparam("ids", expanding=True)))
 CHILDREN_BETWEEN = _all_parts(
@@ -164,18 +164,17 @@ def _distribution(text: str) -> BaseDistribution:
 
 
 def _local(moment: datetime.datetime | None) -> datetime.datetime | None:
-    # Optuna writes UTC and shows local time, both without saying so.
+    # Optuna writes UTC and returns local time, both without a time zone.
     if moment is None:
         return None
     return moment.replace(tzinfo=datetime.UTC).astimezone().replace(tzinfo=None)
 
 
-# Optuna's database storage, with what trials do all the time in one statement each.
+# Optuna's database storage, with the frequent operations of trials in one statement each.
 #
 # Optuna goes through SQLAlchemy's ORM: a report takes three statements, reading the trials of a
-# study six, each of them slow to build. Here a write is one statement and a read is two, on
-# Optuna's own tables and with Optuna's own values: other programs read and write the same studies
-# as ever.
+# study six, each of them slow to build. Here a write is one statement and a read is two. Tables and
+# values are those of Optuna, so other programs can read and write the same studies.
 
 _studies = models.StudyModel.__table__
 _trials = models.TrialModel.__table__
@@ -210,7 +209,7 @@ class _Together:
     read: set[int]
 
 
-#: Of one thread: a new thread begins without.
+#: Of one thread: a new thread begins without a value.
 _together: contextvars.ContextVar[_Together | None] = contextvars.ContextVar("together")
 
 
@@ -234,11 +233,11 @@ class LeanStorage(RDBStorage):
     def together(self) -> Iterator[None]:
         """Collect what this thread writes, and read the trials of a study once.
 
-        Parameters, reports and attributes of trials, and heartbeats, wait for the next read or the
-        end of the context, and are written in one transaction. A trial that has finished in the
-        meantime keeps what it has. What other threads and processes write to trials that are known
-        is not seen until the context ends. So the context must be short, and must not hold what
-        was read before the study's lock was taken.
+        Parameters, reports and attributes of trials, and heartbeats, are written in one
+        transaction, at the next read or at the end of the context. A trial that has finished in
+        the meantime does not change. Until the context ends, writes of other threads and processes
+        to trials already read are not visible. So the context must be short, and must begin after
+        the study's lock is taken.
         """
         if not self._has_upsert or self._collecting is not None:
             yield
@@ -248,7 +247,7 @@ class LeanStorage(RDBStorage):
         try:
             yield
         except BaseException:
-            # What has ended the context is the news.
+            # The exception that ended the context must be raised, not one of this write.
             with contextlib.suppress(StorageInternalError):
                 self._write(collecting)
             raise
@@ -280,7 +279,7 @@ class LeanStorage(RDBStorage):
 
     @contextlib.contextmanager
     def _statement(self) -> Iterator[sa.Connection]:
-        """A connection on which every statement is a transaction of its own."""
+        """A connection on which every statement is a separate transaction."""
         try:
             with self.engine.connect() as connection:
                 yield connection.execution_options(isolation_level="AUTOCOMMIT")
@@ -364,7 +363,7 @@ class LeanStorage(RDBStorage):
             self._note_written(created._trial_id)
             return created
         with self._transaction() as connection:
-            # The number is the count of the study's trials: nobody else may add one now. SQLite
+            # The number is the count of the study's trials, so no other process may add one. SQLite
             # has no such lock and needs none, as its transactions write one after the other.
             lock = sa.select(_studies.c.study_id).where(_studies.c.study_id == study_id)
             if connection.scalar(lock.with_for_update()) is None:
@@ -399,7 +398,7 @@ class LeanStorage(RDBStorage):
             row = {"id": trial_id, "to": state, "at": _now()}
             ended = connection.execute(_end_statement(), row).rowcount
             if ended and values is not None:
-                # In the same transaction, so that nobody sees a complete trial without its value.
+                # In the same transaction: no other process may read a complete trial without value.
                 connection.execute(
                     _value_statement(self.engine.name), _value_rows(trial_id, values)
                 )
@@ -428,7 +427,7 @@ class LeanStorage(RDBStorage):
     ) -> list[FrozenTrial]:
         if (collecting := self._collecting) is not None:
             self._write(collecting)
-            # The ids that Optuna's cache knows: it lists the trials to read again.
+            # The highest id in Optuna's cache, which lists the trials that it must read again.
             known = max((trial_id_greater_than, *included_trial_ids))
             if states is None and known > -1:
                 written, collecting.written = collecting.written, set()
@@ -555,7 +554,7 @@ def _value_statement(dialect: str) -> Any:
 def _put_statement(dialect: str, table: Any, key: str, names: tuple[str, ...]) -> Any:
     """Insert or replace a row, provided its trial is unfinished.
 
-    One statement looks at the state and writes: nobody can finish the trial in between.
+    One statement checks the state and writes, so no process can finish the trial in between.
     """
     columns = ("trial_id", *names)
     values = [sa.bindparam(name, type_=table.c[name].type).label(name) for name in columns]

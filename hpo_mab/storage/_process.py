@@ -1,6 +1,6 @@
 """The processes of a study: their names, heartbeats and locks.
 
-Errors of the database are given in one line.
+`diagnose` gives an error of the database in one line.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ if TYPE_CHECKING:
 
 @functools.cache
 def machine() -> str:
-    """A name for the set of processes that this one can see: machine, start-up and container.
+    """A name for the processes visible to this one: the same machine, boot and container.
 
-    It is a digest: records hold no names of hosts.
+    It is a digest, so that records hold no host names.
     """
     parts = [platform.node()]
-    # Off Linux there are neither start-ups nor containers to tell apart by.
+    # Other systems than Linux give neither a boot id nor a container id: the name is the host's.
     with contextlib.suppress(OSError):
         parts.append(Path("/proc/sys/kernel/random/boot_id").read_text())
         parts.append(str(Path("/proc/self/ns/pid").readlink()))
@@ -41,13 +41,13 @@ def machine() -> str:
 
 
 def this_process() -> str:
-    """A name of this process that no other has, before or after it: ``machine:pid:started``."""
+    """A unique name of this process: ``machine:pid:started``; process ids alone are reused."""
     pid = os.getpid()
     return f"{machine()}:{pid}:{_started(pid)}"
 
 
 def is_here(process: str) -> bool:
-    """Whether the process runs, or ran, where this one can see it."""
+    """Whether the process runs, or ran, on the `machine` of this one."""
     return process.startswith(f"{machine()}:")
 
 
@@ -58,9 +58,10 @@ def is_gone(process: str) -> bool:
 
 
 def _started(pid: int) -> str:
-    """When the process was started; empty if there is none (or, off Linux, unknown)."""
+    """When the process was started; empty if there is none. Without /proc: only whether it runs."""
     try:
-        # After the command's name, which may hold anything: state is field 3, start field 22.
+        # The command's name may contain spaces and ")", so fields are counted after the last ")":
+        # the state is field 3 of the line, the start time field 22.
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         return "" if fields[0] in "ZX" else fields[19]
     except (OSError, IndexError):
@@ -81,22 +82,22 @@ _held: set[tuple[str, int]] = set()
 
 
 def hold(storage: RDBStorage, trial_id: int) -> None:
-    """Note that this process has a trial, from its claim until its end is stored.
+    """Note that this process runs a trial, from its claim until its end is stored.
 
     Args:
-        storage: Where the trial lives.
+        storage: Storage of the trial.
         trial_id: Optuna's trial id.
     """
     _held.add(_key(storage, trial_id))
 
 
 def release(storage: RDBStorage, trial_id: int) -> None:
-    """Note that this process has a trial no longer, however that came."""
+    """Note that this process no longer runs a trial, whatever the reason."""
     _held.discard(_key(storage, trial_id))
 
 
 def is_held(storage: RDBStorage, trial_id: int) -> bool:
-    """Whether this process has a trial."""
+    """Whether this process runs a trial."""
     return _key(storage, trial_id) in _held
 
 
@@ -108,10 +109,10 @@ def _key(storage: RDBStorage, trial_id: int) -> tuple[str, int]:
 def heartbeat(storage: RDBStorage, trial_id: int) -> Iterator[None]:
     """Record Optuna's heartbeat of a trial for as long as the context lasts.
 
-    Unlike Optuna's own thread it outlives a database that is away for a while.
+    Unlike Optuna's own thread it continues after a heartbeat that could not be written.
 
     Args:
-        storage: Where the trial lives.
+        storage: Storage of the trial.
         trial_id: Optuna's trial id.
     """
     stop = threading.Event()
@@ -119,7 +120,7 @@ def heartbeat(storage: RDBStorage, trial_id: int) -> Iterator[None]:
 
     def beat() -> None:
         while not stop.wait(interval):
-            # The training goes on without a database; the next beat may get through.
+            # Training continues without a database; the next heartbeat may be written.
             with contextlib.suppress(Exception):
                 storage.record_heartbeat(trial_id)
         storage.remove_session()
@@ -134,10 +135,10 @@ def heartbeat(storage: RDBStorage, trial_id: int) -> Iterator[None]:
 
 
 _FREE = "Free some space, then give the same command again; what is stored stays."
-#: What to do about it, by what a database's message holds.
+#: What the user can do, by a part of the database's message.
 _HINTS = {
     "unable to open database file": "Its folder must exist, and the file must be yours to write.",
-    "not a database": "Name another file; this one holds something else.",
+    "not a database": "Name another file; this one is not a database.",
     "no module named": "Install that driver, or name another in the URL: mysql+pymysql://...",
     "access denied": "Put the password into HPO_MAB_STORAGE: mysql://user:password@host/name.",
     "unknown database": "Make the database first: CREATE DATABASE NAME.",
@@ -157,15 +158,15 @@ _DRIVER_EXTRAS = {"psycopg": ("PostgreSQL", "postgres"), "pymysql": ("MySQL", "m
 
 
 def diagnose(error: BaseException, url: sa.URL | None = None) -> str:
-    """Why a database failed.
+    """Why a database failed, in one line.
 
     Args:
-        error: What was raised.
-        url: The database's; its password is hidden wherever it stands.
+        error: The exception.
+        url: URL of the database; its password is replaced by asterisks.
     """
     cause = error.__cause__ or error
     origin = getattr(cause, "orig", None) or cause
-    # MySQL's driver gives a number and the text.
+    # The arguments of a MySQL error are a number and the text.
     numbered = len(origin.args) == 2 and not isinstance(origin, OSError)
     text = str(origin.args[1] if numbered else origin).strip().splitlines()[0].rstrip(".")
     if isinstance(cause, ModuleNotFoundError) and cause.name in _DRIVER_EXTRAS:
@@ -190,9 +191,9 @@ _WAIT_SECONDS = 120
 class Locks:
     """Locks that all processes on one database share.
 
-    On PostgreSQL, MySQL and MariaDB a lock is one of the server's advisory locks, which lasts at
-    most as long as the connection. SQLite has none; there it is a lock file beside the database,
-    which the operating system releases with the process.
+    On PostgreSQL, MySQL and MariaDB a lock is an advisory lock of the server, which ends at the
+    latest with the connection. SQLite has none; there it is a lock file next to the database,
+    which the operating system releases when the process ends.
 
     Args:
         engine: The database.
@@ -211,7 +212,7 @@ class Locks:
         self._file: Path | None = None
         if engine.dialect.name == "sqlite":
             database = engine.url.database
-            # In memory nobody else can reach it.
+            # No other process can reach a database in memory, so it needs no lock.
             in_file = database and database != ":memory:"
             self._file = Path(f"{database}.lock").absolute() if in_file else None
 
@@ -223,7 +224,7 @@ class Locks:
             name: What is locked.
 
         Raises:
-            StorageError: Somebody has held it for two minutes.
+            StorageError: Another process has held it for two minutes.
         """
         if self._engine.dialect.name == "postgresql":
             with self._postgresql(name):
@@ -234,7 +235,7 @@ class Locks:
         elif self._file is None:
             yield
         else:
-            # Not thread-local: a signal handler or callback must not get in a second time.
+            # Not thread-local: otherwise a signal handler or callback would get the lock again.
             lock = filelock.FileLock(self._file, thread_local=False)
             try:
                 lock.acquire(timeout=_WAIT_SECONDS, poll_interval=0.01)
@@ -243,7 +244,7 @@ class Locks:
             except OSError as error:
                 raise StorageError(
                     f"{self._file} cannot be made: {diagnose(error)} The study's lock is kept in "
-                    "it; its folder must be one to write to."
+                    "it, so its folder must be writable."
                 ) from None
             try:
                 yield
@@ -252,14 +253,15 @@ class Locks:
 
     @contextlib.contextmanager
     def _postgresql(self, name: str) -> Iterator[None]:
-        # Ends with the transaction, so that poolers between us and the server keep it.
+        # A lock of the transaction, not of the session: a connection pooler may run the session's
+        # next transaction on another connection, which does not hold the lock.
         with self._engine.begin() as connection:
             connection.execute(sa.text(f"SET LOCAL lock_timeout = '{_WAIT_SECONDS}s'"))
             number = int.from_bytes(_digest(name)[:8], "big", signed=True)
             try:
                 connection.execute(sa.select(sa.func.pg_advisory_xact_lock(number)))
             except sa.exc.OperationalError as error:
-                # SQLSTATE of a lock that was not available in time.
+                # SQLSTATE 55P03, lock_not_available: the timeout has passed.
                 if getattr(error.orig, "sqlstate", "") != "55P03":
                     raise
                 raise StorageError(_too_long(f"'{name}'")) from None
@@ -267,17 +269,17 @@ class Locks:
 
     @contextlib.contextmanager
     def _mysql(self, name: str) -> Iterator[None]:
-        # Of the whole server, not of the database.
+        # Locks of MySQL are those of the whole server, so the name includes the database.
         key = _digest(f"{self._engine.url.database}\x1f{name}").hex()
         with self._engine.connect() as connection:
             if connection.scalar(sa.select(sa.func.get_lock(key, _WAIT_SECONDS))) != 1:
                 raise StorageError(_too_long(f"'{name}'"))
             try:
-                # An open transaction would keep old versions of every row.
+                # An open transaction would keep the server from removing old versions of rows.
                 connection.commit()
                 yield
             finally:
-                # With a broken connection the server has released it already.
+                # If the connection is broken, the server has released the lock already.
                 with contextlib.suppress(sa.exc.SQLAlchemyError):
                     connection.execute(sa.select(sa.func.release_lock(key)))
 

@@ -28,7 +28,7 @@ from hpo_mab.storage._open import Storage
 from hpo_mab.training import Evaluation
 
 _VERSION = 2
-#: Those that can be read: the first knows nothing of the data but the number of examples.
+#: Versions that can be read. Version 1 has the number of examples, but no identity of the data.
 _KNOWN = (1, _VERSION)
 
 
@@ -37,13 +37,13 @@ class Definition:
     """Identity of a study.
 
     Attributes:
-        arm: The arm of a comparison it is, e.g. ``"mab"``.
+        arm: Name of the arm of a comparison, e.g. ``"mab"``.
         seed: The study's seed.
         trial_examples: Budget of one unpruned trial, in training examples.
         epoch_examples: Size of the training part, in examples.
         spec: The study definition as JSON-like values.
-        environment: Versions and hardware the study began with.
-        data: What its data were; None if that is not known.
+        environment: Versions and hardware at the study's start.
+        data: Identity of its data; None if not known.
     """
 
     arm: str
@@ -84,8 +84,8 @@ class Definition:
         """How other data differ from the study's, for a message; empty if they are the same.
 
         Args:
-            examples: Their training examples.
-            data: What they are; None if that is not known.
+            examples: Number of their training examples.
+            data: Their identity; None if not known.
         """
         if examples != self.epoch_examples:
             return f"{self.epoch_examples} training examples there, {examples} here"
@@ -105,7 +105,7 @@ def _completed(spec: Mapping[str, Any]) -> dict[str, Any]:
     """A stored spec with the keys that studies of earlier versions did not have."""
     if "training" not in spec:
         return dict(spec)
-    # Their trials were evaluated by their trained weights, on all validation examples.
+    # Earlier versions evaluated the trained weights, on all validation examples.
     return {
         **spec,
         "training": {"average": 0.0, **spec["training"]},
@@ -140,31 +140,31 @@ class TrialRun:
 
     @property
     def examples(self) -> int:
-        """Training examples of the trial, those of the attempt it went on from included."""
+        """Training examples of the trial, including those of an earlier attempt it resumed."""
         return self.curve[-1].examples if self.curve else 0
 
     @property
     def seconds(self) -> float:
-        """Training seconds of the trial, counted likewise; the sampler's cost is part of them."""
+        """Training seconds of the trial, counted as `examples`; the sampler's cost is included."""
         return self.curve[-1].seconds if self.curve else 0.0
 
     @property
     def lacks_curve(self) -> bool:
-        """Whether it was evaluated, but its curve is not here: what it has cost is not known.
+        """Whether it was evaluated, but has no curve here, so that its cost is not known.
 
-        A trial without attributes was not run, but added with its value by somebody else.
+        A trial without attributes was not run but added with its value, e.g. by `add_trial`.
         """
         evaluated = bool(self.attrs) and (self.value is not None or "examples" in self.attrs)
         return evaluated and not self.curve
 
     @property
     def evaluation_seconds(self) -> float:
-        """Seconds of the evaluations that this attempt has made itself; 0 in earlier records."""
+        """Seconds that this attempt has spent on evaluations; 0 in earlier records."""
         return float(self.attrs.get(EVALUATION_KEY, 0.0))
 
     @property
     def inherited(self) -> Evaluation | None:
-        """The last evaluation that an earlier attempt at the trial had made and paid for."""
+        """The last evaluation of an earlier attempt at the trial, whose cost counts there."""
         count = min(int(self.attrs.get(RESUMED_KEY, 0)), len(self.curve))
         return self.curve[count - 1] if count else None
 
@@ -209,7 +209,7 @@ class StudyRun:
 
     @property
     def missing_curves(self) -> int:
-        """Trials whose curve is not here; where there are any, no cost of the study is known."""
+        """Number of trials without a curve; if it is not 0, the cost of the study is not known."""
         return sum(trial.lacks_curve for trial in self.trials)
 
     @property
@@ -248,7 +248,7 @@ class StudyRun:
     @property
     def _pruned(self) -> list[TrialRun]:
         """Pruned trials that no other trial has continued."""
-        # What a promotion continues was saved only if the promotion was pruned, too.
+        # A continued trial saved nothing, unless its continuation was pruned, which is counted.
         continued = {
             trial.attrs.get(PROMOTES_KEY) for trial in self.trials if RESUMED_KEY in trial.attrs
         }
@@ -275,7 +275,7 @@ def open_study(storage: Storage, name: str) -> optuna.Study:
     """A study that exists.
 
     Raises:
-        UnknownNameError: There is none of that name; the message offers the nearest.
+        UnknownNameError: There is no study of that name; the message gives the nearest name.
     """
     try:
         return optuna.load_study(study_name=name, storage=storage.optuna)

@@ -34,7 +34,7 @@ _UNVERSIONED = "1"
 _UNVERSIONED_TABLE = "hpo_mab_evaluations"
 
 _metadata = sa.MetaData()
-# Named and made as Alembic makes it; Optuna has one of its own.
+# Named and made as Alembic makes it; Optuna's is a separate one.
 VERSION_TABLE = "hpo_mab_schema"
 _versions = sa.Table(
     VERSION_TABLE, _metadata, sa.Column("version_num", sa.String(32), primary_key=True)
@@ -82,7 +82,7 @@ def prepare_tables(engine: sa.Engine) -> None:
     """
     if _is_current(engine):
         return
-    # One process at a time: they would trip over one another's tables.
+    # One process at a time: a second one would raise because the tables exist.
     with Locks(engine).hold(VERSION_TABLE):
         if _is_current(engine):
             return

@@ -1,6 +1,6 @@
 """The budgeted training loop: budget, schedule, optimisers, batches; yields evaluations.
 
-Names are imported when first used: `Evaluation`, which storage and analysis need, costs no torch.
+Names are imported when first used: storage and analysis need `Evaluation`, but not torch.
 """
 
 from __future__ import annotations

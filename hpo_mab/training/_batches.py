@@ -22,8 +22,8 @@ class TrainingDiverged(HpoMabError, ArithmeticError):  # noqa: N818 - an outcome
     """The training or validation loss is no longer finite.
 
     Args:
-        step: Optimiser steps done when it was noticed.
-        what: Which loss, and its value.
+        step: Optimiser steps done when it was detected.
+        what: The loss and its value, in words.
     """
 
     def __init__(self, step: int, what: str) -> None:
@@ -40,7 +40,7 @@ class LossMeter:
 
     def __init__(self, device: torch.device) -> None:
         self._total = torch.zeros((), device=device)
-        # Elsewhere, looking at every step would wait for the device.
+        # On other devices, reading the loss at every step would wait for the device.
         self._watch = device.type == "cpu"
         self._count = 0
 
@@ -48,13 +48,13 @@ class LossMeter:
         """Count a batch's detached per-example losses, float [B].
 
         Raises:
-            TrainingDiverged: On the CPU, where looking is free: the loss is not finite.
+            TrainingDiverged: On the CPU only, where reading is free: the loss is not finite.
         """
         self.accumulate(losses)
         self.count(step=step)
 
     def accumulate(self, losses: Tensor) -> None:
-        """Add a batch's losses up on the device; each must be counted."""
+        """Add a batch's losses up on the device; `count` must follow."""
         self._total += losses.mean()
 
     def count(self, *, step: int) -> None:
@@ -122,8 +122,8 @@ class TimedSampler:
     def draw_ahead(self) -> None:
         """Draw what the next `draw` returns.
 
-        Right after an `update` that is the same draw as later, and cheaper: what the bandits are
-        made of is in the processor's caches until the backward pass sweeps them.
+        Right after an `update` this gives the same draw as later, and is cheaper: the bandits'
+        tables are still in the processor's caches, from which the backward pass evicts them.
         """
         self._ahead = self._timed(self.sampler.draw)
 
@@ -155,7 +155,7 @@ class Batches(Protocol):
 
 
 class DeviceBatches:
-    """Batches gathered on the device from images that live there: the fast path.
+    """Batches gathered on the device from images that are stored there: the fast path.
 
     Args:
         data: Training images, on the training device.
@@ -203,14 +203,14 @@ class DeviceBatches:
 class LoaderBatches:
     """Batches of a user's own map-style data set, loaded by a ``DataLoader``.
 
-    With workers the loader draws ahead, so the sampler learns a few steps late; it matches
-    feedback to draws by itself.
+    With workers the loader draws ahead, so the sampler gets losses a few steps late; it matches
+    them to their draws.
 
     Args:
         dataset: Map-style data set of ``(x, y)``, ``y`` an integer class.
         device: Where to train.
         num_workers: Loader processes; 0 loads in this process.
-        seed: Seed of the loader's workers; the global random state is left alone.
+        seed: Seed of the loader's workers; the global random state does not change.
 
     Raises:
         ArgumentError: A negative number of workers.
@@ -333,7 +333,7 @@ class LoaderSweep:
             dataset,
             batch_size=batch_size,
             num_workers=num_workers,
-            # Its own generator: iterating must not move the global random state.
+            # A separate generator: iterating must not advance the global random state.
             generator=torch.Generator().manual_seed(0),
         )
 

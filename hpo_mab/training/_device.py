@@ -35,19 +35,19 @@ def select_device(name: str = "auto") -> torch.device:
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until the device has done what was asked of it, so that a clock read is true."""
+    """Wait until the device has finished its work, so that a clock includes it."""
     if device.type == "cuda":
-        # Other threads' trials on the same card are none of this one's business.
+        # Only this thread's stream: other threads train other trials on the same card.
         torch.cuda.current_stream(device).synchronize()
     elif device.type == "mps":
         torch.mps.synchronize()
 
 
 def release_memory() -> None:
-    """Give back what nothing holds any more, so that the next trial and other processes have it."""
+    """Free unused memory, so that the next trial and other processes can use it."""
     gc.collect()
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-        # Of all of this process's devices; what is in use stays.
+        # On all devices of this process; only unused cached memory is freed.
         torch.cuda.empty_cache()
     elif torch.backends.mps.is_available():
         torch.mps.empty_cache()
@@ -71,5 +71,5 @@ def check_precision(precision: str) -> None:
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """Context of mixed precision: bfloat16 where asked for, nothing at float32."""
+    """Context of mixed precision for bfloat16; without effect for float32."""
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16")

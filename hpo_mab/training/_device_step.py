@@ -18,7 +18,7 @@ from hpo_mab.training._device import autocast
 from hpo_mab.training._evaluate import WeightAverage
 from hpo_mab.training._tally import ExampleTally
 
-#: Calls before the capture: they make the optimiser's state and let libraries choose their kernels.
+#: Calls before the capture: the optimiser makes its state, and libraries choose their kernels.
 WARM_UP_CALLS = 3
 
 _CAPTURING = threading.Lock()
@@ -28,13 +28,13 @@ _OF_THREAD = threading.local()
 class Captured:
     """Calls a function; on CUDA after `WARM_UP_CALLS` calls, replays it from a graph.
 
-    A replay spares the launch of every kernel. The function is the same in each call, may not wait
-    for the host, and reads and writes the same memory. Where it cannot be captured, it is called
-    as before.
+    A replay launches all kernels at once. The function must be the same in each call, and read and
+    write the same memory. It must not make the host wait for the device. If it cannot be captured,
+    it is called without a graph.
 
     Args:
-        device: Where its tensors are.
-        generators: Random generators that it draws from, besides the device's default one.
+        device: Device of its tensors.
+        generators: Random generators that it uses, in addition to the device's default one.
         capture: Whether to capture a graph where that is possible: on CUDA.
 
     Attributes:
@@ -70,8 +70,8 @@ class Captured:
         """Call the function once.
 
         Args:
-            body: The function; not kept, so that nothing it holds outlives its owner.
-            undo: Restores on the host what the function had changed when a capture failed.
+            body: The function; no reference is kept, so that its tensors are freed with its owner.
+            undo: Restores the state on the host after a failed capture has called the function.
         """
         if self._graph is None and self._wanted and self._calls >= WARM_UP_CALLS:
             self._try_capture(body, undo)
@@ -84,7 +84,7 @@ class Captured:
 
     @contextlib.contextmanager
     def at_the_same_time(self) -> Iterator[None]:
-        """Within the function: on a stream of its own, until `join`."""
+        """Within the function: run on a second stream, until `join`."""
         if self._side is None:
             yield
             return
@@ -94,14 +94,14 @@ class Captured:
             yield
 
     def join(self) -> None:
-        """Within the function: wait on the device for what ran at the same time, if anything."""
-        # A capture may not wait for a stream that has no part in it.
+        """Within the function: make the main stream wait for the second one, if it was used."""
+        # CUDA raises if a capture waits for a stream that is not part of it.
         if self._side is not None and self._forked:
             torch.cuda.current_stream().wait_stream(self._side)
             self._forked = False
 
     def _try_capture(self, body: Callable[[], None], undo: Callable[[], None]) -> None:
-        """Capture a graph, or call the function from now on and keep the reason."""
+        """Capture a graph; if that fails, store the reason and do not try again."""
         generators = [generator for generator in self._generators if generator is not None]
         generators.append(torch.cuda.default_generators[torch.cuda.current_device()])
         states = [generator.clone_state() for generator in generators]
@@ -110,7 +110,8 @@ class Captured:
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
-            # Nothing ran on the device while capturing, but generators still await a graph.
+            # No kernel ran while capturing, but the generators are still registered with the failed
+            # graph: without their earlier states, the next draw would raise.
             for generator, state in zip(generators, states, strict=True):
                 generator.graphsafe_set_state(state)
             undo()
@@ -122,7 +123,7 @@ class Captured:
         for generator in self._generators:
             if generator is not None:
                 graph.register_generator_state(generator)
-        # Other threads of the process may train on the same device, but one captures at a time.
+        # Other threads may train on the same device, but only one of them may capture at a time.
         with (
             _CAPTURING,
             torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"),
@@ -132,7 +133,7 @@ class Captured:
 
     @contextlib.contextmanager
     def _apart(self) -> Iterator[None]:
-        """On the stream that captures later, which the libraries' workspaces belong to."""
+        """On the stream of the later capture: libraries allocate their workspaces by stream."""
         if self._stream is None:
             yield
             return
@@ -145,9 +146,10 @@ class Captured:
 def _streams(device: torch.device) -> tuple[torch.cuda.Stream, torch.cuda.Stream]:
     """This thread's two streams on a device, made once.
 
-    PyTorch hands out 32 streams of a priority in turn. A new pair for each training would before
-    long be what another thread captures or replays on, and its work end up in the other's graph.
-    Of the priority that hardly anybody asks for, so that these 32 are ours: 16 threads' worth.
+    PyTorch has 32 streams of each priority and returns them round robin. With a new pair for each
+    training, one would soon get a stream on which another thread captures. Its kernels would then
+    become part of that thread's graph. High priority is rarely used elsewhere, so its 32 streams
+    are enough for 16 threads.
     """
     made: dict[torch.device, tuple[torch.cuda.Stream, torch.cuda.Stream]]
     made = _OF_THREAD.__dict__.setdefault("streams", {})
@@ -161,15 +163,15 @@ def _new_stream(device: torch.device) -> torch.cuda.Stream:
 
 
 class DeviceStep:
-    """Draw, gather, augment, forward, backward, optimise, reward: nothing waits for the host.
+    """Draw, gather, augment, forward, backward, optimise, reward; the host never waits.
 
     On CUDA the step is captured in a graph and replayed, see `Captured`. Elsewhere, and with
-    ``capture=False``, the very same function runs each time.
+    ``capture=False``, the same function is called at each step.
 
-    A sampler that is ``capturable`` is part of the graph: it learns from the losses, and draws the
-    batch of the *next* step, on a stream of its own beside the backward pass. Others draw before
-    and learn after the graph. The learning rate is a tensor on the device, so that a schedule
-    needs no other graph.
+    A sampler that is ``capturable`` is part of the graph: it learns from the losses and draws the
+    batch of the *next* step on a second stream, at the same time as the backward pass. Others draw
+    before and learn after the graph. The learning rate is a tensor on the device, so one graph
+    serves the whole schedule.
 
     Args:
         forward: The network, from inputs to logits [B, C], in training mode.
@@ -178,8 +180,8 @@ class DeviceStep:
         optimizer: Optimiser of the network's parameters.
         meter: Adds the losses up.
         average: Moving average of the weights to update; None for none.
-        examples: Adds up what is seen of each example; None adds nothing up.
-        drawn: What `drawn` returned in the training that this one continues; None otherwise.
+        examples: Adds up each example's visits; None adds nothing up.
+        drawn: What `between_steps` gave in the training that this one continues; None otherwise.
         label_smoothing: Share of the target spread over all classes.
         precision: ``"float32"`` or ``"bfloat16"``.
         capture: Whether to capture a graph where that is possible: on CUDA, with a fused
@@ -220,7 +222,7 @@ class DeviceStep:
             generators=(batches.generator, sampler.sampler.graph_generator),
             capture=capture,
         )
-        #: The batch of the step, in memory that never moves.
+        #: The batch of the step, at fixed addresses, which a graph reads.
         self._held: Draw | None = None
         self._outputs: tuple[Tensor, Tensor, Tensor] | None = None
         if drawn is not None:
@@ -256,11 +258,11 @@ class DeviceStep:
         self._meter.count(step=step)
 
     def _body(self) -> None:
-        """The step itself: everything here is an operation on tensors that never move."""
+        """The step itself: operations on tensors at fixed addresses only."""
         held = self._held
         if held is None or held.weights is None:
             raise RuntimeError("a step needs a batch drawn before it")
-        # The backward pass needs them after the next draw has come in their place.
+        # Cloned: the backward pass needs the weights after the next draw has overwritten them.
         weights = held.weights.clone()
         inputs, targets = self._batches.fetch(held.indices)
         with autocast(inputs.device, self._precision):
@@ -271,11 +273,12 @@ class DeviceStep:
             logits, targets, reduction="none", label_smoothing=self._label_smoothing
         )
         outputs = losses.detach(), logits.detach(), targets
-        # Held until the end: memory given back could be another kernel's before the sampler read.
+        # A reference is kept until the step's end. Otherwise the allocator could give this memory
+        # to a kernel of the main stream before the sampler on the second stream has read it.
         self._outputs = outputs
         if self._examples is not None:
             with self._step.at_the_same_time():
-                # Before the next draw comes in the place of the indices.
+                # Before the next draw overwrites the indices; both are on the second stream.
                 self._examples.keep(held.indices, outputs[0], outputs[1])
         if self._inside:
             with self._step.at_the_same_time():
@@ -291,10 +294,10 @@ class DeviceStep:
 
     @contextlib.contextmanager
     def between_steps(self) -> Iterator[dict[str, Any] | None]:
-        """Within it the sampler has a state, though the next step's batch is drawn already.
+        """Within the context the sampler has no outstanding draw, so that its state can be saved.
 
         Yields:
-            That batch as tensors, for a state; None where it is not drawn yet.
+            The batch already drawn for the next step, as tensors; None if there is none.
         """
         waiting = self._sampler.sampler._outstanding
         draws = list(waiting)
@@ -324,7 +327,7 @@ class DeviceStep:
         self._sampler.sampler._outstanding.append(waiting)
 
     def _store_draw(self, draw: Draw) -> None:
-        """Move a draw into the memory of the first one."""
+        """Copy a draw into the memory of the first one."""
         weights = torch.ones_like(draw.indices, dtype=torch.float32)
         if draw.weights is not None:
             weights.copy_(draw.weights)
@@ -339,7 +342,7 @@ class DeviceStep:
             if self._inside:
                 self._held.context.copy_(draw.context)
         if self._inside:
-            # What waits for its losses must be found where the next replay looks for it.
+            # The next replay reads the outstanding draw at these addresses.
             draw.indices, draw.context = self._held.indices, self._held.context
             draw.weights = None if draw.weights is None else self._held.weights
 
@@ -366,7 +369,7 @@ def choose_capture(
 
 
 def _is_fused(optimizer: Optimizer) -> bool:
-    """Whether all of a step is one kernel that reads the learning rate on the device."""
+    """Whether the optimiser's step reads the learning rate on the device: its fused form."""
     return all(group.get("fused") for group in optimizer.param_groups)
 
 

@@ -22,9 +22,9 @@ class WeightAverage:
     integer buffers are not. Averages of SGD iterates rank trials early, and need less decay of the
     learning rate (Izmailov et al. 2018; Morales-Brotons et al. 2024, arXiv 2411.18704).
 
-    The window grows with the steps, so `torch.optim.swa_utils.AveragedModel`, whose averaging
-    function reads its step count on the host, could not be part of a captured step. Here all of
-    `update` runs on the device.
+    The window grows with the steps. The averaging function of
+    `torch.optim.swa_utils.AveragedModel` reads the step count on the host, so a CUDA graph could
+    not contain it. Here all of `update` runs on the device.
 
     Args:
         model: The network; its parameters and buffers must keep their names, shapes and device.
@@ -40,7 +40,7 @@ class WeightAverage:
             raise ArgumentError("average must be above 0 for a moving average, got 0.")
         self._model = model
         self._window = window
-        # Shared parameters have one name here, and one average.
+        # Parameters that modules share have one name in this mapping, and one average.
         named = dict(model.named_parameters()) | {
             name: buffer for name, buffer in model.named_buffers() if buffer.is_floating_point()
         }
@@ -53,7 +53,7 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Take the weights after one more step into the average; does not wait for the device."""
+        """Add the weights after one more step to the average; does not wait for the device."""
         self._steps += 1
         share = 1 / (self._window * self._steps).clamp(min=1)
         weights = [tensors[name] for tensors, name in self._places]
@@ -62,7 +62,7 @@ class WeightAverage:
         torch._foreach_add_(self._average, moves)
 
     def forward(self) -> Callable[[Tensor], Tensor]:
-        """The network as a function of its inputs, with averaged in place of trained weights."""
+        """The network as a function of its inputs, with averaged instead of trained weights."""
         averaged = dict(zip(self._names, self._average, strict=True))
 
         def call(inputs: Tensor) -> Tensor:
@@ -72,7 +72,7 @@ class WeightAverage:
         return call
 
     def state_dict(self) -> dict[str, Any]:
-        """The average and its number of steps; the tensors are its own."""
+        """The average and its number of steps; the tensors are not copied."""
         return {"average": dict(zip(self._names, self._average, strict=True)), "steps": self._steps}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -89,7 +89,7 @@ class WeightAverage:
 
 
 def _place(model: nn.Module, name: str) -> tuple[dict[str, Any], str]:
-    """Where a network keeps a parameter or buffer: the dictionary and the key there."""
+    """The dictionary of a network that holds a parameter or buffer, and its key there."""
     path, _, own = name.rpartition(".")
     module = model.get_submodule(path)
     return (module._parameters if own in module._parameters else module._buffers), own
@@ -110,14 +110,13 @@ def evaluate(
 ) -> tuple[float, float]:
     """Accuracy and mean cross-entropy of a model, in evaluation mode.
 
-    Sums stay on the device until the end; the model's mode is put back.
+    Sums stay on the device until the end; the model's mode is restored.
 
     Args:
         model: Network from inputs to logits [n, C].
-        examples: What to evaluate on, on the model's device.
+        examples: Examples to evaluate on, on the model's device.
         precision: ``"float32"`` or ``"bfloat16"``.
-        forward: Calls the model with other weights than its own, see `WeightAverage`; None calls
-            the model itself.
+        forward: Calls the model with other weights, see `WeightAverage`; None calls the model.
 
     Returns:
         Share of examples classified correctly, in [0, 1], and mean cross-entropy in nats.

@@ -152,8 +152,8 @@ def _bounded(
 class RowOptimizer:
     """The optimisers of a stack of networks, whose weights are the rows of one matrix.
 
-    Row by row its steps are those of `create_optimizer`, to rounding. All knobs are numbers in
-    tensors, so that a row can begin again with others while a CUDA graph keeps serving.
+    The steps of each row are those of `create_optimizer`, to rounding. All knobs are tensors, so a
+    CUDA graph can be replayed after a row has begun again with other knobs.
 
     Args:
         name: One of `available_optimizers`.
@@ -172,7 +172,7 @@ class RowOptimizer:
         #: Peak learning rate and every other knob, float32 [K, 1] each.
         self.knobs = {knob: column.clone() for knob in self._defaults}
         self._steps = column.clone()
-        # What a rule does not use takes no memory.
+        # As many as the rule uses: each takes as much memory as the weights.
         self._moments = [torch.zeros_like(weights) for _ in range(_ROW_MOMENTS[name])]
         self._product = torch.ones_like(column)
 

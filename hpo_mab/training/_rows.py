@@ -19,8 +19,8 @@ PLANNED_STEPS = 64
 class NetworkRows:
     """Weights of all networks as rows of one matrix, their buffers, and the averages of both.
 
-    A row is what an optimiser steps, an average follows and a new training overwrites, each by a
-    few kernels, however many layers there are.
+    A network is one row. So an optimiser step, an update of the average and the start of a training
+    each take a few kernels, for any number of layers.
     """
 
     def __init__(self, model: nn.Module, slots: int, device: torch.device) -> None:
@@ -29,7 +29,7 @@ class NetworkRows:
         self._shapes = {name: parameter.shape for name, parameter in named.items()}
         self.weights = torch.zeros(slots, sum(self._sizes), device=device)
         self._averaged = torch.zeros_like(self.weights)
-        #: Parameters by name, [K, ...] each: views of `weights` that gradients are asked of.
+        #: Parameters by name, [K, ...] each: views of `weights`, the leaves of the autograd graph.
         self.leaves = {
             name: view.detach().requires_grad_() for name, view in self._views(self.weights).items()
         }
@@ -44,7 +44,7 @@ class NetworkRows:
         }
 
     def begin(self, slot: int, model: nn.Module) -> None:
-        """Take the weights of a network."""
+        """Copy the weights and buffers of a network into a row."""
         named = dict(model.named_parameters())
         shapes = {name: parameter.shape for name, parameter in named.items()}
         if shapes != self._shapes:
@@ -98,13 +98,13 @@ class NetworkRows:
 
 
 class StackedBatchNorm(nn.Module):
-    """Batch normalisation that ``vmap`` and a cast to bfloat16 leave correct.
+    """Batch normalisation that works under ``vmap`` and with a cast to bfloat16.
 
-    The native operation with running statistics refuses, under ``vmap``, inputs of another type
-    than theirs; here it computes the batch's statistics only, and they are followed apart.
+    Under ``vmap`` the native operation raises if inputs and running statistics differ in type. Here
+    it computes the batch's statistics only, and the running ones are updated separately.
 
     Args:
-        norm: The layer to stand in for; its parameters and buffers become this one's.
+        norm: The layer to replace; its parameters and buffers become this one's.
         momentum: Weight of a batch's statistics in the running ones.
     """
 
@@ -122,13 +122,15 @@ class StackedBatchNorm(nn.Module):
         self._momentum = momentum
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Normalise [n, C, ...] by the batch's statistics, or in evaluation by those followed."""
+        """Normalise [n, C, ...] by the batch's statistics, or in evaluation by the running ones."""
         if not self.training:
             return self._by_running_statistics(inputs)
         outputs, mean, inverse = torch.native_batch_norm(
             inputs, self.weight, self.bias, None, None, True, 0.0, self._eps
         )
         with torch.no_grad():
+            # The operation returns 1 / sqrt(biased variance + eps), but running statistics take the
+            # unbiased variance. In double precision, because subtracting eps cancels digits.
             count = inputs.numel() // inputs.shape[1]
             variance = (inverse.double().pow(-2) - self._eps) * (count / max(1, count - 1))
             for running, now in ((self.running_mean, mean), (self.running_var, variance)):
@@ -163,7 +165,7 @@ def stackable(model: nn.Module) -> nn.Module:
 
 
 class NumberRows:
-    """What the step of a training depends on besides weights and batches, a row each."""
+    """The numbers that the step of each training depends on: schedule, average, smoothing."""
 
     def __init__(self, slots: int, device: torch.device) -> None:
         column = torch.zeros(slots, 1, device=device)
@@ -173,7 +175,7 @@ class NumberRows:
         self._losses = column[:, 0].clone()
 
     def begin(self, slot: int, plan: Schedule, *, average: float, label_smoothing: float) -> None:
-        """Begin the numbers of a training."""
+        """Set the numbers of a training that begins in a slot."""
         self._done[slot] = 0
         self._total[slot] = plan.steps
         self._warm[slot] = plan.warmup_steps
@@ -207,12 +209,12 @@ class NumberRows:
         return [float(loss) for loss in self._losses.tolist()]
 
     def forget(self, slot: int) -> None:
-        """Begin the sum of a slot again."""
+        """Set the sum of a slot to 0."""
         self._losses[slot] = 0
 
 
 class DrawRows:
-    """Batches of the next step: from the stack's bandits, or planned by a slot's own sampler."""
+    """Batches of the next step: from the stack's bandits, or planned by a slot's sampler."""
 
     def __init__(self, slots: int, batch_size: int, device: torch.device) -> None:
         shape = (slots, PLANNED_STEPS, batch_size)
@@ -227,7 +229,7 @@ class DrawRows:
         self.inside = torch.zeros(slots, 1, dtype=torch.bool, device=device)
 
     def plan(self, slot: int, sampler: BatchSampler, progress: Sequence[float]) -> None:
-        """Ask a slot's own sampler for its next batches, given the budget spent before each."""
+        """Draw the next batches of a slot's sampler, with the share of the budget before each."""
         for place, share in enumerate(progress):
             sampler.set_progress(share)
             draw = sampler.next_draw()
@@ -242,7 +244,7 @@ class DrawRows:
         self._position.zero_()
 
     def begin(self, slot: int, indices: Tensor, weights: Tensor, arms: Tensor) -> None:
-        """Take the first batch of a network's bandits."""
+        """Store the first batch of a network's bandits."""
         size = self._drawn.shape[1]
         self._drawn[slot] = indices
         self._drawn_weights[slot] = weights
@@ -250,7 +252,7 @@ class DrawRows:
         self.inside[slot] = True
 
     def tensors(self) -> dict[str, Tensor]:
-        """What bandits drew for the next step; the first dimension is the row."""
+        """The bandits' batch of the next step; the first dimension is the row."""
         return {
             "drawn": self._drawn,
             "drawn_weights": self._drawn_weights,
@@ -269,7 +271,7 @@ class DrawRows:
         )
 
     def hold(self, indices: Tensor, weights: Tensor | None, arms: Tensor) -> None:
-        """Keep what the bandits drew for the next step."""
+        """Store the bandits' batch of the next step."""
         self._drawn.copy_(indices.view_as(self._drawn))
         if weights is not None:
             self._drawn_weights.copy_(weights.view_as(self._drawn_weights))

@@ -75,8 +75,8 @@ class StackedTrainer:
 
     Weights, buffers, optimiser state, learning rate and every other number of a training have a
     leading dimension ``K``; ``torch.func.vmap`` makes the step of all networks one step. On CUDA it
-    is captured in one graph, which serves as long as the trainer does: a training that ends leaves
-    its slot, and the next one begins there with new weights and new numbers.
+    is captured in one graph, which is replayed for the trainer's whole life. When a training ends,
+    the next one begins in its slot with new weights and new numbers, in the same memory.
 
     .. code-block:: python
 
@@ -90,14 +90,13 @@ class StackedTrainer:
             for slot, evaluation in trainer.advance():
                 print(slot, evaluation)
 
-    A training means the same as by `Training`: the same schedule, losses, averages, evaluations and
-    distribution of batches. Stacked and alone agree to rounding where both are given the same
-    batches. What `MABSampler` draws on a stack follows from the stack's seed, its number of slots
-    and the steps it has done; other samplers draw as they do alone. A training that diverges does
-    not touch its neighbours.
+    A training has the same schedule, losses, averages, evaluations and distribution of batches as
+    by `Training`. With the same batches, both agree to rounding. The draws of `MABSampler` on a
+    stack depend on the stack's seed, its number of slots and its steps so far; other samplers draw
+    as in `Training`. A training that diverges does not change the others.
 
-    Networks that ``vmap`` cannot serve (whose control flow depends on data, or that mix the
-    examples of different calls) raise what ``vmap`` raises, at the first `advance`.
+    For networks that ``vmap`` does not support (whose control flow depends on data, or that mix the
+    examples of different calls) the first `advance` raises the error of ``vmap``.
 
     Args:
         model: A network of the shape of all; copied, its weights are not used.
@@ -110,7 +109,7 @@ class StackedTrainer:
         precision: ``"float32"``, or ``"bfloat16"``, in which weights are cast for each step.
         seed: Seed of the bandits' draws.
         capture: Whether to capture steps in a CUDA graph.
-        examples: Adds up what each network sees of each example, with as many slots; None adds
+        examples: Adds up each example's visits by each network, with as many slots; None adds
             nothing up.
         clock: Returns seconds.
 
@@ -148,7 +147,7 @@ class StackedTrainer:
         self.examples = examples
         self._validation = validation
         self._early = validation if early is None else early
-        #: Seconds of the evaluations of each slot's training since it began there, its shares.
+        #: Seconds of evaluation of each slot's training: its share of those of the stack.
         self.evaluation_seconds = [0.0] * slots
         self._half = precision == "bfloat16"
         self._seed = seed
@@ -210,9 +209,9 @@ class StackedTrainer:
         Args:
             slot: A slot of `free`.
             model: The network to train, of the trainer's shape; its weights are copied.
-            sampler: Chooses the batches. A `MABSampler` that has not drawn yet gives the stack's
-                bandits its shares and knobs; any other draws and learns itself, on the device of
-                the batches.
+            sampler: Chooses the batches. For a `MABSampler` that has not drawn yet, the stack's
+                bandits take its shares and knobs; any other sampler draws and learns itself, on
+                the device of the batches.
             steps: Budget in optimiser steps.
             optimizer: Knobs of the trainer's optimiser.
             evaluations: Points of the learning curve.
@@ -266,7 +265,7 @@ class StackedTrainer:
         return fits and _memory(sampler) <= self._capacity
 
     def stop(self, slot: int) -> None:
-        """Give up the training in a slot, which is free from now on."""
+        """Stop the training in a slot, which is then free."""
         self._running.pop(slot)
 
     def state(self, slot: int, *, averaged: bool = False) -> dict[str, Tensor]:
@@ -277,11 +276,11 @@ class StackedTrainer:
         return self._networks.state(slot, averaged=averaged)
 
     def state_dict(self, slot: int) -> dict[str, Any]:
-        """All that one training needs to continue in another slot, also of another trainer.
+        """The state of one training, to continue in any slot of any trainer of such networks.
 
-        It is safe for ``weights_only`` loading; its tensors are copies on the CPU. The generators
-        of the stack's bandits and of augmentation serve all slots and are no part of it. So bandits
-        continue with their counts and draw other examples than a training that never stopped.
+        It is safe for ``weights_only`` loading; its tensors are copies on the CPU. All slots share
+        the generators of the bandits and of augmentation, so the state does not contain them.
+        Continued bandits have the same counts, but draw other examples than without a stop.
 
         Args:
             slot: A slot of `busy` whose evaluation `advance` has just returned.
@@ -306,8 +305,8 @@ class StackedTrainer:
         """Train until the next evaluation of one training or more, and evaluate these.
 
         Returns:
-            Slots with their evaluations. A training whose last evaluation it is leaves its slot,
-            as does one that diverged, which has the error in place of an evaluation.
+            Slots with their evaluations. After its last evaluation a training leaves its slot. So
+            does a training that diverged, which has the error instead of an evaluation.
         """
         if not self._running:
             return []
@@ -347,7 +346,7 @@ class StackedTrainer:
         each.seconds = points[-1].seconds
 
     def _tensors(self, *, bandits: bool) -> dict[str, Tensor]:
-        """What a training has changed, [K, ...] each; with what its bandits have, if any."""
+        """The tensors that a training changes, [K, ...] each; with those of its bandits, if any."""
         parts = {
             "network": self._networks.tensors(),
             "optimizer": self._optimizer.tensors(),
@@ -370,11 +369,13 @@ class StackedTrainer:
         )
 
     def _take(self, steps: int) -> None:
-        """Take steps; samplers that learn by themselves are asked and answered at each."""
+        """Take steps; samplers that learn outside of the stack draw and learn at each of them."""
         outside = {
             slot: each.sampler for slot, each in self._running.items() if each.sampler is not None
         }
         learners = {slot: sampler for slot, sampler in outside.items() if learns(sampler)}
+        # Samplers that do not learn draw many steps ahead, so that replays of the graph follow each
+        # other without host work between them. A learner's next draw needs the losses of this step.
         at_once = 1 if learners else PLANNED_STEPS
         for begin in range(0, steps, at_once):
             count = min(at_once, steps - begin)
@@ -392,11 +393,11 @@ class StackedTrainer:
                     losses, logits, targets = (part[slot] for part in self._outputs)
                     sampler.update(losses, logits=logits, targets=targets)
         if self.examples is not None:
-            # Now: before the next call, trainings may come and go.
+            # Here, because another training may begin in a slot before the next call.
             self.examples.add_up()
 
     def _body(self) -> None:
-        """One step of all networks: operations on tensors that never move."""
+        """One step of all networks: operations on tensors at fixed addresses only."""
         numbers, networks = self._numbers, self._networks
         indices, importance = self._draws.next()
         inputs, targets = self._batches.fetch(indices.flatten())
@@ -405,14 +406,16 @@ class StackedTrainer:
         self._model.train()
         logits = self._forward(networks.leaves, networks.buffers, inputs, in_dim=0)
         if self._highest_label >= logits.shape[2]:
-            # A CUDA device would stop at the index, with all that the process has on it.
+            # An index out of range is an assertion on a CUDA device, after which every CUDA call of
+            # the process fails.
             raise ArgumentError(
                 f"labels must be in [0, {logits.shape[2]}) for a model of {logits.shape[2]} "
                 f"outputs, got {self._highest_label}; give the model more outputs."
             )
         losses = stacked_cross_entropy(logits, targets, numbers.label_smoothing)
         outputs = losses.detach(), logits.detach(), targets
-        # Held until the end: memory given back could be another kernel's before samplers read.
+        # A reference is kept until the step's end. Otherwise the allocator could give this memory
+        # to a kernel of the main stream before the bandits on the second stream have read it.
         self._outputs = outputs
         if self.examples is not None:
             with self._step.at_the_same_time():
@@ -421,6 +424,8 @@ class StackedTrainer:
             with self._step.at_the_same_time():
                 self._engine.learn(self._draws.arms, outputs[0].flatten())
                 self._draws.hold(*self._engine.draw(uniform=False))
+        # Networks share no weights, so the gradient of the sum of their losses has each network's
+        # gradient in its row.
         leaves = list(networks.leaves.values())
         gradients = torch.autograd.grad((losses * importance).mean(dim=1).sum(), leaves)
         rows = torch.cat([gradient.reshape(self.slots, -1) for gradient in gradients], dim=1)
@@ -440,7 +445,7 @@ class StackedTrainer:
 
         def call(weights: Any, buffers: Any, inputs: Tensor) -> Tensor:
             if self._half:
-                # By hand: autocast does not reach what vmap makes of a convolution.
+                # Cast here: autocast does not apply to the batched convolution that vmap calls.
                 weights = {name: weight.bfloat16() for name, weight in weights.items()}
             outputs: Tensor = functional_call(self._model, (weights, buffers), (inputs,))
             return outputs
@@ -451,7 +456,7 @@ class StackedTrainer:
         return outputs.float()
 
     def _adopt(self, slot: int, sampler: BatchSampler) -> bool:
-        """Whether the stack's own bandits draw for the sampler; they begin again if so."""
+        """Begin the stack's bandits for a sampler if they draw for it; returns whether they do."""
         if not _is_inside(sampler):
             if sampler.asks_network or sampler.weighs_by_losses:
                 raise ArgumentError(
@@ -463,7 +468,8 @@ class StackedTrainer:
         shares, settings = sampler.shares.numpy(), sampler.settings
         if self._engine is None:
             self._structure = stack_structure(settings)
-            # Any memory up to a pass of all arms, or a longer one that is asked for first.
+            # The ring of pulls has a fixed size: at least one pass over all arms, more only if the
+            # first sampler needs more.
             self._capacity = max(shares.shape[1], _memory(sampler))
             self._engine = DeviceEngine(
                 np.tile(shares, (self.slots, 1)),
@@ -472,7 +478,7 @@ class StackedTrainer:
                 stack=self.slots,
                 capacity=self._capacity,
             )
-            # A graph without bandits cannot serve any longer.
+            # The graph captured so far has no bandits, so a new one must be captured.
             self._step = self._new_step()
         if not self.takes(sampler):
             raise ArgumentError(
@@ -488,7 +494,7 @@ class StackedTrainer:
     def _evaluate(self, due: list[int]) -> list[tuple[int, Evaluation | TrainingDiverged]]:
         sums = self._numbers.read()
         scores: dict[int, tuple[bool, float, float]] = {}
-        # Trained weights last: they replace equals.
+        # Trained weights last: they replace averaged ones of equal accuracy.
         for averaged, last in itertools.product((True, False), (False, True)):
             chosen = [
                 slot
@@ -576,7 +582,7 @@ class StackedTrainer:
 
 
 def stack_structure(settings: BanditSettings) -> tuple[Any, ...]:
-    """What bandits of one stack must have in common."""
+    """The settings that all bandits of a stack must share: they select the kernels of its step."""
     forgets = "window" if settings.discount is None else "discount"
     return (
         settings.policy,
@@ -597,5 +603,5 @@ def _is_inside(sampler: BatchSampler) -> TypeGuard[MABSampler]:
 
 
 def _memory(sampler: MABSampler) -> int:
-    """Pulls that a bandit must remember; 1 where it forgets otherwise or nothing."""
+    """Pulls in a bandit's window; 1 without a window."""
     return sampler.settings.window(sampler.num_examples / sampler.batch_size) or 1

@@ -1,4 +1,4 @@
-"""What trainings see of each example, added up on the device; no step waits for the host."""
+"""Sums over each example's visits, added up on the device; no step waits for the host."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from hpo_mab._examples import (
 
 #: Decay a batch of the moving average that losses are compared with, as in `MABSampler`.
 LOSS_DECAY = 0.99
-#: Steps whose outputs are kept, to be added up at once.
+#: Steps whose outputs are kept before they are added up together.
 _STEPS_AT_ONCE = 64
-#: Logits kept at most, in numbers.
+#: Most logits kept, as a count of numbers.
 _MOST_LOGITS = 2**24
 
 
@@ -31,7 +31,7 @@ class TallySums:
     """The sums of some trainings, still on the device: adding up does not wait for it.
 
     Attributes:
-        trials: Trainings.
+        trials: Number of trainings.
         sums: A column for each of `COLUMNS`, float32 [n, 6].
         predictions: How often each class had the highest output, int32 [n, C]; or None.
     """
@@ -51,7 +51,7 @@ class TallySums:
         )
 
     def on_host(self) -> ExampleCounts:
-        """The same in numpy; waits for the device."""
+        """The same sums in numpy; waits for the device."""
         found = self.predictions
         return ExampleCounts(
             trials=self.trials,
@@ -63,13 +63,13 @@ class TallySums:
 class ExampleTally:
     """Sums over the visits of each example, of one training or of each training of a stack.
 
-    A step only copies its outputs to memory that never moves, which a CUDA graph can hold. Outputs
-    of many steps are added up at once: a step would otherwise launch a dozen small kernels more.
+    A step only copies its outputs to fixed addresses, which a CUDA graph can contain. Outputs of
+    many steps are added up together: otherwise each step would launch a dozen more small kernels.
 
     Args:
         labels: Class of each training example, int64 [N].
         slots: Trainings, ``K``.
-        device: Where outputs come from.
+        device: Device of the outputs.
     """
 
     def __init__(self, labels: Tensor, *, slots: int = 1, device: torch.device) -> None:
@@ -81,7 +81,8 @@ class ExampleTally:
         self._count = count
         self._classes = classes
         self._labels = labels.to(device)
-        #: Row of each example; that of examples that are not recorded is one more than all.
+        #: Row of each example. Examples that are not recorded have row ``count``, which is not
+        #: read.
         self._rows: Tensor | None = None
         if chosen is not None:
             self._rows = torch.full((len(labels),), count, dtype=torch.int64, device=device)
@@ -98,7 +99,7 @@ class ExampleTally:
         self._steps = 0
 
     def keep(self, indices: Tensor, losses: Tensor, logits: Tensor) -> None:
-        """Keep the outputs of a step; each must be followed by `count`, on the host.
+        """Keep the outputs of a step; after it, the host must call `count`.
 
         Args:
             indices: Examples, int64 [B], or [K, B] of a stack.
@@ -109,7 +110,8 @@ class ExampleTally:
             self._make_room(indices, losses, logits)
         for room, values in zip(self._kept or (), (indices, losses, logits), strict=True):
             if self._on_host:
-                # A third of the time of the other way, which a CUDA graph needs.
+                # Three times faster than `index_copy_`. A CUDA graph needs the latter, because the
+                # position must be a tensor there.
                 room[self._steps].copy_(values.view(room.shape[1:]))
             else:
                 room.index_copy_(0, self._position, values.view(1, *room.shape[1:]))
@@ -117,27 +119,27 @@ class ExampleTally:
             self._position += 1
 
     def count(self) -> None:
-        """Count a step whose outputs were kept; adds up when there is no room for another."""
+        """Count a step whose outputs were kept; adds up when there is no memory for another."""
         self._steps += 1
         if self._kept is not None and self._steps == len(self._kept[0]):
             self.add_up()
 
     def add_up(self) -> None:
-        """Add up what is kept."""
+        """Add up the kept outputs."""
         if self._kept is None or not self._steps:
             return
         indices, losses, logits = (room[: self._steps] for room in self._kept)
         finite = losses.isfinite()
         losses = torch.where(finite, losses, 0.0)
         levels = self._levels(losses, finite)[:, :, None]
-        # By hand: over few classes `softmax` takes many times as long on a CPU.
+        # Written out: for few classes `softmax` is many times slower on a CPU.
         highest = logits.amax(dim=-1, keepdim=True)
         probabilities = (logits - highest).exp()
         probabilities /= probabilities.sum(dim=-1, keepdim=True)
         labels = self._labels[indices][..., None]
         confidence = probabilities.gather(-1, labels)[..., 0]
         others = logits.scatter(-1, labels, -torch.inf).amax(dim=-1)
-        # One training whose outputs explode must not outweigh all others.
+        # Clamped: one training whose outputs explode must not outweigh all others.
         margin = (logits.gather(-1, labels)[..., 0] - others).clamp(-MOST_MARGIN, MOST_MARGIN)
         visits = torch.ones_like(losses)
         relative = losses / levels.clamp_min(torch.finfo(torch.float32).tiny)
@@ -146,7 +148,7 @@ class ExampleTally:
         for place, column in enumerate(columns):
             values[..., place] = column
         rows = indices if self._rows is None else self._rows[indices]
-        # The row that is not read takes what must leave no trace.
+        # Outputs that are not finite must not count: they go to the row that is not read.
         rows = torch.where(finite & margin.isfinite(), rows, self._count)
         rows = rows + torch.arange(self._slots, device=rows.device)[:, None] * (self._count + 1)
         places = rows.flatten()
@@ -162,7 +164,7 @@ class ExampleTally:
         self._steps = 0
 
     def begin(self, slot: int) -> None:
-        """Begin the sums of a slot again."""
+        """Set the sums of a slot to 0."""
         for tensor in self.tensors().values():
             tensor[slot] = 0
 
@@ -187,7 +189,7 @@ class ExampleTally:
         return self.tensors()
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """Continue where `tensors` was taken, of a tally made alike."""
+        """Continue from a `state` of a tally with the same arguments."""
         for name, tensor in self.tensors().items():
             tensor.copy_(state[name])
 
@@ -200,7 +202,9 @@ class ExampleTally:
             torch.zeros(shape, device=device),
             torch.zeros(*shape, logits.shape[-1], device=device),
         )
-        # Row t has what earlier steps weigh in the average before step t; the last, after all.
+        # The moving average is a recurrence over steps, one small kernel each. Unrolled, it is one
+        # product with this matrix: row t has the weights of steps s < t in the average before step
+        # t; the last row gives the average after all steps.
         lags = torch.arange(steps + 1)[:, None] - torch.arange(steps) - 1
         weights = torch.where(lags >= 0, (1 - LOSS_DECAY) * LOSS_DECAY ** lags.clamp_min(0), 0.0)
         self._weights = weights.to(device)

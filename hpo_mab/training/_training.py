@@ -44,17 +44,18 @@ KEEP = ("better", "trained")
 class Training(Iterator[Evaluation]):
     """Trains a model to a budget; iterate over it for the learning curve.
 
-    Nothing is done until the first evaluation is asked for; taking the next one trains up to it.
-    No step waits for the device: losses are read at evaluations only. The sampler is rewarded with
-    the very loss that is trained on, per example, label smoothing included.
+    Training begins when the first evaluation is requested; each further one trains up to it. No
+    step waits for the device: losses are read at evaluations only. The sampler gets the same
+    per-example losses that are trained on, label smoothing included.
 
-    Evaluations before the last are those of the averaged weights, which say more about where a
-    training will end than the weights of the moment. The last evaluates the trained weights if the
-    learning rate has decayed, else the average too.
+    Evaluations before the last use the averaged weights, which predict the end of a training better
+    than the trained weights. The last evaluates the trained weights if the learning
+    rate has decayed, else the averaged ones.
 
-    Between two evaluations `state_dict` is all that the rest of the training depends on. A training
-    made alike that loads it yields the evaluations up to there again, at once, and then continues;
-    on a CPU the whole curve, its seconds aside, is that of a training never stopped, bit for bit.
+    Between two evaluations `state_dict` is the whole state of the training. A training with the
+    same arguments that loads it first yields the earlier evaluations again, without training, and
+    then continues. On a CPU the curve, except its seconds, is bit for bit that of a training never
+    stopped.
 
     Args:
         model: Network from inputs to logits [B, C], on the device of ``batches``.
@@ -79,7 +80,7 @@ class Training(Iterator[Evaluation]):
         graph: Whether to take steps by `DeviceStep`, which on CUDA replays them from a graph; only
             with `DeviceBatches`. The sampler's own seconds are then part of the step's. None:
             where a graph can be captured, see `loop_reason`.
-        examples: Adds up what is seen of each example; None adds nothing up.
+        examples: Adds up each example's visits; None adds nothing up.
         clock: Returns seconds.
 
     Raises:
@@ -143,7 +144,7 @@ class Training(Iterator[Evaluation]):
             choose_capture(batches, sampler, optimizer) if graph is None else (graph, None)
         )
         if channels_last:
-            # At once: the average, and a graph, keep to the memory that weights have here.
+            # Before the average and a graph are made: both use the weights' memory as it is then.
             model.to(memory_format=torch.channels_last)
         self._average = WeightAverage(model, window=average) if average else None
         self._peaks = [float(group["lr"]) for group in optimizer.param_groups]
@@ -249,7 +250,8 @@ class Training(Iterator[Evaluation]):
                 precision=self._precision,
             )
             return
-        # A loader draws as it likes; and a sampler that asks the network asks that of the step.
+        # A loader decides when it draws. A sampler that scores candidates with the network must
+        # draw after the optimiser's step. So neither can draw ahead.
         self._draws_ahead = isinstance(self._batches, DeviceBatches) and not scores
         self._stream = self._batches.stream(self._timed)
         self._at_end.callback(self._stream.close)
@@ -257,7 +259,8 @@ class Training(Iterator[Evaluation]):
     def _lend_network(self) -> None:
         """Give the network to a sampler that chooses among candidates by their losses."""
         sampler: Any = self.sampler
-        # Weak: sampler and network would otherwise keep one another's memory into the next trial.
+        # A weak reference: otherwise sampler and network form a cycle, whose memory is not freed
+        # before the next trial.
         score = weakref.WeakMethod(self._score)
 
         def scorer(indices: Tensor) -> Tensor:
@@ -283,7 +286,7 @@ class Training(Iterator[Evaluation]):
         self.sampler.set_progress(step / self._schedule.steps)
 
     def _loop_step(self, number: int, *, draw_ahead: bool) -> None:
-        """Take step ``number``, from 1; draw the next batch before the backward pass if asked."""
+        """Take step ``number``, from 1; with ``draw_ahead`` draw the next batch before backward."""
         inputs, targets = next(self._stream)
         with autocast(inputs.device, self._precision):
             logits = self._forward(inputs)
@@ -369,7 +372,7 @@ class Training(Iterator[Evaluation]):
 
     @property
     def has_state(self) -> bool:
-        """Whether `state_dict` can be asked for now.
+        """Whether `state_dict` can be called now.
 
         Not before the first evaluation that this training has made itself. Never with a
         `LoaderBatches` with workers, which draw batches ahead of the step.
@@ -383,7 +386,7 @@ class Training(Iterator[Evaluation]):
     def state_dict(self) -> dict[str, Any]:
         """Network, optimiser, sampler, random states and curve, safe for ``weights_only`` loading.
 
-        The tensors are the training's own: save them before the next evaluation is asked for.
+        The tensors are not copied: save them before the next evaluation is requested.
 
         Raises:
             ArgumentError: There is no state now, see `has_state`.
@@ -411,8 +414,8 @@ class Training(Iterator[Evaluation]):
         The learning rates of the optimiser stay: they are the schedule's peak.
 
         Raises:
-            ArgumentError: The training has begun, or the state is of another one. What else a state
-                that does not fit raises is up to its parts, which are then of no further use.
+            ArgumentError: The training has begun, or the state is of another one. Parts that a
+                state does not fit raise other errors; the training cannot be used after that.
         """
         points = [Evaluation(**point) for point in state["points"]]
         self._check_state(state, points)

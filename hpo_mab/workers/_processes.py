@@ -22,12 +22,12 @@ from hpo_mab.storage import STORAGE_ERRORS, Storage
 
 
 def worker_devices(workers: int, *, device: str = "auto") -> tuple[str, ...]:
-    """A device for each worker; CUDA devices are dealt out round robin.
+    """A device for each worker; CUDA devices are assigned round robin.
 
     Args:
         workers: Number of workers, at least 1.
-        device: ``"auto"`` or ``"cuda"`` for all CUDA devices there are; another name is every
-            worker's.
+        device: ``"auto"`` or ``"cuda"`` for all CUDA devices; any other name is the device of
+            every worker.
 
     Raises:
         ArgumentError: An argument below 1, or more workers than CUDA devices.
@@ -48,10 +48,10 @@ def worker_devices(workers: int, *, device: str = "auto") -> tuple[str, ...]:
 
 
 def room(*, device: str = "auto", threads: int = 1) -> int:
-    """How many workers keep this machine busy without getting in one another's way.
+    """How many workers use this machine fully without competing for a core or device.
 
-    On CUDA every card has a worker. On the CPU each worker has ``threads`` cores: networks of
-    a few layers hardly gain by a second thread, while a second trial gains all of its core
+    On CUDA every card has a worker. On the CPU each worker has ``threads`` cores. Networks of a few
+    layers are hardly faster with a second thread; a second trial uses a second core fully
     (``benchmarks/cpu_split.py``).
 
     Args:
@@ -66,7 +66,7 @@ def room(*, device: str = "auto", threads: int = 1) -> int:
         return len(_cards(chosen))
     if chosen.type != "cpu":
         return 1
-    # Those that this process may use: affinity and containers' quotas included.
+    # Cores that this process may use: joblib counts affinity and a container's quota.
     return max(1, int(joblib.cpu_count()) // threads)
 
 
@@ -88,7 +88,7 @@ class FinishedTrials:
         self._known = {t.number for t in self._ended()}
 
     def report_new(self) -> int:
-        """Pass on what has finished since the last call; returns how many trials that were."""
+        """Pass the trials finished since the last call to the callback; returns their number."""
         new = [trial for trial in self._ended() if trial.number not in self._known]
         for trial in new:
             self._known.add(trial.number)
@@ -103,9 +103,9 @@ class FinishedTrials:
 class WorkerProcess:
     """A running worker.
 
-    Its standard input is a pipe that says nothing: when it closes, because it is told to stop or
-    because this process has died, the worker interrupts itself. A new session keeps the terminal's
-    Ctrl-C from it.
+    Its standard input is a pipe without data. The pipe closes when `stop` is called or when this
+    process ends; the worker then interrupts itself. It runs in a new session, so that the
+    terminal's Ctrl-C does not reach it.
 
     Args:
         arguments: Arguments of ``hpo-mab worker``.
@@ -140,7 +140,7 @@ class WorkerProcess:
         return self._process.poll()
 
     def stop(self) -> None:
-        """Ask it to end its trial as interrupted and go."""
+        """Close its standard input: it ends its trial as interrupted, then exits."""
         if self._process.stdin is not None and not self._process.stdin.closed:
             self._process.stdin.close()
 
@@ -150,7 +150,7 @@ class WorkerProcess:
         self._process.wait()
 
     def last_line(self) -> str:
-        """The last line it wrote to standard error; how it ended where there is none."""
+        """The last line it wrote to standard error; without one, its exit status."""
         self._errors.seek(0)
         lines = self._errors.read().decode(errors="replace").strip().splitlines()
         if lines:
@@ -158,14 +158,14 @@ class WorkerProcess:
         return f"ended with status {self.status}"
 
     def close(self) -> None:
-        """Give back its files."""
+        """Close its pipe and its file of errors."""
         self.stop()
         self._errors.close()
 
 
 _SECONDS_BETWEEN_LOOKS = 0.5
 _DEATHS_IN_A_ROW = 3
-#: ``hpo-mab``'s exit statuses that are an end rather than an accident.
+#: Exit statuses of ``hpo-mab`` after which a worker is not replaced.
 _DONE, _MISTAKE, _INTERRUPTED = 0, 2, 130
 
 
@@ -173,7 +173,7 @@ class ProcessLauncher:
     """Runs a study's trials in worker processes, see `hpo_mab.search.StudyRunner.run`.
 
     A worker that dies is replaced; its trial is tried again. Ctrl-C once lets every worker end its
-    trial as interrupted, to be tried again when the study goes on; twice kills the workers.
+    trial as interrupted, to be tried again when the study is continued; twice kills the workers.
 
     Args:
         storage: The study's database.
@@ -202,7 +202,7 @@ class ProcessLauncher:
 
         Raises:
             KeyboardInterrupt: Ctrl-C was pressed twice.
-            StudyFailedError: Every worker gave up; the message is the last one's.
+            StudyFailedError: Every worker ended with an error; the message is the last one's.
         """
         watch = FinishedTrials(study, on_trial)
         running = _Workers(
@@ -211,7 +211,7 @@ class ProcessLauncher:
         try:
             while running.members:
                 time.sleep(_SECONDS_BETWEEN_LOOKS)
-                # Whether a database that is away comes back in time, the workers decide.
+                # If the database cannot be reached, the workers wait for it, and exit in the end.
                 with contextlib.suppress(*STORAGE_ERRORS):
                     if watch.report_new():
                         running.deaths = 0
@@ -237,14 +237,14 @@ class ProcessLauncher:
 
 @dataclasses.dataclass(kw_only=True)
 class _Workers:
-    """The workers at work.
+    """The running workers.
 
     Attributes:
         members: Workers that run, by their place.
         deaths: Workers that died since a trial last finished.
-        complaint: The last line of the last worker that gave up.
+        last_error: The last line of the last worker that ended with an error.
         done: Whether a worker found the study's target reached.
-        interrupted: Whether somebody stopped a worker.
+        interrupted: Whether a worker was interrupted.
     """
 
     members: dict[int, WorkerProcess]
@@ -254,7 +254,7 @@ class _Workers:
     interrupted: bool = False
 
     def remove_ended(self) -> list[int]:
-        """Dismiss the workers that have ended; returns the places of those to be replaced."""
+        """Remove the workers that have ended; returns the places of those to be replaced."""
         dead = []
         for index, worker in list(self.members.items()):
             if worker.status is None:
@@ -266,7 +266,7 @@ class _Workers:
         return dead
 
     def _is_accident(self, worker: WorkerProcess) -> bool:
-        """Take note of how a worker ended; whether another one should take its place."""
+        """Record how a worker ended; returns whether to replace it."""
         if worker.status == _DONE:
             self.done = True
         elif worker.status == _INTERRUPTED:
@@ -284,7 +284,7 @@ class _Workers:
         """Let every worker end its trial as interrupted; a second Ctrl-C kills them.
 
         Raises:
-            KeyboardInterrupt: The second: nothing is to be waited for any more.
+            KeyboardInterrupt: Ctrl-C was pressed a second time.
         """
         for worker in self.members.values():
             worker.stop()
@@ -296,7 +296,7 @@ class _Workers:
             raise
 
     def close(self) -> None:
-        """End what still runs and give back all files."""
+        """Kill the workers that still run, and close all files."""
         self._kill()
         for worker in self.members.values():
             worker.close()

@@ -1,4 +1,4 @@
-"""Workers on a Ray cluster; Ray only places and restarts them, the study is Optuna's."""
+"""Workers on a Ray cluster: Ray places and restarts them, Optuna holds the study."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _SECONDS_BETWEEN_LOOKS = 1.0
 class RayLauncher:
     """Runs a study's trials in tasks of a Ray cluster, see `hpo_mab.search.StudyRunner.run`.
 
-    Every node needs this package, the data under ``data_root`` and a way to the database.
+    Every node needs this package, the data under ``data_root`` and access to the database.
 
     Args:
         storage: The study's database, on a server.
@@ -67,7 +67,7 @@ class RayLauncher:
 
         Raises:
             KeyboardInterrupt: Ctrl-C was pressed twice.
-            StudyFailedError: Every worker gave up; the message is the last one's.
+            StudyFailedError: Every worker ended with an error; the message is the last one's.
         """
         ray = self._ray
         if not ray.is_initialized():
@@ -77,7 +77,7 @@ class RayLauncher:
             except (ConnectionError, ValueError) as error:
                 text = str(error).splitlines()[0].rstrip(".")
                 raise ArgumentError(f"--ray {self._address}: {text}.") from None
-        # Ray itself starts a task again whose node or process is lost.
+        # Ray starts a task again if its node or process is lost.
         task = ray.remote(max_retries=3, **self._resources)(_work)
         arguments = (self._storage.secret_url, study.study_name, self._data_root)
         tasks = [task.remote(*arguments) for _ in range(self._workers)]
@@ -108,7 +108,7 @@ class RayLauncher:
         """Let every worker end its trial as interrupted; a second Ctrl-C kills them.
 
         Raises:
-            KeyboardInterrupt: The second: nothing is to be waited for any more.
+            KeyboardInterrupt: Ctrl-C was pressed a second time.
         """
         try:
             for task in tasks:
@@ -121,7 +121,7 @@ class RayLauncher:
 
 
 def _work(url: str, study: str, data_root: str) -> bool:
-    """One worker, in a process of Ray's; Ray shows it the GPUs it may use."""
+    """One worker, in a process of Ray; only the GPUs that Ray reserved are visible to it."""
     from hpo_mab.search import join_study
 
     optuna.logging.set_verbosity(optuna.logging.CRITICAL)
