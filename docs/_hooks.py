@@ -50,6 +50,7 @@ def on_files(files: Any, config: Any, **_: Any) -> Any:
         text = path.read_text(encoding="utf-8")
         # Pictures lie next to the README in the repository, and in one folder of the site.
         text = re.sub(r"!\[([^\]]*)\]\(([\w.-]+)\)", _picture, text)
+        text = re.sub(r"\]\(\.\./(\w+)/README\.md", r"](\1.md", text)
         page = File.generated(
             config,
             f"evidence/{path.parent.name}.md",

@@ -54,9 +54,10 @@ def examples(
     """List the training examples that are likely mislabelled, hardest and most ambiguous.
 
     Every trial adds what it saw of each example to the study's record. Nothing is trained.
-    Suspicion is minus the mean margin of the logits: above 0 networks preferred another class.
-    Hardness is the mean loss divided by the average loss, ambiguity the standard deviation of the
-    label's probability. Look at the pictures before you drop any.
+    The score of a likely mislabelled example is by how much another class's logit exceeds the
+    label's, on average; below 0 the label's is higher. That of a hard example is its mean loss
+    divided by the average loss, that of an ambiguous one the standard deviation of the label's
+    probability. Look at the pictures before you drop any.
 
     Examples:
 
@@ -85,8 +86,15 @@ def examples(
         typer.echo(_json(found, lists))
         return
     _print(found, lists)
+    for path in (page, table):
+        if path is not None:
+            typer.echo(f"\nWritten: {path}")
     if drop is not None:
-        typer.echo(f"\n{drop} examples in {output}; next: --set data.exclude={output}")
+        doubtful = min(drop, int((found.record.suspicion() > 0).sum()))
+        typer.echo(
+            f"\n{drop} examples in {output}, {doubtful} of them with a score above 0. To leave "
+            f"them out, add --set data.exclude={output} --name NAME to the study's hpo-mab run."
+        )
 
 
 def _print(found: StudyExamples, lists: dict[str, list[Example]]) -> None:
@@ -117,8 +125,8 @@ def _headline(found: StudyExamples) -> str:
     doubtful = int((record.suspicion() > 0).sum())
     return (
         f"{found.name}: {record.trials:,} trials saw {sample} training examples "
-        f"{record.counts.visits.sum():,.0f} times. Of {doubtful:,} examples they preferred "
-        "another class than the label."
+        f"{record.counts.visits.sum():,.0f} times. For {doubtful:,} examples another class's "
+        "logit exceeds the label's, on average."
     )
 
 

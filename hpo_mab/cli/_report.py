@@ -28,8 +28,8 @@ def report(
         typer.Argument(
             metavar="STUDY",
             autocompletion=study_names,
-            help="Names of stored studies or patterns such as 'digits-*', with a database before # "
-            "(one.db#digits-*) or an arm's name before = (old=digits-mab-*) if needed; or one "
+            help="Names of stored studies or patterns such as `digits-*`, with a database before # "
+            "(`one.db#digits-*`) or an arm's name before = (`old=digits-mab-*`) if needed; or one "
             "record (.json) written by --record.",
         ),
     ],

@@ -50,7 +50,6 @@ __all__ = [
     "FidelityRow",
     "IncumbentCurve",
     "PairedRow",
-    "Question",
     "answers",
     "arms_of",
     "caveats",

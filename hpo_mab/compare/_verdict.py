@@ -30,6 +30,8 @@ _STATED: dict[Question, tuple[str, str]] = {
     "hyperparameters": ("better hyperparameters", "no, worse"),
 }
 _OTHER_SLOTS = "the arms' trials were trained in different numbers of slots"
+#: No sampler here makes a step take more times as long: beyond it the machine was busy.
+_ODD_PACE = 2.0
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -188,6 +190,12 @@ def _caveats(summary: ComparisonSummary) -> Iterator[str]:
             yield (
                 f"Seconds of {contrast.arm} and {contrast.reference} cannot be compared: "
                 f"{_OTHER_SLOTS}."
+            )
+        pace = contrast.seconds_per_example.value
+        if contrast.same_slots and max(pace, 1 / pace if pace else 0.0) > _ODD_PACE:
+            yield (
+                f"{contrast.arm} took {pace:.2g} times {contrast.reference}'s seconds per example: "
+                "if the machine did other work in the meantime, seconds do not compare the arms."
             )
 
 

@@ -347,9 +347,9 @@ def examples_note(record: ExampleRecord, name: str) -> str:
     if record.sampled:
         count = f"a fixed random sample of {len(record.examples):,} of {record.total:,}"
     return (
-        f"## Suspicious labels\n\n{record.trials:,} trials saw {count} training examples. Of "
-        f"{int((scores > 0).sum()):,} they preferred another class than the label; the most "
-        f"suspicious:\n\n{_table(head, rows)}\n\n`hpo-mab examples {shlex.quote(name)} --html "
+        f"## Suspicious labels\n\n{record.trials:,} trials saw {count} training examples. For "
+        f"{int((scores > 0).sum()):,} another class's logit exceeds the label's, on average. The "
+        f"most suspicious:\n\n{_table(head, rows)}\n\n`hpo-mab examples {shlex.quote(name)} --html "
         "examples.html` shows them as pictures, and `--drop N` leaves some out."
     )
 

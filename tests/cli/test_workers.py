@@ -123,7 +123,7 @@ def test_a_worker_joins_a_study_by_name_and_replay_repeats_its_trials(
     assert "3/3 trials" in err
     status, out, _ = cli("replay", NAME, "2")
     assert status == 0
-    assert "the same, bit for bit" in out
+    assert "reproduced bit for bit" in out
 
     assert cli("worker", "--study", NAME) == (0, "", "")
     status, out, err = cli("worker", "--study", NAME, "--json")

@@ -153,3 +153,30 @@ def test_answers_of_each_arm(study):
 
 def test_nothing_to_compare(runs):
     assert "nothing to compare" in verdict(summarise(runs[:1]))
+
+
+def test_seconds_of_a_busy_machine_are_named(runs):
+    def slowed(times: float) -> list[str]:
+        slow = [
+            dataclasses.replace(
+                run,
+                trials=tuple(
+                    dataclasses.replace(
+                        trial,
+                        curve=tuple(
+                            dataclasses.replace(point, seconds=times * point.seconds)
+                            for point in trial.curve
+                        ),
+                    )
+                    for trial in run.trials
+                ),
+            )
+            if run.arm == "mab"
+            else run
+            for run in runs
+        ]
+        return [line for line in caveats(summarise(slow)) if "seconds per example" in line]
+
+    assert slowed(1.0) == []
+    (line,) = slowed(30.0)
+    assert "if the machine did other work" in line

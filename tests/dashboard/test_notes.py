@@ -216,7 +216,7 @@ def test_a_note_lists_the_most_suspicious_labels() -> None:
     predictions[:, 2] = 4
     counts = ExampleCounts(trials=9, sums=sums, predictions=predictions)
     note = examples_note(ExampleRecord(total=20, labels="abc", counts=counts), "one")
-    assert "9 trials saw 20 training examples. Of 2 they preferred another class" in note
+    assert "9 trials saw 20 training examples. For 2 another class's logit exceeds" in note
     rows = [line for line in note.splitlines() if line.startswith("| 11") or "| 0.50" in line]
     assert [row.replace("\N{EN SPACE}", "").split(" | ")[:3] for row in rows] == [
         ["| 11", "2", "1.50"],
