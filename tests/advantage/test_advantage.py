@@ -43,7 +43,7 @@ def simulate(rng, *, pairs, factor=1.0, noise=0.01):
 
 
 @pytest.mark.parametrize("pairs", [5, 12])
-def test_arms_that_are_alike_have_no_advantage_as_often_as_promised(pairs):
+def test_equal_arms_have_no_advantage_as_often_as_promised(pairs):
     # 120 repetitions of 95%: standard error 2 points; 3.5 of them below.
     rng = np.random.default_rng(pairs)
     ahead, faster = np.zeros(5), np.zeros(5)
@@ -58,17 +58,17 @@ def test_arms_that_are_alike_have_no_advantage_as_often_as_promised(pairs):
 
 
 @pytest.mark.parametrize("factor", [0.9, 1.0, 1.1])
-def test_faster_is_said_exactly_where_ahead_is(factor):
+def test_acceleration_is_above_one_exactly_where_the_advantage_is_above_zero(factor):
     rng = np.random.default_rng(7)
-    said = []
+    found = []
     for _ in range(20):
         made = simulate(rng, pairs=9, factor=factor)
         for ahead, faster in list(zip(advantage(made), acceleration(made), strict=True))[:-1]:
             assert faster.above(1.0) == ahead.above(0.0)
             assert faster.below(1.0) == ahead.below(0.0)
-            said.append(faster.above(1.0) or faster.below(1.0))
-    assert any(said)
-    assert not all(said)
+            found.append(faster.above(1.0) or faster.below(1.0))
+    assert any(found)
+    assert not all(found)
 
 
 def test_known_factor_is_recovered():

@@ -50,7 +50,7 @@ def test_rungs_move_to_the_earliest_equivalent_budget() -> None:
     assert found.pairs == 30
 
 
-def test_it_is_what_advantage_and_acceleration_say_over_shares() -> None:
+def test_it_has_the_advantage_and_acceleration_over_shares() -> None:
     pairs = _pairs(1.5)
     found = _measure(pairs)
     relative = dataclasses.replace(pairs, budgets=pairs.budgets / 8000)

@@ -64,7 +64,7 @@ def test_rank_correlation_is_covered_as_promised(statistic, size):
     assert np.mean([e.value for e in found]) == pytest.approx(truth, abs=0.03)
 
 
-def test_difference_between_arms_that_are_alike_is_covered_as_promised():
+def test_difference_between_equal_arms_is_covered_as_promised():
     rng = np.random.default_rng(5)
     covered = 0
     for _ in range(200):
@@ -160,8 +160,8 @@ def test_lengths_must_agree():
 def test_what_cannot_differ_has_no_interval():
     rng = np.random.default_rng(0)
     early, other, final, other_final = rng.normal(size=(4, 20))
-    alike = compare_fidelity(early, early, final)
-    assert (alike.difference.value, alike.difference.low, alike.difference.high) == (0, 0, 0)
+    equal = compare_fidelity(early, early, final)
+    assert (equal.difference.value, equal.difference.low, equal.difference.high) == (0, 0, 0)
     at_the_end = compare_fidelity(final, other_final, final, other_final=other_final)
     assert (at_the_end.difference.low, at_the_end.difference.high) == (0, 0)
     differ = compare_fidelity(early, other, final)

@@ -155,7 +155,7 @@ def test_common_parameters_must_agree_the_samplers_own_aside(params, paired):
     assert len(pairs) == paired
 
 
-def test_only_trials_given_to_all_arms_unless_asked():
+def test_only_trials_given_to_all_arms_by_default():
     bandit = [study("mab", trial(0, [0.3]), trial(1, [0.4], paired=False))]
     uniform = [study("uniform", trial(0, [0.3]), trial(1, [0.4], paired=False))]
     assert len(pair_curves(bandit, uniform)) == 1

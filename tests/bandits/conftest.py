@@ -1,4 +1,4 @@
-"""Engines made alike, and lessons for them."""
+"""Engines with the same arguments, and losses for them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What either engine knows of its arms, against a recount of the pulls that count."""
+"""The counts of either engine against a recount of the pulls that count."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_counts_equal_a_recount_of_the_last_pulls(
 def test_many_states_are_kept_apart_while_columns_are_made_and_used_again(
     memory: int | None, make_engine: Callable[..., Any], teach: Callable[..., Any]
 ) -> None:
-    # One bandit's arm rises through hundreds of states, most of which nobody is in any more.
+    # One bandit's arm rises through hundreds of states, most of which have no arm any more.
     recount = Recount(3, 70, memory, 0.99)
     engine = make_engine("host", examples=210, bandits=3, memory=memory)
     rng = np.random.default_rng(0)
@@ -112,7 +112,7 @@ def test_discount_decays_all_counts_of_a_bandit_at_each_of_its_pulls(
     assert engine.counts().tolist() == [[[0, 0.25], [0.5, 1]], [[0.5, 0], [1, 0]]]
 
 
-def test_batch_without_a_finite_loss_leaves_no_trace(
+def test_batch_without_a_finite_loss_changes_nothing(
     engine_kind: str, make_engine: Callable[..., Any], teach: Callable[..., Any]
 ) -> None:
     def state_after(*lessons: list[float]) -> dict[str, object]:
@@ -153,7 +153,7 @@ def counts_of(engine: Any, draws: int, examples: int) -> np.ndarray:
     [{}, {"policy": "ucb1"}, {"policy": "softmax"}, {"floor": 1.0}],
     ids=["thompson", "ucb1", "softmax", "uniform"],
 )
-def test_unknown_arms_are_drawn_once_a_pass(
+def test_arms_without_pulls_are_drawn_once_a_pass(
     engine_kind: str, knobs: dict[str, Any], make_engine: Callable[..., Any]
 ) -> None:
     # 3 bandits of 6, 6 and 5 arms; 30 draws are 5, 5 and 6 passes.
@@ -161,11 +161,11 @@ def test_unknown_arms_are_drawn_once_a_pass(
     assert sorted(counts_of(engine, 30, 17)) == [5] * 12 + [6] * 5
 
 
-def test_known_arms_are_passed_by(
+def test_arms_with_pulls_are_skipped_by_passes(
     engine_kind: str, make_engine: Callable[..., Any], teach: Callable[..., Any]
 ) -> None:
     engine = make_engine(engine_kind, examples=18, bandits=3, memory=4)
-    # Twice the same: the first batch is judged by its own mean, which no loss is above.
+    # Twice the same: the first batch is compared with its own mean, which no loss is above.
     for arm in (0, 0, 4):
         teach(engine, [arm] * 3, [1.0, 1.0, 1.0])
     counts = counts_of(engine, 200, 18)
@@ -176,7 +176,7 @@ def test_known_arms_are_passed_by(
     assert (counts[shares[:, 0]] > unknown.max(axis=1)).all()
 
 
-def test_with_replacement_some_arms_wait_and_some_come_twice(
+def test_with_replacement_some_arms_wait_and_some_are_drawn_twice(
     engine_kind: str, make_engine: Callable[..., Any]
 ) -> None:
     engine = make_engine(engine_kind, examples=60, bandits=3, replacement=True)
@@ -196,7 +196,7 @@ def test_replacement_follows_correction() -> None:
         BanditSettings(replacement="no")  # type: ignore[arg-type]
 
 
-def test_thompson_draws_of_both_engines_are_distributed_alike(
+def test_thompson_draws_of_both_engines_have_one_distribution(
     make_engine: Callable[..., Any], train: Callable[..., Any]
 ) -> None:
     counts = []

@@ -1,4 +1,4 @@
-"""Bandits that remember more pulls than they have arms: exact, and bounded in cost."""
+"""Bandits with a window of more pulls than arms: exact, and bounded in cost."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every policy of either engine: its draws, its propensities, and both engines alike."""
+"""Every policy of either engine: its draws and propensities, equal in both engines."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def test_states_beyond_the_device_table_keep_their_rate(
     make_engine: Callable[..., Any], train: Callable[..., Any]
 ) -> None:
     # 400 pulls of 3 arms: many times the 48 of the table. Every rate is close to one half, so that
-    # nearest states are near enough, and an arm is still never taken for an unpulled one.
+    # nearest states are near enough. An arm with pulls still differs from one without.
     host, device = (
         make_engine(kind, examples=4, bandits=1, memory=None) for kind in ("host", "device")
     )
@@ -139,7 +139,7 @@ def bandits_of(
     seed: int,
     limit: int | None = None,
 ) -> GroupedBandits:
-    """``copies`` bandits alike, each with the given successes and failures of its arms."""
+    """``copies`` equal bandits, each with the given successes and failures of its arms."""
     policy = ThompsonPolicy(prior, len(history))
     rng = np.random.default_rng(seed)
     bandits = GroupedBandits(

@@ -18,9 +18,7 @@ BANDITS = 4
 
 @pytest.mark.parametrize("memory", [1, 5, None])
 @pytest.mark.parametrize("missing", [0.0, 0.1])
-def test_a_bandit_forgets_the_pull_that_leaves_its_window(
-    memory: int | None, missing: float
-) -> None:
+def test_a_bandit_drops_the_pull_that_leaves_its_window(memory: int | None, missing: float) -> None:
     rng = np.random.default_rng(0)
     window = PullWindow(BANDITS, memory, arms=300)
     kept = [collections.deque[tuple[int, int]]() for _ in range(BANDITS)]
@@ -40,7 +38,7 @@ def test_a_bandit_forgets_the_pull_that_leaves_its_window(
 
 
 @pytest.mark.parametrize("out_of_step", [False, True])
-def test_a_restored_window_goes_on(out_of_step: bool) -> None:
+def test_a_restored_window_continues(out_of_step: bool) -> None:
     window, restored = (PullWindow(BANDITS, 3, arms=300) for _ in range(2))
     everyone = np.arange(BANDITS)
 
@@ -129,7 +127,7 @@ def test_uniform_passes_visit_every_arm_once(
         assert sorted(visited.tolist()) == list(range(20))
 
 
-def test_unequal_bandits_pass_on_their_own(
+def test_unequal_bandits_have_separate_passes(
     engine_kind: str, make_engine: Callable[..., Any]
 ) -> None:
     drawn = passes_of(make_engine, engine_kind, draws=12, examples=7, bandits=2)

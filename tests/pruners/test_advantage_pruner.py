@@ -114,7 +114,7 @@ def test_a_rung_is_decided_where_the_bandit_is_as_far(evidence: Make) -> None:
     }
 
 
-def test_the_same_trial_without_evidence_goes_on_to_the_rung() -> None:
+def test_the_same_trial_without_evidence_continues_to_the_rung() -> None:
     study = _study(AdvantagePruner(max_resource=8, min_resource=4))
     with pytest.warns(AdvantageWarning):
         ends = [_run(study, *[value] * 8) for value in (0.5, 0.6, 0.7, 0.8, 0.1)]
@@ -124,7 +124,7 @@ def test_the_same_trial_without_evidence_goes_on_to_the_rung() -> None:
     assert because["equivalent_step"] == 4
 
 
-def test_uniform_trials_are_judged_where_uniform_rungs_lie(evidence: Make) -> None:
+def test_uniform_trials_are_compared_at_uniform_rungs(evidence: Make) -> None:
     study = _study(AdvantagePruner(evidence=evidence(2.2), max_resource=8, min_resource=4))
     for value in (0.5, 0.6, 0.7, 0.8):
         _run(study, *[value] * 8)
@@ -149,7 +149,7 @@ def test_where_a_rung_moves_back_trials_stopped_before_it_count_as_losers(eviden
         assert _run(study, *[value] * 8) == 2
     study.pruner = AdvantagePruner(evidence=evidence(1.0), max_resource=8, min_resource=4)
     with pytest.warns(AdvantageWarning):
-        # Sixth of its rung: the best three go on, and only one was better.
+        # Sixth of its rung: the best three continue, and only one was better.
         assert _run(study, *[0.5] * 8) == 8
 
 
@@ -221,7 +221,7 @@ def test_evidence_that_turns_stops_moving_rungs(pairs: Curves) -> None:
         _run(study, *[value] * 8)
     assert _run(study, *[0.1] * 8) == 2
     behind = pairs(0.5, pairs=40)
-    # From now on both studies' trials of one number are pairs that say the contrary.
+    # From now on both studies' trials of one number are pairs with the opposite evidence.
     uniform = optuna.load_study(study_name="uniform", storage=storage)
     for _ in range(len(study.trials) - len(uniform.trials)):
         uniform.tell(uniform.ask(), state=TrialState.FAIL)
@@ -291,7 +291,7 @@ class _Counting(optuna.storages.InMemoryStorage):
         return super().get_study_user_attrs(study_id)
 
 
-def test_the_database_is_asked_no_more_than_by_successive_halving(evidence: Make) -> None:
+def test_the_database_is_read_no_more_often_than_by_successive_halving(evidence: Make) -> None:
     def reads(pruner: BasePruner) -> list[str]:
         storage = _Counting()
         study = _study(pruner, storage=storage, sampler=optuna.samplers.RandomSampler(seed=0))
@@ -420,7 +420,7 @@ def _ranked(*shares: float, trials: int = 10, last: float = 1.0) -> np.ndarray:
 def _first_trials(
     study: optuna.Study, curves: np.ndarray, **attrs: Any
 ) -> list[optuna.trial.FrozenTrial]:
-    """Trials that the pruner was not asked about."""
+    """Trials that the pruner could not stop."""
     for curve in curves:
         trial = study.ask()
         for key, value in {"paired": True, **attrs}.items():
@@ -457,7 +457,7 @@ def test_the_first_rung_lies_later_where_the_first_trials_are_not_ranked(
 
 
 @pytest.mark.filterwarnings("ignore::hpo_mab.pruners.AdvantageWarning")
-def test_a_trial_pruned_at_a_rung_that_was_moved_later_says_why() -> None:
+def test_a_trial_pruned_at_a_rung_that_was_moved_later_has_the_reason() -> None:
     study = _study(AdvantagePruner(min_resource=2, max_resource=8))
     _first_trials(study, _ranked(*_NOISE[2]))
     _run(study, *[0.9] * 8)
@@ -475,7 +475,7 @@ def test_a_trial_pruned_at_a_rung_that_was_moved_later_says_why() -> None:
 @pytest.mark.parametrize(
     "attrs", [{"paired": False}, {"twin_of": 1}], ids=["may be pruned", "twins"]
 )
-def test_only_trials_that_no_pruner_could_stop_say_how_they_are_ranked(
+def test_only_trials_that_no_pruner_could_stop_count_in_the_ranking(
     attrs: dict[str, Any],
 ) -> None:
     study = _study(optuna.pruners.NopPruner())

@@ -1,4 +1,4 @@
-"""What Optuna's own tests ask of its successive halving, asked of both pruners."""
+"""Optuna's tests of successive halving, run on both pruners."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def _study(kind: type[BasePruner], direction: str = "minimize", **settings: Any)
 
 
 def _rungs(trial: optuna.trial.Trial, key: str) -> int:
-    """Rungs a trial has come to: 0 to n - 1, none left out."""
+    """Rungs that a trial has reached: 0 to n - 1, none left out."""
     attrs = trial.storage.get_trial_system_attrs(trial._trial_id)
     rungs = sorted(int(name.removeprefix(key)) for name in attrs if name.startswith(key))
     assert rungs == list(range(len(rungs)))
@@ -43,7 +43,7 @@ def _report(study: optuna.Study, *points: tuple[float, int]) -> tuple[optuna.tri
 
 
 @pytest.mark.parametrize(("direction", "worse"), [("minimize", 2.0), ("maximize", 0.5)])
-def test_the_first_goes_on_and_a_worse_one_does_not(
+def test_the_first_continues_and_a_worse_one_does_not(
     kind: type[BasePruner], key: str, direction: str, worse: float
 ) -> None:
     study = _study(kind, direction)
@@ -98,7 +98,7 @@ def test_settings_place_the_rungs(
     assert found == rungs
 
 
-def test_bootstrap_wants_others_first(kind: type[BasePruner], key: str) -> None:
+def test_bootstrap_needs_other_trials_first(kind: type[BasePruner], key: str) -> None:
     study = _study(kind, bootstrap_count=1)
     assert _report(study, (1.0, 1))[1]
     assert not _report(study, (1.0, 1))[1]

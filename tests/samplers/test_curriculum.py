@@ -1,4 +1,4 @@
-"""What samplers do with the difficulty of each example."""
+"""Samplers that use the difficulty of each example."""
 
 from __future__ import annotations
 

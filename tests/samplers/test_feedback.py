@@ -1,4 +1,4 @@
-"""Feedback reaches the examples it is of, or is refused."""
+"""Feedback is counted for its own examples, or raises."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LABELS = torch.arange(480) % 10
 
 
 class Credited(BatchSampler):
-    """Draws in order, and notes which loss each example was credited with."""
+    """Draws in order, and records which loss each example was credited with."""
 
     def __init__(self, labels: Any, *, option: Any = None, **arguments: Any) -> None:
         super().__init__(labels, **arguments)
@@ -68,7 +68,7 @@ def test_a_skipped_batch_that_is_discarded_moves_no_credit(num_workers: int) -> 
     assert int((sampler.losses < 0).sum()) == 60  # The same two batches of either pass.
 
 
-def test_a_skipped_batch_is_noticed_by_targets_or_said_at_the_next_pass() -> None:
+def test_a_skipped_batch_is_detected_by_targets_or_warned_of_at_the_next_pass() -> None:
     sampler = Credited(LABELS.sort().values, batch_size=30)
     batches = [torch.tensor(batch) for batch, _ in zip(sampler, range(5), strict=False)]
     for batch in batches[:3]:

@@ -78,7 +78,7 @@ def test_forgetting_weights_batches_by_age() -> None:
     torch.testing.assert_close(model.mean(), torch.tensor(reference.coef_).float())
 
 
-def test_dropped_rows_leave_no_trace() -> None:
+def test_dropped_rows_change_nothing() -> None:
     features, values = _data(2)
     model, reference = (OnlineRidge(3, ridge=1.0, decay=0.9, device=CPU) for _ in range(2))
     keep = KEEP.clone()

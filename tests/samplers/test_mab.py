@@ -1,4 +1,4 @@
-"""MABSampler as users meet it."""
+"""MABSampler through its public interface."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def test_ranks_split_the_examples() -> None:
     ],
 )
 def test_weighted_mean_is_unbiased_at_full_correction(knobs: dict[str, Any]) -> None:
-    # 203 examples over 10 bandits: shares of 20 and of 21 must count alike.
+    # 203 examples over 10 bandits: shares of 20 and of 21 must have equal weight.
     sampler = MABSampler(LABELS, batch_size=10, correction=1.0, **{"floor": 0.2, **knobs})
     answer(sampler, steps=100)
     quantity = torch.linspace(-1, 3, 203, dtype=torch.float64) ** 2
@@ -239,7 +239,7 @@ def test_memory_stays_within_sixteen_bytes_an_example() -> None:
 
 
 @pytest.mark.parametrize("knobs", VARIANTS.values(), ids=VARIANTS)
-def test_copies_go_on_independently(knobs: dict[str, Any]) -> None:
+def test_copies_continue_independently(knobs: dict[str, Any]) -> None:
     sampler = MABSampler(LABELS, batch_size=10, **knobs)
     answer(sampler, steps=30)
     other = copy.deepcopy(sampler)

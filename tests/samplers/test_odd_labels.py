@@ -1,4 +1,4 @@
-"""Label sets that are odd, but no mistake: every sampler takes them."""
+"""Unusual but valid label sets: every sampler accepts them."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def _stream(kind: str, labels: list[int], classes: Tensor) -> list[list[int]]:
 
 @pytest.mark.parametrize("kind", samplers.available())
 @pytest.mark.parametrize("odd", ODD)
-def test_what_classes_are_called_changes_no_draw(kind: str, odd: str) -> None:
+def test_the_numbers_of_classes_change_no_draw(kind: str, odd: str) -> None:
     labels = ODD[odd]
     classes = torch.unique(torch.tensor(labels), return_inverse=True)[1]
     batches = _stream(kind, labels, classes)

@@ -17,7 +17,7 @@ VISITS = ({0: 0.2, 1: 0.85, 2: 0.5}, {0: 0.6, 1: 0.95})
 
 def _after_visits(sampler_class: type[Any], **knobs: Any) -> Any:
     """A sampler of four examples that has seen `VISITS`; others are answered by NaN."""
-    # Corrected draws may repeat an example, so answers come through batches of one.
+    # Corrected draws may repeat an example, so batches of one are answered.
     sampler = sampler_class(torch.zeros(4), batch_size=1, **knobs)
     for visits in VISITS:
         left = dict(visits)

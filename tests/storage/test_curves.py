@@ -67,7 +67,7 @@ def test_ids_between_the_wanted_are_left_out(store: CurveStore) -> None:
     assert set(store.load([1, 3])) == {1, 3}
 
 
-def test_a_trial_begun_anew_forgets_an_earlier_attempt(store: CurveStore) -> None:
+def test_a_trial_begun_again_replaces_the_curve_of_an_earlier_attempt(store: CurveStore) -> None:
     store.extend(7, [_evaluation(1), _evaluation(2)])
     store.extend(8, [_evaluation(1)])
     store.extend(7, [_evaluation(1, accuracy=0.9)], restart=True)
@@ -149,7 +149,7 @@ def test_a_copy_in_the_same_database_has_the_curves(anywhere: Storage) -> None:
     copy = optuna.load_study(study_name="copy", storage=anywhere.optuna)
     copied = copy.get_trials()[0]._trial_id
     assert anywhere.curves.load([copied]) == {copied: (_evaluation(1), _evaluation(2))}
-    # What the copy does is its own.
+    # Changes of the copy do not change the original.
     anywhere.curves.extend(copied, [_evaluation(1, accuracy=0.9)], restart=True)
     assert anywhere.curves.spent(copy._study_id)[0] == 640
     assert anywhere.curves.spent(study._study_id)[0] == 2 * 640

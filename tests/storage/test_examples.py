@@ -48,7 +48,7 @@ def _rows(storage: Storage) -> int:
         return connection.scalar(sa.select(sa.func.count()).select_from(EXAMPLES)) or 0
 
 
-def test_what_trials_saw_adds_up(opened: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sums_of_trials_add_up(opened: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
     # Several parts, the last of them shorter.
     monkeypatch.setattr(_examples, "_PART", 200)
     study = _study(opened)
@@ -99,14 +99,14 @@ def test_a_record_goes_with_its_study(opened: Storage) -> None:
 
 
 @pytest.mark.parametrize("elsewhere", [False, True], ids=["same database", "another database"])
-def test_a_copy_has_a_record_of_its_own(opened: Storage, tmp_path: Path, elsewhere: bool) -> None:
+def test_a_copy_has_a_separate_record(opened: Storage, tmp_path: Path, elsewhere: bool) -> None:
     study = _study(opened)
     opened.examples.add(study, _counts(0), total=50, labels="abc")
     target = Storage(f"sqlite:///{tmp_path / 'copy.db'}") if elsewhere else opened
     copy_study(opened, "one", target, to_name="copy")
     copied = optuna.load_study(study_name="copy", storage=target.optuna)._study_id
     np.testing.assert_array_equal(_load(target, copied).counts.sums, _counts(0).sums)
-    # Either may go on without the other.
+    # Trials may be added to either study alone.
     target.examples.add(copied, _counts(1), total=50, labels="abc")
     assert (_load(opened, study).trials, _load(target, copied).trials) == (1, 2)
     optuna.delete_study(study_name="one", storage=opened.optuna)

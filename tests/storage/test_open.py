@@ -24,7 +24,7 @@ def test_reading_makes_no_file(tmp_path: Path) -> None:
     assert not path.exists()
 
 
-def test_an_unreachable_folder_is_said_in_one_line(tmp_path: Path) -> None:
+def test_an_unreachable_folder_is_an_error_of_one_line(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match=r"Cannot open storage.*unable to open") as caught:
         Storage(f"sqlite:///{tmp_path / 'no' / 'such' / 'x.db'}").curves  # noqa: B018
     assert "\n" not in str(caught.value)

@@ -95,7 +95,7 @@ def test_two_objectives_stay_in_order(storage: Storage, plain: RDBStorage) -> No
 
 
 @pytest.mark.parametrize("listed", [500, 1])
-def test_any_part_of_the_trials_is_read_alike(
+def test_any_part_of_the_trials_is_read_as_by_optuna(
     storage: Storage, plain: RDBStorage, listed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(_optuna, "_LISTED", listed)
@@ -148,7 +148,7 @@ def test_a_finished_trial_stays_as_it_is(storage: Storage) -> None:
         lean.get_all_trials(77)
 
 
-def test_signs_of_life_are_optunas(storage: Storage, plain: RDBStorage) -> None:
+def test_heartbeats_are_optunas(storage: Storage, plain: RDBStorage) -> None:
     trial_id = plain.create_new_trial(plain.create_new_study(MAX, "study"))
     table = sa.text("SELECT count(*), max(heartbeat), CURRENT_TIMESTAMP FROM trial_heartbeats")
     for _ in range(2):

@@ -25,12 +25,12 @@ with Locks(sa.create_engine(sys.argv[1])).hold("study"):
 """
 
 
-def test_a_process_knows_itself_and_others_that_ended() -> None:
+def test_a_process_finds_itself_and_others_that_ended() -> None:
     assert is_here(this_process())
     assert not is_gone(this_process())
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
         machine, _, started = this_process().split(":")
-        # Another process with a number of ours, or ours with another start, is somebody else.
+        # Another process with a number of ours, or ours with another start, is another process.
         assert is_gone(f"{machine}:{child.pid}:{started}")
         assert is_gone(f"{machine}:{os.getpid()}:0")
         child.communicate()
@@ -62,7 +62,7 @@ def test_a_lock_is_given_back_by_a_process_that_is_killed(database_url: str) -> 
     engine.dispose()
 
 
-def test_a_lock_left_too_long_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lock_held_too_long_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hpo_mab.storage._process._WAIT_SECONDS", 0.1)
     storage = Storage(str(tmp_path / "studies.db"))
     with storage.lock("one"), pytest.raises(StorageError, match=r"studies.db.lock has been locked"):

@@ -168,7 +168,7 @@ def test_all_evaluations_but_the_last_are_those_of_the_average(
     assert [p.train_loss for p in curve] == [p.train_loss for p in plain]
 
 
-def test_a_constant_rate_is_judged_by_its_average_to_the_end(splits: ImageSplits) -> None:
+def test_a_constant_rate_is_evaluated_by_its_average_to_the_end(splits: ImageSplits) -> None:
     curve = list(_training(splits, average=0.2, schedule="constant"))
     assert [point.averaged for point in curve] == [True] * 4
     assert [point.learning_rate for point in curve] == pytest.approx([0.2] * 4)
@@ -176,7 +176,7 @@ def test_a_constant_rate_is_judged_by_its_average_to_the_end(splits: ImageSplits
     assert not any(point.averaged for point in without)
 
 
-def test_the_better_weights_are_kept_where_asked(splits: ImageSplits) -> None:
+def test_the_better_weights_are_kept_with_keep_better(splits: ImageSplits) -> None:
     # A constant rate that is too high: the average is better than the last weights.
     options: dict[str, Any] = {"average": 0.5, "schedule": "constant"}
     averaged = list(_training(splits, **options))[-1]

@@ -67,7 +67,7 @@ def test_a_loader_gives_the_same_batches_over_several_passes(num_workers: int) -
     expected = _pixels(DeviceBatches(data, normalization=_PLAIN).stream(_timed(data)), 9)
     before = torch.get_rng_state()
     stream = LoaderBatches(dataset, num_workers=num_workers).stream(_timed(data))
-    # As in training: a batch is answered before the next is asked for, or a new pass forgets it.
+    # As in training: a batch is answered before the next is fetched; a new pass would drop it.
     assert _pixels(stream, 9) == expected
     assert torch.equal(torch.get_rng_state(), before)
     stream.close()

@@ -30,7 +30,7 @@ def test_mean_over_examples_not_over_batches_in_evaluation_mode() -> None:
     assert model.training
 
 
-def test_the_mode_is_put_back_after_an_error() -> None:
+def test_the_mode_is_restored_after_an_error() -> None:
     model = _Fixed().train()
     with pytest.raises(IndexError):
         evaluate(model, [(torch.zeros(2, 2), torch.tensor([0, 5]))])

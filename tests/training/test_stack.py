@@ -1,4 +1,4 @@
-"""Trainings on a stack are the trainings alone, and do not touch one another."""
+"""Trainings on a stack equal separate ones, and do not change one another."""
 
 from __future__ import annotations
 
@@ -204,7 +204,7 @@ def test_bandits_of_a_stack_train_as_alone_on_their_batches(
         assert isinstance(sampler, MABSampler)
         shares = sampler.shares
         for batch in drawn:
-            # Each bandit draws an arm of its own share.
+            # Each bandit draws an arm of its share.
             assert (shares == batch[slot][:, None]).any(dim=1).all()
         replay = _Replay([batch[slot] for batch in drawn], splits.train.labels)
         _assert_same(curves[slot], task.alone(slot, replay))
@@ -383,7 +383,7 @@ def test_a_training_that_diverges_leaves_its_slot_and_its_neighbours_alone(
     _assert_same(curves[1], task.alone(1, task.sampler("uniform", 1)))
 
 
-def test_a_stopped_training_is_heard_of_no_more(splits: ImageSplits) -> None:
+def test_a_stopped_training_has_no_more_evaluations(splits: ImageSplits) -> None:
     task = _Task(splits)
     stack = task.stack(2)
     for slot in range(2):
@@ -494,7 +494,7 @@ def test_early_evaluations_are_on_their_own_examples(splits: ImageSplits) -> Non
     )
 
     def curves(stack: StackedTrainer) -> dict[int, list[float]]:
-        # Of different lengths: the last evaluation of one comes with an early one of the other.
+        # Of different lengths: the last evaluation of one coincides with an early one of the other.
         for slot, steps in enumerate((6, 12)):
             stack.start(
                 slot,

@@ -1,4 +1,4 @@
-"""What trainings add up of each example is what they saw, whoever takes the steps."""
+"""The sums of each example are those of its visits, in the loop, a step and a stack."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def test_a_slot_of_a_stack_adds_up_as_a_training_alone(splits: ImageSplits, kind
         examples=ExampleTally(labels, slots=3, device=torch.device("cpu")),
     )
     assert stack.examples is not None
-    # The first slot ends early and is taken again: what it saw before is not its successor's.
+    # The first slot ends early and is taken again: its sums are not those of the next training.
     for slot, steps in ((0, 10), (1, STEPS)):
         sampler = samplers.create(kind, labels, batch_size=BATCH, seed=slot)
         stack.start(slot, _network(slot), sampler=sampler, steps=steps, optimizer={"lr": 0.1})
@@ -166,7 +166,7 @@ def test_a_training_is_the_same_with_and_without(splits: ImageSplits) -> None:
     assert accuracies[0] == accuracies[1]
 
 
-def test_losses_that_are_not_finite_leave_no_trace() -> None:
+def test_losses_that_are_not_finite_change_nothing() -> None:
     labels = torch.arange(8) % 2
     tally = ExampleTally(labels, device=torch.device("cpu"))
     bad = torch.tensor([1.0, torch.nan, torch.inf, 2.0])

@@ -157,7 +157,7 @@ def test_closing_the_iterator_ends_the_training(splits: ImageSplits) -> None:
     assert all(torch.equal(a, b) for a, b in zip(weights, after, strict=True))
 
 
-def test_nothing_is_trained_before_it_is_asked_for(splits: ImageSplits) -> None:
+def test_nothing_is_trained_before_the_first_evaluation_is_requested(splits: ImageSplits) -> None:
     setup = _Setup(splits)
     setup.train()
     assert setup.arguments["sampler"].outstanding == 0
@@ -165,7 +165,7 @@ def test_nothing_is_trained_before_it_is_asked_for(splits: ImageSplits) -> None:
     assert torch.equal(setup.arguments["sampler"].draw(), first)
 
 
-def test_divergence_is_noticed_at_once_on_the_cpu(splits: ImageSplits) -> None:
+def test_divergence_is_detected_at_once_on_the_cpu(splits: ImageSplits) -> None:
     setup = _Setup(splits, lr=1e30)
     with pytest.raises(training.TrainingDiverged, match="the training loss is") as caught:
         list(setup.train(steps=500, evaluations=1, warmup=0.0))
@@ -180,7 +180,7 @@ def test_a_validation_loss_that_is_not_finite_is_divergence(splits: ImageSplits)
 
 
 class _Recorder(UniformSampler):
-    """Keeps what it is told."""
+    """Records the progress and the losses it gets."""
 
     asks_network = True
 
@@ -201,7 +201,7 @@ class _Recorder(UniformSampler):
         return super().update(losses, **more)
 
 
-def test_the_sampler_learns_progress_and_the_very_losses_trained_on(splits: ImageSplits) -> None:
+def test_the_sampler_gets_progress_and_the_losses_trained_on(splits: ImageSplits) -> None:
     setup = _Setup(splits, sampler=_Recorder)
     curve = list(setup.train(label_smoothing=0.2))
     sampler = setup.arguments["sampler"]
@@ -224,7 +224,7 @@ def test_the_gradient_is_that_of_the_weighted_loss(splits: ImageSplits) -> None:
     assert all(torch.equal(a, b) for a, b in zip(weights, after, strict=True))
 
 
-def test_a_scorer_is_bound_that_leaves_no_trace(splits: ImageSplits) -> None:
+def test_a_scorer_is_bound_and_removed_at_the_end(splits: ImageSplits) -> None:
     setup = _Setup(splits, sampler=_Recorder)
     under_way = setup.train(label_smoothing=0.2)
     next(under_way)
@@ -236,7 +236,7 @@ def test_a_scorer_is_bound_that_leaves_no_trace(splits: ImageSplits) -> None:
         assert torch.equal(value, before[key])
     images = setup.normalization(splits.train.images[[5, 2]])
     torch.testing.assert_close(logits, setup.model.eval()(images).detach())
-    # The sampler and the network would hold one another for longer.
+    # A cycle of the sampler and the network would be freed later.
     del under_way
     assert setup.arguments["sampler"].scorer is None
 

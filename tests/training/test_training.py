@@ -106,7 +106,7 @@ def test_a_resumed_training_equals_one_never_stopped(start: Start, options: Any)
     again = list(resumed)
     assert again[:2] == part
     assert _timeless(again) == _timeless(curve)
-    # The seconds go on where they were.
+    # The seconds continue from the state's.
     assert again[2].seconds > part[1].seconds
     assert again[2].sampler_seconds > part[1].sampler_seconds
     for one, other in zip(whole.model.parameters(), resumed.model.parameters(), strict=True):

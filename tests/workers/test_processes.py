@@ -25,7 +25,7 @@ PASSWORD = "hunter2"
 
 
 class Script:
-    """Stands for worker processes that end as told, one after another."""
+    """Replaces worker processes; they end with the given statuses, one after another."""
 
     ends: ClassVar[list[int]] = []
     started: ClassVar[list[Sequence[str]]] = []
@@ -80,20 +80,22 @@ def test_workers_that_only_die_are_not_replaced_for_ever(run: Callable[..., bool
     assert len(Script.started) < 20
 
 
-def test_a_worker_that_gives_up_is_not_replaced_and_heard(run: Callable[..., bool]) -> None:
+def test_a_worker_that_gives_up_is_not_replaced_and_its_error_is_raised(
+    run: Callable[..., bool],
+) -> None:
     with pytest.raises(StudyFailedError, match="status 2"):
         run(2, 2)
     assert len(Script.started) == 2
-    # The other one finished the study: nothing is amiss.
+    # The other worker finished the study, so the run has no error.
     assert run(2, 0) is False
 
 
-def test_workers_stopped_by_somebody_interrupt_the_run(run: Callable[..., bool]) -> None:
+def test_workers_stopped_from_outside_interrupt_the_run(run: Callable[..., bool]) -> None:
     assert run(130, 130) is True
     assert run(130, 0) is False
 
 
-def test_ctrl_c_asks_once_and_kills_the_second_time(
+def test_ctrl_c_stops_workers_and_kills_them_the_second_time(
     study: optuna.Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[str] = []
@@ -124,25 +126,25 @@ def test_ctrl_c_asks_once_and_kills_the_second_time(
     monkeypatch.setattr(_processes.time, "sleep", sleep)
     storage = Storage(str(tmp_path / "studies.db"))
     launcher = ProcessLauncher(storage, devices=["cpu"] * 2, data_root="data")
-    # Raised: what comes after a run, a summary and pages, must not keep anybody waiting now.
+    # Raised, so that the summary and the pages after a run are left out.
     with pytest.raises(KeyboardInterrupt):
         launcher(study)
     assert asked == ["Ctrl-C", "stop", "stop", "Ctrl-C", "kill", "kill"]
 
 
-def test_finished_trials_are_told_once(run: Callable[..., bool], study: optuna.Study) -> None:
+def test_finished_trials_are_passed_on_once(run: Callable[..., bool], study: optuna.Study) -> None:
     from hpo_mab.workers._processes import FinishedTrials
 
     study.add_trial(optuna.create_trial(value=0.5))
-    told: list[int] = []
-    watch = FinishedTrials(study, lambda study, trial: told.append(trial.number))
+    finished: list[int] = []
+    watch = FinishedTrials(study, lambda study, trial: finished.append(trial.number))
     assert watch.report_new() == 0
     study.add_trial(optuna.create_trial(value=0.5))
     assert (watch.report_new(), watch.report_new()) == (1, 0)
-    assert told == [1]
+    assert finished == [1]
 
 
-def test_cuda_devices_are_dealt_out_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cuda_devices_are_assigned_round_robin(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert worker_devices(2) == ("cuda:0", "cuda:1")

@@ -59,18 +59,20 @@ def test_two_nodes_finish_a_study_together(cluster: Any, postgres_url: str) -> N
             "search": {"sampler": "random", "initial": 4},
         }
     )
-    # The server asks for no password; Ray must not show the one it is handed.
+    # The server asks for no password; Ray must not show the one it is given.
     storage = Storage(postgres_url.replace("postgres:@", f"postgres:{PASSWORD}@"))
     assert PASSWORD in storage.secret_url
     launcher = RayLauncher(storage, workers=2, address=cluster.address, data_root=spec.data.root)
-    told: list[int] = []
+    finished_trials: list[int] = []
     outcome = StudyRunner(spec, storage).run(
-        score=False, launch=launcher, on_trial=lambda study, trial: told.append(trial.number)
+        score=False,
+        launch=launcher,
+        on_trial=lambda study, trial: finished_trials.append(trial.number),
     )
     assert not outcome.interrupted
     finished = [t for t in outcome.run.trials if t.state in ("complete", "pruned")]
     assert sorted(trial.slot for trial in finished) == list(range(12))
-    assert sorted(told) == [trial.number for trial in outcome.run.trials]
+    assert sorted(finished_trials) == [trial.number for trial in outcome.run.trials]
     # Both nodes had a part in it.
     workers = {
         t.system_attrs["hpo_mab:worker"]
