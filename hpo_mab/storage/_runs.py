@@ -26,7 +26,7 @@ from hpo_mab._attributes import (
 )
 from hpo_mab._errors import StorageError, UnknownNameError
 from hpo_mab.data import DataIdentity
-from hpo_mab.samplers import KINDS
+from hpo_mab.samplers._registry import KINDS
 from hpo_mab.storage._open import Storage
 from hpo_mab.training import Evaluation
 
