@@ -33,6 +33,8 @@ TWIN_KEY = "hpo_mab:twin_of"
 PROMOTES_KEY = "hpo_mab:promotes"
 #: Slot of the stopped trial whose training it continues, for a promotion that does.
 CONTINUES_KEY = "hpo_mab:continues"
+#: Training examples that it may process, of a loop that a `TrialReporter` follows.
+BUDGET_KEY = "hpo_mab:budget"
 #: What its curve has cost.
 EXAMPLES_KEY = "hpo_mab:examples"
 SECONDS_KEY = "hpo_mab:seconds"

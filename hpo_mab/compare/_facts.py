@@ -21,9 +21,11 @@ def study_facts(run: StudyRun) -> list[tuple[str, str]]:
     """Label and text of each fact of a study, from its definition and its trials.
 
     Args:
-        run: The study.
+        run: The study. Of one without a definition only the budget and the weights are known.
     """
     spec = run.spec
+    if not spec:
+        return [("budget per trial", _budget(run)), ("weights evaluated", weights_evaluated([run]))]
     search = spec.get("search", {})
     return [
         ("network", section(spec, "model")),

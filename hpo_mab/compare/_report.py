@@ -125,7 +125,7 @@ def _plain_run(run: StudyRun) -> dict[str, Any]:
         trial["curve"] = {
             key: [_rounded(e[key]) for e in curve] for key in (curve[0] if curve else ())
         }
-    plain["spec"]["data"].pop("root", None)
+    plain["spec"].get("data", {}).pop("root", None)
     return plain
 
 

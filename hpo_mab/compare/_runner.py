@@ -426,7 +426,7 @@ class _Found:
                 "give one another arm's name: NAME=STUDY."
             )
         study = open_study(storage, name)
-        definition = Definition.load(study)
+        definition = Definition.of(study)
         self.runs[key], self.databases[key] = run, place
         self.data[key] = definition.data
         self.environments[key] = definition.environment

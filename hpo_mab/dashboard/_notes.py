@@ -145,11 +145,13 @@ def _next(run: StudyRun, storage: Storage) -> str:
     # A definition of the user's own is a file whose place is not on record.
     name = name if name in builtin_names() else f"{name}.toml"
     more = 2 * max(len(run.trials), 1)
-    commands = (
-        f"hpo-mab run {shlex.quote(name)}{where} --trials {more}   # continue",
-        f"hpo-mab compare {shlex.quote(name)}{where}   # against uniform sampling",
-        f"hpo-mab report {shlex.quote(run.name)}{where}   # one HTML file",
-    )
+    commands = [f"hpo-mab report {shlex.quote(run.name)}{where}   # one HTML file"]
+    if run.spec:
+        commands = [
+            f"hpo-mab run {shlex.quote(name)}{where} --trials {more}   # continue",
+            f"hpo-mab compare {shlex.quote(name)}{where}   # against uniform sampling",
+            *commands,
+        ]
     return "## Next\n\n```bash\n" + "\n".join(commands) + "\n```"
 
 

@@ -14,7 +14,7 @@ import optuna
 import sqlalchemy as sa
 from optuna.trial import TrialState
 
-from hpo_mab._attributes import PUBLISHED_KEY, TEST_KEY
+from hpo_mab._attributes import BUDGET_KEY, PUBLISHED_KEY, TEST_KEY
 from hpo_mab.dashboard._figures import comparison_figures, study_figures
 from hpo_mab.dashboard._notes import (
     curve_notes,
@@ -223,7 +223,7 @@ def refresh(storage: Storage, *, artifacts: Path | None = None) -> Published:
 
     def write(name: str) -> bool:
         study = open_study(storage, name)
-        stale = Definition.is_in(study.user_attrs) and _is_stale(storage, study)
+        stale = _is_ours(storage, study) and _is_stale(storage, study)
         if stale:
             run = read_run(storage, name)
             _write(storage, run, study, study_figures([run]), artifacts=artifacts)
@@ -297,6 +297,17 @@ def _test_accuracy(study: optuna.Study, run: StudyRun) -> float | None:
     known: dict[str, Any] = study.user_attrs.get(TEST_KEY, {})
     fits = run.best is not None and known.get("trial") == run.best.number
     return float(known["accuracy"]) if fits else None
+
+
+def _is_ours(storage: Storage, study: optuna.Study) -> bool:
+    """Whether the study has a definition, or its first trial a `hpo_mab.TrialReporter`."""
+    if Definition.is_in(study.user_attrs):
+        return True
+    # Reading the trials of every study would take seconds.
+    if not storage.optuna.get_n_trials(study._study_id):
+        return False
+    first = storage.optuna.get_trial_id_from_study_id_trial_number(study._study_id, 0)
+    return BUDGET_KEY in storage.optuna.get_trial_user_attrs(first)
 
 
 def _is_stale(storage: Storage, study: optuna.Study) -> bool:

@@ -18,6 +18,7 @@ from optuna.study import StudyDirection
 from torch import Tensor, nn
 
 from hpo_mab._attributes import (
+    BUDGET_KEY,
     EVALUATION_KEY,
     EXAMPLES_KEY,
     INTERRUPTED_KEY,
@@ -229,7 +230,8 @@ class TrialReporter:
 
     Accuracies go to Optuna at steps 1 to ``evaluations``, so that trials are compared at equal
     shares of their budget, and `hpo_mab.AdvantagePruner` can place its rungs. The trial gets the
-    user attributes ``hpo_mab:examples``, ``hpo_mab:seconds`` and ``hpo_mab:sampler``.
+    user attributes ``hpo_mab:budget``, ``hpo_mab:examples``, ``hpo_mab:seconds`` and
+    ``hpo_mab:sampler``. With ``curves``, ``hpo-mab report`` compares such studies.
 
     Args:
         trial: Optuna's trial. An `optuna.trial.FixedTrial` or a finished trial is trained alone:
@@ -293,6 +295,7 @@ class TrialReporter:
         self._losses: list[SupportsFloat] = []
         uniform = sampler is None or isinstance(sampler, UniformSampler)
         trial.set_user_attr(SAMPLER_KEY, UNIFORM if uniform else type(sampler).__name__)
+        trial.set_user_attr(BUDGET_KEY, budget_examples)
 
     def __enter__(self) -> Self:
         # Somebody tells us of the end: points may wait for one another.
@@ -307,10 +310,10 @@ class TrialReporter:
     ) -> None:
         self._may_wait = False
         if error is None:
-            self._record.flush()
+            self._record.close()
             return
         try:
-            self._record.flush()
+            self._record.close()
             self._note(error)
         except STORAGE_ERRORS as failure:
             # What ended the loop is the news, not that it could not be written down.
@@ -410,10 +413,9 @@ class TrialReporter:
             self._averaged = averaged
         self._record.add(self._evaluation(loss=float(loss), learning_rate=learning_rate))
         self._averaged = False
-        self._record.store_cost()
         pruned = not self.done and self._record.should_prune()
-        if pruned or self.done or not self._may_wait:
-            self._record.flush()
+        if not self._may_wait:
+            self._record.close()
         if pruned:
             raise optuna.TrialPruned
         self._running_since = self._clock()

@@ -14,16 +14,19 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from hpo_mab._attributes import (
+    BUDGET_KEY,
     DEFINITION_KEY,
     EVALUATION_KEY,
     PAIRED_KEY,
     PROMOTES_KEY,
     RESUMED_KEY,
+    SAMPLER_KEY,
     SLOT_KEY,
     trial_attributes,
 )
 from hpo_mab._errors import StorageError, UnknownNameError
 from hpo_mab.data import DataIdentity
+from hpo_mab.samplers._registry import KINDS
 from hpo_mab.storage._open import Storage
 from hpo_mab.training import Evaluation
 
@@ -79,6 +82,37 @@ class Definition:
         stored["spec"] = _completed(stored["spec"])
         data = stored.pop("data", None)
         return cls(**stored, data=None if data is None else DataIdentity(**data))
+
+    @classmethod
+    def of(cls, study: optuna.Study) -> Self:
+        """The stored definition, or what the trials of a `hpo_mab.TrialReporter` say of it.
+
+        Such a study is the arm of its trials' batch sampler, or of its own name if they differ. Its
+        seed and its number of examples are not known, and are 0.
+
+        Raises:
+            StorageError: Neither is there, or the trials differ in their budget.
+        """
+        trials = [trial.user_attrs for trial in study.get_trials(deepcopy=False)]
+        budgets = sorted({attrs[BUDGET_KEY] for attrs in trials if BUDGET_KEY in attrs})
+        if cls.is_in(study.user_attrs) or not budgets:
+            return cls.load(study)
+        if len(budgets) > 1:
+            raise StorageError(
+                f"Trials of study '{study.study_name}' have different budgets, "
+                f"{budgets[0]:,} to {budgets[-1]:,} examples. Trials of one budget are compared."
+            )
+        kinds = {name: kind for kind, (_, name) in KINDS.items()}
+        arms = {attrs[SAMPLER_KEY] for attrs in trials if SAMPLER_KEY in attrs}
+        arm = arms.pop() if len(arms) == 1 else study.study_name
+        return cls(
+            arm=kinds.get(arm, arm),
+            seed=0,
+            trial_examples=budgets[0],
+            epoch_examples=0,
+            spec={},
+            environment={},
+        )
 
     def data_difference(self, examples: int, data: DataIdentity | None) -> str:
         """How other data differ from the study's, for a message; empty if they are the same.
@@ -300,7 +334,7 @@ def read_run(storage: Storage, name: str) -> StudyRun:
         UnknownNameError: There is no such study.
     """
     study = open_study(storage, name)
-    definition = Definition.load(study)
+    definition = Definition.of(study)
     trials = study.get_trials(deepcopy=False)
     curves = storage.curves.load([trial._trial_id for trial in trials])
     run = StudyRun(
@@ -310,7 +344,7 @@ def read_run(storage: Storage, name: str) -> StudyRun:
         trial_examples=definition.trial_examples,
         spec=definition.spec,
         trials=tuple(_trial_run(trial, curves.get(trial._trial_id, ())) for trial in trials),
-        training_examples=definition.epoch_examples,
+        training_examples=definition.epoch_examples or None,
     )
     if run.missing_curves:
         warnings.warn(
@@ -332,7 +366,8 @@ def _trial_run(trial: FrozenTrial, curve: tuple[Evaluation, ...]) -> TrialRun:
         params=trial.params,
         # Optuna gives a pruned trial its last report as value.
         value=trial.value if trial.state == TrialState.COMPLETE else None,
-        paired=bool(attrs.get(PAIRED_KEY, False)),
+        # A reporter's trials are paired wherever two studies have the same configuration.
+        paired=bool(attrs.get(PAIRED_KEY, BUDGET_KEY in attrs)),
         curve=curve,
         attrs=attrs,
     )

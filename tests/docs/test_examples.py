@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import re
 import shlex
@@ -16,7 +17,14 @@ from numpy.typing import NDArray
 from scipy.stats import kendalltau
 
 from hpo_mab.cli._main import app
-from hpo_mab.compare import answers, read_record
+from hpo_mab.compare import (
+    answers,
+    comparison_record,
+    read_record,
+    stored_comparison,
+    summarise,
+)
+from hpo_mab.dashboard import refresh
 from hpo_mab.storage import Storage
 
 ROOT = Path(__file__).parents[2]
@@ -115,6 +123,28 @@ def test_the_reporters_example_stores_curves(
     assert [[point.averaged for point in curve] for curve in curves] == [
         [True, True, True, False]
     ] * 2
+
+
+def test_moving_in_from_optuna_is_the_diff_that_the_page_shows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    page = ROOT / "docs/how-to/from-optuna.md"
+    before, after = blocks(page, "python")
+    (diff,) = blocks(page, "diff")
+    lines = difflib.unified_diff(before.splitlines(), after.splitlines(), n=1, lineterm="")
+    assert list(lines)[2:] == diff.splitlines()
+    run(page, after)
+    for curve in stored_curves("own-mab"):
+        assert [point.averaged for point in curve] == [point.index < 4 for point in curve]
+    found = stored_comparison(["own-*"], storages=["studies.db"])
+    (contrast,) = summarise(found.runs, reference=found.reference).contrasts
+    assert (contrast.arm, contrast.reference) == ("mab", "uniform")
+    assert contrast.pairs >= 4
+    assert json.loads(comparison_record(found, summarise(found.runs)))["studies"]
+    storage = Storage("studies.db")
+    assert refresh(storage).studies == ("own-uniform", "own-mab")
+    storage.close()
 
 
 def stored_curves(study: str) -> list[Any]:
