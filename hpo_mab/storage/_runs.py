@@ -26,7 +26,7 @@ from hpo_mab._attributes import (
 )
 from hpo_mab._errors import StorageError, UnknownNameError
 from hpo_mab.data import DataIdentity
-from hpo_mab.samplers._registry import KINDS
+from hpo_mab.samplers._registry import NAMES
 from hpo_mab.storage._open import Storage
 from hpo_mab.training import Evaluation
 
@@ -102,7 +102,7 @@ class Definition:
                 f"Trials of study '{study.study_name}' have different budgets, "
                 f"{budgets[0]:,} to {budgets[-1]:,} examples. Trials of one budget are compared."
             )
-        kinds = {name: kind for kind, (_, name) in KINDS.items()}
+        kinds = {where.partition(":")[2]: kind for kind, where in NAMES.items()}
         arms = {attrs[SAMPLER_KEY] for attrs in trials if SAMPLER_KEY in attrs}
         arm = arms.pop() if len(arms) == 1 else study.study_name
         return cls(
