@@ -156,7 +156,6 @@ _ROWS = (
     _Row("paper/small-fashion_mnist.json", "mab_paper", words=_FORGETS_NOTHING),
     _Row("paper/small-cifar10.json", "mab_paper", words=_FORGETS_NOTHING),
     _Row("paper/small-cifar100.json", "mab"),
-    _Row("paper/small-cifar100.json", "csgd"),
     _Row("paper/paper-cifar10.json", "mab"),
     _Row("defaults/fashion_mnist.json", "memory_100", words="bandit, memory 100"),
     _Row("defaults/cifar10.json", "memory_100", words="bandit, memory 100"),

@@ -31,7 +31,7 @@ _STATED: dict[Question, tuple[str, str]] = {
 }
 _OTHER_SLOTS = "the arms' trials were trained in different numbers of slots"
 #: No sampler here makes a step take more times as long: beyond it the machine was busy.
-_ODD_PACE = 2.0
+_ODD_PACE = 3.0
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -23,7 +23,6 @@ from hpo_mab._errors import ArgumentError, UnknownNameError
 from hpo_mab._registry import Named, Registry, check_types
 from hpo_mab.samplers._registry import SAMPLERS, sampler_maker
 from hpo_mab.training import DEFAULT_AVERAGE
-from hpo_mab.training._optimizers import OPTIMIZERS, optimizer_maker
 
 _RANGE_KEYS = frozenset({"low", "high", "log", "step", "type"})
 _KEYS = _RANGE_KEYS | {"choices"}
@@ -255,7 +254,7 @@ class Choice:
     """
 
     def __init__(self, section: str, named: Named, options: Mapping[str, Any]) -> None:
-        registry, make = _CHOSEN[section]
+        registry, make = _chosen(section)
         self.name = registry.name(named)
         self.values = _parse(section, options)
         check_options(registry, named, self.values, section=section)
@@ -272,10 +271,14 @@ class Choice:
         return Part(self.name, self._make, _suggest(trial, self._prefix, self.values))
 
 
-_CHOSEN: Mapping[str, tuple[Registry, Callable[[Named], Callable[..., Any]]]] = {
-    "optimizer": (OPTIMIZERS, optimizer_maker),
-    "sampler": (SAMPLERS, sampler_maker),
-}
+def _chosen(section: str) -> tuple[Registry, Callable[[Named], Callable[..., Any]]]:
+    """The names of a section, and what makes a maker of one of them."""
+    if section == "sampler":
+        return SAMPLERS, sampler_maker
+    # Late: optimisers need torch, and a mistake in a definition is found before torch is there.
+    from hpo_mab.training._optimizers import OPTIMIZERS, optimizer_maker
+
+    return OPTIMIZERS, optimizer_maker
 
 
 def check_options(

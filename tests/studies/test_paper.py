@@ -50,7 +50,9 @@ def test_it_runs_every_arm_records_it_and_runs_nothing_twice(
         (arm, seed) for arm in ARMS for seed in (0, 1)
     }
     assert all(len(study["trials"]) == 1 for study in record["studies"])
-    assert {line.partition(":")[0] for line in record["verdict"]} == {*ARMS} - {"uniform"}
+    assert {line.partition(":")[0] for line in record["verdict"] if "?" in line} == {*ARMS} - {
+        "uniform"
+    }
     gpus = record["environment"]["gpus"]
     why = "it was not asked for" if gpus else "no GPU was found where this was run"
     assert record["scale"] == {
