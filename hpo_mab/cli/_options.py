@@ -128,7 +128,11 @@ DataRoot = Annotated[
 ]
 Model = Annotated[
     str | None,
-    typer.Option(help="Network, e.g. small_cnn, resnet18.", autocompletion=networks),
+    typer.Option(
+        help="Network: mlp, small_cnn, resnet18, torchvision:NAME, timm:NAME or "
+        "package.module:Name.",
+        autocompletion=networks,
+    ),
 ]
 Sampler = Annotated[
     str | None,

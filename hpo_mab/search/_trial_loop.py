@@ -29,6 +29,8 @@ from hpo_mab.storage import STORAGE_ERRORS, Storage, heartbeat, release
 from hpo_mab.training import Budget, Evaluation, StackedTrainer, TrainingDiverged
 from hpo_mab.training._device import release_memory
 
+#: Called with study and trial after each trial. If it has a method ``running``, that is called
+#: between, with the share of its budget that each running trial has spent, by number.
 TrialCallback = Callable[[optuna.Study, FrozenTrial], None]
 
 SECONDS_BETWEEN_LOOKS = 1.0
@@ -69,6 +71,7 @@ class TrialLoop:
         self._storage = storage
         self._objective = objective
         self._on_trial = on_trial
+        objective.on_progress = getattr(on_trial, "running", None)
         self._patience = patience
         #: Trials claimed here that have not ended.
         self._mine: list[optuna.trial.Trial] = []
@@ -439,6 +442,15 @@ class StackLoop(TrialLoop):
         for reason in self._stacks.loop_reasons:
             self._objective.note_loop(reason)
         self._record([(places[place], result) for place, result in found])
+        if self._objective.on_progress is not None:
+            evaluations = self._objective.workload.loop.evaluations
+            self._objective.on_progress(
+                {
+                    running.trial.number: running.record.last.index / evaluations
+                    for running in self._running.values()
+                    if running.record.last is not None
+                }
+            )
 
     def _record(self, found: Sequence[tuple[_Running, Evaluation | TrainingDiverged]]) -> None:
         """Record evaluations; end the trials whose last it was or that the pruner stops."""
