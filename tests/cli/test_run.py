@@ -80,6 +80,23 @@ def test_options_override_the_file(cli: Cli, tiny: str, tmp_path: Path) -> None:
     assert not (tmp_path / "hpo_mab.db").exists()
 
 
+def test_the_trials_of_a_study_are_listed(cli: Cli, tiny: str) -> None:
+    more = ("--trials", "3", "--pruner", "none", "--quiet")
+    assert cli("run", tiny, *more)[0] == 0
+    status, out, _ = cli("studies", "tiny-mab-seed0")
+    head, *rows = out.splitlines()[:4]
+    assert (status, head.split()) == (
+        0,
+        ["Trial", "State", "Accuracy", "Evaluations", "Parameters"],
+    )
+    assert [row.split()[0:2] for row in rows] == [[str(n), "complete"] for n in range(3)]
+    assert all(row.split()[2].endswith("%") and row.split()[3] == "3" for row in rows)
+    assert all("lr = " in row for row in rows)
+    listed = json.loads(cli("studies", "tiny-mab-seed0", "--json")[1])
+    assert [trial["trial"] for trial in listed] == [0, 1, 2]
+    assert 0 < listed[0]["value"] <= 1
+
+
 def test_quiet_is_quiet(cli: Cli, tiny: str) -> None:
     assert cli("run", tiny, "--trials", "1", "--quiet") == (0, "", "")
 
