@@ -12,7 +12,7 @@ from hpo_mab._registry import lazy_names
 from hpo_mab.samplers._registry import NAMES, available, create, knob_types, knobs
 
 if TYPE_CHECKING:
-    from hpo_mab.samplers._base import BatchSampler, Draw
+    from hpo_mab.samplers._base import BatchSampler, CommonArguments, Draw
     from hpo_mab.samplers._curriculum import CurriculumSampler
     from hpo_mab.samplers._feedback import FeedbackError
     from hpo_mab.samplers._importance import AdamBSSampler, GradNormSampler
@@ -26,6 +26,7 @@ __all__ = [
     "AdamBSSampler",
     "BatchSampler",
     "CSGDSampler",
+    "CommonArguments",
     "ContextualSampler",
     "CurriculumSampler",
     "Draw",
@@ -47,6 +48,6 @@ __all__ = [
 __getattr__, __dir__ = lazy_names(
     __name__,
     {name: module for module, name in (path.split(":") for path in NAMES.values())}
-    | dict.fromkeys(("BatchSampler", "Draw"), "hpo_mab.samplers._base")
+    | dict.fromkeys(("BatchSampler", "CommonArguments", "Draw"), "hpo_mab.samplers._base")
     | {"FeedbackError": "hpo_mab.samplers._feedback"},
 )

@@ -10,7 +10,7 @@ import hashlib
 import inspect
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Required, Self, TypedDict
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from torch.utils.data import Sampler
 
 from hpo_mab._errors import ArgumentError
 from hpo_mab._labels import class_labels
-from hpo_mab._registry import name_of
+from hpo_mab._registry import name_of, parameters
 from hpo_mab.samplers._feedback import FeedbackError, check_losses, checked_targets, same_indices
 
 
@@ -35,6 +35,28 @@ class Draw:
     indices: Tensor
     weights: Tensor | None = None
     context: Any = None
+
+
+class CommonArguments(TypedDict, total=False):
+    """Keyword arguments of every sampler: a subclass passes them on to `BatchSampler`.
+
+    `BatchSampler` has their meaning, defaults and checks. A subclass names its own options only:
+
+    .. code-block:: python
+
+        class MySampler(BatchSampler):
+            def __init__(
+                self, labels, *, floor: float = 0.1, **common: Unpack[CommonArguments]
+            ) -> None:
+                super().__init__(labels, **common)
+                self.floor = floor
+    """
+
+    batch_size: Required[int]
+    seed: int
+    device: torch.device | str
+    rank: int
+    world_size: int
 
 
 class BatchSampler(Sampler[list[int]], abc.ABC):
@@ -82,6 +104,13 @@ class BatchSampler(Sampler[list[int]], abc.ABC):
 
     #: Options of the subclass that this sampler was made with, as plain values.
     _options: Mapping[str, Any]
+    #: Of the constructor, with the arguments of every sampler in place of ``**``: for `help`.
+    __signature__: ClassVar[inspect.Signature]
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Store the constructor's signature."""
+        super().__init_subclass__(**options)
+        cls.__signature__ = _signature(cls)
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         """Store the options: a state can only be loaded by a sampler with the same ones."""
@@ -450,11 +479,26 @@ class BatchSampler(Sampler[list[int]], abc.ABC):
         return classes
 
 
+def _signature(cls: type[Any]) -> inspect.Signature:
+    own = inspect.signature(cls.__init__)
+
+    def place(one: inspect.Parameter) -> tuple[int, bool]:
+        return one.kind, one.name not in CommonArguments.__annotations__
+
+    try:
+        return inspect.Signature(sorted(parameters(cls).values(), key=place))
+    except ValueError:  # An argument without default of a base class after one with a default.
+        return own.replace(parameters=list(own.parameters.values())[1:])
+
+
+BatchSampler.__signature__ = _signature(BatchSampler)
+
+
 def _bound_options(cls: type, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments of a constructor but those that every sampler has, defaults included."""
-    signature = inspect.signature(cls.__init__)  # type: ignore[misc]
+    signature = inspect.signature(cls)
     try:
-        bound = signature.bind(None, *args, **kwargs)
+        bound = signature.bind(*args, **kwargs)
     except TypeError:  # The constructor raises the error of these arguments.
         return {}
     bound.apply_defaults()
@@ -462,8 +506,8 @@ def _bound_options(cls: type, args: tuple[Any, ...], kwargs: Mapping[str, Any]) 
     for name, value in bound.arguments.items():
         rest = signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD
         options.update(value if rest else {name: value})
-    base = inspect.signature(BatchSampler.__init__).parameters
-    return {name: _plain(value) for name, value in options.items() if name not in base}
+    common = {"labels", *CommonArguments.__annotations__}
+    return {name: _plain(value) for name, value in options.items() if name not in common}
 
 
 def _plain(value: Any) -> Any:

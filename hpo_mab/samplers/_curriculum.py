@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Unpack
 
 import torch
 from torch import Tensor
 
 from hpo_mab._errors import ArgumentError
+from hpo_mab.samplers._base import CommonArguments
 from hpo_mab.samplers._feedback import require
 from hpo_mab.samplers._uniform import UniformSampler
 
@@ -72,16 +73,12 @@ class CurriculumSampler(UniformSampler):
 
     Args:
         labels: Class of each training example, integers [N].
-        batch_size: Examples a batch, ``B``.
-        seed: Seed of the permutations.
-        device: Where permutations are drawn.
-        rank: This process's share among ``world_size``.
-        world_size: Number of processes that split the examples.
         start: Share of each class that is drawn at first, in (0, 1].
         end: Share of the budget after which all are drawn, in [0, 1].
         trim: Share of the hardest of each class that is never drawn, in [0, 1).
         difficulty: A higher number is harder, float [N]; NaN where not known. None: not known for
             any example.
+        **common: Arguments of every sampler, see `BatchSampler`.
 
     Raises:
         ArgumentError: An argument outside its bound.
@@ -93,27 +90,16 @@ class CurriculumSampler(UniformSampler):
         self,
         labels: Tensor | Sequence[int],
         *,
-        batch_size: int,
-        seed: int = 0,
-        device: torch.device | str = "cpu",
-        rank: int = 0,
-        world_size: int = 1,
         start: float = 0.6,
         end: float = 0.5,
         trim: float = 0.0,
         difficulty: Tensor | Sequence[float] | None = None,
+        **common: Unpack[CommonArguments],
     ) -> None:
         require(0 < start <= 1, "start", "in (0, 1]", start)
         require(0 <= end <= 1, "end", "in [0, 1]", end)
         require(0 <= trim < 1, "trim", "in [0, 1)", trim)
-        super().__init__(
-            labels,
-            batch_size=batch_size,
-            seed=seed,
-            device=device,
-            rank=rank,
-            world_size=world_size,
-        )
+        super().__init__(labels, **common)
         self.start = start
         self.end = end
         self.trim = trim
@@ -126,7 +112,7 @@ class CurriculumSampler(UniformSampler):
             for share in (min(start, 1 - trim), 1 - trim):
                 part = own[easiest(known, self.labels[own], share=share)]
                 # A batch must hold no example twice, so a part needs at least a batch of them.
-                parts.append(part if len(part) >= batch_size else own)
+                parts.append(part if len(part) >= self.batch_size else own)
             self._easy, self._examples = (part.to(self.device) for part in parts)
 
     def set_progress(self, share: float) -> None:
@@ -136,7 +122,7 @@ class CurriculumSampler(UniformSampler):
             self._stream.restart()
         self._at_start = at_start
 
-    def _permutation(self) -> Tensor:
+    def _plan(self) -> Tensor:
         examples = self._easy if self._at_start else self._examples
         order = torch.randperm(len(examples), generator=self._generator, device=self.device)
         return examples[order]

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from hpo_mab.samplers._base import BatchSampler, Draw
+from hpo_mab.samplers._base import BatchSampler, CommonArguments, Draw
 
 
 def make_generator(
@@ -94,7 +95,39 @@ class PlanStream:
         self._order = torch.cat([window[:count], rest[shuffle]])
 
 
-class UniformSampler(BatchSampler):
+class StreamSampler(BatchSampler):
+    """A sampler that draws its batches from consecutive plans, with a generator of its own."""
+
+    def __init__(
+        self,
+        labels: Tensor | Sequence[int],
+        **common: Unpack[CommonArguments],
+    ) -> None:
+        super().__init__(labels, **common)
+        self._generator = make_generator(self.seed, rank=self.rank, device=self.device)
+        self._examples = self.examples.to(self.device)
+        self._stream = PlanStream(
+            self._plan, num_labels=self._plan_labels, generator=self._generator
+        )
+
+    @property
+    def _plan_labels(self) -> int:
+        """Number of indices that plans are made of."""
+        return len(self.labels)
+
+    @abc.abstractmethod
+    def _plan(self) -> Tensor:
+        """The order of the next pass, see `PlanStream`."""
+
+    def _state(self) -> dict[str, Any]:
+        return {"generator": self._generator.get_state(), "stream": self._stream.state()}
+
+    def _load_state(self, state: dict[str, Any]) -> None:
+        self._generator.set_state(state["generator"].cpu())
+        self._stream.load_state(state["stream"])
+
+
+class UniformSampler(StreamSampler):
     """Shuffling without replacement, as a continuous stream.
 
     Every run of ``N`` draws from the start (``N`` examples of this rank) holds each example
@@ -107,50 +140,15 @@ class UniformSampler(BatchSampler):
 
     Args:
         labels: Class of each training example, integers [N].
-        batch_size: Examples a batch, ``B``.
-        seed: Seed of the permutations.
-        device: Where permutations are drawn.
-        rank: This process's share among ``world_size``.
-        world_size: Number of processes that split the examples.
+        **common: Arguments of every sampler, see `BatchSampler`.
 
     Raises:
         ArgumentError: An argument outside its bound.
     """
 
-    def __init__(
-        self,
-        labels: Tensor | Sequence[int],
-        *,
-        batch_size: int,
-        seed: int = 0,
-        device: torch.device | str = "cpu",
-        rank: int = 0,
-        world_size: int = 1,
-    ) -> None:
-        super().__init__(
-            labels,
-            batch_size=batch_size,
-            seed=seed,
-            device=device,
-            rank=rank,
-            world_size=world_size,
-        )
-        self._generator = make_generator(seed, rank=rank, device=self.device)
-        self._examples = self.examples.to(self.device)
-        self._stream = PlanStream(
-            self._permutation, num_labels=len(self.labels), generator=self._generator
-        )
-
-    def _permutation(self) -> Tensor:
+    def _plan(self) -> Tensor:
         order = torch.randperm(len(self._examples), generator=self._generator, device=self.device)
         return self._examples[order]
 
     def _draw(self) -> Draw:
         return Draw(self._stream.take(self.batch_size))
-
-    def _state(self) -> dict[str, Any]:
-        return {"generator": self._generator.get_state(), "stream": self._stream.state()}
-
-    def _load_state(self, state: dict[str, Any]) -> None:
-        self._generator.set_state(state["generator"].cpu())
-        self._stream.load_state(state["stream"])
