@@ -12,7 +12,7 @@ import importlib
 import inspect
 import sys
 import types
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -218,6 +218,38 @@ def _kind(parameter: inspect.Parameter, hints: Mapping[str, Any]) -> Any:
         return hints[parameter.name]
     plain = isinstance(parameter.default, bool | int | float | str)
     return type(parameter.default) if plain else Any
+
+
+def class_signature(cls: type[Any], *, first: Collection[str]) -> inspect.Signature:
+    """Signature of a class whose ``**`` is replaced by what it stands for.
+
+    Args:
+        cls: The class.
+        first: Names of keyword arguments that come before the others.
+    """
+    try:
+        return inspect.Signature(
+            sorted(parameters(cls).values(), key=lambda one: (one.kind, one.name not in first))
+        )
+    except ValueError:  # An argument without default of a base class after one with a default.
+        own = inspect.signature(cls.__init__)
+        return own.replace(parameters=list(own.parameters.values())[1:])
+
+
+def bound_arguments(
+    signature: inspect.Signature, args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Arguments of a call by name, defaults included; none if the call does not fit."""
+    try:
+        bound = signature.bind(*args, **kwargs)
+    except TypeError:  # The call raises the error of these arguments.
+        return {}
+    bound.apply_defaults()
+    found: dict[str, Any] = {}
+    for name, value in bound.arguments.items():
+        rest = signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD
+        found.update(value if rest else {name: value})
+    return found
 
 
 def check_types(

@@ -8,9 +8,8 @@ from typing import Any, ClassVar, Unpack
 import torch
 from torch import Tensor
 
-from hpo_mab._errors import ArgumentError
+from hpo_mab._errors import ArgumentError, require
 from hpo_mab.samplers._base import CommonArguments
-from hpo_mab.samplers._feedback import require
 from hpo_mab.samplers._uniform import UniformSampler
 
 

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from hpo_mab._errors import ArgumentError
 from hpo_mab._registry import bound_to
-from hpo_mab.samplers._base import BatchSampler, CommonArguments, Draw
+from hpo_mab.samplers._base import BatchSampler, CommonArguments
+from hpo_mab.samplers._feedback import Draw
 
 
 def own_sampler(

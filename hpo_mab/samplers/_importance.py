@@ -11,8 +11,9 @@ from typing import Unpack
 import torch
 from torch import Tensor
 
-from hpo_mab.samplers._base import CommonArguments, Draw
-from hpo_mab.samplers._feedback import require
+from hpo_mab._errors import require
+from hpo_mab.samplers._base import CommonArguments
+from hpo_mab.samplers._feedback import Draw
 from hpo_mab.samplers._learning import (
     LearningSampler,
     accumulate,

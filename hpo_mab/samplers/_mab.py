@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hpo_mab._errors import require
 from hpo_mab._registry import Named
 from hpo_mab.bandits import (
     BanditEngine,
@@ -17,9 +18,9 @@ from hpo_mab.bandits import (
     HostEngine,
     stratified_shares,
 )
-from hpo_mab.samplers._base import BatchSampler, CommonArguments, Draw
+from hpo_mab.samplers._base import BatchSampler, CommonArguments
 from hpo_mab.samplers._curriculum import checked_difficulty, easiest
-from hpo_mab.samplers._feedback import require
+from hpo_mab.samplers._feedback import Draw
 
 
 class MABSampler(BatchSampler):

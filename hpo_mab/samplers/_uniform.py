@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hpo_mab.samplers._base import BatchSampler, CommonArguments, Draw
+from hpo_mab.samplers._base import BatchSampler, CommonArguments
+from hpo_mab.samplers._feedback import Draw
 
 
 def make_generator(
