@@ -13,14 +13,13 @@ from hpo_mab.samplers._registry import NAMES, available, create, knob_types, kno
 
 if TYPE_CHECKING:
     from hpo_mab.samplers._base import BatchSampler, CommonArguments
-    from hpo_mab.samplers._curriculum import CurriculumSampler
     from hpo_mab.samplers._feedback import Draw, FeedbackError
     from hpo_mab.samplers._importance import AdamBSSampler, GradNormSampler
     from hpo_mab.samplers._linear import ContextualSampler, ImponSampler
     from hpo_mab.samplers._mab import MABSampler
     from hpo_mab.samplers._pass import CSGDSampler, PredictionVarianceSampler, PSGDSampler
     from hpo_mab.samplers._selective import InfoBatchSampler, SelectiveBackpropSampler
-    from hpo_mab.samplers._uniform import UniformSampler
+    from hpo_mab.samplers._uniform import CurriculumSampler, UniformSampler
 
 __all__ = [
     "AdamBSSampler",

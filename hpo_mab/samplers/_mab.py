@@ -19,8 +19,8 @@ from hpo_mab.bandits import (
     stratified_shares,
 )
 from hpo_mab.samplers._base import BatchSampler, CommonArguments
-from hpo_mab.samplers._curriculum import checked_difficulty, easiest
 from hpo_mab.samplers._feedback import Draw
+from hpo_mab.samplers._uniform import checked_difficulty, easiest
 
 
 class MABSampler(BatchSampler):
