@@ -194,7 +194,7 @@ def _is_comparable(spec: StudySpec, storage: Storage) -> bool:
 
 def _twice_what_ended_it(outcome: RunOutcome, budget: BudgetSection) -> dict[str, str]:
     """The option and its value that double what has ended the study."""
-    from hpo_mab.search._plan import Plan
+    from hpo_mab._plan import Plan
 
     if budget.total is None or Plan(outcome.run.trials).finished >= budget.trials:
         return {"trials": str(2 * budget.trials)}

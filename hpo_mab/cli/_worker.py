@@ -78,7 +78,7 @@ def worker(
 
 def _worker_json(study: str, target: int, here: Sequence[FrozenTrial], *, interrupted: bool) -> str:
     """What this worker has done; ``run`` and ``report`` describe the whole study."""
-    from hpo_mab.search._plan import Plan
+    from hpo_mab._plan import Plan
 
     facts = {
         "study": study,

@@ -33,7 +33,7 @@ def evidence_of(
     own, other = (_of_arm(runs, name) for name in (arm, reference))
     both = [*own, *other]
     seeds = f"{len(own)} seed{'' if len(own) == 1 else 's'}"
-    source = f"{own[0].spec.get('name', own[0].name)}, {seeds}, {arm}/{reference}"
+    source = f"{own[0].title}, {seeds}, {arm}/{reference}"
     return measure_evidence(
         pair_curves(own, other),
         margin=margin,
@@ -51,7 +51,8 @@ def _of_arm(runs: Sequence[StudyRun], arm: str) -> list[StudyRun]:
 
 
 def _one(runs: Sequence[StudyRun], part: str) -> str:
-    names = sorted({str(run.spec.get(part, {}).get("name", "")) for run in runs})
+    sections = ((run.settings.data, run.settings.model) for run in runs)
+    names = sorted({(data if part == "data" else model).kind for data, model in sections})
     if len(names) > 1:
         raise ArgumentError(
             f"Evidence is of one {part}, the studies are of {' and '.join(names)}. Name studies "

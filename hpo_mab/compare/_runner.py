@@ -483,12 +483,17 @@ def _refuse_other_data(runs: Sequence[StudyRun]) -> None:
     first = runs[0]
     for run in runs[1:]:
         for key in ("name", "validation"):
-            one, other = (each.spec.get("data", {}).get(key) for each in (first, run))
+            one, other = (_data_of(each, key) for each in (first, run))
             if one != other:
                 raise ArgumentError(
                     f"Studies of one comparison must have the same data.{key}: it is {one!r} in "
                     f"'{first.name}' and {other!r} in '{run.name}'. Name studies that agree in it."
                 )
+
+
+def _data_of(run: StudyRun, key: str) -> Any:
+    data = run.settings.data
+    return (data.kind or None) if key == "name" else data.options.get(key)
 
 
 def _matches(selection: Selection, storages: Sequence[Storage]) -> Iterator[tuple[Storage, str]]:

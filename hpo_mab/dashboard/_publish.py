@@ -15,6 +15,7 @@ import sqlalchemy as sa
 from optuna.trial import TrialState
 
 from hpo_mab._attributes import BUDGET_KEY, PUBLISHED_KEY, TEST_KEY
+from hpo_mab._plan import ENDED, Plan
 from hpo_mab.dashboard._figures import comparison_figures, study_figures
 from hpo_mab.dashboard._notes import (
     curve_notes,
@@ -26,6 +27,7 @@ from hpo_mab.dashboard._notes import (
 )
 from hpo_mab.dashboard._serve import LARGE, artifact_folder, comparison_path, save_curves
 from hpo_mab.storage import Definition, Storage, StudyRun, open_study, read_run, study_names
+from hpo_mab.storage._optuna import AttributeSink, id_of
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -49,7 +51,7 @@ class DashboardBuffer:
     """
 
     def __init__(self, known: Mapping[str, Any]) -> None:
-        self._study = _StandIn(dict(known))
+        self._study = AttributeSink(known)
         self._trial_notes: dict[str, Any] = {}
 
     def __len__(self) -> int:
@@ -77,7 +79,7 @@ class DashboardBuffer:
         from optuna_dashboard import save_note
 
         # It looks through all attributes for remains of longer notes: show it none.
-        trial = _StandIn({}, trial_id)
+        trial = AttributeSink({}, trial_id)
         save_note(trial, text)
         self._trial_notes.update(trial.written)
 
@@ -116,31 +118,6 @@ def trial_ids(engine: sa.Engine, study_id: int) -> dict[int, int]:
     query = sa.select(table.c.number, table.c.trial_id).where(table.c.study_id == study_id)
     with engine.connect() as connection:
         return {row.number: row.trial_id for row in connection.execute(query)}
-
-
-class _StandIn:
-    """Study or trial and storage at once, with the members that ``optuna_dashboard`` uses.
-
-    Args:
-        known: The study's system attributes.
-        trial_id: Id of the trial it stands for; None stands for the study.
-    """
-
-    def __init__(self, known: dict[str, Any], trial_id: int | None = None) -> None:
-        self.known = known
-        self.written: dict[str, Any] = {}
-        self._storage = self.storage = self.study = self
-        self._study_id = 0
-        self._trial_id = trial_id
-
-    def get_study_system_attrs(self, study_id: int) -> dict[str, Any]:
-        return self.known
-
-    def set_study_system_attr(self, study_id: int, key: str, value: Any) -> None:
-        self.known[key] = self.written[key] = value
-
-
-_FINISHED = ("complete", "pruned", "fail")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -199,7 +176,7 @@ def publish_comparison(
 
     @functools.cache
     def shared() -> tuple[dict[str, str], dict[str, go.Figure]]:
-        ids = [open_study(storage, run.name)._study_id for run in runs]
+        ids = [id_of(open_study(storage, run.name)) for run in runs]
         found = {"verdict": verdict(in_arm_words(summary)), "compared": comparison_path(ids)}
         return found, study_figures(runs) | comparison_figures(summary)
 
@@ -265,32 +242,31 @@ def _write(
     artifacts: Path | None,
     found: Mapping[str, str] | None = None,
 ) -> None:
-    attrs = storage.optuna.get_study_system_attrs(study._study_id)
+    attrs = storage.optuna.get_study_system_attrs(id_of(study))
     buffer = DashboardBuffer(attrs)
     # A study that continues by itself keeps the verdict of the comparison it was part of.
     found = found or attrs.get(PUBLISHED_KEY, {}).get("found", {})
-    record = storage.examples.load(study._study_id)
+    record = storage.examples.load(id_of(study))
     note = study_note(
         run,
         storage,
         test_accuracy=_test_accuracy(study, run),
-        evidence=evidence_note(study, run.spec),
+        evidence=evidence_note(study, run.settings),
         examples="" if record is None else examples_note(record, run.name),
         **found,
     )
     buffer.save_study_note(keep_users_part(note, buffer.study_note()))
     for name, figure in drawn.items():
         buffer.save_figure(name, figure)
-    ids = trial_ids(storage.optuna.engine, study._study_id)
+    ids = trial_ids(storage.optuna.engine, id_of(study))
     for number, text in (curve_notes(run) | pruning_notes(run)).items():
         if not buffer.has_trial_note(ids[number]):
             buffer.save_trial_note(ids[number], text)
     if sum(len(trial.curve) for trial in run.trials) >= LARGE:
         save_curves(study, run, artifacts or artifact_folder(storage))
     # Last: what could not be written is still to be published.
-    finished = sum(trial.state in _FINISHED for trial in run.trials)
-    buffer.save(PUBLISHED_KEY, {"finished": finished, "found": dict(found)})
-    buffer.flush(storage.optuna.engine, study._study_id)
+    buffer.save(PUBLISHED_KEY, {"finished": Plan(run.trials).ended, "found": dict(found)})
+    buffer.flush(storage.optuna.engine, id_of(study))
 
 
 def _test_accuracy(study: optuna.Study, run: StudyRun) -> float | None:
@@ -304,15 +280,15 @@ def _is_ours(storage: Storage, study: optuna.Study) -> bool:
     if Definition.is_in(study.user_attrs):
         return True
     # Reading the trials of every study would take seconds.
-    if not storage.optuna.get_n_trials(study._study_id):
+    if not storage.optuna.get_n_trials(id_of(study)):
         return False
-    first = storage.optuna.get_trial_id_from_study_id_trial_number(study._study_id, 0)
+    first = storage.optuna.get_trial_id_from_study_id_trial_number(id_of(study), 0)
     return BUDGET_KEY in storage.optuna.get_trial_user_attrs(first)
 
 
 def _is_stale(storage: Storage, study: optuna.Study) -> bool:
     # Counted in the database: reading the trials of every study would take seconds.
-    states = tuple(TrialState[name.upper()] for name in _FINISHED)
-    finished = storage.optuna.get_n_trials(study._study_id, states)
-    attrs = storage.optuna.get_study_system_attrs(study._study_id)
+    states = tuple(TrialState[name.upper()] for name in ENDED)
+    finished = storage.optuna.get_n_trials(id_of(study), states)
+    attrs = storage.optuna.get_study_system_attrs(id_of(study))
     return bool(finished != attrs.get(PUBLISHED_KEY, {}).get("finished", 0))

@@ -10,20 +10,20 @@ from typing import TYPE_CHECKING
 from hpo_mab._registry import lazy_names
 
 if TYPE_CHECKING:
+    from hpo_mab._plan import StudyFailedError, TotalBudget, derive_seed
+    from hpo_mab.search._claim import Target
     from hpo_mab.search._components import create_pruner
     from hpo_mab.search._definition import (
         ArmSection,
         PrunerSection,
         SamplerSection,
         StudySpec,
-        TotalBudget,
         builtin_names,
         load_spec,
         make_spec,
     )
     from hpo_mab.search._objective import TrainingObjective, trial_seed
     from hpo_mab.search._pilot import PlannedSampler
-    from hpo_mab.search._plan import StudyFailedError, Target, derive_seed
     from hpo_mab.search._prepare import load_splits, make_objective
     from hpo_mab.search._recorder import TrialReporter
     from hpo_mab.search._runner import (
@@ -90,11 +90,11 @@ __getattr__, __dir__ = lazy_names(
         "RunOutcome": "._runner",
         "SamplerSection": "._definition",
         "SearchSpace": "._space",
-        "StudyFailedError": "._plan",
+        "StudyFailedError": "hpo_mab._plan",
         "StudyRunner": "._runner",
         "StudySpec": "._definition",
-        "Target": "._plan",
-        "TotalBudget": "._definition",
+        "Target": "._claim",
+        "TotalBudget": "hpo_mab._plan",
         "TrainingObjective": "._objective",
         "TrialCallback": "._trial_loop",
         "TrialLoop": "._trial_loop",
@@ -103,7 +103,7 @@ __getattr__, __dir__ = lazy_names(
         "builtin_names": "._definition",
         "copy_study": "._study",
         "create_pruner": "._components",
-        "derive_seed": "._plan",
+        "derive_seed": "hpo_mab._plan",
         "join_study": "._runner",
         "load_spec": "._definition",
         "load_splits": "._prepare",

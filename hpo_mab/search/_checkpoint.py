@@ -15,9 +15,8 @@ from typing import Any, Protocol, Self
 import optuna
 import torch
 
-from hpo_mab._attributes import PROMOTES_KEY, trial_attributes
+from hpo_mab._plan import Place, Plan, slot_of
 from hpo_mab.pruners import TopKPruner
-from hpo_mab.search._plan import Attempt, Place, Plan, slot_of
 from hpo_mab.storage import STORAGE_ERRORS, Storage, files_folder
 
 # A trial has one file, `<study>-<slot>.pt`, written anew from time to time and removed when its
@@ -90,11 +89,8 @@ def _promotable(study: optuna.Study) -> set[Place]:
     pruner = study.pruner
     if not isinstance(pruner, TopKPruner) or not pruner.resume:
         return set()
-    done = set()
-    for trial in study.get_trials(deepcopy=False):
-        # One that was cut off is tried again, and continues from the same file.
-        if trial.state.is_finished() and not Attempt.of(trial).cut_off:
-            done.add(trial_attributes(trial).get(PROMOTES_KEY))
+    # A promotion that was cut off is tried again, and continues from the same file.
+    done = Plan(study.get_trials(deepcopy=False)).promoted(ended=True)
     best = [trial for trial in pruner.stopped(study) if trial.number not in done][: pruner.k]
     return {(slot_of(study, trial), False) for trial in best}
 

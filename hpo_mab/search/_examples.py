@@ -16,6 +16,7 @@ from hpo_mab.data import Exclusion, ImageSplits
 from hpo_mab.search._prepare import load_splits
 from hpo_mab.search._runner import stored_spec
 from hpo_mab.storage import Definition, Storage, open_study
+from hpo_mab.storage._optuna import id_of
 
 #: What examples can be ranked by, and what the highest are.
 RANKINGS: Mapping[str, str] = {
@@ -82,7 +83,7 @@ class StudyExamples:
         """
         study = open_study(storage, name)
         definition = Definition.load(study)
-        record = storage.examples.load(study._study_id)
+        record = storage.examples.load(id_of(study))
         if record is None:
             raise StorageError(
                 f"'{name}' has no record of examples: no trial has ended since it was begun with "

@@ -28,16 +28,17 @@ from hpo_mab._attributes import (
 )
 from hpo_mab._errors import ArgumentError, UnknownNameError, check_integer, memory_reason
 from hpo_mab._examples import labels_digest
+from hpo_mab._plan import derive_seed, slot_of
 from hpo_mab._registry import Named
 from hpo_mab.data import Augmentation, DataIdentity, DatasetSplits, ImageSplits
 from hpo_mab.samplers._registry import record_column
 from hpo_mab.search._checkpoint import Checkpoints, SlotCheckpoint
 from hpo_mab.search._pilot import AUTO, choose_sampler, queue_twin, trained_kind
-from hpo_mab.search._plan import derive_seed, slot_of
 from hpo_mab.search._recorder import check_direction, failure_reason, follow
 from hpo_mab.search._space import Configuration, SearchSpace, examples, parse_value
 from hpo_mab.search._workload import Loop, TrainingRun, Workload
 from hpo_mab.storage import CurveStore, ExampleWriter, Storage, TrialRun
+from hpo_mab.storage._optuna import id_of
 from hpo_mab.training import DEFAULT_AVERAGE, KEEP, Budget, Schedule, TrainingDiverged
 from hpo_mab.training._evaluate import check_window
 
@@ -226,7 +227,7 @@ class TrainingObjective:
         labels = self.workload.labels
         self.examples = ExampleWriter(
             storage.examples,
-            study._study_id,
+            id_of(study),
             total=len(labels),
             labels=labels_digest(labels.numpy()),
             lock=functools.partial(storage.lock, study.study_name),

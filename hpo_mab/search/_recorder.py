@@ -33,6 +33,7 @@ from hpo_mab.pruners._reasons import store_reason
 from hpo_mab.samplers import BatchSampler, UniformSampler
 from hpo_mab.search._checkpoint import SlotCheckpoint
 from hpo_mab.storage import STORAGE_ERRORS, CurveStore, CurveWriter, ExampleWriter
+from hpo_mab.storage._optuna import id_of
 from hpo_mab.training import DEFAULT_AVERAGE, Evaluation, Training, WeightAverage
 from hpo_mab.training._evaluate import check_window
 from hpo_mab.training._schedule import sampler_figures
@@ -87,7 +88,7 @@ class TrialRecord:
         self._trial = trial
         self._curve: CurveWriter | None = None
         if curves is not None and isinstance(trial, optuna.trial.Trial):
-            self._curve = CurveWriter(curves, trial._trial_id)
+            self._curve = CurveWriter(curves, id_of(trial))
 
     def add(self, evaluation: Evaluation) -> None:
         """Add an evaluation and report it."""
@@ -196,7 +197,7 @@ def follow(
 
 def _offer(trial: optuna.trial.Trial, training: Training, examples: ExampleWriter | None) -> None:
     if examples is not None and training.examples is not None:
-        examples.offer(trial._trial_id, training.examples.take())
+        examples.offer(id_of(trial), training.examples.take())
         # A trial that is continued adds what it sees from here on.
         training.examples.begin(0)
 

@@ -13,14 +13,15 @@ import optuna
 
 from hpo_mab._attributes import STACK_KEY, TEST_KEY, environment
 from hpo_mab._errors import ArgumentError, StorageError, UnknownNameError
+from hpo_mab.search._claim import Target
 from hpo_mab.search._definition import StudySpec, make_spec
 from hpo_mab.search._objective import TrainingObjective, train_recorded
 from hpo_mab.search._pilot import Choice, stored_choice
-from hpo_mab.search._plan import Target
 from hpo_mab.search._prepare import load_splits, make_objective
 from hpo_mab.search._study import check_study, choose_name, make_study, open_with_parts
 from hpo_mab.search._trial_loop import Slots, TrialCallback, run_trials
 from hpo_mab.storage import Definition, Storage, StudyRun, TrialRun, open_study, read_run
+from hpo_mab.storage._optuna import id_of
 from hpo_mab.training import Budget, Evaluation, TrainingDiverged
 
 #: Runs a study's trials until its target is reached; returns whether Ctrl-C ended it early.
@@ -117,10 +118,10 @@ class StudyRunner:
             keep_target=keep_target,
         )
         # What it began with, whatever "auto" stands for by now.
-        self.objective.evaluate_early_on(Definition.load(study).spec["budget"]["early_validation"])
+        self.objective.evaluate_early_on(Definition.load(study).settings.early_validation)
         self.objective.note_alone(self.spec.training.slots)
         interrupted = (launch or self._run_here)(study, on_trial)
-        self.objective.workload.known = self.storage.examples.frozen(study._study_id)
+        self.objective.workload.known = self.storage.examples.frozen(id_of(study))
         run = read_run(self.storage, study.study_name)
         accuracy = None
         if score and run.best is not None and not interrupted:
@@ -195,10 +196,10 @@ class StudyRunner:
 
     def _stored_spec(self) -> dict[str, Any]:
         """The definition with what ``"auto"`` stands for on its data."""
-        spec: dict[str, Any] = self.spec.model_dump(mode="json")
         early = self.objective.workload.loop.early_validation
-        spec["budget"]["early_validation"] = "all" if early is None else early
-        return spec
+        budget = {"early_validation": "all" if early is None else early}
+        whole = self.spec.model_copy(update={"budget": self.spec.budget.model_copy(update=budget)})
+        return whole.model_dump(mode="json")
 
 
 def join_study(
@@ -345,7 +346,7 @@ def replay(
     definition = Definition.load(study)
     spec = stored_spec(definition, device=device, data_root=data_root)
     objective = stored_objective(definition, spec)
-    objective.workload.known = storage.examples.frozen(study._study_id)
+    objective.workload.known = storage.examples.frozen(id_of(study))
     with train_recorded(objective, trial) as run:
         curve = tuple(_first(len(trial.curve), run.evaluations))
     return Replay(trial=trial, curve=curve)

@@ -18,14 +18,15 @@ from optuna.trial import FrozenTrial, TrialState
 
 from hpo_mab._attributes import INTERRUPTED_KEY, REASON_KEY, RESUMED_KEY, STACK_KEY
 from hpo_mab._errors import StorageError, memory_reason
+from hpo_mab._plan import Next, raise_if_failing
 from hpo_mab.search._checkpoint import SlotCheckpoint, warn_of_misfit
 from hpo_mab.search._claim import claim, claim_many
 from hpo_mab.search._objective import Assignment, TrainingObjective
-from hpo_mab.search._plan import Next, raise_if_failing
 from hpo_mab.search._recorder import TrialRecord, failure_reason
 from hpo_mab.search._space import Configuration
 from hpo_mab.search._workload import Workload
 from hpo_mab.storage import STORAGE_ERRORS, Storage, heartbeat, release
+from hpo_mab.storage._optuna import id_of, storage_of
 from hpo_mab.training import Budget, Evaluation, StackedTrainer, TrainingDiverged
 from hpo_mab.training._device import release_memory
 
@@ -123,7 +124,7 @@ class TrialLoop:
     def _run(self, trial: optuna.trial.Trial) -> None:
         value, state, starved = None, TrialState.FAIL, False
         try:
-            with heartbeat(self._storage.optuna, trial._trial_id):
+            with heartbeat(self._storage.optuna, id_of(trial)):
                 value = self._objective(trial)
                 state = TrialState.COMPLETE
         except optuna.TrialPruned:
@@ -157,7 +158,7 @@ class TrialLoop:
         if self._examples is not None:
             for frozen in ended:
                 counts = frozen.state in (TrialState.COMPLETE, TrialState.PRUNED)
-                self._examples.settle(frozen._trial_id, counts=counts)
+                self._examples.settle(id_of(frozen), counts=counts)
             self._examples.flush_if_due()
         self._sweep()
         if self._on_trial is not None:
@@ -171,7 +172,7 @@ class TrialLoop:
     def _abandon(self) -> None:
         """Give up the trials at hand, to be tried again by whoever is next."""
         for trial in list(self._mine):
-            frozen = self._study._storage.get_trial(trial._trial_id)
+            frozen = storage_of(self._study).get_trial(id_of(trial))
             if not frozen.state.is_finished():
                 trial.set_user_attr(INTERRUPTED_KEY, True)
                 self._finish(End(trial, TrialState.FAIL))
@@ -179,7 +180,7 @@ class TrialLoop:
 
     def _release(self, *trials: optuna.trial.Trial) -> None:
         for trial in trials:
-            release(self._storage.optuna, trial._trial_id)
+            release(self._storage.optuna, id_of(trial))
         self._mine = [trial for trial in self._mine if trial not in trials]
 
     def _ride_out(self, error: BaseException) -> None:
@@ -392,7 +393,7 @@ class StackLoop(TrialLoop):
             assignment = self._objective.assign(trial)
             if self._objective.workload.why_alone(assignment.configuration) is not None:
                 return False
-            ends.enter_context(heartbeat(self._storage.optuna, trial._trial_id))
+            ends.enter_context(heartbeat(self._storage.optuna, id_of(trial)))
             checkpoint = self._objective.checkpoint(trial, assignment)
             place, points = self._stacks.start(
                 assignment.configuration,
@@ -413,7 +414,7 @@ class StackLoop(TrialLoop):
         record = TrialRecord(trial, self._objective.curves)
         ends.callback(record.close)
         running = _Running(trial, assignment, record, place, checkpoint, ends)
-        self._running[trial._trial_id] = running
+        self._running[id_of(trial)] = running
         trial.set_user_attr(STACK_KEY, self._stacks.slots)
         self._report_again(running, points)
         return True
@@ -423,7 +424,7 @@ class StackLoop(TrialLoop):
         if points:
             running.trial.set_user_attr(RESUMED_KEY, len(points))
         for point in points:
-            if running.trial._trial_id in self._running:
+            if id_of(running.trial) in self._running:
                 self._record([(running, point)])
 
     def _advance(self) -> None:
@@ -449,7 +450,7 @@ class StackLoop(TrialLoop):
                 if isinstance(result, Evaluation):
                     running.record.add_later(result)
             ends = [end for each in found if (end := self._end(*each)) is not None]
-            ended = {end.trial._trial_id for end in ends}
+            ended = {id_of(end.trial) for end in ends}
             TrialRecord.flush_all(
                 running.record
                 for name, running in self._running.items()
@@ -489,7 +490,7 @@ class StackLoop(TrialLoop):
         """Keep what a trial saw, before the next steps use its slot."""
         stack, slot = running.place
         if self._examples is not None and stack.examples is not None:
-            self._examples.offer(running.trial._trial_id, stack.examples.take(slot))
+            self._examples.offer(id_of(running.trial), stack.examples.take(slot))
             # A trial that is continued adds what it sees from here on.
             stack.examples.begin(slot)
 
@@ -529,7 +530,7 @@ class StackLoop(TrialLoop):
         super()._abandon()
 
     def _close(self, trial: optuna.trial.Trial) -> None:
-        running = self._running.pop(trial._trial_id, None)
+        running = self._running.pop(id_of(trial), None)
         if running is not None:
             running.ends.close()
 

@@ -19,12 +19,12 @@ from torch.utils.data import Dataset, Subset
 from hpo_mab import training
 from hpo_mab._errors import ArgumentError
 from hpo_mab._examples import ExampleRecord
+from hpo_mab._plan import derive_seed
 from hpo_mab._registry import name_of
 from hpo_mab.data import Augmentation, DatasetSplits, ImageData, ImageSplits, Normalization
 from hpo_mab.samplers import BatchSampler
 from hpo_mab.samplers._registry import NAMES, record_column
 from hpo_mab.search._checkpoint import warn_of_misfit
-from hpo_mab.search._plan import derive_seed
 from hpo_mab.search._space import Configuration, Part
 from hpo_mab.training import (
     Batches,
