@@ -20,7 +20,7 @@ from rich.text import Text
 
 from hpo_mab._errors import ArgumentError
 from hpo_mab.cli._dashboard import PORT
-from hpo_mab.compare._tables import parameter
+from hpo_mab.compare._facts import parameter
 
 if TYPE_CHECKING:
     import optuna

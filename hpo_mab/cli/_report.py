@@ -84,7 +84,7 @@ def _read_comparison(
 ) -> tuple[tuple[StudyRun, ...], ComparisonSummary, dict[str, object], str]:
     """Studies, summary, environment, and all of it as a record."""
     from hpo_mab.compare import comparison_record, read_record, stored_comparison, summarise
-    from hpo_mab.compare._runner import is_record
+    from hpo_mab.compare._stored import is_record
 
     if any(is_record(name, storages=storages) for name in studies):
         if len(studies) > 1 or reference:
@@ -149,7 +149,7 @@ def evidence(
 
 def _read_runs(studies: list[str], storages: list[str]) -> list[StudyRun]:
     from hpo_mab.compare import read_record, stored_comparison
-    from hpo_mab.compare._runner import is_record
+    from hpo_mab.compare._stored import is_record
 
     records = [name for name in studies if is_record(name, storages=storages)]
     names = [name for name in studies if name not in records]
@@ -249,7 +249,7 @@ def _show_trial(storage: str, name: str, number: int, *, as_json: bool) -> None:
     from hpo_mab._attributes import PRUNED_KEY, REASON_KEY, StudySettings, trial_attributes
     from hpo_mab._errors import UnknownNameError
     from hpo_mab.cli._output import console
-    from hpo_mab.compare._tables import parameter
+    from hpo_mab.compare._facts import parameter
     from hpo_mab.pruners import why_pruned
     from hpo_mab.storage import Definition, Storage, open_study
 

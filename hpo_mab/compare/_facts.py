@@ -1,12 +1,11 @@
-"""What a study was, in words: network, data, search space, budget, and its best configuration."""
+"""What a study was, in words: arm, network, data, search space, budget, best configuration."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from hpo_mab._attributes import Section, StudySettings, is_range
-from hpo_mab.compare._tables import parameter, weights_evaluated
 
 if TYPE_CHECKING:
     from hpo_mab.storage import StudyRun
@@ -14,6 +13,58 @@ if TYPE_CHECKING:
 _TRAINING = ("batch_size", "warmup", "label_smoothing", "average")
 #: What an option of a data set is called where its name alone is not clear.
 _NAMED = {"validation": "validation share"}
+
+
+def parameter(value: Any) -> str:
+    """A parameter's value, to four digits."""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+_WORDS = {
+    "mab": "bandit",
+    "psgd": "p-SGD",
+    "csgd": "c-SGD",
+    "pvar": "prediction variance",
+    "gradnorm": "gradient norm",
+    "adambs": "AdamBS",
+    "impon": "IMPON",
+    "infobatch": "InfoBatch",
+    "hyperband": "Hyperband",
+    "topk": "top k",
+}
+#: Pruners are set apart from the sampler by a comma.
+_PRUNERS = ("hyperband", "median", "percentile", "advantage", "successive_halving", "top_k", "none")
+
+
+def arm_words(arm: str) -> str:
+    """An arm's name in words: ``"uniform, Hyperband"`` for ``"uniform_hyperband"``."""
+    pruner = next((name for name in _PRUNERS if arm.endswith(f"_{name}")), "")
+    sampler = arm.removesuffix(f"_{pruner}") if pruner else arm
+    parts = [_words(sampler), "no pruner" if pruner == "none" else _words(pruner)]
+    return ", ".join(part for part in parts if part)
+
+
+def _words(name: str) -> str:
+    return " ".join(_WORDS.get(word, word) for word in name.split("_"))
+
+
+def weights_evaluated(runs: Iterable[StudyRun]) -> str:
+    """Which weights the accuracies along the curves of studies are of."""
+    points = [point for run in runs for trial in run.trials for point in trial.curve]
+    averaged = [point.index for point in points if point.averaged]
+    trained = [point.index for point in points if not point.averaged]
+    if not points:
+        return "no weights yet"
+    if not averaged:
+        return "trained weights"
+    if not trained:
+        return "averaged weights"
+    if max(averaged) < min(trained):
+        return f"averaged weights up to evaluation {max(averaged)}, trained weights after it"
+    return (
+        f"averaged weights at {len(averaged):,} of {len(points):,} evaluations, "
+        "trained weights at the others"
+    )
 
 
 def study_facts(run: StudyRun) -> list[tuple[str, str]]:

@@ -23,8 +23,8 @@ from hpo_mab._attributes import (
 )
 from hpo_mab._plan import Plan
 from hpo_mab.advantage import Evidence, Rung
-from hpo_mab.compare._facts import search_space, study_facts
-from hpo_mab.compare._tables import coefficient, parameter, points, ratio
+from hpo_mab.compare._facts import parameter, search_space, study_facts
+from hpo_mab.compare._tables import coefficient, points, ratio
 from hpo_mab.pruners import AdvantagePruner, RungFidelity, why_pruned
 from hpo_mab.pruners._advantage_pruner import Placement, place
 from hpo_mab.search import create_pruner

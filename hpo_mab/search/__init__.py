@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from hpo_mab.search._objective import TrainingObjective, trial_seed
     from hpo_mab.search._pilot import PlannedSampler
     from hpo_mab.search._prepare import load_splits, make_objective
-    from hpo_mab.search._recorder import TrialReporter
+    from hpo_mab.search._reporter import TrialReporter
     from hpo_mab.search._runner import (
         Launch,
         Replay,
@@ -98,7 +98,7 @@ __getattr__, __dir__ = lazy_names(
         "TrainingObjective": "._objective",
         "TrialCallback": "._trial_loop",
         "TrialLoop": "._trial_loop",
-        "TrialReporter": "._recorder",
+        "TrialReporter": "._reporter",
         "Workload": "._workload",
         "builtin_names": "._definition",
         "copy_study": "._study",

@@ -32,9 +32,14 @@ from hpo_mab._plan import derive_seed, slot_of
 from hpo_mab._registry import Named
 from hpo_mab.data import Augmentation, DataIdentity, DatasetSplits, ImageSplits
 from hpo_mab.samplers._registry import record_column
-from hpo_mab.search._checkpoint import Checkpoints, SlotCheckpoint
 from hpo_mab.search._pilot import AUTO, choose_sampler, queue_twin, trained_kind
-from hpo_mab.search._recorder import check_direction, failure_reason, follow
+from hpo_mab.search._recorder import (
+    Checkpoints,
+    SlotCheckpoint,
+    check_direction,
+    failure_reason,
+    follow,
+)
 from hpo_mab.search._space import Configuration, SearchSpace, examples, parse_value
 from hpo_mab.search._workload import Loop, TrainingRun, Workload
 from hpo_mab.storage import CurveStore, ExampleWriter, Storage, TrialRun

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Literal
 
 import optuna
 
@@ -18,14 +18,61 @@ from hpo_mab.search._definition import StudySpec, make_spec
 from hpo_mab.search._objective import TrainingObjective, train_recorded
 from hpo_mab.search._pilot import Choice, stored_choice
 from hpo_mab.search._prepare import load_splits, make_objective
+from hpo_mab.search._stack_loop import StackingFailed, StackLoop, choose_slots
 from hpo_mab.search._study import check_study, choose_name, make_study, open_with_parts
-from hpo_mab.search._trial_loop import Slots, TrialCallback, run_trials
+from hpo_mab.search._trial_loop import TrialCallback, TrialLoop
 from hpo_mab.storage import Definition, Storage, StudyRun, TrialRun, open_study, read_run
 from hpo_mab.storage._optuna import id_of
 from hpo_mab.training import Budget, Evaluation, TrainingDiverged
 
+Slots = int | Literal["auto"]
+
+#: Shapes of network and batch up to which trials share stacks.
+MOST_SHAPES = 4
+
 #: Runs a study's trials until its target is reached; returns whether Ctrl-C ended it early.
 Launch = Callable[[optuna.Study, TrialCallback | None], bool]
+
+
+def run_trials(
+    study: optuna.Study,
+    storage: Storage,
+    objective: TrainingObjective,
+    *,
+    slots: Slots = "auto",
+    examples: bool = False,
+    on_trial: TrialCallback | None = None,
+    trials: int = 1,
+) -> bool:
+    """Run trials of a study until it is done, as many at a time as is worth it.
+
+    Args:
+        study: The study, with the sampler and pruner of its definition.
+        storage: Its database.
+        objective: Trains its trials.
+        slots: Trials at the same time; ``"auto"`` measures whether a stack is faster.
+        examples: Whether trials add to the study's record of examples.
+        on_trial: Called with study and trial after each trial.
+        trials: Trials that the study should have in all; ``"auto"`` takes at most a quarter.
+
+    Returns:
+        Whether Ctrl-C ended it early.
+    """
+    if objective.space.shapes > MOST_SHAPES:
+        # Most trials would have a stack of their own, nearly empty and many times slower.
+        if slots not in ("auto", 1):
+            objective.note("ranges of the network's options give each trial a shape of its own")
+        slots = 1
+    count = slots if isinstance(slots, int) else choose_slots(objective, trials=trials)
+    if count > 1:
+        try:
+            loop = StackLoop(
+                study, storage, objective, slots=count, examples=examples, on_trial=on_trial
+            )
+            return loop.run()
+        except StackingFailed:
+            pass
+    return TrialLoop(study, storage, objective, examples=examples, on_trial=on_trial).run()
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -24,7 +24,7 @@ from hpo_mab._registry import name_of
 from hpo_mab.data import Augmentation, DatasetSplits, ImageData, ImageSplits, Normalization
 from hpo_mab.samplers import BatchSampler
 from hpo_mab.samplers._registry import NAMES, record_column
-from hpo_mab.search._checkpoint import warn_of_misfit
+from hpo_mab.search._recorder import warn_of_misfit
 from hpo_mab.search._space import Configuration, Part
 from hpo_mab.training import (
     Batches,
