@@ -49,6 +49,11 @@ def derive_seed(*parts: int | str) -> int:
     return int.from_bytes(hashlib.blake2b(text, digest_size=4).digest())
 
 
+def trial_seed(seed: int, slot: int) -> int:
+    """The seed of initial weights, batches and augmentation of the trial in a slot."""
+    return derive_seed(seed, "trial", slot)
+
+
 # A *slot* is a place in the plan, from 0: it has one configuration and one seed. A trial is an
 # *attempt* at a slot, or at the slot's *twin*, which repeats it under uniform sampling for the
 # pilot. An attempt that was cut off is followed by another one. A *promotion* has a slot of its

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from hpo_mab._registry import lazy_names
 
 if TYPE_CHECKING:
-    from hpo_mab._plan import StudyFailedError, TotalBudget, derive_seed
+    from hpo_mab._plan import StudyFailedError, TotalBudget, derive_seed, trial_seed
     from hpo_mab.search._claim import Target
     from hpo_mab.search._components import create_pruner
     from hpo_mab.search._definition import (
@@ -22,21 +22,13 @@ if TYPE_CHECKING:
         load_spec,
         make_spec,
     )
-    from hpo_mab.search._objective import TrainingObjective, trial_seed
+    from hpo_mab.search._objective import TrainingObjective
     from hpo_mab.search._pilot import PlannedSampler
     from hpo_mab.search._prepare import load_splits, make_objective
     from hpo_mab.search._reporter import TrialReporter
-    from hpo_mab.search._runner import (
-        Launch,
-        Replay,
-        RunOutcome,
-        StudyRunner,
-        join_study,
-        replay,
-        stored_objective,
-        stored_spec,
-    )
+    from hpo_mab.search._runner import Launch, RunOutcome, StudyRunner, join_study
     from hpo_mab.search._space import Configuration, SearchSpace
+    from hpo_mab.search._stored import Replay, replay, stored_objective, stored_spec
     from hpo_mab.search._study import Copied, copy_study
     from hpo_mab.search._trial_loop import TrialCallback, TrialLoop
     from hpo_mab.search._workload import Workload
@@ -86,7 +78,7 @@ __getattr__, __dir__ = lazy_names(
         "Launch": "._runner",
         "PlannedSampler": "._pilot",
         "PrunerSection": "._definition",
-        "Replay": "._runner",
+        "Replay": "._stored",
         "RunOutcome": "._runner",
         "SamplerSection": "._definition",
         "SearchSpace": "._space",
@@ -109,9 +101,9 @@ __getattr__, __dir__ = lazy_names(
         "load_splits": "._prepare",
         "make_objective": "._prepare",
         "make_spec": "._definition",
-        "replay": "._runner",
-        "stored_objective": "._runner",
-        "stored_spec": "._runner",
-        "trial_seed": "._objective",
+        "replay": "._stored",
+        "stored_objective": "._stored",
+        "stored_spec": "._stored",
+        "trial_seed": "hpo_mab._plan",
     },
 )

@@ -1,31 +1,29 @@
-"""Running a study: begun, continued, joined by name, or one trial of it trained again.
+"""Running a study: begun, continued, or joined by name.
 
-`StudyRunner` scores the best trial. `join_study` and `replay` work from the stored definition.
+`StudyRunner` scores the best trial. `join_study` works from the stored definition.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Any
 
 import optuna
 
-from hpo_mab._attributes import STACK_KEY, TEST_KEY, environment
-from hpo_mab._errors import ArgumentError, StorageError, UnknownNameError
+from hpo_mab._attributes import TEST_KEY, environment
 from hpo_mab.search._claim import Target
-from hpo_mab.search._definition import StudySpec, make_spec
-from hpo_mab.search._objective import TrainingObjective, train_recorded
+from hpo_mab.search._definition import StudySpec
+from hpo_mab.search._objective import TrainingObjective
 from hpo_mab.search._pilot import Choice, stored_choice
 from hpo_mab.search._prepare import load_splits, make_objective
 from hpo_mab.search._stack_loop import StackingFailed, StackLoop, choose_slots
+from hpo_mab.search._stored import stored_objective, stored_spec, train_recorded
 from hpo_mab.search._study import check_study, choose_name, make_study, open_with_parts
-from hpo_mab.search._trial_loop import TrialCallback, TrialLoop
+from hpo_mab.search._trial_loop import Slots, TrialCallback, TrialLoop
 from hpo_mab.storage import Definition, Storage, StudyRun, TrialRun, open_study, read_run
 from hpo_mab.storage._optuna import id_of
-from hpo_mab.training import Budget, Evaluation, TrainingDiverged
-
-Slots = int | Literal["auto"]
+from hpo_mab.training import Budget
 
 #: Shapes of network and batch up to which trials share stacks.
 MOST_SHAPES = 4
@@ -291,134 +289,3 @@ def join_study(
         trials=Target.load(study).trials,
         on_trial=on_trial,
     )
-
-
-def stored_spec(
-    definition: Definition,
-    *,
-    device: str | None = None,
-    data_root: str | None = None,
-    slots: Slots | None = None,
-) -> StudySpec:
-    """The spec a study was made from, with what may differ on this machine."""
-    raw: dict[str, Any] = dict(definition.spec)
-    if device is not None:
-        raw["training"] = {**raw["training"], "device": device}
-    if slots is not None:
-        raw["training"] = {**raw["training"], "slots": slots}
-    if data_root is not None:
-        raw["data"] = {**raw["data"], "root": data_root}
-    return make_spec(raw)
-
-
-def stored_objective(definition: Definition, spec: StudySpec) -> TrainingObjective:
-    """The objective of a stored study, its data loaded.
-
-    Raises:
-        StorageError: The data set here is another than the study's.
-    """
-    objective = make_objective(spec, load_splits(spec))
-    difference = definition.data_difference(objective.workload.num_examples, objective.data)
-    if difference:
-        raise StorageError(
-            f"The study was made on other data than '{spec.data.name}' is here ({difference}); "
-            "check --data-root."
-        )
-    return objective
-
-
-# Clocks differ between two runs of anything.
-_TIMES = ("seconds", "sampler_seconds")
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Replay:
-    """A trial's learning curve beside that of its replay.
-
-    Attributes:
-        trial: The recorded trial.
-        curve: The replayed curve, as long as the recorded one.
-    """
-
-    trial: TrialRun
-    curve: tuple[Evaluation, ...]
-
-    @property
-    def is_identical(self) -> bool:
-        """Whether every value but the seconds is the same, bit for bit."""
-        return [_timeless(e) for e in self.trial.curve] == [_timeless(e) for e in self.curve]
-
-    @property
-    def slots(self) -> int | None:
-        """Slots of the stack that the trial was trained in; None if it was trained alone.
-
-        Alone, sums are taken in another order, and ``mab`` draws other batches.
-        """
-        slots = self.trial.attrs.get(STACK_KEY)
-        return None if slots is None else int(slots)
-
-    @property
-    def largest_difference(self) -> float:
-        """Largest difference of validation accuracies; infinite where the replay is shorter."""
-        if len(self.curve) < len(self.trial.curve):
-            return float("inf")
-        pairs = zip(self.trial.curve, self.curve, strict=True)
-        return max((abs(one.accuracy - other.accuracy) for one, other in pairs), default=0.0)
-
-
-def replay(
-    storage: Storage,
-    name: str,
-    number: int,
-    *,
-    device: str | None = None,
-    data_root: str | None = None,
-) -> Replay:
-    """Train a recorded trial again from its record alone, as far as its curve goes.
-
-    Args:
-        storage: The database.
-        name: Optuna's study name.
-        number: The trial's number.
-        device: Where to train; None takes the definition's device.
-        data_root: Folder of the data here; None takes the definition's.
-
-    Raises:
-        ArgumentError: The study has no such trial, or it has no curve.
-        StorageError: The study was not made by this product, or its data are others here.
-        UnknownNameError: There is no such study.
-    """
-    trial = _recorded(storage, name, number)
-    study = open_study(storage, name)
-    definition = Definition.load(study)
-    spec = stored_spec(definition, device=device, data_root=data_root)
-    objective = stored_objective(definition, spec)
-    objective.workload.known = storage.examples.frozen(id_of(study))
-    with train_recorded(objective, trial) as run:
-        curve = tuple(_first(len(trial.curve), run.evaluations))
-    return Replay(trial=trial, curve=curve)
-
-
-def _recorded(storage: Storage, name: str, number: int) -> TrialRun:
-    trials = {trial.number: trial for trial in read_run(storage, name).trials}
-    if number not in trials:
-        raise UnknownNameError("trial", str(number), map(str, trials))
-    if not trials[number].curve:
-        told = ", ".join(str(known) for known, trial in trials.items() if trial.curve)[:80]
-        raise ArgumentError(
-            f"Trial {number} of '{name}' has no learning curve to compare with; "
-            + (f"trials that have one: {told}." if told else "no trial of the study has one.")
-        )
-    return trials[number]
-
-
-def _first(count: int, evaluations: Iterator[Evaluation]) -> Iterator[Evaluation]:
-    try:
-        for _, evaluation in zip(range(count), evaluations, strict=False):
-            yield evaluation
-    except TrainingDiverged:
-        return
-
-
-def _timeless(evaluation: Evaluation) -> dict[str, float | int | None]:
-    return {k: v for k, v in dataclasses.asdict(evaluation).items() if k not in _TIMES}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
@@ -20,6 +20,9 @@ from hpo_mab.storage._optuna import id_of, storage_of
 from hpo_mab.training._device import release_memory
 
 TrialCallback = Callable[[optuna.Study, FrozenTrial], None]
+
+#: Trials that one process trains at the same time.
+Slots = int | Literal["auto"]
 
 SECONDS_BETWEEN_LOOKS = 1.0
 _STORAGE_FAILURES_IN_A_ROW = 3
