@@ -21,7 +21,7 @@ from rich.text import Text
 
 from hpo_mab._errors import ArgumentError
 from hpo_mab.cli._dashboard import PORT
-from hpo_mab.compare._tables import parameter
+from hpo_mab.compare._facts import parameter
 
 if TYPE_CHECKING:
     import optuna
@@ -76,7 +76,7 @@ def refuse_unwritable(*paths: Path | None) -> None:
 
 _SECONDS_BETWEEN_LINES = 10.0
 #: A trial that runs for longer shows its own progress, at most so often.
-_SECONDS_OF_A_LONG_TRIAL, _SECONDS_BETWEEN_UPDATES = 5.0, 1.0
+_SECONDS_OF_A_LONG_TRIAL, _SECONDS_BETWEEN_UPDATES = 10.0, 1.0
 
 
 class StudyProgress:
@@ -131,7 +131,7 @@ class StudyProgress:
 
     def __call__(self, study: optuna.Study, trial: FrozenTrial) -> None:
         """Show the study's state after a trial."""
-        from hpo_mab.search._plan import Plan
+        from hpo_mab._plan import Plan
 
         plan = Plan(study.get_trials(deepcopy=False))
         counts, done = plan.counts(), plan.finished
@@ -324,7 +324,7 @@ def run_json(outcome: RunOutcome, spec: StudySpec, *, wall_seconds: float) -> st
 
 
 def _facts(outcome: RunOutcome, spec: StudySpec, *, wall_seconds: float) -> dict[str, Any]:
-    from hpo_mab.search._plan import Plan
+    from hpo_mab._plan import Plan
 
     run, best = outcome.run, outcome.run.best
     plan = Plan(run.trials)

@@ -240,7 +240,7 @@ def test_a_long_trial_shows_how_far_it_is(clock: Clock, capsys: pytest.CaptureFi
             progress.running({0: second / 80})
         study.add_trial(create_trial(value=0.5))
         progress(study, study.trials[-1])
-        clock.now += 4.9
+        clock.now += 9.9
         progress.running({1: 0.2})
         clock.now += 10
         progress.running({1: 0.6, 2: 0.1})
