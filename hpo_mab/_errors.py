@@ -140,12 +140,12 @@ def _reason(error: BaseException) -> str | None:
 
 def _of_host(text: str) -> str:
     asked, array = _BYTES.search(text), _ARRAY.search(text)
-    told = ""
+    detail = ""
     if asked is not None:
-        told = f" Tried to allocate {_size(int(asked[1]))}."
+        detail = f" Tried to allocate {_size(int(asked[1]))}."
     elif array is not None:
-        told = f" {array[0].rstrip('.')}."
-    return f"host out of memory.{told}"
+        detail = f" {array[0].rstrip('.')}."
+    return f"host out of memory.{detail}"
 
 
 def _size(count: int) -> str:

@@ -55,8 +55,7 @@ _FIXED = {
     "auto": _MORE["teal"],
     "gradnorm": _MORE["brown"],
 }
-#: Yellow last: it is faint on white.
-_FREE = [OKABE_ITO[name] for name in ("sky", "green", "vermillion", "purple", "orange", "yellow")]
+_FREE = [OKABE_ITO[name] for name in ("sky", "green", "vermillion", "purple", "orange")]
 _BELOW_TITLE = "<br><sup>"
 #: Characters per line of titles and subtitles, so that a telephone shows them.
 _TITLE, _SUBTITLE = 42, 56
@@ -326,7 +325,8 @@ def hover_text(estimate: Estimate, *, scale: float = 1.0) -> str:
 
 def _free_colour(name: str, taken: set[str]) -> str:
     start = zlib.crc32(name.encode()) % len(_FREE)
-    turn = [*_FREE[start:], *_FREE[:start], *_MORE.values()]
+    # Yellow last: it is faint on white.
+    turn = [*_FREE[start:], *_FREE[:start], *_MORE.values(), OKABE_ITO["yellow"]]
     return next((colour for colour in turn if colour not in taken), turn[0])
 
 
