@@ -15,9 +15,8 @@ from typing import Any, Protocol, Self
 import optuna
 import torch
 
-from hpo_mab._attributes import PROMOTES_KEY, trial_attributes
-from hpo_mab.pruners import TopKPruner
-from hpo_mab.search._plan import Attempt, Place, Plan, slot_of
+from hpo_mab.pruners import PromotionPruner
+from hpo_mab.search._plan import Place, Plan, slot_of
 from hpo_mab.storage import STORAGE_ERRORS, Storage, files_folder
 
 # A trial has one file, `<study>-<slot>.pt`, written anew from time to time and removed when its
@@ -86,17 +85,11 @@ class Checkpoints:
 
 
 def _promotable(study: optuna.Study) -> set[Place]:
-    """Slots of the best stopped trials that may yet be continued."""
+    """Slots of the paused trials that may yet be continued."""
     pruner = study.pruner
-    if not isinstance(pruner, TopKPruner) or not pruner.resume:
+    if not isinstance(pruner, PromotionPruner):
         return set()
-    done = set()
-    for trial in study.get_trials(deepcopy=False):
-        # One that was cut off is tried again, and continues from the same file.
-        if trial.state.is_finished() and not Attempt.of(trial).cut_off:
-            done.add(trial_attributes(trial).get(PROMOTES_KEY))
-    best = [trial for trial in pruner.stopped(study) if trial.number not in done][: pruner.k]
-    return {(slot_of(study, trial), False) for trial in best}
+    return {(slot_of(study, trial), False) for trial in pruner.worth_keeping(study)}
 
 
 class SlotCheckpoint:
@@ -163,8 +156,7 @@ class SlotCheckpoint:
 
     def keeps_stopped(self, training: HasState) -> bool:
         """Whether a training that the pruner has stopped may be continued, and can be saved now."""
-        pruner = self._study.pruner
-        return isinstance(pruner, TopKPruner) and pruner.resume and training.has_state
+        return isinstance(self._study.pruner, PromotionPruner) and training.has_state
 
     def _whole_identity(self) -> dict[str, Any]:
         slot, twin = self._slot

@@ -13,7 +13,7 @@ from optuna.samplers import BaseSampler
 from hpo_mab._attributes import EVIDENCE_KEY
 from hpo_mab._errors import ArgumentError
 from hpo_mab._registry import Named, Registry, name_of
-from hpo_mab.pruners import AdvantagePruner, TopKPruner
+from hpo_mab.pruners import AdvantagePruner, PromotionPruner, TopKPruner
 from hpo_mab.search._space import examples, parse_value
 
 if TYPE_CHECKING:
@@ -56,6 +56,7 @@ PRUNERS = Registry(
         "median": optuna.pruners.MedianPruner,
         "none": optuna.pruners.NopPruner,
         "percentile": optuna.pruners.PercentilePruner,
+        "promotion": PromotionPruner,
         "successive_halving": optuna.pruners.SuccessiveHalvingPruner,
         "top_k": TopKPruner,
     },
@@ -113,8 +114,8 @@ def create_pruner(
 
     Args:
         kind: ``"none"``, ``"median"``, ``"percentile"``, ``"successive_halving"``,
-            ``"hyperband"``, ``"advantage"`` or ``"top_k"``; ``package.module:Name`` of another
-            pruner for Optuna, or its class.
+            ``"hyperband"``, ``"advantage"``, ``"promotion"`` or ``"top_k"``;
+            ``package.module:Name`` of another pruner for Optuna, or its class.
         options: Arguments of the class.
         evaluations: Evaluations of a full trial, the largest step reported.
         averaged: Whether all trials report averaged weights. Successive halving then begins at a
@@ -132,6 +133,8 @@ def create_pruner(
         "median": {"n_warmup_steps": evaluations // 4},
         "percentile": {"percentile": 50.0, "n_warmup_steps": evaluations // 4},
         "successive_halving": halving,
+        # A paused trial may continue later, so the first rung may lie earlier: ``studies/rungs``.
+        "promotion": {"min_resource": max(1, evaluations // 8), "reduction_factor": 2},
         "hyperband": {"min_resource": 1, "reduction_factor": 2},
     }
     full = {"max_resource": evaluations} if PRUNERS.takes(kind, "max_resource") else {}
@@ -163,10 +166,6 @@ def study_pruner(spec: StudySpec, attrs: Mapping[str, Any]) -> BasePruner:
         options = {**options, "evidence": attrs[EVIDENCE_KEY]}
     if kind == "advantage" and spec.sampler.kind == "uniform":
         options = {k: value for k, value in options.items() if k not in ("evidence", "reference")}
-    if kind == "top_k":
-        # A trial at a constant rate has no end that its schedule was made for.
-        resume = spec.training.schedule == "constant" and spec.training.checkpoint > 0
-        options = {"resume": resume, **options}
     averaged = always_averages(spec.training.model_dump())
     return create_pruner(kind, options, evaluations=spec.budget.evaluations, averaged=averaged)
 

@@ -52,7 +52,7 @@ def derive_seed(*parts: int | str) -> int:
 # configuration and one seed. A trial is an *attempt* at a slot, or at the slot's *twin*, which
 # repeats it under uniform sampling for the pilot. An attempt that was cut off is followed by
 # another one. A *promotion* has a slot of its own, in which it trains a stopped configuration in
-# full.
+# full. A *continuation* has the slot of a paused attempt, which it replaces.
 #
 # =========== ================================ ==========================================
 # trial        counts towards ``budget.trials`` may be tried again
@@ -63,6 +63,7 @@ def derive_seed(*parts: int | str) -> int:
 # failed       no                               if it was lost or interrupted, not by itself
 # twin         no                               as any other
 # promotion    yes                              as any other
+# continuation in place of the paused attempt   as any other
 # =========== ================================ ==========================================
 
 #: A slot, and whether it is the slot's twin.
@@ -79,7 +80,7 @@ class Next(enum.Enum):
     DONE = "the study has what was asked for"
     WAIT = "other workers are running the last ones"
     QUEUED = "run the trial that waits"
-    PROMOTION = "train the best stopped configuration in full"
+    PROMOTION = "train the best stopped configuration in full, or further"
     NEW = "try another configuration"
 
 
@@ -91,7 +92,7 @@ class Attempt(NamedTuple):
         state: ``"waiting"``, ``"running"``, ``"complete"``, ``"pruned"`` or ``"fail"``.
         slot: Its slot; None if nobody has given it one.
         twin: Whether it repeats its slot under uniform sampling.
-        promotion: Whether it trains a stopped configuration in full.
+        promotes: Number of the stopped trial that it trains in full or continues.
         lost: Whether its worker ended suddenly.
         interrupted: Whether it was interrupted.
         retry: Whether it follows an attempt that was cut off; of stored trials not known.
@@ -101,7 +102,7 @@ class Attempt(NamedTuple):
     state: str
     slot: int | None
     twin: bool
-    promotion: bool
+    promotes: int | None
     lost: bool
     interrupted: bool
     retry: bool
@@ -120,7 +121,7 @@ class Attempt(NamedTuple):
             state=state,
             slot=None if slot is None else int(slot),
             twin=TWIN_KEY in attrs,
-            promotion=PROMOTES_KEY in attrs,
+            promotes=attrs.get(PROMOTES_KEY),
             lost=bool(attrs.get(LOST_KEY)),
             interrupted=bool(attrs.get(INTERRUPTED_KEY)),
             retry=retry,
@@ -149,18 +150,22 @@ class Plan:
         promotions: int = 0,
     ) -> None:
         self._attempts = [Attempt.of(trial) for trial in trials]
+        self._paused = _continued(self._attempts)
         self._target = target
         self._promotions = promotions
 
     def counts(self, *, twins: bool = False) -> dict[str, int]:
         """Ended trials by state: ``complete``, ``pruned`` and ``fail``, without interrupted ones.
 
+        A paused trial that another one has continued does not count.
+
         Args:
             twins: Whether to count the pilot's twins as well.
         """
         counts = {"complete": 0, "pruned": 0, "fail": 0}
         for one in self._attempts:
-            if one.state in counts and not one.interrupted and (twins or not one.twin):
+            held = one.interrupted or one.number in self._paused
+            if one.state in counts and not held and (twins or not one.twin):
                 counts[one.state] += 1
         return counts
 
@@ -172,7 +177,8 @@ class Plan:
     @property
     def finished(self) -> int:
         """Trials that are results of the study, of those that were asked for."""
-        return sum(one.state in _FINISHED and not one.twin for one in self._attempts)
+        finished = (one for one in self._attempts if one.state in _FINISHED and not one.twin)
+        return sum(one.number not in self._paused for one in finished)
 
     @property
     def next_slot(self) -> int:
@@ -184,20 +190,26 @@ class Plan:
         """The trial that Optuna hands out next, if one waits."""
         return next((one for one in self._attempts if one.state == "waiting"), None)
 
-    def next(self) -> Next:
-        """What a worker does next; twins are run even where the study has its trials."""
+    def next(self, *, promotable: bool = False) -> Next:
+        """What a worker does next; twins are run even where the study has its trials.
+
+        Args:
+            promotable: Whether a paused trial is to continue before another configuration is tried.
+        """
         waiting = self.waiting
         running = [one for one in self._attempts if one.state == "running"]
         taken = self.finished + sum(not one.twin for one in running)
-        if taken >= self._target and not (waiting is not None and waiting.twin):
+        if waiting is not None and (taken < self._target or waiting.twin):
+            return Next.QUEUED
+        if promotable:
+            return Next.PROMOTION
+        if taken >= self._target:
             # What runs may yet be lost with its worker, and then somebody must try it again.
             return Next.WAIT if running else Next.DONE
-        if waiting is not None:
-            return Next.QUEUED
         if not self._promotions or taken < self._target - self._promotions:
             return Next.NEW
         # A trial that still runs may be among the best; a twin or a promotion is never stopped.
-        candidates = any(not (one.twin or one.promotion) for one in running)
+        candidates = any(not one.twin and one.promotes is None for one in running)
         return Next.WAIT if candidates else Next.PROMOTION
 
     def has_twin(self, slot: int) -> bool:
@@ -248,10 +260,15 @@ class Plan:
         return number - sum(one.retry or one.twin for one in self._attempts[:number])
 
     def _places(self) -> dict[Place, list[Attempt]]:
+        """Attempts by place; of a place that was continued, those since then."""
         places: dict[Place, list[Attempt]] = collections.defaultdict(list)
         for one in self._attempts:
-            if one.slot is not None:
-                places[one.slot, one.twin].append(one)
+            if one.slot is None:
+                continue
+            attempts = places[one.slot, one.twin]
+            if attempts and one.promotes not in (None, attempts[-1].promotes):
+                attempts.clear()
+            attempts.append(one)
         return places
 
 
@@ -261,6 +278,19 @@ def slot_of(study: optuna.Study, trial: FrozenTrial | optuna.trial.Trial) -> int
     if slot is not None:
         return int(slot)
     return Plan(study.get_trials(deepcopy=False)).slot_of(trial.number)
+
+
+def _continued(attempts: Sequence[Attempt]) -> set[int]:
+    """Numbers of paused trials that another trial of the same slot continues."""
+    slots = {one.number: one.slot for one in attempts}
+    return {
+        one.promotes
+        for one in attempts
+        if one.promotes is not None
+        and one.state != "fail"
+        and one.slot is not None
+        and slots.get(one.promotes) == one.slot
+    }
 
 
 def _is_to_be_retried(attempts: Sequence[Attempt]) -> bool:
