@@ -137,7 +137,8 @@ Sampler = Annotated[
 Pruner = Annotated[
     str | None,
     typer.Option(
-        help="none, median, percentile, successive_halving, hyperband, advantage or top_k.",
+        help="none, median, percentile, successive_halving, hyperband, advantage, promotion "
+        "or top_k.",
         autocompletion=pruners,
     ),
 ]
