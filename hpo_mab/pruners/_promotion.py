@@ -13,6 +13,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from hpo_mab._attributes import PROMOTES_KEY, REASON_KEY, TWIN_KEY, trial_attributes
 from hpo_mab._errors import ArgumentError, check_integer
+from hpo_mab._plan import Plan
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -133,8 +134,7 @@ class PromotionPruner(BasePruner):
             study: A study with this pruner.
             every: Whether any paused trial may continue, where those of the rule already do.
         """
-        trials = study.get_trials(deepcopy=False)
-        taken = {trial_attributes(trial).get(PROMOTES_KEY) for trial in trials}
+        taken = Plan(study.get_trials(deepcopy=False)).promoted()
         paused = (trial for trial in self.paused(study, every=every) if trial.number not in taken)
         return next(paused, None)
 

@@ -54,7 +54,10 @@ def stopping(first: int, factor: int) -> Rule:
 
 
 def promotion(first: int, factor: int) -> Rule:
-    """`hpo_mab.pruners.PromotionPruner`: paused trials continue once they are the best."""
+    """`hpo_mab.pruners.PromotionPruner` with a total budget.
+
+    Paused trials continue once they are among the best; all do when nothing else is left.
+    """
 
     def rule(curves: Floats, target: float, initial: int) -> float:
         steps = curves.shape[1]
@@ -64,9 +67,9 @@ def promotion(first: int, factor: int) -> Rule:
         cost, begun = 0.0, 0
         while True:
             found = _best_paused(curves, rungs, there, gone, factor)
+            if found is None and begun == len(curves):
+                found = _best_paused(curves, rungs, there, gone, 1)
             if found is None:
-                if begun == len(curves):
-                    return np.inf
                 trial, begun = begun, begun + 1
                 reached = rungs if trial < initial else rungs[:1]
                 cost += reached[-1] / steps

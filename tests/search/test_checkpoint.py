@@ -15,6 +15,7 @@ import pytest
 import torch
 from _faults import _fork
 
+from hpo_mab._plan import Plan
 from hpo_mab.pruners import PromotionPruner
 from hpo_mab.search import (
     StudyRunner,
@@ -26,9 +27,7 @@ from hpo_mab.search import (
     replay,
     trial_seed,
 )
-from hpo_mab.search._checkpoint import Checkpoints, CheckpointWarning, SlotCheckpoint
-from hpo_mab.search._plan import Plan
-from hpo_mab.search._recorder import TrialRecord
+from hpo_mab.search._recorder import Checkpoints, CheckpointWarning, SlotCheckpoint, TrialRecord
 from hpo_mab.search._study import open_with_parts
 from hpo_mab.storage import Storage, StudyRun, TrialRun, files_folder, open_study
 from hpo_mab.training import Evaluation
