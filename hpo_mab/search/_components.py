@@ -137,6 +137,11 @@ def create_pruner(
     full = {"max_resource": evaluations} if PRUNERS.takes(kind, "max_resource") else {}
     chosen = {**full, **defaults.get(name_of(kind), {}), **options}
     PRUNERS.check(kind, {key: [value] for key, value in chosen.items()}, section="pruner")
+    if kind == "hyperband" and chosen["reduction_factor"] < 2:
+        # Optuna's class divides by its logarithm, at the first report.
+        raise ArgumentError(
+            f"pruner.reduction_factor must be at least 2, got {chosen['reduction_factor']}."
+        )
     try:
         pruner: BasePruner = _quietly(PRUNERS.load(kind), chosen, BasePruner)
     except (TypeError, ValueError) as error:

@@ -203,6 +203,8 @@ class TrainingObjective:
         self.examples: ExampleWriter | None = None
         #: Where long trials are saved, see `store_in`; None saves none.
         self.checkpoints: Checkpoints | None = None
+        #: Called with the share of its budget that each running trial has spent, by number.
+        self.on_progress: Callable[[Mapping[int, float]], None] | None = None
         #: What kept trials from being trained many at a time or from a CUDA graph, each once.
         self.loop_reasons: dict[str, None] = {}
 
@@ -341,6 +343,9 @@ class TrainingObjective:
                 state=None if checkpoint is None else checkpoint.load(),
                 examples=self.examples is not None,
             ) as run:
+                if (on_progress := self.on_progress) is not None:
+                    number = trial.number
+                    run.evaluations.on_progress = lambda share: on_progress({number: share})
                 last = follow(
                     trial,
                     run.evaluations,

@@ -190,6 +190,12 @@ RANKINGS: Mapping[str, str] = {
     "hard": "hardest",
     "ambiguous": "most ambiguous",
 }
+#: What the score of each ranking is.
+SCORES: Mapping[str, str] = {
+    "suspicious": "another class's logit minus the label's, on average",
+    "hard": "the loss divided by the average loss, on average",
+    "ambiguous": "standard deviation of the label's probability",
+}
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
