@@ -182,8 +182,6 @@ def test_stopped_trials_their_promotions_and_what_they_saved() -> None:
     plan = Plan(trials)
     assert plan.stopped == {0, 1, 2}
     assert plan.promoted() == {0, 1, 2}
-    # The last promotion was cut off, and is tried again.
-    assert plan.promoted(ended=True) == {0, 1}
     # Trials 0 and 1 were continued; the continuation of 1 was pruned.
     assert plan.not_continued == {2, 4}
 
