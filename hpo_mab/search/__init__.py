@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from hpo_mab.search._pilot import PlannedSampler
     from hpo_mab.search._plan import StudyFailedError, Target, derive_seed
     from hpo_mab.search._prepare import load_splits, make_objective
+    from hpo_mab.search._recorded import recorded_trial
     from hpo_mab.search._recorder import TrialReporter
     from hpo_mab.search._runner import (
         Launch,
@@ -71,6 +72,7 @@ __all__ = [
     "load_splits",
     "make_objective",
     "make_spec",
+    "recorded_trial",
     "replay",
     "stored_objective",
     "stored_spec",
@@ -109,6 +111,7 @@ __getattr__, __dir__ = lazy_names(
         "load_splits": "._prepare",
         "make_objective": "._prepare",
         "make_spec": "._definition",
+        "recorded_trial": "._recorded",
         "replay": "._runner",
         "stored_objective": "._runner",
         "stored_spec": "._runner",

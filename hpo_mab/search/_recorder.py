@@ -441,6 +441,8 @@ class TrialReporter:
     def _note(self, error: BaseException) -> None:
         if isinstance(error, KeyboardInterrupt):
             self._trial.set_user_attr(INTERRUPTED_KEY, True)
+        elif isinstance(error, SystemExit) and not error.code:
+            return  # Another tuner, such as Ray Tune, stops the function.
         elif not isinstance(error, optuna.TrialPruned):
             self._trial.set_user_attr(REASON_KEY, failure_reason(error))
 
