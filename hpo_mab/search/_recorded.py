@@ -110,8 +110,9 @@ def _point(name: str, value: Any) -> BaseDistribution:
         raise ArgumentError(
             f"config['{name}'] must be a number, or have a distribution, got {value!r}."
         )
-    kind = IntDistribution if isinstance(value, int) else FloatDistribution
-    return kind(low=value, high=value)
+    if isinstance(value, int):
+        return IntDistribution(low=value, high=value)
+    return FloatDistribution(low=value, high=value)
 
 
 def _tell(study: optuna.Study, trial: optuna.trial.Trial, end: TrialState) -> None:
