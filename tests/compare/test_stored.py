@@ -7,7 +7,7 @@ import pytest
 
 from hpo_mab._errors import ArgumentError, StorageError
 from hpo_mab.compare import stored_comparison, summarise
-from hpo_mab.compare._runner import Selection
+from hpo_mab.compare._stored import Selection
 from hpo_mab.data import DataIdentity
 from hpo_mab.samplers import BatchSampler, MABSampler, UniformSampler
 from hpo_mab.search import TrialReporter

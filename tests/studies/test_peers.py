@@ -146,13 +146,9 @@ def test_the_usual_training_has_the_products_steps_and_schedule(peers: Any, job:
     steps = Budget(epochs=8).num_steps(num_examples=256, batch_size=64)
     schedule = Schedule(steps=steps, warmup=0.15)
     rates = []
-    step = training._optimizer.step
-
-    def recorded(*arguments: Any) -> Any:
-        rates.append(training._optimizer.param_groups[0]["lr"])
-        return step(*arguments)
-
-    training._schedule.optimizer.step = recorded
+    training._optimizer.register_step_pre_hook(
+        lambda optimizer, *_: rates.append(optimizer.param_groups[0]["lr"])
+    )
     while training.share < 8:
         training.advance()
     assert rates == pytest.approx([0.1 * schedule.factor(s) for s in range(steps)])
