@@ -148,12 +148,16 @@ Model = Annotated[
 ]
 Sampler = Annotated[
     str | None,
-    typer.Option(help="Batch sampler, e.g. mab, uniform, gradnorm.", autocompletion=batch_samplers),
+    typer.Option(
+        help="Batch sampler, e.g. mab, uniform, gradnorm, or package.module:Name.",
+        autocompletion=batch_samplers,
+    ),
 ]
 Pruner = Annotated[
     str | None,
     typer.Option(
-        help="none, median, percentile, successive_halving, hyperband, advantage or top_k.",
+        help="none, median, percentile, successive_halving, hyperband, advantage, promotion "
+        "or top_k.",
         autocompletion=pruners,
     ),
 ]

@@ -14,7 +14,6 @@ from torch.utils.data import Dataset
 
 from hpo_mab import training
 from hpo_mab._attributes import (
-    CONTINUES_KEY,
     INTERRUPTED_KEY,
     LEARNED_KEY,
     PAIRED_KEY,
@@ -53,15 +52,12 @@ class Assignment:
 
     Attributes:
         slot: Its place in the study's plan.
-        trained_slot: The slot whose seed and checkpoint it has: its own, or that of the stopped
-            trial that it continues.
         configuration: Its point of the search space.
         seed: Of initial weights, batches and augmentation.
         may_prune: Whether the study's pruner is asked.
     """
 
     slot: int
-    trained_slot: int
     configuration: Configuration
     seed: int
     may_prune: bool
@@ -308,14 +304,12 @@ class TrainingObjective:
             trial.set_user_attr(SLOT_KEY, slot)
         if slot < self.initial:
             trial.set_user_attr(PAIRED_KEY, True)
-        trained_slot = int(trial.user_attrs.get(CONTINUES_KEY, slot))
         return Assignment(
             slot=slot,
-            trained_slot=trained_slot,
             configuration=self._with_record(
                 trial, self._with_sampler(trial, self.space.suggest(trial), slot)
             ),
-            seed=trial_seed(self.seed, trained_slot),
+            seed=trial_seed(self.seed, slot),
             may_prune=slot >= self.initial,
         )
 
@@ -333,7 +327,7 @@ class TrainingObjective:
         return SlotCheckpoint(
             self.checkpoints,
             trial.study,
-            (assignment.trained_slot, TWIN_KEY in trial.user_attrs),
+            (assignment.slot, TWIN_KEY in trial.user_attrs),
             identity=functools.partial(
                 self.workload.identity, assignment.configuration, seed=assignment.seed
             ),
@@ -399,8 +393,7 @@ class TrainingObjective:
             configuration = self.recorded(trial.params, attrs)
         else:
             configuration = self.space.suggest(trial)
-        slot = attrs.get(CONTINUES_KEY, attrs.get(SLOT_KEY, trial.number))
-        seed = trial_seed(self.seed, int(slot))
+        seed = trial_seed(self.seed, int(attrs.get(SLOT_KEY, trial.number)))
         try:
             with self.workload.training(configuration, seed=seed) as run:
                 *_, last = run.evaluations
