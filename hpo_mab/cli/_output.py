@@ -103,6 +103,7 @@ class StudyProgress:
         self._last_update = -math.inf
         self._done_before: int | None = None
         self._state = f"0/{trials} trials"
+        self._is_done = False
         #: When each running trial was first seen, and the share of its budget spent by then.
         self._seen: dict[int, tuple[float, float]] = {}
 
@@ -139,6 +140,7 @@ class StudyProgress:
             self._done_before = done - 1
         self._state = self._describe(study, counts, done)
         self._last_end = time.monotonic()
+        self._is_done = done >= self._trials
         self._seen.pop(trial.number, None)
         if self._live is not None and self._task is not None:
             completed = min(done, self._trials)
@@ -173,6 +175,8 @@ class StudyProgress:
     def _describe_running(self, shares: Mapping[int, float], now: float) -> str:
         number, share = max(shares.items(), key=lambda item: item[1])
         text = f"trial {number} at {share:.0%}"
+        if self._is_done:
+            text = f"training trial {number} again for its test accuracy, {share:.0%}"
         if len(shares) > 1:
             text = f"{len(shares)} trials running, {text}"
         since, at_first = self._seen[number]

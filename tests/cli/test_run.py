@@ -255,6 +255,23 @@ def test_a_long_trial_shows_how_far_it_is(clock: Clock, capsys: pytest.CaptureFi
     ]
 
 
+def test_training_the_best_trial_again_shows_how_far_it_is(
+    clock: Clock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = optuna.create_study(direction="maximize")
+    with StudyProgress(trials=1, label="study") as progress:
+        clock.now += 60
+        study.add_trial(create_trial(value=0.5))
+        progress(study, study.trials[-1])
+        progress.running({0: 0.1})
+        clock.now += 20
+        progress.running({0: 0.5})
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        "study: 1/1 trials, 0 pruned, best 50.00%; training trial 0 again for its test accuracy, "
+        "50%, 25.0 s left of it"
+    )
+
+
 def test_short_trials_show_no_progress_of_their_own(
     clock: Clock, capsys: pytest.CaptureFixture[str]
 ) -> None:
