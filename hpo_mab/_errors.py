@@ -1,16 +1,21 @@
-"""Errors a user can meet, and how they are worded.
+"""Errors a user can meet, how they are worded, and what numbers an argument may be.
 
 An error says in one line what to do. Out-of-memory errors get one format, and passwords in database
-URLs are never shown.
+URLs are never shown. NumPy's numbers are as good as Python's.
 """
 
 from __future__ import annotations
 
 import difflib
 import errno
+import functools
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from numbers import Integral
+from typing import Any, ParamSpec, TypeVar
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
 
 
 class HpoMabError(Exception):
@@ -46,6 +51,35 @@ def check_integer(name: str, value: object, low: int) -> None:
     # A boolean is an integer to Python, and a mistake here.
     if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < low:
         raise ArgumentError(f"{name} must be an integer of at least {low}, got {value!r}.")
+
+
+def plain(value: Any) -> Any:
+    """The value with Python's numbers in place of NumPy's, also in tuples and dictionaries.
+
+    JSON, Optuna and PyTorch refuse some of NumPy's numbers, and a file that holds one cannot be
+    loaded with ``weights_only``. Lists are looked into in dictionaries only: others may be long.
+    """
+    # By name: nothing here may import NumPy for it. An array keeps its type.
+    if type(value).__module__ == "numpy" and getattr(value, "shape", None) == ():
+        return value.item()
+    if type(value) is tuple:
+        return tuple(map(plain, value))
+    if type(value) is dict:
+        return {
+            key: [plain(item) for item in one] if type(one) is list else plain(one)
+            for key, one in value.items()
+        }
+    return value
+
+
+def plain_arguments(function: Callable[_P, _R]) -> Callable[_P, _R]:
+    """The function, called with `plain` arguments."""
+
+    @functools.wraps(function)
+    def call(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        return function(*map(plain, args), **{name: plain(one) for name, one in kwargs.items()})
+
+    return call
 
 
 class SpecError(HpoMabError):

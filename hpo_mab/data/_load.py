@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from sklearn.datasets import load_digits
 
-from hpo_mab._errors import ArgumentError
+from hpo_mab._errors import ArgumentError, plain_arguments
 from hpo_mab._registry import Named, Registry, name_of
 from hpo_mab.data import _images, _torchvision
 from hpo_mab.data._folder import image_folder
@@ -85,6 +85,7 @@ def options(name: Named) -> tuple[str, ...]:
     return tuple(DATA_SETS.options(name))
 
 
+@plain_arguments
 def load(
     name: Named, *, root: Path | str = "data", download: bool = True, **more: Any
 ) -> tuple[ImageData, ImageData]:
@@ -117,6 +118,7 @@ def load(
     return parts["train"], parts["test"]
 
 
+@plain_arguments
 def load_splits(
     name: Named,
     *,

@@ -15,7 +15,7 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
-from hpo_mab._errors import ArgumentError, DataError
+from hpo_mab._errors import ArgumentError, DataError, plain_arguments
 from hpo_mab._examples import labels_digest
 from hpo_mab._labels import check_examples, labels_of
 from hpo_mab.data._images import ImageData
@@ -160,6 +160,7 @@ class ImageSplits:
         )
 
 
+@plain_arguments
 def split(
     train: ImageData,
     test: ImageData,

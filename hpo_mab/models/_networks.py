@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from hpo_mab._errors import ArgumentError
+from hpo_mab._errors import ArgumentError, plain_arguments
 from hpo_mab._registry import Named, Registry
 
 
@@ -165,6 +165,7 @@ def options(name: Named) -> dict[str, Any]:
     return {knob: option.default for knob, option in NETWORKS.options(name).items()}
 
 
+@plain_arguments
 def create(
     name: Named,
     *,

@@ -10,7 +10,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from hpo_mab._attributes import PROMOTES_KEY, trial_attributes
-from hpo_mab._errors import ArgumentError, check_integer
+from hpo_mab._errors import ArgumentError, check_integer, plain_arguments
 
 
 class TopKPruner(BasePruner):
@@ -48,6 +48,7 @@ class TopKPruner(BasePruner):
         ArgumentError: An argument outside its bound, or an ``after`` that leaves nothing to stop.
     """
 
+    @plain_arguments
     def __init__(
         self, *, max_resource: int, after: float = 0.25, k: int = 3, resume: bool = False
     ) -> None:
@@ -55,8 +56,8 @@ class TopKPruner(BasePruner):
         if not 0 < after < 1:
             raise ArgumentError(f"after must be in (0, 1), got {after}.")
         check_integer("k", k, 1)
-        self.k = int(k)
-        self.resume = bool(resume)
+        self.k = k
+        self.resume = resume
         # Rounding may put a third of nine evaluations just above 3; the slack keeps it at the 3rd.
         self.stop_step = math.ceil(after * max_resource - 1e-9)
         if self.stop_step >= max_resource:

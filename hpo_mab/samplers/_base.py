@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 
-from hpo_mab._errors import ArgumentError
+from hpo_mab._errors import ArgumentError, plain, plain_arguments
 from hpo_mab._labels import class_labels
 from hpo_mab._registry import name_of
 from hpo_mab.samplers._feedback import FeedbackError, check_losses, checked_targets, same_indices
@@ -83,6 +83,12 @@ class BatchSampler(Sampler[list[int]], abc.ABC):
     #: Options of the subclass that this sampler was made with, as plain values.
     _options: Mapping[str, Any]
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Let the constructor take NumPy's numbers, which a saved state must not hold."""
+        super().__init_subclass__(**kwargs)
+        if "__init__" in cls.__dict__:
+            cls.__init__ = plain_arguments(cls.__init__)  # type: ignore[method-assign]
+
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         """Store the options: a state can only be loaded by a sampler with the same ones."""
         made = super().__new__(cls)
@@ -90,6 +96,7 @@ class BatchSampler(Sampler[list[int]], abc.ABC):
             made._options = _bound_options(cls, args, kwargs)
         return made
 
+    @plain_arguments
     def __init__(
         self,
         labels: Tensor | Sequence[int],
@@ -468,6 +475,7 @@ def _bound_options(cls: type, args: tuple[Any, ...], kwargs: Mapping[str, Any]) 
 
 def _plain(value: Any) -> Any:
     """A value that a file can hold and that is equal after loading; for others their type."""
+    value = plain(value)
     if isinstance(value, list | tuple):
         return [_plain(part) for part in value]
     if isinstance(value, bool | int | float | str | None):

@@ -26,7 +26,13 @@ from hpo_mab._attributes import (
     UNIFORM,
     trial_attributes,
 )
-from hpo_mab._errors import ArgumentError, UnknownNameError, check_integer, memory_reason
+from hpo_mab._errors import (
+    ArgumentError,
+    UnknownNameError,
+    check_integer,
+    memory_reason,
+    plain_arguments,
+)
 from hpo_mab._examples import labels_digest
 from hpo_mab._registry import Named
 from hpo_mab.data import Augmentation, DataIdentity, DatasetSplits, ImageSplits
@@ -125,6 +131,7 @@ class TrainingObjective:
         UnknownNameError: An unknown optimiser, sampler or option.
     """
 
+    @plain_arguments
     def __init__(
         self,
         *,

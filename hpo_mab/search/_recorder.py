@@ -28,7 +28,7 @@ from hpo_mab._attributes import (
     SECONDS_KEY,
     UNIFORM,
 )
-from hpo_mab._errors import ArgumentError, memory_reason
+from hpo_mab._errors import ArgumentError, memory_reason, plain, plain_arguments
 from hpo_mab.pruners._reasons import store_reason
 from hpo_mab.samplers import BatchSampler, UniformSampler
 from hpo_mab.search._checkpoint import SlotCheckpoint
@@ -252,6 +252,7 @@ class TrialReporter:
             does not maximize.
     """
 
+    @plain_arguments
     def __init__(
         self,
         trial: optuna.trial.BaseTrial,
@@ -362,7 +363,7 @@ class TrialReporter:
             Whether an evaluation is due: evaluate and call `report`. The clock stands until then.
         """
         self._steps += 1
-        self.examples += examples
+        self.examples += plain(examples)
         if self._model is not None and self._window > 0:
             if self._average is None:
                 # Not earlier: until training begins, the model may move to another device.
@@ -377,6 +378,7 @@ class TrialReporter:
             self._stop_clock()
         return self.due
 
+    @plain_arguments
     def report(
         self,
         *,

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from hpo_mab._errors import ArgumentError, HpoMabError
+from hpo_mab._errors import ArgumentError, HpoMabError, plain_arguments
 from hpo_mab._labels import class_labels
 from hpo_mab.data import Augmentation, ImageData, Normalization
 from hpo_mab.samplers._base import BatchSampler, Draw
@@ -164,6 +164,7 @@ class DeviceBatches:
         seed: Seed of the augmentation.
     """
 
+    @plain_arguments
     def __init__(
         self,
         data: ImageData,
@@ -216,6 +217,7 @@ class LoaderBatches:
         ArgumentError: A negative number of workers.
     """
 
+    @plain_arguments
     def __init__(
         self,
         dataset: Dataset[Any],
@@ -282,6 +284,7 @@ class DeviceSweep:
         ArgumentError: A batch size below 1.
     """
 
+    @plain_arguments
     def __init__(
         self, data: ImageData, *, normalization: Normalization, batch_size: int = 1024
     ) -> None:
@@ -314,6 +317,7 @@ class LoaderSweep:
         ArgumentError: An argument outside its bound, or a data set without examples.
     """
 
+    @plain_arguments
     def __init__(
         self,
         dataset: Dataset[Any],

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import SGD, Adam, AdamW, NAdam, Optimizer, RMSprop
 
-from hpo_mab._errors import ArgumentError, UnknownNameError
+from hpo_mab._errors import ArgumentError, UnknownNameError, plain_arguments
 from hpo_mab._registry import Named, Registry, name_of
 
 
@@ -108,6 +108,7 @@ def optimizer_options(name: Named) -> dict[str, Any]:
     return {knob: option.default for knob, option in OPTIMIZERS.options(name).items()}
 
 
+@plain_arguments
 def create_optimizer(name: Named, parameters: Iterable[Parameter], **options: Any) -> Optimizer:
     """Make an optimiser of `torch.optim`; its fused form where the parameters' device has one.
 

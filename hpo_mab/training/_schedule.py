@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from hpo_mab._errors import ArgumentError, UnknownNameError
+from hpo_mab._errors import ArgumentError, UnknownNameError, plain
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,7 +83,7 @@ class Budget:
 
     def __post_init__(self) -> None:
         given = {
-            field.name: value
+            field.name: plain(value)
             for field in dataclasses.fields(self)
             if (value := getattr(self, field.name)) is not None
         }
@@ -97,6 +97,7 @@ class Budget:
             raise ArgumentError(f"{name} of the budget must be above 0, got {value}.")
         if name != "epochs" and value != int(value):
             raise ArgumentError(f"{name} of the budget must be a whole number, got {value}.")
+        object.__setattr__(self, name, value)
 
     def num_steps(self, *, num_examples: int, batch_size: int) -> int:
         """Optimiser steps the budget pays for, at least 1, rounded to the nearest.

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
-from hpo_mab._errors import ArgumentError
+from hpo_mab._errors import ArgumentError, plain_arguments
 from hpo_mab.bandits import REWARDS, BanditSettings, DeviceEngine
 from hpo_mab.samplers import BatchSampler, MABSampler
 from hpo_mab.training._batches import DeviceBatches, DeviceSweep, TrainingDiverged
@@ -118,6 +118,7 @@ class StackedTrainer:
         UnknownNameError: No such optimiser or precision.
     """
 
+    @plain_arguments
     def __init__(
         self,
         model: nn.Module,
@@ -188,6 +189,7 @@ class StackedTrainer:
         """Why steps could not be captured; None as long as nothing failed."""
         return self._step.reason
 
+    @plain_arguments
     def start(
         self,
         slot: int,

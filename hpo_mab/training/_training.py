@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
 
-from hpo_mab._errors import ArgumentError, UnknownNameError
+from hpo_mab._errors import ArgumentError, UnknownNameError, plain_arguments
 from hpo_mab.samplers._base import BatchSampler
 from hpo_mab.training._batches import (
     Batches,
@@ -89,6 +89,7 @@ class Training(Iterator[Evaluation]):
         TrainingDiverged: A loss is no longer finite, raised by the iterator.
     """
 
+    @plain_arguments
     def __init__(
         self,
         model: nn.Module,
