@@ -51,9 +51,11 @@ class BatchSampler(Sampler[list[int]], abc.ABC):
 
     A ``DataLoader`` with workers draws ``prefetch_factor * num_workers`` batches ahead, so its
     feedback lags by as many steps; it is still matched to the right draw. A batch without losses
-    (skipped, or out of memory) is taken off the queue with `discard`. Starting a new pass
-    (``iter(sampler)``) drops draws that were never answered, with one warning, and ends the pass
-    before it.
+    (skipped, or out of memory) is taken off the queue with `discard`. Without, later losses would
+    reward other examples: `update` raises if it has ``indices`` or ``targets`` to compare, else
+    there is one warning as soon as more draws wait than at the pass's first answer. Starting a new
+    pass (``iter(sampler)``) drops draws that were never answered, with one warning, and ends the
+    pass before it.
 
     Args:
         labels: Class of each training example, whole numbers [N].
@@ -132,6 +134,8 @@ class BatchSampler(Sampler[list[int]], abc.ABC):
         self._outstanding: collections.deque[Draw] = collections.deque()
         #: Passes begun; a pass ends where another begins.
         self._passes_begun = 0
+        #: Draws answered or discarded since this pass began.
+        self._answers = 0
         self._warned = False
 
     @classmethod
@@ -210,11 +214,20 @@ class BatchSampler(Sampler[list[int]], abc.ABC):
         this = self._passes_begun
         if self._outstanding:
             self._drop_all()
+        self._answers = ahead = 0
         for _ in range(len(self)):
             if self._passes_begun != this:
                 raise FeedbackError(
                     "this pass ended when another pass over the same sampler began; look at "
                     "batches and evaluate with a DataLoader that has no such batch_sampler."
+                )
+            # Before the first answer, a loader has drawn as far ahead as it ever does.
+            if not self._answers:
+                ahead = len(self._outstanding)
+            elif len(self._outstanding) > ahead:
+                self._warn(
+                    f"{len(self._outstanding)} draws of this pass wait for their losses where "
+                    f"{ahead} did before: a batch had no answer, or is answered later than others"
                 )
             yield self.draw().tolist()
 
@@ -271,6 +284,7 @@ class BatchSampler(Sampler[list[int]], abc.ABC):
         if logits is not None:
             self.check_outputs(logits, targets=targets)
         self._outstanding.popleft()
+        self._answers += 1
         with torch.no_grad():
             self._learn(
                 draw,
@@ -298,6 +312,7 @@ class BatchSampler(Sampler[list[int]], abc.ABC):
         if indices is not None:
             self._check_answer("indices", indices)
         self._outstanding.popleft()
+        self._answers += 1
 
     def check_outputs(self, logits: Tensor, *, targets: Tensor | None = None) -> None:
         """Raise if model outputs have no column for a label; checks shapes only.
@@ -412,16 +427,23 @@ class BatchSampler(Sampler[list[int]], abc.ABC):
 
     def _drop_all(self) -> None:
         """Drop draws of a pass that was left early, with a warning the first time."""
-        learns = type(self)._learn is not BatchSampler._learn
-        if learns and not self._warned:
-            self._warned = True
-            warnings.warn(
-                f"A pass begins while {len(self._outstanding)} draws of the last one wait for "
-                "their losses; they are dropped. If their batches were trained on, call update "
-                "for each; call discard for batches without losses. This warning is given once.",
-                stacklevel=3,
-            )
+        self._warn(
+            f"A pass begins while {len(self._outstanding)} draws of the last one wait for their "
+            "losses; they are dropped"
+        )
         self._outstanding.clear()
+
+    def _warn(self, what: str) -> None:
+        """Warn once of draws without an answer; samplers that learn nothing need none."""
+        if self._warned or type(self)._learn is BatchSampler._learn:
+            return
+        self._warned = True
+        warnings.warn(
+            f"{what}. Call update for each batch that was trained on, and discard for batches "
+            "without losses; with indices= or targets= a wrong answer raises. This warning is "
+            "given once.",
+            stacklevel=3,
+        )
 
     def _check_answer(self, name: str, given: Tensor | Sequence[int]) -> None:
         """Raise if feedback, by its indices or labels, is not of the oldest draw's batch."""
