@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Self
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Sampler
@@ -372,12 +373,12 @@ class BatchSampler(Sampler[list[int]], abc.ABC):
             ArgumentError: The state is of a sampler of another class, with other labels, another
                 seed, batch size, rank, type of device or option; names what differs.
         """
-        found = state.get("sampler")
+        found = state.get("sampler") if isinstance(state, Mapping) else None
         if not isinstance(found, dict) or "state" not in state:
-            raise ArgumentError(
-                "state must be what state_dict of a sampler returned, "
-                f"got the keys {', '.join(map(repr, state)) or 'none'}."
-            )
+            got = type(state).__name__
+            if isinstance(state, Mapping):
+                got = f"the keys {', '.join(map(repr, state)) or 'none'}"
+            raise ArgumentError(f"state must be what state_dict of a sampler returned, got {got}.")
         own = self._identity
         # What a state does not name is an option that its version of the class did not have.
         differ = [name for name in {"class": "", **found} if own.get(name) != found.get(name)]
@@ -496,12 +497,18 @@ def _bound_options(cls: type, args: tuple[Any, ...], kwargs: Mapping[str, Any]) 
 
 
 def _plain(value: Any) -> Any:
-    """A value that a file can hold and that is equal after loading; for others their type."""
+    """A value that a file can hold and that is equal after loading.
+
+    For arrays it is a digest of their numbers, for other objects their type.
+    """
     value = plain(value)
     if isinstance(value, list | tuple):
         return [_plain(part) for part in value]
     if isinstance(value, bool | int | float | str | None):
         return value
+    if isinstance(value, Tensor | np.ndarray):
+        numbers = torch.as_tensor(value).detach().to("cpu", torch.float64).contiguous().numpy()
+        return hashlib.blake2b(numbers.data, digest_size=16).hexdigest()
     if callable(value):
         return name_of(value)
     return f"{type(value).__module__}.{type(value).__qualname__}"

@@ -293,6 +293,8 @@ class DeviceSweep:
         self.data = data
         self.normalization = normalization
         self.batch_size = batch_size
+        #: Read once: reading a label later would wait for the device.
+        self.highest_label = int(data.labels.max())
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         return self.batches(self.batch_size)
@@ -333,6 +335,8 @@ class LoaderSweep:
         if len(dataset) == 0:  # type: ignore[arg-type]
             raise ArgumentError("dataset must not be empty, got 0 examples.")
         self.device = torch.device(device)
+        #: Of the batches so far.
+        self.highest_label = 0
         self._loader = DataLoader(
             dataset,
             batch_size=batch_size,
@@ -343,4 +347,6 @@ class LoaderSweep:
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         for inputs, targets in self._loader:
-            yield to_device(inputs, targets, self.device)
+            labels = class_labels(targets, name="targets")
+            self.highest_label = max(self.highest_label, int(labels.max()))
+            yield to_device(inputs, labels, self.device)

@@ -101,6 +101,15 @@ def check_window(window: float) -> None:
         raise ArgumentError(f"average must be a share in [0, 1], got {window}.")
 
 
+def check_highest(label: int, *, outputs: int) -> None:
+    """Raise `ArgumentError` if the highest label of examples to evaluate on has no output."""
+    if label >= outputs:
+        raise ArgumentError(
+            f"labels of the examples to evaluate on must be in [0, {outputs}) for a model of "
+            f"{outputs} outputs, got {label}; give the model more outputs."
+        )
+
+
 def evaluate(
     model: nn.Module,
     examples: Sweep,
@@ -120,6 +129,9 @@ def evaluate(
 
     Returns:
         Share of examples classified correctly, in [0, 1], and mean cross-entropy in nats.
+
+    Raises:
+        ArgumentError: Labels that the model has no output for.
     """
     was_training = model.training
     model.eval()
@@ -127,7 +139,8 @@ def evaluate(
     try:
         with torch.inference_mode():
             sums = sum(
-                _sums(call, inputs, targets, precision=precision) for inputs, targets in examples
+                _sums(call, inputs, targets, precision=precision, examples=examples)
+                for inputs, targets in examples
             )
     finally:
         model.train(was_training)
@@ -136,12 +149,20 @@ def evaluate(
 
 
 def _sums(
-    forward: Callable[[Tensor], Tensor], inputs: Tensor, targets: Tensor, *, precision: str
+    forward: Callable[[Tensor], Tensor],
+    inputs: Tensor,
+    targets: Tensor,
+    *,
+    precision: str,
+    examples: Sweep,
 ) -> Tensor:
     """Correct answers, summed loss and number of examples of a batch, float64 or float32 [3]."""
     with autocast(inputs.device, precision):
         logits = forward(inputs)
     logits = logits.float()
+    # On CUDA a label out of range is an assertion that ends all CUDA calls of the process.
+    highest = int(targets.max()) if targets.is_cpu else getattr(examples, "highest_label", 0)
+    check_highest(highest, outputs=logits.shape[1])
     loss = F.cross_entropy(logits, targets, reduction="sum")
     correct = (logits.argmax(dim=1) == targets).sum()
     return torch.stack([correct.float(), loss, torch.full_like(loss, len(targets))])

@@ -21,7 +21,7 @@ from hpo_mab.samplers import BatchSampler, MABSampler
 from hpo_mab.training._batches import DeviceBatches, DeviceSweep, TrainingDiverged
 from hpo_mab.training._device import check_precision, synchronize
 from hpo_mab.training._device_step import Captured
-from hpo_mab.training._evaluate import check_window
+from hpo_mab.training._evaluate import check_highest, check_window
 from hpo_mab.training._optimizers import RowOptimizer
 from hpo_mab.training._rows import (
     PLANNED_STEPS,
@@ -570,9 +570,11 @@ class StackedTrainer:
         count = 0
         size = max(1, _EVALUATED_AT_ONCE // len(slots))
         self._model.eval()
+        examples = examples or self._validation
         with torch.no_grad():
-            for inputs, targets in (examples or self._validation).batches(size):
+            for inputs, targets in examples.batches(size):
                 logits = self._forward(weights, buffers, inputs, in_dim=None)
+                check_highest(examples.highest_label, outputs=logits.shape[2])
                 losses = stacked_cross_entropy(logits, targets.expand(len(slots), -1), None)
                 correct = (logits.argmax(dim=2) == targets).sum(dim=1)
                 total += torch.stack((correct.float(), losses.sum(dim=1)), dim=1)

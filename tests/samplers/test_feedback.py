@@ -223,6 +223,8 @@ def test_labels_that_are_no_classes_are_refused(labels: Any, message: str) -> No
         ("mab", {"policy": "softmax"}, {"policy": "ucb1"}),
         ("psgd", {"budget": 0.5}, {"budget": 0.6}),
         ("contextual", {"decay": 0.9}, {}),
+        ("curriculum", {"difficulty": torch.arange(40.0)}, {"difficulty": torch.arange(40.0) + 1}),
+        ("curriculum", {"difficulty": torch.arange(40).numpy()}, {"difficulty": torch.ones(40)}),
     ],
 )
 def test_a_state_is_refused_where_an_option_differs(
@@ -236,6 +238,12 @@ def test_a_state_is_refused_where_an_option_differs(
     samplers.create(kind, labels, batch_size=4, **one).load_state_dict(state)
     with pytest.raises(ArgumentError, match=r"class is '\w+' there and 'UniformSampler' here"):
         samplers.create("uniform", labels, batch_size=4).load_state_dict(state)
+
+
+@pytest.mark.parametrize("state", [None, [], {}, {"sampler": {}}])
+def test_what_is_no_state_is_refused(state: Any) -> None:
+    with pytest.raises(ArgumentError, match="state must be what state_dict of a sampler returned"):
+        MABSampler(LABELS, batch_size=5).load_state_dict(state)
 
 
 def test_options_are_recognised_however_they_are_given() -> None:

@@ -228,6 +228,10 @@ def test_labels_beyond_the_outputs_are_named(sampler: str) -> None:
     objective = _objective_on((data, data), sampler=sampler)
     with pytest.raises(ArgumentError, match=r"labels must be in \[0, 3\) for a model of 3 outputs"):
         optuna.create_study(direction="maximize").optimize(objective, n_trials=1)
+    fine = TensorDataset(X, torch.arange(8) % 3)
+    objective = _objective_on((fine, data), sampler=sampler)
+    with pytest.raises(ArgumentError, match=r"to evaluate on must be in \[0, 3\) .*, got 3"):
+        optuna.create_study(direction="maximize").optimize(objective, n_trials=1)
 
 
 def test_labels_stored_as_whole_floats_train() -> None:

@@ -432,6 +432,8 @@ def test_labels_beyond_the_outputs_are_named(splits: ImageSplits) -> None:
     stack.start(0, network, sampler=task.sampler("uniform", 0), steps=4)
     with pytest.raises(ArgumentError, match=r"labels must be in \[0, 9\) for a model of 9 outputs"):
         stack.advance()
+    with pytest.raises(ArgumentError, match=r"to evaluate on must be in \[0, 9\) .*, got 9"):
+        stack.scores([0], averaged=False)
 
 
 def test_what_does_not_fit_is_refused(splits: ImageSplits) -> None:
