@@ -351,7 +351,8 @@ def _saved(facts: dict[str, Any]) -> list[tuple[str, str]]:
     if not saved:
         return [("Pruning", "saved nothing: no trial was pruned")]
     examples_share = saved / (saved + facts["examples"])
-    seconds_share = seconds / (seconds + facts["seconds"])
+    # Trials that all diverged before their first evaluation have no pace.
+    seconds_share = seconds / ((seconds + facts["seconds"]) or 1.0)
     return [
         (
             "Pruning",

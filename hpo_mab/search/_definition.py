@@ -9,7 +9,7 @@ import dataclasses
 import math
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -465,16 +465,32 @@ def _name_after_data(raw: dict[str, Any], before: str) -> None:
 
 def _message(error: pydantic.ValidationError) -> str:
     first, *others = error.errors(include_url=False)
-    where = ".".join(str(part) for part in first["loc"])
+    where = _place(first)
+    # Of a value that may be of several types, there is an error for each of them.
+    types = [first, *(other for other in others if _place(other) == where)]
+    others = [other for other in others if _place(other) != where]
     if first["type"] == "extra_forbidden":
         *section, key = first["loc"]
         what = f"key in [{'.'.join(map(str, section))}]" if section else "section"
         text = str(UnknownNameError(what, str(key), _keys_at(section)))
     else:
-        text = _shown(first)
+        text = _shown(first | {"msg": " or ".join(_expected(types))})
         text = f"{where}: {text}" if where else text
     more = f" (and {len(others)} more)." if others else "."
     return text if text.endswith("?") and not others else text.rstrip(".") + more
+
+
+def _place(error: Mapping[str, Any]) -> str:
+    """The key that an error is about, without pydantic's names of types."""
+    types = ("constrained-", "literal[", "function-")
+    return ".".join(str(part) for part in error["loc"] if not str(part).startswith(types))
+
+
+def _expected(errors: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """The messages of errors about one value, to be joined by "or"."""
+    for place, error in enumerate(errors):
+        text = str(error["msg"])
+        yield text.removeprefix("Input should be ") if place else text.partition(", unable to")[0]
 
 
 def _shown(error: Mapping[str, Any]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -291,5 +292,7 @@ def _check(name: str, knob: str, value: Any) -> None:
         bound, good = "in [0, 1)", 0 <= value < 1
     elif knob in _POSITIVE:
         bound, good = "above 0", value > 0
+    if value == math.inf:
+        bound, good = "finite", False
     if not good:
         raise ArgumentError(f"{knob} of optimizer '{name}' must be {bound}, got {value}.")

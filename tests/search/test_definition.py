@@ -90,6 +90,12 @@ def test_what_a_section_names_is_set_to_text_alone(write, key, value) -> None:  
         (('kind = "mab"', 'kind = "mab"\n[pruner]\nkind = "medain"'), ["'medain'", "'median'"]),
         (('kind = "mab"', 'kind = "mab"\n[search]\nsampler = "tpa"'), ["'tpa'", "'tpe'"]),
         (('kind = "mab"', 'kind = "mab"\n[training]\nbatch_size = 0'), ["batch_size", "0"]),
+        (
+            ('kind = "mab"', 'kind = "mab"\n[training]\nslots = "many"'),
+            ["training.slots: Input should be a valid integer or 'auto', got 'many'."],
+        ),
+        (("high = 1.0", "high = inf"), ["optimizer.lr", "high, a finite number, got inf"]),
+        (("low = 0.01", "low = nan"), ["optimizer.lr", "low, a finite number, got nan"]),
         (("lr = {", "lr = = {"), ["not valid TOML", "line 11"]),
     ],
 )
