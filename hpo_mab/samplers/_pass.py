@@ -140,7 +140,7 @@ class ArazoSampler(PassSampler):
             warnings.warn(
                 f"{type(self).__name__} at budget 1.0 draws every example once a pass, which is "
                 "uniform shuffling; use corrected=True or a smaller budget.",
-                stacklevel=2,
+                stacklevel=3,
             )
         self.corrected = corrected
         self._visits = self._memory(0, dtype=torch.int64)
