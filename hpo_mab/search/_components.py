@@ -80,7 +80,7 @@ def create_pruner(
     halving = {"min_resource": max(1, round(first * evaluations)), "reduction_factor": 2}
     defaults: dict[str, dict[str, Any]] = {
         "advantage": halving,
-        # A quarter of the budget first: in the warm-up all configurations look alike.
+        # A quarter of the budget first: in the warm-up all accuracies are close to one another.
         "median": {"n_warmup_steps": evaluations // 4},
         "percentile": {"percentile": 50.0, "n_warmup_steps": evaluations // 4},
         "successive_halving": halving,
@@ -116,7 +116,7 @@ def study_pruner(spec: StudySpec, attrs: Mapping[str, Any]) -> BasePruner:
     if kind == "advantage" and spec.sampler.kind == "uniform":
         options = {k: value for k, value in options.items() if k not in ("evidence", "reference")}
     if kind == "top_k":
-        # A trial at a constant rate has no end that its schedule was made for.
+        # Under a constant rate a stopped trial can continue: its schedule has no end.
         resume = spec.training.schedule == "constant" and spec.training.checkpoint > 0
         options = {"resume": resume, **options}
     averaged = always_averages(spec.training.average)

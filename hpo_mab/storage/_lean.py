@@ -82,13 +82,13 @@ class LeanStorage(RDBStorage):
     """
 
     def with_heartbeat(self, trial_ids: Collection[int]) -> set[int]:
-        """Those of the trials that have ever shown a sign of life."""
+        """Those of the trials that have ever had a heartbeat."""
         query = sa.select(HEARTBEATS.c.trial_id).where(HEARTBEATS.c.trial_id.in_(trial_ids))
         with self.engine.connect() as connection:
             return set(connection.scalars(query))
 
     def stale(self, study: optuna.Study) -> set[int]:
-        """The running trials of a study whose last sign of life is too long ago."""
+        """The running trials of a study whose last heartbeat is too long ago."""
         return set(self._get_stale_trial_ids(study._study_id))
 
     @contextlib.contextmanager
