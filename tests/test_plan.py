@@ -79,6 +79,51 @@ def test_when_the_best_are_trained_in_full(described: list[str], following: Next
     assert _next(*described, target=6, promotions=2) is following
 
 
+def _continued(*described: str) -> list[FrozenTrial]:
+    """Trials from texts; ``p1 continues 0`` continues trial 0, whose slot it has."""
+    trials = _trials(*(text.partition(" continues ")[0] for text in described))
+    for trial, text in zip(trials, described, strict=True):
+        _, mark, number = text.partition(" continues ")
+        if mark:
+            trial.user_attrs["hpo_mab:promotes"] = int(number)
+    return trials
+
+
+@pytest.mark.parametrize(
+    ("described", "promotable", "following"),
+    [
+        (["p0", "p1"], True, Next.PROMOTION),
+        (["p0", "p1"], False, Next.NEW),
+        # A continuation takes the place of what it continues, whether it runs, ends or is lost.
+        (["p0", "p1", "r0 continues 0"], False, Next.NEW),
+        (["p0", "p1", "p0 continues 0", "p2", "c0 continues 2"], False, Next.NEW),
+        (["p0", "p1", "p2", "p3", "r0 continues 0"], False, Next.WAIT),
+        (["p0", "p1", "p2", "p3", "c0 continues 0"], False, Next.DONE),
+        (["p0", "p1", "p2", "p3", "c0 continues 0"], True, Next.PROMOTION),
+        (["p0", "p1", "p2", "p3", "f0 continues 0", "w0 continues 0"], False, Next.QUEUED),
+    ],
+)
+def test_paused_trials_continue_before_others_begin(
+    described: list[str], promotable: bool, following: Next
+) -> None:
+    plan = Plan(_continued(*described), target=4)
+    assert plan.next(promotable=promotable) is following
+
+
+def test_a_continued_trial_counts_once() -> None:
+    plan = Plan(_continued("p0", "p1", "p0 continues 0", "c0 continues 2", "f1 continues 1"))
+    assert plan.counts() == {"complete": 1, "pruned": 1, "fail": 1}
+    assert (plan.finished, plan.next_slot) == (2, 2)
+
+
+def test_a_continuation_that_is_cut_off_is_tried_again() -> None:
+    trials = _continued("p0", "p1", "f0 lost", "f1 continues 1")
+    trials[2].user_attrs["hpo_mab:promotes"] = 0
+    plan = Plan(trials)
+    assert plan.retries() == [((0, False), [2])]
+    assert plan.unsettled() == {(0, False)}
+
+
 def test_counts() -> None:
     plan = Plan(
         _trials(
@@ -137,8 +182,6 @@ def test_stopped_trials_their_promotions_and_what_they_saved() -> None:
     plan = Plan(trials)
     assert plan.stopped == {0, 1, 2}
     assert plan.promoted() == {0, 1, 2}
-    # The last promotion was cut off, and is tried again.
-    assert plan.promoted(ended=True) == {0, 1}
     # Trials 0 and 1 were continued; the continuation of 1 was pruned.
     assert plan.not_continued == {2, 4}
 

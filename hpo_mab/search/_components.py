@@ -11,7 +11,7 @@ from optuna.pruners import BasePruner
 from hpo_mab._attributes import EVIDENCE_KEY
 from hpo_mab._errors import ArgumentError
 from hpo_mab._registry import Named, Registry, name_of
-from hpo_mab.pruners import AdvantagePruner, TopKPruner
+from hpo_mab.pruners import AdvantagePruner, PromotionPruner, TopKPruner
 from hpo_mab.search._pilot import quietly
 from hpo_mab.search._space import examples, parse_value
 
@@ -37,6 +37,7 @@ PRUNERS = Registry(
         "median": optuna.pruners.MedianPruner,
         "none": optuna.pruners.NopPruner,
         "percentile": optuna.pruners.PercentilePruner,
+        "promotion": PromotionPruner,
         "successive_halving": optuna.pruners.SuccessiveHalvingPruner,
         "top_k": TopKPruner,
     },
@@ -65,8 +66,8 @@ def create_pruner(
 
     Args:
         kind: ``"none"``, ``"median"``, ``"percentile"``, ``"successive_halving"``,
-            ``"hyperband"``, ``"advantage"`` or ``"top_k"``; ``package.module:Name`` of another
-            pruner for Optuna, or its class.
+            ``"hyperband"``, ``"advantage"``, ``"promotion"`` or ``"top_k"``;
+            ``package.module:Name`` of another pruner for Optuna, or its class.
         options: Arguments of the class.
         evaluations: Evaluations of a full trial, the largest step reported.
         averaged: Whether all trials report averaged weights. Successive halving then begins at a
@@ -84,11 +85,18 @@ def create_pruner(
         "median": {"n_warmup_steps": evaluations // 4},
         "percentile": {"percentile": 50.0, "n_warmup_steps": evaluations // 4},
         "successive_halving": halving,
+        # A paused trial may continue later, so the first rung may lie earlier: ``studies/rungs``.
+        "promotion": {"min_resource": max(1, evaluations // 8), "reduction_factor": 2},
         "hyperband": {"min_resource": 1, "reduction_factor": 2},
     }
     full = {"max_resource": evaluations} if PRUNERS.takes(kind, "max_resource") else {}
     chosen = {**full, **defaults.get(name_of(kind), {}), **options}
     PRUNERS.check(kind, {key: [value] for key, value in chosen.items()}, section="pruner")
+    if kind == "hyperband" and chosen["reduction_factor"] < 2:
+        # Optuna's class divides by its logarithm, at the first report.
+        raise ArgumentError(
+            f"pruner.reduction_factor must be at least 2, got {chosen['reduction_factor']}."
+        )
     try:
         pruner: BasePruner = quietly(PRUNERS.load(kind), chosen, BasePruner)
     except (TypeError, ValueError) as error:
@@ -115,9 +123,5 @@ def study_pruner(spec: StudySpec, attrs: Mapping[str, Any]) -> BasePruner:
         options = {**options, "evidence": attrs[EVIDENCE_KEY]}
     if kind == "advantage" and spec.sampler.kind == "uniform":
         options = {k: value for k, value in options.items() if k not in ("evidence", "reference")}
-    if kind == "top_k":
-        # Under a constant rate a stopped trial can continue: its schedule has no end.
-        resume = spec.training.schedule == "constant" and spec.training.checkpoint > 0
-        options = {"resume": resume, **options}
     averaged = always_averages(spec.training.average)
     return create_pruner(kind, options, evaluations=spec.budget.evaluations, averaged=averaged)
