@@ -121,7 +121,7 @@ class Attempt(NamedTuple):
 
     @property
     def slot(self) -> int | None:
-        """Its slot; None if nobody has given it one."""
+        """Its slot; None if it has none yet."""
         slot = self.attrs.get(SLOT_KEY)
         return None if slot is None else int(slot)
 
@@ -296,7 +296,7 @@ class Plan:
         if promotable:
             return Next.PROMOTION
         if taken >= self._target:
-            # What runs may yet be lost with its worker, and then somebody must try it again.
+            # A running trial may be lost with its worker, and is then tried again.
             return Next.WAIT if running else Next.DONE
         if not self._promotions or taken < self._target - self._promotions:
             return Next.NEW
@@ -316,7 +316,7 @@ class Plan:
 
     def retries(self) -> list[tuple[Place, list[int]]]:
         """Places that are to be tried again, in order, each with the numbers of its attempts."""
-        # The usual answer, which many ask for.
+        # The usual case, and the plan is asked before every trial.
         if not any(one.cut_off for one in self._attempts):
             return []
         return [
@@ -344,7 +344,7 @@ class Plan:
         return failed
 
     def slot_of(self, number: int) -> int:
-        """The slot of a trial that nobody has given one.
+        """The slot of a trial that has none yet.
 
         It is the trial's number less the retries and twins before it, which have the slot of the
         trial that they repeat.
@@ -398,7 +398,7 @@ def _continued(attempts: Sequence[Attempt]) -> set[int]:
 
 
 def _is_to_be_retried(attempts: Sequence[Attempt]) -> bool:
-    # A trial may be the cause of its worker's end. It is not that of an interruption.
+    # A trial may have ended its worker, so lost attempts are limited; interrupted ones are not.
     lost = sum(one.lost for one in attempts)
     held = any(one.state in (*OPEN, *FINISHED) for one in attempts)
     return attempts[-1].cut_off and not held and lost <= RETRIES

@@ -346,7 +346,7 @@ def make_spec(raw: Mapping[str, Any]) -> StudySpec:
         spec = StudySpec.model_validate(raw)
     except pydantic.ValidationError as error:
         raise SpecError(_message(error)) from None
-    # Imported late, for it brings torch: misspelt keys are told at once, and so are names of files.
+    # Imported late, as it imports torch: misspelt keys and file names are refused without it.
     from hpo_mab.search._prepare import check_names
 
     check_names(spec)
@@ -370,7 +370,7 @@ def _find(source: str | Path) -> Path:
 def _builtin_paths() -> dict[str, Path]:
     package = Path(__file__).resolve().parents[1]
     installed = {path.stem: path for path in (package / "_studies").glob("*.toml")}
-    # A checkout keeps each definition beside its records.
+    # In a checkout each definition lies next to its records.
     checkout = {
         path.parent.name: path for path in (package.parent / "studies").glob("*/study.toml")
     }
@@ -388,7 +388,7 @@ def _override(raw: dict[str, Any], key: str, value: Any) -> None:
         for unit in _BUDGET_UNITS:
             table.pop(unit, None)
     names = len(sections) == 1 and _KINDS.get(sections[0]) == last
-    # A value of another type is refused with all others, when the definition is read.
+    # A value of another type is refused later, when the whole definition is checked.
     if names and isinstance(value, str) and table.get(last) != value:
         from hpo_mab.search._prepare import takes
 
@@ -470,7 +470,7 @@ def _wanted(key: str, errors: Sequence[Mapping[str, Any]]) -> str:
     for one in errors:
         kind = _TYPES.get(one["type"].partition("_")[0], one["msg"])
         wanted.append(_BOUNDS.get(one["type"], kind).format(**one.get("ctx", {})))
-    # Of a whole section there is too much to show.
+    # The value of a whole section is too long to show.
     given = first["input"]
     shown = repr(given) if isinstance(given, str | int | float | bool) else type(given).__name__
     return f"{key} must be {' or '.join(dict.fromkeys(wanted))}, got {shown}"

@@ -72,7 +72,7 @@ class TrialReporter:
     Args:
         trial: Optuna's trial. An `optuna.trial.FixedTrial` or a finished trial is trained alone:
             nothing is stored or pruned.
-        sampler: The batch sampler in use; it is told how much of the budget is spent. None stands
+        sampler: The batch sampler in use; its `set_progress` is called at each step. None stands
             for uniform batches that something else draws.
         model: The network that is trained; None keeps no average. `copy.deepcopy` must be able to
             copy it; the copy shares its weights.
@@ -134,7 +134,7 @@ class TrialReporter:
         trial.set_user_attr(BUDGET_KEY, budget_examples)
 
     def __enter__(self) -> Self:
-        # Somebody tells us of the end: points may wait for one another.
+        # `__exit__` writes the rest, so points of the curve may wait.
         self._may_wait = True
         return self
 
@@ -152,7 +152,7 @@ class TrialReporter:
             self._record.close()
             self._note(error)
         except STORAGE_ERRORS as failure:
-            # What ended the loop is the news, not that it could not be written down.
+            # The error that ended the loop must be raised, not that of this write.
             error.add_note(f"The trial's end could not be stored: {type(failure).__name__}.")
 
     @property
@@ -201,11 +201,11 @@ class TrialReporter:
         self.examples += examples
         if self._model is not None and self._window > 0:
             if self._average is None:
-                # Not earlier: until training begins, the model may move to another device.
+                # Not made earlier, because the model may still be moved to another device.
                 self._average = WeightAverage(self._model, window=self._window)
             self._average.update()
         if loss is not None:
-            # The graph of a step must not outlive it.
+            # Detached, so that the graph of the step is freed.
             self._losses.append(loss.detach() if isinstance(loss, Tensor) else loss)
         if self._sampler is not None:
             self._sampler.set_progress(min(1.0, self.examples / self.budget_examples))
@@ -233,7 +233,7 @@ class TrialReporter:
                 their own. None: whether `network` had averaged weights when it was last read.
 
         Raises:
-            optuna.TrialPruned: The study's pruner says so.
+            optuna.TrialPruned: The study's pruner stops the trial.
         """
         self._stop_clock()
         if examples is not None:
@@ -241,7 +241,7 @@ class TrialReporter:
         if not self.due:
             self._running_since = self._clock()
             return
-        # A loop that evaluates seldom may have passed several points: this is the last of them.
+        # A loop that evaluates rarely may have passed several points. This is the last of them.
         share = self.examples / self.budget_examples
         self._reported = min(self.evaluations, math.floor(share * self.evaluations + 1e-6))
         self.accuracy = float(accuracy)
