@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hpo_mab._attributes import DEFINITION_KEY
 from hpo_mab._errors import ArgumentError
 from hpo_mab.cli import _options as opt
 from hpo_mab.cli._options import study_names
@@ -71,7 +70,7 @@ def report(
     runs, summary, environment, text = _read_comparison(studies, storage or [], reference)
     if record is not None:
         write_text(record, text)
-    shown = title or ", ".join(dict.fromkeys(str(run.spec.get("name", run.name)) for run in runs))
+    shown = title or ", ".join(dict.fromkeys(run.title for run in runs))
     write_text(output, report_html(runs, summary, title=shown, record=environment))
     if as_json:
         typer.echo(text)
@@ -85,7 +84,7 @@ def _read_comparison(
 ) -> tuple[tuple[StudyRun, ...], ComparisonSummary, dict[str, object], str]:
     """Studies, summary, environment, and all of it as a record."""
     from hpo_mab.compare import comparison_record, read_record, stored_comparison, summarise
-    from hpo_mab.compare._runner import is_record
+    from hpo_mab.compare._stored import is_record
 
     if any(is_record(name, storages=storages) for name in studies):
         if len(studies) > 1 or reference:
@@ -118,7 +117,7 @@ def evidence(
     arm: Annotated[str, typer.Option(help="Arm with bandit sampling.")] = "mab",
     reference: Annotated[str, typer.Option(help="Arm with uniform sampling.")] = "uniform",
     margin: Annotated[
-        float, typer.Option(min=0.0, max=1.0, help="Tolerated loss of fidelity.")
+        float, typer.Option(callback=opt.within(0, 1), help="Tolerated loss of fidelity.")
     ] = 0.1,
     as_json: opt.Json = False,
 ) -> None:
@@ -150,7 +149,7 @@ def evidence(
 
 def _read_runs(studies: list[str], storages: list[str]) -> list[StudyRun]:
     from hpo_mab.compare import read_record, stored_comparison
-    from hpo_mab.compare._runner import is_record
+    from hpo_mab.compare._stored import is_record
 
     records = [name for name in studies if is_record(name, storages=storages)]
     names = [name for name in studies if name not in records]
@@ -183,7 +182,7 @@ def studies(
     study: Annotated[
         str | None,
         typer.Argument(
-            metavar="[STUDY]", autocompletion=study_names, help="With --trial: whose trial."
+            metavar="[STUDY]", autocompletion=study_names, help="Show the trials of this study."
         ),
     ] = None,
     trial: Annotated[
@@ -193,27 +192,31 @@ def studies(
     storage: opt.StorageUrl = "sqlite:///hpo_mab.db",
     as_json: opt.Json = False,
 ) -> None:
-    """List the studies in a database, or show one trial of a study.
+    """List the studies in a database, the trials of a study, or one trial.
 
     Examples:
 
     ```
     hpo-mab studies
     hpo-mab studies --storage postgresql+psycopg://me@host/db --json
+    hpo-mab studies digits-mab-seed0
     hpo-mab studies digits-mab-seed0 --trial 12
     ```
     """
     import optuna
     from rich.table import Table
 
-    if (study is None) != (trial is None):
-        raise ArgumentError("Name a study and --trial together, or neither.")
+    if study is None and trial is not None:
+        raise ArgumentError(f"--trial needs the name of its study, got --trial {trial} alone.")
     if study is not None and trial is not None:
         _show_trial(storage, study, trial, as_json=as_json)
         return
+    if study is not None:
+        _show_trials(storage, study, as_json=as_json)
+        return
 
+    from hpo_mab._plan import Plan
     from hpo_mab.cli._output import console
-    from hpo_mab.search._plan import Plan
     from hpo_mab.storage import Definition, Storage, open_study
 
     def trials(summary: StudySummary) -> int:
@@ -246,11 +249,46 @@ def studies(
     console().print(table if rows else f"No studies in {store.shown_url}; 'hpo-mab run' makes one.")
 
 
+def _show_trials(storage: str, name: str, *, as_json: bool) -> None:
+    """Print every trial of a study: its state, last value, evaluations and parameters."""
+    from rich.table import Table
+
+    from hpo_mab.cli._output import console
+    from hpo_mab.compare._facts import parameter
+    from hpo_mab.storage import Definition, Storage, open_study
+
+    study = open_study(Storage(storage, create=False), name)
+    ours = Definition.is_in(study.user_attrs)
+    rows: list[dict[str, Any]] = [
+        {
+            "trial": trial.number,
+            "state": trial.state.name.lower(),
+            # Of several objectives there is no one value; that of a pruned trial is its last.
+            "value": _finite(trial.values[0]) if trial.values and len(trial.values) == 1 else None,
+            "evaluations": len(trial.intermediate_values),
+            "params": trial.params,
+        }
+        for trial in study.get_trials(deepcopy=False)
+    ]
+    if as_json:
+        typer.echo(json.dumps(rows, indent=1))
+        return
+    head = ("Trial", "State", "Accuracy" if ours else "Value", "Evaluations", "Parameters")
+    table = Table(*head, box=None, padding=(0, 2, 0, 0))
+    for row in rows:
+        value = "" if row["value"] is None else f"{row['value']:{'.2%' if ours else '.6g'}}"
+        params = ", ".join(f"{key} = {parameter(each)}" for key, each in row["params"].items())
+        table.add_row(str(row["trial"]), row["state"], value, str(row["evaluations"]), params)
+    console().print(table if rows else f"No trials in '{name}' yet.")
+    if rows:
+        typer.echo("\n--trial NUMBER shows one trial's evaluations, and why it was pruned.")
+
+
 def _show_trial(storage: str, name: str, number: int, *, as_json: bool) -> None:
-    from hpo_mab._attributes import PRUNED_KEY, REASON_KEY, trial_attributes
+    from hpo_mab._attributes import PRUNED_KEY, REASON_KEY, StudySettings, trial_attributes
     from hpo_mab._errors import UnknownNameError
     from hpo_mab.cli._output import console
-    from hpo_mab.compare._tables import parameter
+    from hpo_mab.compare._facts import parameter
     from hpo_mab.pruners import why_pruned
     from hpo_mab.storage import Definition, Storage, open_study
 
@@ -261,9 +299,9 @@ def _show_trial(storage: str, name: str, number: int, *, as_json: bool) -> None:
     trial, attrs = trials[number], trial_attributes(trials[number])
     state = trial.state.name.lower()
     form = ".2%" if Definition.is_in(study.user_attrs) else ".6g"
-    kind = study.user_attrs.get(DEFINITION_KEY, {}).get("spec", {}).get("pruner", {}).get("kind")
+    kind = StudySettings.stored_in(study.user_attrs).pruner.kind
     why = {
-        "pruned": why_pruned(attrs, pruner=kind or "", form=form),
+        "pruned": why_pruned(attrs, pruner=kind, form=form),
         "fail": attrs.get(REASON_KEY),
     }.get(state)
     values = sorted(trial.intermediate_values.items())

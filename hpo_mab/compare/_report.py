@@ -12,17 +12,21 @@ from typing import TYPE_CHECKING, Any
 from hpo_mab._attributes import environment as this_environment
 from hpo_mab._errors import ArgumentError
 from hpo_mab.compare import figures
-from hpo_mab.compare._facts import study_facts, winner, winning_parameters
+from hpo_mab.compare._facts import (
+    arm_words,
+    parameter,
+    study_facts,
+    weights_evaluated,
+    winner,
+    winning_parameters,
+)
 from hpo_mab.compare._records import CURRENCIES, ComparisonSummary
 from hpo_mab.compare._tables import (
     Grid,
-    arm_words,
     grids,
     in_arm_words,
     overview,
-    parameter,
     percent,
-    weights_evaluated,
 )
 from hpo_mab.compare._verdict import answers, verdict
 
@@ -121,7 +125,7 @@ def _plain_run(run: StudyRun) -> dict[str, Any]:
     plain = dataclasses.asdict(run)
     for trial in plain["trials"]:
         curve = trial.pop("curve")
-        # A column an entry: a tenth of the size of one object an evaluation.
+        # One list a column takes a tenth of the size of one object an evaluation.
         trial["curve"] = {
             key: [_rounded(e[key]) for e in curve] for key in (curve[0] if curve else ())
         }
@@ -151,6 +155,8 @@ dt { color: #555; } dd { margin: 0; }
 summary { cursor: pointer; font-weight: 600; margin-top: 1rem; }
 pre { background: #f6f6f6; padding: .8rem; overflow-x: auto; font-size: .8rem; }
 @media (max-width: 640px) {
+  .scroll th, .scroll td { padding: .25rem .3rem; }
+  .scroll table { font-size: .78rem; }
   dl { display: block; } dd { margin-bottom: .5rem; }
   .cards thead { display: none; }
   .cards table, .cards tbody, .cards tr, .cards td { display: block; white-space: normal; }
@@ -310,7 +316,7 @@ def _table(grid: Grid, *, kind: str = "scroll") -> str:
         (f"<h3>{html.escape(grid.title)}</h3>" if grid.title else "")
         + f'<div class="{kind}"><table><thead><tr>{head}</tr></thead>'
         f"<tbody>{body}</tbody></table></div>"
-        # Not a caption: that would be as wide as the table, and out of sight with it.
+        # Not a caption, which would be as wide as the table and scroll with it.
          + (f'<p class="note">{html.escape(grid.caption)}</p>' if grid.caption else "")
     )
 

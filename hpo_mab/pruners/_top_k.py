@@ -7,10 +7,10 @@ import math
 import optuna
 from optuna.pruners import BasePruner
 from optuna.study import StudyDirection
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 
-from hpo_mab._attributes import PROMOTES_KEY, trial_attributes
 from hpo_mab._errors import ArgumentError, check_integer, plain_arguments
+from hpo_mab._plan import Attempt, Plan
 
 
 class TopKPruner(BasePruner):
@@ -21,12 +21,6 @@ class TopKPruner(BasePruner):
     configurations in full, from the start and with new seeds. All that they spend counts. The best
     of them is the study's result. The first ``search.initial`` trials are never stopped, as under
     any pruner.
-
-    With ``resume`` they continue instead. Each is a new trial that begins with the reports, the
-    curve, the checkpoint and the seed of the stopped one; only the rest of the budget counts.
-    Optuna raises if a pruned trial is changed, and takes a paused trial without heartbeats for one
-    whose worker is lost. So the configuration has two trials, and the second has all reports.
-    Without a checkpoint, training starts from zero. The ``k`` best checkpoints are kept.
 
     In any other Optuna study trials stop in the same way, and the user queues the best ones::
 
@@ -41,23 +35,18 @@ class TopKPruner(BasePruner):
         after: Share of the budget after which trials are stopped, in (0, 1); the first step at or
             after it decides.
         k: How many are trained in full, at least 1.
-        resume: Whether they continue from the checkpoints of the stopped trials. Study definitions
-            do so under a constant learning rate.
 
     Raises:
         ArgumentError: An argument outside its bound, or an ``after`` that leaves nothing to stop.
     """
 
     @plain_arguments
-    def __init__(
-        self, *, max_resource: int, after: float = 0.25, k: int = 3, resume: bool = False
-    ) -> None:
+    def __init__(self, *, max_resource: int, after: float = 0.25, k: int = 3) -> None:
         check_integer("max_resource", max_resource, 2)
         if not 0 < after < 1:
             raise ArgumentError(f"after must be in (0, 1), got {after}.")
         check_integer("k", k, 1)
-        self.k = k
-        self.resume = resume
+        self.k = int(k)
         # Rounding may put a third of nine evaluations just above 3; the slack keeps it at the 3rd.
         self.stop_step = math.ceil(after * max_resource - 1e-9)
         if self.stop_step >= max_resource:
@@ -68,7 +57,7 @@ class TopKPruner(BasePruner):
 
     def prune(self, study: optuna.Study, trial: FrozenTrial) -> bool:
         """See `optuna.pruners.BasePruner`."""
-        if trial.last_step is None or PROMOTES_KEY in trial_attributes(trial):
+        if trial.last_step is None or Attempt.of(trial).promotion:
             return False
         return trial.last_step >= self.stop_step
 
@@ -81,22 +70,15 @@ class TopKPruner(BasePruner):
             study: A study with this pruner.
         """
         trials = study.get_trials(deepcopy=False)
-        taken = {trial_attributes(trial).get(PROMOTES_KEY) for trial in trials}
-        return next((trial for trial in self.stopped(study) if trial.number not in taken), None)
-
-    def stopped(self, study: optuna.Study) -> list[FrozenTrial]:
-        """The stopped trials, the best first; equal ones in order of number.
-
-        Args:
-            study: A study with this pruner.
-        """
+        plan = Plan(trials)
+        numbers = plan.stopped - plan.promoted()
         stopped = [
             trial
-            for trial in study.get_trials(deepcopy=False, states=(TrialState.PRUNED,))
-            if PROMOTES_KEY not in trial_attributes(trial) and not math.isnan(self._value(trial))
+            for trial in trials
+            if trial.number in numbers and not math.isnan(self._value(trial))
         ]
         sign = 1.0 if study.direction == StudyDirection.MINIMIZE else -1.0
-        return sorted(stopped, key=lambda trial: sign * self._value(trial))
+        return min(stopped, key=lambda trial: sign * self._value(trial), default=None)
 
     def _value(self, trial: FrozenTrial) -> float:
         """The value that decides: the first report at or after the step where trials stop."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
 from typing import Any, Literal
 
 import optuna
@@ -15,7 +14,6 @@ from torch.utils.data import Dataset
 
 from hpo_mab import training
 from hpo_mab._attributes import (
-    CONTINUES_KEY,
     INTERRUPTED_KEY,
     LEARNED_KEY,
     PAIRED_KEY,
@@ -34,16 +32,22 @@ from hpo_mab._errors import (
     plain_arguments,
 )
 from hpo_mab._examples import labels_digest
+from hpo_mab._plan import slot_of, trial_seed
 from hpo_mab._registry import Named
 from hpo_mab.data import Augmentation, DataIdentity, DatasetSplits, ImageSplits
 from hpo_mab.samplers._registry import record_column
-from hpo_mab.search._checkpoint import Checkpoints, SlotCheckpoint
 from hpo_mab.search._pilot import AUTO, choose_sampler, queue_twin, trained_kind
-from hpo_mab.search._plan import derive_seed, slot_of
-from hpo_mab.search._recorder import check_direction, failure_reason, follow
+from hpo_mab.search._recorder import (
+    Checkpoints,
+    SlotCheckpoint,
+    check_direction,
+    failure_reason,
+    follow,
+)
 from hpo_mab.search._space import Configuration, SearchSpace, examples, parse_value
-from hpo_mab.search._workload import Loop, TrainingRun, Workload
-from hpo_mab.storage import CurveStore, ExampleWriter, Storage, TrialRun
+from hpo_mab.search._workload import Loop, Workload
+from hpo_mab.storage import CurveStore, ExampleWriter, Storage
+from hpo_mab.storage._optuna import id_of
 from hpo_mab.training import DEFAULT_AVERAGE, KEEP, Budget, Schedule, TrainingDiverged
 from hpo_mab.training._evaluate import check_window
 
@@ -54,15 +58,12 @@ class Assignment:
 
     Attributes:
         slot: Its place in the study's plan.
-        trained_slot: The slot whose seed and checkpoint it has: its own, or that of the stopped
-            trial that it continues.
         configuration: Its point of the search space.
         seed: Of initial weights, batches and augmentation.
         may_prune: Whether the study's pruner is asked.
     """
 
     slot: int
-    trained_slot: int
     configuration: Configuration
     seed: int
     may_prune: bool
@@ -77,7 +78,7 @@ class TrainingObjective:
     parameters, named as in `SearchSpace`.
 
     Validation accuracy is reported to Optuna after each evaluation, at steps 1 to
-    ``evaluations``, and the trial is pruned when the study's pruner says so. A loss that is no
+    ``evaluations``, and the study's pruner may stop the trial. A loss that is no
     longer finite ends the trial as pruned.
 
     Samplers that know the difficulty of each example (``"curriculum"``, and ``"mab"`` with
@@ -86,7 +87,7 @@ class TrainingObjective:
     can be replayed; trials that begin before are trained without.
 
     A trial has torch's random state to itself, so one process trains one at a time: with ``n_jobs``
-    above 1 an `ArgumentError` says so. Start several processes on one storage instead.
+    above 1 an `ArgumentError` is raised. Start several processes on one storage instead.
 
     Args:
         model: Makes an untrained network; called with the model options as keywords.
@@ -95,7 +96,7 @@ class TrainingObjective:
         budget: What one trial may spend.
         optimizer: ``name`` (default ``"sgd"``) and options.
         sampler: A sampler's kind, or ``kind`` (default ``"mab"``) and knobs. Kind ``"auto"`` is
-            ``"mab"`` for the pilot, after which the study goes on with the sampler that it favours.
+            ``"mab"`` for the pilot, after which the study continues with the better sampler.
             A kind may be ``"package.module:Name"``, or a class or a function, of any batch sampler
             or sampler of PyTorch's interface; and so may an optimiser's name.
         model_options: Keyword arguments of ``model``.
@@ -209,11 +210,13 @@ class TrainingObjective:
         self.examples: ExampleWriter | None = None
         #: Where long trials are saved, see `store_in`; None saves none.
         self.checkpoints: Checkpoints | None = None
+        #: Called with the share of its budget that each running trial has spent, by number.
+        self.on_progress: Callable[[Mapping[int, float]], None] | None = None
         #: What kept trials from being trained many at a time or from a CUDA graph, each once.
         self.loop_reasons: dict[str, None] = {}
 
     def store_in(self, storage: Storage, *, checkpoint: float) -> None:
-        """Write learning curves into a storage from now on, and checkpoints beside it.
+        """Write learning curves into a storage from now on, and checkpoints next to it.
 
         Args:
             storage: The database of the study.
@@ -233,7 +236,7 @@ class TrainingObjective:
         labels = self.workload.labels
         self.examples = ExampleWriter(
             storage.examples,
-            study._study_id,
+            id_of(study),
             total=len(labels),
             labels=labels_digest(labels.numpy()),
             lock=functools.partial(storage.lock, study.study_name),
@@ -290,7 +293,7 @@ class TrainingObjective:
 
         Raises:
             ArgumentError: The study does not maximize.
-            optuna.TrialPruned: The pruner said so, or training diverged.
+            optuna.TrialPruned: The pruner stops the trial, or training diverged.
         """
         if not isinstance(trial, optuna.trial.Trial):
             return self._train_alone(trial)
@@ -308,14 +311,12 @@ class TrainingObjective:
             trial.set_user_attr(SLOT_KEY, slot)
         if slot < self.initial:
             trial.set_user_attr(PAIRED_KEY, True)
-        trained_slot = int(trial.user_attrs.get(CONTINUES_KEY, slot))
         return Assignment(
             slot=slot,
-            trained_slot=trained_slot,
             configuration=self._with_record(
                 trial, self._with_sampler(trial, self.space.suggest(trial), slot)
             ),
-            seed=trial_seed(self.seed, trained_slot),
+            seed=trial_seed(self.seed, slot),
             may_prune=slot >= self.initial,
         )
 
@@ -333,7 +334,7 @@ class TrainingObjective:
         return SlotCheckpoint(
             self.checkpoints,
             trial.study,
-            (assignment.trained_slot, TWIN_KEY in trial.user_attrs),
+            (assignment.slot, TWIN_KEY in trial.user_attrs),
             identity=functools.partial(
                 self.workload.identity, assignment.configuration, seed=assignment.seed
             ),
@@ -349,6 +350,9 @@ class TrainingObjective:
                 state=None if checkpoint is None else checkpoint.load(),
                 examples=self.examples is not None,
             ) as run:
+                if (on_progress := self.on_progress) is not None:
+                    number = trial.number
+                    run.evaluations.on_progress = lambda share: on_progress({number: share})
                 last = follow(
                     trial,
                     run.evaluations,
@@ -396,8 +400,7 @@ class TrainingObjective:
             configuration = self.recorded(trial.params, attrs)
         else:
             configuration = self.space.suggest(trial)
-        slot = attrs.get(CONTINUES_KEY, attrs.get(SLOT_KEY, trial.number))
-        seed = trial_seed(self.seed, int(slot))
+        seed = trial_seed(self.seed, int(attrs.get(SLOT_KEY, trial.number)))
         try:
             with self.workload.training(configuration, seed=seed) as run:
                 *_, last = run.evaluations
@@ -428,37 +431,7 @@ class TrainingObjective:
             return configuration
         if self.workload.known is None:
             self.workload.known = self.examples.freeze()
-        # A trial that is tried again goes on as it began.
+        # A retried trial uses the record only if its first attempt did.
         used = trial.user_attrs.get(LEARNED_KEY, self.workload.known is not None)
         trial.set_user_attr(LEARNED_KEY, used)
         return configuration.with_difficulty() if used else configuration
-
-
-def trial_seed(seed: int, slot: int) -> int:
-    """The seed of initial weights, batches and augmentation of the trial in a slot."""
-    return derive_seed(seed, "trial", slot)
-
-
-def train_recorded(
-    objective: TrainingObjective,
-    trial: TrialRun,
-    *,
-    seed: int | None = None,
-    sampler: str | None = None,
-    final: Budget | None = None,
-) -> AbstractContextManager[TrainingRun]:
-    """A recorded trial's configuration in training, from the start; see `Workload.training`.
-
-    Args:
-        objective: The objective of the trial's study.
-        trial: Whose parameters to use.
-        seed: Seed of the training; None takes the trial's own.
-        sampler: Batch sampler with its default knobs; None takes the trial's own.
-        final: Another budget than a trial's, evaluated at its end only.
-    """
-    configuration = objective.recorded(trial.params, trial.attrs)
-    if sampler is not None:
-        configuration = configuration.with_sampler(sampler)
-    if seed is None:
-        seed = trial_seed(objective.seed, int(trial.attrs.get(CONTINUES_KEY, trial.slot)))
-    return objective.workload.training(configuration, seed=seed, final=final)

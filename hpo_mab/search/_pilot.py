@@ -7,7 +7,8 @@ from the study's seed, slot and history alone.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 import optuna
@@ -22,12 +23,12 @@ from hpo_mab._attributes import (
     SLOT_KEY,
     TWIN_KEY,
     UNIFORM,
-    trial_attributes,
 )
-from hpo_mab._registry import Named
+from hpo_mab._errors import ArgumentError
+from hpo_mab._plan import Plan, derive_seed, slot_of
+from hpo_mab._registry import Named, Registry, bound_to, name_of
 from hpo_mab.pruners import AdvantagePruner, EvidenceKeeper
-from hpo_mab.pruners._evidence import is_twin, is_uniform
-from hpo_mab.search._plan import Plan, derive_seed, slot_of
+from hpo_mab.storage._optuna import StudyView
 
 # The pilot: the first configurations trained with both samplers, and what is made of it.
 #
@@ -69,7 +70,7 @@ def queue_twin(study: optuna.Study, trial: optuna.trial.Trial) -> None:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Choice:
-    """The sampler that a study goes on with after its pilot.
+    """The sampler that a study continues with after its pilot.
 
     Attributes:
         sampler: ``"mab"`` or ``"uniform"``.
@@ -147,7 +148,7 @@ def _choose(keeper: EvidenceKeeper) -> Choice:
     return Choice(sampler=sampler, why=why, pairs=evidence.pairs, evidence=evidence.digest)
 
 
-class OwnHistory:
+class OwnHistory(StudyView):
     """A study as an Optuna sampler should see it: each configuration once.
 
     A twin's value differs from its original's by the batch sampler, which is no parameter. So the
@@ -158,25 +159,10 @@ class OwnHistory:
         study: The study with all trials.
     """
 
-    def __init__(self, study: optuna.Study) -> None:
-        self._study = study
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._study, name)
-
-    def get_trials(self, *args: Any, **options: Any) -> list[optuna.trial.FrozenTrial]:
-        """See `optuna.Study.get_trials`."""
-        return self._once(self._study.get_trials(*args, **options))
-
-    def _get_trials(self, *args: Any, **options: Any) -> list[optuna.trial.FrozenTrial]:
-        return self._once(self._study._get_trials(*args, **options))
-
-    def _once(self, trials: list[optuna.trial.FrozenTrial]) -> list[optuna.trial.FrozenTrial]:
-        everything = self._study.get_trials(deepcopy=False)
-        twins = {trial_attributes(t)[TWIN_KEY] for t in everything if is_twin(t)}
-        if not any(is_uniform(t) and not is_twin(t) for t in everything):
-            return [trial for trial in trials if not is_twin(trial)]
-        return [t for t in trials if is_twin(t) or trial_attributes(t).get(SLOT_KEY) not in twins]
+    def shown(self, trials: list[FrozenTrial]) -> list[FrozenTrial]:
+        """Those of the trials that the sampler should see."""
+        numbers = Plan(self.study.get_trials(deepcopy=False)).once
+        return [trial for trial in trials if trial.number in numbers]
 
 
 class PlannedSampler(BaseSampler):
@@ -267,3 +253,62 @@ class PlannedSampler(BaseSampler):
             seed = derive_seed(self._seed, "sampler", slot_of(study, trial))
             self._asked[key] = self._factory(seed=seed)
         return self._asked[key]
+
+
+# Not CMA-ES: Optuna's keeps its state as a pickle in the database, and runs what it finds there.
+#: Optuna's samplers. Another one is given ``seed`` where it takes it.
+SEARCHERS = Registry(
+    "search.sampler",
+    {
+        "gp": optuna.samplers.GPSampler,
+        "qmc": optuna.samplers.QMCSampler,
+        "random": optuna.samplers.RandomSampler,
+        "tpe": optuna.samplers.TPESampler,
+    },
+    given=("seed",),
+)
+
+# Optuna's defaults may change between releases; a study's meaning must not.
+_PINNED: Mapping[str, Mapping[str, Any]] = {
+    "tpe": {"multivariate": True, "constant_liar": True, "n_startup_trials": 10},
+}
+
+
+def sampler_factory(kind: Named, options: Mapping[str, Any]) -> Callable[..., BaseSampler]:
+    """A function that makes the named Optuna sampler from a keyword argument ``seed``.
+
+    Args:
+        kind: ``"tpe"``, ``"random"``, ``"gp"`` or ``"qmc"``; ``package.module:Name`` of another
+            sampler for Optuna, or its class.
+        options: Arguments of the Optuna class.
+
+    Raises:
+        UnknownNameError: No such sampler, or no such option of it.
+        ArgumentError: An option's value that the sampler refuses.
+    """
+    SEARCHERS.check(kind, {key: [value] for key, value in options.items()}, section="search")
+    pinned = {**_PINNED.get(name_of(kind), {}), **options}
+    make = SEARCHERS.load(kind)
+    # Read once: each trial makes a sampler, and reading a signature takes long.
+    takes_seed = bound_to(make, {"seed": 0}) is not make
+
+    def factory(*, seed: int) -> BaseSampler:
+        given = {**pinned, "seed": seed} if takes_seed else pinned
+        made: BaseSampler = quietly(make, given, BaseSampler)
+        return made
+
+    try:
+        factory(seed=0)
+    except Exception as error:
+        raise ArgumentError(f"search.sampler '{name_of(kind)}': {error}") from error
+    return factory
+
+
+def quietly(make: Callable[..., Any], options: Mapping[str, Any], base: type) -> Any:
+    """Make something of Optuna's, without its warnings of what is experimental."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        made = make(**options)
+    if not isinstance(made, base):
+        raise TypeError(f"must be an optuna {base.__name__}, got {type(made).__name__}.")
+    return made

@@ -15,6 +15,7 @@ import optuna
 import pytest
 import torch
 
+from hpo_mab._attributes import DEFINITION_KEY
 from hpo_mab._errors import ArgumentError, StorageError
 from hpo_mab.search import StudyFailedError
 from hpo_mab.storage import Storage
@@ -144,6 +145,30 @@ def test_finished_trials_are_passed_on_once(run: Callable[..., bool], study: opt
     assert finished == [1]
 
 
+def test_running_trials_of_workers_show_the_share_of_their_budget() -> None:
+    from hpo_mab.workers._processes import FinishedTrials
+
+    class Progress:
+        shares: ClassVar[list[Any]] = []
+
+        def __call__(self, study: optuna.Study, trial: Any) -> None: ...
+
+        def running(self, shares: Any) -> None:
+            self.shares.append(shares)
+
+    study = optuna.create_study(direction="maximize")
+    study.set_user_attr(DEFINITION_KEY, {"spec": {"budget": {"evaluations": 4}}})
+    watch = FinishedTrials(study, Progress())
+    first, _ = study.ask(), study.ask()
+    first.report(0.5, step=1)
+    watch.report_new()
+    first.report(0.6, step=3)
+    watch.report_new()
+    study.tell(first, 0.7)
+    watch.report_new()
+    assert Progress.shares == [{0: 0.25}, {0: 0.75}]
+
+
 def test_cuda_devices_are_assigned_round_robin(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
@@ -200,7 +225,7 @@ def test_a_password_reaches_the_worker_and_nobody_else() -> None:
 
 _SLEEPER = """
 import time
-from hpo_mab.cli._signals import interrupt_at_eof
+from hpo_mab.cli._main import interrupt_at_eof
 interrupt_at_eof()
 try:
     print("ready", flush=True)
@@ -223,7 +248,7 @@ def test_a_worker_whose_parent_is_gone_interrupts_itself() -> None:
 
 
 def test_a_termination_signal_is_like_ctrl_c() -> None:
-    from hpo_mab.cli._signals import stoppable
+    from hpo_mab.cli._main import stoppable
 
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(KeyboardInterrupt), stoppable():
@@ -234,7 +259,7 @@ def test_a_termination_signal_is_like_ctrl_c() -> None:
 # Counts for ever, and gives Python no chance to act on a signal; the table appears when it counts.
 _DEAF = """
 import sqlite3
-from hpo_mab.cli._signals import stoppable
+from hpo_mab.cli._main import stoppable
 with stoppable():
     sqlite3.connect("deaf.db").executescript(
         "CREATE TABLE deaf(x); "
@@ -271,11 +296,11 @@ def test_the_second_signal_ends_what_no_signal_reaches(
 
 
 def test_an_orderly_end_after_two_signals_is_left_alone() -> None:
-    from hpo_mab.cli import _signals
+    from hpo_mab.cli import _main
 
     before = threading.active_count()
     presses = 0
-    with _signals.stoppable():
+    with _main.stoppable():
         for _ in range(2):
             try:
                 signal.raise_signal(signal.SIGINT)

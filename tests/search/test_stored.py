@@ -14,8 +14,8 @@ from hpo_mab._errors import SpecError
 from hpo_mab._examples import ExampleRecord
 from hpo_mab.data import ImageSplits
 from hpo_mab.search import StudyRunner, StudySpec, load_spec, load_splits, make_objective
-from hpo_mab.search._checkpoint import SlotCheckpoint
-from hpo_mab.search._runner import replay
+from hpo_mab.search._recorder import SlotCheckpoint
+from hpo_mab.search._stored import replay
 from hpo_mab.search._study import copy_study
 from hpo_mab.storage import Storage, StudyRun
 from hpo_mab.training import Training
@@ -55,7 +55,7 @@ def test_every_trial_adds_what_it_drew(
     np.testing.assert_array_equal(predictions.sum(axis=1), record.counts.visits)
 
 
-def test_a_study_goes_on_with_its_record(storage: Storage, tiny: Make, splits: ImageSplits) -> None:
+def test_a_study_keeps_its_record(storage: Storage, tiny: Make, splits: ImageSplits) -> None:
     for trials in (3, 5):
         run = _run(tiny(budget={"trials": trials}), storage, splits)
         record = _record(storage, run)
