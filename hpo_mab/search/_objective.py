@@ -39,7 +39,7 @@ from hpo_mab.search._space import Configuration, SearchSpace, examples, parse_va
 from hpo_mab.search._workload import Loop, TrainingRun, Workload
 from hpo_mab.storage import CurveStore, ExampleWriter, Storage, TrialRun
 from hpo_mab.training import DEFAULT_AVERAGE, KEEP, Budget, Schedule, TrainingDiverged
-from hpo_mab.training._evaluate import check_window
+from hpo_mab.training._schedule import check_window
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

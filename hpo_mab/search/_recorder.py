@@ -34,8 +34,7 @@ from hpo_mab.samplers import BatchSampler, UniformSampler
 from hpo_mab.search._checkpoint import SlotCheckpoint
 from hpo_mab.storage import STORAGE_ERRORS, CurveStore, CurveWriter, ExampleWriter
 from hpo_mab.training import DEFAULT_AVERAGE, Evaluation, Training, WeightAverage
-from hpo_mab.training._evaluate import check_window
-from hpo_mab.training._schedule import sampler_figures
+from hpo_mab.training._schedule import check_window, sampler_figures
 
 
 def check_direction(study: optuna.Study) -> None:
