@@ -22,12 +22,11 @@ from hpo_mab._attributes import (
     SLOT_KEY,
     TWIN_KEY,
     UNIFORM,
-    trial_attributes,
 )
+from hpo_mab._plan import Plan, derive_seed, slot_of
 from hpo_mab._registry import Named
 from hpo_mab.pruners import AdvantagePruner, EvidenceKeeper
-from hpo_mab.pruners._evidence import is_twin, is_uniform
-from hpo_mab.search._plan import Plan, derive_seed, slot_of
+from hpo_mab.storage._optuna import StudyView
 
 # The pilot: the first configurations trained with both samplers, and what is made of it.
 #
@@ -147,7 +146,7 @@ def _choose(keeper: EvidenceKeeper) -> Choice:
     return Choice(sampler=sampler, why=why, pairs=evidence.pairs, evidence=evidence.digest)
 
 
-class OwnHistory:
+class OwnHistory(StudyView):
     """A study as an Optuna sampler should see it: each configuration once.
 
     A twin's value differs from its original's by the batch sampler, which is no parameter. So the
@@ -158,25 +157,10 @@ class OwnHistory:
         study: The study with all trials.
     """
 
-    def __init__(self, study: optuna.Study) -> None:
-        self._study = study
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._study, name)
-
-    def get_trials(self, *args: Any, **options: Any) -> list[optuna.trial.FrozenTrial]:
-        """See `optuna.Study.get_trials`."""
-        return self._once(self._study.get_trials(*args, **options))
-
-    def _get_trials(self, *args: Any, **options: Any) -> list[optuna.trial.FrozenTrial]:
-        return self._once(self._study._get_trials(*args, **options))
-
-    def _once(self, trials: list[optuna.trial.FrozenTrial]) -> list[optuna.trial.FrozenTrial]:
-        everything = self._study.get_trials(deepcopy=False)
-        twins = {trial_attributes(t)[TWIN_KEY] for t in everything if is_twin(t)}
-        if not any(is_uniform(t) and not is_twin(t) for t in everything):
-            return [trial for trial in trials if not is_twin(trial)]
-        return [t for t in trials if is_twin(t) or trial_attributes(t).get(SLOT_KEY) not in twins]
+    def shown(self, trials: list[FrozenTrial]) -> list[FrozenTrial]:
+        """Those of the trials that the sampler should see."""
+        numbers = Plan(self.study.get_trials(deepcopy=False)).once
+        return [trial for trial in trials if trial.number in numbers]
 
 
 class PlannedSampler(BaseSampler):
