@@ -13,10 +13,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from hpo_mab._errors import ArgumentError
 from hpo_mab.training._batches import DeviceSweep
-from hpo_mab.training._device import average_share
+from hpo_mab.training._device import average_share, examples_at_once
 from hpo_mab.training._schedule import LearningCurve
 
-#: Images that an evaluation holds on the device at once, over all networks.
+#: Most images that an evaluation holds on the device at once, over all networks.
 _EVALUATED_AT_ONCE = 16_384
 
 
@@ -37,6 +37,8 @@ class NetworkRows:
         model = stackable(copy.deepcopy(model)).to(device)
         self.model = model
         self._half = half
+        #: Images that memory allows an evaluation at once; None before the first one.
+        self._at_once: int | None = None
         named = dict(model.named_parameters())
         self._sizes = [parameter.numel() for parameter in named.values()]
         self._shapes = {name: parameter.shape for name, parameter in named.items()}
@@ -128,7 +130,10 @@ class NetworkRows:
         count = 0
         self.model.eval()
         with torch.no_grad():
-            for inputs, targets in examples.batches(max(1, _EVALUATED_AT_ONCE // len(slots))):
+            if self._at_once is None:
+                one, _ = next(examples.batches(1))
+                self._at_once = min(_EVALUATED_AT_ONCE, examples_at_once(self.model, one))
+            for inputs, targets in examples.batches(max(1, self._at_once // len(slots))):
                 logits = self.forward(weights, buffers, inputs, in_dim=None)
                 losses = stacked_cross_entropy(logits, targets.expand(len(slots), -1), None)
                 correct = (logits.argmax(dim=2) == targets).sum(dim=1)

@@ -27,9 +27,9 @@ from hpo_mab.training._batches import (
     TrainingDiverged,
 )
 from hpo_mab.training._device import (
+    Evaluator,
     WeightAverage,
     check_precision,
-    evaluate,
     logits_of,
     random_states,
     set_random_states,
@@ -139,6 +139,7 @@ class Training(Iterator[Evaluation]):
         self._timed = TimedSampler(sampler, clock=clock)
         self._optimizer = optimizer
         self._precision = precision
+        self._evaluator = Evaluator(model, precision=precision)
         self._clock = clock
         self._graph, self._loop_reason = (
             _choose_capture(batches, sampler, optimizer) if graph is None else (graph, None)
@@ -156,6 +157,9 @@ class Training(Iterator[Evaluation]):
         self._resumed_at = 0
         #: Seconds of the evaluations that this training has made itself.
         self.evaluation_seconds = 0.0
+        #: Called with the share of the steps that is done: on a CPU after each step, elsewhere at
+        #: evaluations, which wait for the device anyway.
+        self.on_progress: Callable[[float], None] | None = None
         self._begun = self._closed = False
         self._at_end = contextlib.ExitStack()
 
@@ -205,9 +209,7 @@ class Training(Iterator[Evaluation]):
         """Accuracy and mean loss on other examples of the weights that were evaluated last."""
         points = self._curve.points
         averaged = bool(points) and points[-1].averaged
-        return evaluate(
-            self.model, examples, precision=self._precision, forward=self._weights(averaged)
-        )
+        return self._evaluator(examples, forward=self._weights(averaged))
 
     # ---------------------------------------------------------------- training
 
@@ -218,6 +220,8 @@ class Training(Iterator[Evaluation]):
         if not self._begun:
             self._begin()
         stop = self._curve.next_stop
+        device = next(self.model.parameters()).device
+        on_step = self.on_progress if device.type == "cpu" else None
         start = self._clock()
         for step in range(done, stop):
             self._set_budget_spent(step)
@@ -225,10 +229,14 @@ class Training(Iterator[Evaluation]):
                 self._device_step(step=step + 1)
             else:
                 self._loop_step(step + 1, draw_ahead=self._draws_ahead and step + 1 < stop)
-        synchronize(next(self.model.parameters()).device)
+            if on_step is not None:
+                on_step((step + 1) / self._curve.schedule.steps)
+        synchronize(device)
         seconds += self._clock() - start
         train_loss = self._meter.read(step=stop)
         points.append(self._evaluation(stop, seconds, train_loss=train_loss))
+        if on_step is None and self.on_progress is not None:
+            self.on_progress(stop / self._curve.schedule.steps)
 
     def _begin(self) -> None:
         self._begun = True
@@ -338,10 +346,8 @@ class Training(Iterator[Evaluation]):
         results = [
             (
                 averaged,
-                *evaluate(
-                    self.model,
+                *self._evaluator(
                     self._validation if self._curve.at_last else self._early,
-                    precision=self._precision,
                     forward=self._weights(averaged),
                 ),
             )
