@@ -33,8 +33,7 @@ from hpo_mab.samplers import BatchSampler, UniformSampler
 from hpo_mab.search._recorder import TrialRecord, check_direction, failure_reason
 from hpo_mab.storage import STORAGE_ERRORS, CurveStore, Storage, heartbeat
 from hpo_mab.training import DEFAULT_AVERAGE, Evaluation, WeightAverage
-from hpo_mab.training._evaluate import check_window
-from hpo_mab.training._schedule import sampler_figures
+from hpo_mab.training._schedule import check_window, sampler_figures
 
 
 class TrialReporter:

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from hpo_mab.training import LoaderSweep, evaluate
-from hpo_mab.training._evaluate import examples_at_once
+from hpo_mab.training._device import examples_at_once
 
 
 class _Fixed(nn.Module):
