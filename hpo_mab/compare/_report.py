@@ -155,6 +155,8 @@ dt { color: #555; } dd { margin: 0; }
 summary { cursor: pointer; font-weight: 600; margin-top: 1rem; }
 pre { background: #f6f6f6; padding: .8rem; overflow-x: auto; font-size: .8rem; }
 @media (max-width: 640px) {
+  .scroll th, .scroll td { padding: .25rem .3rem; }
+  .scroll table { font-size: .78rem; }
   dl { display: block; } dd { margin-bottom: .5rem; }
   .cards thead { display: none; }
   .cards table, .cards tbody, .cards tr, .cards td { display: block; white-space: normal; }

@@ -189,7 +189,7 @@ def comparison_figures(summary: ComparisonSummary) -> dict[str, go.Figure]:
 
 
 def importances(run: StudyRun) -> dict[str, float]:
-    """Importance of each parameter; empty while there are too few complete trials to tell.
+    """Importance of each parameter; empty where there are too few complete trials.
 
     PED-ANOVA: the evaluator of Optuna whose time hardly grows with the number of trials.
 

@@ -14,7 +14,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from hpo_mab._attributes import (
-    CONTINUES_KEY,
+    LEARNED_KEY,
     LOST_KEY,
     PROMOTES_KEY,
     REASON_KEY,
@@ -27,7 +27,7 @@ from hpo_mab._attributes import (
     trial_attributes,
 )
 from hpo_mab._plan import Attempt, Next, Plan, TotalBudget, slot_of
-from hpo_mab.pruners import TopKPruner
+from hpo_mab.pruners import PromotionPruner, TopKPruner
 from hpo_mab.storage import (
     CurveStore,
     Definition,
@@ -142,7 +142,7 @@ def _retry(slot: int, numbers: list[int], last: FrozenTrial) -> FrozenTrial:
         system["fixed_params"] = last.system_attrs["fixed_params"]
     # What it has become: a twin with its sampler, or a promotion.
     attrs = trial_attributes(last)
-    kept = [PROMOTES_KEY, CONTINUES_KEY] + [TWIN_KEY, SAMPLER_KEY] * (TWIN_KEY in attrs)
+    kept = [PROMOTES_KEY] + [TWIN_KEY, SAMPLER_KEY] * (TWIN_KEY in attrs)
     return optuna.create_trial(
         state=TrialState.WAITING,
         params=last.params,
@@ -220,18 +220,38 @@ def claim_many(
             return Next.DONE
         for _ in range(count):
             plan = _whole_plan(study, target)
-            following = plan.next()
+            following, best = _following(study, plan, target)
             if following in (Next.DONE, Next.WAIT):
                 return following
-            taken.append(_take(study, storage, plan, following))
+            taken.append(_take(study, storage, plan, best))
     return None
 
 
-def _take(study: optuna.Study, storage: Storage, plan: Plan, following: Next) -> optuna.trial.Trial:
+def _following(study: optuna.Study, plan: Plan, target: Target) -> tuple[Next, FrozenTrial | None]:
+    """What comes next, and the stopped trial that a promotion trains."""
+    pruner = study.pruner
+    if isinstance(pruner, PromotionPruner):
+        best = pruner.next_best(study)
+        following = plan.next(promotable=best is not None)
+        if following is Next.DONE and target.total is not None:
+            # What is left of the budget goes to the trials that the rule would leave paused.
+            best = pruner.next_best(study, every=True)
+            following = plan.next(promotable=best is not None)
+        return following, best if following is Next.PROMOTION else None
+    following = plan.next()
+    if following is Next.PROMOTION and isinstance(pruner, TopKPruner):
+        return following, pruner.next_best(study)
+    return following, None
+
+
+def _take(
+    study: optuna.Study, storage: Storage, plan: Plan, best: FrozenTrial | None
+) -> optuna.trial.Trial:
     if plan.waiting is not None:
         _give_slot(study, plan.waiting, plan.next_slot)
         trial = _ask(study)
-    elif following is Next.PROMOTION and _queue_promotion(study, plan.next_slot):
+    elif best is not None:
+        _queue_promotion(study, best, plan.next_slot)
         trial = _ask(study)
     else:
         trial = begin_trial(study, {SLOT_KEY: plan.next_slot})
@@ -268,24 +288,20 @@ def _give_slot(study: optuna.Study, waiting: Attempt, new_slot: int) -> None:
             storage_of(study).set_trial_user_attr(id_of(trial), key, value)
 
 
-def _queue_promotion(study: optuna.Study, slot: int) -> bool:
-    """Queue the best stopped configuration that has not been; whether there was one."""
-    pruner = study.pruner
-    best = pruner.next_best(study) if isinstance(pruner, TopKPruner) else None
-    if best is None:
-        return False
-    attrs = {SLOT_KEY: slot, PROMOTES_KEY: best.number}
-    if isinstance(pruner, TopKPruner) and pruner.resume:
-        attrs[CONTINUES_KEY] = slot_of(study, best)
+def _queue_promotion(study: optuna.Study, best: FrozenTrial, new_slot: int) -> None:
+    """Queue a stopped configuration, to be trained in full or to continue in its own slot."""
+    continues = isinstance(study.pruner, PromotionPruner)
+    slot = slot_of(study, best) if continues else new_slot
+    attrs = trial_attributes(best)
+    kept = {key: attrs[key] for key in (SAMPLER_KEY, LEARNED_KEY) if continues and key in attrs}
     study.add_trial(
         optuna.create_trial(
             state=TrialState.WAITING,
             params=best.params,
             distributions=best.distributions,
-            user_attrs=attrs,
+            user_attrs={SLOT_KEY: slot, PROMOTES_KEY: best.number, **kept},
         )
     )
-    return True
 
 
 def _ask(study: optuna.Study) -> optuna.trial.Trial:

@@ -14,7 +14,6 @@ from torch.utils.data import Dataset
 
 from hpo_mab import training
 from hpo_mab._attributes import (
-    CONTINUES_KEY,
     INTERRUPTED_KEY,
     LEARNED_KEY,
     PAIRED_KEY,
@@ -53,15 +52,12 @@ class Assignment:
 
     Attributes:
         slot: Its place in the study's plan.
-        trained_slot: The slot whose seed and checkpoint it has: its own, or that of the stopped
-            trial that it continues.
         configuration: Its point of the search space.
         seed: Of initial weights, batches and augmentation.
         may_prune: Whether the study's pruner is asked.
     """
 
     slot: int
-    trained_slot: int
     configuration: Configuration
     seed: int
     may_prune: bool
@@ -207,6 +203,8 @@ class TrainingObjective:
         self.examples: ExampleWriter | None = None
         #: Where long trials are saved, see `store_in`; None saves none.
         self.checkpoints: Checkpoints | None = None
+        #: Called with the share of its budget that each running trial has spent, by number.
+        self.on_progress: Callable[[Mapping[int, float]], None] | None = None
         #: What kept trials from being trained many at a time or from a CUDA graph, each once.
         self.loop_reasons: dict[str, None] = {}
 
@@ -306,14 +304,12 @@ class TrainingObjective:
             trial.set_user_attr(SLOT_KEY, slot)
         if slot < self.initial:
             trial.set_user_attr(PAIRED_KEY, True)
-        trained_slot = int(trial.user_attrs.get(CONTINUES_KEY, slot))
         return Assignment(
             slot=slot,
-            trained_slot=trained_slot,
             configuration=self._with_record(
                 trial, self._with_sampler(trial, self.space.suggest(trial), slot)
             ),
-            seed=trial_seed(self.seed, trained_slot),
+            seed=trial_seed(self.seed, slot),
             may_prune=slot >= self.initial,
         )
 
@@ -331,7 +327,7 @@ class TrainingObjective:
         return SlotCheckpoint(
             self.checkpoints,
             trial.study,
-            (assignment.trained_slot, TWIN_KEY in trial.user_attrs),
+            (assignment.slot, TWIN_KEY in trial.user_attrs),
             identity=functools.partial(
                 self.workload.identity, assignment.configuration, seed=assignment.seed
             ),
@@ -347,6 +343,9 @@ class TrainingObjective:
                 state=None if checkpoint is None else checkpoint.load(),
                 examples=self.examples is not None,
             ) as run:
+                if (on_progress := self.on_progress) is not None:
+                    number = trial.number
+                    run.evaluations.on_progress = lambda share: on_progress({number: share})
                 last = follow(
                     trial,
                     run.evaluations,
@@ -394,8 +393,7 @@ class TrainingObjective:
             configuration = self.recorded(trial.params, attrs)
         else:
             configuration = self.space.suggest(trial)
-        slot = attrs.get(CONTINUES_KEY, attrs.get(SLOT_KEY, trial.number))
-        seed = trial_seed(self.seed, int(slot))
+        seed = trial_seed(self.seed, int(attrs.get(SLOT_KEY, trial.number)))
         try:
             with self.workload.training(configuration, seed=seed) as run:
                 *_, last = run.evaluations

@@ -9,12 +9,13 @@ from hpo_mab import data
 from hpo_mab._errors import HpoMabError, SpecError
 from hpo_mab._registry import Named, Registry
 from hpo_mab.advantage import FEWEST_PAIRS
+from hpo_mab.bandits import REWARDS
 from hpo_mab.data import Augmentation, DatasetSplits, ImageSplits
 from hpo_mab.data._load import DATA_SETS
 from hpo_mab.models._networks import NETWORKS, network_maker
 from hpo_mab.pruners import TopKPruner
 from hpo_mab.samplers._registry import SAMPLERS, record_column, sampler_maker
-from hpo_mab.search._components import PRUNERS, create_pruner, sampler_factory
+from hpo_mab.search._components import PRUNERS, create_pruner
 from hpo_mab.search._definition import (
     DataSection,
     ModelSection,
@@ -24,7 +25,7 @@ from hpo_mab.search._definition import (
     StudySpec,
 )
 from hpo_mab.search._objective import TrainingObjective
-from hpo_mab.search._pilot import trained_kind
+from hpo_mab.search._pilot import sampler_factory, trained_kind
 from hpo_mab.search._space import check_options, examples, parse_value
 from hpo_mab.training import Budget
 from hpo_mab.training._optimizers import OPTIMIZERS
@@ -80,6 +81,9 @@ def _check_arm(spec: StudySpec) -> None:
     )
     if isinstance(pruner, TopKPruner):
         _check_top_k(spec, pruner)
+    if trained_kind(spec.sampler.kind) == "mab":
+        for reward in examples(spec.sampler.values("sampler").get("reward", "above_average")):
+            REWARDS.load(reward)
     made = sampler_maker(trained_kind(spec.sampler.kind))
     uses_record = record_column(made, spec.sampler.options) is not None
     if uses_record and not spec.training.examples:

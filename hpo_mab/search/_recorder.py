@@ -23,7 +23,7 @@ from optuna.study import StudyDirection
 from hpo_mab._attributes import EVALUATION_KEY, EXAMPLES_KEY, RESUMED_KEY, SECONDS_KEY
 from hpo_mab._errors import ArgumentError, memory_reason
 from hpo_mab._plan import Place, Plan, slot_of
-from hpo_mab.pruners import TopKPruner
+from hpo_mab.pruners import PromotionPruner
 from hpo_mab.pruners._reasons import store_reason
 from hpo_mab.storage import (
     STORAGE_ERRORS,
@@ -266,14 +266,11 @@ class Checkpoints:
 
 
 def _promotable(study: optuna.Study) -> set[Place]:
-    """Slots of the best stopped trials that may yet be continued."""
+    """Slots of the paused trials that may yet be continued."""
     pruner = study.pruner
-    if not isinstance(pruner, TopKPruner) or not pruner.resume:
+    if not isinstance(pruner, PromotionPruner):
         return set()
-    # A promotion that was cut off is tried again, and continues from the same file.
-    done = Plan(study.get_trials(deepcopy=False)).promoted(ended=True)
-    best = [trial for trial in pruner.stopped(study) if trial.number not in done][: pruner.k]
-    return {(slot_of(study, trial), False) for trial in best}
+    return {(slot_of(study, trial), False) for trial in pruner.worth_keeping(study)}
 
 
 class SlotCheckpoint:
@@ -340,8 +337,7 @@ class SlotCheckpoint:
 
     def keeps_stopped(self, training: HasState) -> bool:
         """Whether a training that the pruner has stopped may be continued, and can be saved now."""
-        pruner = self._study.pruner
-        return isinstance(pruner, TopKPruner) and pruner.resume and training.has_state
+        return isinstance(self._study.pruner, PromotionPruner) and training.has_state
 
     def _whole_identity(self) -> dict[str, Any]:
         slot, twin = self._slot

@@ -269,6 +269,15 @@ class StackLoop(TrialLoop):
         for reason in self._stacks.loop_reasons:
             self._objective.note_loop(reason)
         self._record([(places[place], result) for place, result in found])
+        if self._objective.on_progress is not None:
+            evaluations = self._objective.workload.loop.evaluations
+            self._objective.on_progress(
+                {
+                    running.trial.number: running.record.last.index / evaluations
+                    for running in self._running.values()
+                    if running.record.last is not None
+                }
+            )
 
     def _record(self, found: Sequence[tuple[_Running, Evaluation | TrainingDiverged]]) -> None:
         """Record evaluations; end the trials whose last it was or that the pruner stops."""

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from hpo_mab._attributes import CONTINUES_KEY, STACK_KEY
+from hpo_mab._attributes import STACK_KEY
 from hpo_mab._errors import ArgumentError, StorageError, UnknownNameError
 from hpo_mab._examples import ExampleRecord, labels_digest
 from hpo_mab._plan import trial_seed
@@ -81,7 +81,7 @@ def train_recorded(
     if sampler is not None:
         configuration = configuration.with_sampler(sampler)
     if seed is None:
-        seed = trial_seed(objective.seed, int(trial.attrs.get(CONTINUES_KEY, trial.slot)))
+        seed = trial_seed(objective.seed, trial.slot)
     return objective.workload.training(configuration, seed=seed, final=final)
 
 
@@ -189,6 +189,12 @@ RANKINGS: Mapping[str, str] = {
     "suspicious": "most likely mislabelled",
     "hard": "hardest",
     "ambiguous": "most ambiguous",
+}
+#: What the score of each ranking is.
+SCORES: Mapping[str, str] = {
+    "suspicious": "another class's logit minus the label's, on average",
+    "hard": "the loss divided by the average loss, on average",
+    "ambiguous": "standard deviation of the label's probability",
 }
 
 

@@ -23,9 +23,9 @@ from hpo_mab._attributes import EVIDENCE_KEY, PUBLISHED_KEY, RECORD_KEY
 from hpo_mab._errors import ArgumentError, StorageError
 from hpo_mab.advantage import Evidence
 from hpo_mab.search._claim import Target, close_lost
-from hpo_mab.search._components import sampler_factory, study_pruner
+from hpo_mab.search._components import study_pruner
 from hpo_mab.search._definition import StudySpec
-from hpo_mab.search._pilot import PlannedSampler
+from hpo_mab.search._pilot import PlannedSampler, sampler_factory
 from hpo_mab.storage import Definition, Storage, files_folder, open_study, study_names
 from hpo_mab.storage._optuna import add_copy, id_of, storage_of
 
@@ -239,9 +239,21 @@ def _refuse_other_definition(study: optuna.Study, wanted: Mapping[str, Any]) -> 
             continue
         raise StorageError(
             f"Study '{study.study_name}' exists with another definition: "
-            f"{key} is {before.get(key)!r} there and {now.get(key)!r} here. "
+            f"{key} is {_shown(before, key)} there and {_shown(now, key)} here. "
             "Give --fresh or --name to start another study."
         )
+
+
+def _shown(values: Mapping[str, Any], key: str) -> str:
+    """The value of a key as a definition has it, a range with its ends."""
+    within = {
+        name.removeprefix(f"{key}."): value
+        for name, value in values.items()
+        if name.startswith(f"{key}.")
+    }
+    if within:
+        return f"{{ {', '.join(f'{name} = {value!r}' for name, value in within.items())} }}"
+    return repr(values[key]) if key in values else "not set"
 
 
 def _refuse_other_data(study: optuna.Study, wanted: Definition) -> None:

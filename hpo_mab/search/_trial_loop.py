@@ -19,6 +19,8 @@ from hpo_mab.storage import STORAGE_ERRORS, Storage, heartbeat, release
 from hpo_mab.storage._optuna import id_of, storage_of
 from hpo_mab.training._device import release_memory
 
+#: Called with study and trial after each trial. If it has a method ``running``, that is called
+#: between, with the share of its budget that each running trial has spent, by number.
 TrialCallback = Callable[[optuna.Study, FrozenTrial], None]
 
 #: Trials that one process trains at the same time.
@@ -62,6 +64,7 @@ class TrialLoop:
         self._storage = storage
         self._objective = objective
         self._on_trial = on_trial
+        objective.on_progress = getattr(on_trial, "running", None)
         self._patience = patience
         #: Trials claimed here that have not ended.
         self._mine: list[optuna.trial.Trial] = []

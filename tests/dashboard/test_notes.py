@@ -14,11 +14,11 @@ from hpo_mab._attributes import CHOICE_KEY, EVIDENCE_KEY, FIDELITY_KEY, StudySet
 from hpo_mab._examples import COLUMNS, ExampleCounts, ExampleRecord
 from hpo_mab.advantage import Estimate, Evidence, PairedCurves, measure_evidence
 from hpo_mab.compare._tables import coefficient
-from hpo_mab.dashboard._notes import evidence_note, examples_note, pruning_notes
+from hpo_mab.dashboard._notes import evidence_note, examples_note, pruning_notes, study_note
 from hpo_mab.pruners import AdvantagePruner, RungFidelity
 from hpo_mab.search import create_pruner, make_spec
 from hpo_mab.search._pilot import Choice
-from hpo_mab.storage import StudyRun, TrialRun
+from hpo_mab.storage import Storage, StudyRun, TrialRun
 from hpo_mab.training import Evaluation
 
 FULL = 8
@@ -226,3 +226,29 @@ def test_a_note_lists_the_most_suspicious_labels() -> None:
         ["| 11", "2", "1.50"],
         ["| 7", "2", "0.50"],
     ]
+
+
+def test_the_note_counts_trials_as_the_plan_does() -> None:
+    described: list[tuple[str, dict[str, Any]]] = [
+        ("complete", {}),
+        ("complete", {"hpo_mab:twin_of": 0}),
+        ("pruned", {}),
+        ("fail", {"hpo_mab:interrupted": True}),
+        ("running", {}),
+    ]
+    trials = tuple(
+        TrialRun(
+            number=number,
+            slot=number,
+            state=state,
+            params={},
+            value=0.5 if state == "complete" else None,
+            paired=False,
+            curve=(),
+            attrs=attrs,
+        )
+        for number, (state, attrs) in enumerate(described)
+    )
+    run = StudyRun(name="tiny", arm="mab", seed=0, trial_examples=800, spec=spec(), trials=trials)
+    note = study_note(run, Storage("sqlite:///nowhere.db"))
+    assert "| trials | 2 complete, 1 pruned, 1 running |" in note.replace("\N{EN SPACE}", "")

@@ -1,4 +1,4 @@
-"""Tests."""
+"""A user's own training loop, followed by a `TrialReporter`."""
 
 from __future__ import annotations
 
