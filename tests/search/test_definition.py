@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from hpo_mab._attributes import TotalBudget
 from hpo_mab._errors import ArgumentError, SpecError
-from hpo_mab._plan import TotalBudget
 from hpo_mab.search import builtin_names, load_spec
 
 GOOD = """
