@@ -17,7 +17,7 @@ from torch.utils.data import Sampler
 
 from hpo_mab._errors import ArgumentError, plain, plain_arguments
 from hpo_mab._labels import class_labels
-from hpo_mab._registry import bound_arguments, class_signature, name_of
+from hpo_mab._registry import class_signature, name_of
 from hpo_mab.samplers._feedback import (
     Draw,
     DrawQueue,
@@ -113,11 +113,7 @@ class BatchSampler(Sampler[list[int]], abc.ABC):
         """Store the options: a state can only be loaded by a sampler with the same ones."""
         made = super().__new__(cls)
         if args or kwargs:  # Neither when a copy is made.
-            common = {"labels", *CommonArguments.__annotations__}
-            options = bound_arguments(cls.__signature__, args, kwargs)
-            made._options = {
-                name: _plain(value) for name, value in options.items() if name not in common
-            }
+            made._options = _bound_options(cls.__signature__, args, kwargs)
         return made
 
     @plain_arguments
@@ -463,6 +459,23 @@ class BatchSampler(Sampler[list[int]], abc.ABC):
 
 
 BatchSampler.__signature__ = class_signature(BatchSampler, first=CommonArguments.__annotations__)
+
+
+def _bound_options(
+    signature: inspect.Signature, args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Arguments of a constructor but those that every sampler has, defaults included."""
+    try:
+        bound = signature.bind(*args, **kwargs)
+    except TypeError:  # The constructor raises the error of these arguments.
+        return {}
+    bound.apply_defaults()
+    options: dict[str, Any] = {}
+    for name, value in bound.arguments.items():
+        rest = signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD
+        options.update(value if rest else {name: value})
+    common = {"labels", *CommonArguments.__annotations__}
+    return {name: _plain(value) for name, value in options.items() if name not in common}
 
 
 def _plain(value: Any) -> Any:

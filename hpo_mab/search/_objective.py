@@ -49,7 +49,7 @@ from hpo_mab.search._workload import Loop, Workload
 from hpo_mab.storage import CurveStore, ExampleWriter, Storage
 from hpo_mab.storage._optuna import id_of
 from hpo_mab.training import DEFAULT_AVERAGE, KEEP, Budget, Schedule, TrainingDiverged
-from hpo_mab.training._evaluate import check_window
+from hpo_mab.training._schedule import check_window
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -32,9 +32,9 @@ from hpo_mab._errors import ArgumentError, plain, plain_arguments
 from hpo_mab.samplers import BatchSampler, UniformSampler
 from hpo_mab.search._recorder import TrialRecord, check_direction, failure_reason
 from hpo_mab.storage import STORAGE_ERRORS, CurveStore, Storage, heartbeat
+from hpo_mab.storage._optuna import id_of
 from hpo_mab.training import DEFAULT_AVERAGE, Evaluation, WeightAverage
-from hpo_mab.training._evaluate import check_window
-from hpo_mab.training._schedule import sampler_figures
+from hpo_mab.training._schedule import check_window, sampler_figures
 
 
 class TrialReporter:
@@ -387,14 +387,14 @@ def recorded_trial(
         fixed_params=dict(config), base_sampler=optuna.samplers.RandomSampler()
     )
     with warnings.catch_warnings():
-        # Optuna knows of heartbeats in its own loop only.
+        # Optuna warns that heartbeats work in its own loop only. Here `heartbeat` records them.
         warnings.filterwarnings("ignore", message="Heartbeat of storage")
         trial = found.ask(fixed_distributions=chosen)
     if number is not None:
         trial.set_user_attr(SLOT_KEY, number)
     end = TrialState.FAIL
     try:
-        with heartbeat(storage.optuna, trial._trial_id):
+        with heartbeat(storage.optuna, id_of(trial)):
             yield trial
     except optuna.TrialPruned:
         end = TrialState.PRUNED

@@ -77,6 +77,11 @@ def _make(kind: type[Optimizer], params: Iterable[Parameter], **arguments: Any) 
     return kind(weights, **arguments)
 
 
+def is_fused(optimizer: Optimizer) -> bool:
+    """Whether the optimiser's step reads the learning rate on the device: its fused form."""
+    return all(group.get("fused") for group in optimizer.param_groups)
+
+
 #: Optimisers; another one than ours is a class of `torch.optim.Optimizer`, or a function.
 OPTIMIZERS = Registry(
     "optimizer",
