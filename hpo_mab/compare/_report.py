@@ -125,7 +125,7 @@ def _plain_run(run: StudyRun) -> dict[str, Any]:
     plain = dataclasses.asdict(run)
     for trial in plain["trials"]:
         curve = trial.pop("curve")
-        # A column an entry: a tenth of the size of one object an evaluation.
+        # One list a column takes a tenth of the size of one object an evaluation.
         trial["curve"] = {
             key: [_rounded(e[key]) for e in curve] for key in (curve[0] if curve else ())
         }
@@ -316,7 +316,7 @@ def _table(grid: Grid, *, kind: str = "scroll") -> str:
         (f"<h3>{html.escape(grid.title)}</h3>" if grid.title else "")
         + f'<div class="{kind}"><table><thead><tr>{head}</tr></thead>'
         f"<tbody>{body}</tbody></table></div>"
-        # Not a caption: that would be as wide as the table, and out of sight with it.
+        # Not a caption, which would be as wide as the table and scroll with it.
          + (f'<p class="note">{html.escape(grid.caption)}</p>' if grid.caption else "")
     )
 

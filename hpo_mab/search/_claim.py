@@ -24,9 +24,10 @@ from hpo_mab._attributes import (
     TARGET_KEY,
     TWIN_KEY,
     WORKER_KEY,
+    TotalBudget,
     trial_attributes,
 )
-from hpo_mab._plan import Attempt, Next, Plan, TotalBudget, slot_of
+from hpo_mab._plan import Attempt, Next, Plan, slot_of
 from hpo_mab.pruners import PromotionPruner, TopKPruner
 from hpo_mab.storage import (
     CurveStore,
@@ -102,10 +103,10 @@ class Target:
         )
 
 
-# Trials whose worker is gone: noticed, closed and queued again.
+# Trials whose worker is gone are closed and queued again.
 #
-# Everything here is called with the study's lock held, so it happens once, and every step can be
-# repeated: what was cut off half way is finished by the next worker that gets the lock.
+# Everything here is called with the study's lock held, so it happens once. Every step can be
+# repeated: if a worker dies half way, the next one that gets the lock finishes the step.
 
 
 def close_lost(study: optuna.Study, storage: Storage) -> None:
@@ -140,7 +141,7 @@ def _retry(slot: int, numbers: list[int], last: FrozenTrial) -> FrozenTrial:
     system: dict[str, Any] = {RETRY_KEY: numbers[0], "retry_history": numbers}
     if "fixed_params" in last.system_attrs:
         system["fixed_params"] = last.system_attrs["fixed_params"]
-    # What it has become: a twin with its sampler, or a promotion.
+    # A twin keeps its sampler, and a promotion the trial that it promotes.
     attrs = trial_attributes(last)
     kept = [PROMOTES_KEY] + [TWIN_KEY, SAMPLER_KEY] * (TWIN_KEY in attrs)
     return optuna.create_trial(
@@ -165,13 +166,13 @@ def _lost(
 def _is_lost(trial: FrozenTrial, storage: Storage, alive: set[int], stale: set[int]) -> bool:
     worker = trial.system_attrs.get(WORKER_KEY)
     if id_of(trial) not in alive:
-        # The lock is ours: whoever held it when claiming this trial died before the first sign
-        # of life. Without a slot it is no trial of ours, and may be just starting.
+        # A worker writes the first heartbeat before it releases the lock, which is held here. So
+        # the worker of this trial has died. A trial without a slot is a user's, and may just start.
         return SLOT_KEY in trial_attributes(trial)
     if worker == this_process():
         return not is_held(storage.optuna, id_of(trial))
     if worker is not None and is_here(worker):
-        # A worker on this machine that was asleep with it is not lost, however stale its sign.
+        # A suspended local worker is alive despite an old heartbeat.
         return is_gone(worker)
     return id_of(trial) in stale
 
@@ -193,7 +194,7 @@ def claim(study: optuna.Study, storage: Storage) -> optuna.trial.Trial | Next:
     try:
         return claim_many(study, storage, taken, count=1) or taken[0]
     except BaseException:
-        # Nobody gets it: it is lost, and will be tried again.
+        # The caller does not get the trial, so it is lost and will be tried again.
         for trial in taken:
             release(storage.optuna, id_of(trial))
         raise
@@ -255,10 +256,10 @@ def _take(
         trial = _ask(study)
     else:
         trial = begin_trial(study, {SLOT_KEY: plan.next_slot})
-    # Before the lock is released: another thread may look for lost trials next.
+    # Before the lock is released: another thread that looks for lost trials must see it.
     hold(storage.optuna, id_of(trial))
     try:
-        # In this order: a trial with a sign of life has an owner.
+        # In this order: a trial with a heartbeat has an owner.
         storage.optuna.set_trial_system_attr(id_of(trial), WORKER_KEY, this_process())
         storage.optuna.record_heartbeat(id_of(trial))
     except BaseException:
@@ -282,7 +283,7 @@ def _give_slot(study: optuna.Study, waiting: Attempt, new_slot: int) -> None:
     trial = study.get_trials(deepcopy=False)[waiting.number]
     if SLOT_KEY in trial.user_attrs:
         return
-    # From `optuna.Study.enqueue_trial`, the dashboard, or an earlier version's retry or twin.
+    # It was queued by `optuna.Study.enqueue_trial`, the dashboard, or an earlier version.
     for key, value in {SLOT_KEY: new_slot, **trial_attributes(trial)}.items():
         if key not in trial.user_attrs:
             storage_of(study).set_trial_user_attr(id_of(trial), key, value)
@@ -306,6 +307,6 @@ def _queue_promotion(study: optuna.Study, best: FrozenTrial, new_slot: int) -> N
 
 def _ask(study: optuna.Study) -> optuna.trial.Trial:
     with warnings.catch_warnings():
-        # Optuna knows of heartbeats in its own loop only.
+        # Optuna warns that heartbeats work in its own loop only. Here `heartbeat` records them.
         warnings.filterwarnings("ignore", message="Heartbeat of storage")
         return study.ask()

@@ -81,7 +81,7 @@ def create_pruner(
     halving = {"min_resource": max(1, round(first * evaluations)), "reduction_factor": 2}
     defaults: dict[str, dict[str, Any]] = {
         "advantage": halving,
-        # A quarter of the budget first: in the warm-up all configurations look alike.
+        # A quarter of the budget first: in the warm-up all accuracies are close to one another.
         "median": {"n_warmup_steps": evaluations // 4},
         "percentile": {"percentile": 50.0, "n_warmup_steps": evaluations // 4},
         "successive_halving": halving,

@@ -24,7 +24,13 @@ from hpo_mab._attributes import (
     UNIFORM,
     trial_attributes,
 )
-from hpo_mab._errors import ArgumentError, UnknownNameError, check_integer, memory_reason
+from hpo_mab._errors import (
+    ArgumentError,
+    UnknownNameError,
+    check_integer,
+    memory_reason,
+    plain_arguments,
+)
 from hpo_mab._examples import labels_digest
 from hpo_mab._plan import slot_of, trial_seed
 from hpo_mab._registry import Named
@@ -43,7 +49,7 @@ from hpo_mab.search._workload import Loop, Workload
 from hpo_mab.storage import CurveStore, ExampleWriter, Storage
 from hpo_mab.storage._optuna import id_of
 from hpo_mab.training import DEFAULT_AVERAGE, KEEP, Budget, Schedule, TrainingDiverged
-from hpo_mab.training._evaluate import check_window
+from hpo_mab.training._schedule import check_window
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,7 +78,7 @@ class TrainingObjective:
     parameters, named as in `SearchSpace`.
 
     Validation accuracy is reported to Optuna after each evaluation, at steps 1 to
-    ``evaluations``, and the trial is pruned when the study's pruner says so. A loss that is no
+    ``evaluations``, and the study's pruner may stop the trial. A loss that is no
     longer finite ends the trial as pruned.
 
     Samplers that know the difficulty of each example (``"curriculum"``, and ``"mab"`` with
@@ -81,7 +87,7 @@ class TrainingObjective:
     can be replayed; trials that begin before are trained without.
 
     A trial has torch's random state to itself, so one process trains one at a time: with ``n_jobs``
-    above 1 an `ArgumentError` says so. Start several processes on one storage instead.
+    above 1 an `ArgumentError` is raised. Start several processes on one storage instead.
 
     Args:
         model: Makes an untrained network; called with the model options as keywords.
@@ -90,7 +96,7 @@ class TrainingObjective:
         budget: What one trial may spend.
         optimizer: ``name`` (default ``"sgd"``) and options.
         sampler: A sampler's kind, or ``kind`` (default ``"mab"``) and knobs. Kind ``"auto"`` is
-            ``"mab"`` for the pilot, after which the study goes on with the sampler that it favours.
+            ``"mab"`` for the pilot, after which the study continues with the better sampler.
             A kind may be ``"package.module:Name"``, or a class or a function, of any batch sampler
             or sampler of PyTorch's interface; and so may an optimiser's name.
         model_options: Keyword arguments of ``model``.
@@ -126,6 +132,7 @@ class TrainingObjective:
         UnknownNameError: An unknown optimiser, sampler or option.
     """
 
+    @plain_arguments
     def __init__(
         self,
         *,
@@ -209,7 +216,7 @@ class TrainingObjective:
         self.loop_reasons: dict[str, None] = {}
 
     def store_in(self, storage: Storage, *, checkpoint: float) -> None:
-        """Write learning curves into a storage from now on, and checkpoints beside it.
+        """Write learning curves into a storage from now on, and checkpoints next to it.
 
         Args:
             storage: The database of the study.
@@ -286,7 +293,7 @@ class TrainingObjective:
 
         Raises:
             ArgumentError: The study does not maximize.
-            optuna.TrialPruned: The pruner said so, or training diverged.
+            optuna.TrialPruned: The pruner stops the trial, or training diverged.
         """
         if not isinstance(trial, optuna.trial.Trial):
             return self._train_alone(trial)
@@ -424,7 +431,7 @@ class TrainingObjective:
             return configuration
         if self.workload.known is None:
             self.workload.known = self.examples.freeze()
-        # A trial that is tried again goes on as it began.
+        # A retried trial uses the record only if its first attempt did.
         used = trial.user_attrs.get(LEARNED_KEY, self.workload.known is not None)
         trial.set_user_attr(LEARNED_KEY, used)
         return configuration.with_difficulty() if used else configuration

@@ -70,7 +70,7 @@ def queue_twin(study: optuna.Study, trial: optuna.trial.Trial) -> None:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Choice:
-    """The sampler that a study goes on with after its pilot.
+    """The sampler that a study continues with after its pilot.
 
     Attributes:
         sampler: ``"mab"`` or ``"uniform"``.
@@ -289,7 +289,7 @@ def sampler_factory(kind: Named, options: Mapping[str, Any]) -> Callable[..., Ba
     SEARCHERS.check(kind, {key: [value] for key, value in options.items()}, section="search")
     pinned = {**_PINNED.get(name_of(kind), {}), **options}
     make = SEARCHERS.load(kind)
-    # Found out here: each trial makes a sampler, and reading a signature takes long.
+    # Read once: each trial makes a sampler, and reading a signature takes long.
     takes_seed = bound_to(make, {"seed": 0}) is not make
 
     def factory(*, seed: int) -> BaseSampler:

@@ -75,7 +75,7 @@ def _check_arm(spec: StudySpec) -> None:
     _check_section("sampler", spec.sampler.kind, spec.sampler.values("sampler"))
     pruner = create_pruner(
         spec.pruner.kind,
-        # The evidence itself is read where trials are run, and only there.
+        # Evidence is read only where trials are run.
         {key: value for key, value in spec.pruner.options.items() if key != "evidence"},
         evaluations=spec.budget.evaluations,
     )
@@ -109,7 +109,7 @@ def _trained(section: str, name: str) -> Named:
 
 
 def _check_top_k(spec: StudySpec, pruner: TopKPruner) -> None:
-    """Refuse a definition under which the best could not be told or trained.
+    """Refuse a definition under which the best could not be found or trained in full.
 
     Raises:
         SpecError: Too few trials, or a limit in another currency than trials.

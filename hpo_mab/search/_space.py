@@ -165,8 +165,8 @@ def _range(name: str, value: Mapping[str, Any]) -> FloatDistribution | IntDistri
 
 def _bound(name: str, value: Mapping[str, Any], key: str) -> int | float:
     bound = value.get(key)
-    if isinstance(bound, bool) or not isinstance(bound, int | float) or bound != bound:
-        raise ArgumentError(f"{name}: a range needs {key}, a number, got {bound!r}.")
+    if isinstance(bound, bool) or not isinstance(bound, int | float) or not abs(bound) < math.inf:
+        raise ArgumentError(f"{name}: a range needs {key}, a finite number, got {bound!r}.")
     return bound
 
 
@@ -267,7 +267,7 @@ def _chosen(section: str) -> tuple[Registry, Callable[[Named], Callable[..., Any
     """The names of a section, and what makes a maker of one of them."""
     if section == "sampler":
         return SAMPLERS, sampler_maker
-    # Late: optimisers need torch, and a mistake in a definition is found before torch is there.
+    # Imported late: optimisers need torch, and mistakes in a definition are found without it.
     from hpo_mab.training._optimizers import OPTIMIZERS, optimizer_maker
 
     return OPTIMIZERS, optimizer_maker

@@ -85,13 +85,13 @@ def train_recorded(
     return objective.workload.training(configuration, seed=seed, final=final)
 
 
-# Clocks differ between two runs of anything.
+# A replay never takes the same time.
 _TIMES = ("seconds", "sampler_seconds")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Replay:
-    """A trial's learning curve beside that of its replay.
+    """A trial's learning curve and that of its replay.
 
     Attributes:
         trial: The recorded trial.
@@ -162,10 +162,14 @@ def _recorded(storage: Storage, name: str, number: int) -> TrialRun:
     if number not in trials:
         raise UnknownNameError("trial", str(number), map(str, trials))
     if not trials[number].curve:
-        told = ", ".join(str(known) for known, trial in trials.items() if trial.curve)[:80]
+        known_trials = ", ".join(str(known) for known, trial in trials.items() if trial.curve)[:80]
         raise ArgumentError(
             f"Trial {number} of '{name}' has no learning curve to compare with; "
-            + (f"trials that have one: {told}." if told else "no trial of the study has one.")
+            + (
+                f"trials that have one: {known_trials}."
+                if known_trials
+                else "no trial of the study has one."
+            )
         )
     return trials[number]
 

@@ -87,7 +87,7 @@ def test_stored_studies_give_the_same_as_the_comparison_that_ran_them(
 
 
 def test_arms_of_several_databases_can_be_named(cli: Cli, stored: Path) -> None:
-    # The same study in two databases: no names of studies can tell them apart.
+    # The same study in two databases: names of studies do not distinguish them.
     chosen = ("old=one.db#tiny-mab-seed0", "new=hpo_mab.db#tiny-mab-*")
     status, out, _ = cli("report", *chosen, "--reference", "old", "--json")
     assert status == 0
@@ -97,7 +97,7 @@ def test_arms_of_several_databases_can_be_named(cli: Cli, stored: Path) -> None:
     (contrast,) = record["summary"]["contrasts"]
     assert (contrast["arm"], contrast["pairs"]) == ("new", 2)
     assert {row["advantage"]["value"] for row in contrast["paired"]} == {0.0}
-    # Only the comparison's studies were trained again, so there are no scores to set beside them.
+    # Only the comparison's studies were trained again, so there are no scores to compare them with.
     assert contrast["retrained_gain"] is None
 
     status, out, _ = cli("report", "two.db#tiny-*", "one.db#tiny-*", "--json")

@@ -25,6 +25,17 @@ from hpo_mab.storage import Storage
 Cli = Callable[..., "tuple[int, str, str]"]
 
 
+def test_a_study_whose_trials_all_diverge_at_once_has_a_summary(cli: Cli, tiny: str) -> None:
+    status, out, _ = cli("run", tiny, "--trials", "2", "--set", "optimizer.lr=1e38")
+    assert status == 0
+    assert "0 complete, 2 pruned" in out
+    for command in ("report", "replay"):
+        number = ["0"] if command == "replay" else []
+        status, _, err = cli(command, "tiny-mab-seed0", *number)
+        assert status in (0, 2), (command, err)
+        assert "Traceback" not in err
+
+
 def test_run_then_continue_then_fresh(cli: Cli, tiny: str) -> None:
     status, out, err = cli("run", tiny)
     assert status == 0

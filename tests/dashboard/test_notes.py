@@ -70,7 +70,7 @@ ADVANTAGE = {"pruner": {"kind": "advantage"}}
     ("factor", "scramble", "moved"), [(2.2, 0.0, True), (1.0, 0.0, False), (2.2, 0.1, False)]
 )
 @pytest.mark.parametrize("average", [0.2, 0.0], ids=["averaged weights", "trained weights"])
-def test_rungs_are_told_as_the_pruner_places_them(
+def test_rungs_are_shown_where_the_pruner_places_them(
     factor: float, scramble: float, moved: bool, options: dict[str, Any], average: float
 ) -> None:
     evidence = measured(factor, scramble=scramble)

@@ -117,7 +117,7 @@ def _timeless(trial: TrialRun) -> list[dict[str, Any]]:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs fork and SIGKILL")
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_killed_worker_s_trial_goes_on_where_it_was_saved(
+def test_a_killed_worker_s_trial_continues_where_it_was_saved(
     kind: str,
     runner_of: Runner,
     storage: Storage,
@@ -159,14 +159,14 @@ def test_a_killed_worker_s_trial_goes_on_where_it_was_saved(
     again.close()
 
 
-def test_an_interrupted_trial_goes_on_and_what_was_lost_is_paid_twice(
+def test_an_interrupted_trial_continues_and_what_was_lost_is_paid_twice(
     runner_of: Runner, storage: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runner = runner_of()
     save = SlotCheckpoint.save
 
     def save_twice(self: SlotCheckpoint, training: Any) -> None:
-        if len(training._points) <= 2:
+        if len(training._curve.points) <= 2:
             save(self, training)
 
     with monkeypatch.context() as patch:

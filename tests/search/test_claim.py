@@ -68,7 +68,7 @@ def test_a_pilots_twins_do_not_bring_promotions_forward(storage: Storage, tiny: 
 
 
 @pytest.mark.parametrize("where", [(3, 1), (7, 2), (8, 3)])
-def test_interrupted_it_goes_on_to_the_same_end(
+def test_an_interrupted_study_continues_to_the_same_end(
     storage: Storage, tiny: Make, monkeypatch: pytest.MonkeyPatch, where: tuple[int, int]
 ) -> None:
     spec = tiny(**_TOP)
@@ -338,7 +338,7 @@ def test_a_study_that_died_before_it_had_a_definition_is_made_whole(
     assert [trial.state for trial in run.trials] == ["complete"]
 
 
-def test_a_full_disk_is_one_line_and_the_study_goes_on_later(storage: Storage, tiny: Make) -> None:
+def test_a_full_disk_is_one_line_and_the_study_continues(storage: Storage, tiny: Make) -> None:
     runner = StudyRunner(tiny(budget={"trials": 300}), storage)
     runner.run("full", score=False, launch=lambda study, on_trial: False)
     engine = storage.optuna.engine

@@ -85,7 +85,7 @@ def test_twins_cost_what_the_total_budget_allows(storage: Storage, tiny: Make) -
 
 
 @pytest.mark.filterwarnings("ignore::hpo_mab.pruners.AdvantageWarning")
-def test_auto_goes_on_with_its_choice_and_says_why(storage: Storage, tiny: Make) -> None:
+def test_auto_continues_with_its_choice_and_says_why(storage: Storage, tiny: Make) -> None:
     outcome = StudyRunner(tiny(**_PILOT, sampler={"kind": "auto"}), storage).run(score=False)
     choice = outcome.choice
     assert choice is not None
