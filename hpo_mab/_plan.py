@@ -417,6 +417,11 @@ class TotalBudget:
         amount: How much, in ``unit``.
         unit: ``"seconds"`` of training (the sampler's cost included) and evaluation, added up over
             workers; ``"epochs"`` or ``"examples"`` of training.
+
+    Examples:
+        >>> from hpo_mab.search import TotalBudget
+        >>> TotalBudget.parse("90 epochs")
+        TotalBudget(amount=90.0, unit='epochs')
     """
 
     amount: float
@@ -456,7 +461,13 @@ _FAILURES_IN_A_ROW = 3
 
 
 class StudyFailedError(HpoMabError):
-    """Trial after trial failed; the message holds the last reason."""
+    """Trial after trial failed; the message holds the last reason.
+
+    Examples:
+        >>> from hpo_mab.search import StudyFailedError
+        >>> str(StudyFailedError("trial after trial failed: out of memory"))
+        'trial after trial failed: out of memory'
+    """
 
 
 def raise_if_failing(study: optuna.Study) -> None:

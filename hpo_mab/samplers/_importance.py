@@ -66,6 +66,15 @@ class GradNormSampler(LearningSampler):
 
     Raises:
         ArgumentError: An argument outside its bound.
+
+    Examples:
+        >>> import torch
+        >>> from hpo_mab.samplers import GradNormSampler
+        >>> sampler = GradNormSampler([0, 1] * 50, batch_size=10, presample=4)
+        >>> indices = sampler.draw()
+        >>> loss = sampler.update(torch.rand(10), logits=torch.randn(10, 2))
+        >>> len(indices), loss.shape
+        (10, torch.Size([]))
     """
 
     needs_logits = True
@@ -194,6 +203,15 @@ class AdamBSSampler(LearningSampler):
 
     Raises:
         ArgumentError: An argument outside its bound.
+
+    Examples:
+        >>> import torch
+        >>> from hpo_mab.samplers import AdamBSSampler
+        >>> sampler = AdamBSSampler([0, 1] * 50, batch_size=10, step=0.5)
+        >>> indices = sampler.draw()
+        >>> loss = sampler.update(torch.rand(10), logits=torch.randn(10, 2))
+        >>> len(indices), loss.shape
+        (10, torch.Size([]))
     """
 
     needs_logits = True

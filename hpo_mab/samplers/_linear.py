@@ -251,6 +251,15 @@ class ContextualSampler(LinearSampler):
 
     Raises:
         ArgumentError: An argument outside its bound.
+
+    Examples:
+        >>> import torch
+        >>> from hpo_mab.samplers import ContextualSampler
+        >>> sampler = ContextualSampler([0, 1] * 50, batch_size=10, candidates=4)
+        >>> indices = sampler.draw()
+        >>> loss = sampler.update(torch.rand(10))
+        >>> len(indices), loss.shape
+        (10, torch.Size([]))
     """
 
     _tensors = ("_rewards",)
@@ -336,6 +345,15 @@ class ImponSampler(LinearSampler):
 
     Raises:
         ArgumentError: An argument outside its bound.
+
+    Examples:
+        >>> import torch
+        >>> from hpo_mab.samplers import ImponSampler
+        >>> sampler = ImponSampler([0, 1] * 50, batch_size=10, presample=4)
+        >>> indices = sampler.draw()
+        >>> loss = sampler.update(torch.rand(10))
+        >>> len(indices), loss.shape
+        (10, torch.Size([]))
     """
 
     def __init__(

@@ -185,6 +185,15 @@ class PSGDSampler(ArazoSampler):
 
     Raises:
         ArgumentError: An argument outside its bound.
+
+    Examples:
+        >>> import torch
+        >>> from hpo_mab.samplers import PSGDSampler
+        >>> sampler = PSGDSampler([0, 1] * 50, batch_size=10, budget=0.5)
+        >>> indices = sampler.draw()
+        >>> loss = sampler.update(torch.rand(10))
+        >>> len(indices), loss.shape
+        (10, torch.Size([]))
     """
 
     def _scores(self) -> Tensor:
@@ -221,6 +230,15 @@ class CSGDSampler(ArazoSampler):
 
     Raises:
         ArgumentError: An argument outside its bound.
+
+    Examples:
+        >>> import torch
+        >>> from hpo_mab.samplers import CSGDSampler
+        >>> sampler = CSGDSampler([0, 1] * 50, batch_size=10, budget=0.5)
+        >>> indices = sampler.draw()
+        >>> loss = sampler.update(torch.rand(10))
+        >>> len(indices), loss.shape
+        (10, torch.Size([]))
     """
 
     def _scores(self) -> Tensor:
@@ -270,6 +288,15 @@ class PredictionVarianceSampler(PassSampler):
     Raises:
         ArgumentError: An argument outside its bound.
         UnknownNameError: No such form.
+
+    Examples:
+        >>> import torch
+        >>> from hpo_mab.samplers import PredictionVarianceSampler
+        >>> sampler = PredictionVarianceSampler([0, 1] * 50, batch_size=10, form="weight")
+        >>> indices = sampler.draw()
+        >>> loss = sampler.update(torch.rand(10))
+        >>> len(indices), loss.shape
+        (10, torch.Size([]))
     """
 
     _tensors = ("_visits", "_sums", "_squares", "_weights")

@@ -43,6 +43,15 @@ class InfoBatchSampler(LearningSampler):
 
     Raises:
         ArgumentError: An argument outside its bound.
+
+    Examples:
+        >>> import torch
+        >>> from hpo_mab.samplers import InfoBatchSampler
+        >>> sampler = InfoBatchSampler([0, 1] * 50, batch_size=10, ratio=0.3)
+        >>> indices = sampler.draw()
+        >>> loss = sampler.update(torch.rand(10))
+        >>> len(indices), loss.shape
+        (10, torch.Size([]))
     """
 
     _tensors = ("_scores",)
@@ -134,6 +143,15 @@ class SelectiveBackpropSampler(LearningSampler):
 
     Raises:
         ArgumentError: An argument outside its bound.
+
+    Examples:
+        >>> import torch
+        >>> from hpo_mab.samplers import SelectiveBackpropSampler
+        >>> sampler = SelectiveBackpropSampler([0, 1] * 50, batch_size=10, beta=2.0)
+        >>> indices = sampler.draw()
+        >>> loss = sampler.update(torch.rand(10))
+        >>> len(indices), loss.shape
+        (10, torch.Size([]))
     """
 
     weighs_by_losses = True
