@@ -253,13 +253,9 @@ class ContextualSampler(LinearSampler):
         ArgumentError: An argument outside its bound.
 
     Examples:
-        >>> import torch
         >>> from hpo_mab.samplers import ContextualSampler
-        >>> sampler = ContextualSampler([0, 1] * 50, batch_size=10, candidates=4)
-        >>> indices = sampler.draw()
-        >>> loss = sampler.update(torch.rand(10))
-        >>> len(indices), loss.shape
-        (10, torch.Size([]))
+        >>> ContextualSampler([0, 1] * 50, batch_size=10, candidates=4).draw().shape
+        torch.Size([10])
     """
 
     _tensors = ("_rewards",)
@@ -347,13 +343,9 @@ class ImponSampler(LinearSampler):
         ArgumentError: An argument outside its bound.
 
     Examples:
-        >>> import torch
         >>> from hpo_mab.samplers import ImponSampler
-        >>> sampler = ImponSampler([0, 1] * 50, batch_size=10, presample=4)
-        >>> indices = sampler.draw()
-        >>> loss = sampler.update(torch.rand(10))
-        >>> len(indices), loss.shape
-        (10, torch.Size([]))
+        >>> ImponSampler([0, 1] * 50, batch_size=10, presample=4).draw().shape
+        torch.Size([10])
     """
 
     def __init__(

@@ -187,13 +187,9 @@ class PSGDSampler(ArazoSampler):
         ArgumentError: An argument outside its bound.
 
     Examples:
-        >>> import torch
         >>> from hpo_mab.samplers import PSGDSampler
-        >>> sampler = PSGDSampler([0, 1] * 50, batch_size=10, budget=0.5)
-        >>> indices = sampler.draw()
-        >>> loss = sampler.update(torch.rand(10))
-        >>> len(indices), loss.shape
-        (10, torch.Size([]))
+        >>> PSGDSampler([0, 1] * 50, batch_size=10, budget=0.5).draw().shape
+        torch.Size([10])
     """
 
     def _scores(self) -> Tensor:
@@ -232,13 +228,9 @@ class CSGDSampler(ArazoSampler):
         ArgumentError: An argument outside its bound.
 
     Examples:
-        >>> import torch
         >>> from hpo_mab.samplers import CSGDSampler
-        >>> sampler = CSGDSampler([0, 1] * 50, batch_size=10, budget=0.5)
-        >>> indices = sampler.draw()
-        >>> loss = sampler.update(torch.rand(10))
-        >>> len(indices), loss.shape
-        (10, torch.Size([]))
+        >>> CSGDSampler([0, 1] * 50, batch_size=10, budget=0.5).draw().shape
+        torch.Size([10])
     """
 
     def _scores(self) -> Tensor:
@@ -290,13 +282,9 @@ class PredictionVarianceSampler(PassSampler):
         UnknownNameError: No such form.
 
     Examples:
-        >>> import torch
         >>> from hpo_mab.samplers import PredictionVarianceSampler
-        >>> sampler = PredictionVarianceSampler([0, 1] * 50, batch_size=10, form="weight")
-        >>> indices = sampler.draw()
-        >>> loss = sampler.update(torch.rand(10))
-        >>> len(indices), loss.shape
-        (10, torch.Size([]))
+        >>> PredictionVarianceSampler([0, 1] * 50, batch_size=10, form="weight").draw().shape
+        torch.Size([10])
     """
 
     _tensors = ("_visits", "_sums", "_squares", "_weights")

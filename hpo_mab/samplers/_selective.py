@@ -45,13 +45,9 @@ class InfoBatchSampler(LearningSampler):
         ArgumentError: An argument outside its bound.
 
     Examples:
-        >>> import torch
         >>> from hpo_mab.samplers import InfoBatchSampler
-        >>> sampler = InfoBatchSampler([0, 1] * 50, batch_size=10, ratio=0.3)
-        >>> indices = sampler.draw()
-        >>> loss = sampler.update(torch.rand(10))
-        >>> len(indices), loss.shape
-        (10, torch.Size([]))
+        >>> InfoBatchSampler([0, 1] * 50, batch_size=10, ratio=0.3).draw().shape
+        torch.Size([10])
     """
 
     _tensors = ("_scores",)
@@ -145,13 +141,9 @@ class SelectiveBackpropSampler(LearningSampler):
         ArgumentError: An argument outside its bound.
 
     Examples:
-        >>> import torch
         >>> from hpo_mab.samplers import SelectiveBackpropSampler
-        >>> sampler = SelectiveBackpropSampler([0, 1] * 50, batch_size=10, beta=2.0)
-        >>> indices = sampler.draw()
-        >>> loss = sampler.update(torch.rand(10))
-        >>> len(indices), loss.shape
-        (10, torch.Size([]))
+        >>> SelectiveBackpropSampler([0, 1] * 50, batch_size=10, beta=2.0).draw().shape
+        torch.Size([10])
     """
 
     weighs_by_losses = True
