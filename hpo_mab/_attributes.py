@@ -278,6 +278,11 @@ class TotalBudget:
         amount: How much, in ``unit``.
         unit: ``"seconds"`` of training (the sampler's cost included) and evaluation, added up over
             workers; ``"epochs"`` or ``"examples"`` of training.
+
+    Examples:
+        >>> from hpo_mab.search import TotalBudget
+        >>> TotalBudget.parse("90 epochs")
+        TotalBudget(amount=90.0, unit='epochs')
     """
 
     amount: float

@@ -61,14 +61,6 @@ class TableModel:
 class SamplerContract:
     """Tests of a `hpo_mab.samplers.BatchSampler`; inherit and say how to make one.
 
-    .. code-block:: python
-
-        class TestMySampler(SamplerContract):
-            unbiased = True
-
-            def make_sampler(self, labels, **arguments):
-                return MySampler(labels, **arguments)
-
     Attributes:
         covers: Whether every example has a positive chance of being drawn again.
         coverage_draws: Draws after which every example must have come again; raise it for a sampler
@@ -76,6 +68,14 @@ class SamplerContract:
         unbiased: Whether the weighted mean loss of a batch has the mean loss of all examples as its
             expectation, whatever was drawn before.
         workers: Whether to try a ``DataLoader`` with two worker processes, which takes a second.
+
+    Examples:
+        >>> from hpo_mab.samplers import UniformSampler
+        >>> from hpo_mab.testing import SamplerContract
+        >>> class TestUniform(SamplerContract):
+        ...     unbiased = True
+        ...     def make_sampler(self, labels, **arguments):
+        ...         return UniformSampler(labels, **arguments)
     """
 
     covers: ClassVar[bool] = True

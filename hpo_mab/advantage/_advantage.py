@@ -29,6 +29,11 @@ class Estimate:
         n: Number of observations: pairs, configurations or seeds.
         confidence: Coverage the interval was made for, in (0, 1).
         censored: Whether ``value`` is a lower bound: the true value lies beyond the observed range.
+
+    Examples:
+        >>> from hpo_mab.advantage import Estimate
+        >>> Estimate(value=0.8, low=0.2, high=1.4, n=30).above(0.0)
+        True
     """
 
     value: float

@@ -36,6 +36,11 @@ class Rung:
             where no earlier budget was equivalent.
         refused: Which condition no earlier budget met: ``"advantage"`` (none is
             uniform-equivalent to the rung) or ``"fidelity"``; None if the rung is moved.
+
+    Examples:
+        >>> from hpo_mab.advantage import Rung
+        >>> Rung(budget=0.5, decided_at=0.25, equivalent=0.6).moved
+        True
     """
 
     budget: float
@@ -66,6 +71,12 @@ class Evidence:
         source: Where the pairs come from, e.g. ``"pilot"``.
         data: Data set, "" if not known.
         model: Network, "" if not known.
+
+    Examples:
+        >>> from hpo_mab.advantage import Evidence
+        >>> evidence = Evidence.load("studies/fashion_mnist/evidence.json")
+        >>> evidence.pairs, len(evidence.rungs) == len(evidence.budgets)
+        (40, True)
     """
 
     budgets: tuple[float, ...]

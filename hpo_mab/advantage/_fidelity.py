@@ -109,6 +109,13 @@ class FidelityComparison(NamedTuple):
         own: Fidelity of the first arm.
         other: Fidelity of the second arm.
         difference: ``own - other``, with a paired interval.
+
+    Examples:
+        >>> from hpo_mab.advantage import compare_fidelity
+        >>> final = [0.7, 0.8, 0.85, 0.9]
+        >>> compared = compare_fidelity(early=final, other=final[::-1], final=final, resamples=100)
+        >>> compared.own.value, compared.other.value
+        (1.0, -1.0)
     """
 
     own: Estimate

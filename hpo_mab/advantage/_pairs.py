@@ -34,6 +34,15 @@ class PairedCurves:
 
     Raises:
         ArgumentError: Shapes differ, or budgets do not increase.
+
+    Examples:
+        >>> import numpy as np
+        >>> from hpo_mab.advantage import PairedCurves
+        >>> budgets = np.array([100.0, 200.0])
+        >>> bandit, uniform = np.array([[0.6, 0.75]]), np.array([[0.5, 0.75]])
+        >>> pairs = PairedCurves(budgets=budgets, bandit=bandit, uniform=uniform)
+        >>> pairs.difference.round(2).tolist()
+        [[0.1, 0.0]]
     """
 
     budgets: Floats

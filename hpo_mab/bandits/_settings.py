@@ -141,6 +141,11 @@ class BanditSettings:
     Raises:
         ArgumentError: A knob outside its bound, or two that exclude each other.
         UnknownNameError: No such policy or rule of reward.
+
+    Examples:
+        >>> from hpo_mab.bandits import BanditSettings
+        >>> BanditSettings(memory="auto").window(arms=400)
+        100
     """
 
     policy: str = "thompson"
@@ -266,6 +271,11 @@ class Figures:
         judged: Pulls with a finite loss since the last call.
         drawn: Draws so far.
         drawn_most: Draws so far that fell on the most-drawn tenth of the examples.
+
+    Examples:
+        >>> from hpo_mab.bandits import Figures
+        >>> Figures(rewarded=3, judged=4, drawn=10, drawn_most=2).shares()
+        {'reward_rate': 0.75, 'concentration': 0.2}
     """
 
     rewarded: int
@@ -284,7 +294,17 @@ class Figures:
 
 
 class BanditEngine(abc.ABC):
-    """``B`` bandits over shares of a data set, which draw batches and learn from losses."""
+    """``B`` bandits over shares of a data set, which draw batches and learn from losses.
+
+    Examples:
+        >>> import numpy as np
+        >>> from hpo_mab.bandits import BanditSettings, HostEngine, stratified_shares
+        >>> rng = np.random.default_rng(0)
+        >>> shares = stratified_shares(np.zeros(12, dtype=np.int64), 4, rng)
+        >>> engine = HostEngine(shares, BanditSettings(), rng)
+        >>> engine.propensities().sum(dim=1).tolist()
+        [1.0, 1.0, 1.0, 1.0]
+    """
 
     @property
     def generator(self) -> torch.Generator | None:

@@ -39,6 +39,13 @@ class ArmSummary:
         sampler_share: Share of the training seconds spent in the batch sampler, over seeds.
         retrained: Test accuracy of the incumbents trained again, over seeds (each seed's mean).
         finished_by_seed: Complete and pruned trials of each study; empty in earlier records.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> from hpo_mab.compare import read_record
+        >>> record = read_record(Path("studies/fashion_mnist/pairs.json"))
+        >>> [(arm.arm, len(arm.seeds)) for arm in record.summary.arms]
+        [('uniform', 1), ('mab', 1)]
     """
 
     arm: str
@@ -75,6 +82,14 @@ class CostToTarget:
         reached: Whether the arm reached the target, by seed.
         p: Wilcoxon signed-rank p-value of the ratios' logarithms; None below 5 seeds, and where
             some seed never got there, as its ratio is not known.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> from hpo_mab.compare import read_record
+        >>> record = read_record(Path("studies/fashion_mnist/pairs.json"))
+        >>> [contrast] = record.summary.contrasts
+        >>> sorted({cost.target for cost in contrast.cost})
+        ['common', 'reference']
     """
 
     target: Target
@@ -101,6 +116,14 @@ class FidelityRow:
         arm: The arm's.
         reference: The reference's.
         difference: The arm's minus the reference's, over the same configurations.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> from hpo_mab.compare import read_record
+        >>> record = read_record(Path("studies/fashion_mnist/pairs.json"))
+        >>> [contrast] = record.summary.contrasts
+        >>> sorted({row.statistic for row in contrast.paired[0].fidelity})
+        ['kendall', 'recall', 'regret', 'spearman']
     """
 
     statistic: str
@@ -124,6 +147,14 @@ class PairedRow:
         acceleration_seconds: ``k`` in seconds.
         fidelity: Agreement with the final ranking, by statistic.
         advantage_seconds_p: Wilcoxon signed-rank p-value of the differences at equal seconds.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> from hpo_mab.compare import read_record
+        >>> record = read_record(Path("studies/fashion_mnist/pairs.json"))
+        >>> [contrast] = record.summary.contrasts
+        >>> len(contrast.paired), contrast.paired[-1].advantage.n
+        (8, 40)
     """
 
     examples: float
@@ -167,6 +198,14 @@ class Contrast:
         retrained_p: Wilcoxon signed-rank p-value of the same; None below 5 seeds.
         same_slots: Whether trials of both arms were trained in equally many slots. Where not, the
             arms' seconds measure the slots and not the samplers.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> from hpo_mab.compare import read_record
+        >>> record = read_record(Path("studies/fashion_mnist/pairs.json"))
+        >>> [contrast] = record.summary.contrasts
+        >>> contrast.arm, contrast.reference, contrast.pairs
+        ('mab', 'uniform', 40)
     """
 
     arm: str
@@ -195,6 +234,13 @@ class ComparisonSummary:
         trial_examples: Budget of one unpruned trial, in training examples.
         arms: One record an arm, the reference first, then by name.
         contrasts: One record an arm other than the reference, by name.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> from hpo_mab.compare import read_record
+        >>> record = read_record(Path("studies/fashion_mnist/pairs.json"))
+        >>> record.summary.reference, record.summary.data
+        ('uniform', 'fashion_mnist')
     """
 
     reference: str

@@ -45,6 +45,13 @@ class ComparisonRecord:
         runs: Its studies, without the user attributes of studies.
         summary: What was concluded.
         environment: Versions and hardware of the machine that ran it.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> from hpo_mab.compare import read_record
+        >>> record = read_record(Path("studies/fashion_mnist/pairs.json"))
+        >>> [run.arm for run in record.runs][:2]
+        ['uniform', 'mab']
     """
 
     runs: tuple[StudyRun, ...]

@@ -95,6 +95,11 @@ class ComparisonRuns:
             at full budget on fresh seeds, by arm and seed.
         interrupted: Whether Ctrl-C ended it early.
         environments: Versions and hardware that each study began with, by arm and seed.
+
+    Examples:
+        >>> from hpo_mab.compare import ComparisonRuns
+        >>> ComparisonRuns(reference="uniform", runs=(), retrained={}, interrupted=True).interrupted
+        True
     """
 
     reference: str

@@ -57,6 +57,14 @@ class IncumbentCurve:
         spent: What the study had spent when each complete trial finished [n], increasing.
         accuracy: Accuracy of the incumbent from then on [n], increasing.
         total: What the study spent in all; NaN if that is not known.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> from hpo_mab.compare import incumbent_curve, read_record
+        >>> record = read_record(Path("studies/fashion_mnist/pairs.json"))
+        >>> curve = incumbent_curve(record.runs[0])
+        >>> bool(curve.at(curve.total) == curve.accuracy[-1])
+        True
     """
 
     currency: Currency

@@ -55,6 +55,14 @@ class Answer:
         reply: The answer.
         estimate: The difference of accuracies that it rests on; None if it was not measured.
         reason: Why there is no other reply, where the interval is not the reason.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> from hpo_mab.compare import answers, read_record
+        >>> record = read_record(Path("studies/fashion_mnist/pairs.json"))
+        >>> [contrast] = record.summary.contrasts
+        >>> [answer.reply for answer in answers(contrast)]
+        ['yes', 'yes', 'cannot tell', 'cannot tell', 'cannot tell']
     """
 
     arm: str

@@ -241,6 +241,11 @@ class Published:
         studies: Names of the studies whose pages are up to date now.
         seconds: How long it took.
         problem: Why some are not, in one line; empty if all are.
+
+    Examples:
+        >>> from hpo_mab.dashboard import Published
+        >>> Published(studies=("digits-mab-0",), seconds=0.2).problem
+        ''
     """
 
     studies: tuple[str, ...]

@@ -37,7 +37,13 @@ _Files: TypeAlias = list[tuple[Path, int]]
 
 
 class DataWarning(UserWarning):
-    """Images of a folder that were left out or that show nothing."""
+    """Images of a folder that were left out or that show nothing.
+
+    Examples:
+        >>> import warnings
+        >>> from hpo_mab.data import DataWarning
+        >>> warnings.simplefilter("error", DataWarning)  # broken images become an error
+    """
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

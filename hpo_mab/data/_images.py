@@ -45,6 +45,14 @@ class ImageData:
 
     Raises:
         ArgumentError: A tensor of another type or shape, no image, or a label out of range.
+
+    Examples:
+        >>> import numpy as np
+        >>> from hpo_mab.data import ImageData
+        >>> images = np.zeros((20, 8, 8), dtype=np.uint8)
+        >>> data = ImageData.from_arrays(images, [0, 1] * 10)
+        >>> data.num_classes, data.image_size
+        (2, (8, 8))
     """
 
     __slots__ = ("_pixels", "_rows", "classes", "files", "labels")
@@ -207,6 +215,13 @@ class Normalization:
 
     Raises:
         ArgumentError: Shapes that differ, or a ``std`` not above 0.
+
+    Examples:
+        >>> import torch
+        >>> from hpo_mab.data import Normalization
+        >>> scale = Normalization(torch.tensor([0.5]), torch.tensor([0.25]))
+        >>> scale(torch.full((1, 1, 1, 1), 255, dtype=torch.uint8)).item()
+        2.0
     """
 
     def __init__(self, mean: Tensor, std: Tensor, *, channels_last: bool = False) -> None:
@@ -244,6 +259,13 @@ class Augmentation:
 
     Raises:
         ArgumentError: A negative ``pad``.
+
+    Examples:
+        >>> import torch
+        >>> from hpo_mab.data import Augmentation
+        >>> images = torch.zeros(2, 1, 8, 8, dtype=torch.uint8)
+        >>> Augmentation(pad=2)(images, generator=torch.Generator()).shape
+        torch.Size([2, 1, 8, 8])
     """
 
     def __init__(self, *, pad: int = 4, flip: bool = True) -> None:

@@ -36,6 +36,14 @@ class Exclusion:
         indices: Places among them, ascending.
         data: Name of the data set, for messages.
         path: The file, for messages.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> from hpo_mab.data import Exclusion
+        >>> list_of_two = Exclusion(labels="1f", indices=(3, 5), data="digits")
+        >>> _ = Path("left_out.json").write_text(list_of_two.to_json())
+        >>> Exclusion.load("left_out.json").indices
+        (3, 5)
     """
 
     labels: str
@@ -95,6 +103,15 @@ class ImageSplits:
             CPU; None if it is all of them.
         source: Digest of the labels of these training images.
         names: File of each of them, where they come from files of the user's; or empty.
+
+    Examples:
+        >>> import numpy as np
+        >>> from hpo_mab.data import ImageData, split
+        >>> images = np.zeros((20, 8, 8), dtype=np.uint8)
+        >>> data = ImageData.from_arrays(images, [0, 1] * 10)
+        >>> splits = split(data, data, validation=0.2)
+        >>> splits.sizes
+        (16, 4, 20)
     """
 
     train: ImageData
@@ -212,6 +229,14 @@ class DatasetSplits:
         validation: Examples to judge trials by.
         test: Examples kept for the final score; None where there are none.
         labels: Class of each training example, int64 [N] on the CPU.
+
+    Examples:
+        >>> import torch
+        >>> from torch.utils.data import TensorDataset
+        >>> from hpo_mab.data import DatasetSplits
+        >>> part = TensorDataset(torch.zeros(6, 3), torch.tensor([0, 1] * 3))
+        >>> DatasetSplits.of(train=part, validation=part).num_classes
+        2
     """
 
     train: Dataset[Any]
@@ -382,6 +407,15 @@ class DataIdentity:
             deviation of the training part; of other parts, a sample where they are many).
         files: Digest of names, sizes and times of the files and of the labels; empty where the
             data do not come from files of the user's.
+
+    Examples:
+        >>> import numpy as np
+        >>> from hpo_mab.data import DataIdentity, ImageData, split
+        >>> images = np.zeros((20, 8, 8), dtype=np.uint8)
+        >>> data = ImageData.from_arrays(images, [0, 1] * 10)
+        >>> splits = split(data, data, validation=0.2)
+        >>> DataIdentity.of(splits).classes
+        2
     """
 
     classes: int

@@ -27,6 +27,13 @@ class MLP(nn.Sequential):
 
     Raises:
         ArgumentError: An argument outside its bound.
+
+    Examples:
+        >>> import torch
+        >>> from hpo_mab.models import MLP
+        >>> network = MLP(in_channels=1, num_classes=10, image_size=(8, 8))
+        >>> network(torch.zeros(2, 1, 8, 8)).shape
+        torch.Size([2, 10])
     """
 
     def __init__(
@@ -71,6 +78,13 @@ class SmallCNN(nn.Sequential):
 
     Raises:
         ArgumentError: An argument outside its bound.
+
+    Examples:
+        >>> import torch
+        >>> from hpo_mab.models import SmallCNN
+        >>> network = SmallCNN(in_channels=1, num_classes=10, image_size=(8, 8))
+        >>> network(torch.zeros(2, 1, 8, 8)).shape
+        torch.Size([2, 10])
     """
 
     def __init__(

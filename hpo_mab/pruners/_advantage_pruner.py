@@ -214,10 +214,6 @@ class AdvantagePruner(BasePruner):
     (its digest; None if it did not move the rung). Where fidelity moved the rung, there is also
     ``fidelity``: ``step``, the interval of ``tau`` there and how many ``trials`` were ranked.
 
-    .. code-block:: python
-
-        study = optuna.create_study(direction="maximize", pruner=AdvantagePruner())
-
     Args:
         evidence: Evidence of this data set and network: an `hpo_mab.advantage.Evidence`, its JSON
             mapping, or the path of its JSON file. It is not measured again.
@@ -240,6 +236,12 @@ class AdvantagePruner(BasePruner):
 
     Raises:
         ArgumentError: An argument outside its bound, or both ``evidence`` and ``reference``.
+
+    Examples:
+        >>> import optuna
+        >>> from hpo_mab.pruners import AdvantagePruner
+        >>> pruner = AdvantagePruner(max_resource=8)
+        >>> study = optuna.create_study(direction="maximize", pruner=pruner)
     """
 
     @plain_arguments

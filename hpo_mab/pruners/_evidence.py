@@ -136,6 +136,13 @@ class RungFidelity:
         steps: Steps in [1, ``full / 2``] that all of the trials have reported.
         tau: Tau-b at each step, with an 80% interval over the trials.
         trials: Number of trials ranked.
+
+    Examples:
+        >>> from hpo_mab.advantage import Estimate
+        >>> from hpo_mab.pruners import RungFidelity
+        >>> tau = Estimate(value=0.8, low=0.7, high=0.9, n=24)
+        >>> RungFidelity(full=8, steps=(2,), tau=(tau,), trials=24).at(2).value
+        0.8
     """
 
     full: int
@@ -214,7 +221,13 @@ EvidenceLike = Evidence | Mapping[str, Any] | str | Path
 
 
 class AdvantageWarning(UserWarning):
-    """The advantage pruner has no evidence that moves a rung, and decides as successive halving."""
+    """The advantage pruner has no evidence that moves a rung, and decides as successive halving.
+
+    Examples:
+        >>> import warnings
+        >>> from hpo_mab.pruners import AdvantageWarning
+        >>> warnings.simplefilter("error", AdvantageWarning)  # no evidence becomes an error
+    """
 
 
 class EvidenceKeeper:
@@ -228,6 +241,11 @@ class EvidenceKeeper:
         margin: See `hpo_mab.advantage.measure_evidence`.
         confidence: Coverage of the intervals.
         every: Trials that must finish between two updates.
+
+    Examples:
+        >>> from hpo_mab.advantage import Evidence
+        >>> from hpo_mab.pruners import EvidenceKeeper
+        >>> keeper = EvidenceKeeper(given=Evidence.load("studies/fashion_mnist/evidence.json"))
     """
 
     def __init__(

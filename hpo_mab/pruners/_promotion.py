@@ -59,6 +59,12 @@ class PromotionPruner(BasePruner):
 
     Raises:
         ArgumentError: An argument outside its bound.
+
+    Examples:
+        >>> import optuna
+        >>> from hpo_mab.pruners import PromotionPruner
+        >>> pruner = PromotionPruner(max_resource=8)
+        >>> study = optuna.create_study(direction="maximize", pruner=pruner)
     """
 
     @plain_arguments

@@ -38,6 +38,12 @@ class TopKPruner(BasePruner):
 
     Raises:
         ArgumentError: An argument outside its bound, or an ``after`` that leaves nothing to stop.
+
+    Examples:
+        >>> import optuna
+        >>> from hpo_mab.pruners import TopKPruner
+        >>> pruner = TopKPruner(max_resource=8, after=0.25, k=3)
+        >>> study = optuna.create_study(direction="maximize", pruner=pruner)
     """
 
     @plain_arguments

@@ -34,14 +34,15 @@ class CommonArguments(TypedDict, total=False):
 
     `BatchSampler` has their meaning, defaults and checks. A subclass names its own options only:
 
-    .. code-block:: python
-
-        class MySampler(BatchSampler):
-            def __init__(
-                self, labels, *, floor: float = 0.1, **common: Unpack[CommonArguments]
-            ) -> None:
-                super().__init__(labels, **common)
-                self.floor = floor
+    Examples:
+        >>> from typing import Unpack
+        >>> from hpo_mab.samplers import CommonArguments, UniformSampler
+        >>> class Named(UniformSampler):
+        ...     def __init__(self, labels, *, name="", **common: Unpack[CommonArguments]):
+        ...         super().__init__(labels, **common)
+        ...         self.name = name
+        >>> Named([0, 1] * 4, batch_size=2, name="control").batch_size
+        2
     """
 
     batch_size: Required[int]
@@ -57,11 +58,6 @@ class BatchSampler(Sampler[list[int]], abc.ABC):
     A subclass implements `_draw` and `_learn`; this class matches feedback to draws, in order,
     however late it comes. Use a sampler either as ``DataLoader(dataset, batch_sampler=sampler)``
     or by calling `draw` directly, and answer every batch with `update`:
-
-    .. code-block:: python
-
-        for x, y in loader:
-            loss = sampler.update(F.cross_entropy(model(x), y, reduction="none"))
 
     A ``DataLoader`` with workers draws ``prefetch_factor * num_workers`` batches ahead, so its
     feedback lags by as many steps; it is still matched to the right draw. A batch without losses
@@ -83,6 +79,16 @@ class BatchSampler(Sampler[list[int]], abc.ABC):
 
     Raises:
         ArgumentError: An argument outside its bound, or labels that are no whole numbers.
+
+    Examples:
+        >>> import torch
+        >>> from hpo_mab.samplers import create
+        >>> sampler = create("mab", [0, 1] * 50, batch_size=10)
+        >>> for batch in sampler:
+        ...     losses = torch.rand(len(batch))  # of the network, one an example
+        ...     loss = sampler.update(losses)
+        >>> sampler.outstanding
+        0
     """
 
     #: Whether `update` needs ``logits`` and ``targets``, not the losses alone.

@@ -15,7 +15,17 @@ from hpo_mab._labels import class_labels
 
 
 class FeedbackError(RuntimeError):
-    """Feedback without a draw to answer, or of another batch than the draw's."""
+    """Feedback without a draw to answer, or of another batch than the draw's.
+
+    Examples:
+        >>> import torch
+        >>> from hpo_mab.samplers import FeedbackError, create
+        >>> try:
+        ...     create("mab", [0, 1], batch_size=2).update(torch.ones(2))
+        ... except FeedbackError as error:
+        ...     print(error)
+        update answers a draw, but no draw is outstanding.
+    """
 
 
 @dataclasses.dataclass(slots=True)
@@ -26,6 +36,12 @@ class Draw:
         indices: Examples drawn, int64 [B].
         weights: Importance weights for the mean loss, float32 [B]; None means all ones.
         context: Data of the sampler that `_learn` needs for the draw.
+
+    Examples:
+        >>> from hpo_mab.samplers import create
+        >>> draw = create("uniform", [0, 1] * 4, batch_size=2).next_draw()
+        >>> draw.indices.shape, draw.weights
+        (torch.Size([2]), None)
     """
 
     indices: Tensor

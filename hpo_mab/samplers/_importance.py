@@ -66,6 +66,11 @@ class GradNormSampler(LearningSampler):
 
     Raises:
         ArgumentError: An argument outside its bound.
+
+    Examples:
+        >>> from hpo_mab.samplers import GradNormSampler
+        >>> GradNormSampler([0, 1] * 50, batch_size=10, presample=4).draw().shape
+        torch.Size([10])
     """
 
     needs_logits = True
@@ -194,6 +199,11 @@ class AdamBSSampler(LearningSampler):
 
     Raises:
         ArgumentError: An argument outside its bound.
+
+    Examples:
+        >>> from hpo_mab.samplers import AdamBSSampler
+        >>> AdamBSSampler([0, 1] * 50, batch_size=10, step=0.5).draw().shape
+        torch.Size([10])
     """
 
     needs_logits = True

@@ -251,6 +251,11 @@ class ContextualSampler(LinearSampler):
 
     Raises:
         ArgumentError: An argument outside its bound.
+
+    Examples:
+        >>> from hpo_mab.samplers import ContextualSampler
+        >>> ContextualSampler([0, 1] * 50, batch_size=10, candidates=4).draw().shape
+        torch.Size([10])
     """
 
     _tensors = ("_rewards",)
@@ -336,6 +341,11 @@ class ImponSampler(LinearSampler):
 
     Raises:
         ArgumentError: An argument outside its bound.
+
+    Examples:
+        >>> from hpo_mab.samplers import ImponSampler
+        >>> ImponSampler([0, 1] * 50, batch_size=10, presample=4).draw().shape
+        torch.Size([10])
     """
 
     def __init__(

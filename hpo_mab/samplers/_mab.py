@@ -108,6 +108,18 @@ class MABSampler(BatchSampler):
         ArgumentError: An argument outside its bound, a negative ``seed``, ``memory`` together with
             ``discount``, or ``discount`` together with ``correction`` of Thompson sampling, for
             which there is no exact propensity.
+
+    Examples:
+        >>> import torch
+        >>> from hpo_mab.samplers import MABSampler
+        >>> labels = torch.arange(100) % 2
+        >>> sampler = MABSampler(labels, batch_size=10)
+        >>> for _ in range(100):
+        ...     indices = sampler.draw()
+        ...     loss = sampler.update(1.0 + labels[indices])  # class 1 has the higher loss
+        >>> p = sampler.propensities()
+        >>> bool(p[labels == 1].mean() > p[labels == 0].mean())
+        True
     """
 
     record_column: ClassVar[str | None] = "high"

@@ -185,6 +185,11 @@ class PSGDSampler(ArazoSampler):
 
     Raises:
         ArgumentError: An argument outside its bound.
+
+    Examples:
+        >>> from hpo_mab.samplers import PSGDSampler
+        >>> PSGDSampler([0, 1] * 50, batch_size=10, budget=0.5).draw().shape
+        torch.Size([10])
     """
 
     def _scores(self) -> Tensor:
@@ -221,6 +226,11 @@ class CSGDSampler(ArazoSampler):
 
     Raises:
         ArgumentError: An argument outside its bound.
+
+    Examples:
+        >>> from hpo_mab.samplers import CSGDSampler
+        >>> CSGDSampler([0, 1] * 50, batch_size=10, budget=0.5).draw().shape
+        torch.Size([10])
     """
 
     def _scores(self) -> Tensor:
@@ -270,6 +280,11 @@ class PredictionVarianceSampler(PassSampler):
     Raises:
         ArgumentError: An argument outside its bound.
         UnknownNameError: No such form.
+
+    Examples:
+        >>> from hpo_mab.samplers import PredictionVarianceSampler
+        >>> PredictionVarianceSampler([0, 1] * 50, batch_size=10, form="weight").draw().shape
+        torch.Size([10])
     """
 
     _tensors = ("_visits", "_sums", "_squares", "_weights")

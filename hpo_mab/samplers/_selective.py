@@ -43,6 +43,11 @@ class InfoBatchSampler(LearningSampler):
 
     Raises:
         ArgumentError: An argument outside its bound.
+
+    Examples:
+        >>> from hpo_mab.samplers import InfoBatchSampler
+        >>> InfoBatchSampler([0, 1] * 50, batch_size=10, ratio=0.3).draw().shape
+        torch.Size([10])
     """
 
     _tensors = ("_scores",)
@@ -134,6 +139,11 @@ class SelectiveBackpropSampler(LearningSampler):
 
     Raises:
         ArgumentError: An argument outside its bound.
+
+    Examples:
+        >>> from hpo_mab.samplers import SelectiveBackpropSampler
+        >>> SelectiveBackpropSampler([0, 1] * 50, batch_size=10, beta=2.0).draw().shape
+        torch.Size([10])
     """
 
     weighs_by_losses = True

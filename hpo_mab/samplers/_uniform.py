@@ -146,6 +146,12 @@ class UniformSampler(StreamSampler):
 
     Raises:
         ArgumentError: An argument outside its bound.
+
+    Examples:
+        >>> from hpo_mab.samplers import UniformSampler
+        >>> sampler = UniformSampler([0, 1] * 4, batch_size=4)
+        >>> sorted(index for batch in sampler for index in batch)
+        [0, 1, 2, 3, 4, 5, 6, 7]
     """
 
     def _plan(self) -> Tensor:
@@ -224,6 +230,15 @@ class CurriculumSampler(UniformSampler):
 
     Raises:
         ArgumentError: An argument outside its bound.
+
+    Examples:
+        >>> from hpo_mab.samplers import CurriculumSampler
+        >>> sampler = CurriculumSampler([0] * 8, batch_size=4, start=0.5, difficulty=range(8))
+        >>> sorted(sampler.draw().tolist())  # the easiest half
+        [0, 1, 2, 3]
+        >>> sampler.set_progress(0.5)
+        >>> sorted(index for batch in sampler for index in batch)
+        [0, 1, 2, 3, 4, 5, 6, 7]
     """
 
     record_column: ClassVar[str | None] = "loss"

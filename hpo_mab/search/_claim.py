@@ -51,6 +51,11 @@ class Target:
         trials: Trials that must be complete or pruned, the pilot's twins not counted.
         total: What all trials together may spend, as written; None is no limit.
         epoch_examples: Examples of one epoch.
+
+    Examples:
+        >>> from hpo_mab.search import Target
+        >>> Target(trials=20, total="90 epochs", epoch_examples=1000).trials
+        20
     """
 
     trials: int

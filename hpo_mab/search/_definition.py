@@ -188,6 +188,11 @@ class SamplerSection(_OpenSection):
     Attributes:
         kind: Name of a batch sampler, or ``"auto"``: the bandit for the first configurations,
             each trained under uniform sampling as well, then the better of the two.
+
+    Examples:
+        >>> from hpo_mab.search import SamplerSection
+        >>> SamplerSection(kind="mab", memory=100).kind
+        'mab'
     """
 
     kind: str = "mab"
@@ -207,7 +212,13 @@ class SearchSection(_OpenSection):
 
 
 class PrunerSection(_OpenSection):
-    """``[pruner]``: the Optuna pruner; further keys are its options."""
+    """``[pruner]``: the Optuna pruner; further keys are its options.
+
+    Examples:
+        >>> from hpo_mab.search import PrunerSection
+        >>> PrunerSection(kind="advantage", reduction_factor=3).kind
+        'advantage'
+    """
 
     kind: str = "median"
 
@@ -216,6 +227,11 @@ class ArmSection(_Section):
     """``[compare.arms.NAME]``: what differs in one arm of a comparison.
 
     A section that is given replaces the study's own.
+
+    Examples:
+        >>> from hpo_mab.search import ArmSection, SamplerSection
+        >>> ArmSection(sampler=SamplerSection(kind="uniform")).pruner is None
+        True
     """
 
     sampler: SamplerSection | None = None
@@ -246,7 +262,21 @@ class CompareSection(_Section):
 
 
 class StudySpec(_Section):
-    """A whole study definition; see ``studies/README.md`` for the file format."""
+    """A whole study definition; see ``studies/README.md`` for the file format.
+
+    Examples:
+        >>> from hpo_mab.search import make_spec
+        >>> spec = make_spec(
+        ...     {
+        ...         "name": "small",
+        ...         "budget": {"steps": 4, "trials": 1},
+        ...         "model": {"name": "mlp"},
+        ...         "optimizer": {"name": "sgd", "lr": {"low": 0.01, "high": 0.1}},
+        ...     }
+        ... )
+        >>> spec.sampler.kind, spec.budget.trials
+        ('mab', 1)
+    """
 
     name: str = Field(min_length=1, max_length=200)
     seed: int = Field(default=0, ge=0, lt=2**32)

@@ -130,6 +130,25 @@ class TrainingObjective:
     Raises:
         ArgumentError: An argument outside its bound, or data whose labels are no classes.
         UnknownNameError: An unknown optimiser, sampler or option.
+
+    Examples:
+        >>> import optuna
+        >>> import torch
+        >>> from torch.utils.data import TensorDataset
+        >>> from hpo_mab.search import TrainingObjective
+        >>> from hpo_mab.training import Budget
+        >>> part = TensorDataset(torch.randn(40, 3), torch.tensor([0, 1] * 20))
+        >>> objective = TrainingObjective(
+        ...     model=lambda: torch.nn.Linear(3, 2),
+        ...     data=(part, part),
+        ...     budget=Budget(steps=4),
+        ...     optimizer={"name": "sgd", "lr": {"low": 0.01, "high": 0.1}},
+        ...     batch_size=10,
+        ... )
+        >>> study = optuna.create_study(direction="maximize")
+        >>> study.optimize(objective, n_trials=1)
+        >>> 0 <= study.best_value <= 1
+        True
     """
 
     @plain_arguments

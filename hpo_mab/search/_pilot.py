@@ -179,6 +179,13 @@ class PlannedSampler(BaseSampler):
         initial: Number of fixed first configurations.
         twins: Whether the study has a pilot, whose twins the underlying sampler must not take for
             further configurations, see `hpo_mab.search._pilot.OwnHistory`.
+
+    Examples:
+        >>> import optuna
+        >>> from hpo_mab.search import PlannedSampler
+        >>> sampler = PlannedSampler(optuna.samplers.RandomSampler, seed=0, initial=2)
+        >>> study = optuna.create_study(sampler=sampler)
+        >>> study.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=3)
     """
 
     def __init__(

@@ -40,22 +40,6 @@ from hpo_mab.training._schedule import check_window, sampler_figures
 class TrialReporter:
     """Gives a training loop an Optuna trial's budget, evaluations, pruning and learning curve.
 
-    .. code-block:: python
-
-        with TrialReporter(
-            trial, model=model, sampler=sampler, budget_examples=20_000
-        ) as reporter:
-            while not reporter.done:
-                for x, y in loader:
-                    losses = F.cross_entropy(model(x), y, reduction="none")
-                    loss = sampler.update(losses)
-                    ...  # backward, optimiser step
-                    if reporter.step(len(y), loss=loss):
-                        reporter.report(accuracy=accuracy_of(reporter.network))
-                        if reporter.done:
-                            break
-        return reporter.accuracy
-
     ``with`` keeps what there is when the loop raises: the curve so far and, as the trial's user
     attribute, ``hpo_mab:reason``, or ``hpo_mab:interrupted`` after Ctrl-C. Without it no reason is
     kept, and the curve is written point by point.
@@ -86,6 +70,25 @@ class TrialReporter:
     Raises:
         ArgumentError: An argument outside its bound, a model that cannot be copied, or a study that
             does not maximize.
+
+    Examples:
+        >>> import optuna
+        >>> import torch
+        >>> from hpo_mab.samplers import create
+        >>> from hpo_mab.search import TrialReporter
+        >>> def objective(trial):
+        ...     sampler = create("mab", [0, 1] * 20, batch_size=10)
+        ...     with TrialReporter(trial, sampler=sampler, budget_examples=40) as reporter:
+        ...         while not reporter.done:
+        ...             indices = sampler.draw()
+        ...             loss = sampler.update(torch.rand(10))  # backward, optimiser step
+        ...             if reporter.step(10, loss=loss):
+        ...                 reporter.report(accuracy=0.5)
+        ...     return reporter.accuracy
+        >>> study = optuna.create_study(direction="maximize")
+        >>> study.optimize(objective, n_trials=1)
+        >>> study.best_value
+        0.5
     """
 
     @plain_arguments

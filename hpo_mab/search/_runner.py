@@ -86,6 +86,13 @@ class RunOutcome:
         choice: What ``kind = "auto"`` chose and why, once its pilot is done.
         loop_reasons: Why trials were trained without a CUDA graph, or one at a time, where they
             were meant to be otherwise.
+
+    Examples:
+        >>> from hpo_mab.search import RunOutcome
+        >>> from hpo_mab.storage import StudyRun
+        >>> run = StudyRun(name="s", arm="mab", seed=0, trial_examples=100, spec={}, trials=())
+        >>> RunOutcome(run=run, interrupted=False, test_accuracy=0.91).test_accuracy
+        0.91
     """
 
     run: StudyRun
@@ -104,6 +111,23 @@ class StudyRunner:
         objective: The definition's objective; None makes it, loading the data. It writes its
             curves to ``storage``, and its checkpoints next to it, from now on.
         arm: The study's arm in a comparison; None takes the sampler's kind.
+
+    Examples:
+        >>> import contextlib
+        >>> from hpo_mab.search import StudyRunner, make_spec
+        >>> spec = make_spec(
+        ...     {
+        ...         "name": "small",
+        ...         "budget": {"steps": 4, "trials": 1},
+        ...         "model": {"name": "mlp"},
+        ...         "optimizer": {"name": "sgd", "lr": {"low": 0.01, "high": 0.1}},
+        ...     }
+        ... )
+        >>> from hpo_mab.storage import Storage
+        >>> with contextlib.closing(Storage("sqlite:///studies.db")) as storage:
+        ...     outcome = StudyRunner(spec, storage).run(score=False)
+        >>> len(outcome.run.trials)
+        1
     """
 
     def __init__(

@@ -198,6 +198,12 @@ class Configuration:
         warmup: Share of the budget in which the learning rate rises.
         label_smoothing: Mass moved from the true label to all labels.
         average: Window of the average of the weights, as a share of the steps so far; 0 for none.
+
+    Examples:
+        >>> from hpo_mab.search import SearchSpace
+        >>> space = SearchSpace(optimizer={"name": "sgd", "lr": 0.1}, sampler={"kind": "mab"})
+        >>> space.at({}).batch_size
+        128
     """
 
     optimizer: Part
@@ -307,6 +313,17 @@ class SearchSpace:
     Raises:
         ArgumentError: A range that holds nothing, or what cannot be imported.
         UnknownNameError: An unknown optimiser, sampler, option or knob.
+
+    Examples:
+        >>> import optuna
+        >>> from hpo_mab.search import SearchSpace
+        >>> space = SearchSpace(
+        ...     optimizer={"name": "sgd", "lr": {"low": 0.01, "high": 0.1, "log": True}},
+        ...     sampler={"kind": "mab"},
+        ... )
+        >>> trial = optuna.trial.FixedTrial({"lr": 0.05})
+        >>> space.suggest(trial).optimizer.options["lr"]
+        0.05
     """
 
     def __init__(

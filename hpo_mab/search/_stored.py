@@ -96,6 +96,15 @@ class Replay:
     Attributes:
         trial: The recorded trial.
         curve: The replayed curve, as long as the recorded one.
+
+    Examples:
+        >>> from hpo_mab.search import Replay
+        >>> from hpo_mab.storage import TrialRun
+        >>> trial = TrialRun(
+        ...     number=0, slot=0, state="complete", params={}, value=0.9, paired=False, curve=()
+        ... )
+        >>> Replay(trial=trial, curve=()).is_identical
+        True
     """
 
     trial: TrialRun

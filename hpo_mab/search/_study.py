@@ -295,6 +295,11 @@ class Copied:
         name: The copy's name.
         trials: Its trials.
         curves: How many of them have a learning curve.
+
+    Examples:
+        >>> from hpo_mab.search import Copied
+        >>> Copied(name="copy", trials=12, curves=12).trials
+        12
     """
 
     name: str

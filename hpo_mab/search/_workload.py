@@ -82,6 +82,21 @@ class Workload:
     Raises:
         ArgumentError: Augmentation asked of datasets, which bring their own transforms, or data
             that are neither images nor two datasets of ``(input, class)``.
+
+    Examples:
+        >>> import torch
+        >>> from torch.utils.data import TensorDataset
+        >>> from hpo_mab.search import Workload
+        >>> from hpo_mab.training import Budget
+        >>> part = TensorDataset(torch.randn(40, 3), torch.tensor([0, 1] * 20))
+        >>> workload = Workload(
+        ...     model=lambda: torch.nn.Linear(3, 2),
+        ...     data=(part, part),
+        ...     budget=Budget(epochs=2),
+        ...     device=torch.device("cpu"),
+        ... )
+        >>> workload.num_examples, workload.trial_examples(10)
+        (40, 80)
     """
 
     def __init__(

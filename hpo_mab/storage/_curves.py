@@ -55,6 +55,13 @@ class CurveStore:
 
     Raises:
         StorageError: A later version of this package has written the tables.
+
+    Examples:
+        >>> from hpo_mab.storage import Storage
+        >>> storage = Storage("sqlite:///studies.db")
+        >>> storage.curves.load([1])
+        {}
+        >>> storage.close()
     """
 
     def __init__(self, engine: sa.Engine) -> None:
@@ -258,6 +265,14 @@ class CurveWriter:
         trial_id: Optuna's trial id.
         seconds: Longest time that an evaluation waits for the next one.
         clock: Returns seconds.
+
+    Examples:
+        >>> from hpo_mab.storage import CurveWriter, Storage
+        >>> storage = Storage("sqlite:///studies.db")
+        >>> writer = CurveWriter(storage.curves, trial_id=1)
+        >>> writer.is_due
+        False
+        >>> storage.close()
     """
 
     def __init__(

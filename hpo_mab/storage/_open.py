@@ -75,6 +75,13 @@ class Storage:
         ArgumentError: ``grace`` is not above ``heartbeat``, or one is below 1.
         StorageError: The URL cannot be read. On first use: the database cannot be reached or does
             not hold studies. The message never holds a password.
+
+    Examples:
+        >>> from hpo_mab.storage import Storage
+        >>> storage = Storage("sqlite:///studies.db")
+        >>> storage.is_sqlite
+        True
+        >>> storage.close()
     """
 
     def __init__(

@@ -50,6 +50,13 @@ class Definition:
         spec: The study definition as JSON-like values.
         environment: Versions and hardware at the study's start.
         data: Identity of its data; None if not known.
+
+    Examples:
+        >>> from hpo_mab.storage import Definition
+        >>> Definition(
+        ...     arm="mab", seed=0, trial_examples=100, epoch_examples=100, spec={}, environment={}
+        ... ).arm
+        'mab'
     """
 
     arm: str
@@ -157,6 +164,14 @@ class TrialRun:
         paired: Whether the configuration was given to every arm of a comparison.
         curve: Evaluations in order of budget.
         attrs: The trial's user attributes.
+
+    Examples:
+        >>> from hpo_mab.storage import TrialRun
+        >>> trial = TrialRun(
+        ...     number=0, slot=0, state="complete", params={}, value=0.9, paired=False, curve=()
+        ... )
+        >>> trial.lacks_curve
+        False
     """
 
     number: int
@@ -221,6 +236,11 @@ class StudyRun:
         spec: The definition the study was made from, as JSON-like values.
         trials: All trials.
         training_examples: Size of the training part; None in records of earlier versions.
+
+    Examples:
+        >>> from hpo_mab.storage import StudyRun
+        >>> StudyRun(name="s", arm="mab", seed=0, trial_examples=100, spec={}, trials=()).examples
+        0
     """
 
     name: str
@@ -299,7 +319,13 @@ class StudyRun:
 
 
 class MissingCurvesWarning(UserWarning):
-    """Trials whose learning curves are not in the database that holds their study."""
+    """Trials whose learning curves are not in the database that holds their study.
+
+    Examples:
+        >>> import warnings
+        >>> from hpo_mab.storage import MissingCurvesWarning
+        >>> warnings.simplefilter("error", MissingCurvesWarning)  # missing curves become an error
+    """
 
 
 def study_names(storage: Storage) -> tuple[str, ...]:

@@ -25,6 +25,11 @@ class TrainingDiverged(HpoMabError, ArithmeticError):  # noqa: N818 - an outcome
     Args:
         step: Optimiser steps done when it was detected.
         what: The loss and its value, in words.
+
+    Examples:
+        >>> from hpo_mab.training import TrainingDiverged
+        >>> print(TrainingDiverged(120, "the training loss is nan"))
+        Training diverged by step 120: the training loss is nan.
     """
 
     def __init__(self, step: int, what: str) -> None:
@@ -95,6 +100,15 @@ class TimedSampler:
     Attributes:
         sampler: The sampler timed.
         seconds: Seconds spent in it so far.
+
+    Examples:
+        >>> import time
+        >>> from hpo_mab.samplers import create
+        >>> from hpo_mab.training import TimedSampler
+        >>> uniform = create("uniform", [0, 1] * 8, batch_size=4)
+        >>> sampler = TimedSampler(uniform, clock=time.perf_counter)
+        >>> len(sampler.draw()), sampler.seconds > 0
+        (4, True)
     """
 
     def __init__(self, sampler: BatchSampler, *, clock: Callable[[], float]) -> None:
@@ -144,7 +158,17 @@ class TimedSampler:
 
 
 class Batches(Protocol):
-    """Training examples that can be fetched by a sampler's draws."""
+    """Training examples that can be fetched by a sampler's draws.
+
+    Examples:
+        >>> import torch
+        >>> from torch.utils.data import TensorDataset
+        >>> from hpo_mab.training import Batches, LoaderBatches
+        >>> dataset = TensorDataset(torch.zeros(6, 3), torch.tensor([0, 1] * 3))
+        >>> batches: Batches = LoaderBatches(dataset)
+        >>> batches.inputs(torch.tensor([0])).shape
+        torch.Size([1, 3])
+    """
 
     def stream(self, sampler: TimedSampler) -> Generator[tuple[Tensor, Tensor]]:
         """Endless ``(inputs, targets)`` on the training device, one pair a draw, in order."""
@@ -163,6 +187,17 @@ class DeviceBatches:
         normalization: Turns pixels into network inputs.
         augmentation: Random change of each batch; None for none.
         seed: Seed of the augmentation.
+
+    Examples:
+        >>> import torch
+        >>> from hpo_mab.data import Normalization, load_splits
+        >>> from hpo_mab.training import DeviceBatches
+        >>> splits = load_splits("digits")
+        >>> scale = Normalization(splits.mean, splits.std)
+        >>> batches = DeviceBatches(splits.train, normalization=scale)
+        >>> inputs, targets = batches.fetch(torch.arange(32))
+        >>> inputs.shape
+        torch.Size([32, 1, 8, 8])
     """
 
     @plain_arguments
@@ -216,6 +251,14 @@ class LoaderBatches:
 
     Raises:
         ArgumentError: A negative number of workers.
+
+    Examples:
+        >>> import torch
+        >>> from torch.utils.data import TensorDataset
+        >>> from hpo_mab.training import LoaderBatches
+        >>> dataset = TensorDataset(torch.zeros(6, 3), torch.tensor([0, 1] * 3))
+        >>> LoaderBatches(dataset).inputs(torch.tensor([0, 4])).shape
+        torch.Size([2, 3])
     """
 
     @plain_arguments
@@ -266,7 +309,17 @@ def to_device(inputs: Tensor, targets: Tensor, device: torch.device) -> tuple[Te
 
 
 class Sweep(Protocol):
-    """Evaluation examples; each iteration is one pass over all of them."""
+    """Evaluation examples; each iteration is one pass over all of them.
+
+    Examples:
+        >>> import torch
+        >>> from torch.utils.data import TensorDataset
+        >>> from hpo_mab.training import LoaderSweep, Sweep
+        >>> dataset = TensorDataset(torch.zeros(6, 3), torch.tensor([0, 1] * 3))
+        >>> sweep: Sweep = LoaderSweep(dataset)
+        >>> sum(len(targets) for _, targets in sweep)
+        6
+    """
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """``(inputs, targets)`` on the training device, each example once."""
@@ -287,6 +340,15 @@ class DeviceSweep:
 
     Raises:
         ArgumentError: A batch size below 1.
+
+    Examples:
+        >>> from hpo_mab.data import Normalization, load_splits
+        >>> from hpo_mab.training import DeviceSweep
+        >>> splits = load_splits("digits")
+        >>> scale = Normalization(splits.mean, splits.std)
+        >>> sweep = DeviceSweep(splits.validation, normalization=scale)
+        >>> sum(len(targets) for _, targets in sweep) == len(splits.validation)
+        True
     """
 
     @plain_arguments
@@ -325,6 +387,14 @@ class LoaderSweep:
 
     Raises:
         ArgumentError: An argument outside its bound, or a data set without examples.
+
+    Examples:
+        >>> import torch
+        >>> from torch.utils.data import TensorDataset
+        >>> from hpo_mab.training import LoaderSweep
+        >>> dataset = TensorDataset(torch.zeros(6, 3), torch.tensor([0, 1] * 3))
+        >>> [len(targets) for _, targets in LoaderSweep(dataset, batch_size=4)]
+        [4, 2]
     """
 
     @plain_arguments

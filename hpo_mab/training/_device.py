@@ -168,6 +168,15 @@ class WeightAverage:
 
     Raises:
         ArgumentError: A window outside its bound.
+
+    Examples:
+        >>> import torch
+        >>> from hpo_mab.training import WeightAverage
+        >>> network = torch.nn.Linear(3, 2)
+        >>> average = WeightAverage(network, window=0.2)
+        >>> average.update()  # after each step of the optimiser
+        >>> average.forward()(torch.zeros(4, 3)).shape
+        torch.Size([4, 2])
     """
 
     def __init__(self, model: nn.Module, *, window: float) -> None:

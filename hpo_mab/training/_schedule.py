@@ -31,6 +31,15 @@ class Evaluation:
             (0.1 is uniform); None where the sampler does not count draws.
         averaged: Whether ``accuracy`` and ``loss`` are those of the averaged weights, not of the
             trained ones.
+
+    Examples:
+        >>> from hpo_mab.training import Evaluation
+        >>> point = Evaluation(
+        ...     index=1, steps=10, examples=1280, seconds=0.5, sampler_seconds=0.01,
+        ...     accuracy=0.4, loss=1.6, train_loss=1.8, learning_rate=0.1,
+        ... )
+        >>> point.sampler_seconds / point.seconds
+        0.02
     """
 
     index: int
@@ -77,6 +86,11 @@ class Budget:
 
     Raises:
         ArgumentError: None or several units given, or a value that is not positive and finite.
+
+    Examples:
+        >>> from hpo_mab.training import Budget
+        >>> Budget(epochs=0.5).num_steps(num_examples=50_000, batch_size=100)
+        250
     """
 
     epochs: float | None = None
@@ -130,6 +144,12 @@ class Schedule:
     Raises:
         ArgumentError: An argument outside its bound.
         UnknownNameError: No such schedule.
+
+    Examples:
+        >>> from hpo_mab.training import Schedule
+        >>> schedule = Schedule(steps=10, warmup=0.2)
+        >>> [round(schedule.factor(step), 2) for step in range(10)]
+        [0.5, 1.0, 1.0, 0.88, 0.75, 0.62, 0.5, 0.38, 0.25, 0.12]
     """
 
     def __init__(self, *, steps: int, warmup: float = 0.1, kind: str = "linear") -> None:

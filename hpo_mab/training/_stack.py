@@ -50,18 +50,6 @@ class StackedTrainer:
     is captured in one graph, which is replayed for the trainer's whole life. When a training ends,
     the next one begins in its slot with new weights and new numbers, in the same memory.
 
-    .. code-block:: python
-
-        trainer = StackedTrainer(
-            make_network(), slots=16, batches=batches, validation=validation, batch_size=128
-        )
-        for slot, lr in enumerate(rates):
-            sampler = MABSampler(labels, batch_size=128, seed=slot)
-            trainer.start(slot, make_network(), sampler=sampler, steps=400, optimizer={"lr": lr})
-        while trainer.busy:
-            for slot, evaluation in trainer.advance():
-                print(slot, evaluation)
-
     A training has the same schedule, losses, averages, evaluations and distribution of batches as
     by `Training`. With the same batches, both agree to rounding. The draws of `MABSampler` on a
     stack depend on the stack's seed, its number of slots and its steps so far; other samplers draw
@@ -88,6 +76,31 @@ class StackedTrainer:
     Raises:
         ArgumentError: An argument outside its bound.
         UnknownNameError: No such optimiser or precision.
+
+    Examples:
+        >>> from torch import nn
+        >>> from hpo_mab.data import Normalization, load_splits
+        >>> from hpo_mab.samplers import create
+        >>> from hpo_mab.training import DeviceBatches, DeviceSweep, StackedTrainer
+        >>> splits = load_splits("digits")
+        >>> scale = Normalization(splits.mean, splits.std)
+        >>> batches = DeviceBatches(splits.train, normalization=scale)
+        >>> validation = DeviceSweep(splits.validation, normalization=scale)
+        >>> network = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+        >>> trainer = StackedTrainer(
+        ...     network, slots=2, batches=batches, validation=validation, batch_size=64
+        ... )
+        >>> for slot, lr in enumerate((0.01, 0.1)):
+        ...     sampler = create("mab", splits.train.labels, batch_size=64, seed=slot)
+        ...     options = {"steps": 20, "evaluations": 2, "optimizer": {"lr": lr}}
+        ...     trainer.start(slot, network, sampler=sampler, **options)
+        >>> while trainer.busy:
+        ...     for slot, evaluation in trainer.advance():
+        ...         print(slot, evaluation.steps)
+        0 10
+        1 10
+        0 20
+        1 20
     """
 
     @plain_arguments

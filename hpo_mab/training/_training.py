@@ -87,6 +87,28 @@ class Training(Iterator[Evaluation]):
         ArgumentError: An argument outside its bound.
         UnknownNameError: No such precision, schedule or ``keep``.
         TrainingDiverged: A loss is no longer finite, raised by the iterator.
+
+    Examples:
+        >>> from torch import nn
+        >>> from hpo_mab.data import Normalization, load_splits
+        >>> from hpo_mab.samplers import create
+        >>> from hpo_mab.training import DeviceBatches, DeviceSweep, Training, create_optimizer
+        >>> splits = load_splits("digits")
+        >>> scale = Normalization(splits.mean, splits.std)
+        >>> batches = DeviceBatches(splits.train, normalization=scale)
+        >>> validation = DeviceSweep(splits.validation, normalization=scale)
+        >>> network = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+        >>> training = Training(
+        ...     network,
+        ...     batches=batches,
+        ...     validation=validation,
+        ...     sampler=create("mab", splits.train.labels, batch_size=64),
+        ...     optimizer=create_optimizer("sgd", network.parameters(), lr=0.1),
+        ...     steps=20,
+        ...     evaluations=2,
+        ... )
+        >>> [point.steps for point in training]
+        [10, 20]
     """
 
     @plain_arguments

@@ -190,6 +190,13 @@ class ProcessLauncher:
     Raises:
         ArgumentError: No devices.
         StorageError: A database in memory, which no other process can reach.
+
+    Examples:
+        >>> from hpo_mab.storage import Storage
+        >>> from hpo_mab.workers import ProcessLauncher
+        >>> storage = Storage("sqlite:///studies.db")
+        >>> launch = ProcessLauncher(storage, devices=["cpu", "cpu"], data_root="data")
+        >>> storage.close()
     """
 
     def __init__(self, storage: Storage, *, devices: Sequence[str], data_root: str) -> None:
