@@ -18,6 +18,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from hpo_mab._attributes import (
+    CHOICE_KEY,
     DEFINITION_KEY,
     EVIDENCE_KEY,
     FIDELITY_KEY,
@@ -59,6 +60,7 @@ def pairs_of_trials(
     *,
     full: int,
     direction: StudyDirection = StudyDirection.MAXIMIZE,
+    sampler: str | None = None,
 ) -> PairedCurves:
     """Pair finished trials that agree in slot and in all parameters but the sampler's.
 
@@ -67,12 +69,13 @@ def pairs_of_trials(
         reference: Trials of a uniform study.
         full: Step that a full trial reports last.
         direction: Of the study. Where it minimizes, values are subtracted from the largest.
+        sampler: Whose trials are paired with the uniform ones; None pairs any other's.
 
     Returns:
         Curves over the steps up to ``full`` that every complete uniform trial of the pairs has
         reported; NaN from where a trial was stopped.
     """
-    bandit = {_key(t): t for t in reversed(trials) if _usable(t) and not is_uniform(t)}
+    bandit = {_key(t): t for t in reversed(trials) if _usable(t) and _is_of(t, sampler)}
     uniform = {_key(t): t for t in reference if _usable(t)}
     uniform.update({_key(t): t for t in trials if _usable(t) and is_uniform(t)})
     keys = sorted(bandit.keys() & uniform.keys(), key=lambda key: (key[0], repr(sorted(key[1]))))
@@ -87,6 +90,12 @@ def pairs_of_trials(
     return PairedCurves(
         budgets=np.asarray(steps, dtype=np.float64), bandit=curves[0], uniform=curves[1]
     )
+
+
+def _is_of(trial: FrozenTrial, sampler: str | None) -> bool:
+    if sampler is None:
+        return not is_uniform(trial)
+    return bool(trial_attributes(trial).get(SAMPLER_KEY) == sampler)
 
 
 def _usable(trial: FrozenTrial) -> bool:
@@ -258,6 +267,9 @@ class EvidenceKeeper:
         self.evidence = given
         self.fidelity: RungFidelity | None = None
         self.full = full
+        #: Whose trials are paired with the uniform ones; None pairs any other's.
+        self.arm: str | None = None
+        self._races = False
         self._given = given is not None
         self._reference = reference
         self._margin = margin
@@ -334,6 +346,7 @@ class EvidenceKeeper:
     def _read_definition(self, spec: Mapping[str, Any]) -> None:
         names = [str(spec.get(key, {}).get("name", "")) for key in ("data", "model")]
         self._names = (names[0], names[1])
+        self._races = spec.get("sampler", {}).get("kind") == "auto"
         # A uniform study cannot have evidence, so the warning would be noise.
         self._warned = spec.get("sampler", {}).get("kind") == UNIFORM
         if self.full is None and spec:
@@ -342,10 +355,18 @@ class EvidenceKeeper:
             self.evidence = self._unless_of_another_task(self.evidence)
 
     def _measure(self, study: optuna.Study, trials: Sequence[FrozenTrial]) -> None:
-        if self.full is None:
+        arm = self.arm
+        if self._races and arm is None:
+            arm = study.user_attrs.get(CHOICE_KEY, {}).get("sampler")
+        # Before a race is decided, and after uniform sampling has won it, nothing is to be moved.
+        if self.full is None or (self._races and arm in (None, UNIFORM)):
             return
         pairs = pairs_of_trials(
-            trials, self._reference_trials(study), full=self.full, direction=study.direction
+            trials,
+            self._reference_trials(study),
+            full=self.full,
+            direction=study.direction,
+            sampler=arm,
         )
         known = 0 if self.evidence is None else self.evidence.pairs
         complete = int(pairs.counts[-1:].sum())

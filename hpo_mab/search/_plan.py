@@ -22,9 +22,11 @@ from hpo_mab._attributes import (
     PROMOTES_KEY,
     REASON_KEY,
     RETRY_KEY,
+    SAMPLER_KEY,
     SLOT_KEY,
     TARGET_KEY,
     TWIN_KEY,
+    UNIFORM,
     trial_attributes,
 )
 from hpo_mab._errors import HpoMabError
@@ -50,7 +52,7 @@ def derive_seed(*parts: int | str) -> int:
 #
 # Nothing else in the package counts trials. A *slot* is a place in the plan, from 0: it has one
 # configuration and one seed. A trial is an *attempt* at a slot, or at the slot's *twin*, which
-# repeats it under uniform sampling for the pilot. An attempt that was cut off is followed by
+# repeats it under another batch sampler. An attempt that was cut off is followed by
 # another one. A *promotion* has a slot of its own, in which it trains a stopped configuration in
 # full.
 #
@@ -65,8 +67,8 @@ def derive_seed(*parts: int | str) -> int:
 # promotion    yes                              as any other
 # =========== ================================ ==========================================
 
-#: A slot, and whether it is the slot's twin.
-Place = tuple[int, bool]
+#: A slot, and the batch sampler of its twin; "" for the slot's own trial.
+Place = tuple[int, str]
 
 _STATES = {state: state.name.lower() for state in TrialState}
 _FINISHED = ("complete", "pruned")
@@ -90,7 +92,7 @@ class Attempt(NamedTuple):
         number: Optuna's trial number.
         state: ``"waiting"``, ``"running"``, ``"complete"``, ``"pruned"`` or ``"fail"``.
         slot: Its slot; None if nobody has given it one.
-        twin: Whether it repeats its slot under uniform sampling.
+        twin: The batch sampler under which it repeats its slot; "" if it does not.
         promotion: Whether it trains a stopped configuration in full.
         lost: Whether its worker ended suddenly.
         interrupted: Whether it was interrupted.
@@ -100,7 +102,7 @@ class Attempt(NamedTuple):
     number: int
     state: str
     slot: int | None
-    twin: bool
+    twin: str
     promotion: bool
     lost: bool
     interrupted: bool
@@ -119,7 +121,7 @@ class Attempt(NamedTuple):
             number=trial.number,
             state=state,
             slot=None if slot is None else int(slot),
-            twin=TWIN_KEY in attrs,
+            twin=str(attrs.get(SAMPLER_KEY, UNIFORM)) if TWIN_KEY in attrs else "",
             promotion=PROMOTES_KEY in attrs,
             lost=bool(attrs.get(LOST_KEY)),
             interrupted=bool(attrs.get(INTERRUPTED_KEY)),
@@ -156,7 +158,7 @@ class Plan:
         """Ended trials by state: ``complete``, ``pruned`` and ``fail``, without interrupted ones.
 
         Args:
-            twins: Whether to count the pilot's twins as well.
+            twins: Whether to count twins as well.
         """
         counts = {"complete": 0, "pruned": 0, "fail": 0}
         for one in self._attempts:
@@ -166,8 +168,8 @@ class Plan:
 
     @property
     def twins(self) -> int:
-        """The pilot's twins, each attempt counted."""
-        return sum(one.twin for one in self._attempts)
+        """Twins, each attempt counted."""
+        return sum(bool(one.twin) for one in self._attempts)
 
     @property
     def finished(self) -> int:
@@ -200,15 +202,9 @@ class Plan:
         candidates = any(not (one.twin or one.promotion) for one in running)
         return Next.WAIT if candidates else Next.PROMOTION
 
-    def has_twin(self, slot: int) -> bool:
-        """Whether the twin of a slot is queued, runs or has ended well."""
-        attempts = self._places().get((slot, True), [])
-        return any(one.state != "fail" for one in attempts)
-
-    def is_open_below(self, slot: int) -> bool:
-        """Whether a trial of an earlier slot, or its twin, waits or runs."""
-        open_ = (one.slot for one in self._attempts if one.state in _OPEN)
-        return any(one is not None and one < slot for one in open_)
+    def has_twin(self, slot: int, sampler: str = UNIFORM) -> bool:
+        """Whether a slot has a twin under that sampler, however it may have ended."""
+        return (slot, sampler) in self._places()
 
     def retries(self) -> list[tuple[Place, list[int]]]:
         """Places that are to be tried again, in order, each with the numbers of its attempts."""
@@ -245,7 +241,7 @@ class Plan:
         It is the trial's number less the retries and twins before it, which have the slot of the
         trial that they repeat.
         """
-        return number - sum(one.retry or one.twin for one in self._attempts[:number])
+        return number - sum(one.retry or bool(one.twin) for one in self._attempts[:number])
 
     def _places(self) -> dict[Place, list[Attempt]]:
         places: dict[Place, list[Attempt]] = collections.defaultdict(list)
@@ -282,7 +278,7 @@ class Target:
     """What a study is to reach; kept with it, so that all its workers know.
 
     Attributes:
-        trials: Trials that must be complete or pruned, the pilot's twins not counted.
+        trials: Trials that must be complete or pruned, twins not counted.
         total: What all trials together may spend, as written; None is no limit.
         epoch_examples: Examples of one epoch.
     """

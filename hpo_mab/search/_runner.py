@@ -15,9 +15,9 @@ from hpo_mab._attributes import STACK_KEY, TEST_KEY, environment
 from hpo_mab._errors import ArgumentError, StorageError, UnknownNameError
 from hpo_mab.search._definition import StudySpec, make_spec
 from hpo_mab.search._objective import TrainingObjective, train_recorded
-from hpo_mab.search._pilot import Choice, stored_choice
 from hpo_mab.search._plan import Target
 from hpo_mab.search._prepare import load_splits, make_objective
+from hpo_mab.search._standing import Choice, stored_choice
 from hpo_mab.search._study import check_study, choose_name, make_study, open_with_parts
 from hpo_mab.search._trial_loop import Slots, TrialCallback, run_trials
 from hpo_mab.storage import Definition, Storage, StudyRun, TrialRun, open_study, read_run

@@ -106,7 +106,7 @@ class TrialLoop:
     def _step(self) -> bool:
         """Run one trial, or wait a little; False when the study is done."""
         try:
-            claimed = claim(self._study, self._storage)
+            claimed = claim(self._study, self._storage, queue_twins=self._objective.queue_twins)
             if claimed is Next.DONE:
                 self._sweep()
                 return False
@@ -158,6 +158,8 @@ class TrialLoop:
             for frozen in ended:
                 counts = frozen.state in (TrialState.COMPLETE, TrialState.PRUNED)
                 self._examples.settle(frozen._trial_id, counts=counts)
+            if self._objective.waits_for_record:
+                self._examples.flush()
             self._examples.flush_if_due()
         self._sweep()
         if self._on_trial is not None:
@@ -371,7 +373,13 @@ class StackLoop(TrialLoop):
             # What is trained alone must not wait here for the others, without a heartbeat.
             count = free if self._may_stack else 1
             try:
-                following = claim_many(self._study, self._storage, self._mine, count=count)
+                following = claim_many(
+                    self._study,
+                    self._storage,
+                    self._mine,
+                    count=count,
+                    queue_twins=self._objective.queue_twins,
+                )
             finally:
                 claimed = self._mine[known:]
             with self._storage.optuna.together():

@@ -1,7 +1,7 @@
 """Studies and learning curves in SQL, in one database with Optuna's tables."""
 
 from hpo_mab.storage._curves import CurveStore, CurveWriter
-from hpo_mab.storage._examples import ExampleStore, ExampleWriter
+from hpo_mab.storage._examples import FIRST_TRIALS, ExampleStore, ExampleWriter
 from hpo_mab.storage._open import (
     DEFAULT_URL,
     RETRIES,
@@ -31,6 +31,7 @@ from hpo_mab.storage._runs import (
 
 __all__ = [
     "DEFAULT_URL",
+    "FIRST_TRIALS",
     "RETRIES",
     "STORAGE_ERRORS",
     "CurveStore",
