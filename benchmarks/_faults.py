@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import dataclasses
 import os
@@ -15,12 +14,12 @@ from collections.abc import Callable, Iterator
 import optuna
 from optuna.trial import TrialState
 
-from hpo_mab._attributes import EXAMPLES_KEY, LOST_KEY, REASON_KEY, SLOT_KEY, WORKER_KEY
+from hpo_mab._attributes import EXAMPLES_KEY, REASON_KEY, WORKER_KEY
+from hpo_mab._plan import FINISHED, Plan
 from hpo_mab.search import StudyRunner, StudySpec, Target, TrialLoop
 from hpo_mab.search._study import open_with_parts
-from hpo_mab.storage import RETRIES, Storage, StudyRun, TrialRun, read_run
+from hpo_mab.storage import Storage, StudyRun, TrialRun, read_run
 
-_FINISHED = ("complete", "pruned")
 _FINISHED_STATES = (TrialState.COMPLETE, TrialState.PRUNED)
 #: Target of a study that must not end yet.
 _OPEN_END = 10**6
@@ -119,19 +118,16 @@ def count_faults(
     run: StudyRun, *, kills: int, target: int | None = None, seconds: float = 0.0
 ) -> FaultReport:
     """Count lost, doubled and inconsistent trials of a study that is done."""
-    slots: dict[int, list[TrialRun]] = collections.defaultdict(list)
-    for trial in run.trials:
-        if SLOT_KEY in trial.attrs:
-            slots[trial.slot].append(trial)
-    finished = {s: sum(t.state in _FINISHED for t in tried) for s, tried in slots.items()}
-    given_up = {
-        slot
-        for slot, tried in slots.items()
-        if not finished[slot] and sum(bool(t.attrs.get(LOST_KEY)) for t in tried) > RETRIES
+    plan = Plan(run.trials)
+    finished = {
+        slot: sum(attempt.finished for attempt in attempts)
+        for (slot, twin), attempts in plan.places().items()
+        if not twin
     }
+    given_up = {slot for slot, _ in plan.given_up()}
     return FaultReport(
         kills=kills,
-        target=int(run.spec["budget"]["trials"]) if target is None else target,
+        target=run.settings.trials if target is None else target,
         trials=sum(count > 0 for count in finished.values()),
         attempts=len(run.trials),
         lost=tuple(s for s, count in sorted(finished.items()) if not count and s not in given_up),
@@ -145,14 +141,14 @@ def count_faults(
 def _fits(trial: TrialRun, run: StudyRun) -> bool:
     """Whether a finished trial's curve is whole and ends in its value."""
     points = [evaluation.index for evaluation in trial.curve]
-    if trial.state not in _FINISHED:
+    if trial.state not in FINISHED:
         return True
     if trial.state == "pruned" and not points:
         # It diverged before its first evaluation, and says so.
         return REASON_KEY in trial.attrs
     if points != list(range(1, len(points) + 1)) or trial.attrs.get(EXAMPLES_KEY) != trial.examples:
         return False
-    whole = int(run.spec["budget"]["evaluations"])
+    whole = run.settings.evaluations or 0
     if trial.state == "pruned":
         return len(points) < whole
     return len(points) == whole and trial.value == trial.curve[-1].accuracy

@@ -1,4 +1,4 @@
-"""What the package keeps in the attributes of Optuna's studies and trials.
+"""What the package keeps in the attributes of Optuna's studies and trials, as typed values.
 
 Every name begins with ``hpo_mab:``, so that none meets a user's own. Earlier versions stored
 the names of trials' attributes without it; `trial_attributes` reads both.
@@ -6,12 +6,13 @@ the names of trials' attributes without it; `trial_attributes` reads both.
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.metadata
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 if TYPE_CHECKING:
     from optuna.trial import BaseTrial, FrozenTrial
@@ -109,12 +110,160 @@ def trial_attributes(trial: BaseTrial | FrozenTrial) -> Mapping[str, Any]:
     attrs: Mapping[str, Any] = trial.user_attrs
     if SLOT_KEY in attrs or SAMPLER_KEY in attrs:
         return attrs
-    # Optuna's `FixedTrial` warns of the attribute's name.
-    system = getattr(trial, "_system_attrs", {})
+    # A running `Trial` has none, and `FixedTrial` warns of the name; both have our own keys.
+    known: Any = trial
+    system = known.system_attrs if hasattr(trial, "intermediate_values") else {}
     if not (_SIGNS & attrs.keys() or WORKER_KEY in system or RETRY_KEY in system):
         return attrs
     earlier = ((key, attrs.get(key.removeprefix(_PREFIX))) for key in _EARLIER)
     return {**{key: value for key, value in earlier if isinstance(value, _EARLIER[key])}, **attrs}
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Section:
+    """A section of a stored definition: what it names, and its other keys.
+
+    Attributes:
+        kind: The name, e.g. ``"mab"``; empty if it is not known.
+        options: The other keys, as JSON values: constants and ranges.
+    """
+
+    kind: str
+    options: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, spec: Mapping[str, Any], name: str, key: str) -> Self:
+        """A section of a spec by its name, and the key that names something."""
+        found = spec.get(name, {})
+        # Records of the first versions hold a name alone.
+        options = dict(found) if isinstance(found, Mapping) else {key: found}
+        return cls(kind=str(options.pop(key, "")), options=options)
+
+
+#: Sections whose options are parameters by their own name.
+_BARE = ("optimizer", "training")
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class StudySettings:
+    """A stored study definition as typed values; keys that it lacks have the values they stood for.
+
+    A study that has no definition of ours has empty sections.
+
+    Attributes:
+        name: Name of the definition; empty if there is none.
+        data: The data set.
+        model: The network.
+        optimizer: The optimiser.
+        sampler: The batch sampler.
+        pruner: The Optuna pruner.
+        search: The Optuna sampler.
+        training: The loop.
+        initial: Configurations at the start that are never pruned.
+        average: Window of the moving average of the weights, a constant or a range.
+        schedule: Of the learning rate.
+        epochs: Passes over the training set per trial; None if the budget is in another unit.
+        evaluations: Evaluations per trial; None if not known.
+        early_validation: Validation examples of the evaluations before the last, or ``"all"``.
+        trials: Trials that must finish.
+        total: What all trials together may spend, as written; None for no limit.
+    """
+
+    name: str
+    data: Section
+    model: Section
+    optimizer: Section
+    sampler: Section
+    pruner: Section
+    search: Section
+    training: Mapping[str, Any]
+    initial: int
+    average: Any
+    schedule: str
+    epochs: float | None
+    evaluations: int | None
+    early_validation: int | Literal["all"]
+    trials: int
+    total: str | None
+
+    @classmethod
+    def of(cls, spec: Mapping[str, Any]) -> Self:
+        """The settings of a spec as it was stored, by whichever version."""
+        whole = completed_spec(spec)
+        training, budget = whole.get("training", {}), whole.get("budget", {})
+        evaluations = budget.get("evaluations")
+        search = Section.of(whole, "search", "sampler")
+        return cls(
+            name=str(whole.get("name", "")),
+            data=Section.of(whole, "data", "name"),
+            model=Section.of(whole, "model", "name"),
+            optimizer=Section.of(whole, "optimizer", "name"),
+            sampler=Section.of(whole, "sampler", "kind"),
+            pruner=Section.of(whole, "pruner", "kind"),
+            search=search,
+            training=training,
+            initial=int(search.options.get("initial", 0)),
+            average=training.get("average", 0.0),
+            schedule=str(training.get("schedule", "linear")),
+            epochs=budget.get("epochs"),
+            evaluations=None if evaluations is None else int(evaluations),
+            early_validation=budget.get("early_validation", "all"),
+            trials=int(budget.get("trials", 0)),
+            total=budget.get("total"),
+        )
+
+    @classmethod
+    def stored_in(cls, study_attrs: Mapping[str, Any]) -> Self:
+        """The settings of a study with these user attributes; empty for one that is not ours."""
+        return cls.of(study_attrs.get(DEFINITION_KEY, {}).get("spec", {}))
+
+    @property
+    def ranges(self) -> dict[str, Any]:
+        """Every searched parameter's range, as JSON values, by the parameter's name."""
+        return dict(self._ranges())
+
+    def _ranges(self) -> Iterator[tuple[str, Any]]:
+        sections = {
+            "optimizer": self.optimizer.options,
+            "training": self.training,
+            "model": self.model.options,
+            "sampler": self.sampler.options,
+        }
+        for name, options in sections.items():
+            for key, value in options.items():
+                full = key if name in _BARE else f"{name}.{key}"
+                if is_range(value):
+                    yield full, value
+                elif isinstance(value, list):
+                    parts = ((parameter_of(full, index), one) for index, one in enumerate(value))
+                    yield from ((part, one) for part, one in parts if is_range(one))
+
+
+def completed_spec(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """A stored spec with the keys that studies of earlier versions did not have."""
+    if "training" not in spec:
+        return dict(spec)
+    # Earlier versions evaluated the trained weights, on all validation examples.
+    return {
+        **spec,
+        "training": {"average": 0.0, **spec["training"]},
+        "budget": {"early_validation": "all", **spec.get("budget", {})},
+    }
+
+
+def is_range(value: Any) -> bool:
+    """Whether a value of a stored definition is a range or a choice."""
+    return isinstance(value, Mapping) and ("choices" in value or {"low", "high"} <= value.keys())
+
+
+#: Parameters that have names of their own, by those of earlier versions: list and item.
+ITEM_NAMES = {"sampler.prior.0": "sampler.prior_alpha", "sampler.prior.1": "sampler.prior_beta"}
+
+
+def parameter_of(name: str, index: int) -> str:
+    """Name of the parameter of an item of a list, e.g. ``"sampler.prior_alpha"``."""
+    full = f"{name}.{index}"
+    return ITEM_NAMES.get(full, full)
 
 
 _PACKAGES = (

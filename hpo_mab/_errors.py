@@ -37,6 +37,22 @@ class UnknownNameError(ArgumentError):
         super().__init__(f"Unknown {what} '{name}'. {hint}")
 
 
+def require(holds: bool, name: str, bound: str, value: object) -> None:
+    """Raise `ArgumentError` for an argument outside its bound.
+
+    Args:
+        holds: Whether ``value`` is within the bound.
+        name: The argument.
+        bound: The bound in words, e.g. ``"in (0, 1]"``.
+        value: The value given.
+
+    Raises:
+        ArgumentError: ``holds`` is false.
+    """
+    if not holds:
+        raise ArgumentError(f"{name} must be {bound}, got {value}.")
+
+
 def check_integer(name: str, value: object, low: int) -> None:
     """Refuse what is not an integer, Python's or NumPy's, of at least ``low``.
 

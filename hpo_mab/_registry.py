@@ -12,7 +12,7 @@ import importlib
 import inspect
 import sys
 import types
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -20,6 +20,8 @@ from hpo_mab._errors import ArgumentError, UnknownNameError
 
 #: How anything that can be imported is named; offered where a name is unknown.
 _ELSEWHERE = "package.module:Name"
+
+_NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
 #: What a name stands for: a class or a function. It may be given in place of the name.
 Named = str | Callable[..., Any]
@@ -93,8 +95,12 @@ class Registry(Collection[str]):
 
     def options(self, name: Named) -> dict[str, Option]:
         """Options of what a name stands for; raises as `load` does."""
-        arguments, _ = _arguments(self.load(name))
-        return {key: value for key, value in arguments.items() if key not in self._given}
+        found = parameters(self.load(name)).values()
+        return {
+            one.name: Option(one.annotation, one.default)
+            for one in found
+            if one.kind in _NAMED and one.name not in self._given
+        }
 
     def takes(self, name: Named, option: str) -> bool:
         """Whether a definition may set an option; raises as `load` does."""
@@ -163,28 +169,39 @@ def name_of(named: Named) -> str:
 
 
 def _takes(made: Callable[..., Any], argument: str) -> bool:
-    arguments, more = _arguments(made)
-    return more or argument in arguments
+    found = parameters(made)
+    named = argument in found and found[argument].kind in _NAMED
+    return named or any(one.kind is one.VAR_KEYWORD for one in found.values())
 
 
-def _arguments(made: Callable[..., Any]) -> tuple[dict[str, Option], bool]:
-    """Arguments that can be given by name, and whether any other can be given as well."""
-    classes = made.__mro__[:-1] if isinstance(made, type) else ()
-    makers = [vars(cls)["__init__"] for cls in classes if "__init__" in vars(cls)]
-    found: dict[str, Option] = {}
-    for function in makers if isinstance(made, type) else [made]:
-        try:
-            parameters = inspect.signature(function).parameters
-        except (TypeError, ValueError):  # Of C.
-            return found, True
-        hints = _hints(function)
-        own = list(parameters.values())[1 if makers else 0 :]
-        for one in own:
-            if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY):
-                found.setdefault(one.name, Option(_kind(one, hints), one.default))
-        if not any(one.kind is one.VAR_KEYWORD for one in own):
-            return found, False
-    return found, bool(makers) or not isinstance(made, type)
+def parameters(made: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    """Parameters of a function or a class, without ``self``, annotated with their types.
+
+    A constructor's ``**`` is replaced by the parameters of the base class's constructor. A ``**``
+    that is left takes any name.
+    """
+    makers: list[Any] = [made]
+    if isinstance(made, type):
+        makers = [vars(cls)["__init__"] for cls in made.__mro__[:-1] if "__init__" in vars(cls)]
+    found: dict[str, inspect.Parameter] = {}
+    for function in makers:
+        found = {name: one for name, one in found.items() if one.kind is not one.VAR_KEYWORD}
+        own = _parameters_of(function)
+        for one in own[1:] if isinstance(made, type) else own:
+            found.setdefault(one.name, one)
+        if not any(one.kind is one.VAR_KEYWORD for one in found.values()):
+            break
+    return found
+
+
+def _parameters_of(function: Any) -> list[inspect.Parameter]:
+    try:
+        own = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):  # Functions of C have no signature: they may take any name.
+        anything = inspect.Parameter("anything", inspect.Parameter.VAR_KEYWORD)
+        return [inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY), anything]
+    hints = _hints(function)
+    return [one.replace(annotation=_kind(one, hints)) for one in own]
 
 
 def _hints(function: Any) -> dict[str, Any]:
@@ -201,6 +218,38 @@ def _kind(parameter: inspect.Parameter, hints: Mapping[str, Any]) -> Any:
         return hints[parameter.name]
     plain = isinstance(parameter.default, bool | int | float | str)
     return type(parameter.default) if plain else Any
+
+
+def class_signature(cls: type[Any], *, first: Collection[str]) -> inspect.Signature:
+    """Signature of a class whose ``**`` is replaced by what it stands for.
+
+    Args:
+        cls: The class.
+        first: Names of keyword arguments that come before the others.
+    """
+    try:
+        return inspect.Signature(
+            sorted(parameters(cls).values(), key=lambda one: (one.kind, one.name not in first))
+        )
+    except ValueError:  # An argument without default of a base class after one with a default.
+        own = inspect.signature(cls.__init__)
+        return own.replace(parameters=list(own.parameters.values())[1:])
+
+
+def bound_arguments(
+    signature: inspect.Signature, args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Arguments of a call by name, defaults included; none if the call does not fit."""
+    try:
+        bound = signature.bind(*args, **kwargs)
+    except TypeError:  # The call raises the error of these arguments.
+        return {}
+    bound.apply_defaults()
+    found: dict[str, Any] = {}
+    for name, value in bound.arguments.items():
+        rest = signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD
+        found.update(value if rest else {name: value})
+    return found
 
 
 def check_types(

@@ -5,7 +5,6 @@ Nothing here makes the host wait for the device.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -13,53 +12,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from hpo_mab.bandits._passes import TensorPasses
 from hpo_mab.bandits._settings import (
     BanditEngine,
     BanditSettings,
     Figures,
-    above_average,
+    TensorLossBinarizer,
 )
-from hpo_mab.bandits._tensor_policies import TENSOR_POLICIES, TensorKnobs, TensorPasses
-
-
-class TensorLossBinarizer:
-    """`LossBinarizer` for losses on a device, one for each network of a stack; see there.
-
-    Args:
-        decay: Decay of each network's moving average a batch, float64 [K], each in [0, 1).
-        rule: Which losses are rewarded, see `hpo_mab.bandits._settings.REWARDS`.
-    """
-
-    def __init__(self, decay: Tensor, rule: Callable[[Any, Any], Any] = above_average) -> None:
-        self._decay = decay
-        self._rule = rule
-        self._total = torch.zeros_like(decay)
-        self._weight = torch.zeros_like(decay)
-
-    def rewards(self, losses: Tensor) -> tuple[Tensor, Tensor]:
-        """Reward a batch of each network, then add its mean to the network's average.
-
-        Args:
-            losses: Float32 [K * B], network by network.
-
-        Returns:
-            Whether each loss is rewarded, and whether it is finite, bool [K * B] each.
-        """
-        rows = losses.view(len(self._decay), -1)
-        valid = rows.isfinite()
-        held = valid.sum(dim=1)
-        mean = torch.where(valid, rows, 0.0).sum(dim=1, dtype=torch.float64) / held.clamp(min=1)
-        threshold = torch.where(self._weight > 0, self._total / self._weight, mean)
-        some = held > 0
-        for average, value in ((self._total, mean), (self._weight, 1.0)):
-            moved = self._decay * average + (1 - self._decay) * value
-            average.copy_(torch.where(some, moved, average))
-        rewarded: Tensor = self._rule(rows, threshold[:, None])
-        return (rewarded & valid).flatten(), valid.flatten()
-
-    def tensors(self) -> dict[str, Tensor]:
-        """All tensors that make the state, [K] each."""
-        return {"loss_total": self._total, "loss_weight": self._weight}
+from hpo_mab.bandits._tensor_policies import TENSOR_POLICIES, TensorKnobs
 
 
 class TensorCounts:

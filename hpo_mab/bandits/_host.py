@@ -6,8 +6,6 @@ Only its interface uses tensors. The cost of a draw does not depend on the numbe
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -15,15 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hpo_mab.bandits._policies import (
-    GreedyPolicy,
-    GroupedPolicy,
-    Groups,
-    Singles,
-    SoftmaxPolicy,
-    ThompsonPolicy,
-    UCBPolicy,
-)
+from hpo_mab.bandits._passes import UniformPasses
+from hpo_mab.bandits._policies import GroupedPolicy, Groups, Singles, grouped_policy
 from hpo_mab.bandits._settings import (
     BanditEngine,
     BanditSettings,
@@ -33,8 +24,8 @@ from hpo_mab.bandits._settings import (
     Figures,
     Floats,
     Ints,
+    LossBinarizer,
     Rewards,
-    above_average,
 )
 from hpo_mab.bandits._states import (
     PRIOR,
@@ -42,51 +33,7 @@ from hpo_mab.bandits._states import (
     PullWindow,
     StateColumns,
     StateMembers,
-    UniformPasses,
 )
-
-
-class LossBinarizer:
-    """Rewards losses by a rule, given the moving average ``m`` of the training loss.
-
-    ``m`` is the bias-corrected exponential moving average of the mean loss of the batches *before*
-    the one that is judged; the first batch is compared with its own mean. Non-finite losses are
-    invalid and do not change ``m``.
-
-    Args:
-        decay: Decay of the moving average a batch, in [0, 1).
-        rule: Which losses are rewarded, see `hpo_mab.bandits._settings.REWARDS`.
-    """
-
-    def __init__(self, decay: float, rule: Callable[[Any, Any], Any] = above_average) -> None:
-        self.decay = decay
-        self._rule = rule
-        self.total = 0.0
-        self.weight = 0.0
-
-    def rewards(self, losses: NDArray[np.float32]) -> tuple[Rewards, Bools | None]:
-        """Reward a batch, then add its mean to the average.
-
-        Args:
-            losses: Loss of each example, [B].
-
-        Returns:
-            Rewards 0 or 1, [B], and which are valid, [B]; None where all are.
-        """
-        valid = None
-        # The mean is finite exactly if every loss is. For so few numbers Python's sum is faster
-        # than numpy's mean, and it does not warn of infinities.
-        mean = sum(losses.tolist()) / len(losses)
-        if not math.isfinite(mean):
-            valid = np.isfinite(losses)
-            if not valid.any():
-                return np.zeros(len(losses), dtype=np.int8), valid
-            mean = float(losses[valid].mean(dtype=np.float64))
-        threshold = self.total / self.weight if self.weight else mean
-        self.total = self.decay * self.total + (1 - self.decay) * mean
-        self.weight = self.decay * self.weight + (1 - self.decay)
-        rewards = np.asarray(self._rule(losses, threshold), dtype=np.bool_)
-        return rewards.view(np.int8), valid
 
 
 class GroupedBandits:
@@ -351,7 +298,7 @@ class HostEngine(BanditEngine):
         memory = settings.window(self._mean_size)
         self._bandits = GroupedBandits(
             self._sizes,
-            policy=_policy(settings, shares.shape[1]),
+            policy=grouped_policy(settings, shares.shape[1]),
             memory=memory,
             rng=rng,
             passes=UniformPasses(self._sizes, rng) if settings.shuffles else None,
@@ -467,15 +414,3 @@ class HostEngine(BanditEngine):
     def _mixed(self, policy: Floats, uniform: Floats) -> Floats:
         share = self._settings.uniform
         return share * uniform + (1 - share) * policy
-
-
-def _policy(settings: BanditSettings, arms: int) -> GroupedPolicy:
-    match settings.policy:
-        case "thompson":
-            return ThompsonPolicy(settings.prior, arms)
-        case "softmax":
-            return SoftmaxPolicy(settings.prior, settings.temperature)
-        case "ucb1":
-            return UCBPolicy(settings.prior, settings.exploration)
-        case _:
-            return GreedyPolicy(settings.prior)

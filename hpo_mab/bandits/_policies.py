@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from hpo_mab.bandits._settings import Counts, Floats, Ints
+from hpo_mab.bandits._settings import BanditSettings, Counts, Floats, Ints
 from hpo_mab.bandits._states import PullWindow
 
 #: Values of two states that differ by less are equal: prior plus counts is rounded.
@@ -415,3 +415,16 @@ class ThompsonPolicy(GroupedPolicy):
         place *= table[left] - low
         place += low
         return place
+
+
+def grouped_policy(settings: BanditSettings, arms: int) -> GroupedPolicy:
+    """The policy of some settings, for bandits of at most ``arms`` arms."""
+    match settings.policy:
+        case "thompson":
+            return ThompsonPolicy(settings.prior, arms)
+        case "softmax":
+            return SoftmaxPolicy(settings.prior, settings.temperature)
+        case "ucb1":
+            return UCBPolicy(settings.prior, settings.exploration)
+        case _:
+            return GreedyPolicy(settings.prior)

@@ -1,12 +1,10 @@
-"""The settings of the bandits, their shares of the data set, and the interface of an engine.
-
-Settings are checked once, for both engines.
-"""
+"""What both engines of bandits share: settings, rewards, shares of the data set, the interface."""
 
 from __future__ import annotations
 
 import abc
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -15,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hpo_mab._errors import ArgumentError, UnknownNameError
+from hpo_mab._errors import ArgumentError, UnknownNameError, require
 from hpo_mab._registry import Named, Registry
 
 Bools = NDArray[np.bool_]
@@ -53,6 +51,89 @@ REWARDS = Registry(
 )
 
 
+class LossBinarizer:
+    """Rewards losses by a rule, given the moving average ``m`` of the training loss.
+
+    ``m`` is the bias-corrected exponential moving average of the mean loss of the batches *before*
+    the one that is judged; the first batch is compared with its own mean. Non-finite losses are
+    invalid and do not change ``m``.
+
+    Args:
+        decay: Decay of the moving average a batch, in [0, 1).
+        rule: Which losses are rewarded, see `hpo_mab.bandits._settings.REWARDS`.
+    """
+
+    def __init__(self, decay: float, rule: Callable[[Any, Any], Any] = above_average) -> None:
+        self.decay = decay
+        self._rule = rule
+        self.total = 0.0
+        self.weight = 0.0
+
+    def rewards(self, losses: NDArray[np.float32]) -> tuple[Rewards, Bools | None]:
+        """Reward a batch, then add its mean to the average.
+
+        Args:
+            losses: Loss of each example, [B].
+
+        Returns:
+            Rewards 0 or 1, [B], and which are valid, [B]; None where all are.
+        """
+        valid = None
+        # The mean is finite exactly if every loss is. For so few numbers Python's sum is faster
+        # than numpy's mean, and it does not warn of infinities.
+        mean = sum(losses.tolist()) / len(losses)
+        if not math.isfinite(mean):
+            valid = np.isfinite(losses)
+            if not valid.any():
+                return np.zeros(len(losses), dtype=np.int8), valid
+            mean = float(losses[valid].mean(dtype=np.float64))
+        threshold = self.total / self.weight if self.weight else mean
+        self.total = self.decay * self.total + (1 - self.decay) * mean
+        self.weight = self.decay * self.weight + (1 - self.decay)
+        rewards = np.asarray(self._rule(losses, threshold), dtype=np.bool_)
+        return rewards.view(np.int8), valid
+
+
+class TensorLossBinarizer:
+    """`LossBinarizer` for losses on a device, one for each network of a stack; see there.
+
+    Args:
+        decay: Decay of each network's moving average a batch, float64 [K], each in [0, 1).
+        rule: Which losses are rewarded, see `hpo_mab.bandits._settings.REWARDS`.
+    """
+
+    def __init__(self, decay: Tensor, rule: Callable[[Any, Any], Any] = above_average) -> None:
+        self._decay = decay
+        self._rule = rule
+        self._total = torch.zeros_like(decay)
+        self._weight = torch.zeros_like(decay)
+
+    def rewards(self, losses: Tensor) -> tuple[Tensor, Tensor]:
+        """Reward a batch of each network, then add its mean to the network's average.
+
+        Args:
+            losses: Float32 [K * B], network by network.
+
+        Returns:
+            Whether each loss is rewarded, and whether it is finite, bool [K * B] each.
+        """
+        rows = losses.view(len(self._decay), -1)
+        valid = rows.isfinite()
+        held = valid.sum(dim=1)
+        mean = torch.where(valid, rows, 0.0).sum(dim=1, dtype=torch.float64) / held.clamp(min=1)
+        threshold = torch.where(self._weight > 0, self._total / self._weight, mean)
+        some = held > 0
+        for average, value in ((self._total, mean), (self._weight, 1.0)):
+            moved = self._decay * average + (1 - self._decay) * value
+            average.copy_(torch.where(some, moved, average))
+        rewarded: Tensor = self._rule(rows, threshold[:, None])
+        return (rewarded & valid).flatten(), valid.flatten()
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All tensors that make the state, [K] each."""
+        return {"loss_total": self._total, "loss_weight": self._weight}
+
+
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class BanditSettings:
     """Knobs of the bandits; `hpo_mab.samplers.MABSampler` documents each.
@@ -84,14 +165,10 @@ class BanditSettings:
             raise ArgumentError(f"prior must be two numbers in [0.1, 1000], got {self.prior}.")
         for name in ("floor", "correction", "active", "epsilon"):
             value = getattr(self, name)
-            if not 0 <= value <= 1:
-                raise ArgumentError(f"{name} must be in [0, 1], got {value}.")
-        if not 0 <= self.loss_decay < 1:
-            raise ArgumentError(f"loss_decay must be in [0, 1), got {self.loss_decay}.")
-        if not 0 < self.temperature < float("inf"):
-            raise ArgumentError(f"temperature must be positive, got {self.temperature}.")
-        if not 0 <= self.exploration < float("inf"):
-            raise ArgumentError(f"exploration must be at least 0, got {self.exploration}.")
+            require(0 <= value <= 1, name, "in [0, 1]", value)
+        require(0 <= self.loss_decay < 1, "loss_decay", "in [0, 1)", self.loss_decay)
+        require(0 < self.temperature < math.inf, "temperature", "positive", self.temperature)
+        require(0 <= self.exploration < math.inf, "exploration", "at least 0", self.exploration)
         self._check_replacement()
         self._check_forgetting()
 

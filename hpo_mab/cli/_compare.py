@@ -70,6 +70,7 @@ def compare(
     """
     loaded = opt.definition(context)
     from hpo_mab.cli._dashboard import dashboard
+    from hpo_mab.cli._main import stoppable
     from hpo_mab.cli._options import command_line, is_given, worker_count
     from hpo_mab.cli._output import (
         StudyProgress,
@@ -80,7 +81,6 @@ def compare(
         write_text,
     )
     from hpo_mab.cli._run import launcher
-    from hpo_mab.cli._signals import stoppable
     from hpo_mab.compare import comparison_record, report_html, run_comparison, summarise
     from hpo_mab.compare._runner import comparison_names
     from hpo_mab.dashboard import publish_comparison

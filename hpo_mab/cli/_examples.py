@@ -19,7 +19,7 @@ from hpo_mab.cli import _options as opt
 from hpo_mab.cli._options import study_names
 
 if TYPE_CHECKING:
-    from hpo_mab.search._examples import Example, StudyExamples
+    from hpo_mab.search._stored import Example, StudyExamples
 
 _HEAD = ("index", "label", "networks say", "score", "visits", "file")
 
@@ -69,7 +69,7 @@ def examples(
     ```
     """
     from hpo_mab.cli._output import refuse_unwritable, write_text
-    from hpo_mab.search._examples import RANKINGS, StudyExamples
+    from hpo_mab.search._stored import RANKINGS, StudyExamples
     from hpo_mab.storage import Storage
 
     opt.silence_optuna()
@@ -101,7 +101,7 @@ def _print(found: StudyExamples, lists: dict[str, list[Example]]) -> None:
     from rich.table import Table
 
     from hpo_mab.cli._output import console
-    from hpo_mab.search._examples import RANKINGS
+    from hpo_mab.search._stored import RANKINGS
 
     out = console()
     out.print(_headline(found))
@@ -154,7 +154,7 @@ def _json(found: StudyExamples, lists: dict[str, list[Example]]) -> str:
 
 def _csv(found: StudyExamples) -> str:
     """Every recorded example that was drawn, in order of suspicion."""
-    from hpo_mab.search._examples import RANKINGS
+    from hpo_mab.search._stored import RANKINGS
 
     scores = {ranking: found.scores(ranking) for ranking in RANKINGS}
     everything = found.top("suspicious", len(found.record.examples))
@@ -178,7 +178,7 @@ figcaption { font-size: 13px; overflow-wrap: anywhere; }
 
 def _page(found: StudyExamples, lists: dict[str, list[Example]]) -> str:
     """The lists with pictures, one self-contained page."""
-    from hpo_mab.search._examples import RANKINGS
+    from hpo_mab.search._stored import RANKINGS
 
     parts = []
     for ranking, listed in lists.items():

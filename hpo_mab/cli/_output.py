@@ -20,7 +20,7 @@ from rich.text import Text
 
 from hpo_mab._errors import ArgumentError
 from hpo_mab.cli._dashboard import PORT
-from hpo_mab.compare._tables import parameter
+from hpo_mab.compare._facts import parameter
 
 if TYPE_CHECKING:
     import optuna
@@ -121,7 +121,7 @@ class StudyProgress:
 
     def __call__(self, study: optuna.Study, trial: FrozenTrial) -> None:
         """Show the study's state after a trial."""
-        from hpo_mab.search._plan import Plan
+        from hpo_mab._plan import Plan
 
         plan = Plan(study.get_trials(deepcopy=False))
         counts, done = plan.counts(), plan.finished
@@ -274,7 +274,7 @@ def run_json(outcome: RunOutcome, spec: StudySpec, *, wall_seconds: float) -> st
 
 
 def _facts(outcome: RunOutcome, spec: StudySpec, *, wall_seconds: float) -> dict[str, Any]:
-    from hpo_mab.search._plan import Plan
+    from hpo_mab._plan import Plan
 
     run, best = outcome.run, outcome.run.best
     plan = Plan(run.trials)

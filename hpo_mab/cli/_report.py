@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hpo_mab._attributes import DEFINITION_KEY
 from hpo_mab._errors import ArgumentError
 from hpo_mab.cli import _options as opt
 from hpo_mab.cli._options import study_names
@@ -71,7 +70,7 @@ def report(
     runs, summary, environment, text = _read_comparison(studies, storage or [], reference)
     if record is not None:
         write_text(record, text)
-    shown = title or ", ".join(dict.fromkeys(str(run.spec.get("name", run.name)) for run in runs))
+    shown = title or ", ".join(dict.fromkeys(run.title for run in runs))
     write_text(output, report_html(runs, summary, title=shown, record=environment))
     if as_json:
         typer.echo(text)
@@ -85,7 +84,7 @@ def _read_comparison(
 ) -> tuple[tuple[StudyRun, ...], ComparisonSummary, dict[str, object], str]:
     """Studies, summary, environment, and all of it as a record."""
     from hpo_mab.compare import comparison_record, read_record, stored_comparison, summarise
-    from hpo_mab.compare._runner import is_record
+    from hpo_mab.compare._stored import is_record
 
     if any(is_record(name, storages=storages) for name in studies):
         if len(studies) > 1 or reference:
@@ -150,7 +149,7 @@ def evidence(
 
 def _read_runs(studies: list[str], storages: list[str]) -> list[StudyRun]:
     from hpo_mab.compare import read_record, stored_comparison
-    from hpo_mab.compare._runner import is_record
+    from hpo_mab.compare._stored import is_record
 
     records = [name for name in studies if is_record(name, storages=storages)]
     names = [name for name in studies if name not in records]
@@ -212,8 +211,8 @@ def studies(
         _show_trial(storage, study, trial, as_json=as_json)
         return
 
+    from hpo_mab._plan import Plan
     from hpo_mab.cli._output import console
-    from hpo_mab.search._plan import Plan
     from hpo_mab.storage import Definition, Storage, open_study
 
     def trials(summary: StudySummary) -> int:
@@ -247,10 +246,10 @@ def studies(
 
 
 def _show_trial(storage: str, name: str, number: int, *, as_json: bool) -> None:
-    from hpo_mab._attributes import PRUNED_KEY, REASON_KEY, trial_attributes
+    from hpo_mab._attributes import PRUNED_KEY, REASON_KEY, StudySettings, trial_attributes
     from hpo_mab._errors import UnknownNameError
     from hpo_mab.cli._output import console
-    from hpo_mab.compare._tables import parameter
+    from hpo_mab.compare._facts import parameter
     from hpo_mab.pruners import why_pruned
     from hpo_mab.storage import Definition, Storage, open_study
 
@@ -261,9 +260,9 @@ def _show_trial(storage: str, name: str, number: int, *, as_json: bool) -> None:
     trial, attrs = trials[number], trial_attributes(trials[number])
     state = trial.state.name.lower()
     form = ".2%" if Definition.is_in(study.user_attrs) else ".6g"
-    kind = study.user_attrs.get(DEFINITION_KEY, {}).get("spec", {}).get("pruner", {}).get("kind")
+    kind = StudySettings.stored_in(study.user_attrs).pruner.kind
     why = {
-        "pruned": why_pruned(attrs, pruner=kind or "", form=form),
+        "pruned": why_pruned(attrs, pruner=kind, form=form),
         "fail": attrs.get(REASON_KEY),
     }.get(state)
     values = sorted(trial.intermediate_values.items())

@@ -117,6 +117,7 @@ def run(
     loaded = opt.definition(context)
     from hpo_mab.cli._compare import compare
     from hpo_mab.cli._dashboard import dashboard
+    from hpo_mab.cli._main import stoppable
     from hpo_mab.cli._options import command_line, is_given
     from hpo_mab.cli._output import (
         StudyProgress,
@@ -125,7 +126,6 @@ def run(
         shown_data,
         warn_unpublished,
     )
-    from hpo_mab.cli._signals import stoppable
     from hpo_mab.dashboard import publish_study
     from hpo_mab.search import StudyRunner
     from hpo_mab.search._study import check_study, choose_name
@@ -194,7 +194,7 @@ def _is_comparable(spec: StudySpec, storage: Storage) -> bool:
 
 def _twice_what_ended_it(outcome: RunOutcome, budget: BudgetSection) -> dict[str, str]:
     """The option and its value that double what has ended the study."""
-    from hpo_mab.search._plan import Plan
+    from hpo_mab._plan import Plan
 
     if budget.total is None or Plan(outcome.run.trials).finished >= budget.trials:
         return {"trials": str(2 * budget.trials)}

@@ -43,7 +43,7 @@ def worker(
 
     Example: `hpo-mab worker --storage postgresql://me@host/studies --study cifar10-mab-seed0`.
     """
-    from hpo_mab.cli._signals import interrupt_at_eof, stoppable
+    from hpo_mab.cli._main import interrupt_at_eof, stoppable
 
     if until_eof:
         interrupt_at_eof()
@@ -78,7 +78,7 @@ def worker(
 
 def _worker_json(study: str, target: int, here: Sequence[FrozenTrial], *, interrupted: bool) -> str:
     """What this worker has done; ``run`` and ``report`` describe the whole study."""
-    from hpo_mab.search._plan import Plan
+    from hpo_mab._plan import Plan
 
     facts = {
         "study": study,
@@ -114,7 +114,7 @@ def replay(
 
     Example: `hpo-mab replay digits-mab-seed0 7`.
     """
-    from hpo_mab.cli._signals import stoppable
+    from hpo_mab.cli._main import stoppable
     from hpo_mab.search import replay as train_again
     from hpo_mab.storage import Storage
 
@@ -192,7 +192,7 @@ def copy(
     hpo-mab copy digits-mab-seed0 --name before
     ```
     """
-    from hpo_mab.cli._signals import stoppable
+    from hpo_mab.cli._main import stoppable
     from hpo_mab.search import copy_study
     from hpo_mab.storage import Storage
 

@@ -29,14 +29,13 @@ from hpo_mab.compare._tables import comparison_tables
 from hpo_mab.compare._verdict import Answer, answers, caveats, verdict
 
 if TYPE_CHECKING:
-    from hpo_mab.compare._evidence import evidence_of
     from hpo_mab.compare._runner import (
         ComparisonRuns,
         arms_of,
         retrain,
         run_comparison,
-        stored_comparison,
     )
+    from hpo_mab.compare._stored import evidence_of, stored_comparison
 
 __all__ = [
     "Answer",
@@ -72,9 +71,9 @@ __getattr__, __dir__ = lazy_names(
     {
         "ComparisonRuns": "._runner",
         "arms_of": "._runner",
-        "evidence_of": "._evidence",
+        "evidence_of": "._stored",
         "retrain": "._runner",
         "run_comparison": "._runner",
-        "stored_comparison": "._runner",
+        "stored_comparison": "._stored",
     },
 )

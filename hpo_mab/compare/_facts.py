@@ -1,20 +1,70 @@
-"""What a study was, in words: network, data, search space, budget, and its best configuration."""
+"""What a study was, in words: arm, network, data, search space, budget, best configuration."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from hpo_mab.compare._tables import parameter, weights_evaluated
+from hpo_mab._attributes import Section, StudySettings, is_range
 
 if TYPE_CHECKING:
     from hpo_mab.storage import StudyRun
 
-#: Sections whose options are parameters by their own name.
-_BARE = ("optimizer", "training")
 _TRAINING = ("batch_size", "warmup", "label_smoothing", "average")
 #: What an option of a data set is called where its name alone is not clear.
 _NAMED = {"validation": "validation share"}
+
+
+def parameter(value: Any) -> str:
+    """A parameter's value, to four digits."""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+_WORDS = {
+    "mab": "bandit",
+    "psgd": "p-SGD",
+    "csgd": "c-SGD",
+    "pvar": "prediction variance",
+    "gradnorm": "gradient norm",
+    "adambs": "AdamBS",
+    "impon": "IMPON",
+    "infobatch": "InfoBatch",
+    "hyperband": "Hyperband",
+    "topk": "top k",
+}
+#: Pruners are set apart from the sampler by a comma.
+_PRUNERS = ("hyperband", "median", "percentile", "advantage", "successive_halving", "top_k", "none")
+
+
+def arm_words(arm: str) -> str:
+    """An arm's name in words: ``"uniform, Hyperband"`` for ``"uniform_hyperband"``."""
+    pruner = next((name for name in _PRUNERS if arm.endswith(f"_{name}")), "")
+    sampler = arm.removesuffix(f"_{pruner}") if pruner else arm
+    parts = [_words(sampler), "no pruner" if pruner == "none" else _words(pruner)]
+    return ", ".join(part for part in parts if part)
+
+
+def _words(name: str) -> str:
+    return " ".join(_WORDS.get(word, word) for word in name.split("_"))
+
+
+def weights_evaluated(runs: Iterable[StudyRun]) -> str:
+    """Which weights the accuracies along the curves of studies are of."""
+    points = [point for run in runs for trial in run.trials for point in trial.curve]
+    averaged = [point.index for point in points if point.averaged]
+    trained = [point.index for point in points if not point.averaged]
+    if not points:
+        return "no weights yet"
+    if not averaged:
+        return "trained weights"
+    if not trained:
+        return "averaged weights"
+    if max(averaged) < min(trained):
+        return f"averaged weights up to evaluation {max(averaged)}, trained weights after it"
+    return (
+        f"averaged weights at {len(averaged):,} of {len(points):,} evaluations, "
+        "trained weights at the others"
+    )
 
 
 def study_facts(run: StudyRun) -> list[tuple[str, str]]:
@@ -23,51 +73,41 @@ def study_facts(run: StudyRun) -> list[tuple[str, str]]:
     Args:
         run: The study. Of one without a definition only the budget and the weights are known.
     """
-    spec = run.spec
-    if not spec:
+    settings = run.settings
+    if not run.spec:
         return [("budget per trial", _budget(run)), ("weights evaluated", weights_evaluated([run]))]
-    search = spec.get("search", {})
     return [
-        ("network", section(spec, "model")),
-        ("data", section(spec, "data", hide=("root", "download"))),
-        ("optimiser", section(spec, "optimizer")),
-        ("training", _training(spec.get("training", {}))),
-        ("batch sampler", section(spec, "sampler")),
+        ("network", _section(settings.model)),
+        ("data", _section(settings.data, hide=("root", "download"))),
+        ("optimiser", _section(settings.optimizer)),
+        ("training", _training(settings)),
+        ("batch sampler", _section(settings.sampler)),
         ("budget per trial", _budget(run)),
-        ("pruner", section(spec, "pruner")),
+        ("pruner", _section(settings.pruner)),
         (
             "search",
-            f"{search.get('sampler', '')}, seed {run.seed}; the seed fixes the first "
-            f"{search.get('initial', 0)} configurations, which are never pruned",
+            f"{settings.search.kind}, seed {run.seed}; the seed fixes the first "
+            f"{settings.initial} configurations, which are never pruned",
         ),
         ("weights evaluated", weights_evaluated([run])),
     ]
 
 
-def section(spec: Mapping[str, Any], name: str, *, hide: Sequence[str] = ()) -> str:
-    """A section of a definition: its kind, then its options and ranges.
-
-    Args:
-        spec: The definition.
-        name: Of the section.
-        hide: Options to leave out.
-    """
-    options = {key: value for key, value in spec.get(name, {}).items() if key not in hide}
-    kind = str(options.pop("kind", None) or options.pop("name", ""))
-    options.pop("name", None)
+def _section(section: Section, *, hide: Sequence[str] = ()) -> str:
+    """A section of a definition: its kind, then its options and ranges but the hidden ones."""
     shown = [
         f"{_NAMED.get(key, key)} {in_words(value)}"
-        for key, value in options.items()
-        if value is not None
+        for key, value in section.options.items()
+        if value is not None and key not in hide
     ]
-    return ", ".join([kind, *shown])
+    return ", ".join([section.kind, *shown])
 
 
 def in_words(value: Any) -> str:
     """A constant or a range of a definition, in words."""
-    if isinstance(value, Mapping) and "choices" in value:
+    if is_range(value) and "choices" in value:
         return "one of " + ", ".join(map(str, value["choices"]))
-    if isinstance(value, Mapping) and {"low", "high"} <= value.keys():
+    if is_range(value):
         scale = " (log)" if value.get("log") else ""
         return f"{parameter(value['low'])} to {parameter(value['high'])}{scale}"
     if isinstance(value, list | tuple):
@@ -75,45 +115,23 @@ def in_words(value: Any) -> str:
     return parameter(value)
 
 
-def search_space(spec: Mapping[str, Any]) -> dict[str, str]:
+def search_space(settings: StudySettings) -> dict[str, str]:
     """Every searched parameter with its range in words, by the name that trials have it under.
 
     Args:
-        spec: A definition as JSON-like values.
+        settings: Of the study.
     """
-    return dict(_searched(spec))
+    return {name: in_words(value) for name, value in settings.ranges.items()}
 
 
-def _searched(spec: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    for name in ("optimizer", "training", "model", "sampler"):
-        for key, value in spec.get(name, {}).items():
-            full = key if name in _BARE else f"{name}.{key}"
-            if _is_range(value):
-                yield full, in_words(value)
-            elif isinstance(value, list):
-                parts = ((_part(full, index), item) for index, item in enumerate(value))
-                yield from ((part, in_words(item)) for part, item in parts if _is_range(item))
-
-
-def _is_range(value: Any) -> bool:
-    return isinstance(value, Mapping) and ("choices" in value or {"low", "high"} <= value.keys())
-
-
-def _part(name: str, index: int) -> str:
-    # As `hpo_mab.search` names the items of the prior, without importing it.
-    if name == "sampler.prior" and index < 2:
-        return f"{name}_{('alpha', 'beta')[index]}"
-    return f"{name}.{index}"
-
-
-def _training(options: Mapping[str, Any]) -> str:
+def _training(settings: StudySettings) -> str:
+    options = settings.training
     shown = [f"{key} {in_words(options[key])}" for key in _TRAINING if key in options]
-    return ", ".join([*shown, f"schedule {options.get('schedule', 'linear')}"])
+    return ", ".join([*shown, f"schedule {settings.schedule}"])
 
 
 def _budget(run: StudyRun) -> str:
-    budget = run.spec.get("budget", {})
-    epochs, evaluations = budget.get("epochs"), budget.get("evaluations")
+    epochs, evaluations = run.settings.epochs, run.settings.evaluations
     parts = [f"{run.trial_examples:,} training examples"]
     if epochs:
         parts.append(f"{parameter(epochs)} epoch{'' if epochs == 1 else 's'}")
@@ -144,7 +162,7 @@ def winning_parameters(run: StudyRun) -> list[tuple[str, str, str]]:
     """
     if run.best is None:
         return []
-    ranges = search_space(run.spec)
+    ranges = search_space(run.settings)
     params = run.best.params
     names = [name for name in ranges if name in params]
     names += sorted(params.keys() - ranges.keys())

@@ -12,17 +12,21 @@ from typing import TYPE_CHECKING, Any
 from hpo_mab._attributes import environment as this_environment
 from hpo_mab._errors import ArgumentError
 from hpo_mab.compare import figures
-from hpo_mab.compare._facts import study_facts, winner, winning_parameters
+from hpo_mab.compare._facts import (
+    arm_words,
+    parameter,
+    study_facts,
+    weights_evaluated,
+    winner,
+    winning_parameters,
+)
 from hpo_mab.compare._records import CURRENCIES, ComparisonSummary
 from hpo_mab.compare._tables import (
     Grid,
-    arm_words,
     grids,
     in_arm_words,
     overview,
-    parameter,
     percent,
-    weights_evaluated,
 )
 from hpo_mab.compare._verdict import answers, verdict
 

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from hpo_mab._attributes import INTERRUPTED_KEY, STACK_KEY, TWIN_KEY
+from hpo_mab._attributes import STACK_KEY
 from hpo_mab._errors import ArgumentError, UnknownNameError
+from hpo_mab._plan import Plan
 from hpo_mab.advantage import (
     Estimate,
     PairedCurves,
@@ -42,7 +43,7 @@ from hpo_mab.compare._records import (
 )
 
 if TYPE_CHECKING:
-    from hpo_mab.storage import StudyRun, TrialRun
+    from hpo_mab.storage import StudyRun
 
 Floats = NDArray[np.float64]
 
@@ -307,8 +308,8 @@ def summarise(
     return ComparisonSummary(
         reference=reference,
         confidence=confidence,
-        data=_name(first, "data"),
-        model=_name(first, "model"),
+        data=first.settings.data.kind,
+        model=first.settings.model.kind,
         trial_examples=first.trial_examples,
         arms=tuple(
             _arm(name, by_arm[name], scores, confidence=confidence, seed=seed) for name in names
@@ -330,17 +331,12 @@ def _refuse_other_budgets(first: StudyRun, runs: Sequence[StudyRun]) -> None:
             )
 
 
-def _name(run: StudyRun, section: str) -> str:
-    named = run.spec.get(section, {})
-    return str(named.get("name", "")) if isinstance(named, Mapping) else str(named)
-
-
 def _arm(name: str, runs: Runs, scores: Retrained, *, confidence: float, seed: int) -> ArmSummary:
     seeds = tuple(sorted(runs))
     incumbents = [runs[key].best for key in seeds]
     best = tuple(None if trial is None else trial.value for trial in incumbents)
     known = [value for value in best if value is not None]
-    trials = [trial for key in seeds for trial in runs[key].trials]
+    plans = [Plan(runs[key].trials) for key in seeds]
     saved = _total([run.saved_examples for run in runs.values()])
     examples = _total([run.examples for run in runs.values()])
     again = [float(np.mean(scores[name, key])) for key in seeds if len(scores.get((name, key), ()))]
@@ -350,7 +346,7 @@ def _arm(name: str, runs: Runs, scores: Retrained, *, confidence: float, seed: i
         best_by_seed=best,
         best=mean_estimate(np.asarray(known, float), confidence=confidence, seed=seed),
         best_median=float(np.median(known)) if known else None,
-        trials=_counts(trials),
+        trials=dict(sum((plan.states() for plan in plans), collections.Counter())),
         examples=examples,
         seconds=_total([run.seconds for run in runs.values()]),
         saved_examples=saved,
@@ -363,21 +359,8 @@ def _arm(name: str, runs: Runs, scores: Retrained, *, confidence: float, seed: i
         retrained=(
             mean_estimate(np.asarray(again), confidence=confidence, seed=seed) if again else None
         ),
-        finished_by_seed=tuple(
-            sum(_counts(runs[key].trials).get(state, 0) for state in ("complete", "pruned"))
-            for key in seeds
-        ),
+        finished_by_seed=tuple(plan.finished for plan in plans),
     )
-
-
-def _counts(trials: Sequence[TrialRun]) -> dict[str, int]:
-    """Trials by state, without twins and interrupted attempts, as `hpo_mab.search` counts them."""
-    counted = (
-        trial.state
-        for trial in trials
-        if TWIN_KEY not in trial.attrs and not trial.attrs.get(INTERRUPTED_KEY)
-    )
-    return dict(sorted(collections.Counter(counted).items()))
 
 
 def _total(parts: list[Any]) -> Any:

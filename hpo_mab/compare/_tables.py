@@ -5,17 +5,16 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from hpo_mab.advantage import Estimate
+from hpo_mab.compare._facts import arm_words
 from hpo_mab.compare._records import ComparisonSummary, Contrast, PairedRow
 from hpo_mab.compare._verdict import answers
 
 if TYPE_CHECKING:
     from rich.table import Table
-
-    from hpo_mab.storage import StudyRun
 
 
 def percent(estimate: Estimate, *, digits: int = 1, interval: bool = True) -> str:
@@ -43,39 +42,6 @@ def coefficient(estimate: Estimate, *, interval: bool = True) -> str:
     return _shown(estimate, 1.0, ".2f", interval=interval)
 
 
-def parameter(value: Any) -> str:
-    """A parameter's value, to four digits."""
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-_WORDS = {
-    "mab": "bandit",
-    "psgd": "p-SGD",
-    "csgd": "c-SGD",
-    "pvar": "prediction variance",
-    "gradnorm": "gradient norm",
-    "adambs": "AdamBS",
-    "impon": "IMPON",
-    "infobatch": "InfoBatch",
-    "hyperband": "Hyperband",
-    "topk": "top k",
-}
-#: Pruners are set apart from the sampler by a comma.
-_PRUNERS = ("hyperband", "median", "percentile", "advantage", "successive_halving", "top_k", "none")
-
-
-def arm_words(arm: str) -> str:
-    """An arm's name in words: ``"uniform, Hyperband"`` for ``"uniform_hyperband"``."""
-    pruner = next((name for name in _PRUNERS if arm.endswith(f"_{name}")), "")
-    sampler = arm.removesuffix(f"_{pruner}") if pruner else arm
-    parts = [_words(sampler), "no pruner" if pruner == "none" else _words(pruner)]
-    return ", ".join(part for part in parts if part)
-
-
-def _words(name: str) -> str:
-    return " ".join(_WORDS.get(word, word) for word in name.split("_"))
-
-
 def too_wide(estimate: Estimate) -> bool:
     """Whether the interval of a ratio says nothing: its ends differ by more than a factor of 100.
 
@@ -94,25 +60,6 @@ def p_value(value: float | None) -> str:
     if value is None:
         return "-"
     return "<0.001" if value < 0.001 else f"{value:.3f}"
-
-
-def weights_evaluated(runs: Iterable[StudyRun]) -> str:
-    """Which weights the accuracies along the curves of studies are of."""
-    points = [point for run in runs for trial in run.trials for point in trial.curve]
-    averaged = [point.index for point in points if point.averaged]
-    trained = [point.index for point in points if not point.averaged]
-    if not points:
-        return "no weights yet"
-    if not averaged:
-        return "trained weights"
-    if not trained:
-        return "averaged weights"
-    if max(averaged) < min(trained):
-        return f"averaged weights up to evaluation {max(averaged)}, trained weights after it"
-    return (
-        f"averaged weights at {len(averaged):,} of {len(points):,} evaluations, "
-        "trained weights at the others"
-    )
 
 
 def _shown(estimate: Estimate, scale: float, form: str, *, interval: bool = True) -> str:

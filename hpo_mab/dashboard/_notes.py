@@ -8,16 +8,24 @@ import itertools
 import math
 import re
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import optuna
 
-from hpo_mab._attributes import EVIDENCE_KEY, FIDELITY_KEY, PRUNED_KEY, REASON_KEY
+from hpo_mab._attributes import (
+    EVIDENCE_KEY,
+    FIDELITY_KEY,
+    PRUNED_KEY,
+    REASON_KEY,
+    UNIFORM,
+    StudySettings,
+)
+from hpo_mab._plan import Plan
 from hpo_mab.advantage import Evidence, Rung
-from hpo_mab.compare._facts import search_space, study_facts
-from hpo_mab.compare._tables import coefficient, parameter, points, ratio
+from hpo_mab.compare._facts import parameter, search_space, study_facts
+from hpo_mab.compare._tables import coefficient, points, ratio
 from hpo_mab.pruners import AdvantagePruner, RungFidelity, why_pruned
 from hpo_mab.pruners._advantage_pruner import Placement, place
 from hpo_mab.search import create_pruner
@@ -102,7 +110,7 @@ def _headline(run: StudyRun, test_accuracy: float | None) -> str:
 def _searched(run: StudyRun) -> str:
     """Every searched parameter with its range and its best value; empty if there is none."""
     best = {} if run.best is None else run.best.params
-    ranges = search_space(run.spec)
+    ranges = search_space(run.settings)
     rows = [
         (f"`{name}`", ranges.get(name, "-"), parameter(best[name]) if name in best else "-")
         for name in [*ranges, *sorted(best.keys() - ranges.keys())]
@@ -111,9 +119,9 @@ def _searched(run: StudyRun) -> str:
 
 
 def _facts(run: StudyRun) -> list[tuple[str, str]]:
+    counts = Plan(run.trials).states(twins=True)
     states = ("complete", "pruned", "fail", "running")
-    counts = {state: sum(trial.state == state for trial in run.trials) for state in states}
-    shown = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
+    shown = ", ".join(f"{counts[state]} {state}" for state in states if counts[state])
     facts = [(label, _plain(text)) for label, text in study_facts(run)]
     return [*facts, ("trials", shown or "none"), *_cost(run)]
 
@@ -143,7 +151,7 @@ def _next(run: StudyRun, storage: Storage) -> str:
 
     url = str(storage.shown_url)
     where = "" if url == DEFAULT_URL else f" --storage {shlex.quote(url)}"
-    name = str(run.spec.get("name"))
+    name = run.settings.name
     # A definition of the user's own is a file whose place is not on record.
     name = name if name in builtin_names() else f"{name}.toml"
     more = 2 * max(len(run.trials), 1)
@@ -163,14 +171,14 @@ def _facts_table(rows: Sequence[tuple[str, str]]) -> str:
     return f"| | |\n|---|---|\n{body}"
 
 
-def evidence_note(study: optuna.Study, spec: Mapping[str, Any]) -> str:
+def evidence_note(study: optuna.Study, settings: StudySettings) -> str:
     """A study's evidence and what the pruner and ``auto`` decided by it, in Markdown.
 
     The fidelity that was measured in the study is part of it.
 
     Args:
         study: The study.
-        spec: Its definition.
+        settings: Its definition.
 
     Returns:
         The section; empty for a study that does not ask for evidence and has none.
@@ -178,12 +186,12 @@ def evidence_note(study: optuna.Study, spec: Mapping[str, Any]) -> str:
     stored = study.user_attrs.get(EVIDENCE_KEY)
     evidence = None if stored is None else Evidence.from_json(stored)
     parts = []
-    if spec.get("sampler", {}).get("kind") == AUTO:
+    if settings.sampler.kind == AUTO:
         parts.append(_choice(stored_choice(study), evidence))
-    moved, text = _fidelity(study.user_attrs.get(FIDELITY_KEY), spec)
+    moved, text = _fidelity(study.user_attrs.get(FIDELITY_KEY), settings)
     # Evidence moves no rung that fidelity has moved.
-    if _prunes_by_evidence(spec) and not moved:
-        parts.append(_pruning(evidence, spec))
+    if _prunes_by_evidence(settings) and not moved:
+        parts.append(_pruning(evidence, settings))
     if text:
         parts.append(text)
     if evidence is not None:
@@ -191,18 +199,17 @@ def evidence_note(study: optuna.Study, spec: Mapping[str, Any]) -> str:
     return "\n\n".join(["## Evidence", *parts]) if parts else ""
 
 
-def _prunes_by_evidence(spec: Mapping[str, Any]) -> bool:
-    uniform = spec.get("sampler", {}).get("kind") == "uniform"
-    return spec.get("pruner", {}).get("kind") == "advantage" and not uniform
+def _prunes_by_evidence(settings: StudySettings) -> bool:
+    return settings.pruner.kind == "advantage" and settings.sampler.kind != UNIFORM
 
 
-def _fidelity(stored: Any, spec: Mapping[str, Any]) -> tuple[bool, str]:
+def _fidelity(stored: Any, settings: StudySettings) -> tuple[bool, str]:
     """Whether the study's fidelity has moved the first rung, and what was measured."""
-    pruner = spec.get("pruner", {})
-    if stored is None or pruner.get("kind") != "advantage" or not pruner.get("fidelity", True):
+    pruner = settings.pruner
+    if stored is None or pruner.kind != "advantage" or not pruner.options.get("fidelity", True):
         return False, ""
     found = RungFidelity.from_json(stored)
-    placed = next(_uniform_steps(spec, found.full))
+    placed = next(_uniform_steps(settings, found.full))
     first = found.first_rung(placed)
     made = (
         f"**The first rung lies at evaluation {placed}**"
@@ -248,14 +255,14 @@ def _choice(choice: Choice | None, evidence: Evidence | None) -> str:
     )
 
 
-def _pruning(evidence: Evidence | None, spec: Mapping[str, Any]) -> str:
-    if evidence is None:
+def _pruning(evidence: Evidence | None, settings: StudySettings) -> str:
+    full = settings.evaluations
+    if evidence is None or full is None:
         return (
             "**The pruner has no evidence yet**: it prunes as successive halving until enough "
             "configurations are complete under both samplers."
         )
-    full = int(spec["budget"]["evaluations"])
-    steps = itertools.takewhile(lambda step: step <= full, _uniform_steps(spec, full))
+    steps = itertools.takewhile(lambda step: step <= full, _uniform_steps(settings, full))
     rungs = [place(step, full=full, evidence=evidence) for step in steps]
     moved = sum(rung.step < rung.uniform for rung in rungs)
     made = (
@@ -276,12 +283,12 @@ def _pruning(evidence: Evidence | None, spec: Mapping[str, Any]) -> str:
     return f"**By its evidence the pruner {made}.**\n\n{_table(head, rows)}"
 
 
-def _uniform_steps(spec: Mapping[str, Any], full: int) -> Iterator[int]:
+def _uniform_steps(settings: StudySettings, full: int) -> Iterator[int]:
     """Evaluations of the rungs under uniform training, endless, as the study's pruner has them."""
     # Where its evidence came from does not matter here, and need not be there any more.
-    aside = ("kind", "evidence", "reference")
-    options = {key: value for key, value in spec["pruner"].items() if key not in aside}
-    averaged = always_averages(spec.get("training", {}))
+    aside = ("evidence", "reference")
+    options = {key: value for key, value in settings.pruner.options.items() if key not in aside}
+    averaged = always_averages(settings.average)
     made = create_pruner("advantage", options, evaluations=full, averaged=averaged)
     pruner = cast(AdvantagePruner, made)
     steps = (pruner.uniform_step(rung, full=full) for rung in itertools.count())
@@ -427,7 +434,7 @@ def _note(run: StudyRun, trial: TrialRun, earlier: dict[int, list[float]]) -> st
     if not trial.curve:
         return f"**Pruned before its first evaluation.**\n\n{reason or ''}".strip()
     last = trial.curve[-1]
-    total = run.spec.get("budget", {}).get("evaluations", "?")
+    total = run.settings.evaluations or "?"
     share = last.examples / run.trial_examples
     lines = [
         f"**Pruned at evaluation {last.index} of {total}**, after {last.examples:,} of "
@@ -435,8 +442,8 @@ def _note(run: StudyRun, trial: TrialRun, earlier: dict[int, list[float]]) -> st
         f"Validation accuracy there{_weights(last)}: {last.accuracy:.2%}. "
         + _rank(last.accuracy, earlier[last.index]),
     ]
-    kind = run.spec.get("pruner", {}).get("kind", "")
-    lines.append(f"Why: {_plain(why_pruned(trial.attrs, pruner=kind))}")
+    why = why_pruned(trial.attrs, pruner=run.settings.pruner.kind)
+    lines.append(f"Why: {_plain(why)}")
     if PRUNED_KEY in trial.attrs:
         lines.append("The first configurations of a study are never pruned, and are not judged.")
     return "\n\n".join(lines)

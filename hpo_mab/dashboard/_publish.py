@@ -6,16 +6,20 @@ import dataclasses
 import functools
 import json
 import time
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import optuna
 import sqlalchemy as sa
-from optuna.trial import TrialState
+from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
+from optuna.trial import TrialState, create_trial
 
 from hpo_mab._attributes import BUDGET_KEY, PUBLISHED_KEY, TEST_KEY
-from hpo_mab.dashboard._figures import comparison_figures, study_figures
+from hpo_mab._plan import ENDED, Plan
+from hpo_mab.compare import figures
+from hpo_mab.compare._records import CURRENCIES
 from hpo_mab.dashboard._notes import (
     curve_notes,
     evidence_note,
@@ -25,7 +29,9 @@ from hpo_mab.dashboard._notes import (
     study_note,
 )
 from hpo_mab.dashboard._serve import LARGE, artifact_folder, comparison_path, save_curves
+from hpo_mab.search import StudySpec
 from hpo_mab.storage import Definition, Storage, StudyRun, open_study, read_run, study_names
+from hpo_mab.storage._optuna import AttributeSink, id_of
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -49,7 +55,7 @@ class DashboardBuffer:
     """
 
     def __init__(self, known: Mapping[str, Any]) -> None:
-        self._study = _StandIn(dict(known))
+        self._study = AttributeSink(known)
         self._trial_notes: dict[str, Any] = {}
 
     def __len__(self) -> int:
@@ -77,7 +83,7 @@ class DashboardBuffer:
         from optuna_dashboard import save_note
 
         # It looks through all attributes for remains of longer notes: show it none.
-        trial = _StandIn({}, trial_id)
+        trial = AttributeSink({}, trial_id)
         save_note(trial, text)
         self._trial_notes.update(trial.written)
 
@@ -118,29 +124,113 @@ def trial_ids(engine: sa.Engine, study_id: int) -> dict[int, int]:
         return {row.number: row.trial_id for row in connection.execute(query)}
 
 
-class _StandIn:
-    """Study or trial and storage at once, with the members that ``optuna_dashboard`` uses.
+# Figures, small enough for a study's attributes.
+
+#: Order on the study's page: `hpo_mab.dashboard.application` sorts figures by name.
+_ORDER = (
+    "incumbent-examples",
+    "incumbent-seconds",
+    "advantage-examples",
+    "advantage-seconds",
+    "acceleration-examples",
+    "acceleration-seconds",
+    "fidelity",
+    "cost-to-target",
+    "importance",
+    "knobs",
+    "reward-rate",
+    "concentration",
+)
+_POINTS = 60
+_SCATTERED = 200
+_FEWEST_TRIALS = 10
+
+
+def study_figures(runs: Sequence[StudyRun]) -> dict[str, go.Figure]:
+    """Figures of studies by name, which sorts as they are to be shown; none without data.
 
     Args:
-        known: The study's system attributes.
-        trial_id: Id of the trial it stands for; None stands for the study.
+        runs: The studies.
     """
+    shares: dict[str, dict[str, float]] = {}
+    for run in runs:
+        if not shares.get(run.arm):
+            shares[run.arm] = importances(run)
+    made = {
+        "incumbent-examples": figures.anytime_incumbent(runs, max_points=_POINTS),
+        "incumbent-seconds": figures.anytime_incumbent(
+            runs, currency="seconds", max_points=_POINTS
+        ),
+        "importance": figures.knob_importance(shares),
+        "knobs": figures.knob_slices(runs, max_points=_SCATTERED),
+        "reward-rate": figures.reward_rate(runs, max_points=_POINTS),
+        "concentration": figures.concentration(runs, max_points=_POINTS),
+    }
+    return _ready(made)
 
-    def __init__(self, known: dict[str, Any], trial_id: int | None = None) -> None:
-        self.known = known
-        self.written: dict[str, Any] = {}
-        self._storage = self.storage = self.study = self
-        self._study_id = 0
-        self._trial_id = trial_id
 
-    def get_study_system_attrs(self, study_id: int) -> dict[str, Any]:
-        return self.known
+def comparison_figures(summary: ComparisonSummary) -> dict[str, go.Figure]:
+    """Figures of a comparison by name, which sorts as they are to be shown; none without data.
 
-    def set_study_system_attr(self, study_id: int, key: str, value: Any) -> None:
-        self.known[key] = self.written[key] = value
+    Args:
+        summary: From `hpo_mab.compare.summarise`.
+    """
+    made = {
+        f"{name}-{currency}": draw(summary, currency=currency)
+        for name, draw in (
+            ("advantage", figures.paired_advantage),
+            ("acceleration", figures.acceleration),
+        )
+        for currency in CURRENCIES
+    }
+    made["fidelity"] = figures.fidelity(summary)
+    made["cost-to-target"] = figures.cost_to_target(summary)
+    return _ready(made)
 
 
-_FINISHED = ("complete", "pruned", "fail")
+def importances(run: StudyRun) -> dict[str, float]:
+    """Importance of each parameter; empty while there are too few complete trials to tell.
+
+    PED-ANOVA: the evaluator of Optuna whose time hardly grows with the number of trials.
+
+    Args:
+        run: A study made from a definition, whose ranges are its search space.
+    """
+    complete = [trial for trial in run.trials if trial.value is not None]
+    if len(complete) < _FEWEST_TRIALS:
+        return {}
+    # A study in memory: reading the stored one again is what would take longest.
+    study = _quiet_study()
+    # Not `make_spec`: what the definition names need not be here any more.
+    ranges = StudySpec.model_validate(run.spec).searched()
+    for trial in complete:
+        study.add_trial(
+            create_trial(
+                value=trial.value,
+                params={name: trial.params[name] for name in ranges if name in trial.params},
+                distributions={name: ranges[name] for name in ranges if name in trial.params},
+            )
+        )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return get_param_importances(study, evaluator=PedAnovaImportanceEvaluator())
+
+
+def _quiet_study() -> optuna.Study:
+    before = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(max(before, optuna.logging.WARNING))
+    try:
+        return optuna.create_study(direction="maximize")
+    finally:
+        optuna.logging.set_verbosity(before)
+
+
+def _ready(made: dict[str, go.Figure]) -> dict[str, go.Figure]:
+    shown = {f"{_ORDER.index(name):02}-{name}": f for name, f in made.items() if f.data}
+    for figure in shown.values():
+        # The template is 7 kB of every figure's 10, and hides the dashboard's dark mode.
+        figure.layout.template = None
+    return shown
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -199,7 +289,7 @@ def publish_comparison(
 
     @functools.cache
     def shared() -> tuple[dict[str, str], dict[str, go.Figure]]:
-        ids = [open_study(storage, run.name)._study_id for run in runs]
+        ids = [id_of(open_study(storage, run.name)) for run in runs]
         found = {"verdict": verdict(in_arm_words(summary)), "compared": comparison_path(ids)}
         return found, study_figures(runs) | comparison_figures(summary)
 
@@ -265,32 +355,31 @@ def _write(
     artifacts: Path | None,
     found: Mapping[str, str] | None = None,
 ) -> None:
-    attrs = storage.optuna.get_study_system_attrs(study._study_id)
+    attrs = storage.optuna.get_study_system_attrs(id_of(study))
     buffer = DashboardBuffer(attrs)
     # A study that continues by itself keeps the verdict of the comparison it was part of.
     found = found or attrs.get(PUBLISHED_KEY, {}).get("found", {})
-    record = storage.examples.load(study._study_id)
+    record = storage.examples.load(id_of(study))
     note = study_note(
         run,
         storage,
         test_accuracy=_test_accuracy(study, run),
-        evidence=evidence_note(study, run.spec),
+        evidence=evidence_note(study, run.settings),
         examples="" if record is None else examples_note(record, run.name),
         **found,
     )
     buffer.save_study_note(keep_users_part(note, buffer.study_note()))
     for name, figure in drawn.items():
         buffer.save_figure(name, figure)
-    ids = trial_ids(storage.optuna.engine, study._study_id)
+    ids = trial_ids(storage.optuna.engine, id_of(study))
     for number, text in (curve_notes(run) | pruning_notes(run)).items():
         if not buffer.has_trial_note(ids[number]):
             buffer.save_trial_note(ids[number], text)
     if sum(len(trial.curve) for trial in run.trials) >= LARGE:
         save_curves(study, run, artifacts or artifact_folder(storage))
     # Last: what could not be written is still to be published.
-    finished = sum(trial.state in _FINISHED for trial in run.trials)
-    buffer.save(PUBLISHED_KEY, {"finished": finished, "found": dict(found)})
-    buffer.flush(storage.optuna.engine, study._study_id)
+    buffer.save(PUBLISHED_KEY, {"finished": Plan(run.trials).ended, "found": dict(found)})
+    buffer.flush(storage.optuna.engine, id_of(study))
 
 
 def _test_accuracy(study: optuna.Study, run: StudyRun) -> float | None:
@@ -304,15 +393,15 @@ def _is_ours(storage: Storage, study: optuna.Study) -> bool:
     if Definition.is_in(study.user_attrs):
         return True
     # Reading the trials of every study would take seconds.
-    if not storage.optuna.get_n_trials(study._study_id):
+    if not storage.optuna.get_n_trials(id_of(study)):
         return False
-    first = storage.optuna.get_trial_id_from_study_id_trial_number(study._study_id, 0)
+    first = storage.optuna.get_trial_id_from_study_id_trial_number(id_of(study), 0)
     return BUDGET_KEY in storage.optuna.get_trial_user_attrs(first)
 
 
 def _is_stale(storage: Storage, study: optuna.Study) -> bool:
     # Counted in the database: reading the trials of every study would take seconds.
-    states = tuple(TrialState[name.upper()] for name in _FINISHED)
-    finished = storage.optuna.get_n_trials(study._study_id, states)
-    attrs = storage.optuna.get_study_system_attrs(study._study_id)
+    states = tuple(TrialState[name.upper()] for name in ENDED)
+    finished = storage.optuna.get_n_trials(id_of(study), states)
+    attrs = storage.optuna.get_study_system_attrs(id_of(study))
     return bool(finished != attrs.get(PUBLISHED_KEY, {}).get("finished", 0))

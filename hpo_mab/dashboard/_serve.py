@@ -152,7 +152,7 @@ def _comparison_page(storage: Storage) -> HTTPResponse:
     except (KeyError, ValueError):
         shown = f"{_COMPARISON}?ids=1,2"
         return _plain(404, f"ids must be ids of stored studies, as in {shown}.")
-    title = ", ".join(dict.fromkeys(str(run.spec.get("name", run.name)) for run in found.runs))
+    title = ", ".join(dict.fromkeys(run.title for run in found.runs))
     page = report_html(found.runs, summary, title=title, record=dict(found.environment))
     return HTTPResponse(page, 200, {"Content-Type": "text/html; charset=utf-8"})
 

@@ -24,6 +24,7 @@ from hpo_mab.pruners._evidence import (
     is_uniform,
     read_evidence,
 )
+from hpo_mab.storage._optuna import id_of, storage_of
 
 _KEY = "hpo_mab:rung_{}"
 
@@ -329,7 +330,7 @@ class AdvantagePruner(BasePruner):
             keeper.warn_once()
             because = self._because(study, trials, trial, value, rung=rung, placed=placed)
             if because is not None:
-                study._storage.set_trial_user_attr(trial._trial_id, PRUNED_KEY, because)
+                storage_of(study).set_trial_user_attr(id_of(trial), PRUNED_KEY, because)
                 return True
             rung += 1
 
@@ -385,7 +386,7 @@ class AdvantagePruner(BasePruner):
             because["fidelity"] = dict(placed.fidelity)
         if math.isnan(value):
             return because
-        study._storage.set_trial_system_attr(trial._trial_id, rung_key(rung), [placed.step, value])
+        storage_of(study).set_trial_system_attr(id_of(trial), rung_key(rung), [placed.step, value])
         standing = contest(
             trials,
             trial,

@@ -17,19 +17,9 @@ import optuna
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from hpo_mab._attributes import (
-    CHOICE_KEY,
-    DEFINITION_KEY,
-    EVIDENCE_KEY,
-    FIDELITY_KEY,
-    PAIRED_KEY,
-    SAMPLER_KEY,
-    SLOT_KEY,
-    TWIN_KEY,
-    UNIFORM,
-    trial_attributes,
-)
+from hpo_mab._attributes import CHOICE_KEY, EVIDENCE_KEY, FIDELITY_KEY, UNIFORM, StudySettings
 from hpo_mab._errors import ArgumentError
+from hpo_mab._plan import Attempt, Plan
 from hpo_mab.advantage import (
     DEFAULT_MARGIN,
     FEWEST_PAIRS,
@@ -39,19 +29,14 @@ from hpo_mab.advantage import (
     fidelity,
     measure_evidence,
 )
+from hpo_mab.storage._optuna import storage_of
 
-_FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 _Key = tuple[int, frozenset[tuple[str, Any]]]
 
 
 def is_uniform(trial: FrozenTrial) -> bool:
     """Whether a trial of a bandit study was trained under uniform sampling."""
-    return trial_attributes(trial).get(SAMPLER_KEY) == UNIFORM
-
-
-def is_twin(trial: FrozenTrial) -> bool:
-    """Whether a trial repeats another one's configuration to make a pair."""
-    return TWIN_KEY in trial_attributes(trial)
+    return Attempt.of(trial).uniform
 
 
 def pairs_of_trials(
@@ -95,17 +80,19 @@ def pairs_of_trials(
 def _is_of(trial: FrozenTrial, sampler: str | None) -> bool:
     if sampler is None:
         return not is_uniform(trial)
-    return bool(trial_attributes(trial).get(SAMPLER_KEY) == sampler)
+    return Attempt.of(trial).sampler == sampler
 
 
 def _usable(trial: FrozenTrial) -> bool:
-    return trial.state in _FINISHED and bool(trial.intermediate_values)
+    return Attempt.of(trial).finished and bool(trial.intermediate_values)
 
 
 def _key(trial: FrozenTrial) -> _Key:
-    slot = trial_attributes(trial).get(SLOT_KEY, trial.number)
+    slot = Attempt.of(trial).slot
     shared = (item for item in trial.params.items() if not item[0].startswith("sampler."))
-    return int(slot), frozenset((name, _hashable(value)) for name, value in shared)
+    return trial.number if slot is None else slot, frozenset(
+        (name, _hashable(value)) for name, value in shared
+    )
 
 
 def _hashable(value: Any) -> Hashable:
@@ -175,7 +162,11 @@ class RungFidelity:
             full: Step that a full trial reports last.
             known: The last measurement; it is returned while no further trial has finished.
         """
-        ranked = [t for t in trials if _is_unstoppable(t) and full in t.intermediate_values]
+        ranked = [
+            trial
+            for trial in trials
+            if Attempt.of(trial).unstoppable and full in trial.intermediate_values
+        ]
         if len(ranked) < FEWEST_RANKED or (known is not None and len(ranked) <= known.trials):
             return known
         steps = [step for step in _common_steps(ranked, full) if 2 * step <= full]
@@ -224,13 +215,6 @@ class RungFidelity:
             tau=tuple(map(Estimate.from_json, fields["tau"])),
             trials=fields["trials"],
         )
-
-
-def _is_unstoppable(trial: FrozenTrial) -> bool:
-    """Whether a trial is complete and the study's pruner could not stop it."""
-    attrs = trial_attributes(trial)
-    complete = trial.state == TrialState.COMPLETE
-    return complete and bool(attrs.get(PAIRED_KEY)) and TWIN_KEY not in attrs
 
 
 #: Evidence as users give it.
@@ -297,7 +281,7 @@ class EvidenceKeeper:
         Returns:
             Whether evidence, fidelity or the length of a trial became known or changed.
         """
-        if not now and self._seen is not None and _finished(trials) < self._seen + self._every:
+        if not now and self._seen is not None and Plan(trials).ended < self._seen + self._every:
             return False
         before = (self.evidence, self.fidelity, self.full)
         self.read_trials(study, trials)
@@ -311,9 +295,9 @@ class EvidenceKeeper:
             trials: Its trials as they are now.
         """
         attrs = study.user_attrs
-        first, self._seen = self._seen is None, _finished(trials)
+        first, self._seen = self._seen is None, Plan(trials).ended
         if first:
-            self._read_definition(attrs.get(DEFINITION_KEY, {}).get("spec", {}))
+            self._read_definition(StudySettings.stored_in(attrs))
         if self.full is None:
             self.full = _longest(trials)
         if self.full is not None:
@@ -343,14 +327,13 @@ class EvidenceKeeper:
             stacklevel=3,
         )
 
-    def _read_definition(self, spec: Mapping[str, Any]) -> None:
-        names = [str(spec.get(key, {}).get("name", "")) for key in ("data", "model")]
-        self._names = (names[0], names[1])
-        self._races = spec.get("sampler", {}).get("kind") == "auto"
+    def _read_definition(self, settings: StudySettings) -> None:
+        self._names = (settings.data.kind, settings.model.kind)
+        self._races = settings.sampler.kind == "auto"
         # A uniform study cannot have evidence, so the warning would be noise.
-        self._warned = spec.get("sampler", {}).get("kind") == UNIFORM
-        if self.full is None and spec:
-            self.full = int(spec["budget"]["evaluations"])
+        self._warned = settings.sampler.kind == UNIFORM
+        if self.full is None:
+            self.full = settings.evaluations
         if self.evidence is not None:
             self.evidence = self._unless_of_another_task(self.evidence)
 
@@ -385,7 +368,7 @@ class EvidenceKeeper:
         if self._reference is None:
             return []
         try:
-            other = optuna.load_study(study_name=self._reference, storage=study._storage)
+            other = optuna.load_study(study_name=self._reference, storage=storage_of(study))
         except KeyError:
             raise ArgumentError(
                 f"reference must name a study in the same storage, got '{self._reference}'."
@@ -426,14 +409,10 @@ def read_evidence(given: EvidenceLike) -> Evidence:
     return Evidence.load(given)
 
 
-def _finished(trials: Sequence[FrozenTrial]) -> int:
-    return sum(trial.state.is_finished() for trial in trials)
-
-
 def _longest(trials: Sequence[FrozenTrial]) -> int | None:
     lengths = [
         trial.last_step
         for trial in trials
-        if trial.state == optuna.trial.TrialState.COMPLETE and trial.last_step is not None
+        if trial.state == TrialState.COMPLETE and trial.last_step is not None
     ]
     return max(lengths, default=None)

@@ -12,13 +12,14 @@ from typing import Any
 
 import numpy as np
 import optuna
-from optuna.pruners import BasePruner
+from optuna.pruners import BasePruner, HyperbandPruner
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from hpo_mab._attributes import PRUNED_KEY, REASON_KEY
 from hpo_mab.pruners._advantage_pruner import AdvantagePruner, needed_at_rung
 from hpo_mab.pruners._top_k import TopKPruner
+from hpo_mab.storage._optuna import hyperband_bracket, id_of, pruner_settings, storage_of
 
 Because = dict[str, Any]
 
@@ -39,10 +40,10 @@ def store_reason(trial: optuna.trial.Trial) -> None:
     study, pruner = trial.study, trial.study.pruner
     if isinstance(pruner, AdvantagePruner):
         return
-    frozen = study._storage.get_trial(trial._trial_id)
+    frozen = storage_of(study).get_trial(id_of(trial))
     if PRUNED_KEY not in frozen.user_attrs:
         because = _because(pruner, study, frozen)
-        study._storage.set_trial_user_attr(trial._trial_id, PRUNED_KEY, because)
+        storage_of(study).set_trial_user_attr(id_of(trial), PRUNED_KEY, because)
 
 
 def _because(pruner: BasePruner, study: optuna.Study, trial: FrozenTrial) -> Because:
@@ -67,21 +68,22 @@ def _json(value: Any) -> Any:
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
-# The rules. They read private attributes of Optuna's pruners, whose settings have no public names.
+# The rules.
 
 
-def _percentile(pruner: Any, study: optuna.Study, trial: FrozenTrial) -> Because:
+def _percentile(pruner: BasePruner, study: optuna.Study, trial: FrozenTrial) -> Because:
     """The best value so far against complete trials' values at the same step."""
     complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     step = trial.last_step
     others = [t.intermediate_values[step] for t in complete if step in t.intermediate_values]
     maximize = study.direction == StudyDirection.MAXIMIZE
-    share = 100 - pruner._percentile if maximize else pruner._percentile
+    percentile = pruner_settings(pruner)["percentile"]
+    share = 100 - percentile if maximize else percentile
     return {
         "value": _best(study, trial.intermediate_values.values()),
         "threshold": float(np.nanpercentile(others, share)) if others else None,
         "competitors": len(others),
-        "percentile": float(pruner._percentile),
+        "percentile": float(percentile),
     }
 
 
@@ -91,7 +93,7 @@ def _best(study: optuna.Study, values: Iterable[float]) -> float:
     return best(numbers, default=math.nan)
 
 
-def _halving(pruner: Any, study: optuna.Study, trial: FrozenTrial) -> Because:
+def _halving(pruner: BasePruner, study: optuna.Study, trial: FrozenTrial) -> Because:
     """The value at a rung against those of all trials that have reached it."""
     key = "completed_rung_{}"
     rung = 0
@@ -103,11 +105,12 @@ def _halving(pruner: Any, study: optuna.Study, trial: FrozenTrial) -> Because:
     trials = study.get_trials(deepcopy=False)
     entered = [t.system_attrs.get(key.format(rung)) for t in trials]
     values = [one for one in entered if one is not None]
-    factor = pruner._reduction_factor
-    judged = not math.isnan(value) and len(values) > pruner._bootstrap_count
+    settings = pruner_settings(pruner)
+    factor = settings["reduction_factor"]
+    judged = not math.isnan(value) and len(values) > settings["bootstrap_count"]
     return {
         "rung": rung,
-        "step": pruner._min_resource * factor ** (pruner._min_early_stopping_rate + rung),
+        "step": settings["min_resource"] * factor ** (settings["min_early_stopping_rate"] + rung),
         "threshold": (
             needed_at_rung(values, reduction_factor=factor, direction=study.direction)
             if judged
@@ -117,38 +120,39 @@ def _halving(pruner: Any, study: optuna.Study, trial: FrozenTrial) -> Because:
     }
 
 
-def _hyperband(pruner: Any, study: optuna.Study, trial: FrozenTrial) -> Because:
+def _hyperband(pruner: HyperbandPruner, study: optuna.Study, trial: FrozenTrial) -> Because:
     """Successive halving among the trials of one bracket."""
-    bracket = pruner._get_bracket_id(study, trial)
-    among = pruner._create_bracket_study(study, bracket)
-    return {**_halving(pruner._pruners[bracket], among, trial), "bracket": bracket}
+    bracket, halving, among = hyperband_bracket(pruner, study, trial)
+    return {**_halving(halving, among, trial), "bracket": bracket}
 
 
 def _top_k(pruner: TopKPruner, study: optuna.Study, trial: FrozenTrial) -> Because:
     return {"top_k": pruner.k}
 
 
-def _threshold(pruner: Any, study: optuna.Study, trial: FrozenTrial) -> Because:
+def _threshold(pruner: BasePruner, study: optuna.Study, trial: FrozenTrial) -> Because:
     value = trial.intermediate_values[trial.last_step or 0]
-    return {"threshold": float(pruner._upper if value > pruner._upper else pruner._lower)}
+    settings = pruner_settings(pruner)
+    return {"threshold": float(settings["upper" if value > settings["upper"] else "lower"])}
 
 
-def _patient(pruner: Any, study: optuna.Study, trial: FrozenTrial) -> Because:
+def _patient(pruner: BasePruner, study: optuna.Study, trial: FrozenTrial) -> Because:
     """The last evaluations were no better than those before; then the wrapped pruner's reason."""
     values = [value for _, value in sorted(trial.intermediate_values.items())]
-    late = pruner._patience + 1
+    settings = pruner_settings(pruner)
+    late = settings["patience"] + 1
     inner: Because = {}
-    if pruner._wrapped_pruner is not None:
-        inner = {"wrapped": _because(pruner._wrapped_pruner, study, trial)}
+    if settings["wrapped_pruner"] is not None:
+        inner = {"wrapped": _because(settings["wrapped_pruner"], study, trial)}
     return {
         "value": _best(study, values[-late:]),
         "threshold": _best(study, values[:-late]),
-        "patience": pruner._patience,
+        "patience": settings["patience"],
         **inner,
     }
 
 
-def _wilcoxon(pruner: Any, study: optuna.Study, trial: FrozenTrial) -> Because:
+def _wilcoxon(pruner: BasePruner, study: optuna.Study, trial: FrozenTrial) -> Because:
     """The signed-rank test against the best trial at the steps that both have."""
     from scipy import stats
 
@@ -160,14 +164,14 @@ def _wilcoxon(pruner: Any, study: optuna.Study, trial: FrozenTrial) -> Because:
     return {
         "best_trial": best.number,
         "p_value": float(test.pvalue),
-        "p_threshold": pruner._p_threshold,
+        "p_threshold": pruner_settings(pruner)["p_threshold"],
         "steps": len(steps),
     }
 
 
 _RULES: Mapping[type[BasePruner], Callable[[Any, optuna.Study, FrozenTrial], Because]] = {
     TopKPruner: _top_k,
-    optuna.pruners.HyperbandPruner: _hyperband,
+    HyperbandPruner: _hyperband,
     optuna.pruners.MedianPruner: _percentile,
     optuna.pruners.PatientPruner: _patient,
     optuna.pruners.PercentilePruner: _percentile,

@@ -7,10 +7,10 @@ import math
 import optuna
 from optuna.pruners import BasePruner
 from optuna.study import StudyDirection
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 
-from hpo_mab._attributes import PROMOTES_KEY, trial_attributes
 from hpo_mab._errors import ArgumentError, check_integer
+from hpo_mab._plan import Attempt, Plan
 
 
 class TopKPruner(BasePruner):
@@ -67,7 +67,7 @@ class TopKPruner(BasePruner):
 
     def prune(self, study: optuna.Study, trial: FrozenTrial) -> bool:
         """See `optuna.pruners.BasePruner`."""
-        if trial.last_step is None or PROMOTES_KEY in trial_attributes(trial):
+        if trial.last_step is None or Attempt.of(trial).promotion:
             return False
         return trial.last_step >= self.stop_step
 
@@ -79,8 +79,7 @@ class TopKPruner(BasePruner):
         Args:
             study: A study with this pruner.
         """
-        trials = study.get_trials(deepcopy=False)
-        taken = {trial_attributes(trial).get(PROMOTES_KEY) for trial in trials}
+        taken = Plan(study.get_trials(deepcopy=False)).promoted()
         return next((trial for trial in self.stopped(study) if trial.number not in taken), None)
 
     def stopped(self, study: optuna.Study) -> list[FrozenTrial]:
@@ -89,10 +88,12 @@ class TopKPruner(BasePruner):
         Args:
             study: A study with this pruner.
         """
+        trials = study.get_trials(deepcopy=False)
+        numbers = Plan(trials).stopped
         stopped = [
             trial
-            for trial in study.get_trials(deepcopy=False, states=(TrialState.PRUNED,))
-            if PROMOTES_KEY not in trial_attributes(trial) and not math.isnan(self._value(trial))
+            for trial in trials
+            if trial.number in numbers and not math.isnan(self._value(trial))
         ]
         sign = 1.0 if study.direction == StudyDirection.MINIMIZE else -1.0
         return sorted(stopped, key=lambda trial: sign * self._value(trial))

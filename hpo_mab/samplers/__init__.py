@@ -12,9 +12,8 @@ from hpo_mab._registry import lazy_names
 from hpo_mab.samplers._registry import NAMES, available, create, knob_types, knobs
 
 if TYPE_CHECKING:
-    from hpo_mab.samplers._base import BatchSampler, Draw
-    from hpo_mab.samplers._curriculum import CurriculumSampler
-    from hpo_mab.samplers._feedback import FeedbackError
+    from hpo_mab.samplers._base import BatchSampler, CommonArguments
+    from hpo_mab.samplers._feedback import Draw, FeedbackError
     from hpo_mab.samplers._importance import AdamBSSampler, GradNormSampler
     from hpo_mab.samplers._linear import ContextualSampler, ImponSampler
     from hpo_mab.samplers._mab import MABSampler
@@ -24,12 +23,13 @@ if TYPE_CHECKING:
         InfoBatchSampler,
         SelectiveBackpropSampler,
     )
-    from hpo_mab.samplers._uniform import UniformSampler
+    from hpo_mab.samplers._uniform import CurriculumSampler, UniformSampler
 
 __all__ = [
     "AdamBSSampler",
     "BatchSampler",
     "CSGDSampler",
+    "CommonArguments",
     "ContextualSampler",
     "CurriculumSampler",
     "Draw",
@@ -52,6 +52,6 @@ __all__ = [
 __getattr__, __dir__ = lazy_names(
     __name__,
     {name: module for module, name in (path.split(":") for path in NAMES.values())}
-    | dict.fromkeys(("BatchSampler", "Draw"), "hpo_mab.samplers._base")
-    | {"FeedbackError": "hpo_mab.samplers._feedback"},
+    | dict.fromkeys(("BatchSampler", "CommonArguments"), "hpo_mab.samplers._base")
+    | dict.fromkeys(("Draw", "FeedbackError"), "hpo_mab.samplers._feedback"),
 )

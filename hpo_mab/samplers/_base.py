@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import abc
-import collections
-import dataclasses
 import functools
 import hashlib
 import inspect
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, ClassVar, Self
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, ClassVar, Required, Self, TypedDict
 
 import torch
 from torch import Tensor
@@ -18,23 +16,38 @@ from torch.utils.data import Sampler
 
 from hpo_mab._errors import ArgumentError
 from hpo_mab._labels import class_labels
-from hpo_mab._registry import name_of
-from hpo_mab.samplers._feedback import FeedbackError, check_losses, checked_targets, same_indices
+from hpo_mab._registry import bound_arguments, class_signature, name_of
+from hpo_mab.samplers._feedback import (
+    Draw,
+    DrawQueue,
+    FeedbackError,
+    check_losses,
+    check_outputs,
+    checked_targets,
+    has_indices,
+)
 
 
-@dataclasses.dataclass(slots=True)
-class Draw:
-    """A batch that waits for its losses.
+class CommonArguments(TypedDict, total=False):
+    """Keyword arguments of every sampler: a subclass passes them on to `BatchSampler`.
 
-    Attributes:
-        indices: Examples drawn, int64 [B].
-        weights: Importance weights for the mean loss, float32 [B]; None means all ones.
-        context: Data of the sampler that `_learn` needs for the draw.
+    `BatchSampler` has their meaning, defaults and checks. A subclass names its own options only:
+
+    .. code-block:: python
+
+        class MySampler(BatchSampler):
+            def __init__(
+                self, labels, *, floor: float = 0.1, **common: Unpack[CommonArguments]
+            ) -> None:
+                super().__init__(labels, **common)
+                self.floor = floor
     """
 
-    indices: Tensor
-    weights: Tensor | None = None
-    context: Any = None
+    batch_size: Required[int]
+    seed: int
+    device: torch.device | str
+    rank: int
+    world_size: int
 
 
 class BatchSampler(Sampler[list[int]], abc.ABC):
@@ -82,12 +95,23 @@ class BatchSampler(Sampler[list[int]], abc.ABC):
 
     #: Options of the subclass that this sampler was made with, as plain values.
     _options: Mapping[str, Any]
+    #: Of the constructor, with the arguments of every sampler in place of ``**``: for `help`.
+    __signature__: ClassVar[inspect.Signature]
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Store the constructor's signature."""
+        super().__init_subclass__(**options)
+        cls.__signature__ = class_signature(cls, first=CommonArguments.__annotations__)
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         """Store the options: a state can only be loaded by a sampler with the same ones."""
         made = super().__new__(cls)
         if args or kwargs:  # Neither when a copy is made.
-            made._options = _bound_options(cls, args, kwargs)
+            common = {"labels", *CommonArguments.__annotations__}
+            options = bound_arguments(cls.__signature__, args, kwargs)
+            made._options = {
+                name: _plain(value) for name, value in options.items() if name not in common
+            }
         return made
 
     def __init__(
@@ -122,7 +146,7 @@ class BatchSampler(Sampler[list[int]], abc.ABC):
                 f"batch_size must be in [1, {smallest}], the number of examples"
                 f"{' of the smallest rank' if world_size > 1 else ''}, got {batch_size}."
             )
-        self._outstanding: collections.deque[Draw] = collections.deque()
+        self._outstanding = DrawQueue()
         #: Passes begun; a pass ends where another begins.
         self._passes_begun = 0
         self._warned = False
@@ -251,16 +275,17 @@ class BatchSampler(Sampler[list[int]], abc.ABC):
                 type is wrong, or logits are missing. The draw still waits.
             ArgumentError: Labels that the outputs have no column for.
         """
-        draw = self._oldest("update")
+        draw = self._outstanding.oldest("update")
         check_losses(losses, len(draw.indices))
         if self.needs_logits and logits is None:
             raise FeedbackError(f"{type(self).__name__} needs logits=, the model's outputs.")
         if targets is not None:
             targets = checked_targets(targets, len(draw.indices))
         if indices is not None:
-            self._check_answer("indices", indices)
+            self._outstanding.check("indices", functools.partial(has_indices, given=indices))
         elif targets is not None and targets.is_cpu and draw.indices.is_cpu:
-            self._check_answer("targets", targets)
+            fits = functools.partial(self._has_targets, given=targets)
+            self._outstanding.check("targets", fits)
         if logits is not None:
             self.check_outputs(logits, targets=targets)
         self._outstanding.popleft()
@@ -287,9 +312,9 @@ class BatchSampler(Sampler[list[int]], abc.ABC):
         Raises:
             FeedbackError: No draw is outstanding, or the indices are not the draw's.
         """
-        self._oldest("discard")
+        self._outstanding.oldest("discard")
         if indices is not None:
-            self._check_answer("indices", indices)
+            self._outstanding.check("indices", functools.partial(has_indices, given=indices))
         self._outstanding.popleft()
 
     def check_outputs(self, logits: Tensor, *, targets: Tensor | None = None) -> None:
@@ -302,22 +327,7 @@ class BatchSampler(Sampler[list[int]], abc.ABC):
         Raises:
             ArgumentError: Outputs of another shape, or fewer than the labels need.
         """
-        if logits.ndim != 2:
-            raise ArgumentError(f"logits must be [B, C], got shape {list(logits.shape)}.")
-        outputs = logits.shape[1]
-        low, high = self._label_range
-        if low >= 0 and high < outputs:
-            return
-        if targets is None:
-            wrong = low if low < 0 else high
-        elif targets.is_cpu and not 0 <= int(targets.min()) <= int(targets.max()) < outputs:
-            wrong = int(targets[(targets < 0) | (targets >= outputs)][0])
-        else:
-            return
-        raise ArgumentError(
-            f"labels must be in [0, {outputs}) for a model of {outputs} outputs, got {wrong}; "
-            "number classes from 0, or give the model more outputs."
-        )
+        check_outputs(logits, targets, self._label_range)
 
     def set_progress(self, share: float) -> None:
         """Set the share of the training budget that is spent, in [0, 1]."""
@@ -398,11 +408,6 @@ class BatchSampler(Sampler[list[int]], abc.ABC):
     def _label_range(self) -> tuple[int, int]:
         return int(self.labels.min()), int(self.labels.max())
 
-    def _oldest(self, caller: str) -> Draw:
-        if not self._outstanding:
-            raise FeedbackError(f"{caller} answers a draw, but no draw is outstanding.")
-        return self._outstanding[0]
-
     def _drop_all(self) -> None:
         """Drop draws of a pass that was left early, with a warning the first time."""
         learns = type(self)._learn is not BatchSampler._learn
@@ -416,32 +421,12 @@ class BatchSampler(Sampler[list[int]], abc.ABC):
             )
         self._outstanding.clear()
 
-    def _check_answer(self, name: str, given: Tensor | Sequence[int]) -> None:
-        """Raise if feedback, by its indices or labels, is not of the oldest draw's batch."""
-        fits: Callable[[Draw, Any], bool] = (
-            self._fits_targets
-            if name == "targets"
-            else lambda draw, indices: same_indices(indices, draw.indices)
-        )
-        if fits(self._outstanding[0], given):
-            return
-        later = [place for place, draw in enumerate(self._outstanding) if fits(draw, given)]
-        hint = (
-            f"They are of the draw {later[0]} later: call discard for each batch without losses"
-            if later
-            else "Answer every draw once, in order, and call discard for batches without losses"
-        )
-        other = (
-            "" if name == "indices" else "; if the loop numbers classes otherwise, give indices="
-        )
-        raise FeedbackError(f"{name} are not those of the oldest unanswered draw. {hint}{other}.")
-
-    def _fits_targets(self, draw: Draw, targets: Tensor) -> bool:
+    def _has_targets(self, draw: Draw, given: Tensor) -> bool:
+        """Whether a batch's labels, or the numbers of their classes, are a draw's."""
         labels = self.labels.index_select(0, draw.indices)
-        if torch.equal(targets, labels):
+        if torch.equal(given, labels):
             return True
-        numbers = torch.searchsorted(self._classes, labels)
-        return torch.equal(targets, numbers)
+        return torch.equal(given, torch.searchsorted(self._classes, labels))
 
     @functools.cached_property
     def _classes(self) -> Tensor:
@@ -450,20 +435,7 @@ class BatchSampler(Sampler[list[int]], abc.ABC):
         return classes
 
 
-def _bound_options(cls: type, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments of a constructor but those that every sampler has, defaults included."""
-    signature = inspect.signature(cls.__init__)  # type: ignore[misc]
-    try:
-        bound = signature.bind(None, *args, **kwargs)
-    except TypeError:  # The constructor raises the error of these arguments.
-        return {}
-    bound.apply_defaults()
-    options: dict[str, Any] = {}
-    for name, value in bound.arguments.items():
-        rest = signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD
-        options.update(value if rest else {name: value})
-    base = inspect.signature(BatchSampler.__init__).parameters
-    return {name: _plain(value) for name, value in options.items() if name not in base}
+BatchSampler.__signature__ = class_signature(BatchSampler, first=CommonArguments.__annotations__)
 
 
 def _plain(value: Any) -> Any:

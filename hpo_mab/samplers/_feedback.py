@@ -1,8 +1,11 @@
-"""Checks of a sampler's inputs: constructor arguments, losses and targets of a draw."""
+"""Draws that wait for their losses, and the checks of what answers them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import collections
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,24 +14,60 @@ from hpo_mab._errors import ArgumentError
 from hpo_mab._labels import class_labels
 
 
-def require(holds: bool, name: str, bound: str, value: object) -> None:
-    """Raise `ArgumentError` for an argument outside its bound.
-
-    Args:
-        holds: Whether ``value`` is within the bound.
-        name: The argument.
-        bound: The bound in words, e.g. ``"in (0, 1]"``.
-        value: The value given.
-
-    Raises:
-        ArgumentError: ``holds`` is false.
-    """
-    if not holds:
-        raise ArgumentError(f"{name} must be {bound}, got {value}.")
-
-
 class FeedbackError(RuntimeError):
     """Feedback without a draw to answer, or of another batch than the draw's."""
+
+
+@dataclasses.dataclass(slots=True)
+class Draw:
+    """A batch that waits for its losses.
+
+    Attributes:
+        indices: Examples drawn, int64 [B].
+        weights: Importance weights for the mean loss, float32 [B]; None means all ones.
+        context: Data of the sampler that `_learn` needs for the draw.
+    """
+
+    indices: Tensor
+    weights: Tensor | None = None
+    context: Any = None
+
+
+class DrawQueue(collections.deque[Draw]):
+    """Draws that wait for their losses, the oldest first."""
+
+    def oldest(self, caller: str) -> Draw:
+        """The draw that the next answer is for.
+
+        Raises:
+            FeedbackError: No draw waits; the message names the caller.
+        """
+        if not self:
+            raise FeedbackError(f"{caller} answers a draw, but no draw is outstanding.")
+        return self[0]
+
+    def check(self, name: str, fits: Callable[[Draw], bool]) -> None:
+        """Raise unless an answer is for the oldest draw.
+
+        Args:
+            name: ``"indices"`` or ``"targets"``, by which draws and answers are compared.
+            fits: Whether the answer is for a draw.
+
+        Raises:
+            FeedbackError: It is for a later draw or for none; the message says which.
+        """
+        if fits(self[0]):
+            return
+        later = [place for place, draw in enumerate(self) if fits(draw)]
+        hint = (
+            f"They are of the draw {later[0]} later: call discard for each batch without losses"
+            if later
+            else "Answer every draw once, in order, and call discard for batches without losses"
+        )
+        other = (
+            "" if name == "indices" else "; if the loop numbers classes otherwise, give indices="
+        )
+        raise FeedbackError(f"{name} are not those of the oldest unanswered draw. {hint}{other}.")
 
 
 def check_losses(losses: Tensor, count: int) -> None:
@@ -73,11 +112,12 @@ def checked_targets(targets: Tensor, count: int) -> Tensor:
     return targets.to(torch.int64)
 
 
-def same_indices(given: Tensor | Sequence[int], drawn: Tensor) -> bool:
-    """Whether a loop's indices, [B], are those drawn, int64 [B].
+def has_indices(draw: Draw, given: Tensor | Sequence[int]) -> bool:
+    """Whether a loop's indices, [B], are those of a draw.
 
     Waits for a CUDA device only if the indices are on it and in other memory than the draw's.
     """
+    drawn = draw.indices
     if not isinstance(given, Tensor):
         return list(given) == drawn.tolist()
     if given.shape != drawn.shape:
@@ -85,3 +125,32 @@ def same_indices(given: Tensor | Sequence[int], drawn: Tensor) -> bool:
     if given.device == drawn.device and given.data_ptr() == drawn.data_ptr():
         return True
     return torch.equal(given.to(drawn.device, torch.int64), drawn)
+
+
+def check_outputs(logits: Tensor, targets: Tensor | None, labels: tuple[int, int]) -> None:
+    """Raise if model outputs have no column for a label; checks shapes only.
+
+    Args:
+        logits: Model outputs [B, C].
+        targets: Labels int64 [B] to use instead of the sampler's own; None for those.
+        labels: Least and greatest of the sampler's own labels.
+
+    Raises:
+        ArgumentError: Outputs of another shape, or fewer than the labels need.
+    """
+    if logits.ndim != 2:
+        raise ArgumentError(f"logits must be [B, C], got shape {list(logits.shape)}.")
+    outputs = logits.shape[1]
+    low, high = labels
+    if low >= 0 and high < outputs:
+        return
+    if targets is None:
+        wrong = low if low < 0 else high
+    elif targets.is_cpu and not 0 <= int(targets.min()) <= int(targets.max()) < outputs:
+        wrong = int(targets[(targets < 0) | (targets >= outputs)][0])
+    else:
+        return
+    raise ArgumentError(
+        f"labels must be in [0, {outputs}) for a model of {outputs} outputs, got {wrong}; "
+        "number classes from 0, or give the model more outputs."
+    )

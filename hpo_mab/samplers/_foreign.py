@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import torch
@@ -13,7 +14,8 @@ from torch import Tensor
 
 from hpo_mab._errors import ArgumentError
 from hpo_mab._registry import bound_to
-from hpo_mab.samplers._base import BatchSampler, Draw
+from hpo_mab.samplers._base import BatchSampler, CommonArguments
+from hpo_mab.samplers._feedback import Draw
 
 
 def own_sampler(
@@ -21,28 +23,17 @@ def own_sampler(
     name: str,
     labels: Tensor | Sequence[int],
     /,
-    *,
-    batch_size: int,
-    seed: int = 0,
-    device: torch.device | str = "cpu",
-    rank: int = 0,
-    world_size: int = 1,
-    **options: Any,
+    **arguments: Any,
 ) -> BatchSampler:
     """Make a sampler that is not of this package.
 
     Args:
         make: Its class, or a function that returns one. It is called with its options and with
-            those of ``labels``, ``batch_size``, ``seed``, ``device``, ``rank``, ``world_size`` and
-            ``data_source`` (the labels, as a container of N) that it takes.
+            those of ``labels``, ``data_source`` (the labels, as a container of N) and the
+            arguments of every sampler that it takes.
         name: Its name, for messages and checkpoints.
         labels: Class of each training example, integers [N].
-        batch_size: Examples a batch, ``B``.
-        seed: Seed of every random choice.
-        device: Where indices are drawn and losses are expected.
-        rank: This process's share among ``world_size``.
-        world_size: Number of processes that split the examples.
-        **options: Options of the sampler.
+        **arguments: Arguments of every sampler, see `BatchSampler`, and options of this one.
 
     Returns:
         The sampler itself if it is a `BatchSampler` of ours, else a `ForeignSampler`.
@@ -50,16 +41,13 @@ def own_sampler(
     Raises:
         ArgumentError: What was made cannot be iterated over, or draws other batches than asked.
     """
-    common: dict[str, Any] = {
-        "batch_size": batch_size,
-        "seed": seed,
-        "device": device,
-        "rank": rank,
-        "world_size": world_size,
-    }
-    random = _RandomState(seed)
+    given = {one: arguments.pop(one) for one in CommonArguments.__annotations__ if one in arguments}
+    bound = inspect.signature(BatchSampler).bind(labels, **given)
+    bound.apply_defaults()
+    common = bound.kwargs
+    random = _RandomState(common["seed"])
     with random:
-        made = bound_to(make, {"labels": labels, "data_source": labels, **common})(**options)
+        made = bound_to(make, {"labels": labels, "data_source": labels, **common})(**arguments)
     if isinstance(made, BatchSampler):
         return made
     return ForeignSampler(made, labels, name=name, random=random, **common)
@@ -99,11 +87,8 @@ class ForeignSampler(BatchSampler):
         labels: Class of each training example, integers [N].
         name: The sampler's name.
         random: Random state that the sampler was made in.
-        batch_size: Examples a batch, ``B``.
-        seed: Seed of the sampler.
-        device: Where indices are wanted.
-        rank: As for every sampler; the sampler itself must split the examples.
-        world_size: As for every sampler.
+        **common: Arguments of every sampler, see `BatchSampler`; the sampler itself must split
+            the examples among ranks.
 
     Raises:
         ArgumentError: What cannot be iterated over; at a draw, batches of another size, or what is
@@ -117,25 +102,14 @@ class ForeignSampler(BatchSampler):
         *,
         name: str,
         random: _RandomState,
-        batch_size: int,
-        seed: int = 0,
-        device: torch.device | str = "cpu",
-        rank: int = 0,
-        world_size: int = 1,
+        **common: Unpack[CommonArguments],
     ) -> None:
         if not isinstance(sampler, Iterable):
             raise ArgumentError(
                 f"sampler '{name}' must be an iterable of indices or of batches of them, "
                 f"got {type(sampler).__name__}."
             )
-        super().__init__(
-            labels,
-            batch_size=batch_size,
-            seed=seed,
-            device=device,
-            rank=rank,
-            world_size=world_size,
-        )
+        super().__init__(labels, **common)
         self._name = name
         self._sampler = sampler
         self._random = random

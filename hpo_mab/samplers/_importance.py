@@ -6,12 +6,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Unpack
 
 import torch
 from torch import Tensor
 
-from hpo_mab.samplers._base import Draw
-from hpo_mab.samplers._feedback import require
+from hpo_mab._errors import require
+from hpo_mab.samplers._base import CommonArguments
+from hpo_mab.samplers._feedback import Draw
 from hpo_mab.samplers._learning import (
     LearningSampler,
     accumulate,
@@ -54,14 +56,10 @@ class GradNormSampler(LearningSampler):
 
     Args:
         labels: Class of each training example, integers [N].
-        batch_size: Examples a batch, ``B``.
-        seed: Seed of every random choice.
-        device: Where indices are drawn.
-        rank: This process's share among ``world_size``.
-        world_size: Number of processes that split the examples.
         presample: Candidates for each example of the batch, at least 1.
         threshold: ``tau`` above which importance sampling is on; None for the break-even.
         tau_decay: Decay of the smoothing of ``tau``, in [0, 1).
+        **common: Arguments of every sampler, see `BatchSampler`.
 
     Attributes:
         scorer: Function from indices to logits, or None.
@@ -78,26 +76,15 @@ class GradNormSampler(LearningSampler):
         self,
         labels: Tensor | Sequence[int],
         *,
-        batch_size: int,
-        seed: int = 0,
-        device: torch.device | str = "cpu",
-        rank: int = 0,
-        world_size: int = 1,
         presample: int = 3,
         threshold: float | None = None,
         tau_decay: float = 0.9,
+        **common: Unpack[CommonArguments],
     ) -> None:
         require(presample >= 1, "presample", "at least 1", presample)
         require(threshold is None or threshold >= 0, "threshold", "at least 0", threshold)
         require(0 <= tau_decay < 1, "tau_decay", "in [0, 1)", tau_decay)
-        super().__init__(
-            labels,
-            batch_size=batch_size,
-            seed=seed,
-            device=device,
-            rank=rank,
-            world_size=world_size,
-        )
+        super().__init__(labels, **common)
         self.scorer: Callable[[Tensor], Tensor] | None = None
         self.presample = presample
         self.threshold = (presample + 3) / 3 if threshold is None else threshold
@@ -200,14 +187,10 @@ class AdamBSSampler(LearningSampler):
 
     Args:
         labels: Class of each training example, integers [N].
-        batch_size: Examples a batch, ``B``.
-        seed: Seed of every random choice.
-        device: Where indices are drawn.
-        rank: This process's share among ``world_size``.
-        world_size: Number of processes that split the examples.
         step: Learning rate of the distribution, at least 0; 0 is uniform sampling.
         floor: Least probability in units of ``1 / n``, in (0, 1]; weights are at most about
             ``1 / floor``.
+        **common: Arguments of every sampler, see `BatchSampler`.
 
     Raises:
         ArgumentError: An argument outside its bound.
@@ -220,24 +203,13 @@ class AdamBSSampler(LearningSampler):
         self,
         labels: Tensor | Sequence[int],
         *,
-        batch_size: int,
-        seed: int = 0,
-        device: torch.device | str = "cpu",
-        rank: int = 0,
-        world_size: int = 1,
         step: float = 1.0,
         floor: float = 0.2,
+        **common: Unpack[CommonArguments],
     ) -> None:
         require(step >= 0, "step", "at least 0", step)
         require(0 < floor <= 1, "floor", "in (0, 1]", floor)
-        super().__init__(
-            labels,
-            batch_size=batch_size,
-            seed=seed,
-            device=device,
-            rank=rank,
-            world_size=world_size,
-        )
+        super().__init__(labels, **common)
         self.step = step
         self.floor = floor
         self._ratios = self._memory(1.0)

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Unpack
 
 import torch
 from torch import Tensor
 
-from hpo_mab.samplers._base import BatchSampler
-from hpo_mab.samplers._uniform import PlanStream, make_generator
+from hpo_mab.samplers._base import CommonArguments
+from hpo_mab.samplers._uniform import StreamSampler
 
 # Per-example memories. Writes do not wait for the device and give the same result on every run.
 #
@@ -198,7 +198,7 @@ def gradient_bound(logits: Tensor, targets: Tensor) -> Tensor:
     return norm
 
 
-class LearningSampler(BatchSampler):
+class LearningSampler(StreamSampler):
     """A sampler whose state is a generator, a stream and named tensors.
 
     Inside, an example is its *position* among this rank's ``n`` examples, in [0, n).
@@ -210,30 +210,18 @@ class LearningSampler(BatchSampler):
     def __init__(
         self,
         labels: Tensor | Sequence[int],
-        *,
-        batch_size: int,
-        seed: int,
-        device: torch.device | str,
-        rank: int,
-        world_size: int,
+        **common: Unpack[CommonArguments],
     ) -> None:
-        super().__init__(
-            labels,
-            batch_size=batch_size,
-            seed=seed,
-            device=device,
-            rank=rank,
-            world_size=world_size,
-        )
-        self._generator = make_generator(seed, rank=rank, device=self.device)
-        examples = self.examples
-        self._examples = examples.to(self.device)
-        self._targets = self.labels[examples].to(self.device)
+        super().__init__(labels, **common)
+        self._targets = self.labels[self._examples.cpu()].to(self.device)
         self._draws = self._memory(0, dtype=torch.int64)
-        self._ones = torch.ones(batch_size, dtype=torch.int64, device=self.device)
-        self._stream = PlanStream(
-            self._plan, num_labels=self.num_examples, generator=self._generator
-        )
+        self._ones = torch.ones(self.batch_size, dtype=torch.int64, device=self.device)
+        #: Losses that were rewarded, and losses judged, since the last `statistics`.
+        self._rewards = torch.zeros(2, device=self.device)
+
+    @property
+    def _plan_labels(self) -> int:
+        return self.num_examples
 
     def _plan(self) -> Tensor:
         """Positions of the stream's next pass; a shuffle unless overridden."""
@@ -251,21 +239,23 @@ class LearningSampler(BatchSampler):
         """Labels of a batch: ``targets`` if given, else those of the sampler."""
         return self._targets[positions] if targets is None else targets.to(self.device)
 
+    def _reward(self, rewarded: Tensor, judged: Tensor) -> None:
+        """Count the rewarded and the judged losses of a batch, bool [B] each."""
+        self._rewards += torch.stack([rewarded.sum(), judged.sum()])
+
     def statistics(self) -> dict[str, float]:
-        """See `BatchSampler.statistics`; ``concentration`` once something was drawn."""
+        """``reward_rate`` since the last call, where losses are judged, and ``concentration``."""
         counts = self._draws[:-1]
-        return {"concentration": concentration(counts)} if bool(counts.any()) else {}
+        figures = {"concentration": concentration(counts)} if bool(counts.any()) else {}
+        rewarded, judged = self._rewards.tolist()
+        self._rewards.zero_()
+        return {**figures, "reward_rate": rewarded / judged} if judged else figures
 
     def _state(self) -> dict[str, Any]:
         tensors = {name: getattr(self, name).clone() for name in ("_draws", *self._tensors)}
-        return {
-            "generator": self._generator.get_state(),
-            "stream": self._stream.state(),
-            "tensors": tensors,
-        }
+        return {**super()._state(), "tensors": tensors}
 
     def _load_state(self, state: dict[str, Any]) -> None:
-        self._generator.set_state(state["generator"].cpu())
-        self._stream.load_state(state["stream"])
+        super()._load_state(state)
         for name, tensor in state["tensors"].items():
             getattr(self, name).copy_(tensor)

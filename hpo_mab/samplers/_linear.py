@@ -6,13 +6,14 @@ A contextual bandit (linear Thompson sampling), and importance sampling by a reg
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor
 
-from hpo_mab.samplers._base import Draw
-from hpo_mab.samplers._feedback import require
+from hpo_mab._errors import require
+from hpo_mab.samplers._base import CommonArguments
+from hpo_mab.samplers._feedback import Draw
 from hpo_mab.samplers._learning import (
     LearningSampler,
     MovingAverage,
@@ -174,13 +175,9 @@ class LinearSampler(LearningSampler):
 
     Args:
         labels: Class of each training example, integers [N].
-        batch_size: Examples a batch, ``B``.
-        seed: Seed of every random choice.
-        device: Where indices are drawn.
-        rank: This process's share among ``world_size``.
-        world_size: Number of processes that split the examples.
         decay: Share of the regression's past kept at each batch, in (0, 1].
         loss_decay: Decay of the moving average of the loss, in [0, 1).
+        **common: Arguments of every sampler, see `BatchSampler`.
 
     Raises:
         ArgumentError: An argument outside its bound.
@@ -190,24 +187,13 @@ class LinearSampler(LearningSampler):
         self,
         labels: Tensor | Sequence[int],
         *,
-        batch_size: int,
-        seed: int,
-        device: torch.device | str,
-        rank: int,
-        world_size: int,
         decay: float,
         loss_decay: float,
+        **common: Unpack[CommonArguments],
     ) -> None:
         require(0 < decay <= 1, "decay", "in (0, 1]", decay)
         require(0 <= loss_decay < 1, "loss_decay", "in [0, 1)", loss_decay)
-        super().__init__(
-            labels,
-            batch_size=batch_size,
-            seed=seed,
-            device=device,
-            rank=rank,
-            world_size=world_size,
-        )
+        super().__init__(labels, **common)
         self._features = FeatureTable(self._targets)
         self._model = OnlineRidge(NUM_FEATURES, ridge=_RIDGE, decay=decay, device=self.device)
         self._average = MovingAverage(loss_decay, device=self.device)
@@ -256,16 +242,12 @@ class ContextualSampler(LinearSampler):
 
     Args:
         labels: Class of each training example, integers [N].
-        batch_size: Examples a batch, ``B``.
-        seed: Seed of every random choice.
-        device: Where indices are drawn.
-        rank: This process's share among ``world_size``.
-        world_size: Number of processes that split the examples.
         candidates: Candidates a slot, at least 1; 1 is uniform sampling.
         scale: Width of the posterior draws, at least 0.
         floor: Probability of a uniform pick, in [0, 1].
         decay: Share of the regression's past kept at each batch, in (0, 1].
         loss_decay: Decay of the moving average of the loss, in [0, 1).
+        **common: Arguments of every sampler, see `BatchSampler`.
 
     Raises:
         ArgumentError: An argument outside its bound.
@@ -277,42 +259,21 @@ class ContextualSampler(LinearSampler):
         self,
         labels: Tensor | Sequence[int],
         *,
-        batch_size: int,
-        seed: int = 0,
-        device: torch.device | str = "cpu",
-        rank: int = 0,
-        world_size: int = 1,
         candidates: int = 8,
         scale: float = 0.5,
         floor: float = 0.1,
         decay: float = 0.99,
         loss_decay: float = 0.99,
+        **common: Unpack[CommonArguments],
     ) -> None:
         require(candidates >= 1, "candidates", "at least 1", candidates)
         require(scale >= 0, "scale", "at least 0", scale)
         require(0 <= floor <= 1, "floor", "in [0, 1]", floor)
-        super().__init__(
-            labels,
-            batch_size=batch_size,
-            seed=seed,
-            device=device,
-            rank=rank,
-            world_size=world_size,
-            decay=decay,
-            loss_decay=loss_decay,
-        )
-        self.candidates = min(candidates, self.num_examples // batch_size)
+        super().__init__(labels, decay=decay, loss_decay=loss_decay, **common)
+        self.candidates = min(candidates, self.num_examples // self.batch_size)
         self.scale = scale
         self.floor = floor
-        self._starts = self.candidates * torch.arange(batch_size, device=self.device)
-        self._rewards = torch.zeros(2, device=self.device)
-
-    def statistics(self) -> dict[str, float]:
-        """``reward_rate`` since the last call and ``concentration`` of all draws so far."""
-        figures = super().statistics()
-        rewarded, judged = self._rewards.tolist()
-        self._rewards.zero_()
-        return {**figures, "reward_rate": rewarded / judged} if judged else figures
+        self._starts = self.candidates * torch.arange(self.batch_size, device=self.device)
 
     def _draw(self) -> Draw:
         candidates = self._stream.take(self.batch_size * self.candidates)
@@ -341,7 +302,7 @@ class ContextualSampler(LinearSampler):
         outcomes = rewarded.to(torch.float32) - 0.5
         self._model.learn(features, outcomes, keep=finite)
         self._features.learn(positions, outcomes, keep=finite)
-        self._rewards += torch.stack([rewarded.sum(), finite.sum()])
+        self._reward(rewarded, finite)
 
 
 class ImponSampler(LinearSampler):
@@ -366,16 +327,12 @@ class ImponSampler(LinearSampler):
 
     Args:
         labels: Class of each training example, integers [N].
-        batch_size: Examples a batch, ``B``.
-        seed: Seed of every random choice.
-        device: Where indices are drawn.
-        rank: This process's share among ``world_size``.
-        world_size: Number of processes that split the examples.
         presample: Candidates for each example of the batch, at least 1.
         smoothing: Uniform part, in means of the scores, above 0.
         decay: Share of the regression's past kept at each batch, in (0, 1].
         loss_decay: Decay of the moving average of the loss, in [0, 1).
         weighted: Whether to weight losses to be unbiased.
+        **common: Arguments of every sampler, see `BatchSampler`.
 
     Raises:
         ArgumentError: An argument outside its bound.
@@ -385,29 +342,16 @@ class ImponSampler(LinearSampler):
         self,
         labels: Tensor | Sequence[int],
         *,
-        batch_size: int,
-        seed: int = 0,
-        device: torch.device | str = "cpu",
-        rank: int = 0,
-        world_size: int = 1,
         presample: int = 8,
         smoothing: float = 0.5,
         decay: float = 0.99,
         loss_decay: float = 0.99,
         weighted: bool = True,
+        **common: Unpack[CommonArguments],
     ) -> None:
         require(presample >= 1, "presample", "at least 1", presample)
         require(smoothing > 0, "smoothing", "above 0", smoothing)
-        super().__init__(
-            labels,
-            batch_size=batch_size,
-            seed=seed,
-            device=device,
-            rank=rank,
-            world_size=world_size,
-            decay=decay,
-            loss_decay=loss_decay,
-        )
+        super().__init__(labels, decay=decay, loss_decay=loss_decay, **common)
         self.presample = presample
         self.smoothing = smoothing
         self.weighted = weighted

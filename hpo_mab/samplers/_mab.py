@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Unpack
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from hpo_mab._errors import ArgumentError
+from hpo_mab._errors import require
 from hpo_mab._registry import Named
 from hpo_mab.bandits import (
     BanditEngine,
@@ -18,9 +18,9 @@ from hpo_mab.bandits import (
     HostEngine,
     stratified_shares,
 )
-from hpo_mab.samplers._base import BatchSampler, Draw
-from hpo_mab.samplers._curriculum import checked_difficulty, easiest
-from hpo_mab.samplers._feedback import require
+from hpo_mab.samplers._base import BatchSampler, CommonArguments
+from hpo_mab.samplers._feedback import Draw
+from hpo_mab.samplers._uniform import checked_difficulty, easiest
 
 
 class MABSampler(BatchSampler):
@@ -57,11 +57,6 @@ class MABSampler(BatchSampler):
 
     Args:
         labels: Class of each training example, integers [N].
-        batch_size: Number of bandits, ``B``; in [1, N].
-        seed: Seed of every random choice, at least 0.
-        device: Where indices are drawn and losses are expected.
-        rank: This process's share among ``world_size``.
-        world_size: Number of processes that split the examples.
         policy: ``"thompson"``: the arm of the greatest draw from the posteriors.
             ``"epsilon_greedy"``: the arm of the best posterior mean, with probability ``epsilon``
             any arm. ``"softmax"``: probability proportional to ``exp(mean / temperature)``.
@@ -102,11 +97,12 @@ class MABSampler(BatchSampler):
         difficulty: Rate of high loss of each example in earlier trainings, float [N]; NaN where not
             known. None: not known at all, and ``trim`` is without effect. In a study, its first
             trials measure it.
+        **common: Arguments of every sampler, see `BatchSampler`.
 
     Raises:
-        ArgumentError: An argument outside its bound, ``memory`` together with ``discount``, or
-            ``discount`` together with ``correction`` of Thompson sampling, for which there is no
-            exact propensity.
+        ArgumentError: An argument outside its bound, a negative ``seed``, ``memory`` together with
+            ``discount``, or ``discount`` together with ``correction`` of Thompson sampling, for
+            which there is no exact propensity.
     """
 
     record_column: ClassVar[str | None] = "high"
@@ -115,11 +111,6 @@ class MABSampler(BatchSampler):
         self,
         labels: Tensor | Sequence[int],
         *,
-        batch_size: int,
-        seed: int = 0,
-        device: torch.device | str = "cpu",
-        rank: int = 0,
-        world_size: int = 1,
         policy: Literal["thompson", "epsilon_greedy", "softmax", "ucb1"] = "thompson",
         prior: tuple[float, float] = (1.0, 1.0),
         loss_decay: float = 0.99,
@@ -135,6 +126,7 @@ class MABSampler(BatchSampler):
         reward: Named = "above_average",
         trim: float = 0.0,
         difficulty: Tensor | Sequence[float] | None = None,
+        **common: Unpack[CommonArguments],
     ) -> None:
         settings = BanditSettings(
             policy=policy,
@@ -151,18 +143,10 @@ class MABSampler(BatchSampler):
             exploration=exploration,
             reward=reward,
         )
-        super().__init__(
-            labels,
-            batch_size=batch_size,
-            seed=seed,
-            device=device,
-            rank=rank,
-            world_size=world_size,
-        )
-        if seed < 0:
-            raise ArgumentError(f"seed must be at least 0, got {seed}.")
+        super().__init__(labels, **common)
+        require(self.seed >= 0, "seed", "at least 0", self.seed)
         require(0 <= trim < 1, "trim", "in [0, 1)", trim)
-        rng = np.random.default_rng([seed, rank])
+        rng = np.random.default_rng([self.seed, self.rank])
         examples = self.examples
         known = None
         if difficulty is not None and trim:
@@ -170,9 +154,9 @@ class MABSampler(BatchSampler):
         if trim:
             hardness = torch.zeros(len(examples)) if known is None else known[examples]
             kept = easiest(hardness, self.labels[examples], share=1 - trim)
-            require(len(kept) >= batch_size, "trim", "small enough to leave a batch", trim)
+            require(len(kept) >= self.batch_size, "trim", "small enough to leave a batch", trim)
             examples = examples if known is None else examples[kept]
-        positions = stratified_shares(self.labels[examples].numpy(), batch_size, rng)
+        positions = stratified_shares(self.labels[examples].numpy(), self.batch_size, rng)
         shares = np.where(positions < 0, np.int32(-1), examples.numpy().astype(np.int32)[positions])
         self._settings = settings
         self._progress = 0.0

@@ -8,14 +8,14 @@ from __future__ import annotations
 import abc
 import warnings
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, Unpack
 
 import torch
 from torch import Tensor
 
-from hpo_mab._errors import UnknownNameError
-from hpo_mab.samplers._base import Draw
-from hpo_mab.samplers._feedback import require
+from hpo_mab._errors import UnknownNameError, require
+from hpo_mab.samplers._base import CommonArguments
+from hpo_mab.samplers._feedback import Draw
 from hpo_mab.samplers._learning import (
     LearningSampler,
     accumulate,
@@ -32,34 +32,27 @@ class PassSampler(LearningSampler):
     ``c = smoothing * mean(s)``; uniform where all scores are 0. Scores decide which examples are in
     a pass, not their order, which is random. The O(n) work happens once a pass; a draw is a slice
     of the pass.
+
+    A subclass remembers what `_remember` is given, and makes `_scores` of it.
     """
+
+    #: Whether a pass is drawn with replacement.
+    _replacement: bool = True
 
     def __init__(
         self,
         labels: Tensor | Sequence[int],
         *,
-        batch_size: int,
-        seed: int,
-        device: torch.device | str,
-        rank: int,
-        world_size: int,
         budget: float,
         smoothing: float,
-        replacement: bool,
+        **common: Unpack[CommonArguments],
     ) -> None:
         require(0 < budget <= 1, "budget", "in (0, 1]", budget)
         require(smoothing >= 0, "smoothing", "at least 0", smoothing)
-        super().__init__(
-            labels,
-            batch_size=batch_size,
-            seed=seed,
-            device=device,
-            rank=rank,
-            world_size=world_size,
-        )
+        super().__init__(labels, **common)
         self.budget = budget
         self.smoothing = smoothing
-        self._replacement = replacement
+        self._visits = self._memory(0, dtype=torch.int64)
 
     @abc.abstractmethod
     def _scores(self) -> Tensor:
@@ -92,6 +85,25 @@ class PassSampler(LearningSampler):
         positions = self._stream.take(self.batch_size)
         return Draw(self._count(positions), context=positions)
 
+    def _learn(
+        self, draw: Draw, losses: Tensor, logits: Tensor | None, targets: Tensor | None
+    ) -> None:
+        positions = draw.context
+        probability = true_label_probability(losses, logits, self._targets_of(positions, targets))
+        keep = torch.isfinite(probability)
+        accumulate(self._visits, positions, torch.ones_like(positions), keep=keep)
+        self._remember(positions, probability, keep)
+
+    @abc.abstractmethod
+    def _remember(self, positions: Tensor, probability: Tensor, keep: Tensor) -> None:
+        """Remember the probabilities of the true labels of a batch.
+
+        Args:
+            positions: Examples, int64 [B].
+            probability: Float32 [B].
+            keep: Where the probability is finite, bool [B].
+        """
+
 
 def fill_unseen(scores: Tensor, seen: Tensor) -> Tensor:
     """Give unseen examples the largest score of those seen; 1 while nothing is seen.
@@ -116,34 +128,19 @@ class ArazoSampler(PassSampler):
         self,
         labels: Tensor | Sequence[int],
         *,
-        batch_size: int,
-        seed: int = 0,
-        device: torch.device | str = "cpu",
-        rank: int = 0,
-        world_size: int = 1,
         budget: float = 0.3,
         smoothing: float = 1.0,
         corrected: bool = False,
+        **common: Unpack[CommonArguments],
     ) -> None:
-        super().__init__(
-            labels,
-            batch_size=batch_size,
-            seed=seed,
-            device=device,
-            rank=rank,
-            world_size=world_size,
-            budget=budget,
-            smoothing=smoothing,
-            replacement=corrected,
-        )
+        super().__init__(labels, budget=budget, smoothing=smoothing, **common)
         if not corrected and int(self.num_examples * budget) == self.num_examples:
             warnings.warn(
                 f"{type(self).__name__} at budget 1.0 draws every example once a pass, which is "
                 "uniform shuffling; use corrected=True or a smaller budget.",
                 stacklevel=2,
             )
-        self.corrected = corrected
-        self._visits = self._memory(0, dtype=torch.int64)
+        self.corrected = self._replacement = corrected
         self._unlikeliness = self._memory(0.0)
 
     def _means(self) -> tuple[Tensor, Tensor]:
@@ -151,16 +148,7 @@ class ArazoSampler(PassSampler):
         visits = self._visits[:-1]
         return self._unlikeliness[:-1] / visits.clamp_min(1), visits > 0
 
-    @abc.abstractmethod
-    def _scores(self) -> Tensor: ...
-
-    def _learn(
-        self, draw: Draw, losses: Tensor, logits: Tensor | None, targets: Tensor | None
-    ) -> None:
-        positions = draw.context
-        probability = true_label_probability(losses, logits, self._targets_of(positions, targets))
-        keep = torch.isfinite(probability)
-        accumulate(self._visits, positions, torch.ones_like(positions), keep=keep)
+    def _remember(self, positions: Tensor, probability: Tensor, keep: Tensor) -> None:
         accumulate(self._unlikeliness, positions, 1 - probability, keep=keep)
 
 
@@ -190,14 +178,10 @@ class PSGDSampler(ArazoSampler):
 
     Args:
         labels: Class of each training example, integers [N].
-        batch_size: Examples a batch, ``B``.
-        seed: Seed of every random choice.
-        device: Where indices are drawn.
-        rank: This process's share among ``world_size``.
-        world_size: Number of processes that split the examples.
         budget: Share of the examples drawn a pass, in (0, 1]. Smaller reacts faster.
         smoothing: Uniform part, in means of the scores, at least 0.
         corrected: Whether to draw with replacement.
+        **common: Arguments of every sampler, see `BatchSampler`.
 
     Raises:
         ArgumentError: An argument outside its bound.
@@ -230,14 +214,10 @@ class CSGDSampler(ArazoSampler):
 
     Args:
         labels: Class of each training example, integers [N].
-        batch_size: Examples a batch, ``B``.
-        seed: Seed of every random choice.
-        device: Where indices are drawn.
-        rank: This process's share among ``world_size``.
-        world_size: Number of processes that split the examples.
         budget: Share of the examples drawn a pass, in (0, 1]. Smaller reacts faster.
         smoothing: Uniform part, in means of the scores, at least 0.
         corrected: Whether unseen examples get the largest score, and to draw with replacement.
+        **common: Arguments of every sampler, see `BatchSampler`.
 
     Raises:
         ArgumentError: An argument outside its bound.
@@ -281,15 +261,11 @@ class PredictionVarianceSampler(PassSampler):
 
     Args:
         labels: Class of each training example, integers [N].
-        batch_size: Examples a batch, ``B``.
-        seed: Seed of every random choice.
-        device: Where indices are drawn.
-        rank: This process's share among ``world_size``.
-        world_size: Number of processes that split the examples.
         budget: Share of the examples drawn between two updates of probabilities, in (0, 1].
         smoothing: ``eps`` in means of the scores, at least 0; with 0 an example whose prediction
             never changes is drawn with probability below 2**-24 of the largest.
         form: ``"sample"`` or ``"weight"``.
+        **common: Arguments of every sampler, see `BatchSampler`.
 
     Raises:
         ArgumentError: An argument outside its bound.
@@ -302,30 +278,15 @@ class PredictionVarianceSampler(PassSampler):
         self,
         labels: Tensor | Sequence[int],
         *,
-        batch_size: int,
-        seed: int = 0,
-        device: torch.device | str = "cpu",
-        rank: int = 0,
-        world_size: int = 1,
         budget: float = 1.0,
         smoothing: float = 1.0,
         form: Literal["sample", "weight"] = "sample",
+        **common: Unpack[CommonArguments],
     ) -> None:
         if form not in _FORMS:
             raise UnknownNameError("form", form, _FORMS)
-        super().__init__(
-            labels,
-            batch_size=batch_size,
-            seed=seed,
-            device=device,
-            rank=rank,
-            world_size=world_size,
-            budget=budget,
-            smoothing=smoothing,
-            replacement=True,
-        )
+        super().__init__(labels, budget=budget, smoothing=smoothing, **common)
         self.form = form
-        self._visits = self._memory(0, dtype=torch.int64)
         self._sums = self._memory(0.0)
         self._squares = self._memory(0.0)
         self._weights = self._memory(1.0)
@@ -352,12 +313,6 @@ class PredictionVarianceSampler(PassSampler):
             draw.weights = self._weights[draw.context]
         return draw
 
-    def _learn(
-        self, draw: Draw, losses: Tensor, logits: Tensor | None, targets: Tensor | None
-    ) -> None:
-        positions = draw.context
-        probability = true_label_probability(losses, logits, self._targets_of(positions, targets))
-        keep = torch.isfinite(probability)
-        accumulate(self._visits, positions, torch.ones_like(positions), keep=keep)
+    def _remember(self, positions: Tensor, probability: Tensor, keep: Tensor) -> None:
         accumulate(self._sums, positions, probability, keep=keep)
         accumulate(self._squares, positions, probability**2, keep=keep)

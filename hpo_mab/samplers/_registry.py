@@ -18,7 +18,7 @@ NAMES: Mapping[str, str] = {
     "adambs": "hpo_mab.samplers._importance:AdamBSSampler",
     "contextual": "hpo_mab.samplers._linear:ContextualSampler",
     "csgd": "hpo_mab.samplers._pass:CSGDSampler",
-    "curriculum": "hpo_mab.samplers._curriculum:CurriculumSampler",
+    "curriculum": "hpo_mab.samplers._uniform:CurriculumSampler",
     "gradnorm": "hpo_mab.samplers._importance:GradNormSampler",
     "hard_mining": "hpo_mab.samplers._selective:HardMiningSampler",
     "impon": "hpo_mab.samplers._linear:ImponSampler",

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hpo_mab.samplers._base import Draw
-from hpo_mab.samplers._feedback import require
+from hpo_mab._errors import require
+from hpo_mab.samplers._base import CommonArguments
+from hpo_mab.samplers._feedback import Draw
 from hpo_mab.samplers._learning import LearningSampler, remember
 
 
@@ -37,13 +38,9 @@ class InfoBatchSampler(LearningSampler):
 
     Args:
         labels: Class of each training example, integers [N].
-        batch_size: Examples a batch, ``B``.
-        seed: Seed of every random choice.
-        device: Where indices are drawn.
-        rank: This process's share among ``world_size``.
-        world_size: Number of processes that split the examples.
         ratio: Probability of skipping a well-learned example, in [0, 1).
         delta: Share of the budget after which nothing is skipped, in [0, 1].
+        **common: Arguments of every sampler, see `BatchSampler`.
 
     Raises:
         ArgumentError: An argument outside its bound.
@@ -55,24 +52,13 @@ class InfoBatchSampler(LearningSampler):
         self,
         labels: Tensor | Sequence[int],
         *,
-        batch_size: int,
-        seed: int = 0,
-        device: torch.device | str = "cpu",
-        rank: int = 0,
-        world_size: int = 1,
         ratio: float = 0.5,
         delta: float = 0.875,
+        **common: Unpack[CommonArguments],
     ) -> None:
         require(0 <= ratio < 1, "ratio", "in [0, 1)", ratio)
         require(0 <= delta <= 1, "delta", "in [0, 1]", delta)
-        super().__init__(
-            labels,
-            batch_size=batch_size,
-            seed=seed,
-            device=device,
-            rank=rank,
-            world_size=world_size,
-        )
+        super().__init__(labels, **common)
         self.ratio = ratio
         self.delta = delta
         self._pruning = True
@@ -143,13 +129,9 @@ class SelectiveBackpropSampler(LearningSampler):
 
     Args:
         labels: Class of each training example, integers [N].
-        batch_size: Examples a batch, ``B``.
-        seed: Seed of every random choice.
-        device: Where indices are drawn.
-        rank: This process's share among ``world_size``.
-        world_size: Number of processes that split the examples.
         beta: Selectivity, at least 0; 0 keeps all, 1 half, 2 a third.
         history: Number of losses kept, ``R``, at least 1; raised to ``batch_size`` where smaller.
+        **common: Arguments of every sampler, see `BatchSampler`.
 
     Raises:
         ArgumentError: An argument outside its bound.
@@ -162,36 +144,17 @@ class SelectiveBackpropSampler(LearningSampler):
         self,
         labels: Tensor | Sequence[int],
         *,
-        batch_size: int,
-        seed: int = 0,
-        device: torch.device | str = "cpu",
-        rank: int = 0,
-        world_size: int = 1,
         beta: float = 1.0,
         history: int = 1024,
+        **common: Unpack[CommonArguments],
     ) -> None:
         require(beta >= 0, "beta", "at least 0", beta)
         require(history >= 1, "history", "at least 1", history)
-        super().__init__(
-            labels,
-            batch_size=batch_size,
-            seed=seed,
-            device=device,
-            rank=rank,
-            world_size=world_size,
-        )
+        super().__init__(labels, **common)
         self.beta = beta
         # One entry more, where non-finite losses go.
-        self._history = torch.zeros(max(history, batch_size) + 1, device=self.device)
+        self._history = torch.zeros(max(history, self.batch_size) + 1, device=self.device)
         self._filled = torch.zeros((), dtype=torch.int64, device=self.device)
-        self._rewards = torch.zeros(2, device=self.device)
-
-    def statistics(self) -> dict[str, float]:
-        """``reward_rate``: the share kept since the last call; ``concentration`` of all draws."""
-        figures = super().statistics()
-        kept, judged = self._rewards.tolist()
-        self._rewards.zero_()
-        return {**figures, "reward_rate": kept / judged} if judged else figures
 
     def _draw(self) -> Draw:
         positions = self._stream.take(self.batch_size)
@@ -207,7 +170,7 @@ class SelectiveBackpropSampler(LearningSampler):
         self._remember(losses, finite)
         kept = finite & (draw.context < self._percentiles(losses) ** self.beta)
         draw.weights = kept * (self.batch_size / kept.sum().clamp_min(1))
-        self._rewards += torch.stack([kept.sum(), finite.sum()])
+        self._reward(kept, finite)
 
     def _remember(self, losses: Tensor, finite: Tensor) -> None:
         size = len(self._history) - 1
@@ -247,12 +210,8 @@ class HardMiningSampler(LearningSampler):
 
     Args:
         labels: Class of each training example, integers [N].
-        batch_size: Examples a batch, ``B``.
-        seed: Seed of every random choice.
-        device: Where indices are drawn.
-        rank: This process's share among ``world_size``.
-        world_size: Number of processes that split the examples.
         presample: Candidates for each example of the batch, at least 1.
+        **common: Arguments of every sampler, see `BatchSampler`.
 
     Attributes:
         scorer: Function from indices to logits, or None.
@@ -268,22 +227,11 @@ class HardMiningSampler(LearningSampler):
         self,
         labels: Tensor | Sequence[int],
         *,
-        batch_size: int,
-        seed: int = 0,
-        device: torch.device | str = "cpu",
-        rank: int = 0,
-        world_size: int = 1,
         presample: int = 2,
+        **common: Unpack[CommonArguments],
     ) -> None:
         require(presample >= 1, "presample", "at least 1", presample)
-        super().__init__(
-            labels,
-            batch_size=batch_size,
-            seed=seed,
-            device=device,
-            rank=rank,
-            world_size=world_size,
-        )
+        super().__init__(labels, **common)
         self.scorer: Callable[[Tensor], Tensor] | None = None
         self.presample = presample
         self._losses = self._memory(torch.inf)  # Infinite: never seen.

@@ -10,33 +10,25 @@ from typing import TYPE_CHECKING
 from hpo_mab._registry import lazy_names
 
 if TYPE_CHECKING:
+    from hpo_mab._plan import StudyFailedError, TotalBudget, derive_seed, trial_seed
+    from hpo_mab.search._claim import Target
     from hpo_mab.search._components import create_pruner
     from hpo_mab.search._definition import (
         ArmSection,
         PrunerSection,
         SamplerSection,
         StudySpec,
-        TotalBudget,
         builtin_names,
         load_spec,
         make_spec,
     )
-    from hpo_mab.search._objective import TrainingObjective, trial_seed
+    from hpo_mab.search._objective import TrainingObjective
     from hpo_mab.search._pilot import PlannedSampler
-    from hpo_mab.search._plan import StudyFailedError, Target, derive_seed
     from hpo_mab.search._prepare import load_splits, make_objective
-    from hpo_mab.search._recorder import TrialReporter
-    from hpo_mab.search._runner import (
-        Launch,
-        Replay,
-        RunOutcome,
-        StudyRunner,
-        join_study,
-        replay,
-        stored_objective,
-        stored_spec,
-    )
+    from hpo_mab.search._reporter import TrialReporter
+    from hpo_mab.search._runner import Launch, RunOutcome, StudyRunner, join_study
     from hpo_mab.search._space import Configuration, SearchSpace
+    from hpo_mab.search._stored import Replay, replay, stored_objective, stored_spec
     from hpo_mab.search._study import Copied, copy_study
     from hpo_mab.search._trial_loop import TrialCallback, TrialLoop
     from hpo_mab.search._workload import Workload
@@ -86,32 +78,32 @@ __getattr__, __dir__ = lazy_names(
         "Launch": "._runner",
         "PlannedSampler": "._pilot",
         "PrunerSection": "._definition",
-        "Replay": "._runner",
+        "Replay": "._stored",
         "RunOutcome": "._runner",
         "SamplerSection": "._definition",
         "SearchSpace": "._space",
-        "StudyFailedError": "._plan",
+        "StudyFailedError": "hpo_mab._plan",
         "StudyRunner": "._runner",
         "StudySpec": "._definition",
-        "Target": "._plan",
-        "TotalBudget": "._definition",
+        "Target": "._claim",
+        "TotalBudget": "hpo_mab._plan",
         "TrainingObjective": "._objective",
         "TrialCallback": "._trial_loop",
         "TrialLoop": "._trial_loop",
-        "TrialReporter": "._recorder",
+        "TrialReporter": "._reporter",
         "Workload": "._workload",
         "builtin_names": "._definition",
         "copy_study": "._study",
         "create_pruner": "._components",
-        "derive_seed": "._plan",
+        "derive_seed": "hpo_mab._plan",
         "join_study": "._runner",
         "load_spec": "._definition",
         "load_splits": "._prepare",
         "make_objective": "._prepare",
         "make_spec": "._definition",
-        "replay": "._runner",
-        "stored_objective": "._runner",
-        "stored_spec": "._runner",
-        "trial_seed": "._objective",
+        "replay": "._stored",
+        "stored_objective": "._stored",
+        "stored_spec": "._stored",
+        "trial_seed": "hpo_mab._plan",
     },
 )

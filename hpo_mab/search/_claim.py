@@ -1,13 +1,14 @@
-"""Taking the next trial of a study, after lost trials are closed and queued again.
+"""The target of a study, and its next trial, after lost trials are closed and queued again.
 
 No slot is trained twice and none is left out.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Self
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
@@ -20,14 +21,86 @@ from hpo_mab._attributes import (
     RETRY_KEY,
     SAMPLER_KEY,
     SLOT_KEY,
+    TARGET_KEY,
     TWIN_KEY,
     WORKER_KEY,
     trial_attributes,
 )
+from hpo_mab._plan import Attempt, Next, Plan, TotalBudget, slot_of
 from hpo_mab.pruners import TopKPruner
-from hpo_mab.search._plan import Attempt, Next, Plan, Target, slot_of
-from hpo_mab.storage import Storage, hold, is_gone, is_held, is_here, release, this_process
-from hpo_mab.storage._optuna import begin_trial
+from hpo_mab.storage import (
+    CurveStore,
+    Definition,
+    Storage,
+    hold,
+    is_gone,
+    is_held,
+    is_here,
+    release,
+    this_process,
+)
+from hpo_mab.storage._optuna import begin_trial, id_of, storage_of
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """What a study is to reach; kept with it, so that all its workers know.
+
+    Attributes:
+        trials: Trials that must be complete or pruned, the pilot's twins not counted.
+        total: What all trials together may spend, as written; None is no limit.
+        epoch_examples: Examples of one epoch.
+    """
+
+    trials: int
+    total: str | None
+    epoch_examples: int
+
+    def raised(self, stored: Target) -> Target:
+        """A stored target, raised to this one where this one is higher.
+
+        Without a limit here the stored limit stays. Limits of different units cannot be compared:
+        there this one is taken.
+        """
+        total = self.total or stored.total
+        if self.total is not None and stored.total is not None:
+            before, now = TotalBudget.parse(stored.total), TotalBudget.parse(self.total)
+            if before.unit == now.unit and before.amount > now.amount:
+                total = stored.total
+        return dataclasses.replace(self, trials=max(self.trials, stored.trials), total=total)
+
+    def save(self, study: optuna.Study) -> None:
+        """Write the target into the study, in place of an earlier one."""
+        study.set_user_attr(TARGET_KEY, dataclasses.asdict(self))
+
+    @classmethod
+    def load(cls, study: optuna.Study) -> Self:
+        """The study's target as it is now; that of its definition where it has none."""
+        stored = study.user_attrs.get(TARGET_KEY)
+        if stored is None:
+            definition = Definition.load(study)
+            settings = definition.settings
+            return cls(
+                trials=settings.trials,
+                total=settings.total,
+                epoch_examples=definition.epoch_examples,
+            )
+        return cls(**stored)
+
+    def is_spent(self, study: optuna.Study, curves: CurveStore) -> bool:
+        """Whether the total budget is used up."""
+        return self.share_spent(study, curves) >= 1
+
+    def share_spent(self, study: optuna.Study, curves: CurveStore) -> float:
+        """Share of the total budget spent, lost and running trials included; 0 without limit."""
+        if self.total is None:
+            return 0.0
+        examples, seconds = curves.spent(id_of(study))
+        evaluation = Plan(study.get_trials(deepcopy=False)).evaluation_seconds
+        return TotalBudget.parse(self.total).share_spent(
+            seconds=seconds + evaluation, examples=examples, epoch_examples=self.epoch_examples
+        )
+
 
 # Trials whose worker is gone: noticed, closed and queued again.
 #
@@ -44,8 +117,8 @@ def close_lost(study: optuna.Study, storage: Storage) -> None:
     """
     running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
     for trial in _lost(study, storage, running):
-        study._storage.set_trial_user_attr(trial._trial_id, LOST_KEY, True)
-        study._storage.set_trial_user_attr(trial._trial_id, REASON_KEY, "its worker ended suddenly")
+        storage_of(study).set_trial_user_attr(id_of(trial), LOST_KEY, True)
+        storage_of(study).set_trial_user_attr(id_of(trial), REASON_KEY, "its worker ended suddenly")
         study.tell(trial.number, state=TrialState.FAIL)
 
 
@@ -84,23 +157,23 @@ def _lost(
 ) -> list[FrozenTrial]:
     if not running:
         return []
-    alive = storage.optuna.with_heartbeat([trial._trial_id for trial in running])
+    alive = storage.optuna.with_heartbeat([id_of(trial) for trial in running])
     stale = storage.optuna.stale(study)
     return [trial for trial in running if _is_lost(trial, storage, alive, stale)]
 
 
 def _is_lost(trial: FrozenTrial, storage: Storage, alive: set[int], stale: set[int]) -> bool:
     worker = trial.system_attrs.get(WORKER_KEY)
-    if trial._trial_id not in alive:
+    if id_of(trial) not in alive:
         # The lock is ours: whoever held it when claiming this trial died before the first sign
         # of life. Without a slot it is no trial of ours, and may be just starting.
         return SLOT_KEY in trial_attributes(trial)
     if worker == this_process():
-        return not is_held(storage.optuna, trial._trial_id)
+        return not is_held(storage.optuna, id_of(trial))
     if worker is not None and is_here(worker):
         # A worker on this machine that was asleep with it is not lost, however stale its sign.
         return is_gone(worker)
-    return trial._trial_id in stale
+    return id_of(trial) in stale
 
 
 #: Queues the twins of a study's trials that are due; returns whether there were any.
@@ -133,7 +206,7 @@ def claim(
     except BaseException:
         # Nobody gets it: it is lost, and will be tried again.
         for trial in taken:
-            release(storage.optuna, trial._trial_id)
+            release(storage.optuna, id_of(trial))
         raise
 
 
@@ -180,13 +253,13 @@ def _take(study: optuna.Study, storage: Storage, plan: Plan, following: Next) ->
     else:
         trial = begin_trial(study, {SLOT_KEY: plan.next_slot})
     # Before the lock is released: another thread may look for lost trials next.
-    hold(storage.optuna, trial._trial_id)
+    hold(storage.optuna, id_of(trial))
     try:
         # In this order: a trial with a sign of life has an owner.
-        storage.optuna.set_trial_system_attr(trial._trial_id, WORKER_KEY, this_process())
-        storage.optuna.record_heartbeat(trial._trial_id)
+        storage.optuna.set_trial_system_attr(id_of(trial), WORKER_KEY, this_process())
+        storage.optuna.record_heartbeat(id_of(trial))
     except BaseException:
-        release(storage.optuna, trial._trial_id)
+        release(storage.optuna, id_of(trial))
         raise
     return trial
 
@@ -209,7 +282,7 @@ def _give_slot(study: optuna.Study, waiting: Attempt, new_slot: int) -> None:
     # From `optuna.Study.enqueue_trial`, the dashboard, or an earlier version's retry or twin.
     for key, value in {SLOT_KEY: new_slot, **trial_attributes(trial)}.items():
         if key not in trial.user_attrs:
-            study._storage.set_trial_user_attr(trial._trial_id, key, value)
+            storage_of(study).set_trial_user_attr(id_of(trial), key, value)
 
 
 def _queue_promotion(study: optuna.Study, slot: int) -> bool:

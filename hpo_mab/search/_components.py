@@ -94,16 +94,13 @@ def sampler_factory(kind: Named, options: Mapping[str, Any]) -> Callable[..., Ba
     return factory
 
 
-def always_averages(training: Mapping[str, Any]) -> bool:
+def always_averages(average: Any) -> bool:
     """Whether every trial of a definition reports averaged weights before its last evaluation.
 
     Args:
-        training: The definition's section ``[training]``.
+        average: The definition's ``training.average``, a constant or a range.
     """
-    return all(
-        window > 0
-        for window in examples(parse_value("training.average", training.get("average", 0)))
-    )
+    return all(window > 0 for window in examples(parse_value("training.average", average)))
 
 
 def create_pruner(
@@ -167,7 +164,7 @@ def study_pruner(spec: StudySpec, attrs: Mapping[str, Any]) -> BasePruner:
         # A trial at a constant rate has no end that its schedule was made for.
         resume = spec.training.schedule == "constant" and spec.training.checkpoint > 0
         options = {"resume": resume, **options}
-    averaged = always_averages(spec.training.model_dump())
+    averaged = always_averages(spec.training.average)
     return create_pruner(kind, options, evaluations=spec.budget.evaluations, averaged=averaged)
 
 

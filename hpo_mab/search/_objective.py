@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from typing import Any, Literal
 
 import optuna
@@ -29,19 +28,25 @@ from hpo_mab._attributes import (
 )
 from hpo_mab._errors import ArgumentError, UnknownNameError, check_integer, memory_reason
 from hpo_mab._examples import labels_digest
+from hpo_mab._plan import TotalBudget, slot_of, trial_seed
 from hpo_mab._registry import Named
 from hpo_mab.data import Augmentation, DataIdentity, DatasetSplits, ImageSplits
 from hpo_mab.samplers._registry import record_column
-from hpo_mab.search._checkpoint import Checkpoints, SlotCheckpoint
-from hpo_mab.search._definition import PORTFOLIO, TotalBudget
+from hpo_mab.search._definition import PORTFOLIO
 from hpo_mab.search._pilot import AUTO, queue_twin, trained_kind
-from hpo_mab.search._plan import derive_seed, slot_of
 from hpo_mab.search._race import Race
 from hpo_mab.search._race import portfolio as parts
-from hpo_mab.search._recorder import check_direction, failure_reason, follow
+from hpo_mab.search._recorder import (
+    Checkpoints,
+    SlotCheckpoint,
+    check_direction,
+    failure_reason,
+    follow,
+)
 from hpo_mab.search._space import Configuration, SearchSpace, examples, parse_value
-from hpo_mab.search._workload import Loop, TrainingRun, Workload
-from hpo_mab.storage import CurveStore, ExampleWriter, Storage, TrialRun
+from hpo_mab.search._workload import Loop, Workload
+from hpo_mab.storage import CurveStore, ExampleWriter, Storage
+from hpo_mab.storage._optuna import id_of
 from hpo_mab.training import DEFAULT_AVERAGE, KEEP, Budget, Schedule, TrainingDiverged
 from hpo_mab.training._evaluate import check_window
 
@@ -253,7 +258,7 @@ class TrainingObjective:
         labels = self.workload.labels
         self.examples = ExampleWriter(
             storage.examples,
-            study._study_id,
+            id_of(study),
             total=len(labels),
             labels=labels_digest(labels.numpy()),
             lock=functools.partial(storage.lock, study.study_name),
@@ -486,33 +491,3 @@ class TrainingObjective:
         used = trial.user_attrs.get(LEARNED_KEY, self.workload.known is not None)
         trial.set_user_attr(LEARNED_KEY, used)
         return configuration.with_difficulty() if used else configuration
-
-
-def trial_seed(seed: int, slot: int) -> int:
-    """The seed of initial weights, batches and augmentation of the trial in a slot."""
-    return derive_seed(seed, "trial", slot)
-
-
-def train_recorded(
-    objective: TrainingObjective,
-    trial: TrialRun,
-    *,
-    seed: int | None = None,
-    sampler: str | None = None,
-    final: Budget | None = None,
-) -> AbstractContextManager[TrainingRun]:
-    """A recorded trial's configuration in training, from the start; see `Workload.training`.
-
-    Args:
-        objective: The objective of the trial's study.
-        trial: Whose parameters to use.
-        seed: Seed of the training; None takes the trial's own.
-        sampler: Batch sampler with its default knobs; None takes the trial's own.
-        final: Another budget than a trial's, evaluated at its end only.
-    """
-    configuration = objective.recorded(trial.params, trial.attrs)
-    if sampler is not None:
-        configuration = configuration.with_sampler(sampler)
-    if seed is None:
-        seed = trial_seed(objective.seed, int(trial.attrs.get(CONTINUES_KEY, trial.slot)))
-    return objective.workload.training(configuration, seed=seed, final=final)

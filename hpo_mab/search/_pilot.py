@@ -6,7 +6,7 @@ from the study's seed, slot and history alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import optuna
@@ -20,11 +20,10 @@ from hpo_mab._attributes import (
     SLOT_KEY,
     TWIN_KEY,
     UNIFORM,
-    trial_attributes,
 )
+from hpo_mab._plan import Plan, derive_seed, slot_of
 from hpo_mab._registry import Named
-from hpo_mab.pruners._evidence import is_twin
-from hpo_mab.search._plan import Plan, derive_seed, slot_of
+from hpo_mab.storage._optuna import StudyView
 
 # Twins: ordinary trials of the study with the slot, parameters and seed of another trial, under
 # another batch sampler and never pruned. They have the user attributes ``hpo_mab:twin_of`` (the
@@ -66,7 +65,7 @@ def queue_twin(
     )
 
 
-class OwnHistory:
+class OwnHistory(StudyView):
     """A study as an Optuna sampler should see it: each configuration once.
 
     A twin's value differs from its original's by the batch sampler, which is no parameter. So the
@@ -77,40 +76,10 @@ class OwnHistory:
         study: The study with all trials.
     """
 
-    def __init__(self, study: optuna.Study) -> None:
-        self._study = study
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._study, name)
-
-    def get_trials(self, *args: Any, **options: Any) -> list[FrozenTrial]:
-        """See `optuna.Study.get_trials`."""
-        return self._once(self._study.get_trials(*args, **options))
-
-    def _get_trials(self, *args: Any, **options: Any) -> list[FrozenTrial]:
-        return self._once(self._study._get_trials(*args, **options))
-
-    def _once(self, trials: list[FrozenTrial]) -> list[FrozenTrial]:
-        everything = self._study.get_trials(deepcopy=False)
-        now = self._sampler_now(everything)
-        taken = {
-            attrs[TWIN_KEY]
-            for attrs in map(trial_attributes, filter(is_twin, everything))
-            if attrs.get(SAMPLER_KEY) == now
-        }
-        return [trial for trial in trials if _counts(trial_attributes(trial), now, taken)]
-
-    def _sampler_now(self, trials: list[FrozenTrial]) -> Any:
-        """The batch sampler of the highest slot."""
-        own = [trial_attributes(trial) for trial in trials if not is_twin(trial)]
-        known = [attrs for attrs in own if SAMPLER_KEY in attrs and SLOT_KEY in attrs]
-        return max(known, key=lambda attrs: int(attrs[SLOT_KEY]), default={}).get(SAMPLER_KEY)
-
-
-def _counts(attrs: Mapping[str, Any], now: Any, taken: set[int]) -> bool:
-    if TWIN_KEY in attrs:
-        return bool(attrs.get(SAMPLER_KEY) == now)
-    return attrs.get(SLOT_KEY) not in taken
+    def shown(self, trials: list[FrozenTrial]) -> list[FrozenTrial]:
+        """Those of the trials that the sampler should see."""
+        numbers = Plan(self.study.get_trials(deepcopy=False)).once
+        return [trial for trial in trials if trial.number in numbers]
 
 
 class PlannedSampler(BaseSampler):

@@ -1,41 +1,40 @@
-"""Recording a trial: its reports, curve, cost, end and why it ended.
+"""What is kept of a trial while it trains: reports, curve, cost, checkpoint, why it ended.
 
-`follow` records a training of ours, `TrialReporter` a user's own loop; both by `TrialRecord`.
+`follow` records a training of ours, `hpo_mab.TrialReporter` a user's own loop; both by
+`TrialRecord`.
 """
 
 from __future__ import annotations
 
 import contextlib
-import copy
-import math
+import hashlib
+import os
+import tempfile
 import time
-from collections.abc import Callable, Iterable
-from types import TracebackType
-from typing import Self, SupportsFloat
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, Protocol, Self
 
 import optuna
+import torch
 from optuna.study import StudyDirection
-from torch import Tensor, nn
 
-from hpo_mab._attributes import (
-    BUDGET_KEY,
-    EVALUATION_KEY,
-    EXAMPLES_KEY,
-    INTERRUPTED_KEY,
-    REASON_KEY,
-    RESUMED_KEY,
-    SAMPLER_KEY,
-    SECONDS_KEY,
-    UNIFORM,
-)
+from hpo_mab._attributes import EVALUATION_KEY, EXAMPLES_KEY, RESUMED_KEY, SECONDS_KEY
 from hpo_mab._errors import ArgumentError, memory_reason
+from hpo_mab._plan import Place, Plan, slot_of
+from hpo_mab.pruners import TopKPruner
 from hpo_mab.pruners._reasons import store_reason
-from hpo_mab.samplers import BatchSampler, UniformSampler
-from hpo_mab.search._checkpoint import SlotCheckpoint
-from hpo_mab.storage import STORAGE_ERRORS, CurveStore, CurveWriter, ExampleWriter
-from hpo_mab.training import DEFAULT_AVERAGE, Evaluation, Training, WeightAverage
-from hpo_mab.training._evaluate import check_window
-from hpo_mab.training._schedule import sampler_figures
+from hpo_mab.storage import (
+    STORAGE_ERRORS,
+    CurveStore,
+    CurveWriter,
+    ExampleWriter,
+    Storage,
+    files_folder,
+)
+from hpo_mab.storage._optuna import id_of
+from hpo_mab.training import Evaluation, Training
 
 
 def check_direction(study: optuna.Study) -> None:
@@ -87,7 +86,7 @@ class TrialRecord:
         self._trial = trial
         self._curve: CurveWriter | None = None
         if curves is not None and isinstance(trial, optuna.trial.Trial):
-            self._curve = CurveWriter(curves, trial._trial_id)
+            self._curve = CurveWriter(curves, id_of(trial))
 
     def add(self, evaluation: Evaluation) -> None:
         """Add an evaluation and report it."""
@@ -196,278 +195,190 @@ def follow(
 
 def _offer(trial: optuna.trial.Trial, training: Training, examples: ExampleWriter | None) -> None:
     if examples is not None and training.examples is not None:
-        examples.offer(trial._trial_id, training.examples.take())
+        examples.offer(id_of(trial), training.examples.take())
         # A trial that is continued adds what it sees from here on.
         training.examples.begin(0)
 
 
-class TrialReporter:
-    """Gives a training loop an Optuna trial's budget, evaluations, pruning and learning curve.
+# A trial has one file, `<study>-<slot>.pt`, written anew from time to time and removed when its
+# slot has its result. It is read as tensors and plain values only, never as a pickle that could run
+# code.
 
-    .. code-block:: python
+_VERSION = 1
 
-        with TrialReporter(
-            trial, model=model, sampler=sampler, budget_examples=20_000
-        ) as reporter:
-            while not reporter.done:
-                for x, y in loader:
-                    losses = F.cross_entropy(model(x), y, reduction="none")
-                    loss = sampler.update(losses)
-                    ...  # backward, optimiser step
-                    if reporter.step(len(y), loss=loss):
-                        reporter.report(accuracy=accuracy_of(reporter.network))
-                        if reporter.done:
-                            break
-        return reporter.accuracy
 
-    ``with`` keeps what there is when the loop raises: the curve so far and, as the trial's user
-    attribute, ``hpo_mab:reason``, or ``hpo_mab:interrupted`` after Ctrl-C. Without it no reason is
-    kept, and the curve is written point by point.
+class CheckpointWarning(UserWarning):
+    """A checkpoint that cannot be written, or not be used; the trial is trained all the same."""
 
-    With a ``model``, `step` keeps a moving average of its weights, and `network` is what to
-    evaluate: averaged weights before the end of the budget, trained ones at its end. Averaged
-    weights rank trials earlier, see `hpo_mab.training.WeightAverage`.
 
-    Accuracies go to Optuna at steps 1 to ``evaluations``, so that trials are compared at equal
-    shares of their budget, and `hpo_mab.AdvantagePruner` can place its rungs. The trial gets the
-    user attributes ``hpo_mab:budget``, ``hpo_mab:examples``, ``hpo_mab:seconds`` and
-    ``hpo_mab:sampler``. With ``curves``, ``hpo-mab report`` compares such studies.
+class HasState(Protocol):
+    """A training that can be saved: `hpo_mab.training.Training`, or one in a slot."""
+
+    @property
+    def has_state(self) -> bool:
+        """Whether there is a state to save now."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state, safe for ``weights_only`` loading."""
+
+
+class Checkpoints:
+    """The checkpoints of studies, in a folder that is made when the first is written.
 
     Args:
-        trial: Optuna's trial. An `optuna.trial.FixedTrial` or a finished trial is trained alone:
-            nothing is stored or pruned.
-        sampler: The batch sampler in use; it is told how much of the budget is spent. None stands
-            for uniform batches that something else draws.
-        model: The network that is trained; None keeps no average. `copy.deepcopy` must be able to
-            copy it; the copy shares its weights.
-        average: Window of the moving average as a share of the steps so far, in [0, 1]; 0 keeps
-            none.
-        budget_examples: Training examples that the trial may process, at least ``evaluations``.
-        evaluations: Equally spaced evaluations, at least 1.
-        curves: Where to keep the learning curve; None keeps none.
-        clock: Returns seconds.
+        folder: Where they are. Workers on several machines need one that all of them see; a file
+            that is not there is a trial that begins at zero.
+        seconds: A trial is saved at the first evaluation after so long without, above 0.
+    """
 
-    Raises:
-        ArgumentError: An argument outside its bound, a model that cannot be copied, or a study that
-            does not maximize.
+    def __init__(self, folder: Path, *, seconds: float) -> None:
+        self.folder = folder
+        self.seconds = seconds
+
+    @classmethod
+    def of(cls, storage: Storage, *, seconds: float) -> Self | None:
+        """Those of a storage, see `files_folder`; None if ``seconds`` is 0."""
+        return cls(files_folder(storage, "checkpoints"), seconds=seconds) if seconds else None
+
+    def path(self, study: optuna.Study, slot: Place) -> Path:
+        """The file of a slot, or of a slot's twin."""
+        return self.folder / f"{_name(_study_key(study), slot)}.pt"
+
+    def sweep(self, study: optuna.Study) -> None:
+        """Remove the files of slots that have their result or are given up.
+
+        Args:
+            study: The study; a database that is away leaves them for the next time.
+        """
+        # Listed first: a slot that is begun afterwards has no file in the list.
+        with contextlib.suppress(OSError, *STORAGE_ERRORS):
+            found = list(self.folder.glob("*.pt*"))
+            if not found:
+                return
+            key = _study_key(study)
+            places = Plan(study.get_trials(deepcopy=False)).unsettled() | _promotable(study)
+            kept = {_name(key, slot) for slot in places}
+            for path in found:
+                # What a writer that was killed has left is named after the file it was to be.
+                name = path.name.partition(".pt")[0]
+                if name.startswith(key) and name not in kept:
+                    path.unlink(missing_ok=True)
+
+
+def _promotable(study: optuna.Study) -> set[Place]:
+    """Slots of the best stopped trials that may yet be continued."""
+    pruner = study.pruner
+    if not isinstance(pruner, TopKPruner) or not pruner.resume:
+        return set()
+    # A promotion that was cut off is tried again, and continues from the same file.
+    done = Plan(study.get_trials(deepcopy=False)).promoted(ended=True)
+    best = [trial for trial in pruner.stopped(study) if trial.number not in done][: pruner.k]
+    return {(slot_of(study, trial), "") for trial in best}
+
+
+class SlotCheckpoint:
+    """The checkpoint of one trial, as one attempt at it sees it.
+
+    Args:
+        checkpoints: Where it is.
+        study: The trial's study.
+        slot: The trial's slot, and the batch sampler of its twin.
+        identity: Says what must be the same in the attempt that wrote it and the one that reads it;
+            asked only if there is anything to write or read.
+        clock: Returns seconds.
     """
 
     def __init__(
         self,
-        trial: optuna.trial.BaseTrial,
+        checkpoints: Checkpoints,
+        study: optuna.Study,
+        slot: Place,
         *,
-        sampler: BatchSampler | None = None,
-        model: nn.Module | None = None,
-        average: float = DEFAULT_AVERAGE,
-        budget_examples: int,
-        evaluations: int = 8,
-        curves: CurveStore | None = None,
-        clock: Callable[[], float] = time.perf_counter,
+        identity: Callable[[], Mapping[str, Any]],
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        if evaluations < 1:
-            raise ArgumentError(f"evaluations must be at least 1, got {evaluations}.")
-        if budget_examples < evaluations:
-            raise ArgumentError(
-                f"budget_examples must be at least evaluations, {evaluations}, "
-                f"got {budget_examples}."
-            )
-        check_window(average)
-        self.budget_examples = budget_examples
-        self.evaluations = evaluations
-        self.examples = 0
-        self.accuracy = math.nan
-        self._trial = trial
-        self._sampler = sampler
-        self._model = model
-        self._network = None if model is None else _twin(model)
-        self._window = average
-        self._average: WeightAverage | None = None
-        self._averaged = False
-        if isinstance(trial, optuna.trial.Trial):
-            check_direction(trial.study)
-        self._record = TrialRecord(trial, curves)
-        self._may_wait = False
+        self._checkpoints = checkpoints
+        self._study = study
+        self._slot = slot
+        self._identity = identity
         self._clock = clock
-        self._reported = 0
-        self._steps = 0
-        self._seconds = 0.0
-        self._running_since: float | None = clock()
-        self._losses: list[SupportsFloat] = []
-        uniform = sampler is None or isinstance(sampler, UniformSampler)
-        trial.set_user_attr(SAMPLER_KEY, UNIFORM if uniform else type(sampler).__name__)
-        trial.set_user_attr(BUDGET_KEY, budget_examples)
+        self._saved = clock()
 
-    def __enter__(self) -> Self:
-        # Somebody tells us of the end: points may wait for one another.
-        self._may_wait = True
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._may_wait = False
-        if error is None:
-            self._record.close()
-            return
+    def load(self) -> Mapping[str, Any] | None:
+        """The state an earlier attempt has left; None without one that is this trial's."""
+        # A study of short trials has no folder, and asks no more than that.
+        if not self._checkpoints.folder.is_dir():
+            return None
+        path = self._checkpoints.path(self._study, self._slot)
         try:
-            self._record.close()
-            self._note(error)
-        except STORAGE_ERRORS as failure:
-            # What ended the loop is the news, not that it could not be written down.
-            error.add_note(f"The trial's end could not be stored: {type(failure).__name__}.")
+            saved = torch.load(path, map_location="cpu", weights_only=True)
+            if saved["identity"] == self._whole_identity():
+                return dict(saved["state"])
+            why = "is of another trial or another definition"
+        except FileNotFoundError:
+            return None
+        except Exception as error:  # Whatever a broken file makes torch stumble over.
+            why = f"cannot be read ({type(error).__name__})"
+        warn_of_checkpoint(f"The checkpoint {path} {why}; the trial starts from zero.")
+        return None
 
-    @property
-    def done(self) -> bool:
-        """Whether the budget is spent and reported."""
-        return self._reported >= self.evaluations
+    def is_due(self, training: HasState) -> bool:
+        """Whether it is time to save the training, and possible now."""
+        waited = self._clock() - self._saved
+        return waited > self._checkpoints.seconds and training.has_state
 
-    @property
-    def due(self) -> bool:
-        """Whether the next evaluation is due."""
-        share = (self._reported + 1) / self.evaluations
-        return not self.done and self.examples >= share * self.budget_examples - 1e-6
+    def save(self, training: HasState) -> None:
+        """Put the training's state in place of the last one, all of it or nothing."""
+        path = self._checkpoints.path(self._study, self._slot)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _write(path, {"identity": self._whole_identity(), "state": training.state_dict()})
+        except Exception as error:  # A full disk, no permission, a network that cannot be stored.
+            reason = str(error).strip().partition("\n")[0]
+            warn_of_checkpoint(f"The checkpoint {path} cannot be written: {reason}")
+        self._saved = self._clock()
 
-    @property
-    def network(self) -> nn.Module:
-        """What to evaluate next, in evaluation mode; read it at each evaluation.
+    def keeps_stopped(self, training: HasState) -> bool:
+        """Whether a training that the pruner has stopped may be continued, and can be saved now."""
+        pruner = self._study.pruner
+        return isinstance(pruner, TopKPruner) and pruner.resume and training.has_state
 
-        It is a copy of the model with averaged weights, or with the model's own weights once the
-        budget is spent. The model keeps its mode.
-
-        Raises:
-            ArgumentError: The reporter was made without a model.
-        """
-        if self._model is None or self._network is None:
-            raise ArgumentError("model must be given for network, got None.")
-        spent = self.examples >= self.budget_examples - 1e-6
-        self._averaged = self._average is not None and not spent
-        weights = _tensors(self._model)
-        if self._average is not None and self._averaged:
-            weights |= self._average.state_dict()["average"]
-        for name, tensor in _tensors(self._network).items():
-            tensor.data = weights[name].detach()
-        return self._network.eval()
-
-    def step(self, examples: int, *, loss: SupportsFloat | None = None) -> bool:
-        """Count one optimiser step.
-
-        Args:
-            examples: Examples of the batch.
-            loss: The batch's mean loss, a number or a tensor of one element, for the curve.
-
-        Returns:
-            Whether an evaluation is due: evaluate and call `report`. The clock stands until then.
-        """
-        self._steps += 1
-        self.examples += examples
-        if self._model is not None and self._window > 0:
-            if self._average is None:
-                # Not earlier: until training begins, the model may move to another device.
-                self._average = WeightAverage(self._model, window=self._window)
-            self._average.update()
-        if loss is not None:
-            # The graph of a step must not outlive it.
-            self._losses.append(loss.detach() if isinstance(loss, Tensor) else loss)
-        if self._sampler is not None:
-            self._sampler.set_progress(min(1.0, self.examples / self.budget_examples))
-        if self.due:
-            self._stop_clock()
-        return self.due
-
-    def report(
-        self,
-        *,
-        accuracy: float,
-        loss: float = math.nan,
-        learning_rate: float = math.nan,
-        examples: int | None = None,
-        averaged: bool | None = None,
-    ) -> None:
-        """Report an evaluation that is due; before that, nothing is reported.
-
-        Args:
-            accuracy: Validation accuracy, in [0, 1].
-            loss: Mean validation loss, for the curve.
-            learning_rate: Of the last step, for the curve.
-            examples: Training examples processed so far, for loops that do not call `step`.
-            averaged: Whether the accuracy is that of averaged weights, for loops with an average of
-                their own. None: whether `network` had averaged weights when it was last read.
-
-        Raises:
-            optuna.TrialPruned: The study's pruner says so.
-        """
-        self._stop_clock()
-        if examples is not None:
-            self.examples = examples
-        if not self.due:
-            self._running_since = self._clock()
-            return
-        # A loop that evaluates seldom may have passed several points: this is the last of them.
-        share = self.examples / self.budget_examples
-        self._reported = min(self.evaluations, math.floor(share * self.evaluations + 1e-6))
-        self.accuracy = float(accuracy)
-        if averaged is not None:
-            self._averaged = averaged
-        self._record.add(self._evaluation(loss=float(loss), learning_rate=learning_rate))
-        self._averaged = False
-        pruned = not self.done and self._record.should_prune()
-        if not self._may_wait:
-            self._record.close()
-        if pruned:
-            raise optuna.TrialPruned
-        self._running_since = self._clock()
-
-    def _evaluation(self, *, loss: float, learning_rate: float) -> Evaluation:
-        losses = [float(one) for one in self._losses]
-        self._losses.clear()
-        statistics = {} if self._sampler is None else self._sampler.statistics()
-        return Evaluation(
-            index=self._reported,
-            steps=self._steps,
-            examples=self.examples,
-            seconds=self._seconds,
-            sampler_seconds=0.0,
-            accuracy=self.accuracy,
-            loss=loss,
-            train_loss=sum(losses) / len(losses) if losses else math.nan,
-            learning_rate=learning_rate,
-            averaged=self._averaged,
-            **sampler_figures(statistics),
-        )
-
-    def _note(self, error: BaseException) -> None:
-        if isinstance(error, KeyboardInterrupt):
-            self._trial.set_user_attr(INTERRUPTED_KEY, True)
-        elif not isinstance(error, optuna.TrialPruned):
-            self._trial.set_user_attr(REASON_KEY, failure_reason(error))
-
-    def _stop_clock(self) -> None:
-        if self._running_since is not None:
-            self._seconds += self._clock() - self._running_since
-            self._running_since = None
+    def _whole_identity(self) -> dict[str, Any]:
+        slot, twin = self._slot
+        whose = {"study": self._study.study_name, "slot": slot, "twin": twin}
+        return {"version": _VERSION, **whose, **self._identity()}
 
 
-def _twin(model: nn.Module) -> nn.Module:
-    """A copy of a network whose parameters and buffers are new, and share the network's memory.
-
-    Raises:
-        ArgumentError: The network cannot be copied.
-    """
-    shared: dict[int, Tensor] = {id(buffer): buffer.detach() for buffer in model.buffers()}
-    for weight in model.parameters():
-        shared[id(weight)] = nn.Parameter(weight.detach(), requires_grad=False)
+def _write(path: Path, content: Mapping[str, Any]) -> None:
+    handle, scratch = tempfile.mkstemp(prefix=f"{path.name}.", dir=path.parent)
     try:
-        return copy.deepcopy(model, shared)
-    except (TypeError, RuntimeError) as error:
-        raise ArgumentError(
-            "model must be a network that copy.deepcopy can copy, "
-            f"got {type(model).__name__}: {error}"
-        ) from error
+        with os.fdopen(handle, "wb") as file:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(scratch).replace(path)
+    except BaseException:
+        Path(scratch).unlink(missing_ok=True)
+        raise
 
 
-def _tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers by name."""
-    return dict(model.named_parameters()) | dict(model.named_buffers())
+def _name(key: str, slot: Place) -> str:
+    return f"{key}-{slot[0]}{f'-{slot[1]}' if slot[1] else ''}"
+
+
+def _study_key(study: optuna.Study) -> str:
+    """Name of a study that another one of the same name, here or elsewhere, does not have."""
+    first = study.get_trials(deepcopy=False)[0].datetime_start
+    text = f"{study.study_name}\x1f{first}"
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def warn_of_checkpoint(message: str) -> None:
+    """Say what keeps a checkpoint from being of use."""
+    warnings.warn(message, CheckpointWarning, stacklevel=3)
+
+
+def warn_of_misfit(error: Exception) -> None:
+    """Say that a training refused the state of its checkpoint."""
+    what = str(error).strip().partition("\n")[0]
+    warn_of_checkpoint(f"A checkpoint does not fit its trial, which starts from zero: {what}")

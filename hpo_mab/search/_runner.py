@@ -1,30 +1,76 @@
-"""Running a study: begun, continued, joined by name, or one trial of it trained again.
+"""Running a study: begun, continued, or joined by name.
 
-`StudyRunner` scores the best trial. `join_study` and `replay` work from the stored definition.
+`StudyRunner` scores the best trial. `join_study` works from the stored definition.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import optuna
 
-from hpo_mab._attributes import STACK_KEY, TEST_KEY, environment
-from hpo_mab._errors import ArgumentError, StorageError, UnknownNameError
-from hpo_mab.search._definition import StudySpec, make_spec
-from hpo_mab.search._objective import TrainingObjective, train_recorded
-from hpo_mab.search._plan import Target
+from hpo_mab._attributes import TEST_KEY, environment
+from hpo_mab.search._claim import Target
+from hpo_mab.search._definition import StudySpec
+from hpo_mab.search._objective import TrainingObjective
 from hpo_mab.search._prepare import load_splits, make_objective
+from hpo_mab.search._stack_loop import StackingFailed, StackLoop, choose_slots
 from hpo_mab.search._standing import Choice, stored_choice
+from hpo_mab.search._stored import stored_objective, stored_spec, train_recorded
 from hpo_mab.search._study import check_study, choose_name, make_study, open_with_parts
-from hpo_mab.search._trial_loop import Slots, TrialCallback, run_trials
+from hpo_mab.search._trial_loop import Slots, TrialCallback, TrialLoop
 from hpo_mab.storage import Definition, Storage, StudyRun, TrialRun, open_study, read_run
-from hpo_mab.training import Budget, Evaluation, TrainingDiverged
+from hpo_mab.storage._optuna import id_of
+from hpo_mab.training import Budget
+
+#: Shapes of network and batch up to which trials share stacks.
+MOST_SHAPES = 4
 
 #: Runs a study's trials until its target is reached; returns whether Ctrl-C ended it early.
 Launch = Callable[[optuna.Study, TrialCallback | None], bool]
+
+
+def run_trials(
+    study: optuna.Study,
+    storage: Storage,
+    objective: TrainingObjective,
+    *,
+    slots: Slots = "auto",
+    examples: bool = False,
+    on_trial: TrialCallback | None = None,
+    trials: int = 1,
+) -> bool:
+    """Run trials of a study until it is done, as many at a time as is worth it.
+
+    Args:
+        study: The study, with the sampler and pruner of its definition.
+        storage: Its database.
+        objective: Trains its trials.
+        slots: Trials at the same time; ``"auto"`` measures whether a stack is faster.
+        examples: Whether trials add to the study's record of examples.
+        on_trial: Called with study and trial after each trial.
+        trials: Trials that the study should have in all; ``"auto"`` takes at most a quarter.
+
+    Returns:
+        Whether Ctrl-C ended it early.
+    """
+    if objective.space.shapes > MOST_SHAPES:
+        # Most trials would have a stack of their own, nearly empty and many times slower.
+        if slots not in ("auto", 1):
+            objective.note("ranges of the network's options give each trial a shape of its own")
+        slots = 1
+    count = slots if isinstance(slots, int) else choose_slots(objective, trials=trials)
+    if count > 1:
+        try:
+            loop = StackLoop(
+                study, storage, objective, slots=count, examples=examples, on_trial=on_trial
+            )
+            return loop.run()
+        except StackingFailed:
+            pass
+    return TrialLoop(study, storage, objective, examples=examples, on_trial=on_trial).run()
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,10 +163,10 @@ class StudyRunner:
             keep_target=keep_target,
         )
         # What it began with, whatever "auto" stands for by now.
-        self.objective.evaluate_early_on(Definition.load(study).spec["budget"]["early_validation"])
+        self.objective.evaluate_early_on(Definition.load(study).settings.early_validation)
         self.objective.note_alone(self.spec.training.slots)
         interrupted = (launch or self._run_here)(study, on_trial)
-        self.objective.workload.known = self.storage.examples.frozen(study._study_id)
+        self.objective.workload.known = self.storage.examples.frozen(id_of(study))
         run = read_run(self.storage, study.study_name)
         accuracy = None
         if score and run.best is not None and not interrupted:
@@ -195,10 +241,10 @@ class StudyRunner:
 
     def _stored_spec(self) -> dict[str, Any]:
         """The definition with what ``"auto"`` stands for on its data."""
-        spec: dict[str, Any] = self.spec.model_dump(mode="json")
         early = self.objective.workload.loop.early_validation
-        spec["budget"]["early_validation"] = "all" if early is None else early
-        return spec
+        budget = {"early_validation": "all" if early is None else early}
+        whole = self.spec.model_copy(update={"budget": self.spec.budget.model_copy(update=budget)})
+        return whole.model_dump(mode="json")
 
 
 def join_study(
@@ -243,134 +289,3 @@ def join_study(
         trials=Target.load(study).trials,
         on_trial=on_trial,
     )
-
-
-def stored_spec(
-    definition: Definition,
-    *,
-    device: str | None = None,
-    data_root: str | None = None,
-    slots: Slots | None = None,
-) -> StudySpec:
-    """The spec a study was made from, with what may differ on this machine."""
-    raw: dict[str, Any] = dict(definition.spec)
-    if device is not None:
-        raw["training"] = {**raw["training"], "device": device}
-    if slots is not None:
-        raw["training"] = {**raw["training"], "slots": slots}
-    if data_root is not None:
-        raw["data"] = {**raw["data"], "root": data_root}
-    return make_spec(raw)
-
-
-def stored_objective(definition: Definition, spec: StudySpec) -> TrainingObjective:
-    """The objective of a stored study, its data loaded.
-
-    Raises:
-        StorageError: The data set here is another than the study's.
-    """
-    objective = make_objective(spec, load_splits(spec))
-    difference = definition.data_difference(objective.workload.num_examples, objective.data)
-    if difference:
-        raise StorageError(
-            f"The study was made on other data than '{spec.data.name}' is here ({difference}); "
-            "check --data-root."
-        )
-    return objective
-
-
-# Clocks differ between two runs of anything.
-_TIMES = ("seconds", "sampler_seconds")
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Replay:
-    """A trial's learning curve beside that of its replay.
-
-    Attributes:
-        trial: The recorded trial.
-        curve: The replayed curve, as long as the recorded one.
-    """
-
-    trial: TrialRun
-    curve: tuple[Evaluation, ...]
-
-    @property
-    def is_identical(self) -> bool:
-        """Whether every value but the seconds is the same, bit for bit."""
-        return [_timeless(e) for e in self.trial.curve] == [_timeless(e) for e in self.curve]
-
-    @property
-    def slots(self) -> int | None:
-        """Slots of the stack that the trial was trained in; None if it was trained alone.
-
-        Alone, sums are taken in another order, and ``mab`` draws other batches.
-        """
-        slots = self.trial.attrs.get(STACK_KEY)
-        return None if slots is None else int(slots)
-
-    @property
-    def largest_difference(self) -> float:
-        """Largest difference of validation accuracies; infinite where the replay is shorter."""
-        if len(self.curve) < len(self.trial.curve):
-            return float("inf")
-        pairs = zip(self.trial.curve, self.curve, strict=True)
-        return max((abs(one.accuracy - other.accuracy) for one, other in pairs), default=0.0)
-
-
-def replay(
-    storage: Storage,
-    name: str,
-    number: int,
-    *,
-    device: str | None = None,
-    data_root: str | None = None,
-) -> Replay:
-    """Train a recorded trial again from its record alone, as far as its curve goes.
-
-    Args:
-        storage: The database.
-        name: Optuna's study name.
-        number: The trial's number.
-        device: Where to train; None takes the definition's device.
-        data_root: Folder of the data here; None takes the definition's.
-
-    Raises:
-        ArgumentError: The study has no such trial, or it has no curve.
-        StorageError: The study was not made by this product, or its data are others here.
-        UnknownNameError: There is no such study.
-    """
-    trial = _recorded(storage, name, number)
-    study = open_study(storage, name)
-    definition = Definition.load(study)
-    spec = stored_spec(definition, device=device, data_root=data_root)
-    objective = stored_objective(definition, spec)
-    objective.workload.known = storage.examples.frozen(study._study_id)
-    with train_recorded(objective, trial) as run:
-        curve = tuple(_first(len(trial.curve), run.evaluations))
-    return Replay(trial=trial, curve=curve)
-
-
-def _recorded(storage: Storage, name: str, number: int) -> TrialRun:
-    trials = {trial.number: trial for trial in read_run(storage, name).trials}
-    if number not in trials:
-        raise UnknownNameError("trial", str(number), map(str, trials))
-    if not trials[number].curve:
-        told = ", ".join(str(known) for known, trial in trials.items() if trial.curve)[:80]
-        raise ArgumentError(
-            f"Trial {number} of '{name}' has no learning curve to compare with; "
-            + (f"trials that have one: {told}." if told else "no trial of the study has one.")
-        )
-    return trials[number]
-
-
-def _first(count: int, evaluations: Iterator[Evaluation]) -> Iterator[Evaluation]:
-    try:
-        for _, evaluation in zip(range(count), evaluations, strict=False):
-            yield evaluation
-    except TrainingDiverged:
-        return
-
-
-def _timeless(evaluation: Evaluation) -> dict[str, float | int | None]:
-    return {k: v for k, v in dataclasses.asdict(evaluation).items() if k not in _TIMES}

@@ -19,6 +19,7 @@ from optuna.distributions import (
     IntDistribution,
 )
 
+from hpo_mab._attributes import ITEM_NAMES, parameter_of
 from hpo_mab._errors import ArgumentError, UnknownNameError
 from hpo_mab._registry import Named, Registry, check_types
 from hpo_mab.samplers._registry import SAMPLERS, sampler_maker
@@ -26,9 +27,6 @@ from hpo_mab.training import DEFAULT_AVERAGE
 
 _RANGE_KEYS = frozenset({"low", "high", "log", "step", "type"})
 _KEYS = _RANGE_KEYS | {"choices"}
-
-#: Parameters that have names of their own, by those of earlier versions: list and item.
-_EARLIER = {"sampler.prior.0": "sampler.prior_alpha", "sampler.prior.1": "sampler.prior_beta"}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -88,7 +86,7 @@ def suggest(trial: optuna.trial.BaseTrial, name: str, value: Any) -> Any:
     if isinstance(value, ListChoices):
         return value.suggest(trial, name)
     if isinstance(value, list):
-        return [suggest(trial, _part(name, index), item) for index, item in enumerate(value)]
+        return [suggest(trial, parameter_of(name, index), item) for index, item in enumerate(value)]
     return value
 
 
@@ -100,7 +98,7 @@ def ranges(name: str, value: Any) -> Iterator[tuple[str, BaseDistribution]]:
         yield name, value.distribution
     elif isinstance(value, list):
         for index, item in enumerate(value):
-            yield from ranges(_part(name, index), item)
+            yield from ranges(parameter_of(name, index), item)
 
 
 def range_ends(distribution: BaseDistribution) -> tuple[Any, Any]:
@@ -126,13 +124,7 @@ def examples(value: Any) -> Iterator[Any]:
 
 def present_names(params: Mapping[str, Any]) -> dict[str, Any]:
     """Parameters of a recorded trial, those that earlier versions named otherwise renamed."""
-    return {_EARLIER.get(name, name): value for name, value in params.items()}
-
-
-def _part(name: str, index: int) -> str:
-    """The parameter of an item of a list."""
-    numbered = f"{name}.{index}"
-    return _EARLIER.get(numbered, numbered)
+    return {ITEM_NAMES.get(name, name): value for name, value in params.items()}
 
 
 def _choices(name: str, value: Mapping[str, Any]) -> CategoricalDistribution | ListChoices:

@@ -22,13 +22,12 @@ from optuna.trial import TrialState
 from hpo_mab._attributes import EVIDENCE_KEY, PUBLISHED_KEY, RECORD_KEY
 from hpo_mab._errors import ArgumentError, StorageError
 from hpo_mab.advantage import Evidence
-from hpo_mab.search._claim import close_lost
+from hpo_mab.search._claim import Target, close_lost
 from hpo_mab.search._components import sampler_factory, study_pruner
 from hpo_mab.search._definition import StudySpec
 from hpo_mab.search._pilot import PlannedSampler
-from hpo_mab.search._plan import Target
 from hpo_mab.storage import Definition, Storage, files_folder, open_study, study_names
-from hpo_mab.storage._optuna import add_copy
+from hpo_mab.storage._optuna import add_copy, id_of, storage_of
 
 # What may change between two runs of one study without changing what its trials mean.
 _FREE = (
@@ -363,15 +362,15 @@ def _begin(study: optuna.Study, target: Storage, name: str) -> optuna.Study:
 
 def _fill(copy: optuna.Study, study: optuna.Study, source: Storage, target: Storage) -> Copied:
     trials = study.get_trials(deepcopy=False)
-    new_ids = {trial._trial_id: add_copy(copy, trial) for trial in trials}
+    new_ids = {id_of(trial): add_copy(copy, trial) for trial in trials}
     # After the trials, which hold the numbers of their curves: without them they are orphans.
     if source.url != target.url:
         source.curves.copy(list(new_ids), target.curves)
         _copy_artifacts(study, files_folder(source, "artifacts"), files_folder(target, "artifacts"))
-    source.examples.copy(study._study_id, target.examples, copy._study_id)
-    system = study._storage.get_study_system_attrs(study._study_id)
+    source.examples.copy(id_of(study), target.examples, id_of(copy))
+    system = storage_of(study).get_study_system_attrs(id_of(study))
     for key, value in _renumbered(system, new_ids):
-        copy._storage.set_study_system_attr(copy._study_id, key, value)
+        storage_of(copy).set_study_system_attr(id_of(copy), key, value)
     # Last, with the definition among them: without it no worker joins the study.
     for key, value in study.user_attrs.items():
         copy.set_user_attr(key, value)
@@ -391,7 +390,7 @@ def _renumbered(attrs: Mapping[str, Any], ids: Mapping[int, int]) -> Iterator[tu
 
 
 def _copy_artifacts(study: optuna.Study, here: Path, there: Path) -> None:
-    attrs = [study._storage.get_study_system_attrs(study._study_id)]
+    attrs = [storage_of(study).get_study_system_attrs(id_of(study))]
     attrs += [trial.system_attrs for trial in study.get_trials(deepcopy=False)]
     names = {key.removeprefix(_ARTIFACT) for each in attrs for key in each if _ARTIFACT in key}
     found = [here / name for name in sorted(names) if (here / name).is_file()]

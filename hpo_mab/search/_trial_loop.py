@@ -1,35 +1,28 @@
-"""A worker's life: claim trials, train them, record their ends, until the study is done.
-
-`TrialLoop` trains one trial at a time, `StackLoop` many at a time on stacks of networks.
-"""
+"""A worker: it claims trials, trains them and stores their ends, until the study is done."""
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import functools
 import time
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable
+from typing import Literal, NamedTuple
 
 import optuna
-import torch
 from optuna.trial import FrozenTrial, TrialState
 
-from hpo_mab._attributes import INTERRUPTED_KEY, REASON_KEY, RESUMED_KEY, STACK_KEY
+from hpo_mab._attributes import INTERRUPTED_KEY
 from hpo_mab._errors import StorageError, memory_reason
-from hpo_mab.search._checkpoint import SlotCheckpoint, warn_of_misfit
-from hpo_mab.search._claim import claim, claim_many
-from hpo_mab.search._objective import Assignment, TrainingObjective
-from hpo_mab.search._plan import Next, raise_if_failing
-from hpo_mab.search._recorder import TrialRecord, failure_reason
-from hpo_mab.search._space import Configuration
-from hpo_mab.search._workload import Workload
+from hpo_mab._plan import Next, raise_if_failing
+from hpo_mab.search._claim import claim
+from hpo_mab.search._objective import TrainingObjective
 from hpo_mab.storage import STORAGE_ERRORS, Storage, heartbeat, release
-from hpo_mab.training import Budget, Evaluation, StackedTrainer, TrainingDiverged
+from hpo_mab.storage._optuna import id_of, storage_of
 from hpo_mab.training._device import release_memory
 
 TrialCallback = Callable[[optuna.Study, FrozenTrial], None]
+
+#: Trials that one process trains at the same time.
+Slots = int | Literal["auto"]
 
 SECONDS_BETWEEN_LOOKS = 1.0
 _STORAGE_FAILURES_IN_A_ROW = 3
@@ -123,7 +116,7 @@ class TrialLoop:
     def _run(self, trial: optuna.trial.Trial) -> None:
         value, state, starved = None, TrialState.FAIL, False
         try:
-            with heartbeat(self._storage.optuna, trial._trial_id):
+            with heartbeat(self._storage.optuna, id_of(trial)):
                 value = self._objective(trial)
                 state = TrialState.COMPLETE
         except optuna.TrialPruned:
@@ -157,7 +150,7 @@ class TrialLoop:
         if self._examples is not None:
             for frozen in ended:
                 counts = frozen.state in (TrialState.COMPLETE, TrialState.PRUNED)
-                self._examples.settle(frozen._trial_id, counts=counts)
+                self._examples.settle(id_of(frozen), counts=counts)
             if self._objective.waits_for_record:
                 self._examples.flush()
             self._examples.flush_if_due()
@@ -173,7 +166,7 @@ class TrialLoop:
     def _abandon(self) -> None:
         """Give up the trials at hand, to be tried again by whoever is next."""
         for trial in list(self._mine):
-            frozen = self._study._storage.get_trial(trial._trial_id)
+            frozen = storage_of(self._study).get_trial(id_of(trial))
             if not frozen.state.is_finished():
                 trial.set_user_attr(INTERRUPTED_KEY, True)
                 self._finish(End(trial, TrialState.FAIL))
@@ -181,7 +174,7 @@ class TrialLoop:
 
     def _release(self, *trials: optuna.trial.Trial) -> None:
         for trial in trials:
-            release(self._storage.optuna, trial._trial_id)
+            release(self._storage.optuna, id_of(trial))
         self._mine = [trial for trial in self._mine if trial not in trials]
 
     def _ride_out(self, error: BaseException) -> None:
@@ -195,456 +188,3 @@ class TrialLoop:
             self._abandon()
         except STORAGE_ERRORS as again:
             raise self._storage.error(again) from None
-
-
-#: Most slots that ``"auto"`` takes; more gain little on the largest cards.
-MOST_SLOTS = 32
-#: Shapes of network and batch up to which trials share stacks.
-MOST_SHAPES = 4
-#: A search learns from finished trials: so many rounds are left to it where slots are ``"auto"``.
-_ROUNDS = 4
-#: A stack is used where a network's share of a step is below so much of its step alone.
-_WORTH_IT = 0.8
-_PROBED_STEPS = 40
-
-Slots = int | Literal["auto"]
-
-
-@dataclasses.dataclass(slots=True)
-class _Running:
-    """A trial in a slot.
-
-    Attributes:
-        trial: Optuna's trial.
-        assignment: What it trains.
-        record: Its way to Optuna and the database.
-        place: The stack, and the slot in it.
-        checkpoint: Where it is saved; None saves nothing.
-        ends: Ends its heartbeat and closes its record.
-    """
-
-    trial: optuna.trial.Trial
-    assignment: Assignment
-    record: TrialRecord
-    place: tuple[StackedTrainer, int]
-    checkpoint: SlotCheckpoint | None
-    ends: contextlib.ExitStack
-
-    @property
-    def has_state(self) -> bool:
-        """Whether it trains on."""
-        stack, slot = self.place
-        return slot in stack.busy
-
-    def state_dict(self) -> dict[str, Any]:
-        """Its state, right after an evaluation."""
-        stack, slot = self.place
-        return stack.state_dict(slot)
-
-
-class Stacks:
-    """The stacks of one worker: one for each shape of network that its trials have.
-
-    Args:
-        workload: What is trained.
-        slots: Trainings at the same time, over all stacks.
-        seed: Seed of the stacks' bandits and augmentation.
-        examples: Whether to add up what trials see of each example.
-    """
-
-    def __init__(
-        self, workload: Workload, *, slots: int, seed: int, examples: bool = False
-    ) -> None:
-        self._examples = examples
-        self.slots = slots
-        self._workload = workload
-        self._seed = seed
-        self._stacks: list[tuple[Hashable, StackedTrainer]] = []
-
-    def start(
-        self, configuration: Configuration, *, seed: int, state: Mapping[str, Any] | None = None
-    ) -> tuple[tuple[StackedTrainer, int], list[Evaluation]]:
-        """Begin a training, where ``state`` was taken if it fits.
-
-        Returns:
-            Its stack and slot, and the evaluations that the state has.
-        """
-        key = _shape(configuration)
-        sampler = self._workload.sampler(configuration, seed=seed, stacked=True)
-        for known, stack in self._stacks:
-            if known == key and stack.free and stack.takes(sampler):
-                break
-        else:
-            # Stacks of other shapes give back their memory where nothing runs on them.
-            self._stacks = [each for each in self._stacks if each[1].busy]
-            stack = self._workload.stack(
-                configuration, slots=self.slots, seed=self._seed, examples=self._examples
-            )
-            self._stacks.append((key, stack))
-        slot = stack.free[0]
-        begin = functools.partial(
-            self._workload.start_stacked, stack, slot, configuration, seed=seed
-        )
-        if state is not None:
-            try:
-                begin(sampler=sampler, state=state)
-                return (stack, slot), [Evaluation(**point) for point in state["points"]]
-            except Exception as error:  # Each part has its own way to refuse a state.
-                warn_of_misfit(error)
-            sampler = self._workload.sampler(configuration, seed=seed, stacked=True)
-        begin(sampler=sampler)
-        return (stack, slot), []
-
-    def advance(
-        self,
-    ) -> Iterator[tuple[tuple[StackedTrainer, int], Evaluation | TrainingDiverged]]:
-        """Train every stack to its next evaluations."""
-        for _, stack in list(self._stacks):
-            for slot, result in stack.advance():
-                yield (stack, slot), result
-
-    def clear(self) -> None:
-        """Give up all trainings and their memory."""
-        self._stacks.clear()
-
-    @property
-    def loop_reasons(self) -> Iterator[str]:
-        """Why steps are not captured, for each stack where that is so."""
-        return (stack.loop_reason for _, stack in self._stacks if stack.loop_reason is not None)
-
-
-class StackLoop(TrialLoop):
-    """Runs trials of a study, many at a time, as networks of a stack.
-
-    A trial that ends leaves its slot to the next one at once. Trials that no stack can train
-    (`Workload.why_alone`) are trained alone, while the others wait.
-
-    Args:
-        study: The study, with the sampler and pruner of its definition.
-        storage: Its database.
-        objective: Says what a trial trains.
-        slots: Trials at the same time, at least 1.
-        examples: Whether trials add to the study's record of examples.
-        on_trial: Called with study and trial after each trial.
-        patience: Seconds to wait for a database that has gone away.
-    """
-
-    def __init__(
-        self,
-        study: optuna.Study,
-        storage: Storage,
-        objective: TrainingObjective,
-        *,
-        slots: int,
-        examples: bool = False,
-        on_trial: TrialCallback | None = None,
-        patience: float = 300.0,
-    ) -> None:
-        super().__init__(
-            study, storage, objective, examples=examples, on_trial=on_trial, patience=patience
-        )
-        self._stacks = Stacks(
-            objective.workload, slots=slots, seed=objective.seed, examples=examples
-        )
-        self._running: dict[int, _Running] = {}
-        low, _ = objective.space.corners()
-        self._may_stack = objective.workload.why_alone(low) is None
-
-    def _step(self) -> bool:
-        """Fill the slots and train to the next evaluation; False when the study is done."""
-        try:
-            following = self._fill()
-            if self._running:
-                self._advance()
-            elif following is Next.DONE:
-                self._sweep()
-                return False
-            elif following is Next.WAIT:
-                time.sleep(SECONDS_BETWEEN_LOOKS)
-            self._storage_failures = 0
-        except STORAGE_ERRORS as error:
-            self._ride_out(error)
-        return True
-
-    def _fill(self) -> Next | None:
-        """Claim trials for the free slots; why there was none, if there was none."""
-        while (free := self._stacks.slots - len(self._running)) > 0:
-            known = len(self._mine)
-            # What is trained alone must not wait here for the others, without a heartbeat.
-            count = free if self._may_stack else 1
-            try:
-                following = claim_many(
-                    self._study,
-                    self._storage,
-                    self._mine,
-                    count=count,
-                    queue_twins=self._objective.queue_twins,
-                )
-            finally:
-                claimed = self._mine[known:]
-            with self._storage.optuna.together():
-                alone = [trial for trial in claimed if not self._begin(trial)]
-            for trial in alone:
-                self._run(trial)
-            if following is not None:
-                return following
-        return None
-
-    def _begin(self, trial: optuna.trial.Trial) -> bool:
-        """Start a trial in a slot, or end it; False if no stack can train it."""
-        if trial not in self._mine:
-            # Given back, as the device ran out of memory.
-            return True
-        ends = contextlib.ExitStack()
-        try:
-            assignment = self._objective.assign(trial)
-            if self._objective.workload.why_alone(assignment.configuration) is not None:
-                return False
-            ends.enter_context(heartbeat(self._storage.optuna, trial._trial_id))
-            checkpoint = self._objective.checkpoint(trial, assignment)
-            place, points = self._stacks.start(
-                assignment.configuration,
-                seed=assignment.seed,
-                state=None if checkpoint is None else checkpoint.load(),
-            )
-        except torch.OutOfMemoryError as error:
-            ends.close()
-            self._shrink(error)
-            return True
-        except STORAGE_ERRORS:
-            ends.close()
-            raise
-        except Exception as error:
-            ends.close()
-            self._fail(trial, error)
-            return True
-        record = TrialRecord(trial, self._objective.curves)
-        ends.callback(record.close)
-        running = _Running(trial, assignment, record, place, checkpoint, ends)
-        self._running[trial._trial_id] = running
-        trial.set_user_attr(STACK_KEY, self._stacks.slots)
-        self._report_again(running, points)
-        return True
-
-    def _report_again(self, running: _Running, points: Sequence[Evaluation]) -> None:
-        """Report the evaluations of a checkpoint: they are stored and judged like all others."""
-        if points:
-            running.trial.set_user_attr(RESUMED_KEY, len(points))
-        for point in points:
-            if running.trial._trial_id in self._running:
-                self._record([(running, point)])
-
-    def _advance(self) -> None:
-        places = {each.place: each for each in self._running.values()}
-        try:
-            found = list(self._stacks.advance())
-        except torch.OutOfMemoryError as error:
-            self._shrink(error)
-            return
-        except Exception as error:  # Alone, each trial fails by itself and keeps its reason.
-            self._give_up_stacks(error)
-            return
-        for reason in self._stacks.loop_reasons:
-            self._objective.note_loop(reason)
-        self._record([(places[place], result) for place, result in found])
-
-    def _record(self, found: Sequence[tuple[_Running, Evaluation | TrainingDiverged]]) -> None:
-        """Record evaluations; end the trials whose last it was or that the pruner stops."""
-        with self._storage.optuna.together():
-            for running, result in found:
-                stack, slot = running.place
-                running.record.evaluation_seconds = stack.evaluation_seconds[slot]
-                if isinstance(result, Evaluation):
-                    running.record.add_later(result)
-            ends = [end for each in found if (end := self._end(*each)) is not None]
-            ended = {end.trial._trial_id for end in ends}
-            TrialRecord.flush_all(
-                running.record
-                for name, running in self._running.items()
-                if name in ended or running.record.is_due
-            )
-            for end in ends:
-                self._close(end.trial)
-        if ends:
-            self._finish(*ends)
-        for running, _ in found:
-            checkpoint = running.checkpoint
-            if checkpoint is not None and checkpoint.is_due(running):
-                running.record.flush()
-                checkpoint.save(running)
-
-    def _end(self, running: _Running, result: Evaluation | TrainingDiverged) -> End | None:
-        """How a trial has ended with an evaluation; None if it has not."""
-        trial = running.trial
-        if isinstance(result, TrainingDiverged):
-            trial.set_user_attr(REASON_KEY, str(result))
-            return End(trial, TrialState.PRUNED)
-        stack, slot = running.place
-        if slot not in stack.busy:
-            self._objective.conclude(trial, running.assignment.slot)
-            self._offer(running)
-            return End(trial, TrialState.COMPLETE, result.accuracy)
-        if running.assignment.may_prune and running.record.should_prune():
-            self._offer(running)
-            if running.checkpoint is not None and running.checkpoint.keeps_stopped(running):
-                running.record.flush()
-                running.checkpoint.save(running)
-            stack.stop(slot)
-            return End(trial, TrialState.PRUNED)
-        return None
-
-    def _offer(self, running: _Running) -> None:
-        """Keep what a trial saw, before the next steps use its slot."""
-        stack, slot = running.place
-        if self._examples is not None and stack.examples is not None:
-            self._examples.offer(running.trial._trial_id, stack.examples.take(slot))
-            # A trial that is continued adds what it sees from here on.
-            stack.examples.begin(slot)
-
-    def _fail(self, trial: optuna.trial.Trial, error: Exception) -> None:
-        trial.set_user_attr(REASON_KEY, failure_reason(error))
-        self._fail_trial(trial)
-
-    def _shrink(self, error: torch.OutOfMemoryError) -> None:
-        """Train half as many at a time after the device ran out of memory."""
-        if self._stacks.slots == 1:
-            # One network is too large: it fails as it would alone.
-            for trial in list(self._mine):
-                self._close(trial)
-                self._fail(trial, error)
-            self._stacks.clear()
-            return
-        self._abandon()
-        self._stacks.slots //= 2
-        self._objective.note(
-            f"out of memory: {self._stacks.slots} trials at a time instead of "
-            f"{2 * self._stacks.slots}"
-        )
-
-    def _give_up_stacks(self, error: Exception) -> None:
-        """Train one trial at a time from now on: the network cannot be stacked."""
-        self._abandon()
-        what = str(error).strip().partition("\n")[0]
-        self._objective.note(f"the network cannot be stacked: {what}")
-        raise StackingFailed from error
-
-    def _abandon(self) -> None:
-        for running in self._running.values():
-            running.ends.close()
-        self._running.clear()
-        self._stacks.clear()
-        release_memory()
-        super()._abandon()
-
-    def _close(self, trial: optuna.trial.Trial) -> None:
-        running = self._running.pop(trial._trial_id, None)
-        if running is not None:
-            running.ends.close()
-
-
-class StackingFailed(Exception):  # noqa: N818 - control flow within the worker
-    """The network of the study cannot be trained on a stack."""
-
-
-def run_trials(
-    study: optuna.Study,
-    storage: Storage,
-    objective: TrainingObjective,
-    *,
-    slots: Slots = "auto",
-    examples: bool = False,
-    on_trial: TrialCallback | None = None,
-    trials: int = 1,
-) -> bool:
-    """Run trials of a study until it is done, as many at a time as is worth it.
-
-    Args:
-        study: The study, with the sampler and pruner of its definition.
-        storage: Its database.
-        objective: Trains its trials.
-        slots: Trials at the same time; ``"auto"`` measures whether a stack is faster.
-        examples: Whether trials add to the study's record of examples.
-        on_trial: Called with study and trial after each trial.
-        trials: Trials that the study should have in all; ``"auto"`` takes at most a quarter.
-
-    Returns:
-        Whether Ctrl-C ended it early.
-    """
-    if objective.space.shapes > MOST_SHAPES:
-        # Most trials would have a stack of their own, nearly empty and many times slower.
-        if slots not in ("auto", 1):
-            objective.note("ranges of the network's options give each trial a shape of its own")
-        slots = 1
-    count = slots if isinstance(slots, int) else choose_slots(objective, trials=trials)
-    if count > 1:
-        try:
-            loop = StackLoop(
-                study, storage, objective, slots=count, examples=examples, on_trial=on_trial
-            )
-            return loop.run()
-        except StackingFailed:
-            pass
-    return TrialLoop(study, storage, objective, examples=examples, on_trial=on_trial).run()
-
-
-def choose_slots(objective: TrainingObjective, *, trials: int) -> int:
-    """How many trials at a time train the fastest, found by a short probe on a CUDA device.
-
-    Returns:
-        1 on other devices, and where a stack is not faster or cannot be made.
-    """
-    workload = objective.workload
-    most = min(MOST_SLOTS, trials // _ROUNDS)
-    configuration, _ = objective.space.corners()
-    if workload.device.type != "cuda" or most < 2 or workload.why_alone(configuration):
-        return 1
-    try:
-        alone = _seconds_alone(workload, configuration)
-        stacked = _seconds_stacked(workload, configuration, slots=most)
-    except Exception:  # What is wrong with it, the trials will say.
-        return 1
-    finally:
-        release_memory()
-    return most if stacked < _WORTH_IT * alone else 1
-
-
-def _seconds_alone(workload: Workload, configuration: Configuration) -> float:
-    """Seconds of some captured steps of one network."""
-    with workload.training(
-        configuration, seed=0, final=Budget(steps=2 * _PROBED_STEPS), evaluations=2
-    ) as run:
-        first, second = run.evaluations
-    return second.seconds - first.seconds
-
-
-def _seconds_stacked(workload: Workload, configuration: Configuration, *, slots: int) -> float:
-    """Seconds of as many steps of a network of a stack, its share."""
-    stack = workload.stack(configuration, slots=slots, seed=0)
-    for slot in range(slots):
-        sampler = workload.sampler(configuration, seed=slot, stacked=True)
-        workload.start_stacked(
-            stack,
-            slot,
-            configuration,
-            sampler=sampler,
-            seed=slot,
-            final=Budget(steps=2 * _PROBED_STEPS),
-            evaluations=2,
-        )
-    seconds = []
-    for _ in range(2):
-        (_, result), *_ = stack.advance()
-        if isinstance(result, TrainingDiverged):
-            raise result
-        seconds.append(result.seconds)
-    return seconds[1] - seconds[0]
-
-
-def _shape(configuration: Configuration) -> Hashable:
-    """What trials on one stack have in common, besides the kind of their bandits."""
-    model: dict[str, Any] = dict(configuration.model)
-    return (
-        tuple(sorted((key, repr(value)) for key, value in model.items())),
-        configuration.batch_size,
-        configuration.optimizer.name,
-    )

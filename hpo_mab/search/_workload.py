@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import functools
 import json
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import version
 from typing import Any
@@ -19,12 +18,12 @@ from torch.utils.data import Dataset, Subset
 from hpo_mab import training
 from hpo_mab._errors import ArgumentError
 from hpo_mab._examples import ExampleRecord
+from hpo_mab._plan import derive_seed
 from hpo_mab._registry import name_of
 from hpo_mab.data import Augmentation, DatasetSplits, ImageData, ImageSplits, Normalization
 from hpo_mab.samplers import BatchSampler
 from hpo_mab.samplers._registry import NAMES, record_column
-from hpo_mab.search._checkpoint import warn_of_misfit
-from hpo_mab.search._plan import derive_seed
+from hpo_mab.search._recorder import warn_of_misfit
 from hpo_mab.search._space import Configuration, Part
 from hpo_mab.training import (
     Batches,
@@ -35,11 +34,9 @@ from hpo_mab.training import (
     Sweep,
     Training,
 )
+from hpo_mab.training._device import cpu_threads, random_state
 from hpo_mab.training._optimizers import OPTIMIZERS
 from hpo_mab.training._tally import ExampleTally
-
-#: Held by the thread that trains; it may start a training within another.
-_training_thread = threading.RLock()
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,7 +151,7 @@ class Workload:
             ArgumentError: A value in the configuration outside its bound, or another thread of
                 this process is training.
         """
-        with _random_state(self.device), _cpu_threads(self.loop.threads):
+        with random_state(self.device), cpu_threads(self.loop.threads):
             points = evaluations or (1 if final else self.loop.evaluations)
             begin = functools.partial(self._start, configuration, seed, final, points, examples)
             run = begin()
@@ -207,7 +204,7 @@ class Workload:
         Raises:
             ArgumentError: Another thread of this process is training.
         """
-        with _random_state(self.device):
+        with random_state(self.device):
             torch.manual_seed(seed)
             return self._network(configuration)
 
@@ -415,38 +412,6 @@ class Workload:
 
 def _shown(value: Any) -> str:
     return name_of(value) if callable(value) else str(value)
-
-
-@contextlib.contextmanager
-def _random_state(device: torch.device) -> Iterator[None]:
-    """Torch's global random state, for one thread alone and restored afterwards.
-
-    Weights, dropout and loaders draw from it, and torch has one for the whole process.
-    """
-    if not _training_thread.acquire(blocking=False):
-        raise ArgumentError(
-            "n_jobs must be 1, or trials run one after the other: two at once in one process would "
-            "share torch's random state, and neither would follow from its seed. Start several "
-            "processes on one storage, e.g. with hpo-mab run --workers."
-        )
-    try:
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            yield
-    finally:
-        _training_thread.release()
-
-
-@contextlib.contextmanager
-def _cpu_threads(count: int | None) -> Iterator[None]:
-    before = torch.get_num_threads()
-    if count is None or count == before:
-        yield
-        return
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _resume(run: TrainingRun, state: Mapping[str, Any]) -> bool:

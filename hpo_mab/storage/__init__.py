@@ -1,33 +1,43 @@
-"""Studies and learning curves in SQL, in one database with Optuna's tables."""
+"""Studies and learning curves in SQL, in one database with Optuna's tables.
 
-from hpo_mab.storage._curves import CurveStore, CurveWriter
-from hpo_mab.storage._examples import FIRST_TRIALS, ExampleStore, ExampleWriter
-from hpo_mab.storage._open import (
-    DEFAULT_URL,
-    RETRIES,
-    STORAGE_ERRORS,
-    Storage,
-    files_folder,
-    retry_callback,
-)
-from hpo_mab.storage._process import (
-    heartbeat,
-    hold,
-    is_gone,
-    is_held,
-    is_here,
-    release,
-    this_process,
-)
-from hpo_mab.storage._runs import (
-    Definition,
-    MissingCurvesWarning,
-    StudyRun,
-    TrialRun,
-    open_study,
-    read_run,
-    study_names,
-)
+Names are imported when first used: a pruner in a user's study needs neither torch nor SQLAlchemy.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from hpo_mab._registry import lazy_names
+
+if TYPE_CHECKING:
+    from hpo_mab._plan import RETRIES
+    from hpo_mab.storage._curves import CurveStore, CurveWriter
+    from hpo_mab.storage._examples import FIRST_TRIALS, ExampleStore, ExampleWriter
+    from hpo_mab.storage._open import (
+        DEFAULT_URL,
+        STORAGE_ERRORS,
+        Storage,
+        files_folder,
+        retry_callback,
+    )
+    from hpo_mab.storage._process import (
+        heartbeat,
+        hold,
+        is_gone,
+        is_held,
+        is_here,
+        release,
+        this_process,
+    )
+    from hpo_mab.storage._runs import (
+        Definition,
+        MissingCurvesWarning,
+        StudyRun,
+        TrialRun,
+        open_study,
+        read_run,
+        study_names,
+    )
 
 __all__ = [
     "DEFAULT_URL",
@@ -56,3 +66,34 @@ __all__ = [
     "study_names",
     "this_process",
 ]
+
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "CurveStore": "._curves",
+        "CurveWriter": "._curves",
+        "DEFAULT_URL": "._open",
+        "Definition": "._runs",
+        "ExampleStore": "._examples",
+        "ExampleWriter": "._examples",
+        "FIRST_TRIALS": "._examples",
+        "MissingCurvesWarning": "._runs",
+        "RETRIES": "hpo_mab._plan",
+        "STORAGE_ERRORS": "._open",
+        "Storage": "._open",
+        "StudyRun": "._runs",
+        "TrialRun": "._runs",
+        "files_folder": "._open",
+        "heartbeat": "._process",
+        "hold": "._process",
+        "is_gone": "._process",
+        "is_held": "._process",
+        "is_here": "._process",
+        "open_study": "._runs",
+        "read_run": "._runs",
+        "release": "._process",
+        "retry_callback": "._open",
+        "study_names": "._runs",
+        "this_process": "._process",
+    },
+)

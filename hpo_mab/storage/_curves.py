@@ -13,8 +13,13 @@ from typing import Any
 import sqlalchemy as sa
 
 from hpo_mab._attributes import CURVE_KEY, RESUMED_KEY
-from hpo_mab.storage._optuna import SYSTEM_ATTRIBUTES, TRIALS, USER_ATTRIBUTES
-from hpo_mab.storage._schema import CURVES, prepare_tables
+from hpo_mab.storage._tables import (
+    CURVES,
+    SYSTEM_ATTRIBUTES,
+    TRIALS,
+    USER_ATTRIBUTES,
+    prepare_tables,
+)
 from hpo_mab.training import Evaluation
 from hpo_mab.training._schedule import SAMPLER_FIGURES
 
@@ -264,7 +269,7 @@ class CurveWriter:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._curves = curves
-        self._trial_id = trial_id
+        self.trial_id = trial_id
         self._seconds = seconds
         self._clock = clock
         self._waiting: list[Evaluation] = []
@@ -290,7 +295,7 @@ class CurveWriter:
         full = [writer for writer in writers if writer._waiting]
         if not full:
             return
-        full[0]._curves.extend_many([(w._trial_id, w._waiting, w._restart) for w in full])
+        full[0]._curves.extend_many([(w.trial_id, w._waiting, w._restart) for w in full])
         for writer in full:
             writer._waiting.clear()
             writer._restart = False

@@ -14,13 +14,12 @@ from typing import Any, Protocol, Self
 import numpy as np
 import sqlalchemy as sa
 from numpy.typing import NDArray
-from optuna.storages._rdb import models
 
 from hpo_mab._attributes import RECORD_KEY
 from hpo_mab._examples import COLUMNS, ExampleCounts, ExampleRecord
-from hpo_mab.storage._schema import EXAMPLES
+from hpo_mab.storage._tables import EXAMPLES, STUDY_ATTRIBUTES
 
-_keys = models.StudySystemAttributeModel.__table__
+_keys = STUDY_ATTRIBUTES
 _is_key = _keys.c.key == RECORD_KEY
 _number = sa.cast(_keys.c.value_json, sa.BigInteger)
 

@@ -20,9 +20,10 @@ from optuna.storages import RetryHeartbeatStaleTrialCallback
 from sqlalchemy.exc import SQLAlchemyError
 
 from hpo_mab._errors import ArgumentError, StorageError, hide_passwords
+from hpo_mab._plan import RETRIES
 from hpo_mab.storage._curves import CurveStore
 from hpo_mab.storage._examples import ExampleStore
-from hpo_mab.storage._optuna import LeanStorage
+from hpo_mab.storage._lean import LeanStorage
 from hpo_mab.storage._process import Locks, diagnose
 
 
@@ -45,9 +46,6 @@ class JournalledConnection(sqlite3.Connection):
 
 
 DEFAULT_URL = "sqlite:///hpo_mab.db"
-
-#: Attempts at a trial after the first that lost its worker.
-RETRIES = 3
 
 #: Raised by Optuna's storage and by ours if the database cannot be reached, is full or locked.
 STORAGE_ERRORS = (SQLAlchemyError, StorageInternalError)

@@ -1,500 +1,29 @@
-"""Optuna's database storage, with frequent operations in one statement each.
+"""The private parts of Optuna that this package uses.
 
-Optuna's tables and private functions are named here alone. Its numbers of trials and studies
-(``_trial_id``, ``_study_id``) and the storage of a study (``_storage``) are used elsewhere, too.
+Optuna numbers studies and trials by ids that have no public name, and keeps the settings of its
+pruners privately. Nothing but this module, `_lean` and `_tables` touches them. This module imports
+neither SQLAlchemy nor torch, as a user's pruner needs neither.
 """
 
 from __future__ import annotations
 
-import contextlib
-import contextvars
-import copy
-import dataclasses
-import datetime
-import functools
-import json
-import operator
-from collections import defaultdict
-from collections.abc import Callable, Collection, Container, Iterable, Iterator, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import optuna
-import sqlalchemy as sa
-from optuna.distributions import (
-    BaseDistribution,
-    check_distribution_compatibility,
-    distribution_to_json,
-    json_to_distribution,
-)
-from optuna.exceptions import StorageInternalError
-from optuna.storages import RDBStorage
-from optuna.storages._rdb import models
+from optuna.pruners import BasePruner, HyperbandPruner
+from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy.dialects import postgresql, sqlite
-
-#: Optuna's own tables.
-TRIALS = models.TrialModel.__table__
-USER_ATTRIBUTES = models.TrialUserAttributeModel.__table__
-SYSTEM_ATTRIBUTES = models.TrialSystemAttributeModel.__table__
-_HEARTBEATS = models.TrialHeartbeatModel.__table__
-
-_Value = models.TrialValueModel
-_Report = models.TrialIntermediateValueModel
-_row = operator.itemgetter(2)
 
 
-def _part(kind: str, table: Any, row: str, name: str, number: str | None, text: str) -> Any:
-    """One table of what belongs to trials, as (kind, trial_id, row, name, number, text)."""
-    columns = table.c
-    return sa.select(
-        sa.literal(kind).label("kind"),
-        columns.trial_id.label("trial_id"),
-        columns[row].label("row"),
-        sa.cast(columns[name], sa.Text).label("name"),
-        (sa.cast(sa.null(), sa.Double) if number is None else columns[number]).label("number"),
-        sa.cast(columns[text], sa.Text).label("text"),
-    )
+def id_of(known: optuna.Study | optuna.trial.Trial | FrozenTrial) -> int:
+    """Optuna's id of a study or a trial, which no other one in its storage has."""
+    return known._study_id if isinstance(known, optuna.Study) else known._trial_id
 
 
-def _all_parts(condition: Callable[[Any], Any]) -> sa.CompoundSelect[Any]:
-    return sa.union_all(
-        *(part.where(condition(part.selected_columns.trial_id)) for part in _TABLES)
-    )
-
-
-_TABLES = (
-    _part(
-        "param",
-        models.TrialParamModel.__table__,
-        "param_id",
-        "param_name",
-        "param_value",
-        "distribution_json",
-    ),
-    _part("value", _Value.__table__, "trial_value_id", "objective", "value", "value_type"),
-    _part(
-        "report",
-        _Report.__table__,
-        "trial_intermediate_value_id",
-        "step",
-        "intermediate_value",
-        "intermediate_value_type",
-    ),
-    _part(
-        "user",
-        models.TrialUserAttributeModel.__table__,
-        "trial_user_attribute_id",
-        "key",
-        None,
-        "value_json",
-    ),
-    _part(
-        "system",
-        models.TrialSystemAttributeModel.__table__,
-        "trial_system_attribute_id",
-        "key",
-        None,
-        "value_json",
-    ),
-)
-
-# Made once: SQLAlchemy needs more time to build such a statement than a database to answer it.
-#: What belongs to trials ``ids``, and to trials ``first`` to ``last``.
-CHILDREN_OF = _all_parts(lambda column: column.in_(sa.bindparam("ids", expanding=True)))
-CHILDREN_BETWEEN = _all_parts(
-    lambda column: column.between(sa.bindparam("first"), sa.bindparam("last"))
-)
-
-
-def frozen_trials(trials: Sequence[Any], children: Iterable[Any]) -> list[FrozenTrial]:
-    """Optuna's trials from rows of its tables, in the order of the former.
-
-    Args:
-        trials: Rows of Optuna's table of trials.
-        children: Rows of `CHILDREN_OF` that belong to them, and maybe to other trials.
-    """
-    wanted: dict[int, list[Any]] = {row.trial_id: [] for row in trials}
-    for child in children:
-        if child[1] in wanted:
-            wanted[child[1]].append(child)
-    return [_frozen(row, wanted[row.trial_id]) for row in trials]
-
-
-def _frozen(row: Any, children: list[Any]) -> FrozenTrial:
-    # The order in which they were written, as Optuna gives them.
-    children.sort(key=_row)
-    parts: dict[str, dict[str, Any]] = {
-        k: {} for k in ("param", "value", "report", "user", "system")
-    }
-    distributions: dict[str, BaseDistribution] = {}
-    for kind, _, _, name, number, text in children:
-        if kind == "param":
-            distributions[name] = _distribution(text)
-            parts[kind][name] = distributions[name].to_external_repr(number)
-        elif kind == "value":
-            parts[kind][name] = _Value.stored_repr_to_value(number, _Value.TrialValueType[text])
-        elif kind == "report":
-            reported = _Report.TrialIntermediateValueType[text]
-            parts[kind][name] = _Report.stored_repr_to_intermediate_value(number, reported)
-        else:
-            parts[kind][name] = json.loads(text)
-    return FrozenTrial(
-        number=row.number,
-        state=row.state,
-        value=None,
-        values=[value for _, value in sorted(_numbered(parts["value"]).items())] or None,
-        datetime_start=_local(row.datetime_start),
-        datetime_complete=_local(row.datetime_complete),
-        params=parts["param"],
-        distributions=distributions,
-        user_attrs=parts["user"],
-        system_attrs=parts["system"],
-        intermediate_values=_numbered(parts["report"]),
-        trial_id=row.trial_id,
-    )
-
-
-def _numbered(values: dict[str, Any]) -> dict[int, Any]:
-    return {int(name): value for name, value in values.items()}
-
-
-@functools.lru_cache(maxsize=4096)
-def _distribution(text: str) -> BaseDistribution:
-    return json_to_distribution(text)
-
-
-def _local(moment: datetime.datetime | None) -> datetime.datetime | None:
-    # Optuna writes UTC and returns local time, both without a time zone.
-    if moment is None:
-        return None
-    return moment.replace(tzinfo=datetime.UTC).astimezone().replace(tzinfo=None)
-
-
-# Optuna's database storage, with the frequent operations of trials in one statement each.
-#
-# Optuna goes through SQLAlchemy's ORM: a report takes three statements, reading the trials of a
-# study six, each of them slow to build. Here a write is one statement and a read is two. Tables and
-# values are those of Optuna, so other programs can read and write the same studies.
-
-_studies = models.StudyModel.__table__
-_trials = models.TrialModel.__table__
-_params = models.TrialParamModel.__table__
-_values = models.TrialValueModel.__table__
-_reports = models.TrialIntermediateValueModel.__table__
-_heartbeats = models.TrialHeartbeatModel.__table__
-_user_attrs = models.TrialUserAttributeModel.__table__
-_system_attrs = models.TrialSystemAttributeModel.__table__
-
-#: Spelt out, as a list cannot be a parameter of many rows at once.
-_IS_OPEN = sa.or_(_trials.c.state == TrialState.RUNNING, _trials.c.state == TrialState.WAITING)
-# More ids than this are not listed in a statement: databases limit its length.
-_LISTED = 500
-
-_INSERTS: dict[str, Callable[[Any], Any]] = {
-    "sqlite": sqlite.insert,
-    "postgresql": postgresql.insert,
-}
-
-
-@dataclasses.dataclass
-class _Together:
-    """What a thread has to write and has read within `LeanStorage.together`."""
-
-    storage: LeanStorage
-    #: Rows that wait, by statement.
-    waiting: dict[Any, list[dict[str, Any]]]
-    #: Trials that were written since Optuna's cache read them.
-    written: set[int]
-    #: Studies whose trials Optuna's cache has read.
-    read: set[int]
-
-
-#: Of one thread: a new thread begins without a value.
-_together: contextvars.ContextVar[_Together | None] = contextvars.ContextVar("together")
-
-
-class LeanStorage(RDBStorage):
-    """An `optuna.storages.RDBStorage` on SQLite or PostgreSQL that is several times cheaper.
-
-    On other databases it is Optuna's own.
-    """
-
-    def with_heartbeat(self, trial_ids: Collection[int]) -> set[int]:
-        """Those of the trials that have ever shown a sign of life."""
-        query = sa.select(_HEARTBEATS.c.trial_id).where(_HEARTBEATS.c.trial_id.in_(trial_ids))
-        with self.engine.connect() as connection:
-            return set(connection.scalars(query))
-
-    def stale(self, study: optuna.Study) -> set[int]:
-        """The running trials of a study whose last sign of life is too long ago."""
-        return set(self._get_stale_trial_ids(study._study_id))
-
-    @contextlib.contextmanager
-    def together(self) -> Iterator[None]:
-        """Collect what this thread writes, and read the trials of a study once.
-
-        Parameters, reports and attributes of trials, and heartbeats, are written in one
-        transaction, at the next read or at the end of the context. A trial that has finished in
-        the meantime does not change. Until the context ends, writes of other threads and processes
-        to trials already read are not visible. So the context must be short, and must begin after
-        the study's lock is taken.
-        """
-        if not self._has_upsert or self._collecting is not None:
-            yield
-            return
-        collecting = _Together(self, defaultdict(list), set(), set())
-        token = _together.set(collecting)
-        try:
-            yield
-        except BaseException:
-            # The exception that ended the context must be raised, not one of this write.
-            with contextlib.suppress(StorageInternalError):
-                self._write(collecting)
-            raise
-        else:
-            self._write(collecting)
-        finally:
-            _together.reset(token)
-
-    @property
-    def _collecting(self) -> _Together | None:
-        collecting = _together.get(None)
-        return collecting if collecting is not None and collecting.storage is self else None
-
-    def _write(self, collecting: _Together) -> None:
-        if not collecting.waiting:
-            return
-        waiting, collecting.waiting = collecting.waiting, defaultdict(list)
-        with self._transaction() as connection:
-            for statement, rows in waiting.items():
-                connection.execute(statement, rows)
-
-    @contextlib.contextmanager
-    def _transaction(self) -> Iterator[sa.Connection]:
-        try:
-            with self.engine.begin() as connection:
-                yield connection
-        except sa.exc.SQLAlchemyError as error:
-            raise StorageInternalError("A transaction failed.") from error
-
-    @contextlib.contextmanager
-    def _statement(self) -> Iterator[sa.Connection]:
-        """A connection on which every statement is a separate transaction."""
-        try:
-            with self.engine.connect() as connection:
-                yield connection.execution_options(isolation_level="AUTOCOMMIT")
-        except sa.exc.SQLAlchemyError as error:
-            raise StorageInternalError("A statement failed.") from error
-
-    @property
-    def _has_upsert(self) -> bool:
-        return self.engine.name in _INSERTS
-
-    def set_trial_intermediate_value(
-        self, trial_id: int, step: int, intermediate_value: float
-    ) -> None:
-        """See `optuna.storages.BaseStorage`."""
-        if not self._has_upsert:
-            super().set_trial_intermediate_value(trial_id, step, intermediate_value)
-            return
-        encode = models.TrialIntermediateValueModel.intermediate_value_to_stored_repr
-        value, kind = encode(intermediate_value)
-        row = {"step": step, "intermediate_value": value, "intermediate_value_type": kind}
-        self._put(_reports, trial_id, key="step", row=row)
-
-    def set_trial_user_attr(self, trial_id: int, key: str, value: Any) -> None:
-        """See `optuna.storages.BaseStorage`."""
-        if not self._has_upsert:
-            super().set_trial_user_attr(trial_id, key, value)
-            return
-        self._put(
-            _user_attrs, trial_id, key="key", row={"key": key, "value_json": json.dumps(value)}
-        )
-
-    def set_trial_system_attr(self, trial_id: int, key: str, value: Any) -> None:
-        """See `optuna.storages.BaseStorage`."""
-        if not self._has_upsert:
-            super().set_trial_system_attr(trial_id, key, value)
-            return
-        row = {"key": key, "value_json": json.dumps(value)}
-        self._put(_system_attrs, trial_id, key="key", row=row)
-
-    def record_heartbeat(self, trial_id: int) -> None:
-        """See `optuna.storages.RDBStorage`."""
-        if not self._has_upsert:
-            super().record_heartbeat(trial_id)
-            return
-        statement, row = _heartbeat_statement(self.engine.name), {"trial_id": trial_id}
-        if (collecting := self._collecting) is not None:
-            collecting.waiting[statement].append(row)
-            return
-        with self._statement() as connection:
-            connection.execute(statement, row)
-
-    def _set_trial_param(
-        self,
-        trial_id: int,
-        param_name: str,
-        param_value_internal: float,
-        distribution: BaseDistribution,
-        previous_distribution: BaseDistribution | None,
-    ) -> None:
-        # Without a known distribution Optuna looks for that of the study's other trials.
-        if not self._has_upsert or previous_distribution is None:
-            super()._set_trial_param(
-                trial_id, param_name, param_value_internal, distribution, previous_distribution
-            )
-            self._note_written(trial_id)
-            return
-        check_distribution_compatibility(previous_distribution, distribution)
-        row = {
-            "param_name": param_name,
-            "param_value": param_value_internal,
-            "distribution_json": distribution_to_json(distribution),
-        }
-        self._put(_params, trial_id, key="param_name", row=row)
-
-    def _create_new_trial(
-        self, study_id: int, template_trial: FrozenTrial | None = None
-    ) -> FrozenTrial:
-        lean = self._has_upsert and self.engine.dialect.insert_returning
-        if not lean or template_trial is None or not _is_bare(template_trial):
-            created = super()._create_new_trial(study_id, template_trial)
-            self._note_written(created._trial_id)
-            return created
-        with self._transaction() as connection:
-            # The number is the count of the study's trials, so no other process may add one. SQLite
-            # has no such lock and needs none, as its transactions write one after the other.
-            lock = sa.select(_studies.c.study_id).where(_studies.c.study_id == study_id)
-            if connection.scalar(lock.with_for_update()) is None:
-                raise KeyError(models.NOT_FOUND_MSG)
-            row = {"study_id": study_id, "state": template_trial.state, "datetime_start": _now()}
-            made = connection.execute(_new_trial_statement(), row).one()
-            for table, attrs in (
-                (_user_attrs, template_trial.user_attrs),
-                (_system_attrs, template_trial.system_attrs),
-            ):
-                if attrs:
-                    rows = [
-                        {"trial_id": made.trial_id, "key": key, "value_json": json.dumps(value)}
-                        for key, value in attrs.items()
-                    ]
-                    connection.execute(table.insert(), rows)
-        created = copy.deepcopy(template_trial)
-        created.number, created._trial_id = made.number, made.trial_id
-        self._note_written(created._trial_id)
-        return created
-
-    def set_trial_state_values(
-        self, trial_id: int, state: TrialState, values: Sequence[float] | None = None
-    ) -> bool:
-        """See `optuna.storages.BaseStorage`."""
-        if (collecting := self._collecting) is not None:
-            self._write(collecting)
-        self._note_written(trial_id)
-        if not self._has_upsert or not state.is_finished():
-            return super().set_trial_state_values(trial_id, state, values)
-        with self._transaction() as connection:
-            row = {"id": trial_id, "to": state, "at": _now()}
-            ended = connection.execute(_end_statement(), row).rowcount
-            if ended and values is not None:
-                # In the same transaction: no other process may read a complete trial without value.
-                connection.execute(
-                    _value_statement(self.engine.name), _value_rows(trial_id, values)
-                )
-        if not ended:
-            self.check_trial_is_updatable(trial_id, self.get_trial(trial_id).state)
-        return bool(ended)
-
-    def get_trial(self, trial_id: int) -> FrozenTrial:
-        """See `optuna.storages.BaseStorage`."""
-        if (collecting := self._collecting) is not None:
-            self._write(collecting)
-        with self._statement() as connection:
-            rows = connection.execute(
-                sa.select(_trials).where(_trials.c.trial_id == trial_id)
-            ).all()
-            if not rows:
-                raise KeyError(models.NOT_FOUND_MSG)
-            return self._frozen(connection, rows)[0]
-
-    def _get_trials(
-        self,
-        study_id: int,
-        states: Container[TrialState] | None,
-        included_trial_ids: Collection[int],
-        trial_id_greater_than: int,
-    ) -> list[FrozenTrial]:
-        if (collecting := self._collecting) is not None:
-            self._write(collecting)
-            # The highest id in Optuna's cache, which lists the trials that it must read again.
-            known = max((trial_id_greater_than, *included_trial_ids))
-            if states is None and known > -1:
-                written, collecting.written = collecting.written, set()
-                if study_id in collecting.read:
-                    if not written:
-                        return []
-                    included_trial_ids, trial_id_greater_than = written, known
-                collecting.read.add(study_id)
-        return self._read(study_id, states, included_trial_ids, trial_id_greater_than)
-
-    def _read(
-        self,
-        study_id: int,
-        states: Container[TrialState] | None,
-        included_trial_ids: Collection[int],
-        trial_id_greater_than: int,
-    ) -> list[FrozenTrial]:
-        query = sa.select(_trials).where(_trials.c.study_id == study_id)
-        if states is not None:
-            query = query.where(_trials.c.state.in_([s for s in TrialState if s in states]))
-        new = _trials.c.trial_id > trial_id_greater_than
-        old = {i for i in included_trial_ids if i <= trial_id_greater_than}
-        if old and len(old) <= _LISTED:
-            query = query.where(sa.or_(_trials.c.trial_id.in_(sorted(old)), new))
-        elif old:
-            query = query.where(_trials.c.trial_id >= min(old))
-        elif trial_id_greater_than > -1:
-            query = query.where(new)
-        with self._statement() as connection:
-            rows = connection.execute(query.order_by(_trials.c.trial_id)).all()
-            if len(old) > _LISTED:
-                rows = [r for r in rows if r.trial_id > trial_id_greater_than or r.trial_id in old]
-            if not rows:
-                # An unknown study is an error, one without trials is not.
-                self.get_study_name_from_id(study_id)
-                return []
-            return self._frozen(connection, rows)
-
-    def _frozen(self, connection: sa.Connection, rows: Sequence[Any]) -> list[FrozenTrial]:
-        ids = [row.trial_id for row in rows]
-        if len(ids) <= _LISTED:
-            parts = connection.execute(CHILDREN_OF, {"ids": ids})
-        else:
-            # A study's ids lie close together: what is read of other studies is left out below.
-            parts = connection.execute(CHILDREN_BETWEEN, {"first": ids[0], "last": ids[-1]})
-        return frozen_trials(rows, parts)
-
-    def _put(self, table: Any, trial_id: int, *, key: str, row: dict[str, Any]) -> None:
-        """Insert or replace a row of an unfinished trial.
-
-        Raises:
-            KeyError: There is no such trial.
-            UpdateFinishedTrialError: The trial has finished.
-        """
-        put = _put_statement(self.engine.name, table, key, tuple(row))
-        self._note_written(trial_id)
-        if (collecting := self._collecting) is not None:
-            collecting.waiting[put].append({"trial_id": trial_id, **row})
-            return
-        with self._statement() as connection:
-            written = connection.execute(put, {"trial_id": trial_id, **row}).rowcount
-        if not written:
-            self.check_trial_is_updatable(trial_id, self.get_trial(trial_id).state)
-
-    def _note_written(self, trial_id: int) -> None:
-        if (collecting := self._collecting) is not None:
-            collecting.written.add(trial_id)
+def storage_of(study: optuna.Study) -> BaseStorage:
+    """The storage of a study."""
+    return study._storage
 
 
 def begin_trial(study: optuna.Study, user_attrs: dict[str, Any]) -> optuna.trial.Trial:
@@ -509,64 +38,64 @@ def add_copy(study: optuna.Study, trial: FrozenTrial) -> int:
     return study._storage.create_new_trial(study._study_id, template_trial=trial)
 
 
-def _is_bare(trial: FrozenTrial) -> bool:
-    """Whether a trial that begins now has attributes only."""
-    has_more = trial.params or trial.values or trial.intermediate_values
-    return trial.state == TrialState.RUNNING and not has_more
+def pruner_settings(pruner: BasePruner) -> dict[str, Any]:
+    """What one of Optuna's pruners was made with, by the names of its arguments."""
+    return {name.removeprefix("_"): value for name, value in vars(pruner).items()}
 
 
-def _now() -> datetime.datetime:
-    # As Optuna writes it.
-    return datetime.datetime.now(datetime.UTC).replace(tzinfo=None)
+def hyperband_bracket(
+    pruner: HyperbandPruner, study: optuna.Study, trial: FrozenTrial
+) -> tuple[int, BasePruner, optuna.Study]:
+    """Number of a trial's bracket, the bracket's pruner, and the study as the bracket sees it."""
+    number = pruner._get_bracket_id(study, trial)
+    return number, pruner._pruners[number], pruner._create_bracket_study(study, number)
 
 
-def _value_rows(trial_id: int, values: Sequence[float]) -> list[dict[str, Any]]:
-    encode = models.TrialValueModel.value_to_stored_repr
-    return [
-        {"trial_id": trial_id, "objective": place, "value": stored, "value_type": kind}
-        for place, (stored, kind) in enumerate(map(encode, values))
-    ]
+class StudyView:
+    """A study that shows some of its trials, to be given to one of Optuna's samplers.
 
-
-@functools.cache
-def _new_trial_statement() -> Any:
-    others = sa.select(sa.func.count()).where(_trials.c.study_id == sa.bindparam("study_id"))
-    insert = _trials.insert().values(number=others.scalar_subquery())
-    insert = insert.values({name: sa.bindparam(name) for name in ("study_id", "state")})
-    insert = insert.values(datetime_start=sa.bindparam("datetime_start"))
-    return insert.returning(_trials.c.trial_id, _trials.c.number)
-
-
-@functools.cache
-def _end_statement() -> Any:
-    end = _trials.update().where(_trials.c.trial_id == sa.bindparam("id"), _IS_OPEN)
-    return end.values(state=sa.bindparam("to"), datetime_complete=sa.bindparam("at"))
-
-
-@functools.cache
-def _value_statement(dialect: str) -> Any:
-    insert = _INSERTS[dialect](_values)
-    replaced = {name: insert.excluded[name] for name in ("value", "value_type")}
-    return insert.on_conflict_do_update(index_elements=["trial_id", "objective"], set_=replaced)
-
-
-@functools.cache
-def _put_statement(dialect: str, table: Any, key: str, names: tuple[str, ...]) -> Any:
-    """Insert or replace a row, provided its trial is unfinished.
-
-    One statement checks the state and writes, so no process can finish the trial in between.
+    Args:
+        study: The study with all trials.
     """
-    columns = ("trial_id", *names)
-    values = [sa.bindparam(name, type_=table.c[name].type).label(name) for name in columns]
-    source = sa.select(*values).where(_trials.c.trial_id == sa.bindparam("trial_id"), _IS_OPEN)
-    insert = _INSERTS[dialect](table).from_select(list(columns), source)
-    replaced = {name: insert.excluded[name] for name in names if name != key}
-    put = insert.on_conflict_do_update(index_elements=["trial_id", key], set_=replaced)
-    return put.execution_options(preserve_rowcount=True)
+
+    def __init__(self, study: optuna.Study) -> None:
+        self.study = study
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.study, name)
+
+    def get_trials(self, *args: Any, **options: Any) -> list[FrozenTrial]:
+        """See `optuna.Study.get_trials`."""
+        return self.shown(self.study.get_trials(*args, **options))
+
+    def _get_trials(self, *args: Any, **options: Any) -> list[FrozenTrial]:
+        # Optuna's samplers use this one.
+        return self.shown(self.study._get_trials(*args, **options))
+
+    def shown(self, trials: list[FrozenTrial]) -> list[FrozenTrial]:
+        """Those of the trials that are shown."""
+        return trials
 
 
-@functools.cache
-def _heartbeat_statement(dialect: str) -> Any:
-    now = sa.func.current_timestamp()
-    insert = _INSERTS[dialect](_heartbeats).values(trial_id=sa.bindparam("trial_id"), heartbeat=now)
-    return insert.on_conflict_do_update(index_elements=["trial_id"], set_={"heartbeat": now})
+class AttributeSink:
+    """Collects system attributes: a study or trial, and its storage, for ``optuna_dashboard``.
+
+    Args:
+        known: The study's system attributes.
+        trial_id: Id of the trial it stands for; None stands for the study.
+    """
+
+    def __init__(self, known: Mapping[str, Any], trial_id: int | None = None) -> None:
+        self.known = dict(known)
+        self.written: dict[str, Any] = {}
+        self._storage = self.storage = self.study = self
+        self._study_id = 0
+        self._trial_id = trial_id
+
+    def get_study_system_attrs(self, study_id: int) -> dict[str, Any]:
+        """See `optuna.storages.BaseStorage`."""
+        return self.known
+
+    def set_study_system_attr(self, study_id: int, key: str, value: Any) -> None:
+        """See `optuna.storages.BaseStorage`."""
+        self.known[key] = self.written[key] = value

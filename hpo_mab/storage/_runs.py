@@ -18,16 +18,19 @@ from hpo_mab._attributes import (
     DEFINITION_KEY,
     EVALUATION_KEY,
     PAIRED_KEY,
-    PROMOTES_KEY,
     RESUMED_KEY,
     SAMPLER_KEY,
     SLOT_KEY,
+    StudySettings,
+    completed_spec,
     trial_attributes,
 )
 from hpo_mab._errors import StorageError, UnknownNameError
+from hpo_mab._plan import Plan
 from hpo_mab.data import DataIdentity
 from hpo_mab.samplers._registry import NAMES
 from hpo_mab.storage._open import Storage
+from hpo_mab.storage._optuna import id_of
 from hpo_mab.training import Evaluation
 
 _VERSION = 2
@@ -79,7 +82,7 @@ class Definition:
                     else f"has format {version}; this hpo-mab reads formats up to {_VERSION}."
                 )
             )
-        stored["spec"] = _completed(stored["spec"])
+        stored["spec"] = completed_spec(stored["spec"])
         data = stored.pop("data", None)
         return cls(**stored, data=None if data is None else DataIdentity(**data))
 
@@ -114,6 +117,11 @@ class Definition:
             environment={},
         )
 
+    @property
+    def settings(self) -> StudySettings:
+        """The study definition as typed values."""
+        return StudySettings.of(self.spec)
+
     def data_difference(self, examples: int, data: DataIdentity | None) -> str:
         """How other data differ from the study's, for a message; empty if they are the same.
 
@@ -133,18 +141,6 @@ class Definition:
     def is_in(study_attrs: Mapping[str, Any]) -> bool:
         """Whether a study with these user attributes was made by this product."""
         return DEFINITION_KEY in study_attrs
-
-
-def _completed(spec: Mapping[str, Any]) -> dict[str, Any]:
-    """A stored spec with the keys that studies of earlier versions did not have."""
-    if "training" not in spec:
-        return dict(spec)
-    # Earlier versions evaluated the trained weights, on all validation examples.
-    return {
-        **spec,
-        "training": {"average": 0.0, **spec["training"]},
-        "budget": {"early_validation": "all", **spec.get("budget", {})},
-    }
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -236,9 +232,19 @@ class StudyRun:
     training_examples: int | None = None
 
     @property
+    def settings(self) -> StudySettings:
+        """The definition as typed values."""
+        return StudySettings.of(self.spec)
+
+    @property
+    def title(self) -> str:
+        """Name of its definition; without one, its own."""
+        return self.settings.name or self.name
+
+    @property
     def epoch_examples(self) -> float | None:
         """Training examples of one pass, from the budget where the size is not on record."""
-        epochs = self.spec.get("budget", {}).get("epochs")
+        epochs = self.settings.epochs
         return self.training_examples or (self.trial_examples / epochs if epochs else None)
 
     @property
@@ -282,12 +288,8 @@ class StudyRun:
     @property
     def _pruned(self) -> list[TrialRun]:
         """Pruned trials that no other trial has continued."""
-        # A continued trial saved nothing, unless its continuation was pruned, which is counted.
-        continued = {
-            trial.attrs.get(PROMOTES_KEY) for trial in self.trials if RESUMED_KEY in trial.attrs
-        }
-        stopped = (trial for trial in self.trials if trial.state == "pruned")
-        return [trial for trial in stopped if trial.number not in continued]
+        numbers = Plan(self.trials).not_continued
+        return [trial for trial in self.trials if trial.number in numbers]
 
     @property
     def best(self) -> TrialRun | None:
@@ -336,14 +338,14 @@ def read_run(storage: Storage, name: str) -> StudyRun:
     study = open_study(storage, name)
     definition = Definition.of(study)
     trials = study.get_trials(deepcopy=False)
-    curves = storage.curves.load([trial._trial_id for trial in trials])
+    curves = storage.curves.load([id_of(trial) for trial in trials])
     run = StudyRun(
         name=name,
         arm=definition.arm,
         seed=definition.seed,
         trial_examples=definition.trial_examples,
         spec=definition.spec,
-        trials=tuple(_trial_run(trial, curves.get(trial._trial_id, ())) for trial in trials),
+        trials=tuple(_trial_run(trial, curves.get(id_of(trial), ())) for trial in trials),
         training_examples=definition.epoch_examples or None,
     )
     if run.missing_curves:

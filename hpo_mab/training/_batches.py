@@ -13,7 +13,8 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from hpo_mab._errors import ArgumentError, HpoMabError
 from hpo_mab._labels import class_labels
 from hpo_mab.data import Augmentation, ImageData, Normalization
-from hpo_mab.samplers._base import BatchSampler, Draw
+from hpo_mab.samplers._base import BatchSampler
+from hpo_mab.samplers._feedback import Draw
 
 _T = TypeVar("_T")
 

@@ -1,8 +1,11 @@
-"""The device of a training and the precision of its arithmetic."""
+"""The device of a training, the precision of its arithmetic, its random state and threads."""
 
 from __future__ import annotations
 
+import contextlib
 import gc
+import threading
+from collections.abc import Iterator
 
 import torch
 
@@ -73,3 +76,40 @@ def check_precision(precision: str) -> None:
 def autocast(device: torch.device, precision: str) -> torch.autocast:
     """Context of mixed precision for bfloat16; without effect for float32."""
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16")
+
+
+#: Held by the thread that trains; it may start a training within another.
+_training_thread = threading.RLock()
+
+
+@contextlib.contextmanager
+def random_state(device: torch.device) -> Iterator[None]:
+    """Torch's global random state, for one thread alone and restored afterwards.
+
+    Weights, dropout and loaders draw from it, and torch has one for the whole process.
+    """
+    if not _training_thread.acquire(blocking=False):
+        raise ArgumentError(
+            "n_jobs must be 1, or trials run one after the other: two at once in one process would "
+            "share torch's random state, and neither would follow from its seed. Start several "
+            "processes on one storage, e.g. with hpo-mab run --workers."
+        )
+    try:
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            yield
+    finally:
+        _training_thread.release()
+
+
+@contextlib.contextmanager
+def cpu_threads(count: int | None) -> Iterator[None]:
+    """So many CPU threads of this process, restored afterwards; None leaves their number."""
+    before = torch.get_num_threads()
+    if count is None or count == before:
+        yield
+        return
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

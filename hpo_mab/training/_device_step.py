@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.optim import Optimizer
 
-from hpo_mab.samplers._base import BatchSampler, Draw
+from hpo_mab.samplers._base import BatchSampler
+from hpo_mab.samplers._feedback import Draw
 from hpo_mab.training._batches import Batches, DeviceBatches, LossMeter, TimedSampler
 from hpo_mab.training._device import autocast
 from hpo_mab.training._evaluate import WeightAverage

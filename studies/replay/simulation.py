@@ -21,7 +21,7 @@ from optuna.trial import TrialState
 from hpo_mab._attributes import PAIRED_KEY, REASON_KEY
 from hpo_mab._errors import ArgumentError
 from hpo_mab.advantage import Estimate, PairedCurves
-from hpo_mab.search._objective import train_recorded
+from hpo_mab.search._stored import train_recorded
 
 if TYPE_CHECKING:
     from hpo_mab.search import StudyRunner

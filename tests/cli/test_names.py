@@ -37,7 +37,7 @@ def test_a_comparison_of_any_name_is_shown(cli: Cli, tiny: str) -> None:
     assert (status, out.splitlines()[-1]) == (0, "2 studies in report.html")
 
 
-@pytest.mark.filterwarnings("always::hpo_mab.compare._runner.ForeignStudyWarning")
+@pytest.mark.filterwarnings("always::hpo_mab.compare._stored.ForeignStudyWarning")
 def test_a_foreign_study_does_not_hide_the_others(cli: Cli, tiny: str) -> None:
     import optuna
 

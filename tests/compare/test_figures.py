@@ -9,7 +9,8 @@ import pytest
 from hpo_mab._errors import UnknownNameError
 from hpo_mab.advantage import Estimate
 from hpo_mab.compare import figures, summarise
-from hpo_mab.compare._tables import arm_words, too_wide
+from hpo_mab.compare._facts import arm_words
+from hpo_mab.compare._tables import too_wide
 from hpo_mab.compare.figures._search import shuffled_concentration
 
 OKABE_ITO = {

@@ -8,6 +8,7 @@ import json
 
 import pytest
 
+from hpo_mab._attributes import StudySettings
 from hpo_mab.compare import environment, report_html, summarise, verdict
 from hpo_mab.compare._facts import search_space, winner, winning_parameters
 from hpo_mab.compare._tables import in_arm_words
@@ -108,7 +109,7 @@ def test_the_search_space_is_that_of_the_definition():
             "sampler": {"kind": "mab", "prior": [{"low": 0.5, "high": 5.0}, 1.0]},
         }
     )
-    found = search_space(spec.model_dump(mode="json"))
+    found = search_space(StudySettings.of(spec.model_dump(mode="json")))
     assert found.keys() == spec.searched().keys()
     assert found["lr"] == "0.01 to 1 (log)"
     assert found["batch_size"] == "one of 32, 64"

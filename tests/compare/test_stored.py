@@ -7,7 +7,7 @@ import pytest
 
 from hpo_mab._errors import ArgumentError
 from hpo_mab.compare import stored_comparison
-from hpo_mab.compare._runner import Selection
+from hpo_mab.compare._stored import Selection
 from hpo_mab.data import DataIdentity
 from hpo_mab.storage import Definition, Storage
 

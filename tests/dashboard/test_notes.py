@@ -11,7 +11,7 @@ import numpy as np
 import optuna
 import pytest
 
-from hpo_mab._attributes import CHOICE_KEY, EVIDENCE_KEY, FIDELITY_KEY
+from hpo_mab._attributes import CHOICE_KEY, EVIDENCE_KEY, FIDELITY_KEY, StudySettings
 from hpo_mab._examples import COLUMNS, ExampleCounts, ExampleRecord
 from hpo_mab.advantage import Estimate, Evidence, PairedCurves, measure_evidence
 from hpo_mab.compare._tables import coefficient, points
@@ -45,6 +45,10 @@ def spec(**sections: Any) -> dict[str, Any]:
     return make_spec(named).model_dump(mode="json")
 
 
+def settings(**sections: Any) -> StudySettings:
+    return StudySettings.of(spec(**sections))
+
+
 def study(**attrs: Any) -> optuna.Study:
     made = optuna.create_study(direction="maximize")
     for key, value in attrs.items():
@@ -71,7 +75,7 @@ def test_rungs_are_told_as_the_pruner_places_them(
     factor: float, scramble: float, moved: bool, options: dict[str, Any], average: float
 ) -> None:
     evidence = measured(factor, scramble=scramble)
-    of = spec(pruner={"kind": "advantage", **options}, training={"average": average})
+    of = settings(pruner={"kind": "advantage", **options}, training={"average": average})
     note = evidence_note(study(**{EVIDENCE_KEY: evidence.to_json()}), of)
     options = {**options, "evidence": evidence}
     pruner = create_pruner("advantage", options, evaluations=FULL, averaged=average > 0)
@@ -106,7 +110,7 @@ def test_the_rung_that_fidelity_places_is_shown_with_its_figures(
     taus = [Estimate(value=0.7, low=end, high=0.9, n=10) for end in (low, low, 0.4, 0.5)]
     found = RungFidelity(full=FULL, steps=(1, 2, 3, 4), tau=tuple(taus), trials=10)
     note = evidence_note(
-        study(**{FIDELITY_KEY: found.to_json()}), spec(sampler={"kind": sampler}, **ADVANTAGE)
+        study(**{FIDELITY_KEY: found.to_json()}), settings(sampler={"kind": sampler}, **ADVANTAGE)
     )
     head = "was moved from evaluation 2 to 3" if moved else "lies at evaluation 2"
     assert f"**The first rung {head}** by the ranking of the study's first 10 complete" in note
@@ -114,13 +118,13 @@ def test_the_rung_that_fidelity_places_is_shown_with_its_figures(
     rows = table(note, "evaluation")
     assert [step for step, _ in rows] == ["1", "2", "3", "4"]
     assert [coefficient(tau) for tau in taus] == [text for _, text in rows]
-    off = spec(pruner={"kind": "advantage", "fidelity": False})
+    off = settings(pruner={"kind": "advantage", "fidelity": False})
     assert "first rung" not in evidence_note(study(**{FIDELITY_KEY: found.to_json()}), off)
 
 
 def test_the_table_holds_the_evidences_own_figures() -> None:
     evidence = measured(1.5)
-    note = evidence_note(study(**{EVIDENCE_KEY: evidence.to_json()}), spec(**ADVANTAGE))
+    note = evidence_note(study(**{EVIDENCE_KEY: evidence.to_json()}), settings(**ADVANTAGE))
     rows = table(note, "share of a trial")
     assert len(rows) == len(evidence.budgets)
     columns = (evidence.advantage, evidence.acceleration, evidence.fidelity)
@@ -140,13 +144,13 @@ def test_autos_choice_can_be_audited() -> None:
     evidence = measured(1.5)
     chosen = Choice(sampler="mab", why="the figures say so", pairs=30, evidence=evidence.digest)
     attrs = {EVIDENCE_KEY: evidence.to_json(), CHOICE_KEY: chosen.to_json()}
-    note = evidence_note(study(**attrs), spec(sampler={"kind": "auto"}))
+    note = evidence_note(study(**attrs), settings(sampler={"kind": "auto"}))
     assert "**`auto` chose `mab`**" in note
     assert "Why: the figures say so." in note
     assert f"It rests on evidence `{evidence.digest}`." in note
     assert "rung" not in note  # Its pruner has no use for evidence.
     attrs[EVIDENCE_KEY] = measured(1.4).to_json()
-    note = evidence_note(study(**attrs), spec(sampler={"kind": "auto"}))
+    note = evidence_note(study(**attrs), settings(sampler={"kind": "auto"}))
     assert f"`{evidence.digest}`; what is shown below was measured later" in note
 
 
@@ -172,7 +176,7 @@ def test_every_sampler_of_a_race_is_shown_with_what_the_race_cost() -> None:
 
 
 def test_what_is_not_known_yet_is_said() -> None:
-    note = evidence_note(study(), spec(sampler={"kind": "auto"}, **ADVANTAGE))
+    note = evidence_note(study(), settings(sampler={"kind": "auto"}, **ADVANTAGE))
     assert "**`auto` has not chosen yet**" in note
     assert "**The pruner has no evidence yet**" in note
 
@@ -181,7 +185,7 @@ def test_what_is_not_known_yet_is_said() -> None:
     "sections", [{}, {"sampler": {"kind": "uniform"}, "pruner": {"kind": "advantage"}}]
 )
 def test_a_study_without_evidence_has_no_such_section(sections: dict[str, Any]) -> None:
-    assert evidence_note(study(), spec(**sections)) == ""
+    assert evidence_note(study(), settings(**sections)) == ""
 
 
 def test_a_trial_pruned_at_a_moved_rung_names_its_evidence() -> None:

@@ -23,7 +23,7 @@ from hpo_mab.dashboard import (
     publish_study,
     refresh,
 )
-from hpo_mab.dashboard._figures import importances
+from hpo_mab.dashboard._publish import importances
 from hpo_mab.storage import Storage, open_study, read_run
 
 COMPARED = {

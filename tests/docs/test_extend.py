@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from hpo_mab.storage._schema import HEAD
+from hpo_mab.storage._tables import HEAD
 
 ROOT = Path(__file__).parents[2]
 _PAGE = (ROOT / "docs/how-to/extend.md").read_text(encoding="utf-8")

@@ -5,11 +5,12 @@ from __future__ import annotations
 import inspect
 import subprocess
 import sys
+from typing import Any, get_type_hints
 
 import pytest
 
 from hpo_mab import samplers
-from hpo_mab._errors import UnknownNameError
+from hpo_mab._errors import ArgumentError, UnknownNameError
 
 
 def test_create_makes_the_class_of_the_kind() -> None:
@@ -42,6 +43,33 @@ def test_knobs_are_the_constructor_options_without_the_common_ones() -> None:
     assert dict(samplers.knobs("uniform")) == {}
     for kind in samplers.available():
         assert inspect.Parameter.empty not in samplers.knobs(kind).values()
+
+
+def test_every_signature_has_the_arguments_of_every_sampler() -> None:
+    common = inspect.signature(samplers.BatchSampler).parameters
+    assert {"labels", *samplers.CommonArguments.__annotations__} == common.keys()
+    hints = get_type_hints(samplers.BatchSampler.__init__)
+    assert hints.items() >= get_type_hints(samplers.CommonArguments).items()
+    for kind in samplers.available():
+        found = inspect.signature(type(samplers.create(kind, [0, 1] * 4, batch_size=2))).parameters
+        assert [found[name] for name in common] == list(common.values())
+        own = found.keys() - common.keys() - {"difficulty"}
+        assert own == samplers.knobs(kind).keys()
+
+
+def test_options_of_a_base_class_are_part_of_a_samplers_state() -> None:
+    class Forward(samplers.MABSampler):
+        def __init__(self, labels: Any, size: int = 3, **common: Any) -> None:
+            super().__init__(labels, **common)
+
+    class Loose(samplers.MABSampler):
+        def __init__(self, *args: Any, **common: Any) -> None:
+            super().__init__(*args, **common)
+
+    for cls in (Forward, Loose):
+        state = cls([0, 1] * 4, batch_size=2).state_dict()
+        with pytest.raises(ArgumentError, match=r"floor is 0\.0 there and 0\.5 here"):
+            cls([0, 1] * 4, batch_size=2, floor=0.5).load_state_dict(state)
 
 
 def test_available_is_sorted_and_each_class_exported() -> None:

@@ -14,6 +14,7 @@ import pytest
 import torch
 from _faults import _fork
 
+from hpo_mab._plan import Plan
 from hpo_mab.search import (
     StudyRunner,
     StudySpec,
@@ -24,9 +25,7 @@ from hpo_mab.search import (
     replay,
     trial_seed,
 )
-from hpo_mab.search._checkpoint import Checkpoints, CheckpointWarning, SlotCheckpoint
-from hpo_mab.search._plan import Plan
-from hpo_mab.search._recorder import TrialRecord
+from hpo_mab.search._recorder import Checkpoints, CheckpointWarning, SlotCheckpoint, TrialRecord
 from hpo_mab.storage import Storage, StudyRun, TrialRun, files_folder, open_study
 from hpo_mab.training import Evaluation
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from hpo_mab._errors import ArgumentError, SpecError
+from hpo_mab._plan import TotalBudget
 from hpo_mab.search import builtin_names, load_spec
-from hpo_mab.search._definition import TotalBudget
 
 GOOD = """
 name = "mine"

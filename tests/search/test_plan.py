@@ -15,9 +15,9 @@ from optuna.trial import FrozenTrial, TrialState
 
 from hpo_mab._attributes import WORKER_KEY
 from hpo_mab._errors import SpecError, StorageError
+from hpo_mab._plan import Next, Plan
 from hpo_mab.search import StudyRunner, StudySpec, Target
 from hpo_mab.search._claim import claim, close_lost, requeue
-from hpo_mab.search._plan import Next, Plan
 from hpo_mab.search._study import open_with_parts
 from hpo_mab.storage import RETRIES, Storage, StudyRun, is_gone, open_study, release, this_process
 from hpo_mab.storage._process import _started, machine

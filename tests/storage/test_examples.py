@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from hpo_mab._examples import COLUMNS, ExampleCounts, ExampleRecord
 from hpo_mab.search._study import copy_study
 from hpo_mab.storage import ExampleWriter, Storage, _examples
-from hpo_mab.storage._schema import EXAMPLES
+from hpo_mab.storage._tables import EXAMPLES
 
 
 @pytest.fixture

@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from hpo_mab.samplers import BatchSampler, Draw, FeedbackError
-from hpo_mab.testing import SamplerContract
-from hpo_mab.testing._sampler_contract import TableModel
+from hpo_mab.testing import SamplerContract, TableModel
 
 
 class Sound(BatchSampler):

@@ -200,7 +200,7 @@ def test_a_password_reaches_the_worker_and_nobody_else() -> None:
 
 _SLEEPER = """
 import time
-from hpo_mab.cli._signals import interrupt_at_eof
+from hpo_mab.cli._main import interrupt_at_eof
 interrupt_at_eof()
 try:
     print("ready", flush=True)
@@ -223,7 +223,7 @@ def test_a_worker_whose_parent_is_gone_interrupts_itself() -> None:
 
 
 def test_a_termination_signal_is_like_ctrl_c() -> None:
-    from hpo_mab.cli._signals import stoppable
+    from hpo_mab.cli._main import stoppable
 
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(KeyboardInterrupt), stoppable():
@@ -234,7 +234,7 @@ def test_a_termination_signal_is_like_ctrl_c() -> None:
 # Counts for ever, and gives Python no chance to act on a signal; the table appears when it counts.
 _DEAF = """
 import sqlite3
-from hpo_mab.cli._signals import stoppable
+from hpo_mab.cli._main import stoppable
 with stoppable():
     sqlite3.connect("deaf.db").executescript(
         "CREATE TABLE deaf(x); "
@@ -271,11 +271,11 @@ def test_the_second_signal_ends_what_no_signal_reaches(
 
 
 def test_an_orderly_end_after_two_signals_is_left_alone() -> None:
-    from hpo_mab.cli import _signals
+    from hpo_mab.cli import _main
 
     before = threading.active_count()
     presses = 0
-    with _signals.stoppable():
+    with _main.stoppable():
         for _ in range(2):
             try:
                 signal.raise_signal(signal.SIGINT)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from alembic import context
 
-from hpo_mab.storage._schema import VERSION_TABLE
+from hpo_mab.storage._tables import VERSION_TABLE
 
 context.configure(connection=context.config.attributes["connection"], version_table=VERSION_TABLE)
 with context.begin_transaction():

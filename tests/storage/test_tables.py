@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from optuna.trial import TrialState
 
 from hpo_mab._errors import StorageError
-from hpo_mab.storage import Storage, _schema
+from hpo_mab.storage import Storage, _tables
 
 _FIGURES = (
     "seconds",
@@ -48,7 +48,7 @@ def _unversioned(url: str) -> list[int]:
     )
     locks = sa.Table("hpo_mab_locks", metadata, sa.Column("name", sa.String(32), primary_key=True))
     with storage.optuna.engine.begin() as connection:
-        _schema._metadata.drop_all(connection)
+        _tables._metadata.drop_all(connection)
         metadata.create_all(connection, tables=[table] if storage.is_sqlite else [table, locks])
         rows = [(ids[0], 1), (ids[0], 2), (ids[2], 1), (ids[2] + 50, 1)]
         connection.execute(table.insert(), [_row(*row) for row in rows])
@@ -62,7 +62,7 @@ def _row(trial_id: int, index: int) -> dict[str, Any]:
     return key | {"steps": index, "examples": 10**10 * index} | figures
 
 
-def _tables(url: str) -> dict[str, Any]:
+def _tables_of(url: str) -> dict[str, Any]:
     storage = Storage(url)
     found = sa.inspect(storage.optuna.engine)
     ours = [name for name in found.get_table_names() if name.startswith("hpo_mab")]
@@ -96,14 +96,14 @@ def test_an_unversioned_database_keeps_its_curves(database_url: str) -> None:
 
 
 def test_an_upgraded_database_has_the_tables_of_a_new_one(database_url: str) -> None:
-    new = _tables(database_url)
+    new = _tables_of(database_url)
     assert set(new) == {"hpo_mab_curves", "hpo_mab_examples", "hpo_mab_schema"}
     _unversioned(database_url)
-    assert _tables(database_url) == new
+    assert _tables_of(database_url) == new
 
 
 def test_a_database_of_the_second_schema_gets_the_table_of_examples(database_url: str) -> None:
-    new = _tables(database_url)
+    new = _tables_of(database_url)
     for there in (False, True):  # Also after an upgrade that was cut off.
         storage = Storage(database_url)
         with storage.optuna.engine.begin() as connection:
@@ -111,7 +111,7 @@ def test_a_database_of_the_second_schema_gets_the_table_of_examples(database_url
                 connection.execute(sa.text("DROP TABLE hpo_mab_examples"))
             connection.execute(sa.text("UPDATE hpo_mab_schema SET version_num = '2'"))
         storage.close()
-        assert _tables(database_url) == new
+        assert _tables_of(database_url) == new
 
 
 def test_an_upgrade_that_was_cut_off_is_done_again(
@@ -158,5 +158,5 @@ def test_the_newest_revision_is_the_one_that_new_databases_get() -> None:
 
     from alembic.script import ScriptDirectory
 
-    scripts = ScriptDirectory(str(Path(_schema.__file__).with_name("migrations")))
-    assert scripts.get_current_head() == _schema.HEAD
+    scripts = ScriptDirectory(str(Path(_tables.__file__).with_name("migrations")))
+    assert scripts.get_current_head() == _tables.HEAD

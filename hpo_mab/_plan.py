@@ -1,0 +1,449 @@
+"""The plan of a study: its slots and attempts, which of them count, and which is next.
+
+Everything here works on the trials of Optuna and on stored ones, and imports neither Optuna nor
+torch.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import enum
+import hashlib
+import re
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self, TypeVar
+
+from hpo_mab._attributes import (
+    EVALUATION_KEY,
+    INTERRUPTED_KEY,
+    LOST_KEY,
+    PAIRED_KEY,
+    PROMOTES_KEY,
+    REASON_KEY,
+    RESUMED_KEY,
+    RETRY_KEY,
+    SAMPLER_KEY,
+    SLOT_KEY,
+    TWIN_KEY,
+    UNIFORM,
+    trial_attributes,
+)
+from hpo_mab._errors import ArgumentError, HpoMabError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import optuna
+    from optuna.trial import FrozenTrial
+
+    from hpo_mab.storage import TrialRun
+
+#: Attempts at a trial after the first that lost its worker.
+RETRIES = 3
+
+
+def derive_seed(*parts: int | str) -> int:
+    """A seed in [0, 2**32) that depends on every part and on nothing else."""
+    text = "\x1f".join(str(part) for part in parts).encode()
+    return int.from_bytes(hashlib.blake2b(text, digest_size=4).digest())
+
+
+def trial_seed(seed: int, slot: int) -> int:
+    """The seed of initial weights, batches and augmentation of the trial in a slot."""
+    return derive_seed(seed, "trial", slot)
+
+
+# A *slot* is a place in the plan, from 0: it has one configuration and one seed. A trial is an
+# *attempt* at a slot, or at one of the slot's *twins*, which repeat it under other batch samplers.
+# An attempt that was cut off is followed by another one. A *promotion* has a slot of its own, in
+# which it trains a stopped configuration in full.
+#
+# =========== ================================ ==========================================
+# trial        counts towards ``budget.trials`` may be tried again
+# =========== ================================ ==========================================
+# complete     yes                              no
+# pruned       yes                              no
+# running      yes                              if its worker is lost, or interrupted
+# failed       no                               if it was lost or interrupted, not by itself
+# twin         no                               as any other
+# promotion    yes                              as any other
+# =========== ================================ ==========================================
+
+#: A slot, and the batch sampler of its twin; "" for the slot's own trial.
+Place = tuple[int, str]
+
+#: States of trials that are results of a study, of those that have ended, and of those that have
+#: not, as `TrialRun` names them.
+FINISHED = ("complete", "pruned")
+ENDED = (*FINISHED, "fail")
+OPEN = ("waiting", "running")
+
+_Trial = TypeVar("_Trial", "FrozenTrial", "TrialRun")
+
+
+class Next(enum.Enum):
+    """What a worker does next."""
+
+    DONE = "the study has what was asked for"
+    WAIT = "other workers are running the last ones"
+    QUEUED = "run the trial that waits"
+    PROMOTION = "train the best stopped configuration in full"
+    NEW = "try another configuration"
+
+
+class Attempt(NamedTuple):
+    """A trial as the plan sees it.
+
+    Attributes:
+        number: Optuna's trial number.
+        state: ``"waiting"``, ``"running"``, ``"complete"``, ``"pruned"`` or ``"fail"``.
+        attrs: Its user attributes, see `trial_attributes`.
+        retry: Whether it follows an attempt that was cut off; of stored trials not known.
+    """
+
+    number: int
+    state: str
+    attrs: Mapping[str, Any]
+    retry: bool
+
+    @classmethod
+    def of(cls, trial: FrozenTrial | TrialRun) -> Attempt:
+        """An Optuna trial, or a stored one, as the plan sees it."""
+        # Distinguished by the state, so that neither class needs to be imported.
+        known: Any = trial
+        if isinstance(known.state, str):
+            return cls(known.number, known.state, known.attrs, False)
+        retry = RETRY_KEY in known.system_attrs
+        return cls(known.number, known.state.name.lower(), trial_attributes(known), retry)
+
+    @property
+    def slot(self) -> int | None:
+        """Its slot; None if nobody has given it one."""
+        slot = self.attrs.get(SLOT_KEY)
+        return None if slot is None else int(slot)
+
+    @property
+    def twin(self) -> bool:
+        """Whether it repeats its slot under another batch sampler."""
+        return TWIN_KEY in self.attrs
+
+    @property
+    def sampler(self) -> str | None:
+        """What it was trained with; None where that is the definition's sampler."""
+        return self.attrs.get(SAMPLER_KEY)
+
+    @property
+    def uniform(self) -> bool:
+        """Whether it was trained under uniform sampling in a study of another sampler."""
+        return self.sampler == UNIFORM
+
+    @property
+    def promotes(self) -> int | None:
+        """Number of the stopped trial that it trains in full; None if it is no promotion."""
+        return self.attrs.get(PROMOTES_KEY)
+
+    @property
+    def promotion(self) -> bool:
+        """Whether it trains a stopped configuration in full."""
+        return PROMOTES_KEY in self.attrs
+
+    @property
+    def lost(self) -> bool:
+        """Whether its worker ended suddenly."""
+        return bool(self.attrs.get(LOST_KEY))
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether it was interrupted."""
+        return bool(self.attrs.get(INTERRUPTED_KEY))
+
+    @property
+    def cut_off(self) -> bool:
+        """Whether it ended without being the cause."""
+        return self.lost or self.interrupted
+
+    @property
+    def finished(self) -> bool:
+        """Whether it is complete or pruned."""
+        return self.state in FINISHED
+
+    @property
+    def unstoppable(self) -> bool:
+        """Whether it is complete and the study's pruner could not stop it.
+
+        So are the first ``search.initial`` configurations, but not their twins.
+        """
+        return self.state == "complete" and bool(self.attrs.get(PAIRED_KEY)) and not self.twin
+
+
+class Plan:
+    """A view of a study's trials, in order of their number.
+
+    Args:
+        trials: The trials, Optuna's or stored ones.
+        target: Trials that must finish; 0 where nothing is to come.
+        promotions: How many of them train the best stopped configurations in full.
+    """
+
+    def __init__(
+        self,
+        trials: Iterable[FrozenTrial | TrialRun],
+        *,
+        target: int = 0,
+        promotions: int = 0,
+    ) -> None:
+        self._attempts = [Attempt.of(trial) for trial in trials]
+        self._target = target
+        self._promotions = promotions
+
+    def counts(self, *, twins: bool = False) -> dict[str, int]:
+        """Ended trials by state: ``complete``, ``pruned`` and ``fail``, without interrupted ones.
+
+        Args:
+            twins: Whether to count twins as well.
+        """
+        states = self.states(twins=twins)
+        return {state: states[state] for state in ENDED}
+
+    def states(self, *, twins: bool = False) -> collections.Counter[str]:
+        """Trials by state, without interrupted ones; in order of the names of the states.
+
+        Args:
+            twins: Whether to count twins as well.
+        """
+        counted = (a.state for a in self._attempts if not a.interrupted and (twins or not a.twin))
+        return collections.Counter(dict(sorted(collections.Counter(counted).items())))
+
+    @property
+    def twins(self) -> int:
+        """Twins, each attempt counted."""
+        return sum(one.twin for one in self._attempts)
+
+    @property
+    def finished(self) -> int:
+        """Trials that are results of the study, of those that were asked for."""
+        return sum(one.finished and not one.twin for one in self._attempts)
+
+    @property
+    def ended(self) -> int:
+        """Trials that have ended in any way, twins and interrupted ones included."""
+        return sum(one.state in ENDED for one in self._attempts)
+
+    @property
+    def evaluation_seconds(self) -> float:
+        """Seconds of evaluation of all trials, each attempt counted."""
+        return sum(float(one.attrs.get(EVALUATION_KEY, 0.0)) for one in self._attempts)
+
+    @property
+    def not_continued(self) -> set[int]:
+        """Numbers of pruned trials that no other trial has continued: they saved budget.
+
+        A trial that was continued has saved nothing. If its continuation was pruned, that counts.
+        """
+        continued = {one.promotes for one in self._attempts if RESUMED_KEY in one.attrs}
+        pruned = (one.number for one in self._attempts if one.state == "pruned")
+        return {number for number in pruned if number not in continued}
+
+    @property
+    def stopped(self) -> set[int]:
+        """Numbers of pruned trials that are no promotions."""
+        pruned = (one for one in self._attempts if one.state == "pruned")
+        return {one.number for one in pruned if not one.promotion}
+
+    def promoted(self, *, ended: bool = False) -> set[int]:
+        """Numbers of the stopped trials that another trial trains in full.
+
+        Args:
+            ended: Whether to leave out those whose promotion is open or will be tried again.
+        """
+        return {
+            one.promotes
+            for one in self._attempts
+            if one.promotes is not None and (not ended or (one.state in ENDED and not one.cut_off))
+        }
+
+    @property
+    def once(self) -> set[int]:
+        """Numbers of the trials that show each configuration once, under one batch sampler.
+
+        Twins under the batch sampler of the highest slot, with which the study has continued, take
+        the place of their originals; all other twins are left out.
+        """
+        own = [one for one in self._attempts if not one.twin and one.sampler is not None]
+        last = max(own, key=lambda one: one.slot or 0, default=None)
+        if last is None:
+            return {one.number for one in self._attempts if not one.twin}
+        twins = [one for one in self._attempts if one.twin and one.sampler == last.sampler]
+        replaced = {one.slot for one in twins}
+        kept = (o for o in self._attempts if not o.twin and o.slot not in replaced)
+        return {one.number for one in (*twins, *kept)}
+
+    @property
+    def next_slot(self) -> int:
+        """The lowest slot that no trial has had."""
+        return max((one.slot for one in self._attempts if one.slot is not None), default=-1) + 1
+
+    @property
+    def waiting(self) -> Attempt | None:
+        """The trial that Optuna hands out next, if one waits."""
+        return next((one for one in self._attempts if one.state == "waiting"), None)
+
+    def next(self) -> Next:
+        """What a worker does next; twins are run even where the study has its trials."""
+        waiting = self.waiting
+        running = [one for one in self._attempts if one.state == "running"]
+        taken = self.finished + sum(not one.twin for one in running)
+        if taken >= self._target and not (waiting is not None and waiting.twin):
+            # What runs may yet be lost with its worker, and then somebody must try it again.
+            return Next.WAIT if running else Next.DONE
+        if waiting is not None:
+            return Next.QUEUED
+        if not self._promotions or taken < self._target - self._promotions:
+            return Next.NEW
+        # A trial that still runs may be among the best; a twin or a promotion is never stopped.
+        candidates = any(not (one.twin or one.promotion) for one in running)
+        return Next.WAIT if candidates else Next.PROMOTION
+
+    def has_twin(self, slot: int, sampler: str = UNIFORM) -> bool:
+        """Whether a slot has a twin under that sampler, however it may have ended."""
+        return (slot, sampler) in self.places()
+
+    def retries(self) -> list[tuple[Place, list[int]]]:
+        """Places that are to be tried again, in order, each with the numbers of its attempts."""
+        # The usual answer, which many ask for.
+        if not any(one.cut_off for one in self._attempts):
+            return []
+        return [
+            (place, [one.number for one in attempts])
+            for place, attempts in sorted(self.places().items())
+            if _is_to_be_retried(attempts)
+        ]
+
+    def unsettled(self) -> set[Place]:
+        """Places with a trial that is open or will be tried again."""
+        return {
+            place
+            for place, attempts in self.places().items()
+            if any(one.state in OPEN for one in attempts) or _is_to_be_retried(attempts)
+        }
+
+    def failed_in_a_row(self) -> list[int]:
+        """Numbers of the last trials that ended by themselves, as far as all of them failed."""
+        own = [o for o in self._attempts if o.state in ENDED and not o.cut_off]
+        failed: list[int] = []
+        for one in reversed(own):
+            if one.state != "fail":
+                break
+            failed.insert(0, one.number)
+        return failed
+
+    def slot_of(self, number: int) -> int:
+        """The slot of a trial that nobody has given one.
+
+        It is the trial's number less the retries and twins before it, which have the slot of the
+        trial that they repeat.
+        """
+        return number - sum(one.retry or one.twin for one in self._attempts[:number])
+
+    def given_up(self) -> set[Place]:
+        """Places that lost their worker at every attempt that they may have."""
+        return {
+            place
+            for place, attempts in self.places().items()
+            if sum(one.lost for one in attempts) > RETRIES
+            and not any(one.finished for one in attempts)
+        }
+
+    def places(self) -> dict[Place, list[Attempt]]:
+        """The attempts at each slot, and at each slot's twins, in order of number."""
+        places: dict[Place, list[Attempt]] = collections.defaultdict(list)
+        for one in self._attempts:
+            if one.slot is not None:
+                places[one.slot, (one.sampler or UNIFORM) if one.twin else ""].append(one)
+        return places
+
+
+def slot_of(study: optuna.Study, trial: FrozenTrial | optuna.trial.Trial) -> int:
+    """The trial's place in the study's plan, from 0."""
+    slot = trial.user_attrs.get(SLOT_KEY)
+    if slot is not None:
+        return int(slot)
+    return Plan(study.get_trials(deepcopy=False)).slot_of(trial.number)
+
+
+def _is_to_be_retried(attempts: Sequence[Attempt]) -> bool:
+    # A trial may be the cause of its worker's end. It is not that of an interruption.
+    lost = sum(one.lost for one in attempts)
+    held = any(one.state in (*OPEN, *FINISHED) for one in attempts)
+    return attempts[-1].cut_off and not held and lost <= RETRIES
+
+
+_SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_TOTAL_UNITS = ("epochs", "epoch", "examples", *_SECONDS)
+_FORM = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-z]+)\s*")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class TotalBudget:
+    """What all trials of a study together may spend.
+
+    Attributes:
+        amount: How much, in ``unit``.
+        unit: ``"seconds"`` of training (the sampler's cost included) and evaluation, added up over
+            workers; ``"epochs"`` or ``"examples"`` of training.
+    """
+
+    amount: float
+    unit: Literal["seconds", "epochs", "examples"]
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read ``"45s"``, ``"30m"``, ``"2h"``, ``"200epochs"`` or ``"1000000examples"``.
+
+        Raises:
+            ArgumentError: The text is of another form, or the amount is zero.
+        """
+        match = _FORM.fullmatch(text.lower())
+        if match is None or match[2] not in _TOTAL_UNITS or float(match[1]) == 0:
+            raise ArgumentError(
+                "total budget must be a positive amount with a unit "
+                f"(45s, 30m, 2h, 200epochs, 1000000examples), got {text!r}."
+            )
+        amount, unit = float(match[1]), match[2]
+        if unit in _SECONDS:
+            return cls(amount * _SECONDS[unit], "seconds")
+        return cls(amount, "examples" if unit == "examples" else "epochs")
+
+    def share_spent(self, *, seconds: float, examples: int, epoch_examples: int) -> float:
+        """Share of the budget spent; 1 or more means it is used up.
+
+        Args:
+            seconds: Seconds spent in training and evaluation.
+            examples: Training examples processed.
+            epoch_examples: Examples of one epoch.
+        """
+        spent = {"seconds": seconds, "examples": examples, "epochs": examples / epoch_examples}
+        return spent[self.unit] / self.amount
+
+
+_FAILURES_IN_A_ROW = 3
+
+
+class StudyFailedError(HpoMabError):
+    """Trial after trial failed; the message holds the last reason."""
+
+
+def raise_if_failing(study: optuna.Study) -> None:
+    """Give up after three failures in a row.
+
+    Raises:
+        StudyFailedError: The last three trials failed by themselves.
+    """
+    trials = study.get_trials(deepcopy=False)
+    failed = Plan(trials).failed_in_a_row()
+    if len(failed) >= _FAILURES_IN_A_ROW:
+        reason = trial_attributes(trials[failed[-1]]).get(REASON_KEY, "see the log")
+        raise StudyFailedError(
+            f"{_FAILURES_IN_A_ROW} trials in a row failed, the last with: {reason}"
+        )

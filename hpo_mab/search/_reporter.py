@@ -1,0 +1,294 @@
+"""Following a user's training loop: its budget, evaluations, pruning and learning curve."""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import Self, SupportsFloat
+
+import optuna
+from torch import Tensor, nn
+
+from hpo_mab._attributes import BUDGET_KEY, INTERRUPTED_KEY, REASON_KEY, SAMPLER_KEY, UNIFORM
+from hpo_mab._errors import ArgumentError
+from hpo_mab.samplers import BatchSampler, UniformSampler
+from hpo_mab.search._recorder import TrialRecord, check_direction, failure_reason
+from hpo_mab.storage import STORAGE_ERRORS, CurveStore
+from hpo_mab.training import DEFAULT_AVERAGE, Evaluation, WeightAverage
+from hpo_mab.training._evaluate import check_window
+from hpo_mab.training._schedule import sampler_figures
+
+
+class TrialReporter:
+    """Gives a training loop an Optuna trial's budget, evaluations, pruning and learning curve.
+
+    .. code-block:: python
+
+        with TrialReporter(
+            trial, model=model, sampler=sampler, budget_examples=20_000
+        ) as reporter:
+            while not reporter.done:
+                for x, y in loader:
+                    losses = F.cross_entropy(model(x), y, reduction="none")
+                    loss = sampler.update(losses)
+                    ...  # backward, optimiser step
+                    if reporter.step(len(y), loss=loss):
+                        reporter.report(accuracy=accuracy_of(reporter.network))
+                        if reporter.done:
+                            break
+        return reporter.accuracy
+
+    ``with`` keeps what there is when the loop raises: the curve so far and, as the trial's user
+    attribute, ``hpo_mab:reason``, or ``hpo_mab:interrupted`` after Ctrl-C. Without it no reason is
+    kept, and the curve is written point by point.
+
+    With a ``model``, `step` keeps a moving average of its weights, and `network` is what to
+    evaluate: averaged weights before the end of the budget, trained ones at its end. Averaged
+    weights rank trials earlier, see `hpo_mab.training.WeightAverage`.
+
+    Accuracies go to Optuna at steps 1 to ``evaluations``, so that trials are compared at equal
+    shares of their budget, and `hpo_mab.AdvantagePruner` can place its rungs. The trial gets the
+    user attributes ``hpo_mab:budget``, ``hpo_mab:examples``, ``hpo_mab:seconds`` and
+    ``hpo_mab:sampler``. With ``curves``, ``hpo-mab report`` compares such studies.
+
+    Args:
+        trial: Optuna's trial. An `optuna.trial.FixedTrial` or a finished trial is trained alone:
+            nothing is stored or pruned.
+        sampler: The batch sampler in use; it is told how much of the budget is spent. None stands
+            for uniform batches that something else draws.
+        model: The network that is trained; None keeps no average. `copy.deepcopy` must be able to
+            copy it; the copy shares its weights.
+        average: Window of the moving average as a share of the steps so far, in [0, 1]; 0 keeps
+            none.
+        budget_examples: Training examples that the trial may process, at least ``evaluations``.
+        evaluations: Equally spaced evaluations, at least 1.
+        curves: Where to keep the learning curve; None keeps none.
+        clock: Returns seconds.
+
+    Raises:
+        ArgumentError: An argument outside its bound, a model that cannot be copied, or a study that
+            does not maximize.
+    """
+
+    def __init__(
+        self,
+        trial: optuna.trial.BaseTrial,
+        *,
+        sampler: BatchSampler | None = None,
+        model: nn.Module | None = None,
+        average: float = DEFAULT_AVERAGE,
+        budget_examples: int,
+        evaluations: int = 8,
+        curves: CurveStore | None = None,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        if evaluations < 1:
+            raise ArgumentError(f"evaluations must be at least 1, got {evaluations}.")
+        if budget_examples < evaluations:
+            raise ArgumentError(
+                f"budget_examples must be at least evaluations, {evaluations}, "
+                f"got {budget_examples}."
+            )
+        check_window(average)
+        self.budget_examples = budget_examples
+        self.evaluations = evaluations
+        self.examples = 0
+        self.accuracy = math.nan
+        self._trial = trial
+        self._sampler = sampler
+        self._model = model
+        self._network = None if model is None else _twin(model)
+        self._window = average
+        self._average: WeightAverage | None = None
+        self._averaged = False
+        if isinstance(trial, optuna.trial.Trial):
+            check_direction(trial.study)
+        self._record = TrialRecord(trial, curves)
+        self._may_wait = False
+        self._clock = clock
+        self._reported = 0
+        self._steps = 0
+        self._seconds = 0.0
+        self._running_since: float | None = clock()
+        self._losses: list[SupportsFloat] = []
+        uniform = sampler is None or isinstance(sampler, UniformSampler)
+        trial.set_user_attr(SAMPLER_KEY, UNIFORM if uniform else type(sampler).__name__)
+        trial.set_user_attr(BUDGET_KEY, budget_examples)
+
+    def __enter__(self) -> Self:
+        # Somebody tells us of the end: points may wait for one another.
+        self._may_wait = True
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._may_wait = False
+        if error is None:
+            self._record.close()
+            return
+        try:
+            self._record.close()
+            self._note(error)
+        except STORAGE_ERRORS as failure:
+            # What ended the loop is the news, not that it could not be written down.
+            error.add_note(f"The trial's end could not be stored: {type(failure).__name__}.")
+
+    @property
+    def done(self) -> bool:
+        """Whether the budget is spent and reported."""
+        return self._reported >= self.evaluations
+
+    @property
+    def due(self) -> bool:
+        """Whether the next evaluation is due."""
+        share = (self._reported + 1) / self.evaluations
+        return not self.done and self.examples >= share * self.budget_examples - 1e-6
+
+    @property
+    def network(self) -> nn.Module:
+        """What to evaluate next, in evaluation mode; read it at each evaluation.
+
+        It is a copy of the model with averaged weights, or with the model's own weights once the
+        budget is spent. The model keeps its mode.
+
+        Raises:
+            ArgumentError: The reporter was made without a model.
+        """
+        if self._model is None or self._network is None:
+            raise ArgumentError("model must be given for network, got None.")
+        spent = self.examples >= self.budget_examples - 1e-6
+        self._averaged = self._average is not None and not spent
+        weights = _tensors(self._model)
+        if self._average is not None and self._averaged:
+            weights |= self._average.state_dict()["average"]
+        for name, tensor in _tensors(self._network).items():
+            tensor.data = weights[name].detach()
+        return self._network.eval()
+
+    def step(self, examples: int, *, loss: SupportsFloat | None = None) -> bool:
+        """Count one optimiser step.
+
+        Args:
+            examples: Examples of the batch.
+            loss: The batch's mean loss, a number or a tensor of one element, for the curve.
+
+        Returns:
+            Whether an evaluation is due: evaluate and call `report`. The clock stands until then.
+        """
+        self._steps += 1
+        self.examples += examples
+        if self._model is not None and self._window > 0:
+            if self._average is None:
+                # Not earlier: until training begins, the model may move to another device.
+                self._average = WeightAverage(self._model, window=self._window)
+            self._average.update()
+        if loss is not None:
+            # The graph of a step must not outlive it.
+            self._losses.append(loss.detach() if isinstance(loss, Tensor) else loss)
+        if self._sampler is not None:
+            self._sampler.set_progress(min(1.0, self.examples / self.budget_examples))
+        if self.due:
+            self._stop_clock()
+        return self.due
+
+    def report(
+        self,
+        *,
+        accuracy: float,
+        loss: float = math.nan,
+        learning_rate: float = math.nan,
+        examples: int | None = None,
+        averaged: bool | None = None,
+    ) -> None:
+        """Report an evaluation that is due; before that, nothing is reported.
+
+        Args:
+            accuracy: Validation accuracy, in [0, 1].
+            loss: Mean validation loss, for the curve.
+            learning_rate: Of the last step, for the curve.
+            examples: Training examples processed so far, for loops that do not call `step`.
+            averaged: Whether the accuracy is that of averaged weights, for loops with an average of
+                their own. None: whether `network` had averaged weights when it was last read.
+
+        Raises:
+            optuna.TrialPruned: The study's pruner says so.
+        """
+        self._stop_clock()
+        if examples is not None:
+            self.examples = examples
+        if not self.due:
+            self._running_since = self._clock()
+            return
+        # A loop that evaluates seldom may have passed several points: this is the last of them.
+        share = self.examples / self.budget_examples
+        self._reported = min(self.evaluations, math.floor(share * self.evaluations + 1e-6))
+        self.accuracy = float(accuracy)
+        if averaged is not None:
+            self._averaged = averaged
+        self._record.add(self._evaluation(loss=float(loss), learning_rate=learning_rate))
+        self._averaged = False
+        pruned = not self.done and self._record.should_prune()
+        if not self._may_wait:
+            self._record.close()
+        if pruned:
+            raise optuna.TrialPruned
+        self._running_since = self._clock()
+
+    def _evaluation(self, *, loss: float, learning_rate: float) -> Evaluation:
+        losses = [float(one) for one in self._losses]
+        self._losses.clear()
+        statistics = {} if self._sampler is None else self._sampler.statistics()
+        return Evaluation(
+            index=self._reported,
+            steps=self._steps,
+            examples=self.examples,
+            seconds=self._seconds,
+            sampler_seconds=0.0,
+            accuracy=self.accuracy,
+            loss=loss,
+            train_loss=sum(losses) / len(losses) if losses else math.nan,
+            learning_rate=learning_rate,
+            averaged=self._averaged,
+            **sampler_figures(statistics),
+        )
+
+    def _note(self, error: BaseException) -> None:
+        if isinstance(error, KeyboardInterrupt):
+            self._trial.set_user_attr(INTERRUPTED_KEY, True)
+        elif not isinstance(error, optuna.TrialPruned):
+            self._trial.set_user_attr(REASON_KEY, failure_reason(error))
+
+    def _stop_clock(self) -> None:
+        if self._running_since is not None:
+            self._seconds += self._clock() - self._running_since
+            self._running_since = None
+
+
+def _twin(model: nn.Module) -> nn.Module:
+    """A copy of a network whose parameters and buffers are new, and share the network's memory.
+
+    Raises:
+        ArgumentError: The network cannot be copied.
+    """
+    shared: dict[int, Tensor] = {id(buffer): buffer.detach() for buffer in model.buffers()}
+    for weight in model.parameters():
+        shared[id(weight)] = nn.Parameter(weight.detach(), requires_grad=False)
+    try:
+        return copy.deepcopy(model, shared)
+    except (TypeError, RuntimeError) as error:
+        raise ArgumentError(
+            "model must be a network that copy.deepcopy can copy, "
+            f"got {type(model).__name__}: {error}"
+        ) from error
+
+
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by name."""
+    return dict(model.named_parameters()) | dict(model.named_buffers())

@@ -1,0 +1,333 @@
+"""A stored study: its definition's objective, a trial trained again, its record of examples."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from hpo_mab._attributes import CONTINUES_KEY, STACK_KEY
+from hpo_mab._errors import ArgumentError, StorageError, UnknownNameError
+from hpo_mab._examples import ExampleRecord, labels_digest
+from hpo_mab._plan import trial_seed
+from hpo_mab.data import Exclusion, ImageSplits
+from hpo_mab.search._definition import StudySpec, make_spec
+from hpo_mab.search._objective import TrainingObjective
+from hpo_mab.search._prepare import load_splits, make_objective
+from hpo_mab.search._trial_loop import Slots
+from hpo_mab.search._workload import TrainingRun
+from hpo_mab.storage import Definition, Storage, TrialRun, open_study, read_run
+from hpo_mab.storage._optuna import id_of
+from hpo_mab.training import Budget, Evaluation, TrainingDiverged
+
+
+def stored_spec(
+    definition: Definition,
+    *,
+    device: str | None = None,
+    data_root: str | None = None,
+    slots: Slots | None = None,
+) -> StudySpec:
+    """The spec a study was made from, with what may differ on this machine."""
+    raw: dict[str, Any] = dict(definition.spec)
+    if device is not None:
+        raw["training"] = {**raw["training"], "device": device}
+    if slots is not None:
+        raw["training"] = {**raw["training"], "slots": slots}
+    if data_root is not None:
+        raw["data"] = {**raw["data"], "root": data_root}
+    return make_spec(raw)
+
+
+def stored_objective(definition: Definition, spec: StudySpec) -> TrainingObjective:
+    """The objective of a stored study, its data loaded.
+
+    Raises:
+        StorageError: The data set here is another than the study's.
+    """
+    objective = make_objective(spec, load_splits(spec))
+    difference = definition.data_difference(objective.workload.num_examples, objective.data)
+    if difference:
+        raise StorageError(
+            f"The study was made on other data than '{spec.data.name}' is here ({difference}); "
+            "check --data-root."
+        )
+    return objective
+
+
+def train_recorded(
+    objective: TrainingObjective,
+    trial: TrialRun,
+    *,
+    seed: int | None = None,
+    sampler: str | None = None,
+    final: Budget | None = None,
+) -> AbstractContextManager[TrainingRun]:
+    """A recorded trial's configuration in training, from the start; see `Workload.training`.
+
+    Args:
+        objective: The objective of the trial's study.
+        trial: Whose parameters to use.
+        seed: Seed of the training; None takes the trial's own.
+        sampler: Batch sampler with its default knobs; None takes the trial's own.
+        final: Another budget than a trial's, evaluated at its end only.
+    """
+    configuration = objective.recorded(trial.params, trial.attrs)
+    if sampler is not None:
+        configuration = configuration.with_sampler(sampler)
+    if seed is None:
+        seed = trial_seed(objective.seed, int(trial.attrs.get(CONTINUES_KEY, trial.slot)))
+    return objective.workload.training(configuration, seed=seed, final=final)
+
+
+# Clocks differ between two runs of anything.
+_TIMES = ("seconds", "sampler_seconds")
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Replay:
+    """A trial's learning curve beside that of its replay.
+
+    Attributes:
+        trial: The recorded trial.
+        curve: The replayed curve, as long as the recorded one.
+    """
+
+    trial: TrialRun
+    curve: tuple[Evaluation, ...]
+
+    @property
+    def is_identical(self) -> bool:
+        """Whether every value but the seconds is the same, bit for bit."""
+        return [_timeless(e) for e in self.trial.curve] == [_timeless(e) for e in self.curve]
+
+    @property
+    def slots(self) -> int | None:
+        """Slots of the stack that the trial was trained in; None if it was trained alone.
+
+        Alone, sums are taken in another order, and ``mab`` draws other batches.
+        """
+        slots = self.trial.attrs.get(STACK_KEY)
+        return None if slots is None else int(slots)
+
+    @property
+    def largest_difference(self) -> float:
+        """Largest difference of validation accuracies; infinite where the replay is shorter."""
+        if len(self.curve) < len(self.trial.curve):
+            return float("inf")
+        pairs = zip(self.trial.curve, self.curve, strict=True)
+        return max((abs(one.accuracy - other.accuracy) for one, other in pairs), default=0.0)
+
+
+def replay(
+    storage: Storage,
+    name: str,
+    number: int,
+    *,
+    device: str | None = None,
+    data_root: str | None = None,
+) -> Replay:
+    """Train a recorded trial again from its record alone, as far as its curve goes.
+
+    Args:
+        storage: The database.
+        name: Optuna's study name.
+        number: The trial's number.
+        device: Where to train; None takes the definition's device.
+        data_root: Folder of the data here; None takes the definition's.
+
+    Raises:
+        ArgumentError: The study has no such trial, or it has no curve.
+        StorageError: The study was not made by this product, or its data are others here.
+        UnknownNameError: There is no such study.
+    """
+    trial = _recorded(storage, name, number)
+    study = open_study(storage, name)
+    definition = Definition.load(study)
+    spec = stored_spec(definition, device=device, data_root=data_root)
+    objective = stored_objective(definition, spec)
+    objective.workload.known = storage.examples.frozen(id_of(study))
+    with train_recorded(objective, trial) as run:
+        curve = tuple(_first(len(trial.curve), run.evaluations))
+    return Replay(trial=trial, curve=curve)
+
+
+def _recorded(storage: Storage, name: str, number: int) -> TrialRun:
+    trials = {trial.number: trial for trial in read_run(storage, name).trials}
+    if number not in trials:
+        raise UnknownNameError("trial", str(number), map(str, trials))
+    if not trials[number].curve:
+        told = ", ".join(str(known) for known, trial in trials.items() if trial.curve)[:80]
+        raise ArgumentError(
+            f"Trial {number} of '{name}' has no learning curve to compare with; "
+            + (f"trials that have one: {told}." if told else "no trial of the study has one.")
+        )
+    return trials[number]
+
+
+def _first(count: int, evaluations: Iterator[Evaluation]) -> Iterator[Evaluation]:
+    try:
+        for _, evaluation in zip(range(count), evaluations, strict=False):
+            yield evaluation
+    except TrainingDiverged:
+        return
+
+
+def _timeless(evaluation: Evaluation) -> dict[str, float | int | None]:
+    return {k: v for k, v in dataclasses.asdict(evaluation).items() if k not in _TIMES}
+
+
+# What trials learned about the training examples: suspicious labels and others.
+
+#: What examples can be ranked by, and what the highest are.
+RANKINGS: Mapping[str, str] = {
+    "suspicious": "most likely mislabelled",
+    "hard": "hardest",
+    "ambiguous": "most ambiguous",
+}
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Example:
+    """A training example in a ranking.
+
+    Attributes:
+        index: Its place among the training images of the data set.
+        row: Its place in the study's training part.
+        label: Name of its class.
+        preferred: Name of the class that networks predicted most often; empty if not known.
+        score: What it is ranked by.
+        visits: How often trials drew it.
+        file: Its file, where the data come from files of the user's; or empty.
+    """
+
+    index: int
+    row: int
+    label: str
+    preferred: str
+    score: float
+    visits: int
+    file: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class StudyExamples:
+    """A study's record of examples with its data.
+
+    Attributes:
+        name: The study's name.
+        data: Name of the data set.
+        record: What its trials saw.
+        splits: Its data, on the CPU.
+    """
+
+    name: str
+    data: str
+    record: ExampleRecord
+    splits: ImageSplits
+
+    @classmethod
+    def read(cls, storage: Storage, name: str, *, data_root: str | None = None) -> Self:
+        """Read a study's record and load its data.
+
+        Args:
+            storage: The database.
+            name: Optuna's study name.
+            data_root: Folder of the data here; None takes the definition's.
+
+        Raises:
+            ArgumentError: The data are no images.
+            DataError: The data are not there.
+            StorageError: The study was not made by this product, has no record, or its data are
+                others here.
+            UnknownNameError: There is no such study.
+        """
+        study = open_study(storage, name)
+        definition = Definition.load(study)
+        record = storage.examples.load(id_of(study))
+        if record is None:
+            raise StorageError(
+                f"'{name}' has no record of examples: no trial has ended since it was begun with "
+                "this version, or training.examples is off."
+            )
+        spec = stored_spec(definition, data_root=data_root)
+        splits = load_splits(spec)
+        if not isinstance(splits, ImageSplits):
+            raise ArgumentError(
+                f"study '{name}' must be on a data set of images; '{spec.data.name}' is not one."
+            )
+        if labels_digest(splits.train.labels.numpy()) != record.labels:
+            raise StorageError(
+                f"The study was made on other data than '{spec.data.name}' is here; check "
+                "--data-root."
+            )
+        return cls(name=name, data=spec.data.name, record=record, splits=splits)
+
+    def top(self, ranking: str, count: int) -> list[Example]:
+        """The first examples of a ranking, the highest score first.
+
+        Args:
+            ranking: One of `RANKINGS`.
+            count: How many; fewer where fewer were visited.
+        """
+        scores = self.scores(ranking)
+        visited = np.flatnonzero(self.record.counts.visits > 0)
+        order = visited[np.argsort(-scores[visited], kind="stable")]
+        return self._examples(order[:count], scores)
+
+    def scores(self, ranking: str) -> NDArray[np.float64]:
+        """Score of each recorded example, [n]."""
+        score = {
+            "suspicious": self.record.suspicion,
+            "hard": self.record.hardness,
+            "ambiguous": self.record.ambiguity,
+        }[ranking]
+        return score()
+
+    def exclusion(self, count: int) -> Exclusion:
+        """The ``count`` most suspicious examples as a list that a definition can exclude.
+
+        Raises:
+            ArgumentError: Fewer were visited.
+        """
+        found = self.top("suspicious", count)
+        if count < 1 or len(found) < count:
+            most = int((self.record.counts.visits > 0).sum())
+            raise ArgumentError(
+                f"--drop must be in [1, {most}], the examples that trials drew, got {count}."
+            )
+        indices = tuple(sorted(example.index for example in found))
+        return Exclusion(labels=self.splits.source, indices=indices, data=self.data)
+
+    def _examples(self, positions: NDArray[np.int64], scores: NDArray[np.float64]) -> list[Example]:
+        record, splits = self.record, self.splits
+        classes = splits.train.classes
+        rows = record.examples[positions]
+        indices = rows if splits.positions is None else splits.positions.numpy()[rows]
+        labels = splits.train.labels.numpy()[rows]
+        preferred = record.preferred()
+        return [
+            Example(
+                index=int(index),
+                row=int(row),
+                label=classes[label],
+                preferred=_class_name(classes, -1 if preferred is None else preferred[position]),
+                score=float(scores[position]),
+                visits=int(record.counts.visits[position]),
+                file=splits.names[index] if splits.names else "",
+            )
+            for position, row, index, label in zip(positions, rows, indices, labels, strict=True)
+        ]
+
+    def picture(self, example: Example) -> torch.Tensor:
+        """Pixels of an example, uint8 [channels, height, width]."""
+        return self.splits.train.gather(torch.tensor([example.row]))[0]
+
+
+def _class_name(classes: Sequence[str], number: Any) -> str:
+    return classes[number] if number >= 0 else ""

@@ -1,0 +1,267 @@
+"""The tables of a study's database: Optuna's, ours, and the version that ours have there.
+
+A table of ours changes in two places: here, which is what a new database gets, and as one revision
+in ``migrations/versions``, which changes databases that exist. The curves have a column for each
+field of `Evaluation`; the revision of a new one is::
+
+    revision, down_revision = "4", "3"
+
+    def upgrade() -> None:
+        op.add_column("hpo_mab_curves", sa.Column("name", sa.Double, nullable=True))
+
+Revisions are numbered by their files, ``v3_name.py``; `HEAD` is the newest. A process that finds an
+older number upgrades the database, with its lock held, when it opens it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import functools
+import json
+import operator
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from optuna.distributions import BaseDistribution, json_to_distribution
+from optuna.storages._rdb import models
+from optuna.trial import FrozenTrial
+
+from hpo_mab._errors import StorageError, hide_passwords
+from hpo_mab.storage._process import Locks
+from hpo_mab.training import Evaluation
+
+#: Optuna's own tables.
+STUDIES = models.StudyModel.__table__
+TRIALS = models.TrialModel.__table__
+PARAMS = models.TrialParamModel.__table__
+VALUES = models.TrialValueModel.__table__
+REPORTS = models.TrialIntermediateValueModel.__table__
+USER_ATTRIBUTES = models.TrialUserAttributeModel.__table__
+SYSTEM_ATTRIBUTES = models.TrialSystemAttributeModel.__table__
+STUDY_ATTRIBUTES = models.StudySystemAttributeModel.__table__
+HEARTBEATS = models.TrialHeartbeatModel.__table__
+
+_Value = models.TrialValueModel
+_Report = models.TrialIntermediateValueModel
+_row = operator.itemgetter(2)
+
+
+def _part(kind: str, table: Any, row: str, name: str, number: str | None, text: str) -> Any:
+    """One table of what belongs to trials, as (kind, trial_id, row, name, number, text)."""
+    columns = table.c
+    return sa.select(
+        sa.literal(kind).label("kind"),
+        columns.trial_id.label("trial_id"),
+        columns[row].label("row"),
+        sa.cast(columns[name], sa.Text).label("name"),
+        (sa.cast(sa.null(), sa.Double) if number is None else columns[number]).label("number"),
+        sa.cast(columns[text], sa.Text).label("text"),
+    )
+
+
+def _all_parts(condition: Callable[[Any], Any]) -> sa.CompoundSelect[Any]:
+    return sa.union_all(
+        *(part.where(condition(part.selected_columns.trial_id)) for part in _TABLES)
+    )
+
+
+_TABLES = (
+    _part("param", PARAMS, "param_id", "param_name", "param_value", "distribution_json"),
+    _part("value", VALUES, "trial_value_id", "objective", "value", "value_type"),
+    _part(
+        "report",
+        REPORTS,
+        "trial_intermediate_value_id",
+        "step",
+        "intermediate_value",
+        "intermediate_value_type",
+    ),
+    _part("user", USER_ATTRIBUTES, "trial_user_attribute_id", "key", None, "value_json"),
+    _part("system", SYSTEM_ATTRIBUTES, "trial_system_attribute_id", "key", None, "value_json"),
+)
+
+# Made once: SQLAlchemy needs more time to build such a statement than a database to answer it.
+#: What belongs to trials ``ids``, and to trials ``first`` to ``last``.
+CHILDREN_OF = _all_parts(lambda column: column.in_(sa.bindparam("ids", expanding=True)))
+CHILDREN_BETWEEN = _all_parts(
+    lambda column: column.between(sa.bindparam("first"), sa.bindparam("last"))
+)
+
+
+def frozen_trials(trials: Sequence[Any], children: Iterable[Any]) -> list[FrozenTrial]:
+    """Optuna's trials from rows of its tables, in the order of the former.
+
+    Args:
+        trials: Rows of Optuna's table of trials.
+        children: Rows of `CHILDREN_OF` that belong to them, and maybe to other trials.
+    """
+    wanted: dict[int, list[Any]] = {row.trial_id: [] for row in trials}
+    for child in children:
+        if child[1] in wanted:
+            wanted[child[1]].append(child)
+    return [_frozen(row, wanted[row.trial_id]) for row in trials]
+
+
+def _frozen(row: Any, children: list[Any]) -> FrozenTrial:
+    # The order in which they were written, as Optuna gives them.
+    children.sort(key=_row)
+    parts: dict[str, dict[str, Any]] = {
+        k: {} for k in ("param", "value", "report", "user", "system")
+    }
+    distributions: dict[str, BaseDistribution] = {}
+    for kind, _, _, name, number, text in children:
+        if kind == "param":
+            distributions[name] = _distribution(text)
+            parts[kind][name] = distributions[name].to_external_repr(number)
+        elif kind == "value":
+            parts[kind][name] = _Value.stored_repr_to_value(number, _Value.TrialValueType[text])
+        elif kind == "report":
+            reported = _Report.TrialIntermediateValueType[text]
+            parts[kind][name] = _Report.stored_repr_to_intermediate_value(number, reported)
+        else:
+            parts[kind][name] = json.loads(text)
+    return FrozenTrial(
+        number=row.number,
+        state=row.state,
+        value=None,
+        values=[value for _, value in sorted(_numbered(parts["value"]).items())] or None,
+        datetime_start=_local(row.datetime_start),
+        datetime_complete=_local(row.datetime_complete),
+        params=parts["param"],
+        distributions=distributions,
+        user_attrs=parts["user"],
+        system_attrs=parts["system"],
+        intermediate_values=_numbered(parts["report"]),
+        trial_id=row.trial_id,
+    )
+
+
+def _numbered(values: dict[str, Any]) -> dict[int, Any]:
+    return {int(name): value for name, value in values.items()}
+
+
+@functools.lru_cache(maxsize=4096)
+def _distribution(text: str) -> BaseDistribution:
+    return json_to_distribution(text)
+
+
+def _local(moment: datetime.datetime | None) -> datetime.datetime | None:
+    # Optuna writes UTC and returns local time, both without a time zone.
+    if moment is None:
+        return None
+    return moment.replace(tzinfo=datetime.UTC).astimezone().replace(tzinfo=None)
+
+
+# Our tables.
+
+_MIGRATIONS = Path(__file__).with_name("migrations")
+#: The revision that the tables below have.
+HEAD = str(
+    max(int(path.stem.partition("_")[0][1:]) for path in _MIGRATIONS.glob("versions/v*_*.py"))
+)
+#: Of a database that was made before the tables had a version.
+_UNVERSIONED = "1"
+_UNVERSIONED_TABLE = "hpo_mab_evaluations"
+
+_metadata = sa.MetaData()
+# Named and made as Alembic makes it; Optuna's is a separate one.
+VERSION_TABLE = "hpo_mab_schema"
+_versions = sa.Table(
+    VERSION_TABLE, _metadata, sa.Column("version_num", sa.String(32), primary_key=True)
+)
+
+#: An evaluation a row. ``curve`` is a number that no other curve ever has: databases give ids of
+#: deleted trials out again. A trial holds it as a system attribute, see `CurveStore`.
+CURVES = sa.Table(
+    "hpo_mab_curves",
+    _metadata,
+    sa.Column("curve", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("index", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("steps", sa.BigInteger, nullable=False),
+    sa.Column("examples", sa.BigInteger, nullable=False),
+    *(
+        sa.Column(field.name, sa.Double, nullable=True)
+        for field in dataclasses.fields(Evaluation)
+        if field.name not in {"index", "steps", "examples", "averaged"}
+    ),
+    sa.Column("averaged", sa.Boolean, nullable=True),
+)
+
+#: Compressed parts of a record of examples. ``record`` is a number that no other record ever has;
+#: a study holds it as a system attribute, see `ExampleStore`.
+EXAMPLES = sa.Table(
+    "hpo_mab_examples",
+    _metadata,
+    sa.Column("record", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("name", sa.String(16), primary_key=True),
+    sa.Column("part", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("total", sa.BigInteger, nullable=False),
+    sa.Column("labels", sa.String(64), nullable=False),
+    sa.Column("trials", sa.Integer, nullable=False),
+    sa.Column("columns", sa.Integer, nullable=False),
+    # MySQL makes it as large as the length needs, which without one is 64 KiB.
+    sa.Column("data", sa.LargeBinary(2**24 - 1), nullable=False),
+)
+
+
+def prepare_tables(engine: sa.Engine) -> None:
+    """Make our tables where there are none, and bring older ones up to date.
+
+    Raises:
+        StorageError: A later version of this package has changed them.
+    """
+    if _is_current(engine):
+        return
+    # One process at a time: a second one would raise because the tables exist.
+    with Locks(engine).hold(VERSION_TABLE):
+        if _is_current(engine):
+            return
+        with engine.begin() as connection:
+            if _version(connection) is None and not _has(connection, _UNVERSIONED_TABLE):
+                _metadata.create_all(connection)
+                connection.execute(_versions.insert().values(version_num=HEAD))
+            else:
+                upgrade(connection)
+
+
+def upgrade(connection: sa.Connection, *, to: str = HEAD) -> None:
+    """Run the revisions that a database lacks; one that was cut off is run again from its start.
+
+    Args:
+        connection: In a transaction.
+        to: The revision to stop at.
+    """
+    from alembic import command
+    from alembic.config import Config
+
+    config = Config()
+    config.set_main_option("script_location", str(_MIGRATIONS))
+    config.attributes["connection"] = connection
+    if _version(connection) is None:
+        command.stamp(config, _UNVERSIONED)
+    command.upgrade(config, to)
+
+
+def _is_current(engine: sa.Engine) -> bool:
+    with engine.connect() as connection:
+        found = _version(connection)
+    if found is not None and int(found) > int(HEAD):
+        shown = hide_passwords(engine.url.render_as_string(hide_password=True))
+        raise StorageError(
+            f"Storage {shown} was written by a later hpo-mab (schema {found}; this one knows "
+            f"schemas up to {HEAD}). Install that version from its clone: pip install ."
+        )
+    return found == HEAD
+
+
+def _version(connection: sa.Connection) -> str | None:
+    if not _has(connection, VERSION_TABLE):
+        return None
+    return connection.scalar(sa.select(_versions.c.version_num))
+
+
+def _has(connection: sa.Connection, table: str) -> bool:
+    return bool(sa.inspect(connection).has_table(table))

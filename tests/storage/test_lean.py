@@ -1,0 +1,267 @@
+"""What `LeanStorage` writes and reads is what Optuna's own storage writes and reads."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import optuna
+import pytest
+import sqlalchemy as sa
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
+from optuna.storages import RDBStorage
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+
+from hpo_mab.storage import Storage, _lean
+
+MAX = [StudyDirection.MAXIMIZE]
+
+
+@pytest.fixture
+def storage(database_url: str) -> Iterator[Storage]:
+    opened = Storage(database_url)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def plain(storage: Storage) -> Iterator[RDBStorage]:
+    """Optuna's own storage on the same database."""
+    storage.optuna.get_all_studies()
+    opened = RDBStorage(storage.secret_url)
+    yield opened
+    opened.remove_session()
+    opened.engine.dispose()
+
+
+def _trials() -> list[FrozenTrial]:
+    distributions = {
+        "lr": FloatDistribution(1e-4, 1.0, log=True),
+        "width": IntDistribution(8, 64, step=8),
+        "kind": CategoricalDistribution(["sgd", None, 3, True]),
+    }
+    make = optuna.create_trial
+    return [
+        make(
+            state=TrialState.COMPLETE,
+            value=0.1 + 0.2,
+            params={"lr": 0.1, "width": 16, "kind": None},
+            distributions=distributions,
+            user_attrs={"slot": 3, "deep": {"a": [1, None, "ü"]}},
+            system_attrs={"hpo_mab:worker": "x:1:2"},
+            intermediate_values={1: 0.25, 2: math.inf, 5: -math.inf, 4: math.nan},
+        ),
+        make(state=TrialState.COMPLETE, value=math.inf),
+        make(state=TrialState.PRUNED, value=-math.inf, intermediate_values={1: 0.5}),
+        make(state=TrialState.FAIL, user_attrs={"reason": 'it "broke"'}),
+        make(state=TrialState.WAITING, system_attrs={"fixed_params": {"lr": 0.5}}),
+        make(state=TrialState.RUNNING),
+    ]
+
+
+def _plainly(trials: list[FrozenTrial]) -> list[dict[str, Any]]:
+    """Trials as values that can be compared: NaN equals itself in text.
+
+    Parameters keep their order; that of attributes and reports Optuna leaves to the database.
+    """
+    loose = ("_user_attrs", "_system_attrs", "intermediate_values")
+    return [
+        {k: repr(sorted(v.items()) if k in loose else v) for k, v in vars(trial).items()}
+        for trial in trials
+    ]
+
+
+def test_both_read_the_same(storage: Storage, plain: RDBStorage) -> None:
+    study = storage.optuna.create_new_study(MAX, "study")
+    other = storage.optuna.create_new_study(MAX, "other")
+    for trial in _trials():
+        storage.optuna.create_new_trial(study, trial)
+        plain.create_new_trial(other, trial)
+    for one in (study, other):
+        expected = _plainly(plain.get_all_trials(one))
+        assert len(expected) == len(_trials())
+        assert _plainly(storage.optuna.get_all_trials(one)) == expected
+        ids = [trial._trial_id for trial in plain.get_all_trials(one)]
+        assert _plainly([storage.optuna.get_trial(i) for i in ids]) == expected
+
+
+def test_two_objectives_stay_in_order(storage: Storage, plain: RDBStorage) -> None:
+    study = plain.create_new_study([StudyDirection.MAXIMIZE, StudyDirection.MINIMIZE], "two")
+    plain.create_new_trial(study, optuna.create_trial(values=[0.5, math.inf]))
+    assert storage.optuna.get_all_trials(study)[0].values == [0.5, math.inf]
+
+
+@pytest.mark.parametrize("listed", [500, 1])
+def test_any_part_of_the_trials_is_read_as_by_optuna(
+    storage: Storage, plain: RDBStorage, listed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_lean, "_LISTED", listed)
+    studies = [plain.create_new_study(MAX, name) for name in ("one", "two")]
+    # The studies' trials lie between one another.
+    ids = [plain.create_new_trial(study, trial) for trial in _trials() for study in studies][::2]
+    for states in (None, (TrialState.COMPLETE,), (TrialState.WAITING, TrialState.RUNNING)):
+        for included in (set(), {ids[0], ids[2]}, {ids[1]}):
+            for after in (-1, ids[2], ids[-1]):
+                given = (studies[0], states, included, after)
+                expected = _plainly(plain._get_trials(*given))
+                assert _plainly(storage.optuna._get_trials(*given)) == expected
+
+
+def test_both_write_the_same(storage: Storage, plain: RDBStorage) -> None:
+    study = plain.create_new_study(MAX, "study")
+    writers: list[RDBStorage] = [plain, storage.optuna]
+    ids = [plain.create_new_trial(study) for _ in writers]
+    for trial_id, writer in zip(ids, writers, strict=True):
+        for step, value in ((1, 0.5), (2, math.nan), (7, math.inf), (1, 0.75)):
+            writer.set_trial_intermediate_value(trial_id, step, value)
+        for value in (1, {"deep": [None, "ü", 1e300]}):
+            writer.set_trial_user_attr(trial_id, "note", value)
+            writer.set_trial_system_attr(trial_id, "note", value)
+    first, second = _plainly(plain.get_all_trials(study))
+    for attribute in ("_user_attrs", "_system_attrs", "intermediate_values"):
+        assert first[attribute] == second[attribute]
+    assert plain.get_trial(ids[1]).intermediate_values[1] == 0.75
+
+
+def test_a_finished_trial_stays_as_it_is(storage: Storage) -> None:
+    lean = storage.optuna
+    trial_id = lean.create_new_trial(lean.create_new_study(MAX, "study"))
+    lean.set_trial_state_values(trial_id, TrialState.FAIL)
+    writes: list[Callable[[int], None]] = [
+        lambda i: lean.set_trial_intermediate_value(i, 1, 0.5),
+        lambda i: lean.set_trial_user_attr(i, "a", 1),
+        lambda i: lean.set_trial_system_attr(i, "a", 1),
+    ]
+    for write in writes:
+        with pytest.raises(UpdateFinishedTrialError):
+            write(trial_id)
+        with pytest.raises(KeyError):
+            write(trial_id + 1)
+    trial = lean.get_trial(trial_id)
+    assert (trial.intermediate_values, trial.user_attrs, trial.system_attrs) == ({}, {}, {})
+    with pytest.raises(KeyError):
+        lean.get_trial(trial_id + 1)
+    with pytest.raises(KeyError):
+        lean.get_all_trials(77)
+
+
+def test_heartbeats_are_optunas(storage: Storage, plain: RDBStorage) -> None:
+    trial_id = plain.create_new_trial(plain.create_new_study(MAX, "study"))
+    table = sa.text("SELECT count(*), max(heartbeat), CURRENT_TIMESTAMP FROM trial_heartbeats")
+    for _ in range(2):
+        storage.optuna.record_heartbeat(trial_id)
+    plain.record_heartbeat(trial_id)
+    storage.optuna.record_heartbeat(trial_id)
+    with storage.optuna.engine.connect() as connection:
+        count, beat, now = connection.execute(table).one()
+    assert count == 1
+    assert str(beat)[:16] <= str(now)[:16]
+    assert storage.optuna._get_stale_trial_ids(1) == []
+
+
+# On MySQL writes are Optuna's own.
+@pytest.mark.parametrize("database_url", ["sqlite", "postgresql"], indirect=True)
+def test_a_write_is_one_statement_and_a_reading_two(storage: Storage) -> None:
+    lean = storage.optuna
+    study = lean.create_new_study(MAX, "study")
+    trial_id = lean.create_new_trial(study)
+    statements: list[str] = []
+
+    def note(connection: Any, cursor: Any, statement: str, *_: Any) -> None:
+        statements.append(statement)
+
+    sa.event.listen(lean.engine, "before_cursor_execute", note)
+    lean.set_trial_intermediate_value(trial_id, 1, 0.5)
+    lean.set_trial_user_attr(trial_id, "a", 1)
+    lean.record_heartbeat(trial_id)
+    assert len(statements) == 3
+    lean.get_all_trials(study)
+    assert len(statements) == 5
+
+
+@pytest.mark.parametrize("database_url", ["sqlite", "postgresql"], indirect=True)
+def test_writes_of_many_trials_are_one_statement_each_table(storage: Storage) -> None:
+    lean = storage.optuna
+    study = lean.create_new_study(MAX, "study")
+    ids = [lean.create_new_trial(study) for _ in range(3)]
+    lean.set_trial_state_values(ids[2], TrialState.FAIL)
+    statements: list[str] = []
+
+    def note(connection: Any, cursor: Any, statement: str, *_: Any) -> None:
+        statements.append(statement)
+
+    sa.event.listen(lean.engine, "before_cursor_execute", note)
+    with lean.together():
+        for trial_id in ids:
+            lean.set_trial_intermediate_value(trial_id, 1, 0.5)
+            lean.set_trial_user_attr(trial_id, "a", 1)
+        assert statements == []
+    assert len(statements) == 2
+    trials = lean.get_all_trials(study)
+    assert [trial.intermediate_values for trial in trials] == [{1: 0.5}, {1: 0.5}, {}]
+    assert [trial.user_attrs for trial in trials] == [{"a": 1}, {"a": 1}, {}]
+
+
+@pytest.mark.filterwarnings("ignore:Heartbeat of storage")
+@pytest.mark.parametrize("database_url", ["sqlite", "postgresql"], indirect=True)
+def test_trials_are_read_once_and_own_writes_seen(storage: Storage, plain: RDBStorage) -> None:
+    lean = storage.optuna
+    study = optuna.create_study(study_name="study", storage=lean, direction="maximize")
+    study.sampler = optuna.samplers.RandomSampler(seed=0)
+    first, second = study.ask(), study.ask()
+
+    def reported() -> list[dict[int, float]]:
+        return [trial.intermediate_values for trial in study.get_trials(deepcopy=False)]
+
+    with lean.together():
+        assert reported() == [{}, {}]
+        plain.set_trial_intermediate_value(first._trial_id, 1, 0.25)
+        second.report(0.5, step=1)
+        assert reported() == [{}, {1: 0.5}]
+        # One of another process, whose id is below that of one made and ended here.
+        other = plain.create_new_trial(study._study_id)
+        third = study.ask()
+        study.tell(third, 1.0)
+        assert reported()[1:] == [{1: 0.5}, {}, {}]
+        plain.set_trial_intermediate_value(other, 1, 0.75)
+    assert reported() == [{1: 0.25}, {1: 0.5}, {1: 0.75}, {}]
+    assert study.trials[3].value == 1.0
+
+
+def test_both_make_and_end_the_same(storage: Storage, plain: RDBStorage) -> None:
+    study = plain.create_new_study(MAX, "study")
+    template = optuna.create_trial(
+        state=TrialState.RUNNING, user_attrs={"a": [1]}, system_attrs={"b": "c"}
+    )
+    distribution = FloatDistribution(0.1, 1.0, log=True)
+    writers: list[RDBStorage] = [plain, storage.optuna]
+    for writer in writers:
+        for values in ([0.5], [math.inf], None):
+            trial_id = writer._create_new_trial(study, template)._trial_id
+            writer._set_trial_param(trial_id, "lr", 0.5, distribution, distribution)
+            state = TrialState.PRUNED if values is None else TrialState.COMPLETE
+            assert writer.set_trial_state_values(trial_id, state, values)
+            with pytest.raises(UpdateFinishedTrialError):
+                writer.set_trial_state_values(trial_id, state, values)
+    trials = plain.get_all_trials(study)
+    assert [trial.number for trial in trials] == list(range(6))
+    for one, other in zip(trials[:3], trials[3:], strict=True):
+        for attribute in ("state", "values", "params", "distributions", "user_attrs"):
+            assert getattr(one, attribute) == getattr(other, attribute)
+        assert one.system_attrs == other.system_attrs
+        assert one.datetime_start is not None
+        assert other.datetime_complete is not None
+        assert abs((other.datetime_complete - one.datetime_start).total_seconds()) < 60
+
+
+def test_a_database_that_fails_is_an_error_of_storage(storage: Storage) -> None:
+    lean = storage.optuna
+    trial_id = lean.create_new_trial(lean.create_new_study(MAX, "study"))
+    with lean.engine.begin() as connection:
+        connection.execute(sa.text("DROP TABLE trial_user_attributes"))
+    with pytest.raises(StorageInternalError) as caught:
+        lean.set_trial_user_attr(trial_id, "a", 1)
+    assert "trial_user_attributes" in str(storage.error(caught.value))
