@@ -16,6 +16,7 @@ import functools
 import itertools
 import json
 import operator
+import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -268,7 +269,8 @@ class Record:
 
     def __init__(self, folder: Path, name: str, device: torch.device) -> None:
         self.path = folder / f"{name}.json"
-        self._lock = (folder / f".{name}.lock").open("w")
+        # Held until the process ends.
+        self._lock = os.open(folder / f".{name}.lock", os.O_CREAT | os.O_RDWR)
         fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         self.document: dict[str, Any] = {
             "data": name,

@@ -108,7 +108,7 @@ def test_who_is_tried_again() -> None:
         )
     )  # fmt: skip
     assert [place for place, _ in plan.retries()] == [(1, ""), (2, "uniform"), (5, "")]
-    assert dict(plan.retries())[2, True] == [4]
+    assert dict(plan.retries())[2, "uniform"] == [4]
     assert plan.unsettled() == {(1, ""), (2, "uniform"), (3, ""), (5, "")}
 
 
