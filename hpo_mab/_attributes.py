@@ -30,10 +30,8 @@ SAMPLER_KEY = "hpo_mab:sampler"
 UNIFORM = "uniform"
 #: The slot that it repeats under uniform sampling.
 TWIN_KEY = "hpo_mab:twin_of"
-#: Number of the stopped trial that it trains in full.
+#: Number of the stopped trial that it trains in full, or continues if the slot is the same.
 PROMOTES_KEY = "hpo_mab:promotes"
-#: Slot of the stopped trial whose training it continues, for a promotion that does.
-CONTINUES_KEY = "hpo_mab:continues"
 #: Training examples that it may process, of a loop that a `TrialReporter` follows.
 BUDGET_KEY = "hpo_mab:budget"
 #: What its curve has cost.

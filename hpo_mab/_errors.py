@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import errno
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from numbers import Integral
 
 
@@ -21,6 +21,9 @@ class ArgumentError(HpoMabError, ValueError):
     """An argument outside its bound: the message names the argument, the bound and the value."""
 
 
+_SHOWN_NAMES = 30
+
+
 class UnknownNameError(ArgumentError):
     """A name that does not exist; the message offers the nearest names that do.
 
@@ -28,12 +31,21 @@ class UnknownNameError(ArgumentError):
         what: What the name should have named, e.g. ``"sampler"``.
         name: The name given.
         valid: The names that exist.
+        others: Further forms that names may have, e.g. ``"package.module:Name"``.
     """
 
-    def __init__(self, what: str, name: str, valid: Iterable[str]) -> None:
+    def __init__(
+        self, what: str, name: str, valid: Iterable[str], *, others: Sequence[str] = ()
+    ) -> None:
         names = sorted(valid)
         near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
-        hint = f"Did you mean {_either(near)}?" if near else f"Valid: {', '.join(names) or 'none'}."
+        if near:
+            hint = f"Did you mean {_either(near)}?"
+            # One form alone is offered only where no name is near.
+            hint += f" Other forms: {', '.join(others)}." if len(others) > 1 else ""
+        else:
+            more = [f"{len(names) - _SHOWN_NAMES} more"] if len(names) > _SHOWN_NAMES else []
+            hint = f"Valid: {', '.join([*names[:_SHOWN_NAMES], *more, *others]) or 'none'}."
         super().__init__(f"Unknown {what} '{name}'. {hint}")
 
 
@@ -128,12 +140,12 @@ def _reason(error: BaseException) -> str | None:
 
 def _of_host(text: str) -> str:
     asked, array = _BYTES.search(text), _ARRAY.search(text)
-    told = ""
+    detail = ""
     if asked is not None:
-        told = f" Tried to allocate {_size(int(asked[1]))}."
+        detail = f" Tried to allocate {_size(int(asked[1]))}."
     elif array is not None:
-        told = f" {array[0].rstrip('.')}."
-    return f"host out of memory.{told}"
+        detail = f" {array[0].rstrip('.')}."
+    return f"host out of memory.{detail}"
 
 
 def _size(count: int) -> str:

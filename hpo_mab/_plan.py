@@ -57,7 +57,8 @@ def trial_seed(seed: int, slot: int) -> int:
 # A *slot* is a place in the plan, from 0: it has one configuration and one seed. A trial is an
 # *attempt* at a slot, or at one of the slot's *twins*, which repeat it under other batch samplers.
 # An attempt that was cut off is followed by another one. A *promotion* has a slot of its own, in
-# which it trains a stopped configuration in full.
+# which it trains a stopped configuration in full. A *continuation* has the slot of a paused
+# attempt, which it replaces.
 #
 # =========== ================================ ==========================================
 # trial        counts towards ``budget.trials`` may be tried again
@@ -68,6 +69,7 @@ def trial_seed(seed: int, slot: int) -> int:
 # failed       no                               if it was lost or interrupted, not by itself
 # twin         no                               as any other
 # promotion    yes                              as any other
+# continuation in place of the paused attempt   as any other
 # =========== ================================ ==========================================
 
 #: A slot, and the batch sampler of its twin; "" for the slot's own trial.
@@ -88,7 +90,7 @@ class Next(enum.Enum):
     DONE = "the study has what was asked for"
     WAIT = "other workers are running the last ones"
     QUEUED = "run the trial that waits"
-    PROMOTION = "train the best stopped configuration in full"
+    PROMOTION = "train the best stopped configuration in full, or further"
     NEW = "try another configuration"
 
 
@@ -119,7 +121,7 @@ class Attempt(NamedTuple):
 
     @property
     def slot(self) -> int | None:
-        """Its slot; None if nobody has given it one."""
+        """Its slot; None if it has none yet."""
         slot = self.attrs.get(SLOT_KEY)
         return None if slot is None else int(slot)
 
@@ -140,12 +142,12 @@ class Attempt(NamedTuple):
 
     @property
     def promotes(self) -> int | None:
-        """Number of the stopped trial that it trains in full; None if it is no promotion."""
+        """Number of the stopped trial that it trains in full or continues; None without one."""
         return self.attrs.get(PROMOTES_KEY)
 
     @property
     def promotion(self) -> bool:
-        """Whether it trains a stopped configuration in full."""
+        """Whether it trains a stopped configuration in full, or continues it."""
         return PROMOTES_KEY in self.attrs
 
     @property
@@ -194,6 +196,7 @@ class Plan:
         promotions: int = 0,
     ) -> None:
         self._attempts = [Attempt.of(trial) for trial in trials]
+        self._paused = _continued(self._attempts)
         self._target = target
         self._promotions = promotions
 
@@ -209,10 +212,16 @@ class Plan:
     def states(self, *, twins: bool = False) -> collections.Counter[str]:
         """Trials by state, without interrupted ones; in order of the names of the states.
 
+        A paused trial that another one has continued does not count.
+
         Args:
             twins: Whether to count twins as well.
         """
-        counted = (a.state for a in self._attempts if not a.interrupted and (twins or not a.twin))
+        counted = (
+            one.state
+            for one in self._attempts
+            if not one.interrupted and one.number not in self._paused and (twins or not one.twin)
+        )
         return collections.Counter(dict(sorted(collections.Counter(counted).items())))
 
     @property
@@ -223,7 +232,8 @@ class Plan:
     @property
     def finished(self) -> int:
         """Trials that are results of the study, of those that were asked for."""
-        return sum(one.finished and not one.twin for one in self._attempts)
+        finished = (one for one in self._attempts if one.finished and not one.twin)
+        return sum(one.number not in self._paused for one in finished)
 
     @property
     def ended(self) -> int:
@@ -251,17 +261,9 @@ class Plan:
         pruned = (one for one in self._attempts if one.state == "pruned")
         return {one.number for one in pruned if not one.promotion}
 
-    def promoted(self, *, ended: bool = False) -> set[int]:
-        """Numbers of the stopped trials that another trial trains in full.
-
-        Args:
-            ended: Whether to leave out those whose promotion is open or will be tried again.
-        """
-        return {
-            one.promotes
-            for one in self._attempts
-            if one.promotes is not None and (not ended or (one.state in ENDED and not one.cut_off))
-        }
+    def promoted(self) -> set[int]:
+        """Numbers of the stopped trials that another trial trains in full, or continues."""
+        return {one.promotes for one in self._attempts if one.promotes is not None}
 
     @property
     def once(self) -> set[int]:
@@ -289,16 +291,22 @@ class Plan:
         """The trial that Optuna hands out next, if one waits."""
         return next((one for one in self._attempts if one.state == "waiting"), None)
 
-    def next(self) -> Next:
-        """What a worker does next; twins are run even where the study has its trials."""
+    def next(self, *, promotable: bool = False) -> Next:
+        """What a worker does next; twins are run even where the study has its trials.
+
+        Args:
+            promotable: Whether a paused trial is to continue before another configuration is tried.
+        """
         waiting = self.waiting
         running = [one for one in self._attempts if one.state == "running"]
         taken = self.finished + sum(not one.twin for one in running)
-        if taken >= self._target and not (waiting is not None and waiting.twin):
-            # What runs may yet be lost with its worker, and then somebody must try it again.
-            return Next.WAIT if running else Next.DONE
-        if waiting is not None:
+        if waiting is not None and (taken < self._target or waiting.twin):
             return Next.QUEUED
+        if promotable:
+            return Next.PROMOTION
+        if taken >= self._target:
+            # A running trial may be lost with its worker, and is then tried again.
+            return Next.WAIT if running else Next.DONE
         if not self._promotions or taken < self._target - self._promotions:
             return Next.NEW
         # A trial that still runs may be among the best; a twin or a promotion is never stopped.
@@ -311,7 +319,7 @@ class Plan:
 
     def retries(self) -> list[tuple[Place, list[int]]]:
         """Places that are to be tried again, in order, each with the numbers of its attempts."""
-        # The usual answer, which many ask for.
+        # The usual case, and the plan is asked before every trial.
         if not any(one.cut_off for one in self._attempts):
             return []
         return [
@@ -339,7 +347,7 @@ class Plan:
         return failed
 
     def slot_of(self, number: int) -> int:
-        """The slot of a trial that nobody has given one.
+        """The slot of a trial that has none yet.
 
         It is the trial's number less the retries and twins before it, which have the slot of the
         trial that they repeat.
@@ -356,11 +364,18 @@ class Plan:
         }
 
     def places(self) -> dict[Place, list[Attempt]]:
-        """The attempts at each slot, and at each slot's twins, in order of number."""
+        """The attempts at each slot, and at each slot's twins, in order of number.
+
+        Of a slot that was continued, those at the last continuation.
+        """
         places: dict[Place, list[Attempt]] = collections.defaultdict(list)
         for one in self._attempts:
-            if one.slot is not None:
-                places[one.slot, (one.sampler or UNIFORM) if one.twin else ""].append(one)
+            if one.slot is None:
+                continue
+            attempts = places[one.slot, (one.sampler or UNIFORM) if one.twin else ""]
+            if attempts and one.promotes not in (None, attempts[-1].promotes):
+                attempts.clear()
+            attempts.append(one)
         return places
 
 
@@ -372,8 +387,21 @@ def slot_of(study: optuna.Study, trial: FrozenTrial | optuna.trial.Trial) -> int
     return Plan(study.get_trials(deepcopy=False)).slot_of(trial.number)
 
 
+def _continued(attempts: Sequence[Attempt]) -> set[int]:
+    """Numbers of paused trials that another trial of the same slot continues."""
+    slots = {one.number: one.slot for one in attempts}
+    return {
+        one.promotes
+        for one in attempts
+        if one.promotes is not None
+        and one.state != "fail"
+        and one.slot is not None
+        and slots.get(one.promotes) == one.slot
+    }
+
+
 def _is_to_be_retried(attempts: Sequence[Attempt]) -> bool:
-    # A trial may be the cause of its worker's end. It is not that of an interruption.
+    # A trial may have ended its worker, so lost attempts are limited; interrupted ones are not.
     lost = sum(one.lost for one in attempts)
     held = any(one.state in (*OPEN, *FINISHED) for one in attempts)
     return attempts[-1].cut_off and not held and lost <= RETRIES

@@ -51,12 +51,21 @@ class Registry(Collection[str]):
         what: What a name stands for, for messages, e.g. ``"sampler"``.
         names: The registry's own names, each with ``package.module:Name`` or what it stands for.
         given: Arguments that are no options, because the caller has their values.
+        families: Functions that find ``NAME`` in ``family:NAME``, by family.
     """
 
-    def __init__(self, what: str, names: Mapping[str, Named], *, given: Collection[str]) -> None:
+    def __init__(
+        self,
+        what: str,
+        names: Mapping[str, Named],
+        *,
+        given: Collection[str],
+        families: Mapping[str, Callable[[str], Callable[..., Any]]] | None = None,
+    ) -> None:
         self.what = what
         self._names = dict(sorted(names.items()))
         self._given = frozenset(given)
+        self._families = dict(families or {})
 
     def __contains__(self, name: object) -> bool:
         """Whether a name is one of the registry's own."""
@@ -83,9 +92,12 @@ class Registry(Collection[str]):
         """
         found: Any = self._names.get(name, name) if isinstance(name, str) else name
         if isinstance(found, str):
-            if ":" not in found:
-                raise UnknownNameError(self.what, found, [*self._names, _ELSEWHERE])
-            found = self._imported(found)
+            family, colon, own = found.partition(":")
+            if not colon:
+                others = [*(f"{one}:NAME" for one in self._families), _ELSEWHERE]
+                raise UnknownNameError(self.what, found, self._names, others=others)
+            find = self._families.get(family)
+            found = self._imported(found) if find is None else find(own)
         if not callable(found):
             shown = name if isinstance(name, str) else type(name).__name__
             raise ArgumentError(

@@ -11,6 +11,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import optuna
 import pytest
@@ -204,3 +205,35 @@ def _error_on_waiting() -> Iterator[None]:
 def no_waiting() -> Callable[[], contextlib.AbstractContextManager[None]]:
     """Makes a context in which every wait for the CUDA device is an error."""
     return _error_on_waiting
+
+
+_FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+_PATIENCE = 180_000  # Milliseconds; a busy machine starts a browser slowly.
+
+
+@pytest.fixture(name="page", scope="module")
+def _page() -> Iterator[Any]:
+    """A page of Chromium, 1,400 pixels wide."""
+    try:
+        from playwright.sync_api import sync_playwright
+    except ImportError:
+        pytest.skip("playwright is not installed; pip install -e '.[test]' brings it")
+    found = shutil.which("chromium") or shutil.which("chromium-browser")
+    program = os.environ.get("HPO_MAB_CHROMIUM") or found
+    if program is None:
+        pytest.skip("no chromium on the path; apt-get install chromium, or set HPO_MAB_CHROMIUM")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=program, args=_FLAGS)
+        page = browser.new_page(viewport={"width": 1400, "height": 1000})
+        page.set_default_timeout(_PATIENCE)
+        yield page
+        browser.close()

@@ -26,7 +26,7 @@ def compare(
     ] = None,
     fresh: opt.Fresh = False,
     seeds: Annotated[
-        int | None, typer.Option(min=1, help="Number of seeds, starting at the definition's.")
+        int | None, typer.Option(help="Number of seeds, starting at the definition's.")
     ] = None,
     trials: opt.Trials = None,
     budget: opt.Budget = None,

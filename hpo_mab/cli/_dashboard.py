@@ -23,7 +23,9 @@ def dashboard(
     ] = "127.0.0.1",
     port: Annotated[
         int,
-        typer.Option(min=0, max=65535, help="Port; if it is in use, a free one is chosen."),
+        typer.Option(
+            callback=opt.within(0, 65535), help="Port; if it is in use, a free one is chosen."
+        ),
     ] = PORT,
     artifacts: Annotated[
         Path | None,

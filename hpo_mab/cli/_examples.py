@@ -31,7 +31,7 @@ def examples(
             help="Name of the study, as hpo-mab studies lists it.", autocompletion=study_names
         ),
     ],
-    top: Annotated[int, typer.Option(min=1, help="Examples of each list.")] = 10,
+    top: Annotated[int, typer.Option(callback=opt.within(1), help="Examples of each list.")] = 10,
     storage: opt.StorageUrl = "sqlite:///hpo_mab.db",
     data_root: opt.DataRoot = None,
     page: Annotated[
@@ -101,7 +101,7 @@ def _print(found: StudyExamples, lists: dict[str, list[Example]]) -> None:
     from rich.table import Table
 
     from hpo_mab.cli._output import console
-    from hpo_mab.search._stored import RANKINGS
+    from hpo_mab.search._stored import RANKINGS, SCORES
 
     out = console()
     out.print(_headline(found))
@@ -112,6 +112,7 @@ def _print(found: StudyExamples, lists: dict[str, list[Example]]) -> None:
         for one in listed:
             shown.add_row(*(_cells(one)[place] for place in kept))
         out.print(f"\n{RANKINGS[ranking].capitalize()}", style="bold")
+        out.print(f"score: {SCORES[ranking]}", style="dim")
         out.print(shown)
 
 
@@ -178,12 +179,15 @@ figcaption { font-size: 13px; overflow-wrap: anywhere; }
 
 def _page(found: StudyExamples, lists: dict[str, list[Example]]) -> str:
     """The lists with pictures, one self-contained page."""
-    from hpo_mab.search._stored import RANKINGS
+    from hpo_mab.search._stored import RANKINGS, SCORES
 
     parts = []
     for ranking, listed in lists.items():
         figures = "".join(_figure(found, one) for one in listed)
-        parts.append(f"<h2>{RANKINGS[ranking].capitalize()}</h2><section>{figures}</section>")
+        parts.append(
+            f"<h2>{RANKINGS[ranking].capitalize()}</h2><p>score: {SCORES[ranking]}</p>"
+            f"<section>{figures}</section>"
+        )
     title = html.escape(f"Examples of {found.name}")
     return (
         f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'

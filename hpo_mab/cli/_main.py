@@ -49,7 +49,8 @@ app = typer.Typer(
     cls=_QuickHelp,
     help="Hyperparameter search on a budget: trials that cannot win stop early, and a bandit can "
     "pick the mini-batches. `compare` measures whether that helps on your data.",
-    epilog="Start with `hpo-mab run`. `hpo-mab COMMAND --help` shows examples.",
+    epilog="Start with `hpo-mab run`. `hpo-mab COMMAND --help` shows examples. Where a data set, "
+    "network, sampler or pruner is named, package.module:Name is your own.",
     rich_markup_mode="markdown",
     no_args_is_help=True,
     pretty_exceptions_enable=False,

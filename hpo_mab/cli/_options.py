@@ -73,6 +73,18 @@ def study_names(ctx: typer.Context) -> list[str]:
     return found
 
 
+def within(low: int, high: int | None = None) -> Callable[..., Any]:
+    """A callback of an option that refuses values outside [low, high]; None is no bound."""
+
+    def check(param: typer.CallbackParam, value: Any) -> Any:
+        if value < low or (high is not None and value > high):
+            allowed = f"at least {low}" if high is None else f"in [{low}, {high}]"
+            raise ArgumentError(f"{param.opts[0]} must be {allowed}, got {value}.")
+        return value
+
+    return check
+
+
 Spec = Annotated[
     str,
     typer.Argument(
@@ -128,16 +140,24 @@ DataRoot = Annotated[
 ]
 Model = Annotated[
     str | None,
-    typer.Option(help="Network, e.g. small_cnn, resnet18.", autocompletion=networks),
+    typer.Option(
+        help="Network: mlp, small_cnn, resnet18, torchvision:NAME, timm:NAME or "
+        "package.module:Name.",
+        autocompletion=networks,
+    ),
 ]
 Sampler = Annotated[
     str | None,
-    typer.Option(help="Batch sampler, e.g. mab, uniform, gradnorm.", autocompletion=batch_samplers),
+    typer.Option(
+        help="Batch sampler, e.g. mab, uniform, gradnorm, or package.module:Name.",
+        autocompletion=batch_samplers,
+    ),
 ]
 Pruner = Annotated[
     str | None,
     typer.Option(
-        help="none, median, percentile, successive_halving, hyperband, advantage or top_k.",
+        help="none, median, percentile, successive_halving, hyperband, advantage, promotion "
+        "or top_k.",
         autocompletion=pruners,
     ),
 ]

@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -74,12 +75,15 @@ def refuse_unwritable(*paths: Path | None) -> None:
 
 
 _SECONDS_BETWEEN_LINES = 10.0
+#: A trial that runs for longer shows its own progress, at most so often.
+_SECONDS_OF_A_LONG_TRIAL, _SECONDS_BETWEEN_UPDATES = 10.0, 1.0
 
 
 class StudyProgress:
     """Shows trials done, pruned and failed, the best value, the rate and the time left.
 
-    An object of this class is a callback for `optuna.Study.optimize` and a context manager.
+    Between the ends of long trials it shows how far the running ones are. An object of this class
+    is a callback for `optuna.Study.optimize` and a context manager.
 
     Args:
         trials: Trials the study should have.
@@ -94,8 +98,13 @@ class StudyProgress:
         self._console = console(stderr=True)
         self._live: Progress | None = None
         self._task: TaskID | None = None
-        self._began = self._last_line = time.monotonic()
+        self._within = TaskID(0)
+        self._began = self._last_line = self._last_end = time.monotonic()
+        self._last_update = -math.inf
         self._done_before: int | None = None
+        self._state = f"0/{trials} trials"
+        #: When each running trial was first seen, and the share of its budget spent by then.
+        self._seen: dict[int, tuple[float, float]] = {}
 
     def __enter__(self) -> Self:
         if not self._quiet and self._console.is_terminal:
@@ -108,6 +117,7 @@ class StudyProgress:
             )
             self._live.start()
             self._task = self._live.add_task("first trial running", total=self._trials)
+            self._within = self._live.add_task("", total=1.0, visible=False)
         return self
 
     def __exit__(
@@ -127,11 +137,51 @@ class StudyProgress:
         counts, done = plan.counts(), plan.finished
         if self._done_before is None:
             self._done_before = done - 1
-        state = self._describe(study, counts, done)
+        self._state = self._describe(study, counts, done)
+        self._last_end = time.monotonic()
+        self._seen.pop(trial.number, None)
         if self._live is not None and self._task is not None:
-            self._live.update(self._task, completed=min(done, self._trials), description=state)
+            completed = min(done, self._trials)
+            self._live.update(self._task, completed=completed, description=self._state)
+            self._live.update(self._within, visible=False)
         elif not self._quiet and self._is_time_for_a_line(done):
-            self._console.print(f"{self._label}: {state}", soft_wrap=True)
+            self._console.print(f"{self._label}: {self._state}", soft_wrap=True)
+
+    def running(self, shares: Mapping[int, float]) -> None:
+        """Show how far running trials are, where they take long.
+
+        Args:
+            shares: The share of its budget that each has spent, by number.
+        """
+        now = time.monotonic()
+        for number, share in shares.items():
+            self._seen.setdefault(number, (now, share))
+        long_ago = now - self._last_end >= _SECONDS_OF_A_LONG_TRIAL
+        if self._quiet or not shares or not long_ago:
+            return
+        if now - self._last_update < _SECONDS_BETWEEN_UPDATES:
+            return
+        self._last_update = now
+        text = self._describe_running(shares, now)
+        if self._live is not None:
+            # A bar of its own: the line of the study has no room for it.
+            furthest = max(shares.values())
+            self._live.update(self._within, visible=True, completed=furthest, description=text)
+        elif self._is_time_for_a_line(0):
+            self._console.print(f"{self._label}: {self._state}; {text}", soft_wrap=True)
+
+    def _describe_running(self, shares: Mapping[int, float], now: float) -> str:
+        number, share = max(shares.items(), key=lambda item: item[1])
+        text = f"trial {number} at {share:.0%}"
+        if len(shares) > 1:
+            text = f"{len(shares)} trials running, {text}"
+        since, at_first = self._seen[number]
+        if share > at_first:
+            whole = (now - since) / (share - at_first)
+            text += f", {duration(whole * (1 - share))} left of it"
+            if self._done_before is None and len(shares) == 1:
+                text += f", up to {duration(whole * self._trials)} for all"
+        return text
 
     def _describe(self, study: optuna.Study, counts: dict[str, int], done: int) -> str:
         # The value of a pruned trial is its last report, which is not a final accuracy.

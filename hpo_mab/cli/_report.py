@@ -117,7 +117,7 @@ def evidence(
     arm: Annotated[str, typer.Option(help="Arm with bandit sampling.")] = "mab",
     reference: Annotated[str, typer.Option(help="Arm with uniform sampling.")] = "uniform",
     margin: Annotated[
-        float, typer.Option(min=0.0, max=1.0, help="Tolerated loss of fidelity.")
+        float, typer.Option(callback=opt.within(0, 1), help="Tolerated loss of fidelity.")
     ] = 0.1,
     as_json: opt.Json = False,
 ) -> None:
@@ -182,7 +182,7 @@ def studies(
     study: Annotated[
         str | None,
         typer.Argument(
-            metavar="[STUDY]", autocompletion=study_names, help="With --trial: whose trial."
+            metavar="[STUDY]", autocompletion=study_names, help="Show the trials of this study."
         ),
     ] = None,
     trial: Annotated[
@@ -192,23 +192,27 @@ def studies(
     storage: opt.StorageUrl = "sqlite:///hpo_mab.db",
     as_json: opt.Json = False,
 ) -> None:
-    """List the studies in a database, or show one trial of a study.
+    """List the studies in a database, the trials of a study, or one trial.
 
     Examples:
 
     ```
     hpo-mab studies
     hpo-mab studies --storage postgresql+psycopg://me@host/db --json
+    hpo-mab studies digits-mab-seed0
     hpo-mab studies digits-mab-seed0 --trial 12
     ```
     """
     import optuna
     from rich.table import Table
 
-    if (study is None) != (trial is None):
-        raise ArgumentError("Name a study and --trial together, or neither.")
+    if study is None and trial is not None:
+        raise ArgumentError(f"--trial needs the name of its study, got --trial {trial} alone.")
     if study is not None and trial is not None:
         _show_trial(storage, study, trial, as_json=as_json)
+        return
+    if study is not None:
+        _show_trials(storage, study, as_json=as_json)
         return
 
     from hpo_mab._plan import Plan
@@ -243,6 +247,41 @@ def studies(
         best = "" if row["best"] is None else f"{row['best']:{form}}"
         table.add_row(row["study"], str(row["trials"]), best, row["started"] or "")
     console().print(table if rows else f"No studies in {store.shown_url}; 'hpo-mab run' makes one.")
+
+
+def _show_trials(storage: str, name: str, *, as_json: bool) -> None:
+    """Print every trial of a study: its state, last value, evaluations and parameters."""
+    from rich.table import Table
+
+    from hpo_mab.cli._output import console
+    from hpo_mab.compare._facts import parameter
+    from hpo_mab.storage import Definition, Storage, open_study
+
+    study = open_study(Storage(storage, create=False), name)
+    ours = Definition.is_in(study.user_attrs)
+    rows: list[dict[str, Any]] = [
+        {
+            "trial": trial.number,
+            "state": trial.state.name.lower(),
+            # Of several objectives there is no one value; that of a pruned trial is its last.
+            "value": _finite(trial.values[0]) if trial.values and len(trial.values) == 1 else None,
+            "evaluations": len(trial.intermediate_values),
+            "params": trial.params,
+        }
+        for trial in study.get_trials(deepcopy=False)
+    ]
+    if as_json:
+        typer.echo(json.dumps(rows, indent=1))
+        return
+    head = ("Trial", "State", "Accuracy" if ours else "Value", "Evaluations", "Parameters")
+    table = Table(*head, box=None, padding=(0, 2, 0, 0))
+    for row in rows:
+        value = "" if row["value"] is None else f"{row['value']:{'.2%' if ours else '.6g'}}"
+        params = ", ".join(f"{key} = {parameter(each)}" for key, each in row["params"].items())
+        table.add_row(str(row["trial"]), row["state"], value, str(row["evaluations"]), params)
+    console().print(table if rows else f"No trials in '{name}' yet.")
+    if rows:
+        typer.echo("\n--trial NUMBER shows one trial's evaluations, and why it was pruned.")
 
 
 def _show_trial(storage: str, name: str, number: int, *, as_json: bool) -> None:

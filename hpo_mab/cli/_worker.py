@@ -103,7 +103,9 @@ def replay(
     data_root: opt.DataRoot = None,
     tolerance: Annotated[
         float,
-        typer.Option(min=0.0, help="Largest difference of accuracies that counts as equal."),
+        typer.Option(
+            callback=opt.within(0), help="Largest difference of accuracies that counts as equal."
+        ),
     ] = 0.0,
     as_json: opt.Json = False,
 ) -> None:

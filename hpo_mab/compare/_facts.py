@@ -33,7 +33,16 @@ _WORDS = {
     "topk": "top k",
 }
 #: Pruners are set apart from the sampler by a comma.
-_PRUNERS = ("hyperband", "median", "percentile", "advantage", "successive_halving", "top_k", "none")
+_PRUNERS = (
+    "hyperband",
+    "median",
+    "percentile",
+    "advantage",
+    "successive_halving",
+    "promotion",
+    "top_k",
+    "none",
+)
 
 
 def arm_words(arm: str) -> str:

@@ -125,7 +125,7 @@ def _plain_run(run: StudyRun) -> dict[str, Any]:
     plain = dataclasses.asdict(run)
     for trial in plain["trials"]:
         curve = trial.pop("curve")
-        # A column an entry: a tenth of the size of one object an evaluation.
+        # One list a column takes a tenth of the size of one object an evaluation.
         trial["curve"] = {
             key: [_rounded(e[key]) for e in curve] for key in (curve[0] if curve else ())
         }
@@ -155,6 +155,8 @@ dt { color: #555; } dd { margin: 0; }
 summary { cursor: pointer; font-weight: 600; margin-top: 1rem; }
 pre { background: #f6f6f6; padding: .8rem; overflow-x: auto; font-size: .8rem; }
 @media (max-width: 640px) {
+  .scroll th, .scroll td { padding: .25rem .3rem; }
+  .scroll table { font-size: .78rem; }
   dl { display: block; } dd { margin-bottom: .5rem; }
   .cards thead { display: none; }
   .cards table, .cards tbody, .cards tr, .cards td { display: block; white-space: normal; }
@@ -314,7 +316,7 @@ def _table(grid: Grid, *, kind: str = "scroll") -> str:
         (f"<h3>{html.escape(grid.title)}</h3>" if grid.title else "")
         + f'<div class="{kind}"><table><thead><tr>{head}</tr></thead>'
         f"<tbody>{body}</tbody></table></div>"
-        # Not a caption: that would be as wide as the table, and out of sight with it.
+        # Not a caption, which would be as wide as the table and scroll with it.
          + (f'<p class="note">{html.escape(grid.caption)}</p>' if grid.caption else "")
     )
 

@@ -214,7 +214,7 @@ def _runners(
     """A runner for each arm of each seed."""
     for arms in _seeded(spec):
         splits = load_splits(next(iter(arms.values())))
-        # All before the first runs: a mistake in the last arm must not cost the first one's hours.
+        # All are made before the first runs, so that a mistake in the last arm is found at once.
         runners = [
             StudyRunner(arm_spec, storage, objective=make_objective(arm_spec, splits), arm=arm)
             for arm, arm_spec in arms.items()

@@ -65,7 +65,7 @@ class Selection:
         if rest in names or "#" not in rest:
             return cls(pattern=rest, arm=arm)
         databases = [match.start() for match in re.finditer("#", rest)]
-        # The first that leaves a database; a path may hold a # as well.
+        # The first # after which the text before it names a database; a path may contain #, too.
         cut = next((at for at in databases if _may_be_database(rest[:at])), databases[-1])
         return cls(pattern=rest[cut + 1 :], url=rest[:cut] or None, arm=arm)
 
@@ -182,7 +182,7 @@ class _Found:
             self.scores[key] = scores
 
     def _refuse_other_files(self) -> None:
-        # Of another seed, the parts of the same data are others.
+        # Studies of other seeds split the same data otherwise.
         first: dict[int, tuple[str, DataIdentity]] = {}
         for key, run in self.runs.items():
             data = self.data[key]
@@ -246,7 +246,7 @@ def _data_of(run: StudyRun, key: str) -> Any:
 def _matches(selection: Selection, storages: Sequence[Storage]) -> Iterator[tuple[Storage, str]]:
     databases = [(storage, name) for storage in storages for name in names_in(storage)]
     known = [name for _, name in databases]
-    # A study's name may hold a bracket.
+    # An exact name first: it may contain a bracket.
     found = [place for place in databases if place[1] == selection.pattern] or _ours(
         [place for place in databases if fnmatch.fnmatchcase(place[1], selection.pattern)]
     )
@@ -287,7 +287,7 @@ def evidence_of(
     reference: str = "uniform",
     margin: float = DEFAULT_MARGIN,
 ) -> Evidence:
-    """What stored studies say of early pruning, to be saved for later studies of the same task.
+    """Evidence of stored studies for early pruning, to be saved for later studies of the same task.
 
     Pairs are the trials of both arms with equal seed and configuration that ran to their end.
 

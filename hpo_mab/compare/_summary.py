@@ -242,7 +242,7 @@ def _fidelities(
 ) -> tuple[FidelityRow, ...]:
     """Fidelity by every statistic to the reference's final, and by tau to each arm's own."""
     finals = {"reference": pairs.uniform[:, -1], "own": pairs.bandit[:, -1]}
-    # Both arms on the configurations that both took to this budget, or they rank different sets.
+    # Only configurations that both arms took to this budget; else they rank different sets.
     seen = np.isfinite(pairs.difference[:, column])
     own = np.where(seen, pairs.bandit[:, column], np.nan)
     other = np.where(seen, pairs.uniform[:, column], np.nan)

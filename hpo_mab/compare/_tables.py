@@ -107,7 +107,7 @@ def answer_grid(summary: ComparisonSummary, contrast: Contrast) -> Grid:
     seeds = len(contrast.seeds)
     rows = []
     for one in answers(contrast):
-        # Figures that were measured and answer nothing would mislead.
+        # Seconds that cannot be compared are left out: they would mislead.
         found = None if one.reason and one.currency == "seconds" else one.estimate
         rows.append(
             (
@@ -402,7 +402,7 @@ def terminal_table(grid: Grid, *, styles: Sequence[str] = ()) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    # All as texts: brackets in strings are markup.
+    # `Text` objects: in plain strings rich reads brackets as markup.
     made = Table(
         title=Text(grid.title, style="table.title"),
         caption=Text(grid.caption, style="table.caption"),

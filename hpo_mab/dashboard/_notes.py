@@ -152,7 +152,7 @@ def _next(run: StudyRun, storage: Storage) -> str:
     url = str(storage.shown_url)
     where = "" if url == DEFAULT_URL else f" --storage {shlex.quote(url)}"
     name = run.settings.name
-    # A definition of the user's own is a file whose place is not on record.
+    # The path of a user's own definition is not stored.
     name = name if name in builtin_names() else f"{name}.toml"
     more = 2 * max(len(run.trials), 1)
     commands = [f"hpo-mab report {shlex.quote(run.name)}{where}   # one HTML file"]
@@ -285,7 +285,7 @@ def _pruning(evidence: Evidence | None, settings: StudySettings) -> str:
 
 def _uniform_steps(settings: StudySettings, full: int) -> Iterator[int]:
     """Evaluations of the rungs under uniform training, endless, as the study's pruner has them."""
-    # Where its evidence came from does not matter here, and need not be there any more.
+    # Where the evidence came from does not matter here; its file may be missing.
     aside = ("evidence", "reference")
     options = {key: value for key, value in settings.pruner.options.items() if key not in aside}
     averaged = always_averages(settings.average)

@@ -82,7 +82,7 @@ class DashboardBuffer:
         """Write the first note of a trial, in Markdown."""
         from optuna_dashboard import save_note
 
-        # It looks through all attributes for remains of longer notes: show it none.
+        # `save_note` searches all attributes for parts of a longer note; a first note has none.
         trial = AttributeSink({}, trial_id)
         save_note(trial, text)
         self._trial_notes.update(trial.written)
@@ -189,7 +189,7 @@ def comparison_figures(summary: ComparisonSummary) -> dict[str, go.Figure]:
 
 
 def importances(run: StudyRun) -> dict[str, float]:
-    """Importance of each parameter; empty while there are too few complete trials to tell.
+    """Importance of each parameter; empty where there are too few complete trials.
 
     PED-ANOVA: the evaluator of Optuna whose time hardly grows with the number of trials.
 
@@ -199,9 +199,9 @@ def importances(run: StudyRun) -> dict[str, float]:
     complete = [trial for trial in run.trials if trial.value is not None]
     if len(complete) < _FEWEST_TRIALS:
         return {}
-    # A study in memory: reading the stored one again is what would take longest.
+    # A study in memory, as reading the stored one again takes longest.
     study = _quiet_study()
-    # Not `make_spec`: what the definition names need not be here any more.
+    # Not `make_spec`: a package that the definition names may be missing by now.
     ranges = StudySpec.model_validate(run.spec).searched()
     for trial in complete:
         study.add_trial(
@@ -377,7 +377,7 @@ def _write(
             buffer.save_trial_note(ids[number], text)
     if sum(len(trial.curve) for trial in run.trials) >= LARGE:
         save_curves(study, run, artifacts or artifact_folder(storage))
-    # Last: what could not be written is still to be published.
+    # Last, so that a failed write is repeated by the next `refresh`.
     buffer.save(PUBLISHED_KEY, {"finished": Plan(run.trials).ended, "found": dict(found)})
     buffer.flush(storage.optuna.engine, id_of(study))
 

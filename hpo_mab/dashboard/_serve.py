@@ -192,7 +192,7 @@ def _styled(response: HTTPResponse) -> HTTPResponse:
         text = file.read().decode("utf-8").replace("</head>", _STYLE, 1)
     kept = {"Content-Security-Policy": response.get_header("Content-Security-Policy", "")}
     headers = {key: value for key, value in kept.items() if value}
-    # Without a date of its own, so that browsers ask again.
+    # Without a date, so that browsers ask again.
     return HTTPResponse(text, 200, {"Content-Type": "text/html; charset=utf-8", **headers})
 
 
@@ -200,6 +200,6 @@ def _thin_reports(trials: list[dict[str, Any]]) -> None:
     """Leave the reports of some trials, the same ones however many are asked for at once."""
     every = 1 + max((trial["number"] for trial in trials), default=0) // _LINES
     for trial in trials:
-        # Of a running one somebody may be watching the page.
+        # The page of a running trial may be open.
         if trial["number"] % every and trial["state"] != "Running":
             trial["intermediate_values"] = []

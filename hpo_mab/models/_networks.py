@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import inspect
 from collections import OrderedDict
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, get_type_hints
 
 from torch import nn
 
-from hpo_mab._errors import ArgumentError
+from hpo_mab._errors import ArgumentError, UnknownNameError
 from hpo_mab._registry import Named, Registry
 
 
@@ -107,6 +109,10 @@ def _block(in_channels: int, out_channels: int) -> nn.Sequential:
     )
 
 
+#: Images from this side on have the stem that networks for ImageNet have.
+_LARGE = 64
+
+
 def resnet18(
     *,
     in_channels: int,
@@ -114,9 +120,11 @@ def resnet18(
     image_size: tuple[int, int],
     dropout: float = 0.0,
 ) -> nn.Module:
-    """ResNet-18 of torchvision with the stem for small images: a 3x3 convolution, no pooling.
+    """ResNet-18 of torchvision; below 64 pixels with the stem for small images.
 
-    He et al. 2016, "Deep Residual Learning for Image Recognition", section 4.2 for the stem.
+    The stem of torchvision is a 7x7 convolution with stride 2 and a maximum over 3x3 pixels with
+    stride 2, that for small images a 3x3 convolution. He et al. 2016, "Deep Residual Learning for
+    Image Recognition", sections 4.1 and 4.2.
 
     Args:
         in_channels: Channels of an image.
@@ -135,11 +143,116 @@ def resnet18(
     if not 0.0 <= dropout < 1.0:
         raise ArgumentError(f"dropout must be in [0, 1), got {dropout}.")
     model: nn.Module = models.resnet18(num_classes=num_classes)
-    model.conv1 = nn.Conv2d(in_channels, 64, 3, padding=1, bias=False)
+    if min(image_size) >= _LARGE:
+        model.conv1 = nn.Conv2d(in_channels, 64, 7, stride=2, padding=3, bias=False)
+    else:
+        model.conv1 = nn.Conv2d(in_channels, 64, 3, padding=1, bias=False)
+        model.maxpool = nn.Identity()
     nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
-    model.maxpool = nn.Identity()
     model.fc = nn.Sequential(nn.Dropout(dropout), nn.Linear(512, num_classes))
     return model
+
+
+def _torchvision(name: str) -> Callable[..., nn.Module]:
+    """What makes a network for classification of torchvision, for images of any channels."""
+    from torchvision import models
+
+    names = models.list_models(module=models)
+    if name not in names:
+        raise UnknownNameError("network of torchvision", name, names)
+    build = models.get_model_builder(name)
+
+    def make(
+        *, in_channels: int, num_classes: int, image_size: tuple[int, int], **options: Any
+    ) -> nn.Module:
+        if name.startswith("vit_"):
+            options["image_size"] = image_size[0]
+        if name in ("googlenet", "inception_v3"):
+            # Otherwise they return the logits of their other classifiers as well, and warn.
+            options |= {"aux_logits": False, "init_weights": True}
+        with _refusals_of(f"torchvision:{name}"):
+            model: nn.Module = build(num_classes=num_classes, **options)
+        _set_channels(model, in_channels)
+        return model
+
+    return _with_options_of(get_type_hints(build)["return"], make)
+
+
+def _timm(name: str) -> Callable[..., nn.Module]:
+    """What makes a network of timm."""
+    try:
+        import timm
+    except ImportError:
+        raise ArgumentError(
+            f"model 'timm:{name}' needs timm: pip install '.[timm]' in a clone of hpo-mab."
+        ) from None
+    if not timm.is_model(name):
+        raise UnknownNameError("network of timm", name, timm.list_models())
+    build = timm.model_entrypoint(name)
+    fixed = getattr(timm.get_pretrained_cfg(name), "fixed_input_size", False)
+
+    def make(
+        *,
+        in_channels: int,
+        num_classes: int,
+        image_size: tuple[int, int],
+        pretrained: bool = False,
+        **options: Any,
+    ) -> nn.Module:
+        size = {"img_size": image_size} if fixed else {}
+        with _refusals_of(f"timm:{name}"):
+            model: nn.Module = build(
+                pretrained, in_chans=in_channels, num_classes=num_classes, **size, **options
+            )
+        return model
+
+    return _with_options_of(get_type_hints(build).get("return", build), make)
+
+
+def _set_channels(model: nn.Module, channels: int) -> None:
+    """Replace the first convolution by one of other channels, if it has others."""
+    name, old = next((n, m) for n, m in model.named_modules() if isinstance(m, nn.Conv2d))
+    if old.in_channels == channels:
+        return
+    parent, _, own = name.rpartition(".")
+    new = nn.Conv2d(
+        channels,
+        old.out_channels,
+        old.kernel_size,  # type: ignore[arg-type]
+        stride=old.stride,  # type: ignore[arg-type]
+        padding=old.padding,  # type: ignore[arg-type]
+        bias=old.bias is not None,
+    )
+    setattr(model.get_submodule(parent), own, new)
+
+
+@contextlib.contextmanager
+def _refusals_of(name: str) -> Iterator[None]:
+    """Raise what another package says of sizes and options as `ArgumentError`."""
+    try:
+        yield
+    except (AssertionError, AttributeError, RuntimeError, TypeError, ValueError) as error:
+        reason = str(error).strip().partition("\n")[0].rstrip(".")
+        raise ArgumentError(f"model '{name}' cannot be made: {reason}.") from error
+
+
+def _with_options_of(
+    network: Callable[..., Any], make: Callable[..., nn.Module]
+) -> Callable[..., nn.Module]:
+    """Give a function with ``**options`` the signature whose options are those of a network.
+
+    They are the arguments of its class that are numbers, texts or booleans. Where the class has no
+    default, the package's function has one.
+    """
+    parameters = dict(inspect.signature(make).parameters)
+    parameters.popitem()
+    for one in inspect.signature(network).parameters.values():
+        plain = one.annotation in (bool, float, int, str) or isinstance(one.default, float | str)
+        if plain and one.name not in ("num_classes", "in_chans", *parameters):
+            default = None if one.default is one.empty else one.default
+            parameters[one.name] = one.replace(kind=one.KEYWORD_ONLY, default=default)
+    make.__signature__ = inspect.Signature(list(parameters.values()))  # type: ignore[attr-defined]
+    return make
 
 
 #: Networks. Another one than ours is given what it takes of the arguments named here.
@@ -147,6 +260,7 @@ NETWORKS = Registry(
     "model",
     {"mlp": MLP, "resnet18": resnet18, "small_cnn": SmallCNN},
     given=("in_channels", "num_classes", "image_size", "input_shape"),
+    families={"timm": _timm, "torchvision": _torchvision},
 )
 
 
@@ -176,8 +290,9 @@ def create(
     """Make a network with fresh weights from the global random state.
 
     Args:
-        name: One of `available`, ``package.module:Name`` of another network, or its class or a
-            function that makes it; it is called with its knobs and those arguments that it takes.
+        name: One of `available`; ``torchvision:NAME`` or ``timm:NAME`` of one of theirs;
+            ``package.module:Name`` of another network, or its class or a function that makes it.
+            It is called with its knobs and those arguments that it takes.
         in_channels: Channels of an image, at least 1.
         num_classes: Classes, ``C``, at least 2.
         image_size: Height and width in pixels, or one number for both.

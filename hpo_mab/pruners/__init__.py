@@ -7,6 +7,7 @@ from hpo_mab.pruners._evidence import (
     RungFidelity,
     pairs_of_trials,
 )
+from hpo_mab.pruners._promotion import PromotionPruner
 from hpo_mab.pruners._reasons import why_pruned
 from hpo_mab.pruners._top_k import TopKPruner
 
@@ -14,6 +15,7 @@ __all__ = [
     "AdvantagePruner",
     "AdvantageWarning",
     "EvidenceKeeper",
+    "PromotionPruner",
     "RungFidelity",
     "TopKPruner",
     "pairs_of_trials",

@@ -330,7 +330,7 @@ class EvidenceKeeper:
     def _read_definition(self, settings: StudySettings) -> None:
         self._names = (settings.data.kind, settings.model.kind)
         self._races = settings.sampler.kind == "auto"
-        # A uniform study cannot have evidence, so the warning would be noise.
+        # A uniform study cannot have evidence, so it gets no warning.
         self._warned = settings.sampler.kind == UNIFORM
         if self.full is None:
             self.full = settings.evaluations

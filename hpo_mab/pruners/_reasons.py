@@ -18,6 +18,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from hpo_mab._attributes import PRUNED_KEY, REASON_KEY
 from hpo_mab.pruners._advantage_pruner import AdvantagePruner, needed_at_rung
+from hpo_mab.pruners._promotion import PromotionPruner
 from hpo_mab.pruners._top_k import TopKPruner
 from hpo_mab.storage._optuna import hyperband_bracket, id_of, pruner_settings, storage_of
 
@@ -130,6 +131,10 @@ def _top_k(pruner: TopKPruner, study: optuna.Study, trial: FrozenTrial) -> Becau
     return {"top_k": pruner.k}
 
 
+def _promotion(pruner: PromotionPruner, study: optuna.Study, trial: FrozenTrial) -> Because:
+    return {**pruner.judge(study, trial), "paused": True}
+
+
 def _threshold(pruner: BasePruner, study: optuna.Study, trial: FrozenTrial) -> Because:
     value = trial.intermediate_values[trial.last_step or 0]
     settings = pruner_settings(pruner)
@@ -170,6 +175,7 @@ def _wilcoxon(pruner: BasePruner, study: optuna.Study, trial: FrozenTrial) -> Be
 
 
 _RULES: Mapping[type[BasePruner], Callable[[Any, optuna.Study, FrozenTrial], Because]] = {
+    PromotionPruner: _promotion,
     TopKPruner: _top_k,
     HyperbandPruner: _hyperband,
     optuna.pruners.MedianPruner: _percentile,
@@ -212,7 +218,8 @@ def _sentence(because: Mapping[str, Any], form: str) -> str:
     if "rung" in because:
         entered = "" if others is None else f", as one of {others} trials judged there so far"
         missed = f"{needed} was needed to continue" if needed else "too few for one to continue"
-        return f"{own} at {where}{entered}; {missed}.{_moved(because)}"
+        later = " It may continue later." if because.get("paused") else ""
+        return f"{own} at {where}{entered}; {missed}.{later}{_moved(because)}"
     if "percentile" in because:
         return (
             f"{own} was its best value up to {where}; {needed} was needed, which the best "

@@ -22,12 +22,6 @@ class TopKPruner(BasePruner):
     of them is the study's result. The first ``search.initial`` trials are never stopped, as under
     any pruner.
 
-    With ``resume`` they continue instead. Each is a new trial that begins with the reports, the
-    curve, the checkpoint and the seed of the stopped one; only the rest of the budget counts.
-    Optuna raises if a pruned trial is changed, and takes a paused trial without heartbeats for one
-    whose worker is lost. So the configuration has two trials, and the second has all reports.
-    Without a checkpoint, training starts from zero. The ``k`` best checkpoints are kept.
-
     In any other Optuna study trials stop in the same way, and the user queues the best ones::
 
         best = pruner.next_best(study)
@@ -41,22 +35,17 @@ class TopKPruner(BasePruner):
         after: Share of the budget after which trials are stopped, in (0, 1); the first step at or
             after it decides.
         k: How many are trained in full, at least 1.
-        resume: Whether they continue from the checkpoints of the stopped trials. Study definitions
-            do so under a constant learning rate.
 
     Raises:
         ArgumentError: An argument outside its bound, or an ``after`` that leaves nothing to stop.
     """
 
-    def __init__(
-        self, *, max_resource: int, after: float = 0.25, k: int = 3, resume: bool = False
-    ) -> None:
+    def __init__(self, *, max_resource: int, after: float = 0.25, k: int = 3) -> None:
         check_integer("max_resource", max_resource, 2)
         if not 0 < after < 1:
             raise ArgumentError(f"after must be in (0, 1), got {after}.")
         check_integer("k", k, 1)
         self.k = int(k)
-        self.resume = bool(resume)
         # Rounding may put a third of nine evaluations just above 3; the slack keeps it at the 3rd.
         self.stop_step = math.ceil(after * max_resource - 1e-9)
         if self.stop_step >= max_resource:
@@ -79,24 +68,16 @@ class TopKPruner(BasePruner):
         Args:
             study: A study with this pruner.
         """
-        taken = Plan(study.get_trials(deepcopy=False)).promoted()
-        return next((trial for trial in self.stopped(study) if trial.number not in taken), None)
-
-    def stopped(self, study: optuna.Study) -> list[FrozenTrial]:
-        """The stopped trials, the best first; equal ones in order of number.
-
-        Args:
-            study: A study with this pruner.
-        """
         trials = study.get_trials(deepcopy=False)
-        numbers = Plan(trials).stopped
+        plan = Plan(trials)
+        numbers = plan.stopped - plan.promoted()
         stopped = [
             trial
             for trial in trials
             if trial.number in numbers and not math.isnan(self._value(trial))
         ]
         sign = 1.0 if study.direction == StudyDirection.MINIMIZE else -1.0
-        return sorted(stopped, key=lambda trial: sign * self._value(trial))
+        return min(stopped, key=lambda trial: sign * self._value(trial), default=None)
 
     def _value(self, trial: FrozenTrial) -> float:
         """The value that decides: the first report at or after the step where trials stop."""

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from hpo_mab.search._objective import TrainingObjective
     from hpo_mab.search._pilot import PlannedSampler
     from hpo_mab.search._prepare import load_splits, make_objective
-    from hpo_mab.search._reporter import TrialReporter
+    from hpo_mab.search._reporter import TrialReporter, recorded_trial
     from hpo_mab.search._runner import Launch, RunOutcome, StudyRunner, join_study
     from hpo_mab.search._space import Configuration, SearchSpace
     from hpo_mab.search._stored import Replay, replay, stored_objective, stored_spec
@@ -63,6 +63,7 @@ __all__ = [
     "load_splits",
     "make_objective",
     "make_spec",
+    "recorded_trial",
     "replay",
     "stored_objective",
     "stored_spec",
@@ -101,6 +102,7 @@ __getattr__, __dir__ = lazy_names(
         "load_splits": "._prepare",
         "make_objective": "._prepare",
         "make_spec": "._definition",
+        "recorded_trial": "._reporter",
         "replay": "._stored",
         "stored_objective": "._stored",
         "stored_spec": "._stored",

@@ -14,7 +14,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from hpo_mab._attributes import (
-    CONTINUES_KEY,
+    LEARNED_KEY,
     LOST_KEY,
     PROMOTES_KEY,
     REASON_KEY,
@@ -27,7 +27,7 @@ from hpo_mab._attributes import (
     trial_attributes,
 )
 from hpo_mab._plan import Attempt, Next, Plan, TotalBudget, slot_of
-from hpo_mab.pruners import TopKPruner
+from hpo_mab.pruners import PromotionPruner, TopKPruner
 from hpo_mab.storage import (
     CurveStore,
     Definition,
@@ -102,10 +102,10 @@ class Target:
         )
 
 
-# Trials whose worker is gone: noticed, closed and queued again.
+# Trials whose worker is gone are closed and queued again.
 #
-# Everything here is called with the study's lock held, so it happens once, and every step can be
-# repeated: what was cut off half way is finished by the next worker that gets the lock.
+# Everything here is called with the study's lock held, so it happens once. Every step can be
+# repeated: if a worker dies half way, the next one that gets the lock finishes the step.
 
 
 def close_lost(study: optuna.Study, storage: Storage) -> None:
@@ -140,9 +140,9 @@ def _retry(slot: int, numbers: list[int], last: FrozenTrial) -> FrozenTrial:
     system: dict[str, Any] = {RETRY_KEY: numbers[0], "retry_history": numbers}
     if "fixed_params" in last.system_attrs:
         system["fixed_params"] = last.system_attrs["fixed_params"]
-    # What it has become: a twin with its sampler, or a promotion.
+    # A twin keeps its sampler, and a promotion the trial that it promotes.
     attrs = trial_attributes(last)
-    kept = [PROMOTES_KEY, CONTINUES_KEY] + [TWIN_KEY, SAMPLER_KEY] * (TWIN_KEY in attrs)
+    kept = [PROMOTES_KEY] + [TWIN_KEY, SAMPLER_KEY] * (TWIN_KEY in attrs)
     return optuna.create_trial(
         state=TrialState.WAITING,
         params=last.params,
@@ -165,13 +165,13 @@ def _lost(
 def _is_lost(trial: FrozenTrial, storage: Storage, alive: set[int], stale: set[int]) -> bool:
     worker = trial.system_attrs.get(WORKER_KEY)
     if id_of(trial) not in alive:
-        # The lock is ours: whoever held it when claiming this trial died before the first sign
-        # of life. Without a slot it is no trial of ours, and may be just starting.
+        # A worker writes the first heartbeat before it releases the lock, which is held here. So
+        # the worker of this trial has died. A trial without a slot is a user's, and may just start.
         return SLOT_KEY in trial_attributes(trial)
     if worker == this_process():
         return not is_held(storage.optuna, id_of(trial))
     if worker is not None and is_here(worker):
-        # A worker on this machine that was asleep with it is not lost, however stale its sign.
+        # A suspended local worker is alive despite an old heartbeat.
         return is_gone(worker)
     return id_of(trial) in stale
 
@@ -204,7 +204,7 @@ def claim(
     try:
         return claim_many(study, storage, taken, count=1, queue_twins=queue_twins) or taken[0]
     except BaseException:
-        # Nobody gets it: it is lost, and will be tried again.
+        # The caller does not get the trial, so it is lost and will be tried again.
         for trial in taken:
             release(storage.optuna, id_of(trial))
         raise
@@ -237,25 +237,45 @@ def claim_many(
             return Next.DONE
         for _ in range(count):
             plan = _whole_plan(study, target, queue_twins)
-            following = plan.next()
+            following, best = _following(study, plan, target)
             if following in (Next.DONE, Next.WAIT):
                 return following
-            taken.append(_take(study, storage, plan, following))
+            taken.append(_take(study, storage, plan, best))
     return None
 
 
-def _take(study: optuna.Study, storage: Storage, plan: Plan, following: Next) -> optuna.trial.Trial:
+def _following(study: optuna.Study, plan: Plan, target: Target) -> tuple[Next, FrozenTrial | None]:
+    """What comes next, and the stopped trial that a promotion trains."""
+    pruner = study.pruner
+    if isinstance(pruner, PromotionPruner):
+        best = pruner.next_best(study)
+        following = plan.next(promotable=best is not None)
+        if following is Next.DONE and target.total is not None:
+            # What is left of the budget goes to the trials that the rule would leave paused.
+            best = pruner.next_best(study, every=True)
+            following = plan.next(promotable=best is not None)
+        return following, best if following is Next.PROMOTION else None
+    following = plan.next()
+    if following is Next.PROMOTION and isinstance(pruner, TopKPruner):
+        return following, pruner.next_best(study)
+    return following, None
+
+
+def _take(
+    study: optuna.Study, storage: Storage, plan: Plan, best: FrozenTrial | None
+) -> optuna.trial.Trial:
     if plan.waiting is not None:
         _give_slot(study, plan.waiting, plan.next_slot)
         trial = _ask(study)
-    elif following is Next.PROMOTION and _queue_promotion(study, plan.next_slot):
+    elif best is not None:
+        _queue_promotion(study, best, plan.next_slot)
         trial = _ask(study)
     else:
         trial = begin_trial(study, {SLOT_KEY: plan.next_slot})
-    # Before the lock is released: another thread may look for lost trials next.
+    # Before the lock is released: another thread that looks for lost trials must see it.
     hold(storage.optuna, id_of(trial))
     try:
-        # In this order: a trial with a sign of life has an owner.
+        # In this order: a trial with a heartbeat has an owner.
         storage.optuna.set_trial_system_attr(id_of(trial), WORKER_KEY, this_process())
         storage.optuna.record_heartbeat(id_of(trial))
     except BaseException:
@@ -279,34 +299,30 @@ def _give_slot(study: optuna.Study, waiting: Attempt, new_slot: int) -> None:
     trial = study.get_trials(deepcopy=False)[waiting.number]
     if SLOT_KEY in trial.user_attrs:
         return
-    # From `optuna.Study.enqueue_trial`, the dashboard, or an earlier version's retry or twin.
+    # It was queued by `optuna.Study.enqueue_trial`, the dashboard, or an earlier version.
     for key, value in {SLOT_KEY: new_slot, **trial_attributes(trial)}.items():
         if key not in trial.user_attrs:
             storage_of(study).set_trial_user_attr(id_of(trial), key, value)
 
 
-def _queue_promotion(study: optuna.Study, slot: int) -> bool:
-    """Queue the best stopped configuration that has not been; whether there was one."""
-    pruner = study.pruner
-    best = pruner.next_best(study) if isinstance(pruner, TopKPruner) else None
-    if best is None:
-        return False
-    attrs = {SLOT_KEY: slot, PROMOTES_KEY: best.number}
-    if isinstance(pruner, TopKPruner) and pruner.resume:
-        attrs[CONTINUES_KEY] = slot_of(study, best)
+def _queue_promotion(study: optuna.Study, best: FrozenTrial, new_slot: int) -> None:
+    """Queue a stopped configuration, to be trained in full or to continue in its own slot."""
+    continues = isinstance(study.pruner, PromotionPruner)
+    slot = slot_of(study, best) if continues else new_slot
+    attrs = trial_attributes(best)
+    kept = {key: attrs[key] for key in (SAMPLER_KEY, LEARNED_KEY) if continues and key in attrs}
     study.add_trial(
         optuna.create_trial(
             state=TrialState.WAITING,
             params=best.params,
             distributions=best.distributions,
-            user_attrs=attrs,
+            user_attrs={SLOT_KEY: slot, PROMOTES_KEY: best.number, **kept},
         )
     )
-    return True
 
 
 def _ask(study: optuna.Study) -> optuna.trial.Trial:
     with warnings.catch_warnings():
-        # Optuna knows of heartbeats in its own loop only.
+        # Optuna warns that heartbeats work in its own loop only. Here `heartbeat` records them.
         warnings.filterwarnings("ignore", message="Heartbeat of storage")
         return study.ask()

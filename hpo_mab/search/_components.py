@@ -1,41 +1,22 @@
-"""Optuna's samplers and pruners by the names used in study definitions."""
+"""Pruners by the names used in study definitions."""
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import optuna
 from optuna.pruners import BasePruner
-from optuna.samplers import BaseSampler
 
 from hpo_mab._attributes import EVIDENCE_KEY
 from hpo_mab._errors import ArgumentError
 from hpo_mab._registry import Named, Registry, name_of
-from hpo_mab.pruners import AdvantagePruner, TopKPruner
+from hpo_mab.pruners import AdvantagePruner, PromotionPruner, TopKPruner
+from hpo_mab.search._pilot import quietly
 from hpo_mab.search._space import examples, parse_value
 
 if TYPE_CHECKING:
     from hpo_mab.search._definition import StudySpec
-
-# Not CMA-ES: Optuna's keeps its state as a pickle in the database, and runs what it finds there.
-#: Optuna's samplers. Another one is given ``seed`` where it takes it.
-SEARCHERS = Registry(
-    "search.sampler",
-    {
-        "gp": optuna.samplers.GPSampler,
-        "qmc": optuna.samplers.QMCSampler,
-        "random": optuna.samplers.RandomSampler,
-        "tpe": optuna.samplers.TPESampler,
-    },
-    given=("seed",),
-)
-
-# Optuna's defaults may change between releases; a study's meaning must not.
-_PINNED: Mapping[str, Mapping[str, Any]] = {
-    "tpe": {"multivariate": True, "constant_liar": True, "n_startup_trials": 10},
-}
 
 #: Share of a trial before the first rung of successive halving, if evaluations are those of the
 #: trained weights. An eighth saved most and regretted most in the replays of ``studies/replay``;
@@ -56,6 +37,7 @@ PRUNERS = Registry(
         "median": optuna.pruners.MedianPruner,
         "none": optuna.pruners.NopPruner,
         "percentile": optuna.pruners.PercentilePruner,
+        "promotion": PromotionPruner,
         "successive_halving": optuna.pruners.SuccessiveHalvingPruner,
         "top_k": TopKPruner,
     },
@@ -66,32 +48,6 @@ PRUNERS = Registry(
 def pruner_kinds() -> tuple[str, ...]:
     """Kinds of this package and of Optuna that `create_pruner` takes."""
     return tuple(PRUNERS)
-
-
-def sampler_factory(kind: Named, options: Mapping[str, Any]) -> Callable[..., BaseSampler]:
-    """A function that makes the named Optuna sampler from a keyword argument ``seed``.
-
-    Args:
-        kind: ``"tpe"``, ``"random"``, ``"gp"`` or ``"qmc"``; ``package.module:Name`` of another
-            sampler for Optuna, or its class.
-        options: Arguments of the Optuna class.
-
-    Raises:
-        UnknownNameError: No such sampler, or no such option of it.
-        ArgumentError: An option's value that the sampler refuses.
-    """
-    SEARCHERS.check(kind, {key: [value] for key, value in options.items()}, section="search")
-    pinned = {**_PINNED.get(name_of(kind), {}), **options}
-
-    def factory(*, seed: int) -> BaseSampler:
-        made: BaseSampler = _quietly(SEARCHERS.maker(kind, seed=seed), pinned, BaseSampler)
-        return made
-
-    try:
-        factory(seed=0)
-    except Exception as error:
-        raise ArgumentError(f"search.sampler '{name_of(kind)}': {error}") from error
-    return factory
 
 
 def always_averages(average: Any) -> bool:
@@ -110,8 +66,8 @@ def create_pruner(
 
     Args:
         kind: ``"none"``, ``"median"``, ``"percentile"``, ``"successive_halving"``,
-            ``"hyperband"``, ``"advantage"`` or ``"top_k"``; ``package.module:Name`` of another
-            pruner for Optuna, or its class.
+            ``"hyperband"``, ``"advantage"``, ``"promotion"`` or ``"top_k"``;
+            ``package.module:Name`` of another pruner for Optuna, or its class.
         options: Arguments of the class.
         evaluations: Evaluations of a full trial, the largest step reported.
         averaged: Whether all trials report averaged weights. Successive halving then begins at a
@@ -125,17 +81,24 @@ def create_pruner(
     halving = {"min_resource": max(1, round(first * evaluations)), "reduction_factor": 2}
     defaults: dict[str, dict[str, Any]] = {
         "advantage": halving,
-        # A quarter of the budget first: in the warm-up all configurations look alike.
+        # A quarter of the budget first: in the warm-up all accuracies are close to one another.
         "median": {"n_warmup_steps": evaluations // 4},
         "percentile": {"percentile": 50.0, "n_warmup_steps": evaluations // 4},
         "successive_halving": halving,
+        # A paused trial may continue later, so the first rung may lie earlier: ``studies/rungs``.
+        "promotion": {"min_resource": max(1, evaluations // 8), "reduction_factor": 2},
         "hyperband": {"min_resource": 1, "reduction_factor": 2},
     }
     full = {"max_resource": evaluations} if PRUNERS.takes(kind, "max_resource") else {}
     chosen = {**full, **defaults.get(name_of(kind), {}), **options}
     PRUNERS.check(kind, {key: [value] for key, value in chosen.items()}, section="pruner")
+    if kind == "hyperband" and chosen["reduction_factor"] < 2:
+        # Optuna's class divides by its logarithm, at the first report.
+        raise ArgumentError(
+            f"pruner.reduction_factor must be at least 2, got {chosen['reduction_factor']}."
+        )
     try:
-        pruner: BasePruner = _quietly(PRUNERS.load(kind), chosen, BasePruner)
+        pruner: BasePruner = quietly(PRUNERS.load(kind), chosen, BasePruner)
     except (TypeError, ValueError) as error:
         raise ArgumentError(f"pruner '{name_of(kind)}': {error}") from error
     return pruner
@@ -160,19 +123,5 @@ def study_pruner(spec: StudySpec, attrs: Mapping[str, Any]) -> BasePruner:
         options = {**options, "evidence": attrs[EVIDENCE_KEY]}
     if kind == "advantage" and spec.sampler.kind == "uniform":
         options = {k: value for k, value in options.items() if k not in ("evidence", "reference")}
-    if kind == "top_k":
-        # A trial at a constant rate has no end that its schedule was made for.
-        resume = spec.training.schedule == "constant" and spec.training.checkpoint > 0
-        options = {"resume": resume, **options}
     averaged = always_averages(spec.training.average)
     return create_pruner(kind, options, evaluations=spec.budget.evaluations, averaged=averaged)
-
-
-def _quietly(make: Callable[..., Any], options: Mapping[str, Any], base: type) -> Any:
-    """Make something of Optuna's, without its warnings of what is experimental."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        made = make(**options)
-    if not isinstance(made, base):
-        raise TypeError(f"must be an optuna {base.__name__}, got {type(made).__name__}.")
-    return made

@@ -6,8 +6,9 @@ The command line's options override keys of the file.
 from __future__ import annotations
 
 import math
+import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -370,7 +371,7 @@ def make_spec(raw: Mapping[str, Any]) -> StudySpec:
         spec = StudySpec.model_validate(raw)
     except pydantic.ValidationError as error:
         raise SpecError(_message(error)) from None
-    # Imported late, for it brings torch: misspelt keys are told at once, and so are names of files.
+    # Imported late, as it imports torch: misspelt keys and file names are refused without it.
     from hpo_mab.search._prepare import check_names
 
     check_names(spec)
@@ -394,7 +395,7 @@ def _find(source: str | Path) -> Path:
 def _builtin_paths() -> dict[str, Path]:
     package = Path(__file__).resolve().parents[1]
     installed = {path.stem: path for path in (package / "_studies").glob("*.toml")}
-    # A checkout keeps each definition beside its records.
+    # In a checkout each definition lies next to its records.
     checkout = {
         path.parent.name: path for path in (package.parent / "studies").glob("*/study.toml")
     }
@@ -412,7 +413,7 @@ def _override(raw: dict[str, Any], key: str, value: Any) -> None:
         for unit in _BUDGET_UNITS:
             table.pop(unit, None)
     names = len(sections) == 1 and _KINDS.get(sections[0]) == last
-    # A value of another type is refused with all others, when the definition is read.
+    # A value of another type is refused later, when the whole definition is checked.
     if names and isinstance(value, str) and table.get(last) != value:
         from hpo_mab.search._prepare import takes
 
@@ -441,28 +442,63 @@ def _name_after_data(raw: dict[str, Any], before: str) -> None:
 
 
 def _message(error: pydantic.ValidationError) -> str:
-    first, *others = error.errors(include_url=False)
-    where = ".".join(str(part) for part in first["loc"])
-    if first["type"] == "extra_forbidden":
-        *section, key = first["loc"]
+    """The first mistake in words of ours, and how many more there are."""
+    by_key: dict[str, list[Any]] = {}
+    for one in error.errors(include_url=False):
+        # A value that none of several types takes has one error for each of them.
+        parts = [str(part) for part in one["loc"] if not _TYPE_OF_SEVERAL.fullmatch(str(part))]
+        by_key.setdefault(".".join(parts), []).append(one)
+    (key, first), *others = by_key.items()
+    if first[0]["type"] == "extra_forbidden":
+        *section, name = first[0]["loc"]
         what = f"key in [{'.'.join(map(str, section))}]" if section else "section"
-        text = str(UnknownNameError(what, str(key), _keys_at(section)))
+        text = str(UnknownNameError(what, str(name), _keys_at(section)))
     else:
-        text = _shown(first)
-        text = f"{where}: {text}" if where else text
-    more = f" (and {len(others)} more)." if others else "."
-    return text if text.endswith("?") and not others else text.rstrip(".") + more
+        text = _wanted(key, first)
+    if not others:
+        return text if text.endswith((".", "?")) else f"{text}."
+    return f"{text.rstrip('.')} (and {len(others)} more)."
 
 
-def _shown(error: Mapping[str, Any]) -> str:
-    if error["type"] == "missing":
-        return "is missing; 'Study definitions' in the documentation lists every key."
-    if error["type"].startswith(("greater_than", "less_than")):
-        return f"{error['msg']}, got {error['input']!r}"
-    text = str(error["msg"]).removeprefix("Value error, ")
-    # Of a whole section there is too much to show.
-    plain = isinstance(error["input"], str | int | float | bool)
-    return f"{text}, got {error['input']!r}" if text.startswith("Input should") and plain else text
+#: What pydantic adds to a key for each of the types that its value may have.
+_TYPE_OF_SEVERAL = re.compile(r"(constrained-)?(int|float|str|bool)|literal\[.*\]")
+#: What a value must be, by pydantic's names of mistakes; ``{}`` is a bound.
+_BOUNDS = {
+    "greater_than": "above {gt:g}",
+    "greater_than_equal": "at least {ge:g}",
+    "less_than": "below {lt}",
+    "less_than_equal": "at most {le}",
+    "literal_error": "{expected}",
+    "string_too_short": "a text that is not empty",
+    "string_too_long": "a text of at most {max_length} characters",
+    "finite_number": "a finite number",
+}
+_TYPES = {
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "string": "a text",
+    "model": "a section",
+    "dict": "a section",
+}
+
+
+def _wanted(key: str, errors: Sequence[Mapping[str, Any]]) -> str:
+    """What the value of a key must be, and what was given."""
+    first = errors[0]
+    if first["type"] == "missing":
+        return f"{key} is missing; 'Study definitions' in the documentation lists every key"
+    if first["type"] == "value_error":
+        text = str(first["msg"]).removeprefix("Value error, ")
+        return f"{key} {text}" if text.startswith("must") else f"{key}: {text}" if key else text
+    wanted = []
+    for one in errors:
+        kind = _TYPES.get(one["type"].partition("_")[0], one["msg"])
+        wanted.append(_BOUNDS.get(one["type"], kind).format(**one.get("ctx", {})))
+    # The value of a whole section is too long to show.
+    given = first["input"]
+    shown = repr(given) if isinstance(given, str | int | float | bool) else type(given).__name__
+    return f"{key} must be {' or '.join(dict.fromkeys(wanted))}, got {shown}"
 
 
 def _keys_at(section: list[int | str]) -> list[str]:

@@ -15,7 +15,6 @@ from torch.utils.data import Dataset
 
 from hpo_mab import training
 from hpo_mab._attributes import (
-    CONTINUES_KEY,
     INTERRUPTED_KEY,
     LEARNED_KEY,
     PAIRED_KEY,
@@ -57,15 +56,12 @@ class Assignment:
 
     Attributes:
         slot: Its place in the study's plan.
-        trained_slot: The slot whose seed and checkpoint it has: its own, or that of the stopped
-            trial that it continues.
         configuration: Its point of the search space.
         seed: Of initial weights, batches and augmentation.
         may_prune: Whether the study's pruner is asked.
     """
 
     slot: int
-    trained_slot: int
     configuration: Configuration
     seed: int
     may_prune: bool
@@ -80,7 +76,7 @@ class TrainingObjective:
     parameters, named as in `SearchSpace`.
 
     Validation accuracy is reported to Optuna after each evaluation, at steps 1 to
-    ``evaluations``, and the trial is pruned when the study's pruner says so. A loss that is no
+    ``evaluations``, and the study's pruner may stop the trial. A loss that is no
     longer finite ends the trial as pruned.
 
     Samplers that know the difficulty of each example (``"curriculum"``, and ``"mab"`` with
@@ -89,7 +85,7 @@ class TrainingObjective:
     can be replayed; trials that begin before are trained without.
 
     A trial has torch's random state to itself, so one process trains one at a time: with ``n_jobs``
-    above 1 an `ArgumentError` says so. Start several processes on one storage instead.
+    above 1 an `ArgumentError` is raised. Start several processes on one storage instead.
 
     Args:
         model: Makes an untrained network; called with the model options as keywords.
@@ -232,11 +228,13 @@ class TrainingObjective:
         self.examples: ExampleWriter | None = None
         #: Where long trials are saved, see `store_in`; None saves none.
         self.checkpoints: Checkpoints | None = None
+        #: Called with the share of its budget that each running trial has spent, by number.
+        self.on_progress: Callable[[Mapping[int, float]], None] | None = None
         #: What kept trials from being trained many at a time or from a CUDA graph, each once.
         self.loop_reasons: dict[str, None] = {}
 
     def store_in(self, storage: Storage, *, checkpoint: float) -> None:
-        """Write learning curves into a storage from now on, and checkpoints beside it.
+        """Write learning curves into a storage from now on, and checkpoints next to it.
 
         Args:
             storage: The database of the study.
@@ -315,7 +313,7 @@ class TrainingObjective:
 
         Raises:
             ArgumentError: The study does not maximize.
-            optuna.TrialPruned: The pruner said so, or training diverged.
+            optuna.TrialPruned: The pruner stops the trial, or training diverged.
         """
         if not isinstance(trial, optuna.trial.Trial):
             return self._train_alone(trial)
@@ -336,14 +334,12 @@ class TrainingObjective:
             trial.set_user_attr(SLOT_KEY, slot)
         if slot < self.initial:
             trial.set_user_attr(PAIRED_KEY, True)
-        trained_slot = int(trial.user_attrs.get(CONTINUES_KEY, slot))
         return Assignment(
             slot=slot,
-            trained_slot=trained_slot,
             configuration=self._with_record(
                 trial, self._with_sampler(trial, self.space.suggest(trial))
             ),
-            seed=trial_seed(self.seed, trained_slot),
+            seed=trial_seed(self.seed, slot),
             may_prune=slot
             >= max(self.initial, 0 if self.race is None else self.race.end(trial.study)),
         )
@@ -384,7 +380,7 @@ class TrainingObjective:
             self.checkpoints,
             trial.study,
             (
-                assignment.trained_slot,
+                assignment.slot,
                 str(trial.user_attrs[SAMPLER_KEY]) if TWIN_KEY in trial.user_attrs else "",
             ),
             identity=functools.partial(
@@ -402,6 +398,9 @@ class TrainingObjective:
                 state=None if checkpoint is None else checkpoint.load(),
                 examples=self.examples is not None,
             ) as run:
+                if (on_progress := self.on_progress) is not None:
+                    number = trial.number
+                    run.evaluations.on_progress = lambda share: on_progress({number: share})
                 last = follow(
                     trial,
                     run.evaluations,
@@ -449,8 +448,7 @@ class TrainingObjective:
             configuration = self.recorded(trial.params, attrs)
         else:
             configuration = self.space.suggest(trial)
-        slot = attrs.get(CONTINUES_KEY, attrs.get(SLOT_KEY, trial.number))
-        seed = trial_seed(self.seed, int(slot))
+        seed = trial_seed(self.seed, int(attrs.get(SLOT_KEY, trial.number)))
         try:
             with self.workload.training(configuration, seed=seed) as run:
                 *_, last = run.evaluations
@@ -487,7 +485,7 @@ class TrainingObjective:
             return configuration
         if self.workload.known is None:
             self.workload.known = self.examples.freeze()
-        # A trial that is tried again goes on as it began.
+        # A retried trial uses the record only if its first attempt did.
         used = trial.user_attrs.get(LEARNED_KEY, self.workload.known is not None)
         trial.set_user_attr(LEARNED_KEY, used)
         return configuration.with_difficulty() if used else configuration

@@ -6,7 +6,8 @@ from the study's seed, slot and history alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 import optuna
@@ -21,8 +22,9 @@ from hpo_mab._attributes import (
     TWIN_KEY,
     UNIFORM,
 )
+from hpo_mab._errors import ArgumentError
 from hpo_mab._plan import Plan, derive_seed, slot_of
-from hpo_mab._registry import Named
+from hpo_mab._registry import Named, Registry, bound_to, name_of
 from hpo_mab.storage._optuna import StudyView
 
 # Twins: ordinary trials of the study with the slot, parameters and seed of another trial, under
@@ -170,3 +172,62 @@ class PlannedSampler(BaseSampler):
             seed = derive_seed(self._seed, "sampler", slot_of(study, trial))
             self._asked[key] = self._factory(seed=seed)
         return self._asked[key]
+
+
+# Not CMA-ES: Optuna's keeps its state as a pickle in the database, and runs what it finds there.
+#: Optuna's samplers. Another one is given ``seed`` where it takes it.
+SEARCHERS = Registry(
+    "search.sampler",
+    {
+        "gp": optuna.samplers.GPSampler,
+        "qmc": optuna.samplers.QMCSampler,
+        "random": optuna.samplers.RandomSampler,
+        "tpe": optuna.samplers.TPESampler,
+    },
+    given=("seed",),
+)
+
+# Optuna's defaults may change between releases; a study's meaning must not.
+_PINNED: Mapping[str, Mapping[str, Any]] = {
+    "tpe": {"multivariate": True, "constant_liar": True, "n_startup_trials": 10},
+}
+
+
+def sampler_factory(kind: Named, options: Mapping[str, Any]) -> Callable[..., BaseSampler]:
+    """A function that makes the named Optuna sampler from a keyword argument ``seed``.
+
+    Args:
+        kind: ``"tpe"``, ``"random"``, ``"gp"`` or ``"qmc"``; ``package.module:Name`` of another
+            sampler for Optuna, or its class.
+        options: Arguments of the Optuna class.
+
+    Raises:
+        UnknownNameError: No such sampler, or no such option of it.
+        ArgumentError: An option's value that the sampler refuses.
+    """
+    SEARCHERS.check(kind, {key: [value] for key, value in options.items()}, section="search")
+    pinned = {**_PINNED.get(name_of(kind), {}), **options}
+    make = SEARCHERS.load(kind)
+    # Read once: each trial makes a sampler, and reading a signature takes long.
+    takes_seed = bound_to(make, {"seed": 0}) is not make
+
+    def factory(*, seed: int) -> BaseSampler:
+        given = {**pinned, "seed": seed} if takes_seed else pinned
+        made: BaseSampler = quietly(make, given, BaseSampler)
+        return made
+
+    try:
+        factory(seed=0)
+    except Exception as error:
+        raise ArgumentError(f"search.sampler '{name_of(kind)}': {error}") from error
+    return factory
+
+
+def quietly(make: Callable[..., Any], options: Mapping[str, Any], base: type) -> Any:
+    """Make something of Optuna's, without its warnings of what is experimental."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        made = make(**options)
+    if not isinstance(made, base):
+        raise TypeError(f"must be an optuna {base.__name__}, got {type(made).__name__}.")
+    return made

@@ -9,12 +9,13 @@ from hpo_mab import data
 from hpo_mab._errors import HpoMabError, SpecError
 from hpo_mab._registry import Named, Registry
 from hpo_mab.advantage import FEWEST_PAIRS
+from hpo_mab.bandits import REWARDS
 from hpo_mab.data import Augmentation, DatasetSplits, ImageSplits
 from hpo_mab.data._load import DATA_SETS
 from hpo_mab.models._networks import NETWORKS, network_maker
 from hpo_mab.pruners import TopKPruner
 from hpo_mab.samplers._registry import SAMPLERS, record_column, sampler_maker
-from hpo_mab.search._components import PRUNERS, create_pruner, sampler_factory
+from hpo_mab.search._components import PRUNERS, create_pruner
 from hpo_mab.search._definition import (
     PORTFOLIO,
     DataSection,
@@ -25,7 +26,7 @@ from hpo_mab.search._definition import (
     StudySpec,
 )
 from hpo_mab.search._objective import TrainingObjective
-from hpo_mab.search._pilot import AUTO, trained_kind
+from hpo_mab.search._pilot import AUTO, sampler_factory, trained_kind
 from hpo_mab.search._race import portfolio, uses_record
 from hpo_mab.search._space import check_options, examples, parse_value
 from hpo_mab.training import Budget
@@ -78,7 +79,7 @@ def _check_arm(spec: StudySpec) -> None:
     _check_section("sampler", spec.sampler.kind, spec.sampler.values("sampler"))
     pruner = create_pruner(
         spec.pruner.kind,
-        # The evidence itself is read where trials are run, and only there.
+        # Evidence is read only where trials are run.
         {key: value for key, value in spec.pruner.options.items() if key != "evidence"},
         evaluations=spec.budget.evaluations,
     )
@@ -88,6 +89,9 @@ def _check_arm(spec: StudySpec) -> None:
     # Of the default portfolio, samplers that use the record are left out where there is none.
     named = [] if race is None else list(portfolio(race).values())
     raced = [] if race == list(PORTFOLIO) else named
+    if trained_kind(spec.sampler.kind) == "mab":
+        for reward in examples(spec.sampler.values("sampler").get("reward", "above_average")):
+            REWARDS.load(reward)
     made = sampler_maker(trained_kind(spec.sampler.kind))
     needs = record_column(made, spec.sampler.options) is not None or any(map(uses_record, raced))
     if needs and not spec.training.examples:
@@ -112,7 +116,7 @@ def _trained(section: str, name: str) -> Named:
 
 
 def _check_top_k(spec: StudySpec, pruner: TopKPruner) -> None:
-    """Refuse a definition under which the best could not be told or trained.
+    """Refuse a definition under which the best could not be found or trained in full.
 
     Raises:
         SpecError: Too few trials, or a limit in another currency than trials.

@@ -23,7 +23,7 @@ from optuna.study import StudyDirection
 from hpo_mab._attributes import EVALUATION_KEY, EXAMPLES_KEY, RESUMED_KEY, SECONDS_KEY
 from hpo_mab._errors import ArgumentError, memory_reason
 from hpo_mab._plan import Place, Plan, slot_of
-from hpo_mab.pruners import TopKPruner
+from hpo_mab.pruners import PromotionPruner
 from hpo_mab.pruners._reasons import store_reason
 from hpo_mab.storage import (
     STORAGE_ERRORS,
@@ -58,7 +58,7 @@ def failure_reason(error: BaseException) -> str:
     """The kind of an error and the first line of what it says.
 
     An error of a data-loading process arrives with that process's traceback as its message; the
-    reason is what it says at its end. A lack of memory is told alike, whoever ran out of it.
+    reason is the traceback's last line. Out-of-memory errors get one format.
     """
     text = f"{type(error).__name__}: {error}".strip()
     starved = memory_reason(error)
@@ -72,7 +72,7 @@ def failure_reason(error: BaseException) -> str:
 
 
 class TrialRecord:
-    """What is known of a trial, on its way to Optuna and the database.
+    """Reports a trial's evaluations to Optuna, and writes its curve and cost to the database.
 
     Args:
         trial: Optuna's trial. Of one that does not run, nothing is stored.
@@ -109,7 +109,7 @@ class TrialRecord:
         return pruned
 
     def flush(self) -> None:
-        """Write what waits of the curve."""
+        """Write the points of the curve that wait."""
         self.flush_all([self])
 
     @property
@@ -119,16 +119,16 @@ class TrialRecord:
 
     @staticmethod
     def flush_all(records: Iterable[TrialRecord]) -> None:
-        """Write what waits of the curves of several trials, in one transaction."""
+        """Write the points that wait of several trials' curves, in one transaction."""
         CurveWriter.flush_all(each._curve for each in records if each._curve is not None)
 
     def close(self) -> None:
-        """Write the rest, whatever has ended the training."""
+        """Write the rest of the curve, and its cost."""
         self.flush()
         self.store_cost()
 
     def store_cost(self) -> None:
-        """Store with the trial what its curve has cost."""
+        """Store the cost of the curve with the trial."""
         if self.last is not None:
             self._trial.set_user_attr(EXAMPLES_KEY, self.last.examples)
             self._trial.set_user_attr(SECONDS_KEY, round(self.last.seconds, 3))
@@ -146,11 +146,11 @@ def follow(
     examples: ExampleWriter | None,
     may_prune: bool,
 ) -> Evaluation:
-    """Train to the end of the budget, or until the pruner has seen enough.
+    """Train to the end of the budget, or until the pruner stops the trial.
 
     Evaluations that come from a checkpoint are reported, stored and judged like all others: the
     trial's curve is whole, and a pruner that keeps notes on the trial has them all. How many they
-    are is the trial's user attribute `RESUMED_KEY`, so that nobody counts their cost twice.
+    are is the trial's user attribute `RESUMED_KEY`, so that their cost is not counted twice.
 
     Args:
         trial: Optuna's trial.
@@ -166,11 +166,11 @@ def follow(
         The last evaluation.
 
     Raises:
-        optuna.TrialPruned: The pruner said so.
+        optuna.TrialPruned: The study's pruner stops the trial.
         TrainingDiverged: A loss is no longer finite.
     """
     if training.resumed_at:
-        # Before the curve: a worker that dies in between has spent nothing, and has no curve.
+        # Written before the curve: a worker that dies in between has no curve and no cost.
         trial.set_user_attr(RESUMED_KEY, training.resumed_at)
     with contextlib.closing(TrialRecord(trial, curves)) as record:
         for evaluation in training:
@@ -196,19 +196,19 @@ def follow(
 def _offer(trial: optuna.trial.Trial, training: Training, examples: ExampleWriter | None) -> None:
     if examples is not None and training.examples is not None:
         examples.offer(id_of(trial), training.examples.take())
-        # A trial that is continued adds what it sees from here on.
+        # If the trial is continued, only what it sees from here on is added.
         training.examples.begin(0)
 
 
-# A trial has one file, `<study>-<slot>.pt`, written anew from time to time and removed when its
-# slot has its result. It is read as tensors and plain values only, never as a pickle that could run
+# A trial has one file, `<study>-<slot>.pt`, replaced from time to time and removed when its slot
+# has its result. It is read as tensors and plain values only, never as a pickle that could run
 # code.
 
 _VERSION = 1
 
 
 class CheckpointWarning(UserWarning):
-    """A checkpoint that cannot be written, or not be used; the trial is trained all the same."""
+    """A checkpoint that cannot be written, or not be used; the trial is trained without it."""
 
 
 class HasState(Protocol):
@@ -259,21 +259,18 @@ class Checkpoints:
             places = Plan(study.get_trials(deepcopy=False)).unsettled() | _promotable(study)
             kept = {_name(key, slot) for slot in places}
             for path in found:
-                # What a writer that was killed has left is named after the file it was to be.
+                # A temporary file of a killed writer begins with the name of the final file.
                 name = path.name.partition(".pt")[0]
                 if name.startswith(key) and name not in kept:
                     path.unlink(missing_ok=True)
 
 
 def _promotable(study: optuna.Study) -> set[Place]:
-    """Slots of the best stopped trials that may yet be continued."""
+    """Slots of the paused trials that may yet be continued."""
     pruner = study.pruner
-    if not isinstance(pruner, TopKPruner) or not pruner.resume:
+    if not isinstance(pruner, PromotionPruner):
         return set()
-    # A promotion that was cut off is tried again, and continues from the same file.
-    done = Plan(study.get_trials(deepcopy=False)).promoted(ended=True)
-    best = [trial for trial in pruner.stopped(study) if trial.number not in done][: pruner.k]
-    return {(slot_of(study, trial), "") for trial in best}
+    return {(slot_of(study, trial), "") for trial in pruner.worth_keeping(study)}
 
 
 class SlotCheckpoint:
@@ -306,7 +303,7 @@ class SlotCheckpoint:
 
     def load(self) -> Mapping[str, Any] | None:
         """The state an earlier attempt has left; None without one that is this trial's."""
-        # A study of short trials has no folder, and asks no more than that.
+        # A study of short trials has no folder, and so needs no further query.
         if not self._checkpoints.folder.is_dir():
             return None
         path = self._checkpoints.path(self._study, self._slot)
@@ -340,8 +337,7 @@ class SlotCheckpoint:
 
     def keeps_stopped(self, training: HasState) -> bool:
         """Whether a training that the pruner has stopped may be continued, and can be saved now."""
-        pruner = self._study.pruner
-        return isinstance(pruner, TopKPruner) and pruner.resume and training.has_state
+        return isinstance(self._study.pruner, PromotionPruner) and training.has_state
 
     def _whole_identity(self) -> dict[str, Any]:
         slot, twin = self._slot
@@ -374,11 +370,11 @@ def _study_key(study: optuna.Study) -> str:
 
 
 def warn_of_checkpoint(message: str) -> None:
-    """Say what keeps a checkpoint from being of use."""
+    """Warn that a checkpoint cannot be written or used."""
     warnings.warn(message, CheckpointWarning, stacklevel=3)
 
 
 def warn_of_misfit(error: Exception) -> None:
-    """Say that a training refused the state of its checkpoint."""
+    """Warn that the state of a checkpoint does not fit its training."""
     what = str(error).strip().partition("\n")[0]
     warn_of_checkpoint(f"A checkpoint does not fit its trial, which starts from zero: {what}")

@@ -1,22 +1,37 @@
-"""Following a user's training loop: its budget, evaluations, pruning and learning curve."""
+"""Following a user's training loop: its budget, evaluations, pruning and learning curve.
+
+Optuna, or another tuner, chooses the configuration: `recorded_trial`.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
 import time
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
-from typing import Self, SupportsFloat
+from typing import Any, Self, SupportsFloat
 
 import optuna
+from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
+from optuna.trial import FrozenTrial, TrialState
 from torch import Tensor, nn
 
-from hpo_mab._attributes import BUDGET_KEY, INTERRUPTED_KEY, REASON_KEY, SAMPLER_KEY, UNIFORM
+from hpo_mab._attributes import (
+    BUDGET_KEY,
+    EXAMPLES_KEY,
+    INTERRUPTED_KEY,
+    REASON_KEY,
+    SAMPLER_KEY,
+    SLOT_KEY,
+    UNIFORM,
+)
 from hpo_mab._errors import ArgumentError
 from hpo_mab.samplers import BatchSampler, UniformSampler
 from hpo_mab.search._recorder import TrialRecord, check_direction, failure_reason
-from hpo_mab.storage import STORAGE_ERRORS, CurveStore
+from hpo_mab.storage import STORAGE_ERRORS, CurveStore, Storage, heartbeat
 from hpo_mab.training import DEFAULT_AVERAGE, Evaluation, WeightAverage
 from hpo_mab.training._evaluate import check_window
 from hpo_mab.training._schedule import sampler_figures
@@ -57,7 +72,7 @@ class TrialReporter:
     Args:
         trial: Optuna's trial. An `optuna.trial.FixedTrial` or a finished trial is trained alone:
             nothing is stored or pruned.
-        sampler: The batch sampler in use; it is told how much of the budget is spent. None stands
+        sampler: The batch sampler in use; its `set_progress` is called at each step. None stands
             for uniform batches that something else draws.
         model: The network that is trained; None keeps no average. `copy.deepcopy` must be able to
             copy it; the copy shares its weights.
@@ -119,7 +134,7 @@ class TrialReporter:
         trial.set_user_attr(BUDGET_KEY, budget_examples)
 
     def __enter__(self) -> Self:
-        # Somebody tells us of the end: points may wait for one another.
+        # `__exit__` writes the rest, so points of the curve may wait.
         self._may_wait = True
         return self
 
@@ -137,7 +152,7 @@ class TrialReporter:
             self._record.close()
             self._note(error)
         except STORAGE_ERRORS as failure:
-            # What ended the loop is the news, not that it could not be written down.
+            # The error that ended the loop must be raised, not that of this write.
             error.add_note(f"The trial's end could not be stored: {type(failure).__name__}.")
 
     @property
@@ -186,11 +201,11 @@ class TrialReporter:
         self.examples += examples
         if self._model is not None and self._window > 0:
             if self._average is None:
-                # Not earlier: until training begins, the model may move to another device.
+                # Not made earlier, because the model may still be moved to another device.
                 self._average = WeightAverage(self._model, window=self._window)
             self._average.update()
         if loss is not None:
-            # The graph of a step must not outlive it.
+            # Detached, so that the graph of the step is freed.
             self._losses.append(loss.detach() if isinstance(loss, Tensor) else loss)
         if self._sampler is not None:
             self._sampler.set_progress(min(1.0, self.examples / self.budget_examples))
@@ -218,7 +233,7 @@ class TrialReporter:
                 their own. None: whether `network` had averaged weights when it was last read.
 
         Raises:
-            optuna.TrialPruned: The study's pruner says so.
+            optuna.TrialPruned: The study's pruner stops the trial.
         """
         self._stop_clock()
         if examples is not None:
@@ -226,7 +241,7 @@ class TrialReporter:
         if not self.due:
             self._running_since = self._clock()
             return
-        # A loop that evaluates seldom may have passed several points: this is the last of them.
+        # A loop that evaluates rarely may have passed several points. This is the last of them.
         share = self.examples / self.budget_examples
         self._reported = min(self.evaluations, math.floor(share * self.evaluations + 1e-6))
         self.accuracy = float(accuracy)
@@ -262,6 +277,8 @@ class TrialReporter:
     def _note(self, error: BaseException) -> None:
         if isinstance(error, KeyboardInterrupt):
             self._trial.set_user_attr(INTERRUPTED_KEY, True)
+        elif isinstance(error, SystemExit) and not error.code:
+            return  # Another tuner, such as Ray Tune, stops the function.
         elif not isinstance(error, optuna.TrialPruned):
             self._trial.set_user_attr(REASON_KEY, failure_reason(error))
 
@@ -292,3 +309,111 @@ def _twin(model: nn.Module) -> nn.Module:
 def _tensors(model: nn.Module) -> dict[str, Tensor]:
     """Parameters and buffers by name."""
     return dict(model.named_parameters()) | dict(model.named_buffers())
+
+
+@contextlib.contextmanager
+def recorded_trial(
+    config: Mapping[str, Any],
+    *,
+    study: str,
+    storage: Storage,
+    number: int | None = None,
+    distributions: Mapping[str, BaseDistribution] | None = None,
+) -> Iterator[optuna.trial.Trial]:
+    """A trial of a study for a training that another tuner, such as Ray Tune, starts and stops.
+
+    .. code-block:: python
+
+        def train(config):  # What the tuner calls.
+            storage = Storage("/shared/studies.db")
+            with (
+                recorded_trial(config, study="ray-mab", storage=storage) as trial,
+                TrialReporter(trial, model=model, budget_examples=20_000) as reporter,
+            ):
+                ...
+                reporter.report(accuracy=accuracy)
+                tune.report({"accuracy": reporter.accuracy})
+
+    The study is made with the first trial. It has no pruner, because the tuner stops trials. At the
+    end the trial is
+
+    - complete, if its budget is spent, whatever ends the function then;
+    - pruned, if `optuna.TrialPruned` or ``SystemExit(0)`` ends it earlier, which is how Ray Tune
+      stops a function;
+    - failed otherwise. A function that ends before its budget without an exception has failed.
+
+    Exceptions pass.
+
+    Args:
+        config: The tuner's configuration.
+        study: Name of the study.
+        storage: Its database.
+        number: The tuner's number of the trial. Trials of equal number and configuration in two
+            studies are a pair of their comparison. None takes the trial's number in the study,
+            which depends on the order in which workers start.
+        distributions: Of the parameters, by name. Without one a number is its own range, and
+            Optuna's figures of the parameters lack the bounds of the search space.
+
+    Yields:
+        The trial, for a `TrialReporter`.
+
+    Raises:
+        ArgumentError: A value is not a number and has no distribution, or lies outside it.
+    """
+    chosen = {
+        name: (distributions or {}).get(name) or _point(name, value)
+        for name, value in config.items()
+    }
+    for name, distribution in chosen.items():
+        if not distribution._contains(distribution.to_internal_repr(config[name])):
+            raise ArgumentError(f"config['{name}'] must lie in {distribution}, got {config[name]}.")
+    with storage.lock(study):
+        found = optuna.create_study(
+            study_name=study,
+            storage=storage.optuna,
+            direction="maximize",
+            pruner=optuna.pruners.NopPruner(),
+            load_if_exists=True,
+        )
+    found.sampler = optuna.samplers.PartialFixedSampler(
+        fixed_params=dict(config), base_sampler=optuna.samplers.RandomSampler()
+    )
+    with warnings.catch_warnings():
+        # Optuna knows of heartbeats in its own loop only.
+        warnings.filterwarnings("ignore", message="Heartbeat of storage")
+        trial = found.ask(fixed_distributions=chosen)
+    if number is not None:
+        trial.set_user_attr(SLOT_KEY, number)
+    end = TrialState.FAIL
+    try:
+        with heartbeat(storage.optuna, trial._trial_id):
+            yield trial
+    except optuna.TrialPruned:
+        end = TrialState.PRUNED
+        raise
+    except SystemExit as stop:
+        end = TrialState.FAIL if stop.code else TrialState.PRUNED
+        raise
+    finally:
+        _tell(found, trial, end)
+
+
+def _point(name: str, value: Any) -> BaseDistribution:
+    """The distribution of one number."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ArgumentError(
+            f"config['{name}'] must be a number, or have a distribution, got {value!r}."
+        )
+    if isinstance(value, int):
+        return IntDistribution(low=value, high=value)
+    return FloatDistribution(low=value, high=value)
+
+
+def _tell(study: optuna.Study, trial: optuna.trial.Trial, end: TrialState) -> None:
+    frozen: FrozenTrial = study.get_trials(deepcopy=False)[trial.number]
+    spent = frozen.user_attrs.get(EXAMPLES_KEY, 0) >= frozen.user_attrs.get(BUDGET_KEY, 1) - 1e-6
+    value = frozen.intermediate_values.get(frozen.last_step) if frozen.last_step else None
+    if spent and value is not None:
+        study.tell(trial, value)
+    else:
+        study.tell(trial, state=end)

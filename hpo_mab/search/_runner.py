@@ -57,9 +57,9 @@ def run_trials(
         Whether Ctrl-C ended it early.
     """
     if objective.space.shapes > MOST_SHAPES:
-        # Most trials would have a stack of their own, nearly empty and many times slower.
+        # Most trials would be alone on a stack, which is many times slower than no stack.
         if slots not in ("auto", 1):
-            objective.note("ranges of the network's options give each trial a shape of its own")
+            objective.note("ranges of the network's options give each trial another shape")
         slots = 1
     count = slots if isinstance(slots, int) else choose_slots(objective, trials=trials)
     if count > 1:
@@ -102,7 +102,7 @@ class StudyRunner:
         spec: The definition.
         storage: Where the study lives.
         objective: The definition's objective; None makes it, loading the data. It writes its
-            curves to ``storage``, and its checkpoints beside it, from now on.
+            curves to ``storage``, and its checkpoints next to it, from now on.
         arm: The study's arm in a comparison; None takes the sampler's kind.
     """
 
@@ -162,7 +162,7 @@ class StudyRunner:
             self._definition(),
             keep_target=keep_target,
         )
-        # What it began with, whatever "auto" stands for by now.
+        # A study keeps the part that it began with, even if "auto" would give another one now.
         self.objective.evaluate_early_on(Definition.load(study).settings.early_validation)
         self.objective.note_alone(self.spec.training.slots)
         interrupted = (launch or self._run_here)(study, on_trial)
@@ -216,7 +216,7 @@ class StudyRunner:
             return training.test_accuracy()
 
     def _test_score(self, study: optuna.Study, best: TrialRun) -> float:
-        """The best trial's test accuracy, kept with the study: the test set is asked once."""
+        """The best trial's test accuracy, stored so that the test set is used once."""
         known = study.user_attrs.get(TEST_KEY, {})
         if known.get("trial") == best.number:
             return float(known["accuracy"])

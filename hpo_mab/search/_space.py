@@ -267,7 +267,7 @@ def _chosen(section: str) -> tuple[Registry, Callable[[Named], Callable[..., Any
     """The names of a section, and what makes a maker of one of them."""
     if section == "sampler":
         return SAMPLERS, sampler_maker
-    # Late: optimisers need torch, and a mistake in a definition is found before torch is there.
+    # Imported late: optimisers need torch, and mistakes in a definition are found without it.
     from hpo_mab.training._optimizers import OPTIMIZERS, optimizer_maker
 
     return OPTIMIZERS, optimizer_maker

@@ -31,9 +31,9 @@ from hpo_mab.training._device import release_memory
 
 #: Most slots that ``"auto"`` takes; more gain little on the largest cards.
 MOST_SLOTS = 32
-#: A search learns from finished trials: so many rounds are left to it where slots are ``"auto"``.
+#: A search learns from finished trials, so ``"auto"`` leaves it at least this many rounds.
 _ROUNDS = 4
-#: A stack is used where a network's share of a step is below so much of its step alone.
+#: A stack is used if a step takes less than this share of its time alone, per network.
 _WORTH_IT = 0.8
 _PROBED_STEPS = 40
 
@@ -45,8 +45,8 @@ class _Running:
     Attributes:
         trial: Optuna's trial.
         assignment: What it trains.
-        record: Its way to Optuna and the database.
-        place: The stack, and the slot in it.
+        record: Reports its evaluations, and writes its curve and cost.
+        place: Its stack, and its slot there.
         checkpoint: Where it is saved; None saves nothing.
         ends: Ends its heartbeat and closes its record.
     """
@@ -60,7 +60,7 @@ class _Running:
 
     @property
     def has_state(self) -> bool:
-        """Whether it trains on."""
+        """Whether it is still in training."""
         stack, slot = self.place
         return slot in stack.busy
 
@@ -103,7 +103,7 @@ class Stacks:
             if known == key and stack.free and stack.takes(sampler):
                 break
         else:
-            # Stacks of other shapes give back their memory where nothing runs on them.
+            # Stacks of other shapes without a running trial are removed, to free their memory.
             self._stacks = [each for each in self._stacks if each[1].busy]
             stack = self._workload.stack(
                 configuration, slots=self.slots, seed=self._seed, examples=self._examples
@@ -132,7 +132,7 @@ class Stacks:
                 yield (stack, slot), result
 
     def clear(self) -> None:
-        """Give up all trainings and their memory."""
+        """Stop all trainings and free their memory."""
         self._stacks.clear()
 
     @property
@@ -154,7 +154,7 @@ class StackLoop(TrialLoop):
         slots: Trials at the same time, at least 1.
         examples: Whether trials add to the study's record of examples.
         on_trial: Called with study and trial after each trial.
-        patience: Seconds to wait for a database that has gone away.
+        patience: Seconds to wait for a database that does not answer.
     """
 
     def __init__(
@@ -195,10 +195,10 @@ class StackLoop(TrialLoop):
         return True
 
     def _fill(self) -> Next | None:
-        """Claim trials for the free slots; why there was none, if there was none."""
+        """Claim trials for the free slots; returns why, if there are fewer than free slots."""
         while (free := self._stacks.slots - len(self._running)) > 0:
             known = len(self._mine)
-            # What is trained alone must not wait here for the others, without a heartbeat.
+            # A trial that is trained alone has no heartbeat until it starts: claim one at a time.
             count = free if self._may_stack else 1
             try:
                 following = claim_many(
@@ -221,7 +221,7 @@ class StackLoop(TrialLoop):
     def _begin(self, trial: optuna.trial.Trial) -> bool:
         """Start a trial in a slot, or end it; False if no stack can train it."""
         if trial not in self._mine:
-            # Given back, as the device ran out of memory.
+            # It was released when the device ran out of memory.
             return True
         ends = contextlib.ExitStack()
         try:
@@ -255,7 +255,7 @@ class StackLoop(TrialLoop):
         return True
 
     def _report_again(self, running: _Running, points: Sequence[Evaluation]) -> None:
-        """Report the evaluations of a checkpoint: they are stored and judged like all others."""
+        """Report the evaluations of a checkpoint; the pruner may stop the trial at each of them."""
         if points:
             running.trial.set_user_attr(RESUMED_KEY, len(points))
         for point in points:
@@ -275,6 +275,15 @@ class StackLoop(TrialLoop):
         for reason in self._stacks.loop_reasons:
             self._objective.note_loop(reason)
         self._record([(places[place], result) for place, result in found])
+        if self._objective.on_progress is not None:
+            evaluations = self._objective.workload.loop.evaluations
+            self._objective.on_progress(
+                {
+                    running.trial.number: running.record.last.index / evaluations
+                    for running in self._running.values()
+                    if running.record.last is not None
+                }
+            )
 
     def _record(self, found: Sequence[tuple[_Running, Evaluation | TrainingDiverged]]) -> None:
         """Record evaluations; end the trials whose last it was or that the pruner stops."""
@@ -326,7 +335,7 @@ class StackLoop(TrialLoop):
         stack, slot = running.place
         if self._examples is not None and stack.examples is not None:
             self._examples.offer(id_of(running.trial), stack.examples.take(slot))
-            # A trial that is continued adds what it sees from here on.
+            # If the trial is continued, only what it sees from here on is added.
             stack.examples.begin(slot)
 
     def _fail(self, trial: optuna.trial.Trial, error: Exception) -> None:
@@ -336,7 +345,7 @@ class StackLoop(TrialLoop):
     def _shrink(self, error: torch.OutOfMemoryError) -> None:
         """Train half as many at a time after the device ran out of memory."""
         if self._stacks.slots == 1:
-            # One network is too large: it fails as it would alone.
+            # A single network is too large, so its trial fails.
             for trial in list(self._mine):
                 self._close(trial)
                 self._fail(trial, error)

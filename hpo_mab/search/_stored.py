@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from hpo_mab._attributes import CONTINUES_KEY, STACK_KEY
+from hpo_mab._attributes import STACK_KEY
 from hpo_mab._errors import ArgumentError, StorageError, UnknownNameError
 from hpo_mab._examples import ExampleRecord, labels_digest
 from hpo_mab._plan import trial_seed
@@ -81,17 +81,17 @@ def train_recorded(
     if sampler is not None:
         configuration = configuration.with_sampler(sampler)
     if seed is None:
-        seed = trial_seed(objective.seed, int(trial.attrs.get(CONTINUES_KEY, trial.slot)))
+        seed = trial_seed(objective.seed, trial.slot)
     return objective.workload.training(configuration, seed=seed, final=final)
 
 
-# Clocks differ between two runs of anything.
+# A replay never takes the same time.
 _TIMES = ("seconds", "sampler_seconds")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Replay:
-    """A trial's learning curve beside that of its replay.
+    """A trial's learning curve and that of its replay.
 
     Attributes:
         trial: The recorded trial.
@@ -162,10 +162,14 @@ def _recorded(storage: Storage, name: str, number: int) -> TrialRun:
     if number not in trials:
         raise UnknownNameError("trial", str(number), map(str, trials))
     if not trials[number].curve:
-        told = ", ".join(str(known) for known, trial in trials.items() if trial.curve)[:80]
+        known_trials = ", ".join(str(known) for known, trial in trials.items() if trial.curve)[:80]
         raise ArgumentError(
             f"Trial {number} of '{name}' has no learning curve to compare with; "
-            + (f"trials that have one: {told}." if told else "no trial of the study has one.")
+            + (
+                f"trials that have one: {known_trials}."
+                if known_trials
+                else "no trial of the study has one."
+            )
         )
     return trials[number]
 
@@ -189,6 +193,12 @@ RANKINGS: Mapping[str, str] = {
     "suspicious": "most likely mislabelled",
     "hard": "hardest",
     "ambiguous": "most ambiguous",
+}
+#: What the score of each ranking is.
+SCORES: Mapping[str, str] = {
+    "suspicious": "another class's logit minus the label's, on average",
+    "hard": "the loss divided by the average loss, on average",
+    "ambiguous": "standard deviation of the label's probability",
 }
 
 

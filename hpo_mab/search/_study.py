@@ -23,9 +23,9 @@ from hpo_mab._attributes import EVIDENCE_KEY, PUBLISHED_KEY, RECORD_KEY
 from hpo_mab._errors import ArgumentError, StorageError
 from hpo_mab.advantage import Evidence
 from hpo_mab.search._claim import Target, close_lost
-from hpo_mab.search._components import sampler_factory, study_pruner
+from hpo_mab.search._components import study_pruner
 from hpo_mab.search._definition import StudySpec
-from hpo_mab.search._pilot import PlannedSampler
+from hpo_mab.search._pilot import PlannedSampler, sampler_factory
 from hpo_mab.storage import Definition, Storage, files_folder, open_study, study_names
 from hpo_mab.storage._optuna import add_copy, id_of, storage_of
 
@@ -142,12 +142,12 @@ def make_study(
     with storage.lock(name):
         if name in study_names(storage):
             study = open_with_parts(storage, name, spec)
-            # One that died here before it had a definition has no trials either.
+            # A study whose process died before this point has neither definition nor trials.
             if Definition.is_in(study.user_attrs) or study.get_trials(deepcopy=False):
                 _refuse_other_definition(study, spec.model_dump(mode="json"))
                 _refuse_other_data(study, definition)
         else:
-            # Those of studies that Optuna has deleted in the meantime.
+            # Rows of studies that Optuna has deleted.
             storage.curves.remove_orphans()
             storage.examples.remove_orphans()
             study = optuna.create_study(
@@ -233,15 +233,27 @@ def _refuse_other_definition(study: optuna.Study, wanted: Mapping[str, Any]) -> 
         if key.startswith(_FREE) or before.get(key) == now.get(key):
             continue
         if key == "budget.early_validation" and now.get(key) == "auto":
-            # It is what the study began with.
+            # "auto" takes the part that the study began with.
             continue
         if key == "pruner.evidence" and _is_its_evidence(study, now.get(key)):
             continue
         raise StorageError(
             f"Study '{study.study_name}' exists with another definition: "
-            f"{key} is {before.get(key)!r} there and {now.get(key)!r} here. "
+            f"{key} is {_shown(before, key)} there and {_shown(now, key)} here. "
             "Give --fresh or --name to start another study."
         )
+
+
+def _shown(values: Mapping[str, Any], key: str) -> str:
+    """The value of a key as a definition has it, a range with its ends."""
+    within = {
+        name.removeprefix(f"{key}."): value
+        for name, value in values.items()
+        if name.startswith(f"{key}.")
+    }
+    if within:
+        return f"{{ {', '.join(f'{name} = {value!r}' for name, value in within.items())} }}"
+    return repr(values[key]) if key in values else "not set"
 
 
 def _refuse_other_data(study: optuna.Study, wanted: Definition) -> None:
@@ -363,7 +375,7 @@ def _begin(study: optuna.Study, target: Storage, name: str) -> optuna.Study:
 def _fill(copy: optuna.Study, study: optuna.Study, source: Storage, target: Storage) -> Copied:
     trials = study.get_trials(deepcopy=False)
     new_ids = {id_of(trial): add_copy(copy, trial) for trial in trials}
-    # After the trials, which hold the numbers of their curves: without them they are orphans.
+    # After the trials: curves that no trial refers to are removed as orphans.
     if source.url != target.url:
         source.curves.copy(list(new_ids), target.curves)
         _copy_artifacts(study, files_folder(source, "artifacts"), files_folder(target, "artifacts"))
@@ -371,7 +383,7 @@ def _fill(copy: optuna.Study, study: optuna.Study, source: Storage, target: Stor
     system = storage_of(study).get_study_system_attrs(id_of(study))
     for key, value in _renumbered(system, new_ids):
         storage_of(copy).set_study_system_attr(id_of(copy), key, value)
-    # Last, with the definition among them: without it no worker joins the study.
+    # Last: a worker can join the study only when it has a definition.
     for key, value in study.user_attrs.items():
         copy.set_user_attr(key, value)
     curves = target.curves.load(list(new_ids.values()))
@@ -384,7 +396,7 @@ def _renumbered(attrs: Mapping[str, Any], ids: Mapping[int, int]) -> Iterator[tu
         note = _TRIAL_NOTE.match(key)
         if note is not None and int(note[1]) in ids:
             yield key.replace(note[0], f"dashboard:{ids[int(note[1])]}:", 1), value
-        # The copy's pages are yet to be written, and its record has its own number.
+        # The copy has no pages yet, and its record of examples has another number.
         elif note is None and key not in (PUBLISHED_KEY, RECORD_KEY):
             yield key, value
 

@@ -19,6 +19,8 @@ from hpo_mab.storage import STORAGE_ERRORS, Storage, heartbeat, release
 from hpo_mab.storage._optuna import id_of, storage_of
 from hpo_mab.training._device import release_memory
 
+#: Called with study and trial after each trial. If it has a method ``running``, that is called
+#: between, with the share of its budget that each running trial has spent, by number.
 TrialCallback = Callable[[optuna.Study, FrozenTrial], None]
 
 #: Trials that one process trains at the same time.
@@ -37,15 +39,15 @@ class End(NamedTuple):
 
 
 class TrialLoop:
-    """Runs trials of a study, alone or beside other workers.
+    """Runs trials of a study, alone or together with other workers.
 
     Args:
         study: The study, with the sampler and pruner of its definition.
         storage: Its database.
-        objective: Trains a trial; its checkpoints are removed when they have served.
+        objective: Trains a trial; its checkpoints are removed when they are no longer needed.
         examples: Whether trials add to the study's record of examples.
         on_trial: Called with study and trial after each trial.
-        patience: Seconds to wait for a database that has gone away.
+        patience: Seconds to wait for a database that does not answer.
     """
 
     def __init__(
@@ -62,6 +64,7 @@ class TrialLoop:
         self._storage = storage
         self._objective = objective
         self._on_trial = on_trial
+        objective.on_progress = getattr(on_trial, "running", None)
         self._patience = patience
         #: Trials claimed here that have not ended.
         self._mine: list[optuna.trial.Trial] = []
@@ -76,15 +79,15 @@ class TrialLoop:
             Whether Ctrl-C ended it early.
 
         Raises:
-            StorageError: The database is away for longer than ``patience``, or refuses again and
-                again.
+            StorageError: The database does not answer for ``patience``, or fails several times
+                in a row.
             StudyFailedError: Three trials in a row failed.
         """
         try:
             while self._step():
                 pass
         except KeyboardInterrupt:
-            # Without a database the trial stays open; the next worker sees that this one is gone.
+            # Without a database the trial stays open. The next worker closes it as lost.
             with contextlib.suppress(*STORAGE_ERRORS):
                 self._abandon()
             return True
@@ -124,10 +127,10 @@ class TrialLoop:
         except STORAGE_ERRORS:
             raise
         except Exception as error:
-            # The objective has noted the reason with the trial.
+            # The objective has stored the reason with the trial.
             starved = memory_reason(error) is not None
         if starved:
-            # Not before the error is gone, whose traceback holds all that the trial had made.
+            # Only now: the traceback of the error held references to the trial's tensors.
             release_memory()
         if state == TrialState.FAIL:
             self._fail_trial(trial)
@@ -140,7 +143,7 @@ class TrialLoop:
 
     def _finish(self, *ends: End) -> None:
         """Store how trials have ended, with one lock."""
-        # With the lock, as another worker may be taking a trial for lost.
+        # With the lock, as another worker may be closing a trial as lost.
         with self._storage.lock(self._study.study_name), self._storage.optuna.together():
             ended = [
                 self._study.tell(end.trial, end.value, state=end.state, skip_if_finished=True)
@@ -164,7 +167,7 @@ class TrialLoop:
             self._objective.checkpoints.sweep(self._study)
 
     def _abandon(self) -> None:
-        """Give up the trials at hand, to be tried again by whoever is next."""
+        """End the claimed trials as interrupted, so that a worker tries them again."""
         for trial in list(self._mine):
             frozen = storage_of(self._study).get_trial(id_of(trial))
             if not frozen.state.is_finished():
@@ -178,7 +181,7 @@ class TrialLoop:
         self._mine = [trial for trial in self._mine if trial not in trials]
 
     def _ride_out(self, error: BaseException) -> None:
-        """Wait for a database that is away; the trial at hand is tried again."""
+        """Wait until the database answers again; the claimed trials are tried again."""
         self._storage_failures += 1
         if self._storage_failures > _STORAGE_FAILURES_IN_A_ROW:
             raise self._storage.error(error) from None

@@ -143,8 +143,8 @@ class Workload:
             final: Another budget than a trial's.
             evaluations: Points of the learning curve; None takes a trial's, or the end alone of
                 another budget.
-            state: Where to go on, see `hpo_mab.training.Training`; with one that does not fit, the
-                training begins at zero after all, with a warning.
+            state: Where to continue, see `hpo_mab.training.Training`; if it does not fit, the
+                training begins at zero, with a warning.
             examples: Whether to add up what is seen of each example.
 
         Raises:
@@ -157,13 +157,13 @@ class Workload:
             run = begin()
             if state is not None and not _resume(run, state):
                 run = begin()
-            # It is as large as the network and the sampler.
+            # Freed: it is as large as the network and the sampler.
             state = None
             with contextlib.closing(run.evaluations):
                 yield run
 
     def identity(self, configuration: Configuration, *, seed: int) -> dict[str, Any]:
-        """What a training follows from, as plain values: equal where one can go on for another."""
+        """All that decides a training, as plain values: equal where one can continue another."""
         return {
             "hpo_mab": version("hpo_mab"),
             "torch": str(torch.__version__),
@@ -270,7 +270,7 @@ class Workload:
         options = dict(part.options)
         if options.pop("difficulty", False):
             options["difficulty"] = self._difficulty(part)
-        # Bandits that start otherwise than the stack's draw by themselves, on the device.
+        # A bandit with another start than the stack's stays a sampler on the device.
         inside = stacked and part.name == "mab" and "difficulty" not in options
         sampler: BatchSampler = part.make(
             self.labels,
@@ -351,7 +351,7 @@ class Workload:
 
     @property
     def _sampler_device(self) -> torch.device:
-        # A data loader takes indices on the host; losses come to them.
+        # A data loader takes indices on the host, so the sampler is there too.
         return self.device if isinstance(self._data, ImageSplits) else torch.device("cpu")
 
     def _batches(self, seed: int) -> Batches:

@@ -14,8 +14,9 @@ import dataclasses
 import datetime
 import functools
 import json
+import operator
 from collections import defaultdict
-from collections.abc import Callable, Collection, Container, Iterator, Sequence
+from collections.abc import Collection, Container, Iterable, Iterator, Sequence
 from typing import Any
 
 import optuna
@@ -24,36 +25,37 @@ from optuna.distributions import (
     BaseDistribution,
     check_distribution_compatibility,
     distribution_to_json,
+    json_to_distribution,
 )
 from optuna.exceptions import StorageInternalError
 from optuna.storages import RDBStorage
 from optuna.storages._rdb import models
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy.dialects import postgresql, sqlite
 
 from hpo_mab.storage._tables import (
     CHILDREN_BETWEEN,
     CHILDREN_OF,
     HEARTBEATS,
+    INSERTS,
     PARAMS,
     REPORTS,
     STUDIES,
     SYSTEM_ATTRIBUTES,
     TRIALS,
     USER_ATTRIBUTES,
-    VALUES,
-    frozen_trials,
+    end_statement,
+    heartbeat_statement,
+    new_trial_statement,
+    put_statement,
+    value_statement,
 )
 
-#: Spelt out, as a list cannot be a parameter of many rows at once.
-_IS_OPEN = sa.or_(TRIALS.c.state == TrialState.RUNNING, TRIALS.c.state == TrialState.WAITING)
+_Value = models.TrialValueModel
+_Report = models.TrialIntermediateValueModel
+_row = operator.itemgetter(2)
+
 # More ids than this are not listed in a statement: databases limit its length.
 _LISTED = 500
-
-_INSERTS: dict[str, Callable[[Any], Any]] = {
-    "sqlite": sqlite.insert,
-    "postgresql": postgresql.insert,
-}
 
 
 @dataclasses.dataclass
@@ -80,13 +82,13 @@ class LeanStorage(RDBStorage):
     """
 
     def with_heartbeat(self, trial_ids: Collection[int]) -> set[int]:
-        """Those of the trials that have ever shown a sign of life."""
+        """Those of the trials that have ever had a heartbeat."""
         query = sa.select(HEARTBEATS.c.trial_id).where(HEARTBEATS.c.trial_id.in_(trial_ids))
         with self.engine.connect() as connection:
             return set(connection.scalars(query))
 
     def stale(self, study: optuna.Study) -> set[int]:
-        """The running trials of a study whose last sign of life is too long ago."""
+        """The running trials of a study whose last heartbeat is too long ago."""
         return set(self._get_stale_trial_ids(study._study_id))
 
     @contextlib.contextmanager
@@ -148,7 +150,7 @@ class LeanStorage(RDBStorage):
 
     @property
     def _has_upsert(self) -> bool:
-        return self.engine.name in _INSERTS
+        return self.engine.name in INSERTS
 
     def set_trial_intermediate_value(
         self, trial_id: int, step: int, intermediate_value: float
@@ -184,7 +186,7 @@ class LeanStorage(RDBStorage):
         if not self._has_upsert:
             super().record_heartbeat(trial_id)
             return
-        statement, row = _heartbeat_statement(self.engine.name), {"trial_id": trial_id}
+        statement, row = heartbeat_statement(self.engine.name), {"trial_id": trial_id}
         if (collecting := self._collecting) is not None:
             collecting.waiting[statement].append(row)
             return
@@ -229,7 +231,7 @@ class LeanStorage(RDBStorage):
             if connection.scalar(lock.with_for_update()) is None:
                 raise KeyError(models.NOT_FOUND_MSG)
             row = {"study_id": study_id, "state": template_trial.state, "datetime_start": _now()}
-            made = connection.execute(_new_trial_statement(), row).one()
+            made = connection.execute(new_trial_statement(), row).one()
             for table, attrs in (
                 (USER_ATTRIBUTES, template_trial.user_attrs),
                 (SYSTEM_ATTRIBUTES, template_trial.system_attrs),
@@ -256,12 +258,10 @@ class LeanStorage(RDBStorage):
             return super().set_trial_state_values(trial_id, state, values)
         with self._transaction() as connection:
             row = {"id": trial_id, "to": state, "at": _now()}
-            ended = connection.execute(_end_statement(), row).rowcount
+            ended = connection.execute(end_statement(), row).rowcount
             if ended and values is not None:
                 # In the same transaction: no other process may read a complete trial without value.
-                connection.execute(
-                    _value_statement(self.engine.name), _value_rows(trial_id, values)
-                )
+                connection.execute(value_statement(self.engine.name), _value_rows(trial_id, values))
         if not ended:
             self.check_trial_is_updatable(trial_id, self.get_trial(trial_id).state)
         return bool(ended)
@@ -331,7 +331,7 @@ class LeanStorage(RDBStorage):
         else:
             # A study's ids lie close together: what is read of other studies is left out below.
             parts = connection.execute(CHILDREN_BETWEEN, {"first": ids[0], "last": ids[-1]})
-        return frozen_trials(rows, parts)
+        return _frozen_trials(rows, parts)
 
     def _put(self, table: Any, trial_id: int, *, key: str, row: dict[str, Any]) -> None:
         """Insert or replace a row of an unfinished trial.
@@ -340,7 +340,7 @@ class LeanStorage(RDBStorage):
             KeyError: There is no such trial.
             UpdateFinishedTrialError: The trial has finished.
         """
-        put = _put_statement(self.engine.name, table, key, tuple(row))
+        put = put_statement(self.engine.name, table, key, tuple(row))
         self._note_written(trial_id)
         if (collecting := self._collecting) is not None:
             collecting.waiting[put].append({"trial_id": trial_id, **row})
@@ -374,45 +374,65 @@ def _value_rows(trial_id: int, values: Sequence[float]) -> list[dict[str, Any]]:
     ]
 
 
-@functools.cache
-def _new_trial_statement() -> Any:
-    others = sa.select(sa.func.count()).where(TRIALS.c.study_id == sa.bindparam("study_id"))
-    insert = TRIALS.insert().values(number=others.scalar_subquery())
-    insert = insert.values({name: sa.bindparam(name) for name in ("study_id", "state")})
-    insert = insert.values(datetime_start=sa.bindparam("datetime_start"))
-    return insert.returning(TRIALS.c.trial_id, TRIALS.c.number)
+def _frozen_trials(trials: Sequence[Any], children: Iterable[Any]) -> list[FrozenTrial]:
+    """Optuna's trials from rows of its tables, in the order of the former.
 
-
-@functools.cache
-def _end_statement() -> Any:
-    end = TRIALS.update().where(TRIALS.c.trial_id == sa.bindparam("id"), _IS_OPEN)
-    return end.values(state=sa.bindparam("to"), datetime_complete=sa.bindparam("at"))
-
-
-@functools.cache
-def _value_statement(dialect: str) -> Any:
-    insert = _INSERTS[dialect](VALUES)
-    replaced = {name: insert.excluded[name] for name in ("value", "value_type")}
-    return insert.on_conflict_do_update(index_elements=["trial_id", "objective"], set_=replaced)
-
-
-@functools.cache
-def _put_statement(dialect: str, table: Any, key: str, names: tuple[str, ...]) -> Any:
-    """Insert or replace a row, provided its trial is unfinished.
-
-    One statement checks the state and writes, so no process can finish the trial in between.
+    Args:
+        trials: Rows of Optuna's table of trials.
+        children: Rows of `CHILDREN_OF` that belong to them, and maybe to other trials.
     """
-    columns = ("trial_id", *names)
-    values = [sa.bindparam(name, type_=table.c[name].type).label(name) for name in columns]
-    source = sa.select(*values).where(TRIALS.c.trial_id == sa.bindparam("trial_id"), _IS_OPEN)
-    insert = _INSERTS[dialect](table).from_select(list(columns), source)
-    replaced = {name: insert.excluded[name] for name in names if name != key}
-    put = insert.on_conflict_do_update(index_elements=["trial_id", key], set_=replaced)
-    return put.execution_options(preserve_rowcount=True)
+    wanted: dict[int, list[Any]] = {row.trial_id: [] for row in trials}
+    for child in children:
+        if child[1] in wanted:
+            wanted[child[1]].append(child)
+    return [_frozen(row, wanted[row.trial_id]) for row in trials]
 
 
-@functools.cache
-def _heartbeat_statement(dialect: str) -> Any:
-    now = sa.func.current_timestamp()
-    insert = _INSERTS[dialect](HEARTBEATS).values(trial_id=sa.bindparam("trial_id"), heartbeat=now)
-    return insert.on_conflict_do_update(index_elements=["trial_id"], set_={"heartbeat": now})
+def _frozen(row: Any, children: list[Any]) -> FrozenTrial:
+    # The order in which they were written, as Optuna gives them.
+    children.sort(key=_row)
+    parts: dict[str, dict[str, Any]] = {
+        k: {} for k in ("param", "value", "report", "user", "system")
+    }
+    distributions: dict[str, BaseDistribution] = {}
+    for kind, _, _, name, number, text in children:
+        if kind == "param":
+            distributions[name] = _distribution(text)
+            parts[kind][name] = distributions[name].to_external_repr(number)
+        elif kind == "value":
+            parts[kind][name] = _Value.stored_repr_to_value(number, _Value.TrialValueType[text])
+        elif kind == "report":
+            reported = _Report.TrialIntermediateValueType[text]
+            parts[kind][name] = _Report.stored_repr_to_intermediate_value(number, reported)
+        else:
+            parts[kind][name] = json.loads(text)
+    return FrozenTrial(
+        number=row.number,
+        state=row.state,
+        value=None,
+        values=[value for _, value in sorted(_numbered(parts["value"]).items())] or None,
+        datetime_start=_local(row.datetime_start),
+        datetime_complete=_local(row.datetime_complete),
+        params=parts["param"],
+        distributions=distributions,
+        user_attrs=parts["user"],
+        system_attrs=parts["system"],
+        intermediate_values=_numbered(parts["report"]),
+        trial_id=row.trial_id,
+    )
+
+
+def _numbered(values: dict[str, Any]) -> dict[int, Any]:
+    return {int(name): value for name, value in values.items()}
+
+
+@functools.lru_cache(maxsize=4096)
+def _distribution(text: str) -> BaseDistribution:
+    return json_to_distribution(text)
+
+
+def _local(moment: datetime.datetime | None) -> datetime.datetime | None:
+    # Optuna writes UTC and returns local time, both without a time zone.
+    if moment is None:
+        return None
+    return moment.replace(tzinfo=datetime.UTC).astimezone().replace(tzinfo=None)

@@ -88,7 +88,7 @@ class Definition:
 
     @classmethod
     def of(cls, study: optuna.Study) -> Self:
-        """The stored definition, or what the trials of a `hpo_mab.TrialReporter` say of it.
+        """The stored definition, or what is known from the trials of a `hpo_mab.TrialReporter`.
 
         Such a study is the arm of its trials' batch sampler, or of its own name if they differ. Its
         seed and its number of examples are not known, and are 0.

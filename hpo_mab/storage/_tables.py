@@ -1,4 +1,4 @@
-"""The tables of a study's database: Optuna's, ours, and the version that ours have there.
+"""Tables of a study's database, Optuna's and ours, with their statements and our version.
 
 A table of ours changes in two places: here, which is what a new database gets, and as one revision
 in ``migrations/versions``, which changes databases that exist. The curves have a column for each
@@ -16,18 +16,15 @@ older number upgrades the database, with its lock held, when it opens it.
 from __future__ import annotations
 
 import dataclasses
-import datetime
 import functools
-import json
-import operator
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
-from optuna.distributions import BaseDistribution, json_to_distribution
 from optuna.storages._rdb import models
-from optuna.trial import FrozenTrial
+from optuna.trial import TrialState
+from sqlalchemy.dialects import postgresql, sqlite
 
 from hpo_mab._errors import StorageError, hide_passwords
 from hpo_mab.storage._process import Locks
@@ -43,10 +40,6 @@ USER_ATTRIBUTES = models.TrialUserAttributeModel.__table__
 SYSTEM_ATTRIBUTES = models.TrialSystemAttributeModel.__table__
 STUDY_ATTRIBUTES = models.StudySystemAttributeModel.__table__
 HEARTBEATS = models.TrialHeartbeatModel.__table__
-
-_Value = models.TrialValueModel
-_Report = models.TrialIntermediateValueModel
-_row = operator.itemgetter(2)
 
 
 def _part(kind: str, table: Any, row: str, name: str, number: str | None, text: str) -> Any:
@@ -91,68 +84,61 @@ CHILDREN_BETWEEN = _all_parts(
 )
 
 
-def frozen_trials(trials: Sequence[Any], children: Iterable[Any]) -> list[FrozenTrial]:
-    """Optuna's trials from rows of its tables, in the order of the former.
+#: Spelt out, as a list cannot be a parameter of many rows at once.
+_IS_OPEN = sa.or_(TRIALS.c.state == TrialState.RUNNING, TRIALS.c.state == TrialState.WAITING)
+#: Databases that replace a row in the statement that inserts it.
+INSERTS: dict[str, Callable[[Any], Any]] = {
+    "sqlite": sqlite.insert,
+    "postgresql": postgresql.insert,
+}
 
-    Args:
-        trials: Rows of Optuna's table of trials.
-        children: Rows of `CHILDREN_OF` that belong to them, and maybe to other trials.
+
+@functools.cache
+def new_trial_statement() -> Any:
+    """Insert a trial whose number is the count of the study's trials."""
+    others = sa.select(sa.func.count()).where(TRIALS.c.study_id == sa.bindparam("study_id"))
+    insert = TRIALS.insert().values(number=others.scalar_subquery())
+    insert = insert.values({name: sa.bindparam(name) for name in ("study_id", "state")})
+    insert = insert.values(datetime_start=sa.bindparam("datetime_start"))
+    return insert.returning(TRIALS.c.trial_id, TRIALS.c.number)
+
+
+@functools.cache
+def end_statement() -> Any:
+    """End a trial that has not ended."""
+    end = TRIALS.update().where(TRIALS.c.trial_id == sa.bindparam("id"), _IS_OPEN)
+    return end.values(state=sa.bindparam("to"), datetime_complete=sa.bindparam("at"))
+
+
+@functools.cache
+def value_statement(dialect: str) -> Any:
+    """Insert or replace a value of a trial."""
+    insert = INSERTS[dialect](VALUES)
+    replaced = {name: insert.excluded[name] for name in ("value", "value_type")}
+    return insert.on_conflict_do_update(index_elements=["trial_id", "objective"], set_=replaced)
+
+
+@functools.cache
+def put_statement(dialect: str, table: Any, key: str, names: tuple[str, ...]) -> Any:
+    """Insert or replace a row, provided its trial is unfinished.
+
+    One statement checks the state and writes, so no process can finish the trial in between.
     """
-    wanted: dict[int, list[Any]] = {row.trial_id: [] for row in trials}
-    for child in children:
-        if child[1] in wanted:
-            wanted[child[1]].append(child)
-    return [_frozen(row, wanted[row.trial_id]) for row in trials]
+    columns = ("trial_id", *names)
+    values = [sa.bindparam(name, type_=table.c[name].type).label(name) for name in columns]
+    source = sa.select(*values).where(TRIALS.c.trial_id == sa.bindparam("trial_id"), _IS_OPEN)
+    insert = INSERTS[dialect](table).from_select(list(columns), source)
+    replaced = {name: insert.excluded[name] for name in names if name != key}
+    put = insert.on_conflict_do_update(index_elements=["trial_id", key], set_=replaced)
+    return put.execution_options(preserve_rowcount=True)
 
 
-def _frozen(row: Any, children: list[Any]) -> FrozenTrial:
-    # The order in which they were written, as Optuna gives them.
-    children.sort(key=_row)
-    parts: dict[str, dict[str, Any]] = {
-        k: {} for k in ("param", "value", "report", "user", "system")
-    }
-    distributions: dict[str, BaseDistribution] = {}
-    for kind, _, _, name, number, text in children:
-        if kind == "param":
-            distributions[name] = _distribution(text)
-            parts[kind][name] = distributions[name].to_external_repr(number)
-        elif kind == "value":
-            parts[kind][name] = _Value.stored_repr_to_value(number, _Value.TrialValueType[text])
-        elif kind == "report":
-            reported = _Report.TrialIntermediateValueType[text]
-            parts[kind][name] = _Report.stored_repr_to_intermediate_value(number, reported)
-        else:
-            parts[kind][name] = json.loads(text)
-    return FrozenTrial(
-        number=row.number,
-        state=row.state,
-        value=None,
-        values=[value for _, value in sorted(_numbered(parts["value"]).items())] or None,
-        datetime_start=_local(row.datetime_start),
-        datetime_complete=_local(row.datetime_complete),
-        params=parts["param"],
-        distributions=distributions,
-        user_attrs=parts["user"],
-        system_attrs=parts["system"],
-        intermediate_values=_numbered(parts["report"]),
-        trial_id=row.trial_id,
-    )
-
-
-def _numbered(values: dict[str, Any]) -> dict[int, Any]:
-    return {int(name): value for name, value in values.items()}
-
-
-@functools.lru_cache(maxsize=4096)
-def _distribution(text: str) -> BaseDistribution:
-    return json_to_distribution(text)
-
-
-def _local(moment: datetime.datetime | None) -> datetime.datetime | None:
-    # Optuna writes UTC and returns local time, both without a time zone.
-    if moment is None:
-        return None
-    return moment.replace(tzinfo=datetime.UTC).astimezone().replace(tzinfo=None)
+@functools.cache
+def heartbeat_statement(dialect: str) -> Any:
+    """Record that a trial runs now."""
+    now = sa.func.current_timestamp()
+    insert = INSERTS[dialect](HEARTBEATS).values(trial_id=sa.bindparam("trial_id"), heartbeat=now)
+    return insert.on_conflict_do_update(index_elements=["trial_id"], set_={"heartbeat": now})
 
 
 # Our tables.

@@ -271,21 +271,28 @@ class Sweep(Protocol):
         ...
 
 
+#: Network inputs that a sweep holds at once: examples, and bytes of float32.
+_SWEPT_EXAMPLES, _SWEPT_BYTES = 1024, 64 * 2**20
+
+
 class DeviceSweep:
     """Images on the device in large batches, in order.
 
     Args:
         data: Images on the training device.
         normalization: Turns pixels into network inputs.
-        batch_size: Examples per batch.
+        batch_size: Examples per batch; None takes 1,024, and fewer where they exceed 64 MiB.
 
     Raises:
         ArgumentError: A batch size below 1.
     """
 
     def __init__(
-        self, data: ImageData, *, normalization: Normalization, batch_size: int = 1024
+        self, data: ImageData, *, normalization: Normalization, batch_size: int | None = None
     ) -> None:
+        if batch_size is None:
+            each = 4 * data.channels * math.prod(data.image_size)
+            batch_size = max(1, min(_SWEPT_EXAMPLES, _SWEPT_BYTES // each))
         if batch_size < 1:
             raise ArgumentError(f"batch_size must be at least 1, got {batch_size}.")
         self.data = data
@@ -320,7 +327,7 @@ class LoaderSweep:
         dataset: Dataset[Any],
         *,
         device: torch.device | str = "cpu",
-        batch_size: int = 1024,
+        batch_size: int = 256,
         num_workers: int = 0,
     ) -> None:
         if batch_size < 1:

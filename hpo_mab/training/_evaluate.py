@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 from hpo_mab._errors import ArgumentError
-from hpo_mab.training._batches import Sweep
 from hpo_mab.training._device import autocast
 
 
@@ -101,38 +101,111 @@ def check_window(window: float) -> None:
         raise ArgumentError(f"average must be a share in [0, 1], got {window}.")
 
 
+#: What an evaluation may hold on a CPU; on a CUDA device it is this share of its memory.
+_HOST_BYTES, _DEVICE_SHARE = 256 * 2**20, 1 / 8
+#: An operation may hold an input and a workspace as large as its output, and a skip a fourth.
+_COPIES = 4
+
+
+class _Largest(TorchFunctionMode):
+    """Notes the bytes of the largest tensor of one example that an operation returns."""
+
+    nbytes: int = 1
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        made = func(*args, **(kwargs or {}))
+        # Other first dimensions are those of weights.
+        if isinstance(made, Tensor) and made.shape[:1] == (1,):
+            self.nbytes = max(self.nbytes, made.nbytes)
+        return made
+
+
+def examples_at_once(forward: Callable[[Tensor], Tensor], inputs: Tensor) -> int:
+    """How many examples an evaluation can hold, at least 1; does not wait for the device.
+
+    It follows from the network, the shape of an input and the device, so that an evaluation that
+    is repeated has the same batches. The bound is 256 MiB on a CPU, an eighth of a CUDA device.
+
+    Args:
+        forward: The network, in evaluation mode; called with one example.
+        inputs: Inputs on the device, [n, ...], at least one.
+    """
+    with torch.no_grad(), _Largest() as largest:
+        forward(inputs[:1])
+    room: float = _HOST_BYTES
+    if inputs.device.type == "cuda":
+        room = torch.cuda.get_device_properties(inputs.device).total_memory * _DEVICE_SHARE
+    count: int = int(room) // (_COPIES * largest.nbytes)
+    return max(1, count)
+
+
+class Evaluator:
+    """Evaluates a network on batches as large as memory allows, see `examples_at_once`.
+
+    Args:
+        model: Network from inputs to logits [n, C].
+        precision: ``"float32"`` or ``"bfloat16"``.
+    """
+
+    def __init__(self, model: nn.Module, *, precision: str = "float32") -> None:
+        self._model = model
+        self._precision = precision
+        self._at_once: int | None = None
+
+    def __call__(
+        self,
+        examples: Iterable[tuple[Tensor, Tensor]],
+        *,
+        forward: Callable[[Tensor], Tensor] | None = None,
+    ) -> tuple[float, float]:
+        """Accuracy and mean loss, see `evaluate`; inputs of all calls have one shape."""
+        was_training = self._model.training
+        self._model.eval()
+        call = forward or self._model
+        sums: list[Tensor] = []
+        try:
+            with torch.inference_mode():
+                for inputs, targets in examples:
+                    if self._at_once is None:
+                        self._at_once = examples_at_once(call, inputs)
+                    sums += [
+                        _sums(call, *part, precision=self._precision)
+                        for part in zip(
+                            torch.split(inputs, self._at_once),
+                            torch.split(targets, self._at_once),
+                            strict=True,
+                        )
+                    ]
+        finally:
+            self._model.train(was_training)
+        correct, loss, count = torch.as_tensor(sum(sums)).tolist()
+        return correct / count, loss / count
+
+
 def evaluate(
     model: nn.Module,
-    examples: Sweep,
+    examples: Iterable[tuple[Tensor, Tensor]],
     *,
     precision: str = "float32",
     forward: Callable[[Tensor], Tensor] | None = None,
 ) -> tuple[float, float]:
     """Accuracy and mean cross-entropy of a model, in evaluation mode.
 
-    Sums stay on the device until the end; the model's mode is restored.
+    Batches that memory may not hold are cut, see `examples_at_once`. Sums stay on the device until
+    the end; the model's mode is restored.
 
     Args:
         model: Network from inputs to logits [n, C].
-        examples: Examples to evaluate on, on the model's device.
+        examples: Batches of inputs and targets on the model's device, see `Sweep`.
         precision: ``"float32"`` or ``"bfloat16"``.
         forward: Calls the model with other weights, see `WeightAverage`; None calls the model.
 
     Returns:
         Share of examples classified correctly, in [0, 1], and mean cross-entropy in nats.
     """
-    was_training = model.training
-    model.eval()
-    call = forward or model
-    try:
-        with torch.inference_mode():
-            sums = sum(
-                _sums(call, inputs, targets, precision=precision) for inputs, targets in examples
-            )
-    finally:
-        model.train(was_training)
-    correct, loss, count = torch.as_tensor(sums).tolist()
-    return correct / count, loss / count
+    return Evaluator(model, precision=precision)(examples, forward=forward)
 
 
 def _sums(

@@ -21,7 +21,7 @@ from hpo_mab.samplers import BatchSampler, MABSampler
 from hpo_mab.training._batches import DeviceBatches, DeviceSweep, TrainingDiverged
 from hpo_mab.training._device import check_precision, synchronize
 from hpo_mab.training._device_step import Captured
-from hpo_mab.training._evaluate import check_window
+from hpo_mab.training._evaluate import check_window, examples_at_once
 from hpo_mab.training._optimizers import RowOptimizer
 from hpo_mab.training._rows import (
     PLANNED_STEPS,
@@ -40,7 +40,7 @@ from hpo_mab.training._schedule import (
 )
 from hpo_mab.training._tally import ExampleTally
 
-#: Images that an evaluation holds on the device at once, over all networks.
+#: Most images that an evaluation holds on the device at once, over all networks.
 _EVALUATED_AT_ONCE = 16_384
 
 
@@ -149,6 +149,8 @@ class StackedTrainer:
         self._early = validation if early is None else early
         #: Seconds of evaluation of each slot's training: its share of those of the stack.
         self.evaluation_seconds = [0.0] * slots
+        #: Images that memory allows an evaluation at once; None before the first one.
+        self._at_once: int | None = None
         self._half = precision == "bfloat16"
         self._seed = seed
         self._capture = capture
@@ -566,9 +568,12 @@ class StackedTrainer:
         weights, buffers = self._networks.rows(list(slots), averaged=averaged)
         total = torch.zeros(len(slots), 2, device=self._device)
         count = 0
-        size = max(1, _EVALUATED_AT_ONCE // len(slots))
         self._model.eval()
         with torch.no_grad():
+            if self._at_once is None:
+                one, _ = next(self._validation.batches(1))
+                self._at_once = min(_EVALUATED_AT_ONCE, examples_at_once(self._model, one))
+            size = max(1, self._at_once // len(slots))
             for inputs, targets in (examples or self._validation).batches(size):
                 logits = self._forward(weights, buffers, inputs, in_dim=None)
                 losses = stacked_cross_entropy(logits, targets.expand(len(slots), -1), None)

@@ -28,7 +28,7 @@ from hpo_mab.training._batches import (
 )
 from hpo_mab.training._device import autocast, check_precision, synchronize
 from hpo_mab.training._device_step import DeviceStep, choose_capture
-from hpo_mab.training._evaluate import WeightAverage, check_window, evaluate
+from hpo_mab.training._evaluate import Evaluator, WeightAverage, check_window
 from hpo_mab.training._schedule import (
     Evaluation,
     Schedule,
@@ -139,6 +139,7 @@ class Training(Iterator[Evaluation]):
         self._keep = keep
         self._label_smoothing = label_smoothing
         self._precision = precision
+        self._evaluator = Evaluator(model, precision=precision)
         self._clock = clock
         self._graph, self._loop_reason = (
             choose_capture(batches, sampler, optimizer) if graph is None else (graph, None)
@@ -157,6 +158,9 @@ class Training(Iterator[Evaluation]):
         self._resumed_at = 0
         #: Seconds of the evaluations that this training has made itself.
         self.evaluation_seconds = 0.0
+        #: Called with the share of the steps that is done: on a CPU after each step, elsewhere at
+        #: evaluations, which wait for the device anyway.
+        self.on_progress: Callable[[float], None] | None = None
         self._begun = self._closed = False
         self._at_end = contextlib.ExitStack()
 
@@ -204,9 +208,7 @@ class Training(Iterator[Evaluation]):
     def evaluate(self, examples: Sweep) -> tuple[float, float]:
         """Accuracy and mean loss on other examples of the weights that were evaluated last."""
         averaged = bool(self._points) and self._points[-1].averaged
-        return evaluate(
-            self.model, examples, precision=self._precision, forward=self._weights(averaged)
-        )
+        return self._evaluator(examples, forward=self._weights(averaged))
 
     # ---------------------------------------------------------------- training
 
@@ -218,6 +220,8 @@ class Training(Iterator[Evaluation]):
         if not self._begun:
             self._begin()
         stop = self._stops[len(self._points)]
+        device = next(self.model.parameters()).device
+        on_step = self.on_progress if device.type == "cpu" else None
         start = self._clock()
         for step in range(done, stop):
             self._set_budget_spent(step)
@@ -225,10 +229,14 @@ class Training(Iterator[Evaluation]):
                 self._device_step(step=step + 1)
             else:
                 self._loop_step(step + 1, draw_ahead=self._draws_ahead and step + 1 < stop)
-        synchronize(next(self.model.parameters()).device)
+            if on_step is not None:
+                on_step((step + 1) / self._schedule.steps)
+        synchronize(device)
         seconds += self._clock() - start
         train_loss = self._meter.read(step=stop)
         self._points.append(self._evaluation(stop, seconds, train_loss=train_loss))
+        if on_step is None and self.on_progress is not None:
+            self.on_progress(stop / self._schedule.steps)
 
     def _begin(self) -> None:
         self._begun = True
@@ -345,11 +353,8 @@ class Training(Iterator[Evaluation]):
         results = [
             (
                 averaged,
-                *evaluate(
-                    self.model,
-                    self._validation if last else self._early,
-                    precision=self._precision,
-                    forward=self._weights(averaged),
+                *self._evaluator(
+                    self._validation if last else self._early, forward=self._weights(averaged)
                 ),
             )
             for averaged in choices

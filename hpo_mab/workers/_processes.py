@@ -16,6 +16,7 @@ import optuna
 import torch
 
 from hpo_mab import training
+from hpo_mab._attributes import DEFINITION_KEY
 from hpo_mab._errors import ArgumentError, StorageError
 from hpo_mab.search import StudyFailedError, TrialCallback
 from hpo_mab.storage import STORAGE_ERRORS, Storage
@@ -79,25 +80,32 @@ class FinishedTrials:
 
     Args:
         study: The study.
-        on_trial: Called with study and trial; None only counts.
+        on_trial: Called with study and trial, see `TrialCallback`; None only counts.
     """
 
     def __init__(self, study: optuna.Study, on_trial: TrialCallback | None) -> None:
         self._study = study
         self._on_trial = on_trial
-        self._known = {t.number for t in self._ended()}
+        self._on_progress = getattr(on_trial, "running", None)
+        self._known = {t.number for t in self._trials() if t.state.is_finished()}
 
     def report_new(self) -> int:
         """Pass the trials finished since the last call to the callback; returns their number."""
-        new = [trial for trial in self._ended() if trial.number not in self._known]
+        trials = self._trials()
+        new = [t for t in trials if t.state.is_finished() and t.number not in self._known]
         for trial in new:
             self._known.add(trial.number)
             if self._on_trial is not None:
                 self._on_trial(self._study, trial)
+        if self._on_progress is not None and not new:
+            spec = self._study.user_attrs[DEFINITION_KEY]["spec"]
+            evaluations = spec["budget"]["evaluations"]
+            running = [t for t in trials if not t.state.is_finished() and t.last_step is not None]
+            self._on_progress({t.number: (t.last_step or 0) / evaluations for t in running})
         return len(new)
 
-    def _ended(self) -> list[optuna.trial.FrozenTrial]:
-        return [t for t in self._study.get_trials(deepcopy=False) if t.state.is_finished()]
+    def _trials(self) -> list[optuna.trial.FrozenTrial]:
+        return self._study.get_trials(deepcopy=False)
 
 
 class WorkerProcess:

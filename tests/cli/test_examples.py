@@ -36,8 +36,12 @@ def test_the_lists(cli: Cli, study: str) -> None:
     status, out, err = cli("examples", study, "--top", "3")
     assert (status, err) == (0, "")
     assert "4 trials saw 1,149 training examples" in out
-    for heading in ("Most likely mislabelled", "Hardest", "Most ambiguous"):
-        assert heading in out
+    for heading, score in (
+        ("Most likely mislabelled", "another class's logit minus the label's"),
+        ("Hardest", "the loss divided by the average loss"),
+        ("Most ambiguous", "standard deviation of the label's probability"),
+    ):
+        assert f"{heading}\nscore: {score}" in out
     found = json.loads(cli("examples", study, "--top", "3", "--json")[1])
     assert found["trials"] == 4
     scores = [one["score"] for one in found["suspicious"]]
@@ -51,6 +55,7 @@ def test_a_page_and_a_table(cli: Cli, study: str, tmp_path: Path) -> None:
     assert status == 0
     page = (tmp_path / "e.html").read_text()
     assert page.count('src="data:image/png;base64,') == 12
+    assert page.count("<p>score: ") == 3
     assert re.search(r'(src|href)="http', page) is None
     rows = list(csv.DictReader((tmp_path / "e.csv").read_text().splitlines()))
     suspicious = [float(row["suspicious"]) for row in rows]

@@ -87,7 +87,7 @@ def test_stored_studies_give_the_same_as_the_comparison_that_ran_them(
 
 
 def test_arms_of_several_databases_can_be_named(cli: Cli, stored: Path) -> None:
-    # The same study in two databases: no names of studies can tell them apart.
+    # The same study in two databases: names of studies do not distinguish them.
     chosen = ("old=one.db#tiny-mab-seed0", "new=hpo_mab.db#tiny-mab-*")
     status, out, _ = cli("report", *chosen, "--reference", "old", "--json")
     assert status == 0
@@ -97,7 +97,7 @@ def test_arms_of_several_databases_can_be_named(cli: Cli, stored: Path) -> None:
     (contrast,) = record["summary"]["contrasts"]
     assert (contrast["arm"], contrast["pairs"]) == ("new", 2)
     assert {row["advantage"]["value"] for row in contrast["paired"]} == {0.0}
-    # Only the comparison's studies were trained again, so there are no scores to set beside them.
+    # Only the comparison's studies were trained again, so there are no scores to compare them with.
     assert contrast["retrained_gain"] is None
 
     status, out, _ = cli("report", "two.db#tiny-*", "one.db#tiny-*", "--json")
@@ -121,6 +121,17 @@ def test_what_cannot_be_compared_is_refused(
     assert status == 2
     for words in [*told, "'tiny-mab-seed0'", "'tiny-uniform-seed0'", "Name studies that agree"]:
         assert words in err
+
+
+def test_own_loops_of_different_budgets_are_refused(cli: Cli, tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'own.db'}"
+    study = optuna.create_study(study_name="own", storage=url, direction="maximize")
+    for budget in (1_000, 2_000):
+        attrs = {"hpo_mab:budget": budget, "hpo_mab:sampler": "uniform"}
+        study.add_trial(optuna.create_trial(value=0.5, user_attrs=attrs))
+    status, out, err = cli("report", "own", "--storage", url)
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert "Trials of study 'own' have different budgets, 1,000 to 2,000 examples." in err
 
 
 def test_mistakes_name_the_next_step(cli: Cli, stored: Path) -> None:

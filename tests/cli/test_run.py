@@ -80,6 +80,23 @@ def test_options_override_the_file(cli: Cli, tiny: str, tmp_path: Path) -> None:
     assert not (tmp_path / "hpo_mab.db").exists()
 
 
+def test_the_trials_of_a_study_are_listed(cli: Cli, tiny: str) -> None:
+    more = ("--trials", "3", "--pruner", "none", "--quiet")
+    assert cli("run", tiny, *more)[0] == 0
+    status, out, _ = cli("studies", "tiny-mab-seed0")
+    head, *rows = out.splitlines()[:4]
+    assert (status, head.split()) == (
+        0,
+        ["Trial", "State", "Accuracy", "Evaluations", "Parameters"],
+    )
+    assert [row.split()[0:2] for row in rows] == [[str(n), "complete"] for n in range(3)]
+    assert all(row.split()[2].endswith("%") and row.split()[3] == "3" for row in rows)
+    assert all("lr = " in row for row in rows)
+    listed = json.loads(cli("studies", "tiny-mab-seed0", "--json")[1])
+    assert [trial["trial"] for trial in listed] == [0, 1, 2]
+    assert 0 < listed[0]["value"] <= 1
+
+
 def test_quiet_is_quiet(cli: Cli, tiny: str) -> None:
     assert cli("run", tiny, "--trials", "1", "--quiet") == (0, "", "")
 
@@ -213,6 +230,62 @@ def test_a_log_gets_a_line_now_and_then(clock: Clock, capsys: pytest.CaptureFixt
     assert len(lines) == 5
     assert lines[0] == ("study: 4/20 trials, 1 pruned, best 2.00%, 20 per minute, 48.0 s left")
     assert lines[-1] == "study: 20/20 trials, 5 pruned, best 18.00%"
+
+
+def test_a_long_trial_shows_how_far_it_is(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    study = optuna.create_study(direction="maximize")
+    with StudyProgress(trials=20, label="study") as progress:
+        for second in range(1, 41):
+            clock.now += 1
+            progress.running({0: second / 80})
+        study.add_trial(create_trial(value=0.5))
+        progress(study, study.trials[-1])
+        clock.now += 9.9
+        progress.running({1: 0.2})
+        clock.now += 10
+        progress.running({1: 0.6, 2: 0.1})
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == [
+        "study: 0/20 trials; trial 0 at 12%, 1 min 10 s left of it, up to 26 min 40 s for all",
+        "study: 0/20 trials; trial 0 at 25%, 1 min 0 s left of it, up to 26 min 40 s for all",
+        "study: 0/20 trials; trial 0 at 38%, 50.0 s left of it, up to 26 min 40 s for all",
+        "study: 0/20 trials; trial 0 at 50%, 40.0 s left of it, up to 26 min 40 s for all",
+        "study: 1/20 trials, 0 pruned, best 50.00%, 1.5 per minute, 12 min 40 s left; "
+        "2 trials running, trial 1 at 60%, 10.0 s left of it",
+    ]
+
+
+def test_short_trials_show_no_progress_of_their_own(
+    clock: Clock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = optuna.create_study(direction="maximize")
+    with StudyProgress(trials=20, label="study") as progress:
+        for number in range(20):
+            for share in (0.25, 0.5, 0.75, 1.0):
+                clock.now += 1
+                progress.running({number: share})
+            study.add_trial(create_trial(value=0.5))
+            progress(study, study.trials[-1])
+    assert "trial " not in capsys.readouterr().err
+
+
+def test_a_long_trial_has_a_bar_of_its_own(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = io.StringIO()
+    monkeypatch.setattr(
+        module, "console", lambda **_: Console(file=screen, force_terminal=True, width=80)
+    )
+    study = optuna.create_study(direction="maximize")
+    with StudyProgress(trials=30, label="study") as progress:
+        clock.now += 600
+        progress.running({0: 0.4})
+        clock.now += 600
+        progress.running({0: 0.8})
+        progress._live.refresh()
+        during = screen.getvalue()
+        study.add_trial(create_trial(value=0.9))
+        progress(study, study.trials[-1])
+    assert "trial 0 at 80%, 5 min 0 s left of it, up to 12 h 30 min for all" in during
+    assert "trial 0" not in screen.getvalue()[len(during) :]
 
 
 def test_quiet_says_nothing(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:

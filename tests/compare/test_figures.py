@@ -2,6 +2,8 @@
 
 import dataclasses
 import math
+import tomllib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from hpo_mab.compare._facts import arm_words
 from hpo_mab.compare._tables import too_wide
 from hpo_mab.compare.figures._search import shuffled_concentration
 
+_STUDIES = Path(__file__).parents[2] / "studies"
 OKABE_ITO = {
     "#000000", "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7",
 }  # fmt: skip
@@ -95,11 +98,24 @@ def test_colours_do_not_depend_on_order_and_differ_while_they_last():
     assert set(chosen.values()) <= OKABE_ITO
 
 
-def test_more_arms_than_colours_differ_in_dash(study):
-    runs = [study(f"arm{i}", 0, trials=2, pruned=0) for i in range(9)]
+def test_no_two_arms_of_a_definition_have_one_colour():
+    raws = [tomllib.loads(path.read_text()) for path in _STUDIES.glob("*/*.toml")]
+    compared = [[*raw["compare"]["arms"]] for raw in raws if "arms" in raw.get("compare", {})]
+    assert len(compared) > 4
+    for arms in [*compared, ["uniform", "mab", "unpruned"]]:
+        assert len(set(figures.colours(arms).values())) == len(arms), arms
+    # Where some of them are compared, each keeps its colour.
+    for name in ("unpruned", "mab_hyperband", "uniform_hyperband", "psgd"):
+        assert len({figures.colours([name, *arms])[name] for arms in compared}) == 1
+
+
+def test_twelve_arms_have_colours_of_their_own_and_more_differ_in_dash(study):
+    arms = [f"arm{i}" for i in range(16)]
+    assert len(set(figures.colours(arms[:12]).values())) == 12
+    runs = [study(arm, 0, trials=2, pruned=0) for arm in arms]
     figure = figures.anytime_incumbent(runs)
-    styles = {(t.line.color, t.line.dash) for i in range(9) for t in lines(figure, f"arm{i}")}
-    assert len(styles) == 9
+    styles = {(t.line.color, t.line.dash) for arm in arms for t in lines(figure, arm)}
+    assert len(styles) == 16
 
 
 def test_incumbent_is_the_median_within_the_seeds_range(drawn, runs):

@@ -5,10 +5,12 @@ from pathlib import Path
 import optuna
 import pytest
 
-from hpo_mab._errors import ArgumentError
-from hpo_mab.compare import stored_comparison
+from hpo_mab._errors import ArgumentError, StorageError
+from hpo_mab.compare import stored_comparison, summarise
 from hpo_mab.compare._stored import Selection
 from hpo_mab.data import DataIdentity
+from hpo_mab.samplers import BatchSampler, MABSampler, UniformSampler
+from hpo_mab.search import TrialReporter
 from hpo_mab.storage import Definition, Storage
 
 
@@ -33,6 +35,71 @@ def test_studies_of_other_files_are_not_compared(tmp_path: Path) -> None:
     with pytest.raises(ArgumentError, match="'uniform-1' and 'mab-1' differ in labels, files"):
         stored_comparison(["*"], storages=[url])
     storage.close()
+
+
+def _own_loops(
+    storage: Storage, name: str, *, budgets: list[int], samplers: list[type[BatchSampler]]
+) -> None:
+    """A study of trials that a `TrialReporter` followed."""
+    labels = [0, 1] * 8
+
+    def objective(trial: optuna.Trial) -> float:
+        with TrialReporter(
+            trial,
+            sampler=samplers[trial.number](labels, batch_size=4, seed=0),
+            budget_examples=budgets[trial.number],
+            evaluations=1,
+            curves=storage.curves,
+        ) as reporter:
+            reporter.step(budgets[trial.number])
+            reporter.report(accuracy=0.5)
+        return reporter.accuracy
+
+    study = optuna.create_study(study_name=name, storage=storage.optuna, direction="maximize")
+    study.optimize(objective, n_trials=len(budgets))
+
+
+def test_trials_of_different_budgets_are_not_compared(tmp_path: Path) -> None:
+    url = str(tmp_path / "studies.db")
+    storage = Storage(url)
+    _own_loops(storage, "own", budgets=[2_000, 1_000], samplers=[UniformSampler, UniformSampler])
+    with pytest.raises(
+        StorageError, match=r"'own' have different budgets, 1,000 to 2,000 examples"
+    ):
+        stored_comparison(["own"], storages=[url])
+    storage.close()
+
+
+def test_studies_of_different_budgets_are_not_compared(tmp_path: Path) -> None:
+    url = str(tmp_path / "studies.db")
+    storage = Storage(url)
+    _own_loops(storage, "long", budgets=[2_000], samplers=[UniformSampler])
+    _own_loops(storage, "short", budgets=[1_000], samplers=[MABSampler])
+    storage.close()
+    found = stored_comparison(["long", "short"], storages=[url])
+    with pytest.raises(ArgumentError, match=r"2,000 examples in 'long' and 1,000 in 'short'"):
+        summarise(found.runs, reference=found.reference)
+
+
+@pytest.mark.parametrize(
+    ("samplers", "arm"),
+    [
+        ([UniformSampler, UniformSampler], "uniform"),
+        ([MABSampler, MABSampler], "mab"),
+        # Which of them a trial had is not the study's arm.
+        ([UniformSampler, MABSampler], "own"),
+    ],
+    ids=["uniform", "mab", "mixed"],
+)
+def test_a_study_of_own_loops_is_the_arm_of_its_one_sampler(
+    samplers: list[type[BatchSampler]], arm: str, tmp_path: Path
+) -> None:
+    url = str(tmp_path / "studies.db")
+    storage = Storage(url)
+    _own_loops(storage, "own", budgets=[1_000, 1_000], samplers=samplers)
+    storage.close()
+    (run,) = stored_comparison(["own"], storages=[url]).runs
+    assert (run.arm, run.trial_examples) == (arm, 1_000)
 
 
 @pytest.mark.parametrize(

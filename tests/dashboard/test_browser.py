@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import shutil
 import subprocess
 import sys
 import threading
@@ -36,36 +34,6 @@ SPEC = {
     "optimizer": {"name": "sgd", "lr": {"low": 0.001, "high": 1.0, "log": True}},
     "training": {"batch_size": 64},
 }
-
-_FLAGS = [
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
-_PATIENCE = 180_000  # Milliseconds; a busy machine starts a browser slowly.
-
-
-@pytest.fixture(name="page", scope="module")
-def _page() -> Iterator[Page]:
-    try:
-        from playwright.sync_api import sync_playwright
-    except ImportError:
-        pytest.skip("playwright is not installed; pip install -e '.[test]' brings it")
-    found = shutil.which("chromium") or shutil.which("chromium-browser")
-    program = os.environ.get("HPO_MAB_CHROMIUM") or found
-    if program is None:
-        pytest.skip("no chromium on the path; apt-get install chromium, or set HPO_MAB_CHROMIUM")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=program, args=_FLAGS)
-        page = browser.new_page(viewport={"width": 1400, "height": 1000})
-        page.set_default_timeout(_PATIENCE)
-        yield page
-        browser.close()
 
 
 @pytest.fixture(name="address", scope="module")

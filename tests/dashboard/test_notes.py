@@ -15,11 +15,11 @@ from hpo_mab._attributes import CHOICE_KEY, EVIDENCE_KEY, FIDELITY_KEY, StudySet
 from hpo_mab._examples import COLUMNS, ExampleCounts, ExampleRecord
 from hpo_mab.advantage import Estimate, Evidence, PairedCurves, measure_evidence
 from hpo_mab.compare._tables import coefficient, points
-from hpo_mab.dashboard._notes import evidence_note, examples_note, pruning_notes
+from hpo_mab.dashboard._notes import evidence_note, examples_note, pruning_notes, study_note
 from hpo_mab.pruners import AdvantagePruner, RungFidelity
 from hpo_mab.search import create_pruner, make_spec
 from hpo_mab.search._standing import Choice, Standing
-from hpo_mab.storage import StudyRun, TrialRun
+from hpo_mab.storage import Storage, StudyRun, TrialRun
 from hpo_mab.training import Evaluation
 
 FULL = 8
@@ -71,7 +71,7 @@ ADVANTAGE = {"pruner": {"kind": "advantage"}}
     ("factor", "scramble", "moved"), [(2.2, 0.0, True), (1.0, 0.0, False), (2.2, 0.1, False)]
 )
 @pytest.mark.parametrize("average", [0.2, 0.0], ids=["averaged weights", "trained weights"])
-def test_rungs_are_told_as_the_pruner_places_them(
+def test_rungs_are_shown_where_the_pruner_places_them(
     factor: float, scramble: float, moved: bool, options: dict[str, Any], average: float
 ) -> None:
     evidence = measured(factor, scramble=scramble)
@@ -248,3 +248,29 @@ def test_a_note_lists_the_most_suspicious_labels() -> None:
         ["| 11", "2", "1.50"],
         ["| 7", "2", "0.50"],
     ]
+
+
+def test_the_note_counts_trials_as_the_plan_does() -> None:
+    described: list[tuple[str, dict[str, Any]]] = [
+        ("complete", {}),
+        ("complete", {"hpo_mab:twin_of": 0}),
+        ("pruned", {}),
+        ("fail", {"hpo_mab:interrupted": True}),
+        ("running", {}),
+    ]
+    trials = tuple(
+        TrialRun(
+            number=number,
+            slot=number,
+            state=state,
+            params={},
+            value=0.5 if state == "complete" else None,
+            paired=False,
+            curve=(),
+            attrs=attrs,
+        )
+        for number, (state, attrs) in enumerate(described)
+    )
+    run = StudyRun(name="tiny", arm="mab", seed=0, trial_examples=800, spec=spec(), trials=trials)
+    note = study_note(run, Storage("sqlite:///nowhere.db"))
+    assert "| trials | 2 complete, 1 pruned, 1 running |" in note.replace("\N{EN SPACE}", "")

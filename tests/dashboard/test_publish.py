@@ -225,7 +225,7 @@ def test_refresh_publishes_what_went_on_and_nothing_else(compared, tmp_path: Pat
         contextlib.closing(sqlite3.connect(str(compared.storage.url.database))) as source,
         contextlib.closing(sqlite3.connect(copy)) as target,
     ):
-        source.backup(target)  # The journal beside the file belongs to it.
+        source.backup(target)  # The journal next to the file belongs to it.
     compared = compared._replace(storage=Storage(f"sqlite:///{copy}"))
     publish_comparison(*compared)
     assert refresh(compared.storage).studies == ()

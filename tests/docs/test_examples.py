@@ -100,17 +100,12 @@ def test_each_example_of_the_readme_runs_alone_and_prints(
 
 
 @pytest.mark.filterwarnings("ignore")  # Lightning's.
-def test_the_lightning_examples_run_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    lightning = pytest.importorskip("lightning.pytorch.callbacks", reason="needs Lightning")
-    if not hasattr(lightning, "WeightAveraging"):
-        pytest.skip("needs Lightning 2.6")
+def test_the_lightning_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("lightning", reason="needs Lightning (extra 'lightning')")
     monkeypatch.chdir(tmp_path)
     page = ROOT / "docs/how-to/lightning.md"
     for block in blocks(page, "py"):
         run(page, block)
-    (curve,) = stored_curves("own-lightning")
-    assert [point.averaged for point in curve] == [True] * 4
-    assert [point.examples for point in curve] == [512, 1024, 1536, 2048]
 
 
 def test_the_reporters_example_stores_curves(
@@ -130,21 +125,82 @@ def test_moving_in_from_optuna_is_the_diff_that_the_page_shows(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     page = ROOT / "docs/how-to/from-optuna.md"
-    before, after = blocks(page, "python")
-    (diff,) = blocks(page, "diff")
-    lines = difflib.unified_diff(before.splitlines(), after.splitlines(), n=1, lineterm="")
-    assert list(lines)[2:] == diff.splitlines()
+    _, after = before_and_after(page, "python")
     run(page, after)
     for curve in stored_curves("own-mab"):
         assert [point.averaged for point in curve] == [point.index < 4 for point in curve]
+    assert_compared("own-uniform", "own-mab", pairs=4)
+
+
+def before_and_after(page: Path, language: str) -> list[str]:
+    """Both scripts of a page about moving in; its diff is that of the two."""
+    before, after = blocks(page, language)
+    (diff,) = blocks(page, "diff")
+    lines = difflib.unified_diff(before.splitlines(), after.splitlines(), n=1, lineterm="")
+    assert list(lines)[2:] == diff.splitlines()
+    return [before, after]
+
+
+def assert_compared(*studies: str, pairs: int) -> None:
+    """The report and the dashboard have the studies of a page, uniform sampling and the bandit."""
     found = stored_comparison(["own-*"], storages=["studies.db"])
     (contrast,) = summarise(found.runs, reference=found.reference).contrasts
     assert (contrast.arm, contrast.reference) == ("mab", "uniform")
-    assert contrast.pairs >= 4
+    assert contrast.pairs >= pairs
     assert json.loads(comparison_record(found, summarise(found.runs)))["studies"]
     storage = Storage("studies.db")
-    assert refresh(storage).studies == ("own-uniform", "own-mab")
+    assert refresh(storage).studies == studies
     storage.close()
+
+
+@pytest.mark.filterwarnings("ignore")  # Lightning's.
+def test_moving_in_from_lightning_is_the_diff_that_the_page_shows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("lightning", reason="needs Lightning (extra 'lightning')")
+    monkeypatch.chdir(tmp_path)
+    page = ROOT / "docs/how-to/from-lightning.md"
+    for script in before_and_after(page, "py"):
+        run(page, script)
+    curves = stored_curves("own-mab")
+    assert [len(curve) for curve in curves][:5] == [4] * 5
+    for curve in curves:
+        assert [point.averaged for point in curve] == [point.index < 4 for point in curve]
+    assert_compared("own-uniform", "own-mab", pairs=5)
+
+
+def test_moving_in_from_ray_tune_is_the_diff_that_the_page_shows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stand_in_ray: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    page = ROOT / "docs/how-to/from-ray-tune.md"
+    for script in before_and_after(page, "py"):
+        run(page, script)
+    curves = stored_curves("own-mab")
+    # Every third function is stopped at its second report, all others at their last.
+    assert [len(curve) for curve in curves] == [2, 4, 4] * 4
+    for curve in curves:
+        assert [point.averaged for point in curve] == [point.index < 4 for point in curve]
+    assert_compared("own-uniform", "own-mab", pairs=12)
+
+
+@pytest.mark.ray
+@pytest.mark.filterwarnings("ignore")  # Ray's.
+def test_moving_in_from_ray_tune_runs_under_ray(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ray = pytest.importorskip("ray", reason="needs Ray (extra 'ray')")
+    pytest.importorskip("ray.tune", reason="needs Ray Tune (pip install 'ray[tune]')")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RAY_AIR_NEW_OUTPUT", "0")
+    page = ROOT / "docs/how-to/from-ray-tune.md"
+    try:
+        for script in before_and_after(page, "py"):
+            run(page, script)
+    finally:
+        ray.shutdown()
+    assert len(stored_curves("own-mab")) == 12
+    assert_compared("own-uniform", "own-mab", pairs=6)
 
 
 def stored_curves(study: str) -> list[Any]:

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -39,21 +40,21 @@ def _site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return target
 
 
-def page(site: Path, name: str) -> str:
+def text_of(site: Path, name: str) -> str:
     return (site / name / "index.html").read_text(encoding="utf-8")
 
 
 def test_the_site_builds_without_a_warning(site: Path) -> None:
-    assert "--data-root" in page(site, "reference/cli")
-    assert "hpo_mab.samplers.GradNormSampler" in page(site, "reference/samplers")
-    assert "label_smoothing" in page(site, "reference/definitions")
+    assert "--data-root" in text_of(site, "reference/cli")
+    assert "hpo_mab.samplers.GradNormSampler" in text_of(site, "reference/samplers")
+    assert "label_smoothing" in text_of(site, "reference/definitions")
 
 
 def test_the_reference_has_public_names_only_and_every_sampler(site: Path) -> None:
     for name in ("api", "samplers", "search", "training", "compare"):
-        text = page(site, f"reference/{name}")
+        text = text_of(site, f"reference/{name}")
         assert not re.findall(r"hpo_mab(?:\.\w+)*\._[a-z]\w*\.", text), name
-    text = page(site, "reference/samplers")
+    text = text_of(site, "reference/samplers")
     headings = re.findall(r'<h2 id="hpo_mab\.samplers\.(\w+)"', text)
     elsewhere = set(hpo_mab.__all__) & set(samplers.__all__)
     assert set(headings) == set(samplers.__all__) - elsewhere
@@ -64,8 +65,21 @@ def test_the_reference_has_public_names_only_and_every_sampler(site: Path) -> No
     assert all(f"<code>{kind}</code>" in table for kind in samplers.available())
 
 
+def test_a_telephone_shows_the_reference_folded_and_a_link_opens_it(site: Path, page: Any) -> None:
+    page.set_viewport_size({"width": 390, "height": 844})
+    address = f"file://{site}/reference/samplers/index.html"
+    page.goto(address)
+    assert page.locator("details.api[open]").count() == 0
+    assert page.evaluate("document.documentElement.scrollHeight") < 20 * 844
+    assert page.evaluate("document.documentElement.scrollWidth") == 390
+    page.goto(f"{address}#hpo_mab.samplers.BatchSampler.state_dict")
+    page.reload()
+    (opened,) = page.locator("details.api[open]").all()
+    assert opened.get_by_text("state_dict").first.is_visible()
+
+
 def test_signatures_have_one_argument_per_line(site: Path) -> None:
-    text = re.sub(r"<[^>]+>", "", page(site, "reference/samplers"))
+    text = re.sub(r"<[^>]+>", "", text_of(site, "reference/samplers"))
     start = (
         r"GradNormSampler\(\n    labels: .*,\n    \*,\n    batch_size: int,\n    seed: int = 0,\n"
     )
@@ -74,7 +88,7 @@ def test_signatures_have_one_argument_per_line(site: Path) -> None:
 
 
 def test_the_evidence_page_has_a_row_per_record_and_a_section_per_question(site: Path) -> None:
-    text = page(site, "evidence")
+    text = text_of(site, "evidence")
     table = text[text.index('class="records"') : text.index("<h2")]
     records = [
         path

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 from torch import nn
@@ -78,6 +80,79 @@ def test_resnet18_keeps_the_resolution_in_its_stem() -> None:
     model = _create("resnet18", in_channels=3, image_size=32)
     stem = nn.Sequential(model.conv1, model.bn1, model.relu, model.maxpool)
     assert stem(torch.zeros(2, 3, 32, 32)).shape == (2, 64, 32, 32)
+
+
+@pytest.mark.parametrize(("size", "side"), [(63, 63), (64, 16), ((96, 128), 24)])
+def test_resnet18_has_torchvisions_stem_from_64_pixels_on(size: int, side: int) -> None:
+    model = _create("resnet18", in_channels=3, image_size=size)
+    height, width = (size, size) if isinstance(size, int) else size
+    stem = nn.Sequential(model.conv1, model.bn1, model.relu, model.maxpool)
+    assert stem(torch.zeros(1, 3, height, width)).shape[:3] == (1, 64, side)
+    assert model(torch.zeros(2, 3, height, width)).shape == (2, 5)
+
+
+def test_resnet18_of_large_images_is_torchvisions() -> None:
+    from torchvision.models import resnet18
+
+    model = _create("resnet18", in_channels=3, image_size=64)
+    theirs = resnet18(num_classes=5)
+    own = {name.replace("fc.1.", "fc."): value for name, value in model.state_dict().items()}
+    theirs.load_state_dict(own)
+    images = torch.randn(2, 3, 64, 64)
+    assert torch.equal(model.eval()(images), theirs.eval()(images))
+
+
+@pytest.mark.parametrize("name", ["resnet18", "googlenet", "mobilenet_v3_small", "squeezenet1_0"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_networks_of_torchvision_by_name(name: str, channels: int) -> None:
+    model = models.create(f"torchvision:{name}", in_channels=channels, num_classes=5, image_size=64)
+    assert model(torch.zeros(2, channels, 64, 64)).shape == (2, 5)
+
+
+@pytest.mark.parametrize(
+    ("name", "channels"), [("resnet10t", 1), ("vit_tiny_patch16_224", 3), ("convnext_atto", 2)]
+)
+def test_networks_of_timm_by_name(name: str, channels: int) -> None:
+    pytest.importorskip("timm", reason="needs timm (pip install '.[timm]')")
+    arguments = {"in_channels": channels, "num_classes": 5, "image_size": 64}
+    model = models.create(f"timm:{name}", **arguments, drop_rate=0.1)
+    assert model(torch.zeros(2, channels, 64, 64)).shape == (2, 5)
+    with pytest.raises(UnknownNameError, match=r"option of model 'timm:.*'drop_rat'.*'drop_rate'"):
+        models.create(f"timm:{name}", **arguments, drop_rat=0.1)
+
+
+def test_without_timm_its_networks_name_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(
+        ArgumentError, match=r"'timm:resnet18' needs timm: pip install '\.\[timm\]'"
+    ):
+        models.create("timm:resnet18", in_channels=1, num_classes=2, image_size=8)
+
+
+def test_options_of_torchvisions_networks_are_those_of_their_class() -> None:
+    assert models.options("torchvision:efficientnet_b0").keys() == {
+        "dropout",
+        "stochastic_depth_prob",
+    }
+    arguments = {"in_channels": 1, "num_classes": 2, "image_size": 32}
+    model = models.create("torchvision:mobilenet_v3_small", **arguments, dropout=0.7)
+    assert any(isinstance(one, nn.Dropout) and one.p == 0.7 for one in model.modules())
+    with pytest.raises(UnknownNameError, match=r"'torchvision:vgg11' 'width'\. Valid: dropout"):
+        models.create("torchvision:vgg11", **arguments, width=3)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("torchvision:resnet51", r"network of torchvision 'resnet51'.*'resnet50'"),
+        ("resnet50", r"Unknown model 'resnet50'.*'resnet18'.*torchvision:NAME"),
+        ("zzz", r"Valid: mlp, resnet18, small_cnn, timm:NAME, torchvision:NAME"),
+        ("torchvision:vit_b_16", "'torchvision:vit_b_16' cannot be made: .*patch size"),
+    ],
+)
+def test_what_torchvision_cannot_make_is_said(name: str, message: str) -> None:
+    with pytest.raises(ArgumentError, match=message):
+        models.create(name, in_channels=1, num_classes=2, image_size=33)
 
 
 def test_options_are_those_of_the_network() -> None:

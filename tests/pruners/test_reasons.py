@@ -13,7 +13,7 @@ from optuna.pruners import BasePruner
 from optuna.trial import FrozenTrial, TrialState
 
 from hpo_mab import AdvantagePruner, TrialReporter
-from hpo_mab.pruners import TopKPruner, why_pruned
+from hpo_mab.pruners import PromotionPruner, TopKPruner, why_pruned
 
 pruners = optuna.pruners
 
@@ -97,6 +97,13 @@ CASES: list[tuple[BasePruner, list[list[float]], dict[str, Any], str]] = [
         {"step": 2, "rung": 0, "value": 0.5, "threshold": 0.9, "competitors": 2},
         "50.00% at rung 0 at evaluation 2, as one of 2 trials judged there so far; 90.00% was "
         "needed to continue.",
+    ),
+    (
+        PromotionPruner(max_resource=8, min_resource=2),
+        [flat(0.9), flat(0.5)],
+        {"step": 2, "rung": 0, "value": 0.5, "threshold": 0.9, "competitors": 2},
+        "50.00% at rung 0 at evaluation 2, as one of 2 trials judged there so far; 90.00% was "
+        "needed to continue. It may continue later.",
     ),
     (
         TopKPruner(max_resource=4, after=0.5, k=3),

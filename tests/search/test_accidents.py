@@ -1,4 +1,4 @@
-"""Trials that come to grief by themselves: the reason is kept and the study goes on."""
+"""Trials that fail by themselves: the reason is kept and the study continues."""
 
 from __future__ import annotations
 
@@ -156,7 +156,7 @@ def test_data_that_raise_in_the_middle_fail_the_trial_and_not_the_study(
     assert "\n" not in failed.user_attrs["hpo_mab:reason"]
     # Failed by itself: its slot is not tried again.
     assert [trial.user_attrs["hpo_mab:slot"] for trial in study.trials] == [0, 1, 2]
-    # The study's curves and reports tell the same story about it.
+    # Curve and reports of the trial agree.
     curve = storage.curves.load([failed._trial_id]).get(failed._trial_id, ())
     assert len(curve) == len(failed.intermediate_values) < 8
 
@@ -186,10 +186,10 @@ def _greedy_runner(storage: Storage, tiny: Make, device: str) -> StudyRunner:
     return StudyRunner(spec, storage, objective=objective)
 
 
-def _only_the_wide_ones_failed(trials: Sequence[TrialRun], told: str) -> None:
+def _only_the_wide_ones_failed(trials: Sequence[TrialRun], expected: str) -> None:
     assert [trial.state for trial in trials] == ["fail", "fail", "complete", "complete", "complete"]
     for trial in trials[:2]:
-        assert re.fullmatch(told, trial.attrs["hpo_mab:reason"]), trial.attrs["hpo_mab:reason"]
+        assert re.fullmatch(expected, trial.attrs["hpo_mab:reason"]), trial.attrs["hpo_mab:reason"]
 
 
 def _memory() -> tuple[int, int]:
@@ -213,8 +213,8 @@ def test_running_out_of_the_machines_memory_for_real(storage: Storage, tiny: Mak
     finally:
         gc.enable()
         resource.setrlimit(resource.RLIMIT_AS, limits)
-    told = r"OutOfMemoryError: host out of memory\. Tried to allocate \d+\.\d\d MiB\."
-    _only_the_wide_ones_failed(run.trials, told)
+    expected = r"OutOfMemoryError: host out of memory\. Tried to allocate \d+\.\d\d MiB\."
+    _only_the_wide_ones_failed(run.trials, expected)
     # The next trial finds nothing of a network of 160 MiB and its gradients.
     assert max(used) < before + 64 * _MIB
 
@@ -239,8 +239,8 @@ def test_running_out_of_a_gpus_memory_for_real(storage: Storage, tiny: Make) -> 
     finally:
         gc.enable()
         torch.cuda.set_per_process_memory_fraction(1.0, 0)
-    told = r"OutOfMemoryError: CUDA out of memory\. Tried to allocate \d.*"
-    _only_the_wide_ones_failed(run.trials, told)
+    expected = r"OutOfMemoryError: CUDA out of memory\. Tried to allocate \d.*"
+    _only_the_wide_ones_failed(run.trials, expected)
     allocated, reserved = zip(*used[:2], strict=True)
     assert max(allocated) < before[0] + 16 * _MIB
     assert max(reserved) < before[1] + 64 * _MIB
@@ -279,10 +279,10 @@ HOST = "OutOfMemoryError: host out of memory."
         (ValueError("CUDA error: out of memory"), None),
     ],
 )
-def test_a_lack_of_memory_is_told_apart(error: Exception, reason: str | None) -> None:
+def test_a_lack_of_memory_is_expected_apart(error: Exception, reason: str | None) -> None:
     assert memory_reason(error) == reason
-    told = f"{type(error).__name__}: {error}".splitlines()[0]
-    assert failure_reason(error) == (reason or told)
+    expected = f"{type(error).__name__}: {error}".splitlines()[0]
+    assert failure_reason(error) == (reason or expected)
 
 
 def test_libraries_that_are_refused_memory_are_understood() -> None:
@@ -291,9 +291,9 @@ def test_libraries_that_are_refused_memory_are_understood() -> None:
     assert memory_reason(refused.value) == f"{HOST} Tried to allocate 3,725,290.30 GiB."
     with pytest.raises(MemoryError) as refused_array:
         np.empty(10**15)
-    told = memory_reason(refused_array.value)
-    assert told is not None
-    assert told.startswith(f"{HOST} Unable to allocate 7.11 PiB for an array with shape")
+    expected = memory_reason(refused_array.value)
+    assert expected is not None
+    assert expected.startswith(f"{HOST} Unable to allocate 7.11 PiB for an array with shape")
 
 
 def test_what_was_raised_on_the_way_out_hides_no_lack_of_memory() -> None:
@@ -321,11 +321,11 @@ class _Vast(Dataset[Tensor]):
         return torch.empty(10**15)
 
 
-def test_a_data_loading_process_that_runs_out_of_memory_is_told() -> None:
+def test_a_data_loading_process_that_runs_out_of_memory_is_expected() -> None:
     with pytest.raises(RuntimeError) as refused:
         next(iter(DataLoader(_Vast(), num_workers=1)))
-    told = f"{HOST} Tried to allocate 3,725,290.30 GiB. (in a data-loading process)"
-    assert failure_reason(refused.value) == told
+    expected = f"{HOST} Tried to allocate 3,725,290.30 GiB. (in a data-loading process)"
+    assert failure_reason(refused.value) == expected
 
 
 def test_a_range_whose_end_memory_has_no_room_for_is_refused(tiny_data: object) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
 import shutil
 import signal
@@ -15,6 +16,7 @@ import torch
 from _faults import _fork
 
 from hpo_mab._plan import Plan
+from hpo_mab.pruners import PromotionPruner
 from hpo_mab.search import (
     StudyRunner,
     StudySpec,
@@ -26,6 +28,7 @@ from hpo_mab.search import (
     trial_seed,
 )
 from hpo_mab.search._recorder import Checkpoints, CheckpointWarning, SlotCheckpoint, TrialRecord
+from hpo_mab.search._study import open_with_parts
 from hpo_mab.storage import Storage, StudyRun, TrialRun, files_folder, open_study
 from hpo_mab.training import Evaluation
 
@@ -114,7 +117,7 @@ def _timeless(trial: TrialRun) -> list[dict[str, Any]]:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs fork and SIGKILL")
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_killed_worker_s_trial_goes_on_where_it_was_saved(
+def test_a_killed_worker_s_trial_continues_where_it_was_saved(
     kind: str,
     runner_of: Runner,
     storage: Storage,
@@ -156,7 +159,7 @@ def test_a_killed_worker_s_trial_goes_on_where_it_was_saved(
     again.close()
 
 
-def test_an_interrupted_trial_goes_on_and_what_was_lost_is_paid_twice(
+def test_an_interrupted_trial_continues_and_what_was_lost_is_paid_twice(
     runner_of: Runner, storage: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runner = runner_of()
@@ -366,78 +369,101 @@ def test_a_folder_that_cannot_be_written_does_not_stop_a_trial(
     assert trial.state == "complete"
 
 
-def _top_k(*, slots: int = 1, **training: Any) -> StudySpec:
-    """Two trials that run in full, four that are stopped at evaluation 2, two that continue."""
-    raw = _long("uniform", trials=8, epochs=None).model_dump(mode="json")
-    raw["search"] |= {"initial": 2}
-    raw["training"] |= {"schedule": "constant", "slots": slots, "checkpoint": 60.0, **training}
-    raw["pruner"] = {"kind": "top_k", "after": 0.3, "k": 2}
+def _promotion(
+    *, slots: int = 1, trials: int = 8, total: str | None = None, **training: Any
+) -> StudySpec:
+    """Trials that may pause at evaluations 1, 2 and 4 of 6."""
+    raw = _long("uniform", trials=trials, epochs=None, total=total).model_dump(mode="json")
+    raw["search"] |= {"initial": 0}
+    raw["training"] |= {"slots": slots, "checkpoint": 60.0, **training}
+    raw["pruner"] = {"kind": "promotion"}
     return make_spec(raw)
 
 
-def _summary(run: StudyRun) -> list[tuple[str, int]]:
-    return [(trial.state, len(trial.curve)) for trial in run.trials]
+def _chains(run: StudyRun) -> dict[int, list[TrialRun]]:
+    """The trials of each slot, in order."""
+    chains: dict[int, list[TrialRun]] = {}
+    for trial in run.trials:
+        if trial.state != "fail":
+            chains.setdefault(trial.slot, []).append(trial)
+    return chains
 
 
+@pytest.mark.parametrize("schedule", ["linear", "constant"])
 @pytest.mark.parametrize("slots", [1, 4])
-def test_the_best_stopped_trials_continue_and_nothing_is_trained_twice(
-    storage: Storage, slots: int
+def test_paused_trials_continue_and_nothing_is_trained_twice(
+    storage: Storage, slots: int, schedule: str
 ) -> None:
-    spec = _top_k(slots=slots)
-    runner = StudyRunner(spec, storage)
-    run = runner.run(score=False).run
-    assert sorted(_summary(run)) == [("complete", 6)] * 4 + [("pruned", 2)] * 4
-    stopped = sorted(
-        (trial for trial in run.trials if trial.state == "pruned"),
-        key=lambda trial: -trial.curve[-1].accuracy,
-    )
-    promoted = [trial for trial in run.trials if "hpo_mab:promotes" in trial.attrs]
-    assert [trial.attrs["hpo_mab:promotes"] for trial in promoted] == [
-        t.number for t in stopped[:2]
-    ]
+    spec = _promotion(slots=slots, schedule=schedule)
+    run = StudyRunner(spec, storage).run(score=False).run
     study = open_study(storage, run.name)
-    for trial, origin in zip(promoted, stopped, strict=False):
-        assert trial.attrs["hpo_mab:resumed_at"] == 2
-        assert trial.attrs["hpo_mab:continues"] == origin.slot != trial.slot
-        assert trial.curve[:2] == origin.curve
-        # Optuna has all reports of the configuration under one number.
-        values = study.trials[trial.number].intermediate_values
-        assert values == {point.index: point.accuracy for point in trial.curve}
-        again = replay(storage, run.name, trial.number)
-        assert again.is_identical if slots == 1 else again.slots == slots
-    full = run.trial_examples
-    assert run.examples == 4 * full + 2 * stopped[0].examples
-    assert run.examples == storage.curves.spent(study._study_id)[0]
-    assert run.saved_examples == 2 * (full - stopped[0].examples)
+    chains = _chains(run)
+    assert sorted(chains) == list(range(8))
+    continued = [chain for chain in chains.values() if len(chain) > 1]
+    assert continued
+    for chain in chains.values():
+        lengths = [len(trial.curve) for trial in chain]
+        assert set(lengths) <= {1, 2, 4, 6}
+        assert lengths == sorted(set(lengths))
+        for before, after in itertools.pairwise(chain):
+            assert before.state == "pruned"
+            assert after.params == before.params
+            assert after.attrs["hpo_mab:promotes"] == before.number
+            assert after.attrs["hpo_mab:resumed_at"] == len(before.curve)
+            assert after.curve[: len(before.curve)] == before.curve
+            # Optuna has all reports of the configuration under one number.
+            values = study.trials[after.number].intermediate_values
+            assert values == {point.index: point.accuracy for point in after.curve}
+    last = continued[-1][-1]
+    again = replay(storage, run.name, last.number)
+    assert again.is_identical if slots == 1 else again.slots == slots
+    spent = sum(chain[-1].curve[-1].examples for chain in chains.values())
+    assert run.examples == storage.curves.spent(study._study_id)[0] == spent
+    assert run.saved_examples == 8 * run.trial_examples - spent
+    assert Plan(run.trials).finished == 8
+
+
+def test_the_rule_is_applied_to_the_end_and_a_budget_lengthens_the_others(
+    storage: Storage,
+) -> None:
+    spec = _promotion()
+    run = StudyRunner(spec, storage).run(score=False).run
+    study = open_with_parts(storage, run.name, spec)
+    pruner = study.pruner
+    assert isinstance(pruner, PromotionPruner)
+    assert pruner.next_best(study) is None
+    left = {trial.number for trial in pruner.paused(study, every=True)}
+    assert left
+    run = StudyRunner(_promotion(total="100epochs"), storage).run(score=False).run
+    assert [chain[-1].state for chain in _chains(run).values()] == ["complete"] * 8
+    assert run.examples == 8 * run.trial_examples
     assert not list(files_folder(storage, "checkpoints").glob("*.pt*"))
 
 
-def test_only_the_best_stopped_trials_keep_their_checkpoints(
-    storage: Storage, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    kept = []
-    sweep = Checkpoints.sweep
-
-    def counted(self: Checkpoints, study: optuna.Study) -> None:
-        sweep(self, study)
-        kept.append(len(list(self.folder.glob("*.pt"))))
-
-    monkeypatch.setattr(Checkpoints, "sweep", counted)
-    StudyRunner(_top_k(), storage).run(score=False)
-    # After each trial: none is stopped, four are, two continue; and once at the end.
-    assert kept == [0, 0, 1, 2, 2, 2, 1, 0, 0]
+def test_checkpoints_of_trials_that_have_no_use_are_removed(storage: Storage) -> None:
+    raw = _promotion(trials=16).model_dump(mode="json")
+    raw["pruner"] = {"kind": "promotion", "reduction_factor": 4}
+    spec = make_spec(raw)
+    run = StudyRunner(spec, storage).run(score=False).run
+    study = open_with_parts(storage, run.name, spec)
+    pruner = study.pruner
+    assert isinstance(pruner, PromotionPruner)
+    kept = {f"-{trial.user_attrs['hpo_mab:slot']}.pt" for trial in pruner.worth_keeping(study)}
+    files = [path.name for path in files_folder(storage, "checkpoints").glob("*.pt*")]
+    assert {f"-{name.rpartition('-')[2]}" for name in files} <= kept
+    paused = sum(chain[-1].state == "pruned" for chain in _chains(run).values())
+    assert 0 < len(files) < paused
 
 
 def test_a_continued_trial_that_is_cut_off_continues_again(
     storage: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    runner = StudyRunner(_top_k(checkpoint=1e-9), storage)
-    run = runner.run(score=False).run
-    whole = {trial.attrs["hpo_mab:continues"]: trial for trial in run.trials[6:]}
+    runner = StudyRunner(_promotion(checkpoint=1e-9), storage)
+    whole = _chains(runner.run(score=False).run)
     add = TrialRecord.add
 
     def cut_off(self: TrialRecord, evaluation: Evaluation) -> None:
-        if evaluation.index == 6 and "hpo_mab:continues" in self._trial.user_attrs:
+        if evaluation.index == 2 and "hpo_mab:promotes" in self._trial.user_attrs:
             raise KeyboardInterrupt
         add(self, evaluation)
 
@@ -446,22 +472,21 @@ def test_a_continued_trial_that_is_cut_off_continues_again(
         patch.setattr(TrialRecord, "add", cut_off)
         assert runner.run(second, score=False).interrupted
     run = runner.run(second, score=False).run
-    cut, again = run.trials[6:8]
-    assert (cut.state, again.state) == ("fail", "complete")
-    assert cut.attrs["hpo_mab:continues"] == again.attrs["hpo_mab:continues"]
-    assert (cut.attrs["hpo_mab:resumed_at"], again.attrs["hpo_mab:resumed_at"]) == (2, 5)
-    for trial in run.trials:
-        if trial.state == "complete" and "hpo_mab:continues" in trial.attrs:
-            assert _timeless(trial) == _timeless(whole[trial.attrs["hpo_mab:continues"]])
+    (cut,) = (trial for trial in run.trials if trial.state == "fail")
+    again = run.trials[cut.number + 1]
+    assert cut.attrs["hpo_mab:promotes"] == again.attrs["hpo_mab:promotes"]
+    assert (cut.attrs["hpo_mab:resumed_at"], again.attrs["hpo_mab:resumed_at"]) == (1, 1)
+    for slot, chain in _chains(run).items():
+        assert [_timeless(trial) for trial in chain] == [_timeless(one) for one in whole[slot]]
 
 
-@pytest.mark.parametrize("training", [{"schedule": "linear"}, {"checkpoint": 0.0}])
-def test_under_linear_decay_or_without_checkpoints_the_best_start_from_zero(
-    storage: Storage, training: dict[str, Any]
-) -> None:
-    run = StudyRunner(_top_k(**training), storage).run(score=False).run
-    promoted = run.trials[6:]
-    for trial in promoted:
-        assert trial.state == "complete"
-        assert not {"hpo_mab:continues", "hpo_mab:resumed_at"} & trial.attrs.keys()
-        assert trial.curve[0] != run.trials[trial.attrs["hpo_mab:promotes"]].curve[0]
+def test_without_checkpoints_paused_trials_start_from_zero(storage: Storage) -> None:
+    run = StudyRunner(_promotion(checkpoint=0.0), storage).run(score=False).run
+    for chain in _chains(run).values():
+        for before, after in itertools.pairwise(chain):
+            assert "hpo_mab:resumed_at" not in after.attrs
+            # The same seed: the same training.
+            assert [p.accuracy for p in after.curve[: len(before.curve)]] == [
+                p.accuracy for p in before.curve
+            ]
+    assert run.examples == sum(trial.curve[-1].examples for trial in run.trials)

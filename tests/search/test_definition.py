@@ -62,12 +62,21 @@ def test_another_sampler_keeps_only_the_knobs_it_has(write) -> None:  # type: ig
     assert spec.sampler.options == {}
 
 
+def test_a_wrong_reward_is_found_in_the_definition(write) -> None:  # type: ignore[no-untyped-def]
+    for value in ("above_averag", {"choices": ["above_average", "above_averag"]}):
+        with pytest.raises(SpecError, match=r"'above_averag'\. Did you mean 'above_average'\?"):
+            load_spec(write(GOOD), {"sampler.reward": value})
+    # Of other samplers it is another option.
+    with pytest.raises(SpecError, match="option of sampler 'uniform' 'reward'"):
+        load_spec(write(GOOD), {"sampler.kind": "uniform", "sampler.reward": "x"})
+
+
 @pytest.mark.parametrize(
     "key", ["data.name", "model.name", "optimizer.name", "sampler.kind", "pruner.kind"]
 )
 @pytest.mark.parametrize("value", [["sgd", "adam"], {"choices": ["sgd", "adam"]}, 3, True])
 def test_what_a_section_names_is_set_to_text_alone(write, key, value) -> None:  # type: ignore[no-untyped-def]
-    with pytest.raises(SpecError, match=f"{key}: Input should be a valid string"):
+    with pytest.raises(SpecError, match=f"{key} must be a text"):
         load_spec(write(GOOD), {key: value})
 
 
@@ -81,7 +90,7 @@ def test_what_a_section_names_is_set_to_text_alone(write, key, value) -> None:  
         (('name = "sgd"', 'name = "sgdm"'), ["'sgdm'", "'sgd'"]),
         (('name = "sgd"', 'name = "sgd"\nmomentom = 0.9'), ["'momentom'", "'momentum'"]),
         (("low = 0.01", "low = 2.0"), ["optimizer.lr", "low", "2.0", "1.0"]),
-        (("epochs = 2", "epochs = 0"), ["budget.epochs", "greater than 0"]),
+        (("epochs = 2", "epochs = 0"), ["budget.epochs", "above 0, got 0"]),
         (("epochs = 2", "epochs = 2\nsteps = 3"), ["budget", "exactly one", "epochs and steps"]),
         (("epochs = 2", ""), ["exactly one", "none"]),
         (("epochs = 2", 'epochs = 2\ntotal = "5 parsecs"'), ["total budget", "5 parsecs"]),

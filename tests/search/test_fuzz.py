@@ -19,7 +19,8 @@ from hpo_mab._errors import HpoMabError
 from hpo_mab.cli import main
 from hpo_mab.data import ImageSplits
 from hpo_mab.search import StudySpec, load_spec, load_splits, make_objective, make_spec
-from hpo_mab.search._components import SEARCHERS, pruner_kinds, study_pruner
+from hpo_mab.search._components import pruner_kinds, study_pruner
+from hpo_mab.search._pilot import SEARCHERS
 from hpo_mab.search._prepare import NAMED
 
 _QUICK = settings(
@@ -176,7 +177,7 @@ def _is_large(spec: StudySpec) -> bool:
             {"sampler": {"prior": {"low": 1, "high": 3}}},
             r"sampler.prior must be a list of 2 values, .* as in \[1, 2\], got 1",
         ),
-        ({"seed": 2**40}, "seed: Input should be less than 4294967296, got 1099511627776"),
+        ({"seed": 2**40}, "seed must be below 4294967296, got 1099511627776"),
     ],
 )
 def test_a_value_of_another_type_is_named_with_what_would_do(

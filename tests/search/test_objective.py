@@ -111,7 +111,7 @@ def test_trials_that_an_earlier_version_has_stored_are_read(
         # Such a version has not measured evaluations.
         assert ours == {key: v for key, v in one.attrs.items() if key != EVALUATION_KEY}
         assert (one.slot, one.paired, one.value) == (other.slot, other.paired, other.value)
-    # It goes on where it was.
+    # It continues where it was.
     more = tiny(budget={"trials": 4})
     run = StudyRunner(more, fresh, objective=make_objective(more, splits)).run(score=False).run
     assert [trial.slot for trial in run.trials] == [0, 1, 2, 3]

@@ -68,6 +68,28 @@ def test_a_study_in_slots_is_the_study_one_after_the_other(
         assert trial.curve[-1].loss == pytest.approx(twin.curve[-1].loss, rel=0.02)
 
 
+def test_trials_in_slots_show_how_far_they_are(
+    storage: Storage, tiny: Make, splits: ImageSplits
+) -> None:
+    class Progress:
+        def __init__(self) -> None:
+            self.shares: list[dict[int, float]] = []
+
+        def __call__(self, *_: Any) -> None: ...
+
+        def running(self, shares: dict[int, float]) -> None:
+            self.shares.append(shares)
+
+    progress = Progress()
+    spec = tiny(
+        training={"slots": 2},
+        pruner={"kind": "none"},
+        budget={"trials": 2, "evaluations": 2},
+    )
+    _runner(spec, storage, splits).run(score=False, on_trial=progress)
+    assert progress.shares == [{0: 0.5, 1: 0.5}, {}]
+
+
 @pytest.mark.filterwarnings("ignore::hpo_mab.pruners.AdvantageWarning")
 @pytest.mark.parametrize("pruner", ["median", "advantage", "top_k"])
 @pytest.mark.parametrize("sampler", ["mab", "auto"])
@@ -120,7 +142,7 @@ def test_a_range_of_shapes_is_trained_one_at_a_time(
     outcome = _runner(spec, storage, splits).run(score=False)
     assert len(outcome.run.trials) == 2
     assert outcome.loop_reasons == (
-        "ranges of the network's options give each trial a shape of its own",
+        "ranges of the network's options give each trial another shape",
     )
 
 

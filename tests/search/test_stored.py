@@ -55,7 +55,7 @@ def test_every_trial_adds_what_it_drew(
     np.testing.assert_array_equal(predictions.sum(axis=1), record.counts.visits)
 
 
-def test_a_study_goes_on_with_its_record(storage: Storage, tiny: Make, splits: ImageSplits) -> None:
+def test_a_study_keeps_its_record(storage: Storage, tiny: Make, splits: ImageSplits) -> None:
     for trials in (3, 5):
         run = _run(tiny(budget={"trials": trials}), storage, splits)
         record = _record(storage, run)

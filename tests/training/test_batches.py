@@ -106,6 +106,13 @@ def test_sweeps_cover_each_example_once_in_order_and_again() -> None:
         assert targets.tolist() == [0, 1, 0, 1, 0]
 
 
+@pytest.mark.parametrize(("side", "most"), [(8, 1024), (128, 341), (512, 21)])
+def test_sweeps_hold_at_most_64_mib_of_inputs(side: int, most: int) -> None:
+    images = torch.zeros(2, 3, side, side, dtype=torch.uint8)
+    data = ImageData(images=images, labels=torch.tensor([0, 1]), classes=("a", "b"))
+    assert DeviceSweep(data, normalization=_PLAIN).batch_size == most
+
+
 def test_arguments_out_of_bounds_are_refused() -> None:
     with pytest.raises(ArgumentError, match="num_workers must be at least 0, got -1"):
         LoaderBatches(_Pairs(), num_workers=-1)

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from hpo_mab.training import evaluate
+from hpo_mab.training import LoaderSweep, evaluate
+from hpo_mab.training._evaluate import examples_at_once
 
 
 class _Fixed(nn.Module):
@@ -35,3 +36,42 @@ def test_the_mode_is_restored_after_an_error() -> None:
     with pytest.raises(IndexError):
         evaluate(model, [(torch.zeros(2, 2), torch.tensor([0, 5]))])
     assert model.training
+
+
+class _Wide(nn.Module):
+    """Makes 4 MiB of each example on the way, and 64 MiB of its weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[int] = []
+        self.weights = nn.Parameter(torch.zeros(2**24))
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        self.seen.append(len(inputs))
+        wide = inputs[:, :1].expand(-1, 2**20) + (self.weights * 2)[0]
+        return torch.cat([wide.mean(dim=1, keepdim=True), inputs[:, 1:]], dim=1)
+
+
+def test_batches_are_cut_to_what_memory_holds() -> None:
+    inputs, targets = torch.randn(50, 3), torch.arange(50) % 3
+    model = _Wide()
+    # Four times 4 MiB an example fit 16 times into 256 MiB.
+    assert examples_at_once(model, inputs) == 16
+    model.seen.clear()
+    found = evaluate(model, [(inputs[:40], targets[:40]), (inputs[40:], targets[40:])])
+    # One example to measure, once.
+    assert model.seen == [1, 16, 16, 8, 10]
+    assert found == pytest.approx(evaluate(nn.Identity(), [(inputs, targets)]), rel=1e-4)
+
+
+def test_small_networks_keep_whole_batches() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.Flatten(), nn.Linear(16 * 32**2, 10))
+    assert examples_at_once(model, torch.zeros(2, 3, 32, 32)) >= 1024
+
+
+def test_examples_of_a_loader_are_evaluated_in_parts_too() -> None:
+    inputs, targets = torch.randn(40, 3), torch.arange(40) % 3
+    model = _Wide()
+    sweep = LoaderSweep(torch.utils.data.TensorDataset(inputs, targets))
+    assert evaluate(model, sweep)[0] == evaluate(nn.Identity(), [(inputs, targets)])[0]
+    assert max(model.seen) == 16

@@ -122,6 +122,18 @@ def test_there_is_a_state_only_after_an_evaluation_of_its_own(start: Start) -> N
     assert [resumed.has_state for _ in resumed] == [False, False, True, True]
 
 
+def test_progress_is_that_of_each_step_on_a_cpu(start: Start) -> None:
+    training = start()
+    shares: list[float] = []
+    training.on_progress = shares.append
+    next(training)
+    stop = training._stops[0]
+    assert shares == [step / training._stops[-1] for step in range(1, stop + 1)]
+    list(training)
+    assert len(shares) == training._stops[-1]
+    assert shares[-1] == 1.0
+
+
 def test_there_is_no_state_where_workers_draw_batches_ahead(start: Start) -> None:
     stopped = start(loader=1)
     next(stopped)

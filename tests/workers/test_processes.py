@@ -15,6 +15,7 @@ import optuna
 import pytest
 import torch
 
+from hpo_mab._attributes import DEFINITION_KEY
 from hpo_mab._errors import ArgumentError, StorageError
 from hpo_mab.search import StudyFailedError
 from hpo_mab.storage import Storage
@@ -142,6 +143,30 @@ def test_finished_trials_are_passed_on_once(run: Callable[..., bool], study: opt
     study.add_trial(optuna.create_trial(value=0.5))
     assert (watch.report_new(), watch.report_new()) == (1, 0)
     assert finished == [1]
+
+
+def test_running_trials_of_workers_show_the_share_of_their_budget() -> None:
+    from hpo_mab.workers._processes import FinishedTrials
+
+    class Progress:
+        shares: ClassVar[list[Any]] = []
+
+        def __call__(self, study: optuna.Study, trial: Any) -> None: ...
+
+        def running(self, shares: Any) -> None:
+            self.shares.append(shares)
+
+    study = optuna.create_study(direction="maximize")
+    study.set_user_attr(DEFINITION_KEY, {"spec": {"budget": {"evaluations": 4}}})
+    watch = FinishedTrials(study, Progress())
+    first, _ = study.ask(), study.ask()
+    first.report(0.5, step=1)
+    watch.report_new()
+    first.report(0.6, step=3)
+    watch.report_new()
+    study.tell(first, 0.7)
+    watch.report_new()
+    assert Progress.shares == [{0: 0.25}, {0: 0.75}]
 
 
 def test_cuda_devices_are_assigned_round_robin(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -400,4 +400,4 @@ def knob_importance(importances: Mapping[str, Mapping[str, float]]) -> go.Figure
             )
     made.update_layout(barmode="group")
     made.update_yaxes(automargin=True, title=None)
-    return note_if_empty(made, "Too few complete trials to tell.")
+    return note_if_empty(made, "Too few complete trials to measure importance.")

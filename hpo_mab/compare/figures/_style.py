@@ -32,24 +32,30 @@ OKABE_ITO = {
     "vermillion": "#D55E00",
     "purple": "#CC79A7",
 }
+#: For more arms than the palette has colours; of Tol's muted scheme.
+_MORE = {
+    "olive": "#999933",
+    "wine": "#882255",
+    "teal": "#44AA99",
+    "brown": "#8C510A",
+    "indigo": "#332288",
+    "rose": "#CC6677",
+}
+#: Arms that definitions of this package compare; no two of one colour.
 _FIXED = {
     "uniform": OKABE_ITO["black"],
     "mab": OKABE_ITO["blue"],
-    "psgd": OKABE_ITO["orange"],
-    "csgd": OKABE_ITO["vermillion"],
-    "auto": OKABE_ITO["green"],
-    "gradnorm": OKABE_ITO["purple"],
-    "contextual": OKABE_ITO["sky"],
-    "uniform_hyperband": OKABE_ITO["vermillion"],
+    "unpruned": OKABE_ITO["vermillion"],
+    "uniform_hyperband": OKABE_ITO["orange"],
     "uniform_median": OKABE_ITO["purple"],
     "mab_hyperband": OKABE_ITO["green"],
     "mab_advantage": OKABE_ITO["sky"],
-    "mab_paper": OKABE_ITO["sky"],
-    "epsilon_greedy": OKABE_ITO["green"],
-    "softmax": OKABE_ITO["purple"],
+    "psgd": _MORE["olive"],
+    "csgd": _MORE["wine"],
+    "auto": _MORE["teal"],
+    "gradnorm": _MORE["brown"],
 }
-#: Yellow last: it is faint on white.
-_FREE = [OKABE_ITO[name] for name in ("sky", "green", "vermillion", "purple", "orange", "yellow")]
+_FREE = [OKABE_ITO[name] for name in ("sky", "green", "vermillion", "purple", "orange")]
 _BELOW_TITLE = "<br><sup>"
 #: Characters per line of titles and subtitles, so that a telephone shows them.
 _TITLE, _SUBTITLE = 42, 56
@@ -61,10 +67,10 @@ _DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
 
 
 def colours(arms: Iterable[str]) -> dict[str, str]:
-    """Colour of each arm: the samplers' own by name, other names by their hash.
+    """Colour of each arm: its own by name, other names by their hash.
 
-    Other names whose hashes agree take the next free colour in order of name, so an arm's colour
-    is the same in all figures of the same arms.
+    Other names whose hashes agree take the next free colour in order of name. So an arm's colour
+    is the same in all figures of the same arms, and no other has it up to fourteen arms.
     """
     names = sorted(set(arms))
     found = {name: _FIXED[name] for name in names if name in _FIXED}
@@ -109,10 +115,11 @@ def figure(*, title: str, x: str, y: str) -> go.Figure:
     return made
 
 
-def _entitle(target: go.Figure, title: str, said: Sequence[str]) -> None:
-    """Set the title and what is said below it, wrapped, with the room they need above the plot."""
+def _entitle(target: go.Figure, title: str, marks: Sequence[str]) -> None:
+    """Set the title and what marks mean below it, wrapped, with the room they need."""
+    target.layout.meta = {"title": title, "marks": list(marks)}
     lines = textwrap.wrap(title, _TITLE)
-    below = textwrap.wrap("; ".join(said), _SUBTITLE)
+    below = textwrap.wrap("; ".join(marks), _SUBTITLE)
     # Subtitles of plotly 5.20 on are not shown by older copies of plotly.js.
     subtitle = f"{_BELOW_TITLE}{'<br>'.join(below)}</sup>" if below else ""
     target.layout.title.text = "<br>".join(lines) + subtitle
@@ -281,11 +288,9 @@ def add_unit(
 
 def explain(target: go.Figure, text: str) -> None:
     """Say below the title what marks mean, once each."""
-    title, _, said = (target.layout.title.text or "").partition(_BELOW_TITLE)
-    below = said.removesuffix("</sup>").replace("<br>", " ")
-    parts = below.split("; ") if below else []
-    if text not in parts:
-        _entitle(target, title.replace("<br>", " "), [*parts, text])
+    title, marks = target.layout.meta["title"], target.layout.meta["marks"]
+    if text not in marks:
+        _entitle(target, title, [*marks, text])
 
 
 def thin(size: int, max_points: int) -> list[int]:
@@ -320,7 +325,8 @@ def hover_text(estimate: Estimate, *, scale: float = 1.0) -> str:
 
 def _free_colour(name: str, taken: set[str]) -> str:
     start = zlib.crc32(name.encode()) % len(_FREE)
-    turn = _FREE[start:] + _FREE[:start]
+    # Yellow last: it is faint on white.
+    turn = [*_FREE[start:], *_FREE[:start], *_MORE.values(), OKABE_ITO["yellow"]]
     return next((colour for colour in turn if colour not in taken), turn[0])
 
 

@@ -1,4 +1,4 @@
-"""Tests."""
+"""A user's own training loop, followed by a `TrialReporter`."""
 
 from __future__ import annotations
 
@@ -154,7 +154,7 @@ def test_a_loop_that_evaluates_seldom_reports_the_last_point_it_passed() -> None
     assert reporter.accuracy == 0.6
 
 
-def test_the_sampler_is_told_the_share_of_the_budget_that_is_spent() -> None:
+def test_the_sampler_gets_the_share_of_the_budget_that_is_spent() -> None:
     class Listening(hpo_mab.UniformSampler):
         shares: list[float]
 

@@ -1,0 +1,169 @@
+"""Optuna's trials in Lightning: ``pip install ".[lightning]"``."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import lightning
+import optuna
+from lightning.pytorch.utilities.data import extract_batch_size
+from torch import Tensor
+
+from hpo_mab._errors import ArgumentError
+from hpo_mab.samplers import BatchSampler
+from hpo_mab.search import TrialReporter
+from hpo_mab.storage import CurveStore
+from hpo_mab.training import DEFAULT_AVERAGE, WeightAverage
+from hpo_mab.training._evaluate import check_window
+
+__all__ = ["TrialCallback"]
+
+
+class TrialCallback(lightning.Callback):
+    """`hpo_mab.TrialReporter` for a `lightning.Trainer`: budget, pruning, curve, averaged weights.
+
+    .. code-block:: python
+
+        callback = TrialCallback(trial, monitor="accuracy", budget_examples=20_000, evaluations=4)
+        trainer = lightning.Trainer(max_epochs=4, callbacks=[callback])
+        trainer.fit(module, train_loader, valid_loader)
+        return callback.accuracy
+
+    Before the budget is spent, the module has averaged weights during validation, and trained ones
+    again after it. Each validation that is due is reported; one before that is not. The pruner's
+    `optuna.TrialPruned` leaves ``fit``. A validation before training (Lightning's sanity check) is
+    left alone.
+
+    One process trains the trial; its trainer has ``use_distributed_sampler=False``.
+
+    Args:
+        trial: Optuna's trial.
+        monitor: Name under which ``validation_step`` logs the accuracy, in [0, 1].
+        sampler: The batch sampler in use; None stands for uniform batches.
+        average: Window of the moving average as a share of the steps so far, in [0, 1]; 0 keeps
+            none.
+        budget_examples: Training examples of the whole ``fit``, at least ``evaluations``.
+        evaluations: Equally spaced validations of the whole ``fit``, at least 1.
+        curves: Where to keep the learning curve; None keeps none.
+
+    Raises:
+        ArgumentError: An argument outside its bound, or, at a validation, a ``monitor`` that is not
+            logged.
+    """
+
+    def __init__(
+        self,
+        trial: optuna.trial.BaseTrial,
+        *,
+        monitor: str,
+        sampler: BatchSampler | None = None,
+        average: float = DEFAULT_AVERAGE,
+        budget_examples: int,
+        evaluations: int = 8,
+        curves: CurveStore | None = None,
+    ) -> None:
+        check_window(average)
+        self._reporter = TrialReporter(
+            trial,
+            sampler=sampler,
+            budget_examples=budget_examples,
+            evaluations=evaluations,
+            curves=curves,
+        )
+        self._monitor = monitor
+        self._window = average
+        self._average: WeightAverage | None = None
+        self._trained: dict[str, Tensor] | None = None
+        self._steps = 0
+
+    @property
+    def accuracy(self) -> float:
+        """The last reported accuracy; NaN before the first."""
+        return self._reporter.accuracy
+
+    def on_fit_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+        """Begin the trial."""
+        self._reporter.__enter__()
+
+    def on_train_batch_end(
+        self,
+        trainer: lightning.Trainer,
+        module: lightning.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_index: int,
+    ) -> None:
+        """Count the batch, and move the average after an optimiser step."""
+        if self._window > 0 and trainer.global_step > self._steps:
+            if self._average is None:
+                # Not earlier: until then the module may move to another device.
+                self._average = WeightAverage(module, window=self._window)
+            self._average.update()
+            self._steps = trainer.global_step
+        loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
+        self._reporter.step(extract_batch_size(batch), loss=loss)
+
+    def on_validation_start(
+        self, trainer: lightning.Trainer, module: lightning.LightningModule
+    ) -> None:
+        """Put the averaged weights into the module, unless the budget is spent."""
+        spent = self._reporter.examples >= self._reporter.budget_examples - 1e-6
+        if self._average is not None and not spent and not trainer.sanity_checking:
+            self._trained = _exchange(module, self._average.state_dict()["average"])
+
+    def on_validation_end(
+        self, trainer: lightning.Trainer, module: lightning.LightningModule
+    ) -> None:
+        """Put the trained weights back, and report the accuracy.
+
+        Raises:
+            ArgumentError: ``monitor`` is not logged.
+            optuna.TrialPruned: The study's pruner says so.
+        """
+        if trainer.sanity_checking:
+            return
+        averaged = self._restore(module)
+        logged = trainer.callback_metrics
+        if self._monitor not in logged:
+            names = ", ".join(f"'{name}'" for name in sorted(logged)) or "nothing"
+            raise ArgumentError(
+                f"monitor must be a name that validation_step logs, {names}, got '{self._monitor}'."
+            )
+        rates = [group["lr"] for each in trainer.optimizers for group in each.param_groups]
+        self._reporter.report(
+            accuracy=float(logged[self._monitor]),
+            learning_rate=rates[0] if rates else math.nan,
+            averaged=averaged,
+        )
+
+    def on_fit_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+        """Write the rest of the curve."""
+        self._reporter.__exit__(None, None, None)
+
+    def on_exception(
+        self,
+        trainer: lightning.Trainer,
+        module: lightning.LightningModule,
+        exception: BaseException,
+    ) -> None:
+        """Write the rest of the curve, and why the training ended."""
+        self._restore(module)
+        self._reporter.__exit__(type(exception), exception, exception.__traceback__)
+
+    def _restore(self, module: lightning.LightningModule) -> bool:
+        """Put the trained weights back; returns whether the module had the averaged ones."""
+        if self._trained is None:
+            return False
+        _exchange(module, self._trained)
+        self._trained = None
+        return True
+
+
+def _exchange(module: lightning.LightningModule, new: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Give a module other values of its parameters and buffers; returns those it had."""
+    own = dict(module.named_parameters()) | dict(module.named_buffers())
+    before = {name: own[name].data for name in new}
+    for name, tensor in new.items():
+        own[name].data = tensor.detach()
+    return before

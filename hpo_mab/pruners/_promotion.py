@@ -1,0 +1,204 @@
+"""Successive halving that resumes: trials pause at rungs, and the best of each rung continue."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator, Sequence
+
+import optuna
+from optuna.pruners import BasePruner
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+
+from hpo_mab._attributes import PROMOTES_KEY, REASON_KEY, TWIN_KEY, trial_attributes
+from hpo_mab._errors import ArgumentError, check_integer
+from hpo_mab._plan import Plan
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Entry:
+    """A configuration at a rung.
+
+    Attributes:
+        value: Its value there.
+        last: Its latest trial.
+    """
+
+    value: float
+    last: FrozenTrial
+
+
+class PromotionPruner(BasePruner):
+    """Pauses trials at rungs; the best ``1 / reduction_factor`` of a rung continue to the next.
+
+    Rungs lie at ``min_resource * reduction_factor**i``. A trial that reaches one and is not among
+    the best there pauses. When more trials have reached the rung it may be among the best: then it
+    continues, before a new configuration is tried, the highest rung first. So a trial that is
+    paused too early is not lost, and rungs may lie earlier than under Optuna's
+    ``SuccessiveHalvingPruner``, which decides once.
+
+    In a study of this product a paused trial has the state ``PRUNED``, since Optuna raises if a
+    finished trial is changed, and takes a paused one without heartbeats for one whose worker is
+    lost. It continues as a new trial of the same slot, which begins with the reports, the curve,
+    the checkpoint and the seed of the paused one: only what is trained from there on counts.
+    Without a checkpoint it is trained again from the start.
+
+    In any other Optuna study trials pause in the same way, and the user queues the best ones::
+
+        best = pruner.next_best(study)
+        study.enqueue_trial(best.params, user_attrs={"hpo_mab:promotes": best.number})
+
+    Source: Li, Jamieson, Rostamizadeh, Gonina, Ben-Tzur, Hardt, Recht, Talwalkar, "A System for
+    Massively Parallel Hyperparameter Tuning", MLSys 2020, arXiv:1810.05934 (algorithm 2).
+
+    Args:
+        max_resource: Step that a full trial reports last, at least 2.
+        min_resource: Step of the first rung, from 1 to ``max_resource - 1``.
+        reduction_factor: At least 2.
+
+    Raises:
+        ArgumentError: An argument outside its bound.
+    """
+
+    def __init__(
+        self, *, max_resource: int, min_resource: int = 1, reduction_factor: int = 2
+    ) -> None:
+        check_integer("max_resource", max_resource, 2)
+        check_integer("min_resource", min_resource, 1)
+        check_integer("reduction_factor", reduction_factor, 2)
+        if min_resource >= max_resource:
+            raise ArgumentError(
+                f"min_resource must be below max_resource = {max_resource}, got {min_resource}."
+            )
+        self.reduction_factor = int(reduction_factor)
+        steps, step = [], int(min_resource)
+        while step < max_resource:
+            steps.append(step)
+            step *= self.reduction_factor
+        #: Steps of the rungs.
+        self.rungs = tuple(steps)
+
+    def prune(self, study: optuna.Study, trial: FrozenTrial) -> bool:
+        """See `optuna.pruners.BasePruner`."""
+        rung = self.entered(study, trial)
+        if rung is None:
+            return False
+        entries = self._entries(study, rung, own=trial)
+        return all(one.last.number != trial.number for one in entries[: self._places(entries)])
+
+    def entered(self, study: optuna.Study, trial: FrozenTrial) -> int | None:
+        """Step of the rung that the trial's last report is the first one to reach, if any.
+
+        Args:
+            study: The trial's study.
+            trial: A trial; one that continues another does not enter that one's rungs again.
+        """
+        if trial.last_step is None:
+            return None
+        origin = trial_attributes(trial).get(PROMOTES_KEY)
+        before = [step for step in trial.intermediate_values if step < trial.last_step]
+        if origin is not None:
+            paused = study.get_trials(deepcopy=False)[origin]
+            before.append(paused.last_step or 0)
+        known = max(before, default=0)
+        rungs = [step for step in self.rungs if known < step <= trial.last_step]
+        return rungs[-1] if rungs else None
+
+    def judge(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, float | int | None]:
+        """What decided at the rung that a trial has just entered.
+
+        Args:
+            study: The trial's study.
+            trial: A trial for which `prune` was true.
+
+        Returns:
+            ``rung`` (its number from 0), ``threshold`` (the value of the last that may continue;
+            None if none may) and ``competitors`` (configurations there so far, this one included).
+        """
+        rung = self.entered(study, trial)
+        if rung is None:
+            return {}
+        entries = self._entries(study, rung, own=trial)
+        places = self._places(entries)
+        return {
+            "rung": self.rungs.index(rung),
+            "threshold": entries[places - 1].value if places else None,
+            "competitors": len(entries),
+        }
+
+    def next_best(self, study: optuna.Study, *, every: bool = False) -> FrozenTrial | None:
+        """The paused trial that continues next; None if no more may.
+
+        Args:
+            study: A study with this pruner.
+            every: Whether any paused trial may continue, where those of the rule already do.
+        """
+        taken = Plan(study.get_trials(deepcopy=False)).promoted()
+        paused = (trial for trial in self.paused(study, every=every) if trial.number not in taken)
+        return next(paused, None)
+
+    def paused(self, study: optuna.Study, *, every: bool = False) -> Iterator[FrozenTrial]:
+        """The paused trials that may continue, the highest rung first, the best of each first.
+
+        Args:
+            study: A study with this pruner.
+            every: Whether to take those that are not among the best of their rung as well.
+        """
+        for rung, following in reversed(
+            list(zip(self.rungs, [*self.rungs[1:], None], strict=True))
+        ):
+            entries = self._entries(study, rung)
+            for one in entries if every else entries[: self._places(entries)]:
+                last = one.last.last_step or 0
+                stopped = one.last.state == TrialState.PRUNED and not _diverged(one.last)
+                if stopped and (following is None or last < following):
+                    yield one.last
+
+    def worth_keeping(self, study: optuna.Study) -> list[FrozenTrial]:
+        """Paused trials whose checkpoints are kept: twice as many of each rung as may continue.
+
+        A trial that continues later nevertheless is trained again from the start.
+
+        Args:
+            study: A study with this pruner.
+        """
+        kept = []
+        for rung in self.rungs:
+            entries = self._entries(study, rung)
+            best = entries[: 2 * self._places(entries) + self.reduction_factor]
+            kept += [one.last for one in best if one.last.state == TrialState.PRUNED]
+        return kept
+
+    def _places(self, entries: Sequence[_Entry]) -> int:
+        """How many configurations of a rung may continue."""
+        return len(entries) // self.reduction_factor
+
+    def _entries(
+        self, study: optuna.Study, rung: int, *, own: FrozenTrial | None = None
+    ) -> list[_Entry]:
+        """Each configuration that has reached a rung, the best first, equal ones by number."""
+        found: dict[int, _Entry] = {}
+        roots: dict[int, int] = {}
+        for stored in study.get_trials(deepcopy=False):
+            # Reports of a running trial may not be in the database yet.
+            trial = own if own is not None and own.number == stored.number else stored
+            attrs = trial_attributes(trial)
+            origin = attrs.get(PROMOTES_KEY)
+            root = trial.number if origin is None else roots.get(origin, trial.number)
+            roots[trial.number] = root
+            value = self._value(trial, rung)
+            if TWIN_KEY in attrs or trial.state == TrialState.FAIL or math.isnan(value):
+                continue
+            found[root] = _Entry(value, trial)
+        sign = 1.0 if study.direction == StudyDirection.MINIMIZE else -1.0
+        return sorted(found.values(), key=lambda one: sign * one.value)
+
+    def _value(self, trial: FrozenTrial, rung: int) -> float:
+        """The first report at or after the rung's step; NaN without one."""
+        steps = (step for step in trial.intermediate_values if step >= rung)
+        return trial.intermediate_values.get(min(steps, default=-1), math.nan)
+
+
+def _diverged(trial: FrozenTrial) -> bool:
+    return REASON_KEY in trial_attributes(trial)

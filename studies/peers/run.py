@@ -1,0 +1,383 @@
+"""Search the same space for the same time by hpo_mab and by what users would take instead.
+
+    python studies/peers/run.py digits --seed 0 1 2 3 4 --minutes 10 --device cpu --out digits.json
+    python studies/peers/run.py digits --seed 0 --minutes 2 --restart --out digits-restart.json
+
+The same command continues what was interrupted: an arm and seed that the record has is not run
+again. With --restart each arm is killed after half of its time and started again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import on_hpo_mab
+import on_neps
+import on_optuna
+import on_ray_tune
+import on_syne_tune
+from contract import EVALUATIONS, TASKS, Event, Job, Outcome, Peer, by_trial, read_outcome
+
+HERE = Path(__file__).resolve().parent
+PEERS = (on_optuna, on_ray_tune, on_syne_tune, on_neps, on_hpo_mab)
+ARMS: Mapping[str, Peer] = {name: arm for module in PEERS for name, arm in module.ARMS.items()}
+_FILES = {name: str(HERE / f"{module.__name__}.py") for module in PEERS for name in module.ARMS}
+#: Seeds of the trainings of an arm's best configuration: none that an arm uses.
+_FRESH = (90_001, 90_002)
+#: Seconds that an arm may take to end after SIGINT.
+_GRACE = 30.0
+#: Names an arm's processes, whoever their parents are.
+_MARK = "HPO_MAB_PEERS_RUN"
+
+
+class Processes:
+    """All processes of an arm: started, measured and ended together.
+
+    Args:
+        job: The arm's work.
+        each_worker: Whether to start one process a worker.
+    """
+
+    def __init__(self, job: Job, *, each_worker: bool) -> None:
+        self._mark = f"{_MARK}={job.folder}"
+        self.memory = 0
+        self.gpu_memory = 0
+        self._job = job
+        self._ended = threading.Event()
+        log = Path(job.folder) / "output.txt"
+        environment = {**os.environ, _MARK: job.folder, "OMP_NUM_THREADS": "1"}
+        self._processes = []
+        for worker in range(job.workers if each_worker else 1):
+            one = dataclasses.replace(job, worker=worker)
+            with log.open("ab") as output:
+                self._processes.append(
+                    subprocess.Popen(
+                        [sys.executable, _FILES[job.arm], "search", str(one.save())],
+                        cwd=job.folder,
+                        env=environment,
+                        stdout=output,
+                        stderr=subprocess.STDOUT,
+                        stdin=subprocess.DEVNULL,
+                        start_new_session=True,
+                    )
+                )
+        self._watch = threading.Thread(target=self._measure, daemon=True)
+        self._watch.start()
+
+    def wait(self, until: float) -> None:
+        """Wait until all have ended, or until a time."""
+        for process in self._processes:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(max(until - time.time(), 0.0))
+
+    @property
+    def crashed(self) -> bool:
+        """Whether one has ended with an error."""
+        return any(process.poll() for process in self._processes)
+
+    def interrupt(self) -> None:
+        """End them as Ctrl-C does; kill what does not."""
+        for process in self._processes:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGINT)
+        self.wait(time.time() + _GRACE)
+        self.kill()
+
+    def kill(self) -> None:
+        """Kill them all, and what they have started."""
+        while found := list(self._alive()):
+            for pid in found:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            for process in self._processes:
+                process.wait()
+            time.sleep(0.1)
+        self._ended.set()
+        self._watch.join()
+
+    def _alive(self) -> Iterator[int]:
+        for folder in Path("/proc").iterdir():
+            if not folder.name.isdigit():
+                continue
+            with contextlib.suppress(OSError):
+                variables = (folder / "environ").read_bytes().split(b"\0")
+                if self._mark.encode() in variables and _state(folder) != "Z":
+                    yield int(folder.name)
+
+    def _measure(self) -> None:
+        """Keep the largest sum of their memory; pages that several share count once."""
+        before = _gpu_memory(self._job)
+        while not self._ended.wait(1.0):
+            self.memory = max(self.memory, sum(_memory(pid) for pid in self._alive()))
+            self.gpu_memory = max(self.gpu_memory, _gpu_memory(self._job) - before)
+
+
+def _state(folder: Path) -> str:
+    return (folder / "stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0]
+
+
+def _memory(pid: int) -> int:
+    """Proportional set size of a process, in bytes."""
+    with contextlib.suppress(OSError):
+        for line in Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="utf-8").splitlines():
+            if line.startswith("Pss:"):
+                return 1024 * int(line.split()[1])
+    return 0
+
+
+def _gpu_memory(job: Job) -> int:
+    """Memory in use on the first GPU, in bytes."""
+    if job.device != "cuda":
+        return 0
+    query = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits", "-i", "0"]
+    return 2**20 * int(subprocess.run(query, capture_output=True, text=True, check=True).stdout)
+
+
+def search(job: Job) -> tuple[Outcome, dict[str, Any]]:
+    """Run an arm to its deadline; returns what it found and what was measured."""
+    began = time.time()
+    processes = Processes(job, each_worker=ARMS[job.arm].each_worker)
+    processes.wait(job.deadline)
+    crashed = processes.crashed
+    # Its own clock has ended the arm, or SIGINT does.
+    processes.interrupt()
+    if crashed:
+        output = (Path(job.folder) / "output.txt").read_text(encoding="utf-8", errors="replace")
+        raise RuntimeError(f"it ended before its time:\n{output[-2000:]}")
+    ended = time.time()
+    outcome = _outcome(job)
+    measured = {
+        "began": began,
+        "seconds_to_the_end": round(ended - began, 2),
+        "memory": processes.memory,
+        "gpu_memory": processes.gpu_memory,
+    }
+    return outcome, measured
+
+
+def _outcome(job: Job) -> Outcome:
+    return read_outcome(_python(_FILES[job.arm], "outcome", str(job.save()), folder=job.folder))
+
+
+def _python(*arguments: str, folder: str) -> str:
+    """Standard output of a script."""
+    done = subprocess.run(
+        [sys.executable, *arguments], cwd=folder, capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise RuntimeError(f"{Path(arguments[0]).name} {arguments[1]}: {done.stderr[-2000:]}")
+    return done.stdout
+
+
+def run(job: Job, *, minutes: float) -> dict[str, Any]:
+    """One arm of one seed, for the record."""
+    outcome, measured = search(job)
+    events = [event for event in outcome.events if event.at <= job.deadline]
+    began = measured.pop("began")
+    first = [event.at - began for event in events if event.share > 0]
+    finished = [event.at - began for event in events if event.share == EVALUATIONS]
+    started = {event.trial for event in events if event.share == 0}
+    training = sum(event.training for event in events)
+    evaluating = sum(event.evaluating for event in events)
+    room = 60 * minutes * job.workers
+    tests: list[float] = []
+    if outcome.config is not None:
+        knobs = json.dumps(outcome.config)
+        seeds = map(str, _FRESH)
+        script = str(HERE / "usual.py")
+        tests = json.loads(_python(script, str(job.save()), knobs, *seeds, folder=job.folder))
+    return {
+        "arm": job.arm,
+        "seed": job.seed,
+        **measured,
+        "started": len(started),
+        "finished": len(finished),
+        # At most one a worker was not stopped but cut off by the deadline.
+        "stopped": len(started) - len(finished),
+        "seconds_to_first_result": min(first, default=None),
+        "seconds_to_first_finished": min(finished, default=None),
+        "training_seconds": training,
+        "evaluation_seconds": evaluating,
+        "not_training": 1 - training / room,
+        "examples": sum(event.examples for event in events),
+        "best": {"config": outcome.config, "accuracy": outcome.accuracy},
+        "known": outcome.known,
+        "test": tests,
+        "trials": [
+            [[round(e.at - began, 3), e.share, e.examples, e.accuracy] for e in own]
+            for _, own in by_trial(tuple(events))
+        ],
+    }
+
+
+def restart(job: Job, *, minutes: float) -> dict[str, Any]:
+    """What an arm has after a kill in the middle, and what it does when it is started again."""
+    half = 30 * minutes
+    killed = time.time() + half
+    processes = Processes(job, each_worker=ARMS[job.arm].each_worker)
+    processes.wait(killed)
+    processes.kill()
+    before = _outcome(job)
+    job = dataclasses.replace(job, deadline=time.time() + half)
+    after, _ = search(job)
+    new = [event for event in after.events if event.at > killed]
+    return {
+        "arm": job.arm,
+        "seed": job.seed,
+        "known": before.known,
+        "known_at_the_end": after.known,
+        "best": before.accuracy,
+        "best_at_the_end": after.accuracy,
+        "cut_off": [_fate(own, new) for own in _cut_off(before, workers=job.workers)],
+        "finished_after": sum(event.share == EVALUATIONS for event in new),
+    }
+
+
+def _cut_off(outcome: Outcome, *, workers: int) -> list[list[Event]]:
+    """The trials that were running: those without an end that had the last events."""
+    trials = [own for _, own in by_trial(outcome.events) if own[-1].share < EVALUATIONS]
+    return sorted(trials, key=lambda own: own[-1].at)[-workers:]
+
+
+def _fate(own: Sequence[Event], new: Sequence[Event]) -> str:
+    """Whether a trial's configuration is trained again, and from where."""
+    again = {event.trial for event in new if event.share == 0 and event.config == own[0].config}
+    shares = [event.share for event in new if event.trial in again and event.share > 0]
+    if not shares:
+        return "lost"
+    return "continued" if min(shares) > 1 else "started again"
+
+
+def environment(arms: Sequence[str]) -> dict[str, Any]:
+    """Versions and hardware."""
+    from hpo_mab._attributes import environment
+
+    packages = sorted({name for arm in arms for name in ARMS[arm].packages} | {"torch", "numpy"})
+    versions = {name: importlib.metadata.version(name) for name in packages}
+    return environment() | {"packages": versions, "kernel": platform.release()}
+
+
+def main() -> None:
+    """Read the command line, run what the record lacks."""
+    options = _parser().parse_args()
+    out: Path = options.out.resolve()
+    workers = options.workers or _workers(options.device)
+    record = _record(
+        out,
+        kind="restart" if options.restart else "search",
+        task=options.task,
+        minutes=options.minutes,
+        device=options.device,
+        workers=workers,
+    )
+    failed = []
+    with tempfile.TemporaryDirectory(prefix="peers-", ignore_cleanup_errors=True) as work:
+        for job in _jobs(options, record, Path(work), workers=workers):
+            try:
+                found = (restart if options.restart else run)(job, minutes=options.minutes)
+            except RuntimeError as error:
+                # The other arms are run; the same command tries this one again.
+                failed.append(job.arm)
+                print(f"{job.arm}, seed {job.seed}: {error}", file=sys.stderr, flush=True)
+                continue
+            finally:
+                if options.keep:
+                    kept = options.keep / Path(job.folder).name
+                    shutil.copytree(job.folder, kept, dirs_exist_ok=True)
+            record["environment"] = record.get("environment", {}) | environment(options.arm)
+            record["runs"].append(found)
+            _write(out, record)
+            shown = {name: value for name, value in found.items() if name != "trials"}
+            print(json.dumps(shown), flush=True)
+    if failed:
+        raise SystemExit(f"No result of {', '.join(failed)}.")
+
+
+def _record(out: Path, **about: Any) -> dict[str, Any]:
+    """The record that is there, or an empty one."""
+    record: dict[str, Any] = {"runs": []}
+    if out.exists():
+        record = json.loads(out.read_text(encoding="utf-8"))
+    for name, value in about.items():
+        if record.setdefault(name, value) != value:
+            raise SystemExit(f"{out.name} has {name} {record[name]}, not {value}.")
+    return record
+
+
+def _jobs(
+    options: argparse.Namespace, record: Mapping[str, Any], work: Path, *, workers: int
+) -> Iterator[Job]:
+    """What the record lacks; each deadline counts from the moment the job is asked for."""
+    done = {(each["arm"], each["seed"]) for each in record["runs"]}
+    root = str(options.root.resolve())
+    data = work / "data.pt"
+    for seed in options.seed:
+        for arm in options.arm:
+            if (arm, seed) in done:
+                continue
+            if not data.exists():
+                from usual import prepare
+
+                prepare(TASKS[options.task], data, root=root)
+            folder = work / f"{arm}-{seed}"
+            folder.mkdir()
+            yield Job(
+                arm=arm,
+                task=options.task,
+                seed=seed,
+                deadline=time.time() + 60 * options.minutes,
+                device=options.device,
+                workers=workers,
+                folder=str(folder),
+                data=str(data),
+                root=root,
+            )
+
+
+def _workers(device: str) -> int:
+    """Trainings at a time: one a core, or eight on a GPU."""
+    cores = len(os.sched_getaffinity(0))
+    return cores if device == "cpu" else min(8, cores)
+
+
+def _write(out: Path, record: dict[str, Any]) -> None:
+    part = out.with_suffix(".part")
+    part.write_text(json.dumps(record, separators=(",", ":")) + "\n", encoding="utf-8")
+    part.replace(out)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("task", choices=TASKS)
+    parser.add_argument("--seed", type=int, nargs="+", default=[0])
+    parser.add_argument("--minutes", type=float, default=10.0, help="of an arm")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--arm", nargs="+", choices=ARMS, default=list(ARMS))
+    parser.add_argument("--root", type=Path, default=Path("data"), help="of torchvision's data")
+    parser.add_argument("--workers", type=int, help="trainings at a time; default one a core, or 8")
+    parser.add_argument("--restart", action="store_true", help="kill and start each arm again")
+    parser.add_argument("--keep", type=Path, help="folder for copies of the arms' own files")
+    return parser
+
+
+if __name__ == "__main__":
+    main()

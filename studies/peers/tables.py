@@ -1,0 +1,278 @@
+"""What records of ``run.py`` say, as Markdown, and a figure.
+
+    python studies/peers/tables.py digits.json fashion_mnist.json --figure incumbents.svg
+
+An arm's incumbent is the best accuracy of the trials that have spent their whole budget: a stopped
+trial's accuracy is of fewer examples, and in some arms of averaged weights. Intervals are 95% over
+seeds. The figure needs the extra ``docs`` and Chrome or Chromium.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+from contract import EVALUATIONS
+from numpy.typing import NDArray
+from plotly.subplots import make_subplots
+
+from hpo_mab.advantage import Estimate, mean_estimate
+from hpo_mab.compare._records import geometric_mean
+
+OURS = "hpo_mab"
+_COLOURS = {"hpo_mab": "#0072B2", "optuna": "#D55E00", "ray": "#009E73", "syne": "#CC79A7"}
+_DASHES = ("solid", "dash", "dot", "dashdot")
+_GRID = 200
+
+Run = Mapping[str, Any]
+Floats = NDArray[np.float64]
+
+
+def incumbents(run: Run, *, by: str) -> tuple[Floats, Floats]:
+    """Steps of the incumbent's accuracy: where it rises [n], and to what [n].
+
+    Args:
+        run: A run of a record.
+        by: ``"seconds"`` of wall clock or ``"examples"`` of all trials.
+    """
+    events = sorted(event for trial in run["trials"] for event in trial)
+    where, what, spent, best = [], [], 0, 0.0
+    for at, share, examples, accuracy in events:
+        spent += examples
+        if share == EVALUATIONS and accuracy is not None and accuracy > best:
+            best = accuracy
+            where.append(float(at if by == "seconds" else spent))
+            what.append(best)
+    return np.array(where), np.array(what)
+
+
+def first_reached(run: Run, accuracy: float, *, by: str) -> float:
+    """Where an incumbent first is as good; infinity if it never is."""
+    where, what = incumbents(run, by=by)
+    reached = where[what >= accuracy - 1e-9]
+    return float(reached[0]) if len(reached) else math.inf
+
+
+def at(run: Run, grid: Floats, *, by: str) -> Floats:
+    """The incumbent's accuracy at points of a grid; NaN before the first."""
+    where, what = incumbents(run, by=by)
+    place = np.searchsorted(where, grid, side="right") - 1
+    return np.where(place >= 0, np.append(what, np.nan)[place], np.nan)
+
+
+def by_arm(record: Mapping[str, Any]) -> dict[str, dict[int, Run]]:
+    """Runs by arm and seed."""
+    found: dict[str, dict[int, Run]] = {}
+    for run in record["runs"]:
+        found.setdefault(run["arm"], {})[run["seed"]] = run
+    return found
+
+
+def final(run: Run) -> float:
+    """The last incumbent's accuracy; NaN if no trial was finished."""
+    _, what = incumbents(run, by="seconds")
+    return float(what[-1]) if len(what) else math.nan
+
+
+def tested(run: Run) -> float:
+    """Mean test accuracy of the best configuration, trained again."""
+    return float(np.mean(run["test"])) if run["test"] else math.nan
+
+
+def searches(record: Mapping[str, Any]) -> list[str]:
+    """One line an arm."""
+    hours = record["minutes"] / 60
+    rows = []
+    for arm, runs in by_arm(record).items():
+        own = list(runs.values())
+
+        def mean(name: str, own: Sequence[Run] = own) -> float:
+            known = [run[name] for run in own if run[name] is not None]
+            return float(np.mean(known)) if known else math.nan
+
+        rows.append(
+            [
+                f"`{arm}`",
+                str(len(own)),
+                percent(mean_estimate(np.array([final(run) for run in own]))),
+                percent(mean_estimate(np.array([tested(run) for run in own]))),
+                "/".join(
+                    f"{mean(name) / hours:.0f}" for name in ("started", "finished", "stopped")
+                ),
+                f"{mean('seconds_to_first_result'):.1f}/{mean('seconds_to_first_finished'):.1f}",
+                f"{100 * mean('not_training'):.0f}%",
+                f"{mean('memory') / 2**30:.1f}"
+                + (f" + {mean('gpu_memory') / 2**30:.1f}" if record["device"] == "cuda" else ""),
+            ]
+        )
+    head = [
+        "arm",
+        "seeds",
+        "validation",
+        "test, trained again",
+        "trials an hour: started/finished/stopped",
+    ]
+    head += ["seconds to the first report/finished trial", "not training", "GiB"]
+    return table(head, rows)
+
+
+def contrasts(record: Mapping[str, Any]) -> list[str]:
+    """Each arm of ours against each peer, paired by seed."""
+    arms = by_arm(record)
+    rows = []
+    for arm, peer in ((a, p) for a in arms if a.startswith(OURS) for p in arms):
+        seeds = sorted(arms[arm].keys() & arms[peer].keys())
+        if peer.startswith(OURS) or not seeds:
+            continue
+        pairs = [(arms[arm][seed], arms[peer][seed]) for seed in seeds]
+        gain = np.array([final(own) - final(other) for own, other in pairs])
+        test = np.array([tested(own) - tested(other) for own, other in pairs])
+        rows.append(
+            [
+                f"`{arm}`",
+                f"`{peer}`",
+                str(len(pairs)),
+                points(mean_estimate(gain)),
+                *(ratio(pairs, by=by) for by in ("seconds", "examples")),
+                points(mean_estimate(test)),
+            ]
+        )
+    head = ["arm", "peer", "pairs", "validation", "wall clock to the peer's accuracy"]
+    head += ["examples to it", "test, trained again"]
+    return table(head, rows)
+
+
+def ratio(pairs: Iterable[tuple[Run, Run]], *, by: str) -> str:
+    """What an arm spends to the peer's last incumbent over what the peer spends, over seeds."""
+    found, censored = [], False
+    for own, other in pairs:
+        where, what = incumbents(other, by=by)
+        if not len(what):
+            continue
+        spent = first_reached(own, what[-1], by=by)
+        if math.isinf(spent):
+            censored = True
+            spent = own["examples"] if by == "examples" else own["seconds_to_the_end"]
+        found.append(spent / where[-1])
+    if not found:
+        return "-"
+    mean = geometric_mean(found, censored=censored)
+    more = "at least " if censored else ""
+    return f"{more}{mean.value:.2f} ({mean.low:.2f} to {mean.high:.2f})"
+
+
+def percent(one: Estimate) -> str:
+    """An accuracy with its interval."""
+    if one.n == 0:
+        return "none"
+    text = f"{100 * one.value:.2f}%"
+    return text + (f" ({100 * one.low:.2f} to {100 * one.high:.2f})" if one.bounded else "")
+
+
+def points(one: Estimate) -> str:
+    """A difference of accuracies with its interval."""
+    if one.n == 0:
+        return "none"
+    text = f"{100 * one.value:+.2f}"
+    return text + (f" ({100 * one.low:+.2f} to {100 * one.high:+.2f})" if one.bounded else "")
+
+
+def restarts(record: Mapping[str, Any]) -> list[str]:
+    """What the arms have after a kill."""
+    head = ["arm", "trials known at the kill", "at the end", "best at the kill", "at the end"]
+    head += ["trials that were running", "finished after it"]
+    rows = [
+        [
+            f"`{run['arm']}`",
+            str(run["known"]),
+            str(run["known_at_the_end"]),
+            *(
+                "none" if run[n] is None else f"{100 * run[n]:.2f}%"
+                for n in ("best", "best_at_the_end")
+            ),
+            ", ".join(run["cut_off"]) or "none",
+            str(run["finished_after"]),
+        ]
+        for run in record["runs"]
+    ]
+    return table(head, rows)
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """A table in Markdown."""
+    lines = [head, ["---"] * len(head), *rows]
+    return ["| " + " | ".join(line) + " |" for line in lines]
+
+
+def figure(records: Sequence[Mapping[str, Any]]) -> go.Figure:
+    """Mean incumbents: a row a record, by wall clock and by examples."""
+    made = make_subplots(rows=len(records), cols=2, horizontal_spacing=0.07)
+    for row, record in enumerate(records, start=1):
+        arms = by_arm(record)
+        for column, by in enumerate(("seconds", "examples"), start=1):
+            last = [run["examples"] for runs in arms.values() for run in runs.values()]
+            grid = np.linspace(0, 60 * record["minutes"] if by == "seconds" else max(last), _GRID)
+            for arm, runs in arms.items():
+                curves = np.array([at(run, grid, by=by) for run in runs.values()])
+                made.add_trace(
+                    go.Scatter(
+                        x=grid,
+                        # From where every seed has a finished trial.
+                        y=100 * curves.mean(axis=0),
+                        name=arm,
+                        legendgroup=arm,
+                        showlegend=(row, column) == (1, 1),
+                        mode="lines",
+                        line={"shape": "hv", "width": 1.8, **_style(arm, list(arms))},
+                    ),
+                    row=row,
+                    col=column,
+                )
+            made.update_xaxes(title_text=f"{by}, {record['task']}", row=row, col=column)
+    made.update_yaxes(title_text="validation accuracy, %", col=1)
+    made.update_layout(
+        template="plotly_white",
+        title={"text": "Best finished trial, mean of seeds", "font": {"size": 15}, "x": 0.01},
+        width=1000,
+        height=360 * len(records) + 60,
+        margin={"l": 50, "r": 10, "t": 50, "b": 50},
+    )
+    return made
+
+
+def _style(arm: str, arms: Sequence[str]) -> dict[str, str]:
+    kind = next((name for name in _COLOURS if arm.startswith(name)), "")
+    others = [other for other in arms if other.startswith(kind)] if kind else [arm]
+    return {
+        "color": _COLOURS.get(kind, "#666666"),
+        "dash": _DASHES[others.index(arm) % len(_DASHES)],
+    }
+
+
+def main() -> None:
+    """Print the tables of each record, and draw the figure."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("records", nargs="+", type=Path)
+    parser.add_argument("--figure", type=Path)
+    options = parser.parse_args()
+    records = [json.loads(path.read_text(encoding="utf-8")) for path in options.records]
+    for record in records:
+        about = f"{record['task']}, {record['minutes']:g} minutes, {record['device']}"
+        print(f"\n### {about}, {record['workers']} trainings at a time\n")
+        if record["kind"] == "restart":
+            print("\n".join(restarts(record)))
+            continue
+        print("\n".join([*searches(record), "", *contrasts(record)]))
+    if options.figure:
+        drawn = [record for record in records if record["kind"] == "search"]
+        figure(drawn).write_image(options.figure)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,181 @@
+"""Stopping against pausing, replayed on the recorded curves.
+
+python studies/rungs/promotion.py fashion_mnist.json cifar10.json digits.json --out promotion.json
+
+Random orders of the recorded trainings are searched until a complete trial is as good as the best
+of the first 24. Cost is in full trials, over that of training each to the end. An order in which a
+rule never finds it counts as 48 full trials.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from tables import LONGEST, TRIALS, WINDOW, read_arms
+
+Floats = NDArray[np.float64]
+#: Cost of finding the target; infinite if a rule never finds it.
+Rule = Callable[[Floats, float, int], float]
+
+
+def train_all(curves: Floats, target: float, initial: int) -> float:
+    """Every trial in full."""
+    return int(np.argmax(curves[:, -1] >= target)) + 1
+
+
+def stopping(first: int, factor: int) -> Rule:
+    """Optuna's successive halving: a trial is judged once at each rung."""
+
+    def rule(curves: Floats, target: float, initial: int) -> float:
+        steps = curves.shape[1]
+        rungs = _rungs(first, factor, steps)
+        seen: dict[int, list[float]] = {rung: [] for rung in rungs}
+        cost = 0.0
+        for number, curve in enumerate(curves):
+            end = steps
+            for rung in rungs:
+                value = float(curve[rung - 1])
+                seen[rung].append(value)
+                places = max(1, len(seen[rung]) // factor)
+                if number >= initial and value < sorted(seen[rung])[-places]:
+                    end = rung
+                    break
+            cost += end / steps
+            if end == steps and curve[-1] >= target:
+                return cost
+        return np.inf
+
+    return rule
+
+
+def promotion(first: int, factor: int) -> Rule:
+    """`hpo_mab.pruners.PromotionPruner` with a total budget.
+
+    Paused trials continue once they are among the best; all do when nothing else is left.
+    """
+
+    def rule(curves: Floats, target: float, initial: int) -> float:
+        steps = curves.shape[1]
+        rungs = [*_rungs(first, factor, steps), steps]
+        there: dict[int, list[int]] = {rung: [] for rung in rungs}
+        gone: dict[int, set[int]] = {rung: set(range(initial)) for rung in rungs}
+        cost, begun = 0.0, 0
+        while True:
+            found = _best_paused(curves, rungs, there, gone, factor)
+            if found is None and begun == len(curves):
+                found = _best_paused(curves, rungs, there, gone, 1)
+            if found is None:
+                trial, begun = begun, begun + 1
+                reached = rungs if trial < initial else rungs[:1]
+                cost += reached[-1] / steps
+            else:
+                place, trial = found
+                gone[rungs[place]].add(trial)
+                reached = [rungs[place + 1]]
+                cost += (rungs[place + 1] - rungs[place]) / steps
+            for rung in reached:
+                there[rung].append(trial)
+            if reached[-1] == steps and curves[trial, -1] >= target:
+                return cost
+
+    return rule
+
+
+def _best_paused(
+    curves: Floats,
+    rungs: list[int],
+    there: dict[int, list[int]],
+    gone: dict[int, set[int]],
+    factor: int,
+) -> tuple[int, int] | None:
+    for place in reversed(range(len(rungs) - 1)):
+        rung = rungs[place]
+        ranked = sorted(there[rung], key=lambda trial: -curves[trial, rung - 1])
+        for trial in ranked[: len(ranked) // factor]:
+            if trial not in gone[rung]:
+                return place, trial
+    return None
+
+
+def _rungs(first: int, factor: int, steps: int) -> list[int]:
+    return [first * factor**k for k in range(10) if first * factor**k < steps]
+
+
+RULES: dict[str, Rule] = {
+    "stop 1/4, halve": stopping(2, 2),
+    "stop 1/8, halve": stopping(1, 2),
+    "pause 1/4, halve": promotion(2, 2),
+    "pause 1/8, halve": promotion(1, 2),
+    "pause 1/8, third": promotion(1, 3),
+}
+
+
+def replay(curves: Floats, *, initial: int, orders: int) -> dict[str, list[float]]:
+    """Cost of each rule over that of no pruning.
+
+    Args:
+        curves: Accuracies [S, K, T].
+        initial: First trials, which no rule may stop.
+        orders: Random orders, of all trainings and of each seed's.
+
+    Returns:
+        By rule: cost over all trainings, the lowest and the highest of the S seeds alone, and the
+        share of orders in which the target was never found.
+    """
+    every = _costs(curves.reshape(-1, curves.shape[-1]), initial=initial, orders=orders)
+    alone = [_costs(one, initial=initial, orders=orders) for one in curves]
+    found = {}
+    for name, (cost, missed) in every.items():
+        ends = [one[name][0] for one in alone]
+        found[name] = [round(one, 3) for one in (cost, min(ends), max(ends), missed)]
+    return found
+
+
+def _costs(pool: Floats, *, initial: int, orders: int) -> dict[str, tuple[float, float]]:
+    rng = np.random.default_rng(0)
+    costs: dict[str, list[float]] = {name: [] for name in RULES}
+    base = []
+    for _ in range(orders):
+        order = pool[rng.permutation(len(pool))]
+        target = float(order[:TRIALS, -1].max())
+        base.append(train_all(order, target, initial))
+        for name, rule in RULES.items():
+            costs[name].append(rule(order, target, initial))
+    return {
+        name: (
+            float(np.mean(np.minimum(values, LONGEST)) / np.mean(base)),
+            float(np.mean(np.isinf(values))),
+        )
+        for name, values in costs.items()
+    }
+
+
+def main() -> None:
+    """Replay every record and write what came out."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("records", nargs="+", type=Path)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--orders", type=int, default=1000)
+    args = parser.parse_args()
+    rows = []
+    for path in args.records:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        for key, kinds in read_arms(document):
+            if key["average"] != WINDOW:
+                continue
+            for weights in ("averaged", "raw") if key["sampler"] == "uniform" else ("averaged",):
+                for initial in (0, 10):
+                    found = replay(kinds[weights], initial=initial, orders=args.orders)
+                    row = {"data": document["data"], **key, "weights": weights, "initial": initial}
+                    rows.append({**row, "cost": found})
+                    print(row, found, flush=True)
+    args.out.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,153 @@
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import optuna
+import pytest
+from optuna.distributions import CategoricalDistribution, FloatDistribution
+from optuna.trial import FrozenTrial, TrialState
+
+from hpo_mab import MABSampler, TrialReporter, UniformSampler
+from hpo_mab._errors import ArgumentError
+from hpo_mab.compare import stored_comparison, summarise
+from hpo_mab.samplers import BatchSampler
+from hpo_mab.search import recorded_trial
+from hpo_mab.storage import Storage
+
+
+@pytest.fixture(name="storage")
+def _storage(tmp_path: Path) -> Iterator[Storage]:
+    storage = Storage(str(tmp_path / "studies.db"))
+    yield storage
+    storage.close()
+
+
+def _train(
+    storage: Storage,
+    config: dict[str, float],
+    *,
+    study: str = "own",
+    number: int | None = None,
+    sampler: BatchSampler | None = None,
+    reports: int = 4,
+    end: BaseException | None = None,
+) -> None:
+    """A training of 4 evaluations that another tuner has started, and may end early."""
+    with (
+        recorded_trial(config, study=study, storage=storage, number=number) as trial,
+        TrialReporter(
+            trial, sampler=sampler, budget_examples=400, evaluations=4, curves=storage.curves
+        ) as reporter,
+    ):
+        for index in range(reports):
+            reporter.step(100)
+            reporter.report(accuracy=0.1 * (index + 1))
+        if end is not None:
+            raise end
+
+
+def _trials(storage: Storage, study: str = "own") -> list[FrozenTrial]:
+    return optuna.load_study(study_name=study, storage=storage.optuna).get_trials()
+
+
+def test_a_training_is_a_trial_with_the_tuners_configuration(storage: Storage) -> None:
+    _train(storage, {"lr": 0.3, "width": 64}, number=7)
+    (trial,) = _trials(storage)
+    assert trial.state == TrialState.COMPLETE
+    assert trial.params == {"lr": 0.3, "width": 64}
+    assert trial.value == pytest.approx(0.4)
+    assert len(storage.curves.load([trial._trial_id])[trial._trial_id]) == 4
+
+
+@pytest.mark.parametrize(
+    ("reports", "end", "state"),
+    [
+        (2, SystemExit(0), TrialState.PRUNED),
+        (2, optuna.TrialPruned(), TrialState.PRUNED),
+        (0, SystemExit(0), TrialState.PRUNED),
+        (2, SystemExit(1), TrialState.FAIL),
+        (2, OSError("no data"), TrialState.FAIL),
+        (2, KeyboardInterrupt(), TrialState.FAIL),
+        # Ray Tune stops a function in its last report, too.
+        (4, SystemExit(0), TrialState.COMPLETE),
+    ],
+)
+def test_how_the_tuner_ends_it_is_the_trials_state(
+    reports: int, end: BaseException, state: TrialState, storage: Storage
+) -> None:
+    with pytest.raises(type(end)):
+        _train(storage, {"lr": 0.3}, reports=reports, end=end)
+    (trial,) = _trials(storage)
+    assert trial.state == state
+    has_reason = "hpo_mab:reason" in trial.user_attrs
+    assert has_reason == (state == TrialState.FAIL and not isinstance(end, KeyboardInterrupt))
+
+
+def test_a_training_that_ends_early_has_failed(storage: Storage) -> None:
+    _train(storage, {"lr": 0.3}, reports=3)
+    assert [trial.state for trial in _trials(storage)] == [TrialState.FAIL]
+
+
+def test_no_pruner_of_the_study_stops_it(storage: Storage) -> None:
+    optuna.create_study(
+        study_name="own",
+        storage=storage.optuna,
+        direction="maximize",
+        pruner=optuna.pruners.ThresholdPruner(lower=0.9),
+    )
+    _train(storage, {"lr": 0.3})
+    assert [trial.state for trial in _trials(storage)] == [TrialState.COMPLETE]
+
+
+def test_trials_of_two_studies_are_pairs_by_the_tuners_number(storage: Storage) -> None:
+    labels = [0, 1] * 200
+    configs = [{"lr": 0.1 * number} for number in range(1, 4)]
+    for study, kind, order in (
+        ("own-uniform", UniformSampler, (0, 1, 2)),
+        ("own-mab", MABSampler, (2, 0, 1)),
+    ):
+        for number in order:
+            sampler = kind(labels, batch_size=100, seed=0)
+            _train(storage, configs[number], study=study, number=number, sampler=sampler)
+    found = stored_comparison(["own-*"], storages=[storage.secret_url])
+    (contrast,) = summarise(found.runs, reference=found.reference).contrasts
+    assert (contrast.arm, contrast.reference, contrast.pairs) == ("mab", "uniform", 3)
+
+
+def test_distributions_are_the_search_space(storage: Storage) -> None:
+    space = {
+        "lr": FloatDistribution(1e-3, 1.0, log=True),
+        "activation": CategoricalDistribution(["relu", "tanh"]),
+    }
+    for activation in ("relu", "tanh"):
+        with recorded_trial(
+            {"lr": 0.3, "activation": activation},
+            study="own",
+            storage=storage,
+            distributions=space,
+        ):
+            pass
+    assert [trial.distributions for trial in _trials(storage)] == [space, space]
+    assert [trial.params["activation"] for trial in _trials(storage)] == ["relu", "tanh"]
+
+
+@pytest.mark.parametrize(
+    ("config", "distributions", "words"),
+    [
+        ({"activation": "relu"}, None, r"config\['activation'\] must be a number, .* got 'relu'"),
+        ({"nesterov": True}, None, r"config\['nesterov'\] must be a number, .* got True"),
+        ({"lr": math.nan}, None, r"config\['lr'\] must be a number, .* got nan"),
+        ({"lr": 2.0}, {"lr": FloatDistribution(0.1, 1.0)}, r"config\['lr'\] must lie in .*got 2.0"),
+    ],
+)
+def test_a_value_that_optuna_cannot_hold_is_refused(
+    config: dict, distributions: dict | None, words: str, storage: Storage
+) -> None:
+    with (
+        pytest.raises(ArgumentError, match=words),
+        recorded_trial(config, study="own", storage=storage, distributions=distributions),
+    ):
+        raise AssertionError("not reached")
+    assert storage.optuna.get_all_studies() == []

@@ -1,0 +1,172 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+import torch
+import torch.nn.functional as F
+from optuna.trial import FrozenTrial, TrialState
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from hpo_mab import TrialReporter
+from hpo_mab._errors import ArgumentError
+from hpo_mab.storage import Storage
+
+lightning = pytest.importorskip("lightning", reason="needs Lightning (extra 'lightning')")
+pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning's.
+
+EPOCHS, BATCH_SIZE, EXAMPLES = 4, 10, 40
+
+
+def _data() -> TensorDataset:
+    draws = torch.Generator().manual_seed(0)
+    inputs = torch.randn(EXAMPLES, 5, generator=draws)
+    return TensorDataset(inputs, (inputs @ torch.randn(5, 3, generator=draws)).argmax(1))
+
+
+def _network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(5, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3))
+
+
+class Module(lightning.LightningModule):
+    """Fails at the validation numbered ``fails_at``, from 0."""
+
+    def __init__(self, *, fails_at: int = -1) -> None:
+        super().__init__()
+        self.model = _network()
+        self.fails_at = fails_at
+        self.validations = 0
+
+    def training_step(self, batch: Any, batch_index: int) -> Any:
+        return F.cross_entropy(self.model(batch[0]), batch[1])
+
+    def validation_step(self, batch: Any, batch_index: int) -> None:
+        if self.validations == self.fails_at:
+            raise OSError("shard 3 is gone")
+        self.validations += 1
+        self.log("accuracy", (self.model(batch[0]).argmax(1) == batch[1]).float().mean())
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), lr=0.5, momentum=0.9)
+
+
+@pytest.fixture(name="storage")
+def _storage(tmp_path: Path) -> Iterator[Storage]:
+    storage = Storage(str(tmp_path / "studies.db"))
+    yield storage
+    storage.close()
+
+
+def _fit(
+    storage: Storage,
+    module: Module,
+    *,
+    pruner: optuna.pruners.BasePruner | None = None,
+    catch: tuple[type[Exception], ...] = (),
+    trainer_options: dict[str, Any] | None = None,
+    **options: Any,
+) -> FrozenTrial:
+    """One trial of a study, trained by Lightning."""
+    from hpo_mab.lightning import TrialCallback
+
+    def objective(trial: optuna.Trial) -> float:
+        given = {"monitor": "accuracy", "budget_examples": EPOCHS * EXAMPLES, "evaluations": EPOCHS}
+        callback = TrialCallback(trial, curves=storage.curves, **{**given, **options})
+        trainer = lightning.Trainer(
+            max_epochs=EPOCHS,
+            accelerator="cpu",
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            callbacks=[callback],
+            **(trainer_options or {}),
+        )
+        loader = DataLoader(_data(), batch_size=BATCH_SIZE)
+        trainer.fit(module, loader, DataLoader(_data(), batch_size=EXAMPLES))
+        return callback.accuracy
+
+    study = optuna.create_study(
+        storage=storage.optuna, direction="maximize", pruner=pruner or optuna.pruners.NopPruner()
+    )
+    study.optimize(objective, n_trials=1, catch=catch)
+    return study.trials[0]
+
+
+def _by_hand(**options: Any) -> tuple[list[float], nn.Module]:
+    """Accuracies that a `TrialReporter` gets of the same training in a plain loop."""
+    model, data = _network(), _data()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5, momentum=0.9)
+    found = []
+    trial = optuna.create_study(direction="maximize").ask()
+    given = {"budget_examples": EPOCHS * EXAMPLES, "evaluations": EPOCHS, **options}
+    with TrialReporter(trial, model=model, **given) as reporter:
+        for _ in range(EPOCHS):
+            for inputs, targets in DataLoader(data, batch_size=BATCH_SIZE):
+                optimizer.zero_grad()
+                loss = F.cross_entropy(model(inputs), targets)
+                loss.backward()
+                optimizer.step()
+                reporter.step(len(targets), loss=loss)
+            inputs, targets = data.tensors
+            answers = reporter.network(inputs).argmax(1)
+            found.append(float((answers == targets).float().mean()))
+            reporter.report(accuracy=found[-1])
+    return found, model
+
+
+@pytest.mark.parametrize("average", [0.0, 0.9])
+def test_lightning_reports_what_a_plain_loop_reports(storage: Storage, average: float) -> None:
+    module = Module()
+    trial = _fit(storage, module, average=average)
+    accuracies, model = _by_hand(average=average)
+    curve = storage.curves.load([trial._trial_id])[trial._trial_id]
+    assert [point.accuracy for point in curve] == pytest.approx(accuracies)
+    assert [point.averaged for point in curve] == [average > 0] * 3 + [False]
+    assert [point.examples for point in curve] == [40, 80, 120, 160]
+    assert trial.value == pytest.approx(accuracies[-1])
+    # The weights trained on as if nobody had looked.
+    for name, tensor in model.state_dict().items():
+        torch.testing.assert_close(module.model.state_dict()[name], tensor)
+
+
+def test_averages_differ_from_trained_weights_here() -> None:
+    assert _by_hand(average=0.9)[0] != _by_hand(average=0.0)[0]
+
+
+def test_the_pruner_ends_the_fit(storage: Storage) -> None:
+    module = Module()
+    trial = _fit(storage, module, pruner=optuna.pruners.ThresholdPruner(lower=0.99))
+    assert trial.state == TrialState.PRUNED
+    assert trial.last_step == 1
+    assert "hpo_mab:pruned_because" in trial.user_attrs
+
+
+def test_an_error_leaves_the_curve_the_reason_and_the_trained_weights(storage: Storage) -> None:
+    module = Module(fails_at=2)
+    trained: list[torch.Tensor] = []
+    module.on_validation_model_eval = lambda: trained.append(module.model[0].weight.clone())
+    without_check = {"num_sanity_val_steps": 0}
+    trial = _fit(storage, module, catch=(OSError,), trainer_options=without_check, average=0.9)
+    assert trial.state == TrialState.FAIL
+    assert trial.user_attrs["hpo_mab:reason"] == "OSError: shard 3 is gone"
+    assert len(storage.curves.load([trial._trial_id])[trial._trial_id]) == 2
+    # Lightning calls the hook before the callback exchanges the weights.
+    torch.testing.assert_close(module.model[0].weight, trained[-1])
+
+
+def test_the_sanity_check_is_no_evaluation(storage: Storage) -> None:
+    module = Module()
+    trial = _fit(storage, module, trainer_options={"num_sanity_val_steps": 1})
+    assert module.validations == EPOCHS + 1
+    assert sorted(trial.intermediate_values) == [1, 2, 3, 4]
+
+
+def test_a_name_that_is_not_logged_is_refused(storage: Storage) -> None:
+    with pytest.raises(ArgumentError, match=r"monitor must be .* logs, 'accuracy', got 'val_acc'"):
+        _fit(storage, Module(), monitor="val_acc")

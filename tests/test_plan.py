@@ -1,0 +1,219 @@
+"""What counts in a study, and what comes next."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import optuna
+import pytest
+from optuna.trial import FrozenTrial, TrialState
+
+from hpo_mab._plan import Attempt, Next, Plan
+
+_STATES = {
+    "c": TrialState.COMPLETE,
+    "p": TrialState.PRUNED,
+    "r": TrialState.RUNNING,
+    "w": TrialState.WAITING,
+    "f": TrialState.FAIL,
+}
+
+
+def _trials(*described: str) -> list[FrozenTrial]:
+    """Trials from texts: state, slot, and what it is, e.g. ``c3 twin`` or ``f0 lost``."""
+    made = []
+    for number, text in enumerate(described):
+        place, *marks = text.split()
+        attrs: dict[str, Any] = {f"hpo_mab:{mark}": True for mark in marks}
+        if "twin" in marks:
+            attrs["hpo_mab:twin_of"] = int(place[1:])
+        if place[1:]:
+            attrs["hpo_mab:slot"] = int(place[1:])
+        state = _STATES[place[0]]
+        value = 0.5 if state == TrialState.COMPLETE else None
+        trial = optuna.create_trial(state=state, value=value, user_attrs=attrs)
+        trial.number = number
+        made.append(trial)
+    return made
+
+
+def _next(*described: str, target: int = 4, promotions: int = 0) -> Next:
+    return Plan(_trials(*described), target=target, promotions=promotions).next()
+
+
+@pytest.mark.parametrize(
+    ("described", "following"),
+    [
+        ([], Next.NEW),
+        (["c0", "p1", "c2"], Next.NEW),
+        (["c0", "p1", "c2", "c3"], Next.DONE),
+        (["c0", "p1", "c2", "r3"], Next.WAIT),
+        (["c0", "f1", "c2", "c3"], Next.NEW),
+        (["c0", "c1", "w2"], Next.QUEUED),
+        # Twins are run, and do not count.
+        (["c0", "c0 twin", "c1", "c1 twin", "c2"], Next.NEW),
+        (["c0", "c1", "c2", "c3", "w0 twin"], Next.QUEUED),
+        (["c0", "c1", "c2", "c3", "r0 twin"], Next.WAIT),
+    ],
+)
+def test_what_comes_next(described: list[str], following: Next) -> None:
+    assert _next(*described) is following
+
+
+@pytest.mark.parametrize(
+    ("described", "following"),
+    [
+        (["c0", "p1", "p2"], Next.NEW),
+        (["c0", "p1", "p2", "p3"], Next.PROMOTION),
+        (["c0", "p1", "p2", "r3"], Next.WAIT),
+        (["c0", "p1", "p2", "p3", "r4 promotes"], Next.PROMOTION),
+        (["c0", "p1", "p2", "p3", "c4 promotes", "c5 promotes"], Next.DONE),
+        # The pilot's twins are no screened configurations, and none that may be among the best.
+        (["c0", "c0 twin", "p1", "p2"], Next.NEW),
+        (["c0", "r0 twin", "p1", "p2", "p3"], Next.PROMOTION),
+    ],
+)
+def test_when_the_best_are_trained_in_full(described: list[str], following: Next) -> None:
+    assert _next(*described, target=6, promotions=2) is following
+
+
+def _continued(*described: str) -> list[FrozenTrial]:
+    """Trials from texts; ``p1 continues 0`` continues trial 0, whose slot it has."""
+    trials = _trials(*(text.partition(" continues ")[0] for text in described))
+    for trial, text in zip(trials, described, strict=True):
+        _, mark, number = text.partition(" continues ")
+        if mark:
+            trial.user_attrs["hpo_mab:promotes"] = int(number)
+    return trials
+
+
+@pytest.mark.parametrize(
+    ("described", "promotable", "following"),
+    [
+        (["p0", "p1"], True, Next.PROMOTION),
+        (["p0", "p1"], False, Next.NEW),
+        # A continuation takes the place of what it continues, whether it runs, ends or is lost.
+        (["p0", "p1", "r0 continues 0"], False, Next.NEW),
+        (["p0", "p1", "p0 continues 0", "p2", "c0 continues 2"], False, Next.NEW),
+        (["p0", "p1", "p2", "p3", "r0 continues 0"], False, Next.WAIT),
+        (["p0", "p1", "p2", "p3", "c0 continues 0"], False, Next.DONE),
+        (["p0", "p1", "p2", "p3", "c0 continues 0"], True, Next.PROMOTION),
+        (["p0", "p1", "p2", "p3", "f0 continues 0", "w0 continues 0"], False, Next.QUEUED),
+    ],
+)
+def test_paused_trials_continue_before_others_begin(
+    described: list[str], promotable: bool, following: Next
+) -> None:
+    plan = Plan(_continued(*described), target=4)
+    assert plan.next(promotable=promotable) is following
+
+
+def test_a_continued_trial_counts_once() -> None:
+    plan = Plan(_continued("p0", "p1", "p0 continues 0", "c0 continues 2", "f1 continues 1"))
+    assert plan.counts() == {"complete": 1, "pruned": 1, "fail": 1}
+    assert (plan.finished, plan.next_slot) == (2, 2)
+
+
+def test_a_continuation_that_is_cut_off_is_tried_again() -> None:
+    trials = _continued("p0", "p1", "f0 lost", "f1 continues 1")
+    trials[2].user_attrs["hpo_mab:promotes"] = 0
+    plan = Plan(trials)
+    assert plan.retries() == [((0, ""), [2])]
+    assert plan.unsettled() == {(0, "")}
+
+
+def test_counts() -> None:
+    plan = Plan(
+        _trials(
+            "c0", "c0 twin", "f0 twin lost", "p1", "f2", "f3 interrupted", "r3", "w4", "f5 lost"
+        )
+    )
+    assert plan.counts() == {"complete": 1, "pruned": 1, "fail": 2}
+    assert plan.counts(twins=True) == {"complete": 2, "pruned": 1, "fail": 3}
+    assert (plan.finished, plan.twins, plan.next_slot) == (2, 2, 6)
+
+
+def test_who_is_tried_again() -> None:
+    plan = Plan(
+        _trials(
+            "f0 lost", "c0", "f1 interrupted", "f2", "f2 twin lost", "f3 lost", "w3",
+            *["f4 lost"] * 4, *["f5 interrupted"] * 9, "f5 lost",
+        )
+    )  # fmt: skip
+    assert [place for place, _ in plan.retries()] == [(1, ""), (2, "uniform"), (5, "")]
+    assert dict(plan.retries())[2, "uniform"] == [4]
+    assert plan.unsettled() == {(1, ""), (2, "uniform"), (3, ""), (5, "")}
+
+
+def test_failures_in_a_row_are_those_of_the_trials_own_making() -> None:
+    trials = _trials("f0", "c1", "f2", "f3 lost", "f3", "f4 interrupted", "r5")
+    assert Plan(trials).failed_in_a_row() == [2, 4]
+    assert Plan(trials[:2]).failed_in_a_row() == []
+
+
+def test_slots_of_trials_that_nobody_has_given_one() -> None:
+    trials = _trials("c", "c", "c0 twin", "c")
+    assert [Plan(trials).slot_of(number) for number in (0, 1, 3)] == [0, 1, 2]
+
+
+def test_states_are_counted_without_interrupted_attempts() -> None:
+    plan = Plan(_trials("c0", "c0 twin", "r1", "w2", "f3 interrupted", "p4"))
+    assert plan.states() == {"complete": 1, "pruned": 1, "running": 1, "waiting": 1}
+    assert plan.states(twins=True)["complete"] == 2
+    assert list(plan.states()) == sorted(plan.states())
+    assert plan.ended == 4
+
+
+def _with(trials: list[FrozenTrial], **attrs: dict[int, Any]) -> list[FrozenTrial]:
+    for key, values in attrs.items():
+        for number, value in values.items():
+            trials[number].set_user_attr(f"hpo_mab:{key}", value)
+    return trials
+
+
+def test_stopped_trials_their_promotions_and_what_they_saved() -> None:
+    trials = _with(
+        _trials("p0", "p1", "p2", "c3", "p4", "f5 lost", "r5"),
+        promotes={3: 0, 4: 1, 5: 2, 6: 2},
+        resumed_at={3: 1, 4: 1},
+    )
+    plan = Plan(trials)
+    assert plan.stopped == {0, 1, 2}
+    assert plan.promoted() == {0, 1, 2}
+    # Trials 0 and 1 were continued; the continuation of 1 was pruned.
+    assert plan.not_continued == {2, 4}
+
+
+def test_a_sampler_sees_each_configuration_once() -> None:
+    trials = _with(
+        _trials("c0", "c0 twin", "c1", "c1 twin", "c2"), sampler={1: "uniform", 3: "uniform"}
+    )
+    assert Plan(trials).once == {0, 2, 4}
+    # The study has continued under uniform sampling.
+    assert Plan(_with(trials, sampler={4: "uniform"})).once == {1, 3, 4}
+
+
+def test_evaluation_seconds_of_all_attempts() -> None:
+    trials = _with(_trials("c0", "f1 lost", "r1", "c2"), evaluation_seconds={0: 1.5, 1: 0.25})
+    assert Plan(trials).evaluation_seconds == 1.75
+
+
+def test_a_place_is_given_up_after_its_last_attempt_was_lost() -> None:
+    plan = Plan(_trials(*["f0 lost"] * 4, *["f1 lost"] * 3, *["f2 lost"] * 4, "c2"))
+    assert plan.given_up() == {(0, "")}
+    assert [one.number for one in plan.places()[1, False]] == [4, 5, 6]
+
+
+def test_only_the_first_configurations_cannot_be_stopped() -> None:
+    trials = _trials("c0 paired", "c0 paired twin", "r1 paired", "c2")
+    assert [Attempt.of(trial).unstoppable for trial in trials] == [True, False, False, False]
+
+
+def test_the_plan_needs_neither_torch_nor_optuna() -> None:
+    code = (
+        "import sys, hpo_mab._plan; print({'torch', 'optuna', 'sqlalchemy'} & sys.modules.keys())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
