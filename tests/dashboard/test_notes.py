@@ -168,7 +168,9 @@ def test_every_sampler_of_a_race_is_shown_with_what_the_race_cost() -> None:
         examples=600_000,
         seconds=75.5,
     )
-    note = evidence_note(study(**{CHOICE_KEY: chosen.to_json()}), spec(sampler={"kind": "auto"}))
+    note = evidence_note(
+        study(**{CHOICE_KEY: chosen.to_json()}), settings(sampler={"kind": "auto"})
+    )
     assert "15 trainings on top of the study's trials: 600,000 examples, 75.5 seconds" in note
     rows = table(note, "sampler")
     assert rows[0] == ["easy_first", "7", points(estimate), points(estimate), "1.25"]
