@@ -1,16 +1,24 @@
-"""Errors a user can meet, and how they are worded.
+"""Errors a user can meet, how they are worded, and what numbers an argument may be.
 
 An error says in one line what to do. Out-of-memory errors get one format, and passwords in database
-URLs are never shown.
+URLs are never shown. NumPy's numbers are as good as Python's.
 """
 
 from __future__ import annotations
 
 import difflib
 import errno
+import functools
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from numbers import Integral
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+
+if TYPE_CHECKING:
+    import pydantic
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
 
 
 class HpoMabError(Exception):
@@ -74,6 +82,35 @@ def check_integer(name: str, value: object, low: int) -> None:
     # A boolean is an integer to Python, and a mistake here.
     if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < low:
         raise ArgumentError(f"{name} must be an integer of at least {low}, got {value!r}.")
+
+
+def plain(value: Any) -> Any:
+    """The value with Python's numbers in place of NumPy's, also in tuples and dictionaries.
+
+    JSON, Optuna and PyTorch refuse some of NumPy's numbers, and a file that holds one cannot be
+    loaded with ``weights_only``. Lists are looked into in dictionaries only: others may be long.
+    """
+    # By name: nothing here may import NumPy for it. An array keeps its type.
+    if type(value).__module__ == "numpy" and getattr(value, "shape", None) == ():
+        return value.item()
+    if type(value) is tuple:
+        return tuple(map(plain, value))
+    if type(value) is dict:
+        return {
+            key: [plain(item) for item in one] if type(one) is list else plain(one)
+            for key, one in value.items()
+        }
+    return value
+
+
+def plain_arguments(function: Callable[_P, _R]) -> Callable[_P, _R]:
+    """The function, called with `plain` arguments."""
+
+    @functools.wraps(function)
+    def call(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        return function(*map(plain, args), **{name: plain(one) for name, one in kwargs.items()})
+
+    return call
 
 
 class SpecError(HpoMabError):
@@ -165,3 +202,70 @@ _QUERY = re.compile(
 def hide_passwords(text: str) -> str:
     """The text with ``***`` for the password of every URL in it."""
     return _QUERY.sub(r"\1***", _USER.sub(r"\1***@", text))
+
+
+def invalid_message(
+    error: pydantic.ValidationError, keys_at: Callable[[Sequence[int | str]], Iterable[str]]
+) -> str:
+    """The first mistake that pydantic has found, in plain words, and how many more there are.
+
+    Args:
+        error: What pydantic has raised.
+        keys_at: Returns the keys that a section may have.
+    """
+    by_key: dict[str, list[Any]] = {}
+    for one in error.errors(include_url=False):
+        # A value that none of several types takes has one error for each of them.
+        parts = [str(part) for part in one["loc"] if not _TYPE_OF_SEVERAL.fullmatch(str(part))]
+        by_key.setdefault(".".join(parts), []).append(one)
+    (key, first), *others = by_key.items()
+    if first[0]["type"] == "extra_forbidden":
+        *section, name = first[0]["loc"]
+        what = f"key in [{'.'.join(map(str, section))}]" if section else "section"
+        text = str(UnknownNameError(what, str(name), keys_at(section)))
+    else:
+        text = _wanted(key, first)
+    if not others:
+        return text if text.endswith((".", "?")) else f"{text}."
+    return f"{text.rstrip('.')} (and {len(others)} more)."
+
+
+#: What pydantic adds to a key for each of the types that its value may have.
+_TYPE_OF_SEVERAL = re.compile(r"(constrained-)?(int|float|str|bool)|literal\[.*\]")
+#: What a value must be, by pydantic's names of mistakes; ``{}`` is a bound.
+_BOUNDS = {
+    "greater_than": "above {gt:g}",
+    "greater_than_equal": "at least {ge:g}",
+    "less_than": "below {lt}",
+    "less_than_equal": "at most {le}",
+    "literal_error": "{expected}",
+    "string_too_short": "a text that is not empty",
+    "string_too_long": "a text of at most {max_length} characters",
+    "finite_number": "a finite number",
+}
+_TYPES = {
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "string": "a text",
+    "model": "a section",
+    "dict": "a section",
+}
+
+
+def _wanted(key: str, errors: Sequence[Mapping[str, Any]]) -> str:
+    """What the value of a key must be, and what was given."""
+    first = errors[0]
+    if first["type"] == "missing":
+        return f"{key} is missing; 'Study definitions' in the documentation lists every key"
+    if first["type"] == "value_error":
+        text = str(first["msg"]).removeprefix("Value error, ")
+        return f"{key} {text}" if text.startswith("must") else f"{key}: {text}" if key else text
+    wanted = []
+    for one in errors:
+        kind = _TYPES.get(one["type"].partition("_")[0], one["msg"])
+        wanted.append(_BOUNDS.get(one["type"], kind).format(**one.get("ctx", {})))
+    # The value of a whole section is too long to show.
+    given = first["input"]
+    shown = repr(given) if isinstance(given, str | int | float | bool) else type(given).__name__
+    return f"{key} must be {' or '.join(dict.fromkeys(wanted))}, got {shown}"

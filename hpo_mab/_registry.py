@@ -12,7 +12,7 @@ import importlib
 import inspect
 import sys
 import types
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from numbers import Integral, Real
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -246,22 +246,6 @@ def class_signature(cls: type[Any], *, first: Collection[str]) -> inspect.Signat
     except ValueError:  # An argument without default of a base class after one with a default.
         own = inspect.signature(cls.__init__)
         return own.replace(parameters=list(own.parameters.values())[1:])
-
-
-def bound_arguments(
-    signature: inspect.Signature, args: Sequence[Any], kwargs: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Arguments of a call by name, defaults included; none if the call does not fit."""
-    try:
-        bound = signature.bind(*args, **kwargs)
-    except TypeError:  # The call raises the error of these arguments.
-        return {}
-    bound.apply_defaults()
-    found: dict[str, Any] = {}
-    for name, value in bound.arguments.items():
-        rest = signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD
-        found.update(value if rest else {name: value})
-    return found
 
 
 def check_types(

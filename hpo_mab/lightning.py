@@ -15,7 +15,7 @@ from hpo_mab.samplers import BatchSampler
 from hpo_mab.search import TrialReporter
 from hpo_mab.storage import CurveStore
 from hpo_mab.training import DEFAULT_AVERAGE, WeightAverage
-from hpo_mab.training._evaluate import check_window
+from hpo_mab.training._schedule import check_window
 
 __all__ = ["TrialCallback"]
 

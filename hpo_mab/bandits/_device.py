@@ -12,14 +12,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hpo_mab.bandits._passes import TensorPasses
 from hpo_mab.bandits._settings import (
     BanditEngine,
     BanditSettings,
     Figures,
     TensorLossBinarizer,
 )
-from hpo_mab.bandits._tensor_policies import TENSOR_POLICIES, TensorKnobs
+from hpo_mab.bandits._tensor_policies import TENSOR_POLICIES, TensorKnobs, TensorPasses
 
 
 class TensorCounts:

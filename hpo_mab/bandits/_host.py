@@ -13,7 +13,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hpo_mab.bandits._passes import UniformPasses
 from hpo_mab.bandits._policies import GroupedPolicy, Groups, Singles, grouped_policy
 from hpo_mab.bandits._settings import (
     BanditEngine,
@@ -33,6 +32,7 @@ from hpo_mab.bandits._states import (
     PullWindow,
     StateColumns,
     StateMembers,
+    UniformPasses,
 )
 
 

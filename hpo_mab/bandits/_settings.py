@@ -250,6 +250,13 @@ def stratified_shares(labels: Ints, bandits: int, rng: np.random.Generator) -> N
     return np.ascontiguousarray(dealt.reshape(arms, bandits).T[rng.permutation(bandits)])
 
 
+def coprime_strides(size: int) -> Ints:
+    """Strides in [1, size] that visit each of ``size`` places once before they return."""
+    strides = np.arange(1, size + 1)
+    coprime: Ints = strides[np.gcd(strides, size) == 1]
+    return coprime
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Figures:
     """Counts for learning curves.

@@ -1,4 +1,4 @@
-"""The states of arms on the CPU: pulls in a window, columns, members.
+"""The states of arms on the CPU: pulls in a window, columns, members, uniform passes.
 
 A state is a pair (successes, failures) within the sliding window. Each state in use has a column
 in the tables of `StateMembers`, which finds a uniform member of a state.
@@ -6,12 +6,13 @@ in the tables of `StateMembers`, which finds a uniform member of a state.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hpo_mab.bandits._settings import Bools, Columns, Floats, Ints, Rewards
+from hpo_mab.bandits._settings import Bools, Columns, Floats, Ints, Rewards, coprime_strides
 
 
 class PullWindow:
@@ -46,11 +47,6 @@ class PullWindow:
     def totals(self) -> Ints:
         """Pulls that count, of each bandit, [B]."""
         return self.pushed if self.memory is None else np.minimum(self.pushed, self.memory)
-
-    @property
-    def nbytes(self) -> int:
-        """Memory held."""
-        return self._pushed.nbytes + self._arms.nbytes + self._rewards.nbytes
 
     def push(self, bandits: Ints, arms: Ints, rewards: Rewards) -> tuple[Ints, Ints, Rewards]:
         """Add one pull of each of some bandits.
@@ -124,15 +120,12 @@ class ColumnOwner(Protocol):
 
     def columns_in_use(self) -> Bools:
         """Which columns hold at least one arm, [capacity]."""
-        ...
 
     def resize_columns(self, capacity: int) -> None:
         """Make room for ``capacity`` columns, keeping those there are."""
-        ...
 
     def define_column(self, column: int, successes: int, failures: int) -> None:
         """Fill a column's entries for the arms of a new state."""
-        ...
 
 
 class StateColumns:
@@ -313,11 +306,6 @@ class StateMembers:
         """Column of each arm's state, [B, A]; -1 for padding."""
         return self._states[:, : self.arms]
 
-    @property
-    def nbytes(self) -> int:
-        """Memory held."""
-        return self._states.nbytes + self.counts.nbytes + self._block_counts.nbytes
-
     def fill(self) -> None:
         """Put every arm in state 0."""
         self.restore(np.where(np.arange(self.arms) < self.sizes[:, None], 0, -1))
@@ -351,13 +339,7 @@ class StateMembers:
         columns: Columns = self._states.ravel()[bandits * self._width + arms]
         return columns
 
-    def move(
-        self,
-        bandits: Ints,
-        arms: Ints,
-        old: Columns,
-        new: Columns,
-    ) -> None:
+    def move(self, bandits: Ints, arms: Ints, old: Columns, new: Columns) -> None:
         """Move one arm of each of some distinct bandits from its state to another, [n] each."""
         self._states.ravel()[bandits * self._width + arms] = new
         base = bandits * self.counts.shape[1]
@@ -402,3 +384,72 @@ class StateMembers:
         rank += members.cumsum() - members
         found: Ints = positions[rank] % states.shape[1]
         return found
+
+
+class UniformPasses:
+    """Passes over each bandit's arms without replacement, independent of rewards.
+
+    In each pass a bandit visits its arms in the order ``(offset + stride * i) mod A`` with a
+    random offset and a random stride coprime to ``A``: each arm once, each arm equally likely at
+    each place, in constant memory.
+
+    Args:
+        sizes: Arms of each bandit, [B].
+        rng: Source of offsets and strides.
+    """
+
+    def __init__(self, sizes: Ints, rng: np.random.Generator) -> None:
+        self._sizes = sizes
+        self._rng = rng
+        self._rows = np.arange(len(sizes))
+        self._strides = {size: coprime_strides(size) for size in np.unique(sizes).tolist()}
+        self._left = np.zeros_like(sizes)
+        self._place = np.zeros_like(sizes)
+        self._stride = np.zeros_like(sizes)
+
+    def select(self) -> Ints:
+        """The next arm of each bandit, [B]."""
+        return self.advance(self._rows)
+
+    def advance(self, bandits: Ints) -> Ints:
+        """The next arm of each of some distinct bandits, [n]."""
+        over = bandits[self._left[bandits] == 0]
+        if len(over):
+            self._begin(over)
+        arms = self._place[bandits]
+        self._place[bandits] = (arms + self._stride[bandits]) % self._sizes[bandits]
+        self._left[bandits] -= 1
+        return arms
+
+    def advance_to(self, bandits: Ints, allowed: Callable[[Ints, Ints], Bools]) -> Ints:
+        """The next allowed arm of each of some distinct bandits, [n]; others are skipped.
+
+        Args:
+            bandits: Bandits with at least one allowed arm, [n].
+            allowed: Whether the arms [m] of bandits [m] may be drawn, [m].
+        """
+        arms = self.advance(bandits)
+        waiting = (~allowed(bandits, arms)).nonzero()[0]
+        while len(waiting):
+            arms[waiting] = self.advance(bandits[waiting])
+            waiting = waiting[~allowed(bandits[waiting], arms[waiting])]
+        return arms
+
+    def _begin(self, bandits: Ints) -> None:
+        sizes = self._sizes[bandits]
+        self._left[bandits] = sizes
+        self._place[bandits] = self._rng.integers(sizes)
+        for size, strides in self._strides.items():
+            chosen = bandits[sizes == size]
+            if len(chosen):
+                self._stride[chosen] = strides[self._rng.integers(len(strides), size=len(chosen))]
+
+    def state(self) -> dict[str, Any]:
+        """State as plain arrays."""
+        return {"left": self._left, "place": self._place, "stride": self._stride}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Restore a state that `state` returned."""
+        self._left[:] = state["left"]
+        self._place[:] = state["place"]
+        self._stride[:] = state["stride"]

@@ -75,10 +75,8 @@ def compare(
     from hpo_mab.cli._output import (
         StudyProgress,
         print_comparison,
-        refuse_unwritable,
         shown_data,
         warn_unpublished,
-        write_text,
     )
     from hpo_mab.cli._run import launcher
     from hpo_mab.compare import comparison_record, report_html, run_comparison, summarise
@@ -87,7 +85,7 @@ def compare(
     from hpo_mab.storage import Storage
 
     opt.silence_optuna()
-    refuse_unwritable(record, report)
+    opt.refuse_unwritable(record, report)
     silent = quiet or as_json
     store = Storage(storage)
     launch = launcher(
@@ -125,12 +123,12 @@ def compare(
     summary = summarise(found.runs, reference=found.reference, retrained=found.retrained)
     text = comparison_record(found, summary)
     if record is not None:
-        write_text(record, text)
+        opt.write_text(record, text)
     if report is not None:
         page = report_html(
             found.runs, summary, title=f"{loaded.name}: comparison", record=found.environment
         )
-        write_text(report, page)
+        opt.write_text(report, page)
     if as_json:
         typer.echo(text)
     elif not quiet:

@@ -68,20 +68,19 @@ def examples(
     hpo-mab run cifar10 --set data.exclude=exclude.json --name cleaned
     ```
     """
-    from hpo_mab.cli._output import refuse_unwritable, write_text
     from hpo_mab.search._stored import RANKINGS, StudyExamples
     from hpo_mab.storage import Storage
 
     opt.silence_optuna()
-    refuse_unwritable(page, table, output if drop is not None else None)
+    opt.refuse_unwritable(page, table, output if drop is not None else None)
     found = StudyExamples.read(Storage(storage, create=False), study, data_root=data_root)
     lists = {ranking: found.top(ranking, top) for ranking in RANKINGS}
     if table is not None:
-        write_text(table, _csv(found))
+        opt.write_text(table, _csv(found))
     if page is not None:
-        write_text(page, _page(found, lists))
+        opt.write_text(page, _page(found, lists))
     if drop is not None:
-        write_text(output, found.exclusion(drop).to_json())
+        opt.write_text(output, found.exclusion(drop).to_json())
     if as_json:
         typer.echo(_json(found, lists))
         return

@@ -58,13 +58,24 @@ app = typer.Typer(
 )
 app.command(name="run")(run)
 app.command(name="worker")(worker)
-app.command(name="compare")(compare)
-app.command(name="report")(report)
-app.command(name="evidence")(evidence)
-app.command(name="examples")(examples)
-app.command(name="replay")(replay)
-app.command(name="studies")(studies)
-app.command(name="copy")(copy)
+# Longer sentences would be cut in the list of commands.
+app.command(name="compare", short_help="Run a study with the bandit and with uniform sampling.")(
+    compare
+)
+app.command(name="report", short_help="Compare stored studies in one HTML file.")(report)
+app.command(name="evidence", short_help="Save a measured early advantage for later studies.")(
+    evidence
+)
+app.command(name="examples", short_help="List likely mislabelled and hard training examples.")(
+    examples
+)
+app.command(name="replay", short_help="Train a recorded trial again and compare the curves.")(
+    replay
+)
+app.command(name="studies", short_help="List studies, the trials of a study, or one trial.")(
+    studies
+)
+app.command(name="copy", short_help="Copy or move a study with all that belongs to it.")(copy)
 app.command(name="dashboard")(dashboard)
 
 

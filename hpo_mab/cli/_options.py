@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import inspect
+import os
 import shlex
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -348,3 +350,36 @@ def _arguments(parameter: Any, value: Any) -> Iterator[str]:
             yield parameter.opts[0]
         else:
             yield from (parameter.opts[0], f"{one:g}" if isinstance(one, float) else str(one))
+
+
+# Files that an option names.
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file the user asked for.
+
+    Raises:
+        ArgumentError: It cannot be written.
+    """
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise ArgumentError(
+            f"{path} cannot be written: {error.strerror}. Give a file in an existing folder."
+        ) from None
+
+
+def refuse_unwritable(*paths: Path | None) -> None:
+    """Refuse, before anything runs, files that cannot be written at its end.
+
+    Raises:
+        ArgumentError: A path is a folder, or its folder does not exist or is not writable.
+    """
+    for path in paths:
+        if path is not None and path.is_dir():
+            raise ArgumentError(f"{path} is a folder; give a file to write.")
+        if path is not None and not os.access(path.absolute().parent, os.W_OK | os.X_OK):
+            raise ArgumentError(
+                f"{path} cannot be written: {path.absolute().parent} is not a writable folder. "
+                "Give a file in one that is."
+            )

@@ -6,11 +6,9 @@ import contextlib
 import json
 import logging
 import math
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -19,7 +17,6 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Column, Table
 from rich.text import Text
 
-from hpo_mab._errors import ArgumentError
 from hpo_mab.cli._dashboard import PORT
 from hpo_mab.compare._facts import parameter
 
@@ -42,36 +39,6 @@ def console(*, stderr: bool = False) -> Console:
         stderr: Whether to print to standard error.
     """
     return Console(stderr=stderr, markup=False, emoji=False, highlight=False)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file the user asked for.
-
-    Raises:
-        ArgumentError: It cannot be written.
-    """
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise ArgumentError(
-            f"{path} cannot be written: {error.strerror}. Give a file in an existing folder."
-        ) from None
-
-
-def refuse_unwritable(*paths: Path | None) -> None:
-    """Refuse, before anything runs, files that cannot be written at its end.
-
-    Raises:
-        ArgumentError: A path is a folder, or its folder does not exist or is not writable.
-    """
-    for path in paths:
-        if path is not None and path.is_dir():
-            raise ArgumentError(f"{path} is a folder; give a file to write.")
-        if path is not None and not os.access(path.absolute().parent, os.W_OK | os.X_OK):
-            raise ArgumentError(
-                f"{path} cannot be written: {path.absolute().parent} is not a writable folder. "
-                "Give a file in one that is."
-            )
 
 
 _SECONDS_BETWEEN_LINES = 10.0
@@ -103,6 +70,7 @@ class StudyProgress:
         self._last_update = -math.inf
         self._done_before: int | None = None
         self._state = f"0/{trials} trials"
+        self._is_done = False
         #: When each running trial was first seen, and the share of its budget spent by then.
         self._seen: dict[int, tuple[float, float]] = {}
 
@@ -139,6 +107,7 @@ class StudyProgress:
             self._done_before = done - 1
         self._state = self._describe(study, counts, done)
         self._last_end = time.monotonic()
+        self._is_done = done >= self._trials
         self._seen.pop(trial.number, None)
         if self._live is not None and self._task is not None:
             completed = min(done, self._trials)
@@ -173,6 +142,8 @@ class StudyProgress:
     def _describe_running(self, shares: Mapping[int, float], now: float) -> str:
         number, share = max(shares.items(), key=lambda item: item[1])
         text = f"trial {number} at {share:.0%}"
+        if self._is_done:
+            text = f"training trial {number} again for its test accuracy, {share:.0%}"
         if len(shares) > 1:
             text = f"{len(shares)} trials running, {text}"
         since, at_first = self._seen[number]
@@ -410,7 +381,8 @@ def _saved(facts: dict[str, Any]) -> list[tuple[str, str]]:
     if not saved:
         return [("Pruning", "saved nothing: no trial was pruned")]
     examples_share = saved / (saved + facts["examples"])
-    seconds_share = seconds / (seconds + facts["seconds"])
+    # Trials that all diverged before their first evaluation have no pace.
+    seconds_share = seconds / ((seconds + facts["seconds"]) or 1.0)
     return [
         (
             "Pruning",

@@ -62,16 +62,16 @@ def report(
     hpo-mab report record.json
     ```
     """
-    from hpo_mab.cli._output import print_result, refuse_unwritable, write_text
+    from hpo_mab.cli._output import print_result
     from hpo_mab.compare import report_html
 
     opt.silence_optuna()
-    refuse_unwritable(output, record)
+    opt.refuse_unwritable(output, record)
     runs, summary, environment, text = _read_comparison(studies, storage or [], reference)
     if record is not None:
-        write_text(record, text)
+        opt.write_text(record, text)
     shown = title or ", ".join(dict.fromkeys(run.title for run in runs))
-    write_text(output, report_html(runs, summary, title=shown, record=environment))
+    opt.write_text(output, report_html(runs, summary, title=shown, record=environment))
     if as_json:
         typer.echo(text)
     elif not quiet:
@@ -135,15 +135,14 @@ def evidence(
     hpo-mab evidence 'digits-*' --arm bandit --reference uniform_median
     ```
     """
-    from hpo_mab.cli._output import refuse_unwritable, write_text
     from hpo_mab.compare import evidence_of
 
     opt.silence_optuna()
-    refuse_unwritable(output)
+    opt.refuse_unwritable(output)
     runs = _read_runs(studies, storage or [])
     found = evidence_of(runs, arm=arm, reference=reference, margin=margin)
     text = json.dumps(found.to_json())
-    write_text(output, text + "\n")
+    opt.write_text(output, text + "\n")
     typer.echo(text if as_json else _evidence_text(found, output))
 
 

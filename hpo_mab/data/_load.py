@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from sklearn.datasets import load_digits
 
-from hpo_mab._errors import ArgumentError
+from hpo_mab._errors import ArgumentError, plain
 from hpo_mab._registry import Named, Registry, name_of
 from hpo_mab.data import _images, _torchvision
 from hpo_mab.data._folder import image_folder
@@ -111,7 +111,7 @@ def load(
         DataError: The data are not there, cannot be fetched or cannot be read, or are more than
             memory holds.
     """
-    parts = _load(name, more, root=Path(root), download=download).parts
+    parts = _load(name, plain(more), root=Path(root), download=download).parts
     if not isinstance(parts["train"], ImageData):
         raise ArgumentError(f"data set '{name_of(name)}' is not one of images; use load_splits.")
     return parts["train"], parts["test"]
@@ -156,8 +156,9 @@ def load_splits(
         DataError: The data are not there, cannot be fetched or cannot be read, or are more than
             memory holds, or ``exclude`` is a list of other images.
     """
+    validation, seed = plain(validation), plain(seed)
     given = {"root": Path(root), "download": download, "validation": validation, "seed": seed}
-    found = _load(name, more, **given)
+    found = _load(name, plain(more), **given)
     parts = found.parts
     if not isinstance(parts["train"], ImageData):
         if exclude is not None:

@@ -15,7 +15,7 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
-from hpo_mab._errors import ArgumentError, DataError
+from hpo_mab._errors import ArgumentError, DataError, plain
 from hpo_mab._examples import labels_digest
 from hpo_mab._labels import check_examples, labels_of
 from hpo_mab.data._images import ImageData
@@ -181,6 +181,7 @@ def split(
             represented on both sides, a single class, or other images that do not match those of
             ``train``.
     """
+    validation, seed = plain(validation), plain(seed)
     _check_alike("test", test, train)
     positions = None
     if isinstance(validation, ImageData):

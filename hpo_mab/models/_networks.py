@@ -10,7 +10,7 @@ from typing import Any, get_type_hints
 
 from torch import nn
 
-from hpo_mab._errors import ArgumentError, UnknownNameError
+from hpo_mab._errors import ArgumentError, UnknownNameError, plain_arguments
 from hpo_mab._registry import Named, Registry
 
 
@@ -279,6 +279,7 @@ def options(name: Named) -> dict[str, Any]:
     return {knob: option.default for knob, option in NETWORKS.options(name).items()}
 
 
+@plain_arguments
 def create(
     name: Named,
     *,

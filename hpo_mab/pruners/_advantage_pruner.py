@@ -15,7 +15,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial
 
 from hpo_mab._attributes import PRUNED_KEY
-from hpo_mab._errors import ArgumentError, check_integer
+from hpo_mab._errors import ArgumentError, check_integer, plain_arguments
 from hpo_mab.advantage import DEFAULT_MARGIN, Evidence
 from hpo_mab.pruners._evidence import (
     EvidenceKeeper,
@@ -242,6 +242,7 @@ class AdvantagePruner(BasePruner):
         ArgumentError: An argument outside its bound, or both ``evidence`` and ``reference``.
     """
 
+    @plain_arguments
     def __init__(
         self,
         *,
@@ -270,18 +271,17 @@ class AdvantagePruner(BasePruner):
         check_integer("refresh", refresh, 1)
         if max_resource is not None:
             check_integer("max_resource", max_resource, 1)
-            max_resource = int(max_resource)
         if not 0.0 <= margin <= 1.0:
             raise ArgumentError(f"margin must be in [0, 1], got {margin}.")
         if not 0.0 < confidence < 1.0:
             raise ArgumentError(f"confidence must be in (0, 1), got {confidence}.")
         if evidence is not None and reference is not None:
             raise ArgumentError("give evidence or reference, not both.")
-        self._min_resource = None if min_resource == "auto" else int(min_resource)
-        self._reduction_factor = int(reduction_factor)
-        self._early_rungs = int(min_early_stopping_rate)
-        self._bootstrap_count = int(bootstrap_count)
-        self._fidelity = bool(fidelity)
+        self._min_resource = None if min_resource == "auto" else min_resource
+        self._reduction_factor = reduction_factor
+        self._early_rungs = min_early_stopping_rate
+        self._bootstrap_count = bootstrap_count
+        self._fidelity = fidelity
         self._new_keeper = functools.partial(
             EvidenceKeeper,
             given=None if evidence is None else read_evidence(evidence),

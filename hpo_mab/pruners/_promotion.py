@@ -12,7 +12,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from hpo_mab._attributes import PROMOTES_KEY, REASON_KEY, TWIN_KEY, trial_attributes
-from hpo_mab._errors import ArgumentError, check_integer
+from hpo_mab._errors import ArgumentError, check_integer, plain_arguments
 from hpo_mab._plan import Plan
 
 
@@ -61,6 +61,7 @@ class PromotionPruner(BasePruner):
         ArgumentError: An argument outside its bound.
     """
 
+    @plain_arguments
     def __init__(
         self, *, max_resource: int, min_resource: int = 1, reduction_factor: int = 2
     ) -> None:

@@ -9,7 +9,7 @@ from optuna.pruners import BasePruner
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial
 
-from hpo_mab._errors import ArgumentError, check_integer
+from hpo_mab._errors import ArgumentError, check_integer, plain_arguments
 from hpo_mab._plan import Attempt, Plan
 
 
@@ -40,6 +40,7 @@ class TopKPruner(BasePruner):
         ArgumentError: An argument outside its bound, or an ``after`` that leaves nothing to stop.
     """
 
+    @plain_arguments
     def __init__(self, *, max_resource: int, after: float = 0.25, k: int = 3) -> None:
         check_integer("max_resource", max_resource, 2)
         if not 0 < after < 1:

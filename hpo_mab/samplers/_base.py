@@ -10,13 +10,14 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Required, Self, TypedDict
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 
-from hpo_mab._errors import ArgumentError
+from hpo_mab._errors import ArgumentError, plain, plain_arguments
 from hpo_mab._labels import class_labels
-from hpo_mab._registry import bound_arguments, class_signature, name_of
+from hpo_mab._registry import class_signature, name_of
 from hpo_mab.samplers._feedback import (
     Draw,
     DrawQueue,
@@ -64,9 +65,11 @@ class BatchSampler(Sampler[list[int]], abc.ABC):
 
     A ``DataLoader`` with workers draws ``prefetch_factor * num_workers`` batches ahead, so its
     feedback lags by as many steps; it is still matched to the right draw. A batch without losses
-    (skipped, or out of memory) is taken off the queue with `discard`. Starting a new pass
-    (``iter(sampler)``) drops draws that were never answered, with one warning, and ends the pass
-    before it.
+    (skipped, or out of memory) is taken off the queue with `discard`. Without, later losses would
+    reward other examples: `update` raises if it has ``indices`` or ``targets`` to compare, else
+    there is one warning as soon as more draws wait than at the pass's first answer. Starting a new
+    pass (``iter(sampler)``) drops draws that were never answered, with one warning, and ends the
+    pass before it.
 
     Args:
         labels: Class of each training example, whole numbers [N].
@@ -99,21 +102,21 @@ class BatchSampler(Sampler[list[int]], abc.ABC):
     __signature__: ClassVar[inspect.Signature]
 
     def __init_subclass__(cls, **options: Any) -> None:
-        """Store the constructor's signature."""
+        """Store the constructor's signature, and let it take NumPy's numbers."""
         super().__init_subclass__(**options)
+        if "__init__" in cls.__dict__:
+            # A saved state must not hold any.
+            cls.__init__ = plain_arguments(cls.__init__)  # type: ignore[method-assign]
         cls.__signature__ = class_signature(cls, first=CommonArguments.__annotations__)
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         """Store the options: a state can only be loaded by a sampler with the same ones."""
         made = super().__new__(cls)
         if args or kwargs:  # Neither when a copy is made.
-            common = {"labels", *CommonArguments.__annotations__}
-            options = bound_arguments(cls.__signature__, args, kwargs)
-            made._options = {
-                name: _plain(value) for name, value in options.items() if name not in common
-            }
+            made._options = _bound_options(cls.__signature__, args, kwargs)
         return made
 
+    @plain_arguments
     def __init__(
         self,
         labels: Tensor | Sequence[int],
@@ -149,6 +152,8 @@ class BatchSampler(Sampler[list[int]], abc.ABC):
         self._outstanding = DrawQueue()
         #: Passes begun; a pass ends where another begins.
         self._passes_begun = 0
+        #: Draws answered or discarded since this pass began.
+        self._answers = 0
         self._warned = False
 
     @classmethod
@@ -227,11 +232,20 @@ class BatchSampler(Sampler[list[int]], abc.ABC):
         this = self._passes_begun
         if self._outstanding:
             self._drop_all()
+        self._answers = ahead = 0
         for _ in range(len(self)):
             if self._passes_begun != this:
                 raise FeedbackError(
                     "this pass ended when another pass over the same sampler began; look at "
                     "batches and evaluate with a DataLoader that has no such batch_sampler."
+                )
+            # Before the first answer, a loader has drawn as far ahead as it ever does.
+            if not self._answers:
+                ahead = len(self._outstanding)
+            elif len(self._outstanding) > ahead:
+                self._warn(
+                    f"{len(self._outstanding)} draws of this pass wait for their losses where "
+                    f"{ahead} did before: a batch had no answer, or is answered later than others"
                 )
             yield self.draw().tolist()
 
@@ -289,6 +303,7 @@ class BatchSampler(Sampler[list[int]], abc.ABC):
         if logits is not None:
             self.check_outputs(logits, targets=targets)
         self._outstanding.popleft()
+        self._answers += 1
         with torch.no_grad():
             self._learn(
                 draw,
@@ -316,6 +331,7 @@ class BatchSampler(Sampler[list[int]], abc.ABC):
         if indices is not None:
             self._outstanding.check("indices", functools.partial(has_indices, given=indices))
         self._outstanding.popleft()
+        self._answers += 1
 
     def check_outputs(self, logits: Tensor, *, targets: Tensor | None = None) -> None:
         """Raise if model outputs have no column for a label; checks shapes only.
@@ -360,12 +376,12 @@ class BatchSampler(Sampler[list[int]], abc.ABC):
             ArgumentError: The state is of a sampler of another class, with other labels, another
                 seed, batch size, rank, type of device or option; names what differs.
         """
-        found = state.get("sampler")
+        found = state.get("sampler") if isinstance(state, Mapping) else None
         if not isinstance(found, dict) or "state" not in state:
-            raise ArgumentError(
-                "state must be what state_dict of a sampler returned, "
-                f"got the keys {', '.join(map(repr, state)) or 'none'}."
-            )
+            got = type(state).__name__
+            if isinstance(state, Mapping):
+                got = f"the keys {', '.join(map(repr, state)) or 'none'}"
+            raise ArgumentError(f"state must be what state_dict of a sampler returned, got {got}.")
         own = self._identity
         # What a state does not name is an option that its version of the class did not have.
         differ = [name for name in {"class": "", **found} if own.get(name) != found.get(name)]
@@ -410,16 +426,23 @@ class BatchSampler(Sampler[list[int]], abc.ABC):
 
     def _drop_all(self) -> None:
         """Drop draws of a pass that was left early, with a warning the first time."""
-        learns = type(self)._learn is not BatchSampler._learn
-        if learns and not self._warned:
-            self._warned = True
-            warnings.warn(
-                f"A pass begins while {len(self._outstanding)} draws of the last one wait for "
-                "their losses; they are dropped. If their batches were trained on, call update "
-                "for each; call discard for batches without losses. This warning is given once.",
-                stacklevel=3,
-            )
+        self._warn(
+            f"A pass begins while {len(self._outstanding)} draws of the last one wait for their "
+            "losses; they are dropped"
+        )
         self._outstanding.clear()
+
+    def _warn(self, what: str) -> None:
+        """Warn once of draws without an answer; samplers that learn nothing need none."""
+        if self._warned or type(self)._learn is BatchSampler._learn:
+            return
+        self._warned = True
+        warnings.warn(
+            f"{what}. Call update for each batch that was trained on, and discard for batches "
+            "without losses; with indices= or targets= a wrong answer raises. This warning is "
+            "given once.",
+            stacklevel=3,
+        )
 
     def _has_targets(self, draw: Draw, given: Tensor) -> bool:
         """Whether a batch's labels, or the numbers of their classes, are a draw's."""
@@ -438,12 +461,36 @@ class BatchSampler(Sampler[list[int]], abc.ABC):
 BatchSampler.__signature__ = class_signature(BatchSampler, first=CommonArguments.__annotations__)
 
 
+def _bound_options(
+    signature: inspect.Signature, args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Arguments of a constructor but those that every sampler has, defaults included."""
+    try:
+        bound = signature.bind(*args, **kwargs)
+    except TypeError:  # The constructor raises the error of these arguments.
+        return {}
+    bound.apply_defaults()
+    options: dict[str, Any] = {}
+    for name, value in bound.arguments.items():
+        rest = signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD
+        options.update(value if rest else {name: value})
+    common = {"labels", *CommonArguments.__annotations__}
+    return {name: _plain(value) for name, value in options.items() if name not in common}
+
+
 def _plain(value: Any) -> Any:
-    """A value that a file can hold and that is equal after loading; for others their type."""
+    """A value that a file can hold and that is equal after loading.
+
+    For arrays it is a digest of their numbers, for other objects their type.
+    """
+    value = plain(value)
     if isinstance(value, list | tuple):
         return [_plain(part) for part in value]
     if isinstance(value, bool | int | float | str | None):
         return value
+    if isinstance(value, Tensor | np.ndarray):
+        numbers = torch.as_tensor(value).detach().to("cpu", torch.float64).contiguous().numpy()
+        return hashlib.blake2b(numbers.data, digest_size=16).hexdigest()
     if callable(value):
         return name_of(value)
     return f"{type(value).__module__}.{type(value).__qualname__}"

@@ -138,7 +138,7 @@ class ArazoSampler(PassSampler):
             warnings.warn(
                 f"{type(self).__name__} at budget 1.0 draws every example once a pass, which is "
                 "uniform shuffling; use corrected=True or a smaller budget.",
-                stacklevel=2,
+                stacklevel=3,
             )
         self.corrected = self._replacement = corrected
         self._unlikeliness = self._memory(0.0)

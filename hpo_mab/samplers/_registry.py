@@ -7,6 +7,7 @@ import importlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from hpo_mab._errors import plain_arguments
 from hpo_mab._registry import Named, Registry, name_of
 
 if TYPE_CHECKING:
@@ -74,6 +75,7 @@ def knob_types(kind: Named) -> Mapping[str, Any]:
     return {name: option.kind for name, option in SAMPLERS.options(kind).items()}
 
 
+@plain_arguments
 def create(
     kind: Named,
     labels: torch.Tensor | Sequence[int],

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from hpo_mab._registry import lazy_names
 
 if TYPE_CHECKING:
-    from hpo_mab._plan import StudyFailedError, TotalBudget, derive_seed, trial_seed
+    from hpo_mab._attributes import TotalBudget
+    from hpo_mab._plan import StudyFailedError, derive_seed, trial_seed
     from hpo_mab.search._claim import Target
     from hpo_mab.search._components import create_pruner
     from hpo_mab.search._definition import (
@@ -87,7 +88,7 @@ __getattr__, __dir__ = lazy_names(
         "StudyRunner": "._runner",
         "StudySpec": "._definition",
         "Target": "._claim",
-        "TotalBudget": "hpo_mab._plan",
+        "TotalBudget": "hpo_mab._attributes",
         "TrainingObjective": "._objective",
         "TrialCallback": "._trial_loop",
         "TrialLoop": "._trial_loop",

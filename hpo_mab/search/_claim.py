@@ -24,9 +24,10 @@ from hpo_mab._attributes import (
     TARGET_KEY,
     TWIN_KEY,
     WORKER_KEY,
+    TotalBudget,
     trial_attributes,
 )
-from hpo_mab._plan import Attempt, Next, Plan, TotalBudget, slot_of
+from hpo_mab._plan import Attempt, Next, Plan, slot_of
 from hpo_mab.pruners import PromotionPruner, TopKPruner
 from hpo_mab.storage import (
     CurveStore,

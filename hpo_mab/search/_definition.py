@@ -6,7 +6,6 @@ The command line's options override keys of the file.
 from __future__ import annotations
 
 import math
-import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,8 +14,8 @@ from typing import Annotated, Any, Literal
 import pydantic
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from hpo_mab._errors import HpoMabError, SpecError, UnknownNameError
-from hpo_mab._plan import TotalBudget
+from hpo_mab._attributes import TotalBudget
+from hpo_mab._errors import HpoMabError, SpecError, UnknownNameError, invalid_message
 from hpo_mab.search._space import examples, parse_value, ranges
 from hpo_mab.training import DEFAULT_AVERAGE
 
@@ -370,7 +369,7 @@ def make_spec(raw: Mapping[str, Any]) -> StudySpec:
     try:
         spec = StudySpec.model_validate(raw)
     except pydantic.ValidationError as error:
-        raise SpecError(_message(error)) from None
+        raise SpecError(invalid_message(error, _keys_at)) from None
     # Imported late, as it imports torch: misspelt keys and file names are refused without it.
     from hpo_mab.search._prepare import check_names
 
@@ -441,67 +440,7 @@ def _name_after_data(raw: dict[str, Any], before: str) -> None:
         raw["name"] = label if name == before else f"{name}-{label}"
 
 
-def _message(error: pydantic.ValidationError) -> str:
-    """The first mistake in words of ours, and how many more there are."""
-    by_key: dict[str, list[Any]] = {}
-    for one in error.errors(include_url=False):
-        # A value that none of several types takes has one error for each of them.
-        parts = [str(part) for part in one["loc"] if not _TYPE_OF_SEVERAL.fullmatch(str(part))]
-        by_key.setdefault(".".join(parts), []).append(one)
-    (key, first), *others = by_key.items()
-    if first[0]["type"] == "extra_forbidden":
-        *section, name = first[0]["loc"]
-        what = f"key in [{'.'.join(map(str, section))}]" if section else "section"
-        text = str(UnknownNameError(what, str(name), _keys_at(section)))
-    else:
-        text = _wanted(key, first)
-    if not others:
-        return text if text.endswith((".", "?")) else f"{text}."
-    return f"{text.rstrip('.')} (and {len(others)} more)."
-
-
-#: What pydantic adds to a key for each of the types that its value may have.
-_TYPE_OF_SEVERAL = re.compile(r"(constrained-)?(int|float|str|bool)|literal\[.*\]")
-#: What a value must be, by pydantic's names of mistakes; ``{}`` is a bound.
-_BOUNDS = {
-    "greater_than": "above {gt:g}",
-    "greater_than_equal": "at least {ge:g}",
-    "less_than": "below {lt}",
-    "less_than_equal": "at most {le}",
-    "literal_error": "{expected}",
-    "string_too_short": "a text that is not empty",
-    "string_too_long": "a text of at most {max_length} characters",
-    "finite_number": "a finite number",
-}
-_TYPES = {
-    "int": "a whole number",
-    "float": "a number",
-    "bool": "true or false",
-    "string": "a text",
-    "model": "a section",
-    "dict": "a section",
-}
-
-
-def _wanted(key: str, errors: Sequence[Mapping[str, Any]]) -> str:
-    """What the value of a key must be, and what was given."""
-    first = errors[0]
-    if first["type"] == "missing":
-        return f"{key} is missing; 'Study definitions' in the documentation lists every key"
-    if first["type"] == "value_error":
-        text = str(first["msg"]).removeprefix("Value error, ")
-        return f"{key} {text}" if text.startswith("must") else f"{key}: {text}" if key else text
-    wanted = []
-    for one in errors:
-        kind = _TYPES.get(one["type"].partition("_")[0], one["msg"])
-        wanted.append(_BOUNDS.get(one["type"], kind).format(**one.get("ctx", {})))
-    # The value of a whole section is too long to show.
-    given = first["input"]
-    shown = repr(given) if isinstance(given, str | int | float | bool) else type(given).__name__
-    return f"{key} must be {' or '.join(dict.fromkeys(wanted))}, got {shown}"
-
-
-def _keys_at(section: list[int | str]) -> list[str]:
+def _keys_at(section: Sequence[int | str]) -> list[str]:
     model: Any = StudySpec
     for part in section:
         field = model.model_fields.get(part)

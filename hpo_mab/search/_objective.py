@@ -25,7 +25,13 @@ from hpo_mab._attributes import (
     UNIFORM,
     trial_attributes,
 )
-from hpo_mab._errors import ArgumentError, UnknownNameError, check_integer, memory_reason
+from hpo_mab._errors import (
+    ArgumentError,
+    UnknownNameError,
+    check_integer,
+    memory_reason,
+    plain_arguments,
+)
 from hpo_mab._examples import labels_digest
 from hpo_mab._plan import TotalBudget, slot_of, trial_seed
 from hpo_mab._registry import Named
@@ -47,7 +53,7 @@ from hpo_mab.search._workload import Loop, Workload
 from hpo_mab.storage import CurveStore, ExampleWriter, Storage
 from hpo_mab.storage._optuna import id_of
 from hpo_mab.training import DEFAULT_AVERAGE, KEEP, Budget, Schedule, TrainingDiverged
-from hpo_mab.training._evaluate import check_window
+from hpo_mab.training._schedule import check_window
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,6 +144,7 @@ class TrainingObjective:
         UnknownNameError: An unknown optimiser, sampler or option.
     """
 
+    @plain_arguments
     def __init__(
         self,
         *,

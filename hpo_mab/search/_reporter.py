@@ -28,13 +28,13 @@ from hpo_mab._attributes import (
     SLOT_KEY,
     UNIFORM,
 )
-from hpo_mab._errors import ArgumentError
+from hpo_mab._errors import ArgumentError, plain, plain_arguments
 from hpo_mab.samplers import BatchSampler, UniformSampler
 from hpo_mab.search._recorder import TrialRecord, check_direction, failure_reason
 from hpo_mab.storage import STORAGE_ERRORS, CurveStore, Storage, heartbeat
+from hpo_mab.storage._optuna import id_of
 from hpo_mab.training import DEFAULT_AVERAGE, Evaluation, WeightAverage
-from hpo_mab.training._evaluate import check_window
-from hpo_mab.training._schedule import sampler_figures
+from hpo_mab.training._schedule import check_window, sampler_figures
 
 
 class TrialReporter:
@@ -88,6 +88,7 @@ class TrialReporter:
             does not maximize.
     """
 
+    @plain_arguments
     def __init__(
         self,
         trial: optuna.trial.BaseTrial,
@@ -128,7 +129,8 @@ class TrialReporter:
         self._steps = 0
         self._seconds = 0.0
         self._running_since: float | None = clock()
-        self._losses: list[SupportsFloat] = []
+        self._losses: Tensor | float = 0.0
+        self._counted = 0
         uniform = sampler is None or isinstance(sampler, UniformSampler)
         trial.set_user_attr(SAMPLER_KEY, UNIFORM if uniform else type(sampler).__name__)
         trial.set_user_attr(BUDGET_KEY, budget_examples)
@@ -198,21 +200,27 @@ class TrialReporter:
             Whether an evaluation is due: evaluate and call `report`. The clock stands until then.
         """
         self._steps += 1
-        self.examples += examples
+        self.examples += plain(examples)
         if self._model is not None and self._window > 0:
             if self._average is None:
                 # Not made earlier, because the model may still be moved to another device.
                 self._average = WeightAverage(self._model, window=self._window)
             self._average.update()
         if loss is not None:
-            # Detached, so that the graph of the step is freed.
-            self._losses.append(loss.detach() if isinstance(loss, Tensor) else loss)
+            # A sum, not a list: small tensors between large ones keep the memory of each step from
+            # being used again. On another device nothing waits for the value.
+            if isinstance(loss, Tensor) and not loss.is_cpu:
+                self._losses = self._losses + loss.detach()
+            else:
+                self._losses += float(loss.detach() if isinstance(loss, Tensor) else loss)
+            self._counted += 1
         if self._sampler is not None:
             self._sampler.set_progress(min(1.0, self.examples / self.budget_examples))
         if self.due:
             self._stop_clock()
         return self.due
 
+    @plain_arguments
     def report(
         self,
         *,
@@ -257,8 +265,8 @@ class TrialReporter:
         self._running_since = self._clock()
 
     def _evaluation(self, *, loss: float, learning_rate: float) -> Evaluation:
-        losses = [float(one) for one in self._losses]
-        self._losses.clear()
+        train_loss = float(self._losses) / self._counted if self._counted else math.nan
+        self._losses, self._counted = 0.0, 0
         statistics = {} if self._sampler is None else self._sampler.statistics()
         return Evaluation(
             index=self._reported,
@@ -268,7 +276,7 @@ class TrialReporter:
             sampler_seconds=0.0,
             accuracy=self.accuracy,
             loss=loss,
-            train_loss=sum(losses) / len(losses) if losses else math.nan,
+            train_loss=train_loss,
             learning_rate=learning_rate,
             averaged=self._averaged,
             **sampler_figures(statistics),
@@ -379,14 +387,14 @@ def recorded_trial(
         fixed_params=dict(config), base_sampler=optuna.samplers.RandomSampler()
     )
     with warnings.catch_warnings():
-        # Optuna knows of heartbeats in its own loop only.
+        # Optuna warns that heartbeats work in its own loop only. Here `heartbeat` records them.
         warnings.filterwarnings("ignore", message="Heartbeat of storage")
         trial = found.ask(fixed_distributions=chosen)
     if number is not None:
         trial.set_user_attr(SLOT_KEY, number)
     end = TrialState.FAIL
     try:
-        with heartbeat(storage.optuna, trial._trial_id):
+        with heartbeat(storage.optuna, id_of(trial)):
             yield trial
     except optuna.TrialPruned:
         end = TrialState.PRUNED

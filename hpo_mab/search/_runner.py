@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import optuna
@@ -170,7 +170,7 @@ class StudyRunner:
         run = read_run(self.storage, study.study_name)
         accuracy = None
         if score and run.best is not None and not interrupted:
-            accuracy = self._test_score(study, run.best)
+            accuracy = self._test_score(study, run.best, getattr(on_trial, "running", None))
         return RunOutcome(
             run=run,
             interrupted=interrupted,
@@ -197,6 +197,7 @@ class StudyRunner:
         seed: int | None = None,
         sampler: str | None = None,
         final: Budget | None = None,
+        on_progress: Callable[[float], None] | None = None,
     ) -> float:
         """Train a trial's configuration to the end of a budget and score it on the test set.
 
@@ -205,22 +206,30 @@ class StudyRunner:
             seed: Seed of the training; None takes the trial's own.
             sampler: Batch sampler with its default knobs; None takes the trial's own.
             final: Budget; None takes a trial's.
+            on_progress: Called with the share of the steps that is done.
 
         Returns:
             Test accuracy, in [0, 1].
         """
         recorded = train_recorded(self.objective, trial, seed=seed, sampler=sampler, final=final)
         with recorded as training:
+            training.evaluations.on_progress = on_progress
             for _ in training.evaluations:
                 pass
             return training.test_accuracy()
 
-    def _test_score(self, study: optuna.Study, best: TrialRun) -> float:
+    def _test_score(
+        self,
+        study: optuna.Study,
+        best: TrialRun,
+        running: Callable[[Mapping[int, float]], None] | None,
+    ) -> float:
         """The best trial's test accuracy, stored so that the test set is used once."""
         known = study.user_attrs.get(TEST_KEY, {})
         if known.get("trial") == best.number:
             return float(known["accuracy"])
-        accuracy = self.train_again(best)
+        shares = None if running is None else lambda share: running({best.number: share})
+        accuracy = self.train_again(best, on_progress=shares)
         study.set_user_attr(TEST_KEY, {"trial": best.number, "accuracy": accuracy})
         return accuracy
 

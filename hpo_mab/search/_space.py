@@ -165,8 +165,8 @@ def _range(name: str, value: Mapping[str, Any]) -> FloatDistribution | IntDistri
 
 def _bound(name: str, value: Mapping[str, Any], key: str) -> int | float:
     bound = value.get(key)
-    if isinstance(bound, bool) or not isinstance(bound, int | float) or bound != bound:
-        raise ArgumentError(f"{name}: a range needs {key}, a number, got {bound!r}.")
+    if isinstance(bound, bool) or not isinstance(bound, int | float) or not abs(bound) < math.inf:
+        raise ArgumentError(f"{name}: a range needs {key}, a finite number, got {bound!r}.")
     return bound
 
 

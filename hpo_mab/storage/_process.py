@@ -193,7 +193,8 @@ class Locks:
 
     On PostgreSQL, MySQL and MariaDB a lock is an advisory lock of the server, which ends at the
     latest with the connection. SQLite has none; there it is a lock file next to the database,
-    which the operating system releases when the process ends.
+    which the operating system releases when the process ends. The empty file stays: another process
+    may have opened it already, and would then lock a removed file while a third locks a new one.
 
     Args:
         engine: The database.

@@ -20,9 +20,8 @@ if TYPE_CHECKING:
         TimedSampler,
         TrainingDiverged,
     )
-    from hpo_mab.training._device import PRECISIONS, select_device
+    from hpo_mab.training._device import PRECISIONS, WeightAverage, evaluate, select_device
     from hpo_mab.training._device_step import DeviceStep
-    from hpo_mab.training._evaluate import WeightAverage, evaluate
     from hpo_mab.training._optimizers import (
         available_optimizers,
         create_optimizer,
@@ -30,6 +29,7 @@ if TYPE_CHECKING:
     )
     from hpo_mab.training._schedule import (
         DEFAULT_AVERAGE,
+        KEEP,
         SCHEDULES,
         Budget,
         Evaluation,
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
         evaluation_steps,
     )
     from hpo_mab.training._stack import StackedTrainer
-    from hpo_mab.training._training import KEEP, Training
+    from hpo_mab.training._training import Training
 
 __all__ = [
     "DEFAULT_AVERAGE",
@@ -71,7 +71,7 @@ __getattr__, __dir__ = lazy_names(
     __name__,
     {
         "DEFAULT_AVERAGE": "._schedule",
-        "KEEP": "._training",
+        "KEEP": "._schedule",
         "PRECISIONS": "._device",
         "SCHEDULES": "._schedule",
         "Batches": "._batches",
@@ -88,10 +88,10 @@ __getattr__, __dir__ = lazy_names(
         "TimedSampler": "._batches",
         "Training": "._training",
         "TrainingDiverged": "._batches",
-        "WeightAverage": "._evaluate",
+        "WeightAverage": "._device",
         "available_optimizers": "._optimizers",
         "create_optimizer": "._optimizers",
-        "evaluate": "._evaluate",
+        "evaluate": "._device",
         "evaluation_steps": "._schedule",
         "optimizer_options": "._optimizers",
         "select_device": "._device",

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from hpo_mab._errors import ArgumentError, HpoMabError
+from hpo_mab._errors import ArgumentError, HpoMabError, plain_arguments
 from hpo_mab._labels import class_labels
 from hpo_mab.data import Augmentation, ImageData, Normalization
 from hpo_mab.samplers._base import BatchSampler
@@ -165,6 +165,7 @@ class DeviceBatches:
         seed: Seed of the augmentation.
     """
 
+    @plain_arguments
     def __init__(
         self,
         data: ImageData,
@@ -217,6 +218,7 @@ class LoaderBatches:
         ArgumentError: A negative number of workers.
     """
 
+    @plain_arguments
     def __init__(
         self,
         dataset: Dataset[Any],
@@ -287,6 +289,7 @@ class DeviceSweep:
         ArgumentError: A batch size below 1.
     """
 
+    @plain_arguments
     def __init__(
         self, data: ImageData, *, normalization: Normalization, batch_size: int | None = None
     ) -> None:
@@ -298,6 +301,8 @@ class DeviceSweep:
         self.data = data
         self.normalization = normalization
         self.batch_size = batch_size
+        #: Read once: reading a label later would wait for the device.
+        self.highest_label = int(data.labels.max())
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         return self.batches(self.batch_size)
@@ -322,6 +327,7 @@ class LoaderSweep:
         ArgumentError: An argument outside its bound, or a data set without examples.
     """
 
+    @plain_arguments
     def __init__(
         self,
         dataset: Dataset[Any],
@@ -337,6 +343,8 @@ class LoaderSweep:
         if len(dataset) == 0:  # type: ignore[arg-type]
             raise ArgumentError("dataset must not be empty, got 0 examples.")
         self.device = torch.device(device)
+        #: Of the batches so far.
+        self.highest_label = 0
         self._loader = DataLoader(
             dataset,
             batch_size=batch_size,
@@ -347,4 +355,6 @@ class LoaderSweep:
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         for inputs, targets in self._loader:
-            yield to_device(inputs, targets, self.device)
+            labels = class_labels(targets, name="targets")
+            self.highest_label = max(self.highest_label, int(labels.max()))
+            yield to_device(inputs, labels, self.device)

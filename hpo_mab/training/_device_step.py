@@ -12,11 +12,10 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.optim import Optimizer
 
-from hpo_mab.samplers._base import BatchSampler
 from hpo_mab.samplers._feedback import Draw
-from hpo_mab.training._batches import Batches, DeviceBatches, LossMeter, TimedSampler
-from hpo_mab.training._device import autocast
-from hpo_mab.training._evaluate import WeightAverage
+from hpo_mab.training._batches import DeviceBatches, LossMeter, TimedSampler
+from hpo_mab.training._device import WeightAverage, logits_of
+from hpo_mab.training._optimizers import is_fused
 from hpo_mab.training._tally import ExampleTally
 
 #: Calls before the capture: the optimiser makes its state, and libraries choose their kernels.
@@ -214,7 +213,7 @@ class DeviceStep:
         self._label_smoothing = label_smoothing
         self._precision = precision
         device = batches.data.device
-        capture = capture and device.type == "cuda" and _is_fused(optimizer)
+        capture = capture and device.type == "cuda" and is_fused(optimizer)
         if capture:
             _move_learning_rates(optimizer, device)
         self._inside = sampler.sampler.capturable
@@ -266,9 +265,7 @@ class DeviceStep:
         # Cloned: the backward pass needs the weights after the next draw has overwritten them.
         weights = held.weights.clone()
         inputs, targets = self._batches.fetch(held.indices)
-        with autocast(inputs.device, self._precision):
-            logits = self._forward(inputs)
-        logits = logits.float()
+        logits = logits_of(self._forward, inputs, precision=self._precision)
         self._sampler.sampler.check_outputs(logits)
         losses = F.cross_entropy(
             logits, targets, reduction="none", label_smoothing=self._label_smoothing
@@ -351,27 +348,6 @@ class DeviceStep:
         if self._held is None or self._held.weights is None:
             raise RuntimeError("a step needs a batch drawn before it")
         return self._held.weights
-
-
-def choose_capture(
-    batches: Batches, sampler: BatchSampler, optimizer: Optimizer
-) -> tuple[bool, str | None]:
-    """Whether steps can be captured and, on a CUDA device, why they cannot."""
-    weights = (weight for group in optimizer.param_groups for weight in group["params"])
-    if not any(weight.device.type == "cuda" for weight in weights):
-        return False, None
-    if not isinstance(batches, DeviceBatches):
-        return False, "a DataLoader brings the batches"
-    if sampler.weighs_by_losses:
-        return False, f"{type(sampler).__name__} weighs a batch by its own losses"
-    if not _is_fused(optimizer):
-        return False, f"the optimiser {type(optimizer).__name__} has no fused form"
-    return True, None
-
-
-def _is_fused(optimizer: Optimizer) -> bool:
-    """Whether the optimiser's step reads the learning rate on the device: its fused form."""
-    return all(group.get("fused") for group in optimizer.param_groups)
 
 
 def _move_learning_rates(optimizer: Optimizer, device: torch.device) -> None:

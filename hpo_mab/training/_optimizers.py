@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import SGD, Adam, AdamW, NAdam, Optimizer, RMSprop
 
-from hpo_mab._errors import ArgumentError, UnknownNameError
+from hpo_mab._errors import ArgumentError, UnknownNameError, plain_arguments
 from hpo_mab._registry import Named, Registry, name_of
 
 
@@ -76,6 +77,11 @@ def _make(kind: type[Optimizer], params: Iterable[Parameter], **arguments: Any) 
     return kind(weights, **arguments)
 
 
+def is_fused(optimizer: Optimizer) -> bool:
+    """Whether the optimiser's step reads the learning rate on the device: its fused form."""
+    return all(group.get("fused") for group in optimizer.param_groups)
+
+
 #: Optimisers; another one than ours is a class of `torch.optim.Optimizer`, or a function.
 OPTIMIZERS = Registry(
     "optimizer",
@@ -108,6 +114,7 @@ def optimizer_options(name: Named) -> dict[str, Any]:
     return {knob: option.default for knob, option in OPTIMIZERS.options(name).items()}
 
 
+@plain_arguments
 def create_optimizer(name: Named, parameters: Iterable[Parameter], **options: Any) -> Optimizer:
     """Make an optimiser of `torch.optim`; its fused form where the parameters' device has one.
 
@@ -290,5 +297,7 @@ def _check(name: str, knob: str, value: Any) -> None:
         bound, good = "in [0, 1)", 0 <= value < 1
     elif knob in _POSITIVE:
         bound, good = "above 0", value > 0
+    if value == math.inf:
+        bound, good = "finite", False
     if not good:
         raise ArgumentError(f"{knob} of optimizer '{name}' must be {bound}, got {value}.")

@@ -1,19 +1,23 @@
-"""The tensors of a stack of trainings, one row a training: weights, numbers, batches."""
+"""The networks of a stack of trainings and their numbers, one row a training."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call, vmap
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from hpo_mab._errors import ArgumentError
-from hpo_mab.samplers import BatchSampler
-from hpo_mab.training._schedule import Schedule
+from hpo_mab.training._batches import DeviceSweep
+from hpo_mab.training._device import average_share, check_highest, examples_at_once
+from hpo_mab.training._schedule import LearningCurve
 
-#: Steps whose batches are drawn at once for samplers that do not learn.
-PLANNED_STEPS = 64
+#: Most images that an evaluation holds on the device at once, over all networks.
+_EVALUATED_AT_ONCE = 16_384
 
 
 class NetworkRows:
@@ -21,9 +25,20 @@ class NetworkRows:
 
     A network is one row. So an optimiser step, an update of the average and the start of a training
     each take a few kernels, for any number of layers.
+
+    Args:
+        model: A network of the shape of all; copied.
+        slots: Networks, ``K``.
+        device: Device of the tensors.
+        half: Whether to calculate in bfloat16, with weights cast at each step.
     """
 
-    def __init__(self, model: nn.Module, slots: int, device: torch.device) -> None:
+    def __init__(self, model: nn.Module, slots: int, device: torch.device, *, half: bool) -> None:
+        model = stackable(copy.deepcopy(model)).to(device)
+        self.model = model
+        self._half = half
+        #: Images that memory allows an evaluation at once; None before the first one.
+        self._at_once: int | None = None
         named = dict(model.named_parameters())
         self._sizes = [parameter.numel() for parameter in named.values()]
         self._shapes = {name: parameter.shape for name, parameter in named.items()}
@@ -73,6 +88,61 @@ class NetworkRows:
         buffers = {**self.buffers, **(self._averaged_buffers if averaged else {})}
         return self._views(weights), {
             name: buffer.index_select(0, where) for name, buffer in buffers.items()
+        }
+
+    def forward(
+        self,
+        weights: Mapping[str, Tensor],
+        buffers: Mapping[str, Tensor],
+        inputs: Tensor,
+        *,
+        in_dim: int | None,
+    ) -> Tensor:
+        """Logits of each network, float32 [K, n, C].
+
+        Args:
+            weights: Parameters by name, [K, ...] each.
+            buffers: Buffers by name, [K, ...] each.
+            inputs: Of each network, [K, n, ...], or of all, [n, ...].
+            in_dim: 0 for inputs of each network, None for inputs of all.
+        """
+
+        def call(weights: Any, buffers: Any, inputs: Tensor) -> Tensor:
+            if self._half:
+                # Cast here: autocast does not apply to the batched convolution that vmap calls.
+                weights = {name: weight.bfloat16() for name, weight in weights.items()}
+            outputs: Tensor = functional_call(self.model, (weights, buffers), (inputs,))
+            return outputs
+
+        inputs = inputs.bfloat16() if self._half else inputs
+        batched = vmap(call, in_dims=(0, 0, in_dim), randomness="different")
+        outputs: Tensor = batched(dict(weights), dict(buffers), inputs)
+        return outputs.float()
+
+    def scores(
+        self, slots: Sequence[int], examples: DeviceSweep, *, averaged: bool
+    ) -> dict[int, tuple[float, float]]:
+        """Accuracy and mean loss of some networks, evaluated together; waits for the device."""
+        if not slots:
+            return {}
+        weights, buffers = self.rows(list(slots), averaged=averaged)
+        total = torch.zeros(len(slots), 2, device=self.weights.device)
+        count = 0
+        self.model.eval()
+        with torch.no_grad():
+            if self._at_once is None:
+                one, _ = next(examples.batches(1))
+                self._at_once = min(_EVALUATED_AT_ONCE, examples_at_once(self.model, one))
+            for inputs, targets in examples.batches(max(1, self._at_once // len(slots))):
+                logits = self.forward(weights, buffers, inputs, in_dim=None)
+                check_highest(examples.highest_label, outputs=logits.shape[2])
+                losses = stacked_cross_entropy(logits, targets.expand(len(slots), -1), None)
+                correct = (logits.argmax(dim=2) == targets).sum(dim=1)
+                total += torch.stack((correct.float(), losses.sum(dim=1)), dim=1)
+                count += len(targets)
+        return {
+            slot: (correct / count, loss / count)
+            for slot, (correct, loss) in zip(slots, total.tolist(), strict=True)
         }
 
     def state(self, slot: int, *, averaged: bool) -> dict[str, Tensor]:
@@ -169,19 +239,19 @@ class NumberRows:
 
     def __init__(self, slots: int, device: torch.device) -> None:
         column = torch.zeros(slots, 1, device=device)
-        self._done, self._total, self._warm = column.clone(), column + 1, column.clone()
-        self._decays, self._window = column.clone(), column.clone()
+        self._done, self._window = column.clone(), column.clone()
+        #: See `Schedule.lines`.
+        self._lines = [column + 1 for _ in range(4)]
         self.label_smoothing = column.clone()
         self._losses = column[:, 0].clone()
 
-    def begin(self, slot: int, plan: Schedule, *, average: float, label_smoothing: float) -> None:
+    def begin(self, slot: int, curve: LearningCurve) -> None:
         """Set the numbers of a training that begins in a slot."""
         self._done[slot] = 0
-        self._total[slot] = plan.steps
-        self._warm[slot] = plan.warmup_steps
-        self._decays[slot] = float(plan.decays)
-        self._window[slot] = average
-        self.label_smoothing[slot] = label_smoothing
+        for column, number in zip(self._lines, curve.schedule.lines, strict=True):
+            column[slot] = number
+        self._window[slot] = curve.average
+        self.label_smoothing[slot] = curve.label_smoothing
         self._losses[slot] = 0
 
     def tensors(self) -> dict[str, Tensor]:
@@ -190,10 +260,9 @@ class NumberRows:
 
     def factor(self) -> Tensor:
         """Share of the peak learning rate, see `Schedule.factor`, float32 [K, 1]."""
-        rise = (self._done + 1) / self._warm.clamp(min=1)
-        fall = (self._total - self._done) / (self._total - self._warm)
-        held = torch.where(self._decays > 0, fall.clamp(min=0), 1.0)
-        return torch.where(self._done < self._warm, rise, held)
+        warm, end, slope, length = self._lines
+        fall = (end - slope * self._done) / length
+        return torch.minimum((self._done + 1) / warm, fall).clamp(min=0)
 
     def count(self, losses: Tensor) -> None:
         """Count a step with the losses [K, B] of its batches."""
@@ -202,7 +271,7 @@ class NumberRows:
 
     def average_share(self) -> Tensor:
         """Weight of the newest weights in their average, float32 [K, 1]."""
-        return 1 / (self._window * self._done).clamp(min=1)
+        return average_share(self._window, self._done)
 
     def read(self) -> list[float]:
         """Summed mean losses of each slot since `forget`; waits for the device."""
@@ -211,76 +280,6 @@ class NumberRows:
     def forget(self, slot: int) -> None:
         """Set the sum of a slot to 0."""
         self._losses[slot] = 0
-
-
-class DrawRows:
-    """Batches of the next step: from the stack's bandits, or planned by a slot's sampler."""
-
-    def __init__(self, slots: int, batch_size: int, device: torch.device) -> None:
-        shape = (slots, PLANNED_STEPS, batch_size)
-        self._planned = torch.zeros(shape, dtype=torch.int64, device=device)
-        self._planned_weights = torch.ones(shape, device=device)
-        self._position = torch.zeros(1, dtype=torch.int64, device=device)
-        self._drawn = torch.zeros(slots, batch_size, dtype=torch.int64, device=device)
-        self._drawn_weights = torch.ones(slots, batch_size, device=device)
-        #: Arms that the bandits drew, [K * B], which wait for their losses.
-        self.arms = torch.zeros(slots * batch_size, dtype=torch.int64, device=device)
-        #: Whether the stack's bandits draw for the slot, bool [K, 1].
-        self.inside = torch.zeros(slots, 1, dtype=torch.bool, device=device)
-
-    def plan(self, slot: int, sampler: BatchSampler, progress: Sequence[float]) -> None:
-        """Draw the next batches of a slot's sampler, with the share of the budget before each."""
-        for place, share in enumerate(progress):
-            sampler.set_progress(share)
-            draw = sampler.next_draw()
-            self._planned[slot, place] = draw.indices
-            if draw.weights is not None:
-                self._planned_weights[slot, place] = draw.weights
-            if not learns(sampler):
-                sampler.discard()
-
-    def rewind(self) -> None:
-        """Go to the first of the planned batches."""
-        self._position.zero_()
-
-    def begin(self, slot: int, indices: Tensor, weights: Tensor, arms: Tensor) -> None:
-        """Store the first batch of a network's bandits."""
-        size = self._drawn.shape[1]
-        self._drawn[slot] = indices
-        self._drawn_weights[slot] = weights
-        self.arms[slot * size : (slot + 1) * size] = arms
-        self.inside[slot] = True
-
-    def tensors(self) -> dict[str, Tensor]:
-        """The bandits' batch of the next step; the first dimension is the row."""
-        return {
-            "drawn": self._drawn,
-            "drawn_weights": self._drawn_weights,
-            "arms": self.arms.view_as(self._drawn),
-        }
-
-    def next(self) -> tuple[Tensor, Tensor]:
-        """Indices int64 [K, B] and importance weights float32 [K, B] of this step."""
-        planned = self._planned.index_select(1, self._position)[:, 0]
-        weights = self._planned_weights.index_select(1, self._position)[:, 0]
-        self._position += 1
-        # New tensors: the backward pass needs the weights after the next draw has been made.
-        return (
-            torch.where(self.inside, self._drawn, planned),
-            torch.where(self.inside, self._drawn_weights, weights),
-        )
-
-    def hold(self, indices: Tensor, weights: Tensor | None, arms: Tensor) -> None:
-        """Store the bandits' batch of the next step."""
-        self._drawn.copy_(indices.view_as(self._drawn))
-        if weights is not None:
-            self._drawn_weights.copy_(weights.view_as(self._drawn_weights))
-        self.arms.copy_(arms)
-
-
-def learns(sampler: BatchSampler) -> bool:
-    """Whether a sampler's draws depend on losses, so that each must be answered before the next."""
-    return type(sampler)._learn is not BatchSampler._learn
 
 
 def stacked_cross_entropy(logits: Tensor, targets: Tensor, smoothing: Tensor | None) -> Tensor:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from hpo_mab._errors import ArgumentError, UnknownNameError
+from hpo_mab._errors import ArgumentError, UnknownNameError, plain, require
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +60,8 @@ def sampler_figures(statistics: Mapping[str, float]) -> dict[str, Any]:
 
 #: Names of the schedules that `Schedule` knows.
 SCHEDULES = ("constant", "linear")
+#: Which weights a training ends with: those trained, or the more accurate of them and the average.
+KEEP = ("better", "trained")
 #: Window of the average of a trial's weights, by measurement: see studies/rungs.
 DEFAULT_AVERAGE = 0.2
 
@@ -83,7 +85,7 @@ class Budget:
 
     def __post_init__(self) -> None:
         given = {
-            field.name: value
+            field.name: plain(value)
             for field in dataclasses.fields(self)
             if (value := getattr(self, field.name)) is not None
         }
@@ -97,6 +99,7 @@ class Budget:
             raise ArgumentError(f"{name} of the budget must be above 0, got {value}.")
         if name != "epochs" and value != int(value):
             raise ArgumentError(f"{name} of the budget must be a whole number, got {value}.")
+        object.__setattr__(self, name, value)
 
     def num_steps(self, *, num_examples: int, batch_size: int) -> int:
         """Optimiser steps the budget pays for, at least 1, rounded to the nearest.
@@ -130,10 +133,8 @@ class Schedule:
     """
 
     def __init__(self, *, steps: int, warmup: float = 0.1, kind: str = "linear") -> None:
-        if steps < 1:
-            raise ArgumentError(f"steps must be at least 1, got {steps}.")
-        if not 0.0 <= warmup < 1.0:
-            raise ArgumentError(f"warmup must be a share in [0, 1), got {warmup}.")
+        require(steps >= 1, "steps", "at least 1", steps)
+        require(0.0 <= warmup < 1.0, "warmup", "a share in [0, 1)", warmup)
         if kind not in SCHEDULES:
             raise UnknownNameError("schedule", kind, SCHEDULES)
         self.steps = steps
@@ -145,13 +146,22 @@ class Schedule:
         """Whether the learning rate falls to zero, so that the last weights need no average."""
         return self.kind == "linear"
 
+    @property
+    def lines(self) -> tuple[int, int, int, int]:
+        """``(w, e, d, l)``: the factor of step ``s`` is ``min((s + 1) / w, (e - d s) / l)``.
+
+        The first line is the warm-up, the second the decay. The first is below the second exactly
+        before step ``W``.
+        """
+        warm = max(self.warmup_steps, 1)
+        if not self.decays:
+            return warm, 1, 0, 1
+        return warm, self.steps, 1, self.steps - self.warmup_steps
+
     def factor(self, step: int) -> float:
         """Share of the full learning rate at ``step``, counted from 0."""
-        if step < self.warmup_steps:
-            return (step + 1) / self.warmup_steps
-        if not self.decays:
-            return 1.0
-        return max(self.steps - step, 0) / (self.steps - self.warmup_steps)
+        warm, end, slope, length = self.lines
+        return max(0.0, min((step + 1) / warm, (end - slope * step) / length))
 
 
 def evaluation_steps(steps: int, evaluations: int) -> tuple[int, ...]:
@@ -167,9 +177,93 @@ def evaluation_steps(steps: int, evaluations: int) -> tuple[int, ...]:
     Raises:
         ArgumentError: An argument outside its bound.
     """
-    if steps < 1:
-        raise ArgumentError(f"steps must be at least 1, got {steps}.")
-    if evaluations < 1:
-        raise ArgumentError(f"evaluations must be at least 1, got {evaluations}.")
+    require(steps >= 1, "steps", "at least 1", steps)
+    require(evaluations >= 1, "evaluations", "at least 1", evaluations)
     points = min(evaluations, steps)
     return tuple(round(steps * point / points) for point in range(1, points + 1))
+
+
+def check_window(window: float) -> None:
+    """Raise `ArgumentError` unless ``window`` is a share in [0, 1]; 0 stands for no average."""
+    require(0.0 <= window <= 1.0, "average", "a share in [0, 1]", window)
+
+
+class LearningCurve:
+    """The evaluations of a training: when, by which weights, and those there are.
+
+    Args:
+        steps: Budget in optimiser steps, at least 1.
+        evaluations: Evaluations wanted, see `evaluation_steps`.
+        warmup: As for `Schedule`.
+        schedule: Kind of the `Schedule`.
+        average: Window of the moving average of the weights; 0 for none.
+        keep: One of `KEEP`.
+        label_smoothing: Share of the target spread over all classes, in [0, 1).
+
+    Attributes:
+        schedule: The learning-rate schedule.
+        stops: Steps after which the training is evaluated.
+        points: The evaluations so far.
+
+    Raises:
+        ArgumentError: An argument outside its bound.
+        UnknownNameError: No such schedule or ``keep``.
+    """
+
+    def __init__(
+        self,
+        *,
+        steps: int,
+        evaluations: int,
+        warmup: float,
+        schedule: str,
+        average: float,
+        keep: str,
+        label_smoothing: float,
+    ) -> None:
+        check_window(average)
+        require(0.0 <= label_smoothing < 1.0, "label_smoothing", "in [0, 1)", label_smoothing)
+        if keep not in KEEP:
+            raise UnknownNameError("keep", keep, KEEP)
+        self.schedule = Schedule(steps=steps, warmup=warmup, kind=schedule)
+        self.stops = evaluation_steps(steps, evaluations)
+        self.average = average
+        self.label_smoothing = label_smoothing
+        self.points: list[Evaluation] = []
+        self._keep = keep
+
+    @property
+    def complete(self) -> bool:
+        """Whether the last evaluation was made."""
+        return len(self.points) == len(self.stops)
+
+    @property
+    def next_stop(self) -> int:
+        """Steps after which the next evaluation is due."""
+        return self.stops[len(self.points)]
+
+    @property
+    def at_last(self) -> bool:
+        """Whether the next evaluation is the last."""
+        return len(self.points) == len(self.stops) - 1
+
+    @property
+    def choices(self) -> tuple[bool, ...]:
+        """Which weights the next evaluation evaluates: trained ones, averaged ones, or both.
+
+        False stands for the trained weights. The more accurate ones count, of equal ones the first.
+        """
+        if self.average and self.at_last and self._keep == "better":
+            return False, True
+        return (self.average > 0 and not (self.at_last and self.schedule.decays),)
+
+    def stored(self, points: Iterable[Mapping[str, Any]]) -> list[Evaluation]:
+        """The points of a saved state, for a curve without points.
+
+        Raises:
+            ArgumentError: They are those of another training, or there are none.
+        """
+        found = [Evaluation(**point) for point in points]
+        if not found or [point.steps for point in found] != list(self.stops[: len(found)]):
+            raise ArgumentError("the state is of a training that is evaluated at other steps.")
+        return found

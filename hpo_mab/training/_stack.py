@@ -2,72 +2,44 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import itertools
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeGuard
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, vmap
 
-from hpo_mab._errors import ArgumentError
-from hpo_mab.bandits import REWARDS, BanditSettings, DeviceEngine
-from hpo_mab.samplers import BatchSampler, MABSampler
+from hpo_mab._errors import ArgumentError, plain_arguments, require
+from hpo_mab.samplers import BatchSampler
 from hpo_mab.training._batches import DeviceBatches, DeviceSweep, TrainingDiverged
 from hpo_mab.training._device import check_precision, synchronize
 from hpo_mab.training._device_step import Captured
-from hpo_mab.training._evaluate import check_window, examples_at_once
+from hpo_mab.training._draw_rows import PLANNED_STEPS, DrawRows, learns
 from hpo_mab.training._optimizers import RowOptimizer
-from hpo_mab.training._rows import (
-    PLANNED_STEPS,
-    DrawRows,
-    NetworkRows,
-    NumberRows,
-    learns,
-    stackable,
-    stacked_cross_entropy,
-)
-from hpo_mab.training._schedule import (
-    Evaluation,
-    Schedule,
-    evaluation_steps,
-    sampler_figures,
-)
+from hpo_mab.training._rows import NetworkRows, NumberRows, stacked_cross_entropy
+from hpo_mab.training._schedule import Evaluation, LearningCurve, sampler_figures
 from hpo_mab.training._tally import ExampleTally
-
-#: Most images that an evaluation holds on the device at once, over all networks.
-_EVALUATED_AT_ONCE = 16_384
 
 
 @dataclasses.dataclass
 class _Slot:
     """A training in a slot of the stack."""
 
-    schedule: Schedule
-    stops: tuple[int, ...]
+    curve: LearningCurve
     peak: float
-    averages: bool
-    keep: str
     #: None where the stack's own bandits draw.
     sampler: BatchSampler | None
     done: int = 0
-    reported: int = 0
     seconds: float = 0.0
     read: int = 0
-    points: list[Evaluation] = dataclasses.field(default_factory=list)
 
     @property
-    def next_stop(self) -> int:
-        return self.stops[self.reported]
-
-    @property
-    def is_last(self) -> bool:
-        return self.done == self.schedule.steps
+    def is_due(self) -> bool:
+        """Whether the next evaluation is due."""
+        return self.done == self.curve.next_stop
 
 
 class StackedTrainer:
@@ -118,6 +90,7 @@ class StackedTrainer:
         UnknownNameError: No such optimiser or precision.
     """
 
+    @plain_arguments
     def __init__(
         self,
         model: nn.Module,
@@ -135,10 +108,8 @@ class StackedTrainer:
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         check_precision(precision)
-        if slots < 1:
-            raise ArgumentError(f"slots must be at least 1, got {slots}.")
-        if batch_size < 1:
-            raise ArgumentError(f"batch_size must be at least 1, got {batch_size}.")
+        require(slots >= 1, "slots", "at least 1", slots)
+        require(batch_size >= 1, "batch_size", "at least 1", batch_size)
         device = batches.data.device
         self.slots = slots
         self.batch_size = batch_size
@@ -149,22 +120,14 @@ class StackedTrainer:
         self._early = validation if early is None else early
         #: Seconds of evaluation of each slot's training: its share of those of the stack.
         self.evaluation_seconds = [0.0] * slots
-        #: Images that memory allows an evaluation at once; None before the first one.
-        self._at_once: int | None = None
-        self._half = precision == "bfloat16"
-        self._seed = seed
         self._capture = capture
         self._clock = clock
         self._device = device
         self._highest_label = int(batches.data.labels.max())
-        self._model = stackable(copy.deepcopy(model)).to(device)
-        self._networks = NetworkRows(self._model, slots, device)
+        self._networks = NetworkRows(model, slots, device, half=precision == "bfloat16")
         self._optimizer = RowOptimizer(optimizer, self._networks.weights)
         self._numbers = NumberRows(slots, device)
-        self._draws = DrawRows(slots, batch_size, device)
-        self._engine: DeviceEngine | None = None
-        self._structure: tuple[Any, ...] | None = None
-        self._capacity = 0
+        self._draws = DrawRows(slots, batch_size, device, seed=seed)
         self._running: dict[int, _Slot] = {}
         #: Losses [K, B], logits [K, B, C] and targets [K, B] of the last step.
         self._outputs: tuple[Tensor, ...] = ()
@@ -190,6 +153,7 @@ class StackedTrainer:
         """Why steps could not be captured; None as long as nothing failed."""
         return self._step.reason
 
+    @plain_arguments
     def start(
         self,
         slot: int,
@@ -231,29 +195,31 @@ class StackedTrainer:
         """
         if slot not in self.free:
             raise ArgumentError(f"slot must be one of the free ones, {self.free}, got {slot}.")
-        check_window(average)
-        if not 0.0 <= label_smoothing < 1.0:
-            raise ArgumentError(f"label_smoothing must be in [0, 1), got {label_smoothing}.")
         if sampler.batch_size != self.batch_size:
             raise ArgumentError(
                 f"sampler must draw batches of {self.batch_size}, got {sampler.batch_size}."
             )
-        plan = Schedule(steps=steps, warmup=warmup, kind=schedule)
-        options = dict(optimizer or {})
-        self._optimizer.begin(slot, **options)
+        curve = LearningCurve(
+            steps=steps,
+            evaluations=evaluations,
+            warmup=warmup,
+            schedule=schedule,
+            average=average,
+            keep=keep,
+            label_smoothing=label_smoothing,
+        )
+        self._optimizer.begin(slot, **(optimizer or {}))
         self._networks.begin(slot, model)
-        self._numbers.begin(slot, plan, average=average, label_smoothing=label_smoothing)
+        self._numbers.begin(slot, curve)
         if self.examples is not None:
             self.examples.begin(slot)
-        own = self._adopt(slot, sampler)
-        each = _Slot(
-            schedule=plan,
-            stops=evaluation_steps(steps, evaluations),
-            peak=float(self._optimizer.knobs["lr"][slot]),
-            averages=average > 0,
-            keep=keep,
-            sampler=None if own else sampler,
-        )
+        before = self._draws.engine
+        own = self._draws.adopt(slot, sampler)
+        if self._draws.engine is not before:
+            # The graph captured so far has no bandits, so a new one must be captured.
+            self._step = self._new_step()
+        peak = float(self._optimizer.knobs["lr"][slot])
+        each = _Slot(curve=curve, peak=peak, sampler=None if own else sampler)
         if state is not None:
             self._resume(slot, each, state)
         self.evaluation_seconds[slot] = 0.0
@@ -261,10 +227,7 @@ class StackedTrainer:
 
     def takes(self, sampler: BatchSampler) -> bool:
         """Whether the stack's bandits can serve a sampler, or it draws by itself."""
-        if not _is_inside(sampler) or self._engine is None:
-            return True
-        fits = stack_structure(sampler.settings) == self._structure
-        return fits and _memory(sampler) <= self._capacity
+        return self._draws.takes(sampler)
 
     def stop(self, slot: int) -> None:
         """Stop the training in a slot, which is then free."""
@@ -291,11 +254,12 @@ class StackedTrainer:
             ArgumentError: The slot has no training, or one between two evaluations.
         """
         each = self._running.get(slot)
-        if each is None or not each.points or each.done != each.points[-1].steps:
+        points = [] if each is None else each.curve.points
+        if each is None or not points or each.done != points[-1].steps:
             raise ArgumentError(f"slot must be one that was evaluated just now, got {slot}.")
         sampler = each.sampler
         return {
-            "points": [dataclasses.asdict(point) for point in each.points],
+            "points": [dataclasses.asdict(point) for point in points],
             "tensors": {
                 name: tensor[slot].detach().to("cpu", copy=True)
                 for name, tensor in self._tensors(bandits=sampler is None).items()
@@ -312,7 +276,7 @@ class StackedTrainer:
         """
         if not self._running:
             return []
-        steps = min(each.next_stop - each.done for each in self._running.values())
+        steps = min(each.curve.next_stop - each.done for each in self._running.values())
         start = self._clock()
         self._take(steps)
         synchronize(self._device)
@@ -320,21 +284,17 @@ class StackedTrainer:
         for each in self._running.values():
             each.done += steps
             each.seconds += share
-        due = [slot for slot, each in sorted(self._running.items()) if each.done == each.next_stop]
-        found = self._evaluate(due)
+        found = self._evaluate([slot for slot in self.busy if self._running[slot].is_due])
         for slot, result in found:
-            if isinstance(result, Evaluation) and result.index < len(self._running[slot].stops):
-                continue
-            self.stop(slot)
+            if not isinstance(result, Evaluation) or self._running[slot].curve.complete:
+                self.stop(slot)
         return found
 
     def _resume(self, slot: int, each: _Slot, state: Mapping[str, Any]) -> None:
-        points = [Evaluation(**point) for point in state["points"]]
+        points = each.curve.stored(state["points"])
         tensors = self._tensors(bandits=each.sampler is None)
         found = {name: tensor.shape for name, tensor in state["tensors"].items()}
-        if not points or [point.steps for point in points] != list(each.stops[: len(points)]):
-            raise ArgumentError("the state is of a training that is evaluated at other steps.")
-        if len(points) == len(each.stops):
+        if len(points) == len(each.curve.stops):
             raise ArgumentError("the state is of a training that has ended.")
         if found != {name: tensor.shape[1:] for name, tensor in tensors.items()}:
             raise ArgumentError("the state is of a training on a stack of other networks.")
@@ -342,8 +302,7 @@ class StackedTrainer:
             each.sampler.load_state_dict(state["sampler"])
         for name, tensor in tensors.items():
             tensor[slot] = state["tensors"][name].to(tensor.device)
-        each.points = points
-        each.reported = len(points)
+        each.curve.points.extend(points)
         each.done = each.read = points[-1].steps
         each.seconds = points[-1].seconds
 
@@ -356,14 +315,14 @@ class StackedTrainer:
         }
         if self.examples is not None:
             parts["examples"] = self.examples.tensors()
-        if bandits and self._engine is not None:
-            parts |= {"draws": self._draws.tensors(), "bandits": self._engine.rows()}
+        if bandits and self._draws.engine is not None:
+            parts |= {"draws": self._draws.tensors(), "bandits": self._draws.engine.rows()}
         return {f"{part}.{name}": t for part, held in parts.items() for name, t in held.items()}
 
     # -------------------------------------------------------------------- steps
 
     def _new_step(self) -> Captured:
-        engine = None if self._engine is None else self._engine.generator
+        engine = None if self._draws.engine is None else self._draws.engine.generator
         return Captured(
             device=self._device,
             generators=(self._batches.generator, engine),
@@ -384,7 +343,7 @@ class StackedTrainer:
             for slot, sampler in outside.items():
                 each = self._running[slot]
                 first = each.done + begin
-                progress = [s / each.schedule.steps for s in range(first, first + count)]
+                progress = [s / each.curve.schedule.steps for s in range(first, first + count)]
                 self._draws.plan(slot, sampler, progress)
             self._draws.rewind()
             for _ in range(count):
@@ -405,8 +364,8 @@ class StackedTrainer:
         inputs, targets = self._batches.fetch(indices.flatten())
         inputs = inputs.view(self.slots, self.batch_size, *inputs.shape[1:])
         targets = targets.view(self.slots, self.batch_size)
-        self._model.train()
-        logits = self._forward(networks.leaves, networks.buffers, inputs, in_dim=0)
+        networks.model.train()
+        logits = networks.forward(networks.leaves, networks.buffers, inputs, in_dim=0)
         if self._highest_label >= logits.shape[2]:
             # An index out of range is an assertion on a CUDA device, after which every CUDA call of
             # the process fails.
@@ -422,10 +381,9 @@ class StackedTrainer:
         if self.examples is not None:
             with self._step.at_the_same_time():
                 self.examples.keep(indices, outputs[0], outputs[1])
-        if self._engine is not None:
+        if self._draws.engine is not None:
             with self._step.at_the_same_time():
-                self._engine.learn(self._draws.arms, outputs[0].flatten())
-                self._draws.hold(*self._engine.draw(uniform=False))
+                self._draws.learn_and_draw(outputs[0])
         # Networks share no weights, so the gradient of the sum of their losses has each network's
         # gradient in its row.
         leaves = list(networks.leaves.values())
@@ -435,61 +393,6 @@ class StackedTrainer:
         numbers.count(outputs[0])
         networks.update_average(numbers.average_share())
         self._step.join()
-
-    def _forward(
-        self,
-        weights: Mapping[str, Tensor],
-        buffers: Mapping[str, Tensor],
-        inputs: Tensor,
-        in_dim: Any,
-    ) -> Tensor:
-        """Logits of each network, float32 [K, n, C]."""
-
-        def call(weights: Any, buffers: Any, inputs: Tensor) -> Tensor:
-            if self._half:
-                # Cast here: autocast does not apply to the batched convolution that vmap calls.
-                weights = {name: weight.bfloat16() for name, weight in weights.items()}
-            outputs: Tensor = functional_call(self._model, (weights, buffers), (inputs,))
-            return outputs
-
-        inputs = inputs.bfloat16() if self._half else inputs
-        batched = vmap(call, in_dims=(0, 0, in_dim), randomness="different")
-        outputs: Tensor = batched(dict(weights), dict(buffers), inputs)
-        return outputs.float()
-
-    def _adopt(self, slot: int, sampler: BatchSampler) -> bool:
-        """Begin the stack's bandits for a sampler if they draw for it; returns whether they do."""
-        if not _is_inside(sampler):
-            if sampler.asks_network or sampler.weighs_by_losses:
-                raise ArgumentError(
-                    f"{type(sampler).__name__} needs the network within its step, which a stack "
-                    "does not give; use Training."
-                )
-            self._draws.inside[slot] = False
-            return False
-        shares, settings = sampler.shares.numpy(), sampler.settings
-        if self._engine is None:
-            self._structure = stack_structure(settings)
-            # The ring of pulls has a fixed size: at least one pass over all arms, more only if the
-            # first sampler needs more.
-            self._capacity = max(shares.shape[1], _memory(sampler))
-            self._engine = DeviceEngine(
-                np.tile(shares, (self.slots, 1)),
-                settings,
-                torch.Generator(self._device).manual_seed(self._seed),
-                stack=self.slots,
-                capacity=self._capacity,
-            )
-            # The graph captured so far has no bandits, so a new one must be captured.
-            self._step = self._new_step()
-        if not self.takes(sampler):
-            raise ArgumentError(
-                "bandits of a stack must share policy, reward, replacement and way of forgetting, "
-                f"and remember at most {self._capacity} pulls: {stack_structure(settings)} with a "
-                f"memory of {_memory(sampler)} does not fit {self._structure}."
-            )
-        self._draws.begin(slot, *self._engine.begin(slot, shares, settings, seed=sampler.seed))
-        return True
 
     # -------------------------------------------------------------- evaluations
 
@@ -501,8 +404,8 @@ class StackedTrainer:
             chosen = [
                 slot
                 for slot in due
-                if self._running[slot].is_last is last
-                and averaged in self._choices(self._running[slot])
+                if self._running[slot].curve.at_last is last
+                and averaged in self._running[slot].curve.choices
             ]
             start = self._clock()
             examples = self._validation if last else self._early
@@ -514,13 +417,6 @@ class StackedTrainer:
                     scores[slot] = (averaged, accuracy, loss)
         return [(slot, self._result(slot, sums[slot], *scores[slot])) for slot in due]
 
-    @staticmethod
-    def _choices(each: _Slot) -> tuple[bool, ...]:
-        """Which weights the training's evaluation evaluates: averaged ones, trained ones, both."""
-        if each.averages and each.is_last and each.keep == "better":
-            return True, False
-        return (each.averages and not (each.is_last and each.schedule.decays),)
-
     def _result(
         self, slot: int, loss_sum: float, averaged: bool, accuracy: float, loss: float
     ) -> Evaluation | TrainingDiverged:
@@ -531,9 +427,9 @@ class StackedTrainer:
         for what, value in (("training", train_loss), ("validation", loss)):
             if not math.isfinite(value):
                 return TrainingDiverged(each.done, f"the {what} loss is {value}")
-        each.reported += 1
+        curve = each.curve
         point = Evaluation(
-            index=each.reported,
+            index=len(curve.points) + 1,
             steps=each.done,
             examples=each.done * self.batch_size,
             seconds=each.seconds,
@@ -541,17 +437,18 @@ class StackedTrainer:
             accuracy=accuracy,
             loss=loss,
             train_loss=train_loss,
-            learning_rate=each.peak * each.schedule.factor(each.done - 1),
+            learning_rate=each.peak * curve.schedule.factor(each.done - 1),
             averaged=averaged,
             **sampler_figures(self._statistics(slot, each)),
         )
-        each.points.append(point)
+        curve.points.append(point)
         return point
 
     def _statistics(self, slot: int, each: _Slot) -> dict[str, float]:
         if each.sampler is not None:
             return each.sampler.statistics()
-        return {} if self._engine is None else self._engine.figures_of(slot).shares()
+        engine = self._draws.engine
+        return {} if engine is None else engine.figures_of(slot).shares()
 
     def scores(
         self, slots: Sequence[int], *, averaged: bool, examples: DeviceSweep | None = None
@@ -563,50 +460,4 @@ class StackedTrainer:
             averaged: Whether to evaluate their averaged weights.
             examples: What to evaluate on; None takes the validation images.
         """
-        if not slots:
-            return {}
-        weights, buffers = self._networks.rows(list(slots), averaged=averaged)
-        total = torch.zeros(len(slots), 2, device=self._device)
-        count = 0
-        self._model.eval()
-        with torch.no_grad():
-            if self._at_once is None:
-                one, _ = next(self._validation.batches(1))
-                self._at_once = min(_EVALUATED_AT_ONCE, examples_at_once(self._model, one))
-            size = max(1, self._at_once // len(slots))
-            for inputs, targets in (examples or self._validation).batches(size):
-                logits = self._forward(weights, buffers, inputs, in_dim=None)
-                losses = stacked_cross_entropy(logits, targets.expand(len(slots), -1), None)
-                correct = (logits.argmax(dim=2) == targets).sum(dim=1)
-                total += torch.stack((correct.float(), losses.sum(dim=1)), dim=1)
-                count += len(targets)
-        return {
-            slot: (correct / count, loss / count)
-            for slot, (correct, loss) in zip(slots, total.tolist(), strict=True)
-        }
-
-
-def stack_structure(settings: BanditSettings) -> tuple[Any, ...]:
-    """The settings that all bandits of a stack must share: they select the kernels of its step."""
-    forgets = "window" if settings.discount is None else "discount"
-    return (
-        settings.policy,
-        settings.shuffles,
-        forgets if settings.memory is not None or settings.discount is not None else "nothing",
-        settings.prior if settings.correction else None,
-        REWARDS.name(settings.reward),
-    )
-
-
-def _is_inside(sampler: BatchSampler) -> TypeGuard[MABSampler]:
-    """Whether the stack's bandits draw for the sampler."""
-    return (
-        isinstance(sampler, MABSampler)
-        and sampler.settings.active == 1
-        and not sampler.starts_from_record
-    )
-
-
-def _memory(sampler: MABSampler) -> int:
-    """Pulls in a bandit's window; 1 without a window."""
-    return sampler.settings.window(sampler.num_examples / sampler.batch_size) or 1
+        return self._networks.scores(slots, examples or self._validation, averaged=averaged)

@@ -7,7 +7,7 @@ import dataclasses
 import math
 import time
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Self
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
 
-from hpo_mab._errors import ArgumentError, UnknownNameError
+from hpo_mab._errors import ArgumentError, plain_arguments
 from hpo_mab.samplers._base import BatchSampler
 from hpo_mab.training._batches import (
     Batches,
@@ -26,19 +26,19 @@ from hpo_mab.training._batches import (
     TimedSampler,
     TrainingDiverged,
 )
-from hpo_mab.training._device import autocast, check_precision, synchronize
-from hpo_mab.training._device_step import DeviceStep, choose_capture
-from hpo_mab.training._evaluate import Evaluator, WeightAverage, check_window
-from hpo_mab.training._schedule import (
-    Evaluation,
-    Schedule,
-    evaluation_steps,
-    sampler_figures,
+from hpo_mab.training._device import (
+    Evaluator,
+    WeightAverage,
+    check_precision,
+    logits_of,
+    random_states,
+    set_random_states,
+    synchronize,
 )
+from hpo_mab.training._device_step import DeviceStep
+from hpo_mab.training._optimizers import is_fused
+from hpo_mab.training._schedule import Evaluation, LearningCurve, sampler_figures
 from hpo_mab.training._tally import ExampleTally
-
-#: Which weights a training ends with: those trained, or the more accurate of them and the average.
-KEEP = ("better", "trained")
 
 
 class Training(Iterator[Evaluation]):
@@ -89,6 +89,7 @@ class Training(Iterator[Evaluation]):
         TrainingDiverged: A loss is no longer finite, raised by the iterator.
     """
 
+    @plain_arguments
     def __init__(
         self,
         model: nn.Module,
@@ -113,11 +114,15 @@ class Training(Iterator[Evaluation]):
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         check_precision(precision)
-        check_window(average)
-        if not 0.0 <= label_smoothing < 1.0:
-            raise ArgumentError(f"label_smoothing must be in [0, 1), got {label_smoothing}.")
-        if keep not in KEEP:
-            raise UnknownNameError("keep", keep, KEEP)
+        self._curve = LearningCurve(
+            steps=steps,
+            evaluations=evaluations,
+            warmup=warmup,
+            schedule=schedule,
+            average=average,
+            keep=keep,
+            label_smoothing=label_smoothing,
+        )
         if graph and not isinstance(batches, DeviceBatches):
             raise ArgumentError(f"graph needs DeviceBatches, got {type(batches).__name__}.")
         if graph and sampler.weighs_by_losses:
@@ -134,15 +139,11 @@ class Training(Iterator[Evaluation]):
         self._early = validation if early is None else early
         self._timed = TimedSampler(sampler, clock=clock)
         self._optimizer = optimizer
-        self._schedule = Schedule(steps=steps, warmup=warmup, kind=schedule)
-        self._stops = evaluation_steps(steps, evaluations)
-        self._keep = keep
-        self._label_smoothing = label_smoothing
         self._precision = precision
         self._evaluator = Evaluator(model, precision=precision)
         self._clock = clock
         self._graph, self._loop_reason = (
-            choose_capture(batches, sampler, optimizer) if graph is None else (graph, None)
+            _choose_capture(batches, sampler, optimizer) if graph is None else (graph, None)
         )
         if channels_last:
             # Before the average and a graph are made: both use the weights' memory as it is then.
@@ -153,7 +154,6 @@ class Training(Iterator[Evaluation]):
         #: The batch that a loaded state had drawn for its next step.
         self._drawn: Mapping[str, Any] | None = None
         self._meter = LossMeter(next(model.parameters()).device)
-        self._points: list[Evaluation] = []
         self._yielded = 0
         self._resumed_at = 0
         #: Seconds of the evaluations that this training has made itself.
@@ -165,8 +165,9 @@ class Training(Iterator[Evaluation]):
         self._at_end = contextlib.ExitStack()
 
     def __next__(self) -> Evaluation:
-        if self._yielded == len(self._points):
-            if self._closed or len(self._points) == len(self._stops):
+        points = self._curve.points
+        if self._yielded == len(points):
+            if self._closed or self._curve.complete:
                 self.close()
                 raise StopIteration
             try:
@@ -175,7 +176,7 @@ class Training(Iterator[Evaluation]):
                 self.close()
                 raise
         self._yielded += 1
-        return self._points[self._yielded - 1]
+        return points[self._yielded - 1]
 
     def close(self) -> None:
         """End the training, and the processes that load its data."""
@@ -207,19 +208,19 @@ class Training(Iterator[Evaluation]):
 
     def evaluate(self, examples: Sweep) -> tuple[float, float]:
         """Accuracy and mean loss on other examples of the weights that were evaluated last."""
-        averaged = bool(self._points) and self._points[-1].averaged
+        points = self._curve.points
+        averaged = bool(points) and points[-1].averaged
         return self._evaluator(examples, forward=self._weights(averaged))
 
     # ---------------------------------------------------------------- training
 
     def _advance(self) -> None:
         """Train up to the next stop and evaluate; the clock runs while training only."""
-        done, seconds = (
-            (self._points[-1].steps, self._points[-1].seconds) if self._points else (0, 0.0)
-        )
+        points = self._curve.points
+        done, seconds = (points[-1].steps, points[-1].seconds) if points else (0, 0.0)
         if not self._begun:
             self._begin()
-        stop = self._stops[len(self._points)]
+        stop = self._curve.next_stop
         device = next(self.model.parameters()).device
         on_step = self.on_progress if device.type == "cpu" else None
         start = self._clock()
@@ -230,13 +231,13 @@ class Training(Iterator[Evaluation]):
             else:
                 self._loop_step(step + 1, draw_ahead=self._draws_ahead and step + 1 < stop)
             if on_step is not None:
-                on_step((step + 1) / self._schedule.steps)
+                on_step((step + 1) / self._curve.schedule.steps)
         synchronize(device)
         seconds += self._clock() - start
         train_loss = self._meter.read(step=stop)
-        self._points.append(self._evaluation(stop, seconds, train_loss=train_loss))
+        points.append(self._evaluation(stop, seconds, train_loss=train_loss))
         if on_step is None and self.on_progress is not None:
-            self.on_progress(stop / self._schedule.steps)
+            self.on_progress(stop / self._curve.schedule.steps)
 
     def _begin(self) -> None:
         self._begun = True
@@ -254,7 +255,7 @@ class Training(Iterator[Evaluation]):
                 average=self._average,
                 examples=self.examples,
                 drawn=self._drawn,
-                label_smoothing=self._label_smoothing,
+                label_smoothing=self._curve.label_smoothing,
                 precision=self._precision,
             )
             return
@@ -283,7 +284,7 @@ class Training(Iterator[Evaluation]):
     def _set_budget_spent(self, step: int) -> None:
         """Give sampler and optimiser the share of the budget that is spent before ``step``."""
         self._set_progress(step)
-        factor = self._schedule.factor(step)
+        factor = self._curve.schedule.factor(step)
         for group, peak in zip(self._optimizer.param_groups, self._peaks, strict=True):
             if isinstance(group["lr"], Tensor):
                 group["lr"].fill_(peak * factor)
@@ -291,17 +292,15 @@ class Training(Iterator[Evaluation]):
                 group["lr"] = peak * factor
 
     def _set_progress(self, step: int) -> None:
-        self.sampler.set_progress(step / self._schedule.steps)
+        self.sampler.set_progress(step / self._curve.schedule.steps)
 
     def _loop_step(self, number: int, *, draw_ahead: bool) -> None:
         """Take step ``number``, from 1; with ``draw_ahead`` draw the next batch before backward."""
         inputs, targets = next(self._stream)
-        with autocast(inputs.device, self._precision):
-            logits = self._forward(inputs)
-        logits = logits.float()
+        logits = logits_of(self._forward, inputs, precision=self._precision)
         self.sampler.check_outputs(logits)
         losses = F.cross_entropy(
-            logits, targets, reduction="none", label_smoothing=self._label_smoothing
+            logits, targets, reduction="none", label_smoothing=self._curve.label_smoothing
         )
         if self.examples is not None:
             indices = self.sampler._outstanding[0].indices.to(losses.device, non_blocking=True)
@@ -325,12 +324,12 @@ class Training(Iterator[Evaluation]):
 
     def _evaluation(self, step: int, seconds: float, *, train_loss: float) -> Evaluation:
         start = self._clock()
-        averaged, accuracy, loss = self._evaluate(last=step == self._schedule.steps)
+        averaged, accuracy, loss = self._evaluate()
         self.evaluation_seconds += self._clock() - start
         if not math.isfinite(loss):
             raise TrainingDiverged(step, f"the validation loss is {loss}")
         return Evaluation(
-            index=len(self._points) + 1,
+            index=len(self._curve.points) + 1,
             steps=step,
             examples=step * self.sampler.batch_size,
             seconds=seconds,
@@ -343,23 +342,18 @@ class Training(Iterator[Evaluation]):
             **sampler_figures(self.sampler.statistics()),
         )
 
-    def _evaluate(self, *, last: bool) -> tuple[bool, float, float]:
+    def _evaluate(self) -> tuple[bool, float, float]:
         """Whether the average was evaluated, its validation accuracy and loss."""
-        choices = [self._average is not None]
-        if self._average is not None and last and self._keep == "better":
-            choices = [False, True]
-        elif last and self._schedule.decays:
-            choices = [False]
         results = [
             (
                 averaged,
                 *self._evaluator(
-                    self._validation if last else self._early, forward=self._weights(averaged)
+                    self._validation if self._curve.at_last else self._early,
+                    forward=self._weights(averaged),
                 ),
             )
-            for averaged in choices
+            for averaged in self._curve.choices
         ]
-        # The first of equals: the trained weights.
         return max(results, key=lambda result: result[1])
 
     def _score(self, indices: Tensor) -> Tensor:
@@ -367,11 +361,9 @@ class Training(Iterator[Evaluation]):
         self.model.eval()
         with torch.no_grad():
             inputs = self._batches.inputs(indices)
-            with autocast(inputs.device, self._precision):
-                logits = self.model(inputs)
+            logits = logits_of(self.model, inputs, precision=self._precision)
         self.model.train()
-        scores: Tensor = logits.float()
-        return scores
+        return logits
 
     # ------------------------------------------------------------------- state
 
@@ -386,7 +378,7 @@ class Training(Iterator[Evaluation]):
             apart = self._batches.num_workers == 0
         else:
             apart = isinstance(self._batches, DeviceBatches)
-        return apart and self._yielded == len(self._points) > self._resumed_at
+        return apart and self._yielded == len(self._curve.points) > self._resumed_at
 
     def state_dict(self) -> dict[str, Any]:
         """Network, optimiser, sampler, random states and curve, safe for ``weights_only`` loading.
@@ -402,13 +394,13 @@ class Training(Iterator[Evaluation]):
         step = self._device_step
         with contextlib.nullcontext() if step is None else step.between_steps() as drawn:
             return {
-                "points": [dataclasses.asdict(point) for point in self._points],
+                "points": [dataclasses.asdict(point) for point in self._curve.points],
                 "model": self.model.state_dict(),
                 "optimizer": self._optimizer.state_dict(),
                 "sampler": self.sampler.state_dict(),
                 "average": None if self._average is None else self._average.state_dict(),
                 "augmentation": None if generator is None else generator.get_state(),
-                "random": _random_states(next(self.model.parameters()).device),
+                "random": random_states(next(self.model.parameters()).device),
                 "drawn": drawn,
                 "examples": None if self.examples is None else self.examples.state(),
             }
@@ -422,8 +414,7 @@ class Training(Iterator[Evaluation]):
             ArgumentError: The training has begun, or the state is of another one. Parts that a
                 state does not fit raise other errors; the training cannot be used after that.
         """
-        points = [Evaluation(**point) for point in state["points"]]
-        self._check_state(state, points)
+        points = self._stored_points(state)
         self.model.load_state_dict(state["model"])
         self._optimizer.load_state_dict(state["optimizer"])
         for group, peak in zip(self._optimizer.param_groups, self._peaks, strict=True):
@@ -434,42 +425,41 @@ class Training(Iterator[Evaluation]):
             self._average.load_state_dict(state["average"])
         if self._generator is not None:
             self._generator.set_state(state["augmentation"].cpu())
-        _set_random_states(next(self.model.parameters()).device, state["random"])
+        set_random_states(next(self.model.parameters()).device, state["random"])
         if self.examples is not None and state.get("examples") is not None:
             self.examples.load(state["examples"])
         self._drawn = state["drawn"]
-        self._points.extend(points)
+        self._curve.points.extend(points)
         self._resumed_at = len(points)
         return self
 
-    def _check_state(self, state: Mapping[str, Any], points: Sequence[Evaluation]) -> None:
-        if self._yielded or self._points:
+    def _stored_points(self, state: Mapping[str, Any]) -> list[Evaluation]:
+        """The points of a state, which must be of this training."""
+        if self._yielded or self._curve.points:
             raise ArgumentError("a state must be loaded before the first evaluation.")
-        if [point.steps for point in points] != list(self._stops[: len(points)]) or not points:
-            raise ArgumentError("the state is of a training that is evaluated at other steps.")
+        points = self._curve.stored(state["points"])
         if (state["average"] is None) != (self._average is None):
             raise ArgumentError("the state is of a training with another average.")
         if (state["drawn"] is not None) and not self._graph:
             raise ArgumentError("the state is of a training by captured steps.")
+        return points
 
     @property
     def _generator(self) -> torch.Generator | None:
         return self._batches.generator if isinstance(self._batches, DeviceBatches) else None
 
 
-def _random_states(device: torch.device) -> dict[str, Tensor]:
-    """States of the generators that dropout and users' transforms draw from."""
-    states = {"cpu": torch.get_rng_state()}
-    if device.type == "cuda":
-        states["cuda"] = torch.cuda.get_rng_state(device)
-    elif device.type == "mps":
-        states["mps"] = torch.mps.get_rng_state()
-    return states
-
-
-def _set_random_states(device: torch.device, states: Mapping[str, Tensor]) -> None:
-    torch.set_rng_state(states["cpu"].cpu())
-    if device.type == "cuda":
-        torch.cuda.set_rng_state(states["cuda"].cpu(), device)
-    elif device.type == "mps":
-        torch.mps.set_rng_state(states["mps"].cpu())
+def _choose_capture(
+    batches: Batches, sampler: BatchSampler, optimizer: Optimizer
+) -> tuple[bool, str | None]:
+    """Whether steps can be captured and, on a CUDA device, why they cannot."""
+    weights = (weight for group in optimizer.param_groups for weight in group["params"])
+    if not any(weight.device.type == "cuda" for weight in weights):
+        return False, None
+    if not isinstance(batches, DeviceBatches):
+        return False, "a DataLoader brings the batches"
+    if sampler.weighs_by_losses:
+        return False, f"{type(sampler).__name__} weighs a batch by its own losses"
+    if not is_fused(optimizer):
+        return False, f"the optimiser {type(optimizer).__name__} has no fused form"
+    return True, None

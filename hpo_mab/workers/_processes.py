@@ -16,7 +16,7 @@ import optuna
 import torch
 
 from hpo_mab import training
-from hpo_mab._attributes import DEFINITION_KEY
+from hpo_mab._attributes import StudySettings
 from hpo_mab._errors import ArgumentError, StorageError
 from hpo_mab.search import StudyFailedError, TrialCallback
 from hpo_mab.storage import STORAGE_ERRORS, Storage
@@ -98,8 +98,7 @@ class FinishedTrials:
             if self._on_trial is not None:
                 self._on_trial(self._study, trial)
         if self._on_progress is not None and not new:
-            spec = self._study.user_attrs[DEFINITION_KEY]["spec"]
-            evaluations = spec["budget"]["evaluations"]
+            evaluations = StudySettings.stored_in(self._study.user_attrs).evaluations or 1
             running = [t for t in trials if not t.state.is_finished() and t.last_step is not None]
             self._on_progress({t.number: (t.last_step or 0) / evaluations for t in running})
         return len(new)

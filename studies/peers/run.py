@@ -10,6 +10,7 @@ again. With --restart each arm is killed after half of its time and started agai
 from __future__ import annotations
 
 import argparse
+import compileall
 import contextlib
 import dataclasses
 import importlib.metadata
@@ -20,12 +21,13 @@ import shutil
 import signal
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import on_hpo_mab
 import on_neps
@@ -62,6 +64,7 @@ class Processes:
         self._ended = threading.Event()
         log = Path(job.folder) / "output.txt"
         environment = {**os.environ, _MARK: job.folder, "OMP_NUM_THREADS": "1"}
+        environment.pop("PYTHONDONTWRITEBYTECODE", None)
         self._processes = []
         for worker in range(job.workers if each_worker else 1):
             one = dataclasses.replace(job, worker=worker)
@@ -80,6 +83,13 @@ class Processes:
         self._watch = threading.Thread(target=self._measure, daemon=True)
         self._watch.start()
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        # After Ctrl-C, too: they are in sessions of their own.
+        self.kill()
+
     def wait(self, until: float) -> None:
         """Wait until all have ended, or until a time."""
         for process in self._processes:
@@ -92,12 +102,11 @@ class Processes:
         return any(process.poll() for process in self._processes)
 
     def interrupt(self) -> None:
-        """End them as Ctrl-C does; kill what does not."""
+        """End them as Ctrl-C does."""
         for process in self._processes:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGINT)
         self.wait(time.time() + _GRACE)
-        self.kill()
 
     def kill(self) -> None:
         """Kill them all, and what they have started."""
@@ -152,11 +161,11 @@ def _gpu_memory(job: Job) -> int:
 def search(job: Job) -> tuple[Outcome, dict[str, Any]]:
     """Run an arm to its deadline; returns what it found and what was measured."""
     began = time.time()
-    processes = Processes(job, each_worker=ARMS[job.arm].each_worker)
-    processes.wait(job.deadline)
-    crashed = processes.crashed
-    # Its own clock has ended the arm, or SIGINT does.
-    processes.interrupt()
+    with Processes(job, each_worker=ARMS[job.arm].each_worker) as processes:
+        processes.wait(job.deadline)
+        crashed = processes.crashed
+        # Its own clock has ended the arm, or SIGINT does.
+        processes.interrupt()
     if crashed:
         output = (Path(job.folder) / "output.txt").read_text(encoding="utf-8", errors="replace")
         raise RuntimeError(f"it ended before its time:\n{output[-2000:]}")
@@ -230,9 +239,8 @@ def restart(job: Job, *, minutes: float) -> dict[str, Any]:
     """What an arm has after a kill in the middle, and what it does when it is started again."""
     half = 30 * minutes
     killed = time.time() + half
-    processes = Processes(job, each_worker=ARMS[job.arm].each_worker)
-    processes.wait(killed)
-    processes.kill()
+    with Processes(job, each_worker=ARMS[job.arm].each_worker) as processes:
+        processes.wait(killed)
     before = _outcome(job)
     job = dataclasses.replace(job, deadline=time.time() + half)
     after, _ = search(job)
@@ -276,6 +284,7 @@ def environment(arms: Sequence[str]) -> dict[str, Any]:
 def main() -> None:
     """Read the command line, run what the record lacks."""
     options = _parser().parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     out: Path = options.out.resolve()
     workers = options.workers or _workers(options.device)
     record = _record(
@@ -286,6 +295,8 @@ def main() -> None:
         device=options.device,
         workers=workers,
     )
+    # As pip does, but not every installer. Without it each process compiles what it imports.
+    compileall.compile_dir(sysconfig.get_path("purelib"), quiet=2, workers=0)
     failed = []
     with tempfile.TemporaryDirectory(prefix="peers-", ignore_cleanup_errors=True) as work:
         for job in _jobs(options, record, Path(work), workers=workers):

@@ -1,4 +1,4 @@
-"""What the shell is offered after Tab."""
+"""What the shell is offered after Tab, and the list of commands."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import optuna
@@ -113,3 +114,15 @@ def test_a_mistake_in_a_definition_is_told_before_torch_is_imported() -> None:
     )
     assert "Unknown key in [training] 'nosuch'" in done.stderr
     assert done.stdout.strip() == "True False"
+
+
+def test_the_list_of_commands_is_whole_at_80_columns(
+    cli: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    status, out, _ = cli("--help")
+    assert status == 0
+    assert "package.module:Name" in out
+    commands = out.partition("Commands:\n")[2].partition("\n\n")[0].splitlines()
+    assert len(commands) >= 10
+    assert all(line.endswith(".") and not line.endswith("...") for line in commands)

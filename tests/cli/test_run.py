@@ -25,6 +25,17 @@ from hpo_mab.storage import Storage
 Cli = Callable[..., "tuple[int, str, str]"]
 
 
+def test_a_study_whose_trials_all_diverge_at_once_has_a_summary(cli: Cli, tiny: str) -> None:
+    status, out, _ = cli("run", tiny, "--trials", "2", "--set", "optimizer.lr=1e38")
+    assert status == 0
+    assert "0 complete, 2 pruned" in out
+    for command in ("report", "replay"):
+        number = ["0"] if command == "replay" else []
+        status, _, err = cli(command, "tiny-mab-seed0", *number)
+        assert status in (0, 2), (command, err)
+        assert "Traceback" not in err
+
+
 def test_run_then_continue_then_fresh(cli: Cli, tiny: str) -> None:
     status, out, err = cli("run", tiny)
     assert status == 0
@@ -253,6 +264,23 @@ def test_a_long_trial_shows_how_far_it_is(clock: Clock, capsys: pytest.CaptureFi
         "study: 1/20 trials, 0 pruned, best 50.00%, 1.5 per minute, 12 min 40 s left; "
         "2 trials running, trial 1 at 60%, 10.0 s left of it",
     ]
+
+
+def test_training_the_best_trial_again_shows_how_far_it_is(
+    clock: Clock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = optuna.create_study(direction="maximize")
+    with StudyProgress(trials=1, label="study") as progress:
+        clock.now += 60
+        study.add_trial(create_trial(value=0.5))
+        progress(study, study.trials[-1])
+        progress.running({0: 0.1})
+        clock.now += 20
+        progress.running({0: 0.5})
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        "study: 1/1 trials, 0 pruned, best 50.00%; training trial 0 again for its test accuracy, "
+        "50%, 25.0 s left of it"
+    )
 
 
 def test_short_trials_show_no_progress_of_their_own(

@@ -21,7 +21,7 @@ from torch.utils.data import Dataset, IterableDataset, Subset, TensorDataset
 from hpo_mab import _labels
 from hpo_mab._errors import ArgumentError
 from hpo_mab._labels import check_examples, class_labels
-from hpo_mab.data import DataIdentity, ImageData, labels_of, load, split
+from hpo_mab.data import DataIdentity, ImageData, labels_of, load, load_splits, split
 
 
 def _data(counts: list[int], *, size: int = 4) -> ImageData:
@@ -54,6 +54,14 @@ def test_same_seed_same_split_other_seed_other_split() -> None:
     first, again, other = (split(data, data, seed=seed).validation.images for seed in (1, 1, 2))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
+
+
+def test_numbers_may_be_numpys() -> None:
+    data = _data([30, 30])
+    plain = split(data, data, validation=0.25, seed=3)
+    again = split(data, data, validation=np.float32(0.25), seed=np.int64(3))
+    assert torch.equal(plain.validation.images, again.validation.images)
+    assert len(load_splits("digits", validation=np.float32(0.2)).validation) == 288
 
 
 def test_a_class_seen_once_is_trained_on() -> None:

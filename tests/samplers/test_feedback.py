@@ -68,13 +68,44 @@ def test_a_skipped_batch_that_is_discarded_moves_no_credit(num_workers: int) -> 
     assert int((sampler.losses < 0).sum()) == 60  # The same two batches of either pass.
 
 
-def test_a_skipped_batch_is_detected_by_targets_or_warned_of_at_the_next_pass() -> None:
+def test_a_skipped_batch_is_detected_by_targets() -> None:
     sampler = Credited(LABELS.sort().values, batch_size=30)
     batches = [torch.tensor(batch) for batch, _ in zip(sampler, range(5), strict=False)]
     for batch in batches[:3]:
         sampler.update(batch.float(), targets=sampler.labels[batch])
     with pytest.raises(FeedbackError, match=r"targets are not those .* of the draw 1 later: call"):
         sampler.update(batches[4].float(), targets=sampler.labels[batches[4]])
+
+
+@pytest.mark.parametrize(("num_workers", "before"), [(0, 0), (1, 2)])
+def test_a_skipped_batch_is_warned_of_at_the_next_one(num_workers: int, before: int) -> None:
+    sampler = Credited(LABELS, batch_size=30)
+    batches = iter(_loader(sampler, num_workers=num_workers))
+    for step in range(4):
+        x, _ = next(batches)
+        if step != 3:
+            sampler.update(x.float())
+    words = f"{before + 1} draws of this pass wait for their losses where {before} did before"
+    with pytest.warns(UserWarning, match=words):
+        next(batches)
+    for x, _ in batches:  # Once only.
+        sampler.update(x.float())
+
+
+def test_answers_may_come_late_together() -> None:
+    sampler = Credited(LABELS, batch_size=30)
+    for _ in range(2):
+        waiting = []
+        for batch in sampler:
+            waiting.append(torch.tensor(batch))
+            while len(waiting) == 3 or (waiting and sampler._passes_begun == 2):
+                sampler.update(waiting.pop(0).float())
+        while waiting:
+            sampler.update(waiting.pop(0).float())
+    assert sampler.wrong == 0
+
+
+def test_a_batch_skipped_at_the_end_is_warned_of_at_the_next_pass() -> None:
     sampler = Credited(LABELS, batch_size=30)
     for number in range(3):
         batches = iter(sampler)
@@ -82,8 +113,8 @@ def test_a_skipped_batch_is_detected_by_targets_or_warned_of_at_the_next_pass() 
             with pytest.warns(UserWarning, match="A pass begins while 1 draws of the last one"):
                 next(batches)
             sampler.discard()
-        for step, batch in enumerate(batches):
-            if step != 3:
+        for step, batch in enumerate(batches, start=number == 1):
+            if step != len(sampler) - 1:
                 sampler.update(torch.tensor(batch).float())
 
 
@@ -192,6 +223,8 @@ def test_labels_that_are_no_classes_are_refused(labels: Any, message: str) -> No
         ("mab", {"policy": "softmax"}, {"policy": "ucb1"}),
         ("psgd", {"budget": 0.5}, {"budget": 0.6}),
         ("contextual", {"decay": 0.9}, {}),
+        ("curriculum", {"difficulty": torch.arange(40.0)}, {"difficulty": torch.arange(40.0) + 1}),
+        ("curriculum", {"difficulty": torch.arange(40).numpy()}, {"difficulty": torch.ones(40)}),
     ],
 )
 def test_a_state_is_refused_where_an_option_differs(
@@ -205,6 +238,12 @@ def test_a_state_is_refused_where_an_option_differs(
     samplers.create(kind, labels, batch_size=4, **one).load_state_dict(state)
     with pytest.raises(ArgumentError, match=r"class is '\w+' there and 'UniformSampler' here"):
         samplers.create("uniform", labels, batch_size=4).load_state_dict(state)
+
+
+@pytest.mark.parametrize("state", [None, [], {}, {"sampler": {}}])
+def test_what_is_no_state_is_refused(state: Any) -> None:
+    with pytest.raises(ArgumentError, match="state must be what state_dict of a sampler returned"):
+        MABSampler(LABELS, batch_size=5).load_state_dict(state)
 
 
 def test_options_are_recognised_however_they_are_given() -> None:

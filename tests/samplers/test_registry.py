@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import inspect
+import io
 import subprocess
 import sys
 from typing import Any, get_type_hints
 
+import numpy as np
 import pytest
+import torch
 
 from hpo_mab import samplers
 from hpo_mab._errors import ArgumentError, UnknownNameError
@@ -89,3 +92,32 @@ def test_import_is_cheap() -> None:
     code = "import sys, hpo_mab.samplers; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+#: Of knobs whose default is no number, one that is.
+NUMBERS = {"memory": 3, "discount": 0.9, "threshold": 1.5, "replacement": True, "strength": 2}
+
+
+def _in_numpy(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return tuple(map(_in_numpy, value))
+    kinds: dict[type, Any] = {bool: np.bool_, int: np.int64, float: np.float64}
+    return kinds[type(value)](value)
+
+
+@pytest.mark.parametrize("kind", samplers.available())
+def test_numbers_may_be_numpys(kind: str) -> None:
+    make = type(samplers.create(kind, [0, 1] * 8, batch_size=4))
+    plain: list[dict[str, Any]] = [{"batch_size": 4, "seed": 3, "rank": 1, "world_size": 2}]
+    for knob, default in samplers.knobs(kind).items():
+        value = NUMBERS.get(knob, default)
+        if isinstance(value, bool | int | float | tuple):
+            plain.append({"batch_size": 4, knob: value})
+    for arguments in plain:
+        numpys = {name: _in_numpy(value) for name, value in arguments.items()}
+        for made in (make, lambda labels, **rest: samplers.create(kind, labels, **rest)):
+            # A file of the state is safe to load, and is that of a sampler with the same numbers.
+            file = io.BytesIO()
+            torch.save(made([0, 1] * 8, **numpys).state_dict(), file)
+            file.seek(0)
+            make([0, 1] * 8, **arguments).load_state_dict(torch.load(file, weights_only=True))

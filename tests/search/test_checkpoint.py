@@ -166,7 +166,7 @@ def test_an_interrupted_trial_continues_and_what_was_lost_is_paid_twice(
     save = SlotCheckpoint.save
 
     def save_twice(self: SlotCheckpoint, training: Any) -> None:
-        if len(training._points) <= 2:
+        if len(training._curve.points) <= 2:
             save(self, training)
 
     with monkeypatch.context() as patch:

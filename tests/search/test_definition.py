@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from hpo_mab._attributes import TotalBudget
 from hpo_mab._errors import ArgumentError, SpecError
-from hpo_mab._plan import TotalBudget
 from hpo_mab.search import builtin_names, load_spec
 
 GOOD = """
@@ -99,6 +99,12 @@ def test_what_a_section_names_is_set_to_text_alone(write, key, value) -> None:  
         (('kind = "mab"', 'kind = "mab"\n[pruner]\nkind = "medain"'), ["'medain'", "'median'"]),
         (('kind = "mab"', 'kind = "mab"\n[search]\nsampler = "tpa"'), ["'tpa'", "'tpe'"]),
         (('kind = "mab"', 'kind = "mab"\n[training]\nbatch_size = 0'), ["batch_size", "0"]),
+        (
+            ('kind = "mab"', 'kind = "mab"\n[training]\nslots = "many"'),
+            ["training.slots must be a whole number or 'auto', got 'many'."],
+        ),
+        (("high = 1.0", "high = inf"), ["optimizer.lr", "high, a finite number, got inf"]),
+        (("low = 0.01", "low = nan"), ["optimizer.lr", "low, a finite number, got nan"]),
         (("lr = {", "lr = = {"), ["not valid TOML", "line 11"]),
     ],
 )

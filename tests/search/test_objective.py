@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import optuna
 import pytest
 import torch
@@ -227,6 +228,10 @@ def test_labels_beyond_the_outputs_are_named(sampler: str) -> None:
     objective = _objective_on((data, data), sampler=sampler)
     with pytest.raises(ArgumentError, match=r"labels must be in \[0, 3\) for a model of 3 outputs"):
         optuna.create_study(direction="maximize").optimize(objective, n_trials=1)
+    fine = TensorDataset(X, torch.arange(8) % 3)
+    objective = _objective_on((fine, data), sampler=sampler)
+    with pytest.raises(ArgumentError, match=r"to evaluate on must be in \[0, 3\) .*, got 3"):
+        optuna.create_study(direction="maximize").optimize(objective, n_trials=1)
 
 
 def test_labels_stored_as_whole_floats_train() -> None:
@@ -251,6 +256,30 @@ def test_what_the_loop_refuses_is_refused_by_the_constructor(
 ) -> None:
     with pytest.raises(error, match=words):
         _objective(splits, **arguments)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"batch_size": np.int64(32), "warmup": np.float32(0.1), "average": np.float32(0.1)},
+        {"batch_size": {"low": np.int64(32), "high": np.int64(64), "step": np.int64(32)}},
+        {"batch_size": {"choices": [np.int64(32), np.int64(64)]}},
+        {"budget": Budget(steps=np.int64(6)), "evaluations": np.int64(3), "threads": np.int64(1)},
+        {"budget": Budget(epochs=np.float32(0.5)), "early_validation": np.int64(50)},
+        {"optimizer": {"lr": np.float32(0.1), "nesterov": np.bool_(True)}},
+        {"optimizer": {"name": "adam", "lr": {"low": np.float32(0.1), "high": np.float32(1)}}},
+        {"sampler": {"kind": "mab", "memory": np.int64(3), "prior": (np.float32(1), 2)}},
+        {"sampler": {"kind": "psgd", "corrected": np.bool_(True)}},
+        {"seed": np.int64(1), "initial": np.int64(1), "pilot": np.bool_(True)},
+    ],
+    ids=lambda arguments: "-".join(arguments),
+)
+def test_numbers_may_be_numpys(
+    splits: ImageSplits, storage: Storage, arguments: dict[str, Any]
+) -> None:
+    study = _study(storage=storage.optuna)
+    study.optimize(_objective(splits, curves=storage.curves, **arguments), n_trials=1)
+    assert 0 < study.best_value <= 1
 
 
 def test_early_evaluations_of_datasets_are_on_a_part_of_them() -> None:

@@ -86,6 +86,28 @@ def test_more_trials_continue_the_study(storage: Storage, tiny: Make) -> None:
     assert _essence(parts) == _essence(whole)
 
 
+def test_progress_is_shown_in_trials_and_while_the_best_is_trained_again(
+    storage: Storage, tiny: Make
+) -> None:
+    class Progress:
+        def __init__(self) -> None:
+            self.said: list[Any] = []
+
+        def __call__(self, study: optuna.Study, trial: FrozenTrial) -> None:
+            self.said.append(trial.number)
+
+        def running(self, shares: Any) -> None:
+            self.said.append(dict(shares))
+
+    progress = Progress()
+    outcome = StudyRunner(tiny(budget={"trials": 1}), storage).run(on_trial=progress)
+    assert outcome.test_accuracy is not None
+    at = progress.said.index(0)
+    steps = progress.said[:at]
+    assert steps == [{0: (step + 1) / len(steps)} for step in range(len(steps))]
+    assert progress.said[at + 1 :] == steps
+
+
 def test_nothing_runs_again_when_all_is_done(storage: Storage, tiny: Make) -> None:
     spec = tiny(budget={"trials": 3})
     StudyRunner(spec, storage).run()

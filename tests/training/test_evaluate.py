@@ -5,9 +5,12 @@ import math
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import TensorDataset
 
-from hpo_mab.training import LoaderSweep, evaluate
-from hpo_mab.training._evaluate import examples_at_once
+from hpo_mab._errors import ArgumentError
+from hpo_mab.data import Normalization, load, split
+from hpo_mab.training import DeviceSweep, LoaderSweep, evaluate
+from hpo_mab.training._device import examples_at_once
 
 
 class _Fixed(nn.Module):
@@ -33,9 +36,19 @@ def test_mean_over_examples_not_over_batches_in_evaluation_mode() -> None:
 
 def test_the_mode_is_restored_after_an_error() -> None:
     model = _Fixed().train()
-    with pytest.raises(IndexError):
+    with pytest.raises(ArgumentError, match=r"labels .* must be in \[0, 2\) .* 2 outputs, got 5"):
         evaluate(model, [(torch.zeros(2, 2), torch.tensor([0, 5]))])
     assert model.training
+
+
+def test_the_highest_label_is_known_without_the_device() -> None:
+    # On CUDA nothing can be read from the targets: their device would have to be waited for.
+    sweep = LoaderSweep(TensorDataset(torch.zeros(5, 2), torch.tensor([0, 1, 2, 9, 1])))
+    list(sweep)
+    assert sweep.highest_label == 9
+    parts = split(*load("digits"))
+    normalization = Normalization(parts.mean, parts.std)
+    assert DeviceSweep(parts.validation, normalization=normalization).highest_label == 9
 
 
 class _Wide(nn.Module):

@@ -46,6 +46,8 @@ def test_nesterov_without_momentum_is_the_plain_step() -> None:
     [
         ("sgd", {"lr": 0.0}, r"lr of optimizer 'sgd' must be above 0, got 0\.0"),
         ("sgd", {"lr": float("nan")}, "must be above 0, got nan"),
+        ("sgd", {"lr": float("inf")}, "lr .* must be finite, got inf"),
+        ("sgd", {"weight_decay": float("inf")}, "weight_decay .* must be finite, got inf"),
         ("sgd", {"momentum": 1.0}, r"momentum .* in \[0, 1\), got 1\.0"),
         ("sgd", {"weight_decay": -0.1}, r"weight_decay .* at least 0, got -0\.1"),
         ("sgd", {"nesterov": 1}, "nesterov .* must be a boolean, got 1"),

@@ -227,15 +227,13 @@ def test_bandits_of_a_stack_draw_as_alone(splits: ImageSplits) -> None:
     for slot in range(2):
         sampler = task.sampler("mab", slot)
         stack.start(slot, task.network(slot), sampler=sampler, steps=10)
-    engine, draws = stack._engine, stack._draws
-    assert engine is not None
+    draws = stack._draws
     share = []
     for _ in range(120):
         indices, _ = draws.next()
         draws.rewind()
         share.append((labels[indices] < 2).float().mean(dim=1))
-        engine.learn(draws.arms, losses[indices.flatten()])
-        draws.hold(*engine.draw(uniform=False))
+        draws.learn_and_draw(losses[indices])
     late = torch.stack(share[60:]).mean(dim=0)
     expected = float(torch.stack(share_alone[60:]).mean())
     assert expected > 0.25  # A fifth of the examples.
@@ -299,7 +297,7 @@ def test_bandits_continue_with_their_counts(splits: ImageSplits) -> None:
     ((_, _),) = first.advance()
     state = _saved(first.state_dict(1))
     second.start(2, task.network(5), sampler=task.sampler("mab", 5), state=state, **options)
-    held, taken = first._engine, second._engine
+    held, taken = first._draws.engine, second._draws.engine
     assert held is not None
     assert taken is not None
     assert int(held.rows()["successes"][1].sum() + held.rows()["failures"][1].sum()) > 0
@@ -432,6 +430,8 @@ def test_labels_beyond_the_outputs_are_named(splits: ImageSplits) -> None:
     stack.start(0, network, sampler=task.sampler("uniform", 0), steps=4)
     with pytest.raises(ArgumentError, match=r"labels must be in \[0, 9\) for a model of 9 outputs"):
         stack.advance()
+    with pytest.raises(ArgumentError, match=r"to evaluate on must be in \[0, 9\) .*, got 9"):
+        stack.scores([0], averaged=False)
 
 
 def test_what_does_not_fit_is_refused(splits: ImageSplits) -> None:

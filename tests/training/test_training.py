@@ -5,6 +5,7 @@ import io
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.data import TensorDataset
@@ -12,7 +13,14 @@ from torch.utils.data import TensorDataset
 from hpo_mab import data, models, samplers, training
 from hpo_mab._errors import ArgumentError
 from hpo_mab.data import Augmentation, ImageSplits, Normalization
-from hpo_mab.training import DeviceBatches, DeviceSweep, Evaluation, LoaderBatches, Training
+from hpo_mab.training import (
+    DeviceBatches,
+    DeviceSweep,
+    Evaluation,
+    LoaderBatches,
+    LoaderSweep,
+    Training,
+)
 
 Start = Callable[..., Training]
 
@@ -151,3 +159,24 @@ def test_a_state_that_cannot_be_taken_is_refused(start: Start) -> None:
         start(steps=28).load_state_dict(state)
     with pytest.raises(ArgumentError, match="at other steps"):
         start().load_state_dict({**state, "points": []})
+
+
+def test_numbers_may_be_numpys(start: Start, splits: ImageSplits) -> None:
+    numbers = {"steps": 6, "evaluations": 3, "warmup": 0.25, "average": 0.5}
+    numpys = {name: np.asarray(value)[()] for name, value in numbers.items()}
+    plain = _timeless(list(start(**numbers)))
+    training = start(**numpys)
+    assert _timeless(list(training)) == plain
+    file = io.BytesIO()
+    torch.save(training.state_dict(), file)
+    file.seek(0)
+    torch.load(file, weights_only=True)
+    dataset = TensorDataset(torch.zeros(8, 1), torch.arange(8))
+    LoaderBatches(dataset, num_workers=np.int64(0), seed=np.int64(1))
+    normalization = Normalization(splits.mean, splits.std)
+    DeviceBatches(splits.train, normalization=normalization, seed=np.int64(1))
+    sweeps: list[Any] = [
+        DeviceSweep(splits.validation, normalization=normalization, batch_size=np.int64(64)),
+        LoaderSweep(dataset, batch_size=np.int64(4)),
+    ]
+    assert [len(next(iter(sweep))[1]) for sweep in sweeps] == [64, 4]
