@@ -75,6 +75,8 @@ EVIDENCE_KEY = "hpo_mab:evidence"
 FIDELITY_KEY = "hpo_mab:fidelity"
 #: What ``sampler.kind = "auto"`` chose, and why.
 CHOICE_KEY = "hpo_mab:auto"
+#: Who races for that, and for how long, see `hpo_mab.search._race.RacePlan`.
+RACE_KEY = "hpo_mab:race"
 #: Test accuracy of the best trial's network: ``{"trial": number, "accuracy": float}``.
 TEST_KEY = "hpo_mab:test"
 #: Number of the study's record of examples, a system attribute, see

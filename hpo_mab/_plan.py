@@ -53,9 +53,9 @@ def trial_seed(seed: int, slot: int) -> int:
 
 
 # A *slot* is a place in the plan, from 0: it has one configuration and one seed. A trial is an
-# *attempt* at a slot, or at the slot's *twin*, which repeats it under uniform sampling for the
-# pilot. An attempt that was cut off is followed by another one. A *promotion* has a slot of its
-# own, in which it trains a stopped configuration in full. A *continuation* has the slot of a paused
+# *attempt* at a slot, or at one of the slot's *twins*, which repeat it under other batch samplers.
+# An attempt that was cut off is followed by another one. A *promotion* has a slot of its own, in
+# which it trains a stopped configuration in full. A *continuation* has the slot of a paused
 # attempt, which it replaces.
 #
 # =========== ================================ ==========================================
@@ -70,8 +70,8 @@ def trial_seed(seed: int, slot: int) -> int:
 # continuation in place of the paused attempt   as any other
 # =========== ================================ ==========================================
 
-#: A slot, and whether it is the slot's twin.
-Place = tuple[int, bool]
+#: A slot, and the batch sampler of its twin; "" for the slot's own trial.
+Place = tuple[int, str]
 
 #: States of trials that are results of a study, of those that have ended, and of those that have
 #: not, as `TrialRun` names them.
@@ -125,13 +125,18 @@ class Attempt(NamedTuple):
 
     @property
     def twin(self) -> bool:
-        """Whether it repeats its slot under uniform sampling."""
+        """Whether it repeats its slot under another batch sampler."""
         return TWIN_KEY in self.attrs
+
+    @property
+    def sampler(self) -> str | None:
+        """What it was trained with; None where that is the definition's sampler."""
+        return self.attrs.get(SAMPLER_KEY)
 
     @property
     def uniform(self) -> bool:
         """Whether it was trained under uniform sampling in a study of another sampler."""
-        return bool(self.attrs.get(SAMPLER_KEY) == UNIFORM)
+        return self.sampler == UNIFORM
 
     @property
     def promotes(self) -> int | None:
@@ -197,7 +202,7 @@ class Plan:
         """Ended trials by state: ``complete``, ``pruned`` and ``fail``, without interrupted ones.
 
         Args:
-            twins: Whether to count the pilot's twins as well.
+            twins: Whether to count twins as well.
         """
         states = self.states(twins=twins)
         return {state: states[state] for state in ENDED}
@@ -208,7 +213,7 @@ class Plan:
         A paused trial that another one has continued does not count.
 
         Args:
-            twins: Whether to count the pilot's twins as well.
+            twins: Whether to count twins as well.
         """
         counted = (
             one.state
@@ -219,7 +224,7 @@ class Plan:
 
     @property
     def twins(self) -> int:
-        """The pilot's twins, each attempt counted."""
+        """Twins, each attempt counted."""
         return sum(one.twin for one in self._attempts)
 
     @property
@@ -262,13 +267,17 @@ class Plan:
     def once(self) -> set[int]:
         """Numbers of the trials that show each configuration once, under one batch sampler.
 
-        They are all but the twins. Where the study has continued under uniform sampling, they are
-        the twins in place of their originals.
+        Twins under the batch sampler of the highest slot, with which the study has continued, take
+        the place of their originals; all other twins are left out.
         """
-        twins = {one.attrs[TWIN_KEY] for one in self._attempts if one.twin}
-        if not any(one.uniform and not one.twin for one in self._attempts):
+        own = [one for one in self._attempts if not one.twin and one.sampler is not None]
+        last = max(own, key=lambda one: one.slot or 0, default=None)
+        if last is None:
             return {one.number for one in self._attempts if not one.twin}
-        return {one.number for one in self._attempts if one.twin or one.slot not in twins}
+        twins = [one for one in self._attempts if one.twin and one.sampler == last.sampler]
+        replaced = {one.slot for one in twins}
+        kept = (o for o in self._attempts if not o.twin and o.slot not in replaced)
+        return {one.number for one in (*twins, *kept)}
 
     @property
     def next_slot(self) -> int:
@@ -302,15 +311,9 @@ class Plan:
         candidates = any(not (one.twin or one.promotion) for one in running)
         return Next.WAIT if candidates else Next.PROMOTION
 
-    def has_twin(self, slot: int) -> bool:
-        """Whether the twin of a slot is queued, runs or has ended well."""
-        attempts = self.places().get((slot, True), [])
-        return any(one.state != "fail" for one in attempts)
-
-    def is_open_below(self, slot: int) -> bool:
-        """Whether a trial of an earlier slot, or its twin, waits or runs."""
-        open_ = (one.slot for one in self._attempts if one.state in OPEN)
-        return any(one is not None and one < slot for one in open_)
+    def has_twin(self, slot: int, sampler: str = UNIFORM) -> bool:
+        """Whether a slot has a twin under that sampler, however it may have ended."""
+        return (slot, sampler) in self.places()
 
     def retries(self) -> list[tuple[Place, list[int]]]:
         """Places that are to be tried again, in order, each with the numbers of its attempts."""
@@ -359,7 +362,7 @@ class Plan:
         }
 
     def places(self) -> dict[Place, list[Attempt]]:
-        """The attempts at each slot, and at each slot's twin, in order of number.
+        """The attempts at each slot, and at each slot's twins, in order of number.
 
         Of a slot that was continued, those at the last continuation.
         """
@@ -367,7 +370,7 @@ class Plan:
         for one in self._attempts:
             if one.slot is None:
                 continue
-            attempts = places[one.slot, one.twin]
+            attempts = places[one.slot, (one.sampler or UNIFORM) if one.twin else ""]
             if attempts and one.promotes not in (None, attempts[-1].promotes):
                 attempts.clear()
             attempts.append(one)

@@ -120,8 +120,8 @@ def test_a_continuation_that_is_cut_off_is_tried_again() -> None:
     trials = _continued("p0", "p1", "f0 lost", "f1 continues 1")
     trials[2].user_attrs["hpo_mab:promotes"] = 0
     plan = Plan(trials)
-    assert plan.retries() == [((0, False), [2])]
-    assert plan.unsettled() == {(0, False)}
+    assert plan.retries() == [((0, ""), [2])]
+    assert plan.unsettled() == {(0, "")}
 
 
 def test_counts() -> None:
@@ -142,9 +142,9 @@ def test_who_is_tried_again() -> None:
             *["f4 lost"] * 4, *["f5 interrupted"] * 9, "f5 lost",
         )
     )  # fmt: skip
-    assert [place for place, _ in plan.retries()] == [(1, False), (2, True), (5, False)]
-    assert dict(plan.retries())[2, True] == [4]
-    assert plan.unsettled() == {(1, False), (2, True), (3, False), (5, False)}
+    assert [place for place, _ in plan.retries()] == [(1, ""), (2, "uniform"), (5, "")]
+    assert dict(plan.retries())[2, "uniform"] == [4]
+    assert plan.unsettled() == {(1, ""), (2, "uniform"), (3, ""), (5, "")}
 
 
 def test_failures_in_a_row_are_those_of_the_trials_own_making() -> None:
@@ -202,8 +202,8 @@ def test_evaluation_seconds_of_all_attempts() -> None:
 
 def test_a_place_is_given_up_after_its_last_attempt_was_lost() -> None:
     plan = Plan(_trials(*["f0 lost"] * 4, *["f1 lost"] * 3, *["f2 lost"] * 4, "c2"))
-    assert plan.given_up() == {(0, False)}
-    assert [one.number for one in plan.places()[1, False]] == [4, 5, 6]
+    assert plan.given_up() == {(0, "")}
+    assert [one.number for one in plan.places()[1, ""]] == [4, 5, 6]
 
 
 def test_only_the_first_configurations_cannot_be_stopped() -> None:

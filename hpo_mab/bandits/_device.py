@@ -16,7 +16,6 @@ from hpo_mab.bandits._settings import (
     BanditEngine,
     BanditSettings,
     Figures,
-    Ints,
     TensorLossBinarizer,
 )
 from hpo_mab.bandits._tensor_policies import TENSOR_POLICIES, TensorKnobs, TensorPasses
@@ -235,12 +234,6 @@ class DeviceEngine(BanditEngine):
         self._counts.add(arms, rewards, valid)
         judged = torch.stack((rewards, valid), dim=1).view(self._stack, -1, 2)
         self._tally += judged.sum(dim=1)
-
-    def start_with(self, pairs: Ints) -> None:
-        """Give arms pulls before the first draw, [B, A, 2]."""
-        held = (self._shares >= 0).cpu().numpy()
-        for column, counts in enumerate((self._counts.successes, self._counts.failures)):
-            counts.copy_(torch.from_numpy(pairs[:, :, column] * held))
 
     def counts(self) -> Tensor:
         """Successes and failures of each arm that count, float64 [B, A, 2]."""

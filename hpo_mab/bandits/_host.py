@@ -142,17 +142,6 @@ class GroupedBandits:
             self._move(forgetful, old_arms, old_rewards, added=False)
         self._move(bandits, arms, rewards, added=True)
 
-    def start_with(self, pairs: Ints) -> None:
-        """Set pulls that no window removes, [B, A, 2]; only before the first `select`."""
-        held = self._members.states >= 0
-        kinds, where = np.unique(pairs[held], axis=0, return_inverse=True)
-        columns = self._columns.find(kinds.astype(np.int32), keep=np.zeros(0, dtype=np.int16))
-        states = self._members.states.copy()
-        states[held] = columns[where.ravel()]
-        self._members.restore(states)
-        if self._limit is not None:
-            self._pairs.reshape(*held.shape, 2)[held] = pairs[held]
-
     def propensities(self) -> Floats:
         """Probability of each arm in the next `select`, [B, A]; 0 for padding."""
         table, states = self._propensity_table()
@@ -355,10 +344,6 @@ class HostEngine(BanditEngine):
         self._bandits.learn(arms, rewards, valid)
         self._uncounted_rewards.append(rewards)
         self._judged += len(rewards) if valid is None else int(np.count_nonzero(valid))
-
-    def start_with(self, pairs: Ints) -> None:
-        """Give arms pulls before the first draw, [B, A, 2]."""
-        self._bandits.start_with(pairs)
 
     def counts(self) -> Tensor:
         """Successes and failures of each arm that count, float64 [B, A, 2]."""

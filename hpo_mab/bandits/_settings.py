@@ -333,14 +333,6 @@ class BanditEngine(abc.ABC):
         """Learn from the losses, float32 [B], of arms of any earlier `draw`."""
 
     @abc.abstractmethod
-    def start_with(self, pairs: Ints) -> None:
-        """Set pulls of each arm before the first draw, which no window removes.
-
-        Args:
-            pairs: Successes and failures of each arm, int64 [B, A, 2]; of padding ignored.
-        """
-
-    @abc.abstractmethod
     def counts(self) -> Tensor:
         """Successes and failures of each arm that count, float64 [B, A, 2]; 0 for padding."""
 

@@ -338,11 +338,20 @@ def _rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
         rows.append(("", ", ".join(f"{k} = {parameter(v)}" for k, v in best["params"].items())))
     counted = f"{trials['complete']} complete, {trials['pruned']} pruned, {trials['fail']} failed"
     if facts["twins"]:
-        counted += f"; {facts['twins']} of them are the pilot's, with uniform sampling"
+        counted += f"; {facts['twins']} of them repeat a configuration under another sampler"
     rows.append(("Trials", counted))
     rows += _spent(facts)
     if facts["auto"] is not None:
         rows.append(("Sampler", f"auto chose {facts['auto']['sampler']}: {facts['auto']['why']}"))
+        if facts["auto"]["twins"]:
+            rows.append(
+                (
+                    "",
+                    f"that took {facts['auto']['twins']} trainings, "
+                    f"{facts['auto']['examples']:,} examples, "
+                    f"{duration(facts['auto']['seconds'])}, on top of the study's trials",
+                )
+            )
     rows += [("Training", reason) for reason in facts["loop_reasons"]]
     return [*rows, *_saved(facts)]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import bisect
 import collections
 import itertools
+import math
 import re
 import shlex
 from collections.abc import Iterator, Sequence
@@ -29,7 +30,8 @@ from hpo_mab.pruners import AdvantagePruner, RungFidelity, why_pruned
 from hpo_mab.pruners._advantage_pruner import Placement, place
 from hpo_mab.search import create_pruner
 from hpo_mab.search._components import always_averages
-from hpo_mab.search._pilot import AUTO, Choice, stored_choice
+from hpo_mab.search._pilot import AUTO
+from hpo_mab.search._standing import Choice, stored_choice
 
 if TYPE_CHECKING:
     from hpo_mab._examples import ExampleRecord
@@ -225,16 +227,32 @@ def _fidelity(stored: Any, settings: StudySettings) -> tuple[bool, str]:
 
 def _choice(choice: Choice | None, evidence: Evidence | None) -> str:
     if choice is None:
-        return "**`auto` has not chosen yet**: the pilot is not done."
-    text = (
-        f"**`auto` chose `{choice.sampler}`** after the pilot, for the rest of the study. "
-        f"Why: {choice.why}."
-    )
+        return "**`auto` has not chosen yet**: the race is not over."
+    text = f"**`auto` chose `{choice.sampler}`** for the rest of the study. Why: {choice.why}."
     if choice.evidence is not None:
         text += f" It rests on evidence `{choice.evidence}`"
         later = evidence is not None and evidence.digest != choice.evidence
         text += "; what is shown below was measured later, with more pairs." if later else "."
-    return text
+    if not choice.standings:
+        return text
+    rows = [
+        (
+            one.name,
+            str(one.examples.n),
+            points(one.examples),
+            points(one.seconds),
+            "" if math.isnan(one.cost) else f"{one.cost:.2f}",
+        )
+        for one in choice.standings
+    ]
+    head = ("sampler", "pairs", "at equal examples", "at equal seconds", "seconds a trial")
+    return (
+        f"{text} The race took {choice.twins} trainings on top of the study's trials: "
+        f"{choice.examples:,} examples, {choice.seconds:,.1f} seconds.\n\n"
+        f"{_table(head, rows)}\n\n"
+        "Points of accuracy over uniform sampling when a sampler left the race, with the interval "
+        "of the signed-rank test in brackets; seconds are in those of uniform sampling."
+    )
 
 
 def _pruning(evidence: Evidence | None, settings: StudySettings) -> str:
@@ -308,9 +326,9 @@ def _measured(evidence: Evidence) -> str:
     return (
         f"Measured on {evidence.pairs} pairs{_source(evidence)}, {confidence} intervals in "
         f"brackets (evidence `{evidence.digest}`):\n\n{_table(head, rows)}\n\n"
-        "**D**: accuracy of the bandit minus uniform's. **k**: how many times the budget uniform "
+        "**D**: accuracy of the sampler minus uniform's. **k**: how many times the budget uniform "
         "needs for the same accuracy (>= where it never got there; inf: not seen). **f**: how well "
-        "the bandit's early accuracies rank configurations as uniform's final ones do (Kendall's "
+        "the sampler's early accuracies rank configurations as uniform's final ones do (Kendall's "
         "tau-b), minus how well uniform's early ones do."
     )
 

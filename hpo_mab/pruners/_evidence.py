@@ -17,7 +17,7 @@ import optuna
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from hpo_mab._attributes import EVIDENCE_KEY, FIDELITY_KEY, UNIFORM, StudySettings
+from hpo_mab._attributes import CHOICE_KEY, EVIDENCE_KEY, FIDELITY_KEY, UNIFORM, StudySettings
 from hpo_mab._errors import ArgumentError
 from hpo_mab._plan import Attempt, Plan
 from hpo_mab.advantage import (
@@ -45,6 +45,7 @@ def pairs_of_trials(
     *,
     full: int,
     direction: StudyDirection = StudyDirection.MAXIMIZE,
+    sampler: str | None = None,
 ) -> PairedCurves:
     """Pair finished trials that agree in slot and in all parameters but the sampler's.
 
@@ -53,12 +54,13 @@ def pairs_of_trials(
         reference: Trials of a uniform study.
         full: Step that a full trial reports last.
         direction: Of the study. Where it minimizes, values are subtracted from the largest.
+        sampler: Whose trials are paired with the uniform ones; None pairs any other's.
 
     Returns:
         Curves over the steps up to ``full`` that every complete uniform trial of the pairs has
         reported; NaN from where a trial was stopped.
     """
-    bandit = {_key(t): t for t in reversed(trials) if _usable(t) and not is_uniform(t)}
+    bandit = {_key(t): t for t in reversed(trials) if _usable(t) and _is_of(t, sampler)}
     uniform = {_key(t): t for t in reference if _usable(t)}
     uniform.update({_key(t): t for t in trials if _usable(t) and is_uniform(t)})
     keys = sorted(bandit.keys() & uniform.keys(), key=lambda key: (key[0], repr(sorted(key[1]))))
@@ -73,6 +75,12 @@ def pairs_of_trials(
     return PairedCurves(
         budgets=np.asarray(steps, dtype=np.float64), bandit=curves[0], uniform=curves[1]
     )
+
+
+def _is_of(trial: FrozenTrial, sampler: str | None) -> bool:
+    if sampler is None:
+        return not is_uniform(trial)
+    return Attempt.of(trial).sampler == sampler
 
 
 def _usable(trial: FrozenTrial) -> bool:
@@ -261,6 +269,9 @@ class EvidenceKeeper:
         self.evidence = given
         self.fidelity: RungFidelity | None = None
         self.full = full
+        #: Whose trials are paired with the uniform ones; None pairs any other's.
+        self.arm: str | None = None
+        self._races = False
         self._given = given is not None
         self._reference = reference
         self._margin = margin
@@ -336,6 +347,7 @@ class EvidenceKeeper:
 
     def _read_definition(self, settings: StudySettings) -> None:
         self._names = (settings.data.kind, settings.model.kind)
+        self._races = settings.sampler.kind == "auto"
         # A uniform study cannot have evidence, so it gets no warning.
         self._warned = settings.sampler.kind == UNIFORM
         if self.full is None:
@@ -344,10 +356,18 @@ class EvidenceKeeper:
             self.evidence = self._unless_of_another_task(self.evidence)
 
     def _measure(self, study: optuna.Study, trials: Sequence[FrozenTrial]) -> None:
-        if self.full is None:
+        arm = self.arm
+        if self._races and arm is None:
+            arm = study.user_attrs.get(CHOICE_KEY, {}).get("sampler")
+        # Before a race is decided, and after uniform sampling has won it, nothing is to be moved.
+        if self.full is None or (self._races and arm in (None, UNIFORM)):
             return
         pairs = pairs_of_trials(
-            trials, self._reference_trials(study), full=self.full, direction=study.direction
+            trials,
+            self._reference_trials(study),
+            full=self.full,
+            direction=study.direction,
+            sampler=arm,
         )
         known = 0 if self.evidence is None else self.evidence.pairs
         complete = int(pairs.counts[-1:].sum())

@@ -18,7 +18,11 @@ if TYPE_CHECKING:
     from hpo_mab.samplers._linear import ContextualSampler, ImponSampler
     from hpo_mab.samplers._mab import MABSampler
     from hpo_mab.samplers._pass import CSGDSampler, PredictionVarianceSampler, PSGDSampler
-    from hpo_mab.samplers._selective import InfoBatchSampler, SelectiveBackpropSampler
+    from hpo_mab.samplers._selective import (
+        HardMiningSampler,
+        InfoBatchSampler,
+        SelectiveBackpropSampler,
+    )
     from hpo_mab.samplers._uniform import CurriculumSampler, UniformSampler
 
 __all__ = [
@@ -31,6 +35,7 @@ __all__ = [
     "Draw",
     "FeedbackError",
     "GradNormSampler",
+    "HardMiningSampler",
     "ImponSampler",
     "InfoBatchSampler",
     "MABSampler",

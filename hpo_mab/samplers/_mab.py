@@ -92,16 +92,11 @@ class MABSampler(BatchSampler):
         reward: Which losses of a batch are rewarded: ``"above_average"``, those that reach the
             moving average; or ``"package.module:name"`` of a rule like
             `hpo_mab.bandits.above_average`, or the rule.
-        strength: Pulls, in [0, 8], that each arm starts with and no window removes; of these,
-            ``difficulty`` times as many were rewarded, rounded. Equal arms are then drawn with
-            replacement. 0 starts without. Hard examples stay likely to the end, which ruins a
-            training where labels are wrong: 4% instead of 50% accuracy in three trials of CIFAR-10
-            with 20% of labels flipped, at 4.
         trim: Share of the hardest examples of each class, in [0, 1), that are no arms: they are
             never drawn, and ``correction`` is about the others. Against wrong labels.
-        difficulty: Rate of high loss of each example in earlier trainings, float [N], each in
-            [0, 1]; NaN where not known. None: not known at all, and ``strength`` and ``trim`` are
-            without effect. In a study, its first trials measure it.
+        difficulty: Rate of high loss of each example in earlier trainings, float [N]; NaN where not
+            known. None: not known at all, and ``trim`` is without effect. In a study, its first
+            trials measure it.
         **common: Arguments of every sampler, see `BatchSampler`.
 
     Raises:
@@ -141,7 +136,6 @@ class MABSampler(BatchSampler):
         temperature: float = 0.1,
         exploration: float = 1.0,
         reward: Named = "above_average",
-        strength: int = 0,
         trim: float = 0.0,
         difficulty: Tensor | Sequence[float] | None = None,
         **common: Unpack[CommonArguments],
@@ -163,15 +157,12 @@ class MABSampler(BatchSampler):
         )
         super().__init__(labels, **common)
         require(self.seed >= 0, "seed", "at least 0", self.seed)
-        require(strength in range(9), "strength", "a whole number in [0, 8]", strength)
         require(0 <= trim < 1, "trim", "in [0, 1)", trim)
         rng = np.random.default_rng([self.seed, self.rank])
         examples = self.examples
         known = None
-        if difficulty is not None and (strength or trim):
+        if difficulty is not None and trim:
             known = checked_difficulty(difficulty, len(self.labels))
-            low, high = float(known.min()), float(known.max())
-            require(0 <= low <= high <= 1, "difficulty", "in [0, 1]", [low, high])
         if trim:
             hardness = torch.zeros(len(examples)) if known is None else known[examples]
             kept = easiest(hardness, self.labels[examples], share=1 - trim)
@@ -182,19 +173,15 @@ class MABSampler(BatchSampler):
         self._settings = settings
         self._progress = 0.0
         self._engine = _engine(shares, settings, self.device, rng)
-        #: Whether a record of examples removes arms or gives them pulls at the start.
+        #: Whether a record of examples removes arms.
         self.starts_from_record = known is not None
-        if known is not None and strength:
-            rates = known.numpy()[np.maximum(shares, 0)]
-            successes = np.rint(strength * rates).astype(np.int64)
-            self._engine.start_with(np.stack((successes, strength - successes), axis=-1))
         # `to` costs as much as a small operation even if the device is the same.
         self._elsewhere = self._engine.shares.device.type != self.device.type
 
     @classmethod
     def uses_record(cls, knobs: Mapping[str, Any]) -> bool:
-        """Whether ``strength`` or ``trim`` is on."""
-        return bool(knobs.get("strength") or knobs.get("trim"))
+        """Whether ``trim`` is on."""
+        return bool(knobs.get("trim"))
 
     @property
     def settings(self) -> BanditSettings:

@@ -21,6 +21,7 @@ NAMES: Mapping[str, str] = {
     "csgd": "hpo_mab.samplers._pass:CSGDSampler",
     "curriculum": "hpo_mab.samplers._uniform:CurriculumSampler",
     "gradnorm": "hpo_mab.samplers._importance:GradNormSampler",
+    "hard_mining": "hpo_mab.samplers._selective:HardMiningSampler",
     "impon": "hpo_mab.samplers._linear:ImponSampler",
     "infobatch": "hpo_mab.samplers._selective:InfoBatchSampler",
     "mab": "hpo_mab.samplers._mab:MABSampler",

@@ -1,11 +1,12 @@
-"""Samplers that skip well-learned examples: InfoBatch and selective backpropagation."""
+"""Samplers that skip what is learned: InfoBatch, selective backpropagation, hard mining."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Unpack
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from hpo_mab._errors import require
@@ -195,3 +196,71 @@ class SelectiveBackpropSampler(LearningSampler):
         ordered = torch.where(known, self._history[:-1], torch.inf).sort().values
         at_most = torch.searchsorted(ordered, torch.nan_to_num(losses), right=True)
         return at_most / self._filled.clamp(1, size)
+
+
+class HardMiningSampler(LearningSampler):
+    """The examples of highest loss among more candidates than a batch needs.
+
+    A draw takes ``presample * B`` candidates from shuffled passes and trains on the ``B`` of
+    highest cross-entropy: online hard example mining (Shrivastava et al. 2016), the loss rule of
+    online batch selection (Loshchilov & Hutter 2016). Weights are 1: it is biased towards high
+    losses on purpose, and wrong labels have high losses. An example is a candidate once a pass and
+    may never be drawn.
+
+    Candidates' losses need the model. Set `scorer` to a function from indices, int64 [K], to logits
+    [K, C]; the built-in training loop does. A step then costs one forward pass of the candidates
+    more. Without a scorer, a candidate's loss is that of its last visit; candidates never seen come
+    first.
+
+    Where ``presample * B`` exceeds the examples, all of them are candidates.
+
+    Source: Shrivastava et al., "Training Region-based Object Detectors with Online Hard Example
+    Mining", CVPR 2016; Loshchilov and Hutter, "Online Batch Selection for Faster Training of Neural
+    Networks", 2016, arXiv:1511.06343.
+
+    Args:
+        labels: Class of each training example, integers [N].
+        presample: Candidates for each example of the batch, at least 1.
+        **common: Arguments of every sampler, see `BatchSampler`.
+
+    Attributes:
+        scorer: Function from indices to logits, or None.
+
+    Raises:
+        ArgumentError: An argument outside its bound.
+    """
+
+    asks_network = True
+    _tensors = ("_losses",)
+
+    def __init__(
+        self,
+        labels: Tensor | Sequence[int],
+        *,
+        presample: int = 2,
+        **common: Unpack[CommonArguments],
+    ) -> None:
+        require(presample >= 1, "presample", "at least 1", presample)
+        super().__init__(labels, **common)
+        self.scorer: Callable[[Tensor], Tensor] | None = None
+        self.presample = presample
+        self._losses = self._memory(torch.inf)  # Infinite: never seen.
+
+    def _draw(self) -> Draw:
+        count = min(self.presample * self.batch_size, self.num_examples)
+        candidates = self._stream.take(count)
+        if self.scorer is None:
+            losses = self._losses[candidates]
+        else:
+            with torch.no_grad():
+                logits = self.scorer(self._examples[candidates]).to(self.device, torch.float32)
+                losses = F.cross_entropy(logits, self._targets[candidates], reduction="none")
+        # A candidate whose loss is not finite comes first: the loop must see that it diverges.
+        losses = losses.nan_to_num(nan=torch.inf)
+        positions = candidates[torch.topk(losses, self.batch_size).indices]
+        return Draw(self._count(positions), context=positions)
+
+    def _learn(
+        self, draw: Draw, losses: Tensor, logits: Tensor | None, targets: Tensor | None
+    ) -> None:
+        remember(self._losses, draw.context, losses, keep=torch.isfinite(losses))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Self
 
 import optuna
@@ -182,22 +182,33 @@ def _is_lost(trial: FrozenTrial, storage: Storage, alive: set[int], stale: set[i
     return id_of(trial) in stale
 
 
-def claim(study: optuna.Study, storage: Storage) -> optuna.trial.Trial | Next:
+#: Queues the twins of a study's trials that are due; returns whether there were any.
+QueueTwins = Callable[[optuna.Study, Sequence[FrozenTrial]], bool]
+
+
+def _no_twins(study: optuna.Study, trials: Sequence[FrozenTrial]) -> bool:
+    return False
+
+
+def claim(
+    study: optuna.Study, storage: Storage, *, queue_twins: QueueTwins = _no_twins
+) -> optuna.trial.Trial | Next:
     """Take the study's next trial: one that waits to be tried again, else a new one.
 
-    Finished and running trials together, the pilot's twins not counted, never exceed the study's
+    Finished and running trials together, twins not counted, never exceed the study's
     target. A new trial takes the lowest slot that no trial has had.
 
     Args:
         study: The study.
         storage: Its database.
+        queue_twins: Called with the study's lock held.
 
     Returns:
         A running trial that is this process's alone; `Next.DONE` or `Next.WAIT` if there is none.
     """
     taken: list[optuna.trial.Trial] = []
     try:
-        return claim_many(study, storage, taken, count=1) or taken[0]
+        return claim_many(study, storage, taken, count=1, queue_twins=queue_twins) or taken[0]
     except BaseException:
         # The caller does not get the trial, so it is lost and will be tried again.
         for trial in taken:
@@ -206,7 +217,12 @@ def claim(study: optuna.Study, storage: Storage) -> optuna.trial.Trial | Next:
 
 
 def claim_many(
-    study: optuna.Study, storage: Storage, taken: list[optuna.trial.Trial], *, count: int
+    study: optuna.Study,
+    storage: Storage,
+    taken: list[optuna.trial.Trial],
+    *,
+    count: int,
+    queue_twins: QueueTwins = _no_twins,
 ) -> Next | None:
     """Take the study's next trials, see `claim`, with one lock.
 
@@ -215,6 +231,7 @@ def claim_many(
         storage: Its database.
         taken: Gets each trial as soon as it is this process's, whatever ends the call.
         count: Trials to take.
+        queue_twins: Called with the study's lock held.
 
     Returns:
         None; `Next.DONE` or `Next.WAIT` if there were fewer.
@@ -225,7 +242,7 @@ def claim_many(
         if target.is_spent(study, storage.curves):
             return Next.DONE
         for _ in range(count):
-            plan = _whole_plan(study, target)
+            plan = _whole_plan(study, target, queue_twins)
             following, best = _following(study, plan, target)
             if following in (Next.DONE, Next.WAIT):
                 return following
@@ -273,13 +290,13 @@ def _take(
     return trial
 
 
-def _whole_plan(study: optuna.Study, target: Target) -> Plan:
-    """The study's plan, once all that was cut off is queued again."""
+def _whole_plan(study: optuna.Study, target: Target, queue_twins: QueueTwins) -> Plan:
+    """The study's plan, once all that was cut off is queued again, and the twins are."""
     promotions = study.pruner.k if isinstance(study.pruner, TopKPruner) else 0
     while True:
         trials = study.get_trials(deepcopy=False)
         plan = Plan(trials, target=target.trials, promotions=promotions)
-        if not requeue(study, trials, plan):
+        if not requeue(study, trials, plan) and not queue_twins(study, trials):
             return plan
 
 

@@ -182,12 +182,24 @@ class TrainingSection(_Section):
     examples: bool = True
 
 
+#: The samplers that ``"auto"`` chooses from. With few trials only the first ones race.
+PORTFOLIO: tuple[str | dict[str, Any], ...] = (
+    "uniform",
+    "mab",
+    {"name": "easy_first", "kind": "curriculum", "start": 0.6, "end": 0.5},
+    {"name": "trimmed", "kind": "curriculum", "start": 1.0, "end": 0.0, "trim": 0.1},
+    {"name": "hard_half", "kind": "hard_mining", "presample": 2},
+)
+
+
 class SamplerSection(_OpenSection):
     """``[sampler]``: the batch sampler; further keys are its knobs, constants or ranges.
 
     Attributes:
-        kind: Name of a batch sampler, or ``"auto"``: the bandit for the first configurations,
-            each trained under uniform sampling as well, then the better of the two.
+        kind: Name of a batch sampler, or ``"auto"``: uniform sampling for the first configurations,
+            some of which the others of ``portfolio`` train as well, then the best of them.
+        portfolio: The samplers that ``"auto"`` chooses from, uniform sampling among them: each a
+            name, or a table with ``kind``, its knobs and a ``name``.
 
     Examples:
         >>> from hpo_mab.search import SamplerSection
@@ -196,6 +208,19 @@ class SamplerSection(_OpenSection):
     """
 
     kind: str = "mab"
+    portfolio: list[str | dict[str, Any]] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _has_portfolio(cls, raw: Any) -> Any:
+        if not isinstance(raw, Mapping):
+            return raw
+        given = raw.get("portfolio")
+        if raw.get("kind") == "auto":
+            return {**raw, "portfolio": list(PORTFOLIO) if given is None else given}
+        if given is not None:
+            raise ValueError(f"portfolio needs kind = 'auto', got {raw.get('kind', 'mab')!r}")
+        return raw
 
 
 class SearchSection(_OpenSection):

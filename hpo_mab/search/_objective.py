@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import optuna
 import torch
+from optuna.trial import FrozenTrial
 from torch import nn
 from torch.utils.data import Dataset
 
@@ -32,11 +33,14 @@ from hpo_mab._errors import (
     plain_arguments,
 )
 from hpo_mab._examples import labels_digest
-from hpo_mab._plan import slot_of, trial_seed
+from hpo_mab._plan import TotalBudget, slot_of, trial_seed
 from hpo_mab._registry import Named
 from hpo_mab.data import Augmentation, DataIdentity, DatasetSplits, ImageSplits
 from hpo_mab.samplers._registry import record_column
-from hpo_mab.search._pilot import AUTO, choose_sampler, queue_twin, trained_kind
+from hpo_mab.search._definition import PORTFOLIO
+from hpo_mab.search._pilot import AUTO, queue_twin, trained_kind
+from hpo_mab.search._race import Race
+from hpo_mab.search._race import portfolio as parts
 from hpo_mab.search._recorder import (
     Checkpoints,
     SlotCheckpoint,
@@ -82,7 +86,7 @@ class TrainingObjective:
     longer finite ends the trial as pruned.
 
     Samplers that know the difficulty of each example (``"curriculum"``, and ``"mab"`` with
-    ``strength`` or ``trim``) take it from the study's record of examples, in studies that keep one.
+    ``trim``) take it from the study's record of examples, in studies that keep one.
     It is that of the first trials, at least four, and stays as it is from then on, so that a trial
     can be replayed; trials that begin before are trained without.
 
@@ -96,9 +100,13 @@ class TrainingObjective:
         budget: What one trial may spend.
         optimizer: ``name`` (default ``"sgd"``) and options.
         sampler: A sampler's kind, or ``kind`` (default ``"mab"``) and knobs. Kind ``"auto"`` is
-            ``"mab"`` for the pilot, after which the study continues with the better sampler.
+            uniform sampling for the first configurations, some of which the samplers of
+            ``portfolio`` train as well, in twin trials that are queued in the study; after this
+            race the study goes on with the best of them.
             A kind may be ``"package.module:Name"``, or a class or a function, of any batch sampler
             or sampler of PyTorch's interface; and so may an optimiser's name.
+        portfolio: The samplers of ``"auto"``, each a kind, or a mapping with ``kind``, knobs and a
+            ``name``; ``"uniform"`` among them. None takes the default.
         model_options: Keyword arguments of ``model``.
         batch_size: Examples per batch.
         warmup: Share of the budget in which the learning rate rises linearly.
@@ -123,7 +131,11 @@ class TrainingObjective:
         initial: Trials in the first ``initial`` slots are never pruned, so that another study's
             can be paired with them.
         pilot: Whether the first ``initial`` configurations are each trained under uniform sampling
-            as well, in twin trials that are queued in the study; always with ``"auto"``.
+            as well, in twin trials that are queued in the study; not with ``"auto"``.
+        trials: Trials of the study, where known: how long the race of ``"auto"`` may be. None takes
+            the first ``initial`` configurations.
+        total: The study's total budget. Samplers race at equal seconds where its unit is a time,
+            else at equal examples.
         device: ``"auto"`` takes CUDA, then MPS, then the CPU.
         curves: Where learning curves are stored; None keeps none.
 
@@ -160,6 +172,7 @@ class TrainingObjective:
         budget: Budget,
         optimizer: Mapping[str, Any],
         sampler: Named | Mapping[str, Any] = "mab",
+        portfolio: Sequence[Any] | None = None,
         model_options: Mapping[str, Any] | None = None,
         batch_size: Any = 128,
         warmup: Any = 0.15,
@@ -179,6 +192,8 @@ class TrainingObjective:
         seed: int = 0,
         initial: int = 0,
         pilot: bool = False,
+        trials: int | None = None,
+        total: str | None = None,
         device: str | torch.device = "auto",
         curves: CurveStore | None = None,
     ) -> None:
@@ -223,7 +238,17 @@ class TrainingObjective:
         self.seed = seed
         self.initial = initial
         self.auto = chosen["kind"] == AUTO
-        self.pilot = pilot or self.auto
+        self.pilot = pilot and not self.auto
+        #: The samplers of ``"auto"`` by name; empty for another kind.
+        self.portfolio = parts(PORTFOLIO if portfolio is None else portfolio) if self.auto else {}
+        unit = TotalBudget.parse(total).unit if total else "examples"
+        self._race_options: dict[str, Any] = {
+            "initial": initial,
+            "trials": trials,
+            "judged": "seconds" if unit == "seconds" else "examples",
+        }
+        #: Whether the study's lock is held where twins of the race are queued.
+        self._is_stored = False
         self.curves = curves
         #: Takes what trials see of each example, see `record_examples`; None takes nothing.
         self.examples: ExampleWriter | None = None
@@ -243,6 +268,7 @@ class TrainingObjective:
                 saves none.
         """
         self.curves = storage.curves
+        self._is_stored = True
         self.checkpoints = Checkpoints.of(storage, seconds=checkpoint)
 
     def record_examples(self, study: optuna.Study, storage: Storage) -> ExampleWriter:
@@ -252,6 +278,7 @@ class TrainingObjective:
             study: The study, in the storage.
             storage: Its database.
         """
+        self.__dict__.pop("race", None)
         labels = self.workload.labels
         self.examples = ExampleWriter(
             storage.examples,
@@ -274,9 +301,7 @@ class TrainingObjective:
             params: The trial's parameters.
             attrs: Its attributes, see `trial_attributes`.
         """
-        configuration = self.space.at(params)
-        if attrs.get(SAMPLER_KEY) == UNIFORM:
-            configuration = configuration.with_sampler(UNIFORM)
+        configuration = self._under(self.space.at(params), str(attrs.get(SAMPLER_KEY)))
         return configuration.with_difficulty() if attrs.get(LEARNED_KEY) else configuration
 
     def check(self) -> None:
@@ -286,7 +311,9 @@ class TrainingObjective:
             ArgumentError: A value that one of them refuses, or a network that memory has no room
                 for.
         """
-        for configuration in self.space.corners():
+        low, high = self.space.corners()
+        raced = [self._under(low, name) for name in self.portfolio]
+        for configuration in (low, high, *raced):
             try:
                 with self.workload.training(configuration, seed=self.seed):
                     pass
@@ -325,6 +352,9 @@ class TrainingObjective:
             ArgumentError: The study does not maximize.
         """
         check_direction(trial.study)
+        if self.race is not None and not self._is_stored:
+            # Without a lock: in one process, or in several that may queue a twin twice.
+            self.queue_twins(trial.study, trial.study.get_trials(deepcopy=False))
         slot = slot_of(trial.study, trial)
         if SLOT_KEY not in trial.user_attrs:
             trial.set_user_attr(SLOT_KEY, slot)
@@ -333,16 +363,38 @@ class TrainingObjective:
         return Assignment(
             slot=slot,
             configuration=self._with_record(
-                trial, self._with_sampler(trial, self.space.suggest(trial), slot)
+                trial, self._with_sampler(trial, self.space.suggest(trial))
             ),
             seed=trial_seed(self.seed, slot),
-            may_prune=slot >= self.initial,
+            may_prune=slot
+            >= max(self.initial, 0 if self.race is None else self.race.end(trial.study)),
         )
 
     def conclude(self, trial: optuna.trial.Trial, slot: int) -> None:
         """Queue the twin of a trial of the pilot that has reached the end of its budget."""
         if self.pilot and slot < self.initial and TWIN_KEY not in trial.user_attrs:
             queue_twin(trial.study, trial)
+
+    @functools.cached_property
+    def race(self) -> Race | None:
+        """The race of ``"auto"``; None for another kind."""
+        if not self.auto:
+            return None
+        return Race(self.portfolio, records=self.examples is not None, **self._race_options)
+
+    @property
+    def waits_for_record(self) -> bool:
+        """Whether the race cannot begin before the record of examples is written."""
+        return self.race is not None and self.workload.known is None
+
+    def queue_twins(self, study: optuna.Study, trials: Sequence[FrozenTrial]) -> bool:
+        """Queue the twins that the race wants next; see `hpo_mab.search._race.Race.advance`."""
+        writer = self.examples
+        return self.race is not None and self.race.advance(
+            study,
+            trials,
+            has_record=lambda: writer is not None and writer.frozen() is not None,
+        )
 
     def checkpoint(
         self, trial: optuna.trial.Trial, assignment: Assignment
@@ -353,7 +405,10 @@ class TrainingObjective:
         return SlotCheckpoint(
             self.checkpoints,
             trial.study,
-            (assignment.slot, TWIN_KEY in trial.user_attrs),
+            (
+                assignment.slot,
+                str(trial.user_attrs[SAMPLER_KEY]) if TWIN_KEY in trial.user_attrs else "",
+            ),
             identity=functools.partial(
                 self.workload.identity, assignment.configuration, seed=assignment.seed
             ),
@@ -428,18 +483,24 @@ class TrainingObjective:
         return last.accuracy
 
     def _with_sampler(
-        self, trial: optuna.trial.Trial, configuration: Configuration, slot: int
+        self, trial: optuna.trial.Trial, configuration: Configuration
     ) -> Configuration:
         """The configuration with the batch sampler that is the trial's, which the record names."""
-        if not self.pilot:
+        if not self.pilot and self.race is None:
             return configuration
-        kind = trial.user_attrs.get(SAMPLER_KEY)
-        if kind is None and self.auto and slot >= self.initial:
-            choice = choose_sampler(trial.study, initial=self.initial)
-            kind = None if choice is None else choice.sampler
-        kind = kind or configuration.sampler.name
-        trial.set_user_attr(SAMPLER_KEY, kind)
-        return configuration.with_sampler(kind) if kind == UNIFORM else configuration
+        name = trial.user_attrs.get(SAMPLER_KEY)
+        if name is None and self.race is not None:
+            choice = self.race.choice(trial.study)
+            name = UNIFORM if choice is None else choice.sampler
+        name = name or configuration.sampler.name
+        trial.set_user_attr(SAMPLER_KEY, name)
+        return self._under(configuration, name)
+
+    def _under(self, configuration: Configuration, name: str) -> Configuration:
+        """The configuration with the batch sampler of that name in the record."""
+        if name in self.portfolio:
+            return dataclasses.replace(configuration, sampler=self.portfolio[name])
+        return configuration.with_sampler(UNIFORM) if name == UNIFORM else configuration
 
     def _with_record(
         self, trial: optuna.trial.Trial, configuration: Configuration

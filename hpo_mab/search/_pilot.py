@@ -1,12 +1,11 @@
-"""The pilot, and the study's own Optuna sampler.
+"""Twins of trials under another batch sampler, and the study's own Optuna sampler.
 
-The pilot trains the first configurations with both batch samplers. The sampler's suggestions follow
+The sampler's suggestions follow
 from the study's seed, slot and history alone.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
@@ -17,7 +16,6 @@ from optuna.samplers import BaseSampler, RandomSampler
 from optuna.trial import FrozenTrial, TrialState
 
 from hpo_mab._attributes import (
-    CHOICE_KEY,
     PAIRED_KEY,
     SAMPLER_KEY,
     SLOT_KEY,
@@ -27,133 +25,54 @@ from hpo_mab._attributes import (
 from hpo_mab._errors import ArgumentError
 from hpo_mab._plan import Plan, derive_seed, slot_of
 from hpo_mab._registry import Named, Registry, bound_to, name_of
-from hpo_mab.pruners import AdvantagePruner, EvidenceKeeper
 from hpo_mab.storage._optuna import StudyView
 
-# The pilot: the first configurations trained with both samplers, and what is made of it.
+# Twins: ordinary trials of the study with the slot, parameters and seed of another trial, under
+# another batch sampler and never pruned. They have the user attributes ``hpo_mab:twin_of`` (the
+# slot) and ``hpo_mab:sampler``. What they spend counts in the study's total budget; they do not
+# count towards ``budget.trials``, so that a study has as many configurations with twins as without.
+# Their results are results of the study like any other.
 #
-# After each complete trial of the first slots its *twin* is queued: an ordinary trial of the study
-# with the same slot, parameters and seed, trained under uniform sampling and never pruned. It has
-# the user attributes ``hpo_mab:twin_of`` (the slot) and ``hpo_mab:sampler = "uniform"``. What twins
-# spend counts in the study's total budget; they do not count towards ``budget.trials``, so that a
-# study has as many configurations with a pilot as without. Their results are results of the study
-# like any other.
+# In the pilot of `AdvantagePruner` each of the first configurations that is complete gets a twin
+# under uniform sampling; the race of ``"auto"`` is in `hpo_mab.search._race`.
 
 AUTO = "auto"
-BANDIT = "mab"
 
 
 def trained_kind(kind: Named) -> Named:
     """The batch sampler that a kind trains the first configurations with."""
-    return BANDIT if kind == AUTO else kind
+    return UNIFORM if kind == AUTO else kind
 
 
-def queue_twin(study: optuna.Study, trial: optuna.trial.Trial) -> None:
-    """Queue a trial's uniform twin, unless it has one.
+def queue_twin(
+    study: optuna.Study, trial: optuna.trial.Trial | FrozenTrial, sampler: str = UNIFORM
+) -> None:
+    """Queue a trial's twin, unless it has one.
 
     Args:
         study: The trial's study.
         trial: A trial all of whose parameters are known.
+        sampler: What the twin is trained with.
     """
     slot = slot_of(study, trial)
-    if Plan(study.get_trials(deepcopy=False)).has_twin(slot):
+    if Plan(study.get_trials(deepcopy=False)).has_twin(slot, sampler):
         return
     study.add_trial(
         optuna.create_trial(
             state=TrialState.WAITING,
             params=trial.params,
             distributions=trial.distributions,
-            user_attrs={SLOT_KEY: slot, PAIRED_KEY: True, TWIN_KEY: slot, SAMPLER_KEY: UNIFORM},
+            user_attrs={SLOT_KEY: slot, PAIRED_KEY: True, TWIN_KEY: slot, SAMPLER_KEY: sampler},
         )
     )
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Choice:
-    """The sampler that a study continues with after its pilot.
-
-    Attributes:
-        sampler: ``"mab"`` or ``"uniform"``.
-        why: One sentence with the figures.
-        pairs: Pairs that the choice rests on.
-        evidence: Digest of the evidence, kept as ``hpo_mab:evidence``; None if there was none.
-    """
-
-    sampler: str
-    why: str
-    pairs: int
-    evidence: str | None
-
-    def to_json(self) -> dict[str, Any]:
-        """The choice as JSON values."""
-        return {"version": 1, **dataclasses.asdict(self)}
-
-
-def stored_choice(study: optuna.Study) -> Choice | None:
-    """What the study's pilot led to, if it has been decided."""
-    stored = dict(study.user_attrs.get(CHOICE_KEY, {}))
-    stored.pop("version", None)
-    return Choice(**stored) if stored else None
-
-
-def choose_sampler(study: optuna.Study, *, initial: int) -> Choice | None:
-    """The choice between bandit and uniform sampling, made and stored when the pilot is done.
-
-    The bandit is chosen where the interval of the advantage at the full budget lies above 0 and
-    fidelity is at no earlier budget shown to be worse by more than the evidence's margin.
-
-    Args:
-        study: The study.
-        initial: Slots of the pilot.
-
-    Returns:
-        The choice; None while trials of the pilot are waiting or running (other workers').
-    """
-    known = stored_choice(study)
-    if known is not None:
-        return known
-    trials = study.get_trials(deepcopy=False)
-    if Plan(trials).is_open_below(initial):
-        return None
-    pruner = study.pruner
-    keeper = pruner.keeper(study) if isinstance(pruner, AdvantagePruner) else EvidenceKeeper()
-    keeper.read_trials(study, trials)
-    choice = _choose(keeper)
-    study.set_user_attr(CHOICE_KEY, choice.to_json())
-    return choice
-
-
-def _choose(keeper: EvidenceKeeper) -> Choice:
-    evidence = keeper.evidence
-    if evidence is None:
-        return Choice(sampler=UNIFORM, why="too few pairs for any evidence", pairs=0, evidence=None)
-    final = evidence.advantage[-1]
-    figures = (
-        f"advantage at the full budget {100 * final.value:+.2f} points "
-        f"({100 * final.low:+.2f} to {100 * final.high:+.2f}, {final.n} pairs)"
-    )
-    worse = [
-        (share, difference)
-        for share, difference in zip(evidence.budgets[:-1], evidence.fidelity[:-1], strict=True)
-        if difference.below(-evidence.margin)
-    ]
-    if not final.above(0.0):
-        sampler, why = UNIFORM, f"{figures}: not shown to be above 0"
-    elif worse:
-        share, difference = worse[0]
-        sampler = UNIFORM
-        why = f"{figures}, but fidelity at {share:.0%} is worse by {-difference.value:.2f}"
-    else:
-        sampler, why = BANDIT, f"{figures}, and fidelity is not shown to be worse"
-    return Choice(sampler=sampler, why=why, pairs=evidence.pairs, evidence=evidence.digest)
 
 
 class OwnHistory(StudyView):
     """A study as an Optuna sampler should see it: each configuration once.
 
     A twin's value differs from its original's by the batch sampler, which is no parameter. So the
-    model is fitted to trials of one batch sampler: without the twins, or, where the study has gone
-    on with uniform sampling, with the twins in place of their originals.
+    model is fitted to trials of one batch sampler as far as there are: twins of the sampler that
+    the study has gone on with take the place of their originals, all others are left out.
 
     Args:
         study: The study with all trials.

@@ -17,6 +17,7 @@ from hpo_mab.pruners import TopKPruner
 from hpo_mab.samplers._registry import SAMPLERS, record_column, sampler_maker
 from hpo_mab.search._components import PRUNERS, create_pruner
 from hpo_mab.search._definition import (
+    PORTFOLIO,
     DataSection,
     ModelSection,
     OptimizerSection,
@@ -25,7 +26,8 @@ from hpo_mab.search._definition import (
     StudySpec,
 )
 from hpo_mab.search._objective import TrainingObjective
-from hpo_mab.search._pilot import sampler_factory, trained_kind
+from hpo_mab.search._pilot import AUTO, sampler_factory, trained_kind
+from hpo_mab.search._race import portfolio, uses_record
 from hpo_mab.search._space import check_options, examples, parse_value
 from hpo_mab.training import Budget
 from hpo_mab.training._optimizers import OPTIMIZERS
@@ -48,6 +50,8 @@ def takes(section: str, name: str, key: str) -> bool:
         ArgumentError: It cannot be imported.
     """
     registry, own = NAMED[section]
+    if key == "portfolio":
+        return name == AUTO
     return key in own or registry.takes(_trained(section, name), key)
 
 
@@ -81,21 +85,24 @@ def _check_arm(spec: StudySpec) -> None:
     )
     if isinstance(pruner, TopKPruner):
         _check_top_k(spec, pruner)
+    race = spec.sampler.portfolio
+    # Of the default portfolio, samplers that use the record are left out where there is none.
+    named = [] if race is None else list(portfolio(race).values())
+    raced = [] if race == list(PORTFOLIO) else named
     if trained_kind(spec.sampler.kind) == "mab":
         for reward in examples(spec.sampler.values("sampler").get("reward", "above_average")):
             REWARDS.load(reward)
     made = sampler_maker(trained_kind(spec.sampler.kind))
-    uses_record = record_column(made, spec.sampler.options) is not None
-    if uses_record and not spec.training.examples:
+    needs = record_column(made, spec.sampler.options) is not None or any(map(uses_record, raced))
+    if needs and not spec.training.examples:
         raise SpecError(
             f"training.examples must be on for sampler '{spec.sampler.kind}' with these options, "
             "which uses the study's record of examples."
         )
-    if spec.has_pilot and spec.search.initial < FEWEST_PAIRS:
-        what = "sampler 'auto'" if spec.sampler.kind == "auto" else "pruner 'advantage'"
+    if spec.has_pilot and spec.sampler.kind != AUTO and spec.search.initial < FEWEST_PAIRS:
         raise SpecError(
-            f"search.initial must be at least {FEWEST_PAIRS} for the pilot that {what} needs, "
-            f"got {spec.search.initial}."
+            f"search.initial must be at least {FEWEST_PAIRS} for the pilot that pruner 'advantage' "
+            f"needs, got {spec.search.initial}."
         )
 
 
@@ -202,6 +209,7 @@ def make_objective(spec: StudySpec, splits: ImageSplits | DatasetSplits) -> Trai
         budget=per_trial,
         optimizer={"name": spec.optimizer.name, **spec.optimizer.options},
         sampler={"kind": spec.sampler.kind, **spec.sampler.options},
+        portfolio=spec.sampler.portfolio,
         model_options=spec.model.options,
         batch_size=loop.batch_size,
         warmup=loop.warmup,
@@ -225,6 +233,8 @@ def make_objective(spec: StudySpec, splits: ImageSplits | DatasetSplits) -> Trai
         seed=spec.seed,
         initial=spec.search.initial,
         pilot=spec.has_pilot,
+        trials=budget.trials,
+        total=budget.total,
         device=loop.device,
     )
     objective.check()

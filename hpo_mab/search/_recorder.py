@@ -270,7 +270,7 @@ def _promotable(study: optuna.Study) -> set[Place]:
     pruner = study.pruner
     if not isinstance(pruner, PromotionPruner):
         return set()
-    return {(slot_of(study, trial), False) for trial in pruner.worth_keeping(study)}
+    return {(slot_of(study, trial), "") for trial in pruner.worth_keeping(study)}
 
 
 class SlotCheckpoint:
@@ -279,7 +279,7 @@ class SlotCheckpoint:
     Args:
         checkpoints: Where it is.
         study: The trial's study.
-        slot: The trial's slot, and whether it is the slot's uniform twin.
+        slot: The trial's slot, and the batch sampler of its twin.
         identity: Says what must be the same in the attempt that wrote it and the one that reads it;
             asked only if there is anything to write or read.
         clock: Returns seconds.
@@ -359,7 +359,7 @@ def _write(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def _name(key: str, slot: Place) -> str:
-    return f"{key}-{slot[0]}{'-twin' if slot[1] else ''}"
+    return f"{key}-{slot[0]}{f'-{slot[1]}' if slot[1] else ''}"
 
 
 def _study_key(study: optuna.Study) -> str:

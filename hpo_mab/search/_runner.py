@@ -15,9 +15,9 @@ from hpo_mab._attributes import TEST_KEY, environment
 from hpo_mab.search._claim import Target
 from hpo_mab.search._definition import StudySpec
 from hpo_mab.search._objective import TrainingObjective
-from hpo_mab.search._pilot import Choice, stored_choice
 from hpo_mab.search._prepare import load_splits, make_objective
 from hpo_mab.search._stack_loop import StackingFailed, StackLoop, choose_slots
+from hpo_mab.search._standing import Choice, stored_choice
 from hpo_mab.search._stored import stored_objective, stored_spec, train_recorded
 from hpo_mab.search._study import check_study, choose_name, make_study, open_with_parts
 from hpo_mab.search._trial_loop import Slots, TrialCallback, TrialLoop

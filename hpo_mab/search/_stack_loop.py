@@ -201,7 +201,13 @@ class StackLoop(TrialLoop):
             # A trial that is trained alone has no heartbeat until it starts: claim one at a time.
             count = free if self._may_stack else 1
             try:
-                following = claim_many(self._study, self._storage, self._mine, count=count)
+                following = claim_many(
+                    self._study,
+                    self._storage,
+                    self._mine,
+                    count=count,
+                    queue_twins=self._objective.queue_twins,
+                )
             finally:
                 claimed = self._mine[known:]
             with self._storage.optuna.together():

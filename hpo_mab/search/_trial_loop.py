@@ -124,7 +124,7 @@ class TrialLoop:
     def _step(self) -> bool:
         """Run one trial, or wait a little; False when the study is done."""
         try:
-            claimed = claim(self._study, self._storage)
+            claimed = claim(self._study, self._storage, queue_twins=self._objective.queue_twins)
             if claimed is Next.DONE:
                 self._sweep()
                 return False
@@ -176,6 +176,8 @@ class TrialLoop:
             for frozen in ended:
                 counts = frozen.state in (TrialState.COMPLETE, TrialState.PRUNED)
                 self._examples.settle(id_of(frozen), counts=counts)
+            if self._objective.waits_for_record:
+                self._examples.flush()
             self._examples.flush_if_due()
         self._sweep()
         if self._on_trial is not None:

@@ -12,7 +12,7 @@ from hpo_mab._registry import lazy_names
 if TYPE_CHECKING:
     from hpo_mab._plan import RETRIES
     from hpo_mab.storage._curves import CurveStore, CurveWriter
-    from hpo_mab.storage._examples import ExampleStore, ExampleWriter
+    from hpo_mab.storage._examples import FIRST_TRIALS, ExampleStore, ExampleWriter
     from hpo_mab.storage._open import (
         DEFAULT_URL,
         STORAGE_ERRORS,
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DEFAULT_URL",
+    "FIRST_TRIALS",
     "RETRIES",
     "STORAGE_ERRORS",
     "CurveStore",
@@ -75,6 +76,7 @@ __getattr__, __dir__ = lazy_names(
         "Definition": "._runs",
         "ExampleStore": "._examples",
         "ExampleWriter": "._examples",
+        "FIRST_TRIALS": "._examples",
         "MissingCurvesWarning": "._runs",
         "RETRIES": "hpo_mab._plan",
         "STORAGE_ERRORS": "._open",

@@ -298,7 +298,11 @@ class ExampleWriter:
         """The record that samplers of the study use; None before enough trials have ended."""
         self.flush()
         with self._lock():
-            return self._store.freeze(self._study_id, trials=FIRST_TRIALS)
+            return self.frozen()
+
+    def frozen(self) -> ExampleRecord | None:
+        """The same of what is written by now; the caller holds the lock."""
+        return self._store.freeze(self._study_id, trials=FIRST_TRIALS)
 
     def flush_if_due(self) -> None:
         """Write the sums taken since the last write if that was long enough ago."""

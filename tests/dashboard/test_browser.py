@@ -22,7 +22,7 @@ from hpo_mab.dashboard import application, publish_comparison, publish_study
 from hpo_mab.dashboard._serve import CURVES_FILE
 from hpo_mab.pruners import AdvantageWarning
 from hpo_mab.search import StudyRunner, make_spec
-from hpo_mab.search._pilot import stored_choice
+from hpo_mab.search._standing import stored_choice
 from hpo_mab.storage import Storage, open_study, read_run
 
 if TYPE_CHECKING:
@@ -173,7 +173,7 @@ def _piloted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, op
     """Address of a study whose pilot has led to evidence and a choice, and the study."""
     storage = Storage(f"sqlite:///{tmp_path_factory.mktemp('piloted') / 'studies.db'}")
     sections = {
-        "budget": {"epochs": 1, "evaluations": 2, "trials": 5},
+        "budget": {"epochs": 1, "evaluations": 2, "trials": 10},
         "sampler": {"kind": "auto"},
         "pruner": {"kind": "advantage"},
         "search": {"initial": 4},
@@ -223,7 +223,7 @@ def test_evidence_and_autos_choice_are_shown(page: Page, piloted: tuple[str, opt
         cells = [cell.strip() for cell in rows.nth(position).locator("td").all_inner_texts()]
         assert cells[1].startswith(f"{100 * ahead.value:+.1f} [")
         assert f"{faster.value:.2f}" in cells[2]
-        assert cells[4] == "4"
+        assert cells[4] == "5"
     rungs = page.locator("table", has=page.get_by_role("columnheader", name="is decided at"))
     assert rungs.locator("tbody tr").count() == 2
 

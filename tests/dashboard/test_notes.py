@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from typing import Any
 
@@ -13,11 +14,11 @@ import pytest
 from hpo_mab._attributes import CHOICE_KEY, EVIDENCE_KEY, FIDELITY_KEY, StudySettings
 from hpo_mab._examples import COLUMNS, ExampleCounts, ExampleRecord
 from hpo_mab.advantage import Estimate, Evidence, PairedCurves, measure_evidence
-from hpo_mab.compare._tables import coefficient
+from hpo_mab.compare._tables import coefficient, points
 from hpo_mab.dashboard._notes import evidence_note, examples_note, pruning_notes, study_note
 from hpo_mab.pruners import AdvantagePruner, RungFidelity
 from hpo_mab.search import create_pruner, make_spec
-from hpo_mab.search._pilot import Choice
+from hpo_mab.search._standing import Choice, Standing
 from hpo_mab.storage import Storage, StudyRun, TrialRun
 from hpo_mab.training import Evaluation
 
@@ -151,6 +152,29 @@ def test_autos_choice_can_be_audited() -> None:
     attrs[EVIDENCE_KEY] = measured(1.4).to_json()
     note = evidence_note(study(**attrs), settings(sampler={"kind": "auto"}))
     assert f"`{evidence.digest}`; what is shown below was measured later" in note
+
+
+def test_every_sampler_of_a_race_is_shown_with_what_the_race_cost() -> None:
+    estimate = Estimate(value=0.012, low=0.003, high=0.021, n=7)
+    nothing = Estimate(value=-0.01, low=-math.inf, high=math.inf, n=2)
+    chosen = Choice(
+        sampler="easy_first",
+        why="it is ahead",
+        standings=(
+            Standing(name="easy_first", examples=estimate, seconds=estimate, cost=1.25),
+            Standing(name="mab", examples=nothing, seconds=nothing, cost=math.nan),
+        ),
+        twins=15,
+        examples=600_000,
+        seconds=75.5,
+    )
+    note = evidence_note(
+        study(**{CHOICE_KEY: chosen.to_json()}), settings(sampler={"kind": "auto"})
+    )
+    assert "15 trainings on top of the study's trials: 600,000 examples, 75.5 seconds" in note
+    rows = table(note, "sampler")
+    assert rows[0] == ["easy_first", "7", points(estimate), points(estimate), "1.25"]
+    assert rows[1][:2] == ["mab", "2"]
 
 
 def test_what_is_not_known_yet_is_said() -> None:

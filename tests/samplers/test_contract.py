@@ -24,6 +24,7 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
         {"threshold": 0.0},
         {"unbiased": True, "coverage_draws": 1500},
     ),
+    "HardMining": ("hard_mining", {}, {"covers": False, "workers": True}),
     "Impon": ("impon", {}, {"unbiased": True}),
     "ImponUnweighted": ("impon", {"weighted": False}, {}),
     "Infobatch": ("infobatch", {}, {"workers": True}),

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from scipy import stats
 from torch import Tensor
 
 from hpo_mab._errors import ArgumentError
@@ -109,51 +108,11 @@ def test_a_part_smaller_than_a_batch_is_all_examples() -> None:
 
 def test_difficulty_is_no_knob() -> None:
     assert set(knobs("curriculum")) == {"start", "end", "trim"}
-    assert {"strength", "trim"} <= set(knobs("mab"))
+    assert "trim" in knobs("mab")
     assert create("uniform", LABELS, batch_size=7, difficulty=DIFFICULTY).batch_size == 7
 
 
 # ------------------------------------------------------------------------------------------- mab
-
-
-@pytest.mark.parametrize("discount", [None, 0.99], ids=["host", "device"])
-def test_arms_that_were_hard_are_drawn_first(discount: float | None) -> None:
-    rates = torch.where(torch.arange(120) < 30, 1.0, 0.0)
-    options: dict[str, Any] = {"batch_size": 6, "seed": 1, "discount": discount}
-    sampler = MABSampler(LABELS, strength=4, difficulty=rates, **options)
-    counts = sampler._engine.counts()
-    held = sampler.shares >= 0
-    assert counts[held].sum(dim=1).tolist() == [4.0] * 120
-    hard = torch.isin(sampler.shares[held], torch.arange(30))
-    assert counts[held][:, 0].tolist() == (4.0 * hard).tolist()
-    # Beta(5, 1) against Beta(1, 5).
-    assert float((_drawn(sampler, 20) < 30).float().mean()) > 0.8
-
-
-def test_propensities_with_a_start_are_the_frequencies_of_draws() -> None:
-    labels = torch.zeros(12, dtype=torch.int64)
-    rates = torch.arange(12) / 12
-    sampler = MABSampler(labels, batch_size=1, strength=3, difficulty=rates, seed=0)
-    expected = sampler.propensities()
-    assert float(expected.sum()) == pytest.approx(1.0)
-    drawn = []
-    for _ in range(20_000):
-        drawn.append(int(sampler.draw()))
-        sampler.discard()
-    found = np.bincount(drawn, minlength=12)
-    assert stats.chisquare(found, 20_000 * expected.numpy()).pvalue > 1e-3
-
-
-def test_what_arms_start_with_is_not_forgotten() -> None:
-    rates = torch.full((120,), 0.5)
-    sampler = MABSampler(LABELS, batch_size=6, memory=2, strength=2, difficulty=rates)
-    _drawn(sampler, 100)
-    counts = sampler._engine.counts()[sampler.shares >= 0]
-    assert float(counts.sum()) == 2 * 120 + 6 * 2
-    assert float(counts.min()) >= 1.0
-    again = MABSampler(LABELS, batch_size=6, memory=2, strength=2, difficulty=rates)
-    again.load_state_dict(sampler.state_dict())
-    assert torch.equal(again._engine.counts(), sampler._engine.counts())
 
 
 def test_trimmed_examples_are_no_arms() -> None:
@@ -163,7 +122,7 @@ def test_trimmed_examples_are_no_arms() -> None:
     assert int(_drawn(sampler, 100).max()) == 107
 
 
-@pytest.mark.parametrize("more", [{}, {"strength": 3, "trim": 0.1}, {"difficulty": DIFFICULTY}])
+@pytest.mark.parametrize("more", [{}, {"trim": 0.1}, {"difficulty": DIFFICULTY}])
 def test_with_knobs_off_or_nothing_known_draws_are_what_they_were(more: dict[str, Any]) -> None:
     draws = []
     for options in ({}, more):
@@ -177,11 +136,8 @@ def test_with_knobs_off_or_nothing_known_draws_are_what_they_were(more: dict[str
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"strength": 9}, r"strength must be a whole number in \[0, 8\], got 9"),
-        ({"strength": 0.5}, "strength must be a whole number"),
         ({"trim": -0.1}, r"trim must be in \[0, 1\)"),
         ({"trim": 0.99}, "trim must be small enough to leave a batch"),
-        ({"strength": 1, "difficulty": DIFFICULTY * 2}, r"difficulty must be in \[0, 1\]"),
     ],
 )
 def test_mab_arguments_outside_their_bounds(options: dict[str, Any], message: str) -> None:

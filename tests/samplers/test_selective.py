@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from hpo_mab.samplers import InfoBatchSampler, SelectiveBackpropSampler
+from hpo_mab.samplers import HardMiningSampler, InfoBatchSampler, SelectiveBackpropSampler
 
 #: Mean 2.8: examples 0 to 5 are below, 6 to 9 are not.
 LOSSES = torch.tensor([0.1, 0.2, 0.4, 0.8, 1.6, 2.4, 3.0, 5.0, 6.5, 8.0])
@@ -154,3 +154,41 @@ def test_refuses_knobs_outside_their_bounds() -> None:
         SelectiveBackpropSampler([0, 1], batch_size=1, beta=-1)
     with pytest.raises(ValueError, match="history must be at least 1, got 0"):
         SelectiveBackpropSampler([0, 1], batch_size=1, history=0)
+
+
+def test_hard_mining_trains_on_the_half_of_its_candidates_that_the_network_finds_hardest() -> None:
+    labels = torch.arange(64) % 2
+    sampler = HardMiningSampler(labels, batch_size=8, seed=3)
+    asked: list[torch.Tensor] = []
+
+    def scorer(indices: torch.Tensor) -> torch.Tensor:
+        """Logits whose cross-entropy rises with the example's number."""
+        asked.append(indices)
+        wrong = torch.nn.functional.one_hot(1 - labels[indices], 2)
+        return wrong * indices[:, None].float()
+
+    sampler.scorer = scorer
+    drawn = torch.cat([sampler.draw() for _ in range(4)])
+    candidates = torch.cat(asked)
+    # Each example is a candidate once a pass.
+    assert candidates.sort().values.tolist() == list(range(64))
+    hardest = [part.sort().values[8:] for part in candidates.chunk(4)]
+    assert [part.sort().values.tolist() for part in drawn.chunk(4)] == [h.tolist() for h in hardest]
+
+
+def test_hard_mining_without_a_network_goes_by_the_last_visit() -> None:
+    sampler = HardMiningSampler(torch.zeros(8), batch_size=4, seed=1)
+    first = sampler.draw()
+    sampler.update(torch.tensor([1.0, 2.0, 3.0, 4.0]))
+    second = sampler.draw()
+    # Those never seen come first.
+    assert set(second.tolist()) == set(range(8)) - set(first.tolist())
+    sampler.update(torch.tensor([0.1, math.nan, 0.1, 5.0]))
+    third = sampler.draw()
+    # A loss that is not finite is no visit.
+    assert set(third.tolist()) == {*first[[2, 3]].tolist(), *second[[1, 3]].tolist()}
+
+
+def test_hard_mining_refuses_knobs_outside_their_bounds() -> None:
+    with pytest.raises(ValueError, match="presample must be at least 1, got 0"):
+        HardMiningSampler([0, 1], batch_size=1, presample=0)

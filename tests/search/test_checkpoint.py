@@ -284,7 +284,7 @@ def test_a_checkpoint_is_of_one_trial_of_one_definition(
         own = SlotCheckpoint(
             Checkpoints(folder, seconds=1),
             study,
-            (slot, twin),
+            (slot, "uniform" if twin else ""),
             identity=lambda: workload.identity(configuration, seed=seed),
         )
         return own.load() is not None
@@ -296,7 +296,7 @@ def test_a_checkpoint_is_of_one_trial_of_one_definition(
         with pytest.warns(CheckpointWarning, match="of another trial"):
             assert not found(**other)  # type: ignore[arg-type]
     # Under another one's name it is still not the other one's.
-    for slot, twin, name in ((1, False, "-1.pt"), (0, True, "-0-twin.pt")):
+    for slot, twin, name in ((1, False, "-1.pt"), (0, True, "-0-uniform.pt")):
         shutil.copy(file, folder / file.name.replace("-0.pt", name))
         with pytest.warns(CheckpointWarning, match="of another trial"):
             assert not found(slot, twin=twin)
@@ -351,7 +351,7 @@ def test_files_of_open_trials_and_of_other_studies_stay(
     (folder / f"{file.name}.x1").touch()
     (folder / file.name.replace("-0.pt", "-7.pt.x2")).touch()
     study = open_study(storage, runner.name())
-    assert Plan(study.trials).unsettled() == {(0, False)}
+    assert Plan(study.trials).unsettled() == {(0, "")}
     checkpoints = Checkpoints(folder, seconds=1)
     checkpoints.sweep(study)
     assert set(folder.iterdir()) == {file, other, folder / f"{file.name}.x1"}

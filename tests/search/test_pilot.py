@@ -10,12 +10,11 @@ import pytest
 from optuna.samplers import RandomSampler, TPESampler
 from optuna.trial import TrialState
 
-from hpo_mab._attributes import CHOICE_KEY, EVIDENCE_KEY
-from hpo_mab._errors import SpecError, UnknownNameError
-from hpo_mab.advantage import Estimate, Evidence, Rung
-from hpo_mab.pruners import EvidenceKeeper
+from hpo_mab._attributes import EVIDENCE_KEY
+from hpo_mab._errors import SpecError
+from hpo_mab.advantage import Evidence
 from hpo_mab.search import PlannedSampler, StudyRunner, StudySpec
-from hpo_mab.search._pilot import Choice, OwnHistory, _choose, stored_choice
+from hpo_mab.search._pilot import OwnHistory
 from hpo_mab.storage import Storage, StudyRun, open_study
 
 Make = Callable[..., StudySpec]
@@ -44,13 +43,11 @@ def _twins(run: StudyRun) -> list[Any]:
 
 
 @pytest.mark.filterwarnings("ignore::hpo_mab.pruners.AdvantageWarning")
-@pytest.mark.parametrize(
-    "sections", [{"sampler": {"kind": "auto"}}, {"pruner": {"kind": "advantage"}}]
-)
 def test_the_first_configurations_are_trained_with_both_samplers(
-    storage: Storage, tiny: Make, sections: dict[str, Any]
+    storage: Storage, tiny: Make
 ) -> None:
-    run = StudyRunner(tiny(**_PILOT, **sections), storage).run(score=False).run
+    spec = tiny(**_PILOT, pruner={"kind": "advantage"})
+    run = StudyRunner(spec, storage).run(score=False).run
     twins = _twins(run)
     assert [twin.attrs["hpo_mab:twin_of"] for twin in twins] == [0, 1, 2, 3]
     assert [trial.slot for trial in run.trials] == [0, 0, 1, 1, 2, 2, 3, 3, 4, 5, 6]
@@ -77,7 +74,7 @@ def test_twins_cost_what_the_total_budget_allows(storage: Storage, tiny: Make) -
     spec = tiny(
         budget={"trials": 50, "total": "6epochs", "epochs": 1, "evaluations": 3},
         search={"initial": 4},
-        sampler={"kind": "auto"},
+        pruner={"kind": "advantage"},
     )
     run = StudyRunner(spec, storage).run(score=False).run
     assert len(run.trials) in (6, 7)
@@ -85,40 +82,11 @@ def test_twins_cost_what_the_total_budget_allows(storage: Storage, tiny: Make) -
 
 
 @pytest.mark.filterwarnings("ignore::hpo_mab.pruners.AdvantageWarning")
-def test_auto_continues_with_its_choice_and_says_why(storage: Storage, tiny: Make) -> None:
-    outcome = StudyRunner(tiny(**_PILOT, sampler={"kind": "auto"}), storage).run(score=False)
-    choice = outcome.choice
-    assert choice is not None
-    assert choice.pairs == 4
-    assert "4 pairs" in choice.why
-    later = [trial for trial in outcome.run.trials if trial.slot >= 4]
-    assert [trial.attrs["hpo_mab:sampler"] for trial in later] == [choice.sampler] * 3
-    study = open_study(storage, outcome.run.name)
-    assert study.user_attrs[CHOICE_KEY]["why"] == choice.why
-    evidence = Evidence.from_json(study.user_attrs[EVIDENCE_KEY])
-    assert choice.evidence == evidence.digest
-
-
-@pytest.mark.filterwarnings("ignore::hpo_mab.pruners.AdvantageWarning")
-@pytest.mark.parametrize(("sampler", "concentrated"), [("mab", True), ("uniform", False)])
-def test_auto_trains_with_the_sampler_that_was_chosen(
-    storage: Storage, tiny: Make, sampler: str, concentrated: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def choose(keeper: EvidenceKeeper) -> Choice:
-        return Choice(sampler=sampler, why="the test says so", pairs=4, evidence=None)
-
-    monkeypatch.setattr("hpo_mab.search._pilot._choose", choose)
-    run = StudyRunner(tiny(**_PILOT, sampler={"kind": "auto"}), storage).run(score=False).run
-    for trial in run.trials[8:]:
-        assert (trial.curve[0].reward_rate is not None) == concentrated
-
-
-@pytest.mark.filterwarnings("ignore::hpo_mab.pruners.AdvantageWarning")
 @pytest.mark.parametrize("where", [(3, 1), (4, 2), (9, 1)])
 def test_an_interrupted_pilot_resumes_to_the_same(
     storage: Storage, tiny: Make, monkeypatch: pytest.MonkeyPatch, where: tuple[int, int]
 ) -> None:
-    spec = tiny(**_PILOT, sampler={"kind": "auto"}, pruner={"kind": "advantage"})
+    spec = tiny(**_PILOT, pruner={"kind": "advantage"})
     whole = StudyRunner(spec, storage).run("whole", score=False).run
     report = optuna.trial.Trial.report
 
@@ -132,13 +100,13 @@ def test_an_interrupted_pilot_resumes_to_the_same(
         assert StudyRunner(spec, storage).run("parts", score=False).interrupted
     parts = StudyRunner(spec, storage).run("parts", score=False)
     assert _essence(parts.run) == _essence(whole)
-    assert parts.choice == stored_choice(open_study(storage, "whole"))
 
 
 @pytest.mark.filterwarnings("ignore::hpo_mab.pruners.AdvantageWarning")
 def test_more_trials_than_the_pilot_wait_for_its_last_twin(storage: Storage, tiny: Make) -> None:
     sections = {**_PILOT, "budget": {"trials": 4, "epochs": 1, "evaluations": 3}}
-    run = StudyRunner(tiny(**sections, sampler={"kind": "auto"}), storage).run(score=False).run
+    spec = tiny(**sections, pruner={"kind": "advantage"})
+    run = StudyRunner(spec, storage).run(score=False).run
     assert [trial.state for trial in run.trials] == ["complete"] * 8
 
 
@@ -158,54 +126,9 @@ def test_saved_evidence_needs_no_pilot(tiny: Make) -> None:
     assert tiny(**_PILOT, pruner={"kind": "advantage"}).has_pilot
 
 
-@pytest.mark.filterwarnings("ignore::hpo_mab.pruners.AdvantageWarning")
-@pytest.mark.parametrize(
-    "sections", [{"sampler": {"kind": "auto"}}, {"pruner": {"kind": "advantage"}}]
-)
-def test_a_pilot_of_too_few_is_refused(tiny: Make, sections: dict[str, Any]) -> None:
+def test_a_pilot_of_too_few_is_refused(tiny: Make) -> None:
     with pytest.raises(SpecError, match=r"search.initial must be at least 4 .* got 2"):
-        tiny(search={"initial": 2}, **sections)
-
-
-@pytest.mark.filterwarnings("ignore::hpo_mab.pruners.AdvantageWarning")
-def test_a_knob_of_the_bandit_is_a_knob_of_auto(tiny: Make) -> None:
-    spec = tiny(**_PILOT, sampler={"kind": "auto", "loss_decay": 0.95})
-    assert spec.sampler.options == {"loss_decay": 0.95}
-    with pytest.raises(UnknownNameError, match="Unknown option of sampler 'auto' 'loss_dekay'"):
-        tiny(**_PILOT, sampler={"kind": "auto", "loss_dekay": 0.95})
-
-
-def _known(low: float, high: float) -> Estimate:
-    return Estimate(value=(low + high) / 2, low=low, high=high, n=9)
-
-
-@pytest.mark.filterwarnings("ignore::hpo_mab.pruners.AdvantageWarning")
-@pytest.mark.parametrize(
-    ("gain", "fidelity", "sampler", "why"),
-    [
-        ((0.01, 0.03), (-0.2, 0.1), "mab", r"\+2.00 points \(\+1.00 to \+3.00, 9 pairs\), and"),
-        ((-0.01, 0.03), (-0.2, 0.1), "uniform", "not shown to be above 0"),
-        ((0.01, 0.03), (-0.4, -0.2), "uniform", "fidelity at 50% is worse by 0.30"),
-    ],
-)
-def test_auto_wants_accuracy_and_fidelity(
-    gain: tuple[float, float], fidelity: tuple[float, float], sampler: str, why: str
-) -> None:
-    import re
-
-    evidence = Evidence(
-        budgets=(0.5, 1.0),
-        advantage=(_known(0.1, 0.2), _known(*gain)),
-        acceleration=(_known(1.0, 1.0),) * 2,
-        fidelity=(_known(*fidelity), _known(-0.9, -0.8)),
-        rungs=(Rung(budget=0.5, decided_at=0.5, equivalent=0.5),),
-        pairs=9,
-        margin=0.1,
-    )
-    choice = _choose(EvidenceKeeper(given=evidence))
-    assert choice.sampler == sampler
-    assert re.search(why, choice.why)
-    assert choice.evidence == evidence.digest
+        tiny(search={"initial": 2}, pruner={"kind": "advantage"})
 
 
 @pytest.mark.filterwarnings("ignore::hpo_mab.pruners.AdvantageWarning")
@@ -224,6 +147,8 @@ def test_the_search_model_sees_each_configuration_once() -> None:
     seen = OwnHistory(study)
     assert [trial.value for trial in seen.get_trials()] == [0.1, 0.3]
     assert seen.study_name == study.study_name
+    add(1, 0.5, sampler="trimmed", twin_of=1)
+    assert [trial.value for trial in seen.get_trials()] == [0.1, 0.3]
     add(2, 0.4, sampler="uniform")
     assert [trial.value for trial in seen.get_trials(deepcopy=False)] == [0.2, 0.3, 0.4]
     assert [trial.value for trial in seen._get_trials()] == [0.2, 0.3, 0.4]

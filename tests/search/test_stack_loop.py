@@ -110,8 +110,8 @@ def test_every_pruner_and_the_pilot_work_in_slots(
     assert any(trial.state == "complete" for trial in counted)
     twins = [trial for trial in run.trials if TWIN_KEY in trial.attrs]
     if sampler == "auto":
-        assert [trial.attrs[SAMPLER_KEY] for trial in twins] == ["uniform"] * len(twins)
-        assert len(twins) == 4
+        assert [trial.attrs[SAMPLER_KEY] for trial in twins] == ["mab"] * len(twins)
+        assert len(twins) == 5
     for trial in run.trials:
         if trial.state == "complete":
             assert [point.index for point in trial.curve] == [1, 2, 3, 4]

@@ -96,6 +96,7 @@ def _equal(curve: list[dict[str, Any]], other: list[dict[str, Any]]) -> None:
         {"kind": "mab", "active": 0.5},
         TENSORS,
         {"kind": "gradnorm"},
+        {"kind": "hard_mining"},
         {"kind": "infobatch"},
         {"kind": "psgd"},
     ],

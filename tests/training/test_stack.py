@@ -331,7 +331,7 @@ def test_a_state_that_does_not_fit_is_refused(splits: ImageSplits) -> None:
         assert stack.free == (1,)
 
 
-@pytest.mark.parametrize("kind", ["gradnorm", "selective_backprop"])
+@pytest.mark.parametrize("kind", ["gradnorm", "hard_mining", "selective_backprop"])
 def test_samplers_that_need_the_network_within_a_step_train_alone(
     splits: ImageSplits, kind: str
 ) -> None:

@@ -1,0 +1,438 @@
+"""``sampler.kind = "auto"``: batch samplers race on paired configurations, and one is chosen.
+
+The first configurations are trained under uniform sampling. After each of them come its *twins*:
+trials with the same slot, parameters and seed, under the other samplers of the portfolio, never
+pruned. The race is sequential halving: after each round the worse half of the samplers leaves, and
+so does each that is not ahead of uniform sampling or that no further pair could show to be. The
+last one is adopted if it is shown to be ahead; uniform sampling is never dropped.
+
+Only one look at the end can adopt a sampler, by the signed-rank test over its pairs. Its error is
+`ERROR` divided by the number of samplers that entered (Bonferroni), whichever of them comes to the
+end: with probability `ERROR` at most ``auto`` adopts one that is not better than uniform sampling.
+That is exact where differences of pairs are symmetric about their centre. That samplers leave early
+can only lower it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, Self
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+
+from hpo_mab._attributes import (
+    CHOICE_KEY,
+    EXAMPLES_KEY,
+    RACE_KEY,
+    SAMPLER_KEY,
+    SECONDS_KEY,
+    SLOT_KEY,
+    TWIN_KEY,
+    UNIFORM,
+    trial_attributes,
+)
+from hpo_mab._errors import ArgumentError
+from hpo_mab._plan import Plan
+from hpo_mab._registry import Named
+from hpo_mab.advantage import Estimate, Evidence
+from hpo_mab.pruners import AdvantagePruner, EvidenceKeeper
+from hpo_mab.samplers._registry import SAMPLERS, record_column, sampler_maker
+from hpo_mab.search._pilot import queue_twin
+from hpo_mab.search._space import Part, check_options, parse_value
+from hpo_mab.search._standing import Choice, Ended, Standing, fewest_pairs, stored_choice
+from hpo_mab.storage import FIRST_TRIALS
+
+#: Probability that a sampler is adopted that is not better than uniform sampling.
+ERROR = 0.05
+#: Most twins of a race, as a share of the study's trials; its configurations are at most as many.
+SHARE = 0.5
+#: Most pairs of the sampler that comes to the end of a race.
+MOST = 24
+
+
+def portfolio(entries: Sequence[Any]) -> dict[str, Part]:
+    """The samplers of a portfolio by name, in order.
+
+    Args:
+        entries: Each the name of a batch sampler, or a table with ``kind``, its options and
+            ``name``, which defaults to the kind.
+
+    Raises:
+        ArgumentError: A name twice, no uniform sampling, options that are ranges, or what cannot be
+            imported.
+        UnknownNameError: An unknown sampler or option.
+    """
+    found: dict[str, Part] = {}
+    for entry in entries:
+        options = dict(entry) if isinstance(entry, Mapping) else {"kind": entry}
+        if "kind" not in options:
+            raise ArgumentError(f"sampler.portfolio: an entry needs a kind, got {entry!r}.")
+        kind: Named = options.pop("kind")
+        name = str(options.pop("name", re.split(r"[.:]", SAMPLERS.name(kind))[-1]))
+        if not re.fullmatch(r"[\w-]{1,40}", name):
+            raise ArgumentError(
+                "sampler.portfolio: a name must be at most 40 letters, digits, '_' and '-', "
+                f"got {name!r}."
+            )
+        if name in found:
+            raise ArgumentError(
+                f"sampler.portfolio must name each sampler once, got '{name}' twice; "
+                "give an entry a name."
+            )
+        values = {key: parse_value(f"sampler.{key}", value) for key, value in options.items()}
+        if values != options:
+            raise ArgumentError(f"sampler.portfolio: options of '{name}' must be constants.")
+        check_options(SAMPLERS, kind, values, section="sampler")
+        found[name] = Part(SAMPLERS.name(kind), sampler_maker(kind), options)
+    if UNIFORM not in found or found[UNIFORM].name != UNIFORM or found[UNIFORM].options:
+        raise ArgumentError(f"sampler.portfolio must hold '{UNIFORM}', got {', '.join(found)}.")
+    return found
+
+
+def uses_record(part: Part) -> bool:
+    """Whether a sampler draws by what earlier trials saw of each example."""
+    return record_column(part.make, part.options) is not None
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class RacePlan:
+    """Who races, where and for how long; kept with the study, so that all its workers know.
+
+    Attributes:
+        challengers: The samplers that enter, besides uniform sampling.
+        first: The first slot that is raced. Where a challenger uses the study's record of examples,
+            earlier trials measure it.
+        pairs: Pairs of a challenger that comes to the end.
+        judged: At equal ``"examples"`` or ``"seconds"``.
+    """
+
+    challengers: tuple[str, ...]
+    first: int
+    pairs: int
+    judged: Literal["examples", "seconds"] = "examples"
+
+    @classmethod
+    def make(
+        cls,
+        challengers: Mapping[str, Part],
+        *,
+        trials: int | None,
+        initial: int = 0,
+        judged: Literal["examples", "seconds"] = "examples",
+    ) -> Self | None:
+        """The longest race that a study has room for; None if it has room for none.
+
+        With few trials only the first challengers enter.
+
+        Args:
+            challengers: Samplers besides uniform sampling, in order.
+            trials: Trials of the study; None where that is not known, and ``initial`` is the room.
+            initial: Configurations at the start of a study.
+            judged: See above.
+        """
+        names = tuple(challengers)
+        limit = initial if trials is None else int(SHARE * trials)
+        for count in range(len(names), 0, -1):
+            entrants = names[:count]
+            first = FIRST_TRIALS if any(uses_record(challengers[n]) for n in entrants) else 0
+            for pairs in range(min(limit - first, MOST), 0, -1):
+                plan = cls(challengers=entrants, first=first, pairs=pairs, judged=judged)
+                # With fewer, no result would be enough; a round of one pair drops by chance.
+                enough = pairs >= max(fewest_pairs(plan.error), 2 * len(plan.rounds))
+                if enough and (trials is None or plan.twins <= limit):
+                    return plan
+        return None
+
+    @property
+    def rounds(self) -> tuple[tuple[int, int], ...]:
+        """Each round's number of challengers, and the pairs that they have at its end."""
+        counts = [len(self.challengers)]
+        while counts[-1] > 1:
+            counts.append(-(-counts[-1] // 2))
+        return tuple(
+            (count, self.pairs * number // len(counts)) for number, count in enumerate(counts, 1)
+        )
+
+    @property
+    def twins(self) -> int:
+        """Twins of the race, at most."""
+        before = (0, *(end for _, end in self.rounds))
+        return sum(
+            count * (end - start)
+            for (count, end), start in zip(self.rounds, before[:-1], strict=True)
+        )
+
+    @property
+    def end(self) -> int:
+        """The first slot after those that are raced."""
+        return self.first + self.pairs
+
+    @property
+    def error(self) -> float:
+        """Error of each challenger's interval, on each side: `ERROR` shared among them."""
+        return ERROR / len(self.challengers)
+
+
+def _pairs(
+    trials: Sequence[FrozenTrial], name: str, plan: RacePlan, end: int
+) -> list[tuple[Ended, Ended]]:
+    """Pairs of a challenger in the slots before ``end``."""
+    uniform: dict[int, Ended] = {}
+    own: dict[int, Ended] = {}
+    for trial in trials:
+        attrs = trial_attributes(trial)
+        slot, twin = attrs.get(SLOT_KEY), TWIN_KEY in attrs
+        side = {UNIFORM: uniform, name: own}.get(str(attrs.get(SAMPLER_KEY)))
+        ended = trial.state == TrialState.COMPLETE or (twin and trial.state == TrialState.PRUNED)
+        if side is None or twin != (side is own) or not ended or slot is None:
+            continue
+        if plan.first <= slot < end:
+            # No pruner stops a twin: a pruned one has diverged, which must not be left out.
+            value = float(trial.value or 0.0) if trial.state == TrialState.COMPLETE else 0.0
+            seconds = float(attrs.get(SECONDS_KEY, 0.0))
+            side[slot] = Ended(accuracy=value, curve=trial.intermediate_values, seconds=seconds)
+    return [(own[slot], uniform[slot]) for slot in sorted(own.keys() & uniform.keys())]
+
+
+class Race:
+    """The race of one study.
+
+    Args:
+        samplers: The portfolio, uniform sampling included, from `portfolio`.
+        initial: Configurations at the start of the study.
+        trials: Trials of the study, if known.
+        judged: At equal ``"examples"`` or ``"seconds"``.
+        records: Whether trials of the study add to a record of examples. Without one, samplers that
+            use it do not enter.
+    """
+
+    def __init__(
+        self,
+        samplers: Mapping[str, Part],
+        *,
+        initial: int,
+        trials: int | None = None,
+        judged: Literal["examples", "seconds"] = "examples",
+        records: bool = False,
+    ) -> None:
+        self._challengers = {
+            name: part
+            for name, part in samplers.items()
+            if name != UNIFORM and (records or not uses_record(part))
+        }
+        self._initial = initial
+        self._trials = trials
+        self._judged = judged
+        #: By name of the study.
+        self._plans: dict[str, RacePlan | None] = {}
+        self._choices: dict[str, Choice] = {}
+
+    def end(self, study: optuna.Study) -> int:
+        """The first slot after those that are raced."""
+        plan = self._known_plan(study)
+        return 0 if plan is None else plan.end
+
+    def choice(self, study: optuna.Study) -> Choice | None:
+        """What the race led to; None before."""
+        if study.study_name not in self._choices:
+            stored = stored_choice(study)
+            if stored is None:
+                return None
+            self._choices[study.study_name] = stored
+        return self._choices[study.study_name]
+
+    def advance(
+        self,
+        study: optuna.Study,
+        trials: Sequence[FrozenTrial],
+        *,
+        has_record: Callable[[], bool] = lambda: False,
+    ) -> bool:
+        """Queue the twins that are due, or decide the race; the caller holds the study's lock.
+
+        Args:
+            study: The study.
+            trials: Its trials.
+            has_record: Whether the study's record of examples can be used by now.
+
+        Returns:
+            Whether twins were queued.
+        """
+        if self.choice(study) is not None:
+            return False
+        race = self._known_plan(study)
+        if race is None:
+            self._store(study, Choice(sampler=UNIFORM, why=self._too_few()))
+            return False
+        plan = Plan(trials)
+        alive, left = list(race.challengers), {}
+        for number, (_, pairs) in enumerate(race.rounds, 1):
+            end = race.first + pairs
+            due = [
+                (trial, name)
+                for trial in _originals(trials, range(race.first, end))
+                for name in alive
+                if not plan.has_twin(trial_attributes(trial)[SLOT_KEY], name)
+            ]
+            if due:
+                return self._queue(study, due, has_record)
+            if not _is_over(plan, end):
+                return False
+            standings = self._standings(race, trials, alive, end)
+            left.update({standing.name: standing for standing in standings})
+            if number < len(race.rounds):
+                alive = _survivors(standings, race.rounds[number][0], race.judged)
+        finalist = left[alive[0]] if alive else None
+        self._store(study, self._decide(study, trials, race, finalist, tuple(left.values())))
+        return False
+
+    def _queue(
+        self,
+        study: optuna.Study,
+        due: Sequence[tuple[FrozenTrial, str]],
+        has_record: Callable[[], bool],
+    ) -> bool:
+        """Queue twins; those that use the record wait for it, and the others for them."""
+        if any(uses_record(self._challengers[name]) for _, name in due) and not has_record():
+            return False
+        for trial, name in due:
+            queue_twin(study, trial, name)
+        return True
+
+    def _known_plan(self, study: optuna.Study) -> RacePlan | None:
+        """The study's plan, made and stored where there is none."""
+        if study.study_name not in self._plans:
+            self._plans[study.study_name] = self._stored_plan(study)
+        return self._plans[study.study_name]
+
+    def _stored_plan(self, study: optuna.Study) -> RacePlan | None:
+        stored = study.user_attrs.get(RACE_KEY)
+        if stored is not None:
+            return RacePlan(**{**stored, "challengers": tuple(stored["challengers"])})
+        made = RacePlan.make(
+            self._challengers, trials=self._trials, initial=self._initial, judged=self._judged
+        )
+        if made is not None:
+            study.set_user_attr(RACE_KEY, dataclasses.asdict(made))
+        return made
+
+    def _too_few(self) -> str:
+        if not self._challengers:
+            return "no other sampler can enter the race"
+        if self._trials is None:
+            return f"{self._initial} initial configurations are too few for a race"
+        enough = (n for n in range(1, 1000) if RacePlan.make(self._challengers, trials=n))
+        return f"{self._trials} trials are too few for a race, which needs {next(enough)}"
+
+    def _standings(
+        self, race: RacePlan, trials: Sequence[FrozenTrial], names: Sequence[str], end: int
+    ) -> list[Standing]:
+        return [
+            Standing.of(
+                name,
+                _pairs(trials, name, race, end),
+                error=race.error,
+                judged=race.judged,
+                final=race.pairs,
+            )
+            for name in names
+        ]
+
+    def _decide(
+        self,
+        study: optuna.Study,
+        trials: Sequence[FrozenTrial],
+        race: RacePlan,
+        finalist: Standing | None,
+        standings: tuple[Standing, ...],
+    ) -> Choice:
+        evidence = None if finalist is None else _evidence(study, trials, finalist.name)
+        sampler, why = _verdict(race, finalist, standings, evidence)
+        twins = [attrs for attrs in map(trial_attributes, trials) if TWIN_KEY in attrs]
+        return Choice(
+            sampler=sampler,
+            why=f"{why}; judged at equal {race.judged}",
+            pairs=max((one.examples.n for one in standings), default=0),
+            evidence=None if evidence is None else evidence.digest,
+            judged=race.judged,
+            standings=standings,
+            twins=len(twins),
+            examples=sum(int(attrs.get(EXAMPLES_KEY, 0)) for attrs in twins),
+            seconds=round(sum(float(attrs.get(SECONDS_KEY, 0.0)) for attrs in twins), 3),
+        )
+
+    def _store(self, study: optuna.Study, choice: Choice) -> None:
+        study.set_user_attr(CHOICE_KEY, choice.to_json())
+        self._choices[study.study_name] = choice
+
+
+def _is_over(plan: Plan, end: int) -> bool:
+    """Whether every slot before ``end`` has been begun, and its trials have ended."""
+    return plan.next_slot >= end and all(slot >= end for slot, _ in plan.unsettled())
+
+
+def _originals(trials: Sequence[FrozenTrial], slots: range) -> list[FrozenTrial]:
+    """Complete trials under uniform sampling in some slots."""
+    return [
+        trial
+        for trial in trials
+        if trial.state == TrialState.COMPLETE
+        and TWIN_KEY not in (attrs := trial_attributes(trial))
+        and attrs.get(SLOT_KEY) in slots
+        and attrs.get(SAMPLER_KEY) == UNIFORM
+    ]
+
+
+def _judged(standing: Standing, by: str) -> Estimate:
+    return standing.seconds if by == "seconds" else standing.examples
+
+
+def _survivors(standings: Sequence[Standing], count: int, by: str) -> list[str]:
+    """The best ``count`` of those that are ahead of uniform sampling and can be shown to be."""
+    ahead = [one for one in standings if one.open and _judged(one, by).value > 0]
+    ranked = sorted(ahead, key=lambda one: -_judged(one, by).value)
+    return [one.name for one in ranked[:count]]
+
+
+def _figures(standing: Standing) -> str:
+    shown = [
+        f"{100 * one.value:+.2f} points ({100 * one.low:+.2f} to {100 * one.high:+.2f}) at {what}"
+        for one, what in (
+            (standing.examples, "equal examples"),
+            (standing.seconds, "equal seconds"),
+        )
+    ]
+    return f"{standing.name}, {standing.examples.n} pairs: {' and '.join(shown)}"
+
+
+def _evidence(study: optuna.Study, trials: Sequence[FrozenTrial], name: str) -> Evidence | None:
+    """What the pairs of a challenger say, stored with the study."""
+    pruner = study.pruner
+    keeper = pruner.keeper(study) if isinstance(pruner, AdvantagePruner) else EvidenceKeeper()
+    keeper.arm = name
+    keeper.read_trials(study, trials)
+    return keeper.evidence
+
+
+def _verdict(
+    race: RacePlan,
+    finalist: Standing | None,
+    standings: Sequence[Standing],
+    evidence: Evidence | None,
+) -> tuple[str, str]:
+    """The sampler to go on with, and why."""
+    if finalist is None:
+        best = max(standings, key=lambda one: _judged(one, race.judged).value)
+        return UNIFORM, f"no other sampler could be shown to be ahead; best {_figures(best)}"
+    figures = _figures(finalist)
+    if not _judged(finalist, race.judged).above(0.0):
+        return UNIFORM, f"{figures}: not shown to be above 0"
+    if evidence is not None:
+        for share, loss in zip(evidence.budgets[:-1], evidence.fidelity[:-1], strict=True):
+            if loss.below(-evidence.margin):
+                worse = f"fidelity at {share:.0%} is worse by {-loss.value:.2f}"
+                return UNIFORM, f"{figures}, but {worse}"
+    return finalist.name, f"{figures}, and fidelity is not shown to be worse"

@@ -1,0 +1,416 @@
+"""The race of ``auto``: who enters, who leaves, what is adopted and what it costs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import optuna
+import pytest
+from optuna.trial import TrialState
+from scipy.stats import wilcoxon
+
+from hpo_mab._attributes import CHOICE_KEY, EVIDENCE_KEY, SAMPLER_KEY, TWIN_KEY
+from hpo_mab._errors import ArgumentError, SpecError, UnknownNameError
+from hpo_mab.advantage import Evidence
+from hpo_mab.search import StudyRunner, StudySpec, load_spec
+from hpo_mab.search._definition import PORTFOLIO
+from hpo_mab.search._race import ERROR, SHARE, Race, RacePlan, portfolio, uses_record
+from hpo_mab.search._standing import (
+    Choice,
+    Ended,
+    Standing,
+    can_be_shown,
+    fewest_pairs,
+    signed_rank_estimate,
+    stored_choice,
+)
+from hpo_mab.storage import Storage, open_study
+
+Make = Callable[..., StudySpec]
+
+pytestmark = pytest.mark.filterwarnings("ignore::hpo_mab.pruners.AdvantageWarning")
+
+_CHALLENGERS = {name: part for name, part in portfolio(PORTFOLIO).items() if name != "uniform"}
+
+
+# ------------------------------------------------------------------------------ definition
+
+
+def test_the_default_portfolio() -> None:
+    assert list(_CHALLENGERS) == ["mab", "easy_first", "trimmed", "hard_half"]
+    uses = [name for name, part in _CHALLENGERS.items() if uses_record(part)]
+    assert uses == ["easy_first", "trimmed"]
+    assert load_spec("cifar10").sampler.portfolio == list(PORTFOLIO)
+
+
+@pytest.mark.parametrize(
+    ("entries", "error", "message"),
+    [
+        (["mab"], ArgumentError, "must hold 'uniform', got mab"),
+        (["uniform", "mab", {"kind": "mab", "floor": 0.1}], ArgumentError, "'mab' twice"),
+        (["uniform", {"floor": 0.1}], ArgumentError, "an entry needs a kind"),
+        (["uniform", {"kind": "mab", "name": "a/b"}], ArgumentError, "a name must be"),
+        (["uniform", {"kind": "mab", "flor": 0.1}], UnknownNameError, "'flor'"),
+        (["uniform", "mob"], UnknownNameError, "'mob'"),
+        (
+            ["uniform", {"kind": "mab", "floor": {"low": 0.0, "high": 0.5}}],
+            ArgumentError,
+            "options of 'mab' must be constants",
+        ),
+    ],
+)
+def test_a_portfolio_that_cannot_race_is_refused(
+    tiny: Make, entries: list[Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        portfolio(entries)
+    with pytest.raises((error, SpecError), match=message):
+        tiny(sampler={"kind": "auto", "portfolio": entries})
+
+
+def test_only_auto_has_a_portfolio(tiny: Make) -> None:
+    with pytest.raises(SpecError, match="portfolio needs kind = 'auto', got 'mab'"):
+        tiny(sampler={"kind": "mab", "portfolio": ["uniform"]})
+    # Another sampler on the command line takes the portfolio out of a definition.
+    assert load_spec("cifar10", {"sampler.kind": "uniform"}).sampler.portfolio is None
+
+
+def test_samplers_that_need_the_record_want_it_kept(tiny: Make) -> None:
+    sampler = {"kind": "auto", "portfolio": ["uniform", "curriculum"]}
+    with pytest.raises(SpecError, match=r"training\.examples must be on"):
+        tiny(sampler=sampler, training={"examples": False})
+    # Those of the default portfolio are left out instead.
+    assert tiny(sampler={"kind": "auto"}, training={"examples": False})
+
+
+# ------------------------------------------------------------------------------------ plan
+
+
+@pytest.mark.parametrize("trials", [*range(1, 60), 100, 200, 1000])
+def test_a_race_costs_a_bounded_share_of_the_study(trials: int) -> None:
+    plan = RacePlan.make(_CHALLENGERS, trials=trials)
+    if plan is None:
+        assert trials < 10
+        return
+    assert plan.twins <= SHARE * trials
+    assert plan.end <= SHARE * trials
+    # A result that is clear enough can be found: 2 ** -pairs is the least error of the test.
+    assert 2.0**-plan.pairs <= ERROR / len(plan.challengers)
+    uses = any(uses_record(_CHALLENGERS[name]) for name in plan.challengers)
+    assert plan.first == (4 if uses else 0)
+
+
+def test_more_samplers_enter_a_larger_study() -> None:
+    found = {trials: RacePlan.make(_CHALLENGERS, trials=trials) for trials in (9, 10, 20, 30, 100)}
+    assert found[9] is None
+    sizes = [(len(p.challengers), p.first, p.pairs, p.twins) for p in found.values() if p]
+    assert sizes == [(1, 0, 5, 5), (2, 4, 6, 9), (4, 4, 7, 15), (4, 4, 22, 50)]
+    plan = found[30]
+    assert plan is not None
+    assert plan.rounds == ((4, 2), (2, 4), (1, 7))
+
+
+# ------------------------------------------------------------------------------- statistics
+
+
+@pytest.mark.parametrize("error", [0.05, 0.0125])
+def test_the_interval_is_that_of_the_exact_signed_rank_test(error: float) -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        differences = rng.normal(0.5, 1.0, int(rng.integers(2, 24)))
+        estimate = signed_rank_estimate(differences, error=error)
+        found = wilcoxon(differences, alternative="greater", method="exact").pvalue
+        assert estimate.above(0.0) == (found <= error)
+        assert estimate.low <= estimate.value <= estimate.high
+
+
+def test_the_error_holds_for_heavy_tails_too() -> None:
+    """Adopted by chance in at most the stated share, within 4 deviations."""
+    rng = np.random.default_rng(1)
+    draws = rng.standard_t(1.5, (2000, 9))
+    wrong = sum(signed_rank_estimate(row, error=ERROR).above(0.0) for row in draws)
+    assert wrong / 2000 <= ERROR + 4 * (ERROR * (1 - ERROR) / 2000) ** 0.5
+
+
+def test_one_pair_less_than_the_fewest_shows_nothing() -> None:
+    for error in (0.05, 0.025, 0.0125):
+        fewest = fewest_pairs(error)
+        assert signed_rank_estimate([1.0] * fewest, error=error).low == 1.0
+        assert signed_rank_estimate([1.0] * (fewest - 1), error=error).low == -np.inf
+
+
+def test_a_sampler_leaves_once_no_further_pair_could_help() -> None:
+    rng = np.random.default_rng(3)
+    for error, pairs in ((0.05, 9), (0.0125, 7), (0.0125, 13)):
+        for _ in range(30):
+            known = list(rng.normal(0.3, 1.0, int(rng.integers(1, pairs))))
+            best = [*known, *[1e3 * (i + 1) for i in range(pairs - len(known))]]
+            shown = signed_rank_estimate(best, error=error).above(0.0)
+            assert can_be_shown(known, pairs=pairs, error=error) == shown
+
+
+def _ended(accuracy: float, seconds: float, curve: Sequence[float] = ()) -> Ended:
+    values = dict(enumerate((*curve, accuracy), 1))
+    return Ended(accuracy=accuracy, curve=values, seconds=seconds)
+
+
+def test_a_slower_sampler_is_judged_earlier_at_equal_seconds() -> None:
+    pairs = [(_ended(0.6, 2.0 + i, [0.4]), _ended(0.5, 1.0 + i / 2)) for i in range(6)]
+    standing = Standing.of("slow", pairs, error=0.05)
+    assert standing.cost == pytest.approx(2.0)
+    assert standing.examples.value == pytest.approx(0.1)
+    assert standing.seconds.value == pytest.approx(-0.1)
+    faster = Standing.of("fast", [(one, _ended(0.5, 9.0)) for one, _ in pairs], error=0.05)
+    assert faster.seconds == faster.examples
+    assert Standing.from_json(standing.to_json()) == standing
+
+
+# -------------------------------------------------------------------------------- decisions
+
+
+class _Trials:
+    """A study whose trials end as told."""
+
+    def __init__(self, **options: Any) -> None:
+        self.study = optuna.create_study(direction="maximize")
+        self.race = Race(portfolio(PORTFOLIO), initial=10, records=True, **options)
+        self.slots = 0
+
+    def add(self, sampler: str, slot: int, value: float, *, twin: bool, seconds: float) -> None:
+        attrs = {"slot": slot, "sampler": sampler, "seconds": seconds, "examples": 100}
+        if twin:
+            attrs["twin_of"] = slot
+        self.study.add_trial(
+            optuna.create_trial(
+                state=TrialState.COMPLETE if value >= 0 else TrialState.PRUNED,
+                value=value if value >= 0 else None,
+                intermediate_values={1: value / 2, 2: value},
+                user_attrs={f"hpo_mab:{key}": attr for key, attr in attrs.items()},
+            )
+        )
+
+    def advance(self) -> bool:
+        trials = self.study.get_trials(deepcopy=False)
+        return self.race.advance(self.study, trials, has_record=lambda: self.slots > 4)
+
+    def run(self, gains: dict[str, Callable[[int], float]], *, cost: float = 1.0) -> Choice:
+        """Run originals and the twins that are queued, until the race is decided."""
+        while self.race.choice(self.study) is None:
+            self.advance()
+            waiting = self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
+            if not waiting:
+                assert self.slots < 60
+                self.add("uniform", self.slots, 0.5, twin=False, seconds=1.0)
+                self.slots += 1
+            for trial in waiting:
+                slot, name = trial.user_attrs["hpo_mab:slot"], trial.user_attrs[SAMPLER_KEY]
+                self.study._storage.set_trial_state_values(trial._trial_id, TrialState.RUNNING)
+                self.study._storage.set_trial_user_attr(trial._trial_id, "hpo_mab:seconds", cost)
+                gain = gains.get(name, lambda _: -0.1)(slot)
+                for step, value in ((1, 0.25), (2, 0.5 + gain)):
+                    self.study._storage.set_trial_intermediate_value(trial._trial_id, step, value)
+                diverged = gain <= -0.5
+                self.study._storage.set_trial_state_values(
+                    trial._trial_id,
+                    TrialState.PRUNED if diverged else TrialState.COMPLETE,
+                    None if diverged else (0.5 + gain,),
+                )
+        choice = self.race.choice(self.study)
+        assert choice is not None
+        assert choice == stored_choice(self.study)
+        return choice
+
+    @property
+    def twins(self) -> list[tuple[int, str]]:
+        return [
+            (trial.user_attrs["hpo_mab:slot"], trial.user_attrs[SAMPLER_KEY])
+            for trial in self.study.trials
+            if TWIN_KEY in trial.user_attrs
+        ]
+
+
+def test_the_best_comes_to_the_end_and_is_adopted() -> None:
+    trials = _Trials(trials=30)
+    gains = {
+        "mab": lambda slot: 0.01,
+        "trimmed": lambda slot: 0.02 + slot / 1000,
+        "hard_half": lambda slot: 0.005,
+    }
+    choice = trials.run(gains)
+    assert choice.sampler == "trimmed"
+    assert "trimmed, 7 pairs: +2.70 points (+2.40 to +3.00) at equal examples" in choice.why
+    assert choice.why.endswith("judged at equal examples")
+    everyone = ["mab", "easy_first", "trimmed", "hard_half"]
+    first = [(slot, name) for slot in (4, 5) for name in everyone]
+    second = [(slot, name) for slot in (6, 7) for name in ("trimmed", "mab")]
+    last = [(slot, "trimmed") for slot in (8, 9, 10)]
+    assert trials.twins == [*first, *second, *last]
+    assert {one.name: one.examples.n for one in choice.standings} == {
+        "mab": 4,
+        "easy_first": 2,
+        "trimmed": 7,
+        "hard_half": 2,
+    }
+    assert (choice.twins, choice.seconds) == (15, 15.0)
+    assert Choice.from_json(choice.to_json()) == choice
+
+
+def test_a_race_without_a_sampler_that_is_ahead_ends_early() -> None:
+    trials = _Trials(trials=30)
+    choice = trials.run({"easy_first": lambda slot: 0.0})
+    assert choice.sampler == "uniform"
+    assert "no other sampler could be shown to be ahead; best easy_first" in choice.why
+    assert len(trials.twins) == 8
+
+
+def test_a_pair_behind_can_end_a_short_race() -> None:
+    """With seven pairs every one must be ahead."""
+
+    def gain(slot: int) -> float:
+        return 0.02 - 0.03 * (slot == 5)
+
+    trials = _Trials(trials=30)
+    choice = trials.run(dict.fromkeys(_CHALLENGERS, gain))
+    assert (choice.sampler, len(trials.twins)) == ("uniform", 8)
+    assert _Trials(trials=60).run({"mab": gain}).sampler == "mab"
+
+
+def test_what_is_not_shown_is_not_adopted() -> None:
+    trials = _Trials(trials=30)
+    # Ahead but for one pair of seven: by chance once in 16 times, or more.
+    choice = trials.run({"mab": lambda slot: -0.001 if slot == 10 else 0.02})
+    assert choice.sampler == "uniform"
+    assert "mab, 7 pairs" in choice.why
+    assert "not shown to be above 0" in choice.why
+
+
+def test_a_twin_that_diverges_is_not_left_out() -> None:
+    choice = _Trials(trials=30).run({"mab": lambda slot: -0.5 if slot == 10 else 0.02})
+    assert choice.sampler == "uniform"
+    assert choice.standings[0].examples.low == pytest.approx(-0.5)
+
+
+def test_seconds_decide_where_the_budget_is_a_time() -> None:
+    slow = {"mab": lambda slot: 0.02}
+    examples = _Trials(trials=30).run(slow, cost=1.5)
+    seconds = _Trials(trials=30, judged="seconds").run(slow, cost=1.5)
+    assert (examples.sampler, seconds.sampler) == ("mab", "uniform")
+    assert examples.standings[0].cost == seconds.standings[0].cost == 1.5
+    # Both are shown.
+    assert "at equal examples and -" in examples.why
+    assert "at equal seconds" in examples.why
+
+
+def test_twins_wait_for_the_record_of_examples() -> None:
+    trials = _Trials(trials=30)
+    for slot in range(6):
+        trials.add("uniform", slot, 0.5, twin=False, seconds=1.0)
+    assert not trials.advance()
+    trials.slots = 6
+    assert trials.advance()
+    assert {slot for slot, _ in trials.twins} == {4, 5}
+    assert not trials.advance()
+
+
+def test_too_few_trials_stay_with_uniform_sampling() -> None:
+    choice = _Trials(trials=6).run({})
+    assert (choice.sampler, choice.twins) == ("uniform", 0)
+    assert choice.why == "6 trials are too few for a race, which needs 10"
+
+
+def test_a_choice_of_an_earlier_version_is_read() -> None:
+    stored = {"version": 1, "sampler": "mab", "why": "so", "pairs": 9, "evidence": "0123abcd"}
+    assert Choice.from_json(stored) == Choice(sampler="mab", why="so", pairs=9, evidence="0123abcd")
+
+
+# ---------------------------------------------------------------------------------- studies
+
+_RACE: dict[str, Any] = {
+    "sampler": {"kind": "auto"},
+    "budget": {"trials": 12, "epochs": 1, "evaluations": 3},
+}
+
+
+def test_a_study_goes_on_with_the_choice(storage: Storage, tiny: Make) -> None:
+    spec = tiny(**_RACE, pruner={"kind": "advantage"})
+    outcome = StudyRunner(spec, storage).run(score=False)
+    choice = outcome.choice
+    assert choice is not None
+    twins = [trial for trial in outcome.run.trials if TWIN_KEY in trial.attrs]
+    assert [trial.slot for trial in twins] == list(range(6))
+    assert {trial.attrs[SAMPLER_KEY] for trial in twins} == {"mab"}
+    for twin in twins:
+        original = outcome.run.trials[twin.number - 1]
+        assert (original.slot, original.attrs[SAMPLER_KEY]) == (twin.slot, "uniform")
+        assert twin.params == original.params
+        assert len(twin.curve) == len(original.curve) == 3
+    later = [trial for trial in outcome.run.trials if trial.slot >= 6]
+    assert [trial.attrs[SAMPLER_KEY] for trial in later] == [choice.sampler] * 6
+    study = open_study(storage, outcome.run.name)
+    assert study.user_attrs[CHOICE_KEY]["why"] == choice.why
+    evidence = Evidence.from_json(study.user_attrs[EVIDENCE_KEY])
+    assert (choice.pairs, choice.evidence) == (6, evidence.digest)
+
+
+@pytest.mark.parametrize("sampler", ["hard_half", "easy_first"])
+def test_a_study_trains_with_the_sampler_that_was_chosen(
+    storage: Storage, tiny: Make, sampler: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[str] = []
+    monkeypatch.setattr("hpo_mab.search._race._verdict", lambda *_: (sampler, "the test says so"))
+    from hpo_mab.search._workload import Workload
+
+    make = Workload.sampler
+
+    def watch(self: Workload, configuration: Any, **options: Any) -> Any:
+        made.append(configuration.sampler.name)
+        return make(self, configuration, **options)
+
+    monkeypatch.setattr(Workload, "sampler", watch)
+    StudyRunner(tiny(**_RACE), storage).run(score=False)
+    expected = {"hard_half": "hard_mining", "easy_first": "curriculum"}[sampler]
+    assert made[-6:] == [expected] * 6
+
+
+@pytest.mark.parametrize("where", [(3, 1), (4, 2), (13, 1)])
+def test_an_interrupted_race_resumes_to_the_same(
+    storage: Storage, tiny: Make, monkeypatch: pytest.MonkeyPatch, where: tuple[int, int]
+) -> None:
+    spec = tiny(**_RACE)
+    whole = StudyRunner(spec, storage).run("whole", score=False)
+    report = optuna.trial.Trial.report
+
+    def interrupt(trial: optuna.trial.Trial, value: float, step: int) -> None:
+        if (trial.number, step) == where:
+            raise KeyboardInterrupt
+        report(trial, value, step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(optuna.trial.Trial, "report", interrupt)
+        assert StudyRunner(spec, storage).run("parts", score=False).interrupted
+    parts = StudyRunner(spec, storage).run("parts", score=False)
+
+    def essence(run: Any) -> list[tuple[Any, ...]]:
+        return [
+            (trial.slot, trial.attrs[SAMPLER_KEY], dict(trial.params), trial.value)
+            for trial in run.trials
+            if trial.state != "fail"
+        ]
+
+    assert essence(parts.run) == essence(whole.run)
+    assert parts.choice is not None
+    assert whole.choice is not None
+    assert parts.choice.sampler == whole.choice.sampler
+
+
+def test_a_plan_stays_when_a_study_is_continued(storage: Storage, tiny: Make) -> None:
+    sections = {**_RACE, "budget": {"trials": 6, "epochs": 1, "evaluations": 3}}
+    outcome = StudyRunner(tiny(**sections), storage).run(score=False)
+    assert outcome.choice is not None
+    assert "too few" in outcome.choice.why
+    sections["budget"]["trials"] = 12
+    again = StudyRunner(tiny(**sections), storage).run(score=False)
+    assert again.choice == outcome.choice
+    assert len(again.run.trials) == 12

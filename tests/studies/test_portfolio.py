@@ -1,0 +1,87 @@
+"""The record of the portfolio: it continues where it stopped, and races are replayed on it."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+from hpo_mab import data
+
+PORTFOLIO = Path(__file__).parents[2] / "studies/portfolio"
+
+
+def load(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"portfolio_{name}", PORTFOLIO / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_a_record_continues_where_it_was_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = load("run")
+    monkeypatch.setattr(run, "CONFIGURATIONS", 2)
+    splits = data.split(*data.load("digits"))
+    cell = run.Cell(epochs=0.5, flipped=0.2, seed=0)
+    record = run.Record(tmp_path, "digits", torch.device("cpu"))
+    with pytest.raises(BlockingIOError):
+        run.Record(tmp_path, "digits", torch.device("cpu"))
+    run.run_cell(record, splits, cell, slots=1)
+    rows = list(record.document["rows"])
+    assert sorted((row["arm"], row["configuration"]) for row in rows) == sorted(
+        (arm, number) for arm in run.ARMS for number in (4, 5)
+    )
+    lost = rows.pop(3)
+    record.document["rows"] = rows
+    run.run_cell(record, splits, cell, slots=1)
+    again = record.document["rows"][-1]
+    assert len(record.document["rows"]) == 10
+    assert {**again, "seconds": 0} == {**lost, "seconds": 0}
+    stored = load("tables").json.loads(record.path.read_text())
+    assert stored["rows"] == record.document["rows"]
+
+
+def test_flipped_labels_are_of_another_class() -> None:
+    labels = torch.arange(1000) % 10
+    flipped = load("run").flip(labels, share=0.2, classes=10, seed=0)
+    assert int((flipped != labels).sum()) == 200
+
+
+def _pairs(gains: dict[str, float]) -> list[dict[str, dict[str, Any]]]:
+    arms = {"uniform": 0.0, "mab": -0.01, "easy_first": -0.01, "trimmed": -0.01, "hard_half": -0.01}
+    return [
+        {
+            arm: {
+                "accuracy": [0.3, 0.4, 0.45, 0.5 + gain + 0.001 * number],
+                "seconds": [1.0, 2.0, 3.0, 6.0 if arm == "hard_half" else 4.0],
+                "diverged": False,
+                "seed": 0,
+            }
+            for arm, gain in {**arms, **gains}.items()
+        }
+        for number in range(16)
+    ]
+
+
+def test_races_on_the_record_choose_as_a_study_does() -> None:
+    tables = load("tables")
+    found = tables.replay(_pairs({"hard_half": 0.02}), trials=30, judged="examples")
+    assert found[2:5] == ("hard_half 100%", "+2.00", "hard_half +2.00")
+    # Two rounds of two slots with four and one samplers left, then three slots.
+    assert found[5] == "13.0"
+    # It takes half as long again: at equal seconds it has not come as far.
+    slow = tables.replay(_pairs({"hard_half": 0.02}), trials=30, judged="seconds")
+    assert slow[2:5] == ("uniform 100%", "+0.00", "uniform +0.00")
+    assert slow[5] == "8.0"
+    # Sixteen pairs are too few for a study of 100 trials.
+    assert tables.replay(_pairs({}), trials=100, judged="examples") == ()
