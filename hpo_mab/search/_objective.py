@@ -23,6 +23,7 @@ from hpo_mab._attributes import (
     SLOT_KEY,
     TWIN_KEY,
     UNIFORM,
+    TotalBudget,
     trial_attributes,
 )
 from hpo_mab._errors import (
@@ -33,7 +34,7 @@ from hpo_mab._errors import (
     plain_arguments,
 )
 from hpo_mab._examples import labels_digest
-from hpo_mab._plan import TotalBudget, slot_of, trial_seed
+from hpo_mab._plan import slot_of, trial_seed
 from hpo_mab._registry import Named
 from hpo_mab.data import Augmentation, DataIdentity, DatasetSplits, ImageSplits
 from hpo_mab.samplers._registry import record_column
