@@ -135,10 +135,10 @@ def test_progress_is_that_of_each_step_on_a_cpu(start: Start) -> None:
     shares: list[float] = []
     training.on_progress = shares.append
     next(training)
-    stop = training._stops[0]
-    assert shares == [step / training._stops[-1] for step in range(1, stop + 1)]
+    stop = training._curve.stops[0]
+    assert shares == [step / training._curve.stops[-1] for step in range(1, stop + 1)]
     list(training)
-    assert len(shares) == training._stops[-1]
+    assert len(shares) == training._curve.stops[-1]
     assert shares[-1] == 1.0
 
 
