@@ -387,7 +387,7 @@ def _saved(facts: dict[str, Any]) -> list[tuple[str, str]]:
         (
             "Pruning",
             f"saved {saved:,} training examples ({examples_share:.0%}) and {duration(seconds)} of "
-            f"training ({seconds_share:.0%}), measured against the same trials unpruned",
+            f"training ({seconds_share:.0%}), against the same trials unpruned",
         )
     ]
 

@@ -342,7 +342,7 @@ def test_the_summary_says_what_was_spent_and_saved(cli: Cli, tiny: str) -> None:
     words = " ".join(out.split())
     assert re.search(r"Time [\d.]+ s of training and [\d.]+ s of evaluation, all trials", words)
     assert f"saved {told:,} training examples (" in words
-    assert f" of training ({share:.0%}), measured against the same trials unpruned" in words
+    assert f" of training ({share:.0%}), against the same trials unpruned" in words
     for evaluation, warned in ((1.5, True), (0.5, False)):
         facts |= {"seconds": 1.0, "evaluation_seconds": evaluation}
         shown = " ".join(text for _, text in module._rows(facts))
