@@ -64,7 +64,7 @@ class TensorPasses:
         choice, begin = self.below(self._choices), self.below(self._sizes)
         arms = torch.where(over, begin, self._place)
         left = torch.where(over, self._sizes, self._left) - 1
-        self._go_on(chosen, arms, left, self._fresh(over, choice))
+        self._advance_chosen(chosen, arms, left, self._fresh(over, choice))
         return arms
 
     def advance_to(self, chosen: Tensor, allowed: Tensor) -> Tensor:
@@ -92,7 +92,7 @@ class TensorPasses:
         over = first >= self._sizes
         passed = torch.where(over, first - self._sizes, first) + 1
         left = torch.where(over, self._sizes, self._left) - passed
-        self._go_on(chosen, arms, left, self._fresh(over, choice))
+        self._advance_chosen(chosen, arms, left, self._fresh(over, choice))
         return arms
 
     def _fresh(self, over: Tensor, choice: Tensor) -> tuple[Tensor, Tensor]:
@@ -102,7 +102,7 @@ class TensorPasses:
             torch.where(over, self._inverses[self._kind, choice], self._inverse),
         )
 
-    def _go_on(
+    def _advance_chosen(
         self, chosen: Tensor, arms: Tensor, left: Tensor, order: tuple[Tensor, Tensor]
     ) -> None:
         stride, inverse = order

@@ -82,7 +82,7 @@ MIRRORED = frozenset(name for name, source in _SOURCES.items() if source.mirrore
 def load_torchvision(name: str, *, root: Path, download: bool) -> tuple[ImageData, ImageData]:
     """Training and test part of a torchvision data set, fetched and decoded at most once.
 
-    The files are fetched into a folder beside and moved into place when complete, so a broken
+    The files are fetched into a temporary folder and moved into place when complete, so a broken
     download leaves nothing behind. Pickled files (CIFAR) are read by torchvision alone, which
     compares their checksums first.
 
@@ -154,16 +154,16 @@ def _dataset(source: _Source, root: Path, **options: Any) -> Any:
 
 
 def _fetch(source: _Source, root: Path) -> None:
-    """Download beside the root's files and move the result into place."""
+    """Download into a temporary folder and move the result into place."""
     with tempfile.TemporaryDirectory(prefix=".fetching-", dir=root) as folder:
-        beside = Path(folder)
+        fetched = Path(folder)
         # Archives that are there already need no second download: torchvision checks them, and
         # unpacks them again in case what was unpacked is broken.
         archives = [file for file in _files(source, root) if file.suffix in _ARCHIVES]
-        _move(archives, root, beside, keep=True)
+        _move(archives, root, fetched, keep=True)
         for split in source.splits:
-            _dataset(source, beside, download=True, **split)
-        _move(_files(source, beside), beside, root, keep=False)
+            _dataset(source, fetched, download=True, **split)
+        _move(_files(source, fetched), fetched, root, keep=False)
 
 
 def _move(files: list[Path], old: Path, new: Path, *, keep: bool) -> None:

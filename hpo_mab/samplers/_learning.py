@@ -204,7 +204,7 @@ class LearningSampler(StreamSampler):
     Inside, an example is its *position* among this rank's ``n`` examples, in [0, n).
     """
 
-    #: Attributes, all tensors, that make the state besides generator, stream and draw counts.
+    #: Tensors of the state, by attribute, in addition to generator, stream and draw counts.
     _tensors: ClassVar[tuple[str, ...]] = ()
 
     def __init__(

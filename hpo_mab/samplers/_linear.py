@@ -41,7 +41,7 @@ class FeatureTable:
       drawn (or since the start);
     - *class level*: mean outcome of its class so far, each class starting from one outcome of 0.
 
-    Memory is 12 bytes an example besides the labels; reading costs O(k) for k examples. Draws are
+    Memory is 12 bytes an example without the labels; reading costs O(k) for k examples. Draws are
     counted in float32, exact up to 16 million.
 
     Args:

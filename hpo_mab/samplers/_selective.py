@@ -228,6 +228,11 @@ class HardMiningSampler(LearningSampler):
 
     Raises:
         ArgumentError: An argument outside its bound.
+
+    Examples:
+        >>> from hpo_mab.samplers import HardMiningSampler
+        >>> HardMiningSampler([0, 1] * 50, batch_size=10, presample=3).draw().shape
+        torch.Size([10])
     """
 
     asks_network = True

@@ -189,7 +189,9 @@ def _split(
             _write(root / name / label / f"{index}.png", 100 * number + index)
 
 
-def _told(root: Path, caplog: pytest.LogCaptureFixture, **options: Any) -> tuple[ImageSplits, str]:
+def _logged(
+    root: Path, caplog: pytest.LogCaptureFixture, **options: Any
+) -> tuple[ImageSplits, str]:
     """The splits, and what is logged about them."""
     caplog.clear()
     with caplog.at_level("INFO", logger="hpo_mab.data"):
@@ -212,12 +214,12 @@ def test_split_folders_are_parts_and_no_classes(
     for name, each in ((train, 5), (validation, 3), (test, 2)):
         _split(tmp_path, name, each=each)
     for _ in range(2):  # The second time from the cache.
-        splits, told = _told(tmp_path, caplog)
+        splits, logged = _logged(tmp_path, caplog)
         assert splits.train.classes == ("cat", "dog")
         sizes = [len(part) for part in (splits.train, splits.validation, splits.test)]
         assert sizes == [10, 6, 4]
         assert splits.train.images[:, 0, 0, 0].tolist() == [0, 1, 2, 3, 4, *range(100, 105)]
-        assert told.splitlines() == [
+        assert logged.splitlines() == [
             f"{tmp_path.name}: 10 training, 6 validation, 4 test images, 2 classes, "
             "8x8 pixels (from 10)",
             "Training images by class: cat 5, dog 5",
@@ -230,10 +232,10 @@ def test_split_folders_next_to_classes_are_no_classes(
     _split(tmp_path, ".")
     _split(tmp_path, "Val", each=2)
     _write(tmp_path / "test" / "1.png", 3)
-    splits, told = _told(tmp_path, caplog)
+    splits, logged = _logged(tmp_path, caplog)
     assert splits.train.classes == ("cat", "dog")
     assert (len(splits.train), len(splits.validation), len(splits.test)) == (8, 4, 2)
-    assert "test/ has no folder of a class; images not used: 1." in told
+    assert "test/ has no folder of a class; images not used: 1." in logged
 
 
 def test_a_class_may_be_called_train(tmp_path: Path) -> None:
@@ -268,10 +270,10 @@ def test_everything_that_is_passed_over_is_counted(
     for name in ("0.heic", "1.HEIC", "boxes.txt", "README"):
         (cat / name).write_text("")
     (cat / "gone.png").symlink_to(tmp_path / "nowhere.png")
-    splits, told = _told(tmp_path, caplog)
+    splits, logged = _logged(tmp_path, caplog)
     assert (len(splits.train) + len(splits.validation) + len(splits.test)) == 10
-    assert "Folders not used: extra." in told
-    passed = told.partition("Passed over: ")[2]
+    assert "Folders not used: extra." in logged
+    passed = logged.partition("Passed over: ")[2]
     for text in ("3 hidden", "2 .heic", "1 .txt", "1 without suffix", "1 outside class folders"):
         assert text in passed
     assert "1 broken links and special files" in passed
