@@ -375,6 +375,8 @@ def _promotion(
     """Trials that may pause at evaluations 1, 2 and 4 of 6."""
     raw = _long("uniform", trials=trials, epochs=None, total=total).model_dump(mode="json")
     raw["search"] |= {"initial": 0}
+    # On a stack dropout draws from torch's own generator: the ranking would differ from run to run.
+    raw["model"]["dropout"] = 0.0
     raw["training"] |= {"slots": slots, "checkpoint": 60.0, **training}
     raw["pruner"] = {"kind": "promotion"}
     return make_spec(raw)
