@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 from optuna.pruners import SuccessiveHalvingPruner
 
+from hpo_mab._attributes import completed_spec
 from hpo_mab.pruners import AdvantagePruner
 from hpo_mab.search import make_spec
 from hpo_mab.search._components import study_pruner
-from hpo_mab.storage._runs import _completed
 
 
 def first_rung(definition: dict[str, Any]) -> int | None:
@@ -59,4 +59,4 @@ def test_a_study_from_before_averaged_weights_keeps_its_first_rung() -> None:
     }
     stored = make_spec(definition).model_dump(mode="json")
     del stored["training"]["average"]
-    assert first_rung(_completed(stored)) == 3
+    assert first_rung(completed_spec(stored)) == 3
