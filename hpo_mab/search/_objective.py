@@ -103,7 +103,7 @@ class TrainingObjective:
         sampler: A sampler's kind, or ``kind`` (default ``"mab"``) and knobs. Kind ``"auto"`` is
             uniform sampling for the first configurations, some of which the samplers of
             ``portfolio`` train as well, in twin trials that are queued in the study; after this
-            race the study goes on with the best of them.
+            race the study continues with the best of them.
             A kind may be ``"package.module:Name"``, or a class or a function, of any batch sampler
             or sampler of PyTorch's interface; and so may an optimiser's name.
         portfolio: The samplers of ``"auto"``, each a kind, or a mapping with ``kind``, knobs and a

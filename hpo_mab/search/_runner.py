@@ -51,7 +51,7 @@ def run_trials(
         slots: Trials at the same time; ``"auto"`` measures whether a stack is faster.
         examples: Whether trials add to the study's record of examples.
         on_trial: Called with study and trial after each trial.
-        trials: Trials that the study should have in all; ``"auto"`` takes at most a quarter.
+        trials: Total number of trials, existing ones included; ``"auto"`` takes at most a quarter.
 
     Returns:
         Whether Ctrl-C ended it early.

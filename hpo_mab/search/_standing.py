@@ -181,7 +181,7 @@ class Standing:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Choice:
-    """The sampler that a study goes on with after its race.
+    """The sampler with which a study continues after its race.
 
     Attributes:
         sampler: Its name in the portfolio.
