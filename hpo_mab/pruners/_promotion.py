@@ -14,6 +14,7 @@ from optuna.trial import FrozenTrial, TrialState
 from hpo_mab._attributes import PROMOTES_KEY, REASON_KEY, TWIN_KEY, trial_attributes
 from hpo_mab._errors import ArgumentError, check_integer, plain_arguments
 from hpo_mab._plan import Plan
+from hpo_mab.pruners._top_k import first_report
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -78,8 +79,8 @@ class PromotionPruner(BasePruner):
             raise ArgumentError(
                 f"min_resource must be below max_resource = {max_resource}, got {min_resource}."
             )
-        self.reduction_factor = int(reduction_factor)
-        steps, step = [], int(min_resource)
+        self.reduction_factor = reduction_factor
+        steps, step = [], min_resource
         while step < max_resource:
             steps.append(step)
             step *= self.reduction_factor
@@ -194,17 +195,12 @@ class PromotionPruner(BasePruner):
             origin = attrs.get(PROMOTES_KEY)
             root = trial.number if origin is None else roots.get(origin, trial.number)
             roots[trial.number] = root
-            value = self._value(trial, rung)
+            value = first_report(trial, rung)
             if TWIN_KEY in attrs or trial.state == TrialState.FAIL or math.isnan(value):
                 continue
             found[root] = _Entry(value, trial)
         sign = 1.0 if study.direction == StudyDirection.MINIMIZE else -1.0
         return sorted(found.values(), key=lambda one: sign * one.value)
-
-    def _value(self, trial: FrozenTrial, rung: int) -> float:
-        """The first report at or after the rung's step; NaN without one."""
-        steps = (step for step in trial.intermediate_values if step >= rung)
-        return trial.intermediate_values.get(min(steps, default=-1), math.nan)
 
 
 def _diverged(trial: FrozenTrial) -> bool:

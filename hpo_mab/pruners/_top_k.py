@@ -81,12 +81,15 @@ class TopKPruner(BasePruner):
         stopped = [
             trial
             for trial in trials
-            if trial.number in numbers and not math.isnan(self._value(trial))
+            if trial.number in numbers and not math.isnan(first_report(trial, self.stop_step))
         ]
         sign = 1.0 if study.direction == StudyDirection.MINIMIZE else -1.0
-        return min(stopped, key=lambda trial: sign * self._value(trial), default=None)
+        return min(
+            stopped, key=lambda trial: sign * first_report(trial, self.stop_step), default=None
+        )
 
-    def _value(self, trial: FrozenTrial) -> float:
-        """The value that decides: the first report at or after the step where trials stop."""
-        steps = (step for step in trial.intermediate_values if step >= self.stop_step)
-        return trial.intermediate_values.get(min(steps, default=-1), math.nan)
+
+def first_report(trial: FrozenTrial, step: int) -> float:
+    """The first value that a trial has reported at or after a step; NaN without one."""
+    steps = (reported for reported in trial.intermediate_values if reported >= step)
+    return trial.intermediate_values.get(min(steps, default=-1), math.nan)
