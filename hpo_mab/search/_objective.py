@@ -26,13 +26,7 @@ from hpo_mab._attributes import (
     TotalBudget,
     trial_attributes,
 )
-from hpo_mab._errors import (
-    ArgumentError,
-    UnknownNameError,
-    check_integer,
-    memory_reason,
-    plain_arguments,
-)
+from hpo_mab._errors import ArgumentError, memory_reason, plain_arguments
 from hpo_mab._examples import labels_digest
 from hpo_mab._plan import slot_of, trial_seed
 from hpo_mab._registry import Named
@@ -49,12 +43,11 @@ from hpo_mab.search._recorder import (
     failure_reason,
     follow,
 )
-from hpo_mab.search._space import Configuration, SearchSpace, examples, parse_value
+from hpo_mab.search._space import Configuration, SearchSpace
 from hpo_mab.search._workload import Loop, Workload
 from hpo_mab.storage import CurveStore, ExampleWriter, Storage
 from hpo_mab.storage._optuna import id_of
-from hpo_mab.training import DEFAULT_AVERAGE, KEEP, Budget, Schedule, TrainingDiverged
-from hpo_mab.training._schedule import check_window
+from hpo_mab.training import DEFAULT_AVERAGE, Budget, TrainingDiverged
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -198,11 +191,6 @@ class TrainingObjective:
         device: str | torch.device = "auto",
         curves: CurveStore | None = None,
     ) -> None:
-        Schedule(steps=1, kind=schedule)
-        if keep not in KEEP:
-            raise UnknownNameError("keep", keep, KEEP)
-        if early_validation is not None:
-            check_integer("early_validation", early_validation, 1)
         chosen = {"kind": "mab", **sampler} if isinstance(sampler, Mapping) else {"kind": sampler}
         self.space = SearchSpace(
             optimizer={"name": "sgd", **optimizer},
@@ -213,8 +201,6 @@ class TrainingObjective:
             label_smoothing=label_smoothing,
             average=average,
         )
-        for window in examples(parse_value("average", average)):
-            check_window(window)
         self.workload = Workload(
             model=model,
             data=data,
@@ -234,6 +220,8 @@ class TrainingObjective:
             num_workers=num_workers,
             device=training.select_device(str(device)),
         )
+        for settings in self.space.loop_examples():
+            self.workload.curve(settings)
         #: What the data are; None if they are the user's own datasets.
         self.data = None if isinstance(data, tuple) else DataIdentity.of(data)
         self.seed = seed

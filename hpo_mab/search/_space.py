@@ -353,6 +353,11 @@ class SearchSpace:
             {"batch_size": int, "warmup": float, "label_smoothing": float, "average": float},
         )
 
+    def loop_examples(self) -> Iterator[dict[str, Any]]:
+        """Settings of the loop at both ends of each range and with every choice, all combined."""
+        for values in itertools.product(*map(examples, self.loop.values())):
+            yield dict(zip(self.loop, values, strict=True))
+
     def suggest(self, trial: optuna.trial.BaseTrial) -> Configuration:
         """Ask the trial for every range."""
         return Configuration(

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, Subset
 
 from hpo_mab import training
-from hpo_mab._errors import ArgumentError
+from hpo_mab._errors import ArgumentError, check_integer
 from hpo_mab._examples import ExampleRecord
 from hpo_mab._plan import derive_seed
 from hpo_mab._registry import name_of
@@ -34,8 +34,9 @@ from hpo_mab.training import (
     Sweep,
     Training,
 )
-from hpo_mab.training._device import cpu_threads, random_state
+from hpo_mab.training._device import check_precision, cpu_threads, random_state
 from hpo_mab.training._optimizers import OPTIMIZERS
+from hpo_mab.training._schedule import LearningCurve
 from hpo_mab.training._tally import ExampleTally
 
 
@@ -53,6 +54,10 @@ class Loop:
         keep: Which weights a trial ends with, ``"trained"`` or ``"better"``.
         threads: CPU threads; None leaves the process's number as it is.
         early_validation: Validation examples of the evaluations before the last; None takes all.
+
+    Raises:
+        ArgumentError: A number below 1.
+        UnknownNameError: No such precision.
     """
 
     evaluations: int = 8
@@ -64,6 +69,12 @@ class Loop:
     keep: str = "trained"
     threads: int | None = None
     early_validation: int | None = None
+
+    def __post_init__(self) -> None:
+        check_precision(self.precision)
+        for name in ("evaluations", "threads", "early_validation"):
+            if (count := getattr(self, name)) is not None:
+                check_integer(name, count, 1)
 
 
 class Workload:
@@ -119,6 +130,7 @@ class Workload:
             )
         if augmentation is not None and not isinstance(data, ImageSplits):
             raise ArgumentError("augmentation needs ImageSplits; a dataset brings its own.")
+        check_integer("num_workers", num_workers, 0)
         self.budget = budget
         self.loop = loop or Loop()
         self.device = device
@@ -138,6 +150,25 @@ class Workload:
     def trial_examples(self, batch_size: int) -> int:
         """Budget of a trial in training examples."""
         return self._steps(self.budget, batch_size) * batch_size
+
+    def curve(self, settings: Mapping[str, Any]) -> LearningCurve:
+        """The empty learning curve of a trial.
+
+        Args:
+            settings: Its ``batch_size``, ``warmup``, ``label_smoothing`` and ``average``.
+
+        Raises:
+            ArgumentError: One outside its bound.
+            UnknownNameError: No such schedule or ``keep``.
+        """
+        check_integer("batch_size", settings["batch_size"], 1)
+        return LearningCurve(
+            steps=self._steps(self.budget, settings["batch_size"]),
+            evaluations=self.loop.evaluations,
+            schedule=self.loop.schedule,
+            keep=self.loop.keep,
+            **{key: value for key, value in settings.items() if key != "batch_size"},
+        )
 
     @contextlib.contextmanager
     def training(

@@ -249,6 +249,13 @@ def test_labels_stored_as_whole_floats_train() -> None:
         ({"average": 1.5}, ArgumentError, r"average must be a share in \[0, 1\], got 1.5"),
         ({"average": {"low": -0.1, "high": 0.5}}, ArgumentError, "average must be a share"),
         ({"early_validation": 0}, ArgumentError, "early_validation must be .* at least 1, got 0"),
+        ({"evaluations": 0}, ArgumentError, "evaluations must be an integer of at least 1, got 0"),
+        ({"threads": 0}, ArgumentError, "threads must be an integer of at least 1, got 0"),
+        ({"num_workers": -1}, ArgumentError, "num_workers must be .* at least 0, got -1"),
+        ({"precision": "float16"}, UnknownNameError, "Unknown precision 'float16'"),
+        ({"batch_size": {"choices": [0, 32]}}, ArgumentError, "batch_size must be .* got 0"),
+        ({"warmup": {"choices": [0.1, 1.5, 0.2]}}, ArgumentError, r"warmup must be .* got 1.5"),
+        ({"label_smoothing": 1.0}, ArgumentError, r"label_smoothing must be in \[0, 1\), got 1.0"),
     ],
 )
 def test_what_the_loop_refuses_is_refused_by_the_constructor(
