@@ -15,19 +15,25 @@ import pydantic
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from hpo_mab._attributes import TotalBudget
-from hpo_mab._errors import HpoMabError, SpecError, UnknownNameError, invalid_message
+from hpo_mab._errors import HpoMabError, SpecError, UnknownNameError, invalid_message, plain
 from hpo_mab.search._space import examples, parse_value, ranges
 from hpo_mab.training import DEFAULT_AVERAGE
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    # Strict: a text is no number, and neither is true.
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, validate_default=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _numpy_is_python(cls, raw: Any) -> Any:
+        return plain(raw)
 
 
-class _OpenSection(BaseModel):
+class _OpenSection(_Section):
     """A section whose further keys are options of the thing it names, constants or ranges."""
 
-    model_config = ConfigDict(extra="allow", frozen=True, validate_default=True)
+    model_config = ConfigDict(extra="allow")
 
     @property
     def options(self) -> dict[str, Any]:
@@ -117,7 +123,7 @@ class BudgetSection(_Section):
     steps: int | None = Field(default=None, gt=0)
     examples: int | None = Field(default=None, gt=0)
     evaluations: int = Field(default=8, ge=1, le=100)
-    early_validation: Annotated[int, Field(ge=1, strict=True)] | Literal["auto", "all"] = "auto"
+    early_validation: Annotated[int, Field(ge=1)] | Literal["auto", "all"] = "auto"
     trials: int = Field(default=30, ge=1)
     total: str | None = None
 
@@ -175,7 +181,7 @@ class TrainingSection(_Section):
     channels_last: bool = True
     compile: bool = False
     graph: bool = True
-    slots: Annotated[int, Field(ge=1, le=1024, strict=True)] | Literal["auto"] = "auto"
+    slots: Annotated[int, Field(ge=1, le=1024)] | Literal["auto"] = "auto"
     device: str = "auto"
     threads: int = Field(default=1, ge=1, le=4096)
     checkpoint: float = Field(default=60.0, ge=0, allow_inf_nan=False)

@@ -62,6 +62,22 @@ def test_another_sampler_keeps_only_the_knobs_it_has(write) -> None:  # type: ig
     assert spec.sampler.options == {}
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("seed", True, "a whole number, got True"),
+        ("budget.trials", "5", "a whole number, got '5'"),
+        ("budget.epochs", True, "a number, got True"),
+        ("data.download", 1, "true or false, got 1"),
+        ("training.examples", "yes", "true or false, got 'yes'"),
+        ("training.slots", True, "slots"),
+    ],
+)
+def test_a_value_is_not_taken_for_one_of_another_type(write, key, value, words) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(SpecError, match=words):
+        load_spec(write(GOOD), {key: value})
+
+
 def test_a_wrong_reward_is_found_in_the_definition(write) -> None:  # type: ignore[no-untyped-def]
     for value in ("above_averag", {"choices": ["above_average", "above_averag"]}):
         with pytest.raises(SpecError, match=r"'above_averag'\. Did you mean 'above_average'\?"):
