@@ -29,7 +29,7 @@ def launcher(
     gpus_per_worker: float | None,
     quiet: bool,
 ) -> Launch | None:
-    """What runs the trials; None if this process does.
+    """What shares the trials with other processes; None if all run in this one.
 
     ``workers=None`` is one per core or GPU.
 
@@ -68,7 +68,8 @@ def launcher(
             gpus_per_worker=gpus_per_worker or 0.0,
             data_root=spec.data.root,
         )
-    devices = worker_devices(workers, device=spec.training.device)
+    # This process has the first.
+    _, *devices = worker_devices(workers, device=spec.training.device)
     return ProcessLauncher(storage, devices=devices, data_root=spec.data.root)
 
 

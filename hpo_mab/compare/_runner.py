@@ -136,7 +136,7 @@ def run_comparison(
         storage: Where the studies live.
         names: Names of the studies by arm and seed, see `comparison_names`; None takes the default
             ones.
-        launch: Has the trials run elsewhere, see `hpo_mab.workers`; None runs them here.
+        launch: Shares the trials with other processes, see `hpo_mab.workers`; None does not.
         progress: Shows the progress of one study; by default nothing does.
         on_retrain: Called before each training of an incumbent.
 

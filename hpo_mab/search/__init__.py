@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from hpo_mab.search._pilot import PlannedSampler
     from hpo_mab.search._prepare import load_splits, make_objective
     from hpo_mab.search._reporter import TrialReporter, recorded_trial
-    from hpo_mab.search._runner import Launch, RunOutcome, StudyRunner, join_study
+    from hpo_mab.search._runner import Launch, RunHere, RunOutcome, StudyRunner, join_study
     from hpo_mab.search._space import Configuration, SearchSpace
     from hpo_mab.search._stored import Replay, replay, stored_objective, stored_spec
     from hpo_mab.search._study import Copied, copy_study
@@ -42,6 +42,7 @@ __all__ = [
     "PlannedSampler",
     "PrunerSection",
     "Replay",
+    "RunHere",
     "RunOutcome",
     "SamplerSection",
     "SearchSpace",
@@ -81,6 +82,7 @@ __getattr__, __dir__ = lazy_names(
         "PlannedSampler": "._pilot",
         "PrunerSection": "._definition",
         "Replay": "._stored",
+        "RunHere": "._runner",
         "RunOutcome": "._runner",
         "SamplerSection": "._definition",
         "SearchSpace": "._space",

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -28,8 +29,10 @@ from hpo_mab.training import Budget
 #: Shapes of network and batch up to which trials share stacks.
 MOST_SHAPES = 4
 
-#: Runs a study's trials until its target is reached; returns whether Ctrl-C ended it early.
-Launch = Callable[[optuna.Study, TrialCallback | None], bool]
+#: Runs trials in this process until the study is done; returns whether Ctrl-C ended it early.
+RunHere = Callable[[TrialCallback | None], bool]
+#: Runs a study's trials here and elsewhere, or elsewhere alone; returns what `RunHere` does.
+Launch = Callable[[optuna.Study, TrialCallback | None, RunHere], bool]
 
 
 def run_trials(
@@ -172,7 +175,7 @@ class StudyRunner:
             name: The study's name; None takes the default.
             on_trial: Called with study and trial after each trial.
             score: Whether to score the best trial on the test set.
-            launch: Has the trials run elsewhere, see `hpo_mab.workers`; None runs them here.
+            launch: Shares the trials with other processes, see `hpo_mab.workers`; None does not.
             keep_target: Whether a stored study keeps a target that is higher than the definition's.
 
         Raises:
@@ -189,7 +192,8 @@ class StudyRunner:
         # A study keeps the part that it began with, even if "auto" would give another one now.
         self.objective.evaluate_early_on(Definition.load(study).settings.early_validation)
         self.objective.note_alone(self.spec.training.slots)
-        interrupted = (launch or self._run_here)(study, on_trial)
+        run_here = functools.partial(self._run_here, study)
+        interrupted = launch(study, on_trial, run_here) if launch else run_here(on_trial)
         self.objective.workload.known = self.storage.examples.frozen(id_of(study))
         run = read_run(self.storage, study.study_name)
         accuracy = None

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
+import functools
 import os
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import joblib
 import optuna
@@ -18,7 +21,7 @@ import torch
 from hpo_mab import training
 from hpo_mab._attributes import StudySettings
 from hpo_mab._errors import ArgumentError, StorageError
-from hpo_mab.search import StudyFailedError, TrialCallback
+from hpo_mab.search import RunHere, TrialCallback
 from hpo_mab.storage import STORAGE_ERRORS, Storage
 
 
@@ -177,14 +180,15 @@ _DONE, _MISTAKE, _INTERRUPTED = 0, 2, 130
 
 
 class ProcessLauncher:
-    """Runs a study's trials in worker processes, see `hpo_mab.search.StudyRunner.run`.
+    """Runs a study's trials here and in other processes, see `hpo_mab.search.StudyRunner.run`.
 
-    A worker that dies is replaced; its trial is tried again. Ctrl-C once lets every worker end its
-    trial as interrupted, to be tried again when the study is continued; twice kills the workers.
+    This process trains from the start, the others as soon as they have loaded the data. One that
+    dies is replaced; its trial is tried again. Ctrl-C once lets every worker end its trial as
+    interrupted, to be tried again when the study is continued; twice kills the workers.
 
     Args:
         storage: The study's database.
-        devices: One device for each worker.
+        devices: One device for each other process.
         data_root: Folder of the data.
 
     Raises:
@@ -195,7 +199,7 @@ class ProcessLauncher:
         >>> from hpo_mab.storage import Storage
         >>> from hpo_mab.workers import ProcessLauncher
         >>> storage = Storage("sqlite:///studies.db")
-        >>> launch = ProcessLauncher(storage, devices=["cpu", "cpu"], data_root="data")
+        >>> launch = ProcessLauncher(storage, devices=["cpu"], data_root="data")
         >>> storage.close()
     """
 
@@ -208,39 +212,57 @@ class ProcessLauncher:
         self._devices = tuple(devices)
         self._data_root = data_root
 
-    def __call__(self, study: optuna.Study, on_trial: TrialCallback | None = None) -> bool:
+    def __call__(
+        self, study: optuna.Study, on_trial: TrialCallback | None, run_here: RunHere
+    ) -> bool:
         """Run trials until the study's target is reached.
+
+        Args:
+            study: The study.
+            on_trial: Called in another thread with study and trial after each trial.
+            run_here: Runs trials in this process.
 
         Returns:
             Whether Ctrl-C ended it early.
 
         Raises:
             KeyboardInterrupt: Ctrl-C was pressed twice.
-            StudyFailedError: Every worker ended with an error; the message is the last one's.
+            StudyFailedError: Three trials in a row failed here.
         """
         watch = FinishedTrials(study, on_trial)
-        running = _Workers(
-            members={i: self._start(study, device) for i, device in enumerate(self._devices)}
-        )
+        workers = _Workers(functools.partial(self._start, study), self._devices)
+        over = threading.Event()
         try:
-            while running.members:
-                time.sleep(_SECONDS_BETWEEN_LOOKS)
+            # In another thread, as a signal reaches the main one, which trains.
+            with ThreadPoolExecutor(1) as thread:
+                following = thread.submit(self._follow, workers, watch, over)
+                try:
+                    interrupted = run_here(None)
+                    while not interrupted and workers.members and not following.done():
+                        time.sleep(_SECONDS_BETWEEN_LOOKS)
+                except KeyboardInterrupt:
+                    interrupted = True
+                finally:
+                    over.set()
+        finally:
+            workers.stop()
+        following.result()
+        watch.report_new()
+        if workers.last_error:
+            warnings.warn(f"A worker has ended early: {workers.last_error}", stacklevel=2)
+        return interrupted
+
+    def _follow(self, workers: _Workers, watch: FinishedTrials, over: threading.Event) -> None:
+        """Report trials that finish and replace workers that die."""
+        try:
+            while not over.wait(_SECONDS_BETWEEN_LOOKS):
                 # If the database cannot be reached, the workers wait for it, and exit in the end.
                 with contextlib.suppress(*STORAGE_ERRORS):
                     if watch.report_new():
-                        running.deaths = 0
-                for index in running.remove_ended():
-                    running.members[index] = self._start(study, self._devices[index])
-            watch.report_new()
-        except KeyboardInterrupt:
-            running.stop()
-            watch.report_new()
-            return True
+                        workers.deaths = 0
+                workers.replace_dead()
         finally:
-            running.close()
-        if running.last_error and not running.done:
-            raise StudyFailedError(running.last_error)
-        return running.interrupted and not running.done
+            self._storage.optuna.remove_session()
 
     def _start(self, study: optuna.Study, device: str) -> WorkerProcess:
         arguments = ["--study", study.study_name, "--device", device]
@@ -249,49 +271,48 @@ class ProcessLauncher:
         )
 
 
-@dataclasses.dataclass(kw_only=True)
 class _Workers:
     """The running workers.
+
+    Args:
+        start: Starts a worker on a device.
+        devices: Of the workers.
 
     Attributes:
         members: Workers that run, by their place.
         deaths: Workers that died since a trial last finished.
         last_error: The last line of the last worker that ended with an error.
-        done: Whether a worker found the study's target reached.
-        interrupted: Whether a worker was interrupted.
     """
 
-    members: dict[int, WorkerProcess]
-    deaths: int = 0
-    last_error: str = ""
-    done: bool = False
-    interrupted: bool = False
+    def __init__(self, start: Callable[[str], WorkerProcess], devices: Sequence[str]) -> None:
+        self._start = start
+        self._devices = devices
+        self.members = {place: start(device) for place, device in enumerate(devices)}
+        self.deaths = 0
+        self.last_error = ""
 
-    def remove_ended(self) -> list[int]:
-        """Remove the workers that have ended; returns the places of those to be replaced."""
-        dead = []
-        for index, worker in list(self.members.items()):
+    def replace_dead(self) -> None:
+        """Remove the workers that have ended; those that died are replaced."""
+        for place, worker in list(self.members.items()):
             if worker.status is None:
                 continue
-            if self._is_accident(worker):
-                dead.append(index)
+            dead = self._is_accident(worker)
             worker.close()
-            del self.members[index]
-        return dead
+            del self.members[place]
+            if dead:
+                self.members[place] = self._start(self._devices[place])
 
     def _is_accident(self, worker: WorkerProcess) -> bool:
         """Record how a worker ended; returns whether to replace it."""
-        if worker.status == _DONE:
-            self.done = True
-        elif worker.status == _INTERRUPTED:
-            self.interrupted = True
-        elif worker.status == _MISTAKE:
+        if worker.status in (_DONE, _INTERRUPTED):
+            return False
+        if worker.status == _MISTAKE:
             self.last_error = worker.last_line()
-        else:
-            self.deaths += 1
-            if self.deaths <= _DEATHS_IN_A_ROW * max(1, len(self.members)):
-                return True
-            self.last_error = f"Worker after worker died; the last one: {worker.last_line()}"
+            return False
+        self.deaths += 1
+        if self.deaths <= _DEATHS_IN_A_ROW * len(self._devices):
+            return True
+        self.last_error = f"Worker after worker died; the last one: {worker.last_line()}"
         return False
 
     def stop(self) -> None:
@@ -305,17 +326,8 @@ class _Workers:
         try:
             while any(worker.status is None for worker in self.members.values()):
                 time.sleep(0.05)
-        except KeyboardInterrupt:
-            self._kill()
-            raise
-
-    def close(self) -> None:
-        """Kill the workers that still run, and close all files."""
-        self._kill()
-        for worker in self.members.values():
-            worker.close()
-
-    def _kill(self) -> None:
-        for worker in self.members.values():
-            if worker.status is None:
-                worker.kill()
+        finally:
+            for worker in self.members.values():
+                if worker.status is None:
+                    worker.kill()
+                worker.close()

@@ -8,7 +8,7 @@ from typing import Any
 import optuna
 
 from hpo_mab._errors import ArgumentError, StorageError
-from hpo_mab.search import StudyFailedError, TrialCallback
+from hpo_mab.search import RunHere, StudyFailedError, TrialCallback
 from hpo_mab.storage import STORAGE_ERRORS, Storage
 from hpo_mab.workers._processes import FinishedTrials
 
@@ -69,8 +69,15 @@ class RayLauncher:
         self._resources = {"num_cpus": cpus_per_worker, "num_gpus": gpus_per_worker}
         self._data_root = data_root
 
-    def __call__(self, study: optuna.Study, on_trial: TrialCallback | None = None) -> bool:
+    def __call__(
+        self, study: optuna.Study, on_trial: TrialCallback | None, run_here: RunHere
+    ) -> bool:
         """Run trials until the study's target is reached.
+
+        Args:
+            study: The study.
+            on_trial: Called with study and trial after each trial.
+            run_here: Not called: all trials run on the cluster.
 
         Returns:
             Whether Ctrl-C ended it early.

@@ -13,7 +13,7 @@ from pathlib import Path
 import optuna
 import pytest
 
-from hpo_mab.search import Target, TrialCallback, join_study
+from hpo_mab.search import RunHere, Target, TrialCallback
 from hpo_mab.storage import Storage, open_study
 
 Cli = Callable[..., "tuple[int, str, str]"]
@@ -150,20 +150,22 @@ def test_workers_run_the_trials_of_every_arm(
     launched: list[tuple[int, str]] = []
 
     class Launcher:
-        """Runs in this process what workers would run."""
+        """Runs all in this process."""
 
         def __init__(self, storage: Storage, *, devices: Sequence[str], data_root: str) -> None:
-            self._storage, self._workers = storage, len(devices)
+            self._others = len(devices)
 
-        def __call__(self, study: optuna.Study, on_trial: TrialCallback | None) -> bool:
-            launched.append((self._workers, study.study_name))
-            return join_study(self._storage, study.study_name, on_trial=on_trial)
+        def __call__(
+            self, study: optuna.Study, on_trial: TrialCallback | None, run_here: RunHere
+        ) -> bool:
+            launched.append((self._others, study.study_name))
+            return run_here(on_trial)
 
     monkeypatch.setattr("hpo_mab.workers.ProcessLauncher", Launcher)
     few = ("--trials", "2", "--set", "compare.retrain=0")
     status, _, err = cli("compare", tiny, "--workers", "2", "--json", *few)
     assert status == 0, err
-    assert launched == [(2, "tiny-mab-seed0"), (2, "tiny-uniform-seed0")]
+    assert launched == [(1, "tiny-mab-seed0"), (1, "tiny-uniform-seed0")]
 
 
 def test_a_target_of_more_trials_is_kept_and_named(cli: Cli, tiny: str) -> None:

@@ -22,8 +22,9 @@ pytestmark = pytest.mark.skipif(not Path("/proc").exists(), reason="needs /proc"
 
 
 def _children(pid: int) -> list[int]:
-    text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
-    return [int(child) for child in text.split()]
+    """Processes that any thread of a process has started."""
+    lists = Path(f"/proc/{pid}/task").glob("*/children")
+    return [int(child) for one in lists for child in one.read_text().split()]
 
 
 def _finished(url: str) -> int:
@@ -39,6 +40,13 @@ def _finished(url: str) -> int:
             return 0
 
 
+def _has_trained(url: str, pid: int) -> bool:
+    """Whether a process has begun a trial."""
+    with contextlib.closing(sqlite3.connect(url.removeprefix("sqlite:///"))) as connection:
+        query = "SELECT count(*) FROM trial_system_attributes WHERE value_json LIKE ?"
+        return bool(connection.execute(query, (f"%:{pid}:%",)).fetchone()[0])
+
+
 def _wait(condition: Callable[[], bool], seconds: float = 240) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
@@ -48,16 +56,16 @@ def _wait(condition: Callable[[], bool], seconds: float = 240) -> None:
 
 @contextlib.contextmanager
 def _launched(tiny: str, folder: Path, *, workers: int) -> Iterator[subprocess.Popen[bytes]]:
-    """A run of five hundred trials by worker processes, each of which takes seconds to start."""
+    """A run of more trials than are done before all its workers have started."""
     # A test run in the background of a shell ignores Ctrl-C, and so would the command.
     attentive = ["env", "--default-signal=INT", sys.executable, "-m", "hpo_mab"]
     crew = ["--workers", str(workers)]
-    command = [*attentive, "run", tiny, "--trials", "500", *crew, "--quiet"]
+    command = [*attentive, "run", tiny, "--trials", "20000", *crew, "--quiet"]
     with subprocess.Popen(command, cwd=folder) as parent:
         try:
             yield parent
         finally:
-            # A failed test must not leave five hundred trials behind.
+            # A failed test must not leave a run behind.
             parent.kill()
 
 
@@ -81,9 +89,9 @@ def test_workers_survive_a_kill_and_ctrl_c_and_lose_nothing(
 ) -> None:
     url = f"sqlite:///{tmp_path / 'hpo_mab.db'}"
     with _launched(tiny, tmp_path, workers=2) as parent:
-        _wait(lambda: _finished(url) >= 2)
+        _wait(lambda: _finished(url) >= 1 and len(_children(parent.pid)) == 1)
         workers = _children(parent.pid)
-        assert len(workers) == 2
+        _wait(lambda: _has_trained(url, workers[0]))
         os.kill(workers[0], signal.SIGKILL)
         _wait(lambda: len(set(_children(parent.pid)) - set(workers)) == 1)
         parent.send_signal(signal.SIGINT)
@@ -96,13 +104,13 @@ def test_workers_whose_launcher_is_killed_stop_and_lose_nothing(
     cli: Cli, tiny: str, tmp_path: Path, runs: Callable[[int], bool]
 ) -> None:
     url = f"sqlite:///{tmp_path / 'hpo_mab.db'}"
-    with _launched(tiny, tmp_path, workers=2) as parent:
-        _wait(lambda: _finished(url) >= 1)
+    with _launched(tiny, tmp_path, workers=3) as parent:
+        _wait(lambda: _finished(url) >= 1 and len(_children(parent.pid)) == 2)
         workers = _children(parent.pid)
-        assert len(workers) == 2
+        _wait(lambda: all(_has_trained(url, pid) for pid in workers))
         parent.kill()
         _wait(lambda: not any(runs(pid) for pid in workers))
-    assert _finished(url) < 500
+    assert _finished(url) < 20000
     _goes_on(cli, tiny, url)
 
 

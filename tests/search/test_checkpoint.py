@@ -126,7 +126,7 @@ def test_a_killed_worker_s_trial_continues_where_it_was_saved(
 ) -> None:
     runner = runner_of(kind)
     name, url = runner.name(), storage.secret_url
-    runner.run(name, score=False, launch=lambda study, on_trial: False)
+    runner.run(name, score=False, launch=lambda *_: False)
     storage.close()
     with monkeypatch.context() as patch:
         patch.setattr(

@@ -340,7 +340,7 @@ def test_a_study_that_died_before_it_had_a_definition_is_made_whole(
 
 def test_a_full_disk_is_one_line_and_the_study_continues(storage: Storage, tiny: Make) -> None:
     runner = StudyRunner(tiny(budget={"trials": 300}), storage)
-    runner.run("full", score=False, launch=lambda study, on_trial: False)
+    runner.run("full", score=False, launch=lambda *_: False)
     engine = storage.optuna.engine
 
     def limit(connection: object, record: object) -> None:

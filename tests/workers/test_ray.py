@@ -142,7 +142,7 @@ def test_the_second_ctrl_c_ends_workers_that_do_not_answer_the_first(
     hand = threading.Thread(target=press_twice)
     hand.start()
     with pytest.raises(KeyboardInterrupt):
-        launcher(study)
+        launcher(study, None, lambda on_trial: False)
     seconds = time.monotonic() - pressed[-1]
     over.set()
     hand.join()
