@@ -35,6 +35,7 @@ from hpo_mab.storage import (
 )
 from hpo_mab.storage._optuna import id_of
 from hpo_mab.training import Evaluation, Training
+from hpo_mab.training._tally import ExampleTally
 
 
 def check_direction(study: optuna.Study) -> None:
@@ -179,7 +180,7 @@ def follow(
             if evaluation.index == evaluations:
                 continue
             if may_prune and record.should_prune():
-                _offer(trial, training, examples)
+                offer(trial, training.examples, examples)
                 if checkpoint is not None and checkpoint.keeps_stopped(training):
                     record.flush()
                     checkpoint.save(training)
@@ -189,15 +190,22 @@ def follow(
                 checkpoint.save(training)
     if record.last is None:
         raise RuntimeError("training ended without an evaluation")
-    _offer(trial, training, examples)
+    offer(trial, training.examples, examples)
     return record.last
 
 
-def _offer(trial: optuna.trial.Trial, training: Training, examples: ExampleWriter | None) -> None:
-    if examples is not None and training.examples is not None:
-        examples.offer(id_of(trial), training.examples.take())
+def offer(
+    trial: optuna.trial.Trial,
+    tally: ExampleTally | None,
+    examples: ExampleWriter | None,
+    *,
+    slot: int = 0,
+) -> None:
+    """Keep what a trial saw, before the next steps use its slot of the tally."""
+    if examples is not None and tally is not None:
+        examples.offer(id_of(trial), tally.take(slot))
         # If the trial is continued, only what it sees from here on is added.
-        training.examples.begin(0)
+        tally.begin(slot)
 
 
 # A trial has one file, `<study>-<slot>.pt`, replaced from time to time and removed when its slot

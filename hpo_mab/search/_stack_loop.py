@@ -20,7 +20,13 @@ from hpo_mab._attributes import REASON_KEY, RESUMED_KEY, STACK_KEY
 from hpo_mab._plan import Next
 from hpo_mab.search._claim import claim_many
 from hpo_mab.search._objective import Assignment, TrainingObjective
-from hpo_mab.search._recorder import SlotCheckpoint, TrialRecord, failure_reason, warn_of_misfit
+from hpo_mab.search._recorder import (
+    SlotCheckpoint,
+    TrialRecord,
+    failure_reason,
+    offer,
+    warn_of_misfit,
+)
 from hpo_mab.search._space import Configuration
 from hpo_mab.search._trial_loop import SECONDS_BETWEEN_LOOKS, End, TrialCallback, TrialLoop
 from hpo_mab.search._workload import Workload
@@ -319,24 +325,16 @@ class StackLoop(TrialLoop):
         stack, slot = running.place
         if slot not in stack.busy:
             self._objective.conclude(trial, running.assignment.slot)
-            self._offer(running)
+            offer(trial, stack.examples, self._examples, slot=slot)
             return End(trial, TrialState.COMPLETE, result.accuracy)
         if running.assignment.may_prune and running.record.should_prune():
-            self._offer(running)
+            offer(trial, stack.examples, self._examples, slot=slot)
             if running.checkpoint is not None and running.checkpoint.keeps_stopped(running):
                 running.record.flush()
                 running.checkpoint.save(running)
             stack.stop(slot)
             return End(trial, TrialState.PRUNED)
         return None
-
-    def _offer(self, running: _Running) -> None:
-        """Keep what a trial saw, before the next steps use its slot."""
-        stack, slot = running.place
-        if self._examples is not None and stack.examples is not None:
-            self._examples.offer(id_of(running.trial), stack.examples.take(slot))
-            # If the trial is continued, only what it sees from here on is added.
-            stack.examples.begin(slot)
 
     def _fail(self, trial: optuna.trial.Trial, error: Exception) -> None:
         trial.set_user_attr(REASON_KEY, failure_reason(error))
