@@ -144,10 +144,10 @@ _ARRAY = re.compile(r"Unable to allocate [^\n]*")
 
 
 def memory_reason(error: BaseException) -> str | None:
-    """What ran out of memory and what was asked of it, in one line; None where nothing did.
+    """Which memory ran out and what was requested of it, in one line; None if none ran out.
 
-    Looks through an error to those that it came of: on the way out, a step that could not be
-    captured or a file that could not be closed may be complained of instead.
+    Also examines the causes of an error. A later error may hide the first: a failed capture of a
+    step, or a file that could not be closed.
     """
     for one in _chain(error):
         reason = _reason(one)

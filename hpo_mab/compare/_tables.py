@@ -380,8 +380,8 @@ def _both(row: PairedRow, statistic: str) -> str:
 def comparison_tables(summary: ComparisonSummary, *, essential: bool = False) -> list[Table]:
     """The comparison as rich tables that can be read at 80 to 100 columns.
 
-    The arms first, then gains and costs over the reference, then, for each arm with pairs,
-    advantage and acceleration, and fidelity, by budget.
+    The arms, then gains and costs over the reference. Then by budget, for each arm with pairs:
+    advantage and acceleration, and fidelity.
 
     Args:
         summary: From `summarise`.

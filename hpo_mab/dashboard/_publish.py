@@ -40,9 +40,9 @@ if TYPE_CHECKING:
 
 # What ``optuna_dashboard`` writes to a study, in one transaction.
 #
-# Optuna commits each attribute by itself, at milliseconds to tens of milliseconds each, and a
-# study's figures and notes are hundreds of them. Together they take about as long as one, and a
-# reader never sees half of them.
+# Optuna commits each attribute by itself, which takes milliseconds to tens of milliseconds. A
+# study's figures and notes are hundreds of attributes. Together they take about as long as one, and
+# a reader never sees half of them.
 
 _CHUNK = 500
 

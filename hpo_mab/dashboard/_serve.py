@@ -116,9 +116,9 @@ main, main > *, .MuiBox-root, .MuiCard-root { min-width: 0; }
 def application(storage: Storage, *, artifacts: Path | None = None) -> WSGIApplication:
     """Optuna's dashboard with the storage's files, our figures first, and pages of comparisons.
 
-    Of a study of many trials, it is sent the reports of about 200 trials, evenly chosen: to
-    draw a line for each of 1,000 takes a browser seconds. The stored definition and evidence are
-    left out of the study's attributes, because its note has them in words.
+    Of a study of many trials, the browser gets the reports of about 200, evenly chosen. It needs
+    seconds to draw 1,000 lines. The stored definition and evidence are left out of the study's
+    attributes, because its note has them in words.
 
     Args:
         storage: The database.
