@@ -147,7 +147,7 @@ def memory_reason(error: BaseException) -> str | None:
     """Which memory ran out and what was requested of it, in one line; None if none ran out.
 
     Also examines the causes of an error. A later error may hide the first: a failed capture of a
-    step, or a file that could not be closed.
+    step, or a failed close of a file.
     """
     for one in _chain(error):
         reason = _reason(one)

@@ -218,9 +218,9 @@ def measure_evidence(
 
     A rung at uniform budget ``r`` is decided at the earliest ``t`` that meets two conditions. The
     equivalent budget ``e(t)`` is at least ``r``. And the fidelity is no worse than uniform's at
-    ``r``: the paired difference of Kendall taus has an interval above ``-margin``. Both taus are
-    with uniform's final accuracy. Uniform's early accuracies come from the same trainings, so the
-    comparison is biased against moving a rung.
+    ``r``. That is: the paired difference of Kendall taus has an interval above ``-margin``. Both
+    taus are with uniform's final accuracy. Uniform's early accuracies come from the same trainings,
+    so the comparison is biased against moving a rung.
 
     Args:
         pairs: At least 4 pairs at T budgets, the last of which is a trial's full budget.

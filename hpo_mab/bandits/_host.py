@@ -39,9 +39,9 @@ from hpo_mab.bandits._states import (
 class GroupedBandits:
     """``B`` independent Beta-Bernoulli bandits, in numpy.
 
-    Arms with the same (successes, failures) are exchangeable: the policy chooses a state, then
-    one of its arms is picked uniformly. That is exact in distribution. The cost depends on the
-    number of states in use, not on the number of arms.
+    Arms with the same (successes, failures) are exchangeable. The policy chooses a state, then one
+    of its arms is picked uniformly. That is exact in distribution. The cost depends on the number
+    of states in use, not on the number of arms.
 
     With ``passes``, arms in the prior's state are picked in the order of a shuffled pass. Arms
     without counted pulls are then visited as by shuffling: none is visited twice before all others

@@ -205,8 +205,8 @@ class _DataLines(logging.Handler):
 def shown_data(*, quiet: bool) -> Iterator[Callable[[], None]]:
     """Show the composition of the data sets loaded in this context, each line once.
 
-    Yields a function that shows it. The end of the context also shows it, unless there is an error:
-    an error in a definition is one line.
+    Yields a function that shows it. The end of the context also shows it, except after an error: an
+    error in a definition is one line.
     """
     log, lines = logging.getLogger("hpo_mab.data"), _DataLines()
     before = log.level

@@ -151,8 +151,8 @@ def load_splits(
         UnknownNameError: No such data set or option.
         ArgumentError: An option outside its bound, or a share that leaves a part without some
             class.
-        DataError: The data are not there, cannot be fetched or cannot be read, or are more than
-            memory holds, or ``exclude`` is a list of other images.
+        DataError: The data do not exist, cannot be fetched or read, or exceed memory; or
+            ``exclude`` is a list of other images.
     """
     validation, seed = plain(validation), plain(seed)
     given = {"root": Path(root), "download": download, "validation": validation, "seed": seed}

@@ -182,7 +182,7 @@ class Rendering:
 
     Images of 16 bits, 32 bits and floats are scaled so that the data set's smallest value becomes
     0 and its largest 255. With 8-bit images in the data set, 0 becomes 0, to keep their brightness
-    equal. 255 is then the largest value of the bits in use (1.0 for floats up to 1).
+    equal. The largest value of the bits in use (1.0 for floats up to 1) then becomes 255.
 
     Transparent parts show a background: white, or black where what is visible is light.
 

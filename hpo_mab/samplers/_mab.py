@@ -47,9 +47,9 @@ class MABSampler(BatchSampler):
     as under uniform sampling. So before a bandit has learnt, it is no worse than shuffling.
 
     On the CPU arms are counted by state, exactly, at a cost that hardly depends on their number. If
-    more pulls of a bandit count than it has arms (``memory=None``), arms with over 12 pulls are
-    drawn singly, also exactly. A step then costs at most one Beta variate for each of them, about 1
-    ms for 10,000 examples.
+    more pulls count than a bandit has arms (``memory=None``), arms with over 12 pulls are drawn
+    singly, also exactly. A step then costs at most one Beta variate for each of them, about 1 ms
+    for 10,000 examples.
 
     On CUDA all state is on the device, and drawing and learning do not wait for the host; both
     can be captured in a CUDA graph (see `graph_generator`). Other devices use the CPU's engine. The

@@ -21,10 +21,10 @@ class InfoBatchSampler(LearningSampler):
     The score of an example is its last loss. Before each pass, every example whose score is below
     the mean score is skipped with probability ``ratio``; of those that stay, losses are weighted by
     ``1 / (1 - ratio)``. All others are drawn once, with weight 1. So the expected sum of a pass's
-    weighted gradients is the gradient of the whole data set. (With ``m`` of the ``n`` examples in a
-    pass, the mean of a *batch* is ``n / m`` times as large in expectation; the pass has as many
-    fewer steps.) When the share set by `set_progress` reaches ``delta``, a full pass begins at
-    once, and nothing is skipped after that.
+    weighted gradients is the gradient of the whole data set. (With ``m`` of ``n`` examples in a
+    pass, a *batch*'s mean is ``n / m`` times as large in expectation; the pass has as many fewer
+    steps.) When the share set by `set_progress` reaches ``delta``, a full pass begins at once, and
+    nothing is skipped after that.
 
     Every example has a positive chance in every pass.
 

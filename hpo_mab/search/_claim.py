@@ -111,7 +111,7 @@ class Target:
 # Trials whose worker is gone are closed and queued again.
 #
 # Everything here is called with the study's lock held, so it happens once. Every step can be
-# repeated: if a worker dies half way, the next one that gets the lock finishes the step.
+# repeated: if a worker dies half way, the next one with the lock finishes the step.
 
 
 def close_lost(study: optuna.Study, storage: Storage) -> None:

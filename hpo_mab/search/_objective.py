@@ -78,8 +78,8 @@ class TrainingObjective:
     Each evaluation reports its validation accuracy to Optuna, at steps 1 to ``evaluations``. The
     study's pruner may then stop the trial. A non-finite loss ends the trial as pruned.
 
-    ``"curriculum"``, and ``"mab"`` with ``trim``, use the difficulty of each example, from the
-    study's record of examples if it keeps one. The first trials, at least four, measure it. It
+    ``"curriculum"``, and ``"mab"`` with ``trim``, use the difficulty of each example. It comes from
+    the study's record of examples, if it keeps one. The first trials, at least four, measure it. It
     never changes afterwards, so that a trial can be replayed; trials that begin earlier are trained
     without it.
 

@@ -28,7 +28,7 @@ from hpo_mab.storage._optuna import StudyView
 
 # A twin is an ordinary trial with the slot, parameters and seed of another trial, under another
 # batch sampler. It is never pruned. It has the user attributes ``hpo_mab:twin_of`` (the slot) and
-# ``hpo_mab:sampler``. Twins count in the study's total budget, but not in ``budget.trials``: a
+# ``hpo_mab:sampler``. Twins count in the study's total budget, but not in ``budget.trials``. So a
 # study has as many configurations with twins as without. Their results are results of the study
 # like any other.
 #

@@ -152,9 +152,9 @@ def early_part(
 ) -> int | None:
     """Validation examples of the evaluations before the last; None for all.
 
-    With ``"auto"`` they are as many as let all evaluations of a trial cost half of its training, by
-    counting: an evaluated example costs a third of a trained one. They are at least 1,000. Nothing
-    is timed: the number follows from the definition and the data.
+    With ``"auto"`` their number lets all evaluations of a trial cost half of its training. An
+    evaluated example counts as a third of a trained one. There are at least 1,000. Nothing is
+    timed: the number follows from the definition and the data.
 
     Args:
         wanted: ``budget.early_validation`` of the definition.

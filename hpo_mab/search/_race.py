@@ -3,8 +3,8 @@
 The first configurations are trained under uniform sampling. Each then gets *twins*: trials with its
 slot, parameters and seed, under the other samplers of the portfolio. Twins are never pruned. The
 race is sequential halving: after each round the worse half of the samplers leaves. A sampler also
-leaves if it is not ahead of uniform sampling, or if no further pair could show that it is. The last
-one is adopted if it is shown to be ahead; uniform sampling is never dropped.
+leaves if it is not ahead of uniform sampling, or no further pair could show that. The last one is
+adopted if it is shown to be ahead; uniform sampling is never dropped.
 
 Only one test at the end can adopt a sampler: the signed-rank test over its pairs. Its error is
 `ERROR` divided by the number of samplers that entered (Bonferroni), whichever sampler reaches the

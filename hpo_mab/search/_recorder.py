@@ -148,9 +148,9 @@ def follow(
 ) -> Evaluation:
     """Train to the end of the budget, or until the pruner stops the trial.
 
-    Evaluations that come from a checkpoint are reported, stored and judged like all others: the
-    trial's curve is whole, and a pruner that keeps notes on the trial has them all. How many they
-    are is the trial's user attribute `RESUMED_KEY`, so that their cost is not counted twice.
+    Evaluations from a checkpoint are reported, stored and judged like all others. So the trial's
+    curve is complete, and so are a pruner's records of the trial. How many they are is the trial's
+    user attribute `RESUMED_KEY`, so that their cost is not counted twice.
 
     Args:
         trial: Optuna's trial.

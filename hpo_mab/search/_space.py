@@ -295,9 +295,9 @@ def check_options(
 class SearchSpace:
     """Constants and ranges of a trial; ranges become Optuna parameters.
 
-    Parameters are named ``lr``, ``momentum``, ... for the optimiser, ``sampler.memory`` and so on
-    for the sampler (``sampler.prior_alpha`` and ``sampler.prior_beta`` for the two items of
-    ``prior``), ``model.width`` for the network, and ``batch_size``, ``warmup``,
+    Names of the optimiser's parameters are ``lr``, ``momentum``, ...; of the network's,
+    ``model.width``, ...; of the sampler's, ``sampler.memory``, .... ``prior`` has two:
+    ``sampler.prior_alpha`` and ``sampler.prior_beta``. The loop's are ``batch_size``, ``warmup``,
     ``label_smoothing`` and ``average``.
 
     Args:

@@ -26,10 +26,10 @@ def fewest_pairs(error: float) -> int:
 def signed_rank_estimate(differences: Sequence[float], *, error: float) -> Estimate:
     """Centre of paired differences, with the interval of Wilcoxon's signed-rank test.
 
-    The estimate is that of Hodges and Lehmann: the median of the means of every two differences
-    (each with itself included). A few large differences, such as those at a far too low learning
-    rate, hardly move it. The interval is exact where the differences are symmetric about their
-    centre, and needs no other assumption.
+    The estimate is Hodges and Lehmann's: the median of the means of every two differences (each
+    with itself included). A few large differences, such as those at a far too low learning rate,
+    hardly move it. The interval is exact where the differences are symmetric about their centre,
+    and needs no other assumption.
 
     Args:
         differences: One a pair, [n].

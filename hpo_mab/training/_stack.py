@@ -389,7 +389,7 @@ class StackedTrainer:
         losses = stacked_cross_entropy(logits, targets, numbers.label_smoothing)
         outputs = losses.detach(), logits.detach(), targets
         # A reference is kept until the step's end. Without it a kernel of the main stream could get
-        # this memory before the bandits on the second stream read it.
+        # the memory before the second stream's bandits read it.
         self._outputs = outputs
         if self.examples is not None:
             with self._step.at_the_same_time():
