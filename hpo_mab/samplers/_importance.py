@@ -30,17 +30,17 @@ class GradNormSampler(LearningSampler):
     """Gradient-norm importance sampling (Katharopoulos and Fleuret 2018, algorithm 1).
 
     The score of an example is ``G_i = ||softmax(z_i) - onehot(y_i)||_2``, an upper bound of its
-    gradient norm up to a common factor. While importance sampling is on, a draw takes ``K =
-    presample * B`` candidates uniformly. From them it takes ``B`` examples with replacement with
-    probabilities ``g_i = G_i / sum_j G_j``; losses are weighted by ``1 / (K g_i)``, so that the
-    weighted mean loss is unbiased. While it is off, a draw is ``B`` examples of a shuffle, weights
-    1. It is on while the smoothed variance reduction ``tau`` exceeds ``threshold``:
+    gradient norm up to a common factor. While importance sampling is on, a draw takes
+    ``K = presample * B`` candidates uniformly. From them it takes ``B`` examples with replacement
+    with probabilities ``g_i = G_i / sum_j G_j``; losses are weighted by ``1 / (K g_i)``, so that
+    the weighted mean loss is unbiased. While it is off, a draw is ``B`` examples of a shuffle,
+    weights 1. It is on while the smoothed variance reduction ``tau`` exceeds ``threshold``:
 
         tau <- 0.9 tau + 0.1 sqrt(m sum_i g_i^2),
 
     over the ``m`` latest scores. While it is off, these are of the trained batch; while it is on,
-    of the candidates. ``tau`` starts at 0. The default threshold is the paper's break-even ``(K + 3
-    B) / (3 B)``, in which a forward pass costs a third of a step.
+    of the candidates. ``tau`` starts at 0. The default threshold is the paper's break-even
+    ``(K + 3 B) / (3 B)``, in which a forward pass costs a third of a step.
 
     Candidates' scores need the model. Set `scorer` to a function from indices, int64 [K], to logits
     [K, C]; the built-in training loop does. Drawing then reads ``tau`` on the host, once a draw.

@@ -86,10 +86,10 @@ class OwnHistory(StudyView):
 class PlannedSampler(BaseSampler):
     """Fixes the first configurations by the seed; then uses a sampler re-seeded each trial.
 
-    The first ``initial`` slots get random configurations. They depend on ``(seed, slot, parameter
-    name, range)`` only, so studies of one seed start with equal values of their common parameters.
-    Each later slot uses a new sampler seeded by ``(seed, slot)``. So stopping and resuming change
-    nothing, and neither do trials that run at the same time.
+    The first ``initial`` slots get random configurations. They depend on
+    ``(seed, slot, parameter name, range)`` only, so studies of one seed start with equal values of
+    their common parameters. Each later slot uses a new sampler seeded by ``(seed, slot)``. So
+    stopping and resuming change nothing, and neither do trials that run at the same time.
 
     Args:
         factory: Makes the underlying sampler from a keyword argument ``seed``.

@@ -132,8 +132,8 @@ class Schedule:
     """Linear warm-up to the full learning rate, then decay to zero, or none.
 
     With ``W = min(round(warmup * T), T - 1)`` warm-up steps of ``T``, the factor of step ``s`` in
-    ``0..T-1`` is ``(s + 1) / W`` before step ``W``. From there on, for ``"linear"``, it is ``(T -
-    s) / (T - W)``: 1 at its peak, and zero first at step ``T``, which is not taken. For
+    ``0..T-1`` is ``(s + 1) / W`` before step ``W``. From there on, for ``"linear"``, it is
+    ``(T - s) / (T - W)``: 1 at its peak, and zero first at step ``T``, which is not taken. For
     ``"constant"`` it is 1; such trainings are evaluated by their averaged weights to the end.
 
     Args:
