@@ -96,7 +96,7 @@ def labels_of(dataset: Dataset[Any], *, name: str = "dataset") -> Tensor:
 def check_examples(dataset: Dataset[Any], *, name: str = "dataset") -> None:
     """Refuse a data set whose items are not ``(x, y)`` pairs with an integer class.
 
-    Looks at the labels that the data set keeps, or else at its first and its last example.
+    Checks the labels that the data set keeps, or else its first and its last example.
 
     Raises:
         ArgumentError: As `labels_of`; one class alone is not refused.

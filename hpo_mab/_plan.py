@@ -93,7 +93,7 @@ class Next(enum.Enum):
 
 
 class Attempt(NamedTuple):
-    """A trial as the plan sees it.
+    """A trial as the plan uses it.
 
     Attributes:
         number: Optuna's trial number.
@@ -109,7 +109,7 @@ class Attempt(NamedTuple):
 
     @classmethod
     def of(cls, trial: FrozenTrial | TrialRun) -> Attempt:
-        """An Optuna trial, or a stored one, as the plan sees it."""
+        """An Optuna trial, or a stored one, as the plan uses it."""
         # Distinguished by the state, so that neither class needs to be imported.
         known: Any = trial
         if isinstance(known.state, str):
@@ -229,7 +229,7 @@ class Plan:
 
     @property
     def finished(self) -> int:
-        """Trials that are results of the study, of those that were asked for."""
+        """Trials that are results of the study; twins and paused trials are left out."""
         finished = (one for one in self._attempts if one.finished and not one.twin)
         return sum(one.number not in self._paused for one in finished)
 
@@ -317,7 +317,7 @@ class Plan:
 
     def retries(self) -> list[tuple[Place, list[int]]]:
         """Places that are to be tried again, in order, each with the numbers of its attempts."""
-        # The usual case, and the plan is asked before every trial.
+        # The usual case, and each trial needs the plan first.
         if not any(one.cut_off for one in self._attempts):
             return []
         return [

@@ -243,7 +243,7 @@ def print_summary(
     """Print the best configuration, what was spent, what pruning saved, and what to do next.
 
     Args:
-        outcome: What came of the run.
+        outcome: Result of the run.
         spec: The definition.
         wall_seconds: Wall time of the command.
         dashboard: Command that opens the dashboard.

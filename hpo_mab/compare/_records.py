@@ -135,7 +135,7 @@ class FidelityRow:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class PairedRow:
-    """What the pairs say at one budget; see `hpo_mab.advantage`.
+    """Measurements on the pairs at one budget; see `hpo_mab.advantage`.
 
     Attributes:
         examples: Budget t, in training examples of one trial.
@@ -193,7 +193,7 @@ class Contrast:
         seconds_per_example: Training seconds per example over the reference's.
         cost: Costs to target.
         pairs: Number of pairs of one configuration trained in both arms.
-        paired: What the pairs say, by budget.
+        paired: Measurements on the pairs, by budget.
         retrained_gain: Re-trained test accuracy minus the reference's, over seeds.
         retrained_p: Wilcoxon signed-rank p-value of the same; None below 5 seeds.
         same_slots: Whether trials of both arms were trained in equally many slots. Where not, the
@@ -229,7 +229,7 @@ class ComparisonSummary:
     Attributes:
         reference: Name of the reference arm.
         confidence: Coverage of all intervals.
-        data: Name of the data set; empty if the definitions do not say.
+        data: Name of the data set; empty if the definitions lack it.
         model: Name of the network, likewise.
         trial_examples: Budget of one unpruned trial, in training examples.
         arms: One record an arm, the reference first, then by name.

@@ -1,6 +1,6 @@
 """From the runs of a comparison to its summary.
 
-Incumbent curves, cost to target, and what the pairs of two arms say at each budget.
+Incumbent curves, cost to target, and measurements on the pairs of two arms at each budget.
 """
 
 from __future__ import annotations

@@ -107,7 +107,7 @@ def read(path: Path, size: int) -> Picture | str:
 
 
 def _upright(image: Image) -> Image:
-    """The image turned as its metadata ask, whatever else the metadata hold."""
+    """The image turned according to its metadata, whatever else these hold."""
     from PIL.Image import Transpose
 
     try:

@@ -1,4 +1,4 @@
-"""Data sets that torchvision knows to fetch."""
+"""Data sets that torchvision can fetch."""
 
 from __future__ import annotations
 

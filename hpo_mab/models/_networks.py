@@ -242,7 +242,7 @@ def _set_channels(model: nn.Module, channels: int) -> None:
 
 @contextlib.contextmanager
 def _refusals_of(name: str) -> Iterator[None]:
-    """Raise what another package says of sizes and options as `ArgumentError`."""
+    """Raise another package's errors about sizes and options as `ArgumentError`."""
     try:
         yield
     except (AssertionError, AttributeError, RuntimeError, TypeError, ValueError) as error:

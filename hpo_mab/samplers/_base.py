@@ -96,7 +96,7 @@ class BatchSampler(Sampler[list[int]], abc.ABC):
     #: Whether the weights of a batch follow from its own losses: `update` must come between the
     #: forward and the backward pass, so that no captured step can hold the two.
     weighs_by_losses: ClassVar[bool] = False
-    #: Whether a draw asks the network for logits of candidates, by the attribute ``scorer``.
+    #: Whether a draw needs the network's logits of candidates, through the attribute ``scorer``.
     asks_network: ClassVar[bool] = False
     #: Which mean of a study's record of examples, one of `hpo_mab._examples.COLUMNS`, the sampler
     #: takes as ``difficulty``; None for a sampler that takes none.

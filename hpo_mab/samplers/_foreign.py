@@ -39,7 +39,7 @@ def own_sampler(
         The sampler itself if it is a `BatchSampler` of ours, else a `ForeignSampler`.
 
     Raises:
-        ArgumentError: What was made cannot be iterated over, or draws other batches than asked.
+        ArgumentError: What was made cannot be iterated over, or draws batches of another size.
     """
     given = {one: arguments.pop(one) for one in CommonArguments.__annotations__ if one in arguments}
     bound = inspect.signature(BatchSampler).bind(labels, **given)

@@ -45,7 +45,7 @@ from hpo_mab.storage._optuna import begin_trial, id_of, storage_of
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
-    """What a study is to reach; kept with it, so that all its workers know.
+    """What a study is to reach; stored with it for all its workers.
 
     Attributes:
         trials: Trials that must be complete or pruned, the pilot's twins not counted.

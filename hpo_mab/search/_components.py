@@ -112,8 +112,8 @@ def study_pruner(spec: StudySpec, attrs: Mapping[str, Any]) -> BasePruner:
 
     Args:
         spec: The definition.
-        attrs: User attributes of the study. It keeps a copy of the evidence it was given, which
-            serves when the file has gone.
+        attrs: User attributes of the study. It keeps a copy of its evidence, which is used if the
+            file no longer exists.
 
     Raises:
         ArgumentError: Evidence that cannot be read, and the study has no copy.

@@ -175,7 +175,7 @@ def load_splits(spec: StudySpec) -> ImageSplits | DatasetSplits:
 
     Raises:
         DataError: The data are not there and cannot be fetched.
-        ArgumentError: A data set that cannot be split as asked.
+        ArgumentError: A data set that cannot be split by the definition.
     """
     return data.load_splits(
         spec.data.name,

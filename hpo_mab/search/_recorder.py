@@ -160,7 +160,7 @@ def follow(
         checkpoint: Where long trials are saved; None saves none.
         examples: Takes what the training saw of each example, unless it diverged; None takes
             nothing.
-        may_prune: Whether the study's pruner is asked.
+        may_prune: Whether the study's pruner may stop it.
 
     Returns:
         The last evaluation.
@@ -196,7 +196,7 @@ def follow(
 def _offer(trial: optuna.trial.Trial, training: Training, examples: ExampleWriter | None) -> None:
     if examples is not None and training.examples is not None:
         examples.offer(id_of(trial), training.examples.take())
-        # If the trial is continued, only what it sees from here on is added.
+        # If the trial is continued, only later visits are added.
         training.examples.begin(0)
 
 
@@ -274,7 +274,7 @@ def _promotable(study: optuna.Study) -> set[Place]:
 
 
 class SlotCheckpoint:
-    """The checkpoint of one trial, as one attempt at it sees it.
+    """The checkpoint of one trial, for one attempt at it.
 
     Args:
         checkpoints: Where it is.

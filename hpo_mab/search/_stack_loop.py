@@ -335,7 +335,7 @@ class StackLoop(TrialLoop):
         stack, slot = running.place
         if self._examples is not None and stack.examples is not None:
             self._examples.offer(id_of(running.trial), stack.examples.take(slot))
-            # If the trial is continued, only what it sees from here on is added.
+            # If the trial is continued, only later visits are added.
             stack.examples.begin(slot)
 
     def _fail(self, trial: optuna.trial.Trial, error: Exception) -> None:
@@ -397,7 +397,7 @@ def choose_slots(objective: TrainingObjective, *, trials: int) -> int:
     try:
         alone = _seconds_alone(workload, configuration)
         stacked = _seconds_stacked(workload, configuration, slots=most)
-    except Exception:  # What is wrong with it, the trials will say.
+    except Exception:  # The trials will show the error.
         return 1
     finally:
         release_memory()

@@ -235,7 +235,7 @@ def fidelity(
     return note_if_empty(made, _NO_PAIRS)
 
 
-#: Points from which the interval of a difference of accuracies says nothing.
+#: Width, in points, from which the interval of a difference of accuracies is cut.
 _WIDE = 20.0
 
 
