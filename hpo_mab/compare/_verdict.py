@@ -116,8 +116,8 @@ class Answer:
 def answers(contrast: Contrast) -> tuple[Answer, ...]:
     """The answers about one arm: each question at equal examples and at equal seconds.
 
-    One seed cannot compare searches. Seconds cannot be compared where the arms were trained in
-    different numbers of slots, or where their trainings are the same.
+    One seed cannot compare searches. Seconds cannot be compared where arms were trained in
+    different numbers of slots, or have the same trainings.
     """
     return tuple(_answer(contrast, question, currency) for question, currency in _ASKED)
 

@@ -203,10 +203,10 @@ class AdvantagePruner(BasePruner):
     ``SuccessiveHalvingPruner`` with the same settings. An `AdvantageWarning` is then issued once a
     study.
 
-    The first rung is later unless the first trials' ranking there is shown to agree with their
-    final one, see `RungFidelity`; evidence then moves no rung. Only trials that cannot be pruned
-    are ranked: the first ``search.initial`` of ``hpo-mab run`` (user attribute ``hpo_mab:paired``).
-    The result is the study's user attribute ``hpo_mab:fidelity``.
+    The first rung is later unless the first trials' ranking there is shown to agree with the final
+    one: see `RungFidelity`; evidence then moves no rung. Only trials that cannot be pruned are
+    ranked: the first ``search.initial`` of ``hpo-mab run`` (user attribute ``hpo_mab:paired``). The
+    result is the study's user attribute ``hpo_mab:fidelity``.
 
     The reason of a pruning is the trial's user attribute ``hpo_mab:pruned_because``: ``rung``,
     ``step``, ``value`` (None if it was NaN), ``threshold``, ``competitors``, ``uniform_step``

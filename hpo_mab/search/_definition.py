@@ -203,8 +203,7 @@ class SamplerSection(_OpenSection):
 
     Attributes:
         kind: Name of a batch sampler, or ``"auto"``. ``"auto"`` trains the first configurations
-            under uniform sampling, some also under the others of ``portfolio``, then takes the
-            best.
+            under uniform sampling, some also under the rest of ``portfolio``, then takes the best.
         portfolio: The samplers that ``"auto"`` chooses from, including uniform sampling. Each is a
             name, or a table with ``kind``, its knobs and a ``name``.
 

@@ -180,8 +180,8 @@ class Training(Iterator[Evaluation]):
         self._resumed_at = 0
         #: Seconds of the evaluations that this training has made itself.
         self.evaluation_seconds = 0.0
-        #: Called with the share of steps done: on a CPU after each step, elsewhere at evaluations
-        #: (they wait for the device).
+        #: Called with the share of steps done. On a CPU after each step; elsewhere at evaluations,
+        #: which wait for the device.
         self.on_progress: Callable[[float], None] | None = None
         self._begun = self._closed = False
         self._at_end = contextlib.ExitStack()
