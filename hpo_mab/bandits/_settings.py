@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hpo_mab._errors import ArgumentError, UnknownNameError, require
+from hpo_mab._errors import ArgumentError, UnknownNameError, plain, require
 from hpo_mab._registry import Named, Registry
 
 Bools = NDArray[np.bool_]
@@ -163,6 +163,8 @@ class BanditSettings:
     reward: Named = "above_average"
 
     def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            object.__setattr__(self, field.name, plain(getattr(self, field.name)))
         _ = self.rule
         if self.policy not in POLICIES:
             raise UnknownNameError("policy", self.policy, POLICIES)

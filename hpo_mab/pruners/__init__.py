@@ -7,9 +7,8 @@ from hpo_mab.pruners._evidence import (
     RungFidelity,
     pairs_of_trials,
 )
-from hpo_mab.pruners._promotion import PromotionPruner
+from hpo_mab.pruners._promotion import PromotionPruner, TopKPruner
 from hpo_mab.pruners._reasons import why_pruned
-from hpo_mab.pruners._top_k import TopKPruner
 
 __all__ = [
     "AdvantagePruner",

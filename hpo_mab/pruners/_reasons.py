@@ -18,8 +18,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from hpo_mab._attributes import PRUNED_KEY, REASON_KEY
 from hpo_mab.pruners._advantage_pruner import AdvantagePruner, needed_at_rung
-from hpo_mab.pruners._promotion import PromotionPruner
-from hpo_mab.pruners._top_k import TopKPruner
+from hpo_mab.pruners._promotion import PromotionPruner, TopKPruner
 from hpo_mab.storage._optuna import hyperband_bracket, id_of, pruner_settings, storage_of
 
 Because = dict[str, Any]

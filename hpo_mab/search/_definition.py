@@ -114,7 +114,7 @@ class BudgetSection(_Section):
         evaluations: Equally spaced evaluations per trial; the steps reported to Optuna.
         early_validation: Validation examples of the evaluations before the last, a fixed random
             part; ``"all"``; or ``"auto"``: all, unless the evaluations of a trial would cost more
-            than half of its training, see `early_part`. A study keeps what it began with.
+            than a tenth of its training, see `early_part`. A study keeps what it began with.
         trials: Trials of the study that must finish (complete or pruned).
         total: What all trials together may spend, e.g. ``"30m"``, ``"200epochs"``; None: no limit.
     """

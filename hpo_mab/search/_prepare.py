@@ -140,11 +140,12 @@ _AUGMENTED_EPOCHS = 10
 
 
 #: What the evaluations of a trial may cost, as a share of its training, where "auto" decides.
-EVALUATION_SHARE = 0.5
+EVALUATION_SHARE = 0.1
 #: Cost of an evaluated example over that of a trained one: there is no backward pass.
 _FORWARD = 1 / 3
-#: With fewer examples the standard error of an accuracy exceeds one and a half points.
-FEWEST_EARLY = 1_000
+#: With fewer, early evaluations rank trials so much worse that a study costs more: the replays of
+#: ``studies/rungs/early.py``. With all, evaluations cost a third or two thirds of the training.
+FEWEST_EARLY = 2_000
 
 
 def early_part(
@@ -152,8 +153,8 @@ def early_part(
 ) -> int | None:
     """Validation examples of the evaluations before the last; None for all.
 
-    With ``"auto"`` their number lets all evaluations of a trial cost half of its training. An
-    evaluated example counts as a third of a trained one. There are at least 1,000. Nothing is
+    With ``"auto"`` their number lets all evaluations of a trial cost a tenth of its training. An
+    evaluated example counts as a third of a trained one. There are at least 2,000. Nothing is
     timed: the number follows from the definition and the data.
 
     Args:

@@ -20,7 +20,7 @@ from optuna.exceptions import DuplicatedStudyError
 from optuna.trial import TrialState
 
 from hpo_mab._attributes import EVIDENCE_KEY, PUBLISHED_KEY, RECORD_KEY
-from hpo_mab._errors import ArgumentError, StorageError
+from hpo_mab._errors import ArgumentError, StorageError, require
 from hpo_mab.advantage import Evidence
 from hpo_mab.search._claim import Target, close_lost
 from hpo_mab.search._components import study_pruner
@@ -61,8 +61,12 @@ def choose_name(
         arm: The study's arm in a comparison.
         name: A name of the user's choice.
         fresh: Take the first name ``name.2``, ``name.3``, ... that no study has.
+
+    Raises:
+        ArgumentError: A name that cannot be printed.
     """
     chosen = name or default_name(spec, arm)
+    _check_name(chosen)
     return _first_free(chosen, set(_known(storage)).__contains__) if fresh else chosen
 
 
@@ -82,7 +86,12 @@ def choose_names(
         studies: Their definitions by arm and seed.
         name: Begins the names, in place of the definition's name.
         fresh: Take the first beginning ``name.2``, ``name.3``, ... that gives names no study has.
+
+    Raises:
+        ArgumentError: A name that cannot be printed.
     """
+    for one in (name, *(spec.name for spec in studies.values())):
+        _check_name(one or "")
 
     def names(base: str | None) -> dict[tuple[str, int], str]:
         return {(arm, seed): default_name(s, arm, base=base) for (arm, seed), s in studies.items()}
@@ -104,6 +113,11 @@ def choose_names(
             if chosen.get(key) not in known and key in chosen:
                 chosen[key] = name
     return chosen
+
+
+def _check_name(name: str) -> None:
+    # A tab or a line break would change the commands that are printed.
+    require(name.isprintable(), "the study's name", "printable", repr(name))
 
 
 def _first_free(name: str, is_taken: Callable[[str], bool]) -> str:
@@ -329,6 +343,7 @@ def copy_study(
         UnknownNameError: There is no such study.
     """
     chosen = to_name or name
+    _check_name(chosen)
     same = source.url == target.url
     if same and chosen == name:
         raise ArgumentError(

@@ -285,6 +285,8 @@ def main() -> None:
     """Read the command line, run what the record lacks."""
     options = _parser().parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    # A job in the background of a shell ignores Ctrl-C, and so would the arms.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     out: Path = options.out.resolve()
     workers = options.workers or _workers(options.device)
     record = _record(

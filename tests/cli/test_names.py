@@ -28,6 +28,15 @@ def test_whatever_run_takes_for_a_name_is_shown_and_taken_elsewhere(cli: Cli, ti
         assert cli("report", "--json", text)[0] == 0, text
 
 
+@pytest.mark.parametrize("command", [("run",), ("compare", "--seeds", "1"), ("run", "--fresh")])
+def test_a_name_that_a_printed_command_cannot_hold_is_refused(
+    cli: Cli, tiny: str, command: tuple[str, ...]
+) -> None:
+    status, out, err = cli(command[0], tiny, *command[1:], "--name", "a\tb")
+    assert (status, out) == (2, "")
+    assert err == "hpo-mab: the study's name must be printable, got 'a\\tb'.\n"
+
+
 def test_a_comparison_of_any_name_is_shown(cli: Cli, tiny: str) -> None:
     given = ("--trials", "2", "--set", "name=[b]a=b", "--set", "compare.retrain=0")
     status, out, err = cli("compare", tiny, *given)

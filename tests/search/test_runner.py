@@ -336,13 +336,13 @@ def test_a_study_keeps_the_validation_examples_that_it_began_with(
 def test_early_validation_follows_from_counts() -> None:
     from hpo_mab.search._prepare import early_part
 
-    def part(wanted: Any = "auto", trial: int = 24_000, validation: int = 12_000) -> int | None:
+    def part(wanted: Any = "auto", trial: int = 120_000, validation: int = 12_000) -> int | None:
         return early_part(wanted, trial_examples=trial, evaluations=8, validation=validation)
 
-    # Half of 24,000 trained examples pays for 36,000 evaluated ones: 12,000 + 7 * 3,428.
+    # A tenth of 120,000 trained examples pays for 36,000 evaluated ones: 12,000 + 7 * 3,428.
     assert part() == 3_428
-    assert part(trial=80_000) is None
-    assert part(trial=100) == 1_000
+    assert part(trial=400_000) is None
+    assert part(trial=100) == 2_000
     assert part(validation=900, trial=100) is None
     assert (part("all"), part(500), part(12_000)) == (None, 500, None)
 
