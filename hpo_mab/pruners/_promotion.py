@@ -24,9 +24,9 @@ class TopKPruner(BasePruner):
 
     The control that multi-fidelity searches find hard to beat: "one epoch, then the top k". In a
     study of this product the last ``k`` of ``budget.trials`` train the ``k`` best stopped
-    configurations in full, from the start and with new seeds. All that they spend counts. The best
-    of them is the study's result. The first ``search.initial`` trials are never stopped, as under
-    any pruner.
+    configurations in full. They start from zero, with new seeds. All that they spend counts. The
+    best of them is the study's result. The first ``search.initial`` trials are never stopped, as
+    under any pruner.
 
     In any other Optuna study trials stop in the same way, and the user queues the best ones::
 
