@@ -22,7 +22,7 @@ _R = TypeVar("_R")
 
 
 class HpoMabError(Exception):
-    """A mistake in what the user asked for; the command line says it in one line, exit status 2."""
+    """A mistake in the user's request; the command line shows it in one line, exit status 2."""
 
 
 class ArgumentError(HpoMabError, ValueError):
@@ -118,7 +118,7 @@ class SpecError(HpoMabError):
 
 
 class StorageError(HpoMabError):
-    """Storage that cannot be reached, or that holds something other than what was asked for."""
+    """Storage that cannot be reached, or that holds something other than requested."""
 
 
 class DataError(HpoMabError):
@@ -130,7 +130,7 @@ def _either(names: list[str]) -> str:
     return quoted[0] if len(quoted) == 1 else f"{', '.join(quoted[:-1])} or {quoted[-1]}"
 
 
-# Libraries of a device say it each in its own way, in errors of no kind of their own.
+# Each device's library reports it with a different text, in errors of a general class.
 _DEVICE = re.compile(
     r"CUDA error: out of memory|HIP error: out of memory|MPS backend out of memory"
     r"|CU(?:BLAS|DNN|FFT|SOLVER|RAND)_STATUS_(?:ALLOC_FAILED|ALLOCATION_FAILED)"
@@ -144,10 +144,10 @@ _ARRAY = re.compile(r"Unable to allocate [^\n]*")
 
 
 def memory_reason(error: BaseException) -> str | None:
-    """What ran out of memory and what was asked of it, in one line; None where nothing did.
+    """Which memory ran out and what was requested of it, in one line; None if none ran out.
 
-    Looks through an error to those that it came of: on the way out, a step that could not be
-    captured or a file that could not be closed may be complained of instead.
+    Also examines the causes of an error. A later error may hide the first: a failed capture of a
+    step, or a failed close of a file.
     """
     for one in _chain(error):
         reason = _reason(one)

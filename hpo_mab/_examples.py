@@ -127,9 +127,9 @@ class ExampleRecord:
     def suspicion(self) -> NDArray[np.float64]:
         """How likely each recorded example is to be mislabelled: the higher, the likelier.
 
-        The mean margin over all visits of all trials, negated, in logits: the area under the
-        margin of Pleiss et al. (2020). Above 0 the label's logit was below another class's, on
-        average. Examples never visited have the lowest, `-MOST_MARGIN`.
+        The negated mean margin over all visits of all trials, in logits (area under the margin,
+        Pleiss et al. 2020). Above 0 the label's logit was below another class's, on average.
+        Examples never visited have the lowest, `-MOST_MARGIN`.
         """
         return np.nan_to_num(-self.counts.mean("margin"), nan=-MOST_MARGIN)
 

@@ -70,10 +70,10 @@ def class_labels(values: Any, *, name: str = "labels") -> Tensor:
 def labels_of(dataset: Dataset[Any], *, name: str = "dataset") -> Tensor:
     """Class of each example of a map-style data set of ``(x, y)`` pairs, as samplers need them.
 
-    Reads ``targets`` or ``labels`` where the data set has them (passed through its
-    ``target_transform``) and they agree with its first and its last example, looks through
-    ``Subset`` and ``TensorDataset``, and otherwise reads every example once. That may take long:
-    from 2 seconds on it logs its progress (``hpo_mab.data``, a warning, every 10 seconds).
+    Reads ``targets`` or ``labels`` (through ``target_transform``) if they agree with the first and
+    the last example. Looks into ``Subset`` and ``TensorDataset``. Otherwise reads every example
+    once. That may take long: from 2 seconds on it logs its progress (``hpo_mab.data``, a warning,
+    every 10 seconds).
 
     Args:
         dataset: Data set with ``__len__`` and ``__getitem__``.
@@ -83,8 +83,8 @@ def labels_of(dataset: Dataset[Any], *, name: str = "dataset") -> Tensor:
         Labels, int64 [N], each at least 0.
 
     Raises:
-        ArgumentError: A data set without length or without examples, items that are not pairs,
-            labels that are not integers from 0, or that are all equal.
+        ArgumentError: A data set without length or examples, or items that are not pairs. Labels
+            that are not integers from 0, or are all equal.
     """
     labels = _labels(dataset, name, read=True)
     low, high = int(labels.min()), int(labels.max())
@@ -96,7 +96,7 @@ def labels_of(dataset: Dataset[Any], *, name: str = "dataset") -> Tensor:
 def check_examples(dataset: Dataset[Any], *, name: str = "dataset") -> None:
     """Refuse a data set whose items are not ``(x, y)`` pairs with an integer class.
 
-    Looks at the labels that the data set keeps, or else at its first and its last example.
+    Checks the labels that the data set keeps, or else its first and its last example.
 
     Raises:
         ArgumentError: As `labels_of`; one class alone is not refused.

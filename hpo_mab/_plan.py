@@ -53,10 +53,10 @@ def trial_seed(seed: int, slot: int) -> int:
 
 
 # A *slot* is a place in the plan, from 0: it has one configuration and one seed. A trial is an
-# *attempt* at a slot, or at one of the slot's *twins*, which repeat it under other batch samplers.
-# An attempt that was cut off is followed by another one. A *promotion* has a slot of its own, in
-# which it trains a stopped configuration in full. A *continuation* has the slot of a paused
-# attempt, which it replaces.
+# *attempt* at a slot, or at a *twin*, which repeats the slot under another batch sampler. An
+# attempt that was cut off is followed by another one. A *promotion* has a slot of its own, in which
+# it trains a stopped configuration in full. A *continuation* has the slot of a paused attempt,
+# which it replaces.
 #
 # =========== ================================ ==========================================
 # trial        counts towards ``budget.trials`` may be tried again
@@ -73,8 +73,8 @@ def trial_seed(seed: int, slot: int) -> int:
 #: A slot, and the batch sampler of its twin; "" for the slot's own trial.
 Place = tuple[int, str]
 
-#: States of trials that are results of a study, of those that have ended, and of those that have
-#: not, as `TrialRun` names them.
+#: States by `TrialRun`'s names: trials that are results, trials that have ended, and trials that
+#: have not.
 FINISHED = ("complete", "pruned")
 ENDED = (*FINISHED, "fail")
 OPEN = ("waiting", "running")
@@ -93,7 +93,7 @@ class Next(enum.Enum):
 
 
 class Attempt(NamedTuple):
-    """A trial as the plan sees it.
+    """A trial as the plan uses it.
 
     Attributes:
         number: Optuna's trial number.
@@ -109,7 +109,7 @@ class Attempt(NamedTuple):
 
     @classmethod
     def of(cls, trial: FrozenTrial | TrialRun) -> Attempt:
-        """An Optuna trial, or a stored one, as the plan sees it."""
+        """An Optuna trial, or a stored one, as the plan uses it."""
         # Distinguished by the state, so that neither class needs to be imported.
         known: Any = trial
         if isinstance(known.state, str):
@@ -229,7 +229,7 @@ class Plan:
 
     @property
     def finished(self) -> int:
-        """Trials that are results of the study, of those that were asked for."""
+        """Trials that are results of the study; twins and paused trials are left out."""
         finished = (one for one in self._attempts if one.finished and not one.twin)
         return sum(one.number not in self._paused for one in finished)
 
@@ -267,8 +267,8 @@ class Plan:
     def once(self) -> set[int]:
         """Numbers of the trials that show each configuration once, under one batch sampler.
 
-        Twins under the batch sampler of the highest slot, with which the study has continued, take
-        the place of their originals; all other twins are left out.
+        The study has continued with the highest slot's batch sampler. Twins under it replace their
+        originals; all other twins are left out.
         """
         own = [one for one in self._attempts if not one.twin and one.sampler is not None]
         last = max(own, key=lambda one: one.slot or 0, default=None)
@@ -317,7 +317,7 @@ class Plan:
 
     def retries(self) -> list[tuple[Place, list[int]]]:
         """Places that are to be tried again, in order, each with the numbers of its attempts."""
-        # The usual case, and the plan is asked before every trial.
+        # The usual case, and each trial needs the plan first.
         if not any(one.cut_off for one in self._attempts):
             return []
         return [
@@ -347,8 +347,8 @@ class Plan:
     def slot_of(self, number: int) -> int:
         """The slot of a trial that has none yet.
 
-        It is the trial's number less the retries and twins before it, which have the slot of the
-        trial that they repeat.
+        It is the trial's number less the retries and twins before it: those have the repeated
+        trial's slot.
         """
         return number - sum(one.retry or one.twin for one in self._attempts[:number])
 

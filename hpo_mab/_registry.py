@@ -23,13 +23,13 @@ _ELSEWHERE = "package.module:Name"
 
 _NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
-#: What a name stands for: a class or a function. It may be given in place of the name.
+#: A name means a class or a function, which may be given in its place.
 Named = str | Callable[..., Any]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Option:
-    """An argument of what a name stands for, which a definition may set.
+    """An argument of a named class or function, which a definition may set.
 
     Attributes:
         kind: Its annotated type, or else that of its default.
@@ -48,8 +48,8 @@ class Registry(Collection[str]):
     arguments in its signature; those that ``**`` passes on to base classes are included.
 
     Args:
-        what: What a name stands for, for messages, e.g. ``"sampler"``.
-        names: The registry's own names, each with ``package.module:Name`` or what it stands for.
+        what: What the names mean, for messages, e.g. ``"sampler"``.
+        names: The registry's own names, each with ``package.module:Name`` or its class or function.
         given: Arguments that are no options, because the caller has their values.
         families: Functions that find ``NAME`` in ``family:NAME``, by family.
     """
@@ -106,7 +106,7 @@ class Registry(Collection[str]):
         return found  # type: ignore[no-any-return]
 
     def options(self, name: Named) -> dict[str, Option]:
-        """Options of what a name stands for; raises as `load` does."""
+        """Options of a named class or function; raises as `load` does."""
         found = parameters(self.load(name)).values()
         return {
             one.name: Option(one.annotation, one.default)
@@ -126,7 +126,7 @@ class Registry(Collection[str]):
         section: str,
         shown: str | None = None,
     ) -> None:
-        """Refuse options that what a name stands for has not, or whose values are of another type.
+        """Refuse options that a named class or function lacks, or whose values are of another type.
 
         Args:
             name: The name.
@@ -149,7 +149,7 @@ class Registry(Collection[str]):
         check_types(section, values, {option: one.kind for option, one in known.items()})
 
     def maker(self, name: Named, **given: Any) -> Callable[..., Any]:
-        """What a name stands for, with those of the given arguments bound that it takes."""
+        """The named class or function, with those of the given arguments bound that it takes."""
         return bound_to(self.load(name), given)
 
     def _imported(self, name: str) -> Any:
@@ -171,7 +171,7 @@ def bound_to(made: Callable[..., Any], given: Mapping[str, Any]) -> Callable[...
 
 
 def name_of(named: Named) -> str:
-    """A text that stands for a name: itself, or ``package.module:Name`` of a class or function."""
+    """A name as text: itself, or ``package.module:Name`` of a class or function."""
     if isinstance(named, str):
         return named
     if isinstance(named, functools.partial):
@@ -233,7 +233,7 @@ def _kind(parameter: inspect.Parameter, hints: Mapping[str, Any]) -> Any:
 
 
 def class_signature(cls: type[Any], *, first: Collection[str]) -> inspect.Signature:
-    """Signature of a class whose ``**`` is replaced by what it stands for.
+    """Signature of a class whose ``**`` is replaced by the arguments that it passes on.
 
     Args:
         cls: The class.

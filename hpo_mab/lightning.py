@@ -40,7 +40,7 @@ class TrialCallback(lightning.Callback):
     Args:
         trial: Optuna's trial.
         monitor: Name under which ``validation_step`` logs the accuracy, in [0, 1].
-        sampler: The batch sampler in use; None stands for uniform batches.
+        sampler: The batch sampler in use; None means uniform batches.
         average: Window of the moving average as a share of the steps so far, in [0, 1]; 0 keeps
             none.
         budget_examples: Training examples of the whole ``fit``, at least ``evaluations``.
@@ -119,7 +119,7 @@ class TrialCallback(lightning.Callback):
 
         Raises:
             ArgumentError: ``monitor`` is not logged.
-            optuna.TrialPruned: The study's pruner says so.
+            optuna.TrialPruned: The study's pruner stops the trial.
         """
         if trainer.sanity_checking:
             return

@@ -65,8 +65,8 @@ class SamplerContract:
         covers: Whether every example has a positive chance of being drawn again.
         coverage_draws: Draws after which every example must have come again; raise it for a sampler
             whose least likely example is very unlikely.
-        unbiased: Whether the weighted mean loss of a batch has the mean loss of all examples as its
-            expectation, whatever was drawn before.
+        unbiased: Whether the expected weighted mean loss of a batch is the mean loss of all
+            examples, whatever was drawn before.
         workers: Whether to try a ``DataLoader`` with two worker processes, which takes a second.
 
     Examples:
@@ -409,8 +409,8 @@ class SamplerContract:
     def test_weighted_mean_is_unbiased(self, model: TableModel) -> None:
         """Over many draws the weighted mean loss is the mean loss of all examples.
 
-        The errors of successive draws are martingale differences, so their sum over the root of
-        their sum of squares is about standard normal: beyond 4.5 once in 150,000 runs.
+        The errors of successive draws are martingale differences. So their sum, divided by the root
+        of their sum of squares, is about standard normal. It is beyond 4.5 once in 150,000 runs.
         """
         if not self.unbiased:
             pytest.skip("This sampler does not promise unbiased weights.")

@@ -181,8 +181,8 @@ def _quantile(scaled: Floats, confidence: float, resamples: int, seed: int) -> F
     counts = resample_counts(n, resamples, seed) / n
     mean = counts @ scaled
     variance = (counts @ scaled**2 - mean**2) / (n - 1)
-    # A resample of equal values has a standard error of zero: its ratio is infinite, or 0 where
-    # its mean is that of the data. Leaving it out would make the interval too narrow.
+    # A resample of equal values has a standard error of zero. Its ratio is infinite, or 0 where its
+    # mean is the data's. Leaving it out would make the interval too narrow.
     spread = np.sqrt(np.maximum(variance, 0.0))
     extreme = np.where(mean == 0.0, 0.0, np.inf)
     studentised = np.divide(np.abs(mean), spread, out=extreme, where=spread > _ROUNDING)
@@ -195,8 +195,8 @@ def advantage(
     """Advantage ``D(t)``: mean over pairs of ``bandit(t) - uniform(t)``.
 
     The interval is a bootstrap over pairs, chosen for its coverage with few pairs; see
-    `mean_limits` for the measured figures. Where trials were stopped, ``n`` falls with ``t``: the
-    mean is over the pairs of which both trials have reached ``t``.
+    `mean_limits` for the measured figures. Where trials were stopped, ``n`` falls with ``t``: only
+    pairs whose two trials have reached ``t`` count.
 
     Args:
         pairs: P pairs at T budgets.
@@ -230,14 +230,14 @@ def acceleration(
 ) -> list[Estimate]:
     """Acceleration ``k(t)``: the budget at which uniform reaches what the bandit has at t, over t.
 
-    The estimate inverts uniform's mean curve, made monotone by isotonic regression and read
-    straight in ``log t`` between evaluations and a little below the first one (`interpolate`).
-    The interval inverts a test: it holds every budget ``b / t`` at which the mean over pairs of
-    ``bandit(t) - uniform(b)`` is not distinguishable from zero (bootstrap over pairs,
-    `mean_limits`). Its coverage is therefore that of `advantage`, also with few pairs. No special
-    case is needed where uniform stays far below the bandit. With budgets that double and curves
-    that flatten, straight lines between evaluations overstate a ``k`` of 1.5 by 2 to 3%
-    (simulated). At ``k`` of 1 and 2 the crossing falls on an evaluation, and this bias is zero.
+    The estimate inverts uniform's mean curve, made monotone by isotonic regression. Between
+    evaluations, and a little below the first, the curve is linear in ``log t`` (`interpolate`). The
+    interval inverts a test, a bootstrap over pairs (`mean_limits`). It holds each ``b / t`` at
+    which the mean of ``bandit(t) - uniform(b)`` is not distinguishable from zero. Its coverage is
+    therefore that of `advantage`, also with few pairs. No special case is needed where uniform
+    stays far below the bandit. With budgets that double and curves that flatten, straight lines
+    between evaluations overstate a ``k`` of 1.5 by 2 to 3% (simulated). At ``k`` of 1 and 2 the
+    crossing falls on an evaluation, and this bias is zero.
 
     Where uniform never reaches the accuracy, ``censored`` is set, ``value`` is the observed lower
     bound and ``high`` is infinite. At the last budget no ``k`` above 1 can be observed.

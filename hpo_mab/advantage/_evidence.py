@@ -31,8 +31,8 @@ class Rung:
         budget: Where uniform training has the rung, as a share of a trial's budget.
         decided_at: Where a bandit-trained trial is compared instead; ``budget`` if not moved.
         equivalent: Uniform-equivalent budget ``e(decided_at)``, as a share.
-        fidelity: Kendall tau under the bandit at ``decided_at`` (of a refused rung: where it came
-            nearest to being moved) minus uniform's at ``budget``, with a paired interval; None
+        fidelity: Kendall tau under the bandit at ``decided_at`` minus uniform's at ``budget``, with
+            a paired interval. Of a refused rung: at the budget that came nearest to a move; None
             where no earlier budget was equivalent.
         refused: Which condition no earlier budget met: ``"advantage"`` (none is
             uniform-equivalent to the rung) or ``"fidelity"``; None if the rung is moved.
@@ -218,7 +218,7 @@ def measure_evidence(
 
     A rung at uniform budget ``r`` is decided at the earliest ``t`` that meets two conditions. The
     equivalent budget ``e(t)`` is at least ``r``. And the fidelity is no worse than uniform's at
-    ``r``: the interval of the paired difference of Kendall taus lies above ``-margin``. Both
+    ``r``. That is: the paired difference of Kendall taus has an interval above ``-margin``. Both
     taus are with uniform's final accuracy. Uniform's early accuracies come from the same trainings,
     so the comparison is biased against moving a rung.
 

@@ -141,8 +141,9 @@ def fidelity(
     Args:
         early: Accuracy at the short budget [K]; NaN entries are left out.
         final: Accuracy under uniform sampling at full budget [K], likewise.
-        statistic: ``"kendall"`` (tau-b), ``"spearman"``, ``"recall"`` (share of the final top k
-            among the early top k) or ``"regret"`` (final accuracy lost by choosing the early best).
+        statistic: ``"kendall"`` (tau-b), ``"spearman"``, ``"recall"`` or ``"regret"``. Recall is
+            the share of the final top k among the early top k. Regret is the final accuracy lost by
+            choosing the early best.
         k: Size of the top for ``"recall"``, at least 1.
         confidence: Coverage of the interval, in (0, 1).
         resamples: Bootstrap resamples of configurations, at least 100.
@@ -206,8 +207,8 @@ def compare_fidelity(
     Returns:
         All three. The difference has a paired bootstrap interval; for fewer than 4 configurations
         it is the whole range of differences. Where nothing varies, it is widened as in `fidelity`.
-        The difference is 0 by definition, and its interval that point, where both sides are the
-        same trainings, or where both early accuracies are the final ones.
+        If both sides are the same trainings, or both early accuracies the final ones, the
+        difference is 0 by definition. Its interval is then that point.
 
     Raises:
         ArgumentError: Lengths differ, or an unknown statistic, or an option outside its bound.

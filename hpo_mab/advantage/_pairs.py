@@ -92,10 +92,10 @@ class PairedCurves:
     def in_seconds(self, *, chance: float = 0.0) -> Self:
         """The same pairs at equal training seconds instead of equal examples.
 
-        The bandit's accuracy at budget ``t`` becomes its accuracy after the seconds that the
-        reference took for ``t`` in the same pair. `advantage` and `acceleration` of the result
-        then include the sampler's cost. A bandit that finished earlier keeps its last accuracy;
-        one that was stopped is NaN from there.
+        The bandit's accuracy at budget ``t`` becomes that after the reference's seconds for ``t``
+        in the same pair. `advantage` and `acceleration` of the result then include the sampler's
+        cost. A bandit that finished earlier keeps its last accuracy; one that was stopped is NaN
+        from there.
 
         Args:
             chance: Accuracy before training, from which curves rise to their first evaluation.
@@ -120,8 +120,8 @@ def interpolate(budgets: Floats, values: Floats, at: Floats, *, chance: float = 
 
     Learning curves are nearer to straight lines in ``log t`` than in ``t``. A chord in ``t``
     between budgets that double overstates the budget at which an accuracy is reached. Before the
-    first evaluation the line between the first two is extended, but not below the straight line
-    in ``t`` from ``(0, chance)``.
+    first evaluation the line between the first two is extended. Its lower bound is the straight
+    line in ``t`` from ``(0, chance)``.
 
     Args:
         budgets: Budgets of the evaluations, positive and increasing [T], ``T >= 1``.

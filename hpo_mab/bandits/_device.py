@@ -84,7 +84,7 @@ class TensorCounts:
         return old_arms.long(), old_rewards.bool(), full
 
     def _count(self, arms: Tensor, rewards: Tensor, amount: Tensor) -> None:
-        # Gather and scatter, not scatter_add: each row has one arm, so no two writes meet, and the
+        # Gather and scatter, not scatter_add: each row has one arm, so no two writes meet. The
         # result is the same on every run.
         positions = arms[:, None]
         for counts, chosen in ((self.successes, rewards), (self.failures, ~rewards)):
@@ -105,8 +105,8 @@ class TensorCounts:
 class DeviceEngine(BanditEngine):
     """Bandits in tensors on one device, of one network or of a stack of ``K``.
 
-    `draw` and `learn` never wait for the host, and change state in place: they can be captured in
-    a CUDA graph. The bandits of a stack are rows below one another, ``K * B`` in all; `B` stands
+    `draw` and `learn` never wait for the host, and change state in place. So a CUDA graph can
+    capture them. The bandits of a stack are rows below one another, ``K * B`` in all; `B` stands
     for that number in the shapes here. Networks of a stack share policy, ``replacement``, the way
     of forgetting, and the prior where there is a ``correction``; all numbers may differ.
 

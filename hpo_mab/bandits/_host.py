@@ -39,13 +39,13 @@ from hpo_mab.bandits._states import (
 class GroupedBandits:
     """``B`` independent Beta-Bernoulli bandits, in numpy.
 
-    Arms with the same (successes, failures) are exchangeable: the policy chooses a state, then
-    one of its arms is picked uniformly. That is exact in distribution. The cost depends on the
-    number of states in use, not on the number of arms.
+    Arms with the same (successes, failures) are exchangeable. The policy chooses a state, then one
+    of its arms is picked uniformly. That is exact in distribution. The cost depends on the number
+    of states in use, not on the number of arms.
 
-    With ``passes``, an arm in the prior's state is the next one of a shuffled pass that is in that
-    state. Arms without counted pulls are then visited as by shuffling: none is visited twice
-    before all others were.
+    With ``passes``, arms in the prior's state are picked in the order of a shuffled pass. Arms
+    without counted pulls are then visited as by shuffling: none is visited twice before all others
+    were.
 
     With a ``limit``, arms with more pulls are drawn one by one, also exactly. Without forgetting,
     hardly two of them are in one state, and the number of states would grow without bound.
@@ -108,9 +108,9 @@ class GroupedBandits:
         if len(shared):
             own = columns != SHARED
             cells, columns = cells[own], columns[own]
-        # One exponential variate a state, divided by its number of arms n, stands for n arms: the
-        # policies turn log(E / n) into an exact choice (see `GroupedPolicy`). The state of least
-        # cost wins. Its arms are exchangeable, so a uniform one of them is an exact draw.
+        # A state of n arms has one exponential variate, divided by n. The policies turn log(E / n)
+        # into an exact choice (see `GroupedPolicy`). The state of least cost wins. Its arms are
+        # exchangeable, so a uniform one of them is an exact draw.
         race = self._rng.standard_exponential(len(cells) + len(shared))
         race[: len(cells)] /= counts[cells]
         np.log(race, out=race)
@@ -180,8 +180,8 @@ class GroupedBandits:
         shared = self._shared_arms()
         if not len(shared):
             return self._policy.propensities(counts, totals), states
-        # Arms that are drawn one by one get a temporary state for each distinct pair, after the
-        # states that have a column: the integral then treats all arms in the same way.
+        # Arms drawn one by one get a temporary state for each distinct pair, after the states with
+        # a column. The integral then treats all arms in the same way.
         pairs, kinds = np.unique(self._pairs[shared], axis=0, return_inverse=True)
         more = np.zeros((len(counts), len(pairs)), dtype=counts.dtype)
         np.add.at(more, (shared // self._members.arms, kinds), 1)
@@ -268,8 +268,8 @@ class GroupedBandits:
         return {f"order_{name}": array for name, array in self._passes.state().items()}
 
 
-#: Most pulls of an arm that is counted by state, where more pulls of a bandit count than it has
-#: arms. ``benchmarks/long_memory.py`` measures the cost of other limits.
+#: Most pulls of an arm counted by state, if more pulls of a bandit count than it has arms.
+#: ``benchmarks/long_memory.py`` measures the cost of other limits.
 MOST_PULLS = 12
 
 #: Steps whose draws and rewards are counted at once.

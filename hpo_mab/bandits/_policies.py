@@ -249,7 +249,7 @@ def log_upper_quantiles(a: float, b: float) -> NDArray[np.float32]:
     positions = np.arange(-1, QUANTILE_POINTS // COARSE + 2) * COARSE
     hazard = np.exp(LOG_HAZARD_LOW + step * positions)
     upper = hazard < 1
-    # 1 - X is Beta(b, a). Always the smaller tail probability is inverted: the larger one rounds to
+    # 1 - X is Beta(b, a). Always the smaller tail probability is inverted. The larger one rounds to
     # 1 in double precision, and its quantile would be lost.
     negative = np.empty(len(positions))
     negative[upper] = -np.log(special.betaincinv(b, a, -np.expm1(-hazard[upper])))
@@ -278,8 +278,8 @@ def _cubic_weights() -> Floats:
 class LogitGrid:
     """A grid of ``z = logit x`` on which distribution functions of Beta draws are tabulated.
 
-    In ``z`` both tails of every density fall off exponentially, and a density of ``a + b`` pulls is
-    at least ``2 / sqrt(a + b)`` wide. So the trapezoidal rule is more accurate than needed.
+    In ``z`` both tails of every density fall off exponentially. A density of ``a + b`` pulls is at
+    least ``2 / sqrt(a + b)`` wide. So the trapezoidal rule is more accurate than needed.
 
     Args:
         prior: Beta parameters of an arm without pulls.

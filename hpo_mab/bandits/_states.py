@@ -18,9 +18,9 @@ from hpo_mab.bandits._settings import Bools, Columns, Floats, Ints, Rewards, cop
 class PullWindow:
     """A ring of the last ``memory`` pulls of each bandit.
 
-    Each bandit has a separate position: after a pull that did not count (a non-finite loss) its
-    ring is one behind the others'. Until then all are at the same slot. One slice is then written
-    instead of scattered cells, which is much faster.
+    Each bandit has a separate position. After a pull that did not count (a non-finite loss) it is
+    one behind the others'. Until then all are at the same slot. One slice is then written instead
+    of scattered cells, which is much faster.
 
     Args:
         bandits: Number of bandits, ``B``.
@@ -135,8 +135,8 @@ class StateColumns:
     new state gets a column when the first arm enters it. Columns without arms are reused before
     any are added. The prior state (0, 0) is column `PRIOR`.
 
-    With a limit there are at most ``(limit + 1)(limit + 2) / 2 + 1`` columns: arms with more pulls
-    are in column `SHARED`, whatever their state, and stay there until `find` gives them another.
+    With a limit there are at most ``(limit + 1)(limit + 2) / 2 + 1`` columns. Arms with more pulls
+    are in column `SHARED`, whatever their state, until `find` gives them another.
 
     Args:
         owner: Object with the arrays of one entry a column.
@@ -279,8 +279,8 @@ class StateMembers:
     """The state of every arm, and the number of arms in each state by bandit and by block.
 
     A uniform member of a state is the k-th one for a uniform k. Many arms are divided into blocks
-    of about the square root of their number. The counts of the blocks give the block of the k-th
-    member, and a scan of that block finds it: the cost grows with the square root of the arms.
+    of about the square root of their number. The counts of the blocks give the k-th member's block,
+    and a scan of it finds the member. The cost grows with the square root of the arms.
 
     Args:
         sizes: Arms of each bandit, [B].
@@ -389,9 +389,9 @@ class StateMembers:
 class UniformPasses:
     """Passes over each bandit's arms without replacement, independent of rewards.
 
-    In each pass a bandit visits its arms in the order ``(offset + stride * i) mod A`` with a
-    random offset and a random stride coprime to ``A``: each arm once, each arm equally likely at
-    each place, in constant memory.
+    In each pass a bandit visits its arms in the order ``(offset + stride * i) mod A``. The offset
+    and the stride, coprime to ``A``, are random. Each arm comes once, equally likely at each place;
+    memory is constant.
 
     Args:
         sizes: Arms of each bandit, [B].

@@ -70,9 +70,9 @@ class TensorPasses:
     def advance_to(self, chosen: Tensor, allowed: Tensor) -> Tensor:
         """The next allowed arm of some bandits; others are skipped.
 
-        Each arm's place in the rest of the pass, or else in the next pass, is computed with the
-        inverse of the stride. The first allowed place is the arm that `UniformPasses` finds by a
-        loop; a loop would need the host.
+        The inverse of the stride gives each arm's place in the rest of the pass, or else in the
+        next. The first allowed place is the arm that `UniformPasses` finds by a loop; a loop would
+        need the host.
 
         Args:
             chosen: The bandits that draw, each with at least one allowed arm, bool [B].
@@ -129,8 +129,8 @@ class TensorPasses:
         }
 
 
-#: A state of more pulls is replaced by the nearest one of so many pulls: the table's size grows
-#: with the square of this number.
+#: Most pulls of a state; one of more pulls is replaced by the nearest. The table's size grows with
+#: the square of this number.
 MAX_PULLS = 48
 
 

@@ -55,8 +55,8 @@ def examples(
 
     Every trial adds what it saw of each example to the study's record. Nothing is trained.
     The score of a likely mislabelled example is by how much another class's logit exceeds the
-    label's, on average; below 0 the label's is higher. That of a hard example is its mean loss
-    divided by the average loss, that of an ambiguous one the standard deviation of the label's
+    label's, on average; below 0 the label's is higher. The score of a hard example is its mean loss
+    divided by the average loss. That of an ambiguous one is the standard deviation of the label's
     probability. Look at the pictures before you drop any.
 
     Examples:

@@ -156,8 +156,8 @@ _SECONDS_TO_TIDY = 3.0
 def stoppable() -> Iterator[None]:
     """Treat the termination signal, as schedulers and containers send it, like Ctrl-C.
 
-    The second of them ends the process within seconds, even where Python cannot act on it: a
-    library's or a driver's call may never return.
+    The second signal ends the process within seconds. Python alone cannot do that while a library's
+    or a driver's call does not return.
     """
 
     def interrupt(number: int, frame: FrameType | None) -> None:

@@ -356,7 +356,7 @@ def _arguments(parameter: Any, value: Any) -> Iterator[str]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file the user asked for.
+    """Write a file that the user requested.
 
     Raises:
         ArgumentError: It cannot be written.

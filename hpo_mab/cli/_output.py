@@ -205,8 +205,8 @@ class _DataLines(logging.Handler):
 def shown_data(*, quiet: bool) -> Iterator[Callable[[], None]]:
     """Show the composition of the data sets loaded in this context, each line once.
 
-    Yields a function that shows it. The end of the context shows it as well, but an error does not:
-    an error in a definition is one line.
+    Yields a function that shows it. The end of the context also shows it, except after an error: an
+    error in a definition is one line.
     """
     log, lines = logging.getLogger("hpo_mab.data"), _DataLines()
     before = log.level
@@ -243,7 +243,7 @@ def print_summary(
     """Print the best configuration, what was spent, what pruning saved, and what to do next.
 
     Args:
-        outcome: What came of the run.
+        outcome: Result of the run.
         spec: The definition.
         wall_seconds: Wall time of the command.
         dashboard: Command that opens the dashboard.

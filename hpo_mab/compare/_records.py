@@ -70,10 +70,10 @@ class CostToTarget:
     Attributes:
         target: ``"reference"``: the reference's final incumbent accuracy. Equal arms
             reach it in half of the seeds only: the target depends on the luck of one of them.
-            ``"common"``: the lower of both final incumbent accuracies, which both reach: for equal
-            arms, ratios above and below 1 are equally likely. ``"retrained"``: the
-            reference's re-trained test accuracy; known only for final incumbents, so the cost is
-            what was spent until the final incumbent was found.
+            ``"common"``: the lower of both final incumbent accuracies, which both reach. For equal
+            arms, ratios above and below 1 are then equally likely. ``"retrained"``: the reference's
+            re-trained test accuracy; known only for final incumbents, so the cost is what was spent
+            until the final incumbent was found.
         currency: ``"examples"`` or ``"seconds"``.
         ratio: Geometric mean over seeds; where some seed never got there, "at least".
         seeds: The seeds compared.
@@ -105,10 +105,10 @@ class CostToTarget:
 class FidelityRow:
     """Agreement with a final ranking at one budget.
 
-    The reference's final accuracies are those of the same trainings as its early ones, whose
-    noise they share, while the arm was trained separately: ``"reference"`` favours the reference,
-    most so late. With ``"own"`` each arm predicts the end of its own trainings, as pruning within
-    a study does, and neither is favoured.
+    The reference's early and final accuracies share noise: they are of the same trainings, while
+    the arm was trained separately. So ``"reference"`` favours the reference, most at late budgets.
+    ``"own"`` favours neither: each arm predicts the end of its own trainings, as pruning in a study
+    does.
 
     Attributes:
         statistic: ``"kendall"``, ``"spearman"``, ``"recall"`` or ``"regret"``.
@@ -135,7 +135,7 @@ class FidelityRow:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class PairedRow:
-    """What the pairs say at one budget; see `hpo_mab.advantage`.
+    """Measurements on the pairs at one budget; see `hpo_mab.advantage`.
 
     Attributes:
         examples: Budget t, in training examples of one trial.
@@ -193,7 +193,7 @@ class Contrast:
         seconds_per_example: Training seconds per example over the reference's.
         cost: Costs to target.
         pairs: Number of pairs of one configuration trained in both arms.
-        paired: What the pairs say, by budget.
+        paired: Measurements on the pairs, by budget.
         retrained_gain: Re-trained test accuracy minus the reference's, over seeds.
         retrained_p: Wilcoxon signed-rank p-value of the same; None below 5 seeds.
         same_slots: Whether trials of both arms were trained in equally many slots. Where not, the
@@ -229,7 +229,7 @@ class ComparisonSummary:
     Attributes:
         reference: Name of the reference arm.
         confidence: Coverage of all intervals.
-        data: Name of the data set; empty if the definitions do not say.
+        data: Name of the data set; empty if the definitions lack it.
         model: Name of the network, likewise.
         trial_examples: Budget of one unpruned trial, in training examples.
         arms: One record an arm, the reference first, then by name.
@@ -300,8 +300,8 @@ def geometric_mean(
 
     Args:
         ratios: One a seed.
-        censored: Whether some ratios are lower bounds: then so is the mean, and its lower end
-            holds, while there is no upper one.
+        censored: Whether some ratios are lower bounds. Then so is the mean: its lower end holds,
+            and there is no upper one.
         confidence: Coverage of the interval.
         seed: Seed of the resampling.
     """

@@ -39,8 +39,8 @@ if TYPE_CHECKING:
 def arms_of(spec: StudySpec) -> dict[str, StudySpec]:
     """The definition of each arm by name, the reference included.
 
-    Without ``[compare.arms]`` the arms are the study as it is, the same under uniform sampling and,
-    with ``compare.unpruned``, that without pruning.
+    Without ``[compare.arms]`` the arms are the study as it is and the study under uniform sampling.
+    ``compare.unpruned`` adds the latter without pruning.
 
     Raises:
         SpecError: The reference is not among the arms, or there is nothing to compare.
@@ -91,8 +91,8 @@ class ComparisonRuns:
     Attributes:
         reference: The arm the others are compared with.
         runs: The studies, arm by arm within each seed.
-        retrained: Test accuracies of each study's incumbent, trained again under uniform sampling
-            at full budget on fresh seeds, by arm and seed.
+        retrained: Test accuracies of incumbents, by arm and seed. Each was trained again under
+            uniform sampling at full budget on fresh seeds.
         interrupted: Whether Ctrl-C ended it early.
         environments: Versions and hardware that each study began with, by arm and seed.
 

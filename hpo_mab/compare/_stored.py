@@ -125,8 +125,8 @@ def stored_comparison(
             first.
 
     Raises:
-        ArgumentError: A pattern that matches nothing, two studies of one arm and seed, studies of
-            different data, or none with an evaluation.
+        ArgumentError: A pattern without a match, two studies of one arm and seed, studies of
+            different data, or none with evaluations.
         StorageError: A database that is not there or cannot be read.
         UnknownNameError: A name that no database holds, or an unknown reference.
     """

@@ -1,6 +1,6 @@
 """From the runs of a comparison to its summary.
 
-Incumbent curves, cost to target, and what the pairs of two arms say at each budget.
+Incumbent curves, cost to target, and measurements on the pairs of two arms at each budget.
 """
 
 from __future__ import annotations
@@ -86,10 +86,9 @@ class IncumbentCurve:
 def incumbent_curve(run: StudyRun, currency: Currency = "examples") -> IncumbentCurve:
     """Best final accuracy so far against the cumulative spend of all trials.
 
-    Only complete trials' final accuracies count, for only their models were trained under the
-    whole schedule and could be handed out; pruned and failed trials count as spend. Trials are
-    taken in order of number, as one worker runs them. Where curves are missing, the spend is not
-    known, and there is no curve.
+    Only complete trials' final accuracies count: only their models had the whole schedule and can
+    be handed out; pruned and failed trials count as spend. Trials are taken in order of number, as
+    one worker runs them. Where curves are missing, the spend is not known, and there is no curve.
 
     Args:
         run: The study.

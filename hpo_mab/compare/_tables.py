@@ -33,7 +33,7 @@ def points(estimate: Estimate) -> str:
 
 
 def ratio(estimate: Estimate) -> str:
-    """A ratio, marked where it is a lower bound; without an interval that says nothing."""
+    """A ratio, marked where it is a lower bound; without an interval that is too wide."""
     return _shown(estimate, 1.0, ".2f", interval=not too_wide(estimate))
 
 
@@ -43,15 +43,15 @@ def coefficient(estimate: Estimate, *, interval: bool = True) -> str:
 
 
 def too_wide(estimate: Estimate) -> bool:
-    """Whether the interval of a ratio says nothing: its ends differ by more than a factor of 100.
+    """Whether the interval of a ratio is too wide: its ends differ by more than a factor of 100.
 
-    One without an upper end is not: its lower end may say something.
+    One without an upper end is not: its lower end may be informative.
     """
     return math.isfinite(estimate.high) and estimate.high > 100 * max(estimate.low, 0.0)
 
 
 def unbounded(estimate: Estimate) -> bool:
-    """Whether the interval says nothing: no upper end, and none below or that of all ratios."""
+    """Whether the interval is uninformative: no upper end, and none below or that of all ratios."""
     return estimate.low in (-math.inf, 0.0) and math.isinf(estimate.high)
 
 
@@ -380,8 +380,8 @@ def _both(row: PairedRow, statistic: str) -> str:
 def comparison_tables(summary: ComparisonSummary, *, essential: bool = False) -> list[Table]:
     """The comparison as rich tables that can be read at 80 to 100 columns.
 
-    The arms first, then gains and costs over the reference, then, for each arm with pairs,
-    advantage and acceleration, and fidelity, by budget.
+    The arms, then gains and costs over the reference. Then by budget, for each arm with pairs:
+    advantage and acceleration, and fidelity.
 
     Args:
         summary: From `summarise`.

@@ -15,7 +15,7 @@ from hpo_mab.compare._records import ArmSummary, ComparisonSummary, Contrast, Cu
 Question = Literal["learns", "model", "hyperparameters"]
 Reply = Literal["yes", "no", "cannot tell"]
 
-#: Each question and the currencies in which it is asked; None: of the studies as they ended.
+#: Each question and its currencies; None: of the studies as they ended.
 _ASKED: tuple[tuple[Question, Currency | None], ...] = (
     ("learns", "examples"),
     ("learns", "seconds"),
@@ -23,7 +23,7 @@ _ASKED: tuple[tuple[Question, Currency | None], ...] = (
     ("model", "seconds"),
     ("hyperparameters", None),
 )
-#: Each question as a statement of the arm, and what "no" says.
+#: Each question as a statement of the arm, and what "no" means.
 _STATED: dict[Question, tuple[str, str]] = {
     "learns": ("same configuration learns more", "no, less"),
     "model": ("search finds a better model", "no, worse"),
@@ -80,7 +80,7 @@ class Answer:
 
     @property
     def statement(self) -> str:
-        """What the question asks of the arm, e.g. ``"search finds a better model"``."""
+        """The question as a statement of the arm, e.g. ``"search finds a better model"``."""
         return _STATED[self.question][0]
 
     @property
@@ -116,8 +116,8 @@ class Answer:
 def answers(contrast: Contrast) -> tuple[Answer, ...]:
     """The answers about one arm: each question at equal examples and at equal seconds.
 
-    One seed says nothing of a search. Seconds say nothing where the arms were trained in different
-    numbers of slots, or where their trainings are the same.
+    One seed cannot compare searches. Seconds cannot be compared where arms were trained in
+    different numbers of slots, or have the same trainings.
     """
     return tuple(_answer(contrast, question, currency) for question, currency in _ASKED)
 

@@ -181,7 +181,7 @@ def evidence_note(study: optuna.Study, settings: StudySettings) -> str:
         settings: Its definition.
 
     Returns:
-        The section; empty for a study that does not ask for evidence and has none.
+        The section; empty for a study that neither uses evidence nor has any.
     """
     stored = study.user_attrs.get(EVIDENCE_KEY)
     evidence = None if stored is None else Evidence.from_json(stored)
@@ -352,7 +352,7 @@ _LISTED = 5
 
 
 def examples_note(record: ExampleRecord, name: str) -> str:
-    """What a study's record of examples says of its labels, in Markdown.
+    """The labels by a study's record of examples, in Markdown.
 
     Args:
         record: What the trials saw.

@@ -40,9 +40,9 @@ if TYPE_CHECKING:
 
 # What ``optuna_dashboard`` writes to a study, in one transaction.
 #
-# Optuna commits each attribute by itself, at milliseconds to tens of milliseconds each, and a
-# study's figures and notes are hundreds of them. Together they take about as long as one, and a
-# reader never sees half of them.
+# Optuna commits each attribute by itself, which takes milliseconds to tens of milliseconds. A
+# study's figures and notes are hundreds of attributes. Together they take about as long as one, and
+# a reader never sees half of them.
 
 _CHUNK = 500
 
@@ -235,7 +235,7 @@ def _ready(made: dict[str, go.Figure]) -> dict[str, go.Figure]:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Published:
-    """What came of publishing.
+    """Result of publishing.
 
     Attributes:
         studies: Names of the studies whose pages are up to date now.
@@ -259,7 +259,7 @@ def publish_study(storage: Storage, run: StudyRun, *, artifacts: Path | None = N
     Never raises for what it cannot write: the study itself is stored already.
 
     Args:
-        storage: Where the study lives.
+        storage: The study's database.
         run: The study, read.
         artifacts: Folder of the artifact store; None takes the storage's.
     """

@@ -93,7 +93,7 @@ def _rows(run: StudyRun) -> Iterator[list[Any]]:
 #: Lines in the dashboard's figure of reports; each has its entry in the legend, too.
 _LINES = 200
 _COMPARISON = "/hpo-mab/compare"
-#: User attributes that the note says in words; the definition alone fills the table.
+#: User attributes that the note has in words; the definition alone fills the table.
 _SAID = (DEFINITION_KEY, EVIDENCE_KEY)
 #: Our figures first, then the dashboard's own; one column on a telephone.
 _STYLE = """<style>
@@ -116,9 +116,9 @@ main, main > *, .MuiBox-root, .MuiCard-root { min-width: 0; }
 def application(storage: Storage, *, artifacts: Path | None = None) -> WSGIApplication:
     """Optuna's dashboard with the storage's files, our figures first, and pages of comparisons.
 
-    Of a study of many trials, it is sent the reports of about 200 trials, evenly chosen: to
-    draw a line for each of 1,000 takes a browser seconds. The stored definition and evidence are
-    left out of the study's attributes, because its note has them in words.
+    Of a study of many trials, the browser gets the reports of about 200, evenly chosen. It needs
+    seconds to draw 1,000 lines. The stored definition and evidence are left out of the study's
+    attributes, because its note has them in words.
 
     Args:
         storage: The database.
@@ -192,12 +192,12 @@ def _styled(response: HTTPResponse) -> HTTPResponse:
         text = file.read().decode("utf-8").replace("</head>", _STYLE, 1)
     kept = {"Content-Security-Policy": response.get_header("Content-Security-Policy", "")}
     headers = {key: value for key, value in kept.items() if value}
-    # Without a date, so that browsers ask again.
+    # Without a date, so that browsers request it again.
     return HTTPResponse(text, 200, {"Content-Type": "text/html; charset=utf-8", **headers})
 
 
 def _thin_reports(trials: list[dict[str, Any]]) -> None:
-    """Leave the reports of some trials, the same ones however many are asked for at once."""
+    """Keep the reports of some trials, the same ones however many are requested at once."""
     every = 1 + max((trial["number"] for trial in trials), default=0) // _LINES
     for trial in trials:
         # The page of a running trial may be open.

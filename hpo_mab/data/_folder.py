@@ -83,8 +83,8 @@ def image_folder(*, root: Path, size: int | None = None) -> _images.Decoded:
 
     Raises:
         ArgumentError: ``size`` out of bounds.
-        DataError: No such folder, fewer than two classes, a class without images, test or
-            validation classes that were never trained on, or more images than fit into memory.
+        DataError: No such folder, fewer than two classes, or a class without images. Test or
+            validation classes that the training part lacks, or more images than fit into memory.
     """
     if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 4):
         raise ArgumentError(f"size must be an integer of at least 4 pixels, got {size!r}.")

@@ -28,8 +28,8 @@ from hpo_mab._labels import class_labels
 class ImageData:
     """A labelled image data set in tensors on one device.
 
-    Sets cut out of one another (`subset`) share the images in memory, and with them the file that
-    they may be mapped from: a split costs no copy, and neither does another process.
+    Sets cut out of one another (`subset`) share the images in memory, or the file that they are
+    mapped from. So neither a split nor another process costs a copy.
 
     Args:
         images: Pixels, uint8 [M, channels, height, width].
@@ -248,10 +248,10 @@ class Normalization:
 class Augmentation:
     """Random shift by up to ``pad`` pixels with reflected borders, and random horizontal flip.
 
-    Equals ``RandomCrop(size, padding=pad, padding_mode="reflect")`` followed by
-    ``RandomHorizontalFlip()`` of torchvision in distribution, for a whole batch in one indexing
-    operation: the source row and column of every output pixel are computed and gathered, so
-    nothing is padded and nothing waits for the host.
+    Equals torchvision's ``RandomCrop(size, padding=pad, padding_mode="reflect")``, then
+    ``RandomHorizontalFlip()``, in distribution. One indexing operation gathers a whole batch: the
+    source row and column of every output pixel are computed. So nothing is padded and nothing waits
+    for the host.
 
     Args:
         pad: Largest shift in pixels, both ways and both axes; 0 for none.

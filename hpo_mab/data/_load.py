@@ -52,8 +52,8 @@ def _torchvision_set(name: str, *, root: Path, download: bool) -> Parts:
     return {"train": train, "test": test}
 
 
-#: Data sets. A function is given ``root`` (a `Path`), ``download``, and the ``seed`` and the share
-#: of the ``validation`` split, where it takes them.
+#: Data sets. A function gets those of ``root`` (a `Path`), ``download``, ``seed`` and
+#: ``validation`` (the split's share) that it takes.
 DATA_SETS = Registry(
     "data set",
     {
@@ -90,9 +90,8 @@ def load(
 ) -> tuple[ImageData, ImageData]:
     """Load a data set of images by name.
 
-    Decoded images are kept in ``root/.hpo_mab_cache`` and memory-mapped from there by the next
-    call and by other processes, until a source file changes; a root that cannot be written is
-    decoded each time.
+    Decoded images are kept in ``root/.hpo_mab_cache`` until a source file changes. Later calls and
+    other processes memory-map them from there; a root that cannot be written is decoded each time.
 
     Args:
         name: One of `available`, or ``package.module:Name`` of a function as for `load_splits`.
@@ -108,8 +107,7 @@ def load(
     Raises:
         UnknownNameError: No such data set or option.
         ArgumentError: An option outside its bound, or data that are no images.
-        DataError: The data are not there, cannot be fetched or cannot be read, or are more than
-            memory holds.
+        DataError: The data do not exist, cannot be fetched or read, or exceed memory.
     """
     parts = _load(name, plain(more), root=Path(root), download=download).parts
     if not isinstance(parts["train"], ImageData):
@@ -129,14 +127,14 @@ def load_splits(
 ) -> ImageSplits | DatasetSplits:
     """Load a data set by name, in three parts.
 
-    What was taken is logged by ``hpo_mab.data`` at the level INFO: sizes, classes with their
-    training images, and what was passed over.
+    ``hpo_mab.data`` logs, at the level INFO, sizes, classes with their training images, and files
+    that were left out.
 
-    Another data set than ours is a function, named ``package.module:Name``, that takes its options
-    by name, and ``root``, ``download``, ``seed`` and ``validation`` if it needs them. It returns a
-    mapping with the part ``"train"`` and, where it has them, ``"validation"`` and ``"test"``: each
-    an `ImageData`, or each a map-style data set of ``(input tensor, class)``. Without a test part,
-    a fixed stratified fifth of the training examples is the test part.
+    Any other data set is a function, named ``package.module:Name``. It takes its options by name;
+    also ``root``, ``download``, ``seed`` and ``validation`` if it needs them. It returns a mapping
+    with ``"train"`` and, where it has them, ``"validation"`` and ``"test"``. All are `ImageData`,
+    or all map-style data sets of ``(input tensor, class)``. Without a test part, a fixed stratified
+    fifth of the training examples is the test part.
 
     Args:
         name: One of `available`, or such a function or its name.
@@ -153,8 +151,8 @@ def load_splits(
         UnknownNameError: No such data set or option.
         ArgumentError: An option outside its bound, or a share that leaves a part without some
             class.
-        DataError: The data are not there, cannot be fetched or cannot be read, or are more than
-            memory holds, or ``exclude`` is a list of other images.
+        DataError: The data do not exist, cannot be fetched or read, or exceed memory; or
+            ``exclude`` is a list of other images.
     """
     validation, seed = plain(validation), plain(seed)
     given = {"root": Path(root), "download": download, "validation": validation, "seed": seed}

@@ -33,7 +33,7 @@ class Picture:
     """One decoded file, scaled and cropped, before the data set decides its range of values.
 
     Attributes:
-        pixels: [size, size, channels]: float32 with one channel for 16 bits and more, otherwise
+        pixels: [size, size, channels]. For 16 bits and more, float32 with one channel. Otherwise
             uint8 with one channel (grey), two (grey, alpha), three (RGB) or four (RGBA).
         side: Shorter side of the file's image in pixels.
     """
@@ -107,7 +107,7 @@ def read(path: Path, size: int) -> Picture | str:
 
 
 def _upright(image: Image) -> Image:
-    """The image turned as its metadata ask, whatever else the metadata hold."""
+    """The image turned according to its metadata, whatever else these hold."""
     from PIL.Image import Transpose
 
     try:
@@ -181,8 +181,8 @@ class Rendering:
     """What turns the pictures of one data set into uint8 pixels, equal for all of them.
 
     Images of 16 bits, 32 bits and floats are scaled so that the data set's smallest value becomes
-    0 and its largest 255. Where the data set also holds 8-bit images, 0 becomes 0 and the largest
-    value of the bits in use (1.0 for floats up to 1) becomes 255, to keep their brightness equal.
+    0 and its largest 255. With 8-bit images in the data set, 0 becomes 0, to keep their brightness
+    equal. The largest value of the bits in use (1.0 for floats up to 1) then becomes 255.
 
     Transparent parts show a background: white, or black where what is visible is light.
 

@@ -194,9 +194,8 @@ def split(
         seed: Seed of the split. Same seed, same split.
 
     Raises:
-        ArgumentError: A share out of bounds or too small or large for the classes to be
-            represented on both sides, a single class, or other images that do not match those of
-            ``train``.
+        ArgumentError: A share out of bounds, or one that leaves a class out of one side. A single
+            class, or other images that do not match those of ``train``.
     """
     validation, seed = plain(validation), plain(seed)
     _check_alike("test", test, train)
@@ -398,8 +397,8 @@ _PIXELS = 32 * 2**20
 class DataIdentity:
     """Digests of a data set, small enough to be kept with a study.
 
-    Data are the same if nobody has touched their files, or if the content is the same: copies of
-    files have other times, and other versions of Pillow decode the same file to other pixels.
+    Data are the same if their files are unchanged, or if the content is the same. Copies of files
+    have other times. Other versions of Pillow decode the same file to other pixels.
 
     Attributes:
         classes: Number of classes.

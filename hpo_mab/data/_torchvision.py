@@ -1,4 +1,4 @@
-"""Data sets that torchvision knows to fetch."""
+"""Data sets that torchvision can fetch."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ MIRRORED = frozenset(name for name, source in _SOURCES.items() if source.mirrore
 def load_torchvision(name: str, *, root: Path, download: bool) -> tuple[ImageData, ImageData]:
     """Training and test part of a torchvision data set, fetched and decoded at most once.
 
-    The files are fetched into a temporary folder and moved into place when complete, so a broken
+    The files are fetched into a temporary folder and moved into place when complete. So a broken
     download leaves nothing behind. Pickled files (CIFAR) are read by torchvision alone, which
     compares their checksums first.
 
@@ -157,8 +157,8 @@ def _fetch(source: _Source, root: Path) -> None:
     """Download into a temporary folder and move the result into place."""
     with tempfile.TemporaryDirectory(prefix=".fetching-", dir=root) as folder:
         fetched = Path(folder)
-        # Archives that are there already need no second download: torchvision checks them, and
-        # unpacks them again in case what was unpacked is broken.
+        # Existing archives need no second download: torchvision checks them. It unpacks them again
+        # in case the unpacked files are broken.
         archives = [file for file in _files(source, root) if file.suffix in _ARCHIVES]
         _move(archives, root, fetched, keep=True)
         for split in source.splits:

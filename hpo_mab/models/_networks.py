@@ -136,9 +136,9 @@ def resnet18(
 ) -> nn.Module:
     """ResNet-18 of torchvision; below 64 pixels with the stem for small images.
 
-    The stem of torchvision is a 7x7 convolution with stride 2 and a maximum over 3x3 pixels with
-    stride 2, that for small images a 3x3 convolution. He et al. 2016, "Deep Residual Learning for
-    Image Recognition", sections 4.1 and 4.2.
+    torchvision's stem is a 7x7 convolution and a maximum over 3x3 pixels, each with stride 2. That
+    for small images is a 3x3 convolution. He et al. 2016, "Deep Residual Learning for Image
+    Recognition", sections 4.1 and 4.2.
 
     Args:
         in_channels: Channels of an image.
@@ -242,7 +242,7 @@ def _set_channels(model: nn.Module, channels: int) -> None:
 
 @contextlib.contextmanager
 def _refusals_of(name: str) -> Iterator[None]:
-    """Raise what another package says of sizes and options as `ArgumentError`."""
+    """Raise another package's errors about sizes and options as `ArgumentError`."""
     try:
         yield
     except (AssertionError, AttributeError, RuntimeError, TypeError, ValueError) as error:

@@ -134,10 +134,10 @@ class RungFidelity:
     have no final value and do not count either.
 
     Tau-b is measured over random configurations, most of which are far from the best. It does not
-    measure the ranking of good ones, so a high tau-b moves no rung earlier: in the replays of
-    ``studies/rungs`` that lost accuracy on CIFAR-10. A tau-b that is not shown to be above 0.2
-    moves rungs later. A study has 10 such trials by default, so the interval is wide: a rung that
-    stays is not shown to be good.
+    measure the ranking of good ones, so a high tau-b moves no rung earlier. In the replays of
+    ``studies/rungs`` such moves lost accuracy on CIFAR-10. A tau-b that is not shown to be above
+    0.2 moves rungs later. A study has 10 such trials by default, so the interval is wide. A rung
+    that stays is not shown to be good.
 
     Attributes:
         full: Step that a full trial reports last.

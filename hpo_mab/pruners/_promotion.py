@@ -24,9 +24,9 @@ class TopKPruner(BasePruner):
 
     The control that multi-fidelity searches find hard to beat: "one epoch, then the top k". In a
     study of this product the last ``k`` of ``budget.trials`` train the ``k`` best stopped
-    configurations in full, from the start and with new seeds. All that they spend counts. The best
-    of them is the study's result. The first ``search.initial`` trials are never stopped, as under
-    any pruner.
+    configurations in full. They start from zero, with new seeds. All that they spend counts. The
+    best of them is the study's result. The first ``search.initial`` trials are never stopped, as
+    under any pruner.
 
     In any other Optuna study trials stop in the same way, and the user queues the best ones::
 
@@ -112,16 +112,15 @@ class PromotionPruner(BasePruner):
     """Pauses trials at rungs; the best ``1 / reduction_factor`` of a rung continue to the next.
 
     Rungs lie at ``min_resource * reduction_factor**i``. A trial that reaches one and is not among
-    the best there pauses. When more trials have reached the rung it may be among the best: then it
-    continues, before a new configuration is tried, the highest rung first. So a trial that is
-    paused too early is not lost, and rungs may lie earlier than under Optuna's
-    ``SuccessiveHalvingPruner``, which decides once.
+    the best there pauses. When more trials have reached the rung it may be among the best. Then it
+    continues before any new configuration starts, the highest rung first. So a trial paused too
+    early is not lost. Rungs may lie earlier than under Optuna's ``SuccessiveHalvingPruner``, which
+    decides once.
 
-    In a study of this product a paused trial has the state ``PRUNED``, since Optuna raises if a
-    finished trial is changed, and takes a paused one without heartbeats for one whose worker is
-    lost. It continues as a new trial of the same slot, which begins with the reports, the curve,
-    the checkpoint and the seed of the paused one: only what is trained from there on counts.
-    Without a checkpoint it is trained again from the start.
+    In a study of this product a paused trial has the state ``PRUNED``. Optuna would treat a running
+    one without heartbeats as lost, and raises if a finished one is changed. So a new trial of the
+    same slot continues it, with its reports, curve, checkpoint and seed. Only training from there
+    on counts. Without a checkpoint it is trained again from the start.
 
     In any other Optuna study trials pause in the same way, and the user queues the best ones::
 

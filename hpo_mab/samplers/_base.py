@@ -61,11 +61,11 @@ class BatchSampler(Sampler[list[int]], abc.ABC):
 
     A ``DataLoader`` with workers draws ``prefetch_factor * num_workers`` batches ahead, so its
     feedback lags by as many steps; it is still matched to the right draw. A batch without losses
-    (skipped, or out of memory) is taken off the queue with `discard`. Without, later losses would
-    reward other examples: `update` raises if it has ``indices`` or ``targets`` to compare, else
-    there is one warning as soon as more draws wait than at the pass's first answer. Starting a new
-    pass (``iter(sampler)``) drops draws that were never answered, with one warning, and ends the
-    pass before it.
+    (skipped, or out of memory) is taken off the queue with `discard`. Otherwise later losses would
+    reward other examples. `update` raises on a mismatch if it has ``indices`` or ``targets`` to
+    compare. Else it warns once, when more draws wait than at the pass's first answer. Starting a
+    new pass (``iter(sampler)``) drops draws that were never answered, with one warning, and ends
+    the pass before it.
 
     Args:
         labels: Class of each training example, whole numbers [N].
@@ -96,7 +96,7 @@ class BatchSampler(Sampler[list[int]], abc.ABC):
     #: Whether the weights of a batch follow from its own losses: `update` must come between the
     #: forward and the backward pass, so that no captured step can hold the two.
     weighs_by_losses: ClassVar[bool] = False
-    #: Whether a draw asks the network for logits of candidates, by the attribute ``scorer``.
+    #: Whether a draw needs the network's logits of candidates, through the attribute ``scorer``.
     asks_network: ClassVar[bool] = False
     #: Which mean of a study's record of examples, one of `hpo_mab._examples.COLUMNS`, the sampler
     #: takes as ``difficulty``; None for a sampler that takes none.
@@ -284,15 +284,15 @@ class BatchSampler(Sampler[list[int]], abc.ABC):
             logits: Model outputs [B, C]; needed where `needs_logits` is true.
             targets: Labels [B]; default the labels the sampler was made with. On the host they
                 must be these labels, or the same classes numbered from 0 in their order.
-            indices: The examples of the batch, [B], where the loop has them: an exact check in
-                place of that of the targets.
+            indices: The examples of the batch, [B], where the loop has them. They are checked
+                exactly, in place of the targets.
 
         Returns:
             The scalar to back-propagate: the mean loss, importance-weighted where the sampler is.
 
         Raises:
-            FeedbackError: No draw is outstanding, the batch is not that of the draw, a shape or a
-                type is wrong, or logits are missing. The draw still waits.
+            FeedbackError: No draw is outstanding, or the batch is not the draw's. A shape or a type
+                is wrong, or logits are missing. The draw still waits.
             ArgumentError: Labels that the outputs have no column for.
         """
         draw = self._outstanding.oldest("update")
@@ -379,8 +379,8 @@ class BatchSampler(Sampler[list[int]], abc.ABC):
         """Continue the stream that `state_dict` interrupted, on a sampler with the same arguments.
 
         Raises:
-            ArgumentError: The state is of a sampler of another class, with other labels, another
-                seed, batch size, rank, type of device or option; names what differs.
+            ArgumentError: The state's sampler has another class, seed, batch size, rank, device
+                type or option, or other labels; names what differs.
         """
         found = state.get("sampler") if isinstance(state, Mapping) else None
         if not isinstance(found, dict) or "state" not in state:

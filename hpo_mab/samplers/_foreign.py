@@ -28,9 +28,9 @@ def own_sampler(
     """Make a sampler that is not of this package.
 
     Args:
-        make: Its class, or a function that returns one. It is called with its options and with
-            those of ``labels``, ``data_source`` (the labels, as a container of N) and the
-            arguments of every sampler that it takes.
+        make: Its class, or a function that returns one. It gets its options. It also gets what it
+            takes of ``labels``, ``data_source`` (the labels, as a container of N) and every
+            sampler's arguments.
         name: Its name, for messages and checkpoints.
         labels: Class of each training example, integers [N].
         **arguments: Arguments of every sampler, see `BatchSampler`, and options of this one.
@@ -39,7 +39,7 @@ def own_sampler(
         The sampler itself if it is a `BatchSampler` of ours, else a `ForeignSampler`.
 
     Raises:
-        ArgumentError: What was made cannot be iterated over, or draws other batches than asked.
+        ArgumentError: What was made cannot be iterated over, or draws batches of another size.
     """
     given = {one: arguments.pop(one) for one in CommonArguments.__annotations__ if one in arguments}
     bound = inspect.signature(BatchSampler).bind(labels, **given)
@@ -56,8 +56,8 @@ def own_sampler(
 class _RandomState(contextlib.AbstractContextManager[None]):
     """PyTorch's global random state of a sampler, which nothing else moves.
 
-    Without it the dropout of a network would decide what a sampler draws, and a training that
-    continues from a checkpoint would draw other batches than one that was never stopped.
+    Without it a network's dropout would change what a sampler draws. A training that continues from
+    a checkpoint would then draw other batches than one without a stop.
     """
 
     def __init__(self, seed: int) -> None:

@@ -31,25 +31,25 @@ class GradNormSampler(LearningSampler):
 
     The score of an example is ``G_i = ||softmax(z_i) - onehot(y_i)||_2``, an upper bound of its
     gradient norm up to a common factor. While importance sampling is on, a draw takes
-    ``K = presample * B`` candidates uniformly, and from them ``B`` examples with replacement with
-    probabilities ``g_i = G_i / sum_j G_j``; losses are weighted by ``1 / (K g_i)``, so that the
-    weighted mean loss is unbiased. While it is off, a draw is ``B`` examples of a shuffle, weights
-    1. It is on while the smoothed variance reduction ``tau`` exceeds ``threshold``:
+    ``K = presample * B`` candidates uniformly. From them it takes ``B`` examples with replacement
+    with probabilities ``g_i = G_i / sum_j G_j``; losses are weighted by ``1 / (K g_i)``, so that
+    the weighted mean loss is unbiased. While it is off, a draw is ``B`` examples of a shuffle,
+    weights 1. It is on while the smoothed variance reduction ``tau`` exceeds ``threshold``:
 
         tau <- 0.9 tau + 0.1 sqrt(m sum_i g_i^2),
 
-    over the ``m`` latest scores: those of the batch trained on while it is off, those of the
-    candidates while it is on. ``tau`` starts at 0. The default threshold is the paper's break-even
+    over the ``m`` latest scores. While it is off, these are of the trained batch; while it is on,
+    of the candidates. ``tau`` starts at 0. The default threshold is the paper's break-even
     ``(K + 3 B) / (3 B)``, in which a forward pass costs a third of a step.
 
     Candidates' scores need the model. Set `scorer` to a function from indices, int64 [K], to logits
     [K, C]; the built-in training loop does. Drawing then reads ``tau`` on the host, once a draw.
     Without a scorer, a candidate's score is that of its last visit; candidates never seen get the
     mean of the others' (1 if none is known). The weighted mean loss is then still unbiased, because
-    weights use the same probabilities as draws, but its variance is reduced less.
+    weights use the draws' probabilities. Its variance is reduced less.
 
-    Every example has a positive chance in every draw: candidates are uniform, and scores are raised
-    to at least 0.05 of their mean (a deviation; it also bounds the weights).
+    Every example has a positive chance in every draw, because candidates are uniform. Scores are
+    raised to at least 0.05 of their mean (a deviation; it also bounds the weights).
 
     Source: Katharopoulos and Fleuret, "Not All Samples Are Created Equal: Deep Learning with
     Importance Sampling", ICML 2018, algorithm 1 and equations 20 and 26.
@@ -168,10 +168,10 @@ class AdamBSSampler(LearningSampler):
 
     A distribution ``p`` over the ``n`` examples is kept at or above ``p_min = floor / n``. A draw
     takes ``B`` examples with replacement with probabilities ``p``; losses are weighted by
-    ``1 / (n p_i)``, so that the weighted mean loss is unbiased. The variance of that mean is
-    least where ``g_i^2 / p_i^2`` is the same for all examples (``p_i`` in proportion to the
-    gradient norm ``g_i``). An exponential-weights bandit with reward ``g_i^2 / p_i^2`` moves
-    towards that point. In terms of ``q_i = n p_i``, whose mean is 1, each draw of ``i`` does
+    ``1 / (n p_i)``, so that the weighted mean loss is unbiased. The variance of that mean is least
+    where all ``g_i^2 / p_i^2`` are equal (``p_i`` in proportion to the gradient norm ``g_i``). An
+    exponential-weights bandit with reward ``g_i^2 / p_i^2`` moves towards that point. In terms of
+    ``q_i = n p_i``, whose mean is 1, each draw of ``i`` does
 
         q_i <- q_i exp(min(1, step * (g_i / q_i)^2 / 2 / q_i)),
 

@@ -115,9 +115,9 @@ def choose_with_replacement(
 ) -> tuple[Tensor, Tensor]:
     """Draw positions independently, in proportion to ``weights``. Cost O(n + count log n).
 
-    Weights are rounded to whole units of ``2**-24`` of the largest, and to at least one unit: every
-    position has a positive chance. The probabilities returned are those of the rounded
-    weights, so that importance weights made of them are exact.
+    Weights are rounded to whole units of ``2**-24`` of the largest, at least one. So every position
+    has a positive chance. The probabilities returned are those of the rounded weights, so that
+    importance weights made of them are exact.
 
     Args:
         weights: Non-negative and finite, float [n]; all equal if all are zero.
@@ -161,9 +161,9 @@ def choose_without_replacement(
 def true_label_probability(losses: Tensor, logits: Tensor | None, targets: Tensor) -> Tensor:
     """Probability the model gives the true label, float [B], NaN where the loss is not finite.
 
-    With ``logits`` it is the softmax at the target. Without, it is ``exp(-loss)``: exact for plain
-    cross-entropy; for a loss with label smoothing or weights it is only a decreasing function of
-    the loss, cut to at most 1.
+    With ``logits`` it is the softmax at the target. Without, it is ``exp(-loss)``, cut to at most
+    1: exact for plain cross-entropy. For a loss with label smoothing or weights it is only a
+    decreasing function of the loss.
 
     Args:
         losses: Float [B].
@@ -180,8 +180,8 @@ def true_label_probability(losses: Tensor, logits: Tensor | None, targets: Tenso
 def gradient_bound(logits: Tensor, targets: Tensor) -> Tensor:
     """Norm of the loss gradient at the network's output, ``||softmax(z) - onehot(y)||_2``.
 
-    Up to a factor common to the batch, an upper bound of the norm of the example's whole gradient
-    (Katharopoulos and Fleuret 2018, equation 20). At most ``sqrt(2)``.
+    An upper bound of the norm of the example's whole gradient, up to a factor common to the batch.
+    At most ``sqrt(2)``. Source: Katharopoulos and Fleuret 2018, equation 20.
 
     Args:
         logits: Float [B, C].

@@ -218,23 +218,23 @@ class ContextualSampler(LinearSampler):
 
     The reward is `MABSampler`'s: 1 if an example's loss is at least the moving average of the
     training loss, else 0. One linear model for all examples predicts it from features that need no
-    network: whether the example was seen, its last reward, its class's reward rate, its visits and
-    the draws since the last one (class rates and last rewards are kept around 1/2). The posterior
-    of the coefficients is Gaussian (ridge regression whose past is weighted by ``decay`` a batch).
+    network. They are whether it was seen, its last reward, its class's reward rate, visits, and
+    draws since the last visit. Class rates and last rewards are kept around 1/2. The posterior of
+    the coefficients is Gaussian (ridge regression whose past is weighted by ``decay`` a batch).
 
     Each of the ``B`` slots of a batch draws separate coefficients from the posterior. Among its
     ``candidates`` examples it takes the one with the highest predicted reward; with probability
     ``floor`` it takes a uniform one instead. Candidates are consecutive parts of a shuffle of all
-    examples, so no two slots share one and a batch holds no example twice. The cost of a draw does
+    examples. So no two slots share one, and a batch holds no example twice. The cost of a draw does
     not depend on the number of examples. Where there are fewer than ``candidates * B`` examples,
-    slots have fewer candidates. With ``floor > 0`` every example has a positive chance
-    whenever it is a candidate, once every ``n / (candidates * B)`` draws. With ``floor = 0`` an
-    example whose features are never extreme among candidates may not be drawn again.
+    slots have fewer candidates. With ``floor > 0`` every example has a positive chance whenever it
+    is a candidate, once every ``n / (candidates * B)`` draws. With ``floor = 0`` an example whose
+    features are never extreme among candidates may not be drawn again.
 
     Draw and update together are about 110 tensor operations on at most ``candidates * B`` rows. At
-    ``B = 128`` and 50,000 examples on one CPU thread they took about three times the time of
-    `MABSampler`'s, and a fifth of the time of scoring all examples (``candidates = 390``). The
-    three were timed alternately in one run.
+    ``B = 128`` and 50,000 examples on one CPU thread they took about three times as long as
+    `MABSampler`'s. Scoring all examples (``candidates = 390``) took five times as long as they did.
+    The three were timed alternately in one run.
 
     Source: Agrawal and Goyal, "Thompson Sampling for Contextual Bandits with Linear Payoffs", ICML
     2013, algorithm 1 (one posterior draw a choice, scaled by ``scale``); forgetting and candidate
@@ -313,12 +313,12 @@ class ContextualSampler(LinearSampler):
 class ImponSampler(LinearSampler):
     """Draws in proportion to losses predicted by an online linear regression.
 
-    A linear model predicts the loss of an example, relative to the moving average ``m`` of the
-    training loss, from cheap features: whether it was seen, its last relative loss, its class's
-    mean relative loss, its visits and the draws since the last one. The model is recursive ridge
-    regression whose past is weighted by ``decay`` a batch. With its prediction ``f_i``, a draw
-    takes ``K = presample * B`` candidates uniformly, scores them ``s_i = max(0, 1 + f_i)`` (the
-    relative loss is ``loss / m - 1``) and draws ``B`` of them with replacement with probabilities
+    A linear model predicts an example's relative loss ``loss / m - 1``, where ``m`` is the moving
+    average of the training loss. Its features are cheap: seen or not, last relative loss, class's
+    mean relative loss, visits, draws since the last visit. The model is recursive ridge regression
+    whose past is weighted by ``decay`` a batch. A draw takes ``K = presample * B`` candidates
+    uniformly. With predictions ``f_i`` it scores them ``s_i = max(0, 1 + f_i)``, and draws ``B`` of
+    them with replacement with probabilities
 
         g_i = (s_i + c) / sum_j (s_j + c),    c = smoothing * mean(s).
 

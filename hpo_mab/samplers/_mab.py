@@ -30,30 +30,30 @@ class MABSampler(BatchSampler):
     batch. A share is a bandit and its examples are the arms: every example is an arm of exactly
     one bandit. Shares, and each class's counts in them, differ in size by at most 1. At each
     step every bandit draws one arm; a batch has no duplicates. An arm is rewarded if its loss
-    reaches the moving average of the training loss, and has a Beta-Bernoulli posterior of that
-    reward, Beta(prior + successes, prior + failures) over the pulls that count.
+    reaches the moving average of the training loss. Its posterior of that reward is Beta-Bernoulli:
+    Beta(prior + successes, prior + failures) over the pulls that count.
 
-    The moving average that judges a batch is that of the batches *before* it, bias-corrected; the
-    first batch is compared with its own mean. A non-finite loss counts neither as a success nor as
-    a failure, and not in the moving average. With late feedback, arms are drawn by the posteriors
-    at the time of the draw, and rewarded when their losses are given.
+    A batch is compared with the moving average of the batches *before* it, bias-corrected; the
+    first batch with its own mean. A non-finite loss counts neither as a success nor as a failure,
+    and not in the moving average. With late feedback, a draw uses the posteriors of that time; its
+    arms are rewarded when their losses are given.
 
-    Every example has a positive chance of being drawn again under Thompson sampling and softmax,
-    and wherever ``floor`` or ``epsilon`` is positive. ``"ucb1"``, and ``"epsilon_greedy"`` with
-    ``epsilon = 0``, take the best arm only: with ``memory=None`` an arm that failed early may be
-    never drawn again; with a window it returns once its failures are forgotten.
+    Thompson sampling and softmax give every example a positive chance of being drawn again. So does
+    a positive ``floor`` or ``epsilon``. ``"ucb1"``, and ``"epsilon_greedy"`` with ``epsilon = 0``,
+    take the best arm only. With ``memory=None`` an arm that failed early may then never be drawn
+    again; with a window it returns once its failures are forgotten.
 
     Arms without counted pulls are equal. They are drawn in shuffled passes (see ``replacement``),
-    as uniform sampling draws them: before a bandit has learnt, it is no worse than shuffling.
+    as under uniform sampling. So before a bandit has learnt, it is no worse than shuffling.
 
-    On the CPU arms are counted by state, at a cost that hardly depends on their number and without
-    approximation. Where more pulls of a bandit count than it has arms (``memory=None``), arms with
-    more than 12 pulls are drawn one by one, also exactly. A step then costs at most one Beta
-    variate for each of them, about 1 ms for 10,000 examples.
+    On the CPU arms are counted by state, exactly, at a cost that hardly depends on their number. If
+    more pulls count than a bandit has arms (``memory=None``), arms with over 12 pulls are drawn
+    singly, also exactly. A step then costs at most one Beta variate for each of them, about 1 ms
+    for 10,000 examples.
 
     On CUDA all state is on the device, and drawing and learning do not wait for the host; both
-    can be captured in a CUDA graph (see `graph_generator`). Other devices are served by the CPU's
-    engine, as is the split into shares.
+    can be captured in a CUDA graph (see `graph_generator`). Other devices use the CPU's engine. The
+    split into shares is always made on the CPU.
 
     Args:
         labels: Class of each training example, integers [N].
@@ -61,24 +61,24 @@ class MABSampler(BatchSampler):
             ``"epsilon_greedy"``: the arm of the best posterior mean, with probability ``epsilon``
             any arm. ``"softmax"``: probability proportional to ``exp(mean / temperature)``.
             ``"ucb1"``: the greatest ``mean + exploration * sqrt(2 ln t / n)`` over ``t`` pulls of
-            the bandit, of which ``n`` of the arm, the prior's counted among the latter, so that an
-            arm without pulls has a finite bonus. Ties are broken uniformly.
+            the bandit, of which ``n`` of the arm. ``n`` includes the prior's counts, so that an arm
+            without pulls has a finite bonus. Ties are broken uniformly.
         prior: Beta parameters of an arm without pulls, each in [0.1, 1000].
         loss_decay: Decay of the moving average of the loss a batch, in [0, 1).
         memory: How many of a bandit's last pulls count, at least 1. ``"auto"``: a quarter as many
             as it has arms, or all if ``discount`` is given. None: all of them, as in the paper,
-            which over-focuses on examples that stay hard after about an epoch. Together with
-            ``correction`` of Thompson sampling a step of a long training then costs tens of ms on
-            the CPU, as each state met needs a distribution function.
+            which over-focuses on examples that stay hard after about an epoch. ``correction`` of
+            Thompson sampling then needs a distribution function for each state met. A step of a
+            long training costs tens of ms on the CPU.
         discount: Factor in (0, 1) on all counts of a bandit at each of its pulls, in place of
             ``memory``. Counts are then not whole, and a draw on the CPU costs tens of times more.
         floor: Probability in [0, 1] of a uniform pick in place of the policy's. 1 is uniform
             sampling.
-        correction: Exponent in [0, 1] of the importance weights ``1 / (A p)``, with the exact
-            probability ``p`` of the pick in its bandit and the mean number of arms ``A = N / B``.
-            0: no weights, as in the paper. 1: the weighted mean loss is an unbiased estimate of
-            the mean loss over all examples. On CUDA, Thompson sampling's ``p`` of an arm with more
-            than 48 pulls is that of 48 pulls with the same rate of success.
+        correction: Exponent in [0, 1] of the importance weights ``1 / (A p)``: ``p`` is the exact
+            probability of the pick in its bandit, ``A = N / B`` the mean number of arms. 0: no
+            weights, as in the paper. 1: the weighted mean loss is an unbiased estimate of the mean
+            loss over all examples. On CUDA, more than 48 pulls of an arm count as 48 of the same
+            success rate in Thompson sampling's ``p``.
         replacement: Whether arms without counted pulls, and uniform picks, are drawn with
             replacement. False: from a shuffled pass over the bandit's arms, none twice before
             every other one; each has the same chance as with replacement, over the random order
@@ -92,17 +92,17 @@ class MABSampler(BatchSampler):
         reward: Which losses of a batch are rewarded: ``"above_average"``, those that reach the
             moving average; or ``"package.module:name"`` of a rule like
             `hpo_mab.bandits.above_average`, or the rule.
-        trim: Share of the hardest examples of each class, in [0, 1), that are no arms: they are
-            never drawn, and ``correction`` is about the others. Against wrong labels.
+        trim: Share of the hardest examples of each class, in [0, 1), that are no arms. They are
+            never drawn, and ``correction`` concerns the others. Intended against wrong labels.
         difficulty: Rate of high loss of each example in earlier trainings, float [N]; NaN where not
             known. None: not known at all, and ``trim`` is without effect. In a study, its first
             trials measure it.
         **common: Arguments of every sampler, see `BatchSampler`.
 
     Raises:
-        ArgumentError: An argument outside its bound, a negative ``seed``, ``memory`` together with
-            ``discount``, or ``discount`` together with ``correction`` of Thompson sampling, for
-            which there is no exact propensity.
+        ArgumentError: An argument outside its bound, a negative ``seed``, or ``memory`` together
+            with ``discount``. Also ``discount`` with ``correction`` of Thompson sampling, which
+            then has no exact propensity.
 
     Examples:
         >>> import torch
@@ -204,7 +204,7 @@ class MABSampler(BatchSampler):
 
     @property
     def capturable(self) -> bool:
-        """Whether a CUDA graph can hold draws and updates: not where they change by progress."""
+        """Whether a CUDA graph can hold draws and updates: not where they depend on progress."""
         return self.graph_generator is not None and self._settings.active == 1
 
     def set_progress(self, share: float) -> None:
@@ -260,7 +260,7 @@ def _engine(
     device: torch.device,
     rng: np.random.Generator,
 ) -> BanditEngine:
-    """The engine for a device: grouped in numpy but for CUDA, and for counts that decay."""
+    """The engine for a device: grouped in NumPy, except on CUDA or with counts that decay."""
     if device.type == "cuda" or settings.discount is not None:
         # Not every device can draw Gamma variates; others than CUDA use the CPU's.
         where = device if device.type == "cuda" else torch.device("cpu")

@@ -33,7 +33,7 @@ class PassSampler(LearningSampler):
     a pass, not their order, which is random. The O(n) work happens once a pass; a draw is a slice
     of the pass.
 
-    A subclass remembers what `_remember` is given, and makes `_scores` of it.
+    A subclass stores what `_remember` receives, and computes `_scores` from it.
     """
 
     #: Whether a pass is drawn with replacement.
@@ -73,12 +73,12 @@ class PassSampler(LearningSampler):
         size = max(1, int(self.num_examples * self.budget))
         if self._replacement:
             return choose_with_replacement(self.probabilities(), size, generator=self._generator)[0]
-        # The race divides by weights: 0 / 0 would be NaN. Examples of probability 0 must come last,
-        # so they get the least positive weight.
+        # The choice divides by weights: 0 / 0 would be NaN. Examples of probability 0 must come
+        # last, so they get the least positive weight.
         weights = self.probabilities().clamp_min(torch.finfo(torch.float32).tiny)
         chosen = choose_without_replacement(weights, size, generator=self._generator)
-        # Shuffled again: in the order of the race, likely examples come first, but scores must
-        # decide only which examples are drawn.
+        # Shuffled again: likely examples come first in the choice, but scores must not decide the
+        # order.
         return chosen[torch.randperm(size, generator=self._generator, device=self.device)]
 
     def _draw(self) -> Draw:
@@ -155,9 +155,9 @@ class ArazoSampler(PassSampler):
 class PSGDSampler(ArazoSampler):
     """p-SGD as Arazo et al. 2021 run it.
 
-    Memory ``a_i`` is the mean over all visits of ``1 - p(true label)``, taken from the training
-    forward pass: from the logits where `update` gets them, else ``1 - exp(-loss)``. Examples never
-    seen get the largest ``a`` of those seen. Scores are ``s_i = a_i``, probabilities
+    Memory ``a_i`` is the mean over all visits of ``1 - p(true label)`` in the training forward
+    pass. It comes from the logits where `update` gets them, else it is ``1 - exp(-loss)``. Examples
+    never seen get the largest ``a`` of those seen. Scores are ``s_i = a_i``, probabilities
 
         p_i = (s_i + c) / sum_j (s_j + c),    c = smoothing * mean(s),
 
@@ -166,12 +166,12 @@ class PSGDSampler(ArazoSampler):
     re-weighted. Until the first feedback, draws are uniform. Every example has a positive chance in
     every pass.
 
-    ``corrected = True`` draws *with replacement*. Without it, the smaller the share left out, the
-    less the probabilities matter: at ``budget = 1`` every example is drawn once a pass, whatever
-    its score, and p-SGD is uniform shuffling (with a warning).
+    ``corrected = True`` draws *with replacement*. Without it, probabilities matter less the smaller
+    the share left out. At ``budget = 1`` every example is drawn once a pass, whatever its score.
+    p-SGD is then uniform shuffling (with a warning).
 
-    Deviations: the published code drops the incomplete batch at the end of a pass, here it is
-    completed from the next pass; the learning-rate schedule is the training loop's.
+    Deviations: the published code drops the incomplete batch at the end of a pass. Here the next
+    pass completes it; the learning-rate schedule is the training loop's.
 
     Source: Arazo, Ortego, Albert, O'Connor, McGuinness, "How important is importance sampling for
     deep budgeted training?", BMVC 2021, and its code, github.com/EricArazo/ImportanceSampling.
@@ -200,13 +200,13 @@ class PSGDSampler(ArazoSampler):
 class CSGDSampler(ArazoSampler):
     """c-SGD (threshold closeness) as Arazo et al. 2021 run it.
 
-    As `PSGDSampler`, with scores ``s_i = a_i (1 - a_i)``, where ``a_i`` is the mean over all visits
-    of ``1 - p(true label)``: largest where the model is undecided.
+    As `PSGDSampler`, with scores ``s_i = a_i (1 - a_i)``, which are largest where the model is
+    undecided. ``a_i`` is the mean over all visits of ``1 - p(true label)``.
 
     The published code gives examples never seen the largest ``a``, "to force the model to see all
-    the samples", *before* it forms ``a (1 - a)``. Early in training the largest ``a`` is near 1, so
-    unseen examples get a score near 0 and are drawn only through the smoothing: the opposite of
-    the comment quoted. That is the default here, to compare with the published numbers.
+    the samples". It does so *before* it forms ``a (1 - a)``. Early in training the largest ``a`` is
+    near 1, so unseen examples get a score near 0. They are drawn only through the smoothing: the
+    opposite of the comment quoted. That is the default here, to compare with the published numbers.
     ``corrected = True`` gives unseen examples the largest *score*, and draws with replacement (see
     `PSGDSampler`).
 
@@ -221,7 +221,7 @@ class CSGDSampler(ArazoSampler):
         labels: Class of each training example, integers [N].
         budget: Share of the examples drawn a pass, in (0, 1]. Smaller reacts faster.
         smoothing: Uniform part, in means of the scores, at least 0.
-        corrected: Whether unseen examples get the largest score, and to draw with replacement.
+        corrected: Whether to give unseen examples the largest score, and to draw with replacement.
         **common: Arguments of every sampler, see `BatchSampler`.
 
     Raises:
@@ -247,8 +247,9 @@ _FORMS = ("sample", "weight")
 class PredictionVarianceSampler(PassSampler):
     """Sampling or weighting by prediction variance (Active Bias, Chang et al. 2017).
 
-    From the history of the ``n_i`` probabilities that the model gave an example's true label, with
-    sample variance ``var_i`` (divisor ``n_i - 1``), the upper confidence bound of its deviation is
+    An example has a history of the ``n_i`` probabilities that the model gave its true label. With
+    their sample variance ``var_i`` (divisor ``n_i - 1``), the upper confidence bound of its
+    deviation is
 
         s_i = sqrt(var_i + var_i^2 / (n_i - 1)),
 

@@ -50,7 +50,7 @@ SAMPLERS = Registry(
 
 
 def available() -> tuple[str, ...]:
-    """The kinds of this package that `create` knows, sorted."""
+    """The kinds of this package that `create` takes, sorted."""
     return tuple(SAMPLERS)
 
 

@@ -20,11 +20,11 @@ class InfoBatchSampler(LearningSampler):
 
     The score of an example is its last loss. Before each pass, every example whose score is below
     the mean score is skipped with probability ``ratio``; of those that stay, losses are weighted by
-    ``1 / (1 - ratio)``. All others are drawn once, with weight 1. The sum of the weighted gradients
-    of a pass therefore has the gradient of the whole data set as its expectation. (The mean of a
-    *batch* is ``n / m`` times as large, in expectation, where ``m`` of the ``n`` examples are in
-    the pass; the pass has as many fewer steps.) When the share set by `set_progress` reaches
-    ``delta``, a full pass begins at once, and nothing is skipped after that.
+    ``1 / (1 - ratio)``. All others are drawn once, with weight 1. So the expected sum of a pass's
+    weighted gradients is the gradient of the whole data set. (With ``m`` of ``n`` examples in a
+    pass, a *batch*'s mean is ``n / m`` times as large in expectation; the pass has as many fewer
+    steps.) When the share set by `set_progress` reaches ``delta``, a full pass begins at once, and
+    nothing is skipped after that.
 
     Every example has a positive chance in every pass.
 
@@ -118,16 +118,16 @@ class SelectiveBackpropSampler(LearningSampler):
         P(keep | loss) = CDF_R(loss) ** beta,
 
     ``CDF_R`` being the share of the last ``R = history`` losses, this batch's included, that are at
-    most ``loss``. In expectation a share of ``1 / (1 + beta)`` is kept. `update` returns the mean
-    loss of the *kept* examples, as the paper's updates are: weights are ``B / kept`` for the kept
-    and 0 for the others. This is biased towards high losses on purpose. If nothing is kept the loss
-    is 0 times the losses and the step has no gradient. Every example is drawn once a pass, and the
-    largest loss of the history is always kept.
+    most ``loss``. In expectation a share of ``1 / (1 + beta)`` is kept. As in the paper, `update`
+    returns the mean loss of the *kept* examples. Their weights are ``B / kept``, the others' 0.
+    This is biased towards high losses on purpose. If nothing is kept the loss is 0 times the losses
+    and the step has no gradient. Every example is drawn once a pass, and the largest loss of the
+    history is always kept.
 
     Deviation: the paper skips the backward pass of examples not kept and fills batches of ``B``
-    kept ones. Here the batch keeps its size and a plain training loop still runs the whole backward
-    pass: this shows the effect of the selection on learning, *not the time it can save*. To save
-    it, back-propagate through ``losses[keep]`` in a separate loop.
+    kept ones. Here the batch keeps its size, and a plain training loop still runs the whole
+    backward pass. This shows the effect of the selection on learning, *not the time it can save*.
+    To save it, back-propagate through ``losses[keep]`` in a separate loop.
 
     Source: Jiang et al., "Accelerating Deep Learning by Focusing on the Biggest Losers", 2019,
     arXiv:1910.00762, and github.com/angelajiang/SelectiveBackprop, whose history is 1024.
@@ -201,16 +201,16 @@ class SelectiveBackpropSampler(LearningSampler):
 class HardMiningSampler(LearningSampler):
     """The examples of highest loss among more candidates than a batch needs.
 
-    A draw takes ``presample * B`` candidates from shuffled passes and trains on the ``B`` of
-    highest cross-entropy: online hard example mining (Shrivastava et al. 2016), the loss rule of
-    online batch selection (Loshchilov & Hutter 2016). Weights are 1: it is biased towards high
+    A draw takes ``presample * B`` candidates from shuffled passes and keeps the ``B`` of highest
+    cross-entropy. This is online hard example mining (Shrivastava et al. 2016), with the loss rule
+    of online batch selection (Loshchilov & Hutter 2016). Weights are 1: it is biased towards high
     losses on purpose, and wrong labels have high losses. An example is a candidate once a pass and
     may never be drawn.
 
     Candidates' losses need the model. Set `scorer` to a function from indices, int64 [K], to logits
-    [K, C]; the built-in training loop does. A step then costs one forward pass of the candidates
-    more. Without a scorer, a candidate's loss is that of its last visit; candidates never seen come
-    first.
+    [K, C]; the built-in training loop does. A step then costs one more forward pass, of the
+    candidates. Without a scorer, a candidate's loss is that of its last visit; candidates never
+    seen come first.
 
     Where ``presample * B`` exceeds the examples, all of them are candidates.
 

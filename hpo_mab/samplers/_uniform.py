@@ -20,8 +20,8 @@ def make_generator(
 ) -> torch.Generator:
     """A generator on ``device`` whose stream differs by seed and by rank.
 
-    The pair is hashed (NumPy's ``SeedSequence``), so that neighbouring seeds and ranks do not share
-    streams, as ``seed + rank`` would make them.
+    The pair is hashed (NumPy's ``SeedSequence``): with ``seed + rank``, neighbouring seeds and
+    ranks would share streams.
     """
     entropy = (seed % 2**64, rank)
     (state,) = np.random.SeedSequence(entropy).generate_state(1, np.uint64)
@@ -32,7 +32,7 @@ class PlanStream:
     """Cuts batches of one size from consecutive plans, each the order of one pass.
 
     A batch that a plan cannot fill takes its rest from the next plan. A batch must not hold an
-    example twice, so the rest has none of the batch's first part if the new plan has enough others.
+    example twice. So the rest has none of the batch's first part if the new plan has enough others.
     Those examples are later in the new plan.
 
     Nothing here waits for the device: sizes are known on the host.

@@ -45,7 +45,7 @@ from hpo_mab.storage._optuna import begin_trial, id_of, storage_of
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
-    """What a study is to reach; kept with it, so that all its workers know.
+    """What a study is to reach; stored with it for all its workers.
 
     Attributes:
         trials: Trials that must be complete or pruned, the pilot's twins not counted.
@@ -111,7 +111,7 @@ class Target:
 # Trials whose worker is gone are closed and queued again.
 #
 # Everything here is called with the study's lock held, so it happens once. Every step can be
-# repeated: if a worker dies half way, the next one that gets the lock finishes the step.
+# repeated: if a worker dies half way, the next one with the lock finishes the step.
 
 
 def close_lost(study: optuna.Study, storage: Storage) -> None:

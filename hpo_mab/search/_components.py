@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 #: from three eighths on, it did no worse than Hyperband.
 FIRST_RUNG = 3 / 8
 #: The same, if evaluations are those of averaged weights: see ``studies/rungs``. On its three data
-#: sets a quarter cost 0.52 to 0.55 of unpruned trials, where three eighths cost 0.63 to 0.66, and
+#: sets a quarter cost 0.52 to 0.55 of unpruned trials, three eighths 0.63 to 0.66. A quarter
 #: regretted at most 0.11 points; Hyperband on trained weights regretted 0.10 to 0.33. An eighth
 #: regretted 0.36 points on CIFAR-10.
 FIRST_AVERAGED_RUNG = 1 / 4
@@ -107,13 +107,13 @@ def create_pruner(
 def study_pruner(spec: StudySpec, attrs: Mapping[str, Any]) -> BasePruner:
     """The pruner of a study definition.
 
-    Uniform trials have no advantage to use: there the advantage pruner is successive halving, whose
-    first rung the study's own fidelity may move.
+    Uniform trials have no measured advantage. For them the advantage pruner is successive halving,
+    whose first rung the study's own fidelity may move.
 
     Args:
         spec: The definition.
-        attrs: User attributes of the study. It keeps a copy of the evidence it was given, which
-            serves when the file has gone.
+        attrs: User attributes of the study. It keeps a copy of its evidence, which is used if the
+            file no longer exists.
 
     Raises:
         ArgumentError: Evidence that cannot be read, and the study has no copy.

@@ -21,7 +21,7 @@ from hpo_mab.training import DEFAULT_AVERAGE
 
 
 class _Section(BaseModel):
-    # Strict: a text is no number, and neither is true.
+    # Strict: texts and booleans are not numbers.
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, validate_default=True)
 
     @model_validator(mode="before")
@@ -37,7 +37,7 @@ class _OpenSection(_Section):
 
     @property
     def options(self) -> dict[str, Any]:
-        """The further keys; the text ``"none"`` stands for None, which TOML lacks."""
+        """The further keys; the text ``"none"`` means None, which TOML lacks."""
         return {key: _without_none(raw) for key, raw in (self.__pydantic_extra__ or {}).items()}
 
     def values(self, section: str) -> dict[str, Any]:
@@ -86,7 +86,7 @@ class DataSection(_OpenSection):
             split follows from the study's seed. Not used where the data set has its own validation
             images.
         augment: Random crops and flips on the device, those usual for the data set. ``"auto"``:
-            only where a trial has 10 epochs or more, for on short budgets they cost accuracy.
+            only where a trial has 10 epochs or more, because they cost accuracy on short budgets.
         exclude: File of training images to leave out, which ``hpo-mab examples --drop`` writes.
     """
 
@@ -151,10 +151,10 @@ class TrainingSection(_Section):
         batch_size: Examples per batch.
         warmup: Share of the budget in which the learning rate rises linearly.
         label_smoothing: Mass moved from the true label to all labels.
-        average: Window of the moving average of the weights, as a share of the steps so far, which
-            all evaluations but the last evaluate; 0 keeps none.
+        average: Window of the moving average of the weights, as a share of the steps so far. All
+            evaluations but the last use the average; 0 keeps none.
         schedule: Learning rate after the warm-up: ``"linear"`` decay to zero, or ``"constant"``,
-            where the last evaluation, too, is that of the average.
+            where the last evaluation also uses the average.
         keep: Weights that a trial ends with: those trained, or the better of these and the average.
         precision: Arithmetic of forward and backward passes.
         channels_last: Memory format of images and weights.
@@ -163,10 +163,10 @@ class TrainingSection(_Section):
         slots: Trials that one process trains at the same time as one stacked network; ``"auto"``
             measures on a CUDA device how many are worth it, and takes 1 elsewhere.
         device: ``"auto"`` takes CUDA, then MPS, then the CPU.
-        threads: CPU threads of a trial. One is the fastest a core for small networks, and makes
+        threads: CPU threads of a trial. One is the fastest per core for small networks, and makes
             results independent of the machine's core count.
-        checkpoint: Seconds after which a trial is saved, at its next evaluation, so that it need
-            not start from zero if it is cut off; 0 saves none.
+        checkpoint: Seconds after which a trial is saved, at its next evaluation. A trial that is
+            cut off continues from there; 0 saves none.
         examples: Whether trials add what they see of each training example to the study's record,
             which ``hpo-mab examples`` shows.
     """
@@ -202,9 +202,9 @@ class SamplerSection(_OpenSection):
     """``[sampler]``: the batch sampler; further keys are its knobs, constants or ranges.
 
     Attributes:
-        kind: Name of a batch sampler, or ``"auto"``: uniform sampling for the first configurations,
-            some of which the others of ``portfolio`` train as well, then the best of them.
-        portfolio: The samplers that ``"auto"`` chooses from, uniform sampling among them: each a
+        kind: Name of a batch sampler, or ``"auto"``. ``"auto"`` trains the first configurations
+            under uniform sampling, some also under the rest of ``portfolio``, then takes the best.
+        portfolio: The samplers that ``"auto"`` chooses from, including uniform sampling. Each is a
             name, or a table with ``kind``, its knobs and a ``name``.
 
     Examples:
@@ -279,8 +279,8 @@ class CompareSection(_Section):
         retrain_epochs: Passes over the training set of such a training; None takes a trial's
             budget.
         reference: The arm that others are compared with.
-        unpruned: Whether an arm ``unpruned`` is added to those that there are without ``arms``:
-            uniform sampling without pruning.
+        unpruned: Whether to add an arm ``unpruned``, uniform sampling without pruning; only without
+            ``arms``.
         arms: Arms by name; empty means the study as it is against uniform sampling.
     """
 
@@ -458,7 +458,7 @@ def _override(raw: dict[str, Any], key: str, value: Any) -> None:
 
 
 def _data_label(raw: Mapping[str, Any]) -> str:
-    """What data are called in a study's name: their name, and the folder's of an image folder."""
+    """The data's label in a study's name: their name, with that of an image folder's folder."""
     section = raw.get("data", {})
     named = {"name": "digits", "root": "data", **(section if isinstance(section, Mapping) else {})}
     if named["name"] != "image_folder":
@@ -467,9 +467,9 @@ def _data_label(raw: Mapping[str, Any]) -> str:
 
 
 def _name_after_data(raw: dict[str, Any], before: str) -> None:
-    """Name a definition after its data where these are not those it was written for.
+    """Name a definition after its data if it was written for other data.
 
-    Its studies would otherwise have the names of those on the data it was written for.
+    Otherwise its studies would have the names of studies on the original data.
     """
     label, name = _data_label(raw), raw.get("name")
     if label != before and isinstance(name, str):

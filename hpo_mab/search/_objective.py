@@ -58,7 +58,7 @@ class Assignment:
         slot: Its place in the study's plan.
         configuration: Its point of the search space.
         seed: Of initial weights, batches and augmentation.
-        may_prune: Whether the study's pruner is asked.
+        may_prune: Whether the study's pruner may stop it.
     """
 
     slot: int
@@ -71,21 +71,20 @@ class TrainingObjective:
     """An objective for `optuna.Study.optimize`: trains a network, returns its validation accuracy.
 
     Each value of ``model_options``, ``optimizer``, ``sampler``, ``batch_size``, ``warmup``,
-    ``label_smoothing`` and ``average`` is a constant or a range: an Optuna distribution, or a
-    mapping such as ``{"low": 0.01, "high": 1.0, "log": True}``. Ranges become ordinary Optuna
+    ``label_smoothing`` and ``average`` is a constant or a range. A range is an Optuna distribution,
+    or a mapping such as ``{"low": 0.01, "high": 1.0, "log": True}``. Ranges become ordinary Optuna
     parameters, named as in `SearchSpace`.
 
-    Validation accuracy is reported to Optuna after each evaluation, at steps 1 to
-    ``evaluations``, and the study's pruner may stop the trial. A loss that is no
-    longer finite ends the trial as pruned.
+    Each evaluation reports its validation accuracy to Optuna, at steps 1 to ``evaluations``. The
+    study's pruner may then stop the trial. A non-finite loss ends the trial as pruned.
 
-    Samplers that know the difficulty of each example (``"curriculum"``, and ``"mab"`` with
-    ``trim``) take it from the study's record of examples, in studies that keep one.
-    It is that of the first trials, at least four, and stays as it is from then on, so that a trial
-    can be replayed; trials that begin before are trained without.
+    ``"curriculum"``, and ``"mab"`` with ``trim``, use the difficulty of each example. It comes from
+    the study's record of examples, if it keeps one. The first trials, at least four, measure it. It
+    never changes afterwards, so that a trial can be replayed; trials that begin earlier are trained
+    without it.
 
-    A trial has torch's random state to itself, so one process trains one at a time: with ``n_jobs``
-    above 1 an `ArgumentError` is raised. Start several processes on one storage instead.
+    Trials use torch's global random state, so a process trains one at a time. ``n_jobs`` above 1
+    raises an `ArgumentError`; start several processes on one storage instead.
 
     Args:
         model: Makes an untrained network; called with the model options as keywords.
@@ -93,12 +92,11 @@ class TrainingObjective:
             whose items are ``(input tensor, class)``, classes whole numbers from 0.
         budget: What one trial may spend.
         optimizer: ``name`` (default ``"sgd"``) and options.
-        sampler: A sampler's kind, or ``kind`` (default ``"mab"``) and knobs. Kind ``"auto"`` is
-            uniform sampling for the first configurations, some of which the samplers of
-            ``portfolio`` train as well, in twin trials that are queued in the study; after this
-            race the study continues with the best of them.
-            A kind may be ``"package.module:Name"``, or a class or a function, of any batch sampler
-            or sampler of PyTorch's interface; and so may an optimiser's name.
+        sampler: A sampler's kind, or ``kind`` (default ``"mab"``) and knobs. Kind ``"auto"`` trains
+            the first configurations under uniform sampling. Twin trials train some of them under
+            the samplers of ``portfolio`` as well. After this race the study continues with the best
+            sampler. A kind may be ``"package.module:Name"``, or a class or a function, of any batch
+            sampler or sampler of PyTorch's interface. The same holds for an optimiser's name.
         portfolio: The samplers of ``"auto"``, each a kind, or a mapping with ``kind``, knobs and a
             ``name``; ``"uniform"`` among them. None takes the default.
         model_options: Keyword arguments of ``model``.
@@ -122,12 +120,12 @@ class TrainingObjective:
             None leaves the number as it is.
         num_workers: Data-loading processes; only with datasets.
         seed: The study's seed. A trial's seed follows from it and the trial's slot.
-        initial: Trials in the first ``initial`` slots are never pruned, so that another study's
-            can be paired with them.
-        pilot: Whether the first ``initial`` configurations are each trained under uniform sampling
-            as well, in twin trials that are queued in the study; not with ``"auto"``.
-        trials: Trials of the study, where known: how long the race of ``"auto"`` may be. None takes
-            the first ``initial`` configurations.
+        initial: Trials in the first ``initial`` slots are never pruned, so that trials of another
+            study can be paired with them.
+        pilot: Whether twin trials train the first ``initial`` configurations under uniform sampling
+            as well; not with ``"auto"``.
+        trials: Trials of the study, where known; they limit the race of ``"auto"``. With None the
+            first ``initial`` configurations do.
         total: The study's total budget. Samplers race at equal seconds where its unit is a time,
             else at equal examples.
         device: ``"auto"`` takes CUDA, then MPS, then the CPU.
@@ -222,7 +220,7 @@ class TrainingObjective:
         )
         for settings in self.space.loop_examples():
             self.workload.curve(settings)
-        #: What the data are; None if they are the user's own datasets.
+        #: Identity of the data; None for the user's own datasets.
         self.data = None if isinstance(data, tuple) else DataIdentity.of(data)
         self.seed = seed
         self.initial = initial
@@ -239,13 +237,13 @@ class TrainingObjective:
         #: Whether the study's lock is held where twins of the race are queued.
         self._is_stored = False
         self.curves = curves
-        #: Takes what trials see of each example, see `record_examples`; None takes nothing.
+        #: Writes what trials see of each example, see `record_examples`; None writes nothing.
         self.examples: ExampleWriter | None = None
         #: Where long trials are saved, see `store_in`; None saves none.
         self.checkpoints: Checkpoints | None = None
-        #: Called with the share of its budget that each running trial has spent, by number.
+        #: Called with the share of its budget that each running trial has spent, by trial number.
         self.on_progress: Callable[[Mapping[int, float]], None] | None = None
-        #: What kept trials from being trained many at a time or from a CUDA graph, each once.
+        #: Why trials were not trained many at a time or from a CUDA graph, each reason once.
         self.loop_reasons: dict[str, None] = {}
 
     def store_in(self, storage: Storage, *, checkpoint: float) -> None:
@@ -253,8 +251,8 @@ class TrainingObjective:
 
         Args:
             storage: The database of the study.
-            checkpoint: A trial is saved at the first evaluation after so many seconds without; 0
-                saves none.
+            checkpoint: A trial is saved at the first evaluation this many seconds after its last
+                save; 0 saves none.
         """
         self.curves = storage.curves
         self._is_stored = True
@@ -284,7 +282,7 @@ class TrainingObjective:
         self.workload.loop = dataclasses.replace(self.workload.loop, early_validation=count)
 
     def recorded(self, params: Mapping[str, Any], attrs: Mapping[str, Any]) -> Configuration:
-        """The configuration that a trial of the record has trained.
+        """The configuration that a recorded trial has trained.
 
         Args:
             params: The trial's parameters.
@@ -297,8 +295,8 @@ class TrainingObjective:
         """Make a network, a sampler and an optimiser at both ends of every range, training none.
 
         Raises:
-            ArgumentError: A value that one of them refuses, or a network that memory has no room
-                for.
+            ArgumentError: A value that one of them refuses, or a network that does not fit into
+                memory.
         """
         low, high = self.space.corners()
         raced = [self._under(low, name) for name in self.portfolio]
@@ -335,7 +333,7 @@ class TrainingObjective:
         return self._train(trial, self.assign(trial))
 
     def assign(self, trial: optuna.trial.Trial) -> Assignment:
-        """Give a running trial its slot and ask it for its configuration.
+        """Give a running trial its slot and suggest its configuration.
 
         Raises:
             ArgumentError: The study does not maximize.
@@ -377,7 +375,7 @@ class TrainingObjective:
         return self.race is not None and self.workload.known is None
 
     def queue_twins(self, study: optuna.Study, trials: Sequence[FrozenTrial]) -> bool:
-        """Queue the twins that the race wants next; see `hpo_mab.search._race.Race.advance`."""
+        """Queue the next twins of the race; see `hpo_mab.search._race.Race.advance`."""
         writer = self.examples
         return self.race is not None and self.race.advance(
             study,
@@ -441,7 +439,7 @@ class TrainingObjective:
         return last.accuracy
 
     def note(self, reason: str) -> None:
-        """Keep, for the summary, what made the training slower than asked for."""
+        """Keep, for the summary, why a faster setting was not used."""
         self.loop_reasons.setdefault(reason)
 
     def note_loop(self, reason: str | None) -> None:
@@ -450,7 +448,7 @@ class TrainingObjective:
             self.note(f"no CUDA graph: {reason}")
 
     def note_alone(self, slots: int | Literal["auto"]) -> None:
-        """Keep why trials are not trained many at a time, where that was asked for."""
+        """Keep why trials are not trained many at a time, where ``slots`` requests that."""
         low, _ = self.space.corners()
         reason = self.workload.why_alone(low)
         asked = self.workload.device.type == "cuda" if slots == "auto" else slots > 1
@@ -474,7 +472,7 @@ class TrainingObjective:
     def _with_sampler(
         self, trial: optuna.trial.Trial, configuration: Configuration
     ) -> Configuration:
-        """The configuration with the batch sampler that is the trial's, which the record names."""
+        """The configuration with the trial's batch sampler; stores its name with the trial."""
         if not self.pilot and self.race is None:
             return configuration
         name = trial.user_attrs.get(SAMPLER_KEY)
@@ -486,7 +484,7 @@ class TrainingObjective:
         return self._under(configuration, name)
 
     def _under(self, configuration: Configuration, name: str) -> Configuration:
-        """The configuration with the batch sampler of that name in the record."""
+        """The configuration with the batch sampler of a name from a trial's record."""
         if name in self.portfolio:
             return dataclasses.replace(configuration, sampler=self.portfolio[name])
         return configuration.with_sampler(UNIFORM) if name == UNIFORM else configuration

@@ -1,7 +1,6 @@
 """Twins of trials under another batch sampler, and the study's own Optuna sampler.
 
-The sampler's suggestions follow
-from the study's seed, slot and history alone.
+The sampler's suggestions depend on the study's seed, slot and history only.
 """
 
 from __future__ import annotations
@@ -27,11 +26,11 @@ from hpo_mab._plan import Plan, derive_seed, slot_of
 from hpo_mab._registry import Named, Registry, bound_to, name_of
 from hpo_mab.storage._optuna import StudyView
 
-# Twins: ordinary trials of the study with the slot, parameters and seed of another trial, under
-# another batch sampler and never pruned. They have the user attributes ``hpo_mab:twin_of`` (the
-# slot) and ``hpo_mab:sampler``. What they spend counts in the study's total budget; they do not
-# count towards ``budget.trials``, so that a study has as many configurations with twins as without.
-# Their results are results of the study like any other.
+# A twin is an ordinary trial with the slot, parameters and seed of another trial, under another
+# batch sampler. It is never pruned. It has the user attributes ``hpo_mab:twin_of`` (the slot) and
+# ``hpo_mab:sampler``. Twins count in the study's total budget, but not in ``budget.trials``. So a
+# study has as many configurations with twins as without. Their results are results of the study
+# like any other.
 #
 # In the pilot of `AdvantagePruner` each of the first configurations that is complete gets a twin
 # under uniform sampling; the race of ``"auto"`` is in `hpo_mab.search._race`.
@@ -52,7 +51,7 @@ def queue_twin(
     Args:
         study: The trial's study.
         trial: A trial all of whose parameters are known.
-        sampler: What the twin is trained with.
+        sampler: The twin's batch sampler.
     """
     slot = slot_of(study, trial)
     if Plan(study.get_trials(deepcopy=False)).has_twin(slot, sampler):
@@ -68,36 +67,36 @@ def queue_twin(
 
 
 class OwnHistory(StudyView):
-    """A study as an Optuna sampler should see it: each configuration once.
+    """A study as shown to an Optuna sampler: each configuration once.
 
-    A twin's value differs from its original's by the batch sampler, which is no parameter. So the
-    model is fitted to trials of one batch sampler as far as there are: twins of the sampler that
-    the study has gone on with take the place of their originals, all others are left out.
+    A twin differs from its original by the batch sampler, which is not a parameter. So the model is
+    fitted to trials of one batch sampler as far as possible. Twins under the sampler that the study
+    continues with replace their originals; all others are left out.
 
     Args:
         study: The study with all trials.
     """
 
     def shown(self, trials: list[FrozenTrial]) -> list[FrozenTrial]:
-        """Those of the trials that the sampler should see."""
+        """Those of the trials that are shown to the sampler."""
         numbers = Plan(self.study.get_trials(deepcopy=False)).once
         return [trial for trial in trials if trial.number in numbers]
 
 
 class PlannedSampler(BaseSampler):
-    """Starts with configurations fixed by the seed, then asks a sampler re-seeded each trial.
+    """Fixes the first configurations by the seed; then uses a sampler re-seeded each trial.
 
-    The first ``initial`` slots get random configurations that depend on ``(seed, slot, parameter
-    name, range)`` only: studies of one seed start with equal values of the parameters they share.
-    From then on every slot asks a fresh sampler seeded by ``(seed, slot)``, so that stopping and
-    resuming changes nothing, nor do trials that run at the same time.
+    The first ``initial`` slots get random configurations. They depend on
+    ``(seed, slot, parameter name, range)`` only, so studies of one seed start with equal values of
+    their common parameters. Each later slot uses a new sampler seeded by ``(seed, slot)``. So
+    stopping and resuming change nothing, and neither do trials that run at the same time.
 
     Args:
         factory: Makes the underlying sampler from a keyword argument ``seed``.
         seed: The study's seed.
         initial: Number of fixed first configurations.
-        twins: Whether the study has a pilot, whose twins the underlying sampler must not take for
-            further configurations, see `hpo_mab.search._pilot.OwnHistory`.
+        twins: Whether the study has twins, which the underlying sampler must not count as further
+            configurations, see `hpo_mab.search._pilot.OwnHistory`.
 
     Examples:
         >>> import optuna
@@ -231,7 +230,7 @@ def sampler_factory(kind: Named, options: Mapping[str, Any]) -> Callable[..., Ba
 
 
 def quietly(make: Callable[..., Any], options: Mapping[str, Any], base: type) -> Any:
-    """Make something of Optuna's, without its warnings of what is experimental."""
+    """Make an object of Optuna's without its warnings about experimental features."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         made = make(**options)

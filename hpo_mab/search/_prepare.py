@@ -153,9 +153,9 @@ def early_part(
 ) -> int | None:
     """Validation examples of the evaluations before the last; None for all.
 
-    With ``"auto"`` they are as many as let all evaluations of a trial cost a tenth of its training,
-    by counting: an evaluated example costs a third of a trained one. They are at least 2,000.
-    Nothing is timed: the number follows from the definition and the data.
+    With ``"auto"`` their number lets all evaluations of a trial cost a tenth of its training. An
+    evaluated example counts as a third of a trained one. There are at least 2,000. Nothing is
+    timed: the number follows from the definition and the data.
 
     Args:
         wanted: ``budget.early_validation`` of the definition.
@@ -176,7 +176,7 @@ def load_splits(spec: StudySpec) -> ImageSplits | DatasetSplits:
 
     Raises:
         DataError: The data are not there and cannot be fetched.
-        ArgumentError: A data set that cannot be split as asked.
+        ArgumentError: A data set that cannot be split by the definition.
     """
     return data.load_splits(
         spec.data.name,

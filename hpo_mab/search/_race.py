@@ -1,16 +1,16 @@
 """``sampler.kind = "auto"``: batch samplers race on paired configurations, and one is chosen.
 
-The first configurations are trained under uniform sampling. After each of them come its *twins*:
-trials with the same slot, parameters and seed, under the other samplers of the portfolio, never
-pruned. The race is sequential halving: after each round the worse half of the samplers leaves, and
-so does each that is not ahead of uniform sampling or that no further pair could show to be. The
-last one is adopted if it is shown to be ahead; uniform sampling is never dropped.
+The first configurations are trained under uniform sampling. Each then gets *twins*: trials with its
+slot, parameters and seed, under the other samplers of the portfolio. Twins are never pruned. The
+race is sequential halving: after each round the worse half of the samplers leaves. A sampler also
+leaves if it is not ahead of uniform sampling, or no further pair could show that. The last one is
+adopted if it is shown to be ahead; uniform sampling is never dropped.
 
-Only one look at the end can adopt a sampler, by the signed-rank test over its pairs. Its error is
-`ERROR` divided by the number of samplers that entered (Bonferroni), whichever of them comes to the
-end: with probability `ERROR` at most ``auto`` adopts one that is not better than uniform sampling.
-That is exact where differences of pairs are symmetric about their centre. That samplers leave early
-can only lower it.
+Only one test at the end can adopt a sampler: the signed-rank test over its pairs. Its error is
+`ERROR` divided by the number of samplers that entered (Bonferroni), whichever sampler reaches the
+end. So the probability that ``auto`` adopts a sampler that is not better than uniform sampling is
+at most `ERROR`. The bound is exact where differences of pairs are symmetric about their centre.
+Samplers that leave early can only lower the error.
 """
 
 from __future__ import annotations
@@ -45,11 +45,11 @@ from hpo_mab.search._space import Part, check_options, parse_value
 from hpo_mab.search._standing import Choice, Ended, Standing, fewest_pairs, stored_choice
 from hpo_mab.storage import FIRST_TRIALS
 
-#: Probability that a sampler is adopted that is not better than uniform sampling.
+#: Highest probability of adopting a sampler that is not better than uniform sampling.
 ERROR = 0.05
-#: Most twins of a race, as a share of the study's trials; its configurations are at most as many.
+#: Most twins of a race, as a share of the study's trials; its configurations have the same bound.
 SHARE = 0.5
-#: Most pairs of the sampler that comes to the end of a race.
+#: Most pairs of the sampler that reaches the end of a race.
 MOST = 24
 
 
@@ -57,12 +57,12 @@ def portfolio(entries: Sequence[Any]) -> dict[str, Part]:
     """The samplers of a portfolio by name, in order.
 
     Args:
-        entries: Each the name of a batch sampler, or a table with ``kind``, its options and
-            ``name``, which defaults to the kind.
+        entries: Each is a batch sampler's name, or a table with ``kind``, its options and ``name``
+            (the kind by default).
 
     Raises:
-        ArgumentError: A name twice, no uniform sampling, options that are ranges, or what cannot be
-            imported.
+        ArgumentError: A name twice, no uniform sampling, options that are ranges, or a sampler that
+            cannot be imported.
         UnknownNameError: An unknown sampler or option.
     """
     found: dict[str, Part] = {}
@@ -93,19 +93,19 @@ def portfolio(entries: Sequence[Any]) -> dict[str, Part]:
 
 
 def uses_record(part: Part) -> bool:
-    """Whether a sampler draws by what earlier trials saw of each example."""
+    """Whether a sampler uses the study's record of examples."""
     return record_column(part.make, part.options) is not None
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class RacePlan:
-    """Who races, where and for how long; kept with the study, so that all its workers know.
+    """Samplers, slots and pairs of a race; stored with the study, so that all its workers use it.
 
     Attributes:
         challengers: The samplers that enter, besides uniform sampling.
         first: The first slot that is raced. Where a challenger uses the study's record of examples,
             earlier trials measure it.
-        pairs: Pairs of a challenger that comes to the end.
+        pairs: Pairs of a challenger that reaches the end.
         judged: At equal ``"examples"`` or ``"seconds"``.
     """
 
@@ -123,13 +123,13 @@ class RacePlan:
         initial: int = 0,
         judged: Literal["examples", "seconds"] = "examples",
     ) -> Self | None:
-        """The longest race that a study has room for; None if it has room for none.
+        """The longest race that fits into a study; None if none does.
 
         With few trials only the first challengers enter.
 
         Args:
             challengers: Samplers besides uniform sampling, in order.
-            trials: Trials of the study; None where that is not known, and ``initial`` is the room.
+            trials: Trials of the study; None if not known: then ``initial`` limits the race.
             initial: Configurations at the start of a study.
             judged: See above.
         """
@@ -140,7 +140,7 @@ class RacePlan:
             first = FIRST_TRIALS if any(uses_record(challengers[n]) for n in entrants) else 0
             for pairs in range(min(limit - first, MOST), 0, -1):
                 plan = cls(challengers=entrants, first=first, pairs=pairs, judged=judged)
-                # With fewer, no result would be enough; a round of one pair drops by chance.
+                # With fewer pairs no result is significant; rounds of one pair drop by chance.
                 enough = pairs >= max(fewest_pairs(plan.error), 2 * len(plan.rounds))
                 if enough and (trials is None or plan.twins <= limit):
                     return plan
@@ -190,7 +190,7 @@ def _pairs(
         if side is None or twin != (side is own) or not ended or slot is None:
             continue
         if plan.first <= slot < end:
-            # No pruner stops a twin: a pruned one has diverged, which must not be left out.
+            # No pruner stops a twin: a pruned one has diverged, and must count.
             value = float(trial.value or 0.0) if trial.state == TrialState.COMPLETE else 0.0
             seconds = float(attrs.get(SECONDS_KEY, 0.0))
             side[slot] = Ended(accuracy=value, curve=trial.intermediate_values, seconds=seconds)
@@ -236,7 +236,7 @@ class Race:
         return 0 if plan is None else plan.end
 
     def choice(self, study: optuna.Study) -> Choice | None:
-        """What the race led to; None before."""
+        """The race's choice; None before it is decided."""
         if study.study_name not in self._choices:
             stored = stored_choice(study)
             if stored is None:
@@ -295,7 +295,7 @@ class Race:
         due: Sequence[tuple[FrozenTrial, str]],
         has_record: Callable[[], bool],
     ) -> bool:
-        """Queue twins; those that use the record wait for it, and the others for them."""
+        """Queue all twins that are due; none while one of them needs a record that is missing."""
         if any(uses_record(self._challengers[name]) for _, name in due) and not has_record():
             return False
         for trial, name in due:
@@ -409,7 +409,7 @@ def _figures(standing: Standing) -> str:
 
 
 def _evidence(study: optuna.Study, trials: Sequence[FrozenTrial], name: str) -> Evidence | None:
-    """What the pairs of a challenger say, stored with the study."""
+    """Evidence from the pairs of a challenger, stored with the study."""
     pruner = study.pruner
     keeper = pruner.keeper(study) if isinstance(pruner, AdvantagePruner) else EvidenceKeeper()
     keeper.arm = name
@@ -423,7 +423,7 @@ def _verdict(
     standings: Sequence[Standing],
     evidence: Evidence | None,
 ) -> tuple[str, str]:
-    """The sampler to go on with, and why."""
+    """The sampler to continue with, and why."""
     if finalist is None:
         best = max(standings, key=lambda one: _judged(one, race.judged).value)
         return UNIFORM, f"no other sampler could be shown to be ahead; best {_figures(best)}"

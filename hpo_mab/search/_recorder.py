@@ -149,9 +149,9 @@ def follow(
 ) -> Evaluation:
     """Train to the end of the budget, or until the pruner stops the trial.
 
-    Evaluations that come from a checkpoint are reported, stored and judged like all others: the
-    trial's curve is whole, and a pruner that keeps notes on the trial has them all. How many they
-    are is the trial's user attribute `RESUMED_KEY`, so that their cost is not counted twice.
+    Evaluations from a checkpoint are reported, stored and judged like all others. So the trial's
+    curve is complete, and so are a pruner's records of the trial. How many they are is the trial's
+    user attribute `RESUMED_KEY`, so that their cost is not counted twice.
 
     Args:
         trial: Optuna's trial.
@@ -161,7 +161,7 @@ def follow(
         checkpoint: Where long trials are saved; None saves none.
         examples: Takes what the training saw of each example, unless it diverged; None takes
             nothing.
-        may_prune: Whether the study's pruner is asked.
+        may_prune: Whether the study's pruner may stop it.
 
     Returns:
         The last evaluation.
@@ -204,7 +204,7 @@ def offer(
     """Keep what a trial saw, before the next steps use its slot of the tally."""
     if examples is not None and tally is not None:
         examples.offer(id_of(trial), tally.take(slot))
-        # If the trial is continued, only what it sees from here on is added.
+        # If the trial is continued, only later visits are added.
         tally.begin(slot)
 
 
@@ -282,7 +282,7 @@ def _promotable(study: optuna.Study) -> set[Place]:
 
 
 class SlotCheckpoint:
-    """The checkpoint of one trial, as one attempt at it sees it.
+    """The checkpoint of one trial, for one attempt at it.
 
     Args:
         checkpoints: Where it is.

@@ -40,17 +40,17 @@ from hpo_mab.training._schedule import check_window, sampler_figures
 class TrialReporter:
     """Gives a training loop an Optuna trial's budget, evaluations, pruning and learning curve.
 
-    ``with`` keeps what there is when the loop raises: the curve so far and, as the trial's user
-    attribute, ``hpo_mab:reason``, or ``hpo_mab:interrupted`` after Ctrl-C. Without it no reason is
-    kept, and the curve is written point by point.
+    When the loop raises, ``with`` stores the curve so far and the user attribute
+    ``hpo_mab:reason``, or ``hpo_mab:interrupted`` after Ctrl-C. Without it no reason is kept, and
+    the curve is written point by point.
 
-    With a ``model``, `step` keeps a moving average of its weights, and `network` is what to
-    evaluate: averaged weights before the end of the budget, trained ones at its end. Averaged
-    weights rank trials earlier, see `hpo_mab.training.WeightAverage`.
+    With a ``model``, `step` keeps a moving average of its weights. `network` is what to evaluate:
+    it has averaged weights before the end of the budget, trained ones at its end. Averaged weights
+    rank trials earlier, see `hpo_mab.training.WeightAverage`.
 
-    Accuracies go to Optuna at steps 1 to ``evaluations``, so that trials are compared at equal
-    shares of their budget, and `hpo_mab.AdvantagePruner` can place its rungs. The trial gets the
-    user attributes ``hpo_mab:budget``, ``hpo_mab:examples``, ``hpo_mab:seconds`` and
+    Accuracies go to Optuna at steps 1 to ``evaluations``. So trials are compared at equal shares of
+    their budget, and `hpo_mab.AdvantagePruner` can place its rungs. The trial gets the user
+    attributes ``hpo_mab:budget``, ``hpo_mab:examples``, ``hpo_mab:seconds`` and
     ``hpo_mab:sampler``. With ``curves``, ``hpo-mab report`` compares such studies.
 
     Args:
@@ -175,8 +175,8 @@ class TrialReporter:
     def network(self) -> nn.Module:
         """What to evaluate next, in evaluation mode; read it at each evaluation.
 
-        It is a copy of the model with averaged weights, or with the model's own weights once the
-        budget is spent. The model keeps its mode.
+        A copy of the model with averaged weights; once the budget is spent, with the model's own.
+        The model keeps its mode.
 
         Raises:
             ArgumentError: The reporter was made without a model.
@@ -363,7 +363,7 @@ def recorded_trial(
             studies are a pair of their comparison. None takes the trial's number in the study,
             which depends on the order in which workers start.
         distributions: Of the parameters, by name. Without one a number is its own range, and
-            Optuna's figures of the parameters lack the bounds of the search space.
+            Optuna's figures of parameters lack the search space's bounds.
 
     Yields:
         The trial, for a `TrialReporter`.

@@ -84,7 +84,7 @@ class RunOutcome:
         run: The study with all its trials.
         interrupted: Whether Ctrl-C ended it early.
         test_accuracy: Accuracy on the test set of the best trial's network, trained again as in
-            its trial; None where it was not asked for, there is no complete trial or the run was
+            its trial; None where it was not requested, there is no complete trial or the run was
             interrupted.
         choice: What ``kind = "auto"`` chose and why, once its pilot is done.
         loop_reasons: Why trials were trained without a CUDA graph, or one at a time, where they
@@ -110,7 +110,7 @@ class StudyRunner:
 
     Args:
         spec: The definition.
-        storage: Where the study lives.
+        storage: The study's database.
         objective: The definition's objective; None makes it, loading the data. It writes its
             curves to ``storage``, and its checkpoints next to it, from now on.
         arm: The study's arm in a comparison; None takes the sampler's kind.
@@ -169,7 +169,7 @@ class StudyRunner:
         launch: Launch | None = None,
         keep_target: bool = False,
     ) -> RunOutcome:
-        """Run trials until the study has what the definition asks for.
+        """Run trials until the study has reached its definition's target.
 
         Args:
             name: The study's name; None takes the default.
@@ -277,7 +277,7 @@ class StudyRunner:
         )
 
     def _stored_spec(self) -> dict[str, Any]:
-        """The definition with what ``"auto"`` stands for on its data."""
+        """The definition with each ``"auto"`` replaced by its value on the data."""
         early = self.objective.workload.loop.early_validation
         budget = {"early_validation": "all" if early is None else early}
         whole = self.spec.model_copy(update={"budget": self.spec.budget.model_copy(update=budget)})

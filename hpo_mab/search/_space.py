@@ -34,7 +34,7 @@ class ListChoices:
     """Choices some of which are lists, which Optuna cannot hold: it gets their text.
 
     Attributes:
-        distribution: The choices as Optuna sees them, e.g. ``"[1, 2]"``.
+        distribution: The choices as given to Optuna, e.g. ``"[1, 2]"``.
         choices: The choices.
     """
 
@@ -91,7 +91,7 @@ def suggest(trial: optuna.trial.BaseTrial, name: str, value: Any) -> Any:
 
 
 def ranges(name: str, value: Any) -> Iterator[tuple[str, BaseDistribution]]:
-    """The Optuna parameters that a parsed value asks for: names and distributions."""
+    """The Optuna parameters of a parsed value: names and distributions."""
     if isinstance(value, BaseDistribution):
         yield name, value
     elif isinstance(value, ListChoices):
@@ -219,7 +219,7 @@ class Configuration:
         return dataclasses.replace(self, sampler=Part(kind, sampler_maker(kind)))
 
     def with_difficulty(self) -> Configuration:
-        """The same configuration whose batch sampler knows the difficulty of each example."""
+        """The same configuration whose batch sampler gets the difficulty of each example."""
         options = {**self.sampler.options, "difficulty": True}
         return dataclasses.replace(self, sampler=dataclasses.replace(self.sampler, options=options))
 
@@ -242,7 +242,7 @@ class Choice:
         options: Values as `parse_value` takes them.
 
     Attributes:
-        name: A text that stands for it.
+        name: Its name as text.
         values: Its options, parsed.
 
     Raises:
@@ -287,7 +287,7 @@ def check_options(
     section: str,
     shown: str | None = None,
 ) -> None:
-    """Refuse parsed values that are no options of what a name stands for; see `Registry.check`."""
+    """Refuse parsed values that a named class or function does not take; see `Registry.check`."""
     each = {key: list(examples(one)) for key, one in values.items()}
     registry.check(named, each, section=section, shown=shown)
 
@@ -295,9 +295,9 @@ def check_options(
 class SearchSpace:
     """Constants and ranges of a trial; ranges become Optuna parameters.
 
-    Parameters are named ``lr``, ``momentum``, ... for the optimiser, ``sampler.memory`` and so on
-    for the sampler (``sampler.prior_alpha`` and ``sampler.prior_beta`` for the two items of
-    ``prior``), ``model.width`` for the network, and ``batch_size``, ``warmup``,
+    Names of the optimiser's parameters are ``lr``, ``momentum``, ...; of the network's,
+    ``model.width``, ...; of the sampler's, ``sampler.memory``, .... ``prior`` has two:
+    ``sampler.prior_alpha`` and ``sampler.prior_beta``. The loop's are ``batch_size``, ``warmup``,
     ``label_smoothing`` and ``average``.
 
     Args:

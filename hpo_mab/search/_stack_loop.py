@@ -395,7 +395,7 @@ def choose_slots(objective: TrainingObjective, *, trials: int) -> int:
     try:
         alone = _seconds_alone(workload, configuration)
         stacked = _seconds_stacked(workload, configuration, slots=most)
-    except Exception:  # What is wrong with it, the trials will say.
+    except Exception:  # The trials will show the error.
         return 1
     finally:
         release_memory()

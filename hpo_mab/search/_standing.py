@@ -1,4 +1,4 @@
-"""How samplers stand against uniform sampling on a few pairs, and what was chosen by that."""
+"""Comparison of samplers with uniform sampling on a few pairs, and the choice made by it."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ Floats = NDArray[np.float64]
 
 
 def fewest_pairs(error: float) -> int:
-    """Pairs of which the signed-rank test can have so small an error: 2 ** -n at least."""
+    """Fewest pairs ``n`` for an error of the signed-rank test; its least error is ``2 ** -n``."""
     return math.ceil(-math.log2(error))
 
 
 def signed_rank_estimate(differences: Sequence[float], *, error: float) -> Estimate:
     """Centre of paired differences, with the interval of Wilcoxon's signed-rank test.
 
-    The estimate is that of Hodges and Lehmann, the median of the means of all two differences (one
-    taken twice included). A few pairs of large difference, such as those of a learning rate that is
-    far too low, hardly move it. The interval is exact where the differences are symmetric about
-    their centre, and needs no other assumption.
+    The estimate is Hodges and Lehmann's: the median of the means of every two differences (each
+    with itself included). A few large differences, such as those at a far too low learning rate,
+    hardly move it. The interval is exact where the differences are symmetric about their centre,
+    and needs no other assumption.
 
     Args:
         differences: One a pair, [n].
-        error: Probability that the centre lies below the interval, at most, and that it lies above.
+        error: Highest probability that the centre lies below the interval, and that it lies above.
 
     Returns:
         The estimate; its interval is unbounded where ``n`` is below `fewest_pairs`.
@@ -58,7 +58,7 @@ def can_be_shown(differences: Sequence[float], *, pairs: int, error: float) -> b
     Args:
         differences: Those of the pairs so far.
         pairs: Pairs in the end.
-        error: As there.
+        error: As in `signed_rank_estimate`.
     """
     means = _walsh_means(np.asarray(differences, dtype=np.float64))
     # At best every further difference outweighs those so far.
@@ -66,7 +66,7 @@ def can_be_shown(differences: Sequence[float], *, pairs: int, error: float) -> b
 
 
 def _walsh_means(values: Floats) -> Floats:
-    """Means of all two values, one taken twice included, [n (n + 1) / 2]."""
+    """Means of every two values, each with itself included, [n (n + 1) / 2]."""
     rows, columns = np.triu_indices(len(values))
     means: Floats = (values[rows] + values[columns]) / 2
     return means
@@ -107,16 +107,16 @@ class Ended:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Standing:
-    """How a challenger stands against uniform sampling.
+    """A challenger compared with uniform sampling.
 
     Attributes:
         name: The challenger.
         examples: Accuracy minus uniform's over pairs at equal examples, see
             `signed_rank_estimate`.
-        seconds: The same at equal seconds: where the challenger is slower, at the earlier part of
-            its training that takes as long as uniform's. Its learning rate has not decayed by then,
-            so this is on the cautious side.
-        cost: Seconds of a training, in those of uniform's: median over pairs; NaN if not known.
+        seconds: The same at equal seconds. A slower challenger is read at the earlier part of its
+            training that takes as long as uniform's. Its learning rate has not decayed by then, so
+            the estimate is cautious.
+        cost: Training seconds divided by uniform's, median over pairs; NaN if not known.
         open: Whether further pairs could still show that it is ahead.
     """
 
@@ -189,8 +189,8 @@ class Choice:
         pairs: Pairs that the choice rests on.
         evidence: Digest of the evidence, kept as ``hpo_mab:evidence``; None if there was none.
         judged: At equal ``"examples"`` or ``"seconds"``.
-        standings: How each challenger stood when it left the race.
-        twins: Trainings that the race has cost, on top of the study's trials.
+        standings: Each challenger's standing when it left the race.
+        twins: Trainings of the race, in addition to the study's trials.
         examples: Training examples of these.
         seconds: Training seconds of these.
     """
@@ -220,6 +220,6 @@ class Choice:
 
 
 def stored_choice(study: optuna.Study) -> Choice | None:
-    """What the study's race led to, if it has been decided."""
+    """The choice of the study's race; None before it is decided."""
     stored = study.user_attrs.get(CHOICE_KEY)
     return None if stored is None else Choice.from_json(stored)

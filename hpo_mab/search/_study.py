@@ -56,7 +56,7 @@ def choose_name(
     """A study's name: as given, or from definition, arm and seed.
 
     Args:
-        storage: Where the study lives; asked only for a ``fresh`` name.
+        storage: The study's database; read only for a ``fresh`` name.
         spec: The definition.
         arm: The study's arm in a comparison.
         name: A name of the user's choice.
@@ -82,7 +82,7 @@ def choose_names(
     A study that is called ``name`` itself is that of its arm and seed.
 
     Args:
-        storage: Where the studies live; asked only with a name of the user's choice.
+        storage: The studies' database; read only with a name of the user's choice.
         studies: Their definitions by arm and seed.
         name: Begins the names, in place of the definition's name.
         fresh: Take the first beginning ``name.2``, ``name.3``, ... that gives names no study has.

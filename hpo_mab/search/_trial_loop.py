@@ -19,8 +19,8 @@ from hpo_mab.storage import STORAGE_ERRORS, Storage, heartbeat, release
 from hpo_mab.storage._optuna import id_of, storage_of
 from hpo_mab.training._device import release_memory
 
-#: Called with study and trial after each trial. If it has a method ``running``, that is called
-#: between, with the share of its budget that each running trial has spent, by number.
+#: Called with study and trial after each trial. In between its method ``running``, if any, gets the
+#: spent share of each running trial's budget, by number.
 TrialCallback = Callable[[optuna.Study, FrozenTrial], None]
 
 #: Trials that one process trains at the same time.

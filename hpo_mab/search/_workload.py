@@ -91,8 +91,8 @@ class Workload:
         device: Where to train.
 
     Raises:
-        ArgumentError: Augmentation asked of datasets, which bring their own transforms, or data
-            that are neither images nor two datasets of ``(input, class)``.
+        ArgumentError: Augmentation of datasets, which have their own transforms, or data that are
+            neither images nor two datasets of ``(input, class)``.
 
     Examples:
         >>> import torch
@@ -263,7 +263,7 @@ class Workload:
             configuration: Of one of them.
             slots: Trials at the same time.
             seed: Seed of its bandits and augmentation.
-            examples: Whether to add up what each sees of each example.
+            examples: Whether to add up each network's visits of each example.
         """
         return StackedTrainer(
             self.network(configuration, seed=seed),

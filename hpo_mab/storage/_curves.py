@@ -46,9 +46,9 @@ class CurveStore:
 
     A curve has a random number that is never used again. A trial holds the number of its curve as
     its system attribute ``hpo_mab:curve``. Optuna copies and deletes the attribute with the trial.
-    So a copy of a study in the same database has its curves, and a trial that gets the id of a
-    deleted one has none. If trials of one study hold the same number, such as a trial and its retry
-    by Optuna, the curve is that of the first.
+    So a copy of a study in the same database has its curves. A trial that gets the id of a deleted
+    one has none. Trials of one study may hold the same number, such as a trial and its retry by
+    Optuna. The curve is then that of the first.
 
     Args:
         engine: Engine of the database of the curves: the engine of the study's Optuna storage.
@@ -177,8 +177,8 @@ class CurveStore:
         if known is not None and not restart:
             return int(known)
         curve = secrets.randbits(62)
-        # Not a DELETE and an INSERT: on MySQL the former locks the gap that the latter of another
-        # process goes into.
+        # Not a DELETE and an INSERT: on MySQL the former locks the gap that another process's
+        # INSERT needs.
         if known is None:
             row = {"trial_id": trial_id, "key": CURVE_KEY, "value_json": str(curve)}
             connection.execute(_keys.insert(), row)

@@ -1,8 +1,8 @@
 """Optuna's database storage, with the frequent operations of trials in one statement each.
 
-Optuna goes through SQLAlchemy's ORM: a report takes three statements, reading the trials of a study
-six, each of them slow to build. Here a write is one statement and a read is two. Tables and values
-are those of Optuna, so other programs can read and write the same studies.
+Optuna uses SQLAlchemy's ORM: a report takes three statements, reading a study's trials six. Each of
+them is slow to build. Here a write is one statement and a read is two. Tables and values are those
+of Optuna, so other programs can read and write the same studies.
 """
 
 from __future__ import annotations
@@ -95,11 +95,10 @@ class LeanStorage(RDBStorage):
     def together(self) -> Iterator[None]:
         """Collect what this thread writes, and read the trials of a study once.
 
-        Parameters, reports and attributes of trials, and heartbeats, are written in one
-        transaction, at the next read or at the end of the context. A trial that has finished in
-        the meantime does not change. Until the context ends, writes of other threads and processes
-        to trials already read are not visible. So the context must be short, and must begin after
-        the study's lock is taken.
+        One transaction writes parameters, reports, attributes and heartbeats of trials: at the next
+        read or the end of the context. A trial that has finished in the meantime does not change.
+        Until the context ends, writes of other threads and processes to trials already read are not
+        visible. So the context must be short, and must begin after the study's lock is taken.
         """
         if not self._has_upsert or self._collecting is not None:
             yield

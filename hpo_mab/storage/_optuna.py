@@ -46,7 +46,7 @@ def pruner_settings(pruner: BasePruner) -> dict[str, Any]:
 def hyperband_bracket(
     pruner: HyperbandPruner, study: optuna.Study, trial: FrozenTrial
 ) -> tuple[int, BasePruner, optuna.Study]:
-    """Number of a trial's bracket, the bracket's pruner, and the study as the bracket sees it."""
+    """A trial's bracket number, the bracket's pruner, and the study with the bracket's trials."""
     number = pruner._get_bracket_id(study, trial)
     return number, pruner._pruners[number], pruner._create_bracket_study(study, number)
 
@@ -82,7 +82,7 @@ class AttributeSink:
 
     Args:
         known: The study's system attributes.
-        trial_id: Id of the trial it stands for; None stands for the study.
+        trial_id: Id of the trial; None means the study.
     """
 
     def __init__(self, known: Mapping[str, Any], trial_id: int | None = None) -> None:

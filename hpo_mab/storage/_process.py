@@ -60,8 +60,8 @@ def is_gone(process: str) -> bool:
 def _started(pid: int) -> str:
     """When the process was started; empty if there is none. Without /proc: only whether it runs."""
     try:
-        # The command's name may contain spaces and ")", so fields are counted after the last ")":
-        # the state is field 3 of the line, the start time field 22.
+        # The command's name may contain spaces and ")", so fields are counted after the last ")".
+        # The state is field 3 of the line, the start time field 22.
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         return "" if fields[0] in "ZX" else fields[19]
     except (OSError, IndexError):
@@ -191,10 +191,10 @@ _WAIT_SECONDS = 120
 class Locks:
     """Locks that all processes on one database share.
 
-    On PostgreSQL, MySQL and MariaDB a lock is an advisory lock of the server, which ends at the
-    latest with the connection. SQLite has none; there it is a lock file next to the database,
-    which the operating system releases when the process ends. The empty file stays: another process
-    may have opened it already, and would then lock a removed file while a third locks a new one.
+    On PostgreSQL, MySQL and MariaDB a lock is an advisory lock of the server. It ends with the
+    connection at the latest. SQLite has none; there it is a lock file next to the database, which
+    the operating system releases when the process ends. The empty file stays: another process may
+    have opened it already. That one would lock a removed file while a third locks a new one.
 
     Args:
         engine: The database.
@@ -254,8 +254,8 @@ class Locks:
 
     @contextlib.contextmanager
     def _postgresql(self, name: str) -> Iterator[None]:
-        # A lock of the transaction, not of the session: a connection pooler may run the session's
-        # next transaction on another connection, which does not hold the lock.
+        # A lock of the transaction, not of the session. A connection pooler may run the session's
+        # next transaction on another connection, without the lock.
         with self._engine.begin() as connection:
             connection.execute(sa.text(f"SET LOCAL lock_timeout = '{_WAIT_SECONDS}s'"))
             number = int.from_bytes(_digest(name)[:8], "big", signed=True)

@@ -1,8 +1,8 @@
 """Tables of a study's database, Optuna's and ours, with their statements and our version.
 
-A table of ours changes in two places: here, which is what a new database gets, and as one revision
-in ``migrations/versions``, which changes databases that exist. The curves have a column for each
-field of `Evaluation`; the revision of a new one is::
+A table of ours changes in two places. New databases get the tables defined here. One revision in
+``migrations/versions`` changes existing databases. The curves have a column for each field of
+`Evaluation`; the revision of a new one is::
 
     revision, down_revision = "4", "3"
 

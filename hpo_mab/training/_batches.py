@@ -137,8 +137,8 @@ class TimedSampler:
     def draw_ahead(self) -> None:
         """Draw what the next `draw` returns.
 
-        Right after an `update` this gives the same draw as later, and is cheaper: the bandits'
-        tables are still in the processor's caches, from which the backward pass evicts them.
+        Right after an `update` this gives the same draw as later, and is cheaper. The bandits'
+        tables are still in the processor's caches; the backward pass evicts them.
         """
         self._ahead = self._timed(self.sampler.draw)
 

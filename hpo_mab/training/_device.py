@@ -273,8 +273,8 @@ def check_highest(label: int, *, outputs: int) -> None:
 def examples_at_once(forward: Callable[[Tensor], Tensor], inputs: Tensor) -> int:
     """How many examples an evaluation can hold, at least 1; does not wait for the device.
 
-    It follows from the network, the shape of an input and the device, so that an evaluation that
-    is repeated has the same batches. The bound is 256 MiB on a CPU, an eighth of a CUDA device.
+    It depends on the network, the shape of an input and the device only. So a repeated evaluation
+    has the same batches. The bound is 256 MiB on a CPU, an eighth of a CUDA device.
 
     Args:
         forward: The network, in evaluation mode; called with one example.

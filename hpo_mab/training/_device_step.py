@@ -111,7 +111,7 @@ class Captured:
             raise
         except RuntimeError as error:
             # No kernel ran while capturing, but the generators are still registered with the failed
-            # graph: without their earlier states, the next draw would raise.
+            # graph. Without their earlier states, the next draw would raise.
             for generator, state in zip(generators, states, strict=True):
                 generator.graphsafe_set_state(state)
             undo()
@@ -168,10 +168,9 @@ class DeviceStep:
     On CUDA the step is captured in a graph and replayed, see `Captured`. Elsewhere, and with
     ``capture=False``, the same function is called at each step.
 
-    A sampler that is ``capturable`` is part of the graph: it learns from the losses and draws the
-    batch of the *next* step on a second stream, at the same time as the backward pass. Others draw
-    before and learn after the graph. The learning rate is a tensor on the device, so one graph
-    serves the whole schedule.
+    A ``capturable`` sampler is part of the graph. It learns from the losses and draws the *next*
+    step's batch on a second stream, during the backward pass. Others draw before and learn after
+    the graph. The learning rate is a tensor on the device, so one graph serves the whole schedule.
 
     Args:
         forward: The network, from inputs to logits [B, C], in training mode.
@@ -294,8 +293,8 @@ class DeviceStep:
             logits, targets, reduction="none", label_smoothing=self._label_smoothing
         )
         outputs = losses.detach(), logits.detach(), targets
-        # A reference is kept until the step's end. Otherwise the allocator could give this memory
-        # to a kernel of the main stream before the sampler on the second stream has read it.
+        # A reference is kept until the step's end. Without it a kernel of the main stream could get
+        # the memory before the second stream's sampler reads it.
         self._outputs = outputs
         if self._examples is not None:
             with self._step.at_the_same_time():

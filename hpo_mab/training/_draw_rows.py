@@ -86,8 +86,8 @@ class DrawRows:
         shares, settings = sampler.shares.numpy(), sampler.settings
         if self.engine is None:
             self._structure = stack_structure(settings)
-            # The ring of pulls has a fixed size: at least one pass over all arms, more only if the
-            # first sampler needs more.
+            # The ring of pulls has a fixed size: one pass over all arms, or the first sampler's
+            # need if larger.
             self._capacity = max(shares.shape[1], _memory(sampler))
             self.engine = DeviceEngine(
                 np.tile(shares, (self._slots, 1)),

@@ -23,8 +23,8 @@ _EVALUATED_AT_ONCE = 16_384
 class NetworkRows:
     """Weights of all networks as rows of one matrix, their buffers, and the averages of both.
 
-    A network is one row. So an optimiser step, an update of the average and the start of a training
-    each take a few kernels, for any number of layers.
+    A network is one row. So an optimiser step, an average's update or a training's start takes a
+    few kernels, for any number of layers.
 
     Args:
         model: A network of the shape of all; copied.

@@ -67,7 +67,7 @@ def sampler_figures(statistics: Mapping[str, float]) -> dict[str, Any]:
     return {name: statistics[name] for name in SAMPLER_FIGURES if name in statistics}
 
 
-#: Names of the schedules that `Schedule` knows.
+#: Names of the schedules that `Schedule` takes.
 SCHEDULES = ("constant", "linear")
 #: Which weights a training ends with: those trained, or the more accurate of them and the average.
 KEEP = ("better", "trained")
@@ -132,9 +132,9 @@ class Schedule:
     """Linear warm-up to the full learning rate, then decay to zero, or none.
 
     With ``W = min(round(warmup * T), T - 1)`` warm-up steps of ``T``, the factor of step ``s`` in
-    ``0..T-1`` is ``(s + 1) / W`` before step ``W``. From there on it is ``(T - s) / (T - W)`` for
-    ``"linear"``, which is 1 at its peak and zero first at step ``T``, which is not taken; and 1
-    for ``"constant"``, whose trainings are evaluated by their averaged weights to the end.
+    ``0..T-1`` is ``(s + 1) / W`` before step ``W``. From there on, for ``"linear"``, it is
+    ``(T - s) / (T - W)``: 1 at its peak, and zero first at step ``T``, which is not taken. For
+    ``"constant"`` it is 1; such trainings are evaluated by their averaged weights to the end.
 
     Args:
         steps: Optimiser steps of the budget, ``T``, at least 1.
@@ -204,7 +204,7 @@ def evaluation_steps(steps: int, evaluations: int) -> tuple[int, ...]:
 
 
 def check_window(window: float) -> None:
-    """Raise `ArgumentError` unless ``window`` is a share in [0, 1]; 0 stands for no average."""
+    """Raise `ArgumentError` unless ``window`` is a share in [0, 1]; 0 means no average."""
     require(0.0 <= window <= 1.0, "average", "a share in [0, 1]", window)
 
 
@@ -271,7 +271,7 @@ class LearningCurve:
     def choices(self) -> tuple[bool, ...]:
         """Which weights the next evaluation evaluates: trained ones, averaged ones, or both.
 
-        False stands for the trained weights. The more accurate ones count, of equal ones the first.
+        False means the trained weights. The more accurate ones count, of equal ones the first.
         """
         if self.average and self.at_last and self._keep == "better":
             return False, True

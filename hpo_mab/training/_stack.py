@@ -46,27 +46,27 @@ class StackedTrainer:
     """Trains ``K`` networks of one shape at the same time, each with its own hyperparameters.
 
     Weights, buffers, optimiser state, learning rate and every other number of a training have a
-    leading dimension ``K``; ``torch.func.vmap`` makes the step of all networks one step. On CUDA it
-    is captured in one graph, which is replayed for the trainer's whole life. When a training ends,
-    the next one begins in its slot with new weights and new numbers, in the same memory.
+    leading dimension ``K``; ``torch.func.vmap`` makes the step of all networks one step. On CUDA
+    one graph captures this step; the trainer replays it for all trainings. When a training ends,
+    the next one in its slot has new weights and numbers in the same memory.
 
     A training has the same schedule, losses, averages, evaluations and distribution of batches as
-    by `Training`. With the same batches, both agree to rounding. The draws of `MABSampler` on a
-    stack depend on the stack's seed, its number of slots and its steps so far; other samplers draw
-    as in `Training`. A training that diverges does not change the others.
+    by `Training`. With the same batches, both agree to rounding. The draws of `MABSampler` depend
+    on the stack's seed, its number of slots and its steps so far; other samplers draw as in
+    `Training`. A training that diverges does not change the others.
 
-    For networks that ``vmap`` does not support (whose control flow depends on data, or that mix the
-    examples of different calls) the first `advance` raises the error of ``vmap``.
+    ``vmap`` does not support networks whose control flow depends on data, or that mix the examples
+    of different calls. For these the first `advance` raises the error of ``vmap``.
 
     Args:
-        model: A network of the shape of all; copied, its weights are not used.
+        model: A network of the common shape; it is copied, and its weights are not used.
         slots: Networks at the same time, ``K``, at least 1.
         batches: Training images on the device.
         validation: Images to evaluate on, on the same device.
         early: Images of the evaluations before the last; None takes ``validation``.
         batch_size: Examples per batch of each network, ``B``.
         optimizer: Name of the optimiser of all, see `create_optimizer`.
-        precision: ``"float32"``, or ``"bfloat16"``, in which weights are cast for each step.
+        precision: ``"float32"``, or ``"bfloat16"``, to which weights are cast for each step.
         seed: Seed of the bandits' draws.
         capture: Whether to capture steps in a CUDA graph.
         examples: Adds up each example's visits by each network, with as many slots; None adds
@@ -202,9 +202,9 @@ class StackedTrainer:
             state: What `state_dict` returned for the same training, which continues from there.
 
         Raises:
-            ArgumentError: The slot is taken, the network has another shape, the sampler another
-                batch size or bandits that do not fit the stack's, an argument outside its bound, or
-                the state is of another training.
+            ArgumentError: The slot is taken, or an argument is outside its bound. The network has
+                another shape, or the state is of another training. The sampler has another batch
+                size, or bandits that do not fit the stack's.
         """
         if slot not in self.free:
             raise ArgumentError(f"slot must be one of the free ones, {self.free}, got {slot}.")
@@ -348,8 +348,8 @@ class StackedTrainer:
             slot: each.sampler for slot, each in self._running.items() if each.sampler is not None
         }
         learners = {slot: sampler for slot, sampler in outside.items() if learns(sampler)}
-        # Samplers that do not learn draw many steps ahead, so that replays of the graph follow each
-        # other without host work between them. A learner's next draw needs the losses of this step.
+        # Samplers that do not learn draw many steps ahead: no host work then separates replays of
+        # the graph. A learner's next draw needs the losses of this step.
         at_once = 1 if learners else PLANNED_STEPS
         for begin in range(0, steps, at_once):
             count = min(at_once, steps - begin)
@@ -380,16 +380,16 @@ class StackedTrainer:
         networks.model.train()
         logits = networks.forward(networks.leaves, networks.buffers, inputs, in_dim=0)
         if self._highest_label >= logits.shape[2]:
-            # An index out of range is an assertion on a CUDA device, after which every CUDA call of
-            # the process fails.
+            # An index out of range fails an assertion on a CUDA device. Every later CUDA call of
+            # the process then fails.
             raise ArgumentError(
                 f"labels must be in [0, {logits.shape[2]}) for a model of {logits.shape[2]} "
                 f"outputs, got {self._highest_label}; give the model more outputs."
             )
         losses = stacked_cross_entropy(logits, targets, numbers.label_smoothing)
         outputs = losses.detach(), logits.detach(), targets
-        # A reference is kept until the step's end. Otherwise the allocator could give this memory
-        # to a kernel of the main stream before the bandits on the second stream have read it.
+        # A reference is kept until the step's end. Without it a kernel of the main stream could get
+        # the memory before the second stream's bandits read it.
         self._outputs = outputs
         if self.examples is not None:
             with self._step.at_the_same_time():

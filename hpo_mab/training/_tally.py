@@ -203,8 +203,8 @@ class ExampleTally:
             torch.zeros(*shape, logits.shape[-1], device=device),
         )
         # The moving average is a recurrence over steps, one small kernel each. Unrolled, it is one
-        # product with this matrix: row t has the weights of steps s < t in the average before step
-        # t; the last row gives the average after all steps.
+        # product with this matrix. Row t has the weights of steps s < t in the average before t;
+        # the last row gives the average after all steps.
         lags = torch.arange(steps + 1)[:, None] - torch.arange(steps) - 1
         weights = torch.where(lags >= 0, (1 - LOSS_DECAY) * LOSS_DECAY ** lags.clamp_min(0), 0.0)
         self._weights = weights.to(device)

@@ -70,8 +70,8 @@ class Training(Iterator[Evaluation]):
         schedule: ``"linear"`` decay after the warm-up, or ``"constant"``.
         average: Window of the `WeightAverage` as a share of the steps so far, in [0, 1]; 0 keeps
             none, and every evaluation is that of the trained weights.
-        keep: ``"trained"``, or ``"better"``: the last evaluation evaluates both the trained and
-            the averaged weights, and the training ends with those of the higher accuracy.
+        keep: ``"trained"``, or ``"better"``: the last evaluation evaluates both the trained and the
+            averaged weights. The training ends with those of the higher accuracy.
         label_smoothing: Share of the target spread over all classes, in [0, 1).
         precision: ``"float32"``, or ``"bfloat16"`` for mixed precision.
         channels_last: Whether to lay the model out channels last; inputs of either layout work, and
@@ -180,8 +180,8 @@ class Training(Iterator[Evaluation]):
         self._resumed_at = 0
         #: Seconds of the evaluations that this training has made itself.
         self.evaluation_seconds = 0.0
-        #: Called with the share of the steps that is done: on a CPU after each step, elsewhere at
-        #: evaluations, which wait for the device anyway.
+        #: Called with the share of steps done. On a CPU after each step; elsewhere at evaluations,
+        #: which wait for the device.
         self.on_progress: Callable[[float], None] | None = None
         self._begun = self._closed = False
         self._at_end = contextlib.ExitStack()

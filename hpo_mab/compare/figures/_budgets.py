@@ -53,14 +53,14 @@ def learning_curves(
 ) -> go.Figure:
     """Mean learning curve of each arm over its seeds, with the interval of the mean.
 
-    Of each study the trials that every arm shares count (all of them where none is marked), those
-    that failed left out; their mean is the seed's value. Trials that were pruned count as far as
-    they went. Below the title of accuracies is which weights they are of.
+    Of each study the trials that every arm shares count, or all where none is marked. Failed trials
+    are left out; the others' mean is the seed's value. Trials that were pruned count as far as they
+    went. The line below the title names the weights that accuracies are of.
 
     Args:
         runs: Studies of any arms and seeds.
-        metric: ``"accuracy"`` or ``"train_loss"``, the mean loss of the batches drawn since the
-            previous evaluation: an importance sampler's are harder than the data.
+        metric: ``"accuracy"`` or ``"train_loss"``. The latter is the mean loss of the batches drawn
+            since the previous evaluation; an importance sampler's are harder than the data.
         against: ``"examples"`` or ``"steps"``.
         confidence: Coverage of the intervals.
         max_points: Most points per curve.
@@ -235,7 +235,7 @@ def fidelity(
     return note_if_empty(made, _NO_PAIRS)
 
 
-#: Points from which the interval of a difference of accuracies says nothing.
+#: Width, in points, from which the interval of a difference of accuracies is cut.
 _WIDE = 20.0
 
 

@@ -53,9 +53,9 @@ def anytime_incumbent(
 ) -> go.Figure:
     """Median over seeds of the incumbent's validation accuracy, against cumulative spend.
 
-    The band is the distribution-free 95% interval of the median (order statistics) from 6 seeds
-    on, the range of the seeds below that. A curve starts where all its seeds have an incumbent and
-    ends where the first of its studies ends.
+    From 6 seeds on, the band is the distribution-free 95% interval of the median (order
+    statistics). Below that it is the seeds' range. A curve starts where all its seeds have an
+    incumbent and ends where the first of its studies ends.
 
     Args:
         runs: Studies of any arms and seeds.
@@ -259,7 +259,7 @@ def shuffled_concentration(passes: Floats) -> Floats:
     """Share of the draws on the most-drawn tenth after passes in random order.
 
     After ``k + r`` passes, ``0 <= r < 1``, a share ``r`` of the examples has been drawn ``k + 1``
-    times and the rest ``k`` times, so the share is ``(0.1 k + min(r, 0.1)) / (k + r)``.
+    times, the rest ``k`` times. So the share is ``(0.1 k + min(r, 0.1)) / (k + r)``.
 
     Args:
         passes: Passes over the training set, above 0, [G].

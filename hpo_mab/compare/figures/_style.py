@@ -69,8 +69,8 @@ _DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
 def colours(arms: Iterable[str]) -> dict[str, str]:
     """Colour of each arm: its own by name, other names by their hash.
 
-    Other names whose hashes agree take the next free colour in order of name. So an arm's colour
-    is the same in all figures of the same arms, and no other has it up to fourteen arms.
+    Other names whose hashes agree take the next free colour in order of name. So an arm's colour is
+    the same in all figures of the same arms. Up to fourteen arms, all colours differ.
     """
     names = sorted(set(arms))
     found = {name: _FIXED[name] for name in names if name in _FIXED}

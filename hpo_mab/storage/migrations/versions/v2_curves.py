@@ -1,6 +1,6 @@
 """Curves keyed by a number of their own, with a column for averaged weights.
 
-MySQL commits at each change of a table, and so does SQLite at the first: every step here can be
+MySQL commits at each change of a table, and so does SQLite at the first. So every step here can be
 repeated after the process was killed in it.
 """
 
