@@ -85,7 +85,7 @@ def inject_kills(
     # Forked workers inherit data and imports, which takes milliseconds where a start takes seconds.
     runner = StudyRunner(spec, storage)
     name = runner.name()
-    runner.run(name, score=False, launch=lambda study, on_trial: False)
+    runner.run(name, score=False, launch=lambda *_: False)
     storage.close()
     wanted = spec.budget.trials
     _set_target(url, name, lambda _: _OPEN_END)

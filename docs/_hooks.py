@@ -150,6 +150,7 @@ _QUARTER = "bandit, memory 1/4"
 _ROWS = (
     _Row("fashion_mnist/pairs.json", "mab"),
     _Row("cifar10/pairs.json", "mab"),
+    _Row("digits/promotion.json", "promotion", "hyperparameters"),
     _Row("fashion_mnist/arms.json", "mab", "hyperparameters"),
     _Row("fashion_mnist/pruning.json", "mab_advantage", "hyperparameters"),
     _Row("cifar10/arms.json", "mab_advantage", "hyperparameters"),
@@ -187,7 +188,9 @@ def _others() -> list[_Row]:
         raw = json.loads(path.read_text(encoding="utf-8"))
         if isinstance(raw, dict) and {"summary", "studies"} <= raw.keys():
             name = path.relative_to(ROOT / "studies").as_posix()
-            found += [_Row(name, one["arm"]) for one in raw["summary"]["contrasts"][:1]]
+            for one in raw["summary"]["contrasts"][:1]:
+                question = "model" if one["paired"] else "hyperparameters"
+                found.append(_Row(name, one["arm"], question))
     return found
 
 
