@@ -151,6 +151,7 @@ _ROWS = (
     _Row("fashion_mnist/pairs.json", "mab"),
     _Row("cifar10/pairs.json", "mab"),
     _Row("digits/promotion.json", "promotion", "hyperparameters"),
+    _Row("fashion_mnist/promotion.json", "promotion", "hyperparameters"),
     _Row("fashion_mnist/arms.json", "mab", "hyperparameters"),
     _Row("fashion_mnist/pruning.json", "mab_advantage", "hyperparameters"),
     _Row("cifar10/arms.json", "mab_advantage", "hyperparameters"),
