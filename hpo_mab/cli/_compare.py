@@ -106,7 +106,7 @@ def compare(
 
         def progress(name: str, count: int) -> StudyProgress:
             show_data()
-            return StudyProgress(trials=count, label=name, quiet=silent)
+            return StudyProgress(trials=count, label=name, quiet=silent, curves=store.curves)
 
         found = run_comparison(
             loaded,

@@ -24,10 +24,11 @@ if TYPE_CHECKING:
     import optuna
     from optuna.trial import FrozenTrial
 
+    from hpo_mab._plan import Plan
     from hpo_mab.compare import ComparisonRuns, ComparisonSummary
     from hpo_mab.dashboard import Published
     from hpo_mab.search import RunOutcome, StudySpec
-    from hpo_mab.storage import Storage
+    from hpo_mab.storage import CurveStore, Storage
 
 
 def console(*, stderr: bool = False) -> Console:
@@ -56,12 +57,16 @@ class StudyProgress:
         trials: Trials the study should have.
         label: What is shown before the bar.
         quiet: Show nothing.
+        curves: Where the study's curves are: its total budget counts for the time left.
     """
 
-    def __init__(self, *, trials: int, label: str, quiet: bool = False) -> None:
+    def __init__(
+        self, *, trials: int, label: str, quiet: bool = False, curves: CurveStore | None = None
+    ) -> None:
         self._trials = trials
         self._label = label
         self._quiet = quiet
+        self._curves = curves
         self._console = console(stderr=True)
         self._live: Progress | None = None
         self._task: TaskID | None = None
@@ -69,6 +74,8 @@ class StudyProgress:
         self._began = self._last_line = self._last_end = time.monotonic()
         self._last_update = -math.inf
         self._done_before: int | None = None
+        #: When the first trial ended, and the share of the study's total budget spent by then.
+        self._spent_first: tuple[float, float] | None = None
         self._state = f"0/{trials} trials"
         self._is_done = False
         #: When each running trial was first seen, and the share of its budget spent by then.
@@ -102,10 +109,10 @@ class StudyProgress:
         from hpo_mab._plan import Plan
 
         plan = Plan(study.get_trials(deepcopy=False))
-        counts, done = plan.counts(), plan.finished
+        done = plan.finished
         if self._done_before is None:
             self._done_before = done - 1
-        self._state = self._describe(study, counts, done)
+        self._state = self._describe(study, plan)
         self._last_end = time.monotonic()
         self._is_done = done >= self._trials
         self._seen.pop(trial.number, None)
@@ -154,7 +161,8 @@ class StudyProgress:
                 text += f", up to {duration(whole * self._trials)} for all"
         return text
 
-    def _describe(self, study: optuna.Study, counts: dict[str, int], done: int) -> str:
+    def _describe(self, study: optuna.Study, plan: Plan) -> str:
+        counts, done = plan.counts(), plan.finished
         # The value of a pruned trial is its last report, which is not a final accuracy.
         complete = [
             value
@@ -169,9 +177,22 @@ class StudyProgress:
         new = done - (self._done_before or 0)
         if new > 0 and done < self._trials:
             each = (time.monotonic() - self._began) / new
-            parts += [f"{60 / max(each, 1e-9):.3g} per minute"]
-            parts += [f"{duration(each * (self._trials - done))} left"]
+            left = min(each * (self._trials - done), self._budget_left(study))
+            parts += [f"{60 / max(each, 1e-9):.3g} per minute", f"{duration(left)} left"]
         return ", ".join(parts)
+
+    def _budget_left(self, study: optuna.Study) -> float:
+        """Seconds until the study's total budget is spent, at the pace so far."""
+        from hpo_mab.search import Target
+
+        if self._curves is None:
+            return math.inf
+        now, spent = time.monotonic(), Target.load(study).share_spent(study, self._curves)
+        self._spent_first = self._spent_first or (now, spent)
+        since, before = self._spent_first
+        return (
+            max(1 - spent, 0.0) * (now - since) / (spent - before) if spent > before else math.inf
+        )
 
     def _is_time_for_a_line(self, done: int) -> bool:
         now = time.monotonic()

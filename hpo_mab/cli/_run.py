@@ -150,7 +150,9 @@ def run(
         runner = StudyRunner(loaded, store)
     with (
         stoppable(),
-        StudyProgress(trials=loaded.budget.trials, label=study_name, quiet=silent) as progress,
+        StudyProgress(
+            trials=loaded.budget.trials, label=study_name, quiet=silent, curves=store.curves
+        ) as progress,
     ):
         outcome = runner.run(study_name, on_trial=progress, launch=launch)
     took = time.monotonic() - began

@@ -56,7 +56,9 @@ def worker(
         store = Storage(storage, create=False)
         target = Target.load(open_study(store, study)).trials
         here: list[FrozenTrial] = []
-        with StudyProgress(trials=target, label=study, quiet=quiet or as_json) as progress:
+        with StudyProgress(
+            trials=target, label=study, quiet=quiet or as_json, curves=store.curves
+        ) as progress:
 
             def on_trial(joined: optuna.Study, trial: FrozenTrial) -> None:
                 here.append(trial)

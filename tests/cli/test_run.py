@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import optuna
@@ -19,7 +20,7 @@ from hpo_mab import data
 from hpo_mab._attributes import INTERRUPTED_KEY, SLOT_KEY, TWIN_KEY
 from hpo_mab.cli import _output as module
 from hpo_mab.cli._output import StudyProgress, shown_data
-from hpo_mab.search import load_spec
+from hpo_mab.search import Target, load_spec
 from hpo_mab.storage import Storage
 
 Cli = Callable[..., "tuple[int, str, str]"]
@@ -241,6 +242,27 @@ def test_a_log_gets_a_line_now_and_then(clock: Clock, capsys: pytest.CaptureFixt
     assert len(lines) == 5
     assert lines[0] == ("study: 4/20 trials, 1 pruned, best 2.00%, 20 per minute, 48.0 s left")
     assert lines[-1] == "study: 20/20 trials, 5 pruned, best 18.00%"
+
+
+def test_the_time_left_is_that_of_the_total_budget_where_it_ends_first(
+    clock: Clock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Curves:
+        """Every trial takes a twentieth of the budget; an earlier run has spent a tenth."""
+
+        def spent(self, study_id: int) -> tuple[int, float]:
+            return 200 + 100 * len(study.trials), 0.0
+
+    study = optuna.create_study(direction="maximize")
+    Target(trials=400, total="20epochs", epoch_examples=100).save(study)
+    curves: Any = Curves()
+    with StudyProgress(trials=400, label="study", curves=curves) as progress:
+        for _ in range(4):
+            clock.now += 10
+            study.add_trial(create_trial(value=0.5))
+            progress(study, study.trials[-1])
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last == "study: 4/400 trials, 0 pruned, best 50.00%, 6 per minute, 2 min 20 s left"
 
 
 def test_a_long_trial_shows_how_far_it_is(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
