@@ -339,15 +339,15 @@ def _jobs(
     """What the record lacks; each deadline counts from the moment the job is asked for."""
     done = {(each["arm"], each["seed"]) for each in record["runs"]}
     root = str(options.root.resolve())
-    data = work / "data.pt"
     for seed in options.seed:
+        data = work / f"data-{seed}.pt"
         for arm in options.arm:
             if (arm, seed) in done:
                 continue
             if not data.exists():
                 from usual import prepare
 
-                prepare(TASKS[options.task], data, root=root)
+                prepare(TASKS[options.task], data, root=root, seed=seed)
             folder = work / f"{arm}-{seed}"
             folder.mkdir()
             yield Job(

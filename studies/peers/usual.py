@@ -26,11 +26,13 @@ _EVALUATION_BATCH = 1000
 Part = tuple[Tensor, Tensor]
 
 
-def prepare(task: Task, path: Path, *, root: str) -> None:
-    """Write the studies' split of the data as normalised tensors: train, validation, test."""
+def prepare(task: Task, path: Path, *, root: str, seed: int) -> None:
+    """Write the data as normalised tensors, in the parts that hpo_mab's study of the seed has."""
     from hpo_mab import data
+    from hpo_mab.search import load_spec
+    from hpo_mab.search._prepare import load_splits
 
-    splits = data.split(*data.load(task.data, root=root, download=True))
+    splits = load_splits(load_spec(task.data, {"seed": seed, "data.root": root}))
     normalize = data.Normalization(splits.mean, splits.std)
     parts = {
         name: (normalize(part.images), part.labels.long())

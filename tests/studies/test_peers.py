@@ -131,6 +131,17 @@ def test_the_peers_have_the_studies_task_space_and_budget(peers: Any, name: str)
         assert (found["low"], found["high"], bool(found.get("log"))) == (one.low, one.high, one.log)
 
 
+def test_the_peers_train_and_validate_on_the_examples_of_the_study(
+    peers: Any, tmp_path: Path
+) -> None:
+    path = tmp_path / "digits.pt"
+    peers["usual"].prepare(peers["contract"].TASKS["digits"], path, root="data", seed=3)
+    found = torch.load(path)
+    splits = load_splits(load_spec("digits", {"seed": 3}))
+    for name in ("train", "validation", "test"):
+        assert torch.equal(found[name][1], getattr(splits, name).labels)
+
+
 def test_every_arm_answers_the_contract(command: Any) -> None:
     assert len(command.ARMS) == 12
     for name, arm in command.ARMS.items():
