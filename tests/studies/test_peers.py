@@ -17,6 +17,7 @@ import torch
 
 from hpo_mab import models
 from hpo_mab.search import StudyRunner, load_spec, make_spec
+from hpo_mab.search._prepare import load_splits
 from hpo_mab.storage import Storage
 from hpo_mab.training import Budget
 from hpo_mab.training._schedule import Schedule
