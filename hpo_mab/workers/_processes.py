@@ -17,12 +17,14 @@ from concurrent.futures import ThreadPoolExecutor
 import joblib
 import optuna
 import torch
+from optuna.trial import FrozenTrial
 
 from hpo_mab import training
-from hpo_mab._attributes import StudySettings
+from hpo_mab._attributes import WORKER_KEY, StudySettings
 from hpo_mab._errors import ArgumentError, StorageError
 from hpo_mab.search import RunHere, TrialCallback
 from hpo_mab.storage import STORAGE_ERRORS, Storage
+from hpo_mab.storage._process import this_process
 
 
 def worker_devices(workers: int, *, device: str = "auto") -> tuple[str, ...]:
@@ -92,8 +94,8 @@ class FinishedTrials:
         self._on_progress = getattr(on_trial, "running", None)
         self._known = {t.number for t in self._trials() if t.state.is_finished()}
 
-    def report_new(self) -> int:
-        """Pass the trials finished since the last call to the callback; returns their number."""
+    def report_new(self) -> list[FrozenTrial]:
+        """Pass the trials finished since the last call to the callback; returns them."""
         trials = self._trials()
         new = [t for t in trials if t.state.is_finished() and t.number not in self._known]
         for trial in new:
@@ -104,9 +106,9 @@ class FinishedTrials:
             evaluations = StudySettings.stored_in(self._study.user_attrs).evaluations or 1
             running = [t for t in trials if not t.state.is_finished() and t.last_step is not None]
             self._on_progress({t.number: (t.last_step or 0) / evaluations for t in running})
-        return len(new)
+        return new
 
-    def _trials(self) -> list[optuna.trial.FrozenTrial]:
+    def _trials(self) -> list[FrozenTrial]:
         return self._study.get_trials(deepcopy=False)
 
 
@@ -258,7 +260,8 @@ class ProcessLauncher:
             while not over.wait(_SECONDS_BETWEEN_LOOKS):
                 # If the database cannot be reached, the workers wait for it, and exit in the end.
                 with contextlib.suppress(*STORAGE_ERRORS):
-                    if watch.report_new():
+                    ended = (trial.system_attrs.get(WORKER_KEY) for trial in watch.report_new())
+                    if any(worker not in (None, this_process()) for worker in ended):
                         workers.deaths = 0
                 workers.replace_dead()
         finally:
@@ -280,7 +283,7 @@ class _Workers:
 
     Attributes:
         members: Workers that run, by their place.
-        deaths: Workers that died since a trial last finished.
+        deaths: Workers that died since one of them last finished a trial.
         last_error: The last line of the last worker that ended with an error.
     """
 

@@ -15,9 +15,10 @@ import optuna
 import pytest
 import torch
 
-from hpo_mab._attributes import DEFINITION_KEY
+from hpo_mab._attributes import DEFINITION_KEY, WORKER_KEY
 from hpo_mab._errors import ArgumentError, StorageError
 from hpo_mab.storage import Storage
+from hpo_mab.storage._process import this_process
 from hpo_mab.workers import ProcessLauncher, RayLauncher, _processes, room, worker_devices
 from hpo_mab.workers._processes import WorkerProcess
 
@@ -78,6 +79,26 @@ def test_workers_that_only_die_are_not_replaced_for_ever(run: Callable[..., bool
     with pytest.warns(UserWarning, match="died; the last one: status -11"):
         assert run(*[-11] * 100) is False
     assert len(Script.started) < 20
+
+
+@pytest.mark.parametrize(("worker", "replaced"), [(this_process(), False), ("other:1:2", True)])
+def test_deaths_are_forgotten_when_a_worker_finishes_a_trial_not_when_this_process_does(
+    run: Callable[..., bool],
+    study: optuna.Study,
+    monkeypatch: pytest.MonkeyPatch,
+    worker: str,
+    replaced: bool,
+) -> None:
+    def start(arguments: Sequence[str], *, storage: str) -> Script:
+        if len(Script.started) % 2:
+            study.add_trial(optuna.create_trial(value=0.5, system_attrs={WORKER_KEY: worker}))
+        return Script(arguments, storage=storage)
+
+    monkeypatch.setattr(_processes, "WorkerProcess", start)
+    # The thread that follows the workers looks after each start.
+    with contextlib.nullcontext() if replaced else pytest.warns(UserWarning, match="status -11"):
+        run(*[-11] * 30)
+    assert (len(Script.started) > 20) == replaced
 
 
 def test_a_worker_that_gives_up_is_not_replaced_and_its_error_is_shown(
@@ -155,9 +176,9 @@ def test_finished_trials_are_passed_on_once(run: Callable[..., bool], study: opt
     study.add_trial(optuna.create_trial(value=0.5))
     finished: list[int] = []
     watch = FinishedTrials(study, lambda study, trial: finished.append(trial.number))
-    assert watch.report_new() == 0
+    assert watch.report_new() == []
     study.add_trial(optuna.create_trial(value=0.5))
-    assert (watch.report_new(), watch.report_new()) == (1, 0)
+    assert [[trial.number for trial in watch.report_new()] for _ in range(2)] == [[1], []]
     assert finished == [1]
 
 
