@@ -81,14 +81,15 @@ def test_workers_that_only_die_are_not_replaced_for_ever(run: Callable[..., bool
     assert len(Script.started) < 20
 
 
-@pytest.mark.parametrize(("worker", "replaced"), [(this_process(), False), ("other:1:2", True)])
+@pytest.mark.parametrize("elsewhere", [False, True])
 def test_deaths_are_forgotten_when_a_worker_finishes_a_trial_not_when_this_process_does(
     run: Callable[..., bool],
     study: optuna.Study,
     monkeypatch: pytest.MonkeyPatch,
-    worker: str,
-    replaced: bool,
+    elsewhere: bool,
 ) -> None:
+    worker = "other:1:2" if elsewhere else this_process()
+
     def start(arguments: Sequence[str], *, storage: str) -> Script:
         if len(Script.started) % 2:
             study.add_trial(optuna.create_trial(value=0.5, system_attrs={WORKER_KEY: worker}))
@@ -96,9 +97,9 @@ def test_deaths_are_forgotten_when_a_worker_finishes_a_trial_not_when_this_proce
 
     monkeypatch.setattr(_processes, "WorkerProcess", start)
     # The thread that follows the workers looks after each start.
-    with contextlib.nullcontext() if replaced else pytest.warns(UserWarning, match="status -11"):
+    with contextlib.nullcontext() if elsewhere else pytest.warns(UserWarning, match="status -11"):
         run(*[-11] * 30)
-    assert (len(Script.started) > 20) == replaced
+    assert (len(Script.started) > 20) == elsewhere
 
 
 def test_a_worker_that_gives_up_is_not_replaced_and_its_error_is_shown(
