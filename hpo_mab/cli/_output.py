@@ -66,7 +66,8 @@ class StudyProgress:
         self._trials = trials
         self._label = label
         self._quiet = quiet
-        self._curves = curves
+        # Nothing is read for what is not shown.
+        self._curves = None if quiet else curves
         self._console = console(stderr=True)
         self._live: Progress | None = None
         self._task: TaskID | None = None
