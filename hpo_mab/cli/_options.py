@@ -172,7 +172,10 @@ Workers = Annotated[
     str,
     typer.Option(
         metavar="N|auto",
-        help="Processes that run trials in parallel; auto: one per CPU core or GPU.",
+        help="Processes that run trials in parallel; auto: this one, and more once a trial has "
+        "finished and enough is left to do, up to one per CPU core or GPU. Trials of several "
+        "processes end in any order, and the search learns from them as they end; 1 repeats a "
+        "study exactly.",
     ),
 ]
 Slots = Annotated[
