@@ -197,6 +197,7 @@ def run_later(
 ) -> Callable[..., list[int]]:
     """Ends trials here one by one; returns how many workers had been started after each."""
     monkeypatch.setattr(_processes, "WorkerProcess", Script)
+    monkeypatch.setattr(_processes, "_SECONDS_BETWEEN_LOOKS", 0.001)
     monkeypatch.setattr(_processes, "time", clock := _Clock())
     monkeypatch.setattr("joblib.cpu_count", lambda: 3)
     monkeypatch.setattr(_memory, "available", lambda: None)
@@ -273,9 +274,9 @@ def test_each_trial_is_passed_on_once_before_and_after_others_are_started(
 
     run_later("COMPLETE", "COMPLETE", "FAIL", worth=worth, on_trial=on_trial)
     assert numbers == [1, 2, 3]
-    # A run that stays alone does not wait for another thread to look.
-    assert threads[0] == threading.get_ident()
-    assert math.isfinite(worth) or set(threads) == {threads[0]}
+    # A run that is alone does not wait for another thread to look.
+    alone = [thread == threading.get_ident() for thread in threads]
+    assert alone == ([True] * 3 if worth == math.inf else [True, False, False])
 
 
 def test_a_run_that_is_alone_shows_its_running_trial(study: optuna.Study, tmp_path: Path) -> None:
@@ -302,15 +303,21 @@ def test_a_worker_that_still_loads_when_the_study_is_done_is_not_waited_for(
     study: optuna.Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Loading:
-        """Ends when it is asked to."""
+        """Ends when it is asked to, or looked at three times."""
 
         pid = 2
-        status: int | None = None
+        looks = 0
+        stopped: ClassVar[list[int]] = []
 
         def __init__(self, arguments: Sequence[str], *, storage: str) -> None: ...
 
+        @property
+        def status(self) -> int | None:
+            self.looks += 1
+            return 130 if self.stopped else None if self.looks < 3 else 0
+
         def stop(self) -> None:
-            self.status = 130
+            self.stopped.append(self.pid)
 
         def close(self) -> None: ...
 
@@ -319,6 +326,7 @@ def test_a_worker_that_still_loads_when_the_study_is_done_is_not_waited_for(
     launcher = ProcessLauncher(storage, devices=["cpu"], data_root="data")
     assert launcher(study, None, lambda on_trial: False) is False
     storage.close()
+    assert Loading.stopped == [2]
 
 
 def test_finished_trials_are_passed_on_once(run: Callable[..., bool], study: optuna.Study) -> None:
