@@ -207,6 +207,12 @@ def run_later(
     def launch(*states: str, worth: float, on_trial: Any = None) -> list[int]:
         Script.ends, Script.started = [], []
         started: list[int] = []
+        passed = threading.Semaphore(0)
+
+        def pass_on(study: optuna.Study, trial: Any) -> None:
+            if on_trial is not None:
+                on_trial(study, trial)
+            passed.release()
 
         def run_here(here: Any) -> bool:
             for state in states:
@@ -214,12 +220,13 @@ def run_later(
                 value = {} if state == "FAIL" else {"value": 0.5}
                 study.add_trial(optuna.create_trial(state=TrialState[state], **value))
                 here(study, study.trials[-1])
+                assert passed.acquire(timeout=240)
                 started.append(len(Script.started))
             return False
 
         later = Later(device="cpu", worth=worth)
         storage = Storage(str(tmp_path / "studies.db"))
-        ProcessLauncher(storage, devices=later, data_root="data")(study, on_trial, run_here)
+        ProcessLauncher(storage, devices=later, data_root="data")(study, pass_on, run_here)
         storage.close()
         return started
 
