@@ -123,6 +123,17 @@ def main() -> None:
             raise
         print(f"hpo-mab: {line}", file=sys.stderr)
         sys.exit(2)
+    finally:
+        _end_at_once_on_ctrl_c()
+
+
+def _end_at_once_on_ctrl_c() -> None:
+    """Let Ctrl-C end the process from now on, as nothing is left to store.
+
+    The interpreter takes a second to end, in which it would show a traceback of what it interrupts.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _outside_cause(error: Exception) -> str | None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import shlex
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -27,8 +28,12 @@ def cli(
 
     def run(*arguments: str) -> Result:
         monkeypatch.setattr(sys, "argv", ["hpo-mab", *arguments])
-        with pytest.raises(SystemExit) as caught:
-            main()
+        handler = signal.getsignal(signal.SIGINT)
+        try:
+            with pytest.raises(SystemExit) as caught:
+                main()
+        finally:
+            signal.signal(signal.SIGINT, handler)
         out, err = capsys.readouterr()
         return Result(int(caught.value.code or 0), out, err)
 

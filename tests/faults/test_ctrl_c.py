@@ -267,3 +267,27 @@ def test_a_connection_left_half_reset_prints_no_traceback(
         connection.close()
     assert not caplog.records
     engine.dispose()
+
+
+def test_ctrl_c_while_the_interpreter_ends_prints_no_traceback(tmp_path: Path) -> None:
+    # The last thing that an interpreter does, and here the slowest.
+    code = (
+        "import atexit, signal, time\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "atexit.register(lambda: (print('ending', flush=True), time.sleep(600)))\n"
+        "from hpo_mab.cli import main\n"
+        "main()"
+    )
+    ending = subprocess.Popen(
+        [sys.executable, "-c", code, "--help"],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert ending.stdout is not None
+    assert any(line == "ending\n" for line in ending.stdout)
+    ending.send_signal(signal.SIGINT)
+    _, errors = ending.communicate(timeout=PATIENCE)
+    assert ending.returncode == -signal.SIGINT
+    assert errors == ""
