@@ -173,9 +173,8 @@ Workers = Annotated[
     typer.Option(
         metavar="N|auto",
         help="Processes that run trials in parallel; auto: this one, and more once a trial has "
-        "finished and enough is left to do, up to one per CPU core or GPU. Trials of several "
-        "processes end in any order, and the search learns from them as they end; 1 repeats a "
-        "study exactly.",
+        "finished and more than 20 s of work are left, up to one per CPU core or GPU. With several "
+        "the order of trials differs from run to run; 1 gives the same order each time.",
     ),
 ]
 Slots = Annotated[

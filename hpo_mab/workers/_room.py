@@ -54,7 +54,7 @@ def room(*, device: str = "auto", threads: int = 1) -> int:
     Returns:
         Number of workers, at least 1; 1 on devices that only one process can use well.
     """
-    # Here, as a run that stays alone needs it not.
+    # Imported here: a run that stays alone does not need it.
     import joblib
 
     chosen = training.select_device(device)
