@@ -71,7 +71,8 @@ def create_pruner(
         options: Arguments of the class.
         evaluations: Evaluations of a full trial, the largest step reported.
         averaged: Whether all trials report averaged weights. Successive halving then begins at a
-            quarter of a trial, else at three eighths.
+            quarter of a trial, else at three eighths; ``"median"`` and ``"percentile"`` begin at
+            the first evaluation, else at a quarter.
 
     Raises:
         UnknownNameError: No such pruner, or no such option of it.
@@ -79,11 +80,12 @@ def create_pruner(
     """
     first = FIRST_AVERAGED_RUNG if averaged else FIRST_RUNG
     halving = {"min_resource": max(1, round(first * evaluations)), "reduction_factor": 2}
+    # Trained weights hardly rank trials in the first quarter, averaged ones do: ``studies/rungs``.
+    unranked = 0 if averaged else evaluations // 4
     defaults: dict[str, dict[str, Any]] = {
         "advantage": halving,
-        # A quarter of the budget first: in the warm-up all accuracies are close to one another.
-        "median": {"n_warmup_steps": evaluations // 4},
-        "percentile": {"percentile": 50.0, "n_warmup_steps": evaluations // 4},
+        "median": {"n_warmup_steps": unranked},
+        "percentile": {"percentile": 50.0, "n_warmup_steps": unranked},
         "successive_halving": halving,
         # A paused trial may continue later, so the first rung may lie earlier: ``studies/rungs``.
         "promotion": {"min_resource": max(1, evaluations // 8), "reduction_factor": 2},

@@ -374,6 +374,7 @@ def replay(
         curves = recorded[where]
         decided = {f"halving {f}/{r}": halving(curves, first=f, factor=r) for f, r in RUNGS}
         decided["median"] = median(curves, warmup=curves.shape[-1] // 4)
+        decided["median, from the first"] = median(curves, warmup=1)
         if kind in ("raw", "averaged"):
             decided["hyperband"] = hyperband(curves)
         for pruner, used in decided.items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import optuna
 import pytest
 from optuna.pruners import SuccessiveHalvingPruner
 
@@ -49,6 +50,32 @@ def test_the_first_rung_is_earlier_where_all_trials_report_averaged_weights(
     }
     assert first_rung({**definition, "pruner": {"kind": kind}}) == evaluation
     assert first_rung({**definition, "pruner": {"kind": kind, "min_resource": 5}}) == 5
+
+
+@pytest.mark.parametrize("kind", ["median", "percentile"])
+@pytest.mark.parametrize(("average", "evaluation"), [(0.2, 1), (0, 2)])
+def test_the_median_decides_at_once_where_all_trials_report_averaged_weights(
+    kind: str, average: float, evaluation: int
+) -> None:
+    definition = {
+        "name": "median",
+        "budget": {"epochs": 1, "evaluations": 8},
+        "training": {"average": average},
+        "pruner": {"kind": kind},
+    }
+    pruner = study_pruner(make_spec(definition), {})
+    study = optuna.create_study(direction="maximize", pruner=pruner)
+    for _ in range(5):
+        trial = study.ask()
+        for step in range(1, 9):
+            trial.report(0.9, step)
+        study.tell(trial, 0.9)
+    worse = study.ask()
+    pruned = []
+    for step in range(1, 9):
+        worse.report(0.1, step)
+        pruned.append(worse.should_prune())
+    assert pruned.index(True) + 1 == evaluation
 
 
 def test_a_study_from_before_averaged_weights_keeps_its_first_rung() -> None:
