@@ -31,7 +31,7 @@ def launcher(
 ) -> Launch | None:
     """What shares the trials with other processes; None if all run in this one.
 
-    ``workers=None`` is one per core or GPU.
+    ``workers=None`` starts others once they are worth it, where they can reach the database.
 
     Raises:
         ArgumentError: Options outside their bounds, or that do not go together.
@@ -43,13 +43,15 @@ def launcher(
         )
     if workers is None and ray is not None:
         raise ArgumentError(
-            "--workers must be a number with --ray, got 'auto', which counts this machine's cores."
+            "--ray needs --workers N: how many it places. 'auto' counts this machine's cores."
         )
     if workers is None:
-        from hpo_mab.workers import room
+        if storage.is_sqlite and storage.file is None:
+            return None
+        from hpo_mab.workers import Later, ProcessLauncher
 
-        training = spec.training
-        workers = room(device=training.device, threads=training.threads)
+        later = Later(device=spec.training.device, threads=spec.training.threads)
+        return ProcessLauncher(storage, devices=later, data_root=spec.data.root)
     if ray is None and workers == 1:
         return None
     if storage.is_sqlite and workers > _SQLITE_WORKERS and not quiet:
@@ -92,7 +94,7 @@ def run(
     pruner: opt.Pruner = None,
     batch_size: opt.BatchSize = None,
     device: opt.Device = None,
-    workers: opt.Workers = "1",
+    workers: opt.Workers = "auto",
     slots: opt.Slots = None,
     ray: opt.Ray = None,
     gpus_per_worker: opt.GpusPerWorker = None,

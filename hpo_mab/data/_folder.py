@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections
-import contextlib
 import dataclasses
 import os
 import re
@@ -15,6 +14,7 @@ from typing import TypeAlias
 
 import torch
 
+from hpo_mab import _memory
 from hpo_mab._errors import ArgumentError, DataError
 from hpo_mab.data import _images, _pictures
 from hpo_mab.data._images import ImageData
@@ -260,7 +260,7 @@ def _checked_size(paths: Sequence[Path], size: int | None) -> int:
         median = int(statistics.median(sides)) if sides else _LARGEST_CHOICE
         size = min(max(median, _SMALLEST), _LARGEST_CHOICE)
     channels = 1 if all(grey for _, grey in headers) else 3
-    room, each = _available_memory(), len(paths) * channels
+    room, each = _memory.available(), len(paths) * channels
     if room is not None and each * size**2 > room:
         fitting = int((room / each) ** 0.5)
         hint = f"data.size={fitting} fits" if fitting >= _SMALLEST else "use fewer images"
@@ -269,18 +269,6 @@ def _checked_size(paths: Sequence[Path], size: int | None) -> int:
             f"of memory, of which {room / 2**30:,.2f} GiB are available; {hint}."
         )
     return size
-
-
-def _available_memory() -> int | None:
-    """Bytes that this process may still allocate, by Linux's own estimate; None elsewhere."""
-    found = []
-    with contextlib.suppress(OSError):
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        found += [1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")]
-    # A container's limit; the file holds "max" where there is none.
-    with contextlib.suppress(OSError, ValueError):
-        found.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))
-    return min(found, default=None)
 
 
 def _decode(root: Path, layout: _Layout, *, size: int) -> _images.Decoded:

@@ -1,4 +1,4 @@
-"""Workers as processes of this machine, and the device of each worker."""
+"""Workers as processes of this machine."""
 
 from __future__ import annotations
 
@@ -11,73 +11,19 @@ import tempfile
 import threading
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 
-import joblib
 import optuna
-import torch
 from optuna.trial import FrozenTrial
 
-from hpo_mab import training
-from hpo_mab._attributes import WORKER_KEY, StudySettings
+from hpo_mab._attributes import STACK_KEY, WORKER_KEY, StudySettings
 from hpo_mab._errors import ArgumentError, StorageError
-from hpo_mab.search import RunHere, TrialCallback
+from hpo_mab._plan import Attempt, Plan
+from hpo_mab.search import RunHere, Target, TrialCallback
 from hpo_mab.storage import STORAGE_ERRORS, Storage
 from hpo_mab.storage._process import this_process
-
-
-def worker_devices(workers: int, *, device: str = "auto") -> tuple[str, ...]:
-    """A device for each worker; CUDA devices are assigned round robin.
-
-    Args:
-        workers: Number of workers, at least 1.
-        device: ``"auto"`` or ``"cuda"`` for all CUDA devices; any other name is the device of
-            every worker.
-
-    Raises:
-        ArgumentError: An argument below 1, or more workers than CUDA devices.
-        UnknownNameError: No such device.
-    """
-    if workers < 1:
-        raise ArgumentError(f"--workers must be at least 1, got {workers}.")
-    chosen = training.select_device(device)
-    if chosen.type != "cuda":
-        return (device,) * workers
-    cards = _cards(chosen)
-    if workers > len(cards):
-        raise ArgumentError(
-            f"--workers must be at most {len(cards)}, the number of CUDA devices, got {workers}; "
-            "one process trains many trials on a device at the same time, see --slots."
-        )
-    return tuple(f"cuda:{cards[index % len(cards)]}" for index in range(workers))
-
-
-def room(*, device: str = "auto", threads: int = 1) -> int:
-    """How many workers use this machine fully without competing for a core or device.
-
-    On CUDA every card has a worker. On the CPU each worker has ``threads`` cores. Networks of a few
-    layers are hardly faster with a second thread; a second trial uses a second core fully
-    (``benchmarks/cpu_split.py``).
-
-    Args:
-        device: As for `worker_devices`.
-        threads: CPU threads of a trial, at least 1.
-
-    Returns:
-        Number of workers, at least 1; 1 on devices that only one process can use well.
-    """
-    chosen = training.select_device(device)
-    if chosen.type == "cuda":
-        return len(_cards(chosen))
-    if chosen.type != "cpu":
-        return 1
-    # Cores that this process may use: joblib counts affinity and a container's quota.
-    return max(1, int(joblib.cpu_count()) // threads)
-
-
-def _cards(device: torch.device) -> list[int]:
-    return [device.index] if device.index is not None else list(range(torch.cuda.device_count()))
+from hpo_mab.workers._room import Later
 
 
 class FinishedTrials:
@@ -91,21 +37,25 @@ class FinishedTrials:
     def __init__(self, study: optuna.Study, on_trial: TrialCallback | None) -> None:
         self._study = study
         self._on_trial = on_trial
-        self._on_progress = getattr(on_trial, "running", None)
+        self.on_progress = getattr(on_trial, "running", None)
         self._known = {t.number for t in self._trials() if t.state.is_finished()}
+
+    def report(self, trial: FrozenTrial) -> None:
+        """Pass a trial that has finished to the callback."""
+        self._known.add(trial.number)
+        if self._on_trial is not None:
+            self._on_trial(self._study, trial)
 
     def report_new(self) -> list[FrozenTrial]:
         """Pass the trials finished since the last call to the callback; returns them."""
         trials = self._trials()
         new = [t for t in trials if t.state.is_finished() and t.number not in self._known]
         for trial in new:
-            self._known.add(trial.number)
-            if self._on_trial is not None:
-                self._on_trial(self._study, trial)
-        if self._on_progress is not None and not new:
+            self.report(trial)
+        if self.on_progress is not None and not new:
             evaluations = StudySettings.stored_in(self._study.user_attrs).evaluations or 1
             running = [t for t in trials if not t.state.is_finished() and t.last_step is not None]
-            self._on_progress({t.number: (t.last_step or 0) / evaluations for t in running})
+            self.on_progress({t.number: (t.last_step or 0) / evaluations for t in running})
         return new
 
     def _trials(self) -> list[FrozenTrial]:
@@ -184,13 +134,14 @@ _DONE, _MISTAKE, _INTERRUPTED = 0, 2, 130
 class ProcessLauncher:
     """Runs a study's trials here and in other processes, see `hpo_mab.search.StudyRunner.run`.
 
-    This process trains from the start, the others as soon as they have loaded the data. One that
-    dies is replaced; its trial is tried again. Ctrl-C once lets every worker end its trial as
+    This process trains from the start, the others as soon as they have loaded the data. With
+    `Later` they are started when a trial has finished here and enough is left to do. One that dies
+    is replaced; its trial is tried again. Ctrl-C once lets every worker end its trial as
     interrupted, to be tried again when the study is continued; twice kills the workers.
 
     Args:
         storage: The study's database.
-        devices: One device for each other process.
+        devices: One device for each other process, which starts at once; or `Later`.
         data_root: Folder of the data.
 
     Raises:
@@ -205,13 +156,13 @@ class ProcessLauncher:
         >>> storage.close()
     """
 
-    def __init__(self, storage: Storage, *, devices: Sequence[str], data_root: str) -> None:
+    def __init__(self, storage: Storage, *, devices: Sequence[str] | Later, data_root: str) -> None:
         if not devices:
             raise ArgumentError("devices must name at least one device, got none.")
         if storage.is_sqlite and storage.file is None:
             raise StorageError("Workers need a database that they can reach, not one in memory.")
         self._storage = storage
-        self._devices = tuple(devices)
+        self._devices = devices
         self._data_root = data_root
 
     def __call__(
@@ -221,7 +172,8 @@ class ProcessLauncher:
 
         Args:
             study: The study.
-            on_trial: Called in another thread with study and trial after each trial.
+            on_trial: Called with study and trial after each trial; in another thread while there
+                are other processes.
             run_here: Runs trials in this process.
 
         Returns:
@@ -232,30 +184,39 @@ class ProcessLauncher:
             StudyFailedError: Three trials in a row failed here.
         """
         watch = FinishedTrials(study, on_trial)
-        workers = _Workers(functools.partial(self._start, study), self._devices)
+        workers = _Workers(functools.partial(self._start, study))
+        here = None
+        if isinstance(self._devices, Later):
+            here = _Alone(study, self._storage, watch, workers, later=self._devices)
+        else:
+            workers.start(self._devices)
         over = threading.Event()
         try:
             # In another thread, as a signal reaches the main one, which trains.
             with ThreadPoolExecutor(1) as thread:
                 following = thread.submit(self._follow, workers, watch, over)
                 try:
-                    interrupted = run_here(None)
-                    while not interrupted and workers.members and not following.done():
+                    interrupted = run_here(here)
+                    begun = set() if interrupted else workers.places_of(_processes_of(study))
+                    while begun & workers.members.keys() and not following.done():
                         time.sleep(_SECONDS_BETWEEN_LOOKS)
                 except KeyboardInterrupt:
                     interrupted = True
                 finally:
                     over.set()
+                    workers.started.set()
         finally:
             workers.stop()
         following.result()
-        watch.report_new()
+        if workers.devices:
+            watch.report_new()
         if workers.last_error:
             warnings.warn(f"A worker has ended early: {workers.last_error}", stacklevel=2)
         return interrupted
 
     def _follow(self, workers: _Workers, watch: FinishedTrials, over: threading.Event) -> None:
-        """Report trials that finish and replace workers that die."""
+        """Once there are workers, report trials that finish and replace workers that die."""
+        workers.started.wait()
         try:
             while not over.wait(_SECONDS_BETWEEN_LOOKS):
                 # If the database cannot be reached, the workers wait for it, and exit in the end.
@@ -274,25 +235,109 @@ class ProcessLauncher:
         )
 
 
+def _processes_of(study: optuna.Study) -> set[int]:
+    """Ids of the processes that have begun a trial.
+
+    Where the study is done, no other process begins one: it may still be loading the data.
+    """
+    names = (trial.system_attrs.get(WORKER_KEY) for trial in study.get_trials(deepcopy=False))
+    return {int(name.split(":")[1]) for name in names if name}
+
+
+class _Alone:
+    """Is called after each trial while this process is alone; starts the others.
+
+    Args:
+        study: The study.
+        storage: Its database.
+        watch: Passes the trials on until the others are started, which another thread follows.
+        workers: The others.
+        later: When they are started, and how many.
+    """
+
+    def __init__(
+        self,
+        study: optuna.Study,
+        storage: Storage,
+        watch: FinishedTrials,
+        workers: _Workers,
+        *,
+        later: Later,
+    ) -> None:
+        self._curves = storage.curves
+        self._watch = watch
+        self._workers = workers
+        #: None once it is decided.
+        self._later: Later | None = later
+        self._began = time.monotonic()
+        self._spent_before = Target.load(study).share_spent(study, self._curves)
+        self._finished = 0
+
+    def __call__(self, study: optuna.Study, trial: FrozenTrial) -> None:
+        """Pass a trial on, and start the others if enough is left to do."""
+        if self._workers.devices:
+            return
+        self._watch.report(trial)
+        ended = Attempt.of(trial)
+        if self._later is None or not ended.finished:
+            return
+        self._finished += 1
+        trials = self._trials_left(study)
+        each = (time.monotonic() - self._began) / self._finished
+        if trials * each > self._later.worth:
+            slots = ended.attrs.get(STACK_KEY, 1)
+            self._workers.start(self._later.devices(trials=trials, slots=slots))
+            self._later = None
+
+    def running(self, shares: Mapping[int, float]) -> None:
+        """Pass on how far the running trials are."""
+        if not self._workers.devices and self._watch.on_progress is not None:
+            self._watch.on_progress(shares)
+
+    def _trials_left(self, study: optuna.Study) -> int:
+        """Trials that the study lacks, as far as its total budget is enough for them."""
+        target = Target.load(study)
+        left = target.trials - Plan(study.get_trials(deepcopy=False)).finished
+        share = target.share_spent(study, self._curves)
+        spent = share - self._spent_before
+        if spent > 0:
+            left = min(left, int(self._finished * (1 - share) / spent))
+        return max(0, left)
+
+
 class _Workers:
-    """The running workers.
+    """The workers, once they are started.
 
     Args:
         start: Starts a worker on a device.
-        devices: Of the workers.
 
     Attributes:
+        started: Set when the workers have been started, or will not be any more.
+        devices: Of the workers; none before they are started.
         members: Workers that run, by their place.
         deaths: Workers that died since one of them last finished a trial.
         last_error: The last line of the last worker that ended with an error.
     """
 
-    def __init__(self, start: Callable[[str], WorkerProcess], devices: Sequence[str]) -> None:
+    def __init__(self, start: Callable[[str], WorkerProcess]) -> None:
         self._start = start
-        self._devices = devices
-        self.members = {place: start(device) for place, device in enumerate(devices)}
+        self.started = threading.Event()
+        self.devices: tuple[str, ...] = ()
+        self.members: dict[int, WorkerProcess] = {}
         self.deaths = 0
         self.last_error = ""
+
+    def start(self, devices: Sequence[str]) -> None:
+        """Start a worker on each device."""
+        self.devices = tuple(devices)
+        for place, device in enumerate(devices):
+            self.members[place] = self._start(device)
+        if devices:
+            self.started.set()
+
+    def places_of(self, processes: Set[int]) -> set[int]:
+        """Places of the workers that run with these process ids."""
+        return {place for place, one in list(self.members.items()) if one.pid in processes}
 
     def replace_dead(self) -> None:
         """Remove the workers that have ended; those that died are replaced."""
@@ -303,7 +348,7 @@ class _Workers:
             worker.close()
             del self.members[place]
             if dead:
-                self.members[place] = self._start(self._devices[place])
+                self.members[place] = self._start(self.devices[place])
 
     def _is_accident(self, worker: WorkerProcess) -> bool:
         """Record how a worker ended; returns whether to replace it."""
@@ -313,7 +358,7 @@ class _Workers:
             self.last_error = worker.last_line()
             return False
         self.deaths += 1
-        if self.deaths <= _DEATHS_IN_A_ROW * len(self._devices):
+        if self.deaths <= _DEATHS_IN_A_ROW * len(self.devices):
             return True
         self.last_error = f"Worker after worker died; the last one: {worker.last_line()}"
         return False

@@ -166,6 +166,7 @@ def test_replay_says_that_a_trial_was_trained_in_a_slot(cli: Cli, tiny: str) -> 
         (("--slots", "0"), ["--slots", "at least 1", "0"]),
         (("--slots", "many"), ["--slots", "'auto'", "'many'"]),
         (("--workers", "2", "--ray", "auto"), ["PostgreSQL", "postgresql"]),
+        (("--ray", "auto"), ["--ray needs --workers N"]),
         (("--gpus-per-worker", "0.5"), ["--gpus-per-worker needs --ray"]),
         (("--workers", "2", "--storage", "sqlite://"), ["in memory"]),
     ],
@@ -186,7 +187,7 @@ def test_more_workers_than_sqlite_serves_well_are_advised_against(
     from hpo_mab.search import load_spec
 
     storage = Storage(str(tmp_path / "x.db"))
-    for workers, advice in ((2, False), (3, True)):
+    for workers, advice in ((None, False), (2, False), (3, True)):
         launcher(
             load_spec("digits"),
             storage,
@@ -196,3 +197,25 @@ def test_more_workers_than_sqlite_serves_well_are_advised_against(
             quiet=False,
         )
         assert ("postgresql://" in capsys.readouterr().err) == advice
+
+
+@pytest.mark.parametrize("command", ["run", "compare"])
+def test_by_default_others_start_later_where_they_can_reach_the_study(
+    cli: Cli, tiny: str, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    from hpo_mab import workers
+
+    made: list[object] = []
+
+    class Launcher(workers.ProcessLauncher):
+        def __init__(self, storage: Storage, *, devices: object, data_root: str) -> None:
+            made.append(devices)
+            super().__init__(storage, devices=devices, data_root=data_root)
+
+    monkeypatch.setattr(workers, "ProcessLauncher", Launcher)
+    few = ("--trials", "1", "--set", "compare.retrain=0", "--json")
+    for given, later in (((), 1), (("--workers", "1"), 0), (("--storage", "sqlite://"), 0)):
+        status, _, err = cli(command, tiny, *few, *given)
+        assert (status, err) == (0, "")
+        assert [type(one) for one in made] == [workers.Later] * later
+        made.clear()

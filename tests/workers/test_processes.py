@@ -1,25 +1,29 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import math
 import signal
 import sqlite3
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 import optuna
 import pytest
-import torch
+from optuna.trial import TrialState
 
+from hpo_mab import _memory
 from hpo_mab._attributes import DEFINITION_KEY, WORKER_KEY
-from hpo_mab._errors import ArgumentError, StorageError
+from hpo_mab._errors import StorageError
+from hpo_mab.search import Target
 from hpo_mab.storage import Storage
 from hpo_mab.storage._process import this_process
-from hpo_mab.workers import ProcessLauncher, RayLauncher, _processes, room, worker_devices
+from hpo_mab.workers import Later, ProcessLauncher, RayLauncher, _processes
 from hpo_mab.workers._processes import WorkerProcess
 
 PASSWORD = "hunter2"
@@ -28,6 +32,7 @@ PASSWORD = "hunter2"
 class Script:
     """Replaces worker processes; they end with the given statuses, one after another."""
 
+    pid = 1
     ends: ClassVar[list[int]] = []
     started: ClassVar[list[Sequence[str]]] = []
 
@@ -46,7 +51,10 @@ class Script:
 @pytest.fixture
 def study(tmp_path: Path) -> Any:
     storage = Storage(str(tmp_path / "studies.db"))
-    yield optuna.create_study(study_name="mine", storage=storage.optuna, direction="maximize")
+    study = optuna.create_study(study_name="mine", storage=storage.optuna, direction="maximize")
+    # The workers that replace processes have begun a trial.
+    study.add_trial(optuna.create_trial(value=0.5, system_attrs={WORKER_KEY: "other:1:2"}))
+    yield study
     storage.close()
 
 
@@ -139,6 +147,7 @@ def test_ctrl_c_stops_workers_and_kills_them_the_second_time(
     class Busy:
         """A worker that ends its trial for ever."""
 
+        pid = 1
         status: int | None = None
 
         def __init__(self, arguments: Sequence[str], *, storage: str) -> None: ...
@@ -171,6 +180,162 @@ def test_ctrl_c_stops_workers_and_kills_them_the_second_time(
     assert asked == ["Ctrl-C", "stop", "stop", "Ctrl-C", "kill", "kill"]
 
 
+class _Clock:
+    """Replaces the time; a trial takes ten seconds."""
+
+    now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None: ...
+
+
+@pytest.fixture
+def run_later(
+    study: optuna.Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., list[int]]:
+    """Ends trials here one by one; returns how many workers had been started after each."""
+    monkeypatch.setattr(_processes, "WorkerProcess", Script)
+    monkeypatch.setattr(_processes, "_SECONDS_BETWEEN_LOOKS", 0.001)
+    monkeypatch.setattr(_processes, "time", clock := _Clock())
+    monkeypatch.setattr("joblib.cpu_count", lambda: 3)
+    monkeypatch.setattr(_memory, "available", lambda: None)
+    # One has finished before.
+    Target(trials=13, total=None, epoch_examples=100).save(study)
+
+    def launch(*states: str, worth: float, on_trial: Any = None) -> list[int]:
+        Script.ends, Script.started = [], []
+        started: list[int] = []
+        passed = threading.Semaphore(0)
+
+        def pass_on(study: optuna.Study, trial: Any) -> None:
+            if on_trial is not None:
+                on_trial(study, trial)
+            passed.release()
+
+        def run_here(here: Any) -> bool:
+            for state in states:
+                clock.now += 10.0
+                value = {} if state == "FAIL" else {"value": 0.5}
+                study.add_trial(optuna.create_trial(state=TrialState[state], **value))
+                here(study, study.trials[-1])
+                assert passed.acquire(timeout=240)
+                started.append(len(Script.started))
+            return False
+
+        later = Later(device="cpu", worth=worth)
+        storage = Storage(str(tmp_path / "studies.db"))
+        ProcessLauncher(storage, devices=later, data_root="data")(study, pass_on, run_here)
+        storage.close()
+        return started
+
+    return launch
+
+
+def test_others_are_started_once_a_trial_has_finished_and_enough_is_left(
+    run_later: Callable[..., list[int]],
+) -> None:
+    # 20 s for the first that finishes and 11 left, which take 220 s.
+    assert run_later("FAIL", "COMPLETE", "COMPLETE", worth=219.0) == [0, 1, 1]
+
+
+def test_others_are_not_started_for_little_work(run_later: Callable[..., list[int]]) -> None:
+    assert run_later("COMPLETE", "PRUNED", "COMPLETE", worth=110.0) == [0, 0, 0]
+
+
+def test_a_total_budget_leaves_less_to_do(
+    run_later: Callable[..., list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Of this budget a trial takes a twelfth: 8 more take 80 s.
+    def spend(*args: Any, shares: Iterator[float]) -> float:
+        return next(shares)
+
+    for worth, started in ((80.0, 0), (79.0, 1)):
+        shares = iter((0.25, 0.25 + 1 / 12))
+        monkeypatch.setattr(Target, "share_spent", functools.partial(spend, shares=shares))
+        assert run_later("COMPLETE", worth=worth) == [started]
+
+
+def test_it_is_decided_once_how_many_there_are(
+    run_later: Callable[..., list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_memory, "available", lambda: 0)
+    monkeypatch.setattr(_memory, "resident", lambda: 1)
+    asked: list[int] = []
+    monkeypatch.setattr("joblib.cpu_count", lambda: asked.append(1) or 3)
+    assert run_later("COMPLETE", "COMPLETE", worth=0.0) == [0, 0]
+    assert asked == [1]
+
+
+@pytest.mark.parametrize("worth", [0.0, math.inf])
+def test_each_trial_is_passed_on_once_before_and_after_others_are_started(
+    run_later: Callable[..., list[int]], worth: float
+) -> None:
+    numbers: list[int] = []
+    threads: list[int] = []
+
+    def on_trial(study: optuna.Study, trial: Any) -> None:
+        numbers.append(trial.number)
+        threads.append(threading.get_ident())
+
+    run_later("COMPLETE", "COMPLETE", "FAIL", worth=worth, on_trial=on_trial)
+    assert numbers == [1, 2, 3]
+    # A run that is alone does not wait for another thread to look.
+    alone = [thread == threading.get_ident() for thread in threads]
+    assert alone == ([True] * 3 if worth == math.inf else [True, False, False])
+
+
+def test_a_run_that_is_alone_shows_its_running_trial(study: optuna.Study, tmp_path: Path) -> None:
+    class Progress:
+        shares: ClassVar[list[Any]] = []
+
+        def __call__(self, study: optuna.Study, trial: Any) -> None: ...
+
+        def running(self, shares: Any) -> None:
+            self.shares.append(shares)
+
+    def run_here(here: Any) -> bool:
+        here.running({1: 0.5})
+        return False
+
+    Target(trials=1, total=None, epoch_examples=100).save(study)
+    storage = Storage(str(tmp_path / "studies.db"))
+    ProcessLauncher(storage, devices=Later(), data_root="data")(study, Progress(), run_here)
+    storage.close()
+    assert Progress.shares == [{1: 0.5}]
+
+
+def test_a_worker_that_still_loads_when_the_study_is_done_is_not_waited_for(
+    study: optuna.Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Loading:
+        """Ends when it is asked to, or looked at three times."""
+
+        pid = 2
+        looks = 0
+        stopped: ClassVar[list[int]] = []
+
+        def __init__(self, arguments: Sequence[str], *, storage: str) -> None: ...
+
+        @property
+        def status(self) -> int | None:
+            self.looks += 1
+            return 130 if self.stopped else None if self.looks < 3 else 0
+
+        def stop(self) -> None:
+            self.stopped.append(self.pid)
+
+        def close(self) -> None: ...
+
+    monkeypatch.setattr(_processes, "WorkerProcess", Loading)
+    storage = Storage(str(tmp_path / "studies.db"))
+    launcher = ProcessLauncher(storage, devices=["cpu"], data_root="data")
+    assert launcher(study, None, lambda on_trial: False) is False
+    storage.close()
+    assert Loading.stopped == [2]
+
+
 def test_finished_trials_are_passed_on_once(run: Callable[..., bool], study: optuna.Study) -> None:
     from hpo_mab.workers._processes import FinishedTrials
 
@@ -179,8 +344,8 @@ def test_finished_trials_are_passed_on_once(run: Callable[..., bool], study: opt
     watch = FinishedTrials(study, lambda study, trial: finished.append(trial.number))
     assert watch.report_new() == []
     study.add_trial(optuna.create_trial(value=0.5))
-    assert [[trial.number for trial in watch.report_new()] for _ in range(2)] == [[1], []]
-    assert finished == [1]
+    assert [[trial.number for trial in watch.report_new()] for _ in range(2)] == [[2], []]
+    assert finished == [2]
 
 
 def test_running_trials_of_workers_show_the_share_of_their_budget() -> None:
@@ -205,35 +370,6 @@ def test_running_trials_of_workers_show_the_share_of_their_budget() -> None:
     study.tell(first, 0.7)
     watch.report_new()
     assert Progress.shares == [{0: 0.25}, {0: 0.75}]
-
-
-def test_cuda_devices_are_assigned_round_robin(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert worker_devices(2) == ("cuda:0", "cuda:1")
-    assert worker_devices(1, device="cuda:1") == ("cuda:1",)
-    assert worker_devices(3, device="cpu") == ("cpu", "cpu", "cpu")
-    with pytest.raises(
-        ArgumentError, match=r"at most 2, the number of CUDA devices, got 3.*--slots"
-    ):
-        worker_devices(3)
-
-
-def test_room_is_made_for_a_trial_a_core_or_a_worker_a_card(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr("joblib.cpu_count", lambda: 6)
-    assert [room(device="cpu", threads=threads) for threads in (1, 2, 4, 8)] == [6, 3, 1, 1]
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert room() == 2
-    assert room(device="cuda:1") == 1
-    assert room(device="cpu") == 6
-
-
-def test_less_than_one_is_refused() -> None:
-    with pytest.raises(ArgumentError, match="at least 1, got 0"):
-        worker_devices(0)
 
 
 def test_workers_need_a_database_they_can_reach(tmp_path: Path) -> None:
