@@ -39,7 +39,7 @@ def compare(
     pruner: opt.Pruner = None,
     batch_size: opt.BatchSize = None,
     device: opt.Device = None,
-    workers: opt.Workers = "auto",
+    workers: opt.Workers = "1",
     slots: opt.Slots = None,
     ray: opt.Ray = None,
     gpus_per_worker: opt.GpusPerWorker = None,

@@ -172,8 +172,8 @@ Workers = Annotated[
     str,
     typer.Option(
         metavar="N|auto",
-        help="Processes that run trials in parallel; auto: this one, and more once a trial has "
-        "finished and more than 20 s of work are left, up to one per CPU core or GPU. With several "
+        help="Processes that run trials in parallel; auto: this one, and more once it is known "
+        "that more than 20 s of work are left, up to one per CPU core or GPU. With several "
         "the order of trials differs from run to run; 1 gives the same order each time.",
     ),
 ]

@@ -135,7 +135,7 @@ class ProcessLauncher:
     """Runs a study's trials here and in other processes, see `hpo_mab.search.StudyRunner.run`.
 
     This process trains from the start, the others as soon as they have loaded the data. With
-    `Later` they are started when a trial has finished here and enough is left to do. One that dies
+    `Later` they are started when it is known here that enough is left to do. One that dies
     is replaced; its trial is tried again. Ctrl-C once lets every worker end its trial as
     interrupted, to be tried again when the study is continued; twice kills the workers.
 
@@ -245,7 +245,7 @@ def _processes_of(study: optuna.Study) -> set[int]:
 
 
 class _Alone:
-    """Is called after each trial while this process is alone; starts the others.
+    """Is called after each trial and evaluation while this process is alone; starts the others.
 
     Args:
         study: The study.
@@ -264,6 +264,7 @@ class _Alone:
         *,
         later: Later,
     ) -> None:
+        self._study = study
         self._curves = storage.curves
         self._watch = watch
         self._workers = workers
@@ -272,6 +273,7 @@ class _Alone:
         self._began = time.monotonic()
         self._spent_before = Target.load(study).share_spent(study, self._curves)
         self._finished = 0
+        self._has_looked = False
 
     def __call__(self, study: optuna.Study, trial: FrozenTrial) -> None:
         """Pass a trial on, and start the others if enough is left to do."""
@@ -279,29 +281,46 @@ class _Alone:
             return
         self._watch.report(trial)
         ended = Attempt.of(trial)
-        if self._later is None or not ended.finished:
+        if ended.finished:
+            self._finished += 1
+            self._start_if_worth(self._finished, slots=ended.attrs.get(STACK_KEY, 1))
+
+    def running(self, shares: Mapping[int, float]) -> None:
+        """Pass on how far the running trials are; start the others if the first one is long."""
+        if self._workers.devices:
             return
-        self._finished += 1
-        trials = self._trials_left(study)
-        each = (time.monotonic() - self._began) / self._finished
+        if self._watch.on_progress is not None:
+            self._watch.on_progress(shares)
+        if self._later is None or self._finished or self._has_looked:
+            return
+        # Not at once, as the first steps are slow; and once, as this is called after every step.
+        if time.monotonic() - self._began > self._later.worth / 4:
+            self._has_looked = True
+            self._start_if_worth(sum(shares.values()), slots=len(shares))
+
+    def _start_if_worth(self, done: float, *, slots: int) -> None:
+        """Start the others if the trials left take long enough.
+
+        Args:
+            done: Trials trained here, the running ones by their share.
+            slots: Trials that this process trains at the same time.
+        """
+        if self._later is None:
+            return
+        trials = self._trials_left(done)
+        each = (time.monotonic() - self._began) / done
         if trials * each > self._later.worth:
-            slots = ended.attrs.get(STACK_KEY, 1)
             self._workers.start(self._later.devices(trials=trials, slots=slots))
             self._later = None
 
-    def running(self, shares: Mapping[int, float]) -> None:
-        """Pass on how far the running trials are."""
-        if not self._workers.devices and self._watch.on_progress is not None:
-            self._watch.on_progress(shares)
-
-    def _trials_left(self, study: optuna.Study) -> int:
+    def _trials_left(self, done: float) -> int:
         """Trials that the study lacks, as far as its total budget is enough for them."""
-        target = Target.load(study)
-        left = target.trials - Plan(study.get_trials(deepcopy=False)).finished
-        share = target.share_spent(study, self._curves)
+        target = Target.load(self._study)
+        left = target.trials - Plan(self._study.get_trials(deepcopy=False)).finished
+        share = target.share_spent(self._study, self._curves)
         spent = share - self._spent_before
         if spent > 0:
-            left = min(left, int(self._finished * (1 - share) / spent))
+            left = min(left, int(done * (1 - share) / spent))
         return max(0, left)
 
 

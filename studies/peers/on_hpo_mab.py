@@ -92,9 +92,9 @@ def _evaluations(trial: TrialRun, *, start: float, end: float) -> Iterator[Event
 
 
 ARMS = {
-    "hpo_mab_uniform": HpoMab(options=("--sampler", "uniform", "--workers", "auto")),
-    "hpo_mab_mab": HpoMab(options=("--sampler", "mab", "--workers", "auto")),
-    "hpo_mab_auto": HpoMab(options=("--sampler", "auto", "--workers", "auto")),
+    "hpo_mab_uniform": HpoMab(options=("--sampler", "uniform")),
+    "hpo_mab_mab": HpoMab(options=("--sampler", "mab")),
+    "hpo_mab_auto": HpoMab(options=("--sampler", "auto")),
     # Nothing but what the task asks for.
     "hpo_mab_plain": HpoMab(options=()),
 }

@@ -195,7 +195,10 @@ class _Clock:
 def run_later(
     study: optuna.Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., list[int]]:
-    """Ends trials here one by one; returns how many workers had been started after each."""
+    """Ends trials here one by one; returns how many workers had been started after each.
+
+    A share in place of a state is that of the running trial.
+    """
     monkeypatch.setattr(_processes, "WorkerProcess", Script)
     monkeypatch.setattr(_processes, "_SECONDS_BETWEEN_LOOKS", 0.001)
     monkeypatch.setattr(_processes, "time", clock := _Clock())
@@ -204,7 +207,7 @@ def run_later(
     # One has finished before.
     Target(trials=13, total=None, epoch_examples=100).save(study)
 
-    def launch(*states: str, worth: float, on_trial: Any = None) -> list[int]:
+    def launch(*states: str | float, worth: float, on_trial: Any = None) -> list[int]:
         Script.ends, Script.started = [], []
         started: list[int] = []
         passed = threading.Semaphore(0)
@@ -217,6 +220,10 @@ def run_later(
         def run_here(here: Any) -> bool:
             for state in states:
                 clock.now += 10.0
+                if isinstance(state, float):
+                    here.running({99: state})
+                    started.append(len(Script.started))
+                    continue
                 value = {} if state == "FAIL" else {"value": 0.5}
                 study.add_trial(optuna.create_trial(state=TrialState[state], **value))
                 here(study, study.trials[-1])
@@ -242,6 +249,22 @@ def test_others_are_started_once_a_trial_has_finished_and_enough_is_left(
 
 def test_others_are_not_started_for_little_work(run_later: Callable[..., list[int]]) -> None:
     assert run_later("COMPLETE", "PRUNED", "COMPLETE", worth=110.0) == [0, 0, 0]
+
+
+def test_others_are_started_while_a_long_first_trial_runs(
+    run_later: Callable[..., list[int]],
+) -> None:
+    # After 10 s, a quarter of 40 s, nothing is known yet.
+    assert run_later(0.05, 0.1, 0.15, worth=40.0) == [0, 2, 2]
+
+
+def test_the_first_trial_is_looked_at_once(
+    run_later: Callable[..., list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Of the budget nothing is left to do.
+    shares = iter((0.25, 0.97))
+    monkeypatch.setattr(Target, "share_spent", lambda *args: next(shares))
+    assert run_later(0.9, 0.95, worth=20.0) == [0, 0]
 
 
 def test_a_total_budget_leaves_less_to_do(
