@@ -81,7 +81,6 @@ def compare(
     from hpo_mab.cli._run import launcher
     from hpo_mab.compare import comparison_record, report_html, run_comparison, summarise
     from hpo_mab.compare._runner import comparison_names
-    from hpo_mab.dashboard import publish_comparison
     from hpo_mab.storage import Storage
 
     opt.silence_optuna()
@@ -141,7 +140,9 @@ def compare(
             more_seeds=command_line(context, compare, shown | more),
             verbose=verbose,
         )
-    # Last: the result is printed even if the pages cannot be written.
+    # Last: the result is printed even if the pages cannot be written. Imported here as by `run`.
+    from hpo_mab.dashboard import publish_comparison
+
     warn_unpublished(publish_comparison(store, found.runs, summary))
 
 

@@ -129,7 +129,6 @@ def run(
         shown_data,
         warn_unpublished,
     )
-    from hpo_mab.dashboard import publish_study
     from hpo_mab.search import StudyRunner
     from hpo_mab.search._study import check_study, choose_name
     from hpo_mab.storage import Storage
@@ -178,7 +177,10 @@ def run(
     if outcome.interrupted:
         # No pages after Ctrl-C, which take seconds; 'hpo-mab dashboard' writes them.
         raise typer.Exit(130)
-    # Last: the result is printed even if the pages cannot be written.
+    # Last: the result is printed even if the pages cannot be written. Imported here: what the pages
+    # need may take longer to load than the first trial takes to train.
+    from hpo_mab.dashboard import publish_study
+
     warn_unpublished(publish_study(store, outcome.run))
 
 

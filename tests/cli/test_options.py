@@ -102,6 +102,23 @@ def test_nothing_heavy_is_imported(code: str) -> None:
         assert "compare" in done.stdout
 
 
+@pytest.mark.parametrize("command", ["run", "compare"])
+def test_what_pages_need_is_not_imported_before_the_first_trial(
+    command: str, tmp_path: Path
+) -> None:
+    # It is slow to load where BoTorch is installed.
+    code = (
+        "import sys; from hpo_mab.cli import main; from hpo_mab.search import StudyRunner\n"
+        "StudyRunner.run = lambda *args, **options: sys.exit('optuna_dashboard' in sys.modules)\n"
+        f"sys.argv = ['hpo-mab', '{command}', '--quiet']\n"
+        "main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_a_mistake_in_a_definition_is_told_before_torch_is_imported() -> None:
     code = (
         "import sys; from hpo_mab.cli import main\n"
