@@ -1,4 +1,4 @@
-"""Labels: what a class is, for samplers, data sets and feedback."""
+"""Labels: what a class is, for samplers, data sets and feedback; splits in proportion."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset, Subset, TensorDataset
 
@@ -216,3 +217,78 @@ def _hint_of_value(value: Any) -> str:
     if value is None or (number and math.isnan(value)):
         return "leave out examples without a class"
     return "classes are whole numbers" if number else _NUMBER_THEM
+
+
+def stratified_halves(
+    labels: Tensor, *, share: float, seed: int, name: str = "validation"
+) -> tuple[Tensor, Tensor]:
+    """Split positions in two, each class in proportion; a class seen once stays on the first side.
+
+    Args:
+        labels: Class of each example, int64 [N].
+        share: Share of the second side, in (0, 1).
+        seed: Seed of the split.
+        name: Name of the share in errors.
+
+    Returns:
+        Sorted positions of the first and of the second side, int64.
+
+    Raises:
+        ArgumentError: A share that leaves a side without all its classes, or a single class.
+    """
+    if not 0 <= seed < 2**32:
+        raise ArgumentError(f"seed must be in [0, 2**32), got {seed}.")
+    if not 0.0 < share < 1.0:
+        raise ArgumentError(f"{name} must be a share in (0, 1), got {share}.")
+    numbers = labels.cpu().numpy()
+    distinct, counts = np.unique(numbers, return_counts=True)
+    if len(distinct) < 2:
+        raise ArgumentError(f"labels must hold at least two classes, got {len(distinct)}.")
+    single = np.isin(numbers, distinct[counts == 1])
+    positions = np.flatnonzero(~single)
+    of_second = math.ceil(share * len(positions))
+    fewest = max(1, len(distinct) - int(single.sum()))
+    if min(of_second, len(positions) - of_second) < fewest:
+        raise ArgumentError(
+            f"{name} = {share} of {len(numbers)} examples cannot hold some of each of the "
+            f"{len(distinct)} classes on both sides."
+        )
+    second = positions[_stratified(numbers[positions], of_second, seed=seed)]
+    first = np.setdiff1d(np.arange(len(numbers)), second)
+    return torch.from_numpy(first), torch.from_numpy(second)
+
+
+# The choice is that of scikit-learn's `train_test_split(stratify=...)`. To import it would take a
+# second or two at every start of a process.
+
+
+def _stratified(labels: NDArray[np.int64], count: int, *, seed: int) -> NDArray[np.int64]:
+    """Sorted positions of ``count`` examples, each class in proportion."""
+    random = np.random.RandomState(seed)
+    _, numbers, sizes = np.unique(labels, return_inverse=True, return_counts=True)
+    others = _proportional(sizes, len(labels) - count, random)
+    chosen = _proportional(sizes - others, count, random)
+    members = np.split(np.argsort(numbers, kind="stable"), np.cumsum(sizes)[:-1])
+    found = []
+    for of_class, before, own in zip(members, others, chosen, strict=True):
+        shuffled = of_class[random.permutation(len(of_class))]
+        found.append(shuffled[before : before + own])
+    return np.sort(np.concatenate(found))
+
+
+def _proportional(
+    sizes: NDArray[np.int64], count: int, random: np.random.RandomState
+) -> NDArray[np.int64]:
+    """Share ``count`` out in proportion; the largest remainders get one more, equal ones by lot."""
+    exact = sizes / sizes.sum() * count
+    shares: NDArray[np.float64] = np.floor(exact)
+    remainders = exact - shares
+    left = int(count - shares.sum())
+    for remainder in np.unique(remainders)[::-1]:
+        if left == 0:
+            break
+        (equal,) = np.where(remainders == remainder)
+        more = random.choice(equal, size=min(len(equal), left), replace=False)
+        shares[more] += 1
+        left -= len(more)
+    return shares.astype(np.int64)

@@ -16,9 +16,9 @@ import torch
 
 from hpo_mab import _memory
 from hpo_mab._errors import ArgumentError, DataError
+from hpo_mab._labels import stratified_halves
 from hpo_mab.data import _images, _pictures
 from hpo_mab.data._images import ImageData
-from hpo_mab.data._splits import stratified_halves
 
 _SPLIT_NAMES = {
     "train": {"train", "training"},

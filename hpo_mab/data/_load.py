@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import importlib.util
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,9 +12,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from sklearn.datasets import load_digits
+from numpy.typing import NDArray
 
 from hpo_mab._errors import ArgumentError, plain
+from hpo_mab._labels import stratified_halves
 from hpo_mab._registry import Named, Registry, name_of
 from hpo_mab.data import _images, _torchvision
 from hpo_mab.data._folder import image_folder
@@ -25,7 +27,6 @@ from hpo_mab.data._splits import (
     ImageSplits,
     split,
     split_datasets,
-    stratified_halves,
 )
 
 #: What a data set's function returns: ``"train"``, and ``"validation"`` and ``"test"`` where it has
@@ -35,16 +36,32 @@ Parts = Mapping[str, Any]
 
 def digits() -> Parts:
     """1,797 grey 8x8 images of ten digits; a fixed stratified fifth is the test part."""
-    source = load_digits()
+    rows = _digits_of_sklearn()
     # Grey levels 0..16 become 0..255.
-    pixels = np.rint(source.images * (255 / 16)).astype(np.uint8)
+    pixels = np.rint(rows[:, :-1].reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
     data = ImageData(
         images=torch.from_numpy(pixels).unsqueeze(1),
-        labels=torch.from_numpy(source.target.astype(np.int64)),
-        classes=tuple(str(name) for name in source.target_names),
+        labels=torch.from_numpy(rows[:, -1].astype(np.int64)),
+        classes=tuple(str(digit) for digit in range(10)),
     )
     train, test = stratified_halves(data.labels, share=TEST_SHARE, seed=0)
     return {"train": data.subset(train), "test": data.subset(test)}
+
+
+def _digits_of_sklearn() -> NDArray[np.float64]:
+    """64 grey levels and the class of each image, [1797, 65], from scikit-learn's file.
+
+    To import scikit-learn for it takes a second or two at every start of a process.
+    """
+    found = importlib.util.find_spec("sklearn")
+    if found is not None and found.origin is not None:
+        file = Path(found.origin).parent / "datasets" / "data" / "digits.csv.gz"
+        if file.is_file():
+            return np.loadtxt(file, delimiter=",")
+    from sklearn.datasets import load_digits
+
+    images, classes = load_digits(return_X_y=True)
+    return np.column_stack([images, classes])
 
 
 def _torchvision_set(name: str, *, root: Path, download: bool) -> Parts:

@@ -9,15 +9,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
-import numpy as np
 import torch
-from sklearn.model_selection import train_test_split
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
 from hpo_mab._errors import ArgumentError, DataError, plain
 from hpo_mab._examples import labels_digest
-from hpo_mab._labels import check_examples, labels_of
+from hpo_mab._labels import check_examples, labels_of, stratified_halves
 from hpo_mab.data._images import ImageData
 
 #: Images looked at at once.
@@ -324,46 +322,6 @@ def _check_alike(name: str, part: ImageData, train: ImageData) -> None:
             f"got {part.num_classes} classes of shape {shape} "
             f"for {train.num_classes} of shape {expected}."
         )
-
-
-def stratified_halves(
-    labels: Tensor, *, share: float, seed: int, name: str = "validation"
-) -> tuple[Tensor, Tensor]:
-    """Split positions in two, each class in proportion; a class seen once stays on the first side.
-
-    Args:
-        labels: Class of each example, int64 [N].
-        share: Share of the second side, in (0, 1).
-        seed: Seed of the split.
-        name: Name of the share in errors.
-
-    Returns:
-        Sorted positions of the first and of the second side, int64.
-
-    Raises:
-        ArgumentError: A share that leaves a side without all its classes, or a single class.
-    """
-    if not 0 <= seed < 2**32:
-        raise ArgumentError(f"seed must be in [0, 2**32), got {seed}.")
-    if not 0.0 < share < 1.0:
-        raise ArgumentError(f"{name} must be a share in (0, 1), got {share}.")
-    numbers = labels.cpu().numpy()
-    distinct, counts = np.unique(numbers, return_counts=True)
-    if len(distinct) < 2:
-        raise ArgumentError(f"labels must hold at least two classes, got {len(distinct)}.")
-    single = np.isin(numbers, distinct[counts == 1])
-    positions = np.flatnonzero(~single)
-    try:
-        first, second = train_test_split(
-            positions, test_size=share, random_state=seed, stratify=numbers[positions]
-        )
-    except ValueError as error:
-        raise ArgumentError(
-            f"{name} = {share} of {len(numbers)} examples cannot hold some of each of the "
-            f"{len(distinct)} classes on both sides ({error})"
-        ) from error
-    first = np.sort(np.concatenate([first, np.flatnonzero(single)]))
-    return torch.from_numpy(first), torch.from_numpy(np.sort(second))
 
 
 def channel_statistics(data: ImageData) -> tuple[Tensor, Tensor]:

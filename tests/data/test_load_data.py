@@ -10,7 +10,7 @@ from torch.utils.data import TensorDataset
 
 from hpo_mab import data
 from hpo_mab._errors import ArgumentError, UnknownNameError
-from hpo_mab.data import DataIdentity, DatasetSplits, ImageData
+from hpo_mab.data import DataIdentity, DatasetSplits, ImageData, _load
 
 
 def test_digits_are_the_grey_levels_of_scikit_learn() -> None:
@@ -25,6 +25,16 @@ def test_digits_are_the_grey_levels_of_scikit_learn() -> None:
     assert total == pytest.approx(source.sum() * 255 / 16, rel=1e-3)
     share = test.labels.bincount() / (train.labels.bincount() + test.labels.bincount())
     assert (share - 0.2).abs().max() < 0.01
+
+
+@pytest.mark.parametrize("installed", [True, False], ids=["its file", "its function"])
+def test_digits_are_all_of_scikit_learn(installed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not installed:
+        monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    images, classes = load_digits(return_X_y=True)
+    rows = _load._digits_of_sklearn()
+    assert (rows[:, :-1] == images).all()
+    assert (rows[:, -1] == classes).all()
 
 
 def test_digits_split_is_fixed() -> None:

@@ -13,14 +13,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from sklearn.model_selection import train_test_split
 from torch.utils.data import Dataset, IterableDataset, Subset, TensorDataset
 
 from hpo_mab import _labels
 from hpo_mab._errors import ArgumentError
-from hpo_mab._labels import check_examples, class_labels
+from hpo_mab._labels import check_examples, class_labels, stratified_halves
 from hpo_mab.data import DataIdentity, ImageData, labels_of, load, load_splits, split
 
 
@@ -47,6 +48,31 @@ def test_split_is_a_stratified_partition(counts: list[int], share: float, seed: 
         held_out = int((parts.validation.labels == number).sum())
         # Off by the rounding of the total and of the class at most.
         assert abs(held_out - share * count) <= 2
+
+
+@given(
+    labels=st.lists(st.integers(-3, 3), min_size=2, max_size=60),
+    share=st.floats(0.01, 0.99),
+    seed=st.integers(0, 2**32 - 1),
+)
+@settings(max_examples=300)
+def test_the_split_is_that_of_scikit_learn(labels: list[int], share: float, seed: int) -> None:
+    numbers = np.array(labels)
+    distinct, counts = np.unique(numbers, return_counts=True)
+    assume(len(distinct) > 1)
+    single = np.isin(numbers, distinct[counts == 1])
+    several = np.flatnonzero(~single)
+    try:
+        kept, held_out = train_test_split(
+            several, test_size=share, random_state=seed, stratify=numbers[several]
+        )
+    except ValueError:
+        with pytest.raises(ArgumentError, match="cannot hold some of each"):
+            stratified_halves(torch.tensor(labels), share=share, seed=seed)
+        return
+    first, second = stratified_halves(torch.tensor(labels), share=share, seed=seed)
+    assert first.tolist() == sorted([*kept, *np.flatnonzero(single)])
+    assert second.tolist() == sorted(held_out)
 
 
 def test_same_seed_same_split_other_seed_other_split() -> None:
