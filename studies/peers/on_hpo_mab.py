@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from contract import TASKS, Event, Job, Outcome, knobs, main
+from contract import SPACE, TASKS, Event, Job, Outcome, knobs, main
 
 if TYPE_CHECKING:
     from hpo_mab.storage._runs import TrialRun
@@ -51,12 +51,13 @@ class HpoMab:
         events: list[Event] = []
         for trial in run.trials:
             one = frozen[trial.number]
-            if one.datetime_start is None or not trial.params:
+            config = {"label_smoothing": 0.0, **trial.params}
+            named = {name.rpartition(".")[2]: value for name, value in config.items()}
+            # The last ones may have been ended before they had their configuration.
+            if one.datetime_start is None or not SPACE.keys() <= named.keys():
                 continue
             start = one.datetime_start.timestamp()
             end = one.datetime_complete.timestamp() if one.datetime_complete else job.deadline
-            config = {"label_smoothing": 0.0, **trial.params}
-            named = {name.rpartition(".")[2]: value for name, value in config.items()}
             events.append(Event(trial=str(trial.number), at=start, share=0, config=knobs(named)))
             events += _evaluations(trial, start=start, end=end)
         best = run.best
