@@ -254,8 +254,9 @@ def stratified_halves(
             f"{len(distinct)} classes on both sides."
         )
     second = positions[_stratified(numbers[positions], of_second, seed=seed)]
-    first = np.setdiff1d(np.arange(len(numbers)), second)
-    return torch.from_numpy(first), torch.from_numpy(second)
+    kept = np.ones(len(numbers), dtype=bool)
+    kept[second] = False
+    return torch.from_numpy(np.flatnonzero(kept)), torch.from_numpy(second)
 
 
 # The choice is that of scikit-learn's `train_test_split(stratify=...)`. To import it would take a

@@ -200,9 +200,10 @@ def test_more_workers_than_sqlite_serves_well_are_advised_against(
         assert ("postgresql://" in capsys.readouterr().err) == advice
 
 
-@pytest.mark.parametrize("command", ["run", "compare"])
-def test_by_default_others_start_later_where_they_can_reach_the_study(
-    cli: Cli, tiny: str, monkeypatch: pytest.MonkeyPatch, command: str
+# A comparison keeps one process unless it is asked for more, so that its seconds compare.
+@pytest.mark.parametrize(("command", "auto"), [("run", ()), ("compare", ("--workers", "auto"))])
+def test_others_start_later_where_they_can_reach_the_study(
+    cli: Cli, tiny: str, monkeypatch: pytest.MonkeyPatch, command: str, auto: tuple[str, ...]
 ) -> None:
     from hpo_mab import workers
 
@@ -215,8 +216,10 @@ def test_by_default_others_start_later_where_they_can_reach_the_study(
 
     monkeypatch.setattr(workers, "ProcessLauncher", Launcher)
     few = ("--trials", "1", "--set", "compare.retrain=0", "--json")
-    for given, later in (((), 1), (("--workers", "1"), 0), (("--storage", "sqlite://"), 0)):
+    memory = (*auto, "--storage", "sqlite://")
+    one = ("--workers", "1") if command == "run" else ()
+    for given, later in ((auto, 1), (one, 0), (memory, 0)):
         status, _, err = cli(command, tiny, *few, *given)
         assert (status, err) == (0, "")
-        assert [type(one) for one in made] == [workers.Later] * later
+        assert [type(devices) for devices in made] == [workers.Later] * later
         made.clear()
