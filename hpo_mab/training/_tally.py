@@ -63,7 +63,7 @@ class TallySums:
 class ExampleTally:
     """Sums over the visits of each example, of one training or of each training of a stack.
 
-    A step only copies its outputs to fixed addresses, which a CUDA graph can contain. Outputs of
+    A step only copies its outputs to a fixed address, which a CUDA graph can contain. Outputs of
     many steps are added up together: otherwise each step would launch a dozen more small kernels.
 
     Args:
@@ -76,7 +76,6 @@ class ExampleTally:
         chosen = recorded_examples(len(labels))
         count = len(labels) if chosen is None else len(chosen)
         classes = int(labels.max()) + 1
-        self._on_host = device.type == "cpu"
         self._slots = slots
         self._count = count
         self._classes = classes
@@ -94,8 +93,11 @@ class ExampleTally:
             self._predictions = torch.zeros(shape, dtype=torch.int16, device=device)
         #: Weighted sum of batch means and sum of weights of each training, [K, 2].
         self._average = torch.zeros(slots, 2, device=device)
-        self._position = torch.zeros(1, dtype=torch.int64, device=device)
-        self._kept: tuple[Tensor, Tensor, Tensor] | None = None
+        #: Outputs of the last step, at an address that a CUDA graph writes to: indices, losses
+        #: and logits, one after another.
+        self._step: Tensor | None = None
+        #: Outputs of the ``_steps`` steps since they were added up, a row each.
+        self._kept: Tensor | None = None
         self._steps = 0
 
     def keep(self, indices: Tensor, losses: Tensor, logits: Tensor) -> None:
@@ -103,32 +105,29 @@ class ExampleTally:
 
         Args:
             indices: Examples, int64 [B], or [K, B] of a stack.
-            losses: Their losses, detached, of the same shape.
+            losses: Their losses, detached, float32 of the same shape.
             logits: Model outputs, detached, float32 [B, C] or [K, B, C].
         """
-        if self._kept is None:
-            self._make_room(indices, losses, logits)
-        for room, values in zip(self._kept or (), (indices, losses, logits), strict=True):
-            if self._on_host:
-                # Three times faster than `index_copy_`. A CUDA graph needs the latter, because the
-                # position must be a tensor there.
-                room[self._steps].copy_(values.view(room.shape[1:]))
-            else:
-                room.index_copy_(0, self._position, values.view(1, *room.shape[1:]))
-        if not self._on_host:
-            self._position += 1
+        if self._step is None:
+            self._make_room(losses, logits)
+        # One kernel: the bytes of the indices are copied as if they were float32.
+        outputs = (indices.flatten().view(torch.float32), losses.flatten(), logits.flatten())
+        torch.cat(outputs, out=self._step)
 
     def count(self) -> None:
         """Count a step whose outputs were kept; adds up when there is no memory for another."""
+        if self._step is None or self._kept is None:
+            return
+        self._kept[self._steps].copy_(self._step)
         self._steps += 1
-        if self._kept is not None and self._steps == len(self._kept[0]):
+        if self._steps == len(self._kept):
             self.add_up()
 
     def add_up(self) -> None:
         """Add up the kept outputs."""
         if self._kept is None or not self._steps:
             return
-        indices, losses, logits = (room[: self._steps] for room in self._kept)
+        indices, losses, logits = self._outputs(self._kept[: self._steps])
         finite = losses.isfinite()
         losses = torch.where(finite, losses, 0.0)
         levels = self._levels(losses, finite)[:, :, None]
@@ -160,7 +159,6 @@ class ExampleTally:
                 highest = predicted.amax(dim=-1, keepdim=True)
             chosen = (predicted == highest).to(torch.int16).flatten(0, 2)
             self._predictions.flatten(0, 1).index_add_(0, places, chosen)
-        self._position.zero_()
         self._steps = 0
 
     def begin(self, slot: int) -> None:
@@ -193,15 +191,15 @@ class ExampleTally:
         for name, tensor in self.tensors().items():
             tensor.copy_(state[name])
 
-    def _make_room(self, indices: Tensor, losses: Tensor, logits: Tensor) -> None:
+    def _make_room(self, losses: Tensor, logits: Tensor) -> None:
         steps = max(1, min(_STEPS_AT_ONCE, _MOST_LOGITS // logits.numel()))
-        shape = (steps, self._slots, losses.shape[-1])
+        self._batch_size, self._num_outputs = losses.shape[-1], logits.shape[-1]
         device = losses.device
-        self._kept = (
-            torch.zeros(shape, dtype=torch.int64, device=device),
-            torch.zeros(shape, device=device),
-            torch.zeros(*shape, logits.shape[-1], device=device),
-        )
+        # An int64 index takes the memory of two float32.
+        width = 3 * losses.numel() + logits.numel()
+        # Even, so that the indices of each row can be read as int64.
+        self._kept = torch.zeros(steps, width + width % 2, device=device)[:, :width]
+        self._step = torch.zeros(width, device=device)
         # The moving average is a recurrence over steps, one small kernel each. Unrolled, it is one
         # product with this matrix. Row t has the weights of steps s < t in the average before t;
         # the last row gives the average after all steps.
@@ -209,6 +207,18 @@ class ExampleTally:
         weights = torch.where(lags >= 0, (1 - LOSS_DECAY) * LOSS_DECAY ** lags.clamp_min(0), 0.0)
         self._weights = weights.to(device)
         self._decays = (LOSS_DECAY ** torch.arange(steps + 1)).to(device)
+
+    def _outputs(self, kept: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Indices and losses [T, K, B], and logits [T, K, B, C], of kept steps."""
+        shape = (len(kept), self._slots, self._batch_size)
+        examples = self._slots * self._batch_size
+        ends = (2 * examples, 3 * examples)
+        indices, losses, logits = torch.tensor_split(kept, ends, dim=1)
+        return (
+            indices.view(torch.int64).reshape(shape),
+            losses.reshape(shape),
+            logits.reshape(*shape, self._num_outputs),
+        )
 
     def _levels(self, losses: Tensor, finite: Tensor) -> Tensor:
         """Moving average of the loss before each step, [T, K]; the first batch's own mean."""

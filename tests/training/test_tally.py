@@ -91,14 +91,15 @@ def _expected(
     return sums, predictions
 
 
+@pytest.mark.parametrize("batch", [BATCH, BATCH - 1])
 @pytest.mark.parametrize("graph", [False, True], ids=["loop", "captured step"])
-def test_sums_are_those_of_every_visit(splits: ImageSplits, graph: bool) -> None:
-    sampler = _Watched(splits.train.labels, batch_size=BATCH)
+def test_sums_are_those_of_every_visit(splits: ImageSplits, graph: bool, batch: int) -> None:
+    sampler = _Watched(splits.train.labels, batch_size=batch)
     training = _training(splits, sampler, graph=graph)
     list(training)
     found = _counts(training)
     sums, predictions = _expected(sampler.seen, splits.train.labels)
-    assert sums[:, 0].sum() == STEPS * BATCH
+    assert sums[:, 0].sum() == STEPS * batch
     np.testing.assert_allclose(found.sums, sums, rtol=1e-3, atol=1e-3)
     np.testing.assert_array_equal(found.predictions, predictions)
 
