@@ -86,6 +86,8 @@ class Place:
         torch.cuda.synchronize()
         with torch.cuda.graph(graph):
             output = work()
+        # The capture wrote the generators' offsets on its own stream.
+        torch.cuda.synchronize()
 
         def replay() -> Any:
             graph.replay()

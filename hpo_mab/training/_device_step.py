@@ -129,6 +129,11 @@ class Captured:
             torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"),
         ):
             body()
+        # A capture begins by writing each generator's seed and an offset of 0 to the device, on its
+        # own stream. Unless these writes come first, the first replay may draw the random numbers
+        # of the first step again.
+        if self._stream is not None:
+            torch.cuda.current_stream().wait_stream(self._stream)
         self._graph = graph
 
     @contextlib.contextmanager

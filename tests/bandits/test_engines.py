@@ -266,6 +266,8 @@ def test_a_graph_draws_and_learns_at_each_replay(
     with torch.cuda.graph(graph):
         indices, _, arms = engine.draw(uniform=False)
         engine.learn(arms, losses[indices])
+    # The capture wrote the generator's offset on its own stream.
+    torch.cuda.synchronize()
     drawn = set()
     for _ in range(10):
         graph.replay()
