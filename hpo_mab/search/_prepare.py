@@ -12,7 +12,7 @@ from hpo_mab.advantage import FEWEST_PAIRS
 from hpo_mab.bandits import REWARDS
 from hpo_mab.data import Augmentation, DatasetSplits, ImageSplits
 from hpo_mab.data._load import DATA_SETS
-from hpo_mab.models._networks import NETWORKS, network_maker
+from hpo_mab.models import NETWORKS, network_maker
 from hpo_mab.pruners import TopKPruner
 from hpo_mab.samplers._registry import SAMPLERS, record_column, sampler_maker
 from hpo_mab.search._components import PRUNERS, create_pruner

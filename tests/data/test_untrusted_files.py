@@ -20,7 +20,7 @@ import torch
 import hpo_mab
 from hpo_mab._errors import DataError, HpoMabError
 from hpo_mab.data import _images
-from hpo_mab.data._torchvision import load_torchvision
+from hpo_mab.data._load import load_torchvision
 
 _UNPICKLE = {"load", "loads", "Unpickler", "read_pickle"}
 _PICKLERS = {"pickle", "_pickle", "joblib", "marshal", "shelve", "dill", "cloudpickle", "pandas"}

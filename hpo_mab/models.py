@@ -1,4 +1,4 @@
-"""Small networks for small images, and how they are made by name."""
+"""Small networks for small images, by name; users bring their own."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from torch import nn
 
 from hpo_mab._errors import ArgumentError, UnknownNameError, plain_arguments
 from hpo_mab._registry import Named, Registry
+
+__all__ = ["MLP", "SmallCNN", "available", "create", "options", "resnet18"]
 
 
 class MLP(nn.Sequential):
