@@ -17,12 +17,9 @@ import typer
 from typer.core import TyperGroup
 
 from hpo_mab._errors import HpoMabError, hide_passwords, memory_reason
-from hpo_mab.cli._compare import compare
-from hpo_mab.cli._dashboard import dashboard
-from hpo_mab.cli._examples import examples
-from hpo_mab.cli._report import evidence, report, studies
-from hpo_mab.cli._run import run
-from hpo_mab.cli._worker import copy, replay, worker
+from hpo_mab.cli._report import dashboard, evidence, report, studies
+from hpo_mab.cli._run import compare, run
+from hpo_mab.cli._study import copy, examples, replay, worker
 
 
 class _QuickHelp(TyperGroup):

@@ -17,7 +17,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Column, Table
 from rich.text import Text
 
-from hpo_mab.cli._dashboard import PORT
+from hpo_mab.cli._report import PORT
 from hpo_mab.compare._facts import parameter
 
 if TYPE_CHECKING:

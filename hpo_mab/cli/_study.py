@@ -1,4 +1,4 @@
-"""The command ``examples``: what trials saw of each training example, listed, drawn, exported."""
+"""The commands on one study that exists: ``worker``, ``replay``, ``copy`` and ``examples``."""
 
 from __future__ import annotations
 
@@ -19,7 +19,208 @@ from hpo_mab.cli import _options as opt
 from hpo_mab.cli._options import study_names
 
 if TYPE_CHECKING:
+    import optuna
+    from optuna.trial import FrozenTrial
+
+    from hpo_mab.search import Replay
     from hpo_mab.search._stored import Example, StudyExamples
+
+
+def worker(
+    study: Annotated[
+        str,
+        typer.Option(
+            help="Name of the study; hpo-mab studies lists them.", autocompletion=study_names
+        ),
+    ],
+    storage: opt.StorageUrl = "sqlite:///hpo_mab.db",
+    device: opt.Device = None,
+    slots: opt.Slots = None,
+    data_root: opt.DataRoot = None,
+    quiet: opt.Quiet = False,
+    as_json: opt.Json = False,
+    until_eof: Annotated[
+        bool, typer.Option("--until-eof", hidden=True, help="Stop when standard input closes.")
+    ] = False,
+) -> None:
+    """Run trials of a stored study until it is complete.
+
+    Any number of workers, on any number of machines, can share a study; they need its storage and
+    its data. Put a URL with a password into HPO_MAB_STORAGE: other users can read command lines.
+
+    Example: `hpo-mab worker --storage postgresql://me@host/studies --study cifar10-mab-seed0`.
+    """
+    from hpo_mab.cli._main import interrupt_at_eof, stoppable
+
+    if until_eof:
+        interrupt_at_eof()
+    with stoppable():
+        from hpo_mab.cli._output import StudyProgress
+        from hpo_mab.search import Target, join_study
+        from hpo_mab.storage import Storage, open_study
+
+        opt.silence_optuna()
+        store = Storage(storage, create=False)
+        target = Target.load(open_study(store, study)).trials
+        here: list[FrozenTrial] = []
+        with StudyProgress(
+            trials=target, label=study, quiet=quiet or as_json, curves=store.curves
+        ) as progress:
+
+            def on_trial(joined: optuna.Study, trial: FrozenTrial) -> None:
+                here.append(trial)
+                progress(joined, trial)
+
+            interrupted = join_study(
+                store,
+                study,
+                device=device,
+                data_root=data_root,
+                slots=None if slots is None else opt.slot_count(slots),
+                on_trial=on_trial,
+            )
+    if as_json:
+        typer.echo(_worker_json(study, target, here, interrupted=interrupted))
+    if interrupted:
+        raise typer.Exit(130)
+
+
+def _worker_json(study: str, target: int, here: Sequence[FrozenTrial], *, interrupted: bool) -> str:
+    """What this worker has done; ``run`` and ``report`` describe the whole study."""
+    from hpo_mab._plan import Plan
+
+    facts = {
+        "study": study,
+        "target": target,
+        "trials": Plan(here).counts(twins=True),
+        "numbers": [trial.number for trial in here],
+        "interrupted": interrupted,
+    }
+    return json.dumps(facts, indent=1)
+
+
+def replay(
+    study: Annotated[
+        str,
+        typer.Argument(
+            help="Name of the study; hpo-mab studies lists them.", autocompletion=study_names
+        ),
+    ],
+    trial: Annotated[int, typer.Argument(help="Number of the trial.")],
+    storage: opt.StorageUrl = "sqlite:///hpo_mab.db",
+    device: opt.Device = None,
+    data_root: opt.DataRoot = None,
+    tolerance: Annotated[
+        float,
+        typer.Option(
+            callback=opt.within(0), help="Largest difference of accuracies that counts as equal."
+        ),
+    ] = 0.0,
+    as_json: opt.Json = False,
+) -> None:
+    """Train a recorded trial again, alone, and compare its learning curve with the record.
+
+    On a CPU both are equal bit for bit. On a GPU rounding may differ; set --tolerance. A trial from
+    a slot (--slots) had other batches than alone and differs. Exit status 1: the curves differ.
+
+    Example: `hpo-mab replay digits-mab-seed0 7`.
+    """
+    from hpo_mab.cli._main import stoppable
+    from hpo_mab.search import replay as train_again
+    from hpo_mab.storage import Storage
+
+    with stoppable():
+        found = train_again(
+            Storage(storage, create=False), study, trial, device=device, data_root=data_root
+        )
+    same = found.is_identical or found.largest_difference <= tolerance > 0
+    typer.echo(_replay_json(found, study) if as_json else _replay_text(found, study))
+    if not same:
+        raise typer.Exit(1)
+
+
+def _replay_json(found: Replay, study: str) -> str:
+    curves = {"recorded": found.trial.curve, "replayed": found.curve}
+    facts = {
+        "study": study,
+        "trial": found.trial.number,
+        "identical": found.is_identical,
+        "largest_difference": found.largest_difference,
+        "slots": found.slots,
+        **{name: [e.accuracy for e in curve] for name, curve in curves.items()},
+    }
+    return json.dumps(facts, indent=1)
+
+
+def _replay_text(found: Replay, study: str) -> str:
+    lines = [f"{'examples':>12}  {'recorded':>10}  {'replayed':>10}"]
+    for index, one in enumerate(found.trial.curve):
+        other = f"{found.curve[index].accuracy:.4%}" if index < len(found.curve) else "diverged"
+        lines.append(f"{one.examples:>12,}  {one.accuracy:>10.4%}  {other:>10}")
+    verdict = (
+        "is reproduced bit for bit"
+        if found.is_identical
+        else f"differs by up to {found.largest_difference:.2%} in accuracy"
+    )
+    lines.append(f"Trial {found.trial.number} of {study} {verdict}.")
+    if found.slots is not None and not found.is_identical:
+        lines.append(
+            f"A difference is expected: the trial was one of up to {found.slots} in a stack, with "
+            "other batches and other rounding than alone."
+        )
+    return "\n".join(lines)
+
+
+def copy(
+    study: Annotated[
+        str,
+        typer.Argument(
+            help="Name of the study; hpo-mab studies lists them.", autocompletion=study_names
+        ),
+    ],
+    to: Annotated[
+        str | None,
+        typer.Option("--to", help="Database URL or path of the copy; default: the same database."),
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option(help="Name of the copy; default: the study's name.")
+    ] = None,
+    move: Annotated[
+        bool, typer.Option("--move", help="Delete the study once the copy is complete.")
+    ] = False,
+    storage: opt.StorageUrl = "sqlite:///hpo_mab.db",
+    as_json: opt.Json = False,
+) -> None:
+    """Copy or move a study with its trials, learning curves, notes and artifacts.
+
+    Optuna's own `copy_study` does not copy the learning curves to another database.
+
+    Examples:
+
+    ```
+    hpo-mab copy digits-mab-seed0 --to sqlite:///archive.db
+    hpo-mab copy digits-mab-seed0 --to postgresql+psycopg://me@host/studies --move
+    hpo-mab copy digits-mab-seed0 --name before
+    ```
+    """
+    from hpo_mab.cli._main import stoppable
+    from hpo_mab.search import copy_study
+    from hpo_mab.storage import Storage
+
+    opt.silence_optuna()
+    source = Storage(storage, create=False)
+    target = source if to is None else Storage(to)
+    with stoppable():
+        copied = copy_study(source, study, target, to_name=name, move=move)
+    if as_json:
+        typer.echo(json.dumps({**dataclasses.asdict(copied), "moved": move}, indent=1))
+        return
+    done = "Moved" if move else "Copied"
+    typer.echo(
+        f"{done} '{study}' to '{copied.name}' in {target.shown_url}: {copied.trials} trials, "
+        f"{copied.curves} learning curves."
+    )
+
 
 _HEAD = ("index", "label", "networks say", "score", "visits", "file")
 
@@ -76,15 +277,15 @@ def examples(
     found = StudyExamples.read(Storage(storage, create=False), study, data_root=data_root)
     lists = {ranking: found.top(ranking, top) for ranking in RANKINGS}
     if table is not None:
-        opt.write_text(table, _csv(found))
+        opt.write_text(table, _examples_csv(found))
     if page is not None:
-        opt.write_text(page, _page(found, lists))
+        opt.write_text(page, _examples_page(found, lists))
     if drop is not None:
         opt.write_text(output, found.exclusion(drop).to_json())
     if as_json:
-        typer.echo(_json(found, lists))
+        typer.echo(_examples_json(found, lists))
         return
-    _print(found, lists)
+    _print_examples(found, lists)
     for path in (page, table):
         if path is not None:
             typer.echo(f"\nWritten: {path}")
@@ -96,7 +297,7 @@ def examples(
         )
 
 
-def _print(found: StudyExamples, lists: dict[str, list[Example]]) -> None:
+def _print_examples(found: StudyExamples, lists: dict[str, list[Example]]) -> None:
     from rich.table import Table
 
     from hpo_mab.cli._output import console
@@ -141,7 +342,7 @@ def _cells(one: Example) -> tuple[str, ...]:
     )
 
 
-def _json(found: StudyExamples, lists: dict[str, list[Example]]) -> str:
+def _examples_json(found: StudyExamples, lists: dict[str, list[Example]]) -> str:
     facts = {
         "study": found.name,
         "trials": found.record.trials,
@@ -152,7 +353,7 @@ def _json(found: StudyExamples, lists: dict[str, list[Example]]) -> str:
     return json.dumps(facts, indent=1)
 
 
-def _csv(found: StudyExamples) -> str:
+def _examples_csv(found: StudyExamples) -> str:
     """Every recorded example that was drawn, in order of suspicion."""
     from hpo_mab.search._stored import RANKINGS
 
@@ -176,7 +377,7 @@ figcaption { font-size: 13px; overflow-wrap: anywhere; }
 """
 
 
-def _page(found: StudyExamples, lists: dict[str, list[Example]]) -> str:
+def _examples_page(found: StudyExamples, lists: dict[str, list[Example]]) -> str:
     """The lists with pictures, one self-contained page."""
     from hpo_mab.search._stored import RANKINGS, SCORES
 
