@@ -107,6 +107,24 @@ class Target:
             seconds=seconds + evaluation, examples=examples, epoch_examples=self.epoch_examples
         )
 
+    def trials_left(
+        self, study: optuna.Study, curves: CurveStore, *, done: float, spent_before: float
+    ) -> int:
+        """Trials that the study lacks, as far as its total budget is enough for them.
+
+        Args:
+            study: The study.
+            curves: Its learning curves.
+            done: Trials trained since, the running ones by their share.
+            spent_before: `share_spent` before those.
+        """
+        left = self.trials - Plan(study.get_trials(deepcopy=False)).finished
+        share = self.share_spent(study, curves)
+        spent = share - spent_before
+        if spent > 0:
+            left = min(left, int(done * (1 - share) / spent))
+        return max(0, left)
+
 
 # Trials whose worker is gone are closed and queued again.
 #

@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from hpo_mab._attributes import INTERRUPTED_KEY
+from hpo_mab._attributes import INTERRUPTED_KEY, StudySettings
 from hpo_mab._errors import StorageError, memory_reason
 from hpo_mab._plan import Next, raise_if_failing
 from hpo_mab.search._claim import claim
@@ -28,6 +28,42 @@ Slots = int | Literal["auto"]
 
 SECONDS_BETWEEN_LOOKS = 1.0
 _STORAGE_FAILURES_IN_A_ROW = 3
+
+
+class FinishedTrials:
+    """Passes every trial that finishes from now on to a callback, once.
+
+    Args:
+        study: The study.
+        on_trial: Called with study and trial, see `TrialCallback`; None only counts.
+    """
+
+    def __init__(self, study: optuna.Study, on_trial: TrialCallback | None) -> None:
+        self._study = study
+        self._on_trial = on_trial
+        self.on_progress = getattr(on_trial, "running", None)
+        self._known = {t.number for t in self._trials() if t.state.is_finished()}
+
+    def report(self, trial: FrozenTrial) -> None:
+        """Pass a trial that has finished to the callback."""
+        self._known.add(trial.number)
+        if self._on_trial is not None:
+            self._on_trial(self._study, trial)
+
+    def report_new(self) -> list[FrozenTrial]:
+        """Pass the trials finished since the last call to the callback; returns them."""
+        trials = self._trials()
+        new = [t for t in trials if t.state.is_finished() and t.number not in self._known]
+        for trial in new:
+            self.report(trial)
+        if self.on_progress is not None and not new:
+            evaluations = StudySettings.stored_in(self._study.user_attrs).evaluations or 1
+            running = [t for t in trials if not t.state.is_finished() and t.last_step is not None]
+            self.on_progress({t.number: (t.last_step or 0) / evaluations for t in running})
+        return new
+
+    def _trials(self) -> list[FrozenTrial]:
+        return self._study.get_trials(deepcopy=False)
 
 
 class End(NamedTuple):

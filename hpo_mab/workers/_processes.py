@@ -1,4 +1,4 @@
-"""Workers as processes of this machine."""
+"""Workers as processes of this machine: how many it has room for, and when they are worth it."""
 
 from __future__ import annotations
 
@@ -11,55 +11,122 @@ import tempfile
 import threading
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import optuna
+import torch
 from optuna.trial import FrozenTrial
 
-from hpo_mab._attributes import STACK_KEY, WORKER_KEY, StudySettings
+from hpo_mab import _memory, training
+from hpo_mab._attributes import STACK_KEY, WORKER_KEY
 from hpo_mab._errors import ArgumentError, StorageError
-from hpo_mab._plan import Attempt, Plan
+from hpo_mab._plan import Attempt
 from hpo_mab.search import RunHere, Target, TrialCallback
+from hpo_mab.search._trial_loop import FinishedTrials
 from hpo_mab.storage import STORAGE_ERRORS, Storage
 from hpo_mab.storage._process import this_process
-from hpo_mab.workers._room import Later
+
+#: A process takes about five seconds of a core until its first trial: it loads PyTorch and the
+#: data. It earns them back where there is four times as much left to do.
+_WORTH_SECONDS = 20.0
+#: A search learns from finished trials, so at most one in this many of those left runs at a time.
+_ROUNDS = 4
 
 
-class FinishedTrials:
-    """Passes every trial that finishes from now on to a callback, once.
+def worker_devices(workers: int, *, device: str = "auto") -> tuple[str, ...]:
+    """A device for each worker; CUDA devices are assigned round robin.
 
     Args:
-        study: The study.
-        on_trial: Called with study and trial, see `TrialCallback`; None only counts.
+        workers: Number of workers, at least 1.
+        device: ``"auto"`` or ``"cuda"`` for all CUDA devices; any other name is the device of
+            every worker.
+
+    Raises:
+        ArgumentError: An argument below 1, or more workers than CUDA devices.
+        UnknownNameError: No such device.
+    """
+    if workers < 1:
+        raise ArgumentError(f"--workers must be at least 1, got {workers}.")
+    chosen = training.select_device(device)
+    if chosen.type != "cuda":
+        return (device,) * workers
+    cards = _cards(chosen)
+    if workers > len(cards):
+        raise ArgumentError(
+            f"--workers must be at most {len(cards)}, the number of CUDA devices, got {workers}; "
+            "one process trains many trials on a device at the same time, see --slots."
+        )
+    return tuple(f"cuda:{cards[index % len(cards)]}" for index in range(workers))
+
+
+def room(*, device: str = "auto", threads: int = 1) -> int:
+    """How many workers use this machine fully without competing for a core or device.
+
+    On CUDA every card has a worker. On the CPU each worker has ``threads`` cores. Networks of a few
+    layers are hardly faster with a second thread; a second trial uses a second core fully
+    (``benchmarks/cpu_split.py``).
+
+    Args:
+        device: As for `worker_devices`.
+        threads: CPU threads of a trial, at least 1.
+
+    Returns:
+        Number of workers, at least 1; 1 on devices that only one process can use well.
+    """
+    # Imported here: a run that stays alone does not need it.
+    import joblib
+
+    chosen = training.select_device(device)
+    if chosen.type == "cuda":
+        return len(_cards(chosen))
+    if chosen.type != "cpu":
+        return 1
+    # Cores that this process may use: joblib counts affinity and a container's quota.
+    return max(1, int(joblib.cpu_count()) // threads)
+
+
+def _cards(device: torch.device) -> list[int]:
+    return [device.index] if device.index is not None else list(range(torch.cuda.device_count()))
+
+
+class Later:
+    """Other processes that a run starts once they are worth it.
+
+    Args:
+        device: As for `worker_devices`.
+        threads: CPU threads of a trial, at least 1.
+        worth: Seconds of work that must be left.
+
+    Examples:
+        >>> from hpo_mab.workers import Later
+        >>> Later(device="cpu").devices(trials=7)  # too few for two workers
+        ()
     """
 
-    def __init__(self, study: optuna.Study, on_trial: TrialCallback | None) -> None:
-        self._study = study
-        self._on_trial = on_trial
-        self.on_progress = getattr(on_trial, "running", None)
-        self._known = {t.number for t in self._trials() if t.state.is_finished()}
+    def __init__(
+        self, *, device: str = "auto", threads: int = 1, worth: float = _WORTH_SECONDS
+    ) -> None:
+        self.worth = worth
+        self._device = device
+        self._threads = threads
 
-    def report(self, trial: FrozenTrial) -> None:
-        """Pass a trial that has finished to the callback."""
-        self._known.add(trial.number)
-        if self._on_trial is not None:
-            self._on_trial(self._study, trial)
+    def devices(self, *, trials: int, slots: int = 1) -> tuple[str, ...]:
+        """A device for each process to start; none where this one is enough.
 
-    def report_new(self) -> list[FrozenTrial]:
-        """Pass the trials finished since the last call to the callback; returns them."""
-        trials = self._trials()
-        new = [t for t in trials if t.state.is_finished() and t.number not in self._known]
-        for trial in new:
-            self.report(trial)
-        if self.on_progress is not None and not new:
-            evaluations = StudySettings.stored_in(self._study.user_attrs).evaluations or 1
-            running = [t for t in trials if not t.state.is_finished() and t.last_step is not None]
-            self.on_progress({t.number: (t.last_step or 0) / evaluations for t in running})
-        return new
+        Each core or card has one worker, this process among them. Together they train at most a
+        quarter of the trials left at a time. Each needs as much memory as this process holds now.
 
-    def _trials(self) -> list[FrozenTrial]:
-        return self._study.get_trials(deepcopy=False)
+        Args:
+            trials: Trials that are left.
+            slots: Trials that a process trains at the same time.
+        """
+        workers = min(room(device=self._device, threads=self._threads), trials // _ROUNDS // slots)
+        free, held = _memory.available(), _memory.resident()
+        if free is not None and held:
+            workers = min(workers, 1 + free // held)
+        # This process has the first.
+        return worker_devices(max(1, workers), device=self._device)[1:]
 
 
 class WorkerProcess:
@@ -197,7 +264,7 @@ class ProcessLauncher:
                 following = thread.submit(self._follow, workers, watch, over)
                 try:
                     interrupted = run_here(here)
-                    begun = set() if interrupted else workers.places_of(_processes_of(study))
+                    begun = set() if interrupted else workers.places_in(study)
                     while begun & workers.members.keys() and not following.done():
                         time.sleep(_SECONDS_BETWEEN_LOOKS)
                 except KeyboardInterrupt:
@@ -233,15 +300,6 @@ class ProcessLauncher:
         return WorkerProcess(
             [*arguments, "--data-root", self._data_root], storage=self._storage.secret_url
         )
-
-
-def _processes_of(study: optuna.Study) -> set[int]:
-    """Ids of the processes that have begun a trial.
-
-    Where the study is done, no other process begins one: it may still be loading the data.
-    """
-    names = (trial.system_attrs.get(WORKER_KEY) for trial in study.get_trials(deepcopy=False))
-    return {int(name.split(":")[1]) for name in names if name}
 
 
 class _Alone:
@@ -299,29 +357,16 @@ class _Alone:
             self._start_if_worth(sum(shares.values()), slots=len(shares))
 
     def _start_if_worth(self, done: float, *, slots: int) -> None:
-        """Start the others if the trials left take long enough.
-
-        Args:
-            done: Trials trained here, the running ones by their share.
-            slots: Trials that this process trains at the same time.
-        """
+        """Start the others if enough is left; ``done`` counts the running trials by their share."""
         if self._later is None:
             return
-        trials = self._trials_left(done)
+        trials = Target.load(self._study).trials_left(
+            self._study, self._curves, done=done, spent_before=self._spent_before
+        )
         each = (time.monotonic() - self._began) / done
         if trials * each > self._later.worth:
             self._workers.start(self._later.devices(trials=trials, slots=slots))
             self._later = None
-
-    def _trials_left(self, done: float) -> int:
-        """Trials that the study lacks, as far as its total budget is enough for them."""
-        target = Target.load(self._study)
-        left = target.trials - Plan(self._study.get_trials(deepcopy=False)).finished
-        share = target.share_spent(self._study, self._curves)
-        spent = share - self._spent_before
-        if spent > 0:
-            left = min(left, int(done * (1 - share) / spent))
-        return max(0, left)
 
 
 class _Workers:
@@ -354,9 +399,14 @@ class _Workers:
         if devices:
             self.started.set()
 
-    def places_of(self, processes: Set[int]) -> set[int]:
-        """Places of the workers that run with these process ids."""
-        return {place for place, one in list(self.members.items()) if one.pid in processes}
+    def places_in(self, study: optuna.Study) -> set[int]:
+        """Places of the workers that have begun a trial.
+
+        Where the study is done, no other one begins one: it may still be loading the data.
+        """
+        names = (trial.system_attrs.get(WORKER_KEY) for trial in study.get_trials(deepcopy=False))
+        begun = {int(name.split(":")[1]) for name in names if name}
+        return {place for place, one in list(self.members.items()) if one.pid in begun}
 
     def replace_dead(self) -> None:
         """Remove the workers that have ended; those that died are replaced."""

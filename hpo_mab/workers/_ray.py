@@ -9,8 +9,8 @@ import optuna
 
 from hpo_mab._errors import ArgumentError, StorageError
 from hpo_mab.search import RunHere, StudyFailedError, TrialCallback
+from hpo_mab.search._trial_loop import FinishedTrials
 from hpo_mab.storage import STORAGE_ERRORS, Storage
-from hpo_mab.workers._processes import FinishedTrials
 
 _SECONDS_BETWEEN_LOOKS = 1.0
 

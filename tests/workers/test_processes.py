@@ -360,7 +360,7 @@ def test_a_worker_that_still_loads_when_the_study_is_done_is_not_waited_for(
 
 
 def test_finished_trials_are_passed_on_once(run: Callable[..., bool], study: optuna.Study) -> None:
-    from hpo_mab.workers._processes import FinishedTrials
+    from hpo_mab.search._trial_loop import FinishedTrials
 
     study.add_trial(optuna.create_trial(value=0.5))
     finished: list[int] = []
@@ -372,7 +372,7 @@ def test_finished_trials_are_passed_on_once(run: Callable[..., bool], study: opt
 
 
 def test_running_trials_of_workers_show_the_share_of_their_budget() -> None:
-    from hpo_mab.workers._processes import FinishedTrials
+    from hpo_mab.search._trial_loop import FinishedTrials
 
     class Progress:
         shares: ClassVar[list[Any]] = []
