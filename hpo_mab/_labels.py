@@ -240,21 +240,21 @@ def stratified_halves(
         raise ArgumentError(f"seed must be in [0, 2**32), got {seed}.")
     if not 0.0 < share < 1.0:
         raise ArgumentError(f"{name} must be a share in (0, 1), got {share}.")
-    numbers = labels.cpu().numpy()
-    distinct, counts = np.unique(numbers, return_counts=True)
-    if len(distinct) < 2:
-        raise ArgumentError(f"labels must hold at least two classes, got {len(distinct)}.")
-    single = np.isin(numbers, distinct[counts == 1])
-    positions = np.flatnonzero(~single)
+    _, classes, sizes = np.unique(labels.cpu().numpy(), return_inverse=True, return_counts=True)
+    if len(sizes) < 2:
+        raise ArgumentError(f"labels must hold at least two classes, got {len(sizes)}.")
+    repeated = sizes > 1
+    positions = np.flatnonzero(repeated[classes])
     of_second = math.ceil(share * len(positions))
-    fewest = max(1, len(distinct) - int(single.sum()))
-    if min(of_second, len(positions) - of_second) < fewest:
+    if min(of_second, len(positions) - of_second) < max(1, int(repeated.sum())):
         raise ArgumentError(
-            f"{name} = {share} of {len(numbers)} examples cannot hold some of each of the "
-            f"{len(distinct)} classes on both sides."
+            f"{name} = {share} of {len(classes)} examples cannot hold some of each of the "
+            f"{len(sizes)} classes on both sides."
         )
-    second = positions[_stratified(numbers[positions], of_second, seed=seed)]
-    kept = np.ones(len(numbers), dtype=bool)
+    # Classes that are seen more than once, numbered from 0.
+    numbers = (np.cumsum(repeated) - 1)[classes[positions]]
+    second = positions[_stratified(numbers, sizes[repeated], of_second, seed=seed)]
+    kept = np.ones(len(classes), dtype=bool)
     kept[second] = False
     return torch.from_numpy(np.flatnonzero(kept)), torch.from_numpy(second)
 
@@ -263,11 +263,19 @@ def stratified_halves(
 # second or two at every start of a process.
 
 
-def _stratified(labels: NDArray[np.int64], count: int, *, seed: int) -> NDArray[np.int64]:
-    """Sorted positions of ``count`` examples, each class in proportion."""
+def _stratified(
+    numbers: NDArray[np.int64], sizes: NDArray[np.int64], count: int, *, seed: int
+) -> NDArray[np.int64]:
+    """Sorted positions of ``count`` examples, each class in proportion.
+
+    Args:
+        numbers: Class of each example, from 0, [N].
+        sizes: Examples of each class, [C].
+        count: Examples to choose.
+        seed: Seed of the choice.
+    """
     random = np.random.RandomState(seed)
-    _, numbers, sizes = np.unique(labels, return_inverse=True, return_counts=True)
-    others = _proportional(sizes, len(labels) - count, random)
+    others = _proportional(sizes, len(numbers) - count, random)
     chosen = _proportional(sizes - others, count, random)
     members = np.split(np.argsort(numbers, kind="stable"), np.cumsum(sizes)[:-1])
     found = []

@@ -17,7 +17,6 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Column, Table
 from rich.text import Text
 
-from hpo_mab.cli._report import PORT
 from hpo_mab.compare._facts import parameter
 
 if TYPE_CHECKING:
@@ -25,10 +24,10 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
     from hpo_mab._plan import Plan
-    from hpo_mab.compare import ComparisonRuns, ComparisonSummary
+    from hpo_mab.compare import ComparisonSummary
     from hpo_mab.dashboard import Published
     from hpo_mab.search import RunOutcome, StudySpec
-    from hpo_mab.storage import CurveStore, Storage
+    from hpo_mab.storage import CurveStore
 
 
 def console(*, stderr: bool = False) -> Console:
@@ -415,41 +414,6 @@ def _saved(facts: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 _COLOURS = {"yes": "green", "no": "red", "cannot tell": "yellow"}
-
-
-def print_comparison(
-    summary: ComparisonSummary,
-    found: ComparisonRuns,
-    storage: Storage,
-    *,
-    dashboard: str,
-    more_seeds: str,
-    verbose: bool = False,
-) -> None:
-    """Print tables and verdict, and where to look next.
-
-    Args:
-        summary: The comparison.
-        found: The studies.
-        storage: Where they are.
-        dashboard: Command that opens the dashboard.
-        more_seeds: Command that adds seeds.
-        verbose: Whether to print every table.
-    """
-    from hpo_mab.compare import answers
-    from hpo_mab.dashboard import comparison_path
-
-    print_result(summary, verbose=verbose)
-    ids = [storage.optuna.get_study_id_from_name(run.name) for run in found.runs]
-    link = f"http://127.0.0.1:{PORT}{comparison_path(ids)}"
-    steps = [
-        (dashboard, "notes and figures in the browser"),
-        (link, "the arms side by side, in that dashboard"),
-    ]
-    replies = {one.reply for contrast in summary.contrasts for one in answers(contrast)}
-    if "cannot tell" in replies:
-        steps.append((more_seeds, "more seeds narrow the intervals"))
-    print_next(steps)
 
 
 def print_result(summary: ComparisonSummary, *, verbose: bool = False) -> None:

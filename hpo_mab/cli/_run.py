@@ -13,9 +13,10 @@ import typer
 from hpo_mab._errors import ArgumentError, HpoMabError, StorageError
 from hpo_mab.cli import _options as opt
 from hpo_mab.cli._options import command_line, is_given
-from hpo_mab.cli._report import dashboard
+from hpo_mab.cli._report import PORT, dashboard
 
 if TYPE_CHECKING:
+    from hpo_mab.compare import ComparisonRuns, ComparisonSummary
     from hpo_mab.search import Launch, RunOutcome, StudySpec
     from hpo_mab.search._definition import BudgetSection
     from hpo_mab.storage import Storage
@@ -271,7 +272,6 @@ def compare(
     from hpo_mab.cli._main import stoppable
     from hpo_mab.cli._output import (
         StudyProgress,
-        print_comparison,
         shown_data,
         warn_unpublished,
     )
@@ -328,7 +328,7 @@ def compare(
         typer.echo(text)
     elif not quiet:
         more = {"seeds": str(loaded.compare.seeds + _MORE_SEEDS)}
-        print_comparison(
+        _print_comparison(
             summary,
             found,
             store,
@@ -340,6 +340,42 @@ def compare(
     from hpo_mab.dashboard import publish_comparison
 
     warn_unpublished(publish_comparison(store, found.runs, summary))
+
+
+def _print_comparison(
+    summary: ComparisonSummary,
+    found: ComparisonRuns,
+    storage: Storage,
+    *,
+    dashboard: str,
+    more_seeds: str,
+    verbose: bool = False,
+) -> None:
+    """Print tables and verdict, and where to look next.
+
+    Args:
+        summary: The comparison.
+        found: The studies.
+        storage: Where they are.
+        dashboard: Command that opens the dashboard.
+        more_seeds: Command that adds seeds.
+        verbose: Whether to print every table.
+    """
+    from hpo_mab.cli._output import print_next, print_result
+    from hpo_mab.compare import answers
+    from hpo_mab.dashboard import comparison_path
+
+    print_result(summary, verbose=verbose)
+    ids = [storage.optuna.get_study_id_from_name(run.name) for run in found.runs]
+    link = f"http://127.0.0.1:{PORT}{comparison_path(ids)}"
+    steps = [
+        (dashboard, "notes and figures in the browser"),
+        (link, "the arms side by side, in that dashboard"),
+    ]
+    replies = {one.reply for contrast in summary.contrasts for one in answers(contrast)}
+    if "cannot tell" in replies:
+        steps.append((more_seeds, "more seeds narrow the intervals"))
+    print_next(steps)
 
 
 def _print_retraining(study: str, number: int, of: int) -> None:

@@ -24,7 +24,7 @@ from hpo_mab.pruners._evidence import (
     is_uniform,
     read_evidence,
 )
-from hpo_mab.storage._optuna import id_of, storage_of
+from hpo_mab.storage._optuna import id_of, needed_at_rung, storage_of
 
 _KEY = "hpo_mab:rung_{}"
 
@@ -91,14 +91,6 @@ def contest(
     threshold = needed_at_rung(values, reduction_factor=reduction_factor, direction=direction)
     promoted = value >= threshold if direction == StudyDirection.MAXIMIZE else value <= threshold
     return Contest(promoted=promoted, threshold=threshold, competitors=len(values))
-
-
-def needed_at_rung(
-    values: Sequence[float], *, reduction_factor: int, direction: StudyDirection
-) -> float:
-    """The worst value that is promoted, of all values at a rung."""
-    ranked = sorted(values, reverse=direction == StudyDirection.MAXIMIZE)
-    return float(ranked[max(len(ranked) // reduction_factor, 1) - 1])
 
 
 def _value_at(trial: FrozenTrial, *, rung: int, step: int, worst: float) -> float | None:

@@ -1,7 +1,8 @@
 """Why a trial was pruned: stored with it as numbers, and shown as a sentence.
 
 Optuna's pruners give no reason. It is computed after such a pruner has returned True, from the
-study's trials and by the pruner's documented rule. The decision itself costs no more.
+study's trials and by the pruner's documented rule. The decision itself costs no more. The reason is
+the trial's user attribute ``hpo_mab:pruned_because``.
 """
 
 from __future__ import annotations
@@ -17,36 +18,30 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from hpo_mab._attributes import PRUNED_KEY, REASON_KEY
-from hpo_mab.pruners._advantage_pruner import AdvantagePruner, needed_at_rung
 from hpo_mab.pruners._promotion import PromotionPruner, TopKPruner
-from hpo_mab.storage._optuna import hyperband_bracket, id_of, pruner_settings, storage_of
+from hpo_mab.storage._optuna import (
+    completed_rungs,
+    hyperband_bracket,
+    needed_at_rung,
+    pruner_settings,
+)
 
 Because = dict[str, Any]
 
 
-def store_reason(trial: optuna.trial.Trial) -> None:
-    """Store why the study's pruner has stopped a trial, unless the pruner has stored it itself.
+def reason_of(pruner: BasePruner, study: optuna.Study, trial: FrozenTrial) -> Because:
+    """Why a pruner has stopped a trial.
 
-    The reason is the user attribute ``hpo_mab:pruned_because``: ``pruner`` (its class), ``step``,
-    ``value`` (None if it was NaN), ``threshold`` (the value it needed; None if there was none) and
-    ``competitors``; further keys depend on the pruner. For Optuna's pruners, trials that other
-    workers have ended since the decision count in the threshold.
+    ``pruner`` (its class), ``step``, ``value`` (None if it was NaN), ``threshold`` (the value it
+    needed; None if there was none) and ``competitors``; further keys depend on the pruner. Trials
+    that other workers have ended since the decision count in the threshold.
 
     Args:
-        trial: A running trial whose ``should_prune()`` was true. A pruner of another class than
-            Optuna's and ours may set the attribute itself; else ``pruner``, ``step`` and ``value``
-            are stored.
+        pruner: Any pruner; of a class that is neither Optuna's nor ours, ``pruner``, ``step`` and
+            ``value`` are known.
+        study: The trial's study.
+        trial: A trial for which ``prune`` was true.
     """
-    study, pruner = trial.study, trial.study.pruner
-    if isinstance(pruner, AdvantagePruner):
-        return
-    frozen = storage_of(study).get_trial(id_of(trial))
-    if PRUNED_KEY not in frozen.user_attrs:
-        because = _because(pruner, study, frozen)
-        storage_of(study).set_trial_user_attr(id_of(trial), PRUNED_KEY, because)
-
-
-def _because(pruner: BasePruner, study: optuna.Study, trial: FrozenTrial) -> Because:
     step = trial.last_step
     value = math.nan if step is None else float(trial.intermediate_values[step])
     because: Because = {
@@ -95,16 +90,11 @@ def _best(study: optuna.Study, values: Iterable[float]) -> float:
 
 def _halving(pruner: BasePruner, study: optuna.Study, trial: FrozenTrial) -> Because:
     """The value at a rung against those of all trials that have reached it."""
-    key = "completed_rung_{}"
-    rung = 0
-    while key.format(rung) in trial.system_attrs:
-        rung += 1
     value = float(trial.intermediate_values[trial.last_step or 0])
-    # Optuna stores no rung attribute for NaN, so the count above is the trial's rung already.
-    rung -= not math.isnan(value)
-    trials = study.get_trials(deepcopy=False)
-    entered = [t.system_attrs.get(key.format(rung)) for t in trials]
-    values = [one for one in entered if one is not None]
+    # Optuna stores no value at a rung for NaN, so the count is the trial's rung already.
+    rung = len(completed_rungs(trial)) - (not math.isnan(value))
+    reached = map(completed_rungs, study.get_trials(deepcopy=False))
+    values = [at_rungs[rung] for at_rungs in reached if len(at_rungs) > rung]
     settings = pruner_settings(pruner)
     factor = settings["reduction_factor"]
     judged = not math.isnan(value) and len(values) > settings["bootstrap_count"]
@@ -147,7 +137,7 @@ def _patient(pruner: BasePruner, study: optuna.Study, trial: FrozenTrial) -> Bec
     late = settings["patience"] + 1
     inner: Because = {}
     if settings["wrapped_pruner"] is not None:
-        inner = {"wrapped": _because(settings["wrapped_pruner"], study, trial)}
+        inner = {"wrapped": reason_of(settings["wrapped_pruner"], study, trial)}
     return {
         "value": _best(study, values[-late:]),
         "threshold": _best(study, values[:-late]),

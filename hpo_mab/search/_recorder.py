@@ -20,11 +20,17 @@ import optuna
 import torch
 from optuna.study import StudyDirection
 
-from hpo_mab._attributes import EVALUATION_KEY, EXAMPLES_KEY, RESUMED_KEY, SECONDS_KEY
+from hpo_mab._attributes import (
+    EVALUATION_KEY,
+    EXAMPLES_KEY,
+    PRUNED_KEY,
+    RESUMED_KEY,
+    SECONDS_KEY,
+)
 from hpo_mab._errors import ArgumentError, memory_reason
 from hpo_mab._plan import Place, Plan, slot_of
-from hpo_mab.pruners import PromotionPruner
-from hpo_mab.pruners._reasons import store_reason
+from hpo_mab.pruners import AdvantagePruner, PromotionPruner
+from hpo_mab.pruners._reasons import reason_of
 from hpo_mab.storage import (
     STORAGE_ERRORS,
     CurveStore,
@@ -33,7 +39,7 @@ from hpo_mab.storage import (
     Storage,
     files_folder,
 )
-from hpo_mab.storage._optuna import id_of
+from hpo_mab.storage._optuna import id_of, storage_of
 from hpo_mab.training import Evaluation, Training
 from hpo_mab.training._tally import ExampleTally
 
@@ -135,6 +141,21 @@ class TrialRecord:
             self._trial.set_user_attr(SECONDS_KEY, round(self.last.seconds, 3))
         if self.evaluation_seconds is not None:
             self._trial.set_user_attr(EVALUATION_KEY, round(self.evaluation_seconds, 3))
+
+
+def store_reason(trial: optuna.trial.Trial) -> None:
+    """Store why the study's pruner has stopped a trial, unless the pruner has stored it itself.
+
+    Args:
+        trial: A running trial whose ``should_prune()`` was true.
+    """
+    study, pruner = trial.study, trial.study.pruner
+    # It stores every reason with its decision, so there is nothing to look up.
+    if isinstance(pruner, AdvantagePruner):
+        return
+    storage, frozen = storage_of(study), storage_of(study).get_trial(id_of(trial))
+    if PRUNED_KEY not in frozen.user_attrs:
+        storage.set_trial_user_attr(id_of(trial), PRUNED_KEY, reason_of(pruner, study, frozen))
 
 
 def follow(

@@ -9,6 +9,7 @@ import sqlite3
 import time
 import warnings
 import weakref
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -137,13 +138,13 @@ class Storage:
         """The URL with its password, to pass to another process; it must never be shown."""
         return self.url.render_as_string(hide_password=False)
 
-    def lock(self, name: str) -> AbstractContextManager[None]:
-        """A lock of that name; only one process that uses the database can hold it.
+    @functools.cached_property
+    def lock(self) -> Callable[[str], AbstractContextManager[None]]:
+        """Holds the lock of a name, which only one process that uses the database can hold.
 
-        Raises:
-            StorageError: On entering: another process has held it for two minutes.
+        Raises a `StorageError` on entering where another process has held it for two minutes.
         """
-        return self._opened[2].hold(name)
+        return self._opened[2].hold
 
     def wait_until_back(self, *, seconds: float) -> bool:
         """Wait until the database answers, at most ``seconds``; returns whether it does."""

@@ -7,12 +7,13 @@ neither SQLAlchemy nor torch, as a user's pruner needs neither.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import optuna
 from optuna.pruners import BasePruner, HyperbandPruner
 from optuna.storages import BaseStorage
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 
@@ -49,6 +50,22 @@ def hyperband_bracket(
     """A trial's bracket number, the bracket's pruner, and the study with the bracket's trials."""
     number = pruner._get_bracket_id(study, trial)
     return number, pruner._pruners[number], pruner._create_bracket_study(study, number)
+
+
+def completed_rungs(trial: FrozenTrial) -> list[float]:
+    """A trial's values at the rungs of Optuna's successive halving that it has reached."""
+    values: list[float] = []
+    while (key := f"completed_rung_{len(values)}") in trial.system_attrs:
+        values.append(float(trial.system_attrs[key]))
+    return values
+
+
+def needed_at_rung(
+    values: Sequence[float], *, reduction_factor: int, direction: StudyDirection
+) -> float:
+    """The worst value that successive halving promotes, of all values at a rung."""
+    ranked = sorted(values, reverse=direction == StudyDirection.MAXIMIZE)
+    return float(ranked[max(len(ranked) // reduction_factor, 1) - 1])
 
 
 class StudyView:

@@ -14,6 +14,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from hpo_mab import AdvantagePruner, TrialReporter
 from hpo_mab.pruners import PromotionPruner, TopKPruner, why_pruned
+from hpo_mab.search._recorder import store_reason
 
 pruners = optuna.pruners
 
@@ -149,8 +150,6 @@ def test_the_reason_is_stored_and_can_be_read(
 def test_values_that_are_minimized_are_compared_so() -> None:
     pruner = pruners.MedianPruner(n_startup_trials=2)
     study = optuna.create_study(direction="minimize", pruner=pruner)
-    from hpo_mab.pruners._reasons import store_reason
-
     for value in (1.0, 3.0):
         trial = study.ask()
         trial.report(value, step=1)

@@ -309,7 +309,7 @@ def test_a_round_is_one_transaction_and_a_fill_one_lock(
         budget={"trials": 4, "evaluations": 3},
         training={"slots": 4},
     )
-    record, lock = StackLoop._record, Storage.lock
+    record, hold = StackLoop._record, storage.lock
     statements: list[str] = []
     rounds: list[list[str]] = []
     locks: list[str] = []
@@ -319,15 +319,15 @@ def test_a_round_is_one_transaction_and_a_fill_one_lock(
         record(loop, found)
         rounds.append([each.split()[0] for each in statements])
 
-    def locked(storage: Storage, name: str) -> Any:
+    def locked(name: str) -> Any:
         locks.append(name)
-        return lock(storage, name)
+        return hold(name)
 
     def note(connection: Any, cursor: Any, statement: str, *_: Any) -> None:
         statements.append(statement)
 
     monkeypatch.setattr(StackLoop, "_record", counted)
-    monkeypatch.setattr(Storage, "lock", locked)
+    monkeypatch.setattr(storage, "lock", locked)
     sa.event.listen(storage.optuna.engine, "before_cursor_execute", note)
     _run(spec, storage, splits)
     # The reports of four trials, and one reading of all for all decisions of the pruner.
