@@ -410,45 +410,42 @@ class Workload:
     def _sweep(self, part: str) -> Sweep:
         if isinstance(self._data, ImageSplits):
             return self._device_sweep(part, channels_last=self.loop.channels_last)
-        examples: Any = getattr(self._data, "validation" if part == "early" else part)
-        if examples is None:
-            raise ArgumentError("the test set is missing; data are a pair of datasets.")
-        if part == "early" and (rows := self._early_rows(len(examples))) is not None:
-            examples = Subset(examples, rows.tolist())
-        return training.LoaderSweep(examples, device=self.device, num_workers=self._num_workers)
+        return training.LoaderSweep(
+            self._part(part), device=self.device, num_workers=self._num_workers
+        )
 
     def _device_batches(self, seed: int, *, channels_last: bool) -> DeviceBatches:
-        data = self._images()
         return DeviceBatches(
-            data.train,
-            normalization=Normalization(data.mean, data.std, channels_last=channels_last),
+            self._images().train,
+            normalization=self._normalization(channels_last),
             augmentation=self._augmentation,
             seed=seed,
         )
 
     def _device_sweep(self, part: str, *, channels_last: bool) -> DeviceSweep:
-        data = self._images()
-        normalization = Normalization(data.mean, data.std, channels_last=channels_last)
-        return DeviceSweep(
-            self._early(data.validation) if part == "early" else getattr(data, part),
-            normalization=normalization,
-        )
+        return DeviceSweep(self._part(part), normalization=self._normalization(channels_last))
 
-    def _early(self, validation: ImageData) -> ImageData:
-        """The part of the validation images that evaluations before the last are made on."""
-        rows = self._early_rows(len(validation))
-        return validation if rows is None else validation.subset(rows.to(validation.device))
+    def _part(self, name: str) -> Any:
+        """``"validation"``, ``"test"``, or ``"early"``: what evaluations before the last take.
 
-    def _early_rows(self, examples: int) -> Tensor | None:
-        """A fixed random part of so many validation examples, in order; None for all.
-
-        It is the same for every trial of every study on the same validation examples.
+        A fixed random part of the validation examples, in order: the same for every trial of every
+        study on the same validation examples.
         """
+        examples: Any = getattr(self._data, "validation" if name == "early" else name)
+        if examples is None:
+            raise ArgumentError("the test set is missing; data are a pair of datasets.")
         count = self.loop.early_validation
-        if count is None or count >= examples:
-            return None
-        order = torch.randperm(examples, generator=torch.Generator().manual_seed(0))
-        return order[:count].sort().values
+        if name != "early" or count is None or count >= len(examples):
+            return examples
+        order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(0))
+        rows = order[:count].sort().values
+        if isinstance(examples, ImageData):
+            return examples.subset(rows.to(examples.device))
+        return Subset(examples, rows.tolist())
+
+    def _normalization(self, channels_last: bool) -> Normalization:
+        data = self._images()
+        return Normalization(data.mean, data.std, channels_last=channels_last)
 
     def _images(self) -> ImageSplits:
         if not isinstance(self._data, ImageSplits):
