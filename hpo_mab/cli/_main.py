@@ -8,9 +8,11 @@ import os
 import signal
 import sys
 import threading
+import time
+import traceback
 import warnings
 from collections.abc import Iterator
-from types import FrameType
+from types import CodeType, FrameType
 from typing import Any, TextIO
 
 import typer
@@ -156,6 +158,8 @@ def _outside_cause(error: Exception) -> str | None:
 # Signals that end a command as Ctrl-C does.
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+#: What is written to their pipe for an interrupt that was lost; no signal has this number.
+_AGAIN = b"\0"
 #: How long the second Ctrl-C leaves for an orderly end.
 _SECONDS_TO_TIDY = 3.0
 
@@ -187,33 +191,64 @@ def _second_is_final() -> Iterator[None]:
     read_end, write_end = os.pipe()
     # Python's handlers wait for the main thread; Python writes to this pipe when the signal comes.
     os.set_blocking(write_end, False)
-    before = signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
+    wakeup, unraisable = (
+        signal.set_wakeup_fd(write_end, warn_on_full_buffer=False),
+        sys.unraisablehook,
+    )
+
+    def send_again(args: sys.UnraisableHookArgs) -> None:
+        # Python discards what is raised within a finaliser, also an interrupt.
+        if issubclass(args.exc_type, KeyboardInterrupt):
+            os.write(write_end, _AGAIN)
+        else:
+            unraisable(args)
+
+    sys.unraisablehook = send_again
     over = threading.Event()
-    listener = threading.Thread(target=_listen, args=(read_end, over), name="second-ctrl-c")
-    listener.daemon = True
+    arguments = (read_end, over, send_again.__code__)
+    listener = threading.Thread(target=_listen, args=arguments, name="second-ctrl-c", daemon=True)
     listener.start()
     try:
         yield
     finally:
         over.set()
-        signal.set_wakeup_fd(before)
+        sys.unraisablehook = unraisable
+        signal.set_wakeup_fd(wakeup)
         os.close(write_end)
         listener.join()
         os.close(read_end)
 
 
-def _listen(read_end: int, over: threading.Event) -> None:
+def _listen(read_end: int, over: threading.Event, hook: CodeType) -> None:
     received = 0
     while received < 2:
         number = os.read(read_end, 1)
         if not number:
             return
+        if number == _AGAIN:
+            # Python writes to the pipe for this one, too.
+            received -= 1
+            _interrupt_outside(hook)
         received += number[0] in _SIGNALS
     if over.wait(_SECONDS_TO_TIDY):
         return
     if sys.stderr.isatty():
         os.write(2, b"\x1b[?25h")  # Progress hides the cursor.
     os._exit(130)
+
+
+def _interrupt_outside(hook: CodeType) -> None:
+    """Interrupt the main thread once it has left a hook, in which the interrupt would be lost."""
+    main_thread = threading.main_thread().ident or 0
+
+    def is_within() -> bool:
+        frame = sys._current_frames().get(main_thread)
+        return any(each.f_code is hook for each, _ in traceback.walk_stack(frame))
+
+    while is_within():
+        time.sleep(0.01)
+    # Not SIGINT, which a process started in the background ignores.
+    signal.pthread_kill(main_thread, signal.SIGTERM)
 
 
 def interrupt_at_eof() -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
+from hpo_mab.cli._main import stoppable
 from hpo_mab.cli._options import silence_optuna
 from hpo_mab.storage import Storage, read_run
 
@@ -291,3 +292,20 @@ def test_ctrl_c_while_the_interpreter_ends_prints_no_traceback(tmp_path: Path) -
     _, errors = ending.communicate(timeout=PATIENCE)
     assert ending.returncode == -signal.SIGINT
     assert errors == ""
+
+
+def test_ctrl_c_within_a_finaliser_is_not_lost() -> None:
+    class Fragile:
+        def __del__(self) -> None:
+            signal.raise_signal(signal.SIGINT)
+
+    def loses_one() -> None:
+        Fragile()
+        threading.Event().wait(PATIENCE)
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt), stoppable():
+            loses_one()
+    finally:
+        signal.signal(signal.SIGINT, before)

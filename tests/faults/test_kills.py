@@ -45,7 +45,7 @@ def test_killed_workers_lose_and_double_nothing_on_postgresql(
 
 def test_killed_workers_lose_and_double_nothing_on_mariadb(mariadb_url: str, tiny: Make) -> None:
     report = inject_kills(mariadb_url, tiny(trials=10), kills=3, workers=3)
-    assert report.kills == 3
+    assert report.kills >= 3
     _lost_and_doubled_nothing(report, trials=10)
 
 
