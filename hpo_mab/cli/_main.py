@@ -11,8 +11,8 @@ import threading
 import time
 import traceback
 import warnings
-from collections.abc import Iterator
-from types import CodeType, FrameType
+from collections.abc import Callable, Iterator
+from types import CodeType, FrameType, TracebackType
 from typing import Any, TextIO
 
 import typer
@@ -25,6 +25,9 @@ from hpo_mab.cli._examples import examples
 from hpo_mab.cli._report import evidence, report, studies
 from hpo_mab.cli._run import run
 from hpo_mab.cli._worker import copy, replay, worker
+
+#: What `sys.excepthook` is.
+_Hook = Callable[[type[BaseException], BaseException, TracebackType | None], object]
 
 
 class _QuickHelp(TyperGroup):
@@ -102,13 +105,15 @@ def main() -> None:
 
     Exit status: 0 success, 2 an error of the user, 130 interrupted.
     """
+    sys.excepthook = _without_interrupts(sys.excepthook)
     if "" not in sys.path:
         # As `python -m` does: a definition may name modules in the current folder.
         sys.path.append("")
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _in_one_line
-            app(prog_name="hpo-mab")  # However it was started.
+            # Not `app()`, which replaces `sys.excepthook`. Named so however it was started.
+            typer.main.get_command(app)(prog_name="hpo-mab")
     except HpoMabError as error:
         message = hide_passwords(" ".join(str(error).split()))
         print(f"hpo-mab: {message}", file=sys.stderr)
@@ -127,6 +132,16 @@ def main() -> None:
         sys.exit(2)
     finally:
         _end_at_once_on_ctrl_c()
+
+
+def _without_interrupts(hook: _Hook) -> _Hook:
+    """A hook silent on Ctrl-C: a second one may come after the first was caught."""
+
+    def other(kind: type[BaseException], value: BaseException, at: TracebackType | None) -> None:
+        if not issubclass(kind, KeyboardInterrupt):
+            hook(kind, value, at)
+
+    return other
 
 
 def _end_at_once_on_ctrl_c() -> None:
