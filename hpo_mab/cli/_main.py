@@ -11,8 +11,8 @@ import threading
 import time
 import traceback
 import warnings
-from collections.abc import Iterator
-from types import CodeType, FrameType
+from collections.abc import Callable, Iterator
+from types import CodeType, FrameType, TracebackType
 from typing import Any, TextIO
 
 import typer
@@ -22,6 +22,9 @@ from hpo_mab._errors import HpoMabError, hide_passwords, memory_reason
 from hpo_mab.cli._report import dashboard, evidence, report, studies
 from hpo_mab.cli._run import compare, run
 from hpo_mab.cli._study import copy, examples, replay, worker
+
+#: What `sys.excepthook` is.
+_Hook = Callable[[type[BaseException], BaseException, TracebackType | None], object]
 
 
 class _QuickHelp(TyperGroup):
@@ -99,13 +102,15 @@ def main() -> None:
 
     Exit status: 0 success, 2 an error of the user, 130 interrupted.
     """
+    sys.excepthook = _without_interrupts(sys.excepthook)
     if "" not in sys.path:
         # As `python -m` does: a definition may name modules in the current folder.
         sys.path.append("")
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _in_one_line
-            app(prog_name="hpo-mab")  # However it was started.
+            # Not `app()`, which replaces `sys.excepthook`. Named so however it was started.
+            typer.main.get_command(app)(prog_name="hpo-mab")
     except HpoMabError as error:
         message = hide_passwords(" ".join(str(error).split()))
         print(f"hpo-mab: {message}", file=sys.stderr)
@@ -124,6 +129,16 @@ def main() -> None:
         sys.exit(2)
     finally:
         _end_at_once_on_ctrl_c()
+
+
+def _without_interrupts(hook: _Hook) -> _Hook:
+    """A hook silent on Ctrl-C: a second one may come after the first was caught."""
+
+    def other(kind: type[BaseException], value: BaseException, at: TracebackType | None) -> None:
+        if not issubclass(kind, KeyboardInterrupt):
+            hook(kind, value, at)
+
+    return other
 
 
 def _end_at_once_on_ctrl_c() -> None:

@@ -294,6 +294,20 @@ def test_ctrl_c_while_the_interpreter_ends_prints_no_traceback(tmp_path: Path) -
     assert errors == ""
 
 
+def test_ctrl_c_after_ctrl_c_was_caught_prints_no_traceback(tmp_path: Path) -> None:
+    code = (
+        "import signal\n"
+        "from hpo_mab.cli import _main\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "_main._end_at_once_on_ctrl_c = lambda: signal.raise_signal(signal.SIGINT)\n"
+        "_main.main()"
+    )
+    command = [sys.executable, "-c", code, "--help"]
+    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert ended.returncode == -signal.SIGINT
+    assert ended.stderr == ""
+
+
 def test_ctrl_c_within_a_finaliser_is_not_lost() -> None:
     class Fragile:
         def __del__(self) -> None:
