@@ -29,8 +29,7 @@ from hpo_mab.compare._tables import coefficient, points, ratio
 from hpo_mab.pruners import AdvantagePruner, RungFidelity, why_pruned
 from hpo_mab.pruners._advantage_pruner import Placement, place
 from hpo_mab.search import create_pruner
-from hpo_mab.search._components import always_averages
-from hpo_mab.search._pilot import AUTO
+from hpo_mab.search._components import AUTO, always_averages
 from hpo_mab.search._standing import Choice, stored_choice
 
 if TYPE_CHECKING:

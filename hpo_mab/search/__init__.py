@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from hpo_mab._attributes import TotalBudget
     from hpo_mab._plan import StudyFailedError, derive_seed, trial_seed
     from hpo_mab.search._claim import Target
-    from hpo_mab.search._components import create_pruner
+    from hpo_mab.search._components import PlannedSampler, create_pruner
     from hpo_mab.search._definition import (
         ArmSection,
         PrunerSection,
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
         make_spec,
     )
     from hpo_mab.search._objective import TrainingObjective
-    from hpo_mab.search._pilot import PlannedSampler
     from hpo_mab.search._prepare import load_splits, make_objective
     from hpo_mab.search._reporter import TrialReporter, recorded_trial
     from hpo_mab.search._runner import Launch, RunHere, RunOutcome, StudyRunner, join_study
@@ -79,7 +78,7 @@ __getattr__, __dir__ = lazy_names(
         "Configuration": "._space",
         "Copied": "._study",
         "Launch": "._runner",
-        "PlannedSampler": "._pilot",
+        "PlannedSampler": "._components",
         "PrunerSection": "._definition",
         "Replay": "._stored",
         "RunHere": "._runner",

@@ -1,22 +1,250 @@
-"""Pruners by the names used in study definitions."""
+"""The Optuna sampler and the pruner of a study, by name, and the twins that the sampler ignores.
+
+The sampler's suggestions depend on the study's seed, slot and history only.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, cast
 
 import optuna
+from optuna.distributions import BaseDistribution
 from optuna.pruners import BasePruner
+from optuna.samplers import BaseSampler, RandomSampler
+from optuna.trial import FrozenTrial, TrialState
 
-from hpo_mab._attributes import EVIDENCE_KEY
+from hpo_mab._attributes import (
+    EVIDENCE_KEY,
+    PAIRED_KEY,
+    SAMPLER_KEY,
+    SLOT_KEY,
+    TWIN_KEY,
+    UNIFORM,
+)
 from hpo_mab._errors import ArgumentError
-from hpo_mab._registry import Named, Registry, name_of
+from hpo_mab._plan import Plan, derive_seed, slot_of
+from hpo_mab._registry import Named, Registry, bound_to, name_of
 from hpo_mab.pruners import AdvantagePruner, PromotionPruner, TopKPruner
-from hpo_mab.search._pilot import quietly
 from hpo_mab.search._space import examples, parse_value
+from hpo_mab.storage._optuna import StudyView
 
 if TYPE_CHECKING:
     from hpo_mab.search._definition import StudySpec
+
+# A twin is an ordinary trial with the slot, parameters and seed of another trial, under another
+# batch sampler. It is never pruned. It has the user attributes ``hpo_mab:twin_of`` (the slot) and
+# ``hpo_mab:sampler``. Twins count in the study's total budget, but not in ``budget.trials``. So a
+# study has as many configurations with twins as without. Their results are results of the study
+# like any other.
+#
+# In the pilot of `AdvantagePruner` each of the first configurations that is complete gets a twin
+# under uniform sampling; the race of ``"auto"`` is in `hpo_mab.search._race`.
+
+AUTO = "auto"
+
+
+def trained_kind(kind: Named) -> Named:
+    """The batch sampler that a kind trains the first configurations with."""
+    return UNIFORM if kind == AUTO else kind
+
+
+def queue_twin(
+    study: optuna.Study, trial: optuna.trial.Trial | FrozenTrial, sampler: str = UNIFORM
+) -> None:
+    """Queue a trial's twin, unless it has one.
+
+    Args:
+        study: The trial's study.
+        trial: A trial all of whose parameters are known.
+        sampler: The twin's batch sampler.
+    """
+    slot = slot_of(study, trial)
+    if Plan(study.get_trials(deepcopy=False)).has_twin(slot, sampler):
+        return
+    study.add_trial(
+        optuna.create_trial(
+            state=TrialState.WAITING,
+            params=trial.params,
+            distributions=trial.distributions,
+            user_attrs={SLOT_KEY: slot, PAIRED_KEY: True, TWIN_KEY: slot, SAMPLER_KEY: sampler},
+        )
+    )
+
+
+class OwnHistory(StudyView):
+    """A study as shown to an Optuna sampler: each configuration once.
+
+    A twin differs from its original by the batch sampler, which is not a parameter. So the model is
+    fitted to trials of one batch sampler as far as possible. Twins under the sampler that the study
+    continues with replace their originals; all others are left out.
+
+    Args:
+        study: The study with all trials.
+    """
+
+    def shown(self, trials: list[FrozenTrial]) -> list[FrozenTrial]:
+        """Those of the trials that are shown to the sampler."""
+        numbers = Plan(self.study.get_trials(deepcopy=False)).once
+        return [trial for trial in trials if trial.number in numbers]
+
+
+class PlannedSampler(BaseSampler):
+    """Fixes the first configurations by the seed; then uses a sampler re-seeded each trial.
+
+    The first ``initial`` slots get random configurations. They depend on
+    ``(seed, slot, parameter name, range)`` only, so studies of one seed start with equal values of
+    their common parameters. Each later slot uses a new sampler seeded by ``(seed, slot)``. So
+    stopping and resuming change nothing, and neither do trials that run at the same time.
+
+    Args:
+        factory: Makes the underlying sampler from a keyword argument ``seed``.
+        seed: The study's seed.
+        initial: Number of fixed first configurations.
+        twins: Whether the study has twins, which the underlying sampler must not count as further
+            configurations, see `hpo_mab.search._components.OwnHistory`.
+
+    Examples:
+        >>> import optuna
+        >>> from hpo_mab.search import PlannedSampler
+        >>> sampler = PlannedSampler(optuna.samplers.RandomSampler, seed=0, initial=2)
+        >>> study = optuna.create_study(sampler=sampler)
+        >>> study.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=3)
+    """
+
+    def __init__(
+        self,
+        factory: Callable[..., BaseSampler],
+        *,
+        seed: int,
+        initial: int = 10,
+        twins: bool = False,
+    ) -> None:
+        self._factory = factory
+        self._seed = seed
+        self._initial = initial
+        self._twins = twins
+        #: By study and number: trials of one study may run in several threads.
+        self._asked: dict[tuple[str, int], BaseSampler] = {}
+
+    def infer_relative_search_space(
+        self, study: optuna.Study, trial: FrozenTrial
+    ) -> dict[str, BaseDistribution]:
+        """See `optuna.samplers.BaseSampler`."""
+        if slot_of(study, trial) < self._initial:
+            return {}
+        return self._sampler(study, trial).infer_relative_search_space(self._seen(study), trial)
+
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """See `optuna.samplers.BaseSampler`."""
+        if slot_of(study, trial) < self._initial:
+            return {}
+        seen = self._seen(study)
+        return self._sampler(study, trial).sample_relative(seen, trial, search_space)
+
+    def sample_independent(
+        self,
+        study: optuna.Study,
+        trial: FrozenTrial,
+        param_name: str,
+        param_distribution: BaseDistribution,
+    ) -> Any:
+        """See `optuna.samplers.BaseSampler`."""
+        slot = slot_of(study, trial)
+        if slot >= self._initial:
+            sampler = self._sampler(study, trial)
+            seen = self._seen(study)
+            return sampler.sample_independent(seen, trial, param_name, param_distribution)
+        random = RandomSampler(seed=derive_seed(self._seed, "initial", slot, param_name))
+        return random.sample_independent(study, trial, param_name, param_distribution)
+
+    def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
+        """See `optuna.samplers.BaseSampler`."""
+        self._sampler(study, trial).before_trial(self._seen(study), trial)
+
+    def after_trial(
+        self,
+        study: optuna.Study,
+        trial: FrozenTrial,
+        state: TrialState,
+        values: Sequence[float] | None,
+    ) -> None:
+        """See `optuna.samplers.BaseSampler`."""
+        self._sampler(study, trial).after_trial(self._seen(study), trial, state, values)
+        self._asked.pop((study.study_name, trial.number), None)
+
+    def _seen(self, study: optuna.Study) -> optuna.Study:
+        return cast(optuna.Study, OwnHistory(study)) if self._twins else study
+
+    def _sampler(self, study: optuna.Study, trial: FrozenTrial) -> BaseSampler:
+        key = (study.study_name, trial.number)
+        if key not in self._asked:
+            seed = derive_seed(self._seed, "sampler", slot_of(study, trial))
+            self._asked[key] = self._factory(seed=seed)
+        return self._asked[key]
+
+
+# Not CMA-ES: Optuna's keeps its state as a pickle in the database, and runs what it finds there.
+#: Optuna's samplers. Another one is given ``seed`` where it takes it.
+SEARCHERS = Registry(
+    "search.sampler",
+    {
+        "gp": optuna.samplers.GPSampler,
+        "qmc": optuna.samplers.QMCSampler,
+        "random": optuna.samplers.RandomSampler,
+        "tpe": optuna.samplers.TPESampler,
+    },
+    given=("seed",),
+)
+
+# Optuna's defaults may change between releases; a study's meaning must not.
+_PINNED: Mapping[str, Mapping[str, Any]] = {
+    "tpe": {"multivariate": True, "constant_liar": True, "n_startup_trials": 10},
+}
+
+
+def sampler_factory(kind: Named, options: Mapping[str, Any]) -> Callable[..., BaseSampler]:
+    """A function that makes the named Optuna sampler from a keyword argument ``seed``.
+
+    Args:
+        kind: ``"tpe"``, ``"random"``, ``"gp"`` or ``"qmc"``; ``package.module:Name`` of another
+            sampler for Optuna, or its class.
+        options: Arguments of the Optuna class.
+
+    Raises:
+        UnknownNameError: No such sampler, or no such option of it.
+        ArgumentError: An option's value that the sampler refuses.
+    """
+    SEARCHERS.check(kind, {key: [value] for key, value in options.items()}, section="search")
+    pinned = {**_PINNED.get(name_of(kind), {}), **options}
+    make = SEARCHERS.load(kind)
+    # Read once: each trial makes a sampler, and reading a signature takes long.
+    takes_seed = bound_to(make, {"seed": 0}) is not make
+
+    def factory(*, seed: int) -> BaseSampler:
+        given = {**pinned, "seed": seed} if takes_seed else pinned
+        made: BaseSampler = quietly(make, given, BaseSampler)
+        return made
+
+    try:
+        factory(seed=0)
+    except Exception as error:
+        raise ArgumentError(f"search.sampler '{name_of(kind)}': {error}") from error
+    return factory
+
+
+def quietly(make: Callable[..., Any], options: Mapping[str, Any], base: type) -> Any:
+    """Make an object of Optuna's without its warnings about experimental features."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        made = make(**options)
+    if not isinstance(made, base):
+        raise TypeError(f"must be an optuna {base.__name__}, got {type(made).__name__}.")
+    return made
+
 
 #: Share of a trial before the first rung of successive halving, if evaluations are those of the
 #: trained weights. An eighth saved most and regretted most in the replays of ``studies/replay``;

@@ -32,8 +32,8 @@ from hpo_mab._plan import slot_of, trial_seed
 from hpo_mab._registry import Named
 from hpo_mab.data import Augmentation, DataIdentity, DatasetSplits, ImageSplits
 from hpo_mab.samplers._registry import record_column
+from hpo_mab.search._components import AUTO, queue_twin, trained_kind
 from hpo_mab.search._definition import PORTFOLIO
-from hpo_mab.search._pilot import AUTO, queue_twin, trained_kind
 from hpo_mab.search._race import Race
 from hpo_mab.search._race import portfolio as parts
 from hpo_mab.search._recorder import (

@@ -15,7 +15,7 @@ from hpo_mab.data._load import DATA_SETS
 from hpo_mab.models import NETWORKS, network_maker
 from hpo_mab.pruners import TopKPruner
 from hpo_mab.samplers._registry import SAMPLERS, record_column, sampler_maker
-from hpo_mab.search._components import PRUNERS, create_pruner
+from hpo_mab.search._components import AUTO, PRUNERS, create_pruner, sampler_factory, trained_kind
 from hpo_mab.search._definition import (
     PORTFOLIO,
     DataSection,
@@ -26,7 +26,6 @@ from hpo_mab.search._definition import (
     StudySpec,
 )
 from hpo_mab.search._objective import TrainingObjective
-from hpo_mab.search._pilot import AUTO, sampler_factory, trained_kind
 from hpo_mab.search._race import portfolio, uses_record
 from hpo_mab.search._space import check_options, examples, parse_value
 from hpo_mab.training import Budget

@@ -40,7 +40,7 @@ from hpo_mab._registry import Named
 from hpo_mab.advantage import Estimate, Evidence
 from hpo_mab.pruners import AdvantagePruner, EvidenceKeeper
 from hpo_mab.samplers._registry import SAMPLERS, record_column, sampler_maker
-from hpo_mab.search._pilot import queue_twin
+from hpo_mab.search._components import queue_twin
 from hpo_mab.search._space import Part, check_options, parse_value
 from hpo_mab.search._standing import Choice, Ended, Standing, fewest_pairs, stored_choice
 from hpo_mab.storage import FIRST_TRIALS

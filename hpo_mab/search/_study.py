@@ -23,9 +23,8 @@ from hpo_mab._attributes import EVIDENCE_KEY, PUBLISHED_KEY, RECORD_KEY
 from hpo_mab._errors import ArgumentError, StorageError, require
 from hpo_mab.advantage import Evidence
 from hpo_mab.search._claim import Target, close_lost
-from hpo_mab.search._components import study_pruner
+from hpo_mab.search._components import PlannedSampler, sampler_factory, study_pruner
 from hpo_mab.search._definition import StudySpec
-from hpo_mab.search._pilot import PlannedSampler, sampler_factory
 from hpo_mab.storage import Definition, Storage, files_folder, open_study, study_names
 from hpo_mab.storage._optuna import add_copy, id_of, storage_of
 

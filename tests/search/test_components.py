@@ -1,17 +1,23 @@
-"""Pruners that definitions name."""
+"""A study's Optuna sampler and pruner by name, and the twins of its pilot."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import optuna
 import pytest
 from optuna.pruners import SuccessiveHalvingPruner
+from optuna.samplers import RandomSampler, TPESampler
+from optuna.trial import TrialState
 
-from hpo_mab._attributes import completed_spec
+from hpo_mab._attributes import EVIDENCE_KEY, completed_spec
+from hpo_mab._errors import SpecError
+from hpo_mab.advantage import Evidence
 from hpo_mab.pruners import AdvantagePruner
-from hpo_mab.search import make_spec
-from hpo_mab.search._components import study_pruner
+from hpo_mab.search import PlannedSampler, StudyRunner, StudySpec, make_spec
+from hpo_mab.search._components import OwnHistory, study_pruner
+from hpo_mab.storage import Storage, StudyRun, open_study
 
 
 def first_rung(definition: dict[str, Any]) -> int | None:
@@ -87,3 +93,208 @@ def test_a_study_from_before_averaged_weights_keeps_its_first_rung() -> None:
     stored = make_spec(definition).model_dump(mode="json")
     del stored["training"]["average"]
     assert first_rung(completed_spec(stored)) == 3
+
+
+Make = Callable[..., StudySpec]
+
+
+_PILOT = {"search": {"initial": 4}, "budget": {"trials": 7, "epochs": 1, "evaluations": 3}}
+
+
+def _essence(run: StudyRun) -> list[tuple[object, ...]]:
+    return [
+        (
+            trial.slot,
+            trial.state,
+            dict(trial.params),
+            trial.value,
+            trial.attrs.get("hpo_mab:sampler"),
+            [(e.examples, e.accuracy, e.train_loss) for e in trial.curve],
+        )
+        for trial in run.trials
+        if trial.state != "fail"
+    ]
+
+
+def _twins(run: StudyRun) -> list[Any]:
+    return [trial for trial in run.trials if "hpo_mab:twin_of" in trial.attrs]
+
+
+@pytest.mark.filterwarnings("ignore::hpo_mab.pruners.AdvantageWarning")
+def test_the_first_configurations_are_trained_with_both_samplers(
+    storage: Storage, tiny: Make
+) -> None:
+    spec = tiny(**_PILOT, pruner={"kind": "advantage"})
+    run = StudyRunner(spec, storage).run(score=False).run
+    twins = _twins(run)
+    assert [twin.attrs["hpo_mab:twin_of"] for twin in twins] == [0, 1, 2, 3]
+    assert [trial.slot for trial in run.trials] == [0, 0, 1, 1, 2, 2, 3, 3, 4, 5, 6]
+    # The same batches, weights and accuracies as in a uniform study of the seed.
+    uniform = StudyRunner(
+        tiny(**_PILOT, sampler={"kind": "uniform"}, pruner={"kind": "none"}), storage
+    ).run(score=False)
+    for twin in twins:
+        original = run.trials[twin.number - 1]
+        alone = uniform.run.trials[twin.slot]
+        assert twin.params == original.params == alone.params
+        assert [e.accuracy for e in twin.curve] == [e.accuracy for e in alone.curve]
+        assert [e.train_loss for e in twin.curve] != [e.train_loss for e in original.curve]
+        assert (twin.state, twin.attrs["hpo_mab:sampler"]) == ("complete", "uniform")
+        assert original.attrs["hpo_mab:sampler"] == "mab"
+        assert twin.paired
+    stored = open_study(storage, run.name).user_attrs
+    assert Evidence.from_json(stored[EVIDENCE_KEY]).pairs == 4
+    assert run.examples == sum(trial.examples for trial in run.trials)
+
+
+@pytest.mark.filterwarnings("ignore::hpo_mab.pruners.AdvantageWarning")
+def test_twins_cost_what_the_total_budget_allows(storage: Storage, tiny: Make) -> None:
+    spec = tiny(
+        budget={"trials": 50, "total": "6epochs", "epochs": 1, "evaluations": 3},
+        search={"initial": 4},
+        pruner={"kind": "advantage"},
+    )
+    run = StudyRunner(spec, storage).run(score=False).run
+    assert len(run.trials) in (6, 7)
+    assert len(_twins(run)) == 3
+
+
+@pytest.mark.filterwarnings("ignore::hpo_mab.pruners.AdvantageWarning")
+@pytest.mark.parametrize("where", [(3, 1), (4, 2), (9, 1)])
+def test_an_interrupted_pilot_resumes_to_the_same(
+    storage: Storage, tiny: Make, monkeypatch: pytest.MonkeyPatch, where: tuple[int, int]
+) -> None:
+    spec = tiny(**_PILOT, pruner={"kind": "advantage"})
+    whole = StudyRunner(spec, storage).run("whole", score=False).run
+    report = optuna.trial.Trial.report
+
+    def interrupt(trial: optuna.trial.Trial, value: float, step: int) -> None:
+        if (trial.number, step) == where:
+            raise KeyboardInterrupt
+        report(trial, value, step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(optuna.trial.Trial, "report", interrupt)
+        assert StudyRunner(spec, storage).run("parts", score=False).interrupted
+    parts = StudyRunner(spec, storage).run("parts", score=False)
+    assert _essence(parts.run) == _essence(whole)
+
+
+@pytest.mark.filterwarnings("ignore::hpo_mab.pruners.AdvantageWarning")
+def test_more_trials_than_the_pilot_wait_for_its_last_twin(storage: Storage, tiny: Make) -> None:
+    sections = {**_PILOT, "budget": {"trials": 4, "epochs": 1, "evaluations": 3}}
+    spec = tiny(**sections, pruner={"kind": "advantage"})
+    run = StudyRunner(spec, storage).run(score=False).run
+    assert [trial.state for trial in run.trials] == ["complete"] * 8
+
+
+@pytest.mark.filterwarnings("ignore::hpo_mab.pruners.AdvantageWarning")
+def test_uniform_studies_have_no_pilot(storage: Storage, tiny: Make) -> None:
+    spec = tiny(**_PILOT, sampler={"kind": "uniform"}, pruner={"kind": "advantage"})
+    runner = StudyRunner(spec, storage)
+    run = runner.run(score=False).run
+    assert len(run.trials) == 7
+    assert _twins(run) == []
+
+
+@pytest.mark.filterwarnings("ignore::hpo_mab.pruners.AdvantageWarning")
+def test_saved_evidence_needs_no_pilot(tiny: Make) -> None:
+    spec = tiny(**_PILOT, pruner={"kind": "advantage", "reference": "tiny-uniform-seed0"})
+    assert not spec.has_pilot
+    assert tiny(**_PILOT, pruner={"kind": "advantage"}).has_pilot
+
+
+def test_a_pilot_of_too_few_is_refused(tiny: Make) -> None:
+    with pytest.raises(SpecError, match=r"search.initial must be at least 4 .* got 2"):
+        tiny(search={"initial": 2}, pruner={"kind": "advantage"})
+
+
+@pytest.mark.filterwarnings("ignore::hpo_mab.pruners.AdvantageWarning")
+def test_the_search_model_sees_each_configuration_once() -> None:
+    study = optuna.create_study(direction="maximize")
+
+    def add(slot: int, value: float, **attrs: Any) -> None:
+        ours = {f"hpo_mab:{name}": attr for name, attr in {"slot": slot, **attrs}.items()}
+        study.add_trial(
+            optuna.create_trial(state=TrialState.COMPLETE, value=value, user_attrs=ours)
+        )
+
+    add(0, 0.1, sampler="mab")
+    add(0, 0.2, sampler="uniform", twin_of=0)
+    add(1, 0.3, sampler="mab")
+    seen = OwnHistory(study)
+    assert [trial.value for trial in seen.get_trials()] == [0.1, 0.3]
+    assert seen.study_name == study.study_name
+    add(1, 0.5, sampler="trimmed", twin_of=1)
+    assert [trial.value for trial in seen.get_trials()] == [0.1, 0.3]
+    add(2, 0.4, sampler="uniform")
+    assert [trial.value for trial in seen.get_trials(deepcopy=False)] == [0.2, 0.3, 0.4]
+    assert [trial.value for trial in seen._get_trials()] == [0.2, 0.3, 0.4]
+
+
+def _objective(trial: optuna.Trial) -> float:
+    x = trial.suggest_float("x", 0.0, 1.0)
+    knob = trial.suggest_int("sampler.memory", 1, 100)
+    return -((x - 0.3) ** 2) + 0.001 * knob
+
+
+def _study(**options: object) -> optuna.Study:
+    return optuna.create_study(
+        direction="maximize", sampler=PlannedSampler(TPESampler, **{"seed": 0, **options})
+    )
+
+
+def _points(study: optuna.Study) -> list[tuple[float, int]]:
+    return [(t.params["x"], t.params["sampler.memory"]) for t in study.trials]
+
+
+def test_first_configurations_do_not_depend_on_what_else_is_searched() -> None:
+    study = _study(initial=5)
+    study.optimize(_objective, n_trials=5)
+    other = _study(initial=5)
+    other.optimize(lambda trial: trial.suggest_float("x", 0.0, 1.0), n_trials=5)
+    assert [x for x, _ in _points(study)] == [t.params["x"] for t in other.trials]
+    assert len({x for x, _ in _points(study)}) == 5
+
+
+def test_what_is_searched_is_searched_from_the_first_trial_on() -> None:
+    study = _study(initial=6)
+    study.optimize(_objective, n_trials=6)
+    assert len({knob for _, knob in _points(study)}) == 6
+
+
+def test_trials_of_one_study_at_the_same_time_have_a_sampler_each() -> None:
+    alone, together = _study(initial=0), _study(initial=0)
+    for study in (alone, together):
+        study.sampler = PlannedSampler(RandomSampler, seed=0, initial=0)
+    alone.optimize(_objective, n_trials=2)
+    trials = [together.ask() for _ in range(2)]
+    for name in ("x", "sampler.memory"):
+        for trial in trials:
+            if name == "x":
+                trial.suggest_float(name, 0.0, 1.0)
+            else:
+                trial.suggest_int(name, 1, 100)
+    assert [trial.params for trial in trials] == [trial.params for trial in alone.trials]
+
+
+def test_a_study_stopped_and_resumed_equals_one_never_stopped() -> None:
+    whole = _study(initial=3)
+    whole.optimize(_objective, n_trials=14)
+    parts = _study(initial=3)
+    for _ in range(14):
+        parts.sampler = PlannedSampler(TPESampler, seed=0, initial=3)
+        parts.optimize(_objective, n_trials=1)
+    assert _points(parts) == _points(whole)
+
+
+@pytest.mark.parametrize("initial", [0, 4])
+def test_seeds_differ(initial: int) -> None:
+    points = []
+    for seed in (0, 1):
+        study = optuna.create_study(
+            direction="maximize", sampler=PlannedSampler(RandomSampler, seed=seed, initial=initial)
+        )
+        study.optimize(_objective, n_trials=4)
+        points.append(_points(study))
+    assert not set(points[0]) & set(points[1])

@@ -19,8 +19,7 @@ from hpo_mab._errors import HpoMabError
 from hpo_mab.cli import main
 from hpo_mab.data import ImageSplits
 from hpo_mab.search import StudySpec, load_spec, load_splits, make_objective, make_spec
-from hpo_mab.search._components import pruner_kinds, study_pruner
-from hpo_mab.search._pilot import SEARCHERS
+from hpo_mab.search._components import SEARCHERS, pruner_kinds, study_pruner
 from hpo_mab.search._prepare import NAMED
 
 _QUICK = settings(
