@@ -77,6 +77,9 @@ FIDELITY_KEY = "hpo_mab:fidelity"
 CHOICE_KEY = "hpo_mab:auto"
 #: Who races for that, and for how long, see `hpo_mab.search._race.RacePlan`.
 RACE_KEY = "hpo_mab:race"
+#: What it uses of the evidence that its definition names: the ``digest`` of the evidence, whether
+#: its ``pruner`` uses it, and why its choice of a batch sampler is ``unused`` (or empty).
+GIVEN_KEY = "hpo_mab:given"
 #: Test accuracy of the best trial's network: ``{"trial": number, "accuracy": float}``.
 TEST_KEY = "hpo_mab:test"
 #: Number of the study's record of examples, a system attribute, see
@@ -250,6 +253,15 @@ def completed_spec(spec: Mapping[str, Any]) -> dict[str, Any]:
         "training": {"average": 0.0, **spec["training"]},
         "budget": {"early_validation": "all", **spec.get("budget", {})},
     }
+
+
+def flat_spec(spec: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every value of a definition with its dotted key."""
+    for key, value in spec.items():
+        if isinstance(value, Mapping):
+            yield from flat_spec(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def is_range(value: Any) -> bool:

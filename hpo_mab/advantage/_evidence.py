@@ -71,6 +71,7 @@ class Evidence:
         source: Where the pairs come from, e.g. ``"pilot"``.
         data: Data set, "" if not known.
         model: Network, "" if not known.
+        race: Outcome of a race of ``sampler.kind = "auto"`` as JSON values; None if there is none.
 
     Examples:
         >>> from hpo_mab.advantage import Evidence
@@ -89,6 +90,7 @@ class Evidence:
     source: str = ""
     data: str = ""
     model: str = ""
+    race: Mapping[str, Any] | None = None
 
     @property
     def moves(self) -> bool:
@@ -120,6 +122,7 @@ class Evidence:
             "budgets": [round(share, _DIGITS) for share in self.budgets],
             **{key: [_pack(one) for one in getattr(self, key)] for key in _SERIES},
             "rungs": [_pack_rung(rung) for rung in self.rungs],
+            **({} if self.race is None else {"race": dict(self.race)}),
         }
 
     @classmethod

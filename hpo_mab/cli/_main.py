@@ -65,7 +65,7 @@ app.command(name="compare", short_help="Run a study with the bandit and with uni
     compare
 )
 app.command(name="report", short_help="Compare stored studies in one HTML file.")(report)
-app.command(name="evidence", short_help="Save a measured early advantage for later studies.")(
+app.command(name="evidence", short_help="Save a measured advantage or choice for later studies.")(
     evidence
 )
 app.command(name="examples", short_help="List likely mislabelled and hard training examples.")(

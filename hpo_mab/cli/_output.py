@@ -363,14 +363,20 @@ def _rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
     rows.append(("Trials", counted))
     rows += _spent(facts)
     if facts["auto"] is not None:
-        rows.append(("Sampler", f"auto chose {facts['auto']['sampler']}: {facts['auto']['why']}"))
-        if facts["auto"]["twins"]:
+        auto = facts["auto"]
+        verb = "took" if auto["source"] else "chose"
+        rows.append(("Sampler", f"auto {verb} {auto['sampler']}: {auto['why']}"))
+        if auto["twins"]:
+            whose = (
+                "there; this study held no race"
+                if auto["source"]
+                else "on top of the study's trials"
+            )
             rows.append(
                 (
                     "",
-                    f"that took {facts['auto']['twins']} trainings, "
-                    f"{facts['auto']['examples']:,} examples, "
-                    f"{duration(facts['auto']['seconds'])}, on top of the study's trials",
+                    f"that took {auto['twins']} trainings, {auto['examples']:,} examples, "
+                    f"{duration(auto['seconds'])}, {whose}",
                 )
             )
     rows += [("Training", reason) for reason in facts["loop_reasons"]]

@@ -116,18 +116,23 @@ def evidence(
     output: Annotated[Path, typer.Option("--output", "-o", help="JSON file to write.")] = Path(
         "evidence.json"
     ),
-    arm: Annotated[str, typer.Option(help="Arm with bandit sampling.")] = "mab",
+    arm: Annotated[str | None, typer.Option(help="Arm with bandit sampling; default mab.")] = None,
     reference: Annotated[str, typer.Option(help="Arm with uniform sampling.")] = "uniform",
     margin: Annotated[
         float, typer.Option(callback=opt.within(0, 1), help="Tolerated loss of fidelity.")
     ] = 0.1,
     as_json: opt.Json = False,
 ) -> None:
-    """Save the measured early advantage for later studies, which may prune earlier with it.
+    """Save what studies have measured for later ones: the early advantage, the choice of a sampler.
 
     Complete trials of both arms with the same seed and configuration form a pair. Four pairs are
     required; twenty or more are advisable. Nothing is trained. A study of the same data and network
-    uses the file by `pruner = { kind = "advantage", evidence = "evidence.json" }`.
+    uses the file by `pruner = { kind = "advantage", evidence = "evidence.json" }`, and prunes
+    earlier where that is safe.
+
+    Of a study whose sampler was `auto` the file also holds the choice. A later study with the same
+    data, network, budget of a trial and portfolio takes it without a race, by
+    `sampler = { kind = "auto", evidence = "evidence.json" }`.
 
     Examples:
 
@@ -135,17 +140,36 @@ def evidence(
     hpo-mab evidence 'digits-*'
     hpo-mab evidence record.json -o evidence.json
     hpo-mab evidence 'digits-*' --arm bandit --reference uniform_median
+    hpo-mab evidence cifar10-auto-seed0
+    hpo-mab run cifar10 --name later --set sampler.evidence=evidence.json
     ```
     """
-    from hpo_mab.compare import evidence_of
-
     opt.silence_optuna()
     opt.refuse_unwritable(output)
-    runs = _read_runs(studies, storage or [])
-    found = evidence_of(runs, arm=arm, reference=reference, margin=margin)
+    found = _evidence(studies, storage or [], arm=arm, reference=reference, margin=margin)
     text = json.dumps(found.to_json())
     opt.write_text(output, text + "\n")
     typer.echo(text if as_json else _evidence_text(found, output))
+
+
+def _evidence(
+    studies: list[str], storages: list[str], *, arm: str | None, reference: str, margin: float
+) -> Evidence:
+    """Evidence of two arms; of a study that held a race where one arm is missing."""
+    from hpo_mab.compare import evidence_of
+    from hpo_mab.compare._stored import is_record, race_evidence
+
+    runs = _read_runs(studies, storages)
+    arms = {run.arm for run in runs}
+    if arm is None and "mab" not in arms and "auto" in {run.settings.sampler.kind for run in runs}:
+        names = [name for name in studies if not is_record(name, storages=storages)]
+        raced = race_evidence(names, storages=storages, margin=margin) if names else ()
+        if len(raced) > 1:
+            several = ", ".join(one.source.removeprefix("study ") for one in raced)
+            raise ArgumentError(f"Evidence holds the choice of one study, got {several}; name one.")
+        if raced:
+            return raced[0]
+    return evidence_of(runs, arm=arm or "mab", reference=reference, margin=margin)
 
 
 def _read_runs(studies: list[str], storages: list[str]) -> list[StudyRun]:
@@ -161,8 +185,17 @@ def _read_runs(studies: list[str], storages: list[str]) -> list[StudyRun]:
 def _evidence_text(found: Evidence, output: Path) -> str:
     from hpo_mab.compare._tables import points, ratio
 
+    lines = []
+    if found.race is not None:
+        choice = found.race["choice"]
+        lines = [
+            f"Study '{found.race['study']}' chose {choice['sampler']}: {choice['why']}.",
+            f'Next: sampler = {{ kind = "auto", evidence = "{output}" }}',
+        ]
+    if not found.pairs:
+        return "\n".join(lines)
     moved = sum(rung.moved for rung in found.rungs)
-    lines = [
+    lines += [
         f"{found.pairs} pairs: {found.source}.",
         f"{'budget':>8}{'advantage, points':>26}{'acceleration':>26}{'decided at':>12}",
     ]

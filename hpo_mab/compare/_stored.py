@@ -11,12 +11,23 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
+import optuna
 import sqlalchemy as sa
 
+from hpo_mab._attributes import UNIFORM, StudySettings
 from hpo_mab._errors import ArgumentError, StorageError, UnknownNameError
-from hpo_mab.advantage import DEFAULT_MARGIN, Evidence, measure_evidence, pair_curves
+from hpo_mab.advantage import (
+    DEFAULT_MARGIN,
+    FEWEST_PAIRS,
+    Evidence,
+    measure_evidence,
+    pair_curves,
+)
 from hpo_mab.compare._runner import ComparisonRuns, stored_scores
 from hpo_mab.data import DataIdentity
+from hpo_mab.pruners._evidence import pairs_of_trials
+from hpo_mab.search._components import AUTO
+from hpo_mab.search._standing import Raced
 from hpo_mab.storage import (
     DEFAULT_URL,
     Definition,
@@ -131,13 +142,21 @@ def stored_comparison(
         UnknownNameError: A name that no database holds, or an unknown reference.
     """
     found = _Found()
+    for storage, name, arm in _selected(studies, storages):
+        found.add(storage, name, arm)
+    return found.comparison(reference)
+
+
+def _selected(
+    studies: Sequence[str], storages: Sequence[str]
+) -> Iterator[tuple[Storage, str, str | None]]:
+    """Database, name and arm of the studies that are named; open until the next one."""
     with _opened(_usual(studies, storages)) as usual:
         names = _names(usual.values())
         for selection in [Selection.parse(text, names) for text in studies]:
             with _opened([] if selection.url is None else [selection.url]) as own:
                 for storage, name in _matches(selection, list((own or usual).values())):
-                    found.add(storage, name, selection.arm)
-    return found.comparison(reference)
+                    yield storage, name, selection.arm
 
 
 def _usual(studies: Sequence[str], storages: Sequence[str]) -> Sequence[str]:
@@ -330,3 +349,57 @@ def _one(runs: Sequence[StudyRun], part: str) -> str:
             "of one of them."
         )
     return names[0]
+
+
+def race_evidence(
+    studies: Sequence[str], *, storages: Sequence[str] = (), margin: float = DEFAULT_MARGIN
+) -> tuple[Evidence, ...]:
+    """Evidence of each study that has chosen its batch sampler by a race.
+
+    It holds the choice and, if the choice is not uniform sampling, what the pairs of the race
+    show for early pruning.
+
+    Args:
+        studies: Names or patterns, as in `stored_comparison`. Studies whose sampler is not
+            ``"auto"`` are left out.
+        storages: Databases for the studies that name none; default the usual one.
+        margin: See `hpo_mab.advantage.measure_evidence`.
+
+    Raises:
+        ArgumentError: A study whose sampler is ``"auto"`` has no choice for later studies.
+    """
+    found = []
+    for storage, name, _ in _selected(studies, storages):
+        study = open_study(storage, name)
+        settings = StudySettings.stored_in(study.user_attrs)
+        if settings.sampler.kind == AUTO:
+            found.append(_race_evidence(study, Raced.of(study), settings, margin))
+    return tuple(found)
+
+
+def _race_evidence(
+    study: optuna.Study, raced: Raced, settings: StudySettings, margin: float
+) -> Evidence:
+    chosen = raced.choice.sampler
+    trials = study.get_trials(deepcopy=False)
+    pairs = pairs_of_trials(trials, full=settings.evaluations or 0, sampler=chosen)
+    if chosen == UNIFORM or int(pairs.counts[-1:].sum()) < FEWEST_PAIRS:
+        # Nothing for a pruner: trials under uniform sampling have no advantage.
+        found = Evidence(
+            budgets=(),
+            advantage=(),
+            acceleration=(),
+            fidelity=(),
+            rungs=(),
+            pairs=0,
+            margin=margin,
+        )
+    else:
+        found = measure_evidence(pairs, margin=margin)
+    return dataclasses.replace(
+        found,
+        source=f"study {study.study_name}",
+        data=settings.data.kind,
+        model=settings.model.kind,
+        race=raced.to_json(),
+    )

@@ -17,6 +17,7 @@ import optuna
 from hpo_mab._attributes import (
     EVIDENCE_KEY,
     FIDELITY_KEY,
+    GIVEN_KEY,
     PRUNED_KEY,
     REASON_KEY,
     UNIFORM,
@@ -186,14 +187,15 @@ def evidence_note(study: optuna.Study, settings: StudySettings) -> str:
     evidence = None if stored is None else Evidence.from_json(stored)
     parts = []
     if settings.sampler.kind == AUTO:
-        parts.append(_choice(stored_choice(study), evidence))
+        unused = study.user_attrs.get(GIVEN_KEY, {}).get("unused", "")
+        parts.append(_choice(stored_choice(study), evidence, unused))
     moved, text = _fidelity(study.user_attrs.get(FIDELITY_KEY), settings)
     # Evidence moves no rung that fidelity has moved.
     if _prunes_by_evidence(settings) and not moved:
         parts.append(_pruning(evidence, settings))
     if text:
         parts.append(text)
-    if evidence is not None:
+    if evidence is not None and evidence.pairs:
         parts.append(_measured(evidence))
     return "\n\n".join(["## Evidence", *parts]) if parts else ""
 
@@ -224,10 +226,13 @@ def _fidelity(stored: Any, settings: StudySettings) -> tuple[bool, str]:
     )
 
 
-def _choice(choice: Choice | None, evidence: Evidence | None) -> str:
+def _choice(choice: Choice | None, evidence: Evidence | None, unused: str) -> str:
     if choice is None:
-        return "**`auto` has not chosen yet**: the race is not over."
-    text = f"**`auto` chose `{choice.sampler}`** for the rest of the study. Why: {choice.why}."
+        text = "**`auto` has not chosen yet**: the race is not over"
+        return f"{text}. Its evidence: {_plain(unused)}." if unused else f"{text}."
+    when = "from the start" if choice.source else "for the rest of the study"
+    verb = "took" if choice.source else "chose"
+    text = f"**`auto` {verb} `{choice.sampler}`** {when}. Why: {choice.why}."
     if choice.evidence is not None:
         text += f" It rests on evidence `{choice.evidence}`"
         later = evidence is not None and evidence.digest != choice.evidence
@@ -245,8 +250,9 @@ def _choice(choice: Choice | None, evidence: Evidence | None) -> str:
         for one in choice.standings
     ]
     head = ("sampler", "pairs", "at equal examples", "at equal seconds", "seconds a trial")
+    whose = "there, none here" if choice.source else "on top of the study's trials"
     return (
-        f"{text} The race took {choice.twins} trainings on top of the study's trials: "
+        f"{text} The race took {choice.twins} trainings {whose}: "
         f"{choice.examples:,} examples, {choice.seconds:,.1f} seconds.\n\n"
         f"{_table(head, rows)}\n\n"
         "Points of accuracy over uniform sampling when a sampler left the race, with the interval "

@@ -407,6 +407,24 @@ class DataIdentity:
         return self.content == other.content or (self.files == other.files != "")
 
 
+def source_digest(splits: ImageSplits | DatasetSplits) -> str:
+    """Digest of the data that were split, whatever the seed of the split.
+
+    Of images: class names, how many training images each class has, the labels of the test part
+    and its pixels (a sample where they are many). Of data sets: sizes and the number of classes.
+    """
+    if isinstance(splits, DatasetSplits):
+        facts = repr((splits.sizes, splits.num_classes, splits.input_shape))
+        return hashlib.blake2b(facts.encode(), digest_size=16).hexdigest()
+    train, validation, test = splits.train, splits.validation, splits.test
+    labels = torch.cat([train.labels.cpu(), validation.labels.cpu()])
+    counts = labels.bincount(minlength=train.num_classes)
+    held = hashlib.blake2b(json.dumps(train.classes).encode(), digest_size=16)
+    held.update(repr((splits.sizes, counts.tolist())).encode())
+    held.update(test.labels.cpu().numpy().tobytes() + _sample(test))
+    return held.hexdigest()
+
+
 def _sample(part: ImageData) -> bytes:
     size = part.channels * part.image_size[0] * part.image_size[1]
     every = 1 + len(part) * size // (_PIXELS // 3)

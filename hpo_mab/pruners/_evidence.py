@@ -401,17 +401,32 @@ class EvidenceKeeper:
             study.set_user_attr(FIDELITY_KEY, self.fidelity.to_json())
 
     def _unless_of_another_task(self, evidence: Evidence) -> Evidence | None:
-        theirs = (evidence.data, evidence.model)
-        for what, one, other in zip(("data", "network"), theirs, self._names, strict=True):
-            if one and other and one != other:
-                warnings.warn(
-                    f"The evidence given is of {what} '{one}', this study is of '{other}': "
-                    "it is not used, and trials are pruned as by successive halving.",
-                    AdvantageWarning,
-                    stacklevel=2,
-                )
-                return None
-        return evidence
+        different = difference_of_task(evidence, *self._names)
+        if not different:
+            return evidence
+        warnings.warn(
+            f"The evidence given is of {different}: it is not used, and trials are pruned as by "
+            "successive halving.",
+            AdvantageWarning,
+            stacklevel=2,
+        )
+        self._given = False
+        return None
+
+
+def difference_of_task(evidence: Evidence, data: str, model: str) -> str:
+    """How the data set or the network of evidence differs from a study's; empty if not.
+
+    Args:
+        evidence: The evidence.
+        data: The study's data set; empty if not known.
+        model: Its network, likewise.
+    """
+    named = (("data", evidence.data, data), ("network", evidence.model, model))
+    for what, one, other in named:
+        if one and other and one != other:
+            return f"{what} '{one}', this study is of '{other}'"
+    return ""
 
 
 def read_evidence(given: EvidenceLike) -> Evidence:

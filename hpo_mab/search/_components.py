@@ -17,6 +17,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from hpo_mab._attributes import (
     EVIDENCE_KEY,
+    GIVEN_KEY,
     PAIRED_KEY,
     SAMPLER_KEY,
     SLOT_KEY,
@@ -349,8 +350,12 @@ def study_pruner(spec: StudySpec, attrs: Mapping[str, Any]) -> BasePruner:
         ArgumentError: Evidence that cannot be read, and the study has no copy.
     """
     kind, options = spec.pruner.kind, spec.pruner.options
-    if kind == "advantage" and "evidence" in options and EVIDENCE_KEY in attrs:
-        options = {**options, "evidence": attrs[EVIDENCE_KEY]}
+    if kind == "advantage" and "evidence" in options:
+        if not attrs.get(GIVEN_KEY, {}).get("pruner", True):
+            # Of another task, so the file is not needed.
+            options = {key: value for key, value in options.items() if key != "evidence"}
+        elif EVIDENCE_KEY in attrs:
+            options = {**options, "evidence": attrs[EVIDENCE_KEY]}
     if kind == "advantage" and spec.sampler.kind == "uniform":
         options = {k: value for k, value in options.items() if k not in ("evidence", "reference")}
     averaged = always_averages(spec.training.average)

@@ -206,6 +206,8 @@ class SamplerSection(_OpenSection):
             under uniform sampling, some also under the rest of ``portfolio``, then takes the best.
         portfolio: The samplers that ``"auto"`` chooses from, including uniform sampling. Each is a
             name, or a table with ``kind``, its knobs and a ``name``.
+        evidence: File of ``hpo-mab evidence`` with the choice of an earlier study, which ``"auto"``
+            takes without a race where it holds. The file of ``pruner.evidence`` counts as well.
 
     Examples:
         >>> from hpo_mab.search import SamplerSection
@@ -215,6 +217,7 @@ class SamplerSection(_OpenSection):
 
     kind: str = "mab"
     portfolio: list[str | dict[str, Any]] | None = None
+    evidence: str | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -224,8 +227,9 @@ class SamplerSection(_OpenSection):
         given = raw.get("portfolio")
         if raw.get("kind") == "auto":
             return {**raw, "portfolio": list(PORTFOLIO) if given is None else given}
-        if given is not None:
-            raise ValueError(f"portfolio needs kind = 'auto', got {raw.get('kind', 'mab')!r}")
+        for key in ("portfolio", "evidence"):
+            if raw.get(key) is not None:
+                raise ValueError(f"{key} needs kind = 'auto', got {raw.get('kind', 'mab')!r}")
         return raw
 
 

@@ -23,7 +23,6 @@ from hpo_mab._attributes import (
     SLOT_KEY,
     TWIN_KEY,
     UNIFORM,
-    TotalBudget,
     trial_attributes,
 )
 from hpo_mab._errors import ArgumentError, memory_reason, plain_arguments
@@ -31,6 +30,7 @@ from hpo_mab._examples import labels_digest
 from hpo_mab._plan import slot_of, trial_seed
 from hpo_mab._registry import Named
 from hpo_mab.data import Augmentation, DataIdentity, DatasetSplits, ImageSplits
+from hpo_mab.data._splits import source_digest
 from hpo_mab.samplers._registry import record_column
 from hpo_mab.search._components import AUTO, queue_twin, trained_kind
 from hpo_mab.search._definition import PORTFOLIO
@@ -44,6 +44,7 @@ from hpo_mab.search._recorder import (
     follow,
 )
 from hpo_mab.search._space import Configuration, SearchSpace
+from hpo_mab.search._standing import judged_at
 from hpo_mab.search._workload import Loop, Workload
 from hpo_mab.storage import CurveStore, ExampleWriter, Storage
 from hpo_mab.storage._optuna import id_of
@@ -225,14 +226,16 @@ class TrainingObjective:
         self.seed = seed
         self.initial = initial
         self.auto = chosen["kind"] == AUTO
+        #: Digest of the data of ``"auto"``, whatever the seed of their split; empty if not known.
+        self.source = source_digest(data) if self.auto and not isinstance(data, tuple) else ""
         self.pilot = pilot and not self.auto
         #: The samplers of ``"auto"`` by name; empty for another kind.
         self.portfolio = parts(PORTFOLIO if portfolio is None else portfolio) if self.auto else {}
-        unit = TotalBudget.parse(total).unit if total else "examples"
         self._race_options: dict[str, Any] = {
             "initial": initial,
             "trials": trials,
-            "judged": "seconds" if unit == "seconds" else "examples",
+            "judged": judged_at(total),
+            "data": self.source,
         }
         #: Whether the study's lock is held where twins of the race are queued.
         self._is_stored = False

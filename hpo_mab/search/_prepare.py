@@ -49,7 +49,7 @@ def takes(section: str, name: str, key: str) -> bool:
         ArgumentError: It cannot be imported.
     """
     registry, own = NAMED[section]
-    if key == "portfolio":
+    if section == "sampler" and key in ("portfolio", "evidence"):
         return name == AUTO
     return key in own or registry.takes(_trained(section, name), key)
 

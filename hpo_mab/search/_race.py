@@ -26,6 +26,7 @@ from optuna.trial import FrozenTrial, TrialState
 from hpo_mab._attributes import (
     CHOICE_KEY,
     EXAMPLES_KEY,
+    GIVEN_KEY,
     RACE_KEY,
     SAMPLER_KEY,
     SECONDS_KEY,
@@ -207,6 +208,7 @@ class Race:
         judged: At equal ``"examples"`` or ``"seconds"``.
         records: Whether trials of the study add to a record of examples. Without one, samplers that
             use it do not enter.
+        data: Digest of the data, kept with the choice.
     """
 
     def __init__(
@@ -217,6 +219,7 @@ class Race:
         trials: int | None = None,
         judged: Literal["examples", "seconds"] = "examples",
         records: bool = False,
+        data: str = "",
     ) -> None:
         self._challengers = {
             name: part
@@ -226,6 +229,7 @@ class Race:
         self._initial = initial
         self._trials = trials
         self._judged = judged
+        self._data = data
         #: By name of the study.
         self._plans: dict[str, RacePlan | None] = {}
         self._choices: dict[str, Choice] = {}
@@ -312,6 +316,9 @@ class Race:
         stored = study.user_attrs.get(RACE_KEY)
         if stored is not None:
             return RacePlan(**{**stored, "challengers": tuple(stored["challengers"])})
+        if self.choice(study) is not None:
+            # Taken from evidence, or made without a race.
+            return None
         made = RacePlan.make(
             self._challengers, trials=self._trials, initial=self._initial, judged=self._judged
         )
@@ -362,9 +369,13 @@ class Race:
             twins=len(twins),
             examples=sum(int(attrs.get(EXAMPLES_KEY, 0)) for attrs in twins),
             seconds=round(sum(float(attrs.get(SECONDS_KEY, 0.0)) for attrs in twins), 3),
+            data=self._data,
         )
 
     def _store(self, study: optuna.Study, choice: Choice) -> None:
+        unused = study.user_attrs.get(GIVEN_KEY, {}).get("unused")
+        if unused:
+            choice = dataclasses.replace(choice, why=f"{choice.why}; {unused}")
         study.set_user_attr(CHOICE_KEY, choice.to_json())
         self._choices[study.study_name] = choice
 

@@ -187,6 +187,7 @@ class StudyRunner:
             self.name(name),
             self.spec,
             self._definition(),
+            source=self.objective.source,
             keep_target=keep_target,
         )
         # A study keeps the part that it began with, even if "auto" would give another one now.

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 import optuna
 from numpy.typing import NDArray
 
-from hpo_mab._attributes import CHOICE_KEY
+from hpo_mab._attributes import CHOICE_KEY, StudySettings, TotalBudget, flat_spec
+from hpo_mab._errors import ArgumentError
 from hpo_mab.advantage import Estimate
 from hpo_mab.advantage._pairs import interpolate
+from hpo_mab.storage import Definition
 
 Floats = NDArray[np.float64]
 
@@ -193,6 +196,9 @@ class Choice:
         twins: Trainings of the race, in addition to the study's trials.
         examples: Training examples of these.
         seconds: Training seconds of these.
+        data: Digest of the data, see `hpo_mab.data._splits.source_digest`; empty if not known.
+        source: Name of the study that held the race; empty for the study itself. Then the
+            trainings are those of that study.
     """
 
     sampler: str
@@ -204,12 +210,14 @@ class Choice:
     twins: int = 0
     examples: int = 0
     seconds: float = 0.0
+    data: str = ""
+    source: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """The choice as JSON values."""
         standings = [standing.to_json() for standing in self.standings]
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return {"version": 2, **fields, "standings": standings}
+        return {"version": 3, **fields, "standings": standings}
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> Self:
@@ -223,3 +231,118 @@ def stored_choice(study: optuna.Study) -> Choice | None:
     """The choice of the study's race; None before it is decided."""
     stored = study.user_attrs.get(CHOICE_KEY)
     return None if stored is None else Choice.from_json(stored)
+
+
+def judged_at(total: str | None) -> Literal["examples", "seconds"]:
+    """At equal what samplers race, by the total budget of a study."""
+    timed = total is not None and TotalBudget.parse(total).unit == "seconds"
+    return "seconds" if timed else "examples"
+
+
+#: Keys of a definition that a choice holds for.
+_TASK = (
+    "data.",
+    "model.",
+    "budget.epochs",
+    "budget.steps",
+    "budget.examples",
+    "sampler.portfolio",
+)
+#: Keys that do not change the data, or whose effect is in their digest.
+_ASIDE = ("data.root", "data.download", "data.exclude")
+#: Characters of a value that a message shows.
+_SHOWN = 30
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Raced:
+    """Outcome of a race, which evidence carries to later studies.
+
+    Attributes:
+        study: Name of the study that held it.
+        choice: The choice.
+        task: What the choice holds for: values of the study's definition by dotted key.
+    """
+
+    study: str
+    choice: Choice
+    task: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, study: optuna.Study) -> Self:
+        """The outcome of a study's race.
+
+        Raises:
+            ArgumentError: There is none that a later study could use.
+            StorageError: The study was not made by this product.
+        """
+        choice, definition = stored_choice(study), Definition.load(study)
+        if choice is None:
+            why = "its race is not over"
+        elif choice.source:
+            why = f"it took the choice of study '{choice.source}'; name that one"
+        elif not choice.standings:
+            why = f"it held no race: {choice.why}"
+        elif not choice.data:
+            why = "the digest of its data was not stored; an earlier version made it"
+        else:
+            return cls(study=study.study_name, choice=choice, task=_task(definition.spec))
+        raise ArgumentError(f"'{study.study_name}' has no choice for later studies: {why}.")
+
+    def to_json(self) -> dict[str, Any]:
+        """The outcome as JSON values."""
+        return {"study": self.study, "choice": self.choice.to_json(), "task": dict(self.task)}
+
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any]) -> Self:
+        """The outcome that `to_json` wrote.
+
+        Raises:
+            ArgumentError: The mapping is no such outcome.
+        """
+        try:
+            return cls(
+                study=str(stored["study"]),
+                choice=Choice.from_json(stored["choice"]),
+                task=dict(stored["task"]),
+            )
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise ArgumentError(f"evidence: its race cannot be read: {error!r}.") from error
+
+    def difference(self, spec: Mapping[str, Any], *, data: str) -> str:
+        """How another study differs in what the choice holds for; empty if it does not.
+
+        Args:
+            spec: The other study's definition as JSON values.
+            data: Digest of its data.
+        """
+        there, here = self.task, _task(spec)
+        for key in sorted(there.keys() | here.keys()):
+            one, other = there.get(key), here.get(key)
+            if one != other:
+                short = max(len(repr(one)), len(repr(other))) <= _SHOWN
+                values = f"is {one!r} there and {other!r} here" if short else "differs"
+                return f"{key} {values}"
+        if self.choice.data != data:
+            return "its data have other images, labels or sizes"
+        judged = judged_at(StudySettings.of(spec).total)
+        if self.choice.judged != judged:
+            return (
+                f"it was made at equal {self.choice.judged}, samplers race at equal {judged} here"
+            )
+        return ""
+
+    def taken(self) -> Choice:
+        """The choice as a later study takes it."""
+        why = f"chosen by study '{self.study}': {self.choice.why}"
+        return dataclasses.replace(self.choice, why=why, source=self.study, evidence=None)
+
+
+def _task(spec: Mapping[str, Any]) -> dict[str, Any]:
+    found = {
+        key: value
+        for key, value in flat_spec(spec)
+        if key.startswith(_TASK) and not key.startswith(_ASIDE) and value is not None
+    }
+    # As JSON has them: a file must compare equal.
+    return dict(json.loads(json.dumps(found)))

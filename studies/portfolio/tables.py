@@ -1,12 +1,16 @@
-"""What the record of ``run.py`` says: advantage, cost and fidelity of each sampler, and the race.
+"""What the record of ``run.py`` says: advantage and fidelity of each sampler, and the race.
 
-python studies/portfolio/tables.py studies/portfolio/*.json
+    python studies/portfolio/tables.py
+
+Seconds of the record do not compare, because its trainings shared a GPU. The cost of a sampler is
+that of ``cpu.json``, whose trainings had a core of their own.
 """
 
 from __future__ import annotations
 
 import argparse
 import collections
+import dataclasses
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,13 +18,15 @@ from typing import Any
 
 import numpy as np
 
-from hpo_mab.advantage import compare_fidelity
+from hpo_mab.advantage import Estimate, compare_fidelity
 from hpo_mab.advantage._advantage import mean_estimate
 from hpo_mab.compare._tables import coefficient, points
 from hpo_mab.search._definition import PORTFOLIO
 from hpo_mab.search._race import RacePlan, _survivors, portfolio
 from hpo_mab.search._standing import Ended, Standing
 
+HERE = Path(__file__).resolve().parent
+DATA_SETS = ("fashion_mnist", "cifar10", "cifar100")
 #: Trials of the studies whose races are replayed, and races of each.
 TRIALS = (30, 60)
 RACES = 400
@@ -30,72 +36,93 @@ Row = Mapping[str, Any]
 Pair = Mapping[str, Row]
 
 
-def cells(documents: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, float, float, list[Pair]]]:
-    """Data set, epochs, share flipped and the configurations that every sampler has trained."""
-    for document in documents:
-        found: dict[tuple[float, float], dict[tuple[int, int], dict[str, Row]]]
-        found = collections.defaultdict(lambda: collections.defaultdict(dict))
-        for row in document["rows"]:
-            where = found[row["epochs"], row["flipped"]]
-            where[row["seed"], row["configuration"]][row["arm"]] = row
-        arms = set(document["arms"])
-        for (epochs, flipped), pairs in sorted(found.items(), key=lambda item: item[0][::-1]):
-            whole = [pair for _, pair in sorted(pairs.items()) if set(pair) == arms]
-            if whole:
-                yield document["data"], epochs, flipped, whole
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Cell:
+    """The pairs of one data set, budget and share of flipped labels.
+
+    Attributes:
+        name: Of all three, as cells of a table.
+        pairs: Configurations that every sampler has trained, without those that diverge under
+            uniform sampling.
+        costs: Seconds of a training by sampler, in those of uniform sampling.
+    """
+
+    name: tuple[str, str, str]
+    pairs: Sequence[Pair]
+    costs: Mapping[str, float]
+
+    @property
+    def arms(self) -> list[str]:
+        """The samplers other than uniform."""
+        return [arm for arm in self.pairs[0] if arm != "uniform"]
+
+    def sides(self, arm: str) -> list[tuple[Ended, Ended]]:
+        """A sampler's trainings and uniform's, as a race sees them."""
+        return [(self._ended(pair, arm), self._ended(pair, "uniform")) for pair in self.pairs]
+
+    def gains(self, arm: str, *, judged: str) -> np.ndarray[Any, np.dtype[np.float64]]:
+        """Accuracy minus uniform's, of each pair, at equal examples or seconds."""
+        at = 1 / max(self.costs[arm], 1) if judged == "seconds" else 1.0
+        return np.asarray([one.at(at) - other.accuracy for one, other in self.sides(arm)])
+
+    def fidelity(self, arm: str) -> Estimate:
+        """Kendall's tau-b of accuracies at half with uniform's at the end, minus uniform's own."""
+        kept = [pair for pair in self.pairs if not pair[arm]["diverged"]]
+        half = [np.asarray([pair[a]["accuracy"][1] for pair in kept]) for a in (arm, "uniform")]
+        final = np.asarray([pair["uniform"]["accuracy"][-1] for pair in kept])
+        return compare_fidelity(half[0], half[1], final).difference
+
+    def _ended(self, pair: Pair, arm: str) -> Ended:
+        row = pair[arm]
+        return Ended(
+            accuracy=0.0 if row["diverged"] else row["accuracy"][-1],
+            curve=dict(enumerate(row["accuracy"], 1)),
+            seconds=self.costs[arm],
+        )
 
 
-def ended(row: Row) -> Ended:
-    """A training as a race sees it."""
-    return Ended(
-        accuracy=0.0 if row["diverged"] else row["accuracy"][-1],
-        curve=dict(enumerate(row["accuracy"], 1)),
-        seconds=row["seconds"][-1] if row["seconds"] else 0.0,
-    )
+def whole_pairs(document: Mapping[str, Any]) -> dict[tuple[float, float], list[Pair]]:
+    """Configurations that every sampler has trained, by epochs and share flipped."""
+    found: dict[tuple[float, float], dict[tuple[int, int], dict[str, Row]]]
+    found = collections.defaultdict(lambda: collections.defaultdict(dict))
+    for row in document["rows"]:
+        where = found[row["epochs"], row["flipped"]]
+        where[row["seed"], row["configuration"]][row["arm"]] = row
+    arms = set(document["arms"])
+    return {
+        key: [pair for _, pair in sorted(pairs.items()) if set(pair) == arms]
+        for key, pairs in sorted(found.items(), key=lambda item: item[0][::-1])
+    }
 
 
-def both(pairs: Sequence[Pair], arm: str) -> list[tuple[Ended, Ended]]:
-    """A sampler's trainings and uniform's; where uniform diverges there is no pair."""
-    return [
-        (ended(pair[arm]), ended(pair["uniform"]))
-        for pair in pairs
-        if not pair["uniform"]["diverged"]
-    ]
+def read_cells() -> Iterator[Cell]:
+    """All cells of the record."""
+    measured = [p for pairs in whole_pairs(_read("cpu")).values() for p in pairs]
+    seconds = {arm: sum(p[arm]["seconds"][-1] for p in measured) for arm in measured[0]}
+    costs = {arm: seconds[arm] / seconds["uniform"] for arm in seconds}
+    for name in DATA_SETS:
+        for (epochs, flipped), pairs in whole_pairs(_read(name)).items():
+            kept = [pair for pair in pairs if not pair["uniform"]["diverged"]]
+            yield Cell(name=(name, f"{epochs:g}", f"{flipped:.0%}"), pairs=kept, costs=costs)
 
 
-def advantage(pairs: Sequence[Pair], arm: str) -> tuple[str, ...]:
-    """Cells of a row: pairs, advantage at equal examples and seconds, cost, fidelity."""
-    sides = both(pairs, arm)
-    standing = Standing.of(arm, sides, error=0.025)
-    equal = np.asarray([one.accuracy - other.accuracy for one, other in sides])
-    earlier = np.asarray([one.at(1 / max(standing.cost, 1)) - o.accuracy for one, o in sides])
-    kept = [pair for pair in pairs if not any(pair[a]["diverged"] for a in (arm, "uniform"))]
-    half = [np.asarray([pair[a]["accuracy"][1] for pair in kept]) for a in (arm, "uniform")]
-    final = np.asarray([pair["uniform"]["accuracy"][-1] for pair in kept])
-    fidelity = compare_fidelity(half[0], half[1], final).difference
-    return (
-        arm,
-        str(len(sides)),
-        points(mean_estimate(equal)),
-        points(standing.examples),
-        points(mean_estimate(earlier)),
-        f"{standing.cost:.2f}",
-        coefficient(fidelity),
-    )
+def _read(name: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((HERE / f"{name}.json").read_text())
+    return found
 
 
-def race(pairs: Sequence[Pair], plan: RacePlan, order: Sequence[int]) -> tuple[str, int]:
+def race(cell: Cell, plan: RacePlan, order: Sequence[int]) -> tuple[str, int]:
     """The choice of one race on the pairs in an order, and its twins."""
+    sides = {name: cell.sides(name) for name in plan.challengers}
     alive, twins, before = list(plan.challengers), 0, 0
     standings: list[Standing] = []
     for number, (_, end) in enumerate(plan.rounds, 1):
         twins += len(alive) * (end - before)
         before = end
-        part = [pairs[place] for place in order[:end]]
         standings = [
             Standing.of(
                 name,
-                both(part, name),
+                [sides[name][place] for place in order[:end]],
                 error=plan.error,
                 judged=plan.judged,
                 final=plan.pairs,
@@ -111,56 +138,72 @@ def race(pairs: Sequence[Pair], plan: RacePlan, order: Sequence[int]) -> tuple[s
     return (last.name if judged.above(0.0) else "uniform"), twins
 
 
-def replay(pairs: Sequence[Pair], *, trials: int, judged: Any) -> tuple[str, ...]:
-    """Cells of a row: what races on random orders of the pairs chose, and what that is worth."""
+def replay(cell: Cell, *, trials: int, judged: Any) -> tuple[str, ...]:
+    """What races on random orders of the pairs chose, what that is worth, and their twins."""
     challengers = {k: part for k, part in portfolio(PORTFOLIO).items() if k != "uniform"}
     plan = RacePlan.make(challengers, trials=trials, judged=judged)
-    usable = [pair for pair in pairs if not pair["uniform"]["diverged"]]
-    if plan is None or len(usable) < plan.pairs:
-        return ()
+    if plan is None or len(cell.pairs) < plan.pairs:
+        return ("", "", "")
     rng = np.random.default_rng(0)
-    found = [race(usable, plan, rng.permutation(len(usable))) for _ in range(RACES)]
-    gains = {"uniform": 0.0}
-    for name in challengers:
-        standing = Standing.of(name, both(usable, name), error=0.025)
-        at = 1 / max(standing.cost, 1) if judged == "seconds" else 1.0
-        sides = both(usable, name)
-        gains[name] = float(np.mean([100 * (one.at(at) - o.accuracy) for one, o in sides]))
+    found = [race(cell, plan, rng.permutation(len(cell.pairs))) for _ in range(RACES)]
     counts = collections.Counter(name for name, _ in found)
-    best = max(gains, key=lambda name: gains[name])
-    mean = sum(gains[name] * count for name, count in counts.items()) / RACES
+    worth = {name: gain(cell, name, judged=judged) for name in counts}
+    mean = sum(worth[name] * count for name, count in counts.items()) / RACES
     chosen = ", ".join(f"{name} {count / RACES:.0%}" for name, count in counts.most_common())
-    spent = np.mean([twins for _, twins in found])
-    return str(trials), judged, chosen, f"{mean:+.2f}", f"{best} {gains[best]:+.2f}", f"{spent:.1f}"
+    return chosen, f"{mean:+.2f}", f"{np.mean([twins for _, twins in found]):.1f}"
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table in Markdown."""
+def gain(cell: Cell, name: str, *, judged: str) -> float:
+    """Mean gain over uniform sampling, in points."""
+    return 0.0 if name == "uniform" else float(100 * cell.gains(name, judged=judged).mean())
+
+
+def best(cell: Cell, *, judged: str) -> str:
+    """The sampler with the highest mean gain, and that gain."""
+    gains = {name: gain(cell, name, judged=judged) for name in ("uniform", *cell.arms)}
+    name = max(gains, key=lambda name: gains[name])
+    return f"{name} {gains[name]:+.2f}"
+
+
+def table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown, below its title."""
+    head = ("data", "epochs", "flipped", *head)
     lines = [f"| {' | '.join(cells)} |" for cells in (head, *rows)]
-    return "\n".join([lines[0], "|---" * len(head) + "|", *lines[1:]])
+    return "\n".join([f"**{title}**", "", lines[0], "|---" * len(head) + "|", *lines[1:], ""])
 
 
 def main() -> None:
     """Print the tables."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("records", type=Path, nargs="+")
-    documents = [json.loads(path.read_text()) for path in parser.parse_args().records]
-    rows: list[tuple[str, ...]] = []
-    races: list[tuple[str, ...]] = []
-    for name, epochs, flipped, pairs in cells(documents):
-        where = (name, f"{epochs:g}", f"{flipped:.0%}")
-        seeds = str(len({pair["uniform"]["seed"] for pair in pairs}))
-        arms = [arm for arm in pairs[0] if arm != "uniform"]
-        rows += [(*where, seeds, *advantage(pairs, arm)) for arm in arms]
-        for trials in TRIALS:
-            for judged in ("examples", "seconds"):
-                found = replay(pairs, trials=trials, judged=judged)
-                if found:
-                    races.append((*where, str(len(pairs)), *found))
-    head = ("data", "epochs", "flipped", "seeds", "sampler", "pairs", "mean, equal examples")
-    print(table((*head, "centre", "mean, equal seconds", "cost", "fidelity at half"), rows))
-    head = ("data", "epochs", "flipped", "pairs", "trials", "judged at equal", "chosen")
-    print("\n" + table((*head, "gain of the choice", "best", "twins"), races))
+    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
+    cells = list(read_cells())
+    arms = cells[0].arms
+    for title, judged in (("Mean gain, equal examples", "examples"), ("Equal seconds", "seconds")):
+        rows = [
+            (*c.name, *(points(mean_estimate(c.gains(arm, judged=judged))) for arm in arms))
+            for c in cells
+        ]
+        print(table(title, arms, rows))
+    rows = [
+        (*c.name, *(points(Standing.of(a, c.sides(a), error=0.025).examples) for a in arms))
+        for c in cells
+    ]
+    print(table("Centre of the gains, equal examples", arms, rows))
+    rows = [(*c.name, *(coefficient(c.fidelity(arm)) for arm in arms)) for c in cells]
+    print(table("Fidelity at half, minus uniform's", arms, rows))
+    for judged in ("examples", "seconds"):
+        head = [f"{trials} trials: {what}" for trials in TRIALS for what in ("chosen", "gain")]
+        found = [[replay(c, trials=trials, judged=judged) for trials in TRIALS] for c in cells]
+        rows = [
+            (*c.name, best(c, judged=judged), *(cell for r in races for cell in r[:2]))
+            for c, races in zip(cells, found, strict=True)
+        ]
+        print(table(f"Races, judged at equal {judged}", ("best", *head), rows))
+        for place, trials in enumerate(TRIALS):
+            twins = [float(races[place][2]) for races in found]
+            print(f"Twins of {trials} trials: {min(twins):.1f} to {max(twins):.1f}.\n")
+    print(
+        "Cost on a CPU core: " + ", ".join(f"{arm} {cells[0].costs[arm]:.2f}" for arm in arms) + "."
+    )
 
 
 if __name__ == "__main__":

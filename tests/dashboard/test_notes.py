@@ -11,7 +11,7 @@ import numpy as np
 import optuna
 import pytest
 
-from hpo_mab._attributes import CHOICE_KEY, EVIDENCE_KEY, FIDELITY_KEY, StudySettings
+from hpo_mab._attributes import CHOICE_KEY, EVIDENCE_KEY, FIDELITY_KEY, GIVEN_KEY, StudySettings
 from hpo_mab._examples import COLUMNS, ExampleCounts, ExampleRecord
 from hpo_mab.advantage import Estimate, Evidence, PairedCurves, measure_evidence
 from hpo_mab.compare._tables import coefficient, points
@@ -175,6 +175,27 @@ def test_every_sampler_of_a_race_is_shown_with_what_the_race_cost() -> None:
     rows = table(note, "sampler")
     assert rows[0] == ["easy_first", "7", points(estimate), points(estimate), "1.25"]
     assert rows[1][:2] == ["mab", "2"]
+
+
+def test_a_choice_from_evidence_names_its_study_and_one_that_is_not_used_says_why() -> None:
+    estimate = Estimate(value=0.012, low=0.003, high=0.021, n=7)
+    standing = Standing(name="mab", examples=estimate, seconds=estimate, cost=1.0)
+    chosen = Choice(
+        sampler="mab",
+        why="chosen by study 'first': mab, 7 pairs",
+        standings=(standing,),
+        twins=15,
+        examples=600,
+        seconds=7.5,
+        source="first",
+    )
+    auto = settings(sampler={"kind": "auto"})
+    note = evidence_note(study(**{CHOICE_KEY: chosen.to_json()}), auto)
+    assert "**`auto` took `mab`** from the start. Why: chosen by study 'first': mab" in note
+    assert "The race took 15 trainings there, none here: 600 examples, 7.5 seconds" in note
+    given = {"digest": "1f", "pruner": False, "unused": "the choice of study 'first' is not used"}
+    note = evidence_note(study(**{GIVEN_KEY: given}), auto)
+    assert "the race is not over. Its evidence: the choice of study 'first' is not used." in note
 
 
 def test_what_is_not_known_yet_is_said() -> None:

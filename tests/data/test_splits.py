@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 import os
@@ -23,6 +24,7 @@ from hpo_mab import _labels
 from hpo_mab._errors import ArgumentError
 from hpo_mab._labels import check_examples, class_labels, stratified_halves
 from hpo_mab.data import DataIdentity, ImageData, labels_of, load, load_splits, split
+from hpo_mab.data._splits import source_digest
 
 
 def _data(counts: list[int], *, size: int = 4) -> ImageData:
@@ -397,3 +399,13 @@ def test_a_million_labels_take_no_time() -> None:
     began = time.process_time()
     DataIdentity.of(splits)
     assert time.process_time() - began < 5
+
+
+def test_the_digest_of_the_source_does_not_depend_on_the_split() -> None:
+    one, other = (load_splits("digits", seed=seed) for seed in (0, 1))
+    assert not DataIdentity.of(one).is_same(DataIdentity.of(other))
+    assert source_digest(one) == source_digest(other)
+    fewer = dataclasses.replace(one, train=one.train.subset(torch.arange(1000)))
+    assert source_digest(fewer) != source_digest(one)
+    swapped = dataclasses.replace(one, test=one.test.subset(torch.arange(360).flip(0)))
+    assert source_digest(swapped) != source_digest(one)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,21 +12,32 @@ import pytest
 from optuna.trial import TrialState
 from scipy.stats import wilcoxon
 
-from hpo_mab._attributes import CHOICE_KEY, EVIDENCE_KEY, SAMPLER_KEY, TWIN_KEY
+from hpo_mab._attributes import (
+    CHOICE_KEY,
+    EVIDENCE_KEY,
+    GIVEN_KEY,
+    RACE_KEY,
+    SAMPLER_KEY,
+    TWIN_KEY,
+    flat_spec,
+)
 from hpo_mab._errors import ArgumentError, SpecError, UnknownNameError
 from hpo_mab.advantage import Evidence
+from hpo_mab.compare._stored import race_evidence
 from hpo_mab.search import StudyRunner, StudySpec, load_spec
 from hpo_mab.search._definition import PORTFOLIO
 from hpo_mab.search._race import ERROR, SHARE, Race, RacePlan, portfolio, uses_record
 from hpo_mab.search._standing import (
     Choice,
     Ended,
+    Raced,
     Standing,
     can_be_shown,
     fewest_pairs,
     signed_rank_estimate,
     stored_choice,
 )
+from hpo_mab.search._study import EvidenceWarning, check_study
 from hpo_mab.storage import Storage, open_study
 
 Make = Callable[..., StudySpec]
@@ -414,3 +426,134 @@ def test_a_plan_stays_when_a_study_is_continued(storage: Storage, tiny: Make) ->
     again = StudyRunner(tiny(**sections), storage).run(score=False)
     assert again.choice == outcome.choice
     assert len(again.run.trials) == 12
+
+
+# --------------------------------------------------------------------------------- evidence
+
+
+def _raced(
+    storage: Storage, tiny: Make, sampler: str, monkeypatch: pytest.MonkeyPatch, path: Path
+) -> Evidence:
+    """Evidence of a study whose race chose a sampler, saved to a file."""
+    with monkeypatch.context() as patch:
+        patch.setattr("hpo_mab.search._race._verdict", lambda *_: (sampler, "the test says so"))
+        StudyRunner(tiny(**_RACE), storage).run("first", score=False)
+    (evidence,) = race_evidence(["first"], storages=[str(storage.url)])
+    evidence.save(path)
+    assert Evidence.load(path).to_json() == evidence.to_json()
+    return evidence
+
+
+@pytest.mark.parametrize("sampler", ["mab", "uniform"])
+def test_a_later_study_takes_the_choice_and_holds_no_race(
+    storage: Storage, tiny: Make, sampler: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    path = tmp_path / "evidence.json"
+    evidence = _raced(storage, tiny, sampler, monkeypatch, path)
+    assert evidence.pairs == (6 if sampler == "mab" else 0)
+    later = {
+        "sampler": {"kind": "auto", "evidence": str(path)},
+        "budget": {"trials": 3, "epochs": 1, "evaluations": 3},
+        "seed": 1,  # The same data, split otherwise.
+    }
+    outcome = StudyRunner(tiny(**later), storage).run("later", score=False)
+    choice = outcome.choice
+    assert choice is not None
+    assert (choice.sampler, choice.source) == (sampler, "first")
+    assert choice.why.startswith("chosen by study 'first': the test says so")
+    assert (choice.twins, len(choice.standings)) == (6, 1)
+    assert [trial.attrs[SAMPLER_KEY] for trial in outcome.run.trials] == [sampler] * 3
+    attrs = open_study(storage, "later").user_attrs
+    assert RACE_KEY not in attrs
+    # The study has its own copy of the choice; a copy of the file is accepted in its place.
+    moved = path.rename(tmp_path / "moved.json")
+    later["budget"]["trials"] = 4
+    assert StudyRunner(tiny(**later), storage).run("later", score=False).choice == choice
+    later["sampler"]["evidence"] = str(moved)
+    check_study(storage, "later", tiny(**later))
+    later["sampler"]["evidence"] = str(path)
+    with pytest.raises(ArgumentError, match="cannot be read"):
+        check_study(storage, "another", tiny(**later))
+    with pytest.raises(ArgumentError, match="it took the choice of study 'first'; name that one"):
+        race_evidence(["later"], storages=[str(storage.url)])
+
+
+def test_a_choice_that_does_not_hold_is_not_used_and_the_study_says_so(
+    storage: Storage, tiny: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    path = tmp_path / "evidence.json"
+    evidence = _raced(storage, tiny, "mab", monkeypatch, path)
+    longer = {
+        "sampler": {"kind": "auto"},
+        # The file of the pruner counts as well.
+        "pruner": {"kind": "advantage", "evidence": str(path)},
+        "budget": {"trials": 12, "epochs": 0.5, "evaluations": 3},
+    }
+    runner = StudyRunner(tiny(**longer), storage)
+    with pytest.warns(EvidenceWarning, match=r"budget\.epochs is 1\.0 there and 0\.5 here"):
+        outcome = runner.run("shorter", score=False)
+    assert outcome.choice is not None
+    assert outcome.choice.source == ""
+    assert outcome.choice.twins > 0
+    assert "the choice of study 'first' is not used: budget.epochs is" in outcome.choice.why
+    # The pruner uses it all the same, and keeps its copy from the start.
+    assert open_study(storage, "shorter").user_attrs[EVIDENCE_KEY] == evidence.to_json()
+    path.unlink()
+    check_study(storage, "shorter", tiny(**longer))
+
+
+def test_in_what_a_study_differs_from_the_one_that_chose(tiny: Make) -> None:
+    spec = tiny(**_RACE).model_dump(mode="json")
+    stored = {
+        "study": "first",
+        "choice": Choice(sampler="mab", why="so", data="1f").to_json(),
+        "task": {},
+    }
+    raced = Raced.from_json(stored)
+    task = {
+        key: value
+        for key, value in flat_spec(spec)
+        if key in ("budget.epochs", "sampler.portfolio")
+        or (key.startswith(("data.", "model.")) and key not in ("data.root", "data.download"))
+    }
+    task = {key: value for key, value in task.items() if value is not None}
+    raced = Raced(study="first", choice=raced.choice, task=task)
+    assert raced.difference(spec, data="1f") == ""
+    assert raced.difference(spec, data="2e") == "its data have other images, labels or sizes"
+    for sections, message in (
+        ({"model": {"name": "small_cnn"}}, "model.name is 'mlp' there and 'small_cnn' here"),
+        ({"budget": {"trials": 12, "epochs": 2}}, "budget.epochs is 1.0 there and 2.0 here"),
+        ({"data": {"validation": 0.3}}, "data.validation is 0.2 there and 0.3 here"),
+        (
+            {"sampler": {"kind": "auto", "portfolio": ["uniform", "mab"]}},
+            "sampler.portfolio differs",
+        ),
+        (
+            {"budget": {"trials": 12, "epochs": 1, "total": "30m"}},
+            "it was made at equal examples, samplers race at equal seconds here",
+        ),
+    ):
+        other = tiny(**{**_RACE, **sections}).model_dump(mode="json")
+        assert raced.difference(other, data="1f") == message
+    # Where the data lie does not matter, nor how many trials there are.
+    here = tiny(**_RACE, data={"root": "elsewhere"}).model_dump(mode="json")
+    assert raced.difference(here, data="1f") == ""
+
+
+def test_evidence_without_a_choice_is_refused(tiny: Make, storage: Storage, tmp_path: Path) -> None:
+    path = tmp_path / "evidence.json"
+    nothing: dict[str, Any] = dict.fromkeys(
+        ("budgets", "advantage", "acceleration", "fidelity", "rungs"), ()
+    )
+    Evidence(**nothing, pairs=0, margin=0.1).save(path)
+    given = {"kind": "auto", "evidence": str(path)}
+    with pytest.raises(ArgumentError, match=r"sampler\.evidence must hold the choice of a study"):
+        check_study(storage, "none", tiny(sampler=given))
+    Evidence(**nothing, pairs=0, margin=0.1, race={"study": "x"}).save(path)
+    with pytest.raises(ArgumentError, match="its race cannot be read"):
+        check_study(storage, "none", tiny(sampler=given))
+    with pytest.raises(SpecError, match="evidence needs kind = 'auto', got 'mab'"):
+        tiny(sampler={"kind": "mab", "evidence": "evidence.json"})
+    trials = _Trials(trials=6)
+    trials.study.set_user_attr(GIVEN_KEY, {"unused": "its choice is not used"})
+    assert trials.run({}).why.endswith("which needs 10; its choice is not used")
