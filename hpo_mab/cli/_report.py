@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import math
-import socket
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -416,6 +414,7 @@ def dashboard(
 
     from hpo_mab.cli._output import warn_unpublished
     from hpo_mab.dashboard import application, refresh
+    from hpo_mab.dashboard._serve import free_port
     from hpo_mab.storage import Storage
 
     class QuietHandler(WSGIRequestHandler):
@@ -433,7 +432,7 @@ def dashboard(
     pages = application(store, artifacts=artifacts)
     warn_unpublished(refresh(store, artifacts=artifacts))
     server = make_server(
-        host, _free_port(host, port), pages, ThreadedServer, handler_class=QuietHandler
+        host, free_port(host, port), pages, ThreadedServer, handler_class=QuietHandler
     )
     shown = f"[{host}]" if ":" in host else host
     typer.echo(f"Optuna dashboard on {store.shown_url}: http://{shown}:{server.server_port}/")
@@ -445,24 +444,3 @@ def dashboard(
     finally:
         server.server_close()
         store.close()
-
-
-def _free_port(host: str, port: int) -> int:
-    """``port`` if it is free, else 0, with which the system chooses one.
-
-    Raises:
-        ArgumentError: The address is not of this machine.
-    """
-    mistake = f"--host must be an address of this machine, such as 127.0.0.1, got {host!r}."
-    try:
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        with socket.socket(family, socket.SOCK_STREAM) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind((host, port))
-    except socket.gaierror:
-        raise ArgumentError(mistake) from None
-    except OSError as error:
-        if error.errno == errno.EADDRNOTAVAIL:
-            raise ArgumentError(mistake) from None
-        return 0
-    return port

@@ -1,9 +1,11 @@
-"""The dashboard as a WSGI application, and the learning curves it offers for download."""
+"""The dashboard as a WSGI application, its port, and the learning curves it offers for download."""
 
 from __future__ import annotations
 
 import csv
 import dataclasses
+import errno
+import socket
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -15,7 +17,7 @@ from optuna.artifacts import FileSystemArtifactStore, get_all_artifact_meta, upl
 from optuna_dashboard import wsgi
 
 from hpo_mab._attributes import DEFINITION_KEY, EVIDENCE_KEY
-from hpo_mab._errors import HpoMabError, StorageError
+from hpo_mab._errors import ArgumentError, HpoMabError, StorageError
 from hpo_mab.storage import files_folder
 from hpo_mab.training import Evaluation
 
@@ -203,3 +205,24 @@ def _thin_reports(trials: list[dict[str, Any]]) -> None:
         # The page of a running trial may be open.
         if trial["number"] % every and trial["state"] != "Running":
             trial["intermediate_values"] = []
+
+
+def free_port(host: str, port: int) -> int:
+    """``port`` if it is free, else 0, with which the system chooses one.
+
+    Raises:
+        ArgumentError: The address is not of this machine.
+    """
+    mistake = f"--host must be an address of this machine, such as 127.0.0.1, got {host!r}."
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((host, port))
+    except socket.gaierror:
+        raise ArgumentError(mistake) from None
+    except OSError as error:
+        if error.errno == errno.EADDRNOTAVAIL:
+            raise ArgumentError(mistake) from None
+        return 0
+    return port
