@@ -182,7 +182,8 @@ def run(
     # need may take longer to load than the first trial takes to train.
     from hpo_mab.dashboard import publish_study
 
-    warn_unpublished(publish_study(store, outcome.run))
+    images = runner.objective.workload.images
+    warn_unpublished(publish_study(store, outcome.run, images=images))
 
 
 def _is_comparable(spec: StudySpec, storage: Storage) -> bool:

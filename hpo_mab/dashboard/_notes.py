@@ -34,6 +34,8 @@ from hpo_mab.search._components import AUTO, always_averages
 from hpo_mab.search._standing import Choice, stored_choice
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from hpo_mab._examples import ExampleRecord
     from hpo_mab.storage import Storage, StudyRun, TrialRun
     from hpo_mab.training import Evaluation
@@ -353,18 +355,28 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 #: Examples in a note.
-_LISTED = 5
+_LISTED = 8
 
 
-def examples_note(record: ExampleRecord, name: str) -> str:
+def listed_examples(record: ExampleRecord) -> list[int]:
+    """Places in a study's training part of the examples that its note lists."""
+    return [int(row) for row in record.examples[_most_suspicious(record)]]
+
+
+def _most_suspicious(record: ExampleRecord) -> NDArray[np.int64]:
+    return np.argsort(-record.suspicion(), kind="stable")[:_LISTED]
+
+
+def examples_note(record: ExampleRecord, name: str, pictures: str = "") -> str:
     """The labels by a study's record of examples, in Markdown.
 
     Args:
         record: What the trials saw.
         name: The study's name.
+        pictures: Path of a picture of the examples listed; empty if there is none.
     """
     scores, preferred = record.suspicion(), record.preferred()
-    first = np.argsort(-scores, kind="stable")[:_LISTED]
+    first = _most_suspicious(record)
     rows = [
         (
             str(record.examples[place]),
@@ -378,11 +390,19 @@ def examples_note(record: ExampleRecord, name: str) -> str:
     count = f"{record.total:,}"
     if record.sampled:
         count = f"a fixed random sample of {len(record.examples):,} of {record.total:,}"
+    # The dashboard's Markdown shows no image of a `data:` address; that of an artifact it shows.
+    shown = (
+        f"![the examples of the table, in its order]({pictures})\n\nFrom the left, the examples of "
+        "the table in its order.\n\n"
+        if pictures
+        else ""
+    )
     return (
         f"## Suspicious labels\n\n{record.trials:,} trials saw {count} training examples. For "
         f"{int((scores > 0).sum()):,} another class's logit exceeds the label's, on average. The "
-        f"most suspicious:\n\n{_table(head, rows)}\n\n`hpo-mab examples {shlex.quote(name)} --html "
-        "examples.html` shows them as pictures, and `--drop N` leaves some out."
+        f"most suspicious:\n\n{shown}{_table(head, rows)}\n\n`hpo-mab examples "
+        f"{shlex.quote(name)} --html examples.html` shows more as pictures, and `--drop N` leaves "
+        "some out."
     )
 
 

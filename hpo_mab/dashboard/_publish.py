@@ -13,10 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 import optuna
 import sqlalchemy as sa
+import torch
 from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 from optuna.trial import TrialState, create_trial
 
 from hpo_mab._attributes import BUDGET_KEY, PUBLISHED_KEY, TEST_KEY
+from hpo_mab._errors import StorageError
+from hpo_mab._examples import ExampleRecord, labels_digest
 from hpo_mab._plan import ENDED, Plan
 from hpo_mab.compare import figures
 from hpo_mab.compare._records import CURRENCIES
@@ -25,10 +28,19 @@ from hpo_mab.dashboard._notes import (
     evidence_note,
     examples_note,
     keep_users_part,
+    listed_examples,
     pruning_notes,
     study_note,
 )
-from hpo_mab.dashboard._serve import LARGE, artifact_folder, comparison_path, save_curves
+from hpo_mab.dashboard._serve import (
+    LARGE,
+    artifact_folder,
+    comparison_path,
+    pictures_path,
+    save_curves,
+    save_pictures,
+)
+from hpo_mab.data import ImageData
 from hpo_mab.search import StudySpec
 from hpo_mab.storage import Definition, Storage, StudyRun, open_study, read_run, study_names
 from hpo_mab.storage._optuna import AttributeSink, id_of
@@ -253,7 +265,13 @@ class Published:
     problem: str = ""
 
 
-def publish_study(storage: Storage, run: StudyRun, *, artifacts: Path | None = None) -> Published:
+def publish_study(
+    storage: Storage,
+    run: StudyRun,
+    *,
+    images: ImageData | None = None,
+    artifacts: Path | None = None,
+) -> Published:
     """Write a study's note, figures, trial notes and, where large, its learning curves.
 
     Never raises for what it cannot write: the study itself is stored already.
@@ -261,12 +279,14 @@ def publish_study(storage: Storage, run: StudyRun, *, artifacts: Path | None = N
     Args:
         storage: The study's database.
         run: The study, read.
+        images: The study's training images, for pictures of suspicious labels in its note; None
+            keeps those of an earlier call while they are still the most suspicious.
         artifacts: Folder of the artifact store; None takes the storage's.
     """
 
     def write(name: str) -> bool:
         study = open_study(storage, name)
-        _write(storage, run, study, study_figures([run]), artifacts=artifacts)
+        _write(storage, run, study, study_figures([run]), images=images, artifacts=artifacts)
         return True
 
     return _each([run.name], write)
@@ -357,20 +377,28 @@ def _write(
     study: optuna.Study,
     drawn: Mapping[str, go.Figure],
     *,
+    images: ImageData | None = None,
     artifacts: Path | None,
     found: Mapping[str, str] | None = None,
 ) -> None:
     attrs = storage.optuna.get_study_system_attrs(id_of(study))
     buffer = DashboardBuffer(attrs)
     # A study that continues by itself keeps the verdict of the comparison it was part of.
-    found = found or attrs.get(PUBLISHED_KEY, {}).get("found", {})
+    before = attrs.get(PUBLISHED_KEY, {})
+    found = found or before.get("found", {})
+    folder = artifacts or artifact_folder(storage)
     record = storage.examples.load(id_of(study))
+    pictures = [] if record is None else before.get("pictures", [])
+    if record is not None:
+        pictures = _draw(study, record, images, folder, drawn=pictures)
     note = study_note(
         run,
         storage,
         test_accuracy=_test_accuracy(study, run),
         evidence=evidence_note(study, run.settings),
-        examples="" if record is None else examples_note(record, run.name),
+        examples=""
+        if record is None
+        else examples_note(record, run.name, pictures_path(study) if pictures else ""),
         **found,
     )
     buffer.save_study_note(keep_users_part(note, buffer.study_note()))
@@ -381,10 +409,36 @@ def _write(
         if not buffer.has_trial_note(ids[number]):
             buffer.save_trial_note(ids[number], text)
     if sum(len(trial.curve) for trial in run.trials) >= LARGE:
-        save_curves(study, run, artifacts or artifact_folder(storage))
+        save_curves(study, run, folder)
     # Last, so that a failed write is repeated by the next `refresh`.
-    buffer.save(PUBLISHED_KEY, {"finished": Plan(run.trials).ended, "found": dict(found)})
+    ended = Plan(run.trials).ended
+    buffer.save(PUBLISHED_KEY, {"finished": ended, "found": dict(found), "pictures": pictures})
     buffer.flush(storage.optuna.engine, id_of(study))
+
+
+def _draw(
+    study: optuna.Study,
+    record: ExampleRecord,
+    images: ImageData | None,
+    folder: Path,
+    *,
+    drawn: list[int],
+) -> list[int]:
+    """Draw the examples that a note lists; returns those that are drawn."""
+    listed = listed_examples(record)
+    if images is None:
+        return drawn if drawn == listed else []
+    if images.channels not in (1, 3):
+        return []
+    if labels_digest(images.labels.cpu().numpy()) != record.labels:
+        return []
+    try:
+        shown = images.gather(torch.tensor(listed, device=images.device)).cpu()
+        save_pictures(study, list(shown), folder)
+    except (OSError, StorageError):
+        # The note without pictures is better than none.
+        return []
+    return listed
 
 
 def _test_accuracy(study: optuna.Study, run: StudyRun) -> float | None:

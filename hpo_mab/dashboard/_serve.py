@@ -7,7 +7,7 @@ import dataclasses
 import errno
 import socket
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ import optuna
 from bottle import HTTPResponse, request
 from optuna.artifacts import FileSystemArtifactStore, get_all_artifact_meta, upload_artifact
 from optuna_dashboard import wsgi
+from optuna_dashboard.artifact import get_artifact_path
 
 from hpo_mab._attributes import DEFINITION_KEY, EVIDENCE_KEY
 from hpo_mab._errors import ArgumentError, HpoMabError, StorageError
@@ -24,9 +25,14 @@ from hpo_mab.training import Evaluation
 if TYPE_CHECKING:
     from wsgiref.types import WSGIApplication
 
+    from torch import Tensor
+
     from hpo_mab.storage import Storage, StudyRun
 
 CURVES_FILE = "learning-curves.csv"
+PICTURES_FILE = "suspicious-labels.png"
+#: Width of a picture in it, and of the gap between two, in pixels.
+_SIDE, _GAP = 96, 8
 #: Evaluations from which a study's curves are too many to be read off its pages.
 LARGE = 1_000
 
@@ -69,19 +75,53 @@ def save_curves(study: optuna.Study, run: StudyRun, folder: Path) -> str:
     Returns:
         The artifact's id.
     """
-    store = artifact_store(folder)
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / CURVES_FILE
         with path.open("w", newline="", encoding="utf-8") as file:
             csv.writer(file).writerows(_rows(run))
-        for known in get_all_artifact_meta(study):
-            if known.filename == CURVES_FILE:
-                with path.open("rb") as content:
-                    store.write(known.artifact_id, content)
-                return known.artifact_id
-        return upload_artifact(
-            artifact_store=store, file_path=str(path), study_or_trial=study, mimetype="text/csv"
-        )
+        return _save(study, path, folder, "text/csv")
+
+
+def save_pictures(study: optuna.Study, pictures: Sequence[Tensor], folder: Path) -> None:
+    """Write images in a row as one PNG artifact, in place of an earlier one.
+
+    Args:
+        study: The study.
+        pictures: Grey or RGB, uint8 [channels, height, width] on the CPU.
+        folder: Folder of the artifact store.
+    """
+    from PIL import Image
+
+    row = Image.new("RGB", (len(pictures) * (_SIDE + _GAP) - _GAP, _SIDE), "white")
+    for number, picture in enumerate(pictures):
+        pixels = picture.expand(3, -1, -1).permute(1, 2, 0).numpy()
+        tile = Image.fromarray(pixels).resize((_SIDE, _SIDE), Image.Resampling.NEAREST)
+        row.paste(tile, (number * (_SIDE + _GAP), 0))
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch) / PICTURES_FILE
+        row.save(path)
+        _save(study, path, folder, "image/png")
+
+
+def pictures_path(study: optuna.Study) -> str:
+    """The path under which the dashboard serves a study's pictures; empty if it has none."""
+    for known in get_all_artifact_meta(study):
+        if known.filename == PICTURES_FILE:
+            return str(get_artifact_path(study, known.artifact_id))
+    return ""
+
+
+def _save(study: optuna.Study, path: Path, folder: Path, mimetype: str) -> str:
+    """Upload a file as an artifact, in place of an earlier one of its name."""
+    store = artifact_store(folder)
+    for known in get_all_artifact_meta(study):
+        if known.filename == path.name:
+            with path.open("rb") as content:
+                store.write(known.artifact_id, content)
+            return known.artifact_id
+    return upload_artifact(
+        artifact_store=store, file_path=str(path), study_or_trial=study, mimetype=mimetype
+    )
 
 
 def _rows(run: StudyRun) -> Iterator[list[Any]]:

@@ -302,6 +302,11 @@ class Workload:
             **self._options(configuration),
         )
 
+    @property
+    def images(self) -> ImageData | None:
+        """The training images; None for data sets of another kind."""
+        return self._data.train if isinstance(self._data, ImageSplits) else None
+
     def sampler(
         self, configuration: Configuration, *, seed: int, stacked: bool = False
     ) -> BatchSampler:

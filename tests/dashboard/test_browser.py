@@ -180,8 +180,9 @@ def _piloted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, op
     }
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", AdvantageWarning)
-        run = StudyRunner(make_spec({**SPEC, **sections}), storage).run(score=False).run
-    assert publish_study(storage, run).problem == ""
+        runner = StudyRunner(make_spec({**SPEC, **sections}), storage)
+        run = runner.run(score=False).run
+    assert publish_study(storage, run, images=runner.objective.workload.images).problem == ""
     with served(storage) as address:
         yield address, open_study(storage, run.name)
     storage.close()
@@ -226,6 +227,19 @@ def test_evidence_and_autos_choice_are_shown(page: Page, piloted: tuple[str, opt
         assert cells[4] == "5"
     rungs = page.locator("table", has=page.get_by_role("columnheader", name="is decided at"))
     assert rungs.locator("tbody tr").count() == 2
+
+
+def test_the_note_shows_suspicious_labels_as_pictures(
+    page: Page, piloted: tuple[str, optuna.Study]
+) -> None:
+    address, _ = piloted
+    page.goto(f"{address}/dashboard/studies/1/note")
+    page.get_by_role("heading", name="Suspicious labels").wait_for()
+    picture = page.get_by_role("img", name="the examples of the table, in its order")
+    page.wait_for_function("[...document.images].some(one => one.naturalWidth === 8 * 104 - 8)")
+    assert picture.is_visible()
+    rows = page.locator("table", has=page.get_by_role("columnheader", name="visits"))
+    assert rows.locator("tbody tr").count() == 8
 
 
 def test_the_report_draws_every_figure_without_a_network(

@@ -8,12 +8,16 @@ import re
 import sqlite3
 import time
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import optuna
 import pytest
+import torch
 from optuna.artifacts import get_all_artifact_meta
 from optuna_dashboard import get_note, save_note
 from optuna_dashboard._custom_plot_data import get_plotly_graph_objects
+from PIL import Image
 
 from hpo_mab._attributes import PUBLISHED_KEY
 from hpo_mab.dashboard import _publish as publishing
@@ -23,7 +27,10 @@ from hpo_mab.dashboard import (
     publish_study,
     refresh,
 )
+from hpo_mab.dashboard._notes import listed_examples
 from hpo_mab.dashboard._publish import importances
+from hpo_mab.dashboard._serve import CURVES_FILE
+from hpo_mab.search import StudySpec, load_splits
 from hpo_mab.storage import Storage, open_study, read_run
 
 COMPARED = {
@@ -73,6 +80,30 @@ def test_every_study_of_a_comparison_gets_note_figures_and_verdict(compared) -> 
         assert f"| weights evaluated | {words} |" in note
         assert f"{len(run.trials)} trials saw 1,149 training examples." in note
         assert study.metric_names == ["validation accuracy"]
+
+
+def test_pictures_stay_while_the_same_labels_are_the_most_suspicious(compared, tmp_path) -> None:
+    run, storage = compared.runs[0], compared.storage
+    images = load_splits(StudySpec.model_validate(run.spec)).train
+
+    def note(**options: Any) -> str:
+        assert publish_study(storage, run, artifacts=tmp_path / "files", **options).problem == ""
+        return get_note(open_study(storage, run.name))
+
+    assert "](/artifacts/" not in note()
+    assert note(images=images).count("](/artifacts/1/") == 1
+    assert note().count("](/artifacts/1/") == 1
+    other = images.subset(torch.arange(len(images)).flip(0))
+    assert "](/artifacts/" not in note(images=other)
+    (png,) = (tmp_path / "files").iterdir()
+    with Image.open(png) as picture:
+        assert picture.size == (8 * 104 - 8, 96)
+        shown = np.asarray(picture)[:, :96, 0]
+    first = listed_examples(storage.examples.load(1))[0]
+    assert (shown[::12, ::12] == images.gather(torch.tensor([first]))[0, 0].numpy()).all()
+    (tmp_path / "taken").write_text("")
+    page = publish_study(storage, run, artifacts=tmp_path / "taken" / "in", images=images)
+    assert page.problem == ""
 
 
 def test_pruned_trials_say_why(compared) -> None:
@@ -214,9 +245,10 @@ def test_large_curves_are_an_artifact_replaced_in_place(large: Storage) -> None:
     assert rows[-1]["trial"] == str(last.number)
 
 
-def test_small_studies_have_no_artifact(compared) -> None:
+def test_small_studies_have_no_file_of_curves(compared) -> None:
     publish_study(compared.storage, compared.runs[0])
-    assert get_all_artifact_meta(open_study(compared.storage, compared.runs[0].name)) == []
+    artifacts = get_all_artifact_meta(open_study(compared.storage, compared.runs[0].name))
+    assert CURVES_FILE not in [artifact.filename for artifact in artifacts]
 
 
 def test_refresh_publishes_what_went_on_and_nothing_else(compared, tmp_path: Path) -> None:
