@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import collections
+import dataclasses
 import itertools
 import math
 import re
@@ -367,34 +368,53 @@ def _most_suspicious(record: ExampleRecord) -> NDArray[np.int64]:
     return np.argsort(-record.suspicion(), kind="stable")[:_LISTED]
 
 
-def examples_note(record: ExampleRecord, name: str, pictures: str = "") -> str:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ListedImages:
+    """The listed examples that a study has a picture of.
+
+    Attributes:
+        rows: Their places in the training part.
+        labels: Their classes.
+        classes: Names of all classes.
+    """
+
+    rows: list[int]
+    labels: list[int]
+    classes: list[str]
+
+
+def examples_note(
+    record: ExampleRecord, name: str, *, images: ListedImages | None = None, path: str = ""
+) -> str:
     """The labels by a study's record of examples, in Markdown.
 
     Args:
         record: What the trials saw.
         name: The study's name.
-        pictures: Path of a picture of the examples listed; empty if there is none.
+        images: What is known of the examples listed; None if there is no picture of them.
+        path: Path of the picture.
     """
     scores, preferred = record.suspicion(), record.preferred()
     first = _most_suspicious(record)
-    rows = [
-        (
-            str(record.examples[place]),
-            "" if preferred is None else str(preferred[place]),
-            f"{scores[place]:.2f}",
-            f"{record.counts.visits[place]:,.0f}",
-        )
-        for place in first
-    ]
-    head = ("place in the training part", "class that networks predict", "score", "visits")
+    classes = {} if images is None else dict(enumerate(images.classes))
+    predicted = [] if preferred is None else [int(preferred[place]) for place in first]
+    columns = {
+        "place in the training part": [str(record.examples[place]) for place in first],
+        "label": [] if images is None else [classes[label] for label in images.labels],
+        "class that networks predict": [classes.get(each, str(each)) for each in predicted],
+        "score": [f"{scores[place]:.2f}" for place in first],
+        "visits": [f"{record.counts.visits[place]:,.0f}" for place in first],
+    }
+    columns = {head: cells for head, cells in columns.items() if cells}
+    head, rows = tuple(columns), list(zip(*columns.values(), strict=True))
     count = f"{record.total:,}"
     if record.sampled:
         count = f"a fixed random sample of {len(record.examples):,} of {record.total:,}"
     # The dashboard's Markdown shows no image of a `data:` address; that of an artifact it shows.
     shown = (
-        f"![the examples of the table, in its order]({pictures})\n\nFrom the left, the examples of "
-        "the table in its order.\n\n"
-        if pictures
+        f"![the examples of the table, in its order]({path})\n\nFrom the left, the examples of the "
+        "table in its order.\n\n"
+        if images is not None
         else ""
     )
     return (

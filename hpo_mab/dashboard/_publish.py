@@ -24,6 +24,7 @@ from hpo_mab._plan import ENDED, Plan
 from hpo_mab.compare import figures
 from hpo_mab.compare._records import CURRENCIES
 from hpo_mab.dashboard._notes import (
+    ListedImages,
     curve_notes,
     evidence_note,
     examples_note,
@@ -388,9 +389,9 @@ def _write(
     found = found or before.get("found", {})
     folder = artifacts or artifact_folder(storage)
     record = storage.examples.load(id_of(study))
-    pictures = [] if record is None else before.get("pictures", [])
+    listed = ListedImages(**before["listed"]) if "listed" in before else None
     if record is not None:
-        pictures = _draw(study, record, images, folder, drawn=pictures)
+        listed = _draw(study, record, images, folder, before=listed)
     note = study_note(
         run,
         storage,
@@ -398,7 +399,7 @@ def _write(
         evidence=evidence_note(study, run.settings),
         examples=""
         if record is None
-        else examples_note(record, run.name, pictures_path(study) if pictures else ""),
+        else examples_note(record, run.name, images=listed, path=pictures_path(study)),
         **found,
     )
     buffer.save_study_note(keep_users_part(note, buffer.study_note()))
@@ -411,8 +412,10 @@ def _write(
     if sum(len(trial.curve) for trial in run.trials) >= LARGE:
         save_curves(study, run, folder)
     # Last, so that a failed write is repeated by the next `refresh`.
-    ended = Plan(run.trials).ended
-    buffer.save(PUBLISHED_KEY, {"finished": ended, "found": dict(found), "pictures": pictures})
+    published = {"finished": Plan(run.trials).ended, "found": dict(found)}
+    if listed is not None:
+        published["listed"] = dataclasses.asdict(listed)
+    buffer.save(PUBLISHED_KEY, published)
     buffer.flush(storage.optuna.engine, id_of(study))
 
 
@@ -422,23 +425,24 @@ def _draw(
     images: ImageData | None,
     folder: Path,
     *,
-    drawn: list[int],
-) -> list[int]:
-    """Draw the examples that a note lists; returns those that are drawn."""
+    before: ListedImages | None,
+) -> ListedImages | None:
+    """Draw the examples that a note lists; returns what is drawn."""
     listed = listed_examples(record)
     if images is None:
-        return drawn if drawn == listed else []
+        return before if before is not None and before.rows == listed else None
     if images.channels not in (1, 3):
-        return []
+        return None
     if labels_digest(images.labels.cpu().numpy()) != record.labels:
-        return []
+        return None
+    rows = torch.tensor(listed, device=images.device)
     try:
-        shown = images.gather(torch.tensor(listed, device=images.device)).cpu()
-        save_pictures(study, list(shown), folder)
+        save_pictures(study, list(images.gather(rows).cpu()), folder)
     except (OSError, StorageError):
         # The note without pictures is better than none.
-        return []
-    return listed
+        return None
+    labels = [int(label) for label in images.labels[rows]]
+    return ListedImages(rows=listed, labels=labels, classes=list(images.classes))
 
 
 def _test_accuracy(study: optuna.Study, run: StudyRun) -> float | None:

@@ -91,7 +91,11 @@ def test_pictures_stay_while_the_same_labels_are_the_most_suspicious(compared, t
         return get_note(open_study(storage, run.name))
 
     assert "](/artifacts/" not in note()
-    assert note(images=images).count("](/artifacts/1/") == 1
+    text = note(images=images)
+    assert text.count("](/artifacts/1/") == 1
+    first = listed_examples(storage.examples.load(1))[0]
+    (row,) = [line for line in text.splitlines() if line.startswith(f"| {first}\N{EN SPACE}")]
+    assert row.split(" | ")[1].strip() == images.classes[images.labels[first]]
     assert note().count("](/artifacts/1/") == 1
     other = images.subset(torch.arange(len(images)).flip(0))
     assert "](/artifacts/" not in note(images=other)
@@ -99,7 +103,6 @@ def test_pictures_stay_while_the_same_labels_are_the_most_suspicious(compared, t
     with Image.open(png) as picture:
         assert picture.size == (8 * 104 - 8, 96)
         shown = np.asarray(picture)[:, :96, 0]
-    first = listed_examples(storage.examples.load(1))[0]
     assert (shown[::12, ::12] == images.gather(torch.tensor([first]))[0, 0].numpy()).all()
     (tmp_path / "taken").write_text("")
     page = publish_study(storage, run, artifacts=tmp_path / "taken" / "in", images=images)
