@@ -57,31 +57,37 @@ def test_flipped_labels_are_of_another_class() -> None:
     assert int((flipped != labels).sum()) == 200
 
 
-def _pairs(gains: dict[str, float]) -> list[dict[str, dict[str, Any]]]:
-    arms = {"uniform": 0.0, "mab": -0.01, "easy_first": -0.01, "trimmed": -0.01, "hard_half": -0.01}
-    return [
+ARMS = {"uniform": 0.0, "mab": -0.01, "easy_first": -0.01, "trimmed": -0.01, "hard_half": -0.01}
+
+
+def _cell(tables: ModuleType, gains: dict[str, float]) -> Any:
+    pairs = [
         {
-            arm: {
-                "accuracy": [0.3, 0.4, 0.45, 0.5 + gain + 0.001 * number],
-                "seconds": [1.0, 2.0, 3.0, 6.0 if arm == "hard_half" else 4.0],
-                "diverged": False,
-                "seed": 0,
-            }
-            for arm, gain in {**arms, **gains}.items()
+            arm: {"accuracy": [0.3, 0.4, 0.45, 0.5 + gain + 0.001 * number], "diverged": False}
+            for arm, gain in {**ARMS, **gains}.items()
         }
         for number in range(16)
     ]
+    costs = {**dict.fromkeys(ARMS, 1.0), "hard_half": 1.5}
+    return tables.Cell(name=("digits", "1", "0%"), pairs=pairs, costs=costs)
 
 
 def test_races_on_the_record_choose_as_a_study_does() -> None:
     tables = load("tables")
-    found = tables.replay(_pairs({"hard_half": 0.02}), trials=30, judged="examples")
-    assert found[2:5] == ("hard_half 100%", "+2.00", "hard_half +2.00")
+    cell = _cell(tables, {"hard_half": 0.02})
+    assert tables.best(cell, judged="examples") == "hard_half +2.00"
     # Two rounds of two slots with four and one samplers left, then three slots.
-    assert found[5] == "13.0"
+    assert tables.replay(cell, trials=30, judged="examples") == ("hard_half 100%", "+2.00", "13.0")
     # It takes half as long again: at equal seconds it has not come as far.
-    slow = tables.replay(_pairs({"hard_half": 0.02}), trials=30, judged="seconds")
-    assert slow[2:5] == ("uniform 100%", "+0.00", "uniform +0.00")
-    assert slow[5] == "8.0"
+    assert tables.best(cell, judged="seconds") == "uniform +0.00"
+    assert tables.replay(cell, trials=30, judged="seconds") == ("uniform 100%", "+0.00", "8.0")
     # Sixteen pairs are too few for a study of 100 trials.
-    assert tables.replay(_pairs({}), trials=100, judged="examples") == ()
+    assert tables.replay(_cell(tables, {}), trials=100, judged="examples") == ("", "", "")
+
+
+def test_the_cells_of_the_record_are_whole_and_costs_are_those_of_a_core() -> None:
+    cells = list(load("tables").read_cells())
+    assert len(cells) == 18
+    assert {len(cell.pairs) for cell in cells} == {48}
+    assert {tuple(cell.arms) for cell in cells} == {tuple(ARMS)[1:]}
+    assert all(1.5 < cell.costs["hard_half"] < 1.7 for cell in cells)
