@@ -391,7 +391,7 @@ def examples_note(
     Args:
         record: What the trials saw.
         name: The study's name.
-        images: What is known of the examples listed; None if there is no picture of them.
+        images: The examples listed that a picture shows; None if there is no picture.
         path: Path of the picture.
     """
     scores, preferred = record.suspicion(), record.preferred()
