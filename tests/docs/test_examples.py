@@ -185,6 +185,7 @@ def test_moving_in_from_ray_tune_is_the_diff_that_the_page_shows(
 
 
 @pytest.mark.ray
+@pytest.mark.timeout(1200)  # Ray starts a process for each trial.
 @pytest.mark.filterwarnings("ignore")  # Ray's.
 def test_moving_in_from_ray_tune_runs_under_ray(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
