@@ -30,7 +30,7 @@ from hpo_mab._attributes import (
 )
 from hpo_mab._errors import ArgumentError, StorageError, require
 from hpo_mab.advantage import Evidence
-from hpo_mab.pruners._evidence import difference_of_task, read_evidence
+from hpo_mab.advantage._evidence import difference_of_task, read_evidence
 from hpo_mab.search._claim import Target, close_lost
 from hpo_mab.search._components import AUTO, PlannedSampler, sampler_factory, study_pruner
 from hpo_mab.search._definition import StudySpec
