@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from hpo_mab._attributes import environment
+from hpo_mab._machine import environment
 from hpo_mab._registry import lazy_names
 from hpo_mab.compare._records import (
     ArmSummary,

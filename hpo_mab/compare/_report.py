@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hpo_mab._attributes import environment as this_environment
 from hpo_mab._errors import ArgumentError
+from hpo_mab._machine import environment as this_environment
 from hpo_mab.compare import figures
 from hpo_mab.compare._records import CURRENCIES, ComparisonSummary
 from hpo_mab.compare._tables import (

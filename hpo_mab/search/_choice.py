@@ -27,8 +27,8 @@ from hpo_mab._attributes import (
 )
 from hpo_mab._errors import ArgumentError
 from hpo_mab.advantage import Estimate, Evidence
+from hpo_mab.advantage._evidence import difference_of_task, read_evidence
 from hpo_mab.advantage._pairs import interpolate
-from hpo_mab.pruners._evidence import difference_of_task, read_evidence
 from hpo_mab.search._components import AUTO, parse_portfolio, uses_record
 from hpo_mab.storage import Definition
 

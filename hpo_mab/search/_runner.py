@@ -12,7 +12,8 @@ from typing import Any
 
 import optuna
 
-from hpo_mab._attributes import TEST_KEY, environment
+from hpo_mab._attributes import TEST_KEY
+from hpo_mab._machine import environment
 from hpo_mab.search._choice import Choice, stored_choice
 from hpo_mab.search._claim import Target
 from hpo_mab.search._definition import StudySpec
