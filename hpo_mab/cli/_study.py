@@ -371,7 +371,7 @@ def _examples_page(found: StudyExamples, lists: dict[str, list[Example]]) -> str
 
     parts = []
     for ranking, listed in lists.items():
-        figures = "".join(_figure(found, one) for one in listed)
+        figures = "".join(_figure_html(found, one) for one in listed)
         parts.append(
             f"<h2>{RANKINGS[ranking].capitalize()}</h2><p>score: {SCORES[ranking]}</p>"
             f"<section>{figures}</section>"
@@ -384,7 +384,7 @@ def _examples_page(found: StudyExamples, lists: dict[str, list[Example]]) -> str
     )
 
 
-def _figure(found: StudyExamples, one: Example) -> str:
+def _figure_html(found: StudyExamples, one: Example) -> str:
     predicted = f"predicted {one.preferred}" if one.preferred else ""
     score, index = f"score {one.score:.3f}", str(one.index)
     lines = (f"label {one.label}", predicted, score, index, one.file)

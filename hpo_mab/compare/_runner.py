@@ -54,8 +54,8 @@ def arms_of(spec: StudySpec) -> dict[str, StudySpec]:
                 "[compare.arms] the study is compared with uniform sampling."
             )
         # A study under uniform sampling is compared with the default sampler.
-        own = spec if spec.sampler.kind != "uniform" else _with(spec, SamplerSection())
-        found = {own.sampler.kind: own, "uniform": _with(spec, uniform)}
+        own = spec if spec.sampler.kind != "uniform" else _with_sampler(spec, SamplerSection())
+        found = {own.sampler.kind: own, "uniform": _with_sampler(spec, uniform)}
         if spec.compare.unpruned and spec.pruner.kind != "none":
             whole = {"pruner": PrunerSection(kind="none")}
             found["unpruned"] = found["uniform"].model_copy(update=whole)
@@ -74,7 +74,7 @@ def arms_of(spec: StudySpec) -> dict[str, StudySpec]:
     return arms
 
 
-def _with(spec: StudySpec, sampler: SamplerSection) -> StudySpec:
+def _with_sampler(spec: StudySpec, sampler: SamplerSection) -> StudySpec:
     return spec.model_copy(update={"sampler": sampler})
 
 
@@ -203,14 +203,16 @@ def comparison_names(
         ArgumentError: Evidence that cannot be read.
         StorageError: A name is that of a study that is defined otherwise.
     """
-    studies = {(arm, one.seed): one for seeded in _seeded(spec) for arm, one in seeded.items()}
+    studies = {
+        (arm, one.seed): one for seeded in _arms_by_seed(spec) for arm, one in seeded.items()
+    }
     names = choose_names(storage, studies, name=name, fresh=fresh)
     for key, chosen in names.items():
         check_study(storage, chosen, studies[key])
     return names
 
 
-def _seeded(spec: StudySpec) -> Iterator[dict[str, StudySpec]]:
+def _arms_by_seed(spec: StudySpec) -> Iterator[dict[str, StudySpec]]:
     """The arms of each seed."""
     for seed in range(spec.seed, spec.seed + spec.compare.seeds):
         yield arms_of(spec.model_copy(update={"seed": seed}))
@@ -220,7 +222,7 @@ def _runners(
     spec: StudySpec, storage: Storage, names: Mapping[tuple[str, int], str]
 ) -> Iterator[StudyRunner]:
     """A runner for each arm of each seed."""
-    for arms in _seeded(spec):
+    for arms in _arms_by_seed(spec):
         splits = load_splits(next(iter(arms.values())))
         # All are made before the first runs, so that a mistake in the last arm is found at once.
         runners = [

@@ -275,10 +275,10 @@ class Answer:
     def __str__(self) -> str:
         """The answer as one line."""
         at = "" if self.currency is None else f" at equal {self.currency}"
-        why = "; ".join(part for part in (self.reason, self._figures()) if part)
+        why = "; ".join(part for part in (self.reason, self._figures_text()) if part)
         return f"{self.arm}: {self.statement}{at}? {self.shown_reply} ({why})."
 
-    def _figures(self) -> str:
+    def _figures_text(self) -> str:
         found = self.estimate
         if found is None or math.isnan(found.value):
             return "" if self.reason else "not measured"
@@ -371,7 +371,8 @@ def _caveats(summary: ComparisonSummary) -> Iterator[str]:
         yield "One seed cannot tell whether a search is better; more seeds can."
     for contrast in summary.contrasts:
         lengths = [
-            _lengths(arms[one], contrast.seeds) for one in (contrast.arm, contrast.reference)
+            _finished_trials(arms[one], contrast.seeds)
+            for one in (contrast.arm, contrast.reference)
         ]
         if lengths[0] != lengths[1]:
             own, other = (" and ".join(map(str, sorted(set(each)))) for each in lengths)
@@ -392,7 +393,7 @@ def _caveats(summary: ComparisonSummary) -> Iterator[str]:
             )
 
 
-def _lengths(arm: ArmSummary, seeds: tuple[int, ...]) -> list[int]:
+def _finished_trials(arm: ArmSummary, seeds: tuple[int, ...]) -> list[int]:
     """Finished trials of an arm's studies; empty where they are not known."""
     known = dict(zip(arm.seeds, arm.finished_by_seed, strict=False))
     return [known[seed] for seed in seeds if seed in known]

@@ -326,7 +326,7 @@ class _StudyPage:
         def changed(*args: Any, **options: Any) -> Any:
             body = view(*args, **options)
             if isinstance(body, HTTPResponse) and hasattr(body.body, "read"):
-                return _styled(body)
+                return _with_style(body)
             if isinstance(body, dict) and "plotly_graph_objects" in body:
                 body["plotly_graph_objects"].sort(key=lambda figure: str(figure["id"]))
                 body["user_attrs"] = [a for a in body["user_attrs"] if a["key"] not in _IN_NOTE]
@@ -336,7 +336,7 @@ class _StudyPage:
         return changed
 
 
-def _styled(response: HTTPResponse) -> HTTPResponse:
+def _with_style(response: HTTPResponse) -> HTTPResponse:
     """The dashboard's page with our style; other files as they are."""
     if not str(response.content_type).startswith("text/html"):
         return response

@@ -191,7 +191,9 @@ class PlannedSampler(BaseSampler):
         """See `optuna.samplers.BaseSampler`."""
         if slot_of(study, trial) < self._initial:
             return {}
-        return self._sampler(study, trial).infer_relative_search_space(self._seen(study), trial)
+        return self._sampler(study, trial).infer_relative_search_space(
+            self._study_shown(study), trial
+        )
 
     def sample_relative(
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
@@ -199,7 +201,7 @@ class PlannedSampler(BaseSampler):
         """See `optuna.samplers.BaseSampler`."""
         if slot_of(study, trial) < self._initial:
             return {}
-        seen = self._seen(study)
+        seen = self._study_shown(study)
         return self._sampler(study, trial).sample_relative(seen, trial, search_space)
 
     def sample_independent(
@@ -213,14 +215,14 @@ class PlannedSampler(BaseSampler):
         slot = slot_of(study, trial)
         if slot >= self._initial:
             sampler = self._sampler(study, trial)
-            seen = self._seen(study)
+            seen = self._study_shown(study)
             return sampler.sample_independent(seen, trial, param_name, param_distribution)
         random = RandomSampler(seed=derive_seed(self._seed, "initial", slot, param_name))
         return random.sample_independent(study, trial, param_name, param_distribution)
 
     def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
         """See `optuna.samplers.BaseSampler`."""
-        self._sampler(study, trial).before_trial(self._seen(study), trial)
+        self._sampler(study, trial).before_trial(self._study_shown(study), trial)
 
     def after_trial(
         self,
@@ -230,10 +232,10 @@ class PlannedSampler(BaseSampler):
         values: Sequence[float] | None,
     ) -> None:
         """See `optuna.samplers.BaseSampler`."""
-        self._sampler(study, trial).after_trial(self._seen(study), trial, state, values)
+        self._sampler(study, trial).after_trial(self._study_shown(study), trial, state, values)
         self._asked.pop((study.study_name, trial.number), None)
 
-    def _seen(self, study: optuna.Study) -> optuna.Study:
+    def _study_shown(self, study: optuna.Study) -> optuna.Study:
         return cast(optuna.Study, OwnHistory(study)) if self._twins else study
 
     def _sampler(self, study: optuna.Study, trial: FrozenTrial) -> BaseSampler:

@@ -413,19 +413,19 @@ def _frozen(row: Any, children: list[Any]) -> FrozenTrial:
         number=row.number,
         state=row.state,
         value=None,
-        values=[value for _, value in sorted(_numbered(parts["value"]).items())] or None,
-        datetime_start=_local(row.datetime_start),
-        datetime_complete=_local(row.datetime_complete),
+        values=[value for _, value in sorted(_by_number(parts["value"]).items())] or None,
+        datetime_start=_local_time(row.datetime_start),
+        datetime_complete=_local_time(row.datetime_complete),
         params=parts["param"],
         distributions=distributions,
         user_attrs=parts["user"],
         system_attrs=parts["system"],
-        intermediate_values=_numbered(parts["report"]),
+        intermediate_values=_by_number(parts["report"]),
         trial_id=row.trial_id,
     )
 
 
-def _numbered(values: dict[str, Any]) -> dict[int, Any]:
+def _by_number(values: dict[str, Any]) -> dict[int, Any]:
     return {int(name): value for name, value in values.items()}
 
 
@@ -434,7 +434,7 @@ def _distribution(text: str) -> BaseDistribution:
     return json_to_distribution(text)
 
 
-def _local(moment: datetime.datetime | None) -> datetime.datetime | None:
+def _local_time(moment: datetime.datetime | None) -> datetime.datetime | None:
     # Optuna writes UTC and returns local time, both without a time zone.
     if moment is None:
         return None
