@@ -81,7 +81,7 @@ app.command(name="copy", short_help="Copy or move a study with all that belongs 
 app.command(name="dashboard")(dashboard)
 
 
-def _in_one_line(
+def _print_warning(
     message: Warning | str,
     category: type[Warning],
     filename: str,
@@ -89,7 +89,7 @@ def _in_one_line(
     file: TextIO | None = None,
     line: str | None = None,
 ) -> None:
-    """Show a warning, one of this package without its place in the code."""
+    """Print a warning; one of this package is one line, without its place in the code."""
     if category.__module__.startswith("hpo_mab."):
         print(f"hpo-mab: {hide_passwords(str(message))}", file=sys.stderr)
     else:
@@ -108,7 +108,7 @@ def main() -> None:
         sys.path.append("")
     try:
         with warnings.catch_warnings():
-            warnings.showwarning = _in_one_line
+            warnings.showwarning = _print_warning
             # Not `app()`, which replaces `sys.excepthook`. Named so however it was started.
             typer.main.get_command(app)(prog_name="hpo-mab")
     except HpoMabError as error:
@@ -132,7 +132,7 @@ def main() -> None:
 
 
 def _without_interrupts(hook: _Hook) -> _Hook:
-    """A hook silent on Ctrl-C: a second one may come after the first was caught."""
+    """A hook that shows no traceback on Ctrl-C, which may come again after it was caught."""
 
     def other(kind: type[BaseException], value: BaseException, at: TracebackType | None) -> None:
         if not issubclass(kind, KeyboardInterrupt):
@@ -158,9 +158,9 @@ def _outside_cause(error: Exception) -> str | None:
             f"{error.strerror}{where}. Free some space and run the same command again; stored "
             "trials are kept."
         )
-    starved = memory_reason(error)
-    if starved is not None:
-        return f"{starved} Use a smaller network, smaller batches or fewer workers."
+    out_of_memory = memory_reason(error)
+    if out_of_memory is not None:
+        return f"{out_of_memory} Use a smaller network, smaller batches or fewer workers."
     # Without SQLAlchemy imported, nothing can have raised a storage error.
     if "sqlalchemy" not in sys.modules:
         return None
@@ -173,9 +173,9 @@ def _outside_cause(error: Exception) -> str | None:
 # Signals that end a command as Ctrl-C does.
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
-#: What is written to their pipe for an interrupt that was lost; no signal has this number.
-_AGAIN = b"\0"
-#: How long the second Ctrl-C leaves for an orderly end.
+#: Written to the signals' pipe for an interrupt that was lost; no signal has this number.
+_LOST_INTERRUPT = b"\0"
+#: How long the process may take to end in order after the second Ctrl-C.
 _SECONDS_TO_TIDY = 3.0
 
 
@@ -214,14 +214,18 @@ def _second_is_final() -> Iterator[None]:
     def send_again(args: sys.UnraisableHookArgs) -> None:
         # Python discards what is raised within a finaliser, also an interrupt.
         if issubclass(args.exc_type, KeyboardInterrupt):
-            os.write(write_end, _AGAIN)
+            os.write(write_end, _LOST_INTERRUPT)
         else:
             unraisable(args)
 
     sys.unraisablehook = send_again
     over = threading.Event()
-    arguments = (read_end, over, send_again.__code__)
-    listener = threading.Thread(target=_listen, args=arguments, name="second-ctrl-c", daemon=True)
+    listener = threading.Thread(
+        target=_end_after_second,
+        args=(read_end, over, send_again.__code__),
+        name="second-ctrl-c",
+        daemon=True,
+    )
     listener.start()
     try:
         yield
@@ -234,13 +238,14 @@ def _second_is_final() -> Iterator[None]:
         os.close(read_end)
 
 
-def _listen(read_end: int, over: threading.Event, hook: CodeType) -> None:
+def _end_after_second(read_end: int, over: threading.Event, hook: CodeType) -> None:
+    """End the process some seconds after the second signal, unless it is over before."""
     received = 0
     while received < 2:
         number = os.read(read_end, 1)
         if not number:
             return
-        if number == _AGAIN:
+        if number == _LOST_INTERRUPT:
             # Python writes to the pipe for this one, too.
             received -= 1
             _interrupt_outside(hook)

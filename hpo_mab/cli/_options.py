@@ -1,4 +1,4 @@
-"""Options that several commands share, their completion, and the commands printed as "Next"."""
+"""Options that several commands share, with their completion, and the printing of commands."""
 
 from __future__ import annotations
 
@@ -65,6 +65,7 @@ def study_names(ctx: typer.Context) -> list[str]:
     from hpo_mab.storage import study_names as stored
 
     given = ctx.params.get("storage") or DEFAULT_URL
+    # Some commands take several storages.
     urls = [given] if isinstance(given, str) else given
     found: list[str] = []
     for url in urls:
@@ -86,6 +87,11 @@ def within(low: int, high: int | None = None) -> Callable[..., Any]:
 
     return check
 
+
+#: As `hpo_mab.storage.DEFAULT_URL`, which cannot be imported without SQLAlchemy.
+DEFAULT_STORAGE = "sqlite:///hpo_mab.db"
+
+# Each option is declared once. Commands list those that they take, because typer reads signatures.
 
 Spec = Annotated[
     str,
@@ -110,7 +116,13 @@ Storages = Annotated[
         "--storage",
         envvar="HPO_MAB_STORAGE",
         help="Database URL or path; repeat it to read studies from several.",
-        show_default="sqlite:///hpo_mab.db",
+        show_default=DEFAULT_STORAGE,
+    ),
+]
+Study = Annotated[
+    str,
+    typer.Argument(
+        help="Name of the study; hpo-mab studies lists them.", autocompletion=study_names
     ),
 ]
 Fresh = Annotated[
@@ -172,9 +184,9 @@ Workers = Annotated[
     str,
     typer.Option(
         metavar="N|auto",
-        help="Processes that run trials in parallel; auto: this one, and more once it is known "
-        "that more than 20 s of work are left, up to one per CPU core or GPU. With several "
-        "the order of trials differs from run to run; 1 gives the same order each time.",
+        help="Processes that run trials in parallel. auto: this one, and more if over 20 s of work "
+        "are left, up to one per CPU core or GPU. With several the order of trials varies; 1 gives "
+        "the same order each time.",
     ),
 ]
 Slots = Annotated[
@@ -205,6 +217,7 @@ Set = Annotated[
         "'sampler.memory={ low = 20, high = 200 }'. Repeatable.",
     ),
 ]
+Record = Annotated[Path | None, typer.Option(help="File to write the raw record to (JSON).")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no summary.")]
 Verbose = Annotated[
     bool,
@@ -239,6 +252,7 @@ _KEYS = {
 def definition(context: typer.Context) -> StudySpec:
     """The definition on a command line: a file or name, and the options that replace its values."""
     given = context.params
+    # Options that were not given must not replace values of the file.
     named = {key: given[name] for name, key in _KEYS.items() if given.get(name) is not None}
     if "training.slots" in named:
         named["training.slots"] = slot_count(named["training.slots"])
@@ -273,6 +287,20 @@ def worker_count(text: str) -> int | None:
         return int(text)
     except ValueError:
         raise ArgumentError(f"--workers must be a number or 'auto', got '{text}'.") from None
+
+
+def worker_options(context: typer.Context) -> dict[str, Any]:
+    """Arguments of `hpo_mab.cli._run.launcher` on a command line.
+
+    Raises:
+        ArgumentError: ``--workers`` is neither a number nor ``auto``.
+    """
+    given = context.params
+    return {
+        "workers": worker_count(given["workers"]),
+        "ray": given["ray"],
+        "gpus_per_worker": given["gpus_per_worker"],
+    }
 
 
 def slot_count(text: str) -> int | Literal["auto"]:
@@ -338,6 +366,7 @@ def command_line(
         for parameter in context.command.params
         if parameter.name != "fresh" and is_given(context, str(parameter.name))
     }
+    # Changes may concern options that were not given.
     by_name = {str(parameter.name): parameter for parameter in context.command.params}
     values |= {name: _arguments(by_name[name], value) for name, value in (changes or {}).items()}
     words = [word for name, found in values.items() if name in known for word in found]

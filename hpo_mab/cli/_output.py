@@ -9,7 +9,6 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from rich.console import Console
@@ -42,7 +41,7 @@ def console(*, stderr: bool = False) -> Console:
 
 
 _SECONDS_BETWEEN_LINES = 10.0
-#: A trial that runs for longer shows its own progress, at most so often.
+#: A trial that runs for longer than the first shows its progress, at the interval of the second.
 _SECONDS_OF_A_LONG_TRIAL, _SECONDS_BETWEEN_UPDATES = 10.0, 1.0
 
 
@@ -65,12 +64,12 @@ class StudyProgress:
         self._trials = trials
         self._label = label
         self._quiet = quiet
-        # Nothing is read for what is not shown.
+        # Without output the database need not be read.
         self._curves = None if quiet else curves
         self._console = console(stderr=True)
         self._live: Progress | None = None
         self._task: TaskID | None = None
-        self._within = TaskID(0)
+        self._trial_task = TaskID(0)
         self._began = self._last_line = self._last_end = time.monotonic()
         self._last_update = -math.inf
         self._done_before: int | None = None
@@ -83,7 +82,7 @@ class StudyProgress:
 
     def __enter__(self) -> Self:
         if not self._quiet and self._console.is_terminal:
-            # The name has a line of its own: at 80 columns it would push the bar off.
+            # The name has its own line: at 80 columns there is no room for it before the bar.
             self._console.print(self._label, style="bold", soft_wrap=True)
             self._live = Progress(
                 BarColumn(bar_width=24, table_column=Column(min_width=8)),
@@ -92,15 +91,10 @@ class StudyProgress:
             )
             self._live.start()
             self._task = self._live.add_task("first trial running", total=self._trials)
-            self._within = self._live.add_task("", total=1.0, visible=False)
+            self._trial_task = self._live.add_task("", total=1.0, visible=False)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         if self._live is not None:
             self._live.stop()
 
@@ -111,6 +105,7 @@ class StudyProgress:
         plan = Plan(study.get_trials(deepcopy=False))
         done = plan.finished
         if self._done_before is None:
+            # This trial is the first that ends in this process.
             self._done_before = done - 1
         self._state = self._describe(study, plan)
         self._last_end = time.monotonic()
@@ -119,7 +114,7 @@ class StudyProgress:
         if self._live is not None and self._task is not None:
             completed = min(done, self._trials)
             self._live.update(self._task, completed=completed, description=self._state)
-            self._live.update(self._within, visible=False)
+            self._live.update(self._trial_task, visible=False)
         elif not self._quiet and self._is_time_for_a_line(done):
             self._console.print(f"{self._label}: {self._state}", soft_wrap=True)
 
@@ -140,9 +135,9 @@ class StudyProgress:
         self._last_update = now
         text = self._describe_running(shares, now)
         if self._live is not None:
-            # A bar of its own: the line of the study has no room for it.
+            # Another bar, because the study's line has no room for it.
             furthest = max(shares.values())
-            self._live.update(self._within, visible=True, completed=furthest, description=text)
+            self._live.update(self._trial_task, visible=True, completed=furthest, description=text)
         elif self._is_time_for_a_line(0):
             self._console.print(f"{self._label}: {self._state}; {text}", soft_wrap=True)
 
@@ -155,6 +150,7 @@ class StudyProgress:
             text = f"{len(shares)} trials running, {text}"
         since, at_first = self._seen[number]
         if share > at_first:
+            # Seconds of a whole trial at the pace since it was first seen.
             whole = (now - since) / (share - at_first)
             text += f", {duration(whole * (1 - share))} left of it"
             if self._done_before is None and len(shares) == 1:
@@ -176,6 +172,7 @@ class StudyProgress:
             parts.append(f"best {max(complete):.2%}")
         new = done - (self._done_before or 0)
         if new > 0 and done < self._trials:
+            # Wall time by trials of all workers, so it is the pace of them together.
             each = (time.monotonic() - self._began) / new
             left = min(each * (self._trials - done), self._budget_left(study))
             parts += [f"{60 / max(each, 1e-9):.3g} per minute", f"{duration(left)} left"]
@@ -189,6 +186,7 @@ class StudyProgress:
             return math.inf
         now, spent = time.monotonic(), Target.load(study).share_spent(study, self._curves)
         self._spent_first = self._spent_first or (now, spent)
+        # Since the first trial ended here: what was spent before has another pace.
         since, before = self._spent_first
         return (
             max(1 - spent, 0.0) * (now - since) / (spent - before) if spent > before else math.inf
@@ -226,8 +224,8 @@ class _DataLines(logging.Handler):
 def shown_data(*, quiet: bool) -> Iterator[Callable[[], None]]:
     """Show the composition of the data sets loaded in this context, each line once.
 
-    Yields a function that shows it. The end of the context also shows it, except after an error: an
-    error in a definition is one line.
+    Yields a function that shows it. The end of the context also shows it, except after an error,
+    which must be the only line.
     """
     log, lines = logging.getLogger("hpo_mab.data"), _DataLines()
     before = log.level
@@ -272,23 +270,23 @@ def print_summary(
         go_on: Command that continues the study.
     """
     out = console()
-    facts = _facts(outcome, spec, wall_seconds=wall_seconds)
+    facts = _run_facts(outcome, spec, wall_seconds=wall_seconds)
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
-    for label, text in _rows(facts):
+    for label, text in _summary_rows(facts):
         table.add_row(label, text)
     if outcome.interrupted:
         out.print("Interrupted. Finished trials are stored; the same command continues.\n")
     out.print(table)
     print_next(
         [
-            (compare, "the same study with uniform sampling" + _unpruned(spec)),
+            (compare, "the same study with uniform sampling" + _unpruned_text(spec)),
             (dashboard, "notes and figures in the browser"),
             (go_on, "continue the study"),
         ]
     )
 
 
-def _unpruned(spec: StudySpec) -> str:
+def _unpruned_text(spec: StudySpec) -> str:
     return " and without pruning" if spec.compare.unpruned and not spec.compare.arms else ""
 
 
@@ -312,10 +310,10 @@ def warn_unpublished(published: Published) -> None:
 
 def run_json(outcome: RunOutcome, spec: StudySpec, *, wall_seconds: float) -> str:
     """The same facts as one JSON object."""
-    return json.dumps(_facts(outcome, spec, wall_seconds=wall_seconds), indent=1)
+    return json.dumps(_run_facts(outcome, spec, wall_seconds=wall_seconds), indent=1)
 
 
-def _facts(outcome: RunOutcome, spec: StudySpec, *, wall_seconds: float) -> dict[str, Any]:
+def _run_facts(outcome: RunOutcome, spec: StudySpec, *, wall_seconds: float) -> dict[str, Any]:
     from hpo_mab._plan import Plan
 
     run, best = outcome.run, outcome.run.best
@@ -346,7 +344,7 @@ def _facts(outcome: RunOutcome, spec: StudySpec, *, wall_seconds: float) -> dict
     }
 
 
-def _rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
+def _summary_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
     best, trials = facts["best"], facts["trials"]
     rows = [("Study", facts["study"])]
     if best is None:
@@ -361,7 +359,7 @@ def _rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
     if facts["twins"]:
         counted += f"; {facts['twins']} of them repeat a configuration under another sampler"
     rows.append(("Trials", counted))
-    rows += _spent(facts)
+    rows += _spent_rows(facts)
     if facts["auto"] is not None:
         auto = facts["auto"]
         verb = "took" if auto["source"] else "chose"
@@ -380,10 +378,10 @@ def _rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
                 )
             )
     rows += [("Training", reason) for reason in facts["loop_reasons"]]
-    return [*rows, *_saved(facts)]
+    return [*rows, *_saved_rows(facts)]
 
 
-def _spent(facts: dict[str, Any]) -> list[tuple[str, str]]:
+def _spent_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
     if facts["examples"] is None:
         return [("Spent", "unknown: learning curves are missing")]
     seconds, evaluation = facts["seconds"], facts["evaluation_seconds"]
@@ -400,7 +398,7 @@ def _spent(facts: dict[str, Any]) -> list[tuple[str, str]]:
     return rows
 
 
-def _saved(facts: dict[str, Any]) -> list[tuple[str, str]]:
+def _saved_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
     """What pruning saved; a pruned trial's seconds are estimated from its own pace."""
     saved, seconds = facts["examples_saved_by_pruning"], facts["seconds_saved_by_pruning"]
     if saved is None:

@@ -15,6 +15,7 @@ from hpo_mab.cli._options import study_names
 
 if TYPE_CHECKING:
     from optuna.study import StudySummary
+    from optuna.trial import FrozenTrial
 
     from hpo_mab.advantage import Evidence
     from hpo_mab.compare import ComparisonSummary
@@ -40,9 +41,7 @@ def report(
         str | None,
         typer.Option(help="Arm to compare the others with; default: uniform, else the first."),
     ] = None,
-    record: Annotated[
-        Path | None, typer.Option(help="File to write the raw record to (JSON).")
-    ] = None,
+    record: opt.Record = None,
     title: Annotated[str | None, typer.Option(help="Title of the page.")] = None,
     verbose: opt.Verbose = False,
     quiet: opt.Quiet = False,
@@ -87,6 +86,7 @@ def _read_comparison(
     from hpo_mab.compare._stored import is_record
 
     if any(is_record(name, storages=storages) for name in studies):
+        # A record holds the summary of a whole comparison, which cannot be extended.
         if len(studies) > 1 or reference:
             raise ArgumentError(
                 "A record is read alone, its reference is in it; got "
@@ -125,11 +125,11 @@ def evidence(
 
     Complete trials of both arms with the same seed and configuration form a pair. Four pairs are
     required; twenty or more are advisable. Nothing is trained. A study of the same data and network
-    uses the file by `pruner = { kind = "advantage", evidence = "evidence.json" }`, and prunes
-    earlier where that is safe.
+    then prunes earlier where that is safe. Its definition names the file:
+    `pruner = { kind = "advantage", evidence = "evidence.json" }`.
 
-    Of a study whose sampler was `auto` the file also holds the choice. A later study with the same
-    data, network, budget of a trial and portfolio takes it without a race, by
+    Of a study whose sampler was `auto` the file also holds the choice. A later study takes it
+    without a race if data, network, budget of a trial and portfolio are the same:
     `sampler = { kind = "auto", evidence = "evidence.json" }`.
 
     Examples:
@@ -159,6 +159,7 @@ def _evidence(
 
     runs = _read_runs(studies, storages)
     arms = {run.arm for run in runs}
+    # The arm is not there, so the studies may be those of a race.
     if arm is None and "mab" not in arms and "auto" in {run.settings.sampler.kind for run in runs}:
         names = [name for name in studies if not is_record(name, storages=storages)]
         raced = race_evidence(names, storages=storages, margin=margin) if names else ()
@@ -221,7 +222,7 @@ def studies(
         int | None,
         typer.Option(help="Show this trial of STUDY: its evaluations, and why it was pruned."),
     ] = None,
-    storage: opt.StorageUrl = "sqlite:///hpo_mab.db",
+    storage: opt.StorageUrl = opt.DEFAULT_STORAGE,
     as_json: opt.Json = False,
 ) -> None:
     """List the studies in a database, the trials of a study, or one trial.
@@ -252,7 +253,7 @@ def studies(
     from hpo_mab.storage import Definition, Storage, open_study
 
     def trials(summary: StudySummary) -> int:
-        """Finished trials of a study of ours; all of another's."""
+        """Finished trials of a study that hpo-mab made; all trials of another one."""
         if not Definition.is_in(summary.user_attrs):
             return summary.n_trials
         return Plan(open_study(store, summary.study_name).get_trials(deepcopy=False)).finished
@@ -263,7 +264,7 @@ def studies(
         {
             "study": summary.study_name,
             "trials": trials(summary),
-            "best": _best(summary),
+            "best": _best_value(summary),
             "started": summary.datetime_start and summary.datetime_start.isoformat(" ", "minutes"),
         }
         for summary in summaries
@@ -274,7 +275,7 @@ def studies(
     table = Table("Study", "Trials", "Best", "Started", box=None, padding=(0, 2, 0, 0))
     ours = {one.study_name for one in summaries if Definition.is_in(one.user_attrs)}
     for row in rows:
-        # The unit of another product's study is not known.
+        # The unit of a study that another program made is not known.
         form = ".2%" if row["study"] in ours else ".6g"
         best = "" if row["best"] is None else f"{row['best']:{form}}"
         table.add_row(row["study"], str(row["trials"]), best, row["started"] or "")
@@ -295,8 +296,7 @@ def _show_trials(storage: str, name: str, *, as_json: bool) -> None:
         {
             "trial": trial.number,
             "state": trial.state.name.lower(),
-            # Of several objectives there is no one value; that of a pruned trial is its last.
-            "value": _finite(trial.values[0]) if trial.values and len(trial.values) == 1 else None,
+            "value": _value_of(trial),
             "evaluations": len(trial.intermediate_values),
             "params": trial.params,
         }
@@ -343,7 +343,7 @@ def _show_trial(storage: str, name: str, number: int, *, as_json: bool) -> None:
             "trial": number,
             "state": state,
             "params": trial.params,
-            "evaluations": [[step, _finite(value)] for step, value in values],
+            "evaluations": [[step, _finite_or_none(value)] for step, value in values],
             "pruned_because": attrs.get(PRUNED_KEY),
             "why": why,
         }
@@ -362,24 +362,30 @@ def _show_trial(storage: str, name: str, number: int, *, as_json: bool) -> None:
             console().print(f"{label:<13}{text}", soft_wrap=True)
 
 
-def _finite(value: float) -> float | None:
+def _value_of(trial: FrozenTrial) -> float | None:
+    """A trial's value, the last report of a pruned one; None if it has several objectives."""
+    values = trial.values or []
+    return _finite_or_none(values[0]) if len(values) == 1 else None
+
+
+def _finite_or_none(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _best(summary: StudySummary) -> float | None:
-    """The best value; None without one, and if it is not finite, which JSON cannot hold."""
+def _best_value(summary: StudySummary) -> float | None:
+    """The best value; None without one, or if it is not finite, which JSON cannot represent."""
     # A study of several objectives has no best trial.
     if summary.best_trial is None:
         return None
     value = summary.best_trial.value
-    return None if value is None else _finite(value)
+    return None if value is None else _finite_or_none(value)
 
 
 PORT = 8080
 
 
 def dashboard(
-    storage: opt.StorageUrl = "sqlite:///hpo_mab.db",
+    storage: opt.StorageUrl = opt.DEFAULT_STORAGE,
     host: Annotated[
         str,
         typer.Option(help="Address to listen on. Other machines can reach all but loopback."),
@@ -409,31 +415,18 @@ def dashboard(
     hpo-mab dashboard --storage sqlite:///studies.db --port 9000
     ```
     """
-    from socketserver import ThreadingMixIn
-    from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
-
     from hpo_mab.cli._output import warn_unpublished
     from hpo_mab.dashboard import application, refresh
-    from hpo_mab.dashboard._serve import free_port
+    from hpo_mab.dashboard._serve import make_server
     from hpo_mab.storage import Storage
-
-    class QuietHandler(WSGIRequestHandler):
-        def log_message(self, format: str, *args: object) -> None:
-            """Log nothing: these are requests of the user's own browser."""
-
-    class ThreadedServer(ThreadingMixIn, WSGIServer):
-        """Browsers open idle connections, which would block a server of one thread."""
-
-        daemon_threads = True
 
     opt.silence_optuna()
     store = Storage(storage, create=False)
-    # This opens the database: a broken one is reported as such, not as a failure to write notes.
+    # Before the notes are written: this opens the database, and names it in the error if it fails.
     pages = application(store, artifacts=artifacts)
     warn_unpublished(refresh(store, artifacts=artifacts))
-    server = make_server(
-        host, free_port(host, port), pages, ThreadedServer, handler_class=QuietHandler
-    )
+    server = make_server(pages, host=host, port=port)
+    # In a URL an IPv6 address has brackets.
     shown = f"[{host}]" if ":" in host else host
     typer.echo(f"Optuna dashboard on {store.shown_url}: http://{shown}:{server.server_port}/")
     typer.echo("Ctrl-C ends it.")

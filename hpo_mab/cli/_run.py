@@ -82,7 +82,7 @@ def launcher(
 def run(
     context: typer.Context,
     spec: opt.Spec = "digits",
-    storage: opt.StorageUrl = "sqlite:///hpo_mab.db",
+    storage: opt.StorageUrl = opt.DEFAULT_STORAGE,
     name: Annotated[
         str | None, typer.Option(help="Study name; default definition-sampler-seedN.")
     ] = None,
@@ -137,14 +137,7 @@ def run(
     silent = quiet or as_json
     opt.silence_optuna()
     store = Storage(storage)
-    launch = launcher(
-        loaded,
-        store,
-        workers=opt.worker_count(workers),
-        ray=ray,
-        gpus_per_worker=gpus_per_worker,
-        quiet=silent,
-    )
+    launch = launcher(loaded, store, **opt.worker_options(context), quiet=silent)
     study_name = choose_name(store, loaded, arm=loaded.sampler.kind, name=name, fresh=fresh)
     # Before the data are loaded, which may take long.
     check_study(store, study_name, loaded)
@@ -164,7 +157,7 @@ def run(
         # A URL with a password must not be shown.
         shown = {"storage": store.shown_url} if is_given(context, "storage") else {}
         named = {"name": study_name} if name or fresh else {}
-        more = _twice_what_ended_it(outcome, loaded.budget)
+        more = _doubled_limit(outcome, loaded.budget)
         # The names of the other arms may be those of other studies.
         own = named or ({} if _is_comparable(loaded, store) else {"name": study_name})
         print_summary(
@@ -189,7 +182,7 @@ def run(
 def _is_comparable(spec: StudySpec, storage: Storage) -> bool:
     """Whether the default names of a comparison's studies are free or their own.
 
-    Another error is that of ``hpo-mab compare``: the study has been run.
+    ``hpo-mab compare`` reports other errors.
     """
     from hpo_mab.compare._runner import comparison_names
 
@@ -201,23 +194,24 @@ def _is_comparable(spec: StudySpec, storage: Storage) -> bool:
     return True
 
 
-def _twice_what_ended_it(outcome: RunOutcome, budget: BudgetSection) -> dict[str, str]:
-    """The option and its value that double what has ended the study."""
+def _doubled_limit(outcome: RunOutcome, budget: BudgetSection) -> dict[str, str]:
+    """The option, with its value, that doubles the limit at which the study has ended."""
     from hpo_mab._plan import Plan
 
+    # Either the number of trials has ended the study, or its total budget.
     if budget.total is None or Plan(outcome.run.trials).finished >= budget.trials:
         return {"trials": str(2 * budget.trials)}
     return {"budget": re.sub(r"[\d.]+", lambda amount: f"{2 * float(amount[0]):g}", budget.total)}
 
 
-#: How many more seeds are suggested where the seeds so far cannot tell.
+#: Seeds that are suggested in addition if an answer is "cannot tell".
 _MORE_SEEDS = 4
 
 
 def compare(
     context: typer.Context,
     spec: opt.Spec = "digits",
-    storage: opt.StorageUrl = "sqlite:///hpo_mab.db",
+    storage: opt.StorageUrl = opt.DEFAULT_STORAGE,
     name: Annotated[
         str | None,
         typer.Option(
@@ -245,9 +239,7 @@ def compare(
     ray: opt.Ray = None,
     gpus_per_worker: opt.GpusPerWorker = None,
     assignments: opt.Set = None,
-    record: Annotated[
-        Path | None, typer.Option(help="File to write the raw record to (JSON).")
-    ] = None,
+    record: opt.Record = None,
     report: Annotated[
         Path | None, typer.Option(help="File to write a self-contained HTML report to.")
     ] = None,
@@ -284,14 +276,7 @@ def compare(
     opt.refuse_unwritable(record, report)
     silent = quiet or as_json
     store = Storage(storage)
-    launch = launcher(
-        loaded,
-        store,
-        workers=opt.worker_count(workers),
-        ray=ray,
-        gpus_per_worker=gpus_per_worker,
-        quiet=silent,
-    )
+    launch = launcher(loaded, store, **opt.worker_options(context), quiet=silent)
     names = comparison_names(loaded, store, name=name, fresh=fresh)
     # A URL with a password must not be shown.
     shown = {"storage": store.shown_url} if is_given(context, "storage") else {}
@@ -312,6 +297,7 @@ def compare(
             progress=progress,
             on_retrain=None if silent else _print_retraining,
         )
+    # Without a second arm there is nothing to summarise.
     if {run.arm for run in found.runs} <= {found.reference} or found.interrupted:
         continued = command_line(context, compare, shown) if fresh else "the same command"
         typer.echo(f"Interrupted. Finished trials are stored; {continued} continues.", err=True)

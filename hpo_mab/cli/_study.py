@@ -33,7 +33,7 @@ def worker(
             help="Name of the study; hpo-mab studies lists them.", autocompletion=study_names
         ),
     ],
-    storage: opt.StorageUrl = "sqlite:///hpo_mab.db",
+    storage: opt.StorageUrl = opt.DEFAULT_STORAGE,
     device: opt.Device = None,
     slots: opt.Slots = None,
     data_root: opt.DataRoot = None,
@@ -100,14 +100,9 @@ def _worker_json(study: str, target: int, here: Sequence[FrozenTrial], *, interr
 
 
 def replay(
-    study: Annotated[
-        str,
-        typer.Argument(
-            help="Name of the study; hpo-mab studies lists them.", autocompletion=study_names
-        ),
-    ],
+    study: opt.Study,
     trial: Annotated[int, typer.Argument(help="Number of the trial.")],
-    storage: opt.StorageUrl = "sqlite:///hpo_mab.db",
+    storage: opt.StorageUrl = opt.DEFAULT_STORAGE,
     device: opt.Device = None,
     data_root: opt.DataRoot = None,
     tolerance: Annotated[
@@ -133,6 +128,7 @@ def replay(
         found = train_again(
             Storage(storage, create=False), study, trial, device=device, data_root=data_root
         )
+    # Without a tolerance every figure must be equal, not only accuracies.
     same = found.is_identical or found.largest_difference <= tolerance > 0
     typer.echo(_replay_json(found, study) if as_json else _replay_text(found, study))
     if not same:
@@ -172,12 +168,7 @@ def _replay_text(found: Replay, study: str) -> str:
 
 
 def copy(
-    study: Annotated[
-        str,
-        typer.Argument(
-            help="Name of the study; hpo-mab studies lists them.", autocompletion=study_names
-        ),
-    ],
+    study: opt.Study,
     to: Annotated[
         str | None,
         typer.Option("--to", help="Database URL or path of the copy; default: the same database."),
@@ -188,7 +179,7 @@ def copy(
     move: Annotated[
         bool, typer.Option("--move", help="Delete the study once the copy is complete.")
     ] = False,
-    storage: opt.StorageUrl = "sqlite:///hpo_mab.db",
+    storage: opt.StorageUrl = opt.DEFAULT_STORAGE,
     as_json: opt.Json = False,
 ) -> None:
     """Copy or move a study with its trials, learning curves, notes and artifacts.
@@ -222,18 +213,13 @@ def copy(
     )
 
 
-_HEAD = ("index", "label", "networks say", "score", "visits", "file")
+_COLUMNS = ("index", "label", "predicted", "score", "visits", "file")
 
 
 def examples(
-    study: Annotated[
-        str,
-        typer.Argument(
-            help="Name of the study, as hpo-mab studies lists it.", autocompletion=study_names
-        ),
-    ],
+    study: opt.Study,
     top: Annotated[int, typer.Option(callback=opt.within(1), help="Examples of each list.")] = 10,
-    storage: opt.StorageUrl = "sqlite:///hpo_mab.db",
+    storage: opt.StorageUrl = opt.DEFAULT_STORAGE,
     data_root: opt.DataRoot = None,
     page: Annotated[
         Path | None, typer.Option("--html", help="Write the lists with pictures to this page.")
@@ -244,7 +230,7 @@ def examples(
     drop: Annotated[
         int | None,
         typer.Option(
-            help="Write the so many most suspicious examples to --output, for data.exclude."
+            help="How many of the most suspicious examples to write to --output, for data.exclude."
         ),
     ] = None,
     output: Annotated[
@@ -255,10 +241,10 @@ def examples(
     """List the training examples that are likely mislabelled, hardest and most ambiguous.
 
     Every trial adds what it saw of each example to the study's record. Nothing is trained.
-    The score of a likely mislabelled example is by how much another class's logit exceeds the
-    label's, on average; below 0 the label's is higher. The score of a hard example is its mean loss
-    divided by the average loss. That of an ambiguous one is the standard deviation of the label's
-    probability. Look at the pictures before you drop any.
+    The score of a likely mislabelled example is another class's logit minus the label's, on
+    average. The score of a hard example is its mean loss divided by the average loss. That of an
+    ambiguous one is the standard deviation of the label's probability. Look at the pictures before
+    you drop any.
 
     Examples:
 
@@ -304,19 +290,20 @@ def _print_examples(found: StudyExamples, lists: dict[str, list[Example]]) -> No
     from hpo_mab.search._stored import RANKINGS, SCORES
 
     out = console()
-    out.print(_headline(found))
+    out.print(_record_text(found))
     for ranking, listed in lists.items():
+        rows = [_example_cells(one) for one in listed]
         # A column that is empty in all rows is left out.
-        kept = [place for place in range(len(_HEAD)) if any(_cells(one)[place] for one in listed)]
-        shown = Table(*(_HEAD[place] for place in kept), box=None, padding=(0, 2, 0, 0))
-        for one in listed:
-            shown.add_row(*(_cells(one)[place] for place in kept))
+        kept = [place for place in range(len(_COLUMNS)) if any(row[place] for row in rows)]
+        shown = Table(*(_COLUMNS[place] for place in kept), box=None, padding=(0, 2, 0, 0))
+        for row in rows:
+            shown.add_row(*(row[place] for place in kept))
         out.print(f"\n{RANKINGS[ranking].capitalize()}", style="bold")
         out.print(f"score: {SCORES[ranking]}", style="dim")
         out.print(shown)
 
 
-def _headline(found: StudyExamples) -> str:
+def _record_text(found: StudyExamples) -> str:
     record = found.record
     sample = (
         f"a fixed random sample of {len(record.examples):,} of {record.total:,}"
@@ -331,7 +318,7 @@ def _headline(found: StudyExamples) -> str:
     )
 
 
-def _cells(one: Example) -> tuple[str, ...]:
+def _example_cells(one: Example) -> tuple[str, ...]:
     return (
         str(one.index),
         one.label,
@@ -359,6 +346,7 @@ def _examples_csv(found: StudyExamples) -> str:
 
     scores = {ranking: found.scores(ranking) for ranking in RANKINGS}
     everything = found.top("suspicious", len(found.record.examples))
+    # The record may be of a sample, so a row of the training part is not a row of the scores.
     place = {int(row): place for place, row in enumerate(found.record.examples)}
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
@@ -392,14 +380,15 @@ def _examples_page(found: StudyExamples, lists: dict[str, list[Example]]) -> str
     return (
         f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
         f"<style>{_STYLE}</style></head><body><h1>{title}</h1>"
-        f"<p>{html.escape(_headline(found))}</p>{''.join(parts)}</body></html>\n"
+        f"<p>{html.escape(_record_text(found))}</p>{''.join(parts)}</body></html>\n"
     )
 
 
 def _figure(found: StudyExamples, one: Example) -> str:
-    said = f"networks say {one.preferred}" if one.preferred else ""
-    lines: Sequence[str] = [f"label {one.label}", said, f"score {one.score:.3f}", f"{one.index}"]
-    caption = "<br>".join(html.escape(line) for line in [*lines, one.file] if line)
+    predicted = f"predicted {one.preferred}" if one.preferred else ""
+    score, index = f"score {one.score:.3f}", str(one.index)
+    lines = (f"label {one.label}", predicted, score, index, one.file)
+    caption = "<br>".join(html.escape(line) for line in lines if line)
     return (
         f'<figure><img alt="example {one.index}" src="{_data_url(found, one)}">'
         f"<figcaption>{caption}</figcaption></figure>"
@@ -413,5 +402,6 @@ def _data_url(found: StudyExamples, one: Example) -> str:
     if pixels.shape[2] not in (1, 3):
         raise ArgumentError(f"--html needs grey or RGB images, got {pixels.shape[2]} channels.")
     held = io.BytesIO()
+    # Pillow takes grey images without a channel axis.
     Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).save(held, "PNG")
     return f"data:image/png;base64,{base64.b64encode(held.getvalue()).decode()}"

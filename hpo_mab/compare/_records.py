@@ -72,16 +72,16 @@ class CostToTarget:
             reach it in half of the seeds only: the target depends on the luck of one of them.
             ``"common"``: the lower of both final incumbent accuracies, which both reach. For equal
             arms, ratios above and below 1 are then equally likely. ``"retrained"``: the reference's
-            re-trained test accuracy; known only for final incumbents, so the cost is what was spent
-            until the final incumbent was found.
+            re-trained test accuracy. Only final incumbents are re-trained, so the cost is what was
+            spent until the final incumbent was found.
         currency: ``"examples"`` or ``"seconds"``.
-        ratio: Geometric mean over seeds; where some seed never got there, "at least".
+        ratio: Geometric mean over seeds; a lower bound if some seed did not reach the target.
         seeds: The seeds compared.
-        ratios: Ratio of each seed; for those that never got there, all they spent over the
-            reference's cost.
+        ratios: Ratio of each seed; for those that did not reach the target, all they spent over
+            the reference's cost.
         reached: Whether the arm reached the target, by seed.
-        p: Wilcoxon signed-rank p-value of the ratios' logarithms; None below 5 seeds, and where
-            some seed never got there, as its ratio is not known.
+        p: Wilcoxon signed-rank p-value of the ratios' logarithms; None below 5 seeds, or if some
+            seed did not reach the target, as its ratio is not known.
 
     Examples:
         >>> from pathlib import Path
@@ -187,8 +187,8 @@ class Contrast:
         arm: Name of the arm.
         reference: Name of the reference.
         seeds: Seeds both have.
-        gain: Incumbent validation accuracy minus the reference's at equal spend, by currency; the
-            spend is what the cheaper of the two studies spent in all.
+        gain: Incumbent validation accuracy minus the reference's at equal spend, by currency.
+            Equal spend is what the cheaper of the two studies spent in all.
         gain_p: Wilcoxon signed-rank p-values of the same; None below 5 seeds.
         seconds_per_example: Training seconds per example over the reference's.
         cost: Costs to target.
@@ -253,7 +253,7 @@ class ComparisonSummary:
 
     def to_json(self) -> dict[str, Any]:
         """The summary as JSON values; unbounded ends and missing figures are None."""
-        plain: dict[str, Any] = _plain(dataclasses.asdict(self))
+        plain: dict[str, Any] = _json_values(dataclasses.asdict(self))
         return plain
 
     @classmethod
@@ -268,18 +268,19 @@ class ComparisonSummary:
         return pydantic.TypeAdapter(cls).validate_python(_estimates(record))
 
 
-def _plain(value: Any) -> Any:
+def _json_values(value: Any) -> Any:
+    """Values as JSON has them: NaN and infinity, which it lacks, become None."""
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: _json_values(item) for key, item in value.items()}
     if isinstance(value, tuple | list):
-        return [_plain(item) for item in value]
+        return [_json_values(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
 
 
 def _estimates(value: Any) -> Any:
-    """The record with its estimates restored, for None means another thing in each field."""
+    """The record with its estimates restored, in which None means another value in each field."""
     if isinstance(value, Mapping):
         if value.keys() >= {"value", "low", "high"}:
             return Estimate.from_json(value)
@@ -305,6 +306,7 @@ def geometric_mean(
         confidence: Coverage of the interval.
         seed: Seed of the resampling.
     """
+    # Of logarithms: a ratio of 2 and one of 1/2 then cancel each other.
     logs = mean_estimate(np.log(np.asarray(ratios, float)), confidence=confidence, seed=seed)
     return Estimate(
         value=math.exp(logs.value),
@@ -324,6 +326,7 @@ def signed_rank_p(differences: ArrayLike) -> float | None:
     from scipy import stats
 
     observed = np.asarray(differences, dtype=np.float64)
+    # Pairs that one arm did not finish have no difference.
     observed = observed[np.isfinite(observed)]
     if len(observed) < FEWEST_FOR_TEST:
         return None

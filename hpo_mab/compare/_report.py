@@ -71,7 +71,7 @@ def read_record(path: Path) -> ComparisonRecord:
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
         return ComparisonRecord(
-            runs=tuple(_run(study) for study in raw["studies"]),
+            runs=tuple(_run_from_json(study) for study in raw["studies"]),
             summary=ComparisonSummary.from_json(raw["summary"]),
             environment=raw["environment"],
         )
@@ -98,18 +98,18 @@ def comparison_record(found: ComparisonRuns, summary: ComparisonSummary) -> str:
             {"arm": arm, "seed": seed, "test_accuracies": list(scores)}
             for (arm, seed), scores in found.retrained.items()
         ],
-        "studies": [_plain_run(run) for run in found.runs],
+        "studies": [_run_to_json(run) for run in found.runs],
     }
     return json.dumps(record, separators=(",", ":"))
 
 
-def _run(raw: Mapping[str, Any]) -> StudyRun:
+def _run_from_json(raw: Mapping[str, Any]) -> StudyRun:
     from hpo_mab.storage import StudyRun
 
-    return StudyRun(**{**raw, "trials": tuple(_trial(trial) for trial in raw["trials"])})
+    return StudyRun(**{**raw, "trials": tuple(_trial_from_json(trial) for trial in raw["trials"])})
 
 
-def _trial(raw: Mapping[str, Any]) -> TrialRun:
+def _trial_from_json(raw: Mapping[str, Any]) -> TrialRun:
     from hpo_mab.storage import TrialRun
     from hpo_mab.training import Evaluation
 
@@ -121,6 +121,7 @@ def _trial(raw: Mapping[str, Any]) -> TrialRun:
 
 def _environments(found: ComparisonRuns) -> list[dict[str, Any]]:
     """Every machine that began a study, with the arms and seeds of its studies."""
+    # Mostly one machine began all studies: its environment is listed once.
     grouped: dict[str, dict[str, Any]] = {}
     for (arm, seed), environment in found.environments.items():
         key = json.dumps(environment, sort_keys=True)
@@ -129,7 +130,7 @@ def _environments(found: ComparisonRuns) -> list[dict[str, Any]]:
     return list(grouped.values())
 
 
-def _plain_run(run: StudyRun) -> dict[str, Any]:
+def _run_to_json(run: StudyRun) -> dict[str, Any]:
     plain = dataclasses.asdict(run)
     for trial in plain["trials"]:
         curve = trial.pop("curve")
@@ -137,6 +138,7 @@ def _plain_run(run: StudyRun) -> dict[str, Any]:
         trial["curve"] = {
             key: [_rounded(e[key]) for e in curve] for key in (curve[0] if curve else ())
         }
+    # A folder of the machine that ran the study: it may hold the name of a user.
     plain["spec"].get("data", {}).pop("root", None)
     return plain
 
@@ -144,6 +146,8 @@ def _plain_run(run: StudyRun) -> dict[str, Any]:
 def _rounded(value: Any) -> Any:
     return round(value, 6) if isinstance(value, float) else value
 
+
+# The page loads nothing from elsewhere, so it can be sent and archived as one file.
 
 _CSS = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; max-width: 62rem;
@@ -207,7 +211,7 @@ def report_html(
     words = in_arm_words(summary)
     lines = verdict(words).splitlines()
     drawn = _figures(runs, summary)
-    shown, folded = drawn[:_SHOWN], drawn[_SHOWN:]
+    shown, folded = drawn[:_UNFOLDED], drawn[_UNFOLDED:]
     return "\n".join(
         [
             "<!DOCTYPE html>",
@@ -217,26 +221,26 @@ def report_html(
             f"<style>{_CSS}</style></head><body>",
             f"<h1>{html.escape(title)}</h1>",
             "<h2>Best configuration</h2>",
-            *_winner(runs, summary),
+            *_winner_html(runs, summary),
             "<h2>Verdict</h2>",
             f'<div class="verdict">{"".join(f"<p>{html.escape(one)}</p>" for one in lines)}</div>',
             "<h2>Results</h2>",
-            _table(overview(words), kind="cards"),
+            _table_html(overview(words), kind="cards"),
             "<h2>Figures</h2>",
             f'<p class="note">Accuracies along the curves are of {weights_evaluated(runs)}.</p>',
-            *_divs(shown),
-            _folded(f"{len(folded)} more figures", *_divs(folded, first=len(shown))),
+            *_figure_divs(shown),
+            _folded(f"{len(folded)} more figures", *_figure_divs(folded, first=len(shown))),
             "<h2>Record</h2>",
-            _folded("All tables", *map(_table, grids(words))),
-            _every_run(runs),
-            _versions(record or this_environment()),
+            _folded("All tables", *map(_table_html, grids(words))),
+            _trials_html(runs),
+            _versions_html(record or this_environment()),
             f"<script>{_SCRIPT}</script>",
             "</body></html>",
         ]
     )
 
 
-def _winner(runs: Sequence[StudyRun], summary: ComparisonSummary) -> list[str]:
+def _winner_html(runs: Sequence[StudyRun], summary: ComparisonSummary) -> list[str]:
     """The best configuration of all studies and what it was found in."""
     best = winner(runs)
     if best is None or best.best is None:
@@ -260,11 +264,11 @@ def _winner(runs: Sequence[StudyRun], summary: ComparisonSummary) -> list[str]:
         f"<dt>{html.escape(label)}</dt><dd>{html.escape(text)}</dd>"
         for label, text in study_facts(best)
     )
-    return [found, _table(grid), f"<dl>{facts}</dl>"]
+    return [found, _table_html(grid), f"<dl>{facts}</dl>"]
 
 
 #: Figures that are not folded.
-_SHOWN = 3
+_UNFOLDED = 3
 
 
 def _figures(runs: Sequence[StudyRun], summary: ComparisonSummary) -> list[go.Figure]:
@@ -287,13 +291,14 @@ def _figures(runs: Sequence[StudyRun], summary: ComparisonSummary) -> list[go.Fi
     return [figure for figure in made if figure.data]
 
 
-def _divs(drawn: Sequence[go.Figure], *, first: int = 0) -> list[str]:
+def _figure_divs(drawn: Sequence[go.Figure], *, first: int = 0) -> list[str]:
     from plotly import io
 
     return [
         io.to_html(
             figure,
             full_html=False,
+            # plotly.js is about 5 MB: once a page.
             include_plotlyjs=position == 0,
             include_mathjax=False,
             default_height="420px",
@@ -308,7 +313,7 @@ def _folded(title: str, *parts: str) -> str:
     return f"<details><summary>{html.escape(title)}</summary>{''.join(parts)}</details>"
 
 
-def _table(grid: Grid, *, kind: str = "scroll") -> str:
+def _table_html(grid: Grid, *, kind: str = "scroll") -> str:
     """A table: one that is scrolled where it is too wide, or one of ``"cards"``."""
     head = "".join(f"<th>{html.escape(heading)}</th>" for heading in grid.columns)
     body = "".join(
@@ -329,12 +334,12 @@ def _table(grid: Grid, *, kind: str = "scroll") -> str:
     )
 
 
-def _versions(record: dict[str, Any]) -> str:
+def _versions_html(record: dict[str, Any]) -> str:
     text = html.escape(json.dumps(record, indent=2))
     return _folded("Versions and hardware", f"<pre>{text}</pre>")
 
 
-def _every_run(runs: Sequence[StudyRun]) -> str:
+def _trials_html(runs: Sequence[StudyRun]) -> str:
     rows = tuple(
         (
             arm_words(run.arm),
@@ -362,4 +367,4 @@ def _every_run(runs: Sequence[StudyRun]) -> str:
         "hyperparameters",
     )
     grid = Grid(title=f"{len(rows)} trials of {len(runs)} studies", columns=columns, rows=rows)
-    return _folded("Every trial", _table(grid))
+    return _folded("Every trial", _table_html(grid))

@@ -53,6 +53,7 @@ def arms_of(spec: StudySpec) -> dict[str, StudySpec]:
                 f"compare.reference '{spec.compare.reference}' is not an arm: without "
                 "[compare.arms] the study is compared with uniform sampling."
             )
+        # A study under uniform sampling is compared with the default sampler.
         own = spec if spec.sampler.kind != "uniform" else _with(spec, SamplerSection())
         found = {own.sampler.kind: own, "uniform": _with(spec, uniform)}
         if spec.compare.unpruned and spec.pruner.kind != "none":
@@ -162,6 +163,7 @@ def run_comparison(
     for runner in _runners(spec, storage, chosen):
         key = (runner.arm, runner.spec.seed)
         name = chosen[key]
+        # A stored study may have a higher target, which it keeps.
         trials = max(runner.spec.budget.trials, stored_trials(storage, name))
         with progress(name, trials) as on_trial:
             outcome = runner.run(
@@ -266,6 +268,7 @@ def retrain(
     known = study.user_attrs.get(RETRAINED_KEY, {})
     final = runner.objective.workload.budget if epochs is None else Budget(epochs=epochs)
     key = {"trial": run.best.number, "budget": dataclasses.asdict(final)}
+    # Scores of another incumbent, or of another budget, do not count.
     scores = known["accuracies"] if {**known, **key} == known else []
     for index in range(len(scores), seeds):
         if on_retrain is not None:

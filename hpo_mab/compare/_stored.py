@@ -53,7 +53,7 @@ class Selection:
 
     Attributes:
         pattern: A study's name, or a pattern with ``*``, ``?`` and ``[...]``.
-        url: The database to look in; None is every one at hand.
+        url: The database of the study; None searches all that are given.
         arm: What to call the arm; None takes the one the study was made as.
     """
 
@@ -82,24 +82,25 @@ class Selection:
 
 
 def is_record(text: str, *, storages: Sequence[str] = ()) -> bool:
-    """Whether a text names a record file, rather than a study whose name ends as one's.
+    """Whether a text names a record file, not a study whose name also ends in ``.json``.
 
     Args:
         text: As `stored_comparison` takes it, or the path of a record.
         storages: Databases to look for a study in; default the usual one.
     """
+    # A file that exists decides; else a study may have such a name.
     if not text.endswith(".json") or Path(text).is_file():
         return text.endswith(".json")
     try:
         with _opened(storages or [DEFAULT_URL]) as opened:
-            found = Selection.parse(text, _names(opened.values()))
+            found = Selection.parse(text, _study_names(opened.values()))
         with _opened([found.url] if found.url else storages or [DEFAULT_URL]) as opened:
-            return found.pattern not in _names(opened.values())
+            return found.pattern not in _study_names(opened.values())
     except StorageError:
         return True
 
 
-def _names(storages: Iterable[Storage]) -> list[str]:
+def _study_names(storages: Iterable[Storage]) -> list[str]:
     return [name for storage in storages for name in names_in(storage)]
 
 
@@ -123,7 +124,7 @@ def _opened(urls: Iterable[str]) -> Iterator[dict[str, Storage]]:
 def stored_comparison(
     studies: Sequence[str], *, storages: Sequence[str] = (), reference: str | None = None
 ) -> ComparisonRuns:
-    """A comparison of stored studies, as if it had been run; nothing is run.
+    """A comparison of stored studies; nothing is trained.
 
     Scores of re-trained incumbents are taken over where the reference's were re-trained for as
     long.
@@ -141,7 +142,7 @@ def stored_comparison(
         StorageError: A database that is not there or cannot be read.
         UnknownNameError: A name that no database holds, or an unknown reference.
     """
-    found = _Found()
+    found = _FoundStudies()
     for storage, name, arm in _selected(studies, storages):
         found.add(storage, name, arm)
     return found.comparison(reference)
@@ -151,25 +152,25 @@ def _selected(
     studies: Sequence[str], storages: Sequence[str]
 ) -> Iterator[tuple[Storage, str, str | None]]:
     """Database, name and arm of the studies that are named; open until the next one."""
-    with _opened(_usual(studies, storages)) as usual:
-        names = _names(usual.values())
+    with _opened(_default_databases(studies, storages)) as usual:
+        names = _study_names(usual.values())
         for selection in [Selection.parse(text, names) for text in studies]:
             with _opened([] if selection.url is None else [selection.url]) as own:
                 for storage, name in _matches(selection, list((own or usual).values())):
                     yield storage, name, selection.arm
 
 
-def _usual(studies: Sequence[str], storages: Sequence[str]) -> Sequence[str]:
-    """The databases for studies that name none; none where all name one."""
+def _default_databases(studies: Sequence[str], storages: Sequence[str]) -> Sequence[str]:
+    """The databases for studies that name none; empty if all name one."""
     everywhere = all(Selection.parse(text).url is not None for text in studies)
-    # A name that looks as if it named a database may be one in the usual place.
+    # A name that seems to hold a database may be that of a study in the default one.
     is_there = Path(sa.make_url(DEFAULT_URL).database or "").is_file()
     return storages or ([DEFAULT_URL] if is_there or not everywhere else [])
 
 
 @dataclasses.dataclass
-class _Found:
-    """What has been found so far, by arm and seed."""
+class _FoundStudies:
+    """The studies found so far, by arm and seed."""
 
     runs: dict[tuple[str, int], StudyRun] = dataclasses.field(default_factory=dict)
     databases: dict[tuple[str, int], str] = dataclasses.field(default_factory=dict)
@@ -219,7 +220,7 @@ class _Found:
         return (trial for run in self.runs.values() for trial in run.trials)
 
     def comparison(self, reference: str | None) -> ComparisonRuns:
-        """All of it."""
+        """The comparison of the studies found."""
         arms = list(dict.fromkeys(arm for arm, _ in self.runs))
         if not any(trial.curve or trial.value is not None for trial in self._trials()):
             names = ", ".join(f"'{run.name}'" for run in self.runs.values())
@@ -266,29 +267,30 @@ def _matches(selection: Selection, storages: Sequence[Storage]) -> Iterator[tupl
     databases = [(storage, name) for storage in storages for name in names_in(storage)]
     known = [name for _, name in databases]
     # An exact name first: it may contain a bracket.
-    found = [place for place in databases if place[1] == selection.pattern] or _ours(
+    found = [place for place in databases if place[1] == selection.pattern] or _made_here(
         [place for place in databases if fnmatch.fnmatchcase(place[1], selection.pattern)]
     )
     if not found:
-        _refuse(selection.pattern, known, storages)
+        _refuse_unmatched(selection.pattern, known, storages)
     yield from found
 
 
-def _ours(databases: Sequence[tuple[Storage, str]]) -> list[tuple[Storage, str]]:
-    """Those that this product made; all of them if it made none."""
+def _made_here(databases: Sequence[tuple[Storage, str]]) -> list[tuple[Storage, str]]:
+    """The studies that this product made; all of them if it made none."""
     made = [
         (storage, name)
         for storage, name in databases
         if Definition.is_in(open_study(storage, name).user_attrs)
     ]
     others = [name for storage, name in databases if (storage, name) not in made]
+    # A pattern takes studies of other programs only if it matches none of hpo-mab's.
     if made and others:
         text = f"{', '.join(others)}: not made by hpo-mab, and left out."
         warnings.warn(text, ForeignStudyWarning, stacklevel=2)
     return made or list(databases)
 
 
-def _refuse(pattern: str, known: Sequence[str], storages: Sequence[Storage]) -> None:
+def _refuse_unmatched(pattern: str, known: Sequence[str], storages: Sequence[Storage]) -> None:
     where = ", ".join(storage.shown_url for storage in storages)
     if not known:
         raise ArgumentError(f"There is no study in {where}; 'hpo-mab run' makes one.")
@@ -311,7 +313,7 @@ def evidence_of(
     Pairs are the trials of both arms with equal seed and configuration that ran to their end.
 
     Args:
-        runs: Studies of both arms, others are not looked at.
+        runs: Studies of both arms; those of other arms are not used.
         arm: Whose trials were trained with the bandit.
         reference: Whose trials were trained under uniform sampling.
         margin: See `hpo_mab.advantage.measure_evidence`.
@@ -328,8 +330,8 @@ def evidence_of(
         pair_curves(own, other),
         margin=margin,
         source=source,
-        data=_one(both, "data"),
-        model=_one(both, "model"),
+        data=_common_name(both, "data"),
+        model=_common_name(both, "model"),
     )
 
 
@@ -340,7 +342,7 @@ def _of_arm(runs: Sequence[StudyRun], arm: str) -> list[StudyRun]:
     return found
 
 
-def _one(runs: Sequence[StudyRun], part: str) -> str:
+def _common_name(runs: Sequence[StudyRun], part: str) -> str:
     sections = ((run.settings.data, run.settings.model) for run in runs)
     names = sorted({(data if part == "data" else model).kind for data, model in sections})
     if len(names) > 1:
@@ -356,7 +358,7 @@ def race_evidence(
 ) -> tuple[Evidence, ...]:
     """Evidence of each study that has chosen its batch sampler by a race.
 
-    It holds the choice and, if the choice is not uniform sampling, what the pairs of the race
+    It holds the choice. If that is not uniform sampling, it also holds what the pairs of the race
     show for early pruning.
 
     Args:
@@ -383,6 +385,7 @@ def _race_evidence(
     chosen = raced.choice.sampler
     trials = study.get_trials(deepcopy=False)
     pairs = pairs_of_trials(trials, full=settings.evaluations or 0, sampler=chosen)
+    # The last count is that of pairs whose trials ran to their end.
     if chosen == UNIFORM or int(pairs.counts[-1:].sum()) < FEWEST_PAIRS:
         # Nothing for a pruner: trials under uniform sampling have no advantage.
         found = Evidence(

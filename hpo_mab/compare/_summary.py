@@ -75,6 +75,7 @@ class IncumbentCurve:
     def at(self, spent: ArrayLike) -> Floats:
         """Accuracy of the incumbent at a spend; NaN before the first trial finished."""
         position = np.searchsorted(self.spent, np.asarray(spent, dtype=np.float64), side="right")
+        # Position 0 is before the first trial finished.
         return np.concatenate([[np.nan], self.accuracy])[position]
 
     def first_reaching(self, accuracy: float) -> float:
@@ -86,9 +87,9 @@ class IncumbentCurve:
 def incumbent_curve(run: StudyRun, currency: Currency = "examples") -> IncumbentCurve:
     """Best final accuracy so far against the cumulative spend of all trials.
 
-    Only complete trials' final accuracies count: only their models had the whole schedule and can
-    be handed out; pruned and failed trials count as spend. Trials are taken in order of number, as
-    one worker runs them. Where curves are missing, the spend is not known, and there is no curve.
+    Only final accuracies of complete trials count: only these models had the whole schedule. Pruned
+    and failed trials count as spend. Trials are taken in order of number, as one worker runs them.
+    If curves are missing, the spend is not known, and there is no curve.
 
     Args:
         run: The study.
@@ -100,6 +101,7 @@ def incumbent_curve(run: StudyRun, currency: Currency = "examples") -> Incumbent
     if currency not in CURRENCIES:
         raise UnknownNameError("currency", currency, CURRENCIES)
     trials = [] if run.missing_curves else sorted(run.trials, key=lambda trial: trial.number)
+    # Without what a resumed attempt took over from an earlier one, which counts there.
     own = [t.own_examples if currency == "examples" else t.own_seconds for t in trials]
     values = [math.nan if trial.value is None else trial.value for trial in trials]
     spent = np.cumsum(np.asarray(own, dtype=np.float64))
@@ -139,11 +141,11 @@ def costs_to_target(
                 if (cost := _cost(target, arm[key], reference[key], retrained, currency))
             }
             if costs:
-                found.append(_record(target, currency, costs, confidence=confidence, seed=seed))
+                found.append(_cost_row(target, currency, costs, confidence=confidence, seed=seed))
     return tuple(found)
 
 
-def _record(
+def _cost_row(
     target: Target, currency: Currency, costs: Mapping[int, _Costs], *, confidence: float, seed: int
 ) -> CostToTarget:
     ratios = tuple(own / other for own, other, _ in costs.values())
@@ -162,7 +164,7 @@ def _record(
 def _cost(
     target: Target, arm: StudyRun, reference: StudyRun, retrained: Retrained, currency: Currency
 ) -> _Costs | None:
-    """Own cost, the reference's cost, and whether the arm got there; None if undefined."""
+    """Own cost, the reference's cost, and whether the arm reached the target; None if undefined."""
     own, other = incumbent_curve(arm, currency), incumbent_curve(reference, currency)
     if not len(own.accuracy) or not len(other.accuracy):
         return None
@@ -179,11 +181,13 @@ def _retrained_cost(
 ) -> _Costs | None:
     if score is None or wanted is None:
         return None
+    # Only the final incumbent was re-trained: its cost is what was spent until it was found.
     found = own.first_reaching(float(own.accuracy[-1])) if score >= wanted else math.inf
     return _costs(own, found, other.first_reaching(float(other.accuracy[-1])))
 
 
 def _costs(own: IncumbentCurve, spent: float, other: float) -> _Costs | None:
+    # An arm that did not reach the target needs at least all that it has spent.
     reached = math.isfinite(spent)
     cost = spent if reached else own.total
     return (cost, other, reached) if cost > 0.0 and other > 0.0 else None
@@ -206,6 +210,7 @@ def paired_rows(pairs: PairedCurves, *, confidence: float, seed: int) -> tuple[P
         confidence: Coverage of the intervals.
         seed: Seed of the resampling.
     """
+    # The same pairs, with the seconds of the reference as budget.
     clock = pairs.in_seconds()
     columns = zip(
         pairs.budgets,
@@ -247,9 +252,9 @@ def _best_quarter(pairs: PairedCurves) -> list[int]:
 def _fidelities(
     pairs: PairedCurves, column: int, *, confidence: float, seed: int
 ) -> tuple[FidelityRow, ...]:
-    """Fidelity by every statistic to the reference's final, and by tau to each arm's own."""
+    """Fidelity to the reference's final ranking by each statistic, and to each arm's own by tau."""
     finals = {"reference": pairs.uniform[:, -1], "own": pairs.bandit[:, -1]}
-    # Only configurations that both arms took to this budget; else they rank different sets.
+    # Only configurations that both arms trained to this budget: rankings need the same set.
     seen = np.isfinite(pairs.difference[:, column])
     own = np.where(seen, pairs.bandit[:, column], np.nan)
     other = np.where(seen, pairs.uniform[:, column], np.nan)
@@ -287,10 +292,10 @@ def summarise(
     """Summarise a comparison: every arm, and every arm against the reference, paired by seed.
 
     Args:
-        runs: The studies, any number of arms by any number of seeds, not every one with each.
+        runs: The studies of any arms and seeds; an arm may lack some seeds.
         reference: Arm that the others are compared with.
-        retrained: Test accuracies of each study's incumbent trained again under uniform sampling
-            on fresh seeds, by ``(arm, seed)``; missing ones are left out.
+        retrained: Test accuracies of each study's incumbent, trained again under uniform sampling
+            on fresh seeds, by ``(arm, seed)``. Missing ones are left out.
         confidence: Coverage of all intervals, in (0, 1).
         seed: Seed of all resampling.
 
@@ -346,6 +351,7 @@ def _arm(name: str, runs: Runs, scores: Retrained, *, confidence: float, seed: i
     plans = [Plan(runs[key].trials) for key in seeds]
     saved = _total([run.saved_examples for run in runs.values()])
     examples = _total([run.examples for run in runs.values()])
+    # The seed of a study is the unit: its re-trainings share one configuration.
     again = [float(np.mean(scores[name, key])) for key in seeds if len(scores.get((name, key), ()))]
     return ArmSummary(
         arm=name,
@@ -371,7 +377,7 @@ def _arm(name: str, runs: Runs, scores: Retrained, *, confidence: float, seed: i
 
 
 def _total(parts: list[Any]) -> Any:
-    """Their sum; None if one is not known."""
+    """The sum of figures; None if one of them is not known."""
     return None if None in parts else sum(parts)
 
 

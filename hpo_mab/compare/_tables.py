@@ -18,27 +18,28 @@ if TYPE_CHECKING:
 
 def percent(estimate: Estimate, *, digits: int = 1, interval: bool = True) -> str:
     """A share in percent, as ``value [low, high]`` with an interval within 0 and 1, or alone."""
+    # The interval of a mean may exceed the range of shares.
     low, high = (
         min(max(end, 0.0), 1.0) if math.isfinite(end) else end
         for end in (estimate.low, estimate.high)
     )
     within = dataclasses.replace(estimate, low=low, high=high)
-    return _shown(within, 100.0, f".{digits}f", interval=interval)
+    return _estimate_text(within, 100.0, f".{digits}f", interval=interval)
 
 
 def points(estimate: Estimate) -> str:
     """A difference of shares as signed points, to a tenth."""
-    return _shown(estimate, 100.0, "+.1f")
+    return _estimate_text(estimate, 100.0, "+.1f")
 
 
 def ratio(estimate: Estimate) -> str:
     """A ratio, marked where it is a lower bound; without an interval that is too wide."""
-    return _shown(estimate, 1.0, ".2f", interval=not too_wide(estimate))
+    return _estimate_text(estimate, 1.0, ".2f", interval=not too_wide(estimate))
 
 
 def coefficient(estimate: Estimate, *, interval: bool = True) -> str:
     """A coefficient in [-1, 1], with its interval or without."""
-    return _shown(estimate, 1.0, ".2f", interval=interval)
+    return _estimate_text(estimate, 1.0, ".2f", interval=interval)
 
 
 def too_wide(estimate: Estimate) -> bool:
@@ -50,7 +51,7 @@ def too_wide(estimate: Estimate) -> bool:
 
 
 def unbounded(estimate: Estimate) -> bool:
-    """Whether the interval is uninformative: no upper end, and none below or that of all ratios."""
+    """Whether the interval is uninformative: no upper end, and a lower end of -inf or 0."""
     return estimate.low in (-math.inf, 0.0) and math.isinf(estimate.high)
 
 
@@ -61,7 +62,7 @@ def p_value(value: float | None) -> str:
     return "<0.001" if value < 0.001 else f"{value:.3f}"
 
 
-def _shown(estimate: Estimate, scale: float, form: str, *, interval: bool = True) -> str:
+def _estimate_text(estimate: Estimate, scale: float, form: str, *, interval: bool = True) -> str:
     if math.isnan(estimate.value):
         return "-"
     value = f"{'>= ' if estimate.censored else ''}{estimate.value * scale:{form}}"
@@ -81,6 +82,9 @@ _TARGETS = {
 }
 
 _FEW_SEEDS = 5
+
+
+# Cells are text: the terminal, the page and the notes then show the same figures.
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,7 +132,7 @@ def answer_grid(summary: ComparisonSummary, contrast: Contrast) -> Grid:
 
 
 def essential_grids(summary: ComparisonSummary) -> list[Grid]:
-    """What a first look needs above the answers: what each arm found, and what it spent."""
+    """The tables above the answers: what each arm found, and what it spent."""
     return [_arms(summary), _spend(summary)]
 
 
@@ -140,7 +144,7 @@ def grids(summary: ComparisonSummary) -> list[Grid]:
     for contrast in summary.contrasts:
         if contrast.pairs:
             found.extend([_advantages(summary, contrast), _accelerations(contrast)])
-            found.extend([_fidelities(contrast), _more_fidelities(contrast)])
+            found.extend([_fidelities(contrast), _other_fidelities(contrast)])
     return found
 
 
@@ -184,6 +188,7 @@ def in_arm_words(summary: ComparisonSummary) -> ComparisonSummary:
     """The summary with its arms named in words; names that would become equal are kept."""
     names = [arm.arm for arm in summary.arms]
     words = {name: arm_words(name) for name in names}
+    # Tables could not distinguish arms of one name.
     if len(set(words.values())) < len(words):
         return summary
     return dataclasses.replace(
@@ -351,7 +356,7 @@ def _fidelities(contrast: Contrast) -> Grid:
     )
 
 
-def _more_fidelities(contrast: Contrast) -> Grid:
+def _other_fidelities(contrast: Contrast) -> Grid:
     return Grid(
         title=f"Fidelity of {contrast.arm} / {contrast.reference} by other measures",
         columns=("budget", "tau, own finals: difference", "Spearman", "top-3 recall", "regret"),
@@ -359,7 +364,7 @@ def _more_fidelities(contrast: Contrast) -> Grid:
             (
                 f"{row.examples:,.0f}",
                 coefficient(row.agreement("kendall", final="own").difference),
-                *(_both(row, name) for name in ("spearman", "recall", "regret")),
+                *(_both_arms(row, name) for name in ("spearman", "recall", "regret")),
             )
             for row in contrast.paired
         ),
@@ -370,7 +375,7 @@ def _more_fidelities(contrast: Contrast) -> Grid:
     )
 
 
-def _both(row: PairedRow, statistic: str) -> str:
+def _both_arms(row: PairedRow, statistic: str) -> str:
     found = row.agreement(statistic)
     shown = percent if statistic == "regret" else coefficient
     return " / ".join(shown(estimate, interval=False) for estimate in (found.arm, found.reference))

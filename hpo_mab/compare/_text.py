@@ -56,6 +56,7 @@ _PRUNERS = (
 
 def arm_words(arm: str) -> str:
     """An arm's name in words: ``"uniform, Hyperband"`` for ``"uniform_hyperband"``."""
+    # Names of samplers contain underscores, too, so only known pruners are split off.
     pruner = next((name for name in _PRUNERS if arm.endswith(f"_{name}")), "")
     sampler = arm.removesuffix(f"_{pruner}") if pruner else arm
     parts = [_name_in_words(sampler), "no pruner" if pruner == "none" else _name_in_words(pruner)]
@@ -77,6 +78,7 @@ def weights_evaluated(runs: Iterable[StudyRun]) -> str:
         return "trained weights"
     if not trained:
         return "averaged weights"
+    # The usual case: averaged weights until the last evaluation.
     if max(averaged) < min(trained):
         return f"averaged weights up to evaluation {max(averaged)}, trained weights after it"
     return (
@@ -190,36 +192,38 @@ def winning_parameters(run: StudyRun) -> list[tuple[str, str, str]]:
     return [(name, parameter(params[name]), ranges.get(name, "-")) for name in names]
 
 
-#: Does the same configuration learn more; does the search find a better model; does it find better
+# The verdict. One interval answers each question, so no answer is read out of several figures.
+
+#: Whether the same configuration learns more, and whether the search finds a better model or better
 #: hyperparameters.
 Question = Literal["learns", "model", "hyperparameters"]
 Reply = Literal["yes", "no", "cannot tell"]
 
-#: Each question and its currencies; None: of the studies as they ended.
-_ASKED: tuple[tuple[Question, Currency | None], ...] = (
+#: Each question with its currencies; None compares the studies as they ended.
+_QUESTIONS: tuple[tuple[Question, Currency | None], ...] = (
     ("learns", "examples"),
     ("learns", "seconds"),
     ("model", "examples"),
     ("model", "seconds"),
     ("hyperparameters", None),
 )
-#: Each question as a statement of the arm, and what "no" means.
-_STATED: dict[Question, tuple[str, str]] = {
+#: Each question as a statement about the arm, and the reply "no" in words.
+_STATEMENTS: dict[Question, tuple[str, str]] = {
     "learns": ("same configuration learns more", "no, less"),
     "model": ("search finds a better model", "no, worse"),
     "hyperparameters": ("better hyperparameters", "no, worse"),
 }
 _OTHER_SLOTS = "the arms' trials were trained in different numbers of slots"
-#: No sampler here makes a step take more times as long: beyond it the machine was busy.
-_ODD_PACE = 3.0
+#: No sampler makes a step take this many times as long: above it, the machine was busy.
+_SUSPECT_PACE = 3.0
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
     """The answer to one question about an arm.
 
-    The reply is ``"yes"`` where the whole interval lies above zero, ``"no"`` where it lies below,
-    else ``"cannot tell"``. The measures, each minus the reference's:
+    The reply is ``"yes"`` if the whole interval lies above zero, and ``"no"`` if it lies below. It
+    is ``"cannot tell"`` otherwise. The measures, each minus the reference's:
 
     - ``"learns"``: validation accuracy of the same configuration at the end of a trial, over pairs;
     - ``"model"``: validation accuracy of the best configuration after what the cheaper study spent
@@ -234,7 +238,7 @@ class Answer:
         currency: What both arms spend equally; None: the studies as they ended.
         reply: The answer.
         estimate: The difference of accuracies that it rests on; None if it was not measured.
-        reason: Why there is no other reply, where the interval is not the reason.
+        reason: Why the reply is ``"cannot tell"``, if not because of the interval.
 
     Examples:
         >>> from pathlib import Path
@@ -260,13 +264,13 @@ class Answer:
 
     @property
     def statement(self) -> str:
-        """The question as a statement of the arm, e.g. ``"search finds a better model"``."""
-        return _STATED[self.question][0]
+        """The question as a statement about the arm, e.g. ``"search finds a better model"``."""
+        return _STATEMENTS[self.question][0]
 
     @property
     def shown_reply(self) -> str:
-        """The reply in words: ``"yes"``, ``"cannot tell"``, or what is true instead."""
-        return _STATED[self.question][1] if self.reply == "no" else self.reply
+        """The reply in words, e.g. ``"no, less"``."""
+        return _STATEMENTS[self.question][1] if self.reply == "no" else self.reply
 
     def __str__(self) -> str:
         """The answer as one line."""
@@ -299,7 +303,7 @@ def answers(contrast: Contrast) -> tuple[Answer, ...]:
     One seed cannot compare searches. Seconds cannot be compared where arms were trained in
     different numbers of slots, or have the same trainings.
     """
-    return tuple(_answer(contrast, question, currency) for question, currency in _ASKED)
+    return tuple(_answer(contrast, question, currency) for question, currency in _QUESTIONS)
 
 
 def _answer(contrast: Contrast, question: Question, currency: Currency | None) -> Answer:
@@ -307,6 +311,7 @@ def _answer(contrast: Contrast, question: Question, currency: Currency | None) -
     reason = ""
     if currency == "seconds" and not contrast.same_slots:
         reason = _OTHER_SLOTS
+    # At equal seconds, equal trainings differ by the noise of the clock alone.
     elif _is_equal(estimate) or (question == "learns" and _is_equal(_measure(contrast, question))):
         reason = "no difference in any of them"
     return Answer(
@@ -321,7 +326,7 @@ def _answer(contrast: Contrast, question: Question, currency: Currency | None) -
 
 
 def _is_equal(estimate: Estimate | None) -> bool:
-    """Whether no observation differs from zero, as of two arms that train the same."""
+    """Whether all observations are zero, as they are if both arms train the same."""
     found = estimate
     return found is not None and found.value == 0.0 and found.n > 1 and not found.bounded
 
@@ -380,7 +385,7 @@ def _caveats(summary: ComparisonSummary) -> Iterator[str]:
                 f"{_OTHER_SLOTS}."
             )
         pace = contrast.seconds_per_example.value
-        if contrast.same_slots and max(pace, 1 / pace if pace else 0.0) > _ODD_PACE:
+        if contrast.same_slots and max(pace, 1 / pace if pace else 0.0) > _SUSPECT_PACE:
             yield (
                 f"{contrast.arm} took {pace:.2g} times {contrast.reference}'s seconds per example: "
                 "if the machine did other work in the meantime, seconds do not compare the arms."

@@ -146,8 +146,8 @@ def _cost_rows(run: StudyRun) -> list[tuple[str, str]]:
 def _reading_hints() -> str:
     return (
         "Figures are on the study's first page. A complete trial's note has its learning curve, a "
-        "pruned trial's the reason. A trial's attributes `hpo_mab:slot` and `hpo_mab:paired` are "
-        "its place in the plan and whether every arm of a comparison trains its configuration."
+        "pruned trial's the reason. A trial's attribute `hpo_mab:slot` is its place in the plan. "
+        "`hpo_mab:paired` says whether every arm of a comparison trains its configuration."
     )
 
 
@@ -226,8 +226,8 @@ def _fidelity_text(stored: Any, settings: StudySettings) -> tuple[bool, str]:
     rows = [(str(step), coefficient(tau)) for step, tau in zip(found.steps, found.tau, strict=True)]
     return first != placed, (
         f"{made} by the ranking of the study's first {found.trials} complete trials, which were "
-        "never pruned: a rung moves later where the interval of Kendall's tau-b between their "
-        "values there and their final values reaches below 0.2.\n\n"
+        "never pruned. A rung moves later if the interval of Kendall's tau-b between their values "
+        "there and their final values reaches below 0.2.\n\n"
         + markdown_table(("evaluation", "tau-b with the final value"), rows)
     )
 
@@ -261,8 +261,8 @@ def _choice_text(choice: Choice | None, evidence: Evidence | None, unused: str) 
         f"{text} The race took {choice.twins} trainings {whose}: "
         f"{choice.examples:,} examples, {choice.seconds:,.1f} seconds.\n\n"
         f"{markdown_table(head, rows)}\n\n"
-        "Points of accuracy over uniform sampling when a sampler left the race, with the interval "
-        "of the signed-rank test in brackets; seconds are in those of uniform sampling."
+        "Points are accuracy minus that of uniform sampling when a sampler left the race, with the "
+        "interval of the signed-rank test. Seconds are a multiple of those of uniform sampling."
     )
 
 
@@ -273,6 +273,7 @@ def _rungs_text(evidence: Evidence | None, settings: StudySettings) -> str:
             "**The pruner has no evidence yet**: it prunes as successive halving until enough "
             "configurations are complete under both samplers."
         )
+    # Rungs after the last evaluation are never reached.
     steps = itertools.takewhile(lambda step: step <= full, _uniform_steps(settings, full))
     rungs = [place(step, full=full, evidence=evidence) for step in steps]
     moved = sum(rung.step < rung.uniform for rung in rungs)
@@ -338,9 +339,9 @@ def _measured_text(evidence: Evidence) -> str:
         f"Measured on {evidence.pairs} pairs{_source_text(evidence)}, {confidence} intervals in "
         f"brackets (evidence `{evidence.digest}`):\n\n{markdown_table(head, rows)}\n\n"
         "**D**: accuracy of the sampler minus uniform's. **k**: how many times the budget uniform "
-        "needs for the same accuracy (>= where it never got there; inf: not seen). **f**: how well "
-        "the sampler's early accuracies rank configurations as uniform's final ones do (Kendall's "
-        "tau-b), minus how well uniform's early ones do."
+        "needs for the same accuracy (>=: it did not reach it; inf: not seen). **f**: Kendall's "
+        "tau-b of the sampler's early accuracies with uniform's final ones, minus that of the "
+        "early ones of uniform."
     )
 
 
@@ -401,6 +402,7 @@ def pruning_notes(run: StudyRun) -> dict[int, str]:
     for trial in run.trials:
         if trial.state == "pruned":
             notes[trial.number] = _pruning_note(run, trial, earlier)
+        # After its own note: a trial is compared with earlier ones only.
         for evaluation in trial.curve:
             bisect.insort(earlier[evaluation.index], evaluation.accuracy)
     return notes
@@ -434,6 +436,7 @@ def _rank_text(own: float, others: list[float]) -> str:
     """Where an accuracy stands among those of earlier trials at the same evaluation, sorted."""
     if not others:
         return "No earlier trial reached this evaluation."
+    # `others` is sorted, so these are the places after all values up to its own.
     better = len(others) - bisect.bisect_right(others, own)
     return (
         f"Of the {len(others)} earlier trials that reached this evaluation, {better} were better "

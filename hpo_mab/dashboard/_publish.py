@@ -117,6 +117,7 @@ class DashboardBuffer:
             for start in range(0, len(rows), _CHUNK):
                 chunk = rows[start : start + _CHUNK]
                 keys = [row["key"] for row in chunk]
+                # Not an upsert, whose form differs between databases.
                 connection.execute(
                     table.delete().where(table.c.study_id == study_id, table.c.key.in_(keys))
                 )
@@ -205,6 +206,7 @@ def importances(run: StudyRun) -> dict[str, float]:
     Args:
         run: A study made from a definition, whose ranges are its search space.
     """
+    # Only final accuracies are comparable: a pruned trial has none.
     complete = [trial for trial in run.trials if trial.value is not None]
     if len(complete) < _FEWEST_TRIALS:
         return {}
@@ -309,6 +311,7 @@ def publish_comparison(
     from hpo_mab.compare import verdict
     from hpo_mab.compare._tables import in_arm_words
 
+    # Called within `write`, whose errors are reported; once, because all studies share it.
     @functools.cache
     def shared() -> tuple[dict[str, str], dict[str, go.Figure]]:
         ids = [id_of(open_study(storage, run.name)) for run in runs]

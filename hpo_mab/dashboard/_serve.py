@@ -13,7 +13,9 @@ import socket
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from socketserver import ThreadingMixIn
 from typing import TYPE_CHECKING, Any
+from wsgiref import simple_server
 
 import numpy as np
 import optuna
@@ -144,7 +146,7 @@ class ListedImages:
 def examples_note(
     record: ExampleRecord, name: str, *, images: ListedImages | None = None, path: str = ""
 ) -> str:
-    """The labels by a study's record of examples, in Markdown.
+    """The most suspicious labels by a study's record of examples, in Markdown.
 
     Args:
         record: What the trials saw.
@@ -223,6 +225,7 @@ def save_pictures(study: optuna.Study, pictures: Sequence[Tensor], folder: Path)
     row = Image.new("RGB", (len(pictures) * (_SIDE + _GAP) - _GAP, _SIDE), "white")
     for number, picture in enumerate(pictures):
         pixels = picture.expand(3, -1, -1).permute(1, 2, 0).numpy()
+        # Enlarged without smoothing: the images may have a few pixels only.
         tile = Image.fromarray(pixels).resize((_SIDE, _SIDE), Image.Resampling.NEAREST)
         row.paste(tile, (number * (_SIDE + _GAP), 0))
     with tempfile.TemporaryDirectory() as scratch:
@@ -346,12 +349,39 @@ def _styled(response: HTTPResponse) -> HTTPResponse:
 
 
 def _thin_reports(trials: list[dict[str, Any]]) -> None:
-    """Keep the reports of some trials, the same ones however many are requested at once."""
+    """Keep the reports of some trials, of the same ones in every request."""
+    # By number, because the dashboard may request the trials in parts.
     every = 1 + max((trial["number"] for trial in trials), default=0) // _LINES
     for trial in trials:
         # The page of a running trial may be open.
         if trial["number"] % every and trial["state"] != "Running":
             trial["intermediate_values"] = []
+
+
+class _QuietHandler(simple_server.WSGIRequestHandler):
+    def log_message(self, format: str, *args: object) -> None:
+        """Log nothing: these are requests of the user's own browser."""
+
+
+class _ThreadedServer(ThreadingMixIn, simple_server.WSGIServer):
+    """Browsers open idle connections, which would block a server of one thread."""
+
+    daemon_threads = True
+
+
+def make_server(app: WSGIApplication, *, host: str, port: int) -> simple_server.WSGIServer:
+    """A server that listens, and answers requests once its ``serve_forever`` is called.
+
+    Args:
+        app: From `application`.
+        host: Address to listen on.
+        port: Port; if it is in use, the system chooses a free one.
+
+    Raises:
+        ArgumentError: The address is not of this machine.
+    """
+    free = free_port(host, port)
+    return simple_server.make_server(host, free, app, _ThreadedServer, handler_class=_QuietHandler)
 
 
 def free_port(host: str, port: int) -> int:

@@ -39,7 +39,7 @@ Floats = NDArray[np.float64]
 
 
 def fewest_pairs(error: float) -> int:
-    """Fewest pairs ``n`` for an error of the signed-rank test; its least error is ``2 ** -n``."""
+    """Fewest pairs for an error of the signed-rank test: with ``n`` its least is ``2 ** -n``."""
     return math.ceil(-math.log2(error))
 
 
@@ -61,7 +61,7 @@ def signed_rank_estimate(differences: Sequence[float], *, error: float) -> Estim
     values = np.asarray(differences, dtype=np.float64)
     count = len(values)
     means = np.sort(_walsh_means(values))
-    outside = _outside(count, error)
+    outside = _lower_end_rank(count, error)
     low, high = (means[outside - 1], means[-outside]) if outside else (-math.inf, math.inf)
     return Estimate(
         value=float(np.median(means)) if count else math.nan,
@@ -81,8 +81,9 @@ def can_be_shown(differences: Sequence[float], *, pairs: int, error: float) -> b
         error: As in `signed_rank_estimate`.
     """
     means = _walsh_means(np.asarray(differences, dtype=np.float64))
-    # At best every further difference outweighs those so far.
-    return int((means <= 0).sum()) < _outside(pairs, error)
+    # The interval lies above 0 if fewer means than its lower end's rank are not above 0. At best,
+    # further differences are so large that every mean with one of them is above 0.
+    return int((means <= 0).sum()) < _lower_end_rank(pairs, error)
 
 
 def _walsh_means(values: Floats) -> Floats:
@@ -92,9 +93,10 @@ def _walsh_means(values: Floats) -> Floats:
     return means
 
 
-def _outside(count: int, error: float) -> int:
+def _lower_end_rank(count: int, error: float) -> int:
     """Place of the interval's lower end among the sorted means, from 1; 0 where there is none."""
-    # Under symmetry about 0 each rank is positive with probability 1/2.
+    # Under symmetry about 0 each rank is positive with probability 1/2, independently. So the sum
+    # of the positive ranks is distributed as `chances`, which one rank after the other builds up.
     chances = np.ones(1)
     for rank in range(1, count + 1):
         chances = (np.pad(chances, (0, rank)) + np.pad(chances, (rank, 0))) / 2
@@ -103,7 +105,7 @@ def _outside(count: int, error: float) -> int:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Ended:
-    """How a trial has ended.
+    """A trial that has ended.
 
     Attributes:
         accuracy: Its validation accuracy; 0 if it has diverged.
@@ -118,6 +120,7 @@ class Ended:
     def at(self, share: float) -> float:
         """Its accuracy at a share of its budget."""
         steps = sorted(self.curve)
+        # A trial that has diverged counts as 0 at every share, not as what it reached before.
         if share == 1 or not steps or self.accuracy == 0:
             return self.accuracy
         curve = np.asarray([self.curve[step] for step in steps])
@@ -149,6 +152,7 @@ class Standing:
     def to_json(self) -> dict[str, Any]:
         """The standing as JSON values."""
         estimates = {"examples": self.examples.to_json(), "seconds": self.seconds.to_json()}
+        # JSON has no NaN.
         cost = round(self.cost, 4) if math.isfinite(self.cost) else None
         return {"name": self.name, **estimates, "cost": cost}
 
@@ -176,13 +180,14 @@ class Standing:
 
         Args:
             name: The challenger.
-            pairs: Its training and uniform's, each.
+            pairs: The challenger's training and uniform's, for each pair.
             error: Of the intervals, on each side.
-            judged: At equal ``"examples"`` or ``"seconds"``.
+            judged: What both spend equally, ``"examples"`` or ``"seconds"``.
             final: Pairs at the end of the race; None for those given.
         """
         ratios = [one.seconds / other.seconds for one, other in pairs if other.seconds > 0]
         cost = float(np.median(ratios)) if ratios else math.nan
+        # A faster challenger is read at its end: what it would reach later is not known.
         share = 1 / cost if cost > 1 else 1.0
         equal = [one.accuracy - other.accuracy for one, other in pairs]
         earlier = [one.at(share) - other.accuracy for one, other in pairs]
@@ -208,7 +213,7 @@ class Choice:
         why: One sentence with the figures.
         pairs: Pairs that the choice rests on.
         evidence: Digest of the evidence, kept as ``hpo_mab:evidence``; None if there was none.
-        judged: At equal ``"examples"`` or ``"seconds"``.
+        judged: What samplers spent equally, ``"examples"`` or ``"seconds"``.
         standings: Each challenger's standing when it left the race.
         twins: Trainings of the race, in addition to the study's trials.
         examples: Training examples of these.
@@ -251,12 +256,12 @@ def stored_choice(study: optuna.Study) -> Choice | None:
 
 
 def judged_at(total: str | None) -> Literal["examples", "seconds"]:
-    """At equal what samplers race, by the total budget of a study."""
+    """What racing samplers spend equally: seconds if a study's total budget is a time."""
     timed = total is not None and TotalBudget.parse(total).unit == "seconds"
     return "seconds" if timed else "examples"
 
 
-#: Keys of a definition that a choice holds for.
+#: Keys of a definition on which a choice depends.
 _TASK = (
     "data.",
     "model.",
@@ -265,20 +270,20 @@ _TASK = (
     "budget.examples",
     "sampler.portfolio",
 )
-#: Keys that do not change the data, or whose effect is in their digest.
-_ASIDE = ("data.root", "data.download", "data.exclude")
-#: Characters of a value that a message shows.
-_SHOWN = 30
+#: Of these, keys that do not change the data, or whose effect is in the digest of the data.
+_NOT_COMPARED = ("data.root", "data.download", "data.exclude")
+#: Longest value that a message shows, in characters.
+_LONGEST_SHOWN = 30
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Raced:
-    """Outcome of a race, which evidence carries to later studies.
+    """Outcome of a race, which evidence passes on to later studies.
 
     Attributes:
         study: Name of the study that held it.
         choice: The choice.
-        task: What the choice holds for: values of the study's definition by dotted key.
+        task: What the choice depends on: values of the study's definition by dotted key.
     """
 
     study: str
@@ -303,7 +308,7 @@ class Raced:
         elif not choice.data:
             why = "the digest of its data was not stored; an earlier version made it"
         else:
-            return cls(study=study.study_name, choice=choice, task=_task(definition.spec))
+            return cls(study=study.study_name, choice=choice, task=_task_of(definition.spec))
         raise ArgumentError(f"'{study.study_name}' has no choice for later studies: {why}.")
 
     def to_json(self) -> dict[str, Any]:
@@ -327,17 +332,17 @@ class Raced:
             raise ArgumentError(f"evidence: its race cannot be read: {error!r}.") from error
 
     def difference(self, spec: Mapping[str, Any], *, data: str) -> str:
-        """How another study differs in what the choice holds for; empty if it does not.
+        """How another study differs in what the choice depends on; empty if it does not.
 
         Args:
             spec: The other study's definition as JSON values.
             data: Digest of its data.
         """
-        there, here = self.task, _task(spec)
+        there, here = self.task, _task_of(spec)
         for key in sorted(there.keys() | here.keys()):
             one, other = there.get(key), here.get(key)
             if one != other:
-                short = max(len(repr(one)), len(repr(other))) <= _SHOWN
+                short = max(len(repr(one)), len(repr(other))) <= _LONGEST_SHOWN
                 values = f"is {one!r} there and {other!r} here" if short else "differs"
                 return f"{key} {values}"
         if self.choice.data != data:
@@ -355,22 +360,23 @@ class Raced:
         return dataclasses.replace(self.choice, why=why, source=self.study, evidence=None)
 
 
-def _task(spec: Mapping[str, Any]) -> dict[str, Any]:
+def _task_of(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """What a choice depends on, of a definition, by dotted key."""
     found = {
         key: value
         for key, value in flat_spec(spec)
-        if key.startswith(_TASK) and not key.startswith(_ASIDE) and value is not None
+        if key.startswith(_TASK) and not key.startswith(_NOT_COMPARED) and value is not None
     }
     # As JSON has them: a file must compare equal.
     return dict(json.loads(json.dumps(found)))
 
 
 class EvidenceWarning(UserWarning):
-    """Evidence holds a choice of a batch sampler that does not hold for a study."""
+    """Evidence has a choice of a batch sampler that does not apply to a study."""
 
 
 def is_its_evidence(study: optuna.Study, path: Any) -> bool:
-    """Whether a file holds the evidence that the study was made with: it was moved."""
+    """Whether a file holds the evidence that the study was made with; it may have been moved."""
     try:
         found = Evidence.load(path)
     except (ArgumentError, TypeError):
@@ -381,7 +387,7 @@ def is_its_evidence(study: optuna.Study, path: Any) -> bool:
 
 
 def take_evidence(study: optuna.Study, spec: StudySpec, source: str) -> None:
-    """Store what a study uses of the evidence it is given: its file may be moved afterwards."""
+    """Store what a study uses of its evidence, because the file may be moved afterwards."""
     attr: dict[str, Any] = {"digest": "", "pruner": False, "unused": ""}
     if (
         spec.pruner.kind == "advantage"
@@ -430,7 +436,7 @@ def given_race(spec: StudySpec) -> tuple[str, Raced] | None:
 
 
 def _why_unused(raced: Raced, spec: StudySpec, source: str) -> str:
-    """Why the choice of another study does not hold for this one; empty if it does."""
+    """Why the choice of another study does not apply to this one; empty if it does."""
     different = raced.difference(spec.model_dump(mode="json"), data=source)
     if different:
         return different

@@ -121,6 +121,8 @@ class Target:
         left = self.trials - Plan(study.get_trials(deepcopy=False)).finished
         share = self.share_spent(study, curves)
         spent = share - spent_before
+        # `done` trials took the share `spent` of the budget. What is left of it is enough for this
+        # number of trials of the same mean cost.
         if spent > 0:
             left = min(left, int(done * (1 - share) / spent))
         return max(0, left)
@@ -141,6 +143,7 @@ def close_lost(study: optuna.Study, storage: Storage) -> None:
     """
     running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
     for trial in _lost(study, storage, running):
+        # Before the state: a failed trial without this mark would not be tried again.
         storage_of(study).set_trial_user_attr(id_of(trial), LOST_KEY, True)
         storage_of(study).set_trial_user_attr(id_of(trial), REASON_KEY, "its worker ended suddenly")
         study.tell(trial.number, state=TrialState.FAIL)
@@ -156,12 +159,13 @@ def requeue(study: optuna.Study, trials: Sequence[FrozenTrial], plan: Plan) -> i
     """
     retries = plan.retries()
     for (slot, _), numbers in retries:
-        study.add_trial(_retry(slot, numbers, trials[numbers[-1]]))
+        study.add_trial(_retry_of(slot, numbers, trials[numbers[-1]]))
     return len(retries)
 
 
-def _retry(slot: int, numbers: list[int], last: FrozenTrial) -> FrozenTrial:
+def _retry_of(slot: int, numbers: list[int], last: FrozenTrial) -> FrozenTrial:
     system: dict[str, Any] = {RETRY_KEY: numbers[0], "retry_history": numbers}
+    # Optuna keeps the parameters of a queued trial there until they are suggested.
     if "fixed_params" in last.system_attrs:
         system["fixed_params"] = last.system_attrs["fixed_params"]
     # A twin keeps its sampler, and a promotion the trial that it promotes.
@@ -190,7 +194,7 @@ def _is_lost(trial: FrozenTrial, storage: Storage, alive: set[int], stale: set[i
     worker = trial.system_attrs.get(WORKER_KEY)
     if id_of(trial) not in alive:
         # A worker writes the first heartbeat before it releases the lock, which is held here. So
-        # the worker of this trial has died. A trial without a slot is a user's, and may just start.
+        # the worker of this trial has died. A trial without a slot is a user's: it may be starting.
         return SLOT_KEY in trial_attributes(trial)
     if worker == this_process():
         return not is_held(storage.optuna, id_of(trial))
@@ -204,17 +208,17 @@ def _is_lost(trial: FrozenTrial, storage: Storage, alive: set[int], stale: set[i
 QueueTwins = Callable[[optuna.Study, Sequence[FrozenTrial]], bool]
 
 
-def _no_twins(study: optuna.Study, trials: Sequence[FrozenTrial]) -> bool:
+def _queue_none(study: optuna.Study, trials: Sequence[FrozenTrial]) -> bool:
     return False
 
 
 def claim(
-    study: optuna.Study, storage: Storage, *, queue_twins: QueueTwins = _no_twins
+    study: optuna.Study, storage: Storage, *, queue_twins: QueueTwins = _queue_none
 ) -> optuna.trial.Trial | Next:
-    """Take the study's next trial: one that waits to be tried again, else a new one.
+    """Take the study's next trial: one that waits, else a new one.
 
-    Finished and running trials together, twins not counted, never exceed the study's
-    target. A new trial takes the lowest slot that no trial has had.
+    Finished and running trials together, twins not counted, never exceed the study's target. A new
+    trial takes the lowest slot that no trial has had.
 
     Args:
         study: The study.
@@ -222,7 +226,7 @@ def claim(
         queue_twins: Called with the study's lock held.
 
     Returns:
-        A running trial that is this process's alone; `Next.DONE` or `Next.WAIT` if there is none.
+        A running trial that no other process runs; `Next.DONE` or `Next.WAIT` if there is none.
     """
     taken: list[optuna.trial.Trial] = []
     try:
@@ -240,14 +244,14 @@ def claim_many(
     taken: list[optuna.trial.Trial],
     *,
     count: int,
-    queue_twins: QueueTwins = _no_twins,
+    queue_twins: QueueTwins = _queue_none,
 ) -> Next | None:
     """Take the study's next trials, see `claim`, with one lock.
 
     Args:
         study: The study.
         storage: Its database.
-        taken: Gets each trial as soon as it is this process's, whatever ends the call.
+        taken: Gets each trial as soon as it is taken, so that none is lost if the call raises.
         count: Trials to take.
         queue_twins: Called with the study's lock held.
 
@@ -260,16 +264,17 @@ def claim_many(
         if target.is_spent(study, storage.curves):
             return Next.DONE
         for _ in range(count):
-            plan = _whole_plan(study, target, queue_twins)
-            following, best = _following(study, plan, target)
+            # Made again for each trial: the one before it counts.
+            plan = _complete_plan(study, target, queue_twins)
+            following, best = _next_step(study, plan, target)
             if following in (Next.DONE, Next.WAIT):
                 return following
-            taken.append(_take(study, storage, plan, best))
+            taken.append(_start_next(study, storage, plan, best))
     return None
 
 
-def _following(study: optuna.Study, plan: Plan, target: Target) -> tuple[Next, FrozenTrial | None]:
-    """What comes next, and the stopped trial that a promotion trains."""
+def _next_step(study: optuna.Study, plan: Plan, target: Target) -> tuple[Next, FrozenTrial | None]:
+    """What a worker does next, and the stopped trial that a promotion trains."""
     pruner = study.pruner
     if isinstance(pruner, PromotionPruner):
         best = pruner.next_best(study)
@@ -285,7 +290,7 @@ def _following(study: optuna.Study, plan: Plan, target: Target) -> tuple[Next, F
     return following, None
 
 
-def _take(
+def _start_next(
     study: optuna.Study, storage: Storage, plan: Plan, best: FrozenTrial | None
 ) -> optuna.trial.Trial:
     if plan.waiting is not None:
@@ -308,8 +313,8 @@ def _take(
     return trial
 
 
-def _whole_plan(study: optuna.Study, target: Target, queue_twins: QueueTwins) -> Plan:
-    """The study's plan, once all that was cut off is queued again, and the twins are."""
+def _complete_plan(study: optuna.Study, target: Target, queue_twins: QueueTwins) -> Plan:
+    """The study's plan, after trials that were cut off and twins that are due are queued."""
     promotions = study.pruner.k if isinstance(study.pruner, TopKPruner) else 0
     while True:
         trials = study.get_trials(deepcopy=False)
@@ -319,7 +324,7 @@ def _whole_plan(study: optuna.Study, target: Target, queue_twins: QueueTwins) ->
 
 
 def _give_slot(study: optuna.Study, waiting: Attempt, new_slot: int) -> None:
-    """Give a trial that waits a slot, unless it has one."""
+    """Give a waiting trial a slot, unless it has one."""
     trial = study.get_trials(deepcopy=False)[waiting.number]
     if SLOT_KEY in trial.user_attrs:
         return

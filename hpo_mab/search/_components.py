@@ -81,6 +81,7 @@ def parse_portfolio(entries: Sequence[Any] | None) -> dict[str, Part]:
                 f"sampler.portfolio must name each sampler once, got '{name}' twice; "
                 "give an entry a name."
             )
+        # With a range each twin would have other options, and a race would not compare samplers.
         values = {key: parse_value(f"sampler.{key}", value) for key, value in options.items()}
         if values != options:
             raise ArgumentError(f"sampler.portfolio: options of '{name}' must be constants.")
@@ -102,8 +103,8 @@ def uses_record(part: Part) -> bool:
 # study has as many configurations with twins as without. Their results are results of the study
 # like any other.
 #
-# In the pilot of `AdvantagePruner` each of the first configurations that is complete gets a twin
-# under uniform sampling; the race of ``"auto"`` is in `hpo_mab.search._race`.
+# In the pilot of `AdvantagePruner` each complete configuration of the first ones gets a twin under
+# uniform sampling. `hpo_mab.search._race` queues the twins of ``"auto"``.
 
 
 def queue_twin(
@@ -150,7 +151,7 @@ class PlannedSampler(BaseSampler):
     """Fixes the first configurations by the seed; then uses a sampler re-seeded each trial.
 
     The first ``initial`` slots get random configurations. They depend on
-    ``(seed, slot, parameter name, range)`` only, so studies of one seed start with equal values of
+    ``(seed, slot, parameter name, range)`` only. So studies of one seed start with equal values of
     their common parameters. Each later slot uses a new sampler seeded by ``(seed, slot)``. So
     stopping and resuming change nothing, and neither do trials that run at the same time.
 
@@ -303,8 +304,8 @@ def quietly(make: Callable[..., Any], options: Mapping[str, Any], base: type) ->
 
 
 #: Share of a trial before the first rung of successive halving, if evaluations are those of the
-#: trained weights. An eighth saved most and regretted most in the replays of ``studies/replay``;
-#: from three eighths on, it did no worse than Hyperband.
+#: trained weights. In the simulations of ``studies/replay`` an eighth saved and regretted most.
+#: From three eighths on, successive halving did no worse than Hyperband.
 FIRST_RUNG = 3 / 8
 #: The same, if evaluations are those of averaged weights: see ``studies/rungs``. On its three data
 #: sets a quarter cost 0.52 to 0.55 of unpruned trials, three eighths 0.63 to 0.66. A quarter
@@ -411,6 +412,7 @@ def study_pruner(spec: StudySpec, attrs: Mapping[str, Any]) -> BasePruner:
             options = {key: value for key, value in options.items() if key != "evidence"}
         elif EVIDENCE_KEY in attrs:
             options = {**options, "evidence": attrs[EVIDENCE_KEY]}
+    # There is no advantage over uniform sampling to measure.
     if kind == "advantage" and spec.sampler.kind == "uniform":
         options = {k: value for k, value in options.items() if k not in ("evidence", "reference")}
     averaged = always_averages(spec.training.average)

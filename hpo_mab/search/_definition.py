@@ -60,6 +60,7 @@ def _value_of(kind: type, *, low: float, high: float = math.inf) -> Any:
                 f"{{ choices = {raw} }}"
             )
         for bound in examples(parse_value("value", raw)):
+            # In Python booleans are integers.
             if isinstance(bound, bool) or not isinstance(bound, int | float):
                 raise ValueError(f"must be a number, got {bound!r}")
             if kind is int and not isinstance(bound, int):
@@ -101,7 +102,7 @@ class ModelSection(_OpenSection):
 
 
 class BudgetSection(_Section):
-    """``[budget]``: what one trial may spend, and the study.
+    """``[budget]``: what one trial, and the whole study, may spend.
 
     Attributes:
         epochs: Passes over the training set per trial; give one of epochs, steps and examples.
@@ -109,8 +110,8 @@ class BudgetSection(_Section):
         examples: Training examples per trial.
         evaluations: Equally spaced evaluations per trial; the steps reported to Optuna.
         early_validation: Validation examples of the evaluations before the last, a fixed random
-            part; ``"all"``; or ``"auto"``: all, unless the evaluations of a trial would cost more
-            than a tenth of its training, see `early_part`. A study keeps what it began with.
+            part; or ``"all"``. ``"auto"`` takes all, unless a trial's evaluations would then cost
+            more than a tenth of its training, see `early_part`. A study keeps what it began with.
         trials: Trials of the study that must finish (complete or pruned).
         total: What all trials together may spend, e.g. ``"30m"``, ``"200epochs"``; None: no limit.
     """

@@ -39,13 +39,14 @@ def load_spec(
     Raises:
         SpecError: No such file, not TOML, or a value that cannot be used; names file and key.
     """
-    path = _find(source)
+    path = _path_of(source)
     try:
         raw = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise SpecError(f"{source}: not valid TOML: {error}") from None
     except OSError as error:
         raise SpecError(f"{source}: cannot be read: {error.strerror}.") from None
+    # Overrides may name other data, after which the definition is then named.
     before = _data_label(raw)
     try:
         for key, value in (overrides or {}).items():
@@ -67,7 +68,7 @@ def make_spec(raw: Mapping[str, Any]) -> StudySpec:
     try:
         spec = StudySpec.model_validate(raw)
     except pydantic.ValidationError as error:
-        raise SpecError(invalid_message(error, _keys_at)) from None
+        raise SpecError(invalid_message(error, _keys_of_section)) from None
     # Imported late, as it imports torch: misspelt keys and file names are refused without it.
     from hpo_mab.search._prepare import check_names
 
@@ -75,7 +76,7 @@ def make_spec(raw: Mapping[str, Any]) -> StudySpec:
     return spec
 
 
-def _find(source: str | Path) -> Path:
+def _path_of(source: str | Path) -> Path:
     path = Path(source)
     if path.suffix == ".toml" or path.exists():
         if path.is_dir():
@@ -100,6 +101,7 @@ def _builtin_paths() -> dict[str, Path]:
 
 
 def _override(raw: dict[str, Any], key: str, value: Any) -> None:
+    """Set a value by its dotted key, and remove what does not go with it."""
     *sections, last = key.split(".")
     table = raw
     for section in sections:
@@ -107,6 +109,7 @@ def _override(raw: dict[str, Any], key: str, value: Any) -> None:
         if not isinstance(table, dict):
             raise SpecError(f"'{key}' cannot be set: '{section}' is not a section.")
     if sections == ["budget"] and last in _BUDGET_UNITS:
+        # A budget has one unit: the file's would conflict with that of the command line.
         for unit in _BUDGET_UNITS:
             table.pop(unit, None)
     names = len(sections) == 1 and _KINDS.get(sections[0]) == last
@@ -120,7 +123,7 @@ def _override(raw: dict[str, Any], key: str, value: Any) -> None:
 
 
 def _data_label(raw: Mapping[str, Any]) -> str:
-    """The data's label in a study's name: their name, with that of an image folder's folder."""
+    """The data's label in a study's name: the data set, with the folder's name of image folders."""
     section = raw.get("data", {})
     named = {"name": "digits", "root": "data", **(section if isinstance(section, Mapping) else {})}
     if named["name"] != "image_folder":
@@ -138,7 +141,8 @@ def _name_after_data(raw: dict[str, Any], before: str) -> None:
         raw["name"] = label if name == before else f"{name}-{label}"
 
 
-def _keys_at(section: Sequence[int | str]) -> list[str]:
+def _keys_of_section(section: Sequence[int | str]) -> list[str]:
+    """Keys that a section of a definition has, offered where a key is unknown."""
     model: Any = StudySpec
     for part in section:
         field = model.model_fields.get(part)

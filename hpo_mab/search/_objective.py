@@ -68,8 +68,8 @@ class TrainingObjective:
 
     Args:
         model: Makes an untrained network; called with the model options as keywords.
-        data: An `ImageSplits`, a `DatasetSplits`, or a pair of datasets (training, validation)
-            whose items are ``(input tensor, class)``, classes whole numbers from 0.
+        data: An `ImageSplits`, a `DatasetSplits`, or a pair of datasets (training, validation).
+            Their items are ``(input tensor, class)``, with classes numbered from 0.
         budget: What one trial may spend.
         optimizer: ``name`` (default ``"sgd"``) and options.
         sampler: A sampler's kind, or ``kind`` (default ``"mab"``) and knobs. Kind ``"auto"`` trains
@@ -205,7 +205,7 @@ class TrainingObjective:
         self.seed = seed
         self.initial = initial
         self.auto = chosen["kind"] == AUTO
-        #: Digest of the data of ``"auto"``, whatever the seed of their split; empty if not known.
+        #: Digest of the data of ``"auto"``, the same for all splits; empty if not known.
         self.source = source_digest(data) if self.auto and not isinstance(data, tuple) else ""
         self.pilot = pilot and not self.auto
         #: The samplers of ``"auto"`` by name; empty for another kind.
@@ -267,16 +267,16 @@ class TrainingObjective:
             params: The trial's parameters.
             attrs: Its attributes, see `trial_attributes`.
         """
-        configuration = self._under(self.space.at(params), str(attrs.get(SAMPLER_KEY)))
+        configuration = self._sampled_by(self.space.at(params), str(attrs.get(SAMPLER_KEY)))
         return configuration.with_difficulty() if attrs.get(LEARNED_KEY) else configuration
 
     def __call__(self, trial: optuna.trial.BaseTrial) -> float:
         """Train the trial's configuration.
 
         Args:
-            trial: A running trial; or an `optuna.trial.FixedTrial` or a finished trial such as
-                ``study.best_trial``, which is trained alone: nothing is stored or pruned. A
-                finished trial keeps its slot, so that it is trained from the same seed.
+            trial: A running trial. An `optuna.trial.FixedTrial`, or a finished trial such as
+                ``study.best_trial``, is trained alone: nothing is stored or pruned. A finished
+                trial keeps its slot, so that it is trained from the same seed.
 
         Returns:
             Validation accuracy at the end of the budget, in [0, 1].
@@ -297,7 +297,7 @@ class TrainingObjective:
         """
         check_direction(trial.study)
         if self.race is not None and not self._is_stored:
-            # Without a lock: in one process, or in several that may queue a twin twice.
+            # There is no lock: several processes may queue the same twin twice.
             self.queue_twins(trial.study, trial.study.get_trials(deepcopy=False))
         slot = slot_of(trial.study, trial)
         if SLOT_KEY not in trial.user_attrs:
@@ -305,12 +305,13 @@ class TrainingObjective:
         if slot < self.initial:
             trial.set_user_attr(PAIRED_KEY, True)
         suggested = self._with_sampler(trial, self.space.suggest(trial))
-        first_pruned = max(self.initial, 0 if self.race is None else self.race.end(trial.study))
+        # Pairs need trials that ran to their end.
+        first_prunable = max(self.initial, 0 if self.race is None else self.race.end(trial.study))
         return Assignment(
             slot=slot,
             configuration=self._with_record(trial, suggested),
             seed=trial_seed(self.seed, slot),
-            may_prune=slot >= first_pruned,
+            may_prune=slot >= first_prunable,
         )
 
     def conclude(self, trial: optuna.trial.Trial, slot: int) -> None:
@@ -384,7 +385,7 @@ class TrainingObjective:
         self.loop_reasons.setdefault(reason)
 
     def note_loop(self, reason: str | None) -> None:
-        """Keep why steps are not replayed from a CUDA graph; None is no reason."""
+        """Keep why steps are not captured in a CUDA graph; None is no reason."""
         if reason is not None:
             self.note(f"no CUDA graph: {reason}")
 
@@ -408,15 +409,16 @@ class TrainingObjective:
         """The configuration with the trial's batch sampler; stores its name with the trial."""
         if not self.pilot and self.race is None:
             return configuration
+        # A twin, a retry and a promotion have the name already.
         name = trial.user_attrs.get(SAMPLER_KEY)
         if name is None and self.race is not None:
             name = self.race.sampler(trial.study)
         name = name or configuration.sampler.name
         trial.set_user_attr(SAMPLER_KEY, name)
-        return self._under(configuration, name)
+        return self._sampled_by(configuration, name)
 
-    def _under(self, configuration: Configuration, name: str) -> Configuration:
-        """The configuration with the batch sampler of a name from a trial's record."""
+    def _sampled_by(self, configuration: Configuration, name: str) -> Configuration:
+        """The configuration with the batch sampler whose name a trial has stored."""
         if name in self.portfolio:
             return dataclasses.replace(configuration, sampler=self.portfolio[name])
         return configuration.with_sampler(UNIFORM) if name == UNIFORM else configuration
@@ -424,7 +426,7 @@ class TrainingObjective:
     def _with_record(
         self, trial: optuna.trial.Trial, configuration: Configuration
     ) -> Configuration:
-        """The configuration with what earlier trials saw, if its sampler uses that."""
+        """The configuration with the difficulty of examples, if its sampler uses that."""
         sampler = configuration.sampler
         if self.examples is None or record_column(sampler.make, sampler.options) is None:
             return configuration

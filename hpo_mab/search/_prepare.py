@@ -39,7 +39,7 @@ from hpo_mab.search._space import check_options, examples, parse_value
 from hpo_mab.training import Budget
 from hpo_mab.training._optimizers import OPTIMIZERS
 
-#: What each section names something of, and the section's own keys.
+#: By section: the registry of the names that it may hold, and its own keys.
 NAMED: Mapping[str, tuple[Registry, set[str]]] = {
     "data": (DATA_SETS, set(DataSection.model_fields)),
     "model": (NETWORKS, set(ModelSection.model_fields)),
@@ -59,7 +59,7 @@ def takes(section: str, name: str, key: str) -> bool:
     registry, own = NAMED[section]
     if section == "sampler" and key in ("portfolio", "evidence"):
         return name == AUTO
-    return key in own or registry.takes(_trained(section, name), key)
+    return key in own or registry.takes(_trained_name(section, name), key)
 
 
 def check_names(spec: StudySpec) -> None:
@@ -115,10 +115,10 @@ def _check_arm(spec: StudySpec) -> None:
 
 def _check_section(section: str, name: str, values: Mapping[str, Any]) -> None:
     registry, _ = NAMED[section]
-    check_options(registry, _trained(section, name), values, section=section, shown=name)
+    check_options(registry, _trained_name(section, name), values, section=section, shown=name)
 
 
-def _trained(section: str, name: str) -> Named:
+def _trained_name(section: str, name: str) -> Named:
     return trained_kind(name) if section == "sampler" else name
 
 
@@ -142,16 +142,16 @@ def _check_top_k(spec: StudySpec, pruner: TopKPruner) -> None:
         )
 
 
-# One epoch of Fashion-MNIST ends at 83.2% with crops and flips and at 88.7% without.
+#: Fewest epochs of a trial for which ``data.augment = "auto"`` augments. One epoch of Fashion-MNIST
+#: ends at 83.2% with crops and flips and at 88.7% without.
 _AUGMENTED_EPOCHS = 10
 
-
-#: What the evaluations of a trial may cost, as a share of its training, where "auto" decides.
+#: What the evaluations of a trial may cost with "auto", as a share of its training.
 EVALUATION_SHARE = 0.1
 #: Cost of an evaluated example over that of a trained one: there is no backward pass.
 _FORWARD = 1 / 3
-#: With fewer, early evaluations rank trials so much worse that a study costs more: the replays of
-#: ``studies/rungs/early.py``. With all, evaluations cost a third or two thirds of the training.
+#: Fewest validation examples that "auto" takes. Fewer rank trials so badly that a study costs more,
+#: in the simulations of ``studies/rungs/early.py``. All cost a third or more of the training.
 FEWEST_EARLY = 2_000
 
 
@@ -172,6 +172,7 @@ def early_part(
     """
     if wanted == "auto":
         paid_for = EVALUATION_SHARE * trial_examples / _FORWARD
+        # The last evaluation takes all validation examples; the others share the rest.
         count = max(FEWEST_EARLY, int((paid_for - validation) / max(evaluations - 1, 1)))
     else:
         count = validation if wanted == "all" else wanted

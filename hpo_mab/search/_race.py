@@ -7,8 +7,8 @@ leaves if it is not ahead of uniform sampling, or no further pair could show tha
 adopted if it is shown to be ahead; uniform sampling is never dropped.
 
 Only one test at the end can adopt a sampler: the signed-rank test over its pairs. Its error is
-`ERROR` divided by the number of samplers that entered (Bonferroni), whichever sampler reaches the
-end. So the probability that ``auto`` adopts a sampler that is not better than uniform sampling is
+`ERROR` divided by the number of samplers that entered (Bonferroni): any of them may reach the end.
+So ``auto`` adopts a sampler that is not better than uniform sampling with a probability of
 at most `ERROR`. The bound is exact where differences of pairs are symmetric about their centre.
 Samplers that leave early can only lower the error.
 """
@@ -59,7 +59,7 @@ class RacePlan:
         first: The first slot that is raced. Where a challenger uses the study's record of examples,
             earlier trials measure it.
         pairs: Pairs of a challenger that reaches the end.
-        judged: At equal ``"examples"`` or ``"seconds"``.
+        judged: What samplers spend equally, ``"examples"`` or ``"seconds"``.
     """
 
     challengers: tuple[str, ...]
@@ -84,16 +84,17 @@ class RacePlan:
             challengers: Samplers besides uniform sampling, in order.
             trials: Trials of the study; None if not known: then ``initial`` limits the race.
             initial: Configurations at the start of a study.
-            judged: See above.
+            judged: What samplers spend equally.
         """
         names = tuple(challengers)
         limit = initial if trials is None else int(SHARE * trials)
+        # As many challengers as possible, and then as many pairs.
         for count in range(len(names), 0, -1):
             entrants = names[:count]
             first = FIRST_TRIALS if any(uses_record(challengers[n]) for n in entrants) else 0
             for pairs in range(min(limit - first, MOST), 0, -1):
                 plan = cls(challengers=entrants, first=first, pairs=pairs, judged=judged)
-                # With fewer pairs no result is significant; rounds of one pair drop by chance.
+                # With fewer pairs no result is significant, and after one pair chance decides.
                 enough = pairs >= max(fewest_pairs(plan.error), 2 * len(plan.rounds))
                 if enough and (trials is None or plan.twins <= limit):
                     return plan
@@ -102,6 +103,7 @@ class RacePlan:
     @property
     def rounds(self) -> tuple[tuple[int, int], ...]:
         """Each round's number of challengers, and the pairs that they have at its end."""
+        # A round keeps half of the challengers, rounded up; each adds equally many pairs.
         counts = [len(self.challengers)]
         while counts[-1] > 1:
             counts.append(-(-counts[-1] // 2))
@@ -112,6 +114,7 @@ class RacePlan:
     @property
     def twins(self) -> int:
         """Twins of the race, at most."""
+        # A challenger trains one twin for each pair that its rounds add.
         before = (0, *(end for _, end in self.rounds))
         return sum(
             count * (end - start)
@@ -157,7 +160,7 @@ class Race:
         samplers: The portfolio, uniform sampling included, from `portfolio`.
         initial: Configurations at the start of the study.
         trials: Trials of the study, if known.
-        judged: At equal ``"examples"`` or ``"seconds"``.
+        judged: What samplers spend equally, ``"examples"`` or ``"seconds"``.
         data: Digest of the data, kept with the choice.
     """
 
@@ -231,8 +234,9 @@ class Race:
             return False
         race = self._known_plan(study)
         if race is None:
-            self._store(study, Choice(sampler=UNIFORM, why=self._too_few()))
+            self._store(study, Choice(sampler=UNIFORM, why=self._why_no_race()))
             return False
+        # From the first round on at each call: only twins are stored, not who is still in the race.
         plan = Plan(trials)
         alive, left = list(race.challengers), {}
         for number, (_, pairs) in enumerate(race.rounds, 1):
@@ -282,13 +286,16 @@ class Race:
             # Taken from evidence, or made without a race.
             return None
         made = RacePlan.make(
-            self._challengers, trials=self._trials, initial=self._initial, judged=self._judged
+            self._challengers,
+            trials=self._trials,
+            initial=self._initial,
+            judged=self._judged,
         )
         if made is not None:
             study.set_user_attr(RACE_KEY, dataclasses.asdict(made))
         return made
 
-    def _too_few(self) -> str:
+    def _why_no_race(self) -> str:
         if not self._challengers:
             return "no other sampler can enter the race"
         if self._trials is None:
@@ -319,7 +326,7 @@ class Race:
         standings: tuple[Standing, ...],
     ) -> Choice:
         evidence = None if finalist is None else _evidence(study, trials, finalist.name)
-        sampler, why = _verdict(race, finalist, standings, evidence)
+        sampler, why = _sampler_and_reason(race, finalist, standings, evidence)
         twins = [attrs for attrs in map(trial_attributes, trials) if TWIN_KEY in attrs]
         return Choice(
             sampler=sampler,
@@ -359,18 +366,18 @@ def _originals(trials: Sequence[FrozenTrial], slots: range) -> list[FrozenTrial]
     ]
 
 
-def _judged(standing: Standing, by: str) -> Estimate:
+def _judged_estimate(standing: Standing, by: str) -> Estimate:
     return standing.seconds if by == "seconds" else standing.examples
 
 
 def _survivors(standings: Sequence[Standing], count: int, by: str) -> list[str]:
     """The best ``count`` of those that are ahead of uniform sampling and can be shown to be."""
-    ahead = [one for one in standings if one.open and _judged(one, by).value > 0]
-    ranked = sorted(ahead, key=lambda one: -_judged(one, by).value)
+    ahead = [one for one in standings if one.open and _judged_estimate(one, by).value > 0]
+    ranked = sorted(ahead, key=lambda one: -_judged_estimate(one, by).value)
     return [one.name for one in ranked[:count]]
 
 
-def _figures(standing: Standing) -> str:
+def _figures_text(standing: Standing) -> str:
     shown = [
         f"{100 * one.value:+.2f} points ({100 * one.low:+.2f} to {100 * one.high:+.2f}) at {what}"
         for one, what in (
@@ -390,7 +397,7 @@ def _evidence(study: optuna.Study, trials: Sequence[FrozenTrial], name: str) -> 
     return keeper.evidence
 
 
-def _verdict(
+def _sampler_and_reason(
     race: RacePlan,
     finalist: Standing | None,
     standings: Sequence[Standing],
@@ -398,12 +405,13 @@ def _verdict(
 ) -> tuple[str, str]:
     """The sampler to continue with, and why."""
     if finalist is None:
-        best = max(standings, key=lambda one: _judged(one, race.judged).value)
-        return UNIFORM, f"no other sampler could be shown to be ahead; best {_figures(best)}"
-    figures = _figures(finalist)
-    if not _judged(finalist, race.judged).above(0.0):
+        best = max(standings, key=lambda one: _judged_estimate(one, race.judged).value)
+        return UNIFORM, f"no other sampler could be shown to be ahead; best {_figures_text(best)}"
+    figures = _figures_text(finalist)
+    if not _judged_estimate(finalist, race.judged).above(0.0):
         return UNIFORM, f"{figures}: not shown to be above 0"
     if evidence is not None:
+        # Without the last budget: no pruner decides at the end of a trial.
         for share, loss in zip(evidence.budgets[:-1], evidence.fidelity[:-1], strict=True):
             if loss.below(-evidence.margin):
                 worse = f"fidelity at {share:.0%} is worse by {-loss.value:.2f}"

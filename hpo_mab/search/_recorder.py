@@ -64,20 +64,20 @@ _TRACEBACK = "Traceback (most recent call last):"
 
 
 def failure_reason(error: BaseException) -> str:
-    """The kind of an error and the first line of what it says.
+    """The kind of an error and the first line of its message.
 
-    An error of a data-loading process arrives with that process's traceback as its message; the
-    reason is the traceback's last line. Out-of-memory errors get one format.
+    The message of an error in a data-loading process is that process's traceback. Its last line is
+    then the reason. Out-of-memory errors get one format.
     """
     text = f"{type(error).__name__}: {error}".strip()
-    starved = memory_reason(error)
+    out_of_memory = memory_reason(error)
     head, mark, traceback = text.rpartition(_TRACEBACK)
     if mark and "DataLoader worker" in head:
         # Frames are indented; the error itself is the first line that is not.
-        said = [line for line in traceback.splitlines() if line and not line[0].isspace()]
-        if said:
-            return f"{starved or said[0]} (in a data-loading process)"
-    return starved or text.splitlines()[0]
+        errors = [line for line in traceback.splitlines() if line and not line[0].isspace()]
+        if errors:
+            return f"{out_of_memory or errors[0]} (in a data-loading process)"
+    return out_of_memory or text.splitlines()[0]
 
 
 def store_end(trial: optuna.trial.BaseTrial, error: BaseException) -> None:
@@ -92,7 +92,7 @@ class TrialRecord:
     """Reports a trial's evaluations to Optuna, and writes its curve and cost to the database.
 
     Args:
-        trial: Optuna's trial. Of one that does not run, nothing is stored.
+        trial: Optuna's trial. Nothing is stored of one that is not running.
         curves: Where its learning curve is kept; None keeps none.
     """
 
@@ -119,7 +119,7 @@ class TrialRecord:
         self._trial.report(evaluation.accuracy, step=evaluation.index)
 
     def should_prune(self) -> bool:
-        """Whether the study's pruner stops the trial; if so, why is stored with it."""
+        """Whether the study's pruner stops the trial; the reason is then stored with it."""
         pruned = self._trial.should_prune()
         if pruned and isinstance(self._trial, optuna.trial.Trial):
             store_reason(self._trial)
@@ -131,7 +131,7 @@ class TrialRecord:
 
     @property
     def is_due(self) -> bool:
-        """Whether the curve has waited for a while."""
+        """Whether points of the curve have waited for several seconds."""
         return self._curve is not None and self._curve.is_due
 
     @staticmethod
@@ -208,6 +208,7 @@ def follow(
         for evaluation in training:
             record.evaluation_seconds = training.evaluation_seconds
             record.add(evaluation)
+            # The end is neither pruned nor saved.
             if evaluation.index == evaluations:
                 continue
             if may_prune and record.should_prune():
@@ -247,7 +248,7 @@ _VERSION = 1
 
 
 class CheckpointWarning(UserWarning):
-    """A checkpoint that cannot be written, or not be used; the trial is trained without it."""
+    """A checkpoint cannot be written or used; the trial is trained without it."""
 
 
 class HasState(Protocol):
@@ -265,9 +266,9 @@ class Checkpoints:
     """The checkpoints of studies, in a folder that is made when the first is written.
 
     Args:
-        folder: Where they are. Workers on several machines need one that all of them see; a file
-            that is not there is a trial that begins at zero.
-        seconds: A trial is saved at the first evaluation after so long without, above 0.
+        folder: Where they are. Workers on several machines need a folder that all of them reach. A
+            trial whose file is not there begins at zero.
+        seconds: A trial is saved at the first evaluation this long after its last save, above 0.
     """
 
     def __init__(self, folder: Path, *, seconds: float) -> None:
@@ -276,12 +277,12 @@ class Checkpoints:
 
     @classmethod
     def of(cls, storage: Storage, *, seconds: float) -> Self | None:
-        """Those of a storage, see `files_folder`; None if ``seconds`` is 0."""
+        """The checkpoints of a storage's studies, see `files_folder`; None if ``seconds`` is 0."""
         return cls(files_folder(storage, "checkpoints"), seconds=seconds) if seconds else None
 
     def path(self, study: optuna.Study, slot: Place) -> Path:
         """The file of a slot, or of a slot's twin."""
-        return self.folder / f"{_name(_study_key(study), slot)}.pt"
+        return self.folder / f"{_file_stem(_study_key(study), slot)}.pt"
 
     def sweep(self, study: optuna.Study) -> None:
         """Remove the files of slots that have their result or are given up.
@@ -296,7 +297,7 @@ class Checkpoints:
                 return
             key = _study_key(study)
             places = Plan(study.get_trials(deepcopy=False)).unsettled() | _promotable(study)
-            kept = {_name(key, slot) for slot in places}
+            kept = {_file_stem(key, slot) for slot in places}
             for path in found:
                 # A temporary file of a killed writer begins with the name of the final file.
                 name = path.name.partition(".pt")[0]
@@ -319,8 +320,8 @@ class SlotCheckpoint:
         checkpoints: Where it is.
         study: The trial's study.
         slot: The trial's slot, and the batch sampler of its twin.
-        identity: Says what must be the same in the attempt that wrote it and the one that reads it;
-            asked only if there is anything to write or read.
+        identity: Returns what must be equal in the attempt that writes and the one that reads.
+            Called only if there is something to write or read.
         clock: Returns seconds.
     """
 
@@ -341,7 +342,7 @@ class SlotCheckpoint:
         self._saved = clock()
 
     def load(self) -> Mapping[str, Any] | None:
-        """The state an earlier attempt has left; None without one that is this trial's."""
+        """The state that an earlier attempt has saved; None if there is none of this trial."""
         # A study of short trials has no folder, and so needs no further query.
         if not self._checkpoints.folder.is_dir():
             return None
@@ -353,7 +354,7 @@ class SlotCheckpoint:
             why = "is of another trial or another definition"
         except FileNotFoundError:
             return None
-        except Exception as error:  # Whatever a broken file makes torch stumble over.
+        except Exception as error:  # torch raises errors of many kinds for a broken file.
             why = f"cannot be read ({type(error).__name__})"
         warn_of_checkpoint(f"The checkpoint {path} {why}; the trial starts from zero.")
         return None
@@ -364,14 +365,15 @@ class SlotCheckpoint:
         return waited > self._checkpoints.seconds and training.has_state
 
     def save(self, training: HasState) -> None:
-        """Put the training's state in place of the last one, all of it or nothing."""
+        """Replace the saved state by the training's, all of it or nothing."""
         path = self._checkpoints.path(self._study, self._slot)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            _write(path, {"identity": self._whole_identity(), "state": training.state_dict()})
+            _write_whole(path, {"identity": self._whole_identity(), "state": training.state_dict()})
         except Exception as error:  # A full disk, no permission, a network that cannot be stored.
             reason = str(error).strip().partition("\n")[0]
             warn_of_checkpoint(f"The checkpoint {path} cannot be written: {reason}")
+        # Also after an error: it must not be tried again at every evaluation.
         self._saved = self._clock()
 
     def keeps_stopped(self, training: HasState) -> bool:
@@ -384,7 +386,8 @@ class SlotCheckpoint:
         return {"version": _VERSION, **whose, **self._identity()}
 
 
-def _write(path: Path, content: Mapping[str, Any]) -> None:
+def _write_whole(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a file under another name first: a process that is killed leaves the last one whole."""
     handle, scratch = tempfile.mkstemp(prefix=f"{path.name}.", dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as file:
@@ -397,12 +400,12 @@ def _write(path: Path, content: Mapping[str, Any]) -> None:
         raise
 
 
-def _name(key: str, slot: Place) -> str:
+def _file_stem(key: str, slot: Place) -> str:
     return f"{key}-{slot[0]}{f'-{slot[1]}' if slot[1] else ''}"
 
 
 def _study_key(study: optuna.Study) -> str:
-    """Name of a study that another one of the same name, here or elsewhere, does not have."""
+    """A name that no other study has, even one of the same name in another database."""
     first = study.get_trials(deepcopy=False)[0].datetime_start
     text = f"{study.study_name}\x1f{first}"
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()

@@ -36,7 +36,7 @@ from hpo_mab.training._schedule import check_window, sampler_figures
 
 
 class TrialReporter:
-    """Gives a training loop an Optuna trial's budget, evaluations, pruning and learning curve.
+    """Connects a training loop to an Optuna trial: budget, evaluations, pruning, learning curve.
 
     When the loop raises, ``with`` stores the curve so far and the user attribute
     ``hpo_mab:reason``, or ``hpo_mab:interrupted`` after Ctrl-C. Without it no reason is kept, and
@@ -54,8 +54,8 @@ class TrialReporter:
     Args:
         trial: Optuna's trial. An `optuna.trial.FixedTrial` or a finished trial is trained alone:
             nothing is stored or pruned.
-        sampler: The batch sampler in use; its `set_progress` is called at each step. None stands
-            for uniform batches that something else draws.
+        sampler: The batch sampler in use; its `set_progress` is called at each step. None means
+            uniform batches that are drawn by something else.
         model: The network that is trained; None keeps no average. `copy.deepcopy` must be able to
             copy it; the copy shares its weights.
         average: Window of the moving average as a share of the steps so far, in [0, 1]; 0 keeps
@@ -117,7 +117,7 @@ class TrialReporter:
         self._trial = trial
         self._sampler = sampler
         self._model = model
-        self._network = None if model is None else _twin(model)
+        self._network = None if model is None else _shared_copy(model)
         self._window = average
         self._average: WeightAverage | None = None
         self._averaged = False
@@ -169,6 +169,7 @@ class TrialReporter:
     def due(self) -> bool:
         """Whether the next evaluation is due."""
         share = (self._reported + 1) / self.evaluations
+        # Rounding may have made the product larger than the examples that are due.
         return not self.done and self.examples >= share * self.budget_examples - 1e-6
 
     @property
@@ -210,8 +211,8 @@ class TrialReporter:
                 self._average = WeightAverage(self._model, window=self._window)
             self._average.update()
         if loss is not None:
-            # A sum, not a list: small tensors between large ones keep the memory of each step from
-            # being used again. On another device nothing waits for the value.
+            # A sum, not a list: small tensors between large ones would keep the memory of each step
+            # from being reused. On another device the host must not wait for the value.
             if isinstance(loss, Tensor) and not loss.is_cpu:
                 self._losses = self._losses + loss.detach()
             else:
@@ -291,12 +292,13 @@ class TrialReporter:
             self._running_since = None
 
 
-def _twin(model: nn.Module) -> nn.Module:
+def _shared_copy(model: nn.Module) -> nn.Module:
     """A copy of a network whose parameters and buffers are new, and share the network's memory.
 
     Raises:
         ArgumentError: The network cannot be copied.
     """
+    # `copy.deepcopy` takes what this mapping holds in place of a copy.
     shared: dict[int, Tensor] = {id(buffer): buffer.detach() for buffer in model.buffers()}
     for weight in model.parameters():
         shared[id(weight)] = nn.Parameter(weight.detach(), requires_grad=False)
@@ -327,7 +329,7 @@ def recorded_trial(
 
     .. code-block:: python
 
-        def train(config):  # What the tuner calls.
+        def train(config):  # The tuner calls this function.
             storage = Storage("/shared/studies.db")
             with (
                 recorded_trial(config, study="ray-mab", storage=storage) as trial,
@@ -340,12 +342,12 @@ def recorded_trial(
     The study is made with the first trial. It has no pruner, because the tuner stops trials. At the
     end the trial is
 
-    - complete, if its budget is spent, whatever ends the function then;
+    - complete, if its budget is spent, even if an exception ends the function then;
     - pruned, if `optuna.TrialPruned` or ``SystemExit(0)`` ends it earlier, which is how Ray Tune
       stops a function;
     - failed otherwise. A function that ends before its budget without an exception has failed.
 
-    Exceptions pass.
+    Exceptions are raised again.
 
     Args:
         config: The tuner's configuration.
@@ -364,7 +366,7 @@ def recorded_trial(
         ArgumentError: A value is not a number and has no distribution, or lies outside it.
     """
     chosen = {
-        name: (distributions or {}).get(name) or _point(name, value)
+        name: (distributions or {}).get(name) or _single_value(name, value)
         for name, value in config.items()
     }
     for name, distribution in chosen.items():
@@ -398,10 +400,10 @@ def recorded_trial(
         end = TrialState.FAIL if stop.code else TrialState.PRUNED
         raise
     finally:
-        _tell(found, trial, end)
+        _end_trial(found, trial, end)
 
 
-def _point(name: str, value: Any) -> BaseDistribution:
+def _single_value(name: str, value: Any) -> BaseDistribution:
     """The distribution of one number."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise ArgumentError(
@@ -412,7 +414,7 @@ def _point(name: str, value: Any) -> BaseDistribution:
     return FloatDistribution(low=value, high=value)
 
 
-def _tell(study: optuna.Study, trial: optuna.trial.Trial, end: TrialState) -> None:
+def _end_trial(study: optuna.Study, trial: optuna.trial.Trial, end: TrialState) -> None:
     frozen: FrozenTrial = study.get_trials(deepcopy=False)[trial.number]
     spent = frozen.user_attrs.get(EXAMPLES_KEY, 0) >= frozen.user_attrs.get(BUDGET_KEY, 1) - 1e-6
     value = frozen.intermediate_values.get(frozen.last_step) if frozen.last_step else None

@@ -1,4 +1,4 @@
-"""Running a study: begun, continued, or joined by name.
+"""Running a study: a new one, one that is continued, or one that a worker joins by name.
 
 `StudyRunner` scores the best trial. `join_study` works from the stored definition.
 """
@@ -83,6 +83,7 @@ def run_trials(
                 study, storage, objective, slots=count, examples=examples, on_trial=on_trial
             )
             return loop.run()
+        # The loop has kept the reason for the summary.
         except StackingFailed:
             pass
     return TrialLoop(study, storage, objective, examples=examples, on_trial=on_trial).run()
@@ -114,12 +115,13 @@ def _seconds_alone(workload: Workload, configuration: Configuration) -> float:
     with workload.training(
         configuration, seed=0, final=Budget(steps=2 * _PROBED_STEPS), evaluations=2
     ) as training:
+        # The first half includes what happens once, such as the capture of the graph.
         first, second = training
     return second.seconds - first.seconds
 
 
 def _seconds_stacked(workload: Workload, configuration: Configuration, *, slots: int) -> float:
-    """Seconds of as many steps of a network of a stack, its share."""
+    """Seconds of as many steps of a stack, divided by its networks."""
     stack = workload.stack(configuration, slots=slots, seed=0)
     for slot in range(slots):
         sampler = workload.sampler(configuration, seed=slot, stacked=True)
@@ -143,7 +145,7 @@ def _seconds_stacked(workload: Workload, configuration: Configuration, *, slots:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class RunOutcome:
-    """Where a study stands after a run.
+    """A study after `StudyRunner.run`.
 
     Attributes:
         run: The study with all its trials.
@@ -152,8 +154,8 @@ class RunOutcome:
             its trial; None where it was not requested, there is no complete trial or the run was
             interrupted.
         choice: What ``kind = "auto"`` chose and why, once its pilot is done.
-        loop_reasons: Why trials were trained without a CUDA graph, or one at a time, where they
-            were meant to be otherwise.
+        loop_reasons: Why trials were trained without a CUDA graph, or one at a time, although the
+            definition requests more.
 
     Examples:
         >>> from hpo_mab.search import RunOutcome

@@ -31,7 +31,7 @@ _KEYS = _RANGE_KEYS | {"choices"}
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ListChoices:
-    """Choices some of which are lists, which Optuna cannot hold: it gets their text.
+    """Choices that include lists: Optuna cannot store these, and gets their text.
 
     Attributes:
         distribution: The choices as given to Optuna, e.g. ``"[1, 2]"``.
@@ -42,7 +42,7 @@ class ListChoices:
     choices: tuple[Any, ...]
 
     def suggest(self, trial: optuna.trial.BaseTrial, name: str) -> Any:
-        """The choice of which the trial has the text."""
+        """The choice whose text is suggested to the trial."""
         shown = trial.suggest_categorical(name, self.distribution.choices)
         return self.choices[self.distribution.choices.index(shown)]
 
@@ -71,8 +71,8 @@ def parse_value(name: str, value: Any) -> Any:
         if key not in _KEYS:
             raise UnknownNameError(f"key of the range {name}", str(key), _KEYS)
     if "choices" in value:
-        return _choices(name, value)
-    return _range(name, value)
+        return _parse_choices(name, value)
+    return _parse_range(name, value)
 
 
 def suggest(trial: optuna.trial.BaseTrial, name: str, value: Any) -> Any:
@@ -112,7 +112,7 @@ def distributions(sections: Mapping[str, Mapping[str, Any]]) -> dict[str, BaseDi
 
 
 def _prefix(section: str) -> str:
-    """How the names of a section's parameters begin."""
+    """What the names of a section's parameters begin with."""
     return "" if section in ("optimizer", "training") else f"{section}."
 
 
@@ -138,11 +138,11 @@ def examples(value: Any) -> Iterator[Any]:
 
 
 def present_names(params: Mapping[str, Any]) -> dict[str, Any]:
-    """Parameters of a recorded trial, those that earlier versions named otherwise renamed."""
+    """Parameters of a recorded trial by their present names; some had others before."""
     return {ITEM_NAMES.get(name, name): value for name, value in params.items()}
 
 
-def _choices(name: str, value: Mapping[str, Any]) -> CategoricalDistribution | ListChoices:
+def _parse_choices(name: str, value: Mapping[str, Any]) -> CategoricalDistribution | ListChoices:
     choices = value["choices"]
     if len(value) > 1 or not isinstance(choices, list | tuple) or not choices:
         raise ArgumentError(f"{name}: choices must be a list of values and stand alone.")
@@ -159,10 +159,9 @@ def _choices(name: str, value: Mapping[str, Any]) -> CategoricalDistribution | L
     return ListChoices(CategoricalDistribution(shown), tuple(choices))
 
 
-def _range(name: str, value: Mapping[str, Any]) -> FloatDistribution | IntDistribution:
+def _parse_range(name: str, value: Mapping[str, Any]) -> FloatDistribution | IntDistribution:
     low, high = _bound(name, value, "low"), _bound(name, value, "high")
-    log, step = value.get("log", False), value.get("step")
-    kind = value.get("type")
+    log, step, kind = value.get("log", False), value.get("step"), value.get("type")
     if kind not in (None, "int", "float"):
         raise ArgumentError(f'{name}: type must be "int" or "float", got {kind!r}.')
     if low > high:
@@ -180,6 +179,7 @@ def _range(name: str, value: Mapping[str, Any]) -> FloatDistribution | IntDistri
 
 def _bound(name: str, value: Mapping[str, Any], key: str) -> int | float:
     bound = value.get(key)
+    # In Python booleans are integers.
     if isinstance(bound, bool) or not isinstance(bound, int | float) or not abs(bound) < math.inf:
         raise ArgumentError(f"{name}: a range needs {key}, a finite number, got {bound!r}.")
     return bound
@@ -266,11 +266,11 @@ class Assignment:
 
 
 class PartSpace:
-    """What a section of a definition names, with its options: constants and ranges.
+    """The search space of a `Part`: what a section names, with constants and ranges as options.
 
     Args:
         section: Of the definition, ``"optimizer"`` or ``"sampler"``.
-        named: Its name, or a class or function in place of it.
+        named: A name, or a class or function in place of it.
         options: Values as `parse_value` takes them.
 
     Attributes:
@@ -284,7 +284,7 @@ class PartSpace:
     """
 
     def __init__(self, section: str, named: Named, options: Mapping[str, Any]) -> None:
-        registry, make = _chosen(section)
+        registry, make = _registry_and_maker(section)
         self.name = registry.name(named)
         self.values = _parse(section, options)
         check_options(registry, named, self.values, section=section)
@@ -292,12 +292,12 @@ class PartSpace:
         self._section = section
 
     def suggest(self, trial: optuna.trial.BaseTrial) -> Part:
-        """Ask the trial for every range."""
+        """Suggest a value of every range to the trial."""
         return Part(self.name, self._make, _suggest(trial, self._section, self.values))
 
 
-def _chosen(section: str) -> tuple[Registry, Callable[[Named], Callable[..., Any]]]:
-    """The names of a section, and what makes a maker of one of them."""
+def _registry_and_maker(section: str) -> tuple[Registry, Callable[[Named], Callable[..., Any]]]:
+    """The registry of a section's names, and the function that makes a maker of one of them."""
     if section == "sampler":
         return SAMPLERS, sampler_maker
     # Imported late: optimisers need torch, and mistakes in a definition are found without it.
@@ -364,8 +364,8 @@ class SearchSpace:
         label_smoothing: Any = 0.0,
         average: Any = DEFAULT_AVERAGE,
     ) -> None:
-        self.optimizer = PartSpace("optimizer", *_split(optimizer, "name"))
-        self.sampler = PartSpace("sampler", *_split(sampler, "kind"))
+        self.optimizer = PartSpace("optimizer", *_name_and_options(optimizer, "name"))
+        self.sampler = PartSpace("sampler", *_name_and_options(sampler, "kind"))
         self.model = _parse("model", model or {})
         loop = {
             "batch_size": batch_size,
@@ -386,7 +386,7 @@ class SearchSpace:
             yield dict(zip(self.loop, values, strict=True))
 
     def suggest(self, trial: optuna.trial.BaseTrial) -> Configuration:
-        """Ask the trial for every range."""
+        """Suggest a value of every range to the trial."""
         return Configuration(
             optimizer=self.optimizer.suggest(trial),
             sampler=self.sampler.suggest(trial),
@@ -400,7 +400,7 @@ class SearchSpace:
 
         Trials of one shape share a stack, see `hpo_mab.training.StackedTrainer`.
         """
-        return math.prod(map(_values_of, (*self.model.values(), self.loop["batch_size"])))
+        return math.prod(map(_count_values, (*self.model.values(), self.loop["batch_size"])))
 
     def corners(self) -> tuple[Configuration, Configuration]:
         """The points where every range is at its low end, and at its high end."""
@@ -421,10 +421,10 @@ class SearchSpace:
         return self.suggest(optuna.trial.FixedTrial(present_names(params)))
 
 
-def _values_of(value: Any) -> float:
+def _count_values(value: Any) -> float:
     """How many values a parsed value may take."""
     if isinstance(value, list):
-        return math.prod(map(_values_of, value))
+        return math.prod(map(_count_values, value))
     if isinstance(value, CategoricalDistribution):
         return len(value.choices)
     if isinstance(value, IntDistribution):
@@ -441,10 +441,9 @@ def _parse(section: str, values: Mapping[str, Any]) -> dict[str, Any]:
 def _suggest(
     trial: optuna.trial.BaseTrial, section: str, values: Mapping[str, Any]
 ) -> dict[str, Any]:
-    prefix = _prefix(section)
-    return {key: suggest(trial, f"{prefix}{key}", value) for key, value in values.items()}
+    return {key: suggest(trial, f"{_prefix(section)}{key}", value) for key, value in values.items()}
 
 
-def _split(values: Mapping[str, Any], key: str) -> tuple[Named, dict[str, Any]]:
+def _name_and_options(values: Mapping[str, Any], key: str) -> tuple[Named, dict[str, Any]]:
     """What a mapping names under a key, and its other values."""
     return values[key], {name: value for name, value in values.items() if name != key}

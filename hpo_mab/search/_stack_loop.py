@@ -26,7 +26,7 @@ from hpo_mab.search._recorder import (
     warn_of_misfit,
 )
 from hpo_mab.search._space import Assignment, Configuration
-from hpo_mab.search._trial_loop import SECONDS_BETWEEN_LOOKS, End, TrialCallback, TrialLoop
+from hpo_mab.search._trial_loop import SECONDS_BETWEEN_POLLS, End, TrialCallback, TrialLoop
 from hpo_mab.search._workload import Workload
 from hpo_mab.storage import STORAGE_ERRORS, Storage, heartbeat
 from hpo_mab.storage._optuna import id_of
@@ -107,7 +107,7 @@ class Stacks:
     def start(
         self, configuration: Configuration, *, seed: int, state: Mapping[str, Any] | None = None
     ) -> tuple[tuple[StackedTrainer, int], list[Evaluation]]:
-        """Begin a training, where ``state`` was taken if it fits.
+        """Begin a training, or continue it from ``state`` if that fits.
 
         Returns:
             Its stack and slot, and the evaluations that the state has.
@@ -134,6 +134,7 @@ class Stacks:
                 return (stack, slot), [Evaluation(**point) for point in state["points"]]
             except Exception as error:  # Each part has its own way to refuse a state.
                 warn_of_misfit(error)
+            # A new one: the state that does not fit may have changed the first.
             sampler = self._workload.sampler(configuration, seed=seed, stacked=True)
         begin(sampler=sampler)
         return (stack, slot), []
@@ -165,7 +166,7 @@ class StackLoop(TrialLoop):
     Args:
         study: The study, with the sampler and pruner of its definition.
         storage: Its database.
-        objective: Says what a trial trains.
+        objective: Assigns each trial what it trains.
         slots: Trials at the same time, at least 1.
         examples: Whether trials add to the study's record of examples.
         on_trial: Called with study and trial after each trial.
@@ -200,42 +201,42 @@ class StackLoop(TrialLoop):
             if self._running:
                 self._advance()
             elif following is Next.DONE:
-                self._sweep()
+                self._remove_checkpoints()
                 return False
             elif following is Next.WAIT:
-                time.sleep(SECONDS_BETWEEN_LOOKS)
+                time.sleep(SECONDS_BETWEEN_POLLS)
             self._storage_failures = 0
         except STORAGE_ERRORS as error:
             self._ride_out(error)
         return True
 
     def _fill(self) -> Next | None:
-        """Claim trials for the free slots; returns why, if there are fewer than free slots."""
+        """Claim a trial for each free slot; returns why there are fewer, None if there are not."""
         while (free := self._stacks.slots - len(self._running)) > 0:
-            known = len(self._mine)
+            known = len(self._claimed)
             # A trial that is trained alone has no heartbeat until it starts: claim one at a time.
             count = free if self._may_stack else 1
             try:
                 following = claim_many(
                     self._study,
                     self._storage,
-                    self._mine,
+                    self._claimed,
                     count=count,
                     queue_twins=self._objective.queue_twins,
                 )
             finally:
-                claimed = self._mine[known:]
+                claimed = self._claimed[known:]
             with self._storage.optuna.together():
-                alone = [trial for trial in claimed if not self._begin(trial)]
+                alone = [trial for trial in claimed if not self._start_in_slot(trial)]
             for trial in alone:
                 self._run(trial)
             if following is not None:
                 return following
         return None
 
-    def _begin(self, trial: optuna.trial.Trial) -> bool:
+    def _start_in_slot(self, trial: optuna.trial.Trial) -> bool:
         """Start a trial in a slot, or end it; False if no stack can train it."""
-        if trial not in self._mine:
+        if trial not in self._claimed:
             # It was released when the device ran out of memory.
             return True
         ends = contextlib.ExitStack()
@@ -252,7 +253,7 @@ class StackLoop(TrialLoop):
             )
         except torch.OutOfMemoryError as error:
             ends.close()
-            self._shrink(error)
+            self._halve_slots(error)
             return True
         except STORAGE_ERRORS:
             ends.close()
@@ -266,11 +267,11 @@ class StackLoop(TrialLoop):
         running = _Running(trial, assignment, record, place, checkpoint, ends)
         self._running[id_of(trial)] = running
         trial.set_user_attr(STACK_KEY, self._stacks.slots)
-        self._report_again(running, points)
+        self._report_resumed(running, points)
         return True
 
-    def _report_again(self, running: _Running, points: Sequence[Evaluation]) -> None:
-        """Report the evaluations of a checkpoint; the pruner may stop the trial at each of them."""
+    def _report_resumed(self, running: _Running, points: Sequence[Evaluation]) -> None:
+        """Report the evaluations of a checkpoint; the pruner may stop the trial at any of them."""
         if points:
             running.trial.set_user_attr(RESUMED_KEY, len(points))
         for point in points:
@@ -282,9 +283,9 @@ class StackLoop(TrialLoop):
         try:
             found = list(self._stacks.advance())
         except torch.OutOfMemoryError as error:
-            self._shrink(error)
+            self._halve_slots(error)
             return
-        except Exception as error:  # Alone, each trial fails by itself and keeps its reason.
+        except Exception as error:  # Trained alone, each trial fails with its own reason.
             self._give_up_stacks(error)
             return
         for reason in self._stacks.loop_reasons:
@@ -308,8 +309,9 @@ class StackLoop(TrialLoop):
                 running.record.evaluation_seconds = stack.evaluation_seconds[slot]
                 if isinstance(result, Evaluation):
                     running.record.add_later(result)
-            ends = [end for each in found if (end := self._end(*each)) is not None]
+            ends = [end for each in found if (end := self._end_of(*each)) is not None]
             ended = {id_of(end.trial) for end in ends}
+            # Before the trials end: a finished trial must have its whole curve.
             TrialRecord.flush_all(
                 running.record
                 for name, running in self._running.items()
@@ -325,7 +327,7 @@ class StackLoop(TrialLoop):
                 running.record.flush()
                 checkpoint.save(running)
 
-    def _end(self, running: _Running, result: Evaluation | TrainingDiverged) -> End | None:
+    def _end_of(self, running: _Running, result: Evaluation | TrainingDiverged) -> End | None:
         """How a trial has ended with an evaluation; None if it has not."""
         trial = running.trial
         if isinstance(result, TrainingDiverged):
@@ -349,11 +351,11 @@ class StackLoop(TrialLoop):
         store_end(trial, error)
         self._fail_trial(trial)
 
-    def _shrink(self, error: torch.OutOfMemoryError) -> None:
+    def _halve_slots(self, error: torch.OutOfMemoryError) -> None:
         """Train half as many at a time after the device ran out of memory."""
         if self._stacks.slots == 1:
             # A single network is too large, so its trial fails.
-            for trial in list(self._mine):
+            for trial in list(self._claimed):
                 self._close(trial)
                 self._fail(trial, error)
             self._stacks.clear()

@@ -68,7 +68,7 @@ def train_recorded(
     sampler: str | None = None,
     final: Budget | None = None,
 ) -> AbstractContextManager[Training]:
-    """A recorded trial's configuration in training, from the start; see `Workload.training`.
+    """Train a recorded trial's configuration again, from the start; see `Workload.training`.
 
     Args:
         objective: The objective of the trial's study.
@@ -85,7 +85,7 @@ def train_recorded(
     return objective.workload.training(configuration, seed=seed, final=final)
 
 
-# A replay never takes the same time.
+#: Fields of an evaluation that a replay cannot reproduce.
 _TIMES = ("seconds", "sampler_seconds")
 
 
@@ -113,7 +113,9 @@ class Replay:
     @property
     def is_identical(self) -> bool:
         """Whether every value but the seconds is the same, bit for bit."""
-        return [_timeless(e) for e in self.trial.curve] == [_timeless(e) for e in self.curve]
+        return [_without_times(e) for e in self.trial.curve] == [
+            _without_times(e) for e in self.curve
+        ]
 
     @property
     def slots(self) -> int | None:
@@ -155,18 +157,18 @@ def replay(
         StorageError: The study was not made by this product, or its data are others here.
         UnknownNameError: There is no such study.
     """
-    trial = _recorded(storage, name, number)
+    trial = _recorded_trial(storage, name, number)
     study = open_study(storage, name)
     definition = Definition.load(study)
     spec = stored_spec(definition, device=device, data_root=data_root)
     objective = stored_objective(definition, spec)
     objective.workload.known = storage.examples.frozen(id_of(study))
     with train_recorded(objective, trial) as training:
-        curve = tuple(_first(len(trial.curve), training))
+        curve = tuple(_first_evaluations(len(trial.curve), training))
     return Replay(trial=trial, curve=curve)
 
 
-def _recorded(storage: Storage, name: str, number: int) -> TrialRun:
+def _recorded_trial(storage: Storage, name: str, number: int) -> TrialRun:
     trials = {trial.number: trial for trial in read_run(storage, name).trials}
     if number not in trials:
         raise UnknownNameError("trial", str(number), map(str, trials))
@@ -183,21 +185,22 @@ def _recorded(storage: Storage, name: str, number: int) -> TrialRun:
     return trials[number]
 
 
-def _first(count: int, evaluations: Iterator[Evaluation]) -> Iterator[Evaluation]:
+def _first_evaluations(count: int, evaluations: Iterator[Evaluation]) -> Iterator[Evaluation]:
     try:
+        # `range` first: zip then takes no evaluation more, which would train further.
         for _, evaluation in zip(range(count), evaluations, strict=False):
             yield evaluation
     except TrainingDiverged:
         return
 
 
-def _timeless(evaluation: Evaluation) -> dict[str, float | int | None]:
+def _without_times(evaluation: Evaluation) -> dict[str, float | int | None]:
     return {k: v for k, v in dataclasses.asdict(evaluation).items() if k not in _TIMES}
 
 
 # What trials learned about the training examples: suspicious labels and others.
 
-#: What examples can be ranked by, and what the highest are.
+#: The rankings of examples, with what the first examples of each are.
 RANKINGS: Mapping[str, str] = {
     "suspicious": "most likely mislabelled",
     "hard": "hardest",

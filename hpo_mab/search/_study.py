@@ -34,8 +34,8 @@ from hpo_mab.storage._optuna import add_copy, id_of, storage_of
 
 #: Keys of a definition that name evidence.
 _EVIDENCE = ("pruner.evidence", "sampler.evidence")
-# What may change between two runs of one study without changing what its trials mean.
-_FREE = (
+#: Keys that may change when a study is continued: its trials mean the same.
+_MAY_CHANGE = (
     "name",
     "budget.trials",
     "budget.total",
@@ -72,7 +72,7 @@ def choose_name(
     """
     chosen = name or default_name(spec, arm)
     _check_name(chosen)
-    return _first_free(chosen, set(_known(storage)).__contains__) if fresh else chosen
+    return _first_free(chosen, set(_stored_names(storage)).__contains__) if fresh else chosen
 
 
 def choose_names(
@@ -84,7 +84,7 @@ def choose_names(
 ) -> dict[tuple[str, int], str]:
     """Names of the studies of a comparison, by arm and seed.
 
-    A study that is called ``name`` itself is that of its arm and seed.
+    A stored study of exactly this ``name`` is used for its arm and seed.
 
     Args:
         storage: The studies' database; read only with a name of the user's choice.
@@ -103,7 +103,7 @@ def choose_names(
 
     if name is None and not fresh:
         return names(None)
-    known = set(_known(storage))
+    known = set(_stored_names(storage))
     if fresh:
         base = name or next(iter(studies.values())).name
         return names(
@@ -115,6 +115,7 @@ def choose_names(
         if Definition.is_in(study.user_attrs):
             stored = Definition.load(study)
             key = (stored.arm, stored.seed)
+            # A study that was run under its own name before is continued in the comparison.
             if chosen.get(key) not in known and key in chosen:
                 chosen[key] = name
     return chosen
@@ -131,8 +132,8 @@ def _first_free(name: str, is_taken: Callable[[str], bool]) -> str:
     return next(one for one in itertools.chain([name], numbered) if not is_taken(one))
 
 
-def _known(storage: Storage) -> tuple[str, ...]:
-    """Names of all studies; looking for them does not make a database."""
+def _stored_names(storage: Storage) -> tuple[str, ...]:
+    """Names of all studies; a missing database is not made."""
     return study_names(storage) if storage.exists else ()
 
 
@@ -175,7 +176,7 @@ def make_study(
                 study_name=name,
                 storage=storage.optuna,
                 direction="maximize",
-                sampler=_sampler(spec),
+                sampler=_study_sampler(spec),
                 pruner=study_pruner(spec, {}),
             )
         if not Definition.is_in(study.user_attrs):
@@ -198,7 +199,7 @@ def make_study(
 
 def open_with_parts(storage: Storage, name: str, spec: StudySpec) -> optuna.Study:
     """A study that exists, with the sampler and pruner of its definition."""
-    study = optuna.load_study(study_name=name, storage=storage.optuna, sampler=_sampler(spec))
+    study = optuna.load_study(study_name=name, storage=storage.optuna, sampler=_study_sampler(spec))
     study.pruner = study_pruner(spec, study.user_attrs)
     return study
 
@@ -206,9 +207,9 @@ def open_with_parts(storage: Storage, name: str, spec: StudySpec) -> optuna.Stud
 def check_study(
     storage: Storage, name: str, spec: StudySpec, definition: Definition | None = None
 ) -> None:
-    """Refuse a name that is another study's and evidence that cannot be read.
+    """Refuse the name of another study, and evidence that cannot be read.
 
-    It does not make a database.
+    A missing database is not made.
 
     Args:
         storage: The database.
@@ -221,7 +222,7 @@ def check_study(
         StorageError: A study of that name exists and is defined otherwise, or has other data.
     """
     known: Mapping[str, Any] = {}
-    if name in _known(storage):
+    if name in _stored_names(storage):
         study = open_study(storage, name)
         known = study.user_attrs
         if Definition.is_in(known) or study.get_trials(deepcopy=False):
@@ -235,14 +236,14 @@ def check_study(
 
 
 def stored_trials(storage: Storage, name: str) -> int:
-    """Trials that a stored study of that name is to have; 0 without one."""
-    if name not in _known(storage):
+    """Trials that a stored study of that name has as target; 0 if there is no such study."""
+    if name not in _stored_names(storage):
         return 0
     study = open_study(storage, name)
     return Target.load(study).trials if Definition.is_in(study.user_attrs) else 0
 
 
-def _sampler(spec: StudySpec) -> PlannedSampler:
+def _study_sampler(spec: StudySpec) -> PlannedSampler:
     return PlannedSampler(
         sampler_factory(spec.search.sampler, spec.search.options),
         seed=spec.seed,
@@ -255,22 +256,23 @@ def _refuse_other_definition(study: optuna.Study, wanted: Mapping[str, Any]) -> 
     stored = Definition.load(study)
     before, now = dict(flat_spec(stored.spec)), dict(flat_spec(wanted))
     for key in sorted(before.keys() | now.keys()):
-        if key.startswith(_FREE) or before.get(key) == now.get(key):
+        if key.startswith(_MAY_CHANGE) or before.get(key) == now.get(key):
             continue
         if key == "budget.early_validation" and now.get(key) == "auto":
             # "auto" takes the part that the study began with.
             continue
+        # The file may have been moved or renamed.
         if key in _EVIDENCE and is_its_evidence(study, now.get(key)):
             continue
         raise StorageError(
             f"Study '{study.study_name}' exists with another definition: "
-            f"{key} is {_shown(before, key)} there and {_shown(now, key)} here. "
+            f"{key} is {_value_text(before, key)} there and {_value_text(now, key)} here. "
             "Give --fresh or --name to start another study."
         )
 
 
-def _shown(values: Mapping[str, Any], key: str) -> str:
-    """The value of a key as a definition has it, a range with its ends."""
+def _value_text(values: Mapping[str, Any], key: str) -> str:
+    """The value of a key as a definition writes it, a range as a table."""
     within = {
         name.removeprefix(f"{key}."): value
         for name, value in values.items()
@@ -290,6 +292,8 @@ def _refuse_other_data(study: optuna.Study, wanted: Definition) -> None:
             "--name to start another study, or check --data-root."
         )
 
+
+# A copy of a study. Its trials have other ids, by which the dashboard's notes name them.
 
 # Keys under which the dashboard keeps notes on trials, by their ids.
 _TRIAL_NOTE = re.compile(r"dashboard:(\d+):")
@@ -349,9 +353,10 @@ def copy_study(
         study = open_study(source, name)
         close_lost(study, source)
         _refuse_running(study)
-        copy = _begin(study, target, chosen)
+        copy = _create_copy(study, target, chosen)
         try:
-            copied = _fill(copy, study, source, target)
+            copied = _copy_content(copy, study, source, target)
+        # Also after Ctrl-C: half a copy must not remain.
         except BaseException:
             with contextlib.suppress(Exception):
                 optuna.delete_study(study_name=chosen, storage=target.optuna)
@@ -375,7 +380,7 @@ def _refuse_running(study: optuna.Study) -> None:
         )
 
 
-def _begin(study: optuna.Study, target: Storage, name: str) -> optuna.Study:
+def _create_copy(study: optuna.Study, target: Storage, name: str) -> optuna.Study:
     try:
         return optuna.create_study(
             study_name=name, storage=target.optuna, directions=study.directions
@@ -387,7 +392,9 @@ def _begin(study: optuna.Study, target: Storage, name: str) -> optuna.Study:
         ) from None
 
 
-def _fill(copy: optuna.Study, study: optuna.Study, source: Storage, target: Storage) -> Copied:
+def _copy_content(
+    copy: optuna.Study, study: optuna.Study, source: Storage, target: Storage
+) -> Copied:
     trials = study.get_trials(deepcopy=False)
     new_ids = {id_of(trial): add_copy(copy, trial) for trial in trials}
     # After the trials: curves that no trial refers to are removed as orphans.

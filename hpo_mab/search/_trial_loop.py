@@ -26,7 +26,7 @@ TrialCallback = Callable[[optuna.Study, FrozenTrial], None]
 #: Trials that one process trains at the same time.
 Slots = int | Literal["auto"]
 
-SECONDS_BETWEEN_LOOKS = 1.0
+SECONDS_BETWEEN_POLLS = 1.0
 _STORAGE_FAILURES_IN_A_ROW = 3
 
 
@@ -56,6 +56,7 @@ class FinishedTrials:
         new = [t for t in trials if t.state.is_finished() and t.number not in self._known]
         for trial in new:
             self.report(trial)
+        # Trials of other processes show progress by their last report only.
         if self.on_progress is not None and not new:
             evaluations = StudySettings.stored_in(self._study.user_attrs).evaluations or 1
             running = [t for t in trials if not t.state.is_finished() and t.last_step is not None]
@@ -125,7 +126,7 @@ class TrialLoop:
         objective.on_progress = getattr(on_trial, "running", None)
         self._patience = patience
         #: Trials claimed here that have not ended.
-        self._mine: list[optuna.trial.Trial] = []
+        self._claimed: list[optuna.trial.Trial] = []
         self._storage_failures = 0
         #: None records nothing of examples.
         self._examples = objective.record_examples(study, storage) if examples else None
@@ -150,7 +151,7 @@ class TrialLoop:
                 self._abandon()
             return True
         finally:
-            self._release(*self._mine)
+            self._release(*self._claimed)
             if self._examples is not None:
                 with contextlib.suppress(StorageError, *STORAGE_ERRORS):
                     self._examples.flush()
@@ -162,12 +163,12 @@ class TrialLoop:
         try:
             claimed = claim(self._study, self._storage, queue_twins=self._objective.queue_twins)
             if claimed is Next.DONE:
-                self._sweep()
+                self._remove_checkpoints()
                 return False
             if isinstance(claimed, Next):
-                time.sleep(SECONDS_BETWEEN_LOOKS)
+                time.sleep(SECONDS_BETWEEN_POLLS)
                 return True
-            self._mine.append(claimed)
+            self._claimed.append(claimed)
             self._run(claimed)
             self._storage_failures = 0
         except STORAGE_ERRORS as error:
@@ -175,7 +176,7 @@ class TrialLoop:
         return True
 
     def _run(self, trial: optuna.trial.Trial) -> None:
-        value, state, starved = None, TrialState.FAIL, False
+        value, state, out_of_memory = None, TrialState.FAIL, False
         try:
             with heartbeat(self._storage.optuna, id_of(trial)):
                 value = self._objective(trial)
@@ -186,8 +187,8 @@ class TrialLoop:
             raise
         except Exception as error:
             # The objective has stored the reason with the trial.
-            starved = memory_reason(error) is not None
-        if starved:
+            out_of_memory = memory_reason(error) is not None
+        if out_of_memory:
             # Only now: the traceback of the error held references to the trial's tensors.
             release_memory()
         if state == TrialState.FAIL:
@@ -215,18 +216,18 @@ class TrialLoop:
             if self._objective.waits_for_record:
                 self._examples.flush()
             self._examples.flush_if_due()
-        self._sweep()
+        self._remove_checkpoints()
         if self._on_trial is not None:
             for trial in ended:
                 self._on_trial(self._study, trial)
 
-    def _sweep(self) -> None:
+    def _remove_checkpoints(self) -> None:
         if self._objective.checkpoints is not None:
             self._objective.checkpoints.sweep(self._study)
 
     def _abandon(self) -> None:
         """End the claimed trials as interrupted, so that a worker tries them again."""
-        for trial in list(self._mine):
+        for trial in list(self._claimed):
             frozen = storage_of(self._study).get_trial(id_of(trial))
             if not frozen.state.is_finished():
                 trial.set_user_attr(INTERRUPTED_KEY, True)
@@ -236,7 +237,7 @@ class TrialLoop:
     def _release(self, *trials: optuna.trial.Trial) -> None:
         for trial in trials:
             release(self._storage.optuna, id_of(trial))
-        self._mine = [trial for trial in self._mine if trial not in trials]
+        self._claimed = [trial for trial in self._claimed if trial not in trials]
 
     def _ride_out(self, error: BaseException) -> None:
         """Wait until the database answers again; the claimed trials are tried again."""

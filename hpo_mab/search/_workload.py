@@ -354,6 +354,7 @@ class Workload:
         points: int,
         examples: bool,
     ) -> Training:
+        # Initial weights and dropout follow from it; sampler and augmentation have their own.
         torch.manual_seed(seed)
         model = self._network(configuration).to(self.device)
         optimizer = configuration.optimizer
@@ -416,8 +417,8 @@ class Workload:
     def _part(self, name: str) -> Any:
         """``"validation"``, ``"test"``, or ``"early"``: what evaluations before the last take.
 
-        A fixed random part of the validation examples, in order: the same for every trial of every
-        study on the same validation examples.
+        That is a fixed random part of the validation examples, in order. All trials of all studies
+        on the same validation examples have the same part.
         """
         examples: Any = getattr(self._data, "validation" if name == "early" else name)
         if examples is None:

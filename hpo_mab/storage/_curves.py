@@ -26,10 +26,10 @@ from hpo_mab.training._schedule import SAMPLER_FIGURES
 # Optuna's own tables.
 _trials, _attributes, _keys = TRIALS, USER_ATTRIBUTES, SYSTEM_ATTRIBUTES
 
-#: The curve of a row of `_keys`.
+#: The number of the curve that a row of `_keys` holds.
 _number = sa.cast(_keys.c.value_json, sa.BigInteger)
 _is_key = _keys.c.key == CURVE_KEY
-# Rows a statement.
+#: Rows of one statement: databases limit its length.
 _CHUNK = 500
 
 #: Curves that no trial refers to.
@@ -102,9 +102,9 @@ class CurveStore:
         Args:
             study_id: Optuna's study id.
         """
-        last = _sums(_reached(study_id))
+        last = _sums(_furthest(study_id))
         taken_over = _sums(
-            _reached(study_id)
+            _furthest(study_id)
             .join(_attributes, _attributes.c.trial_id == _trials.c.trial_id)
             .where(
                 # Earlier versions wrote "resumed_at".
@@ -131,7 +131,7 @@ class CurveStore:
             return {}
         owners: dict[int, int] = {}
         with self._engine.connect() as connection:
-            for trial_id, curve, *values in _rows_of(connection, set(trial_ids)):
+            for trial_id, curve, *values in _curve_points(connection, set(trial_ids)):
                 if owners.setdefault(curve, trial_id) == trial_id:
                     curves[trial_id].append(_evaluation(values))
         return {trial_id: tuple(curve) for trial_id, curve in curves.items()}
@@ -147,7 +147,7 @@ class CurveStore:
             return
         names = ["curve", *_FIELDS]
         with self._engine.connect() as connection:
-            found = list(_rows_of(connection, set(trial_ids)))
+            found = list(_curve_points(connection, set(trial_ids)))
         rows = [dict(zip(names, row[1:], strict=True)) for row in found]
         numbers = sorted({row["curve"] for row in rows})
         with target._engine.begin() as connection:
@@ -158,7 +158,7 @@ class CurveStore:
                         sa.select(CURVES.c.curve).distinct().where(CURVES.c.curve.in_(chunk))
                     )
                 )
-            # By its key: trials that share a curve give its rows twice.
+            # By their key: trials that share a curve select its rows twice.
             new = {(r["curve"], r["index"]): r for r in rows if r["curve"] not in known}
             for chunk in _chunks(list(new.values())):
                 connection.execute(CURVES.insert(), chunk)
@@ -188,15 +188,17 @@ class CurveStore:
 
     def _row(self, curve: int, evaluation: Evaluation) -> dict[str, Any]:
         row = {"curve": curve, **dataclasses.asdict(evaluation)}
-        # No database but PostgreSQL stores a NaN, and MySQL no infinity.
-        storable = math.isfinite if self._engine.name == "mysql" else _is_number
+        # Only PostgreSQL stores NaN, and MySQL does not store infinity either.
+        storable = math.isfinite if self._engine.name == "mysql" else _is_not_nan
         for name, value in row.items():
             if isinstance(value, float) and not storable(value):
                 row[name] = None
         return row
 
 
-def _rows_of(connection: sa.Connection, trial_ids: Collection[int]) -> Iterator[tuple[Any, ...]]:
+def _curve_points(
+    connection: sa.Connection, trial_ids: Collection[int]
+) -> Iterator[tuple[Any, ...]]:
     """Points of some trials' curves: trial id, curve, fields; in order of trial and budget."""
     # A study's ids lie close together: one range scan beats thousands of bound parameters.
     column = _keys.c.trial_id
@@ -211,7 +213,7 @@ def _rows_of(connection: sa.Connection, trial_ids: Collection[int]) -> Iterator[
             yield tuple(row)
 
 
-def _reached(study_id: int) -> sa.Select[tuple[int, float]]:
+def _furthest(study_id: int) -> sa.Select[tuple[int, float]]:
     """Examples and seconds at the furthest evaluation of each curve of a study."""
     return (
         sa.select(
@@ -239,7 +241,7 @@ def _chunks(items: Sequence[Any]) -> Iterator[Sequence[Any]]:
         yield items[start : start + _CHUNK]
 
 
-def _is_number(value: float) -> bool:
+def _is_not_nan(value: float) -> bool:
     return not math.isnan(value)
 
 
@@ -297,7 +299,7 @@ class CurveWriter:
 
     @property
     def is_due(self) -> bool:
-        """Whether the last writing was a while ago."""
+        """Whether the last write was several seconds ago."""
         return self._clock() - self._written >= self._seconds
 
     def flush(self) -> None:

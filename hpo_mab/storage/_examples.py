@@ -36,8 +36,8 @@ class ExampleStore:
     """Reads and writes the record of examples of each study.
 
     A record has a random number that is never used again. The study holds it as its system
-    attribute `RECORD_KEY`. So a study that gets the id of a deleted one has no record. Each row of
-    a record is a compressed part of it; its size does not depend on the number of trials.
+    attribute `RECORD_KEY`. So a study that gets the id of a deleted one has no record. Each row is
+    a compressed part of a record. Its size does not depend on the number of trials.
 
     Args:
         engine: Engine of the database of the records: the engine of the study's Optuna storage,
@@ -66,9 +66,9 @@ class ExampleStore:
         with self._engine.begin() as connection:
             number = _number_of(connection, study_id)
             if number is None:
-                self._insert(connection, _new(connection, study_id), counts, total, labels)
+                self._insert(connection, _new_number(connection, study_id), counts, total, labels)
                 return
-            known = _read(connection, number)
+            known = _read_record(connection, number)
             if known is not None:
                 if known.labels != labels:
                     # The labels have changed since the study began. Sums of other labels must not
@@ -81,7 +81,7 @@ class ExampleStore:
             self._insert(connection, number, counts, total, labels)
 
     def freeze(self, study_id: int, *, trials: int) -> ExampleRecord | None:
-        """The record as it was when it first had ``trials`` trials, without predictions.
+        """Keep the record as it was when it first had ``trials`` trials, without predictions.
 
         The caller holds the study's lock.
 
@@ -90,35 +90,36 @@ class ExampleStore:
             trials: Fewest trials.
 
         Returns:
-            None as long as there are fewer.
+            What is kept; None as long as there are fewer trials.
         """
         with self._engine.begin() as connection:
             number = _number_of(connection, study_id)
             if number is None:
                 return None
-            known = _read(connection, number, sums=_FROZEN)
+            known = _read_record(connection, number, sums=_FROZEN)
             if known is None:
                 query = sa.select(EXAMPLES).where(
                     EXAMPLES.c.record == number,
                     EXAMPLES.c.name == _SUMS,
                     EXAMPLES.c.trials >= trials,
                 )
+                # A copy: later trials change the record, but not what samplers use.
                 for row in list(connection.execute(query).mappings()):
                     connection.execute(EXAMPLES.insert(), {**row, "name": _FROZEN})
-                known = _read(connection, number, sums=_FROZEN)
+                known = _read_record(connection, number, sums=_FROZEN)
             return known
 
     def frozen(self, study_id: int) -> ExampleRecord | None:
         """The record that `freeze` has kept; None without one."""
         with self._engine.connect() as connection:
             number = _number_of(connection, study_id)
-            return None if number is None else _read(connection, number, sums=_FROZEN)
+            return None if number is None else _read_record(connection, number, sums=_FROZEN)
 
     def load(self, study_id: int) -> ExampleRecord | None:
         """The record of a study; None without one."""
         with self._engine.connect() as connection:
             number = _number_of(connection, study_id)
-            return None if number is None else _read(connection, number)
+            return None if number is None else _read_record(connection, number)
 
     def copy(self, study_id: int, target: ExampleStore, target_id: int) -> None:
         """Copy a study's record to another study, which must have none."""
@@ -130,7 +131,7 @@ class ExampleStore:
             rows = [dict(row) for row in connection.execute(query).mappings()]
         with target._engine.begin() as connection:
             # A separate number: trials may later be added to both studies.
-            new = _new(connection, target_id)
+            new = _new_number(connection, target_id)
             for row in rows:
                 connection.execute(EXAMPLES.insert(), {**row, "record": new})
 
@@ -178,14 +179,16 @@ def _number_of(connection: sa.Connection, study_id: int) -> int | None:
     return None if known is None else int(json.loads(known))
 
 
-def _new(connection: sa.Connection, study_id: int) -> int:
+def _new_number(connection: sa.Connection, study_id: int) -> int:
     number = secrets.randbits(62)
     row = {"study_id": study_id, "key": RECORD_KEY, "value_json": str(number)}
     connection.execute(_keys.insert(), row)
     return number
 
 
-def _read(connection: sa.Connection, number: int, *, sums: str = _SUMS) -> ExampleRecord | None:
+def _read_record(
+    connection: sa.Connection, number: int, *, sums: str = _SUMS
+) -> ExampleRecord | None:
     query = sa.select(EXAMPLES).where(EXAMPLES.c.record == number).order_by(EXAMPLES.c.part)
     names = [sums] if sums == _FROZEN else [_SUMS, _PREDICTIONS]
     rows = list(connection.execute(query.where(EXAMPLES.c.name.in_(names))).mappings())
@@ -280,17 +283,17 @@ class ExampleWriter:
         self._labels = labels
         self._lock = lock
         self._clock = clock
-        self._open: dict[int, Any] = {}
+        self._offered: dict[int, Any] = {}
         self._waiting: Any = None
         self._due = clock()
 
     def offer(self, trial_id: int, sums: Sums) -> None:
         """Keep a trial's sums until `settle` is called for it."""
-        self._open[trial_id] = sums
+        self._offered[trial_id] = sums
 
     def settle(self, trial_id: int, *, counts: bool) -> None:
         """Take a trial's sums, or drop them: a trial that is tried again must not count twice."""
-        sums = self._open.pop(trial_id, None)
+        sums = self._offered.pop(trial_id, None)
         if sums is not None and counts:
             self._waiting = sums if self._waiting is None else self._waiting + sums
 
@@ -301,7 +304,7 @@ class ExampleWriter:
             return self.frozen()
 
     def frozen(self) -> ExampleRecord | None:
-        """The same of what is written by now; the caller holds the lock."""
+        """As `freeze`, of what is written already; the caller holds the lock."""
         return self._store.freeze(self._study_id, trials=FIRST_TRIALS)
 
     def flush_if_due(self) -> None:
@@ -320,4 +323,5 @@ class ExampleWriter:
             )
         self._waiting = None
         ended = self._clock()
+        # After this pause the write was at most that share of the time.
         self._due = ended + (ended - begun) / _SHARE

@@ -52,15 +52,15 @@ from hpo_mab.storage._tables import (
 
 _Value = models.TrialValueModel
 _Report = models.TrialIntermediateValueModel
-_row = operator.itemgetter(2)
+_row_id = operator.itemgetter(2)
 
-# More ids than this are not listed in a statement: databases limit its length.
+#: Most ids that a statement lists: databases limit its length.
 _LISTED = 500
 
 
 @dataclasses.dataclass
 class _Together:
-    """What a thread has to write and has read within `LeanStorage.together`."""
+    """What a thread has to write, and what it has read, within `LeanStorage.together`."""
 
     storage: LeanStorage
     #: Rows that wait, by statement.
@@ -161,14 +161,14 @@ class LeanStorage(RDBStorage):
         encode = models.TrialIntermediateValueModel.intermediate_value_to_stored_repr
         value, kind = encode(intermediate_value)
         row = {"step": step, "intermediate_value": value, "intermediate_value_type": kind}
-        self._put(REPORTS, trial_id, key="step", row=row)
+        self._upsert(REPORTS, trial_id, key="step", row=row)
 
     def set_trial_user_attr(self, trial_id: int, key: str, value: Any) -> None:
         """See `optuna.storages.BaseStorage`."""
         if not self._has_upsert:
             super().set_trial_user_attr(trial_id, key, value)
             return
-        self._put(
+        self._upsert(
             USER_ATTRIBUTES, trial_id, key="key", row={"key": key, "value_json": json.dumps(value)}
         )
 
@@ -178,7 +178,7 @@ class LeanStorage(RDBStorage):
             super().set_trial_system_attr(trial_id, key, value)
             return
         row = {"key": key, "value_json": json.dumps(value)}
-        self._put(SYSTEM_ATTRIBUTES, trial_id, key="key", row=row)
+        self._upsert(SYSTEM_ATTRIBUTES, trial_id, key="key", row=row)
 
     def record_heartbeat(self, trial_id: int) -> None:
         """See `optuna.storages.RDBStorage`."""
@@ -213,7 +213,7 @@ class LeanStorage(RDBStorage):
             "param_value": param_value_internal,
             "distribution_json": distribution_to_json(distribution),
         }
-        self._put(PARAMS, trial_id, key="param_name", row=row)
+        self._upsert(PARAMS, trial_id, key="param_name", row=row)
 
     def _create_new_trial(
         self, study_id: int, template_trial: FrozenTrial | None = None
@@ -296,27 +296,31 @@ class LeanStorage(RDBStorage):
         return self._read(study_id, states, included_trial_ids, trial_id_greater_than)
 
     def _read(
-        self,
-        study_id: int,
-        states: Container[TrialState] | None,
-        included_trial_ids: Collection[int],
-        trial_id_greater_than: int,
+        self, study_id: int, states: Container[TrialState] | None, again: Collection[int], last: int
     ) -> list[FrozenTrial]:
+        """Trials of a study: those that Optuna's cache must read again, and those after its last.
+
+        Args:
+            study_id: Optuna's study id.
+            states: Their states; None takes all.
+            again: Ids of trials to read again.
+            last: Highest id in the cache; -1 for none.
+        """
         query = sa.select(TRIALS).where(TRIALS.c.study_id == study_id)
         if states is not None:
             query = query.where(TRIALS.c.state.in_([s for s in TrialState if s in states]))
-        new = TRIALS.c.trial_id > trial_id_greater_than
-        old = {i for i in included_trial_ids if i <= trial_id_greater_than}
+        new = TRIALS.c.trial_id > last
+        old = {i for i in again if i <= last}
         if old and len(old) <= _LISTED:
             query = query.where(sa.or_(TRIALS.c.trial_id.in_(sorted(old)), new))
         elif old:
             query = query.where(TRIALS.c.trial_id >= min(old))
-        elif trial_id_greater_than > -1:
+        elif last > -1:
             query = query.where(new)
         with self._statement() as connection:
             rows = connection.execute(query.order_by(TRIALS.c.trial_id)).all()
             if len(old) > _LISTED:
-                rows = [r for r in rows if r.trial_id > trial_id_greater_than or r.trial_id in old]
+                rows = [r for r in rows if r.trial_id > last or r.trial_id in old]
             if not rows:
                 # An unknown study is an error, one without trials is not.
                 self.get_study_name_from_id(study_id)
@@ -332,7 +336,7 @@ class LeanStorage(RDBStorage):
             parts = connection.execute(CHILDREN_BETWEEN, {"first": ids[0], "last": ids[-1]})
         return _frozen_trials(rows, parts)
 
-    def _put(self, table: Any, trial_id: int, *, key: str, row: dict[str, Any]) -> None:
+    def _upsert(self, table: Any, trial_id: int, *, key: str, row: dict[str, Any]) -> None:
         """Insert or replace a row of an unfinished trial.
 
         Raises:
@@ -355,13 +359,13 @@ class LeanStorage(RDBStorage):
 
 
 def _is_bare(trial: FrozenTrial) -> bool:
-    """Whether a trial that begins now has attributes only."""
+    """Whether a trial is running and has nothing but attributes."""
     has_more = trial.params or trial.values or trial.intermediate_values
     return trial.state == TrialState.RUNNING and not has_more
 
 
 def _now() -> datetime.datetime:
-    # As Optuna writes it.
+    # Optuna writes UTC without a time zone.
     return datetime.datetime.now(datetime.UTC).replace(tzinfo=None)
 
 
@@ -388,8 +392,8 @@ def _frozen_trials(trials: Sequence[Any], children: Iterable[Any]) -> list[Froze
 
 
 def _frozen(row: Any, children: list[Any]) -> FrozenTrial:
-    # The order in which they were written, as Optuna gives them.
-    children.sort(key=_row)
+    # Optuna returns them in the order in which they were written.
+    children.sort(key=_row_id)
     parts: dict[str, dict[str, Any]] = {
         k: {} for k in ("param", "value", "report", "user", "system")
     }

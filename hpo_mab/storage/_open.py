@@ -64,7 +64,7 @@ _DRIVERS = {
 class Storage:
     """A database of studies: Optuna's own tables and the learning curves.
 
-    It is opened, and its tables are made, on first use: an earlier error leaves no file behind.
+    It is opened, and its tables are made, on first use: an earlier error leaves no file.
 
     Args:
         url: Any SQLAlchemy URL that Optuna takes; a bare path means SQLite.
@@ -140,7 +140,7 @@ class Storage:
 
     @functools.cached_property
     def lock(self) -> Callable[[str], AbstractContextManager[None]]:
-        """Holds the lock of a name, which only one process that uses the database can hold.
+        """Holds the lock of a name; only one process that uses the database can hold it at a time.
 
         Raises a `StorageError` on entering where another process has held it for two minutes.
         """
@@ -167,6 +167,7 @@ class Storage:
 
     def close(self) -> None:
         """Close every connection."""
+        # A storage that was never used has no connection, and must not open one here.
         if "_opened" in self.__dict__:
             self.optuna.remove_session()
             self.optuna.engine.dispose()
@@ -256,8 +257,8 @@ def _is_tables_race(error: BaseException) -> bool:
 def files_folder(storage: Storage, what: str) -> Path:
     """The folder of a storage's files of one kind; it need not exist.
 
-    ``HPO_MAB_<WHAT>`` if that is set; else, for an SQLite file, a folder next to it and named after
-    it; else ``hpo_mab_<what>`` in the working directory.
+    ``HPO_MAB_<WHAT>`` if that is set. Else, for an SQLite file, a folder next to it that is named
+    after it. Else ``hpo_mab_<what>`` in the working directory.
 
     Args:
         storage: The database.

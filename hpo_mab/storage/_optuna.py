@@ -63,7 +63,7 @@ def completed_rungs(trial: FrozenTrial) -> list[float]:
 def needed_at_rung(
     values: Sequence[float], *, reduction_factor: int, direction: StudyDirection
 ) -> float:
-    """The worst value that successive halving promotes, of all values at a rung."""
+    """The worst value that successive halving would promote, of all values at a rung."""
     ranked = sorted(values, reverse=direction == StudyDirection.MAXIMIZE)
     return float(ranked[max(len(ranked) // reduction_factor, 1) - 1])
 
@@ -90,12 +90,12 @@ class StudyView:
         return self.shown(self.study._get_trials(*args, **options))
 
     def shown(self, trials: list[FrozenTrial]) -> list[FrozenTrial]:
-        """Those of the trials that are shown."""
+        """The trials that the view shows, of some of its study."""
         return trials
 
 
 class AttributeSink:
-    """Collects system attributes: a study or trial, and its storage, for ``optuna_dashboard``.
+    """Collects the system attributes that ``optuna_dashboard`` sets, in place of a study or trial.
 
     Args:
         known: The study's system attributes.

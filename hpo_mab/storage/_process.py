@@ -58,17 +58,17 @@ def is_gone(process: str) -> bool:
 
 
 def _started(pid: int) -> str:
-    """When the process was started; empty if there is none. Without /proc: only whether it runs."""
+    """When a process was started; empty if there is none; without /proc, ``"alive"`` if it runs."""
     try:
         # The command's name may contain spaces and ")", so fields are counted after the last ")".
         # The state is field 3 of the line, the start time field 22.
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         return "" if fields[0] in "ZX" else fields[19]
     except (OSError, IndexError):
-        return "" if Path("/proc/self/stat").exists() else _alive(pid)
+        return "" if Path("/proc/self/stat").exists() else _alive_text(pid)
 
 
-def _alive(pid: int) -> str:
+def _alive_text(pid: int) -> str:
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -92,7 +92,7 @@ def hold(storage: RDBStorage, trial_id: int) -> None:
 
 
 def release(storage: RDBStorage, trial_id: int) -> None:
-    """Note that this process no longer runs a trial, whatever the reason."""
+    """Note that this process no longer runs a trial."""
     _held.discard(_key(storage, trial_id))
 
 
@@ -135,7 +135,7 @@ def heartbeat(storage: RDBStorage, trial_id: int) -> Iterator[None]:
 
 
 _FREE = "Free some space, then give the same command again; what is stored stays."
-#: What the user can do, by a part of the database's message.
+#: What the user can do, by a text that the database's message contains.
 _HINTS = {
     "unable to open database file": "Its folder must exist, and the file must be yours to write.",
     "not a database": "Name another file; this one is not a database.",
@@ -192,9 +192,9 @@ class Locks:
     """Locks that all processes on one database share.
 
     On PostgreSQL, MySQL and MariaDB a lock is an advisory lock of the server. It ends with the
-    connection at the latest. SQLite has none; there it is a lock file next to the database, which
-    the operating system releases when the process ends. The empty file stays: another process may
-    have opened it already. That one would lock a removed file while a third locks a new one.
+    connection at the latest. SQLite has none: there it is a lock file next to the database. The
+    operating system releases it when the process ends. The empty file stays, because another
+    process may have opened it. That one would lock a removed file while a third locks a new one.
 
     Args:
         engine: The database.
@@ -241,7 +241,7 @@ class Locks:
             try:
                 lock.acquire(timeout=_WAIT_SECONDS, poll_interval=0.01)
             except filelock.Timeout:
-                raise StorageError(_too_long(str(self._file))) from None
+                raise StorageError(_timeout_text(str(self._file))) from None
             except OSError as error:
                 raise StorageError(
                     f"{self._file} cannot be made: {diagnose(error)} The study's lock is kept in "
@@ -265,7 +265,7 @@ class Locks:
                 # SQLSTATE 55P03, lock_not_available: the timeout has passed.
                 if getattr(error.orig, "sqlstate", "") != "55P03":
                     raise
-                raise StorageError(_too_long(f"'{name}'")) from None
+                raise StorageError(_timeout_text(f"'{name}'")) from None
             yield
 
     @contextlib.contextmanager
@@ -274,7 +274,7 @@ class Locks:
         key = _digest(f"{self._engine.url.database}\x1f{name}").hex()
         with self._engine.connect() as connection:
             if connection.scalar(sa.select(sa.func.get_lock(key, _WAIT_SECONDS))) != 1:
-                raise StorageError(_too_long(f"'{name}'"))
+                raise StorageError(_timeout_text(f"'{name}'"))
             try:
                 # An open transaction would keep the server from removing old versions of rows.
                 connection.commit()
@@ -289,5 +289,5 @@ def _digest(name: str) -> bytes:
     return hashlib.blake2b(name.encode(), digest_size=16).digest()
 
 
-def _too_long(what: str) -> str:
+def _timeout_text(what: str) -> str:
     return f"{what} has been locked for {_WAIT_SECONDS} s; is a stopped process holding it?"

@@ -195,7 +195,7 @@ class TrialRun:
 
     @property
     def lacks_curve(self) -> bool:
-        """Whether it was evaluated, but has no curve here, so that its cost is not known.
+        """Whether its cost is not known: it was evaluated, but has no curve here.
 
         A trial without attributes was not run but added with its value, e.g. by `add_trial`.
         """
@@ -209,7 +209,7 @@ class TrialRun:
 
     @property
     def inherited(self) -> Evaluation | None:
-        """The last evaluation of an earlier attempt at the trial, whose cost counts there."""
+        """The last evaluation of an earlier attempt, whose cost counts for that attempt."""
         count = min(int(self.attrs.get(RESUMED_KEY, 0)), len(self.curve))
         return self.curve[count - 1] if count else None
 
@@ -274,17 +274,17 @@ class StudyRun:
 
     @property
     def examples(self) -> int | None:
-        """Training examples spent by all trials, whatever their end; None if not known."""
+        """Training examples spent by all trials, failed ones included; None if not known."""
         return None if self.missing_curves else sum(trial.own_examples for trial in self.trials)
 
     @property
     def seconds(self) -> float | None:
-        """Training seconds spent by all trials, whatever their end; None if not known."""
+        """Training seconds spent by all trials, failed ones included; None if not known."""
         return None if self.missing_curves else sum(trial.own_seconds for trial in self.trials)
 
     @property
     def evaluation_seconds(self) -> float:
-        """Seconds of evaluation of all trials, whatever their end; 0 in earlier records."""
+        """Seconds of evaluation of all trials, failed ones included; 0 in earlier records."""
         return sum(trial.evaluation_seconds for trial in self.trials)
 
     @property
@@ -296,7 +296,7 @@ class StudyRun:
 
     @property
     def saved_seconds(self) -> float | None:
-        """Training seconds of those examples at each pruned trial's own pace, None if not known."""
+        """Seconds of training on those examples at each trial's own pace; None if not known."""
         if self.missing_curves:
             return None
         return sum(

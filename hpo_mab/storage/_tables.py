@@ -42,8 +42,8 @@ STUDY_ATTRIBUTES = models.StudySystemAttributeModel.__table__
 HEARTBEATS = models.TrialHeartbeatModel.__table__
 
 
-def _part(kind: str, table: Any, row: str, name: str, number: str | None, text: str) -> Any:
-    """One table of what belongs to trials, as (kind, trial_id, row, name, number, text)."""
+def _select_part(kind: str, table: Any, row: str, name: str, number: str | None, text: str) -> Any:
+    """A table of parts of trials, as rows of (kind, trial_id, row, name, number, text)."""
     columns = table.c
     return sa.select(
         sa.literal(kind).label("kind"),
@@ -56,15 +56,13 @@ def _part(kind: str, table: Any, row: str, name: str, number: str | None, text: 
 
 
 def _all_parts(condition: Callable[[Any], Any]) -> sa.CompoundSelect[Any]:
-    return sa.union_all(
-        *(part.where(condition(part.selected_columns.trial_id)) for part in _TABLES)
-    )
+    return sa.union_all(*(part.where(condition(part.selected_columns.trial_id)) for part in _PARTS))
 
 
-_TABLES = (
-    _part("param", PARAMS, "param_id", "param_name", "param_value", "distribution_json"),
-    _part("value", VALUES, "trial_value_id", "objective", "value", "value_type"),
-    _part(
+_PARTS = (
+    _select_part("param", PARAMS, "param_id", "param_name", "param_value", "distribution_json"),
+    _select_part("value", VALUES, "trial_value_id", "objective", "value", "value_type"),
+    _select_part(
         "report",
         REPORTS,
         "trial_intermediate_value_id",
@@ -72,8 +70,10 @@ _TABLES = (
         "intermediate_value",
         "intermediate_value_type",
     ),
-    _part("user", USER_ATTRIBUTES, "trial_user_attribute_id", "key", None, "value_json"),
-    _part("system", SYSTEM_ATTRIBUTES, "trial_system_attribute_id", "key", None, "value_json"),
+    _select_part("user", USER_ATTRIBUTES, "trial_user_attribute_id", "key", None, "value_json"),
+    _select_part(
+        "system", SYSTEM_ATTRIBUTES, "trial_system_attribute_id", "key", None, "value_json"
+    ),
 )
 
 # Made once: SQLAlchemy needs more time to build such a statement than a database to answer it.
@@ -84,9 +84,9 @@ CHILDREN_BETWEEN = _all_parts(
 )
 
 
-#: Spelt out, as a list cannot be a parameter of many rows at once.
+#: Without `in_`: a list cannot be a parameter of a statement for many rows.
 _IS_OPEN = sa.or_(TRIALS.c.state == TrialState.RUNNING, TRIALS.c.state == TrialState.WAITING)
-#: Databases that replace a row in the statement that inserts it.
+#: Inserts of the databases that can replace a row in the same statement (upsert).
 INSERTS: dict[str, Callable[[Any], Any]] = {
     "sqlite": sqlite.insert,
     "postgresql": postgresql.insert,
@@ -148,7 +148,7 @@ _MIGRATIONS = Path(__file__).with_name("migrations")
 HEAD = str(
     max(int(path.stem.partition("_")[0][1:]) for path in _MIGRATIONS.glob("versions/v*_*.py"))
 )
-#: Of a database that was made before the tables had a version.
+#: The revision, and the table, of databases that were made before the tables had a version.
 _UNVERSIONED = "1"
 _UNVERSIONED_TABLE = "hpo_mab_evaluations"
 
@@ -206,7 +206,7 @@ def prepare_tables(engine: sa.Engine) -> None:
         if _is_current(engine):
             return
         with engine.begin() as connection:
-            if _version(connection) is None and not _has(connection, _UNVERSIONED_TABLE):
+            if _version(connection) is None and not _has_table(connection, _UNVERSIONED_TABLE):
                 _metadata.create_all(connection)
                 connection.execute(_versions.insert().values(version_num=HEAD))
             else:
@@ -244,10 +244,10 @@ def _is_current(engine: sa.Engine) -> bool:
 
 
 def _version(connection: sa.Connection) -> str | None:
-    if not _has(connection, VERSION_TABLE):
+    if not _has_table(connection, VERSION_TABLE):
         return None
     return connection.scalar(sa.select(_versions.c.version_num))
 
 
-def _has(connection: sa.Connection, table: str) -> bool:
+def _has_table(connection: sa.Connection, table: str) -> bool:
     return bool(sa.inspect(connection).has_table(table))

@@ -64,7 +64,7 @@ def room(*, device: str = "auto", threads: int = 1) -> int:
     """How many workers use this machine fully without competing for a core or device.
 
     On CUDA every card has a worker. On the CPU each worker has ``threads`` cores. Networks of a few
-    layers are hardly faster with a second thread; a second trial uses a second core fully
+    layers are hardly faster with a second thread. A second trial uses a second core fully
     (``benchmarks/cpu_split.py``).
 
     Args:
@@ -182,9 +182,7 @@ class WorkerProcess:
         """The last line it wrote to standard error; without one, its exit status."""
         self._errors.seek(0)
         lines = self._errors.read().decode(errors="replace").strip().splitlines()
-        if lines:
-            return lines[-1].removeprefix("hpo-mab: ")
-        return f"ended with status {self.status}"
+        return lines[-1].removeprefix("hpo-mab: ") if lines else f"ended with status {self.status}"
 
     def close(self) -> None:
         """Close its pipe and its file of errors."""
@@ -192,19 +190,19 @@ class WorkerProcess:
         self._errors.close()
 
 
-_SECONDS_BETWEEN_LOOKS = 0.5
+_SECONDS_BETWEEN_POLLS = 0.5
 _DEATHS_IN_A_ROW = 3
 #: Exit statuses of ``hpo-mab`` after which a worker is not replaced.
-_DONE, _MISTAKE, _INTERRUPTED = 0, 2, 130
+_DONE, _USER_ERROR, _INTERRUPTED = 0, 2, 130
 
 
 class ProcessLauncher:
     """Runs a study's trials here and in other processes, see `hpo_mab.search.StudyRunner.run`.
 
     This process trains from the start, the others as soon as they have loaded the data. With
-    `Later` they are started when it is known here that enough is left to do. One that dies
-    is replaced; its trial is tried again. Ctrl-C once lets every worker end its trial as
-    interrupted, to be tried again when the study is continued; twice kills the workers.
+    `Later` they are started when it is known here that enough is left to do. A worker that dies is
+    replaced, and its trial is tried again. At the first Ctrl-C every worker ends its trial as
+    interrupted, to be tried again when the study is continued. The second one kills the workers.
 
     Args:
         storage: The study's database.
@@ -254,19 +252,19 @@ class ProcessLauncher:
         workers = _Workers(functools.partial(self._start, study))
         here = None
         if isinstance(self._devices, Later):
-            here = _Alone(study, self._storage, watch, workers, later=self._devices)
+            here = _OthersStarter(study, self._storage, watch, workers, later=self._devices)
         else:
             workers.start(self._devices)
         over = threading.Event()
         try:
-            # In another thread, as a signal reaches the main one, which trains.
+            # In another thread: Ctrl-C must interrupt the main thread, which trains.
             with ThreadPoolExecutor(1) as thread:
                 following = thread.submit(self._follow, workers, watch, over)
                 try:
                     interrupted = run_here(here)
                     begun = set() if interrupted else workers.places_in(study)
                     while begun & workers.members.keys() and not following.done():
-                        time.sleep(_SECONDS_BETWEEN_LOOKS)
+                        time.sleep(_SECONDS_BETWEEN_POLLS)
                 except KeyboardInterrupt:
                     interrupted = True
                 finally:
@@ -285,7 +283,7 @@ class ProcessLauncher:
         """Once there are workers, report trials that finish and replace workers that die."""
         workers.started.wait()
         try:
-            while not over.wait(_SECONDS_BETWEEN_LOOKS):
+            while not over.wait(_SECONDS_BETWEEN_POLLS):
                 # If the database cannot be reached, the workers wait for it, and exit in the end.
                 with contextlib.suppress(*STORAGE_ERRORS):
                     ended = (trial.system_attrs.get(WORKER_KEY) for trial in watch.report_new())
@@ -296,14 +294,13 @@ class ProcessLauncher:
             self._storage.optuna.remove_session()
 
     def _start(self, study: optuna.Study, device: str) -> WorkerProcess:
-        arguments = ["--study", study.study_name, "--device", device]
-        return WorkerProcess(
-            [*arguments, "--data-root", self._data_root], storage=self._storage.secret_url
-        )
+        options = {"--study": study.study_name, "--device": device, "--data-root": self._data_root}
+        arguments = [part for option in options.items() for part in option]
+        return WorkerProcess(arguments, storage=self._storage.secret_url)
 
 
-class _Alone:
-    """Is called after each trial and evaluation while this process is alone; starts the others.
+class _OthersStarter:
+    """Starts the other processes; called after each trial and evaluation while there are none.
 
     Args:
         study: The study.
@@ -331,7 +328,7 @@ class _Alone:
         self._began = time.monotonic()
         self._spent_before = Target.load(study).share_spent(study, self._curves)
         self._finished = 0
-        self._has_looked = False
+        self._has_checked = False
 
     def __call__(self, study: optuna.Study, trial: FrozenTrial) -> None:
         """Pass a trial on, and start the others if enough is left to do."""
@@ -349,11 +346,11 @@ class _Alone:
             return
         if self._watch.on_progress is not None:
             self._watch.on_progress(shares)
-        if self._later is None or self._finished or self._has_looked:
+        if self._later is None or self._finished or self._has_checked:
             return
         # Not at once, as the first steps are slow; and once, as this is called after every step.
         if time.monotonic() - self._began > self._later.worth / 4:
-            self._has_looked = True
+            self._has_checked = True
             self._start_if_worth(sum(shares.values()), slots=len(shares))
 
     def _start_if_worth(self, done: float, *, slots: int) -> None:
@@ -402,9 +399,10 @@ class _Workers:
     def places_in(self, study: optuna.Study) -> set[int]:
         """Places of the workers that have begun a trial.
 
-        Where the study is done, no other one begins one: it may still be loading the data.
+        If the study is done, no other worker will begin one; it may still be loading the data.
         """
         names = (trial.system_attrs.get(WORKER_KEY) for trial in study.get_trials(deepcopy=False))
+        # The process id is the second part of the name.
         begun = {int(name.split(":")[1]) for name in names if name}
         return {place for place, one in list(self.members.items()) if one.pid in begun}
 
@@ -413,17 +411,17 @@ class _Workers:
         for place, worker in list(self.members.items()):
             if worker.status is None:
                 continue
-            dead = self._is_accident(worker)
+            dead = self._is_to_be_replaced(worker)
             worker.close()
             del self.members[place]
             if dead:
                 self.members[place] = self._start(self.devices[place])
 
-    def _is_accident(self, worker: WorkerProcess) -> bool:
-        """Record how a worker ended; returns whether to replace it."""
+    def _is_to_be_replaced(self, worker: WorkerProcess) -> bool:
+        """Whether to replace a worker that has ended; records why it ended."""
         if worker.status in (_DONE, _INTERRUPTED):
             return False
-        if worker.status == _MISTAKE:
+        if worker.status == _USER_ERROR:
             self.last_error = worker.last_line()
             return False
         self.deaths += 1

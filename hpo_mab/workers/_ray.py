@@ -9,10 +9,8 @@ import optuna
 
 from hpo_mab._errors import ArgumentError, StorageError
 from hpo_mab.search import RunHere, StudyFailedError, TrialCallback
-from hpo_mab.search._trial_loop import FinishedTrials
+from hpo_mab.search._trial_loop import SECONDS_BETWEEN_POLLS, FinishedTrials
 from hpo_mab.storage import STORAGE_ERRORS, Storage
-
-_SECONDS_BETWEEN_LOOKS = 1.0
 
 
 class RayLauncher:
@@ -107,18 +105,21 @@ class RayLauncher:
             return True
 
     def _follow(self, tasks: list[Any], watch: FinishedTrials) -> bool:
-        interrupted, complaint, done = False, "", False
+        interrupted, last_error, done = False, "", False
         while tasks:
-            ended, tasks = self._ray.wait(tasks, timeout=_SECONDS_BETWEEN_LOOKS)
+            ended, tasks = self._ray.wait(tasks, timeout=SECONDS_BETWEEN_POLLS)
             for task in ended:
                 try:
                     interrupted |= self._ray.get(task)
                     done = True
                 except self._ray.exceptions.RayError as error:
-                    complaint = str(getattr(error, "cause", None) or error).strip().splitlines()[-1]
+                    # Ray wraps an error of the task, whose message is that of its cause.
+                    cause = getattr(error, "cause", None) or error
+                    last_error = str(cause).strip().splitlines()[-1]
             watch.report_new()
-        if complaint and not done:
-            raise StudyFailedError(complaint)
+        # One worker that reached the target is enough.
+        if last_error and not done:
+            raise StudyFailedError(last_error)
         return interrupted
 
     def _stop(self, tasks: list[Any]) -> None:

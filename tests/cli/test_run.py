@@ -367,7 +367,7 @@ def test_the_summary_says_what_was_spent_and_saved(cli: Cli, tiny: str) -> None:
     assert f" of training ({share:.0%}), against the same trials unpruned" in words
     for evaluation, warned in ((1.5, True), (0.5, False)):
         facts |= {"seconds": 1.0, "evaluation_seconds": evaluation}
-        shown = " ".join(text for _, text in module._rows(facts))
+        shown = " ".join(text for _, text in module._summary_rows(facts))
         assert ("Evaluation took longer than training" in shown) is warned
 
 

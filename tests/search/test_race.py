@@ -373,7 +373,9 @@ def test_a_study_trains_with_the_sampler_that_was_chosen(
     storage: Storage, tiny: Make, sampler: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made: list[str] = []
-    monkeypatch.setattr("hpo_mab.search._race._verdict", lambda *_: (sampler, "the test says so"))
+    monkeypatch.setattr(
+        "hpo_mab.search._race._sampler_and_reason", lambda *_: (sampler, "the test says so")
+    )
     from hpo_mab.search._workload import Workload
 
     make = Workload.sampler
@@ -438,7 +440,9 @@ def _raced(
 ) -> Evidence:
     """Evidence of a study whose race chose a sampler, saved to a file."""
     with monkeypatch.context() as patch:
-        patch.setattr("hpo_mab.search._race._verdict", lambda *_: (sampler, "the test says so"))
+        patch.setattr(
+            "hpo_mab.search._race._sampler_and_reason", lambda *_: (sampler, "the test says so")
+        )
         StudyRunner(tiny(**_RACE), storage).run("first", score=False)
     (evidence,) = race_evidence(["first"], storages=[str(storage.url)])
     evidence.save(path)

@@ -64,7 +64,7 @@ def run(
 ) -> Callable[..., bool]:
     """Runs two workers that end with the given statuses; returns whether interrupted."""
     monkeypatch.setattr(_processes, "WorkerProcess", Script)
-    monkeypatch.setattr(_processes, "_SECONDS_BETWEEN_LOOKS", 0.001)
+    monkeypatch.setattr(_processes, "_SECONDS_BETWEEN_POLLS", 0.001)
 
     def launch(*ends: int, here: bool = False, on_trial: Any = None) -> bool:
         Script.ends, Script.started = list(ends), []
@@ -200,7 +200,7 @@ def run_later(
     A share in place of a state is that of the running trial.
     """
     monkeypatch.setattr(_processes, "WorkerProcess", Script)
-    monkeypatch.setattr(_processes, "_SECONDS_BETWEEN_LOOKS", 0.001)
+    monkeypatch.setattr(_processes, "_SECONDS_BETWEEN_POLLS", 0.001)
     monkeypatch.setattr(_processes, "time", clock := _Clock())
     monkeypatch.setattr("joblib.cpu_count", lambda: 3)
     monkeypatch.setattr(_machine, "available_memory", lambda: None)

@@ -60,7 +60,7 @@ def learning_curves(
     Args:
         runs: Studies of any arms and seeds.
         metric: ``"accuracy"`` or ``"train_loss"``. The latter is the mean loss of the batches drawn
-            since the previous evaluation; an importance sampler's are harder than the data.
+            since the previous evaluation. An importance sampler draws harder batches.
         against: ``"examples"`` or ``"steps"``.
         confidence: Coverage of the intervals.
         max_points: Most points per curve.
@@ -76,7 +76,7 @@ def learning_curves(
     made = figure(title=title, x=_AXES[against], y=label)
     arms = arms_run(runs)
     for arm in arms:
-        points = _points([run for run in runs if run.arm == arm], metric, against, confidence)
+        points = _mean_points([run for run in runs if run.arm == arm], metric, against, confidence)
         kept = [points[position] for position in thin(len(points), max_points)] if points else []
         at = [place for place, _ in kept]
         value, low, high = (
@@ -99,7 +99,7 @@ def learning_curves(
     return note_if_empty(made, "No trial has been evaluated yet.")
 
 
-def _points(
+def _mean_points(
     runs: Sequence[StudyRun], metric: Metric, against: Axis, confidence: float
 ) -> list[tuple[float, Estimate]]:
     """Place and mean over seeds, by evaluation."""
@@ -107,6 +107,7 @@ def _points(
     values: dict[int, list[float]] = {}
     for run in runs:
         usable = [trial for trial in run.trials if trial.state != "fail" and trial.curve]
+        # Later configurations differ between arms, so their curves cannot be compared.
         shared = [trial for trial in usable if trial.paired] or usable
         seen: dict[int, list[float]] = {}
         for evaluation in (evaluation for trial in shared for evaluation in trial.curve):
@@ -155,7 +156,7 @@ def paired_advantage(summary: ComparisonSummary, *, currency: Currency = "exampl
             row.advantage if currency == "examples" else row.advantage_seconds for row in rows
         ]
         shown += chosen
-        _add(
+        _add_estimates(
             made,
             [row.examples for row in rows],
             chosen,
@@ -165,7 +166,7 @@ def paired_advantage(summary: ComparisonSummary, *, currency: Currency = "exampl
             scale=100.0,
         )
     if made.data:
-        add_unit(made, summary, _ends(summary), [0, 0])
+        add_unit(made, summary, _first_and_last(summary), [0, 0])
         _cut_wide(made, shown)
     return note_if_empty(made, _NO_PAIRS)
 
@@ -193,11 +194,11 @@ def acceleration(summary: ComparisonSummary, *, currency: Currency = "examples")
         budgets = [row.examples for row in rows]
         # Nothing above the last budget over t can be seen: an open interval ends there.
         seen = [budgets[-1] / budget for budget in budgets]
-        _add(made, budgets, chosen, contrast.arm, arms, curves=curves, ceiling=seen)
+        _add_estimates(made, budgets, chosen, contrast.arm, arms, curves=curves, ceiling=seen)
         if any(estimate.censored for estimate in chosen):
             explain(made, "triangle: lower bound")
     if made.data:
-        add_unit(made, summary, _ends(summary), [1, 1])
+        add_unit(made, summary, _first_and_last(summary), [1, 1])
     return note_if_empty(made, _NO_PAIRS)
 
 
@@ -229,9 +230,9 @@ def fidelity(
         rows = [row.agreement(statistic, final=final) for row in contrast.paired]
         if position == 0:
             own = [row.reference for row in rows]
-            _add(made, budgets, own, summary.reference, arms, curves=curves, scale=scale)
+            _add_estimates(made, budgets, own, summary.reference, arms, curves=curves, scale=scale)
         found = [row.arm for row in rows]
-        _add(made, budgets, found, contrast.arm, arms, curves=curves, scale=scale)
+        _add_estimates(made, budgets, found, contrast.arm, arms, curves=curves, scale=scale)
     return note_if_empty(made, _NO_PAIRS)
 
 
@@ -260,13 +261,13 @@ def _budget_axis(summary: ComparisonSummary, currency: Currency) -> str:
     return "budget t, training examples"
 
 
-def _ends(summary: ComparisonSummary) -> tuple[float, float]:
+def _first_and_last(summary: ComparisonSummary) -> tuple[float, float]:
     """The first and the last budget of all pairs."""
     budgets = [row.examples for contrast in summary.contrasts for row in contrast.paired]
     return min(budgets), max(budgets)
 
 
-def _add(
+def _add_estimates(
     made: go.Figure,
     budgets: Sequence[float],
     estimates: Sequence[Estimate],
@@ -285,6 +286,7 @@ def _add(
     if not np.isfinite(value).any():
         return
     censored = np.asarray([estimate.censored for estimate in estimates])
+    # A censored value is drawn as a triangle, which shows the open end already.
     opens = np.isposinf(high) & np.isfinite(value) & ~censored
     if ceiling is not None:
         high = np.minimum(high, np.asarray(ceiling))

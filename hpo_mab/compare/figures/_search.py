@@ -77,6 +77,7 @@ def anytime_incumbent(
             max(min(curve.total for curve in curves), max(curve.spent[0] for curve in curves)),
             max(max_points, 2),
         )
+        # Sorted over seeds at each spend: order statistics bound the median.
         values = 100 * np.sort([curve.at(spent) for curve in curves], axis=0)
         if len(curves) > 1:
             low, high, label = _band(values)
@@ -157,7 +158,7 @@ def cost_to_target(summary: ComparisonSummary, *, currency: Currency = "examples
                         ],
                     },
                     error_x=_error_bars(costs),
-                    text=[_describe(cost) for cost in costs],
+                    text=[_cost_text(cost) for cost in costs],
                     hovertemplate="%{text}<extra>%{fullData.name}</extra>",
                 )
             )
@@ -174,7 +175,7 @@ def cost_to_target(summary: ComparisonSummary, *, currency: Currency = "examples
 
 
 def _error_bars(costs: Sequence[CostToTarget]) -> dict[str, object]:
-    """Interval arms; an end the data do not give, and an interval too wide, are not drawn."""
+    """Error bars of the ratios; an open end, or an interval that is too wide, is not drawn."""
     ratios = [cost.ratio for cost in costs]
     drawn = [not too_wide(ratio) for ratio in ratios]
     return {
@@ -200,7 +201,7 @@ def _explain_marks(made: go.Figure, ratios: Sequence[Estimate]) -> None:
         explain(made, "triangle: lower bound")
 
 
-def _describe(cost: CostToTarget) -> str:
+def _cost_text(cost: CostToTarget) -> str:
     return f"{hover_text(cost.ratio)}, reached in {sum(cost.reached)} of {len(cost.reached)} seeds"
 
 
@@ -219,7 +220,7 @@ def reward_rate(runs: Sequence[StudyRun], *, max_points: int = 200) -> go.Figure
         x="training examples of one trial",
         y="rewarded draws (%)",
     )
-    _add_field(made, runs, lambda evaluation: evaluation.reward_rate, max_points)
+    _add_quartiles(made, runs, lambda evaluation: evaluation.reward_rate, max_points)
     return note_if_empty(made, "No sampler of these studies has rewards.")
 
 
@@ -237,17 +238,17 @@ def concentration(runs: Sequence[StudyRun], *, max_points: int = 200) -> go.Figu
         x="training examples of one trial",
         y="share of all draws so far (%)",
     )
-    _add_field(made, runs, lambda evaluation: evaluation.concentration, max_points)
+    _add_quartiles(made, runs, lambda evaluation: evaluation.concentration, max_points)
     size = next((size for run in runs if (size := run.epoch_examples)), None)
     if made.data and size:
         at = [float(x) / size for trace in made.data for x in trace.x]
-        passes = _passes(min(at), max(at), max_points)
+        passes = _curve_places(min(at), max(at), max_points)
         shares = (100 * shuffled_concentration(passes)).tolist()
         add_reference(made, (passes * size).tolist(), shares, name="uniform, shuffled")
     return note_if_empty(made, "No sampler of these studies counts its draws.")
 
 
-def _passes(first: float, last: float, max_points: int) -> Floats:
+def _curve_places(first: float, last: float, max_points: int) -> Floats:
     """Places of the shuffled curve: both ends, its corners at 0 and 0.1 of each pass, and more."""
     corners = np.add.outer(np.arange(math.floor(last) + 1), [0.0, 0.1, 0.25, 0.5, 0.75]).ravel()
     inside = corners[(corners > first) & (corners < last)]
@@ -258,8 +259,8 @@ def _passes(first: float, last: float, max_points: int) -> Floats:
 def shuffled_concentration(passes: Floats) -> Floats:
     """Share of the draws on the most-drawn tenth after passes in random order.
 
-    After ``k + r`` passes, ``0 <= r < 1``, a share ``r`` of the examples has been drawn ``k + 1``
-    times, the rest ``k`` times. So the share is ``(0.1 k + min(r, 0.1)) / (k + r)``.
+    Let there be ``k + r`` passes, ``0 <= r < 1``. Then a share ``r`` of the examples has been drawn
+    ``k + 1`` times, the rest ``k`` times. So the share is ``(0.1 k + min(r, 0.1)) / (k + r)``.
 
     Args:
         passes: Passes over the training set, above 0, [G].
@@ -271,7 +272,9 @@ def shuffled_concentration(passes: Floats) -> Floats:
     return (0.1 * whole + np.minimum(passes - whole, 0.1)) / passes
 
 
-def _add_field(made: go.Figure, runs: Sequence[StudyRun], field: _Field, max_points: int) -> None:
+def _add_quartiles(
+    made: go.Figure, runs: Sequence[StudyRun], field: _Field, max_points: int
+) -> None:
     arms = arms_run(runs)
     found = {
         arm: points
@@ -347,6 +350,7 @@ def knob_slices(
                         y=[100 * (trial.value or 0.0) for trial in kept],
                         name=arm_words(arm),
                         legendgroup=arm,
+                        # One entry for all panels.
                         showlegend=arm not in shown,
                         mode="markers",
                         marker={"color": chosen[arm], "opacity": 0.7},

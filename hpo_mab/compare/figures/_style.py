@@ -32,8 +32,8 @@ OKABE_ITO = {
     "vermillion": "#D55E00",
     "purple": "#CC79A7",
 }
-#: For more arms than the palette has colours; of Tol's muted scheme.
-_MORE = {
+#: Colours for more arms than the palette has; most are of Tol's muted scheme.
+_MORE_COLOURS = {
     "olive": "#999933",
     "wine": "#882255",
     "teal": "#44AA99",
@@ -42,7 +42,7 @@ _MORE = {
     "rose": "#CC6677",
 }
 #: Arms that definitions of this package compare; no two of one colour.
-_FIXED = {
+_RESERVED = {
     "uniform": OKABE_ITO["black"],
     "mab": OKABE_ITO["blue"],
     "unpruned": OKABE_ITO["vermillion"],
@@ -50,18 +50,18 @@ _FIXED = {
     "uniform_median": OKABE_ITO["purple"],
     "mab_hyperband": OKABE_ITO["green"],
     "mab_advantage": OKABE_ITO["sky"],
-    "psgd": _MORE["olive"],
-    "csgd": _MORE["wine"],
-    "auto": _MORE["teal"],
-    "gradnorm": _MORE["brown"],
+    "psgd": _MORE_COLOURS["olive"],
+    "csgd": _MORE_COLOURS["wine"],
+    "auto": _MORE_COLOURS["teal"],
+    "gradnorm": _MORE_COLOURS["brown"],
 }
-_FREE = [OKABE_ITO[name] for name in ("sky", "green", "vermillion", "purple", "orange")]
+_UNRESERVED = [OKABE_ITO[name] for name in ("sky", "green", "vermillion", "purple", "orange")]
 _BELOW_TITLE = "<br><sup>"
 #: Characters per line of titles and subtitles, so that a telephone shows them.
 _TITLE, _SUBTITLE = 42, 56
 #: Most intervals drawn as bands: more of them hide each other.
 _BANDS = 2
-#: Curves of up to so many points have a bar at each of them, longer ones at their last.
+#: Most points of a curve that has a bar at each of them. A longer one has a bar at its last.
 _BARS = 20
 _DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
 
@@ -73,7 +73,7 @@ def colours(arms: Iterable[str]) -> dict[str, str]:
     the same in all figures of the same arms. Up to fourteen arms, all colours differ.
     """
     names = sorted(set(arms))
-    found = {name: _FIXED[name] for name in names if name in _FIXED}
+    found = {name: _RESERVED[name] for name in names if name in _RESERVED}
     for name in names:
         if name not in found:
             found[name] = _free_colour(name, set(found.values()))
@@ -111,11 +111,11 @@ def figure(*, title: str, x: str, y: str) -> go.Figure:
             "margin": {"l": 50, "r": 15, "b": 60},
         }
     )
-    _entitle(made, title, [])
+    _set_title(made, title, [])
     return made
 
 
-def _entitle(target: go.Figure, title: str, marks: Sequence[str]) -> None:
+def _set_title(target: go.Figure, title: str, marks: Sequence[str]) -> None:
     """Set the title and what marks mean below it, wrapped, with the room they need."""
     target.layout.meta = {"title": title, "marks": list(marks)}
     lines = textwrap.wrap(title, _TITLE)
@@ -197,6 +197,7 @@ def add_interval(
         "name": f"{arm_words(name)}: {label}",
         "line": {"width": 0, "shape": "hv" if step else "linear"},
     }
+    # A band is two lines without width, the upper one filled down to the one before it.
     target.add_trace(go.Scatter(y=under.tolist(), **common))
     fill = _translucent(colours(arms)[name])
     target.add_trace(go.Scatter(y=over.tolist(), fill="tonexty", fillcolor=fill, **common))
@@ -220,6 +221,7 @@ def _add_bars(
     # Next to each other: bars at one place hide each other.
     width = float(np.ptp(at)) or float(abs(at[-1]))
     shift = 0.008 * width * (arms.index(name) - (len(arms) - 1) / 2)
+    # The bar is that of an invisible point in its middle: intervals need not be symmetric.
     middle = (low + high) / 2
     target.add_trace(
         go.Scatter(
@@ -287,10 +289,10 @@ def add_unit(
 
 
 def explain(target: go.Figure, text: str) -> None:
-    """Say below the title what marks mean, once each."""
+    """Add to the line below the title what marks mean, each text once."""
     title, marks = target.layout.meta["title"], target.layout.meta["marks"]
     if text not in marks:
-        _entitle(target, title, [*marks, text])
+        _set_title(target, title, [*marks, text])
 
 
 def thin(size: int, max_points: int) -> list[int]:
@@ -300,7 +302,7 @@ def thin(size: int, max_points: int) -> list[int]:
 
 
 def note_if_empty(target: go.Figure, text: str) -> go.Figure:
-    """Say why a figure has no curves, if it has none."""
+    """Add the reason to a figure that has no curves."""
     if not target.data:
         target.add_annotation(text=text, x=0.5, y=0.5, xref="paper", yref="paper", showarrow=False)
     return target
@@ -324,9 +326,15 @@ def hover_text(estimate: Estimate, *, scale: float = 1.0) -> str:
 
 
 def _free_colour(name: str, taken: set[str]) -> str:
-    start = zlib.crc32(name.encode()) % len(_FREE)
+    # Not `hash`, which differs from process to process.
+    start = zlib.crc32(name.encode()) % len(_UNRESERVED)
     # Yellow last: it is faint on white.
-    turn = [*_FREE[start:], *_FREE[:start], *_MORE.values(), OKABE_ITO["yellow"]]
+    turn = [
+        *_UNRESERVED[start:],
+        *_UNRESERVED[:start],
+        *_MORE_COLOURS.values(),
+        OKABE_ITO["yellow"],
+    ]
     return next((colour for colour in turn if colour not in taken), turn[0])
 
 
