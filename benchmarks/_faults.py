@@ -1,4 +1,4 @@
-"""Killing workers for real, and counting what became of the trials."""
+"""Kill workers by SIGKILL, and count lost and doubled trials."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ _SHORT_TRIAL = 0.05
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class FaultReport:
-    """What a study looks like after its workers were killed again and again.
+    """Counts of a study whose workers were killed repeatedly.
 
     Attributes:
         kills: Workers killed while the study was under way.
         target: Trials that the study had to finish.
-        trials: Slots with a finished trial.
+        trials: Planned trials that were finished.
         attempts: Trials in all, lost ones included.
-        lost: Slots that were begun and that neither finished nor ran out of attempts.
-        given_up: Slots that lost their worker at every attempt they had.
-        doubled: Slots that finished more than once.
+        lost: Planned trials that were begun, but neither finished nor used up their attempts.
+        given_up: Planned trials that lost their worker at every attempt.
+        doubled: Planned trials that finished more than once.
         inconsistent: Numbers of finished trials whose curve does not fit their record.
         seconds: Wall-clock time.
     """
@@ -66,7 +66,7 @@ def inject_kills(
 
     Moments are counts of finished trials, spread over the study, so that they do not depend on the
     machine's speed. The study stays open until all kills are made; then it ends at the definition's
-    number of trials, or at the number begun by then. Every second victim has a trial in hand.
+    number of trials, or at the number begun by then. Every second killed worker has a trial.
 
     Args:
         url: Storage that holds no study of the definition yet.
@@ -74,7 +74,7 @@ def inject_kills(
         kills: Workers to kill.
         workers: Workers at a time.
         disturb: Called once, when a quarter of the trials are finished.
-        seed: Decides moments and victims.
+        seed: Seed of the moments and of the workers to kill.
 
     Raises:
         RuntimeError: A worker ended by itself before the study was done.
@@ -98,7 +98,7 @@ def inject_kills(
         _wait_for_trials(url, name, crew, moment)
         held = False
         while not held:
-            # Not always just after a trial's end; of what is tested here nothing depends on it.
+            # Not every kill just after a trial's end; no check depends on this time.
             time.sleep(random_.uniform(0, _SHORT_TRIAL))
             busy = number % 2 == 1
             victim = _kill_one(url, name, crew, random_, busy=busy)
@@ -139,12 +139,12 @@ def count_faults(
 
 
 def _fits(trial: TrialRun, run: StudyRun) -> bool:
-    """Whether a finished trial's curve is whole and ends in its value."""
+    """Whether a finished trial's curve is complete and ends in its value."""
     points = [evaluation.index for evaluation in trial.curve]
     if trial.state not in FINISHED:
         return True
     if trial.state == "pruned" and not points:
-        # It diverged before its first evaluation, and says so.
+        # It diverged before its first evaluation, as its attributes say.
         return REASON_KEY in trial.attrs
     if points != list(range(1, len(points) + 1)) or trial.attrs.get(EXAMPLES_KEY) != trial.examples:
         return False
@@ -156,7 +156,7 @@ def _fits(trial: TrialRun, run: StudyRun) -> bool:
 
 @contextlib.contextmanager
 def _opened(url: str, name: str) -> Iterator[tuple[Storage, optuna.Study]]:
-    # Closed again before the next fork: SQLite's connections must not be carried across one.
+    # Closed before the next fork: a forked process must not use SQLite's connections.
     storage = Storage(url)
     try:
         yield storage, optuna.load_study(study_name=name, storage=storage.optuna)
@@ -166,7 +166,7 @@ def _opened(url: str, name: str) -> Iterator[tuple[Storage, optuna.Study]]:
 
 def _set_target(url: str, name: str, trials: Callable[[int], int]) -> int:
     """Set the number of trials the study must finish, given the number it has begun."""
-    # With the lock, no trial is begun meanwhile.
+    # While the lock is held, no trial is begun.
     with _opened(url, name) as (storage, study), storage.lock(name):
         counted = (*_FINISHED_STATES, TrialState.RUNNING)
         number = trials(len(study.get_trials(deepcopy=False, states=counted)))
@@ -184,7 +184,7 @@ def _wait_for_trials(url: str, name: str, crew: set[int], finished: int) -> None
 
 
 def _kill_one(url: str, name: str, crew: set[int], random_: random.Random, *, busy: bool) -> int:
-    """Kill a worker; with ``busy`` one that had a trial in hand a moment ago."""
+    """Kill a worker; with ``busy`` one that had a trial a moment ago."""
     with _opened(url, name) as (_, study):
         while not (found := _with_trial(study, TrialState.RUNNING) & crew if busy else crew):
             time.sleep(0.005)
@@ -201,7 +201,7 @@ def _held_a_trial(url: str, name: str, pid: int) -> bool:
 
 
 def _with_trial(study: optuna.Study, *states: TrialState) -> set[int]:
-    """Process ids of the workers of trials in such a state."""
+    """Process ids of the workers of trials in a state."""
     trials = study.get_trials(deepcopy=False, states=states)
     workers = [trial.system_attrs.get(WORKER_KEY, "") for trial in trials]
     return {int(worker.split(":")[1]) for worker in workers if worker}
@@ -221,7 +221,7 @@ def _fork(url: str, name: str, runner: StudyRunner) -> int:
     except BaseException:
         traceback.print_exc()
     finally:
-        # Not sys.exit: what this process was forked from must not clean up here.
+        # Not sys.exit: the clean-up of the parent process must not run here.
         os._exit(status)
 
 

@@ -1,4 +1,4 @@
-"""Checks that need a CUDA device; elsewhere the same code runs without graphs."""
+"""Checks for a CUDA device; on others the same code runs without graphs."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ KNOBS: dict[str, dict[str, Any]] = {
 
 
 def checks(place: Place) -> Iterator[Row]:
-    """The bandits and the whole step: no wait for the host, capture, equality with the twin."""
+    """The bandits and the whole step: no wait for the host, capture, same results as eager."""
     for name, knobs in KNOBS.items():
         yield _verdict(f"bandit, {name}: no wait", lambda knobs=knobs: _waits(place, knobs))
         yield _verdict(
@@ -47,13 +47,13 @@ def checks(place: Place) -> Iterator[Row]:
 
 
 def tests(place: Place) -> Iterator[Row]:
-    """The tests that name CUDA, by a marker or in their own name."""
+    """The tests for CUDA, by their marker or their name."""
     root, name = Path(__file__).parent.parent, "pytest -k cuda"
     missing = [need for need in ("hypothesis", "optuna", "pytest") if not find_spec(need)]
     if missing:
         yield Row(name, f"not run: {', '.join(missing)} not installed", met=False)
         return
-    # Not all of them: to import those of the command line and the like takes longer than to run.
+    # Not all test files: importing those of the command line takes longer than running the others.
     files = [path for path in (root / "tests").rglob("test_*.py") if _names_cuda(path)]
     chosen = place.pick(files, [path for path in files if path.parent.name == "training"])
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "cuda"]

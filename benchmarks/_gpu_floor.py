@@ -1,4 +1,4 @@
-"""How far a step is from what the device can do: FLOP and bytes over measured peaks."""
+"""Compare a step with its least time on the device: FLOP and bytes over measured peaks."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from torch.utils.flop_counter import flop_registry
 
 @dataclasses.dataclass
 class Work(TorchDispatchMode):
-    """Counts FLOP and bytes of every operation, each tensor read or written once an operation.
+    """Counts FLOP and bytes of each operation, with each tensor read or written once.
 
     Attributes:
         flop: Floating-point operations of products and convolutions.
         moved: Bytes read and written.
-        seconds: Sum over operations of the longer of both, at the peaks.
+        seconds: Sum over operations of the longer of both times, at the peaks.
         peak_flop: FLOP a second.
         peak_bytes: Bytes a second.
     """
@@ -52,7 +52,7 @@ class Work(TorchDispatchMode):
         ]
         moved = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
         if func is torch.ops.aten.index_select.default:
-            # Reads what it takes, not the whole data set.
+            # It reads the gathered rows, not the whole data set.
             moved = 2 * result.numel() * result.element_size()
         formula = flop_registry.get(func.overloadpacket)
         flop = formula(*args, **kwargs, out_val=result) if formula else 0

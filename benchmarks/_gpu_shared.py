@@ -1,4 +1,4 @@
-"""What the parts of `gpu.py` share."""
+"""Helpers of the parts of `gpu.py`."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class Row:
 
     Attributes:
         name: What was checked or measured.
-        value: What came out.
-        target: What it should be; empty where there is none.
-        met: Whether it is; None where there is no target.
+        value: The result.
+        target: The required value; empty without a target.
+        met: Whether the target is met; None without a target.
     """
 
     name: str
@@ -35,8 +35,8 @@ class Place:
 
     Attributes:
         device: The device.
-        tiny: Whether to run the smallest version of everything.
-        end: When the part is stopped, on `time.perf_counter`.
+        tiny: Whether to use very small data and few steps.
+        end: Time at which the part is stopped, by `time.perf_counter`.
     """
 
     device: torch.device
@@ -45,7 +45,7 @@ class Place:
 
     @property
     def cuda(self) -> bool:
-        """Whether the device is a CUDA card."""
+        """Whether the device is a CUDA device."""
         return self.device.type == "cuda"
 
     @property
@@ -76,7 +76,7 @@ class Place:
     def capture(
         self, work: Callable[[], Any], *generators: torch.Generator | None
     ) -> Callable[[], Any]:
-        """A function that replays ``work`` from a CUDA graph; ``work`` itself elsewhere."""
+        """A function that replays ``work`` from a CUDA graph; without CUDA, ``work`` itself."""
         if not self.cuda:
             return work
         graph = torch.cuda.CUDAGraph()
@@ -98,7 +98,7 @@ class Place:
 
 @contextlib.contextmanager
 def no_waiting(place: Place) -> Iterator[None]:
-    """Make every wait for the device an error."""
+    """Raise an error if the host waits for the device."""
     if not place.cuda:
         yield
         return

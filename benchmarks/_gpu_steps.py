@@ -1,4 +1,4 @@
-"""Steps, draws and the other side, on one device."""
+"""Steps, draws and the usual script on one device."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from hpo_mab.training import DeviceBatches, TimedSampler
 
 SHARE = 0.02
 BATCH_SIZE = 128
-#: What `torch.compile` must gain over a study, its compile time counted.
+#: Required speed-up by `torch.compile` over a study, with its compile time.
 COMPILED_GAIN = 1.2
 COMPILED_TRIALS = 50
 COMPILED_STEPS = 390
 
 
 def draw(place: Place) -> Iterator[Row]:
-    """What draw and update cost: launched one by one, and replayed from a graph."""
+    """Cost of draw and update: launched one by one, and replayed from a graph."""
     for bandits, arms in place.pick(((128, 390), (128, 10_000), (1024, 50)), ((8, 20),)):
         labels = torch.arange(bandits * arms) % 10
         more = {} if place.cuda else {"discount": 0.99}
@@ -49,7 +49,7 @@ def draw(place: Place) -> Iterator[Row]:
 
 
 def _kernels(place: Place, step: Callable[[], None]) -> str:
-    """How many kernels a step launches; not every machine lets one look."""
+    """Number of kernels that a step launches; some machines do not allow the profiler."""
     try:
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as record:
             step()
@@ -116,7 +116,7 @@ def _take_turns(place: Place, data: Any, *, model: str, precision: str) -> dict[
 
 
 def compiled(place: Place) -> Iterator[Row]:
-    """A captured step of ResNet-18 whose forward pass `torch.compile` has compiled, or has not."""
+    """A captured step of ResNet-18, with and without `torch.compile` of its forward pass."""
     data = _shared.made_up("cifar10", train=place.pick(50_000, 400), rest=200).to(place.device)
     many, rounds = place.pick((100, 4), (2, 2))
     model = place.pick("resnet18", "small_cnn")
@@ -154,7 +154,7 @@ def compiled(place: Place) -> Iterator[Row]:
 
 
 def against(place: Place) -> Iterator[Row]:
-    """The usual script: its data path, and a whole trial, against ours."""
+    """Data loading and a whole trial, ours against the usual script."""
     task = opponent.Task(
         data="cifar10",
         steps=place.pick(300, 4),
@@ -191,7 +191,7 @@ def against(place: Place) -> Iterator[Row]:
     name = f"a batch, DataLoader of {workers} workers over ours with mab"
     yield Row(f"{name}, launched one by one", f"{eager:.1f} times")
     yield Row(f"{name}, as a study does it", f"{cheaper:.1f} times", "at least 10", cheaper >= 10)
-    # Both sides have their first trial, which loads libraries and kernels, untimed.
+    # The first trial of each side loads libraries and kernels, and is not timed.
     trial = place.seconds(lambda: list(script.curve(0.1, 1e-4)), calls=1, warm_up=1)
     yield Row(f"trial of {task.steps} steps, usual script", f"{trial:.2f} s")
     for sampler_kind in ("uniform", "mab"):

@@ -1,4 +1,4 @@
-"""Whole studies by the command's own code, SQL and Optuna included, against the usual script."""
+"""Whole studies with the code of `hpo-mab run`, SQL and Optuna, against the usual script."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def _study(
     with tempfile.TemporaryDirectory() as folder, inside:
         storage = Storage(f"sqlite:///{Path(folder, 'study.db')}")
         for count in (2, trials):
-            # The first study loads libraries and kernels, and is the probe's.
+            # The first study loads libraries and kernels, and measures the number of slots.
             spec = _spec(place, task, kind=kind, trials=count)
             runner = StudyRunner(spec, storage, objective=make_objective(spec, splits))
             inside.seconds = 0.0
@@ -83,9 +83,9 @@ def _study(
 
 
 class _Inside:
-    """Adds up the seconds of training and evaluation, those of the probe for slots included."""
+    """Adds up the seconds of training and evaluation, also those of measuring the slots."""
 
-    #: What trains: many trials at a time, or one.
+    #: The trainers: of many trials at a time, and of one.
     PLACES = ((StackedTrainer, "advance"), (Training, "__next__"))
 
     def __init__(self) -> None:

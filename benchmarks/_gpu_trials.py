@@ -24,13 +24,13 @@ from hpo_mab.samplers import MABSampler
 from hpo_mab.training import DeviceBatches, DeviceSweep, StackedTrainer
 
 TARGET = 4.0
-#: Seconds that a way may take to get ready: contexts, data, first steps.
+#: Seconds for contexts, data and first steps before a way is timed.
 _PATIENCE = 60.0
 
 
 def trials(place: Place) -> Iterator[Row]:
     """Trials an hour for K at a time, by each way, and the best of all over K = 1."""
-    # What tells most comes first, in case the time does not do for all.
+    # The most informative numbers come first, in case the time is too short for all.
     counts = place.pick((1, 8, 4, 16, 2), (1, 2))
     seconds = place.pick(4.0, 0.2)
     rates: dict[tuple[str, int], float] = {}
@@ -75,7 +75,7 @@ def _data(place: Place) -> ImageSplits:
 
 
 def _loop(place: Place, data: ImageSplits, until: Callable[[], bool], seed: int = 0) -> float:
-    """Train trial after trial until told to stop; returns trials done, parts included."""
+    """Train trial after trial until ``stop``; returns trials done, with fractions."""
     done, evaluations = 0, task(place).evaluations
     while not until():
         for part in _curve(place, data, seed=seed + done):
@@ -86,9 +86,9 @@ def _loop(place: Place, data: ImageSplits, until: Callable[[], bool], seed: int 
 
 
 def _threads(place: Place, k: int, seconds: float) -> float:
-    """K threads, each with a stream of its own; a finished trial's place is taken at once."""
+    """K threads, each with its own stream; the next trial starts when one is finished."""
     data = _data(place)
-    # Once by itself: kernels that a thread loads must not meet another one's capture.
+    # Once alone: no thread may load kernels while another one captures a graph.
     _first_trial(place)
     gate, done, clock = threading.Barrier(k + 1), [0.0] * k, [0.0]
     errors: list[Exception] = []
@@ -96,7 +96,7 @@ def _threads(place: Place, k: int, seconds: float) -> float:
     def work(number: int) -> None:
         try:
             with torch.cuda.stream(torch.cuda.Stream() if place.cuda else None):
-                # The first steps of a thread make what is its own.
+                # The first steps of a thread create its handles and workspaces.
                 next(_curve(place, data, seed=number))
                 gate.wait()
                 gate.wait()
@@ -119,7 +119,7 @@ def _threads(place: Place, k: int, seconds: float) -> float:
         for member in crew:
             member.join(timeout=_PATIENCE)
     except threading.BrokenBarrierError as broken:
-        # The first error is the one that broke it, if any did.
+        # The first error is the cause, if there is any.
         raise next(iter(errors), broken) from None
     if errors or any(member.is_alive() for member in crew):
         raise next(iter(errors), TimeoutError("a thread did not end"))

@@ -1,4 +1,4 @@
-"""What the benchmarks share: data made up on the spot, timing in turns, tables."""
+"""Helpers of the benchmarks: made-up data, timing in turns, tables."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def made_up(name: str, *, train: int = 50_000, rest: int = 2_000, seed: int = 0)
     def part(examples: int) -> ImageData:
         labels = rng.integers(0, classes, examples)
         images = rng.integers(0, 256, (examples, *shape), dtype=np.uint8)
-        # Of 256, so that all is done in small integers: every process of a benchmark makes its own.
+        # Integers below 256 are fast: each process of a benchmark makes its own images.
         share = rng.integers(0, 257, (examples, 1, 1, 1), dtype=np.uint16)
         for start in range(0, examples, 1024):
             rows = slice(start, start + 1024)
@@ -50,7 +50,7 @@ def made_up(name: str, *, train: int = 50_000, rest: int = 2_000, seed: int = 0)
 
 
 def real(name: str, *, seed: int = 0) -> ImageSplits | None:
-    """The data set itself where ``HPO_MAB_DATA`` names a folder that holds it."""
+    """The data set itself, if ``HPO_MAB_DATA`` names a folder with it."""
     root = os.environ.get("HPO_MAB_DATA")
     if not root:
         return None
@@ -60,7 +60,7 @@ def real(name: str, *, seed: int = 0) -> ImageSplits | None:
 
 @contextlib.contextmanager
 def database(*, postgres: bool) -> Iterator[str]:
-    """URL of an empty database, gone afterwards: a server of its own, or an SQLite file."""
+    """URL of an empty, temporary database: a server of its own, or an SQLite file."""
     with tempfile.TemporaryDirectory() as folder:
         if not postgres:
             yield f"sqlite:///{folder}/studies.db"
@@ -79,9 +79,9 @@ def database(*, postgres: bool) -> Iterator[str]:
 def in_turns(
     contestants: dict[str, Callable[[], float]], *, rounds: int, warm_up: int = 1
 ) -> dict[str, list[float]]:
-    """Seconds of each contestant, one after the other round by round.
+    """Seconds of each contestant, which take turns in every round.
 
-    Whatever else the machine does falls on all of them alike, and a ratio of medians survives it.
+    Other work of the machine slows all of them equally, so it hardly changes a ratio of medians.
     """
     times: dict[str, list[float]] = {name: [] for name in contestants}
     for number in range(rounds + warm_up):
@@ -107,11 +107,11 @@ def table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 
 @functools.cache
 def machine() -> dict[str, Any]:
-    """What the figures were read on."""
+    """The machine on which the figures were measured."""
     try:
         card = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     except RuntimeError as error:
-        # A card that is broken must not take along what was measured before.
+        # An error of a broken GPU must not discard the earlier measurements.
         card = str(error)
     return {
         "python": platform.python_version(),
@@ -123,7 +123,7 @@ def machine() -> dict[str, Any]:
 
 
 def write_json(path: Path | None, figures: dict[str, Any]) -> None:
-    """Write figures and machine to a file, where one is asked for."""
+    """Write figures and machine to the file ``path``, if there is one."""
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps({"machine": machine(), **figures}, indent=1) + "\n")

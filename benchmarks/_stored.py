@@ -1,4 +1,4 @@
-"""Studies put straight into a database, for what reads them."""
+"""Insert studies into a database directly, to measure how they are read."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ def make_study(url: str, name: str, *, trials: int, arm: str = "mab") -> None:
 
 
 def fill_study(url: str, arm: str, trials: int) -> None:
-    """A study of so many finished trials with curves, named after its arm."""
+    """A study with a number of finished trials and their curves, named after its arm."""
     make_study(url, arm, trials=trials, arm=arm)
     storage = Storage(url)
     study = optuna.load_study(study_name=arm, storage=storage.optuna)
     lift = 0.01 if arm == "mab" else 0.0
     study.add_trials(_trial(slot, slot / trials + lift) for slot in range(min(trials, 50)))
-    # Optuna adds a trial in tens of milliseconds; the rest goes straight into the tables.
+    # Optuna takes tens of milliseconds to add a trial; the others are inserted into the tables.
     first = study.get_trials(deepcopy=False)
     _copy_rows(storage, study._study_id, first[-1]._trial_id, len(first), trials)
     ids = [trial._trial_id for trial in study.get_trials(deepcopy=False)]

@@ -1,9 +1,9 @@
-"""How to split CPU cores: one trial with all of them as threads, or a trial a core.
+"""How to use CPU cores: one trial with a thread per core, or one trial per core.
 
     python benchmarks/cpu_split.py
 
 Each way trains the small network for some seconds, in turns; trials an hour, and the ratio to one
-process with torch's default number of threads, which is what a script does that sets nothing.
+process with torch's default number of threads, as a script without settings has it.
 ``--workers auto`` is the way of the last line.
 """
 

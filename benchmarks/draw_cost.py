@@ -1,10 +1,10 @@
 """What a draw of the bandits and its update cost, against drawing a Beta variate for every arm.
 
-One CPU thread. The contestants take turns of ten steps, so that whatever else the machine does
-falls on all of them alike; medians over the rounds of a turn's first step, which finds the caches
-full of others' data, as in a training, and of its other steps. Targets are about the latter;
-`step_cost.py` has what a training pays. Every sampler first learns a history: losses that persist
-from example to example with noise on top, until its window has long been full::
+One CPU thread. The contestants take turns of ten steps, so that other work of the machine slows all
+of them equally. The figures are medians over the rounds, of a turn's first step and of its other
+steps. At the first step the caches hold other data, as in a training. Targets are about the other
+steps; `step_cost.py` measures the cost in a training. Every sampler first learns a history until
+its window is full: each example has its own mean loss, with noise::
 
     python benchmarks/draw_cost.py
 
@@ -62,7 +62,7 @@ class SamplerStep:
         return time.perf_counter() - answered + drawn - started
 
     def bytes_an_example(self) -> float:
-        """All that the sampler holds but the labels, which are the caller's own."""
+        """Memory of the sampler per example, without the labels, which the caller has."""
         return (len(pickle.dumps(self.sampler)) - self.sampler.labels.nbytes) / self.examples
 
 

@@ -1,12 +1,12 @@
-"""Every check and every benchmark that needs a GPU, in one command of at most nine minutes.
+"""All checks and benchmarks that need a GPU, in one command of at most nine minutes.
 
     python benchmarks/gpu.py --json gpu.json
     python benchmarks/gpu.py --only steps --only draw
-    python benchmarks/gpu.py --device cpu --tiny        # the same code on next to nothing
+    python benchmarks/gpu.py --device cpu --tiny        # the same code, very small
 
-Each part runs in a process and a time limit of its own: one that fails, hangs or breaks the device
-does not keep the others from running. Prints one table, each row as soon as it is known, and below
-it what failing parts said; the exit status is 1 where a target is missed or a part failed.
+Each part has its own process and time limit, so the others run even if one fails, hangs or breaks
+the device. The command prints one table, each row as soon as it is known, and below it the output
+of parts that failed. The exit status is 1 if a target is missed or a part failed.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Part:
     limit: float
 
 
-#: In the order of what must be known first.
+#: The most important parts come first.
 PARTS = {
     "checks": Part("_gpu_checks", "checks", 60),
     "studies": Part("_gpu_study", "studies", 150),
@@ -63,7 +63,7 @@ Found = list[dict[str, Any]]
 
 
 def run_part(name: str, *, device: str, tiny: bool, path: Path, limit: float) -> None:
-    """Run a part in this process; every row is in the file as soon as it is known."""
+    """Run a part in this process; each row is written to the file as soon as it is known."""
     import importlib
 
     end = time.perf_counter() + limit
@@ -99,7 +99,7 @@ def supervise(
         told: Is given all rows so far whenever there are more.
 
     Returns:
-        Its rows, and one more if it did not end well; and the end of what it said.
+        Its rows, with one more if it failed; and the end of its output.
     """
     started, found = time.perf_counter(), []
     with tempfile.TemporaryDirectory() as folder:
@@ -107,7 +107,7 @@ def supervise(
         command = [sys.executable, __file__, "--part", name, "--rows", str(path)]
         command += ["--device", device, "--limit", str(limit), *(["--tiny"] if tiny else [])]
         with errors.open("w") as said:
-            # Output to a file: what a part leaves running must not keep a pipe open.
+            # Output goes to a file: a process that a part leaves behind must not keep a pipe open.
             child = subprocess.Popen(command, stdout=said, stderr=said, start_new_session=True)
             try:
                 while child.poll() is None and time.perf_counter() - started < limit:
@@ -186,7 +186,7 @@ def main() -> int:
 
 
 class Table:
-    """The table on standard output, as it grows, and all of it in a file.
+    """The table on standard output, row by row, and as a whole in a file.
 
     Args:
         path: The file; None for none.
@@ -197,7 +197,7 @@ class Table:
         self._shown = 0
 
     def show(self, found: Found, said: dict[str, str] | None = None) -> None:
-        """Print the rows that are new, at once: nothing that stops the command takes them along."""
+        """Print the new rows at once, so that they are not lost if the command is stopped."""
         lines = as_table(found).splitlines()[2:]
         for line in lines[self._shown :]:
             print(line, flush=True)

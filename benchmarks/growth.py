@@ -1,11 +1,11 @@
-"""How time and memory grow: with the examples, with the bandits, with the trials of the study.
+"""How time and memory grow with the numbers of examples, bandits and trials.
 
     python benchmarks/growth.py --json growth.json --figure growth.svg
 
-One CPU thread, CPU seconds, medians. Examples and bandits: draw and update of the samplers, what
-they take to set up, and what they hold. Trials: Optuna's own time for asking, suggesting,
-reporting, judging and telling one trial among so many finished ones, in memory, with the samplers
-and the pruner of a study definition; a database adds its own (``storage_load.py``).
+One CPU thread, CPU seconds, medians. Examples and bandits: time of draw, update and set-up of the
+samplers, and their memory. Trials: time of Optuna's `ask`, `suggest`, `report`, `should_prune` and
+`tell` for one trial, by the number of finished ones. The study is in memory, with the search
+algorithm and the pruner of a definition; ``storage_load.py`` has the cost of a database.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ LINES = ("uniform", "mab", "random", "tpe")
 
 
 def drawing(kind: str, *, examples: int, bandits: int, steps: int) -> dict[str, Any]:
-    """Cost of a sampler on so many examples, with so many bandits."""
+    """Cost of a sampler, by the numbers of examples and bandits."""
     rng = np.random.default_rng(0)
     labels = torch.from_numpy(rng.integers(0, 10, examples))
     losses = torch.from_numpy(rng.exponential(size=examples).astype(np.float32))
@@ -64,7 +64,7 @@ def drawing(kind: str, *, examples: int, bandits: int, steps: int) -> dict[str, 
 
 
 def searching(search: str, *, trials: int, rounds: int) -> dict[str, Any]:
-    """Optuna's own time for one more trial of a study of so many."""
+    """Optuna's time for one more trial, by the number of trials of the study."""
     made = {
         "tpe": lambda: optuna.samplers.TPESampler(
             seed=0, multivariate=True, constant_liar=True, n_startup_trials=10
@@ -127,7 +127,7 @@ def _finished(number: int) -> optuna.trial.FrozenTrial:
 
 
 def measure(*, scale: float) -> dict[str, list[dict[str, Any]]]:
-    """All figures; ``scale`` below 1 leaves out what is larger than that share of the largest."""
+    """All figures; ``scale`` below 1 leaves out sizes above that share of the largest."""
     examples = [n for n in EXAMPLES if n <= scale * EXAMPLES[-1]]
     bandits = [n for n in BANDITS if n <= scale * BANDITS[-1]]
     trials = [n for n in TRIALS if n <= scale * TRIALS[-1]]

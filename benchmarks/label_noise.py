@@ -1,4 +1,4 @@
-"""Which share of the draws falls on mislabelled examples, by how much the bandits remember.
+"""The share of draws that are of mislabelled examples, by the memory of the bandits.
 
 Trains a small network on scikit-learn's digits with a tenth of the training labels flipped, at an
 equal number of steps for every sampler, and prints for each the share of mislabelled examples
@@ -6,8 +6,8 @@ among the draws of each pass, and the accuracy on clean held-out digits::
 
     python benchmarks/label_noise.py --epochs 8 --seeds 5
 
-Uniform sampling draws a tenth. An example that stays wrong keeps a high loss: bandits that forget
-nothing draw ever more of them.
+Uniform sampling draws a tenth. The loss of an example with a wrong label stays high, so bandits
+that forget nothing draw more and more of them.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ SAMPLERS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def noisy_digits(generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """Digits in random order, with labels as given, and which of the labels are flipped."""
+    """Digits in random order, their labels, and which labels are flipped."""
     pixels, digits = load_digits(return_X_y=True)
     order = torch.randperm(len(digits), generator=generator)
     images = torch.as_tensor(pixels, dtype=torch.float32)[order] / 16

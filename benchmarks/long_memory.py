@@ -1,10 +1,10 @@
-"""What a draw of bandits that forget nothing costs in the course of a training, by engine.
+"""Cost of a draw of bandits that forget nothing, by epoch of a training and by engine.
 
-``memory=None`` is the paper's sampler: the number of its arms' states has no bound. Arms of at most
-so many pulls are counted by state and the others drawn one by one; the contestants differ in that
-number. "by state" counts all arms so, "dense" draws every arm in tensors. Losses persist from
-example to example with noise on top. Milliseconds of the process's own time, mean over the steps
-of an epoch, of a draw and its update::
+``memory=None`` is the paper's sampler: the number of its arms' states has no bound. Arms of few
+pulls are counted by state, the others are drawn one by one; the contestants differ in the largest
+number of pulls that is counted by state. "by state" counts all arms so, "dense" draws every arm in
+tensors. Each example has its own mean loss, with noise. The figures are milliseconds of process
+time of a draw and its update, the mean over the steps of an epoch::
 
     python benchmarks/long_memory.py
     python benchmarks/long_memory.py --examples 50000 --epochs 8

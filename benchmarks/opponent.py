@@ -1,4 +1,4 @@
-"""The usual script: what somebody who tunes a network with Optuna would write, written well.
+"""The usual script: a well-written script that tunes a network with Optuna.
 
 One process; torchvision's transforms of PIL images in a ``DataLoader`` with workers that persist,
 pinned memory and non-blocking copies on CUDA, SGD with a linear warm-up and decay, a report and a
@@ -38,7 +38,7 @@ class Task:
     """What both sides of the comparison do.
 
     Attributes:
-        data: Name of a data set of `_shared.SHAPES`.
+        data: A name of `_shared.SHAPES`.
         model: Network of `hpo_mab.models`.
         batch_size: Examples a batch.
         steps: Optimiser steps a trial.
@@ -58,13 +58,13 @@ class Task:
     seed: int = 0
 
     def splits(self, *, examples: int | None = None) -> ImageSplits:
-        """The data: real where they are, else made up."""
+        """The data set, or made-up data if it is not there."""
         found = None if examples else _shared.real(self.data, seed=self.seed)
         return found or _shared.made_up(self.data, train=examples or 50_000, rest=1_000)
 
 
 class Pictures(Dataset[tuple[Tensor, int]]):
-    """Images as torchvision's data sets give them: PIL, then a transform."""
+    """Images as in torchvision's data sets: PIL, then a transform."""
 
     def __init__(self, data: ImageData, transform: Any) -> None:
         from PIL import Image
@@ -146,7 +146,7 @@ class Objective:
 
     def __call__(self, trial: optuna.Trial) -> float:
         """Train a configuration; validation accuracy at the end of the budget."""
-        # Here, not at the top: `gpu.py` needs the rest where Optuna may not be.
+        # Imported here: `gpu.py` uses the rest of this file where Optuna may be missing.
         import optuna
 
         lr = trial.suggest_float("lr", 0.01, 0.5, log=True)

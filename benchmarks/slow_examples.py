@@ -1,4 +1,4 @@
-"""Whether the bandits find the tenth of the examples that carries the signal.
+"""Whether the bandits find the tenth of the examples that is slow to learn.
 
 Losses are made up, so that the truth is known: 2,000 examples, of which a tenth takes four times as
 many passes to learn as the others. The table holds the share of these among the draws of the last
@@ -6,8 +6,8 @@ third of six passes::
 
     python benchmarks/slow_examples.py --seeds 5
 
-Uniform sampling draws a tenth. In the last column the same tenth never gets better, as a flipped
-label does not: what is sought there is wasted.
+Uniform sampling draws a tenth. In the last column the loss of that tenth never falls, like that of
+a flipped label; such draws are wasted.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def share_of_special(kind: str, knobs: dict[str, Any], *, learnable: bool, seed:
     for step in range(steps):
         indices = sampler.draw()
         special = SPECIAL[indices]
-        # Learned from one another, and a little more from oneself; what is rare takes longer.
+        # A draw lowers the loss of its group, and a little more its own. Rare groups take longer.
         slowness = torch.where(special, 6.0, 1.5)
         fall = torch.exp(-step / len(sampler) / slowness - 0.05 * visits[indices])
         if not learnable:

@@ -1,8 +1,8 @@
 """What a batch sampler adds to a training step of the small network, and where the step goes.
 
-One CPU thread, the product's own loop. Samplers take turns, a few steps each, so that whatever
-else the machine does falls on all alike; the ratio is the median over rounds. Seconds are those of
-the process's own CPU time, the sampler's included::
+One CPU thread, the package's own loop. Samplers take turns, a few steps each, so that other work of
+the machine slows all of them equally. The ratio is the median over rounds. Seconds are CPU time of
+the process, with the sampler::
 
     python benchmarks/step_cost.py
     python benchmarks/step_cost.py --profile      # operators by their own time
@@ -50,7 +50,7 @@ def run(
     clock: Callable[[], float] = time.process_time,
     **sampler: Any,
 ) -> Iterator[Evaluation]:
-    """A training of the product's, yielding after every ``steps / evaluations`` steps."""
+    """A training of the package, which yields after every ``steps / evaluations`` steps."""
     torch.manual_seed(0)
     train = data.train
     device = train.device
@@ -84,7 +84,7 @@ def run(
 
 
 def contestant(evaluations: Iterator[Evaluation]) -> tuple[Callable[[], float], list[float]]:
-    """Seconds of the next few steps; and the seconds of them that were the sampler's."""
+    """Seconds of the next few steps, and those of them in the sampler."""
     before = [0.0, 0.0]
     sampler_seconds: list[float] = []
 

@@ -6,13 +6,13 @@
     python benchmarks/storage_load.py load --workers 2 --trials 500
     python benchmarks/storage_load.py read --trials 10000
 
-``share`` and ``load`` run the product's own trials, eight evaluations each of which all but the
-last are judged by a median pruner, around a training that computes nothing: all their time is the
-storage's. CPU time is that of the workers, without a server's; wall time holds everything, on an
-idle machine. ``read`` inserts finished trials with curves straight into the tables, then reads and
-summarises the study. Figures come as JSON; the exit status is 1 where a bound does not hold: a
-trial lost or cut off; an error of the database, such as a lock not got, even if it was ridden out;
-a deadlock; ``share`` with 2% of a 10 s trial in CPU time; 30 s of CPU to read and compare.
+``share`` and ``load`` run the package's trials with a training that computes nothing, so that all
+their time is that of the storage. A trial has eight evaluations, and a median pruner checks all but
+the last. CPU time is that of the workers, without a server. Wall time has everything, on an idle
+machine. ``read`` inserts finished trials with curves into the tables, then reads and summarises the
+study. The output is JSON. The exit status is 1 if a bound is exceeded: a trial lost or interrupted;
+an error of the database, such as a timeout of a lock, even after a successful retry; a deadlock; 2%
+of a 10 s trial in CPU time (``share``); 30 s of CPU to read and compare.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def main() -> None:
 
 
 def load(url: str, workers: int, trials: int) -> tuple[dict[str, Any], bool]:
-    """Empty trials in ``workers`` processes; the time of one is what the storage takes."""
+    """Run empty trials in ``workers`` processes; their time is that of the storage."""
     make_study(url, "load", trials=trials)
     context = multiprocessing.get_context("fork")
     costs = context.Queue()
@@ -157,13 +157,13 @@ def _work(url: str, name: str, costs: Any) -> None:
     try:
         loop.run()
     finally:
-        # Whoever waits for it must not wait for ever.
+        # A process that waits for this one must not wait for ever.
         costs.put((time.process_time() - began, loop.errors))
     storage.close()
 
 
 class _CountingLoop(TrialLoop):
-    """Counts the storage's errors, locks not got among them, which the loop rides out."""
+    """Counts errors of the storage, such as timeouts of locks, which the loop retries."""
 
     errors = 0
 
@@ -173,7 +173,7 @@ class _CountingLoop(TrialLoop):
 
 
 class _NoWork:
-    """A workload whose trainings are over at once, all alike: none is pruned."""
+    """A workload whose trainings end at once with equal accuracies, so none is pruned."""
 
     def __init__(self, loop: Loop) -> None:
         self.loop = loop
@@ -185,7 +185,7 @@ class _NoWork:
 
 
 class _NoTraining(list[Evaluation]):
-    """Evaluations that are there already, from the start."""
+    """A trainer whose evaluations are ready from the start."""
 
     resumed_at = 0
 

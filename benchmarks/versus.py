@@ -6,10 +6,10 @@ Same network, split, augmentation, batch size, optimiser, schedule, budget and n
     python benchmarks/versus.py accuracy      # same configuration, several seeds
     python benchmarks/versus.py study         # whole studies, trials an hour
 
-``data`` and ``study`` take turns and give ratios of medians. On a machine that does other things
-as well, trust the ratio of CPU seconds (those of all of a side's processes) more than the one of
-wall-clock seconds; both are printed. ``study`` runs whole commands, start-up included: the script
-with as many loader workers and threads as it would have by default, the package with
+``data`` and ``study`` take turns and print ratios of medians, of CPU seconds and of wall-clock
+seconds. CPU seconds are those of all processes of a side; on a busy machine their ratio is more
+reliable. ``study`` runs whole commands, with start-up: the script with its default number of loader
+workers and threads, the package with
 ``--workers auto``.
 """
 
@@ -112,7 +112,7 @@ def batch_cost(
             normalization=Normalization(there.mean, there.std, channels_last=True),
             augmentation=augmentation(splits),
         ).stream(timed):
-            # Learning is part of what a batch of the bandits costs.
+            # The cost of a batch of the bandits includes learning.
             sampler.update(losses)
             yield batch
 
@@ -158,13 +158,13 @@ def data_path(task: Task, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def accuracy(task: Task, options: argparse.Namespace) -> dict[str, Any]:
-    """Validation accuracy of one configuration, both sides, seed by seed; differences paired."""
+    """Validation accuracy of one configuration on both sides, by seed, and paired differences."""
     splits = task.splits(examples=options.examples)
     script = opponent.Objective(task, splits, device=torch.device("cpu"), workers=0)
     theirs: list[float] = []
     mine: list[float] = []
     for seed in range(options.rounds or 4):
-        # A seed is the same initial weights on both sides; the order of batches is each side's own.
+        # With the same seed both sides have the same initial weights, but other batches.
         theirs.append(list(script.curve(0.1, 1e-4, seed=seed))[-1])
         mine.append(list(ours(task, splits, weight_decay=1e-4, seed=seed))[-1].accuracy)
         print(f"seed {seed}: {theirs[-1]:.4f}, {mine[-1]:.4f}", file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""What the documentation takes from the code, the definitions and the records themselves."""
+"""Fill the documentation from the code, the definitions and the records."""
 
 from __future__ import annotations
 
@@ -12,18 +12,17 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 _PLOTLY = "assets/plotly.min.js"
-_RANKING = "studies/rungs/ranking.svg"
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Fill the places that are marked."""
+    """Replace the marks in a page, such as ``<!-- cli -->``."""
     markdown = re.sub(
         r"<!-- api ([\w.]+)(?:: ([\w ]+?))? -->",
         lambda found: _public(found[1], (found[2] or "").split()),
         markdown,
     )
     mark = r"<!-- figure (\w+) (\S+) -->"
-    # Once, before the first figure.
+    # Loaded once, before the first figure.
     script = f'<script src="../{_PLOTLY}"></script>\n\n'
     markdown = re.sub(mark, lambda found: script + found[0], markdown, count=1)
     markdown = re.sub(mark, lambda found: _figure(found[1], found[2]), markdown)
@@ -38,12 +37,12 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
 
 
 def on_post_page(output: str, **_: Any) -> str:
-    """Names without the private modules that hold them."""
+    """Remove private modules from names: ``hpo_mab._models.x`` becomes ``hpo_mab.x``."""
     return re.sub(r"(hpo_mab(?:\.[a-z]\w*)*)\._[a-z]\w*\.", r"\1.", output)
 
 
 def on_files(files: Any, config: Any, **_: Any) -> Any:
-    """A page for the README of each folder of studies."""
+    """Add a page for the README of each folder of studies."""
     from mkdocs.structure.files import File, InclusionLevel
 
     for path in sorted((ROOT / "studies").glob("*/README.md")):
@@ -51,6 +50,7 @@ def on_files(files: Any, config: Any, **_: Any) -> Any:
         # Pictures lie next to the README in the repository, and in one folder of the site.
         text = re.sub(r"!\[([^\]]*)\]\(([\w.-]+)\)", _picture, text)
         text = re.sub(r"\]\(\.\./(\w+)/README\.md", r"](\1.md", text)
+        text = text.replace("](../../docs/", "](../")
         page = File.generated(
             config,
             f"evidence/{path.parent.name}.md",
@@ -67,7 +67,7 @@ def _picture(found: re.Match[str]) -> str:
 
 
 def on_post_build(config: Any, **_: Any) -> None:
-    """Put plotly.js into the site once, so that figures need nothing from elsewhere."""
+    """Copy plotly.js and the pictures into the site, so that it loads nothing from other hosts."""
     from plotly.offline import get_plotlyjs
 
     target = Path(config["site_dir"]) / _PLOTLY
@@ -78,11 +78,11 @@ def on_post_build(config: Any, **_: Any) -> None:
 
 
 def _public(module: str, first: list[str]) -> str:
-    """Every public name of a module; those that the package itself offers are on a page alone.
+    """Every public name of a module. Those of `hpo_mab` itself are listed on its own page only.
 
     Args:
         module: The module.
-        first: Names that come first, in their order.
+        first: Names to list first, in this order.
     """
     names = importlib.import_module(module).__all__
     top = set() if module == "hpo_mab" else set(importlib.import_module("hpo_mab").__all__)
@@ -124,7 +124,9 @@ def _unindent(text: str) -> str:
 
 
 def _definitions() -> str:
-    return (ROOT / "studies/README.md").read_text(encoding="utf-8")
+    text = (ROOT / "studies/README.md").read_text(encoding="utf-8")
+    text = re.sub(r"\]\((\w+)/README\.md", r"](../evidence/\1.md", text)
+    return text.replace("](../docs/", "](../")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,8 +136,8 @@ class _Row:
     Attributes:
         path: The record, below ``studies/``.
         arm: The arm shown.
-        question: What it answers: ``"model"`` or ``"hyperparameters"``.
-        words: What the arm is, where its name does not say so.
+        question: Question it answers: ``"model"`` or ``"hyperparameters"``.
+        words: Description of the arm, if its name is not clear.
     """
 
     path: str
@@ -183,7 +185,7 @@ def _records() -> str:
 
 
 def _others() -> list[_Row]:
-    """Records of comparisons, whichever there are: each with its first arm."""
+    """All records of comparisons, each with its first arm."""
     found = []
     for path in sorted((ROOT / "studies").rglob("*.json")):
         raw = json.loads(path.read_text(encoding="utf-8"))
@@ -219,14 +221,14 @@ def _row(row: _Row) -> str:
 
 
 def _bold(estimate: Any, scale: float = 100.0) -> str:
-    """A difference with its interval, in bold where that does not hold zero."""
+    """A difference with its interval, in bold if the interval excludes zero."""
     low, high = scale * estimate.low, scale * estimate.high
     text = f"{scale * estimate.value:+.2f} [{low:+.2f}, {high:+.2f}]"
     return f"**{text}**" if low > 0 or high < 0 else text
 
 
 def _ranking_rows() -> list[str]:
-    """What averaged weights gain at a quarter of the budget, by data set."""
+    """Tau that averaged weights gain at a quarter of the budget, by data set."""
     from hpo_mab.advantage import Estimate
 
     path = ROOT / "studies/rungs/tables.json"
@@ -252,7 +254,7 @@ def _ranking_rows() -> list[str]:
 
 
 def _replay_rows() -> list[str]:
-    """What `AdvantagePruner` saves of the cost of uniform Hyperband, by data set."""
+    """Cost that `AdvantagePruner` saves against uniform Hyperband, by data set."""
     from hpo_mab.advantage import Estimate
 
     rows = []

@@ -1,4 +1,4 @@
-"""Signatures of samplers, with the arguments of every sampler in place of ``**common``."""
+"""Show the common arguments of samplers in their signatures, in place of ``**common``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _ROW = re.compile(r"^ *\*\*common:.*\n(?: {8,}.*\n)*", re.MULTILINE)
 
 
 class CommonArguments(griffe.Extension):
-    """Names the arguments that a sampler passes on to `BatchSampler`."""
+    """Adds the arguments that a sampler passes to `BatchSampler`."""
 
     def on_package(self, *, pkg: griffe.Module, **_: Any) -> None:
         """Complete the signatures and the tables of arguments of a loaded package."""

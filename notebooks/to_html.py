@@ -1,4 +1,4 @@
-"""Run a notebook and write it as one HTML file that loads nothing from elsewhere.
+"""Run a notebook and write it as one HTML file that loads nothing from other hosts.
 
 ``python notebooks/to_html.py notebooks/explore.ipynb build/explore.html``
 """
@@ -27,7 +27,7 @@ _TEMPLATE = """
 
 
 def to_html(notebook: nbformat.NotebookNode) -> str:
-    """One page of an executed notebook; plotly.js is in it once.
+    """Write an executed notebook as one HTML page, with plotly.js once.
 
     Args:
         notebook: With its outputs.
@@ -66,14 +66,14 @@ def _drawn(figure: dict[str, Any], *, first: bool) -> str:
 
 
 def main() -> None:
-    """Run and write what the command line names."""
+    """Run the notebook of the command line and write its page."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("notebook", type=Path)
     parser.add_argument("page", type=Path)
     given = parser.parse_args()
     notebook = nbformat.read(given.notebook, as_version=4)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Jupyter's own packages warn of one another.
+        warnings.simplefilter("ignore")  # Jupyter's packages raise warnings about each other.
         NotebookClient(notebook, kernel_name="python3", timeout=None).execute()
     notebook.metadata.title = given.notebook.stem
     given.page.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-// An API page is a list of names with a sentence each; the rest of a name opens on demand.
+// An API page lists names with one sentence each. A click on it opens the signature and the rest.
 for (const body of document.querySelectorAll(".doc-contents.first")) {
   if (!body.textContent.trim()) continue;
   const signature = body.parentElement.querySelector(":scope > .doc-signature");
@@ -12,7 +12,7 @@ for (const body of document.querySelectorAll(".doc-contents.first")) {
   details.append(summary, ...(signature ? [signature, body] : [body]));
 }
 
-// A link to a name, or to one of its methods, opens it.
+// A link to a name, or to one of its methods, opens its entry.
 function openTarget() {
   const target = document.getElementById(decodeURIComponent(location.hash.slice(1)));
   const object = target && target.closest(".doc-object");

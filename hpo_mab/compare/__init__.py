@@ -26,7 +26,7 @@ from hpo_mab.compare._report import (
 )
 from hpo_mab.compare._summary import IncumbentCurve, incumbent_curve, summarise
 from hpo_mab.compare._tables import comparison_tables
-from hpo_mab.compare._verdict import Answer, answers, caveats, verdict
+from hpo_mab.compare._text import Answer, answers, caveats, verdict
 
 if TYPE_CHECKING:
     from hpo_mab.compare._runner import (

@@ -1,9 +1,9 @@
-"""How well a study's record of examples finds wrong labels, next to cleanlab's scores.
+"""How well a study's record of examples finds wrong labels, compared with cleanlab's scores.
 
 Labels are flipped, or are those that people gave. Some trials of `small_cnn` with random learning
-rates are trained on them, as a study would, and every score is taken from the same forward passes:
-those of the training itself. Nothing else is trained or predicted. ``cleanlab`` gets the mean
-predicted probabilities of each example over all visits; it is left out where it is not installed.
+rates are trained on them, as in a study. All scores come from the forward passes of these
+trainings. ``cleanlab`` gets the mean predicted probabilities of each example over all draws. It is
+left out if it is not installed.
 
     python studies/examples/labels.py digits --epochs 8 --out studies/examples/digits.json
     python studies/examples/labels.py cifar10 --root data --human cifar10_human_labels.npz \
@@ -44,7 +44,7 @@ SHARES = (0.05, 0.1, 0.2)
 
 
 class WatchedSampler(UniformSampler):
-    """Uniform batches; adds up the probabilities that the network gives each example."""
+    """Uniform batches; sums the probabilities that the network predicts for each example."""
 
     needs_logits = True
     probabilities: Tensor
@@ -59,7 +59,7 @@ class WatchedSampler(UniformSampler):
 def train(
     splits: ImageSplits, labels: Tensor, *, epochs: float, lr: float, seed: int
 ) -> tuple[ExampleCounts, Tensor, float]:
-    """One trial: its counts, summed probabilities [N, C] and validation accuracy."""
+    """Train once; returns counts, summed probabilities [N, C] and validation accuracy."""
     torch.manual_seed(seed)
     images = splits.train.images
     train_data = ImageData(images=images, labels=labels, classes=splits.train.classes)
@@ -130,7 +130,7 @@ def record_scores(record: ExampleRecord) -> dict[str, Floats]:
 
 
 def cleanlab_scores(labels: NDArray[np.int64], probabilities: Floats) -> dict[str, Floats]:
-    """Scores of cleanlab; none where it is not installed."""
+    """Scores of cleanlab; none if it is not installed."""
     try:
         from cleanlab.filter import find_label_issues
         from cleanlab.rank import get_label_quality_scores
@@ -145,13 +145,13 @@ def cleanlab_scores(labels: NDArray[np.int64], probabilities: Floats) -> dict[st
             for method in ("self_confidence", "normalized_margin")
         }
         issues = find_label_issues(labels, probabilities, filter_by="prune_by_noise_rate")
-    # Confident learning's issues first, then the others, each by self-confidence.
+    # The issues of confident learning first, then the others, both in order of self-confidence.
     found["cleanlab, confident learning"] = found["cleanlab, self confidence"] + 10.0 * issues
     return found
 
 
 def measure(scores: dict[str, Floats], wrong: NDArray[np.bool_]) -> dict[str, dict[str, float]]:
-    """Area under the ROC curve, and precision among as many as are wrong and among 100."""
+    """Area under the ROC curve, and precision among the top N (N wrong labels) and the top 100."""
     results = {}
     for name, score in scores.items():
         order = np.argsort(-score, kind="stable")

@@ -4,8 +4,8 @@
     python studies/paper/run.py --scale paper     # a GPU
     python studies/paper/run.py --scale small --figures-only
 
-The same command continues what was interrupted, and runs nothing twice. For each data set it
-writes here the record, ``SCALE-DATA.json``, and a figure drawn from it, ``SCALE-DATA.svg``:
+If it is interrupted, the same command continues and runs nothing twice. For each data set it writes
+to this folder the record, ``SCALE-DATA.json``, and a figure of it, ``SCALE-DATA.svg``:
 validation accuracy and training loss against iterations. Figures need ``pip install kaleido`` and
 Chrome or Chromium.
 """
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 HERE = Path(__file__).resolve().parent
 DATA = ("fashion_mnist", "cifar10", "cifar100")
 
-#: What differs from ``paper.toml``.
+#: Keys that differ from ``paper.toml``.
 SCALES: Mapping[str, Mapping[str, Any]] = {
     "small": {"model.name": "small_cnn", "budget.epochs": 2, "budget.evaluations": 8},
     "paper": {
@@ -102,7 +102,7 @@ def _run(options: argparse.Namespace) -> None:
     _run_seeds(list(specs.values()), options.storage, workers=options.workers)
     storage = Storage(options.storage)
     for data, spec in specs.items():
-        # All is stored by now: this reads it.
+        # All runs are stored, so this only reads them.
         found = run_comparison(spec, storage, progress=_say_nothing)
         path = _record_path(options, data)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -125,7 +125,7 @@ def device_of(scale: str, name: str) -> str:
     """The device to train on.
 
     Raises:
-        HpoMabError: The paper's scale without a GPU, unless ``name`` says so.
+        HpoMabError: The paper's scale without a GPU, unless ``name`` is a device.
     """
     kind = select_device(name).type
     if scale == "paper" and kind == "cpu" and name != "cpu":
@@ -148,7 +148,7 @@ def definition(
 
 def _run_seeds(specs: Sequence[StudySpec], url: str, *, workers: int) -> None:
     """Run every seed of every comparison, several at a time."""
-    Storage(url).curves  # noqa: B018  Its tables are made here, once.
+    Storage(url).curves  # noqa: B018  Creates its tables, once.
     parts = [
         spec.model_copy(
             update={"seed": seed, "compare": spec.compare.model_copy(update={"seeds": 1})}
@@ -174,7 +174,7 @@ def _run_seeds(specs: Sequence[StudySpec], url: str, *, workers: int) -> None:
 
 
 def _run_seed(spec: StudySpec, url: str) -> str | None:
-    """Run all arms of one seed; returns what went wrong."""
+    """Run all arms of one seed; returns the error, if there is one."""
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.CRITICAL)
@@ -213,7 +213,7 @@ def _say_when_done(name: str, trials: int) -> Iterator[Callable[..., None]]:
 
 
 def record(found: ComparisonRuns, *, scale: str, device: str) -> str:
-    """The record of `hpo-mab compare`, and at which scale it was made and why."""
+    """The record of `hpo-mab compare`, with its scale and the reason for it."""
     summary = summarise(found.runs, reference=found.reference)
     plain = json.loads(comparison_record(found, summary))
     gpus = plain["environment"]["gpus"]
@@ -228,7 +228,7 @@ def record(found: ComparisonRuns, *, scale: str, device: str) -> str:
 
 
 def draw(path: Path) -> None:
-    """Draw a record as ``NAME.svg`` beside it."""
+    """Draw a record as ``NAME.svg`` in the same folder."""
     target = path.with_suffix(".svg")
     try:
         picture(path).write_image(target)
@@ -238,7 +238,7 @@ def draw(path: Path) -> None:
 
 
 def picture(path: Path) -> go.Figure:
-    """Validation accuracy and training loss against iterations, as a record has them."""
+    """Validation accuracy and training loss of a record against iterations."""
     from plotly.subplots import make_subplots
 
     stored = read_record(path)

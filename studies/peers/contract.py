@@ -1,8 +1,8 @@
-"""What every arm is given and what it answers: one task, one space, one budget, one record.
+"""The input and the output of every arm: one task, one space, one budget, one record.
 
-An arm is a `Peer`: ``search`` runs until the deadline, and continues what lies in the job's folder;
-``outcome`` reads from there what its library calls the best. Each file of peers ends with ``main``,
-so that an arm runs in processes of its own: ``python FILE search|outcome JOB``.
+An arm is a `Peer`. ``search`` runs until the deadline, and continues a search in the job's folder.
+``outcome`` reads from there which configuration the library calls the best. Each file of peers ends
+with ``main``, so that an arm has its own processes: ``python FILE search|outcome JOB``.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ WARMUP = 0.15
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Range:
-    """Bounds of a knob, and whether its scale is logarithmic."""
+    """Bounds of a hyperparameter, and whether its scale is logarithmic."""
 
     low: float
     high: float
     log: bool = False
 
 
-#: The knobs that every arm searches, those of the studies' definitions.
+#: The hyperparameters that every arm searches, those of the studies' definitions.
 SPACE: Mapping[str, Range] = {
     "lr": Range(low=0.003, high=1.0, log=True),
     "momentum": Range(low=0.5, high=0.98),
@@ -65,14 +65,14 @@ class Job:
     Attributes:
         arm: Name of the arm.
         task: A name of `TASKS`.
-        seed: Of everything random, as far as the arm's library lets it be set.
+        seed: Seed of all random choices, as far as the arm's library allows.
         deadline: When the search ends, in seconds since the epoch.
         device: ``"cpu"`` or ``"cuda"``.
-        workers: Trainings at a time that suit the machine.
-        folder: Where the arm keeps its state; a search continues what lies there.
+        workers: Number of trainings at a time.
+        folder: Folder of the arm's state, from which a search continues.
         data: File of prepared tensors, see `usual.prepare`.
         root: Folder of torchvision's data sets, for arms that load data themselves.
-        worker: Which of the processes of an arm that is started once a worker, from 0.
+        worker: Number of the process, from 0, for arms that are started once per worker.
     """
 
     arm: str
@@ -108,14 +108,14 @@ class Event:
     """Something that happened to a trial.
 
     Attributes:
-        trial: The arm's own name of the trial; equal names are one trial, however often continued.
+        trial: The arm's name of the trial. A continued trial keeps its name.
         at: Seconds since the epoch.
         share: Evaluations done, 0 at the start, `EVALUATIONS` at the end of the budget.
         examples: Training examples since the event before.
         accuracy: Validation accuracy of the evaluation; None at the start.
         training: Seconds of training since the event before, shared by trials trained together.
         evaluating: Seconds of evaluation likewise.
-        config: The knobs, at the start.
+        config: The hyperparameters, at the start.
     """
 
     trial: str
@@ -135,13 +135,13 @@ class EventLog:
         self._path = Path(folder) / f"events-{os.getpid()}.jsonl"
 
     def add(self, event: Event) -> None:
-        """Write an event; a process that is killed later has written it."""
+        """Write an event at once, so that a later kill does not lose it."""
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(dataclasses.asdict(event)) + "\n")
 
 
 def read_events(folder: str | Path) -> list[Event]:
-    """Events of all processes in order of time; a line that a kill has cut off is left out."""
+    """Events of all processes in order of time, without lines that a kill left incomplete."""
     found = []
     for path in Path(folder).glob("events-*.jsonl"):
         for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
@@ -152,10 +152,10 @@ def read_events(folder: str | Path) -> list[Event]:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What an arm's own records say.
+    """The result by the library's own records.
 
     Attributes:
-        config: Knobs of the configuration that its library calls the best; None if it has none.
+        config: Hyperparameters of the best trial by the library; None if it has none.
         accuracy: Its validation accuracy.
         known: Trials with a result in the library's own records.
         events: What happened.
@@ -172,26 +172,26 @@ class Peer(Protocol):
 
     Attributes:
         packages: Distributions whose versions go into the record.
-        each_worker: Whether the arm is started once a worker; else it is started once.
+        each_worker: Whether the arm is started once per worker; otherwise it is started once.
     """
 
     packages: tuple[str, ...]
     each_worker: bool
 
     def search(self, job: Job) -> None:
-        """Search until the deadline or SIGINT; continue what lies in the job's folder."""
+        """Search until the deadline or SIGINT; continue a search in the job's folder."""
 
     def outcome(self, job: Job) -> Outcome:
         """Read the job's folder."""
 
 
 def knobs(found: Mapping[str, Any]) -> dict[str, float]:
-    """The knobs of `SPACE` among a library's names and values."""
+    """The hyperparameters of `SPACE` among a library's names and values."""
     return {name: float(found[name]) for name in SPACE}
 
 
 def main(arms: Mapping[str, Peer]) -> None:
-    """Run one verb of one arm: ``python FILE search|outcome JOB``."""
+    """Run one command of one arm: ``python FILE search|outcome JOB``."""
     verb, path = sys.argv[1:]
     job = Job.load(path)
     if verb == "search":
@@ -201,7 +201,7 @@ def main(arms: Mapping[str, Peer]) -> None:
 
 
 def read_outcome(text: str) -> Outcome:
-    """What `main` prints last."""
+    """Read the outcome from the last line that `main` printed."""
     found = json.loads(text.strip().splitlines()[-1])
     return Outcome(**{**found, "events": tuple(Event(**event) for event in found["events"])})
 

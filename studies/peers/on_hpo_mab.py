@@ -1,4 +1,4 @@
-"""``hpo-mab run`` on the studies' own definitions, one process a core, ended by Ctrl-C."""
+"""``hpo-mab run`` on the studies' definitions, one process per core, ended by Ctrl-C."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class HpoMab:
     each_worker: bool = False
 
     def search(self, job: Job) -> None:
-        """Become the command, which ends as after Ctrl-C."""
+        """Replace this process by the command; SIGINT ends it like Ctrl-C."""
         task = TASKS[job.task]
         command = [sys.executable, "-m", "hpo_mab", "run", task.data, "--name", _NAME]
         command += ["--storage", str(Path(job.folder) / "studies.db"), "--seed", str(job.seed)]
@@ -44,7 +44,7 @@ class HpoMab:
         storage = Storage(str(Path(job.folder) / "studies.db"))
         try:
             run = read_run(storage, _NAME)
-        except HpoMabError:  # It was ended before it had a study.
+        except HpoMabError:  # It was ended before the study was made.
             return Outcome(config=None, accuracy=None, known=0, events=())
         frozen = {trial.number: trial for trial in open_study(storage, _NAME).get_trials()}
         storage.close()
@@ -53,7 +53,7 @@ class HpoMab:
             one = frozen[trial.number]
             config = {"label_smoothing": 0.0, **trial.params}
             named = {name.rpartition(".")[2]: value for name, value in config.items()}
-            # The last ones may have been ended before they had their configuration.
+            # The last trials may have ended before they had a configuration.
             if one.datetime_start is None or not SPACE.keys() <= named.keys():
                 continue
             start = one.datetime_start.timestamp()
@@ -71,9 +71,9 @@ class HpoMab:
 
 
 def _evaluations(trial: TrialRun, *, start: float, end: float) -> Iterator[Event]:
-    """Points of a curve; a database has no times of them, so they lie evenly by seconds."""
+    """Points of a curve with times by their seconds, since the database has no times of them."""
     curve = trial.curve
-    # What an earlier attempt has trained is an event of that attempt.
+    # Evaluations of an earlier attempt are events of that attempt.
     before = trial.inherited
     examples, seconds = (before.examples, before.seconds) if before else (0, 0.0)
     own = [point for point in curve if point.examples > examples]
@@ -96,7 +96,7 @@ ARMS = {
     "hpo_mab_uniform": HpoMab(options=("--sampler", "uniform")),
     "hpo_mab_mab": HpoMab(options=("--sampler", "mab")),
     "hpo_mab_auto": HpoMab(options=("--sampler", "auto")),
-    # Nothing but what the task asks for.
+    # Only the keys that the task needs.
     "hpo_mab_plain": HpoMab(options=()),
 }
 

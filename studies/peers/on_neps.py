@@ -1,7 +1,7 @@
-"""NePS as its documentation advises: ``optimizer="auto"``, checkpoints, a process a core.
+"""NePS as its documentation advises: ``optimizer="auto"``, checkpoints, one process per core.
 
 https://automl.github.io/neps/latest/reference/neps_run/#parallelization and its example
-``efficiency/multi_fidelity.py``. "auto" takes Hyperband where there is a fidelity and no prior.
+``efficiency/multi_fidelity.py``. "auto" is Hyperband if there is a fidelity and no prior.
 ``ifbo`` downloads a model and ``priorband`` needs the user's guess, which no other arm has.
 """
 
@@ -18,13 +18,13 @@ _CHECKPOINT = "checkpoint.pt"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class NePS:
-    """A run in a folder that every worker shares."""
+    """A run in a folder that all workers share."""
 
     packages: tuple[str, ...] = ("neural-pipeline-search",)
     each_worker: bool = True
 
     def search(self, job: Job) -> None:
-        """As ``neps.run`` in each process, without a limit of evaluations: SIGINT ends it."""
+        """Call ``neps.run`` in each process, without a limit of evaluations; SIGINT ends it."""
         import neps
         import numpy as np
         import torch
@@ -63,7 +63,7 @@ class NePS:
         )
 
     def outcome(self, job: Job) -> Outcome:
-        """The configuration of the least error, as in ``summary/best_config.txt``."""
+        """The configuration with the smallest error, as in ``summary/best_config.txt``."""
         import neps
 
         events = tuple(read_events(job.folder))
@@ -83,7 +83,7 @@ class NePS:
 
 
 def _trial(folder: Path) -> str:
-    """Name of a configuration, whatever its rung: ``config_7_rung_2`` and 1 are one trial."""
+    """Name of a configuration without its rung: ``config_7_rung_2`` is trial ``config_7``."""
     return folder.name.partition("_rung_")[0]
 
 

@@ -1,4 +1,4 @@
-"""Optuna as its documentation advises: one process a core, a journal, a pruner.
+"""Optuna as its documentation advises: one process per core, a journal, a pruner.
 
 https://optuna.readthedocs.io/en/stable/tutorial/10_key_features/004_distributed.html
 """
@@ -18,7 +18,7 @@ from optuna.trial import TrialState
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Optuna:
-    """A study in a journal file that every worker opens."""
+    """A study in a journal file that all workers open."""
 
     pruner: BasePruner
     tensors: bool = False

@@ -15,7 +15,7 @@ from contract import EVALUATIONS, SPACE, Job, Outcome, knobs, main, read_events
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RayTune:
-    """An experiment; ``optuna`` proposes by `OptunaSearch` in place of at random."""
+    """An experiment with random configurations, or with `OptunaSearch` if ``optuna`` is set."""
 
     optuna: bool
     packages: tuple[str, ...] = ("ray", "optuna")
@@ -87,7 +87,7 @@ def _start(job: Job) -> None:
     import numpy as np
     import ray
 
-    # Tune draws random configurations from numpy's global state.
+    # Tune draws random configurations from NumPy's global state.
     random.seed(job.seed)
     np.random.seed(job.seed)
     ray.init(

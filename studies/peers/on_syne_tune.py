@@ -1,4 +1,4 @@
-"""Syne Tune as its documentation advises: the local backend, which starts a process a trial.
+"""Syne Tune as its documentation advises: the local backend, which starts a process per trial.
 
 https://syne-tune.readthedocs.io/en/latest/getting_started.html. ``ASHACQR`` is the model-based
 multi-fidelity scheduler of its authors' latest comparison (Salinas et al., ICML 2023).
@@ -14,7 +14,7 @@ from typing import Any
 
 from contract import EVALUATIONS, SPACE, Job, Outcome, knobs, main, read_events
 
-#: Seconds between looks at the trials. The default of 5 would leave workers without a trial.
+#: Seconds between checks of the trials. With the default of 5, workers would be idle.
 _SLEEP = 0.1
 _NAME = "peers"
 

@@ -1,10 +1,10 @@
-"""Search the same space for the same time by hpo_mab and by what users would take instead.
+"""Search the same space for the same time with hpo_mab and with four other tuners.
 
     python studies/peers/run.py digits --seed 0 1 2 3 4 --minutes 10 --device cpu --out digits.json
     python studies/peers/run.py digits --seed 0 --minutes 2 --restart --out digits-restart.json
 
-The same command continues what was interrupted: an arm and seed that the record has is not run
-again. With --restart each arm is killed after half of its time and started again.
+If it is interrupted, the same command continues; an arm and seed in the record are not run again.
+With --restart each arm is killed after half of its time and started again.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ HERE = Path(__file__).resolve().parent
 PEERS = (on_optuna, on_ray_tune, on_syne_tune, on_neps, on_hpo_mab)
 ARMS: Mapping[str, Peer] = {name: arm for module in PEERS for name, arm in module.ARMS.items()}
 _FILES = {name: str(HERE / f"{module.__name__}.py") for module in PEERS for name in module.ARMS}
-#: Seeds of the trainings of an arm's best configuration: none that an arm uses.
+#: Seeds of the trainings of an arm's best configuration; no arm uses them.
 _FRESH = (90_001, 90_002)
 #: Seconds that an arm may take to end after SIGINT.
 _GRACE = 30.0
-#: Names an arm's processes, whoever their parents are.
+#: Environment variable that marks the processes of an arm, also those of other parents.
 _MARK = "HPO_MAB_PEERS_RUN"
 
 
@@ -53,7 +53,7 @@ class Processes:
 
     Args:
         job: The arm's work.
-        each_worker: Whether to start one process a worker.
+        each_worker: Whether to start one process per worker.
     """
 
     def __init__(self, job: Job, *, each_worker: bool) -> None:
@@ -87,7 +87,7 @@ class Processes:
         return self
 
     def __exit__(self, *_: object) -> None:
-        # After Ctrl-C, too: they are in sessions of their own.
+        # Also after Ctrl-C, which does not reach them: they have their own sessions.
         self.kill()
 
     def wait(self, until: float) -> None:
@@ -102,14 +102,14 @@ class Processes:
         return any(process.poll() for process in self._processes)
 
     def interrupt(self) -> None:
-        """End them as Ctrl-C does."""
+        """End them by SIGINT, as Ctrl-C does."""
         for process in self._processes:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGINT)
         self.wait(time.time() + _GRACE)
 
     def kill(self) -> None:
-        """Kill them all, and what they have started."""
+        """Kill all of them and the processes that they have started."""
         while found := list(self._alive()):
             for pid in found:
                 with contextlib.suppress(ProcessLookupError):
@@ -130,7 +130,7 @@ class Processes:
                     yield int(folder.name)
 
     def _measure(self) -> None:
-        """Keep the largest sum of their memory; pages that several share count once."""
+        """Keep the largest sum of their memory; shared pages count once."""
         before = _gpu_memory(self._job)
         while not self._ended.wait(1.0):
             self.memory = max(self.memory, sum(_memory(pid) for pid in self._alive()))
@@ -159,12 +159,12 @@ def _gpu_memory(job: Job) -> int:
 
 
 def search(job: Job) -> tuple[Outcome, dict[str, Any]]:
-    """Run an arm to its deadline; returns what it found and what was measured."""
+    """Run an arm to its deadline; returns its outcome and measurements."""
     began = time.time()
     with Processes(job, each_worker=ARMS[job.arm].each_worker) as processes:
         processes.wait(job.deadline)
         crashed = processes.crashed
-        # Its own clock has ended the arm, or SIGINT does.
+        # The arm has ended by its own clock, or SIGINT ends it.
         processes.interrupt()
     if crashed:
         output = (Path(job.folder) / "output.txt").read_text(encoding="utf-8", errors="replace")
@@ -217,7 +217,7 @@ def run(job: Job, *, minutes: float) -> dict[str, Any]:
         **measured,
         "started": len(started),
         "finished": len(finished),
-        # At most one a worker was not stopped but cut off by the deadline.
+        # At most one per worker was not stopped but interrupted by the deadline.
         "stopped": len(started) - len(finished),
         "seconds_to_first_result": min(first, default=None),
         "seconds_to_first_finished": min(finished, default=None),
@@ -236,7 +236,7 @@ def run(job: Job, *, minutes: float) -> dict[str, Any]:
 
 
 def restart(job: Job, *, minutes: float) -> dict[str, Any]:
-    """What an arm has after a kill in the middle, and what it does when it is started again."""
+    """The trials of an arm after a kill at half time, and after it is started again."""
     half = 30 * minutes
     killed = time.time() + half
     with Processes(job, each_worker=ARMS[job.arm].each_worker) as processes:
@@ -258,13 +258,13 @@ def restart(job: Job, *, minutes: float) -> dict[str, Any]:
 
 
 def _cut_off(outcome: Outcome, *, workers: int) -> list[list[Event]]:
-    """The trials that were running: those without an end that had the last events."""
+    """The trials that were running: the unfinished ones with the last events."""
     trials = [own for _, own in by_trial(outcome.events) if own[-1].share < EVALUATIONS]
     return sorted(trials, key=lambda own: own[-1].at)[-workers:]
 
 
 def _fate(own: Sequence[Event], new: Sequence[Event]) -> str:
-    """Whether a trial's configuration is trained again, and from where."""
+    """Whether a trial's configuration is trained again, and from which evaluation."""
     again = {event.trial for event in new if event.share == 0 and event.config == own[0].config}
     shares = [event.share for event in new if event.trial in again and event.share > 0]
     if not shares:
@@ -282,10 +282,10 @@ def environment(arms: Sequence[str]) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Read the command line, run what the record lacks."""
+    """Read the command line, and run the jobs that are not in the record."""
     options = _parser().parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    # A job in the background of a shell ignores Ctrl-C, and so would the arms.
+    # A background job of a shell ignores SIGINT, and the arms would inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     out: Path = options.out.resolve()
     workers = options.workers or _workers(options.device)
@@ -297,7 +297,7 @@ def main() -> None:
         device=options.device,
         workers=workers,
     )
-    # As pip does, but not every installer. Without it each process compiles what it imports.
+    # pip does this, but not every installer. Otherwise each process compiles its imports.
     compileall.compile_dir(sysconfig.get_path("purelib"), quiet=2, workers=0)
     failed = []
     with tempfile.TemporaryDirectory(prefix="peers-", ignore_cleanup_errors=True) as work:
@@ -305,7 +305,7 @@ def main() -> None:
             try:
                 found = (restart if options.restart else run)(job, minutes=options.minutes)
             except RuntimeError as error:
-                # The other arms are run; the same command tries this one again.
+                # The other arms are run; the same command repeats this one.
                 failed.append(job.arm)
                 print(f"{job.arm}, seed {job.seed}: {error}", file=sys.stderr, flush=True)
                 continue
@@ -323,7 +323,7 @@ def main() -> None:
 
 
 def _record(out: Path, **about: Any) -> dict[str, Any]:
-    """The record that is there, or an empty one."""
+    """The existing record, or an empty one."""
     record: dict[str, Any] = {"runs": []}
     if out.exists():
         record = json.loads(out.read_text(encoding="utf-8"))
@@ -336,7 +336,7 @@ def _record(out: Path, **about: Any) -> dict[str, Any]:
 def _jobs(
     options: argparse.Namespace, record: Mapping[str, Any], work: Path, *, workers: int
 ) -> Iterator[Job]:
-    """What the record lacks; each deadline counts from the moment the job is asked for."""
+    """Jobs that are not in the record; each deadline counts from when the job is yielded."""
     done = {(each["arm"], each["seed"]) for each in record["runs"]}
     root = str(options.root.resolve())
     for seed in options.seed:
@@ -364,7 +364,7 @@ def _jobs(
 
 
 def _workers(device: str) -> int:
-    """Trainings at a time: one a core, or eight on a GPU."""
+    """Trainings at a time: one per core, or eight on a GPU."""
     cores = len(os.sched_getaffinity(0))
     return cores if device == "cpu" else min(8, cores)
 

@@ -1,10 +1,10 @@
-"""What records of ``run.py`` say, as Markdown, and a figure.
+"""Tables of records of ``run.py`` in Markdown, and a figure.
 
     python studies/peers/tables.py digits.json fashion_mnist.json --figure incumbents.svg
 
-An arm's incumbent is the best accuracy of the trials that have spent their whole budget: a stopped
-trial's accuracy is of fewer examples, and in some arms of averaged weights. Intervals are 95% over
-seeds. The figure needs the extra ``docs`` and Chrome or Chromium.
+An arm's incumbent is the best accuracy of the trials that have spent their whole budget. A stopped
+trial has trained on fewer examples, and in some arms it has averaged weights. Intervals are 95%
+over seeds. The figure needs the extra ``docs`` and Chrome or Chromium.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ Floats = NDArray[np.float64]
 
 
 def incumbents(run: Run, *, by: str) -> tuple[Floats, Floats]:
-    """Steps of the incumbent's accuracy: where it rises [n], and to what [n].
+    """Steps of the incumbent's accuracy: where it rises [n], and its new values [n].
 
     Args:
         run: A run of a record.
@@ -53,7 +53,7 @@ def incumbents(run: Run, *, by: str) -> tuple[Floats, Floats]:
 
 
 def first_reached(run: Run, accuracy: float, *, by: str) -> float:
-    """Where an incumbent first is as good; infinity if it never is."""
+    """Where an incumbent first reaches a target; infinity if it never does."""
     where, what = incumbents(run, by=by)
     reached = where[what >= accuracy - 1e-9]
     return float(reached[0]) if len(reached) else math.inf
@@ -86,7 +86,7 @@ def tested(run: Run) -> float:
 
 
 def searches(record: Mapping[str, Any]) -> list[str]:
-    """One line an arm."""
+    """One line per arm."""
     hours = record["minutes"] / 60
     rows = []
     for arm, runs in by_arm(record).items():
@@ -149,7 +149,7 @@ def contrasts(record: Mapping[str, Any]) -> list[str]:
 
 
 def ratio(pairs: Iterable[tuple[Run, Run]], *, by: str) -> str:
-    """What an arm spends to the peer's last incumbent over what the peer spends, over seeds."""
+    """Cost of an arm to the peer's last incumbent, divided by the peer's cost, over seeds."""
     found, censored = [], False
     for own, other in pairs:
         where, what = incumbents(other, by=by)
@@ -164,7 +164,8 @@ def ratio(pairs: Iterable[tuple[Run, Run]], *, by: str) -> str:
         return "-"
     mean = geometric_mean(found, censored=censored)
     more = "at least " if censored else ""
-    return f"{more}{mean.value:.2f} ({mean.low:.2f} to {mean.high:.2f})"
+    interval = f" ({mean.low:.2f} to {mean.high:.2f})" if mean.n > 1 else ""
+    return f"{more}{mean.value:.2f}{interval}"
 
 
 def percent(one: Estimate) -> str:
@@ -184,7 +185,7 @@ def points(one: Estimate) -> str:
 
 
 def restarts(record: Mapping[str, Any]) -> list[str]:
-    """What the arms have after a kill."""
+    """Table of the trials after a kill."""
     head = ["arm", "trials known at the kill", "at the end", "best at the kill", "at the end"]
     head += ["trials that were running", "finished after it"]
     rows = [
@@ -211,7 +212,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def figure(records: Sequence[Mapping[str, Any]]) -> go.Figure:
-    """Mean incumbents: a row a record, by wall clock and by examples."""
+    """Mean incumbents: a row per record, by wall clock and by examples."""
     made = make_subplots(rows=len(records), cols=2, horizontal_spacing=0.07)
     for row, record in enumerate(records, start=1):
         arms = by_arm(record)

@@ -1,8 +1,8 @@
 """The training that all peers share: a plain PyTorch script.
 
-Network, schedule and split are those of the studies. Data lie in memory, normalised once. Batches
-come from a shuffled `DataLoader` as in the peers' examples, or, for the arm
-``optuna_median_tensors``, by indexing tensors on the device, as an expert writes it.
+Network, schedule and split are those of the studies. The data are in memory, normalised once.
+Batches come from a shuffled `DataLoader` as in the peers' examples. The arm
+``optuna_median_tensors`` indexes tensors on the device instead, as an expert would write it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Part = tuple[Tensor, Tensor]
 
 
 def prepare(task: Task, path: Path, *, root: str, seed: int) -> None:
-    """Write the data as normalised tensors, in the parts that hpo_mab's study of the seed has."""
+    """Write the data as normalised tensors, with the split of hpo_mab's study of the seed."""
     from hpo_mab import data
     from hpo_mab.search import load_spec
     from hpo_mab.search._prepare import load_splits
@@ -104,7 +104,7 @@ def evaluate(model: nn.Module, job: Job, *, part: str = "validation") -> float:
 
 
 class Training:
-    """One trial: knobs in, accuracies at equal shares of the budget out.
+    """One trial: trains a configuration, with accuracies at equal shares of the budget.
 
     Args:
         job: The arm's work.

@@ -12,7 +12,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 from tables import Cell, read_cells
 
-from hpo_mab.search._standing import signed_rank_estimate
+from hpo_mab.search._choice import signed_rank_estimate
 
 PICTURE = Path(__file__).resolve().parent / "gains.svg"
 SETS = {"fashion_mnist": "Fashion-MNIST", "cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}

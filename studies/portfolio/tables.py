@@ -1,9 +1,9 @@
-"""What the record of ``run.py`` says: advantage and fidelity of each sampler, and the race.
+"""Tables of the record of ``run.py``: advantage and fidelity of each sampler, and the race.
 
     python studies/portfolio/tables.py
 
-Seconds of the record do not compare, because its trainings shared a GPU. The cost of a sampler is
-that of ``cpu.json``, whose trainings had a core of their own.
+Seconds of the record are not compared, because its trainings shared a GPU. The cost of a sampler is
+that of ``cpu.json``, in which each training had its own core.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ import numpy as np
 from hpo_mab.advantage import Estimate, compare_fidelity
 from hpo_mab.advantage._advantage import mean_estimate
 from hpo_mab.compare._tables import coefficient, points
-from hpo_mab.search._definition import PORTFOLIO
-from hpo_mab.search._race import RacePlan, _survivors, portfolio
-from hpo_mab.search._standing import Ended, Standing
+from hpo_mab.search._choice import Ended, Standing
+from hpo_mab.search._components import parse_portfolio
+from hpo_mab.search._race import RacePlan, _survivors
 
 HERE = Path(__file__).resolve().parent
 DATA_SETS = ("fashion_mnist", "cifar10", "cifar100")
-#: Trials of the studies whose races are replayed, and races of each.
+#: Numbers of trials of the replayed studies, and number of races of each.
 TRIALS = (30, 60)
 RACES = 400
 
@@ -41,10 +41,10 @@ class Cell:
     """The pairs of one data set, budget and share of flipped labels.
 
     Attributes:
-        name: Of all three, as cells of a table.
+        name: Data set, budget and share of flipped labels, as cells of a table.
         pairs: Configurations that every sampler has trained, without those that diverge under
             uniform sampling.
-        costs: Seconds of a training by sampler, in those of uniform sampling.
+        costs: Seconds of a training by sampler, divided by those of uniform sampling.
     """
 
     name: tuple[str, str, str]
@@ -57,7 +57,7 @@ class Cell:
         return [arm for arm in self.pairs[0] if arm != "uniform"]
 
     def sides(self, arm: str) -> list[tuple[Ended, Ended]]:
-        """A sampler's trainings and uniform's, as a race sees them."""
+        """A sampler's trainings and uniform's, in the form that a race takes."""
         return [(self._ended(pair, arm), self._ended(pair, "uniform")) for pair in self.pairs]
 
     def gains(self, arm: str, *, judged: str) -> np.ndarray[Any, np.dtype[np.float64]]:
@@ -112,7 +112,7 @@ def _read(name: str) -> dict[str, Any]:
 
 
 def race(cell: Cell, plan: RacePlan, order: Sequence[int]) -> tuple[str, int]:
-    """The choice of one race on the pairs in an order, and its twins."""
+    """The choice of one race on ordered pairs, and its number of twins."""
     sides = {name: cell.sides(name) for name in plan.challengers}
     alive, twins, before = list(plan.challengers), 0, 0
     standings: list[Standing] = []
@@ -139,8 +139,8 @@ def race(cell: Cell, plan: RacePlan, order: Sequence[int]) -> tuple[str, int]:
 
 
 def replay(cell: Cell, *, trials: int, judged: Any) -> tuple[str, ...]:
-    """What races on random orders of the pairs chose, what that is worth, and their twins."""
-    challengers = {k: part for k, part in portfolio(PORTFOLIO).items() if k != "uniform"}
+    """Choices of races on random orders of the pairs, their mean gain, and their twins."""
+    challengers = {k: part for k, part in parse_portfolio(None).items() if k != "uniform"}
     plan = RacePlan.make(challengers, trials=trials, judged=judged)
     if plan is None or len(cell.pairs) < plan.pairs:
         return ("", "", "")

@@ -1,4 +1,4 @@
-"""Replay recorded curves through pruners; see README.md beside this file.
+"""Replay recorded curves with pruners; see README.md in this folder.
 
 python studies/replay/run.py extract sqlite:///studies.db --out curves.json
 python studies/replay/run.py simulate curves.json --out record.json
@@ -41,7 +41,7 @@ BASELINES = (
     "uniform, hyperband",
     f"uniform, {HALVING}",
 )
-#: Arms that prune by evidence, and the margin of fidelity each puts up with.
+#: Arms that prune by evidence, and the loss of fidelity that each accepts.
 MARGINS = {"advantage": 0.1, "advantage, margin 0.3": 0.3}
 
 
@@ -77,7 +77,7 @@ def main() -> None:
 
 
 def extract_curves(options: argparse.Namespace) -> None:
-    """From studies of two arms to a table."""
+    """Write the curves of two arms of studies to a table."""
     runs = [run for source in options.sources for run in _runs(source)]
     arms = [[run for run in runs if run.arm == arm] for arm in (options.arm, options.reference)]
     pairs = pair_curves(arms[0], arms[1])
@@ -95,7 +95,7 @@ def _runs(source: str) -> list[StudyRun]:
 
 
 def finish_pruned(options: argparse.Namespace) -> None:
-    """The share of pruned trials that would have ended in the top."""
+    """Measure the share of pruned trials that would have ended in the top."""
     storage = Storage(options.storage, create=False)
     run = read_run(storage, options.study)
     raw = dict(run.spec)
@@ -116,7 +116,7 @@ def finish_pruned(options: argparse.Namespace) -> None:
 
 
 def simulate_all(options: argparse.Namespace) -> None:
-    """The recorded curves, a null case and a positive control."""
+    """Replay the recorded curves, a null case and a positive control."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     warnings.simplefilter("ignore")
     table = CurveTable.load(options.curves).every(options.every)
@@ -141,13 +141,13 @@ def _recorded(table: CurveTable, rng: np.random.Generator) -> tuple[Floats, Floa
 
 
 def _null(table: CurveTable, rng: np.random.Generator) -> tuple[Floats, Floats]:
-    """Samplers exchanged at random within each pair: the advantage is zero, the noise is real."""
+    """Exchange samplers at random within each pair: no advantage, the same noise."""
     swap = rng.random((len(table), 1)) < 0.5
     return np.where(swap, table.uniform, table.bandit), np.where(swap, table.bandit, table.uniform)
 
 
 def _faster(table: CurveTable, rng: np.random.Generator) -> tuple[Floats, Floats]:
-    """Uniform curves run through at twice the speed, with noise of a hundredth of a point."""
+    """Uniform curves at about twice the speed, with noise of a hundredth of a point."""
     share = table.budgets / table.budgets[-1]
     at = np.minimum(2.1 * share, 1.0)
     curves = np.stack([np.interp(at, share, row) for row in table.uniform])
@@ -178,7 +178,7 @@ def _evidence(table: CurveTable, rows: Any) -> dict[str, Evidence]:
 
 
 def _without_fidelity(evidence: Evidence) -> Evidence:
-    """Rungs at the earliest equivalent budget, whatever the ranking there."""
+    """Rungs at the earliest equivalent budget, without a condition on the ranking there."""
     budgets = evidence.budgets
     reach = equivalent_budget(budgets, evidence.acceleration)
     rungs = []
@@ -215,7 +215,7 @@ class _Case:
             self.moved.setdefault(name, []).append(evidence.moves)
             done = halving["bandit"]
             curves = table.bandit[searched]
-            if evidence.moves:  # Else its decisions are those of successive halving.
+            if evidence.moves:  # Otherwise its decisions are those of successive halving.
                 pruner = create_pruner("advantage", {"evidence": evidence}, evaluations=steps)
                 done = simulate(curves, pruner)
             self.add(f"bandit, {name}", curves, done)

@@ -1,7 +1,7 @@
-"""Pruners judged on recorded learning curves.
+"""Compare pruners on recorded learning curves.
 
-Studies are simulated in a fraction of a second; false prunings are trials that a pruner stopped and
-that would have ended at the top.
+A simulated study takes a fraction of a second. False prunings are trials that a pruner stopped and
+that would have ended among the best.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class CurveTable:
     """Unpruned learning curves of P configurations under both samplers.
 
     Attributes:
-        source: Where they come from.
+        source: The studies or records of the curves.
         budgets: Training examples at each evaluation [T].
         bandit: Validation accuracy under the bandit [P, T].
         uniform: Validation accuracy under uniform sampling [P, T].
@@ -48,7 +48,7 @@ class CurveTable:
 
     @classmethod
     def from_pairs(cls, pairs: PairedCurves, *, source: str, digits: int = 4) -> Self:
-        """The pairs that both samplers took to the end, rounded."""
+        """The pairs that both samplers trained to the end, rounded."""
         whole = np.isfinite(pairs.difference).all(axis=1)
         return cls(
             source=source,
@@ -100,7 +100,7 @@ class CurveTable:
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class Simulation:
-    """What one simulated study did, trial by trial.
+    """Cost and final accuracy of each trial of one simulated study.
 
     Attributes:
         cost: Share of a full trial that each trial used [n].
@@ -131,7 +131,7 @@ def simulate(
         pruner: Decides at every step but the last.
         attrs: User attributes of every trial.
         name: Of the study, from which Hyperband derives its brackets; None for a random one.
-        initial: Trials at the start that the pruner is not asked about, as ``search.initial``.
+        initial: Number of first trials that are never pruned, as ``search.initial``.
     """
     study = optuna.create_study(
         direction="maximize",
@@ -165,7 +165,7 @@ def _run(trial: optuna.trial.Trial, curve: Floats, *, may_prune: bool) -> int:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Saving:
-    """One arm of simulations against another.
+    """One arm of simulations compared with another.
 
     Attributes:
         cost: Mean spend of a study of so many trials, in full trials.
@@ -221,7 +221,7 @@ def saving(
 
     def estimate(statistic: Callable[[NDArray[np.int64]], float]) -> Estimate:
         drawn = np.asarray([statistic(row) for row in rows])
-        # A resample that never gets there saves nothing that could be named.
+        # In a resample that does not reach the regret, the saving is undefined.
         drawn = np.where(np.isfinite(drawn), drawn, -np.inf)
         low, high = np.quantile(drawn, [0.025, 0.975], method="nearest")
         return Estimate(value=statistic(everything), low=float(low), high=float(high), n=len(arm))
@@ -258,7 +258,7 @@ def _saved(
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class FalsePrunings:
-    """What a sample of pruned trials would have come to.
+    """Final accuracies of a sample of pruned trials, trained to their end.
 
     Attributes:
         share: Share of pruned trials that would have ended in the top, with Wilson's interval.
@@ -288,11 +288,11 @@ def false_prunings(
     confidence: float = 0.95,
     seed: int = 0,
 ) -> FalsePrunings:
-    """Train a sample of pruned trials to their end, as they would have gone on.
+    """Train a sample of pruned trials to their end, as without pruning.
 
     A trial's training follows from its slot, so the finished one is the pruned one continued. It
     counts as falsely pruned if its final accuracy exceeds the ``top``-th best of the study.
-    Diverged trials were not the pruner's doing and are left out.
+    Trials that diverged were not pruned and are left out.
 
     Args:
         runner: The study's runner.
@@ -332,7 +332,7 @@ def false_prunings(
 def _finish(runner: StudyRunner, trial: TrialRun) -> float:
     """Final validation accuracy of a pruned trial."""
     with train_recorded(runner.objective, trial) as training:
-        *_, last = training.evaluations
+        *_, last = training
     return float(last.accuracy)
 
 

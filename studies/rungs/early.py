@@ -1,9 +1,10 @@
-"""What fewer validation examples at early evaluations save and cost, replayed.
+"""Replay the cost of searches with fewer validation examples at early evaluations.
 
     python studies/rungs/early.py fashion_mnist.json cifar10.json --out early.json
 
-The recorded accuracies, of all validation examples, get the noise of a part of them. Cost counts
-evaluations too: an evaluated example is a third of a trained one. See `promotion.py` for the rules.
+The recorded accuracies are of all validation examples; the replay adds the noise of a part of them.
+The cost includes evaluations: an evaluated example counts as a third of a trained one. The rules
+are those of `promotion.py`.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ PARTS = (None, 5_000, 2_000, 1_000, 500)
 def noisy(
     curves: NDArray[np.float64], count: int, *, validation: int, rng: np.random.Generator
 ) -> NDArray[np.float64]:
-    """The accuracies on a random part of the examples; the last evaluation takes all.
+    """The accuracies on a random part of the examples; the last evaluation uses all.
 
     Args:
         curves: Accuracies [n, T].
@@ -45,9 +46,9 @@ def replay(curves: NDArray[np.float64], name: str, *, repeats: int, orders: int)
 
     Args:
         curves: Accuracies [S, K, T].
-        name: Of the data set.
+        name: Name of the data set.
         repeats: Draws of the noise.
-        orders: Random orders of the trainings a draw.
+        orders: Random orders of the trainings per draw.
     """
     train, validation = SIZES[name]
     pool = curves.reshape(-1, curves.shape[-1])
@@ -67,7 +68,7 @@ def replay(curves: NDArray[np.float64], name: str, *, repeats: int, orders: int)
 
 
 def main() -> None:
-    """Replay both records and write what came out."""
+    """Replay the records and write the results."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("records", nargs="+", type=Path)
     parser.add_argument("--out", type=Path, required=True)

@@ -1,10 +1,10 @@
-"""Stopping against pausing, replayed on the recorded curves.
+"""Compare stopping with pausing on the recorded curves.
 
 python studies/rungs/promotion.py fashion_mnist.json cifar10.json digits.json --out promotion.json
 
-Random orders of the recorded trainings are searched until a complete trial is as good as the best
-of the first 24. Cost is in full trials, over that of training each to the end. An order in which a
-rule never finds it counts as 48 full trials.
+A replay searches a random order of the recorded trainings until a complete trial is as good as the
+best of the first 24. The cost is divided by that of training each trial to the end. An order in
+which a rule never finds it counts as 48 full trials.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def stopping(first: int, factor: int) -> Rule:
 def promotion(first: int, factor: int) -> Rule:
     """`hpo_mab.pruners.PromotionPruner` with a total budget.
 
-    Paused trials continue once they are among the best; all do when nothing else is left.
+    Paused trials continue once they are among the best; at the end of the order, all continue.
     """
 
     def rule(curves: Floats, target: float, initial: int) -> float:
@@ -116,12 +116,12 @@ RULES: dict[str, Rule] = {
 
 
 def replay(curves: Floats, *, initial: int, orders: int) -> dict[str, list[float]]:
-    """Cost of each rule over that of no pruning.
+    """Cost of each rule, divided by that of no pruning.
 
     Args:
         curves: Accuracies [S, K, T].
         initial: First trials, which no rule may stop.
-        orders: Random orders, of all trainings and of each seed's.
+        orders: Random orders of all trainings, and of those of each seed.
 
     Returns:
         By rule: cost over all trainings, the lowest and the highest of the S seeds alone, and the
@@ -156,7 +156,7 @@ def _costs(pool: Floats, *, initial: int, orders: int) -> dict[str, tuple[float,
 
 
 def main() -> None:
-    """Replay every record and write what came out."""
+    """Replay every record and write the results."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("records", nargs="+", type=Path)
     parser.add_argument("--out", type=Path, required=True)

@@ -1,4 +1,4 @@
-"""How early the recorded curves rank configurations, and what pruners save on them.
+"""How early the recorded curves rank configurations, and the cost of pruners on them.
 
 python studies/rungs/tables.py fashion_mnist.json cifar10.json digits.json --out tables.json
 """
@@ -40,19 +40,19 @@ Floats = NDArray[np.float64]
 Curves = Mapping[str, Floats]
 
 STATISTICS: tuple[Statistic, ...] = ("kendall", "recall", "regret")
-#: The arm that all studies use by default, and its twin under the bandit.
+#: Window of the average that studies use by default.
 WINDOW = 0.2
 #: Trials of the baseline's study, and of an arm that may run longer to reach its incumbent.
 TRIALS, LONGEST = 24, 48
 #: Rungs replayed: evaluation of the first rung of eight, reduction factor.
 RUNGS = tuple((first, factor) for first in (1, 2, 3) for factor in (2, 3, 4))
 BASELINE = ("uniform", "raw", "hyperband")
-#: Where the first rung was before weights were averaged.
+#: The former default, before weights were averaged.
 BEFORE = ("raw", "halving 3/2")
 TOP = 3
-#: First trials of a study, never pruned, as ``search.initial`` has it by default.
+#: Number of first trials that are never pruned, the default of ``search.initial``.
 INITIAL = 10
-#: Coverage of tau-b's interval, and what it must lie above for a rung to stay.
+#: Coverage of tau-b's interval, and the bound above which a rung stays.
 BARS = ((0.8, 0.1), (0.8, 0.2), (0.8, 0.3), (0.95, 0.0), (0.95, 0.2))
 
 
@@ -84,7 +84,7 @@ def last_two(curves: Floats) -> Floats:
 
 
 def ranking(curves: Floats) -> dict[str, Any]:
-    """What each evaluation but the last says of the same trainings' final accuracy.
+    """How each evaluation but the last ranks the same trainings by final accuracy.
 
     Args:
         curves: Accuracies [S, K, T]; means over S are ranked.
@@ -111,7 +111,7 @@ def ranking(curves: Floats) -> dict[str, Any]:
 
 
 def gains(raw: Floats, averaged: Floats) -> list[list[float | None]]:
-    """Tau of averaged less tau of raw weights at each evaluation but the last, paired."""
+    """Tau of averaged minus tau of raw weights at each evaluation but the last, paired."""
     one, other = averaged.mean(axis=0), raw.mean(axis=0)
     return [
         plain(
@@ -167,16 +167,16 @@ def gaussian_process(curves: Floats, finished: Floats) -> Floats:
 
 
 def signals(curves: Floats, *, initial: int, replays: int, seed: int) -> list[dict[str, Any]]:
-    """What several signals at an evaluation say of final accuracy, over random orders.
+    """How several signals at an evaluation rank trials by final accuracy, over random orders.
 
     Args:
         curves: Accuracies [S, K, T].
-        initial: Finished trials that a model may learn from; the others are judged.
+        initial: Finished trials that a model may learn from; the others are ranked.
         replays: Random orders.
         seed: Of the orders.
 
     Returns:
-        One row a signal: mean tau-b and regret in points of its favourite, by evaluation.
+        One row per signal: mean tau-b, and regret in points of its first choice, by evaluation.
     """
     rng = np.random.default_rng(seed)
     every = curves.reshape(-1, curves.shape[-1])
@@ -261,7 +261,7 @@ def measured_rungs(curves: Floats, *, replays: int, seed: int) -> list[dict[str,
 
 
 def _first_rung(curves: Floats, steps: int) -> int:
-    """Where the first rung lies once a study's first trials have finished."""
+    """The first rung after a study's first trials have finished."""
     trials = [
         optuna.create_trial(
             value=curve[-1],
@@ -283,8 +283,8 @@ def halving(curves: Floats, *, first: int, factor: int) -> NDArray[np.int64]:
 
     Args:
         curves: Accuracies [R, n, T] of R studies' trials, in the order they run.
-        first: Evaluation of the first rung, from 1.
-        factor: Of reduction.
+        first: Evaluation of the first rung, counted from 1.
+        factor: Reduction factor.
 
     Returns:
         Evaluations until the trial is pruned, or T, [R, n].
@@ -306,7 +306,7 @@ def halving(curves: Floats, *, first: int, factor: int) -> NDArray[np.int64]:
 
 
 def median(curves: Floats, *, warmup: int, startup: int = 5) -> NDArray[np.int64]:
-    """The same of ``MedianPruner``, as `halving`.
+    """Evaluations that each trial gets from ``MedianPruner``, see `halving`.
 
     Args:
         curves: Accuracies [R, n, T].
@@ -327,7 +327,7 @@ def median(curves: Floats, *, warmup: int, startup: int = 5) -> NDArray[np.int64
 
 
 def hyperband(curves: Floats) -> NDArray[np.int64]:
-    """The same of the product's ``HyperbandPruner``, simulated as it is."""
+    """Evaluations that each trial gets from ``HyperbandPruner``, simulated by itself."""
     steps = curves.shape[-1]
     studies = (
         simulate(x, create_pruner("hyperband", {}, evaluations=steps), name=f"replay {index}")
@@ -403,18 +403,18 @@ def replay(
 
 
 def against(baseline: list[Simulation], arm: list[Simulation], best: Floats) -> Saving:
-    """An arm that may run on until it comes to the incumbent of the baseline's study."""
+    """An arm that may continue until it reaches the incumbent of the baseline's study."""
     return saving(arm, baseline, best, best, trials=TRIALS, resamples=300)
 
 
 def ratio(saved: Estimate) -> list[float | None]:
-    """Cost as a share of the baseline's, ``[value, low, high]``; None where it never gets there."""
+    """Cost as a share of the baseline's, ``[value, low, high]``; None if it is not reached."""
     value, low, high = (None if x is None else round(1 - x, 3) for x in plain(saved))
     return [value, high, low]
 
 
 def simulations(curves: Floats, used: NDArray[np.int64]) -> list[Simulation]:
-    """What `saving` takes, of replayed studies."""
+    """Replayed studies in the form that `saving` takes."""
     steps = curves.shape[-1]
     final = np.where(used == steps, curves[..., -1], np.nan)
     return [Simulation(u / steps, f) for u, f in zip(used, final, strict=True)]

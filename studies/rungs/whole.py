@@ -1,11 +1,11 @@
-r"""Whole studies: sampler by pruner by what an evaluation evaluates, winners trained again.
+r"""Whole studies by sampler, pruner and evaluated weights, with winners trained again.
 
     python studies/rungs/whole.py digits --out studies/rungs/whole-digits.json
     python studies/rungs/whole.py fashion_mnist --root data --workers 8 --slots 4 \
         --out studies/rungs/whole-fashion_mnist.json
 
-The same command continues what was interrupted. Every study is paired by seed with uniform sampling
-under Hyperband on trained weights, whose incumbent is the target of all costs.
+If it is interrupted, the same command continues. Every study is paired by seed with uniform
+sampling under Hyperband on trained weights. The incumbent of that study is the target of all costs.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ DATA: Mapping[str, Mapping[str, Any]] = {
     "digits": {"budget": {"epochs": 8}, "training": {"batch_size": 64}, "retrain": 2},
     "fashion_mnist": {"budget": {"epochs": 1}, "training": {"batch_size": 128}, "retrain": 1},
 }
-#: What an evaluation within a trial evaluates, and the schedule of the learning rate.
+#: Weights that an evaluation within a trial evaluates, and the schedule of the learning rate.
 WEIGHTS: Mapping[str, Mapping[str, Any]] = {
     "trained": {"average": 0.0},
     "averaged": {"average": 0.2},
@@ -114,7 +114,7 @@ def named(found: Mapping[str, ComparisonRuns]) -> tuple[list[StudyRun], dict[Any
 
 
 def record(found: Iterable[Mapping[str, ComparisonRuns]]) -> dict[str, Any]:
-    """Every trial's end and cost, the re-trained scores, and what they say of each arm."""
+    """Every trial's end and cost, the re-trained scores, and a summary of each arm."""
     runs: list[StudyRun] = []
     scores: dict[Any, Any] = {}
     environment: dict[str, Any] = {}
@@ -152,7 +152,7 @@ def record(found: Iterable[Mapping[str, ComparisonRuns]]) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Read the command line, run what is missing, write the record."""
+    """Read the command line, run missing studies, write the record."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("data", choices=DATA)
     parser.add_argument("--root", default="data")
