@@ -1,18 +1,14 @@
-"""What the package keeps in the attributes of Optuna's studies and trials, as typed values.
+"""The attributes of Optuna's studies and trials that this package uses, as typed values.
 
-Every name begins with ``hpo_mab:``, so that none meets a user's own. Earlier versions stored
+Every name begins with ``hpo_mab:``, so that none equals a user's own. Earlier versions stored
 the names of trials' attributes without it; `trial_attributes` reads both.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import importlib.metadata
-import os
-import platform
 import re
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from hpo_mab._errors import ArgumentError
@@ -27,58 +23,58 @@ _PREFIX = "hpo_mab:"
 SLOT_KEY = "hpo_mab:slot"
 #: Whether every arm of a comparison trains its configuration.
 PAIRED_KEY = "hpo_mab:paired"
-#: What chose its batches, where that is not the definition's.
+#: Its batch sampler, where that is not the definition's.
 SAMPLER_KEY = "hpo_mab:sampler"
 #: The sampler, also of an arm, that all others are compared with.
 UNIFORM = "uniform"
-#: The slot that it repeats under uniform sampling.
+#: The slot that it repeats under another batch sampler.
 TWIN_KEY = "hpo_mab:twin_of"
 #: Number of the stopped trial that it trains in full, or continues if the slot is the same.
 PROMOTES_KEY = "hpo_mab:promotes"
 #: Training examples that it may process, of a loop that a `TrialReporter` follows.
 BUDGET_KEY = "hpo_mab:budget"
-#: What its curve has cost.
+#: Training examples and seconds of its curve.
 EXAMPLES_KEY = "hpo_mab:examples"
 SECONDS_KEY = "hpo_mab:seconds"
-#: Seconds of evaluation of this attempt, what it took over from an earlier one excluded.
+#: Seconds of evaluation of this attempt, without those of an attempt that it continues.
 EVALUATION_KEY = "hpo_mab:evaluation_seconds"
 #: How many trials its stack had room for; without it the trial was trained alone.
 STACK_KEY = "hpo_mab:slots"
-#: Whether its batch sampler used what earlier trials of the study saw of each example.
+#: Whether its batch sampler used the study's record of examples.
 LEARNED_KEY = "hpo_mab:learned"
 #: How many evaluations of its curve an earlier attempt has made.
 RESUMED_KEY = "hpo_mab:resumed_at"
 #: Why it failed or diverged.
 REASON_KEY = "hpo_mab:reason"
-#: By which rung it was pruned.
+#: Why it was pruned, see `hpo_mab.pruners.why_pruned`.
 PRUNED_KEY = "hpo_mab:pruned_because"
-#: It was cut off, and is tried again.
+#: Whether it was interrupted, or lost its worker. It is then tried again.
 INTERRUPTED_KEY = "hpo_mab:interrupted"
 LOST_KEY = "hpo_mab:lost"
 #: Number of a trial's learning curve, a system attribute, see `hpo_mab.storage.CurveStore`.
 CURVE_KEY = "hpo_mab:curve"
 
 # System attributes of a trial.
-#: Name of the process that runs it, see `hpo_mab.storage.this_process`.
+#: Name of the process that trains it, see `hpo_mab.storage.this_process`.
 WORKER_KEY = "hpo_mab:worker"
-#: Optuna's mark of a trial that is tried again.
+#: Optuna's own: number of the failed trial that it tries again.
 RETRY_KEY = "failed_trial"
 
 # User attributes of a study.
-#: What the study was made from, see `hpo_mab.storage.Definition`.
+#: The definition that it was made from, see `hpo_mab.storage.Definition`.
 DEFINITION_KEY = "hpo_mab:definition"
-#: What its trials are to reach, see `hpo_mab.search.Target`.
+#: The goal of its trials, see `hpo_mab.search.Target`.
 TARGET_KEY = "hpo_mab:target"
 #: The evidence its pruner uses, see `hpo_mab.advantage.Evidence`.
 EVIDENCE_KEY = "hpo_mab:evidence"
-#: How its first trials' early values rank them, see `hpo_mab.pruners.RungFidelity`.
+#: How well early values rank its first trials, see `hpo_mab.pruners.RungFidelity`.
 FIDELITY_KEY = "hpo_mab:fidelity"
-#: What ``sampler.kind = "auto"`` chose, and why.
+#: The batch sampler that ``sampler.kind = "auto"`` chose, and why.
 CHOICE_KEY = "hpo_mab:auto"
-#: Who races for that, and for how long, see `hpo_mab.search._race.RacePlan`.
+#: The samplers that race for that choice, and their pairs, see `hpo_mab.search._race.RacePlan`.
 RACE_KEY = "hpo_mab:race"
-#: What it uses of the evidence that its definition names: the ``digest`` of the evidence, whether
-#: its ``pruner`` uses it, and why its choice of a batch sampler is ``unused`` (or empty).
+#: Use of the evidence that its definition names: the ``digest`` of the evidence, whether its
+#: ``pruner`` uses it, and why its choice of a batch sampler is ``unused`` (or empty).
 GIVEN_KEY = "hpo_mab:given"
 #: Test accuracy of the best trial's network: ``{"trial": number, "accuracy": float}``.
 TEST_KEY = "hpo_mab:test"
@@ -105,19 +101,20 @@ _EARLIER: Mapping[str, type | tuple[type, ...]] = {
     INTERRUPTED_KEY: bool,
     LOST_KEY: bool,
 }
-#: Every trial that such a version queued or ran has one of these, or was claimed by a worker.
-_SIGNS = {"examples", "promotes", "twin_of"}
+#: Every trial that such a version queued or trained has one of these, or was claimed by a worker.
+_EARLIER_MARKS = {"examples", "promotes", "twin_of"}
 
 
 def trial_attributes(trial: BaseTrial | FrozenTrial) -> Mapping[str, Any]:
-    """A trial's user attributes, ours by the names above whichever version has stored them."""
+    """A trial's user attributes, with the names above also where an earlier version stored them."""
     attrs: Mapping[str, Any] = trial.user_attrs
     if SLOT_KEY in attrs or SAMPLER_KEY in attrs:
         return attrs
-    # A running `Trial` has none, and `FixedTrial` warns of the name; both have our own keys.
+    # A running `Trial` has no system attributes, and `FixedTrial` warns of the name. Neither can
+    # have the names of earlier versions.
     known: Any = trial
     system = known.system_attrs if hasattr(trial, "intermediate_values") else {}
-    if not (_SIGNS & attrs.keys() or WORKER_KEY in system or RETRY_KEY in system):
+    if not (_EARLIER_MARKS & attrs.keys() or WORKER_KEY in system or RETRY_KEY in system):
         return attrs
     earlier = ((key, attrs.get(key.removeprefix(_PREFIX))) for key in _EARLIER)
     return {**{key: value for key, value in earlier if isinstance(value, _EARLIER[key])}, **attrs}
@@ -125,7 +122,7 @@ def trial_attributes(trial: BaseTrial | FrozenTrial) -> Mapping[str, Any]:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Section:
-    """A section of a stored definition: what it names, and its other keys.
+    """A section of a stored definition: the name in it, and its other keys.
 
     Attributes:
         kind: The name, e.g. ``"mab"``; empty if it is not known.
@@ -139,7 +136,7 @@ class Section:
     def of(cls, spec: Mapping[str, Any], name: str, key: str) -> Self:
         """A section of a spec by its name, and the key that names something."""
         found = spec.get(name, {})
-        # Records of the first versions hold a name alone.
+        # In records of the first versions the section is the name.
         options = dict(found) if isinstance(found, Mapping) else {key: found}
         return cls(kind=str(options.pop(key, "")), options=options)
 
@@ -150,9 +147,9 @@ _BARE = ("optimizer", "training")
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class StudySettings:
-    """A stored study definition as typed values; keys that it lacks have the values they stood for.
+    """A stored study definition as typed values; keys that it lacks have the values of its version.
 
-    A study that has no definition of ours has empty sections.
+    A study without such a definition has empty sections.
 
     Attributes:
         name: Name of the definition; empty if there is none.
@@ -218,7 +215,7 @@ class StudySettings:
 
     @classmethod
     def stored_in(cls, study_attrs: Mapping[str, Any]) -> Self:
-        """The settings of a study with these user attributes; empty for one that is not ours."""
+        """The settings of a study with these user attributes; empty without a definition."""
         return cls.of(study_attrs.get(DEFINITION_KEY, {}).get("spec", {}))
 
     @property
@@ -286,7 +283,7 @@ _FORM = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-z]+)\s*")
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class TotalBudget:
-    """What all trials of a study together may spend.
+    """The budget of all trials of a study together.
 
     Attributes:
         amount: How much, in ``unit``.
@@ -330,61 +327,3 @@ class TotalBudget:
         """
         spent = {"seconds": seconds, "examples": examples, "epochs": examples / epoch_examples}
         return spent[self.unit] / self.amount
-
-
-_PACKAGES = (
-    "hpo_mab",
-    "numpy",
-    "optuna",
-    "plotly",
-    "scikit-learn",
-    "scipy",
-    "sqlalchemy",
-    "torch",
-    "torchvision",
-)
-
-
-def environment() -> dict[str, Any]:
-    """Versions and hardware as JSON values; no names of hosts or users, no paths."""
-    return {
-        "python": platform.python_version(),
-        "packages": {name: _version(name) for name in _PACKAGES},
-        "system": platform.system(),
-        "machine": platform.machine(),
-        "cpu": _cpu_name(),
-        "cpu_cores": os.cpu_count(),
-        "cpu_threads": _threads(),
-        "gpus": _gpus(),
-    }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.processor())
-
-
-def _threads() -> int:
-    """CPU threads of this process's arithmetic."""
-    import torch
-
-    return torch.get_num_threads()
-
-
-def _gpus() -> list[str]:
-    import torch
-
-    if not torch.cuda.is_available():
-        return []
-    return [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]

@@ -1,7 +1,7 @@
-"""Errors a user can meet, how they are worded, and what numbers an argument may be.
+"""Errors for users, their wording, and checks of arguments.
 
 An error says in one line what to do. Out-of-memory errors get one format, and passwords in database
-URLs are never shown. NumPy's numbers are as good as Python's.
+URLs are never shown. Arguments may be NumPy's numbers.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class UnknownNameError(ArgumentError):
     """A name that does not exist; the message offers the nearest names that do.
 
     Args:
-        what: What the name should have named, e.g. ``"sampler"``.
+        what: What the name should mean, e.g. ``"sampler"``.
         name: The name given.
         valid: The names that exist.
         others: Further forms that names may have, e.g. ``"package.module:Name"``.
@@ -74,12 +74,12 @@ def require(holds: bool, name: str, bound: str, value: object) -> None:
 
 
 def check_integer(name: str, value: object, low: int) -> None:
-    """Refuse what is not an integer, Python's or NumPy's, of at least ``low``.
+    """Raise unless a value is an integer, Python's or NumPy's, of at least ``low``.
 
     Raises:
-        ArgumentError: It is none.
+        ArgumentError: It is not.
     """
-    # A boolean is an integer to Python, and a mistake here.
+    # In Python a boolean is an integer; as an argument it is a mistake.
     if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < low:
         raise ArgumentError(f"{name} must be an integer of at least {low}, got {value!r}.")
 
@@ -88,9 +88,10 @@ def plain(value: Any) -> Any:
     """The value with Python's numbers in place of NumPy's, also in tuples and dictionaries.
 
     JSON, Optuna and PyTorch refuse some of NumPy's numbers, and a file that holds one cannot be
-    loaded with ``weights_only``. Lists are looked into in dictionaries only: others may be long.
+    loaded with ``weights_only``. Of lists, only those in dictionaries are converted: others may be
+    long.
     """
-    # By name: nothing here may import NumPy for it. An array keeps its type.
+    # By the module's name, so that NumPy is not imported. An array is returned as it is.
     if type(value).__module__ == "numpy" and getattr(value, "shape", None) == ():
         return value.item()
     if type(value) is tuple:
@@ -130,7 +131,8 @@ def _either(names: list[str]) -> str:
     return quoted[0] if len(quoted) == 1 else f"{', '.join(quoted[:-1])} or {quoted[-1]}"
 
 
-# Each device's library reports it with a different text, in errors of a general class.
+# Libraries raise a general RuntimeError for this, so only the text, which differs by device, says
+# that memory ran out.
 _DEVICE = re.compile(
     r"CUDA error: out of memory|HIP error: out of memory|MPS backend out of memory"
     r"|CU(?:BLAS|DNN|FFT|SOLVER|RAND)_STATUS_(?:ALLOC_FAILED|ALLOCATION_FAILED)"
@@ -165,10 +167,10 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _reason(error: BaseException) -> str | None:
-    # By name: nothing here may import torch for it.
+    # By the class's name, so that torch is not imported.
     text, name = str(error).strip(), type(error).__name__
     if name == "OutOfMemoryError" or (isinstance(error, RuntimeError) and _DEVICE.search(text)):
-        # Two sentences of figures, then advice on the allocator's settings.
+        # Advice on the allocator's settings follows the figures; it is cut off.
         return text.partition("\n")[0].partition(" If reserved but")[0]
     if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
         return _of_host(text)
@@ -190,7 +192,7 @@ def _size(count: int) -> str:
     return f"{count / unit:,.2f} {name}"
 
 
-# To the last @: a password may hold one, or a slash, where it is not escaped as it should be.
+# Up to the last @: an unescaped password may contain one, or a slash.
 _USER = re.compile(r"(://[^\s:/@]*:)[^\s'\"]+@")
 #: Parts of a URL's query that drivers take secrets from; ``odbc_connect`` holds ``PWD=``.
 _QUERY = re.compile(
@@ -207,7 +209,7 @@ def hide_passwords(text: str) -> str:
 def invalid_message(
     error: pydantic.ValidationError, keys_at: Callable[[Sequence[int | str]], Iterable[str]]
 ) -> str:
-    """The first mistake that pydantic has found, in plain words, and how many more there are.
+    """The first mistake that pydantic found, as one sentence, and how many more there are.
 
     Args:
         error: What pydantic has raised.
@@ -215,7 +217,7 @@ def invalid_message(
     """
     by_key: dict[str, list[Any]] = {}
     for one in error.errors(include_url=False):
-        # A value that none of several types takes has one error for each of them.
+        # pydantic gives one error for each type of a union that the value does not fit.
         parts = [str(part) for part in one["loc"] if not _TYPE_OF_SEVERAL.fullmatch(str(part))]
         by_key.setdefault(".".join(parts), []).append(one)
     (key, first), *others = by_key.items()
@@ -230,9 +232,9 @@ def invalid_message(
     return f"{text.rstrip('.')} (and {len(others)} more)."
 
 
-#: What pydantic adds to a key for each of the types that its value may have.
+#: Parts that pydantic adds to a key, one for each type of a union.
 _TYPE_OF_SEVERAL = re.compile(r"(constrained-)?(int|float|str|bool)|literal\[.*\]")
-#: What a value must be, by pydantic's names of mistakes; ``{}`` is a bound.
+#: Requirements on a value by pydantic's names of mistakes; ``{}`` is a bound.
 _BOUNDS = {
     "greater_than": "above {gt:g}",
     "greater_than_equal": "at least {ge:g}",
@@ -254,7 +256,7 @@ _TYPES = {
 
 
 def _wanted(key: str, errors: Sequence[Mapping[str, Any]]) -> str:
-    """What the value of a key must be, and what was given."""
+    """The requirement on the value of a key, and the value given."""
     first = errors[0]
     if first["type"] == "missing":
         return f"{key} is missing; 'Study definitions' in the documentation lists every key"

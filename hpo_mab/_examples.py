@@ -1,6 +1,6 @@
-"""What trainings saw of each example, as sums over visits that add up over trainings.
+"""Sums over the visits of each example in trainings: losses, margins, predicted classes.
 
-Plain numpy: a database is read without torch.
+NumPy only, so that a database is read without torch.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from numpy.typing import NDArray
 #: square.
 COLUMNS = ("visits", "high", "loss", "margin", "confidence", "squares")
 
-#: Margins count as at most so much, in either direction.
+#: Margins are clamped to this size in both directions.
 MOST_MARGIN = 20.0
 
-#: Examples of which sums are kept; of more, a fixed random sample of as many.
+#: Most examples with sums. Of a larger data set, a fixed random sample of this size has them.
 MOST_EXAMPLES = 10**6
-#: Cells of the table of predicted classes, one an example and class. Above it there is none.
+#: Most cells of the table of predicted classes, examples times classes. A larger one is not kept.
 MOST_CELLS = 2**24
 
 
@@ -76,7 +76,8 @@ class ExampleCounts:
         return dataclasses.replace(
             self,
             trials=self.trials + other.trials,
-            # Rounded once: an order of additions must not show after thousands of trials.
+            # Added in double precision and rounded once. Otherwise sums over thousands of trials
+            # would depend on the order of additions.
             sums=(self.sums.astype(np.float64) + other.sums).astype(np.float32),
             predictions=self.predictions + other.predictions if kept else None,  # type: ignore[operator]
         )
@@ -96,7 +97,7 @@ class ExampleCounts:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ExampleRecord:
-    """What the trials of a study saw of its training examples.
+    """The sums of a study: those of its training examples over all trials.
 
     Attributes:
         total: Training examples of the study.

@@ -1,4 +1,4 @@
-"""Labels: what a class is, for samplers, data sets and feedback; splits in proportion."""
+"""Labels: the checks of samplers, data sets and feedback, and splits in proportion to classes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from hpo_mab._errors import ArgumentError
 _log = logging.getLogger("hpo_mab.data")
 #: Seconds before the first progress line, and between two.
 _FIRST_LINE, _NEXT_LINE = 2.0, 10.0
-_NUMBER_THEM = "number the classes, e.g. numpy.unique(labels, return_inverse=True)[1]"
+_HINT_OF_NUMBERING = "number the classes, e.g. numpy.unique(labels, return_inverse=True)[1]"
 
 
 def class_labels(values: Any, *, name: str = "labels") -> Tensor:
@@ -46,7 +46,8 @@ def class_labels(values: Any, *, name: str = "labels") -> Tensor:
         values = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
     try:
         array = np.asarray(values)
-        if array.dtype.kind in "US":  # One text makes texts of all: the first is to be named.
+        # One text makes NumPy convert all values to text; the error must show the first as given.
+        if array.dtype.kind in "US":
             array = np.asarray(values, dtype=object)
     except ValueError:
         raise ArgumentError(
@@ -95,12 +96,12 @@ def labels_of(dataset: Dataset[Any], *, name: str = "dataset") -> Tensor:
 
 
 def check_examples(dataset: Dataset[Any], *, name: str = "dataset") -> None:
-    """Refuse a data set whose items are not ``(x, y)`` pairs with an integer class.
+    """Raise for a data set whose items are not ``(x, y)`` pairs with an integer class.
 
     Checks the labels that the data set keeps, or else its first and its last example.
 
     Raises:
-        ArgumentError: As `labels_of`; one class alone is not refused.
+        ArgumentError: As `labels_of`, except that one class alone is allowed.
     """
     _labels(dataset, name, read=False)
 
@@ -117,7 +118,7 @@ def _labels(dataset: Any, name: str, *, read: bool) -> Tensor:
     labels = None
     found = _stored_labels(dataset, size)
     if found is not None:
-        # Before the labels are judged: a wrong item explains a wrong label.
+        # Items are checked before labels: a wrong item explains a wrong label.
         items = [_label_at(dataset, index, name) for index in ends]
         labels = class_labels(found, name=f"labels of {name}")
         if [labels[index].item() for index in ends] != items:
@@ -216,7 +217,7 @@ def _hint_of_value(value: Any) -> str:
     number = isinstance(value, float | np.floating)
     if value is None or (number and math.isnan(value)):
         return "leave out examples without a class"
-    return "classes are whole numbers" if number else _NUMBER_THEM
+    return "classes are whole numbers" if number else _HINT_OF_NUMBERING
 
 
 def stratified_halves(
@@ -259,7 +260,7 @@ def stratified_halves(
     return torch.from_numpy(np.flatnonzero(kept)), torch.from_numpy(second)
 
 
-# The choice is that of scikit-learn's `train_test_split(stratify=...)`. To import it would take a
+# The choice is that of scikit-learn's `train_test_split(stratify=...)`. Its import would take a
 # second or two at every start of a process.
 
 
@@ -288,7 +289,7 @@ def _stratified(
 def _proportional(
     sizes: NDArray[np.int64], count: int, random: np.random.RandomState
 ) -> NDArray[np.int64]:
-    """Share ``count`` out in proportion; the largest remainders get one more, equal ones by lot."""
+    """Divide ``count`` in proportion; the largest remainders get one more, equal ones at random."""
     exact = sizes / sizes.sum() * count
     shares: NDArray[np.float64] = np.floor(exact)
     remainders = exact - shares

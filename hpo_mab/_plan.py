@@ -1,7 +1,6 @@
 """The plan of a study: its slots and attempts, which of them count, and which is next.
 
-Everything here works on the trials of Optuna and on stored ones, and imports neither Optuna nor
-torch.
+It works on the trials of Optuna and on stored ones, and imports neither Optuna nor torch.
 """
 
 from __future__ import annotations
@@ -83,7 +82,7 @@ _Trial = TypeVar("_Trial", "FrozenTrial", "TrialRun")
 
 
 class Next(enum.Enum):
-    """What a worker does next."""
+    """The next action of a worker."""
 
     DONE = "the study has what was asked for"
     WAIT = "other workers are running the last ones"
@@ -130,7 +129,7 @@ class Attempt(NamedTuple):
 
     @property
     def sampler(self) -> str | None:
-        """What it was trained with; None where that is the definition's sampler."""
+        """Its batch sampler; None where that is the definition's."""
         return self.attrs.get(SAMPLER_KEY)
 
     @property
@@ -150,7 +149,7 @@ class Attempt(NamedTuple):
 
     @property
     def lost(self) -> bool:
-        """Whether its worker ended suddenly."""
+        """Whether its worker ended without recording it."""
         return bool(self.attrs.get(LOST_KEY))
 
     @property
@@ -160,7 +159,7 @@ class Attempt(NamedTuple):
 
     @property
     def cut_off(self) -> bool:
-        """Whether it ended without being the cause."""
+        """Whether it was interrupted or lost its worker, and so did not fail by itself."""
         return self.lost or self.interrupted
 
     @property
@@ -182,7 +181,7 @@ class Plan:
 
     Args:
         trials: The trials, Optuna's or stored ones.
-        target: Trials that must finish; 0 where nothing is to come.
+        target: Trials that must finish; 0 where only the trials there are count.
         promotions: How many of them train the best stopped configurations in full.
     """
 
@@ -290,7 +289,7 @@ class Plan:
         return next((one for one in self._attempts if one.state == "waiting"), None)
 
     def next(self, *, promotable: bool = False) -> Next:
-        """What a worker does next; twins are run even where the study has its trials.
+        """The next action of a worker; twins are trained even if the study has all its trials.
 
         Args:
             promotable: Whether a paused trial is to continue before another configuration is tried.
@@ -317,7 +316,7 @@ class Plan:
 
     def retries(self) -> list[tuple[Place, list[int]]]:
         """Places that are to be tried again, in order, each with the numbers of its attempts."""
-        # The usual case, and each trial needs the plan first.
+        # The usual case is that none was cut off, and every trial begins with this question.
         if not any(one.cut_off for one in self._attempts):
             return []
         return [
@@ -347,8 +346,8 @@ class Plan:
     def slot_of(self, number: int) -> int:
         """The slot of a trial that has none yet.
 
-        It is the trial's number less the retries and twins before it: those have the repeated
-        trial's slot.
+        It is the trial's number minus the retries and twins before it, which have the slot of the
+        trial that they repeat.
         """
         return number - sum(one.retry or one.twin for one in self._attempts[:number])
 
@@ -399,7 +398,8 @@ def _continued(attempts: Sequence[Attempt]) -> set[int]:
 
 
 def _is_to_be_retried(attempts: Sequence[Attempt]) -> bool:
-    # A trial may have ended its worker, so lost attempts are limited; interrupted ones are not.
+    # A trial may itself end its worker, e.g. by using up memory. So the number of lost attempts is
+    # limited; that of interrupted ones is not.
     lost = sum(one.lost for one in attempts)
     held = any(one.state in (*OPEN, *FINISHED) for one in attempts)
     return attempts[-1].cut_off and not held and lost <= RETRIES

@@ -1,6 +1,6 @@
-"""Names of things: those that study definitions use, and those that packages export.
+"""Classes and functions by name: those that study definitions use, and those packages export.
 
-Both are imported on first use, so that importing a package, and reading a definition, is cheap.
+They are imported on first use, so that importing a package, and reading a definition, is cheap.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import collections.abc
 import dataclasses
 import functools
+import hashlib
 import importlib
 import inspect
 import sys
@@ -16,14 +17,14 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from numbers import Integral, Real
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from hpo_mab._errors import ArgumentError, UnknownNameError
+from hpo_mab._errors import ArgumentError, UnknownNameError, plain
 
-#: How anything that can be imported is named; offered where a name is unknown.
+#: Form of a name for anything that can be imported; the error of an unknown name shows it.
 _ELSEWHERE = "package.module:Name"
 
 _NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
-#: A name means a class or a function, which may be given in its place.
+#: The name of a class or a function, or the class or function itself.
 Named = str | Callable[..., Any]
 
 
@@ -41,7 +42,7 @@ class Option:
 
 
 class Registry(Collection[str]):
-    """Things of one sort by name: samplers, networks, optimisers, data sets, pruners, rewards.
+    """Classes and functions of one sort by name, e.g. samplers, networks, data sets, pruners.
 
     A name is one of the registry's own, or ``package.module:Name`` for any class or function that
     Python can import. A class or a function may be given in place of its name. Options are the
@@ -79,7 +80,7 @@ class Registry(Collection[str]):
         return len(self._names)
 
     def name(self, named: Named) -> str:
-        """A text for a name: the registry's own for what it has, else ``package.module:Name``."""
+        """The name as text: the registry's own if it has one, else ``package.module:Name``."""
         text = name_of(named)
         return next((own for own, found in self._names.items() if text == found), text)
 
@@ -156,7 +157,7 @@ class Registry(Collection[str]):
         module, _, attributes = name.partition(":")
         try:
             return functools.reduce(getattr, attributes.split("."), importlib.import_module(module))
-        # A module runs when it is imported, and may end in any way.
+        # An import executes the module, which may raise anything.
         except (Exception, SystemExit) as error:
             reason = str(error).strip().partition("\n")[0].rstrip(".")
             raise ArgumentError(
@@ -165,7 +166,7 @@ class Registry(Collection[str]):
 
 
 def bound_to(made: Callable[..., Any], given: Mapping[str, Any]) -> Callable[..., Any]:
-    """A class or function with those of the given arguments bound that it takes."""
+    """A class or function with those of the given arguments bound that its signature has."""
     bound = {key: value for key, value in given.items() if _takes(made, key)}
     return functools.partial(made, **bound) if bound else made
 
@@ -209,7 +210,7 @@ def parameters(made: Callable[..., Any]) -> dict[str, inspect.Parameter]:
 def _parameters_of(function: Any) -> list[inspect.Parameter]:
     try:
         own = inspect.signature(function).parameters.values()
-    except (TypeError, ValueError):  # Functions of C have no signature: they may take any name.
+    except (TypeError, ValueError):  # Some functions in C have none: any name is accepted.
         anything = inspect.Parameter("anything", inspect.Parameter.VAR_KEYWORD)
         return [inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY), anything]
     hints = _hints(function)
@@ -221,15 +222,15 @@ def _hints(function: Any) -> dict[str, Any]:
     names = {**vars(collections.abc), "BaseSampler": Any, "FrozenTrial": Any}
     try:
         return get_type_hints(getattr(function, "func", function), localns=names)
-    except Exception:  # Annotations are users' own; without them anything goes.
+    except Exception:  # A user's annotations may be wrong; without them any value is accepted.
         return {}
 
 
 def _kind(parameter: inspect.Parameter, hints: Mapping[str, Any]) -> Any:
     if parameter.name in hints:
         return hints[parameter.name]
-    plain = isinstance(parameter.default, bool | int | float | str)
-    return type(parameter.default) if plain else Any
+    known = isinstance(parameter.default, bool | int | float | str)
+    return type(parameter.default) if known else Any
 
 
 def class_signature(cls: type[Any], *, first: Collection[str]) -> inspect.Signature:
@@ -248,15 +249,57 @@ def class_signature(cls: type[Any], *, first: Collection[str]) -> inspect.Signat
         return own.replace(parameters=list(own.parameters.values())[1:])
 
 
+def bound_arguments(
+    signature: inspect.Signature, args: Iterable[Any], kwargs: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Arguments of a call by name, those of ``**`` and defaults included; none if they do not fit.
+
+    The call itself then raises the error of these arguments.
+    """
+    try:
+        bound = signature.bind(*args, **kwargs)
+    except TypeError:
+        return {}
+    bound.apply_defaults()
+    found: dict[str, Any] = {}
+    for name, value in bound.arguments.items():
+        rest = signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD
+        found.update(value if rest else {name: value})
+    return found
+
+
+def stored_form(value: Any) -> Any:
+    """A value that a file can hold and that is equal after loading.
+
+    For arrays it is a digest of their numbers, for functions their name, for other objects their
+    type.
+    """
+    # Here, not at the top: definitions are read without them.
+    import numpy as np
+    import torch
+
+    value = plain(value)
+    if isinstance(value, list | tuple):
+        return [stored_form(part) for part in value]
+    if isinstance(value, bool | int | float | str | None):
+        return value
+    if isinstance(value, torch.Tensor | np.ndarray):
+        numbers = torch.as_tensor(value).detach().to("cpu", torch.float64).contiguous().numpy()
+        return hashlib.blake2b(numbers.data, digest_size=16).hexdigest()
+    if callable(value):
+        return name_of(value)
+    return f"{type(value).__module__}.{type(value).__qualname__}"
+
+
 def check_types(
     section: str, values: Mapping[str, Iterable[Any]], kinds: Mapping[str, Any]
 ) -> None:
-    """Refuse values of a type that their options do not have.
+    """Raise for values of a type that their options do not have.
 
     Args:
         section: Of the definition, for messages.
         values: Every value that each option may take.
-        kinds: Type of each option; others take anything.
+        kinds: Type of each option; an option without one takes any value.
 
     Raises:
         ArgumentError: A value of another type; the message says which types would do.
@@ -287,12 +330,12 @@ def _is_of(kind: Any, value: Any) -> bool:
     cls = origin or kind
     if cls in (tuple, collections.abc.Sequence):
         cls = list | tuple
-    # A type that nothing can be checked against takes anything.
+    # Where `isinstance` cannot check a type, any value is accepted.
     open_to_all = not isinstance(cls, type | types.UnionType) or getattr(cls, "_is_protocol", False)
     return open_to_all or isinstance(value, cls)
 
 
-_WORDS: Mapping[Any, str] = {
+_TYPE_NAMES: Mapping[Any, str] = {
     float: "a number",
     int: "an integer",
     bool: "a boolean",
@@ -311,7 +354,7 @@ def _wanted(kind: Any) -> str:
     if get_origin(kind) is tuple and Ellipsis not in arguments:
         each = _wanted(arguments[0])
         return f"a list of {len(arguments)} values, each {each} or a range, as in [1, 2]"
-    return _WORDS.get(get_origin(kind) or kind, getattr(kind, "__name__", str(kind)))
+    return _TYPE_NAMES.get(get_origin(kind) or kind, getattr(kind, "__name__", str(kind)))
 
 
 def lazy_names(
@@ -321,14 +364,14 @@ def lazy_names(
 
     Args:
         package: Its ``__name__``.
-        modules: The module that holds each name; from the package on, e.g. ``"._budget"``.
+        modules: The module that holds each name, absolute or relative: ``"._schedule"``.
     """
 
     def load(name: str) -> Any:
         if name not in modules:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         value = getattr(importlib.import_module(modules[name], package), name)
-        # The next access finds it without coming here.
+        # The next access finds the attribute and does not call this function.
         setattr(sys.modules[package], name, value)
         return value
 

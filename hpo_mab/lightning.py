@@ -33,7 +33,7 @@ class TrialCallback(lightning.Callback):
     Before the budget is spent, the module has averaged weights during validation, and trained ones
     again after it. Each validation that is due is reported; one before that is not. The pruner's
     `optuna.TrialPruned` leaves ``fit``. A validation before training (Lightning's sanity check) is
-    left alone.
+    not reported.
 
     One process trains the trial; its trainer has ``use_distributed_sampler=False``.
 

@@ -1,4 +1,4 @@
-"""Small networks for small images, by name; users bring their own."""
+"""Small networks for small images, by name, and those of torchvision, timm and users."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def _block(in_channels: int, out_channels: int) -> nn.Sequential:
     )
 
 
-#: Images from this side on have the stem that networks for ImageNet have.
+#: Images whose shorter side has at least so many pixels get the stem of networks for ImageNet.
 _LARGE = 64
 
 
@@ -138,8 +138,8 @@ def resnet18(
 ) -> nn.Module:
     """ResNet-18 of torchvision; below 64 pixels with the stem for small images.
 
-    torchvision's stem is a 7x7 convolution and a maximum over 3x3 pixels, each with stride 2. That
-    for small images is a 3x3 convolution. He et al. 2016, "Deep Residual Learning for Image
+    torchvision's stem is a 7x7 convolution and a maximum over 3x3 pixels, each with stride 2. The
+    stem for small images is a 3x3 convolution. He et al. 2016, "Deep Residual Learning for Image
     Recognition", sections 4.1 and 4.2.
 
     Args:
@@ -170,7 +170,7 @@ def resnet18(
 
 
 def _torchvision(name: str) -> Callable[..., nn.Module]:
-    """What makes a network for classification of torchvision, for images of any channels."""
+    """A function that makes a classification network of torchvision for any number of channels."""
     from torchvision import models
 
     names = models.list_models(module=models)
@@ -186,7 +186,7 @@ def _torchvision(name: str) -> Callable[..., nn.Module]:
         if name in ("googlenet", "inception_v3"):
             # Otherwise they return the logits of their other classifiers as well, and warn.
             options |= {"aux_logits": False, "init_weights": True}
-        with _refusals_of(f"torchvision:{name}"):
+        with _argument_errors_of(f"torchvision:{name}"):
             model: nn.Module = build(num_classes=num_classes, **options)
         _set_channels(model, in_channels)
         return model
@@ -195,7 +195,7 @@ def _torchvision(name: str) -> Callable[..., nn.Module]:
 
 
 def _timm(name: str) -> Callable[..., nn.Module]:
-    """What makes a network of timm."""
+    """A function that makes a network of timm."""
     try:
         import timm
     except ImportError:
@@ -216,7 +216,7 @@ def _timm(name: str) -> Callable[..., nn.Module]:
         **options: Any,
     ) -> nn.Module:
         size = {"img_size": image_size} if fixed else {}
-        with _refusals_of(f"timm:{name}"):
+        with _argument_errors_of(f"timm:{name}"):
             model: nn.Module = build(
                 pretrained, in_chans=in_channels, num_classes=num_classes, **size, **options
             )
@@ -226,7 +226,7 @@ def _timm(name: str) -> Callable[..., nn.Module]:
 
 
 def _set_channels(model: nn.Module, channels: int) -> None:
-    """Replace the first convolution by one of other channels, if it has others."""
+    """Replace the first convolution by one for ``channels``, unless it takes as many already."""
     name, old = next((n, m) for n, m in model.named_modules() if isinstance(m, nn.Conv2d))
     if old.in_channels == channels:
         return
@@ -243,7 +243,7 @@ def _set_channels(model: nn.Module, channels: int) -> None:
 
 
 @contextlib.contextmanager
-def _refusals_of(name: str) -> Iterator[None]:
+def _argument_errors_of(name: str) -> Iterator[None]:
     """Raise another package's errors about sizes and options as `ArgumentError`."""
     try:
         yield
@@ -271,7 +271,7 @@ def _with_options_of(
     return make
 
 
-#: Networks. Another one than ours is given what it takes of the arguments named here.
+#: Networks. A network from elsewhere gets those of the arguments in ``given`` that it takes.
 NETWORKS = Registry(
     "model",
     {"mlp": MLP, "resnet18": resnet18, "small_cnn": SmallCNN},
@@ -333,7 +333,7 @@ def create(
 def network_maker(
     name: Named, *, input_shape: tuple[int, ...], num_classes: int
 ) -> Callable[..., nn.Module]:
-    """What makes a network for some data, called with its knobs.
+    """A function that makes a network for some data, called with its knobs.
 
     Args:
         name: As for `create`.

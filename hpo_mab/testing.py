@@ -1,4 +1,4 @@
-"""What users need to test their own samplers; needs pytest (extra ``test``)."""
+"""Tests that users can apply to their own samplers; needs pytest (extra ``test``)."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ class SamplerContract:
 
     @pytest.fixture
     def model(self) -> TableModel:
-        """Where losses come from."""
+        """Labels, logits and losses of the examples."""
         return TableModel(self.num_examples, self.num_classes)
 
     def _make(self, model: TableModel, **arguments: Any) -> BatchSampler:
@@ -197,10 +197,8 @@ class SamplerContract:
             for _ in range(2):
                 next(iter(sampler))
                 assert sampler.outstanding == 1
-        learns = type(sampler)._learn is not BatchSampler._learn
-        assert [str(one.message)[:29] for one in caught] == [
-            "A pass begins while 3 draws o"
-        ] * learns
+        expected = ["A pass begins while 3 draws o"] * sampler._learns
+        assert [str(one.message)[:29] for one in caught] == expected
         with pytest.raises(FeedbackError, match="another pass"):
             next(abandoned)
 
@@ -280,8 +278,7 @@ class SamplerContract:
 
     def test_same_seed_same_stream(self, model: TableModel) -> None:
         """Seeds make the stream, and different seeds different ones."""
-        first, again = self._make(model, seed=7), self._make(model, seed=7)
-        other = self._make(model, seed=8)
+        first, again, other = (self._make(model, seed=seed) for seed in (7, 7, 8))
         stream = model.run(first, 25)
         assert torch.equal(stream, model.run(again, 25))
         assert not torch.equal(stream, model.run(other, 25))
@@ -309,7 +306,7 @@ class SamplerContract:
         file.seek(0)
         loaded = self._make(model).load_state_dict(torch.load(file, weights_only=True))
         assert torch.equal(stream, model.run(loaded, 25))
-        # What was saved must not have followed the sampler; nor may loading tie two samplers.
+        # The saved state must not change with the sampler, nor two samplers share what is loaded.
         reused = self._make(model)
         model.run(reused, 3)
         reused.load_state_dict(state)
@@ -353,7 +350,7 @@ class SamplerContract:
             assert set(model.run(sampler, 30).flatten().tolist()) <= share
 
     def test_ranks_have_passes_of_one_length(self, model: TableModel) -> None:
-        """Where ranks do not divide the examples, all have as many batches and the same bound."""
+        """If ranks do not divide the examples, all have as many batches and the same bound."""
         world = self.batch_size - 1
         smallest = self.num_examples // world
         assert self.num_examples % world
@@ -365,7 +362,6 @@ class SamplerContract:
         for rank in range(world):
             with pytest.raises(ValueError, match=rf"batch_size must be in \[1, {smallest}\]"):
                 self._make(model, rank=rank, world_size=world, batch_size=smallest + 1)
-
         with pytest.raises(ValueError, match="rank"):
             self._make(model, rank=2, world_size=2)
         with pytest.raises(ValueError, match="world_size"):
@@ -381,11 +377,8 @@ class SamplerContract:
             pytest.skip("Worker processes are not tried for this sampler.")
         sampler = self._make(model)
         answered = _record_answers(sampler, monkeypatch)
-        loader: DataLoader[Any] = DataLoader(
-            TensorDataset(torch.arange(self.num_examples)),
-            batch_sampler=sampler,
-            num_workers=num_workers,
-        )
+        examples = TensorDataset(torch.arange(self.num_examples))
+        loader = DataLoader(examples, batch_sampler=sampler, num_workers=num_workers)
         lags = set()
         for _ in range(2):
             for (indices,) in loader:

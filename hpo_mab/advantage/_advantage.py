@@ -1,6 +1,6 @@
 """Early-accuracy advantage D(t), acceleration k(t), the uniform-equivalent budget e(t).
 
-Each is an estimate with its interval; intervals for a mean hold with few observations.
+Each is an estimate with an interval whose coverage holds with few observations.
 """
 
 from __future__ import annotations
@@ -172,12 +172,14 @@ def resample_counts(n: int, resamples: int, seed: int) -> Floats:
 
 
 def _quantile(scaled: Floats, confidence: float, resamples: int, seed: int) -> Floats:
-    """Quantile of the studentised mean of columns [n, G] whose standard error is one."""
+    """Quantile of the studentised mean of columns [n, G] with mean 0 and standard error 1."""
     n = len(scaled)
     if n < BOOTSTRAP_FROM:
         from scipy import stats
 
         return np.full(scaled.shape[1], stats.t.ppf((1.0 + confidence) / 2.0, n - 1))
+    # c_i is the share of observation i in a resample. The resample's mean is sum c x. Its squared
+    # standard error is (sum c x^2 - mean^2) / (n - 1).
     counts = resample_counts(n, resamples, seed) / n
     mean = counts @ scaled
     variance = (counts @ scaled**2 - mean**2) / (n - 1)

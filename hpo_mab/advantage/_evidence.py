@@ -18,14 +18,14 @@ from hpo_mab.advantage._fidelity import compare_fidelity
 from hpo_mab.advantage._pairs import PairedCurves
 
 _VERSION = 1
-#: Digits kept: accuracies are less exact than this, and attributes should be small.
+#: Digits stored: accuracies are less exact, and attributes should be small.
 _DIGITS = 6
 _SERIES = ("advantage", "acceleration", "fidelity")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Rung:
-    """Where the evidence lets a rung of uniform training be decided.
+    """A rung of uniform training, and the earlier budget at which it may be decided.
 
     Attributes:
         budget: Where uniform training has the rung, as a share of a trial's budget.
@@ -169,6 +169,38 @@ class Evidence:
         return cls.from_json(stored)
 
 
+#: Evidence as users give it.
+EvidenceLike = Evidence | Mapping[str, Any] | str | Path
+
+
+def read_evidence(given: EvidenceLike) -> Evidence:
+    """The evidence, from any form of `EvidenceLike`.
+
+    Raises:
+        ArgumentError: The mapping or file is not evidence, or the file cannot be read.
+    """
+    if isinstance(given, Evidence):
+        return given
+    if isinstance(given, Mapping):
+        return Evidence.from_json(given)
+    return Evidence.load(given)
+
+
+def difference_of_task(evidence: Evidence, data: str, model: str) -> str:
+    """How the data set or the network of evidence differs from a study's; empty if not.
+
+    Args:
+        evidence: The evidence.
+        data: The study's data set; empty if not known.
+        model: Its network, likewise.
+    """
+    named = (("data", evidence.data, data), ("network", evidence.model, model))
+    for what, one, other in named:
+        if one and other and one != other:
+            return f"{what} '{one}', this study is of '{other}'"
+    return ""
+
+
 def _pack(estimate: Estimate) -> list[Any]:
     fields = estimate.to_json()
     for key in ("value", "low", "high"):
@@ -284,6 +316,7 @@ def _rung(
     difference: _Difference,
     margin: float,
 ) -> Rung:
+    """A rung at its earliest budget that meets both conditions of `measure_evidence`."""
     budget = budgets[rung]
     reaching = [early for early in range(rung) if equivalent[early] >= budget * (1 - 1e-9)]
     if not reaching:

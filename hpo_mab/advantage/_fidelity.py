@@ -29,6 +29,7 @@ def kendall_tau(early: Floats, final: Floats) -> Floats:
     agree = np.zeros(len(early))
     untied_early = np.zeros(len(early))
     untied_final = np.zeros(len(early))
+    # All pairs of configurations, one distance at a time: a table of all would need [R, K, K].
     for lag in range(1, early.shape[1]):
         one = np.sign(early[:, lag:] - early[:, :-lag])
         other = np.sign(final[:, lag:] - final[:, :-lag])
@@ -88,6 +89,7 @@ def choice_regret(early: Floats, final: Floats) -> Floats:
 
 
 def _ratio(numerator: Floats, denominator: Floats) -> Floats:
+    """Quotients; NaN where the denominator is 0."""
     ratio = np.full(len(numerator), np.nan)
     np.divide(numerator, denominator, out=ratio, where=denominator > 0)
     return ratio
@@ -226,6 +228,7 @@ def compare_fidelity(
 
 
 def _complete_rows(*columns: ArrayLike) -> Floats:
+    """Columns side by side, without the rows in which one is not finite, [K, columns]."""
     arrays = [np.asarray(column, dtype=np.float64) for column in columns]
     if any(array.ndim != 1 or array.shape != arrays[-1].shape for array in arrays):
         raise ArgumentError(
@@ -312,7 +315,8 @@ def _limits(
     low, high = (float(end) for end in np.quantile(drawn, tails))
     if high - low > _ROUNDING:
         return low, high
-    # All resamples agree. A discordance may still have this probability although none of the
-    # size // 2 disjoint pairs shows it (exact binomial bound). The interval is widened by it.
+    # All resamples agree. If pairs are discordant with probability p, none of size // 2 independent
+    # ones is with probability (1 - p)^(size // 2). The interval is widened by the p at which this
+    # is the tail: larger ones are ruled out by the data (exact binomial bound).
     unseen = (support[1] - support[0]) * (1.0 - tails[0] ** (1.0 / (size // 2)))
     return max(support[0], low - unseen), min(support[1], high + unseen)

@@ -71,7 +71,7 @@ class TensorCounts:
     def _push(
         self, memory: Tensor, arms: Tensor, rewards: Tensor, valid: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Put pulls into the ring; returns what they displace, and where they displace a pull."""
+        """Write pulls to the ring; returns the arms and rewards they replace, and where one was."""
         slots = (self._pushed % memory)[:, None]
         old_arms = self._ring_arms.gather(1, slots)[:, 0]
         old_rewards = self._ring_rewards.gather(1, slots)[:, 0]
@@ -84,8 +84,8 @@ class TensorCounts:
         return old_arms.long(), old_rewards.bool(), full
 
     def _count(self, arms: Tensor, rewards: Tensor, amount: Tensor) -> None:
-        # Gather and scatter, not scatter_add: each row has one arm, so no two writes meet. The
-        # result is the same on every run.
+        # Gather and scatter, not scatter_add, whose order of additions on CUDA is not fixed. Each
+        # row has one arm, so no two writes have the same address.
         positions = arms[:, None]
         for counts, chosen in ((self.successes, rewards), (self.failures, ~rewards)):
             found = counts.gather(1, positions)
@@ -266,7 +266,7 @@ class DeviceEngine(BanditEngine):
         return {**state, "rng": self._generator.get_state()}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Take a state made by `state`."""
+        """Restore a state that `state` returned."""
         for name, tensor in self._tensors().items():
             tensor.copy_(state[name])
         self._generator.set_state(state["rng"].cpu())
@@ -279,6 +279,7 @@ class DeviceEngine(BanditEngine):
         }
 
     def _select(self) -> Tensor:
+        """One arm of each bandit by the policy, or a uniform one, int64 [B]."""
         settings, counts = self._settings, self._counts
         arms = self._policy.keys(counts.successes, counts.failures).argmax(dim=1)
         if settings.shuffles:

@@ -1,6 +1,6 @@
-"""The CPU's engine: bandits in numpy whose arms are counted by state.
+"""The engine of the CPU: bandits in NumPy whose arms are counted by state.
 
-Only its interface uses tensors. The cost of a draw does not depend on the number of examples.
+Only its interface uses tensors. The cost of a draw hardly depends on the number of examples.
 """
 
 from __future__ import annotations
@@ -108,9 +108,10 @@ class GroupedBandits:
         if len(shared):
             own = columns != SHARED
             cells, columns = cells[own], columns[own]
-        # A state of n arms has one exponential variate, divided by n. The policies turn log(E / n)
-        # into an exact choice (see `GroupedPolicy`). The state of least cost wins. Its arms are
-        # exchangeable, so a uniform one of them is an exact draw.
+        # One variate E ~ Exp(1) stands for the n arms of a state: E / n is the least of n of them.
+        # The policies turn log(E / n) into a cost, so that the state of the best arm has the least
+        # (see `GroupedPolicy`). Arms of a state are exchangeable, so a uniform one is an exact
+        # draw.
         race = self._rng.standard_exponential(len(cells) + len(shared))
         race[: len(cells)] /= counts[cells]
         np.log(race, out=race)
@@ -163,13 +164,14 @@ class GroupedBandits:
         return counts
 
     def _shared_arms(self) -> Ints:
-        """Places of the arms that are drawn one by one, bandit by bandit, [V]."""
+        """Positions ``bandit * A + arm`` of the arms drawn one by one, ascending, [V]."""
         if self._limit is None or not self._members.counts[:, SHARED].any():
             return self._members.rows[:0]
         positions: Ints = (self._members.states == SHARED).ravel().nonzero()[0]
         return positions
 
     def _singles(self, shared: Ints) -> Singles | None:
+        """The arms at positions [V] as groups of one arm each; None for no arm."""
         if not len(shared):
             return None
         return Singles(shared // self._members.arms, self._pairs[shared], self._rng)
@@ -196,7 +198,7 @@ class GroupedBandits:
         """An arm of each bandit: of the winning state, or a single one that costs less, [B].
 
         Args:
-            shared: Places of single arms, bandit by bandit, [V].
+            shared: Positions of single arms, ascending, [V].
             costs: Their costs, [V].
             winners: State of the least cost of each bandit, [B].
             least: That cost, [B].
@@ -225,9 +227,9 @@ class GroupedBandits:
         return arms
 
     def _move(self, bandits: Ints, arms: Ints, rewards: Rewards, *, added: bool) -> None:
+        """Move arms to the state after a pull is added or removed, one of each bandit, [n]."""
         old = self._members.columns_of(bandits, arms)
-        step = self._columns.added if added else self._columns.removed
-        new = step(old, rewards)
+        new = self._columns.after(old, rewards, added=added)
         if self._limit is not None:
             positions = bandits * self._members.arms + arms
             self._pairs[positions, 1 - rewards] += 1 if added else -1
@@ -381,7 +383,7 @@ class HostEngine(BanditEngine):
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Take a state made by `state`."""
+        """Restore a state that `state` returned."""
         arrays = {key: value.numpy() for key, value in state.items() if torch.is_tensor(value)}
         self._bandits.load_state(arrays)
         self._passes.load_state(arrays)
@@ -395,6 +397,7 @@ class HostEngine(BanditEngine):
         self._rng.bit_generator.state = json.loads(state["rng"])
 
     def _count(self) -> None:
+        """Add the uncounted draws and rewards to the counts."""
         self._rewarded += sum(int(np.count_nonzero(one)) for one in self._uncounted_rewards)
         self._uncounted_rewards.clear()
         if not self._uncounted_draws:
@@ -402,7 +405,8 @@ class HostEngine(BanditEngine):
         positions, times = np.unique(np.concatenate(self._uncounted_draws), return_counts=True)
         self._uncounted_draws.clear()
         draws = self._draws.ravel()
-        # Saturates: a uint16 that wrapped around would make the most-drawn example the least-drawn.
+        # Limited to the largest uint16: a wrapped count would make the most-drawn example the
+        # least.
         draws[positions] = np.minimum(draws[positions] + times, np.iinfo(draws.dtype).max)
 
     def _select(self) -> Ints:
@@ -422,5 +426,6 @@ class HostEngine(BanditEngine):
         return weights.astype(np.float32)
 
     def _mixed(self, policy: Floats, uniform: Floats) -> Floats:
+        """Probabilities of the mixture of policy and uniform picks."""
         share = self._settings.uniform
         return share * uniform + (1 - share) * policy

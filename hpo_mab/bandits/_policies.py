@@ -20,7 +20,7 @@ TIE = 1e-9
 
 
 class Singles(NamedTuple):
-    """Arms that are each a group: they have so many pulls that hardly two share a state.
+    """Arms that are each a group: with many pulls, hardly two arms share a state.
 
     Attributes:
         bandits: Bandit of each arm, ascending, [V].
@@ -61,9 +61,13 @@ class GroupedPolicy(abc.ABC):
     """A rule that selects arms by their successes and failures alone.
 
     Every group of ``n`` arms of one state gets ``race = log(E / n)``, ``E ~ Exp(1)``, which has two
-    exact uses. The smallest of independent ``E / (n w)`` belongs to a group with probability
-    proportional to ``n w``: a categorical choice with weights ``w``. And ``1 - exp(-E / n)`` is the
-    upper-tail probability of the best of ``n`` draws: Thompson sampling.
+    exact uses:
+
+    - A categorical choice with weights ``w``: ``E / (n w)`` is exponential with rate ``n w``. The
+      least of independent ones is a group's with probability proportional to its rate.
+    - Thompson sampling: the best of ``n`` draws from a distribution ``F`` is below ``x`` with
+      probability ``F(x)^n``. The best draw solves ``F(x)^n = exp(-E)``, where the right side is
+      uniform. So its upper-tail probability is ``1 - exp(-E / n)``.
 
     Args:
         prior: Beta parameters of an arm without pulls, both positive.
@@ -199,6 +203,7 @@ class UCBPolicy(GreedyPolicy):
 
 
 def _pairs(groups: Groups) -> Counts | None:
+    """Successes and failures of the single arms, [V, 2]; None without any."""
     return None if groups.singles is None else groups.singles.pairs
 
 
@@ -213,7 +218,7 @@ LOG_HAZARD_HIGH = 4.0
 QUANTILE_POINTS = 1024
 
 
-#: SciPy's inverse is computed for one point in so many; cubic interpolation gives the others.
+#: SciPy's inverse is computed for one point in four; cubic interpolation gives the others.
 COARSE = 4
 
 #: Most distribution functions that a grid keeps in memory, of some kilobytes each.
@@ -291,6 +296,8 @@ class LogitGrid:
     STEP = 0.06
 
     def __init__(self, prior: tuple[float, float], arms: int) -> None:
+        # The mass of Beta(a, b) below z falls as exp(a z), that above as exp(-b z); the best of n
+        # arms has n times the latter. Pulls only make a and b larger than the prior's.
         low = -self.TAIL / min(1.0, prior[0])
         high = (self.TAIL + float(np.log(arms))) / min(1.0, prior[1])
         self.points = np.linspace(low, high, 1 + int((high - low) / self.STEP))
@@ -312,9 +319,10 @@ class LogitGrid:
         upper = special.betainc(b, a, rest)
         with np.errstate(divide="ignore"):
             log_cdf = np.where(upper < 0.5, np.log1p(-upper), np.log(special.betainc(a, b, x)))
-        # At -80 a factor F is 0 in effect. Minus infinity times a count of 0 would be NaN.
+        # Limited, because minus infinity times a count of 0 would be NaN; exp(-80) rounds to 0.
         log_cdf = np.maximum(log_cdf, -80.0)
         log_x, log_rest = special.log_expit(self.points), special.log_expit(-self.points)
+        # The density in z is that in x times dx/dz = x (1 - x), so the exponents are a and b.
         log_density = a * log_x + b * log_rest - special.betaln(a, b)
         return log_cdf.astype(np.float32), np.exp(log_density - log_cdf).astype(np.float32)
 
@@ -382,6 +390,7 @@ class ThompsonPolicy(GroupedPolicy):
         reversed_hazard = np.stack([column[1] for column in columns])
         held = counts[:, used]
         best = np.exp(held.astype(np.float32) @ log_cdf)
+        # The spacing of the grid cancels in the division, which makes each bandit's sum 1.
         found = (best @ reversed_hazard.T).astype(np.float64)
         table = np.zeros(counts.shape)
         table[:, used] = found / (held * found).sum(axis=1, keepdims=True)

@@ -1,4 +1,4 @@
-"""What both engines of bandits share: settings, rewards, shares of the data set, the interface."""
+"""Common parts of both engines of bandits: settings, rewards, shares of the data, interface."""
 
 from __future__ import annotations
 
@@ -66,6 +66,7 @@ class LossBinarizer:
     def __init__(self, decay: float, rule: Callable[[Any, Any], Any] = above_average) -> None:
         self.decay = decay
         self._rule = rule
+        # Bias-corrected: m is the sum of d^k mean_k over the sum of d^k, k batches back.
         self.total = 0.0
         self.weight = 0.0
 
@@ -120,6 +121,7 @@ class TensorLossBinarizer:
         rows = losses.view(len(self._decay), -1)
         valid = rows.isfinite()
         held = valid.sum(dim=1)
+        # A batch without a finite loss has mean 0 here, and moves no average.
         mean = torch.where(valid, rows, 0.0).sum(dim=1, dtype=torch.float64) / held.clamp(min=1)
         threshold = torch.where(self._weight > 0, self._total / self._weight, mean)
         some = held > 0
@@ -195,6 +197,18 @@ class BanditSettings:
         """Whether arms that are drawn regardless of rewards are drawn in shuffled passes."""
         return not self.correction if self.replacement == "auto" else not self.replacement
 
+    @property
+    def structure(self) -> tuple[Any, ...]:
+        """The settings that all bandits of a stack must share: they select its step's kernels."""
+        forgets = "window" if self.discount is None else "discount"
+        return (
+            self.policy,
+            self.shuffles,
+            forgets if self.memory is not None or self.discount is not None else "nothing",
+            self.prior if self.correction else None,
+            REWARDS.name(self.reward),
+        )
+
     def window(self, arms: float) -> int | None:
         """How many of a bandit's last pulls count, for a mean number of arms; None for all."""
         if self.memory != "auto":
@@ -253,12 +267,12 @@ def stratified_shares(labels: Ints, bandits: int, rng: np.random.Generator) -> N
     arms = -(-len(labels) // bandits)
     dealt = np.full(arms * bandits, -1, dtype=np.int32)
     dealt[: len(order)] = order
-    # Which bandits get the last, odd examples must not depend on their class's number.
+    # Shuffled: otherwise the class numbers would decide which bandits get one example more.
     return np.ascontiguousarray(dealt.reshape(arms, bandits).T[rng.permutation(bandits)])
 
 
 def coprime_strides(size: int) -> Ints:
-    """Strides in [1, size] that visit each of ``size`` places once before they return."""
+    """Strides in [1, size] coprime to ``size``: ``stride * i mod size`` takes each value once."""
     strides = np.arange(1, size + 1)
     coprime: Ints = strides[np.gcd(strides, size) == 1]
     return coprime

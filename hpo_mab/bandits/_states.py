@@ -18,9 +18,9 @@ from hpo_mab.bandits._settings import Bools, Columns, Floats, Ints, Rewards, cop
 class PullWindow:
     """A ring of the last ``memory`` pulls of each bandit.
 
-    Each bandit has a separate position. After a pull that did not count (a non-finite loss) it is
-    one behind the others'. Until then all are at the same slot. One slice is then written instead
-    of scattered cells, which is much faster.
+    Each bandit has a position in the ring. While all are at the same slot, one slice is written
+    instead of scattered cells, which is much faster. A pull that does not count (a non-finite loss)
+    leaves its bandit one slot behind the others.
 
     Args:
         bandits: Number of bandits, ``B``.
@@ -98,9 +98,8 @@ class PullWindow:
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Restore a state that `state` returned."""
-        self._pushed[:] = state["pushed"]
-        self._arms[:] = state["window_arms"]
-        self._rewards[:] = state["window_rewards"]
+        for name, array in self.state().items():
+            array[:] = state[name]
         first = int(self._pushed[0])
         self._common = first if (self._pushed == first).all() else None
 
@@ -153,20 +152,23 @@ class StateColumns:
         self._after = np.full((2, 0, 2), -1, dtype=np.int16)
         self._resize(INITIAL_CAPACITY)
         self._fill(self._free.pop(), (0, 0))
-        self._share()
+        self._reserve_shared()
 
     @property
     def capacity(self) -> int:
         """Number of columns there is room for."""
         return len(self.pairs)
 
-    def added(self, columns: Columns, rewards: Rewards) -> Columns:
-        """Columns of arms once a pull with these rewards is counted, [n]."""
-        return self._step(0, columns, rewards)
-
-    def removed(self, columns: Columns, rewards: Rewards) -> Columns:
-        """Columns of arms once a pull with these rewards is removed, [n]."""
-        return self._step(1, columns, rewards)
+    def after(self, columns: Columns, rewards: Rewards, *, added: bool) -> Columns:
+        """Columns of arms once a pull with these rewards is added, or removed, [n]."""
+        table = 0 if added else 1
+        after: Columns = self._after[table][columns, rewards]
+        unknown = after < 0
+        if unknown.any():
+            moves = set(zip(columns[unknown].tolist(), rewards[unknown].tolist(), strict=True))
+            self._learn_transitions(table, sorted(moves), keep=after[~unknown])
+            after = self._after[table][columns, rewards]
+        return after
 
     def find(self, pairs: NDArray[np.int32], *, keep: Columns) -> Columns:
         """Columns of states of at most ``limit`` pulls, [n, 2], that arms are about to enter.
@@ -190,16 +192,7 @@ class StateColumns:
         for column, (successes, failures) in enumerate(pairs.tolist()):
             if successes >= 0:
                 self._fill(column, (successes, failures))
-        self._share()
-
-    def _step(self, table: int, columns: Columns, rewards: Rewards) -> Columns:
-        after: Columns = self._after[table][columns, rewards]
-        unknown = after < 0
-        if unknown.any():
-            moves = set(zip(columns[unknown].tolist(), rewards[unknown].tolist(), strict=True))
-            self._learn_transitions(table, sorted(moves), keep=after[~unknown])
-            after = self._after[table][columns, rewards]
-        return after
+        self._reserve_shared()
 
     def _learn_transitions(
         self, table: int, moves: list[tuple[int, int]], *, keep: Columns
@@ -231,8 +224,8 @@ class StateColumns:
             if pair not in self._index:
                 self._fill(self._free.pop(), pair)
 
-    def _share(self) -> None:
-        """Reserve the shared column: no pull moves an arm out of it, only `find` does."""
+    def _reserve_shared(self) -> None:
+        """Reserve the shared column: pulls leave an arm in it, only `find` gives another."""
         if self._limit is not None:
             self._free = [column for column in self._free if column != SHARED]
             self._after[:, SHARED] = SHARED
@@ -278,9 +271,10 @@ MIN_BLOCK = 512
 class StateMembers:
     """The state of every arm, and the number of arms in each state by bandit and by block.
 
-    A uniform member of a state is the k-th one for a uniform k. Many arms are divided into blocks
-    of about the square root of their number. The counts of the blocks give the k-th member's block,
-    and a scan of it finds the member. The cost grows with the square root of the arms.
+    A uniform member of a state is the k-th one for a uniform k. Arms are divided into blocks of
+    about the square root of their number, at least 512. The counts of the blocks give the k-th
+    member's block, and a scan of it finds the member. The cost grows with the square root of the
+    arms.
 
     Args:
         sizes: Arms of each bandit, [B].
@@ -390,8 +384,8 @@ class UniformPasses:
     """Passes over each bandit's arms without replacement, independent of rewards.
 
     In each pass a bandit visits its arms in the order ``(offset + stride * i) mod A``. The offset
-    and the stride, coprime to ``A``, are random. Each arm comes once, equally likely at each place;
-    memory is constant.
+    and the stride are random. A stride coprime to ``A`` takes each arm once. Each arm is equally
+    likely at each place. A stored permutation would need memory for every arm.
 
     Args:
         sizes: Arms of each bandit, [B].
@@ -450,6 +444,5 @@ class UniformPasses:
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Restore a state that `state` returned."""
-        self._left[:] = state["left"]
-        self._place[:] = state["place"]
-        self._stride[:] = state["stride"]
+        for name, array in self.state().items():
+            array[:] = state[name]

@@ -6,6 +6,7 @@ Random keys, of which the greatest is selected, propensities and uniform passes.
 from __future__ import annotations
 
 import abc
+import dataclasses
 
 import numpy as np
 import torch
@@ -83,6 +84,7 @@ class TensorPasses:
         """
         choice, begin = self.below(self._choices), self.below(self._sizes)
         size, left = self._sizes[:, None], self._left[:, None]
+        # An arm comes at the step i with place + stride * i = arm (mod size).
         here = (self._arms - self._place[:, None]) * self._inverse[:, None] % size
         inverse = self._inverses[self._kind, choice][:, None]
         later = (self._arms - begin[:, None]) * inverse % size + size
@@ -105,6 +107,7 @@ class TensorPasses:
     def _advance_chosen(
         self, chosen: Tensor, arms: Tensor, left: Tensor, order: tuple[Tensor, Tensor]
     ) -> None:
+        """Store the place after ``arms`` and the rest of the pass, of the chosen bandits only."""
         stride, inverse = order
         place = (arms + stride) % self._sizes
         self._place.copy_(torch.where(chosen, place, self._place))
@@ -177,6 +180,7 @@ class ThompsonTable:
         pulls = successes + failures
         scale = (MAX_PULLS / pulls.clamp(min=1)).clamp(max=1)
         capped = pulls.clamp(max=MAX_PULLS).long()
+        # States are in order of pulls p, then successes: p (p + 1) / 2 states have fewer pulls.
         return capped * (capped + 1) // 2 + (successes * scale).round().long()
 
 
@@ -187,7 +191,7 @@ TIE = 1e-6
 class TensorKnobs:
     """Numeric knobs of every bandit as tensors, which `fill` changes in place.
 
-    A CUDA graph reads them at each replay, so it need not be captured again for other knobs.
+    A CUDA graph reads them at each replay, so other knobs do not need another capture.
 
     Args:
         settings: Knobs of every bandit to begin with.
@@ -244,6 +248,7 @@ class TensorKnobs:
         self.loss_decay[slot] = settings.loss_decay
 
 
+@dataclasses.dataclass(eq=False)
 class TensorPolicy(abc.ABC):
     """A rule that selects arms by their successes and failures, float32 [B, A] each.
 
@@ -254,17 +259,13 @@ class TensorPolicy(abc.ABC):
         generator: Source of every draw, of the same device.
     """
 
-    def __init__(
-        self,
-        settings: BanditSettings,
-        knobs: TensorKnobs,
-        held: Tensor,
-        generator: torch.Generator,
-    ) -> None:
-        self.settings = settings
-        self.knobs = knobs
-        self.held = held
-        self.generator = generator
+    settings: BanditSettings
+    knobs: TensorKnobs
+    held: Tensor
+    generator: torch.Generator
+
+    def __post_init__(self) -> None:  # noqa: B027
+        """Make what every draw needs; nothing unless overridden."""
 
     @abc.abstractmethod
     def keys(self, successes: Tensor, failures: Tensor) -> Tensor:
@@ -280,6 +281,7 @@ class TensorPolicy(abc.ABC):
         return (successes + alpha) / (successes + failures + (alpha + beta))
 
     def _prior(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Beta parameters of an arm without pulls, [B, 1] each, in the type of a tensor."""
         return self.knobs.alpha.to(like.dtype), self.knobs.beta.to(like.dtype)
 
     def noise(self) -> Tensor:
@@ -298,7 +300,8 @@ class TensorSoftmax(TensorPolicy):
         return logits.masked_fill(~self.held, -torch.inf)
 
     def keys(self, successes: Tensor, failures: Tensor) -> Tensor:
-        """Logits plus Gumbel noise, [B, A]."""
+        """Logits plus Gumbel noise, [B, A]: the greatest sum is a draw from their softmax."""
+        # -log E with E ~ Exp(1) is a standard Gumbel variate.
         return self.logits(successes, failures) - self.noise().log()
 
     def propensities(self, successes: Tensor, failures: Tensor) -> Tensor:
@@ -344,20 +347,14 @@ class TensorUCB(TensorGreedy):
 class TensorThompson(TensorPolicy):
     """Thompson sampling: the arm of the greatest draw from the posteriors."""
 
-    def __init__(
-        self,
-        settings: BanditSettings,
-        knobs: TensorKnobs,
-        held: Tensor,
-        generator: torch.Generator,
-    ) -> None:
-        super().__init__(settings, knobs, held, generator)
+    def __post_init__(self) -> None:
         # Made here if every draw needs it: SciPy on the host cannot be captured in a CUDA graph.
-        self._table = self._make_table() if settings.correction else None
+        self._table = self._make_table() if self.settings.correction else None
 
     def keys(self, successes: Tensor, failures: Tensor) -> Tensor:
         """Logit of a Beta draw; the draw itself would round to 1 in single precision, [B, A]."""
         alpha, beta = self._prior(successes)
+        # X / (X + Y) of Gamma variates X, Y is a Beta variate, whose logit is log X - log Y.
         logit = self._log_gamma(successes + alpha) - self._log_gamma(failures + beta)
         return logit.masked_fill(~self.held, -torch.inf)
 

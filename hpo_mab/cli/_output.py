@@ -17,7 +17,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Column, Table
 from rich.text import Text
 
-from hpo_mab.compare._facts import parameter
+from hpo_mab.compare._text import parameter
 
 if TYPE_CHECKING:
     import optuna

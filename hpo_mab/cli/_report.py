@@ -286,7 +286,7 @@ def _show_trials(storage: str, name: str, *, as_json: bool) -> None:
     from rich.table import Table
 
     from hpo_mab.cli._output import console
-    from hpo_mab.compare._facts import parameter
+    from hpo_mab.compare._text import parameter
     from hpo_mab.storage import Definition, Storage, open_study
 
     study = open_study(Storage(storage, create=False), name)
@@ -320,7 +320,7 @@ def _show_trial(storage: str, name: str, number: int, *, as_json: bool) -> None:
     from hpo_mab._attributes import PRUNED_KEY, REASON_KEY, StudySettings, trial_attributes
     from hpo_mab._errors import UnknownNameError
     from hpo_mab.cli._output import console
-    from hpo_mab.compare._facts import parameter
+    from hpo_mab.compare._text import parameter
     from hpo_mab.pruners import why_pruned
     from hpo_mab.storage import Definition, Storage, open_study
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from hpo_mab._attributes import environment
+from hpo_mab._machine import environment
 from hpo_mab._registry import lazy_names
 from hpo_mab.compare._records import (
     ArmSummary,
@@ -26,7 +26,7 @@ from hpo_mab.compare._report import (
 )
 from hpo_mab.compare._summary import IncumbentCurve, incumbent_curve, summarise
 from hpo_mab.compare._tables import comparison_tables
-from hpo_mab.compare._verdict import Answer, answers, caveats, verdict
+from hpo_mab.compare._text import Answer, answers, caveats, verdict
 
 if TYPE_CHECKING:
     from hpo_mab.compare._runner import (

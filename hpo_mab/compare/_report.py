@@ -9,17 +9,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hpo_mab._attributes import environment as this_environment
 from hpo_mab._errors import ArgumentError
+from hpo_mab._machine import environment as this_environment
 from hpo_mab.compare import figures
-from hpo_mab.compare._facts import (
-    arm_words,
-    parameter,
-    study_facts,
-    weights_evaluated,
-    winner,
-    winning_parameters,
-)
 from hpo_mab.compare._records import CURRENCIES, ComparisonSummary
 from hpo_mab.compare._tables import (
     Grid,
@@ -28,7 +20,16 @@ from hpo_mab.compare._tables import (
     overview,
     percent,
 )
-from hpo_mab.compare._verdict import answers, verdict
+from hpo_mab.compare._text import (
+    answers,
+    arm_words,
+    parameter,
+    study_facts,
+    verdict,
+    weights_evaluated,
+    winner,
+    winning_parameters,
+)
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go

@@ -10,8 +10,9 @@ import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from hpo_mab._attributes import RETRAINED_KEY, UNIFORM, environment
+from hpo_mab._attributes import RETRAINED_KEY, UNIFORM
 from hpo_mab._errors import SpecError
+from hpo_mab._machine import environment
 from hpo_mab.search import (
     Launch,
     PrunerSection,

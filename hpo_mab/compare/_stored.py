@@ -26,8 +26,8 @@ from hpo_mab.advantage import (
 from hpo_mab.compare._runner import ComparisonRuns, stored_scores
 from hpo_mab.data import DataIdentity
 from hpo_mab.pruners._evidence import pairs_of_trials
+from hpo_mab.search._choice import Raced
 from hpo_mab.search._components import AUTO
-from hpo_mab.search._standing import Raced
 from hpo_mab.storage import (
     DEFAULT_URL,
     Definition,

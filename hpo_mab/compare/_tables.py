@@ -9,9 +9,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from hpo_mab.advantage import Estimate
-from hpo_mab.compare._facts import arm_words
 from hpo_mab.compare._records import ComparisonSummary, Contrast, PairedRow
-from hpo_mab.compare._verdict import answers
+from hpo_mab.compare._text import answers, arm_words
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -1,10 +1,12 @@
-"""The notes that the dashboard shows: of a study, of its evidence, of pruned trials."""
+"""The notes that the dashboard shows: of a study, its evidence, and its trials.
+
+The note on suspicious labels is with its picture in `hpo_mab.dashboard._serve`.
+"""
 
 from __future__ import annotations
 
 import bisect
 import collections
-import dataclasses
 import itertools
 import math
 import re
@@ -26,18 +28,15 @@ from hpo_mab._attributes import (
 )
 from hpo_mab._plan import Plan
 from hpo_mab.advantage import Evidence, Rung
-from hpo_mab.compare._facts import parameter, search_space, study_facts
 from hpo_mab.compare._tables import coefficient, points, ratio
+from hpo_mab.compare._text import parameter, search_space, study_facts
 from hpo_mab.pruners import AdvantagePruner, RungFidelity, why_pruned
 from hpo_mab.pruners._advantage_pruner import Placement, place
 from hpo_mab.search import create_pruner
+from hpo_mab.search._choice import Choice, stored_choice
 from hpo_mab.search._components import AUTO, always_averages
-from hpo_mab.search._standing import Choice, stored_choice
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from hpo_mab._examples import ExampleRecord
     from hpo_mab.storage import Storage, StudyRun, TrialRun
     from hpo_mab.training import Evaluation
 
@@ -70,7 +69,7 @@ def study_note(
         evidence: From `evidence_note`; empty if there is none.
         examples: From `examples_note`, likewise.
     """
-    parts = [f"# {_plain(run.name)}", _headline(run, test_accuracy)]
+    parts = [f"# {_escaped(run.name)}", _best_line(run, test_accuracy)]
     if verdict:
         lines = "\n".join(f"- {line}" for line in verdict.splitlines())
         parts.append(f"## Verdict\n\n{lines}\n\n[Report of the comparison]({compared})")
@@ -78,14 +77,18 @@ def study_note(
         parts.append(evidence)
     if examples:
         parts.append(examples)
-    searched = _searched(run)
+    searched = _search_table(run)
     if searched:
         parts.append(f"## What was searched\n\n{searched}")
-    parts += [f"## What ran\n\n{_facts_table(_facts(run))}", _how_to_read(), _next(run, storage)]
+    parts += [
+        f"## What ran\n\n{_fact_table(_fact_rows(run))}",
+        _reading_hints(),
+        _next_commands(run, storage),
+    ]
     return "\n\n".join(parts)
 
 
-def _plain(text: str) -> str:
+def _escaped(text: str) -> str:
     """A text that Markdown shows as it is."""
     return re.sub(r"([\\`*\[\]<>#])", r"\\\1", text)
 
@@ -102,7 +105,7 @@ def keep_users_part(ours: str, existing: str) -> str:
     return f"{ours}\n\n---\n\n{SEPARATOR}\n\n{users}".rstrip() + "\n"
 
 
-def _headline(run: StudyRun, test_accuracy: float | None) -> str:
+def _best_line(run: StudyRun, test_accuracy: float | None) -> str:
     best = run.best
     if best is None:
         return "No trial is complete yet."
@@ -110,7 +113,7 @@ def _headline(run: StudyRun, test_accuracy: float | None) -> str:
     return f"**Best: {best.value:.2%} validation accuracy** in trial {best.number}{scored}."
 
 
-def _searched(run: StudyRun) -> str:
+def _search_table(run: StudyRun) -> str:
     """Every searched parameter with its range and its best value; empty if there is none."""
     best = {} if run.best is None else run.best.params
     ranges = search_space(run.settings)
@@ -118,18 +121,18 @@ def _searched(run: StudyRun) -> str:
         (f"`{name}`", ranges.get(name, "-"), parameter(best[name]) if name in best else "-")
         for name in [*ranges, *sorted(best.keys() - ranges.keys())]
     ]
-    return _table(("parameter", "range", "best trial's"), rows) if rows else ""
+    return markdown_table(("parameter", "range", "best trial's"), rows) if rows else ""
 
 
-def _facts(run: StudyRun) -> list[tuple[str, str]]:
+def _fact_rows(run: StudyRun) -> list[tuple[str, str]]:
     counts = Plan(run.trials).states(twins=True)
     states = ("complete", "pruned", "fail", "running")
     shown = ", ".join(f"{counts[state]} {state}" for state in states if counts[state])
-    facts = [(label, _plain(text)) for label, text in study_facts(run)]
-    return [*facts, ("trials", shown or "none"), *_cost(run)]
+    facts = [(label, _escaped(text)) for label, text in study_facts(run)]
+    return [*facts, ("trials", shown or "none"), *_cost_rows(run)]
 
 
-def _cost(run: StudyRun) -> list[tuple[str, str]]:
+def _cost_rows(run: StudyRun) -> list[tuple[str, str]]:
     examples, seconds, saved = run.examples, run.seconds, run.saved_examples
     if examples is None or seconds is None or saved is None:
         return [("spent", f"not known: the curves of {run.missing_curves} trials are missing")]
@@ -140,7 +143,7 @@ def _cost(run: StudyRun) -> list[tuple[str, str]]:
     ]
 
 
-def _how_to_read() -> str:
+def _reading_hints() -> str:
     return (
         "Figures are on the study's first page. A complete trial's note has its learning curve, a "
         "pruned trial's the reason. A trial's attributes `hpo_mab:slot` and `hpo_mab:paired` are "
@@ -148,7 +151,7 @@ def _how_to_read() -> str:
     )
 
 
-def _next(run: StudyRun, storage: Storage) -> str:
+def _next_commands(run: StudyRun, storage: Storage) -> str:
     from hpo_mab.search import builtin_names
     from hpo_mab.storage import DEFAULT_URL
 
@@ -168,7 +171,7 @@ def _next(run: StudyRun, storage: Storage) -> str:
     return "## Next\n\n```bash\n" + "\n".join(commands) + "\n```"
 
 
-def _facts_table(rows: Sequence[tuple[str, str]]) -> str:
+def _fact_table(rows: Sequence[tuple[str, str]]) -> str:
     escaped = [(label, text.replace("|", "\\|")) for label, text in rows]
     body = "\n".join(f"| {label} | {text} |" for label, text in escaped)
     return f"| | |\n|---|---|\n{body}"
@@ -191,15 +194,15 @@ def evidence_note(study: optuna.Study, settings: StudySettings) -> str:
     parts = []
     if settings.sampler.kind == AUTO:
         unused = study.user_attrs.get(GIVEN_KEY, {}).get("unused", "")
-        parts.append(_choice(stored_choice(study), evidence, unused))
-    moved, text = _fidelity(study.user_attrs.get(FIDELITY_KEY), settings)
+        parts.append(_choice_text(stored_choice(study), evidence, unused))
+    moved, text = _fidelity_text(study.user_attrs.get(FIDELITY_KEY), settings)
     # Evidence moves no rung that fidelity has moved.
     if _prunes_by_evidence(settings) and not moved:
-        parts.append(_pruning(evidence, settings))
+        parts.append(_rungs_text(evidence, settings))
     if text:
         parts.append(text)
     if evidence is not None and evidence.pairs:
-        parts.append(_measured(evidence))
+        parts.append(_measured_text(evidence))
     return "\n\n".join(["## Evidence", *parts]) if parts else ""
 
 
@@ -207,7 +210,7 @@ def _prunes_by_evidence(settings: StudySettings) -> bool:
     return settings.pruner.kind == "advantage" and settings.sampler.kind != UNIFORM
 
 
-def _fidelity(stored: Any, settings: StudySettings) -> tuple[bool, str]:
+def _fidelity_text(stored: Any, settings: StudySettings) -> tuple[bool, str]:
     """Whether the study's fidelity has moved the first rung, and what was measured."""
     pruner = settings.pruner
     if stored is None or pruner.kind != "advantage" or not pruner.options.get("fidelity", True):
@@ -225,14 +228,14 @@ def _fidelity(stored: Any, settings: StudySettings) -> tuple[bool, str]:
         f"{made} by the ranking of the study's first {found.trials} complete trials, which were "
         "never pruned: a rung moves later where the interval of Kendall's tau-b between their "
         "values there and their final values reaches below 0.2.\n\n"
-        + _table(("evaluation", "tau-b with the final value"), rows)
+        + markdown_table(("evaluation", "tau-b with the final value"), rows)
     )
 
 
-def _choice(choice: Choice | None, evidence: Evidence | None, unused: str) -> str:
+def _choice_text(choice: Choice | None, evidence: Evidence | None, unused: str) -> str:
     if choice is None:
         text = "**`auto` has not chosen yet**: the race is not over"
-        return f"{text}. Its evidence: {_plain(unused)}." if unused else f"{text}."
+        return f"{text}. Its evidence: {_escaped(unused)}." if unused else f"{text}."
     when = "from the start" if choice.source else "for the rest of the study"
     verb = "took" if choice.source else "chose"
     text = f"**`auto` {verb} `{choice.sampler}`** {when}. Why: {choice.why}."
@@ -257,13 +260,13 @@ def _choice(choice: Choice | None, evidence: Evidence | None, unused: str) -> st
     return (
         f"{text} The race took {choice.twins} trainings {whose}: "
         f"{choice.examples:,} examples, {choice.seconds:,.1f} seconds.\n\n"
-        f"{_table(head, rows)}\n\n"
+        f"{markdown_table(head, rows)}\n\n"
         "Points of accuracy over uniform sampling when a sampler left the race, with the interval "
         "of the signed-rank test in brackets; seconds are in those of uniform sampling."
     )
 
 
-def _pruning(evidence: Evidence | None, settings: StudySettings) -> str:
+def _rungs_text(evidence: Evidence | None, settings: StudySettings) -> str:
     full = settings.evaluations
     if evidence is None or full is None:
         return (
@@ -283,12 +286,12 @@ def _pruning(evidence: Evidence | None, settings: StudySettings) -> str:
             str(number),
             str(rung.uniform),
             str(rung.step),
-            _because(evidence.rung(rung.uniform / full), rung, evidence),
+            _rung_reason(evidence.rung(rung.uniform / full), rung, evidence),
         )
         for number, rung in enumerate(rungs)
     ]
     head = ("rung", "lies at evaluation", "is decided at", "because")
-    return f"**By its evidence the pruner {made}.**\n\n{_table(head, rows)}"
+    return f"**By its evidence the pruner {made}.**\n\n{markdown_table(head, rows)}"
 
 
 def _uniform_steps(settings: StudySettings, full: int) -> Iterator[int]:
@@ -303,7 +306,7 @@ def _uniform_steps(settings: StudySettings, full: int) -> Iterator[int]:
     return (step for step in steps if step is not None)
 
 
-def _because(known: Rung | None, placed: Placement, evidence: Evidence) -> str:
+def _rung_reason(known: Rung | None, placed: Placement, evidence: Evidence) -> str:
     need = f"its interval must not reach below {-evidence.margin:g}"
     if known is None or known.budget <= evidence.budgets[0]:
         return "nothing earlier was measured"
@@ -318,7 +321,7 @@ def _because(known: Rung | None, placed: Placement, evidence: Evidence) -> str:
     )
 
 
-def _measured(evidence: Evidence) -> str:
+def _measured_text(evidence: Evidence) -> str:
     rows = [
         (f"{100 * share:.3g}%", points(ahead), ratio(faster), coefficient(agreement), str(ahead.n))
         for share, ahead, faster, agreement in zip(
@@ -332,8 +335,8 @@ def _measured(evidence: Evidence) -> str:
     head = ("share of a trial", "D, points", "k", "f, difference of tau", "pairs")
     confidence = f"{evidence.advantage[0].confidence:.0%}"
     return (
-        f"Measured on {evidence.pairs} pairs{_source(evidence)}, {confidence} intervals in "
-        f"brackets (evidence `{evidence.digest}`):\n\n{_table(head, rows)}\n\n"
+        f"Measured on {evidence.pairs} pairs{_source_text(evidence)}, {confidence} intervals in "
+        f"brackets (evidence `{evidence.digest}`):\n\n{markdown_table(head, rows)}\n\n"
         "**D**: accuracy of the sampler minus uniform's. **k**: how many times the budget uniform "
         "needs for the same accuracy (>= where it never got there; inf: not seen). **f**: how well "
         "the sampler's early accuracies rank configurations as uniform's final ones do (Kendall's "
@@ -341,89 +344,18 @@ def _measured(evidence: Evidence) -> str:
     )
 
 
-def _source(evidence: Evidence) -> str:
+def _source_text(evidence: Evidence) -> str:
     if evidence.source == "pilot":
         return " of this study's pilot"
     return f" (from: {evidence.source})" if evidence.source else ""
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     # The dashboard sets columns without a gap.
     gap = "\N{EN SPACE} | "
     lines = [f"| {gap.join(cells)} |" for cells in (head, *rows)]
     lines.insert(1, "|---" * len(head) + "|")
     return "\n".join(lines)
-
-
-#: Examples in a note.
-_LISTED = 8
-
-
-def listed_examples(record: ExampleRecord) -> list[int]:
-    """Places in a study's training part of the examples that its note lists."""
-    return [int(row) for row in record.examples[_most_suspicious(record)]]
-
-
-def _most_suspicious(record: ExampleRecord) -> NDArray[np.int64]:
-    return np.argsort(-record.suspicion(), kind="stable")[:_LISTED]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ListedImages:
-    """The listed examples that a study has a picture of.
-
-    Attributes:
-        rows: Their places in the training part.
-        labels: Their classes.
-        classes: Names of all classes.
-    """
-
-    rows: list[int]
-    labels: list[int]
-    classes: list[str]
-
-
-def examples_note(
-    record: ExampleRecord, name: str, *, images: ListedImages | None = None, path: str = ""
-) -> str:
-    """The labels by a study's record of examples, in Markdown.
-
-    Args:
-        record: What the trials saw.
-        name: The study's name.
-        images: The examples listed that a picture shows; None if there is no picture.
-        path: Path of the picture.
-    """
-    scores, preferred = record.suspicion(), record.preferred()
-    first = _most_suspicious(record)
-    classes = {} if images is None else dict(enumerate(images.classes))
-    predicted = [] if preferred is None else [int(preferred[place]) for place in first]
-    columns = {
-        "place in the training part": [str(record.examples[place]) for place in first],
-        "label": [] if images is None else [classes[label] for label in images.labels],
-        "class that networks predict": [classes.get(each, str(each)) for each in predicted],
-        "score": [f"{scores[place]:.2f}" for place in first],
-        "visits": [f"{record.counts.visits[place]:,.0f}" for place in first],
-    }
-    columns = {head: cells for head, cells in columns.items() if cells}
-    head, rows = tuple(columns), list(zip(*columns.values(), strict=True))
-    count = f"{record.total:,}"
-    if record.sampled:
-        count = f"a fixed random sample of {len(record.examples):,} of {record.total:,}"
-    # The dashboard's Markdown shows no image of a `data:` address; that of an artifact it shows.
-    shown = (
-        f"![the examples of the table, in its order]({path})\n\nFrom the left, the examples of the "
-        "table in its order.\n\n"
-        if images is not None
-        else ""
-    )
-    return (
-        f"## Suspicious labels\n\n{record.trials:,} trials saw {count} training examples. For "
-        f"{int((scores > 0).sum()):,} another class's logit exceeds the label's, on average. The "
-        f"most suspicious:\n\n{shown}{_table(head, rows)}\n\n`hpo-mab examples "
-        f"{shlex.quote(name)} --html examples.html` shows more as pictures, and `--drop N` leaves "
-        "some out."
-    )
 
 
 def curve_notes(run: StudyRun) -> dict[int, str]:
@@ -433,13 +365,13 @@ def curve_notes(run: StudyRun) -> dict[int, str]:
         run: The study.
     """
     return {
-        trial.number: _curve(trial)
+        trial.number: _curve_note(trial)
         for trial in run.trials
         if trial.state == "complete" and trial.curve
     }
 
 
-def _curve(trial: TrialRun) -> str:
+def _curve_note(trial: TrialRun) -> str:
     places = np.linspace(0, len(trial.curve) - 1, min(len(trial.curve), _ROWS)).round().astype(int)
     rows = [
         (
@@ -454,7 +386,7 @@ def _curve(trial: TrialRun) -> str:
     head = ("evaluation", "training examples", "validation accuracy", "training loss", "weights")
     return (
         f"**Complete: {trial.value:.2%} validation accuracy** after {trial.examples:,} training "
-        f"examples, {trial.seconds:,.1f} s of training.\n\n{_table(head, rows)}"
+        f"examples, {trial.seconds:,.1f} s of training.\n\n{markdown_table(head, rows)}"
     )
 
 
@@ -468,13 +400,13 @@ def pruning_notes(run: StudyRun) -> dict[int, str]:
     notes = {}
     for trial in run.trials:
         if trial.state == "pruned":
-            notes[trial.number] = _note(run, trial, earlier)
+            notes[trial.number] = _pruning_note(run, trial, earlier)
         for evaluation in trial.curve:
             bisect.insort(earlier[evaluation.index], evaluation.accuracy)
     return notes
 
 
-def _note(run: StudyRun, trial: TrialRun, earlier: dict[int, list[float]]) -> str:
+def _pruning_note(run: StudyRun, trial: TrialRun, earlier: dict[int, list[float]]) -> str:
     reason = trial.attrs.get(REASON_KEY)
     if not trial.curve:
         return f"**Pruned before its first evaluation.**\n\n{reason or ''}".strip()
@@ -484,21 +416,21 @@ def _note(run: StudyRun, trial: TrialRun, earlier: dict[int, list[float]]) -> st
     lines = [
         f"**Pruned at evaluation {last.index} of {total}**, after {last.examples:,} of "
         f"{run.trial_examples:,} training examples ({share:.0%}).",
-        f"Validation accuracy there{_weights(last)}: {last.accuracy:.2%}. "
-        + _rank(last.accuracy, earlier[last.index]),
+        f"Validation accuracy there{_weights_evaluated(last)}: {last.accuracy:.2%}. "
+        + _rank_text(last.accuracy, earlier[last.index]),
     ]
     why = why_pruned(trial.attrs, pruner=run.settings.pruner.kind)
-    lines.append(f"Why: {_plain(why)}")
+    lines.append(f"Why: {_escaped(why)}")
     if PRUNED_KEY in trial.attrs:
         lines.append("The first configurations of a study are never pruned, and are not judged.")
     return "\n\n".join(lines)
 
 
-def _weights(last: Evaluation) -> str:
+def _weights_evaluated(last: Evaluation) -> str:
     return " of averaged weights" if last.averaged else ""
 
 
-def _rank(own: float, others: list[float]) -> str:
+def _rank_text(own: float, others: list[float]) -> str:
     """Where an accuracy stands among those of earlier trials at the same evaluation, sorted."""
     if not others:
         return "No earlier trial reached this evaluation."

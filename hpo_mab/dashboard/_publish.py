@@ -13,33 +13,29 @@ from typing import TYPE_CHECKING, Any
 
 import optuna
 import sqlalchemy as sa
-import torch
 from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 from optuna.trial import TrialState, create_trial
 
 from hpo_mab._attributes import BUDGET_KEY, PUBLISHED_KEY, TEST_KEY
-from hpo_mab._errors import StorageError
-from hpo_mab._examples import ExampleRecord, labels_digest
 from hpo_mab._plan import ENDED, Plan
 from hpo_mab.compare import figures
 from hpo_mab.compare._records import CURRENCIES
 from hpo_mab.dashboard._notes import (
-    ListedImages,
     curve_notes,
     evidence_note,
-    examples_note,
     keep_users_part,
-    listed_examples,
     pruning_notes,
     study_note,
 )
 from hpo_mab.dashboard._serve import (
     LARGE,
+    ListedImages,
     artifact_folder,
     comparison_path,
+    draw_listed,
+    examples_note,
     pictures_path,
     save_curves,
-    save_pictures,
 )
 from hpo_mab.data import ImageData
 from hpo_mab.search import StudySpec
@@ -179,7 +175,7 @@ def study_figures(runs: Sequence[StudyRun]) -> dict[str, go.Figure]:
         "reward-rate": figures.reward_rate(runs, max_points=_POINTS),
         "concentration": figures.concentration(runs, max_points=_POINTS),
     }
-    return _ready(made)
+    return _in_order(made)
 
 
 def comparison_figures(summary: ComparisonSummary) -> dict[str, go.Figure]:
@@ -198,7 +194,7 @@ def comparison_figures(summary: ComparisonSummary) -> dict[str, go.Figure]:
     }
     made["fidelity"] = figures.fidelity(summary)
     made["cost-to-target"] = figures.cost_to_target(summary)
-    return _ready(made)
+    return _in_order(made)
 
 
 def importances(run: StudyRun) -> dict[str, float]:
@@ -213,7 +209,7 @@ def importances(run: StudyRun) -> dict[str, float]:
     if len(complete) < _FEWEST_TRIALS:
         return {}
     # A study in memory, as reading the stored one again takes longest.
-    study = _quiet_study()
+    study = _study_in_memory()
     # Not `make_spec`: a package that the definition names may be missing by now.
     ranges = StudySpec.model_validate(run.spec).searched()
     for trial in complete:
@@ -229,7 +225,7 @@ def importances(run: StudyRun) -> dict[str, float]:
         return get_param_importances(study, evaluator=PedAnovaImportanceEvaluator())
 
 
-def _quiet_study() -> optuna.Study:
+def _study_in_memory() -> optuna.Study:
     before = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(max(before, optuna.logging.WARNING))
     try:
@@ -238,7 +234,7 @@ def _quiet_study() -> optuna.Study:
         optuna.logging.set_verbosity(before)
 
 
-def _ready(made: dict[str, go.Figure]) -> dict[str, go.Figure]:
+def _in_order(made: dict[str, go.Figure]) -> dict[str, go.Figure]:
     shown = {f"{_ORDER.index(name):02}-{name}": f for name, f in made.items() if f.data}
     for figure in shown.values():
         # The template is 7 kB of every figure's 10, and hides the dashboard's dark mode.
@@ -287,10 +283,10 @@ def publish_study(
 
     def write(name: str) -> bool:
         study = open_study(storage, name)
-        _write(storage, run, study, study_figures([run]), images=images, artifacts=artifacts)
+        _publish_one(storage, run, study, study_figures([run]), images=images, artifacts=artifacts)
         return True
 
-    return _each([run.name], write)
+    return _publish_all([run.name], write)
 
 
 def publish_comparison(
@@ -322,11 +318,11 @@ def publish_comparison(
     def write(name: str) -> bool:
         found, drawn = shared()
         study = open_study(storage, name)
-        _write(storage, by_name[name], study, drawn, artifacts=artifacts, found=found)
+        _publish_one(storage, by_name[name], study, drawn, artifacts=artifacts, found=found)
         return True
 
     by_name = {run.name: run for run in runs}
-    return _each(by_name, write)
+    return _publish_all(by_name, write)
 
 
 def refresh(storage: Storage, *, artifacts: Path | None = None) -> Published:
@@ -342,13 +338,13 @@ def refresh(storage: Storage, *, artifacts: Path | None = None) -> Published:
         stale = _is_ours(storage, study) and _is_stale(storage, study)
         if stale:
             run = read_run(storage, name)
-            _write(storage, run, study, study_figures([run]), artifacts=artifacts)
+            _publish_one(storage, run, study, study_figures([run]), artifacts=artifacts)
         return stale
 
-    return _each(study_names(storage), write)
+    return _publish_all(study_names(storage), write)
 
 
-def _each(names: Iterable[str], write: Callable[[str], bool]) -> Published:
+def _publish_all(names: Iterable[str], write: Callable[[str], bool]) -> Published:
     """Write the pages of each study; an error in one does not affect the others.
 
     Args:
@@ -372,7 +368,7 @@ def _each(names: Iterable[str], write: Callable[[str], bool]) -> Published:
     )
 
 
-def _write(
+def _publish_one(
     storage: Storage,
     run: StudyRun,
     study: optuna.Study,
@@ -391,7 +387,7 @@ def _write(
     record = storage.examples.load(id_of(study))
     listed = ListedImages(**before["listed"]) if "listed" in before else None
     if record is not None:
-        listed = _draw(study, record, images, folder, before=listed)
+        listed = draw_listed(study, record, images, folder, before=listed)
     note = study_note(
         run,
         storage,
@@ -417,32 +413,6 @@ def _write(
         published["listed"] = dataclasses.asdict(listed)
     buffer.save(PUBLISHED_KEY, published)
     buffer.flush(storage.optuna.engine, id_of(study))
-
-
-def _draw(
-    study: optuna.Study,
-    record: ExampleRecord,
-    images: ImageData | None,
-    folder: Path,
-    *,
-    before: ListedImages | None,
-) -> ListedImages | None:
-    """Draw the examples that a note lists; returns what is drawn."""
-    listed = listed_examples(record)
-    if images is None:
-        return before if before is not None and before.rows == listed else None
-    if images.channels not in (1, 3):
-        return None
-    if labels_digest(images.labels.cpu().numpy()) != record.labels:
-        return None
-    rows = torch.tensor(listed, device=images.device)
-    try:
-        save_pictures(study, list(images.gather(rows).cpu()), folder)
-    except (OSError, StorageError):
-        # The note without pictures is better than none.
-        return None
-    labels = [int(label) for label in images.labels[rows]]
-    return ListedImages(rows=listed, labels=labels, classes=list(images.classes))
 
 
 def _test_accuracy(study: optuna.Study, run: StudyRun) -> float | None:

@@ -1,17 +1,23 @@
-"""The dashboard as a WSGI application, its port, and the learning curves it offers for download."""
+"""What the dashboard serves: files of a study, and Optuna's pages with our changes.
+
+The files are learning curves to download, and a picture of suspicious labels, which has a note.
+"""
 
 from __future__ import annotations
 
 import csv
 import dataclasses
 import errno
+import shlex
 import socket
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import optuna
+import torch
 from bottle import HTTPResponse, request
 from optuna.artifacts import FileSystemArtifactStore, get_all_artifact_meta, upload_artifact
 from optuna_dashboard import wsgi
@@ -19,12 +25,16 @@ from optuna_dashboard.artifact import get_artifact_path
 
 from hpo_mab._attributes import DEFINITION_KEY, EVIDENCE_KEY
 from hpo_mab._errors import ArgumentError, HpoMabError, StorageError
+from hpo_mab._examples import ExampleRecord, labels_digest
+from hpo_mab.dashboard._notes import markdown_table
+from hpo_mab.data import ImageData
 from hpo_mab.storage import files_folder
 from hpo_mab.training import Evaluation
 
 if TYPE_CHECKING:
     from wsgiref.types import WSGIApplication
 
+    from numpy.typing import NDArray
     from torch import Tensor
 
     from hpo_mab.storage import Storage, StudyRun
@@ -78,8 +88,126 @@ def save_curves(study: optuna.Study, run: StudyRun, folder: Path) -> str:
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / CURVES_FILE
         with path.open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows(_rows(run))
-        return _save(study, path, folder, "text/csv")
+            csv.writer(file).writerows(_curve_rows(run))
+        return _save_artifact(study, path, folder, "text/csv")
+
+
+def _save_artifact(study: optuna.Study, path: Path, folder: Path, mimetype: str) -> str:
+    """Upload a file as an artifact, in place of an earlier one of its name."""
+    store = artifact_store(folder)
+    for known in get_all_artifact_meta(study):
+        if known.filename == path.name:
+            with path.open("rb") as content:
+                store.write(known.artifact_id, content)
+            return known.artifact_id
+    return upload_artifact(
+        artifact_store=store, file_path=str(path), study_or_trial=study, mimetype=mimetype
+    )
+
+
+def _curve_rows(run: StudyRun) -> Iterator[list[Any]]:
+    names = [field.name for field in dataclasses.fields(Evaluation)]
+    yield ["trial", "state", *names]
+    for trial in run.trials:
+        for evaluation in trial.curve:
+            yield [trial.number, trial.state, *(getattr(evaluation, name) for name in names)]
+
+
+#: Examples in a note.
+_LISTED = 8
+
+
+def listed_examples(record: ExampleRecord) -> list[int]:
+    """Places in a study's training part of the examples that its note lists."""
+    return [int(row) for row in record.examples[_most_suspicious(record)]]
+
+
+def _most_suspicious(record: ExampleRecord) -> NDArray[np.int64]:
+    return np.argsort(-record.suspicion(), kind="stable")[:_LISTED]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ListedImages:
+    """The listed examples that a study has a picture of.
+
+    Attributes:
+        rows: Their places in the training part.
+        labels: Their classes.
+        classes: Names of all classes.
+    """
+
+    rows: list[int]
+    labels: list[int]
+    classes: list[str]
+
+
+def examples_note(
+    record: ExampleRecord, name: str, *, images: ListedImages | None = None, path: str = ""
+) -> str:
+    """The labels by a study's record of examples, in Markdown.
+
+    Args:
+        record: What the trials saw.
+        name: The study's name.
+        images: The examples listed that a picture shows; None if there is no picture.
+        path: Path of the picture.
+    """
+    scores, preferred = record.suspicion(), record.preferred()
+    first = _most_suspicious(record)
+    classes = {} if images is None else dict(enumerate(images.classes))
+    predicted = [] if preferred is None else [int(preferred[place]) for place in first]
+    columns = {
+        "place in the training part": [str(record.examples[place]) for place in first],
+        "label": [] if images is None else [classes[label] for label in images.labels],
+        "class that networks predict": [classes.get(each, str(each)) for each in predicted],
+        "score": [f"{scores[place]:.2f}" for place in first],
+        "visits": [f"{record.counts.visits[place]:,.0f}" for place in first],
+    }
+    columns = {head: cells for head, cells in columns.items() if cells}
+    head, rows = tuple(columns), list(zip(*columns.values(), strict=True))
+    count = f"{record.total:,}"
+    if record.sampled:
+        count = f"a fixed random sample of {len(record.examples):,} of {record.total:,}"
+    # The dashboard's Markdown shows no image of a `data:` address; that of an artifact it shows.
+    shown = (
+        f"![the examples of the table, in its order]({path})\n\nFrom the left, the examples of the "
+        "table in its order.\n\n"
+        if images is not None
+        else ""
+    )
+    return (
+        f"## Suspicious labels\n\n{record.trials:,} trials saw {count} training examples. For "
+        f"{int((scores > 0).sum()):,} another class's logit exceeds the label's, on average. The "
+        f"most suspicious:\n\n{shown}{markdown_table(head, rows)}\n\n`hpo-mab examples "
+        f"{shlex.quote(name)} --html examples.html` shows more as pictures, and `--drop N` leaves "
+        "some out."
+    )
+
+
+def draw_listed(
+    study: optuna.Study,
+    record: ExampleRecord,
+    images: ImageData | None,
+    folder: Path,
+    *,
+    before: ListedImages | None,
+) -> ListedImages | None:
+    """Draw the examples that a note lists; returns what is drawn."""
+    listed = listed_examples(record)
+    if images is None:
+        return before if before is not None and before.rows == listed else None
+    if images.channels not in (1, 3):
+        return None
+    if labels_digest(images.labels.cpu().numpy()) != record.labels:
+        return None
+    rows = torch.tensor(listed, device=images.device)
+    try:
+        save_pictures(study, list(images.gather(rows).cpu()), folder)
+    except (OSError, StorageError):
+        # The note without pictures is better than none.
+        return None
+    labels = [int(label) for label in images.labels[rows]]
+    return ListedImages(rows=listed, labels=labels, classes=list(images.classes))
 
 
 def save_pictures(study: optuna.Study, pictures: Sequence[Tensor], folder: Path) -> None:
@@ -100,7 +228,7 @@ def save_pictures(study: optuna.Study, pictures: Sequence[Tensor], folder: Path)
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / PICTURES_FILE
         row.save(path)
-        _save(study, path, folder, "image/png")
+        _save_artifact(study, path, folder, "image/png")
 
 
 def pictures_path(study: optuna.Study) -> str:
@@ -111,32 +239,11 @@ def pictures_path(study: optuna.Study) -> str:
     return ""
 
 
-def _save(study: optuna.Study, path: Path, folder: Path, mimetype: str) -> str:
-    """Upload a file as an artifact, in place of an earlier one of its name."""
-    store = artifact_store(folder)
-    for known in get_all_artifact_meta(study):
-        if known.filename == path.name:
-            with path.open("rb") as content:
-                store.write(known.artifact_id, content)
-            return known.artifact_id
-    return upload_artifact(
-        artifact_store=store, file_path=str(path), study_or_trial=study, mimetype=mimetype
-    )
-
-
-def _rows(run: StudyRun) -> Iterator[list[Any]]:
-    names = [field.name for field in dataclasses.fields(Evaluation)]
-    yield ["trial", "state", *names]
-    for trial in run.trials:
-        for evaluation in trial.curve:
-            yield [trial.number, trial.state, *(getattr(evaluation, name) for name in names)]
-
-
 #: Lines in the dashboard's figure of reports; each has its entry in the legend, too.
 _LINES = 200
 _COMPARISON = "/hpo-mab/compare"
-#: User attributes that the note has in words; the definition alone fills the table.
-_SAID = (DEFINITION_KEY, EVIDENCE_KEY)
+#: User attributes that the study's note has in words; the definition alone fills the table.
+_IN_NOTE = (DEFINITION_KEY, EVIDENCE_KEY)
 #: Our figures first, then the dashboard's own; one column on a telephone.
 _STYLE = """<style>
 .MuiBox-root:has(> .MuiGrid-container > * [id^="user-defined-plot:"]) {
@@ -190,16 +297,16 @@ def _comparison_page(storage: Storage) -> HTTPResponse:
         found = stored_comparison(names, storages=[storage.secret_url])
         summary = summarise(found.runs, reference=found.reference, retrained=found.retrained)
     except HpoMabError as error:
-        return _plain(400, str(error))
+        return _text_response(400, str(error))
     except (KeyError, ValueError):
         shown = f"{_COMPARISON}?ids=1,2"
-        return _plain(404, f"ids must be ids of stored studies, as in {shown}.")
+        return _text_response(404, f"ids must be ids of stored studies, as in {shown}.")
     title = ", ".join(dict.fromkeys(run.title for run in found.runs))
     page = report_html(found.runs, summary, title=title, record=dict(found.environment))
     return HTTPResponse(page, 200, {"Content-Type": "text/html; charset=utf-8"})
 
 
-def _plain(status: int, text: str) -> HTTPResponse:
+def _text_response(status: int, text: str) -> HTTPResponse:
     return HTTPResponse(text, status, {"Content-Type": "text/plain; charset=utf-8"})
 
 
@@ -219,7 +326,7 @@ class _StudyPage:
                 return _styled(body)
             if isinstance(body, dict) and "plotly_graph_objects" in body:
                 body["plotly_graph_objects"].sort(key=lambda figure: str(figure["id"]))
-                body["user_attrs"] = [a for a in body["user_attrs"] if a["key"] not in _SAID]
+                body["user_attrs"] = [a for a in body["user_attrs"] if a["key"] not in _IN_NOTE]
                 _thin_reports(body["trials"])
             return body
 

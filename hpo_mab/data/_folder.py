@@ -14,18 +14,18 @@ from typing import TypeAlias
 
 import torch
 
-from hpo_mab import _memory
+from hpo_mab import _machine
 from hpo_mab._errors import ArgumentError, DataError
 from hpo_mab._labels import stratified_halves
 from hpo_mab.data import _images, _pictures
 from hpo_mab.data._images import ImageData
+from hpo_mab.data._splits import TEST_SHARE
 
 _SPLIT_NAMES = {
     "train": {"train", "training"},
     "validation": {"val", "valid", "validation"},
     "test": {"test", "testing"},
 }
-_TEST_SHARE = 0.2
 #: Largest size that is chosen without ``data.size``.
 _LARGEST_CHOICE = 64
 _SMALLEST = 4
@@ -53,7 +53,7 @@ class _Layout:
     Attributes:
         classes: Names of the classes.
         files: Files with their class, by part; ``"train"`` is always there.
-        notes: What was taken and what was passed over, a sentence each.
+        notes: Which files were used and which not, a sentence each.
     """
 
     classes: tuple[str, ...]
@@ -103,7 +103,7 @@ def image_folder(*, root: Path, size: int | None = None) -> _images.Decoded:
 
 
 class _Walk:
-    """Finds image files and counts the others by the reason why they are passed over."""
+    """Finds image files, and counts the others by the reason why they are left out."""
 
     def __init__(self) -> None:
         self.passed: collections.Counter[str] = collections.Counter()
@@ -150,14 +150,14 @@ class _Walk:
         self.passed["folders that cannot be opened"] += 1
 
     def note(self) -> tuple[str, ...]:
-        """What was passed over, in one sentence; nothing where there was nothing."""
+        """How many files were passed over and why, in one sentence; empty if none was."""
         if not self.passed:
             return ()
         return (f"Passed over: {_counted(self.passed.most_common(), 6)}.",)
 
 
 def _is_hidden(name: str) -> bool:
-    # Copies of images that macOS, Synology and notebooks put next to the originals.
+    # macOS, Synology and notebooks store copies of images in such folders, next to the originals.
     return name.startswith(".") or name in ("__MACOSX", "@eaDir")
 
 
@@ -221,7 +221,7 @@ def _split_folders(root: Path, folders: Mapping[str, Path]) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for name, path in folders.items():
         part = _part_named(name)
-        # "train" without folders in it is a class: a vehicle.
+        # "train" without folders in it is a class: the vehicle.
         if part is None or (part == "train" and not _Walk().folders(path)):
             continue
         if part in found:
@@ -260,7 +260,7 @@ def _checked_size(paths: Sequence[Path], size: int | None) -> int:
         median = int(statistics.median(sides)) if sides else _LARGEST_CHOICE
         size = min(max(median, _SMALLEST), _LARGEST_CHOICE)
     channels = 1 if all(grey for _, grey in headers) else 3
-    room, each = _memory.available(), len(paths) * channels
+    room, each = _machine.available_memory(), len(paths) * channels
     if room is not None and each * size**2 > room:
         fitting = int((room / each) ** 0.5)
         hint = f"data.size={fitting} fits" if fitting >= _SMALLEST else "use fewer images"
@@ -282,18 +282,19 @@ def _decode(root: Path, layout: _Layout, *, size: int) -> _images.Decoded:
     texts = (*_left_out(names, read), *_constant(names, read, rendering))
     parts = _readable_parts(layout, read)
     _check_present(layout, parts["train"], root)
-    # The training files come first of all.
+    # The training files are the first of all files.
     of_train = zip(names, read, layout.files["train"], strict=False)
     taken = [name for name, found, _ in of_train if not isinstance(found, str)]
     if not parts.get("test"):
         train = parts["train"]
         numbers = torch.tensor([number for _, number in train])
-        kept, held_out = stratified_halves(numbers, share=_TEST_SHARE, seed=0, name="test")
+        kept, held_out = stratified_halves(numbers, share=TEST_SHARE, seed=0, name="test")
         parts["train"] = [train[index] for index in kept.tolist()]
         parts["test"] = [train[index] for index in held_out.tolist()]
         taken = [taken[index] for index in kept.tolist()]
         del train
-    # Each picture is let go as soon as it is in its stack, so that all are in memory once.
+    # Without these references each picture is freed once it is in its stack. So all pixels are in
+    # memory once, not twice.
     del read, pictures
     made = {
         part: ImageData(

@@ -28,8 +28,8 @@ from hpo_mab._labels import class_labels
 class ImageData:
     """A labelled image data set in tensors on one device.
 
-    Sets cut out of one another (`subset`) share the images in memory, or the file that they are
-    mapped from. So neither a split nor another process costs a copy.
+    A `subset` shares the images in memory, or the file that they are mapped from. So neither a
+    split nor another process needs a copy.
 
     Args:
         images: Pixels, uint8 [M, channels, height, width].
@@ -115,7 +115,7 @@ class ImageData:
 
     @property
     def device(self) -> torch.device:
-        """Where the data are."""
+        """Device of the data."""
         return self._pixels.device
 
     @property
@@ -238,9 +238,9 @@ class Normalization:
 
     def __call__(self, images: Tensor) -> Tensor:
         """Normalise uint8 [B, channels, height, width] to float32 of the same shape."""
-        # In place: the float copy is ours, and a batch is bound by memory traffic.
+        # In place on the float copy, because memory traffic limits the speed.
         pixels = images.to(torch.float32).mul_(self._scale).add_(self._shift)
-        # Last: with few channels, arithmetic on channels-last memory is many times slower.
+        # After the arithmetic: with few channels it is many times slower on channels-last memory.
         layout = torch.channels_last if self.channels_last else torch.contiguous_format
         return pixels.contiguous(memory_format=layout)
 
@@ -321,7 +321,7 @@ _FORMAT = 3
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Decoded:
-    """What a decoder made of its source files.
+    """A decoded data set.
 
     Attributes:
         parts: Images by part: ``"train"``, ``"test"`` and, where validation images come with the
@@ -330,7 +330,7 @@ class Decoded:
             scaled.
         warnings: What the user is warned of each time the data set is loaded.
         names: File of each training image; empty where they come from no files of the user's.
-        notes: What was taken and what was passed over, a sentence each; not kept in the cache.
+        notes: Which files were used and which not, a sentence each; not kept in the cache.
     """
 
     parts: Mapping[str, ImageData]
@@ -380,7 +380,7 @@ def write(root: Path, decoded: Decoded, *, name: str, key: str) -> None:
             _fill(building, decoded)
             for old in cache.glob(f"{name}-*"):
                 shutil.rmtree(old, ignore_errors=True)
-            # Fails where another worker was faster; its entry is as good as ours.
+            # Raises if another worker has written the entry since; both entries are equal.
             os.replace(building, cache / f"{name}-{key}")  # noqa: PTH105
         finally:
             shutil.rmtree(building, ignore_errors=True)
@@ -401,7 +401,7 @@ def _fill(folder: Path, decoded: Decoded) -> None:
 
 
 def _map(folder: Path, part: str, classes: tuple[str, ...]) -> ImageData:
-    # Copy on write: torch wants writable memory, and no writer may reach the file.
+    # Copy on write: torch needs writable memory, and writes must not change the file.
     images = np.load(folder / f"{part}-images.npy", mmap_mode="c")
     labels = np.load(folder / f"{part}-labels.npy")
     return ImageData(

@@ -1,4 +1,4 @@
-"""Data sets by name: the digits of scikit-learn, and those that torchvision can fetch."""
+"""Data sets by name: scikit-learn's digits, those of torchvision, folders, and users' own."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ from hpo_mab.data._splits import (
     split_datasets,
 )
 
-#: What a data set's function returns: ``"train"``, and ``"validation"`` and ``"test"`` where it has
-#: them, each an `ImageData`, or each a map-style data set of ``(input tensor, class)``.
+#: The return value of a data set's function: ``"train"``, and ``"validation"`` and ``"test"`` where
+#: it has them, each an `ImageData`, or each a map-style data set of ``(input tensor, class)``.
 Parts = Mapping[str, Any]
 
 
@@ -58,7 +58,7 @@ def digits() -> Parts:
 def _digits_of_sklearn() -> NDArray[np.float64]:
     """64 grey levels and the class of each image, [1797, 65], from scikit-learn's file.
 
-    To import scikit-learn for it takes a second or two at every start of a process.
+    An import of scikit-learn would take a second or two at every start of a process.
     """
     found = importlib.util.find_spec("sklearn")
     if found is not None and found.origin is not None:
@@ -71,7 +71,7 @@ def _digits_of_sklearn() -> NDArray[np.float64]:
     return np.column_stack([images, classes])
 
 
-#: What torchvision raises on files that are absent, cut short or not what they should be.
+#: Errors of torchvision for files that are absent, cut short or of another content.
 _READ_ERRORS = (
     OSError,
     RuntimeError,
@@ -86,7 +86,7 @@ _READ_ERRORS = (
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class _Source:
-    """Where torchvision keeps a data set.
+    """The files and parts of a data set of torchvision.
 
     Attributes:
         cls: Its class in ``torchvision.datasets``.
@@ -176,7 +176,7 @@ def _decode(name: str, source: _Source, root: Path, *, download: bool) -> dict[s
     except _READ_ERRORS as error:
         if created:
             with contextlib.suppress(OSError):
-                root.rmdir()  # Only what is empty: another process may have had more luck.
+                root.rmdir()  # Raises if another process has put files there.
         raise DataError(
             f"Data set '{name}' is not whole in {root} and could not be fetched: "
             f"{_one_line(error)}. Connect to the network, or put torchvision's files there."
@@ -397,7 +397,7 @@ _PARTS = ("train", "validation", "test")
 
 
 def _description(title: str, found: _images.Decoded, splits: ImageSplits) -> list[str]:
-    """What a data set consists of, a sentence a line."""
+    """Sizes and classes of a data set, and notes on its files, a sentence each."""
     train = splits.train
     height, width = train.image_size
     scaled = ""

@@ -1,4 +1,4 @@
-"""Image files of any kind as uint8 pixels, with the content they have."""
+"""Image files of any format, decoded to uint8 pixels."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def read_all(paths: Sequence[Path], *, size: int) -> list[Picture | str]:
     Returns:
         For each file the picture, or the reason why it cannot be read.
     """
-    # Pillow's warnings on odd metadata do not name the file, and the image is used all the same.
+    # Pillow's warnings about metadata do not name the file, and the image can be used.
     with warnings.catch_warnings(), ThreadPoolExecutor() as pool:
         warnings.simplefilter("ignore")
         return list(pool.map(lambda path: read(path, size), paths))
@@ -107,12 +107,12 @@ def read(path: Path, size: int) -> Picture | str:
 
 
 def _upright(image: Image) -> Image:
-    """The image turned according to its metadata, whatever else these hold."""
+    """The image, rotated or mirrored as its metadata say."""
     from PIL.Image import Transpose
 
     try:
         turn = image.getexif().get(_ORIENTATION)
-    except Exception:  # Damaged metadata raise errors of every type; the pixels may be whole.
+    except Exception:  # Damaged metadata raise errors of every type; the pixels may be intact.
         turn = None
     turns = {
         2: Transpose.FLIP_LEFT_RIGHT,
@@ -130,6 +130,7 @@ def _upright(image: Image) -> Image:
 
 
 def _fitted(image: Image, size: int) -> _Array:
+    """Pixels scaled and cropped, as `Picture` holds them; alpha only where it is not 255."""
     from PIL import Image, ImageOps
 
     if image.mode.startswith(("I", "F")):
@@ -178,7 +179,7 @@ def _reason(error: Exception, path: Path) -> str:
 
 
 class Rendering:
-    """What turns the pictures of one data set into uint8 pixels, equal for all of them.
+    """Converts the pictures of one data set to uint8 pixels, all in the same way.
 
     Images of 16 bits, 32 bits and floats are scaled so that the data set's smallest value becomes
     0 and its largest 255. With 8-bit images in the data set, 0 becomes 0, to keep their brightness
@@ -228,6 +229,7 @@ class Rendering:
 
 
 def _value_range(pictures: Sequence[Picture]) -> tuple[float, float]:
+    """The values of deep pictures that become 0 and 255, see `Rendering`."""
     deep = [picture.pixels for picture in pictures if picture.is_deep]
     if not deep:
         return 0.0, 255.0

@@ -18,7 +18,7 @@ from hpo_mab._examples import labels_digest
 from hpo_mab._labels import check_examples, labels_of, stratified_halves
 from hpo_mab.data._images import ImageData
 
-#: Images looked at at once.
+#: Images whose pixels are counted at once.
 _BLOCK = 4096
 #: Share of the training examples that are the test part of data that come without one.
 TEST_SHARE = 0.2
@@ -93,7 +93,7 @@ class ImageSplits:
 
     Attributes:
         train: Images to train on.
-        validation: Images to judge trials by, disjoint from ``train``.
+        validation: Images to evaluate trials on, disjoint from ``train``.
         test: Images kept for the final score.
         mean: Mean of each channel over ``train``, float32 [channels], pixels scaled to [0, 1].
         std: Standard deviation of each channel likewise; 1 where a channel is constant.
@@ -196,19 +196,19 @@ def split(
             class, or other images that do not match those of ``train``.
     """
     validation, seed = plain(validation), plain(seed)
-    _check_alike("test", test, train)
+    _check_same_form("test", test, train)
     positions = None
     if isinstance(validation, ImageData):
-        _check_alike("validation", validation, train)
-        part, judged = train, validation
+        _check_same_form("validation", validation, train)
+        part, held = train, validation
     else:
         kept, held_out = stratified_halves(train.labels, share=validation, seed=seed)
-        part, judged = train.subset(kept), train.subset(held_out)
+        part, held = train.subset(kept), train.subset(held_out)
         positions = kept
     mean, std = channel_statistics(part)
     return ImageSplits(
         train=part,
-        validation=judged,
+        validation=held,
         test=test,
         mean=mean,
         std=std,
@@ -223,7 +223,7 @@ class DatasetSplits:
 
     Attributes:
         train: Map-style data set of ``(input tensor, class)`` to train on.
-        validation: Examples to judge trials by.
+        validation: Examples to evaluate trials on.
         test: Examples kept for the final score; None where there are none.
         labels: Class of each training example, int64 [N] on the CPU.
 
@@ -314,7 +314,7 @@ def split_datasets(
     return DatasetSplits(**found, labels=labels)
 
 
-def _check_alike(name: str, part: ImageData, train: ImageData) -> None:
+def _check_same_form(name: str, part: ImageData, train: ImageData) -> None:
     shape, expected = ([data.channels, *data.image_size] for data in (part, train))
     if part.classes != train.classes or shape != expected:
         raise ArgumentError(
@@ -392,7 +392,7 @@ class DataIdentity:
         content = labels.copy()
         for part in (splits.train, splits.validation, splits.test):
             content.update(_sample(part))
-        # Of every training pixel.
+        # The statistics depend on every training pixel; `_sample` may leave pixels out.
         content.update(splits.mean.cpu().numpy().tobytes() + splits.std.cpu().numpy().tobytes())
         files = splits.train.files
         labels.update(files.encode())
@@ -410,8 +410,8 @@ class DataIdentity:
 def source_digest(splits: ImageSplits | DatasetSplits) -> str:
     """Digest of the data that were split, whatever the seed of the split.
 
-    Of images: class names, how many training images each class has, the labels of the test part
-    and its pixels (a sample where they are many). Of data sets: sizes and the number of classes.
+    Of images: class names, numbers of training images by class, and the test part's labels and
+    pixels (a sample where they are many). Of data sets: sizes and the number of classes.
     """
     if isinstance(splits, DatasetSplits):
         facts = repr((splits.sizes, splits.num_classes, splits.input_shape))
@@ -426,6 +426,7 @@ def source_digest(splits: ImageSplits | DatasetSplits) -> str:
 
 
 def _sample(part: ImageData) -> bytes:
+    """Pixels of all images of a part; of evenly spaced ones where all would be too many."""
     size = part.channels * part.image_size[0] * part.image_size[1]
     every = 1 + len(part) * size // (_PIXELS // 3)
     rows = torch.arange(0, len(part), every, device=part.device)

@@ -1,4 +1,4 @@
-"""Asynchronous successive halving whose rungs lie where the measured advantage allows."""
+"""Asynchronous successive halving with rungs placed by measured advantage and fidelity."""
 
 from __future__ import annotations
 
@@ -17,12 +17,11 @@ from optuna.trial import FrozenTrial
 from hpo_mab._attributes import PRUNED_KEY
 from hpo_mab._errors import ArgumentError, check_integer, plain_arguments
 from hpo_mab.advantage import DEFAULT_MARGIN, Evidence
+from hpo_mab.advantage._evidence import EvidenceLike, read_evidence
 from hpo_mab.pruners._evidence import (
     EvidenceKeeper,
-    EvidenceLike,
     RungFidelity,
     is_uniform,
-    read_evidence,
 )
 from hpo_mab.storage._optuna import id_of, needed_at_rung, storage_of
 
@@ -50,7 +49,7 @@ def rung_key(rung: int) -> str:
 
 
 def next_rung(trial: FrozenTrial) -> int:
-    """The first rung that a trial has not reached."""
+    """Number of the first rung that a trial has not reached."""
     rung = 0
     while rung_key(rung) in trial.system_attrs:
         rung += 1
@@ -114,7 +113,7 @@ def _value_at(trial: FrozenTrial, *, rung: int, step: int, worst: float) -> floa
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Placement:
-    """Where a trial's rung lies.
+    """The step at which a rung is decided for a trial, and why.
 
     Attributes:
         step: Step at which it is decided.
@@ -134,7 +133,7 @@ class Placement:
 
 
 def place_later(uniform: int, *, first: int, fidelity: RungFidelity | None) -> Placement | None:
-    """Where a rung lies after the study's fidelity has moved the first one; None if not moved.
+    """The placement of a rung after fidelity has moved the first one; None if it has not.
 
     Args:
         uniform: Step of the rung by the settings.
@@ -152,7 +151,7 @@ def place_later(uniform: int, *, first: int, fidelity: RungFidelity | None) -> P
 
 
 def place(uniform: int, *, full: int | None, evidence: Evidence | None) -> Placement:
-    """Where a rung is decided for a trial of the bandit.
+    """The placement of a rung for a trial of the bandit, by evidence of the advantage.
 
     Args:
         uniform: Step of the rung under uniform training.
@@ -312,7 +311,7 @@ class AdvantagePruner(BasePruner):
         rung = next_rung(trial)
         trials: list[FrozenTrial] | None = None
         while True:
-            placed = self._place(rung, trial, keeper)
+            placed = self._placement(rung, trial, keeper)
             if placed is not None and step < placed.step:
                 return False
             if trials is None:
@@ -322,7 +321,7 @@ class AdvantagePruner(BasePruner):
             if placed is None:
                 return False
             keeper.warn_once()
-            because = self._because(study, trials, trial, value, rung=rung, placed=placed)
+            because = self._reason(study, trials, trial, value, rung=rung, placed=placed)
             if because is not None:
                 storage_of(study).set_trial_user_attr(id_of(trial), PRUNED_KEY, because)
                 return True
@@ -346,7 +345,8 @@ class AdvantagePruner(BasePruner):
             first = max(full // 100, 1)
         return int(first * self._reduction_factor ** (self._early_rungs + rung))
 
-    def _place(self, rung: int, trial: FrozenTrial, keeper: EvidenceKeeper) -> Placement | None:
+    def _placement(self, rung: int, trial: FrozenTrial, keeper: EvidenceKeeper) -> Placement | None:
+        """The placement of a rung; None if it depends on the length of a trial, still unknown."""
         step, first = (self.uniform_step(n, full=keeper.full) for n in (rung, 0))
         if step is None or first is None:
             return None
@@ -355,7 +355,7 @@ class AdvantagePruner(BasePruner):
         later = place_later(step, first=first, fidelity=fidelity)
         return later or place(step, full=keeper.full, evidence=evidence)
 
-    def _because(
+    def _reason(
         self,
         study: optuna.Study,
         trials: list[FrozenTrial],

@@ -1,4 +1,4 @@
-"""The evidence of one study: the pairs and rankings of its trials, and what is measured on them.
+"""The evidence of one study, measured on pairs and rankings of its trials.
 
 It is read once, stored with the study and rarely refreshed.
 """
@@ -9,7 +9,6 @@ import dataclasses
 import math
 import warnings
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -29,6 +28,7 @@ from hpo_mab.advantage import (
     fidelity,
     measure_evidence,
 )
+from hpo_mab.advantage._evidence import difference_of_task
 from hpo_mab.storage._optuna import storage_of
 
 _Key = tuple[int, frozenset[tuple[str, Any]]]
@@ -88,6 +88,7 @@ def _usable(trial: FrozenTrial) -> bool:
 
 
 def _key(trial: FrozenTrial) -> _Key:
+    """Slot (or number) and parameters but the sampler's: equal for the trials of a pair."""
     slot = Attempt.of(trial).slot
     shared = (item for item in trial.params.items() if not item[0].startswith("sampler."))
     return trial.number if slot is None else slot, frozenset(
@@ -110,6 +111,7 @@ def _common_steps(trials: Sequence[FrozenTrial], full: int) -> list[int]:
 
 
 def _values(trial: FrozenTrial, steps: Sequence[int]) -> list[float]:
+    """Values reported at these steps; NaN where none was."""
     return [trial.intermediate_values.get(step, math.nan) for step in steps]
 
 
@@ -224,10 +226,6 @@ class RungFidelity:
         )
 
 
-#: Evidence as users give it.
-EvidenceLike = Evidence | Mapping[str, Any] | str | Path
-
-
 class AdvantageWarning(UserWarning):
     """The advantage pruner has no evidence that moves a rung, and decides as successive halving.
 
@@ -269,7 +267,7 @@ class EvidenceKeeper:
         self.evidence = given
         self.fidelity: RungFidelity | None = None
         self.full = full
-        #: Whose trials are paired with the uniform ones; None pairs any other's.
+        #: Sampler whose trials are paired with the uniform ones; None pairs any other's.
         self.arm: str | None = None
         self._races = False
         self._given = given is not None
@@ -359,7 +357,7 @@ class EvidenceKeeper:
         arm = self.arm
         if self._races and arm is None:
             arm = study.user_attrs.get(CHOICE_KEY, {}).get("sampler")
-        # Before a race is decided, and after uniform sampling has won it, nothing is to be moved.
+        # Before a race is decided, and after uniform sampling has won it, no rung moves.
         if self.full is None or (self._races and arm in (None, UNIFORM)):
             return
         pairs = pairs_of_trials(
@@ -414,35 +412,8 @@ class EvidenceKeeper:
         return None
 
 
-def difference_of_task(evidence: Evidence, data: str, model: str) -> str:
-    """How the data set or the network of evidence differs from a study's; empty if not.
-
-    Args:
-        evidence: The evidence.
-        data: The study's data set; empty if not known.
-        model: Its network, likewise.
-    """
-    named = (("data", evidence.data, data), ("network", evidence.model, model))
-    for what, one, other in named:
-        if one and other and one != other:
-            return f"{what} '{one}', this study is of '{other}'"
-    return ""
-
-
-def read_evidence(given: EvidenceLike) -> Evidence:
-    """The evidence, from any form of `EvidenceLike`.
-
-    Raises:
-        ArgumentError: The mapping or file is not evidence, or the file cannot be read.
-    """
-    if isinstance(given, Evidence):
-        return given
-    if isinstance(given, Mapping):
-        return Evidence.from_json(given)
-    return Evidence.load(given)
-
-
 def _longest(trials: Sequence[FrozenTrial]) -> int | None:
+    """The largest last step of a complete trial; None without one."""
     lengths = [
         trial.last_step
         for trial in trials

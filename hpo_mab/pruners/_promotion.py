@@ -59,7 +59,7 @@ class TopKPruner(BasePruner):
             raise ArgumentError(f"after must be in (0, 1), got {after}.")
         check_integer("k", k, 1)
         self.k = int(k)
-        # Rounding may put a third of nine evaluations just above 3; the slack keeps it at the 3rd.
+        # A third of nine may be rounded to just above 3, which must not become the 4th evaluation.
         self.stop_step = math.ceil(after * max_resource - 1e-9)
         if self.stop_step >= max_resource:
             raise ArgumentError(
@@ -97,7 +97,7 @@ class TopKPruner(BasePruner):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Entry:
-    """A configuration at a rung.
+    """A configuration that has reached a rung.
 
     Attributes:
         value: Its value there.
@@ -191,7 +191,7 @@ class PromotionPruner(BasePruner):
         return rungs[-1] if rungs else None
 
     def judge(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, float | int | None]:
-        """What decided at the rung that a trial has just entered.
+        """The comparison at the rung that a trial has just entered.
 
         Args:
             study: The trial's study.
@@ -217,7 +217,7 @@ class PromotionPruner(BasePruner):
 
         Args:
             study: A study with this pruner.
-            every: Whether any paused trial may continue, where those of the rule already do.
+            every: Whether any paused trial may continue, once all the rule chooses do.
         """
         taken = Plan(study.get_trials(deepcopy=False)).promoted()
         paused = (trial for trial in self.paused(study, every=every) if trial.number not in taken)
@@ -243,7 +243,7 @@ class PromotionPruner(BasePruner):
     def worth_keeping(self, study: optuna.Study) -> list[FrozenTrial]:
         """Paused trials whose checkpoints are kept: twice as many of each rung as may continue.
 
-        A trial that continues later nevertheless is trained again from the start.
+        Another paused trial that continues is trained again from the start.
 
         Args:
             study: A study with this pruner.
@@ -266,7 +266,7 @@ class PromotionPruner(BasePruner):
         found: dict[int, _Entry] = {}
         roots: dict[int, int] = {}
         for stored in study.get_trials(deepcopy=False):
-            # Reports of a running trial may not be in the database yet.
+            # The database may not have all reports of the running trial yet.
             trial = own if own is not None and own.number == stored.number else stored
             attrs = trial_attributes(trial)
             origin = attrs.get(PROMOTES_KEY)

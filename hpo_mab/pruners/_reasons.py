@@ -26,10 +26,10 @@ from hpo_mab.storage._optuna import (
     pruner_settings,
 )
 
-Because = dict[str, Any]
+Reason = dict[str, Any]
 
 
-def reason_of(pruner: BasePruner, study: optuna.Study, trial: FrozenTrial) -> Because:
+def reason_of(pruner: BasePruner, study: optuna.Study, trial: FrozenTrial) -> Reason:
     """Why a pruner has stopped a trial.
 
     ``pruner`` (its class), ``step``, ``value`` (None if it was NaN), ``threshold`` (the value it
@@ -37,14 +37,14 @@ def reason_of(pruner: BasePruner, study: optuna.Study, trial: FrozenTrial) -> Be
     that other workers have ended since the decision count in the threshold.
 
     Args:
-        pruner: Any pruner; of a class that is neither Optuna's nor ours, ``pruner``, ``step`` and
-            ``value`` are known.
+        pruner: Any pruner. Of a class that is neither Optuna's nor this package's, only ``pruner``,
+            ``step`` and ``value`` are known.
         study: The trial's study.
         trial: A trial for which ``prune`` was true.
     """
     step = trial.last_step
     value = math.nan if step is None else float(trial.intermediate_values[step])
-    because: Because = {
+    because: Reason = {
         "pruner": type(pruner).__name__,
         "step": step,
         "value": value,
@@ -63,10 +63,10 @@ def _json(value: Any) -> Any:
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
-# The rules.
+# The rules of each pruner: what decided, in numbers.
 
 
-def _percentile(pruner: BasePruner, study: optuna.Study, trial: FrozenTrial) -> Because:
+def _percentile(pruner: BasePruner, study: optuna.Study, trial: FrozenTrial) -> Reason:
     """The best value so far against complete trials' values at the same step."""
     complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     step = trial.last_step
@@ -88,7 +88,7 @@ def _best(study: optuna.Study, values: Iterable[float]) -> float:
     return best(numbers, default=math.nan)
 
 
-def _halving(pruner: BasePruner, study: optuna.Study, trial: FrozenTrial) -> Because:
+def _halving(pruner: BasePruner, study: optuna.Study, trial: FrozenTrial) -> Reason:
     """The value at a rung against those of all trials that have reached it."""
     value = float(trial.intermediate_values[trial.last_step or 0])
     # Optuna stores no value at a rung for NaN, so the count is the trial's rung already.
@@ -110,32 +110,32 @@ def _halving(pruner: BasePruner, study: optuna.Study, trial: FrozenTrial) -> Bec
     }
 
 
-def _hyperband(pruner: HyperbandPruner, study: optuna.Study, trial: FrozenTrial) -> Because:
+def _hyperband(pruner: HyperbandPruner, study: optuna.Study, trial: FrozenTrial) -> Reason:
     """Successive halving among the trials of one bracket."""
     bracket, halving, among = hyperband_bracket(pruner, study, trial)
     return {**_halving(halving, among, trial), "bracket": bracket}
 
 
-def _top_k(pruner: TopKPruner, study: optuna.Study, trial: FrozenTrial) -> Because:
+def _top_k(pruner: TopKPruner, study: optuna.Study, trial: FrozenTrial) -> Reason:
     return {"top_k": pruner.k}
 
 
-def _promotion(pruner: PromotionPruner, study: optuna.Study, trial: FrozenTrial) -> Because:
+def _promotion(pruner: PromotionPruner, study: optuna.Study, trial: FrozenTrial) -> Reason:
     return {**pruner.judge(study, trial), "paused": True}
 
 
-def _threshold(pruner: BasePruner, study: optuna.Study, trial: FrozenTrial) -> Because:
+def _threshold(pruner: BasePruner, study: optuna.Study, trial: FrozenTrial) -> Reason:
     value = trial.intermediate_values[trial.last_step or 0]
     settings = pruner_settings(pruner)
     return {"threshold": float(settings["upper" if value > settings["upper"] else "lower"])}
 
 
-def _patient(pruner: BasePruner, study: optuna.Study, trial: FrozenTrial) -> Because:
+def _patient(pruner: BasePruner, study: optuna.Study, trial: FrozenTrial) -> Reason:
     """The last evaluations were no better than those before; then the wrapped pruner's reason."""
     values = [value for _, value in sorted(trial.intermediate_values.items())]
     settings = pruner_settings(pruner)
     late = settings["patience"] + 1
-    inner: Because = {}
+    inner: Reason = {}
     if settings["wrapped_pruner"] is not None:
         inner = {"wrapped": reason_of(settings["wrapped_pruner"], study, trial)}
     return {
@@ -146,7 +146,7 @@ def _patient(pruner: BasePruner, study: optuna.Study, trial: FrozenTrial) -> Bec
     }
 
 
-def _wilcoxon(pruner: BasePruner, study: optuna.Study, trial: FrozenTrial) -> Because:
+def _wilcoxon(pruner: BasePruner, study: optuna.Study, trial: FrozenTrial) -> Reason:
     """The signed-rank test against the best trial at the steps that both have."""
     from scipy import stats
 
@@ -163,7 +163,7 @@ def _wilcoxon(pruner: BasePruner, study: optuna.Study, trial: FrozenTrial) -> Be
     }
 
 
-_RULES: Mapping[type[BasePruner], Callable[[Any, optuna.Study, FrozenTrial], Because]] = {
+_RULES: Mapping[type[BasePruner], Callable[[Any, optuna.Study, FrozenTrial], Reason]] = {
     PromotionPruner: _promotion,
     TopKPruner: _top_k,
     HyperbandPruner: _hyperband,
@@ -176,7 +176,7 @@ _RULES: Mapping[type[BasePruner], Callable[[Any, optuna.Study, FrozenTrial], Bec
 }
 
 
-# The sentence.
+# The numbers as a sentence.
 
 
 def why_pruned(attrs: Mapping[str, Any], *, pruner: str = "", form: str = ".2%") -> str:
@@ -184,7 +184,7 @@ def why_pruned(attrs: Mapping[str, Any], *, pruner: str = "", form: str = ".2%")
 
     Args:
         attrs: Its user attributes, see `hpo_mab._attributes.trial_attributes`.
-        pruner: The pruner, for trials of earlier versions, which have no reason.
+        pruner: Name of the pruner, for trials of earlier versions, which have no reason.
         form: Format of a value.
     """
     because = attrs.get(PRUNED_KEY)
@@ -244,7 +244,7 @@ def _place(because: Mapping[str, Any]) -> str:
 
 
 def _moved(because: Mapping[str, Any]) -> str:
-    """What moved a rung of `hpo_mab.AdvantagePruner`."""
+    """Why a rung of `hpo_mab.AdvantagePruner` was moved, as a sentence; empty if it was not."""
     later = because.get("fidelity")
     if later:
         low, high = later["tau"]

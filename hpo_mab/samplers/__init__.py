@@ -23,7 +23,7 @@ if TYPE_CHECKING:
         InfoBatchSampler,
         SelectiveBackpropSampler,
     )
-    from hpo_mab.samplers._uniform import CurriculumSampler, UniformSampler
+    from hpo_mab.samplers._static import CurriculumSampler, UniformSampler
 
 __all__ = [
     "AdamBSSampler",

@@ -10,20 +10,19 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Required, Self, TypedDict
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 
-from hpo_mab._errors import ArgumentError, plain, plain_arguments
+from hpo_mab._errors import ArgumentError, plain_arguments, require
 from hpo_mab._labels import class_labels
-from hpo_mab._registry import class_signature, name_of
+from hpo_mab._registry import bound_arguments, class_signature, stored_form
 from hpo_mab.samplers._feedback import (
     Draw,
     DrawQueue,
     FeedbackError,
+    KnownLabels,
     check_losses,
-    check_outputs,
     checked_targets,
     has_indices,
 )
@@ -52,12 +51,16 @@ class CommonArguments(TypedDict, total=False):
     world_size: int
 
 
+#: Arguments of every sampler, which are no options of one.
+_COMMON = {"labels", *CommonArguments.__annotations__}
+
+
 class BatchSampler(Sampler[list[int]], abc.ABC):
     """Base class of batch samplers that learn from per-example losses.
 
     A subclass implements `_draw` and `_learn`; this class matches feedback to draws, in order,
     however late it comes. Use a sampler either as ``DataLoader(dataset, batch_sampler=sampler)``
-    or by calling `draw` directly, and answer every batch with `update`:
+    or by calling `draw` directly, and answer every batch with `update`.
 
     A ``DataLoader`` with workers draws ``prefetch_factor * num_workers`` batches ahead, so its
     feedback lags by as many steps; it is still matched to the right draw. A batch without losses
@@ -104,22 +107,27 @@ class BatchSampler(Sampler[list[int]], abc.ABC):
 
     #: Options of the subclass that this sampler was made with, as plain values.
     _options: Mapping[str, Any]
-    #: Of the constructor, with the arguments of every sampler in place of ``**``: for `help`.
+    #: Signature of the constructor that `help` shows: ``**`` is replaced by every sampler's
+    #: arguments.
     __signature__: ClassVar[inspect.Signature]
 
     def __init_subclass__(cls, **options: Any) -> None:
-        """Store the constructor's signature, and let it take NumPy's numbers."""
+        """Store the constructor's signature, and convert NumPy's numbers among its arguments."""
         super().__init_subclass__(**options)
         if "__init__" in cls.__dict__:
-            # A saved state must not hold any.
+            # A state that holds NumPy's numbers could not be loaded with ``weights_only``.
             cls.__init__ = plain_arguments(cls.__init__)  # type: ignore[method-assign]
         cls.__signature__ = class_signature(cls, first=CommonArguments.__annotations__)
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         """Store the options: a state can only be loaded by a sampler with the same ones."""
         made = super().__new__(cls)
-        if args or kwargs:  # Neither when a copy is made.
-            made._options = _bound_options(cls.__signature__, args, kwargs)
+        if args or kwargs:  # `copy` and `pickle` call this without arguments.
+            made._options = {
+                name: stored_form(value)
+                for name, value in bound_arguments(cls.__signature__, args, kwargs).items()
+                if name not in _COMMON
+            }
         return made
 
     @plain_arguments
@@ -133,15 +141,12 @@ class BatchSampler(Sampler[list[int]], abc.ABC):
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        # A tensor on the CPU once: strata are made on the host whatever the device.
+        # On the CPU: strata are made on the host, whatever the device.
         self.labels = class_labels(labels)
-        if not 1 <= world_size <= len(self.labels):
-            raise ArgumentError(
-                f"world_size must be in [1, {len(self.labels)}], the number of examples, "
-                f"got {world_size}."
-            )
-        if not 0 <= rank < world_size:
-            raise ArgumentError(f"rank must be in [0, {world_size}), got {rank}.")
+        examples = len(self.labels)
+        bound = f"in [1, {examples}], the number of examples"
+        require(1 <= world_size <= examples, "world_size", bound, world_size)
+        require(0 <= rank < world_size, "rank", f"in [0, {world_size})", rank)
         self.device = torch.device(device)
         self.seed = seed
         self.rank = rank
@@ -149,12 +154,11 @@ class BatchSampler(Sampler[list[int]], abc.ABC):
         self.batch_size = batch_size
         # The smallest rank's bound holds for all: if one rank raised alone, the others would wait
         # for it forever.
-        smallest = len(self.labels) // world_size
-        if not 1 <= batch_size <= smallest:
-            raise ArgumentError(
-                f"batch_size must be in [1, {smallest}], the number of examples"
-                f"{' of the smallest rank' if world_size > 1 else ''}, got {batch_size}."
-            )
+        smallest = examples // world_size
+        of_rank = " of the smallest rank" if world_size > 1 else ""
+        bound = f"in [1, {smallest}], the number of examples{of_rank}"
+        require(1 <= batch_size <= smallest, "batch_size", bound, batch_size)
+        self._known_labels = KnownLabels(self.labels)
         self._outstanding = DrawQueue()
         #: Passes begun; a pass ends where another begins.
         self._passes_begun = 0
@@ -164,7 +168,7 @@ class BatchSampler(Sampler[list[int]], abc.ABC):
 
     @classmethod
     def uses_record(cls, knobs: Mapping[str, Any]) -> bool:
-        """Whether a sampler with these knobs draws otherwise with a ``difficulty``."""
+        """Whether a ``difficulty`` changes the draws of a sampler with these knobs."""
         return cls.record_column is not None
 
     @abc.abstractmethod
@@ -182,6 +186,11 @@ class BatchSampler(Sampler[list[int]], abc.ABC):
             logits: Detached float32 [B, C] if given.
             targets: Labels int64 [B] if given.
         """
+
+    @property
+    def _learns(self) -> bool:
+        """Whether draws depend on losses, so that each must be answered before the next."""
+        return type(self)._learn is not BatchSampler._learn
 
     @property
     def graph_generator(self) -> torch.Generator | None:
@@ -237,7 +246,11 @@ class BatchSampler(Sampler[list[int]], abc.ABC):
         self._passes_begun += 1
         this = self._passes_begun
         if self._outstanding:
-            self._drop_all()
+            self._warn(
+                f"A pass begins while {len(self._outstanding)} draws of the last one wait for "
+                "their losses; they are dropped"
+            )
+            self._outstanding.clear()
         self._answers = ahead = 0
         for _ in range(len(self)):
             if self._passes_begun != this:
@@ -245,7 +258,8 @@ class BatchSampler(Sampler[list[int]], abc.ABC):
                     "this pass ended when another pass over the same sampler began; look at "
                     "batches and evaluate with a DataLoader that has no such batch_sampler."
                 )
-            # Before the first answer, a loader has drawn as far ahead as it ever does.
+            # Before the first answer a loader has drawn its maximum ahead. More outstanding draws
+            # later mean that a batch was not answered.
             if not self._answers:
                 ahead = len(self._outstanding)
             elif len(self._outstanding) > ahead:
@@ -302,10 +316,9 @@ class BatchSampler(Sampler[list[int]], abc.ABC):
         if targets is not None:
             targets = checked_targets(targets, len(draw.indices))
         if indices is not None:
-            self._outstanding.check("indices", functools.partial(has_indices, given=indices))
+            self._outstanding.check("indices", has_indices, indices)
         elif targets is not None and targets.is_cpu and draw.indices.is_cpu:
-            fits = functools.partial(self._has_targets, given=targets)
-            self._outstanding.check("targets", fits)
+            self._outstanding.check("targets", self._known_labels.has_targets, targets)
         if logits is not None:
             self.check_outputs(logits, targets=targets)
         self._outstanding.popleft()
@@ -335,7 +348,7 @@ class BatchSampler(Sampler[list[int]], abc.ABC):
         """
         self._outstanding.oldest("discard")
         if indices is not None:
-            self._outstanding.check("indices", functools.partial(has_indices, given=indices))
+            self._outstanding.check("indices", has_indices, indices)
         self._outstanding.popleft()
         self._answers += 1
 
@@ -349,7 +362,7 @@ class BatchSampler(Sampler[list[int]], abc.ABC):
         Raises:
             ArgumentError: Outputs of another shape, or fewer than the labels need.
         """
-        check_outputs(logits, targets, self._label_range)
+        self._known_labels.check_outputs(logits, targets)
 
     def set_progress(self, share: float) -> None:
         """Set the share of the training budget that is spent, in [0, 1]."""
@@ -392,14 +405,8 @@ class BatchSampler(Sampler[list[int]], abc.ABC):
         # What a state does not name is an option that its version of the class did not have.
         differ = [name for name in {"class": "", **found} if own.get(name) != found.get(name)]
         if differ:
-            raise ArgumentError(
-                "state is of another sampler: "
-                + "; ".join(
-                    f"{name} is {found.get(name)!r} there and {own.get(name)!r} here"
-                    for name in differ
-                )
-                + "."
-            )
+            texts = (f"{k} is {found.get(k)!r} there and {own.get(k)!r} here" for k in differ)
+            raise ArgumentError(f"state is of another sampler: {'; '.join(texts)}.")
         self._outstanding.clear()
         self._load_state(state["state"])
         return self
@@ -426,21 +433,9 @@ class BatchSampler(Sampler[list[int]], abc.ABC):
             **self._options,
         }
 
-    @functools.cached_property
-    def _label_range(self) -> tuple[int, int]:
-        return int(self.labels.min()), int(self.labels.max())
-
-    def _drop_all(self) -> None:
-        """Drop draws of a pass that was left early, with a warning the first time."""
-        self._warn(
-            f"A pass begins while {len(self._outstanding)} draws of the last one wait for their "
-            "losses; they are dropped"
-        )
-        self._outstanding.clear()
-
     def _warn(self, what: str) -> None:
         """Warn once of draws without an answer; samplers that learn nothing need none."""
-        if self._warned or type(self)._learn is BatchSampler._learn:
+        if self._warned or not self._learns:
             return
         self._warned = True
         warnings.warn(
@@ -450,53 +445,5 @@ class BatchSampler(Sampler[list[int]], abc.ABC):
             stacklevel=3,
         )
 
-    def _has_targets(self, draw: Draw, given: Tensor) -> bool:
-        """Whether a batch's labels, or the numbers of their classes, are a draw's."""
-        labels = self.labels.index_select(0, draw.indices)
-        if torch.equal(given, labels):
-            return True
-        return torch.equal(given, torch.searchsorted(self._classes, labels))
-
-    @functools.cached_property
-    def _classes(self) -> Tensor:
-        """Labels that occur, ascending."""
-        classes: Tensor = torch.unique(self.labels)
-        return classes
-
 
 BatchSampler.__signature__ = class_signature(BatchSampler, first=CommonArguments.__annotations__)
-
-
-def _bound_options(
-    signature: inspect.Signature, args: Sequence[Any], kwargs: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Arguments of a constructor but those that every sampler has, defaults included."""
-    try:
-        bound = signature.bind(*args, **kwargs)
-    except TypeError:  # The constructor raises the error of these arguments.
-        return {}
-    bound.apply_defaults()
-    options: dict[str, Any] = {}
-    for name, value in bound.arguments.items():
-        rest = signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD
-        options.update(value if rest else {name: value})
-    common = {"labels", *CommonArguments.__annotations__}
-    return {name: _plain(value) for name, value in options.items() if name not in common}
-
-
-def _plain(value: Any) -> Any:
-    """A value that a file can hold and that is equal after loading.
-
-    For arrays it is a digest of their numbers, for other objects their type.
-    """
-    value = plain(value)
-    if isinstance(value, list | tuple):
-        return [_plain(part) for part in value]
-    if isinstance(value, bool | int | float | str | None):
-        return value
-    if isinstance(value, Tensor | np.ndarray):
-        numbers = torch.as_tensor(value).detach().to("cpu", torch.float64).contiguous().numpy()
-        return hashlib.blake2b(numbers.data, digest_size=16).hexdigest()
-    if callable(value):
-        return name_of(value)
-    return f"{type(value).__module__}.{type(value).__qualname__}"

@@ -1,17 +1,20 @@
-"""Draws that wait for their losses, and the checks of what answers them."""
+"""Draws that wait for their losses, and the checks of the losses, labels and indices given."""
 
 from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from hpo_mab._errors import ArgumentError
 from hpo_mab._labels import class_labels
+
+_Given = TypeVar("_Given")
 
 
 class FeedbackError(RuntimeError):
@@ -62,19 +65,20 @@ class DrawQueue(collections.deque[Draw]):
             raise FeedbackError(f"{caller} answers a draw, but no draw is outstanding.")
         return self[0]
 
-    def check(self, name: str, fits: Callable[[Draw], bool]) -> None:
+    def check(self, name: str, fits: Callable[[Draw, _Given], bool], given: _Given) -> None:
         """Raise unless an answer is for the oldest draw.
 
         Args:
             name: ``"indices"`` or ``"targets"``, by which draws and answers are compared.
-            fits: Whether the answer is for a draw.
+            fits: Whether what was given is that of a draw.
+            given: Indices or targets of the answer.
 
         Raises:
             FeedbackError: It is for a later draw or for none; the message says which.
         """
-        if fits(self[0]):
+        if fits(self[0], given):
             return
-        later = [place for place, draw in enumerate(self) if fits(draw)]
+        later = [place for place, draw in enumerate(self) if fits(draw, given)]
         hint = (
             f"They are of the draw {later[0]} later: call discard for each batch without losses"
             if later
@@ -143,30 +147,57 @@ def has_indices(draw: Draw, given: Tensor | Sequence[int]) -> bool:
     return torch.equal(given.to(drawn.device, torch.int64), drawn)
 
 
-def check_outputs(logits: Tensor, targets: Tensor | None, labels: tuple[int, int]) -> None:
-    """Raise if model outputs have no column for a label; checks shapes only.
+class KnownLabels:
+    """The labels that a sampler was made with: targets and model outputs must fit them.
 
     Args:
-        logits: Model outputs [B, C].
-        targets: Labels int64 [B] to use instead of the sampler's own; None for those.
-        labels: Least and greatest of the sampler's own labels.
-
-    Raises:
-        ArgumentError: Outputs of another shape, or fewer than the labels need.
+        labels: Class of each training example, int64 [N] on the CPU.
     """
-    if logits.ndim != 2:
-        raise ArgumentError(f"logits must be [B, C], got shape {list(logits.shape)}.")
-    outputs = logits.shape[1]
-    low, high = labels
-    if low >= 0 and high < outputs:
-        return
-    if targets is None:
-        wrong = low if low < 0 else high
-    elif targets.is_cpu and not 0 <= int(targets.min()) <= int(targets.max()) < outputs:
-        wrong = int(targets[(targets < 0) | (targets >= outputs)][0])
-    else:
-        return
-    raise ArgumentError(
-        f"labels must be in [0, {outputs}) for a model of {outputs} outputs, got {wrong}; "
-        "number classes from 0, or give the model more outputs."
-    )
+
+    def __init__(self, labels: Tensor) -> None:
+        self._labels = labels
+
+    def has_targets(self, draw: Draw, given: Tensor) -> bool:
+        """Whether a batch's labels, or the numbers of their classes, are a draw's."""
+        labels = self._labels.index_select(0, draw.indices)
+        if torch.equal(given, labels):
+            return True
+        return torch.equal(given, torch.searchsorted(self._classes, labels))
+
+    def check_outputs(self, logits: Tensor, targets: Tensor | None) -> None:
+        """Raise if model outputs have no column for a label; checks shapes only.
+
+        Args:
+            logits: Model outputs [B, C].
+            targets: Labels int64 [B] to use instead of the sampler's; None for those.
+
+        Raises:
+            ArgumentError: Outputs of another shape, or fewer than the labels need.
+        """
+        if logits.ndim != 2:
+            raise ArgumentError(f"logits must be [B, C], got shape {list(logits.shape)}.")
+        outputs = logits.shape[1]
+        low, high = self._range
+        if low >= 0 and high < outputs:
+            return
+        if targets is None:
+            wrong = low if low < 0 else high
+        elif targets.is_cpu and not 0 <= int(targets.min()) <= int(targets.max()) < outputs:
+            wrong = int(targets[(targets < 0) | (targets >= outputs)][0])
+        else:
+            return
+        raise ArgumentError(
+            f"labels must be in [0, {outputs}) for a model of {outputs} outputs, got {wrong}; "
+            "number classes from 0, or give the model more outputs."
+        )
+
+    @functools.cached_property
+    def _range(self) -> tuple[int, int]:
+        """The least and the greatest label."""
+        return int(self._labels.min()), int(self._labels.max())
+
+    @functools.cached_property
+    def _classes(self) -> Tensor:
+        """Labels that occur, ascending."""
+        classes: Tensor = torch.unique(self._labels)
+        return classes

@@ -14,12 +14,12 @@ from torch import Tensor
 from hpo_mab._errors import require
 from hpo_mab.samplers._base import CommonArguments
 from hpo_mab.samplers._feedback import Draw
-from hpo_mab.samplers._learning import (
+from hpo_mab.samplers._streams import (
     LearningSampler,
     accumulate,
     choose_with_replacement,
     gradient_bound,
-    remember,
+    replace,
 )
 
 #: Least score of a candidate, in means of the candidates' scores.
@@ -39,8 +39,8 @@ class GradNormSampler(LearningSampler):
         tau <- 0.9 tau + 0.1 sqrt(m sum_i g_i^2),
 
     over the ``m`` latest scores. While it is off, these are of the trained batch; while it is on,
-    of the candidates. ``tau`` starts at 0. The default threshold is the paper's break-even
-    ``(K + 3 B) / (3 B)``, in which a forward pass costs a third of a step.
+    of the candidates. ``tau`` starts at 0. The default threshold is the paper's break-even,
+    ``(K + 3 B) / (3 B)``: a forward pass costs a third of a step.
 
     Candidates' scores need the model. Set `scorer` to a function from indices, int64 [K], to logits
     [K, C]; the built-in training loop does. Drawing then reads ``tau`` on the host, once a draw.
@@ -94,7 +94,7 @@ class GradNormSampler(LearningSampler):
         self.presample = presample
         self.threshold = (presample + 3) / 3 if threshold is None else threshold
         self.tau_decay = tau_decay
-        self._scores = self._memory(-1.0)  # Negative: never seen.
+        self._scores = self._new_table(-1.0)  # Negative: never seen.
         self._tau = torch.zeros((), device=self.device)
 
     @property
@@ -105,15 +105,11 @@ class GradNormSampler(LearningSampler):
     def _draw(self) -> Draw:
         shuffled = self._stream.take(self.batch_size)
         on = self._tau > self.threshold
-        # Reading ``on`` waits for the device, but scoring in vain would cost K forward passes.
+        # Reading ``on`` waits for the device. That costs less than K forward passes whose scores
+        # are not used.
         if self.scorer is not None and not bool(on):
             return Draw(self._count(shuffled), context=(shuffled, on))
-        candidates = torch.randint(
-            self.num_examples,
-            (self.presample * self.batch_size,),
-            generator=self._generator,
-            device=self.device,
-        )
+        candidates = self._candidates(self.presample * self.batch_size)
         scores = self._candidate_scores(candidates)
         chosen, probability = choose_with_replacement(
             scores, self.batch_size, generator=self._generator
@@ -145,10 +141,11 @@ class GradNormSampler(LearningSampler):
             return
         scores = gradient_bound(logits, self._targets_of(positions, targets))
         keep = torch.isfinite(losses) & torch.isfinite(scores)
-        remember(self._scores, positions, scores, keep=keep)
+        replace(self._scores, positions, scores, keep=keep)
         self._smooth_tau(scores, keep, when=~on)
 
     def _smooth_tau(self, scores: Tensor, keep: Tensor, *, when: Tensor) -> None:
+        """Move ``tau`` towards ``sqrt(m sum(g^2))`` of m kept scores, with g = s / sum(s)."""
         scores = torch.where(keep, scores, 0.0)
         total = scores.sum()
         reduction = torch.sqrt(keep.sum() * (scores**2).sum()) / total
@@ -222,8 +219,8 @@ class AdamBSSampler(LearningSampler):
         super().__init__(labels, **common)
         self.step = step
         self.floor = floor
-        self._ratios = self._memory(1.0)
-        self._growth = self._memory(0.0)
+        self._ratios = self._new_table(1.0)
+        self._growth = self._new_table(0.0)
 
     def probabilities(self) -> Tensor:
         """Probability of each of this rank's examples in one draw, float32 [n]; sums to 1."""
@@ -246,7 +243,8 @@ class AdamBSSampler(LearningSampler):
         keep = torch.isfinite(losses) & torch.isfinite(squares)
         exponents = (self.step * squares / _LARGEST_SQUARE / ratios**3).clamp_max(1.0)
         accumulate(self._growth, positions, exponents, keep=keep)
-        # An example drawn twice has the same sum at both places, so both writes are equal.
+        # An example drawn twice has the same growth in both of its places, so both writes are
+        # equal.
         self._ratios[positions] *= self._growth[positions].exp()
         self._growth.index_fill_(0, positions, 0.0)
         self._project(self._ratios[:-1], when=keep.any())
@@ -254,7 +252,9 @@ class AdamBSSampler(LearningSampler):
     def _project(self, ratios: Tensor, *, when: Tensor) -> None:
         """Project on mean 1 and the floor, by the least Kullback-Leibler divergence, in place.
 
-        Rounding changes even ratios that meet both, so they are left as they are unless ``when``.
+        The projection is ``max(floor, c q)``, with c such that the mean is 1. For a given set of
+        floored ratios, c is what is left of the total over the sum of the others. Rounding changes
+        even ratios that meet both, so nothing changes unless ``when``.
         """
         total = ratios.sum()
         scale = self.num_examples / total

@@ -14,13 +14,13 @@ from torch import Tensor
 from hpo_mab._errors import require
 from hpo_mab.samplers._base import CommonArguments
 from hpo_mab.samplers._feedback import Draw
-from hpo_mab.samplers._learning import (
+from hpo_mab.samplers._streams import (
     LearningSampler,
     MovingAverage,
     accumulate,
     choose_with_replacement,
-    make_memory,
-    remember,
+    make_table,
+    replace,
 )
 
 #: Length of a feature vector.
@@ -37,8 +37,8 @@ class FeatureTable:
 
     - a bias and whether the example was never answered;
     - *level*: the example's last outcome, as given to `learn`; 0 while unseen;
-    - its *visits*, the number of its finite outcomes, and its *age*, the draws since it was last
-      drawn (or since the start);
+    - its *visits*: the number of its finite outcomes;
+    - its *age*: the draws since it was last drawn, or since the start;
     - *class level*: mean outcome of its class so far, each class starting from one outcome of 0.
 
     Memory is 12 bytes an example without the labels; reading costs O(k) for k examples. Draws are
@@ -54,10 +54,10 @@ class FeatureTable:
         self._clock = 0
         device = labels.device
         classes = len(distinct)
-        # One row more, for values that must not count.
+        # One row more, for values that must not count, as in `make_table`.
         self._table = torch.zeros(len(labels) + 1, 3, device=device)
-        self._class_sums = make_memory(classes, 0.0, dtype=torch.float32, device=device)
-        self._class_counts = make_memory(classes, 1.0, dtype=torch.float32, device=device)
+        self._class_sums = make_table(classes, 0.0, dtype=torch.float32, device=device)
+        self._class_counts = make_table(classes, 1.0, dtype=torch.float32, device=device)
         self._scale = torch.tensor([1 / 4, 1 / 8], device=device)
 
     def read(self, positions: Tensor) -> Tensor:
@@ -86,7 +86,7 @@ class FeatureTable:
     def learn(self, positions: Tensor, outcomes: Tensor, *, keep: Tensor) -> None:
         """Record the outcomes of a batch, float [B], where ``keep``, bool [B], is true."""
         ones = torch.ones_like(outcomes)
-        remember(self._table[:, _LEVEL], positions, outcomes, keep=keep)
+        replace(self._table[:, _LEVEL], positions, outcomes, keep=keep)
         accumulate(self._table[:, _VISITS], positions, ones, keep=keep)
         classes = self._labels[positions]
         accumulate(self._class_sums, classes, outcomes, keep=keep)
@@ -167,6 +167,7 @@ class OnlineRidge:
         return factor
 
 
+#: Precision of the coefficients' prior: features and outcomes are of order 1.
 _RIDGE = 1.0
 
 
@@ -288,13 +289,14 @@ class ContextualSampler(LinearSampler):
         )
         slots = features.view(self.batch_size, self.candidates, NUM_FEATURES)
         predicted = torch.bmm(slots, coefficients[:, :, None]).squeeze(2)
+        # The first candidate of a slot is a uniform choice, because candidates come from a shuffle.
         chosen = predicted.argmax(dim=1).masked_fill(self._uniform_slots(), 0) + self._starts
         positions = candidates[chosen]
         self._features.drawn(positions)
         return Draw(self._count(positions), context=(positions, features[chosen]))
 
     def _uniform_slots(self) -> Tensor:
-        """Slots that take their first candidate, which is a uniform one, bool [B]."""
+        """Slots that take a uniform candidate, bool [B]."""
         tickets = torch.rand(self.batch_size, generator=self._generator, device=self.device)
         return tickets < self.floor
 
@@ -367,12 +369,7 @@ class ImponSampler(LinearSampler):
         self.weighted = weighted
 
     def _draw(self) -> Draw:
-        candidates = torch.randint(
-            self.num_examples,
-            (self.presample * self.batch_size,),
-            generator=self._generator,
-            device=self.device,
-        )
+        candidates = self._candidates(self.presample * self.batch_size)
         features = self._features.read(candidates)
         scores = (1 + features @ self._model.mean()).clamp_min(0)
         mean = scores.mean()

@@ -20,7 +20,7 @@ from hpo_mab.bandits import (
 )
 from hpo_mab.samplers._base import BatchSampler, CommonArguments
 from hpo_mab.samplers._feedback import Draw
-from hpo_mab.samplers._uniform import checked_difficulty, easiest
+from hpo_mab.samplers._static import checked_difficulty, easiest
 
 
 class MABSampler(BatchSampler):
@@ -47,8 +47,8 @@ class MABSampler(BatchSampler):
     as under uniform sampling. So before a bandit has learnt, it is no worse than shuffling.
 
     On the CPU arms are counted by state, exactly, at a cost that hardly depends on their number. If
-    more pulls count than a bandit has arms (``memory=None``), arms with over 12 pulls are drawn
-    singly, also exactly. A step then costs at most one Beta variate for each of them, about 1 ms
+    more pulls count than a bandit has arms (``memory=None``), arms with over 12 pulls are drawn one
+    by one, also exactly. A step then costs at most one Beta variate for each of them, about 1 ms
     for 10,000 examples.
 
     On CUDA all state is on the device, and drawing and learning do not wait for the host; both
@@ -175,7 +175,7 @@ class MABSampler(BatchSampler):
         self._engine = _engine(shares, settings, self.device, rng)
         #: Whether a record of examples removes arms.
         self.starts_from_record = known is not None
-        # `to` costs as much as a small operation even if the device is the same.
+        # A call of `to` costs as much as a small operation, even on the same device.
         self._elsewhere = self._engine.shares.device.type != self.device.type
 
     @classmethod
@@ -260,9 +260,9 @@ def _engine(
     device: torch.device,
     rng: np.random.Generator,
 ) -> BanditEngine:
-    """The engine for a device: grouped in NumPy, except on CUDA or with counts that decay."""
+    """The engine for a device: by states in NumPy, except on CUDA or with counts that decay."""
     if device.type == "cuda" or settings.discount is not None:
-        # Not every device can draw Gamma variates; others than CUDA use the CPU's.
+        # Not every device can draw Gamma variates, so all but CUDA use the CPU.
         where = device if device.type == "cuda" else torch.device("cpu")
         generator = torch.Generator(where).manual_seed(int(rng.integers(2**63)))
         return DeviceEngine(shares, settings, generator)

@@ -16,7 +16,7 @@ from torch import Tensor
 from hpo_mab._errors import UnknownNameError, require
 from hpo_mab.samplers._base import CommonArguments
 from hpo_mab.samplers._feedback import Draw
-from hpo_mab.samplers._learning import (
+from hpo_mab.samplers._streams import (
     LearningSampler,
     accumulate,
     choose_with_replacement,
@@ -33,7 +33,7 @@ class PassSampler(LearningSampler):
     a pass, not their order, which is random. The O(n) work happens once a pass; a draw is a slice
     of the pass.
 
-    A subclass stores what `_remember` receives, and computes `_scores` from it.
+    A subclass stores the probabilities that `_store` receives, and computes `_scores` from them.
     """
 
     #: Whether a pass is drawn with replacement.
@@ -52,7 +52,7 @@ class PassSampler(LearningSampler):
         super().__init__(labels, **common)
         self.budget = budget
         self.smoothing = smoothing
-        self._visits = self._memory(0, dtype=torch.int64)
+        self._visits = self._new_table(0, dtype=torch.int64)
 
     @abc.abstractmethod
     def _scores(self) -> Tensor:
@@ -92,11 +92,11 @@ class PassSampler(LearningSampler):
         probability = true_label_probability(losses, logits, self._targets_of(positions, targets))
         keep = torch.isfinite(probability)
         accumulate(self._visits, positions, torch.ones_like(positions), keep=keep)
-        self._remember(positions, probability, keep)
+        self._store(positions, probability, keep)
 
     @abc.abstractmethod
-    def _remember(self, positions: Tensor, probability: Tensor, keep: Tensor) -> None:
-        """Remember the probabilities of the true labels of a batch.
+    def _store(self, positions: Tensor, probability: Tensor, keep: Tensor) -> None:
+        """Store the probabilities of the true labels of a batch.
 
         Args:
             positions: Examples, int64 [B].
@@ -117,7 +117,7 @@ def fill_unseen(scores: Tensor, seen: Tensor) -> Tensor:
 
 
 class ArazoSampler(PassSampler):
-    """Memory ``a_i``: the mean over all visits of ``1 - p(true label)``.
+    """Scores from ``a_i``, the mean over all visits of ``1 - p(true label)``.
 
     The options are those of `PSGDSampler` and `CSGDSampler`.
     """
@@ -141,23 +141,23 @@ class ArazoSampler(PassSampler):
                 stacklevel=3,
             )
         self.corrected = self._replacement = corrected
-        self._unlikeliness = self._memory(0.0)
+        self._unlikeliness = self._new_table(0.0)
 
     def _means(self) -> tuple[Tensor, Tensor]:
         """``a_i``, float32 [n], and whether the example was seen, bool [n]."""
         visits = self._visits[:-1]
         return self._unlikeliness[:-1] / visits.clamp_min(1), visits > 0
 
-    def _remember(self, positions: Tensor, probability: Tensor, keep: Tensor) -> None:
+    def _store(self, positions: Tensor, probability: Tensor, keep: Tensor) -> None:
         accumulate(self._unlikeliness, positions, 1 - probability, keep=keep)
 
 
 class PSGDSampler(ArazoSampler):
     """p-SGD as Arazo et al. 2021 run it.
 
-    Memory ``a_i`` is the mean over all visits of ``1 - p(true label)`` in the training forward
-    pass. It comes from the logits where `update` gets them, else it is ``1 - exp(-loss)``. Examples
-    never seen get the largest ``a`` of those seen. Scores are ``s_i = a_i``, probabilities
+    ``a_i`` is the mean over all visits of ``1 - p(true label)`` in the training forward pass. It
+    comes from the logits where `update` gets them, else it is ``1 - exp(-loss)``. Examples never
+    seen get the largest ``a`` of those seen. Scores are ``s_i = a_i``, probabilities
 
         p_i = (s_i + c) / sum_j (s_j + c),    c = smoothing * mean(s),
 
@@ -303,13 +303,14 @@ class PredictionVarianceSampler(PassSampler):
             raise UnknownNameError("form", form, _FORMS)
         super().__init__(labels, budget=budget, smoothing=smoothing, **common)
         self.form = form
-        self._sums = self._memory(0.0)
-        self._squares = self._memory(0.0)
-        self._weights = self._memory(1.0)
+        self._sums = self._new_table(0.0)
+        self._squares = self._new_table(0.0)
+        self._weights = self._new_table(1.0)
 
     def _scores(self) -> Tensor:
         visits = self._visits[:-1]
         others = (visits - 1).clamp_min(1)
+        # Sum of squared deviations: sum(x^2) - sum(x)^2 / n. Rounding may make it negative.
         deviations = self._squares[:-1] - self._sums[:-1] ** 2 / visits.clamp_min(1)
         variance = deviations.clamp_min(0) / others
         return fill_unseen(torch.sqrt(variance + variance**2 / others), visits > 1)
@@ -329,6 +330,6 @@ class PredictionVarianceSampler(PassSampler):
             draw.weights = self._weights[draw.context]
         return draw
 
-    def _remember(self, positions: Tensor, probability: Tensor, keep: Tensor) -> None:
+    def _store(self, positions: Tensor, probability: Tensor, keep: Tensor) -> None:
         accumulate(self._sums, positions, probability, keep=keep)
         accumulate(self._squares, positions, probability**2, keep=keep)

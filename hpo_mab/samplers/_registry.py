@@ -19,7 +19,7 @@ NAMES: Mapping[str, str] = {
     "adambs": "hpo_mab.samplers._importance:AdamBSSampler",
     "contextual": "hpo_mab.samplers._linear:ContextualSampler",
     "csgd": "hpo_mab.samplers._pass:CSGDSampler",
-    "curriculum": "hpo_mab.samplers._uniform:CurriculumSampler",
+    "curriculum": "hpo_mab.samplers._static:CurriculumSampler",
     "gradnorm": "hpo_mab.samplers._importance:GradNormSampler",
     "hard_mining": "hpo_mab.samplers._selective:HardMiningSampler",
     "impon": "hpo_mab.samplers._linear:ImponSampler",
@@ -28,10 +28,10 @@ NAMES: Mapping[str, str] = {
     "psgd": "hpo_mab.samplers._pass:PSGDSampler",
     "pvar": "hpo_mab.samplers._pass:PredictionVarianceSampler",
     "selective_backprop": "hpo_mab.samplers._selective:SelectiveBackpropSampler",
-    "uniform": "hpo_mab.samplers._uniform:UniformSampler",
+    "uniform": "hpo_mab.samplers._static:UniformSampler",
 }
 
-#: Batch samplers. Another one than ours is given what it takes of the arguments named here;
+#: Batch samplers. A sampler from elsewhere gets those of the arguments in ``given`` that it takes;
 #: a study measures the ``difficulty``.
 SAMPLERS = Registry(
     "sampler",
@@ -116,10 +116,10 @@ def create(
 
 
 def sampler_maker(kind: Named) -> Callable[..., BatchSampler]:
-    """What makes samplers of a kind, called as a class of this package is.
+    """A function that makes samplers of a kind, with the arguments of this package's classes.
 
-    A class or function of somebody else's is called with those of ``labels``, ``batch_size``,
-    ``seed`` and ``device`` that it takes; see `hpo_mab.samplers._foreign.own_sampler`.
+    A class or function from elsewhere is called with those of these arguments that it takes, see
+    `hpo_mab.samplers._static.foreign_sampler`.
 
     Raises:
         UnknownNameError: No such kind.
@@ -128,15 +128,15 @@ def sampler_maker(kind: Named) -> Callable[..., BatchSampler]:
     found = SAMPLERS.load(kind)
     if SAMPLERS.name(kind) in SAMPLERS:
         return found
-    own = importlib.import_module("hpo_mab.samplers._foreign").own_sampler
-    return functools.partial(own, found, name_of(kind))
+    make = importlib.import_module("hpo_mab.samplers._static").foreign_sampler
+    return functools.partial(make, found, name_of(kind))
 
 
 def record_column(make: Callable[..., Any], knobs: Mapping[str, Any]) -> str | None:
     """Which mean of a study's record of examples a sampler takes; None for one that takes none.
 
     Args:
-        make: What makes the sampler, from `sampler_maker`.
+        make: Makes the sampler, from `sampler_maker`.
         knobs: The sampler's own options.
     """
     cls: Any = make.args[0] if isinstance(make, functools.partial) else make

@@ -1,4 +1,4 @@
-"""Samplers that skip what is learned: InfoBatch, selective backpropagation, hard mining."""
+"""Samplers that leave out examples of low loss: InfoBatch, selective backprop, hard mining."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from hpo_mab._errors import require
 from hpo_mab.samplers._base import CommonArguments
 from hpo_mab.samplers._feedback import Draw
-from hpo_mab.samplers._learning import LearningSampler, remember
+from hpo_mab.samplers._streams import LearningSampler, replace
 
 
 class InfoBatchSampler(LearningSampler):
@@ -23,8 +23,8 @@ class InfoBatchSampler(LearningSampler):
     ``1 / (1 - ratio)``. All others are drawn once, with weight 1. So the expected sum of a pass's
     weighted gradients is the gradient of the whole data set. (With ``m`` of ``n`` examples in a
     pass, a *batch*'s mean is ``n / m`` times as large in expectation; the pass has as many fewer
-    steps.) When the share set by `set_progress` reaches ``delta``, a full pass begins at once, and
-    nothing is skipped after that.
+    steps.) When the share set by `set_progress` reaches ``delta``, a full pass begins at once.
+    Nothing is skipped after that.
 
     Every example has a positive chance in every pass.
 
@@ -67,7 +67,7 @@ class InfoBatchSampler(LearningSampler):
         self.ratio = ratio
         self.delta = delta
         self._pruning = True
-        self._scores = self._memory(torch.inf)  # Infinite: never seen.
+        self._scores = self._new_table(torch.inf)  # Infinite: never seen.
 
     def set_progress(self, share: float) -> None:
         """Set the share of the budget spent; from ``delta`` on, nothing is skipped."""
@@ -99,7 +99,7 @@ class InfoBatchSampler(LearningSampler):
     def _learn(
         self, draw: Draw, losses: Tensor, logits: Tensor | None, targets: Tensor | None
     ) -> None:
-        remember(self._scores, draw.context, losses, keep=torch.isfinite(losses))
+        replace(self._scores, draw.context, losses, keep=torch.isfinite(losses))
 
     def _state(self) -> dict[str, Any]:
         return {**super()._state(), "pruning": self._pruning}
@@ -177,12 +177,13 @@ class SelectiveBackpropSampler(LearningSampler):
         self, draw: Draw, losses: Tensor, logits: Tensor | None, targets: Tensor | None
     ) -> None:
         finite = torch.isfinite(losses)
-        self._remember(losses, finite)
+        self._store(losses, finite)
         kept = finite & (draw.context < self._percentiles(losses) ** self.beta)
         draw.weights = kept * (self.batch_size / kept.sum().clamp_min(1))
         self._reward(kept, finite)
 
-    def _remember(self, losses: Tensor, finite: Tensor) -> None:
+    def _store(self, losses: Tensor, finite: Tensor) -> None:
+        """Write the finite losses into the ring of the last R; others go to its extra entry."""
         size = len(self._history) - 1
         slots = self._filled + finite.cumsum(0) - 1
         slots = torch.where(finite, slots % size, size)
@@ -249,7 +250,7 @@ class HardMiningSampler(LearningSampler):
         super().__init__(labels, **common)
         self.scorer: Callable[[Tensor], Tensor] | None = None
         self.presample = presample
-        self._losses = self._memory(torch.inf)  # Infinite: never seen.
+        self._losses = self._new_table(torch.inf)  # Infinite: never seen.
 
     def _draw(self) -> Draw:
         count = min(self.presample * self.batch_size, self.num_examples)
@@ -268,4 +269,4 @@ class HardMiningSampler(LearningSampler):
     def _learn(
         self, draw: Draw, losses: Tensor, logits: Tensor | None, targets: Tensor | None
     ) -> None:
-        remember(self._losses, draw.context, losses, keep=torch.isfinite(losses))
+        replace(self._losses, draw.context, losses, keep=torch.isfinite(losses))

@@ -19,10 +19,8 @@ if TYPE_CHECKING:
         PrunerSection,
         SamplerSection,
         StudySpec,
-        builtin_names,
-        load_spec,
-        make_spec,
     )
+    from hpo_mab.search._load import builtin_names, load_spec, make_spec
     from hpo_mab.search._objective import TrainingObjective
     from hpo_mab.search._prepare import load_splits, make_objective
     from hpo_mab.search._reporter import TrialReporter, recorded_trial
@@ -95,15 +93,15 @@ __getattr__, __dir__ = lazy_names(
         "TrialLoop": "._trial_loop",
         "TrialReporter": "._reporter",
         "Workload": "._workload",
-        "builtin_names": "._definition",
+        "builtin_names": "._load",
         "copy_study": "._study",
         "create_pruner": "._components",
         "derive_seed": "hpo_mab._plan",
         "join_study": "._runner",
-        "load_spec": "._definition",
+        "load_spec": "._load",
         "load_splits": "._prepare",
         "make_objective": "._prepare",
-        "make_spec": "._definition",
+        "make_spec": "._load",
         "recorded_trial": "._reporter",
         "replay": "._stored",
         "stored_objective": "._stored",

@@ -1,22 +1,18 @@
-"""The study definition: what a TOML file may say, what each key means, and how it is read.
-
-The command line's options override keys of the file.
-"""
+"""The study definition: its sections, what each of their keys means, and which values it takes."""
 
 from __future__ import annotations
 
 import math
-import tomllib
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-import pydantic
+from optuna.distributions import BaseDistribution
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from hpo_mab._attributes import TotalBudget
-from hpo_mab._errors import HpoMabError, SpecError, UnknownNameError, invalid_message, plain
-from hpo_mab.search._space import examples, parse_value, ranges
+from hpo_mab._errors import HpoMabError, plain
+from hpo_mab.search._components import AUTO, PORTFOLIO
+from hpo_mab.search._space import distributions, examples, parse_value
 from hpo_mab.training import DEFAULT_AVERAGE
 
 
@@ -188,16 +184,6 @@ class TrainingSection(_Section):
     examples: bool = True
 
 
-#: The samplers that ``"auto"`` chooses from. With few trials only the first ones race.
-PORTFOLIO: tuple[str | dict[str, Any], ...] = (
-    "uniform",
-    "mab",
-    {"name": "easy_first", "kind": "curriculum", "start": 0.6, "end": 0.5},
-    {"name": "trimmed", "kind": "curriculum", "start": 1.0, "end": 0.0, "trim": 0.1},
-    {"name": "hard_half", "kind": "hard_mining", "presample": 2},
-)
-
-
 class SamplerSection(_OpenSection):
     """``[sampler]``: the batch sampler; further keys are its knobs, constants or ranges.
 
@@ -225,7 +211,7 @@ class SamplerSection(_OpenSection):
         if not isinstance(raw, Mapping):
             return raw
         given = raw.get("portfolio")
-        if raw.get("kind") == "auto":
+        if raw.get("kind") == AUTO:
             return {**raw, "portfolio": list(PORTFOLIO) if given is None else given}
         for key in ("portfolio", "evidence"):
             if raw.get(key) is not None:
@@ -296,6 +282,10 @@ class CompareSection(_Section):
     arms: dict[str, ArmSection] = Field(default_factory=dict)
 
 
+#: Sections whose options may be ranges.
+_SEARCHED = ("optimizer", "model", "sampler")
+
+
 class StudySpec(_Section):
     """A whole study definition; see ``studies/README.md`` for the file format.
 
@@ -328,7 +318,7 @@ class StudySpec(_Section):
     @model_validator(mode="after")
     def _ranges_hold(self) -> StudySpec:
         try:
-            for section in ("model", "optimizer", "sampler"):
+            for section in _SEARCHED:
                 getattr(self, section).values(section)
         except HpoMabError as error:
             raise ValueError(str(error)) from error
@@ -337,154 +327,16 @@ class StudySpec(_Section):
     @property
     def has_pilot(self) -> bool:
         """Whether the first configurations are trained under uniform sampling, too."""
-        if self.sampler.kind == "auto":
+        if self.sampler.kind == AUTO:
             return True
         brings = {"evidence", "reference"} & self.pruner.options.keys()
         return self.pruner.kind == "advantage" and self.sampler.kind != "uniform" and not brings
 
-    def searched(self) -> dict[str, Any]:
+    def searched(self) -> dict[str, BaseDistribution]:
         """The search space: Optuna's distributions by parameter name."""
-        training = self.training
-        values = {
-            **self.optimizer.values("optimizer"),
-            **{f"model.{k}": v for k, v in self.model.values("model").items()},
-            **{
-                key: parse_value(f"training.{key}", getattr(training, key))
-                for key in ("batch_size", "warmup", "label_smoothing", "average")
-            },
-            **{f"sampler.{k}": v for k, v in self.sampler.values("sampler").items()},
+        training = {
+            key: parse_value(f"training.{key}", getattr(self.training, key))
+            for key in ("batch_size", "warmup", "label_smoothing", "average")
         }
-        return dict(item for name, value in values.items() for item in ranges(name, value))
-
-
-_BUDGET_UNITS = ("epochs", "steps", "examples")
-_KINDS = {"data": "name", "model": "name", "optimizer": "name", "sampler": "kind", "pruner": "kind"}
-
-
-def builtin_names() -> tuple[str, ...]:
-    """Names of the definitions that come with the package."""
-    return tuple(sorted(_builtin_paths()))
-
-
-def load_spec(
-    source: str | Path = "digits", overrides: Mapping[str, Any] | None = None
-) -> StudySpec:
-    """Read a study definition.
-
-    Args:
-        source: A TOML file, or the name of a definition that comes with the package.
-        overrides: Values by dotted key that replace the file's, e.g. ``{"optimizer.lr": 0.1}``.
-            Naming another sampler, pruner, network, optimiser or data set keeps only the options
-            it also has. With other data the definition is named after them, unless ``name`` is
-            given.
-
-    Raises:
-        SpecError: No such file, not TOML, or a value that cannot be used; names file and key.
-    """
-    path = _find(source)
-    try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise SpecError(f"{source}: not valid TOML: {error}") from None
-    except OSError as error:
-        raise SpecError(f"{source}: cannot be read: {error.strerror}.") from None
-    before = _data_label(raw)
-    try:
-        for key, value in (overrides or {}).items():
-            _override(raw, key, value)
-        if "name" not in (overrides or {}):
-            _name_after_data(raw, before)
-        return make_spec(raw)
-    except HpoMabError as error:
-        raise SpecError(f"{source}: {error}") from None
-
-
-def make_spec(raw: Mapping[str, Any]) -> StudySpec:
-    """Check a definition given as nested mappings.
-
-    Raises:
-        SpecError: A key or value that cannot be used.
-        UnknownNameError: An unknown data set, network, optimiser, sampler, pruner or option.
-    """
-    try:
-        spec = StudySpec.model_validate(raw)
-    except pydantic.ValidationError as error:
-        raise SpecError(invalid_message(error, _keys_at)) from None
-    # Imported late, as it imports torch: misspelt keys and file names are refused without it.
-    from hpo_mab.search._prepare import check_names
-
-    check_names(spec)
-    return spec
-
-
-def _find(source: str | Path) -> Path:
-    path = Path(source)
-    if path.suffix == ".toml" or path.exists():
-        if path.is_dir():
-            raise SpecError(f"{source} is a folder; name the definition (.toml) in it.")
-        if not path.is_file():
-            raise SpecError(f"{source}: no such file. Definitions: {', '.join(builtin_names())}.")
-        return path
-    builtin = _builtin_paths()
-    if str(source) not in builtin:
-        raise SpecError(str(UnknownNameError("study definition", str(source), builtin)))
-    return builtin[str(source)]
-
-
-def _builtin_paths() -> dict[str, Path]:
-    package = Path(__file__).resolve().parents[1]
-    installed = {path.stem: path for path in (package / "_studies").glob("*.toml")}
-    # In a checkout each definition lies next to its records.
-    checkout = {
-        path.parent.name: path for path in (package.parent / "studies").glob("*/study.toml")
-    }
-    return installed or checkout
-
-
-def _override(raw: dict[str, Any], key: str, value: Any) -> None:
-    *sections, last = key.split(".")
-    table = raw
-    for section in sections:
-        table = table.setdefault(section, {})
-        if not isinstance(table, dict):
-            raise SpecError(f"'{key}' cannot be set: '{section}' is not a section.")
-    if sections == ["budget"] and last in _BUDGET_UNITS:
-        for unit in _BUDGET_UNITS:
-            table.pop(unit, None)
-    names = len(sections) == 1 and _KINDS.get(sections[0]) == last
-    # A value of another type is refused later, when the whole definition is checked.
-    if names and isinstance(value, str) and table.get(last) != value:
-        from hpo_mab.search._prepare import takes
-
-        for option in [key for key in table if not takes(sections[0], value, key)]:
-            del table[option]
-    table[last] = value
-
-
-def _data_label(raw: Mapping[str, Any]) -> str:
-    """The data's label in a study's name: their name, with that of an image folder's folder."""
-    section = raw.get("data", {})
-    named = {"name": "digits", "root": "data", **(section if isinstance(section, Mapping) else {})}
-    if named["name"] != "image_folder":
-        return str(named["name"])
-    return f"image_folder-{Path(str(named['root'])).expanduser().resolve().name}"
-
-
-def _name_after_data(raw: dict[str, Any], before: str) -> None:
-    """Name a definition after its data if it was written for other data.
-
-    Otherwise its studies would have the names of studies on the original data.
-    """
-    label, name = _data_label(raw), raw.get("name")
-    if label != before and isinstance(name, str):
-        raw["name"] = label if name == before else f"{name}-{label}"
-
-
-def _keys_at(section: Sequence[int | str]) -> list[str]:
-    model: Any = StudySpec
-    for part in section:
-        field = model.model_fields.get(part)
-        if field is None or not hasattr(field.annotation, "model_fields"):
-            return []
-        model = field.annotation
-    return list(model.model_fields)
+        sections = {name: getattr(self, name).values(name) for name in _SEARCHED}
+        return distributions({**sections, "training": training})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import optuna
 import torch
@@ -13,9 +13,7 @@ from optuna.trial import FrozenTrial
 from torch import nn
 from torch.utils.data import Dataset
 
-from hpo_mab import training
 from hpo_mab._attributes import (
-    INTERRUPTED_KEY,
     LEARNED_KEY,
     PAIRED_KEY,
     REASON_KEY,
@@ -25,47 +23,28 @@ from hpo_mab._attributes import (
     UNIFORM,
     trial_attributes,
 )
-from hpo_mab._errors import ArgumentError, memory_reason, plain_arguments
+from hpo_mab._errors import plain_arguments
 from hpo_mab._examples import labels_digest
 from hpo_mab._plan import slot_of, trial_seed
 from hpo_mab._registry import Named
 from hpo_mab.data import Augmentation, DataIdentity, DatasetSplits, ImageSplits
 from hpo_mab.data._splits import source_digest
 from hpo_mab.samplers._registry import record_column
-from hpo_mab.search._components import AUTO, queue_twin, trained_kind
-from hpo_mab.search._definition import PORTFOLIO
+from hpo_mab.search._choice import judged_at
+from hpo_mab.search._components import AUTO, parse_portfolio, queue_twin, trained_kind
 from hpo_mab.search._race import Race
-from hpo_mab.search._race import portfolio as parts
 from hpo_mab.search._recorder import (
     Checkpoints,
     SlotCheckpoint,
     check_direction,
-    failure_reason,
     follow,
+    store_end,
 )
-from hpo_mab.search._space import Configuration, SearchSpace
-from hpo_mab.search._standing import judged_at
+from hpo_mab.search._space import Assignment, Configuration, SearchSpace
 from hpo_mab.search._workload import Loop, Workload
 from hpo_mab.storage import CurveStore, ExampleWriter, Storage
 from hpo_mab.storage._optuna import id_of
-from hpo_mab.training import DEFAULT_AVERAGE, Budget, TrainingDiverged
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Assignment:
-    """What a trial trains.
-
-    Attributes:
-        slot: Its place in the study's plan.
-        configuration: Its point of the search space.
-        seed: Of initial weights, batches and augmentation.
-        may_prune: Whether the study's pruner may stop it.
-    """
-
-    slot: int
-    configuration: Configuration
-    seed: int
-    may_prune: bool
+from hpo_mab.training import DEFAULT_AVERAGE, Budget, TrainingDiverged, select_device
 
 
 class TrainingObjective:
@@ -217,10 +196,10 @@ class TrainingObjective:
             ),
             augmentation=augmentation,
             num_workers=num_workers,
-            device=training.select_device(str(device)),
+            device=select_device(str(device)),
         )
         for settings in self.space.loop_examples():
-            self.workload.curve(settings)
+            self.workload.check_settings(settings)
         #: Identity of the data; None for the user's own datasets.
         self.data = None if isinstance(data, tuple) else DataIdentity.of(data)
         self.seed = seed
@@ -230,13 +209,14 @@ class TrainingObjective:
         self.source = source_digest(data) if self.auto and not isinstance(data, tuple) else ""
         self.pilot = pilot and not self.auto
         #: The samplers of ``"auto"`` by name; empty for another kind.
-        self.portfolio = parts(PORTFOLIO if portfolio is None else portfolio) if self.auto else {}
-        self._race_options: dict[str, Any] = {
-            "initial": initial,
-            "trials": trials,
-            "judged": judged_at(total),
-            "data": self.source,
-        }
+        self.portfolio = parse_portfolio(portfolio) if self.auto else {}
+        #: The race of ``"auto"``; None for another kind.
+        self.race: Race | None = None
+        if self.auto:
+            judged = judged_at(total)
+            self.race = Race(
+                self.portfolio, initial=initial, trials=trials, judged=judged, data=self.source
+            )
         #: Whether the study's lock is held where twins of the race are queued.
         self._is_stored = False
         self.curves = curves
@@ -268,7 +248,8 @@ class TrainingObjective:
             study: The study, in the storage.
             storage: Its database.
         """
-        self.__dict__.pop("race", None)
+        if self.race is not None:
+            self.race.keeps_record = True
         labels = self.workload.labels
         self.examples = ExampleWriter(
             storage.examples,
@@ -279,11 +260,6 @@ class TrainingObjective:
         )
         return self.examples
 
-    def evaluate_early_on(self, part: int | Literal["all"]) -> None:
-        """Make evaluations before the last on so many validation examples from now on."""
-        count = None if part == "all" else part
-        self.workload.loop = dataclasses.replace(self.workload.loop, early_validation=count)
-
     def recorded(self, params: Mapping[str, Any], attrs: Mapping[str, Any]) -> Configuration:
         """The configuration that a recorded trial has trained.
 
@@ -293,28 +269,6 @@ class TrainingObjective:
         """
         configuration = self._under(self.space.at(params), str(attrs.get(SAMPLER_KEY)))
         return configuration.with_difficulty() if attrs.get(LEARNED_KEY) else configuration
-
-    def check(self) -> None:
-        """Make a network, a sampler and an optimiser at both ends of every range, training none.
-
-        Raises:
-            ArgumentError: A value that one of them refuses, or a network that does not fit into
-                memory.
-        """
-        low, high = self.space.corners()
-        raced = [self._under(low, name) for name in self.portfolio]
-        for configuration in (low, high, *raced):
-            try:
-                with self.workload.training(configuration, seed=self.seed):
-                    pass
-            except Exception as error:
-                reason = memory_reason(error)
-                if reason is None:
-                    raise
-                options = ", ".join(f"{k} = {v}" for k, v in configuration.model.items())
-                raise ArgumentError(
-                    f"The network {f'with {options} ' if options else ''}does not fit: {reason}"
-                ) from None
 
     def __call__(self, trial: optuna.trial.BaseTrial) -> float:
         """Train the trial's configuration.
@@ -350,27 +304,19 @@ class TrainingObjective:
             trial.set_user_attr(SLOT_KEY, slot)
         if slot < self.initial:
             trial.set_user_attr(PAIRED_KEY, True)
+        suggested = self._with_sampler(trial, self.space.suggest(trial))
+        first_pruned = max(self.initial, 0 if self.race is None else self.race.end(trial.study))
         return Assignment(
             slot=slot,
-            configuration=self._with_record(
-                trial, self._with_sampler(trial, self.space.suggest(trial))
-            ),
+            configuration=self._with_record(trial, suggested),
             seed=trial_seed(self.seed, slot),
-            may_prune=slot
-            >= max(self.initial, 0 if self.race is None else self.race.end(trial.study)),
+            may_prune=slot >= first_pruned,
         )
 
     def conclude(self, trial: optuna.trial.Trial, slot: int) -> None:
         """Queue the twin of a trial of the pilot that has reached the end of its budget."""
         if self.pilot and slot < self.initial and TWIN_KEY not in trial.user_attrs:
             queue_twin(trial.study, trial)
-
-    @functools.cached_property
-    def race(self) -> Race | None:
-        """The race of ``"auto"``; None for another kind."""
-        if not self.auto:
-            return None
-        return Race(self.portfolio, records=self.examples is not None, **self._race_options)
 
     @property
     def waits_for_record(self) -> bool:
@@ -392,52 +338,44 @@ class TrainingObjective:
         """Where a trial is saved; None if nothing is."""
         if self.checkpoints is None:
             return None
+        twin = str(trial.user_attrs[SAMPLER_KEY]) if TWIN_KEY in trial.user_attrs else ""
         return SlotCheckpoint(
             self.checkpoints,
             trial.study,
-            (
-                assignment.slot,
-                str(trial.user_attrs[SAMPLER_KEY]) if TWIN_KEY in trial.user_attrs else "",
-            ),
+            (assignment.slot, twin),
             identity=functools.partial(
                 self.workload.identity, assignment.configuration, seed=assignment.seed
             ),
         )
 
     def _train(self, trial: optuna.trial.Trial, assignment: Assignment) -> float:
-        slot, configuration, seed = assignment.slot, assignment.configuration, assignment.seed
         checkpoint = self.checkpoint(trial, assignment)
         try:
             with self.workload.training(
-                configuration,
-                seed=seed,
+                assignment.configuration,
+                seed=assignment.seed,
                 state=None if checkpoint is None else checkpoint.load(),
                 examples=self.examples is not None,
-            ) as run:
+            ) as training:
                 if (on_progress := self.on_progress) is not None:
                     number = trial.number
-                    run.evaluations.on_progress = lambda share: on_progress({number: share})
+                    training.on_progress = lambda share: on_progress({number: share})
                 last = follow(
                     trial,
-                    run.evaluations,
+                    training,
                     evaluations=self.workload.loop.evaluations,
                     curves=self.curves,
                     checkpoint=checkpoint,
                     examples=self.examples,
                     may_prune=assignment.may_prune,
                 )
-                self.note_loop(run.evaluations.loop_reason)
-            self.conclude(trial, slot)
+                self.note_loop(training.loop_reason)
+            self.conclude(trial, assignment.slot)
         except TrainingDiverged as error:
             trial.set_user_attr(REASON_KEY, str(error))
             raise optuna.TrialPruned(str(error)) from error
-        except optuna.TrialPruned:
-            raise
-        except KeyboardInterrupt:
-            trial.set_user_attr(INTERRUPTED_KEY, True)
-            raise
-        except Exception as error:
-            trial.set_user_attr(REASON_KEY, failure_reason(error))
+        except (Exception, KeyboardInterrupt) as error:
+            store_end(trial, error)
             raise
         return last.accuracy
 
@@ -450,14 +388,6 @@ class TrainingObjective:
         if reason is not None:
             self.note(f"no CUDA graph: {reason}")
 
-    def note_alone(self, slots: int | Literal["auto"]) -> None:
-        """Keep why trials are not trained many at a time, where ``slots`` requests that."""
-        low, _ = self.space.corners()
-        reason = self.workload.why_alone(low)
-        asked = self.workload.device.type == "cuda" if slots == "auto" else slots > 1
-        if asked and reason is not None:
-            self.note(f"trials are trained one at a time: {reason}")
-
     def _train_alone(self, trial: optuna.trial.BaseTrial) -> float:
         attrs = trial_attributes(trial)
         if isinstance(trial, optuna.trial.FrozenTrial):
@@ -466,8 +396,8 @@ class TrainingObjective:
             configuration = self.space.suggest(trial)
         seed = trial_seed(self.seed, int(attrs.get(SLOT_KEY, trial.number)))
         try:
-            with self.workload.training(configuration, seed=seed) as run:
-                *_, last = run.evaluations
+            with self.workload.training(configuration, seed=seed) as training:
+                *_, last = training
         except TrainingDiverged as error:
             raise optuna.TrialPruned(str(error)) from error
         return last.accuracy
@@ -480,8 +410,7 @@ class TrainingObjective:
             return configuration
         name = trial.user_attrs.get(SAMPLER_KEY)
         if name is None and self.race is not None:
-            choice = self.race.choice(trial.study)
-            name = UNIFORM if choice is None else choice.sampler
+            name = self.race.sampler(trial.study)
         name = name or configuration.sampler.name
         trial.set_user_attr(SAMPLER_KEY, name)
         return self._under(configuration, name)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal
 
 from hpo_mab import data
-from hpo_mab._errors import HpoMabError, SpecError
+from hpo_mab._errors import ArgumentError, HpoMabError, SpecError, memory_reason
 from hpo_mab._registry import Named, Registry
 from hpo_mab.advantage import FEWEST_PAIRS
 from hpo_mab.bandits import REWARDS
@@ -15,9 +16,17 @@ from hpo_mab.data._load import DATA_SETS
 from hpo_mab.models import NETWORKS, network_maker
 from hpo_mab.pruners import TopKPruner
 from hpo_mab.samplers._registry import SAMPLERS, record_column, sampler_maker
-from hpo_mab.search._components import AUTO, PRUNERS, create_pruner, sampler_factory, trained_kind
-from hpo_mab.search._definition import (
+from hpo_mab.search._components import (
+    AUTO,
     PORTFOLIO,
+    PRUNERS,
+    create_pruner,
+    parse_portfolio,
+    sampler_factory,
+    trained_kind,
+    uses_record,
+)
+from hpo_mab.search._definition import (
     DataSection,
     ModelSection,
     OptimizerSection,
@@ -26,7 +35,6 @@ from hpo_mab.search._definition import (
     StudySpec,
 )
 from hpo_mab.search._objective import TrainingObjective
-from hpo_mab.search._race import portfolio, uses_record
 from hpo_mab.search._space import check_options, examples, parse_value
 from hpo_mab.training import Budget
 from hpo_mab.training._optimizers import OPTIMIZERS
@@ -86,7 +94,7 @@ def _check_arm(spec: StudySpec) -> None:
         _check_top_k(spec, pruner)
     race = spec.sampler.portfolio
     # Of the default portfolio, samplers that use the record are left out where there is none.
-    named = [] if race is None else list(portfolio(race).values())
+    named = [] if race is None else list(parse_portfolio(race).values())
     raced = [] if race == list(PORTFOLIO) else named
     if trained_kind(spec.sampler.kind) == "mab":
         for reward in examples(spec.sampler.values("sampler").get("reward", "above_average")):
@@ -237,8 +245,30 @@ def make_objective(spec: StudySpec, splits: ImageSplits | DatasetSplits) -> Trai
         total=budget.total,
         device=loop.device,
     )
-    objective.check()
+    check_ends(objective)
     return objective
+
+
+def check_ends(objective: TrainingObjective) -> None:
+    """Make a network, a sampler and an optimiser at both ends of every range, training none.
+
+    Raises:
+        ArgumentError: A value that one of them refuses, or a network that does not fit into memory.
+    """
+    low, high = objective.space.corners()
+    raced = [dataclasses.replace(low, sampler=part) for part in objective.portfolio.values()]
+    for configuration in (low, high, *raced):
+        try:
+            with objective.workload.training(configuration, seed=objective.seed):
+                pass
+        except Exception as error:
+            reason = memory_reason(error)
+            if reason is None:
+                raise
+            options = ", ".join(f"{k} = {v}" for k, v in configuration.model.items())
+            raise ArgumentError(
+                f"The network {f'with {options} ' if options else ''}does not fit: {reason}"
+            ) from None
 
 
 def _trial_examples(spec: StudySpec, budget: Budget, num_examples: int) -> int:

@@ -16,9 +16,8 @@ Samplers that leave early can only lower the error.
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
@@ -35,15 +34,12 @@ from hpo_mab._attributes import (
     UNIFORM,
     trial_attributes,
 )
-from hpo_mab._errors import ArgumentError
 from hpo_mab._plan import Plan
-from hpo_mab._registry import Named
 from hpo_mab.advantage import Estimate, Evidence
 from hpo_mab.pruners import AdvantagePruner, EvidenceKeeper
-from hpo_mab.samplers._registry import SAMPLERS, record_column, sampler_maker
-from hpo_mab.search._components import queue_twin
-from hpo_mab.search._space import Part, check_options, parse_value
-from hpo_mab.search._standing import Choice, Ended, Standing, fewest_pairs, stored_choice
+from hpo_mab.search._choice import Choice, Ended, Standing, fewest_pairs, stored_choice
+from hpo_mab.search._components import queue_twin, uses_record
+from hpo_mab.search._space import Part
 from hpo_mab.storage import FIRST_TRIALS
 
 #: Highest probability of adopting a sampler that is not better than uniform sampling.
@@ -52,50 +48,6 @@ ERROR = 0.05
 SHARE = 0.5
 #: Most pairs of the sampler that reaches the end of a race.
 MOST = 24
-
-
-def portfolio(entries: Sequence[Any]) -> dict[str, Part]:
-    """The samplers of a portfolio by name, in order.
-
-    Args:
-        entries: Each is a batch sampler's name, or a table with ``kind``, its options and ``name``
-            (the kind by default).
-
-    Raises:
-        ArgumentError: A name twice, no uniform sampling, options that are ranges, or a sampler that
-            cannot be imported.
-        UnknownNameError: An unknown sampler or option.
-    """
-    found: dict[str, Part] = {}
-    for entry in entries:
-        options = dict(entry) if isinstance(entry, Mapping) else {"kind": entry}
-        if "kind" not in options:
-            raise ArgumentError(f"sampler.portfolio: an entry needs a kind, got {entry!r}.")
-        kind: Named = options.pop("kind")
-        name = str(options.pop("name", re.split(r"[.:]", SAMPLERS.name(kind))[-1]))
-        if not re.fullmatch(r"[\w-]{1,40}", name):
-            raise ArgumentError(
-                "sampler.portfolio: a name must be at most 40 letters, digits, '_' and '-', "
-                f"got {name!r}."
-            )
-        if name in found:
-            raise ArgumentError(
-                f"sampler.portfolio must name each sampler once, got '{name}' twice; "
-                "give an entry a name."
-            )
-        values = {key: parse_value(f"sampler.{key}", value) for key, value in options.items()}
-        if values != options:
-            raise ArgumentError(f"sampler.portfolio: options of '{name}' must be constants.")
-        check_options(SAMPLERS, kind, values, section="sampler")
-        found[name] = Part(SAMPLERS.name(kind), sampler_maker(kind), options)
-    if UNIFORM not in found or found[UNIFORM].name != UNIFORM or found[UNIFORM].options:
-        raise ArgumentError(f"sampler.portfolio must hold '{UNIFORM}', got {', '.join(found)}.")
-    return found
-
-
-def uses_record(part: Part) -> bool:
-    """Whether a sampler uses the study's record of examples."""
-    return record_column(part.make, part.options) is not None
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -206,8 +158,6 @@ class Race:
         initial: Configurations at the start of the study.
         trials: Trials of the study, if known.
         judged: At equal ``"examples"`` or ``"seconds"``.
-        records: Whether trials of the study add to a record of examples. Without one, samplers that
-            use it do not enter.
         data: Digest of the data, kept with the choice.
     """
 
@@ -218,14 +168,12 @@ class Race:
         initial: int,
         trials: int | None = None,
         judged: Literal["examples", "seconds"] = "examples",
-        records: bool = False,
         data: str = "",
     ) -> None:
-        self._challengers = {
-            name: part
-            for name, part in samplers.items()
-            if name != UNIFORM and (records or not uses_record(part))
-        }
+        self._samplers = samplers
+        #: Whether trials of the study add to a record of examples. Without one, samplers that use
+        #: it do not enter.
+        self.keeps_record = False
         self._initial = initial
         self._trials = trials
         self._judged = judged
@@ -233,6 +181,15 @@ class Race:
         #: By name of the study.
         self._plans: dict[str, RacePlan | None] = {}
         self._choices: dict[str, Choice] = {}
+
+    @property
+    def _challengers(self) -> dict[str, Part]:
+        """The samplers that may enter, besides uniform sampling."""
+        return {
+            name: part
+            for name, part in self._samplers.items()
+            if name != UNIFORM and (self.keeps_record or not uses_record(part))
+        }
 
     def end(self, study: optuna.Study) -> int:
         """The first slot after those that are raced."""
@@ -247,6 +204,11 @@ class Race:
                 return None
             self._choices[study.study_name] = stored
         return self._choices[study.study_name]
+
+    def sampler(self, study: optuna.Study) -> str:
+        """Name of the batch sampler that a new trial is trained with."""
+        choice = self.choice(study)
+        return UNIFORM if choice is None else choice.sampler
 
     def advance(
         self,

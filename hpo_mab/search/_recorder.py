@@ -23,7 +23,9 @@ from optuna.study import StudyDirection
 from hpo_mab._attributes import (
     EVALUATION_KEY,
     EXAMPLES_KEY,
+    INTERRUPTED_KEY,
     PRUNED_KEY,
+    REASON_KEY,
     RESUMED_KEY,
     SECONDS_KEY,
 )
@@ -76,6 +78,14 @@ def failure_reason(error: BaseException) -> str:
         if said:
             return f"{starved or said[0]} (in a data-loading process)"
     return starved or text.splitlines()[0]
+
+
+def store_end(trial: optuna.trial.BaseTrial, error: BaseException) -> None:
+    """Store why an error has ended a trial; of a pruned one, the pruner has stored it."""
+    if isinstance(error, KeyboardInterrupt):
+        trial.set_user_attr(INTERRUPTED_KEY, True)
+    elif not isinstance(error, optuna.TrialPruned):
+        trial.set_user_attr(REASON_KEY, failure_reason(error))
 
 
 class TrialRecord:

@@ -22,15 +22,13 @@ from torch import Tensor, nn
 from hpo_mab._attributes import (
     BUDGET_KEY,
     EXAMPLES_KEY,
-    INTERRUPTED_KEY,
-    REASON_KEY,
     SAMPLER_KEY,
     SLOT_KEY,
     UNIFORM,
 )
 from hpo_mab._errors import ArgumentError, plain, plain_arguments
 from hpo_mab.samplers import BatchSampler, UniformSampler
-from hpo_mab.search._recorder import TrialRecord, check_direction, failure_reason
+from hpo_mab.search._recorder import TrialRecord, check_direction, store_end
 from hpo_mab.storage import STORAGE_ERRORS, CurveStore, Storage, heartbeat
 from hpo_mab.storage._optuna import id_of
 from hpo_mab.training import DEFAULT_AVERAGE, Evaluation, WeightAverage
@@ -155,7 +153,9 @@ class TrialReporter:
             return
         try:
             self._record.close()
-            self._note(error)
+            # Another tuner, such as Ray Tune, stops the function by an exit without a status.
+            if not (isinstance(error, SystemExit) and not error.code):
+                store_end(self._trial, error)
         except STORAGE_ERRORS as failure:
             # The error that ended the loop must be raised, not that of this write.
             error.add_note(f"The trial's end could not be stored: {type(failure).__name__}.")
@@ -284,14 +284,6 @@ class TrialReporter:
             averaged=self._averaged,
             **sampler_figures(statistics),
         )
-
-    def _note(self, error: BaseException) -> None:
-        if isinstance(error, KeyboardInterrupt):
-            self._trial.set_user_attr(INTERRUPTED_KEY, True)
-        elif isinstance(error, SystemExit) and not error.code:
-            return  # Another tuner, such as Ray Tune, stops the function.
-        elif not isinstance(error, optuna.TrialPruned):
-            self._trial.set_user_attr(REASON_KEY, failure_reason(error))
 
     def _stop_clock(self) -> None:
         if self._running_since is not None:

@@ -12,22 +12,34 @@ from typing import Any
 
 import optuna
 
-from hpo_mab._attributes import TEST_KEY, environment
+from hpo_mab._attributes import TEST_KEY
+from hpo_mab._machine import environment
+from hpo_mab.search._choice import Choice, stored_choice
 from hpo_mab.search._claim import Target
 from hpo_mab.search._definition import StudySpec
 from hpo_mab.search._objective import TrainingObjective
 from hpo_mab.search._prepare import load_splits, make_objective
-from hpo_mab.search._stack_loop import StackingFailed, StackLoop, choose_slots
-from hpo_mab.search._standing import Choice, stored_choice
+from hpo_mab.search._space import Configuration
+from hpo_mab.search._stack_loop import StackingFailed, StackLoop, why_alone
 from hpo_mab.search._stored import stored_objective, stored_spec, train_recorded
 from hpo_mab.search._study import check_study, choose_name, make_study, open_with_parts
 from hpo_mab.search._trial_loop import Slots, TrialCallback, TrialLoop
+from hpo_mab.search._workload import Workload
 from hpo_mab.storage import Definition, Storage, StudyRun, TrialRun, open_study, read_run
 from hpo_mab.storage._optuna import id_of
-from hpo_mab.training import Budget
+from hpo_mab.training import Budget, TrainingDiverged
+from hpo_mab.training._device import release_memory
 
 #: Shapes of network and batch up to which trials share stacks.
 MOST_SHAPES = 4
+
+#: Most slots that ``"auto"`` takes; more gain little on the largest cards.
+MOST_SLOTS = 32
+#: A search learns from finished trials, so ``"auto"`` leaves it at least this many rounds.
+_ROUNDS = 4
+#: A stack is used if a step takes less than this share of its time alone, per network.
+_WORTH_IT = 0.8
+_PROBED_STEPS = 40
 
 #: Runs trials in this process until the study is done; returns whether Ctrl-C ended it early.
 RunHere = Callable[[TrialCallback | None], bool]
@@ -74,6 +86,59 @@ def run_trials(
         except StackingFailed:
             pass
     return TrialLoop(study, storage, objective, examples=examples, on_trial=on_trial).run()
+
+
+def choose_slots(objective: TrainingObjective, *, trials: int) -> int:
+    """How many trials at a time train the fastest, found by a short probe on a CUDA device.
+
+    Returns:
+        1 on other devices, and where a stack is not faster or cannot be made.
+    """
+    workload = objective.workload
+    most = min(MOST_SLOTS, trials // _ROUNDS)
+    configuration, _ = objective.space.corners()
+    if workload.device.type != "cuda" or most < 2 or why_alone(workload, configuration):
+        return 1
+    try:
+        alone = _seconds_alone(workload, configuration)
+        stacked = _seconds_stacked(workload, configuration, slots=most)
+    except Exception:  # The trials will show the error.
+        return 1
+    finally:
+        release_memory()
+    return most if stacked < _WORTH_IT * alone else 1
+
+
+def _seconds_alone(workload: Workload, configuration: Configuration) -> float:
+    """Seconds of some captured steps of one network."""
+    with workload.training(
+        configuration, seed=0, final=Budget(steps=2 * _PROBED_STEPS), evaluations=2
+    ) as training:
+        first, second = training
+    return second.seconds - first.seconds
+
+
+def _seconds_stacked(workload: Workload, configuration: Configuration, *, slots: int) -> float:
+    """Seconds of as many steps of a network of a stack, its share."""
+    stack = workload.stack(configuration, slots=slots, seed=0)
+    for slot in range(slots):
+        sampler = workload.sampler(configuration, seed=slot, stacked=True)
+        workload.start_stacked(
+            stack,
+            slot,
+            configuration,
+            sampler=sampler,
+            seed=slot,
+            final=Budget(steps=2 * _PROBED_STEPS),
+            evaluations=2,
+        )
+    seconds = []
+    for _ in range(2):
+        (_, result), *_ = stack.advance()
+        if isinstance(result, TrainingDiverged):
+            raise result
+        seconds.append(result.seconds)
+    return seconds[1] - seconds[0]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -191,11 +256,15 @@ class StudyRunner:
             keep_target=keep_target,
         )
         # A study keeps the part that it began with, even if "auto" would give another one now.
-        self.objective.evaluate_early_on(Definition.load(study).settings.early_validation)
-        self.objective.note_alone(self.spec.training.slots)
+        early = Definition.load(study).settings.early_validation
+        workload = self.objective.workload
+        workload.loop = dataclasses.replace(
+            workload.loop, early_validation=None if early == "all" else early
+        )
+        self._note_alone()
         run_here = functools.partial(self._run_here, study)
         interrupted = launch(study, on_trial, run_here) if launch else run_here(on_trial)
-        self.objective.workload.known = self.storage.examples.frozen(id_of(study))
+        workload.known = self.storage.examples.frozen(id_of(study))
         run = read_run(self.storage, study.study_name)
         accuracy = None
         if score and run.best is not None and not interrupted:
@@ -218,6 +287,15 @@ class StudyRunner:
             trials=self.spec.budget.trials,
             on_trial=on_trial,
         )
+
+    def _note_alone(self) -> None:
+        """Keep why trials are not trained many at a time, where the definition requests that."""
+        slots, workload = self.spec.training.slots, self.objective.workload
+        low, _ = self.objective.space.corners()
+        reason = why_alone(workload, low)
+        asked = workload.device.type == "cuda" if slots == "auto" else slots > 1
+        if asked and reason is not None:
+            self.objective.note(f"trials are trained one at a time: {reason}")
 
     def train_again(
         self,
@@ -242,10 +320,10 @@ class StudyRunner:
         """
         recorded = train_recorded(self.objective, trial, seed=seed, sampler=sampler, final=final)
         with recorded as training:
-            training.evaluations.on_progress = on_progress
-            for _ in training.evaluations:
+            training.on_progress = on_progress
+            for _ in training:
                 pass
-            return training.test_accuracy()
+            return self.objective.workload.test_accuracy(training)
 
     def _test_score(
         self,

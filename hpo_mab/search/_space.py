@@ -101,6 +101,21 @@ def ranges(name: str, value: Any) -> Iterator[tuple[str, BaseDistribution]]:
             yield from ranges(parameter_of(name, index), item)
 
 
+def distributions(sections: Mapping[str, Mapping[str, Any]]) -> dict[str, BaseDistribution]:
+    """The Optuna parameters of a search space, from the parsed values of its sections."""
+    found = (
+        ranges(f"{_prefix(section)}{key}", value)
+        for section, values in sections.items()
+        for key, value in values.items()
+    )
+    return dict(itertools.chain.from_iterable(found))
+
+
+def _prefix(section: str) -> str:
+    """How the names of a section's parameters begin."""
+    return "" if section in ("optimizer", "training") else f"{section}."
+
+
 def range_ends(distribution: BaseDistribution) -> tuple[Any, Any]:
     """The lowest and highest value of a range; the first and last of choices."""
     if isinstance(distribution, CategoricalDistribution):
@@ -233,7 +248,24 @@ class Configuration:
         }
 
 
-class Choice:
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Assignment:
+    """What a trial trains: a point of the search space, in a slot of the study's plan.
+
+    Attributes:
+        slot: Its place in the study's plan.
+        configuration: Its point of the search space.
+        seed: Of initial weights, batches and augmentation.
+        may_prune: Whether the study's pruner may stop it.
+    """
+
+    slot: int
+    configuration: Configuration
+    seed: int
+    may_prune: bool
+
+
+class PartSpace:
     """What a section of a definition names, with its options: constants and ranges.
 
     Args:
@@ -257,16 +289,11 @@ class Choice:
         self.values = _parse(section, options)
         check_options(registry, named, self.values, section=section)
         self._make = make(named)
-        #: The optimiser's parameters have the names of its options alone.
-        self._prefix = "" if section == "optimizer" else f"{section}."
-
-    def parameters(self) -> dict[str, Any]:
-        """Parsed values by the names of their parameters."""
-        return {f"{self._prefix}{key}": value for key, value in self.values.items()}
+        self._section = section
 
     def suggest(self, trial: optuna.trial.BaseTrial) -> Part:
         """Ask the trial for every range."""
-        return Part(self.name, self._make, _suggest(trial, self._prefix, self.values))
+        return Part(self.name, self._make, _suggest(trial, self._section, self.values))
 
 
 def _chosen(section: str) -> tuple[Registry, Callable[[Named], Callable[..., Any]]]:
@@ -337,8 +364,8 @@ class SearchSpace:
         label_smoothing: Any = 0.0,
         average: Any = DEFAULT_AVERAGE,
     ) -> None:
-        self.optimizer = Choice("optimizer", *_split(optimizer, "name"))
-        self.sampler = Choice("sampler", *_split(sampler, "kind"))
+        self.optimizer = PartSpace("optimizer", *_split(optimizer, "name"))
+        self.sampler = PartSpace("sampler", *_split(sampler, "kind"))
         self.model = _parse("model", model or {})
         loop = {
             "batch_size": batch_size,
@@ -363,8 +390,8 @@ class SearchSpace:
         return Configuration(
             optimizer=self.optimizer.suggest(trial),
             sampler=self.sampler.suggest(trial),
-            model=_suggest(trial, "model.", self.model),
-            **_suggest(trial, "", self.loop),
+            model=_suggest(trial, "model", self.model),
+            **_suggest(trial, "training", self.loop),
         )
 
     @property
@@ -380,14 +407,14 @@ class SearchSpace:
         return self._at_end(0), self._at_end(-1)
 
     def _at_end(self, end: int) -> Configuration:
-        named = {
-            **self.optimizer.parameters(),
-            **self.loop,
-            **self.sampler.parameters(),
-            **{f"model.{key}": value for key, value in self.model.items()},
+        sections = {
+            "optimizer": self.optimizer.values,
+            "training": self.loop,
+            "sampler": self.sampler.values,
+            "model": self.model,
         }
-        found = (item for name, value in named.items() for item in ranges(name, value))
-        return self.at({name: range_ends(distribution)[end] for name, distribution in found})
+        found = distributions(sections)
+        return self.at({name: range_ends(one)[end] for name, one in found.items()})
 
     def at(self, params: Mapping[str, Any]) -> Configuration:
         """The point that a recorded trial's parameters name."""
@@ -412,8 +439,9 @@ def _parse(section: str, values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _suggest(
-    trial: optuna.trial.BaseTrial, prefix: str, values: Mapping[str, Any]
+    trial: optuna.trial.BaseTrial, section: str, values: Mapping[str, Any]
 ) -> dict[str, Any]:
+    prefix = _prefix(section)
     return {key: suggest(trial, f"{prefix}{key}", value) for key, value in values.items()}
 
 

@@ -1,7 +1,4 @@
-"""A worker that trains many trials at a time, as networks of stacks.
-
-`choose_slots` measures how many are worth it.
-"""
+"""A worker that trains many trials at a time, as networks of stacks."""
 
 from __future__ import annotations
 
@@ -18,30 +15,24 @@ from optuna.trial import TrialState
 
 from hpo_mab._attributes import REASON_KEY, RESUMED_KEY, STACK_KEY
 from hpo_mab._plan import Next
+from hpo_mab.samplers._registry import NAMES
 from hpo_mab.search._claim import claim_many
-from hpo_mab.search._objective import Assignment, TrainingObjective
+from hpo_mab.search._objective import TrainingObjective
 from hpo_mab.search._recorder import (
     SlotCheckpoint,
     TrialRecord,
-    failure_reason,
     offer,
+    store_end,
     warn_of_misfit,
 )
-from hpo_mab.search._space import Configuration
+from hpo_mab.search._space import Assignment, Configuration
 from hpo_mab.search._trial_loop import SECONDS_BETWEEN_LOOKS, End, TrialCallback, TrialLoop
 from hpo_mab.search._workload import Workload
 from hpo_mab.storage import STORAGE_ERRORS, Storage, heartbeat
 from hpo_mab.storage._optuna import id_of
-from hpo_mab.training import Budget, Evaluation, StackedTrainer, TrainingDiverged
+from hpo_mab.training import Evaluation, StackedTrainer, TrainingDiverged
 from hpo_mab.training._device import release_memory
-
-#: Most slots that ``"auto"`` takes; more gain little on the largest cards.
-MOST_SLOTS = 32
-#: A search learns from finished trials, so ``"auto"`` leaves it at least this many rounds.
-_ROUNDS = 4
-#: A stack is used if a step takes less than this share of its time alone, per network.
-_WORTH_IT = 0.8
-_PROBED_STEPS = 40
+from hpo_mab.training._optimizers import OPTIMIZERS
 
 
 @dataclasses.dataclass(slots=True)
@@ -74,6 +65,24 @@ class _Running:
         """Its state, right after an evaluation."""
         stack, slot = self.place
         return stack.state_dict(slot)
+
+
+def why_alone(workload: Workload, configuration: Configuration) -> str | None:
+    """Why trials of a configuration cannot be trained on a stack; None if they can."""
+    if workload.images is None:
+        return "a DataLoader brings the batches"
+    if not workload.loop.graph:
+        return "training.graph is off"
+    for what, part, ours in (
+        ("sampler", configuration.sampler, NAMES),
+        ("optimizer", configuration.optimizer, OPTIMIZERS),
+    ):
+        if part.name not in ours:
+            return f"the {what} '{part.name}' is not one of hpo_mab's"
+    sampler: Any = configuration.sampler.make
+    if sampler.weighs_by_losses or sampler.asks_network:
+        return f"the sampler '{configuration.sampler.name}' needs the network within its step"
+    return None
 
 
 class Stacks:
@@ -151,7 +160,7 @@ class StackLoop(TrialLoop):
     """Runs trials of a study, many at a time, as networks of a stack.
 
     A trial that ends leaves its slot to the next one at once. Trials that no stack can train
-    (`Workload.why_alone`) are trained alone, while the others wait.
+    (`why_alone`) are trained alone, while the others wait.
 
     Args:
         study: The study, with the sampler and pruner of its definition.
@@ -182,7 +191,7 @@ class StackLoop(TrialLoop):
         )
         self._running: dict[int, _Running] = {}
         low, _ = objective.space.corners()
-        self._may_stack = objective.workload.why_alone(low) is None
+        self._may_stack = why_alone(objective.workload, low) is None
 
     def _step(self) -> bool:
         """Fill the slots and train to the next evaluation; False when the study is done."""
@@ -232,7 +241,7 @@ class StackLoop(TrialLoop):
         ends = contextlib.ExitStack()
         try:
             assignment = self._objective.assign(trial)
-            if self._objective.workload.why_alone(assignment.configuration) is not None:
+            if why_alone(self._objective.workload, assignment.configuration) is not None:
                 return False
             ends.enter_context(heartbeat(self._storage.optuna, id_of(trial)))
             checkpoint = self._objective.checkpoint(trial, assignment)
@@ -337,7 +346,7 @@ class StackLoop(TrialLoop):
         return None
 
     def _fail(self, trial: optuna.trial.Trial, error: Exception) -> None:
-        trial.set_user_attr(REASON_KEY, failure_reason(error))
+        store_end(trial, error)
         self._fail_trial(trial)
 
     def _shrink(self, error: torch.OutOfMemoryError) -> None:
@@ -379,59 +388,6 @@ class StackLoop(TrialLoop):
 
 class StackingFailed(Exception):  # noqa: N818 - control flow within the worker
     """The network of the study cannot be trained on a stack."""
-
-
-def choose_slots(objective: TrainingObjective, *, trials: int) -> int:
-    """How many trials at a time train the fastest, found by a short probe on a CUDA device.
-
-    Returns:
-        1 on other devices, and where a stack is not faster or cannot be made.
-    """
-    workload = objective.workload
-    most = min(MOST_SLOTS, trials // _ROUNDS)
-    configuration, _ = objective.space.corners()
-    if workload.device.type != "cuda" or most < 2 or workload.why_alone(configuration):
-        return 1
-    try:
-        alone = _seconds_alone(workload, configuration)
-        stacked = _seconds_stacked(workload, configuration, slots=most)
-    except Exception:  # The trials will show the error.
-        return 1
-    finally:
-        release_memory()
-    return most if stacked < _WORTH_IT * alone else 1
-
-
-def _seconds_alone(workload: Workload, configuration: Configuration) -> float:
-    """Seconds of some captured steps of one network."""
-    with workload.training(
-        configuration, seed=0, final=Budget(steps=2 * _PROBED_STEPS), evaluations=2
-    ) as run:
-        first, second = run.evaluations
-    return second.seconds - first.seconds
-
-
-def _seconds_stacked(workload: Workload, configuration: Configuration, *, slots: int) -> float:
-    """Seconds of as many steps of a network of a stack, its share."""
-    stack = workload.stack(configuration, slots=slots, seed=0)
-    for slot in range(slots):
-        sampler = workload.sampler(configuration, seed=slot, stacked=True)
-        workload.start_stacked(
-            stack,
-            slot,
-            configuration,
-            sampler=sampler,
-            seed=slot,
-            final=Budget(steps=2 * _PROBED_STEPS),
-            evaluations=2,
-        )
-    seconds = []
-    for _ in range(2):
-        (_, result), *_ = stack.advance()
-        if isinstance(result, TrainingDiverged):
-            raise result
-        seconds.append(result.seconds)
-    return seconds[1] - seconds[0]
 
 
 def _shape(configuration: Configuration) -> Hashable:

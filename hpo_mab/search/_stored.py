@@ -16,14 +16,14 @@ from hpo_mab._errors import ArgumentError, StorageError, UnknownNameError
 from hpo_mab._examples import ExampleRecord, labels_digest
 from hpo_mab._plan import trial_seed
 from hpo_mab.data import Exclusion, ImageSplits
-from hpo_mab.search._definition import StudySpec, make_spec
+from hpo_mab.search._definition import StudySpec
+from hpo_mab.search._load import make_spec
 from hpo_mab.search._objective import TrainingObjective
 from hpo_mab.search._prepare import load_splits, make_objective
 from hpo_mab.search._trial_loop import Slots
-from hpo_mab.search._workload import TrainingRun
 from hpo_mab.storage import Definition, Storage, TrialRun, open_study, read_run
 from hpo_mab.storage._optuna import id_of
-from hpo_mab.training import Budget, Evaluation, TrainingDiverged
+from hpo_mab.training import Budget, Evaluation, Training, TrainingDiverged
 
 
 def stored_spec(
@@ -67,7 +67,7 @@ def train_recorded(
     seed: int | None = None,
     sampler: str | None = None,
     final: Budget | None = None,
-) -> AbstractContextManager[TrainingRun]:
+) -> AbstractContextManager[Training]:
     """A recorded trial's configuration in training, from the start; see `Workload.training`.
 
     Args:
@@ -161,8 +161,8 @@ def replay(
     spec = stored_spec(definition, device=device, data_root=data_root)
     objective = stored_objective(definition, spec)
     objective.workload.known = storage.examples.frozen(id_of(study))
-    with train_recorded(objective, trial) as run:
-        curve = tuple(_first(len(trial.curve), run.evaluations))
+    with train_recorded(objective, trial) as training:
+        curve = tuple(_first(len(trial.curve), training))
     return Replay(trial=trial, curve=curve)
 
 

@@ -20,25 +20,20 @@ from optuna.exceptions import DuplicatedStudyError
 from optuna.trial import TrialState
 
 from hpo_mab._attributes import (
-    CHOICE_KEY,
-    EVIDENCE_KEY,
-    GIVEN_KEY,
     PUBLISHED_KEY,
     RECORD_KEY,
-    UNIFORM,
     flat_spec,
 )
 from hpo_mab._errors import ArgumentError, StorageError, require
-from hpo_mab.advantage import Evidence
-from hpo_mab.pruners._evidence import difference_of_task, read_evidence
+from hpo_mab.search._choice import given_race, is_its_evidence, take_evidence
 from hpo_mab.search._claim import Target, close_lost
-from hpo_mab.search._components import AUTO, PlannedSampler, sampler_factory, study_pruner
+from hpo_mab.search._components import PlannedSampler, sampler_factory, study_pruner
 from hpo_mab.search._definition import StudySpec
-from hpo_mab.search._race import portfolio, uses_record
-from hpo_mab.search._standing import Raced
 from hpo_mab.storage import Definition, Storage, files_folder, open_study, study_names
 from hpo_mab.storage._optuna import add_copy, id_of, storage_of
 
+#: Keys of a definition that name evidence.
+_EVIDENCE = ("pruner.evidence", "sampler.evidence")
 # What may change between two runs of one study without changing what its trials mean.
 _FREE = (
     "name",
@@ -187,7 +182,7 @@ def make_study(
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
                 study.set_metric_names(["validation accuracy"])
-            _take_evidence(study, spec, source)
+            take_evidence(study, spec, source)
             # Last: a worker can join the study only when it has a definition.
             definition.save(study)
         target = Target(
@@ -236,7 +231,7 @@ def check_study(
     if "evidence" in spec.pruner.options:
         study_pruner(spec, known)
     if not Definition.is_in(known):
-        _given_race(spec)
+        given_race(spec)
 
 
 def stored_trials(storage: Storage, name: str) -> int:
@@ -265,7 +260,7 @@ def _refuse_other_definition(study: optuna.Study, wanted: Mapping[str, Any]) -> 
         if key == "budget.early_validation" and now.get(key) == "auto":
             # "auto" takes the part that the study began with.
             continue
-        if key in _EVIDENCE and _is_its_evidence(study, now.get(key)):
+        if key in _EVIDENCE and is_its_evidence(study, now.get(key)):
             continue
         raise StorageError(
             f"Study '{study.study_name}' exists with another definition: "
@@ -294,88 +289,6 @@ def _refuse_other_data(study: optuna.Study, wanted: Definition) -> None:
             f"Study '{study.study_name}' was made on other data ({difference}). Give --fresh or "
             "--name to start another study, or check --data-root."
         )
-
-
-#: Keys that name evidence.
-_EVIDENCE = ("pruner.evidence", "sampler.evidence")
-
-
-class EvidenceWarning(UserWarning):
-    """Evidence holds a choice of a batch sampler that does not hold for a study."""
-
-
-def _is_its_evidence(study: optuna.Study, path: Any) -> bool:
-    """Whether a file holds the evidence that the study was made with: it was moved."""
-    try:
-        found = Evidence.load(path)
-    except (ArgumentError, TypeError):
-        return False
-    attrs = study.user_attrs
-    given = attrs.get(GIVEN_KEY, {}).get("digest")
-    return found.digest == given or found.to_json() == attrs.get(EVIDENCE_KEY)
-
-
-def _take_evidence(study: optuna.Study, spec: StudySpec, source: str) -> None:
-    """Store what a study uses of the evidence it is given: its file may be moved afterwards."""
-    attr: dict[str, Any] = {"digest": "", "pruner": False, "unused": ""}
-    if (
-        spec.pruner.kind == "advantage"
-        and spec.pruner.options.get("evidence") is not None
-        and spec.sampler.kind != UNIFORM
-    ):
-        evidence = read_evidence(spec.pruner.options["evidence"])
-        attr["digest"] = evidence.digest
-        attr["pruner"] = not difference_of_task(evidence, spec.data.name, spec.model.name)
-        if attr["pruner"]:
-            study.set_user_attr(EVIDENCE_KEY, evidence.to_json())
-    given = _given_race(spec)
-    if given is not None:
-        attr["digest"], raced = given
-        why = _why_unused(raced, spec, source)
-        if why:
-            attr["unused"] = f"the choice of study '{raced.study}' is not used: {why}"
-            warnings.warn(f"auto holds a race: {attr['unused']}.", EvidenceWarning, stacklevel=4)
-        else:
-            study.set_user_attr(CHOICE_KEY, raced.taken().to_json())
-    if attr["digest"]:
-        study.set_user_attr(GIVEN_KEY, attr)
-
-
-def _given_race(spec: StudySpec) -> tuple[str, Raced] | None:
-    """Digest of the evidence that ``auto`` is given, and the race in it; None if there is none.
-
-    Raises:
-        ArgumentError: ``sampler.evidence`` cannot be read or holds no race.
-    """
-    if spec.sampler.kind != AUTO:
-        return None
-    named = spec.sampler.evidence
-    given = spec.pruner.options.get("evidence") if named is None else named
-    if given is None or (named is None and spec.pruner.kind != "advantage"):
-        return None
-    evidence = read_evidence(given)
-    if evidence.race is not None:
-        return evidence.digest, Raced.from_json(evidence.race)
-    if named is None:
-        return None
-    raise ArgumentError(
-        f"sampler.evidence must hold the choice of a study whose sampler was auto, got '{named}'; "
-        "'hpo-mab evidence' of such a study writes it."
-    )
-
-
-def _why_unused(raced: Raced, spec: StudySpec, source: str) -> str:
-    """Why the choice of another study does not hold for this one; empty if it does."""
-    different = raced.difference(spec.model_dump(mode="json"), data=source)
-    if different:
-        return different
-    samplers = portfolio(spec.sampler.portfolio or [])
-    chosen = samplers.get(raced.choice.sampler)
-    if chosen is None:
-        return f"it is '{raced.choice.sampler}', which the portfolio lacks"
-    if uses_record(chosen) and not spec.training.examples:
-        return f"'{raced.choice.sampler}' needs training.examples, which is off"
-    return ""
 
 
 # Keys under which the dashboard keeps notes on trials, by their ids.

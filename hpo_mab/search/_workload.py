@@ -15,14 +15,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Subset
 
-from hpo_mab import training
 from hpo_mab._errors import ArgumentError, check_integer
 from hpo_mab._examples import ExampleRecord
 from hpo_mab._plan import derive_seed
 from hpo_mab._registry import name_of
 from hpo_mab.data import Augmentation, DatasetSplits, ImageData, ImageSplits, Normalization
 from hpo_mab.samplers import BatchSampler
-from hpo_mab.samplers._registry import NAMES, record_column
+from hpo_mab.samplers._registry import record_column
 from hpo_mab.search._recorder import warn_of_misfit
 from hpo_mab.search._space import Configuration, Part
 from hpo_mab.training import (
@@ -30,12 +29,13 @@ from hpo_mab.training import (
     Budget,
     DeviceBatches,
     DeviceSweep,
+    LoaderBatches,
+    LoaderSweep,
     StackedTrainer,
     Sweep,
     Training,
 )
 from hpo_mab.training._device import check_precision, cpu_threads, random_state
-from hpo_mab.training._optimizers import OPTIMIZERS
 from hpo_mab.training._schedule import LearningCurve
 from hpo_mab.training._tally import ExampleTally
 
@@ -151,18 +151,18 @@ class Workload:
         """Budget of a trial in training examples."""
         return self._steps(self.budget, batch_size) * batch_size
 
-    def curve(self, settings: Mapping[str, Any]) -> LearningCurve:
-        """The empty learning curve of a trial.
+    def check_settings(self, settings: Mapping[str, Any]) -> None:
+        """Refuse settings of the loop outside their bounds.
 
         Args:
-            settings: Its ``batch_size``, ``warmup``, ``label_smoothing`` and ``average``.
+            settings: A trial's ``batch_size``, ``warmup``, ``label_smoothing`` and ``average``.
 
         Raises:
             ArgumentError: One outside its bound.
             UnknownNameError: No such schedule or ``keep``.
         """
         check_integer("batch_size", settings["batch_size"], 1)
-        return LearningCurve(
+        LearningCurve(
             steps=self._steps(self.budget, settings["batch_size"]),
             evaluations=self.loop.evaluations,
             schedule=self.loop.schedule,
@@ -180,7 +180,7 @@ class Workload:
         evaluations: int | None = None,
         state: Mapping[str, Any] | None = None,
         examples: bool = False,
-    ) -> Iterator[TrainingRun]:
+    ) -> Iterator[Training]:
         """One network in training; its random state is its own and follows from ``seed``.
 
         Args:
@@ -200,49 +200,39 @@ class Workload:
         with random_state(self.device), cpu_threads(self.loop.threads):
             points = evaluations or (1 if final else self.loop.evaluations)
             begin = functools.partial(self._start, configuration, seed, final, points, examples)
-            run = begin()
-            if state is not None and not _resume(run, state):
-                run = begin()
+            made = begin()
+            if state is not None:
+                try:
+                    made.load_state_dict(state)
+                except Exception as error:  # Each part has its own way to refuse a state.
+                    warn_of_misfit(error)
+                    made = begin()
             # Freed: it is as large as the network and the sampler.
             state = None
-            with contextlib.closing(run.evaluations):
-                yield run
+            with contextlib.closing(made):
+                yield made
+
+    def test_accuracy(self, trained: Training) -> float:
+        """Accuracy on the test set of the weights that were evaluated last, in [0, 1]."""
+        accuracy, _ = trained.evaluate(self._sweep("test"))
+        return accuracy
 
     def identity(self, configuration: Configuration, *, seed: int) -> dict[str, Any]:
         """All that decides a training, as plain values: equal where one can continue another."""
+        parts = {
+            "configuration": configuration.to_json(),
+            "budget": dataclasses.asdict(self.budget),
+            "loop": dataclasses.asdict(self.loop),
+        }
         return {
             "hpo_mab": version("hpo_mab"),
             "torch": str(torch.__version__),
             "device": self.device.type,
             "seed": seed,
             "examples": self.num_examples,
-            **{
-                name: json.dumps(part, sort_keys=True, default=_shown)
-                for name, part in (
-                    ("configuration", configuration.to_json()),
-                    ("budget", dataclasses.asdict(self.budget)),
-                    ("loop", dataclasses.asdict(self.loop)),
-                )
-            },
+            **{k: json.dumps(v, sort_keys=True, default=_text_of) for k, v in parts.items()},
             "augmentation": repr(self._augmentation),
         }
-
-    def why_alone(self, configuration: Configuration) -> str | None:
-        """Why trials of a configuration cannot be trained on a stack; None if they can."""
-        if not isinstance(self._data, ImageSplits):
-            return "a DataLoader brings the batches"
-        if not self.loop.graph:
-            return "training.graph is off"
-        for what, part, ours in (
-            ("sampler", configuration.sampler, NAMES),
-            ("optimizer", configuration.optimizer, OPTIMIZERS),
-        ):
-            if part.name not in ours:
-                return f"the {what} '{part.name}' is not one of hpo_mab's"
-        sampler: Any = configuration.sampler.make
-        if sampler.weighs_by_losses or sampler.asks_network:
-            return f"the sampler '{configuration.sampler.name}' needs the network within its step"
-        return None
 
     def network(self, configuration: Configuration, *, seed: int) -> nn.Module:
         """An untrained network on the CPU; its weights follow from ``seed``.
@@ -323,11 +313,13 @@ class Workload:
             options["difficulty"] = self._difficulty(part)
         # A bandit with another start than the stack's stays a sampler on the device.
         inside = stacked and part.name == "mab" and "difficulty" not in options
+        # A data loader takes indices on the host, so the sampler is there too.
+        on_host = inside or self.images is None
         sampler: BatchSampler = part.make(
             self.labels,
             batch_size=configuration.batch_size,
             seed=derive_seed(seed, "sampler"),
-            device="cpu" if inside else self._sampler_device,
+            device="cpu" if on_host else self.device,
             **options,
         )
         if sampler.batch_size != configuration.batch_size:
@@ -361,17 +353,16 @@ class Workload:
         final: Budget | None,
         points: int,
         examples: bool,
-    ) -> TrainingRun:
+    ) -> Training:
         torch.manual_seed(seed)
         model = self._network(configuration).to(self.device)
         optimizer = configuration.optimizer
-        sampler = self.sampler(configuration, seed=seed)
-        evaluations = training.Training(
+        return Training(
             model,
             batches=self._batches(derive_seed(seed, "augmentation")),
             validation=self._sweep("validation"),
             early=self._sweep("early"),
-            sampler=sampler,
+            sampler=self.sampler(configuration, seed=seed),
             optimizer=optimizer.make(model.parameters(), **optimizer.options),
             steps=self._steps(final or self.budget, configuration.batch_size),
             evaluations=points,
@@ -382,7 +373,6 @@ class Workload:
             examples=self._tally(1) if examples else None,
             **self._options(configuration),
         )
-        return TrainingRun(self, model, sampler, evaluations)
 
     def _options(self, configuration: Configuration) -> dict[str, Any]:
         """Arguments of a training, alone or stacked."""
@@ -400,24 +390,17 @@ class Workload:
     def _steps(self, budget: Budget, batch_size: int) -> int:
         return budget.num_steps(num_examples=self.num_examples, batch_size=batch_size)
 
-    @property
-    def _sampler_device(self) -> torch.device:
-        # A data loader takes indices on the host, so the sampler is there too.
-        return self.device if isinstance(self._data, ImageSplits) else torch.device("cpu")
-
     def _batches(self, seed: int) -> Batches:
         if isinstance(self._data, ImageSplits):
             return self._device_batches(seed, channels_last=self.loop.channels_last)
-        return training.LoaderBatches(
+        return LoaderBatches(
             self._data.train, device=self.device, num_workers=self._num_workers, seed=seed
         )
 
     def _sweep(self, part: str) -> Sweep:
         if isinstance(self._data, ImageSplits):
             return self._device_sweep(part, channels_last=self.loop.channels_last)
-        return training.LoaderSweep(
-            self._part(part), device=self.device, num_workers=self._num_workers
-        )
+        return LoaderSweep(self._part(part), device=self.device, num_workers=self._num_workers)
 
     def _device_batches(self, seed: int, *, channels_last: bool) -> DeviceBatches:
         return DeviceBatches(
@@ -458,41 +441,6 @@ class Workload:
         return self._data
 
 
-def _shown(value: Any) -> str:
+def _text_of(value: Any) -> str:
+    """A value that JSON lacks, as text: an option may be a function or a class."""
     return name_of(value) if callable(value) else str(value)
-
-
-def _resume(run: TrainingRun, state: Mapping[str, Any]) -> bool:
-    """Whether the training could take the state of another one."""
-    try:
-        run.evaluations.load_state_dict(state)
-    except Exception as error:  # Each part has its own way to say that a state is not its own.
-        warn_of_misfit(error)
-        return False
-    return True
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class TrainingRun:
-    """A network in training.
-
-    Attributes:
-        workload: What it is trained on.
-        model: The network.
-        sampler: Its batch sampler.
-        evaluations: Its learning curve; taking the next evaluation trains up to it.
-    """
-
-    workload: Workload
-    model: nn.Module
-    sampler: BatchSampler
-    evaluations: Training
-
-    def test_accuracy(self) -> float:
-        """Accuracy on the test set of the weights that were evaluated last, in [0, 1]."""
-        accuracy, _ = self.evaluations.evaluate(self.workload._sweep("test"))
-        return accuracy
-
-    def parameters(self) -> list[Tensor]:
-        """The network's parameters."""
-        return list(self.model.parameters())

@@ -1,4 +1,4 @@
-"""Batches of a training, their meters, and the sweeps over a data set for an evaluation."""
+"""Batches of a training, their losses and times, and passes over the examples of an evaluation."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class LossMeter:
 
     def __init__(self, device: torch.device) -> None:
         self._total = torch.zeros((), device=device)
-        # On other devices, reading the loss at every step would wait for the device.
+        # Elsewhere reading the loss at every step would make the host wait for the device.
         self._watch = device.type == "cpu"
         self._count = 0
 

@@ -52,7 +52,7 @@ def synchronize(device: torch.device) -> None:
 
 
 def release_memory() -> None:
-    """Free unused memory, so that the next trial and other processes can use it."""
+    """Free memory that nothing refers to, so that the next trial and other processes can use it."""
     gc.collect()
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         # On all devices of this process; only unused cached memory is freed.
@@ -72,6 +72,7 @@ def random_states(device: torch.device) -> dict[str, Tensor]:
 
 
 def set_random_states(device: torch.device, states: Mapping[str, Tensor]) -> None:
+    """Restore states that `random_states` returned."""
     torch.set_rng_state(states["cpu"].cpu())
     if device.type == "cuda":
         torch.cuda.set_rng_state(states["cuda"].cpu(), device)
@@ -101,13 +102,13 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16")
 
 
-#: Held by the thread that trains; it may start a training within another.
+#: Lock of the thread that trains; re-entrant, because a training may start another one.
 _training_thread = threading.RLock()
 
 
 @contextlib.contextmanager
 def random_state(device: torch.device) -> Iterator[None]:
-    """Torch's global random state, for one thread alone and restored afterwards.
+    """Reserve torch's global random state for one thread, and restore it afterwards.
 
     Weights, dropout and loaders draw from it, and torch has one for the whole process.
     """
@@ -126,7 +127,7 @@ def random_state(device: torch.device) -> Iterator[None]:
 
 @contextlib.contextmanager
 def cpu_threads(count: int | None) -> Iterator[None]:
-    """So many CPU threads of this process, restored afterwards; None leaves their number."""
+    """Set the number of CPU threads of this process, then restore it; None leaves it as it is."""
     before = torch.get_num_threads()
     if count is None or count == before:
         yield
@@ -191,7 +192,7 @@ class WeightAverage:
         }
         self._names = list(named)
         # Looked up at each step: a network may assign a new tensor to its buffer.
-        self._places = [_place(model, name) for name in named]
+        self._places = [_owner_of(model, name) for name in named]
         self._average = [tensor.detach().clone() for tensor in named.values()]
         device = self._average[0].device if self._average else torch.device("cpu")
         self._steps = torch.zeros((), device=device)
@@ -233,21 +234,23 @@ class WeightAverage:
         self._steps.copy_(state["steps"])
 
 
-def _place(model: nn.Module, name: str) -> tuple[dict[str, Any], str]:
+def _owner_of(model: nn.Module, name: str) -> tuple[dict[str, Any], str]:
     """The dictionary of a network that holds a parameter or buffer, and its key there."""
     path, _, own = name.rpartition(".")
     module = model.get_submodule(path)
     return (module._parameters if own in module._parameters else module._buffers), own
 
 
-#: What an evaluation may hold on a CPU; on a CUDA device it is this share of its memory.
+#: Bytes that the tensors of an evaluation may take on a CPU; on CUDA a share of the device's
+#: memory.
 _HOST_BYTES, _DEVICE_SHARE = 256 * 2**20, 1 / 8
-#: An operation may hold an input and a workspace as large as its output, and a skip a fourth.
+#: Tensors as large as the largest output that exist at once: an operation's input, output and
+#: workspace, and the input of a skip connection.
 _COPIES = 4
 
 
 class _Largest(TorchFunctionMode):
-    """Notes the bytes of the largest tensor of one example that an operation returns."""
+    """Records the bytes of the largest tensor of one example that an operation returns."""
 
     nbytes: int = 1
 
@@ -255,18 +258,24 @@ class _Largest(TorchFunctionMode):
         self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         made = func(*args, **(kwargs or {}))
-        # Other first dimensions are those of weights.
+        # Tensors of another first dimension are weights, not outputs of one example.
         if isinstance(made, Tensor) and made.shape[:1] == (1,):
             self.nbytes = max(self.nbytes, made.nbytes)
         return made
 
 
-def check_highest(label: int, *, outputs: int) -> None:
-    """Raise `ArgumentError` if the highest label of examples to evaluate on has no output."""
+def check_highest(
+    label: int, *, outputs: int, what: str = "labels of the examples to evaluate on"
+) -> None:
+    """Raise `ArgumentError` if a network has no output for the highest label of some examples.
+
+    On CUDA a label out of range fails an assertion, and every later CUDA call of the process then
+    fails. So this check comes before the loss.
+    """
     if label >= outputs:
         raise ArgumentError(
-            f"labels of the examples to evaluate on must be in [0, {outputs}) for a model of "
-            f"{outputs} outputs, got {label}; give the model more outputs."
+            f"{what} must be in [0, {outputs}) for a model of {outputs} outputs, got {label}; "
+            "give the model more outputs."
         )
 
 
@@ -369,7 +378,6 @@ def _sums(
 ) -> Tensor:
     """Correct answers, summed loss and number of examples of a batch, float64 or float32 [3]."""
     logits = logits_of(forward, inputs, precision=precision)
-    # On CUDA a label out of range is an assertion that ends all CUDA calls of the process.
     highest = int(targets.max()) if targets.is_cpu else getattr(examples, "highest_label", 0)
     check_highest(highest, outputs=logits.shape[1])
     loss = F.cross_entropy(logits, targets, reduction="sum")

@@ -1,4 +1,4 @@
-"""One step of training on the device, captured as a CUDA graph where that is possible."""
+"""A training step on the device, captured as a CUDA graph where that is possible."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.optim import Optimizer
 
+from hpo_mab._errors import ArgumentError
+from hpo_mab.samplers import BatchSampler
 from hpo_mab.samplers._feedback import Draw
-from hpo_mab.training._batches import DeviceBatches, LossMeter, TimedSampler
+from hpo_mab.training._batches import Batches, DeviceBatches, LossMeter, TimedSampler
 from hpo_mab.training._device import WeightAverage, logits_of
 from hpo_mab.training._optimizers import is_fused
 from hpo_mab.training._tally import ExampleTally
@@ -78,13 +80,13 @@ class Captured:
         if self._graph is not None:
             self._graph.replay()
         else:
-            with self._apart():
+            with self._on_capture_stream():
                 body()
         self._calls += 1
 
     @contextlib.contextmanager
-    def at_the_same_time(self) -> Iterator[None]:
-        """Within the function: run on a second stream, until `join`."""
+    def on_second_stream(self) -> Iterator[None]:
+        """Within the function: launch kernels on a second stream, until `join`."""
         if self._side is None:
             yield
             return
@@ -129,16 +131,16 @@ class Captured:
             torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"),
         ):
             body()
-        # A capture begins by writing each generator's seed and an offset of 0 to the device, on its
-        # own stream. Unless these writes come first, the first replay may draw the random numbers
-        # of the first step again.
+        # A capture begins by writing each generator's seed and an offset of 0 to the device, on the
+        # capture's stream. Each replay writes its offset on the current stream. The current stream
+        # waits here, so that the offset of 0 does not overwrite that of the first replay.
         if self._stream is not None:
             torch.cuda.current_stream().wait_stream(self._stream)
         self._graph = graph
 
     @contextlib.contextmanager
-    def _apart(self) -> Iterator[None]:
-        """On the stream of the later capture: libraries allocate their workspaces by stream."""
+    def _on_capture_stream(self) -> Iterator[None]:
+        """The stream of the later capture: libraries allocate their workspaces by stream."""
         if self._stream is None:
             yield
             return
@@ -168,7 +170,7 @@ def _new_stream(device: torch.device) -> torch.cuda.Stream:
 
 
 class DeviceStep:
-    """Draw, gather, augment, forward, backward, optimise, reward; the host never waits.
+    """A step: draw, gather, augment, forward, backward, optimise, reward. The host never waits.
 
     On CUDA the step is captured in a graph and replayed, see `Captured`. Elsewhere, and with
     ``capture=False``, the same function is called at each step.
@@ -243,7 +245,7 @@ class DeviceStep:
         capture = capture and device.type == "cuda" and is_fused(optimizer)
         if capture:
             _move_learning_rates(optimizer, device)
-        self._inside = sampler.sampler.capturable
+        self._sampler_in_graph = sampler.sampler.capturable
         self._step = Captured(
             device=device,
             generators=(batches.generator, sampler.sampler.graph_generator),
@@ -267,7 +269,7 @@ class DeviceStep:
 
     def __call__(self, *, step: int) -> None:
         """Take one optimiser step; ``step`` counts from 1."""
-        if not self._inside or self._held is None:
+        if not self._sampler_in_graph or self._held is None:
             self._store_draw(self._sampler.next_draw())
         waiting = self._sampler.sampler._outstanding
         draws = list(waiting)
@@ -277,7 +279,7 @@ class DeviceStep:
             waiting.extend(draws)
 
         self._step(self._body, undo=undo)
-        if not self._inside and self._outputs is not None:
+        if not self._sampler_in_graph and self._outputs is not None:
             losses, logits, targets = self._outputs
             self._sampler.update(losses, logits=logits, targets=targets)
         if self._examples is not None:
@@ -302,11 +304,11 @@ class DeviceStep:
         # the memory before the second stream's sampler reads it.
         self._outputs = outputs
         if self._examples is not None:
-            with self._step.at_the_same_time():
+            with self._step.on_second_stream():
                 # Before the next draw overwrites the indices; both are on the second stream.
                 self._examples.keep(held.indices, outputs[0], outputs[1])
-        if self._inside:
-            with self._step.at_the_same_time():
+        if self._sampler_in_graph:
+            with self._step.on_second_stream():
                 self._sampler.update(outputs[0], logits=outputs[1], targets=targets)
                 self._store_draw(self._sampler.next_draw())
         self._optimizer.zero_grad(set_to_none=True)
@@ -334,6 +336,7 @@ class DeviceStep:
 
     @staticmethod
     def _drawn(draw: Draw) -> dict[str, Any]:
+        """A draw as tensors, and whether it has importance weights."""
         ones = torch.ones_like(draw.indices, dtype=torch.float32)
         return {
             "indices": draw.indices,
@@ -343,6 +346,7 @@ class DeviceStep:
         }
 
     def _continue(self, drawn: Mapping[str, Any]) -> None:
+        """Restore the batch that was drawn before the state was saved."""
         device = self._batches.data.device
         indices, weights, context = (
             drawn[name].to(device, copy=True) for name in ("indices", "weights", "context")
@@ -359,26 +363,64 @@ class DeviceStep:
         device = self._batches.data.device
         if self._held is None:
             self._held = Draw(draw.indices.to(device, copy=True), weights.to(device))
-            if self._inside:
+            if self._sampler_in_graph:
                 self._held.context = draw.context.clone()
         else:
             self._held.indices.copy_(draw.indices, non_blocking=True)
             self._weights().copy_(weights, non_blocking=True)
-            if self._inside:
+            if self._sampler_in_graph:
                 self._held.context.copy_(draw.context)
-        if self._inside:
+        if self._sampler_in_graph:
             # The next replay reads the outstanding draw at these addresses.
             draw.indices, draw.context = self._held.indices, self._held.context
             draw.weights = None if draw.weights is None else self._held.weights
 
     def _weights(self) -> Tensor:
+        """Importance weights of the held batch, float32 [B]."""
         if self._held is None or self._held.weights is None:
             raise RuntimeError("a step needs a batch drawn before it")
         return self._held.weights
 
 
 def _move_learning_rates(optimizer: Optimizer, device: torch.device) -> None:
+    """Make learning rates tensors on the device: a graph reads them at each replay."""
     for group in optimizer.param_groups:
         group["lr"] = torch.as_tensor(group["lr"], dtype=torch.float32, device=device).clone()
         if "capturable" in group:
             group["capturable"] = True
+
+
+def choose_capture(
+    graph: bool | None, batches: Batches, sampler: BatchSampler, optimizer: Optimizer
+) -> tuple[bool, str | None]:
+    """Whether a training takes its steps by `DeviceStep`.
+
+    Args:
+        graph: Whether it must; None: where a graph can be captured.
+        batches: Its training examples.
+        sampler: Its batch sampler.
+        optimizer: Its optimiser.
+
+    Returns:
+        Whether it does and, with ``graph=None`` on a CUDA device, why it does not.
+
+    Raises:
+        ArgumentError: It must, and batches or sampler do not allow it.
+    """
+    if graph and not isinstance(batches, DeviceBatches):
+        raise ArgumentError(f"graph needs DeviceBatches, got {type(batches).__name__}.")
+    if graph and sampler.weighs_by_losses:
+        raise ArgumentError(
+            "graph needs a sampler whose weights do not follow from the batch's losses, "
+            f"got {type(sampler).__name__}."
+        )
+    weights = (weight for group in optimizer.param_groups for weight in group["params"])
+    if graph is not None or not any(weight.device.type == "cuda" for weight in weights):
+        return bool(graph), None
+    if not isinstance(batches, DeviceBatches):
+        return False, "a DataLoader brings the batches"
+    if sampler.weighs_by_losses:
+        return False, f"{type(sampler).__name__} weighs a batch by its own losses"
+    if not is_fused(optimizer):
+        return False, f"the optimiser {type(optimizer).__name__} has no fused form"
+    return True, None

@@ -33,7 +33,7 @@ def sgd(
 
 
 def _adam(kind: type[Optimizer], *, weight_decay: float) -> Callable[..., Optimizer]:
-    """What makes an optimiser of Adam's family, with its default of ``weight_decay``."""
+    """A function that makes an optimiser of Adam's family with this default weight decay."""
     default = weight_decay
 
     def make(
@@ -82,7 +82,8 @@ def is_fused(optimizer: Optimizer) -> bool:
     return all(group.get("fused") for group in optimizer.param_groups)
 
 
-#: Optimisers; another one than ours is a class of `torch.optim.Optimizer`, or a function.
+#: Optimisers. One from elsewhere is a class of `torch.optim.Optimizer`, or a function that makes
+#: it.
 OPTIMIZERS = Registry(
     "optimizer",
     {
@@ -134,7 +135,7 @@ def create_optimizer(name: Named, parameters: Iterable[Parameter], **options: An
 
 
 def optimizer_maker(name: Named) -> Callable[..., Optimizer]:
-    """What makes optimisers of a name, called with the parameters and its knobs.
+    """A function that makes optimisers of a name, called with the parameters and its knobs.
 
     Raises:
         UnknownNameError: No such optimiser.
@@ -179,7 +180,7 @@ class RowOptimizer:
         #: Peak learning rate and every other knob, float32 [K, 1] each.
         self.knobs = {knob: column.clone() for knob in self._defaults}
         self._steps = column.clone()
-        # As many as the rule uses: each takes as much memory as the weights.
+        # Only as many as the optimiser needs: each takes as much memory as the weights.
         self._moments = [torch.zeros_like(weights) for _ in range(_ROW_MOMENTS[name])]
         self._product = torch.ones_like(column)
 
@@ -212,7 +213,9 @@ class RowOptimizer:
         momentum = self.knobs["momentum"]
         (moment,) = self._moments
         gradients.addcmul_(self.knobs["weight_decay"], self._weights)
+        # The first moment is the gradient itself, as in torch: `_moments` begin at 0.
         moment.mul_(momentum).add_(gradients)
+        # A tensor of 0 or 1, because rows differ: it selects the moment, or Nesterov's direction.
         nesterov = self.knobs["nesterov"]
         direction = torch.lerp(moment, gradients.addcmul_(momentum, moment), nesterov)
         self._weights.addcmul_(lr, direction, value=-1)

@@ -1,11 +1,11 @@
-"""The budget of a training, its schedule, and what an evaluation holds; without torch."""
+"""The budget, schedule and learning curve of a training; without torch."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, TypedDict
 
 from hpo_mab._errors import ArgumentError, UnknownNameError, plain, require
 
@@ -15,7 +15,7 @@ class Evaluation:
     """One point of a learning curve.
 
     Attributes:
-        index: Position among the run's evaluations, from 1.
+        index: Position among the training's evaluations, from 1.
         steps: Optimiser steps done.
         examples: Training examples processed, ``steps * batch size``.
         seconds: Training seconds spent, the sampler's own cost included, evaluation excluded.
@@ -63,7 +63,7 @@ SAMPLER_FIGURES = tuple(
 
 
 def sampler_figures(statistics: Mapping[str, float]) -> dict[str, Any]:
-    """Those of a sampler's statistics that an `Evaluation` holds."""
+    """The statistics of a sampler that an `Evaluation` has a field for."""
     return {name: statistics[name] for name in SAMPLER_FIGURES if name in statistics}
 
 
@@ -208,8 +208,19 @@ def check_window(window: float) -> None:
     require(0.0 <= window <= 1.0, "average", "a share in [0, 1]", window)
 
 
+class CurveArguments(TypedDict, total=False):
+    """Keyword arguments of a `LearningCurve` in addition to ``steps``."""
+
+    evaluations: int
+    warmup: float
+    schedule: str
+    average: float
+    keep: str
+    label_smoothing: float
+
+
 class LearningCurve:
-    """The evaluations of a training: when, by which weights, and those there are.
+    """The evaluations of a training: their steps, their weights, and those made so far.
 
     Args:
         steps: Budget in optimiser steps, at least 1.
@@ -234,12 +245,12 @@ class LearningCurve:
         self,
         *,
         steps: int,
-        evaluations: int,
-        warmup: float,
-        schedule: str,
-        average: float,
-        keep: str,
-        label_smoothing: float,
+        evaluations: int = 8,
+        warmup: float = 0.1,
+        schedule: str = "linear",
+        average: float = 0.0,
+        keep: str = "trained",
+        label_smoothing: float = 0.0,
     ) -> None:
         check_window(average)
         require(0.0 <= label_smoothing < 1.0, "label_smoothing", "in [0, 1)", label_smoothing)

@@ -7,7 +7,7 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -15,12 +15,17 @@ from torch import Tensor, nn
 from hpo_mab._errors import ArgumentError, plain_arguments, require
 from hpo_mab.samplers import BatchSampler
 from hpo_mab.training._batches import DeviceBatches, DeviceSweep, TrainingDiverged
-from hpo_mab.training._device import check_precision, synchronize
+from hpo_mab.training._device import check_highest, check_precision, synchronize
 from hpo_mab.training._device_step import Captured
-from hpo_mab.training._draw_rows import PLANNED_STEPS, DrawRows, learns
 from hpo_mab.training._optimizers import RowOptimizer
-from hpo_mab.training._rows import NetworkRows, NumberRows, stacked_cross_entropy
-from hpo_mab.training._schedule import Evaluation, LearningCurve, sampler_figures
+from hpo_mab.training._rows import (
+    PLANNED_STEPS,
+    DrawRows,
+    NetworkRows,
+    NumberRows,
+    stacked_cross_entropy,
+)
+from hpo_mab.training._schedule import CurveArguments, Evaluation, LearningCurve, sampler_figures
 from hpo_mab.training._tally import ExampleTally
 
 
@@ -123,7 +128,6 @@ class StackedTrainer:
         check_precision(precision)
         require(slots >= 1, "slots", "at least 1", slots)
         require(batch_size >= 1, "batch_size", "at least 1", batch_size)
-        device = batches.data.device
         self.slots = slots
         self.batch_size = batch_size
         self.optimizer = optimizer
@@ -135,7 +139,7 @@ class StackedTrainer:
         self.evaluation_seconds = [0.0] * slots
         self._capture = capture
         self._clock = clock
-        self._device = device
+        self._device = device = batches.data.device
         self._highest_label = int(batches.data.labels.max())
         self._networks = NetworkRows(model, slots, device, half=precision == "bfloat16")
         self._optimizer = RowOptimizer(optimizer, self._networks.weights)
@@ -175,15 +179,10 @@ class StackedTrainer:
         sampler: BatchSampler,
         steps: int,
         optimizer: Mapping[str, Any] | None = None,
-        evaluations: int = 8,
-        warmup: float = 0.1,
-        schedule: str = "linear",
-        average: float = 0.0,
-        keep: str = "trained",
-        label_smoothing: float = 0.0,
         state: Mapping[str, Any] | None = None,
+        **curve: Unpack[CurveArguments],
     ) -> None:
-        """Begin a training in a free slot; arguments as for `Training`.
+        """Begin a training in a free slot.
 
         Args:
             slot: A slot of `free`.
@@ -193,13 +192,9 @@ class StackedTrainer:
                 the device of the batches.
             steps: Budget in optimiser steps.
             optimizer: Knobs of the trainer's optimiser.
-            evaluations: Points of the learning curve.
-            warmup: Share of the steps to warm the learning rate up over.
-            schedule: ``"linear"`` or ``"constant"``.
-            average: Window of the moving average of the weights; 0 for none.
-            keep: ``"trained"`` or ``"better"``.
-            label_smoothing: Share of the target spread over all classes, in [0, 1).
             state: What `state_dict` returned for the same training, which continues from there.
+            **curve: ``evaluations``, ``warmup``, ``schedule``, ``average``, ``keep`` and
+                ``label_smoothing``, see `Training`.
 
         Raises:
             ArgumentError: The slot is taken, or an argument is outside its bound. The network has
@@ -212,18 +207,10 @@ class StackedTrainer:
             raise ArgumentError(
                 f"sampler must draw batches of {self.batch_size}, got {sampler.batch_size}."
             )
-        curve = LearningCurve(
-            steps=steps,
-            evaluations=evaluations,
-            warmup=warmup,
-            schedule=schedule,
-            average=average,
-            keep=keep,
-            label_smoothing=label_smoothing,
-        )
+        planned = LearningCurve(steps=steps, **curve)
         self._optimizer.begin(slot, **(optimizer or {}))
         self._networks.begin(slot, model)
-        self._numbers.begin(slot, curve)
+        self._numbers.begin(slot, planned)
         if self.examples is not None:
             self.examples.begin(slot)
         before = self._draws.engine
@@ -232,7 +219,7 @@ class StackedTrainer:
             # The graph captured so far has no bandits, so a new one must be captured.
             self._step = self._new_step()
         peak = float(self._optimizer.knobs["lr"][slot])
-        each = _Slot(curve=curve, peak=peak, sampler=None if own else sampler)
+        each = _Slot(curve=planned, peak=peak, sampler=None if own else sampler)
         if state is not None:
             self._resume(slot, each, state)
         self.evaluation_seconds[slot] = 0.0
@@ -332,8 +319,6 @@ class StackedTrainer:
             parts |= {"draws": self._draws.tensors(), "bandits": self._draws.engine.rows()}
         return {f"{part}.{name}": t for part, held in parts.items() for name, t in held.items()}
 
-    # -------------------------------------------------------------------- steps
-
     def _new_step(self) -> Captured:
         engine = None if self._draws.engine is None else self._draws.engine.generator
         return Captured(
@@ -347,7 +332,7 @@ class StackedTrainer:
         outside = {
             slot: each.sampler for slot, each in self._running.items() if each.sampler is not None
         }
-        learners = {slot: sampler for slot, sampler in outside.items() if learns(sampler)}
+        learners = {slot: sampler for slot, sampler in outside.items() if sampler._learns}
         # Samplers that do not learn draw many steps ahead: no host work then separates replays of
         # the graph. A learner's next draw needs the losses of this step.
         at_once = 1 if learners else PLANNED_STEPS
@@ -379,23 +364,16 @@ class StackedTrainer:
         targets = targets.view(self.slots, self.batch_size)
         networks.model.train()
         logits = networks.forward(networks.leaves, networks.buffers, inputs, in_dim=0)
-        if self._highest_label >= logits.shape[2]:
-            # An index out of range fails an assertion on a CUDA device. Every later CUDA call of
-            # the process then fails.
-            raise ArgumentError(
-                f"labels must be in [0, {logits.shape[2]}) for a model of {logits.shape[2]} "
-                f"outputs, got {self._highest_label}; give the model more outputs."
-            )
+        check_highest(self._highest_label, outputs=logits.shape[2], what="labels")
         losses = stacked_cross_entropy(logits, targets, numbers.label_smoothing)
-        outputs = losses.detach(), logits.detach(), targets
         # A reference is kept until the step's end. Without it a kernel of the main stream could get
         # the memory before the second stream's bandits read it.
-        self._outputs = outputs
+        self._outputs = outputs = losses.detach(), logits.detach(), targets
         if self.examples is not None:
-            with self._step.at_the_same_time():
+            with self._step.on_second_stream():
                 self.examples.keep(indices, outputs[0], outputs[1])
         if self._draws.engine is not None:
-            with self._step.at_the_same_time():
+            with self._step.on_second_stream():
                 self._draws.learn_and_draw(outputs[0])
         # Networks share no weights, so the gradient of the sum of their losses has each network's
         # gradient in its row.
@@ -407,8 +385,6 @@ class StackedTrainer:
         networks.update_average(numbers.average_share())
         self._step.join()
 
-    # -------------------------------------------------------------- evaluations
-
     def _evaluate(self, due: list[int]) -> list[tuple[int, Evaluation | TrainingDiverged]]:
         sums = self._numbers.read()
         scores: dict[int, tuple[bool, float, float]] = {}
@@ -417,8 +393,8 @@ class StackedTrainer:
             chosen = [
                 slot
                 for slot in due
-                if self._running[slot].curve.at_last is last
-                and averaged in self._running[slot].curve.choices
+                if (curve := self._running[slot].curve).at_last is last
+                and averaged in curve.choices
             ]
             start = self._clock()
             examples = self._validation if last else self._early
@@ -440,7 +416,8 @@ class StackedTrainer:
         for what, value in (("training", train_loss), ("validation", loss)):
             if not math.isfinite(value):
                 return TrainingDiverged(each.done, f"the {what} loss is {value}")
-        curve = each.curve
+        curve, own = each.curve, each.sampler
+        statistics = self._draws.figures(slot) if own is None else own.statistics()
         point = Evaluation(
             index=len(curve.points) + 1,
             steps=each.done,
@@ -452,16 +429,10 @@ class StackedTrainer:
             train_loss=train_loss,
             learning_rate=each.peak * curve.schedule.factor(each.done - 1),
             averaged=averaged,
-            **sampler_figures(self._statistics(slot, each)),
+            **sampler_figures(statistics),
         )
         curve.points.append(point)
         return point
-
-    def _statistics(self, slot: int, each: _Slot) -> dict[str, float]:
-        if each.sampler is not None:
-            return each.sampler.statistics()
-        engine = self._draws.engine
-        return {} if engine is None else engine.figures_of(slot).shares()
 
     def scores(
         self, slots: Sequence[int], *, averaged: bool, examples: DeviceSweep | None = None

@@ -1,4 +1,4 @@
-"""Sums over each example's visits, added up on the device; no step waits for the host."""
+"""Sums over each example's visits, added up on the device; no step makes the host wait."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ class ExampleTally:
         labels = self._labels[indices][..., None]
         confidence = probabilities.gather(-1, labels)[..., 0]
         others = logits.scatter(-1, labels, -torch.inf).amax(dim=-1)
-        # Clamped: one training whose outputs explode must not outweigh all others.
+        # Clamped: otherwise the margins of one training that diverges would outweigh all others.
         margin = (logits.gather(-1, labels)[..., 0] - others).clamp(-MOST_MARGIN, MOST_MARGIN)
         visits = torch.ones_like(losses)
         relative = losses / levels.clamp_min(torch.finfo(torch.float32).tiny)
@@ -192,6 +192,7 @@ class ExampleTally:
             tensor.copy_(state[name])
 
     def _make_room(self, losses: Tensor, logits: Tensor) -> None:
+        """Allocate memory for the outputs of the steps that are added up together."""
         steps = max(1, min(_STEPS_AT_ONCE, _MOST_LOGITS // logits.numel()))
         self._batch_size, self._num_outputs = losses.shape[-1], logits.shape[-1]
         device = losses.device

@@ -1,4 +1,4 @@
-"""One training on a budget: its learning curve, and its state between two points of it."""
+"""One training on a budget: its learning curve, and its state between two evaluations."""
 
 from __future__ import annotations
 
@@ -35,8 +35,7 @@ from hpo_mab.training._device import (
     set_random_states,
     synchronize,
 )
-from hpo_mab.training._device_step import DeviceStep
-from hpo_mab.training._optimizers import is_fused
+from hpo_mab.training._device_step import DeviceStep, choose_capture
 from hpo_mab.training._schedule import Evaluation, LearningCurve, sampler_figures
 from hpo_mab.training._tally import ExampleTally
 
@@ -145,13 +144,7 @@ class Training(Iterator[Evaluation]):
             keep=keep,
             label_smoothing=label_smoothing,
         )
-        if graph and not isinstance(batches, DeviceBatches):
-            raise ArgumentError(f"graph needs DeviceBatches, got {type(batches).__name__}.")
-        if graph and sampler.weighs_by_losses:
-            raise ArgumentError(
-                "graph needs a sampler whose weights do not follow from the batch's losses, "
-                f"got {type(sampler).__name__}."
-            )
+        self._graph, self._loop_reason = choose_capture(graph, batches, sampler, optimizer)
         self.model = model
         self.sampler = sampler
         self._forward = torch.compile(model) if compile else model
@@ -164,9 +157,6 @@ class Training(Iterator[Evaluation]):
         self._precision = precision
         self._evaluator = Evaluator(model, precision=precision)
         self._clock = clock
-        self._graph, self._loop_reason = (
-            _choose_capture(batches, sampler, optimizer) if graph is None else (graph, None)
-        )
         if channels_last:
             # Before the average and a graph are made: both use the weights' memory as it is then.
             model.to(memory_format=torch.channels_last)
@@ -177,7 +167,8 @@ class Training(Iterator[Evaluation]):
         self._drawn: Mapping[str, Any] | None = None
         self._meter = LossMeter(next(model.parameters()).device)
         self._yielded = 0
-        self._resumed_at = 0
+        #: Evaluations that came from a loaded state; 0 without one.
+        self.resumed_at = 0
         #: Seconds of the evaluations that this training has made itself.
         self.evaluation_seconds = 0.0
         #: Called with the share of steps done. On a CPU after each step; elsewhere at evaluations,
@@ -206,7 +197,7 @@ class Training(Iterator[Evaluation]):
         self._at_end.close()
 
     def __del__(self) -> None:
-        # A training that is dropped before its end must not keep loader processes.
+        # The loader's processes must end with a training that is deleted before its end.
         if hasattr(self, "_at_end"):
             self.close()
 
@@ -223,18 +214,11 @@ class Training(Iterator[Evaluation]):
         """
         return self._device_step.reason if self._device_step is not None else self._loop_reason
 
-    @property
-    def resumed_at(self) -> int:
-        """Evaluations that came from a loaded state; 0 without one."""
-        return self._resumed_at
-
     def evaluate(self, examples: Sweep) -> tuple[float, float]:
         """Accuracy and mean loss on other examples of the weights that were evaluated last."""
         points = self._curve.points
         averaged = bool(points) and points[-1].averaged
         return self._evaluator(examples, forward=self._weights(averaged))
-
-    # ---------------------------------------------------------------- training
 
     def _advance(self) -> None:
         """Train up to the next stop and evaluate; the clock runs while training only."""
@@ -264,9 +248,8 @@ class Training(Iterator[Evaluation]):
     def _begin(self) -> None:
         self._begun = True
         self.model.train()
-        scores = self.sampler.asks_network
-        if scores:
-            self._lend_network()
+        if self.sampler.asks_network:
+            self._set_scorer()
         if self._graph and isinstance(self._batches, DeviceBatches):
             self._device_step = DeviceStep(
                 forward=self._forward,
@@ -283,12 +266,14 @@ class Training(Iterator[Evaluation]):
             return
         # A loader decides when it draws. A sampler that scores candidates with the network must
         # draw after the optimiser's step. So neither can draw ahead.
-        self._draws_ahead = isinstance(self._batches, DeviceBatches) and not scores
+        self._draws_ahead = (
+            isinstance(self._batches, DeviceBatches) and not self.sampler.asks_network
+        )
         self._stream = self._batches.stream(self._timed)
         self._at_end.callback(self._stream.close)
 
-    def _lend_network(self) -> None:
-        """Give the network to a sampler that chooses among candidates by their losses."""
+    def _set_scorer(self) -> None:
+        """Set the ``scorer`` of a sampler that chooses among candidates by their logits."""
         sampler: Any = self.sampler
         # A weak reference: otherwise sampler and network form a cycle, whose memory is not freed
         # before the next trial.
@@ -339,8 +324,6 @@ class Training(Iterator[Evaluation]):
             self._average.update()
         self._meter.add(losses.detach(), step=number)
 
-    # -------------------------------------------------------------- evaluation
-
     def _weights(self, averaged: bool) -> Callable[[Tensor], Tensor] | None:
         return self._average.forward() if averaged and self._average is not None else None
 
@@ -366,14 +349,9 @@ class Training(Iterator[Evaluation]):
 
     def _evaluate(self) -> tuple[bool, float, float]:
         """Whether the average was evaluated, its validation accuracy and loss."""
+        examples = self._validation if self._curve.at_last else self._early
         results = [
-            (
-                averaged,
-                *self._evaluator(
-                    self._validation if self._curve.at_last else self._early,
-                    forward=self._weights(averaged),
-                ),
-            )
+            (averaged, *self._evaluator(examples, forward=self._weights(averaged)))
             for averaged in self._curve.choices
         ]
         return max(results, key=lambda result: result[1])
@@ -387,8 +365,6 @@ class Training(Iterator[Evaluation]):
         self.model.train()
         return logits
 
-    # ------------------------------------------------------------------- state
-
     @property
     def has_state(self) -> bool:
         """Whether `state_dict` can be called now.
@@ -400,7 +376,7 @@ class Training(Iterator[Evaluation]):
             apart = self._batches.num_workers == 0
         else:
             apart = isinstance(self._batches, DeviceBatches)
-        return apart and self._yielded == len(self._curve.points) > self._resumed_at
+        return apart and self._yielded == len(self._curve.points) > self.resumed_at
 
     def state_dict(self) -> dict[str, Any]:
         """Network, optimiser, sampler, random states and curve, safe for ``weights_only`` loading.
@@ -452,7 +428,7 @@ class Training(Iterator[Evaluation]):
             self.examples.load(state["examples"])
         self._drawn = state["drawn"]
         self._curve.points.extend(points)
-        self._resumed_at = len(points)
+        self.resumed_at = len(points)
         return self
 
     def _stored_points(self, state: Mapping[str, Any]) -> list[Evaluation]:
@@ -469,19 +445,3 @@ class Training(Iterator[Evaluation]):
     @property
     def _generator(self) -> torch.Generator | None:
         return self._batches.generator if isinstance(self._batches, DeviceBatches) else None
-
-
-def _choose_capture(
-    batches: Batches, sampler: BatchSampler, optimizer: Optimizer
-) -> tuple[bool, str | None]:
-    """Whether steps can be captured and, on a CUDA device, why they cannot."""
-    weights = (weight for group in optimizer.param_groups for weight in group["params"])
-    if not any(weight.device.type == "cuda" for weight in weights):
-        return False, None
-    if not isinstance(batches, DeviceBatches):
-        return False, "a DataLoader brings the batches"
-    if sampler.weighs_by_losses:
-        return False, f"{type(sampler).__name__} weighs a batch by its own losses"
-    if not is_fused(optimizer):
-        return False, f"the optimiser {type(optimizer).__name__} has no fused form"
-    return True, None

@@ -18,7 +18,7 @@ import optuna
 import torch
 from optuna.trial import FrozenTrial
 
-from hpo_mab import _memory, training
+from hpo_mab import _machine, training
 from hpo_mab._attributes import STACK_KEY, WORKER_KEY
 from hpo_mab._errors import ArgumentError, StorageError
 from hpo_mab._plan import Attempt
@@ -122,7 +122,7 @@ class Later:
             slots: Trials that a process trains at the same time.
         """
         workers = min(room(device=self._device, threads=self._threads), trials // _ROUNDS // slots)
-        free, held = _memory.available(), _memory.resident()
+        free, held = _machine.available_memory(), _machine.resident_memory()
         if free is not None and held:
             workers = min(workers, 1 + free // held)
         # This process has the first.

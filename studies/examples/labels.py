@@ -30,8 +30,8 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 from hpo_mab import data, models, training
-from hpo_mab._attributes import environment
 from hpo_mab._examples import ExampleCounts, ExampleRecord, labels_digest
+from hpo_mab._machine import environment
 from hpo_mab.data import ImageData, ImageSplits, Normalization
 from hpo_mab.samplers import UniformSampler
 from hpo_mab.samplers._base import Draw

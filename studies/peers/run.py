@@ -274,7 +274,7 @@ def _fate(own: Sequence[Event], new: Sequence[Event]) -> str:
 
 def environment(arms: Sequence[str]) -> dict[str, Any]:
     """Versions and hardware."""
-    from hpo_mab._attributes import environment
+    from hpo_mab._machine import environment
 
     packages = sorted({name for arm in arms for name in ARMS[arm].packages} | {"torch", "numpy"})
     versions = {name: importlib.metadata.version(name) for name in packages}

@@ -164,7 +164,8 @@ def ratio(pairs: Iterable[tuple[Run, Run]], *, by: str) -> str:
         return "-"
     mean = geometric_mean(found, censored=censored)
     more = "at least " if censored else ""
-    return f"{more}{mean.value:.2f} ({mean.low:.2f} to {mean.high:.2f})"
+    interval = f" ({mean.low:.2f} to {mean.high:.2f})" if mean.n > 1 else ""
+    return f"{more}{mean.value:.2f}{interval}"
 
 
 def percent(one: Estimate) -> str:

@@ -27,8 +27,8 @@ import torch
 from torch import Tensor, nn
 
 from hpo_mab import data, models, samplers, training
-from hpo_mab._attributes import environment
 from hpo_mab._examples import ExampleCounts
+from hpo_mab._machine import environment
 from hpo_mab.data import ImageData, ImageSplits, Normalization
 from hpo_mab.training import (
     Budget,

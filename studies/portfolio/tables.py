@@ -21,9 +21,9 @@ import numpy as np
 from hpo_mab.advantage import Estimate, compare_fidelity
 from hpo_mab.advantage._advantage import mean_estimate
 from hpo_mab.compare._tables import coefficient, points
-from hpo_mab.search._definition import PORTFOLIO
-from hpo_mab.search._race import RacePlan, _survivors, portfolio
-from hpo_mab.search._standing import Ended, Standing
+from hpo_mab.search._choice import Ended, Standing
+from hpo_mab.search._components import parse_portfolio
+from hpo_mab.search._race import RacePlan, _survivors
 
 HERE = Path(__file__).resolve().parent
 DATA_SETS = ("fashion_mnist", "cifar10", "cifar100")
@@ -140,7 +140,7 @@ def race(cell: Cell, plan: RacePlan, order: Sequence[int]) -> tuple[str, int]:
 
 def replay(cell: Cell, *, trials: int, judged: Any) -> tuple[str, ...]:
     """Choices of races on random orders of the pairs, their mean gain, and their twins."""
-    challengers = {k: part for k, part in portfolio(PORTFOLIO).items() if k != "uniform"}
+    challengers = {k: part for k, part in parse_portfolio(None).items() if k != "uniform"}
     plan = RacePlan.make(challengers, trials=trials, judged=judged)
     if plan is None or len(cell.pairs) < plan.pairs:
         return ("", "", "")

@@ -332,7 +332,7 @@ def false_prunings(
 def _finish(runner: StudyRunner, trial: TrialRun) -> float:
     """Final validation accuracy of a pruned trial."""
     with train_recorded(runner.objective, trial) as training:
-        *_, last = training.evaluations
+        *_, last = training
     return float(last.accuracy)
 
 

@@ -11,8 +11,8 @@ import pytest
 from hpo_mab._errors import UnknownNameError
 from hpo_mab.advantage import Estimate
 from hpo_mab.compare import figures, summarise
-from hpo_mab.compare._facts import arm_words
 from hpo_mab.compare._tables import too_wide
+from hpo_mab.compare._text import arm_words
 from hpo_mab.compare.figures._search import shuffled_concentration
 
 _STUDIES = Path(__file__).parents[2] / "studies"

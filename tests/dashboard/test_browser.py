@@ -22,7 +22,7 @@ from hpo_mab.dashboard import application, publish_comparison, publish_study
 from hpo_mab.dashboard._serve import CURVES_FILE
 from hpo_mab.pruners import AdvantageWarning
 from hpo_mab.search import StudyRunner, make_spec
-from hpo_mab.search._standing import stored_choice
+from hpo_mab.search._choice import stored_choice
 from hpo_mab.storage import Storage, open_study, read_run
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from hpo_mab import _memory, data
+from hpo_mab import _machine, data
 from hpo_mab._errors import ArgumentError, DataError
 from hpo_mab.data import DataWarning, ImageSplits, _pictures
 
@@ -310,7 +310,7 @@ def test_more_images_than_memory_holds_are_refused_before_decoding(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _grey_folder(tmp_path)
-    monkeypatch.setattr(_memory, "available", lambda: 20 * 40**2)
+    monkeypatch.setattr(_machine, "available_memory", lambda: 20 * 40**2)
     monkeypatch.setattr(_pictures, "read_all", None)
     with pytest.raises(DataError, match=r"20 images of 48x48 pixels need .*; data\.size=40 fits"):
         data.load("image_folder", root=tmp_path, size=48)

@@ -185,12 +185,15 @@ def test_moving_in_from_ray_tune_is_the_diff_that_the_page_shows(
 
 
 @pytest.mark.ray
+@pytest.mark.timeout(1200)  # Ray starts a process for each trial.
 @pytest.mark.filterwarnings("ignore")  # Ray's.
 def test_moving_in_from_ray_tune_runs_under_ray(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ray = pytest.importorskip("ray", reason="needs Ray (extra 'ray')")
-    pytest.importorskip("ray.tune", reason="needs Ray Tune (pip install 'ray[tune]')")
+    pytest.importorskip(
+        "ray.tune", reason="needs Ray Tune (pip install 'ray[tune]')", exc_type=ImportError
+    )
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("RAY_AIR_NEW_OUTPUT", "0")
     page = ROOT / "docs/how-to/from-ray-tune.md"

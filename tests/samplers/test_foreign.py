@@ -11,7 +11,7 @@ from torch.utils.data import BatchSampler, RandomSampler, Sampler
 
 from hpo_mab import samplers
 from hpo_mab._errors import ArgumentError
-from hpo_mab.samplers._foreign import ForeignSampler
+from hpo_mab.samplers._static import ForeignSampler
 
 LABELS = torch.arange(50) % 5
 
@@ -70,7 +70,7 @@ def test_what_it_draws_follows_from_its_seed_alone() -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_pytorchs_own_samplers_have_names() -> None:
+def test_pytorchs_foreign_samplers_have_names() -> None:
     sampler = samplers.create("torch.utils.data:RandomSampler", LABELS, batch_size=10, seed=2)
     assert isinstance(sampler, ForeignSampler)
     assert sorted(index for batch in _draws(sampler, 5) for index in batch) == list(range(50))

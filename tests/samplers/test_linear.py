@@ -10,7 +10,7 @@ from sklearn.linear_model import Ridge
 
 from hpo_mab.samplers import ContextualSampler, ImponSampler
 from hpo_mab.samplers._linear import FeatureTable, OnlineRidge
-from hpo_mab.samplers._uniform import make_generator
+from hpo_mab.samplers._streams import make_generator
 
 LABELS = torch.tensor([0, 1, 0, 1])
 

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from hpo_mab import samplers
 from hpo_mab.samplers import AdamBSSampler, GradNormSampler
-from hpo_mab.samplers._learning import gradient_bound
+from hpo_mab.samplers._streams import gradient_bound
 
 EXAMPLES, CLASSES, BATCH = 60, 5, 12
 LABELS = torch.arange(EXAMPLES) % CLASSES

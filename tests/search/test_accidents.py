@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from hpo_mab._errors import ArgumentError, memory_reason
 from hpo_mab.search import StudyRunner, StudySpec, Target, TrainingObjective, TrialLoop
-from hpo_mab.search._prepare import load_splits, make_objective
+from hpo_mab.search._prepare import check_ends, load_splits, make_objective
 from hpo_mab.search._recorder import failure_reason
 from hpo_mab.storage import Storage, TrialRun
 from hpo_mab.training import Budget
@@ -179,7 +179,7 @@ def _greedy_runner(storage: Storage, tiny: Make, device: str) -> StudyRunner:
     # Libraries have allocated their memory before the limit is set.
     configuration = next(iter(objective.space.corners()))
     with objective.workload.training(configuration, seed=0) as training:
-        list(training.evaluations)
+        list(training)
     widths = iter([WIDE, WIDE])
     make = objective.workload._model
     objective.workload._model = lambda: make(width=next(widths, NARROW))
@@ -339,7 +339,7 @@ def test_a_range_whose_upper_end_does_not_fit_into_memory_is_refused(tiny_data: 
         device="cpu",
     )
     with pytest.raises(ArgumentError, match=r"with width = 10000000 does not fit: .* host out"):
-        objective.check()
+        check_ends(objective)
 
 
 @pytest.fixture

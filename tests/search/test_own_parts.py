@@ -182,13 +182,13 @@ def test_a_training_that_was_cut_off_draws_the_batches_of_one_that_was_not(
     objective = StudyRunner(spec, storage).objective
     configuration, _ = objective.space.corners()
     with objective.workload.training(configuration, seed=1) as whole:
-        curve = [evaluation.train_loss for evaluation in whole.evaluations]
+        curve = [evaluation.train_loss for evaluation in whole]
     with objective.workload.training(configuration, seed=1) as cut:
-        list(itertools.islice(cut.evaluations, 2))
-        state = cut.evaluations.state_dict()
+        list(itertools.islice(cut, 2))
+        state = cut.state_dict()
     with objective.workload.training(configuration, seed=1, state=state) as resumed:
-        assert [evaluation.train_loss for evaluation in resumed.evaluations] == curve
-        assert resumed.evaluations.resumed_at == 2
+        assert [evaluation.train_loss for evaluation in resumed] == curve
+        assert resumed.resumed_at == 2
 
 
 @pytest.mark.parametrize(

@@ -25,11 +25,10 @@ from hpo_mab._errors import ArgumentError, SpecError, UnknownNameError
 from hpo_mab.advantage import Evidence
 from hpo_mab.compare._stored import race_evidence
 from hpo_mab.search import StudyRunner, StudySpec, load_spec
-from hpo_mab.search._definition import PORTFOLIO
-from hpo_mab.search._race import ERROR, SHARE, Race, RacePlan, portfolio, uses_record
-from hpo_mab.search._standing import (
+from hpo_mab.search._choice import (
     Choice,
     Ended,
+    EvidenceWarning,
     Raced,
     Standing,
     can_be_shown,
@@ -37,14 +36,16 @@ from hpo_mab.search._standing import (
     signed_rank_estimate,
     stored_choice,
 )
-from hpo_mab.search._study import EvidenceWarning, check_study
+from hpo_mab.search._components import PORTFOLIO, parse_portfolio, uses_record
+from hpo_mab.search._race import ERROR, SHARE, Race, RacePlan
+from hpo_mab.search._study import check_study
 from hpo_mab.storage import Storage, open_study
 
 Make = Callable[..., StudySpec]
 
 pytestmark = pytest.mark.filterwarnings("ignore::hpo_mab.pruners.AdvantageWarning")
 
-_CHALLENGERS = {name: part for name, part in portfolio(PORTFOLIO).items() if name != "uniform"}
+_CHALLENGERS = {name: part for name, part in parse_portfolio(None).items() if name != "uniform"}
 
 
 # ------------------------------------------------------------------------------ definition
@@ -77,7 +78,7 @@ def test_a_portfolio_that_cannot_race_is_refused(
     tiny: Make, entries: list[Any], error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message):
-        portfolio(entries)
+        parse_portfolio(entries)
     with pytest.raises((error, SpecError), match=message):
         tiny(sampler={"kind": "auto", "portfolio": entries})
 
@@ -187,7 +188,8 @@ class _Trials:
 
     def __init__(self, **options: Any) -> None:
         self.study = optuna.create_study(direction="maximize")
-        self.race = Race(portfolio(PORTFOLIO), initial=10, records=True, **options)
+        self.race = Race(parse_portfolio(None), initial=10, **options)
+        self.race.keeps_record = True
         self.slots = 0
 
     def add(self, sampler: str, slot: int, value: float, *, twin: bool, seconds: float) -> None:

@@ -21,7 +21,8 @@ from hpo_mab._attributes import (
 from hpo_mab.data import ImageSplits
 from hpo_mab.search import StudyRunner, StudySpec, load_spec, load_splits, make_objective
 from hpo_mab.search._recorder import CheckpointWarning, SlotCheckpoint
-from hpo_mab.search._stack_loop import StackLoop, choose_slots
+from hpo_mab.search._runner import choose_slots
+from hpo_mab.search._stack_loop import StackLoop
 from hpo_mab.storage import Storage, StudyRun, files_folder, read_run
 
 Make = Callable[..., StudySpec]

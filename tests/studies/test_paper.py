@@ -12,7 +12,7 @@ import torch
 
 from hpo_mab._errors import HpoMabError
 from hpo_mab.compare import read_record
-from hpo_mab.compare._facts import arm_words
+from hpo_mab.compare._text import arm_words
 
 ARMS = {"uniform", "mab", "mab_paper", "epsilon_greedy", "softmax", "psgd", "csgd"}
 TINY = ("data.name=digits", "model.name=mlp", "budget.epochs=0.5", "budget.evaluations=2")

@@ -314,6 +314,9 @@ def test_tables_and_figure_of_a_record(peers: Any) -> None:
     # A quarter of the wall clock to the accuracy of the first peer, never that of the second.
     assert "| +10.00 | 0.27 (" in ours[2]
     assert "| at least 3.00 (" in ours[3]
+    # One seed has no interval.
+    one = tables.contrasts({**record, "runs": runs[:3]})
+    assert "| +10.00 | 0.25 | 0.25 | +5.00 |" in one[2]
     drawn = tables.figure([record])
     assert {trace.name for trace in drawn.data} == {"hpo_mab_mab", "optuna_median", "ray_asha"}
 

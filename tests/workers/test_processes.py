@@ -17,7 +17,7 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from hpo_mab import _memory
+from hpo_mab import _machine
 from hpo_mab._attributes import DEFINITION_KEY, WORKER_KEY
 from hpo_mab._errors import StorageError
 from hpo_mab.search import Target
@@ -203,7 +203,7 @@ def run_later(
     monkeypatch.setattr(_processes, "_SECONDS_BETWEEN_LOOKS", 0.001)
     monkeypatch.setattr(_processes, "time", clock := _Clock())
     monkeypatch.setattr("joblib.cpu_count", lambda: 3)
-    monkeypatch.setattr(_memory, "available", lambda: None)
+    monkeypatch.setattr(_machine, "available_memory", lambda: None)
     # One has finished before.
     Target(trials=13, total=None, epoch_examples=100).save(study)
 
@@ -283,8 +283,8 @@ def test_a_total_budget_leaves_less_to_do(
 def test_it_is_decided_once_how_many_there_are(
     run_later: Callable[..., list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_memory, "available", lambda: 0)
-    monkeypatch.setattr(_memory, "resident", lambda: 1)
+    monkeypatch.setattr(_machine, "available_memory", lambda: 0)
+    monkeypatch.setattr(_machine, "resident_memory", lambda: 1)
     asked: list[int] = []
     monkeypatch.setattr("joblib.cpu_count", lambda: asked.append(1) or 3)
     assert run_later("COMPLETE", "COMPLETE", worth=0.0) == [0, 0]

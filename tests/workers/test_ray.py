@@ -47,7 +47,30 @@ def cluster() -> Iterator[Any]:
         started.shutdown()
 
 
-def test_two_nodes_finish_a_study_together(cluster: Any, postgres_url: str) -> None:
+def test_two_nodes_finish_a_study_together(
+    cluster: Any, postgres_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, work = str(tmp_path), _ray._work
+
+    def work_once_both_have_a_trial(*arguments: str) -> bool:
+        import os
+        import pathlib
+        import time
+
+        from hpo_mab.search import TrainingObjective
+
+        train = TrainingObjective.__call__
+
+        def wait_for_the_other(objective: Any, trial: Any) -> float:
+            pathlib.Path(here, str(os.getpid())).touch()
+            while len(list(pathlib.Path(here).iterdir())) < 2:
+                time.sleep(0.05)
+            return train(objective, trial)
+
+        TrainingObjective.__call__ = wait_for_the_other
+        return work(*arguments)
+
+    monkeypatch.setattr(_ray, "_work", work_once_both_have_a_trial)
     spec = make_spec(
         {
             "name": "tiny",

@@ -9,8 +9,8 @@ import numpy as np
 
 from hpo_mab._errors import UnknownNameError
 from hpo_mab.advantage import Estimate, mean_estimate
-from hpo_mab.compare._facts import arm_words, weights_evaluated
 from hpo_mab.compare._records import ComparisonSummary, Currency, Final
+from hpo_mab.compare._text import arm_words, weights_evaluated
 from hpo_mab.compare.figures._style import (
     add_interval,
     add_line,

@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 
 from hpo_mab._errors import UnknownNameError
 from hpo_mab.advantage import Estimate
-from hpo_mab.compare._facts import arm_words
 from hpo_mab.compare._records import CURRENCIES, ComparisonSummary, CostToTarget, Currency
 from hpo_mab.compare._summary import incumbent_curve
 from hpo_mab.compare._tables import too_wide
+from hpo_mab.compare._text import arm_words
 from hpo_mab.compare.figures._style import (
     add_interval,
     add_line,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from hpo_mab.compare._facts import arm_words
+from hpo_mab.compare._text import arm_words
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go

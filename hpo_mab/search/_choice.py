@@ -1,22 +1,39 @@
-"""Comparison of samplers with uniform sampling on a few pairs, and the choice made by it."""
+"""The batch sampler that ``auto`` chooses, and how it compares with uniform sampling on pairs.
+
+A study can take the choice, and evidence for its pruner, from an earlier one.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import math
+import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 import optuna
 from numpy.typing import NDArray
 
-from hpo_mab._attributes import CHOICE_KEY, StudySettings, TotalBudget, flat_spec
+from hpo_mab._attributes import (
+    CHOICE_KEY,
+    EVIDENCE_KEY,
+    GIVEN_KEY,
+    UNIFORM,
+    StudySettings,
+    TotalBudget,
+    flat_spec,
+)
 from hpo_mab._errors import ArgumentError
-from hpo_mab.advantage import Estimate
+from hpo_mab.advantage import Estimate, Evidence
+from hpo_mab.advantage._evidence import difference_of_task, read_evidence
 from hpo_mab.advantage._pairs import interpolate
+from hpo_mab.search._components import AUTO, parse_portfolio, uses_record
 from hpo_mab.storage import Definition
+
+if TYPE_CHECKING:
+    from hpo_mab.search._definition import StudySpec
 
 Floats = NDArray[np.float64]
 
@@ -346,3 +363,81 @@ def _task(spec: Mapping[str, Any]) -> dict[str, Any]:
     }
     # As JSON has them: a file must compare equal.
     return dict(json.loads(json.dumps(found)))
+
+
+class EvidenceWarning(UserWarning):
+    """Evidence holds a choice of a batch sampler that does not hold for a study."""
+
+
+def is_its_evidence(study: optuna.Study, path: Any) -> bool:
+    """Whether a file holds the evidence that the study was made with: it was moved."""
+    try:
+        found = Evidence.load(path)
+    except (ArgumentError, TypeError):
+        return False
+    attrs = study.user_attrs
+    given = attrs.get(GIVEN_KEY, {}).get("digest")
+    return found.digest == given or found.to_json() == attrs.get(EVIDENCE_KEY)
+
+
+def take_evidence(study: optuna.Study, spec: StudySpec, source: str) -> None:
+    """Store what a study uses of the evidence it is given: its file may be moved afterwards."""
+    attr: dict[str, Any] = {"digest": "", "pruner": False, "unused": ""}
+    if (
+        spec.pruner.kind == "advantage"
+        and spec.pruner.options.get("evidence") is not None
+        and spec.sampler.kind != UNIFORM
+    ):
+        evidence = read_evidence(spec.pruner.options["evidence"])
+        attr["digest"] = evidence.digest
+        attr["pruner"] = not difference_of_task(evidence, spec.data.name, spec.model.name)
+        if attr["pruner"]:
+            study.set_user_attr(EVIDENCE_KEY, evidence.to_json())
+    given = given_race(spec)
+    if given is not None:
+        attr["digest"], raced = given
+        why = _why_unused(raced, spec, source)
+        if why:
+            attr["unused"] = f"the choice of study '{raced.study}' is not used: {why}"
+            warnings.warn(f"auto holds a race: {attr['unused']}.", EvidenceWarning, stacklevel=4)
+        else:
+            study.set_user_attr(CHOICE_KEY, raced.taken().to_json())
+    if attr["digest"]:
+        study.set_user_attr(GIVEN_KEY, attr)
+
+
+def given_race(spec: StudySpec) -> tuple[str, Raced] | None:
+    """Digest of the evidence that ``auto`` is given, and the race in it; None if there is none.
+
+    Raises:
+        ArgumentError: ``sampler.evidence`` cannot be read or holds no race.
+    """
+    if spec.sampler.kind != AUTO:
+        return None
+    named = spec.sampler.evidence
+    given = spec.pruner.options.get("evidence") if named is None else named
+    if given is None or (named is None and spec.pruner.kind != "advantage"):
+        return None
+    evidence = read_evidence(given)
+    if evidence.race is not None:
+        return evidence.digest, Raced.from_json(evidence.race)
+    if named is None:
+        return None
+    raise ArgumentError(
+        f"sampler.evidence must hold the choice of a study whose sampler was auto, got '{named}'; "
+        "'hpo-mab evidence' of such a study writes it."
+    )
+
+
+def _why_unused(raced: Raced, spec: StudySpec, source: str) -> str:
+    """Why the choice of another study does not hold for this one; empty if it does."""
+    different = raced.difference(spec.model_dump(mode="json"), data=source)
+    if different:
+        return different
+    samplers = parse_portfolio(spec.sampler.portfolio or [])
+    chosen = samplers.get(raced.choice.sampler)
+    if chosen is None:
+        return f"it is '{raced.choice.sampler}', which the portfolio lacks"
+    if uses_record(chosen) and not spec.training.examples:
+        return f"'{raced.choice.sampler}' needs training.examples, which is off"
+    return ""

@@ -1,59 +1,174 @@
-"""Common parts of the samplers that learn.
+"""Common parts of the samplers: streams of passes, and tables of one value for each example.
 
-A memory of each example, the moving average of the loss, weighted random choice, the scores of a
-forward pass, and `LearningSampler` with its generator, state and counts.
+Also weighted random choice, the moving average of the loss, and the scores of a forward pass.
 """
 
 from __future__ import annotations
 
+import abc
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Unpack
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from hpo_mab.samplers._base import CommonArguments
-from hpo_mab.samplers._uniform import StreamSampler
+from hpo_mab.samplers._base import BatchSampler, CommonArguments
 
-# Per-example memories. Writes do not wait for the device and give the same result on every run.
+
+def make_generator(
+    seed: int, *, rank: int = 0, device: torch.device | str = "cpu"
+) -> torch.Generator:
+    """A generator on ``device`` whose stream differs by seed and by rank.
+
+    The pair is hashed (NumPy's ``SeedSequence``): with ``seed + rank``, neighbouring seeds and
+    ranks would share streams.
+    """
+    entropy = (seed % 2**64, rank)
+    (state,) = np.random.SeedSequence(entropy).generate_state(1, np.uint64)
+    return torch.Generator(device).manual_seed(int(state) >> 1)
+
+
+class PlanStream:
+    """Cuts batches of one size from consecutive plans, each the order of one pass.
+
+    A batch that a plan cannot fill takes its rest from the next plan. A batch must not hold an
+    example twice. So the rest has none of the batch's first part if the new plan has enough others.
+    Those examples are later in the new plan.
+
+    Nothing here waits for the device: sizes are known on the host.
+
+    Args:
+        plan: Returns the next plan: indices int64 [n] in random order, on the stream's device. A
+            plan may mark entries by adding multiples of ``num_labels`` to them.
+        num_labels: Number of examples; indices are taken modulo it.
+        generator: Source of randomness for the reshuffle of a plan with a straddling batch.
+    """
+
+    def __init__(
+        self, plan: Callable[[], Tensor], *, num_labels: int, generator: torch.Generator
+    ) -> None:
+        self._plan = plan
+        self._num_labels = num_labels
+        self._generator = generator
+        self._order = torch.empty(0, dtype=torch.int64, device=generator.device)
+        self._position = 0
+
+    def take(self, count: int) -> Tensor:
+        """The next ``count`` indices, int64 [count]."""
+        end = self._position + count
+        if end <= len(self._order):
+            taken = self._order[self._position : end]
+            self._position = end
+            return taken
+        taken = self._order[self._position :]
+        while len(taken) < count:
+            self._order = self._plan()
+            if len(taken):
+                self._keep_out(taken, count - len(taken))
+            self._position = min(count - len(taken), len(self._order))
+            taken = torch.cat([taken, self._order[: self._position]])
+        return taken
+
+    def restart(self) -> None:
+        """Drop what is left of the current plan."""
+        self._order = self._order[:0]
+        self._position = 0
+
+    def state(self) -> dict[str, Any]:
+        """The rest of the current plan; the owner saves the generator."""
+        return {"order": self._order.clone(), "position": self._position}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Continue where `state` was taken."""
+        self._order = state["order"].to(self._generator.device).clone()
+        self._position = int(state["position"])
+
+    def _keep_out(self, taken: Tensor, count: int) -> None:
+        """Reorder the plan so that its first ``count`` indices are not among ``taken``."""
+        held = torch.zeros(self._num_labels, dtype=torch.bool, device=self._order.device)
+        held.index_fill_(0, taken % self._num_labels, True)
+        # At most len(taken) of the window are held, so at least count are not. Stable, so the head
+        # stays a uniform choice among the others.
+        window = self._order[: count + len(taken)]
+        window = window[torch.argsort(held[window % self._num_labels].to(torch.uint8), stable=True)]
+        # Shuffled again: otherwise the held examples would always come right after this batch.
+        rest = torch.cat([window[count:], self._order[len(window) :]])
+        shuffle = torch.randperm(len(rest), generator=self._generator, device=rest.device)
+        self._order = torch.cat([window[:count], rest[shuffle]])
+
+
+class StreamSampler(BatchSampler):
+    """A sampler that draws its batches from consecutive plans, with a generator of its own."""
+
+    def __init__(
+        self,
+        labels: Tensor | Sequence[int],
+        **common: Unpack[CommonArguments],
+    ) -> None:
+        super().__init__(labels, **common)
+        self._generator = make_generator(self.seed, rank=self.rank, device=self.device)
+        self._examples = self.examples.to(self.device)
+        self._stream = PlanStream(
+            self._plan, num_labels=self._plan_labels, generator=self._generator
+        )
+
+    @property
+    def _plan_labels(self) -> int:
+        """Number of indices that plans are made of."""
+        return len(self.labels)
+
+    @abc.abstractmethod
+    def _plan(self) -> Tensor:
+        """The order of the next pass, see `PlanStream`."""
+
+    def _state(self) -> dict[str, Any]:
+        return {"generator": self._generator.get_state(), "stream": self._stream.state()}
+
+    def _load_state(self, state: dict[str, Any]) -> None:
+        self._generator.set_state(state["generator"].cpu())
+        self._stream.load_state(state["stream"])
+
+
+# Tables of one value for each example. Writes do not wait for the device, and the same writes
+# always give the same result.
 #
-# A memory has one entry more than there are examples, to which values are written that must not
-# count. Where a batch holds an example twice, plain indexed assignment on CUDA would store either
-# value, depending on the run.
+# A table has one entry more than there are examples. Values that must not count are written to it.
+# Where a batch holds an example twice, plain indexed assignment on CUDA could store either value.
 
 
-def make_memory(length: int, value: float, *, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """A memory of ``length`` examples, all ``value``: [length + 1]."""
+def make_table(length: int, value: float, *, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A table of ``length`` examples, all ``value``: [length + 1]."""
     return torch.full((length + 1,), value, dtype=dtype, device=device)
 
 
-def remember(memory: Tensor, positions: Tensor, values: Tensor, *, keep: Tensor) -> None:
+def replace(table: Tensor, positions: Tensor, values: Tensor, *, keep: Tensor) -> None:
     """Replace entries. Of the values of a repeated example, the largest is stored.
 
     Args:
-        memory: From `make_memory`, changed in place.
+        table: From `make_table`, changed in place.
         positions: Examples, int64 [B].
         values: Their values [B]; ignored where ``keep`` is false.
         keep: Bool [B].
     """
     dropped = ~keep
-    slots = positions.masked_fill(dropped, len(memory) - 1)
-    values = values.masked_fill(dropped, 0).to(memory.dtype)
-    memory.scatter_reduce_(0, slots, values, reduce="amax", include_self=False)
+    slots = positions.masked_fill(dropped, len(table) - 1)
+    values = values.masked_fill(dropped, 0).to(table.dtype)
+    table.scatter_reduce_(0, slots, values, reduce="amax", include_self=False)
 
 
-def accumulate(memory: Tensor, positions: Tensor, values: Tensor, *, keep: Tensor) -> None:
+def accumulate(table: Tensor, positions: Tensor, values: Tensor, *, keep: Tensor) -> None:
     """Add to entries, once for each occurrence of an example.
 
     Args:
-        memory: From `make_memory`, changed in place.
+        table: From `make_table`, changed in place.
         positions: Examples, int64 [B].
         values: Numbers to add [B]; ignored where ``keep`` is false.
         keep: Bool [B].
     """
-    values = values.masked_fill(~keep, 0).to(memory.dtype)
-    memory.index_put_((positions,), values, accumulate=True)
+    values = values.masked_fill(~keep, 0).to(table.dtype)
+    table.index_put_((positions,), values, accumulate=True)
 
 
 def concentration(counts: Tensor) -> float:
@@ -102,9 +217,8 @@ class MovingAverage:
 
 
 # Weighted random choice that is exact, repeatable on every device, and never waits for a device.
-#
-# `torch.multinomial` checks its input on the host, and a floating-point `torch.cumsum` on CUDA may
-# round differently from run to run; both are avoided here.
+# `torch.multinomial` is not used, because it checks its input on the host. Nor is a floating-point
+# `torch.cumsum`, which on CUDA may round differently each time.
 
 #: Weights are drawn in whole units of 2**-24 of the largest weight, and at least one unit.
 _UNITS = 2**24
@@ -131,8 +245,8 @@ def choose_with_replacement(
     units = (weights / largest * _UNITS).to(torch.int64).clamp_min_(1)
     edges = units.cumsum(0)
     total = edges[-1]
-    # Below 2**50 for 50 million examples, so the remainder is uniform to one part in 2**13 there
-    # and in 2**23 for 50 thousand.
+    # The remainder of a uniform integer below 2**63 is uniform to one part in 2**63 / total. The
+    # total is at most 2**24 n: 2**50 for 50 million examples, so one part in 2**13.
     ticket = torch.randint(2**63 - 1, (count,), generator=generator, device=weights.device) % total
     positions = torch.searchsorted(edges, ticket, right=True)
     return positions, units[positions].to(torch.float32) / total.to(torch.float32)
@@ -154,6 +268,8 @@ def choose_without_replacement(
     Returns:
         Positions int64 [count], in the order drawn.
     """
+    # Of exponential times at rates w_i, the first is example i's with probability w_i / sum w. As
+    # they have no memory, the next ones follow the same law among the examples left.
     times = torch.empty_like(weights, dtype=torch.float32).exponential_(generator=generator)
     return torch.topk(times / weights, count, largest=False, sorted=True).indices
 
@@ -214,7 +330,7 @@ class LearningSampler(StreamSampler):
     ) -> None:
         super().__init__(labels, **common)
         self._targets = self.labels[self._examples.cpu()].to(self.device)
-        self._draws = self._memory(0, dtype=torch.int64)
+        self._draws = self._new_table(0, dtype=torch.int64)
         self._ones = torch.ones(self.batch_size, dtype=torch.int64, device=self.device)
         #: Losses that were rewarded, and losses judged, since the last `statistics`.
         self._rewards = torch.zeros(2, device=self.device)
@@ -227,8 +343,14 @@ class LearningSampler(StreamSampler):
         """Positions of the stream's next pass; a shuffle unless overridden."""
         return torch.randperm(self.num_examples, generator=self._generator, device=self.device)
 
-    def _memory(self, value: float, *, dtype: torch.dtype = torch.float32) -> Tensor:
-        return make_memory(self.num_examples, value, dtype=dtype, device=self.device)
+    def _new_table(self, value: float, *, dtype: torch.dtype = torch.float32) -> Tensor:
+        return make_table(self.num_examples, value, dtype=dtype, device=self.device)
+
+    def _candidates(self, count: int) -> Tensor:
+        """Positions drawn uniformly with replacement, int64 [count]."""
+        return torch.randint(
+            self.num_examples, (count,), generator=self._generator, device=self.device
+        )
 
     def _count(self, positions: Tensor) -> Tensor:
         """Count a draw and return the indices, int64 [B], into the whole data set."""

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from hpo_mab import _memory
+from hpo_mab import _machine
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
 def test_this_process_holds_some_of_the_memory() -> None:
-    held, free = _memory.resident(), _memory.available()
+    held, free = _machine.resident_memory(), _machine.available_memory()
     assert held is not None
     assert free is not None
     # Python, pytest and torch; no machine runs the tests in less.
@@ -22,17 +22,17 @@ def test_a_containers_limit_counts_less_what_it_holds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "meminfo").write_text("MemTotal: 9000 kB\nMemAvailable:    5000 kB\n")
-    monkeypatch.setattr(_memory, "_MACHINE", tmp_path / "meminfo")
-    monkeypatch.setattr(_memory, "_CONTAINER", tmp_path)
-    assert _memory.available() == 5000 * 1024
+    monkeypatch.setattr(_machine, "_MACHINE", tmp_path / "meminfo")
+    monkeypatch.setattr(_machine, "_CONTAINER", tmp_path)
+    assert _machine.available_memory() == 5000 * 1024
     (tmp_path / "memory.stat").write_text("anon_thp 7\nanon 1000\nfile 4096\n")
     for limit, free in (("max", 5000 * 1024), ("3000", 2000), ("900", 0)):
         (tmp_path / "memory.max").write_text(f"{limit}\n")
-        assert _memory.available() == free
+        assert _machine.available_memory() == free
 
 
 def test_other_systems_have_no_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("_MACHINE", "_PROCESS", "_CONTAINER"):
-        monkeypatch.setattr(_memory, name, tmp_path / "none")
-    assert _memory.available() is None
-    assert _memory.resident() is None
+        monkeypatch.setattr(_machine, name, tmp_path / "none")
+    assert _machine.available_memory() is None
+    assert _machine.resident_memory() is None

@@ -1,0 +1,104 @@
+"""This machine: its free memory, and the versions and hardware that records name."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+_MACHINE = Path("/proc/meminfo")
+_PROCESS = Path("/proc/self/statm")
+_CONTAINER = Path("/sys/fs/cgroup")
+
+
+def available_memory() -> int | None:
+    """Bytes that this process may still allocate; None on other systems than Linux."""
+    found = []
+    with contextlib.suppress(OSError, ValueError):
+        found.append(1024 * _field(_MACHINE, "MemAvailable:"))
+    # A container's limit; the file holds "max" where there is none. What the container has read of
+    # files is not counted: the kernel frees it where a process needs the memory.
+    with contextlib.suppress(OSError, ValueError):
+        limit = int((_CONTAINER / "memory.max").read_text())
+        found.append(max(0, limit - _field(_CONTAINER / "memory.stat", "anon")))
+    return min(found, default=None)
+
+
+def resident_memory() -> int | None:
+    """Bytes of memory that this process holds; None on other systems than Linux."""
+    with contextlib.suppress(OSError):
+        return int(_PROCESS.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return None
+
+
+def _field(file: Path, name: str) -> int:
+    """The number after a name that begins a line.
+
+    Raises:
+        ValueError: There is no such line.
+    """
+    for line in file.read_text().splitlines():
+        if line.startswith(f"{name} "):
+            return int(line.split()[1])
+    raise ValueError(f"{file} has no line '{name}'.")
+
+
+_PACKAGES = (
+    "hpo_mab",
+    "numpy",
+    "optuna",
+    "plotly",
+    "scikit-learn",
+    "scipy",
+    "sqlalchemy",
+    "torch",
+    "torchvision",
+)
+
+
+def environment() -> dict[str, Any]:
+    """Versions and hardware as JSON values; no names of hosts or users, no paths."""
+    return {
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in _PACKAGES},
+        "system": platform.system(),
+        "machine": platform.machine(),
+        "cpu": _cpu_name(),
+        "cpu_cores": os.cpu_count(),
+        "cpu_threads": _threads(),
+        "gpus": _gpus(),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor())
+
+
+def _threads() -> int:
+    """CPU threads of this process's arithmetic."""
+    import torch
+
+    return torch.get_num_threads()
+
+
+def _gpus() -> list[str]:
+    import torch
+
+    if not torch.cuda.is_available():
+        return []
+    return [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]

@@ -1,0 +1,148 @@
+"""Reading a study definition: from a TOML file, by name, or from mappings.
+
+Options of the command line override keys of the file.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pydantic
+
+from hpo_mab._errors import HpoMabError, SpecError, UnknownNameError, invalid_message
+from hpo_mab.search._definition import StudySpec
+
+_BUDGET_UNITS = ("epochs", "steps", "examples")
+_KINDS = {"data": "name", "model": "name", "optimizer": "name", "sampler": "kind", "pruner": "kind"}
+
+
+def builtin_names() -> tuple[str, ...]:
+    """Names of the definitions that come with the package."""
+    return tuple(sorted(_builtin_paths()))
+
+
+def load_spec(
+    source: str | Path = "digits", overrides: Mapping[str, Any] | None = None
+) -> StudySpec:
+    """Read a study definition.
+
+    Args:
+        source: A TOML file, or the name of a definition that comes with the package.
+        overrides: Values by dotted key that replace the file's, e.g. ``{"optimizer.lr": 0.1}``.
+            Naming another sampler, pruner, network, optimiser or data set keeps only the options
+            it also has. With other data the definition is named after them, unless ``name`` is
+            given.
+
+    Raises:
+        SpecError: No such file, not TOML, or a value that cannot be used; names file and key.
+    """
+    path = _find(source)
+    try:
+        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SpecError(f"{source}: not valid TOML: {error}") from None
+    except OSError as error:
+        raise SpecError(f"{source}: cannot be read: {error.strerror}.") from None
+    before = _data_label(raw)
+    try:
+        for key, value in (overrides or {}).items():
+            _override(raw, key, value)
+        if "name" not in (overrides or {}):
+            _name_after_data(raw, before)
+        return make_spec(raw)
+    except HpoMabError as error:
+        raise SpecError(f"{source}: {error}") from None
+
+
+def make_spec(raw: Mapping[str, Any]) -> StudySpec:
+    """Check a definition given as nested mappings.
+
+    Raises:
+        SpecError: A key or value that cannot be used.
+        UnknownNameError: An unknown data set, network, optimiser, sampler, pruner or option.
+    """
+    try:
+        spec = StudySpec.model_validate(raw)
+    except pydantic.ValidationError as error:
+        raise SpecError(invalid_message(error, _keys_at)) from None
+    # Imported late, as it imports torch: misspelt keys and file names are refused without it.
+    from hpo_mab.search._prepare import check_names
+
+    check_names(spec)
+    return spec
+
+
+def _find(source: str | Path) -> Path:
+    path = Path(source)
+    if path.suffix == ".toml" or path.exists():
+        if path.is_dir():
+            raise SpecError(f"{source} is a folder; name the definition (.toml) in it.")
+        if not path.is_file():
+            raise SpecError(f"{source}: no such file. Definitions: {', '.join(builtin_names())}.")
+        return path
+    builtin = _builtin_paths()
+    if str(source) not in builtin:
+        raise SpecError(str(UnknownNameError("study definition", str(source), builtin)))
+    return builtin[str(source)]
+
+
+def _builtin_paths() -> dict[str, Path]:
+    package = Path(__file__).resolve().parents[1]
+    installed = {path.stem: path for path in (package / "_studies").glob("*.toml")}
+    # In a checkout each definition lies next to its records.
+    checkout = {
+        path.parent.name: path for path in (package.parent / "studies").glob("*/study.toml")
+    }
+    return installed or checkout
+
+
+def _override(raw: dict[str, Any], key: str, value: Any) -> None:
+    *sections, last = key.split(".")
+    table = raw
+    for section in sections:
+        table = table.setdefault(section, {})
+        if not isinstance(table, dict):
+            raise SpecError(f"'{key}' cannot be set: '{section}' is not a section.")
+    if sections == ["budget"] and last in _BUDGET_UNITS:
+        for unit in _BUDGET_UNITS:
+            table.pop(unit, None)
+    names = len(sections) == 1 and _KINDS.get(sections[0]) == last
+    # A value of another type is refused later, when the whole definition is checked.
+    if names and isinstance(value, str) and table.get(last) != value:
+        from hpo_mab.search._prepare import takes
+
+        for option in [key for key in table if not takes(sections[0], value, key)]:
+            del table[option]
+    table[last] = value
+
+
+def _data_label(raw: Mapping[str, Any]) -> str:
+    """The data's label in a study's name: their name, with that of an image folder's folder."""
+    section = raw.get("data", {})
+    named = {"name": "digits", "root": "data", **(section if isinstance(section, Mapping) else {})}
+    if named["name"] != "image_folder":
+        return str(named["name"])
+    return f"image_folder-{Path(str(named['root'])).expanduser().resolve().name}"
+
+
+def _name_after_data(raw: dict[str, Any], before: str) -> None:
+    """Name a definition after its data if it was written for other data.
+
+    Otherwise its studies would have the names of studies on the original data.
+    """
+    label, name = _data_label(raw), raw.get("name")
+    if label != before and isinstance(name, str):
+        raw["name"] = label if name == before else f"{name}-{label}"
+
+
+def _keys_at(section: Sequence[int | str]) -> list[str]:
+    model: Any = StudySpec
+    for part in section:
+        field = model.model_fields.get(part)
+        if field is None or not hasattr(field.annotation, "model_fields"):
+            return []
+        model = field.annotation
+    return list(model.model_fields)
