@@ -1,4 +1,4 @@
-"""Whatever a file does, it is used with its content or left out with its name and reason."""
+"""Every file is used with its content, or left out with its name and the reason."""
 
 from __future__ import annotations
 
