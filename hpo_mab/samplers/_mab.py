@@ -55,6 +55,9 @@ class MABSampler(BatchSampler):
     can be captured in a CUDA graph (see `graph_generator`). Other devices use the CPU's engine. The
     split into shares is always made on the CPU.
 
+    Source: "Bandit sampling for faster neural network training with SGD", ICLR 2023 Tiny Papers,
+    "the paper" below. It does not state the prior and the decay of the moving average.
+
     Args:
         labels: Class of each training example, integers [N].
         policy: ``"thompson"``: the arm of the greatest draw from the posteriors.
