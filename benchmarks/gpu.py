@@ -87,7 +87,7 @@ def supervise(
     device: str,
     tiny: bool,
     limit: float,
-    told: Callable[[Found], None] = lambda _: None,
+    on_rows: Callable[[Found], None] = lambda _: None,
 ) -> tuple[Found, str]:
     """Run a part in a process of its own.
 
@@ -96,7 +96,7 @@ def supervise(
         device: Where to run it.
         tiny: Whether to run its smallest version.
         limit: Seconds it may take.
-        told: Is given all rows so far whenever there are more.
+        on_rows: Called with all rows so far when there are new ones.
 
     Returns:
         Its rows, with one more if it failed; and the end of its output.
@@ -112,29 +112,29 @@ def supervise(
             try:
                 while child.poll() is None and time.perf_counter() - started < limit:
                     time.sleep(0.1)
-                    found = _told(name, path, found, told)
+                    found = _known_rows(name, path, found, on_rows)
                 status = child.poll()
             finally:
                 _end(child)
-        found = _told(name, path, found, told)
+        found = _known_rows(name, path, found, on_rows)
         last = errors.read_text(errors="replace").strip().splitlines()[-40:]
     problem = f"stopped after {limit:.0f} s" if status is None else f"status {status}: {last[-1:]}"
     if status != 0:
         row = {"name": "the part itself", "value": problem, "target": "", "met": False}
         found.append({"part": name, **row})
-        told(found)
+        on_rows(found)
     seconds = round(time.perf_counter() - started, 1)
     return [{**row, "part_seconds": seconds} for row in found], "\n".join(last)
 
 
-def _told(name: str, path: Path, found: Found, told: Callable[[Found], None]) -> Found:
-    """The rows that are known by now, told where there are more than before."""
+def _known_rows(name: str, path: Path, found: Found, on_rows: Callable[[Found], None]) -> Found:
+    """The rows that are in the file; ``on_rows`` gets them if there are new ones."""
     text = path.read_text() if path.exists() else ""
     # Up to the last whole line.
     rows = [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
     if len(rows) > len(found):
         found = [{"part": name, **row} for row in rows]
-        told(found)
+        on_rows(found)
     return found
 
 
@@ -173,7 +173,7 @@ def main() -> int:
             share = PARTS[name].limit * options.limit / LIMIT
             limit, before = min(left, share), list(found)
             rows, last = supervise(
-                name, **where, limit=limit, told=lambda rows, had=before: table.show(had + rows)
+                name, **where, limit=limit, on_rows=lambda rows, had=before: table.show(had + rows)
             )
             found += rows
             if any(row["met"] is False for row in rows):

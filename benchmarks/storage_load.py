@@ -74,8 +74,8 @@ def load(url: str, workers: int, trials: int) -> tuple[dict[str, Any], bool]:
     crew = [context.Process(target=_work, args=(url, "load", costs)) for _ in range(workers)]
     for worker in crew:
         worker.start()
-    told = [costs.get() for _ in crew]
-    cpu_seconds, errors = (sum(column) for column in zip(*told, strict=True))
+    results = [costs.get() for _ in crew]
+    cpu_seconds, errors = (sum(column) for column in zip(*results, strict=True))
     for worker in crew:
         worker.join()
     seconds = time.perf_counter() - began

@@ -48,7 +48,7 @@ class UnknownNameError(ArgumentError):
         names = sorted(valid)
         near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
         if near:
-            hint = f"Did you mean {_either(near)}?"
+            hint = f"Did you mean {_quoted_choice(near)}?"
             # One form alone is offered only where no name is near.
             hint += f" Other forms: {', '.join(others)}." if len(others) > 1 else ""
         else:
@@ -126,7 +126,7 @@ class DataError(HpoMabError):
     """A data set that is not there or cannot be used."""
 
 
-def _either(names: list[str]) -> str:
+def _quoted_choice(names: list[str]) -> str:
     quoted = [f"'{name}'" for name in names]
     return quoted[0] if len(quoted) == 1 else f"{', '.join(quoted[:-1])} or {quoted[-1]}"
 
@@ -151,14 +151,14 @@ def memory_reason(error: BaseException) -> str | None:
     Also examines the causes of an error. A later error may hide the first: a failed capture of a
     step, or a failed close of a file.
     """
-    for one in _chain(error):
-        reason = _reason(one)
+    for one in _causes(error):
+        reason = _memory_reason_of(one)
         if reason is not None:
             return f"OutOfMemoryError: {reason}"
     return None
 
 
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
@@ -166,18 +166,18 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
 
 
-def _reason(error: BaseException) -> str | None:
+def _memory_reason_of(error: BaseException) -> str | None:
     # By the class's name, so that torch is not imported.
     text, name = str(error).strip(), type(error).__name__
     if name == "OutOfMemoryError" or (isinstance(error, RuntimeError) and _DEVICE.search(text)):
         # Advice on the allocator's settings follows the figures; it is cut off.
         return text.partition("\n")[0].partition(" If reserved but")[0]
     if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
-        return _of_host(text)
-    return _of_host(text) if isinstance(error, RuntimeError) and _HOST.search(text) else None
+        return _host_reason(text)
+    return _host_reason(text) if isinstance(error, RuntimeError) and _HOST.search(text) else None
 
 
-def _of_host(text: str) -> str:
+def _host_reason(text: str) -> str:
     asked, array = _BYTES.search(text), _ARRAY.search(text)
     detail = ""
     if asked is not None:
@@ -226,7 +226,7 @@ def invalid_message(
         what = f"key in [{'.'.join(map(str, section))}]" if section else "section"
         text = str(UnknownNameError(what, str(name), keys_at(section)))
     else:
-        text = _wanted(key, first)
+        text = _requirement(key, first)
     if not others:
         return text if text.endswith((".", "?")) else f"{text}."
     return f"{text.rstrip('.')} (and {len(others)} more)."
@@ -255,7 +255,7 @@ _TYPES = {
 }
 
 
-def _wanted(key: str, errors: Sequence[Mapping[str, Any]]) -> str:
+def _requirement(key: str, errors: Sequence[Mapping[str, Any]]) -> str:
     """The requirement on the value of a key, and the value given."""
     first = errors[0]
     if first["type"] == "missing":

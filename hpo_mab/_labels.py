@@ -88,7 +88,7 @@ def labels_of(dataset: Dataset[Any], *, name: str = "dataset") -> Tensor:
         ArgumentError: A data set without length or examples, or items that are not pairs. Labels
             that are not integers from 0, or are all equal.
     """
-    labels = _labels(dataset, name, read=True)
+    labels = _checked_labels(dataset, name, read=True)
     low, high = int(labels.min()), int(labels.max())
     if low == high:
         raise ArgumentError(f"labels of {name} must hold at least two classes, got only {low}.")
@@ -103,10 +103,10 @@ def check_examples(dataset: Dataset[Any], *, name: str = "dataset") -> None:
     Raises:
         ArgumentError: As `labels_of`, except that one class alone is allowed.
     """
-    _labels(dataset, name, read=False)
+    _checked_labels(dataset, name, read=False)
 
 
-def _labels(dataset: Any, name: str, *, read: bool) -> Tensor:
+def _checked_labels(dataset: Any, name: str, *, read: bool) -> Tensor:
     if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
         raise ArgumentError(
             f"{name} must be map-style, with __len__ and __getitem__, got {type(dataset).__name__}."

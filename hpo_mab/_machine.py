@@ -18,12 +18,12 @@ def available_memory() -> int | None:
     """Bytes that this process may still allocate; None on other systems than Linux."""
     found = []
     with contextlib.suppress(OSError, ValueError):
-        found.append(1024 * _field(_MACHINE, "MemAvailable:"))
+        found.append(1024 * _number_after(_MACHINE, "MemAvailable:"))
     # A container's limit; the file holds "max" where there is none. What the container has read of
     # files is not counted: the kernel frees it where a process needs the memory.
     with contextlib.suppress(OSError, ValueError):
         limit = int((_CONTAINER / "memory.max").read_text())
-        found.append(max(0, limit - _field(_CONTAINER / "memory.stat", "anon")))
+        found.append(max(0, limit - _number_after(_CONTAINER / "memory.stat", "anon")))
     return min(found, default=None)
 
 
@@ -34,7 +34,7 @@ def resident_memory() -> int | None:
     return None
 
 
-def _field(file: Path, name: str) -> int:
+def _number_after(file: Path, name: str) -> int:
     """The number after a name that begins a line.
 
     Raises:

@@ -213,11 +213,11 @@ def _parameters_of(function: Any) -> list[inspect.Parameter]:
     except (TypeError, ValueError):  # Some functions in C have none: any name is accepted.
         anything = inspect.Parameter("anything", inspect.Parameter.VAR_KEYWORD)
         return [inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY), anything]
-    hints = _hints(function)
-    return [one.replace(annotation=_kind(one, hints)) for one in own]
+    hints = _type_hints(function)
+    return [one.replace(annotation=_parameter_type(one, hints)) for one in own]
 
 
-def _hints(function: Any) -> dict[str, Any]:
+def _type_hints(function: Any) -> dict[str, Any]:
     # Optuna imports some names for type checkers only.
     names = {**vars(collections.abc), "BaseSampler": Any, "FrozenTrial": Any}
     try:
@@ -226,7 +226,7 @@ def _hints(function: Any) -> dict[str, Any]:
         return {}
 
 
-def _kind(parameter: inspect.Parameter, hints: Mapping[str, Any]) -> Any:
+def _parameter_type(parameter: inspect.Parameter, hints: Mapping[str, Any]) -> Any:
     if parameter.name in hints:
         return hints[parameter.name]
     known = isinstance(parameter.default, bool | int | float | str)
@@ -307,21 +307,21 @@ def check_types(
     for key, each in values.items():
         kind = kinds.get(key, Any)
         for one in each:
-            if not _is_of(kind, one):
-                raise ArgumentError(f"{section}.{key} must be {_wanted(kind)}, got {one!r}.")
+            if not _has_type(kind, one):
+                raise ArgumentError(f"{section}.{key} must be {_type_text(kind)}, got {one!r}.")
 
 
-def _is_of(kind: Any, value: Any) -> bool:
+def _has_type(kind: Any, value: Any) -> bool:
     origin, arguments = get_origin(kind), get_args(kind)
     if kind is Any:
         return True
     if origin in (Union, types.UnionType):
-        return any(_is_of(one, value) for one in arguments)
+        return any(_has_type(one, value) for one in arguments)
     if origin is Literal:
         return any(type(value) is type(one) and value == one for one in arguments)
     if origin is tuple and Ellipsis not in arguments:
         fits = isinstance(value, list | tuple) and len(value) == len(arguments)
-        return fits and all(map(_is_of, arguments, value))
+        return fits and all(map(_has_type, arguments, value))
     if kind is float or kind is int:
         # Numbers of NumPy are numbers, booleans are not.
         return isinstance(value, Real if kind is float else Integral) and not isinstance(
@@ -345,14 +345,14 @@ _TYPE_NAMES: Mapping[Any, str] = {
 }
 
 
-def _wanted(kind: Any) -> str:
+def _type_text(kind: Any) -> str:
     arguments = get_args(kind)
     if get_origin(kind) in (Union, types.UnionType):
-        return " or ".join(map(_wanted, arguments))
+        return " or ".join(map(_type_text, arguments))
     if get_origin(kind) is Literal:
         return " or ".join(map(repr, arguments))
     if get_origin(kind) is tuple and Ellipsis not in arguments:
-        each = _wanted(arguments[0])
+        each = _type_text(arguments[0])
         return f"a list of {len(arguments)} values, each {each} or a range, as in [1, 2]"
     return _TYPE_NAMES.get(get_origin(kind) or kind, getattr(kind, "__name__", str(kind)))
 

@@ -19,10 +19,10 @@ import torch
 from hypothesis import settings
 
 torch.set_num_threads(1)
-# A machine that does other work as well makes no test wrong.
+# No test fails because the machine has other work.
 settings.register_profile("patient", deadline=None)
 settings.load_profile("patient")
-# A shell's background jobs ignore Ctrl-C, and so would the commands that tests interrupt.
+# A background job of a shell ignores SIGINT, and the commands of tests would inherit that.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -53,7 +53,7 @@ class PostgresServer:
         self._databases = itertools.count()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            # Not below pytest's own folder, which a server under another user cannot enter.
+            # Not in pytest's folder, which a server of another user cannot enter.
             folder = tempfile.mkdtemp(prefix="pg")
             self._server = package.get_server(folder, cleanup_mode="delete", start=False)
         self._until_started(self._server.start)
@@ -77,7 +77,7 @@ class PostgresServer:
         return self.url.replace("/postgres?", f"/{name}?")
 
     def restart(self) -> None:
-        """Start the server again, which has ended."""
+        """Start the server again after its end."""
         self._until_started(self._server.ensure_postgres_running)
 
     def close(self) -> None:
@@ -91,8 +91,8 @@ class PostgresServer:
 
     @staticmethod
     def _until_started(start: Callable[[], None]) -> None:
-        # The package waits ten seconds for the server, which a busy machine may exceed; the server
-        # starts all the same, and the next attempt finds it.
+        # The package waits ten seconds for the server, which may be too short on a busy machine.
+        # The server starts nevertheless, and the next attempt connects to it.
         while True:
             try:
                 return start()
@@ -123,7 +123,7 @@ def own_postgres() -> Iterator[PostgresServer]:
 
 @pytest.fixture(scope="session")
 def runs() -> Callable[[int], bool]:
-    """Whether a process runs; one that only waits to be reaped does not."""
+    """Whether a process runs; a zombie does not."""
 
     def check(pid: int) -> bool:
         try:

@@ -130,7 +130,7 @@ def test_lightning_reports_what_a_plain_loop_reports(storage: Storage, average: 
     assert [point.averaged for point in curve] == [average > 0] * 3 + [False]
     assert [point.examples for point in curve] == [40, 80, 120, 160]
     assert trial.value == pytest.approx(accuracies[-1])
-    # The weights trained on as if nobody had looked.
+    # Training continued as without validation.
     for name, tensor in model.state_dict().items():
         torch.testing.assert_close(module.model.state_dict()[name], tensor)
 

@@ -31,7 +31,7 @@ def test_a_containers_limit_counts_less_what_it_holds(
         assert _machine.available_memory() == free
 
 
-def test_other_systems_say_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_systems_have_no_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("_MACHINE", "_PROCESS", "_CONTAINER"):
         monkeypatch.setattr(_machine, name, tmp_path / "none")
     assert _machine.available_memory() is None

@@ -1,4 +1,4 @@
-"""What counts in a study, and what comes next."""
+"""The plan of a study: which trials count, and which comes next."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_what_comes_next(described: list[str], following: Next) -> None:
         (["c0", "p1", "p2", "r3"], Next.WAIT),
         (["c0", "p1", "p2", "p3", "r4 promotes"], Next.PROMOTION),
         (["c0", "p1", "p2", "p3", "c4 promotes", "c5 promotes"], Next.DONE),
-        # The pilot's twins are no screened configurations, and none that may be among the best.
+        # The pilot's twins count neither as stopped configurations nor as the best.
         (["c0", "c0 twin", "p1", "p2"], Next.NEW),
         (["c0", "r0 twin", "p1", "p2", "p3"], Next.PROMOTION),
     ],

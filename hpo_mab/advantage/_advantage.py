@@ -150,7 +150,7 @@ def mean_limits(
     half = unbounded.copy()
     if varies.any():
         scaled = centred[:, varies] / error[varies]
-        half[varies] = error[varies] * _quantile(scaled, confidence, resamples, seed)
+        half[varies] = error[varies] * _studentised_quantile(scaled, confidence, resamples, seed)
     return mean - half, mean + half
 
 
@@ -171,7 +171,7 @@ def resample_counts(n: int, resamples: int, seed: int) -> Floats:
     return counts
 
 
-def _quantile(scaled: Floats, confidence: float, resamples: int, seed: int) -> Floats:
+def _studentised_quantile(scaled: Floats, confidence: float, resamples: int, seed: int) -> Floats:
     """Quantile of the studentised mean of columns [n, G] with mean 0 and standard error 1."""
     n = len(scaled)
     if n < BOOTSTRAP_FROM:
@@ -266,7 +266,7 @@ def acceleration(
         rows = pairs.complete & np.isfinite(pairs.bandit[:, column])
         reached, uniform = pairs.bandit[rows, column], pairs.uniform[rows]
         if not rows.any():
-            estimates.append(_unknown(confidence))
+            estimates.append(_unknown_estimate(confidence))
             continue
         grid = _fine_grid(pairs.budgets)
         curves = interpolate(pairs.budgets, uniform, grid, chance=chance)
@@ -276,6 +276,8 @@ def acceleration(
         point, censored = _first_reached(
             pairs.budgets, uniform.mean(axis=0), float(reached.mean()), grid, chance=chance
         )
+        # The estimate is of the isotonic mean curve, the interval of the curves as they are. So the
+        # interval is widened to contain the estimate.
         first = min(_first_crossing(grid, low), point)
         last = math.inf if censored else max(_last_crossing(grid, high), point)
         estimates.append(
@@ -315,7 +317,7 @@ def equivalent_budget(budgets: ArrayLike, accelerations: Sequence[Estimate]) -> 
     return np.asarray(spent * factors, dtype=np.float64)
 
 
-def _unknown(confidence: float) -> Estimate:
+def _unknown_estimate(confidence: float) -> Estimate:
     return Estimate(value=math.nan, low=0.0, high=math.inf, n=0, confidence=confidence)
 
 
@@ -336,6 +338,7 @@ def _first_reached(
     """Budget at which the monotone mean curve reaches a target; True if it never does."""
     from sklearn.isotonic import isotonic_regression
 
+    # The nearest curve that does not fall, so that it reaches each accuracy once.
     monotone = np.asarray(isotonic_regression(mean, y_min=chance), dtype=np.float64)
     # The means of two equal curves may differ in the last digit.
     target -= 1e-12

@@ -108,6 +108,7 @@ class Evidence:
 
         A rung between two budgets must therefore meet the later one's conditions.
         """
+        # Stored budgets are rounded, so equal shares may differ in the last digit.
         return next((rung for rung in self.rungs if rung.budget >= share - 1e-9), None)
 
     def to_json(self) -> dict[str, Any]:
@@ -281,6 +282,7 @@ def measure_evidence(
         relative, chance=chance, confidence=confidence, resamples=resamples, seed=seed
     )
 
+    # Cached: several rungs use the same pairs of columns, and the bootstrap is what costs time.
     @functools.cache
     def difference(early: int, rung: int) -> Estimate:
         return compare_fidelity(
@@ -300,7 +302,9 @@ def measure_evidence(
         advantage=tuple(ahead),
         acceleration=tuple(faster),
         fidelity=tuple(difference(column, column) for column in columns),
-        rungs=tuple(_rung(column, budgets, equivalent, difference, margin) for column in columns),
+        rungs=tuple(
+            _placed_rung(column, budgets, equivalent, difference, margin) for column in columns
+        ),
         pairs=int(np.isfinite(relative.difference[:, -1]).sum()),
         margin=margin,
         source=source,
@@ -309,7 +313,7 @@ def measure_evidence(
     )
 
 
-def _rung(
+def _placed_rung(
     rung: int,
     budgets: Sequence[float],
     equivalent: Sequence[float],
@@ -318,6 +322,7 @@ def _rung(
 ) -> Rung:
     """A rung at its earliest budget that meets both conditions of `measure_evidence`."""
     budget = budgets[rung]
+    # Products of budgets and accelerations are rounded, hence the tolerance.
     reaching = [early for early in range(rung) if equivalent[early] >= budget * (1 - 1e-9)]
     if not reaching:
         return Rung(budget=budget, decided_at=budget, equivalent=budget, refused="advantage")

@@ -69,6 +69,7 @@ def top_recall(early: Floats, final: Floats, *, k: int) -> Floats:
     """
     chosen = np.argsort(-early, axis=1, kind="stable")[:, :k]
     best = np.argsort(-final, axis=1, kind="stable")[:, :k]
+    # [R, k, k]: whether the i-th chosen configuration is the j-th best.
     hits = (chosen[:, :, None] == best[:, None, :]).any(axis=2)
     return np.asarray(hits.mean(axis=1), dtype=np.float64)
 
@@ -168,7 +169,7 @@ def fidelity(
         ArgumentError: Lengths differ, or an unknown statistic, or an option outside its bound.
     """
     scores = _complete_rows(early, final)
-    return _bootstrap(
+    return _estimates(
         [(scores[:, 0], scores[:, 1])],
         statistic=statistic,
         k=k,
@@ -216,7 +217,7 @@ def compare_fidelity(
         ArgumentError: Lengths differ, or an unknown statistic, or an option outside its bound.
     """
     scores = _complete_rows(early, other, final, final if other_final is None else other_final)
-    own, others, difference = _bootstrap(
+    own, others, difference = _estimates(
         [(scores[:, 0], scores[:, 2]), (scores[:, 1], scores[:, 3])],
         statistic=statistic,
         k=k,
@@ -239,7 +240,7 @@ def _complete_rows(*columns: ArrayLike) -> Floats:
     return scores[np.isfinite(scores).all(axis=1)]
 
 
-def _bootstrap(
+def _estimates(
     sides: Sequence[tuple[Floats, Floats]],
     *,
     statistic: Statistic,
@@ -251,25 +252,25 @@ def _bootstrap(
     """Estimate of each side (early [K], final [K]) and, of two sides, of their difference."""
     check_resampling(confidence=confidence, resamples=resamples)
     size = len(sides[0][0])
-    function = _function(statistic, k=k, size=size)
+    function = _statistic_function(statistic, k=k, size=size)
     rows = np.random.default_rng(seed).integers(0, max(size, 1), (resamples, size))
     values, drawn, supports = [], [], []
     for early, final in sides:
         values.append(float(function(early[None], final[None])[0]) if size >= 2 else math.nan)
         known = size >= _FEWEST and math.isfinite(values[-1])
         drawn.append(function(early[rows], final[rows]) if known else np.empty(0))
-        supports.append(_support(statistic, final))
+        supports.append(_value_range(statistic, final))
     found = []
     for side, value, draws, support in zip(sides, values, drawn, supports, strict=True):
         known = _is_same(side)
-        low, high = (value, value) if known else _limits(draws, size, support, confidence)
+        low, high = (value, value) if known else _interval(draws, size, support, confidence)
         found.append(Estimate(value=value, low=low, high=high, n=size, confidence=confidence))
     if len(sides) == 2:
         paired = drawn[0] - drawn[1] if len(drawn[0]) == len(drawn[1]) else np.empty(0)
         support = (supports[0][0] - supports[1][1], supports[0][1] - supports[1][0])
         value = values[0] - values[1]
         known = all(map(_is_same, sides)) or _are_equal(*sides)
-        low, high = (value, value) if known else _limits(paired, size, support, confidence)
+        low, high = (value, value) if known else _interval(paired, size, support, confidence)
         found.append(Estimate(value=value, low=low, high=high, n=size, confidence=confidence))
     return found
 
@@ -284,7 +285,7 @@ def _are_equal(one: tuple[Floats, Floats], other: tuple[Floats, Floats]) -> bool
     return len(one[0]) >= _FEWEST and all(map(np.array_equal, one, other))
 
 
-def _function(statistic: Statistic, *, k: int, size: int) -> _Function:
+def _statistic_function(statistic: Statistic, *, k: int, size: int) -> _Function:
     if k < 1:
         raise ArgumentError(f"k must be at least 1, got {k}.")
     functions: dict[str, _Function] = {
@@ -298,14 +299,14 @@ def _function(statistic: Statistic, *, k: int, size: int) -> _Function:
     return functions[statistic]
 
 
-def _support(statistic: Statistic, final: Floats) -> tuple[float, float]:
+def _value_range(statistic: Statistic, final: Floats) -> tuple[float, float]:
     """Range of a statistic's values."""
     if statistic == "regret":
         return 0.0, float(np.ptp(final)) if len(final) else math.inf
     return (0.0, 1.0) if statistic == "recall" else (-1.0, 1.0)
 
 
-def _limits(
+def _interval(
     drawn: Floats, size: int, support: tuple[float, float], confidence: float
 ) -> tuple[float, float]:
     drawn = drawn[np.isfinite(drawn)]

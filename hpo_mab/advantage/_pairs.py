@@ -204,14 +204,18 @@ def pair_curves(
     full = {run.trial_examples for run in (*bandit, *uniform)}
     if len(full) > 1:
         raise ArgumentError(f"trial_examples must be the same for all studies, got {sorted(full)}.")
-    ours = _by_key(bandit, paired_only=paired_only)
-    theirs = _by_key(uniform, paired_only=paired_only)
+    ours = _trials_by_slot(bandit, paired_only=paired_only)
+    theirs = _trials_by_slot(uniform, paired_only=paired_only)
     keys = sorted(
         key for key in ours.keys() & theirs.keys() if same_configuration(ours[key], theirs[key])
     )
-    grid = _grid([theirs[key] for key in keys]) if budgets is None else np.asarray(budgets, float)
-    left = [_read(ours[key], grid) for key in keys]
-    right = [_read(theirs[key], grid) for key in keys]
+    grid = (
+        _longest_budgets([theirs[key] for key in keys])
+        if budgets is None
+        else np.asarray(budgets, float)
+    )
+    left = [_curve_at(ours[key], grid) for key in keys]
+    right = [_curve_at(theirs[key], grid) for key in keys]
     shape = (len(keys), len(grid))
     return PairedCurves(
         budgets=grid,
@@ -232,7 +236,9 @@ def same_configuration(one: TrialRun, other: TrialRun) -> bool:
     )
 
 
-def _by_key(runs: Sequence[StudyRun], *, paired_only: bool) -> dict[tuple[int, int], TrialRun]:
+def _trials_by_slot(
+    runs: Sequence[StudyRun], *, paired_only: bool
+) -> dict[tuple[int, int], TrialRun]:
     """Trials by (seed, slot); of a slot's retries the one with the most examples."""
     seeds = [run.seed for run in runs]
     if len(set(seeds)) < len(seeds):
@@ -249,13 +255,13 @@ def _by_key(runs: Sequence[StudyRun], *, paired_only: bool) -> dict[tuple[int, i
     return found
 
 
-def _grid(trials: Sequence[TrialRun]) -> Floats:
+def _longest_budgets(trials: Sequence[TrialRun]) -> Floats:
     longest = max(trials, key=lambda trial: trial.examples, default=None)
     points = [] if longest is None else [evaluation.examples for evaluation in longest.curve]
     return np.unique(np.asarray(points, dtype=np.float64))
 
 
-def _read(trial: TrialRun, grid: Floats) -> tuple[Floats, Floats]:
+def _curve_at(trial: TrialRun, grid: Floats) -> tuple[Floats, Floats]:
     """Accuracy and seconds of a trial at common budgets, each [T]."""
     examples = np.asarray([e.examples for e in trial.curve], dtype=np.float64)
     inside = (grid >= examples[0] * (1 - _SLACK)) & (grid <= examples[-1] * (1 + _SLACK))

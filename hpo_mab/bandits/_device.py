@@ -202,6 +202,7 @@ class DeviceEngine(BanditEngine):
         first = np.random.default_rng([seed, 1]).integers(sizes)
         arms = torch.from_numpy(first).to(self._shares.device)
         self._draws[rows].scatter_(1, arms[:, None], 1)
+        # 1 / (A p) of a uniform pick, p = 1 / size.
         weights = (self._mean_size / torch.from_numpy(sizes).double()) ** -settings.correction
         examples = torch.from_numpy(shares[np.arange(len(shares)), first].astype(np.int64))
         return examples, weights.float(), arms

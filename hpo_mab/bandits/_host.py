@@ -405,8 +405,7 @@ class HostEngine(BanditEngine):
         positions, times = np.unique(np.concatenate(self._uncounted_draws), return_counts=True)
         self._uncounted_draws.clear()
         draws = self._draws.ravel()
-        # Limited to the largest uint16: a wrapped count would make the most-drawn example the
-        # least.
+        # Limited to the largest uint16, because a larger count would wrap around to 0.
         draws[positions] = np.minimum(draws[positions] + times, np.iinfo(draws.dtype).max)
 
     def _select(self) -> Ints:

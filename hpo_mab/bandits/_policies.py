@@ -140,12 +140,12 @@ class SoftmaxPolicy(GroupedPolicy):
 
     def costs(self, race: Floats, groups: Groups) -> Floats:
         """Log of ``E / (n w)`` with ``w = exp(mean / temperature)``, [G]."""
-        means, _ = self.moments(groups.columns, _pairs(groups))
+        means, _ = self.moments(groups.columns, _single_counts(groups))
         return race - means / self.temperature
 
     def propensities(self, counts: Counts, totals: Ints, more: Counts | None = None) -> Floats:
         """Softmax over the arms of a bandit, by state, [B, S]."""
-        means, _ = self.moments(_columns(counts, more), more)
+        means, _ = self.moments(_columns_of(counts, more), more)
         logits = np.where(counts > 0, means / self.temperature, -np.inf)
         weights = np.exp(logits - logits.max(axis=1, keepdims=True))
         found: Floats = weights / (counts * weights).sum(axis=1, keepdims=True)
@@ -169,14 +169,14 @@ class GreedyPolicy(GroupedPolicy):
         """The race among the groups of the best value, infinite elsewhere, [G + V]."""
         bandits = groups.bandits
         totals = groups.window.totals
-        values = self.values(*self.moments(groups.columns, _pairs(groups)), totals[bandits])
+        values = self.values(*self.moments(groups.columns, _single_counts(groups)), totals[bandits])
         best = np.full(len(totals), -np.inf)
         np.maximum.at(best, bandits, values)
         return np.where(values >= best[bandits] - TIE, race, np.inf)
 
     def propensities(self, counts: Counts, totals: Ints, more: Counts | None = None) -> Floats:
         """One over the number of best arms, for these; 0 elsewhere, [B, S]."""
-        means, pulls = self.moments(_columns(counts, more), more)
+        means, pulls = self.moments(_columns_of(counts, more), more)
         bandits, columns = np.nonzero(counts)
         values = np.full(counts.shape, -np.inf)
         values[bandits, columns] = self.values(means[columns], pulls[columns], totals[bandits])
@@ -202,12 +202,12 @@ class UCBPolicy(GreedyPolicy):
         return means + self.exploration * bonus
 
 
-def _pairs(groups: Groups) -> Counts | None:
+def _single_counts(groups: Groups) -> Counts | None:
     """Successes and failures of the single arms, [V, 2]; None without any."""
     return None if groups.singles is None else groups.singles.pairs
 
 
-def _columns(counts: Counts, more: Counts | None) -> Ints:
+def _columns_of(counts: Counts, more: Counts | None) -> Ints:
     """States of a table of counts, [B, S], that have a column."""
     return np.arange(counts.shape[1] - (0 if more is None else len(more)))
 
@@ -319,7 +319,7 @@ class LogitGrid:
         upper = special.betainc(b, a, rest)
         with np.errstate(divide="ignore"):
             log_cdf = np.where(upper < 0.5, np.log1p(-upper), np.log(special.betainc(a, b, x)))
-        # Limited, because minus infinity times a count of 0 would be NaN; exp(-80) rounds to 0.
+        # Limited, because minus infinity times a count of 0 would be NaN; exp(-80) is negligible.
         log_cdf = np.maximum(log_cdf, -80.0)
         log_x, log_rest = special.log_expit(self.points), special.log_expit(-self.points)
         # The density in z is that in x times dx/dz = x (1 - x), so the exponents are a and b.

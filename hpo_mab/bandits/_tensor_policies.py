@@ -322,7 +322,7 @@ class TensorGreedy(TensorPolicy):
         return values >= values.amax(dim=1, keepdim=True) - TIE
 
     def keys(self, successes: Tensor, failures: Tensor) -> Tensor:
-        """Noise for the best arms, minus infinity for all others, [B, A]."""
+        """Noise for the best arms, minus infinity for all others, [B, A]: a uniform tie-break."""
         return (-self.noise()).masked_fill(~self.best(successes, failures), -torch.inf)
 
     def propensities(self, successes: Tensor, failures: Tensor) -> Tensor:

@@ -48,7 +48,7 @@ def worker(
     Any number of workers, on any number of machines, can share a study; they need its storage and
     its data. Put a URL with a password into HPO_MAB_STORAGE: other users can read command lines.
 
-    Example: `hpo-mab worker --storage postgresql://me@host/studies --study cifar10-mab-seed0`.
+    Example: `hpo-mab worker --storage postgresql://me@host/studies --study cifar10-auto-seed0`.
     """
     from hpo_mab.cli._main import interrupt_at_eof, stoppable
 
@@ -250,8 +250,8 @@ def examples(
 
     ```
     hpo-mab examples digits-mab-seed0
-    hpo-mab examples cifar10-mab-seed0 --html examples.html --csv examples.csv --top 100
-    hpo-mab examples cifar10-mab-seed0 --drop 500 -o exclude.json
+    hpo-mab examples cifar10-auto-seed0 --html examples.html --csv examples.csv --top 100
+    hpo-mab examples cifar10-auto-seed0 --drop 500 -o exclude.json
     hpo-mab run cifar10 --set data.exclude=exclude.json --name cleaned
     ```
     """

@@ -88,7 +88,7 @@ def image_folder(*, root: Path, size: int | None = None) -> _images.Decoded:
     """
     if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 4):
         raise ArgumentError(f"size must be an integer of at least 4 pixels, got {size!r}.")
-    layout = _layout(root)
+    layout = _find_files(root)
     key = _images.fingerprint(layout.everything, root=root, options={"size": size})
     name = f"image_folder_{size or 'auto'}"
     decoded = _images.read(root, name=name, key=key)
@@ -153,7 +153,7 @@ class _Walk:
         """How many files were passed over and why, in one sentence; empty if none was."""
         if not self.passed:
             return ()
-        return (f"Passed over: {_counted(self.passed.most_common(), 6)}.",)
+        return (f"Passed over: {_counts_text(self.passed.most_common(), 6)}.",)
 
 
 def _is_hidden(name: str) -> bool:
@@ -165,13 +165,13 @@ def _is_image(name: str) -> bool:
     return not _is_hidden(name) and Path(name).suffix.lower() in _pictures.readable()[0]
 
 
-def _counted(counts: Sequence[tuple[str, int]], most: int) -> str:
+def _counts_text(counts: Sequence[tuple[str, int]], most: int) -> str:
     texts = [f"{count:,} {name}" for name, count in counts[:most]]
     rest = sum(count for _, count in counts[most:])
     return ", ".join([*texts, f"{rest:,} others"] if rest else texts)
 
 
-def _layout(root: Path) -> _Layout:
+def _find_files(root: Path) -> _Layout:
     if not root.is_dir():
         raise DataError(
             f"Data set 'image_folder' needs the folder {root}, which does not exist. "
@@ -253,6 +253,7 @@ def _checked_size(paths: Sequence[Path], size: int | None) -> int:
     Raises:
         DataError: They do not fit; nothing has been decoded yet.
     """
+    # Evenly spaced files, because opening all of a large folder would take long.
     step = max(1, len(paths) // _SAMPLED)
     headers = [found for path in paths[::step] if (found := _pictures.header(path)) is not None]
     if size is None:
@@ -276,10 +277,10 @@ def _decode(root: Path, layout: _Layout, *, size: int) -> _images.Decoded:
     read = _pictures.read_all(layout.everything, size=size)
     pictures = [found for found in read if not isinstance(found, str)]
     if not pictures:
-        raise DataError(f"Data set 'image_folder' holds no readable image.{_text(layout.notes)}")
+        raise DataError(f"Data set 'image_folder' holds no readable image.{_joined(layout.notes)}")
     rendering = _pictures.Rendering(pictures)
     sides = [picture.side for picture in pictures]
-    texts = (*_left_out(names, read), *_constant(names, read, rendering))
+    texts = (*_unreadable_warning(names, read), *_constant_warning(names, read, rendering))
     parts = _readable_parts(layout, read)
     _check_present(layout, parts["train"], root)
     # The training files are the first of all files.
@@ -329,22 +330,24 @@ def _check_present(
     if absent:
         raise DataError(
             f"No readable training image of class {', '.join(absent)} in {root}."
-            f"{_text(layout.notes)}"
+            f"{_joined(layout.notes)}"
         )
 
 
-def _text(notes: Sequence[str]) -> str:
+def _joined(notes: Sequence[str]) -> str:
     return "".join(f" {note}" for note in notes)
 
 
-def _left_out(names: Sequence[str], read: Sequence[_pictures.Picture | str]) -> list[str]:
+def _unreadable_warning(names: Sequence[str], read: Sequence[_pictures.Picture | str]) -> list[str]:
     bad = [f"{name} ({why})" for name, why in zip(names, read, strict=True) if isinstance(why, str)]
     if not bad:
         return []
-    return [f"{len(bad)} of {len(names)} images cannot be read and are left out: {_first(bad)}."]
+    return [
+        f"{len(bad)} of {len(names)} images cannot be read and are left out: {_first_few(bad)}."
+    ]
 
 
-def _constant(
+def _constant_warning(
     names: Sequence[str],
     read: Sequence[_pictures.Picture | str],
     rendering: _pictures.Rendering,
@@ -356,9 +359,9 @@ def _constant(
     ]
     if not flat:
         return []
-    return [f"{len(flat)} of {len(names)} images have a single colour: {_first(flat)}."]
+    return [f"{len(flat)} of {len(names)} images have a single colour: {_first_few(flat)}."]
 
 
-def _first(texts: Sequence[str]) -> str:
+def _first_few(texts: Sequence[str]) -> str:
     more = f" and {len(texts) - _NAMED} more" if len(texts) > _NAMED else ""
     return f"{', '.join(texts[:_NAMED])}{more}"

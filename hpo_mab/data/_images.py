@@ -67,7 +67,7 @@ class ImageData:
         files: str = "",
     ) -> None:
         _check_images(images)
-        examples = len(images) if rows is None else _checked_length(rows, len(images))
+        examples = len(images) if rows is None else _checked_row_count(rows, len(images))
         _check_labels(labels, examples, len(classes))
         if labels.device != images.device:
             raise ArgumentError(
@@ -180,7 +180,7 @@ def _check_images(images: Tensor) -> None:
         raise ArgumentError(f"images must not be empty, got shape {list(images.shape)}.")
 
 
-def _checked_length(rows: Tensor, images: int) -> int:
+def _checked_row_count(rows: Tensor, images: int) -> int:
     if rows.ndim != 1 or rows.dtype != torch.int64:
         raise ArgumentError(f"rows must be int64 [N], got {rows.dtype} {list(rows.shape)}.")
     if len(rows) == 0:
@@ -233,6 +233,7 @@ class Normalization:
         if not bool((std > 0).all()):
             raise ArgumentError(f"std must be above 0 for each channel, got {std.tolist()}.")
         self.channels_last = channels_last
+        # (x / 255 - mean) / std as one product and one sum.
         self._scale = (1 / (255 * std)).float()[:, None, None]
         self._shift = (-mean / std).float()[:, None, None]
 
@@ -294,6 +295,7 @@ class Augmentation:
             )
         device = images.device
         draws = torch.rand(3, batch, 1, device=device, generator=generator)
+        # Uniform integers in [-pad, pad].
         shifts = (draws[:2] * (2 * self.pad + 1)).long() - self.pad
         rows = _reflect(torch.arange(height, device=device) + shifts[0], height)
         columns = _reflect(torch.arange(width, device=device) + shifts[1], width)
@@ -311,6 +313,8 @@ class Augmentation:
 
 def _reflect(positions: Tensor, size: int) -> Tensor:
     """Mirror positions outside ``0..size-1`` at the first and last pixel."""
+    # The absolute value mirrors at 0, the outer one at size - 1. Shifts are below size, so one
+    # reflection on each side is enough.
     return (size - 1) - ((size - 1) - positions.abs()).abs()
 
 
@@ -355,7 +359,7 @@ def read(root: Path, *, name: str, key: str) -> Decoded | None:
     try:
         meta = json.loads((folder / "meta.json").read_text())
         classes = tuple(meta["classes"])
-        parts = {part: _map(folder, part, classes) for part in meta["parts"]}
+        parts = {part: _mapped_part(folder, part, classes) for part in meta["parts"]}
         sides = tuple(meta["sides"]) or None
         return Decoded(
             parts=parts,
@@ -377,7 +381,7 @@ def write(root: Path, decoded: Decoded, *, name: str, key: str) -> None:
         cache.mkdir(exist_ok=True)
         building = Path(tempfile.mkdtemp(prefix=f"tmp-{name}-", dir=cache))
         try:
-            _fill(building, decoded)
+            _write_entry(building, decoded)
             for old in cache.glob(f"{name}-*"):
                 shutil.rmtree(old, ignore_errors=True)
             # Raises if another worker has written the entry since; both entries are equal.
@@ -386,7 +390,7 @@ def write(root: Path, decoded: Decoded, *, name: str, key: str) -> None:
             shutil.rmtree(building, ignore_errors=True)
 
 
-def _fill(folder: Path, decoded: Decoded) -> None:
+def _write_entry(folder: Path, decoded: Decoded) -> None:
     for part, data in decoded.parts.items():
         np.save(folder / f"{part}-images.npy", data.images.numpy())
         np.save(folder / f"{part}-labels.npy", data.labels.numpy())
@@ -400,7 +404,7 @@ def _fill(folder: Path, decoded: Decoded) -> None:
     (folder / "meta.json").write_text(json.dumps(meta))
 
 
-def _map(folder: Path, part: str, classes: tuple[str, ...]) -> ImageData:
+def _mapped_part(folder: Path, part: str, classes: tuple[str, ...]) -> ImageData:
     # Copy on write: torch needs writable memory, and writes must not change the file.
     images = np.load(folder / f"{part}-images.npy", mmap_mode="c")
     labels = np.load(folder / f"{part}-labels.npy")

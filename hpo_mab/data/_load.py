@@ -140,28 +140,28 @@ def load_torchvision(name: str, *, root: Path, download: bool) -> Parts:
         DataError: The files are not there and cannot be had, or cannot be read.
     """
     source = _SOURCES[name]
-    present = _files(source, root)
+    present = _files_of(source, root)
     if present:
-        cached = _images.read(root, name=name, key=_key(present, root))
+        cached = _images.read(root, name=name, key=_cache_key(present, root))
         if cached is not None:
             return cached.parts
-    parts = _decode(name, source, root, download=download)
-    key = _key(_files(source, root), root)
+    parts = _decode_or_fetch(name, source, root, download=download)
+    key = _cache_key(_files_of(source, root), root)
     _images.write(root, _images.Decoded(parts=parts), name=name, key=key)
     return parts
 
 
-def _files(source: _Source, root: Path) -> list[Path]:
+def _files_of(source: _Source, root: Path) -> list[Path]:
     return [path for pattern in source.files for path in root.glob(pattern) if path.is_file()]
 
 
-def _key(files: list[Path], root: Path) -> str:
+def _cache_key(files: list[Path], root: Path) -> str:
     return _images.fingerprint(files, root=root, options={})
 
 
-def _decode(name: str, source: _Source, root: Path, *, download: bool) -> dict[str, Any]:
+def _decode_or_fetch(name: str, source: _Source, root: Path, *, download: bool) -> dict[str, Any]:
     try:
-        return _open(source, root)
+        return _decoded_parts(source, root)
     except _READ_ERRORS as error:
         if not download:
             raise DataError(
@@ -172,7 +172,7 @@ def _decode(name: str, source: _Source, root: Path, *, download: bool) -> dict[s
     try:
         root.mkdir(parents=True, exist_ok=True)
         _fetch(source, root)
-        return _open(source, root)
+        return _decoded_parts(source, root)
     except _READ_ERRORS as error:
         if created:
             with contextlib.suppress(OSError):
@@ -183,12 +183,14 @@ def _decode(name: str, source: _Source, root: Path, *, download: bool) -> dict[s
         ) from error
 
 
-def _open(source: _Source, root: Path) -> dict[str, Any]:
-    train, test = (_dataset(source, root, download=False, **split) for split in source.splits)
+def _decoded_parts(source: _Source, root: Path) -> dict[str, Any]:
+    train, test = (
+        _torchvision_dataset(source, root, download=False, **split) for split in source.splits
+    )
     return {"train": _as_images(train), "test": _as_images(test)}
 
 
-def _dataset(source: _Source, root: Path, **options: Any) -> Any:
+def _torchvision_dataset(source: _Source, root: Path, **options: Any) -> Any:
     # Here, not at the top: torchvision is slow to import and most calls need only the cache.
     from torchvision import datasets
 
@@ -201,14 +203,14 @@ def _fetch(source: _Source, root: Path) -> None:
         fetched = Path(folder)
         # Existing archives need no second download: torchvision checks them. It unpacks them again
         # in case the unpacked files are broken.
-        archives = [file for file in _files(source, root) if file.suffix in _ARCHIVES]
-        _move(archives, root, fetched, keep=True)
+        archives = [file for file in _files_of(source, root) if file.suffix in _ARCHIVES]
+        _move_files(archives, root, fetched, keep=True)
         for split in source.splits:
-            _dataset(source, fetched, download=True, **split)
-        _move(_files(source, fetched), fetched, root, keep=False)
+            _torchvision_dataset(source, fetched, download=True, **split)
+        _move_files(_files_of(source, fetched), fetched, root, keep=False)
 
 
-def _move(files: list[Path], old: Path, new: Path, *, keep: bool) -> None:
+def _move_files(files: list[Path], old: Path, new: Path, *, keep: bool) -> None:
     for file in files:
         target = new / file.relative_to(old)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -295,7 +297,7 @@ def load(
         ArgumentError: An option outside its bound, or data that are no images.
         DataError: The data do not exist, cannot be fetched or read, or exceed memory.
     """
-    parts = _load(name, plain(more), root=Path(root), download=download).parts
+    parts = _loaded(name, plain(more), root=Path(root), download=download).parts
     if not isinstance(parts["train"], ImageData):
         raise ArgumentError(f"data set '{name_of(name)}' is not one of images; use load_splits.")
     return parts["train"], parts["test"]
@@ -342,7 +344,7 @@ def load_splits(
     """
     validation, seed = plain(validation), plain(seed)
     given = {"root": Path(root), "download": download, "validation": validation, "seed": seed}
-    found = _load(name, plain(more), **given)
+    found = _loaded(name, plain(more), **given)
     parts = found.parts
     if not isinstance(parts["train"], ImageData):
         if exclude is not None:
@@ -363,12 +365,12 @@ def load_splits(
     return splits
 
 
-def _load(name: Named, more: Mapping[str, Any], **given: Any) -> _images.Decoded:
+def _loaded(name: Named, more: Mapping[str, Any], **given: Any) -> _images.Decoded:
     DATA_SETS.check(name, {key: [value] for key, value in more.items()}, section="data")
     found = DATA_SETS.maker(name, **given)(**more)
     if isinstance(found, _images.Decoded):
         return found
-    parts = _checked(name_of(name), found)
+    parts = _checked_parts(name_of(name), found)
     train = parts["train"]
     if isinstance(train, ImageData) and "test" not in parts:
         kept, held = stratified_halves(train.labels, share=TEST_SHARE, seed=0, name="test")
@@ -376,7 +378,7 @@ def _load(name: Named, more: Mapping[str, Any], **given: Any) -> _images.Decoded
     return _images.Decoded(parts=parts)
 
 
-def _checked(name: str, parts: Any) -> dict[str, Any]:
+def _checked_parts(name: str, parts: Any) -> dict[str, Any]:
     """The parts of a data set, each of the same sort."""
     if not isinstance(parts, Mapping) or "train" not in parts or not {*parts} <= set(_PARTS):
         found = f"the keys {', '.join(map(repr, parts))}" if isinstance(parts, Mapping) else ""

@@ -101,9 +101,9 @@ def read(path: Path, size: int) -> Picture | str:
 
     try:
         with Image.open(path, formats=readable()[1]) as image:
-            return Picture(_fitted(_upright(image), size), min(image.size))
+            return Picture(_fitted_pixels(_upright(image), size), min(image.size))
     except Exception as error:  # Decoders raise errors of every type on damaged files.
-        return _reason(error, path)
+        return _error_text(error, path)
 
 
 def _upright(image: Image) -> Image:
@@ -129,12 +129,12 @@ def _upright(image: Image) -> Image:
     return image if method is None else image.transpose(method)
 
 
-def _fitted(image: Image, size: int) -> _Array:
+def _fitted_pixels(image: Image, size: int) -> _Array:
     """Pixels scaled and cropped, as `Picture` holds them; alpha only where it is not 255."""
     from PIL import Image, ImageOps
 
     if image.mode.startswith(("I", "F")):
-        plain = _deep(image)
+        plain = _as_float(image)
     else:
         grey, alpha = _is_grey(image), _has_alpha(image)
         plain = image.convert(
@@ -144,12 +144,13 @@ def _fitted(image: Image, size: int) -> _Array:
         )
     fitted = ImageOps.fit(plain, (size, size), method=Image.Resampling.BILINEAR)
     pixels = np.asarray(fitted).reshape(size, size, -1)
+    # Without a transparent pixel the image needs no background.
     if pixels.shape[2] % 2 == 0 and bool((pixels[..., -1] == 255).all()):
         return np.ascontiguousarray(pixels[..., :-1])
     return pixels
 
 
-def _deep(image: Image) -> Image:
+def _as_float(image: Image) -> Image:
     """Values of 16 or 32 bits as mode F; what is not finite becomes the smallest finite value."""
     from PIL import Image
 
@@ -169,7 +170,7 @@ def _has_alpha(image: Image) -> bool:
     return image.mode in _ALPHA_MODES or "transparency" in image.info
 
 
-def _reason(error: Exception, path: Path) -> str:
+def _error_text(error: Exception, path: Path) -> str:
     from PIL import UnidentifiedImageError
 
     if isinstance(error, UnidentifiedImageError):
@@ -237,6 +238,7 @@ def _value_range(pictures: Sequence[Picture]) -> tuple[float, float]:
     high = float(max(pixels.max() for pixels in deep))
     if len(deep) == len(pictures) or low < 0:
         return low, high
+    # Next to 8-bit images, 0 stays black and the largest value of the bits in use becomes white.
     bits = max(8, int(high).bit_length())
     return 0.0, 1.0 if high <= 1 else float(2**bits - 1)
 

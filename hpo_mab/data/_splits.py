@@ -388,11 +388,12 @@ class DataIdentity:
             return cls(classes=splits.num_classes, content=held.hexdigest())
         labels = hashlib.blake2b(json.dumps(splits.train.classes).encode(), digest_size=16)
         for part in (splits.train, splits.validation, splits.test):
+            # With a separator, so that examples that move to another part change the digest.
             labels.update(part.labels.cpu().numpy().tobytes() + b"\x1f")
         content = labels.copy()
         for part in (splits.train, splits.validation, splits.test):
-            content.update(_sample(part))
-        # The statistics depend on every training pixel; `_sample` may leave pixels out.
+            content.update(_sampled_pixels(part))
+        # The statistics depend on every training pixel; `_sampled_pixels` may leave pixels out.
         content.update(splits.mean.cpu().numpy().tobytes() + splits.std.cpu().numpy().tobytes())
         files = splits.train.files
         labels.update(files.encode())
@@ -421,11 +422,11 @@ def source_digest(splits: ImageSplits | DatasetSplits) -> str:
     counts = labels.bincount(minlength=train.num_classes)
     held = hashlib.blake2b(json.dumps(train.classes).encode(), digest_size=16)
     held.update(repr((splits.sizes, counts.tolist())).encode())
-    held.update(test.labels.cpu().numpy().tobytes() + _sample(test))
+    held.update(test.labels.cpu().numpy().tobytes() + _sampled_pixels(test))
     return held.hexdigest()
 
 
-def _sample(part: ImageData) -> bytes:
+def _sampled_pixels(part: ImageData) -> bytes:
     """Pixels of all images of a part; of evenly spaced ones where all would be too many."""
     size = part.channels * part.image_size[0] * part.image_size[1]
     every = 1 + len(part) * size // (_PIXELS // 3)

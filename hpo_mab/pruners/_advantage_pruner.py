@@ -143,6 +143,7 @@ def place_later(uniform: int, *, first: int, fidelity: RungFidelity | None) -> P
     later = first if fidelity is None else fidelity.first_rung(first)
     if fidelity is None or later == first:
         return None
+    # Rung i lies at first * factor^i by the settings; all rungs move by the same ratio.
     step = later * (uniform // first)
     tau = fidelity.at(first)
     interval = [round(end, 3) for end in (tau.low, tau.high)]
@@ -316,6 +317,7 @@ class AdvantagePruner(BasePruner):
                 return False
             if trials is None:
                 trials = study.get_trials(deepcopy=False)
+                # New evidence may move this rung, so it is placed again.
                 if keeper.refresh_if_due(study, trials, now=placed is None):
                     continue
             if placed is None:
@@ -341,7 +343,7 @@ class AdvantagePruner(BasePruner):
         if first is None:
             if full is None:
                 return None
-            # As Optuna's "auto".
+            # The rule of "auto" of Optuna's SuccessiveHalvingPruner.
             first = max(full // 100, 1)
         return int(first * self._reduction_factor ** (self._early_rungs + rung))
 

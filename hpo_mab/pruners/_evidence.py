@@ -60,16 +60,20 @@ def pairs_of_trials(
         Curves over the steps up to ``full`` that every complete uniform trial of the pairs has
         reported; NaN from where a trial was stopped.
     """
-    bandit = {_key(t): t for t in reversed(trials) if _usable(t) and _is_of(t, sampler)}
-    uniform = {_key(t): t for t in reference if _usable(t)}
-    uniform.update({_key(t): t for t in trials if _usable(t) and is_uniform(t)})
+    bandit = {
+        _pair_key(t): t for t in reversed(trials) if _has_curve(t) and _is_trained_by(t, sampler)
+    }
+    uniform = {_pair_key(t): t for t in reference if _has_curve(t)}
+    uniform.update({_pair_key(t): t for t in trials if _has_curve(t) and is_uniform(t)})
     keys = sorted(bandit.keys() & uniform.keys(), key=lambda key: (key[0], repr(sorted(key[1]))))
     steps = _common_steps([uniform[key] for key in keys], full)
     shape = (len(keys), len(steps))
     curves = [
-        np.reshape([_values(side[key], steps) for key in keys], shape) for side in (bandit, uniform)
+        np.reshape([_values_at(side[key], steps) for key in keys], shape)
+        for side in (bandit, uniform)
     ]
     if direction == StudyDirection.MINIMIZE and keys:
+        # Differences of pairs and ranks need only an order in which higher is better.
         top = np.nanmax(np.stack(curves))
         curves = [top - curve for curve in curves]
     return PairedCurves(
@@ -77,17 +81,17 @@ def pairs_of_trials(
     )
 
 
-def _is_of(trial: FrozenTrial, sampler: str | None) -> bool:
+def _is_trained_by(trial: FrozenTrial, sampler: str | None) -> bool:
     if sampler is None:
         return not is_uniform(trial)
     return Attempt.of(trial).sampler == sampler
 
 
-def _usable(trial: FrozenTrial) -> bool:
+def _has_curve(trial: FrozenTrial) -> bool:
     return Attempt.of(trial).finished and bool(trial.intermediate_values)
 
 
-def _key(trial: FrozenTrial) -> _Key:
+def _pair_key(trial: FrozenTrial) -> _Key:
     """Slot (or number) and parameters but the sampler's: equal for the trials of a pair."""
     slot = Attempt.of(trial).slot
     shared = (item for item in trial.params.items() if not item[0].startswith("sampler."))
@@ -110,7 +114,7 @@ def _common_steps(trials: Sequence[FrozenTrial], full: int) -> list[int]:
     return sorted(step for step in shared if 1 <= step <= full)
 
 
-def _values(trial: FrozenTrial, steps: Sequence[int]) -> list[float]:
+def _values_at(trial: FrozenTrial, steps: Sequence[int]) -> list[float]:
     """Values reported at these steps; NaN where none was."""
     return [trial.intermediate_values.get(step, math.nan) for step in steps]
 
@@ -179,7 +183,7 @@ class RungFidelity:
         if len(ranked) < FEWEST_RANKED or (known is not None and len(ranked) <= known.trials):
             return known
         steps = [step for step in _common_steps(ranked, full) if 2 * step <= full]
-        values = np.asarray([_values(trial, [*steps, full]) for trial in ranked])
+        values = np.asarray([_values_at(trial, [*steps, full]) for trial in ranked])
         return cls(
             full=full,
             steps=tuple(steps),
@@ -315,7 +319,7 @@ class EvidenceKeeper:
         if first:
             self._read_definition(StudySettings.stored_in(attrs))
         if self.full is None:
-            self.full = _longest(trials)
+            self.full = _longest_trial(trials)
         if self.full is not None:
             self.fidelity = RungFidelity.measure(trials, full=self.full, known=self.fidelity)
         if self._given:
@@ -412,7 +416,7 @@ class EvidenceKeeper:
         return None
 
 
-def _longest(trials: Sequence[FrozenTrial]) -> int | None:
+def _longest_trial(trials: Sequence[FrozenTrial]) -> int | None:
     """The largest last step of a complete trial; None without one."""
     lengths = [
         trial.last_step

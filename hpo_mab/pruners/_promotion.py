@@ -184,6 +184,7 @@ class PromotionPruner(BasePruner):
         origin = trial_attributes(trial).get(PROMOTES_KEY)
         before = [step for step in trial.intermediate_values if step < trial.last_step]
         if origin is not None:
+            # A continuation has been compared at the rungs of the trial that it continues.
             paused = study.get_trials(deepcopy=False)[origin]
             before.append(paused.last_step or 0)
         known = max(before, default=0)
@@ -270,6 +271,7 @@ class PromotionPruner(BasePruner):
             trial = own if own is not None and own.number == stored.number else stored
             attrs = trial_attributes(trial)
             origin = attrs.get(PROMOTES_KEY)
+            # Trials that continue one another are one configuration, of which the last counts.
             root = trial.number if origin is None else roots.get(origin, trial.number)
             roots[trial.number] = root
             value = first_report(trial, rung)

@@ -55,10 +55,10 @@ def reason_of(pruner: BasePruner, study: optuna.Study, trial: FrozenTrial) -> Re
     rule = _RULES.get(type(pruner))
     if rule is not None and step is not None:
         because |= rule(pruner, study, trial)
-    return {key: _json(number) for key, number in because.items()}
+    return {key: _without_nan(number) for key, number in because.items()}
 
 
-def _json(value: Any) -> Any:
+def _without_nan(value: Any) -> Any:
     """A value without NaN, which JSON does not have."""
     return None if isinstance(value, float) and math.isnan(value) else value
 
@@ -73,16 +73,18 @@ def _percentile(pruner: BasePruner, study: optuna.Study, trial: FrozenTrial) -> 
     others = [t.intermediate_values[step] for t in complete if step in t.intermediate_values]
     maximize = study.direction == StudyDirection.MAXIMIZE
     percentile = pruner_settings(pruner)["percentile"]
+    # NumPy counts from the lowest value. Where higher is better, the best begin at 100 less the
+    # pruner's percentile.
     share = 100 - percentile if maximize else percentile
     return {
-        "value": _best(study, trial.intermediate_values.values()),
+        "value": _best_value(study, trial.intermediate_values.values()),
         "threshold": float(np.nanpercentile(others, share)) if others else None,
         "competitors": len(others),
         "percentile": float(percentile),
     }
 
 
-def _best(study: optuna.Study, values: Iterable[float]) -> float:
+def _best_value(study: optuna.Study, values: Iterable[float]) -> float:
     numbers = [float(value) for value in values if not math.isnan(value)]
     best = max if study.direction == StudyDirection.MAXIMIZE else min
     return best(numbers, default=math.nan)
@@ -139,8 +141,8 @@ def _patient(pruner: BasePruner, study: optuna.Study, trial: FrozenTrial) -> Rea
     if settings["wrapped_pruner"] is not None:
         inner = {"wrapped": reason_of(settings["wrapped_pruner"], study, trial)}
     return {
-        "value": _best(study, values[-late:]),
-        "threshold": _best(study, values[:-late]),
+        "value": _best_value(study, values[-late:]),
+        "threshold": _best_value(study, values[:-late]),
         "patience": settings["patience"],
         **inner,
     }
@@ -198,7 +200,7 @@ def why_pruned(attrs: Mapping[str, Any], *, pruner: str = "", form: str = ".2%")
 
 def _sentence(because: Mapping[str, Any], form: str) -> str:
     value, threshold = because.get("value"), because.get("threshold")
-    where = _place(because)
+    where = _rung_text(because)
     if value is None:
         return f"its value at {where} was not a number."
     own = f"{value:{form}}"
@@ -208,7 +210,7 @@ def _sentence(because: Mapping[str, Any], form: str) -> str:
         entered = "" if others is None else f", as one of {others} trials judged there so far"
         missed = f"{needed} was needed to continue" if needed else "too few for one to continue"
         later = " It may continue later." if because.get("paused") else ""
-        return f"{own} at {where}{entered}; {missed}.{later}{_moved(because)}"
+        return f"{own} at {where}{entered}; {missed}.{later}{_move_text(because)}"
     if "percentile" in because:
         return (
             f"{own} was its best value up to {where}; {needed} was needed, which the best "
@@ -237,13 +239,13 @@ def _sentence(because: Mapping[str, Any], form: str) -> str:
     return f"{because['pruner']} stopped it at {where}, where it had {own}."
 
 
-def _place(because: Mapping[str, Any]) -> str:
+def _rung_text(because: Mapping[str, Any]) -> str:
     bracket = "" if because.get("bracket") is None else f" of bracket {because['bracket']}"
     rung = "" if because.get("rung") is None else f"rung {because['rung']}{bracket} at "
     return f"{rung}evaluation {because['step']}"
 
 
-def _moved(because: Mapping[str, Any]) -> str:
+def _move_text(because: Mapping[str, Any]) -> str:
     """Why a rung of `hpo_mab.AdvantagePruner` was moved, as a sentence; empty if it was not."""
     later = because.get("fidelity")
     if later:

@@ -241,6 +241,7 @@ class AdamBSSampler(LearningSampler):
             return
         squares = gradient_bound(logits, self._targets_of(positions, targets)) ** 2
         keep = torch.isfinite(losses) & torch.isfinite(squares)
+        # step (g / q)^2 / 2 / q, see above: `ratios` are the q of the time of the draw.
         exponents = (self.step * squares / _LARGEST_SQUARE / ratios**3).clamp_max(1.0)
         accumulate(self._growth, positions, exponents, keep=keep)
         # An example drawn twice has the same growth in both of its places, so both writes are

@@ -64,6 +64,7 @@ class FeatureTable:
         """Features of examples int64 [k], float32 [k, 6]."""
         rows = self._table.index_select(0, positions)
         unseen = rows[:, _VISITS : _VISITS + 1] == 0
+        # `rows` is a copy. Its last column becomes the age, the clock minus the last draw.
         rows[:, _LAST].neg_().add_(self._clock)
         rows[:, _VISITS:].log1p_().mul_(self._scale)
         levels = self._class_sums / self._class_counts
@@ -133,6 +134,7 @@ class OnlineRidge:
         """Add a batch: features float32 [B, d], values [B]; only where ``keep``, bool [B]."""
         features = features * keep[:, None]  # Features are finite, values may not be.
         values = values.masked_fill(~keep, 0.0)
+        # A batch without a finite loss must change nothing.
         decay = torch.where(keep.any(), self._decay, 1.0)
         self._precision = (
             decay * self._precision + (1 - decay) * self._prior + features.T @ features
@@ -147,6 +149,7 @@ class OnlineRidge:
         """Independent draws of the coefficients from the posterior, float32 [count, d]."""
         factor = self._factor()
         mean = torch.cholesky_solve(self._moment[:, None], factor)
+        # With the precision A = L L' and standard normal z, L'^-1 z has the covariance A^-1.
         noise = torch.randn(len(mean), count, generator=generator, device=mean.device)
         spread: Tensor = torch.linalg.solve_triangular(factor.T, noise, upper=True)
         return (mean + scale * spread).T

@@ -55,6 +55,9 @@ class MABSampler(BatchSampler):
     can be captured in a CUDA graph (see `graph_generator`). Other devices use the CPU's engine. The
     split into shares is always made on the CPU.
 
+    Source: "Bandit sampling for faster neural network training with SGD", ICLR 2023 Tiny Papers,
+    "the paper" below. It does not state the prior and the decay of the moving average.
+
     Args:
         labels: Class of each training example, integers [N].
         policy: ``"thompson"``: the arm of the greatest draw from the posteriors.
@@ -172,7 +175,7 @@ class MABSampler(BatchSampler):
         shares = np.where(positions < 0, np.int32(-1), examples.numpy().astype(np.int32)[positions])
         self._settings = settings
         self._progress = 0.0
-        self._engine = _engine(shares, settings, self.device, rng)
+        self._engine = _make_engine(shares, settings, self.device, rng)
         #: Whether a record of examples removes arms.
         self.starts_from_record = known is not None
         # A call of `to` costs as much as a small operation, even on the same device.
@@ -254,7 +257,7 @@ class MABSampler(BatchSampler):
         self._engine.load_state(state["engine"])
 
 
-def _engine(
+def _make_engine(
     shares: np.ndarray[tuple[int, ...], np.dtype[np.int32]],
     settings: BanditSettings,
     device: torch.device,

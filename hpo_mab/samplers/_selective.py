@@ -178,6 +178,7 @@ class SelectiveBackpropSampler(LearningSampler):
     ) -> None:
         finite = torch.isfinite(losses)
         self._store(losses, finite)
+        # The largest loss has percentile 1 and tickets are below 1, so it is always kept.
         kept = finite & (draw.context < self._percentiles(losses) ** self.beta)
         draw.weights = kept * (self.batch_size / kept.sum().clamp_min(1))
         self._reward(kept, finite)

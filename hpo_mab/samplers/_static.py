@@ -83,6 +83,8 @@ def easiest(difficulty: Tensor, labels: Tensor, *, share: float) -> Tensor:
     Returns:
         Their positions, int64, ascending.
     """
+    # By class, and by difficulty within each class. An example's rank within its class is then its
+    # position minus that of the first of its class.
     order = torch.argsort(difficulty, stable=True)
     order = order[torch.argsort(labels[order], stable=True)]
     _, of_class, counts = torch.unique(labels[order], return_inverse=True, return_counts=True)
@@ -308,6 +310,8 @@ class ForeignSampler(BatchSampler):
             seen = last = size = 0
             for seen, item in enumerate(self._sampler, start=1):  # noqa: B007
                 batch = self._collected(item) if _is_index(item) else item
+                # A shorter batch is allowed at the end only, so it is an error once another
+                # follows.
                 if 0 < last < self.batch_size:
                     raise self._wrong_size(last)
                 last = len(batch) or last

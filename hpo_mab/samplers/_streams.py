@@ -27,6 +27,7 @@ def make_generator(
     """
     entropy = (seed % 2**64, rank)
     (state,) = np.random.SeedSequence(entropy).generate_state(1, np.uint64)
+    # Halved, so that it fits a signed 64-bit integer.
     return torch.Generator(device).manual_seed(int(state) >> 1)
 
 

@@ -33,9 +33,9 @@ def select_device(name: str = "auto") -> torch.device:
     if kind not in _NAMES or (number and not (kind == "cuda" and number.isdecimal())):
         raise UnknownNameError("device", name, _NAMES)
     if kind == "auto":
-        kind = next((option for option in ("cuda", "mps") if _present(option)), "cpu")
+        kind = next((option for option in ("cuda", "mps") if _is_available(option)), "cpu")
         return torch.device(kind)
-    if not _present(kind):
+    if not _is_available(kind):
         raise ArgumentError(f"device must be one this machine has, got '{name}'; try 'auto'.")
     if number and int(number) >= torch.cuda.device_count():
         raise ArgumentError(f"device must be below cuda:{torch.cuda.device_count()}, got '{name}'.")
@@ -80,7 +80,7 @@ def set_random_states(device: torch.device, states: Mapping[str, Tensor]) -> Non
         torch.mps.set_rng_state(states["mps"].cpu())
 
 
-def _present(kind: str) -> bool:
+def _is_available(kind: str) -> bool:
     if kind == "cuda":
         return torch.cuda.is_available()
     if kind == "mps":
@@ -328,7 +328,7 @@ class Evaluator:
                     if self._at_once is None:
                         self._at_once = examples_at_once(call, inputs)
                     sums += [
-                        _sums(call, *part, precision=self._precision, examples=examples)
+                        _score_sums(call, *part, precision=self._precision, examples=examples)
                         for part in zip(
                             torch.split(inputs, self._at_once),
                             torch.split(targets, self._at_once),
@@ -368,7 +368,7 @@ def evaluate(
     return Evaluator(model, precision=precision)(examples, forward=forward)
 
 
-def _sums(
+def _score_sums(
     forward: Callable[[Tensor], Tensor],
     inputs: Tensor,
     targets: Tensor,

@@ -27,7 +27,7 @@ def sgd(
     """Make `torch.optim.SGD`."""
     # Nesterov's step without momentum is the plain step, and torch refuses the pair.
     accelerated = nesterov and momentum > 0
-    return _make(
+    return _make_fused(
         SGD, params, lr=lr, momentum=momentum, nesterov=accelerated, weight_decay=weight_decay
     )
 
@@ -45,7 +45,9 @@ def _adam(kind: type[Optimizer], *, weight_decay: float) -> Callable[..., Optimi
         eps: float = 1e-8,
         weight_decay: float = default,
     ) -> Optimizer:
-        return _make(kind, params, lr=lr, betas=(beta1, beta2), eps=eps, weight_decay=weight_decay)
+        return _make_fused(
+            kind, params, lr=lr, betas=(beta1, beta2), eps=eps, weight_decay=weight_decay
+        )
 
     return make
 
@@ -60,7 +62,7 @@ def rmsprop(
     weight_decay: float = 0.0,
 ) -> Optimizer:
     """Make `torch.optim.RMSprop`."""
-    return _make(
+    return _make_fused(
         RMSprop, params, lr=lr, alpha=alpha, momentum=momentum, eps=eps, weight_decay=weight_decay
     )
 
@@ -69,7 +71,7 @@ _FUSED = (Adam, AdamW, SGD)
 _FUSED_ON = ("cpu", "cuda")
 
 
-def _make(kind: type[Optimizer], params: Iterable[Parameter], **arguments: Any) -> Optimizer:
+def _make_fused(kind: type[Optimizer], params: Iterable[Parameter], **arguments: Any) -> Optimizer:
     """An optimiser; its fused form where the parameters' device has one."""
     weights = list(params)
     if kind in _FUSED and weights and all(weight.device.type in _FUSED_ON for weight in weights):
@@ -144,17 +146,17 @@ def optimizer_maker(name: Named) -> Callable[..., Optimizer]:
     found = OPTIMIZERS.load(name)
     if name not in OPTIMIZERS:
         return found
-    return functools.partial(_bounded, name_of(name), optimizer_options(name), found)
+    return functools.partial(_make_checked, name_of(name), optimizer_options(name), found)
 
 
-def _bounded(
+def _make_checked(
     name: str,
     defaults: Mapping[str, Any],
     make: Callable[..., Optimizer],
     parameters: Iterable[Parameter],
     **options: Any,
 ) -> Optimizer:
-    return make(parameters, **_checked(name, defaults, options))
+    return make(parameters, **_checked_options(name, defaults, options))
 
 
 class RowOptimizer:
@@ -191,7 +193,7 @@ class RowOptimizer:
             UnknownNameError: No such knob.
             ArgumentError: A knob outside its bound.
         """
-        values = {**self._defaults, **_checked(self._name, self._defaults, options)}
+        values = {**self._defaults, **_checked_options(self._name, self._defaults, options)}
         for knob, tensor in self.knobs.items():
             tensor[row] = float(values[knob])
         self._steps[row] = 0
@@ -278,18 +280,18 @@ _ROW_UPDATES: dict[str, Callable[[RowOptimizer, Tensor, Tensor], None]] = {
 _ROW_MOMENTS = {"adam": 2, "adamw": 2, "nadam": 2, "rmsprop": 2, "sgd": 1}
 
 
-def _checked(
+def _checked_options(
     name: str, defaults: Mapping[str, Any], options: Mapping[str, Any]
 ) -> Mapping[str, Any]:
     """The options, each a knob of the optimiser and within its bound."""
     for knob, value in options.items():
         if knob not in defaults:
             raise UnknownNameError(f"option of optimizer '{name}'", knob, defaults)
-        _check(name, knob, value)
+        _check_bound(name, knob, value)
     return options
 
 
-def _check(name: str, knob: str, value: Any) -> None:
+def _check_bound(name: str, knob: str, value: Any) -> None:
     if knob == "nesterov":
         if not isinstance(value, bool):
             raise ArgumentError(f"nesterov of optimizer '{name}' must be a boolean, got {value!r}.")

@@ -330,7 +330,7 @@ class DrawRows:
         #: Arms of the bandits' outstanding draws, [K * B].
         self._arms = torch.zeros(slots * batch_size, dtype=torch.int64, device=device)
         #: Whether the stack's bandits draw for the slot, bool [K, 1].
-        self._inside = torch.zeros(slots, 1, dtype=torch.bool, device=device)
+        self._by_bandits = torch.zeros(slots, 1, dtype=torch.bool, device=device)
 
     def plan(self, slot: int, sampler: BatchSampler, progress: Sequence[float]) -> None:
         """Draw the next batches of a slot's sampler, with the share of the budget before each."""
@@ -349,31 +349,31 @@ class DrawRows:
 
     def takes(self, sampler: BatchSampler) -> bool:
         """Whether the stack's bandits can serve a sampler, or it draws by itself."""
-        if not _is_inside(sampler) or self.engine is None:
+        if not _stack_draws_for(sampler) or self.engine is None:
             return True
         fits = sampler.settings.structure == self._structure
-        return fits and _memory(sampler) <= self._capacity
+        return fits and _window_of(sampler) <= self._capacity
 
-    def adopt(self, slot: int, sampler: BatchSampler) -> bool:
+    def begin(self, slot: int, sampler: BatchSampler) -> bool:
         """Reset the stack's bandits for a sampler if they draw for it; returns whether they do.
 
         Raises:
             ArgumentError: The sampler needs the network, or bandits that do not fit the stack's.
         """
-        if not _is_inside(sampler):
+        if not _stack_draws_for(sampler):
             if sampler.asks_network or sampler.weighs_by_losses:
                 raise ArgumentError(
                     f"{type(sampler).__name__} needs the network within its step, which a stack "
                     "does not give; use Training."
                 )
-            self._inside[slot] = False
+            self._by_bandits[slot] = False
             return False
         shares, settings = sampler.shares.numpy(), sampler.settings
         if self.engine is None:
             self._structure = settings.structure
             # The ring of pulls has a fixed size: one pass over all arms, or the first sampler's
             # need if larger.
-            self._capacity = max(shares.shape[1], _memory(sampler))
+            self._capacity = max(shares.shape[1], _window_of(sampler))
             self.engine = DeviceEngine(
                 np.tile(shares, (self._slots, 1)),
                 settings,
@@ -385,14 +385,14 @@ class DrawRows:
             raise ArgumentError(
                 "bandits of a stack must share policy, reward, replacement and way of forgetting, "
                 f"and remember at most {self._capacity} pulls: {settings.structure} with a "
-                f"memory of {_memory(sampler)} does not fit {self._structure}."
+                f"memory of {_window_of(sampler)} does not fit {self._structure}."
             )
         indices, weights, arms = self.engine.begin(slot, shares, settings, seed=sampler.seed)
         size = self._drawn.shape[1]
         self._drawn[slot] = indices
         self._drawn_weights[slot] = weights
         self._arms[slot * size : (slot + 1) * size] = arms
-        self._inside[slot] = True
+        self._by_bandits[slot] = True
         return True
 
     def learn_and_draw(self, losses: Tensor) -> None:
@@ -425,12 +425,12 @@ class DrawRows:
         self._position += 1
         # New tensors: the backward pass needs the weights after the next draw has been made.
         return (
-            torch.where(self._inside, self._drawn, planned),
-            torch.where(self._inside, self._drawn_weights, weights),
+            torch.where(self._by_bandits, self._drawn, planned),
+            torch.where(self._by_bandits, self._drawn_weights, weights),
         )
 
 
-def _is_inside(sampler: BatchSampler) -> TypeGuard[MABSampler]:
+def _stack_draws_for(sampler: BatchSampler) -> TypeGuard[MABSampler]:
     """Whether the stack's bandits draw for the sampler."""
     return (
         isinstance(sampler, MABSampler)
@@ -439,6 +439,6 @@ def _is_inside(sampler: BatchSampler) -> TypeGuard[MABSampler]:
     )
 
 
-def _memory(sampler: MABSampler) -> int:
+def _window_of(sampler: MABSampler) -> int:
     """Pulls in a bandit's window; 1 without a window."""
     return sampler.settings.window(sampler.num_examples / sampler.batch_size) or 1

@@ -214,7 +214,7 @@ class StackedTrainer:
         if self.examples is not None:
             self.examples.begin(slot)
         before = self._draws.engine
-        own = self._draws.adopt(slot, sampler)
+        own = self._draws.begin(slot, sampler)
         if self._draws.engine is not before:
             # The graph captured so far has no bandits, so a new one must be captured.
             self._step = self._new_step()

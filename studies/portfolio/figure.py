@@ -5,6 +5,7 @@ Needs the extra ``docs`` and Chrome or Chromium.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +14,9 @@ from plotly.subplots import make_subplots
 from tables import Cell, read_cells
 
 from hpo_mab.search._choice import signed_rank_estimate
+
+sys.path.append(str(Path(__file__).parents[1]))
+from shared import curve, set_layout
 
 PICTURE = Path(__file__).resolve().parent / "gains.svg"
 SETS = {"fashion_mnist": "Fashion-MNIST", "cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}
@@ -25,7 +29,7 @@ ARMS = {
     "trimmed": ("trimmed", "#E69F00"),
     "hard_half": ("hard half", "#D55E00"),
 }
-#: Points; what loses more is drawn at the edge.
+#: Points; larger losses are drawn at the edge.
 LOWEST, HIGHEST = -5.0, 3.0
 
 
@@ -46,27 +50,22 @@ def draw(cells: Sequence[Cell]) -> go.Figure:
     for row, flipped in enumerate(LABELS, start=1):
         for column, name in enumerate(SETS, start=1):
             for place, arm in enumerate(ARMS):
-                curve = _curve([found[name, e, flipped] for e in EPOCHS], arm, place)
-                made.add_trace(curve.update(showlegend=row == column == 1), row=row, col=column)
+                trace = _curve([found[name, e, flipped] for e in EPOCHS], arm, place)
+                made.add_trace(trace.update(showlegend=row == column == 1), row=row, col=column)
             made.add_hline(0, line={"color": "#555555", "width": 1}, row=row, col=column)
     made.update_xaxes(tickvals=list(range(len(EPOCHS))), ticktext=EPOCHS)
     made.update_xaxes(title_text="epochs of a training", row=len(LABELS), col=2)
     made.update_yaxes(range=[LOWEST - 0.3, HIGHEST], title_text="points", col=1)
     made.update_annotations(font_size=12)
-    made.update_layout(
-        template="plotly_white",
-        title={
-            "text": "Accuracy minus uniform sampling's <sup>centre of 48 pairs; bar: 95% interval; "
-            f"what loses over {-LOWEST:g} points is at the edge</sup>",
-            "font": {"size": 15},
-            "x": 0.01,
-        },
-        font={"size": 12},
-        paper_bgcolor="white",
-        legend={"orientation": "h", "x": 0, "y": -0.12, "yanchor": "top"},
-        margin={"l": 50, "r": 10, "t": 80, "b": 70},
-        width=860,
+    set_layout(
+        made,
+        title="Accuracy minus uniform sampling's",
+        note="centre of 48 pairs; bar: 95% interval; "
+        f"what loses over {-LOWEST:g} points is at the edge",
         height=560,
+        top=80,
+        bottom=70,
+        legend=-0.12,
     )
     return made
 
@@ -78,24 +77,13 @@ def _curve(cells: Sequence[Cell], arm: str, place: int) -> go.Scatter:
         for cell in cells
     ]
     shown = [max(gain.value, LOWEST) for gain in gains]
-    return go.Scatter(
-        # Next to each other: bars at one place hide each other.
-        x=[number + 0.06 * (place - 1.5) for number in range(len(gains))],
-        y=shown,
-        error_y={
-            "type": "data",
-            "symmetric": False,
-            "array": [max(gain.high, y) - y for gain, y in zip(gains, shown, strict=True)],
-            "arrayminus": [
-                y - max(min(gain.low, y), LOWEST) for gain, y in zip(gains, shown, strict=True)
-            ],
-            "thickness": 1.2,
-            "width": 3,
-        },
-        name=label,
-        legendgroup=label,
-        mode="lines+markers",
-        line={"color": colour, "width": 2},
+    return curve(
+        [number + 0.06 * (place - 1.5) for number in range(len(gains))],
+        shown,
+        above=[max(gain.high, y) - y for gain, y in zip(gains, shown, strict=True)],
+        below=[y - max(min(gain.low, y), LOWEST) for gain, y in zip(gains, shown, strict=True)],
+        label=label,
+        colour=colour,
         marker={
             "size": 7,
             "symbol": ["circle" if gain.value >= LOWEST else "triangle-down" for gain in gains],

@@ -1,9 +1,9 @@
-"""Every sampler of the portfolio, paired with uniform sampling; ``tables.py`` sums it up.
+"""Every sampler of the portfolio, paired with uniform sampling; ``tables.py`` has the tables.
 
     python studies/portfolio/run.py --root data --out studies/portfolio
 
-Each data set has a file of its own, complete after each configuration: the same command continues
-where it was stopped. The most informative cells come first.
+Each data set has its own file, which is saved after each configuration, so that the same command
+continues. The most informative cells come first.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ import itertools
 import json
 import operator
 import os
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -41,6 +41,9 @@ from hpo_mab.training import (
     select_device,
 )
 from hpo_mab.training._tally import ExampleTally
+
+sys.path.append(str(Path(__file__).parents[1]))
+from shared import configurations
 
 #: The samplers, each as ``sampler.portfolio`` has it by default.
 ARMS: Mapping[str, Mapping[str, Any]] = {
@@ -65,31 +68,17 @@ EARLY_IMAGES = 2000
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Cell:
-    """What a group of pairs has in common.
+    """A group of pairs: their budget, flipped labels and seed.
 
     Attributes:
         epochs: Budget of a training.
         flipped: Share of the training labels that are flipped to any other class.
-        seed: Of the configurations, the flips and the weights.
+        seed: Seed of the configurations, the flips and the weights.
     """
 
     epochs: float
     flipped: float
     seed: int
-
-
-def configurations(seed: int) -> list[dict[str, float]]:
-    """Random points of the search space of the studies' definitions, the earlier trials' first."""
-    rng = np.random.default_rng(seed)
-    return [
-        {
-            "lr": float(np.exp(rng.uniform(*np.log((0.003, 1.0))))),
-            "momentum": float(rng.uniform(0.5, 0.98)),
-            "weight_decay": float(np.exp(rng.uniform(*np.log((1e-6, 1e-2))))),
-            "label_smoothing": float(rng.uniform(0, 0.2)),
-        }
-        for _ in range(EARLIER + CONFIGURATIONS)
-    ]
 
 
 def flip(labels: Tensor, *, share: float, classes: int, seed: int) -> Tensor:
@@ -107,8 +96,8 @@ class Cells:
 
     Args:
         splits: The data, on the device.
-        cell: What the pairs have in common.
-        slots: Trainings at the same time, where a stack can train them; 1 trains each alone.
+        cell: Budget, flipped labels and seed of the pairs.
+        slots: Trainings at the same time, if a stack can train them; 1 trains each alone.
     """
 
     def __init__(self, splits: ImageSplits, cell: Cell, *, slots: int) -> None:
@@ -124,7 +113,8 @@ class Cells:
         self.splits = splits
         self.cell = cell
         self.slots = slots
-        self.points = configurations(cell.seed)
+        # Those of the earlier trials come first.
+        self.points = configurations(EARLIER + CONFIGURATIONS, seed=cell.seed)
         self.normalization = Normalization(splits.mean, splits.std, channels_last=slots == 1)
         rows = torch.randperm(len(splits.validation), generator=torch.Generator().manual_seed(0))[
             :EARLY_IMAGES
@@ -138,7 +128,7 @@ class Cells:
 
     @functools.cached_property
     def difficulty(self) -> Tensor:
-        """What the earlier trials saw of each example, [N]."""
+        """Difficulty of each example in the earlier trials, [N]."""
         counts: list[ExampleCounts] = []
         for number in range(EARLIER):
             tally = ExampleTally(self.labels, device=self.device)
@@ -282,7 +272,7 @@ class Record:
             "arms": ARMS,
             "environment": environment(),
             "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
-            # Of training alone; on a CPU those of the process, not of the wall clock.
+            # Training only; on a CPU, CPU time of the process and not wall clock.
             "seconds": "wall clock" if device.type == "cuda" else "process",
             "rows": [],
         }
@@ -310,7 +300,7 @@ class Record:
 
 
 def run_cell(record: Record, splits: ImageSplits, cell: Cell, *, slots: int) -> None:
-    """Train what is missing of a cell, a few configurations under every sampler, then the next."""
+    """Train the missing pairs of a cell, a few configurations at a time under every sampler."""
     missing = {arm: record.missing(cell, arm) for arm in ARMS}
     numbers = sorted(set().union(*missing.values()))
     if not numbers:

@@ -6,14 +6,18 @@ Needs the extra ``docs`` and Chrome or Chromium.
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+sys.path.append(str(Path(__file__).parents[1]))
+from shared import curve, set_layout
+
 HERE = Path(__file__).resolve().parent
-#: Its record, and the picture.
+#: The record, and the picture.
 TABLES, PICTURE = HERE / "tables.json", HERE / "ranking.svg"
 SETS = {
     "fashion_mnist": "Fashion-MNIST, 2 epochs",
@@ -22,7 +26,7 @@ SETS = {
 }
 #: The arm of all studies by default.
 ARM = {"sampler": "uniform", "schedule": "linear", "average": 0.2}
-#: Of a record, label and colour of the curve; the averaged curve is drawn last, on top.
+#: Label and colour of each kind of weights; the averaged curve is drawn last, on top.
 KINDS = {
     "raw": ("trained weights", "#D55E00"),
     "averaged": ("averaged weights", "#0072B2"),
@@ -47,30 +51,17 @@ def draw(tables: dict[str, Any]) -> go.Figure:
     for column, name in enumerate(SETS, start=1):
         for position, (kind, (label, colour)) in enumerate(KINDS.items()):
             found = taus(tables["sets"][name], kind)
-            # Next to each other: bars at one place hide each other.
             shift = 0.008 * (2 * position - 1)
-            made.add_trace(
-                go.Scatter(
-                    x=[(at + 1) / (len(found) + 1) + shift for at in range(len(found))],
-                    y=[value for value, _, _ in found],
-                    error_y={
-                        "type": "data",
-                        "symmetric": False,
-                        "array": [high - value for value, _, high in found],
-                        "arrayminus": [value - low for value, low, _ in found],
-                        "thickness": 1.2,
-                        "width": 3,
-                    },
-                    name=label,
-                    legendgroup=label,
-                    showlegend=column == 1,
-                    mode="lines+markers",
-                    line={"color": colour, "width": 2},
-                    marker={"size": 6},
-                ),
-                row=1,
-                col=column,
+            trace = curve(
+                [(at + 1) / (len(found) + 1) + shift for at in range(len(found))],
+                [value for value, _, _ in found],
+                above=[high - value for value, _, high in found],
+                below=[value - low for value, low, _ in found],
+                label=label,
+                colour=colour,
+                marker={"size": 6},
             )
+            made.add_trace(trace.update(showlegend=column == 1), row=1, col=column)
     made.update_xaxes(
         tickvals=[1 / 8, 1 / 4, 1 / 2, 3 / 4],
         ticktext=["1/8", "1/4", "1/2", "3/4"],
@@ -78,20 +69,14 @@ def draw(tables: dict[str, Any]) -> go.Figure:
     )
     made.update_xaxes(title_text="share of the budget", row=1, col=2)
     made.update_yaxes(range=[0, 1], title_text="Kendall's tau", row=1, col=1)
-    made.update_layout(
-        template="plotly_white",
-        title={
-            "text": "Rank agreement of early and final accuracy "
-            "<sup>24 configurations, means of 3 seeds; bar: 95% interval</sup>",
-            "font": {"size": 15},
-            "x": 0.01,
-        },
-        font={"size": 12},
-        paper_bgcolor="white",
-        legend={"orientation": "h", "x": 0, "y": -0.2, "yanchor": "top"},
-        margin={"l": 50, "r": 10, "t": 70, "b": 60},
-        width=860,
+    set_layout(
+        made,
+        title="Rank agreement of early and final accuracy",
+        note="24 configurations, means of 3 seeds; bar: 95% interval",
         height=340,
+        top=70,
+        bottom=60,
+        legend=-0.2,
     )
     return made
 

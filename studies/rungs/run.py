@@ -1,4 +1,4 @@
-"""Learning curves of raw and of averaged weights; ``tables.py`` says what rungs on them are worth.
+"""Learning curves of trained (raw) and averaged weights; ``tables.py`` evaluates rungs on them.
 
 python studies/rungs/run.py fashion_mnist --root data --out fashion_mnist.json
 """
@@ -8,12 +8,12 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -28,21 +28,22 @@ from hpo_mab.training import (
     select_device,
 )
 
+sys.path.append(str(Path(__file__).parents[1]))
+from shared import configurations
+
 EVALUATIONS = 8
 CONFIGURATIONS = 24
 BATCH_SIZE = {"digits": 64}
 EPOCHS = {"digits": 8.0}
-#: The ranges of the studies' definitions.
-SPACE = {"lr": (0.003, 1.0), "momentum": (0.5, 0.98), "weight_decay": (1e-6, 1e-2)}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Arm:
-    """How the configurations are trained.
+    """A way to train the configurations.
 
     Attributes:
         sampler: Kind of batch sampler.
-        schedule: Of the learning rate.
+        schedule: Schedule of the learning rate.
         average: Window of the average, as a share of the steps so far.
     """
 
@@ -59,25 +60,8 @@ ARMS = (
 )
 
 
-def configurations(count: int, *, seed: int = 0) -> list[dict[str, float]]:
-    """Random points of the search space: optimiser knobs and label smoothing."""
-    rng = np.random.default_rng(seed)
-    found = []
-    for _ in range(count):
-        low, high = np.log(SPACE["lr"])
-        lr = float(np.exp(rng.uniform(low, high)))
-        momentum = float(rng.uniform(*SPACE["momentum"]))
-        low, high = np.log(SPACE["weight_decay"])
-        decay = float(np.exp(rng.uniform(low, high)))
-        smoothing = float(rng.uniform(0, 0.2))
-        found.append(
-            {"lr": lr, "momentum": momentum, "weight_decay": decay, "label_smoothing": smoothing}
-        )
-    return found
-
-
 class Recorder:
-    """Trains all configurations of an arm at once and keeps both kinds of curves.
+    """Trains all configurations of an arm at once and records both kinds of curves.
 
     Args:
         splits: The data, on the device.
@@ -120,7 +104,7 @@ class Recorder:
         )
 
     def curves(self, arm: Arm, points: list[dict[str, float]], *, seed: int) -> Iterator[Any]:
-        """One record a configuration; all have the same initial weights and, uniform, batches."""
+        """One record per configuration, with the same initial weights and, if uniform, batches."""
         slots = self.trainer.slots
         for first in range(0, len(points), slots):
             yield from self._some(arm, points[first : first + slots], first=first, seed=seed)
@@ -181,12 +165,12 @@ def record(
     slots: int,
     arms: tuple[Arm, ...] = ARMS,
 ) -> None:
-    """Train every arm on every seed; the file is complete after each arm."""
+    """Train every arm on every seed; the file is saved after each arm."""
     where = select_device(device)
     splits = data.split(*data.load(name, root=str(root), download=False)).to(where)
     budget = epochs or EPOCHS.get(name, 2.0)
     recorder = Recorder(splits, name=name, epochs=budget, model=model, slots=slots)
-    points = configurations(CONFIGURATIONS)
+    points = configurations(CONFIGURATIONS, seed=0)
     document: dict[str, Any] = {
         "data": name,
         "model": model,

@@ -115,7 +115,7 @@ def test_advantage_is_the_mean_difference():
     assert second.value == pytest.approx(0.15)
 
 
-def test_what_uniform_never_reaches_is_at_least():
+def test_an_accuracy_that_uniform_never_reaches_gives_at_least():
     uniform = np.tile([0.3, 0.4, 0.5], (6, 1)) + np.linspace(0, 0.01, 6)[:, None]
     made = PairedCurves(budgets=[100, 200, 400], bandit=uniform + 0.3, uniform=uniform)
     for found, bound in zip(acceleration(made), [4.0, 2.0, 1.0], strict=True):
@@ -124,7 +124,7 @@ def test_what_uniform_never_reaches_is_at_least():
         assert found.low <= bound
 
 
-def test_surely_out_of_reach_has_a_lower_end_at_the_bound():
+def test_an_acceleration_beyond_the_budget_has_a_lower_end_at_the_bound():
     rng = np.random.default_rng(0)
     uniform = np.array([0.3, 0.4, 0.5]) + 0.001 * rng.standard_normal((8, 3))
     made = PairedCurves(budgets=[100, 200, 400], bandit=uniform + 0.3, uniform=uniform[::-1])
@@ -225,7 +225,7 @@ def test_no_variation_gives_no_interval(values):
     assert not found.bounded
 
 
-def test_one_distinct_value_among_many_is_not_taken_for_certainty():
+def test_one_distinct_value_among_many_is_not_certainty():
     found = mean_estimate(np.array([0.0] * 11 + [1.0]))
     assert found.low < 0 < found.high
 

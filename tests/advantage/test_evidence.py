@@ -14,7 +14,7 @@ _RESAMPLES = 300
 
 
 def _pairs(factor: float, *, scramble: float = 0.0, pairs: int = 30, seed: int = 3) -> PairedCurves:
-    """Uniform curves that rise with log t; the bandit runs through them ``factor`` times faster.
+    """Uniform curves that rise with log t; the bandit's are ``factor`` times as fast.
 
     ``scramble`` is noise that a bandit-trained configuration keeps until the end.
     """

@@ -94,7 +94,7 @@ def test_perfect_order_is_not_certainty():
     assert found.high == 1.0
 
 
-def test_perfect_order_gets_surer_with_more_configurations():
+def test_a_perfect_order_of_more_configurations_has_a_narrower_interval():
     widths = [1 - fidelity(np.arange(n), np.arange(n) ** 2).low for n in (4, 10, 40)]
     assert widths == sorted(widths, reverse=True)
     assert widths[-1] < 0.4

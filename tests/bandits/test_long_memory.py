@@ -72,7 +72,7 @@ def test_counts_are_those_of_the_window_as_arms_come_and_go(
     pulls: list[tuple[int, int]] = []
     passed = set()
     for step in range(600):
-        # Long runs of one arm: it fills the window, and leaves it when another one does.
+        # Long sequences of one arm: it fills the window, and leaves it when another arm does.
         arm = (step // 70) % arms if rng.random() < 0.9 else int(rng.integers(arms))
         loss = float(rng.random())
         teach(engine, [arm, arm], [loss, loss])

@@ -134,15 +134,15 @@ def test_a_stopped_part_leaves_its_rows_and_no_process(
     script = tmp_path / "part.py"
     script.write_text(_STAND_IN)
     monkeypatch.setattr(gpu, "__file__", str(script))
-    told: list[int] = []
+    seen: list[int] = []
     # Its time is up as soon as its first row is there.
-    clock = SimpleNamespace(perf_counter=lambda: 1e9 * len(told), sleep=time.sleep)
+    clock = SimpleNamespace(perf_counter=lambda: 1e9 * len(seen), sleep=time.sleep)
     monkeypatch.setattr(gpu, "time", clock)
     rows, said = gpu.supervise(
-        "draw", device="cpu", tiny=True, limit=2, told=lambda rows: told.append(len(rows))
+        "draw", device="cpu", tiny=True, limit=2, on_rows=lambda rows: seen.append(len(rows))
     )
     assert [row["name"] for row in rows] == ["one", "the part itself"]
-    assert told == [1, 2]
+    assert seen == [1, 2]
     while runs(int(said.split()[-1])):
         time.sleep(0.05)
 

@@ -30,13 +30,13 @@ def test_compare_reuses_what_is_stored_and_writes_record_and_report(
     assert "tiny-uniform-seed0: 4/4" in err
     assert "tiny-mab-seed0: 4/4" not in err
     assert "mab" in out
-    tables, _, told = out.partition("\nVerdict\n")
-    assert "mab against uniform on digits, 1 seed" in told
-    assert told.count("cannot tell") >= 3
+    tables, _, verdict = out.partition("\nVerdict\n")
+    assert "mab against uniform on digits, 1 seed" in verdict
+    assert verdict.count("cannot tell") >= 3
     # The verdict must not scroll away behind tables; it counts one seed and asks for more.
     assert out.count("\n") < 45
     assert "Fidelity" not in tables
-    assert f"hpo-mab compare {tiny} --record record.json --report report.html --seeds 5" in told
+    assert f"hpo-mab compare {tiny} --record record.json --report report.html --seeds 5" in verdict
     assert err.count("re-training its best configuration, 1 of 1") == 2
     status, every, _ = cli("compare", tiny, "--verbose")
     assert status == 0
@@ -116,7 +116,7 @@ def test_each_printed_command_works_and_keeps_what_was_given(
         _follow(cli, more[1])
 
 
-def test_a_fresh_comparison_has_names_of_its_own_and_goes_on(
+def test_a_fresh_comparison_has_names_of_its_own_and_continues(
     cli: Cli, tiny: str, next_commands: NextCommands
 ) -> None:
     few = ("--trials", "2", "--set", "compare.retrain=0")

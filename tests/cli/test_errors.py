@@ -1,4 +1,4 @@
-"""What is asked for wrongly is answered in one line that names it and says what to do next."""
+"""A wrong argument causes a message of one line that names it and says what to do next."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Cli = Callable[..., "tuple[int, str, str]"]
 
 @pytest.fixture(name="stored", autouse=True)
 def _stored(cli: Cli, tiny: str, tmp_path: Path) -> None:
-    """A study of somebody else, one of ours without trials, one with trials without curves."""
+    """A study not made by us, one of ours without trials, one with trials without curves."""
     storage = Storage(f"sqlite:///{tmp_path / 'hpo_mab.db'}")
     made = {
         name: optuna.create_study(

@@ -19,7 +19,7 @@ Cli = Callable[..., "tuple[int, str, str]"]
 
 @pytest.fixture(name="made", scope="module")
 def _made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the first test that needs them leaves what the others take over."""
+    """A folder in which the first test stores the study that the others use."""
     return tmp_path_factory.mktemp("made") / "files"
 
 

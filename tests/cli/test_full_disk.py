@@ -1,4 +1,4 @@
-"""A disk that is full in the middle of a study: one line, and nothing lost or doubled after it."""
+"""A disk that becomes full during a study: one line, and no trial lost or doubled after it."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def _run(path: Path) -> StudyRun:
 
 
 def _finished(run: StudyRun) -> dict[int, object]:
-    """What must not be lost: every finished trial's value and curve, by its number."""
+    """Value and curve of every finished trial, by its number; none may be lost."""
     return {
         t.number: (t.slot, t.value, [dataclasses.astuple(e) for e in t.curve])
         for t in run.trials
@@ -94,9 +94,9 @@ def _is_one_line(said: str, words: list[str]) -> None:
 
 
 def _goes_on(cli: Cli, short: str, path: Path) -> None:
-    """The same command finishes the study: nothing is lost, nothing doubled."""
+    """The same command finishes the study: no trial is lost or doubled."""
     before = _finished(_run(path))
-    # The disk was full in the middle, or the test has tested nothing.
+    # Otherwise the disk was not full during the study, and nothing was tested.
     assert 1 <= len(before) < int(TRIALS)
     assert cli("run", short, "--trials", TRIALS, "--storage", str(path), "--quiet") == (0, "", "")
     run = _run(path)
@@ -107,7 +107,7 @@ def _goes_on(cli: Cli, short: str, path: Path) -> None:
     assert report.trials == len(after) == int(TRIALS)
 
 
-def test_a_study_on_a_full_disk_goes_on_when_there_is_room(
+def test_a_study_on_a_full_disk_continues_when_there_is_room(
     cli: Cli, short: str, small_disk: Path
 ) -> None:
     path = small_disk / "studies.db"
@@ -126,7 +126,7 @@ def test_a_study_on_a_full_disk_goes_on_when_there_is_room(
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs limits of a file's size")
-def test_a_study_whose_file_cannot_grow_goes_on_when_it_can(
+def test_a_study_whose_file_cannot_grow_continues_when_it_can(
     cli: Cli, short: str, tmp_path: Path
 ) -> None:
     path = tmp_path / "studies.db"
@@ -144,7 +144,7 @@ def test_a_study_whose_file_cannot_grow_goes_on_when_it_can(
     _goes_on(cli, short, path)
 
 
-def test_pages_that_a_full_disk_keeps_out_are_made_later(
+def test_pages_that_a_full_disk_prevents_are_written_later(
     cli: Cli, short: str, small_disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from hpo_mab.dashboard import _publish, refresh

@@ -11,7 +11,9 @@ Cli = Callable[..., "tuple[int, str, str]"]
 NAMES = ["[bold]x[/bold] [/]", "lr=0.1", "a=run#2", "[a-z]*?:smile:", "-best.json"]
 
 
-def test_whatever_run_takes_for_a_name_is_shown_and_taken_elsewhere(cli: Cli, tiny: str) -> None:
+def test_each_name_that_run_accepts_is_shown_and_accepted_by_other_commands(
+    cli: Cli, tiny: str
+) -> None:
     for name in NAMES:
         status, out, err = cli("run", tiny, f"--name={name}", "--trials", "1")
         assert status == 0, (name, err)

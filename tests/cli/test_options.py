@@ -1,4 +1,4 @@
-"""What the shell is offered after Tab, and the list of commands."""
+"""Completions in the shell, and the list of commands."""
 
 from __future__ import annotations
 
@@ -44,16 +44,16 @@ def test_studies_are_those_of_the_databases_named(tmp_path: Path) -> None:
         optuna.create_study(study_name=name, storage=storage.optuna)
         storage.close()
     assert _options.study_names(_Line(urls[0])) == ["first"]  # type: ignore[arg-type]
-    # A database that is not there offers nothing, and is no error while one types.
+    # A missing database offers no names; that is no error while a user types.
     assert _options.study_names(_Line(urls)) == ["first", "second"]  # type: ignore[arg-type]
 
 
-#: What a shell runs to have a line completed with the script that was installed for it.
+#: The call by which a shell completes a line, with the script that was installed for it.
 _DRIVEN = {
     "bash": "source ~/.bash_completions/hpo-mab.sh; COMP_WORDS=(hpo-mab run --sampler g); "
     "COMP_CWORD=3; _hpo_mab_completion hpo-mab; echo ${COMPREPLY[@]}",
     "fish": 'complete -C "hpo-mab run --sampler g"',
-    # Its completions want a terminal: what the script would show is what is looked at.
+    # Completion needs a terminal, so the test looks at what the script would show.
     "zsh": "compdef() { :; }; _arguments() { :; }; source ~/.zfunc/_hpo-mab; words=(hpo-mab run "
     '--sampler g); _describe() { echo "${(P)4}"; }; _hpo_mab_completion; env '
     '_TYPER_COMPLETE_ARGS="hpo-mab run --sampler g" _HPO_MAB_COMPLETE=complete_zsh hpo-mab',
@@ -106,7 +106,7 @@ def test_nothing_heavy_is_imported(code: str) -> None:
 def test_the_first_trial_waits_for_nothing_slow_that_it_does_not_need(
     command: str, tmp_path: Path
 ) -> None:
-    # The dashboard's package loads BoTorch where it is installed, scikit-learn loads pandas.
+    # The dashboard's package loads BoTorch if it is installed; scikit-learn loads pandas.
     code = (
         "import sys; from hpo_mab.cli import main; from hpo_mab.search import StudyRunner\n"
         "StudyRunner.run = lambda *args, **options: sys.exit(SLOW & sys.modules.keys())\n"
@@ -120,7 +120,7 @@ def test_the_first_trial_waits_for_nothing_slow_that_it_does_not_need(
     assert done.stderr.strip() == "set()"
 
 
-def test_a_mistake_in_a_definition_is_told_before_torch_is_imported() -> None:
+def test_a_mistake_in_a_definition_is_reported_before_torch_is_imported() -> None:
     code = (
         "import sys; from hpo_mab.cli import main\n"
         "sys.argv = ['hpo-mab', 'run', '--set', 'training.nosuch=1']\n"

@@ -18,7 +18,7 @@ import pytest
         (["--data", "nowhere:load"], "data set 'nowhere:load' cannot be imported"),
     ],
 )
-def test_what_cannot_be_imported_is_one_line_before_anything_is_done(
+def test_a_failed_import_is_one_line_before_anything_is_done(
     cli: Callable[..., Any], tiny: str, tmp_path: Path, arguments: list[str], words: str
 ) -> None:
     (tmp_path / "broken.py").write_text("raise SystemExit('usage: broken')")

@@ -1,4 +1,4 @@
-"""A password in the storage URL: what leaves the process by any way does not hold it."""
+"""A password in the storage URL appears in no output, file, database or command line."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ NAME = "tiny-mab-seed0"
 
 @pytest.fixture
 def url(postgres_url: str) -> str:
-    """A real server's URL; it asks for no password and does not mind one."""
+    """A real server's URL; the server accepts every password."""
     assert "postgres:@" in postgres_url
     return postgres_url.replace("postgres:@", f"postgres:{quote(PASSWORD, safe='')}@")
 
 
 @pytest.fixture
 def cmdlines() -> Iterator[set[bytes]]:
-    """Command lines of all processes that begin while the test runs, this one's apart."""
+    """Command lines of all other processes that start during the test."""
     seen: set[bytes] = set()
     over = threading.Event()
 

@@ -21,7 +21,7 @@ Cli = Callable[..., "tuple[int, str, str]"]
 
 @pytest.fixture(name="made", scope="module")
 def _made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the first test that needs them leaves what the others take over."""
+    """A folder in which the first test stores the studies that the others use."""
     return tmp_path_factory.mktemp("made") / "files"
 
 
@@ -106,20 +106,20 @@ def test_arms_of_several_databases_can_be_named(cli: Cli, stored: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "named"),
     [
         (("--set", "data.validation=0.3"), ["same data.validation", "0.2", "0.3"]),
         (("--epochs", "0.5"), ["same budget per trial", "1,152", "576"]),
     ],
 )
 def test_what_cannot_be_compared_is_refused(
-    cli: Cli, stored: Path, change: tuple[str, str], told: list[str]
+    cli: Cli, stored: Path, change: tuple[str, str], named: list[str]
 ) -> None:
     other = ("--storage", "three.db", "--sampler", "uniform", "--trials", "1")
     assert cli("run", "tiny.toml", "--quiet", *other, *change)[0] == 0
     status, _, err = cli("report", "one.db#*", "three.db#*")
     assert status == 2
-    for words in [*told, "'tiny-mab-seed0'", "'tiny-uniform-seed0'", "Name studies that agree"]:
+    for words in [*named, "'tiny-mab-seed0'", "'tiny-uniform-seed0'", "Name studies that agree"]:
         assert words in err
 
 

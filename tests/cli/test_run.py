@@ -67,7 +67,7 @@ def test_run_then_continue_then_fresh(cli: Cli, tiny: str) -> None:
     assert "tiny-mab-seed0.2" in out
 
 
-def test_a_study_whose_budget_is_spent_goes_on_with_a_larger_one(cli: Cli, tiny: str) -> None:
+def test_a_study_whose_budget_is_spent_continues_with_a_larger_one(cli: Cli, tiny: str) -> None:
     status, out, _ = cli("run", tiny, "--budget", "1.5epochs")
     assert status == 0
     assert "Trials   2 complete" in out
@@ -109,7 +109,7 @@ def test_the_trials_of_a_study_are_listed(cli: Cli, tiny: str) -> None:
     assert 0 < listed[0]["value"] <= 1
 
 
-def test_quiet_is_quiet(cli: Cli, tiny: str) -> None:
+def test_quiet_prints_nothing(cli: Cli, tiny: str) -> None:
     assert cli("run", tiny, "--trials", "1", "--quiet") == (0, "", "")
 
 
@@ -356,14 +356,14 @@ def test_the_summary_says_what_was_spent_and_saved(cli: Cli, tiny: str) -> None:
     assert 0 < facts["seconds"] < facts["wall_seconds"]
     whole = facts["seconds"] + facts["seconds_saved_by_pruning"]
     share = facts["seconds_saved_by_pruning"] / whole
-    told = facts["examples_saved_by_pruning"]
-    assert told == sum(facts["trials"].values()) * facts["trial_examples"] - facts["examples"]
+    saved = facts["examples_saved_by_pruning"]
+    assert saved == sum(facts["trials"].values()) * facts["trial_examples"] - facts["examples"]
     assert 0 < share < 1
     status, out, _ = cli("run", tiny, *given)
     assert status == 0
     words = " ".join(out.split())
     assert re.search(r"Time [\d.]+ s of training and [\d.]+ s of evaluation, all trials", words)
-    assert f"saved {told:,} training examples (" in words
+    assert f"saved {saved:,} training examples (" in words
     assert f" of training ({share:.0%}), against the same trials unpruned" in words
     for evaluation, warned in ((1.5, True), (0.5, False)):
         facts |= {"seconds": 1.0, "evaluation_seconds": evaluation}

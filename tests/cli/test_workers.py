@@ -28,7 +28,7 @@ def _children(pid: int) -> list[int]:
 
 
 def _finished(url: str) -> int:
-    """Finished trials, asked as cheaply as can be: opening a storage takes longer than a trial."""
+    """Number of finished trials, by SQL: opening a storage takes longer than a trial."""
     path = url.removeprefix("sqlite:///")
     if not Path(path).exists():
         return 0
@@ -56,7 +56,7 @@ def _wait(condition: Callable[[], bool], seconds: float = 240) -> None:
 
 @contextlib.contextmanager
 def _launched(tiny: str, folder: Path, *, workers: int) -> Iterator[subprocess.Popen[bytes]]:
-    """A run of more trials than are done before all its workers have started."""
+    """A run with so many trials that it lasts until all its workers have started."""
     # A test run in the background of a shell ignores Ctrl-C, and so would the command.
     attentive = ["env", "--default-signal=INT", sys.executable, "-m", "hpo_mab"]
     crew = ["--workers", str(workers)]
@@ -65,13 +65,13 @@ def _launched(tiny: str, folder: Path, *, workers: int) -> Iterator[subprocess.P
         try:
             yield parent
         finally:
-            # A failed test must not leave a run behind.
+            # End the run also if the test fails.
             parent.kill()
 
 
 def _goes_on(cli: Cli, tiny: str, url: str) -> None:
-    """The same command finishes the study, every slot once."""
-    # Each of up to three workers had a trial in hand, which is tried again.
+    """The same command finishes the study, every planned trial once."""
+    # Each of up to three workers had a trial, which is repeated.
     target = _finished(url) + 3
     status, out, _ = cli("run", tiny, "--trials", str(target), "--json")
     assert status == 0
@@ -181,7 +181,7 @@ def test_launch_options_that_cannot_be_are_one_line(
         assert word.lower() in err.lower()
 
 
-def test_more_workers_than_sqlite_serves_well_are_advised_against(
+def test_a_warning_advises_against_many_workers_on_sqlite(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from hpo_mab.cli._run import launcher

@@ -95,12 +95,12 @@ def study(
         arm: Name of the arm.
         seed: Seed of the study.
         trials: Number of trials.
-        paired: How many of them, the first, every arm has.
+        paired: Number of first trials that every arm has.
         speed: Budget every curve is ahead by, as a factor.
         lift: Accuracy added everywhere.
         noise: Standard deviation of each accuracy.
-        pruned: How many trials, the last, are stopped at half of their budget.
-        seconds_per_example: Training seconds an example.
+        pruned: Number of last trials that are stopped at half of their budget.
+        seconds_per_example: Training seconds per example.
         sampler_share: Share of them spent in the sampler.
         rewards: Reward rate at the first evaluation.
     """

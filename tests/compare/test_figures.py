@@ -1,4 +1,4 @@
-"""Figures: finite data, units on axes, bands, and one colour an arm."""
+"""Figures: finite data, units on axes, bands, and one colour per arm."""
 
 import dataclasses
 import math
@@ -44,7 +44,7 @@ def _drawn(runs, summary):
 
 
 def lines(figure, name):
-    """Traces that show an arm, its bands aside."""
+    """Traces that show an arm, without its bands."""
     words = arm_words(name)
     arms = (t for t in figure.data if t.legendgroup == name and t.fill is None)
     return [t for t in arms if t.name == words]
@@ -149,7 +149,7 @@ def test_more_than_two_intervals_are_bars(study):
     assert bar.y[-1] + bar.error_y.array[-1] == pytest.approx(100 * row.high)
 
 
-def test_titles_fit_a_telephone(drawn):
+def test_titles_fit_a_phone(drawn):
     for name, figure in drawn.items():
         title, _, below = figure.layout.title.text.partition("<br><sup>")
         assert max(map(len, title.split("<br>"))) <= 42, name
@@ -190,7 +190,7 @@ def test_an_interval_without_an_upper_end_ends_in_an_arrow(summary):
     assert "arrow: no upper bound" in figure.layout.title.text
 
 
-def test_an_interval_that_says_nothing_has_no_bar(summary):
+def test_an_interval_too_wide_to_inform_has_no_bar(summary):
     (contrast,) = summary.contrasts
     wide = Estimate(value=0.3, low=0.005, high=17.0, n=2)
     cost = dataclasses.replace(contrast.cost[0], ratio=wide)
@@ -204,7 +204,7 @@ def test_an_interval_that_says_nothing_has_no_bar(summary):
     assert not too_wide(Estimate(value=2.0, low=1.5, high=math.inf, n=2))
 
 
-def test_an_interval_that_says_nothing_does_not_set_the_scale(summary):
+def test_an_interval_too_wide_to_inform_does_not_set_the_scale(summary):
     (contrast,) = summary.contrasts
     wide = dataclasses.replace(contrast.paired[2].advantage, low=-0.4, high=0.45)
     row = dataclasses.replace(contrast.paired[2], advantage=wide)

@@ -65,7 +65,7 @@ def test_identical_arms_show_nothing(study):
     assert all(row.agreement("kendall").difference.value == 0.0 for row in contrast.paired)
 
 
-def test_arms_alike_but_for_noise_are_rarely_told_apart(study):
+def test_arms_that_differ_by_noise_only_are_rarely_distinguished(study):
     # 40 comparisons at 95%: more than 7 wrong ones have probability below 0.002.
     wrong = 0
     for repetition in range(40):
@@ -339,7 +339,7 @@ def test_signed_rank_by_hand():
     assert signed_rank_p([1, 2, 3, 4, 5]) == pytest.approx(2 / 32)
 
 
-def test_signed_rank_needs_five_and_stands_ties():
+def test_signed_rank_needs_five_and_allows_ties():
     assert signed_rank_p([1, 2, 3, 4, math.nan]) is None
     assert signed_rank_p(np.zeros(7)) == 1.0
     assert 0.0 < signed_rank_p([0, 0, 0.1, 0.1, -0.1, 0.2]) <= 1.0

@@ -56,7 +56,7 @@ def test_a_table_has_one_unit(summary):
     assert "one training example" in {str(cell) for cell in cost.columns[1].cells}
 
 
-def test_a_ratio_whose_interval_says_nothing_is_shown_without_it():
+def test_a_ratio_whose_interval_is_too_wide_is_shown_without_it():
     assert ratio(Estimate(value=0.3, low=0.005, high=17.0, n=2)) == "0.30"
     assert ratio(Estimate(value=0.3, low=0.1, high=1.7, n=2)) == "0.30 [0.10, 1.70]"
 

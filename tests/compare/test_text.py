@@ -126,7 +126,7 @@ def test_twins_and_interrupted_attempts_are_no_trials(trial, run):
     assert arm.finished_by_seed == (1,)
 
 
-def test_equal_trainings_are_named_and_their_seconds_say_nothing(study):
+def test_equal_trainings_are_named_and_their_seconds_are_not_compared(study):
     # The same trainings, the second on a machine that does other work.
     slow = {"seconds_per_example": 2e-3}
     runs = [study(arm, 0, noise=0.0, **kwargs) for arm, kwargs in (("mab", slow), ("uniform", {}))]

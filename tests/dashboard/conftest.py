@@ -1,4 +1,4 @@
-"""One small comparison, really run, and one large study, made up."""
+"""One small comparison that was run, and one large, made-up study."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def _large(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Storage]:
 
 
 def _fill(engine: sa.Engine, study_id: int) -> None:
-    """Write the trials as Optuna would, but at once: one by one they take minutes."""
+    """Write the trials as Optuna does, but all at once: one by one they take minutes."""
     rng = np.random.default_rng(0)
     rows: dict[str, list[dict[str, Any]]] = collections.defaultdict(list)
     for number in range(LARGE_TRIALS):

@@ -84,7 +84,7 @@ def test_rungs_are_shown_where_the_pruner_places_them(
     trial = optuna.trial.create_trial(value=1.0)
     judged = optuna.create_study()
     keeper = pruner.keeper(judged)
-    rungs = (pruner._place(rung, trial, keeper) for rung in itertools.count())
+    rungs = (pruner._placement(rung, trial, keeper) for rung in itertools.count())
     known = (rung for rung in rungs if rung is not None)
     placed = list(itertools.takewhile(lambda rung: rung.uniform <= FULL, known))
     rows = table(note, "rung")

@@ -177,7 +177,7 @@ def note_of(study: optuna.Study, number: int) -> str:
     return get_note_from_system_attrs(attrs, trial_id)["body"]
 
 
-def test_what_users_write_is_kept(compared) -> None:
+def test_text_that_users_write_is_kept(compared) -> None:
     run = compared.runs[0]
     study = open_study(compared.storage, run.name)
     publish_study(compared.storage, run)
@@ -193,14 +193,14 @@ def test_what_users_write_is_kept(compared) -> None:
     assert get_note(study).rstrip().endswith("Only mine.")
 
 
-def test_a_verdict_outlives_later_runs_of_one_study(compared) -> None:
+def test_a_verdict_is_kept_when_one_study_continues(compared) -> None:
     publish_comparison(*compared)
     publish_study(compared.storage, compared.runs[0])
     note = get_note(open_study(compared.storage, compared.runs[0].name))
     assert "## Verdict" in note
 
 
-def test_a_failure_is_told_not_raised(compared, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failure_is_reported_not_raised(compared, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object, **__: object) -> None:
         raise RuntimeError("disk\nfull")
 
@@ -253,7 +253,7 @@ def test_small_studies_have_no_file_of_curves(compared) -> None:
     assert CURVES_FILE not in [artifact.filename for artifact in artifacts]
 
 
-def test_refresh_publishes_what_went_on_and_nothing_else(compared, tmp_path: Path) -> None:
+def test_refresh_publishes_studies_with_new_trials_only(compared, tmp_path: Path) -> None:
     copy = tmp_path / "copy.db"  # Other tests must not see the trials added here.
     with (
         contextlib.closing(sqlite3.connect(str(compared.storage.url.database))) as source,
@@ -275,14 +275,14 @@ def test_refresh_publishes_what_went_on_and_nothing_else(compared, tmp_path: Pat
     compared.storage.close()
 
 
-def test_artifacts_can_live_elsewhere(
+def test_artifacts_can_be_in_another_folder(
     compared, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("HPO_MAB_ARTIFACTS", str(tmp_path / "files"))
     assert artifact_folder(compared.storage) == tmp_path / "files"
 
 
-def test_trouble_of_one_study_hides_no_other(compared) -> None:
+def test_an_error_in_one_study_hides_no_other(compared) -> None:
     names = [run.name for run in compared.runs]
     for name in names:
         study = open_study(compared.storage, name)
@@ -297,7 +297,7 @@ def test_trouble_of_one_study_hides_no_other(compared) -> None:
     assert published.problem.startswith(f"'{names[0]}': ")
 
 
-def test_names_and_files_that_a_definition_names_need_not_be_here(large: Storage) -> None:
+def test_names_and_files_of_a_definition_need_not_exist(large: Storage) -> None:
     run = read_run(large, "large-mab-seed0")
     spec = {
         **run.spec,

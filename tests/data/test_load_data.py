@@ -179,13 +179,13 @@ def test_the_second_load_needs_no_torchvision_until_a_file_changes(
     first, _ = data.load("mnist", root=tmp_path, download=False)
     expected = first.images.clone()
     decoded: list[str] = []
-    dataset = _load._dataset
+    dataset = _load._torchvision_dataset
 
     def count(source: Any, root: Path, **options: Any) -> Any:
         decoded.append(source.cls)
         return dataset(source, root, **options)
 
-    monkeypatch.setattr(_load, "_dataset", count)
+    monkeypatch.setattr(_load, "_torchvision_dataset", count)
     again, _ = data.load("mnist", root=tmp_path, download=False)
     assert decoded == []
     assert torch.equal(again.images, expected)

@@ -1,4 +1,4 @@
-"""Whatever a file does, it is used with its content or left out with its name and reason."""
+"""Every file is used with its content, or left out with its name and the reason."""
 
 from __future__ import annotations
 
@@ -151,14 +151,14 @@ def test_any_error_of_a_decoder_leaves_out_the_file_with_its_reason(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _folder(tmp_path, lambda n: Image.fromarray(np.uint8(255 * _shares(n))))
-    fitted = _pictures._fitted
+    fitted = _pictures._fitted_pixels
 
     def stumble(image: Image.Image, size: int) -> Any:
         if str(image.getpixel((3, 3))) == "25":  # The darkest.
             raise struct.error("unpack requires a buffer of 4 bytes")
         return fitted(image, size)
 
-    monkeypatch.setattr(_pictures, "_fitted", stumble)
+    monkeypatch.setattr(_pictures, "_fitted_pixels", stumble)
     with pytest.warns(DataWarning, match=r"cat/0\.png \(unpack requires a buffer of 4 bytes\)"):
         assert len(_pixels(tmp_path)) == 9
 

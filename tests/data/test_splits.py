@@ -152,7 +152,7 @@ def test_given_validation_images_leave_the_training_images_whole() -> None:
 
 
 class _Plain(Dataset[Any]):
-    """Knows its labels only by reading; counts the reads."""
+    """A data set without stored labels; counts the reads."""
 
     def __init__(self, labels: list[Any]) -> None:
         self.values = labels
@@ -184,7 +184,7 @@ def test_a_plain_data_set_is_read_once() -> None:
 
 @pytest.mark.parametrize("name", ["targets", "labels"])
 @pytest.mark.parametrize("kind", [list, torch.tensor])
-def test_stored_labels_are_taken_after_a_look_at_both_ends(name: str, kind: Any) -> None:
+def test_stored_labels_are_used_after_a_check_of_the_first_and_last(name: str, kind: Any) -> None:
     dataset = _WithTargets([0, 1, 1], **{name: kind([0, 1, 1])})
     labels = labels_of(dataset)
     assert labels.dtype == torch.int64
@@ -266,7 +266,7 @@ def test_unusable_labels_are_refused(dataset: Dataset[Any], message: str) -> Non
 
 
 class _Series:
-    """What a pandas Series is to a reader: values of its own, found by an index from 5."""
+    """Like a pandas Series: values with an index that begins at 5."""
 
     def __init__(self, values: list[int]) -> None:
         self.values = np.array(values)
@@ -318,7 +318,7 @@ def test_what_is_no_label_is_refused(values: Any, message: str) -> None:
         class_labels(values)
 
 
-def test_a_look_at_examples_reads_both_ends_only() -> None:
+def test_the_check_of_a_data_set_reads_the_first_and_last_example_only() -> None:
     dataset = _Plain([1, 1, 1])
     check_examples(dataset)
     assert dataset.reads == 2
@@ -386,7 +386,7 @@ def test_equal_counts_of_other_data_are_noticed(photos: Path, change: object) ->
     assert not changed.is_same(first)
 
 
-def test_a_million_labels_take_no_time() -> None:
+def test_a_million_labels_take_little_time() -> None:
     labels = torch.arange(1_000_000) % 10
     data = ImageData(
         images=torch.zeros(10, 3, 4, 4, dtype=torch.uint8),

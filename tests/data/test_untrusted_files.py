@@ -1,4 +1,4 @@
-"""Files from outside are data: nothing in them is ever run."""
+"""Files of other origin are data: no code in them is run."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def bomb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bomb]:
     made = Bomb(tmp_path / "went off")
     yield made
     assert not made.mark.exists()
-    # It would have gone off.
+    # Unpickling it makes the folder.
     pickle.loads(pickle.dumps(made))
     assert made.mark.exists()
 

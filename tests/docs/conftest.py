@@ -11,7 +11,7 @@ import pytest
 
 
 class _StandIn:
-    """What the page of Ray Tune uses of it: runs functions one after the other, in this process."""
+    """The part of Ray Tune that the page uses; runs functions in turn, in this process."""
 
     def __init__(
         self, trainable: Callable[..., None], *, param_space: dict[str, Any], tune_config: Any
@@ -48,7 +48,7 @@ class _Trial:
 
 @pytest.fixture
 def stand_in_ray(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ray Tune for one example, without a cluster, which starts slower than all examples run."""
+    """Replaces Ray Tune for one example: a cluster starts slower than all examples run."""
     space = types.SimpleNamespace
     tune: Any = types.ModuleType("ray.tune")
     tune.Tuner, tune.TuneConfig = _StandIn, space

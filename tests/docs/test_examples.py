@@ -68,7 +68,7 @@ def _examples(language: str) -> list[Any]:
 
 
 def run(page: Path, block: str) -> None:
-    """Run an example as a reader does who copies it alone."""
+    """Run an example alone, as a reader does who copies it."""
     exec(compile(block, _name(page), "exec"), {"__name__": "example"})
 
 
@@ -133,7 +133,7 @@ def test_moving_in_from_optuna_is_the_diff_that_the_page_shows(
 
 
 def before_and_after(page: Path, language: str) -> list[str]:
-    """Both scripts of a page about moving in; its diff is that of the two."""
+    """Both scripts of a page; checks that its diff is that of the two."""
     before, after = blocks(page, language)
     (diff,) = blocks(page, "diff")
     lines = difflib.unified_diff(before.splitlines(), after.splitlines(), n=1, lineterm="")

@@ -1,4 +1,4 @@
-"""The documentation builds, and a link that leads nowhere fails the build."""
+"""The documentation builds, and a broken link fails the build."""
 
 from __future__ import annotations
 
@@ -58,14 +58,14 @@ def test_the_reference_has_public_names_only_and_every_sampler(site: Path) -> No
     headings = re.findall(r'<h2 id="hpo_mab\.samplers\.(\w+)"', text)
     elsewhere = set(hpo_mab.__all__) & set(samplers.__all__)
     assert set(headings) == set(samplers.__all__) - elsewhere
-    # What a user needs first is first; what authors of samplers need is last.
+    # Names for users come first, those for authors of samplers last.
     assert headings.index("create") < headings.index("GradNormSampler")
     assert headings.index("ImponSampler") < headings.index("BatchSampler")
     table = text.split('id="hpo_mabsamplers"')[0]
     assert all(f"<code>{kind}</code>" in table for kind in samplers.available())
 
 
-def test_a_telephone_shows_the_reference_folded_and_a_link_opens_it(site: Path, page: Any) -> None:
+def test_a_phone_shows_the_reference_folded_and_a_link_opens_it(site: Path, page: Any) -> None:
     page.set_viewport_size({"width": 390, "height": 844})
     address = f"file://{site}/reference/samplers/index.html"
     page.goto(address)

@@ -1,4 +1,4 @@
-"""Ctrl-C twice in the middle of a long trial, at a terminal and between processes, for real."""
+"""Ctrl-C twice during a long trial, at a terminal and between processes, with real signals."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from hpo_mab.storage import Storage, read_run
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs /proc and terminals")
 
-#: By ourselves, or by the signal where Python had begun to end: 130 in a shell either way.
+#: Exit status of the command, or SIGINT if Python had begun to end; a shell shows 130 for both.
 INTERRUPTED = (130, -signal.SIGINT)
 
 DEFINITION = """
@@ -42,7 +42,7 @@ batch_size = 64
 kind = "uniform"
 """
 
-# A terminal of one's own, whose Ctrl-C reaches its foreground processes and nobody else.
+# A new terminal, whose Ctrl-C reaches its foreground processes only.
 AT_A_TERMINAL = """
 import fcntl, os, signal, sys, termios
 os.setsid()
@@ -51,21 +51,21 @@ signal.signal(signal.SIGINT, signal.SIG_DFL)
 os.execv(sys.executable, [sys.executable, "-m", "hpo_mab", *sys.argv[1:]])
 """
 
-# A training step that never comes back to Python, as in a library's call or in a driver's. The
-# table appears when it is past returning.
-DEAF = """
+# A training step that never returns to Python, like a call that hangs in a library or a driver. The
+# table exists once the step has begun.
+HANGING = """
 import signal, sqlite3
 signal.signal(signal.SIGINT, signal.default_int_handler)
 from hpo_mab.training import Training
 COUNT = "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n) SELECT max(x) FROM n"
-SCRIPT = "CREATE TABLE deaf(x); " + COUNT
-Training.__next__ = lambda self: sqlite3.connect("deaf.db").executescript(SCRIPT)
+SCRIPT = "CREATE TABLE hanging(x); " + COUNT
+Training.__next__ = lambda self: sqlite3.connect("hanging.db").executescript(SCRIPT)
 from hpo_mab.cli import main
 main()
 """
 
 
-#: Seconds to wait for what must come; a busy machine may need them.
+#: Seconds to wait for an expected event; a busy machine may need them.
 PATIENCE = 240.0
 
 
@@ -79,7 +79,7 @@ def _until(condition: Callable[[], object], seconds: float = PATIENCE) -> bool:
 
 
 def _running(folder: Path) -> int:
-    """Trials that a worker has in hand and that have begun to train."""
+    """Number of running trials that have begun to train."""
     if not (folder / "hpo_mab.db").exists():
         return 0
     with contextlib.closing(sqlite3.connect(folder / "hpo_mab.db", timeout=10)) as connection:
@@ -94,7 +94,7 @@ def _running(folder: Path) -> int:
 
 
 class _Terminal:
-    """``hpo-mab`` on a pseudo-terminal of its own, somebody at the keyboard."""
+    """``hpo-mab`` on its own pseudo-terminal, with a keyboard."""
 
     def __init__(self, folder: Path, *arguments: str) -> None:
         self._hands, screen = os.openpty()
@@ -104,7 +104,7 @@ class _Terminal:
         )
         os.close(screen)
         self.said = ""
-        # A terminal that nobody reads stops who writes to it.
+        # A process that writes to a terminal blocks if nothing reads from it.
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
@@ -115,7 +115,7 @@ class _Terminal:
         return _until(lambda: self.process.poll() is not None, seconds)
 
     def processes(self) -> list[int]:
-        """Those that live of the session and of the children, which have sessions of their own."""
+        """Living processes of the session, and its children, which have sessions of their own."""
         leader, found = self.process.pid, []
         for folder in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
@@ -133,7 +133,7 @@ class _Terminal:
         os.close(self._hands)
 
     def _read(self) -> None:
-        with contextlib.suppress(OSError):  # The last one to write has gone.
+        with contextlib.suppress(OSError):  # The last process that could write has ended.
             while part := os.read(self._hands, 65536):
                 self.said += part.decode(errors="replace")
 
@@ -161,11 +161,11 @@ def _is_asked_to_stop(worker: int, *, by: int) -> bool:
     return pipe not in held
 
 
-def _is_deaf(folder: Path) -> bool:
+def _hangs(folder: Path) -> bool:
     """Whether the training step that never returns has begun."""
-    if not (folder / "deaf.db").exists():
+    if not (folder / "hanging.db").exists():
         return False
-    with contextlib.closing(sqlite3.connect(folder / "deaf.db")) as connection:
+    with contextlib.closing(sqlite3.connect(folder / "hanging.db")) as connection:
         return connection.execute("SELECT count(*) FROM sqlite_master").fetchone() == (1,)
 
 
@@ -180,7 +180,7 @@ def _make(folder: Path, *, epochs: int) -> None:
 
 
 def _is_tried_again(folder: Path) -> None:
-    """The next worker takes the trial, which is marked as cut off."""
+    """The next worker repeats the trial, which is marked as interrupted."""
     from hpo_mab.search._claim import claim
     from hpo_mab.storage import open_study
 
@@ -238,10 +238,10 @@ def test_the_second_ctrl_c_ends_workers_that_do_not_answer_the_first(
 
 def test_the_second_ctrl_c_ends_a_comparison_that_does_not_answer_the_first(tmp_path: Path) -> None:
     _make(tmp_path, epochs=1)
-    command = [sys.executable, "-c", DEAF, "compare", "long.toml"]
+    command = [sys.executable, "-c", HANGING, "compare", "long.toml"]
     with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as child:
         try:
-            assert _until(lambda: _is_deaf(tmp_path) or child.poll() is not None)
+            assert _until(lambda: _hangs(tmp_path) or child.poll() is not None)
             child.send_signal(signal.SIGINT)
             assert _until(lambda: _has_taken_signals(child.pid))
             with pytest.raises(subprocess.TimeoutExpired):

@@ -30,7 +30,7 @@ def test_killed_workers_lose_and_double_nothing(tmp_path: Path, tiny: Make) -> N
     report = inject_kills(url, tiny(trials=24, steps=60), kills=8)
     assert report.kills >= 8
     _lost_and_doubled_nothing(report, trials=24)
-    # The killed workers had begun trials, or the test has tested nothing.
+    # Otherwise no killed worker had begun a trial, and nothing was tested.
     assert report.attempts >= report.trials + 4
 
 
@@ -57,7 +57,7 @@ def test_a_database_that_restarts_costs_no_trial(
 
     def restart() -> None:
         stopped.append(own_postgres.pid)
-        # PostgreSQL's immediate shutdown: as if the machine had lost power.
+        # PostgreSQL's immediate shutdown, like a loss of power.
         os.kill(stopped[0], signal.SIGQUIT)
         while runs(stopped[0]):
             time.sleep(0.05)
@@ -68,7 +68,7 @@ def test_a_database_that_restarts_costs_no_trial(
     _lost_and_doubled_nothing(report, trials=40)
 
 
-def test_the_count_sees_what_is_wrong(tmp_path: Path, tiny: Make) -> None:
+def test_lost_and_doubled_trials_are_counted(tmp_path: Path, tiny: Make) -> None:
     url = f"sqlite:///{tmp_path / 'studies.db'}"
     inject_kills(url, tiny(trials=3), kills=0, workers=1)
     storage = Storage(url)

@@ -24,7 +24,7 @@ def _small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def run(name: str, folder: Path) -> nbformat.NotebookNode:
     with warnings.catch_warnings():
-        # Jupyter's own packages warn of one another.
+        # Jupyter's packages raise warnings about each other.
         warnings.simplefilter("ignore")
         from nbclient import NotebookClient
 
@@ -56,12 +56,12 @@ def test_explore_goes_from_a_comparison_to_a_conclusion(small: Path) -> None:
     done = run("explore.ipynb", small)
     shown = [o.data["application/vnd.plotly.v1+json"] for o in outputs(done) if _is_figure(o)]
     assert len(shown) == 9
-    # With few trials there is nothing to say of importance; all other figures have curves.
+    # With few trials there are no importances; all other figures have curves.
     assert sum(bool(figure["data"]) for figure in shown) >= 8
     assert "mab: search finds a better model at equal examples? cannot tell" in text_of(done)
     assert "--seeds 5" in text_of(done)
     page = to_html(done)
-    # Nothing is loaded from elsewhere, and plotly.js is there once.
+    # Nothing is loaded from other hosts, and plotly.js is there once.
     assert not re.findall(r"<(?:script|img|iframe)[^>]*\ssrc=[\"']?(?!data:)[^>]*>", page)
     assert "<link" not in page
     assert not re.findall(r"""(?:import|from)\s*["']https?:""", page)
@@ -74,9 +74,9 @@ def _is_figure(output: nbformat.NotebookNode) -> bool:
 
 
 def test_own_model_pairs_two_studies(small: Path) -> None:
-    told = text_of(run("own_model.ipynb", small))
-    assert told.count("5 pairs") == 4
-    assert "evaluation 4 of 4" in told
+    text = text_of(run("own_model.ipynb", small))
+    assert text.count("5 pairs") == 4
+    assert "evaluation 4 of 4" in text
 
 
 @pytest.mark.parametrize("path", sorted(NOTEBOOKS.glob("*.ipynb")), ids=lambda path: path.name)

@@ -1,8 +1,9 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
+import optuna
 import pytest
 
 from hpo_mab.advantage import Estimate, Evidence, PairedCurves, Rung
@@ -10,8 +11,16 @@ from hpo_mab.advantage import Estimate, Evidence, PairedCurves, Rung
 Floats = np.ndarray
 
 
+@pytest.fixture(autouse=True)
+def _quiet() -> Iterator[None]:
+    before = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    yield
+    optuna.logging.set_verbosity(before)
+
+
 def accelerated_pairs(factor: float, *, steps: int = 8, pairs: int = 30) -> PairedCurves:
-    """Uniform curves that rise with log t, and bandit ones that run through them faster."""
+    """Uniform curves that rise with log t, and faster ones of the bandit."""
     rng = np.random.default_rng(5)
     budgets = np.arange(1.0, steps + 1)
     quality = np.linspace(0.3, 0.5, pairs)[:, None]

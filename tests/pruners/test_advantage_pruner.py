@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +21,6 @@ from hpo_mab.pruners import AdvantagePruner, AdvantageWarning, RungFidelity, why
 
 Make = Callable[..., Evidence]
 Curves = Callable[..., PairedCurves]
-
-
-@pytest.fixture(autouse=True)
-def _quiet() -> Iterator[None]:
-    before = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    yield
-    optuna.logging.set_verbosity(before)
 
 
 def _study(pruner: BasePruner, direction: str = "maximize", **options: Any) -> optuna.Study:
@@ -211,7 +203,7 @@ def test_a_uniform_study_in_the_same_storage_is_a_reference(
     assert (stored.pairs, stored.moves, stored.source) == (30, moves, "study uniform")
 
 
-def test_evidence_that_turns_stops_moving_rungs(pairs: Curves) -> None:
+def test_rungs_move_back_when_the_evidence_changes(pairs: Curves) -> None:
     storage = optuna.storages.InMemoryStorage()
     study = _uniform_and_bandit(storage, pairs(2.2, pairs=30))
     study.pruner = AdvantagePruner(

@@ -61,11 +61,11 @@ def test_rungs(settings: dict[str, int], rungs: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize(("direction", "sign"), [("maximize", 1), ("minimize", -1)])
-def test_the_best_of_a_rung_go_on_and_the_others_pause(direction: str, sign: int) -> None:
+def test_the_best_of_a_rung_continue_and_the_others_pause(direction: str, sign: int) -> None:
     made = _Study(direction)
     for value in (0.5, 0.4, 0.6, 0.3):
         made.new(sign * value)
-    # The third is the best of three, so it goes on at once; nobody is with it at the second rung.
+    # The third is the best of three, so it continues at once; it is alone at the second rung.
     assert made.ends == [("PRUNED", 1), ("PRUNED", 1), ("PRUNED", 2), ("PRUNED", 1)]
     # Two of four may continue: the second best does, and there the third is better.
     assert made.advance() == 0
@@ -83,7 +83,7 @@ def test_the_highest_rung_comes_first() -> None:
     assert made.ends[1] == ("PRUNED", 2)
     assert made.advance() == 2
     assert made.ends[-1] == ("PRUNED", 2)
-    # At rung 2 the second trial is best of two; nobody else of rung 1 is due.
+    # At rung 2 the second trial is best of two; no other trial of rung 1 may continue.
     assert made.advance() == 1
 
 

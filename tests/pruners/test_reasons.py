@@ -1,10 +1,10 @@
-"""Why a trial was pruned is stored with it, whichever pruner stopped it."""
+"""Each pruner stores with a trial why it was pruned."""
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import optuna
@@ -22,14 +22,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::hpo_mab.pruners.AdvantageWarning"),
     pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning"),
 ]
-
-
-@pytest.fixture(autouse=True)
-def _quiet() -> Iterator[None]:
-    before = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    yield
-    optuna.logging.set_verbosity(before)
 
 
 def run(pruner: BasePruner, *curves: Sequence[float], direction: str = "maximize") -> FrozenTrial:
@@ -213,7 +205,7 @@ def test_a_subclass_may_have_another_rule() -> None:
     assert "percentile" not in run(Other(), flat(0.5)).user_attrs["hpo_mab:pruned_because"]
 
 
-def test_a_trial_that_continues_costs_no_look_for_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_reason_is_computed_for_a_trial_that_continues(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
     monkeypatch.setattr("hpo_mab.search._recorder.store_reason", asked.append)
     run(pruners.MedianPruner(n_startup_trials=1), flat(0.5), flat(0.6))

@@ -1,4 +1,4 @@
-"""Every sampler, in several settings, keeps the contract that ships with the package."""
+"""Every sampler passes the contract of the package, with several options."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Feedback is counted for its own examples, or raises."""
+"""Losses count for the examples of their draw, or an error is raised."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_a_skipped_batch_is_detected_by_targets() -> None:
 
 
 @pytest.mark.parametrize(("num_workers", "before"), [(0, 0), (1, 2)])
-def test_a_skipped_batch_is_warned_of_at_the_next_one(num_workers: int, before: int) -> None:
+def test_a_skipped_batch_causes_a_warning_at_the_next_one(num_workers: int, before: int) -> None:
     sampler = Credited(LABELS, batch_size=30)
     batches = iter(_loader(sampler, num_workers=num_workers))
     for step in range(4):
@@ -92,7 +92,7 @@ def test_a_skipped_batch_is_warned_of_at_the_next_one(num_workers: int, before: 
         sampler.update(x.float())
 
 
-def test_answers_may_come_late_together() -> None:
+def test_losses_of_several_draws_may_come_late() -> None:
     sampler = Credited(LABELS, batch_size=30)
     for _ in range(2):
         waiting = []
@@ -105,7 +105,7 @@ def test_answers_may_come_late_together() -> None:
     assert sampler.wrong == 0
 
 
-def test_a_batch_skipped_at_the_end_is_warned_of_at_the_next_pass() -> None:
+def test_a_batch_skipped_at_the_end_causes_a_warning_at_the_next_pass() -> None:
     sampler = Credited(LABELS, batch_size=30)
     for number in range(3):
         batches = iter(sampler)
@@ -118,7 +118,7 @@ def test_a_batch_skipped_at_the_end_is_warned_of_at_the_next_pass() -> None:
                 sampler.update(torch.tensor(batch).float())
 
 
-def test_a_look_at_the_same_loader_ends_the_pass_under_way() -> None:
+def test_a_second_iteration_of_a_loader_ends_the_running_pass() -> None:
     sampler = Credited(LABELS, batch_size=30)
     loader = _loader(sampler)
     training = iter(loader)

@@ -247,7 +247,7 @@ def test_copies_continue_independently(knobs: dict[str, Any]) -> None:
     assert answer(other, steps=30) == expected
 
 
-def test_import_leaves_scipy_alone() -> None:
+def test_import_does_not_load_scipy() -> None:
     code = "import sys, hpo_mab.samplers._mab; sys.exit('scipy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 

@@ -45,7 +45,7 @@ def test_the_numbers_of_classes_change_no_draw(kind: str, odd: str) -> None:
     batches = _stream(kind, labels, classes)
     assert batches == _stream(kind, classes.tolist(), classes)
     assert all(len(batch) == BATCH for batch in batches)
-    # They learn from an odd set as from any: more than one batch's worth is drawn.
+    # They learn from an odd set, too: more than one batch is drawn.
     assert len({index for batch in batches for index in batch}) > 3 * BATCH
 
 

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
 
 from hpo_mab.search import StudySpec, make_spec
@@ -37,3 +39,24 @@ def tiny() -> Callable[..., StudySpec]:
         return make_spec(raw)
 
     return make
+
+
+@pytest.fixture
+def ctrl_c_at(
+    monkeypatch: pytest.MonkeyPatch,
+) -> Callable[[int, int], contextlib.AbstractContextManager[None]]:
+    """Makes a context in which Ctrl-C interrupts a trial, given by number, at a step."""
+    report = optuna.trial.Trial.report
+
+    @contextlib.contextmanager
+    def at(number: int, last: int) -> Iterator[None]:
+        def interrupt(trial: optuna.trial.Trial, value: float, step: int) -> None:
+            if (trial.number, step) == (number, last):
+                raise KeyboardInterrupt
+            report(trial, value, step)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(optuna.trial.Trial, "report", interrupt)
+            yield
+
+    return at

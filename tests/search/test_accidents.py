@@ -32,7 +32,7 @@ MESSAGE = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total cap
 
 
 class _Greedy(nn.Module):
-    """Asks for more memory than there is after some steps of training."""
+    """A network that runs out of memory after some steps."""
 
     def __init__(self, steps: int) -> None:
         super().__init__()
@@ -51,7 +51,7 @@ def test_running_out_of_gpu_memory_fails_the_trial_and_not_the_study(
 ) -> None:
     spec = tiny(budget={"trials": 4}, pruner={"kind": "none"})
     objective = make_objective(spec, load_splits(spec))
-    # The second and third trial; the rest have memory for ever.
+    # The second and third trial run out of memory; the others do not.
     patience = iter([-1, 3, 12])
     objective.workload._model = lambda: _Greedy(next(patience, -1))
     run = StudyRunner(spec, storage, objective=objective).run(score=False).run
@@ -59,14 +59,14 @@ def test_running_out_of_gpu_memory_fails_the_trial_and_not_the_study(
     assert states == ["complete", "fail", "fail", "complete", "complete", "complete"]
     for trial in run.trials[1:3]:
         assert trial.attrs["hpo_mab:reason"] == f"OutOfMemoryError: {MESSAGE}"
-    # What it had learned and spent until then is kept.
+    # Its curve and cost until then are stored.
     assert len(run.trials[1].curve) == 0
     assert len(run.trials[2].curve) == 1
     assert run.trials[2].attrs["hpo_mab:examples"] == run.trials[2].curve[-1].examples
 
 
 class _Fatal(Dataset[Any]):
-    """Kills the process that loads from it, once, if that is a loader's worker."""
+    """A data set that kills a loader's worker, once."""
 
     def __init__(self, once: Path) -> None:
         self.once = once
@@ -108,7 +108,7 @@ def test_a_killed_data_loader_fails_the_trial_and_not_the_study(
 
 
 class _Torn(Dataset[Any]):
-    """One of its items cannot be read while a file is there."""
+    """A data set with an item that cannot be read while a file exists."""
 
     def __init__(self, while_there: Path) -> None:
         self.while_there = while_there
@@ -154,7 +154,7 @@ def test_data_that_raise_in_the_middle_fail_the_trial_and_not_the_study(
     failed = study.trials[0]
     assert failed.user_attrs["hpo_mab:reason"].startswith("OSError: item 7 cannot be read")
     assert "\n" not in failed.user_attrs["hpo_mab:reason"]
-    # Failed by itself: its slot is not tried again.
+    # It failed by itself, so it is not repeated.
     assert [trial.user_attrs["hpo_mab:slot"] for trial in study.trials] == [0, 1, 2]
     # Curve and reports of the trial agree.
     curve = storage.curves.load([failed._trial_id]).get(failed._trial_id, ())
@@ -176,7 +176,7 @@ def _greedy_runner(storage: Storage, tiny: Make, device: str) -> StudyRunner:
         pruner={"kind": "none"},
     )
     objective = make_objective(spec, load_splits(spec))
-    # What libraries need for themselves is there before the limit is set.
+    # Libraries have allocated their memory before the limit is set.
     configuration = next(iter(objective.space.corners()))
     with objective.workload.training(configuration, seed=0) as training:
         list(training)
@@ -207,7 +207,7 @@ def test_running_out_of_the_machines_memory_for_real(storage: Storage, tiny: Mak
     (space, before), limits = _memory(), resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (space + 384 * _MIB, limits[1]))
     used: list[int] = []
-    gc.disable()  # It may be long before it comes around by itself.
+    gc.disable()  # The garbage collector may run much later.
     try:
         run = runner.run(score=False, on_trial=lambda *_: used.append(_memory()[1])).run
     finally:
@@ -215,7 +215,7 @@ def test_running_out_of_the_machines_memory_for_real(storage: Storage, tiny: Mak
         resource.setrlimit(resource.RLIMIT_AS, limits)
     expected = r"OutOfMemoryError: host out of memory\. Tried to allocate \d+\.\d\d MiB\."
     _only_the_wide_ones_failed(run.trials, expected)
-    # The next trial finds nothing of a network of 160 MiB and its gradients.
+    # The network of 160 MiB and its gradients are freed before the next trial.
     assert max(used) < before + 64 * _MIB
 
 
@@ -279,13 +279,13 @@ HOST = "OutOfMemoryError: host out of memory."
         (ValueError("CUDA error: out of memory"), None),
     ],
 )
-def test_a_lack_of_memory_is_expected_apart(error: Exception, reason: str | None) -> None:
+def test_out_of_memory_errors_have_their_own_reason(error: Exception, reason: str | None) -> None:
     assert memory_reason(error) == reason
     expected = f"{type(error).__name__}: {error}".splitlines()[0]
     assert failure_reason(error) == (reason or expected)
 
 
-def test_libraries_that_are_refused_memory_are_understood() -> None:
+def test_out_of_memory_errors_of_libraries_are_recognised() -> None:
     with pytest.raises(RuntimeError) as refused:
         torch.empty(10**15)
     assert memory_reason(refused.value) == f"{HOST} Tried to allocate 3,725,290.30 GiB."
@@ -296,7 +296,7 @@ def test_libraries_that_are_refused_memory_are_understood() -> None:
     assert expected.startswith(f"{HOST} Unable to allocate 7.11 PiB for an array with shape")
 
 
-def test_what_was_raised_on_the_way_out_hides_no_lack_of_memory() -> None:
+def test_an_error_after_out_of_memory_does_not_hide_it() -> None:
     def fall(*, handled: bool) -> None:
         try:
             raise torch.OutOfMemoryError(CUDA)
@@ -328,7 +328,7 @@ def test_a_data_loading_process_that_runs_out_of_memory_is_expected() -> None:
     assert failure_reason(refused.value) == expected
 
 
-def test_a_range_whose_end_memory_has_no_room_for_is_refused(tiny_data: object) -> None:
+def test_a_range_whose_upper_end_does_not_fit_into_memory_is_refused(tiny_data: object) -> None:
     objective = TrainingObjective(
         model=lambda width: torch.nn.Linear(width, width),
         model_options={"width": {"low": 10, "high": 10**7}},

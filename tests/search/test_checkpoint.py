@@ -65,7 +65,7 @@ def objectives() -> dict[str, TrainingObjective]:
 def clean(
     objectives: dict[str, TrainingObjective], tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, TrialRun]:
-    """The trial that nothing has interrupted, by sampler."""
+    """An uninterrupted trial, by sampler."""
     storage = Storage(f"sqlite:///{tmp_path_factory.mktemp('clean') / 'studies.db'}")
     trials = {}
     for kind in KINDS:
@@ -85,7 +85,7 @@ def runner_of(storage: Storage, objectives: dict[str, TrainingObjective]) -> Run
 
 
 def _raising(what: BaseException | Callable[[], None], *, at: int) -> Any:
-    """A record that is cut off as an evaluation comes in, the first time it comes in."""
+    """Interrupts a trial at an evaluation, the first time."""
     add, done = TrialRecord.add, []
 
     def cut_off(self: TrialRecord, evaluation: Evaluation) -> None:
@@ -102,7 +102,7 @@ def _raising(what: BaseException | Callable[[], None], *, at: int) -> Any:
 def _cut_off(
     runner: StudyRunner, monkeypatch: pytest.MonkeyPatch, what: BaseException, at: int = 4
 ) -> Path:
-    """Run the study until its trial is ended by an exception; returns the checkpoints' folder."""
+    """Run the study until an exception ends its trial; returns the checkpoints' folder."""
     with monkeypatch.context() as patch:
         patch.setattr(TrialRecord, "add", _raising(what, at=at))
         runner.run(score=False)
@@ -159,7 +159,7 @@ def test_a_killed_worker_s_trial_continues_where_it_was_saved(
     again.close()
 
 
-def test_an_interrupted_trial_continues_and_what_was_lost_is_paid_twice(
+def test_an_interrupted_trial_continues_and_lost_work_counts_twice(
     runner_of: Runner, storage: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runner = runner_of()
@@ -172,7 +172,7 @@ def test_an_interrupted_trial_continues_and_what_was_lost_is_paid_twice(
     with monkeypatch.context() as patch:
         patch.setattr(SlotCheckpoint, "save", save_twice)
         _cut_off(runner, patch, KeyboardInterrupt(), at=5)
-    # Cut off again, before it has gone any further than the first time.
+    # Interrupted again, before it is further than the first time.
     _cut_off(runner, monkeypatch, KeyboardInterrupt(), at=2)
     run = runner.run(score=False).run
     first, second, third = run.trials
@@ -212,7 +212,7 @@ def _as_other(path: Path) -> None:
 
 
 class _Trap:
-    """What runs code when it is loaded as a pickle."""
+    """An object that runs code when it is unpickled."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -243,7 +243,7 @@ def _without_optimizer(path: Path) -> None:
     ],
     ids=["cut", "empty", "trap", "other", "parts"],
 )
-def test_a_checkpoint_that_is_of_no_use_means_starting_from_zero(
+def test_a_trial_with_an_unusable_checkpoint_starts_from_zero(
     spoil: Callable[[Path], None],
     message: str,
     runner_of: Runner,
@@ -295,14 +295,14 @@ def test_a_checkpoint_is_of_one_trial_of_one_definition(
     for other in ({"seed": 1}, {"params": {"lr": 0.5}}):
         with pytest.warns(CheckpointWarning, match="of another trial"):
             assert not found(**other)  # type: ignore[arg-type]
-    # Under another one's name it is still not the other one's.
+    # A renamed file is still not accepted for another trial.
     for slot, twin, name in ((1, False, "-1.pt"), (0, True, "-0-uniform.pt")):
         shutil.copy(file, folder / file.name.replace("-0.pt", name))
         with pytest.warns(CheckpointWarning, match="of another trial"):
             assert not found(slot, twin=twin)
 
 
-def test_a_checkpoint_that_is_not_there_means_starting_from_zero(
+def test_a_trial_without_its_checkpoint_starts_from_zero(
     runner_of: Runner, storage: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runner = runner_of()
@@ -347,7 +347,7 @@ def test_files_of_open_trials_and_of_other_studies_stay(
     (file,) = folder.iterdir()
     other = folder / "0123456789abcdef-0.pt"
     other.touch()
-    # What a worker has left that was killed while writing: the trial's own, and a settled one's.
+    # Files of a worker that was killed while writing: of this trial, and of a finished one.
     (folder / f"{file.name}.x1").touch()
     (folder / file.name.replace("-0.pt", "-7.pt.x2")).touch()
     study = open_study(storage, runner.name())
@@ -442,7 +442,7 @@ def test_the_rule_is_applied_to_the_end_and_a_budget_lengthens_the_others(
     assert not list(files_folder(storage, "checkpoints").glob("*.pt*"))
 
 
-def test_checkpoints_of_trials_that_have_no_use_are_removed(storage: Storage) -> None:
+def test_checkpoints_that_no_trial_can_use_are_removed(storage: Storage) -> None:
     raw = _promotion(trials=16).model_dump(mode="json")
     raw["pruner"] = {"kind": "promotion", "reduction_factor": 4}
     spec = make_spec(raw)

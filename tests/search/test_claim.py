@@ -1,4 +1,4 @@
-"""Taking a study's next trial: promotions, lost workers, targets."""
+"""Claim a study's next trial: promotions, lost workers, targets."""
 
 from __future__ import annotations
 
@@ -69,25 +69,17 @@ def test_twins_do_not_bring_promotions_forward(storage: Storage, tiny: Make) -> 
 
 @pytest.mark.parametrize("where", [(3, 1), (7, 2), (8, 3)])
 def test_an_interrupted_study_continues_to_the_same_end(
-    storage: Storage, tiny: Make, monkeypatch: pytest.MonkeyPatch, where: tuple[int, int]
+    storage: Storage, tiny: Make, ctrl_c_at: Any, where: tuple[int, int]
 ) -> None:
     spec = tiny(**_TOP)
     whole = StudyRunner(spec, storage).run("whole", score=False).run
-    report = optuna.trial.Trial.report
-
-    def interrupt(trial: optuna.trial.Trial, value: float, step: int) -> None:
-        if (trial.number, step) == where:
-            raise KeyboardInterrupt
-        report(trial, value, step)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(optuna.trial.Trial, "report", interrupt)
+    with ctrl_c_at(*where):
         assert StudyRunner(spec, storage).run("parts", score=False).interrupted
     assert _essence(StudyRunner(spec, storage).run("parts", score=False).run) == _essence(whole)
 
 
 def _claim(study: optuna.Study, storage: Storage) -> optuna.trial.Trial:
-    """A trial that a worker on a machine that nobody here can see runs from now on."""
+    """A trial that a worker on another machine begins to run."""
     trial = claim(study, storage)
     assert isinstance(trial, optuna.trial.Trial)
     storage.optuna.set_trial_system_attr(trial._trial_id, WORKER_KEY, "0123456789abcdef:4242:7")
@@ -108,7 +100,7 @@ def test_workers_wait_until_the_best_are_known(storage: Storage, tiny: Make) -> 
     study.tell(first, state=TrialState.PRUNED)
     second = _claim(study, storage)
     assert second.user_attrs["hpo_mab:promotes"] == first.number
-    # A promotion that runs keeps nobody waiting, and the next one is of another configuration.
+    # No worker waits for a promotion that runs, and the next one is of another configuration.
     third = _claim(study, storage)
     taken = {trial.attrs.get("hpo_mab:promotes") for trial in run.trials} | {first.number}
     assert third.user_attrs["hpo_mab:promotes"] not in taken
@@ -136,7 +128,7 @@ def study(storage: Storage) -> optuna.Study:
 
 @pytest.fixture
 def elsewhere() -> str:
-    """Name of a process on a machine that nobody here can see."""
+    """Name of a process on another machine."""
     return "0123456789abcdef:4242:7"
 
 
@@ -180,7 +172,7 @@ def test_claims_stop_at_the_target(study: optuna.Study, storage: Storage, elsewh
     study.tell(trials[1], 0.5)
     assert claim(study, storage) is Next.WAIT
     study.tell(trials[2], state=TrialState.FAIL)
-    # A trial that failed by itself is no result: another slot takes its place.
+    # A trial that failed by itself is no result: another trial takes its place.
     last = claim(study, storage)
     assert isinstance(last, optuna.trial.Trial)
     assert last.user_attrs["hpo_mab:slot"] == 3
@@ -188,7 +180,7 @@ def test_claims_stop_at_the_target(study: optuna.Study, storage: Storage, elsewh
     assert claim(study, storage) is Next.DONE
 
 
-def test_claims_of_one_process_leave_one_another_alone(
+def test_claims_of_one_process_do_not_affect_each_other(
     study: optuna.Study, storage: Storage, tmp_path: Path
 ) -> None:
     first, second = claim(study, storage), claim(study, storage)
@@ -228,22 +220,22 @@ def test_a_trial_of_a_dead_process_is_lost_at_once_and_keeps_its_slot(
     assert _state(study, other) == TrialState.RUNNING
 
 
-def test_a_trial_of_a_living_process_is_not_lost_however_old_its_sign_of_life(
+def test_a_trial_of_a_running_process_is_not_lost_despite_an_old_heartbeat(
     study: optuna.Study, storage: Storage
 ) -> None:
-    # As after the lid of a laptop was shut: nobody could give signs.
+    # As after a laptop was suspended: no process could write heartbeats.
     trial = _start(study, storage, this_process())
     _age(storage, trial, 1000)
     close_lost(study, storage)
     assert _state(study, trial) == TrialState.RUNNING
     release(storage.optuna, trial._trial_id)
-    # This process knows best that it does not run it any more.
+    # This process can see that it does not run the trial any more.
     close_lost(study, storage)
     assert _state(study, trial) == TrialState.FAIL
 
 
 @pytest.mark.parametrize(("age", "state"), [(110, TrialState.RUNNING), (130, TrialState.FAIL)])
-def test_elsewhere_only_signs_of_life_count(
+def test_on_other_machines_only_heartbeats_count(
     study: optuna.Study, storage: Storage, elsewhere: str, age: int, state: TrialState
 ) -> None:
     trial = _start(study, storage, elsewhere)
@@ -252,7 +244,9 @@ def test_elsewhere_only_signs_of_life_count(
     assert _state(study, trial) == state
 
 
-def test_who_dies_while_claiming_leaves_no_hole(study: optuna.Study, storage: Storage) -> None:
+def test_a_process_that_dies_while_claiming_leaves_no_gap(
+    study: optuna.Study, storage: Storage
+) -> None:
     study.add_trial(optuna.create_trial(state=TrialState.WAITING, user_attrs={"hpo_mab:slot": 0}))
     with pytest.warns(UserWarning, match="Heartbeat"):
         half = study.ask()
@@ -262,7 +256,9 @@ def test_who_dies_while_claiming_leaves_no_hole(study: optuna.Study, storage: St
     assert again.user_attrs["hpo_mab:slot"] == 0
 
 
-def test_a_trial_of_the_users_own_loop_is_left_alone(study: optuna.Study, storage: Storage) -> None:
+def test_a_trial_of_the_users_own_loop_is_not_changed(
+    study: optuna.Study, storage: Storage
+) -> None:
     with pytest.warns(UserWarning, match="Heartbeat"):
         foreign = study.ask()
     close_lost(study, storage)

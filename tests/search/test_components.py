@@ -1,4 +1,4 @@
-"""A study's Optuna sampler and pruner by name, and the twins of its pilot."""
+"""Optuna samplers and pruners by name, and the twins of a pilot."""
 
 from __future__ import annotations
 
@@ -162,19 +162,11 @@ def test_twins_cost_what_the_total_budget_allows(storage: Storage, tiny: Make) -
 @pytest.mark.filterwarnings("ignore::hpo_mab.pruners.AdvantageWarning")
 @pytest.mark.parametrize("where", [(3, 1), (4, 2), (9, 1)])
 def test_an_interrupted_pilot_resumes_to_the_same(
-    storage: Storage, tiny: Make, monkeypatch: pytest.MonkeyPatch, where: tuple[int, int]
+    storage: Storage, tiny: Make, ctrl_c_at: Any, where: tuple[int, int]
 ) -> None:
     spec = tiny(**_PILOT, pruner={"kind": "advantage"})
     whole = StudyRunner(spec, storage).run("whole", score=False).run
-    report = optuna.trial.Trial.report
-
-    def interrupt(trial: optuna.trial.Trial, value: float, step: int) -> None:
-        if (trial.number, step) == where:
-            raise KeyboardInterrupt
-        report(trial, value, step)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(optuna.trial.Trial, "report", interrupt)
+    with ctrl_c_at(*where):
         assert StudyRunner(spec, storage).run("parts", score=False).interrupted
     parts = StudyRunner(spec, storage).run("parts", score=False)
     assert _essence(parts.run) == _essence(whole)

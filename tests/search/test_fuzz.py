@@ -1,4 +1,4 @@
-"""Whatever a study definition or a command line says, only the product's own errors come out."""
+"""Every definition and every command line works or raises an error of the package."""
 
 from __future__ import annotations
 

@@ -119,7 +119,7 @@ def test_trials_that_an_earlier_version_has_stored_are_read(
     fresh.close()
 
 
-def test_a_trial_of_the_users_own_is_none_of_ours() -> None:
+def test_a_trial_of_the_users_own_does_not_count() -> None:
     study = optuna.create_study()
     trial = study.ask()
     trial.set_user_attr("slot", 3)

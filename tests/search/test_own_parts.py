@@ -1,4 +1,4 @@
-"""Samplers, networks, optimisers, data sets and pruners of a user's own, named in a definition."""
+"""Samplers, networks, optimisers, data sets and pruners of users, named in a definition."""
 
 from __future__ import annotations
 
@@ -176,7 +176,7 @@ def test_worker_processes_find_what_this_process_can_import(storage: Storage, ti
 def test_a_training_that_was_cut_off_draws_the_batches_of_one_that_was_not(
     storage: Storage, tiny: Make, kind: str
 ) -> None:
-    # Cut off within a pass; dropout draws from PyTorch's random state in between.
+    # Interrupted within a pass; dropout draws from PyTorch's random state in between.
     changes = {"sampler": {"kind": kind}, "model": {"name": "mine:Net", "width": 8}}
     spec = tiny(**{**OWN, **changes}, budget={"epochs": 3, "evaluations": 4})
     objective = StudyRunner(spec, storage).objective

@@ -1,4 +1,4 @@
-"""The race of ``auto``: who enters, who leaves, what is adopted and what it costs."""
+"""The race of ``auto``: which samplers enter and leave, the choice, and the cost."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_only_auto_has_a_portfolio(tiny: Make) -> None:
     assert load_spec("cifar10", {"sampler.kind": "uniform"}).sampler.portfolio is None
 
 
-def test_samplers_that_need_the_record_want_it_kept(tiny: Make) -> None:
+def test_samplers_that_need_the_record_require_it(tiny: Make) -> None:
     sampler = {"kind": "auto", "portfolio": ["uniform", "curriculum"]}
     with pytest.raises(SpecError, match=r"training\.examples must be on"):
         tiny(sampler=sampler, training={"examples": False})
@@ -184,7 +184,7 @@ def test_a_slower_sampler_is_judged_earlier_at_equal_seconds() -> None:
 
 
 class _Trials:
-    """A study whose trials end as told."""
+    """A study whose trials end with given accuracies."""
 
     def __init__(self, **options: Any) -> None:
         self.study = optuna.create_study(direction="maximize")
@@ -245,7 +245,7 @@ class _Trials:
         ]
 
 
-def test_the_best_comes_to_the_end_and_is_adopted() -> None:
+def test_the_best_sampler_is_adopted_at_the_end() -> None:
     trials = _Trials(trials=30)
     gains = {
         "mab": lambda slot: 0.01,
@@ -293,7 +293,7 @@ def test_a_pair_behind_can_end_a_short_race() -> None:
 
 def test_what_is_not_shown_is_not_adopted() -> None:
     trials = _Trials(trials=30)
-    # Ahead but for one pair of seven: by chance once in 16 times, or more.
+    # Ahead in all pairs but one of seven; by chance that happens once in 16 times or more.
     choice = trials.run({"mab": lambda slot: -0.001 if slot == 10 else 0.02})
     assert choice.sampler == "uniform"
     assert "mab, 7 pairs" in choice.why
@@ -347,7 +347,7 @@ _RACE: dict[str, Any] = {
 }
 
 
-def test_a_study_goes_on_with_the_choice(storage: Storage, tiny: Make) -> None:
+def test_a_study_continues_with_the_choice(storage: Storage, tiny: Make) -> None:
     spec = tiny(**_RACE, pruner={"kind": "advantage"})
     outcome = StudyRunner(spec, storage).run(score=False)
     choice = outcome.choice
@@ -392,19 +392,11 @@ def test_a_study_trains_with_the_sampler_that_was_chosen(
 
 @pytest.mark.parametrize("where", [(3, 1), (4, 2), (13, 1)])
 def test_an_interrupted_race_resumes_to_the_same(
-    storage: Storage, tiny: Make, monkeypatch: pytest.MonkeyPatch, where: tuple[int, int]
+    storage: Storage, tiny: Make, ctrl_c_at: Any, where: tuple[int, int]
 ) -> None:
     spec = tiny(**_RACE)
     whole = StudyRunner(spec, storage).run("whole", score=False)
-    report = optuna.trial.Trial.report
-
-    def interrupt(trial: optuna.trial.Trial, value: float, step: int) -> None:
-        if (trial.number, step) == where:
-            raise KeyboardInterrupt
-        report(trial, value, step)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(optuna.trial.Trial, "report", interrupt)
+    with ctrl_c_at(*where):
         assert StudyRunner(spec, storage).run("parts", score=False).interrupted
     parts = StudyRunner(spec, storage).run("parts", score=False)
 
@@ -451,7 +443,7 @@ def _raced(
 
 
 @pytest.mark.parametrize("sampler", ["mab", "uniform"])
-def test_a_later_study_takes_the_choice_and_holds_no_race(
+def test_a_later_study_uses_the_choice_without_a_race(
     storage: Storage, tiny: Make, sampler: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     path = tmp_path / "evidence.json"
@@ -484,7 +476,7 @@ def test_a_later_study_takes_the_choice_and_holds_no_race(
         race_evidence(["later"], storages=[str(storage.url)])
 
 
-def test_a_choice_that_does_not_hold_is_not_used_and_the_study_says_so(
+def test_a_choice_that_is_not_valid_is_not_used_and_the_study_says_so(
     storage: Storage, tiny: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     path = tmp_path / "evidence.json"

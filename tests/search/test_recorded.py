@@ -34,7 +34,7 @@ def _train(
     reports: int = 4,
     end: BaseException | None = None,
 ) -> None:
-    """A training of 4 evaluations that another tuner has started, and may end early."""
+    """A training of 4 evaluations that another tuner starts, and may end early."""
     with (
         recorded_trial(config, study=study, storage=storage, number=number) as trial,
         TrialReporter(

@@ -48,7 +48,7 @@ def _accuracy(model: nn.Module, data: TensorDataset) -> float:
 
 
 def _plain_loop(trial: optuna.trial.Trial, kind: str = "MABSampler", **options: Any) -> float:
-    """What a user would write."""
+    """A loop as users write it."""
     data = _data()
     sampler = getattr(hpo_mab, kind)(data.tensors[1], batch_size=20, seed=0)
     loader = DataLoader(data, batch_sampler=sampler)
@@ -169,7 +169,7 @@ def test_the_sampler_gets_the_share_of_the_budget_that_is_spent() -> None:
 
 
 class _Broken(TensorDataset):
-    """Cannot be read any more after some items."""
+    """A data set that cannot be read after some items."""
 
     left = 250
 
@@ -192,7 +192,7 @@ def _a_loop_that_ends_early(
                 raise KeyboardInterrupt
             if reporter.step(len(y)):
                 reporter.report(accuracy=0.5)
-                # In hand until something happens: a transaction a point would be dear.
+                # Kept in memory until the end: a transaction per point would be slow.
                 assert not curves.load([trial._trial_id])
             data.left += 25 if stop else 0
     return reporter.accuracy

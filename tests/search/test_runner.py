@@ -29,7 +29,7 @@ Make = Callable[..., StudySpec]
 
 
 def _essence(run: StudyRun) -> list[tuple[object, ...]]:
-    """All that must not depend on clocks: parameters, outcomes and curves."""
+    """Everything that does not depend on clocks: parameters, results and curves."""
     return [
         (
             trial.slot,
@@ -144,7 +144,7 @@ def test_an_interrupted_study_loses_nothing_and_resumes_to_the_same(
 def test_a_total_budget_ends_the_study(storage: Storage, tiny: Make) -> None:
     spec = tiny(budget={"trials": 50, "total": "3epochs"}, pruner={"kind": "none"})
     run = StudyRunner(spec, storage).run().run
-    # Overshoots by at most the trial in flight, rounded to whole batches.
+    # Exceeds it by at most the running trial, rounded to whole batches.
     assert len(run.trials) in (3, 4)
 
 

@@ -1,4 +1,4 @@
-"""A worker that trains many trials at a time, on the CPU as its eager twin."""
+"""A worker that trains many trials at a time, on the CPU without a graph."""
 
 from __future__ import annotations
 
@@ -154,7 +154,7 @@ def test_samplers_that_no_stack_takes_are_trained_alone(
     assert [trial.state for trial in _run(spec, storage, splits).trials] == ["complete"] * 2
 
 
-def test_a_trial_that_diverges_harms_no_neighbour(
+def test_a_trial_that_diverges_does_not_affect_other_slots(
     storage: Storage, tiny: Make, splits: ImageSplits
 ) -> None:
     spec = tiny(
@@ -175,7 +175,7 @@ def test_a_trial_that_diverges_harms_no_neighbour(
 
 
 class _OutOfMemory:
-    """Runs out of memory in the step of a stack of more networks than there is room for."""
+    """Raises out of memory in the step of a stack with too many networks."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *, room: int) -> None:
         advance = training.StackedTrainer.advance
@@ -231,7 +231,7 @@ def test_a_network_that_cannot_be_stacked_is_trained_alone(
     assert reason.startswith("the network cannot be stacked: ")
 
 
-def test_a_network_that_raises_fails_trial_by_trial_with_its_reason(
+def test_each_trial_of_a_network_that_raises_fails_with_the_reason(
     storage: Storage, tiny: Make, splits: ImageSplits
 ) -> None:
     class _Broken(nn.Linear):
@@ -246,7 +246,7 @@ def test_a_network_that_raises_fails_trial_by_trial_with_its_reason(
         runner.run(score=False)
 
 
-def test_ctrl_c_gives_all_trials_back(
+def test_ctrl_c_returns_all_trials_to_the_study(
     storage: Storage, tiny: Make, splits: ImageSplits, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec = tiny(pruner={"kind": "none"}, budget={"trials": 5}, training={"slots": 3})
@@ -333,7 +333,7 @@ def test_a_round_is_one_transaction_and_a_fill_one_lock(
     _run(spec, storage, splits)
     # The reports of four trials, and one reading of all for all decisions of the pruner.
     assert rounds[0] == ["INSERT", "SELECT", "SELECT"]
-    # To make the study, to fill the slots, to end all trials, and to see that there are no more.
+    # To make the study, to fill the slots, to end all trials, and to find that none is left.
     assert len(locks) <= 2 + len(rounds)
 
 
@@ -379,7 +379,7 @@ def test_trials_continue_from_their_checkpoints(
             assert losses == pytest.approx([point.loss for point in trial.curve], rel=1e-3)
 
 
-def test_a_checkpoint_that_does_not_fit_is_left_aside(
+def test_a_checkpoint_that_does_not_fit_is_ignored(
     storage: Storage, tiny: Make, splits: ImageSplits, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(SlotCheckpoint, "load", lambda self: {"points": [], "tensors": {}})

@@ -1,4 +1,4 @@
-"""What the trials of a study add to its record of examples."""
+"""Trials add to the study's record of examples."""
 
 from __future__ import annotations
 

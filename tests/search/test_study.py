@@ -57,7 +57,9 @@ def test_a_moved_study_is_in_one_place(storage: Storage, target: Storage, tiny: 
     assert read_run(storage, "back").trials == before.trials
 
 
-def test_a_copy_beside_the_study_outlives_it(storage: Storage, tiny: Make) -> None:
+def test_a_copy_in_the_same_database_remains_without_the_study(
+    storage: Storage, tiny: Make
+) -> None:
     _run(storage, tiny)
     before = read_run(storage, "study")
     copy_study(storage, "study", storage, to_name="copy", move=True)

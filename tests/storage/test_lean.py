@@ -1,4 +1,4 @@
-"""What `LeanStorage` writes and reads is what Optuna's own storage writes and reads."""
+"""`LeanStorage` writes and reads the same as Optuna's own storage."""
 
 from __future__ import annotations
 

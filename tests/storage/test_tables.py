@@ -24,7 +24,7 @@ _FIGURES = (
 
 
 def _unversioned(url: str) -> list[int]:
-    """A database of before the tables had a version; returns its trials' ids.
+    """A database without a version of its tables; returns its trials' ids.
 
     The first trial has a curve. The second has none. The third has never been run, and has the
     curve of a deleted trial of its id. A fourth curve is of no trial.
@@ -104,7 +104,7 @@ def test_an_upgraded_database_has_the_tables_of_a_new_one(database_url: str) -> 
 
 def test_a_database_of_the_second_schema_gets_the_table_of_examples(database_url: str) -> None:
     new = _tables_of(database_url)
-    for there in (False, True):  # Also after an upgrade that was cut off.
+    for there in (False, True):  # Also after an interrupted upgrade.
         storage = Storage(database_url)
         with storage.optuna.engine.begin() as connection:
             if not there:

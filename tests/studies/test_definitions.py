@@ -1,4 +1,4 @@
-"""Definitions in ``studies/`` can be used, and the controls are what they say."""
+"""Definitions in ``studies/`` can be used, and `controls.toml` has every pruner."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_uniform_sampling_with_every_pruner_on_digits(tmp_path: Path) -> None:
     length, stopped = top.trial_examples, top.trials[2].examples
     assert stopped == pytest.approx(length / 4, abs=128)
     assert (full.examples, top.examples) == (9 * length, 5 * length + 4 * stopped)
-    # The shared configurations are trained alike under every pruner: they are the pairs.
+    # The shared configurations are trained in full under every pruner: they are the pairs.
     for run in runs.values():
         if run.arm != "mab":
             assert [t.value for t in run.trials[:2]] == [t.value for t in full.trials[:2]]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -14,19 +14,13 @@ from hpo_mab._errors import HpoMabError
 from hpo_mab.compare import read_record
 from hpo_mab.compare._text import arm_words
 
-RUN = Path(__file__).parents[2] / "studies/paper/run.py"
 ARMS = {"uniform", "mab", "mab_paper", "epsilon_greedy", "softmax", "psgd", "csgd"}
 TINY = ("data.name=digits", "model.name=mlp", "budget.epochs=0.5", "budget.evaluations=2")
 
 
 @pytest.fixture(name="paper", scope="module")
-def _paper() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("paper_run", RUN)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def _paper(load: Callable[[str], ModuleType]) -> ModuleType:
+    return load("paper/run")
 
 
 def test_it_runs_every_arm_records_it_and_runs_nothing_twice(
@@ -93,7 +87,7 @@ def test_scales_differ_in_network_and_length(paper: ModuleType) -> None:
 @pytest.mark.skipif(
     torch.cuda.is_available() or torch.backends.mps.is_available(), reason="there is a GPU"
 )
-def test_the_papers_scale_wants_a_gpu(
+def test_the_papers_scale_needs_a_gpu(
     paper: ModuleType,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],

@@ -1,4 +1,4 @@
-"""The study of peers: one task for all arms, what is measured of them, and its tables."""
+"""The study of peers: one task for all arms, its measurements and its tables."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ if __name__ == "__main__":
 
 @pytest.fixture(name="peers", scope="module")
 def _peers() -> Any:
-    """The scripts' modules, by name, for one file of tests."""
+    """The scripts' modules by name, for this file of tests."""
     sys.path.insert(0, str(PEERS))
     try:
         yield {name: importlib.import_module(name) for name in MODULES}
@@ -82,14 +82,9 @@ def _peers() -> Any:
 
 
 @pytest.fixture(name="command")
-def _command(peers: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+def _command(peers: Any, load: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.syspath_prepend(str(PEERS))
-    spec = importlib.util.spec_from_file_location("peers_run", PEERS / "run.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load("peers/run")
 
 
 @pytest.fixture(name="job")
@@ -176,7 +171,7 @@ def test_a_training_continues_from_its_checkpoint(peers: Any, job: Any, tmp_path
     usual.train_to(job, knobs, share=8, before=tmp_path / "a.pt", **given)
     events = peers["contract"].read_events(job.folder)
     assert [event.share for event in events] == [0, 1, 2, 0, 3, 4, 5, 6, 7, 8]
-    # Nobody asks for an accuracy between the rungs.
+    # No accuracy is asked for between the rungs.
     assert [event.share for event in events if event.accuracy is not None] == [2, 8]
     assert sum(event.examples for event in events) == 8 * 256
 
@@ -326,7 +321,7 @@ def test_tables_and_figure_of_a_record(peers: Any) -> None:
     assert {trace.name for trace in drawn.data} == {"hpo_mab_mab", "optuna_median", "ray_asha"}
 
 
-def test_what_a_kill_leaves_is_told_by_trial(command: Any, peers: Any) -> None:
+def test_each_trial_after_a_kill_is_classified(command: Any, peers: Any) -> None:
     event, config = peers["contract"].Event, {"lr": 0.1}
     own = [event(trial="0", at=1.0, share=0, config=config), event(trial="0", at=2.0, share=3)]
     again = event(trial="9", at=5.0, share=0, config=config)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
+import json
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -13,23 +13,13 @@ import torch
 
 from hpo_mab import data
 
-PORTFOLIO = Path(__file__).parents[2] / "studies/portfolio"
-
-
-def load(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"portfolio_{name}", PORTFOLIO / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+Load = Callable[[str], ModuleType]
 
 
 def test_a_record_continues_where_it_was_stopped(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    load: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = load("run")
+    run = load("portfolio/run")
     monkeypatch.setattr(run, "CONFIGURATIONS", 2)
     splits = data.split(*data.load("digits"))
     cell = run.Cell(epochs=0.5, flipped=0.2, seed=0)
@@ -47,13 +37,13 @@ def test_a_record_continues_where_it_was_stopped(
     again = record.document["rows"][-1]
     assert len(record.document["rows"]) == 10
     assert {**again, "seconds": 0} == {**lost, "seconds": 0}
-    stored = load("tables").json.loads(record.path.read_text())
+    stored = json.loads(record.path.read_text())
     assert stored["rows"] == record.document["rows"]
 
 
-def test_flipped_labels_are_of_another_class() -> None:
+def test_flipped_labels_are_of_another_class(load: Load) -> None:
     labels = torch.arange(1000) % 10
-    flipped = load("run").flip(labels, share=0.2, classes=10, seed=0)
+    flipped = load("portfolio/run").flip(labels, share=0.2, classes=10, seed=0)
     assert int((flipped != labels).sum()) == 200
 
 
@@ -72,21 +62,21 @@ def _cell(tables: ModuleType, gains: dict[str, float]) -> Any:
     return tables.Cell(name=("digits", "1", "0%"), pairs=pairs, costs=costs)
 
 
-def test_races_on_the_record_choose_as_a_study_does() -> None:
-    tables = load("tables")
+def test_races_on_the_record_choose_as_a_study_does(load: Load) -> None:
+    tables = load("portfolio/tables")
     cell = _cell(tables, {"hard_half": 0.02})
     assert tables.best(cell, judged="examples") == "hard_half +2.00"
     # Two rounds of two slots with four and one samplers left, then three slots.
     assert tables.replay(cell, trials=30, judged="examples") == ("hard_half 100%", "+2.00", "13.0")
-    # It takes half as long again: at equal seconds it has not come as far.
+    # It takes half as long again, so at equal seconds its accuracy is lower.
     assert tables.best(cell, judged="seconds") == "uniform +0.00"
     assert tables.replay(cell, trials=30, judged="seconds") == ("uniform 100%", "+0.00", "8.0")
     # Sixteen pairs are too few for a study of 100 trials.
     assert tables.replay(_cell(tables, {}), trials=100, judged="examples") == ("", "", "")
 
 
-def test_the_cells_of_the_record_are_whole_and_costs_are_those_of_a_core() -> None:
-    cells = list(load("tables").read_cells())
+def test_the_cells_of_the_record_are_whole_and_costs_are_those_of_a_core(load: Load) -> None:
+    cells = list(load("portfolio/tables").read_cells())
     assert len(cells) == 18
     assert {len(cell.pairs) for cell in cells} == {48}
     assert {tuple(cell.arms) for cell in cells} == {tuple(ARMS)[1:]}

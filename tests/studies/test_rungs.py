@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -14,22 +13,14 @@ import pytest
 from optuna.pruners import MedianPruner, SuccessiveHalvingPruner
 from simulation import simulate
 
+Load = Callable[[str], ModuleType]
+
 RUNGS = Path(__file__).parents[2] / "studies/rungs"
 
 
 @pytest.fixture(name="tables", scope="module")
-def _tables() -> ModuleType:
-    return load("tables")
-
-
-def load(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"rungs_{name}", RUNGS / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+def _tables(load: Load) -> ModuleType:
+    return load("rungs/tables")
 
 
 def curves(*, ties: bool) -> np.ndarray:
@@ -73,8 +64,8 @@ def test_a_trial_with_averaged_weights_reports_the_trained_ones_last(tables: Mod
         assert not np.array_equal(kinds["raw"][..., :-1], kinds["averaged"][..., :-1])
 
 
-def test_the_picture_is_drawn_from_the_tables() -> None:
-    figure = load("figure")
+def test_the_picture_is_drawn_from_the_tables(load: Load) -> None:
+    figure = load("rungs/figure")
     tables = json.loads(figure.TABLES.read_text(encoding="utf-8"))
     drawn = figure.draw(tables)
     assert [trace.name for trace in drawn.data if trace.showlegend] == [

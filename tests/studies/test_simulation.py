@@ -53,7 +53,7 @@ def _simulations(costs: list[float], finals: list[float], count: int = 3) -> lis
 def test_what_is_saved_at_equal_regret() -> None:
     best = np.ones(3)
     whole = _simulations([1.0, 1.0, 1.0, 1.0], [0.5, 0.6, 0.9, 0.9])
-    # Comes to 0.9 after 1 of the 3 full trials that the other spent until then.
+    # Reaches 0.9 after 1 full trial; the other needs 3.
     cheap = _simulations([0.25, 0.25, 0.5, 1.0], [np.nan, np.nan, 0.9, 0.95])
     found = saving(cheap, whole, best, best, trials=4)
     assert found.saved.value == pytest.approx(2 / 3)
@@ -104,7 +104,7 @@ def test_the_committed_table_can_be_simulated_with() -> None:
     assert done.incumbent[-1] >= table.bandit[:, -1].max() - 0.05
 
 
-def test_hyperband_is_simulated_alike_under_one_name() -> None:
+def test_hyperband_is_simulated_equally_under_one_name() -> None:
     curves = np.random.default_rng(0).random((40, 8))
 
     def cost(name: str) -> list[float]:
@@ -134,7 +134,7 @@ def _runner(storage: Storage, **sections: Any) -> StudyRunner:
     return StudyRunner(make_spec({**raw, **sections}), storage)
 
 
-def test_a_pruned_trial_is_finished_as_it_would_have_gone_on(storage: Storage) -> None:
+def test_a_pruned_trial_is_finished_as_without_pruning(storage: Storage) -> None:
     pruned = _runner(storage, pruner={"kind": "successive_halving"})
     run = pruned.run("pruned", score=False).run
     whole = _runner(storage, pruner={"kind": "none"}).run("whole", score=False).run
@@ -154,7 +154,7 @@ def test_a_pruned_trial_is_finished_as_it_would_have_gone_on(storage: Storage) -
     assert found.share.low <= found.share.value <= found.share.high
 
 
-def test_a_pruner_that_stops_the_best_is_found_out(
+def test_a_pruner_that_stops_the_best_has_false_prunings(
     storage: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Wrong(optuna.pruners.BasePruner):

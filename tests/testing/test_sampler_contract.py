@@ -1,4 +1,4 @@
-"""The shipped contract passes a sound sampler and catches broken ones."""
+"""The contract of the package passes a correct sampler and fails wrong ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The step as one function: equal to the ordinary loop, and its CUDA graph equal to it."""
+"""A step on the device equals the ordinary loop, and its CUDA graph equals the step."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def test_the_loop_with_device_steps_is_the_ordinary_loop(
     _equal(*curves)
 
 
-def test_nothing_keeps_hold_of_the_memory_of_a_step(
+def test_no_reference_to_the_memory_of_a_step_remains(
     splits: ImageSplits, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # A graph writes losses and logits to the same memory at every replay.
@@ -202,7 +202,7 @@ State = dict[str, Tensor]
 
 def _history(parts: _Parts, *, capture: bool, steps: int) -> list[State]:
     """The state after each of the first steps."""
-    # For both twins: a rate on the host is a number of double precision, one on the device is not.
+    # For both steps: a rate on the host has double precision, one on the device has not.
     _move_learning_rates(parts.optimizer, parts.batches.data.device)
     step = parts.step(capture=capture)
     history = []
@@ -246,18 +246,18 @@ def _first_difference(
 @pytest.mark.usefixtures("exact")
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 @pytest.mark.parametrize("sampler", ["uniform", "mab", "gradnorm"])
-def test_a_graph_is_its_eager_twin(splits: ImageSplits, sampler: str, optimizer: str) -> None:
+def test_a_graph_equals_the_eager_step(splits: ImageSplits, sampler: str, optimizer: str) -> None:
     histories = []
     for capture in (False, True):
         parts = _Parts(splits, "cuda", kind=sampler)
         parts.optimizer = training.create_optimizer(optimizer, parts.model.parameters(), lr=0.01)
-        # Three before the capture, nine replayed: a wrong replay shows at once, and the rounding of
+        # Three before the capture, nine replayed: a wrong replay fails at once, and the rounding of
         # many steps does not.
         histories.append(_history(parts, capture=capture, steps=12))
     assert _first_difference(*histories) is None
 
 
-def test_twins_that_differ_are_seen_with_step_and_tensor(splits: ImageSplits) -> None:
+def test_a_difference_is_reported_with_step_and_tensor(splits: ImageSplits) -> None:
     one, twin, wrong = (
         _history(_Parts(splits, "cpu", **TENSORS), capture=False, steps=4) for _ in range(3)
     )

@@ -1,4 +1,4 @@
-"""Trainings on a stack equal separate ones, and do not change one another."""
+"""Trainings in a stack equal separate ones, and do not affect each other."""
 
 from __future__ import annotations
 
@@ -253,7 +253,7 @@ def test_samplers_that_learn_by_themselves_train_as_alone(splits: ImageSplits, k
 
 
 def _saved(state: dict[str, Any]) -> Any:
-    """A state as a file brings it back."""
+    """A state, written to a file and read again."""
     file = io.BytesIO()
     torch.save(state, file)
     file.seek(0)
@@ -360,7 +360,7 @@ def test_a_slot_begins_again_as_if_it_were_new(splits: ImageSplits) -> None:
     assert len(curves[0]) == 4
 
 
-def test_a_training_that_diverges_leaves_its_slot_and_its_neighbours_alone(
+def test_a_training_that_diverges_does_not_affect_other_slots_or_the_next(
     splits: ImageSplits,
 ) -> None:
     task = _Task(splits)
@@ -463,7 +463,7 @@ def test_what_does_not_fit_is_refused(splits: ImageSplits) -> None:
 @CUDA
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("kind", ["uniform", "mab", "psgd"])
-def test_a_captured_stack_is_its_eager_twin_on_cuda(
+def test_a_captured_stack_equals_the_eager_one_on_cuda(
     splits: ImageSplits, kind: str, precision: str
 ) -> None:
     curves = []

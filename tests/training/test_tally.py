@@ -1,4 +1,4 @@
-"""The sums of each example are those of its visits, in the loop, a step and a stack."""
+"""The sums of each example are those of its draws, in the loop, a step and a stack."""
 
 from __future__ import annotations
 

@@ -307,7 +307,7 @@ def test_seconds_leave_evaluation_out_and_keep_the_sampler_in(splits: ImageSplit
         return now
 
     for point in setup.train(validation=sweep, clock=clock):
-        now += 1000.0  # What the consumer does is none of the training's time.
+        now += 1000.0  # The time of the consumer does not count as training.
         points.append(point)
     assert [point.seconds for point in points] == [52.0, 104.0, 156.0, 208.0]
     assert [point.sampler_seconds for point in points] == [12.0, 24.0, 36.0, 48.0]

@@ -30,7 +30,7 @@ PASSWORD = "hunter2"
 
 
 class Script:
-    """Replaces worker processes; they end with the given statuses, one after another."""
+    """Replaces worker processes; they end with the given statuses, in order."""
 
     pid = 1
     ends: ClassVar[list[int]] = []
@@ -145,7 +145,7 @@ def test_ctrl_c_stops_workers_and_kills_them_the_second_time(
     asked: list[str] = []
 
     class Busy:
-        """A worker that ends its trial for ever."""
+        """A worker whose trial never ends."""
 
         pid = 1
         status: int | None = None
@@ -258,7 +258,7 @@ def test_others_are_started_while_a_long_first_trial_runs(
     assert run_later(0.05, 0.1, 0.15, worth=40.0) == [0, 2, 2]
 
 
-def test_the_first_trial_is_looked_at_once(
+def test_the_first_trial_decides_once(
     run_later: Callable[..., list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Of the budget nothing is left to do.
@@ -453,7 +453,7 @@ def test_a_termination_signal_is_like_ctrl_c() -> None:
     assert signal.getsignal(signal.SIGTERM) == before
 
 
-# Counts for ever, and gives Python no chance to act on a signal; the table appears when it counts.
+# Counts for ever, so that Python cannot handle signals; the table exists once it counts.
 _DEAF = """
 import sqlite3
 from hpo_mab.cli._main import stoppable
@@ -474,7 +474,7 @@ def _is_deaf(folder: Path) -> bool:
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_the_second_signal_ends_what_no_signal_reaches(
+def test_the_second_signal_ends_a_process_that_cannot_handle_the_first(
     number: signal.Signals, tmp_path: Path
 ) -> None:
     with subprocess.Popen([sys.executable, "-c", _DEAF], cwd=tmp_path) as child:
@@ -492,7 +492,7 @@ def test_the_second_signal_ends_what_no_signal_reaches(
             child.kill()
 
 
-def test_an_orderly_end_after_two_signals_is_left_alone() -> None:
+def test_an_orderly_end_after_two_signals_is_not_interrupted() -> None:
     from hpo_mab.cli import _main
 
     before = threading.active_count()
@@ -503,5 +503,5 @@ def test_an_orderly_end_after_two_signals_is_left_alone() -> None:
                 signal.raise_signal(signal.SIGINT)
             except KeyboardInterrupt:
                 presses += 1
-    # Nobody stays behind to end this process later.
+    # No thread remains that would end this process later.
     assert (presses, threading.active_count()) == (2, before)

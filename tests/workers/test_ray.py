@@ -124,7 +124,7 @@ def _holds_no_password(cluster: Any) -> None:
 
 @pytest.fixture
 def attentive() -> Iterator[None]:
-    """A test run in the background of a shell ignores Ctrl-C."""
+    """Handle SIGINT also where the shell runs the tests in the background."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
@@ -143,7 +143,7 @@ def test_the_second_ctrl_c_ends_workers_that_do_not_answer_the_first(
         import sqlite3
 
         pathlib.Path(begun).write_text(str(os.getpid()))
-        # Counts for ever, and gives Python no chance to act on anything.
+        # Counts for ever, so that Python cannot handle signals.
         sqlite3.connect(":memory:").execute(
             "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n) SELECT max(x) FROM n"
         )

@@ -1,0 +1,92 @@
+"""What it costs a search to ask for the next round of trials before this round has ended.
+
+    python benchmarks/ask_ahead.py
+
+A GPU that trains a stack of trials waits while Optuna is asked for the next ones. It would not
+wait if they were asked for one round earlier, but the search then knows a round less. Here TPE, as
+studies use it, searches four parameters of a noisy quadratic function in rounds of one stack, both
+ways. Storage, Optuna and new networks take at most 37% of a study, see NOTES.md. So asking ahead
+can save time only if it needs less than 1.6 times the trials.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+import optuna
+from _shared import table, write_json
+
+from hpo_mab.advantage import mean_estimate
+from hpo_mab.search._components import sampler_factory
+
+PARAMETERS = 4
+NOISE = 0.003
+#: Trials needed, as a ratio, at which asking ahead saves no time.
+BREAK_EVEN = 1.6
+
+Asked = tuple[optuna.trial.Trial, np.ndarray]
+
+
+def gaps(seed: int, *, slots: int, trials: int, ahead: bool) -> np.ndarray:
+    """Distance of the best trial so far from the optimum, after each trial [trials]."""
+    draws = np.random.default_rng(seed)
+    optimum, scale = draws.uniform(0.15, 0.85, PARAMETERS), draws.uniform(0.3, 1.5, PARAMETERS)
+    sampler = sampler_factory("tpe", {})(seed=seed)
+    study = optuna.create_study(sampler=sampler)
+
+    def ask() -> list[Asked]:
+        made = [study.ask() for _ in range(slots)]
+        names = [f"x{i}" for i in range(PARAMETERS)]
+        return [(t, np.array([t.suggest_float(name, 0, 1) for name in names])) for t in made]
+
+    found: list[float] = []
+    running = ask()
+    while len(found) < trials:
+        following = ask() if ahead else []
+        for trial, point in running:
+            gap = float(np.sum(scale * (point - optimum) ** 2))
+            study.tell(trial, gap + NOISE * draws.standard_normal())
+            found.append(gap)
+        running = following or ask()
+    return np.minimum.accumulate(found[:trials])
+
+
+def trials_needed(one: np.ndarray, other: np.ndarray, *, after: int) -> float:
+    """Trials of one search to what the other has after some, as a ratio; a lower bound if never."""
+    wanted = other[after - 1]
+    reached = np.flatnonzero(one <= wanted)
+    needed = reached[0] + 1 if len(reached) else len(one) + 1
+    return float(needed / (np.argmax(other <= wanted) + 1))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--slots", type=int, default=16)
+    parser.add_argument("--trials", type=int, default=192)
+    parser.add_argument("--repeats", type=int, default=24)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    size = {"slots": options.slots, "trials": options.trials}
+    pairs = [
+        [gaps(seed, **size, ahead=ahead) for ahead in (True, False)]
+        for seed in range(options.repeats)
+    ]
+    rows, least = [], np.inf
+    for after in (options.trials // 4, options.trials // 2, options.trials * 2 // 3):
+        logs = [np.log(trials_needed(one, other, after=after)) for one, other in pairs]
+        mean = mean_estimate(np.array(logs))
+        low, value, high = (float(np.exp(x)) for x in (mean.low, mean.value, mean.high))
+        rows.append([after, f"{value:.2f}", f"{low:.2f} to {high:.2f}"])
+        least = min(least, value)
+    print(table(["best after", "trials needed, ratio at least", "95% interval"], rows))
+    write_json(options.json, {**size, "repeats": options.repeats, "rows": rows})
+    print(f"asking ahead pays below {BREAK_EVEN}")
+    return int(least < BREAK_EVEN)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
