@@ -9,6 +9,8 @@ from __future__ import annotations
 import difflib
 import errno
 import functools
+import hashlib
+import inspect
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from numbers import Integral
@@ -112,6 +114,51 @@ def plain_arguments(function: Callable[_P, _R]) -> Callable[_P, _R]:
         return function(*map(plain, args), **{name: plain(one) for name, one in kwargs.items()})
 
     return call
+
+
+def stored_arguments(
+    signature: inspect.Signature, args: Iterable[Any], kwargs: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Arguments of a call by name as a file can hold them, defaults included.
+
+    They are equal after loading. Those of ``**`` are among them. Arguments that do not fit give
+    none: the call itself then raises their error.
+    """
+    try:
+        bound = signature.bind(*args, **kwargs)
+    except TypeError:
+        return {}
+    bound.apply_defaults()
+    found: dict[str, Any] = {}
+    for name, value in bound.arguments.items():
+        rest = signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD
+        found.update(value if rest else {name: value})
+    return {name: _stored_form(value) for name, value in found.items()}
+
+
+def _stored_form(value: Any) -> Any:
+    """A value as a file can hold it.
+
+    For arrays it is a digest of their numbers, for functions their name, for other objects their
+    type.
+    """
+    # Here, not at the top: definitions are read without them.
+    import numpy as np
+    import torch
+
+    value = plain(value)
+    if isinstance(value, list | tuple):
+        return [_stored_form(part) for part in value]
+    if isinstance(value, bool | int | float | str | None):
+        return value
+    if isinstance(value, torch.Tensor | np.ndarray):
+        numbers = torch.as_tensor(value).detach().to("cpu", torch.float64).contiguous().numpy()
+        return hashlib.blake2b(numbers.data, digest_size=16).hexdigest()
+    if callable(value):
+        from hpo_mab._registry import name_of
+
+        return name_of(value)
+    return f"{type(value).__module__}.{type(value).__qualname__}"
 
 
 class SpecError(HpoMabError):

@@ -8,7 +8,6 @@ from __future__ import annotations
 import collections.abc
 import dataclasses
 import functools
-import hashlib
 import importlib
 import inspect
 import sys
@@ -17,7 +16,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from numbers import Integral, Real
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from hpo_mab._errors import ArgumentError, UnknownNameError, plain
+from hpo_mab._errors import ArgumentError, UnknownNameError
 
 #: Form of a name for anything that can be imported; the error of an unknown name shows it.
 _ELSEWHERE = "package.module:Name"
@@ -247,48 +246,6 @@ def class_signature(cls: type[Any], *, first: Collection[str]) -> inspect.Signat
     except ValueError:  # An argument without default of a base class after one with a default.
         own = inspect.signature(cls.__init__)
         return own.replace(parameters=list(own.parameters.values())[1:])
-
-
-def bound_arguments(
-    signature: inspect.Signature, args: Iterable[Any], kwargs: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Arguments of a call by name, those of ``**`` and defaults included; none if they do not fit.
-
-    The call itself then raises the error of these arguments.
-    """
-    try:
-        bound = signature.bind(*args, **kwargs)
-    except TypeError:
-        return {}
-    bound.apply_defaults()
-    found: dict[str, Any] = {}
-    for name, value in bound.arguments.items():
-        rest = signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD
-        found.update(value if rest else {name: value})
-    return found
-
-
-def stored_form(value: Any) -> Any:
-    """A value that a file can hold and that is equal after loading.
-
-    For arrays it is a digest of their numbers, for functions their name, for other objects their
-    type.
-    """
-    # Here, not at the top: definitions are read without them.
-    import numpy as np
-    import torch
-
-    value = plain(value)
-    if isinstance(value, list | tuple):
-        return [stored_form(part) for part in value]
-    if isinstance(value, bool | int | float | str | None):
-        return value
-    if isinstance(value, torch.Tensor | np.ndarray):
-        numbers = torch.as_tensor(value).detach().to("cpu", torch.float64).contiguous().numpy()
-        return hashlib.blake2b(numbers.data, digest_size=16).hexdigest()
-    if callable(value):
-        return name_of(value)
-    return f"{type(value).__module__}.{type(value).__qualname__}"
 
 
 def check_types(

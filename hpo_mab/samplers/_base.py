@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 
-from hpo_mab._errors import ArgumentError, plain_arguments, require
+from hpo_mab._errors import ArgumentError, plain_arguments, require, stored_arguments
 from hpo_mab._labels import class_labels
-from hpo_mab._registry import bound_arguments, class_signature, stored_form
+from hpo_mab._registry import class_signature
 from hpo_mab.samplers._feedback import (
     Draw,
     DrawQueue,
@@ -123,11 +123,8 @@ class BatchSampler(Sampler[list[int]], abc.ABC):
         """Store the options: a state can only be loaded by a sampler with the same ones."""
         made = super().__new__(cls)
         if args or kwargs:  # `copy` and `pickle` call this without arguments.
-            made._options = {
-                name: stored_form(value)
-                for name, value in bound_arguments(cls.__signature__, args, kwargs).items()
-                if name not in _COMMON
-            }
+            options = stored_arguments(cls.__signature__, args, kwargs)
+            made._options = {name: options[name] for name in options if name not in _COMMON}
         return made
 
     @plain_arguments

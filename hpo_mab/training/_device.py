@@ -1,4 +1,4 @@
-"""A network on its device: precision, random state, moving average of the weights, evaluation."""
+"""A network on its device: precision, random state, capture, averaged weights, evaluation."""
 
 from __future__ import annotations
 
@@ -11,9 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim import Optimizer
 from torch.overrides import TorchFunctionMode
 
 from hpo_mab._errors import ArgumentError, UnknownNameError
+from hpo_mab.samplers import BatchSampler
+from hpo_mab.training._batches import Batches, DeviceBatches
+from hpo_mab.training._optimizers import is_fused
 from hpo_mab.training._schedule import check_window
 
 _NAMES = ("auto", "cpu", "cuda", "mps")
@@ -137,6 +141,42 @@ def cpu_threads(count: int | None) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def choose_capture(
+    graph: bool | None, batches: Batches, sampler: BatchSampler, optimizer: Optimizer
+) -> tuple[bool, str | None]:
+    """Whether a training takes its steps by `DeviceStep`.
+
+    Args:
+        graph: Whether it must; None: where a graph can be captured.
+        batches: Its training examples.
+        sampler: Its batch sampler.
+        optimizer: Its optimiser.
+
+    Returns:
+        Whether it does and, with ``graph=None`` on a CUDA device, why it does not.
+
+    Raises:
+        ArgumentError: It must, and batches or sampler do not allow it.
+    """
+    if graph and not isinstance(batches, DeviceBatches):
+        raise ArgumentError(f"graph needs DeviceBatches, got {type(batches).__name__}.")
+    if graph and sampler.weighs_by_losses:
+        raise ArgumentError(
+            "graph needs a sampler whose weights do not follow from the batch's losses, "
+            f"got {type(sampler).__name__}."
+        )
+    weights = (weight for group in optimizer.param_groups for weight in group["params"])
+    if graph is not None or not any(weight.device.type == "cuda" for weight in weights):
+        return bool(graph), None
+    if not isinstance(batches, DeviceBatches):
+        return False, "a DataLoader brings the batches"
+    if sampler.weighs_by_losses:
+        return False, f"{type(sampler).__name__} weighs a batch by its own losses"
+    if not is_fused(optimizer):
+        return False, f"the optimiser {type(optimizer).__name__} has no fused form"
+    return True, None
 
 
 def logits_of(forward: Callable[[Tensor], Tensor], inputs: Tensor, *, precision: str) -> Tensor:

@@ -12,10 +12,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.optim import Optimizer
 
-from hpo_mab._errors import ArgumentError
-from hpo_mab.samplers import BatchSampler
 from hpo_mab.samplers._feedback import Draw
-from hpo_mab.training._batches import Batches, DeviceBatches, LossMeter, TimedSampler
+from hpo_mab.training._batches import DeviceBatches, LossMeter, TimedSampler
 from hpo_mab.training._device import WeightAverage, logits_of
 from hpo_mab.training._optimizers import is_fused
 from hpo_mab.training._tally import ExampleTally
@@ -388,39 +386,3 @@ def _move_learning_rates(optimizer: Optimizer, device: torch.device) -> None:
         group["lr"] = torch.as_tensor(group["lr"], dtype=torch.float32, device=device).clone()
         if "capturable" in group:
             group["capturable"] = True
-
-
-def choose_capture(
-    graph: bool | None, batches: Batches, sampler: BatchSampler, optimizer: Optimizer
-) -> tuple[bool, str | None]:
-    """Whether a training takes its steps by `DeviceStep`.
-
-    Args:
-        graph: Whether it must; None: where a graph can be captured.
-        batches: Its training examples.
-        sampler: Its batch sampler.
-        optimizer: Its optimiser.
-
-    Returns:
-        Whether it does and, with ``graph=None`` on a CUDA device, why it does not.
-
-    Raises:
-        ArgumentError: It must, and batches or sampler do not allow it.
-    """
-    if graph and not isinstance(batches, DeviceBatches):
-        raise ArgumentError(f"graph needs DeviceBatches, got {type(batches).__name__}.")
-    if graph and sampler.weighs_by_losses:
-        raise ArgumentError(
-            "graph needs a sampler whose weights do not follow from the batch's losses, "
-            f"got {type(sampler).__name__}."
-        )
-    weights = (weight for group in optimizer.param_groups for weight in group["params"])
-    if graph is not None or not any(weight.device.type == "cuda" for weight in weights):
-        return bool(graph), None
-    if not isinstance(batches, DeviceBatches):
-        return False, "a DataLoader brings the batches"
-    if sampler.weighs_by_losses:
-        return False, f"{type(sampler).__name__} weighs a batch by its own losses"
-    if not is_fused(optimizer):
-        return False, f"the optimiser {type(optimizer).__name__} has no fused form"
-    return True, None

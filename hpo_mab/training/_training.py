@@ -30,12 +30,13 @@ from hpo_mab.training._device import (
     Evaluator,
     WeightAverage,
     check_precision,
+    choose_capture,
     logits_of,
     random_states,
     set_random_states,
     synchronize,
 )
-from hpo_mab.training._device_step import DeviceStep, choose_capture
+from hpo_mab.training._device_step import DeviceStep
 from hpo_mab.training._schedule import Evaluation, LearningCurve, sampler_figures
 from hpo_mab.training._tally import ExampleTally
 
