@@ -75,17 +75,20 @@ def main() -> int:
         [gaps(seed, **size, ahead=ahead) for ahead in (True, False)]
         for seed in range(options.repeats)
     ]
-    rows, least = [], np.inf
+    figures = []
     for after in (options.trials // 4, options.trials // 2, options.trials * 2 // 3):
         logs = [np.log(trials_needed(one, other, after=after)) for one, other in pairs]
         mean = mean_estimate(np.array(logs))
-        low, value, high = (float(np.exp(x)) for x in (mean.low, mean.value, mean.high))
-        rows.append([after, f"{value:.2f}", f"{low:.2f} to {high:.2f}"])
-        least = min(least, value)
+        low, ratio, high = (float(np.exp(x)) for x in (mean.low, mean.value, mean.high))
+        figures.append({"best_after": after, "ratio": ratio, "low": low, "high": high})
+    rows = [
+        [one["best_after"], f"{one['ratio']:.2f}", f"{one['low']:.2f} to {one['high']:.2f}"]
+        for one in figures
+    ]
     print(table(["best after", "trials needed, ratio at least", "95% interval"], rows))
-    write_json(options.json, {**size, "repeats": options.repeats, "rows": rows})
+    write_json(options.json, {**size, "repeats": options.repeats, "trials_needed": figures})
     print(f"asking ahead pays below {BREAK_EVEN}")
-    return int(least < BREAK_EVEN)
+    return int(min(one["ratio"] for one in figures) < BREAK_EVEN)
 
 
 if __name__ == "__main__":
