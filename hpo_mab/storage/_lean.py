@@ -69,6 +69,22 @@ class _Together:
     written: set[int]
     #: Studies whose trials Optuna's cache has read.
     read: set[int]
+    #: Trials as they are with all writes so far, and the study of each.
+    known: dict[int, tuple[int, FrozenTrial]]
+
+    def keep(self, rows: Sequence[Any], trials: Sequence[FrozenTrial]) -> None:
+        """Keep trials that were read."""
+        for row, trial in zip(rows, trials, strict=True):
+            self.known[row.trial_id] = row.study_id, trial
+
+    def change(self, trial_id: int, part: str, name: Any, value: Any) -> None:
+        """Change one item of a kept trial; ``part`` is the name of its dictionary."""
+        if trial_id in self.known:
+            study_id, trial = self.known[trial_id]
+            # Optuna's cache may have the same object.
+            changed = _copy(trial)
+            getattr(changed, part)[name] = value
+            self.known[trial_id] = study_id, changed
 
 
 #: Of one thread: a new thread begins without a value.
@@ -93,7 +109,7 @@ class LeanStorage(RDBStorage):
 
     @contextlib.contextmanager
     def together(self) -> Iterator[None]:
-        """Collect what this thread writes, and read the trials of a study once.
+        """Collect what this thread writes, and read each trial once and after writes to it.
 
         One transaction writes parameters, reports, attributes and heartbeats of trials: at the next
         read or the end of the context. A trial that has finished in the meantime does not change.
@@ -103,7 +119,7 @@ class LeanStorage(RDBStorage):
         if not self._has_upsert or self._collecting is not None:
             yield
             return
-        collecting = _Together(self, defaultdict(list), set(), set())
+        collecting = _Together(self, defaultdict(list), set(), set(), {})
         token = _together.set(collecting)
         try:
             yield
@@ -162,15 +178,16 @@ class LeanStorage(RDBStorage):
         value, kind = encode(intermediate_value)
         row = {"step": step, "intermediate_value": value, "intermediate_value_type": kind}
         self._upsert(REPORTS, trial_id, key="step", row=row)
+        self._change(trial_id, "intermediate_values", step, float(intermediate_value))
 
     def set_trial_user_attr(self, trial_id: int, key: str, value: Any) -> None:
         """See `optuna.storages.BaseStorage`."""
         if not self._has_upsert:
             super().set_trial_user_attr(trial_id, key, value)
             return
-        self._upsert(
-            USER_ATTRIBUTES, trial_id, key="key", row={"key": key, "value_json": json.dumps(value)}
-        )
+        row = {"key": key, "value_json": json.dumps(value)}
+        self._upsert(USER_ATTRIBUTES, trial_id, key="key", row=row)
+        self._change(trial_id, "user_attrs", key, json.loads(row["value_json"]))
 
     def set_trial_system_attr(self, trial_id: int, key: str, value: Any) -> None:
         """See `optuna.storages.BaseStorage`."""
@@ -179,6 +196,7 @@ class LeanStorage(RDBStorage):
             return
         row = {"key": key, "value_json": json.dumps(value)}
         self._upsert(SYSTEM_ATTRIBUTES, trial_id, key="key", row=row)
+        self._change(trial_id, "system_attrs", key, json.loads(row["value_json"]))
 
     def record_heartbeat(self, trial_id: int) -> None:
         """See `optuna.storages.RDBStorage`."""
@@ -205,7 +223,7 @@ class LeanStorage(RDBStorage):
             super()._set_trial_param(
                 trial_id, param_name, param_value_internal, distribution, previous_distribution
             )
-            self._note_written(trial_id)
+            self._forget(trial_id)
             return
         check_distribution_compatibility(previous_distribution, distribution)
         row = {
@@ -214,6 +232,7 @@ class LeanStorage(RDBStorage):
             "distribution_json": distribution_to_json(distribution),
         }
         self._upsert(PARAMS, trial_id, key="param_name", row=row)
+        self._forget(trial_id)
 
     def _create_new_trial(
         self, study_id: int, template_trial: FrozenTrial | None = None
@@ -221,7 +240,7 @@ class LeanStorage(RDBStorage):
         lean = self._has_upsert and self.engine.dialect.insert_returning
         if not lean or template_trial is None or not _is_bare(template_trial):
             created = super()._create_new_trial(study_id, template_trial)
-            self._note_written(created._trial_id)
+            self._forget(created._trial_id)
             return created
         with self._transaction() as connection:
             # The number is the count of the study's trials, so no other process may add one. SQLite
@@ -243,7 +262,7 @@ class LeanStorage(RDBStorage):
                     connection.execute(table.insert(), rows)
         created = copy.deepcopy(template_trial)
         created.number, created._trial_id = made.number, made.trial_id
-        self._note_written(created._trial_id)
+        self._forget(created._trial_id)
         return created
 
     def set_trial_state_values(
@@ -252,7 +271,7 @@ class LeanStorage(RDBStorage):
         """See `optuna.storages.BaseStorage`."""
         if (collecting := self._collecting) is not None:
             self._write(collecting)
-        self._note_written(trial_id)
+        self._forget(trial_id)
         if not self._has_upsert or not state.is_finished():
             return super().set_trial_state_values(trial_id, state, values)
         with self._transaction() as connection:
@@ -267,13 +286,24 @@ class LeanStorage(RDBStorage):
 
     def get_trial(self, trial_id: int) -> FrozenTrial:
         """See `optuna.storages.BaseStorage`."""
+        wanted = {trial_id}
         if (collecting := self._collecting) is not None:
+            if trial_id in collecting.known:
+                # A copy, because Optuna's `Trial` changes what it gets.
+                return _copy(collecting.known[trial_id][1])
             self._write(collecting)
+            # With the others that were written: they are usually asked for next.
+            wanted.update(sorted(collecting.written - collecting.known.keys())[: _LISTED - 1])
         with self._statement() as connection:
-            rows = connection.execute(sa.select(TRIALS).where(TRIALS.c.trial_id == trial_id)).all()
-            if not rows:
-                raise KeyError(models.NOT_FOUND_MSG)
-            return self._frozen(connection, rows)[0]
+            query = sa.select(TRIALS).where(TRIALS.c.trial_id.in_(sorted(wanted)))
+            rows = connection.execute(query.order_by(TRIALS.c.trial_id)).all()
+            found = {trial._trial_id: trial for trial in self._frozen(connection, rows)}
+        if trial_id not in found:
+            raise KeyError(models.NOT_FOUND_MSG)
+        if collecting is not None:
+            collecting.keep(rows, list(found.values()))
+            return _copy(found[trial_id])
+        return found[trial_id]
 
     def _get_trials(
         self,
@@ -282,18 +312,24 @@ class LeanStorage(RDBStorage):
         included_trial_ids: Collection[int],
         trial_id_greater_than: int,
     ) -> list[FrozenTrial]:
+        kept: list[FrozenTrial] = []
         if (collecting := self._collecting) is not None:
-            self._write(collecting)
             # The highest id in Optuna's cache, which lists the trials that it must read again.
-            known = max((trial_id_greater_than, *included_trial_ids))
-            if states is None and known > -1:
+            last = max((trial_id_greater_than, *included_trial_ids))
+            if states is None and last > -1:
                 written, collecting.written = collecting.written, set()
                 if study_id in collecting.read:
-                    if not written:
-                        return []
-                    included_trial_ids, trial_id_greater_than = written, known
+                    # One with a higher id is new to Optuna's cache, which must then get all new ones.
+                    again = {i for i in written if i <= last}
+                    known = [collecting.known[i] for i in again if i in collecting.known]
+                    kept = [trial for study, trial in known if study == study_id]
+                    included_trial_ids = again - collecting.known.keys()
+                    if not included_trial_ids and again == written:
+                        return kept
+                    trial_id_greater_than = last
                 collecting.read.add(study_id)
-        return self._read(study_id, states, included_trial_ids, trial_id_greater_than)
+            self._write(collecting)
+        return kept + self._read(study_id, states, included_trial_ids, trial_id_greater_than)
 
     def _read(
         self, study_id: int, states: Container[TrialState] | None, again: Collection[int], last: int
@@ -325,7 +361,10 @@ class LeanStorage(RDBStorage):
                 # An unknown study is an error, one without trials is not.
                 self.get_study_name_from_id(study_id)
                 return []
-            return self._frozen(connection, rows)
+            trials = self._frozen(connection, rows)
+        if (collecting := self._collecting) is not None:
+            collecting.keep(rows, trials)
+        return trials
 
     def _frozen(self, connection: sa.Connection, rows: Sequence[Any]) -> list[FrozenTrial]:
         ids = [row.trial_id for row in rows]
@@ -344,8 +383,8 @@ class LeanStorage(RDBStorage):
             UpdateFinishedTrialError: The trial has finished.
         """
         put = put_statement(self.engine.name, table, key, tuple(row))
-        self._note_written(trial_id)
         if (collecting := self._collecting) is not None:
+            collecting.written.add(trial_id)
             collecting.waiting[put].append({"trial_id": trial_id, **row})
             return
         with self._statement() as connection:
@@ -353,9 +392,25 @@ class LeanStorage(RDBStorage):
         if not written:
             self.check_trial_is_updatable(trial_id, self.get_trial(trial_id).state)
 
-    def _note_written(self, trial_id: int) -> None:
+    def _change(self, trial_id: int, part: str, name: Any, value: Any) -> None:
+        """Change one item of a trial also where this thread has kept it."""
+        if (collecting := self._collecting) is not None:
+            collecting.change(trial_id, part, name, value)
+
+    def _forget(self, trial_id: int) -> None:
+        """Read a trial again that this thread has written."""
         if (collecting := self._collecting) is not None:
             collecting.written.add(trial_id)
+            collecting.known.pop(trial_id, None)
+
+
+def _copy(trial: FrozenTrial) -> FrozenTrial:
+    """A trial whose attributes, parameters and reports can be changed."""
+    copied = copy.copy(trial)
+    for name, value in vars(trial).items():
+        if isinstance(value, dict):
+            setattr(copied, name, value.copy())
+    return copied
 
 
 def _is_bare(trial: FrozenTrial) -> bool:
