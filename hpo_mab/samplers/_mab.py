@@ -20,7 +20,7 @@ from hpo_mab.bandits import (
 )
 from hpo_mab.samplers._base import BatchSampler, CommonArguments
 from hpo_mab.samplers._feedback import Draw
-from hpo_mab.samplers._static import checked_difficulty, easiest
+from hpo_mab.samplers._selective import checked_difficulty, easiest
 
 
 class MABSampler(BatchSampler):

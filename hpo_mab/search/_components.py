@@ -26,9 +26,9 @@ from hpo_mab._attributes import (
     TWIN_KEY,
     UNIFORM,
 )
-from hpo_mab._errors import ArgumentError
+from hpo_mab._errors import ArgumentError, name_of
 from hpo_mab._plan import Plan, derive_seed, slot_of
-from hpo_mab._registry import Named, Registry, bound_to, name_of
+from hpo_mab._registry import Named, Registry, bound_to
 from hpo_mab.pruners import AdvantagePruner, PromotionPruner, TopKPruner
 from hpo_mab.samplers._registry import SAMPLERS, record_column, sampler_maker
 from hpo_mab.search._space import Part, check_options, examples, parse_value

@@ -15,10 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Subset
 
-from hpo_mab._errors import ArgumentError, check_integer
+from hpo_mab._errors import ArgumentError, check_integer, name_of
 from hpo_mab._examples import ExampleRecord
 from hpo_mab._plan import derive_seed
-from hpo_mab._registry import name_of
 from hpo_mab.data import Augmentation, DatasetSplits, ImageData, ImageSplits, Normalization
 from hpo_mab.samplers import BatchSampler
 from hpo_mab.samplers._registry import record_column
