@@ -226,7 +226,7 @@ class StackLoop(TrialLoop):
                 )
             finally:
                 claimed = self._claimed[known:]
-            with self._storage.optuna.together():
+            with self._storage.optuna.collect_writes():
                 alone = [trial for trial in claimed if not self._start_in_slot(trial)]
             for trial in alone:
                 self._run(trial)
@@ -303,7 +303,7 @@ class StackLoop(TrialLoop):
 
     def _record(self, found: Sequence[tuple[_Running, Evaluation | TrainingDiverged]]) -> None:
         """Record evaluations; end the trials whose last it was or that the pruner stops."""
-        with self._storage.optuna.together():
+        with self._storage.optuna.collect_writes():
             for running, result in found:
                 stack, slot = running.place
                 running.record.evaluation_seconds = stack.evaluation_seconds[slot]

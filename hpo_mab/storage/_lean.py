@@ -59,8 +59,8 @@ _LISTED = 500
 
 
 @dataclasses.dataclass
-class _Together:
-    """What a thread has to write, and what it has read, within `LeanStorage.together`."""
+class _Collected:
+    """What a thread has to write, and what it has read, within `LeanStorage.collect_writes`."""
 
     storage: LeanStorage
     #: Rows that wait, by statement.
@@ -72,7 +72,7 @@ class _Together:
 
 
 #: Of one thread: a new thread begins without a value.
-_together: contextvars.ContextVar[_Together | None] = contextvars.ContextVar("together")
+_collected: contextvars.ContextVar[_Collected | None] = contextvars.ContextVar("collected")
 
 
 class LeanStorage(RDBStorage):
@@ -92,7 +92,7 @@ class LeanStorage(RDBStorage):
         return set(self._get_stale_trial_ids(study._study_id))
 
     @contextlib.contextmanager
-    def together(self) -> Iterator[None]:
+    def collect_writes(self) -> Iterator[None]:
         """Collect what this thread writes, and read the trials of a study once.
 
         One transaction writes parameters, reports, attributes and heartbeats of trials: at the next
@@ -103,8 +103,8 @@ class LeanStorage(RDBStorage):
         if not self._has_upsert or self._collecting is not None:
             yield
             return
-        collecting = _Together(self, defaultdict(list), set(), set())
-        token = _together.set(collecting)
+        collecting = _Collected(self, defaultdict(list), set(), set())
+        token = _collected.set(collecting)
         try:
             yield
         except BaseException:
@@ -115,14 +115,14 @@ class LeanStorage(RDBStorage):
         else:
             self._write(collecting)
         finally:
-            _together.reset(token)
+            _collected.reset(token)
 
     @property
-    def _collecting(self) -> _Together | None:
-        collecting = _together.get(None)
+    def _collecting(self) -> _Collected | None:
+        collecting = _collected.get(None)
         return collecting if collecting is not None and collecting.storage is self else None
 
-    def _write(self, collecting: _Together) -> None:
+    def _write(self, collecting: _Collected) -> None:
         if not collecting.waiting:
             return
         waiting, collecting.waiting = collecting.waiting, defaultdict(list)
