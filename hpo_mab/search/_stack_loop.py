@@ -191,6 +191,7 @@ class StackLoop(TrialLoop):
             objective.workload, slots=slots, seed=objective.seed, examples=examples
         )
         self._running: dict[int, _Running] = {}
+        # One point decides; a twin may have another sampler, so each trial is asked again.
         low, _ = objective.space.corners()
         self._may_stack = why_alone(objective.workload, low) is None
 
@@ -396,6 +397,7 @@ def _shape(configuration: Configuration) -> Hashable:
     """What trials on one stack have in common, besides the kind of their bandits."""
     model: dict[str, Any] = dict(configuration.model)
     return (
+        # As text: an option may be a list, which cannot be hashed.
         tuple(sorted((key, repr(value)) for key, value in model.items())),
         configuration.batch_size,
         configuration.optimizer.name,

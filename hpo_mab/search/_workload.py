@@ -361,6 +361,7 @@ class Workload:
             precision=self.loop.precision,
             channels_last=self.loop.channels_last,
             compile=self.loop.compile,
+            # True would refuse samplers and data that a graph cannot hold.
             graph=None if self.loop.graph else False,
             examples=self._tally(1) if examples else None,
             **self._options(configuration),
