@@ -136,8 +136,8 @@ class OwnHistory(StudyView):
 
     A twin differs from its original by the batch sampler, which is not a parameter. So the model is
     fitted to trials of one batch sampler as far as possible. Twins under the sampler that the study
-    continues with replace their originals; all others are left out. Which those are is decided once,
-    at the first reading: a view serves one trial.
+    continues with replace their originals; all others are left out. A view serves one trial: which
+    trials it shows is decided at the first reading.
 
     Args:
         study: The study with all trials.
@@ -241,9 +241,7 @@ class PlannedSampler(BaseSampler):
         sampler.after_trial(seen, trial, state, values)
         self._asked.pop((study.study_name, trial.number), None)
 
-    def _sampler(
-        self, study: optuna.Study, trial: FrozenTrial
-    ) -> tuple[BaseSampler, optuna.Study]:
+    def _sampler(self, study: optuna.Study, trial: FrozenTrial) -> tuple[BaseSampler, optuna.Study]:
         """The trial's sampler, and the study as that sampler sees it."""
         key = (study.study_name, trial.number)
         if key not in self._asked:

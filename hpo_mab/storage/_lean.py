@@ -12,11 +12,9 @@ import contextvars
 import copy
 import dataclasses
 import datetime
-import functools
 import json
-import operator
 from collections import defaultdict
-from collections.abc import Collection, Container, Iterable, Iterator, Sequence
+from collections.abc import Collection, Container, Iterator, Sequence
 from typing import Any
 
 import optuna
@@ -25,7 +23,6 @@ from optuna.distributions import (
     BaseDistribution,
     check_distribution_compatibility,
     distribution_to_json,
-    json_to_distribution,
 )
 from optuna.exceptions import StorageInternalError
 from optuna.storages import RDBStorage
@@ -44,23 +41,20 @@ from hpo_mab.storage._tables import (
     TRIALS,
     USER_ATTRIBUTES,
     end_statement,
+    frozen_trials,
     heartbeat_statement,
     new_trial_statement,
     put_statement,
     value_statement,
 )
 
-_Value = models.TrialValueModel
-_Report = models.TrialIntermediateValueModel
-_row_id = operator.itemgetter(2)
-
 #: Most ids that a statement lists: databases limit its length.
 _LISTED = 500
 
 
 @dataclasses.dataclass
-class _Together:
-    """What a thread has to write, and what it has read, within `LeanStorage.together`."""
+class _Collected:
+    """What a thread has to write, and what it has read, within `LeanStorage.collect_writes`."""
 
     storage: LeanStorage
     #: Rows that wait, by statement.
@@ -88,7 +82,7 @@ class _Together:
 
 
 #: Of one thread: a new thread begins without a value.
-_together: contextvars.ContextVar[_Together | None] = contextvars.ContextVar("together")
+_collected: contextvars.ContextVar[_Collected | None] = contextvars.ContextVar("collected")
 
 
 class LeanStorage(RDBStorage):
@@ -108,7 +102,7 @@ class LeanStorage(RDBStorage):
         return set(self._get_stale_trial_ids(study._study_id))
 
     @contextlib.contextmanager
-    def together(self) -> Iterator[None]:
+    def collect_writes(self) -> Iterator[None]:
         """Collect what this thread writes, and read each trial once and after writes to it.
 
         One transaction writes parameters, reports, attributes and heartbeats of trials: at the next
@@ -119,8 +113,8 @@ class LeanStorage(RDBStorage):
         if not self._has_upsert or self._collecting is not None:
             yield
             return
-        collecting = _Together(self, defaultdict(list), set(), set(), {})
-        token = _together.set(collecting)
+        collecting = _Collected(self, defaultdict(list), set(), set(), {})
+        token = _collected.set(collecting)
         try:
             yield
         except BaseException:
@@ -131,14 +125,14 @@ class LeanStorage(RDBStorage):
         else:
             self._write(collecting)
         finally:
-            _together.reset(token)
+            _collected.reset(token)
 
     @property
-    def _collecting(self) -> _Together | None:
-        collecting = _together.get(None)
+    def _collecting(self) -> _Collected | None:
+        collecting = _collected.get(None)
         return collecting if collecting is not None and collecting.storage is self else None
 
-    def _write(self, collecting: _Together) -> None:
+    def _write(self, collecting: _Collected) -> None:
         if not collecting.waiting:
             return
         waiting, collecting.waiting = collecting.waiting, defaultdict(list)
@@ -319,7 +313,7 @@ class LeanStorage(RDBStorage):
             if states is None and last > -1:
                 written, collecting.written = collecting.written, set()
                 if study_id in collecting.read:
-                    # One with a higher id is new to Optuna's cache, which must then get all new ones.
+                    # If one is new to Optuna's cache, which has lower ids, it must get all new ones.
                     again = {i for i in written if i <= last}
                     known = [collecting.known[i] for i in again if i in collecting.known]
                     kept = [trial for study, trial in known if study == study_id]
@@ -373,7 +367,7 @@ class LeanStorage(RDBStorage):
         else:
             # A study's ids lie close together: what is read of other studies is left out below.
             parts = connection.execute(CHILDREN_BETWEEN, {"first": ids[0], "last": ids[-1]})
-        return _frozen_trials(rows, parts)
+        return frozen_trials(rows, parts)
 
     def _upsert(self, table: Any, trial_id: int, *, key: str, row: dict[str, Any]) -> None:
         """Insert or replace a row of an unfinished trial.
@@ -430,67 +424,3 @@ def _value_rows(trial_id: int, values: Sequence[float]) -> list[dict[str, Any]]:
         {"trial_id": trial_id, "objective": place, "value": stored, "value_type": kind}
         for place, (stored, kind) in enumerate(map(encode, values))
     ]
-
-
-def _frozen_trials(trials: Sequence[Any], children: Iterable[Any]) -> list[FrozenTrial]:
-    """Optuna's trials from rows of its tables, in the order of the former.
-
-    Args:
-        trials: Rows of Optuna's table of trials.
-        children: Rows of `CHILDREN_OF` that belong to them, and maybe to other trials.
-    """
-    wanted: dict[int, list[Any]] = {row.trial_id: [] for row in trials}
-    for child in children:
-        if child[1] in wanted:
-            wanted[child[1]].append(child)
-    return [_frozen(row, wanted[row.trial_id]) for row in trials]
-
-
-def _frozen(row: Any, children: list[Any]) -> FrozenTrial:
-    # Optuna returns them in the order in which they were written.
-    children.sort(key=_row_id)
-    parts: dict[str, dict[str, Any]] = {
-        k: {} for k in ("param", "value", "report", "user", "system")
-    }
-    distributions: dict[str, BaseDistribution] = {}
-    for kind, _, _, name, number, text in children:
-        if kind == "param":
-            distributions[name] = _distribution(text)
-            parts[kind][name] = distributions[name].to_external_repr(number)
-        elif kind == "value":
-            parts[kind][name] = _Value.stored_repr_to_value(number, _Value.TrialValueType[text])
-        elif kind == "report":
-            reported = _Report.TrialIntermediateValueType[text]
-            parts[kind][name] = _Report.stored_repr_to_intermediate_value(number, reported)
-        else:
-            parts[kind][name] = json.loads(text)
-    return FrozenTrial(
-        number=row.number,
-        state=row.state,
-        value=None,
-        values=[value for _, value in sorted(_by_number(parts["value"]).items())] or None,
-        datetime_start=_local_time(row.datetime_start),
-        datetime_complete=_local_time(row.datetime_complete),
-        params=parts["param"],
-        distributions=distributions,
-        user_attrs=parts["user"],
-        system_attrs=parts["system"],
-        intermediate_values=_by_number(parts["report"]),
-        trial_id=row.trial_id,
-    )
-
-
-def _by_number(values: dict[str, Any]) -> dict[int, Any]:
-    return {int(name): value for name, value in values.items()}
-
-
-@functools.lru_cache(maxsize=4096)
-def _distribution(text: str) -> BaseDistribution:
-    return json_to_distribution(text)
-
-
-def _local_time(moment: datetime.datetime | None) -> datetime.datetime | None:
-    # Optuna writes UTC and returns local time, both without a time zone.
-    if moment is None:
-        return None
-    return moment.replace(tzinfo=datetime.UTC).astimezone().replace(tzinfo=None)

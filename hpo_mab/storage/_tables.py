@@ -13,14 +13,18 @@ A process that finds an older version upgrades the database, with its lock held,
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import functools
+import json
+import operator
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
+from optuna.distributions import BaseDistribution, json_to_distribution
 from optuna.storages._rdb import models
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.dialects import postgresql, sqlite
 
 from hpo_mab._attributes import CURVE_KEY
@@ -41,6 +45,10 @@ USER_ATTRIBUTES = models.TrialUserAttributeModel.__table__
 SYSTEM_ATTRIBUTES = models.TrialSystemAttributeModel.__table__
 STUDY_ATTRIBUTES = models.StudySystemAttributeModel.__table__
 HEARTBEATS = models.TrialHeartbeatModel.__table__
+
+_Value = models.TrialValueModel
+_Report = models.TrialIntermediateValueModel
+_row_id = operator.itemgetter(2)
 
 
 def _select_part(kind: str, table: Any, row: str, name: str, number: str | None, text: str) -> Any:
@@ -83,6 +91,70 @@ CHILDREN_OF = _all_parts(lambda column: column.in_(sa.bindparam("ids", expanding
 CHILDREN_BETWEEN = _all_parts(
     lambda column: column.between(sa.bindparam("first"), sa.bindparam("last"))
 )
+
+
+def frozen_trials(trials: Sequence[Any], children: Iterable[Any]) -> list[FrozenTrial]:
+    """Optuna's trials from rows of its tables, in the order of the former.
+
+    Args:
+        trials: Rows of Optuna's table of trials.
+        children: Rows of `CHILDREN_OF` that belong to them, and maybe to other trials.
+    """
+    wanted: dict[int, list[Any]] = {row.trial_id: [] for row in trials}
+    for child in children:
+        if child[1] in wanted:
+            wanted[child[1]].append(child)
+    return [_frozen(row, wanted[row.trial_id]) for row in trials]
+
+
+def _frozen(row: Any, children: list[Any]) -> FrozenTrial:
+    # Optuna returns them in the order in which they were written.
+    children.sort(key=_row_id)
+    parts: dict[str, dict[str, Any]] = {
+        k: {} for k in ("param", "value", "report", "user", "system")
+    }
+    distributions: dict[str, BaseDistribution] = {}
+    for kind, _, _, name, number, text in children:
+        if kind == "param":
+            distributions[name] = _distribution(text)
+            parts[kind][name] = distributions[name].to_external_repr(number)
+        elif kind == "value":
+            parts[kind][name] = _Value.stored_repr_to_value(number, _Value.TrialValueType[text])
+        elif kind == "report":
+            reported = _Report.TrialIntermediateValueType[text]
+            parts[kind][name] = _Report.stored_repr_to_intermediate_value(number, reported)
+        else:
+            parts[kind][name] = json.loads(text)
+    return FrozenTrial(
+        number=row.number,
+        state=row.state,
+        value=None,
+        values=[value for _, value in sorted(_by_number(parts["value"]).items())] or None,
+        datetime_start=_local_time(row.datetime_start),
+        datetime_complete=_local_time(row.datetime_complete),
+        params=parts["param"],
+        distributions=distributions,
+        user_attrs=parts["user"],
+        system_attrs=parts["system"],
+        intermediate_values=_by_number(parts["report"]),
+        trial_id=row.trial_id,
+    )
+
+
+def _by_number(values: dict[str, Any]) -> dict[int, Any]:
+    return {int(name): value for name, value in values.items()}
+
+
+@functools.lru_cache(maxsize=4096)
+def _distribution(text: str) -> BaseDistribution:
+    return json_to_distribution(text)
+
+
+def _local_time(moment: datetime.datetime | None) -> datetime.datetime | None:
+    # Optuna writes UTC and returns local time, both without a time zone.
+    if moment is None:
+        return None
+    return moment.replace(tzinfo=datetime.UTC).astimezone().replace(tzinfo=None)
 
 
 #: Without `in_`: a list cannot be a parameter of a statement for many rows.

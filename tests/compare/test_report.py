@@ -10,8 +10,9 @@ import pytest
 
 from hpo_mab._attributes import StudySettings
 from hpo_mab.compare import environment, report_html, summarise, verdict
+from hpo_mab.compare._records import winner
 from hpo_mab.compare._tables import in_arm_words
-from hpo_mab.compare._text import search_space, winner, winning_parameters
+from hpo_mab.compare._text import search_space, winning_parameters
 from hpo_mab.search import make_spec
 
 
