@@ -313,7 +313,7 @@ class LeanStorage(RDBStorage):
             if states is None and last > -1:
                 written, collecting.written = collecting.written, set()
                 if study_id in collecting.read:
-                    # If one is new to Optuna's cache, which has lower ids, it must get all new ones.
+                    # If one is new to Optuna's cache, the cache must get all new ones.
                     again = {i for i in written if i <= last}
                     known = [collecting.known[i] for i in again if i in collecting.known]
                     kept = [trial for study, trial in known if study == study_id]
