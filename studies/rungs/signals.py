@@ -138,8 +138,8 @@ def _rounded(accuracy: float, loss: float) -> list[float]:
     return [round(accuracy, 5), round(loss, 5)]
 
 
-def read_signals(rows: list[dict[str, Any]]) -> tuple[dict[str, Floats], Floats]:
-    """Each signal at the rungs [S, K, 3], higher is better, and the final accuracy [S, K].
+def read_signals(rows: list[dict[str, Any]]) -> tuple[dict[str, Floats], Floats, Floats]:
+    """Each signal at the rungs [S, K, R], higher is better; final accuracy and loss [S, K].
 
     Args:
         rows: Trainings; seeds that lack some configuration are left out.
@@ -155,7 +155,8 @@ def read_signals(rows: list[dict[str, Any]]) -> tuple[dict[str, Floats], Floats]
             values = values[:, :, np.asarray(RUNGS) - 1]
         found[f"{kind}, accuracy"] = values[..., 0]
         found[f"{kind}, loss"] = -values[..., 1]
-    return found, np.asarray([[row["trained"][-1][0] for row in some] for some in whole])
+    ends = np.asarray([[row["trained"][-1] for row in some] for some in whole])
+    return found, ends[..., 0], ends[..., 1]
 
 
 def ranking(signals: Mapping[str, Floats], final: Floats) -> Iterator[dict[str, Any]]:
@@ -241,9 +242,13 @@ def record(name: str, *, root: Path, out: Path, seeds: int, epochs: float | None
                 one["rows"].append({"configuration": number, "seed": seed, **found})
                 save(document, out)
         print(name, f"seed {seed}", flush=True)
-    signals, final = read_signals(one["rows"])
-    one |= {"seeds": len(final), "ranking": list(ranking(signals, final))}
-    one["replay"] = list(replay(signals, final))
+    signals, final, loss = read_signals(one["rows"])
+    one |= {
+        "seeds": len(final),
+        "kendall of the final loss": plain(fidelity(-loss.mean(axis=0), final.mean(axis=0))),
+        "ranking": list(ranking(signals, final)),
+        "replay": list(replay(signals, final)),
+    }
     document["environment"] = environment()
     save(document, out)
 

@@ -159,7 +159,7 @@ def recorded_rows(*, seeds: int) -> list[dict[str, object]]:
 
 
 def test_signals_are_ranked_by_accuracy_and_by_falling_loss(signals: ModuleType) -> None:
-    values, final = signals.read_signals(recorded_rows(seeds=3))
+    values, final, _ = signals.read_signals(recorded_rows(seeds=3))
     assert final.shape == (2, 24)
     rows = {row["signal"]: row for row in signals.ranking(values, final)}
     for measure in ("accuracy", "loss"):
@@ -175,7 +175,7 @@ def test_signals_are_ranked_by_accuracy_and_by_falling_loss(signals: ModuleType)
 
 
 def test_the_steps_of_annealed_copies_are_part_of_the_cost(signals: ModuleType) -> None:
-    values, final = signals.read_signals(recorded_rows(seeds=3))
+    values, final, _ = signals.read_signals(recorded_rows(seeds=3))
     same = values["annealed 2%, accuracy"]
     names = ("averaged, accuracy", "annealed 2%, accuracy")
     free, paid = (next(iter(signals.replay({name: same}, final, replays=20))) for name in names)
@@ -187,8 +187,10 @@ def test_the_steps_of_annealed_copies_are_part_of_the_cost(signals: ModuleType) 
 def test_the_recorded_table_of_signals_follows_from_its_rows(signals: ModuleType) -> None:
     document = json.loads((RUNGS / "signals.json").read_text(encoding="utf-8"))
     for one in document["sets"].values():
-        values, final = signals.read_signals(one["rows"])
+        values, final, loss = signals.read_signals(one["rows"])
         assert one["seeds"] == len(final)
+        tau = signals.fidelity(-loss.mean(axis=0), final.mean(axis=0), resamples=100)
+        assert tau.value == pytest.approx(one["kendall of the final loss"][0], abs=6e-4)
         for row in one["ranking"]:
             early = values[row["signal"]].mean(axis=0)
             for rung, (known, _, _) in enumerate(row["kendall"]):
