@@ -182,13 +182,49 @@ def choose_capture(
 def logits_of(forward: Callable[[Tensor], Tensor], inputs: Tensor, *, precision: str) -> Tensor:
     """Logits of a batch in a precision, as float32 [n, C]."""
     with autocast(inputs.device, precision):
-        logits = forward(inputs)
+        logits = check_logits(forward(inputs))
     return logits.float()
+
+
+def check_logits(outputs: Any) -> Tensor:
+    """What a network has returned for a batch; raises `ArgumentError` if it is not logits."""
+    if isinstance(outputs, Tensor) and outputs.ndim == 2:
+        return outputs
+    got = f"shape {list(outputs.shape)}" if isinstance(outputs, Tensor) else type(outputs).__name__
+    raise ArgumentError(f"logits must be a tensor [B, C], got {got}.")
+
+
+def require_trainable(model: nn.Module) -> None:
+    """Raise `ArgumentError` if a network has nothing to train."""
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ArgumentError("model must have a parameter that requires a gradient, got none.")
 
 
 def average_share(window: float | Tensor, steps: Tensor) -> Tensor:
     """Weight of the newest weights in their average after ``steps`` steps, see `WeightAverage`."""
     return 1 / (window * steps).clamp(min=1)
+
+
+def names_of_places(model: nn.Module) -> dict[str, str]:
+    """Each place of a parameter or buffer in a network, and the first name of what it holds.
+
+    Parameters that layers share have several places. A layer under two names has its places once.
+    """
+    first: dict[int, str] = {}
+    return {
+        (place := f"{layer}.{key}" if layer else key): first.setdefault(id(tensor), place)
+        for layer, module in model.named_modules()
+        for key, tensor in [*module._parameters.items(), *module._buffers.items()]
+        if tensor is not None
+    }
+
+
+def call_with(model: nn.Module, tensors: Mapping[str, Tensor], inputs: Tensor) -> Any:
+    """Call a network with other parameters and buffers, by first name; it keeps its own."""
+    places = names_of_places(model)
+    given = {place: tensors[name] for place, name in places.items() if name in tensors}
+    # With `tie_weights`, torch would give them to a layer under two names for good.
+    return torch.func.functional_call(model, given, (inputs,), tie_weights=False)
 
 
 class WeightAverage:
@@ -252,7 +288,7 @@ class WeightAverage:
         averaged = dict(zip(self._names, self._average, strict=True))
 
         def call(inputs: Tensor) -> Tensor:
-            outputs: Tensor = torch.func.functional_call(self._model, averaged, (inputs,))
+            outputs: Tensor = call_with(self._model, averaged, inputs)
             return outputs
 
         return call

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeGuard
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, vmap
+from torch.func import vmap
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from hpo_mab._errors import ArgumentError
 from hpo_mab.bandits import DeviceEngine
 from hpo_mab.samplers import BatchSampler, MABSampler
 from hpo_mab.training._batches import DeviceSweep
-from hpo_mab.training._device import average_share, check_highest, examples_at_once
+from hpo_mab.training._device import (
+    average_share,
+    call_with,
+    check_highest,
+    check_logits,
+    examples_at_once,
+    require_trainable,
+)
 from hpo_mab.training._schedule import LearningCurve
 
 #: Most images that an evaluation holds on the device at once, over all networks.
@@ -42,38 +49,51 @@ class NetworkRows:
         model = stackable(copy.deepcopy(model)).to(device)
         self.model = model
         self._half = half
+        self._parameters = [name for name, _ in model.named_parameters()]
         #: Images that memory allows an evaluation at once; None before the first one.
         self._at_once: int | None = None
-        named = dict(model.named_parameters())
-        self._sizes = [parameter.numel() for parameter in named.values()]
-        self._shapes = {name: parameter.shape for name, parameter in named.items()}
+        trained, rest = _parts(model)
+        require_trainable(model)
+        self._sizes = [parameter.numel() for parameter in trained.values()]
+        self._shapes = _shapes_of(trained)
         self.weights = torch.zeros(slots, sum(self._sizes), device=device)
         self._averaged = torch.zeros_like(self.weights)
         #: Parameters by name, [K, ...] each: views of `weights`, the leaves of the autograd graph.
         self.leaves = {
             name: view.detach().requires_grad_() for name, view in self._views(self.weights).items()
         }
+        #: Buffers and frozen parameters by name, [K, ...] each.
         self.buffers = {
-            name: buffer.expand(slots, *buffer.shape).clone()
-            for name, buffer in model.named_buffers()
+            name: buffer.expand(slots, *buffer.shape).clone() for name, buffer in rest.items()
         }
         self._averaged_buffers = {
-            name: buffer.clone()
-            for name, buffer in self.buffers.items()
+            name: self.buffers[name].clone()
+            for name, buffer in model.named_buffers()
             if buffer.is_floating_point()
         }
+        first = {id(tensor): name for name, tensor in [*trained.items(), *rest.items()]}
+        #: Row of each name of a ``state_dict``, where a shared parameter has several names.
+        self._names = {
+            name: first[id(tensor)] for name, tensor in model.state_dict(keep_vars=True).items()
+        }
+        #: Networks of slots whose training has ended, if other slots have been trained since.
+        self._kept: dict[int, dict[str, Tensor]] = {}
 
     def begin(self, slot: int, model: nn.Module) -> None:
         """Copy the weights and buffers of a network into a row."""
-        named = dict(model.named_parameters())
-        shapes = {name: parameter.shape for name, parameter in named.items()}
-        if shapes != self._shapes:
-            raise ArgumentError("model must have the parameters of the stack's networks.")
-        row = torch.cat([parameter.detach().flatten() for parameter in named.values()])
+        trained, rest = _parts(model)
+        held = {name: buffer.shape[1:] for name, buffer in self.buffers.items()}
+        if (_shapes_of(trained), _shapes_of(rest)) != (self._shapes, held):
+            raise ArgumentError(
+                "model must have the parameters and buffers of the stack's networks, and the same "
+                "parameters frozen."
+            )
+        row = torch.cat([trained[name].detach().flatten() for name in self._shapes])
         self.weights[slot] = row.to(self.weights.device, torch.float32)
         self._averaged[slot] = self.weights[slot]
-        for name, buffer in model.named_buffers():
-            self.buffers[name][slot] = buffer.to(self.weights.device)
+        self._kept[slot] = {}
+        for name, buffer in rest.items():
+            self.buffers[name][slot] = buffer.detach().to(self.weights.device)
             if name in self._averaged_buffers:
                 self._averaged_buffers[name][slot] = self.buffers[name][slot]
 
@@ -84,10 +104,23 @@ class NetworkRows:
             shape = (len(share),) + (1,) * (average.ndim - 1)
             average.lerp_(self.buffers[name], share.view(shape).to(average.dtype))
 
+    def keep(self, slots: Iterable[int]) -> None:
+        """Keep networks whose training has ended; steps of the other slots change their rows."""
+        for slot in slots:
+            # None: no training has begun there.
+            if self._kept.get(slot) == {}:
+                self._kept[slot] = {
+                    name: part[slot].clone() for name, part in self.tensors().items()
+                }
+
     def rows(
         self, slots: list[int], *, averaged: bool
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Parameters and buffers of some networks, [n, ...] each; copies."""
+        tensors = self.tensors()
+        for slot in slots:
+            for name, kept in self._kept.get(slot, {}).items():
+                tensors[name][slot] = kept
         where = torch.tensor(slots, device=self.weights.device)
         weights = (self._averaged if averaged else self.weights).index_select(0, where)
         buffers = {**self.buffers, **(self._averaged_buffers if averaged else {})}
@@ -113,11 +146,11 @@ class NetworkRows:
         """
 
         def call(weights: Any, buffers: Any, inputs: Tensor) -> Tensor:
+            tensors = {**weights, **buffers}
             if self._half:
                 # Cast here: autocast does not apply to the batched convolution that vmap calls.
-                weights = {name: weight.bfloat16() for name, weight in weights.items()}
-            outputs: Tensor = functional_call(self.model, (weights, buffers), (inputs,))
-            return outputs
+                tensors |= {name: tensors[name].bfloat16() for name in self._parameters}
+            return check_logits(call_with(self.model, tensors, inputs))
 
         inputs = inputs.bfloat16() if self._half else inputs
         batched = vmap(call, in_dims=(0, 0, in_dim), randomness="different")
@@ -151,9 +184,10 @@ class NetworkRows:
         }
 
     def state(self, slot: int, *, averaged: bool) -> dict[str, Tensor]:
-        """Parameters and buffers of one network by name; copies."""
+        """The ``state_dict`` of one network; copies."""
         weights, buffers = self.rows([slot], averaged=averaged)
-        return {name: tensor[0] for name, tensor in {**weights, **buffers}.items()}
+        tensors = {**weights, **buffers}
+        return {name: tensors[row][0] for name, row in self._names.items()}
 
     def tensors(self) -> dict[str, Tensor]:
         """All tensors that make the state; the first dimension is the row."""
@@ -170,6 +204,19 @@ class NetworkRows:
             name: part.view(len(rows), *shape)
             for (name, shape), part in zip(self._shapes.items(), parts, strict=True)
         }
+
+
+def _parts(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Trained parameters of a network by name, and its buffers and frozen parameters."""
+    trained: dict[str, Tensor] = {}
+    rest: dict[str, Tensor] = dict(model.named_buffers())
+    for name, parameter in model.named_parameters():
+        (trained if parameter.requires_grad else rest)[name] = parameter
+    return trained, rest
+
+
+def _shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in tensors.items()}
 
 
 class StackedBatchNorm(nn.Module):
@@ -227,15 +274,16 @@ class StackedBatchNorm(nn.Module):
 
 def stackable(model: nn.Module) -> nn.Module:
     """The network with each batch normalisation replaced; changed in place."""
-    for name, child in model.named_children():
-        if (
-            isinstance(child, _BatchNorm)
-            and child.track_running_stats
-            and child.momentum is not None
-        ):
-            setattr(model, name, StackedBatchNorm(child, child.momentum))
-        else:
-            stackable(child)
+    replaced = {
+        norm: StackedBatchNorm(norm, norm.momentum)
+        for norm in model.modules()
+        if isinstance(norm, _BatchNorm) and norm.track_running_stats and norm.momentum is not None
+    }
+    for parent in list(model.modules()):
+        # Not `named_children`: a layer under two names is replaced under both.
+        for name, child in parent._modules.items():
+            if child in replaced:
+                setattr(parent, name, replaced[child])
     return model
 
 
@@ -324,6 +372,8 @@ class DrawRows:
         shape = (slots, PLANNED_STEPS, batch_size)
         self._planned = torch.zeros(shape, dtype=torch.int64, device=device)
         self._planned_weights = torch.ones(shape, device=device)
+        #: Slots that have had planned weights.
+        self._weighted: set[int] = set()
         self._position = torch.zeros(1, dtype=torch.int64, device=device)
         self._drawn = torch.zeros(slots, batch_size, dtype=torch.int64, device=device)
         self._drawn_weights = torch.ones(slots, batch_size, device=device)
@@ -340,6 +390,9 @@ class DrawRows:
             self._planned[slot, place] = draw.indices
             if draw.weights is not None:
                 self._planned_weights[slot, place] = draw.weights
+                self._weighted.add(slot)
+            elif slot in self._weighted:
+                self._planned_weights[slot, place] = 1
             if not sampler._learns:
                 sampler.discard()
 

@@ -207,6 +207,11 @@ class StackedTrainer:
             raise ArgumentError(
                 f"sampler must draw batches of {self.batch_size}, got {sampler.batch_size}."
             )
+        examples = len(self._batches.data)
+        if sampler.num_examples > examples:
+            raise ArgumentError(
+                f"sampler must draw from at most {examples} examples, got {sampler.num_examples}."
+            )
         planned = LearningCurve(steps=steps, **curve)
         self._optimizer.begin(slot, **(optimizer or {}))
         self._networks.begin(slot, model)
@@ -234,7 +239,7 @@ class StackedTrainer:
         self._running.pop(slot)
 
     def state(self, slot: int, *, averaged: bool = False) -> dict[str, Tensor]:
-        """Weights and buffers of a slot's network by name, as of now; copies.
+        """The ``state_dict`` of a slot's network, as of now; copies.
 
         A slot keeps them after its training has ended, until the next one starts there.
         """
@@ -277,6 +282,7 @@ class StackedTrainer:
         if not self._running:
             return []
         steps = min(each.curve.next_stop - each.done for each in self._running.values())
+        self._networks.keep(self.free)
         start = self._clock()
         self._take(steps)
         synchronize(self._device)

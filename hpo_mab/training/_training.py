@@ -33,6 +33,7 @@ from hpo_mab.training._device import (
     choose_capture,
     logits_of,
     random_states,
+    require_trainable,
     set_random_states,
     synchronize,
 )
@@ -136,6 +137,7 @@ class Training(Iterator[Evaluation]):
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         check_precision(precision)
+        require_trainable(model)
         self._curve = LearningCurve(
             steps=steps,
             evaluations=evaluations,

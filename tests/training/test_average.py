@@ -111,6 +111,27 @@ def test_calling_the_average_leaves_the_network_alone() -> None:
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
 
 
+def test_a_layer_under_two_names_is_averaged_and_stays_as_it_was() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one = nn.Linear(3, 3)
+            self.other = self.one
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            outputs: Tensor = self.other(self.one(inputs))
+            return outputs
+
+    model = Twice()
+    weights, before = list(model.parameters()), copy.deepcopy(model)
+    average = WeightAverage(model, window=1.0)
+    _walk(model, 1)
+    inputs = torch.randn(4, 3)
+    # Of all steps, and there was none.
+    torch.testing.assert_close(average.forward()(inputs), before(inputs))
+    assert all(own is weight for own, weight in zip(model.parameters(), weights, strict=True))
+
+
 def test_a_state_of_another_network_is_refused() -> None:
     state = WeightAverage(nn.Linear(3, 2), window=0.1).state_dict()
     with pytest.raises(ArgumentError, match="network with other parameters"):
