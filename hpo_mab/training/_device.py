@@ -244,7 +244,7 @@ class WeightAverage:
         window: Share of the steps so far, in (0, 1].
 
     Raises:
-        ArgumentError: A window outside its bound.
+        ArgumentError: A window outside its bound, or a network without weights.
 
     Examples:
         >>> import torch
@@ -266,12 +266,13 @@ class WeightAverage:
         named = dict(model.named_parameters()) | {
             name: buffer for name, buffer in model.named_buffers() if buffer.is_floating_point()
         }
+        if not named:
+            raise ArgumentError("average must be 0 for a model without weights to average.")
         self._names = list(named)
         # Looked up at each step: a network may assign a new tensor to its buffer.
         self._places = [_owner_of(model, name) for name in named]
         self._average = [tensor.detach().clone() for tensor in named.values()]
-        device = self._average[0].device if self._average else torch.device("cpu")
-        self._steps = torch.zeros((), device=device)
+        self._steps = torch.zeros((), device=self._average[0].device)
 
     @torch.no_grad()
     def update(self) -> None:

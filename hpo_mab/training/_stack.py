@@ -57,8 +57,8 @@ class StackedTrainer:
 
     A training has the same schedule, losses, averages, evaluations and distribution of batches as
     by `Training`. With the same batches, both agree to rounding. The draws of `MABSampler` depend
-    on the stack's seed, its number of slots and its steps so far; other samplers draw as in
-    `Training`. A training that diverges does not change the others.
+    on the stack's seed, number of slots and steps so far, and on a CPU on the losses of the other
+    slots. Other samplers draw as in `Training`. A training that diverges does not end the others.
 
     ``vmap`` does not support networks whose control flow depends on data, or that mix the examples
     of different calls. For these the first `advance` raises the error of ``vmap``.

@@ -144,6 +144,11 @@ def test_a_window_out_of_bounds_is_refused(splits: ImageSplits, window: float) -
         _training(splits, average=window)
 
 
+def test_a_network_without_weights_is_refused() -> None:
+    with pytest.raises(ArgumentError, match="average must be 0 for a model without weights"):
+        WeightAverage(nn.Flatten(), window=0.2)
+
+
 def test_an_unknown_choice_of_weights_is_refused(splits: ImageSplits) -> None:
     with pytest.raises(UnknownNameError, match="keep 'best'"):
         _training(splits, keep="best")
