@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -205,24 +206,16 @@ def average_share(window: float | Tensor, steps: Tensor) -> Tensor:
     return 1 / (window * steps).clamp(min=1)
 
 
-def names_of_places(model: nn.Module) -> dict[str, str]:
-    """Each place of a parameter or buffer in a network, and the first name of what it holds.
-
-    Parameters that layers share have several places. A layer under two names has its places once.
-    """
-    first: dict[int, str] = {}
-    return {
-        (place := f"{layer}.{key}" if layer else key): first.setdefault(id(tensor), place)
-        for layer, module in model.named_modules()
-        for key, tensor in [*module._parameters.items(), *module._buffers.items()]
-        if tensor is not None
-    }
-
-
 def call_with(model: nn.Module, tensors: Mapping[str, Tensor], inputs: Tensor) -> Any:
-    """Call a network with other parameters and buffers, by first name; it keeps its own."""
-    places = names_of_places(model)
-    given = {place: tensors[name] for place, name in places.items() if name in tensors}
+    """Call a network with other parameters and buffers, by name; it keeps its own."""
+    first: dict[int, str] = {}
+    given = {}
+    for layer, module in model.named_modules():
+        for key, own in [*module._parameters.items(), *module._buffers.items()]:
+            place = f"{layer}.{key}" if layer else key
+            # Layers that share a parameter are given the tensor of its first name.
+            if own is not None and (name := first.setdefault(id(own), place)) in tensors:
+                given[place] = tensors[name]
     # With `tie_weights`, torch would give them to a layer under two names for good.
     return torch.func.functional_call(model, given, (inputs,), tie_weights=False)
 
@@ -287,12 +280,7 @@ class WeightAverage:
     def forward(self) -> Callable[[Tensor], Tensor]:
         """The network as a function of its inputs, with averaged instead of trained weights."""
         averaged = dict(zip(self._names, self._average, strict=True))
-
-        def call(inputs: Tensor) -> Tensor:
-            outputs: Tensor = call_with(self._model, averaged, inputs)
-            return outputs
-
-        return call
+        return functools.partial(call_with, self._model, averaged)
 
     def state_dict(self) -> dict[str, Any]:
         """The average and its number of steps; the tensors are not copied."""

@@ -17,14 +17,9 @@ from hpo_mab.samplers import BatchSampler
 from hpo_mab.training._batches import DeviceBatches, DeviceSweep, TrainingDiverged
 from hpo_mab.training._device import check_highest, check_precision, synchronize
 from hpo_mab.training._device_step import Captured
+from hpo_mab.training._networks import NetworkRows, stacked_cross_entropy
 from hpo_mab.training._optimizers import RowOptimizer
-from hpo_mab.training._rows import (
-    PLANNED_STEPS,
-    DrawRows,
-    NetworkRows,
-    NumberRows,
-    stacked_cross_entropy,
-)
+from hpo_mab.training._rows import PLANNED_STEPS, DrawRows, NumberRows
 from hpo_mab.training._schedule import CurveArguments, Evaluation, LearningCurve, sampler_figures
 from hpo_mab.training._tally import ExampleTally
 
@@ -207,11 +202,9 @@ class StackedTrainer:
             raise ArgumentError(
                 f"sampler must draw batches of {self.batch_size}, got {sampler.batch_size}."
             )
-        examples = len(self._batches.data)
-        if sampler.num_examples > examples:
-            raise ArgumentError(
-                f"sampler must draw from at most {examples} examples, got {sampler.num_examples}."
-            )
+        count, most = sampler.num_examples, len(self._batches.data)
+        if count > most:
+            raise ArgumentError(f"sampler must draw from at most {most} examples, got {count}.")
         planned = LearningCurve(steps=steps, **curve)
         self._optimizer.begin(slot, **(optimizer or {}))
         self._networks.begin(slot, model)
