@@ -31,6 +31,7 @@ from hpo_mab.training import select_device
 DATA: Mapping[str, Mapping[str, Any]] = {
     "digits": {"budget": {"epochs": 8}, "training": {"batch_size": 64}, "retrain": 2},
     "fashion_mnist": {"budget": {"epochs": 1}, "training": {"batch_size": 128}, "retrain": 1},
+    "cifar10": {"budget": {"epochs": 1}, "training": {"batch_size": 128}, "retrain": 1},
 }
 #: Weights that an evaluation within a trial evaluates, and the schedule of the learning rate.
 WEIGHTS: Mapping[str, Mapping[str, Any]] = {
