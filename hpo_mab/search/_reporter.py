@@ -188,7 +188,7 @@ class TrialReporter:
         self._averaged = self._average is not None and not spent
         weights = _tensors(self._model)
         if self._average is not None and self._averaged:
-            weights |= self._average.state_dict()["average"]
+            weights |= self._average.weights()
         for name, tensor in _tensors(self._network).items():
             tensor.data = weights[name].detach()
         return self._network.eval()

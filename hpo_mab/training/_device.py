@@ -195,12 +195,6 @@ def check_logits(outputs: Any) -> Tensor:
     raise ArgumentError(f"logits must be a tensor [B, C], got {got}.")
 
 
-def require_trainable(model: nn.Module) -> None:
-    """Raise `ArgumentError` if a network has nothing to train."""
-    if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise ArgumentError("model must have a parameter that requires a gradient, got none.")
-
-
 def average_share(window: float | Tensor, steps: Tensor) -> Tensor:
     """Weight of the newest weights in their average after ``steps`` steps, see `WeightAverage`."""
     return 1 / (window * steps).clamp(min=1)
@@ -264,7 +258,11 @@ class WeightAverage:
         self._names = list(named)
         # Looked up at each step: a network may assign a new tensor to its buffer.
         self._places = [_owner_of(model, name) for name in named]
-        self._average = [tensor.detach().clone() for tensor in named.values()]
+        # At least float32: in half precision the small steps of an average are rounded to nothing.
+        self._average = [
+            tensor.detach().to(torch.promote_types(tensor.dtype, torch.float32), copy=True)
+            for tensor in named.values()
+        ]
         self._steps = torch.zeros((), device=self._average[0].device)
 
     @torch.no_grad()
@@ -279,8 +277,12 @@ class WeightAverage:
 
     def forward(self) -> Callable[[Tensor], Tensor]:
         """The network as a function of its inputs, with averaged instead of trained weights."""
-        averaged = dict(zip(self._names, self._average, strict=True))
-        return functools.partial(call_with, self._model, averaged)
+        return functools.partial(call_with, self._model, self.weights())
+
+    def weights(self) -> dict[str, Tensor]:
+        """Averages by name, of the types that the network has now; others are not copied."""
+        kept = zip(self._names, self._places, self._average, strict=True)
+        return {name: average.to(tensors[own].dtype) for name, (tensors, own), average in kept}
 
     def state_dict(self) -> dict[str, Any]:
         """The average and its number of steps; the tensors are not copied."""

@@ -18,8 +18,8 @@ from hpo_mab.training._device import (
     check_highest,
     check_logits,
     examples_at_once,
-    require_trainable,
 )
+from hpo_mab.training._optimizers import require_trainable
 
 #: Most images that an evaluation holds on the device at once, over all networks.
 _EVALUATED_AT_ONCE = 16_384

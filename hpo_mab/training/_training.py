@@ -33,11 +33,11 @@ from hpo_mab.training._device import (
     choose_capture,
     logits_of,
     random_states,
-    require_trainable,
     set_random_states,
     synchronize,
 )
 from hpo_mab.training._device_step import DeviceStep
+from hpo_mab.training._optimizers import require_trainable
 from hpo_mab.training._schedule import Evaluation, LearningCurve, sampler_figures
 from hpo_mab.training._tally import ExampleTally
 

@@ -132,6 +132,19 @@ def test_a_layer_under_two_names_is_averaged_and_stays_as_it_was() -> None:
     assert all(own is weight for own, weight in zip(model.parameters(), weights, strict=True))
 
 
+def test_the_average_of_half_precision_weights_follows_them() -> None:
+    model = nn.Linear(3, 2, bias=False).bfloat16()
+    average = WeightAverage(model, window=0.2)
+    with torch.no_grad():
+        for step in range(3000):
+            model.weight.fill_(1 + step / 3000)
+            average.update()
+    (weight,) = average.weights().values()
+    assert weight.dtype == torch.bfloat16
+    assert weight.mean().item() == pytest.approx(1.8, abs=0.05)
+    assert average.forward()(torch.ones(1, 3, dtype=torch.bfloat16)).dtype == torch.bfloat16
+
+
 def test_a_state_of_another_network_is_refused() -> None:
     state = WeightAverage(nn.Linear(3, 2), window=0.1).state_dict()
     with pytest.raises(ArgumentError, match="network with other parameters"):
