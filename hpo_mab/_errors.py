@@ -1,4 +1,4 @@
-"""Errors for users, their wording, and checks of arguments.
+"""Errors for users, their wording, and arguments: their checks, and their form in files.
 
 An error says in one line what to do. Out-of-memory errors get one format, and passwords in database
 URLs are never shown. Arguments may be NumPy's numbers.
@@ -31,6 +31,18 @@ class ArgumentError(HpoMabError, ValueError):
     """An argument outside its bound: the message names the argument, the bound and the value."""
 
 
+class SpecError(HpoMabError):
+    """A study definition that cannot be used; the message names the file and the key."""
+
+
+class StorageError(HpoMabError):
+    """Storage that cannot be reached, or that holds something other than requested."""
+
+
+class DataError(HpoMabError):
+    """A data set that is not there or cannot be used."""
+
+
 _SHOWN_NAMES = 30
 
 
@@ -57,6 +69,11 @@ class UnknownNameError(ArgumentError):
             more = [f"{len(names) - _SHOWN_NAMES} more"] if len(names) > _SHOWN_NAMES else []
             hint = f"Valid: {', '.join([*names[:_SHOWN_NAMES], *more, *others]) or 'none'}."
         super().__init__(f"Unknown {what} '{name}'. {hint}")
+
+
+def _quoted_choice(names: list[str]) -> str:
+    quoted = [f"'{name}'" for name in names]
+    return quoted[0] if len(quoted) == 1 else f"{', '.join(quoted[:-1])} or {quoted[-1]}"
 
 
 def require(holds: bool, name: str, bound: str, value: object) -> None:
@@ -155,27 +172,18 @@ def _stored_form(value: Any) -> Any:
         numbers = torch.as_tensor(value).detach().to("cpu", torch.float64).contiguous().numpy()
         return hashlib.blake2b(numbers.data, digest_size=16).hexdigest()
     if callable(value):
-        from hpo_mab._registry import name_of
-
         return name_of(value)
     return f"{type(value).__module__}.{type(value).__qualname__}"
 
 
-class SpecError(HpoMabError):
-    """A study definition that cannot be used; the message names the file and the key."""
-
-
-class StorageError(HpoMabError):
-    """Storage that cannot be reached, or that holds something other than requested."""
-
-
-class DataError(HpoMabError):
-    """A data set that is not there or cannot be used."""
-
-
-def _quoted_choice(names: list[str]) -> str:
-    quoted = [f"'{name}'" for name in names]
-    return quoted[0] if len(quoted) == 1 else f"{', '.join(quoted[:-1])} or {quoted[-1]}"
+def name_of(named: str | Callable[..., Any]) -> str:
+    """A name as text: itself, or ``package.module:Name`` of a class or function."""
+    if isinstance(named, str):
+        return named
+    if isinstance(named, functools.partial):
+        return name_of(named.func)
+    thing = named if hasattr(named, "__qualname__") else type(named)
+    return f"{thing.__module__}:{thing.__qualname__}"
 
 
 # Libraries raise a general RuntimeError for this, so only the text, which differs by device, says

@@ -66,6 +66,7 @@ def class_labels(values: Any, *, name: str = "labels") -> Tensor:
             f"{name} must be one integer for each example, got {text} at position {wrong}; "
             f"{_hint_of_value(value)}."
         )
+    # torch warns of arrays that it must not write to.
     return torch.from_numpy(array.astype(np.int64, copy=not array.flags.writeable))
 
 
@@ -192,6 +193,7 @@ def _first_not_whole(array: np.ndarray[Any, Any]) -> int | None:
     if array.dtype.kind == "u":
         wrong = array > np.iinfo(np.int64).max
     elif array.dtype.kind == "f":
+        # Negated: NaN is below no bound, so it counts as wrong.
         wrong = ~(np.abs(array) < 2.0**63) | (np.floor(array) != array)
     else:
         wrong = np.array([not _is_whole(value) for value in array.tolist()])

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import collections
 import enum
+import functools
 import hashlib
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
@@ -312,7 +313,7 @@ class Plan:
 
     def has_twin(self, slot: int, sampler: str = UNIFORM) -> bool:
         """Whether a slot has a twin under that sampler, however it may have ended."""
-        return (slot, sampler) in self.places()
+        return (slot, sampler) in self.places
 
     def retries(self) -> list[tuple[Place, list[int]]]:
         """Places that are to be tried again, in order, each with the numbers of its attempts."""
@@ -321,7 +322,7 @@ class Plan:
             return []
         return [
             (place, [one.number for one in attempts])
-            for place, attempts in sorted(self.places().items())
+            for place, attempts in sorted(self.places.items())
             if _is_to_be_retried(attempts)
         ]
 
@@ -329,7 +330,7 @@ class Plan:
         """Places with a trial that is open or will be tried again."""
         return {
             place
-            for place, attempts in self.places().items()
+            for place, attempts in self.places.items()
             if any(one.state in OPEN for one in attempts) or _is_to_be_retried(attempts)
         }
 
@@ -355,11 +356,12 @@ class Plan:
         """Places that lost their worker at every attempt that they may have."""
         return {
             place
-            for place, attempts in self.places().items()
+            for place, attempts in self.places.items()
             if sum(one.lost for one in attempts) > RETRIES
             and not any(one.finished for one in attempts)
         }
 
+    @functools.cached_property
     def places(self) -> dict[Place, list[Attempt]]:
         """The attempts at each slot, and at each slot's twins, in order of number.
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from numbers import Integral, Real
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from hpo_mab._errors import ArgumentError, UnknownNameError
+from hpo_mab._errors import ArgumentError, UnknownNameError, name_of
 
 #: Form of a name for anything that can be imported; the error of an unknown name shows it.
 _ELSEWHERE = "package.module:Name"
@@ -168,16 +168,6 @@ def bound_to(made: Callable[..., Any], given: Mapping[str, Any]) -> Callable[...
     """A class or function with those of the given arguments bound that its signature has."""
     bound = {key: value for key, value in given.items() if _takes(made, key)}
     return functools.partial(made, **bound) if bound else made
-
-
-def name_of(named: Named) -> str:
-    """A name as text: itself, or ``package.module:Name`` of a class or function."""
-    if isinstance(named, str):
-        return named
-    if isinstance(named, functools.partial):
-        return name_of(named.func)
-    thing = named if hasattr(named, "__qualname__") else type(named)
-    return f"{thing.__module__}:{thing.__qualname__}"
 
 
 def _takes(made: Callable[..., Any], argument: str) -> bool:

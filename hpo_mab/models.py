@@ -110,6 +110,7 @@ class SmallCNN(nn.Sequential):
         for block in range(_BLOCKS):
             layers[f"block{block + 1}"] = _block(channels, width * 2**block)
             channels = width * 2**block
+            # With stride 2 and padding 1, a 3x3 convolution halves a side and rounds up.
             height, breadth = -(-height // 2), -(-breadth // 2)
         layers["flatten"] = nn.Flatten()
         layers["dropout"] = nn.Dropout(dropout)
@@ -118,6 +119,7 @@ class SmallCNN(nn.Sequential):
 
 
 def _block(in_channels: int, out_channels: int) -> nn.Sequential:
+    # No bias: batch normalisation subtracts the mean, and a bias with it.
     return nn.Sequential(
         nn.Conv2d(in_channels, out_channels, 3, stride=2, padding=1, bias=False),
         nn.BatchNorm2d(out_channels),
@@ -164,6 +166,7 @@ def resnet18(
     else:
         model.conv1 = nn.Conv2d(in_channels, 64, 3, padding=1, bias=False)
         model.maxpool = nn.Identity()
+    # As torchvision initialises the convolution that this one replaces.
     nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
     model.fc = nn.Sequential(nn.Dropout(dropout), nn.Linear(512, num_classes))
     return model
@@ -181,6 +184,7 @@ def _torchvision(name: str) -> Callable[..., nn.Module]:
     def make(
         *, in_channels: int, num_classes: int, image_size: tuple[int, int], **options: Any
     ) -> nn.Module:
+        # Their position embedding has one row per patch, so it fixes the size of images.
         if name.startswith("vit_"):
             options["image_size"] = image_size[0]
         if name in ("googlenet", "inception_v3"):

@@ -197,7 +197,7 @@ class SamplerContract:
             for _ in range(2):
                 next(iter(sampler))
                 assert sampler.outstanding == 1
-        expected = ["A pass begins while 3 draws o"] * sampler._learns
+        expected = ["A pass begins while 3 draws o"] * sampler._learns  # Else nothing is lost.
         assert [str(one.message)[:29] for one in caught] == expected
         with pytest.raises(FeedbackError, match="another pass"):
             next(abandoned)
@@ -219,7 +219,7 @@ class SamplerContract:
             if step % 3:
                 model.answer(careful, late)
             else:
-                model.answer(careful, late, lambda losses: losses * math.nan)
+                model.answer(careful, late, lambda losses: losses * math.nan)  # As if discarded.
             model.answer(careful, indices)
             assert sampler.outstanding == careful.outstanding == 0
 

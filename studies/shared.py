@@ -1,34 +1,54 @@
-"""Helpers of several studies: random configurations, and pictures for READMEs."""
+"""Helpers of several studies: the search space, random configurations, pictures for READMEs."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import plotly.graph_objects as go
+# Each process of a peer imports this file within its time: what is large is imported on use.
+if TYPE_CHECKING:
+    import numpy as np
+    import plotly.graph_objects as go
 
-#: The ranges of the studies' definitions.
-SPACE = {"lr": (0.003, 1.0), "momentum": (0.5, 0.98), "weight_decay": (1e-6, 1e-2)}
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Range:
+    """Bounds of a hyperparameter, and whether its scale is logarithmic."""
+
+    low: float
+    high: float
+    log: bool = False
+
+    def draw(self, rng: np.random.Generator) -> float:
+        """A random value, uniform on the range's scale."""
+        import numpy as np
+
+        if self.log:
+            return float(np.exp(rng.uniform(*np.log((self.low, self.high)))))
+        return float(rng.uniform(self.low, self.high))
+
+
+#: The hyperparameters that the studies' definitions search, in the order in which they are drawn.
+SPACE: Mapping[str, Range] = {
+    "lr": Range(low=0.003, high=1.0, log=True),
+    "momentum": Range(low=0.5, high=0.98),
+    "weight_decay": Range(low=1e-6, high=1e-2, log=True),
+    "label_smoothing": Range(low=0.0, high=0.2),
+}
 
 
 def configurations(count: int, *, seed: int) -> list[dict[str, float]]:
-    """Random points of `SPACE`, with label smoothing.
+    """Random points of `SPACE`.
 
     Args:
         count: Number of points.
         seed: Seed of the points.
     """
+    import numpy as np
+
     rng = np.random.default_rng(seed)
-    return [
-        {
-            "lr": float(np.exp(rng.uniform(*np.log(SPACE["lr"])))),
-            "momentum": float(rng.uniform(*SPACE["momentum"])),
-            "weight_decay": float(np.exp(rng.uniform(*np.log(SPACE["weight_decay"])))),
-            "label_smoothing": float(rng.uniform(0, 0.2)),
-        }
-        for _ in range(count)
-    ]
+    return [{name: one.draw(rng) for name, one in SPACE.items()} for _ in range(count)]
 
 
 def curve(
@@ -52,6 +72,8 @@ def curve(
         colour: Of line, markers and bars.
         marker: Options of the markers.
     """
+    import plotly.graph_objects as go
+
     return go.Scatter(
         x=x,
         y=y,

@@ -203,7 +203,7 @@ def test_evaluation_seconds_of_all_attempts() -> None:
 def test_a_place_is_given_up_after_its_last_attempt_was_lost() -> None:
     plan = Plan(_trials(*["f0 lost"] * 4, *["f1 lost"] * 3, *["f2 lost"] * 4, "c2"))
     assert plan.given_up() == {(0, "")}
-    assert [one.number for one in plan.places()[1, ""]] == [4, 5, 6]
+    assert [one.number for one in plan.places[1, ""]] == [4, 5, 6]
 
 
 def test_only_the_first_configurations_cannot_be_stopped() -> None:

@@ -111,6 +111,7 @@ class PairedCurves:
                 self.bandit_seconds, self.bandit, self.uniform_seconds, strict=True
             )
         ]
+        # Without pairs, an array of no rows has no second axis.
         bandit = np.reshape(rows, self.bandit.shape)
         return dataclasses.replace(self, bandit=bandit, bandit_seconds=self.uniform_seconds)
 
@@ -154,6 +155,7 @@ def _before_first(budgets: Floats, values: Floats, at: Floats, *, chance: float)
     slope = (values[..., 1:2] - first) / np.log(budgets[1] / budgets[0])
     # A stopped curve without a second evaluation has no slope; `rising` is used instead.
     slope = np.maximum(np.where(np.isnan(slope), np.inf, slope), 0.0)
+    # At budget 0 the logarithm is -inf, and a slope of 0 makes NaN, which `fmax` ignores.
     with np.errstate(divide="ignore", invalid="ignore"):
         extended = first + slope * np.minimum(np.log(at / budgets[0]), 0.0)
     return np.asarray(np.fmax(rising, extended), dtype=np.float64)
@@ -166,6 +168,7 @@ def _at_seconds(own: Floats, accuracy: Floats, other: Floats, *, chance: float) 
         return np.full_like(accuracy, np.nan)
     # Two evaluations may have equal times, but `interpolate` needs budgets that increase.
     seconds = np.maximum.accumulate(own[seen]) + 1e-9 * np.arange(1, seen.sum() + 1)
+    # NaN seconds are read at 0, and their accuracies removed below.
     found = interpolate(seconds, accuracy[seen], np.nan_to_num(other), chance=chance)
     stopped = not np.isfinite(accuracy[-1])
     beyond = (other > seconds[-1]) if stopped else np.zeros(len(other), dtype=bool)

@@ -76,6 +76,7 @@ class TensorCounts:
         old_arms = self._ring_arms.gather(1, slots)[:, 0]
         old_rewards = self._ring_rewards.gather(1, slots)[:, 0]
         full = valid & (self._pushed >= memory)
+        # All rows are written, some with what they hold: choosing rows would wait for the device.
         kept_arms = torch.where(valid, arms.to(torch.int32), old_arms)
         kept_rewards = torch.where(valid, rewards.to(torch.uint8), old_rewards)
         self._ring_arms.scatter_(1, slots, kept_arms[:, None])
@@ -199,6 +200,7 @@ class DeviceEngine(BanditEngine):
             tensor[rows] = 0
         for tensor in (*self._binarizer.tensors().values(), self._tally):
             tensor[slot] = 0
+        # Not [seed, 0], the stream that a sampler splits its shares by.
         first = np.random.default_rng([seed, 1]).integers(sizes)
         arms = torch.from_numpy(first).to(self._shares.device)
         self._draws[rows].scatter_(1, arms[:, None], 1)

@@ -94,6 +94,7 @@ def _read_comparison(
             )
         path = Path(studies[0])
         stored = read_record(path)
+        # As it is, so that --record writes the same record.
         text = path.read_text(encoding="utf-8")
         return stored.runs, stored.summary, dict(stored.environment), text
     found = stored_comparison(studies, storages=storages, reference=reference)
@@ -325,6 +326,7 @@ def _show_trial(storage: str, name: str, number: int, *, as_json: bool) -> None:
     from hpo_mab.storage import Definition, Storage, open_study
 
     study = open_study(Storage(storage, create=False), name)
+    # In order of number: Optuna numbers the trials of a study from 0 without gaps.
     trials = study.get_trials(deepcopy=False)
     if not 0 <= number < len(trials):
         raise UnknownNameError("trial", str(number), map(str, range(len(trials))))

@@ -5,13 +5,16 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from hpo_mab._errors import UnknownNameError
 from hpo_mab.advantage import Estimate, mean_estimate
+
+if TYPE_CHECKING:
+    from hpo_mab.storage import StudyRun
 
 Currency = Literal["examples", "seconds"]
 Target = Literal["reference", "common", "retrained"]
@@ -288,6 +291,20 @@ def _estimates(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_estimates(item) for item in value]
     return value
+
+
+def winner(runs: Sequence[StudyRun]) -> StudyRun | None:
+    """The study with the most accurate complete trial; None where no trial is complete.
+
+    Args:
+        runs: Studies of any arms and seeds.
+    """
+    complete = [run for run in runs if run.best is not None]
+    return max(complete, key=_accuracy, default=None)
+
+
+def _accuracy(run: StudyRun) -> float:
+    return 0.0 if run.best is None else run.best.value or 0.0
 
 
 #: Fewer signed differences than this cannot reach any usual level.

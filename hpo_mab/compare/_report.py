@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from hpo_mab._errors import ArgumentError
 from hpo_mab._machine import environment as this_environment
 from hpo_mab.compare import figures
-from hpo_mab.compare._records import CURRENCIES, ComparisonSummary
+from hpo_mab.compare._records import CURRENCIES, ComparisonSummary, winner
 from hpo_mab.compare._tables import (
     Grid,
     grids,
@@ -28,7 +28,6 @@ from hpo_mab.compare._text import (
     study_facts,
     verdict,
     weights_evaluated,
-    winner,
     winning_parameters,
 )
 

@@ -81,6 +81,7 @@ _TARGETS = {
     "retrained": "re-trained accuracy",
 }
 
+#: So few seeds cannot give a p-value below 0.05, whatever they are.
 _FEW_SEEDS = 5
 
 
@@ -232,6 +233,7 @@ def _spend(summary: ComparisonSummary) -> Grid:
                 "/".join(str(arm.trials.get(s, 0)) for s in ("complete", "pruned", "fail")),
                 "-" if arm.examples is None else f"{arm.examples:,}",
                 "-" if arm.seconds is None else f"{arm.seconds:,.0f}",
+                # Without all curves the share would be 0, as if pruning saved nothing.
                 "-" if arm.saved_examples is None else f"{100 * arm.saved_share:.0f}",
                 percent(arm.sampler_share, interval=False),
             )
@@ -347,6 +349,7 @@ def _fidelities(contrast: Contrast) -> Grid:
                 coefficient(tau.difference),
             )
             for row in contrast.paired
+            # One look-up for three cells.
             for tau in [row.agreement("kendall")]
         ),
         caption=(

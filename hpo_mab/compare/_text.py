@@ -163,20 +163,6 @@ def _budget_text(run: StudyRun) -> str:
     return ", ".join(parts)
 
 
-def winner(runs: Sequence[StudyRun]) -> StudyRun | None:
-    """The study with the most accurate complete trial; None where no trial is complete.
-
-    Args:
-        runs: Studies of any arms and seeds.
-    """
-    complete = [run for run in runs if run.best is not None]
-    return max(complete, key=_accuracy, default=None)
-
-
-def _accuracy(run: StudyRun) -> float:
-    return 0.0 if run.best is None else run.best.value or 0.0
-
-
 def winning_parameters(run: StudyRun) -> list[tuple[str, str, str]]:
     """Name, value and searched range of each parameter of a study's best trial.
 

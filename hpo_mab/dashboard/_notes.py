@@ -1,6 +1,6 @@
 """The notes that the dashboard shows: of a study, its evidence, and its trials.
 
-The note on suspicious labels is with its picture in `hpo_mab.dashboard._serve`.
+The note on suspicious labels is with its pictures in `hpo_mab.dashboard._files`.
 """
 
 from __future__ import annotations

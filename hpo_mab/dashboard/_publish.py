@@ -20,6 +20,15 @@ from hpo_mab._attributes import BUDGET_KEY, PUBLISHED_KEY, TEST_KEY
 from hpo_mab._plan import ENDED, Plan
 from hpo_mab.compare import figures
 from hpo_mab.compare._records import CURRENCIES
+from hpo_mab.dashboard._files import (
+    LARGE,
+    ListedImages,
+    artifact_folder,
+    draw_listed,
+    examples_note,
+    pictures_path,
+    save_curves,
+)
 from hpo_mab.dashboard._notes import (
     curve_notes,
     evidence_note,
@@ -27,16 +36,7 @@ from hpo_mab.dashboard._notes import (
     pruning_notes,
     study_note,
 )
-from hpo_mab.dashboard._serve import (
-    LARGE,
-    ListedImages,
-    artifact_folder,
-    comparison_path,
-    draw_listed,
-    examples_note,
-    pictures_path,
-    save_curves,
-)
+from hpo_mab.dashboard._serve import comparison_path
 from hpo_mab.data import ImageData
 from hpo_mab.search import StudySpec
 from hpo_mab.storage import Definition, Storage, StudyRun, open_study, read_run, study_names

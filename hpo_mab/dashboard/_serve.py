@@ -1,246 +1,26 @@
-"""What the dashboard serves: files of a study, and Optuna's pages with our changes.
-
-The files are learning curves to download, and a picture of suspicious labels, which has a note.
-"""
+"""The server of Optuna's dashboard, with our figures first and pages of comparisons."""
 
 from __future__ import annotations
 
-import csv
-import dataclasses
 import errno
-import shlex
 import socket
-import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from socketserver import ThreadingMixIn
 from typing import TYPE_CHECKING, Any
 from wsgiref import simple_server
 
-import numpy as np
-import optuna
-import torch
 from bottle import HTTPResponse, request
-from optuna.artifacts import FileSystemArtifactStore, get_all_artifact_meta, upload_artifact
 from optuna_dashboard import wsgi
-from optuna_dashboard.artifact import get_artifact_path
 
 from hpo_mab._attributes import DEFINITION_KEY, EVIDENCE_KEY
-from hpo_mab._errors import ArgumentError, HpoMabError, StorageError
-from hpo_mab._examples import ExampleRecord, labels_digest
-from hpo_mab.dashboard._notes import markdown_table
-from hpo_mab.data import ImageData
-from hpo_mab.storage import files_folder
-from hpo_mab.training import Evaluation
+from hpo_mab._errors import ArgumentError, HpoMabError
+from hpo_mab.dashboard._files import artifact_folder, artifact_store
 
 if TYPE_CHECKING:
     from wsgiref.types import WSGIApplication
 
-    from numpy.typing import NDArray
-    from torch import Tensor
-
-    from hpo_mab.storage import Storage, StudyRun
-
-CURVES_FILE = "learning-curves.csv"
-PICTURES_FILE = "suspicious-labels.png"
-#: Width of a picture in it, and of the gap between two, in pixels.
-_SIDE, _GAP = 96, 8
-#: Evaluations from which a study's curves are too many to be read off its pages.
-LARGE = 1_000
-
-_VARIABLE = "HPO_MAB_ARTIFACTS"
-
-
-def artifact_folder(storage: Storage) -> Path:
-    """Where a storage's files are kept.
-
-    ``HPO_MAB_ARTIFACTS`` if it is set; next to an SQLite file, named after it; otherwise
-    ``hpo_mab_artifacts`` in the working directory.
-    """
-    return files_folder(storage, "artifacts")
-
-
-def artifact_store(folder: Path) -> FileSystemArtifactStore:
-    """Optuna's artifact store in a folder, which is made if it is missing.
-
-    Raises:
-        StorageError: The folder cannot be made.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StorageError(
-            f"The artifact folder {folder} cannot be made: {error.strerror}. "
-            f"Name another with --artifacts or {_VARIABLE}."
-        ) from None
-    return FileSystemArtifactStore(folder)
-
-
-def save_curves(study: optuna.Study, run: StudyRun, folder: Path) -> str:
-    """Write all learning curves of a study as a CSV artifact, in place of an earlier one.
-
-    Args:
-        study: The study.
-        run: The same study, read.
-        folder: Folder of the artifact store.
-
-    Returns:
-        The artifact's id.
-    """
-    with tempfile.TemporaryDirectory() as scratch:
-        path = Path(scratch) / CURVES_FILE
-        with path.open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows(_curve_rows(run))
-        return _save_artifact(study, path, folder, "text/csv")
-
-
-def _save_artifact(study: optuna.Study, path: Path, folder: Path, mimetype: str) -> str:
-    """Upload a file as an artifact, in place of an earlier one of its name."""
-    store = artifact_store(folder)
-    for known in get_all_artifact_meta(study):
-        if known.filename == path.name:
-            with path.open("rb") as content:
-                store.write(known.artifact_id, content)
-            return known.artifact_id
-    return upload_artifact(
-        artifact_store=store, file_path=str(path), study_or_trial=study, mimetype=mimetype
-    )
-
-
-def _curve_rows(run: StudyRun) -> Iterator[list[Any]]:
-    names = [field.name for field in dataclasses.fields(Evaluation)]
-    yield ["trial", "state", *names]
-    for trial in run.trials:
-        for evaluation in trial.curve:
-            yield [trial.number, trial.state, *(getattr(evaluation, name) for name in names)]
-
-
-#: Examples in a note.
-_LISTED = 8
-
-
-def listed_examples(record: ExampleRecord) -> list[int]:
-    """Places in a study's training part of the examples that its note lists."""
-    return [int(row) for row in record.examples[_most_suspicious(record)]]
-
-
-def _most_suspicious(record: ExampleRecord) -> NDArray[np.int64]:
-    return np.argsort(-record.suspicion(), kind="stable")[:_LISTED]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ListedImages:
-    """The listed examples that a study has a picture of.
-
-    Attributes:
-        rows: Their places in the training part.
-        labels: Their classes.
-        classes: Names of all classes.
-    """
-
-    rows: list[int]
-    labels: list[int]
-    classes: list[str]
-
-
-def examples_note(
-    record: ExampleRecord, name: str, *, images: ListedImages | None = None, path: str = ""
-) -> str:
-    """The most suspicious labels by a study's record of examples, in Markdown.
-
-    Args:
-        record: What the trials saw.
-        name: The study's name.
-        images: The examples listed that a picture shows; None if there is no picture.
-        path: Path of the picture.
-    """
-    scores, preferred = record.suspicion(), record.preferred()
-    first = _most_suspicious(record)
-    classes = {} if images is None else dict(enumerate(images.classes))
-    predicted = [] if preferred is None else [int(preferred[place]) for place in first]
-    columns = {
-        "place in the training part": [str(record.examples[place]) for place in first],
-        "label": [] if images is None else [classes[label] for label in images.labels],
-        "class that networks predict": [classes.get(each, str(each)) for each in predicted],
-        "score": [f"{scores[place]:.2f}" for place in first],
-        "visits": [f"{record.counts.visits[place]:,.0f}" for place in first],
-    }
-    columns = {head: cells for head, cells in columns.items() if cells}
-    head, rows = tuple(columns), list(zip(*columns.values(), strict=True))
-    count = f"{record.total:,}"
-    if record.sampled:
-        count = f"a fixed random sample of {len(record.examples):,} of {record.total:,}"
-    # The dashboard's Markdown shows no image of a `data:` address; that of an artifact it shows.
-    shown = (
-        f"![the examples of the table, in its order]({path})\n\nFrom the left, the examples of the "
-        "table in its order.\n\n"
-        if images is not None
-        else ""
-    )
-    return (
-        f"## Suspicious labels\n\n{record.trials:,} trials saw {count} training examples. For "
-        f"{int((scores > 0).sum()):,} another class's logit exceeds the label's, on average. The "
-        f"most suspicious:\n\n{shown}{markdown_table(head, rows)}\n\n`hpo-mab examples "
-        f"{shlex.quote(name)} --html examples.html` shows more as pictures, and `--drop N` leaves "
-        "some out."
-    )
-
-
-def draw_listed(
-    study: optuna.Study,
-    record: ExampleRecord,
-    images: ImageData | None,
-    folder: Path,
-    *,
-    before: ListedImages | None,
-) -> ListedImages | None:
-    """Draw the examples that a note lists; returns what is drawn."""
-    listed = listed_examples(record)
-    if images is None:
-        return before if before is not None and before.rows == listed else None
-    if images.channels not in (1, 3):
-        return None
-    if labels_digest(images.labels.cpu().numpy()) != record.labels:
-        return None
-    rows = torch.tensor(listed, device=images.device)
-    try:
-        save_pictures(study, list(images.gather(rows).cpu()), folder)
-    except (OSError, StorageError):
-        # The note without pictures is better than none.
-        return None
-    labels = [int(label) for label in images.labels[rows]]
-    return ListedImages(rows=listed, labels=labels, classes=list(images.classes))
-
-
-def save_pictures(study: optuna.Study, pictures: Sequence[Tensor], folder: Path) -> None:
-    """Write images in a row as one PNG artifact, in place of an earlier one.
-
-    Args:
-        study: The study.
-        pictures: Grey or RGB, uint8 [channels, height, width] on the CPU.
-        folder: Folder of the artifact store.
-    """
-    from PIL import Image
-
-    row = Image.new("RGB", (len(pictures) * (_SIDE + _GAP) - _GAP, _SIDE), "white")
-    for number, picture in enumerate(pictures):
-        pixels = picture.expand(3, -1, -1).permute(1, 2, 0).numpy()
-        # Enlarged without smoothing: the images may have a few pixels only.
-        tile = Image.fromarray(pixels).resize((_SIDE, _SIDE), Image.Resampling.NEAREST)
-        row.paste(tile, (number * (_SIDE + _GAP), 0))
-    with tempfile.TemporaryDirectory() as scratch:
-        path = Path(scratch) / PICTURES_FILE
-        row.save(path)
-        _save_artifact(study, path, folder, "image/png")
-
-
-def pictures_path(study: optuna.Study) -> str:
-    """The path under which the dashboard serves a study's pictures; empty if it has none."""
-    for known in get_all_artifact_meta(study):
-        if known.filename == PICTURES_FILE:
-            return str(get_artifact_path(study, known.artifact_id))
-    return ""
-
+    from hpo_mab.storage import Storage
 
 #: Lines in the dashboard's figure of reports; each has its entry in the legend, too.
 _LINES = 200

@@ -21,9 +21,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from hpo_mab._errors import ArgumentError, DataError, plain
+from hpo_mab._errors import ArgumentError, DataError, name_of, plain
 from hpo_mab._labels import stratified_halves
-from hpo_mab._registry import Named, Registry, name_of
+from hpo_mab._registry import Named, Registry
 from hpo_mab.data import _images
 from hpo_mab.data._folder import image_folder
 from hpo_mab.data._images import Augmentation, ImageData

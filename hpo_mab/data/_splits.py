@@ -303,6 +303,7 @@ def split_datasets(
     """
     found = dict(parts)
     labels = labels_of(found["train"], name="the training set in data")
+    # The test part first: it is then the same for every seed.
     for name, share, chosen in (("test", TEST_SHARE, 0), ("validation", validation, seed)):
         if name in found:
             check_examples(found[name], name=f"the {name} set in data")
@@ -429,6 +430,7 @@ def source_digest(splits: ImageSplits | DatasetSplits) -> str:
 def _sampled_pixels(part: ImageData) -> bytes:
     """Pixels of all images of a part; of evenly spaced ones where all would be too many."""
     size = part.channels * part.image_size[0] * part.image_size[1]
+    # Three parts share the limit.
     every = 1 + len(part) * size // (_PIXELS // 3)
     rows = torch.arange(0, len(part), every, device=part.device)
     return part.gather(rows).cpu().numpy().tobytes()

@@ -327,6 +327,7 @@ class AdvantagePruner(BasePruner):
             if because is not None:
                 storage_of(study).set_trial_user_attr(id_of(trial), PRUNED_KEY, because)
                 return True
+            # One report may reach several rungs, where evaluations are rarer than rungs.
             rung += 1
 
     def uniform_step(self, rung: int, *, full: int | None) -> int | None:
@@ -380,8 +381,10 @@ class AdvantagePruner(BasePruner):
         }
         if placed.fidelity is not None:
             because["fidelity"] = dict(placed.fidelity)
+        # A trial without a value loses, and later trials are not compared with it.
         if math.isnan(value):
             return because
+        # Also that of a trial that loses here: later trials are compared with all that were here.
         storage_of(study).set_trial_system_attr(id_of(trial), rung_key(rung), [placed.step, value])
         standing = contest(
             trials,

@@ -60,10 +60,12 @@ def pairs_of_trials(
         Curves over the steps up to ``full`` that every complete uniform trial of the pairs has
         reported; NaN from where a trial was stopped.
     """
+    # Reversed: of several trials with one key the first counts.
     bandit = {
         _pair_key(t): t for t in reversed(trials) if _has_curve(t) and _is_trained_by(t, sampler)
     }
     uniform = {_pair_key(t): t for t in reference if _has_curve(t)}
+    # A study's own twins count before the trials of the reference.
     uniform.update({_pair_key(t): t for t in trials if _has_curve(t) and is_uniform(t)})
     keys = sorted(bandit.keys() & uniform.keys(), key=lambda key: (key[0], repr(sorted(key[1]))))
     steps = _common_steps([uniform[key] for key in keys], full)

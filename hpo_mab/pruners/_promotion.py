@@ -238,6 +238,7 @@ class PromotionPruner(BasePruner):
             for one in entries if every else entries[: self._places(entries)]:
                 last = one.last.last_step or 0
                 stopped = one.last.state == TrialState.PRUNED and not _diverged(one.last)
+                # A trial that has reached the following rung is ranked there.
                 if stopped and (following is None or last < following):
                     yield one.last
 

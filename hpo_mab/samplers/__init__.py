@@ -19,11 +19,12 @@ if TYPE_CHECKING:
     from hpo_mab.samplers._mab import MABSampler
     from hpo_mab.samplers._pass import CSGDSampler, PredictionVarianceSampler, PSGDSampler
     from hpo_mab.samplers._selective import (
+        CurriculumSampler,
         HardMiningSampler,
         InfoBatchSampler,
         SelectiveBackpropSampler,
     )
-    from hpo_mab.samplers._static import CurriculumSampler, UniformSampler
+    from hpo_mab.samplers._streams import UniformSampler
 
 __all__ = [
     "AdamBSSampler",

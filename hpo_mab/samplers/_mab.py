@@ -20,7 +20,7 @@ from hpo_mab.bandits import (
 )
 from hpo_mab.samplers._base import BatchSampler, CommonArguments
 from hpo_mab.samplers._feedback import Draw
-from hpo_mab.samplers._static import checked_difficulty, easiest
+from hpo_mab.samplers._selective import checked_difficulty, easiest
 
 
 class MABSampler(BatchSampler):
@@ -161,12 +161,14 @@ class MABSampler(BatchSampler):
         super().__init__(labels, **common)
         require(self.seed >= 0, "seed", "at least 0", self.seed)
         require(0 <= trim < 1, "trim", "in [0, 1)", trim)
+        # Ranks share the seed, but their bandits must not draw the same numbers.
         rng = np.random.default_rng([self.seed, self.rank])
         examples = self.examples
         known = None
         if difficulty is not None and trim:
             known = checked_difficulty(difficulty, len(self.labels))
         if trim:
+            # Without a record nothing is trimmed, but too large a share is an error at once.
             hardness = torch.zeros(len(examples)) if known is None else known[examples]
             kept = easiest(hardness, self.labels[examples], share=1 - trim)
             require(len(kept) >= self.batch_size, "trim", "small enough to leave a batch", trim)

@@ -7,8 +7,8 @@ import importlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from hpo_mab._errors import plain_arguments
-from hpo_mab._registry import Named, Registry, name_of
+from hpo_mab._errors import name_of, plain_arguments
+from hpo_mab._registry import Named, Registry
 
 if TYPE_CHECKING:
     import torch
@@ -19,7 +19,7 @@ NAMES: Mapping[str, str] = {
     "adambs": "hpo_mab.samplers._importance:AdamBSSampler",
     "contextual": "hpo_mab.samplers._linear:ContextualSampler",
     "csgd": "hpo_mab.samplers._pass:CSGDSampler",
-    "curriculum": "hpo_mab.samplers._static:CurriculumSampler",
+    "curriculum": "hpo_mab.samplers._selective:CurriculumSampler",
     "gradnorm": "hpo_mab.samplers._importance:GradNormSampler",
     "hard_mining": "hpo_mab.samplers._selective:HardMiningSampler",
     "impon": "hpo_mab.samplers._linear:ImponSampler",
@@ -28,7 +28,7 @@ NAMES: Mapping[str, str] = {
     "psgd": "hpo_mab.samplers._pass:PSGDSampler",
     "pvar": "hpo_mab.samplers._pass:PredictionVarianceSampler",
     "selective_backprop": "hpo_mab.samplers._selective:SelectiveBackpropSampler",
-    "uniform": "hpo_mab.samplers._static:UniformSampler",
+    "uniform": "hpo_mab.samplers._streams:UniformSampler",
 }
 
 #: Batch samplers. A sampler from elsewhere gets those of the arguments in ``given`` that it takes;
@@ -119,7 +119,7 @@ def sampler_maker(kind: Named) -> Callable[..., BatchSampler]:
     """A function that makes samplers of a kind, with the arguments of this package's classes.
 
     A class or function from elsewhere is called with those of these arguments that it takes, see
-    `hpo_mab.samplers._static.foreign_sampler`.
+    `hpo_mab.samplers._foreign.foreign_sampler`.
 
     Raises:
         UnknownNameError: No such kind.
@@ -128,7 +128,7 @@ def sampler_maker(kind: Named) -> Callable[..., BatchSampler]:
     found = SAMPLERS.load(kind)
     if SAMPLERS.name(kind) in SAMPLERS:
         return found
-    make = importlib.import_module("hpo_mab.samplers._static").foreign_sampler
+    make = importlib.import_module("hpo_mab.samplers._foreign").foreign_sampler
     return functools.partial(make, found, name_of(kind))
 
 

@@ -1,6 +1,7 @@
-"""Common parts of the samplers: streams of passes, and tables of one value for each example.
+"""Uniform sampling, and what other samplers share with it: streams of passes over the examples.
 
-Also weighted random choice, the moving average of the loss, and the scores of a forward pass.
+Also tables of one value for each example, weighted random choice, the moving average of the loss,
+and the scores of a forward pass.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from hpo_mab.samplers._base import BatchSampler, CommonArguments
+from hpo_mab.samplers._feedback import Draw
 
 
 def make_generator(
@@ -130,6 +132,39 @@ class StreamSampler(BatchSampler):
     def _load_state(self, state: dict[str, Any]) -> None:
         self._generator.set_state(state["generator"].cpu())
         self._stream.load_state(state["stream"])
+
+
+class UniformSampler(StreamSampler):
+    """Shuffling without replacement, as a continuous stream.
+
+    The first ``N`` indices drawn, the next ``N`` and so on hold each of the ``N`` examples of this
+    rank exactly once. Every batch has exactly ``B`` indices. Where ``B`` does not divide ``N``, a
+    batch takes its rest from the next epoch instead of being short. That rest has no example of the
+    batch's first part. So no batch holds an example twice, and none is short or dropped.
+
+    An epoch's permutation is drawn at once on ``device``; a draw is a slice of it. It learns
+    nothing from losses and has no reward rate.
+
+    Args:
+        labels: Class of each training example, integers [N].
+        **common: Arguments of every sampler, see `BatchSampler`.
+
+    Raises:
+        ArgumentError: An argument outside its bound.
+
+    Examples:
+        >>> from hpo_mab.samplers import UniformSampler
+        >>> sampler = UniformSampler([0, 1] * 4, batch_size=4)
+        >>> sorted(index for batch in sampler for index in batch)
+        [0, 1, 2, 3, 4, 5, 6, 7]
+    """
+
+    def _plan(self) -> Tensor:
+        order = torch.randperm(len(self._examples), generator=self._generator, device=self.device)
+        return self._examples[order]
+
+    def _draw(self) -> Draw:
+        return Draw(self._stream.take(self.batch_size))
 
 
 # Tables of one value for each example. Writes do not wait for the device, and the same writes

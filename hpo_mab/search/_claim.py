@@ -258,7 +258,7 @@ def claim_many(
     Returns:
         None; `Next.DONE` or `Next.WAIT` if there were fewer.
     """
-    with storage.lock(study.study_name), storage.optuna.together():
+    with storage.lock(study.study_name), storage.optuna.collect_writes():
         target = Target.load(study)
         close_lost(study, storage)
         if target.is_spent(study, storage.curves):

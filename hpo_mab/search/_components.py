@@ -5,6 +5,7 @@ The sampler's suggestions depend on the study's seed, slot and history only.
 
 from __future__ import annotations
 
+import functools
 import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -25,9 +26,9 @@ from hpo_mab._attributes import (
     TWIN_KEY,
     UNIFORM,
 )
-from hpo_mab._errors import ArgumentError
+from hpo_mab._errors import ArgumentError, name_of
 from hpo_mab._plan import Plan, derive_seed, slot_of
-from hpo_mab._registry import Named, Registry, bound_to, name_of
+from hpo_mab._registry import Named, Registry, bound_to
 from hpo_mab.pruners import AdvantagePruner, PromotionPruner, TopKPruner
 from hpo_mab.samplers._registry import SAMPLERS, record_column, sampler_maker
 from hpo_mab.search._space import Part, check_options, examples, parse_value
@@ -135,16 +136,20 @@ class OwnHistory(StudyView):
 
     A twin differs from its original by the batch sampler, which is not a parameter. So the model is
     fitted to trials of one batch sampler as far as possible. Twins under the sampler that the study
-    continues with replace their originals; all others are left out.
+    continues with replace their originals; all others are left out. A view serves one trial: which
+    trials it shows is decided at the first reading.
 
     Args:
         study: The study with all trials.
     """
 
+    @functools.cached_property
+    def _numbers(self) -> set[int]:
+        return Plan(self.study.get_trials(deepcopy=False)).once
+
     def shown(self, trials: list[FrozenTrial]) -> list[FrozenTrial]:
         """Those of the trials that are shown to the sampler."""
-        numbers = Plan(self.study.get_trials(deepcopy=False)).once
-        return [trial for trial in trials if trial.number in numbers]
+        return [trial for trial in trials if trial.number in self._numbers]
 
 
 class PlannedSampler(BaseSampler):
@@ -182,8 +187,9 @@ class PlannedSampler(BaseSampler):
         self._seed = seed
         self._initial = initial
         self._twins = twins
-        #: By study and number: trials of one study may run in several threads.
-        self._asked: dict[tuple[str, int], BaseSampler] = {}
+        #: By study and number: trials of one study may run in several threads. Each with the study
+        #: that its sampler sees, which is as it was at the trial's beginning.
+        self._asked: dict[tuple[str, int], tuple[BaseSampler, optuna.Study]] = {}
 
     def infer_relative_search_space(
         self, study: optuna.Study, trial: FrozenTrial
@@ -191,9 +197,8 @@ class PlannedSampler(BaseSampler):
         """See `optuna.samplers.BaseSampler`."""
         if slot_of(study, trial) < self._initial:
             return {}
-        return self._sampler(study, trial).infer_relative_search_space(
-            self._study_shown(study), trial
-        )
+        sampler, seen = self._sampler(study, trial)
+        return sampler.infer_relative_search_space(seen, trial)
 
     def sample_relative(
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
@@ -201,8 +206,8 @@ class PlannedSampler(BaseSampler):
         """See `optuna.samplers.BaseSampler`."""
         if slot_of(study, trial) < self._initial:
             return {}
-        seen = self._study_shown(study)
-        return self._sampler(study, trial).sample_relative(seen, trial, search_space)
+        sampler, seen = self._sampler(study, trial)
+        return sampler.sample_relative(seen, trial, search_space)
 
     def sample_independent(
         self,
@@ -214,15 +219,15 @@ class PlannedSampler(BaseSampler):
         """See `optuna.samplers.BaseSampler`."""
         slot = slot_of(study, trial)
         if slot >= self._initial:
-            sampler = self._sampler(study, trial)
-            seen = self._study_shown(study)
+            sampler, seen = self._sampler(study, trial)
             return sampler.sample_independent(seen, trial, param_name, param_distribution)
         random = RandomSampler(seed=derive_seed(self._seed, "initial", slot, param_name))
         return random.sample_independent(study, trial, param_name, param_distribution)
 
     def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
         """See `optuna.samplers.BaseSampler`."""
-        self._sampler(study, trial).before_trial(self._study_shown(study), trial)
+        sampler, seen = self._sampler(study, trial)
+        sampler.before_trial(seen, trial)
 
     def after_trial(
         self,
@@ -232,17 +237,17 @@ class PlannedSampler(BaseSampler):
         values: Sequence[float] | None,
     ) -> None:
         """See `optuna.samplers.BaseSampler`."""
-        self._sampler(study, trial).after_trial(self._study_shown(study), trial, state, values)
+        sampler, seen = self._sampler(study, trial)
+        sampler.after_trial(seen, trial, state, values)
         self._asked.pop((study.study_name, trial.number), None)
 
-    def _study_shown(self, study: optuna.Study) -> optuna.Study:
-        return cast(optuna.Study, OwnHistory(study)) if self._twins else study
-
-    def _sampler(self, study: optuna.Study, trial: FrozenTrial) -> BaseSampler:
+    def _sampler(self, study: optuna.Study, trial: FrozenTrial) -> tuple[BaseSampler, optuna.Study]:
+        """The trial's sampler, and the study as that sampler sees it."""
         key = (study.study_name, trial.number)
         if key not in self._asked:
             seed = derive_seed(self._seed, "sampler", slot_of(study, trial))
-            self._asked[key] = self._factory(seed=seed)
+            seen = cast(optuna.Study, OwnHistory(study)) if self._twins else study
+            self._asked[key] = self._factory(seed=seed), seen
         return self._asked[key]
 
 

@@ -322,6 +322,7 @@ class StudySpec(_Section):
             for section in _SEARCHED:
                 getattr(self, section).values(section)
         except HpoMabError as error:
+            # pydantic reports only a ValueError as a mistake in the definition.
             raise ValueError(str(error)) from error
         return self
 
@@ -330,6 +331,7 @@ class StudySpec(_Section):
         """Whether the first configurations are trained under uniform sampling, too."""
         if self.sampler.kind == AUTO:
             return True
+        # Evidence from elsewhere is not measured again.
         brings = {"evidence", "reference"} & self.pruner.options.keys()
         return self.pruner.kind == "advantage" and self.sampler.kind != "uniform" and not brings
 

@@ -50,6 +50,9 @@ from hpo_mab.training import DEFAULT_AVERAGE, Budget, TrainingDiverged, select_d
 class TrainingObjective:
     """An objective for `optuna.Study.optimize`: trains a network, returns its validation accuracy.
 
+    Its arguments are in five groups: what a trial trains, the search space, the training loop,
+    where trials run, and the study. ``model``, ``data``, ``budget`` and ``optimizer`` are required.
+
     Each value of ``model_options``, ``optimizer``, ``sampler``, ``batch_size``, ``warmup``,
     ``label_smoothing`` and ``average`` is a constant or a range. A range is an Optuna distribution,
     or a mapping such as ``{"low": 0.01, "high": 1.0, "log": True}``. Ranges become ordinary Optuna
@@ -71,14 +74,13 @@ class TrainingObjective:
         data: An `ImageSplits`, a `DatasetSplits`, or a pair of datasets (training, validation).
             Their items are ``(input tensor, class)``, with classes numbered from 0.
         budget: What one trial may spend.
+        augmentation: Random crops and flips on the device; only with `ImageSplits`.
         optimizer: ``name`` (default ``"sgd"``) and options.
         sampler: A sampler's kind, or ``kind`` (default ``"mab"``) and knobs. Kind ``"auto"`` trains
             the first configurations under uniform sampling. Twin trials train some of them under
             the samplers of ``portfolio`` as well. After this race the study continues with the best
             sampler. A kind may be ``"package.module:Name"``, or a class or a function, of any batch
             sampler or sampler of PyTorch's interface. The same holds for an optimiser's name.
-        portfolio: The samplers of ``"auto"``, each a kind, or a mapping with ``kind``, knobs and a
-            ``name``; ``"uniform"`` among them. None takes the default.
         model_options: Keyword arguments of ``model``.
         batch_size: Examples per batch.
         warmup: Share of the budget in which the learning rate rises linearly.
@@ -90,7 +92,6 @@ class TrainingObjective:
         evaluations: Equally spaced evaluations per trial.
         early_validation: Validation examples of the evaluations before the last, a fixed random
             part, at least 1; None takes all. The last evaluation takes all.
-        augmentation: Random crops and flips on the device; only with `ImageSplits`.
         precision: ``"float32"`` or ``"bfloat16"`` (autocast).
         channels_last: Memory format of images and weights.
         compile: Whether to use ``torch.compile``.
@@ -99,16 +100,18 @@ class TrainingObjective:
         threads: CPU threads of a trial, at least 1; afterwards the process has as many as before.
             None leaves the number as it is.
         num_workers: Data-loading processes; only with datasets.
+        device: ``"auto"`` takes CUDA, then MPS, then the CPU.
         seed: The study's seed. A trial's seed follows from it and the trial's slot.
         initial: Trials in the first ``initial`` slots are never pruned, so that trials of another
             study can be paired with them.
         pilot: Whether twin trials train the first ``initial`` configurations under uniform sampling
             as well; not with ``"auto"``.
+        portfolio: The samplers of ``"auto"``, each a kind, or a mapping with ``kind``, knobs and a
+            ``name``; ``"uniform"`` among them. None takes the default.
         trials: Trials of the study, where known; they limit the race of ``"auto"``. With None the
             first ``initial`` configurations do.
         total: The study's total budget. Samplers race at equal seconds where its unit is a time,
             else at equal examples.
-        device: ``"auto"`` takes CUDA, then MPS, then the CPU.
         curves: Where learning curves are stored; None keeps none.
 
     Raises:
@@ -139,34 +142,39 @@ class TrainingObjective:
     def __init__(
         self,
         *,
+        # What a trial trains.
         model: Callable[..., nn.Module],
         data: ImageSplits | DatasetSplits | tuple[Dataset[Any], Dataset[Any]],
         budget: Budget,
+        augmentation: Augmentation | None = None,
+        # The search space, constants or ranges.
         optimizer: Mapping[str, Any],
         sampler: Named | Mapping[str, Any] = "mab",
-        portfolio: Sequence[Any] | None = None,
         model_options: Mapping[str, Any] | None = None,
         batch_size: Any = 128,
         warmup: Any = 0.15,
         label_smoothing: Any = 0.0,
         average: Any = DEFAULT_AVERAGE,
+        # The training loop, the same for all trials.
         schedule: str = "linear",
         keep: str = "trained",
         evaluations: int = 8,
         early_validation: int | None = None,
-        augmentation: Augmentation | None = None,
         precision: str = "float32",
         channels_last: bool = False,
         compile: bool = False,
         graph: bool = True,
         threads: int | None = None,
+        # Where trials run.
         num_workers: int = 0,
+        device: str | torch.device = "auto",
+        # The study.
         seed: int = 0,
         initial: int = 0,
         pilot: bool = False,
+        portfolio: Sequence[Any] | None = None,
         trials: int | None = None,
         total: str | None = None,
-        device: str | torch.device = "auto",
         curves: CurveStore | None = None,
     ) -> None:
         chosen = {"kind": "mab", **sampler} if isinstance(sampler, Mapping) else {"kind": sampler}

@@ -197,6 +197,7 @@ class Part:
     """
 
     name: str
+    # Not compared: two makers of one name are equal functions but different objects.
     make: Callable[..., Any] = dataclasses.field(repr=False, compare=False)
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 

@@ -191,6 +191,7 @@ class StackLoop(TrialLoop):
             objective.workload, slots=slots, seed=objective.seed, examples=examples
         )
         self._running: dict[int, _Running] = {}
+        # One point decides; a twin may have another sampler, so each trial is asked again.
         low, _ = objective.space.corners()
         self._may_stack = why_alone(objective.workload, low) is None
 
@@ -226,7 +227,7 @@ class StackLoop(TrialLoop):
                 )
             finally:
                 claimed = self._claimed[known:]
-            with self._storage.optuna.together():
+            with self._storage.optuna.collect_writes():
                 alone = [trial for trial in claimed if not self._start_in_slot(trial)]
             for trial in alone:
                 self._run(trial)
@@ -303,7 +304,7 @@ class StackLoop(TrialLoop):
 
     def _record(self, found: Sequence[tuple[_Running, Evaluation | TrainingDiverged]]) -> None:
         """Record evaluations; end the trials whose last it was or that the pruner stops."""
-        with self._storage.optuna.together():
+        with self._storage.optuna.collect_writes():
             for running, result in found:
                 stack, slot = running.place
                 running.record.evaluation_seconds = stack.evaluation_seconds[slot]
@@ -396,6 +397,7 @@ def _shape(configuration: Configuration) -> Hashable:
     """What trials on one stack have in common, besides the kind of their bandits."""
     model: dict[str, Any] = dict(configuration.model)
     return (
+        # As text: an option may be a list, which cannot be hashed.
         tuple(sorted((key, repr(value)) for key, value in model.items())),
         configuration.batch_size,
         configuration.optimizer.name,

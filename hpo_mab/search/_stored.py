@@ -298,6 +298,7 @@ class StudyExamples:
             count: How many; fewer where fewer were visited.
         """
         scores = self.scores(ranking)
+        # Examples that no trial drew have no score.
         visited = np.flatnonzero(self.record.counts.visits > 0)
         order = visited[np.argsort(-scores[visited], kind="stable")]
         return self._examples(order[:count], scores)
@@ -329,6 +330,8 @@ class StudyExamples:
     def _examples(self, positions: NDArray[np.int64], scores: NDArray[np.float64]) -> list[Example]:
         record, splits = self.record, self.splits
         classes = splits.train.classes
+        # `positions` are places in the record, which may be a sample; `rows` in the training part;
+        # `indices` in the data set.
         rows = record.examples[positions]
         indices = rows if splits.positions is None else splits.positions.numpy()[rows]
         labels = splits.train.labels.numpy()[rows]

@@ -203,7 +203,7 @@ class TrialLoop:
     def _finish(self, *ends: End) -> None:
         """Store how trials have ended, with one lock."""
         # With the lock, as another worker may be closing a trial as lost.
-        with self._storage.lock(self._study.study_name), self._storage.optuna.together():
+        with self._storage.lock(self._study.study_name), self._storage.optuna.collect_writes():
             ended = [
                 self._study.tell(end.trial, end.value, state=end.state, skip_if_finished=True)
                 for end in ends

@@ -15,10 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Subset
 
-from hpo_mab._errors import ArgumentError, check_integer
+from hpo_mab._errors import ArgumentError, check_integer, name_of
 from hpo_mab._examples import ExampleRecord
 from hpo_mab._plan import derive_seed
-from hpo_mab._registry import name_of
 from hpo_mab.data import Augmentation, DatasetSplits, ImageData, ImageSplits, Normalization
 from hpo_mab.samplers import BatchSampler
 from hpo_mab.samplers._registry import record_column
@@ -44,16 +43,7 @@ from hpo_mab.training._tally import ExampleTally
 class Loop:
     """Settings of the training loop that no trial changes.
 
-    Attributes:
-        evaluations: Equally spaced evaluations per trial.
-        precision: ``"float32"`` or ``"bfloat16"``.
-        channels_last: Memory format of images and weights.
-        compile: Whether to use ``torch.compile``.
-        graph: Whether steps may be captured in a CUDA graph; taken where they can be.
-        schedule: ``"linear"`` or ``"constant"``, see `hpo_mab.training.Training`.
-        keep: Which weights a trial ends with, ``"trained"`` or ``"better"``.
-        threads: CPU threads; None leaves the process's number as it is.
-        early_validation: Validation examples of the evaluations before the last; None takes all.
+    The fields are arguments of `hpo_mab.search.TrainingObjective`, which describes them.
 
     Raises:
         ArgumentError: A number below 1.
@@ -370,6 +360,7 @@ class Workload:
             precision=self.loop.precision,
             channels_last=self.loop.channels_last,
             compile=self.loop.compile,
+            # True would refuse samplers and data that a graph cannot hold.
             graph=None if self.loop.graph else False,
             examples=self._tally(1) if examples else None,
             **self._options(configuration),

@@ -12,11 +12,9 @@ import contextvars
 import copy
 import dataclasses
 import datetime
-import functools
 import json
-import operator
 from collections import defaultdict
-from collections.abc import Collection, Container, Iterable, Iterator, Sequence
+from collections.abc import Collection, Container, Iterator, Sequence
 from typing import Any
 
 import optuna
@@ -25,7 +23,6 @@ from optuna.distributions import (
     BaseDistribution,
     check_distribution_compatibility,
     distribution_to_json,
-    json_to_distribution,
 )
 from optuna.exceptions import StorageInternalError
 from optuna.storages import RDBStorage
@@ -44,23 +41,20 @@ from hpo_mab.storage._tables import (
     TRIALS,
     USER_ATTRIBUTES,
     end_statement,
+    frozen_trials,
     heartbeat_statement,
     new_trial_statement,
     put_statement,
     value_statement,
 )
 
-_Value = models.TrialValueModel
-_Report = models.TrialIntermediateValueModel
-_row_id = operator.itemgetter(2)
-
 #: Most ids that a statement lists: databases limit its length.
 _LISTED = 500
 
 
 @dataclasses.dataclass
-class _Together:
-    """What a thread has to write, and what it has read, within `LeanStorage.together`."""
+class _Collected:
+    """What a thread has to write, and what it has read, within `LeanStorage.collect_writes`."""
 
     storage: LeanStorage
     #: Rows that wait, by statement.
@@ -69,10 +63,26 @@ class _Together:
     written: set[int]
     #: Studies whose trials Optuna's cache has read.
     read: set[int]
+    #: Trials as they are with all writes so far, and the study of each.
+    known: dict[int, tuple[int, FrozenTrial]]
+
+    def keep(self, rows: Sequence[Any], trials: Sequence[FrozenTrial]) -> None:
+        """Keep trials that were read."""
+        for row, trial in zip(rows, trials, strict=True):
+            self.known[row.trial_id] = row.study_id, trial
+
+    def change(self, trial_id: int, part: str, name: Any, value: Any) -> None:
+        """Change one item of a kept trial; ``part`` is the name of its dictionary."""
+        if trial_id in self.known:
+            study_id, trial = self.known[trial_id]
+            # Optuna's cache may have the same object.
+            changed = _copy(trial)
+            getattr(changed, part)[name] = value
+            self.known[trial_id] = study_id, changed
 
 
 #: Of one thread: a new thread begins without a value.
-_together: contextvars.ContextVar[_Together | None] = contextvars.ContextVar("together")
+_collected: contextvars.ContextVar[_Collected | None] = contextvars.ContextVar("collected")
 
 
 class LeanStorage(RDBStorage):
@@ -92,8 +102,8 @@ class LeanStorage(RDBStorage):
         return set(self._get_stale_trial_ids(study._study_id))
 
     @contextlib.contextmanager
-    def together(self) -> Iterator[None]:
-        """Collect what this thread writes, and read the trials of a study once.
+    def collect_writes(self) -> Iterator[None]:
+        """Collect what this thread writes, and read each trial once and after writes to it.
 
         One transaction writes parameters, reports, attributes and heartbeats of trials: at the next
         read or the end of the context. A trial that has finished in the meantime does not change.
@@ -103,8 +113,8 @@ class LeanStorage(RDBStorage):
         if not self._has_upsert or self._collecting is not None:
             yield
             return
-        collecting = _Together(self, defaultdict(list), set(), set())
-        token = _together.set(collecting)
+        collecting = _Collected(self, defaultdict(list), set(), set(), {})
+        token = _collected.set(collecting)
         try:
             yield
         except BaseException:
@@ -115,14 +125,14 @@ class LeanStorage(RDBStorage):
         else:
             self._write(collecting)
         finally:
-            _together.reset(token)
+            _collected.reset(token)
 
     @property
-    def _collecting(self) -> _Together | None:
-        collecting = _together.get(None)
+    def _collecting(self) -> _Collected | None:
+        collecting = _collected.get(None)
         return collecting if collecting is not None and collecting.storage is self else None
 
-    def _write(self, collecting: _Together) -> None:
+    def _write(self, collecting: _Collected) -> None:
         if not collecting.waiting:
             return
         waiting, collecting.waiting = collecting.waiting, defaultdict(list)
@@ -162,15 +172,16 @@ class LeanStorage(RDBStorage):
         value, kind = encode(intermediate_value)
         row = {"step": step, "intermediate_value": value, "intermediate_value_type": kind}
         self._upsert(REPORTS, trial_id, key="step", row=row)
+        self._change(trial_id, "intermediate_values", step, float(intermediate_value))
 
     def set_trial_user_attr(self, trial_id: int, key: str, value: Any) -> None:
         """See `optuna.storages.BaseStorage`."""
         if not self._has_upsert:
             super().set_trial_user_attr(trial_id, key, value)
             return
-        self._upsert(
-            USER_ATTRIBUTES, trial_id, key="key", row={"key": key, "value_json": json.dumps(value)}
-        )
+        row = {"key": key, "value_json": json.dumps(value)}
+        self._upsert(USER_ATTRIBUTES, trial_id, key="key", row=row)
+        self._change(trial_id, "user_attrs", key, json.loads(row["value_json"]))
 
     def set_trial_system_attr(self, trial_id: int, key: str, value: Any) -> None:
         """See `optuna.storages.BaseStorage`."""
@@ -179,6 +190,7 @@ class LeanStorage(RDBStorage):
             return
         row = {"key": key, "value_json": json.dumps(value)}
         self._upsert(SYSTEM_ATTRIBUTES, trial_id, key="key", row=row)
+        self._change(trial_id, "system_attrs", key, json.loads(row["value_json"]))
 
     def record_heartbeat(self, trial_id: int) -> None:
         """See `optuna.storages.RDBStorage`."""
@@ -205,7 +217,7 @@ class LeanStorage(RDBStorage):
             super()._set_trial_param(
                 trial_id, param_name, param_value_internal, distribution, previous_distribution
             )
-            self._note_written(trial_id)
+            self._forget(trial_id)
             return
         check_distribution_compatibility(previous_distribution, distribution)
         row = {
@@ -214,6 +226,7 @@ class LeanStorage(RDBStorage):
             "distribution_json": distribution_to_json(distribution),
         }
         self._upsert(PARAMS, trial_id, key="param_name", row=row)
+        self._forget(trial_id)
 
     def _create_new_trial(
         self, study_id: int, template_trial: FrozenTrial | None = None
@@ -221,7 +234,7 @@ class LeanStorage(RDBStorage):
         lean = self._has_upsert and self.engine.dialect.insert_returning
         if not lean or template_trial is None or not _is_bare(template_trial):
             created = super()._create_new_trial(study_id, template_trial)
-            self._note_written(created._trial_id)
+            self._forget(created._trial_id)
             return created
         with self._transaction() as connection:
             # The number is the count of the study's trials, so no other process may add one. SQLite
@@ -243,7 +256,7 @@ class LeanStorage(RDBStorage):
                     connection.execute(table.insert(), rows)
         created = copy.deepcopy(template_trial)
         created.number, created._trial_id = made.number, made.trial_id
-        self._note_written(created._trial_id)
+        self._forget(created._trial_id)
         return created
 
     def set_trial_state_values(
@@ -252,7 +265,7 @@ class LeanStorage(RDBStorage):
         """See `optuna.storages.BaseStorage`."""
         if (collecting := self._collecting) is not None:
             self._write(collecting)
-        self._note_written(trial_id)
+        self._forget(trial_id)
         if not self._has_upsert or not state.is_finished():
             return super().set_trial_state_values(trial_id, state, values)
         with self._transaction() as connection:
@@ -267,13 +280,24 @@ class LeanStorage(RDBStorage):
 
     def get_trial(self, trial_id: int) -> FrozenTrial:
         """See `optuna.storages.BaseStorage`."""
+        wanted = {trial_id}
         if (collecting := self._collecting) is not None:
+            if trial_id in collecting.known:
+                # A copy, because Optuna's `Trial` changes what it gets.
+                return _copy(collecting.known[trial_id][1])
             self._write(collecting)
+            # With the others that were written: they are usually asked for next.
+            wanted.update(sorted(collecting.written - collecting.known.keys())[: _LISTED - 1])
         with self._statement() as connection:
-            rows = connection.execute(sa.select(TRIALS).where(TRIALS.c.trial_id == trial_id)).all()
-            if not rows:
-                raise KeyError(models.NOT_FOUND_MSG)
-            return self._frozen(connection, rows)[0]
+            query = sa.select(TRIALS).where(TRIALS.c.trial_id.in_(sorted(wanted)))
+            rows = connection.execute(query.order_by(TRIALS.c.trial_id)).all()
+            found = {trial._trial_id: trial for trial in self._frozen(connection, rows)}
+        if trial_id not in found:
+            raise KeyError(models.NOT_FOUND_MSG)
+        if collecting is not None:
+            collecting.keep(rows, list(found.values()))
+            return _copy(found[trial_id])
+        return found[trial_id]
 
     def _get_trials(
         self,
@@ -282,18 +306,24 @@ class LeanStorage(RDBStorage):
         included_trial_ids: Collection[int],
         trial_id_greater_than: int,
     ) -> list[FrozenTrial]:
+        kept: list[FrozenTrial] = []
         if (collecting := self._collecting) is not None:
-            self._write(collecting)
             # The highest id in Optuna's cache, which lists the trials that it must read again.
-            known = max((trial_id_greater_than, *included_trial_ids))
-            if states is None and known > -1:
+            last = max((trial_id_greater_than, *included_trial_ids))
+            if states is None and last > -1:
                 written, collecting.written = collecting.written, set()
                 if study_id in collecting.read:
-                    if not written:
-                        return []
-                    included_trial_ids, trial_id_greater_than = written, known
+                    # If one is new to Optuna's cache, the cache must get all new ones.
+                    again = {i for i in written if i <= last}
+                    known = [collecting.known[i] for i in again if i in collecting.known]
+                    kept = [trial for study, trial in known if study == study_id]
+                    included_trial_ids = again - collecting.known.keys()
+                    if not included_trial_ids and again == written:
+                        return kept
+                    trial_id_greater_than = last
                 collecting.read.add(study_id)
-        return self._read(study_id, states, included_trial_ids, trial_id_greater_than)
+            self._write(collecting)
+        return kept + self._read(study_id, states, included_trial_ids, trial_id_greater_than)
 
     def _read(
         self, study_id: int, states: Container[TrialState] | None, again: Collection[int], last: int
@@ -325,7 +355,10 @@ class LeanStorage(RDBStorage):
                 # An unknown study is an error, one without trials is not.
                 self.get_study_name_from_id(study_id)
                 return []
-            return self._frozen(connection, rows)
+            trials = self._frozen(connection, rows)
+        if (collecting := self._collecting) is not None:
+            collecting.keep(rows, trials)
+        return trials
 
     def _frozen(self, connection: sa.Connection, rows: Sequence[Any]) -> list[FrozenTrial]:
         ids = [row.trial_id for row in rows]
@@ -334,7 +367,7 @@ class LeanStorage(RDBStorage):
         else:
             # A study's ids lie close together: what is read of other studies is left out below.
             parts = connection.execute(CHILDREN_BETWEEN, {"first": ids[0], "last": ids[-1]})
-        return _frozen_trials(rows, parts)
+        return frozen_trials(rows, parts)
 
     def _upsert(self, table: Any, trial_id: int, *, key: str, row: dict[str, Any]) -> None:
         """Insert or replace a row of an unfinished trial.
@@ -344,8 +377,8 @@ class LeanStorage(RDBStorage):
             UpdateFinishedTrialError: The trial has finished.
         """
         put = put_statement(self.engine.name, table, key, tuple(row))
-        self._note_written(trial_id)
         if (collecting := self._collecting) is not None:
+            collecting.written.add(trial_id)
             collecting.waiting[put].append({"trial_id": trial_id, **row})
             return
         with self._statement() as connection:
@@ -353,9 +386,25 @@ class LeanStorage(RDBStorage):
         if not written:
             self.check_trial_is_updatable(trial_id, self.get_trial(trial_id).state)
 
-    def _note_written(self, trial_id: int) -> None:
+    def _change(self, trial_id: int, part: str, name: Any, value: Any) -> None:
+        """Change one item of a trial also where this thread has kept it."""
+        if (collecting := self._collecting) is not None:
+            collecting.change(trial_id, part, name, value)
+
+    def _forget(self, trial_id: int) -> None:
+        """Read a trial again that this thread has written."""
         if (collecting := self._collecting) is not None:
             collecting.written.add(trial_id)
+            collecting.known.pop(trial_id, None)
+
+
+def _copy(trial: FrozenTrial) -> FrozenTrial:
+    """A trial whose attributes, parameters and reports can be changed."""
+    copied = copy.copy(trial)
+    for name, value in vars(trial).items():
+        if isinstance(value, dict):
+            setattr(copied, name, value.copy())
+    return copied
 
 
 def _is_bare(trial: FrozenTrial) -> bool:
@@ -375,67 +424,3 @@ def _value_rows(trial_id: int, values: Sequence[float]) -> list[dict[str, Any]]:
         {"trial_id": trial_id, "objective": place, "value": stored, "value_type": kind}
         for place, (stored, kind) in enumerate(map(encode, values))
     ]
-
-
-def _frozen_trials(trials: Sequence[Any], children: Iterable[Any]) -> list[FrozenTrial]:
-    """Optuna's trials from rows of its tables, in the order of the former.
-
-    Args:
-        trials: Rows of Optuna's table of trials.
-        children: Rows of `CHILDREN_OF` that belong to them, and maybe to other trials.
-    """
-    wanted: dict[int, list[Any]] = {row.trial_id: [] for row in trials}
-    for child in children:
-        if child[1] in wanted:
-            wanted[child[1]].append(child)
-    return [_frozen(row, wanted[row.trial_id]) for row in trials]
-
-
-def _frozen(row: Any, children: list[Any]) -> FrozenTrial:
-    # Optuna returns them in the order in which they were written.
-    children.sort(key=_row_id)
-    parts: dict[str, dict[str, Any]] = {
-        k: {} for k in ("param", "value", "report", "user", "system")
-    }
-    distributions: dict[str, BaseDistribution] = {}
-    for kind, _, _, name, number, text in children:
-        if kind == "param":
-            distributions[name] = _distribution(text)
-            parts[kind][name] = distributions[name].to_external_repr(number)
-        elif kind == "value":
-            parts[kind][name] = _Value.stored_repr_to_value(number, _Value.TrialValueType[text])
-        elif kind == "report":
-            reported = _Report.TrialIntermediateValueType[text]
-            parts[kind][name] = _Report.stored_repr_to_intermediate_value(number, reported)
-        else:
-            parts[kind][name] = json.loads(text)
-    return FrozenTrial(
-        number=row.number,
-        state=row.state,
-        value=None,
-        values=[value for _, value in sorted(_by_number(parts["value"]).items())] or None,
-        datetime_start=_local_time(row.datetime_start),
-        datetime_complete=_local_time(row.datetime_complete),
-        params=parts["param"],
-        distributions=distributions,
-        user_attrs=parts["user"],
-        system_attrs=parts["system"],
-        intermediate_values=_by_number(parts["report"]),
-        trial_id=row.trial_id,
-    )
-
-
-def _by_number(values: dict[str, Any]) -> dict[int, Any]:
-    return {int(name): value for name, value in values.items()}
-
-
-@functools.lru_cache(maxsize=4096)
-def _distribution(text: str) -> BaseDistribution:
-    return json_to_distribution(text)
-
-
-def _local_time(moment: datetime.datetime | None) -> datetime.datetime | None:
-    # Optuna writes UTC and returns local time, both without a time zone.
-    if moment is None:
-        return None
-    return moment.replace(tzinfo=datetime.UTC).astimezone().replace(tzinfo=None)

@@ -1,34 +1,39 @@
 """Tables of a study's database, Optuna's and ours, with their statements and our version.
 
-A table of ours changes in two places. New databases get the tables defined here. One revision in
-``migrations/versions`` changes existing databases. The curves have a column for each field of
-`Evaluation`; the revision of a new one is::
+A table of ours changes in two places. New databases get the tables defined here. A function in
+`_UPGRADES` changes existing databases, by Alembic's operations. The curves have a column for each
+field of `Evaluation`; the function of a new one is::
 
-    revision, down_revision = "4", "3"
-
-    def upgrade() -> None:
+    def _add_name(op: Operations) -> None:
         op.add_column("hpo_mab_curves", sa.Column("name", sa.Double, nullable=True))
 
-Revisions are numbered by their files, ``v3_name.py``; `HEAD` is the newest. A process that finds an
-older number upgrades the database, with its lock held, when it opens it.
+A process that finds an older version upgrades the database, with its lock held, when it opens it.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import functools
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
+import json
+import operator
+import secrets
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
+from optuna.distributions import BaseDistribution, json_to_distribution
 from optuna.storages._rdb import models
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.dialects import postgresql, sqlite
 
+from hpo_mab._attributes import CURVE_KEY
 from hpo_mab._errors import StorageError, hide_passwords
 from hpo_mab.storage._process import Locks
 from hpo_mab.training import Evaluation
+
+if TYPE_CHECKING:
+    from alembic.operations import Operations
 
 #: Optuna's own tables.
 STUDIES = models.StudyModel.__table__
@@ -40,6 +45,10 @@ USER_ATTRIBUTES = models.TrialUserAttributeModel.__table__
 SYSTEM_ATTRIBUTES = models.TrialSystemAttributeModel.__table__
 STUDY_ATTRIBUTES = models.StudySystemAttributeModel.__table__
 HEARTBEATS = models.TrialHeartbeatModel.__table__
+
+_Value = models.TrialValueModel
+_Report = models.TrialIntermediateValueModel
+_row_id = operator.itemgetter(2)
 
 
 def _select_part(kind: str, table: Any, row: str, name: str, number: str | None, text: str) -> Any:
@@ -82,6 +91,70 @@ CHILDREN_OF = _all_parts(lambda column: column.in_(sa.bindparam("ids", expanding
 CHILDREN_BETWEEN = _all_parts(
     lambda column: column.between(sa.bindparam("first"), sa.bindparam("last"))
 )
+
+
+def frozen_trials(trials: Sequence[Any], children: Iterable[Any]) -> list[FrozenTrial]:
+    """Optuna's trials from rows of its tables, in the order of the former.
+
+    Args:
+        trials: Rows of Optuna's table of trials.
+        children: Rows of `CHILDREN_OF` that belong to them, and maybe to other trials.
+    """
+    wanted: dict[int, list[Any]] = {row.trial_id: [] for row in trials}
+    for child in children:
+        if child[1] in wanted:
+            wanted[child[1]].append(child)
+    return [_frozen(row, wanted[row.trial_id]) for row in trials]
+
+
+def _frozen(row: Any, children: list[Any]) -> FrozenTrial:
+    # Optuna returns them in the order in which they were written.
+    children.sort(key=_row_id)
+    parts: dict[str, dict[str, Any]] = {
+        k: {} for k in ("param", "value", "report", "user", "system")
+    }
+    distributions: dict[str, BaseDistribution] = {}
+    for kind, _, _, name, number, text in children:
+        if kind == "param":
+            distributions[name] = _distribution(text)
+            parts[kind][name] = distributions[name].to_external_repr(number)
+        elif kind == "value":
+            parts[kind][name] = _Value.stored_repr_to_value(number, _Value.TrialValueType[text])
+        elif kind == "report":
+            reported = _Report.TrialIntermediateValueType[text]
+            parts[kind][name] = _Report.stored_repr_to_intermediate_value(number, reported)
+        else:
+            parts[kind][name] = json.loads(text)
+    return FrozenTrial(
+        number=row.number,
+        state=row.state,
+        value=None,
+        values=[value for _, value in sorted(_by_number(parts["value"]).items())] or None,
+        datetime_start=_local_time(row.datetime_start),
+        datetime_complete=_local_time(row.datetime_complete),
+        params=parts["param"],
+        distributions=distributions,
+        user_attrs=parts["user"],
+        system_attrs=parts["system"],
+        intermediate_values=_by_number(parts["report"]),
+        trial_id=row.trial_id,
+    )
+
+
+def _by_number(values: dict[str, Any]) -> dict[int, Any]:
+    return {int(name): value for name, value in values.items()}
+
+
+@functools.lru_cache(maxsize=4096)
+def _distribution(text: str) -> BaseDistribution:
+    return json_to_distribution(text)
+
+
+def _local_time(moment: datetime.datetime | None) -> datetime.datetime | None:
+    # Optuna writes UTC and returns local time, both without a time zone.
+    if moment is None:
+        return None
+    return moment.replace(tzinfo=datetime.UTC).astimezone().replace(tzinfo=None)
 
 
 #: Without `in_`: a list cannot be a parameter of a statement for many rows.
@@ -143,15 +216,6 @@ def heartbeat_statement(dialect: str) -> Any:
 
 # Our tables.
 
-_MIGRATIONS = Path(__file__).with_name("migrations")
-#: The revision that the tables below have.
-HEAD = str(
-    max(int(path.stem.partition("_")[0][1:]) for path in _MIGRATIONS.glob("versions/v*_*.py"))
-)
-#: The revision, and the table, of databases that were made before the tables had a version.
-_UNVERSIONED = "1"
-_UNVERSIONED_TABLE = "hpo_mab_evaluations"
-
 _metadata = sa.MetaData()
 # Named and made as Alembic makes it; Optuna's is a separate one.
 VERSION_TABLE = "hpo_mab_schema"
@@ -193,6 +257,78 @@ EXAMPLES = sa.Table(
 )
 
 
+# Upgrades of databases that earlier versions of this package have made.
+#
+# MySQL commits at each change of a table, and so does SQLite at the first. So every step of an
+# upgrade can be repeated after the process was killed in it. A table that is made here is made as
+# it is now, so an upgrade that adds a column checks that there is none.
+
+#: Databases of version 1 do not name it; they have this table of curves by Optuna's trial ids.
+_UNVERSIONED = 1
+_OLD_CURVES = "hpo_mab_evaluations"
+_OLD_FIGURES = (
+    "index",
+    "steps",
+    "examples",
+    "seconds",
+    "sampler_seconds",
+    "accuracy",
+    "loss",
+    "train_loss",
+    "learning_rate",
+    "reward_rate",
+    "concentration",
+)
+
+
+def _number_curves(op: Operations) -> None:
+    """Move curves into a table by numbers of their own; leave out those of deleted trials."""
+    connection = op.get_bind()
+    CURVES.create(connection, checkfirst=True)
+    tables = sa.inspect(connection).get_table_names()
+    if _OLD_CURVES in tables:
+        _move_curves(connection)
+        op.drop_table(_OLD_CURVES)
+    # On servers; locks are the server's own now.
+    if "hpo_mab_locks" in tables:
+        op.drop_table("hpo_mab_locks")
+
+
+def _move_curves(connection: sa.Connection) -> None:
+    old = sa.table(_OLD_CURVES, *map(sa.column, ("trial_id", *_OLD_FIGURES)))
+    attributes = SYSTEM_ATTRIBUTES
+    connection.execute(CURVES.delete())
+    connection.execute(attributes.delete().where(attributes.c.key == CURVE_KEY))
+    # A trial without a report has no curve: what is there is of a deleted trial of its id.
+    reported = sa.select(REPORTS.c.trial_id)
+    trials = connection.scalars(sa.select(old.c.trial_id).where(old.c.trial_id.in_(reported)))
+    rows = [
+        {"trial_id": trial_id, "key": CURVE_KEY, "value_json": str(secrets.randbits(62))}
+        for trial_id in sorted(set(trials))
+    ]
+    if not rows:
+        return
+    connection.execute(attributes.insert(), rows)
+    number = sa.cast(attributes.c.value_json, sa.BigInteger)
+    has_number = sa.and_(attributes.c.trial_id == old.c.trial_id, attributes.c.key == CURVE_KEY)
+    moved = sa.select(number, *(old.c[name] for name in _OLD_FIGURES)).join(attributes, has_number)
+    connection.execute(CURVES.insert().from_select(["curve", *_OLD_FIGURES], moved))
+
+
+def _add_examples(op: Operations) -> None:
+    """Make the table of the records of examples."""
+    EXAMPLES.create(op.get_bind(), checkfirst=True)
+
+
+#: What changes a database of the version before, by the version that it has afterwards.
+_UPGRADES: dict[int, Callable[[Operations], None]] = {
+    2: _number_curves,
+    3: _add_examples,
+}
+#: The version of the tables above.
+VERSION = max(_UPGRADES)
+
+
 def prepare_tables(engine: sa.Engine) -> None:
     """Make our tables where there are none, and bring older ones up to date.
 
@@ -206,48 +342,51 @@ def prepare_tables(engine: sa.Engine) -> None:
         if _is_current(engine):
             return
         with engine.begin() as connection:
-            if _version(connection) is None and not _has_table(connection, _UNVERSIONED_TABLE):
+            found = _version(connection)
+            if found is None:
                 _metadata.create_all(connection)
-                connection.execute(_versions.insert().values(version_num=HEAD))
+                _set_version(connection, VERSION)
             else:
-                upgrade(connection)
+                _upgrade(connection, found)
 
 
-def upgrade(connection: sa.Connection, *, to: str = HEAD) -> None:
-    """Run the revisions that a database lacks; one that was cut off is run again from its start.
+def _upgrade(connection: sa.Connection, found: int) -> None:
+    """Run the upgrades that a database lacks; one that was cut off is run again from its start."""
+    from alembic.migration import MigrationContext
+    from alembic.operations import Operations
 
-    Args:
-        connection: In a transaction.
-        to: The revision to stop at.
-    """
-    from alembic import command
-    from alembic.config import Config
-
-    config = Config()
-    config.set_main_option("script_location", str(_MIGRATIONS))
-    config.attributes["connection"] = connection
-    if _version(connection) is None:
-        command.stamp(config, _UNVERSIONED)
-    command.upgrade(config, to)
+    # Before the first change: without old curves, nothing else says that a database is old.
+    _set_version(connection, found)
+    op = Operations(MigrationContext.configure(connection))
+    for version, upgrade in sorted(_UPGRADES.items()):
+        if version > found:
+            upgrade(op)
+            _set_version(connection, version)
 
 
 def _is_current(engine: sa.Engine) -> bool:
     with engine.connect() as connection:
         found = _version(connection)
-    if found is not None and int(found) > int(HEAD):
+    if found is not None and found > VERSION:
         shown = hide_passwords(engine.url.render_as_string(hide_password=True))
         raise StorageError(
             f"Storage {shown} was written by a later hpo-mab (schema {found}; this one knows "
-            f"schemas up to {HEAD}). Install that version from its clone: pip install ."
+            f"schemas up to {VERSION}). Install that version from its clone: pip install ."
         )
-    return found == HEAD
+    return found == VERSION
 
 
-def _version(connection: sa.Connection) -> str | None:
-    if not _has_table(connection, VERSION_TABLE):
-        return None
-    return connection.scalar(sa.select(_versions.c.version_num))
+def _version(connection: sa.Connection) -> int | None:
+    """The version of our tables in a database; None where it has none of them."""
+    has_table = sa.inspect(connection).has_table
+    if has_table(VERSION_TABLE):
+        found = connection.scalar(sa.select(_versions.c.version_num))
+        if found is not None:
+            return int(found)
+    return _UNVERSIONED if has_table(_OLD_CURVES) else None
 
 
-def _has_table(connection: sa.Connection, table: str) -> bool:
-    return bool(sa.inspect(connection).has_table(table))
+def _set_version(connection: sa.Connection, version: int) -> None:
+    _versions.create(connection, checkfirst=True)
+    connection.execute(_versions.delete())
+    connection.execute(_versions.insert().values(version_num=str(version)))

@@ -283,7 +283,9 @@ class LoaderBatches:
             self.dataset,
             batch_sampler=sampler,
             num_workers=self.num_workers,
+            # New processes for each pass would cost more than a short pass.
             persistent_workers=self.num_workers > 0,
+            # Only copies from pinned memory can overlap with the step.
             pin_memory=self.device.type == "cuda",
             generator=torch.Generator().manual_seed(self.seed),
         )

@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.nn import Module, Parameter
 from torch.optim import SGD, Adam, AdamW, NAdam, Optimizer, RMSprop
 
-from hpo_mab._errors import ArgumentError, UnknownNameError, plain_arguments
-from hpo_mab._registry import Named, Registry, name_of
+from hpo_mab._errors import ArgumentError, UnknownNameError, name_of, plain_arguments
+from hpo_mab._registry import Named, Registry
 
 
 def sgd(

@@ -222,14 +222,7 @@ class CurveArguments(TypedDict, total=False):
 class LearningCurve:
     """The evaluations of a training: their steps, their weights, and those made so far.
 
-    Args:
-        steps: Budget in optimiser steps, at least 1.
-        evaluations: Evaluations wanted, see `evaluation_steps`.
-        warmup: As for `Schedule`.
-        schedule: Kind of the `Schedule`.
-        average: Window of the moving average of the weights; 0 for none.
-        keep: One of `KEEP`.
-        label_smoothing: Share of the target spread over all classes, in [0, 1).
+    `hpo_mab.training.Training` describes the arguments; their defaults are here.
 
     Attributes:
         schedule: The learning-rate schedule.

@@ -8,7 +8,7 @@ import math
 import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Self
+from typing import Any, Self, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -38,7 +38,7 @@ from hpo_mab.training._device import (
 )
 from hpo_mab.training._device_step import DeviceStep
 from hpo_mab.training._optimizers import require_trainable
-from hpo_mab.training._schedule import Evaluation, LearningCurve, sampler_figures
+from hpo_mab.training._schedule import CurveArguments, Evaluation, LearningCurve, sampler_figures
 from hpo_mab.training._tally import ExampleTally
 
 
@@ -123,30 +123,17 @@ class Training(Iterator[Evaluation]):
         sampler: BatchSampler,
         optimizer: Optimizer,
         steps: int,
-        evaluations: int = 8,
-        warmup: float = 0.1,
-        schedule: str = "linear",
-        average: float = 0.0,
-        keep: str = "trained",
-        label_smoothing: float = 0.0,
         precision: str = "float32",
         channels_last: bool = False,
         compile: bool = False,
         graph: bool | None = False,
         examples: ExampleTally | None = None,
         clock: Callable[[], float] = time.perf_counter,
+        **curve: Unpack[CurveArguments],
     ) -> None:
         check_precision(precision)
         require_trainable(model)
-        self._curve = LearningCurve(
-            steps=steps,
-            evaluations=evaluations,
-            warmup=warmup,
-            schedule=schedule,
-            average=average,
-            keep=keep,
-            label_smoothing=label_smoothing,
-        )
+        self._curve = LearningCurve(steps=steps, **curve)
         self._graph, self._loop_reason = choose_capture(graph, batches, sampler, optimizer)
         self.model = model
         self.sampler = sampler
@@ -163,7 +150,8 @@ class Training(Iterator[Evaluation]):
         if channels_last:
             # Before the average and a graph are made: both use the weights' memory as it is then.
             model.to(memory_format=torch.channels_last)
-        self._average = WeightAverage(model, window=average) if average else None
+        window = self._curve.average
+        self._average = WeightAverage(model, window=window) if window else None
         self._peaks = [float(group["lr"]) for group in optimizer.param_groups]
         self._device_step: DeviceStep | None = None
         #: The batch that a loaded state had drawn for its next step.

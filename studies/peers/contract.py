@@ -16,28 +16,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol, Self
 
+sys.path.append(str(Path(__file__).parents[1]))
+from shared import SPACE
+
 #: Evaluations of a full trial, at equal shares of its budget.
 EVALUATIONS = 8
 #: Share of a trial in which the learning rate rises; then it falls to zero.
 WARMUP = 0.15
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Range:
-    """Bounds of a hyperparameter, and whether its scale is logarithmic."""
-
-    low: float
-    high: float
-    log: bool = False
-
-
-#: The hyperparameters that every arm searches, those of the studies' definitions.
-SPACE: Mapping[str, Range] = {
-    "lr": Range(low=0.003, high=1.0, log=True),
-    "momentum": Range(low=0.5, high=0.98),
-    "weight_decay": Range(low=1e-6, high=1e-2, log=True),
-    "label_smoothing": Range(low=0.0, high=0.2),
-}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -19,8 +19,9 @@ from hpo_mab.compare import (
     summarise,
     verdict,
 )
+from hpo_mab.compare._records import winner
 from hpo_mab.compare._tables import in_arm_words
-from hpo_mab.compare._text import search_space, winner, winning_parameters
+from hpo_mab.compare._text import search_space, winning_parameters
 from hpo_mab.search import make_spec
 
 

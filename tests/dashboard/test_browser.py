@@ -19,7 +19,7 @@ from hpo_mab._attributes import EVIDENCE_KEY
 from hpo_mab.advantage import Evidence
 from hpo_mab.compare import report_html
 from hpo_mab.dashboard import application, publish_comparison, publish_study
-from hpo_mab.dashboard._serve import CURVES_FILE
+from hpo_mab.dashboard._files import CURVES_FILE
 from hpo_mab.pruners import AdvantageWarning
 from hpo_mab.search import StudyRunner, make_spec
 from hpo_mab.search._choice import stored_choice

@@ -15,8 +15,8 @@ from hpo_mab._attributes import CHOICE_KEY, EVIDENCE_KEY, FIDELITY_KEY, GIVEN_KE
 from hpo_mab._examples import COLUMNS, ExampleCounts, ExampleRecord
 from hpo_mab.advantage import Estimate, Evidence, PairedCurves, measure_evidence
 from hpo_mab.compare._tables import coefficient, points
+from hpo_mab.dashboard._files import examples_note
 from hpo_mab.dashboard._notes import evidence_note, pruning_notes, study_note
-from hpo_mab.dashboard._serve import examples_note
 from hpo_mab.pruners import AdvantagePruner, RungFidelity
 from hpo_mab.search import create_pruner, make_spec
 from hpo_mab.search._choice import Choice, Standing

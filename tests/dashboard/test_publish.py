@@ -27,8 +27,8 @@ from hpo_mab.dashboard import (
     publish_study,
     refresh,
 )
+from hpo_mab.dashboard._files import CURVES_FILE, listed_examples
 from hpo_mab.dashboard._publish import importances
-from hpo_mab.dashboard._serve import CURVES_FILE, listed_examples
 from hpo_mab.search import StudySpec, load_splits
 from hpo_mab.storage import Storage, open_study, read_run
 

@@ -15,8 +15,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def _is_public(name: str) -> bool:
-    parts = name.split(".")
-    return "migrations" not in parts and not any(part.startswith("_") for part in parts)
+    return not any(part.startswith("_") for part in name.split("."))
 
 
 def _public_classes() -> dict[str, type]:

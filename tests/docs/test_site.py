@@ -85,6 +85,10 @@ def test_signatures_have_one_argument_per_line(site: Path) -> None:
     )
     assert re.search(start, text)
     assert "**common" not in text.partition("\nBatchSampler(")[0]
+    text = re.sub(r"<[^>]+>", "", text_of(site, "reference/training"))
+    signature = text.partition("\nTraining(")[2].partition("\n)")[0]
+    assert "    steps: int,\n    evaluations: int = 8,\n    warmup: float = 0.1,\n" in signature
+    assert "**curve" not in signature
 
 
 def test_the_evidence_page_has_a_row_per_record_and_a_section_per_question(site: Path) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hpo_mab._errors import ArgumentError
 from hpo_mab.samplers import BatchSampler, MABSampler, create, knobs
-from hpo_mab.samplers._static import CurriculumSampler, easiest
+from hpo_mab.samplers._selective import CurriculumSampler, easiest
 
 LABELS = torch.arange(120) % 3
 #: The first examples are the easiest.

@@ -11,7 +11,7 @@ from torch.utils.data import BatchSampler, RandomSampler, Sampler
 
 from hpo_mab import samplers
 from hpo_mab._errors import ArgumentError
-from hpo_mab.samplers._static import ForeignSampler
+from hpo_mab.samplers._foreign import ForeignSampler
 
 LABELS = torch.arange(50) % 5
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -17,6 +18,8 @@ from hpo_mab._attributes import EVALUATION_KEY, SLOT_KEY, trial_attributes
 from hpo_mab._errors import ArgumentError, UnknownNameError
 from hpo_mab.data import ImageSplits
 from hpo_mab.search import PlannedSampler, StudySpec, TrainingObjective, load_splits, make_objective
+from hpo_mab.search._space import SearchSpace
+from hpo_mab.search._workload import Loop
 from hpo_mab.storage import Storage, read_run
 from hpo_mab.training import Budget
 
@@ -48,6 +51,18 @@ def _objective(splits: ImageSplits, **options: Any) -> TrainingObjective:
 def _study(**options: Any) -> optuna.Study:
     sampler = PlannedSampler(optuna.samplers.RandomSampler, seed=0)
     return optuna.create_study(direction="maximize", sampler=sampler, **options)
+
+
+def test_its_defaults_are_those_of_the_loop_and_the_search_space() -> None:
+    def defaults(of: Callable[..., Any]) -> dict[str, Any]:
+        found = inspect.signature(of).parameters.values()
+        return {one.name: one.default for one in found if one.default is not one.empty}
+
+    own = defaults(TrainingObjective)
+    assert defaults(Loop).items() <= own.items()
+    space = defaults(SearchSpace)
+    assert space.pop("model") is own["model_options"]
+    assert space.items() <= own.items()
 
 
 @pytest.mark.parametrize("sampler", ["uniform", "mab", "auto"])

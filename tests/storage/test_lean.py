@@ -194,7 +194,7 @@ def test_writes_of_many_trials_are_one_statement_each_table(storage: Storage) ->
         statements.append(statement)
 
     sa.event.listen(lean.engine, "before_cursor_execute", note)
-    with lean.together():
+    with lean.collect_writes():
         for trial_id in ids:
             lean.set_trial_intermediate_value(trial_id, 1, 0.5)
             lean.set_trial_user_attr(trial_id, "a", 1)
@@ -216,7 +216,7 @@ def test_trials_are_read_once_and_own_writes_seen(storage: Storage, plain: RDBSt
     def reported() -> list[dict[int, float]]:
         return [trial.intermediate_values for trial in study.get_trials(deepcopy=False)]
 
-    with lean.together():
+    with lean.collect_writes():
         assert reported() == [{}, {}]
         plain.set_trial_intermediate_value(first._trial_id, 1, 0.25)
         second.report(0.5, step=1)

@@ -87,3 +87,10 @@ def test_the_picture_is_drawn_from_the_tables(load: Load) -> None:
         assert words in picture
     for page in (RUNGS / "README.md", RUNGS.parents[1] / "README.md"):
         assert figure.PICTURE.name in page.read_text(encoding="utf-8")
+
+
+def test_the_recorded_configurations_are_drawn_again(load: Load) -> None:
+    recorded = json.loads((RUNGS / "digits.json").read_text(encoding="utf-8"))["configurations"]
+    for point, known in zip(load("shared").configurations(24, seed=0), recorded, strict=True):
+        # Another NumPy may round an exponential otherwise.
+        assert point == pytest.approx(known, rel=1e-12)

@@ -113,6 +113,7 @@ def _mean_points(
         for evaluation in (evaluation for trial in shared for evaluation in trial.curve):
             positions.setdefault(evaluation.index, []).append(float(getattr(evaluation, against)))
             seen.setdefault(evaluation.index, []).append(float(getattr(evaluation, metric)))
+        # Trials of one seed are not independent, so each seed gives one value.
         for index, found in seen.items():
             values.setdefault(index, []).append(float(np.mean(found)))
     return [
@@ -228,6 +229,7 @@ def fidelity(
     for position, contrast in enumerate(summary.contrasts):
         budgets = [row.examples for row in contrast.paired]
         rows = [row.agreement(statistic, final=final) for row in contrast.paired]
+        # Once: the same trainings are the reference of every arm.
         if position == 0:
             own = [row.reference for row in rows]
             _add_estimates(made, budgets, own, summary.reference, arms, curves=curves, scale=scale)
@@ -307,6 +309,7 @@ def _add_estimates(
         mode="lines+markers",
         marker={
             "size": 8,
+            # `add_line` leaves out points that are not finite, but not their symbols.
             "symbol": np.where(censored, "triangle-up", "circle")[np.isfinite(value)].tolist(),
         },
         text=[hover_text(estimate, scale=scale) for estimate in estimates],

@@ -70,8 +70,10 @@ def anytime_incumbent(
     )
     for arm in arms:
         curves = [incumbent_curve(run, currency) for run in runs if run.arm == arm]
+        # A median over fewer seeds could not be compared with those of the other arms.
         if any(not len(curve.spent) for curve in curves):
             continue
+        # One study may end before another has an incumbent: the curve is then a single point.
         spent = np.linspace(
             max(curve.spent[0] for curve in curves),
             max(min(curve.total for curve in curves), max(curve.spent[0] for curve in curves)),
@@ -92,6 +94,7 @@ def anytime_incumbent(
                 label=label,
                 step=True,
             )
+        # Steps: an incumbent stays until the next one is found.
         add_line(made, spent, np.median(values, axis=0), name=arm, arms=arms, line={"shape": "hv"})
     return note_if_empty(made, "No arm has a complete trial for every seed yet.")
 
@@ -178,6 +181,7 @@ def _error_bars(costs: Sequence[CostToTarget]) -> dict[str, object]:
     """Error bars of the ratios; an open end, or an interval that is too wide, is not drawn."""
     ratios = [cost.ratio for cost in costs]
     drawn = [not too_wide(ratio) for ratio in ratios]
+    # Plotly needs a length for every point; a length of 0 draws nothing.
     return {
         "type": "data",
         "symmetric": False,
@@ -284,6 +288,7 @@ def _add_quartiles(
     for arm, by_index in found.items():
         indices = sorted(by_index)
         kept = [by_index[indices[position]] for position in thin(len(indices), max_points)]
+        # With other batch sizes the same evaluation comes after other numbers of examples.
         examples = [float(np.median([at for at, _ in points])) for points in kept]
         quartiles = np.asarray(
             [np.percentile([value for _, value in points], [25, 50, 75]) for points in kept]
@@ -365,6 +370,7 @@ def knob_slices(
 
 def _coordinate(trial: TrialRun, knob: str) -> float | str:
     value = trial.params[knob]
+    # Booleans are integers in Python, and their axis would run from 0 to 1.
     numeric = isinstance(value, int | float) and not isinstance(value, bool)
     return value if numeric else str(value)
 
@@ -388,6 +394,7 @@ def knob_importance(importances: Mapping[str, Mapping[str, float]]) -> go.Figure
     for shares in importances.values():
         for name, share in shares.items():
             highest[name] = max(share, highest.get(name, 0.0))
+    # Ascending: horizontal bars are drawn from the bottom up.
     order = sorted(highest, key=lambda name: (highest[name], name))
     for arm, shares in sorted(importances.items()):
         if shares:
