@@ -74,7 +74,10 @@ def run_trials(
     if objective.space.shapes > MOST_SHAPES:
         # Most trials would be alone on a stack, which is many times slower than no stack.
         if slots not in ("auto", 1):
-            objective.note("ranges of the network's options give each trial another shape")
+            objective.note(
+                "trials are trained one at a time: ranges of the network's options give each trial "
+                "another shape"
+            )
         slots = 1
     count = slots if isinstance(slots, int) else choose_slots(objective, trials=trials)
     if count > 1:

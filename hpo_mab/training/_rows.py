@@ -1,242 +1,22 @@
-"""The rows of a stack of trainings, one row a training: networks, numbers and draws."""
+"""The rows of a stack of trainings, one row a training: numbers and draws."""
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, TypeGuard
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.func import functional_call, vmap
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch import Tensor
 
 from hpo_mab._errors import ArgumentError
 from hpo_mab.bandits import DeviceEngine
 from hpo_mab.samplers import BatchSampler, MABSampler
-from hpo_mab.training._batches import DeviceSweep
-from hpo_mab.training._device import average_share, check_highest, examples_at_once
+from hpo_mab.training._device import average_share
 from hpo_mab.training._schedule import LearningCurve
 
-#: Most images that an evaluation holds on the device at once, over all networks.
-_EVALUATED_AT_ONCE = 16_384
 #: Steps whose batches are drawn at once for samplers that do not learn.
 PLANNED_STEPS = 64
-
-
-class NetworkRows:
-    """Weights of all networks as rows of one matrix, their buffers, and the averages of both.
-
-    A network is one row. So an optimiser step, an average's update or a training's start takes a
-    few kernels, for any number of layers.
-
-    Args:
-        model: A network of the shape of all; copied.
-        slots: Networks, ``K``.
-        device: Device of the tensors.
-        half: Whether to calculate in bfloat16, with weights cast at each step.
-    """
-
-    def __init__(self, model: nn.Module, slots: int, device: torch.device, *, half: bool) -> None:
-        model = stackable(copy.deepcopy(model)).to(device)
-        self.model = model
-        self._half = half
-        #: Images that memory allows an evaluation at once; None before the first one.
-        self._at_once: int | None = None
-        named = dict(model.named_parameters())
-        self._sizes = [parameter.numel() for parameter in named.values()]
-        self._shapes = {name: parameter.shape for name, parameter in named.items()}
-        self.weights = torch.zeros(slots, sum(self._sizes), device=device)
-        self._averaged = torch.zeros_like(self.weights)
-        #: Parameters by name, [K, ...] each: views of `weights`, the leaves of the autograd graph.
-        self.leaves = {
-            name: view.detach().requires_grad_() for name, view in self._views(self.weights).items()
-        }
-        self.buffers = {
-            name: buffer.expand(slots, *buffer.shape).clone()
-            for name, buffer in model.named_buffers()
-        }
-        self._averaged_buffers = {
-            name: buffer.clone()
-            for name, buffer in self.buffers.items()
-            if buffer.is_floating_point()
-        }
-
-    def begin(self, slot: int, model: nn.Module) -> None:
-        """Copy the weights and buffers of a network into a row."""
-        named = dict(model.named_parameters())
-        shapes = {name: parameter.shape for name, parameter in named.items()}
-        if shapes != self._shapes:
-            raise ArgumentError("model must have the parameters of the stack's networks.")
-        row = torch.cat([parameter.detach().flatten() for parameter in named.values()])
-        self.weights[slot] = row.to(self.weights.device, torch.float32)
-        self._averaged[slot] = self.weights[slot]
-        for name, buffer in model.named_buffers():
-            self.buffers[name][slot] = buffer.to(self.weights.device)
-            if name in self._averaged_buffers:
-                self._averaged_buffers[name][slot] = self.buffers[name][slot]
-
-    def update_average(self, share: Tensor) -> None:
-        """``average += (weights - average) * share``, ``share`` float32 [K, 1]."""
-        self._averaged.lerp_(self.weights, share)
-        for name, average in self._averaged_buffers.items():
-            shape = (len(share),) + (1,) * (average.ndim - 1)
-            average.lerp_(self.buffers[name], share.view(shape).to(average.dtype))
-
-    def rows(
-        self, slots: list[int], *, averaged: bool
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Parameters and buffers of some networks, [n, ...] each; copies."""
-        where = torch.tensor(slots, device=self.weights.device)
-        weights = (self._averaged if averaged else self.weights).index_select(0, where)
-        buffers = {**self.buffers, **(self._averaged_buffers if averaged else {})}
-        return self._views(weights), {
-            name: buffer.index_select(0, where) for name, buffer in buffers.items()
-        }
-
-    def forward(
-        self,
-        weights: Mapping[str, Tensor],
-        buffers: Mapping[str, Tensor],
-        inputs: Tensor,
-        *,
-        in_dim: int | None,
-    ) -> Tensor:
-        """Logits of each network, float32 [K, n, C].
-
-        Args:
-            weights: Parameters by name, [K, ...] each.
-            buffers: Buffers by name, [K, ...] each.
-            inputs: Of each network, [K, n, ...], or of all, [n, ...].
-            in_dim: 0 for inputs of each network, None for inputs of all.
-        """
-
-        def call(weights: Any, buffers: Any, inputs: Tensor) -> Tensor:
-            if self._half:
-                # Cast here: autocast does not apply to the batched convolution that vmap calls.
-                weights = {name: weight.bfloat16() for name, weight in weights.items()}
-            outputs: Tensor = functional_call(self.model, (weights, buffers), (inputs,))
-            return outputs
-
-        inputs = inputs.bfloat16() if self._half else inputs
-        batched = vmap(call, in_dims=(0, 0, in_dim), randomness="different")
-        outputs: Tensor = batched(dict(weights), dict(buffers), inputs)
-        return outputs.float()
-
-    def scores(
-        self, slots: Sequence[int], examples: DeviceSweep, *, averaged: bool
-    ) -> dict[int, tuple[float, float]]:
-        """Accuracy and mean loss of some networks, evaluated together; waits for the device."""
-        if not slots:
-            return {}
-        weights, buffers = self.rows(list(slots), averaged=averaged)
-        total = torch.zeros(len(slots), 2, device=self.weights.device)
-        count = 0
-        self.model.eval()
-        with torch.no_grad():
-            if self._at_once is None:
-                one, _ = next(examples.batches(1))
-                self._at_once = min(_EVALUATED_AT_ONCE, examples_at_once(self.model, one))
-            for inputs, targets in examples.batches(max(1, self._at_once // len(slots))):
-                logits = self.forward(weights, buffers, inputs, in_dim=None)
-                check_highest(examples.highest_label, outputs=logits.shape[2])
-                losses = stacked_cross_entropy(logits, targets.expand(len(slots), -1), None)
-                correct = (logits.argmax(dim=2) == targets).sum(dim=1)
-                total += torch.stack((correct.float(), losses.sum(dim=1)), dim=1)
-                count += len(targets)
-        return {
-            slot: (correct / count, loss / count)
-            for slot, (correct, loss) in zip(slots, total.tolist(), strict=True)
-        }
-
-    def state(self, slot: int, *, averaged: bool) -> dict[str, Tensor]:
-        """Parameters and buffers of one network by name; copies."""
-        weights, buffers = self.rows([slot], averaged=averaged)
-        return {name: tensor[0] for name, tensor in {**weights, **buffers}.items()}
-
-    def tensors(self) -> dict[str, Tensor]:
-        """All tensors that make the state; the first dimension is the row."""
-        return {
-            "weights": self.weights,
-            "averaged": self._averaged,
-            **{f"buffer.{name}": buffer for name, buffer in self.buffers.items()},
-            **{f"averaged.{name}": each for name, each in self._averaged_buffers.items()},
-        }
-
-    def _views(self, rows: Tensor) -> dict[str, Tensor]:
-        parts = torch.split(rows, self._sizes, dim=1)
-        return {
-            name: part.view(len(rows), *shape)
-            for (name, shape), part in zip(self._shapes.items(), parts, strict=True)
-        }
-
-
-class StackedBatchNorm(nn.Module):
-    """Batch normalisation that works under ``vmap`` and with a cast to bfloat16.
-
-    Under ``vmap`` the native operation raises if inputs and running statistics differ in type. Here
-    it computes the batch's statistics only, and the running ones are updated separately.
-
-    Args:
-        norm: The layer to replace; its parameters and buffers become this one's.
-        momentum: Weight of a batch's statistics in the running ones.
-    """
-
-    weight: Tensor | None
-    bias: Tensor | None
-    running_mean: Tensor
-    running_var: Tensor
-    num_batches_tracked: Tensor
-
-    def __init__(self, norm: _BatchNorm, momentum: float) -> None:
-        super().__init__()
-        self._parameters = norm._parameters
-        self._buffers = norm._buffers
-        self._eps = norm.eps
-        self._momentum = momentum
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        """Normalise [n, C, ...] by the batch's statistics, or in evaluation by the running ones."""
-        if not self.training:
-            return self._by_running_statistics(inputs)
-        outputs, mean, inverse = torch.native_batch_norm(
-            inputs, self.weight, self.bias, None, None, True, 0.0, self._eps
-        )
-        with torch.no_grad():
-            # The operation returns 1 / sqrt(biased variance + eps), but running statistics take the
-            # unbiased variance. In double precision, because subtracting eps cancels digits.
-            count = inputs.numel() // inputs.shape[1]
-            variance = (inverse.double().pow(-2) - self._eps) * (count / max(1, count - 1))
-            for running, now in ((self.running_mean, mean), (self.running_var, variance)):
-                running.mul_(1 - self._momentum).add_(self._momentum * now.to(running.dtype))
-            self.num_batches_tracked.add_(1)
-        normalized: Tensor = outputs
-        return normalized
-
-    def _by_running_statistics(self, inputs: Tensor) -> Tensor:
-        scale = (self.running_var + self._eps).rsqrt()
-        if self.weight is not None:
-            scale = scale * self.weight
-        shift = -self.running_mean * scale
-        if self.bias is not None:
-            shift = shift + self.bias
-        shape = (1, -1) + (1,) * (inputs.ndim - 2)
-        return inputs * scale.to(inputs.dtype).view(shape) + shift.to(inputs.dtype).view(shape)
-
-
-def stackable(model: nn.Module) -> nn.Module:
-    """The network with each batch normalisation replaced; changed in place."""
-    for name, child in model.named_children():
-        if (
-            isinstance(child, _BatchNorm)
-            and child.track_running_stats
-            and child.momentum is not None
-        ):
-            setattr(model, name, StackedBatchNorm(child, child.momentum))
-        else:
-            stackable(child)
-    return model
 
 
 class NumberRows:
@@ -287,21 +67,6 @@ class NumberRows:
         self._losses[slot] = 0
 
 
-def stacked_cross_entropy(logits: Tensor, targets: Tensor, smoothing: Tensor | None) -> Tensor:
-    """Cross-entropy of each example, float32 [K, n].
-
-    Args:
-        logits: Float32 [K, n, C].
-        targets: Labels, int64 [K, n].
-        smoothing: Share of the target spread over all classes, [K, 1]; None for none.
-    """
-    log = logits.log_softmax(dim=2)
-    loss = -log.gather(2, targets[:, :, None])[:, :, 0]
-    if smoothing is None:
-        return loss
-    return (1 - smoothing) * loss - smoothing * log.mean(dim=2)
-
-
 class DrawRows:
     """Batches of the next step: from the stack's bandits, or planned by a slot's sampler.
 
@@ -324,6 +89,8 @@ class DrawRows:
         shape = (slots, PLANNED_STEPS, batch_size)
         self._planned = torch.zeros(shape, dtype=torch.int64, device=device)
         self._planned_weights = torch.ones(shape, device=device)
+        #: Slots that have had planned weights.
+        self._weighted: set[int] = set()
         self._position = torch.zeros(1, dtype=torch.int64, device=device)
         self._drawn = torch.zeros(slots, batch_size, dtype=torch.int64, device=device)
         self._drawn_weights = torch.ones(slots, batch_size, device=device)
@@ -340,6 +107,9 @@ class DrawRows:
             self._planned[slot, place] = draw.indices
             if draw.weights is not None:
                 self._planned_weights[slot, place] = draw.weights
+                self._weighted.add(slot)
+            elif slot in self._weighted:
+                self._planned_weights[slot, place] = 1
             if not sampler._learns:
                 sampler.discard()
 

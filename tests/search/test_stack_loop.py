@@ -143,7 +143,8 @@ def test_a_range_of_shapes_is_trained_one_at_a_time(
     outcome = _runner(spec, storage, splits).run(score=False)
     assert len(outcome.run.trials) == 2
     assert outcome.loop_reasons == (
-        "ranges of the network's options give each trial another shape",
+        "trials are trained one at a time: ranges of the network's options give each trial another "
+        "shape",
     )
 
 
