@@ -86,11 +86,8 @@ def set_random_states(device: torch.device, states: Mapping[str, Tensor]) -> Non
 
 
 def _is_available(kind: str) -> bool:
-    if kind == "cuda":
-        return torch.cuda.is_available()
-    if kind == "mps":
-        return torch.backends.mps.is_available()
-    return True
+    others = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}
+    return kind not in others or others[kind]()
 
 
 PRECISIONS = ("bfloat16", "float32")

@@ -17,9 +17,14 @@ from hpo_mab.samplers import BatchSampler
 from hpo_mab.training._batches import DeviceBatches, DeviceSweep, TrainingDiverged
 from hpo_mab.training._device import check_highest, check_precision, synchronize
 from hpo_mab.training._device_step import Captured
-from hpo_mab.training._networks import NetworkRows, stacked_cross_entropy
 from hpo_mab.training._optimizers import RowOptimizer
-from hpo_mab.training._rows import PLANNED_STEPS, DrawRows, NumberRows
+from hpo_mab.training._rows import (
+    PLANNED_STEPS,
+    DrawRows,
+    NetworkRows,
+    NumberRows,
+    stacked_cross_entropy,
+)
 from hpo_mab.training._schedule import CurveArguments, Evaluation, LearningCurve, sampler_figures
 from hpo_mab.training._tally import ExampleTally
 
@@ -69,8 +74,7 @@ class StackedTrainer:
         precision: ``"float32"``, or ``"bfloat16"``, to which weights are cast for each step.
         seed: Seed of the bandits' draws.
         capture: Whether to capture steps in a CUDA graph.
-        examples: Adds up each example's visits by each network, with as many slots; None adds
-            nothing up.
+        examples: Adds up each example's visits by each network; None adds nothing up.
         clock: Returns seconds.
 
     Raises:
