@@ -86,8 +86,9 @@ def set_random_states(device: torch.device, states: Mapping[str, Tensor]) -> Non
 
 
 def _is_available(kind: str) -> bool:
-    others = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}
-    return kind not in others or others[kind]()
+    if kind == "cpu":
+        return True
+    return torch.cuda.is_available() if kind == "cuda" else torch.backends.mps.is_available()
 
 
 PRECISIONS = ("bfloat16", "float32")
