@@ -110,7 +110,7 @@ class TrialCallback(lightning.Callback):
         """Put the averaged weights into the module, unless the budget is spent."""
         spent = self._reporter.examples >= self._reporter.budget_examples - 1e-6
         if self._average is not None and not spent and not trainer.sanity_checking:
-            self._trained = _exchange(module, self._average.state_dict()["average"])
+            self._trained = _exchange(module, self._average.weights())
 
     def on_validation_end(
         self, trainer: lightning.Trainer, module: lightning.LightningModule

@@ -180,7 +180,7 @@ class StudyProgress:
 
     def _budget_left(self, study: optuna.Study) -> float:
         """Seconds until the study's total budget is spent, at the pace so far."""
-        from hpo_mab.search import Target
+        from hpo_mab.search._claim import Target
 
         if self._curves is None:
             return math.inf

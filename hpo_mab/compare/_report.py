@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import html
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -111,8 +112,13 @@ def _run_from_json(raw: Mapping[str, Any]) -> StudyRun:
 def _trial_from_json(raw: Mapping[str, Any]) -> TrialRun:
     from hpo_mab.storage import TrialRun
     from hpo_mab.training import Evaluation
+    from hpo_mab.training._schedule import SAMPLER_FIGURES
 
-    columns = raw["curve"]
+    # JSON has no NaN: None is written in its place, except where a figure may be None itself.
+    columns = {
+        key: [math.nan if one is None and key not in SAMPLER_FIGURES else one for one in column]
+        for key, column in raw["curve"].items()
+    }
     points = zip(*columns.values(), strict=True)
     curve = tuple(Evaluation(**dict(zip(columns, point, strict=True))) for point in points)
     return TrialRun(**{**raw, "curve": curve})
@@ -143,7 +149,9 @@ def _run_to_json(run: StudyRun) -> dict[str, Any]:
 
 
 def _rounded(value: Any) -> Any:
-    return round(value, 6) if isinstance(value, float) else value
+    if not isinstance(value, float):
+        return value
+    return round(value, 6) if math.isfinite(value) else None
 
 
 # The page loads nothing from elsewhere, so it can be sent and archived as one file.

@@ -385,7 +385,8 @@ def _sampler_share(run: StudyRun) -> float:
     inside = sum(trial.curve[-1].sampler_seconds for trial in run.trials if trial.curve)
     # The curve of a resumed attempt begins with that of the attempt before it.
     inside -= sum(t.inherited.sampler_seconds for t in run.trials if t.inherited)
-    return inside / run.seconds if run.seconds else math.nan
+    # Captured steps, stacks and users' own loops do not measure it: they store 0.
+    return inside / run.seconds if run.seconds and inside else math.nan
 
 
 def _contrast(

@@ -188,7 +188,7 @@ class TrialReporter:
         self._averaged = self._average is not None and not spent
         weights = _tensors(self._model)
         if self._average is not None and self._averaged:
-            weights |= self._average.state_dict()["average"]
+            weights |= self._average.weights()
         for name, tensor in _tensors(self._network).items():
             tensor.data = weights[name].detach()
         return self._network.eval()
@@ -300,11 +300,12 @@ def _shared_copy(model: nn.Module) -> nn.Module:
     """
     # `copy.deepcopy` takes what this mapping holds in place of a copy.
     shared: dict[int, Tensor] = {id(buffer): buffer.detach() for buffer in model.buffers()}
-    for weight in model.parameters():
-        shared[id(weight)] = nn.Parameter(weight.detach(), requires_grad=False)
     try:
+        for weight in model.parameters():
+            shared[id(weight)] = nn.Parameter(weight.detach(), requires_grad=False)
         return copy.deepcopy(model, shared)
-    except (TypeError, RuntimeError) as error:
+    # ValueError: a weight of a lazy layer has no shape before the first batch.
+    except (TypeError, RuntimeError, ValueError) as error:
         raise ArgumentError(
             "model must be a network that copy.deepcopy can copy, "
             f"got {type(model).__name__}: {error}"

@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -39,7 +41,8 @@ MOST_SLOTS = 32
 _ROUNDS = 4
 #: A stack is used if a step takes less than this share of its time alone, per network.
 _WORTH_IT = 0.8
-_PROBED_STEPS = 40
+#: Steps of a probe's part, and examples that it is evaluated on.
+_PROBED_STEPS, _PROBED_EXAMPLES = 10, 64
 
 #: Runs trials in this process until the study is done; returns whether Ctrl-C ended it early.
 RunHere = Callable[[TrialCallback | None], bool]
@@ -74,7 +77,10 @@ def run_trials(
     if objective.space.shapes > MOST_SHAPES:
         # Most trials would be alone on a stack, which is many times slower than no stack.
         if slots not in ("auto", 1):
-            objective.note("ranges of the network's options give each trial another shape")
+            objective.note(
+                "trials are trained one at a time: ranges of the network's options give each trial "
+                "another shape"
+            )
         slots = 1
     count = slots if isinstance(slots, int) else choose_slots(objective, trials=trials)
     if count > 1:
@@ -101,38 +107,43 @@ def choose_slots(objective: TrainingObjective, *, trials: int) -> int:
     if workload.device.type != "cuda" or most < 2 or why_alone(workload, configuration):
         return 1
     try:
-        alone = _seconds_alone(workload, configuration)
-        stacked = _seconds_stacked(workload, configuration, slots=most)
+        return most if is_stack_faster(workload, configuration, slots=most) else 1
     except Exception:  # The trials will show the error.
         return 1
     finally:
         release_memory()
-    return most if stacked < _WORTH_IT * alone else 1
+
+
+def is_stack_faster(workload: Workload, configuration: Configuration, *, slots: int) -> bool:
+    """Whether a stack trains networks faster than one at a time, by a short probe."""
+    probed = copy.copy(workload)
+    # A stack of large networks would evaluate on all examples for longer than it trains here.
+    probed.loop = dataclasses.replace(workload.loop, early_validation=_PROBED_EXAMPLES)
+    alone = _seconds_alone(probed, configuration)
+    return _seconds_stacked(probed, configuration, slots=slots) < _WORTH_IT * alone
+
+
+#: Three parts. The first has what happens once, such as the capture of the graph. The second is
+#: measured. The third is not trained: it would end with an evaluation on all examples.
+_PROBED: Mapping[str, Any] = {"final": Budget(steps=3 * _PROBED_STEPS), "evaluations": 3}
 
 
 def _seconds_alone(workload: Workload, configuration: Configuration) -> float:
     """Seconds of some captured steps of one network."""
-    with workload.training(
-        configuration, seed=0, final=Budget(steps=2 * _PROBED_STEPS), evaluations=2
-    ) as training:
-        # The first half includes what happens once, such as the capture of the graph.
-        first, second = training
+    with workload.training(configuration, seed=0, **_PROBED) as training:
+        first, second = itertools.islice(training, 2)
     return second.seconds - first.seconds
 
 
 def _seconds_stacked(workload: Workload, configuration: Configuration, *, slots: int) -> float:
     """Seconds of as many steps of a stack, divided by its networks."""
     stack = workload.stack(configuration, slots=slots, seed=0)
+    # One for all slots: making a large one takes longer than its steps.
+    network = workload.network(configuration, seed=0)
     for slot in range(slots):
         sampler = workload.sampler(configuration, seed=slot, stacked=True)
         workload.start_stacked(
-            stack,
-            slot,
-            configuration,
-            sampler=sampler,
-            seed=slot,
-            final=Budget(steps=2 * _PROBED_STEPS),
-            evaluations=2,
+            stack, slot, configuration, sampler=sampler, seed=slot, network=network, **_PROBED
         )
     seconds = []
     for _ in range(2):

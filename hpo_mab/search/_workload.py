@@ -269,11 +269,15 @@ class Workload:
         final: Budget | None = None,
         evaluations: int | None = None,
         state: Mapping[str, Any] | None = None,
+        network: nn.Module | None = None,
     ) -> None:
-        """Begin a trial's training in a slot of a stack; as `training` does alone."""
+        """Begin a trial's training in a slot of a stack; as `training` does alone.
+
+        ``network``, if given, is copied in place of one that follows from ``seed``.
+        """
         stack.start(
             slot,
-            self.network(configuration, seed=seed),
+            network or self.network(configuration, seed=seed),
             sampler=sampler,
             optimizer=configuration.optimizer.options,
             steps=self._steps(final or self.budget, configuration.batch_size),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -85,11 +86,9 @@ def set_random_states(device: torch.device, states: Mapping[str, Tensor]) -> Non
 
 
 def _is_available(kind: str) -> bool:
-    if kind == "cuda":
-        return torch.cuda.is_available()
-    if kind == "mps":
-        return torch.backends.mps.is_available()
-    return True
+    if kind == "cpu":
+        return True
+    return torch.cuda.is_available() if kind == "cuda" else torch.backends.mps.is_available()
 
 
 PRECISIONS = ("bfloat16", "float32")
@@ -182,13 +181,35 @@ def choose_capture(
 def logits_of(forward: Callable[[Tensor], Tensor], inputs: Tensor, *, precision: str) -> Tensor:
     """Logits of a batch in a precision, as float32 [n, C]."""
     with autocast(inputs.device, precision):
-        logits = forward(inputs)
+        logits = check_logits(forward(inputs))
     return logits.float()
+
+
+def check_logits(outputs: Any) -> Tensor:
+    """What a network has returned for a batch; raises `ArgumentError` if it is not logits."""
+    if isinstance(outputs, Tensor) and outputs.ndim == 2:
+        return outputs
+    got = f"shape {list(outputs.shape)}" if isinstance(outputs, Tensor) else type(outputs).__name__
+    raise ArgumentError(f"logits must be a tensor [B, C], got {got}.")
 
 
 def average_share(window: float | Tensor, steps: Tensor) -> Tensor:
     """Weight of the newest weights in their average after ``steps`` steps, see `WeightAverage`."""
     return 1 / (window * steps).clamp(min=1)
+
+
+def call_with(model: nn.Module, tensors: Mapping[str, Tensor], inputs: Tensor) -> Any:
+    """Call a network with other parameters and buffers, by name; it keeps its own."""
+    first: dict[int, str] = {}
+    given = {}
+    for layer, module in model.named_modules():
+        for key, own in [*module._parameters.items(), *module._buffers.items()]:
+            place = f"{layer}.{key}" if layer else key
+            # Layers that share a parameter are given the tensor of its first name.
+            if own is not None and (name := first.setdefault(id(own), place)) in tensors:
+                given[place] = tensors[name]
+    # With `tie_weights`, torch would give them to a layer under two names for good.
+    return torch.func.functional_call(model, given, (inputs,), tie_weights=False)
 
 
 class WeightAverage:
@@ -208,7 +229,7 @@ class WeightAverage:
         window: Share of the steps so far, in (0, 1].
 
     Raises:
-        ArgumentError: A window outside its bound.
+        ArgumentError: A window outside its bound, or a network without weights.
 
     Examples:
         >>> import torch
@@ -230,12 +251,17 @@ class WeightAverage:
         named = dict(model.named_parameters()) | {
             name: buffer for name, buffer in model.named_buffers() if buffer.is_floating_point()
         }
+        if not named:
+            raise ArgumentError("average must be 0 for a model without weights to average.")
         self._names = list(named)
         # Looked up at each step: a network may assign a new tensor to its buffer.
         self._places = [_owner_of(model, name) for name in named]
-        self._average = [tensor.detach().clone() for tensor in named.values()]
-        device = self._average[0].device if self._average else torch.device("cpu")
-        self._steps = torch.zeros((), device=device)
+        # At least float32: in half precision the small steps of an average are rounded to nothing.
+        self._average = [
+            tensor.detach().to(torch.promote_types(tensor.dtype, torch.float32), copy=True)
+            for tensor in named.values()
+        ]
+        self._steps = torch.zeros((), device=self._average[0].device)
 
     @torch.no_grad()
     def update(self) -> None:
@@ -249,13 +275,12 @@ class WeightAverage:
 
     def forward(self) -> Callable[[Tensor], Tensor]:
         """The network as a function of its inputs, with averaged instead of trained weights."""
-        averaged = dict(zip(self._names, self._average, strict=True))
+        return functools.partial(call_with, self._model, self.weights())
 
-        def call(inputs: Tensor) -> Tensor:
-            outputs: Tensor = torch.func.functional_call(self._model, averaged, (inputs,))
-            return outputs
-
-        return call
+    def weights(self) -> dict[str, Tensor]:
+        """Averages by name, of the types that the network has now; others are not copied."""
+        kept = zip(self._names, self._places, self._average, strict=True)
+        return {name: average.to(tensors[own].dtype) for name, (tensors, own), average in kept}
 
     def state_dict(self) -> dict[str, Any]:
         """The average and its number of steps; the tensors are not copied."""

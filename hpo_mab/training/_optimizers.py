@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import Parameter
+from torch.nn import Module, Parameter
 from torch.optim import SGD, Adam, AdamW, NAdam, Optimizer, RMSprop
 
 from hpo_mab._errors import ArgumentError, UnknownNameError, name_of, plain_arguments
@@ -157,6 +157,12 @@ def _make_checked(
     **options: Any,
 ) -> Optimizer:
     return make(parameters, **_checked_options(name, defaults, options))
+
+
+def require_trainable(model: Module) -> None:
+    """Raise `ArgumentError` if a network has nothing to train."""
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ArgumentError("model must have a parameter that requires a gradient, got none.")
 
 
 class RowOptimizer:

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeGuard
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, vmap
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.func import vmap
 
 from hpo_mab._errors import ArgumentError
 from hpo_mab.bandits import DeviceEngine
+from hpo_mab.models import stackable
 from hpo_mab.samplers import BatchSampler, MABSampler
 from hpo_mab.training._batches import DeviceSweep
-from hpo_mab.training._device import average_share, check_highest, examples_at_once
+from hpo_mab.training._device import (
+    average_share,
+    call_with,
+    check_highest,
+    check_logits,
+    examples_at_once,
+)
+from hpo_mab.training._optimizers import require_trainable
 from hpo_mab.training._schedule import LearningCurve
 
 #: Most images that an evaluation holds on the device at once, over all networks.
@@ -42,38 +49,51 @@ class NetworkRows:
         model = stackable(copy.deepcopy(model)).to(device)
         self.model = model
         self._half = half
+        self._parameters = [name for name, _ in model.named_parameters()]
         #: Images that memory allows an evaluation at once; None before the first one.
         self._at_once: int | None = None
-        named = dict(model.named_parameters())
-        self._sizes = [parameter.numel() for parameter in named.values()]
-        self._shapes = {name: parameter.shape for name, parameter in named.items()}
+        trained, rest = _parts(model)
+        require_trainable(model)
+        self._sizes = [parameter.numel() for parameter in trained.values()]
+        self._shapes = _shapes_of(trained)
         self.weights = torch.zeros(slots, sum(self._sizes), device=device)
         self._averaged = torch.zeros_like(self.weights)
         #: Parameters by name, [K, ...] each: views of `weights`, the leaves of the autograd graph.
         self.leaves = {
             name: view.detach().requires_grad_() for name, view in self._views(self.weights).items()
         }
+        #: Buffers and frozen parameters by name, [K, ...] each.
         self.buffers = {
-            name: buffer.expand(slots, *buffer.shape).clone()
-            for name, buffer in model.named_buffers()
+            name: buffer.expand(slots, *buffer.shape).clone() for name, buffer in rest.items()
         }
         self._averaged_buffers = {
-            name: buffer.clone()
-            for name, buffer in self.buffers.items()
+            name: self.buffers[name].clone()
+            for name, buffer in model.named_buffers()
             if buffer.is_floating_point()
         }
+        first = {id(tensor): name for name, tensor in [*trained.items(), *rest.items()]}
+        #: Row of each name of a ``state_dict``, where a shared parameter has several names.
+        self._names = {
+            name: first[id(tensor)] for name, tensor in model.state_dict(keep_vars=True).items()
+        }
+        #: Networks of slots whose training has ended, if other slots have been trained since.
+        self._kept: dict[int, dict[str, Tensor]] = {}
 
     def begin(self, slot: int, model: nn.Module) -> None:
         """Copy the weights and buffers of a network into a row."""
-        named = dict(model.named_parameters())
-        shapes = {name: parameter.shape for name, parameter in named.items()}
-        if shapes != self._shapes:
-            raise ArgumentError("model must have the parameters of the stack's networks.")
-        row = torch.cat([parameter.detach().flatten() for parameter in named.values()])
+        trained, rest = _parts(model)
+        held = {name: buffer.shape[1:] for name, buffer in self.buffers.items()}
+        if (_shapes_of(trained), _shapes_of(rest)) != (self._shapes, held):
+            raise ArgumentError(
+                "model must have the parameters and buffers of the stack's networks, and the same "
+                "parameters frozen."
+            )
+        row = torch.cat([trained[name].detach().flatten() for name in self._shapes])
         self.weights[slot] = row.to(self.weights.device, torch.float32)
         self._averaged[slot] = self.weights[slot]
-        for name, buffer in model.named_buffers():
-            self.buffers[name][slot] = buffer.to(self.weights.device)
+        self._kept[slot] = {}
+        for name, buffer in rest.items():
+            self.buffers[name][slot] = buffer.detach().to(self.weights.device)
             if name in self._averaged_buffers:
                 self._averaged_buffers[name][slot] = self.buffers[name][slot]
 
@@ -84,10 +104,23 @@ class NetworkRows:
             shape = (len(share),) + (1,) * (average.ndim - 1)
             average.lerp_(self.buffers[name], share.view(shape).to(average.dtype))
 
+    def keep(self, slots: Iterable[int]) -> None:
+        """Keep networks whose training has ended; steps of the other slots change their rows."""
+        for slot in slots:
+            # None: no training has begun there.
+            if self._kept.get(slot) == {}:
+                self._kept[slot] = {
+                    name: part[slot].clone() for name, part in self.tensors().items()
+                }
+
     def rows(
         self, slots: list[int], *, averaged: bool
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Parameters and buffers of some networks, [n, ...] each; copies."""
+        tensors = self.tensors()
+        for slot in slots:
+            for name, kept in self._kept.get(slot, {}).items():
+                tensors[name][slot] = kept
         where = torch.tensor(slots, device=self.weights.device)
         weights = (self._averaged if averaged else self.weights).index_select(0, where)
         buffers = {**self.buffers, **(self._averaged_buffers if averaged else {})}
@@ -113,11 +146,11 @@ class NetworkRows:
         """
 
         def call(weights: Any, buffers: Any, inputs: Tensor) -> Tensor:
+            tensors = {**weights, **buffers}
             if self._half:
                 # Cast here: autocast does not apply to the batched convolution that vmap calls.
-                weights = {name: weight.bfloat16() for name, weight in weights.items()}
-            outputs: Tensor = functional_call(self.model, (weights, buffers), (inputs,))
-            return outputs
+                tensors |= {name: tensors[name].bfloat16() for name in self._parameters}
+            return check_logits(call_with(self.model, tensors, inputs))
 
         inputs = inputs.bfloat16() if self._half else inputs
         batched = vmap(call, in_dims=(0, 0, in_dim), randomness="different")
@@ -151,9 +184,10 @@ class NetworkRows:
         }
 
     def state(self, slot: int, *, averaged: bool) -> dict[str, Tensor]:
-        """Parameters and buffers of one network by name; copies."""
+        """The ``state_dict`` of one network; copies."""
         weights, buffers = self.rows([slot], averaged=averaged)
-        return {name: tensor[0] for name, tensor in {**weights, **buffers}.items()}
+        tensors = {**weights, **buffers}
+        return {name: tensors[row][0] for name, row in self._names.items()}
 
     def tensors(self) -> dict[str, Tensor]:
         """All tensors that make the state; the first dimension is the row."""
@@ -172,71 +206,32 @@ class NetworkRows:
         }
 
 
-class StackedBatchNorm(nn.Module):
-    """Batch normalisation that works under ``vmap`` and with a cast to bfloat16.
+def _parts(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Trained parameters of a network by name, and its buffers and frozen parameters."""
+    trained: dict[str, Tensor] = {}
+    rest: dict[str, Tensor] = dict(model.named_buffers())
+    for name, parameter in model.named_parameters():
+        (trained if parameter.requires_grad else rest)[name] = parameter
+    return trained, rest
 
-    Under ``vmap`` the native operation raises if inputs and running statistics differ in type. Here
-    it computes the batch's statistics only, and the running ones are updated separately.
+
+def _shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in tensors.items()}
+
+
+def stacked_cross_entropy(logits: Tensor, targets: Tensor, smoothing: Tensor | None) -> Tensor:
+    """Cross-entropy of each example, float32 [K, n].
 
     Args:
-        norm: The layer to replace; its parameters and buffers become this one's.
-        momentum: Weight of a batch's statistics in the running ones.
+        logits: Float32 [K, n, C].
+        targets: Labels, int64 [K, n].
+        smoothing: Share of the target spread over all classes, [K, 1]; None for none.
     """
-
-    weight: Tensor | None
-    bias: Tensor | None
-    running_mean: Tensor
-    running_var: Tensor
-    num_batches_tracked: Tensor
-
-    def __init__(self, norm: _BatchNorm, momentum: float) -> None:
-        super().__init__()
-        self._parameters = norm._parameters
-        self._buffers = norm._buffers
-        self._eps = norm.eps
-        self._momentum = momentum
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        """Normalise [n, C, ...] by the batch's statistics, or in evaluation by the running ones."""
-        if not self.training:
-            return self._by_running_statistics(inputs)
-        outputs, mean, inverse = torch.native_batch_norm(
-            inputs, self.weight, self.bias, None, None, True, 0.0, self._eps
-        )
-        with torch.no_grad():
-            # The operation returns 1 / sqrt(biased variance + eps), but running statistics take the
-            # unbiased variance. In double precision, because subtracting eps cancels digits.
-            count = inputs.numel() // inputs.shape[1]
-            variance = (inverse.double().pow(-2) - self._eps) * (count / max(1, count - 1))
-            for running, now in ((self.running_mean, mean), (self.running_var, variance)):
-                running.mul_(1 - self._momentum).add_(self._momentum * now.to(running.dtype))
-            self.num_batches_tracked.add_(1)
-        normalized: Tensor = outputs
-        return normalized
-
-    def _by_running_statistics(self, inputs: Tensor) -> Tensor:
-        scale = (self.running_var + self._eps).rsqrt()
-        if self.weight is not None:
-            scale = scale * self.weight
-        shift = -self.running_mean * scale
-        if self.bias is not None:
-            shift = shift + self.bias
-        shape = (1, -1) + (1,) * (inputs.ndim - 2)
-        return inputs * scale.to(inputs.dtype).view(shape) + shift.to(inputs.dtype).view(shape)
-
-
-def stackable(model: nn.Module) -> nn.Module:
-    """The network with each batch normalisation replaced; changed in place."""
-    for name, child in model.named_children():
-        if (
-            isinstance(child, _BatchNorm)
-            and child.track_running_stats
-            and child.momentum is not None
-        ):
-            setattr(model, name, StackedBatchNorm(child, child.momentum))
-        else:
-            stackable(child)
-    return model
+    log = logits.log_softmax(dim=2)
+    loss = -log.gather(2, targets[:, :, None])[:, :, 0]
+    if smoothing is None:
+        return loss
+    return (1 - smoothing) * loss - smoothing * log.mean(dim=2)
 
 
 class NumberRows:
@@ -287,21 +282,6 @@ class NumberRows:
         self._losses[slot] = 0
 
 
-def stacked_cross_entropy(logits: Tensor, targets: Tensor, smoothing: Tensor | None) -> Tensor:
-    """Cross-entropy of each example, float32 [K, n].
-
-    Args:
-        logits: Float32 [K, n, C].
-        targets: Labels, int64 [K, n].
-        smoothing: Share of the target spread over all classes, [K, 1]; None for none.
-    """
-    log = logits.log_softmax(dim=2)
-    loss = -log.gather(2, targets[:, :, None])[:, :, 0]
-    if smoothing is None:
-        return loss
-    return (1 - smoothing) * loss - smoothing * log.mean(dim=2)
-
-
 class DrawRows:
     """Batches of the next step: from the stack's bandits, or planned by a slot's sampler.
 
@@ -324,6 +304,8 @@ class DrawRows:
         shape = (slots, PLANNED_STEPS, batch_size)
         self._planned = torch.zeros(shape, dtype=torch.int64, device=device)
         self._planned_weights = torch.ones(shape, device=device)
+        #: Slots that have had planned weights.
+        self._weighted: set[int] = set()
         self._position = torch.zeros(1, dtype=torch.int64, device=device)
         self._drawn = torch.zeros(slots, batch_size, dtype=torch.int64, device=device)
         self._drawn_weights = torch.ones(slots, batch_size, device=device)
@@ -340,6 +322,9 @@ class DrawRows:
             self._planned[slot, place] = draw.indices
             if draw.weights is not None:
                 self._planned_weights[slot, place] = draw.weights
+                self._weighted.add(slot)
+            elif slot in self._weighted:
+                self._planned_weights[slot, place] = 1
             if not sampler._learns:
                 sampler.discard()
 

@@ -57,8 +57,8 @@ class StackedTrainer:
 
     A training has the same schedule, losses, averages, evaluations and distribution of batches as
     by `Training`. With the same batches, both agree to rounding. The draws of `MABSampler` depend
-    on the stack's seed, its number of slots and its steps so far; other samplers draw as in
-    `Training`. A training that diverges does not change the others.
+    on the stack's seed, number of slots and steps so far, and on a CPU on the losses of the other
+    slots. Other samplers draw as in `Training`. A training that diverges does not end the others.
 
     ``vmap`` does not support networks whose control flow depends on data, or that mix the examples
     of different calls. For these the first `advance` raises the error of ``vmap``.
@@ -74,8 +74,7 @@ class StackedTrainer:
         precision: ``"float32"``, or ``"bfloat16"``, to which weights are cast for each step.
         seed: Seed of the bandits' draws.
         capture: Whether to capture steps in a CUDA graph.
-        examples: Adds up each example's visits by each network, with as many slots; None adds
-            nothing up.
+        examples: Adds up each example's visits by each network; None adds nothing up.
         clock: Returns seconds.
 
     Raises:
@@ -207,6 +206,9 @@ class StackedTrainer:
             raise ArgumentError(
                 f"sampler must draw batches of {self.batch_size}, got {sampler.batch_size}."
             )
+        count, most = sampler.num_examples, len(self._batches.data)
+        if count > most:
+            raise ArgumentError(f"sampler must draw from at most {most} examples, got {count}.")
         planned = LearningCurve(steps=steps, **curve)
         self._optimizer.begin(slot, **(optimizer or {}))
         self._networks.begin(slot, model)
@@ -234,7 +236,7 @@ class StackedTrainer:
         self._running.pop(slot)
 
     def state(self, slot: int, *, averaged: bool = False) -> dict[str, Tensor]:
-        """Weights and buffers of a slot's network by name, as of now; copies.
+        """The ``state_dict`` of a slot's network, as of now; copies.
 
         A slot keeps them after its training has ended, until the next one starts there.
         """
@@ -277,6 +279,7 @@ class StackedTrainer:
         if not self._running:
             return []
         steps = min(each.curve.next_stop - each.done for each in self._running.values())
+        self._networks.keep(self.free)
         start = self._clock()
         self._take(steps)
         synchronize(self._device)

@@ -37,6 +37,7 @@ from hpo_mab.training._device import (
     synchronize,
 )
 from hpo_mab.training._device_step import DeviceStep
+from hpo_mab.training._optimizers import require_trainable
 from hpo_mab.training._schedule import CurveArguments, Evaluation, LearningCurve, sampler_figures
 from hpo_mab.training._tally import ExampleTally
 
@@ -131,6 +132,7 @@ class Training(Iterator[Evaluation]):
         **curve: Unpack[CurveArguments],
     ) -> None:
         check_precision(precision)
+        require_trainable(model)
         self._curve = LearningCurve(steps=steps, **curve)
         self._graph, self._loop_reason = choose_capture(graph, batches, sampler, optimizer)
         self.model = model

@@ -5,11 +5,20 @@ from __future__ import annotations
 import dataclasses
 import html.parser
 import json
+import math
 
 import pytest
 
 from hpo_mab._attributes import StudySettings
-from hpo_mab.compare import environment, report_html, summarise, verdict
+from hpo_mab.compare import (
+    ComparisonRuns,
+    comparison_record,
+    environment,
+    read_record,
+    report_html,
+    summarise,
+    verdict,
+)
 from hpo_mab.compare._records import winner
 from hpo_mab.compare._tables import in_arm_words
 from hpo_mab.compare._text import search_space, winning_parameters
@@ -159,3 +168,21 @@ def test_environment_is_json_without_names_or_paths(monkeypatch):
     assert found["cpu_cores"] >= 1
     assert "secret-host" not in text
     assert "/" not in "".join(str(v) for k, v in found.items() if k != "gpus" and k != "cpu")
+
+
+def test_a_record_with_unknown_losses_is_json_and_is_read_again(tmp_path, runs):
+    curve = tuple(dataclasses.replace(one, loss=math.nan) for one in runs[0].trials[0].curve)
+    trials = (dataclasses.replace(runs[0].trials[0], curve=curve), *runs[0].trials[1:])
+    changed = (dataclasses.replace(runs[0], trials=trials), *runs[1:])
+    found = ComparisonRuns(reference="uniform", runs=changed, retrained={}, interrupted=False)
+    text = comparison_record(found, summarise(changed))
+
+    def refuse(constant):
+        raise AssertionError(constant)
+
+    json.loads(text, parse_constant=refuse)
+    path = tmp_path / "record.json"
+    path.write_text(text)
+    (first, *_), (same, *_) = read_record(path).runs[0].trials[0].curve, curve
+    assert math.isnan(first.loss)
+    assert first.reward_rate is same.reward_rate

@@ -34,6 +34,12 @@ def test_arms_are_counted(summary, runs):
     assert mab.best_median == pytest.approx(np.median(best))
 
 
+def test_a_share_of_the_sampler_that_no_trial_measured_is_not_zero(study):
+    runs = [study(arm, 0, paired=4, sampler_share=0.0) for arm in ("uniform", "mab")]
+    summary = summarise(runs)
+    assert all(np.isnan(arm.sampler_share.value) for arm in summary.arms)
+
+
 def test_a_known_advantage_is_found(summary):
     (contrast,) = summary.contrasts
     assert (contrast.arm, contrast.reference, contrast.pairs) == ("mab", "uniform", 40)

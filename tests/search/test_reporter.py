@@ -288,6 +288,8 @@ def test_a_network_that_cannot_be_copied_is_refused() -> None:
 
     with pytest.raises(ArgumentError, match=r"copy.deepcopy can copy, got Locked: .*lock"):
         TrialReporter(_study().ask(), model=Locked(), budget_examples=8)
+    with pytest.raises(ArgumentError, match=r"can copy, got LazyLinear: .*uninitialized"):
+        TrialReporter(_study().ask(), model=nn.LazyLinear(2), budget_examples=8)
 
 
 def test_there_is_nothing_to_evaluate_without_a_model() -> None:

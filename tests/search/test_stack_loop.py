@@ -21,9 +21,10 @@ from hpo_mab._attributes import (
 from hpo_mab.data import ImageSplits
 from hpo_mab.search import StudyRunner, StudySpec, load_spec, load_splits, make_objective
 from hpo_mab.search._recorder import CheckpointWarning, SlotCheckpoint
-from hpo_mab.search._runner import choose_slots
+from hpo_mab.search._runner import choose_slots, is_stack_faster
 from hpo_mab.search._stack_loop import StackLoop
 from hpo_mab.storage import Storage, StudyRun, files_folder, read_run
+from hpo_mab.training import DeviceSweep
 
 Make = Callable[..., StudySpec]
 
@@ -143,7 +144,8 @@ def test_a_range_of_shapes_is_trained_one_at_a_time(
     outcome = _runner(spec, storage, splits).run(score=False)
     assert len(outcome.run.trials) == 2
     assert outcome.loop_reasons == (
-        "ranges of the network's options give each trial another shape",
+        "trials are trained one at a time: ranges of the network's options give each trial another "
+        "shape",
     )
 
 
@@ -291,6 +293,34 @@ def test_a_trial_that_raises_at_its_start_fails_alone(
 
 def test_the_cpu_trains_one_at_a_time_by_itself(tiny: Make, splits: ImageSplits) -> None:
     assert choose_slots(make_objective(tiny(), splits), trials=100) == 1
+
+
+def test_a_probe_makes_few_networks_and_evaluates_on_few_examples(
+    tiny: Make, splits: ImageSplits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    objective = make_objective(tiny(), splits)
+    workload = objective.workload
+    network, sweep = workload._model, DeviceSweep.batches
+    made: list[Any] = []
+    swept: set[int] = set()
+
+    def counted(**options: Any) -> nn.Module:
+        made.append(options)
+        return network(**options)
+
+    def batches(self: DeviceSweep, size: int) -> Any:
+        swept.add(len(self.data))
+        return sweep(self, size)
+
+    workload._model = counted
+    monkeypatch.setattr(DeviceSweep, "batches", batches)
+    monkeypatch.setattr("hpo_mab.search._runner._PROBED_EXAMPLES", 4)
+    configuration, _ = objective.space.corners()
+    is_stack_faster(workload, configuration, slots=5)
+    # One alone, the stack's own and one for all slots.
+    assert len(made) == 3
+    assert swept == {4}
+    assert workload.loop.early_validation != 4
 
 
 def test_stored_trials_of_slots_are_read(storage: Storage, tiny: Make, splits: ImageSplits) -> None:

@@ -231,6 +231,38 @@ def test_trials_are_read_once_and_own_writes_seen(storage: Storage, plain: RDBSt
     assert study.trials[3].value == 1.0
 
 
+@pytest.mark.filterwarnings("ignore:Heartbeat of storage")
+@pytest.mark.parametrize("database_url", ["sqlite", "postgresql"], indirect=True)
+def test_own_writes_are_seen_without_another_read(storage: Storage) -> None:
+    lean = storage.optuna
+    study = optuna.create_study(study_name="study", storage=lean, direction="maximize")
+    ids = [study.ask()._trial_id for _ in range(3)]
+    statements: list[str] = []
+
+    def note(connection: Any, cursor: Any, statement: str, *_: Any) -> None:
+        statements.append(statement)
+
+    sa.event.listen(lean.engine, "before_cursor_execute", note)
+    with lean.collect_writes():
+        before = study.get_trials(deepcopy=False)
+        for trial_id in ids:
+            lean.set_trial_intermediate_value(trial_id, 1, 1)
+            lean.set_trial_user_attr(trial_id, "pair", (1, "ü"))
+            lean.set_trial_system_attr(trial_id, "rung", 0.5)
+        del statements[:]
+        seen = [lean.get_trial(trial_id) for trial_id in ids]
+        listed = study.get_trials(deepcopy=False)
+        # Optuna's `Trial` changes what it gets.
+        seen[0].user_attrs["own"] = True
+        assert lean.get_trial(ids[0]) == listed[0]
+        assert statements == []
+    assert before[0].intermediate_values == before[0].user_attrs == {}
+    assert listed == [lean.get_trial(trial_id) for trial_id in ids]
+    assert listed[0].user_attrs == {"pair": [1, "ü"]}
+    assert listed[2].system_attrs == {"rung": 0.5}
+    assert [trial.intermediate_values for trial in listed] == 3 * [{1: 1.0}]
+
+
 def test_both_make_and_end_the_same(storage: Storage, plain: RDBStorage) -> None:
     study = plain.create_new_study(MAX, "study")
     template = optuna.create_trial(

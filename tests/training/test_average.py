@@ -111,6 +111,40 @@ def test_calling_the_average_leaves_the_network_alone() -> None:
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
 
 
+def test_a_layer_under_two_names_is_averaged_and_stays_as_it_was() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one = nn.Linear(3, 3)
+            self.other = self.one
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            outputs: Tensor = self.other(self.one(inputs))
+            return outputs
+
+    model = Twice()
+    weights, before = list(model.parameters()), copy.deepcopy(model)
+    average = WeightAverage(model, window=1.0)
+    _walk(model, 1)
+    inputs = torch.randn(4, 3)
+    # Of all steps, and there was none.
+    torch.testing.assert_close(average.forward()(inputs), before(inputs))
+    assert all(own is weight for own, weight in zip(model.parameters(), weights, strict=True))
+
+
+def test_the_average_of_half_precision_weights_follows_them() -> None:
+    model = nn.Linear(3, 2, bias=False).bfloat16()
+    average = WeightAverage(model, window=0.2)
+    with torch.no_grad():
+        for step in range(3000):
+            model.weight.fill_(1 + step / 3000)
+            average.update()
+    (weight,) = average.weights().values()
+    assert weight.dtype == torch.bfloat16
+    assert weight.mean().item() == pytest.approx(1.8, abs=0.05)
+    assert average.forward()(torch.ones(1, 3, dtype=torch.bfloat16)).dtype == torch.bfloat16
+
+
 def test_a_state_of_another_network_is_refused() -> None:
     state = WeightAverage(nn.Linear(3, 2), window=0.1).state_dict()
     with pytest.raises(ArgumentError, match="network with other parameters"):
@@ -121,6 +155,11 @@ def test_a_state_of_another_network_is_refused() -> None:
 def test_a_window_out_of_bounds_is_refused(splits: ImageSplits, window: float) -> None:
     with pytest.raises(ArgumentError, match=r"average must be a share in \[0, 1\], got"):
         _training(splits, average=window)
+
+
+def test_a_network_without_weights_is_refused() -> None:
+    with pytest.raises(ArgumentError, match="average must be 0 for a model without weights"):
+        WeightAverage(nn.Flatten(), window=0.2)
 
 
 def test_an_unknown_choice_of_weights_is_refused(splits: ImageSplits) -> None:

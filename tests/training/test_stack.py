@@ -446,7 +446,7 @@ def test_what_does_not_fit_is_refused(splits: ImageSplits) -> None:
     with pytest.raises(ArgumentError, match=r"slot must be one of the free ones, \(1,\), got 0"):
         stack.start(0, task.network(0), **start)
     wide = models.create("small_cnn", in_channels=1, num_classes=10, image_size=8, width=5)
-    with pytest.raises(ArgumentError, match="parameters of the stack's networks"):
+    with pytest.raises(ArgumentError, match="buffers of the stack's networks"):
         stack.start(1, wide, **start)
     small = MABSampler(splits.train.labels, batch_size=8)
     with pytest.raises(ArgumentError, match="batches of 32, got 8"):
