@@ -240,7 +240,7 @@ def _ranking_rows() -> list[str]:
         (row,) = [r for r in table["ranking"] if tuple(r[key] for key in keys) == wanted]
         value, low, high = row["kendall"][1]
         gain = Estimate(value=value, low=low, high=high, n=table["configurations"])
-        data = name.partition("_8")[0]
+        data = re.sub(r"_\d+epochs$", "", name)
         cells = (
             f"[{_SETS[data]}](evidence/rungs.md)",
             f"{table['epochs']:g}",

@@ -316,7 +316,7 @@ def run_json(outcome: RunOutcome, spec: StudySpec, *, wall_seconds: float) -> st
 def _run_facts(outcome: RunOutcome, spec: StudySpec, *, wall_seconds: float) -> dict[str, Any]:
     from hpo_mab._plan import Plan
 
-    run, best = outcome.run, outcome.run.best
+    run, best, weak = outcome.run, outcome.run.best, outcome.weak_rung
     plan = Plan(run.trials)
     return {
         "study": run.name,
@@ -337,6 +337,7 @@ def _run_facts(outcome: RunOutcome, spec: StudySpec, *, wall_seconds: float) -> 
         "wall_seconds": wall_seconds,
         "examples_saved_by_pruning": run.saved_examples,
         "seconds_saved_by_pruning": run.saved_seconds,
+        "weak_rung": weak and {**weak._asdict(), "tau": weak.tau.to_json()},
         "trial_examples": run.trial_examples,
         "auto": None if outcome.choice is None else outcome.choice.to_json(),
         "loop_reasons": list(outcome.loop_reasons),
@@ -365,18 +366,12 @@ def _summary_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
         verb = "took" if auto["source"] else "chose"
         rows.append(("Sampler", f"auto {verb} {auto['sampler']}: {auto['why']}"))
         if auto["twins"]:
-            whose = (
-                "there; this study held no race"
-                if auto["source"]
-                else "on top of the study's trials"
+            here, there = "on top of the study's trials", "there; this study held no race"
+            text = (
+                f"that took {auto['twins']} trainings, {auto['examples']:,} examples, "
+                f"{duration(auto['seconds'])}, {there if auto['source'] else here}"
             )
-            rows.append(
-                (
-                    "",
-                    f"that took {auto['twins']} trainings, {auto['examples']:,} examples, "
-                    f"{duration(auto['seconds'])}, {whose}",
-                )
-            )
+            rows.append(("", text))
     rows += [("Training", reason) for reason in facts["loop_reasons"]]
     return [*rows, *_saved_rows(facts)]
 
@@ -408,13 +403,22 @@ def _saved_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
     examples_share = saved / (saved + facts["examples"])
     # Trials that all diverged before their first evaluation have no pace.
     seconds_share = seconds / ((seconds + facts["seconds"]) or 1.0)
-    return [
-        (
-            "Pruning",
-            f"saved {saved:,} training examples ({examples_share:.0%}) and {duration(seconds)} of "
-            f"training ({seconds_share:.0%}), against the same trials unpruned",
-        )
-    ]
+    text = (
+        f"saved {saved:,} training examples ({examples_share:.0%}) and {duration(seconds)} of "
+        f"training ({seconds_share:.0%}), against the same trials unpruned"
+    )
+    return [("Pruning", text), *_weak_rows(facts["weak_rung"])]
+
+
+def _weak_rows(weak: Mapping[str, Any] | None) -> list[tuple[str, str]]:
+    if weak is None:
+        return []
+    tau = "Kendall's tau {value:.2f}, 80% interval {low:.2f} to {high:.2f}".format(**weak["tau"])
+    text = (
+        f"It began at evaluation {weak['step']} of {weak['full']}, which is not shown to rank the "
+        f"first {weak['trials']} trials ({tau}). --pruner hyperband stops some trials later."
+    )
+    return [("", text)]
 
 
 _COLOURS = {"yes": "green", "no": "red", "cannot tell": "yellow"}

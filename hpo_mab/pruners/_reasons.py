@@ -8,16 +8,24 @@ the trial's user attribute ``hpo_mab:pruned_because``.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import optuna
-from optuna.pruners import BasePruner, HyperbandPruner
+from optuna.pruners import (
+    BasePruner,
+    HyperbandPruner,
+    MedianPruner,
+    PercentilePruner,
+    SuccessiveHalvingPruner,
+)
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from hpo_mab._attributes import PRUNED_KEY, REASON_KEY
+from hpo_mab.advantage import Estimate
+from hpo_mab.pruners._evidence import RungFidelity
 from hpo_mab.pruners._promotion import PromotionPruner, TopKPruner
 from hpo_mab.storage._optuna import (
     completed_rungs,
@@ -262,3 +270,48 @@ def _move_text(because: Mapping[str, Any]) -> str:
         f"evaluation {because.get('uniform_step')}. Evaluation {because['step']} is worth "
         f"number {float(because.get('equivalent_step') or 0.0):.1f} of uniform training."
     )
+
+
+class WeakRung(NamedTuple):
+    """The first evaluation that stops trials, where it is not shown to rank them.
+
+    Attributes:
+        step: The evaluation, from 1.
+        full: Evaluations of a full trial.
+        tau: Kendall's tau-b of its values with the final ones, with an 80% interval.
+        trials: Number of trials ranked.
+    """
+
+    step: int
+    full: int
+    tau: Estimate
+    trials: int
+
+    @classmethod
+    def find(
+        cls, pruner: BasePruner, trials: Sequence[FrozenTrial], *, full: int
+    ) -> WeakRung | None:
+        """Whether a pruner began where the study's first trials were not ranked; None if not.
+
+        Median, percentile and successive halving are checked. Hyperband has late brackets, a paused
+        trial can continue, and `AdvantagePruner` moves such a rung by itself.
+
+        Args:
+            pruner: The study's pruner.
+            trials: The study's trials.
+            full: Evaluations of a full trial.
+        """
+        settings = pruner_settings(pruner)
+        if type(pruner) in (MedianPruner, PercentilePruner):
+            step = max(1, settings["n_warmup_steps"])
+        elif type(pruner) is SuccessiveHalvingPruner and settings["min_resource"] is not None:
+            step = settings["min_resource"]
+        else:
+            return None
+        found = RungFidelity.measure(trials, full=full)
+        if found is None or found.first_rung(step) == step:
+            return None
+        tau = found.at(step)
+        # There is no tau-b of equal values.
+        known = all(map(math.isfinite, (tau.value, tau.low, tau.high)))
+        return cls(step, full, tau, found.trials) if known else None

@@ -16,6 +16,7 @@ import optuna
 
 from hpo_mab._attributes import TEST_KEY
 from hpo_mab._machine import environment
+from hpo_mab.pruners._reasons import WeakRung
 from hpo_mab.search._choice import Choice, stored_choice
 from hpo_mab.search._claim import Target
 from hpo_mab.search._definition import StudySpec
@@ -167,6 +168,8 @@ class RunOutcome:
         choice: What ``kind = "auto"`` chose and why, once its pilot is done.
         loop_reasons: Why trials were trained without a CUDA graph, or one at a time, although the
             definition requests more.
+        weak_rung: Where the pruner began to stop trials, if that evaluation is not shown to rank
+            them.
 
     Examples:
         >>> from hpo_mab.search import RunOutcome
@@ -181,6 +184,7 @@ class RunOutcome:
     test_accuracy: float | None
     choice: Choice | None = None
     loop_reasons: tuple[str, ...] = ()
+    weak_rung: WeakRung | None = None
 
 
 class StudyRunner:
@@ -288,6 +292,11 @@ class StudyRunner:
             test_accuracy=accuracy,
             choice=stored_choice(study) if self.objective.auto else None,
             loop_reasons=tuple(self.objective.loop_reasons),
+            weak_rung=WeakRung.find(
+                study.pruner,
+                study.get_trials(deepcopy=False),
+                full=workload.loop.evaluations,
+            ),
         )
 
     def _run_here(self, study: optuna.Study, on_trial: TrialCallback | None) -> bool:

@@ -369,6 +369,12 @@ def test_the_summary_says_what_was_spent_and_saved(cli: Cli, tiny: str) -> None:
         facts |= {"seconds": 1.0, "evaluation_seconds": evaluation}
         shown = " ".join(text for _, text in module._summary_rows(facts))
         assert ("Evaluation took longer than training" in shown) is warned
+    assert "not shown to rank" not in shown
+    tau = {"value": 0.1, "low": -0.25, "high": 0.5}
+    facts |= {"weak_rung": {"step": 1, "full": 4, "tau": tau, "trials": 10}}
+    shown = " ".join(text for _, text in module._summary_rows(facts))
+    assert "It began at evaluation 1 of 4, which is not shown to rank the first 10 trials" in shown
+    assert "(Kendall's tau 0.10, 80% interval -0.25 to 0.50)" in shown
 
 
 def test_studies_counts_as_the_plan_does(cli: Cli, tiny: str) -> None:

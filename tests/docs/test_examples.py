@@ -314,12 +314,20 @@ def test_the_readmes_figures_of_rungs_are_those_of_the_tables() -> None:
     for kind in ("averaged", "raw"):
         one, two, three = (f"{tau(name, kind)[0]:.2f}" for name in names)
         assert f"{one}, {two} and {three}" in said, kind
-    value, low, high = tau("cifar10_8epochs", "averaged less raw")
-    assert f"(tau {value:+.2f}, {low:+.2f} to {high:+.2f})" in said
-    for name in names:
-        arm = {"sampler": "uniform", "kind": "averaged", "pruner": "halving 2/2"}
+    long = ("cifar10_8epochs", "cifar10_30epochs")
+    one, two = (f"{tau(name, 'averaged')[0]:.2f}" for name in long)
+    assert f"tau is {one} and {two}" in said
+
+    def ratio(name: str, pruner: str) -> list[float]:
+        """Cost of a pruner on averaged weights, as a share of the baseline's."""
+        arm = {"sampler": "uniform", "kind": "averaged", "pruner": pruner}
         (row,) = [row for row in sets[name]["replay"] if arm.items() <= row.items()]
-        value, low, high = row["ratio"]
+        return row["ratio"]
+
+    one, two = (f"{ratio(name, 'hyperband')[0]:.2f}" for name in long)
+    assert f"at {one} and {two} of its cost" in said
+    for name in names:
+        value, low, high = ratio(name, "halving 2/2")
         assert re.search(rf"{value:.2f} [^(]*\((?:95% interval )?{low:.2f} to {high:.2f}\)", said)
 
 

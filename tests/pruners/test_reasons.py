@@ -13,7 +13,9 @@ from optuna.pruners import BasePruner
 from optuna.trial import FrozenTrial, TrialState
 
 from hpo_mab import AdvantagePruner, TrialReporter
+from hpo_mab._attributes import PAIRED_KEY, SLOT_KEY
 from hpo_mab.pruners import PromotionPruner, TopKPruner, why_pruned
+from hpo_mab.pruners._reasons import WeakRung
 from hpo_mab.search._recorder import store_reason
 
 pruners = optuna.pruners
@@ -223,3 +225,46 @@ def test_no_reason_is_computed_for_a_trial_that_continues(monkeypatch: pytest.Mo
 )
 def test_a_trial_without_a_stored_rule(attrs: dict[str, Any], sentence: str) -> None:
     assert why_pruned(attrs, pruner="median") == sentence
+
+
+def _first_trials(early: Sequence[float]) -> list[FrozenTrial]:
+    """Complete trials that no pruner could stop, with these values at evaluation 1."""
+    trials = [
+        optuna.create_trial(
+            value=0.1 * n,
+            intermediate_values={1: value, 2: 0.1 * n, 3: 0.1 * n, 4: 0.1 * n},
+            user_attrs={PAIRED_KEY: True, SLOT_KEY: n},
+        )
+        for n, value in enumerate(early)
+    ]
+    for number, trial in enumerate(trials):
+        trial.number = number
+    return trials
+
+
+@pytest.mark.parametrize(
+    ("pruner", "step"),
+    [
+        (pruners.MedianPruner(), 1),
+        (pruners.PercentilePruner(25.0, n_warmup_steps=1), 1),
+        (pruners.SuccessiveHalvingPruner(min_resource=1), 1),
+        # It begins where trials are ranked, or in some brackets.
+        (pruners.MedianPruner(n_warmup_steps=2), None),
+        (pruners.SuccessiveHalvingPruner(min_resource=2), None),
+        (pruners.HyperbandPruner(min_resource=1, max_resource=4), None),
+        (pruners.NopPruner(), None),
+        (PromotionPruner(min_resource=1, max_resource=4), None),
+    ],
+)
+def test_a_first_rung_that_does_not_rank_trials_is_named(
+    pruner: BasePruner, step: int | None
+) -> None:
+    unranked = _first_trials([0.5, 0.1, 0.6, 0.2, 0.7, 0.3, 0.4, 0.2, 0.6, 0.1])
+    found = WeakRung.find(pruner, unranked, full=4)
+    assert (None if found is None else (found.step, found.full, found.trials)) == (
+        None if step is None else (step, 4, 10)
+    )
+    assert WeakRung.find(pruner, _first_trials([0.1 * n for n in range(10)]), full=4) is None
+    assert WeakRung.find(pruner, unranked[:7], full=4) is None
+    # Without different values nothing can be said.
+    assert WeakRung.find(pruner, _first_trials([0.5] * 10), full=4) is None
