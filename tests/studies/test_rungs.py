@@ -1,7 +1,8 @@
-"""The tables of recorded curves: its replays decide as Optuna's pruners do."""
+"""The tables of recorded curves and signals: replays decide as Optuna's pruners do."""
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -10,8 +11,13 @@ from types import ModuleType
 import numpy as np
 import optuna
 import pytest
+import torch
 from optuna.pruners import MedianPruner, SuccessiveHalvingPruner
 from simulation import simulate
+from torch.nn import functional as F
+
+from hpo_mab import samplers
+from hpo_mab.training import create_optimizer, evaluate
 
 Load = Callable[[str], ModuleType]
 
@@ -21,6 +27,11 @@ RUNGS = Path(__file__).parents[2] / "studies/rungs"
 @pytest.fixture(name="tables", scope="module")
 def _tables(load: Load) -> ModuleType:
     return load("rungs/tables")
+
+
+@pytest.fixture(name="signals", scope="module")
+def _signals(load: Load) -> ModuleType:
+    return load("rungs/signals")
 
 
 def curves(*, ties: bool) -> np.ndarray:
@@ -94,3 +105,94 @@ def test_the_recorded_configurations_are_drawn_again(load: Load) -> None:
     for point, known in zip(load("shared").configurations(24, seed=0), recorded, strict=True):
         # Another NumPy may round an exponential otherwise.
         assert point == pytest.approx(known, rel=1e-12)
+
+
+POINT = {"lr": 0.1, "momentum": 0.9, "weight_decay": 1e-4, "label_smoothing": 0.1}
+
+
+def test_annealed_copies_leave_the_training_as_it_is(
+    signals: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = signals.Trainer("digits", root=RUNGS, epochs=1.0)
+    found = trainer.signals(POINT, seed=0)
+    assert [len(found[kind]) for kind in ("averaged", "trained", "annealed 5%")] == [8, 8, 3]
+    assert found["averaged"][-1] == found["trained"][-1]
+    assert found["annealed 5%"] != [found["trained"][at - 1] for at in signals.RUNGS]
+    monkeypatch.setattr(signals, "COPIES", {})
+    alone = trainer.signals(POINT, seed=0)
+    assert alone == {kind: found[kind] for kind in ("averaged", "trained")}
+
+
+def test_the_learning_rate_of_an_annealed_copy_falls_to_zero(signals: ModuleType) -> None:
+    trainer = signals.Trainer("digits", root=RUNGS, epochs=1.0)
+    network = trainer.recorder.network(0)
+    optimizer = create_optimizer("sgd", network.parameters(), lr=0.1, momentum=0.9)
+    inputs, targets = trainer.batches.fetch(torch.arange(64))
+    F.cross_entropy(network(inputs), targets).backward()
+    optimizer.step()
+    found = trainer.anneal(network, optimizer, seed=3, steps=4, smoothing=0.0)
+    assert optimizer.param_groups[0]["lr"] == 0.1
+
+    network, optimizer = copy.deepcopy((network, optimizer))
+    sampler = samplers.create("uniform", trainer.recorder.labels, batch_size=64, seed=1003)
+    for factor in (1.0, 0.75, 0.5, 0.25):
+        optimizer.param_groups[0]["lr"] = 0.1 * factor
+        inputs, targets = trainer.batches.fetch(sampler.draw())
+        optimizer.zero_grad()
+        sampler.update(F.cross_entropy(network(inputs), targets, reduction="none")).backward()
+        optimizer.step()
+    assert found == pytest.approx(evaluate(network, trainer.validation), abs=1e-4)
+
+
+def recorded_rows(*, seeds: int) -> list[dict[str, object]]:
+    """Trainings whose annealed copies rank as their ends do; the last seed is incomplete."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for seed in range(seeds):
+        for number in range(24):
+            end = [number / 24, 1 - number / 24]
+            noise = [[round(x, 3), round(2 - x, 3)] for x in rng.uniform(size=7)]
+            rows.append({"configuration": number, "seed": seed, "averaged": [*noise, end]})
+            rows[-1] |= {"trained": [*noise, end], "annealed 2%": [end] * 3}
+            rows[-1]["annealed 5%"] = [[1 - x for x in end]] * 3
+    return rows[:-1]
+
+
+def test_signals_are_ranked_by_accuracy_and_by_falling_loss(signals: ModuleType) -> None:
+    values, final, _ = signals.read_signals(recorded_rows(seeds=3))
+    assert final.shape == (2, 24)
+    rows = {row["signal"]: row for row in signals.ranking(values, final)}
+    for measure in ("accuracy", "loss"):
+        assert [value for value, _, _ in rows[f"annealed 2%, {measure}"]["kendall"]] == [1.0] * 3
+        assert [value for value, _, _ in rows[f"annealed 5%, {measure}"]["kendall"]] == [-1.0] * 3
+        assert rows[f"annealed 2%, {measure}"]["regret"][0][0] == 0.0
+    for (gain, _, _), (own, _, _) in zip(
+        rows["annealed 2%, loss"]["kendall less reference's"],
+        rows[signals.REFERENCE]["kendall"],
+        strict=True,
+    ):
+        assert gain == pytest.approx(1.0 - own, abs=2e-3)
+
+
+def test_the_steps_of_annealed_copies_are_part_of_the_cost(signals: ModuleType) -> None:
+    values, final, _ = signals.read_signals(recorded_rows(seeds=3))
+    same = values["annealed 2%, accuracy"]
+    names = ("averaged, accuracy", "annealed 2%, accuracy")
+    free, paid = (next(iter(signals.replay({name: same}, final, replays=20))) for name in names)
+    assert free["regret"] == paid["regret"]
+    # Each trial pays for a copy at an eighth, half of them or more for a second.
+    assert 0.02 * 1.4 < paid["cost"][0] - free["cost"][0] < 0.02 * 3
+
+
+def test_the_recorded_table_of_signals_follows_from_its_rows(signals: ModuleType) -> None:
+    document = json.loads((RUNGS / "signals.json").read_text(encoding="utf-8"))
+    for one in document["sets"].values():
+        values, final, loss = signals.read_signals(one["rows"])
+        assert one["seeds"] == len(final)
+        tau = signals.fidelity(-loss.mean(axis=0), final.mean(axis=0), resamples=100)
+        assert tau.value == pytest.approx(one["kendall of the final loss"][0], abs=6e-4)
+        for row in one["ranking"]:
+            early = values[row["signal"]].mean(axis=0)
+            for rung, (known, _, _) in enumerate(row["kendall"]):
+                tau = signals.fidelity(early[:, rung], final.mean(axis=0), resamples=100)
+                assert tau.value == pytest.approx(known, abs=6e-4)
