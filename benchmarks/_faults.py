@@ -121,7 +121,7 @@ def count_faults(
     plan = Plan(run.trials)
     finished = {
         slot: sum(attempt.finished for attempt in attempts)
-        for (slot, twin), attempts in plan.places().items()
+        for (slot, twin), attempts in plan.places.items()
         if not twin
     }
     given_up = {slot for slot, _ in plan.given_up()}

@@ -1,7 +1,4 @@
-"""From the runs of a comparison to its summary.
-
-Incumbent curves, cost to target, and measurements on the pairs of two arms at each budget.
-"""
+"""The summary of a comparison's runs: incumbents, cost to target, pairs of arms at each budget."""
 
 from __future__ import annotations
 
@@ -385,7 +382,7 @@ def _sampler_share(run: StudyRun) -> float:
     inside = sum(trial.curve[-1].sampler_seconds for trial in run.trials if trial.curve)
     # The curve of a resumed attempt begins with that of the attempt before it.
     inside -= sum(t.inherited.sampler_seconds for t in run.trials if t.inherited)
-    # Captured steps, stacks and users' own loops do not measure it: they store 0.
+    # Captured steps, stacks and users' loops store 0: they do not measure it.
     return inside / run.seconds if run.seconds and inside else math.nan
 
 

@@ -75,6 +75,9 @@ class _Collected:
         """Change one item of a kept trial; ``part`` is the name of its dictionary."""
         if trial_id in self.known:
             study_id, trial = self.known[trial_id]
+            # The database does not change it either. Optuna's cache reads a finished trial once.
+            if trial.state.is_finished():
+                return
             # Optuna's cache may have the same object.
             changed = _copy(trial)
             getattr(changed, part)[name] = value
@@ -109,8 +112,15 @@ class LeanStorage(RDBStorage):
         read or the end of the context. A trial that has finished in the meantime does not change.
         Until the context ends, writes of other threads and processes to trials already read are not
         visible. So the context must be short, and must begin after the study's lock is taken.
+        Within another such context, trials are read again from here on.
         """
-        if not self._has_upsert or self._collecting is not None:
+        if not self._has_upsert:
+            yield
+            return
+        if (outer := self._collecting) is not None:
+            # The caller may have taken the study's lock after the outer context has read.
+            outer.known.clear()
+            outer.read.clear()
             yield
             return
         collecting = _Collected(self, defaultdict(list), set(), set(), {})

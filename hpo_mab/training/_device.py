@@ -208,7 +208,7 @@ def call_with(model: nn.Module, tensors: Mapping[str, Tensor], inputs: Tensor) -
             # Layers that share a parameter are given the tensor of its first name.
             if own is not None and (name := first.setdefault(id(own), place)) in tensors:
                 given[place] = tensors[name]
-    # With `tie_weights`, torch would give them to a layer under two names for good.
+    # With `tie_weights`, torch would leave them in a layer that has two names.
     return torch.func.functional_call(model, given, (inputs,), tie_weights=False)
 
 

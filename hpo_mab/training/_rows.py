@@ -72,9 +72,12 @@ class NetworkRows:
             if buffer.is_floating_point()
         }
         first = {id(tensor): name for name, tensor in [*trained.items(), *rest.items()]}
-        #: Row of each name of a ``state_dict``, where a shared parameter has several names.
+        #: Row of each name of a ``state_dict``, where a shared parameter has several names. The
+        #: extra state of a module has no row.
         self._names = {
-            name: first[id(tensor)] for name, tensor in model.state_dict(keep_vars=True).items()
+            name: first[id(part)]
+            for name, part in model.state_dict(keep_vars=True).items()
+            if id(part) in first
         }
         #: Networks of slots whose training has ended, if other slots have been trained since.
         self._kept: dict[int, dict[str, Tensor]] = {}
@@ -184,7 +187,7 @@ class NetworkRows:
         }
 
     def state(self, slot: int, *, averaged: bool) -> dict[str, Tensor]:
-        """The ``state_dict`` of one network; copies."""
+        """The tensors of the ``state_dict`` of one network; copies."""
         weights, buffers = self.rows([slot], averaged=averaged)
         tensors = {**weights, **buffers}
         return {name: tensors[row][0] for name, row in self._names.items()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any, TypedDict
+from typing import Any, Self, TypedDict, Unpack
 
 from hpo_mab._errors import ArgumentError, UnknownNameError, plain, require
 
@@ -255,6 +255,23 @@ class LearningCurve:
         self.label_smoothing = label_smoothing
         self.points: list[Evaluation] = []
         self._keep = keep
+
+    @classmethod
+    def of(cls, owner: str, *, steps: int, **curve: Unpack[CurveArguments]) -> Self:
+        """The learning curve of a function that takes ``steps`` and ``**curve``.
+
+        Args:
+            owner: The function's name, for the error.
+            steps: Budget in optimiser steps.
+            **curve: Other arguments of the function.
+
+        Raises:
+            TypeError: The function has no such argument.
+        """
+        for name in curve:
+            if name not in CurveArguments.__annotations__:
+                raise TypeError(f"{owner}() got an unexpected keyword argument '{name}'")
+        return cls(steps=steps, **curve)
 
     @property
     def complete(self) -> bool:

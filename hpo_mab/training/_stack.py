@@ -209,7 +209,7 @@ class StackedTrainer:
         count, most = sampler.num_examples, len(self._batches.data)
         if count > most:
             raise ArgumentError(f"sampler must draw from at most {most} examples, got {count}.")
-        planned = LearningCurve(steps=steps, **curve)
+        planned = LearningCurve.of("StackedTrainer.start", steps=steps, **curve)
         self._optimizer.begin(slot, **(optimizer or {}))
         self._networks.begin(slot, model)
         self._numbers.begin(slot, planned)
@@ -236,7 +236,7 @@ class StackedTrainer:
         self._running.pop(slot)
 
     def state(self, slot: int, *, averaged: bool = False) -> dict[str, Tensor]:
-        """The ``state_dict`` of a slot's network, as of now; copies.
+        """The tensors of the ``state_dict`` of a slot's network, as of now; copies.
 
         A slot keeps them after its training has ended, until the next one starts there.
         """

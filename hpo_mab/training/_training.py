@@ -133,7 +133,7 @@ class Training(Iterator[Evaluation]):
     ) -> None:
         check_precision(precision)
         require_trainable(model)
-        self._curve = LearningCurve(steps=steps, **curve)
+        self._curve = LearningCurve.of("Training", steps=steps, **curve)
         self._graph, self._loop_reason = choose_capture(graph, batches, sampler, optimizer)
         self.model = model
         self.sampler = sampler

@@ -263,6 +263,41 @@ def test_own_writes_are_seen_without_another_read(storage: Storage) -> None:
     assert [trial.intermediate_values for trial in listed] == 3 * [{1: 1.0}]
 
 
+@pytest.mark.filterwarnings("ignore:Heartbeat of storage")
+@pytest.mark.parametrize("database_url", ["sqlite", "postgresql"], indirect=True)
+def test_a_trial_that_another_process_has_ended_does_not_change(
+    storage: Storage, plain: RDBStorage
+) -> None:
+    lean = storage.optuna
+    study = optuna.create_study(study_name="study", storage=lean, direction="maximize")
+    trial_id = study.ask()._trial_id
+    plain.set_trial_state_values(trial_id, TrialState.FAIL)
+    with lean.collect_writes():
+        assert study.trials[0].state == TrialState.FAIL
+        lean.set_trial_user_attr(trial_id, "a", 1)
+        lean.set_trial_intermediate_value(trial_id, 1, 0.5)
+        assert lean.get_trial(trial_id).user_attrs == {}
+        study.get_trials(deepcopy=False)
+    assert study.trials[0].user_attrs == study.trials[0].intermediate_values == {}
+
+
+@pytest.mark.filterwarnings("ignore:Heartbeat of storage")
+@pytest.mark.parametrize("database_url", ["sqlite", "postgresql"], indirect=True)
+def test_an_inner_context_reads_trials_again(storage: Storage, plain: RDBStorage) -> None:
+    lean = storage.optuna
+    study = optuna.create_study(study_name="study", storage=lean, direction="maximize")
+    trial = study.ask()
+    with lean.collect_writes():
+        assert study.get_trials()[0].state == TrialState.RUNNING
+        trial.set_user_attr("reason", "unknown")
+        # Another worker closes it before this one takes the study's lock.
+        plain.set_trial_state_values(trial._trial_id, TrialState.FAIL)
+        with storage.lock("study"), lean.collect_writes():
+            ended = study.tell(trial, 0.5, skip_if_finished=True)
+            assert study.get_trials()[0].state == TrialState.FAIL
+    assert (ended.state, ended.value, ended.user_attrs) == (TrialState.FAIL, None, {})
+
+
 def test_both_make_and_end_the_same(storage: Storage, plain: RDBStorage) -> None:
     study = plain.create_new_study(MAX, "study")
     template = optuna.create_trial(

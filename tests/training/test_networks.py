@@ -205,3 +205,33 @@ def test_weights_of_a_batch_end_with_their_training(splits: ImageSplits) -> None
         _start(stack, 0, _plain, _sampler(splits, kind))
         losses.append(_train(stack)[0])
     assert losses[2] == losses[0] != losses[1]
+
+
+class _WithExtraState(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(64, 10)
+
+    def get_extra_state(self) -> dict[str, int]:
+        return {"version": 1}
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        logits: Tensor = self.layer(inputs.flatten(1))
+        return logits
+
+
+def test_a_network_with_extra_state_trains_on_a_stack(splits: ImageSplits) -> None:
+    stack = _stack(splits, _WithExtraState)
+    _start(stack, 0, _WithExtraState, _sampler(splits))
+    _train(stack)
+    assert set(stack.state(0)) == {"layer.weight", "layer.bias"}
+
+
+def test_a_misspelt_argument_is_named_with_the_function_called(splits: ImageSplits) -> None:
+    with pytest.raises(TypeError, match=r"StackedTrainer\.start\(\) got .* 'evalutions'"):
+        _start(_stack(splits, _WithExtraState), 0, _WithExtraState, _sampler(splits), evalutions=2)
+    network = _network(_WithExtraState)
+    optimizer = training.create_optimizer("sgd", network.parameters(), lr=0.1)
+    options: dict[str, Any] = {"steps": 2, "evalutions": 2, "optimizer": optimizer}
+    with pytest.raises(TypeError, match=r"^Training\(\) got .* 'evalutions'"):
+        Training(network, sampler=_sampler(splits), **_data(splits), **options)
