@@ -106,10 +106,11 @@ class LeanStorage(RDBStorage):
 
     @contextlib.contextmanager
     def collect_writes(self) -> Iterator[None]:
-        """Collect what this thread writes, and read each trial once and after writes to it.
+        """Collect what this thread writes, and read each trial once.
 
         One transaction writes parameters, reports, attributes and heartbeats of trials: at the next
-        read or the end of the context. A trial that has finished in the meantime does not change.
+        read from the database or the end of the context. A trial that has finished in the meantime
+        does not change. Own reports and attributes are seen without another read.
         Until the context ends, writes of other threads and processes to trials already read are not
         visible. So the context must be short, and must begin after the study's lock is taken.
         Within another such context, trials are read again from here on.
