@@ -24,7 +24,16 @@ def load() -> Callable[[str], ModuleType]:
         module = importlib.util.module_from_spec(found)
         # Dataclasses look for their module there.
         sys.modules[found.name] = module
-        found.loader.exec_module(module)
+        folder = (STUDIES / name).parent
+        path, known = list(sys.path), set(sys.modules)
+        try:
+            found.loader.exec_module(module)
+        finally:
+            # Scripts of several studies have the same names.
+            sys.path[:] = path
+            for other in set(sys.modules) - known:
+                if Path(getattr(sys.modules[other], "__file__", None) or "").parent == folder:
+                    del sys.modules[other]
         return module
 
     return load_one
