@@ -1,4 +1,7 @@
-"""Small networks for small images, by name, and those of torchvision, timm and users."""
+"""Small networks for small images, by name, and those of torchvision, timm and users.
+
+`stackable` prepares any of them for a stack.
+"""
 
 from __future__ import annotations
 
