@@ -42,6 +42,7 @@ from hpo_mab.storage import (
     files_folder,
 )
 from hpo_mab.storage._optuna import id_of, storage_of
+from hpo_mab.storage._process import interruptible
 from hpo_mab.training import Evaluation, Training
 from hpo_mab.training._tally import ExampleTally
 
@@ -205,7 +206,7 @@ def follow(
         # Written before the curve: a worker that dies in between has no curve and no cost.
         trial.set_user_attr(RESUMED_KEY, training.resumed_at)
     with contextlib.closing(TrialRecord(trial, curves)) as record:
-        for evaluation in training:
+        while (evaluation := _next_of(training)) is not None:
             record.evaluation_seconds = training.evaluation_seconds
             record.add(evaluation)
             # The end is neither pruned nor saved.
@@ -224,6 +225,11 @@ def follow(
         raise RuntimeError("training ended without an evaluation")
     offer(trial, training.examples, examples)
     return record.last
+
+
+def _next_of(training: Training) -> Evaluation | None:
+    with interruptible():
+        return next(training, None)
 
 
 def offer(

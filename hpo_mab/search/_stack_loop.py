@@ -30,6 +30,7 @@ from hpo_mab.search._trial_loop import SECONDS_BETWEEN_POLLS, End, TrialCallback
 from hpo_mab.search._workload import Workload
 from hpo_mab.storage import STORAGE_ERRORS, Storage, heartbeat
 from hpo_mab.storage._optuna import id_of
+from hpo_mab.storage._process import interruptible
 from hpo_mab.training import Evaluation, StackedTrainer, TrainingDiverged
 from hpo_mab.training._device import release_memory
 from hpo_mab.training._optimizers import OPTIMIZERS
@@ -205,7 +206,8 @@ class StackLoop(TrialLoop):
                 self._remove_checkpoints()
                 return False
             elif following is Next.WAIT:
-                time.sleep(SECONDS_BETWEEN_POLLS)
+                with interruptible():
+                    time.sleep(SECONDS_BETWEEN_POLLS)
             self._storage_failures = 0
         except STORAGE_ERRORS as error:
             self._ride_out(error)
@@ -282,7 +284,8 @@ class StackLoop(TrialLoop):
     def _advance(self) -> None:
         places = {each.place: each for each in self._running.values()}
         try:
-            found = list(self._stacks.advance())
+            with interruptible():
+                found = list(self._stacks.advance())
         except torch.OutOfMemoryError as error:
             self._halve_slots(error)
             return

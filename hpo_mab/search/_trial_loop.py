@@ -17,6 +17,7 @@ from hpo_mab.search._claim import claim
 from hpo_mab.search._objective import TrainingObjective
 from hpo_mab.storage import STORAGE_ERRORS, Storage, heartbeat, release
 from hpo_mab.storage._optuna import id_of, storage_of
+from hpo_mab.storage._process import deferred_interrupts, interruptible
 from hpo_mab.training._device import release_memory
 
 #: Called with study and trial after each trial. In between its method ``running``, if any, gets the
@@ -134,29 +135,33 @@ class TrialLoop:
     def run(self) -> bool:
         """Run trials until the study is done.
 
+        Ctrl-C ends it within a training step, a wait, or after the current call to the database. A
+        second Ctrl-C is raised at once.
+
         Returns:
-            Whether Ctrl-C ended it early.
+            Whether Ctrl-C was pressed.
 
         Raises:
             StorageError: The database does not answer for ``patience``, or fails several times
                 in a row.
             StudyFailedError: Three trials in a row failed.
         """
-        try:
-            while self._step():
-                pass
-        except KeyboardInterrupt:
-            # Without a database the trial stays open. The next worker closes it as lost.
-            with contextlib.suppress(*STORAGE_ERRORS):
-                self._abandon()
-            return True
-        finally:
-            self._release(*self._claimed)
-            if self._examples is not None:
-                with contextlib.suppress(StorageError, *STORAGE_ERRORS):
-                    self._examples.flush()
-            self._storage.optuna.remove_session()
-        return False
+        with deferred_interrupts() as was_pressed:
+            try:
+                while self._step():
+                    pass
+            except KeyboardInterrupt:
+                # Without a database the trial stays open. The next worker closes it as lost.
+                with contextlib.suppress(*STORAGE_ERRORS):
+                    self._abandon()
+                return True
+            finally:
+                self._release(*self._claimed)
+                if self._examples is not None:
+                    with contextlib.suppress(StorageError, *STORAGE_ERRORS):
+                        self._examples.flush()
+                self._storage.optuna.remove_session()
+            return was_pressed()
 
     def _step(self) -> bool:
         """Run one trial, or wait a little; False when the study is done."""
@@ -166,7 +171,8 @@ class TrialLoop:
                 self._remove_checkpoints()
                 return False
             if isinstance(claimed, Next):
-                time.sleep(SECONDS_BETWEEN_POLLS)
+                with interruptible():
+                    time.sleep(SECONDS_BETWEEN_POLLS)
                 return True
             self._claimed.append(claimed)
             self._run(claimed)
@@ -244,7 +250,9 @@ class TrialLoop:
         self._storage_failures += 1
         if self._storage_failures > _STORAGE_FAILURES_IN_A_ROW:
             raise self._storage.error(error) from None
-        if not self._storage.wait_until_back(seconds=self._patience):
+        with interruptible():
+            is_back = self._storage.wait_until_back(seconds=self._patience)
+        if not is_back:
             raise self._storage.error(error) from None
         try:
             self._abandon()

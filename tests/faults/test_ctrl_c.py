@@ -14,12 +14,17 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import optuna
 import pytest
 import sqlalchemy as sa
+import torch
+from torch.utils.data import TensorDataset
 
 from hpo_mab.cli._main import stoppable
 from hpo_mab.cli._options import silence_optuna
+from hpo_mab.search import Target, TrainingObjective, TrialLoop
 from hpo_mab.storage import Storage, read_run
+from hpo_mab.training import Budget
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs /proc and terminals")
 
@@ -306,6 +311,44 @@ def test_ctrl_c_after_ctrl_c_was_caught_prints_no_traceback(tmp_path: Path) -> N
     ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert ended.returncode == -signal.SIGINT
     assert ended.stderr == ""
+
+
+@pytest.mark.parametrize("statement", range(1, 60, 6))
+def test_ctrl_c_within_a_transaction_leaves_no_lock_and_loses_no_trial(
+    tmp_path: Path, statement: int
+) -> None:
+    """In the gap before the transaction ends, an interrupt would leave its lock held."""
+    part = TensorDataset(torch.randn(40, 3), torch.tensor([0, 1] * 20))
+    objective = TrainingObjective(
+        model=lambda: torch.nn.Linear(3, 2),
+        data=(part, part),
+        budget=Budget(steps=4),
+        optimizer={"name": "sgd", "lr": {"low": 0.01, "high": 0.1}},
+        batch_size=10,
+    )
+    storage = Storage(f"sqlite:///{tmp_path / 'studies.db'}")
+    study = optuna.create_study(direction="maximize", storage=storage.optuna)
+    Target(trials=3, total=None, epoch_examples=40).save(study)
+    count = 0
+
+    @sa.event.listens_for(storage.optuna.engine, "after_cursor_execute")
+    def press(*_: object) -> None:
+        nonlocal count
+        count += 1
+        if count == statement:
+            signal.raise_signal(signal.SIGINT)
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        assert TrialLoop(study, storage, objective).run()
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert count > statement
+    assert all(trial.state.is_finished() for trial in study.trials)
+    assert not TrialLoop(study, storage, objective).run()
+    ended = [t for t in study.trials if t.state == optuna.trial.TrialState.COMPLETE]
+    assert sorted(trial.user_attrs["hpo_mab:slot"] for trial in ended) == [0, 1, 2]
+    storage.close()
 
 
 def test_ctrl_c_within_a_finaliser_is_not_lost() -> None:
