@@ -101,6 +101,7 @@ class Event:
         training: Seconds of training since the event before, shared by trials trained together.
         evaluating: Seconds of evaluation likewise.
         config: The hyperparameters, at the start.
+        process: Number of the process that wrote it.
     """
 
     trial: str
@@ -111,6 +112,7 @@ class Event:
     training: float = 0.0
     evaluating: float = 0.0
     config: Mapping[str, float] | None = None
+    process: int = dataclasses.field(default_factory=os.getpid)
 
 
 class EventLog:
@@ -144,12 +146,14 @@ class Outcome:
         accuracy: Its validation accuracy.
         known: Trials with a result in the library's own records.
         events: What happened.
+        running: Trials that run by the library's own records; None if a process that lives is one.
     """
 
     config: Mapping[str, float] | None
     accuracy: float | None
     known: int
     events: tuple[Event, ...]
+    running: tuple[str, ...] | None = None
 
 
 class Peer(Protocol):

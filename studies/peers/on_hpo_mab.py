@@ -45,7 +45,7 @@ class HpoMab:
         try:
             run = read_run(storage, _NAME)
         except HpoMabError:  # It was ended before the study was made.
-            return Outcome(config=None, accuracy=None, known=0, events=())
+            return Outcome(config=None, accuracy=None, known=0, events=(), running=())
         frozen = {trial.number: trial for trial in open_study(storage, _NAME).get_trials()}
         storage.close()
         events: list[Event] = []
@@ -67,6 +67,7 @@ class HpoMab:
             accuracy=best and best.value,
             known=len(ended),
             events=tuple(sorted(events, key=lambda event: event.at)),
+            running=tuple(str(trial.number) for trial in run.trials if trial.state == "running"),
         )
 
 

@@ -69,8 +69,10 @@ class NePS:
         events = tuple(read_events(job.folder))
         full, _ = neps.status(Path(job.folder) / "neps", print_summary=False)
         column = "objective_to_minimize"
+        evaluated = () if full.empty else full.index[full["state"] == "evaluating"]
+        running = tuple(_trial(Path(str(index))) for index in evaluated)
         if column not in full or full[column].isna().all():
-            return Outcome(config=None, accuracy=None, known=0, events=events)
+            return Outcome(config=None, accuracy=None, known=0, events=events, running=running)
         ended = full[full[column].notna()]
         best = ended.loc[ended[column].astype(float).idxmin()]
         names = {name.rpartition(".")[2]: name for name in full.columns}
@@ -79,6 +81,7 @@ class NePS:
             accuracy=1 - float(best[column]),
             known=len({_trial(Path(str(index))) for index in ended.index}),
             events=events,
+            running=running,
         )
 
 

@@ -65,6 +65,10 @@ class Optuna:
             accuracy=accuracy,
             known=len(ended),
             events=tuple(read_events(job.folder)),
+            running=tuple(
+                str(trial.number)
+                for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+            ),
         )
 
 

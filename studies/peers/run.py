@@ -25,7 +25,7 @@ import sysconfig
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -119,6 +119,10 @@ class Processes:
             time.sleep(0.1)
         self._ended.set()
         self._watch.join()
+
+    def living(self) -> set[int]:
+        """Numbers of the processes that live."""
+        return set(self._alive())
 
     def _alive(self) -> Iterator[int]:
         for folder in Path("/proc").iterdir():
@@ -241,7 +245,9 @@ def restart(job: Job, *, minutes: float) -> dict[str, Any]:
     killed = time.time() + half
     with Processes(job, each_worker=ARMS[job.arm].each_worker) as processes:
         processes.wait(killed)
+        living = processes.living()
     before = _outcome(job)
+    running = _running(before, living)
     job = dataclasses.replace(job, deadline=time.time() + half)
     after, _ = search(job)
     new = [event for event in after.events if event.at > killed]
@@ -252,15 +258,22 @@ def restart(job: Job, *, minutes: float) -> dict[str, Any]:
         "known_at_the_end": after.known,
         "best": before.accuracy,
         "best_at_the_end": after.accuracy,
-        "cut_off": [_fate(own, new) for own in _cut_off(before, workers=job.workers)],
+        "cut_off": [_fate(own, new) for name, own in by_trial(before.events) if name in running],
         "finished_after": sum(event.share == EVALUATIONS for event in new),
     }
 
 
-def _cut_off(outcome: Outcome, *, workers: int) -> list[list[Event]]:
-    """The trials that were running: the unfinished ones with the last events."""
-    trials = [own for _, own in by_trial(outcome.events) if own[-1].share < EVALUATIONS]
-    return sorted(trials, key=lambda own: own[-1].at)[-workers:]
+def _running(outcome: Outcome, living: Collection[int]) -> set[str]:
+    """The trials that were running when the processes that lived were killed."""
+    if outcome.running is not None:
+        return set(outcome.running)
+    # One process a trial. Events are in the order of time, so the last of each process remains.
+    last = {event.process: event for event in outcome.events}
+    return {
+        event.trial
+        for process, event in last.items()
+        if process in living and event.share < EVALUATIONS
+    }
 
 
 def _fate(own: Sequence[Event], new: Sequence[Event]) -> str:

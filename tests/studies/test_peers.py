@@ -12,13 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import optuna
 import pytest
 import torch
 
 from hpo_mab import models
-from hpo_mab.search import StudyRunner, load_spec, make_spec
+from hpo_mab.search import StudyRunner, Target, load_spec, make_spec
+from hpo_mab.search._claim import claim
 from hpo_mab.search._prepare import load_splits
-from hpo_mab.storage import Storage
+from hpo_mab.storage import Storage, open_study
 from hpo_mab.training import Budget
 from hpo_mab.training._schedule import Schedule
 
@@ -319,6 +321,40 @@ def test_tables_and_figure_of_a_record(peers: Any) -> None:
     assert "| +10.00 | 0.25 | 0.25 | +5.00 |" in one[2]
     drawn = tables.figure([record])
     assert {trace.name for trace in drawn.data} == {"hpo_mab_mab", "optuna_median", "ray_asha"}
+
+
+def test_the_trials_that_a_kill_cuts_off_are_those_that_were_running(
+    command: Any, peers: Any
+) -> None:
+    event, outcome = peers["contract"].Event, peers["contract"].Outcome
+    events = (
+        event(trial="ended", at=1.0, share=8, process=1),
+        event(trial="running", at=2.0, share=0, process=2),
+        event(trial="running", at=3.0, share=4, process=2),
+        event(trial="stopped", at=4.0, share=2, process=3),
+    )
+    found = outcome(config=None, accuracy=None, known=0, events=events)
+    assert command._running(found, {1, 2}) == {"running"}
+    by_its_records = dataclasses.replace(found, running=("stopped",))
+    assert command._running(by_its_records, {1, 2}) == {"stopped"}
+
+
+def test_trials_that_run_by_a_librarys_records(peers: Any, job: Any) -> None:
+    ours, optunas = peers["on_hpo_mab"].ARMS["hpo_mab_mab"], peers["on_optuna"].ARMS
+    storage = Storage(str(Path(job.folder) / "studies.db"))
+    StudyRunner(load_spec("digits", {"budget.trials": 1, "budget.epochs": 0.1}), storage).run(
+        "peers"
+    )
+    assert ours.outcome(job).running == ()
+    study = open_study(storage, "peers")
+    Target(trials=2, total=None, epoch_examples=1).save(study)
+    claim(study, storage)
+    storage.close()
+    assert ours.outcome(job).running == ("1",)
+    study = optuna.create_study(study_name="peers", storage=peers["on_optuna"]._storage(job))
+    study.tell(study.ask(), state=optuna.trial.TrialState.PRUNED)
+    study.ask()
+    assert optunas["optuna_median"].outcome(job).running == ("1",)
 
 
 def test_each_trial_after_a_kill_is_classified(command: Any, peers: Any) -> None:
