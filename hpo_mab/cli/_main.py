@@ -12,7 +12,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
-from types import CodeType, FrameType, TracebackType
+from types import CodeType, TracebackType
 from typing import Any, TextIO
 
 import typer
@@ -186,14 +186,10 @@ def stoppable() -> Iterator[None]:
     The second signal ends the process within seconds. Python alone cannot do that while a library's
     or a driver's call does not return.
     """
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, interrupt)
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         with _second_is_final():
             yield

@@ -30,6 +30,7 @@ from hpo_mab.search._trial_loop import Slots, TrialCallback, TrialLoop
 from hpo_mab.search._workload import Workload
 from hpo_mab.storage import Definition, Storage, StudyRun, TrialRun, open_study, read_run
 from hpo_mab.storage._optuna import id_of
+from hpo_mab.storage._process import deferred_interrupts
 from hpo_mab.training import Budget, TrainingDiverged
 from hpo_mab.training._device import release_memory
 
@@ -84,16 +85,18 @@ def run_trials(
             )
         slots = 1
     count = slots if isinstance(slots, int) else choose_slots(objective, trials=trials)
-    if count > 1:
-        try:
-            loop = StackLoop(
-                study, storage, objective, slots=count, examples=examples, on_trial=on_trial
-            )
-            return loop.run()
-        # The loop has kept the reason for the summary.
-        except StackingFailed:
-            pass
-    return TrialLoop(study, storage, objective, examples=examples, on_trial=on_trial).run()
+    # Both loops, so that Ctrl-C between them is not lost.
+    with deferred_interrupts():
+        if count > 1:
+            try:
+                loop = StackLoop(
+                    study, storage, objective, slots=count, examples=examples, on_trial=on_trial
+                )
+                return loop.run()
+            # The loop has kept the reason for the summary.
+            except StackingFailed:
+                pass
+        return TrialLoop(study, storage, objective, examples=examples, on_trial=on_trial).run()
 
 
 def choose_slots(objective: TrainingObjective, *, trials: int) -> int:

@@ -242,32 +242,29 @@ class StackLoop(TrialLoop):
         if trial not in self._claimed:
             # It was released when the device ran out of memory.
             return True
-        ends = contextlib.ExitStack()
         try:
             assignment = self._objective.assign(trial)
             if why_alone(self._objective.workload, assignment.configuration) is not None:
                 return False
-            ends.enter_context(heartbeat(self._storage.optuna, id_of(trial)))
-            checkpoint = self._objective.checkpoint(trial, assignment)
-            place, points = self._stacks.start(
-                assignment.configuration,
-                seed=assignment.seed,
-                state=None if checkpoint is None else checkpoint.load(),
-            )
+            with contextlib.ExitStack() as ends:
+                ends.enter_context(heartbeat(self._storage.optuna, id_of(trial)))
+                checkpoint = self._objective.checkpoint(trial, assignment)
+                state = None if checkpoint is None else checkpoint.load()
+                with interruptible():
+                    place, points = self._stacks.start(
+                        assignment.configuration, seed=assignment.seed, state=state
+                    )
+                record = TrialRecord(trial, self._objective.curves)
+                ends.callback(record.close)
+                running = _Running(trial, assignment, record, place, checkpoint, ends.pop_all())
         except torch.OutOfMemoryError as error:
-            ends.close()
             self._halve_slots(error)
             return True
         except STORAGE_ERRORS:
-            ends.close()
             raise
         except Exception as error:
-            ends.close()
             self._fail(trial, error)
             return True
-        record = TrialRecord(trial, self._objective.curves)
-        ends.callback(record.close)
-        running = _Running(trial, assignment, record, place, checkpoint, ends)
         self._running[id_of(trial)] = running
         trial.set_user_attr(STACK_KEY, self._stacks.slots)
         self._report_resumed(running, points)

@@ -135,8 +135,8 @@ class TrialLoop:
     def run(self) -> bool:
         """Run trials until the study is done.
 
-        Ctrl-C ends it within a training step, a wait, or after the current call to the database. A
-        second Ctrl-C is raised at once.
+        Ctrl-C ends it in the middle of training, else after the current call to the database, which
+        may wait for a lock. A second Ctrl-C is raised at once.
 
         Returns:
             Whether Ctrl-C was pressed.
@@ -149,7 +149,9 @@ class TrialLoop:
         with deferred_interrupts() as was_pressed:
             try:
                 while self._step():
-                    pass
+                    # Before another trial begins.
+                    with interruptible():
+                        pass
             except KeyboardInterrupt:
                 # Without a database the trial stays open. The next worker closes it as lost.
                 with contextlib.suppress(*STORAGE_ERRORS):
@@ -161,7 +163,7 @@ class TrialLoop:
                     with contextlib.suppress(StorageError, *STORAGE_ERRORS):
                         self._examples.flush()
                 self._storage.optuna.remove_session()
-            return was_pressed()
+        return was_pressed()
 
     def _step(self) -> bool:
         """Run one trial, or wait a little; False when the study is done."""
@@ -250,9 +252,7 @@ class TrialLoop:
         self._storage_failures += 1
         if self._storage_failures > _STORAGE_FAILURES_IN_A_ROW:
             raise self._storage.error(error) from None
-        with interruptible():
-            is_back = self._storage.wait_until_back(seconds=self._patience)
-        if not is_back:
+        if not self._storage.wait_until_back(seconds=self._patience):
             raise self._storage.error(error) from None
         try:
             self._abandon()

@@ -23,6 +23,7 @@ from hpo_mab.samplers import BatchSampler
 from hpo_mab.samplers._registry import record_column
 from hpo_mab.search._recorder import warn_of_misfit
 from hpo_mab.search._space import Configuration, Part
+from hpo_mab.storage._process import interruptible
 from hpo_mab.training import (
     Batches,
     Budget,
@@ -190,13 +191,15 @@ class Workload:
         with random_state(self.device), cpu_threads(self.loop.threads):
             points = evaluations or (1 if final else self.loop.evaluations)
             begin = functools.partial(self._start, configuration, seed, final, points, examples)
-            made = begin()
-            if state is not None:
-                try:
-                    made.load_state_dict(state)
-                except Exception as error:  # Each part has its own way to refuse a state.
-                    warn_of_misfit(error)
-                    made = begin()
+            # A user's network may take long to make.
+            with interruptible():
+                made = begin()
+                if state is not None:
+                    try:
+                        made.load_state_dict(state)
+                    except Exception as error:  # Each part has its own way to refuse a state.
+                        warn_of_misfit(error)
+                        made = begin()
             # Freed: it is as large as the network and the sampler.
             state = None
             with contextlib.closing(made):

@@ -25,7 +25,7 @@ from hpo_mab._plan import RETRIES
 from hpo_mab.storage._curves import CurveStore
 from hpo_mab.storage._examples import ExampleStore
 from hpo_mab.storage._lean import LeanStorage
-from hpo_mab.storage._process import Locks, diagnose
+from hpo_mab.storage._process import Locks, diagnose, interruptible
 
 
 class JournalledConnection(sqlite3.Connection):
@@ -158,7 +158,8 @@ class Storage:
             except (*STORAGE_ERRORS, StorageError):
                 if time.monotonic() + pause > deadline:
                     return False
-            time.sleep(pause)
+            with interruptible():
+                time.sleep(pause)
             pause = min(2 * pause, 5.0)
 
     def error(self, error: BaseException) -> StorageError:

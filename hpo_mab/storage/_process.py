@@ -143,12 +143,14 @@ class _Interrupts:
 
     pressed: bool = False
     raised_at_once: bool = False
+    process: int = dataclasses.field(default_factory=os.getpid)
 
     def on_signal(self, number: int, frame: FrameType | None) -> None:
         # Whoever presses a second time does not want to wait.
         again = self.pressed and number == signal.SIGINT
         self.pressed = True
-        if self.raised_at_once or again:
+        # A child process has this handler, too, but no loop of trials.
+        if self.raised_at_once or again or os.getpid() != self.process:
             raise KeyboardInterrupt
 
 
@@ -171,7 +173,10 @@ def deferred_interrupts() -> Iterator[Callable[[], bool]]:
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False
         return
-    mine, outer = _Interrupts(), _interrupts
+    outer = _interrupts
+    # Within another loop of trials the handler is already the other's.
+    mine = outer or _Interrupts()
+    before, mine.raised_at_once = mine.raised_at_once, False
     deferred = [
         number
         for number in (signal.SIGINT, signal.SIGTERM)
@@ -183,9 +188,10 @@ def deferred_interrupts() -> Iterator[Callable[[], bool]]:
             signal.signal(number, mine.on_signal)
         yield lambda: mine.pressed
     finally:
+        _interrupts, mine.raised_at_once = outer, before
         for number in deferred:
-            signal.signal(number, signal.default_int_handler)
-        _interrupts = outer
+            if signal.getsignal(number) == mine.on_signal:
+                signal.signal(number, signal.default_int_handler)
 
 
 @contextlib.contextmanager
@@ -200,6 +206,7 @@ def interruptible() -> Iterator[None]:
     if mine is None or threading.current_thread() is not threading.main_thread():
         yield
         return
+    before = mine.raised_at_once
     try:
         mine.raised_at_once = True
         if not mine.pressed:
@@ -212,7 +219,7 @@ def interruptible() -> Iterator[None]:
             raise KeyboardInterrupt from error
         raise
     finally:
-        mine.raised_at_once = False
+        mine.raised_at_once = before
 
 
 _FREE = "Free some space, then give the same command again; what is stored stays."

@@ -70,7 +70,7 @@ class NePS:
         full, _ = neps.status(Path(job.folder) / "neps", print_summary=False)
         column = "objective_to_minimize"
         evaluated = () if full.empty else full.index[full["state"] == "evaluating"]
-        running = tuple(_trial(Path(str(index))) for index in evaluated)
+        running = tuple(_trial(Path(f"config_{index}")) for index in evaluated)
         if column not in full or full[column].isna().all():
             return Outcome(config=None, accuracy=None, known=0, events=events, running=running)
         ended = full[full[column].notna()]

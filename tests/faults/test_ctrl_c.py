@@ -22,7 +22,8 @@ from torch.utils.data import TensorDataset
 
 from hpo_mab.cli._main import stoppable
 from hpo_mab.cli._options import silence_optuna
-from hpo_mab.search import Target, TrainingObjective, TrialLoop
+from hpo_mab.search import StudyRunner, Target, TrainingObjective, TrialLoop, make_spec
+from hpo_mab.search._stack_loop import Stacks
 from hpo_mab.storage import Storage, read_run
 from hpo_mab.training import Budget
 
@@ -313,9 +314,19 @@ def test_ctrl_c_after_ctrl_c_was_caught_prints_no_traceback(tmp_path: Path) -> N
     assert ended.stderr == ""
 
 
-@pytest.mark.parametrize("statement", range(1, 60, 6))
+@pytest.fixture
+def python_handler() -> Iterator[None]:
+    """Ctrl-C raises, also where the tests run in the background of a shell."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("python_handler")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("statement", range(1, 60, 9))
 def test_ctrl_c_within_a_transaction_leaves_no_lock_and_loses_no_trial(
-    tmp_path: Path, statement: int
+    tmp_path: Path, statement: int, number: signal.Signals
 ) -> None:
     """In the gap before the transaction ends, an interrupt would leave its lock held."""
     part = TensorDataset(torch.randn(40, 3), torch.tensor([0, 1] * 20))
@@ -336,18 +347,41 @@ def test_ctrl_c_within_a_transaction_leaves_no_lock_and_loses_no_trial(
         nonlocal count
         count += 1
         if count == statement:
-            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(number)
 
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
+    with stoppable():
         assert TrialLoop(study, storage, objective).run()
-    finally:
-        signal.signal(signal.SIGINT, before)
     assert count > statement
     assert all(trial.state.is_finished() for trial in study.trials)
     assert not TrialLoop(study, storage, objective).run()
     ended = [t for t in study.trials if t.state == optuna.trial.TrialState.COMPLETE]
     assert sorted(trial.user_attrs["hpo_mab:slot"] for trial in ended) == [0, 1, 2]
+    storage.close()
+
+
+@pytest.mark.usefixtures("python_handler")
+def test_ctrl_c_while_stacking_is_given_up_is_not_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = make_spec(
+        {
+            "name": "stacked",
+            "budget": {"epochs": 0.1, "evaluations": 2, "trials": 4},
+            "model": {"name": "mlp"},
+            "optimizer": {"name": "sgd"},
+            "training": {"slots": 2},
+        }
+    )
+
+    def fail(_: object) -> None:
+        raise RuntimeError("the network has a layer that no stack can train")
+
+    monkeypatch.setattr(Stacks, "advance", fail)
+    monkeypatch.setattr(Stacks, "clear", lambda _: signal.raise_signal(signal.SIGINT))
+    storage = Storage(f"sqlite:///{tmp_path / 'studies.db'}")
+    outcome = StudyRunner(spec, storage).run("stacked")
+    assert outcome.interrupted
+    assert not any(trial.state == "complete" for trial in outcome.run.trials)
     storage.close()
 
 

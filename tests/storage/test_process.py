@@ -143,11 +143,48 @@ def test_other_handlers_and_threads_keep_theirs() -> None:
             signal.raise_signal(signal.SIGINT)
             assert seen == [signal.SIGINT]
             assert not was_pressed()
-            thread = threading.Thread(target=lambda: deferred_interrupts().__enter__())
-            thread.start()
-            thread.join()
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("python_handler")
+def test_other_threads_defer_nothing() -> None:
+    done = threading.Event()
+
+    def loop() -> None:
+        with deferred_interrupts() as was_pressed, interruptible():
+            assert not was_pressed()
+            done.set()
+
+    with deferred_interrupts():
+        signal.raise_signal(signal.SIGINT)
+        thread = threading.Thread(target=loop)
+        thread.start()
+        thread.join()
+        assert done.is_set()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+@pytest.mark.usefixtures("python_handler")
+def test_a_loop_within_a_loop_hears_ctrl_c() -> None:
+    def inner() -> None:
+        with deferred_interrupts():
+            signal.raise_signal(signal.SIGINT)
+            with pytest.raises(KeyboardInterrupt), interruptible():
+                pass
+
+    with deferred_interrupts() as was_pressed:
+        with pytest.raises(KeyboardInterrupt), interruptible():
+            inner()
+        assert was_pressed()
+
+
+@pytest.mark.usefixtures("python_handler")
+def test_a_child_process_is_interrupted_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    with deferred_interrupts():
+        monkeypatch.setattr(os, "getpid", lambda: -1)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
 
 
 def test_heartbeats_must_fit_into_the_grace(tmp_path: Path) -> None:
