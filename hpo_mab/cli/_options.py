@@ -386,14 +386,14 @@ def _arguments(parameter: Any, value: Any) -> Iterator[str]:
 # Files that an option names.
 
 
-def write_text(path: Path, text: str) -> None:
+def write_file(path: Path, content: str | bytes) -> None:
     """Write a file that the user requested.
 
     Raises:
         ArgumentError: It cannot be written.
     """
     try:
-        path.write_text(text, encoding="utf-8")
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
     except OSError as error:
         raise ArgumentError(
             f"{path} cannot be written: {error.strerror}. Give a file in an existing folder."

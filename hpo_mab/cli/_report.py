@@ -68,9 +68,9 @@ def report(
     opt.refuse_unwritable(output, record)
     runs, summary, environment, text = _read_comparison(studies, storage or [], reference)
     if record is not None:
-        opt.write_text(record, text)
+        opt.write_file(record, text)
     shown = title or ", ".join(dict.fromkeys(run.title for run in runs))
-    opt.write_text(output, report_html(runs, summary, title=shown, record=environment))
+    opt.write_file(output, report_html(runs, summary, title=shown, record=environment))
     if as_json:
         typer.echo(text)
     elif not quiet:
@@ -147,7 +147,7 @@ def evidence(
     opt.refuse_unwritable(output)
     found = _evidence(studies, storage or [], arm=arm, reference=reference, margin=margin)
     text = json.dumps(found.to_json())
-    opt.write_text(output, text + "\n")
+    opt.write_file(output, text + "\n")
     typer.echo(text if as_json else _evidence_text(found, output))
 
 

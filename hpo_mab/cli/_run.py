@@ -305,12 +305,12 @@ def compare(
     summary = summarise(found.runs, reference=found.reference, retrained=found.retrained)
     text = comparison_record(found, summary)
     if record is not None:
-        opt.write_text(record, text)
+        opt.write_file(record, text)
     if report is not None:
         page = report_html(
             found.runs, summary, title=f"{loaded.name}: comparison", record=found.environment
         )
-        opt.write_text(report, page)
+        opt.write_file(report, page)
     if as_json:
         typer.echo(text)
     elif not quiet:

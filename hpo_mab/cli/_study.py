@@ -99,9 +99,21 @@ def _worker_json(study: str, target: int, here: Sequence[FrozenTrial], *, interr
     return json.dumps(facts, indent=1)
 
 
+#: In place of a trial's number.
+_BEST = "best"
+
+
+def _trial_number(given: str) -> str:
+    if given != _BEST and not given.isdecimal():
+        raise typer.BadParameter(f"must be a trial's number or '{_BEST}', got '{given}'")
+    return given
+
+
 def replay(
     study: opt.Study,
-    trial: Annotated[int, typer.Argument(help="Number of the trial.")],
+    trial: Annotated[
+        str, typer.Argument(callback=_trial_number, help="Number of the trial, or 'best'.")
+    ],
     storage: opt.StorageUrl = opt.DEFAULT_STORAGE,
     device: opt.Device = None,
     data_root: opt.DataRoot = None,
@@ -111,6 +123,12 @@ def replay(
             callback=opt.within(0), help="Largest difference of accuracies that counts as equal."
         ),
     ] = 0.0,
+    save: Annotated[
+        Path | None,
+        typer.Option(
+            help="File to write the trained network to; hpo_mab.search.load_network reads it."
+        ),
+    ] = None,
     as_json: opt.Json = False,
 ) -> None:
     """Train a recorded trial again, alone, and compare its learning curve with the record.
@@ -118,16 +136,27 @@ def replay(
     On a CPU both are equal bit for bit. On a GPU rounding may differ; set --tolerance. A trial from
     a slot (--slots) had other batches than alone and differs. Exit status 1: the curves differ.
 
-    Example: `hpo-mab replay digits-mab-seed0 7`.
+    Studies keep no networks; --save writes that of the trial, also where the curves differ.
+
+    Examples: `hpo-mab replay digits-mab-seed0 7`;
+    `hpo-mab replay digits-mab-seed0 best --save best.pt`.
     """
     from hpo_mab.cli._main import stoppable
     from hpo_mab.search import replay as train_again
     from hpo_mab.storage import Storage
 
     with stoppable():
+        opt.refuse_unwritable(save)
+        number = None if trial == _BEST else int(trial)
         found = train_again(
-            Storage(storage, create=False), study, trial, device=device, data_root=data_root
+            Storage(storage, create=False), study, number, device=device, data_root=data_root
         )
+    if save is not None:
+        import torch
+
+        file = io.BytesIO()
+        torch.save(dict(found.network), file)
+        opt.write_file(save, file.getvalue())
     # Without a tolerance every figure must be equal, not only accuracies.
     same = found.is_identical or found.largest_difference <= tolerance > 0
     typer.echo(_replay_json(found, study) if as_json else _replay_text(found, study))
@@ -263,11 +292,11 @@ def examples(
     found = StudyExamples.read(Storage(storage, create=False), study, data_root=data_root)
     lists = {ranking: found.top(ranking, top) for ranking in RANKINGS}
     if table is not None:
-        opt.write_text(table, _examples_csv(found))
+        opt.write_file(table, _examples_csv(found))
     if page is not None:
-        opt.write_text(page, _examples_page(found, lists))
+        opt.write_file(page, _examples_page(found, lists))
     if drop is not None:
-        opt.write_text(output, found.exclusion(drop).to_json())
+        opt.write_file(output, found.exclusion(drop).to_json())
     if as_json:
         typer.echo(_examples_json(found, lists))
         return

@@ -26,7 +26,13 @@ if TYPE_CHECKING:
     from hpo_mab.search._reporter import TrialReporter, recorded_trial
     from hpo_mab.search._runner import Launch, RunHere, RunOutcome, StudyRunner, join_study
     from hpo_mab.search._space import Configuration, SearchSpace
-    from hpo_mab.search._stored import Replay, replay, stored_objective, stored_spec
+    from hpo_mab.search._stored import (
+        Replay,
+        load_network,
+        replay,
+        stored_objective,
+        stored_spec,
+    )
     from hpo_mab.search._study import Copied, copy_study
     from hpo_mab.search._trial_loop import TrialCallback, TrialLoop
     from hpo_mab.search._workload import Workload
@@ -58,6 +64,7 @@ __all__ = [
     "create_pruner",
     "derive_seed",
     "join_study",
+    "load_network",
     "load_spec",
     "load_splits",
     "make_objective",
@@ -103,6 +110,7 @@ __getattr__, __dir__ = lazy_names(
         "make_objective": "._prepare",
         "make_spec": "._load",
         "recorded_trial": "._reporter",
+        "load_network": "._stored",
         "replay": "._stored",
         "stored_objective": "._stored",
         "stored_spec": "._stored",

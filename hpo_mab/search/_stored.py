@@ -5,17 +5,20 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from hpo_mab._attributes import STACK_KEY
 from hpo_mab._errors import ArgumentError, StorageError, UnknownNameError
 from hpo_mab._examples import ExampleRecord, labels_digest
 from hpo_mab._plan import trial_seed
 from hpo_mab.data import Exclusion, ImageSplits
+from hpo_mab.models import network_maker
 from hpo_mab.search._definition import StudySpec
 from hpo_mab.search._load import make_spec
 from hpo_mab.search._objective import TrainingObjective
@@ -96,6 +99,7 @@ class Replay:
     Attributes:
         trial: The recorded trial.
         curve: The replayed curve, as long as the recorded one.
+        network: The network as it was evaluated last, for ``torch.save``; see `load_network`.
 
     Examples:
         >>> from hpo_mab.search import Replay
@@ -109,6 +113,7 @@ class Replay:
 
     trial: TrialRun
     curve: tuple[Evaluation, ...]
+    network: Mapping[str, Any] = dataclasses.field(default_factory=dict, compare=False, repr=False)
 
     @property
     def is_identical(self) -> bool:
@@ -138,7 +143,7 @@ class Replay:
 def replay(
     storage: Storage,
     name: str,
-    number: int,
+    number: int | None,
     *,
     device: str | None = None,
     data_root: str | None = None,
@@ -148,14 +153,14 @@ def replay(
     Args:
         storage: The database.
         name: Optuna's study name.
-        number: The trial's number.
+        number: The trial's number; None takes the best trial.
         device: Where to train; None takes the definition's device.
         data_root: Folder of the data here; None takes the definition's.
 
     Raises:
-        ArgumentError: The study has no such trial, or it has no curve.
+        ArgumentError: The trial has no curve, or no trial is complete.
         StorageError: The study was not made by this product, or its data are others here.
-        UnknownNameError: There is no such study.
+        UnknownNameError: There is no such study, or it has no such trial.
     """
     trial = _recorded_trial(storage, name, number)
     study = open_study(storage, name)
@@ -165,11 +170,60 @@ def replay(
     objective.workload.known = storage.examples.frozen(id_of(study))
     with train_recorded(objective, trial) as training:
         curve = tuple(_first_evaluations(len(trial.curve), training))
-    return Replay(trial=trial, curve=curve)
+        weights = training.network_state()
+    network = {
+        "name": spec.model.name,
+        "options": dict(objective.recorded(trial.params, trial.attrs).model),
+        "weights": weights,
+        "study": name,
+        "trial": trial.number,
+        "accuracy": curve[-1].accuracy if curve else None,
+        **_inputs_of(objective.workload.data),
+    }
+    return Replay(trial=trial, curve=curve, network=network)
 
 
-def _recorded_trial(storage: Storage, name: str, number: int) -> TrialRun:
-    trials = {trial.number: trial for trial in read_run(storage, name).trials}
+def _inputs_of(data: Any) -> dict[str, Any]:
+    """What a network needs to know of its data, as plain values."""
+    found = {"input_shape": list(data.input_shape), "num_classes": data.num_classes}
+    if isinstance(data, ImageSplits):
+        found |= {"mean": data.mean.cpu(), "std": data.std.cpu()}
+        found["classes"] = list(data.train.classes)
+    return found
+
+
+def load_network(path: str | Path) -> nn.Module:
+    """A network from a file that ``hpo-mab replay --save`` wrote, on the CPU, in evaluation mode.
+
+    Its inputs are images as ``(pixels / 255 - mean) / std`` [B, channels, height, width], or the
+    inputs of your own data set. ``torch.load(path)`` has ``mean`` and ``std`` of each channel, the
+    names of the ``classes``, and what the network is made from. A network of your own is imported
+    by its name, so load only files that you trust.
+
+    Args:
+        path: The file.
+
+    Raises:
+        ArgumentError: Another file.
+        OSError: It cannot be read.
+        UnknownNameError: The network's code is not here.
+    """
+    saved = torch.load(path, map_location="cpu", weights_only=True)
+    if not isinstance(saved, dict) or "weights" not in saved or "input_shape" not in saved:
+        raise ArgumentError(f"'{path}' is no file of 'hpo-mab replay --save'.")
+    shape, classes = tuple(saved["input_shape"]), saved["num_classes"]
+    made = network_maker(saved["name"], input_shape=shape, num_classes=classes)(**saved["options"])
+    made.load_state_dict(saved["weights"])
+    return made.eval()
+
+
+def _recorded_trial(storage: Storage, name: str, number: int | None) -> TrialRun:
+    run = read_run(storage, name)
+    if number is None:
+        if run.best is None:
+            raise ArgumentError(f"'{name}' has no best trial: none is complete.")
+        number = run.best.number
+    trials = {trial.number: trial for trial in run.trials}
     if number not in trials:
         raise UnknownNameError("trial", str(number), map(str, trials))
     if not trials[number].curve:

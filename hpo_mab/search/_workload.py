@@ -130,7 +130,7 @@ class Workload:
         self._model = model
         self._augmentation = augmentation
         self._num_workers = num_workers
-        self._data = data.to(device) if isinstance(data, ImageSplits) else data
+        self.data = data.to(device) if isinstance(data, ImageSplits) else data
         self.labels = data.labels.cpu()
 
     @property
@@ -292,7 +292,7 @@ class Workload:
     @property
     def images(self) -> ImageData | None:
         """The training images; None for data sets of another kind."""
-        return self._data.train if isinstance(self._data, ImageSplits) else None
+        return self.data.train if isinstance(self.data, ImageSplits) else None
 
     def sampler(
         self, configuration: Configuration, *, seed: int, stacked: bool = False
@@ -390,14 +390,14 @@ class Workload:
         return budget.num_steps(num_examples=self.num_examples, batch_size=batch_size)
 
     def _batches(self, seed: int) -> Batches:
-        if isinstance(self._data, ImageSplits):
+        if isinstance(self.data, ImageSplits):
             return self._device_batches(seed, channels_last=self.loop.channels_last)
         return LoaderBatches(
-            self._data.train, device=self.device, num_workers=self._num_workers, seed=seed
+            self.data.train, device=self.device, num_workers=self._num_workers, seed=seed
         )
 
     def _sweep(self, part: str) -> Sweep:
-        if isinstance(self._data, ImageSplits):
+        if isinstance(self.data, ImageSplits):
             return self._device_sweep(part, channels_last=self.loop.channels_last)
         return LoaderSweep(self._part(part), device=self.device, num_workers=self._num_workers)
 
@@ -418,7 +418,7 @@ class Workload:
         That is a fixed random part of the validation examples, in order. All trials of all studies
         on the same validation examples have the same part.
         """
-        examples: Any = getattr(self._data, "validation" if name == "early" else name)
+        examples: Any = getattr(self.data, "validation" if name == "early" else name)
         if examples is None:
             raise ArgumentError("the test set is missing; data are a pair of datasets.")
         count = self.loop.early_validation
@@ -435,9 +435,9 @@ class Workload:
         return Normalization(data.mean, data.std, channels_last=channels_last)
 
     def _images(self) -> ImageSplits:
-        if not isinstance(self._data, ImageSplits):
+        if not isinstance(self.data, ImageSplits):
             raise ArgumentError("data must be an ImageSplits to be on the device.")
-        return self._data
+        return self.data
 
 
 def _text_of(value: Any) -> str:

@@ -211,6 +211,17 @@ class Training(Iterator[Evaluation]):
         averaged = bool(points) and points[-1].averaged
         return self._evaluator(examples, forward=self._weights(averaged))
 
+    def network_state(self) -> dict[str, Tensor]:
+        """The model's ``state_dict`` with the weights evaluated last; copies on the CPU."""
+        points, first = self._curve.points, dict[int, str]()
+        averaged = points[-1].averaged if points else False
+        means = self._average.weights() if averaged and self._average is not None else {}
+        return {
+            # Layers that share a parameter have the average of its first name.
+            name: means.get(first.setdefault(id(own), name), own).detach().to("cpu", copy=True)
+            for name, own in self.model.state_dict(keep_vars=True).items()
+        }
+
     def _advance(self) -> None:
         """Train up to the next stop and evaluate; the clock runs while training only."""
         points = self._curve.points

@@ -10,11 +10,15 @@ from pathlib import Path
 
 import optuna
 import pytest
+import torch
 import typer
 
+from hpo_mab._errors import ArgumentError
 from hpo_mab.advantage import Evidence
 from hpo_mab.cli._main import app
-from hpo_mab.storage import Storage
+from hpo_mab.data import Normalization
+from hpo_mab.search import load_network, load_spec, load_splits
+from hpo_mab.storage import Storage, read_run
 
 Cli = Callable[..., "tuple[int, str, str]"]
 
@@ -275,6 +279,53 @@ def test_studies_that_are_not_ours_keep_their_unit(tmp_path, cli):
         "diverged": None,
         "two": None,
     }
+
+
+def test_the_best_trials_network_is_saved_and_loaded(cli: Cli, tiny: str, tmp_path: Path) -> None:
+    assert cli("run", tiny, "--trials", "3", "--quiet")[0] == 0
+    name = "tiny-mab-seed0"
+    status, out, _ = cli("replay", name, "best", "--save", "best.pt", "--json")
+    assert status == 0
+    saved = torch.load("best.pt", weights_only=True)
+    assert (saved["study"], saved["trial"]) == (name, json.loads(out)["trial"])
+    storage = Storage(f"sqlite:///{tmp_path / 'hpo_mab.db'}")
+    best = read_run(storage, name).best
+    storage.close()
+    assert best is not None
+    assert (saved["trial"], saved["accuracy"]) == (best.number, best.value)
+    splits = load_splits(load_spec(tiny))
+    assert saved["classes"] == list(splits.train.classes)
+    inputs = Normalization(saved["mean"], saved["std"])(splits.validation.images)
+    with torch.no_grad():
+        hits = load_network("best.pt")(inputs).argmax(1) == splits.validation.labels
+    assert hits.float().mean().item() == pytest.approx(best.value)
+
+
+def test_what_cannot_be_saved_or_loaded_is_refused(cli: Cli, tiny: str) -> None:
+    assert cli("run", tiny, "--trials", "1", "--quiet")[0] == 0
+    name = "tiny-mab-seed0"
+    status, _, err = cli("replay", name, "0", "--save", "no/such/folder/best.pt")
+    assert status == 2
+    assert "is not a writable folder" in err
+    status, _, err = cli("replay", name, "first")
+    assert status == 2
+    assert "must be a trial's number or 'best', got 'first'" in err
+    torch.save({"weights": {}}, "other.pt")
+    with pytest.raises(ArgumentError, match="no file of 'hpo-mab replay --save'"):
+        load_network("other.pt")
+
+
+def test_a_study_without_a_complete_trial_has_no_best_one(
+    cli: Cli, tiny: str, tmp_path: Path
+) -> None:
+    assert cli("run", tiny, "--trials", "1", "--quiet", "--set", "optimizer.lr=1e30")[0] in (
+        0,
+        1,
+        2,
+    )
+    status, _, err = cli("replay", "tiny-mab-seed0", "best")
+    assert status == 2
+    assert "has no best trial: none is complete" in err
 
 
 def test_a_trial_shows_why_it_was_pruned(cli: Cli, tiny: str) -> None:

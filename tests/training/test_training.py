@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from hpo_mab import data, models, samplers, training
@@ -21,6 +22,7 @@ from hpo_mab.training import (
     LoaderSweep,
     Training,
 )
+from hpo_mab.training._device import Evaluator
 
 Start = Callable[..., Training]
 
@@ -119,6 +121,49 @@ def test_a_resumed_training_equals_one_never_stopped(start: Start, options: Any)
     assert again[2].sampler_seconds > part[1].sampler_seconds
     for one, other in zip(whole.model.parameters(), resumed.model.parameters(), strict=True):
         assert torch.equal(one, other)
+
+
+class _Tied(nn.Module):
+    """Two layers share one weight, and one layer has two names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(64, 64), nn.Linear(64, 64)
+        self.second.weight = self.first.weight
+        self.norm = nn.BatchNorm1d(64)
+        self.same = self.norm
+        self.head = nn.Linear(64, 10)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.same(self.second(self.norm(self.first(images.flatten(1))).relu())))
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"average": 0.2}, {"average": 0.2, "schedule": "constant"}], ids=str
+)
+def test_the_networks_state_is_what_was_evaluated_last(
+    splits: ImageSplits, options: dict[str, Any]
+) -> None:
+    normalization = Normalization(splits.mean, splits.std)
+    sweep = DeviceSweep(splits.validation, normalization=normalization)
+    model = _Tied()
+    running = training.Training(
+        model,
+        batches=DeviceBatches(splits.train, normalization=normalization),
+        validation=sweep,
+        sampler=samplers.create("mab", splits.train.labels, batch_size=64),
+        optimizer=training.create_optimizer("sgd", model.parameters(), lr=0.05),
+        steps=24,
+        evaluations=4,
+        **options,
+    )
+    for point in running:
+        same = _Tied()
+        same.load_state_dict(running.network_state())
+        assert Evaluator(same)(sweep) == (point.accuracy, pytest.approx(point.loss))
+    held = {name: one.clone() for name, one in model.state_dict().items()}
+    averaged = options.get("schedule") == "constant"
+    assert torch.equal(running.network_state()["head.bias"], held["head.bias"]) != averaged
 
 
 def test_there_is_a_state_only_after_an_evaluation_of_its_own(start: Start) -> None:
