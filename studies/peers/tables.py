@@ -1,5 +1,6 @@
 """Tables of records of ``run.py`` in Markdown, and a figure.
 
+    python studies/peers/tables.py digits.json --reach 98.5 98.9
     python studies/peers/tables.py digits.json fashion_mnist.json --figure incumbents.svg
 
 An arm's incumbent is the best accuracy of the trials that have spent their whole budget. A stopped
@@ -120,6 +121,31 @@ def searches(record: Mapping[str, Any]) -> list[str]:
     ]
     head += ["seconds to the first report/finished trial", "not training", "GiB"]
     return table(head, rows)
+
+
+def reached(record: Mapping[str, Any], targets: Sequence[float]) -> list[str]:
+    """Seconds to fixed accuracies: the median over seeds, their range and number.
+
+    A seed that does not reach an accuracy counts as infinity.
+
+    Args:
+        record: A record.
+        targets: Accuracies in percent.
+    """
+    rows = []
+    for arm, runs in by_arm(record).items():
+        cells = []
+        for target in targets:
+            found = [first_reached(run, target / 100, by="seconds") for run in runs.values()]
+            known = sorted(one for one in found if math.isfinite(one))
+            middle = float(np.median(found))
+            text = f"{middle:.0f}" if math.isfinite(middle) else "-"
+            if known:
+                text += f" ({known[0]:.0f} to {known[-1]:.0f})"
+            cells.append(f"{text}, {len(known)} of {len(found)}")
+        rows.append([f"`{arm}`", *cells])
+    head = [f"seconds to {target:g}%: median (range), seeds" for target in targets]
+    return table(["arm", *head], rows)
 
 
 def contrasts(record: Mapping[str, Any]) -> list[str]:
@@ -260,6 +286,7 @@ def main() -> None:
     """Print the tables of each record, and draw the figure."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("records", nargs="+", type=Path)
+    parser.add_argument("--reach", type=float, nargs="+", default=[], help="accuracies in percent")
     parser.add_argument("--figure", type=Path)
     options = parser.parse_args()
     records = [json.loads(path.read_text(encoding="utf-8")) for path in options.records]
@@ -270,6 +297,8 @@ def main() -> None:
             print("\n".join(restarts(record)))
             continue
         print("\n".join([*searches(record), "", *contrasts(record)]))
+        if options.reach:
+            print("\n".join(["", *reached(record, options.reach)]))
     if options.figure:
         drawn = [record for record in records if record["kind"] == "search"]
         figure(drawn).write_image(options.figure)

@@ -319,6 +319,9 @@ def test_tables_and_figure_of_a_record(peers: Any) -> None:
     # One seed has no interval.
     one = tables.contrasts({**record, "runs": runs[:3]})
     assert "| +10.00 | 0.25 | 0.25 | +5.00 |" in one[2]
+    (_, _, fast, slow, _) = tables.reached(record, [80.0, 90.0])
+    assert fast == "| `hpo_mab_mab` | 11 (10 to 12), 3 of 3 | 30 (30 to 30), 3 of 3 |"
+    assert slow == "| `optuna_median` | 40 (40 to 40), 3 of 3 | -, 0 of 3 |"
     drawn = tables.figure([record])
     assert {trace.name for trace in drawn.data} == {"hpo_mab_mab", "optuna_median", "ray_asha"}
 
