@@ -404,11 +404,14 @@ def refuse_unwritable(*paths: Path | None) -> None:
     """Refuse, before anything runs, files that cannot be written at its end.
 
     Raises:
-        ArgumentError: A path is a folder, or its folder does not exist or is not writable.
+        ArgumentError: A path is a folder or a read-only file, or its folder does not exist or is
+            not writable.
     """
     for path in paths:
         if path is not None and path.is_dir():
             raise ArgumentError(f"{path} is a folder; give a file to write.")
+        if path is not None and path.exists() and not os.access(path, os.W_OK):
+            raise ArgumentError(f"{path} is read-only; give another file.")
         if path is not None and not os.access(path.absolute().parent, os.W_OK | os.X_OK):
             raise ArgumentError(
                 f"{path} cannot be written: {path.absolute().parent} is not a writable folder. "

@@ -151,17 +151,24 @@ def replay(
         found = train_again(
             Storage(storage, create=False), study, number, device=device, data_root=data_root
         )
-    if save is not None:
-        import torch
-
-        file = io.BytesIO()
-        torch.save(dict(found.network), file)
-        opt.write_file(save, file.getvalue())
     # Without a tolerance every figure must be equal, not only accuracies.
     same = found.is_identical or found.largest_difference <= tolerance > 0
     typer.echo(_replay_json(found, study) if as_json else _replay_text(found, study))
+    if save is not None:
+        _save(found, save)
     if not same:
         raise typer.Exit(1)
+
+
+def _save(found: Replay, path: Path) -> None:
+    import torch
+
+    if not found.network:
+        raise ArgumentError("The replay has diverged, so there is no network to save.")
+    file = io.BytesIO()
+    torch.save(dict(found.network), file)
+    opt.write_file(path, file.getvalue())
+    typer.echo(f"Its network is in {path}.", err=True)
 
 
 def _replay_json(found: Replay, study: str) -> str:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import functools
@@ -86,17 +87,19 @@ def run_trials(
         slots = 1
     count = slots if isinstance(slots, int) else choose_slots(objective, trials=trials)
     # Both loops, so that Ctrl-C between them is not lost.
-    with deferred_interrupts():
+    with deferred_interrupts() as was_pressed:
+        interrupted: bool | None = None
         if count > 1:
-            try:
-                loop = StackLoop(
-                    study, storage, objective, slots=count, examples=examples, on_trial=on_trial
-                )
-                return loop.run()
+            stacked = StackLoop(
+                study, storage, objective, slots=count, examples=examples, on_trial=on_trial
+            )
             # The loop has kept the reason for the summary.
-            except StackingFailed:
-                pass
-        return TrialLoop(study, storage, objective, examples=examples, on_trial=on_trial).run()
+            with contextlib.suppress(StackingFailed):
+                interrupted = stacked.run()
+        if interrupted is None:
+            loop = TrialLoop(study, storage, objective, examples=examples, on_trial=on_trial)
+            interrupted = loop.run()
+    return interrupted or was_pressed()
 
 
 def choose_slots(objective: TrainingObjective, *, trials: int) -> int:

@@ -100,6 +100,7 @@ class Replay:
         trial: The recorded trial.
         curve: The replayed curve, as long as the recorded one.
         network: The network as it was evaluated last, for ``torch.save``; see `load_network`.
+            Empty if the replay diverged.
 
     Examples:
         >>> from hpo_mab.search import Replay
@@ -170,6 +171,8 @@ def replay(
     objective.workload.known = storage.examples.frozen(id_of(study))
     with train_recorded(objective, trial) as training:
         curve = tuple(_first_evaluations(len(trial.curve), training))
+        if len(curve) < len(trial.curve):
+            return Replay(trial=trial, curve=curve)
         weights = training.network_state()
     network = {
         "name": spec.model.name,
@@ -177,7 +180,7 @@ def replay(
         "weights": weights,
         "study": name,
         "trial": trial.number,
-        "accuracy": curve[-1].accuracy if curve else None,
+        "accuracy": curve[-1].accuracy,
         **_inputs_of(objective.workload.data),
     }
     return Replay(trial=trial, curve=curve, network=network)
@@ -188,7 +191,8 @@ def _inputs_of(data: Any) -> dict[str, Any]:
     found = {"input_shape": list(data.input_shape), "num_classes": data.num_classes}
     if isinstance(data, ImageSplits):
         found |= {"mean": data.mean.cpu(), "std": data.std.cpu()}
-        found["classes"] = list(data.train.classes)
+        # Names may be NumPy's, which a file could not be loaded with.
+        found["classes"] = [str(name) for name in data.train.classes]
     return found
 
 
@@ -204,17 +208,28 @@ def load_network(path: str | Path) -> nn.Module:
         path: The file.
 
     Raises:
-        ArgumentError: Another file.
+        ArgumentError: Another file, or the network's code cannot be imported.
         OSError: It cannot be read.
-        UnknownNameError: The network's code is not here.
+        UnknownNameError: No such network.
     """
-    saved = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
+    except Exception:  # For another file torch raises errors of many kinds.
+        saved = None
     if not isinstance(saved, dict) or "weights" not in saved or "input_shape" not in saved:
         raise ArgumentError(f"'{path}' is no file of 'hpo-mab replay --save'.")
     shape, classes = tuple(saved["input_shape"]), saved["num_classes"]
-    made = network_maker(saved["name"], input_shape=shape, num_classes=classes)(**saved["options"])
+    # Otherwise timm would download weights, which those of the file replace.
+    options = {**saved["options"], **({"pretrained": False} if _is_pretrained(saved) else {})}
+    made = network_maker(saved["name"], input_shape=shape, num_classes=classes)(**options)
     made.load_state_dict(saved["weights"])
     return made.eval()
+
+
+def _is_pretrained(saved: Mapping[str, Any]) -> bool:
+    return saved["name"].startswith("timm:") and "pretrained" in saved["options"]
 
 
 def _recorded_trial(storage: Storage, name: str, number: int | None) -> TrialRun:

@@ -154,7 +154,7 @@ class TrialLoop:
                         pass
             except KeyboardInterrupt:
                 # Without a database the trial stays open. The next worker closes it as lost.
-                with contextlib.suppress(*STORAGE_ERRORS):
+                with contextlib.suppress(StorageError, *STORAGE_ERRORS):
                     self._abandon()
                 return True
             finally:

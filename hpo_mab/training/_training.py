@@ -211,14 +211,16 @@ class Training(Iterator[Evaluation]):
         averaged = bool(points) and points[-1].averaged
         return self._evaluator(examples, forward=self._weights(averaged))
 
-    def network_state(self) -> dict[str, Tensor]:
+    def network_state(self) -> dict[str, Any]:
         """The model's ``state_dict`` with the weights evaluated last; copies on the CPU."""
         points, first = self._curve.points, dict[int, str]()
         averaged = points[-1].averaged if points else False
         means = self._average.weights() if averaged and self._average is not None else {}
         return {
-            # Layers that share a parameter have the average of its first name.
+            # Shared parameters have the average of their first name. Extra state may be no tensor.
             name: means.get(first.setdefault(id(own), name), own).detach().to("cpu", copy=True)
+            if isinstance(own, Tensor)
+            else own
             for name, own in self.model.state_dict(keep_vars=True).items()
         }
 

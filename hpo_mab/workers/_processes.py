@@ -25,7 +25,7 @@ from hpo_mab._plan import Attempt
 from hpo_mab.search import RunHere, Target, TrialCallback
 from hpo_mab.search._trial_loop import FinishedTrials
 from hpo_mab.storage import STORAGE_ERRORS, Storage
-from hpo_mab.storage._process import this_process
+from hpo_mab.storage._process import deferred_interrupts, interruptible, this_process
 
 #: A process takes about five seconds of a core until its first trial: it loads PyTorch and the
 #: data. It earns them back where there is four times as much left to do.
@@ -351,7 +351,11 @@ class _OthersStarter:
         # Not at once, as the first steps are slow; and once, as this is called after every step.
         if time.monotonic() - self._began > self._later.worth / 4:
             self._has_checked = True
-            self._start_if_worth(sum(shares.values()), slots=len(shares))
+            # This is called within a training, in which Ctrl-C is raised at once.
+            with deferred_interrupts():
+                self._start_if_worth(sum(shares.values()), slots=len(shares))
+            with interruptible():
+                pass
 
     def _start_if_worth(self, done: float, *, slots: int) -> None:
         """Start the others if enough is left; ``done`` counts the running trials by their share."""

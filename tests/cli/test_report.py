@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,7 @@ from hpo_mab.cli._main import app
 from hpo_mab.data import Normalization
 from hpo_mab.search import load_network, load_spec, load_splits
 from hpo_mab.storage import Storage, read_run
+from hpo_mab.training import Evaluation, Training, TrainingDiverged
 
 Cli = Callable[..., "tuple[int, str, str]"]
 
@@ -301,12 +303,78 @@ def test_the_best_trials_network_is_saved_and_loaded(cli: Cli, tiny: str, tmp_pa
     assert hits.float().mean().item() == pytest.approx(best.value)
 
 
-def test_what_cannot_be_saved_or_loaded_is_refused(cli: Cli, tiny: str) -> None:
+_PARTS = """
+import torch
+from torch import nn
+from torch.utils.data import TensorDataset
+
+def load():
+    labels, generator = torch.arange(300) % 3, torch.Generator().manual_seed(0)
+    inputs = torch.randn(300, 5, generator=generator) + labels[:, None]
+    return {"train": TensorDataset(inputs, labels)}
+
+class Net(nn.Sequential):
+    def __init__(self, input_shape, num_classes, *, width: int):
+        super().__init__(nn.Linear(input_shape[0], width), nn.ReLU(), nn.Linear(width, num_classes))
+"""
+
+
+def test_an_own_network_is_saved_with_its_options(
+    cli: Cli, tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "saved_parts.py").write_text(_PARTS)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    own = ["data.name=saved_parts:load", "model.name=saved_parts:Net"]
+    own.append("model.width={ low = 3, high = 9 }")
+    options = [part for each in own for part in ("--set", each)]
+    assert cli("run", tiny, "--trials", "2", "--quiet", *options)[0] == 0
+    name = "tiny-saved_parts:load-mab-seed0"
+    assert cli("replay", name, "best", "--save", "best.pt")[0] == 0
+    saved = torch.load("best.pt", weights_only=True)
+    assert 3 <= saved["options"]["width"] <= 9
+    assert "mean" not in saved
+    network = load_network("best.pt")
+    assert network[0].out_features == saved["options"]["width"]
+    assert network(torch.zeros(1, 5)).shape == (1, 3)
+
+
+def test_a_replay_that_diverges_saves_no_network(
+    cli: Cli, tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert cli("run", tiny, "--trials", "1", "--quiet")[0] == 0
+
+    def diverge(self: Training) -> Evaluation:
+        raise TrainingDiverged(3, "the loss is nan")
+
+    monkeypatch.setattr(Training, "__next__", diverge)
+    status, _, err = cli("replay", "tiny-mab-seed0", "best", "--save", "best.pt")
+    assert status == 2
+    assert "The replay has diverged, so there is no network to save." in err
+    assert not (tmp_path / "best.pt").exists()
+
+
+def test_what_cannot_be_saved_or_loaded_is_refused(
+    cli: Cli, tiny: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert cli("run", tiny, "--trials", "1", "--quiet")[0] == 0
     name = "tiny-mab-seed0"
     status, _, err = cli("replay", name, "0", "--save", "no/such/folder/best.pt")
     assert status == 2
     assert "is not a writable folder" in err
+    Path("kept.pt").write_text("mine")
+    with monkeypatch.context() as patch:
+        # As for a read-only file; root may write every file.
+        patch.setattr(
+            os, "access", lambda path, mode: mode != os.W_OK or Path(path).name != "kept.pt"
+        )
+        status, _, err = cli("replay", name, "0", "--save", "kept.pt")
+    assert status == 2
+    assert "kept.pt is read-only; give another file." in err
+    assert Path("kept.pt").read_text() == "mine"
+    with pytest.raises(ArgumentError, match="no file of 'hpo-mab replay --save'"):
+        load_network("kept.pt")
+    with pytest.raises(FileNotFoundError):
+        load_network("missing.pt")
     status, _, err = cli("replay", name, "first")
     assert status == 2
     assert "must be a trial's number or 'best', got 'first'" in err

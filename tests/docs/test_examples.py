@@ -286,7 +286,7 @@ def test_the_readmes_figures_of_rungs_are_those_of_the_tables() -> None:
         assert f"{one}, {two} and {three}" in said, kind
     concepts = (ROOT / "docs/concepts.md").read_text(encoding="utf-8")
     one, two = (f"{tau('cifar10', kind)[0]:.2f}" for kind in ("averaged", "raw"))
-    assert f"{one} and not {two} on CIFAR-10" in concepts
+    assert f"{one} on CIFAR-10, and {two} with trained weights" in concepts
     long = ("cifar10_8epochs", "cifar10_30epochs")
     one, two = (f"{tau(name, 'averaged')[0]:.2f}" for name in long)
     assert f"tau is {one} and {two}" in said

@@ -22,8 +22,9 @@ from torch.utils.data import TensorDataset
 
 from hpo_mab.cli._main import stoppable
 from hpo_mab.cli._options import silence_optuna
+from hpo_mab.data import ImageData, split
 from hpo_mab.search import StudyRunner, Target, TrainingObjective, TrialLoop, make_spec
-from hpo_mab.search._stack_loop import Stacks
+from hpo_mab.search._stack_loop import StackLoop, Stacks
 from hpo_mab.storage import Storage, read_run
 from hpo_mab.training import Budget
 
@@ -356,6 +357,39 @@ def test_ctrl_c_within_a_transaction_leaves_no_lock_and_loses_no_trial(
     assert not TrialLoop(study, storage, objective).run()
     ended = [t for t in study.trials if t.state == optuna.trial.TrialState.COMPLETE]
     assert sorted(trial.user_attrs["hpo_mab:slot"] for trial in ended) == [0, 1, 2]
+    storage.close()
+
+
+@pytest.mark.usefixtures("python_handler")
+@pytest.mark.parametrize("slots", [1, 2])
+def test_ctrl_c_while_a_network_is_made_is_raised_at_once(tmp_path: Path, slots: int) -> None:
+    pixels = torch.zeros(60, 1, 4, 4, dtype=torch.uint8)
+    images = ImageData(images=pixels, labels=torch.arange(60) % 2, classes=("a", "b"))
+    made = 0
+
+    def network() -> torch.nn.Module:
+        nonlocal made
+        signal.raise_signal(signal.SIGINT)
+        made += 1
+        return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 2))
+
+    objective = TrainingObjective(
+        model=network,
+        data=split(images, images, validation=0.5),
+        budget=Budget(steps=4),
+        optimizer={"name": "sgd", "lr": 0.1},
+        batch_size=10,
+    )
+    storage = Storage(f"sqlite:///{tmp_path / 'studies.db'}")
+    study = optuna.create_study(direction="maximize", storage=storage.optuna)
+    Target(trials=3, total=None, epoch_examples=30).save(study)
+    if slots == 1:
+        loop = TrialLoop(study, storage, objective)
+    else:
+        loop = StackLoop(study, storage, objective, slots=slots)
+    assert loop.run()
+    assert made == 0
+    assert all(trial.state.is_finished() for trial in study.trials)
     storage.close()
 
 
