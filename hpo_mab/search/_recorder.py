@@ -29,7 +29,7 @@ from hpo_mab._attributes import (
     RESUMED_KEY,
     SECONDS_KEY,
 )
-from hpo_mab._errors import ArgumentError, memory_reason
+from hpo_mab._errors import ArgumentError, interruptible, memory_reason
 from hpo_mab._plan import Place, Plan, slot_of
 from hpo_mab.pruners import AdvantagePruner, PromotionPruner
 from hpo_mab.pruners._reasons import reason_of
@@ -42,7 +42,6 @@ from hpo_mab.storage import (
     files_folder,
 )
 from hpo_mab.storage._optuna import id_of, storage_of
-from hpo_mab.storage._process import interruptible
 from hpo_mab.training import Evaluation, Training
 from hpo_mab.training._tally import ExampleTally
 

@@ -16,6 +16,7 @@ from typing import Any
 import optuna
 
 from hpo_mab._attributes import TEST_KEY
+from hpo_mab._errors import deferred_interrupts
 from hpo_mab._machine import environment
 from hpo_mab.pruners._reasons import WeakRung
 from hpo_mab.search._choice import Choice, stored_choice
@@ -31,7 +32,6 @@ from hpo_mab.search._trial_loop import Slots, TrialCallback, TrialLoop
 from hpo_mab.search._workload import Workload
 from hpo_mab.storage import Definition, Storage, StudyRun, TrialRun, open_study, read_run
 from hpo_mab.storage._optuna import id_of
-from hpo_mab.storage._process import deferred_interrupts
 from hpo_mab.training import Budget, TrainingDiverged
 from hpo_mab.training._device import release_memory
 

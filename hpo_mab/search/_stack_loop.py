@@ -14,6 +14,7 @@ import torch
 from optuna.trial import TrialState
 
 from hpo_mab._attributes import REASON_KEY, RESUMED_KEY, STACK_KEY
+from hpo_mab._errors import interruptible
 from hpo_mab._plan import Next
 from hpo_mab.samplers._registry import NAMES
 from hpo_mab.search._claim import claim_many
@@ -30,7 +31,6 @@ from hpo_mab.search._trial_loop import SECONDS_BETWEEN_POLLS, End, TrialCallback
 from hpo_mab.search._workload import Workload
 from hpo_mab.storage import STORAGE_ERRORS, Storage, heartbeat
 from hpo_mab.storage._optuna import id_of
-from hpo_mab.storage._process import interruptible
 from hpo_mab.training import Evaluation, StackedTrainer, TrainingDiverged
 from hpo_mab.training._device import release_memory
 from hpo_mab.training._optimizers import OPTIMIZERS

@@ -11,13 +11,12 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from hpo_mab._attributes import INTERRUPTED_KEY, StudySettings
-from hpo_mab._errors import StorageError, memory_reason
+from hpo_mab._errors import StorageError, deferred_interrupts, interruptible, memory_reason
 from hpo_mab._plan import Next, raise_if_failing
 from hpo_mab.search._claim import claim
 from hpo_mab.search._objective import TrainingObjective
 from hpo_mab.storage import STORAGE_ERRORS, Storage, heartbeat, release
 from hpo_mab.storage._optuna import id_of, storage_of
-from hpo_mab.storage._process import deferred_interrupts, interruptible
 from hpo_mab.training._device import release_memory
 
 #: Called with study and trial after each trial. In between its method ``running``, if any, gets the

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Subset
 
-from hpo_mab._errors import ArgumentError, check_integer, name_of
+from hpo_mab._errors import ArgumentError, check_integer, interruptible, name_of
 from hpo_mab._examples import ExampleRecord
 from hpo_mab._plan import derive_seed
 from hpo_mab.data import Augmentation, DatasetSplits, ImageData, ImageSplits, Normalization
@@ -23,7 +23,6 @@ from hpo_mab.samplers import BatchSampler
 from hpo_mab.samplers._registry import record_column
 from hpo_mab.search._recorder import warn_of_misfit
 from hpo_mab.search._space import Configuration, Part
-from hpo_mab.storage._process import interruptible
 from hpo_mab.training import (
     Batches,
     Budget,

@@ -20,12 +20,12 @@ from optuna.exceptions import StorageInternalError
 from optuna.storages import RetryHeartbeatStaleTrialCallback
 from sqlalchemy.exc import SQLAlchemyError
 
-from hpo_mab._errors import ArgumentError, StorageError, hide_passwords
+from hpo_mab._errors import ArgumentError, StorageError, hide_passwords, interruptible
 from hpo_mab._plan import RETRIES
 from hpo_mab.storage._curves import CurveStore
 from hpo_mab.storage._examples import ExampleStore
 from hpo_mab.storage._lean import LeanStorage
-from hpo_mab.storage._process import Locks, diagnose, interruptible
+from hpo_mab.storage._process import Locks, diagnose
 
 
 class JournalledConnection(sqlite3.Connection):

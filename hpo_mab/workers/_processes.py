@@ -20,12 +20,12 @@ from optuna.trial import FrozenTrial
 
 from hpo_mab import _machine, training
 from hpo_mab._attributes import STACK_KEY, WORKER_KEY
-from hpo_mab._errors import ArgumentError, StorageError
+from hpo_mab._errors import ArgumentError, StorageError, deferred_interrupts, interruptible
 from hpo_mab._plan import Attempt
 from hpo_mab.search import RunHere, Target, TrialCallback
 from hpo_mab.search._trial_loop import FinishedTrials
 from hpo_mab.storage import STORAGE_ERRORS, Storage
-from hpo_mab.storage._process import deferred_interrupts, interruptible, this_process
+from hpo_mab.storage._process import this_process
 
 #: A process takes about five seconds of a core until its first trial: it loads PyTorch and the
 #: data. It earns them back where there is four times as much left to do.
