@@ -30,6 +30,8 @@ OURS = "hpo_mab"
 _COLOURS = {"hpo_mab": "#0072B2", "optuna": "#D55E00", "ray": "#009E73", "syne": "#CC79A7"}
 _DASHES = ("solid", "dash", "dot", "dashdot")
 _GRID = 200
+#: Points of accuracy below the best that the figure shows.
+_POINTS = 3.5
 
 Run = Mapping[str, Any]
 Floats = NDArray[np.float64]
@@ -240,12 +242,16 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 def figure(records: Sequence[Mapping[str, Any]]) -> go.Figure:
     """Mean incumbents: a row per record, by wall clock and by examples."""
     made = make_subplots(rows=len(records), cols=2, horizontal_spacing=0.07)
+    # An arm looks the same in every row.
+    everyone = sorted({run["arm"] for record in records for run in record["runs"]})
+    shown: set[str] = set()
     for row, record in enumerate(records, start=1):
         arms = by_arm(record)
+        best = 100 * max(final(run) for runs in arms.values() for run in runs.values())
         for column, by in enumerate(("seconds", "examples"), start=1):
             last = [run["examples"] for runs in arms.values() for run in runs.values()]
             grid = np.linspace(0, 60 * record["minutes"] if by == "seconds" else max(last), _GRID)
-            for arm, runs in arms.items():
+            for arm, runs in sorted(arms.items()):
                 curves = np.array([at(run, grid, by=by) for run in runs.values()])
                 made.add_trace(
                     go.Scatter(
@@ -254,13 +260,15 @@ def figure(records: Sequence[Mapping[str, Any]]) -> go.Figure:
                         y=100 * curves.mean(axis=0),
                         name=arm,
                         legendgroup=arm,
-                        showlegend=(row, column) == (1, 1),
+                        showlegend=arm not in shown,
                         mode="lines",
-                        line={"shape": "hv", "width": 1.8, **_style(arm, list(arms))},
+                        line={"shape": "hv", "width": 1.8, **_style(arm, everyone)},
                     ),
                     row=row,
                     col=column,
                 )
+                shown.add(arm)
+            made.update_yaxes(range=[best - _POINTS, best + 0.2], row=row, col=column)
             made.update_xaxes(title_text=f"{by}, {record['task']}", row=row, col=column)
     made.update_yaxes(title_text="validation accuracy, %", col=1)
     made.update_layout(

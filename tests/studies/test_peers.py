@@ -324,6 +324,13 @@ def test_tables_and_figure_of_a_record(peers: Any) -> None:
     assert slow == "| `optuna_median` | 40 (40 to 40), 3 of 3 | -, 0 of 3 |"
     drawn = tables.figure([record])
     assert {trace.name for trace in drawn.data} == {"hpo_mab_mab", "optuna_median", "ray_asha"}
+    # An arm has the same line in every row, and one entry in the legend.
+    other = {**record, "runs": [*reversed(runs), _run("hpo_mab_auto", [[9.0, 8, 200, 0.7]])]}
+    both = tables.figure([other, record]).data
+    for arm in ("hpo_mab_mab", "hpo_mab_auto"):
+        own = [trace for trace in both if trace.name == arm]
+        assert len({(trace.line.color, trace.line.dash) for trace in own}) == 1
+        assert [trace.showlegend for trace in own].count(True) == 1
 
 
 def test_the_trials_that_a_kill_cuts_off_are_those_that_were_running(
