@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import inspect
 import os
 import shlex
@@ -385,6 +387,9 @@ def _arguments(parameter: Any, value: Any) -> Iterator[str]:
 
 # Files that an option names.
 
+#: How every SQLite database begins.
+_SQLITE = b"SQLite format 3\0"
+
 
 def write_file(path: Path, content: str | bytes) -> None:
     """Write a file that the user requested.
@@ -392,28 +397,47 @@ def write_file(path: Path, content: str | bytes) -> None:
     Raises:
         ArgumentError: It cannot be written.
     """
+    data = content.encode() if isinstance(content, str) else content
+    real = path.resolve()
+    part = real.with_name(f".{real.name}.part")
     try:
-        path.write_bytes(content.encode() if isinstance(content, str) else content)
+        if path.exists() and not path.is_file():
+            # A device, such as /dev/stdout.
+            path.write_bytes(data)
+            return
+        # A disk that is full leaves the earlier file as it is.
+        part.write_bytes(data)
+        part.replace(real)
     except OSError as error:
-        raise ArgumentError(
-            f"{path} cannot be written: {error.strerror}. Give a file in an existing folder."
-        ) from None
+        part.unlink(missing_ok=True)
+        missing = error.errno in (errno.ENOENT, errno.ENOTDIR)
+        hint = " Give a file in an existing folder." if missing else ""
+        raise ArgumentError(f"{path} cannot be written: {error.strerror}.{hint}") from None
+
+
+def _is_database(path: Path) -> bool:
+    with contextlib.suppress(OSError), path.open("rb") as file:
+        return file.read(len(_SQLITE)) == _SQLITE
+    return False
 
 
 def refuse_unwritable(*paths: Path | None) -> None:
     """Refuse, before anything runs, files that cannot be written at its end.
 
     Raises:
-        ArgumentError: A path is a folder or a read-only file, or its folder does not exist or is
-            not writable.
+        ArgumentError: A path is a folder, a read-only file or a database, or its folder does not
+            exist or is not writable.
     """
-    for path in paths:
-        if path is not None and path.is_dir():
+    for path in filter(None, paths):
+        if path.is_dir():
             raise ArgumentError(f"{path} is a folder; give a file to write.")
-        if path is not None and path.exists() and not os.access(path, os.W_OK):
+        if path.exists() and not os.access(path, os.W_OK):
             raise ArgumentError(f"{path} is read-only; give another file.")
-        if path is not None and not os.access(path.absolute().parent, os.W_OK | os.X_OK):
+        if path.is_file() and _is_database(path):
+            raise ArgumentError(f"{path} is a database; give another file.")
+        folder = path.resolve().parent
+        if not os.access(folder, os.W_OK | os.X_OK):
             raise ArgumentError(
-                f"{path} cannot be written: {path.absolute().parent} is not a writable folder. "
+                f"{path} cannot be written: {folder} is not a writable folder. "
                 "Give a file in one that is."
             )

@@ -141,15 +141,13 @@ def run(
     study_name = choose_name(store, loaded, arm=loaded.sampler.kind, name=name, fresh=fresh)
     # Before the data are loaded, which may take long.
     check_study(store, study_name, loaded)
-    with shown_data(quiet=silent):
-        runner = StudyRunner(loaded, store)
-    with (
-        stoppable(),
-        StudyProgress(
+    with stoppable():
+        with shown_data(quiet=silent):
+            runner = StudyRunner(loaded, store)
+        with StudyProgress(
             trials=loaded.budget.trials, label=study_name, quiet=silent, curves=store.curves
-        ) as progress,
-    ):
-        outcome = runner.run(study_name, on_trial=progress, launch=launch)
+        ) as progress:
+            outcome = runner.run(study_name, on_trial=progress, launch=launch)
     took = time.monotonic() - began
     if as_json:
         typer.echo(run_json(outcome, loaded, wall_seconds=took))

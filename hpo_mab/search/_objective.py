@@ -42,7 +42,7 @@ from hpo_mab.search._recorder import (
 )
 from hpo_mab.search._space import Assignment, Configuration, SearchSpace
 from hpo_mab.search._workload import Loop, Workload
-from hpo_mab.storage import CurveStore, ExampleWriter, Storage
+from hpo_mab.storage import STORAGE_ERRORS, CurveStore, ExampleWriter, Storage
 from hpo_mab.storage._optuna import id_of
 from hpo_mab.training import DEFAULT_AVERAGE, Budget, TrainingDiverged, select_device
 
@@ -383,6 +383,9 @@ class TrainingObjective:
         except TrainingDiverged as error:
             trial.set_user_attr(REASON_KEY, str(error))
             raise optuna.TrialPruned(str(error)) from error
+        except STORAGE_ERRORS:
+            # The reason could not be stored either.
+            raise
         except (Exception, KeyboardInterrupt) as error:
             store_end(trial, error)
             raise

@@ -7,7 +7,14 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from hpo_mab import data
-from hpo_mab._errors import ArgumentError, HpoMabError, SpecError, memory_reason
+from hpo_mab._errors import (
+    ArgumentError,
+    HpoMabError,
+    SpecError,
+    deferred_interrupts,
+    interruptible,
+    memory_reason,
+)
 from hpo_mab._registry import Named, Registry
 from hpo_mab.advantage import FEWEST_PAIRS
 from hpo_mab.bandits import REWARDS
@@ -260,7 +267,12 @@ def check_ends(objective: TrainingObjective) -> None:
     raced = [dataclasses.replace(low, sampler=part) for part in objective.portfolio.values()]
     for configuration in (low, high, *raced):
         try:
-            with objective.workload.training(configuration, seed=objective.seed):
+            # A user's network may catch what is raised in it, Ctrl-C too, which must not be lost.
+            with (
+                deferred_interrupts(),
+                interruptible(),
+                objective.workload.training(configuration, seed=objective.seed),
+            ):
                 pass
         except Exception as error:
             reason = memory_reason(error)

@@ -208,7 +208,7 @@ def load_network(path: str | Path) -> nn.Module:
         path: The file.
 
     Raises:
-        ArgumentError: Another file, or the network's code cannot be imported.
+        ArgumentError: Another file, or the network's code cannot be imported or has changed.
         OSError: It cannot be read.
         UnknownNameError: No such network.
     """
@@ -223,8 +223,15 @@ def load_network(path: str | Path) -> nn.Module:
     shape, classes = tuple(saved["input_shape"]), saved["num_classes"]
     # Otherwise timm would download weights, which those of the file replace.
     options = {**saved["options"], **({"pretrained": False} if _is_pretrained(saved) else {})}
-    made = network_maker(saved["name"], input_shape=shape, num_classes=classes)(**options)
-    made.load_state_dict(saved["weights"])
+    make = network_maker(saved["name"], input_shape=shape, num_classes=classes)
+    try:
+        made = make(**options)
+        made.load_state_dict(saved["weights"])
+    except (RuntimeError, TypeError) as error:
+        reason = str(error).strip().replace("\n", " ")
+        raise ArgumentError(
+            f"Network '{saved['name']}' is another one here than in '{path}': {reason}"
+        ) from None
     return made.eval()
 
 

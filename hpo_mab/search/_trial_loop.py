@@ -248,6 +248,9 @@ class TrialLoop:
 
     def _ride_out(self, error: BaseException) -> None:
         """Wait until the database answers again; the claimed trials are tried again."""
+        # The error may have come after Ctrl-C, and in its place.
+        with interruptible():
+            pass
         self._storage_failures += 1
         if self._storage_failures > _STORAGE_FAILURES_IN_A_ROW:
             raise self._storage.error(error) from None

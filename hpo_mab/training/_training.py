@@ -214,8 +214,7 @@ class Training(Iterator[Evaluation]):
     def network_state(self) -> dict[str, Any]:
         """The model's ``state_dict`` with the weights evaluated last; copies on the CPU."""
         points, first = self._curve.points, dict[int, str]()
-        averaged = points[-1].averaged if points else False
-        means = self._average.weights() if averaged and self._average is not None else {}
+        means = self._average.weights() if self._average and points and points[-1].averaged else {}
         return {
             # Shared parameters have the average of their first name. Extra state may be no tensor.
             name: means.get(first.setdefault(id(own), name), own).detach().to("cpu", copy=True)

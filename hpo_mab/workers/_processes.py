@@ -27,8 +27,7 @@ from hpo_mab.search._trial_loop import FinishedTrials
 from hpo_mab.storage import STORAGE_ERRORS, Storage
 from hpo_mab.storage._process import this_process
 
-#: A process takes about five seconds of a core until its first trial: it loads PyTorch and the
-#: data. It earns them back where there is four times as much left to do.
+#: A process loads for about five seconds of a core, which four times as much work earns back.
 _WORTH_SECONDS = 20.0
 #: A search learns from finished trials, so at most one in this many of those left runs at a time.
 _ROUNDS = 4
@@ -351,8 +350,7 @@ class _OthersStarter:
         # Not at once, as the first steps are slow; and once, as this is called after every step.
         if time.monotonic() - self._began > self._later.worth / 4:
             self._has_checked = True
-            # This is called within a training, in which Ctrl-C is raised at once.
-            with deferred_interrupts():
+            with deferred_interrupts():  # It reads the database.
                 self._start_if_worth(sum(shares.values()), slots=len(shares))
             with interruptible():
                 pass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -17,6 +18,7 @@ import typer
 from hpo_mab._errors import ArgumentError
 from hpo_mab.advantage import Evidence
 from hpo_mab.cli._main import app
+from hpo_mab.cli._options import write_file
 from hpo_mab.data import Normalization
 from hpo_mab.search import load_network, load_spec, load_splits
 from hpo_mab.storage import Storage, read_run
@@ -375,12 +377,43 @@ def test_what_cannot_be_saved_or_loaded_is_refused(
         load_network("kept.pt")
     with pytest.raises(FileNotFoundError):
         load_network("missing.pt")
+    assert cli("replay", name, "0", "--save", "kept.pt")[0] == 0
+    saved = torch.load("kept.pt", weights_only=True)
+    torch.save({**saved, "options": {"gone": 1}}, "changed.pt")
+    with pytest.raises(ArgumentError, match=r"Network 'mlp' is another one here than in"):
+        load_network("changed.pt")
     status, _, err = cli("replay", name, "first")
     assert status == 2
     assert "must be a trial's number or 'best', got 'first'" in err
     torch.save({"weights": {}}, "other.pt")
     with pytest.raises(ArgumentError, match="no file of 'hpo-mab replay --save'"):
         load_network("other.pt")
+
+
+def test_a_database_is_not_overwritten(cli: Cli, tiny: str) -> None:
+    assert cli("run", tiny, "--trials", "1", "--quiet")[0] == 0
+    status, _, err = cli("replay", "tiny-mab-seed0", "0", "--save", "hpo_mab.db")
+    assert status == 2
+    assert "hpo_mab.db is a database; give another file." in err
+
+
+def test_a_write_that_fails_leaves_the_earlier_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "good.pt"
+    path.write_text("mine")
+
+    def full(self: Path, data: bytes) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", full)
+        with pytest.raises(ArgumentError, match=r"good.pt cannot be written: No space left on"):
+            write_file(path, "new")
+    assert path.read_text() == "mine"
+    write_file(path, "new")
+    assert path.read_text() == "new"
+    assert [one.name for one in tmp_path.iterdir()] == ["good.pt"]
 
 
 def test_a_study_without_a_complete_trial_has_no_best_one(

@@ -24,6 +24,7 @@ from hpo_mab.cli._main import stoppable
 from hpo_mab.cli._options import silence_optuna
 from hpo_mab.data import ImageData, split
 from hpo_mab.search import StudyRunner, Target, TrainingObjective, TrialLoop, make_spec
+from hpo_mab.search._prepare import check_ends
 from hpo_mab.search._stack_loop import StackLoop, Stacks
 from hpo_mab.storage import Storage, read_run
 from hpo_mab.training import Budget
@@ -390,6 +391,53 @@ def test_ctrl_c_while_a_network_is_made_is_raised_at_once(tmp_path: Path, slots:
     assert loop.run()
     assert made == 0
     assert all(trial.state.is_finished() for trial in study.trials)
+    storage.close()
+
+
+@pytest.mark.usefixtures("python_handler")
+def test_ctrl_c_that_a_network_catches_ends_the_start(tmp_path: Path) -> None:
+    pixels = torch.zeros(60, 1, 4, 4, dtype=torch.uint8)
+    images = ImageData(images=pixels, labels=torch.arange(60) % 2, classes=("a", "b"))
+
+    def network() -> torch.nn.Module:
+        with contextlib.suppress(BaseException):
+            signal.raise_signal(signal.SIGINT)
+        return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 2))
+
+    objective = TrainingObjective(
+        model=network,
+        data=split(images, images, validation=0.5),
+        budget=Budget(steps=4),
+        optimizer={"name": "sgd", "lr": 0.1},
+        batch_size=10,
+    )
+    with pytest.raises(KeyboardInterrupt):
+        check_ends(objective)
+
+
+@pytest.mark.usefixtures("python_handler")
+def test_ctrl_c_before_a_storage_error_ends_the_study(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    part = TensorDataset(torch.randn(40, 3), torch.tensor([0, 1] * 20))
+    objective = TrainingObjective(
+        model=lambda: torch.nn.Linear(3, 2),
+        data=(part, part),
+        budget=Budget(steps=4),
+        optimizer={"name": "sgd", "lr": 0.1},
+        batch_size=10,
+    )
+    storage = Storage(f"sqlite:///{tmp_path / 'studies.db'}")
+    study = optuna.create_study(direction="maximize", storage=storage.optuna)
+    Target(trials=3, total=None, epoch_examples=40).save(study)
+
+    def refuse(*_: object) -> None:
+        signal.raise_signal(signal.SIGINT)
+        raise sa.exc.OperationalError("INSERT", {}, Exception("database is locked"))
+
+    monkeypatch.setattr("hpo_mab.search._recorder.TrialRecord.add", refuse)
+    assert TrialLoop(study, storage, objective).run()
+    assert len(study.trials) == 1
     storage.close()
 
 
