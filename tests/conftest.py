@@ -121,6 +121,14 @@ def own_postgres() -> Iterator[PostgresServer]:
     server.close()
 
 
+@pytest.fixture
+def python_handler() -> Iterator[None]:
+    """Ctrl-C raises, also where the tests run in the background of a shell."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.fixture(scope="session")
 def runs() -> Callable[[int], bool]:
     """Whether a process runs; a zombie does not."""

@@ -7,19 +7,10 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
 
 import pytest
 
 from hpo_mab._errors import deferred_interrupts, interruptible
-
-
-@pytest.fixture
-def python_handler() -> Iterator[None]:
-    """Ctrl-C raises, also where the tests run in the background of a shell."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.usefixtures("python_handler")

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import optuna
 import pytest
@@ -22,7 +23,7 @@ from torch.utils.data import TensorDataset
 
 from hpo_mab.cli._main import stoppable
 from hpo_mab.cli._options import silence_optuna
-from hpo_mab.data import ImageData, split
+from hpo_mab.data import ImageData, ImageSplits, split
 from hpo_mab.search import StudyRunner, Target, TrainingObjective, TrialLoop, make_spec
 from hpo_mab.search._prepare import check_ends
 from hpo_mab.search._stack_loop import StackLoop, Stacks
@@ -316,12 +317,28 @@ def test_ctrl_c_after_ctrl_c_was_caught_prints_no_traceback(tmp_path: Path) -> N
     assert ended.stderr == ""
 
 
-@pytest.fixture
-def python_handler() -> Iterator[None]:
-    """Ctrl-C raises, also where the tests run in the background of a shell."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
+def _objective(network: Callable[[], torch.nn.Module], data: Any) -> TrainingObjective:
+    return TrainingObjective(
+        model=network,
+        data=data,
+        budget=Budget(steps=4),
+        optimizer={"name": "sgd", "lr": {"low": 0.01, "high": 0.1}},
+        batch_size=10,
+    )
+
+
+def _images() -> ImageSplits:
+    pixels = torch.zeros(60, 1, 4, 4, dtype=torch.uint8)
+    images = ImageData(images=pixels, labels=torch.arange(60) % 2, classes=("a", "b"))
+    return split(images, images, validation=0.5)
+
+
+def _study(folder: Path) -> tuple[Storage, optuna.Study]:
+    """A study of three trials."""
+    storage = Storage(f"sqlite:///{folder / 'studies.db'}")
+    study = optuna.create_study(direction="maximize", storage=storage.optuna)
+    Target(trials=3, total=None, epoch_examples=40).save(study)
+    return storage, study
 
 
 @pytest.mark.usefixtures("python_handler")
@@ -332,16 +349,8 @@ def test_ctrl_c_within_a_transaction_leaves_no_lock_and_loses_no_trial(
 ) -> None:
     """In the gap before the transaction ends, an interrupt would leave its lock held."""
     part = TensorDataset(torch.randn(40, 3), torch.tensor([0, 1] * 20))
-    objective = TrainingObjective(
-        model=lambda: torch.nn.Linear(3, 2),
-        data=(part, part),
-        budget=Budget(steps=4),
-        optimizer={"name": "sgd", "lr": {"low": 0.01, "high": 0.1}},
-        batch_size=10,
-    )
-    storage = Storage(f"sqlite:///{tmp_path / 'studies.db'}")
-    study = optuna.create_study(direction="maximize", storage=storage.optuna)
-    Target(trials=3, total=None, epoch_examples=40).save(study)
+    objective = _objective(lambda: torch.nn.Linear(3, 2), (part, part))
+    storage, study = _study(tmp_path)
     count = 0
 
     @sa.event.listens_for(storage.optuna.engine, "after_cursor_execute")
@@ -364,8 +373,6 @@ def test_ctrl_c_within_a_transaction_leaves_no_lock_and_loses_no_trial(
 @pytest.mark.usefixtures("python_handler")
 @pytest.mark.parametrize("slots", [1, 2])
 def test_ctrl_c_while_a_network_is_made_is_raised_at_once(tmp_path: Path, slots: int) -> None:
-    pixels = torch.zeros(60, 1, 4, 4, dtype=torch.uint8)
-    images = ImageData(images=pixels, labels=torch.arange(60) % 2, classes=("a", "b"))
     made = 0
 
     def network() -> torch.nn.Module:
@@ -374,16 +381,8 @@ def test_ctrl_c_while_a_network_is_made_is_raised_at_once(tmp_path: Path, slots:
         made += 1
         return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 2))
 
-    objective = TrainingObjective(
-        model=network,
-        data=split(images, images, validation=0.5),
-        budget=Budget(steps=4),
-        optimizer={"name": "sgd", "lr": 0.1},
-        batch_size=10,
-    )
-    storage = Storage(f"sqlite:///{tmp_path / 'studies.db'}")
-    study = optuna.create_study(direction="maximize", storage=storage.optuna)
-    Target(trials=3, total=None, epoch_examples=30).save(study)
+    objective = _objective(network, _images())
+    storage, study = _study(tmp_path)
     if slots == 1:
         loop = TrialLoop(study, storage, objective)
     else:
@@ -396,21 +395,13 @@ def test_ctrl_c_while_a_network_is_made_is_raised_at_once(tmp_path: Path, slots:
 
 @pytest.mark.usefixtures("python_handler")
 def test_ctrl_c_that_a_network_catches_ends_the_start(tmp_path: Path) -> None:
-    pixels = torch.zeros(60, 1, 4, 4, dtype=torch.uint8)
-    images = ImageData(images=pixels, labels=torch.arange(60) % 2, classes=("a", "b"))
 
     def network() -> torch.nn.Module:
         with contextlib.suppress(BaseException):
             signal.raise_signal(signal.SIGINT)
         return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 2))
 
-    objective = TrainingObjective(
-        model=network,
-        data=split(images, images, validation=0.5),
-        budget=Budget(steps=4),
-        optimizer={"name": "sgd", "lr": 0.1},
-        batch_size=10,
-    )
+    objective = _objective(network, _images())
     with pytest.raises(KeyboardInterrupt):
         check_ends(objective)
 
@@ -420,16 +411,8 @@ def test_ctrl_c_before_a_storage_error_ends_the_study(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     part = TensorDataset(torch.randn(40, 3), torch.tensor([0, 1] * 20))
-    objective = TrainingObjective(
-        model=lambda: torch.nn.Linear(3, 2),
-        data=(part, part),
-        budget=Budget(steps=4),
-        optimizer={"name": "sgd", "lr": 0.1},
-        batch_size=10,
-    )
-    storage = Storage(f"sqlite:///{tmp_path / 'studies.db'}")
-    study = optuna.create_study(direction="maximize", storage=storage.optuna)
-    Target(trials=3, total=None, epoch_examples=40).save(study)
+    objective = _objective(lambda: torch.nn.Linear(3, 2), (part, part))
+    storage, study = _study(tmp_path)
 
     def refuse(*_: object) -> None:
         signal.raise_signal(signal.SIGINT)
