@@ -409,7 +409,9 @@ def write_file(path: Path, content: str | bytes) -> None:
         part.write_bytes(data)
         part.replace(real)
     except OSError as error:
-        part.unlink(missing_ok=True)
+        # There is none where its folder is a file.
+        with contextlib.suppress(OSError):
+            part.unlink()
         missing = error.errno in (errno.ENOENT, errno.ENOTDIR)
         hint = " Give a file in an existing folder." if missing else ""
         raise ArgumentError(f"{path} cannot be written: {error.strerror}.{hint}") from None

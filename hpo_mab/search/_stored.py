@@ -221,8 +221,10 @@ def load_network(path: str | Path) -> nn.Module:
     if not isinstance(saved, dict) or "weights" not in saved or "input_shape" not in saved:
         raise ArgumentError(f"'{path}' is no file of 'hpo-mab replay --save'.")
     shape, classes = tuple(saved["input_shape"]), saved["num_classes"]
-    # Otherwise timm would download weights, which those of the file replace.
-    options = {**saved["options"], **({"pretrained": False} if _is_pretrained(saved) else {})}
+    options = dict(saved["options"])
+    if saved["name"].startswith("timm:") and "pretrained" in options:
+        # Otherwise timm would download weights, which those of the file replace.
+        options["pretrained"] = False
     make = network_maker(saved["name"], input_shape=shape, num_classes=classes)
     try:
         made = make(**options)
@@ -233,10 +235,6 @@ def load_network(path: str | Path) -> nn.Module:
             f"Network '{saved['name']}' is another one here than in '{path}': {reason}"
         ) from None
     return made.eval()
-
-
-def _is_pretrained(saved: Mapping[str, Any]) -> bool:
-    return saved["name"].startswith("timm:") and "pretrained" in saved["options"]
 
 
 def _recorded_trial(storage: Storage, name: str, number: int | None) -> TrialRun:

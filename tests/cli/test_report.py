@@ -411,6 +411,8 @@ def test_a_write_that_fails_leaves_the_earlier_file(
         with pytest.raises(ArgumentError, match=r"good.pt cannot be written: No space left on"):
             write_file(path, "new")
     assert path.read_text() == "mine"
+    with pytest.raises(ArgumentError, match=r"Not a directory. Give a file in an existing folder."):
+        write_file(path / "below.pt", "new")
     write_file(path, "new")
     assert path.read_text() == "new"
     assert [one.name for one in tmp_path.iterdir()] == ["good.pt"]
