@@ -437,10 +437,14 @@ def false_share(curves: Floats, used: NDArray[np.int64]) -> Estimate:
 
 
 def schedules(arms: Sequence[tuple[dict[str, Any], Curves]]) -> list[dict[str, Any]]:
-    """Final accuracy in points of each schedule and window, and the difference from linear."""
+    """Final accuracy in points of each schedule and window, and the difference from linear.
+
+    Both are means over the seeds that all arms have.
+    """
+    seeds = min(len(curves["averaged"]) for _, curves in arms)
     ends = {
-        (arm["sampler"], arm["schedule"], arm["average"]): curves["averaged"].mean(axis=0)[:, -1]
-        for arm, curves in arms
+        (arm["sampler"], arm["schedule"], arm["average"]): x["averaged"][:seeds, :, -1].mean(axis=0)
+        for arm, x in arms
     }
     return [
         {
