@@ -85,6 +85,8 @@ RECORD_KEY = "hpo_mab:record"
 PUBLISHED_KEY = "hpo_mab:published"
 #: Test accuracies of the best configuration, trained again: ``trial``, ``budget``, ``accuracies``.
 RETRAINED_KEY = "hpo_mab:retrained"
+#: Validation accuracies of configurations trained again, by trial, see `hpo_mab.search.confirm`.
+CONFIRMED_KEY = "hpo_mab:confirmed"
 
 #: Stored without prefix by earlier versions. A value of another type is a user's own.
 _EARLIER: Mapping[str, type | tuple[type, ...]] = {

@@ -42,7 +42,8 @@ class TrialCallback(lightning.Callback):
         monitor: Name under which ``validation_step`` logs the accuracy, in [0, 1].
         sampler: The batch sampler in use; None means uniform batches.
         average: Window of the moving average as a share of the steps so far, in [0, 1]; 0 keeps
-            none.
+            none. None: another callback puts averaged weights into the module during each
+            validation, such as Lightning's own ``WeightAveraging``.
         budget_examples: Training examples of the whole ``fit``, at least ``evaluations``.
         evaluations: Equally spaced validations of the whole ``fit``, at least 1.
         curves: Where to keep the learning curve; None keeps none.
@@ -58,12 +59,15 @@ class TrialCallback(lightning.Callback):
         *,
         monitor: str,
         sampler: BatchSampler | None = None,
-        average: float = DEFAULT_AVERAGE,
+        average: float | None = DEFAULT_AVERAGE,
         budget_examples: int,
         evaluations: int = 8,
         curves: CurveStore | None = None,
     ) -> None:
-        check_window(average)
+        #: Whether another callback averages.
+        self._foreign = average is None
+        self._window = average or 0.0
+        check_window(self._window)
         self._reporter = TrialReporter(
             trial,
             sampler=sampler,
@@ -72,7 +76,6 @@ class TrialCallback(lightning.Callback):
             curves=curves,
         )
         self._monitor = monitor
-        self._window = average
         self._average: WeightAverage | None = None
         self._trained: dict[str, Tensor] | None = None
         self._steps = 0
@@ -134,7 +137,7 @@ class TrialCallback(lightning.Callback):
         self._reporter.report(
             accuracy=float(logged[self._monitor]),
             learning_rate=rates[0] if rates else math.nan,
-            averaged=averaged,
+            averaged=averaged or self._foreign,
         )
 
     def on_fit_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +69,7 @@ def _fit(
     pruner: optuna.pruners.BasePruner | None = None,
     catch: tuple[type[Exception], ...] = (),
     trainer_options: dict[str, Any] | None = None,
+    callbacks: Sequence[Any] = (),
     **options: Any,
 ) -> FrozenTrial:
     """One trial of a study, trained by Lightning."""
@@ -84,7 +85,7 @@ def _fit(
             enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,
-            callbacks=[callback],
+            callbacks=[*callbacks, callback],
             **(trainer_options or {}),
         )
         loader = DataLoader(_data(), batch_size=BATCH_SIZE)
@@ -133,6 +134,19 @@ def test_lightning_reports_what_a_plain_loop_reports(storage: Storage, average: 
     # Training continued as without validation.
     for name, tensor in model.state_dict().items():
         torch.testing.assert_close(module.model.state_dict()[name], tensor)
+
+
+def test_lightnings_own_average_is_reported_as_one(storage: Storage) -> None:
+    callbacks = pytest.importorskip("lightning.pytorch.callbacks")
+    if not hasattr(callbacks, "EMAWeightAveraging"):
+        pytest.skip("needs Lightning 2.6")
+    module, own = Module(), callbacks.EMAWeightAveraging(decay=0.9)
+    trial = _fit(storage, module, average=None, callbacks=[own])
+    curve = storage.curves.load([trial._trial_id])[trial._trial_id]
+    assert [point.averaged for point in curve] == [True] * 4
+    plain = _fit(storage, Module(), average=0.0)
+    trained = storage.curves.load([plain._trial_id])[plain._trial_id]
+    assert [point.accuracy for point in curve] != [point.accuracy for point in trained]
 
 
 def test_averages_differ_from_trained_weights_here() -> None:

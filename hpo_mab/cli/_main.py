@@ -19,6 +19,7 @@ import typer
 from typer.core import TyperGroup
 
 from hpo_mab._errors import HpoMabError, hide_passwords, memory_reason
+from hpo_mab.cli._confirm import confirm
 from hpo_mab.cli._report import dashboard, evidence, report, studies
 from hpo_mab.cli._run import compare, run
 from hpo_mab.cli._study import copy, examples, replay, worker
@@ -63,6 +64,9 @@ app.command(name="worker")(worker)
 # Longer sentences would be cut in the list of commands.
 app.command(name="compare", short_help="Run a study with the bandit and with uniform sampling.")(
     compare
+)
+app.command(name="confirm", short_help="Train the best configurations again with other seeds.")(
+    confirm
 )
 app.command(name="report", short_help="Compare stored studies in one HTML file.")(report)
 app.command(name="evidence", short_help="Save a measured advantage or choice for later studies.")(

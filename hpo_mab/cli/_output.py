@@ -257,6 +257,7 @@ def print_summary(
     wall_seconds: float,
     dashboard: str,
     compare: str,
+    confirm: str,
     go_on: str,
 ) -> None:
     """Print the best configuration, what was spent, what pruning saved, and what to do next.
@@ -267,6 +268,7 @@ def print_summary(
         wall_seconds: Wall time of the command.
         dashboard: Command that opens the dashboard.
         compare: Command that compares the same study with uniform sampling.
+        confirm: Command that trains its best configurations again.
         go_on: Command that continues the study.
     """
     out = console()
@@ -277,13 +279,14 @@ def print_summary(
     if outcome.interrupted:
         out.print("Interrupted. Finished trials are stored; the same command continues.\n")
     out.print(table)
-    print_next(
-        [
-            (compare, "the same study with uniform sampling" + _unpruned_text(spec)),
-            (dashboard, "notes and figures in the browser"),
-            (go_on, "continue the study"),
-        ]
-    )
+    steps = [
+        (compare, "the same study with uniform sampling" + _unpruned_text(spec)),
+        (dashboard, "notes and figures in the browser"),
+        (go_on, "continue the study"),
+    ]
+    if facts["best"] is not None and not outcome.interrupted:
+        steps.insert(2, (confirm, "is the best trial the best again, with other seeds?"))
+    print_next(steps)
 
 
 def _unpruned_text(spec: StudySpec) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import shlex
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,6 +13,7 @@ import typer
 
 from hpo_mab._errors import ArgumentError, HpoMabError, StorageError
 from hpo_mab.cli import _options as opt
+from hpo_mab.cli._confirm import confirm
 from hpo_mab.cli._options import command_line, is_given
 from hpo_mab.cli._report import PORT, dashboard
 
@@ -164,6 +166,7 @@ def run(
             wall_seconds=took,
             dashboard=command_line(context, dashboard, shown),
             compare=command_line(context, compare, shown | own),
+            confirm=f"{command_line(context, confirm, shown)} {shlex.quote(study_name)}",
             go_on=command_line(context, run, shown | named | more),
         )
     if outcome.interrupted:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from hpo_mab._plan import StudyFailedError, derive_seed, trial_seed
     from hpo_mab.search._claim import Target
     from hpo_mab.search._components import PlannedSampler, create_pruner
+    from hpo_mab.search._confirm import Candidate, Confirmation, confirm
     from hpo_mab.search._definition import (
         ArmSection,
         PrunerSection,
@@ -39,7 +40,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ArmSection",
+    "Candidate",
     "Configuration",
+    "Confirmation",
     "Copied",
     "Launch",
     "PlannedSampler",
@@ -60,6 +63,7 @@ __all__ = [
     "TrialReporter",
     "Workload",
     "builtin_names",
+    "confirm",
     "copy_study",
     "create_pruner",
     "derive_seed",
@@ -80,7 +84,9 @@ __getattr__, __dir__ = lazy_names(
     __name__,
     {
         "ArmSection": "._definition",
+        "Candidate": "._confirm",
         "Configuration": "._space",
+        "Confirmation": "._confirm",
         "Copied": "._study",
         "Launch": "._runner",
         "PlannedSampler": "._components",
@@ -101,6 +107,7 @@ __getattr__, __dir__ = lazy_names(
         "TrialReporter": "._reporter",
         "Workload": "._workload",
         "builtin_names": "._load",
+        "confirm": "._confirm",
         "copy_study": "._study",
         "create_pruner": "._components",
         "derive_seed": "hpo_mab._plan",

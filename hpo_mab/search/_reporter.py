@@ -32,7 +32,7 @@ from hpo_mab.search._recorder import TrialRecord, check_direction, store_end
 from hpo_mab.storage import STORAGE_ERRORS, CurveStore, Storage, heartbeat
 from hpo_mab.storage._optuna import id_of
 from hpo_mab.training import DEFAULT_AVERAGE, Evaluation, WeightAverage
-from hpo_mab.training._schedule import check_window, sampler_figures
+from hpo_mab.training._schedule import Schedule, check_window, sampler_figures
 
 
 class TrialReporter:
@@ -43,8 +43,9 @@ class TrialReporter:
     the curve is written point by point.
 
     With a ``model``, `step` keeps a moving average of its weights. `network` is what to evaluate:
-    it has averaged weights before the end of the budget, trained ones at its end. Averaged weights
-    rank trials earlier, see `hpo_mab.training.WeightAverage`.
+    it has averaged weights before the end of the budget, trained ones at its end; without decay of
+    the learning rate, averaged ones there, too. Averaged weights rank trials earlier, see
+    `hpo_mab.training.WeightAverage`.
 
     Accuracies go to Optuna at steps 1 to ``evaluations``. So trials are compared at equal shares of
     their budget, and `hpo_mab.AdvantagePruner` can place its rungs. The trial gets the user
@@ -60,6 +61,8 @@ class TrialReporter:
             copy it; the copy shares its weights.
         average: Window of the moving average as a share of the steps so far, in [0, 1]; 0 keeps
             none.
+        schedule: Your learning rate: ``"linear"`` if it decays by the end of the budget, however it
+            does so, or ``"constant"``.
         budget_examples: Training examples that the trial may process, at least ``evaluations``.
         evaluations: Equally spaced evaluations, at least 1.
         curves: Where to keep the learning curve; None keeps none.
@@ -68,6 +71,7 @@ class TrialReporter:
     Raises:
         ArgumentError: An argument outside its bound, a model that cannot be copied, or a study that
             does not maximize.
+        UnknownNameError: No such schedule.
 
     Examples:
         >>> import optuna
@@ -97,6 +101,7 @@ class TrialReporter:
         sampler: BatchSampler | None = None,
         model: nn.Module | None = None,
         average: float = DEFAULT_AVERAGE,
+        schedule: str = "linear",
         budget_examples: int,
         evaluations: int = 8,
         curves: CurveStore | None = None,
@@ -110,6 +115,8 @@ class TrialReporter:
                 f"got {budget_examples}."
             )
         check_window(average)
+        # Its length does not matter here.
+        self._decays = Schedule(steps=1, kind=schedule).decays
         self.budget_examples = budget_examples
         self.evaluations = evaluations
         self.examples = 0
@@ -176,8 +183,8 @@ class TrialReporter:
     def network(self) -> nn.Module:
         """What to evaluate next, in evaluation mode; read it at each evaluation.
 
-        A copy of the model with averaged weights; once the budget is spent, with the model's own.
-        The model keeps its mode.
+        A copy of the model with averaged weights; once the budget is spent, with the model's own if
+        the learning rate has decayed. The model keeps its mode.
 
         Raises:
             ArgumentError: The reporter was made without a model.
@@ -185,7 +192,7 @@ class TrialReporter:
         if self._model is None or self._network is None:
             raise ArgumentError("model must be given for network, got None.")
         spent = self.examples >= self.budget_examples - 1e-6
-        self._averaged = self._average is not None and not spent
+        self._averaged = self._average is not None and not (spent and self._decays)
         weights = _tensors(self._model)
         if self._average is not None and self._averaged:
             weights |= self._average.weights()

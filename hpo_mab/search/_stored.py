@@ -63,6 +63,25 @@ def stored_objective(definition: Definition, spec: StudySpec) -> TrainingObjecti
     return objective
 
 
+def reopen(
+    storage: Storage, name: str, *, device: str | None, data_root: str | None
+) -> tuple[StudySpec, TrainingObjective]:
+    """Definition and objective of a stored study, to train its recorded trials again.
+
+    Args:
+        storage: The database.
+        name: Optuna's study name.
+        device: Where to train; None takes the definition's device.
+        data_root: Folder of the data here; None takes the definition's.
+    """
+    study = open_study(storage, name)
+    definition = Definition.load(study)
+    spec = stored_spec(definition, device=device, data_root=data_root)
+    objective = stored_objective(definition, spec)
+    objective.workload.known = storage.examples.frozen(id_of(study))
+    return spec, objective
+
+
 def train_recorded(
     objective: TrainingObjective,
     trial: TrialRun,
@@ -164,11 +183,7 @@ def replay(
         UnknownNameError: There is no such study, or it has no such trial.
     """
     trial = _recorded_trial(storage, name, number)
-    study = open_study(storage, name)
-    definition = Definition.load(study)
-    spec = stored_spec(definition, device=device, data_root=data_root)
-    objective = stored_objective(definition, spec)
-    objective.workload.known = storage.examples.frozen(id_of(study))
+    spec, objective = reopen(storage, name, device=device, data_root=data_root)
     with train_recorded(objective, trial) as training:
         curve = tuple(_first_evaluations(len(trial.curve), training))
         if len(curve) < len(trial.curve):

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import Module, Parameter
+from torch.nn.parameter import is_lazy
 from torch.optim import SGD, Adam, AdamW, NAdam, Optimizer, RMSprop
 
 from hpo_mab._errors import ArgumentError, UnknownNameError, name_of, plain_arguments
@@ -160,7 +161,13 @@ def _make_checked(
 
 
 def require_trainable(model: Module) -> None:
-    """Raise `ArgumentError` if a network has nothing to train."""
+    """Raise `ArgumentError` if a network has nothing to train, or weights without a shape yet."""
+    lazy = [name for name, weight in model.named_parameters() if is_lazy(weight)]
+    if lazy:
+        raise ArgumentError(
+            f"model must have initialised weights, but '{lazy[0]}' of a lazy module is not; call "
+            "the network once on inputs where it is made."
+        )
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ArgumentError("model must have a parameter that requires a gradient, got none.")
 

@@ -99,8 +99,8 @@ def test_each_printed_command_works_and_keeps_what_was_given(
     status, out, err = cli("run", tiny, *given, *few)
     assert status == 0, err
     commands = next_commands(out)
-    assert [command[0] for command in commands] == ["compare", "dashboard", "run"]
-    for command in (commands[0], commands[2]):
+    assert [command[0] for command in commands] == ["compare", "dashboard", "confirm", "run"]
+    for command in (commands[0], commands[3]):
         # What is doubled is doubled, and a fresh study is continued by its name.
         assert {word for word in (*given, *few) if word not in command} <= {"--fresh", "2"}
     out, err = _follow(cli, commands[0])

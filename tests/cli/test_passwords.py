@@ -111,6 +111,7 @@ def test_no_command_shows_stores_or_hands_on_a_password(
         ("report", "tiny-*", "-o", "page.html", *at),
         ("report", f"{url}#{NAME}", "-o", "page.html", "--record", "again.json"),
         ("replay", NAME, "0", *at),
+        ("confirm", NAME, *at),
         ("studies", *at),
         ("dashboard", "--port", "0", *at),
     ]
@@ -156,6 +157,7 @@ def test_no_mistake_shows_a_password(cli: Cli, tiny: str, url: str) -> None:
         ("report", f"{url}#tiny-*"),
         ("report", "record.json", f"{url}#tiny-*"),
         ("replay", NAME, "0", *at),
+        ("confirm", NAME, *at),
         ("studies", *at),
         ("dashboard", *at),
         # Where it does not belong.

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 import hpo_mab
-from hpo_mab._errors import ArgumentError
+from hpo_mab._errors import ArgumentError, UnknownNameError
 from hpo_mab.search import TrialReporter
 from hpo_mab.storage import CurveStore, Storage
 from hpo_mab.training import WeightAverage
@@ -396,9 +396,11 @@ def _train(model: nn.Module, inputs: torch.Tensor) -> None:
             weight.add_(torch.randn_like(weight), alpha=0.1)
 
 
-@pytest.mark.parametrize("window", [0.2, 1.0])
+@pytest.mark.parametrize(
+    ("window", "schedule"), [(0.2, "linear"), (1.0, "linear"), (0.2, "constant")]
+)
 def test_the_network_to_evaluate_is_averaged_until_the_budget_is_spent(
-    storage: Storage, window: float
+    storage: Storage, window: float, schedule: str
 ) -> None:
     torch.manual_seed(0)
     trial, model = _study().ask(), _OfAllKinds()
@@ -407,6 +409,7 @@ def test_the_network_to_evaluate_is_averaged_until_the_budget_is_spent(
         trial,
         model=model,
         average=window,
+        schedule=schedule,
         budget_examples=40,
         evaluations=4,
         curves=storage.curves,
@@ -419,7 +422,7 @@ def test_the_network_to_evaluate_is_averaged_until_the_budget_is_spent(
         if not reporter.step(2):
             continue
         expected = copy.deepcopy(model.state_dict())
-        if step < 20:
+        if step < 20 or schedule == "constant":
             expected |= own.state_dict()["average"]
         with torch.inference_mode():
             network = reporter.network
@@ -432,7 +435,12 @@ def test_the_network_to_evaluate_is_averaged_until_the_budget_is_spent(
         torch.testing.assert_close(network(inputs), reference(inputs))
         reporter.report(accuracy=0.5)
     curve = storage.curves.load([trial._trial_id])[trial._trial_id]
-    assert [point.averaged for point in curve] == [True, True, True, False]
+    assert [point.averaged for point in curve] == [True, True, True, schedule == "constant"]
+
+
+def test_a_reporter_refuses_a_schedule_that_it_does_not_know() -> None:
+    with pytest.raises(UnknownNameError, match="schedule 'cosine'"):
+        TrialReporter(_study().ask(), budget_examples=40, schedule="cosine")
 
 
 @pytest.mark.parametrize(

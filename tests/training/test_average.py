@@ -215,13 +215,19 @@ def test_a_constant_rate_is_evaluated_by_its_average_to_the_end(splits: ImageSpl
     assert not any(point.averaged for point in without)
 
 
-def test_the_better_weights_are_kept_with_keep_better(splits: ImageSplits) -> None:
-    # A constant rate that is too high: the average is better than the last weights.
-    options: dict[str, Any] = {"average": 0.5, "schedule": "constant"}
-    averaged = list(_training(splits, **options))[-1]
-    trained = list(_training(splits, schedule="constant"))[-1]
-    run = _training(splits, keep="better", **options)
+@pytest.mark.parametrize(
+    ("schedule", "average"), [("constant", 0.5), ("linear", 0.1), ("linear", 1.0)]
+)
+def test_the_better_weights_are_kept_with_keep_better(
+    splits: ImageSplits, schedule: str, average: float
+) -> None:
+    # A rate that is too high: an average of a good window is better than the last weights.
+    options: dict[str, Any] = {"schedule": schedule}
+    trained = list(_training(splits, **options))[-1]
+    run = _training(splits, keep="better", average=average, **options)
     last = list(run)[-1]
-    assert last.accuracy == max(averaged.accuracy, trained.accuracy)
-    assert last.averaged is (averaged.accuracy > trained.accuracy)
+    assert run._average is not None
+    averaged, _ = run._evaluator(run._validation, forward=run._average.forward())
+    assert last.accuracy == max(averaged, trained.accuracy)
+    assert last.averaged is (averaged > trained.accuracy)
     assert run.evaluate(run._validation) == (last.accuracy, last.loss)

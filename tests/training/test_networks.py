@@ -141,9 +141,22 @@ def _untrained() -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).requires_grad_(False)
 
 
-def test_a_network_without_weights_to_train_is_refused(splits: ImageSplits) -> None:
-    for make in (lambda: _stack(splits, _untrained), lambda: _alone(splits, _untrained)):
-        with pytest.raises(ArgumentError, match="model must have a parameter that requires a grad"):
+def _lazy() -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.LazyLinear(10))
+
+
+@pytest.mark.parametrize(
+    ("network", "words"),
+    [
+        (_untrained, "model must have a parameter that requires a grad"),
+        (_lazy, r"model must have initialised weights, but '1\.weight' of a lazy module is not"),
+    ],
+)
+def test_a_network_that_cannot_be_trained_is_refused(
+    splits: ImageSplits, network: Make, words: str
+) -> None:
+    for make in (lambda: _stack(splits, network), lambda: _alone(splits, network)):
+        with pytest.raises(ArgumentError, match=words):
             make()
 
 

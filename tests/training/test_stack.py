@@ -115,8 +115,8 @@ def test_stacked_equals_alone(
     task = _Task(splits)
     stack = task.stack(2, optimizer=optimizer)
     more: list[dict[str, Any]] = [
-        {"steps": 20, "average": 0.2, "label_smoothing": 0.1},
-        {"steps": 31, "schedule": "constant", "average": 0.5, "warmup": 0.0},
+        {"steps": 20, "average": 0.2, "label_smoothing": 0.1, "keep": "better"},
+        {"steps": 31, "schedule": "constant", "average": 0.5, "warmup": 0.0, "keep": "better"},
     ]
     expected = []
     for slot, (options, changes) in enumerate(zip((first, second), more, strict=True)):

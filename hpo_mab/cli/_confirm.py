@@ -1,0 +1,133 @@
+"""``hpo-mab confirm`` trains the best configurations of a study again with other seeds."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from hpo_mab.cli import _options as opt
+from hpo_mab.cli._options import command_line, is_given
+
+if TYPE_CHECKING:
+    from hpo_mab.search import Candidate, Confirmation
+
+
+def confirm(
+    context: typer.Context,
+    study: opt.Study,
+    trainings: Annotated[
+        int,
+        typer.Option(
+            callback=opt.within(1), help="Train until the best was trained again this many times."
+        ),
+    ] = 2,
+    max_trainings: Annotated[
+        int, typer.Option(callback=opt.within(1), help="Most trainings of this command.")
+    ] = 20,
+    storage: opt.StorageUrl = opt.DEFAULT_STORAGE,
+    device: opt.Device = None,
+    data_root: opt.DataRoot = None,
+    quiet: opt.Quiet = False,
+    as_json: opt.Json = False,
+) -> None:
+    """Train a study's best configurations again with other seeds, to see which is the best.
+
+    The best of many values is partly luck. The best configuration is trained again, and its value
+    becomes the mean of its new trainings. Then the one with the highest value is next, until that
+    one was trained again --trainings times. Each training is stored at once, so that the same
+    command continues. Trials do not change. A trial of a GPU's slots is trained alone here.
+
+    Example: `hpo-mab confirm digits-mab-seed0`.
+    """
+    from hpo_mab.cli._main import stoppable
+    from hpo_mab.search import confirm as train_again
+    from hpo_mab.storage import Storage
+
+    opt.silence_optuna()
+    store = Storage(storage, create=False)
+    with stoppable():
+        found = train_again(
+            store,
+            study,
+            trainings=trainings,
+            max_trainings=max_trainings,
+            device=device,
+            data_root=data_root,
+            on_training=None if quiet or as_json else _print_training,
+        )
+    if as_json:
+        typer.echo(_json(study, found))
+    elif not quiet:
+        from hpo_mab.cli._output import print_next
+        from hpo_mab.cli._study import replay
+
+        _print(found)
+        # A URL with a password must not be shown.
+        shown = {"storage": store.shown_url} if is_given(context, "storage") else {}
+        best = found.repeated[0].trial.number
+        replayed = f"{command_line(context, replay, shown)} {best} --save best.pt"
+        print_next([(replayed, "train that trial again, keep its network")])
+
+
+def _print_training(candidate: Candidate) -> None:
+    number, value = candidate.trial.number, candidate.trial.value or 0.0
+    typer.echo(f"Trial {number}, {value:.2%}: trained again {_shown(candidate)}", err=True)
+
+
+def _shown(candidate: Candidate) -> str:
+    return ", ".join(f"{value:.2%}" if value else "diverged" for value in candidate.repeats)
+
+
+def _print(found: Confirmation) -> None:
+    from rich.table import Table
+
+    from hpo_mab.cli._output import console
+
+    table = Table("trial", "value", "trained again", "mean", box=None, padding=(0, 2, 0, 0))
+    for one in found.repeated:
+        cells = (f"{one.trial.value:.2%}", _shown(one), f"{one.accuracy:.2%}")
+        table.add_row(str(one.trial.number), *cells)
+    out, best, deviation = console(), found.repeated[0], found.deviation
+    out.print(table)
+    out.print()
+    error = ""
+    if deviation is not None:
+        out.print(
+            f"Trainings of one configuration differ by {100 * deviation:.2f} points (standard "
+            "deviation)."
+        )
+        error = f", standard error {100 * deviation / math.sqrt(len(best.repeats)):.2f} points"
+    out.print(
+        f"Best: trial {best.trial.number}, {best.accuracy:.2%} validation accuracy when it is "
+        f"trained again{error}. It was chosen by this figure, which is still a little too high."
+    )
+    if not found.finished:
+        leader = found.candidates[0]
+        out.print(
+            f"Not finished: trial {leader.trial.number} may be better, with {leader.accuracy:.2%}; "
+            f"it was trained again {len(leader.repeats)} of {found.trainings} times. The same "
+            "command continues."
+        )
+
+
+def _json(study: str, found: Confirmation) -> str:
+    rows = [
+        {
+            "trial": one.trial.number,
+            "validation_accuracy": one.trial.value,
+            "repeats": list(one.repeats),
+            "mean": one.accuracy,
+            "params": dict(one.trial.params),
+        }
+        for one in found.repeated
+    ]
+    facts = {
+        "study": study,
+        "finished": found.finished,
+        "standard_deviation": found.deviation,
+        "candidates": rows,
+    }
+    return json.dumps(facts, indent=1)

@@ -1,0 +1,201 @@
+"""Train the best configurations of a study again, to see which one is the best.
+
+The best of many values is above the mean of its configuration: that training was lucky in its
+initial weights and its batches. ``studies/confirm`` measures by how much.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import optuna
+
+from hpo_mab._attributes import CONFIRMED_KEY
+from hpo_mab._errors import ArgumentError, deferred_interrupts, require
+from hpo_mab._plan import derive_seed
+from hpo_mab.search._objective import TrainingObjective
+from hpo_mab.search._stored import reopen, train_recorded
+from hpo_mab.storage import Storage, TrialRun, open_study, read_run
+from hpo_mab.training import TrainingDiverged
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """A configuration of a study with its validation accuracies.
+
+    Attributes:
+        trial: The trial that found it.
+        repeats: Accuracies of its trainings with other seeds, in [0, 1]; 0 for one that diverged.
+
+    Examples:
+        >>> from hpo_mab.search import Candidate
+        >>> from hpo_mab.storage import TrialRun
+        >>> trial = TrialRun(
+        ...     number=0, slot=0, state="complete", params={}, value=0.9, paired=False, curve=()
+        ... )
+        >>> Candidate(trial=trial).accuracy, Candidate(trial=trial, repeats=(0.5, 0.7)).accuracy
+        (0.9, 0.6)
+    """
+
+    trial: TrialRun
+    repeats: tuple[float, ...] = ()
+
+    @property
+    def accuracy(self) -> float:
+        """Mean of the trainings with other seeds; without any the trial's own accuracy."""
+        return statistics.fmean(self.repeats or (self.trial.value or 0.0,))
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Confirmation:
+    """The candidates of a study.
+
+    Attributes:
+        candidates: All, the highest `Candidate.accuracy` first.
+        trainings: Trainings with other seeds that the first is to have.
+
+    Examples:
+        >>> from hpo_mab.search import Confirmation
+        >>> Confirmation(candidates=(), trainings=2).repeated
+        ()
+    """
+
+    candidates: tuple[Candidate, ...]
+    trainings: int
+
+    @property
+    def finished(self) -> bool:
+        """Whether the first candidate has its trainings."""
+        return len(self.candidates[0].repeats) >= self.trainings
+
+    @property
+    def repeated(self) -> tuple[Candidate, ...]:
+        """The candidates that were trained again, the best first."""
+        return tuple(one for one in self.candidates if one.repeats)
+
+    @property
+    def deviation(self) -> float | None:
+        """Standard deviation of the accuracies of one configuration, pooled over all candidates.
+
+        Trainings that diverged are left out. None if no candidate has two others.
+        """
+        kept = ([value for value in one.repeats if value > 0] for one in self.candidates)
+        groups = [values for values in kept if len(values) > 1]
+        if not groups:
+            return None
+        squares = sum(statistics.variance(values) * (len(values) - 1) for values in groups)
+        return math.sqrt(squares / sum(len(values) - 1 for values in groups))
+
+
+#: Called after each training, with its candidate.
+ConfirmCallback = Callable[[Candidate], None]
+
+
+def best_first(
+    trials: Sequence[TrialRun], repeats: Mapping[int, Sequence[float]]
+) -> tuple[Candidate, ...]:
+    """The complete trials of a study as candidates, the highest accuracy first.
+
+    Trials that were added with a value and not trained are left out.
+
+    Args:
+        trials: The study's trials.
+        repeats: Accuracies of trainings with other seeds, by number of the trial.
+    """
+    candidates = (
+        Candidate(trial=trial, repeats=tuple(repeats.get(trial.number, ())))
+        for trial in trials
+        if trial.value is not None and trial.attrs
+    )
+    return tuple(sorted(candidates, key=lambda one: one.accuracy, reverse=True))
+
+
+def confirm(
+    storage: Storage,
+    name: str,
+    *,
+    trainings: int = 2,
+    max_trainings: int = 20,
+    device: str | None = None,
+    data_root: str | None = None,
+    on_training: ConfirmCallback | None = None,
+) -> Confirmation:
+    """Train the best configurations of a study again with other seeds, until one stays the best.
+
+    The candidate of the highest `Candidate.accuracy` is trained once more, until the one that is
+    the highest by then has ``trainings`` of them. Each training has a trial's budget and the
+    trial's own batch sampler, and is stored at once: later calls continue. A trial of a GPU's slots
+    is trained alone here. Trials and their values stay as they are.
+
+    Args:
+        storage: The database.
+        name: Optuna's study name.
+        trainings: Trainings with other seeds that the best candidate is to have, at least 1.
+        max_trainings: Trainings of this call, at least 1.
+        device: Where to train; None takes the definition's device.
+        data_root: Folder of the data here; None takes the definition's.
+        on_training: Called after each training.
+
+    Raises:
+        ArgumentError: No trial is complete, or an argument is outside its bound.
+        StorageError: The study was not made by this product, or its data are others here.
+        UnknownNameError: There is no such study.
+    """
+    require(trainings >= 1, "trainings", "at least 1", trainings)
+    require(max_trainings >= 1, "max_trainings", "at least 1", max_trainings)
+    run, study = read_run(storage, name), open_study(storage, name)
+    objective: TrainingObjective | None = None
+    repeats = _stored(study)
+    for left in range(max_trainings, -1, -1):
+        found = Confirmation(candidates=best_first(run.trials, repeats), trainings=trainings)
+        if not found.candidates:
+            raise ArgumentError(f"'{name}' has no best trial: none is complete.")
+        if found.finished or not left:
+            break
+        if objective is None:
+            _, objective = reopen(storage, name, device=device, data_root=data_root)
+        leader = found.candidates[0]
+        trained = dataclasses.replace(leader, repeats=(*leader.repeats, _train(objective, leader)))
+        repeats = _store(storage, study, trained)
+        if on_training is not None:
+            on_training(trained)
+    return found
+
+
+def _stored(study: optuna.Study) -> dict[int, tuple[float, ...]]:
+    stored: Mapping[str, Any] = study.user_attrs.get(CONFIRMED_KEY, {})
+    return {int(number): tuple(accuracies) for number, accuracies in stored.items()}
+
+
+def _store(
+    storage: Storage, study: optuna.Study, trained: Candidate
+) -> dict[int, tuple[float, ...]]:
+    """Store a candidate's last training; returns all that is stored by now."""
+    with deferred_interrupts() as was_pressed, storage.lock(study.study_name):
+        repeats, number = _stored(study), trained.trial.number
+        # Another process may have stored the training with the same seed.
+        if len(repeats.get(number, ())) < len(trained.repeats):
+            repeats[number] = trained.repeats
+            study.set_user_attr(CONFIRMED_KEY, {str(key): value for key, value in repeats.items()})
+    if was_pressed():
+        raise KeyboardInterrupt
+    return repeats
+
+
+def _train(objective: TrainingObjective, candidate: Candidate) -> float:
+    """Validation accuracy of a candidate's next training; 0 if it diverges."""
+    number = candidate.trial.number
+    seed = derive_seed(objective.seed, "confirm", number, len(candidate.repeats))
+    recorded = train_recorded(
+        objective, candidate.trial, seed=seed, final=objective.workload.budget
+    )
+    with recorded as training:
+        try:
+            *_, end = training
+        except TrainingDiverged:
+            return 0.0
+        return end.accuracy

@@ -1,0 +1,71 @@
+"""``hpo-mab confirm``."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+
+import pytest
+
+from hpo_mab.search import _confirm as module
+
+Cli = Callable[..., "tuple[int, str, str]"]
+
+
+def one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def test_the_best_is_trained_again_and_can_be_saved(
+    cli: Cli, tiny: str, next_commands: Callable[[str], list[list[str]]]
+) -> None:
+    _, out, _ = cli("run", tiny)
+    (command,) = (words for words in next_commands(out) if words[0] == "confirm")
+    assert command == ["confirm", "tiny-mab-seed0"]
+    status, out, err = cli(*command)
+    assert status == 0
+    assert re.search(
+        r"validation accuracy when it is trained again, standard error \d\.\d\d points",
+        one_line(out),
+    )
+    assert re.search(r"trained again \d+\.\d\d%, \d+\.\d\d%\n", err)
+    assert re.search(
+        r"configuration differ by \d\.\d\d points \(standard deviation\)", one_line(out)
+    )
+    (replay,) = next_commands(out)
+    assert replay[0] == "replay"
+    assert cli(*replay)[0] == 0
+    status, out, err = cli(*command, "--json")
+    facts = json.loads(out)
+    best, *_ = facts["candidates"]
+    assert facts["finished"]
+    assert (status, err) == (0, "")
+    assert str(best["trial"]) in replay
+    assert len(best["repeats"]) == 2
+    assert best["mean"] == pytest.approx(sum(best["repeats"]) / 2)
+
+
+def test_the_output_says_what_is_not_finished(
+    cli: Cli, tiny: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = [0.0, 0.011, 0.012]
+    monkeypatch.setattr(module, "_train", lambda *_: left.pop(0))
+    assert cli("run", tiny, "--pruner", "none", "--quiet")[0] == 0
+    status, out, err = cli("confirm", "tiny-mab-seed0", "--max-trainings", "1")
+    assert status == 0
+    assert re.search(r"Not finished: trial \d may be better, with .*0 of 2 times", one_line(out))
+    assert "trained again diverged" in err
+    assert "standard error" not in out
+
+
+def test_mistakes_are_one_line(cli: Cli, tiny: str) -> None:
+    assert cli("run", tiny, "--trials", "1", "--quiet")[0] == 0
+    for arguments, words in (
+        (("confirm", "tiny-mab-seed1"), "tiny-mab-seed0"),
+        (("confirm", "tiny-mab-seed0", "--trainings", "0"), "--trainings"),
+    ):
+        status, _, err = cli(*arguments)
+        assert status == 2
+        assert words in err
+        assert "Traceback" not in err

@@ -1,0 +1,200 @@
+"""The best configurations of a study, trained again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import optuna
+import pytest
+
+from hpo_mab._errors import ArgumentError, UnknownNameError
+from hpo_mab._plan import derive_seed
+from hpo_mab.search import (
+    Candidate,
+    Confirmation,
+    StudyRunner,
+    StudySpec,
+    confirm,
+    load_splits,
+    make_objective,
+)
+from hpo_mab.search import _confirm as module
+from hpo_mab.search._stored import train_recorded
+from hpo_mab.storage import Storage, StudyRun, read_run
+from hpo_mab.training import Training, TrainingDiverged
+
+Make = Callable[..., StudySpec]
+#: What each trial's next trainings give, by number of the trial.
+Script = dict[int, Iterable[float]]
+
+
+@pytest.fixture
+def run(storage: Storage, tiny: Make) -> StudyRun:
+    """A study of four complete trials with the accuracies 0.9, 0.8, 0.7 and 0.6."""
+    spec = tiny(budget={"trials": 4}, pruner={"kind": "none"})
+    StudyRunner(spec, storage).run("study", score=False)
+    study = optuna.load_study(study_name="study", storage=storage.optuna)
+    copied = optuna.create_study(study_name="ranked", storage=storage.optuna, direction="maximize")
+    for key, value in study.user_attrs.items():
+        copied.set_user_attr(key, value)
+    for trial, value in zip(study.get_trials(), (0.9, 0.8, 0.7, 0.6), strict=True):
+        trial.value = value
+        copied.add_trial(trial)
+    return read_run(storage, "ranked")
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch) -> Callable[[Script], list[int]]:
+    """Gives trainings accuracies without training; returns the numbers of their trials."""
+
+    def use(given: Script) -> list[int]:
+        left, trained = {number: list(values) for number, values in given.items()}, []
+
+        def train(_: object, candidate: Candidate) -> float:
+            trained.append(candidate.trial.number)
+            return left[candidate.trial.number].pop(0)
+
+        monkeypatch.setattr(module, "_train", train)
+        return trained
+
+    return use
+
+
+def test_one_that_was_lucky_leaves_its_place_to_the_next(
+    storage: Storage, run: StudyRun, script: Callable[[Script], list[int]]
+) -> None:
+    trained = script({0: [0.65, 0.6], 1: [0.75, 0.79], 2: [0.6]})
+    found = confirm(storage, run.name, trainings=2)
+    # 0.9 becomes 0.65. 0.8 becomes 0.75 and, trained once more, 0.77; 0.7 is never in the lead.
+    assert trained == [0, 1, 1]
+    repeated = [(one.trial.number, one.repeats) for one in found.repeated]
+    assert repeated == [(1, (0.75, 0.79)), (0, (0.65,))]
+    best = found.repeated[0]
+    assert best.accuracy == pytest.approx(0.77)
+    assert best.trial.value == 0.8
+    assert found.finished
+
+
+def test_each_that_is_in_the_lead_is_trained_again(
+    storage: Storage, run: StudyRun, script: Callable[[Script], list[int]]
+) -> None:
+    trained = script({0: [0.5], 1: [0.5], 2: [0.62, 0.5], 3: [0.58, 0.57]})
+    found = confirm(storage, run.name, trainings=2)
+    assert trained == [0, 1, 2, 2, 3, 3]
+    assert [one.trial.number for one in found.repeated[:2]] == [3, 2]
+
+
+def test_results_are_stored_and_the_next_call_continues(
+    storage: Storage, run: StudyRun, script: Callable[[Script], list[int]]
+) -> None:
+    trained = script({0: [0.85, 0.86, 0.87]})
+    seen: list[tuple[float, ...]] = []
+
+    def stop(candidate: Candidate) -> None:
+        seen.append(candidate.repeats)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        confirm(storage, run.name, trainings=2, on_training=stop)
+    assert seen == [(0.85,)]
+    assert confirm(storage, run.name, trainings=2).repeated[0].repeats == (0.85, 0.86)
+    assert confirm(storage, run.name, trainings=2).repeated[0].repeats == (0.85, 0.86)
+    assert confirm(storage, run.name, trainings=3).repeated[0].repeats == (0.85, 0.86, 0.87)
+    assert trained == [0, 0, 0]
+    # The trials are as they were.
+    assert read_run(storage, run.name).trials == run.trials
+
+
+def test_max_trainings_limits_one_call(
+    storage: Storage, run: StudyRun, script: Callable[[Script], list[int]]
+) -> None:
+    trained = script({0: [0.5], 1: [0.55], 2: [0.6, 0.6], 3: [0.1]})
+    found = confirm(storage, run.name, trainings=2, max_trainings=2)
+    assert trained == [0, 1]
+    # Trial 2 is in the lead with its own 0.7.
+    assert [one.trial.number for one in found.candidates] == [2, 3, 1, 0]
+    assert [one.trial.number for one in found.repeated] == [1, 0]
+    assert not found.finished
+    found = confirm(storage, run.name, trainings=2, max_trainings=2)
+    assert trained == [0, 1, 2, 2]
+    assert found.finished
+
+
+def test_trials_that_were_added_and_not_trained_are_no_candidates(
+    storage: Storage, run: StudyRun, script: Callable[[Script], list[int]]
+) -> None:
+    study = optuna.load_study(study_name=run.name, storage=storage.optuna)
+    study.add_trial(optuna.create_trial(value=0.99))
+    trained = script({0: [0.85]})
+    assert confirm(storage, run.name, trainings=1).finished
+    assert trained == [0]
+
+
+def test_a_training_has_the_trials_budget_and_a_seed_of_its_own(
+    storage: Storage, tiny: Make
+) -> None:
+    spec = tiny(sampler={"kind": "mab"})
+    objective = make_objective(spec, load_splits(spec))
+    run = StudyRunner(spec, storage, objective=objective).run(score=False).run
+    first = confirm(storage, run.name, trainings=1, max_trainings=1).repeated[0]
+    assert first.trial == run.best
+    number = first.trial.number
+    seed = derive_seed(spec.seed, "confirm", number, 0)
+    with train_recorded(objective, first.trial, seed=seed) as training:
+        *_, end = training
+    assert first.repeats == (end.accuracy,)
+    assert end.steps == first.trial.curve[-1].steps
+    assert first.repeats != (first.trial.value,)
+
+
+def test_one_that_diverges_counts_with_zero(
+    storage: Storage, run: StudyRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def diverge(_: Training) -> None:
+        raise TrainingDiverged(1, "the loss is nan")
+
+    monkeypatch.setattr(Training, "__next__", diverge)
+    found = confirm(storage, run.name, trainings=1, max_trainings=2)
+    assert [one.repeats for one in found.repeated] == [(0.0,), (0.0,)]
+
+
+def test_the_deviation_is_that_within_configurations(run: StudyRun) -> None:
+    trial = run.trials[0]
+
+    def deviation(*repeats: tuple[float, ...]) -> float | None:
+        candidates = tuple(Candidate(trial=trial, repeats=each) for each in repeats)
+        return Confirmation(candidates=candidates, trainings=2).deviation
+
+    # A training that diverged is left out.
+    found = deviation((0.9, 0.8), (0.5, 0.6), (0.1,), (0.7, 0.0))
+    assert found == pytest.approx(0.005**0.5)
+    assert deviation((0.9,), ()) is None
+
+
+def test_what_cannot_be_confirmed_is_refused(storage: Storage, tiny: Make) -> None:
+    run = StudyRunner(tiny(optimizer={"lr": 1e38}), storage).run(score=False).run
+    with pytest.raises(UnknownNameError, match="study"):
+        confirm(storage, "none")
+    with pytest.raises(ArgumentError, match="no best trial: none is complete"):
+        confirm(storage, run.name)
+    for name in ("trainings", "max_trainings"):
+        with pytest.raises(ArgumentError, match=f"{name} must be at least 1, got 0"):
+            confirm(storage, run.name, **{name: 0})
+
+
+def test_two_processes_at_a_time_keep_each_others_trainings(
+    storage: Storage, run: StudyRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    others = iter([lambda: confirm(storage, run.name, trainings=2)])
+    trained: list[int] = []
+
+    def train(_: object, candidate: Candidate) -> float:
+        trained.append(len(candidate.repeats))
+        # Meanwhile another process trains with the same seed and the next, and stores both.
+        next(others, list)()
+        return 0.85
+
+    monkeypatch.setattr(module, "_train", train)
+    (found,) = confirm(storage, run.name, trainings=2).repeated
+    assert found.repeats == (0.85, 0.85)
+    assert trained == [0, 0, 1]
