@@ -22,6 +22,9 @@ from hpo_mab.search._stored import reopen, train_recorded
 from hpo_mab.storage import Storage, TrialRun, open_study, read_run
 from hpo_mab.training import TrainingDiverged
 
+#: Degrees of freedom from which a standard deviation is given: with fewer it may be 0 by chance.
+FEWEST_FREE = 4
+
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
@@ -81,14 +84,15 @@ class Confirmation:
     def deviation(self) -> float | None:
         """Standard deviation of the accuracies of one configuration, pooled over all candidates.
 
-        Trainings that diverged are left out. None if no candidate has two others.
+        Trainings that diverged are left out. None with fewer than `FEWEST_FREE` degrees of freedom.
         """
         kept = ([value for value in one.repeats if value > 0] for one in self.candidates)
         groups = [values for values in kept if len(values) > 1]
-        if not groups:
+        free = sum(len(values) - 1 for values in groups)
+        if free < FEWEST_FREE:
             return None
         squares = sum(statistics.variance(values) * (len(values) - 1) for values in groups)
-        return math.sqrt(squares / sum(len(values) - 1 for values in groups))
+        return math.sqrt(squares / free)
 
 
 #: Called after each training, with its candidate.

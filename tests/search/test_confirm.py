@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
 import optuna
 import pytest
@@ -15,8 +16,10 @@ from hpo_mab.search import (
     StudyRunner,
     StudySpec,
     confirm,
+    copy_study,
     load_splits,
     make_objective,
+    make_spec,
 )
 from hpo_mab.search import _confirm as module
 from hpo_mab.search._stored import train_recorded
@@ -28,18 +31,38 @@ Make = Callable[..., StudySpec]
 Script = dict[int, Iterable[float]]
 
 
-@pytest.fixture
-def run(storage: Storage, tiny: Make) -> StudyRun:
-    """A study of four complete trials with the accuracies 0.9, 0.8, 0.7 and 0.6."""
-    spec = tiny(budget={"trials": 4}, pruner={"kind": "none"})
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database with a study of four complete trials: 0.9, 0.8, 0.7 and 0.6."""
+    file = tmp_path_factory.mktemp("recorded") / "studies.db"
+    storage = Storage(f"sqlite:///{file}")
+    spec = make_spec(
+        {
+            "name": "tiny",
+            "budget": {"epochs": 1, "evaluations": 3, "trials": 4},
+            "model": {"name": "mlp"},
+            "optimizer": {"name": "sgd", "lr": {"low": 0.01, "high": 1.0, "log": True}},
+            "pruner": {"kind": "none"},
+        }
+    )
     StudyRunner(spec, storage).run("study", score=False)
     study = optuna.load_study(study_name="study", storage=storage.optuna)
-    copied = optuna.create_study(study_name="ranked", storage=storage.optuna, direction="maximize")
+    ranked = optuna.create_study(study_name="ranked", storage=storage.optuna, direction="maximize")
     for key, value in study.user_attrs.items():
-        copied.set_user_attr(key, value)
+        ranked.set_user_attr(key, value)
     for trial, value in zip(study.get_trials(), (0.9, 0.8, 0.7, 0.6), strict=True):
         trial.value = value
-        copied.add_trial(trial)
+        ranked.add_trial(trial)
+    storage.close()
+    return file
+
+
+@pytest.fixture
+def run(recorded: Path, storage: Storage) -> StudyRun:
+    """That study, in this test's storage."""
+    source = Storage(f"sqlite:///{recorded}")
+    copy_study(source, "ranked", storage)
+    source.close()
     return read_run(storage, "ranked")
 
 
@@ -166,9 +189,10 @@ def test_the_deviation_is_that_within_configurations(run: StudyRun) -> None:
         return Confirmation(candidates=candidates, trainings=2).deviation
 
     # A training that diverged is left out.
-    found = deviation((0.9, 0.8), (0.5, 0.6), (0.1,), (0.7, 0.0))
-    assert found == pytest.approx(0.005**0.5)
-    assert deviation((0.9,), ()) is None
+    found = deviation((0.9, 0.8), (0.5, 0.6), (0.1,), (0.7, 0.0), (0.6, 0.5, 0.4, 0.0))
+    assert found == pytest.approx((0.03 / 4) ** 0.5)
+    # Two equal trainings do not show that all are equal.
+    assert deviation((0.9, 0.9), (0.5, 0.6), (0.1,)) is None
 
 
 def test_what_cannot_be_confirmed_is_refused(storage: Storage, tiny: Make) -> None:
