@@ -7,6 +7,7 @@ initial weights and its batches. ``studies/confirm`` measures by how much.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -154,11 +155,11 @@ def confirm(
     run, study = read_run(storage, name), open_study(storage, name)
     objective: TrainingObjective | None = None
     repeats = _stored(study)
-    for left in range(max_trainings, -1, -1):
+    for done in itertools.count():
         found = Confirmation(candidates=best_first(run.trials, repeats), trainings=trainings)
         if not found.candidates:
             raise ArgumentError(f"'{name}' has no best trial: none is complete.")
-        if found.finished or not left:
+        if found.finished or done == max_trainings:
             break
         if objective is None:
             _, objective = reopen(storage, name, device=device, data_root=data_root)

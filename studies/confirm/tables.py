@@ -33,7 +33,7 @@ class Replayed:
     Attributes:
         test: Mean test accuracy of the choice's other trainings.
         cost: Trainings.
-        excess: What is known of the choice's validation accuracy less the mean of the others.
+        excess: The value that the choice was made by, less the mean of its other trainings.
     """
 
     test: float

@@ -19,7 +19,7 @@ def storage(tmp_path: Path) -> Iterator[Storage]:
     opened.close()
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny() -> Callable[..., StudySpec]:
     """Makes a study on digits whose trials take a tenth of a second."""
 

@@ -19,7 +19,6 @@ from hpo_mab.search import (
     copy_study,
     load_splits,
     make_objective,
-    make_spec,
 )
 from hpo_mab.search import _confirm as module
 from hpo_mab.search._stored import train_recorded
@@ -32,19 +31,11 @@ Script = dict[int, Iterable[float]]
 
 
 @pytest.fixture(scope="module")
-def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def recorded(tmp_path_factory: pytest.TempPathFactory, tiny: Make) -> Path:
     """A database with a study of four complete trials: 0.9, 0.8, 0.7 and 0.6."""
     file = tmp_path_factory.mktemp("recorded") / "studies.db"
     storage = Storage(f"sqlite:///{file}")
-    spec = make_spec(
-        {
-            "name": "tiny",
-            "budget": {"epochs": 1, "evaluations": 3, "trials": 4},
-            "model": {"name": "mlp"},
-            "optimizer": {"name": "sgd", "lr": {"low": 0.01, "high": 1.0, "log": True}},
-            "pruner": {"kind": "none"},
-        }
-    )
+    spec = tiny(budget={"trials": 4}, pruner={"kind": "none"})
     StudyRunner(spec, storage).run("study", score=False)
     study = optuna.load_study(study_name="study", storage=storage.optuna)
     ranked = optuna.create_study(study_name="ranked", storage=storage.optuna, direction="maximize")

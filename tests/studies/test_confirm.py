@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -19,16 +17,8 @@ HERE = Path(__file__).parents[2] / "studies/confirm"
 
 
 @pytest.fixture(scope="module")
-def tables() -> Iterator[ModuleType]:
-    found = importlib.util.spec_from_file_location("confirm_tables", HERE / "tables.py")
-    assert found is not None
-    assert found.loader is not None
-    module = importlib.util.module_from_spec(found)
-    # Dataclasses look their module up.
-    sys.modules[found.name] = module
-    found.loader.exec_module(module)
-    yield module
-    del sys.modules[found.name]
+def tables(load: Callable[[str], ModuleType]) -> ModuleType:
+    return load("confirm/tables")
 
 
 @pytest.mark.parametrize(
