@@ -54,6 +54,8 @@ TOP = 3
 INITIAL = 10
 #: Coverage of tau-b's interval, and the bound above which a rung stays.
 BARS = ((0.8, 0.1), (0.8, 0.2), (0.8, 0.3), (0.95, 0.0), (0.95, 0.2))
+#: The same for the bound above which the first rung moves to an eighth.
+EARLIER = ((0.8, 0.4), (0.8, 0.5), (0.8, 0.6), (0.8, 0.7))
 
 
 def read_arms(document: Mapping[str, Any]) -> Iterator[tuple[dict[str, Any], Curves]]:
@@ -243,25 +245,60 @@ def measured_rungs(curves: Floats, *, replays: int, seed: int) -> list[dict[str,
         )
         with mock.patch.multiple(_evidence, _TRUSTED=bar, _CONFIDENCE=level or 0.5):
             done[name] = [simulate(x, pruner, initial=INITIAL) for x in studies]
-            first = [_first_rung(x, steps) if measure else steps // 4 for x in studies]
-        found = against(done["stays"], done[name], best)
-        rows.append(
-            {
-                "rule": name,
-                "cost": plain(found.cost, scale=1 / TRIALS),
-                "regret": plain(found.regret, scale=100),
-                "less": plain(found.regret_difference, scale=100),
-                "ratio": ratio(found.saved),
-                "first rung": {
-                    step: round(first.count(step) / replays, 3) for step in sorted(set(first))
-                },
-            }
-        )
+            first = [
+                _fidelity(x, steps).first_rung(steps // 4) if measure else steps // 4
+                for x in studies
+            ]
+        rows.append(_moved(name, against(done["stays"], done[name], best), first))
     return rows
 
 
-def _first_rung(curves: Floats, steps: int) -> int:
-    """The first rung after a study's first trials have finished."""
+def earlier_rungs(curves: Floats, *, replays: int, seed: int) -> list[dict[str, Any]]:
+    """The same for rungs that move from a quarter to an eighth, where that is shown to rank trials.
+
+    Returns:
+        One row a rule, see `measured_rungs`; ``always`` begins at an eighth in every study.
+    """
+    where = orders(curves.shape[:2], replays, seed)
+    studies = curves[where]
+    steps = curves.shape[-1]
+    best = studies[:, :TRIALS, -1].max(axis=1)
+    done = {}
+    for first in (steps // 4, steps // 8):
+        pruner = AdvantagePruner(
+            min_resource=first, max_resource=steps, reduction_factor=2, fidelity=False
+        )
+        done[first] = [simulate(x, pruner, initial=INITIAL) for x in studies]
+    rules: dict[str, tuple[float, float]] = {"stays": (0.8, 1.0)}
+    rules |= {f"{level:.0%} above {bar}": (level, bar) for level, bar in EARLIER}
+    rules["always"] = (0.8, -2.0)
+    rows = []
+    for name, (level, bar) in rules.items():
+        with mock.patch.object(_evidence, "_CONFIDENCE", level):
+            known = [_fidelity(x, steps).at(steps // 8) for x in studies]
+        moved = [bool(tau.low > bar) for tau in known]
+        first = [steps // 8 if yes else steps // 4 for yes in moved]
+        studied = [done[step][number] for number, step in enumerate(first)]
+        rows.append(_moved(name, against(done[steps // 4], studied, best), first))
+    return rows
+
+
+def _moved(rule: str, found: Saving, first: Sequence[int]) -> dict[str, Any]:
+    """A row of `measured_rungs`."""
+    return {
+        "rule": rule,
+        "cost": plain(found.cost, scale=1 / TRIALS),
+        "regret": plain(found.regret, scale=100),
+        "less": plain(found.regret_difference, scale=100),
+        "ratio": ratio(found.saved),
+        "first rung": {
+            step: round(first.count(step) / len(first), 3) for step in sorted(set(first))
+        },
+    }
+
+
+def _fidelity(curves: Floats, steps: int) -> RungFidelity:
+    """What the pruner knows after a study's first trials have finished."""
     trials = [
         optuna.create_trial(
             value=curve[-1],
@@ -272,7 +309,7 @@ def _first_rung(curves: Floats, steps: int) -> int:
     ]
     found = RungFidelity.measure(trials, full=steps)
     assert found is not None
-    return found.first_rung(steps // 4)
+    return found
 
 
 # Decisions of Optuna's pruners for many orders of trials at the same time ------------------------
@@ -492,6 +529,9 @@ def tables(document: Mapping[str, Any], *, replays: int) -> dict[str, Any]:
     for (sampler, kind), x in searched.items():
         if kind == "averaged":
             found.setdefault("measured rungs", {})[sampler] = measured_rungs(
+                x, replays=replays // 2, seed=0
+            )
+            found.setdefault("earlier rungs", {})[sampler] = earlier_rungs(
                 x, replays=replays // 2, seed=0
             )
             found.setdefault("signals", {})[sampler] = signals(
