@@ -29,8 +29,10 @@ SAMPLER_KEY = "hpo_mab:sampler"
 UNIFORM = "uniform"
 #: The slot that it repeats under another batch sampler.
 TWIN_KEY = "hpo_mab:twin_of"
-#: Number of the stopped trial that it trains in full, or continues if the slot is the same.
+#: Number of the trial that it trains in full, or continues if the slot is the same.
 PROMOTES_KEY = "hpo_mab:promotes"
+#: How many budgets long it is, where it continues beyond one.
+LENGTH_KEY = "hpo_mab:length"
 #: Training examples that it may process, of a loop that a `TrialReporter` follows.
 BUDGET_KEY = "hpo_mab:budget"
 #: Training examples and seconds of its curve.

@@ -9,7 +9,7 @@ import collections
 import enum
 import functools
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from hpo_mab._attributes import (
@@ -55,8 +55,8 @@ def trial_seed(seed: int, slot: int) -> int:
 # A *slot* is a place in the plan, from 0: it has one configuration and one seed. A trial is an
 # *attempt* at a slot, or at a *twin*, which repeats the slot under another batch sampler. An
 # attempt that was cut off is followed by another one. A *promotion* has a slot of its own, in which
-# it trains a stopped configuration in full. A *continuation* has the slot of a paused attempt,
-# which it replaces.
+# it trains a stopped configuration in full. A *continuation* has the slot of a paused or complete
+# attempt, which it replaces; if it is pruned, a complete one stays.
 #
 # =========== ================================ ==========================================
 # trial        counts towards ``budget.trials`` may be tried again
@@ -67,7 +67,7 @@ def trial_seed(seed: int, slot: int) -> int:
 # failed       no                               if it was lost or interrupted, not by itself
 # twin         no                               as any other
 # promotion    yes                              as any other
-# continuation in place of the paused attempt   as any other
+# continuation in place of what it continues   as any other
 # =========== ================================ ==========================================
 
 #: A slot, and the batch sampler of its twin; "" for the slot's own trial.
@@ -88,7 +88,7 @@ class Next(enum.Enum):
     DONE = "the study has what was asked for"
     WAIT = "other workers are running the last ones"
     QUEUED = "run the trial that waits"
-    PROMOTION = "train the best stopped configuration in full, or further"
+    PROMOTION = "train one of the best configurations in full, or further"
     NEW = "try another configuration"
 
 
@@ -140,12 +140,12 @@ class Attempt(NamedTuple):
 
     @property
     def promotes(self) -> int | None:
-        """Number of the stopped trial that it trains in full or continues; None without one."""
+        """Number of the trial that it trains in full or continues; None without one."""
         return self.attrs.get(PROMOTES_KEY)
 
     @property
     def promotion(self) -> bool:
-        """Whether it trains a stopped configuration in full, or continues it."""
+        """Whether it trains another trial's configuration in full, or continues that trial."""
         return PROMOTES_KEY in self.attrs
 
     @property
@@ -194,7 +194,7 @@ class Plan:
         promotions: int = 0,
     ) -> None:
         self._attempts = [Attempt.of(trial) for trial in trials]
-        self._paused = _continued(self._attempts)
+        self._replaced = _replaced(_continuations(self._attempts))
         self._target = target
         self._promotions = promotions
 
@@ -210,7 +210,7 @@ class Plan:
     def states(self, *, twins: bool = False) -> collections.Counter[str]:
         """Trials by state, without interrupted ones; in order of the names of the states.
 
-        A paused trial that another one has continued does not count.
+        A trial that another one has continued does not count.
 
         Args:
             twins: Whether to count twins as well.
@@ -218,7 +218,7 @@ class Plan:
         counted = (
             one.state
             for one in self._attempts
-            if not one.interrupted and one.number not in self._paused and (twins or not one.twin)
+            if not one.interrupted and one.number not in self._replaced and (twins or not one.twin)
         )
         return collections.Counter(dict(sorted(collections.Counter(counted).items())))
 
@@ -229,9 +229,17 @@ class Plan:
 
     @property
     def finished(self) -> int:
-        """Trials that are results of the study; twins and paused trials are left out."""
+        """Trials that are results of the study, without twins and trials that were continued."""
         finished = (one for one in self._attempts if one.finished and not one.twin)
-        return sum(one.number not in self._paused for one in finished)
+        return sum(one.number not in self._replaced for one in finished)
+
+    @property
+    def latest(self) -> set[int]:
+        """Numbers of the trials that no finished one continues, less unfinished continuations."""
+        pairs = list(_continuations(self._attempts))
+        replaced = _replaced((before, after) for before, after in pairs if after.finished)
+        unfinished = {after.number for _, after in pairs if not after.finished}
+        return {one.number for one in self._attempts} - replaced - unfinished
 
     @property
     def ended(self) -> int:
@@ -260,12 +268,12 @@ class Plan:
         return {one.number for one in pruned if not one.promotion}
 
     def promoted(self) -> set[int]:
-        """Numbers of the stopped trials that another trial trains in full, or continues."""
+        """Numbers of the trials that another trial trains in full, or continues."""
         return {one.promotes for one in self._attempts if one.promotes is not None}
 
     @property
     def once(self) -> set[int]:
-        """Numbers of the trials that show each configuration once, under one batch sampler.
+        """Numbers of the `latest` that show each configuration once, under one batch sampler.
 
         The study has continued with the highest slot's batch sampler. Twins under it replace their
         originals; all other twins are left out.
@@ -273,11 +281,11 @@ class Plan:
         own = [one for one in self._attempts if not one.twin and one.sampler is not None]
         last = max(own, key=lambda one: one.slot or 0, default=None)
         if last is None:
-            return {one.number for one in self._attempts if not one.twin}
+            return {one.number for one in self._attempts if not one.twin} & self.latest
         twins = [one for one in self._attempts if one.twin and one.sampler == last.sampler]
         replaced = {one.slot for one in twins}
         kept = (o for o in self._attempts if not o.twin and o.slot not in replaced)
-        return {one.number for one in (*twins, *kept)}
+        return {one.number for one in (*twins, *kept)} & self.latest
 
     @property
     def next_slot(self) -> int:
@@ -293,7 +301,7 @@ class Plan:
         """The next action of a worker; twins are trained even if the study has all its trials.
 
         Args:
-            promotable: Whether a paused trial is to continue before another configuration is tried.
+            promotable: Whether a trial is to continue before another configuration is tried.
         """
         waiting = self.waiting
         running = [one for one in self._attempts if one.state == "running"]
@@ -386,16 +394,22 @@ def slot_of(study: optuna.Study, trial: FrozenTrial | optuna.trial.Trial) -> int
     return Plan(study.get_trials(deepcopy=False)).slot_of(trial.number)
 
 
-def _continued(attempts: Sequence[Attempt]) -> set[int]:
-    """Numbers of paused trials that another trial of the same slot continues."""
-    slots = {one.number: one.slot for one in attempts}
+def _continuations(attempts: Sequence[Attempt]) -> Iterator[tuple[Attempt, Attempt]]:
+    """Each trial that another one continues in its slot, and that one."""
+    known = {one.number: one for one in attempts}
+    for after in attempts:
+        before = None if after.promotes is None else known.get(after.promotes)
+        if before is not None and before.slot is not None and before.slot == after.slot:
+            yield before, after
+
+
+def _replaced(pairs: Iterable[tuple[Attempt, Attempt]]) -> set[int]:
+    """Of trials and their continuations, the numbers of those that do not count."""
     return {
-        one.promotes
-        for one in attempts
-        if one.promotes is not None
-        and one.state != "fail"
-        and one.slot is not None
-        and slots.get(one.promotes) == one.slot
+        # A complete trial counts if its continuation was pruned.
+        (after if (before.state, after.state) == ("complete", "pruned") else before).number
+        for before, after in pairs
+        if after.state != "fail"
     }
 
 

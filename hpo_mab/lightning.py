@@ -30,10 +30,10 @@ class TrialCallback(lightning.Callback):
         trainer.fit(module, train_loader, valid_loader)
         return callback.accuracy
 
-    Before the budget is spent, the module has averaged weights during validation, and trained ones
-    again after it. Each validation that is due is reported; one before that is not. The pruner's
-    `optuna.TrialPruned` leaves ``fit``. A validation before training (Lightning's sanity check) is
-    not reported.
+    During each validation the module has averaged weights. At the end of the budget it has the
+    trained ones, unless the schedule is constant. Each validation that is due is reported; one
+    before that is not. The pruner's `optuna.TrialPruned` leaves ``fit``. A validation before
+    training (Lightning's sanity check) is not reported.
 
     One process trains the trial; its trainer has ``use_distributed_sampler=False``.
 
@@ -44,6 +44,7 @@ class TrialCallback(lightning.Callback):
         average: Window of the moving average as a share of the steps so far, in [0, 1]; 0 keeps
             none. None: another callback puts averaged weights into the module during each
             validation, such as Lightning's own ``WeightAveraging``.
+        schedule: ``"linear"`` if the learning rate decays until the end, or ``"constant"``.
         budget_examples: Training examples of the whole ``fit``, at least ``evaluations``.
         evaluations: Equally spaced validations of the whole ``fit``, at least 1.
         curves: Where to keep the learning curve; None keeps none.
@@ -60,6 +61,7 @@ class TrialCallback(lightning.Callback):
         monitor: str,
         sampler: BatchSampler | None = None,
         average: float | None = DEFAULT_AVERAGE,
+        schedule: str = "linear",
         budget_examples: int,
         evaluations: int = 8,
         curves: CurveStore | None = None,
@@ -71,6 +73,7 @@ class TrialCallback(lightning.Callback):
         self._reporter = TrialReporter(
             trial,
             sampler=sampler,
+            schedule=schedule,
             budget_examples=budget_examples,
             evaluations=evaluations,
             curves=curves,
@@ -110,9 +113,9 @@ class TrialCallback(lightning.Callback):
     def on_validation_start(
         self, trainer: lightning.Trainer, module: lightning.LightningModule
     ) -> None:
-        """Put the averaged weights into the module, unless the budget is spent."""
-        spent = self._reporter.examples >= self._reporter.budget_examples - 1e-6
-        if self._average is not None and not spent and not trainer.sanity_checking:
+        """Put the averaged weights into the module, if they are to be evaluated."""
+        due = self._reporter.averages and not trainer.sanity_checking
+        if self._average is not None and due:
             self._trained = _exchange(module, self._average.weights())
 
     def on_validation_end(

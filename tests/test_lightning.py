@@ -121,14 +121,18 @@ def _by_hand(**options: Any) -> tuple[list[float], nn.Module]:
     return found, model
 
 
-@pytest.mark.parametrize("average", [0.0, 0.9])
-def test_lightning_reports_what_a_plain_loop_reports(storage: Storage, average: float) -> None:
+@pytest.mark.parametrize(
+    ("average", "schedule"), [(0.0, "linear"), (0.9, "linear"), (0.9, "constant")]
+)
+def test_lightning_reports_what_a_plain_loop_reports(
+    storage: Storage, average: float, schedule: str
+) -> None:
     module = Module()
-    trial = _fit(storage, module, average=average)
-    accuracies, model = _by_hand(average=average)
+    trial = _fit(storage, module, average=average, schedule=schedule)
+    accuracies, model = _by_hand(average=average, schedule=schedule)
     curve = storage.curves.load([trial._trial_id])[trial._trial_id]
     assert [point.accuracy for point in curve] == pytest.approx(accuracies)
-    assert [point.averaged for point in curve] == [average > 0] * 3 + [False]
+    assert [point.averaged for point in curve] == [average > 0] * 3 + [schedule == "constant"]
     assert [point.examples for point in curve] == [40, 80, 120, 160]
     assert trial.value == pytest.approx(accuracies[-1])
     # Training continued as without validation.

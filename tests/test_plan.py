@@ -116,6 +116,14 @@ def test_a_continued_trial_counts_once() -> None:
     assert (plan.finished, plan.next_slot) == (2, 2)
 
 
+def test_a_complete_trial_stays_a_result_if_its_continuation_is_pruned() -> None:
+    plan = Plan(_continued("c0", "c1", "p0 continues 0", "c1 continues 1", "r1 continues 3"))
+    assert plan.latest == plan.once == {0, 3}
+    assert plan.counts() == {"complete": 1, "pruned": 0, "fail": 0}
+    # Trial 3 runs on as trial 4.
+    assert plan.finished == 1
+
+
 def test_a_continuation_that_is_cut_off_is_tried_again() -> None:
     trials = _continued("p0", "p1", "f0 lost", "f1 continues 1")
     trials[2].user_attrs["hpo_mab:promotes"] = 0

@@ -242,7 +242,7 @@ def same_configuration(one: TrialRun, other: TrialRun) -> bool:
 def _trials_by_slot(
     runs: Sequence[StudyRun], *, paired_only: bool
 ) -> dict[tuple[int, int], TrialRun]:
-    """Trials by (seed, slot); of a slot's retries the one with the most examples."""
+    """Trials by (seed, slot); of a slot's trials within one budget that with the most examples."""
     seeds = [run.seed for run in runs]
     if len(set(seeds)) < len(seeds):
         raise ArgumentError(f"Studies of one arm must differ in seed, got seeds {sorted(seeds)}.")
@@ -252,7 +252,7 @@ def _trials_by_slot(
             key = (run.seed, trial.slot)
             usable = trial.state != "fail" and trial.curve and (trial.paired or not paired_only)
             # A uniform twin in a bandit's study is paired with its original, not across arms.
-            usable = usable and TWIN_KEY not in trial.attrs
+            usable = usable and TWIN_KEY not in trial.attrs and trial.budgets == 1
             if usable and (key not in found or trial.examples > found[key].examples):
                 found[key] = trial
     return found

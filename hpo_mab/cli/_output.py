@@ -76,7 +76,7 @@ class StudyProgress:
         #: When the first trial ended, and the share of the study's total budget spent by then.
         self._spent_first: tuple[float, float] | None = None
         self._state = f"0/{trials} trials"
-        self._is_done = False
+        self._ended: set[int] = set()
         #: When each running trial was first seen, and the share of its budget spent by then.
         self._seen: dict[int, tuple[float, float]] = {}
 
@@ -102,14 +102,14 @@ class StudyProgress:
         """Show the study's state after a trial."""
         from hpo_mab._plan import Plan
 
-        plan = Plan(study.get_trials(deepcopy=False))
+        plan = Plan(trials := study.get_trials(deepcopy=False))
         done = plan.finished
         if self._done_before is None:
             # This trial is the first that ends in this process.
             self._done_before = done - 1
         self._state = self._describe(study, plan)
         self._last_end = time.monotonic()
-        self._is_done = done >= self._trials
+        self._ended = {each.number for each in trials if each.state.is_finished()}
         self._seen.pop(trial.number, None)
         if self._live is not None and self._task is not None:
             completed = min(done, self._trials)
@@ -144,7 +144,7 @@ class StudyProgress:
     def _describe_running(self, shares: Mapping[int, float], now: float) -> str:
         number, share = max(shares.items(), key=lambda item: item[1])
         text = f"trial {number} at {share:.0%}"
-        if self._is_done:
+        if number in self._ended:  # The best one.
             text = f"training trial {number} again for its test accuracy, {share:.0%}"
         if len(shares) > 1:
             text = f"{len(shares)} trials running, {text}"
@@ -328,6 +328,7 @@ def _run_facts(outcome: RunOutcome, spec: StudySpec, *, wall_seconds: float) -> 
         if best is None
         else {
             "trial": best.number,
+            "budgets": best.budgets,
             "validation_accuracy": best.value,
             "test_accuracy": outcome.test_accuracy,
             "params": dict(best.params),
@@ -355,6 +356,7 @@ def _summary_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
         rows.append(("Best", "no complete trial yet"))
     else:
         accuracy = f"{best['validation_accuracy']:.2%} validation accuracy, trial {best['trial']}"
+        accuracy += f", {best['budgets']} budgets long" if best["budgets"] > 1 else ""
         if best["test_accuracy"] is not None:
             accuracy += f"; {best['test_accuracy']:.2%} on the test set"
         rows.append(("Best", accuracy))
@@ -362,8 +364,7 @@ def _summary_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
     counted = f"{trials['complete']} complete, {trials['pruned']} pruned, {trials['fail']} failed"
     if facts["twins"]:
         counted += f"; {facts['twins']} of them repeat a configuration under another sampler"
-    rows.append(("Trials", counted))
-    rows += _spent_rows(facts)
+    rows += [("Trials", counted), *_spent_rows(facts)]
     if facts["auto"] is not None:
         auto = facts["auto"]
         verb = "took" if auto["source"] else "chose"

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from hpo_mab._errors import ArgumentError
+from hpo_mab._plan import Attempt
 from hpo_mab.cli import _options as opt
 from hpo_mab.cli._options import study_names
 
@@ -306,12 +308,14 @@ def _show_trials(storage: str, name: str, *, as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps(rows, indent=1))
         return
+    promoted = _promoted(study.get_trials(deepcopy=False))
     head = ("Trial", "State", "Accuracy" if ours else "Value", "Evaluations", "Parameters")
     table = Table(*head, box=None, padding=(0, 2, 0, 0))
     for row in rows:
         value = "" if row["value"] is None else f"{row['value']:{'.2%' if ours else '.6g'}}"
         params = ", ".join(f"{key} = {parameter(each)}" for key, each in row["params"].items())
-        table.add_row(str(row["trial"]), row["state"], value, str(row["evaluations"]), params)
+        state = row["state"] + promoted[row["trial"]]
+        table.add_row(str(row["trial"]), state, value, str(row["evaluations"]), params)
     console().print(table if rows else f"No trials in '{name}' yet.")
     if rows:
         typer.echo("\n--trial NUMBER shows one trial's evaluations, and why it was pruned.")
@@ -352,7 +356,7 @@ def _show_trial(storage: str, name: str, number: int, *, as_json: bool) -> None:
         typer.echo(json.dumps(facts, indent=1))
         return
     rows = {
-        "Trial": f"{number} of {name}, {state}",
+        "Trial": f"{number} of {name}, {state}{_promoted(trials)[number]}",
         "Parameters": ", ".join(
             f"{key} = {parameter(value)}" for key, value in trial.params.items()
         ),
@@ -362,6 +366,12 @@ def _show_trial(storage: str, name: str, number: int, *, as_json: bool) -> None:
     for label, text in rows.items():
         if text:
             console().print(f"{label:<13}{text}", soft_wrap=True)
+
+
+def _promoted(trials: Sequence[FrozenTrial]) -> list[str]:
+    """Of each trial, which one continues it or trains it in full; empty if none does."""
+    after = {one.promotes: f", see trial {one.number}" for one in map(Attempt.of, trials)}
+    return [after.get(trial.number, "") for trial in trials]
 
 
 def _value_of(trial: FrozenTrial) -> float | None:
@@ -377,9 +387,7 @@ def _finite_or_none(value: float) -> float | None:
 def _best_value(summary: StudySummary) -> float | None:
     """The best value; None without one, or if it is not finite, which JSON cannot represent."""
     # A study of several objectives has no best trial.
-    if summary.best_trial is None:
-        return None
-    value = summary.best_trial.value
+    value = None if summary.best_trial is None else summary.best_trial.value
     return None if value is None else _finite_or_none(value)
 
 

@@ -196,13 +196,25 @@ def _is_comparable(spec: StudySpec, storage: Storage) -> bool:
 
 
 def _doubled_limit(outcome: RunOutcome, budget: BudgetSection) -> dict[str, str]:
-    """The option, with its value, that doubles the limit at which the study has ended."""
+    """The options, with their values, that double each limit that the study has reached."""
+    from hpo_mab._attributes import TotalBudget
     from hpo_mab._plan import Plan
 
-    # Either the number of trials has ended the study, or its total budget.
-    if budget.total is None or Plan(outcome.run.trials).finished >= budget.trials:
-        return {"trials": str(2 * budget.trials)}
-    return {"budget": re.sub(r"[\d.]+", lambda amount: f"{2 * float(amount[0]):g}", budget.total)}
+    run, doubled = outcome.run, {}
+    # Trials that are lengthened continue with a larger budget alone.
+    lengthened = any(trial.budgets > 1 for trial in run.trials)
+    if budget.total is None or (Plan(run.trials).finished >= budget.trials and not lengthened):
+        doubled["trials"] = str(2 * budget.trials)
+    if budget.total is not None:
+        share = TotalBudget.parse(budget.total).share_spent(
+            seconds=(run.seconds or 0.0) + run.evaluation_seconds,
+            examples=run.examples or 0,
+            epoch_examples=run.training_examples or 1,
+        )
+        if share >= 1 or not doubled:
+            amount = re.sub(r"[\d.]+", lambda known: f"{2 * float(known[0]):g}", budget.total)
+            doubled["budget"] = amount
+    return doubled
 
 
 #: Seeds that are suggested in addition if an answer is "cannot tell".

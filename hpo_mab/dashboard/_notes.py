@@ -413,11 +413,11 @@ def _pruning_note(run: StudyRun, trial: TrialRun, earlier: dict[int, list[float]
     if not trial.curve:
         return f"**Pruned before its first evaluation.**\n\n{reason or ''}".strip()
     last = trial.curve[-1]
-    total = run.settings.evaluations or "?"
-    share = last.examples / run.trial_examples
+    total = (run.settings.evaluations or 0) * trial.budgets or "?"
+    whole = run.trial_examples * trial.budgets
     lines = [
         f"**Pruned at evaluation {last.index} of {total}**, after {last.examples:,} of "
-        f"{run.trial_examples:,} training examples ({share:.0%}).",
+        f"{whole:,} training examples ({last.examples / whole:.0%}).",
         f"Validation accuracy there{_weights_evaluated(last)}: {last.accuracy:.2%}. "
         + _rank_text(last.accuracy, earlier[last.index]),
     ]

@@ -6,8 +6,9 @@ One rung and the best in full, or successive halving whose paused trials continu
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import optuna
 from optuna.pruners import BasePruner
@@ -122,6 +123,10 @@ class PromotionPruner(BasePruner):
     same slot continues it, with its reports, curve, checkpoint and seed. Only training from there
     on counts. Without a checkpoint it is trained again from the start.
 
+    An ``unlimited`` pruner has rungs beyond ``max_resource``, too, for trials whose learning rate
+    does not decay. In a study of this product the best complete trials then continue, as long as
+    its total budget lasts. Each continuation adds ``max_resource`` and is complete again.
+
     In any other Optuna study trials pause in the same way, and the user queues the best ones::
 
         best = pruner.next_best(study)
@@ -134,6 +139,7 @@ class PromotionPruner(BasePruner):
         max_resource: Step that a full trial reports last, at least 2.
         min_resource: Step of the first rung, from 1 to ``max_resource - 1``.
         reduction_factor: At least 2.
+        unlimited: Whether there are rungs beyond ``max_resource``.
 
     Raises:
         ArgumentError: An argument outside its bound.
@@ -147,7 +153,12 @@ class PromotionPruner(BasePruner):
 
     @plain_arguments
     def __init__(
-        self, *, max_resource: int, min_resource: int = 1, reduction_factor: int = 2
+        self,
+        *,
+        max_resource: int,
+        min_resource: int = 1,
+        reduction_factor: int = 2,
+        unlimited: bool = False,
     ) -> None:
         check_integer("max_resource", max_resource, 2)
         check_integer("min_resource", min_resource, 1)
@@ -156,12 +167,14 @@ class PromotionPruner(BasePruner):
             raise ArgumentError(
                 f"min_resource must be below max_resource = {max_resource}, got {min_resource}."
             )
+        self.max_resource = max_resource
         self.reduction_factor = reduction_factor
+        self.unlimited = unlimited
         steps, step = [], min_resource
         while step < max_resource:
             steps.append(step)
             step *= self.reduction_factor
-        #: Steps of the rungs.
+        #: Steps of the rungs below ``max_resource``, at which trials pause.
         self.rungs = tuple(steps)
 
     def prune(self, study: optuna.Study, trial: FrozenTrial) -> bool:
@@ -213,37 +226,56 @@ class PromotionPruner(BasePruner):
             "competitors": len(entries),
         }
 
-    def next_best(self, study: optuna.Study, *, every: bool = False) -> FrozenTrial | None:
-        """The paused trial that continues next; None if no more may.
+    def next_best(
+        self,
+        study: optuna.Study,
+        *,
+        every: bool = False,
+        is_saved: Callable[[FrozenTrial], bool] | None = None,
+    ) -> FrozenTrial | None:
+        """The trial that continues next; None if no more may.
 
         Args:
             study: A study with this pruner.
             every: Whether any paused trial may continue, once all the rule chooses do.
+            is_saved: Whether a complete trial's state is saved, so that it can continue; None: no
+                complete trial continues.
         """
         taken = Plan(study.get_trials(deepcopy=False)).promoted()
-        paused = (trial for trial in self.paused(study, every=every) if trial.number not in taken)
-        return next(paused, None)
+        for trial in self.continuable(study, every=every):
+            if trial.number in taken:
+                continue
+            if trial.state == TrialState.PRUNED or (is_saved is not None and is_saved(trial)):
+                return trial
+        return None
 
-    def paused(self, study: optuna.Study, *, every: bool = False) -> Iterator[FrozenTrial]:
-        """The paused trials that may continue, the highest rung first, the best of each first.
+    def continuable(self, study: optuna.Study, *, every: bool = False) -> Iterator[FrozenTrial]:
+        """The trials that may continue, the highest rung first, the best of each first.
 
         Args:
             study: A study with this pruner.
-            every: Whether to take those that are not among the best of their rung as well.
+            every: Whether to take those that are not among the best of their rung as well. Complete
+                trials then come first, in the order of their place as a share of their rung; but
+                last if ``max_resource`` more steps have not made them better.
         """
-        for rung, following in reversed(
-            list(zip(self.rungs, [*self.rungs[1:], None], strict=True))
-        ):
+        found: list[tuple[int, float, int, FrozenTrial]] = []
+        for rung, following in self._all_rungs(study):
             entries = self._entries(study, rung)
-            for one in entries if every else entries[: self._places(entries)]:
-                last = one.last.last_step or 0
-                stopped = one.last.state == TrialState.PRUNED and not _diverged(one.last)
-                # A trial that has reached the following rung is ranked there.
-                if stopped and (following is None or last < following):
-                    yield one.last
+            best = entries if every else entries[: self._places(entries)]
+            for place, one in enumerate(best, start=1):
+                if not self._may_continue(one.last, following):
+                    continue
+                if every and rung >= self.max_resource:
+                    group = 0 if self._became_better(study, one.last) else 2
+                    found.append((group, place / len(entries), rung, one.last))
+                else:
+                    found.append((1, 0.0, -rung, one.last))
+        # The sort is stable: of one rung the best stays first.
+        for *_, trial in sorted(found, key=lambda each: each[:3]):
+            yield trial
 
     def worth_keeping(self, study: optuna.Study) -> list[FrozenTrial]:
-        """Paused trials whose checkpoints are kept: twice as many of each rung as may continue.
+        """Trials whose checkpoints are kept: the best of each rung, and some that may become it.
 
         Another paused trial that continues is trained again from the start.
 
@@ -251,11 +283,39 @@ class PromotionPruner(BasePruner):
             study: A study with this pruner.
         """
         kept = []
-        for rung in self.rungs:
+        for rung, following in self._all_rungs(study):
             entries = self._entries(study, rung)
-            best = entries[: 2 * self._places(entries) + self.reduction_factor]
-            kept += [one.last for one in best if one.last.state == TrialState.PRUNED]
+            # A complete trial is a result already, so fewer are kept.
+            times = 2 if rung < self.max_resource else 1
+            best = entries[: times * self._places(entries) + self.reduction_factor]
+            kept += [one.last for one in best if self._may_continue(one.last, following)]
         return kept
+
+    def _all_rungs(self, study: optuna.Study) -> list[tuple[int, int]]:
+        """Each rung and the following one, from the lowest to the highest that was reached."""
+        steps = [*self.rungs, self.max_resource]
+        if self.unlimited:
+            trials = study.get_trials(deepcopy=False)
+            longest = max((trial.last_step or 0 for trial in trials), default=0)
+            while steps[-1] <= longest:
+                steps.append(steps[-1] * self.reduction_factor)
+        return list(itertools.pairwise(steps))
+
+    def _became_better(self, study: optuna.Study, trial: FrozenTrial) -> bool:
+        """Whether the last ``max_resource`` steps of a complete trial made it better."""
+        last = trial.last_step or 0
+        before = trial.intermediate_values.get(last - self.max_resource)
+        if before is None:
+            return True
+        gain = trial.intermediate_values[last] - before
+        return gain < 0 if study.direction == StudyDirection.MINIMIZE else gain > 0
+
+    def _may_continue(self, trial: FrozenTrial, following: int) -> bool:
+        """Whether a trial is paused, or complete, before the rung that follows its last one."""
+        state = TrialState.PRUNED if following <= self.max_resource else TrialState.COMPLETE
+        diverged = REASON_KEY in trial_attributes(trial)
+        # A trial that has reached the following rung is ranked there.
+        return trial.state == state and not diverged and (trial.last_step or 0) < following
 
     def _places(self, entries: Sequence[_Entry]) -> int:
         """How many configurations of a rung may continue."""
@@ -281,10 +341,6 @@ class PromotionPruner(BasePruner):
             found[root] = _Entry(value, trial)
         sign = 1.0 if study.direction == StudyDirection.MINIMIZE else -1.0
         return sorted(found.values(), key=lambda one: sign * one.value)
-
-
-def _diverged(trial: FrozenTrial) -> bool:
-    return REASON_KEY in trial_attributes(trial)
 
 
 def first_report(trial: FrozenTrial, step: int) -> float:

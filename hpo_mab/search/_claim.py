@@ -6,6 +6,7 @@ No slot is trained twice and none is left out.
 from __future__ import annotations
 
 import dataclasses
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, Self
@@ -15,6 +16,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from hpo_mab._attributes import (
     LEARNED_KEY,
+    LENGTH_KEY,
     LOST_KEY,
     PROMOTES_KEY,
     REASON_KEY,
@@ -93,10 +95,6 @@ class Target:
             )
         return cls(**stored)
 
-    def is_spent(self, study: optuna.Study, curves: CurveStore) -> bool:
-        """Whether the total budget is used up."""
-        return self.share_spent(study, curves) >= 1
-
     def share_spent(self, study: optuna.Study, curves: CurveStore) -> float:
         """Share of the total budget spent, lost and running trials included; 0 without limit."""
         if self.total is None:
@@ -118,14 +116,17 @@ class Target:
             done: Trials trained since, the running ones by their share.
             spent_before: `share_spent` before those.
         """
-        left = self.trials - Plan(study.get_trials(deepcopy=False)).finished
+        left: float = self.trials - Plan(study.get_trials(deepcopy=False)).finished
+        if self.total is not None and _is_unlimited(study):
+            # Trials are lengthened until the total budget is spent.
+            left = math.inf
         share = self.share_spent(study, curves)
         spent = share - spent_before
         # `done` trials took the share `spent` of the budget. What is left of it is enough for this
         # number of trials of the same mean cost.
         if spent > 0:
-            left = min(left, int(done * (1 - share) / spent))
-        return max(0, left)
+            left = min(left, done * (1 - share) / spent)
+        return max(0, int(left)) if math.isfinite(left) else 0
 
 
 # Trials whose worker is gone are closed and queued again.
@@ -168,9 +169,10 @@ def _retry_of(slot: int, numbers: list[int], last: FrozenTrial) -> FrozenTrial:
     # Optuna keeps the parameters of a queued trial there until they are suggested.
     if "fixed_params" in last.system_attrs:
         system["fixed_params"] = last.system_attrs["fixed_params"]
-    # A twin keeps its sampler, and a promotion the trial that it promotes.
+    # A twin keeps its sampler, and a promotion the trial that it promotes. The study's record of
+    # examples is used only if the first attempt used it.
     attrs = trial_attributes(last)
-    kept = [PROMOTES_KEY] + [TWIN_KEY, SAMPLER_KEY] * (TWIN_KEY in attrs)
+    kept = [PROMOTES_KEY, LENGTH_KEY, LEARNED_KEY] + [TWIN_KEY, SAMPLER_KEY] * (TWIN_KEY in attrs)
     return optuna.create_trial(
         state=TrialState.WAITING,
         params=last.params,
@@ -212,8 +214,16 @@ def _queue_none(study: optuna.Study, trials: Sequence[FrozenTrial]) -> bool:
     return False
 
 
+#: Whether there is a checkpoint of a complete trial here, from which it can continue.
+IsSaved = Callable[[FrozenTrial], bool]
+
+
 def claim(
-    study: optuna.Study, storage: Storage, *, queue_twins: QueueTwins = _queue_none
+    study: optuna.Study,
+    storage: Storage,
+    *,
+    queue_twins: QueueTwins = _queue_none,
+    is_saved: IsSaved | None = None,
 ) -> optuna.trial.Trial | Next:
     """Take the study's next trial: one that waits, else a new one.
 
@@ -224,13 +234,17 @@ def claim(
         study: The study.
         storage: Its database.
         queue_twins: Called with the study's lock held.
+        is_saved: Whether a complete trial can continue; None: none can.
 
     Returns:
         A running trial that no other process runs; `Next.DONE` or `Next.WAIT` if there is none.
     """
     taken: list[optuna.trial.Trial] = []
     try:
-        return claim_many(study, storage, taken, count=1, queue_twins=queue_twins) or taken[0]
+        following = claim_many(
+            study, storage, taken, count=1, queue_twins=queue_twins, is_saved=is_saved
+        )
+        return following or taken[0]
     except BaseException:
         # The caller does not get the trial, so it is lost and will be tried again.
         for trial in taken:
@@ -245,6 +259,7 @@ def claim_many(
     *,
     count: int,
     queue_twins: QueueTwins = _queue_none,
+    is_saved: IsSaved | None = None,
 ) -> Next | None:
     """Take the study's next trials, see `claim`, with one lock.
 
@@ -254,6 +269,7 @@ def claim_many(
         taken: Gets each trial as soon as it is taken, so that none is lost if the call raises.
         count: Trials to take.
         queue_twins: Called with the study's lock held.
+        is_saved: See `claim`.
 
     Returns:
         None; `Next.DONE` or `Next.WAIT` if there were fewer.
@@ -261,27 +277,37 @@ def claim_many(
     with storage.lock(study.study_name), storage.optuna.collect_writes():
         target = Target.load(study)
         close_lost(study, storage)
-        if target.is_spent(study, storage.curves):
+        if target.share_spent(study, storage.curves) >= 1:
             return Next.DONE
+        if target.total is None:
+            # Complete trials would continue for ever.
+            is_saved = None
         for _ in range(count):
             # Made again for each trial: the one before it counts.
             plan = _complete_plan(study, target, queue_twins)
-            following, best = _next_step(study, plan, target)
+            following, best = _next_step(study, plan, target, is_saved)
             if following in (Next.DONE, Next.WAIT):
                 return following
             taken.append(_start_next(study, storage, plan, best))
     return None
 
 
-def _next_step(study: optuna.Study, plan: Plan, target: Target) -> tuple[Next, FrozenTrial | None]:
-    """What a worker does next, and the stopped trial that a promotion trains."""
+def _is_unlimited(study: optuna.Study) -> bool:
+    return isinstance(study.pruner, PromotionPruner) and study.pruner.unlimited
+
+
+def _next_step(
+    study: optuna.Study, plan: Plan, target: Target, is_saved: IsSaved | None
+) -> tuple[Next, FrozenTrial | None]:
+    """What a worker does next, and the trial that a promotion trains in full or continues."""
     pruner = study.pruner
     if isinstance(pruner, PromotionPruner):
-        best = pruner.next_best(study)
+        best = pruner.next_best(study, is_saved=is_saved)
         following = plan.next(promotable=best is not None)
-        if following is Next.DONE and target.total is not None:
-            # What is left of the budget goes to the trials that the rule would leave paused.
-            best = pruner.next_best(study, every=True)
+        idle = following is Next.WAIT and pruner.unlimited
+        if (following is Next.DONE or idle) and target.total is not None:
+            # What is left of the budget goes to the trials that the rule would leave as they are.
+            best = pruner.next_best(study, every=True, is_saved=is_saved)
             following = plan.next(promotable=best is not None)
         return following, best if following is Next.PROMOTION else None
     following = plan.next()
@@ -335,11 +361,13 @@ def _give_slot(study: optuna.Study, waiting: Attempt, new_slot: int) -> None:
 
 
 def _queue_promotion(study: optuna.Study, best: FrozenTrial, new_slot: int) -> None:
-    """Queue a stopped configuration, to be trained in full or to continue in its own slot."""
+    """Queue a trial's configuration, to be trained in full or to continue in its own slot."""
     continues = isinstance(study.pruner, PromotionPruner)
     slot = slot_of(study, best) if continues else new_slot
     attrs = trial_attributes(best)
     kept = {key: attrs[key] for key in (SAMPLER_KEY, LEARNED_KEY) if continues and key in attrs}
+    if continues and best.state == TrialState.COMPLETE:
+        kept[LENGTH_KEY] = int(attrs.get(LENGTH_KEY, 1)) + 1
     study.add_trial(
         optuna.create_trial(
             state=TrialState.WAITING,

@@ -5,6 +5,7 @@ The sampler's suggestions depend on the study's seed, slot and history only.
 
 from __future__ import annotations
 
+import copy
 import functools
 import re
 import warnings
@@ -20,6 +21,7 @@ from optuna.trial import FrozenTrial, TrialState
 from hpo_mab._attributes import (
     EVIDENCE_KEY,
     GIVEN_KEY,
+    LENGTH_KEY,
     PAIRED_KEY,
     SAMPLER_KEY,
     SLOT_KEY,
@@ -134,10 +136,10 @@ def queue_twin(
 class OwnHistory(StudyView):
     """A study as shown to an Optuna sampler: each configuration once.
 
-    A twin differs from its original by the batch sampler, which is not a parameter. So the model is
-    fitted to trials of one batch sampler as far as possible. Twins under the sampler that the study
-    continues with replace their originals; all others are left out. A view serves one trial: which
-    trials it shows is decided at the first reading.
+    A twin differs from its original by the batch sampler, which is not a parameter. Twins under the
+    sampler that the study continues with replace their originals; all others are left out. Of
+    trials that continue one another the last is shown, with its value at a trial's budget. A view
+    serves one trial: which trials it shows is decided at the first reading.
 
     Args:
         study: The study with all trials.
@@ -149,7 +151,16 @@ class OwnHistory(StudyView):
 
     def shown(self, trials: list[FrozenTrial]) -> list[FrozenTrial]:
         """Those of the trials that are shown to the sampler."""
-        return [trial for trial in trials if trial.number in self._numbers]
+        return [_at_budget(trial) for trial in trials if trial.number in self._numbers]
+
+
+def _at_budget(trial: FrozenTrial) -> FrozenTrial:
+    """A complete trial as it was at one budget: values at different lengths do not compare."""
+    length = int(trial.user_attrs.get(LENGTH_KEY, 1))
+    if length > 1 and trial.state == TrialState.COMPLETE:
+        trial = copy.copy(trial)
+        trial.value = trial.intermediate_values[(trial.last_step or 0) // length]
+    return trial
 
 
 class PlannedSampler(BaseSampler):
@@ -164,8 +175,8 @@ class PlannedSampler(BaseSampler):
         factory: Makes the underlying sampler from a keyword argument ``seed``.
         seed: The study's seed.
         initial: Number of fixed first configurations.
-        twins: Whether the study has twins, which the underlying sampler must not count as further
-            configurations, see `hpo_mab.search._components.OwnHistory`.
+        repeats: Whether the study has twins or continued trials, which the underlying sampler must
+            not count as further configurations, see `hpo_mab.search._components.OwnHistory`.
 
     Examples:
         >>> import optuna
@@ -181,12 +192,12 @@ class PlannedSampler(BaseSampler):
         *,
         seed: int,
         initial: int = 10,
-        twins: bool = False,
+        repeats: bool = False,
     ) -> None:
         self._factory = factory
         self._seed = seed
         self._initial = initial
-        self._twins = twins
+        self._repeats = repeats
         #: By study and number: trials of one study may run in several threads. Each with the study
         #: that its sampler sees, which is as it was at the trial's beginning.
         self._asked: dict[tuple[str, int], tuple[BaseSampler, optuna.Study]] = {}
@@ -246,7 +257,7 @@ class PlannedSampler(BaseSampler):
         key = (study.study_name, trial.number)
         if key not in self._asked:
             seed = derive_seed(self._seed, "sampler", slot_of(study, trial))
-            seen = cast(optuna.Study, OwnHistory(study)) if self._twins else study
+            seen = cast(optuna.Study, OwnHistory(study)) if self._repeats else study
             self._asked[key] = self._factory(seed=seed), seen
         return self._asked[key]
 
@@ -398,6 +409,17 @@ def create_pruner(
     return pruner
 
 
+def is_continuable(spec: StudySpec) -> bool:
+    """Whether trials of a definition can continue beyond their budget.
+
+    A learning rate that has decayed cannot, and the trials of a race are compared at their budget.
+    The pruner's ``max_resource`` must be that budget.
+    """
+    full = spec.budget.evaluations
+    ends = spec.pruner.options.get("max_resource", full) == full
+    return spec.training.schedule == "constant" and spec.sampler.kind != AUTO and ends
+
+
 def study_pruner(spec: StudySpec, attrs: Mapping[str, Any]) -> BasePruner:
     """The pruner of a study definition.
 
@@ -422,5 +444,7 @@ def study_pruner(spec: StudySpec, attrs: Mapping[str, Any]) -> BasePruner:
     # There is no advantage over uniform sampling to measure.
     if kind == "advantage" and spec.sampler.kind == "uniform":
         options = {k: value for k, value in options.items() if k not in ("evidence", "reference")}
+    if kind == "promotion":
+        options = {"unlimited": is_continuable(spec), **options}
     averaged = always_averages(spec.training.average)
     return create_pruner(kind, options, evaluations=spec.budget.evaluations, averaged=averaged)

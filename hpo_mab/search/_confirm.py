@@ -15,7 +15,7 @@ from typing import Any
 
 import optuna
 
-from hpo_mab._attributes import CONFIRMED_KEY
+from hpo_mab._attributes import CONFIRMED_KEY, SAMPLER_KEY
 from hpo_mab._errors import ArgumentError, deferred_interrupts, require
 from hpo_mab._plan import derive_seed
 from hpo_mab.search._objective import TrainingObjective
@@ -105,16 +105,23 @@ def best_first(
 ) -> tuple[Candidate, ...]:
     """The complete trials of a study as candidates, the highest accuracy first.
 
-    Trials that were added with a value and not trained are left out.
+    Trials that were added with a value and not trained are left out. Of trials that continue one
+    another the one of the highest value is a candidate.
 
     Args:
         trials: The study's trials.
         repeats: Accuracies of trainings with other seeds, by number of the trial.
     """
+    best: dict[tuple[int, Any], TrialRun] = {}
+    for trial in trials:
+        if trial.value is not None and trial.attrs:
+            place = trial.slot, trial.attrs.get(SAMPLER_KEY)
+            known = best.get(place)
+            if known is None or trial.value > (known.value or 0.0):
+                best[place] = trial
     candidates = (
         Candidate(trial=trial, repeats=tuple(repeats.get(trial.number, ())))
-        for trial in trials
-        if trial.value is not None and trial.attrs
+        for trial in best.values()
     )
     return tuple(sorted(candidates, key=lambda one: one.accuracy, reverse=True))
 
@@ -132,7 +139,7 @@ def confirm(
     """Train the best configurations of a study again with other seeds, until one stays the best.
 
     The candidate of the highest `Candidate.accuracy` is trained once more, until the one that is
-    the highest by then has ``trainings`` of them. Each training has a trial's budget and the
+    the highest by then has ``trainings`` of them. Each training has the trial's length and the
     trial's own batch sampler, and is stored at once: later calls continue. A trial of a GPU's slots
     is trained alone here. Trials and their values stay as they are.
 
@@ -195,10 +202,7 @@ def _train(objective: TrainingObjective, candidate: Candidate) -> float:
     """Validation accuracy of a candidate's next training; 0 if it diverges."""
     number = candidate.trial.number
     seed = derive_seed(objective.seed, "confirm", number, len(candidate.repeats))
-    recorded = train_recorded(
-        objective, candidate.trial, seed=seed, final=objective.workload.budget
-    )
-    with recorded as training:
+    with train_recorded(objective, candidate.trial, seed=seed, evaluations=1) as training:
         try:
             *_, end = training
         except TrainingDiverged:

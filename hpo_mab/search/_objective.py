@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 
 from hpo_mab._attributes import (
     LEARNED_KEY,
+    LENGTH_KEY,
     PAIRED_KEY,
     REASON_KEY,
     SAMPLER_KEY,
@@ -320,6 +321,7 @@ class TrainingObjective:
             configuration=self._with_record(trial, suggested),
             seed=trial_seed(self.seed, slot),
             may_prune=slot >= first_prunable,
+            budgets=int(trial.user_attrs.get(LENGTH_KEY, 1)),
         )
 
     def conclude(self, trial: optuna.trial.Trial, slot: int) -> None:
@@ -363,6 +365,7 @@ class TrainingObjective:
             with self.workload.training(
                 assignment.configuration,
                 seed=assignment.seed,
+                budgets=assignment.budgets,
                 state=None if checkpoint is None else checkpoint.load(),
                 examples=self.examples is not None,
             ) as training:
@@ -372,7 +375,6 @@ class TrainingObjective:
                 last = follow(
                     trial,
                     training,
-                    evaluations=self.workload.loop.evaluations,
                     curves=self.curves,
                     checkpoint=checkpoint,
                     examples=self.examples,
@@ -402,13 +404,12 @@ class TrainingObjective:
 
     def _train_alone(self, trial: optuna.trial.BaseTrial) -> float:
         attrs = trial_attributes(trial)
-        if isinstance(trial, optuna.trial.FrozenTrial):
-            configuration = self.recorded(trial.params, attrs)
-        else:
-            configuration = self.space.suggest(trial)
+        frozen = isinstance(trial, FrozenTrial)
+        configuration = self.recorded(trial.params, attrs) if frozen else self.space.suggest(trial)
+        budgets = int(attrs.get(LENGTH_KEY, 1))
         seed = trial_seed(self.seed, int(attrs.get(SLOT_KEY, trial.number)))
         try:
-            with self.workload.training(configuration, seed=seed) as training:
+            with self.workload.training(configuration, seed=seed, budgets=budgets) as training:
                 *_, last = training
         except TrainingDiverged as error:
             raise optuna.TrialPruned(str(error)) from error

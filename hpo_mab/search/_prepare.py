@@ -21,13 +21,14 @@ from hpo_mab.bandits import REWARDS
 from hpo_mab.data import Augmentation, DatasetSplits, ImageSplits
 from hpo_mab.data._load import DATA_SETS
 from hpo_mab.models import NETWORKS, network_maker
-from hpo_mab.pruners import TopKPruner
+from hpo_mab.pruners import PromotionPruner, TopKPruner
 from hpo_mab.samplers._registry import SAMPLERS, record_column, sampler_maker
 from hpo_mab.search._components import (
     AUTO,
     PORTFOLIO,
     PRUNERS,
     create_pruner,
+    is_continuable,
     parse_portfolio,
     sampler_factory,
     trained_kind,
@@ -99,6 +100,12 @@ def _check_arm(spec: StudySpec) -> None:
     )
     if isinstance(pruner, TopKPruner):
         _check_top_k(spec, pruner)
+    if isinstance(pruner, PromotionPruner) and pruner.unlimited and not is_continuable(spec):
+        raise SpecError(
+            "pruner.unlimited needs training.schedule = 'constant', a sampler other than "
+            f"'{AUTO}', and max_resource = {spec.budget.evaluations}; got "
+            f"'{spec.training.schedule}', '{spec.sampler.kind}' and {pruner.max_resource}."
+        )
     race = spec.sampler.portfolio
     # Of the default portfolio, samplers that use the record are left out where there is none.
     named = [] if race is None else list(parse_portfolio(race).values())

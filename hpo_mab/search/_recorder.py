@@ -172,7 +172,6 @@ def follow(
     trial: optuna.trial.Trial,
     training: Training,
     *,
-    evaluations: int,
     curves: CurveStore | None,
     checkpoint: SlotCheckpoint | None,
     examples: ExampleWriter | None,
@@ -187,7 +186,6 @@ def follow(
     Args:
         trial: Optuna's trial.
         training: Its training.
-        evaluations: Evaluations of a whole trial.
         curves: Where learning curves are stored; None keeps none.
         checkpoint: Where long trials are saved; None saves none.
         examples: Takes what the training saw of each example, unless it diverged; None takes
@@ -208,21 +206,19 @@ def follow(
         while (evaluation := _next_of(training)) is not None:
             record.evaluation_seconds = training.evaluation_seconds
             record.add(evaluation)
-            # The end is neither pruned nor saved.
-            if evaluation.index == evaluations:
-                continue
-            if may_prune and record.should_prune():
+            pruned = may_prune and not training.ended and record.should_prune()
+            stops = pruned or training.ended
+            if stops:
                 offer(trial, training.examples, examples)
-                if checkpoint is not None and checkpoint.keeps_stopped(training):
-                    record.flush()
-                    checkpoint.save(training)
-                raise optuna.TrialPruned
-            if checkpoint is not None and checkpoint.is_due(training):
+            if checkpoint is not None and (
+                checkpoint.keeps(training, pruned=pruned) if stops else checkpoint.is_due(training)
+            ):
                 record.flush()
                 checkpoint.save(training)
+            if pruned:
+                raise optuna.TrialPruned
     if record.last is None:
         raise RuntimeError("training ended without an evaluation")
-    offer(trial, training.examples, examples)
     return record.last
 
 
@@ -381,9 +377,11 @@ class SlotCheckpoint:
         # Also after an error: it must not be tried again at every evaluation.
         self._saved = self._clock()
 
-    def keeps_stopped(self, training: HasState) -> bool:
-        """Whether a training that the pruner has stopped may be continued, and can be saved now."""
-        return isinstance(self._study.pruner, PromotionPruner) and training.has_state
+    def keeps(self, training: HasState, *, pruned: bool) -> bool:
+        """Whether a training that was pruned, or has ended, may be continued, and can be saved."""
+        pruner = self._study.pruner
+        continues = isinstance(pruner, PromotionPruner) and (pruned or pruner.unlimited)
+        return continues and training.has_state
 
     def _whole_identity(self) -> dict[str, Any]:
         slot, twin = self._slot

@@ -180,19 +180,26 @@ class TrialReporter:
         return not self.done and self.examples >= share * self.budget_examples - 1e-6
 
     @property
+    def averages(self) -> bool:
+        """Whether averaged weights are to be evaluated next, if there are any.
+
+        False once the budget is spent, if the learning rate decays.
+        """
+        return not (self._decays and self.examples >= self.budget_examples - 1e-6)
+
+    @property
     def network(self) -> nn.Module:
         """What to evaluate next, in evaluation mode; read it at each evaluation.
 
-        A copy of the model with averaged weights; once the budget is spent, with the model's own if
-        the learning rate has decayed. The model keeps its mode.
+        A copy of the model with averaged weights as long as `averages` is true, then with the
+        model's own. The model keeps its mode.
 
         Raises:
             ArgumentError: The reporter was made without a model.
         """
         if self._model is None or self._network is None:
             raise ArgumentError("model must be given for network, got None.")
-        spent = self.examples >= self.budget_examples - 1e-6
-        self._averaged = self._average is not None and not (spent and self._decays)
+        self._averaged = self._average is not None and self.averages
         weights = _tensors(self._model)
         if self._average is not None and self._averaged:
             weights |= self._average.weights()

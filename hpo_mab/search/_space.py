@@ -258,12 +258,14 @@ class Assignment:
         configuration: Its point of the search space.
         seed: Of initial weights, batches and augmentation.
         may_prune: Whether the study's pruner may stop it.
+        budgets: Its length, in budgets of a trial.
     """
 
     slot: int
     configuration: Configuration
     seed: int
     may_prune: bool
+    budgets: int = 1
 
 
 class PartSpace:
@@ -430,9 +432,7 @@ def _count_values(value: Any) -> float:
         return len(value.choices)
     if isinstance(value, IntDistribution):
         return (value.high - value.low) // value.step + 1
-    if isinstance(value, FloatDistribution):
-        return 1 if value.single() else math.inf
-    return 1
+    return math.inf if isinstance(value, FloatDistribution) and not value.single() else 1
 
 
 def _parse(section: str, values: Mapping[str, Any]) -> dict[str, Any]:

@@ -58,9 +58,8 @@ class _Running:
 
     @property
     def has_state(self) -> bool:
-        """Whether it is still in training."""
-        stack, slot = self.place
-        return slot in stack.busy
+        """Whether there is a state to save: always, right after an evaluation."""
+        return True
 
     def state_dict(self) -> dict[str, Any]:
         """Its state, right after an evaluation."""
@@ -106,7 +105,12 @@ class Stacks:
         self._stacks: list[tuple[Hashable, StackedTrainer]] = []
 
     def start(
-        self, configuration: Configuration, *, seed: int, state: Mapping[str, Any] | None = None
+        self,
+        configuration: Configuration,
+        *,
+        seed: int,
+        budgets: int = 1,
+        state: Mapping[str, Any] | None = None,
     ) -> tuple[tuple[StackedTrainer, int], list[Evaluation]]:
         """Begin a training, or continue it from ``state`` if that fits.
 
@@ -127,7 +131,7 @@ class Stacks:
             self._stacks.append((key, stack))
         slot = stack.free[0]
         begin = functools.partial(
-            self._workload.start_stacked, stack, slot, configuration, seed=seed
+            self._workload.start_stacked, stack, slot, configuration, seed=seed, budgets=budgets
         )
         if state is not None:
             try:
@@ -226,6 +230,7 @@ class StackLoop(TrialLoop):
                     self._claimed,
                     count=count,
                     queue_twins=self._objective.queue_twins,
+                    is_saved=self._is_saved,
                 )
             finally:
                 claimed = self._claimed[known:]
@@ -252,7 +257,10 @@ class StackLoop(TrialLoop):
                 state = None if checkpoint is None else checkpoint.load()
                 with interruptible():
                     place, points = self._stacks.start(
-                        assignment.configuration, seed=assignment.seed, state=state
+                        assignment.configuration,
+                        seed=assignment.seed,
+                        budgets=assignment.budgets,
+                        state=state,
                     )
                 record = TrialRecord(trial, self._objective.curves)
                 ends.callback(record.close)
@@ -296,7 +304,8 @@ class StackLoop(TrialLoop):
             evaluations = self._objective.workload.loop.evaluations
             self._objective.on_progress(
                 {
-                    running.trial.number: running.record.last.index / evaluations
+                    running.trial.number: running.record.last.index
+                    / (evaluations * running.assignment.budgets)
                     for running in self._running.values()
                     if running.record.last is not None
                 }
@@ -324,7 +333,8 @@ class StackLoop(TrialLoop):
             self._finish(*ends)
         for running, _ in found:
             checkpoint = running.checkpoint
-            if checkpoint is not None and checkpoint.is_due(running):
+            still_runs = id_of(running.trial) in self._running
+            if checkpoint is not None and still_runs and checkpoint.is_due(running):
                 running.record.flush()
                 checkpoint.save(running)
 
@@ -335,18 +345,19 @@ class StackLoop(TrialLoop):
             trial.set_user_attr(REASON_KEY, str(result))
             return End(trial, TrialState.PRUNED)
         stack, slot = running.place
-        if slot not in stack.busy:
-            self._objective.conclude(trial, running.assignment.slot)
-            offer(trial, stack.examples, self._examples, slot=slot)
-            return End(trial, TrialState.COMPLETE, result.accuracy)
-        if running.assignment.may_prune and running.record.should_prune():
-            offer(trial, stack.examples, self._examples, slot=slot)
-            if running.checkpoint is not None and running.checkpoint.keeps_stopped(running):
-                running.record.flush()
-                running.checkpoint.save(running)
+        ended = result.index == stack.evaluations(slot)
+        pruned = not ended and running.assignment.may_prune and running.record.should_prune()
+        if not (ended or pruned):
+            return None
+        offer(trial, stack.examples, self._examples, slot=slot)
+        if running.checkpoint is not None and running.checkpoint.keeps(running, pruned=pruned):
+            running.record.flush()
+            running.checkpoint.save(running)
+        if pruned:
             stack.stop(slot)
             return End(trial, TrialState.PRUNED)
-        return None
+        self._objective.conclude(trial, running.assignment.slot)
+        return End(trial, TrialState.COMPLETE, result.accuracy)
 
     def _fail(self, trial: optuna.trial.Trial, error: Exception) -> None:
         store_end(trial, error)

@@ -89,6 +89,7 @@ def train_recorded(
     seed: int | None = None,
     sampler: str | None = None,
     final: Budget | None = None,
+    evaluations: int | None = None,
 ) -> AbstractContextManager[Training]:
     """Train a recorded trial's configuration again, from the start; see `Workload.training`.
 
@@ -97,14 +98,18 @@ def train_recorded(
         trial: Whose parameters to use.
         seed: Seed of the training; None takes the trial's own.
         sampler: Batch sampler with its default knobs; None takes the trial's own.
-        final: Another budget than a trial's, evaluated at its end only.
+        final: Another budget than the trial's, evaluated at its end only.
+        evaluations: Evaluations in a budget; None takes the trial's.
     """
     configuration = objective.recorded(trial.params, trial.attrs)
     if sampler is not None:
         configuration = configuration.with_sampler(sampler)
     if seed is None:
         seed = trial_seed(objective.seed, trial.slot)
-    return objective.workload.training(configuration, seed=seed, final=final)
+    budgets = 1 if final else trial.budgets
+    return objective.workload.training(
+        configuration, seed=seed, final=final, budgets=budgets, evaluations=evaluations
+    )
 
 
 #: Fields of an evaluation that a replay cannot reproduce.
@@ -262,14 +267,10 @@ def _recorded_trial(storage: Storage, name: str, number: int | None) -> TrialRun
     if number not in trials:
         raise UnknownNameError("trial", str(number), map(str, trials))
     if not trials[number].curve:
-        known_trials = ", ".join(str(known) for known, trial in trials.items() if trial.curve)[:80]
+        known = ", ".join(str(each) for each, trial in trials.items() if trial.curve)[:80] or "none"
         raise ArgumentError(
-            f"Trial {number} of '{name}' has no learning curve to compare with; "
-            + (
-                f"trials that have one: {known_trials}."
-                if known_trials
-                else "no trial of the study has one."
-            )
+            f"Trial {number} of '{name}' has no learning curve to compare with; trials that have "
+            f"one: {known}."
         )
     return trials[number]
 

@@ -248,7 +248,7 @@ def _study_sampler(spec: StudySpec) -> PlannedSampler:
         sampler_factory(spec.search.sampler, spec.search.options),
         seed=spec.seed,
         initial=spec.search.initial,
-        twins=spec.has_pilot,
+        repeats=spec.has_pilot or spec.pruner.kind == "promotion",
     )
 
 

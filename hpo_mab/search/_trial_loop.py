@@ -10,9 +10,9 @@ from typing import Literal, NamedTuple
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from hpo_mab._attributes import INTERRUPTED_KEY, StudySettings
+from hpo_mab._attributes import INTERRUPTED_KEY, LENGTH_KEY, StudySettings
 from hpo_mab._errors import StorageError, deferred_interrupts, interruptible, memory_reason
-from hpo_mab._plan import Next, raise_if_failing
+from hpo_mab._plan import Next, raise_if_failing, slot_of
 from hpo_mab.search._claim import claim
 from hpo_mab.search._objective import TrainingObjective
 from hpo_mab.storage import STORAGE_ERRORS, Storage, heartbeat, release
@@ -59,8 +59,13 @@ class FinishedTrials:
         # Trials of other processes show progress by their last report only.
         if self.on_progress is not None and not new:
             evaluations = StudySettings.stored_in(self._study.user_attrs).evaluations or 1
-            running = [t for t in trials if not t.state.is_finished() and t.last_step is not None]
-            self.on_progress({t.number: (t.last_step or 0) / evaluations for t in running})
+            self.on_progress(
+                {
+                    t.number: t.last_step / (evaluations * int(t.user_attrs.get(LENGTH_KEY, 1)))
+                    for t in trials
+                    if not t.state.is_finished() and t.last_step is not None
+                }
+            )
         return new
 
     def _trials(self) -> list[FrozenTrial]:
@@ -167,7 +172,12 @@ class TrialLoop:
     def _step(self) -> bool:
         """Run one trial, or wait a little; False when the study is done."""
         try:
-            claimed = claim(self._study, self._storage, queue_twins=self._objective.queue_twins)
+            claimed = claim(
+                self._study,
+                self._storage,
+                queue_twins=self._objective.queue_twins,
+                is_saved=self._is_saved,
+            )
             if claimed is Next.DONE:
                 self._remove_checkpoints()
                 return False
@@ -227,6 +237,11 @@ class TrialLoop:
         if self._on_trial is not None:
             for trial in ended:
                 self._on_trial(self._study, trial)
+
+    def _is_saved(self, trial: FrozenTrial) -> bool:
+        checkpoints = self._objective.checkpoints
+        slot = slot_of(self._study, trial)
+        return checkpoints is not None and checkpoints.path(self._study, (slot, "")).exists()
 
     def _remove_checkpoints(self) -> None:
         if self._objective.checkpoints is not None:

@@ -8,7 +8,7 @@ import functools
 import json
 from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import version
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import torch
@@ -35,7 +35,7 @@ from hpo_mab.training import (
     Training,
 )
 from hpo_mab.training._device import check_precision, cpu_threads, random_state
-from hpo_mab.training._schedule import LearningCurve
+from hpo_mab.training._schedule import CurveArguments, LearningCurve
 from hpo_mab.training._tally import ExampleTally
 
 
@@ -168,6 +168,7 @@ class Workload:
         seed: int,
         final: Budget | None = None,
         evaluations: int | None = None,
+        budgets: int = 1,
         state: Mapping[str, Any] | None = None,
         examples: bool = False,
     ) -> Iterator[Training]:
@@ -179,6 +180,7 @@ class Workload:
             final: Another budget than a trial's.
             evaluations: Points of the learning curve; None takes a trial's, or the end alone of
                 another budget.
+            budgets: Length in budgets, see `hpo_mab.training.Training`.
             state: Where to continue, see `hpo_mab.training.Training`; if it does not fit, the
                 training begins at zero, with a warning.
             examples: Whether to add up what is seen of each example.
@@ -189,7 +191,8 @@ class Workload:
         """
         with random_state(self.device), cpu_threads(self.loop.threads):
             points = evaluations or (1 if final else self.loop.evaluations)
-            begin = functools.partial(self._start, configuration, seed, final, points, examples)
+            curve: CurveArguments = {"evaluations": points, "budgets": budgets}
+            begin = functools.partial(self._start, configuration, seed, final, examples, **curve)
             # A user's network may take long to make.
             with interruptible():
                 made = begin()
@@ -270,6 +273,7 @@ class Workload:
         seed: int,
         final: Budget | None = None,
         evaluations: int | None = None,
+        budgets: int = 1,
         state: Mapping[str, Any] | None = None,
         network: nn.Module | None = None,
     ) -> None:
@@ -284,6 +288,7 @@ class Workload:
             optimizer=configuration.optimizer.options,
             steps=self._steps(final or self.budget, configuration.batch_size),
             evaluations=evaluations or self.loop.evaluations,
+            budgets=budgets,
             state=state,
             **self._options(configuration),
         )
@@ -347,8 +352,8 @@ class Workload:
         configuration: Configuration,
         seed: int,
         final: Budget | None,
-        points: int,
         examples: bool,
+        **curve: Unpack[CurveArguments],
     ) -> Training:
         # Initial weights and dropout follow from it; sampler and augmentation have their own.
         torch.manual_seed(seed)
@@ -362,13 +367,13 @@ class Workload:
             sampler=self.sampler(configuration, seed=seed),
             optimizer=optimizer.make(model.parameters(), **optimizer.options),
             steps=self._steps(final or self.budget, configuration.batch_size),
-            evaluations=points,
             precision=self.loop.precision,
             channels_last=self.loop.channels_last,
             compile=self.loop.compile,
             # True would refuse samplers and data that a graph cannot hold.
             graph=None if self.loop.graph else False,
             examples=self._tally(1) if examples else None,
+            **curve,
             **self._options(configuration),
         )
 

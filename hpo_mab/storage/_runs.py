@@ -17,6 +17,7 @@ from hpo_mab._attributes import (
     BUDGET_KEY,
     DEFINITION_KEY,
     EVALUATION_KEY,
+    LENGTH_KEY,
     PAIRED_KEY,
     RESUMED_KEY,
     SAMPLER_KEY,
@@ -189,6 +190,11 @@ class TrialRun:
         return self.curve[-1].examples if self.curve else 0
 
     @property
+    def budgets(self) -> int:
+        """Its length, in budgets of a trial."""
+        return int(self.attrs.get(LENGTH_KEY, 1))
+
+    @property
     def seconds(self) -> float:
         """Training seconds of the trial, counted as `examples`; the sampler's cost is included."""
         return self.curve[-1].seconds if self.curve else 0.0
@@ -307,9 +313,15 @@ class StudyRun:
 
     @property
     def _pruned(self) -> list[TrialRun]:
-        """Pruned trials that no other trial has continued."""
+        """Pruned trials that no other trial has continued, and that were within one budget."""
         numbers = Plan(self.trials).not_continued
-        return [trial for trial in self.trials if trial.number in numbers]
+        return [trial for trial in self.trials if trial.number in numbers and trial.budgets == 1]
+
+    @property
+    def latest(self) -> tuple[TrialRun, ...]:
+        """The trials without those that a finished one has continued."""
+        numbers = Plan(self.trials).latest
+        return tuple(trial for trial in self.trials if trial.number in numbers)
 
     @property
     def best(self) -> TrialRun | None:

@@ -217,6 +217,7 @@ class CurveArguments(TypedDict, total=False):
     average: float
     keep: str
     label_smoothing: float
+    budgets: int
 
 
 class LearningCurve:
@@ -244,13 +245,22 @@ class LearningCurve:
         average: float = 0.0,
         keep: str = "trained",
         label_smoothing: float = 0.0,
+        budgets: int = 1,
     ) -> None:
         check_window(average)
+        require(budgets >= 1, "budgets", "at least 1", budgets)
         require(0.0 <= label_smoothing < 1.0, "label_smoothing", "in [0, 1)", label_smoothing)
         if keep not in KEEP:
             raise UnknownNameError("keep", keep, KEEP)
         self.schedule = Schedule(steps=steps, warmup=warmup, kind=schedule)
-        self.stops = evaluation_steps(steps, evaluations)
+        if budgets > 1 and self.schedule.decays:
+            raise ArgumentError(
+                f"budgets must be 1 with schedule '{schedule}', which ends with its budget, "
+                f"got {budgets}."
+            )
+        once = evaluation_steps(steps, evaluations)
+        self.stops = tuple(n * steps + stop for n in range(budgets) for stop in once)
+        self._evaluations = len(once)
         self.average = average
         self.label_smoothing = label_smoothing
         self.points: list[Evaluation] = []
@@ -284,9 +294,18 @@ class LearningCurve:
         return self.stops[len(self.points)]
 
     @property
-    def at_last(self) -> bool:
-        """Whether the next evaluation is the last."""
-        return len(self.points) == len(self.stops) - 1
+    def at_end(self) -> bool:
+        """Whether the next evaluation is at the end of the budget, or of a multiple of it."""
+        return (len(self.points) + 1) % self._evaluations == 0
+
+    def progress(self, step: int) -> float:
+        """Share of the budget that is spent before a step, counted from 0; at most 1."""
+        return min(1.0, step / self.schedule.steps)
+
+    @property
+    def averaged(self) -> bool:
+        """Whether the last evaluation so far was that of the averaged weights."""
+        return bool(self.points) and self.points[-1].averaged
 
     @property
     def choices(self) -> tuple[bool, ...]:
@@ -294,9 +313,9 @@ class LearningCurve:
 
         False means the trained weights. The more accurate ones count, of equal ones the first.
         """
-        if self.average and self.at_last and self._keep == "better":
+        if self.average and self.at_end and self._keep == "better":
             return False, True
-        return (self.average > 0 and not (self.at_last and self.schedule.decays),)
+        return (self.average > 0 and not (self.at_end and self.schedule.decays),)
 
     def stored(self, points: Iterable[Mapping[str, Any]]) -> list[Evaluation]:
         """The points of a saved state, for a curve without points.

@@ -41,11 +41,6 @@ class _Slot:
     seconds: float = 0.0
     read: int = 0
 
-    @property
-    def is_due(self) -> bool:
-        """Whether the next evaluation is due."""
-        return self.done == self.curve.next_stop
-
 
 class StackedTrainer:
     """Trains ``K`` networks of one shape at the same time, each with its own hyperparameters.
@@ -144,6 +139,7 @@ class StackedTrainer:
         self._optimizer = RowOptimizer(optimizer, self._networks.weights)
         self._numbers = NumberRows(slots, device)
         self._draws = DrawRows(slots, batch_size, device, seed=seed)
+        #: With trainings that ended at the last `advance`, of which a state can still be saved.
         self._running: dict[int, _Slot] = {}
         #: Losses [K, B], logits [K, B, C] and targets [K, B] of the last step.
         self._outputs: tuple[Tensor, ...] = ()
@@ -152,12 +148,12 @@ class StackedTrainer:
     @property
     def busy(self) -> tuple[int, ...]:
         """Slots with a training, in order."""
-        return tuple(sorted(self._running))
+        return tuple(sorted(k for k, each in self._running.items() if not each.curve.complete))
 
     @property
     def free(self) -> tuple[int, ...]:
         """Slots without a training, in order."""
-        return tuple(slot for slot in range(self.slots) if slot not in self._running)
+        return tuple(sorted(set(range(self.slots)).difference(self.busy)))
 
     @property
     def captured(self) -> bool:
@@ -192,8 +188,8 @@ class StackedTrainer:
             steps: Budget in optimiser steps.
             optimizer: Knobs of the trainer's optimiser.
             state: What `state_dict` returned for the same training, which continues from there.
-            **curve: ``evaluations``, ``warmup``, ``schedule``, ``average``, ``keep`` and
-                ``label_smoothing``, see `Training`.
+            **curve: ``evaluations``, ``warmup``, ``schedule``, ``average``, ``keep``,
+                ``label_smoothing`` and ``budgets``, see `Training`.
 
         Raises:
             ArgumentError: The slot is taken, or an argument is outside its bound. The network has
@@ -227,6 +223,10 @@ class StackedTrainer:
         self.evaluation_seconds[slot] = 0.0
         self._running[slot] = each
 
+    def evaluations(self, slot: int) -> int:
+        """How many evaluations a slot's training has in the end."""
+        return len(self._running[slot].curve.stops)
+
     def takes(self, sampler: BatchSampler) -> bool:
         """Whether the stack's bandits can serve a sampler, or it draws by itself."""
         return self._draws.takes(sampler)
@@ -250,7 +250,7 @@ class StackedTrainer:
         Continued bandits have the same counts, but draw other examples than without a stop.
 
         Args:
-            slot: A slot of `busy` whose evaluation `advance` has just returned.
+            slot: A slot whose evaluation `advance` has just returned; its training may have ended.
 
         Raises:
             ArgumentError: The slot has no training, or one between two evaluations.
@@ -276,6 +276,7 @@ class StackedTrainer:
             Slots with their evaluations. After its last evaluation a training leaves its slot. So
             does a training that diverged, which has the error instead of an evaluation.
         """
+        self._running = {slot: self._running[slot] for slot in self.busy}
         if not self._running:
             return []
         steps = min(each.curve.next_stop - each.done for each in self._running.values())
@@ -287,9 +288,10 @@ class StackedTrainer:
         for each in self._running.values():
             each.done += steps
             each.seconds += share
-        found = self._evaluate([slot for slot in self.busy if self._running[slot].is_due])
+        due = [slot for slot, each in self._running.items() if each.done == each.curve.next_stop]
+        found = self._evaluate(due)
         for slot, result in found:
-            if not isinstance(result, Evaluation) or self._running[slot].curve.complete:
+            if not isinstance(result, Evaluation):
                 self.stop(slot)
         return found
 
@@ -297,8 +299,6 @@ class StackedTrainer:
         points = each.curve.stored(state["points"])
         tensors = self._tensors(bandits=each.sampler is None)
         found = {name: tensor.shape for name, tensor in state["tensors"].items()}
-        if len(points) == len(each.curve.stops):
-            raise ArgumentError("the state is of a training that has ended.")
         if found != {name: tensor.shape[1:] for name, tensor in tensors.items()}:
             raise ArgumentError("the state is of a training on a stack of other networks.")
         if each.sampler is not None:
@@ -344,7 +344,7 @@ class StackedTrainer:
             for slot, sampler in outside.items():
                 each = self._running[slot]
                 first = each.done + begin
-                progress = [s / each.curve.schedule.steps for s in range(first, first + count)]
+                progress = [each.curve.progress(step) for step in range(first, first + count)]
                 self._draws.plan(slot, sampler, progress)
             self._draws.rewind()
             for _ in range(count):
@@ -392,15 +392,15 @@ class StackedTrainer:
         sums = self._numbers.read()
         scores: dict[int, tuple[bool, float, float]] = {}
         # Trained weights last: they replace averaged ones of equal accuracy.
-        for averaged, last in itertools.product((True, False), (False, True)):
+        for averaged, at_end in itertools.product((True, False), (False, True)):
             chosen = [
                 slot
                 for slot in due
-                if (curve := self._running[slot].curve).at_last is last
+                if (curve := self._running[slot].curve).at_end is at_end
                 and averaged in curve.choices
             ]
             start = self._clock()
-            examples = self._validation if last else self._early
+            examples = self._validation if at_end else self._early
             found = self.scores(chosen, averaged=averaged, examples=examples)
             share = (self._clock() - start) / max(len(chosen), 1)
             for slot, (accuracy, loss) in found.items():

@@ -53,16 +53,15 @@ class Training(Iterator[Evaluation]):
     than the trained weights. The last evaluates the trained weights if the learning
     rate has decayed, else the averaged ones.
 
-    Between two evaluations `state_dict` is the whole state of the training. A training with the
-    same arguments that loads it first yields the earlier evaluations again, without training, and
-    then continues. On a CPU the curve, except its seconds, is bit for bit that of a training never
-    stopped.
+    After an evaluation `state_dict` is the whole state. A training with the same arguments, or with
+    more ``budgets``, that loads it first yields the earlier evaluations again, then continues. On a
+    CPU the curve, except its seconds, is bit for bit that of a training never stopped.
 
     Args:
         model: Network from inputs to logits [B, C], on the device of ``batches``.
         batches: Training examples.
         validation: Examples to evaluate on.
-        early: Examples of the evaluations before the last; None takes ``validation``.
+        early: Examples of the evaluations within a budget; None takes ``validation``.
         sampler: Chooses the examples of each batch and learns from their losses.
         optimizer: Optimiser of the model's parameters; its learning rates are the schedule's peak.
         steps: Budget in optimiser steps, at least 1.
@@ -74,9 +73,10 @@ class Training(Iterator[Evaluation]):
         keep: ``"trained"``, or ``"better"``: the last evaluation evaluates both the trained and the
             averaged weights. The training ends with those of the higher accuracy.
         label_smoothing: Share of the target spread over all classes, in [0, 1).
+        budgets: Length in budgets, at least 1; above 1 only with the constant schedule.
         precision: ``"float32"``, or ``"bfloat16"`` for mixed precision.
-        channels_last: Whether to lay the model out channels last; inputs of either layout work, and
-            its outputs follow it. About a third faster on CPUs, and for bfloat16 on GPUs.
+        channels_last: Whether the model has the memory format channels last; its inputs may have
+            either. About a third faster on CPUs, and for bfloat16 on GPUs.
         compile: Whether to compile the training step's forward pass by ``torch.compile``.
         graph: Whether to take steps by `DeviceStep`, which on CUDA replays them from a graph; only
             with `DeviceBatches`. The sampler's own seconds are then part of the step's. None:
@@ -193,6 +193,11 @@ class Training(Iterator[Evaluation]):
             self.close()
 
     @property
+    def ended(self) -> bool:
+        """Whether its last evaluation was returned."""
+        return self._yielded == len(self._curve.stops)
+
+    @property
     def captured(self) -> bool:
         """Whether steps are replayed from a CUDA graph by now."""
         return self._device_step is not None and self._device_step.captured
@@ -207,14 +212,12 @@ class Training(Iterator[Evaluation]):
 
     def evaluate(self, examples: Sweep) -> tuple[float, float]:
         """Accuracy and mean loss on other examples of the weights that were evaluated last."""
-        points = self._curve.points
-        averaged = bool(points) and points[-1].averaged
-        return self._evaluator(examples, forward=self._weights(averaged))
+        return self._evaluator(examples, forward=self._weights(self._curve.averaged))
 
     def network_state(self) -> dict[str, Any]:
         """The model's ``state_dict`` with the weights evaluated last; copies on the CPU."""
-        points, first = self._curve.points, dict[int, str]()
-        means = self._average.weights() if self._average and points and points[-1].averaged else {}
+        means = self._average.weights() if self._average and self._curve.averaged else {}
+        first: dict[int, str] = {}
         return {
             # Shared parameters have the average of their first name. Extra state may be no tensor.
             name: means.get(first.setdefault(id(own), name), own).detach().to("cpu", copy=True)
@@ -240,13 +243,13 @@ class Training(Iterator[Evaluation]):
             else:
                 self._loop_step(step + 1, draw_ahead=self._draws_ahead and step + 1 < stop)
             if on_step is not None:
-                on_step((step + 1) / self._curve.schedule.steps)
+                on_step((step + 1) / self._curve.stops[-1])
         synchronize(device)
         seconds += self._clock() - start
         train_loss = self._meter.read(step=stop)
         points.append(self._evaluation(stop, seconds, train_loss=train_loss))
         if on_step is None and self.on_progress is not None:
-            self.on_progress(stop / self._curve.schedule.steps)
+            self.on_progress(stop / self._curve.stops[-1])
 
     def _begin(self) -> None:
         self._begun = True
@@ -293,16 +296,13 @@ class Training(Iterator[Evaluation]):
 
     def _set_budget_spent(self, step: int) -> None:
         """Give sampler and optimiser the share of the budget that is spent before ``step``."""
-        self._set_progress(step)
+        self.sampler.set_progress(self._curve.progress(step))
         factor = self._curve.schedule.factor(step)
         for group, peak in zip(self._optimizer.param_groups, self._peaks, strict=True):
             if isinstance(group["lr"], Tensor):
                 group["lr"].fill_(peak * factor)
             else:
                 group["lr"] = peak * factor
-
-    def _set_progress(self, step: int) -> None:
-        self.sampler.set_progress(step / self._curve.schedule.steps)
 
     def _loop_step(self, number: int, *, draw_ahead: bool) -> None:
         """Take step ``number``, from 1; with ``draw_ahead`` draw the next batch before backward."""
@@ -318,7 +318,7 @@ class Training(Iterator[Evaluation]):
             self.examples.count()
         loss = self._timed.update(losses, logits=logits, targets=targets)
         if draw_ahead:
-            self._set_progress(number)
+            self.sampler.set_progress(self._curve.progress(number))
             self._timed.draw_ahead()
         self._optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
@@ -352,7 +352,7 @@ class Training(Iterator[Evaluation]):
 
     def _evaluate(self) -> tuple[bool, float, float]:
         """Whether the average was evaluated, its validation accuracy and loss."""
-        examples = self._validation if self._curve.at_last else self._early
+        examples = self._validation if self._curve.at_end else self._early
         results = [
             (averaged, *self._evaluator(examples, forward=self._weights(averaged)))
             for averaged in self._curve.choices

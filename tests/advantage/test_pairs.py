@@ -170,6 +170,17 @@ def test_stopped_trials_are_missing_from_where_they_stopped():
     assert np.isnan(pairs.bandit_seconds).tolist() == [[False, False, True]]
 
 
+def test_what_a_trial_did_beyond_its_budget_is_left_out():
+    points = [0.2, 0.3, 0.4, 0.8, 0.9, 0.95]
+    longer = trial(2, points, slot=0, attrs={"hpo_mab:length": 2})
+    uniform = [study("uniform", trial(0, [0.2, 0.3, 0.4]), trial(1, [0.1, 0.2, 0.3]), longer)]
+    bandit = [study("mab", trial(0, [0.3, 0.4, 0.5]), trial(1, [0.2, 0.3, 0.5]))]
+    pairs = pair_curves(bandit, uniform)
+    assert pairs.budgets.tolist() == [100, 200, 300]
+    assert pairs.counts.tolist() == [2, 2, 2]
+    assert pairs.uniform[:, -1].tolist() == [0.4, 0.3]
+
+
 def test_a_retried_slot_counts_once_and_failures_not_at_all():
     bandit = [
         study(

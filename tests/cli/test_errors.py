@@ -53,7 +53,7 @@ def _stored(cli: Cli, tiny: str, tmp_path: Path) -> None:
         ("compare tiny.toml --set compare.reference=x", ["'x' is not an arm", "uniform"]),
         ("worker --study foreign", ["'foreign'", "hpo-mab dashboard"]),
         ("worker --study emty", ["'emty'", "'empty'"]),
-        ("replay bare 0", ["Trial 0 of 'bare'", "no trial of the study has one"]),
+        ("replay bare 0", ["Trial 0 of 'bare'", "trials that have one: none"]),
         ("run broken.toml", ["broken.toml", "line 1"]),
         ("run type.toml", ["type.toml", "budget.epochs", "got 'many'"]),
         (

@@ -80,6 +80,31 @@ def test_a_study_whose_budget_is_spent_continues_with_a_larger_one(cli: Cli, tin
     assert f"hpo-mab run {tiny} --trials 4 --budget 1h   # continue the study" in out
 
 
+def test_at_a_constant_rate_a_larger_budget_lengthens_the_best(cli: Cli, tiny: str) -> None:
+    more = ("--pruner", "promotion", "--trials", "2", "--set", "search.initial=0")
+    settings = ("--set", "training.schedule=constant", "--set", "optimizer.lr=0.05")
+    command = ("run", tiny, *more, *settings)
+    status, out, _ = cli(*command, "--budget", "6epochs")
+    assert status == 0
+    assert re.search(r"validation accuracy, trial \d+, \d budgets long", out)
+    assert re.search(r"hpo-mab run .* --trials 2 --budget 12epochs .*# continue the study", out)
+    status, out, _ = cli(*command, "--budget", "12epochs", "--json")
+    facts = json.loads(out)
+    assert facts["examples"] >= 12 * facts["trial_examples"]
+    assert facts["best"]["budgets"] > 1
+    # Lengthened trials count once.
+    assert sum(facts["trials"].values()) == 2
+    status, out, _ = cli("studies", facts["study"])
+    assert re.search(r"^\d+ +complete, see trial \d+ ", out, flags=re.MULTILINE)
+    status, out, _ = cli("report", facts["study"], "--output", "report.html", "--quiet")
+    assert f"trial {facts['best']['trial']}, {facts['best']['budgets']} budgets long." in (
+        Path("report.html").read_text(encoding="utf-8")
+    )
+    status, out, _ = cli("confirm", facts["study"], "--trainings", "1")
+    assert status == 0
+    assert re.search(rf"{facts['best']['trial']}, {facts['best']['budgets']} budgets long", out)
+
+
 def test_options_override_the_file(cli: Cli, tiny: str, tmp_path: Path) -> None:
     storage = f"sqlite:///{tmp_path / 'other.db'}"
     arguments = ("--sampler", "uniform", "--seed", "5", "--storage", storage, "--trials", "1")

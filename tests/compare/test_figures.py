@@ -373,6 +373,10 @@ def test_a_panel_for_each_knob(trial, run):
     assert shown == {"sampler.memory (as searched)", "sampler.policy (as searched)"}
     everything = figures.knob_slices([run(trials, arm="mab")], prefix="")
     assert len(everything.data) == 3
+    # A value beyond one budget does not compare with the others.
+    longer = dataclasses.replace(trials[2], number=3, attrs={"hpo_mab:length": 2})
+    figure = figures.knob_slices([run([*trials, longer], arm="mab")])
+    assert len(figure.data[0].x) == 3
 
 
 def test_nothing_to_show_says_so(run):

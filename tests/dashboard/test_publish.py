@@ -305,3 +305,13 @@ def test_names_and_files_of_a_definition_need_not_exist(large: Storage) -> None:
         "pruner": {"kind": "advantage", "evidence": "gone.json"},
     }
     assert importances(dataclasses.replace(run, spec=spec)) == importances(run) != {}
+
+
+def test_values_beyond_one_budget_have_no_part_in_importances(large: Storage) -> None:
+    run = read_run(large, "large-mab-seed0")
+    longer = [
+        dataclasses.replace(trial, value=0.0, attrs={**trial.attrs, "hpo_mab:length": 2})
+        for trial in run.trials[:20]
+    ]
+    more = dataclasses.replace(run, trials=(*run.trials, *longer))
+    assert importances(more) == importances(run)

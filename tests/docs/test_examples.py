@@ -161,8 +161,8 @@ def test_moving_in_from_lightning_is_the_diff_that_the_page_shows(
         run(page, script)
     curves = stored_curves("own-mab")
     assert [len(curve) for curve in curves][:5] == [4] * 5
-    for curve in curves:
-        assert [point.averaged for point in curve] == [point.index < 4 for point in curve]
+    # The learning rate is constant.
+    assert all(point.averaged for curve in curves for point in curve)
     assert_compared("own-uniform", "own-mab", pairs=5)
 
 

@@ -19,18 +19,30 @@ class _Study:
         self.pruner = PromotionPruner(**{"max_resource": 8, **settings})
         self.study = optuna.create_study(direction=direction, pruner=self.pruner)
         self._values: dict[int, list[float]] = {}
+        #: Whether trials become better beyond 8 steps.
+        self.gain = 1
+        #: Values of complete trials whose state is not saved.
+        self.unsaved: tuple[float, ...] = ()
+
+    def _saved(self, trial: optuna.trial.FrozenTrial) -> bool:
+        return trial.value not in self.unsaved
 
     def new(self, *values: float) -> optuna.trial.FrozenTrial:
         """A trial that reports the values from step 1 on until it pauses; one value is repeated."""
         return self._train(list(values) * (8 if len(values) == 1 else 1))
 
-    def advance(self, *, every: bool = False) -> int | None:
+    def advance(self, *, every: bool = False, longer: bool = False) -> int | None:
         """Continue the next trial; the number of the paused one, None if there is none."""
-        best = self.pruner.next_best(self.study, every=every)
+        best = self.pruner.next_best(
+            self.study, every=every, is_saved=self._saved if longer else None
+        )
         if best is None:
             return None
         self.study.enqueue_trial({}, user_attrs={PROMOTES: best.number})
-        self._train(self._values[best.number])
+        values = self._values[best.number]
+        for step in range(len(values), 8 * ((best.last_step or 0) // 8 + 1)):
+            values = [*values, values[-1] + (0.0001 if step >= 8 else 0.0) * self.gain]
+        self._train(values)
         return best.number
 
     def _train(self, values: list[float]) -> optuna.trial.FrozenTrial:
@@ -150,6 +162,93 @@ def test_checkpoints_of_the_best_are_kept() -> None:
     assert made.advance() == 0
     assert made.ends[-1] == ("COMPLETE", 8)
     assert 12 not in {trial.number for trial in made.pruner.worth_keeping(made.study)}
+
+
+def _complete(*values: float, **settings: int) -> _Study:
+    """A study whose trials have all reached their budget of 8 steps."""
+    made = _Study(min_resource=7, **settings)
+    for value in values:
+        made.new(value)
+    while made.advance(every=True) is not None:
+        pass
+    assert {end for end in made.ends if end[0] == "COMPLETE"} == {("COMPLETE", 8)}
+    return made
+
+
+def test_the_best_complete_trials_continue_beyond_their_budget() -> None:
+    made = _complete(0.5, 0.6, 0.7, 0.8, unlimited=True)
+    # Only on request: without a limit elsewhere this would not end.
+    assert made.advance() is None
+    first = len(made.ends)
+    while made.advance(longer=True) is not None:
+        pass
+    ends = made.study.trials[first:]
+    # Two of four are trained twice as long, the better one of them four times.
+    assert [(trial.last_step, round(trial.value or 0, 1)) for trial in ends] == [
+        *((16, 0.8), (16, 0.7), (24, 0.8), (32, 0.8)),
+    ]
+
+
+def test_a_complete_trial_that_cannot_continue_is_passed_over() -> None:
+    made = _complete(0.5, 0.6, 0.7, 0.8, unlimited=True)
+    made.unsaved = (0.7, 0.8)
+    assert made.advance(longer=True) is None
+    assert made.advance(every=True, longer=True) is not None
+    assert made.study.trials[-1].last_step == 16
+    assert made.study.trials[-1].intermediate_values[8] == 0.6
+
+
+def test_with_every_complete_trials_come_before_paused_ones() -> None:
+    made = _Study(min_resource=4, unlimited=True)
+    for value in (0.3, 0.9, 0.5):
+        made.new(value)
+    assert made.ends == [("PRUNED", 4), ("COMPLETE", 8), ("PRUNED", 4)]
+    assert made.advance(longer=True) is None
+    assert made.advance(every=True, longer=True) == 1
+    # A study without a total budget continues those that are paused.
+    assert made.advance(every=True) == 2
+
+
+def test_with_every_a_complete_trial_that_did_not_become_better_comes_last() -> None:
+    made = _Study(min_resource=4, unlimited=True)
+    made.gain = -1
+    for value in (0.3, 0.9, 0.5):
+        made.new(value)
+    # The first becomes longer and worse. The paused ones continue, and become longer once.
+    assert [made.advance(every=True, longer=True) for _ in range(5)] == [1, 2, 4, 0, 6]
+    assert [trial.last_step for trial in made.study.trials[3:]] == [16, 8, 16, 8, 16]
+    # All have become worse: the best is the first again.
+    assert made.advance(every=True, longer=True) == 3
+
+
+def test_with_every_all_complete_trials_continue_the_best_of_their_rung_first() -> None:
+    made = _complete(0.5, 0.6, 0.7, 0.8, unlimited=True)
+    first = len(made.ends)
+    for _ in range(11):
+        made.advance(every=True, longer=True)
+    ends = made.study.trials[first:]
+    assert [(trial.last_step, round(trial.value or 0, 1)) for trial in ends] == [
+        *((16, 0.8), (16, 0.7)),
+        # The best of two is among a half, the third of four among three quarters.
+        *((24, 0.8), (32, 0.8), (16, 0.6)),
+        *((24, 0.7), (32, 0.7), (40, 0.8), (48, 0.8), (56, 0.8), (64, 0.8)),
+    ]
+
+
+def test_the_checkpoints_of_complete_trials_are_kept_only_where_they_may_continue() -> None:
+    for unlimited in (False, True):
+        made = _complete(0.4, 0.5, 0.6, 0.7, 0.8, unlimited=unlimited)
+        kept = made.pruner.worth_keeping(made.study)
+        # Two may continue, and two that a better one more would make room for.
+        assert sorted(trial.value or 0 for trial in kept) == [0.5, 0.6, 0.7, 0.8] * unlimited
+
+
+def test_a_trial_with_fewer_reports_than_the_budget_has_does_not_continue() -> None:
+    made = _Study(min_resource=7, unlimited=True)
+    for value in (0.5, 0.6):
+        made.new(*[value] * 5)
+    assert made.ends == [("COMPLETE", 5)] * 2
+    assert made.advance(every=True, longer=True) is None
 
 
 @pytest.mark.parametrize(

@@ -15,11 +15,12 @@ import pytest
 import torch
 from _faults import _fork
 
-from hpo_mab._plan import Plan
+from hpo_mab._plan import Next, Plan
 from hpo_mab.pruners import PromotionPruner
 from hpo_mab.search import (
     StudyRunner,
     StudySpec,
+    Target,
     TrainingObjective,
     load_splits,
     make_objective,
@@ -27,9 +28,19 @@ from hpo_mab.search import (
     replay,
     trial_seed,
 )
+from hpo_mab.search._claim import claim
 from hpo_mab.search._recorder import Checkpoints, CheckpointWarning, SlotCheckpoint, TrialRecord
 from hpo_mab.search._study import open_with_parts
-from hpo_mab.storage import Storage, StudyRun, TrialRun, files_folder, open_study
+from hpo_mab.search._trial_loop import End, TrialLoop
+from hpo_mab.storage import (
+    Storage,
+    StudyRun,
+    TrialRun,
+    files_folder,
+    open_study,
+    release,
+    study_names,
+)
 from hpo_mab.training import Evaluation
 
 Runner = Callable[..., StudyRunner]
@@ -434,12 +445,132 @@ def test_the_rule_is_applied_to_the_end_and_a_budget_lengthens_the_others(
     pruner = study.pruner
     assert isinstance(pruner, PromotionPruner)
     assert pruner.next_best(study) is None
-    left = {trial.number for trial in pruner.paused(study, every=True)}
+    left = {trial.number for trial in pruner.continuable(study, every=True)}
     assert left
     run = StudyRunner(_promotion(total="100epochs"), storage).run(score=False).run
     assert [chain[-1].state for chain in _chains(run).values()] == ["complete"] * 8
     assert run.examples == 8 * run.trial_examples
     assert not list(files_folder(storage, "checkpoints").glob("*.pt*"))
+
+
+@pytest.mark.parametrize("slots", [1, 4])
+def test_at_a_constant_rate_a_total_budget_lengthens_the_best(storage: Storage, slots: int) -> None:
+    spec = _promotion(slots=slots, trials=4, total="20epochs", schedule="constant")
+    run = StudyRunner(spec, storage).run(score=False).run
+    chains = _chains(run)
+    assert len(chains) == 4
+    longer = [trial for trial in run.trials if len(trial.curve) > 6 and trial.state == "complete"]
+    assert longer
+    for trial in longer:
+        before = next(t for t in run.trials if t.number == trial.attrs["hpo_mab:promotes"])
+        assert before.state == "complete"
+        assert trial.curve[: len(before.curve)] == before.curve
+        assert trial.attrs["hpo_mab:resumed_at"] == len(before.curve)
+        assert len(trial.curve) == 6 * trial.attrs["hpo_mab:length"]
+        assert [p.steps for p in trial.curve] == [4 * p.index for p in trial.curve]
+    spent = sum(chain[-1].curve[-1].examples for chain in chains.values())
+    assert run.examples == spent
+    # What is spent too much is at most one budget of each trial that ran at the same time.
+    over = spent - 20 * (run.training_examples or 0)
+    assert 0 <= over < slots * run.trial_examples
+    again = replay(storage, run.name, longer[-1].number)
+    assert again.is_identical if slots == 1 else again.slots == slots
+    assert run.saved_examples == sum(
+        run.trial_examples - chain[-1].examples
+        for chain in chains.values()
+        if chain[-1].state == "pruned" and chain[-1].budgets == 1
+    )
+
+
+def test_while_others_run_what_is_left_goes_to_complete_trials(storage: Storage) -> None:
+    raw = _promotion(trials=2, schedule="constant").model_dump(mode="json")
+    # Trials that are never paused, and so are complete.
+    raw["search"] |= {"initial": 2}
+    spec = make_spec(raw)
+    StudyRunner(spec, storage).run(score=False)
+    name = study_names(storage)[0]
+    study = open_with_parts(storage, name, spec)
+    taken = []
+    for total in (None, "50epochs"):
+        Target(trials=2, total=total, epoch_examples=1149).save(study)
+        first = claim(study, storage, is_saved=lambda trial: True)
+        second = claim(study, storage, is_saved=lambda trial: True)
+        taken.append((first, second))
+        for one in (first, second):
+            if isinstance(one, optuna.trial.Trial):
+                study.tell(one, state=optuna.trial.TrialState.FAIL)
+                release(storage.optuna, one._trial_id)
+    assert taken[0] == (Next.DONE, Next.DONE)
+    first, second = taken[1]
+    assert isinstance(first, optuna.trial.Trial)
+    assert isinstance(second, optuna.trial.Trial)
+    assert first.user_attrs["hpo_mab:slot"] != second.user_attrs["hpo_mab:slot"]
+    assert first.user_attrs["hpo_mab:length"] == second.user_attrs["hpo_mab:length"] == 2
+
+
+@pytest.mark.parametrize("slots", [1, 4])
+def test_a_trial_that_is_cut_off_at_its_end_is_not_trained_again(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch, slots: int
+) -> None:
+    spec = _promotion(slots=slots, trials=8, schedule="constant")
+    finish, cut = TrialLoop._finish, []
+
+    def cut_off(self: TrialLoop, *ends: End) -> None:
+        if not cut and any(end.state == optuna.trial.TrialState.COMPLETE for end in ends):
+            cut.extend(end.trial.number for end in ends)
+            raise KeyboardInterrupt
+        finish(self, *ends)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TrialLoop, "_finish", cut_off)
+        assert StudyRunner(spec, storage).run(score=False).interrupted
+    assert cut
+    run = StudyRunner(spec, storage).run(score=False).run
+    again = [t for t in run.trials if t.state == "complete" and t.own_examples == 0]
+    assert {trial.slot for trial in again} == {run.trials[number].slot for number in cut}
+
+
+def test_without_checkpoints_complete_trials_do_not_continue(storage: Storage) -> None:
+    spec = _promotion(trials=3, total="20epochs", schedule="constant", checkpoint=0.0)
+    run = StudyRunner(spec, storage).run(score=False).run
+    assert [chain[-1].state for chain in _chains(run).values()] == ["complete"] * 3
+    assert {trial.budgets for trial in run.trials} == {1}
+
+
+def test_a_finished_study_is_lengthened_by_a_larger_budget(storage: Storage) -> None:
+    spec = _promotion(trials=3, schedule="constant")
+    run = StudyRunner(spec, storage).run(score=False).run
+    assert max(len(trial.curve) for trial in run.trials) <= 6
+    first = len(run.trials)
+    more = _promotion(trials=3, total="20epochs", schedule="constant")
+    run = StudyRunner(more, storage).run(score=False).run
+    assert run.trials[first:]
+    for trial in run.trials[first:]:
+        assert trial.own_examples < trial.examples
+    assert max(len(trial.curve) for trial in run.trials) > 6
+    assert Plan(run.trials).finished == 3
+
+
+def test_a_lengthened_trial_that_is_cut_off_keeps_its_length(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = _promotion(trials=3, total="20epochs", schedule="constant", checkpoint=1e-9)
+    runner = StudyRunner(spec, storage)
+    add = TrialRecord.add
+
+    def cut_off(self: TrialRecord, evaluation: Evaluation) -> None:
+        if evaluation.index == 8:
+            raise KeyboardInterrupt
+        add(self, evaluation)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TrialRecord, "add", cut_off)
+        assert runner.run(score=False).interrupted
+    run = runner.run(score=False).run
+    (cut,) = (trial for trial in run.trials if trial.state == "fail")
+    again = run.trials[cut.number + 1]
+    assert cut.attrs["hpo_mab:length"] == again.attrs["hpo_mab:length"]
+    assert (cut.attrs["hpo_mab:resumed_at"], again.attrs["hpo_mab:resumed_at"]) == (6, 7)
 
 
 def test_checkpoints_that_no_trial_can_use_are_removed(storage: Storage) -> None:

@@ -16,8 +16,10 @@ from optuna.trial import TrialState
 from hpo_mab._attributes import WORKER_KEY
 from hpo_mab._errors import SpecError, StorageError
 from hpo_mab._plan import Next, Plan
+from hpo_mab.pruners import PromotionPruner
 from hpo_mab.search import StudyRunner, StudySpec, Target
 from hpo_mab.search._claim import claim, close_lost, requeue
+from hpo_mab.search._components import study_pruner
 from hpo_mab.search._study import open_with_parts
 from hpo_mab.storage import RETRIES, Storage, StudyRun, is_gone, open_study, release, this_process
 from hpo_mab.storage._process import _started, machine
@@ -140,6 +142,32 @@ def dead() -> str:
         assert not is_gone(name)
         child.communicate()
     return name
+
+
+@pytest.mark.parametrize(
+    ("schedule", "kind", "given", "unlimited"),
+    [
+        ("constant", "uniform", {}, True),
+        ("constant", "mab", {"unlimited": False}, False),
+        ("constant", "auto", {}, False),
+        ("linear", "uniform", {}, False),
+    ],
+)
+def test_complete_trials_continue_where_the_rate_is_constant(
+    tiny: Make, schedule: str, kind: str, given: dict[str, bool], unlimited: bool
+) -> None:
+    sections = {
+        "sampler": {"kind": kind},
+        "training": {"schedule": schedule},
+        "pruner": {"kind": "promotion", **given},
+    }
+    pruner = study_pruner(tiny(**sections), {})
+    assert isinstance(pruner, PromotionPruner)
+    assert pruner.unlimited is unlimited
+    if schedule == "linear":
+        sections["pruner"] |= {"unlimited": True}
+        with pytest.raises(SpecError, match=r"pruner.unlimited needs .* got 'linear'"):
+            tiny(**sections)
 
 
 def _start(study: optuna.Study, storage: Storage, worker: str) -> optuna.trial.Trial:
@@ -276,6 +304,18 @@ def test_retries_are_bounded_and_interruptions_are_not(
     for _ in range(1 + RETRIES):
         assert _start(study, storage, dead).user_attrs["hpo_mab:slot"] == 0
     assert _start(study, storage, dead).user_attrs["hpo_mab:slot"] == 1
+
+
+def test_a_retry_keeps_what_decides_its_training(study: optuna.Study) -> None:
+    kept = {"hpo_mab:promotes": 0, "hpo_mab:length": 2, "hpo_mab:learned": False}
+    study.add_trial(optuna.create_trial(value=0.5, user_attrs={"hpo_mab:slot": 0}))
+    cut = optuna.create_trial(
+        state=TrialState.FAIL,
+        user_attrs={"hpo_mab:slot": 0, "hpo_mab:interrupted": True, "hpo_mab:reason": "?", **kept},
+    )
+    study.add_trial(cut)
+    assert requeue(study, study.trials, Plan(study.trials)) == 1
+    assert study.trials[-1].user_attrs == {"hpo_mab:slot": 0, **kept}
 
 
 def test_requeueing_twice_queues_once(study: optuna.Study, storage: Storage, dead: str) -> None:

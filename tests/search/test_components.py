@@ -283,6 +283,24 @@ def test_a_study_stopped_and_resumed_equals_one_never_stopped() -> None:
     assert _points(parts) == _points(whole)
 
 
+def test_a_sampler_sees_a_lengthened_trial_once_with_its_value_at_its_budget() -> None:
+    study = optuna.create_study(direction="maximize")
+    curve = {1: 0.5, 2: 0.6, 3: 0.7, 4: 0.9}
+    for length in (1, 2):
+        attrs = {"hpo_mab:slot": 0, "hpo_mab:length": length, "hpo_mab:promotes": 0}
+        if length == 1:
+            del attrs["hpo_mab:promotes"], attrs["hpo_mab:length"]
+        values = {step: value for step, value in curve.items() if step <= 2 * length}
+        study.add_trial(
+            optuna.create_trial(
+                value=values[2 * length], intermediate_values=values, user_attrs=attrs
+            )
+        )
+    (shown,) = OwnHistory(study).get_trials(deepcopy=False)
+    assert (shown.number, shown.value, shown.last_step) == (1, 0.6, 4)
+    assert study.trials[1].value == 0.9
+
+
 @pytest.mark.parametrize("initial", [0, 4])
 def test_seeds_differ(initial: int) -> None:
     points = []

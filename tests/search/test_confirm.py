@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from hpo_mab.search import (
     make_objective,
 )
 from hpo_mab.search import _confirm as module
+from hpo_mab.search._confirm import best_first
 from hpo_mab.search._stored import train_recorded
 from hpo_mab.storage import Storage, StudyRun, read_run
 from hpo_mab.training import Training, TrainingDiverged
@@ -87,6 +89,17 @@ def test_one_that_was_lucky_leaves_its_place_to_the_next(
     assert best.accuracy == pytest.approx(0.77)
     assert best.trial.value == 0.8
     assert found.finished
+
+
+def test_trials_that_continue_one_another_are_one_candidate(run: StudyRun) -> None:
+    first, *others = run.trials
+    longer = dataclasses.replace(
+        first, number=9, value=0.95, attrs={**first.attrs, "hpo_mab:length": 2}
+    )
+    for trials in ((first, *others, longer), (longer, *others, first)):
+        best = best_first(trials, {})
+        assert [one.trial.number for one in best] == [9, 1, 2, 3]
+    assert longer.budgets == 2
 
 
 def test_each_that_is_in_the_lead_is_trained_again(

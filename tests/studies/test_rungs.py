@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import optuna
@@ -238,3 +239,57 @@ def test_the_best_configurations_of_both_schedules_follow_from_the_records() -> 
         f"{a}, {b} and {c} points by seed at 2 epochs, {d}, {e} and {f} at 8 epochs, and {g} and "
         f"{h} at 30"
     ) in text
+
+
+@pytest.mark.filterwarnings("ignore::hpo_mab.pruners.AdvantageWarning")
+def test_rungs_move_earlier_where_an_eighth_ranks_trials(tables: ModuleType) -> None:
+    ends = np.random.default_rng(0).normal(size=(2, 24, 1))
+    # Without noise an interval would have no width, which counts as unknown.
+    noise = np.random.default_rng(2).normal(size=(2, 24, 8))
+    ranked = ends * np.linspace(0.5, 1.0, 8) + 0.05 * noise
+    unranked = np.random.default_rng(1).normal(size=ranked.shape)
+    unranked[..., 1:] = ranked[..., 1:]
+    shares = []
+    for curves in (ranked, unranked):
+        rows = {row["rule"]: row for row in tables.earlier_rungs(curves, replays=8, seed=0)}
+        assert rows["stays"]["first rung"] == {2: 1.0}
+        assert rows["always"]["first rung"] == {1: 1.0}
+        assert rows["always"]["cost"][0] < rows["stays"]["cost"][0]
+        shares.append(rows["80% above 0.6"]["first rung"].get(1, 0.0))
+    assert shares[0] > 0.5 > shares[1]
+
+
+def test_the_table_of_earlier_rungs_follows_from_the_record() -> None:
+    text = (RUNGS / "README.md").read_text(encoding="utf-8")
+    sets = json.loads((RUNGS / "tables.json").read_text(encoding="utf-8"))["sets"]
+    names = ("fashion_mnist", "cifar10", "digits", "cifar10_8epochs", "cifar10_30epochs")
+    checked = 0
+    for sampler in ("uniform", "mab"):
+        for place, one in enumerate(sets["cifar10"]["earlier rungs"][sampler]):
+            cells = [f"{sampler}, {one['rule']}"]
+            for name in names:
+                rows = sets[name]["earlier rungs"].get(sampler)
+                cells.append("-" if rows is None else _earlier_cell(rows[place]))
+            if one["rule"] != "stays":
+                assert f"| {' | '.join(cells)} |\n" in text
+                checked += 1
+    assert checked == 10
+
+
+def _earlier_cell(row: dict[str, Any]) -> str:
+    value, low, high = ("-" if one is None else f"{one:.2f}" for one in row["ratio"])
+    ratio = "not reached" if value == "-" else f"{value} [{low}, {high}]"
+    return f"{row['first rung'].get('1', 0):.0%}; {ratio}; {row['less'][0]:+.2f}"
+
+
+def test_the_table_of_longer_trials_follows_from_the_record(load: Load) -> None:
+    longer = load("rungs/longer")
+    text = (RUNGS / "README.md").read_text(encoding="utf-8")
+    record = json.loads((RUNGS / "longer-digits.json").read_text(encoding="utf-8"))
+    head, _, *rows = longer.table(record).splitlines()
+    assert head in text
+    assert len(rows) == len(longer.ARMS)
+    for row in rows:
+        assert f"{row}\n" in text
+    # Every study spent its budget of 20 trials, and little more.
+    assert all(160 <= one["epochs"] < 176 for one in record["studies"])

@@ -289,6 +289,33 @@ def test_a_training_continues_in_another_slot_as_if_it_had_not_stopped(
     assert rest[0].seconds > curve[1].seconds
 
 
+def test_a_training_continues_beyond_its_budget_in_another_slot(splits: ImageSplits) -> None:
+    task = _Task(splits)
+    options: dict[str, Any] = {
+        "steps": 20,
+        "evaluations": 2,
+        "average": 0.3,
+        "schedule": "constant",
+        "optimizer": {"lr": 0.01},
+    }
+    stack = task.stack(2)
+    stack.start(0, task.network(5), sampler=task.sampler("uniform", 5), budgets=2, **options)
+    stack.start(1, task.network(5), sampler=task.sampler("uniform", 5), **options)
+    curve = [dict(stack.advance())[0] for _ in range(2)]
+    assert stack.busy == (0,)
+    state = _saved(stack.state_dict(1))
+    curve += _finish(stack)[0]
+    with pytest.raises(ArgumentError, match="just now, got 1"):
+        stack.state_dict(1)
+
+    other = task.stack(1)
+    sampler = task.sampler("uniform", 5)
+    other.start(0, task.network(9), sampler=sampler, state=state, budgets=2, **options)
+    rest = _finish(other)[0]
+    assert [point.steps for point in rest] == [30, 40]
+    _assert_same(rest, curve[2:], rel=1e-4)
+
+
 def test_bandits_continue_with_their_counts(splits: ImageSplits) -> None:
     task = _Task(splits)
     options: dict[str, Any] = {"steps": 20, "evaluations": 4}

@@ -123,6 +123,51 @@ def test_a_resumed_training_equals_one_never_stopped(start: Start, options: Any)
         assert torch.equal(one, other)
 
 
+@pytest.mark.parametrize("kind", ["mab", "curriculum"])
+@pytest.mark.parametrize("keep", ["trained", "better"])
+def test_a_training_continues_beyond_its_budget(
+    start: Start, splits: ImageSplits, monkeypatch: pytest.MonkeyPatch, kind: str, keep: str
+) -> None:
+    normalization = Normalization(splits.mean, splits.std)
+    early = splits.validation.subset(torch.arange(32))
+    options = {
+        "kind": kind,
+        "knobs": {"difficulty": torch.rand(len(splits.train))} if kind == "curriculum" else {},
+        "schedule": "constant",
+        "average": 0.2,
+        "warmup": 0.25,
+        "keep": keep,
+        "early": DeviceSweep(early, normalization=normalization),
+    }
+    whole = start(**options, budgets=3)
+    shares, set_progress = [], whole.sampler.set_progress
+    monkeypatch.setattr(
+        whole.sampler, "set_progress", lambda share: (shares.append(share), set_progress(share))
+    )
+    curve = list(whole)
+    # Samplers that change with the budget do so in the first one.
+    assert shares.count(1.0) > 40
+    assert max(shares) == 1.0
+    assert [point.steps for point in curve] == [6 * number for number in range(1, 13)]
+    once = start(**options)
+    held = _timeless(list(once))
+    assert once.ended
+    state = once.state_dict()
+    longer = start(**options, budgets=3).load_state_dict(state)
+    assert _timeless(list(longer)) == _timeless(curve)
+    assert _timeless(curve[:4]) == held
+    # The end of each budget is evaluated on all validation examples.
+    parts = [round(point.accuracy * 32, 3) % 1 for point in curve]
+    assert [place for place, part in enumerate(parts, start=1) if part] == [4, 8, 12]
+
+
+def test_a_decayed_training_does_not_continue(start: Start) -> None:
+    with pytest.raises(ArgumentError, match=r"budgets must be 1 with schedule 'linear'.*got 2"):
+        start(budgets=2)
+    with pytest.raises(ArgumentError, match="budgets must be at least 1, got 0"):
+        start(schedule="constant", budgets=0)
+
+
 class _Tied(nn.Module):
     """Two layers share one weight, and one layer has two names."""
 

@@ -310,12 +310,17 @@ def _add_quartiles(
 def _by_index(runs: Sequence[StudyRun], field: _Field) -> dict[int, list[tuple[float, float]]]:
     """Examples and percentage of every evaluation that has the field, by its index."""
     found: dict[int, list[tuple[float, float]]] = {}
-    for evaluation in (e for run in runs for trial in run.trials for e in trial.curve):
+    for evaluation in (e for run in runs for trial in run.latest for e in trial.curve):
         value = field(evaluation)
         if value is not None:
             point = (float(evaluation.examples), 100 * value)
             found.setdefault(evaluation.index, []).append(point)
     return found
+
+
+def _ended_in_time(trial: TrialRun) -> bool:
+    """Whether a trial is complete after one budget, so that its value compares with others."""
+    return trial.value is not None and trial.budgets == 1
 
 
 def knob_slices(
@@ -333,7 +338,7 @@ def knob_slices(
 
     arms = arms_run(runs)
     trials = {
-        arm: [t for run in runs if run.arm == arm for t in run.trials if t.value is not None]
+        arm: [t for run in runs if run.arm == arm for t in run.trials if _ended_in_time(t)]
         for arm in arms
     }
     every = (trial for listed in trials.values() for trial in listed)
