@@ -124,6 +124,11 @@ def trial_attributes(trial: BaseTrial | FrozenTrial) -> Mapping[str, Any]:
     return {**{key: value for key, value in earlier if isinstance(value, _EARLIER[key])}, **attrs}
 
 
+def budgets_of(attrs: Mapping[str, Any]) -> int:
+    """The length of a trial in budgets, from its attributes."""
+    return int(attrs.get(LENGTH_KEY, 1))
+
+
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Section:
     """A section of a stored definition: the name in it, and its other keys.

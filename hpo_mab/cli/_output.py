@@ -16,7 +16,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Column, Table
 from rich.text import Text
 
-from hpo_mab.compare._text import parameter
+from hpo_mab.compare._text import length_text, parameter
 
 if TYPE_CHECKING:
     import optuna
@@ -356,7 +356,7 @@ def _summary_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
         rows.append(("Best", "no complete trial yet"))
     else:
         accuracy = f"{best['validation_accuracy']:.2%} validation accuracy, trial {best['trial']}"
-        accuracy += f", {best['budgets']} budgets long" if best["budgets"] > 1 else ""
+        accuracy += length_text(best["budgets"])
         if best["test_accuracy"] is not None:
             accuracy += f"; {best['test_accuracy']:.2%} on the test set"
         rows.append(("Best", accuracy))

@@ -295,6 +295,7 @@ def _show_trials(storage: str, name: str, *, as_json: bool) -> None:
 
     study = open_study(Storage(storage, create=False), name)
     ours = Definition.is_in(study.user_attrs)
+    trials = study.get_trials(deepcopy=False)
     rows: list[dict[str, Any]] = [
         {
             "trial": trial.number,
@@ -303,12 +304,12 @@ def _show_trials(storage: str, name: str, *, as_json: bool) -> None:
             "evaluations": len(trial.intermediate_values),
             "params": trial.params,
         }
-        for trial in study.get_trials(deepcopy=False)
+        for trial in trials
     ]
     if as_json:
         typer.echo(json.dumps(rows, indent=1))
         return
-    promoted = _promoted(study.get_trials(deepcopy=False))
+    promoted = _promoted(trials)
     head = ("Trial", "State", "Accuracy" if ours else "Value", "Evaluations", "Parameters")
     table = Table(*head, box=None, padding=(0, 2, 0, 0))
     for row in rows:

@@ -24,6 +24,7 @@ from hpo_mab.compare._tables import (
 from hpo_mab.compare._text import (
     answers,
     arm_words,
+    length_text,
     parameter,
     study_facts,
     verdict,
@@ -260,10 +261,10 @@ def _winner_html(runs: Sequence[StudyRun], summary: ComparisonSummary) -> list[s
             f"{percent(arm.retrained)} % on the test set, {arm.retrained.n} "
             f"seed{'' if arm.retrained.n == 1 else 's'}."
         )
-    length = f", {best.best.budgets} budgets long" if best.best.budgets > 1 else ""
+    trial = f"trial {best.best.number}{length_text(best.best.budgets)}"
     found = (
         f"<p><strong>{best.best.value:.2%} validation accuracy</strong>: "
-        f"{html.escape(arm_words(best.arm))}, seed {best.seed}, trial {best.best.number}{length}."
+        f"{html.escape(arm_words(best.arm))}, seed {best.seed}, {trial}."
         f"{html.escape(again)}</p>"
     )
     rows = tuple(winning_parameters(best))

@@ -163,6 +163,11 @@ def _budget_text(run: StudyRun) -> str:
     return ", ".join(parts)
 
 
+def length_text(budgets: int) -> str:
+    """What follows the number of a trial that is longer than one budget; else empty."""
+    return f", {budgets} budgets long" if budgets > 1 else ""
+
+
 def winning_parameters(run: StudyRun) -> list[tuple[str, str, str]]:
     """Name, value and searched range of each parameter of a study's best trial.
 

@@ -207,7 +207,7 @@ def importances(run: StudyRun) -> dict[str, float]:
         run: A study made from a definition, whose ranges are its search space.
     """
     # Only final accuracies after one budget are comparable: a pruned trial has none.
-    complete = [trial for trial in run.trials if trial.value is not None and trial.budgets == 1]
+    complete = [trial for trial in run.trials if trial.ended_in_time]
     if len(complete) < _FEWEST_TRIALS:
         return {}
     # A study in memory, as reading the stored one again takes longest.

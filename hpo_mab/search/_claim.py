@@ -6,7 +6,6 @@ No slot is trained twice and none is left out.
 from __future__ import annotations
 
 import dataclasses
-import math
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, Self
@@ -27,6 +26,7 @@ from hpo_mab._attributes import (
     TWIN_KEY,
     WORKER_KEY,
     TotalBudget,
+    budgets_of,
     trial_attributes,
 )
 from hpo_mab._plan import Attempt, Next, Plan, slot_of
@@ -116,17 +116,16 @@ class Target:
             done: Trials trained since, the running ones by their share.
             spent_before: `share_spent` before those.
         """
-        left: float = self.trials - Plan(study.get_trials(deepcopy=False)).finished
-        if self.total is not None and _is_unlimited(study):
-            # Trials are lengthened until the total budget is spent.
-            left = math.inf
+        left = self.trials - Plan(study.get_trials(deepcopy=False)).finished
         share = self.share_spent(study, curves)
         spent = share - spent_before
-        # `done` trials took the share `spent` of the budget. What is left of it is enough for this
-        # number of trials of the same mean cost.
         if spent > 0:
-            left = min(left, done * (1 - share) / spent)
-        return max(0, int(left)) if math.isfinite(left) else 0
+            # `done` trials took the share `spent` of the budget. What is left of it is enough for
+            # this number of trials of the same mean cost.
+            paid_for = int(done * (1 - share) / spent)
+            # Trials are lengthened until the total budget is spent.
+            left = paid_for if _is_unlimited(study) else min(left, paid_for)
+        return max(0, left)
 
 
 # Trials whose worker is gone are closed and queued again.
@@ -367,7 +366,7 @@ def _queue_promotion(study: optuna.Study, best: FrozenTrial, new_slot: int) -> N
     attrs = trial_attributes(best)
     kept = {key: attrs[key] for key in (SAMPLER_KEY, LEARNED_KEY) if continues and key in attrs}
     if continues and best.state == TrialState.COMPLETE:
-        kept[LENGTH_KEY] = int(attrs.get(LENGTH_KEY, 1)) + 1
+        kept[LENGTH_KEY] = budgets_of(attrs) + 1
     study.add_trial(
         optuna.create_trial(
             state=TrialState.WAITING,

@@ -21,12 +21,12 @@ from optuna.trial import FrozenTrial, TrialState
 from hpo_mab._attributes import (
     EVIDENCE_KEY,
     GIVEN_KEY,
-    LENGTH_KEY,
     PAIRED_KEY,
     SAMPLER_KEY,
     SLOT_KEY,
     TWIN_KEY,
     UNIFORM,
+    budgets_of,
 )
 from hpo_mab._errors import ArgumentError, name_of
 from hpo_mab._plan import Plan, derive_seed, slot_of
@@ -156,7 +156,7 @@ class OwnHistory(StudyView):
 
 def _at_budget(trial: FrozenTrial) -> FrozenTrial:
     """A complete trial as it was at one budget: values at different lengths do not compare."""
-    length = int(trial.user_attrs.get(LENGTH_KEY, 1))
+    length = budgets_of(trial.user_attrs)
     if length > 1 and trial.state == TrialState.COMPLETE:
         trial = copy.copy(trial)
         trial.value = trial.intermediate_values[(trial.last_step or 0) // length]

@@ -15,13 +15,13 @@ from torch.utils.data import Dataset
 
 from hpo_mab._attributes import (
     LEARNED_KEY,
-    LENGTH_KEY,
     PAIRED_KEY,
     REASON_KEY,
     SAMPLER_KEY,
     SLOT_KEY,
     TWIN_KEY,
     UNIFORM,
+    budgets_of,
     trial_attributes,
 )
 from hpo_mab._errors import plain_arguments
@@ -321,7 +321,7 @@ class TrainingObjective:
             configuration=self._with_record(trial, suggested),
             seed=trial_seed(self.seed, slot),
             may_prune=slot >= first_prunable,
-            budgets=int(trial.user_attrs.get(LENGTH_KEY, 1)),
+            budgets=budgets_of(trial.user_attrs),
         )
 
     def conclude(self, trial: optuna.trial.Trial, slot: int) -> None:
@@ -406,7 +406,7 @@ class TrainingObjective:
         attrs = trial_attributes(trial)
         frozen = isinstance(trial, FrozenTrial)
         configuration = self.recorded(trial.params, attrs) if frozen else self.space.suggest(trial)
-        budgets = int(attrs.get(LENGTH_KEY, 1))
+        budgets = budgets_of(attrs)
         seed = trial_seed(self.seed, int(attrs.get(SLOT_KEY, trial.number)))
         try:
             with self.workload.training(configuration, seed=seed, budgets=budgets) as training:

@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from hpo_mab._attributes import INTERRUPTED_KEY, LENGTH_KEY, StudySettings
+from hpo_mab._attributes import INTERRUPTED_KEY, StudySettings, budgets_of
 from hpo_mab._errors import StorageError, deferred_interrupts, interruptible, memory_reason
 from hpo_mab._plan import Next, raise_if_failing, slot_of
 from hpo_mab.search._claim import claim
@@ -61,7 +61,7 @@ class FinishedTrials:
             evaluations = StudySettings.stored_in(self._study.user_attrs).evaluations or 1
             self.on_progress(
                 {
-                    t.number: t.last_step / (evaluations * int(t.user_attrs.get(LENGTH_KEY, 1)))
+                    t.number: t.last_step / (evaluations * budgets_of(t.user_attrs))
                     for t in trials
                     if not t.state.is_finished() and t.last_step is not None
                 }

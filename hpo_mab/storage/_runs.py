@@ -17,12 +17,12 @@ from hpo_mab._attributes import (
     BUDGET_KEY,
     DEFINITION_KEY,
     EVALUATION_KEY,
-    LENGTH_KEY,
     PAIRED_KEY,
     RESUMED_KEY,
     SAMPLER_KEY,
     SLOT_KEY,
     StudySettings,
+    budgets_of,
     completed_spec,
     trial_attributes,
 )
@@ -192,7 +192,12 @@ class TrialRun:
     @property
     def budgets(self) -> int:
         """Its length, in budgets of a trial."""
-        return int(self.attrs.get(LENGTH_KEY, 1))
+        return budgets_of(self.attrs)
+
+    @property
+    def ended_in_time(self) -> bool:
+        """Whether it is complete after one budget, so that its value compares with others."""
+        return self.value is not None and self.budgets == 1
 
     @property
     def seconds(self) -> float:

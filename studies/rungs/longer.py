@@ -91,7 +91,10 @@ def study(name: str, arm: str, seed: int, root: str) -> dict[str, Any]:
 
 
 def table(document: Mapping[str, Any]) -> str:
-    """One row an arm, in Markdown: means over seeds, and paired differences from `REFERENCE`."""
+    """One row an arm, in Markdown: means over seeds (of the epochs the median), and differences.
+
+    Differences from `REFERENCE` are paired by seed.
+    """
     rows = [
         "| arm | configurations | epochs of the best | best validation accuracy, % "
         f"| test accuracy, % | validation, minus {REFERENCE} | test, minus {REFERENCE} |",

@@ -230,10 +230,8 @@ def measured_rungs(curves: Floats, *, replays: int, seed: int) -> list[dict[str,
         stay, in points), ``ratio``: cost of coming to what rungs that stay come to, and the share
         of studies by ``first rung``.
     """
-    where = orders(curves.shape[:2], replays, seed)
-    studies = curves[where]
+    studies, best = _drawn(curves, replays=replays, seed=seed)
     steps = curves.shape[-1]
-    best = studies[:, :TRIALS, -1].max(axis=1)
     rules: dict[str, tuple[float, float]] = {"stays": (0.0, 0.0)}
     rules |= {f"{level:.0%} above {bar}": (level, bar) for level, bar in BARS}
     done: dict[str, list[Simulation]] = {}
@@ -259,10 +257,8 @@ def earlier_rungs(curves: Floats, *, replays: int, seed: int) -> list[dict[str, 
     Returns:
         One row a rule, see `measured_rungs`; ``always`` begins at an eighth in every study.
     """
-    where = orders(curves.shape[:2], replays, seed)
-    studies = curves[where]
+    studies, best = _drawn(curves, replays=replays, seed=seed)
     steps = curves.shape[-1]
-    best = studies[:, :TRIALS, -1].max(axis=1)
     done = {}
     for first in (steps // 4, steps // 8):
         pruner = AdvantagePruner(
@@ -281,6 +277,12 @@ def earlier_rungs(curves: Floats, *, replays: int, seed: int) -> list[dict[str, 
         studied = [done[step][number] for number, step in enumerate(first)]
         rows.append(_moved(name, against(done[steps // 4], studied, best), first))
     return rows
+
+
+def _drawn(curves: Floats, *, replays: int, seed: int) -> tuple[Floats, Floats]:
+    """Studies of random orders [R, LONGEST, T], and the best final accuracy of each [R]."""
+    studies = curves[orders(curves.shape[:2], replays, seed)]
+    return studies, studies[:, :TRIALS, -1].max(axis=1)
 
 
 def _moved(rule: str, found: Saving, first: Sequence[int]) -> dict[str, Any]:

@@ -318,11 +318,6 @@ def _by_index(runs: Sequence[StudyRun], field: _Field) -> dict[int, list[tuple[f
     return found
 
 
-def _ended_in_time(trial: TrialRun) -> bool:
-    """Whether a trial is complete after one budget, so that its value compares with others."""
-    return trial.value is not None and trial.budgets == 1
-
-
 def knob_slices(
     runs: Sequence[StudyRun], *, prefix: str = "sampler.", max_points: int = 500
 ) -> go.Figure:
@@ -338,7 +333,7 @@ def knob_slices(
 
     arms = arms_run(runs)
     trials = {
-        arm: [t for run in runs if run.arm == arm for t in run.trials if _ended_in_time(t)]
+        arm: [t for run in runs if run.arm == arm for t in run.trials if t.ended_in_time]
         for arm in arms
     }
     every = (trial for listed in trials.values() for trial in listed)
