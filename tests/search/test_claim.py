@@ -170,6 +170,20 @@ def test_complete_trials_continue_where_the_rate_is_constant(
             tiny(**sections)
 
 
+@pytest.mark.parametrize(("unlimited", "left"), [(False, 0), (True, 5)])
+def test_what_the_budget_pays_for_is_left_where_trials_are_lengthened(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch, unlimited: bool, left: int
+) -> None:
+    pruner = PromotionPruner(max_resource=8, unlimited=unlimited)
+    study = optuna.create_study(storage=storage.optuna, direction="maximize", pruner=pruner)
+    for slot in range(3):
+        study.add_trial(optuna.create_trial(value=0.5, user_attrs={"hpo_mab:slot": slot}))
+    target = Target(trials=3, total="100epochs", epoch_examples=100)
+    # Five trials have spent half of the budget.
+    monkeypatch.setattr(storage.curves, "spent", lambda _: (5000, 0.0))
+    assert target.trials_left(study, storage.curves, done=5.0, spent_before=0.0) == left
+
+
 def _start(study: optuna.Study, storage: Storage, worker: str) -> optuna.trial.Trial:
     trial = claim(study, storage)
     assert isinstance(trial, optuna.trial.Trial)
