@@ -95,14 +95,26 @@ class Target:
             )
         return cls(**stored)
 
-    def share_spent(self, study: optuna.Study, curves: CurveStore) -> float:
-        """Share of the total budget spent, lost and running trials included; 0 without limit."""
+    def share_spent(
+        self, study: optuna.Study, curves: CurveStore, *, promised: bool = False
+    ) -> float:
+        """Share of the total budget spent, lost and running trials included; 0 without limit.
+
+        Args:
+            study: The study.
+            curves: Its learning curves.
+            promised: Whether to add what the running trials will spend unless they are pruned; in
+                seconds at the study's mean cost of an example.
+        """
         if self.total is None:
             return 0.0
         examples, seconds = curves.spent(id_of(study))
-        evaluation = Plan(study.get_trials(deepcopy=False)).evaluation_seconds
+        seconds += Plan(study.get_trials(deepcopy=False)).evaluation_seconds
+        left = _examples_left(study, curves) if promised else 0
+        if examples:
+            seconds *= 1 + left / examples
         return TotalBudget.parse(self.total).share_spent(
-            seconds=seconds + evaluation, examples=examples, epoch_examples=self.epoch_examples
+            seconds=seconds, examples=examples + left, epoch_examples=self.epoch_examples
         )
 
     def trials_left(
@@ -126,6 +138,26 @@ class Target:
             # Trials are lengthened until the total budget is spent.
             left = paid_for if _is_unlimited(study) else min(left, paid_for)
         return max(0, left)
+
+
+def _examples_left(study: optuna.Study, curves: CurveStore) -> int:
+    """Examples that the running trials will still train if none is pruned."""
+    if not Definition.is_in(study.user_attrs):
+        return 0
+    definition = Definition.load(study)
+    per_budget = definition.settings.evaluations or 1
+    trials = study.get_trials(deepcopy=False)
+    running = [t for t in trials if t.state == TrialState.RUNNING and SLOT_KEY in t.user_attrs]
+    # What a trial has spent counts once its curve is stored, which is later than its reports.
+    stored = curves.load([id_of(trial) for trial in running])
+    evaluations = 0
+    for trial in running:
+        attrs = trial_attributes(trial)
+        reached = [point.index for point in stored.get(id_of(trial), ())]
+        if PROMOTES_KEY in attrs:
+            reached.append(trials[attrs[PROMOTES_KEY]].last_step or 0)
+        evaluations += per_budget * budgets_of(attrs) - max(reached, default=0)
+    return evaluations * definition.trial_examples // per_budget
 
 
 # Trials whose worker is gone are closed and queued again.
@@ -283,6 +315,9 @@ def claim_many(
             is_saved = None
         for _ in range(count):
             # Made again for each trial: the one before it counts.
+            if target.share_spent(study, storage.curves, promised=True) >= 1:
+                # A running trial may be pruned, which leaves room for another.
+                return Next.WAIT
             plan = _complete_plan(study, target, queue_twins)
             following, best = _next_step(study, plan, target, is_saved)
             if following in (Next.DONE, Next.WAIT):

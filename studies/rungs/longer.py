@@ -1,8 +1,8 @@
 """Studies at one total budget whose trials end with their own budget, or continue beyond it.
 
     python studies/rungs/longer.py digits --workers 2 --out studies/rungs/longer-digits.json
-    python studies/rungs/longer.py fashion_mnist --root data --seeds 3 --workers 2 \
-        --out studies/rungs/longer-fashion_mnist.json
+    python studies/rungs/longer.py cifar10 --epochs 8 --root data --device cuda --slots 8 \
+        --workers 4 --out studies/rungs/longer-cifar10_8epochs.json
 
 If it is interrupted, the same command continues: studies in the record are not run again.
 """
@@ -14,7 +14,7 @@ import concurrent.futures
 import json
 import multiprocessing
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +25,12 @@ import torch
 from hpo_mab.advantage import mean_estimate
 from hpo_mab.search import StudyRunner, load_spec
 from hpo_mab.storage import Storage
+from hpo_mab.training import select_device
 
 #: The arm that others are compared with.
 REFERENCE = "decay"
 #: Budget of a full trial in epochs; a study has twenty times as much.
-EPOCHS: Mapping[str, int] = {"digits": 8, "fashion_mnist": 1}
+EPOCHS: Mapping[str, int] = {"digits": 8, "fashion_mnist": 1, "cifar10": 2}
 CONSTANT = {"training.schedule": "constant"}
 #: What differs from pausing trials at a decaying rate.
 ARMS: Mapping[str, Mapping[str, Any]] = {
@@ -44,14 +45,18 @@ ARMS: Mapping[str, Mapping[str, Any]] = {
 SHARES: Mapping[str, float] = {"constant, longer from a quarter": 1 / 4}
 
 
-def study(name: str, arm: str, seed: int, root: str) -> dict[str, Any]:
+def study(
+    name: str, arm: str, seed: int, *, epochs: int, root: str, device: str, slots: int
+) -> dict[str, Any]:
     """One study: its best trial, that network's test accuracy, and the incumbents by cost."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     torch.set_num_threads(1)
-    epochs = EPOCHS[name]
     changes = {
         "seed": seed,
         "data.root": root,
+        "training.device": device,
+        "training.slots": slots,
+        "training.precision": "bfloat16" if device.startswith("cuda") else "float32",
         "sampler.kind": "uniform",
         "search.initial": 0,
         "pruner.kind": "promotion",
@@ -96,25 +101,52 @@ def table(document: Mapping[str, Any]) -> str:
     Differences from `REFERENCE` are paired by seed.
     """
     rows = [
-        "| arm | configurations | epochs of the best | best validation accuracy, % "
+        "| arm | seeds | configurations | epochs of the best | best validation accuracy, % "
         f"| test accuracy, % | validation, minus {REFERENCE} | test, minus {REFERENCE} |",
-        "|---|---|---|---|---|---|---|",
+        "|---|---|---|---|---|---|---|---|",
     ]
-    found: dict[str, dict[int, dict[str, Any]]] = {}
-    for one in document["studies"]:
-        found.setdefault(one["arm"], {})[one["seed"]] = one
+    found = _by_arm(document)
     for arm, by_seed in found.items():
         studies = list(by_seed.values())
-        cells = [arm, f"{np.mean([one['configurations'] for one in studies]):.0f}"]
-        cells.append(f"{np.median([one['best_epochs'] for one in studies]):g}")
-        cells += [f"{100 * np.mean([one[key] for one in studies]):.2f}" for key in ("best", "test")]
+        cells = [arm, str(len(studies)), f"{_mean(studies, 'configurations'):.0f}"]
+        cells.append(f"{np.median([one['best_epochs'] for one in studies]):.3g}")
+        cells += [f"{100 * _mean(studies, key):.2f}" for key in ("best", "test")]
         for key in ("best", "test"):
             gains = [100 * (one[key] - found[REFERENCE][one["seed"]][key]) for one in studies]
             mean = mean_estimate(np.asarray(gains))
-            shown = f"{mean.value:+.2f} [{mean.low:.2f}, {mean.high:.2f}]"
-            cells.append("" if arm == REFERENCE else shown)
+            interval = f" [{mean.low:.2f}, {mean.high:.2f}]" if len(gains) > 1 else ""
+            cells.append("" if arm == REFERENCE else f"{mean.value:+.2f}{interval}")
         rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows)
+
+
+def best_by_cost(document: Mapping[str, Any], costs: Sequence[float]) -> str:
+    """One row an arm, in Markdown: mean best validation accuracy, in percent, by cost in epochs.
+
+    Trials count in the order in which they began. Studies that cost less are left out. There is no
+    value where another study had no complete trial by then.
+    """
+    rows = []
+    for arm, by_seed in _by_arm(document).items():
+        cells = [f"{document['epochs']} epochs, {arm}"]
+        for cost in costs:
+            studies = [one["incumbents"] for one in by_seed.values() if one["epochs"] >= cost]
+            best = [max((v for at, v in one if at <= cost), default=None) for one in studies]
+            known = [one for one in best if one is not None]
+            cells.append(f"{100 * np.mean(known):.1f}" if known and known == best else "-")
+        rows.append(f"| {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
+def _by_arm(document: Mapping[str, Any]) -> dict[str, dict[int, dict[str, Any]]]:
+    found: dict[str, dict[int, dict[str, Any]]] = {}
+    for one in document["studies"]:
+        found.setdefault(one["arm"], {})[one["seed"]] = one
+    return found
+
+
+def _mean(studies: Sequence[Mapping[str, Any]], key: str) -> float:
+    return float(np.mean([one[key] for one in studies]))
 
 
 def main() -> None:
@@ -122,20 +154,37 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("name", choices=EPOCHS)
     parser.add_argument("--root", default="data")
+    parser.add_argument("--epochs", type=int, help="of a full trial")
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
     parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--slots", type=int, default=1, help="trials of a study at the same time")
     parser.add_argument("--workers", type=int, default=1, help="studies at the same time")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
-    document: dict[str, Any] = {"data": options.name, "torch": torch.__version__, "studies": []}
+    epochs = options.epochs or EPOCHS[options.name]
+    about = {"data": options.name, "epochs": epochs, "slots": options.slots}
+    document: dict[str, Any] = {**about, "torch": torch.__version__, "studies": []}
     if options.out.exists():
         document = json.loads(options.out.read_text())
+        if {key: document[key] for key in about} != about:
+            parser.error(f"{options.out} has other studies.")
     known = {(each["arm"], each["seed"]) for each in document["studies"]}
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(options.workers, mp_context=context) as pool:
         waiting = [
-            pool.submit(study, options.name, arm, seed, options.root)
+            pool.submit(
+                study,
+                options.name,
+                arm,
+                seed,
+                epochs=epochs,
+                root=options.root,
+                device=str(select_device(options.device)),
+                slots=options.slots,
+            )
             for seed in range(options.seeds)
-            for arm in ARMS
+            for arm in options.arms
             if (arm, seed) not in known
         ]
         for each in concurrent.futures.as_completed(waiting):

@@ -141,11 +141,23 @@ def test_an_interrupted_study_loses_nothing_and_resumes_to_the_same(
     assert _essence(second.run) == _essence(whole)
 
 
-def test_a_total_budget_ends_the_study(storage: Storage, tiny: Make) -> None:
-    spec = tiny(budget={"trials": 50, "total": "3epochs"}, pruner={"kind": "none"})
-    run = StudyRunner(spec, storage).run().run
-    # Exceeds it by at most the running trial, rounded to whole batches.
-    assert len(run.trials) in (3, 4)
+@pytest.mark.parametrize("slots", [1, 8])
+@pytest.mark.parametrize("pruner", ["none", "advantage"])
+def test_a_total_budget_ends_the_study(
+    storage: Storage, tiny: Make, slots: int, pruner: str
+) -> None:
+    spec = tiny(
+        budget={"trials": 50, "total": "5epochs"},
+        sampler={"kind": "uniform"},
+        pruner={"kind": pruner},
+        search={"initial": 0},
+        training={"slots": slots},
+    )
+    run = StudyRunner(spec, storage).run(score=False).run
+    # It is exceeded by less than one trial, however many run at the same time.
+    assert 5 <= run.examples / run.training_examples < 6
+    # What a pruned trial leaves is given to others.
+    assert any(trial.state == "pruned" for trial in run.trials) is (pruner == "advantage")
 
 
 def test_another_definition_under_the_same_name_is_refused(storage: Storage, tiny: Make) -> None:

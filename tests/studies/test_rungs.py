@@ -234,11 +234,8 @@ def test_the_best_configurations_of_both_schedules_follow_from_the_records() -> 
                     best[arm["schedule"], seed] = 100 * np.mean(sorted(ends)[-3:])
         seeds = sorted(seed for schedule, seed in best if schedule == "constant")
         said.append([f"{best['constant', s] - best['linear', s]:+.2f}" for s in seeds])
-    (a, b, c), (d, e, f), (g, h) = said
-    assert (
-        f"{a}, {b} and {c} points by seed at 2 epochs, {d}, {e} and {f} at 8 epochs, and {g} and "
-        f"{h} at 30"
-    ) in text
+    two, eight, thirty = (f"{', '.join(few)} and {last}" for *few, last in said)
+    assert f"{two} points by seed at 2 epochs, {eight} at 8 epochs, and {thirty} at 30" in text
 
 
 @pytest.mark.filterwarnings("ignore::hpo_mab.pruners.AdvantageWarning")
@@ -282,14 +279,15 @@ def _earlier_cell(row: dict[str, Any]) -> str:
     return f"{row['first rung'].get('1', 0):.0%}; {ratio}; {row['less'][0]:+.2f}"
 
 
-def test_the_table_of_longer_trials_follows_from_the_record(load: Load) -> None:
+@pytest.mark.parametrize(
+    "name", ["digits", "fashion_mnist", "cifar10", "cifar10_8epochs", "cifar10_30epochs"]
+)
+def test_the_tables_of_longer_trials_follow_from_the_records(load: Load, name: str) -> None:
     longer = load("rungs/longer")
     text = (RUNGS / "README.md").read_text(encoding="utf-8")
-    record = json.loads((RUNGS / "longer-digits.json").read_text(encoding="utf-8"))
-    head, _, *rows = longer.table(record).splitlines()
-    assert head in text
-    assert len(rows) == len(longer.ARMS)
-    for row in rows:
-        assert f"{row}\n" in text
-    # Every study spent its budget of 20 trials, and little more.
-    assert all(160 <= one["epochs"] < 176 for one in record["studies"])
+    record = json.loads((RUNGS / f"longer-{name}.json").read_text(encoding="utf-8"))
+    assert longer.table(record) in text
+    if record["data"] == "cifar10":
+        assert longer.best_by_cost(record, (20, 40, 80, 160, 600)) in text
+    # Every study spent its budget of 20 trials, and at most one trial more.
+    assert all(20 <= one["epochs"] / record["epochs"] < 21.1 for one in record["studies"])
