@@ -125,13 +125,8 @@ def run(
     began = time.monotonic()
     loaded = opt.definition(context)
     from hpo_mab.cli._main import stoppable
-    from hpo_mab.cli._output import (
-        StudyProgress,
-        print_summary,
-        run_json,
-        shown_data,
-        warn_unpublished,
-    )
+    from hpo_mab.cli._output import print_summary, run_json, warn_unpublished
+    from hpo_mab.cli._progress import StudyProgress, shown_data
     from hpo_mab.search import StudyRunner
     from hpo_mab.search._study import check_study, choose_name
     from hpo_mab.storage import Storage
@@ -276,11 +271,8 @@ def compare(
     """
     loaded = opt.definition(context)
     from hpo_mab.cli._main import stoppable
-    from hpo_mab.cli._output import (
-        StudyProgress,
-        shown_data,
-        warn_unpublished,
-    )
+    from hpo_mab.cli._output import warn_unpublished
+    from hpo_mab.cli._progress import StudyProgress, shown_data
     from hpo_mab.compare import comparison_record, report_html, run_comparison, summarise
     from hpo_mab.compare._runner import comparison_names
     from hpo_mab.storage import Storage

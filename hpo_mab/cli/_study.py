@@ -55,7 +55,7 @@ def worker(
     if until_eof:
         interrupt_at_eof()
     with stoppable():
-        from hpo_mab.cli._output import StudyProgress
+        from hpo_mab.cli._progress import StudyProgress
         from hpo_mab.search import Target, join_study
         from hpo_mab.storage import Storage, open_study
 

@@ -135,9 +135,13 @@ class Target:
             # `done` trials took the share `spent` of the budget. What is left of it is enough for
             # this number of trials of the same mean cost.
             paid_for = int(done * (1 - share) / spent)
-            # Trials are lengthened until the total budget is spent.
-            left = paid_for if _is_unlimited(study) else min(left, paid_for)
+            left = paid_for if self.lengthens(study) else min(left, paid_for)
         return max(0, left)
+
+    def lengthens(self, study: optuna.Study) -> bool:
+        """Whether complete trials continue until the total budget is spent."""
+        unlimited = isinstance(study.pruner, PromotionPruner) and study.pruner.unlimited
+        return unlimited and self.total is not None
 
 
 def _examples_left(study: optuna.Study, curves: CurveStore) -> int:
@@ -324,10 +328,6 @@ def claim_many(
                 return following
             taken.append(_start_next(study, storage, plan, best))
     return None
-
-
-def _is_unlimited(study: optuna.Study) -> bool:
-    return isinstance(study.pruner, PromotionPruner) and study.pruner.unlimited
 
 
 def _next_step(

@@ -1,0 +1,214 @@
+"""What commands show while they run."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import optuna
+import pytest
+from optuna.trial import TrialState, create_trial
+from rich.console import Console
+
+from hpo_mab import data
+from hpo_mab.cli import _progress as module
+from hpo_mab.cli._progress import StudyProgress, shown_data
+from hpo_mab.pruners import PromotionPruner
+from hpo_mab.search import Target
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture(name="clock")
+def _clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(module, "time", clock)
+    return clock
+
+
+def test_a_log_gets_a_line_now_and_then(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    study = optuna.create_study(direction="maximize")
+    with StudyProgress(trials=20, label="study") as progress:
+        for _ in range(20):
+            clock.now += 3
+            pruned = len(study.trials) % 4 == 3
+            study.add_trial(
+                create_trial(value=0.9, state=TrialState.PRUNED)
+                if pruned
+                else create_trial(value=0.01 * len(study.trials))
+            )
+            progress(study, study.trials[-1])
+    lines = capsys.readouterr().err.splitlines()
+    # Every ten seconds at most, and at the end: not each of the twenty.
+    assert len(lines) == 5
+    assert lines[0] == ("study: 4/20 trials, 1 pruned, best 2.00%, 20 per minute, 48.0 s left")
+    assert lines[-1] == "study: 20/20 trials, 5 pruned, best 18.00%"
+
+
+def test_the_time_left_is_that_of_the_total_budget_where_it_ends_first(
+    clock: Clock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Curves:
+        """Every trial takes a twentieth of the budget; an earlier run has spent a tenth."""
+
+        def spent(self, study_id: int) -> tuple[int, float]:
+            return 200 + 100 * len(study.trials), 0.0
+
+    study = optuna.create_study(direction="maximize")
+    Target(trials=400, total="20epochs", epoch_examples=100).save(study)
+    curves: Any = Curves()
+    with StudyProgress(trials=400, label="study", curves=curves) as progress:
+        for _ in range(4):
+            clock.now += 10
+            study.add_trial(create_trial(value=0.5))
+            progress(study, study.trials[-1])
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last == "study: 4/400 trials, 0 pruned, best 50.00%, 6 per minute, 2 min 20 s left"
+
+
+def test_while_trials_are_lengthened_the_time_left_is_that_of_the_budget(
+    clock: Clock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Curves:
+        """Every trial takes a tenth of the budget."""
+
+        def spent(self, study_id: int) -> tuple[int, float]:
+            return 200 * len(study.trials), 0.0
+
+    pruner = PromotionPruner(max_resource=8, unlimited=True)
+    study = optuna.create_study(direction="maximize", pruner=pruner)
+    Target(trials=1, total="20epochs", epoch_examples=100).save(study)
+    curves: Any = Curves()
+    with StudyProgress(trials=1, label="study", curves=curves) as progress:
+        for number in range(10):
+            clock.now += 4
+            before = {"hpo_mab:promotes": number - 1} if number else {}
+            study.add_trial(create_trial(value=0.5, user_attrs={"hpo_mab:slot": 0, **before}))
+            progress(study, study.trials[-1])
+    assert capsys.readouterr().err.splitlines() == [
+        "study: 1/1 trials, 0 pruned, best 50.00%",
+        "study: 1/1 trials, 0 pruned, best 50.00%, 24.0 s left",
+        "study: 1/1 trials, 0 pruned, best 50.00%, 12.0 s left",
+        "study: 1/1 trials, 0 pruned, best 50.00%",
+    ]
+
+
+def test_a_long_trial_shows_how_far_it_is(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    study = optuna.create_study(direction="maximize")
+    with StudyProgress(trials=20, label="study") as progress:
+        for second in range(1, 41):
+            clock.now += 1
+            progress.running({0: second / 80})
+        study.add_trial(create_trial(value=0.5))
+        progress(study, study.trials[-1])
+        clock.now += 9.9
+        progress.running({1: 0.2})
+        clock.now += 10
+        progress.running({1: 0.6, 2: 0.1})
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == [
+        "study: 0/20 trials; trial 0 at 12%, 1 min 10 s left of it, up to 26 min 40 s for all",
+        "study: 0/20 trials; trial 0 at 25%, 1 min 0 s left of it, up to 26 min 40 s for all",
+        "study: 0/20 trials; trial 0 at 38%, 50.0 s left of it, up to 26 min 40 s for all",
+        "study: 0/20 trials; trial 0 at 50%, 40.0 s left of it, up to 26 min 40 s for all",
+        "study: 1/20 trials, 0 pruned, best 50.00%, 1.5 per minute, 12 min 40 s left; "
+        "2 trials running, trial 1 at 60%, 10.0 s left of it",
+    ]
+
+
+def test_training_the_best_trial_again_shows_how_far_it_is(
+    clock: Clock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = optuna.create_study(direction="maximize")
+    with StudyProgress(trials=1, label="study") as progress:
+        clock.now += 60
+        study.add_trial(create_trial(value=0.5))
+        progress(study, study.trials[-1])
+        progress.running({0: 0.1})
+        clock.now += 20
+        progress.running({0: 0.5})
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        "study: 1/1 trials, 0 pruned, best 50.00%; training trial 0 again for its test accuracy, "
+        "50%, 25.0 s left of it"
+    )
+
+
+def test_short_trials_show_no_progress_of_their_own(
+    clock: Clock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = optuna.create_study(direction="maximize")
+    with StudyProgress(trials=20, label="study") as progress:
+        for number in range(20):
+            for share in (0.25, 0.5, 0.75, 1.0):
+                clock.now += 1
+                progress.running({number: share})
+            study.add_trial(create_trial(value=0.5))
+            progress(study, study.trials[-1])
+    assert "trial " not in capsys.readouterr().err
+
+
+def test_a_long_trial_has_a_bar_of_its_own(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = io.StringIO()
+    monkeypatch.setattr(
+        module, "console", lambda **_: Console(file=screen, force_terminal=True, width=80)
+    )
+    study = optuna.create_study(direction="maximize")
+    with StudyProgress(trials=30, label="study") as progress:
+        clock.now += 600
+        progress.running({0: 0.4})
+        clock.now += 600
+        progress.running({0: 0.8})
+        progress._live.refresh()
+        during = screen.getvalue()
+        study.add_trial(create_trial(value=0.9))
+        progress(study, study.trials[-1])
+    assert "trial 0 at 80%, 5 min 0 s left of it, up to 12 h 30 min for all" in during
+    assert "trial 0" not in screen.getvalue()[len(during) :]
+
+
+def test_quiet_says_nothing(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    study = optuna.create_study(direction="maximize")
+    with StudyProgress(trials=1, label="study", quiet=True) as progress:
+        study.add_trial(create_trial(value=0.5))
+        progress(study, study.trials[-1])
+    assert capsys.readouterr().err == ""
+
+
+def test_what_was_loaded_is_shown_once(capsys: pytest.CaptureFixture[str]) -> None:
+    with shown_data(quiet=False):
+        for seed in (0, 1):  # As a comparison loads them.
+            data.load_splits("digits", validation=0.2, seed=seed)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith(
+        "digits: 1,149 training, 288 validation, 360 test images, 10 classes"
+    )
+    assert [line.partition(":")[0] for line in lines] == ["digits", "Training images by class"]
+    with shown_data(quiet=True):
+        data.load_splits("digits")
+    data.load_splits("digits")
+    assert capsys.readouterr().err == ""
+
+
+def test_a_terminal_of_80_columns_shows_bar_rate_best_and_time_left(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    screen = io.StringIO()
+    monkeypatch.setattr(
+        module, "console", lambda **_: Console(file=screen, force_terminal=True, width=80)
+    )
+    study = optuna.create_study(direction="maximize")
+    with StudyProgress(trials=200, label="fashion_mnist-uniform-seed0") as progress:
+        for _ in range(100):
+            clock.now += 3
+            study.add_trial(create_trial(value=0.9))
+            progress(study, study.trials[-1])
+    frame = screen.getvalue().rpartition("100/200")
+    assert frame[0].rpartition("\r")[2].count("━") >= 8
+    assert "trials, 0 pruned, best 90.00%, 20 per minute, 5 min 0 s left" in frame[2]
+    assert "fashion_mnist-uniform-seed0" in screen.getvalue().splitlines()[0]
