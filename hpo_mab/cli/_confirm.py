@@ -73,23 +73,22 @@ def confirm(
 
 
 def _print_training(candidate: Candidate) -> None:
+    from hpo_mab.compare._text import repeats_text
+
     number, value = candidate.trial.number, candidate.trial.value or 0.0
-    typer.echo(f"Trial {number}, {value:.2%}: trained again {_shown(candidate)}", err=True)
-
-
-def _shown(candidate: Candidate) -> str:
-    return ", ".join(f"{value:.2%}" if value else "diverged" for value in candidate.repeats)
+    again = repeats_text(candidate.repeats)
+    typer.echo(f"Trial {number}, {value:.2%}: trained again {again}", err=True)
 
 
 def _print(found: Confirmation) -> None:
     from rich.table import Table
 
     from hpo_mab.cli._output import console
-    from hpo_mab.compare._text import length_text
+    from hpo_mab.compare._text import length_text, repeats_text
 
     table = Table("trial", "value", "trained again", "mean", box=None, padding=(0, 2, 0, 0))
     for one in found.repeated:
-        cells = (f"{one.trial.value:.2%}", _shown(one), f"{one.accuracy:.2%}")
+        cells = (f"{one.trial.value:.2%}", repeats_text(one.repeats), f"{one.accuracy:.2%}")
         table.add_row(f"{one.trial.number}{length_text(one.trial.budgets)}", *cells)
     out, best, deviation = console(), found.repeated[0], found.deviation
     out.print(table)

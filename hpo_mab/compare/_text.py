@@ -163,6 +163,11 @@ def _budget_text(run: StudyRun) -> str:
     return ", ".join(parts)
 
 
+def repeats_text(repeats: Sequence[float]) -> str:
+    """Accuracies of trainings with other seeds; 0 is one that diverged."""
+    return ", ".join(f"{value:.2%}" if value else "diverged" for value in repeats)
+
+
 def length_text(budgets: int) -> str:
     """What follows the number of a trial that is longer than one budget; else empty."""
     return f", {budgets} budgets long" if budgets > 1 else ""

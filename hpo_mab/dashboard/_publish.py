@@ -16,10 +16,11 @@ import sqlalchemy as sa
 from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 from optuna.trial import TrialState, create_trial
 
-from hpo_mab._attributes import BUDGET_KEY, PUBLISHED_KEY, TEST_KEY
+from hpo_mab._attributes import BUDGET_KEY, CONFIRMED_KEY, PUBLISHED_KEY, TEST_KEY
 from hpo_mab._plan import ENDED, Plan
 from hpo_mab.compare import figures
 from hpo_mab.compare._records import CURRENCIES
+from hpo_mab.dashboard._evidence import evidence_note
 from hpo_mab.dashboard._files import (
     LARGE,
     ListedImages,
@@ -30,8 +31,8 @@ from hpo_mab.dashboard._files import (
     save_curves,
 )
 from hpo_mab.dashboard._notes import (
+    confirmed_note,
     curve_notes,
-    evidence_note,
     keep_users_part,
     pruning_notes,
     study_note,
@@ -39,6 +40,7 @@ from hpo_mab.dashboard._notes import (
 from hpo_mab.dashboard._serve import comparison_path
 from hpo_mab.data import ImageData
 from hpo_mab.search import StudySpec
+from hpo_mab.search._confirm import stored_repeats
 from hpo_mab.storage import Definition, Storage, StudyRun, open_study, read_run, study_names
 from hpo_mab.storage._optuna import AttributeSink, id_of
 
@@ -395,6 +397,7 @@ def _publish_one(
         run,
         storage,
         test_accuracy=_test_accuracy(study, run),
+        confirmed=confirmed_note(run, stored_repeats(study)),
         evidence=evidence_note(study, run.settings),
         examples=""
         if record is None
@@ -412,6 +415,7 @@ def _publish_one(
         save_curves(study, run, folder)
     # Last, so that a failed write is repeated by the next `refresh`.
     published = {"finished": Plan(run.trials).ended, "found": dict(found)}
+    published["confirmed"] = study.user_attrs.get(CONFIRMED_KEY)
     if listed is not None:
         published["listed"] = dataclasses.asdict(listed)
     buffer.save(PUBLISHED_KEY, published)
@@ -440,4 +444,6 @@ def _is_stale(storage: Storage, study: optuna.Study) -> bool:
     states = tuple(TrialState[name.upper()] for name in ENDED)
     finished = storage.optuna.get_n_trials(id_of(study), states)
     attrs = storage.optuna.get_study_system_attrs(id_of(study))
-    return bool(finished != attrs.get(PUBLISHED_KEY, {}).get("finished", 0))
+    published = attrs.get(PUBLISHED_KEY, {})
+    confirmed = published.get("confirmed") != study.user_attrs.get(CONFIRMED_KEY)
+    return bool(finished != published.get("finished", 0)) or confirmed

@@ -113,7 +113,8 @@ class BudgetSection(_Section):
             part; or ``"all"``. ``"auto"`` takes all, unless a trial's evaluations would then cost
             more than a tenth of its training, see `early_part`. A study keeps what it began with.
         trials: Trials of the study that must finish (complete or pruned).
-        total: What all trials together may spend, e.g. ``"30m"``, ``"200epochs"``; None: no limit.
+        total: What all trials together may spend, e.g. ``"30m"``, ``"200epochs"``; None: no limit. A
+            trial that has begun is not cut off, so it is exceeded by less than one trial.
     """
 
     epochs: float | None = Field(default=None, gt=0)

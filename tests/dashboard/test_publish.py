@@ -19,7 +19,7 @@ from optuna_dashboard import get_note, save_note
 from optuna_dashboard._custom_plot_data import get_plotly_graph_objects
 from PIL import Image
 
-from hpo_mab._attributes import PUBLISHED_KEY
+from hpo_mab._attributes import CONFIRMED_KEY, PUBLISHED_KEY
 from hpo_mab.dashboard import _publish as publishing
 from hpo_mab.dashboard import (
     artifact_folder,
@@ -271,6 +271,10 @@ def test_refresh_publishes_studies_with_new_trials_only(compared, tmp_path: Path
     study.add_trial(optuna.trial.create_trial(value=0.999))
     assert refresh(compared.storage).studies == (name,)
     assert "99.90% validation accuracy" in get_note(study)
+    assert refresh(compared.storage).studies == ()
+    study.set_user_attr(CONFIRMED_KEY, {str(compared.runs[0].best.number): [0.5]})
+    assert refresh(compared.storage).studies == (name,)
+    assert f"**trial {compared.runs[0].best.number}** is the best" in get_note(study)
     assert refresh(compared.storage).studies == ()
     compared.storage.close()
 

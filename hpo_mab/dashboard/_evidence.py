@@ -1,0 +1,200 @@
+"""The section of a study's note on its evidence: what its pruner and ``auto`` decided by it."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator
+from typing import Any, cast
+
+import optuna
+
+from hpo_mab._attributes import (
+    EVIDENCE_KEY,
+    FIDELITY_KEY,
+    GIVEN_KEY,
+    UNIFORM,
+    StudySettings,
+)
+from hpo_mab.advantage import Evidence, Rung
+from hpo_mab.compare._tables import coefficient, points, ratio
+from hpo_mab.dashboard._notes import escaped, markdown_table
+from hpo_mab.pruners import AdvantagePruner, RungFidelity
+from hpo_mab.pruners._advantage_pruner import Placement, place
+from hpo_mab.search import create_pruner
+from hpo_mab.search._choice import Choice, stored_choice
+from hpo_mab.search._components import AUTO, always_averages
+
+
+def evidence_note(study: optuna.Study, settings: StudySettings) -> str:
+    """A study's evidence and what the pruner and ``auto`` decided by it, in Markdown.
+
+    The fidelity that was measured in the study is part of it.
+
+    Args:
+        study: The study.
+        settings: Its definition.
+
+    Returns:
+        The section; empty for a study that neither uses evidence nor has any.
+    """
+    stored = study.user_attrs.get(EVIDENCE_KEY)
+    evidence = None if stored is None else Evidence.from_json(stored)
+    parts = []
+    if settings.sampler.kind == AUTO:
+        unused = study.user_attrs.get(GIVEN_KEY, {}).get("unused", "")
+        parts.append(_choice_text(stored_choice(study), evidence, unused))
+    moved, text = _fidelity_text(study.user_attrs.get(FIDELITY_KEY), settings)
+    # Evidence moves no rung that fidelity has moved.
+    if _prunes_by_evidence(settings) and not moved:
+        parts.append(_rungs_text(evidence, settings))
+    if text:
+        parts.append(text)
+    if evidence is not None and evidence.pairs:
+        parts.append(_measured_text(evidence))
+    return "\n\n".join(["## Evidence", *parts]) if parts else ""
+
+
+def _prunes_by_evidence(settings: StudySettings) -> bool:
+    return settings.pruner.kind == "advantage" and settings.sampler.kind != UNIFORM
+
+
+def _fidelity_text(stored: Any, settings: StudySettings) -> tuple[bool, str]:
+    """Whether the study's fidelity has moved the first rung, and what was measured."""
+    pruner = settings.pruner
+    if stored is None or pruner.kind != "advantage" or not pruner.options.get("fidelity", True):
+        return False, ""
+    found = RungFidelity.from_json(stored)
+    placed = next(_uniform_steps(settings, found.full))
+    first = found.first_rung(placed)
+    made = (
+        f"**The first rung lies at evaluation {placed}**"
+        if first == placed
+        else f"**The first rung was moved from evaluation {placed} to {first}**"
+    )
+    rows = [(str(step), coefficient(tau)) for step, tau in zip(found.steps, found.tau, strict=True)]
+    return first != placed, (
+        f"{made} by the ranking of the study's first {found.trials} complete trials, which were "
+        "never pruned. A rung moves later if the interval of Kendall's tau-b between their values "
+        "there and their final values reaches below 0.2.\n\n"
+        + markdown_table(("evaluation", "tau-b with the final value"), rows)
+    )
+
+
+def _choice_text(choice: Choice | None, evidence: Evidence | None, unused: str) -> str:
+    if choice is None:
+        text = "**`auto` has not chosen yet**: the race is not over"
+        return f"{text}. Its evidence: {escaped(unused)}." if unused else f"{text}."
+    when = "from the start" if choice.source else "for the rest of the study"
+    verb = "took" if choice.source else "chose"
+    text = f"**`auto` {verb} `{choice.sampler}`** {when}. Why: {choice.why}."
+    if choice.evidence is not None:
+        text += f" It rests on evidence `{choice.evidence}`"
+        later = evidence is not None and evidence.digest != choice.evidence
+        text += "; what is shown below was measured later, with more pairs." if later else "."
+    if not choice.standings:
+        return text
+    rows = [
+        (
+            one.name,
+            str(one.examples.n),
+            points(one.examples),
+            points(one.seconds),
+            "" if math.isnan(one.cost) else f"{one.cost:.2f}",
+        )
+        for one in choice.standings
+    ]
+    head = ("sampler", "pairs", "at equal examples", "at equal seconds", "seconds a trial")
+    whose = "there, none here" if choice.source else "on top of the study's trials"
+    return (
+        f"{text} The race took {choice.twins} trainings {whose}: "
+        f"{choice.examples:,} examples, {choice.seconds:,.1f} seconds.\n\n"
+        f"{markdown_table(head, rows)}\n\n"
+        "Points are accuracy minus that of uniform sampling when a sampler left the race, with the "
+        "interval of the signed-rank test. Seconds are a multiple of those of uniform sampling."
+    )
+
+
+def _rungs_text(evidence: Evidence | None, settings: StudySettings) -> str:
+    full = settings.evaluations
+    if evidence is None or full is None:
+        return (
+            "**The pruner has no evidence yet**: it prunes as successive halving until enough "
+            "configurations are complete under both samplers."
+        )
+    # Rungs after the last evaluation are never reached.
+    steps = itertools.takewhile(lambda step: step <= full, _uniform_steps(settings, full))
+    rungs = [place(step, full=full, evidence=evidence) for step in steps]
+    moved = sum(rung.step < rung.uniform for rung in rungs)
+    made = (
+        f"decides {moved} of {len(rungs)} rungs earlier than successive halving would"
+        if moved
+        else "moves no rung: it prunes as successive halving"
+    )
+    rows = [
+        (
+            str(number),
+            str(rung.uniform),
+            str(rung.step),
+            _rung_reason(evidence.rung(rung.uniform / full), rung, evidence),
+        )
+        for number, rung in enumerate(rungs)
+    ]
+    head = ("rung", "lies at evaluation", "is decided at", "because")
+    return f"**By its evidence the pruner {made}.**\n\n{markdown_table(head, rows)}"
+
+
+def _uniform_steps(settings: StudySettings, full: int) -> Iterator[int]:
+    """Evaluations of the rungs under uniform training, endless, as the study's pruner has them."""
+    # Where the evidence came from does not matter here; its file may be missing.
+    aside = ("evidence", "reference")
+    options = {key: value for key, value in settings.pruner.options.items() if key not in aside}
+    averaged = always_averages(settings.average)
+    made = create_pruner("advantage", options, evaluations=full, averaged=averaged)
+    pruner = cast(AdvantagePruner, made)
+    steps = (pruner.uniform_step(rung, full=full) for rung in itertools.count())
+    return (step for step in steps if step is not None)
+
+
+def _rung_reason(known: Rung | None, placed: Placement, evidence: Evidence) -> str:
+    need = f"its interval must not reach below {-evidence.margin:g}"
+    if known is None or known.budget <= evidence.budgets[0]:
+        return "nothing earlier was measured"
+    if known.fidelity is None:
+        return "no earlier evaluation of the bandit is shown to equal uniform's here"
+    fidelity = coefficient(known.fidelity)
+    if placed.step == placed.uniform:
+        return f"the earlier ranking is not shown to be as good: tau {fidelity}, {need}"
+    return (
+        f"evaluation {placed.step} is worth {placed.equivalent:.1f} of uniform training and ranks "
+        f"as well: tau {fidelity}, {need}"
+    )
+
+
+def _measured_text(evidence: Evidence) -> str:
+    rows = [
+        (f"{100 * share:.3g}%", points(ahead), ratio(faster), coefficient(agreement), str(ahead.n))
+        for share, ahead, faster, agreement in zip(
+            evidence.budgets,
+            evidence.advantage,
+            evidence.acceleration,
+            evidence.fidelity,
+            strict=True,
+        )
+    ]
+    head = ("share of a trial", "D, points", "k", "f, difference of tau", "pairs")
+    confidence = f"{evidence.advantage[0].confidence:.0%}"
+    return (
+        f"Measured on {evidence.pairs} pairs{_source_text(evidence)}, {confidence} intervals in "
+        f"brackets (evidence `{evidence.digest}`):\n\n{markdown_table(head, rows)}\n\n"
+        "**D**: accuracy of the sampler minus uniform's. **k**: how many times the budget uniform "
+        "needs for the same accuracy (>=: it did not reach it; inf: not seen). **f**: Kendall's "
+        "tau-b of the sampler's early accuracies with uniform's final ones, minus that of the "
+        "early ones of uniform."
+    )
+
+
+def _source_text(evidence: Evidence) -> str:
+    if evidence.source == "pilot":
+        return " of this study's pilot"
+    return f" (from: {evidence.source})" if evidence.source else ""
