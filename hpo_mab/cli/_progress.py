@@ -6,7 +6,7 @@ import contextlib
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Self
 
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
@@ -54,6 +54,8 @@ class StudyProgress:
         self._began = self._last_line = self._last_end = time.monotonic()
         self._last_update = -math.inf
         self._done_before: int | None = None
+        #: The most trials that were done at the time of a line.
+        self._done = 0
         #: When the first trial ended, and the share of the study's total budget spent by then.
         self._spent_first: tuple[float, float] | None = None
         self._state = f"0/{trials} trials"
@@ -88,8 +90,7 @@ class StudyProgress:
         if self._done_before is None:
             # This trial is the first that ends in this process.
             self._done_before = done - 1
-        left = self._budget_left(study, done)
-        self._state = self._describe(trials, plan, left)
+        self._state = self._describe(study, plan)
         self._last_end = time.monotonic()
         self._ended = {each.number for each in trials if each.state.is_finished()}
         self._seen.pop(trial.number, None)
@@ -97,9 +98,7 @@ class StudyProgress:
             completed = min(done, self._trials)
             self._live.update(self._task, completed=completed, description=self._state)
             self._live.update(self._trial_task, visible=False)
-        elif not self._quiet and self._is_time_for_a_line(
-            at_end=done >= self._trials and math.isinf(left)
-        ):
+        elif not self._quiet and self._is_time_for_a_line(done):
             self._console.print(f"{self._label}: {self._state}", soft_wrap=True)
 
     def running(self, shares: Mapping[int, float]) -> None:
@@ -122,7 +121,7 @@ class StudyProgress:
             # Another bar, because the study's line has no room for it.
             furthest = max(shares.values())
             self._live.update(self._trial_task, visible=True, completed=furthest, description=text)
-        elif self._is_time_for_a_line():
+        elif self._is_time_for_a_line(0):
             self._console.print(f"{self._label}: {self._state}; {text}", soft_wrap=True)
 
     def _describe_running(self, shares: Mapping[int, float], now: float) -> str:
@@ -141,9 +140,9 @@ class StudyProgress:
                 text += f", up to {duration(whole * self._trials)} for all"
         return text
 
-    def _describe(self, trials: Sequence[FrozenTrial], plan: Plan, left: float) -> str:
-        """The study's state; ``left`` is the time in seconds that its total budget lasts."""
+    def _describe(self, study: optuna.Study, plan: Plan) -> str:
         counts, done = plan.counts(), plan.finished
+        trials = study.get_trials(deepcopy=False)
         # The value of a pruned trial is its last report, which is not a final accuracy.
         complete = [trial.value or 0.0 for trial in trials if trial.state.name == "COMPLETE"]
         parts = [f"{done}/{self._trials} trials", f"{counts['pruned']} pruned"]
@@ -151,37 +150,44 @@ class StudyProgress:
             parts.append(f"{counts['fail']} failed")
         if complete:
             parts.append(f"best {max(complete):.2%}")
-        new = done - (self._done_before or 0)
-        if new > 0 and done < self._trials:
+        new, left = done - (self._done_before or 0), max(self._trials - done, 0)
+        by_trials = 0.0 if left == 0 else math.inf
+        if new > 0 and left > 0:
             # Wall time by trials of all workers, so it is the pace of them together.
             each = (time.monotonic() - self._began) / new
             parts.append(f"{60 / max(each, 1e-9):.3g} per minute")
-            left = min(left, each * (self._trials - done))
-        if math.isfinite(left):
-            parts.append(f"{duration(left)} left")
+            by_trials = each * left
+        seconds = self._seconds_left(study, by_trials)
+        if 0 < seconds < math.inf:
+            parts.append(f"{duration(seconds)} left")
         return ", ".join(parts)
 
-    def _budget_left(self, study: optuna.Study, done: int) -> float:
-        """Seconds until the total budget is spent, at the pace so far.
+    def _seconds_left(self, study: optuna.Study, by_trials: float) -> float:
+        """Seconds until the study is done at the pace so far; infinite if that is not known.
 
-        Infinite if that is not known, if nothing is left, or if the study ends with its trials.
+        Args:
+            study: The study.
+            by_trials: Seconds until all its trials are done.
         """
         from hpo_mab.search._claim import Target
 
         if self._curves is None:
-            return math.inf
+            return by_trials
         target = Target.load(study)
-        if done >= self._trials and not target.lengthens(study):
-            return math.inf
         now, spent = time.monotonic(), target.share_spent(study, self._curves)
         self._spent_first = self._spent_first or (now, spent)
         # Since the first trial ended here: what was spent before has another pace.
         since, before = self._spent_first
-        return (1 - spent) * (now - since) / (spent - before) if before < spent < 1 else math.inf
+        known = spent > before
+        budget = max(1 - spent, 0.0) * (now - since) / (spent - before) if known else math.inf
+        return budget if target.lengthens(study) else min(budget, by_trials)
 
-    def _is_time_for_a_line(self, *, at_end: bool = False) -> bool:
+    def _is_time_for_a_line(self, done: int) -> bool:
         now = time.monotonic()
-        if not at_end and now - self._last_line < _SECONDS_BETWEEN_LINES:
+        # Once: paused and complete trials may continue after that.
+        reached = self._done < self._trials <= done
+        self._done = max(done, self._done)
+        if not reached and now - self._last_line < _SECONDS_BETWEEN_LINES:
             return False
         self._last_line = now
         return True

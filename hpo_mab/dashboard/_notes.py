@@ -118,9 +118,13 @@ def confirmed_note(run: StudyRun, repeats: Mapping[int, Sequence[float]]) -> str
     Returns:
         The section; empty if there is no such training.
     """
-    again = [one for one in best_first(run.trials, repeats) if one.repeats]
+    candidates = best_first(run.trials, repeats)
+    again = [one for one in candidates if one.repeats]
     if not again:
         return ""
+    best = f"Of these, **trial {again[0].trial.number}** has the highest mean"
+    if not candidates[0].repeats:
+        best += f"; trial {candidates[0].trial.number}, which was trained once, may be better"
     rows = [
         (
             f"{one.trial.number}{length_text(one.trial.budgets)}",
@@ -132,8 +136,7 @@ def confirmed_note(run: StudyRun, repeats: Mapping[int, Sequence[float]]) -> str
     ]
     return (
         "## Trained again with other seeds\n\n"
-        "The best of many values is partly luck. "
-        f"By its trainings with other seeds, **trial {again[0].trial.number}** is the best.\n\n"
+        f"The best of many values is partly luck, and so is the best of these means. {best}.\n\n"
         + markdown_table(("trial", "value", "trained again", "mean"), rows)
     )
 

@@ -393,11 +393,13 @@ def _publish_one(
     listed = ListedImages(**before["listed"]) if "listed" in before else None
     if record is not None:
         listed = draw_listed(study, record, images, folder, before=listed)
+    # Once: a training that is stored in between is then news for the next `refresh`.
+    own = study.user_attrs
     note = study_note(
         run,
         storage,
         test_accuracy=_test_accuracy(study, run),
-        confirmed=confirmed_note(run, stored_repeats(study)),
+        confirmed=confirmed_note(run, stored_repeats(own)),
         evidence=evidence_note(study, run.settings),
         examples=""
         if record is None
@@ -415,7 +417,7 @@ def _publish_one(
         save_curves(study, run, folder)
     # Last, so that a failed write is repeated by the next `refresh`.
     published = {"finished": Plan(run.trials).ended, "found": dict(found)}
-    published["confirmed"] = study.user_attrs.get(CONFIRMED_KEY)
+    published["confirmed"] = own.get(CONFIRMED_KEY)
     if listed is not None:
         published["listed"] = dataclasses.asdict(listed)
     buffer.save(PUBLISHED_KEY, published)

@@ -19,6 +19,7 @@ from hpo_mab._attributes import (
     LOST_KEY,
     PROMOTES_KEY,
     REASON_KEY,
+    RESUMED_KEY,
     RETRY_KEY,
     SAMPLER_KEY,
     SLOT_KEY,
@@ -95,26 +96,21 @@ class Target:
             )
         return cls(**stored)
 
-    def share_spent(
-        self, study: optuna.Study, curves: CurveStore, *, promised: bool = False
-    ) -> float:
-        """Share of the total budget spent, lost and running trials included; 0 without limit.
+    def share_spent(self, study: optuna.Study, curves: CurveStore) -> float:
+        """Share of the total budget spent, lost and running trials included; 0 without limit."""
+        return 0.0 if self.total is None else self.share(*self.spent(study, curves))
 
-        Args:
-            study: The study.
-            curves: Its learning curves.
-            promised: Whether to add what the running trials will spend unless they are pruned; in
-                seconds at the study's mean cost of an example.
-        """
+    def spent(self, study: optuna.Study, curves: CurveStore) -> tuple[int, float]:
+        """Training examples and seconds of all trials, those of evaluations included."""
+        examples, seconds = curves.spent(id_of(study))
+        return examples, seconds + Plan(study.get_trials(deepcopy=False)).evaluation_seconds
+
+    def share(self, examples: int, seconds: float) -> float:
+        """Share of the total budget that this is; 0 without limit."""
         if self.total is None:
             return 0.0
-        examples, seconds = curves.spent(id_of(study))
-        seconds += Plan(study.get_trials(deepcopy=False)).evaluation_seconds
-        left = _examples_left(study, curves) if promised else 0
-        if examples:
-            seconds *= 1 + left / examples
         return TotalBudget.parse(self.total).share_spent(
-            seconds=seconds, examples=examples + left, epoch_examples=self.epoch_examples
+            seconds=seconds, examples=examples, epoch_examples=self.epoch_examples
         )
 
     def trials_left(
@@ -144,24 +140,55 @@ class Target:
         return unlimited and self.total is not None
 
 
-def _examples_left(study: optuna.Study, curves: CurveStore) -> int:
-    """Examples that the running trials will still train if none is pruned."""
-    if not Definition.is_in(study.user_attrs):
-        return 0
-    definition = Definition.load(study)
-    per_budget = definition.settings.evaluations or 1
-    trials = study.get_trials(deepcopy=False)
-    running = [t for t in trials if t.state == TrialState.RUNNING and SLOT_KEY in t.user_attrs]
-    # What a trial has spent counts once its curve is stored, which is later than its reports.
-    stored = curves.load([id_of(trial) for trial in running])
-    evaluations = 0
-    for trial in running:
-        attrs = trial_attributes(trial)
-        reached = [point.index for point in stored.get(id_of(trial), ())]
-        if PROMOTES_KEY in attrs:
-            reached.append(trials[attrs[PROMOTES_KEY]].last_step or 0)
-        evaluations += per_budget * budgets_of(attrs) - max(reached, default=0)
-    return evaluations * definition.trial_examples // per_budget
+class _Spending:
+    """What trials have spent of a study's total budget, and what the running ones will spend.
+
+    Args:
+        study: The study.
+        target: Its target.
+        curves: Its learning curves.
+    """
+
+    def __init__(self, study: optuna.Study, target: Target, curves: CurveStore) -> None:
+        self._study = study
+        self._target = target
+        # First: an evaluation that is stored in between then counts twice, and not never.
+        stored = curves.load([id_of(trial) for trial in self._running()])
+        self._reached = {name: points[-1].index for name, points in stored.items() if points}
+        self._examples, self._seconds = target.spent(study, curves)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the total budget is spent."""
+        return self._target.share(self._examples, self._seconds) >= 1
+
+    @property
+    def is_promised(self) -> bool:
+        """Whether the running trials will spend the rest if none is pruned.
+
+        In seconds at the study's mean cost of an example so far; nothing is promised without any.
+        """
+        left = self._examples_left()
+        seconds = self._seconds * (1 + left / max(self._examples, 1))
+        return self._target.share(self._examples + left, seconds) >= 1
+
+    def _running(self) -> list[FrozenTrial]:
+        running = self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        return [trial for trial in running if SLOT_KEY in trial_attributes(trial)]
+
+    def _examples_left(self) -> int:
+        if not Definition.is_in(self._study.user_attrs):
+            # The length of a trial is not known.
+            return 0
+        definition = Definition.load(self._study)
+        per_budget = definition.settings.evaluations or 1
+        evaluations = 0
+        for trial in self._running():
+            attrs = trial_attributes(trial)
+            # A trial that continues from a checkpoint says so once it has begun.
+            reached = max(self._reached.get(id_of(trial), 0), attrs.get(RESUMED_KEY, 0))
+            evaluations += per_budget * budgets_of(attrs) - reached
+        return evaluations * definition.trial_examples // per_budget
 
 
 # Trials whose worker is gone are closed and queued again.
@@ -312,16 +339,17 @@ def claim_many(
     with storage.lock(study.study_name), storage.optuna.collect_writes():
         target = Target.load(study)
         close_lost(study, storage)
-        if target.share_spent(study, storage.curves) >= 1:
-            return Next.DONE
-        if target.total is None:
+        spending = None if target.total is None else _Spending(study, target, storage.curves)
+        if spending is None:
             # Complete trials would continue for ever.
             is_saved = None
+        elif spending.is_over:
+            return Next.DONE
         for _ in range(count):
-            # Made again for each trial: the one before it counts.
-            if target.share_spent(study, storage.curves, promised=True) >= 1:
+            if spending is not None and spending.is_promised:
                 # A running trial may be pruned, which leaves room for another.
                 return Next.WAIT
+            # Made again for each trial: the one before it counts.
             plan = _complete_plan(study, target, queue_twins)
             following, best = _next_step(study, plan, target, is_saved)
             if following in (Next.DONE, Next.WAIT):

@@ -161,7 +161,7 @@ def confirm(
     require(max_trainings >= 1, "max_trainings", "at least 1", max_trainings)
     run, study = read_run(storage, name), open_study(storage, name)
     objective: TrainingObjective | None = None
-    repeats = stored_repeats(study)
+    repeats = stored_repeats(study.user_attrs)
     for done in itertools.count():
         found = Confirmation(candidates=best_first(run.trials, repeats), trainings=trainings)
         if not found.candidates:
@@ -178,9 +178,9 @@ def confirm(
     return found
 
 
-def stored_repeats(study: optuna.Study) -> dict[int, tuple[float, ...]]:
+def stored_repeats(study_attrs: Mapping[str, Any]) -> dict[int, tuple[float, ...]]:
     """Accuracies of a study's trainings with other seeds, by number of the trial."""
-    stored: Mapping[str, Any] = study.user_attrs.get(CONFIRMED_KEY, {})
+    stored: Mapping[str, Any] = study_attrs.get(CONFIRMED_KEY, {})
     return {int(number): tuple(accuracies) for number, accuracies in stored.items()}
 
 
@@ -189,7 +189,7 @@ def _store(
 ) -> dict[int, tuple[float, ...]]:
     """Store a candidate's last training; returns all that is stored by now."""
     with deferred_interrupts() as was_pressed, storage.lock(study.study_name):
-        repeats, number = stored_repeats(study), trained.trial.number
+        repeats, number = stored_repeats(study.user_attrs), trained.trial.number
         # Another process may have stored the training with the same seed.
         if len(repeats.get(number, ())) < len(trained.repeats):
             repeats[number] = trained.repeats

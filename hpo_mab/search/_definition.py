@@ -113,8 +113,8 @@ class BudgetSection(_Section):
             part; or ``"all"``. ``"auto"`` takes all, unless a trial's evaluations would then cost
             more than a tenth of its training, see `early_part`. A study keeps what it began with.
         trials: Trials of the study that must finish (complete or pruned).
-        total: What all trials together may spend, e.g. ``"30m"``, ``"200epochs"``; None: no limit. A
-            trial that has begun is not cut off, so it is exceeded by less than one trial.
+        total: What all trials together may spend, e.g. ``"30m"``, ``"200epochs"``; None: no limit.
+            Epochs and examples are exceeded by less than one trial, which is not cut off.
     """
 
     epochs: float | None = Field(default=None, gt=0)

@@ -105,44 +105,28 @@ def table(document: Mapping[str, Any]) -> str:
         f"| test accuracy, % | validation, minus {REFERENCE} | test, minus {REFERENCE} |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    found = _by_arm(document)
+    found: dict[str, dict[int, dict[str, Any]]] = {}
+    for one in document["studies"]:
+        found.setdefault(one["arm"], {})[one["seed"]] = one
+    reference = found.get(REFERENCE, {})
     for arm, by_seed in found.items():
         studies = list(by_seed.values())
         cells = [arm, str(len(studies)), f"{_mean(studies, 'configurations'):.0f}"]
         cells.append(f"{np.median([one['best_epochs'] for one in studies]):.3g}")
         cells += [f"{100 * _mean(studies, key):.2f}" for key in ("best", "test")]
         for key in ("best", "test"):
-            gains = [100 * (one[key] - found[REFERENCE][one["seed"]][key]) for one in studies]
-            mean = mean_estimate(np.asarray(gains))
-            interval = f" [{mean.low:.2f}, {mean.high:.2f}]" if len(gains) > 1 else ""
-            cells.append("" if arm == REFERENCE else f"{mean.value:+.2f}{interval}")
+            seeds = by_seed.keys() & reference.keys()
+            gains = [100 * (by_seed[seed][key] - reference[seed][key]) for seed in sorted(seeds)]
+            cells.append("" if arm == REFERENCE else _difference(gains))
         rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows)
 
 
-def best_by_cost(document: Mapping[str, Any], costs: Sequence[float]) -> str:
-    """One row an arm, in Markdown: mean best validation accuracy, in percent, by cost in epochs.
-
-    Trials count in the order in which they began. Studies that cost less are left out. There is no
-    value where another study had no complete trial by then.
-    """
-    rows = []
-    for arm, by_seed in _by_arm(document).items():
-        cells = [f"{document['epochs']} epochs, {arm}"]
-        for cost in costs:
-            studies = [one["incumbents"] for one in by_seed.values() if one["epochs"] >= cost]
-            best = [max((v for at, v in one if at <= cost), default=None) for one in studies]
-            known = [one for one in best if one is not None]
-            cells.append(f"{100 * np.mean(known):.1f}" if known and known == best else "-")
-        rows.append(f"| {' | '.join(cells)} |")
-    return "\n".join(rows)
-
-
-def _by_arm(document: Mapping[str, Any]) -> dict[str, dict[int, dict[str, Any]]]:
-    found: dict[str, dict[int, dict[str, Any]]] = {}
-    for one in document["studies"]:
-        found.setdefault(one["arm"], {})[one["seed"]] = one
-    return found
+def _difference(gains: Sequence[float]) -> str:
+    if len(gains) < 2:
+        return "".join(f"{gain:+.2f}" for gain in gains)
+    mean = mean_estimate(np.asarray(gains))
+    return f"{mean.value:+.2f} [{mean.low:.2f}, {mean.high:.2f}]"
 
 
 def _mean(studies: Sequence[Mapping[str, Any]], key: str) -> float:
@@ -154,7 +138,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("name", choices=EPOCHS)
     parser.add_argument("--root", default="data")
-    parser.add_argument("--epochs", type=int, help="of a full trial")
+    parser.add_argument("--epochs", type=int, help="of a full trial; default 8, 1 and 2")
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--device", default="auto")
@@ -162,13 +146,14 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=1, help="studies at the same time")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
-    epochs = options.epochs or EPOCHS[options.name]
+    epochs = EPOCHS[options.name] if options.epochs is None else options.epochs
     about = {"data": options.name, "epochs": epochs, "slots": options.slots}
     document: dict[str, Any] = {**about, "torch": torch.__version__, "studies": []}
     if options.out.exists():
         document = json.loads(options.out.read_text())
-        if {key: document[key] for key in about} != about:
-            parser.error(f"{options.out} has other studies.")
+        for key, value in about.items():
+            if document[key] != value:
+                parser.error(f"{options.out} has {key} {document[key]}, not {value}.")
     known = {(each["arm"], each["seed"]) for each in document["studies"]}
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(options.workers, mp_context=context) as pool:

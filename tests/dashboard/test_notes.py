@@ -129,7 +129,9 @@ def test_the_note_lists_the_configurations_that_were_trained_again() -> None:
     run = StudyRun(name="tiny", arm="mab", seed=0, trial_examples=800, spec=spec(), trials=trials)
     assert confirmed_note(run, {}) == ""
     section = confirmed_note(run, {0: (0.6, 0.0), 1: (0.75,)})
-    assert "**trial 1** is the best" in section
+    assert "**trial 1** has the highest mean." in section
+    unfinished = confirmed_note(run, {0: (0.6,)})
+    assert "**trial 0** has the highest mean; trial 1, which was trained once, may" in unfinished
     rows = [line for line in section.replace("\N{EN SPACE}", "").splitlines() if "%" in line]
     assert rows == [
         "| 1 | 80.00% | 75.00% | 75.00% |",

@@ -274,7 +274,7 @@ def test_refresh_publishes_studies_with_new_trials_only(compared, tmp_path: Path
     assert refresh(compared.storage).studies == ()
     study.set_user_attr(CONFIRMED_KEY, {str(compared.runs[0].best.number): [0.5]})
     assert refresh(compared.storage).studies == (name,)
-    assert f"**trial {compared.runs[0].best.number}** is the best" in get_note(study)
+    assert f"**trial {compared.runs[0].best.number}** has the highest" in get_note(study)
     assert refresh(compared.storage).studies == ()
     compared.storage.close()
 

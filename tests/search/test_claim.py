@@ -21,7 +21,16 @@ from hpo_mab.search import StudyRunner, StudySpec, Target
 from hpo_mab.search._claim import claim, close_lost, requeue
 from hpo_mab.search._components import study_pruner
 from hpo_mab.search._study import open_with_parts
-from hpo_mab.storage import RETRIES, Storage, StudyRun, is_gone, open_study, release, this_process
+from hpo_mab.storage import (
+    RETRIES,
+    Definition,
+    Storage,
+    StudyRun,
+    is_gone,
+    open_study,
+    release,
+    this_process,
+)
 from hpo_mab.storage._process import _started, machine
 
 Make = Callable[..., StudySpec]
@@ -378,6 +387,61 @@ def test_what_lost_trials_spent_counts_in_the_budget(
     finished = [trial for trial in run.trials if trial.state == "complete"]
     assert 2 <= len(finished) <= 3
     assert run.examples >= 3 * runner.objective.workload.num_examples
+
+
+def _planned(storage: Storage, spec: StudySpec, *, total: str) -> optuna.Study:
+    """A study without trials, whose trials train 100 examples, an epoch."""
+    study = optuna.create_study(storage=storage.optuna, direction="maximize")
+    Definition(
+        arm="uniform",
+        seed=0,
+        trial_examples=100,
+        epoch_examples=100,
+        spec=spec.model_dump(mode="json"),
+        environment={},
+    ).save(study)
+    Target(trials=50, total=total, epoch_examples=100).save(study)
+    return study
+
+
+def test_no_trial_begins_if_the_running_ones_will_spend_the_rest(
+    storage: Storage, tiny: Make, elsewhere: str
+) -> None:
+    study = _planned(storage, tiny(), total="2epochs")
+    trials = [_start(study, storage, elsewhere) for _ in range(2)]
+    assert claim(study, storage) is Next.WAIT
+    # A trial that ends early leaves room for another.
+    study.tell(trials[0], state=TrialState.FAIL)
+    _start(study, storage, elsewhere)
+    assert claim(study, storage) is Next.WAIT
+
+
+@pytest.mark.parametrize(("resumed", "others"), [(None, 1), (3, 2), (6, 3)])
+def test_a_continued_trial_will_spend_what_its_checkpoint_does_not_have(
+    storage: Storage, tiny: Make, elsewhere: str, resumed: int | None, others: int
+) -> None:
+    # Its length is three budgets of three evaluations; a checkpoint may save one or two of them.
+    study = _planned(storage, tiny(), total="4epochs")
+    longer = _start(study, storage, elsewhere)
+    longer.set_user_attr("hpo_mab:length", 3)
+    if resumed is not None:
+        longer.set_user_attr("hpo_mab:resumed_at", resumed)
+    for _ in range(others):
+        _start(study, storage, elsewhere)
+    assert claim(study, storage) is Next.WAIT
+
+
+def test_what_running_trials_will_spend_in_seconds_is_estimated(
+    storage: Storage, tiny: Make, elsewhere: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = _planned(storage, tiny(), total="100s")
+    monkeypatch.setattr(storage.curves, "spent", lambda _: (100, 40.0))
+    # 40 s are spent, and a running trial takes 40 more.
+    for _ in range(2):
+        _start(study, storage, elsewhere)
+    assert claim(study, storage) is Next.WAIT
+    monkeypatch.setattr(storage.curves, "spent", lambda _: (100, 100.0))
+    assert claim(study, storage) is Next.DONE
 
 
 def test_a_study_that_died_before_it_had_a_definition_is_made_whole(

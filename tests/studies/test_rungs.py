@@ -287,7 +287,5 @@ def test_the_tables_of_longer_trials_follow_from_the_records(load: Load, name: s
     text = (RUNGS / "README.md").read_text(encoding="utf-8")
     record = json.loads((RUNGS / f"longer-{name}.json").read_text(encoding="utf-8"))
     assert longer.table(record) in text
-    if record["data"] == "cifar10":
-        assert longer.best_by_cost(record, (20, 40, 80, 160, 600)) in text
     # Every study spent its budget of 20 trials, and at most one trial more.
     assert all(20 <= one["epochs"] / record["epochs"] < 21.1 for one in record["studies"])
