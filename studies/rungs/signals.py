@@ -13,7 +13,7 @@ import argparse
 import copy
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -217,6 +217,68 @@ def replay(
                 "cost": plain(mean_estimate(cost)),
                 "regret": plain(mean_estimate(ends.max(axis=1) - best), scale=100),
             }
+
+
+#: What tables call the data sets and the signals' weights.
+TITLES = {"fashion_mnist": "Fashion-MNIST", "cifar10": "CIFAR-10", "digits": "digits"}
+WEIGHTS = {
+    "averaged": "averaged weights",
+    "trained": "trained weights",
+    **{kind: f"a copy {kind.replace(' ', ' for ')}" for kind in COPIES},
+}
+#: Signals in the tables of the README.
+SHOWN = [
+    f"{kind}, {measure}"
+    for kind in WEIGHTS
+    for measure in (("accuracy",) if kind in COPIES else ("accuracy", "loss"))
+]
+
+
+def ranking_table(document: Mapping[str, Any]) -> str:
+    """Tau, its difference and the regret of each signal at each rung, in Markdown."""
+    columns = [("tau", "difference", "regret")] * len(TITLES)
+    rows = [_head("share, signal", columns)]
+    for place, rung in enumerate(RUNGS):
+        for name in SHOWN:
+            cells = [f"1/{EVALUATIONS // rung}, {_signal(name)}"]
+            for one in TITLES:
+                (row,) = (r for r in document["sets"][one]["ranking"] if r["signal"] == name)
+                cells.append(f"{row['kendall'][place][0]:.2f}")
+                less = _interval(row["kendall less reference's"][place])
+                cells += ["-" if name == REFERENCE else less, _interval(row["regret"][place])]
+            rows.append(f"| {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
+def replay_table(document: Mapping[str, Any]) -> str:
+    """Cost and regret of successive halving by each signal, in Markdown."""
+    rungs = [f"from 1/{EVALUATIONS // rung}" for rung in RUNGS[:2]]
+    rows = [_head("signal", [rungs] * len(TITLES))]
+    for name in SHOWN:
+        cells = [_signal(name)]
+        for one in TITLES:
+            found = (row for row in document["sets"][one]["replay"] if row["signal"] == name)
+            cells += [f"{row['cost'][0]:.2f}; {_interval(row['regret'])}" for row in found]
+        rows.append(f"| {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
+def _head(first: str, columns: Sequence[Sequence[str]]) -> str:
+    cells = [first]
+    for title, (one, *others) in zip(TITLES.values(), columns, strict=True):
+        cells += [f"{title}: {one}", *others]
+    return f"| {' | '.join(cells)} |\n|{'---|' * len(cells)}"
+
+
+def _signal(name: str) -> str:
+    kind, measure = name.split(", ")
+    return f"{measure} of {WEIGHTS[kind]}"
+
+
+def _interval(found: Sequence[float]) -> str:
+    # A value of -0.003 is written as 0.00.
+    value, low, high = (f"{round(one, 2) + 0.0:.2f}" for one in found)
+    return value if low == high else f"{value} [{low}, {high}]"
 
 
 def record(name: str, *, root: Path, out: Path, seeds: int, epochs: float | None) -> None:

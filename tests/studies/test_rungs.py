@@ -201,6 +201,30 @@ def test_the_recorded_table_of_signals_follows_from_its_rows(signals: ModuleType
                 assert tau.value == pytest.approx(known, abs=6e-4)
 
 
+def test_the_tables_of_signals_follow_from_the_record(signals: ModuleType) -> None:
+    document = json.loads((RUNGS / "signals.json").read_text(encoding="utf-8"))
+    text = (RUNGS / "README.md").read_text(encoding="utf-8")
+    assert signals.ranking_table(document) in text
+    assert signals.replay_table(document) in text
+
+
+def test_the_table_of_schedules_follows_from_the_record() -> None:
+    sets = json.loads((RUNGS / "tables.json").read_text(encoding="utf-8"))["sets"]
+    text = (RUNGS / "README.md").read_text(encoding="utf-8")
+    titles = {"fashion_mnist": "Fashion-MNIST", "cifar10": "CIFAR-10", "digits": "digits"}
+    titles |= {f"cifar10_{n}epochs": f"CIFAR-10, {n} epochs" for n in (8, 30)}
+    for name, title in titles.items():
+        rows = {
+            (row["sampler"], row["schedule"], row["average"]): row
+            for row in sets[name]["schedules"]
+        }
+        linear, constant = (rows["uniform", kind, 0.2] for kind in ("linear", "constant"))
+        values = [one[key] for key in ("median", "best") for one in (linear, constant)]
+        mean, low, high = constant["minus linear"]
+        shown = " | ".join(f"{value:g}" for value in values)
+        assert f"| {title} | {shown} | {mean:.2f} [{low:.2f}, {high:.2f}] |\n" in text
+
+
 def test_the_figures_of_a_constant_rate_follow_from_the_records() -> None:
     text = " ".join((RUNGS / "README.md").read_text(encoding="utf-8").split())
     arms = [f"{sampler}_{pruner}" for sampler in ("uniform", "mab") for pruner in PRUNERS]
