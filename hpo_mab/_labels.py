@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -121,8 +122,9 @@ def _checked_labels(dataset: Any, name: str, *, read: bool) -> Tensor:
     if found is not None:
         # Items are checked before labels: a wrong item explains a wrong label.
         items = [_label_at(dataset, index, name) for index in ends]
-        labels = class_labels(found, name=f"labels of {name}")
-        if [labels[index].item() for index in ends] != items:
+        with contextlib.suppress(ArgumentError):
+            labels = class_labels(found, name=f"labels of {name}")
+        if labels is not None and [labels[index].item() for index in ends] != items:
             labels = None
     if labels is None:
         places = range(size) if read else ends
@@ -178,8 +180,9 @@ def _stored_labels(dataset: Any, size: int) -> Any:
     if isinstance(dataset, TensorDataset):
         return dataset.tensors[1].cpu().numpy() if len(dataset.tensors) > 1 else None
     for name in ("targets", "labels"):
-        labels = getattr(dataset, name, None)
-        if labels is not None and len(labels) == size:
+        labels: Any = getattr(dataset, name, None)
+        # A method, or a table of names, is not the examples' labels.
+        if hasattr(labels, "__len__") and not isinstance(labels, Mapping) and len(labels) == size:
             transform = getattr(dataset, "target_transform", None)
             values = labels.cpu().numpy() if isinstance(labels, Tensor) else np.asarray(labels)
             return values if transform is None else [transform(value) for value in values]

@@ -10,7 +10,7 @@ import enum
 import functools
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hpo_mab._attributes import (
     EVALUATION_KEY,
@@ -78,8 +78,6 @@ Place = tuple[int, str]
 FINISHED = ("complete", "pruned")
 ENDED = (*FINISHED, "fail")
 OPEN = ("waiting", "running")
-
-_Trial = TypeVar("_Trial", "FrozenTrial", "TrialRun")
 
 
 class Next(enum.Enum):
@@ -282,14 +280,15 @@ class Plan:
         last = max(own, key=lambda one: one.slot or 0, default=None)
         if last is None:
             return {one.number for one in self._attempts if not one.twin} & self.latest
-        twins = [one for one in self._attempts if one.twin and one.sampler == last.sampler]
+        own_kind = (one for one in self._attempts if one.sampler == last.sampler)
+        twins = [one for one in own_kind if one.twin and one.finished]
         replaced = {one.slot for one in twins}
         kept = (o for o in self._attempts if not o.twin and o.slot not in replaced)
         return {one.number for one in (*twins, *kept)} & self.latest
 
     @property
     def next_slot(self) -> int:
-        """The lowest slot that no trial has had."""
+        """The slot after the highest that a trial has had."""
         return max((one.slot for one in self._attempts if one.slot is not None), default=-1) + 1
 
     @property
@@ -319,7 +318,7 @@ class Plan:
         candidates = any(not (one.twin or one.promotion) for one in running)
         return Next.WAIT if candidates else Next.PROMOTION
 
-    def has_twin(self, slot: int, sampler: str = UNIFORM) -> bool:
+    def has_twin(self, slot: int, sampler: str) -> bool:
         """Whether a slot has a twin under that sampler, however it may have ended."""
         return (slot, sampler) in self.places
 

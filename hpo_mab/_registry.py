@@ -81,7 +81,7 @@ class Registry(Collection[str]):
     def name(self, named: Named) -> str:
         """The name as text: the registry's own if it has one, else ``package.module:Name``."""
         text = name_of(named)
-        return next((own for own, found in self._names.items() if text == found), text)
+        return next((own for own, found in self._names.items() if text == name_of(found)), text)
 
     def load(self, name: Named) -> Callable[..., Any]:
         """The class or function of a name, imported.

@@ -108,6 +108,9 @@ class TrialCallback(lightning.Callback):
             self._average.update()
             self._steps = trainer.global_step
         loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
+        if loss is not None:
+            # Lightning has divided it by this number.
+            loss = loss * trainer.accumulate_grad_batches
         self._reporter.step(extract_batch_size(batch), loss=loss)
 
     def on_validation_start(

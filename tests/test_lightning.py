@@ -140,6 +140,17 @@ def test_lightning_reports_what_a_plain_loop_reports(
         torch.testing.assert_close(module.model.state_dict()[name], tensor)
 
 
+def test_accumulated_gradients_leave_the_loss_as_it_is(storage: Storage) -> None:
+    losses = []
+    for batches in (1, 2):
+        options = {"accumulate_grad_batches": batches, "max_steps": -1}
+        trial = _fit(storage, Module(), average=0.0, trainer_options=options)
+        curve = storage.curves.load([trial._trial_id])[trial._trial_id]
+        losses.append(curve[0].train_loss)
+    # The network begins the same and learns slowly: twice as large would be far off.
+    assert losses[1] == pytest.approx(losses[0], rel=0.3)
+
+
 def test_lightnings_own_average_is_reported_as_one(storage: Storage) -> None:
     callbacks = pytest.importorskip("lightning.pytorch.callbacks")
     if not hasattr(callbacks, "EMAWeightAveraging"):

@@ -201,6 +201,9 @@ def test_a_sampler_sees_each_configuration_once() -> None:
     assert Plan(trials).once == {0, 2, 4}
     # The study has continued under uniform sampling.
     assert Plan(_with(trials, sampler={4: "uniform"})).once == {1, 3, 4}
+    # A twin that failed replaces nothing.
+    trials = _with(_trials("c0", "f0 twin", "c1"), sampler={1: "mab", 2: "mab"})
+    assert Plan(trials).once == {0, 2}
 
 
 def test_evaluation_seconds_of_all_attempts() -> None:

@@ -225,7 +225,6 @@ _REFINEMENT = 16
 def acceleration(
     pairs: PairedCurves,
     *,
-    chance: float = 0.0,
     confidence: float = 0.95,
     resamples: int = 2000,
     seed: int = 0,
@@ -249,7 +248,6 @@ def acceleration(
 
     Args:
         pairs: P pairs at T budgets.
-        chance: Accuracy before training; matters only for ``k`` far below 1 at the first budget.
         confidence: Coverage of the intervals, in (0, 1).
         resamples: Bootstrap resamples, at least 100.
         seed: Seed of the resampling.
@@ -269,12 +267,12 @@ def acceleration(
             estimates.append(_unknown_estimate(confidence))
             continue
         grid = _fine_grid(pairs.budgets)
-        curves = interpolate(pairs.budgets, uniform, grid, chance=chance)
+        curves = interpolate(pairs.budgets, uniform, grid)
         low, high = mean_limits(
             reached[:, None] - curves, confidence=confidence, resamples=resamples, seed=seed
         )
         point, censored = _first_reached(
-            pairs.budgets, uniform.mean(axis=0), float(reached.mean()), grid, chance=chance
+            pairs.budgets, uniform.mean(axis=0), float(reached.mean()), grid
         )
         # The estimate is of the isotonic mean curve, the interval of the curves as they are. So the
         # interval is widened to contain the estimate.
@@ -333,18 +331,18 @@ def _fine_grid(budgets: Floats) -> Floats:
 
 
 def _first_reached(
-    budgets: Floats, mean: Floats, target: float, grid: Floats, *, chance: float
+    budgets: Floats, mean: Floats, target: float, grid: Floats
 ) -> tuple[float, bool]:
     """Budget at which the monotone mean curve reaches a target; True if it never does."""
     from sklearn.isotonic import isotonic_regression
 
     # The nearest curve that does not fall, so that it reaches each accuracy once.
-    monotone = np.asarray(isotonic_regression(mean, y_min=chance), dtype=np.float64)
+    monotone = np.asarray(isotonic_regression(mean, y_min=0.0), dtype=np.float64)
     # The means of two equal curves may differ in the last digit.
     target -= 1e-12
     if target > monotone[-1]:
         return float(budgets[-1]), True
-    curve = interpolate(budgets, monotone, grid, chance=chance)
+    curve = interpolate(budgets, monotone, grid)
     right = int(np.argmax(curve >= target))
     if right == 0:
         return 0.0, False

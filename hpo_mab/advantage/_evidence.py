@@ -10,8 +10,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
-import numpy as np
-
 from hpo_mab._errors import ArgumentError
 from hpo_mab.advantage._advantage import Estimate, acceleration, advantage, equivalent_budget
 from hpo_mab.advantage._fidelity import compare_fidelity
@@ -242,7 +240,6 @@ def measure_evidence(
     pairs: PairedCurves,
     *,
     margin: float = DEFAULT_MARGIN,
-    chance: float = 0.0,
     confidence: float = 0.95,
     resamples: int = 2000,
     seed: int = 0,
@@ -261,7 +258,6 @@ def measure_evidence(
     Args:
         pairs: At least 4 pairs at T budgets, the last of which is a trial's full budget.
         margin: Largest accepted loss of tau, in [0, 1].
-        chance: Accuracy before training.
         confidence: Coverage of the intervals, in (0, 1).
         resamples: Bootstrap resamples, at least 100.
         seed: Seed of the resampling.
@@ -270,17 +266,17 @@ def measure_evidence(
         model: Network, if known.
 
     Raises:
-        ArgumentError: Fewer than 4 pairs, or an argument outside its bound.
+        ArgumentError: Fewer than 4 pairs that ran to their end, or an argument outside its bound.
     """
-    if len(pairs) < FEWEST_PAIRS:
-        raise ArgumentError(f"evidence needs at least {FEWEST_PAIRS} pairs, got {len(pairs)}.")
+    if pairs.ended < FEWEST_PAIRS:
+        raise ArgumentError(
+            f"evidence needs at least {FEWEST_PAIRS} pairs, got {pairs.ended} that have ended."
+        )
     if not 0.0 <= margin <= 1.0:
         raise ArgumentError(f"margin must be in [0, 1], got {margin}.")
     relative = dataclasses.replace(pairs, budgets=pairs.budgets / pairs.budgets[-1])
     ahead = advantage(relative, confidence=confidence, resamples=resamples, seed=seed)
-    faster = acceleration(
-        relative, chance=chance, confidence=confidence, resamples=resamples, seed=seed
-    )
+    faster = acceleration(relative, confidence=confidence, resamples=resamples, seed=seed)
 
     # Cached: several rungs use the same pairs of columns, and the bootstrap is what costs time.
     @functools.cache
@@ -305,7 +301,7 @@ def measure_evidence(
         rungs=tuple(
             _placed_rung(column, budgets, equivalent, difference, margin) for column in columns
         ),
-        pairs=int(np.isfinite(relative.difference[:, -1]).sum()),
+        pairs=pairs.ended,
         margin=margin,
         source=source,
         data=data,

@@ -85,11 +85,16 @@ class PairedCurves:
         return np.asarray(np.isfinite(self.difference).sum(axis=0), dtype=np.int64)
 
     @property
+    def ended(self) -> int:
+        """Pairs whose trials both ran to the last budget."""
+        return int(self.counts[-1:].sum())
+
+    @property
     def complete(self) -> NDArray[np.bool_]:
         """Whether the reference's curve of each pair runs to the last budget, [P]."""
         return np.asarray(np.isfinite(self.uniform).all(axis=1), dtype=np.bool_)
 
-    def in_seconds(self, *, chance: float = 0.0) -> Self:
+    def in_seconds(self) -> Self:
         """The same pairs at equal training seconds instead of equal examples.
 
         The bandit's accuracy at budget ``t`` becomes that after the reference's seconds for ``t``
@@ -97,16 +102,13 @@ class PairedCurves:
         cost. A bandit that finished earlier keeps its last accuracy; one that was stopped is NaN
         from there.
 
-        Args:
-            chance: Accuracy before training, from which curves rise to their first evaluation.
-
         Raises:
             ArgumentError: The seconds are not known.
         """
         if self.bandit_seconds is None or self.uniform_seconds is None:
             raise ArgumentError("in_seconds needs bandit_seconds and uniform_seconds, got None.")
         rows = [
-            _at_seconds(own, accuracy, other, chance=chance)
+            _at_seconds(own, accuracy, other)
             for own, accuracy, other in zip(
                 self.bandit_seconds, self.bandit, self.uniform_seconds, strict=True
             )
@@ -116,19 +118,18 @@ class PairedCurves:
         return dataclasses.replace(self, bandit=bandit, bandit_seconds=self.uniform_seconds)
 
 
-def interpolate(budgets: Floats, values: Floats, at: Floats, *, chance: float = 0.0) -> Floats:
+def interpolate(budgets: Floats, values: Floats, at: Floats) -> Floats:
     """Accuracies between evaluations: straight in the logarithm of the budget.
 
     Learning curves are nearer to straight lines in ``log t`` than in ``t``. A chord in ``t``
     between budgets that double overstates the budget at which an accuracy is reached. Before the
     first evaluation the line between the first two is extended. Its lower bound is the straight
-    line in ``t`` from ``(0, chance)``.
+    line in ``t`` from ``(0, 0)``.
 
     Args:
         budgets: Budgets of the evaluations, positive and increasing [T], ``T >= 1``.
         values: Accuracies [..., T].
         at: Budgets to read [G], in ``[0, budgets[-1]]``; beyond that the last value is kept.
-        chance: Accuracy at budget 0.
 
     Returns:
         Accuracies [..., G].
@@ -143,13 +144,13 @@ def interpolate(budgets: Floats, values: Floats, at: Floats, *, chance: float = 
     # A NaN of one neighbour, times a share of 0, would make a point on the other one NaN.
     inside = np.where(share == 0.0, values[..., left], inside)
     inside = np.where(share == 1.0, values[..., right], inside)
-    return np.where(at < budgets[0], _before_first(budgets, values, at, chance=chance), inside)
+    return np.where(at < budgets[0], _before_first(budgets, values, at), inside)
 
 
-def _before_first(budgets: Floats, values: Floats, at: Floats, *, chance: float) -> Floats:
+def _before_first(budgets: Floats, values: Floats, at: Floats) -> Floats:
     """Accuracies [..., G] at budgets [G]; only those below the first evaluation are used."""
     first = values[..., :1]
-    rising = chance + (first - chance) * at / budgets[0]
+    rising = first * at / budgets[0]
     if len(budgets) == 1:
         return np.asarray(rising, dtype=np.float64)
     slope = (values[..., 1:2] - first) / np.log(budgets[1] / budgets[0])
@@ -161,7 +162,7 @@ def _before_first(budgets: Floats, values: Floats, at: Floats, *, chance: float)
     return np.asarray(np.fmax(rising, extended), dtype=np.float64)
 
 
-def _at_seconds(own: Floats, accuracy: Floats, other: Floats, *, chance: float) -> Floats:
+def _at_seconds(own: Floats, accuracy: Floats, other: Floats) -> Floats:
     """One pair's accuracy [T] at the seconds ``other`` [T]."""
     seen = np.isfinite(accuracy) & np.isfinite(own)
     if not seen.any():
@@ -169,7 +170,7 @@ def _at_seconds(own: Floats, accuracy: Floats, other: Floats, *, chance: float) 
     # Two evaluations may have equal times, but `interpolate` needs budgets that increase.
     seconds = np.maximum.accumulate(own[seen]) + 1e-9 * np.arange(1, seen.sum() + 1)
     # NaN seconds are read at 0, and their accuracies removed below.
-    found = interpolate(seconds, accuracy[seen], np.nan_to_num(other), chance=chance)
+    found = interpolate(seconds, accuracy[seen], np.nan_to_num(other))
     stopped = not np.isfinite(accuracy[-1])
     beyond = (other > seconds[-1]) if stopped else np.zeros(len(other), dtype=bool)
     return np.where(np.isnan(other) | beyond, np.nan, found)

@@ -17,6 +17,7 @@ from hpo_mab.bandits._settings import (
     BanditSettings,
     Figures,
     TensorLossBinarizer,
+    tenth_of,
 )
 from hpo_mab.bandits._tensor_policies import TENSOR_POLICIES, TensorKnobs, TensorPasses
 
@@ -168,8 +169,8 @@ class DeviceEngine(BanditEngine):
         self._draws = torch.zeros(shares.shape, dtype=torch.int32, device=device)
         #: Pulls rewarded, and pulls judged, since `figures`.
         self._tally = torch.zeros(stack, 2, dtype=torch.int64, device=device)
-        # `begin` may give a network of a stack a floor; a single network keeps its settings.
-        self._floors = stack > 1 or settings.uniform > 0
+        # `begin` may give a network of a stack a floor; a single engine keeps its settings.
+        self._floors = capacity is not None or settings.uniform > 0
 
     def begin(
         self, slot: int, shares: NDArray[np.int32], settings: BanditSettings, *, seed: int
@@ -258,7 +259,7 @@ class DeviceEngine(BanditEngine):
         self._tally[slot] = 0
         draws = self._draws.view(self._stack, -1)[slot]
         examples = self._sizes.view(self._stack, -1)[slot].sum()
-        top = max(1, round(int(examples) / 10))
+        top = tenth_of(int(examples))
         return Figures(
             rewarded, judged, int(draws.sum()), int(draws.topk(top, sorted=False).values.sum())
         )

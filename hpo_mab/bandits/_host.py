@@ -25,6 +25,7 @@ from hpo_mab.bandits._settings import (
     Ints,
     LossBinarizer,
     Rewards,
+    tenth_of,
 )
 from hpo_mab.bandits._states import (
     PRIOR,
@@ -363,7 +364,7 @@ class HostEngine(BanditEngine):
         rewarded, judged = self._rewarded, self._judged
         self._rewarded = self._judged = 0
         draws = self._draws.ravel()
-        top = max(1, round(int(self._sizes.sum()) / 10))
+        top = tenth_of(int(self._sizes.sum()))
         # Padding is never drawn, so its zeros change neither sum.
         most = np.partition(draws, len(draws) - top)[-top:]
         return Figures(rewarded, judged, int(draws.sum()), int(most.sum()))

@@ -63,7 +63,7 @@ class LossBinarizer:
         rule: Which losses are rewarded, see `hpo_mab.bandits._settings.REWARDS`.
     """
 
-    def __init__(self, decay: float, rule: Callable[[Any, Any], Any] = above_average) -> None:
+    def __init__(self, decay: float, rule: Callable[[Any, Any], Any]) -> None:
         self.decay = decay
         self._rule = rule
         # Bias-corrected: m is the sum of d^k mean_k over the sum of d^k, k batches back.
@@ -92,6 +92,8 @@ class LossBinarizer:
         self.total = self.decay * self.total + (1 - self.decay) * mean
         self.weight = self.decay * self.weight + (1 - self.decay)
         rewards = np.asarray(self._rule(losses, threshold), dtype=np.bool_)
+        if valid is not None:
+            rewards &= valid
         return rewards.view(np.int8), valid
 
 
@@ -103,7 +105,7 @@ class TensorLossBinarizer:
         rule: Which losses are rewarded, see `hpo_mab.bandits._settings.REWARDS`.
     """
 
-    def __init__(self, decay: Tensor, rule: Callable[[Any, Any], Any] = above_average) -> None:
+    def __init__(self, decay: Tensor, rule: Callable[[Any, Any], Any]) -> None:
         self._decay = decay
         self._rule = rule
         self._total = torch.zeros_like(decay)
@@ -206,7 +208,7 @@ class BanditSettings:
             self.shuffles,
             forgets if self.memory is not None or self.discount is not None else "nothing",
             self.prior if self.correction else None,
-            REWARDS.name(self.reward),
+            self.rule,
         )
 
     def window(self, arms: float) -> int | None:
@@ -276,6 +278,11 @@ def coprime_strides(size: int) -> Ints:
     strides = np.arange(1, size + 1)
     coprime: Ints = strides[np.gcd(strides, size) == 1]
     return coprime
+
+
+def tenth_of(examples: int) -> int:
+    """A tenth of the examples, at least one, for `Figures.drawn_most`."""
+    return -(-examples // 10)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from hpo_mab._errors import ArgumentError
+from hpo_mab.storage import DEFAULT_URL
 
 if TYPE_CHECKING:
     from hpo_mab.search import StudySpec
@@ -63,10 +64,10 @@ def devices() -> list[str]:
 def study_names(ctx: typer.Context) -> list[str]:
     """Names of the studies in the storage on the command line, or in the default one."""
     from hpo_mab._errors import HpoMabError
-    from hpo_mab.storage import DEFAULT_URL, Storage
+    from hpo_mab.storage import Storage
     from hpo_mab.storage import study_names as stored
 
-    given = ctx.params.get("storage") or DEFAULT_URL
+    given = ctx.params.get("storage") or DEFAULT_STORAGE
     # Some commands take several storages.
     urls = [given] if isinstance(given, str) else given
     found: list[str] = []
@@ -90,8 +91,7 @@ def within(low: int, high: int | None = None) -> Callable[..., Any]:
     return check
 
 
-#: As `hpo_mab.storage.DEFAULT_URL`, which cannot be imported without SQLAlchemy.
-DEFAULT_STORAGE = "sqlite:///hpo_mab.db"
+DEFAULT_STORAGE = DEFAULT_URL
 
 # Each option is declared once. Commands list those that they take, because typer reads signatures.
 
@@ -382,7 +382,7 @@ def _arguments(parameter: Any, value: Any) -> Iterator[str]:
         elif one is True:
             yield parameter.opts[0]
         else:
-            yield from (parameter.opts[0], f"{one:g}" if isinstance(one, float) else str(one))
+            yield from (parameter.opts[0], f"{one:.15g}" if isinstance(one, float) else str(one))
 
 
 # Files that an option names.
@@ -437,6 +437,9 @@ def refuse_unwritable(*paths: Path | None) -> None:
             raise ArgumentError(f"{path} is read-only; give another file.")
         if path.is_file() and _is_database(path):
             raise ArgumentError(f"{path} is a database; give another file.")
+        if path.exists() and not path.is_file():
+            # A device, such as /dev/null, is not replaced.
+            continue
         folder = path.resolve().parent
         if not os.access(folder, os.W_OK | os.X_OK):
             raise ArgumentError(

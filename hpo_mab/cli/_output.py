@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from hpo_mab.compare._text import length_text, parameter
+from hpo_mab.compare._text import length_text, parameters
 
 if TYPE_CHECKING:
     from hpo_mab.compare import ComparisonSummary
@@ -67,7 +67,7 @@ def print_summary(
     for label, text in _summary_rows(facts):
         table.add_row(label, text)
     if outcome.interrupted:
-        out.print("Interrupted. Finished trials are stored; the same command continues.\n")
+        out.print("Interrupted. Finished trials are stored; the last command below continues.\n")
     out.print(table)
     steps = [
         (compare, "the same study with uniform sampling" + _unpruned_text(spec)),
@@ -150,7 +150,7 @@ def _summary_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
         if best["test_accuracy"] is not None:
             accuracy += f"; {best['test_accuracy']:.2%} on the test set"
         rows.append(("Best", accuracy))
-        rows.append(("", ", ".join(f"{k} = {parameter(v)}" for k, v in best["params"].items())))
+        rows.append(("", parameters(best["params"])))
     counted = f"{trials['complete']} complete, {trials['pruned']} pruned, {trials['fail']} failed"
     if facts["twins"]:
         counted += f"; {facts['twins']} of them repeat a configuration under another sampler"

@@ -6,7 +6,7 @@ import contextlib
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Self
 
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
@@ -90,7 +90,7 @@ class StudyProgress:
         if self._done_before is None:
             # This trial is the first that ends in this process.
             self._done_before = done - 1
-        self._state = self._describe(study, plan)
+        self._state = self._describe(study, trials, plan)
         self._last_end = time.monotonic()
         self._ended = {each.number for each in trials if each.state.is_finished()}
         self._seen.pop(trial.number, None)
@@ -140,9 +140,8 @@ class StudyProgress:
                 text += f", up to {duration(whole * self._trials)} for all"
         return text
 
-    def _describe(self, study: optuna.Study, plan: Plan) -> str:
+    def _describe(self, study: optuna.Study, trials: Sequence[FrozenTrial], plan: Plan) -> str:
         counts, done = plan.counts(), plan.finished
-        trials = study.get_trials(deepcopy=False)
         # The value of a pruned trial is its last report, which is not a final accuracy.
         complete = [trial.value or 0.0 for trial in trials if trial.state.name == "COMPLETE"]
         parts = [f"{done}/{self._trials} trials", f"{counts['pruned']} pruned"]

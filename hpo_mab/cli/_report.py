@@ -290,7 +290,7 @@ def _show_trials(storage: str, name: str, *, as_json: bool) -> None:
     from rich.table import Table
 
     from hpo_mab.cli._output import console
-    from hpo_mab.compare._text import parameter
+    from hpo_mab.compare._text import parameters
     from hpo_mab.storage import Definition, Storage, open_study
 
     study = open_study(Storage(storage, create=False), name)
@@ -314,9 +314,10 @@ def _show_trials(storage: str, name: str, *, as_json: bool) -> None:
     table = Table(*head, box=None, padding=(0, 2, 0, 0))
     for row in rows:
         value = "" if row["value"] is None else f"{row['value']:{'.2%' if ours else '.6g'}}"
-        params = ", ".join(f"{key} = {parameter(each)}" for key, each in row["params"].items())
         state = row["state"] + promoted[row["trial"]]
-        table.add_row(str(row["trial"]), state, value, str(row["evaluations"]), params)
+        table.add_row(
+            str(row["trial"]), state, value, str(row["evaluations"]), parameters(row["params"])
+        )
     console().print(table if rows else f"No trials in '{name}' yet.")
     if rows:
         typer.echo("\n--trial NUMBER shows one trial's evaluations, and why it was pruned.")
@@ -326,7 +327,7 @@ def _show_trial(storage: str, name: str, number: int, *, as_json: bool) -> None:
     from hpo_mab._attributes import PRUNED_KEY, REASON_KEY, StudySettings, trial_attributes
     from hpo_mab._errors import UnknownNameError
     from hpo_mab.cli._output import console
-    from hpo_mab.compare._text import parameter
+    from hpo_mab.compare._text import parameters
     from hpo_mab.pruners import why_pruned
     from hpo_mab.storage import Definition, Storage, open_study
 
@@ -358,9 +359,7 @@ def _show_trial(storage: str, name: str, number: int, *, as_json: bool) -> None:
         return
     rows = {
         "Trial": f"{number} of {name}, {state}{_promoted(trials)[number]}",
-        "Parameters": ", ".join(
-            f"{key} = {parameter(value)}" for key, value in trial.params.items()
-        ),
+        "Parameters": parameters(trial.params),
         "Evaluations": ", ".join(f"{step}: {value:{form}}" for step, value in values),
         "Why": why,
     }

@@ -7,7 +7,7 @@ import re
 import shlex
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -51,13 +51,15 @@ def launcher(
         raise ArgumentError(
             "--ray needs --workers N: how many it places. 'auto' counts this machine's cores."
         )
+    # Those of this command, which may differ from the stored definition's.
+    given: dict[str, Any] = {"data_root": spec.data.root, "slots": spec.training.slots}
     if workers is None:
         if storage.is_sqlite and storage.file is None:
             return None
         from hpo_mab.workers import Later, ProcessLauncher
 
         later = Later(device=spec.training.device, threads=spec.training.threads)
-        return ProcessLauncher(storage, devices=later, data_root=spec.data.root)
+        return ProcessLauncher(storage, devices=later, **given)
     if ray is None and workers == 1:
         return None
     if storage.is_sqlite and workers > _SQLITE_WORKERS and not quiet:
@@ -74,11 +76,11 @@ def launcher(
             workers=workers,
             address=ray,
             gpus_per_worker=gpus_per_worker or 0.0,
-            data_root=spec.data.root,
+            **given,
         )
     # This process has the first.
     _, *devices = worker_devices(workers, device=spec.training.device)
-    return ProcessLauncher(storage, devices=devices, data_root=spec.data.root)
+    return ProcessLauncher(storage, devices=devices, **given)
 
 
 def run(
@@ -152,7 +154,7 @@ def run(
         # A URL with a password must not be shown.
         shown = {"storage": store.shown_url} if is_given(context, "storage") else {}
         named = {"name": study_name} if name or fresh else {}
-        more = _doubled_limit(outcome, loaded.budget)
+        more = {} if outcome.interrupted else _doubled_limit(outcome, loaded.budget)
         # The names of the other arms may be those of other studies.
         own = named or ({} if _is_comparable(loaded, store) else {"name": study_name})
         print_summary(
@@ -207,7 +209,7 @@ def _doubled_limit(outcome: RunOutcome, budget: BudgetSection) -> dict[str, str]
             epoch_examples=run.training_examples or 1,
         )
         if share >= 1 or not doubled:
-            amount = re.sub(r"[\d.]+", lambda known: f"{2 * float(known[0]):g}", budget.total)
+            amount = re.sub(r"[\d.]+", lambda known: f"{2 * float(known[0]):.15g}", budget.total)
             doubled["budget"] = amount
     return doubled
 
@@ -359,7 +361,7 @@ def _print_comparison(
 
     print_result(summary, verbose=verbose)
     ids = [storage.optuna.get_study_id_from_name(run.name) for run in found.runs]
-    link = f"http://127.0.0.1:{PORT}{comparison_path(ids)}"
+    link = f"http://127.0.0.1:{PORT}{comparison_path(ids, reference=summary.reference)}"
     steps = [
         (dashboard, "notes and figures in the browser"),
         (link, "the arms side by side, in that dashboard"),

@@ -8,6 +8,7 @@ import dataclasses
 import html
 import io
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -173,11 +174,12 @@ def _save(found: Replay, path: Path) -> None:
 
 def _replay_json(found: Replay, study: str) -> str:
     curves = {"recorded": found.trial.curve, "replayed": found.curve}
+    diverged = math.isinf(found.largest_difference)
     facts = {
         "study": study,
         "trial": found.trial.number,
         "identical": found.is_identical,
-        "largest_difference": found.largest_difference,
+        "largest_difference": None if diverged else found.largest_difference,
         "slots": found.slots,
         **{name: [e.accuracy for e in curve] for name, curve in curves.items()},
     }
@@ -189,11 +191,12 @@ def _replay_text(found: Replay, study: str) -> str:
     for index, one in enumerate(found.trial.curve):
         other = f"{found.curve[index].accuracy:.4%}" if index < len(found.curve) else "diverged"
         lines.append(f"{one.examples:>12,}  {one.accuracy:>10.4%}  {other:>10}")
-    verdict = (
-        "is reproduced bit for bit"
-        if found.is_identical
-        else f"differs by up to {found.largest_difference:.2%} in accuracy"
-    )
+    if found.is_identical:
+        verdict = "is reproduced bit for bit"
+    elif math.isinf(found.largest_difference):
+        verdict = "diverged before the end of its record"
+    else:
+        verdict = f"differs by up to {found.largest_difference:.2%} in accuracy"
     lines.append(f"Trial {found.trial.number} of {study} {verdict}.")
     if found.slots is not None and not found.is_identical:
         lines.append(

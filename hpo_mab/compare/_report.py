@@ -67,8 +67,6 @@ def read_record(path: Path) -> ComparisonRecord:
     Raises:
         ArgumentError: It cannot be read or is no record of a comparison.
     """
-    from hpo_mab.compare._records import ComparisonSummary
-
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
         return ComparisonRecord(

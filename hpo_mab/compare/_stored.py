@@ -385,8 +385,7 @@ def _race_evidence(
     chosen = raced.choice.sampler
     trials = study.get_trials(deepcopy=False)
     pairs = pairs_of_trials(trials, full=settings.evaluations or 0, sampler=chosen)
-    # The last count is that of pairs whose trials ran to their end.
-    if chosen == UNIFORM or int(pairs.counts[-1:].sum()) < FEWEST_PAIRS:
+    if chosen == UNIFORM or pairs.ended < FEWEST_PAIRS:
         # Nothing for a pruner: trials under uniform sampling have no advantage.
         found = Evidence(
             budgets=(),

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 
-def percent(estimate: Estimate, *, digits: int = 1, interval: bool = True) -> str:
+def percent(estimate: Estimate, *, interval: bool = True) -> str:
     """A share in percent, as ``value [low, high]`` with an interval within 0 and 1, or alone."""
     # The interval of a mean may exceed the range of shares.
     low, high = (
@@ -24,7 +24,7 @@ def percent(estimate: Estimate, *, digits: int = 1, interval: bool = True) -> st
         for end in (estimate.low, estimate.high)
     )
     within = dataclasses.replace(estimate, low=low, high=high)
-    return _estimate_text(within, 100.0, f".{digits}f", interval=interval)
+    return _estimate_text(within, 100.0, ".1f", interval=interval)
 
 
 def points(estimate: Estimate) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from hpo_mab._attributes import Section, StudySettings, is_range
@@ -26,6 +26,11 @@ _OPTION_NAMES = {"validation": "validation share"}
 def parameter(value: Any) -> str:
     """A parameter's value, to four digits."""
     return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def parameters(params: Mapping[str, Any]) -> str:
+    """Parameters with their values, in one line."""
+    return ", ".join(f"{name} = {parameter(value)}" for name, value in params.items())
 
 
 #: Words for parts of the names of arms.
@@ -323,8 +328,9 @@ def _answer(contrast: Contrast, question: Question, currency: Currency | None) -
 
 def _is_equal(estimate: Estimate | None) -> bool:
     """Whether all observations are zero, as they are if both arms train the same."""
-    found = estimate
-    return found is not None and found.value == 0.0 and found.n > 1 and not found.bounded
+    if estimate is None:
+        return False
+    return estimate.value == 0.0 and estimate.n > 1 and not estimate.bounded
 
 
 def _measure(

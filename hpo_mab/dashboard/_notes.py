@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hpo_mab._attributes import PRUNED_KEY, REASON_KEY
+from hpo_mab._attributes import PRUNED_KEY, REASON_KEY, RESUMED_KEY
 from hpo_mab._plan import Plan
 from hpo_mab.compare._text import (
     length_text,
@@ -24,6 +24,7 @@ from hpo_mab.compare._text import (
     search_space,
     study_facts,
 )
+from hpo_mab.compare.figures._style import thin
 from hpo_mab.pruners import why_pruned
 from hpo_mab.search._confirm import best_first
 
@@ -105,7 +106,8 @@ def _best_line(run: StudyRun, test_accuracy: float | None) -> str:
     if best is None:
         return "No trial is complete yet."
     scored = "" if test_accuracy is None else f", {test_accuracy:.2%} on the test set"
-    return f"**Best: {best.value:.2%} validation accuracy** in trial {best.number}{scored}."
+    number = f"{best.number}{length_text(best.budgets)}"
+    return f"**Best: {best.value:.2%} validation accuracy** in trial {number}{scored}."
 
 
 def confirmed_note(run: StudyRun, repeats: Mapping[int, Sequence[float]]) -> str:
@@ -189,10 +191,18 @@ def _next_commands(run: StudyRun, storage: Storage) -> str:
     # The path of a user's own definition is not stored.
     name = name if name in builtin_names() else f"{name}.toml"
     more = 2 * max(len(run.trials), 1)
+    # The definition alone may be that of another study of the same name.
+    own = {
+        "name": run.name,
+        "sampler": run.settings.sampler.kind,
+        "pruner": run.settings.pruner.kind,
+        "seed": str(run.seed),
+    }
+    options = " ".join(f"--{key} {shlex.quote(value)}" for key, value in own.items())
     commands = [f"hpo-mab report {shlex.quote(run.name)}{where}   # one HTML file"]
     if run.spec:
         commands = [
-            f"hpo-mab run {shlex.quote(name)}{where} --trials {more}   # continue",
+            f"hpo-mab run {shlex.quote(name)}{where} {options} --trials {more}   # continue",
             f"hpo-mab compare {shlex.quote(name)}{where}   # against uniform sampling",
             *commands,
         ]
@@ -227,7 +237,6 @@ def curve_notes(run: StudyRun) -> dict[int, str]:
 
 
 def _curve_note(trial: TrialRun) -> str:
-    places = np.linspace(0, len(trial.curve) - 1, min(len(trial.curve), _ROWS)).round().astype(int)
     rows = [
         (
             str(point.index),
@@ -236,7 +245,7 @@ def _curve_note(trial: TrialRun) -> str:
             f"{point.train_loss:.4g}",
             "averaged" if point.averaged else "trained",
         )
-        for point in (trial.curve[place] for place in places)
+        for point in (trial.curve[place] for place in thin(len(trial.curve), _ROWS))
     ]
     head = ("evaluation", "training examples", "validation accuracy", "training loss", "weights")
     return (
@@ -257,7 +266,8 @@ def pruning_notes(run: StudyRun) -> dict[int, str]:
         if trial.state == "pruned":
             notes[trial.number] = _pruning_note(run, trial, earlier)
         # After its own note: a trial is compared with earlier ones only.
-        for evaluation in trial.curve:
+        # A trial that continues another one begins with that one's curve.
+        for evaluation in trial.curve[int(trial.attrs.get(RESUMED_KEY, 0)) :]:
             bisect.insort(earlier[evaluation.index], evaluation.accuracy)
     return notes
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -68,10 +67,6 @@ class DashboardBuffer:
     def __init__(self, known: Mapping[str, Any]) -> None:
         self._study = AttributeSink(known)
         self._trial_notes: dict[str, Any] = {}
-
-    def __len__(self) -> int:
-        """Number of attributes that wait to be written."""
-        return len(self._trial_notes) + len(self._study.written)
 
     def has_trial_note(self, trial_id: int) -> bool:
         """Whether a trial has a note, ours or a user's."""
@@ -252,17 +247,15 @@ class Published:
 
     Attributes:
         studies: Names of the studies whose pages are up to date now.
-        seconds: How long it took.
         problem: Why some are not, in one line; empty if all are.
 
     Examples:
         >>> from hpo_mab.dashboard import Published
-        >>> Published(studies=("digits-mab-0",), seconds=0.2).problem
+        >>> Published(studies=("digits-mab-0",)).problem
         ''
     """
 
     studies: tuple[str, ...]
-    seconds: float
     problem: str = ""
 
 
@@ -317,7 +310,8 @@ def publish_comparison(
     @functools.cache
     def shared() -> tuple[dict[str, str], dict[str, go.Figure]]:
         ids = [id_of(open_study(storage, run.name)) for run in runs]
-        found = {"verdict": verdict(in_arm_words(summary)), "compared": comparison_path(ids)}
+        page = comparison_path(ids, reference=summary.reference)
+        found = {"verdict": verdict(in_arm_words(summary)), "compared": page}
         return found, study_figures(runs) | comparison_figures(summary)
 
     def write(name: str) -> bool:
@@ -356,7 +350,6 @@ def _publish_all(names: Iterable[str], write: Callable[[str], bool]) -> Publishe
         names: Names of the studies.
         write: Writes a study's pages; returns whether there was anything to write.
     """
-    began = time.perf_counter()
     written: list[str] = []
     problems: list[str] = []
     for name in names:
@@ -368,7 +361,6 @@ def _publish_all(names: Iterable[str], write: Callable[[str], bool]) -> Publishe
     more = f" (and {len(problems) - 1} more studies)" if len(problems) > 1 else ""
     return Published(
         studies=tuple(written),
-        seconds=time.perf_counter() - began,
         problem=f"{problems[0]}{more}" if problems else "",
     )
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from socketserver import ThreadingMixIn
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 from wsgiref import simple_server
 
 from bottle import HTTPResponse, request
@@ -65,9 +66,9 @@ def application(storage: Storage, *, artifacts: Path | None = None) -> WSGIAppli
     return made
 
 
-def comparison_path(study_ids: Iterable[int]) -> str:
-    """Path of the page that compares studies: verdict, table and figures."""
-    return f"{_COMPARISON}?ids={','.join(map(str, study_ids))}"
+def comparison_path(study_ids: Iterable[int], *, reference: str) -> str:
+    """Path of the page that compares studies with those of an arm: verdict, table and figures."""
+    return f"{_COMPARISON}?ids={','.join(map(str, study_ids))}&reference={quote(reference)}"
 
 
 def _comparison_page(storage: Storage) -> HTTPResponse:
@@ -77,7 +78,8 @@ def _comparison_page(storage: Storage) -> HTTPResponse:
     ids = str(request.query.get("ids", "")).split(",")
     try:
         names = [storage.optuna.get_study_name_from_id(int(text)) for text in ids]
-        found = stored_comparison(names, storages=[storage.secret_url])
+        reference = request.query.getunicode("reference")
+        found = stored_comparison(names, storages=[storage.secret_url], reference=reference)
         summary = summarise(found.runs, reference=found.reference, retrained=found.retrained)
     except HpoMabError as error:
         return _text_response(400, str(error))
@@ -147,6 +149,10 @@ class _ThreadedServer(ThreadingMixIn, simple_server.WSGIServer):
     """Browsers open idle connections, which would block a server of one thread."""
 
     daemon_threads = True
+
+    def __init__(self, address: Any, handler: Any) -> None:
+        self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+        super().__init__(address, handler)
 
 
 def make_server(app: WSGIApplication, *, host: str, port: int) -> simple_server.WSGIServer:

@@ -95,6 +95,8 @@ class ImageData:
         if pixels.ndim == 3:
             pixels = pixels.unsqueeze(1)
         names = np.asarray(labels)
+        if names.dtype == object and all(isinstance(name, str) for name in names.flat):
+            names = names.astype(str)
         if names.dtype.kind != "U" or names.ndim != 1:
             names = class_labels(labels).numpy()
         distinct, numbers = np.unique(names, return_inverse=True)
@@ -367,7 +369,7 @@ def read(root: Path, *, name: str, key: str) -> Decoded | None:
             warnings=tuple(meta["warnings"]),
             names=tuple(meta.get("names", ())),
         )
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, EOFError, ValueError, KeyError, TypeError):
         return None
 
 

@@ -51,8 +51,7 @@ def digits() -> Parts:
         labels=torch.from_numpy(rows[:, -1].astype(np.int64)),
         classes=tuple(str(digit) for digit in range(10)),
     )
-    train, test = stratified_halves(data.labels, share=TEST_SHARE, seed=0)
-    return {"train": data.subset(train), "test": data.subset(test)}
+    return {"train": data}
 
 
 def _digits_of_sklearn() -> NDArray[np.float64]:
@@ -297,7 +296,8 @@ def load(
         ArgumentError: An option outside its bound, or data that are no images.
         DataError: The data do not exist, cannot be fetched or read, or exceed memory.
     """
-    parts = _loaded(name, plain(more), root=Path(root), download=download).parts
+    given = {"root": Path(root), "download": download, "validation": 0.15, "seed": 0}
+    parts = _loaded(name, plain(more), **given).parts
     if not isinstance(parts["train"], ImageData):
         raise ArgumentError(f"data set '{name_of(name)}' is not one of images; use load_splits.")
     return parts["train"], parts["test"]

@@ -374,8 +374,7 @@ class EvidenceKeeper:
             sampler=arm,
         )
         known = 0 if self.evidence is None else self.evidence.pairs
-        complete = int(pairs.counts[-1:].sum())
-        if complete < FEWEST_PAIRS or complete <= known:
+        if pairs.ended < FEWEST_PAIRS or pairs.ended <= known:
             return
         self.evidence = measure_evidence(
             pairs,

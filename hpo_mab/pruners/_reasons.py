@@ -177,10 +177,10 @@ _RULES: Mapping[type[BasePruner], Callable[[Any, optuna.Study, FrozenTrial], Rea
     PromotionPruner: _promotion,
     TopKPruner: _top_k,
     HyperbandPruner: _hyperband,
-    optuna.pruners.MedianPruner: _percentile,
+    MedianPruner: _percentile,
     optuna.pruners.PatientPruner: _patient,
-    optuna.pruners.PercentilePruner: _percentile,
-    optuna.pruners.SuccessiveHalvingPruner: _halving,
+    PercentilePruner: _percentile,
+    SuccessiveHalvingPruner: _halving,
     optuna.pruners.ThresholdPruner: _threshold,
     optuna.pruners.WilcoxonPruner: _wilcoxon,
 }
@@ -268,7 +268,7 @@ def _move_text(because: Mapping[str, Any]) -> str:
     return (
         f" Evidence {because['evidence']} moved this rung: without it, it would lie at "
         f"evaluation {because.get('uniform_step')}. Evaluation {because['step']} is worth "
-        f"number {float(because.get('equivalent_step') or 0.0):.1f} of uniform training."
+        f"evaluation {float(because.get('equivalent_step') or 0.0):.1f} of uniform training."
     )
 
 

@@ -87,8 +87,8 @@ class MABSampler(BatchSampler):
             every other one; each has the same chance as with replacement, over the random order
             of passes. ``"auto"``: False without ``correction``, which needs True.
         active: Share of the training budget, in [0, 1], after which sampling is uniform, every
-            arm once a pass; `set_progress` sets the share spent. A CUDA graph stays in the phase
-            in which it was captured.
+            arm once a pass; 1: never. `set_progress` sets the share spent. A CUDA graph stays in
+            the phase in which it was captured.
         epsilon: Of ``"epsilon_greedy"``, in [0, 1].
         temperature: Of ``"softmax"``, positive.
         exploration: Of ``"ucb1"``, at least 0.
@@ -240,7 +240,8 @@ class MABSampler(BatchSampler):
         return found
 
     def _draw(self) -> Draw:
-        uniform = self._progress >= self._settings.active
+        # A training that continues beyond its budget has a progress of 1.
+        uniform = self._progress >= self._settings.active < 1
         indices, weights, arms = self._engine.draw(uniform=uniform)
         if self._elsewhere:
             indices = indices.to(self.device)

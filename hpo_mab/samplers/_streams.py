@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hpo_mab.bandits._settings import tenth_of
 from hpo_mab.samplers._base import BatchSampler, CommonArguments
 from hpo_mab.samplers._feedback import Draw
 
@@ -216,8 +217,7 @@ def concentration(counts: Tensor) -> float:
     Returns:
         The share, in [0.1, 1] where ten divides n; NaN before the first draw.
     """
-    tenth = -(-len(counts) // 10)
-    most = torch.topk(counts, tenth).values.sum()
+    most = torch.topk(counts, tenth_of(len(counts))).values.sum()
     return float(most / counts.sum())
 
 

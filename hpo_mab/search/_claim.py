@@ -6,7 +6,6 @@ No slot is trained twice and none is left out.
 from __future__ import annotations
 
 import dataclasses
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, Self
 
@@ -43,7 +42,7 @@ from hpo_mab.storage import (
     release,
     this_process,
 )
-from hpo_mab.storage._optuna import begin_trial, id_of, storage_of
+from hpo_mab.storage._optuna import ask, begin_trial, id_of, storage_of
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -231,10 +230,10 @@ def _retry_of(slot: int, numbers: list[int], last: FrozenTrial) -> FrozenTrial:
     # Optuna keeps the parameters of a queued trial there until they are suggested.
     if "fixed_params" in last.system_attrs:
         system["fixed_params"] = last.system_attrs["fixed_params"]
-    # A twin keeps its sampler, and a promotion the trial that it promotes. The study's record of
+    # A retry keeps its sampler, and a promotion the trial that it promotes. The study's record of
     # examples is used only if the first attempt used it.
     attrs = trial_attributes(last)
-    kept = [PROMOTES_KEY, LENGTH_KEY, LEARNED_KEY] + [TWIN_KEY, SAMPLER_KEY] * (TWIN_KEY in attrs)
+    kept = (PROMOTES_KEY, LENGTH_KEY, LEARNED_KEY, TWIN_KEY, SAMPLER_KEY)
     return optuna.create_trial(
         state=TrialState.WAITING,
         params=last.params,
@@ -290,7 +289,7 @@ def claim(
     """Take the study's next trial: one that waits, else a new one.
 
     Finished and running trials together, twins not counted, never exceed the study's target. A new
-    trial takes the lowest slot that no trial has had.
+    trial takes the slot after the highest that a trial has had.
 
     Args:
         study: The study.
@@ -381,12 +380,11 @@ def _next_step(
 def _start_next(
     study: optuna.Study, storage: Storage, plan: Plan, best: FrozenTrial | None
 ) -> optuna.trial.Trial:
-    if plan.waiting is not None:
+    if best is not None:
+        trial = _begin_promotion(study, best, plan.next_slot)
+    elif plan.waiting is not None:
         _give_slot(study, plan.waiting, plan.next_slot)
-        trial = _ask(study)
-    elif best is not None:
-        _queue_promotion(study, best, plan.next_slot)
-        trial = _ask(study)
+        trial = ask(study)
     else:
         trial = begin_trial(study, {SLOT_KEY: plan.next_slot})
     # Before the lock is released: another thread that looks for lost trials must see it.
@@ -422,26 +420,13 @@ def _give_slot(study: optuna.Study, waiting: Attempt, new_slot: int) -> None:
             storage_of(study).set_trial_user_attr(id_of(trial), key, value)
 
 
-def _queue_promotion(study: optuna.Study, best: FrozenTrial, new_slot: int) -> None:
-    """Queue a trial's configuration, to be trained in full or to continue in its own slot."""
+def _begin_promotion(study: optuna.Study, best: FrozenTrial, new_slot: int) -> optuna.trial.Trial:
+    """Begin a trial of a trial's configuration, in full, or in its slot to continue it."""
     continues = isinstance(study.pruner, PromotionPruner)
     slot = slot_of(study, best) if continues else new_slot
     attrs = trial_attributes(best)
     kept = {key: attrs[key] for key in (SAMPLER_KEY, LEARNED_KEY) if continues and key in attrs}
     if continues and best.state == TrialState.COMPLETE:
         kept[LENGTH_KEY] = budgets_of(attrs) + 1
-    study.add_trial(
-        optuna.create_trial(
-            state=TrialState.WAITING,
-            params=best.params,
-            distributions=best.distributions,
-            user_attrs={SLOT_KEY: slot, PROMOTES_KEY: best.number, **kept},
-        )
-    )
-
-
-def _ask(study: optuna.Study) -> optuna.trial.Trial:
-    with warnings.catch_warnings():
-        # Optuna warns that heartbeats work in its own loop only. Here `heartbeat` records them.
-        warnings.filterwarnings("ignore", message="Heartbeat of storage")
-        return study.ask()
+    own = {SLOT_KEY: slot, PROMOTES_KEY: best.number, **kept}
+    return begin_trial(study, own, params=best.params, distributions=best.distributions)

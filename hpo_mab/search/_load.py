@@ -77,14 +77,14 @@ def make_spec(raw: Mapping[str, Any]) -> StudySpec:
 
 
 def _path_of(source: str | Path) -> Path:
-    path = Path(source)
-    if path.suffix == ".toml" or path.exists():
+    path, builtin = Path(source), _builtin_paths()
+    # A folder of data may have the name of a definition.
+    if path.suffix == ".toml" or path.is_file() or (path.exists() and str(source) not in builtin):
         if path.is_dir():
             raise SpecError(f"{source} is a folder; name the definition (.toml) in it.")
         if not path.is_file():
             raise SpecError(f"{source}: no such file. Definitions: {', '.join(builtin_names())}.")
         return path
-    builtin = _builtin_paths()
     if str(source) not in builtin:
         raise SpecError(str(UnknownNameError("study definition", str(source), builtin)))
     return builtin[str(source)]

@@ -226,7 +226,7 @@ class TrainingObjective:
             self.race = Race(
                 self.portfolio, initial=initial, trials=trials, judged=judged, data=self.source
             )
-        #: Whether the study's lock is held where twins of the race are queued.
+        #: Whether a `TrialLoop` runs the trials: it queues twins with the study's lock held.
         self._is_stored = False
         self.curves = curves
         #: Writes what trials see of each example, see `record_examples`; None writes nothing.

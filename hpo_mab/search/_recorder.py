@@ -323,7 +323,6 @@ class SlotCheckpoint:
         slot: The trial's slot, and the batch sampler of its twin.
         identity: Returns what must be equal in the attempt that writes and the one that reads.
             Called only if there is something to write or read.
-        clock: Returns seconds.
     """
 
     def __init__(
@@ -333,14 +332,12 @@ class SlotCheckpoint:
         slot: Place,
         *,
         identity: Callable[[], Mapping[str, Any]],
-        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._checkpoints = checkpoints
         self._study = study
         self._slot = slot
         self._identity = identity
-        self._clock = clock
-        self._saved = clock()
+        self._saved = time.monotonic()
 
     def load(self) -> Mapping[str, Any] | None:
         """The state that an earlier attempt has saved; None if there is none of this trial."""
@@ -362,7 +359,7 @@ class SlotCheckpoint:
 
     def is_due(self, training: HasState) -> bool:
         """Whether it is time to save the training, and possible now."""
-        waited = self._clock() - self._saved
+        waited = time.monotonic() - self._saved
         return waited > self._checkpoints.seconds and training.has_state
 
     def save(self, training: HasState) -> None:
@@ -375,7 +372,7 @@ class SlotCheckpoint:
             reason = str(error).strip().partition("\n")[0]
             warn_of_checkpoint(f"The checkpoint {path} cannot be written: {reason}")
         # Also after an error: it must not be tried again at every evaluation.
-        self._saved = self._clock()
+        self._saved = time.monotonic()
 
     def keeps(self, training: HasState, *, pruned: bool) -> bool:
         """Whether a training that was pruned, or has ended, may be continued, and can be saved."""

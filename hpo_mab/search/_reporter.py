@@ -9,7 +9,6 @@ import contextlib
 import copy
 import math
 import time
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
 from typing import Any, Self, SupportsFloat
@@ -26,11 +25,11 @@ from hpo_mab._attributes import (
     SLOT_KEY,
     UNIFORM,
 )
-from hpo_mab._errors import ArgumentError, plain, plain_arguments
+from hpo_mab._errors import ArgumentError, plain, plain_arguments, require
 from hpo_mab.samplers import BatchSampler, UniformSampler
 from hpo_mab.search._recorder import TrialRecord, check_direction, store_end
 from hpo_mab.storage import STORAGE_ERRORS, CurveStore, Storage, heartbeat
-from hpo_mab.storage._optuna import id_of
+from hpo_mab.storage._optuna import ask, id_of
 from hpo_mab.training import DEFAULT_AVERAGE, Evaluation, WeightAverage
 from hpo_mab.training._schedule import Schedule, check_window, sampler_figures
 
@@ -331,6 +330,7 @@ def _tensors(model: nn.Module) -> dict[str, Tensor]:
     return dict(model.named_parameters()) | dict(model.named_buffers())
 
 
+@plain_arguments
 @contextlib.contextmanager
 def recorded_trial(
     config: Mapping[str, Any],
@@ -385,8 +385,12 @@ def recorded_trial(
         for name, value in config.items()
     }
     for name, distribution in chosen.items():
-        if not distribution._contains(distribution.to_internal_repr(config[name])):
-            raise ArgumentError(f"config['{name}'] must lie in {distribution}, got {config[name]}.")
+        try:
+            lies = distribution._contains(distribution.to_internal_repr(config[name]))
+        except ValueError:
+            # So does a value that is none of the choices.
+            lies = False
+        require(lies, f"config['{name}']", f"in {distribution}", config[name])
     with storage.lock(study):
         found = optuna.create_study(
             study_name=study,
@@ -398,10 +402,7 @@ def recorded_trial(
     found.sampler = optuna.samplers.PartialFixedSampler(
         fixed_params=dict(config), base_sampler=optuna.samplers.RandomSampler()
     )
-    with warnings.catch_warnings():
-        # Optuna warns that heartbeats work in its own loop only. Here `heartbeat` records them.
-        warnings.filterwarnings("ignore", message="Heartbeat of storage")
-        trial = found.ask(fixed_distributions=chosen)
+    trial = ask(found, fixed_distributions=chosen)
     if number is not None:
         trial.set_user_attr(SLOT_KEY, number)
     end = TrialState.FAIL

@@ -40,8 +40,8 @@ MOST_SHAPES = 4
 
 #: Most slots that ``"auto"`` takes; more gain little on the largest cards.
 MOST_SLOTS = 32
-#: A search learns from finished trials, so ``"auto"`` leaves it at least this many rounds.
-_ROUNDS = 4
+#: A search learns from finished trials, so at most one in this many of those left runs at a time.
+ROUNDS = 4
 #: A stack is used if a step takes less than this share of its time alone, per network.
 _WORTH_IT = 0.8
 #: Steps of a probe's part, and examples that it is evaluated on.
@@ -109,7 +109,7 @@ def choose_slots(objective: TrainingObjective, *, trials: int) -> int:
         1 on other devices, and where a stack is not faster or cannot be made.
     """
     workload = objective.workload
-    most = min(MOST_SLOTS, trials // _ROUNDS)
+    most = min(MOST_SLOTS, trials // ROUNDS)
     configuration, _ = objective.space.corners()
     if workload.device.type != "cuda" or most < 2 or why_alone(workload, configuration):
         return 1

@@ -224,11 +224,11 @@ class Configuration:
 
     optimizer: Part
     sampler: Part
-    model: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    batch_size: int = 128
-    warmup: float = 0.15
-    label_smoothing: float = 0.0
-    average: float = DEFAULT_AVERAGE
+    model: Mapping[str, Any]
+    batch_size: int
+    warmup: float
+    label_smoothing: float
+    average: float
 
     def with_sampler(self, kind: str) -> Configuration:
         """The same configuration with another batch sampler, its knobs at their defaults."""
@@ -399,9 +399,10 @@ class SearchSpace:
 
     @property
     def shapes(self) -> float:
-        """How many shapes of network and batch the space holds, at most; infinite for a range.
+        """How many shapes of network and batch the space has, at most.
 
-        Trials of one shape share a stack, see `hpo_mab.training.StackedTrainer`.
+        It is infinite for a range of floats. Trials of one shape share a stack, see
+        `hpo_mab.training.StackedTrainer`.
         """
         return math.prod(map(_count_values, (*self.model.values(), self.loop["batch_size"])))
 
@@ -428,7 +429,7 @@ def _count_values(value: Any) -> float:
     """How many values a parsed value may take."""
     if isinstance(value, list):
         return math.prod(map(_count_values, value))
-    if isinstance(value, CategoricalDistribution):
+    if isinstance(value, CategoricalDistribution | ListChoices):
         return len(value.choices)
     if isinstance(value, IntDistribution):
         return (value.high - value.low) // value.step + 1

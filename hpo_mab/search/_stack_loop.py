@@ -7,14 +7,13 @@ import dataclasses
 import functools
 import time
 from collections.abc import Hashable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import optuna
-import torch
 from optuna.trial import TrialState
 
 from hpo_mab._attributes import REASON_KEY, RESUMED_KEY, STACK_KEY
-from hpo_mab._errors import interruptible
+from hpo_mab._errors import interruptible, memory_reason
 from hpo_mab._plan import Next
 from hpo_mab.samplers._registry import NAMES
 from hpo_mab.search._claim import claim_many
@@ -265,13 +264,13 @@ class StackLoop(TrialLoop):
                 record = TrialRecord(trial, self._objective.curves)
                 ends.callback(record.close)
                 running = _Running(trial, assignment, record, place, checkpoint, ends.pop_all())
-        except torch.OutOfMemoryError as error:
-            self._halve_slots(error)
-            return True
         except STORAGE_ERRORS:
             raise
         except Exception as error:
-            self._fail(trial, error)
+            if memory_reason(error) is not None:
+                self._halve_slots(error)
+            else:
+                self._fail(trial, error)
             return True
         self._running[id_of(trial)] = running
         trial.set_user_attr(STACK_KEY, self._stacks.slots)
@@ -291,11 +290,11 @@ class StackLoop(TrialLoop):
         try:
             with interruptible():
                 found = list(self._stacks.advance())
-        except torch.OutOfMemoryError as error:
+        except Exception as error:
+            if memory_reason(error) is None:
+                # Trained alone, each trial fails with its own reason.
+                self._give_up_stacks(error)
             self._halve_slots(error)
-            return
-        except Exception as error:  # Trained alone, each trial fails with its own reason.
-            self._give_up_stacks(error)
             return
         for reason in self._stacks.loop_reasons:
             self._objective.note_loop(reason)
@@ -363,7 +362,7 @@ class StackLoop(TrialLoop):
         store_end(trial, error)
         self._fail_trial(trial)
 
-    def _halve_slots(self, error: torch.OutOfMemoryError) -> None:
+    def _halve_slots(self, error: Exception) -> None:
         """Train half as many at a time after the device ran out of memory."""
         if self._stacks.slots == 1:
             # A single network is too large, so its trial fails.
@@ -379,7 +378,7 @@ class StackLoop(TrialLoop):
             f"{2 * self._stacks.slots}"
         )
 
-    def _give_up_stacks(self, error: Exception) -> None:
+    def _give_up_stacks(self, error: Exception) -> NoReturn:
         """Train one trial at a time from now on: the network cannot be stacked."""
         self._abandon()
         what = str(error).strip().partition("\n")[0]

@@ -27,7 +27,7 @@ from hpo_mab._attributes import (
 from hpo_mab._errors import ArgumentError, StorageError, require
 from hpo_mab.search._choice import given_race, is_its_evidence, take_evidence
 from hpo_mab.search._claim import Target, close_lost
-from hpo_mab.search._components import PlannedSampler, sampler_factory, study_pruner
+from hpo_mab.search._components import AUTO, PlannedSampler, sampler_factory, study_pruner
 from hpo_mab.search._definition import StudySpec
 from hpo_mab.storage import Definition, Storage, files_folder, open_study, study_names
 from hpo_mab.storage._optuna import add_copy, id_of, storage_of
@@ -43,6 +43,7 @@ _MAY_CHANGE = (
     "data.download",
     "training.device",
     "training.checkpoint",
+    # Not with sampler "auto", which races samplers that use the record.
     "training.examples",
     "training.graph",
     "training.slots",
@@ -256,7 +257,8 @@ def _refuse_other_definition(study: optuna.Study, wanted: Mapping[str, Any]) -> 
     stored = Definition.load(study)
     before, now = dict(flat_spec(stored.spec)), dict(flat_spec(wanted))
     for key in sorted(before.keys() | now.keys()):
-        if key.startswith(_MAY_CHANGE) or before.get(key) == now.get(key):
+        raced = key == "training.examples" and now.get("sampler.kind") == AUTO
+        if (key.startswith(_MAY_CHANGE) and not raced) or before.get(key) == now.get(key):
             continue
         if key == "budget.early_validation" and now.get(key) == "auto":
             # "auto" takes the part that the study began with.
@@ -351,7 +353,9 @@ def copy_study(
         )
     with source.lock(name):
         study = open_study(source, name)
-        close_lost(study, source)
+        if Definition.is_in(study.user_attrs):
+            # Only workers of such a study have heartbeats.
+            close_lost(study, source)
         _refuse_running(study)
         copy = _create_copy(study, target, chosen)
         try:

@@ -184,9 +184,9 @@ class TrialLoop:
             if isinstance(claimed, Next):
                 with interruptible():
                     time.sleep(SECONDS_BETWEEN_POLLS)
-                return True
-            self._claimed.append(claimed)
-            self._run(claimed)
+            else:
+                self._claimed.append(claimed)
+                self._run(claimed)
             self._storage_failures = 0
         except STORAGE_ERRORS as error:
             self._ride_out(error)

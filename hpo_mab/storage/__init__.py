@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from hpo_mab.storage._curves import CurveStore, CurveWriter
     from hpo_mab.storage._examples import FIRST_TRIALS, ExampleStore, ExampleWriter
     from hpo_mab.storage._open import (
-        DEFAULT_URL,
         STORAGE_ERRORS,
         Storage,
         files_folder,
@@ -38,6 +37,9 @@ if TYPE_CHECKING:
         read_run,
         study_names,
     )
+
+#: The database of a command or `Storage` that names none.
+DEFAULT_URL = "sqlite:///hpo_mab.db"
 
 __all__ = [
     "DEFAULT_URL",
@@ -72,7 +74,6 @@ __getattr__, __dir__ = lazy_names(
     {
         "CurveStore": "._curves",
         "CurveWriter": "._curves",
-        "DEFAULT_URL": "._open",
         "Definition": "._runs",
         "ExampleStore": "._examples",
         "ExampleWriter": "._examples",

@@ -22,6 +22,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from hpo_mab._errors import ArgumentError, StorageError, hide_passwords, interruptible
 from hpo_mab._plan import RETRIES
+from hpo_mab.storage import DEFAULT_URL
 from hpo_mab.storage._curves import CurveStore
 from hpo_mab.storage._examples import ExampleStore
 from hpo_mab.storage._lean import LeanStorage
@@ -45,8 +46,6 @@ class JournalledConnection(sqlite3.Connection):
             if mode == "wal":
                 self.execute("PRAGMA synchronous = NORMAL")
 
-
-DEFAULT_URL = "sqlite:///hpo_mab.db"
 
 #: Raised by Optuna's storage and by ours if the database cannot be reached, is full or locked.
 STORAGE_ERRORS = (SQLAlchemyError, StorageInternalError)

@@ -7,6 +7,7 @@ neither SQLAlchemy nor torch, as a user's pruner needs neither.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -27,9 +28,25 @@ def storage_of(study: optuna.Study) -> BaseStorage:
     return study._storage
 
 
-def begin_trial(study: optuna.Study, user_attrs: dict[str, Any]) -> optuna.trial.Trial:
-    """As `optuna.Study.ask`, but the trial has its attributes from the start."""
-    template = optuna.create_trial(state=TrialState.RUNNING, user_attrs=user_attrs)
+def ask(study: optuna.Study, **options: Any) -> optuna.trial.Trial:
+    """As `optuna.Study.ask`, for a loop that records heartbeats itself."""
+    with warnings.catch_warnings():
+        # Optuna warns that heartbeats work in its own loop only. Here `heartbeat` records them.
+        warnings.filterwarnings("ignore", message="Heartbeat of storage")
+        return study.ask(**options)
+
+
+def begin_trial(
+    study: optuna.Study, user_attrs: dict[str, Any], **known: Any
+) -> optuna.trial.Trial:
+    """As `optuna.Study.ask`, but the trial has its attributes from the start.
+
+    Args:
+        study: The study.
+        user_attrs: The attributes.
+        **known: ``params`` and ``distributions``, if they are not to be suggested.
+    """
+    template = optuna.create_trial(state=TrialState.RUNNING, user_attrs=user_attrs, **known)
     study._thread_local.cached_all_trials = None
     return optuna.trial.Trial(study, add_copy(study, template))
 

@@ -13,7 +13,6 @@ import platform
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 from urllib.parse import quote, quote_plus
 
 import filelock
@@ -21,9 +20,6 @@ import sqlalchemy as sa
 from optuna.storages import RDBStorage
 
 from hpo_mab._errors import StorageError, hide_passwords
-
-if TYPE_CHECKING:
-    import sqlalchemy as sa
 
 
 @functools.cache
@@ -148,6 +144,7 @@ _HINTS = {
     "no password supplied": "Put the password into ~/.pgpass, PGPASSWORD or HPO_MAB_STORAGE.",
     "resolve host": "Check the host in the URL: postgresql://user@host/name.",
     "connection refused": "Does the server run there, on that port?",
+    'role "': "Check the user in the URL: postgresql://user@host/name.",
     "does not exist": "Make the database first: createdb NAME.",
     "disk is full": _FREE,
     "no space left": _FREE,

@@ -17,6 +17,7 @@ from hpo_mab._attributes import (
     BUDGET_KEY,
     DEFINITION_KEY,
     EVALUATION_KEY,
+    EXAMPLES_KEY,
     PAIRED_KEY,
     RESUMED_KEY,
     SAMPLER_KEY,
@@ -210,7 +211,9 @@ class TrialRun:
 
         A trial without attributes was not run but added with its value, e.g. by `add_trial`.
         """
-        evaluated = bool(self.attrs) and (self.value is not None or "examples" in self.attrs)
+        # Earlier versions wrote "examples".
+        counted = not self.attrs.keys().isdisjoint((EXAMPLES_KEY, "examples"))
+        evaluated = bool(self.attrs) and (self.value is not None or counted)
         return evaluated and not self.curve
 
     @property

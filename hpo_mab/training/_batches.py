@@ -33,8 +33,13 @@ class TrainingDiverged(HpoMabError, ArithmeticError):  # noqa: N818 - an outcome
     """
 
     def __init__(self, step: int, what: str) -> None:
-        super().__init__(f"Training diverged by step {step}: {what}.")
+        # The arguments: a process that raises it sends them, and they make it again.
+        super().__init__(step, what)
         self.step = step
+
+    def __str__(self) -> str:
+        step, what = self.args
+        return f"Training diverged by step {step}: {what}."
 
 
 class LossMeter:

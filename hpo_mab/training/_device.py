@@ -34,8 +34,8 @@ def select_device(name: str = "auto") -> torch.device:
         UnknownNameError: No such kind of device.
         ArgumentError: A device this machine does not have.
     """
-    kind, _, number = name.partition(":")
-    if kind not in _NAMES or (number and not (kind == "cuda" and number.isdecimal())):
+    kind, colon, number = name.partition(":")
+    if kind not in _NAMES or (colon and not (kind == "cuda" and number.isdecimal())):
         raise UnknownNameError("device", name, _NAMES)
     if kind == "auto":
         kind = next((option for option in ("cuda", "mps") if _is_available(option)), "cpu")
@@ -441,7 +441,7 @@ def _score_sums(
     precision: str,
     examples: Iterable[tuple[Tensor, Tensor]],
 ) -> Tensor:
-    """Correct answers, summed loss and number of examples of a batch, float64 or float32 [3]."""
+    """Correct answers, summed loss and number of examples of a batch, float32 [3]."""
     logits = logits_of(forward, inputs, precision=precision)
     highest = int(targets.max()) if targets.is_cpu else getattr(examples, "highest_label", 0)
     check_highest(highest, outputs=logits.shape[1])

@@ -187,6 +187,8 @@ class RowOptimizer:
     """
 
     def __init__(self, name: str, weights: Tensor) -> None:
+        if name not in _ROW_UPDATES:
+            raise UnknownNameError("optimizer", name, _ROW_UPDATES)
         self._name = name
         self._weights = weights
         self._defaults = optimizer_options(name)

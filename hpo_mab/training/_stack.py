@@ -63,7 +63,7 @@ class StackedTrainer:
         slots: Networks at the same time, ``K``, at least 1.
         batches: Training images on the device.
         validation: Images to evaluate on, on the same device.
-        early: Images of the evaluations before the last; None takes ``validation``.
+        early: Images of the evaluations within a budget; None takes ``validation``.
         batch_size: Examples per batch of each network, ``B``.
         optimizer: Name of the optimiser of all, see `create_optimizer`.
         precision: ``"float32"``, or ``"bfloat16"``, to which weights are cast for each step.
@@ -124,7 +124,6 @@ class StackedTrainer:
         require(batch_size >= 1, "batch_size", "at least 1", batch_size)
         self.slots = slots
         self.batch_size = batch_size
-        self.optimizer = optimizer
         self._batches = batches
         self.examples = examples
         self._validation = validation
@@ -182,9 +181,9 @@ class StackedTrainer:
         Args:
             slot: A slot of `free`.
             model: The network to train, of the trainer's shape; its weights are copied.
-            sampler: Chooses the batches. For a `MABSampler` that has not drawn yet, the stack's
-                bandits take its shares and knobs; any other sampler draws and learns itself, on
-                the device of the batches.
+            sampler: Chooses the batches. Of a `MABSampler` the stack's bandits take shares and
+                knobs, not what it has learnt. With ``active`` below 1 or a record that trims, and
+                of any other kind, it draws and learns itself, on the device of the batches.
             steps: Budget in optimiser steps.
             optimizer: Knobs of the trainer's optimiser.
             state: What `state_dict` returned for the same training, which continues from there.

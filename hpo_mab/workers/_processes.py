@@ -15,117 +15,16 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import optuna
-import torch
 from optuna.trial import FrozenTrial
 
-from hpo_mab import _machine, training
 from hpo_mab._attributes import STACK_KEY, WORKER_KEY
 from hpo_mab._errors import ArgumentError, StorageError, deferred_interrupts, interruptible
 from hpo_mab._plan import Attempt
 from hpo_mab.search import RunHere, Target, TrialCallback
-from hpo_mab.search._trial_loop import FinishedTrials
+from hpo_mab.search._trial_loop import FinishedTrials, Slots
 from hpo_mab.storage import STORAGE_ERRORS, Storage
 from hpo_mab.storage._process import this_process
-
-#: A process loads for about five seconds of a core, which four times as much work earns back.
-_WORTH_SECONDS = 20.0
-#: A search learns from finished trials, so at most one in this many of those left runs at a time.
-_ROUNDS = 4
-
-
-def worker_devices(workers: int, *, device: str = "auto") -> tuple[str, ...]:
-    """A device for each worker; CUDA devices are assigned round robin.
-
-    Args:
-        workers: Number of workers, at least 1.
-        device: ``"auto"`` or ``"cuda"`` for all CUDA devices; any other name is the device of
-            every worker.
-
-    Raises:
-        ArgumentError: An argument below 1, or more workers than CUDA devices.
-        UnknownNameError: No such device.
-    """
-    if workers < 1:
-        raise ArgumentError(f"--workers must be at least 1, got {workers}.")
-    chosen = training.select_device(device)
-    if chosen.type != "cuda":
-        return (device,) * workers
-    cards = _cards(chosen)
-    if workers > len(cards):
-        raise ArgumentError(
-            f"--workers must be at most {len(cards)}, the number of CUDA devices, got {workers}; "
-            "one process trains many trials on a device at the same time, see --slots."
-        )
-    return tuple(f"cuda:{cards[index % len(cards)]}" for index in range(workers))
-
-
-def room(*, device: str = "auto", threads: int = 1) -> int:
-    """How many workers use this machine fully without competing for a core or device.
-
-    On CUDA every card has a worker. On the CPU each worker has ``threads`` cores. Networks of a few
-    layers are hardly faster with a second thread. A second trial uses a second core fully
-    (``benchmarks/cpu_split.py``).
-
-    Args:
-        device: As for `worker_devices`.
-        threads: CPU threads of a trial, at least 1.
-
-    Returns:
-        Number of workers, at least 1; 1 on devices that only one process can use well.
-    """
-    # Imported here: a run that stays alone does not need it.
-    import joblib
-
-    chosen = training.select_device(device)
-    if chosen.type == "cuda":
-        return len(_cards(chosen))
-    if chosen.type != "cpu":
-        return 1
-    # Cores that this process may use: joblib counts affinity and a container's quota.
-    return max(1, int(joblib.cpu_count()) // threads)
-
-
-def _cards(device: torch.device) -> list[int]:
-    return [device.index] if device.index is not None else list(range(torch.cuda.device_count()))
-
-
-class Later:
-    """Other processes that a run starts once they are worth it.
-
-    Args:
-        device: As for `worker_devices`.
-        threads: CPU threads of a trial, at least 1.
-        worth: Seconds of work that must be left.
-
-    Examples:
-        >>> from hpo_mab.workers import Later
-        >>> Later(device="cpu").devices(trials=7)  # too few for two workers
-        ()
-    """
-
-    def __init__(
-        self, *, device: str = "auto", threads: int = 1, worth: float = _WORTH_SECONDS
-    ) -> None:
-        self.worth = worth
-        self._device = device
-        self._threads = threads
-
-    def devices(self, *, trials: int, slots: int = 1) -> tuple[str, ...]:
-        """A device for each process to start; none where this one is enough.
-
-        Each core or card has one worker, this process among them. Together they train at most a
-        quarter of the trials left at a time. Each needs as much memory as this process holds now.
-
-        Args:
-            trials: Trials that are left.
-            slots: Trials that a process trains at the same time.
-        """
-        workers = min(room(device=self._device, threads=self._threads), trials // _ROUNDS // slots)
-        free, held = _machine.available_memory(), _machine.resident_memory()
-        if free is not None and held:
-            workers = min(workers, 1 + free // held)
-        # This process has the first.
-        return worker_devices(max(1, workers), device=self._device)[1:]
+from hpo_mab.workers._room import Later
 
 
 class WorkerProcess:
@@ -207,6 +106,7 @@ class ProcessLauncher:
         storage: The study's database.
         devices: One device for each other process, which starts at once; or `Later`.
         data_root: Folder of the data.
+        slots: Trials that each process trains at the same time.
 
     Raises:
         ArgumentError: No devices.
@@ -220,7 +120,14 @@ class ProcessLauncher:
         >>> storage.close()
     """
 
-    def __init__(self, storage: Storage, *, devices: Sequence[str] | Later, data_root: str) -> None:
+    def __init__(
+        self,
+        storage: Storage,
+        *,
+        devices: Sequence[str] | Later,
+        data_root: str,
+        slots: Slots = "auto",
+    ) -> None:
         if not devices:
             raise ArgumentError("devices must name at least one device, got none.")
         if storage.is_sqlite and storage.file is None:
@@ -228,6 +135,7 @@ class ProcessLauncher:
         self._storage = storage
         self._devices = devices
         self._data_root = data_root
+        self._slots = slots
 
     def __call__(
         self, study: optuna.Study, on_trial: TrialCallback | None, run_here: RunHere
@@ -293,7 +201,12 @@ class ProcessLauncher:
             self._storage.optuna.remove_session()
 
     def _start(self, study: optuna.Study, device: str) -> WorkerProcess:
-        options = {"--study": study.study_name, "--device": device, "--data-root": self._data_root}
+        options = {
+            "--study": study.study_name,
+            "--device": device,
+            "--data-root": self._data_root,
+            "--slots": str(self._slots),
+        }
         arguments = [part for option in options.items() for part in option]
         return WorkerProcess(arguments, storage=self._storage.secret_url)
 

@@ -9,7 +9,7 @@ import optuna
 
 from hpo_mab._errors import ArgumentError, StorageError
 from hpo_mab.search import RunHere, StudyFailedError, TrialCallback
-from hpo_mab.search._trial_loop import SECONDS_BETWEEN_POLLS, FinishedTrials
+from hpo_mab.search._trial_loop import SECONDS_BETWEEN_POLLS, FinishedTrials, Slots
 from hpo_mab.storage import STORAGE_ERRORS, Storage
 
 
@@ -23,8 +23,8 @@ class RayLauncher:
         workers: Number of tasks, at least 1.
         address: ``"auto"`` or an address of a running cluster; ``"local"`` starts one here.
         gpus_per_worker: GPUs that Ray reserves for each worker, may be a fraction; 0 uses CPUs.
-        cpus_per_worker: CPUs that Ray reserves for each worker.
         data_root: Folder of the data on every node.
+        slots: Trials that each worker trains at the same time.
 
     Raises:
         ArgumentError: An argument outside its bound, or Ray is not installed.
@@ -48,8 +48,8 @@ class RayLauncher:
         workers: int,
         address: str = "auto",
         gpus_per_worker: float = 0.0,
-        cpus_per_worker: float = 1.0,
         data_root: str,
+        slots: Slots = "auto",
     ) -> None:
         if workers < 1:
             raise ArgumentError(f"--workers must be at least 1, got {workers}.")
@@ -64,8 +64,9 @@ class RayLauncher:
         self._storage = storage
         self._workers = workers
         self._address = address
-        self._resources = {"num_cpus": cpus_per_worker, "num_gpus": gpus_per_worker}
+        self._resources = {"num_cpus": 1.0, "num_gpus": gpus_per_worker}
         self._data_root = data_root
+        self._slots = slots
 
     def __call__(
         self, study: optuna.Study, on_trial: TrialCallback | None, run_here: RunHere
@@ -94,7 +95,7 @@ class RayLauncher:
                 raise ArgumentError(f"--ray {self._address}: {text}.") from None
         # Ray starts a task again if its node or process is lost.
         task = ray.remote(max_retries=3, **self._resources)(_work)
-        arguments = (self._storage.secret_url, study.study_name, self._data_root)
+        arguments = (self._storage.secret_url, study.study_name, self._data_root, self._slots)
         tasks = [task.remote(*arguments) for _ in range(self._workers)]
         watch = FinishedTrials(study, on_trial)
         try:
@@ -138,14 +139,14 @@ class RayLauncher:
             raise
 
 
-def _work(url: str, study: str, data_root: str) -> bool:
+def _work(url: str, study: str, data_root: str, slots: Slots) -> bool:
     """One worker, in a process of Ray; only the GPUs that Ray reserved are visible to it."""
     from hpo_mab.search import join_study
 
     optuna.logging.set_verbosity(optuna.logging.CRITICAL)
     storage = Storage(url)
     try:
-        return join_study(storage, study, data_root=data_root)
+        return join_study(storage, study, data_root=data_root, slots=slots)
     except STORAGE_ERRORS as error:
         raise storage.error(error) from None
     finally:

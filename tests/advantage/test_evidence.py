@@ -129,6 +129,10 @@ def test_what_is_no_evidence_is_refused(tmp_path: Path, content: str, message: s
 
 
 def test_few_pairs_and_bad_margins_are_refused() -> None:
+    stopped = _pairs(1.0, pairs=5)
+    stopped.bandit[3:, -1] = np.nan
+    with pytest.raises(ArgumentError, match="at least 4 pairs, got 3 that have ended"):
+        _measure(stopped)
     with pytest.raises(ArgumentError, match="at least 4 pairs, got 3"):
         _measure(_pairs(2.0, pairs=3))
     with pytest.raises(ArgumentError, match=r"margin must be in \[0, 1\], got -0.1"):

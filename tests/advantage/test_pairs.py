@@ -26,10 +26,10 @@ def test_interpolation_keeps_evaluations_and_is_straight_in_log_budget():
     assert halfway[:, 0] == pytest.approx([0.3, 0.3])
 
 
-def test_interpolation_below_the_first_evaluation_lies_between_chance_and_that_evaluation():
+def test_interpolation_below_the_first_evaluation_lies_between_zero_and_that_evaluation():
     values = np.array([0.4, 0.5, 0.55])
-    below = interpolate(BUDGETS, values, np.array([0.0, 1.0, 50.0, 95.0]), chance=0.1)
-    assert below[0] == pytest.approx(0.1)
+    below = interpolate(BUDGETS, values, np.array([0.0, 1.0, 50.0, 95.0]))
+    assert below[0] == pytest.approx(0.0)
     assert np.all(np.diff(below) > 0)
     assert below[-1] == pytest.approx(0.4 + 0.1 * np.log(0.95) / np.log(2))
 

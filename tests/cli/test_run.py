@@ -71,6 +71,8 @@ def test_a_study_whose_budget_is_spent_continues_with_a_larger_one(cli: Cli, tin
     assert f"hpo-mab run {tiny} --budget 3epochs   # continue the study" in out
     status, out, _ = cli("run", tiny, "--budget", "1.5epochs", "--trials", "3")
     assert f"hpo-mab run {tiny} --trials 3 --budget 3epochs   # continue the study" in out
+    status, out, _ = cli("run", tiny, "--budget", "1000000examples", "--trials", "3")
+    assert "--budget 1000000examples" in out
     # Where the trials were what ended it, more of them are needed.
     status, out, _ = cli("run", tiny, "--budget", "1h", "--trials", "2")
     assert f"hpo-mab run {tiny} --trials 4 --budget 1h   # continue the study" in out

@@ -66,7 +66,7 @@ def test_a_trial_pruned_at_a_moved_rung_names_its_evidence() -> None:
         "rung 1 at evaluation 1, as one of 7 trials judged there so far; 62.50% was needed" in note
     )
     assert "Evidence 0123abcd moved this rung: without it, it would lie at evaluation 2." in note
-    assert "worth number 2.2 of uniform training" in note
+    assert "worth evaluation 2.2 of uniform training" in note
 
 
 def test_a_note_lists_the_most_suspicious_labels() -> None:
@@ -139,3 +139,41 @@ def test_the_note_lists_the_configurations_that_were_trained_again() -> None:
     ]
     storage = Storage("sqlite:///nowhere.db")
     assert section in study_note(run, storage, confirmed=section)
+
+
+def test_a_continued_configuration_is_one_earlier_trial() -> None:
+    def trial(number: int, *, points: int, accuracy: float, **attrs: int) -> TrialRun:
+        curve = tuple(
+            Evaluation(
+                index=index,
+                steps=index,
+                examples=100 * index,
+                seconds=1.0,
+                sampler_seconds=0.0,
+                accuracy=accuracy,
+                loss=1.0,
+                train_loss=1.0,
+                learning_rate=0.1,
+                reward_rate=None,
+                concentration=None,
+            )
+            for index in range(1, points + 1)
+        )
+        return TrialRun(
+            number=number,
+            slot=number,
+            state="pruned",
+            params={},
+            value=None,
+            paired=False,
+            curve=curve,
+            attrs={f"hpo_mab:{key}": value for key, value in attrs.items()},
+        )
+
+    trials = (
+        trial(0, points=1, accuracy=0.6),
+        trial(1, points=2, accuracy=0.6, promotes=0, resumed_at=1),
+        trial(2, points=1, accuracy=0.5),
+    )
+    run = StudyRun(name="tiny", arm="mab", seed=0, trial_examples=800, spec=spec(), trials=trials)
+    assert "Of the 1 earlier trials that reached this evaluation" in pruning_notes(run)[2]

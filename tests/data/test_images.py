@@ -84,6 +84,12 @@ def test_from_arrays_numbers_any_labels_in_sorted_order(labels: list[object]) ->
     assert data.classes == tuple(str(label) for label in sorted(set(labels), key=lambda v: v))
 
 
+def test_from_arrays_takes_text_in_an_array_of_objects() -> None:
+    images = np.zeros((3, 2, 2), dtype=np.uint8)
+    found = ImageData.from_arrays(images, np.array(["b", "a", "b"], dtype=object))
+    assert (found.classes, found.labels.tolist()) == (("a", "b"), [1, 0, 1])
+
+
 def test_from_arrays_refuses_fractional_labels() -> None:
     with pytest.raises(ArgumentError, match=r"one integer for each example, got 0\.5"):
         ImageData.from_arrays(np.zeros((2, 5, 6), dtype=np.uint8), [0.5, 1.0])

@@ -268,3 +268,24 @@ def test_real_data(
     assert len(test) == 10000
     assert (train.num_classes, train.classes[0]) == (classes, first)
     assert train.labels.bincount().tolist() == [shape[0] // classes] * classes
+
+
+def test_an_empty_file_of_the_cache_is_written_anew(tmp_path: Path) -> None:
+    _put(tmp_path)
+    first, _ = data.load("mnist", root=tmp_path, download=False)
+    expected = first.images.clone()
+    (empty,) = (tmp_path / ".hpo_mab_cache").glob("*/train-images.npy")
+    empty.unlink()
+    empty.touch()
+    again, _ = data.load("mnist", root=tmp_path, download=False)
+    assert torch.equal(again.images, expected)
+
+
+def test_load_gives_a_function_all_that_it_may_take() -> None:
+    def mine(*, seed: int, validation: float) -> dict[str, data.ImageData]:
+        images = torch.zeros(40, 1, 4, 4, dtype=torch.uint8)
+        labels = torch.arange(40) % 2
+        return {"train": data.ImageData(images=images, labels=labels, classes=("a", "b"))}
+
+    train, test = data.load(mine)
+    assert (len(train), len(test)) == (32, 8)

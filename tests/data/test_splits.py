@@ -220,6 +220,11 @@ def test_stored_labels_that_items_contradict_are_not_trusted() -> None:
     assert labels_of(_WithTargets([1, 0, 2], targets=[2, 1, 3])).tolist() == [1, 0, 2]
 
 
+@pytest.mark.parametrize("labels", [["a", "b"], {0: "a", 1: "b"}, lambda: [0, 1]])
+def test_what_is_not_the_examples_classes_is_not_taken_for_them(labels: Any) -> None:
+    assert labels_of(_WithTargets([1, 0], labels=labels)).tolist() == [1, 0]
+
+
 def test_subsets_and_tensor_data_sets() -> None:
     tensors = TensorDataset(torch.zeros(4, 1), torch.tensor([3, 2, 1, 0]))
     assert labels_of(Subset(tensors, [3, 0])).tolist() == [0, 3]
@@ -249,7 +254,6 @@ class _Items(_Plain):
         (_Plain([0, None, 1]), "got None at position 1"),
         (_Plain([torch.eye(3)[0], torch.eye(3)[1]]), r"shape \[2, 3\]; of one-hot rows use argmax"),
         (_Plain([torch.tensor([0]), torch.tensor([1])]), r"shape \[2, 1\]; use squeeze"),
-        (_WithTargets([0, 1], targets=["a", "b"]), "got 'a' at position 0"),
         (TensorDataset(torch.zeros(2), torch.tensor([0.5, 1.0])), "got 0.5 at position 0"),
         (
             TensorDataset(torch.zeros(2), torch.tensor([0, 1]), torch.ones(2)),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import math
 import pickle
 import runpy
 import subprocess
@@ -283,3 +284,29 @@ def test_other_policies_seek_high_losses_too(policy: str) -> None:
 def test_floor_of_one_is_uniform() -> None:
     # 13,340 draws at 0.1: five standard errors are 0.013.
     assert share_of_special(learnable=False, memory=None, floor=1.0) == pytest.approx(0.1, abs=0.02)
+
+
+def test_the_bandit_goes_on_after_the_budget_unless_it_is_active_for_a_part(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for active, expected in ((1.0, [False, False]), (0.5, [False, True])):
+        sampler = MABSampler(LABELS, batch_size=10, active=active)
+        seen: list[bool] = []
+        draw = sampler._engine.draw
+
+        def drawn(*, uniform: bool, seen: list[bool] = seen, draw: Any = draw) -> Any:
+            seen.append(uniform)
+            return draw(uniform=uniform)
+
+        monkeypatch.setattr(sampler._engine, "draw", drawn)
+        for progress in (0.25, 1.0):
+            sampler.set_progress(progress)
+            sampler.update(losses_of(sampler.draw()))
+        assert seen == expected
+
+
+def test_a_loss_that_is_not_finite_is_no_reward() -> None:
+    sampler = MABSampler(LABELS, batch_size=3)
+    sampler.draw()
+    sampler.update(torch.tensor([math.inf, math.inf, 1.0]))
+    assert sampler.statistics()["reward_rate"] == 1.0

@@ -331,6 +331,7 @@ def test_retries_are_bounded_and_interruptions_are_not(
 
 def test_a_retry_keeps_what_decides_its_training(study: optuna.Study) -> None:
     kept = {"hpo_mab:promotes": 0, "hpo_mab:length": 2, "hpo_mab:learned": False}
+    kept |= {"hpo_mab:sampler": "uniform"}
     study.add_trial(optuna.create_trial(value=0.5, user_attrs={"hpo_mab:slot": 0}))
     cut = optuna.create_trial(
         state=TrialState.FAIL,
@@ -349,6 +350,32 @@ def test_requeueing_twice_queues_once(study: optuna.Study, storage: Storage, dea
         assert requeue(study, trials, Plan(trials)) == queued
     assert len(study.get_trials(states=(TrialState.WAITING,))) == 1
     assert _state(study, trial) == TrialState.FAIL
+
+
+def test_a_continuation_begins_before_a_trial_that_is_queued_beyond_the_target(
+    storage: Storage,
+) -> None:
+    pruner = PromotionPruner(max_resource=8)
+    study = optuna.create_study(storage=storage.optuna, direction="maximize", pruner=pruner)
+    lr = optuna.distributions.FloatDistribution(0.0, 1.0)
+    for slot, value in enumerate((0.3, 0.6)):
+        study.add_trial(
+            optuna.create_trial(
+                state=TrialState.PRUNED,
+                value=value,
+                intermediate_values={1: value},
+                params={"lr": value},
+                distributions={"lr": lr},
+                user_attrs={"hpo_mab:slot": slot},
+            )
+        )
+    Target(trials=2, total=None, epoch_examples=100).save(study)
+    study.enqueue_trial({"lr": 0.1})
+    trial = claim(study, storage)
+    assert isinstance(trial, optuna.trial.Trial)
+    assert trial.user_attrs["hpo_mab:promotes"] == 1
+    assert trial.suggest_float("lr", 0.0, 1.0) == 0.6
+    assert [one.state.name for one in study.trials] == ["PRUNED", "PRUNED", "WAITING", "RUNNING"]
 
 
 def test_an_enqueued_configuration_is_run_in_a_slot_of_its_own(

@@ -140,6 +140,14 @@ def test_a_missing_file_offers_what_there_is() -> None:
         load_spec("cifar11")
 
 
+def test_a_folder_does_not_hide_a_definition_of_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "digits").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert load_spec("digits").data.name == "digits"
+
+
 def test_a_folder_is_no_definition(tmp_path: Path) -> None:
     with pytest.raises(SpecError, match="is a folder; name the definition"):
         load_spec(tmp_path)

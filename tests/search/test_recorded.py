@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import optuna
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution
@@ -133,13 +134,21 @@ def test_distributions_are_the_search_space(storage: Storage) -> None:
     assert [trial.params["activation"] for trial in _trials(storage)] == ["relu", "tanh"]
 
 
+def test_numbers_of_numpy_are_numbers(storage: Storage) -> None:
+    config = {"n": np.int64(3), "lr": np.float32(0.5)}
+    with recorded_trial(config, study="own", storage=storage):
+        pass
+    assert _trials(storage)[0].params == {"n": 3, "lr": 0.5}
+
+
 @pytest.mark.parametrize(
     ("config", "distributions", "words"),
     [
         ({"activation": "relu"}, None, r"config\['activation'\] must be a number, .* got 'relu'"),
         ({"nesterov": True}, None, r"config\['nesterov'\] must be a number, .* got True"),
         ({"lr": math.nan}, None, r"config\['lr'\] must be a number, .* got nan"),
-        ({"lr": 2.0}, {"lr": FloatDistribution(0.1, 1.0)}, r"config\['lr'\] must lie in .*got 2.0"),
+        ({"lr": 2.0}, {"lr": FloatDistribution(0.1, 1.0)}, r"config\['lr'\] must be in .*got 2.0"),
+        ({"a": "x"}, {"a": CategoricalDistribution(["y"])}, r"config\['a'\] must be in .*got x"),
     ],
 )
 def test_a_value_that_optuna_cannot_hold_is_refused(

@@ -71,6 +71,15 @@ def test_a_choice_may_be_a_list() -> None:
     assert [2.5, 1] in found
 
 
+def test_choices_that_are_lists_are_counted_as_shapes() -> None:
+    space = SearchSpace(
+        optimizer={"name": "sgd", "lr": 0.1},
+        sampler={"kind": "mab"},
+        model={"widths": {"choices": [[8, 16], [16, 32], [32, 64]]}},
+    )
+    assert space.shapes == 3
+
+
 def test_integer_bounds_make_an_integer_range() -> None:
     assert parse_value("x", {"low": 1, "high": 8, "log": True}) == IntDistribution(1, 8, log=True)
 

@@ -179,23 +179,30 @@ def test_a_trial_that_diverges_does_not_affect_other_slots(
 class _OutOfMemory:
     """Raises out of memory in the step of a stack with too many networks."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, room: int) -> None:
+    def __init__(
+        self, monkeypatch: pytest.MonkeyPatch, *, room: int, kind: type[Exception] | None = None
+    ) -> None:
         advance = training.StackedTrainer.advance
 
         def failing(stack: training.StackedTrainer) -> Any:
             self.seen.append(stack.slots)
             if stack.slots > room:
-                raise torch.OutOfMemoryError("CUDA out of memory.")
+                raise (kind or torch.OutOfMemoryError)("CUDA error: out of memory")
             return advance(stack)
 
         self.seen: list[int] = []
         monkeypatch.setattr(training.StackedTrainer, "advance", failing)
 
 
+@pytest.mark.parametrize("kind", [torch.OutOfMemoryError, RuntimeError])
 def test_out_of_memory_halves_the_slots_and_loses_no_trial(
-    storage: Storage, tiny: Make, splits: ImageSplits, monkeypatch: pytest.MonkeyPatch
+    storage: Storage,
+    tiny: Make,
+    splits: ImageSplits,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: type[Exception],
 ) -> None:
-    memory = _OutOfMemory(monkeypatch, room=2)
+    memory = _OutOfMemory(monkeypatch, room=2, kind=kind)
     spec = tiny(pruner={"kind": "none"}, budget={"trials": 5}, training={"slots": 8})
     outcome = _runner(spec, storage, splits).run(score=False)
     assert memory.seen[:3] == [8, 4, 2]

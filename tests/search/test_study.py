@@ -125,3 +125,23 @@ def test_optunas_copy_has_no_cost_and_says_so(storage: Storage, tmp_path: Path, 
     assert (run.examples, run.seconds, run.saved_examples) == (None, None, None)
     assert run.best is not None
     other.close()
+
+
+def test_a_copy_does_not_end_a_trial_of_a_loop_of_your_own(
+    storage: Storage, target: Storage
+) -> None:
+    study = optuna.create_study(study_name="own", storage=storage.optuna, direction="maximize")
+    trial = optuna.create_trial(
+        state=optuna.trial.TrialState.RUNNING, user_attrs={"hpo_mab:slot": 0}
+    )
+    study.add_trial(trial)
+    with pytest.raises(StorageError, match="running"):
+        copy_study(storage, "own", target, to_name="copy")
+    assert study.trials[0].state == optuna.trial.TrialState.RUNNING
+
+
+def test_a_race_keeps_the_record_it_was_made_with(storage: Storage, tiny: Make) -> None:
+    StudyRunner(tiny(sampler={"kind": "auto"}, budget={"trials": 1}), storage).run(score=False)
+    changed = tiny(sampler={"kind": "auto"}, training={"examples": False})
+    with pytest.raises(StorageError, match=r"training.examples is True there and False here"):
+        StudyRunner(changed, storage).run(score=False)

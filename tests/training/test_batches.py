@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+import pickle
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from hpo_mab.training import (
     LoaderBatches,
     LoaderSweep,
     TimedSampler,
+    TrainingDiverged,
 )
 
 _PLAIN = Normalization(torch.zeros(1), torch.full((1,), 1 / 255))
@@ -124,3 +126,11 @@ def test_arguments_out_of_bounds_are_refused() -> None:
         DeviceSweep(_data(), normalization=_PLAIN, batch_size=0)
     with pytest.raises(ArgumentError, match="must not be empty"):
         LoaderSweep(TensorDataset(torch.zeros(0)))
+
+
+def test_a_diverged_training_can_be_raised_by_another_process() -> None:
+    error = pickle.loads(pickle.dumps(TrainingDiverged(120, "the training loss is nan")))
+    assert (str(error), error.step) == (
+        "Training diverged by step 120: the training loss is nan.",
+        120,
+    )

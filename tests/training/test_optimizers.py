@@ -6,6 +6,7 @@ from torch.nn import Parameter
 
 from hpo_mab._errors import ArgumentError, UnknownNameError
 from hpo_mab.training import available_optimizers, create_optimizer, optimizer_options
+from hpo_mab.training._optimizers import RowOptimizer
 
 
 def _weights() -> list[Parameter]:
@@ -68,3 +69,8 @@ def test_unknown_names_offer_the_nearest() -> None:
         create_optimizer("adamz", _weights())
     with pytest.raises(UnknownNameError, match=r"option of optimizer 'sgd' 'momentun'.*'momentum'"):
         create_optimizer("sgd", _weights(), momentun=0.9)
+
+
+def test_a_stack_has_its_own_optimizers_only() -> None:
+    with pytest.raises(UnknownNameError, match=r"Unknown optimizer 'torch\.optim:SGD'"):
+        RowOptimizer("torch.optim:SGD", torch.zeros(2, 3))

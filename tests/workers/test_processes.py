@@ -69,7 +69,7 @@ def run(
     def launch(*ends: int, here: bool = False, on_trial: Any = None) -> bool:
         Script.ends, Script.started = list(ends), []
         storage = Storage(str(tmp_path / "studies.db"))
-        launcher = ProcessLauncher(storage, devices=["cpu", "cpu"], data_root="data")
+        launcher = ProcessLauncher(storage, devices=["cpu", "cpu"], data_root="data", slots=3)
         return launcher(study, on_trial, lambda on_trial: here)
 
     return launch
@@ -79,7 +79,7 @@ def test_a_worker_that_dies_is_replaced(run: Callable[..., bool]) -> None:
     assert run(-9, 1, 0, -9, 0) is False
     assert len(Script.started) == 5
     assert list(Script.started[0]) == [
-        "--study", "mine", "--device", "cpu", "--data-root", "data",
+        "--study", "mine", "--device", "cpu", "--data-root", "data", "--slots", "3",
     ]  # fmt: skip
 
 

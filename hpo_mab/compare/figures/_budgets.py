@@ -77,7 +77,7 @@ def learning_curves(
     arms = arms_run(runs)
     for arm in arms:
         points = _mean_points([run for run in runs if run.arm == arm], metric, against, confidence)
-        kept = [points[position] for position in thin(len(points), max_points)] if points else []
+        kept = [points[position] for position in thin(len(points), max_points)]
         at = [place for place, _ in kept]
         value, low, high = (
             [scale * getattr(mean, field) for _, mean in kept] for field in ("value", "low", "high")

@@ -1,0 +1,107 @@
+"""How many workers a machine has room for, and the device of each."""
+
+from __future__ import annotations
+
+import torch
+
+from hpo_mab import _machine, training
+from hpo_mab._errors import ArgumentError
+from hpo_mab.search._runner import ROUNDS
+
+#: A process loads for about five seconds of a core, which four times as much work earns back.
+_WORTH_SECONDS = 20.0
+
+
+def worker_devices(workers: int, *, device: str = "auto") -> tuple[str, ...]:
+    """A device for each worker; each has its own of several CUDA devices.
+
+    Args:
+        workers: Number of workers, at least 1.
+        device: ``"auto"`` or ``"cuda"`` for all CUDA devices; any other name is the device of
+            every worker.
+
+    Raises:
+        ArgumentError: An argument below 1, or more workers than CUDA devices.
+        UnknownNameError: No such device.
+    """
+    if workers < 1:
+        raise ArgumentError(f"--workers must be at least 1, got {workers}.")
+    chosen = training.select_device(device)
+    if chosen.type != "cuda":
+        return (device,) * workers
+    cards = _cards(chosen)
+    if workers > len(cards):
+        raise ArgumentError(
+            f"--workers must be at most {len(cards)}, the number of CUDA devices, got {workers}; "
+            "one process trains many trials on a device at the same time, see --slots."
+        )
+    return tuple(f"cuda:{cards[index % len(cards)]}" for index in range(workers))
+
+
+def room(*, device: str = "auto", threads: int = 1) -> int:
+    """How many workers use this machine fully without competing for a core or device.
+
+    On CUDA every card has a worker. On the CPU each worker has ``threads`` cores. Networks of a few
+    layers are hardly faster with a second thread. A second trial uses a second core fully
+    (``benchmarks/cpu_split.py``).
+
+    Args:
+        device: As for `worker_devices`.
+        threads: CPU threads of a trial, at least 1.
+
+    Returns:
+        Number of workers, at least 1; 1 on devices that only one process can use well.
+    """
+    # Imported here: a run that stays alone does not need it.
+    import joblib
+
+    chosen = training.select_device(device)
+    if chosen.type == "cuda":
+        return len(_cards(chosen))
+    if chosen.type != "cpu":
+        return 1
+    # Cores that this process may use: joblib counts affinity and a container's quota.
+    return max(1, int(joblib.cpu_count()) // threads)
+
+
+def _cards(device: torch.device) -> list[int]:
+    return [device.index] if device.index is not None else list(range(torch.cuda.device_count()))
+
+
+class Later:
+    """Other processes that a run starts once they are worth it.
+
+    Args:
+        device: As for `worker_devices`.
+        threads: CPU threads of a trial, at least 1.
+        worth: Seconds of work that must be left.
+
+    Examples:
+        >>> from hpo_mab.workers import Later
+        >>> Later(device="cpu").devices(trials=7)  # too few for two workers
+        ()
+    """
+
+    def __init__(
+        self, *, device: str = "auto", threads: int = 1, worth: float = _WORTH_SECONDS
+    ) -> None:
+        self.worth = worth
+        self._device = device
+        self._threads = threads
+
+    def devices(self, *, trials: int, slots: int = 1) -> tuple[str, ...]:
+        """A device for each process to start; none where this one is enough.
+
+        Each core or card has one worker, this process among them. Together they train at most a
+        quarter of the trials left at a time. Each needs as much memory as this process holds now.
+
+        Args:
+            trials: Trials that are left.
+            slots: Trials that a process trains at the same time.
+        """
+        workers = min(room(device=self._device, threads=self._threads), trials // ROUNDS // slots)
+        free, held = _machine.available_memory(), _machine.resident_memory()
+        if free is not None and held:
+            workers = min(workers, 1 + free // held)
+        # This process has the first.
+        return worker_devices(max(1, workers), device=self._device)[1:]
