@@ -152,7 +152,7 @@ def test_workers_run_the_trials_of_every_arm(
     class Launcher:
         """Runs all in this process."""
 
-        def __init__(self, storage: Storage, *, devices: Sequence[str], data_root: str) -> None:
+        def __init__(self, storage: Storage, *, devices: Sequence[str], **options: Any) -> None:
             self._others = len(devices)
 
         def __call__(

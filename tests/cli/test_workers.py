@@ -210,9 +210,9 @@ def test_others_start_later_where_they_can_reach_the_study(
     made: list[object] = []
 
     class Launcher(workers.ProcessLauncher):
-        def __init__(self, storage: Storage, *, devices: object, data_root: str) -> None:
+        def __init__(self, storage: Storage, *, devices: object, **options: Any) -> None:
             made.append(devices)
-            super().__init__(storage, devices=devices, data_root=data_root)
+            super().__init__(storage, devices=devices, **options)
 
     monkeypatch.setattr(workers, "ProcessLauncher", Launcher)
     few = ("--trials", "1", "--set", "compare.retrain=0", "--json")
