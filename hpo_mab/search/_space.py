@@ -399,10 +399,9 @@ class SearchSpace:
 
     @property
     def shapes(self) -> float:
-        """How many shapes of network and batch the space has, at most.
+        """How many shapes of network and batch the space has, at most; infinite for float ranges.
 
-        It is infinite for a range of floats. Trials of one shape share a stack, see
-        `hpo_mab.training.StackedTrainer`.
+        Trials of one shape share a stack, see `hpo_mab.training.StackedTrainer`.
         """
         return math.prod(map(_count_values, (*self.model.values(), self.loop["batch_size"])))
 
