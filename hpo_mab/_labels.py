@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import math
 import time
@@ -122,10 +121,8 @@ def _checked_labels(dataset: Any, name: str, *, read: bool) -> Tensor:
     if found is not None:
         # Items are checked before labels: a wrong item explains a wrong label.
         items = [_label_at(dataset, index, name) for index in ends]
-        with contextlib.suppress(ArgumentError):
+        if found[list(ends)].tolist() == items:
             labels = class_labels(found, name=f"labels of {name}")
-        if labels is not None and [labels[index].item() for index in ends] != items:
-            labels = None
     if labels is None:
         places = range(size) if read else ends
         items = _labels_at(dataset, places, name)
@@ -172,8 +169,16 @@ def _label_at(dataset: Any, index: int, name: str) -> Any:
     return label.tolist() if isinstance(label, Tensor) else label
 
 
-def _stored_labels(dataset: Any, size: int) -> Any:
-    """Labels the data set keeps, or None where it has to be read."""
+def _stored_labels(dataset: Any, size: int) -> np.ndarray[Any, Any] | None:
+    """Labels [N] that the data set keeps; None where it has to be read."""
+    try:
+        found = np.asarray(_kept_labels(dataset, size))
+    except Exception:  # What is called labels may be of any kind.
+        return None
+    return found if found.shape == (size,) else None
+
+
+def _kept_labels(dataset: Any, size: int) -> Any:
     if isinstance(dataset, Subset):
         inner = _stored_labels(dataset.dataset, len(dataset.dataset))  # type: ignore[arg-type]
         return None if inner is None else np.asarray(inner)[np.asarray(dataset.indices)]

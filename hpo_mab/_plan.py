@@ -293,8 +293,9 @@ class Plan:
 
     @property
     def waiting(self) -> Attempt | None:
-        """The trial that Optuna hands out next, if one waits."""
-        return next((one for one in self._attempts if one.state == "waiting"), None)
+        """The waiting trial to begin next: one that was queued here, else one of a user."""
+        waiting = [one for one in self._attempts if one.state == "waiting"]
+        return min(waiting, key=lambda one: one.slot is None, default=None)
 
     def next(self, *, promotable: bool = False) -> Next:
         """The next action of a worker; twins are trained even if the study has all its trials.

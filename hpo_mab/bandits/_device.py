@@ -170,7 +170,7 @@ class DeviceEngine(BanditEngine):
         #: Pulls rewarded, and pulls judged, since `figures`.
         self._tally = torch.zeros(stack, 2, dtype=torch.int64, device=device)
         # `begin` may give a network of a stack a floor; a single engine keeps its settings.
-        self._floors = capacity is not None or settings.uniform > 0
+        self._floors = stack > 1 or capacity is not None or settings.uniform > 0
 
     def begin(
         self, slot: int, shares: NDArray[np.int32], settings: BanditSettings, *, seed: int

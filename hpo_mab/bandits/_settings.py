@@ -93,7 +93,7 @@ class LossBinarizer:
         self.weight = self.decay * self.weight + (1 - self.decay)
         rewards = np.asarray(self._rule(losses, threshold), dtype=np.bool_)
         if valid is not None:
-            rewards &= valid
+            rewards = rewards & valid
         return rewards.view(np.int8), valid
 
 

@@ -382,7 +382,7 @@ def _arguments(parameter: Any, value: Any) -> Iterator[str]:
         elif one is True:
             yield parameter.opts[0]
         else:
-            yield from (parameter.opts[0], f"{one:.15g}" if isinstance(one, float) else str(one))
+            yield from (parameter.opts[0], str(one).removesuffix(".0"))
 
 
 # Files that an option names.

@@ -42,7 +42,7 @@ from hpo_mab.storage import (
     release,
     this_process,
 )
-from hpo_mab.storage._optuna import ask, begin_trial, id_of, storage_of
+from hpo_mab.storage._optuna import begin_trial, begin_waiting, id_of, storage_of
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -250,15 +250,19 @@ def _lost(
         return []
     alive = storage.optuna.with_heartbeat([id_of(trial) for trial in running])
     stale = storage.optuna.stale(study)
-    return [trial for trial in running if _is_lost(trial, storage, alive, stale)]
+    # A loop of a user's own may record no heartbeats.
+    ours = TARGET_KEY in study.user_attrs or Definition.is_in(study.user_attrs)
+    return [trial for trial in running if _is_lost(trial, storage, alive, stale, ours=ours)]
 
 
-def _is_lost(trial: FrozenTrial, storage: Storage, alive: set[int], stale: set[int]) -> bool:
+def _is_lost(
+    trial: FrozenTrial, storage: Storage, alive: set[int], stale: set[int], *, ours: bool
+) -> bool:
     worker = trial.system_attrs.get(WORKER_KEY)
     if id_of(trial) not in alive:
         # A worker writes the first heartbeat before it releases the lock, which is held here. So
         # the worker of this trial has died. A trial without a slot is a user's: it may be starting.
-        return SLOT_KEY in trial_attributes(trial)
+        return ours and SLOT_KEY in trial_attributes(trial)
     if worker == this_process():
         return not is_held(storage.optuna, id_of(trial))
     if worker is not None and is_here(worker):
@@ -383,8 +387,7 @@ def _start_next(
     if best is not None:
         trial = _begin_promotion(study, best, plan.next_slot)
     elif plan.waiting is not None:
-        _give_slot(study, plan.waiting, plan.next_slot)
-        trial = ask(study)
+        trial = _begin_waiting(study, plan.waiting, plan.next_slot)
     else:
         trial = begin_trial(study, {SLOT_KEY: plan.next_slot})
     # Before the lock is released: another thread that looks for lost trials must see it.
@@ -409,15 +412,15 @@ def _complete_plan(study: optuna.Study, target: Target, queue_twins: QueueTwins)
             return plan
 
 
-def _give_slot(study: optuna.Study, waiting: Attempt, new_slot: int) -> None:
-    """Give a waiting trial a slot, unless it has one."""
+def _begin_waiting(study: optuna.Study, waiting: Attempt, new_slot: int) -> optuna.trial.Trial:
+    """Begin a waiting trial, in a new slot if it has none."""
     trial = study.get_trials(deepcopy=False)[waiting.number]
-    if SLOT_KEY in trial.user_attrs:
-        return
-    # It was queued by `optuna.Study.enqueue_trial`, the dashboard, or an earlier version.
-    for key, value in {SLOT_KEY: new_slot, **trial_attributes(trial)}.items():
-        if key not in trial.user_attrs:
-            storage_of(study).set_trial_user_attr(id_of(trial), key, value)
+    if SLOT_KEY not in trial.user_attrs:
+        # It was queued by `optuna.Study.enqueue_trial`, the dashboard, or an earlier version.
+        for key, value in {SLOT_KEY: new_slot, **trial_attributes(trial)}.items():
+            if key not in trial.user_attrs:
+                storage_of(study).set_trial_user_attr(id_of(trial), key, value)
+    return begin_waiting(study, trial)
 
 
 def _begin_promotion(study: optuna.Study, best: FrozenTrial, new_slot: int) -> optuna.trial.Trial:

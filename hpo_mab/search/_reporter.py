@@ -330,7 +330,6 @@ def _tensors(model: nn.Module) -> dict[str, Tensor]:
     return dict(model.named_parameters()) | dict(model.named_buffers())
 
 
-@plain_arguments
 @contextlib.contextmanager
 def recorded_trial(
     config: Mapping[str, Any],
@@ -380,6 +379,7 @@ def recorded_trial(
     Raises:
         ArgumentError: A value is not a number and has no distribution, or lies outside it.
     """
+    config = plain(dict(config))
     chosen = {
         name: (distributions or {}).get(name) or _single_value(name, value)
         for name, value in config.items()

@@ -267,14 +267,16 @@ class StackLoop(TrialLoop):
         except STORAGE_ERRORS:
             raise
         except Exception as error:
-            if memory_reason(error) is not None:
-                self._halve_slots(error)
-            else:
-                self._fail(trial, error)
+            failed = error
+        else:
+            self._running[id_of(trial)] = running
+            trial.set_user_attr(STACK_KEY, self._stacks.slots)
+            self._report_resumed(running, points)
             return True
-        self._running[id_of(trial)] = running
-        trial.set_user_attr(STACK_KEY, self._stacks.slots)
-        self._report_resumed(running, points)
+        if memory_reason(failed) is None:
+            self._fail(trial, failed)
+        else:
+            self._halve_slots(failed)
         return True
 
     def _report_resumed(self, running: _Running, points: Sequence[Evaluation]) -> None:
@@ -294,11 +296,18 @@ class StackLoop(TrialLoop):
             if memory_reason(error) is None:
                 # Trained alone, each trial fails with its own reason.
                 self._give_up_stacks(error)
-            self._halve_slots(error)
+            failed = error
+        else:
+            self._record_round([(places[place], result) for place, result in found])
             return
+        self._halve_slots(failed)
+
+    def _record_round(
+        self, found: Sequence[tuple[_Running, Evaluation | TrainingDiverged]]
+    ) -> None:
         for reason in self._stacks.loop_reasons:
             self._objective.note_loop(reason)
-        self._record([(places[place], result) for place, result in found])
+        self._record(found)
         if self._objective.on_progress is not None:
             evaluations = self._objective.workload.loop.evaluations
             self._objective.on_progress(
@@ -364,12 +373,15 @@ class StackLoop(TrialLoop):
 
     def _halve_slots(self, error: Exception) -> None:
         """Train half as many at a time after the device ran out of memory."""
+        # Its frames refer to the networks of the stack.
+        error.with_traceback(None)
         if self._stacks.slots == 1:
             # A single network is too large, so its trial fails.
             for trial in list(self._claimed):
                 self._close(trial)
                 self._fail(trial, error)
             self._stacks.clear()
+            release_memory()
             return
         self._abandon()
         self._stacks.slots //= 2

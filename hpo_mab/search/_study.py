@@ -257,7 +257,8 @@ def _refuse_other_definition(study: optuna.Study, wanted: Mapping[str, Any]) -> 
     stored = Definition.load(study)
     before, now = dict(flat_spec(stored.spec)), dict(flat_spec(wanted))
     for key in sorted(before.keys() | now.keys()):
-        raced = key == "training.examples" and now.get("sampler.kind") == AUTO
+        # Studies of earlier versions lack the key.
+        raced = key in before and key == "training.examples" and now.get("sampler.kind") == AUTO
         if (key.startswith(_MAY_CHANGE) and not raced) or before.get(key) == now.get(key):
             continue
         if key == "budget.early_validation" and now.get(key) == "auto":
@@ -353,9 +354,7 @@ def copy_study(
         )
     with source.lock(name):
         study = open_study(source, name)
-        if Definition.is_in(study.user_attrs):
-            # Only workers of such a study have heartbeats.
-            close_lost(study, source)
+        close_lost(study, source)
         _refuse_running(study)
         copy = _create_copy(study, target, chosen)
         try:

@@ -51,6 +51,13 @@ def begin_trial(
     return optuna.trial.Trial(study, add_copy(study, template))
 
 
+def begin_waiting(study: optuna.Study, waiting: FrozenTrial) -> optuna.trial.Trial:
+    """As `optuna.Study.ask`, but it begins the given waiting trial and not the first one."""
+    study._storage.set_trial_state_values(id_of(waiting), TrialState.RUNNING)
+    study._thread_local.cached_all_trials = None
+    return optuna.trial.Trial(study, id_of(waiting))
+
+
 def add_copy(study: optuna.Study, trial: FrozenTrial) -> int:
     """Add a trial to a study as it is, running or finished; returns its id."""
     return study._storage.create_new_trial(study._study_id, template_trial=trial)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import vmap
 
-from hpo_mab._errors import ArgumentError
+from hpo_mab._errors import ArgumentError, name_of
 from hpo_mab.bandits import DeviceEngine
 from hpo_mab.models import stackable
 from hpo_mab.samplers import BatchSampler, MABSampler
@@ -372,8 +372,8 @@ class DrawRows:
         if not self.takes(sampler):
             raise ArgumentError(
                 "bandits of a stack must share policy, reward, replacement and way of forgetting, "
-                f"and remember at most {self._capacity} pulls: {settings.structure} with a "
-                f"memory of {_window_of(sampler)} does not fit {self._structure}."
+                f"and remember at most {self._capacity} pulls: {_words(settings.structure)} with a "
+                f"memory of {_window_of(sampler)} does not fit {_words(self._structure)}."
             )
         indices, weights, arms = self.engine.begin(slot, shares, settings, seed=sampler.seed)
         size = self._drawn.shape[1]
@@ -416,6 +416,10 @@ class DrawRows:
             torch.where(self._by_bandits, self._drawn, planned),
             torch.where(self._by_bandits, self._drawn_weights, weights),
         )
+
+
+def _words(structure: Sequence[Any] | None) -> str:
+    return ", ".join(name_of(one) if callable(one) else str(one) for one in structure or ())
 
 
 def _stack_draws_for(sampler: BatchSampler) -> TypeGuard[MABSampler]:

@@ -106,7 +106,7 @@ class ProcessLauncher:
         storage: The study's database.
         devices: One device for each other process, which starts at once; or `Later`.
         data_root: Folder of the data.
-        slots: Trials that each process trains at the same time.
+        slots: Trials that each process trains at the same time; None takes the definition's.
 
     Raises:
         ArgumentError: No devices.
@@ -126,7 +126,7 @@ class ProcessLauncher:
         *,
         devices: Sequence[str] | Later,
         data_root: str,
-        slots: Slots = "auto",
+        slots: Slots | None = None,
     ) -> None:
         if not devices:
             raise ArgumentError("devices must name at least one device, got none.")
@@ -205,7 +205,7 @@ class ProcessLauncher:
             "--study": study.study_name,
             "--device": device,
             "--data-root": self._data_root,
-            "--slots": str(self._slots),
+            **({} if self._slots is None else {"--slots": str(self._slots)}),
         }
         arguments = [part for option in options.items() for part in option]
         return WorkerProcess(arguments, storage=self._storage.secret_url)

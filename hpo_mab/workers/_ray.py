@@ -24,7 +24,7 @@ class RayLauncher:
         address: ``"auto"`` or an address of a running cluster; ``"local"`` starts one here.
         gpus_per_worker: GPUs that Ray reserves for each worker, may be a fraction; 0 uses CPUs.
         data_root: Folder of the data on every node.
-        slots: Trials that each worker trains at the same time.
+        slots: Trials that each worker trains at the same time; None takes the definition's.
 
     Raises:
         ArgumentError: An argument outside its bound, or Ray is not installed.
@@ -49,7 +49,7 @@ class RayLauncher:
         address: str = "auto",
         gpus_per_worker: float = 0.0,
         data_root: str,
-        slots: Slots = "auto",
+        slots: Slots | None = None,
     ) -> None:
         if workers < 1:
             raise ArgumentError(f"--workers must be at least 1, got {workers}.")
@@ -139,7 +139,7 @@ class RayLauncher:
             raise
 
 
-def _work(url: str, study: str, data_root: str, slots: Slots) -> bool:
+def _work(url: str, study: str, data_root: str, slots: Slots | None) -> bool:
     """One worker, in a process of Ray; only the GPUs that Ray reserved are visible to it."""
     from hpo_mab.search import join_study
 

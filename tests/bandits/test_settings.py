@@ -125,3 +125,9 @@ def test_odd_examples_go_to_any_bandit() -> None:
 def test_one_bandit_and_one_arm_each(bandits: int) -> None:
     shares = stratified_shares(np.arange(7), bandits, np.random.default_rng(0))
     assert shares.shape == (bandits, 7 // bandits)
+
+
+def test_bandits_of_different_rules_do_not_share_a_stack() -> None:
+    one, other = (BanditSettings(reward=rule) for rule in (lambda x, m: x >= m, lambda x, m: x < m))
+    assert one.structure != other.structure
+    assert BanditSettings().structure == BanditSettings(reward="above_average").structure

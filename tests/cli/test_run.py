@@ -6,6 +6,8 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import optuna
@@ -16,6 +18,8 @@ from PIL import Image
 from hpo_mab import data
 from hpo_mab._attributes import INTERRUPTED_KEY, SLOT_KEY, TWIN_KEY
 from hpo_mab.cli import _output as module
+from hpo_mab.cli._options import _arguments
+from hpo_mab.cli._run import _doubled_limit
 from hpo_mab.search import load_spec
 from hpo_mab.storage import Storage
 
@@ -71,11 +75,21 @@ def test_a_study_whose_budget_is_spent_continues_with_a_larger_one(cli: Cli, tin
     assert f"hpo-mab run {tiny} --budget 3epochs   # continue the study" in out
     status, out, _ = cli("run", tiny, "--budget", "1.5epochs", "--trials", "3")
     assert f"hpo-mab run {tiny} --trials 3 --budget 3epochs   # continue the study" in out
-    status, out, _ = cli("run", tiny, "--budget", "1000000examples", "--trials", "3")
-    assert "--budget 1000000examples" in out
     # Where the trials were what ended it, more of them are needed.
     status, out, _ = cli("run", tiny, "--budget", "1h", "--trials", "2")
     assert f"hpo-mab run {tiny} --trials 4 --budget 1h   # continue the study" in out
+
+
+def test_suggested_commands_keep_every_digit() -> None:
+    run = SimpleNamespace(
+        trials=(), seconds=1.0, evaluation_seconds=0.0, examples=1_500_001, training_examples=100
+    )
+    outcome: Any = SimpleNamespace(run=run)
+    budget: Any = SimpleNamespace(trials=3, total="1500001examples")
+    assert _doubled_limit(outcome, budget) == {"budget": "3000002examples"}
+    option = SimpleNamespace(param_type_name="option", opts=["--epochs"])
+    assert list(_arguments(option, 1 / 3)) == ["--epochs", "0.3333333333333333"]
+    assert list(_arguments(option, 2.0)) == ["--epochs", "2"]
 
 
 def test_at_a_constant_rate_a_larger_budget_lengthens_the_best(cli: Cli, tiny: str) -> None:

@@ -220,7 +220,9 @@ def test_stored_labels_that_items_contradict_are_not_trusted() -> None:
     assert labels_of(_WithTargets([1, 0, 2], targets=[2, 1, 3])).tolist() == [1, 0, 2]
 
 
-@pytest.mark.parametrize("labels", [["a", "b"], {0: "a", 1: "b"}, lambda: [0, 1]])
+@pytest.mark.parametrize(
+    "labels", [["a", "b"], {0: "a", 1: "b"}, {"a", "b"}, lambda: [0, 1], [[1, 2], [3]]]
+)
 def test_what_is_not_the_examples_classes_is_not_taken_for_them(labels: Any) -> None:
     assert labels_of(_WithTargets([1, 0], labels=labels)).tolist() == [1, 0]
 
@@ -413,3 +415,9 @@ def test_the_digest_of_the_source_does_not_depend_on_the_split() -> None:
     assert source_digest(fewer) != source_digest(one)
     swapped = dataclasses.replace(one, test=one.test.subset(torch.arange(360).flip(0)))
     assert source_digest(swapped) != source_digest(one)
+
+
+@pytest.mark.parametrize("middle", [None, 0.5, math.nan])
+def test_every_stored_label_is_checked(middle: Any) -> None:
+    with pytest.raises(ArgumentError, match="at position 1"):
+        check_examples(_WithTargets([0, 1, 1], targets=[0, middle, 1]), name="data")

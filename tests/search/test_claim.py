@@ -376,6 +376,12 @@ def test_a_continuation_begins_before_a_trial_that_is_queued_beyond_the_target(
     assert trial.user_attrs["hpo_mab:promotes"] == 1
     assert trial.suggest_float("lr", 0.0, 1.0) == 0.6
     assert [one.state.name for one in study.trials] == ["PRUNED", "PRUNED", "WAITING", "RUNNING"]
+    # So does its retry.
+    trial.set_user_attr("hpo_mab:interrupted", True)
+    study.tell(trial, state=TrialState.FAIL)
+    again = claim(study, storage)
+    assert isinstance(again, optuna.trial.Trial)
+    assert (again.number, again.user_attrs["hpo_mab:promotes"]) == (4, 1)
 
 
 def test_an_enqueued_configuration_is_run_in_a_slot_of_its_own(

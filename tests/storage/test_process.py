@@ -131,3 +131,9 @@ def test_databases_of_one_server_have_their_own_locks(mariadb_url: str) -> None:
         pass
     one.close()
     other.close()
+
+
+def test_a_missing_role_is_not_taken_for_a_missing_database() -> None:
+    role = _process.diagnose(Exception('FATAL:  role "me" does not exist'))
+    assert "Check the user in the URL" in role
+    assert "createdb" in _process.diagnose(Exception('FATAL:  database "mine" does not exist'))

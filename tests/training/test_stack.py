@@ -22,6 +22,7 @@ from hpo_mab.training import (
     Training,
     TrainingDiverged,
 )
+from hpo_mab.training._rows import DrawRows
 
 CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 BATCH = 32
@@ -545,3 +546,25 @@ def test_early_evaluations_are_on_their_own_examples(splits: ImageSplits) -> Non
         assert early[slot][:-1] != whole[slot][:-1]
         shares = [accuracy * 40 for accuracy in early[slot][:-1]]
         assert shares == pytest.approx([round(share) for share in shares], abs=1e-4)
+
+
+def test_a_stack_of_one_gives_each_training_its_floor() -> None:
+    labels = torch.zeros(100, dtype=torch.int64)
+    rows = DrawRows(1, 10, torch.device("cpu"), seed=0)
+    shares = []
+    for floor in (0.0, 1.0):
+        sampler = MABSampler(labels, batch_size=10, floor=floor, memory=None)
+        rows.begin(0, sampler)
+        # One example of each bandit is hard.
+        hard = torch.zeros(100)
+        hard[sampler.shares[:, 0].long()] = 1.0
+        drawn = []
+        for _ in range(400):
+            indices, _ = rows.next()
+            rows.rewind()
+            drawn.append(hard[indices].mean())
+            rows.learn_and_draw(hard[indices])
+        shares.append(float(torch.stack(drawn[200:]).mean()))
+    assert shares[0] > 0.5
+    # Every example is drawn as often as any other.
+    assert shares[1] == pytest.approx(0.1, abs=0.02)
