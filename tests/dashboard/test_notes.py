@@ -21,6 +21,38 @@ def spec(**sections: Any) -> dict[str, Any]:
     return make_spec(named).model_dump(mode="json")
 
 
+def a_point(index: int = 1, *, accuracy: float = 0.5) -> Evaluation:
+    return Evaluation(
+        index=index,
+        steps=index,
+        examples=100 * index,
+        seconds=1.0,
+        sampler_seconds=0.0,
+        accuracy=accuracy,
+        loss=1.0,
+        train_loss=1.0,
+        learning_rate=0.1,
+        reward_rate=None,
+        concentration=None,
+    )
+
+
+def a_trial(number: int, **known: Any) -> TrialRun:
+    given = {"state": "pruned", "value": None, "curve": (), "attrs": {}, **known}
+    return TrialRun(number=number, slot=number, params={}, paired=False, **given)
+
+
+def a_run(*trials: TrialRun, **sections: Any) -> StudyRun:
+    return StudyRun(
+        name="tiny",
+        arm="mab",
+        seed=0,
+        trial_examples=800,
+        spec=spec(**sections),
+        trials=trials,
+    )
+
+
 ADVANTAGE = {"pruner": {"kind": "advantage"}}
 
 
@@ -35,32 +67,8 @@ def test_a_trial_pruned_at_a_moved_rung_names_its_evidence() -> None:
         "equivalent_step": 2.2,
         "evidence": "0123abcd",
     }
-    point = Evaluation(
-        index=1,
-        steps=1,
-        examples=100,
-        seconds=1.0,
-        sampler_seconds=0.0,
-        accuracy=0.5,
-        loss=1.0,
-        train_loss=1.0,
-        learning_rate=0.1,
-        reward_rate=None,
-        concentration=None,
-    )
-    trial = TrialRun(
-        number=0,
-        slot=0,
-        state="pruned",
-        params={},
-        value=None,
-        paired=False,
-        curve=(point,),
-        attrs={"hpo_mab:pruned_because": because},
-    )
-    run = StudyRun(
-        name="tiny", arm="mab", seed=0, trial_examples=800, spec=spec(**ADVANTAGE), trials=(trial,)
-    )
+    trial = a_trial(0, curve=(a_point(),), attrs={"hpo_mab:pruned_because": because})
+    run = a_run(trial, **ADVANTAGE)
     note = pruning_notes(run)[0]
     assert (
         "rung 1 at evaluation 1, as one of 7 trials judged there so far; 62.50% was needed" in note
@@ -94,39 +102,21 @@ def test_the_note_counts_trials_as_the_plan_does() -> None:
         ("fail", {"hpo_mab:interrupted": True}),
         ("running", {}),
     ]
-    trials = tuple(
-        TrialRun(
-            number=number,
-            slot=number,
-            state=state,
-            params={},
-            value=0.5 if state == "complete" else None,
-            paired=False,
-            curve=(),
-            attrs=attrs,
-        )
+    trials = (
+        a_trial(number, state=state, value=0.5 if state == "complete" else None, attrs=attrs)
         for number, (state, attrs) in enumerate(described)
     )
-    run = StudyRun(name="tiny", arm="mab", seed=0, trial_examples=800, spec=spec(), trials=trials)
+    run = a_run(*trials)
     note = study_note(run, Storage("sqlite:///nowhere.db"))
     assert "| trials | 2 complete, 1 pruned, 1 running |" in note.replace("\N{EN SPACE}", "")
 
 
 def test_the_note_lists_the_configurations_that_were_trained_again() -> None:
-    trials = tuple(
-        TrialRun(
-            number=number,
-            slot=number,
-            state="complete",
-            params={},
-            value=value,
-            paired=False,
-            curve=(),
-            attrs={"hpo_mab:slot": number},
-        )
+    trials = (
+        a_trial(number, state="complete", value=value, attrs={"hpo_mab:slot": number})
         for number, value in enumerate((0.9, 0.8, 0.7))
     )
-    run = StudyRun(name="tiny", arm="mab", seed=0, trial_examples=800, spec=spec(), trials=trials)
+    run = a_run(*trials)
     assert confirmed_note(run, {}) == ""
     section = confirmed_note(run, {0: (0.6, 0.0), 1: (0.75,)})
     assert "**trial 1** has the highest mean." in section
@@ -142,38 +132,10 @@ def test_the_note_lists_the_configurations_that_were_trained_again() -> None:
 
 
 def test_a_continued_configuration_is_one_earlier_trial() -> None:
-    def trial(number: int, *, points: int, accuracy: float, **attrs: int) -> TrialRun:
-        curve = tuple(
-            Evaluation(
-                index=index,
-                steps=index,
-                examples=100 * index,
-                seconds=1.0,
-                sampler_seconds=0.0,
-                accuracy=accuracy,
-                loss=1.0,
-                train_loss=1.0,
-                learning_rate=0.1,
-                reward_rate=None,
-                concentration=None,
-            )
-            for index in range(1, points + 1)
-        )
-        return TrialRun(
-            number=number,
-            slot=number,
-            state="pruned",
-            params={},
-            value=None,
-            paired=False,
-            curve=curve,
-            attrs={f"hpo_mab:{key}": value for key, value in attrs.items()},
-        )
-
-    trials = (
-        trial(0, points=1, accuracy=0.6),
-        trial(1, points=2, accuracy=0.6, promotes=0, resumed_at=1),
-        trial(2, points=1, accuracy=0.5),
+    continued = {"hpo_mab:promotes": 0, "hpo_mab:resumed_at": 1}
+    run = a_run(
+        a_trial(0, curve=(a_point(accuracy=0.6),)),
+        a_trial(1, curve=(a_point(accuracy=0.6), a_point(2)), attrs=continued),
+        a_trial(2, curve=(a_point(),)),
     )
-    run = StudyRun(name="tiny", arm="mab", seed=0, trial_examples=800, spec=spec(), trials=trials)
     assert "Of the 1 earlier trials that reached this evaluation" in pruning_notes(run)[2]

@@ -9,7 +9,7 @@ import optuna
 import pytest
 import sqlalchemy as sa
 
-from hpo_mab.storage import CurveStore, CurveWriter, Storage
+from hpo_mab.storage import CurveStore, CurveWriter, Storage, TrialRun
 from hpo_mab.training import Evaluation
 
 
@@ -188,3 +188,18 @@ def test_only_what_no_trial_refers_to_is_removed(anywhere: Storage) -> None:
 def test_large_budgets_do_not_overflow(store: CurveStore) -> None:
     store.extend(1, [_evaluation(1, examples=10**12, steps=10**10)])
     assert store.load([1])[1][0].examples == 10**12
+
+
+@pytest.mark.parametrize("key", ["hpo_mab:examples", "examples"])
+def test_a_pruned_trial_without_its_curve_has_no_known_cost(key: str) -> None:
+    trial = TrialRun(
+        number=0,
+        slot=0,
+        state="pruned",
+        params={},
+        value=None,
+        paired=False,
+        curve=(),
+        attrs={key: 100},
+    )
+    assert trial.lacks_curve
