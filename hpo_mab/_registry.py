@@ -12,7 +12,7 @@ import importlib
 import inspect
 import sys
 import types
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping
 from numbers import Integral, Real
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -207,12 +207,20 @@ def _parameters_of(function: Any) -> list[inspect.Parameter]:
 
 
 def _type_hints(function: Any) -> dict[str, Any]:
-    # Optuna imports some names for type checkers only.
-    names = {**vars(collections.abc), "BaseSampler": Any, "FrozenTrial": Any}
+    made = getattr(function, "func", function)
+    read = _read_hints if isinstance(made, Hashable) else _read_hints.__wrapped__
     try:
-        return get_type_hints(getattr(function, "func", function), localns=names)
+        return read(made)
     except Exception:  # A user's annotations may be wrong; without them any value is accepted.
         return {}
+
+
+# Every trial checks the options of what it makes, and reading annotations is slow.
+@functools.lru_cache(maxsize=512)
+def _read_hints(made: Any) -> dict[str, Any]:
+    # Optuna imports some names for type checkers only.
+    names = {**vars(collections.abc), "BaseSampler": Any, "FrozenTrial": Any}
+    return get_type_hints(made, localns=names)
 
 
 def _parameter_type(parameter: inspect.Parameter, hints: Mapping[str, Any]) -> Any:
