@@ -151,6 +151,8 @@ class _Spending:
     def __init__(self, study: optuna.Study, target: Target, curves: CurveStore) -> None:
         self._study = study
         self._target = target
+        # Without a definition the length of a trial is not known.
+        self._definition = Definition.load(study) if Definition.is_in(study.user_attrs) else None
         # First: an evaluation that is stored in between then counts twice, and not never.
         stored = curves.load([id_of(trial) for trial in self._running()])
         self._reached = {name: points[-1].index for name, points in stored.items() if points}
@@ -176,18 +178,16 @@ class _Spending:
         return [trial for trial in running if SLOT_KEY in trial_attributes(trial)]
 
     def _examples_left(self) -> int:
-        if not Definition.is_in(self._study.user_attrs):
-            # The length of a trial is not known.
+        if self._definition is None:
             return 0
-        definition = Definition.load(self._study)
-        per_budget = definition.settings.evaluations or 1
+        per_budget = self._definition.settings.evaluations or 1
         evaluations = 0
         for trial in self._running():
             attrs = trial_attributes(trial)
             # A trial that continues from a checkpoint says so once it has begun.
             reached = max(self._reached.get(id_of(trial), 0), attrs.get(RESUMED_KEY, 0))
             evaluations += per_budget * budgets_of(attrs) - reached
-        return evaluations * definition.trial_examples // per_budget
+        return evaluations * self._definition.trial_examples // per_budget
 
 
 # Trials whose worker is gone are closed and queued again.

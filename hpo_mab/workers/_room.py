@@ -35,7 +35,7 @@ def worker_devices(workers: int, *, device: str = "auto") -> tuple[str, ...]:
             f"--workers must be at most {len(cards)}, the number of CUDA devices, got {workers}; "
             "one process trains many trials on a device at the same time, see --slots."
         )
-    return tuple(f"cuda:{cards[index % len(cards)]}" for index in range(workers))
+    return tuple(f"cuda:{card}" for card in cards[:workers])
 
 
 def room(*, device: str = "auto", threads: int = 1) -> int:
