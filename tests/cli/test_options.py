@@ -106,11 +106,13 @@ def test_nothing_heavy_is_imported(code: str) -> None:
 def test_the_first_trial_waits_for_nothing_slow_that_it_does_not_need(
     command: str, tmp_path: Path
 ) -> None:
-    # The dashboard's package loads BoTorch if it is installed; scikit-learn loads pandas.
+    # The dashboard's package loads BoTorch if it is installed, scikit-learn pandas, and torch's
+    # optimisers its compiler.
     code = (
         "import sys; from hpo_mab.cli import main; from hpo_mab.search import StudyRunner\n"
         "StudyRunner.run = lambda *args, **options: sys.exit(SLOW & sys.modules.keys())\n"
-        "SLOW = {'optuna_dashboard', 'plotly', 'sklearn', 'scipy.stats', 'pandas', 'torchvision'}\n"
+        "SLOW = {'optuna_dashboard', 'plotly', 'sklearn', 'scipy.stats', 'pandas', 'torchvision',\n"
+        "    'torch._dynamo'}\n"
         f"sys.argv = ['hpo-mab', '{command}', '--quiet']\n"
         "main()"
     )
