@@ -16,7 +16,7 @@ from hpo_mab._errors import ArgumentError
 if TYPE_CHECKING:
     from optuna.trial import BaseTrial, FrozenTrial
 
-_PREFIX = "hpo_mab:"
+PREFIX = "hpo_mab:"
 
 # User attributes of a trial.
 #: Its place in the study's plan, from 0; a retry and a twin have that of the trial they repeat.
@@ -120,7 +120,7 @@ def trial_attributes(trial: BaseTrial | FrozenTrial) -> Mapping[str, Any]:
     system = known.system_attrs if hasattr(trial, "intermediate_values") else {}
     if not (_EARLIER_MARKS & attrs.keys() or WORKER_KEY in system or RETRY_KEY in system):
         return attrs
-    earlier = ((key, attrs.get(key.removeprefix(_PREFIX))) for key in _EARLIER)
+    earlier = ((key, attrs.get(key.removeprefix(PREFIX))) for key in _EARLIER)
     return {**{key: value for key, value in earlier if isinstance(value, _EARLIER[key])}, **attrs}
 
 
@@ -151,7 +151,7 @@ class Section:
 
 
 #: Sections whose options are parameters by their own name.
-_BARE = ("optimizer", "training")
+BARE = ("optimizer", "training")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -241,7 +241,7 @@ class StudySettings:
         }
         for name, options in sections.items():
             for key, value in options.items():
-                full = key if name in _BARE else f"{name}.{key}"
+                full = key if name in BARE else f"{name}.{key}"
                 if is_range(value):
                     yield full, value
                 elif isinstance(value, list):

@@ -17,7 +17,7 @@ import os
 import re
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from numbers import Integral
 from types import FrameType
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
@@ -75,6 +75,16 @@ class UnknownNameError(ArgumentError):
             more = [f"{len(names) - _SHOWN_NAMES} more"] if len(names) > _SHOWN_NAMES else []
             hint = f"Valid: {', '.join([*names[:_SHOWN_NAMES], *more, *others]) or 'none'}."
         super().__init__(f"Unknown {what} '{name}'. {hint}")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """By its message: `pickle` would call the class with that alone."""
+        return _with_message, (type(self), str(self))
+
+
+def _with_message(kind: type[UnknownNameError], message: str) -> UnknownNameError:
+    made = kind.__new__(kind, message)
+    made.args = (message,)
+    return made
 
 
 def _quoted_choice(names: list[str]) -> str:
@@ -140,9 +150,13 @@ def plain_arguments(function: Callable[_P, _R]) -> Callable[_P, _R]:
 
 
 def stored_arguments(
-    signature: inspect.Signature, args: Iterable[Any], kwargs: Mapping[str, Any]
+    signature: inspect.Signature,
+    args: Iterable[Any],
+    kwargs: Mapping[str, Any],
+    *,
+    skip: Container[str] = (),
 ) -> dict[str, Any]:
-    """Arguments of a call by name as a file can hold them, defaults included.
+    """Arguments of a call by name as a file can hold them, defaults included, but for ``skip``.
 
     They are equal after loading. Those of ``**`` are among them. Arguments that do not fit give
     none: the call itself then raises their error.
@@ -156,7 +170,7 @@ def stored_arguments(
     for name, value in bound.arguments.items():
         rest = signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD
         found.update(value if rest else {name: value})
-    return {name: _stored_form(value) for name, value in found.items()}
+    return {name: _stored_form(value) for name, value in found.items() if name not in skip}
 
 
 def _stored_form(value: Any) -> Any:
@@ -175,6 +189,7 @@ def _stored_form(value: Any) -> Any:
     if isinstance(value, bool | int | float | str | None):
         return value
     if isinstance(value, torch.Tensor | np.ndarray):
+        value = np.ascontiguousarray(value) if isinstance(value, np.ndarray) else value
         numbers = torch.as_tensor(value).detach().to("cpu", torch.float64).contiguous().numpy()
         return hashlib.blake2b(numbers.data, digest_size=16).hexdigest()
     if callable(value):

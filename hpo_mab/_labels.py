@@ -66,8 +66,9 @@ def class_labels(values: Any, *, name: str = "labels") -> Tensor:
             f"{name} must be one integer for each example, got {text} at position {wrong}; "
             f"{_hint_of_value(value)}."
         )
-    # torch warns of arrays that it must not write to.
-    return torch.from_numpy(array.astype(np.int64, copy=not array.flags.writeable))
+    # torch warns of arrays that it must not write to, and takes none that is reversed.
+    copy = not array.flags.writeable or array.strides[0] < 0
+    return torch.from_numpy(array.astype(np.int64, copy=copy))
 
 
 def labels_of(dataset: Dataset[Any], *, name: str = "dataset") -> Tensor:
@@ -235,6 +236,8 @@ def stratified_halves(
 ) -> tuple[Tensor, Tensor]:
     """Split positions in two, each class in proportion; a class seen once stays on the first side.
 
+    A class with few examples may be absent from the smaller side.
+
     Args:
         labels: Class of each example, int64 [N].
         share: Share of the second side, in (0, 1).
@@ -245,7 +248,7 @@ def stratified_halves(
         Sorted positions of the first and of the second side, int64.
 
     Raises:
-        ArgumentError: A share that leaves a side without all its classes, or a single class.
+        ArgumentError: A share that gives a side fewer examples than classes, or a single class.
     """
     if not 0 <= seed < 2**32:
         raise ArgumentError(f"seed must be in [0, 2**32), got {seed}.")

@@ -253,9 +253,14 @@ class Plan:
     def not_continued(self) -> set[int]:
         """Numbers of pruned trials that no other trial has continued: they saved budget.
 
-        A trial that was continued has saved nothing. If its continuation was pruned, that counts.
+        A trial that was continued, from its checkpoint or from zero, has saved nothing. If its
+        continuation was pruned, that counts.
         """
-        continued = {one.promotes for one in self._attempts if RESUMED_KEY in one.attrs}
+        continued = {
+            before.number
+            for before, after in _continuations(self._attempts)
+            if after.finished or RESUMED_KEY in after.attrs
+        }
         pruned = (one.number for one in self._attempts if one.state == "pruned")
         return {number for number in pruned if number not in continued}
 

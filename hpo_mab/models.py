@@ -426,7 +426,11 @@ def stackable(model: nn.Module) -> nn.Module:
     replaced = {
         norm: StackedBatchNorm(norm, norm.momentum)
         for norm in model.modules()
-        if isinstance(norm, _BatchNorm) and norm.track_running_stats and norm.momentum is not None
+        # A subclass may do more, such as the activation.
+        if isinstance(norm, _BatchNorm)
+        and type(norm).forward is _BatchNorm.forward
+        and norm.track_running_stats
+        and norm.momentum is not None
     }
     for parent in list(model.modules()):
         # Not `named_children`: a layer under two names is replaced under both.

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pickle
 import signal
 import sys
 import threading
 
 import pytest
 
-from hpo_mab._errors import deferred_interrupts, interruptible
+from hpo_mab._errors import UnknownNameError, deferred_interrupts, interruptible
 
 
 @pytest.mark.usefixtures("python_handler")
@@ -117,3 +118,10 @@ def test_a_child_process_is_interrupted_at_once(monkeypatch: pytest.MonkeyPatch)
         monkeypatch.setattr(os, "getpid", lambda: -1)
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
+
+
+def test_an_unknown_name_can_be_sent_to_another_process() -> None:
+    error = UnknownNameError("sampler", "mba", ["mab"])
+    copied = pickle.loads(pickle.dumps(error))
+    assert type(copied) is UnknownNameError
+    assert str(copied) == str(error)

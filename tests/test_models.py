@@ -4,11 +4,12 @@ import sys
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hpo_mab import models
 from hpo_mab._errors import ArgumentError, UnknownNameError
+from hpo_mab.models import StackedBatchNorm, stackable
 
 _SMALL = {"resnet18": {}, "small_cnn": {"width": 4}, "mlp": {"width": 8}}
 
@@ -188,3 +189,15 @@ def test_unknown_names_offer_the_nearest() -> None:
         models.create("small_cn", in_channels=1, num_classes=2, image_size=8)
     with pytest.raises(UnknownNameError, match=r"option of model 'mlp' 'widht'.*'width'"):
         _create("mlp", widht=3)
+
+
+class _Activated(nn.BatchNorm2d):
+    """As timm's: the activation is part of the normalisation."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input).relu()
+
+
+def test_a_normalisation_that_does_more_is_kept() -> None:
+    network = stackable(nn.Sequential(nn.BatchNorm2d(2), _Activated(2)))
+    assert [type(layer) for layer in network] == [StackedBatchNorm, _Activated]

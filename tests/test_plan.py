@@ -183,15 +183,16 @@ def _with(trials: list[FrozenTrial], **attrs: dict[int, Any]) -> list[FrozenTria
 
 def test_stopped_trials_their_promotions_and_what_they_saved() -> None:
     trials = _with(
-        _trials("p0", "p1", "p2", "c3", "p4", "f5 lost", "r5"),
-        promotes={3: 0, 4: 1, 5: 2, 6: 2},
-        resumed_at={3: 1, 4: 1},
+        _trials("p0", "p1", "p2", "c0", "p1", "f2 lost", "r2", "p3", "c4"),
+        promotes={3: 0, 4: 1, 5: 2, 6: 2, 8: 7},
+        resumed_at={4: 1},
     )
     plan = Plan(trials)
-    assert plan.stopped == {0, 1, 2}
-    assert plan.promoted() == {0, 1, 2}
-    # Trials 0 and 1 were continued; the continuation of 1 was pruned.
-    assert plan.not_continued == {2, 4}
+    assert plan.stopped == {0, 1, 2, 7}
+    assert plan.promoted() == {0, 1, 2, 7}
+    # Trial 0 was continued from the start, and 1 from its checkpoint; the continuation of 1 was
+    # pruned. That of 2 has not ended. Trial 7 was promoted in a slot of its own.
+    assert plan.not_continued == {2, 4, 7}
 
 
 def test_a_sampler_sees_each_configuration_once() -> None:

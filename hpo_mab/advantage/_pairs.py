@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from hpo_mab._attributes import TWIN_KEY
+from hpo_mab._attributes import SAMPLER_KEY
 from hpo_mab._errors import ArgumentError
 
 if TYPE_CHECKING:
@@ -210,8 +210,12 @@ def pair_curves(
         raise ArgumentError(f"trial_examples must be the same for all studies, got {sorted(full)}.")
     ours = _trials_by_slot(bandit, paired_only=paired_only)
     theirs = _trials_by_slot(uniform, paired_only=paired_only)
+    samplers = [{run.seed: run.settings.sampler.kind for run in runs} for runs in (bandit, uniform)]
     keys = sorted(
-        key for key in ours.keys() & theirs.keys() if same_configuration(ours[key], theirs[key])
+        key
+        for key in ours.keys() & theirs.keys()
+        if same_configuration(ours[key], theirs[key])
+        and not _is_repeated(ours[key], theirs[key], *(kinds[key[0]] for kinds in samplers))
     )
     grid = (
         _longest_budgets([theirs[key] for key in keys])
@@ -229,6 +233,16 @@ def pair_curves(
         uniform_seconds=np.reshape([seconds for _, seconds in right], shape),
         labels=tuple(keys),
     )
+
+
+def _is_repeated(one: TrialRun, other: TrialRun, kind: str, other_kind: str) -> bool:
+    """Whether a study of another sampler trained its trial under the other trial's sampler.
+
+    The first trials of ``auto`` are uniform, so beside those of uniform sampling they show nothing.
+    """
+    if "" in (kind, other_kind) or kind == other_kind:  # The first: loops of a user's own.
+        return False
+    return bool(one.attrs.get(SAMPLER_KEY, kind) == other.attrs.get(SAMPLER_KEY, other_kind))
 
 
 def same_configuration(one: TrialRun, other: TrialRun) -> bool:
@@ -253,7 +267,7 @@ def _trials_by_slot(
             key = (run.seed, trial.slot)
             usable = trial.state != "fail" and trial.curve and (trial.paired or not paired_only)
             # A uniform twin in a bandit's study is paired with its original, not across arms.
-            usable = usable and TWIN_KEY not in trial.attrs and trial.budgets == 1
+            usable = usable and not trial.twin and trial.budgets == 1
             if usable and (key not in found or trial.examples > found[key].examples):
                 found[key] = trial
     return found

@@ -91,7 +91,8 @@ class LossBinarizer:
         threshold = self.total / self.weight if self.weight else mean
         self.total = self.decay * self.total + (1 - self.decay) * mean
         self.weight = self.decay * self.weight + (1 - self.decay)
-        rewards = np.asarray(self._rule(losses, threshold), dtype=np.bool_)
+        average = np.array([threshold], dtype=losses.dtype)
+        rewards = np.asarray(self._rule(losses, average), dtype=np.bool_)
         if valid is not None:
             rewards = rewards & valid
         return rewards.view(np.int8), valid

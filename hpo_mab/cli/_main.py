@@ -104,7 +104,8 @@ def _print_warning(
 def main() -> None:
     """Run the command line and exit.
 
-    Exit status: 0 success, 2 an error of the user, 130 interrupted.
+    Exit status: 0 success, 1 a replay that differs or an error of the package, 2 an error of the
+    user, 130 interrupted.
     """
     sys.excepthook = _without_interrupts(sys.excepthook)
     if "" not in sys.path:
@@ -121,10 +122,6 @@ def main() -> None:
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
-    except BrokenPipeError:
-        # The reader (head, less) has ended; Python must not raise again when it flushes.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(141)
     except Exception as error:
         line = _outside_cause(error)
         if line is None:

@@ -67,9 +67,9 @@ def study_names(ctx: typer.Context) -> list[str]:
     from hpo_mab.storage import Storage
     from hpo_mab.storage import study_names as stored
 
-    given = ctx.params.get("storage") or DEFAULT_STORAGE
+    given = ctx.params.get("storage")
     # Some commands take several storages.
-    urls = [given] if isinstance(given, str) else given
+    urls = [given] if isinstance(given, str) else storages(given) or [DEFAULT_STORAGE]
     found: list[str] = []
     for url in urls:
         try:
@@ -114,10 +114,11 @@ StorageUrl = Annotated[
 ]
 Storages = Annotated[
     list[str] | None,
+    # Not `envvar`, whose value would be split at spaces; see `storages`.
     typer.Option(
         "--storage",
-        envvar="HPO_MAB_STORAGE",
-        help="Database URL or path; repeat it to read studies from several.",
+        help="Database URL or path; repeat it to read studies from several. [env var: "
+        "HPO_MAB_STORAGE]",
         show_default=DEFAULT_STORAGE,
     ),
 ]
@@ -204,7 +205,7 @@ Ray = Annotated[
     typer.Option(
         metavar="ADDRESS",
         help="Run the workers on a Ray cluster: 'auto', ray://host:port, or 'local' to start one "
-        "on this machine. Needs a PostgreSQL storage.",
+        "on this machine. Needs a PostgreSQL or MySQL storage.",
     ),
 ]
 GpusPerWorker = Annotated[
@@ -258,7 +259,10 @@ def definition(context: typer.Context) -> StudySpec:
     named = {key: given[name] for name, key in _KEYS.items() if given.get(name) is not None}
     if "training.slots" in named:
         named["training.slots"] = slot_count(named["training.slots"])
-    return load(given["spec"], given["assignments"], named)
+    # An option's value replaces that of --set, as suggested commands add options.
+    texts = given["assignments"] or []
+    left = [text for text in texts if text.partition("=")[0].strip() not in named]
+    return load(given["spec"], left, named)
 
 
 def load(
@@ -275,6 +279,11 @@ def load(
 
     # The kind of a thing comes first: changing it drops options that it does not have.
     return load_spec(spec, {**(named or {}), **dict(map(_assignment, assignments or []))})
+
+
+def storages(given: Sequence[str] | None) -> list[str]:
+    """The storages of a command that reads several; without any, that of the environment."""
+    return list(given or filter(None, [os.environ.get("HPO_MAB_STORAGE")]))
 
 
 def worker_count(text: str) -> int | None:
@@ -382,7 +391,9 @@ def _arguments(parameter: Any, value: Any) -> Iterator[str]:
         elif one is True:
             yield parameter.opts[0]
         else:
-            yield from (parameter.opts[0], str(one).removesuffix(".0"))
+            # A whole number is shown as it is typed.
+            text = str(one).removesuffix(".0") if isinstance(one, float) else str(one)
+            yield from (parameter.opts[0], text)
 
 
 # Files that an option names.

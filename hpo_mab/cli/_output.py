@@ -70,7 +70,7 @@ def print_summary(
         out.print("Interrupted. Finished trials are stored; the last command below continues.\n")
     out.print(table)
     steps = [
-        (compare, "the same study with uniform sampling" + _unpruned_text(spec)),
+        (compare, _compared_text(spec)),
         (dashboard, "notes and figures in the browser"),
         (go_on, "continue the study"),
     ]
@@ -79,8 +79,13 @@ def print_summary(
     print_next(steps)
 
 
-def _unpruned_text(spec: StudySpec) -> str:
-    return " and without pruning" if spec.compare.unpruned and not spec.compare.arms else ""
+def _compared_text(spec: StudySpec) -> str:
+    """What ``hpo-mab compare`` compares a study with."""
+    if spec.compare.arms:
+        return "the arms of the definition"
+    other = "the bandit" if spec.sampler.kind == "uniform" else "uniform sampling"
+    unpruned = spec.compare.unpruned and spec.pruner.kind != "none"
+    return f"the same study with {other}" + (" and without pruning" if unpruned else "")
 
 
 def print_next(steps: Sequence[tuple[str, str]]) -> None:
@@ -193,7 +198,7 @@ def _saved_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
     if saved is None:
         return []
     if not saved:
-        return [("Pruning", "saved nothing: no trial was pruned")]
+        return [("Pruning", "saved nothing: the pruner stopped no trial")]
     examples_share = saved / (saved + facts["examples"])
     # Trials that all diverged before their first evaluation have no pace.
     seconds_share = seconds / ((seconds + facts["seconds"]) or 1.0)

@@ -68,7 +68,7 @@ def report(
 
     opt.silence_optuna()
     opt.refuse_unwritable(output, record)
-    runs, summary, environment, text = _read_comparison(studies, storage or [], reference)
+    runs, summary, environment, text = _read_comparison(studies, opt.storages(storage), reference)
     if record is not None:
         opt.write_file(record, text)
     shown = title or ", ".join(dict.fromkeys(run.title for run in runs))
@@ -147,7 +147,7 @@ def evidence(
     """
     opt.silence_optuna()
     opt.refuse_unwritable(output)
-    found = _evidence(studies, storage or [], arm=arm, reference=reference, margin=margin)
+    found = _evidence(studies, opt.storages(storage), arm=arm, reference=reference, margin=margin)
     text = json.dumps(found.to_json())
     opt.write_file(output, text + "\n")
     typer.echo(text if as_json else _evidence_text(found, output))

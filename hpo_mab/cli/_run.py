@@ -76,6 +76,7 @@ def launcher(
             workers=workers,
             address=ray,
             gpus_per_worker=gpus_per_worker or 0.0,
+            device=spec.training.device,
             **given,
         )
     # This process has the first.

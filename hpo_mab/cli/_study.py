@@ -9,6 +9,7 @@ import html
 import io
 import json
 import math
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -273,8 +274,11 @@ def examples(
         ),
     ] = None,
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="The file that --drop writes.")
-    ] = Path("exclude.json"),
+        Path | None,
+        typer.Option(
+            "--output", "-o", help="The file that --drop writes.", show_default="exclude.json"
+        ),
+    ] = None,
     as_json: opt.Json = False,
 ) -> None:
     """List the training examples that are likely mislabelled, hardest and most ambiguous.
@@ -298,6 +302,9 @@ def examples(
     from hpo_mab.storage import Storage
 
     opt.silence_optuna()
+    if output is not None and drop is None:
+        raise ArgumentError(f"--output needs --drop N, got --output {output} alone.")
+    output = output or Path("exclude.json")
     opt.refuse_unwritable(page, table, output if drop is not None else None)
     found = StudyExamples.read(Storage(storage, create=False), study, data_root=data_root)
     lists = {ranking: found.top(ranking, top) for ranking in RANKINGS}
@@ -305,8 +312,7 @@ def examples(
         opt.write_file(table, _examples_csv(found))
     if page is not None:
         opt.write_file(page, _examples_page(found, lists))
-    if drop is not None:
-        opt.write_file(output, found.exclusion(drop).to_json())
+    dropped = "" if drop is None else _write_exclusion(found, drop, output)
     if as_json:
         typer.echo(_examples_json(found, lists))
         return
@@ -314,12 +320,18 @@ def examples(
     for path in (page, table):
         if path is not None:
             typer.echo(f"\nWritten: {path}")
-    if drop is not None:
-        doubtful = min(drop, int((found.record.suspicion() > 0).sum()))
-        typer.echo(
-            f"\n{drop} examples in {output}, {doubtful} of them with a score above 0. To leave "
-            f"them out, add --set data.exclude={output} --name NAME to the study's hpo-mab run."
-        )
+    if dropped:
+        typer.echo(dropped)
+
+
+def _write_exclusion(found: StudyExamples, drop: int, path: Path) -> str:
+    """Write the most suspicious examples to a file; returns what to do with it."""
+    opt.write_file(path, found.exclusion(drop).to_json())
+    doubtful = min(drop, int((found.record.suspicion() > 0).sum()))
+    return (
+        f"\n{drop} examples in {path}, {doubtful} of them with a score above 0. To leave them out, "
+        f"add --set {shlex.quote(f'data.exclude={path}')} --name NAME to the study's hpo-mab run."
+    )
 
 
 def _print_examples(found: StudyExamples, lists: dict[str, list[Example]]) -> None:

@@ -14,6 +14,7 @@ from hpo_mab._attributes import RETRAINED_KEY, UNIFORM
 from hpo_mab._errors import SpecError
 from hpo_mab._machine import environment
 from hpo_mab.search import (
+    ArmSection,
     Launch,
     PrunerSection,
     SamplerSection,
@@ -54,28 +55,20 @@ def arms_of(spec: StudySpec) -> dict[str, StudySpec]:
                 "[compare.arms] the study is compared with uniform sampling."
             )
         # A study under uniform sampling is compared with the default sampler.
-        own = spec if spec.sampler.kind != "uniform" else _with_sampler(spec, SamplerSection())
-        found = {own.sampler.kind: own, "uniform": _with_sampler(spec, uniform)}
+        bandit = ArmSection(sampler=SamplerSection())
+        own = spec if spec.sampler.kind != "uniform" else spec.as_arm(bandit)
+        found = {own.sampler.kind: own, "uniform": spec.as_arm(ArmSection(sampler=uniform))}
         if spec.compare.unpruned and spec.pruner.kind != "none":
-            whole = {"pruner": PrunerSection(kind="none")}
-            found["unpruned"] = found["uniform"].model_copy(update=whole)
+            whole = ArmSection(sampler=uniform, pruner=PrunerSection(kind="none"))
+            found["unpruned"] = spec.as_arm(whole)
         return found
-    arms = {
-        name: spec.model_copy(
-            update={"sampler": arm.sampler or spec.sampler, "pruner": arm.pruner or spec.pruner}
-        )
-        for name, arm in spec.compare.arms.items()
-    }
+    arms = {name: spec.as_arm(arm) for name, arm in spec.compare.arms.items()}
     reference = spec.compare.reference
     if reference not in arms:
         raise SpecError(f"compare.reference '{reference}' is not an arm: {', '.join(arms)}.")
     if len(arms) < 2:
         raise SpecError("compare.arms must name at least two arms.")
     return arms
-
-
-def _with_sampler(spec: StudySpec, sampler: SamplerSection) -> StudySpec:
-    return spec.model_copy(update={"sampler": sampler})
 
 
 #: Called before each study with its name and number of trials; a context that ends with it.
@@ -264,7 +257,8 @@ def retrain(
         epochs: Passes over the training set; None takes a trial's budget.
         on_retrain: Called before each training.
     """
-    if run.best is None or seeds == 0:
+    # A trial that was only added, with its value, has no attributes and cannot be trained.
+    if run.best is None or not run.best.attrs or seeds == 0:
         return ()
     study = open_study(runner.storage, run.name)
     known = study.user_attrs.get(RETRAINED_KEY, {})

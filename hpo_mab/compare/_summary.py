@@ -379,11 +379,13 @@ def _total(parts: list[Any]) -> Any:
 
 
 def _sampler_share(run: StudyRun) -> float:
-    inside = sum(trial.curve[-1].sampler_seconds for trial in run.trials if trial.curve)
-    # The curve of a resumed attempt begins with that of the attempt before it.
-    inside -= sum(t.inherited.sampler_seconds for t in run.trials if t.inherited)
     # Captured steps, stacks and users' loops store 0: they do not measure it.
-    return inside / run.seconds if run.seconds and inside else math.nan
+    measured = [trial for trial in run.trials if trial.curve and trial.curve[-1].sampler_seconds]
+    inside = sum(trial.curve[-1].sampler_seconds for trial in measured)
+    # The curve of a resumed attempt begins with that of the attempt before it.
+    inside -= sum(trial.inherited.sampler_seconds for trial in measured if trial.inherited)
+    spent = sum(trial.own_seconds for trial in measured)
+    return inside / spent if spent else math.nan
 
 
 def _contrast(

@@ -165,7 +165,9 @@ def overview(summary: ComparisonSummary) -> Grid:
                 "-" if arm.seconds is None else f"{arm.seconds:,.0f}",
             )
         )
-    seeds = max(len(arm.seeds) for arm in summary.arms)
+    means = [mean for arm in summary.arms for mean in (arm.best, arm.retrained) if mean is not None]
+    counts = sorted({mean.n for mean in means}) or [0]
+    seeds = " to ".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
     return Grid(
         title="What each arm found, and its cost",
         columns=(
@@ -178,7 +180,7 @@ def overview(summary: ComparisonSummary) -> Grid:
         ),
         rows=tuple(rows),
         caption=(
-            f"Accuracies: mean over {seeds} seed{'' if seeds == 1 else 's'} "
+            f"Accuracies: mean over {seeds} seed{'' if seeds == '1' else 's'} "
             f"[{summary.confidence:.0%} interval]. Re-trained: each study's best configuration, "
             "trained again under uniform sampling on fresh seeds. Cost: all seeds together."
         ),

@@ -372,6 +372,12 @@ def _caveats(summary: ComparisonSummary) -> Iterator[str]:
     if any(len(contrast.seeds) == 1 for contrast in summary.contrasts):
         yield "One seed cannot tell whether a search is better; more seeds can."
     for contrast in summary.contrasts:
+        if not contrast.seeds:
+            yield (
+                f"{contrast.arm} and {contrast.reference} have no seed in common: nothing can be "
+                "compared."
+            )
+            continue
         lengths = [
             _finished_trials(arms[one], contrast.seeds)
             for one in (contrast.arm, contrast.reference)

@@ -41,12 +41,14 @@ def evidence_note(study: optuna.Study, settings: StudySettings) -> str:
     stored = study.user_attrs.get(EVIDENCE_KEY)
     evidence = None if stored is None else Evidence.from_json(stored)
     parts = []
+    choice = stored_choice(study) if settings.sampler.kind == AUTO else None
     if settings.sampler.kind == AUTO:
         unused = study.user_attrs.get(GIVEN_KEY, {}).get("unused", "")
-        parts.append(_choice_text(stored_choice(study), evidence, unused))
+        parts.append(_choice_text(choice, evidence, unused))
     moved, text = _fidelity_text(study.user_attrs.get(FIDELITY_KEY), settings)
-    # Evidence moves no rung that fidelity has moved.
-    if _prunes_by_evidence(settings) and not moved:
+    # Evidence moves no rung that fidelity has moved, and none of uniform trials.
+    uniform = choice is not None and choice.sampler == UNIFORM
+    if _prunes_by_evidence(settings) and not moved and not uniform:
         parts.append(_rungs_text(evidence, settings))
     if text:
         parts.append(text)

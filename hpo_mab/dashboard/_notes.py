@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hpo_mab._attributes import PRUNED_KEY, REASON_KEY, RESUMED_KEY
+from hpo_mab._errors import HpoMabError
 from hpo_mab._plan import Plan
 from hpo_mab.compare._text import (
     length_text,
@@ -26,7 +27,9 @@ from hpo_mab.compare._text import (
 )
 from hpo_mab.compare.figures._style import thin
 from hpo_mab.pruners import why_pruned
+from hpo_mab.search import builtin_names, load_spec
 from hpo_mab.search._confirm import best_first
+from hpo_mab.search._study import check_study, default_name
 
 if TYPE_CHECKING:
     from hpo_mab.storage import Storage, StudyRun, TrialRun
@@ -182,31 +185,48 @@ def _reading_hints() -> str:
 
 
 def _next_commands(run: StudyRun, storage: Storage) -> str:
-    from hpo_mab.search import builtin_names
     from hpo_mab.storage import DEFAULT_URL
 
     url = str(storage.shown_url)
     where = "" if url == DEFAULT_URL else f" --storage {shlex.quote(url)}"
-    name = run.settings.name
-    # The path of a user's own definition is not stored.
-    name = name if name in builtin_names() else f"{name}.toml"
-    more = 2 * max(len(run.trials), 1)
-    # The definition alone may be that of another study of the same name.
-    own = {
-        "name": run.name,
-        "sampler": run.settings.sampler.kind,
-        "pruner": run.settings.pruner.kind,
-        "seed": str(run.seed),
-    }
-    options = " ".join(f"--{key} {shlex.quote(value)}" for key, value in own.items())
     commands = [f"hpo-mab report {shlex.quote(run.name)}{where}   # one HTML file"]
-    if run.spec:
+    more = f"--trials {2 * max(len(run.trials), 1)}"
+    own = _own_options(run, storage)
+    if own is not None:
         commands = [
-            f"hpo-mab run {shlex.quote(name)}{where} {options} --trials {more}   # continue",
-            f"hpo-mab compare {shlex.quote(name)}{where}   # against uniform sampling",
+            f"hpo-mab run {own}{where} {more}   # continue",
+            f"hpo-mab compare {own}{where}   # with other arms",
             *commands,
         ]
-    return "## Next\n\n```bash\n" + "\n".join(commands) + "\n```"
+    text = "## Next\n\n```bash\n" + "\n".join(commands) + "\n```"
+    if own is None and run.spec:
+        text += f"\n\nTo continue the study, repeat the command that made it with `{more}`."
+    return text
+
+
+def _own_options(run: StudyRun, storage: Storage) -> str | None:
+    """What names a study on a command line; None if it takes more than these options.
+
+    The path of a definition and options like ``--epochs`` are not stored.
+    """
+    settings = run.settings
+    if settings.name not in builtin_names():
+        return None
+    kinds = {"sampler.kind": settings.sampler.kind, "pruner.kind": settings.pruner.kind}
+    root = str(settings.data.options.get("root", "data"))
+    try:
+        spec = load_spec(settings.name, {**kinds, "seed": run.seed, "data.root": root})
+        check_study(storage, run.name, spec)
+    except HpoMabError:
+        return None
+    options = {"--sampler": settings.sampler.kind, "--pruner": settings.pruner.kind}
+    options["--seed"] = str(run.seed)
+    if run.name != default_name(spec, settings.sampler.kind):
+        options["--name"] = run.name
+    if root != load_spec(settings.name).data.root:
+        options["--data-root"] = root
+    words = (word for option in options.items() for word in option)
+    return shlex.join([settings.name, *words])
 
 
 def _fact_table(rows: Sequence[tuple[str, str]]) -> str:
@@ -218,7 +238,8 @@ def _fact_table(rows: Sequence[tuple[str, str]]) -> str:
 def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     # The dashboard sets columns without a gap.
     gap = "\N{EN SPACE} | "
-    lines = [f"| {gap.join(cells)} |" for cells in (head, *rows)]
+    escaped = [[cell.replace("|", "\\|") for cell in cells] for cells in (head, *rows)]
+    lines = [f"| {gap.join(cells)} |" for cells in escaped]
     lines.insert(1, "|---" * len(head) + "|")
     return "\n".join(lines)
 

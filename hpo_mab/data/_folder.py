@@ -273,7 +273,9 @@ def _checked_size(paths: Sequence[Path], size: int | None) -> int:
 
 
 def _decode(root: Path, layout: _Layout, *, size: int) -> _images.Decoded:
-    names = [str(path.relative_to(root)) for path in layout.everything]
+    # A name may hold bytes that are no UTF-8, which could not be printed.
+    paths = (os.fsencode(path.relative_to(root)) for path in layout.everything)
+    names = [path.decode(errors="replace") for path in paths]
     read = _pictures.read_all(layout.everything, size=size)
     pictures = [found for found in read if not isinstance(found, str)]
     if not pictures:

@@ -351,7 +351,9 @@ def fingerprint(files: Iterable[Path], *, root: Path, options: dict[str, Any]) -
     digest = hashlib.sha256(json.dumps([_FORMAT, options], sort_keys=True).encode())
     for file in sorted(files):
         stat = file.stat()
-        digest.update(f"{file.relative_to(root)}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+        text = f"{file.relative_to(root)}\0{stat.st_size}\0{stat.st_mtime_ns}\n"
+        # A name may hold bytes that are no UTF-8.
+        digest.update(text.encode(errors="surrogateescape"))
     return digest.hexdigest()[:16]
 
 

@@ -54,6 +54,7 @@ def digits() -> Parts:
     return {"train": data}
 
 
+@functools.cache
 def _digits_of_sklearn() -> NDArray[np.float64]:
     """64 grey levels and the class of each image, [1797, 65], from scikit-learn's file.
 

@@ -110,7 +110,7 @@ def _halving(pruner: BasePruner, study: optuna.Study, trial: FrozenTrial) -> Rea
     judged = not math.isnan(value) and len(values) > settings["bootstrap_count"]
     return {
         "rung": rung,
-        "step": settings["min_resource"] * factor ** (settings["min_early_stopping_rate"] + rung),
+        "step": _halving_step(settings, rung),
         "threshold": (
             needed_at_rung(values, reduction_factor=factor, direction=study.direction)
             if judged
@@ -118,6 +118,12 @@ def _halving(pruner: BasePruner, study: optuna.Study, trial: FrozenTrial) -> Rea
         ),
         "competitors": len(values),
     }
+
+
+def _halving_step(settings: Mapping[str, Any], rung: int = 0) -> int:
+    """The step at which successive halving decides a rung."""
+    power = settings["min_early_stopping_rate"] + rung
+    return int(settings["min_resource"] * settings["reduction_factor"] ** power)
 
 
 def _hyperband(pruner: HyperbandPruner, study: optuna.Study, trial: FrozenTrial) -> Reason:
@@ -305,7 +311,7 @@ class WeakRung(NamedTuple):
         if type(pruner) in (MedianPruner, PercentilePruner):
             step = max(1, settings["n_warmup_steps"])
         elif type(pruner) is SuccessiveHalvingPruner and settings["min_resource"] is not None:
-            step = settings["min_resource"]
+            step = _halving_step(settings)
         else:
             return None
         found = RungFidelity.measure(trials, full=full)

@@ -123,8 +123,7 @@ class BatchSampler(Sampler[list[int]], abc.ABC):
         """Store the options: a state can only be loaded by a sampler with the same ones."""
         made = super().__new__(cls)
         if args or kwargs:  # `copy` and `pickle` call this without arguments.
-            options = stored_arguments(cls.__signature__, args, kwargs)
-            made._options = {name: options[name] for name in options if name not in _COMMON}
+            made._options = stored_arguments(cls.__signature__, args, kwargs, skip=_COMMON)
         return made
 
     @plain_arguments

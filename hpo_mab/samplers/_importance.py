@@ -126,6 +126,7 @@ class GradNormSampler(LearningSampler):
         else:
             with torch.no_grad():
                 logits = self.scorer(self._examples[candidates]).to(self.device, torch.float32)
+            self.check_outputs(logits)
             scores = gradient_bound(logits, self._targets[candidates])
         known = torch.isfinite(scores) & (scores >= 0)
         count = known.sum()

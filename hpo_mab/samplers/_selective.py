@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Unpack
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -265,6 +266,7 @@ class HardMiningSampler(LearningSampler):
         else:
             with torch.no_grad():
                 logits = self.scorer(self._examples[candidates]).to(self.device, torch.float32)
+                self.check_outputs(logits)
                 losses = F.cross_entropy(logits, self._targets[candidates], reduction="none")
         # A candidate whose loss is not finite comes first: the loop must see that it diverges.
         losses = losses.nan_to_num(nan=torch.inf)
@@ -287,6 +289,8 @@ def checked_difficulty(difficulty: Tensor | Sequence[float], count: int) -> Tens
     Raises:
         ArgumentError: Another shape, or infinite values.
     """
+    if isinstance(difficulty, np.ndarray):
+        difficulty = np.ascontiguousarray(difficulty)  # torch takes none that is reversed.
     values = torch.as_tensor(difficulty, dtype=torch.float64).cpu()
     if values.shape != (count,):
         raise ArgumentError(

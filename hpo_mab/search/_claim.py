@@ -16,6 +16,7 @@ from hpo_mab._attributes import (
     LEARNED_KEY,
     LENGTH_KEY,
     LOST_KEY,
+    PREFIX,
     PROMOTES_KEY,
     REASON_KEY,
     RESUMED_KEY,
@@ -234,11 +235,15 @@ def _retry_of(slot: int, numbers: list[int], last: FrozenTrial) -> FrozenTrial:
     # examples is used only if the first attempt used it.
     attrs = trial_attributes(last)
     kept = (PROMOTES_KEY, LENGTH_KEY, LEARNED_KEY, TWIN_KEY, SAMPLER_KEY)
+    own = {}
+    # Earlier versions gave their attributes no prefix.
+    if SLOT_KEY in last.user_attrs:
+        own = {key: value for key, value in last.user_attrs.items() if not key.startswith(PREFIX)}
     return optuna.create_trial(
         state=TrialState.WAITING,
         params=last.params,
         distributions=last.distributions,
-        user_attrs={SLOT_KEY: slot, **{key: attrs[key] for key in kept if key in attrs}},
+        user_attrs={**own, SLOT_KEY: slot, **{key: attrs[key] for key in kept if key in attrs}},
         system_attrs=system,
     )
 

@@ -195,6 +195,8 @@ class PlannedSampler(BaseSampler):
         repeats: bool = False,
     ) -> None:
         self._factory = factory
+        # All trials take their points from one sequence, which has one seed if it is scrambled.
+        self._is_sequence = isinstance(factory(seed=0), optuna.samplers.QMCSampler)
         self._seed = seed
         self._initial = initial
         self._repeats = repeats
@@ -229,7 +231,8 @@ class PlannedSampler(BaseSampler):
     ) -> Any:
         """See `optuna.samplers.BaseSampler`."""
         slot = slot_of(study, trial)
-        if slot >= self._initial:
+        # Outside of the sequence its seed would give all trials the same values.
+        if slot >= self._initial and not self._is_sequence:
             sampler, seen = self._sampler(study, trial)
             return sampler.sample_independent(seen, trial, param_name, param_distribution)
         random = RandomSampler(seed=derive_seed(self._seed, "initial", slot, param_name))
@@ -256,7 +259,8 @@ class PlannedSampler(BaseSampler):
         """The trial's sampler, and the study as that sampler sees it."""
         key = (study.study_name, trial.number)
         if key not in self._asked:
-            seed = derive_seed(self._seed, "sampler", slot_of(study, trial))
+            place = () if self._is_sequence else (slot_of(study, trial),)
+            seed = derive_seed(self._seed, "sampler", *place)
             seen = cast(optuna.Study, OwnHistory(study)) if self._repeats else study
             self._asked[key] = self._factory(seed=seed), seen
         return self._asked[key]
@@ -442,7 +446,7 @@ def study_pruner(spec: StudySpec, attrs: Mapping[str, Any]) -> BasePruner:
         elif EVIDENCE_KEY in attrs:
             options = {**options, "evidence": attrs[EVIDENCE_KEY]}
     # There is no advantage over uniform sampling to measure.
-    if kind == "advantage" and spec.sampler.kind == "uniform":
+    if kind == "advantage" and spec.sampler.kind == UNIFORM:
         options = {k: value for k, value in options.items() if k not in ("evidence", "reference")}
     if kind == "promotion":
         options = {"unlimited": is_continuable(spec), **options}

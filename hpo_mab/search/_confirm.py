@@ -20,7 +20,7 @@ from hpo_mab._errors import ArgumentError, deferred_interrupts, require
 from hpo_mab._plan import derive_seed
 from hpo_mab.search._objective import TrainingObjective
 from hpo_mab.search._stored import reopen, train_recorded
-from hpo_mab.storage import Storage, TrialRun, open_study, read_run
+from hpo_mab.storage import Storage, StudyRun, TrialRun, open_study, read_run
 from hpo_mab.training import TrainingDiverged
 
 #: Degrees of freedom from which a standard deviation is given: with fewer it may be 0 by chance.
@@ -74,7 +74,7 @@ class Confirmation:
     @property
     def finished(self) -> bool:
         """Whether the first candidate has its trainings."""
-        return len(self.candidates[0].repeats) >= self.trainings
+        return bool(self.candidates) and len(self.candidates[0].repeats) >= self.trainings
 
     @property
     def repeated(self) -> tuple[Candidate, ...]:
@@ -126,6 +126,18 @@ def best_first(
     return tuple(sorted(candidates, key=lambda one: one.accuracy, reverse=True))
 
 
+def best_candidate(run: StudyRun, study_attrs: Mapping[str, Any]) -> Candidate:
+    """The candidate of the highest `Candidate.accuracy`.
+
+    Raises:
+        ArgumentError: No trial is complete.
+    """
+    found = best_first(run.trials, stored_repeats(study_attrs))
+    if not found:
+        raise ArgumentError(f"'{run.name}' has no best trial: none is complete.")
+    return found[0]
+
+
 def confirm(
     storage: Storage,
     name: str,
@@ -160,12 +172,11 @@ def confirm(
     require(trainings >= 1, "trainings", "at least 1", trainings)
     require(max_trainings >= 1, "max_trainings", "at least 1", max_trainings)
     run, study = read_run(storage, name), open_study(storage, name)
+    best_candidate(run, study.user_attrs)
     objective: TrainingObjective | None = None
     repeats = stored_repeats(study.user_attrs)
     for done in itertools.count():
         found = Confirmation(candidates=best_first(run.trials, repeats), trainings=trainings)
-        if not found.candidates:
-            raise ArgumentError(f"'{name}' has no best trial: none is complete.")
         if found.finished or done == max_trainings:
             break
         if objective is None:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from optuna.distributions import BaseDistribution
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from hpo_mab._attributes import TotalBudget
+from hpo_mab._attributes import UNIFORM, TotalBudget
 from hpo_mab._errors import HpoMabError, plain
 from hpo_mab.search._components import AUTO, PORTFOLIO
 from hpo_mab.search._space import distributions, examples, parse_value
@@ -49,9 +49,10 @@ def _without_none(raw: Any) -> Any:
     return None if raw == "none" else raw
 
 
-def _value_of(kind: type, *, low: float, high: float = math.inf) -> Any:
-    """A constant of ``kind`` in [low, high], or a range that lies in it."""
+def _value_of(kind: type, *, low: float, high: float = math.inf, below: float = math.inf) -> Any:
+    """A constant of ``kind`` in [low, high] or [low, below), or a range that lies in it."""
     allowed = f"at least {low}" if math.isinf(high) else f"in [{low}, {high}]"
+    allowed = allowed if math.isinf(below) else f"in [{low}, {below})"
 
     def check(raw: Any) -> Any:
         if isinstance(raw, list):
@@ -65,7 +66,7 @@ def _value_of(kind: type, *, low: float, high: float = math.inf) -> Any:
                 raise ValueError(f"must be a number, got {bound!r}")
             if kind is int and not isinstance(bound, int):
                 raise ValueError(f"must be an integer, got {bound!r}")
-            if not low <= bound <= high:
+            if not (low <= bound <= high and bound < below):
                 raise ValueError(f"must be {allowed}, got {bound}")
         return raw
 
@@ -170,8 +171,8 @@ class TrainingSection(_Section):
     """
 
     batch_size: _value_of(int, low=1) = 128  # type: ignore[valid-type]
-    warmup: _value_of(float, low=0, high=1) = 0.15  # type: ignore[valid-type]
-    label_smoothing: _value_of(float, low=0, high=1) = 0.0  # type: ignore[valid-type]
+    warmup: _value_of(float, low=0, below=1) = 0.15  # type: ignore[valid-type]
+    label_smoothing: _value_of(float, low=0, below=1) = 0.0  # type: ignore[valid-type]
     average: _value_of(float, low=0, high=1) = DEFAULT_AVERAGE  # type: ignore[valid-type]
     schedule: Literal["linear", "constant"] = "linear"
     keep: Literal["trained", "better"] = "trained"
@@ -327,6 +328,11 @@ class StudySpec(_Section):
             raise ValueError(str(error)) from error
         return self
 
+    def as_arm(self, arm: ArmSection) -> StudySpec:
+        """The definition with the sections that an arm replaces."""
+        given = {"sampler": arm.sampler, "pruner": arm.pruner}
+        return self.model_copy(update={key: one for key, one in given.items() if one is not None})
+
     @property
     def has_pilot(self) -> bool:
         """Whether the first configurations are trained under uniform sampling, too."""
@@ -334,7 +340,7 @@ class StudySpec(_Section):
             return True
         # Evidence from elsewhere is not measured again.
         brings = {"evidence", "reference"} & self.pruner.options.keys()
-        return self.pruner.kind == "advantage" and self.sampler.kind != "uniform" and not brings
+        return self.pruner.kind == "advantage" and self.sampler.kind != UNIFORM and not brings
 
     def searched(self) -> dict[str, BaseDistribution]:
         """The search space: Optuna's distributions by parameter name."""

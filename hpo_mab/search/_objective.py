@@ -296,7 +296,14 @@ class TrainingObjective:
         """
         if not isinstance(trial, optuna.trial.Trial):
             return self._train_alone(trial)
-        return self._train(trial, self.assign(trial))
+        try:
+            assignment = self.assign(trial)
+        except STORAGE_ERRORS:
+            raise
+        except Exception as error:
+            store_end(trial, error)
+            raise
+        return self._train(trial, assignment)
 
     def assign(self, trial: optuna.trial.Trial) -> Assignment:
         """Give a running trial its slot and suggest its configuration.
@@ -329,10 +336,10 @@ class TrainingObjective:
         if self.pilot and slot < self.initial and TWIN_KEY not in trial.user_attrs:
             queue_twin(trial.study, trial)
 
-    @property
-    def waits_for_record(self) -> bool:
-        """Whether the race cannot begin before the record of examples is written."""
-        return self.race is not None and self.workload.known is None
+    def waits_for_record(self, study: optuna.Study) -> bool:
+        """Whether the race of a study waits for the record of examples to be written."""
+        known = self.workload.known is not None
+        return self.race is not None and not known and self.race.needs_record(study)
 
     def queue_twins(self, study: optuna.Study, trials: Sequence[FrozenTrial]) -> bool:
         """Queue the next twins of the race; see `hpo_mab.search._race.Race.advance`."""

@@ -83,9 +83,8 @@ def check_names(spec: StudySpec) -> None:
     sampler_factory(spec.search.sampler, spec.search.options)
     _check_arm(spec)
     for name, arm in spec.compare.arms.items():
-        parts = {"sampler": arm.sampler or spec.sampler, "pruner": arm.pruner or spec.pruner}
         try:
-            _check_arm(spec.model_copy(update=parts))
+            _check_arm(spec.as_arm(arm))
         except HpoMabError as error:
             raise SpecError(f"compare.arms.{name}: {error}") from None
 

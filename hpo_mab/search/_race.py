@@ -208,6 +208,13 @@ class Race:
             self._choices[study.study_name] = stored
         return self._choices[study.study_name]
 
+    def needs_record(self, study: optuna.Study) -> bool:
+        """Whether the race is open, and a sampler in it uses the study's record of examples."""
+        plan = self._known_plan(study) if self.choice(study) is None else None
+        return plan is not None and any(
+            uses_record(self._samplers[name]) for name in plan.challengers
+        )
+
     def sampler(self, study: optuna.Study) -> str:
         """Name of the batch sampler that a new trial is trained with."""
         choice = self.choice(study)
@@ -218,7 +225,7 @@ class Race:
         study: optuna.Study,
         trials: Sequence[FrozenTrial],
         *,
-        has_record: Callable[[], bool] = lambda: False,
+        has_record: Callable[[], bool],
     ) -> bool:
         """Queue the twins that are due, or decide the race; the caller holds the study's lock.
 

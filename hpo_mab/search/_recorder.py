@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import hashlib
 import os
 import tempfile
@@ -407,7 +408,9 @@ def _file_stem(key: str, slot: Place) -> str:
 def _study_key(study: optuna.Study) -> str:
     """A name that no other study has, even one of the same name in another database."""
     first = study.get_trials(deepcopy=False)[0].datetime_start
-    text = f"{study.study_name}\x1f{first}"
+    # Optuna's times are local ones, and machines may differ in their time zone.
+    moment = first and first.astimezone(datetime.UTC).replace(tzinfo=None)
+    text = f"{study.study_name}\x1f{moment}"
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 

@@ -403,20 +403,26 @@ def recorded_trial(
         fixed_params=dict(config), base_sampler=optuna.samplers.RandomSampler()
     )
     trial = ask(found, fixed_distributions=chosen)
-    if number is not None:
-        trial.set_user_attr(SLOT_KEY, number)
-    end = TrialState.FAIL
+    end, ending = TrialState.FAIL, None
     try:
+        if number is not None:
+            trial.set_user_attr(SLOT_KEY, number)
         with heartbeat(storage.optuna, id_of(trial)):
             yield trial
-    except optuna.TrialPruned:
-        end = TrialState.PRUNED
-        raise
-    except SystemExit as stop:
-        end = TrialState.FAIL if stop.code else TrialState.PRUNED
+    except BaseException as error:
+        ending = error
+        stopped = isinstance(error, SystemExit) and not error.code
+        if stopped or isinstance(error, optuna.TrialPruned):
+            end = TrialState.PRUNED
         raise
     finally:
-        _end_trial(found, trial, end)
+        try:
+            _end_trial(found, trial, end)
+        except STORAGE_ERRORS as error:
+            # The caller's exception says more, and a tuner may end a function by one.
+            if ending is None:
+                raise
+            ending.add_note(f"The end of the trial could not be stored: {type(error).__name__}.")
 
 
 def _single_value(name: str, value: Any) -> BaseDistribution:
@@ -435,6 +441,6 @@ def _end_trial(study: optuna.Study, trial: optuna.trial.Trial, end: TrialState) 
     spent = frozen.user_attrs.get(EXAMPLES_KEY, 0) >= frozen.user_attrs.get(BUDGET_KEY, 1) - 1e-6
     value = frozen.intermediate_values.get(frozen.last_step) if frozen.last_step else None
     if spent and value is not None:
-        study.tell(trial, value)
+        study.tell(trial, value, skip_if_finished=True)
     else:
-        study.tell(trial, state=end)
+        study.tell(trial, state=end, skip_if_finished=True)

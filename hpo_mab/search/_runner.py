@@ -21,6 +21,7 @@ from hpo_mab._machine import environment
 from hpo_mab.pruners._reasons import WeakRung
 from hpo_mab.search._choice import Choice, stored_choice
 from hpo_mab.search._claim import Target
+from hpo_mab.search._components import AUTO
 from hpo_mab.search._definition import StudySpec
 from hpo_mab.search._objective import TrainingObjective
 from hpo_mab.search._prepare import load_splits, make_objective
@@ -30,7 +31,15 @@ from hpo_mab.search._stored import stored_objective, stored_spec, train_recorded
 from hpo_mab.search._study import check_study, choose_name, make_study, open_with_parts
 from hpo_mab.search._trial_loop import Slots, TrialCallback, TrialLoop
 from hpo_mab.search._workload import Workload
-from hpo_mab.storage import Definition, Storage, StudyRun, TrialRun, open_study, read_run
+from hpo_mab.storage import (
+    Definition,
+    Storage,
+    StudyRun,
+    TrialRun,
+    open_study,
+    read_run,
+    study_names,
+)
 from hpo_mab.storage._optuna import id_of
 from hpo_mab.training import Budget, TrainingDiverged
 from hpo_mab.training._device import release_memory
@@ -40,7 +49,7 @@ MOST_SHAPES = 4
 
 #: Most slots that ``"auto"`` takes; more gain little on the largest cards.
 MOST_SLOTS = 32
-#: A search learns from finished trials, so at most one in this many of those left runs at a time.
+#: A search learns from finished trials, so at most one in this many of a study runs at a time.
 ROUNDS = 4
 #: A stack is used if a step takes less than this share of its time alone, per network.
 _WORTH_IT = 0.8
@@ -172,8 +181,8 @@ class RunOutcome:
             its trial; None where it was not requested, there is no complete trial or the run was
             interrupted.
         choice: What ``kind = "auto"`` chose and why, once its pilot is done.
-        loop_reasons: Why trials were trained without a CUDA graph, or one at a time, although the
-            definition requests more.
+        loop_reasons: Why trials were trained without a CUDA graph, one at a time, or not beyond
+            their budget, although the definition requests more.
         weak_rung: Where the pruner began to stop trials, if that evaluation is not shown to rank
             them.
 
@@ -267,9 +276,14 @@ class StudyRunner:
             keep_target: Whether a stored study keeps a target that is higher than the definition's.
 
         Raises:
+            ArgumentError: Searched batch sizes give trials different numbers of evaluations.
             StorageError: A study of that name is defined otherwise, or the database fails.
             StudyFailedError: Three trials in a row failed.
         """
+        if self.name(name) not in study_names(self.storage):
+            self.objective.workload.check_evaluations(
+                settings["batch_size"] for settings in self.objective.space.loop_examples()
+            )
         study = make_study(
             self.storage,
             self.name(name),
@@ -285,13 +299,20 @@ class StudyRunner:
             workload.loop, early_validation=None if early == "all" else early
         )
         self._note_alone()
+        self._note_ends()
         run_here = functools.partial(self._run_here, study)
         interrupted = launch(study, on_trial, run_here) if launch else run_here(on_trial)
         workload.known = self.storage.examples.frozen(id_of(study))
         run = read_run(self.storage, study.study_name)
         accuracy = None
-        if score and run.best is not None and not interrupted:
-            accuracy = self._test_score(study, run.best, getattr(on_trial, "running", None))
+        # A trial that was only added, with its value, has no attributes and cannot be trained.
+        best = run.best if run.best is not None and run.best.attrs else None
+        if score and best is not None and not interrupted:
+            try:
+                accuracy = self._test_score(study, best, getattr(on_trial, "running", None))
+            except KeyboardInterrupt:
+                # The trials are finished, and their summary is wanted.
+                interrupted = True
         return RunOutcome(
             run=run,
             interrupted=interrupted,
@@ -325,6 +346,16 @@ class StudyRunner:
         if asked and reason is not None:
             self.objective.note(f"trials are trained one at a time: {reason}")
 
+    def _note_ends(self) -> None:
+        """Keep why trials do not continue beyond their budget, where the definition suggests it."""
+        spec = self.spec
+        suggested = spec.training.schedule == "constant" and spec.budget.total is not None
+        if suggested and spec.pruner.kind == "promotion" and spec.sampler.kind == AUTO:
+            self.objective.note(
+                f"no trial continues beyond its budget: sampler '{AUTO}' compares them there; with "
+                "--sampler uniform the best continue"
+            )
+
     def train_again(
         self,
         trial: TrialRun,
@@ -344,13 +375,16 @@ class StudyRunner:
             on_progress: Called with the share of the steps that is done.
 
         Returns:
-            Test accuracy, in [0, 1].
+            Test accuracy, in [0, 1]; 0 if the training diverges.
         """
         recorded = train_recorded(self.objective, trial, seed=seed, sampler=sampler, final=final)
         with recorded as training:
             training.on_progress = on_progress
-            for _ in training:
-                pass
+            try:
+                for _ in training:
+                    pass
+            except TrainingDiverged:
+                return 0.0
             return self.objective.workload.test_accuracy(training)
 
     def _test_score(

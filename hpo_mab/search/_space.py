@@ -19,7 +19,7 @@ from optuna.distributions import (
     IntDistribution,
 )
 
-from hpo_mab._attributes import ITEM_NAMES, parameter_of
+from hpo_mab._attributes import BARE, ITEM_NAMES, parameter_of
 from hpo_mab._errors import ArgumentError, UnknownNameError
 from hpo_mab._registry import Named, Registry, check_types
 from hpo_mab.samplers._registry import SAMPLERS, sampler_maker
@@ -113,7 +113,7 @@ def distributions(sections: Mapping[str, Mapping[str, Any]]) -> dict[str, BaseDi
 
 def _prefix(section: str) -> str:
     """What the names of a section's parameters begin with."""
-    return "" if section in ("optimizer", "training") else f"{section}."
+    return "" if section in BARE else f"{section}."
 
 
 def range_ends(distribution: BaseDistribution) -> tuple[Any, Any]:

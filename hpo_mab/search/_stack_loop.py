@@ -174,7 +174,6 @@ class StackLoop(TrialLoop):
         slots: Trials at the same time, at least 1.
         examples: Whether trials add to the study's record of examples.
         on_trial: Called with study and trial after each trial.
-        patience: Seconds to wait for a database that does not answer.
     """
 
     def __init__(
@@ -186,11 +185,8 @@ class StackLoop(TrialLoop):
         slots: int,
         examples: bool = False,
         on_trial: TrialCallback | None = None,
-        patience: float = 300.0,
     ) -> None:
-        super().__init__(
-            study, storage, objective, examples=examples, on_trial=on_trial, patience=patience
-        )
+        super().__init__(study, storage, objective, examples=examples, on_trial=on_trial)
         self._stacks = Stacks(
             objective.workload, slots=slots, seed=objective.seed, examples=examples
         )
@@ -220,23 +216,25 @@ class StackLoop(TrialLoop):
         """Claim a trial for each free slot; returns why there are fewer, None if there are not."""
         while (free := self._stacks.slots - len(self._running)) > 0:
             known = len(self._claimed)
-            # A trial that is trained alone has no heartbeat until it starts: claim one at a time.
-            count = free if self._may_stack else 1
-            try:
-                following = claim_many(
-                    self._study,
-                    self._storage,
-                    self._claimed,
-                    count=count,
-                    queue_twins=self._objective.queue_twins,
-                    is_saved=self._is_saved,
-                )
-            finally:
-                claimed = self._claimed[known:]
+            following = claim_many(
+                self._study,
+                self._storage,
+                self._claimed,
+                # Other workers take part in trials that are trained alone.
+                count=free if self._may_stack else 1,
+                queue_twins=self._objective.queue_twins,
+                is_saved=self._is_saved,
+            )
+            claimed = self._claimed[known:]
             with self._storage.optuna.collect_writes():
                 alone = [trial for trial in claimed if not self._start_in_slot(trial)]
-            for trial in alone:
-                self._run(trial)
+            with contextlib.ExitStack() as waiting:
+                for trial in alone[1:]:
+                    waiting.enter_context(heartbeat(self._storage.optuna, id_of(trial)))
+                for trial in alone:
+                    # It is released when the device runs out of memory.
+                    if trial in self._claimed:
+                        self._run(trial)
             if following is not None:
                 return following
         return None
@@ -262,6 +260,8 @@ class StackLoop(TrialLoop):
                         state=state,
                     )
                 record = TrialRecord(trial, self._objective.curves)
+                # Another machine may have closed the trial as lost.
+                ends.enter_context(contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError))
                 ends.callback(record.close)
                 running = _Running(trial, assignment, record, place, checkpoint, ends.pop_all())
         except STORAGE_ERRORS:
@@ -398,9 +398,11 @@ class StackLoop(TrialLoop):
         raise StackingFailed from error
 
     def _abandon(self) -> None:
-        for running in self._running.values():
-            running.ends.close()
-        self._running.clear()
+        # If one raises, the others are closed nevertheless.
+        with contextlib.ExitStack() as ends:
+            for running in self._running.values():
+                ends.push(running.ends)
+            self._running.clear()
         self._stacks.clear()
         release_memory()
         super()._abandon()

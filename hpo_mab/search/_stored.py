@@ -178,7 +178,8 @@ def replay(
     Args:
         storage: The database.
         name: Optuna's study name.
-        number: The trial's number; None takes the best trial.
+        number: The trial's number; None takes the best, whose accuracy is the mean of its trainings
+            by `confirm`, if there are any.
         device: Where to train; None takes the definition's device.
         data_root: Folder of the data here; None takes the definition's.
 
@@ -260,9 +261,10 @@ def load_network(path: str | Path) -> nn.Module:
 def _recorded_trial(storage: Storage, name: str, number: int | None) -> TrialRun:
     run = read_run(storage, name)
     if number is None:
-        if run.best is None:
-            raise ArgumentError(f"'{name}' has no best trial: none is complete.")
-        number = run.best.number
+        # Imported here, as it imports this module.
+        from hpo_mab.search._confirm import best_candidate
+
+        number = best_candidate(run, open_study(storage, name).user_attrs).trial.number
     trials = {trial.number: trial for trial in run.trials}
     if number not in trials:
         raise UnknownNameError("trial", str(number), map(str, trials))

@@ -15,7 +15,7 @@ from hpo_mab._errors import StorageError, deferred_interrupts, interruptible, me
 from hpo_mab._plan import Next, raise_if_failing, slot_of
 from hpo_mab.search._claim import claim
 from hpo_mab.search._objective import TrainingObjective
-from hpo_mab.storage import STORAGE_ERRORS, Storage, heartbeat, release
+from hpo_mab.storage import STORAGE_ERRORS, Storage, heartbeat, release, study_names
 from hpo_mab.storage._optuna import id_of, storage_of
 from hpo_mab.training._device import release_memory
 
@@ -28,6 +28,8 @@ Slots = int | Literal["auto"]
 
 SECONDS_BETWEEN_POLLS = 1.0
 _STORAGE_FAILURES_IN_A_ROW = 3
+#: Seconds to wait for a database that does not answer.
+_PATIENCE = 300.0
 
 
 class FinishedTrials:
@@ -89,7 +91,6 @@ class TrialLoop:
         objective: Trains a trial; its checkpoints are removed when they are no longer needed.
         examples: Whether trials add to the study's record of examples.
         on_trial: Called with study and trial after each trial.
-        patience: Seconds to wait for a database that does not answer.
 
     Examples:
         >>> import optuna
@@ -122,14 +123,12 @@ class TrialLoop:
         *,
         examples: bool = False,
         on_trial: TrialCallback | None = None,
-        patience: float = 300.0,
     ) -> None:
         self._study = study
         self._storage = storage
         self._objective = objective
         self._on_trial = on_trial
         objective.on_progress = getattr(on_trial, "running", None)
-        self._patience = patience
         #: Trials claimed here that have not ended.
         self._claimed: list[optuna.trial.Trial] = []
         self._storage_failures = 0
@@ -146,8 +145,8 @@ class TrialLoop:
             Whether Ctrl-C was pressed.
 
         Raises:
-            StorageError: The database does not answer for ``patience``, or fails several times
-                in a row.
+            StorageError: The database does not answer for five minutes, or fails several times in
+                a row.
             StudyFailedError: Three trials in a row failed.
         """
         with deferred_interrupts() as was_pressed:
@@ -161,10 +160,20 @@ class TrialLoop:
                 with contextlib.suppress(StorageError, *STORAGE_ERRORS):
                     self._abandon()
                 return True
+            except Exception as error:
+                name = self._study.study_name
+                # Optuna's error where the record of a study or trial is gone.
+                if isinstance(error, KeyError) and name not in study_names(self._storage):
+                    raise StorageError(f"Study '{name}' has been deleted.") from None
+                if self._claimed:
+                    # Other trials of a stack are healthy. Their end must not replace this error.
+                    with contextlib.suppress(Exception):
+                        self._abandon()
+                raise
             finally:
                 self._release(*self._claimed)
                 if self._examples is not None:
-                    with contextlib.suppress(StorageError, *STORAGE_ERRORS):
+                    with contextlib.suppress(KeyError, StorageError, *STORAGE_ERRORS):
                         self._examples.flush()
                 self._storage.optuna.remove_session()
         return was_pressed()
@@ -230,7 +239,7 @@ class TrialLoop:
             for frozen in ended:
                 counts = frozen.state in (TrialState.COMPLETE, TrialState.PRUNED)
                 self._examples.settle(id_of(frozen), counts=counts)
-            if self._objective.waits_for_record:
+            if self._objective.waits_for_record(self._study):
                 self._examples.flush()
             self._examples.flush_if_due()
         self._remove_checkpoints()
@@ -252,7 +261,9 @@ class TrialLoop:
         for trial in list(self._claimed):
             frozen = storage_of(self._study).get_trial(id_of(trial))
             if not frozen.state.is_finished():
-                trial.set_user_attr(INTERRUPTED_KEY, True)
+                # Another machine may close it as lost just now.
+                with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
+                    trial.set_user_attr(INTERRUPTED_KEY, True)
                 self._finish(End(trial, TrialState.FAIL))
             self._release(trial)
 
@@ -269,7 +280,7 @@ class TrialLoop:
         self._storage_failures += 1
         if self._storage_failures > _STORAGE_FAILURES_IN_A_ROW:
             raise self._storage.error(error) from None
-        if not self._storage.wait_until_back(seconds=self._patience):
+        if not self._storage.wait_until_back(seconds=_PATIENCE):
             raise self._storage.error(error) from None
         try:
             self._abandon()

@@ -81,7 +81,7 @@ class ExampleStore:
             self._insert(connection, number, counts, total, labels)
 
     def freeze(self, study_id: int, *, trials: int) -> ExampleRecord | None:
-        """Keep the record as it was when it first had ``trials`` trials, without predictions.
+        """Keep the record as it is once it has ``trials`` trials, without predictions.
 
         The caller holds the study's lock.
 

@@ -91,7 +91,7 @@ _collected: contextvars.ContextVar[_Collected | None] = contextvars.ContextVar("
 class LeanStorage(RDBStorage):
     """An `optuna.storages.RDBStorage` on SQLite or PostgreSQL that is several times cheaper.
 
-    On other databases it is Optuna's own.
+    On other databases its writes are Optuna's own.
     """
 
     def with_heartbeat(self, trial_ids: Collection[int]) -> set[int]:

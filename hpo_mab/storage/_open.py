@@ -141,7 +141,8 @@ class Storage:
     def lock(self) -> Callable[[str], AbstractContextManager[None]]:
         """Holds the lock of a name; only one process that uses the database can hold it at a time.
 
-        Raises a `StorageError` on entering where another process has held it for two minutes.
+        An SQLite file has one lock for all names. Raises a `StorageError` on entering where another
+        process has held it for two minutes.
         """
         return self._opened[2].hold
 

@@ -19,9 +19,11 @@ from hpo_mab._attributes import (
     EVALUATION_KEY,
     EXAMPLES_KEY,
     PAIRED_KEY,
+    REASON_KEY,
     RESUMED_KEY,
     SAMPLER_KEY,
     SLOT_KEY,
+    TWIN_KEY,
     StudySettings,
     budgets_of,
     completed_spec,
@@ -196,9 +198,14 @@ class TrialRun:
         return budgets_of(self.attrs)
 
     @property
+    def twin(self) -> bool:
+        """Whether it repeats another trial under another batch sampler."""
+        return TWIN_KEY in self.attrs
+
+    @property
     def ended_in_time(self) -> bool:
-        """Whether it is complete after one budget, so that its value compares with others."""
-        return self.value is not None and self.budgets == 1
+        """Whether it is complete after one budget, and no twin: its value compares with others."""
+        return self.value is not None and self.budgets == 1 and not self.twin
 
     @property
     def seconds(self) -> float:
@@ -321,14 +328,16 @@ class StudyRun:
 
     @property
     def _pruned(self) -> list[TrialRun]:
-        """Pruned trials that no other trial has continued, and that were within one budget."""
+        """Trials that a pruner stopped within one budget, and that no other trial has continued."""
         numbers = Plan(self.trials).not_continued
-        return [trial for trial in self.trials if trial.number in numbers and trial.budgets == 1]
+        # A trial that diverged would have ended without a pruner, too.
+        stopped = (trial for trial in self.trials if REASON_KEY not in trial.attrs)
+        return [trial for trial in stopped if trial.number in numbers and trial.budgets == 1]
 
     @property
-    def latest(self) -> tuple[TrialRun, ...]:
-        """The trials without those that a finished one has continued."""
-        numbers = Plan(self.trials).latest
+    def once(self) -> tuple[TrialRun, ...]:
+        """The trials that show each configuration once, under the study's batch sampler."""
+        numbers = Plan(self.trials).once
         return tuple(trial for trial in self.trials if trial.number in numbers)
 
     @property

@@ -157,7 +157,7 @@ def choose_capture(
         Whether it does and, with ``graph=None`` on a CUDA device, why it does not.
 
     Raises:
-        ArgumentError: It must, and batches or sampler do not allow it.
+        ArgumentError: It must, and batches, sampler or optimiser do not allow it.
     """
     if graph and not isinstance(batches, DeviceBatches):
         raise ArgumentError(f"graph needs DeviceBatches, got {type(batches).__name__}.")
@@ -167,7 +167,12 @@ def choose_capture(
             f"got {type(sampler).__name__}."
         )
     weights = (weight for group in optimizer.param_groups for weight in group["params"])
-    if graph is not None or not any(weight.device.type == "cuda" for weight in weights):
+    on_cuda = any(weight.device.type == "cuda" for weight in weights)
+    if graph and on_cuda and not is_fused(optimizer):
+        raise ArgumentError(
+            f"graph needs an optimiser with a fused form, got {type(optimizer).__name__}."
+        )
+    if graph is not None or not on_cuda:
         return bool(graph), None
     if not isinstance(batches, DeviceBatches):
         return False, "a DataLoader brings the batches"
@@ -199,7 +204,11 @@ def average_share(window: float | Tensor, steps: Tensor) -> Tensor:
 
 
 def call_with(model: nn.Module, tensors: Mapping[str, Tensor], inputs: Tensor) -> Any:
-    """Call a network with other parameters and buffers, by name; it keeps its own."""
+    """Call a network with other parameters and buffers, by name; it keeps its own.
+
+    Raises:
+        RuntimeError: In training, the network assigns a new tensor to one of them.
+    """
     first: dict[int, str] = {}
     given = {}
     for layer, module in model.named_modules():
@@ -208,8 +217,13 @@ def call_with(model: nn.Module, tensors: Mapping[str, Tensor], inputs: Tensor) -
             # Layers that share a parameter are given the tensor of its first name.
             if own is not None and (name := first.setdefault(id(own), place)) in tensors:
                 given[place] = tensors[name]
+    before = dict(given)
     # With `tie_weights`, torch would leave them in a layer that has two names.
-    return torch.func.functional_call(model, given, (inputs,), tie_weights=False)
+    outputs = torch.func.functional_call(model, given, (inputs,), tie_weights=False)
+    # What the network has assigned is in `given` now, and would be lost.
+    if model.training and any(given[name] is not tensor for name, tensor in before.items()):
+        raise RuntimeError("the network assigns a new tensor to a parameter or buffer")
+    return outputs
 
 
 class WeightAverage:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import operator
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
 
@@ -48,6 +49,7 @@ class Captured:
         generators: tuple[torch.Generator | None, ...] = (),
         capture: bool = True,
     ) -> None:
+        self._device = device
         self._generators = generators
         self._wanted = capture and device.type == "cuda"
         self._stream: torch.cuda.Stream | None = None
@@ -73,14 +75,27 @@ class Captured:
             body: The function; no reference is kept, so that its tensors are freed with its owner.
             undo: Restores the state on the host after a failed capture has called the function.
         """
-        if self._graph is None and self._wanted and self._calls >= WARM_UP_CALLS:
-            self._try_capture(body, undo)
-        if self._graph is not None:
-            self._graph.replay()
-        else:
-            with self._on_capture_stream():
-                body()
+        # Streams are those of the current card, which need not be this one.
+        card = contextlib.nullcontext() if self._stream is None else torch.cuda.device(self._device)
+        with card:
+            if self._graph is None and self.wanted and self._calls >= WARM_UP_CALLS:
+                self._try_capture(body, undo)
+            if self._graph is not None:
+                self._graph.replay()
+            else:
+                with self._on_capture_stream():
+                    body()
         self._calls += 1
+
+    @property
+    def wanted(self) -> bool:
+        """Whether a later call captures the function."""
+        return self._wanted and self._graph is None
+
+    def give_up(self, reason: str) -> None:
+        """Do not capture the function."""
+        self._wanted = False
+        self.reason = reason
 
     @contextlib.contextmanager
     def on_second_stream(self) -> Iterator[None]:
@@ -115,8 +130,8 @@ class Captured:
             for generator, state in zip(generators, states, strict=True):
                 generator.graphsafe_set_state(state)
             undo()
-            self._wanted = self._forked = False
-            self.reason = str(error).strip().partition("\n")[0]
+            self._forked = False
+            self.give_up(str(error).strip().partition("\n")[0])
 
     def _capture(self, body: Callable[[], None]) -> None:
         graph = torch.cuda.CUDAGraph()
@@ -276,13 +291,24 @@ class DeviceStep:
             waiting.clear()
             waiting.extend(draws)
 
+        before = self._network_tensors() if self._step.wanted else []
         self._step(self._body, undo=undo)
+        if self._step.wanted and not all(map(operator.is_, before, self._network_tensors())):
+            # Each replay would read the first tensor and write to another.
+            self._step.give_up("the network assigns a new tensor to a parameter or buffer")
         if not self._sampler_in_graph and self._outputs is not None:
             losses, logits, targets = self._outputs
             self._sampler.update(losses, logits=logits, targets=targets)
         if self._examples is not None:
             self._examples.count()
         self._meter.count(step=step)
+
+    def _network_tensors(self) -> list[Tensor]:
+        """Parameters and buffers of the network as they are now."""
+        network = self._forward
+        if not isinstance(network, nn.Module):
+            return []
+        return [*network.parameters(), *network.buffers()]
 
     def _body(self) -> None:
         """The step itself: operations on tensors at fixed addresses only."""

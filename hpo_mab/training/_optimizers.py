@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import math
+import types
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -76,9 +77,14 @@ _FUSED_ON = ("cpu", "cuda")
 def _make_fused(kind: type[Optimizer], params: Iterable[Parameter], **arguments: Any) -> Optimizer:
     """An optimiser; its fused form where the parameters' device has one."""
     weights = list(params)
-    if kind in _FUSED and weights and all(weight.device.type in _FUSED_ON for weight in weights):
+    if kind in _FUSED and weights and all(map(_has_fused_form, weights)):
         arguments["fused"] = True
-    return _UNGUARDED[kind](weights, **arguments)
+    made: Optimizer = getattr(_UNGUARDED, kind.__name__)(weights, **arguments)
+    return made
+
+
+def _has_fused_form(weight: Parameter) -> bool:
+    return weight.device.type in _FUSED_ON and weight.is_floating_point()
 
 
 def _without_guards(kind: type[Optimizer]) -> type[Optimizer]:
@@ -90,12 +96,14 @@ def _without_guards(kind: type[Optimizer]) -> type[Optimizer]:
     methods = {name: inspect.unwrap(getattr(kind, name)) for name in guarded}
     # The guard of `step` also turns gradients off.
     methods["step"] = torch.no_grad()(inspect.unwrap(kind.step))
-    return type(kind.__name__, (kind,), methods)
+    # Where `pickle` finds the class.
+    names = {"__module__": __name__, "__qualname__": f"_UNGUARDED.{kind.__name__}"}
+    return type(kind.__name__, (kind,), {**methods, **names})
 
 
-_UNGUARDED: dict[type[Optimizer], type[Optimizer]] = {
-    kind: _without_guards(kind) for kind in (Adam, AdamW, NAdam, RMSprop, SGD)
-}
+_UNGUARDED = types.SimpleNamespace(
+    **{kind.__name__: _without_guards(kind) for kind in (Adam, AdamW, NAdam, RMSprop, SGD)}
+)
 
 
 def is_fused(optimizer: Optimizer) -> bool:

@@ -303,6 +303,7 @@ class DrawRows:
         self._slots = slots
         self._seed = seed
         self._structure: tuple[Any, ...] | None = None
+        self._examples = 0
         self._capacity = 0
         shape = (slots, PLANNED_STEPS, batch_size)
         self._planned = torch.zeros(shape, dtype=torch.int64, device=device)
@@ -340,6 +341,7 @@ class DrawRows:
         if not _stack_draws_for(sampler) or self.engine is None:
             return True
         fits = sampler.settings.structure == self._structure
+        fits = fits and sampler.num_examples == self._examples
         return fits and _window_of(sampler) <= self._capacity
 
     def begin(self, slot: int, sampler: BatchSampler) -> bool:
@@ -358,7 +360,7 @@ class DrawRows:
             return False
         shares, settings = sampler.shares.numpy(), sampler.settings
         if self.engine is None:
-            self._structure = settings.structure
+            self._structure, self._examples = settings.structure, sampler.num_examples
             # The ring of pulls has a fixed size: one pass over all arms, or the first sampler's
             # need if larger.
             self._capacity = max(shares.shape[1], _window_of(sampler))
@@ -372,8 +374,9 @@ class DrawRows:
         if not self.takes(sampler):
             raise ArgumentError(
                 "bandits of a stack must share policy, reward, replacement and way of forgetting, "
-                f"and remember at most {self._capacity} pulls: {_words(settings.structure)} with a "
-                f"memory of {_window_of(sampler)} does not fit {_words(self._structure)}."
+                f"draw from {self._examples} examples and remember at most {self._capacity} pulls: "
+                f"{_words(settings.structure)} with {sampler.num_examples} examples and a memory "
+                f"of {_window_of(sampler)} does not fit {_words(self._structure)}."
             )
         indices, weights, arms = self.engine.begin(slot, shares, settings, seed=sampler.seed)
         size = self._drawn.shape[1]
@@ -425,7 +428,8 @@ def _words(structure: Sequence[Any] | None) -> str:
 def _stack_draws_for(sampler: BatchSampler) -> TypeGuard[MABSampler]:
     """Whether the stack's bandits draw for the sampler."""
     return (
-        isinstance(sampler, MABSampler)
+        # A subclass may draw or learn in another way.
+        type(sampler) is MABSampler
         and sampler.settings.active == 1
         and not sampler.starts_from_record
     )

@@ -201,7 +201,8 @@ class StackedTrainer:
             raise ArgumentError(
                 f"sampler must draw batches of {self.batch_size}, got {sampler.batch_size}."
             )
-        count, most = sampler.num_examples, len(self._batches.data)
+        # Its examples are numbered as in the whole set, also where it draws from a share.
+        count, most = len(sampler.labels), len(self._batches.data)
         if count > most:
             raise ArgumentError(f"sampler must draw from at most {most} examples, got {count}.")
         planned = LearningCurve.of("StackedTrainer.start", steps=steps, **curve)

@@ -133,6 +133,12 @@ class Training(Iterator[Evaluation]):
     ) -> None:
         check_precision(precision)
         require_trainable(model)
+        if isinstance(batches, DeviceBatches) and len(sampler.labels) > len(batches.data):
+            # On a CUDA device an index beyond the end would end the process.
+            raise ArgumentError(
+                f"sampler must draw from at most {len(batches.data)} examples, "
+                f"got {len(sampler.labels)}."
+            )
         self._curve = LearningCurve.of("Training", steps=steps, **curve)
         self._graph, self._loop_reason = choose_capture(graph, batches, sampler, optimizer)
         self.model = model
@@ -341,7 +347,8 @@ class Training(Iterator[Evaluation]):
             steps=step,
             examples=step * self.sampler.batch_size,
             seconds=seconds,
-            sampler_seconds=self._timed.seconds,
+            # Of captured steps only the capture was timed.
+            sampler_seconds=0.0 if self.captured else self._timed.seconds,
             accuracy=accuracy,
             loss=loss,
             train_loss=train_loss,

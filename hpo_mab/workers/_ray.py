@@ -23,6 +23,7 @@ class RayLauncher:
         workers: Number of tasks, at least 1.
         address: ``"auto"`` or an address of a running cluster; ``"local"`` starts one here.
         gpus_per_worker: GPUs that Ray reserves for each worker, may be a fraction; 0 uses CPUs.
+        device: Where the workers train; None takes the definition's device.
         data_root: Folder of the data on every node.
         slots: Trials that each worker trains at the same time; None takes the definition's.
 
@@ -48,6 +49,7 @@ class RayLauncher:
         workers: int,
         address: str = "auto",
         gpus_per_worker: float = 0.0,
+        device: str | None = None,
         data_root: str,
         slots: Slots | None = None,
     ) -> None:
@@ -65,6 +67,7 @@ class RayLauncher:
         self._workers = workers
         self._address = address
         self._resources = {"num_cpus": 1.0, "num_gpus": gpus_per_worker}
+        self._device = device
         self._data_root = data_root
         self._slots = slots
 
@@ -95,8 +98,9 @@ class RayLauncher:
                 raise ArgumentError(f"--ray {self._address}: {text}.") from None
         # Ray starts a task again if its node or process is lost.
         task = ray.remote(max_retries=3, **self._resources)(_work)
-        arguments = (self._storage.secret_url, study.study_name, self._data_root, self._slots)
-        tasks = [task.remote(*arguments) for _ in range(self._workers)]
+        given = {"device": self._device, "data_root": self._data_root, "slots": self._slots}
+        arguments = (self._storage.secret_url, study.study_name)
+        tasks = [task.remote(*arguments, **given) for _ in range(self._workers)]
         watch = FinishedTrials(study, on_trial)
         try:
             return self._follow(tasks, watch)
@@ -139,14 +143,14 @@ class RayLauncher:
             raise
 
 
-def _work(url: str, study: str, data_root: str, slots: Slots | None) -> bool:
+def _work(url: str, study: str, **given: Any) -> bool:
     """One worker, in a process of Ray; only the GPUs that Ray reserved are visible to it."""
     from hpo_mab.search import join_study
 
     optuna.logging.set_verbosity(optuna.logging.CRITICAL)
     storage = Storage(url)
     try:
-        return join_study(storage, study, data_root=data_root, slots=slots)
+        return join_study(storage, study, **given)
     except STORAGE_ERRORS as error:
         raise storage.error(error) from None
     finally:

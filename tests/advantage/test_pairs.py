@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -218,3 +220,17 @@ def test_budgets_that_differ_and_seeds_that_repeat_are_refused():
         pair_curves([one], [study("uniform", trial_examples=600)])
     with pytest.raises(ArgumentError, match=r"seed.*\[0, 0\]"):
         pair_curves([one, one], [other])
+
+
+def test_what_auto_trained_under_uniform_sampling_is_no_pair_with_uniform_sampling():
+    def of(kind, sampler, number=0):
+        attrs = {} if sampler is None else {"hpo_mab:sampler": sampler}
+        made = study(kind, trial(number, [0.3, 0.4, 0.5], attrs=attrs))
+        return dataclasses.replace(made, spec={"sampler": {"kind": kind}})
+
+    reference = [of("uniform", None)]
+    assert not pair_curves([of("auto", "uniform")], reference).labels
+    assert pair_curves([of("auto", "mab")], reference).labels == ((0, 0),)
+    assert pair_curves([of("mab", None)], reference).labels == ((0, 0),)
+    # Arms may differ in the pruner alone.
+    assert pair_curves(reference, reference).labels == ((0, 0),)

@@ -281,6 +281,7 @@ def test_a_rule_of_reward_decides_what_is_rewarded(
     kind: str, make_engine: Callable[..., BanditEngine], teach: Callable[..., None]
 ) -> None:
     def all_but_the_lowest(losses: Any, average: Any) -> Any:
+        assert average[..., 0].shape == losses[..., 0].shape
         return losses.argsort(-1).argsort(-1) >= 1
 
     engine = make_engine(kind, examples=8, bandits=4, memory=None, reward=all_but_the_lowest)

@@ -69,3 +69,18 @@ def test_mistakes_are_one_line(cli: Cli, tiny: str) -> None:
         assert status == 2
         assert words in err
         assert "Traceback" not in err
+
+
+def test_the_best_of_a_replay_is_that_of_confirm(
+    cli: Cli, tiny: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert cli("run", tiny, "--pruner", "none", "--quiet")[0] == 0
+    # The first was lucky, and the second stays the best.
+    left = [0.0, 0.011, 0.99, 0.99]
+    monkeypatch.setattr(module, "_train", lambda *_: left.pop(0))
+    status, out, _ = cli("confirm", "tiny-mab-seed0", "--json")
+    (found, *_) = (one for one in json.loads(out)["candidates"] if one["repeats"])
+    assert (status, found["repeats"]) == (0, [0.99, 0.99])
+    status, out, _ = cli("replay", "tiny-mab-seed0", "best")
+    assert status == 0
+    assert f"rial {found['trial']}" in out

@@ -127,3 +127,11 @@ def test_flipped_labels_of_a_folder_come_first_with_their_files(cli: Cli, tmp_pa
         assert one["file"].startswith(f"{one['label']}/")
     # The second time images and names come from the cache.
     assert json.loads(cli("examples", "folder-uniform-seed0", "--top", "5", "--json")[1]) == found
+
+
+def test_a_file_of_none_is_refused_and_a_name_with_spaces_is_quoted(cli: Cli, study: str) -> None:
+    status, _, err = cli("examples", study, "-o", "bad.json")
+    assert (status, "--output needs --drop N, got --output bad.json alone." in err) == (2, True)
+    status, out, _ = cli("examples", study, "--drop", "5", "-o", "my list.json")
+    assert status == 0
+    assert "--set 'data.exclude=my list.json' --name NAME" in " ".join(out.split())

@@ -453,3 +453,12 @@ def test_a_trial_shows_why_it_was_pruned(cli: Cli, tiny: str) -> None:
     assert (status, "9" in err) == (2, True)
     assert "pruned" in cli("studies", "tiny-mab-seed0")[1]
     assert cli("studies", "--trial", "0")[0] == 2
+
+
+def test_a_path_with_spaces_in_the_environment_is_one_storage(
+    cli: Cli, tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HPO_MAB_STORAGE", str(tmp_path / "my studies.db"))
+    assert cli("run", tiny, "--trials", "1", "--quiet")[0] == 0
+    status, out, _ = cli("report", "tiny-*")
+    assert (status, out.splitlines()[-1]) == (0, "1 study in report.html")

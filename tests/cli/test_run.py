@@ -20,7 +20,7 @@ from hpo_mab._attributes import INTERRUPTED_KEY, SLOT_KEY, TWIN_KEY
 from hpo_mab.cli import _output as module
 from hpo_mab.cli._options import _arguments
 from hpo_mab.cli._run import _doubled_limit
-from hpo_mab.search import load_spec
+from hpo_mab.search import StudyRunner, load_spec
 from hpo_mab.storage import Storage
 
 Cli = Callable[..., "tuple[int, str, str]"]
@@ -71,7 +71,7 @@ def test_a_study_whose_budget_is_spent_continues_with_a_larger_one(cli: Cli, tin
     status, out, _ = cli("run", tiny, "--budget", "1.5epochs")
     assert status == 0
     assert "Trials   2 complete" in out
-    assert "saved nothing: no trial was pruned" in out
+    assert "saved nothing: the pruner stopped no trial" in out
     assert f"hpo-mab run {tiny} --budget 3epochs   # continue the study" in out
     status, out, _ = cli("run", tiny, "--budget", "1.5epochs", "--trials", "3")
     assert f"hpo-mab run {tiny} --trials 3 --budget 3epochs   # continue the study" in out
@@ -90,6 +90,7 @@ def test_suggested_commands_keep_every_digit() -> None:
     option = SimpleNamespace(param_type_name="option", opts=["--epochs"])
     assert list(_arguments(option, 1 / 3)) == ["--epochs", "0.3333333333333333"]
     assert list(_arguments(option, 2.0)) == ["--epochs", "2"]
+    assert list(_arguments(option, "v1.0")) == ["--epochs", "v1.0"]
 
 
 def test_at_a_constant_rate_a_larger_budget_lengthens_the_best(cli: Cli, tiny: str) -> None:
@@ -297,3 +298,47 @@ def test_studies_counts_as_the_plan_does(cli: Cli, tiny: str) -> None:
         "tiny-mab-seed0": 2,
         "foreign": 1,
     }
+
+
+def test_a_suggested_option_replaces_an_assignment(cli: Cli, tiny: str) -> None:
+    status, out, _ = cli("run", tiny, "--set", "budget.trials=2", "--pruner", "none")
+    assert status == 0
+    assert f"hpo-mab run {tiny} --pruner none --set budget.trials=2 --trials 4   # continue" in out
+    command = ("run", tiny, "--trials", "3", "--set", "budget.trials=2", "--pruner", "none")
+    _, out, _ = cli(*command, "--json")
+    assert json.loads(out)["trials"]["complete"] == 3
+
+
+def test_trials_of_a_race_say_why_they_are_not_lengthened(cli: Cli, tiny: str) -> None:
+    settings = ("--pruner", "promotion", "--set", "training.schedule=constant", "--trials", "1")
+    _, out, _ = cli("run", tiny, *settings, "--sampler", "auto", "--budget", "1epochs")
+    assert "no trial continues beyond its budget: sampler 'auto'" in " ".join(out.split())
+
+
+@pytest.mark.parametrize(
+    ("options", "purpose"),
+    [
+        (("--sampler", "uniform"), "the same study with the bandit and without pruning"),
+        ((), "the same study with uniform sampling and without pruning"),
+        (("--pruner", "none"), "the same study with uniform sampling"),
+    ],
+)
+def test_what_is_compared_next_is_what_compare_runs(
+    options: tuple[str, ...], purpose: str, cli: Cli, tiny: str
+) -> None:
+    unpruned = ("--set", "compare.unpruned=true", "--trials", "1")
+    _, out, _ = cli("run", tiny, *unpruned, *options)
+    assert re.search(rf"# {purpose}$", out, flags=re.MULTILINE)
+
+
+def test_ctrl_c_while_the_best_is_scored_keeps_the_summary(
+    cli: Cli, tiny: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object, **__: object) -> float:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(StudyRunner, "train_again", interrupt)
+    status, out, _ = cli("run", tiny, "--trials", "2")
+    assert status == 130
+    assert "Trials   2 complete" in out
+    assert "# continue the study" in out

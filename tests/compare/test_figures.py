@@ -402,3 +402,14 @@ def test_unknown_names_are_refused(summary):
         figures.fidelity(summary, statistic="kendal")
     with pytest.raises(UnknownNameError, match="'second'"):
         figures.cost_to_target(summary, currency="second")
+
+
+def test_curves_of_an_arm_are_those_of_its_own_sampler(run, trial):
+    own = trial([0.5, 0.6], number=0)
+    twin = dataclasses.replace(
+        trial([0.1, 0.2], number=1, slot=0),
+        attrs={"hpo_mab:twin_of": 0, "hpo_mab:sampler": "uniform"},
+    )
+    made = figures.learning_curves([run([own, twin], arm="mab")])
+    (line,) = [trace for trace in made.data if trace.mode == "lines+markers"]
+    assert list(line.y) == pytest.approx([50.0, 60.0])

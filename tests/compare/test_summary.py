@@ -349,3 +349,9 @@ def test_signed_rank_needs_five_and_allows_ties():
     assert signed_rank_p([1, 2, 3, 4, math.nan]) is None
     assert signed_rank_p(np.zeros(7)) == 1.0
     assert 0.0 < signed_rank_p([0, 0, 0.1, 0.1, -0.1, 0.2]) <= 1.0
+
+
+def test_the_samplers_share_is_that_of_the_trials_that_measured_it(run, trial):
+    alone, stacked = trial([0.5, 0.6], number=0), trial([0.5, 0.6], number=1, sampler_share=0.0)
+    (arm,) = summarise([run([alone, stacked], arm="uniform")]).arms
+    assert arm.sampler_share.value == pytest.approx(0.05)

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from hpo_mab.advantage import Estimate
 from hpo_mab.compare import comparison_tables, summarise
-from hpo_mab.compare._tables import answer_grid, percent, ratio, terminal_table
+from hpo_mab.compare._tables import answer_grid, overview, percent, ratio, terminal_table
 
 
 def shown(summary, width):
@@ -91,3 +91,9 @@ def test_the_essential_tables_come_first_and_are_few(summary):
     line = next(line for line in shown(summary, 80).splitlines() if "same configurations" in line)
     assert f"{gain:+.1f} [" in line
     assert f" {contrast.pairs} " in line
+
+
+def test_a_mean_has_the_number_of_its_seeds(study):
+    runs = [study("uniform", 0), *(study("mab", seed) for seed in range(3))]
+    assert "mean over 1 to 3 seeds" in overview(summarise(runs)).caption
+    assert "mean over 1 seed [" in overview(summarise(runs[:2])).caption

@@ -180,3 +180,8 @@ def test_seconds_of_a_busy_machine_are_named(runs):
     assert slowed(1.0) == []
     (line,) = slowed(30.0)
     assert "if the machine did other work" in line
+
+
+def test_arms_without_a_common_seed_are_named(study):
+    summary = summarise([study("mab", 0), study("uniform", 1)])
+    assert "mab and uniform have no seed in common: nothing can be compared." in caveats(summary)

@@ -206,3 +206,11 @@ def test_what_is_not_known_yet_is_said() -> None:
 )
 def test_a_study_without_evidence_has_no_such_section(sections: dict[str, Any]) -> None:
     assert evidence_note(study(), settings(**sections)) == ""
+
+
+def test_no_rung_is_promised_where_auto_stays_with_uniform_sampling() -> None:
+    of = settings(sampler={"kind": "auto"}, **ADVANTAGE)
+    for sampler, promised in (("mab", True), ("uniform", False)):
+        choice = Choice(sampler=sampler, why="a reason")
+        note = evidence_note(study(**{CHOICE_KEY: choice.to_json()}), of)
+        assert ("The pruner has no evidence yet" in note) is promised

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from hpo_mab._examples import COLUMNS, ExampleCounts, ExampleRecord
 from hpo_mab.dashboard._files import examples_note
-from hpo_mab.dashboard._notes import confirmed_note, pruning_notes, study_note
-from hpo_mab.search import make_spec
-from hpo_mab.storage import Storage, StudyRun, TrialRun
+from hpo_mab.dashboard._notes import confirmed_note, markdown_table, pruning_notes, study_note
+from hpo_mab.search import StudyRunner, load_spec, make_spec
+from hpo_mab.search._study import make_study
+from hpo_mab.storage import Storage, StudyRun, TrialRun, read_run
 from hpo_mab.training import Evaluation
 
 FULL = 8
@@ -139,3 +142,30 @@ def test_a_continued_configuration_is_one_earlier_trial() -> None:
         a_trial(2, curve=(a_point(),)),
     )
     assert "Of the 1 earlier trials that reached this evaluation" in pruning_notes(run)[2]
+
+
+def test_a_bar_within_a_cell_ends_no_cell() -> None:
+    assert markdown_table(["a"], [["x|y"]]).splitlines()[-1] == "| x\\|y |"
+
+
+def test_commands_of_a_note_continue_its_study(tmp_path: Path) -> None:
+    storage = Storage(str(tmp_path / "studies.db"))
+    changes: dict[str, Any] = {"model.name": "mlp", "budget.trials": 1, "search.initial": 0}
+    notes = []
+    unpruned = {"sampler.kind": "uniform", "pruner.kind": "none"}
+    made = {"digits-mab-seed0": {}, "digits-unpruned-seed0": unpruned, "other": changes}
+    for name, overrides in made.items():
+        runner = StudyRunner(load_spec("digits", overrides), storage)
+        make_study(storage, name, runner.spec, runner._definition(), source="")
+        notes.append(study_note(read_run(storage, name), storage))
+    storage.close()
+    first, arm, other = notes
+    (command,) = re.findall(r"^hpo-mab run (.*)   # continue$", first, flags=re.MULTILINE)
+    assert command.startswith(
+        "digits --sampler mab --pruner successive_halving --seed 0 --storage "
+    )
+    assert "hpo-mab compare digits --sampler mab" in first
+    assert "hpo-mab run digits --sampler uniform --pruner none" in arm
+    assert "--name digits-unpruned-seed0" in arm
+    assert "hpo-mab run" not in other
+    assert "repeat the command that made it with `--trials 2`" in other

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +14,7 @@ from torch.nn import functional as F
 
 from hpo_mab._errors import ArgumentError, UnknownNameError
 from hpo_mab.data import Augmentation, ImageData, Normalization, default_augmentation, split
+from hpo_mab.data._images import fingerprint
 
 
 def _data(labels: list[int], classes: tuple[str, ...] = ("a", "b", "c")) -> ImageData:
@@ -211,3 +214,9 @@ def test_the_device_is_never_waited_for(no_waiting: Callable[[], Any]) -> None:
     with no_waiting():
         out = Augmentation()(images, generator=generator)
     assert out.is_cuda
+
+
+def test_a_file_name_that_is_not_utf8_has_a_fingerprint(tmp_path: Path) -> None:
+    file = tmp_path / os.fsdecode(b"caf\xe9.jpg")
+    file.write_bytes(b"")
+    assert len(fingerprint([file], root=tmp_path, options={})) == 16

@@ -37,7 +37,7 @@ def test_digits_are_all_of_scikit_learn(installed: bool, monkeypatch: pytest.Mon
     if not installed:
         monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     images, classes = load_digits(return_X_y=True)
-    rows = _load._digits_of_sklearn()
+    rows = _load._digits_of_sklearn.__wrapped__()
     assert (rows[:, :-1] == images).all()
     assert (rows[:, -1] == classes).all()
 

@@ -421,3 +421,7 @@ def test_the_digest_of_the_source_does_not_depend_on_the_split() -> None:
 def test_every_stored_label_is_checked(middle: Any) -> None:
     with pytest.raises(ArgumentError, match="at position 1"):
         check_examples(_WithTargets([0, 1, 1], targets=[0, middle, 1]), name="data")
+
+
+def test_reversed_labels_are_labels() -> None:
+    assert class_labels(np.arange(3)[::-1]).tolist() == [2, 1, 0]

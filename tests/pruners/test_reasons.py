@@ -268,3 +268,12 @@ def test_a_first_rung_that_does_not_rank_trials_is_named(
     assert WeakRung.find(pruner, unranked[:7], full=4) is None
     # Without different values nothing can be said.
     assert WeakRung.find(pruner, _first_trials([0.5] * 10), full=4) is None
+
+
+def test_the_first_rung_of_successive_halving_may_lie_later() -> None:
+    unranked = _first_trials([0.5, 0.1, 0.6, 0.2, 0.7, 0.3, 0.4, 0.2, 0.6, 0.1])
+    # Trials are ranked at 2, where it begins.
+    later = pruners.SuccessiveHalvingPruner(
+        min_resource=1, reduction_factor=2, min_early_stopping_rate=1
+    )
+    assert WeakRung.find(later, unranked, full=4) is None

@@ -26,9 +26,8 @@ def _stream(kind: str, labels: list[int], classes: Tensor) -> list[list[int]]:
     """Batches of a sampler whose losses depend on nothing but the example drawn."""
     losses = torch.rand(len(labels), generator=torch.Generator().manual_seed(5))
     logits = torch.rand(len(labels), 4, generator=torch.Generator().manual_seed(6))
-    sampler = samplers.create("mab", labels, batch_size=BATCH, seed=3)
-    if hasattr(sampler, "scorer"):
-        sampler.scorer = lambda indices: logits[indices]
+    # Without a scorer: that of a network needs classes numbered from 0.
+    sampler = samplers.create(kind, labels, batch_size=BATCH, seed=3)
     batches = []
     for _ in range(STEPS):
         drawn = sampler.draw()

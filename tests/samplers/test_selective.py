@@ -7,6 +7,8 @@ import math
 import pytest
 import torch
 
+from hpo_mab import samplers
+from hpo_mab._errors import ArgumentError
 from hpo_mab.samplers import HardMiningSampler, InfoBatchSampler, SelectiveBackpropSampler
 
 #: Mean 2.8: examples 0 to 5 are below, 6 to 9 are not.
@@ -192,3 +194,10 @@ def test_hard_mining_without_a_network_goes_by_the_last_visit() -> None:
 def test_hard_mining_refuses_knobs_outside_their_bounds() -> None:
     with pytest.raises(ValueError, match="presample must be at least 1, got 0"):
         HardMiningSampler([0, 1], batch_size=1, presample=0)
+
+
+def test_labels_beyond_the_outputs_of_the_scorer_are_named() -> None:
+    sampler = samplers.create("hard_mining", [0, 1, 2, 9] * 10, batch_size=4)
+    sampler.scorer = lambda indices: torch.zeros(len(indices), 4)
+    with pytest.raises(ArgumentError, match="9"):
+        sampler.draw()

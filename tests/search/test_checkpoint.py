@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,13 @@ from hpo_mab.search import (
     trial_seed,
 )
 from hpo_mab.search._claim import claim
-from hpo_mab.search._recorder import Checkpoints, CheckpointWarning, SlotCheckpoint, TrialRecord
+from hpo_mab.search._recorder import (
+    Checkpoints,
+    CheckpointWarning,
+    SlotCheckpoint,
+    TrialRecord,
+    _study_key,
+)
 from hpo_mab.search._study import open_with_parts
 from hpo_mab.search._trial_loop import End, TrialLoop
 from hpo_mab.storage import (
@@ -41,6 +48,7 @@ from hpo_mab.storage import (
     release,
     study_names,
 )
+from hpo_mab.storage._optuna import ask
 from hpo_mab.training import Evaluation
 
 Runner = Callable[..., StudyRunner]
@@ -470,7 +478,7 @@ def test_the_rule_is_applied_to_the_end_and_a_budget_lengthens_the_others(
 def test_at_a_constant_rate_a_total_budget_lengthens_the_best(
     storage: Storage, slots: int, device: str
 ) -> None:
-    spec = _promotion(slots=slots, trials=4, total="20epochs", schedule="constant", device=device)
+    spec = _promotion(slots=slots, trials=4, total="12epochs", schedule="constant", device=device)
     run = StudyRunner(spec, storage).run(score=False).run
     chains = _chains(run)
     assert len(chains) == 4
@@ -485,7 +493,7 @@ def test_at_a_constant_rate_a_total_budget_lengthens_the_best(
         assert [p.steps for p in trial.curve] == [4 * p.index for p in trial.curve]
     spent = sum(chain[-1].curve[-1].examples for chain in chains.values())
     assert run.examples == spent
-    assert 0 <= spent - 20 * (run.training_examples or 0) < run.trial_examples
+    assert 0 <= spent - 12 * (run.training_examples or 0) < run.trial_examples
     again = replay(storage, run.name, longer[-1].number)
     if slots > 1:
         assert again.slots == slots
@@ -558,7 +566,7 @@ def test_a_finished_study_is_lengthened_by_a_larger_budget(storage: Storage) -> 
     run = StudyRunner(spec, storage).run(score=False).run
     assert max(len(trial.curve) for trial in run.trials) <= 6
     first = len(run.trials)
-    more = _promotion(trials=3, total="20epochs", schedule="constant")
+    more = _promotion(trials=3, total="12epochs", schedule="constant")
     run = StudyRunner(more, storage).run(score=False).run
     assert run.trials[first:]
     for trial in run.trials[first:]:
@@ -570,7 +578,7 @@ def test_a_finished_study_is_lengthened_by_a_larger_budget(storage: Storage) -> 
 def test_a_lengthened_trial_that_is_cut_off_keeps_its_length(
     storage: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    spec = _promotion(trials=3, total="20epochs", schedule="constant", checkpoint=1e-9)
+    spec = _promotion(trials=3, total="12epochs", schedule="constant", checkpoint=1e-9)
     runner = StudyRunner(spec, storage)
     add = TrialRecord.add
 
@@ -639,3 +647,21 @@ def test_without_checkpoints_paused_trials_start_from_zero(storage: Storage) -> 
                 p.accuracy for p in before.curve
             ]
     assert run.examples == sum(trial.curve[-1].examples for trial in run.trials)
+
+
+def test_machines_of_different_time_zones_share_checkpoints(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ask(optuna.create_study(study_name="study", storage=storage.optuna))
+    keys = set()
+    try:
+        for zone in ("UTC", "Asia/Tokyo"):
+            monkeypatch.setenv("TZ", zone)
+            time.tzset()
+            other = Storage(str(storage.file))
+            keys.add(_study_key(open_study(other, "study")))
+            other.close()
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+    assert len(keys) == 1

@@ -337,6 +337,8 @@ def test_a_retry_keeps_what_decides_its_training(study: optuna.Study) -> None:
         state=TrialState.FAIL,
         user_attrs={"hpo_mab:slot": 0, "hpo_mab:interrupted": True, "hpo_mab:reason": "?", **kept},
     )
+    # The user's own.
+    kept["note"] = cut.user_attrs["note"] = "baseline"
     study.add_trial(cut)
     assert requeue(study, study.trials, Plan(study.trials)) == 1
     assert study.trials[-1].user_attrs == {"hpo_mab:slot": 0, **kept}

@@ -16,7 +16,7 @@ from hpo_mab._errors import SpecError
 from hpo_mab.advantage import Evidence
 from hpo_mab.pruners import AdvantagePruner
 from hpo_mab.search import PlannedSampler, StudyRunner, StudySpec, make_spec
-from hpo_mab.search._components import OwnHistory, study_pruner
+from hpo_mab.search._components import OwnHistory, sampler_factory, study_pruner
 from hpo_mab.storage import Storage, StudyRun, open_study
 
 
@@ -311,3 +311,20 @@ def test_seeds_differ(initial: int) -> None:
         study.optimize(_objective, n_trials=4)
         points.append(_points(study))
     assert not set(points[0]) & set(points[1])
+
+
+def test_scrambled_quasi_random_trials_are_points_of_one_sequence() -> None:
+    factory = sampler_factory("qmc", {"scramble": True, "qmc_type": "sobol"})
+    study = optuna.create_study(
+        direction="maximize", sampler=PlannedSampler(factory, seed=0, initial=0)
+    )
+
+    def objective(trial: optuna.Trial) -> float:
+        trial.suggest_categorical("kind", ["a", "b"])
+        return trial.suggest_float("x", 0.0, 1.0)
+
+    study.optimize(objective, n_trials=9)
+    assert {trial.params["kind"] for trial in study.trials} == {"a", "b"}
+    found = sorted(trial.params["x"] for trial in study.trials[1:])
+    # Eight points of a Sobol sequence lie in the eight eighths.
+    assert [int(8 * x) for x in found] == list(range(8))

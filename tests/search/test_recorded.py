@@ -160,3 +160,17 @@ def test_a_value_that_optuna_cannot_hold_is_refused(
     ):
         raise AssertionError("not reached")
     assert storage.optuna.get_all_studies() == []
+
+
+def test_how_the_tuner_ends_it_is_raised_even_if_it_cannot_be_stored(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise optuna.exceptions.StorageInternalError("away")
+
+    monkeypatch.setattr(optuna.Study, "tell", fail)
+    with pytest.raises(SystemExit) as caught:
+        _train(storage, {"lr": 0.3}, reports=2, end=SystemExit(0))
+    assert "could not be stored" in caught.value.__notes__[0]
+    with pytest.raises(optuna.exceptions.StorageInternalError):
+        _train(storage, {"lr": 0.3})

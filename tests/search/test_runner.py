@@ -24,6 +24,7 @@ from hpo_mab.storage import (
     read_run,
     study_names,
 )
+from hpo_mab.training import Evaluation, Training, TrainingDiverged
 
 Make = Callable[..., StudySpec]
 
@@ -371,3 +372,57 @@ def test_a_target_is_raised_and_never_lowered() -> None:
     assert raised((30, "5m"), (30, "1h")) == (30, "1h")
     assert raised((30, None), (30, "5m")) == (30, "5m")
     assert raised((30, "1h"), (30, "9epochs")) == (30, "9epochs")
+
+
+def test_a_best_trial_that_diverges_when_trained_again_has_an_accuracy(
+    storage: Storage, tiny: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def diverge(self: Training) -> Evaluation:
+        raise TrainingDiverged(1, "the loss is nan")
+
+    runner = StudyRunner(tiny(budget={"trials": 1}), storage)
+    run = runner.run(score=False).run
+    monkeypatch.setattr(Training, "__next__", diverge)
+    assert runner.run().test_accuracy == 0.0
+    assert run.best is not None
+
+
+def test_a_trial_that_was_only_added_is_not_scored(storage: Storage, tiny: Make) -> None:
+    runner = StudyRunner(tiny(budget={"trials": 1}), storage)
+    runner.run(score=False)
+    study = open_study(storage, runner.name())
+    study.add_trial(optuna.create_trial(value=0.999))
+    outcome = runner.run()
+    assert outcome.run.best is not None
+    assert (outcome.run.best.value, outcome.test_accuracy) == (0.999, None)
+
+
+def test_a_study_that_was_deleted_is_named(storage: Storage, tiny: Make) -> None:
+    runner = StudyRunner(tiny(budget={"trials": 3}), storage)
+
+    def delete(study: optuna.Study, trial: FrozenTrial) -> None:
+        if trial.number == 0:
+            optuna.delete_study(study_name=study.study_name, storage=storage.optuna)
+
+    with pytest.raises(StorageError, match=r"Study 'tiny-mab-seed0' has been deleted\."):
+        runner.run(on_trial=delete)
+
+
+def test_a_trial_that_cannot_be_suggested_has_a_reason(
+    storage: Storage, tiny: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise ValueError("no such choice")
+
+    runner = StudyRunner(tiny(), storage)
+    monkeypatch.setattr(runner.objective, "assign", refuse)
+    with pytest.raises(StudyFailedError, match="no such choice"):
+        runner.run(score=False)
+
+
+def test_batch_sizes_give_trials_the_same_evaluations(storage: Storage, tiny: Make) -> None:
+    spec = tiny(training={"batch_size": {"choices": [32, 600]}}, budget={"trials": 1})
+    message = "evaluations must be at most 2, the steps of a trial with the largest batch size"
+    with pytest.raises(ArgumentError, match=message):
+        StudyRunner(spec, storage).run(score=False)
+    assert study_names(storage) == ()

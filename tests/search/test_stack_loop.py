@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import optuna
 import pytest
 import sqlalchemy as sa
 import torch
+from optuna.trial import TrialState
 from torch import Tensor, nn
 
 from hpo_mab import training
@@ -19,11 +21,18 @@ from hpo_mab._attributes import (
     TWIN_KEY,
 )
 from hpo_mab.data import ImageSplits
-from hpo_mab.search import StudyRunner, StudySpec, load_spec, load_splits, make_objective
+from hpo_mab.search import (
+    StudyFailedError,
+    StudyRunner,
+    StudySpec,
+    load_spec,
+    load_splits,
+    make_objective,
+)
 from hpo_mab.search._recorder import CheckpointWarning, SlotCheckpoint
 from hpo_mab.search._runner import choose_slots, is_stack_faster
 from hpo_mab.search._stack_loop import StackLoop
-from hpo_mab.storage import Storage, StudyRun, files_folder, read_run
+from hpo_mab.storage import Storage, StudyRun, files_folder, open_study, read_run
 from hpo_mab.training import DeviceSweep
 
 Make = Callable[..., StudySpec]
@@ -216,8 +225,6 @@ def test_a_network_too_large_for_one_slot_fails_with_the_reason(
 ) -> None:
     _OutOfMemory(monkeypatch, room=0)
     spec = tiny(budget={"trials": 5}, training={"slots": 2})
-    from hpo_mab.search import StudyFailedError
-
     with pytest.raises(StudyFailedError, match="memory"):
         _runner(spec, storage, splits).run(score=False)
 
@@ -246,8 +253,6 @@ def test_each_trial_of_a_network_that_raises_fails_with_the_reason(
     class _Broken(nn.Linear):
         def forward(self, input: Tensor) -> Tensor:
             raise ValueError("no forward pass today")
-
-    from hpo_mab.search import StudyFailedError
 
     runner = _runner(tiny(budget={"trials": 4}, training={"slots": 2}), storage, splits)
     runner.objective.workload._model = lambda **_: _Broken(64, 10)
@@ -424,3 +429,69 @@ def test_a_checkpoint_that_does_not_fit_is_ignored(
     with pytest.warns(CheckpointWarning, match="does not fit its trial"):
         run = _run(spec, storage, splits)
     assert len(_values(run)) + sum(trial.state == "pruned" for trial in run.trials) == 2
+
+
+def test_a_study_that_fails_returns_the_other_trials(
+    storage: Storage, tiny: Make, splits: ImageSplits
+) -> None:
+    spec = tiny(pruner={"kind": "none"}, budget={"trials": 9}, training={"slots": 4})
+    runner = _runner(spec, storage, splits)
+    model, calls = runner.objective.workload._model, iter(range(100))
+
+    def failing(**options: Any) -> nn.Module:
+        if next(calls) > 1:
+            raise ValueError("no weights today")
+        return model(**options)
+
+    runner.objective.workload._model = failing
+    with pytest.raises(StudyFailedError):
+        runner.run(score=False)
+    run = read_run(storage, runner.name())
+    assert {trial.state for trial in run.trials} == {"fail"}
+    assert [INTERRUPTED_KEY in trial.attrs for trial in run.trials].count(True) == 1
+
+
+def test_a_trial_that_another_machine_has_closed_costs_no_other(
+    storage: Storage, tiny: Make, splits: ImageSplits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = tiny(pruner={"kind": "none"}, budget={"trials": 4}, training={"slots": 2})
+    runner = _runner(spec, storage, splits)
+    advance, calls = StackLoop._advance, iter(range(100))
+
+    def closed(loop: StackLoop) -> None:
+        if next(calls) == 1:
+            lost = open_study(storage, runner.name()).trials[0]
+            storage.optuna.set_trial_user_attr(lost._trial_id, "hpo_mab:lost", True)
+            storage.optuna.set_trial_state_values(lost._trial_id, TrialState.FAIL)
+            raise optuna.exceptions.StorageInternalError("away")
+        advance(loop)
+
+    monkeypatch.setattr(StackLoop, "_advance", closed)
+    run = runner.run(score=False).run
+    finished = [trial for trial in run.trials if trial.state == "complete"]
+    assert sorted(trial.slot for trial in finished) == list(range(4))
+
+
+def test_a_network_that_assigns_to_a_buffer_is_not_stacked(
+    storage: Storage, tiny: Make, splits: ImageSplits
+) -> None:
+    class _Counting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(64, 10)
+            self.register_buffer("seen", torch.zeros(()))
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            if self.training:
+                self.seen = self.seen + 1
+            outputs: Tensor = self.layer(inputs.flatten(1))
+            return outputs
+
+    runner = _runner(tiny(budget={"trials": 2}, training={"slots": 2}), storage, splits)
+    runner.objective.workload._model = lambda **_: _Counting()
+    outcome = runner.run(score=False)
+    assert [trial.state for trial in outcome.run.trials if trial.state != "fail"] == [
+        "complete"
+    ] * 2
+    (reason,) = outcome.loop_reasons
+    assert "assigns a new tensor to a parameter or buffer" in reason

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import importlib.util
 import inspect
+import pickle
 import subprocess
 import sys
 
@@ -62,6 +64,18 @@ def test_the_steps_are_those_of_torch(name: str) -> None:
         assert weight.is_leaf
 
 
+def test_an_optimizer_can_be_pickled() -> None:
+    optimizer = create_optimizer("sgd", _weights(), lr=0.3)
+    copied = pickle.loads(pickle.dumps(optimizer))
+    assert type(copied) is type(optimizer)
+    assert copied.param_groups[0]["lr"] == 0.3
+
+
+def test_complex_weights_have_no_fused_form() -> None:
+    (group,) = create_optimizer("sgd", [Parameter(torch.ones(2, dtype=torch.cfloat))]).param_groups
+    assert not group["fused"]
+
+
 def test_the_compiler_of_torch_is_not_imported() -> None:
     # It takes 3 of the 9 seconds before a first trial; torch's own optimisers import it.
     code = (
@@ -74,12 +88,11 @@ def test_the_compiler_of_torch_is_not_imported() -> None:
         "    weight.sum().backward()\n"
         "    optimizer.step()\n"
         "    optimizer.load_state_dict(optimizer.state_dict())\n"
-        "print('torch._dynamo' in sys.modules)\n"
-        "torch.optim.SGD([weight])\n"
         "print('torch._dynamo' in sys.modules)"
     )
+    assert importlib.util.find_spec("torch._dynamo") is not None
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["False", "True"]
+    assert done.stdout.split() == ["False"]
 
 
 def test_nesterov_without_momentum_is_the_plain_step() -> None:

@@ -568,3 +568,32 @@ def test_a_stack_of_one_gives_each_training_its_floor() -> None:
     assert shares[0] > 0.5
     # Every example is drawn as often as any other.
     assert shares[1] == pytest.approx(0.1, abs=0.02)
+
+
+class _Own(MABSampler):
+    """Counts the batches that it learns from."""
+
+    learned = 0
+
+    def _learn(self, *arguments: Any) -> None:
+        type(self).learned += 1
+        super()._learn(*arguments)
+
+
+def test_a_subclass_of_the_bandit_learns_itself(splits: ImageSplits) -> None:
+    task = _Task(splits)
+    stack = task.stack(1)
+    sampler = _Own(task.splits.train.labels, batch_size=BATCH, seed=3)
+    stack.start(0, task.network(0), sampler=sampler, steps=4, evaluations=2)
+    _finish(stack)
+    assert _Own.learned >= 2
+
+
+def test_bandits_over_another_number_of_examples_are_refused(splits: ImageSplits) -> None:
+    task = _Task(splits)
+    stack = task.stack(2)
+    labels = task.splits.train.labels
+    stack.start(0, task.network(0), sampler=task.sampler("mab", 0), steps=4, evaluations=2)
+    fewer = MABSampler(labels[:-5], batch_size=BATCH, seed=0)
+    with pytest.raises(ArgumentError, match=f"draw from {len(labels)} examples"):
+        stack.start(1, task.network(1), sampler=fewer, steps=4, evaluations=2)

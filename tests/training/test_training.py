@@ -270,3 +270,18 @@ def test_numbers_may_be_numpys(start: Start, splits: ImageSplits) -> None:
         LoaderSweep(dataset, batch_size=np.int64(4)),
     ]
     assert [len(next(iter(sweep))[1]) for sweep in sweeps] == [64, 4]
+
+
+def test_a_sampler_of_more_examples_than_there_are_is_refused() -> None:
+    splits = data.load_splits("digits")
+    normalization = Normalization(splits.mean, splits.std)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    with pytest.raises(ArgumentError, match="at most 1221 examples, got 2000"):
+        Training(
+            network,
+            batches=DeviceBatches(splits.train, normalization=normalization),
+            validation=DeviceSweep(splits.validation, normalization=normalization),
+            sampler=samplers.UniformSampler([0, 1] * 1_000, batch_size=10),
+            optimizer=training.create_optimizer("sgd", network.parameters()),
+            steps=2,
+        )

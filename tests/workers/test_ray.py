@@ -52,7 +52,7 @@ def test_two_nodes_finish_a_study_together(
 ) -> None:
     here, work = str(tmp_path), _ray._work
 
-    def work_once_both_have_a_trial(*arguments: str) -> bool:
+    def work_once_both_have_a_trial(*arguments: str, **given: Any) -> bool:
         import os
         import pathlib
         import time
@@ -68,7 +68,7 @@ def test_two_nodes_finish_a_study_together(
             return train(objective, trial)
 
         TrainingObjective.__call__ = wait_for_the_other
-        return work(*arguments)
+        return work(*arguments, **given)
 
     monkeypatch.setattr(_ray, "_work", work_once_both_have_a_trial)
     spec = make_spec(

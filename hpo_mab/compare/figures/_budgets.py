@@ -106,7 +106,7 @@ def _mean_points(
     positions: dict[int, list[float]] = {}
     values: dict[int, list[float]] = {}
     for run in runs:
-        usable = [trial for trial in run.latest if trial.state != "fail" and trial.curve]
+        usable = [trial for trial in run.once if trial.state != "fail" and trial.curve]
         # Later configurations differ between arms, so their curves cannot be compared.
         shared = [trial for trial in usable if trial.paired] or usable
         seen: dict[int, list[float]] = {}

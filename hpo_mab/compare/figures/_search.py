@@ -310,7 +310,7 @@ def _add_quartiles(
 def _by_index(runs: Sequence[StudyRun], field: _Field) -> dict[int, list[tuple[float, float]]]:
     """Examples and percentage of every evaluation that has the field, by its index."""
     found: dict[int, list[tuple[float, float]]] = {}
-    for evaluation in (e for run in runs for trial in run.latest for e in trial.curve):
+    for evaluation in (e for run in runs for trial in run.once for e in trial.curve):
         value = field(evaluation)
         if value is not None:
             point = (float(evaluation.examples), 100 * value)
