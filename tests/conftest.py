@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import itertools
 import os
 import shutil
@@ -13,18 +14,63 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import optuna
 import pytest
-import torch
-from hypothesis import settings
 
-torch.set_num_threads(1)
-# No test fails because the machine has other work.
-settings.register_profile("patient", deadline=None)
-settings.load_profile("patient")
 # A background job of a shell ignores SIGINT, and the commands of tests would inherit that.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+#: Files that take long, the longest first: they begin first, so that no process ends alone.
+_LONG = (
+    "dashboard/test_browser.py",
+    "docs/test_site.py",
+    "docs/test_extend.py",
+    "cli/test_compare.py",
+    "cli/test_workers.py",
+    "faults/test_kills.py",
+    "search/test_fuzz.py",
+    "search/test_race.py",
+    "docs/test_examples.py",
+    "notebooks/test_notebooks.py",
+    "search/test_checkpoint.py",
+    "faults/test_ctrl_c.py",
+    "cli/test_report.py",
+    "cli/test_names.py",
+    "cli/test_passwords.py",
+    "cli/test_full_disk.py",
+    "cli/test_options.py",
+    "studies/test_paper.py",
+    "workers/test_processes.py",
+)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput") and config.getoption("numprocesses", None):
+        return  # It only distributes the tests, and need not wait for these imports.
+    import torch
+    from hypothesis import settings
+
+    torch.set_num_threads(1)
+    # No test fails because the machine has other work.
+    settings.register_profile("patient", deadline=None)
+    settings.load_profile("patient")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    folder = Path(__file__).parent
+    ranks = {folder / name: rank for rank, name in enumerate(_LONG)}
+    items.sort(key=lambda item: ranks.get(item.path, len(ranks)))
+
+
+def pytest_collection_finish() -> None:
+    # What is imported by now is never freed; looking through it takes a third of a second each.
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_sessionfinish() -> None:
+    gc.unfreeze()
 
 
 @pytest.fixture
@@ -38,6 +84,8 @@ def data_root() -> Path:
 
 @pytest.fixture(autouse=True, scope="session")
 def _quiet_optuna() -> Iterator[None]:
+    import optuna
+
     optuna.logging.set_verbosity(optuna.logging.CRITICAL)
     yield
     optuna.logging.set_verbosity(optuna.logging.INFO)
@@ -198,6 +246,8 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 @contextlib.contextmanager
 def _error_on_waiting() -> Iterator[None]:
+    import torch
+
     torch.cuda.synchronize()
     before = torch.cuda.get_sync_debug_mode()
     with warnings.catch_warnings():

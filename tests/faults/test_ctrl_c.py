@@ -69,8 +69,9 @@ from hpo_mab.training import Training
 COUNT = "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n) SELECT max(x) FROM n"
 SCRIPT = "CREATE TABLE hanging(x); " + COUNT
 Training.__next__ = lambda self: sqlite3.connect("hanging.db").executescript(SCRIPT)
-from hpo_mab.cli import main
-main()
+from hpo_mab.cli import _main
+_main._SECONDS_TO_TIDY = 0.3
+_main.main()
 """
 
 

@@ -37,10 +37,10 @@ def test_killed_workers_lose_and_double_nothing(tmp_path: Path, tiny: Make) -> N
 def test_killed_workers_lose_and_double_nothing_on_postgresql(
     postgres_url: str, tiny: Make
 ) -> None:
-    report = inject_kills(postgres_url, tiny(trials=24), kills=8, workers=3)
-    assert report.kills >= 8
-    _lost_and_doubled_nothing(report, trials=24)
-    assert report.attempts >= report.trials + 4
+    report = inject_kills(postgres_url, tiny(trials=16), kills=5, workers=3)
+    assert report.kills >= 5
+    _lost_and_doubled_nothing(report, trials=16)
+    assert report.attempts >= report.trials + 2
 
 
 def test_killed_workers_lose_and_double_nothing_on_mariadb(mariadb_url: str, tiny: Make) -> None:

@@ -456,8 +456,9 @@ def test_a_termination_signal_is_like_ctrl_c() -> None:
 # Counts for ever, so that Python cannot handle signals; the table exists once it counts.
 _DEAF = """
 import sqlite3
-from hpo_mab.cli._main import stoppable
-with stoppable():
+from hpo_mab.cli import _main
+_main._SECONDS_TO_TIDY = 0.3
+with _main.stoppable():
     sqlite3.connect("deaf.db").executescript(
         "CREATE TABLE deaf(x); "
         "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n) SELECT max(x) FROM n"
