@@ -31,7 +31,7 @@ SAMPLERS: dict[str, tuple[str, dict[str, Any]]] = {
     "uniform": ("uniform", {}),
     "mab, nothing forgotten (paper)": ("mab", {"memory": None}),
     "mab, memory 1/2 of the arms": ("mab", {"memory": 45}),
-    "mab, memory 1/4 (auto)": ("mab", {}),
+    "mab, memory 1/4 (default)": ("mab", {}),
     "mab, memory 1/8": ("mab", {"memory": 11}),
     "mab, discount 0.95": ("mab", {"discount": 0.95}),
     "mab, nothing forgotten, floor 0.3": ("mab", {"memory": None, "floor": 0.3}),

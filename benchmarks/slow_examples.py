@@ -26,7 +26,7 @@ SPECIAL = torch.arange(EXAMPLES) % 10 == 3
 SAMPLERS: dict[str, tuple[str, dict[str, Any]]] = {
     "uniform": ("uniform", {}),
     "mab, nothing forgotten (paper)": ("mab", {"memory": None}),
-    "mab, memory 1/4 (auto)": ("mab", {}),
+    "mab, memory 1/4 (default)": ("mab", {}),
     "mab, memory 1/4, floor 0.3": ("mab", {"floor": 0.3}),
 }
 
