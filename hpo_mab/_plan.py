@@ -253,16 +253,11 @@ class Plan:
     def not_continued(self) -> set[int]:
         """Numbers of pruned trials that no other trial has continued: they saved budget.
 
-        A trial that was continued, from its checkpoint or from zero, has saved nothing. If its
-        continuation was pruned, that counts.
+        A continued one has saved nothing; a continuation that was pruned counts in its place.
         """
-        continued = {
-            before.number
-            for before, after in _continuations(self._attempts)
-            if after.finished or RESUMED_KEY in after.attrs
-        }
-        pruned = (one.number for one in self._attempts if one.state == "pruned")
-        return {number for number in pruned if number not in continued}
+        pairs = _continuations(self._attempts)
+        continued = {b.number for b, a in pairs if a.finished or RESUMED_KEY in a.attrs}
+        return {one.number for one in self._attempts if one.state == "pruned"} - continued
 
     @property
     def stopped(self) -> set[int]:

@@ -20,9 +20,10 @@ from typer.core import TyperGroup
 
 from hpo_mab._errors import HpoMabError, hide_passwords, memory_reason
 from hpo_mab.cli._confirm import confirm
+from hpo_mab.cli._examples import examples
 from hpo_mab.cli._report import dashboard, evidence, report, studies
 from hpo_mab.cli._run import compare, run
-from hpo_mab.cli._study import copy, examples, replay, worker
+from hpo_mab.cli._study import copy, replay, worker
 
 #: What `sys.excepthook` is.
 _Hook = Callable[[type[BaseException], BaseException, TracebackType | None], object]

@@ -259,8 +259,8 @@ def definition(context: typer.Context) -> StudySpec:
     named = {key: given[name] for name, key in _KEYS.items() if given.get(name) is not None}
     if "training.slots" in named:
         named["training.slots"] = slot_count(named["training.slots"])
-    # An option's value replaces that of --set, as suggested commands add options.
     texts = given["assignments"] or []
+    # An option's value replaces that of --set, as suggested commands add options.
     left = [text for text in texts if text.partition("=")[0].strip() not in named]
     return load(given["spec"], left, named)
 
@@ -268,13 +268,7 @@ def definition(context: typer.Context) -> StudySpec:
 def load(
     spec: str, assignments: Sequence[str] | None, named: Mapping[str, Any] | None = None
 ) -> StudySpec:
-    """A definition with overrides.
-
-    Args:
-        spec: File or name.
-        assignments: ``KEY=VALUE`` texts.
-        named: Values by dotted key.
-    """
+    """The definition of a file or name, with ``named`` values by key and ``KEY=VALUE`` texts."""
     from hpo_mab.search import load_spec
 
     # The kind of a thing comes first: changing it drops options that it does not have.
@@ -292,12 +286,14 @@ def worker_count(text: str) -> int | None:
     Raises:
         ArgumentError: Neither.
     """
-    if text == "auto":
-        return None
+    return _count("--workers", text)
+
+
+def _count(option: str, text: str) -> int | None:
     try:
-        return int(text)
+        return None if text == "auto" else int(text)
     except ValueError:
-        raise ArgumentError(f"--workers must be a number or 'auto', got '{text}'.") from None
+        raise ArgumentError(f"{option} must be a number or 'auto', got '{text}'.") from None
 
 
 def worker_options(context: typer.Context) -> dict[str, Any]:
@@ -320,15 +316,10 @@ def slot_count(text: str) -> int | Literal["auto"]:
     Raises:
         ArgumentError: Neither, or less than 1.
     """
-    if text == "auto":
-        return "auto"
-    try:
-        count = int(text)
-    except ValueError:
-        raise ArgumentError(f"--slots must be a number or 'auto', got '{text}'.") from None
-    if count < 1:
+    count = _count("--slots", text)
+    if count is not None and count < 1:
         raise ArgumentError(f"--slots must be at least 1, got {count}.")
-    return count
+    return "auto" if count is None else count
 
 
 def silence_optuna() -> None:

@@ -195,7 +195,7 @@ class PlannedSampler(BaseSampler):
         repeats: bool = False,
     ) -> None:
         self._factory = factory
-        # All trials take their points from one sequence, which has one seed if it is scrambled.
+        # All trials take their points from one sequence.
         self._is_sequence = isinstance(factory(seed=0), optuna.samplers.QMCSampler)
         self._seed = seed
         self._initial = initial
@@ -259,7 +259,7 @@ class PlannedSampler(BaseSampler):
         """The trial's sampler, and the study as that sampler sees it."""
         key = (study.study_name, trial.number)
         if key not in self._asked:
-            place = () if self._is_sequence else (slot_of(study, trial),)
+            place = [] if self._is_sequence else [slot_of(study, trial)]
             seed = derive_seed(self._seed, "sampler", *place)
             seen = cast(optuna.Study, OwnHistory(study)) if self._repeats else study
             self._asked[key] = self._factory(seed=seed), seen

@@ -296,14 +296,7 @@ class TrainingObjective:
         """
         if not isinstance(trial, optuna.trial.Trial):
             return self._train_alone(trial)
-        try:
-            assignment = self.assign(trial)
-        except STORAGE_ERRORS:
-            raise
-        except Exception as error:
-            store_end(trial, error)
-            raise
-        return self._train(trial, assignment)
+        return self._train(trial)
 
     def assign(self, trial: optuna.trial.Trial) -> Assignment:
         """Give a running trial its slot and suggest its configuration.
@@ -366,9 +359,10 @@ class TrainingObjective:
             ),
         )
 
-    def _train(self, trial: optuna.trial.Trial, assignment: Assignment) -> float:
-        checkpoint = self.checkpoint(trial, assignment)
+    def _train(self, trial: optuna.trial.Trial) -> float:
         try:
+            assignment = self.assign(trial)
+            checkpoint = self.checkpoint(trial, assignment)
             with self.workload.training(
                 assignment.configuration,
                 seed=assignment.seed,

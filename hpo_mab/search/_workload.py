@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import version
 from typing import Any, Unpack
 
@@ -140,20 +140,6 @@ class Workload:
     def trial_examples(self, batch_size: int) -> int:
         """Budget of a trial in training examples."""
         return self._steps(self.budget, batch_size) * batch_size
-
-    def check_evaluations(self, batch_sizes: Iterable[int]) -> None:
-        """Refuse batch sizes that give trials different numbers of evaluations.
-
-        Raises:
-            ArgumentError: One trial has fewer steps than evaluations, and another one more.
-        """
-        steps = {self._steps(self.budget, size) for size in batch_sizes}
-        most = self.loop.evaluations
-        if len({min(most, each) for each in steps}) > 1:
-            raise ArgumentError(
-                f"evaluations must be at most {min(steps)}, the steps of a trial with the largest "
-                f"batch size, got {most}."
-            )
 
     def check_settings(self, settings: Mapping[str, Any]) -> None:
         """Refuse settings of the loop outside their bounds.

@@ -20,8 +20,9 @@ if TYPE_CHECKING:
         TimedSampler,
         TrainingDiverged,
     )
-    from hpo_mab.training._device import PRECISIONS, WeightAverage, evaluate, select_device
+    from hpo_mab.training._device import PRECISIONS, WeightAverage, select_device
     from hpo_mab.training._device_step import DeviceStep
+    from hpo_mab.training._evaluate import evaluate
     from hpo_mab.training._optimizers import (
         available_optimizers,
         create_optimizer,
@@ -91,7 +92,7 @@ __getattr__, __dir__ = lazy_names(
         "WeightAverage": "._device",
         "available_optimizers": "._optimizers",
         "create_optimizer": "._optimizers",
-        "evaluate": "._device",
+        "evaluate": "._evaluate",
         "evaluation_steps": "._schedule",
         "optimizer_options": "._optimizers",
         "select_device": "._device",

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from hpo_mab._errors import ArgumentError, plain_arguments, require
 from hpo_mab.samplers import BatchSampler
 from hpo_mab.training._batches import DeviceBatches, DeviceSweep, TrainingDiverged
-from hpo_mab.training._device import check_highest, check_precision, synchronize
+from hpo_mab.training._device import check_examples, check_precision, synchronize
 from hpo_mab.training._device_step import Captured
+from hpo_mab.training._evaluate import check_highest
 from hpo_mab.training._optimizers import RowOptimizer
 from hpo_mab.training._rows import (
     PLANNED_STEPS,
@@ -201,10 +202,7 @@ class StackedTrainer:
             raise ArgumentError(
                 f"sampler must draw batches of {self.batch_size}, got {sampler.batch_size}."
             )
-        # Its examples are numbered as in the whole set, also where it draws from a share.
-        count, most = len(sampler.labels), len(self._batches.data)
-        if count > most:
-            raise ArgumentError(f"sampler must draw from at most {most} examples, got {count}.")
+        check_examples(sampler, len(self._batches.data))
         planned = LearningCurve.of("StackedTrainer.start", steps=steps, **curve)
         self._optimizer.begin(slot, **(optimizer or {}))
         self._networks.begin(slot, model)

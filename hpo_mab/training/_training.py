@@ -27,8 +27,8 @@ from hpo_mab.training._batches import (
     TrainingDiverged,
 )
 from hpo_mab.training._device import (
-    Evaluator,
     WeightAverage,
+    check_examples,
     check_precision,
     choose_capture,
     logits_of,
@@ -37,6 +37,7 @@ from hpo_mab.training._device import (
     synchronize,
 )
 from hpo_mab.training._device_step import DeviceStep
+from hpo_mab.training._evaluate import Evaluator
 from hpo_mab.training._optimizers import require_trainable
 from hpo_mab.training._schedule import CurveArguments, Evaluation, LearningCurve, sampler_figures
 from hpo_mab.training._tally import ExampleTally
@@ -133,12 +134,8 @@ class Training(Iterator[Evaluation]):
     ) -> None:
         check_precision(precision)
         require_trainable(model)
-        if isinstance(batches, DeviceBatches) and len(sampler.labels) > len(batches.data):
-            # On a CUDA device an index beyond the end would end the process.
-            raise ArgumentError(
-                f"sampler must draw from at most {len(batches.data)} examples, "
-                f"got {len(sampler.labels)}."
-            )
+        if isinstance(batches, DeviceBatches):
+            check_examples(sampler, len(batches.data))
         self._curve = LearningCurve.of("Training", steps=steps, **curve)
         self._graph, self._loop_reason = choose_capture(graph, batches, sampler, optimizer)
         self.model = model

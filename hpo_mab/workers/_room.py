@@ -6,7 +6,7 @@ import torch
 
 from hpo_mab import _machine, training
 from hpo_mab._errors import ArgumentError
-from hpo_mab.search._runner import ROUNDS
+from hpo_mab.search._slots import ROUNDS
 
 #: A process loads for about five seconds of a core, which four times as much work earns back.
 _WORTH_SECONDS = 20.0

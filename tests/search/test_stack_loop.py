@@ -30,7 +30,7 @@ from hpo_mab.search import (
     make_objective,
 )
 from hpo_mab.search._recorder import CheckpointWarning, SlotCheckpoint
-from hpo_mab.search._runner import choose_slots, is_stack_faster
+from hpo_mab.search._slots import choose_slots, is_stack_faster
 from hpo_mab.search._stack_loop import StackLoop
 from hpo_mab.storage import Storage, StudyRun, files_folder, open_study, read_run
 from hpo_mab.training import DeviceSweep
@@ -326,7 +326,7 @@ def test_a_probe_makes_few_networks_and_evaluates_on_few_examples(
 
     workload._model = counted
     monkeypatch.setattr(DeviceSweep, "batches", batches)
-    monkeypatch.setattr("hpo_mab.search._runner._PROBED_EXAMPLES", 4)
+    monkeypatch.setattr("hpo_mab.search._slots._PROBED_EXAMPLES", 4)
     configuration, _ = objective.space.corners()
     is_stack_faster(workload, configuration, slots=5)
     # One alone, the stack's own and one for all slots.

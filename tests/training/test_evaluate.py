@@ -10,7 +10,7 @@ from torch.utils.data import TensorDataset
 from hpo_mab._errors import ArgumentError
 from hpo_mab.data import Normalization, load, split
 from hpo_mab.training import DeviceSweep, LoaderSweep, evaluate
-from hpo_mab.training._device import examples_at_once
+from hpo_mab.training._evaluate import examples_at_once
 
 
 class _Fixed(nn.Module):

@@ -22,7 +22,7 @@ from hpo_mab.training import (
     LoaderSweep,
     Training,
 )
-from hpo_mab.training._device import Evaluator
+from hpo_mab.training._evaluate import Evaluator
 
 Start = Callable[..., Training]
 

@@ -1,0 +1,225 @@
+"""``hpo-mab examples`` lists the training examples whose labels are likely wrong."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import dataclasses
+import html
+import io
+import json
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from hpo_mab._errors import ArgumentError
+from hpo_mab.cli import _options as opt
+
+if TYPE_CHECKING:
+    from hpo_mab.search._stored import Example, StudyExamples
+
+_COLUMNS = ("index", "label", "predicted", "score", "visits", "file")
+
+
+def examples(
+    study: opt.Study,
+    top: Annotated[int, typer.Option(callback=opt.within(1), help="Examples of each list.")] = 10,
+    storage: opt.StorageUrl = opt.DEFAULT_STORAGE,
+    data_root: opt.DataRoot = None,
+    page: Annotated[
+        Path | None, typer.Option("--html", help="Write the lists with pictures to this page.")
+    ] = None,
+    table: Annotated[
+        Path | None, typer.Option("--csv", help="Write all scores of all examples to this file.")
+    ] = None,
+    drop: Annotated[
+        int | None,
+        typer.Option(
+            help="How many of the most suspicious examples to write to --output, for data.exclude."
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", help="The file that --drop writes.", show_default="exclude.json"
+        ),
+    ] = None,
+    as_json: opt.Json = False,
+) -> None:
+    """List the training examples that are likely mislabelled, hardest and most ambiguous.
+
+    Every trial adds what it saw of each example to the study's record. Nothing is trained.
+    The score of a likely mislabelled example is another class's logit minus the label's, on
+    average. The score of a hard example is its mean loss divided by the average loss. That of an
+    ambiguous one is the standard deviation of the label's probability. Look at the pictures before
+    you drop any.
+
+    Examples:
+
+    ```
+    hpo-mab examples digits-mab-seed0
+    hpo-mab examples cifar10-auto-seed0 --html examples.html --csv examples.csv --top 100
+    hpo-mab examples cifar10-auto-seed0 --drop 500 -o exclude.json
+    hpo-mab run cifar10 --set data.exclude=exclude.json --name cleaned
+    ```
+    """
+    from hpo_mab.search._stored import RANKINGS, StudyExamples
+    from hpo_mab.storage import Storage
+
+    opt.silence_optuna()
+    if output is not None and drop is None:
+        raise ArgumentError(f"--output needs --drop N, got --output {output} alone.")
+    output = output or Path("exclude.json")
+    opt.refuse_unwritable(page, table, output if drop is not None else None)
+    found = StudyExamples.read(Storage(storage, create=False), study, data_root=data_root)
+    lists = {ranking: found.top(ranking, top) for ranking in RANKINGS}
+    if table is not None:
+        opt.write_file(table, _examples_csv(found))
+    if page is not None:
+        opt.write_file(page, _examples_page(found, lists))
+    dropped = "" if drop is None else _write_exclusion(found, drop, output)
+    if as_json:
+        typer.echo(_examples_json(found, lists))
+        return
+    _print_examples(found, lists)
+    for path in (page, table):
+        if path is not None:
+            typer.echo(f"\nWritten: {path}")
+    if dropped:
+        typer.echo(dropped)
+
+
+def _write_exclusion(found: StudyExamples, drop: int, path: Path) -> str:
+    """Write the most suspicious examples to a file; returns what to do with it."""
+    opt.write_file(path, found.exclusion(drop).to_json())
+    doubtful = min(drop, int((found.record.suspicion() > 0).sum()))
+    return (
+        f"\n{drop} examples in {path}, {doubtful} of them with a score above 0. To leave them out, "
+        f"add --set {shlex.quote(f'data.exclude={path}')} --name NAME to the study's hpo-mab run."
+    )
+
+
+def _print_examples(found: StudyExamples, lists: dict[str, list[Example]]) -> None:
+    from rich.table import Table
+
+    from hpo_mab.cli._output import console
+    from hpo_mab.search._stored import RANKINGS, SCORES
+
+    out = console()
+    out.print(_record_text(found))
+    for ranking, listed in lists.items():
+        rows = [_example_cells(one) for one in listed]
+        # A column that is empty in all rows is left out.
+        kept = [place for place in range(len(_COLUMNS)) if any(row[place] for row in rows)]
+        shown = Table(*(_COLUMNS[place] for place in kept), box=None, padding=(0, 2, 0, 0))
+        for row in rows:
+            shown.add_row(*(row[place] for place in kept))
+        out.print(f"\n{RANKINGS[ranking].capitalize()}", style="bold")
+        out.print(f"score: {SCORES[ranking]}", style="dim")
+        out.print(shown)
+
+
+def _record_text(found: StudyExamples) -> str:
+    record = found.record
+    sample = (
+        f"a fixed random sample of {len(record.examples):,} of {record.total:,}"
+        if record.sampled
+        else f"{record.total:,}"
+    )
+    doubtful = int((record.suspicion() > 0).sum())
+    return (
+        f"{found.name}: {record.trials:,} trials saw {sample} training examples "
+        f"{record.counts.visits.sum():,.0f} times. For {doubtful:,} examples another class's "
+        "logit exceeds the label's, on average."
+    )
+
+
+def _example_cells(one: Example) -> tuple[str, ...]:
+    return (
+        str(one.index),
+        one.label,
+        one.preferred,
+        f"{one.score:.3f}",
+        str(one.visits),
+        one.file,
+    )
+
+
+def _examples_json(found: StudyExamples, lists: dict[str, list[Example]]) -> str:
+    facts = {
+        "study": found.name,
+        "trials": found.record.trials,
+        "examples": len(found.record.examples),
+        "total": found.record.total,
+        **{name: [dataclasses.asdict(one) for one in listed] for name, listed in lists.items()},
+    }
+    return json.dumps(facts, indent=1)
+
+
+def _examples_csv(found: StudyExamples) -> str:
+    """Every recorded example that was drawn, in order of suspicion."""
+    from hpo_mab.search._stored import RANKINGS
+
+    scores = {ranking: found.scores(ranking) for ranking in RANKINGS}
+    everything = found.top("suspicious", len(found.record.examples))
+    # The record may be of a sample, so a row of the training part is not a row of the scores.
+    place = {int(row): place for place, row in enumerate(found.record.examples)}
+    text = io.StringIO()
+    rows = csv.writer(text, lineterminator="\n")
+    rows.writerow(("index", "label", "preferred", *RANKINGS, "visits", "file"))
+    for one in everything:
+        values = (f"{scores[ranking][place[one.row]]:.6g}" for ranking in RANKINGS)
+        rows.writerow((one.index, one.label, one.preferred, *values, one.visits, one.file))
+    return text.getvalue()
+
+
+_STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; margin: 2em auto; max-width: 70em; padding: 0 1em; }
+section { display: grid; gap: 1em; grid-template-columns: repeat(auto-fill, minmax(9em, 1fr)); }
+figure { margin: 0; } img { image-rendering: pixelated; width: 100%; border: 1px solid #ccc; }
+figcaption { font-size: 13px; overflow-wrap: anywhere; }
+"""
+
+
+def _examples_page(found: StudyExamples, lists: dict[str, list[Example]]) -> str:
+    """The lists with pictures, one self-contained page."""
+    from hpo_mab.search._stored import RANKINGS, SCORES
+
+    parts = []
+    for ranking, listed in lists.items():
+        figures = "".join(_figure_html(found, one) for one in listed)
+        parts.append(
+            f"<h2>{RANKINGS[ranking].capitalize()}</h2><p>score: {SCORES[ranking]}</p>"
+            f"<section>{figures}</section>"
+        )
+    title = html.escape(f"Examples of {found.name}")
+    return (
+        f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
+        f"<style>{_STYLE}</style></head><body><h1>{title}</h1>"
+        f"<p>{html.escape(_record_text(found))}</p>{''.join(parts)}</body></html>\n"
+    )
+
+
+def _figure_html(found: StudyExamples, one: Example) -> str:
+    predicted = f"predicted {one.preferred}" if one.preferred else ""
+    score, index = f"score {one.score:.3f}", str(one.index)
+    lines = (f"label {one.label}", predicted, score, index, one.file)
+    caption = "<br>".join(html.escape(line) for line in lines if line)
+    return (
+        f'<figure><img alt="example {one.index}" src="{_data_url(found, one)}">'
+        f"<figcaption>{caption}</figcaption></figure>"
+    )
+
+
+def _data_url(found: StudyExamples, one: Example) -> str:
+    from PIL import Image
+
+    pixels = found.picture(one).permute(1, 2, 0).numpy()
+    if pixels.shape[2] not in (1, 3):
+        raise ArgumentError(f"--html needs grey or RGB images, got {pixels.shape[2]} channels.")
+    held = io.BytesIO()
+    # Pillow takes grey images without a channel axis.
+    Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).save(held, "PNG")
+    return f"data:image/png;base64,{base64.b64encode(held.getvalue()).decode()}"

@@ -1,0 +1,157 @@
+"""Accuracy and loss of a network on a data set."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+from hpo_mab._errors import ArgumentError
+from hpo_mab.training._device import logits_of
+
+#: Bytes that the tensors of an evaluation may take on a CPU; on CUDA a share of the device's
+#: memory.
+_HOST_BYTES, _DEVICE_SHARE = 256 * 2**20, 1 / 8
+#: Tensors as large as the largest output that exist at once: an operation's input, output and
+#: workspace, and the input of a skip connection.
+_COPIES = 4
+
+
+class _Largest(TorchFunctionMode):
+    """Records the bytes of the largest tensor of one example that an operation returns."""
+
+    nbytes: int = 1
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        made = func(*args, **(kwargs or {}))
+        # Tensors of another first dimension are weights, not outputs of one example.
+        if isinstance(made, Tensor) and made.shape[:1] == (1,):
+            self.nbytes = max(self.nbytes, made.nbytes)
+        return made
+
+
+def check_highest(
+    label: int, *, outputs: int, what: str = "labels of the examples to evaluate on"
+) -> None:
+    """Raise `ArgumentError` if a network has no output for the highest label of some examples.
+
+    On CUDA a label out of range fails an assertion, and every later CUDA call of the process then
+    fails. So this check comes before the loss.
+    """
+    if label >= outputs:
+        raise ArgumentError(
+            f"{what} must be in [0, {outputs}) for a model of {outputs} outputs, got {label}; "
+            "give the model more outputs."
+        )
+
+
+def examples_at_once(forward: Callable[[Tensor], Tensor], inputs: Tensor) -> int:
+    """How many examples an evaluation can hold, at least 1; does not wait for the device.
+
+    It depends on the network, the shape of an input and the device only. So a repeated evaluation
+    has the same batches. The bound is 256 MiB on a CPU, an eighth of a CUDA device.
+
+    Args:
+        forward: The network, in evaluation mode; called with one example.
+        inputs: Inputs on the device, [n, ...], at least one.
+    """
+    with torch.no_grad(), _Largest() as largest:
+        forward(inputs[:1])
+    room: float = _HOST_BYTES
+    if inputs.device.type == "cuda":
+        room = torch.cuda.get_device_properties(inputs.device).total_memory * _DEVICE_SHARE
+    count: int = int(room) // (_COPIES * largest.nbytes)
+    return max(1, count)
+
+
+class Evaluator:
+    """Evaluates a network on batches as large as memory allows, see `examples_at_once`.
+
+    Args:
+        model: Network from inputs to logits [n, C].
+        precision: ``"float32"`` or ``"bfloat16"``.
+    """
+
+    def __init__(self, model: nn.Module, *, precision: str = "float32") -> None:
+        self._model = model
+        self._precision = precision
+        self._at_once: int | None = None
+
+    def __call__(
+        self,
+        examples: Iterable[tuple[Tensor, Tensor]],
+        *,
+        forward: Callable[[Tensor], Tensor] | None = None,
+    ) -> tuple[float, float]:
+        """Accuracy and mean loss, see `evaluate`; inputs of all calls have one shape."""
+        was_training = self._model.training
+        self._model.eval()
+        call = forward or self._model
+        sums: list[Tensor] = []
+        try:
+            with torch.inference_mode():
+                for inputs, targets in examples:
+                    if self._at_once is None:
+                        self._at_once = examples_at_once(call, inputs)
+                    sums += [
+                        _score_sums(call, *part, precision=self._precision, examples=examples)
+                        for part in zip(
+                            torch.split(inputs, self._at_once),
+                            torch.split(targets, self._at_once),
+                            strict=True,
+                        )
+                    ]
+        finally:
+            self._model.train(was_training)
+        correct, loss, count = torch.as_tensor(sum(sums)).tolist()
+        return correct / count, loss / count
+
+
+def evaluate(
+    model: nn.Module,
+    examples: Iterable[tuple[Tensor, Tensor]],
+    *,
+    precision: str = "float32",
+    forward: Callable[[Tensor], Tensor] | None = None,
+) -> tuple[float, float]:
+    """Accuracy and mean cross-entropy of a model, in evaluation mode.
+
+    Batches that memory may not hold are cut, see `examples_at_once`. Sums stay on the device until
+    the end; the model's mode is restored.
+
+    Args:
+        model: Network from inputs to logits [n, C].
+        examples: Batches of inputs and targets on the model's device, see `Sweep`.
+        precision: ``"float32"`` or ``"bfloat16"``.
+        forward: Calls the model with other weights, see `WeightAverage`; None calls the model.
+
+    Returns:
+        Share of examples classified correctly, in [0, 1], and mean cross-entropy in nats.
+
+    Raises:
+        ArgumentError: Labels that the model has no output for.
+    """
+    return Evaluator(model, precision=precision)(examples, forward=forward)
+
+
+def _score_sums(
+    forward: Callable[[Tensor], Tensor],
+    inputs: Tensor,
+    targets: Tensor,
+    *,
+    precision: str,
+    examples: Iterable[tuple[Tensor, Tensor]],
+) -> Tensor:
+    """Correct answers, summed loss and number of examples of a batch, float32 [3]."""
+    logits = logits_of(forward, inputs, precision=precision)
+    highest = int(targets.max()) if targets.is_cpu else getattr(examples, "highest_label", 0)
+    check_highest(highest, outputs=logits.shape[1])
+    loss = F.cross_entropy(logits, targets, reduction="sum")
+    correct = (logits.argmax(dim=1) == targets).sum()
+    return torch.stack([correct.float(), loss, torch.full_like(loss, len(targets))])
