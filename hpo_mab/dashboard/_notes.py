@@ -213,9 +213,8 @@ def _own_options(run: StudyRun, storage: Storage) -> str | None:
     if settings.name not in builtin_names():
         return None
     kinds = {"sampler.kind": settings.sampler.kind, "pruner.kind": settings.pruner.kind}
-    root = str(settings.data.options.get("root", "data"))
     try:
-        spec = load_spec(settings.name, {**kinds, "seed": run.seed, "data.root": root})
+        spec = load_spec(settings.name, {**kinds, "seed": run.seed})
         check_study(storage, run.name, spec)
     except HpoMabError:
         return None
@@ -223,7 +222,8 @@ def _own_options(run: StudyRun, storage: Storage) -> str | None:
     options["--seed"] = str(run.seed)
     if run.name != default_name(spec, settings.sampler.kind):
         options["--name"] = run.name
-    if root != load_spec(settings.name).data.root:
+    root = str(settings.data.options.get("root", spec.data.root))
+    if root != spec.data.root:
         options["--data-root"] = root
     words = (word for option in options.items() for word in option)
     return shlex.join([settings.name, *words])

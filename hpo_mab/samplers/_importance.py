@@ -124,9 +124,7 @@ class GradNormSampler(LearningSampler):
         if self.scorer is None:
             scores = self._scores[candidates]
         else:
-            with torch.no_grad():
-                logits = self.scorer(self._examples[candidates]).to(self.device, torch.float32)
-            self.check_outputs(logits)
+            logits = self._logits_of(candidates, self.scorer)
             scores = gradient_bound(logits, self._targets[candidates])
         known = torch.isfinite(scores) & (scores >= 0)
         count = known.sum()

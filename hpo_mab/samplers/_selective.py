@@ -264,10 +264,8 @@ class HardMiningSampler(LearningSampler):
         if self.scorer is None:
             losses = self._losses[candidates]
         else:
-            with torch.no_grad():
-                logits = self.scorer(self._examples[candidates]).to(self.device, torch.float32)
-                self.check_outputs(logits)
-                losses = F.cross_entropy(logits, self._targets[candidates], reduction="none")
+            logits = self._logits_of(candidates, self.scorer)
+            losses = F.cross_entropy(logits, self._targets[candidates], reduction="none")
         # A candidate whose loss is not finite comes first: the loop must see that it diverges.
         losses = losses.nan_to_num(nan=torch.inf)
         positions = candidates[torch.topk(losses, self.batch_size).indices]

@@ -388,6 +388,13 @@ class LearningSampler(StreamSampler):
             self.num_examples, (count,), generator=self._generator, device=self.device
         )
 
+    def _logits_of(self, candidates: Tensor, scorer: Callable[[Tensor], Tensor]) -> Tensor:
+        """Checked logits of candidates by a function of indices, float32 [K, C]."""
+        with torch.no_grad():
+            logits = scorer(self._examples[candidates]).to(self.device, torch.float32)
+        self.check_outputs(logits)
+        return logits
+
     def _count(self, positions: Tensor) -> Tensor:
         """Count a draw and return the indices, int64 [B], into the whole data set."""
         self._draws.index_add_(0, positions, self._ones)

@@ -132,10 +132,15 @@ def best_candidate(run: StudyRun, study_attrs: Mapping[str, Any]) -> Candidate:
     Raises:
         ArgumentError: No trial is complete.
     """
-    found = best_first(run.trials, stored_repeats(study_attrs))
+    return _candidates(run, stored_repeats(study_attrs))[0]
+
+
+def _candidates(run: StudyRun, repeats: Mapping[int, Sequence[float]]) -> tuple[Candidate, ...]:
+    """The candidates of a study, the best first; raises `ArgumentError` if there are none."""
+    found = best_first(run.trials, repeats)
     if not found:
         raise ArgumentError(f"'{run.name}' has no best trial: none is complete.")
-    return found[0]
+    return found
 
 
 def confirm(
@@ -172,11 +177,10 @@ def confirm(
     require(trainings >= 1, "trainings", "at least 1", trainings)
     require(max_trainings >= 1, "max_trainings", "at least 1", max_trainings)
     run, study = read_run(storage, name), open_study(storage, name)
-    best_candidate(run, study.user_attrs)
     objective: TrainingObjective | None = None
     repeats = stored_repeats(study.user_attrs)
     for done in itertools.count():
-        found = Confirmation(candidates=best_first(run.trials, repeats), trainings=trainings)
+        found = Confirmation(candidates=_candidates(run, repeats), trainings=trainings)
         if found.finished or done == max_trainings:
             break
         if objective is None:

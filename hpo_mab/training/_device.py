@@ -211,6 +211,10 @@ def average_share(window: float | Tensor, steps: Tensor) -> Tensor:
     return 1 / (window * steps).clamp(min=1)
 
 
+#: Why a network can neither be stacked nor captured.
+ASSIGNS = "the network assigns a new tensor to a parameter or buffer"
+
+
 def call_with(model: nn.Module, tensors: Mapping[str, Tensor], inputs: Tensor) -> Any:
     """Call a network with other parameters and buffers, by name; it keeps its own.
 
@@ -230,7 +234,7 @@ def call_with(model: nn.Module, tensors: Mapping[str, Tensor], inputs: Tensor) -
     outputs = torch.func.functional_call(model, given, (inputs,), tie_weights=False)
     # What the network has assigned is in `given` now, and would be lost.
     if model.training and any(given[name] is not tensor for name, tensor in before.items()):
-        raise RuntimeError("the network assigns a new tensor to a parameter or buffer")
+        raise RuntimeError(ASSIGNS)
     return outputs
 
 

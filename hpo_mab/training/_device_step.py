@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 
 from hpo_mab.samplers._feedback import Draw
 from hpo_mab.training._batches import DeviceBatches, LossMeter, TimedSampler
-from hpo_mab.training._device import WeightAverage, logits_of
+from hpo_mab.training._device import ASSIGNS, WeightAverage, logits_of
 from hpo_mab.training._optimizers import is_fused
 from hpo_mab.training._tally import ExampleTally
 
@@ -295,7 +295,7 @@ class DeviceStep:
         self._step(self._body, undo=undo)
         if self._step.wanted and not all(map(operator.is_, before, self._network_tensors())):
             # Each replay would read the first tensor and write to another.
-            self._step.give_up("the network assigns a new tensor to a parameter or buffer")
+            self._step.give_up(ASSIGNS)
         if not self._sampler_in_graph and self._outputs is not None:
             losses, logits, targets = self._outputs
             self._sampler.update(losses, logits=logits, targets=targets)
