@@ -209,10 +209,13 @@ def _mariadb_socket() -> Iterator[str]:
         common.append("--user=root")
     install = [*common, "--auth-root-authentication-method=normal", "--skip-test-db"]
     options = ["--skip-networking", "--innodb-flush-method=nosync", "--sync-frm=0"]
+    # Servers that share a folder of temporary tables delete those of another.
+    own = {**os.environ, "TMPDIR": folder}
     with Path(folder, "log").open("wb") as log:
-        subprocess.run(["mariadb-install-db", *install], stdout=log, stderr=log, check=True)
+        install_command = ["mariadb-install-db", *install]
+        subprocess.run(install_command, stdout=log, stderr=log, env=own, check=True)
         command = ["mariadbd", *common, f"--socket={socket}", *options]
-        server = subprocess.Popen(command, stdout=log, stderr=log)
+        server = subprocess.Popen(command, stdout=log, stderr=log, env=own)
     try:
         while not Path(socket).exists():
             assert server.poll() is None, Path(folder, "log").read_text()
