@@ -257,8 +257,7 @@ def retrain(
         epochs: Passes over the training set; None takes a trial's budget.
         on_retrain: Called before each training.
     """
-    # A trial that was only added, with its value, has no attributes and cannot be trained.
-    if run.best is None or not run.best.attrs or seeds == 0:
+    if run.best is None or not run.best.was_run or seeds == 0:
         return ()
     study = open_study(runner.storage, run.name)
     known = study.user_attrs.get(RETRAINED_KEY, {})

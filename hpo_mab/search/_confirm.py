@@ -114,7 +114,7 @@ def best_first(
     """
     best: dict[tuple[int, Any], TrialRun] = {}
     for trial in trials:
-        if trial.value is not None and trial.attrs:
+        if trial.value is not None and trial.was_run:
             place = trial.slot, trial.attrs.get(SAMPLER_KEY)
             known = best.get(place)
             if known is None or trial.value > (known.value or 0.0):

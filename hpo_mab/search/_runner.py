@@ -178,8 +178,7 @@ class StudyRunner:
         workload.known = self.storage.examples.frozen(id_of(study))
         run = read_run(self.storage, study.study_name)
         accuracy = None
-        # A trial that was only added, with its value, has no attributes and cannot be trained.
-        best = run.best if run.best is not None and run.best.attrs else None
+        best = run.best if run.best is not None and run.best.was_run else None
         if score and best is not None and not interrupted:
             try:
                 accuracy = self._test_score(study, best, getattr(on_trial, "running", None))

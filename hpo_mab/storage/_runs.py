@@ -198,6 +198,11 @@ class TrialRun:
         return budgets_of(self.attrs)
 
     @property
+    def was_run(self) -> bool:
+        """Whether it was trained, and not added with its value, e.g. by `add_trial`."""
+        return bool(self.attrs)
+
+    @property
     def twin(self) -> bool:
         """Whether it repeats another trial under another batch sampler."""
         return TWIN_KEY in self.attrs
@@ -214,13 +219,10 @@ class TrialRun:
 
     @property
     def lacks_curve(self) -> bool:
-        """Whether its cost is not known: it was evaluated, but has no curve here.
-
-        A trial without attributes was not run but added with its value, e.g. by `add_trial`.
-        """
+        """Whether its cost is not known: it was evaluated, but has no curve here."""
         # Earlier versions wrote "examples".
         counted = not self.attrs.keys().isdisjoint((EXAMPLES_KEY, "examples"))
-        evaluated = bool(self.attrs) and (self.value is not None or counted)
+        evaluated = self.was_run and (self.value is not None or counted)
         return evaluated and not self.curve
 
     @property
