@@ -23,7 +23,6 @@ import json
 import multiprocessing
 import sys
 import time
-import types
 from collections.abc import Iterator
 from typing import Any, cast
 
@@ -167,9 +166,9 @@ class _CountingLoop(TrialLoop):
 
     errors = 0
 
-    def _ride_out(self, error: BaseException) -> None:
+    def _wait_for_database(self, error: BaseException) -> None:
         self.errors += 1
-        super()._ride_out(error)
+        super()._wait_for_database(error)
 
 
 class _NoWork:
@@ -180,14 +179,29 @@ class _NoWork:
 
     @contextlib.contextmanager
     def training(self, configuration: object, **_: object) -> Iterator[Any]:
-        points = [evaluation(index, 0.5) for index in range(1, EVALUATIONS + 1)]
-        yield types.SimpleNamespace(evaluations=_NoTraining(points))
+        yield _NoTraining()
 
 
-class _NoTraining(list[Evaluation]):
-    """A trainer whose evaluations are ready from the start."""
+class _NoTraining(Iterator[Evaluation]):
+    """A training whose evaluations are ready from the start."""
 
     resumed_at = 0
+    evaluation_seconds = 0.0
+    examples = None
+    loop_reason = None
+
+    def __init__(self) -> None:
+        self._index = 0
+
+    @property
+    def ended(self) -> bool:
+        return self._index == EVALUATIONS
+
+    def __next__(self) -> Evaluation:
+        if self.ended:
+            raise StopIteration
+        self._index += 1
+        return evaluation(self._index, 0.5)
 
 
 if __name__ == "__main__":

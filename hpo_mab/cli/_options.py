@@ -51,9 +51,9 @@ def batch_samplers() -> list[str]:
 
 def pruners() -> list[str]:
     """Kinds of pruners."""
-    from hpo_mab.search._components import pruner_kinds
+    from hpo_mab.search._components import PRUNERS
 
-    return list(pruner_kinds())
+    return list(PRUNERS)
 
 
 def devices() -> list[str]:

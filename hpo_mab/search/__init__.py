@@ -24,16 +24,11 @@ if TYPE_CHECKING:
     from hpo_mab.search._load import builtin_names, load_spec, make_spec
     from hpo_mab.search._objective import TrainingObjective
     from hpo_mab.search._prepare import load_splits, make_objective
+    from hpo_mab.search._replay import Replay, load_network, replay
     from hpo_mab.search._reporter import TrialReporter, recorded_trial
     from hpo_mab.search._runner import Launch, RunHere, RunOutcome, StudyRunner, join_study
     from hpo_mab.search._space import Configuration, SearchSpace
-    from hpo_mab.search._stored import (
-        Replay,
-        load_network,
-        replay,
-        stored_objective,
-        stored_spec,
-    )
+    from hpo_mab.search._stored import stored_objective, stored_spec
     from hpo_mab.search._study import Copied, copy_study
     from hpo_mab.search._trial_loop import TrialCallback, TrialLoop
     from hpo_mab.search._workload import Workload
@@ -91,7 +86,7 @@ __getattr__, __dir__ = lazy_names(
         "Launch": "._runner",
         "PlannedSampler": "._components",
         "PrunerSection": "._definition",
-        "Replay": "._stored",
+        "Replay": "._replay",
         "RunHere": "._runner",
         "RunOutcome": "._runner",
         "SamplerSection": "._definition",
@@ -117,8 +112,8 @@ __getattr__, __dir__ = lazy_names(
         "make_objective": "._prepare",
         "make_spec": "._load",
         "recorded_trial": "._reporter",
-        "load_network": "._stored",
-        "replay": "._stored",
+        "load_network": "._replay",
+        "replay": "._replay",
         "stored_objective": "._stored",
         "stored_spec": "._stored",
         "trial_seed": "hpo_mab._plan",

@@ -365,7 +365,7 @@ def _task_of(spec: Mapping[str, Any]) -> dict[str, Any]:
     found = {
         key: value
         for key, value in flat_spec(spec)
-        if key.startswith(_TASK) and not key.startswith(_NOT_COMPARED) and value is not None
+        if key.startswith(_TASK) and key not in _NOT_COMPARED and value is not None
     }
     # As JSON has them: a file must compare equal.
     return dict(json.loads(json.dumps(found)))

@@ -280,10 +280,6 @@ def _is_lost(
 QueueTwins = Callable[[optuna.Study, Sequence[FrozenTrial]], bool]
 
 
-def _queue_none(study: optuna.Study, trials: Sequence[FrozenTrial]) -> bool:
-    return False
-
-
 #: Whether there is a checkpoint of a complete trial here, from which it can continue.
 IsSaved = Callable[[FrozenTrial], bool]
 
@@ -291,11 +287,13 @@ IsSaved = Callable[[FrozenTrial], bool]
 def claim(
     study: optuna.Study,
     storage: Storage,
+    taken: list[optuna.trial.Trial],
     *,
-    queue_twins: QueueTwins = _queue_none,
+    count: int,
+    queue_twins: QueueTwins = lambda study, trials: False,
     is_saved: IsSaved | None = None,
-) -> optuna.trial.Trial | Next:
-    """Take the study's next trial: one that waits, else a new one.
+) -> Next | None:
+    """Take the study's next trials with one lock: those that wait, else new ones.
 
     Finished and running trials together, twins not counted, never exceed the study's target. A new
     trial takes the slot after the highest that a trial has had.
@@ -303,43 +301,10 @@ def claim(
     Args:
         study: The study.
         storage: Its database.
-        queue_twins: Called with the study's lock held.
-        is_saved: Whether a complete trial can continue; None: none can.
-
-    Returns:
-        A running trial that no other process runs; `Next.DONE` or `Next.WAIT` if there is none.
-    """
-    taken: list[optuna.trial.Trial] = []
-    try:
-        following = claim_many(
-            study, storage, taken, count=1, queue_twins=queue_twins, is_saved=is_saved
-        )
-        return following or taken[0]
-    except BaseException:
-        # The caller does not get the trial, so it is lost and will be tried again.
-        for trial in taken:
-            release(storage.optuna, id_of(trial))
-        raise
-
-
-def claim_many(
-    study: optuna.Study,
-    storage: Storage,
-    taken: list[optuna.trial.Trial],
-    *,
-    count: int,
-    queue_twins: QueueTwins = _queue_none,
-    is_saved: IsSaved | None = None,
-) -> Next | None:
-    """Take the study's next trials, see `claim`, with one lock.
-
-    Args:
-        study: The study.
-        storage: Its database.
-        taken: Gets each trial as soon as it is taken, so that none is lost if the call raises.
+        taken: Gets each trial, running here, as soon as it is taken: none is lost if this raises.
         count: Trials to take.
         queue_twins: Called with the study's lock held.
-        is_saved: See `claim`.
+        is_saved: Whether a complete trial can continue; None: none can.
 
     Returns:
         None; `Next.DONE` or `Next.WAIT` if there were fewer.

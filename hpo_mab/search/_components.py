@@ -28,7 +28,7 @@ from hpo_mab._attributes import (
     UNIFORM,
     budgets_of,
 )
-from hpo_mab._errors import ArgumentError, name_of
+from hpo_mab._errors import ArgumentError, name_of, require
 from hpo_mab._plan import Plan, derive_seed, slot_of
 from hpo_mab._registry import Named, Registry, bound_to
 from hpo_mab.pruners import AdvantagePruner, PromotionPruner, TopKPruner
@@ -231,7 +231,7 @@ class PlannedSampler(BaseSampler):
     ) -> Any:
         """See `optuna.samplers.BaseSampler`."""
         slot = slot_of(study, trial)
-        # Outside of the sequence its seed would give all trials the same values.
+        # QMC draws such a value from its seed alone, which is equal for all trials.
         if slot >= self._initial and not self._is_sequence:
             sampler, seen = self._sampler(study, trial)
             return sampler.sample_independent(seen, trial, param_name, param_distribution)
@@ -352,11 +352,6 @@ PRUNERS = Registry(
 )
 
 
-def pruner_kinds() -> tuple[str, ...]:
-    """Kinds of this package and of Optuna that `create_pruner` takes."""
-    return tuple(PRUNERS)
-
-
 def always_averages(average: Any) -> bool:
     """Whether every trial of a definition reports averaged weights before its last evaluation.
 
@@ -401,11 +396,10 @@ def create_pruner(
     full = {"max_resource": evaluations} if PRUNERS.takes(kind, "max_resource") else {}
     chosen = {**full, **defaults.get(name_of(kind), {}), **options}
     PRUNERS.check(kind, {key: [value] for key, value in chosen.items()}, section="pruner")
-    if kind == "hyperband" and chosen["reduction_factor"] < 2:
+    if kind == "hyperband":
         # Optuna's class divides by its logarithm, at the first report.
-        raise ArgumentError(
-            f"pruner.reduction_factor must be at least 2, got {chosen['reduction_factor']}."
-        )
+        factor = chosen["reduction_factor"]
+        require(factor >= 2, "pruner.reduction_factor", "at least 2", factor)
     try:
         pruner: BasePruner = quietly(PRUNERS.load(kind), chosen, BasePruner)
     except (TypeError, ValueError) as error:

@@ -10,10 +10,13 @@ from optuna.distributions import BaseDistribution
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from hpo_mab._attributes import UNIFORM, TotalBudget
-from hpo_mab._errors import HpoMabError, plain
+from hpo_mab._errors import plain
 from hpo_mab.search._components import AUTO, PORTFOLIO
-from hpo_mab.search._space import distributions, examples, parse_value
+from hpo_mab.search._space import LOOP_TYPES, distributions, examples, parse_value
 from hpo_mab.training import DEFAULT_AVERAGE
+
+#: Trials that one process trains at the same time.
+Slots = int | Literal["auto"]
 
 
 class _Section(BaseModel):
@@ -320,12 +323,8 @@ class StudySpec(_Section):
 
     @model_validator(mode="after")
     def _ranges_hold(self) -> StudySpec:
-        try:
-            for section in _SEARCHED:
-                getattr(self, section).values(section)
-        except HpoMabError as error:
-            # pydantic reports only a ValueError as a mistake in the definition.
-            raise ValueError(str(error)) from error
+        for section in _SEARCHED:
+            getattr(self, section).values(section)
         return self
 
     def as_arm(self, arm: ArmSection) -> StudySpec:
@@ -335,18 +334,16 @@ class StudySpec(_Section):
 
     @property
     def has_pilot(self) -> bool:
-        """Whether the first configurations are trained under uniform sampling, too."""
-        if self.sampler.kind == AUTO:
-            return True
-        # Evidence from elsewhere is not measured again.
+        """Whether the pruner measures its evidence on pairs with uniform sampling."""
+        # Evidence from elsewhere is not measured again, and the race of "auto" has pairs.
         brings = {"evidence", "reference"} & self.pruner.options.keys()
-        return self.pruner.kind == "advantage" and self.sampler.kind != UNIFORM and not brings
+        measures = self.sampler.kind not in (UNIFORM, AUTO) and not brings
+        return self.pruner.kind == "advantage" and measures
 
     def searched(self) -> dict[str, BaseDistribution]:
         """The search space: Optuna's distributions by parameter name."""
         training = {
-            key: parse_value(f"training.{key}", getattr(self.training, key))
-            for key in ("batch_size", "warmup", "label_smoothing", "average")
+            key: parse_value(f"training.{key}", getattr(self.training, key)) for key in LOOP_TYPES
         }
         sections = {name: getattr(self, name).values(name) for name in _SEARCHED}
         return distributions({**sections, "training": training})

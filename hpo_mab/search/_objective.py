@@ -30,9 +30,14 @@ from hpo_mab._plan import slot_of, trial_seed
 from hpo_mab._registry import Named
 from hpo_mab.data import Augmentation, DataIdentity, DatasetSplits, ImageSplits
 from hpo_mab.data._splits import source_digest
-from hpo_mab.samplers._registry import record_column
 from hpo_mab.search._choice import judged_at
-from hpo_mab.search._components import AUTO, parse_portfolio, queue_twin, trained_kind
+from hpo_mab.search._components import (
+    AUTO,
+    parse_portfolio,
+    queue_twin,
+    trained_kind,
+    uses_record,
+)
 from hpo_mab.search._race import Race
 from hpo_mab.search._recorder import (
     Checkpoints,
@@ -213,15 +218,15 @@ class TrainingObjective:
         self.data = None if isinstance(data, tuple) else DataIdentity.of(data)
         self.seed = seed
         self.initial = initial
-        self.auto = chosen["kind"] == AUTO
+        auto = chosen["kind"] == AUTO
         #: Digest of the data of ``"auto"``, the same for all splits; empty if not known.
-        self.source = source_digest(data) if self.auto and not isinstance(data, tuple) else ""
-        self.pilot = pilot and not self.auto
+        self.source = source_digest(data) if auto and not isinstance(data, tuple) else ""
+        self.pilot = pilot and not auto
         #: The samplers of ``"auto"`` by name; empty for another kind.
-        self.portfolio = parse_portfolio(portfolio) if self.auto else {}
+        self.portfolio = parse_portfolio(portfolio) if auto else {}
         #: The race of ``"auto"``; None for another kind.
         self.race: Race | None = None
-        if self.auto:
+        if auto:
             judged = judged_at(total)
             self.race = Race(
                 self.portfolio, initial=initial, trials=trials, judged=judged, data=self.source
@@ -395,7 +400,7 @@ class TrainingObjective:
         return last.accuracy
 
     def note(self, reason: str) -> None:
-        """Keep, for the summary, why a faster setting was not used."""
+        """Keep a reason for the summary."""
         self.loop_reasons.setdefault(reason)
 
     def note_loop(self, reason: str | None) -> None:
@@ -441,7 +446,7 @@ class TrainingObjective:
     ) -> Configuration:
         """The configuration with the difficulty of examples, if its sampler uses that."""
         sampler = configuration.sampler
-        if self.examples is None or record_column(sampler.make, sampler.options) is None:
+        if self.examples is None or not uses_record(sampler):
             return configuration
         if self.workload.known is None:
             self.workload.known = self.examples.freeze()

@@ -119,7 +119,7 @@ def _check_arm(spec: StudySpec) -> None:
             f"training.examples must be on for sampler '{spec.sampler.kind}' with these options, "
             "which uses the study's record of examples."
         )
-    if spec.has_pilot and spec.sampler.kind != AUTO and spec.search.initial < FEWEST_PAIRS:
+    if spec.has_pilot and spec.search.initial < FEWEST_PAIRS:
         raise SpecError(
             f"search.initial must be at least {FEWEST_PAIRS} for the pilot that pruner 'advantage' "
             f"needs, got {spec.search.initial}."

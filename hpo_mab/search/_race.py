@@ -157,7 +157,7 @@ class Race:
     """The race of one study.
 
     Args:
-        samplers: The portfolio, uniform sampling included, from `portfolio`.
+        samplers: The portfolio, uniform sampling included, from `parse_portfolio`.
         initial: Configurations at the start of the study.
         trials: Trials of the study, if known.
         judged: What samplers spend equally, ``"examples"`` or ``"seconds"``.
@@ -243,7 +243,7 @@ class Race:
         if race is None:
             self._store(study, Choice(sampler=UNIFORM, why=self._why_no_race()))
             return False
-        # From the first round on at each call: only twins are stored, not who is still in the race.
+        # Each call goes through all rounds: the study stores twins, not who is still in the race.
         plan = Plan(trials)
         alive, left = list(race.challengers), {}
         for number, (_, pairs) in enumerate(race.rounds, 1):
@@ -258,7 +258,16 @@ class Race:
                 return self._queue(study, due, has_record)
             if not _is_over(plan, end):
                 return False
-            standings = self._standings(race, trials, alive, end)
+            standings = [
+                Standing.of(
+                    name,
+                    _pairs(trials, name, race, end),
+                    error=race.error,
+                    judged=race.judged,
+                    final=race.pairs,
+                )
+                for name in alive
+            ]
             left.update({standing.name: standing for standing in standings})
             if number < len(race.rounds):
                 alive = _survivors(standings, race.rounds[number][0], race.judged)
@@ -273,7 +282,7 @@ class Race:
         has_record: Callable[[], bool],
     ) -> bool:
         """Queue all twins that are due; none while one of them needs a record that is missing."""
-        if any(uses_record(self._challengers[name]) for _, name in due) and not has_record():
+        if any(uses_record(self._samplers[name]) for _, name in due) and not has_record():
             return False
         for trial, name in due:
             queue_twin(study, trial, name)
@@ -309,20 +318,6 @@ class Race:
             return f"{self._initial} initial configurations are too few for a race"
         enough = (n for n in range(1, 1000) if RacePlan.make(self._challengers, trials=n))
         return f"{self._trials} trials are too few for a race, which needs {next(enough)}"
-
-    def _standings(
-        self, race: RacePlan, trials: Sequence[FrozenTrial], names: Sequence[str], end: int
-    ) -> list[Standing]:
-        return [
-            Standing.of(
-                name,
-                _pairs(trials, name, race, end),
-                error=race.error,
-                judged=race.judged,
-                final=race.pairs,
-            )
-            for name in names
-        ]
 
     def _decide(
         self,

@@ -15,7 +15,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 import optuna
 import torch
@@ -143,10 +143,6 @@ class TrialRecord:
     def close(self) -> None:
         """Write the rest of the curve, and its cost."""
         self.flush()
-        self.store_cost()
-
-    def store_cost(self) -> None:
-        """Store the cost of the curve with the trial."""
         if self.last is not None:
             self._trial.set_user_attr(EXAMPLES_KEY, self.last.examples)
             self._trial.set_user_attr(SECONDS_KEY, round(self.last.seconds, 3))
@@ -211,11 +207,13 @@ def follow(
             stops = pruned or training.ended
             if stops:
                 offer(trial, training.examples, examples)
-            if checkpoint is not None and (
-                checkpoint.keeps(training, pruned=pruned) if stops else checkpoint.is_due(training)
+            if (
+                checkpoint is not None
+                and training.has_state
+                and (checkpoint.keeps(pruned=pruned) if stops else checkpoint.is_due)
             ):
                 record.flush()
-                checkpoint.save(training)
+                checkpoint.save(training.state_dict)
             if pruned:
                 raise optuna.TrialPruned
     if record.last is None:
@@ -253,17 +251,6 @@ class CheckpointWarning(UserWarning):
     """A checkpoint cannot be written or used; the trial is trained without it."""
 
 
-class HasState(Protocol):
-    """A training that can be saved: `hpo_mab.training.Training`, or one in a slot."""
-
-    @property
-    def has_state(self) -> bool:
-        """Whether there is a state to save now."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """The state, safe for ``weights_only`` loading."""
-
-
 class Checkpoints:
     """The checkpoints of studies, in a folder that is made when the first is written.
 
@@ -282,9 +269,9 @@ class Checkpoints:
         """The checkpoints of a storage's studies, see `files_folder`; None if ``seconds`` is 0."""
         return cls(files_folder(storage, "checkpoints"), seconds=seconds) if seconds else None
 
-    def path(self, study: optuna.Study, slot: Place) -> Path:
+    def path(self, study: optuna.Study, place: Place) -> Path:
         """The file of a slot, or of a slot's twin."""
-        return self.folder / f"{_file_stem(_study_key(study), slot)}.pt"
+        return self.folder / f"{_file_stem(_study_key(study), place)}.pt"
 
     def sweep(self, study: optuna.Study) -> None:
         """Remove the files of slots that have their result or are given up.
@@ -299,7 +286,7 @@ class Checkpoints:
                 return
             key = _study_key(study)
             places = Plan(study.get_trials(deepcopy=False)).unsettled() | _promotable(study)
-            kept = {_file_stem(key, slot) for slot in places}
+            kept = {_file_stem(key, place) for place in places}
             for path in found:
                 # A temporary file of a killed writer begins with the name of the final file.
                 name = path.name.partition(".pt")[0]
@@ -321,7 +308,7 @@ class SlotCheckpoint:
     Args:
         checkpoints: Where it is.
         study: The trial's study.
-        slot: The trial's slot, and the batch sampler of its twin.
+        place: The trial's slot, and the batch sampler of its twin.
         identity: Returns what must be equal in the attempt that writes and the one that reads.
             Called only if there is something to write or read.
     """
@@ -330,13 +317,13 @@ class SlotCheckpoint:
         self,
         checkpoints: Checkpoints,
         study: optuna.Study,
-        slot: Place,
+        place: Place,
         *,
         identity: Callable[[], Mapping[str, Any]],
     ) -> None:
         self._checkpoints = checkpoints
         self._study = study
-        self._slot = slot
+        self._place = place
         self._identity = identity
         self._saved = time.monotonic()
 
@@ -345,7 +332,7 @@ class SlotCheckpoint:
         # A study of short trials has no folder, and so needs no further query.
         if not self._checkpoints.folder.is_dir():
             return None
-        path = self._checkpoints.path(self._study, self._slot)
+        path = self._checkpoints.path(self._study, self._place)
         try:
             saved = torch.load(path, map_location="cpu", weights_only=True)
             if saved["identity"] == self._whole_identity():
@@ -358,31 +345,30 @@ class SlotCheckpoint:
         warn_of_checkpoint(f"The checkpoint {path} {why}; the trial starts from zero.")
         return None
 
-    def is_due(self, training: HasState) -> bool:
-        """Whether it is time to save the training, and possible now."""
-        waited = time.monotonic() - self._saved
-        return waited > self._checkpoints.seconds and training.has_state
+    @property
+    def is_due(self) -> bool:
+        """Whether it is time to save the training."""
+        return time.monotonic() - self._saved > self._checkpoints.seconds
 
-    def save(self, training: HasState) -> None:
-        """Replace the saved state by the training's, all of it or nothing."""
-        path = self._checkpoints.path(self._study, self._slot)
+    def save(self, state: Callable[[], dict[str, Any]]) -> None:
+        """Replace the saved state by that of ``state()``, all of it or nothing."""
+        path = self._checkpoints.path(self._study, self._place)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            _write_whole(path, {"identity": self._whole_identity(), "state": training.state_dict()})
+            _write_whole(path, {"identity": self._whole_identity(), "state": state()})
         except Exception as error:  # A full disk, no permission, a network that cannot be stored.
             reason = str(error).strip().partition("\n")[0]
             warn_of_checkpoint(f"The checkpoint {path} cannot be written: {reason}")
         # Also after an error: it must not be tried again at every evaluation.
         self._saved = time.monotonic()
 
-    def keeps(self, training: HasState, *, pruned: bool) -> bool:
-        """Whether a training that was pruned, or has ended, may be continued, and can be saved."""
+    def keeps(self, *, pruned: bool) -> bool:
+        """Whether a training that was pruned, or has ended, may be continued."""
         pruner = self._study.pruner
-        continues = isinstance(pruner, PromotionPruner) and (pruned or pruner.unlimited)
-        return continues and training.has_state
+        return isinstance(pruner, PromotionPruner) and (pruned or pruner.unlimited)
 
     def _whole_identity(self) -> dict[str, Any]:
-        slot, twin = self._slot
+        slot, twin = self._place
         whose = {"study": self._study.study_name, "slot": slot, "twin": twin}
         return {"version": _VERSION, **whose, **self._identity()}
 
@@ -401,12 +387,13 @@ def _write_whole(path: Path, content: Mapping[str, Any]) -> None:
         raise
 
 
-def _file_stem(key: str, slot: Place) -> str:
-    return f"{key}-{slot[0]}{f'-{slot[1]}' if slot[1] else ''}"
+def _file_stem(key: str, place: Place) -> str:
+    slot, twin = place
+    return f"{key}-{slot}{f'-{twin}' if twin else ''}"
 
 
 def _study_key(study: optuna.Study) -> str:
-    """A name that no other study has, even one of the same name in another database."""
+    """A name that no other study has but its copies (`hpo-mab copy`)."""
     first = study.get_trials(deepcopy=False)[0].datetime_start
     # Optuna's times are local ones, and machines may differ in their time zone.
     moment = first and first.astimezone(datetime.UTC).replace(tzinfo=None)

@@ -106,13 +106,9 @@ class TrialReporter:
         curves: CurveStore | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        if evaluations < 1:
-            raise ArgumentError(f"evaluations must be at least 1, got {evaluations}.")
-        if budget_examples < evaluations:
-            raise ArgumentError(
-                f"budget_examples must be at least evaluations, {evaluations}, "
-                f"got {budget_examples}."
-            )
+        require(evaluations >= 1, "evaluations", "at least 1", evaluations)
+        bound = f"at least evaluations, {evaluations},"
+        require(budget_examples >= evaluations, "budget_examples", bound, budget_examples)
         check_window(average)
         # Its length does not matter here.
         self._decays = Schedule(steps=1, kind=schedule).decays

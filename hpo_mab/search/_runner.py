@@ -17,16 +17,15 @@ from hpo_mab._errors import ArgumentError
 from hpo_mab._machine import environment
 from hpo_mab.pruners._reasons import WeakRung
 from hpo_mab.search._choice import Choice, stored_choice
-from hpo_mab.search._claim import Target
 from hpo_mab.search._components import AUTO
-from hpo_mab.search._definition import StudySpec
+from hpo_mab.search._definition import Slots, StudySpec
 from hpo_mab.search._objective import TrainingObjective
 from hpo_mab.search._prepare import load_splits, make_objective
 from hpo_mab.search._slots import run_trials
-from hpo_mab.search._stack_loop import why_alone
+from hpo_mab.search._space import examples
 from hpo_mab.search._stored import stored_objective, stored_spec, train_recorded
 from hpo_mab.search._study import check_study, choose_name, make_study, open_with_parts
-from hpo_mab.search._trial_loop import Slots, TrialCallback
+from hpo_mab.search._trial_loop import TrialCallback
 from hpo_mab.storage import (
     Definition,
     Storage,
@@ -55,7 +54,7 @@ class RunOutcome:
         test_accuracy: Accuracy on the test set of the best trial's network, trained again as in
             its trial; None where it was not requested, there is no complete trial or the run was
             interrupted.
-        choice: What ``kind = "auto"`` chose and why, once its pilot is done.
+        choice: What ``kind = "auto"`` chose and why, once its race is over.
         loop_reasons: Why trials were trained without a CUDA graph, one at a time, or not beyond
             their budget, although the definition requests more.
         weak_rung: Where the pruner began to stop trials, if that evaluation is not shown to rank
@@ -171,7 +170,6 @@ class StudyRunner:
         workload.loop = dataclasses.replace(
             workload.loop, early_validation=None if early == "all" else early
         )
-        self._note_alone()
         self._note_ends()
         run_here = functools.partial(self._run_here, study)
         interrupted = launch(study, on_trial, run_here) if launch else run_here(on_trial)
@@ -189,7 +187,7 @@ class StudyRunner:
             run=run,
             interrupted=interrupted,
             test_accuracy=accuracy,
-            choice=stored_choice(study) if self.objective.auto else None,
+            choice=stored_choice(study),
             loop_reasons=tuple(self.objective.loop_reasons),
             weak_rung=WeakRung.find(
                 study.pruner,
@@ -200,23 +198,8 @@ class StudyRunner:
 
     def _run_here(self, study: optuna.Study, on_trial: TrialCallback | None) -> bool:
         return run_trials(
-            study,
-            self.storage,
-            self.objective,
-            slots=self.spec.training.slots,
-            examples=self.spec.training.examples,
-            trials=self.spec.budget.trials,
-            on_trial=on_trial,
+            study, self.storage, self.objective, settings=self.spec.training, on_trial=on_trial
         )
-
-    def _note_alone(self) -> None:
-        """Keep why trials are not trained many at a time, where the definition requests that."""
-        slots, workload = self.spec.training.slots, self.objective.workload
-        low, _ = self.objective.space.corners()
-        reason = why_alone(workload, low)
-        asked = workload.device.type == "cuda" if slots == "auto" else slots > 1
-        if asked and reason is not None:
-            self.objective.note(f"trials are trained one at a time: {reason}")
 
     def _note_ends(self) -> None:
         """Keep why trials do not continue beyond their budget, where the definition suggests it."""
@@ -303,7 +286,7 @@ def _check_evaluations(objective: TrainingObjective) -> None:
     Raises:
         ArgumentError: One trial has fewer steps than evaluations, and another one more.
     """
-    sizes = [settings["batch_size"] for settings in objective.space.loop_examples()]
+    sizes = set(examples(objective.space.loop["batch_size"]))
     steps = {objective.workload.trial_examples(size) // size for size in sizes}
     most = objective.workload.loop.evaluations
     if len({min(most, each) for each in steps}) > 1:
@@ -346,12 +329,4 @@ def join_study(
     objective = stored_objective(definition, spec)
     objective.store_in(storage, checkpoint=spec.training.checkpoint)
     study = open_with_parts(storage, name, spec)
-    return run_trials(
-        study,
-        storage,
-        objective,
-        slots=spec.training.slots,
-        examples=spec.training.examples,
-        trials=Target.load(study).trials,
-        on_trial=on_trial,
-    )
+    return run_trials(study, storage, objective, settings=spec.training, on_trial=on_trial)

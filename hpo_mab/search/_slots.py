@@ -12,16 +12,19 @@ from typing import Any
 import optuna
 
 from hpo_mab._errors import deferred_interrupts
+from hpo_mab._plan import Plan
+from hpo_mab.search._claim import Target
+from hpo_mab.search._definition import TrainingSection
 from hpo_mab.search._objective import TrainingObjective
 from hpo_mab.search._space import Configuration
 from hpo_mab.search._stack_loop import StackingFailed, StackLoop, why_alone
-from hpo_mab.search._trial_loop import Slots, TrialCallback, TrialLoop
+from hpo_mab.search._trial_loop import TrialCallback, TrialLoop
 from hpo_mab.search._workload import Workload
 from hpo_mab.storage import Storage
 from hpo_mab.training import Budget, TrainingDiverged
 from hpo_mab.training._device import release_memory
 
-#: Shapes of network and batch up to which trials share stacks.
+#: Most shapes of network and batch for which stacks are used.
 MOST_SHAPES = 4
 
 #: Most slots that ``"auto"`` takes; more gain little on the largest cards.
@@ -39,10 +42,8 @@ def run_trials(
     storage: Storage,
     objective: TrainingObjective,
     *,
-    slots: Slots = "auto",
-    examples: bool = False,
-    on_trial: TrialCallback | None = None,
-    trials: int = 1,
+    settings: TrainingSection,
+    on_trial: TrialCallback | None,
 ) -> bool:
     """Run trials of a study until it is done, as many at a time as is worth it.
 
@@ -50,49 +51,72 @@ def run_trials(
         study: The study, with the sampler and pruner of its definition.
         storage: Its database.
         objective: Trains its trials.
-        slots: Trials at the same time; ``"auto"`` measures whether a stack is faster.
-        examples: Whether trials add to the study's record of examples.
+        settings: Has ``slots``, trials at the same time, and ``examples``, whether trials add to
+            the study's record of examples. With ``"auto"`` slots, a probe measures whether a stack
+            is faster.
         on_trial: Called with study and trial after each trial.
-        trials: Total number of trials, existing ones included; ``"auto"`` takes at most a quarter.
 
     Returns:
         Whether Ctrl-C ended it early.
     """
-    if objective.space.shapes > MOST_SHAPES:
-        # Most trials would be alone on a stack, which is many times slower than no stack.
-        if slots not in ("auto", 1):
-            objective.note(
-                "trials are trained one at a time: ranges of the network's options give each trial "
-                "another shape"
-            )
+    slots = settings.slots
+    if (reason := _why_all_alone(objective)) is not None:
+        if objective.workload.device.type == "cuda" if slots == "auto" else slots > 1:
+            objective.note(f"trials are trained one at a time: {reason}")
         slots = 1
-    count = slots if isinstance(slots, int) else choose_slots(objective, trials=trials)
+    count = slots if isinstance(slots, int) else choose_slots(objective, most=_most_slots(study))
     # Both loops, so that Ctrl-C between them is not lost.
     with deferred_interrupts() as was_pressed:
         interrupted: bool | None = None
         if count > 1:
             stacked = StackLoop(
-                study, storage, objective, slots=count, examples=examples, on_trial=on_trial
+                study,
+                storage,
+                objective,
+                slots=count,
+                examples=settings.examples,
+                on_trial=on_trial,
             )
             # The loop has kept the reason for the summary.
             with contextlib.suppress(StackingFailed):
                 interrupted = stacked.run()
         if interrupted is None:
-            loop = TrialLoop(study, storage, objective, examples=examples, on_trial=on_trial)
+            loop = TrialLoop(
+                study, storage, objective, examples=settings.examples, on_trial=on_trial
+            )
             interrupted = loop.run()
     return interrupted or was_pressed()
 
 
-def choose_slots(objective: TrainingObjective, *, trials: int) -> int:
-    """How many trials at a time train the fastest, found by a short probe on a CUDA device.
+def _why_all_alone(objective: TrainingObjective) -> str | None:
+    """Why no trial is trained on a stack with others; None if some can be."""
+    if objective.space.shapes > MOST_SHAPES:
+        # Most trials would be alone on a stack, which is many times slower than no stack.
+        return "ranges of the network's options or of the batch size give each trial another shape"
+    # One point decides; a twin may have another sampler, so a stack asks for each trial.
+    low, _ = objective.space.corners()
+    return why_alone(objective.workload, low)
+
+
+def _most_slots(study: optuna.Study) -> int:
+    """Most trials at a time for what is left of a study."""
+    target = Target.load(study)
+    most = min(MOST_SLOTS, target.trials // ROUNDS)
+    if target.lengthens(study):
+        return most
+    # A step takes as long with empty slots.
+    return min(most, target.trials - Plan(study.get_trials(deepcopy=False)).finished)
+
+
+def choose_slots(objective: TrainingObjective, *, most: int) -> int:
+    """Whether one trial or ``most`` at a time train faster, by a short probe on a CUDA device.
 
     Returns:
-        1 on other devices, and where a stack is not faster or cannot be made.
+        ``most``; 1 on other devices, and where a stack is not faster or cannot be made.
     """
     workload = objective.workload
-    most = min(MOST_SLOTS, trials // ROUNDS)
     configuration, _ = objective.space.corners()
-    if workload.device.type != "cuda" or most < 2 or why_alone(workload, configuration):
+    if workload.device.type != "cuda" or most < 2:
         return 1
     try:
         return most if is_stack_faster(workload, configuration, slots=most) else 1

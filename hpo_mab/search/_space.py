@@ -322,6 +322,15 @@ def check_options(
     registry.check(named, each, section=section, shown=shown)
 
 
+#: Settings of the training loop that can be searched, with their types.
+LOOP_TYPES: Mapping[str, type] = {
+    "batch_size": int,
+    "warmup": float,
+    "label_smoothing": float,
+    "average": float,
+}
+
+
 class SearchSpace:
     """Constants and ranges of a trial; ranges become Optuna parameters.
 
@@ -380,7 +389,7 @@ class SearchSpace:
         check_types(
             "training",
             {key: list(examples(value)) for key, value in self.loop.items()},
-            {"batch_size": int, "warmup": float, "label_smoothing": float, "average": float},
+            LOOP_TYPES,
         )
 
     def loop_examples(self) -> Iterator[dict[str, Any]]:

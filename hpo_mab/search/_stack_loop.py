@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import time
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
@@ -16,7 +15,6 @@ from hpo_mab._attributes import REASON_KEY, RESUMED_KEY, STACK_KEY
 from hpo_mab._errors import interruptible, memory_reason
 from hpo_mab._plan import Next
 from hpo_mab.samplers._registry import NAMES
-from hpo_mab.search._claim import claim_many
 from hpo_mab.search._objective import TrainingObjective
 from hpo_mab.search._recorder import (
     SlotCheckpoint,
@@ -26,7 +24,7 @@ from hpo_mab.search._recorder import (
     warn_of_misfit,
 )
 from hpo_mab.search._space import Assignment, Configuration
-from hpo_mab.search._trial_loop import SECONDS_BETWEEN_POLLS, End, TrialCallback, TrialLoop
+from hpo_mab.search._trial_loop import End, TrialCallback, TrialLoop
 from hpo_mab.search._workload import Workload
 from hpo_mab.storage import STORAGE_ERRORS, Storage, heartbeat
 from hpo_mab.storage._optuna import id_of
@@ -43,27 +41,25 @@ class _Running:
         trial: Optuna's trial.
         assignment: What it trains.
         record: Reports its evaluations, and writes its curve and cost.
-        place: Its stack, and its slot there.
+        stack: Trains it.
+        slot: Its slot there.
         checkpoint: Where it is saved; None saves nothing.
-        ends: Ends its heartbeat and closes its record.
+        at_end: Ends its heartbeat and closes its record.
+        is_closed: Whether another machine has closed it as lost.
     """
 
     trial: optuna.trial.Trial
     assignment: Assignment
     record: TrialRecord
-    place: tuple[StackedTrainer, int]
+    stack: StackedTrainer
+    slot: int
     checkpoint: SlotCheckpoint | None
-    ends: contextlib.ExitStack
-
-    @property
-    def has_state(self) -> bool:
-        """Whether there is a state to save: always, right after an evaluation."""
-        return True
+    at_end: contextlib.ExitStack
+    is_closed: bool = False
 
     def state_dict(self) -> dict[str, Any]:
         """Its state, right after an evaluation."""
-        stack, slot = self.place
-        return stack.state_dict(slot)
+        return self.stack.state_dict(self.slot)
 
 
 def why_alone(workload: Workload, configuration: Configuration) -> str | None:
@@ -94,9 +90,7 @@ class Stacks:
         examples: Whether to add up what trials see of each example.
     """
 
-    def __init__(
-        self, workload: Workload, *, slots: int, seed: int, examples: bool = False
-    ) -> None:
+    def __init__(self, workload: Workload, *, slots: int, seed: int, examples: bool) -> None:
         self._examples = examples
         self.slots = slots
         self._workload = workload
@@ -191,40 +185,20 @@ class StackLoop(TrialLoop):
             objective.workload, slots=slots, seed=objective.seed, examples=examples
         )
         self._running: dict[int, _Running] = {}
-        # One point decides; a twin may have another sampler, so each trial is asked again.
-        low, _ = objective.space.corners()
-        self._may_stack = why_alone(objective.workload, low) is None
 
-    def _step(self) -> bool:
-        """Fill the slots and train to the next evaluation; False when the study is done."""
-        try:
-            following = self._fill()
-            if self._running:
-                self._advance()
-            elif following is Next.DONE:
-                self._remove_checkpoints()
-                return False
-            elif following is Next.WAIT:
-                with interruptible():
-                    time.sleep(SECONDS_BETWEEN_POLLS)
-            self._storage_failures = 0
-        except STORAGE_ERRORS as error:
-            self._ride_out(error)
-        return True
+    def _train(self) -> Next | None:
+        """Fill the slots and train to the next evaluation; returns why no trial runs."""
+        following = self._fill()
+        if self._running:
+            self._advance()
+            return None
+        return following
 
     def _fill(self) -> Next | None:
         """Claim a trial for each free slot; returns why there are fewer, None if there are not."""
         while (free := self._stacks.slots - len(self._running)) > 0:
             known = len(self._claimed)
-            following = claim_many(
-                self._study,
-                self._storage,
-                self._claimed,
-                # Other workers take part in trials that are trained alone.
-                count=free if self._may_stack else 1,
-                queue_twins=self._objective.queue_twins,
-                is_saved=self._is_saved,
-            )
+            following = self._claim(free)
             claimed = self._claimed[known:]
             with self._storage.optuna.collect_writes():
                 alone = [trial for trial in claimed if not self._start_in_slot(trial)]
@@ -248,12 +222,12 @@ class StackLoop(TrialLoop):
             assignment = self._objective.assign(trial)
             if why_alone(self._objective.workload, assignment.configuration) is not None:
                 return False
-            with contextlib.ExitStack() as ends:
-                ends.enter_context(heartbeat(self._storage.optuna, id_of(trial)))
+            with contextlib.ExitStack() as at_end:
+                at_end.enter_context(heartbeat(self._storage.optuna, id_of(trial)))
                 checkpoint = self._objective.checkpoint(trial, assignment)
                 state = None if checkpoint is None else checkpoint.load()
                 with interruptible():
-                    place, points = self._stacks.start(
+                    (stack, slot), points = self._stacks.start(
                         assignment.configuration,
                         seed=assignment.seed,
                         budgets=assignment.budgets,
@@ -261,9 +235,12 @@ class StackLoop(TrialLoop):
                     )
                 record = TrialRecord(trial, self._objective.curves)
                 # Another machine may have closed the trial as lost.
-                ends.enter_context(contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError))
-                ends.callback(record.close)
-                running = _Running(trial, assignment, record, place, checkpoint, ends.pop_all())
+                closed = optuna.exceptions.UpdateFinishedTrialError
+                at_end.enter_context(contextlib.suppress(closed))
+                at_end.callback(record.close)
+                running = _Running(
+                    trial, assignment, record, stack, slot, checkpoint, at_end.pop_all()
+                )
         except STORAGE_ERRORS:
             raise
         except Exception as error:
@@ -288,7 +265,7 @@ class StackLoop(TrialLoop):
                 self._record([(running, point)])
 
     def _advance(self) -> None:
-        places = {each.place: each for each in self._running.values()}
+        places = {(each.stack, each.slot): each for each in self._running.values()}
         try:
             with interruptible():
                 found = list(self._stacks.advance())
@@ -322,18 +299,21 @@ class StackLoop(TrialLoop):
     def _record(self, found: Sequence[tuple[_Running, Evaluation | TrainingDiverged]]) -> None:
         """Record evaluations; end the trials whose last it was or that the pruner stops."""
         with self._storage.optuna.collect_writes():
+            # All of the round, before a pruner compares them.
             for running, result in found:
-                stack, slot = running.place
-                running.record.evaluation_seconds = stack.evaluation_seconds[slot]
+                running.record.evaluation_seconds = running.stack.evaluation_seconds[running.slot]
                 if isinstance(result, Evaluation):
-                    running.record.add_later(result)
+                    try:
+                        running.record.add_later(result)
+                    except optuna.exceptions.UpdateFinishedTrialError:
+                        running.is_closed = True
             ends = [end for each in found if (end := self._end_of(*each)) is not None]
             ended = {id_of(end.trial) for end in ends}
             # Before the trials end: a finished trial must have its whole curve.
             TrialRecord.flush_all(
                 running.record
-                for name, running in self._running.items()
-                if name in ended or running.record.is_due
+                for trial_id, running in self._running.items()
+                if trial_id in ended or running.record.is_due
             )
             for end in ends:
                 self._close(end.trial)
@@ -342,25 +322,32 @@ class StackLoop(TrialLoop):
         for running, _ in found:
             checkpoint = running.checkpoint
             still_runs = id_of(running.trial) in self._running
-            if checkpoint is not None and still_runs and checkpoint.is_due(running):
+            if checkpoint is not None and still_runs and checkpoint.is_due:
                 running.record.flush()
-                checkpoint.save(running)
+                checkpoint.save(running.state_dict)
 
     def _end_of(self, running: _Running, result: Evaluation | TrainingDiverged) -> End | None:
         """How a trial has ended with an evaluation; None if it has not."""
-        trial = running.trial
+        with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
+            if not running.is_closed:
+                return self._judge(running, result)
+        if running.slot in running.stack.busy:
+            running.stack.stop(running.slot)
+        return End(running.trial, TrialState.FAIL)
+
+    def _judge(self, running: _Running, result: Evaluation | TrainingDiverged) -> End | None:
+        trial, stack, slot = running.trial, running.stack, running.slot
         if isinstance(result, TrainingDiverged):
             trial.set_user_attr(REASON_KEY, str(result))
             return End(trial, TrialState.PRUNED)
-        stack, slot = running.place
         ended = result.index == stack.evaluations(slot)
         pruned = not ended and running.assignment.may_prune and running.record.should_prune()
         if not (ended or pruned):
             return None
         offer(trial, stack.examples, self._examples, slot=slot)
-        if running.checkpoint is not None and running.checkpoint.keeps(running, pruned=pruned):
+        if running.checkpoint is not None and running.checkpoint.keeps(pruned=pruned):
             running.record.flush()
-            running.checkpoint.save(running)
+            running.checkpoint.save(running.state_dict)
         if pruned:
             stack.stop(slot)
             return End(trial, TrialState.PRUNED)
@@ -368,7 +355,8 @@ class StackLoop(TrialLoop):
         return End(trial, TrialState.COMPLETE, result.accuracy)
 
     def _fail(self, trial: optuna.trial.Trial, error: Exception) -> None:
-        store_end(trial, error)
+        with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
+            store_end(trial, error)
         self._fail_trial(trial)
 
     def _halve_slots(self, error: Exception) -> None:
@@ -401,7 +389,7 @@ class StackLoop(TrialLoop):
         # If one raises, the others are closed nevertheless.
         with contextlib.ExitStack() as ends:
             for running in self._running.values():
-                ends.push(running.ends)
+                ends.push(running.at_end)
             self._running.clear()
         self._stacks.clear()
         release_memory()
@@ -410,7 +398,7 @@ class StackLoop(TrialLoop):
     def _close(self, trial: optuna.trial.Trial) -> None:
         running = self._running.pop(id_of(trial), None)
         if running is not None:
-            running.ends.close()
+            running.at_end.close()
 
 
 class StackingFailed(Exception):  # noqa: N818 - control flow within the worker

@@ -34,7 +34,7 @@ from hpo_mab.storage._optuna import add_copy, id_of, storage_of
 
 #: Keys of a definition that name evidence.
 _EVIDENCE = ("pruner.evidence", "sampler.evidence")
-#: Keys that may change when a study is continued: its trials mean the same.
+#: Keys that may change when a study is continued, as may ``compare``: its trials mean the same.
 _MAY_CHANGE = (
     "name",
     "budget.trials",
@@ -47,7 +47,6 @@ _MAY_CHANGE = (
     "training.examples",
     "training.graph",
     "training.slots",
-    "compare",
 )
 
 
@@ -249,7 +248,7 @@ def _study_sampler(spec: StudySpec) -> PlannedSampler:
         sampler_factory(spec.search.sampler, spec.search.options),
         seed=spec.seed,
         initial=spec.search.initial,
-        repeats=spec.has_pilot or spec.pruner.kind == "promotion",
+        repeats=spec.has_pilot or spec.sampler.kind == AUTO or spec.pruner.kind == "promotion",
     )
 
 
@@ -259,7 +258,8 @@ def _refuse_other_definition(study: optuna.Study, wanted: Mapping[str, Any]) -> 
     for key in sorted(before.keys() | now.keys()):
         # Studies of earlier versions lack the key.
         raced = key in before and key == "training.examples" and now.get("sampler.kind") == AUTO
-        if (key.startswith(_MAY_CHANGE) and not raced) or before.get(key) == now.get(key):
+        may_change = key in _MAY_CHANGE or key.startswith("compare.")
+        if (may_change and not raced) or before.get(key) == now.get(key):
             continue
         if key == "budget.early_validation" and now.get(key) == "auto":
             # "auto" takes the part that the study began with.

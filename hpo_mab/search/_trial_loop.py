@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
@@ -23,13 +23,10 @@ from hpo_mab.training._device import release_memory
 #: spent share of each running trial's budget, by number.
 TrialCallback = Callable[[optuna.Study, FrozenTrial], None]
 
-#: Trials that one process trains at the same time.
-Slots = int | Literal["auto"]
-
 SECONDS_BETWEEN_POLLS = 1.0
 _STORAGE_FAILURES_IN_A_ROW = 3
 #: Seconds to wait for a database that does not answer.
-_PATIENCE = 300.0
+_DATABASE_SECONDS = 300.0
 
 
 class FinishedTrials:
@@ -37,7 +34,7 @@ class FinishedTrials:
 
     Args:
         study: The study.
-        on_trial: Called with study and trial, see `TrialCallback`; None only counts.
+        on_trial: Called with study and trial, see `TrialCallback`; None calls nothing.
     """
 
     def __init__(self, study: optuna.Study, on_trial: TrialCallback | None) -> None:
@@ -45,6 +42,7 @@ class FinishedTrials:
         self._on_trial = on_trial
         self.on_progress = getattr(on_trial, "running", None)
         self._known = {t.number for t in self._trials() if t.state.is_finished()}
+        self._evaluations = StudySettings.stored_in(study.user_attrs).evaluations or 1
 
     def report(self, trial: FrozenTrial) -> None:
         """Pass a trial that has finished to the callback."""
@@ -60,10 +58,9 @@ class FinishedTrials:
             self.report(trial)
         # Trials of other processes show progress by their last report only.
         if self.on_progress is not None and not new:
-            evaluations = StudySettings.stored_in(self._study.user_attrs).evaluations or 1
             self.on_progress(
                 {
-                    t.number: t.last_step / (evaluations * budgets_of(t.user_attrs))
+                    t.number: t.last_step / (self._evaluations * budgets_of(t.user_attrs))
                     for t in trials
                     if not t.state.is_finished() and t.last_step is not None
                 }
@@ -179,27 +176,37 @@ class TrialLoop:
         return was_pressed()
 
     def _step(self) -> bool:
-        """Run one trial, or wait a little; False when the study is done."""
+        """Train, or wait a little; False when the study is done."""
         try:
-            claimed = claim(
-                self._study,
-                self._storage,
-                queue_twins=self._objective.queue_twins,
-                is_saved=self._is_saved,
-            )
-            if claimed is Next.DONE:
+            following = self._train()
+            if following is Next.DONE:
                 self._remove_checkpoints()
                 return False
-            if isinstance(claimed, Next):
+            if following is Next.WAIT:
                 with interruptible():
                     time.sleep(SECONDS_BETWEEN_POLLS)
-            else:
-                self._claimed.append(claimed)
-                self._run(claimed)
             self._storage_failures = 0
         except STORAGE_ERRORS as error:
-            self._ride_out(error)
+            self._wait_for_database(error)
         return True
+
+    def _train(self) -> Next | None:
+        """Train one trial; returns why there is none."""
+        following = self._claim(1)
+        if following is None:
+            self._run(self._claimed[-1])
+        return following
+
+    def _claim(self, count: int) -> Next | None:
+        """Claim trials; returns why there are fewer, None if there are not."""
+        return claim(
+            self._study,
+            self._storage,
+            self._claimed,
+            count=count,
+            queue_twins=self._objective.queue_twins,
+            is_saved=self._is_saved,
+        )
 
     def _run(self, trial: optuna.trial.Trial) -> None:
         value, state, out_of_memory = None, TrialState.FAIL, False
@@ -272,7 +279,7 @@ class TrialLoop:
             release(self._storage.optuna, id_of(trial))
         self._claimed = [trial for trial in self._claimed if trial not in trials]
 
-    def _ride_out(self, error: BaseException) -> None:
+    def _wait_for_database(self, error: BaseException) -> None:
         """Wait until the database answers again; the claimed trials are tried again."""
         # The error may have come after Ctrl-C, and in its place.
         with interruptible():
@@ -280,7 +287,7 @@ class TrialLoop:
         self._storage_failures += 1
         if self._storage_failures > _STORAGE_FAILURES_IN_A_ROW:
             raise self._storage.error(error) from None
-        if not self._storage.wait_until_back(seconds=_PATIENCE):
+        if not self._storage.wait_until_back(seconds=_DATABASE_SECONDS):
             raise self._storage.error(error) from None
         try:
             self._abandon()

@@ -21,8 +21,9 @@ from hpo_mab._attributes import STACK_KEY, WORKER_KEY
 from hpo_mab._errors import ArgumentError, StorageError, deferred_interrupts, interruptible
 from hpo_mab._plan import Attempt
 from hpo_mab.search import RunHere, Target, TrialCallback
-from hpo_mab.search._trial_loop import FinishedTrials, Slots
-from hpo_mab.storage import STORAGE_ERRORS, Storage
+from hpo_mab.search._definition import Slots
+from hpo_mab.search._trial_loop import FinishedTrials
+from hpo_mab.storage import STORAGE_ERRORS, Storage, is_here
 from hpo_mab.storage._process import this_process
 from hpo_mab.workers._room import Later
 
@@ -258,7 +259,7 @@ class _OthersStarter:
             return
         if self._watch.on_progress is not None:
             self._watch.on_progress(shares)
-        if self._later is None or self._finished or self._has_checked:
+        if self._later is None or self._finished or self._has_checked or not shares:
             return
         # Not at once, as the first steps are slow; and once, as this is called after every step.
         if time.monotonic() - self._began > self._later.worth / 4:
@@ -277,8 +278,9 @@ class _OthersStarter:
         )
         each = (time.monotonic() - self._began) / done
         if trials * each > self._later.worth:
-            self._workers.start(self._later.devices(trials=trials, slots=slots))
+            devices = self._later.devices(trials=trials, slots=slots)
             self._later = None
+            self._workers.start(devices)
 
 
 class _Workers:
@@ -304,12 +306,19 @@ class _Workers:
         self.last_error = ""
 
     def start(self, devices: Sequence[str]) -> None:
-        """Start a worker on each device."""
-        self.devices = tuple(devices)
-        for place, device in enumerate(devices):
-            self.members[place] = self._start(device)
-        if devices:
+        """Start a worker on each device; fewer where the system refuses another process."""
+        begun = [self._begin(place, device) for place, device in enumerate(devices)]
+        self.devices = tuple(devices) if any(begun) else ()
+        if self.devices:
             self.started.set()
+
+    def _begin(self, place: int, device: str) -> bool:
+        try:
+            self.members[place] = self._start(device)
+        except OSError as error:
+            self.last_error = f"no process could be started: {error}"
+            return False
+        return True
 
     def places_in(self, study: optuna.Study) -> set[int]:
         """Places of the workers that have begun a trial.
@@ -318,7 +327,7 @@ class _Workers:
         """
         names = (trial.system_attrs.get(WORKER_KEY) for trial in study.get_trials(deepcopy=False))
         # The process id is the second part of the name.
-        begun = {int(name.split(":")[1]) for name in names if name}
+        begun = {int(name.split(":")[1]) for name in names if name and is_here(name)}
         return {place for place, one in list(self.members.items()) if one.pid in begun}
 
     def replace_dead(self) -> None:
@@ -330,7 +339,7 @@ class _Workers:
             worker.close()
             del self.members[place]
             if dead:
-                self.members[place] = self._start(self.devices[place])
+                self._begin(place, self.devices[place])
 
     def _is_to_be_replaced(self, worker: WorkerProcess) -> bool:
         """Whether to replace a worker that has ended; records why it ended."""

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 from typing import Any
 
 import optuna
 
-from hpo_mab._errors import ArgumentError, StorageError
+from hpo_mab._errors import ArgumentError, StorageError, require
 from hpo_mab.search import RunHere, StudyFailedError, TrialCallback
-from hpo_mab.search._trial_loop import SECONDS_BETWEEN_POLLS, FinishedTrials, Slots
+from hpo_mab.search._definition import Slots
+from hpo_mab.search._trial_loop import SECONDS_BETWEEN_POLLS, FinishedTrials
 from hpo_mab.storage import STORAGE_ERRORS, Storage
 
 
@@ -53,10 +55,8 @@ class RayLauncher:
         data_root: str,
         slots: Slots | None = None,
     ) -> None:
-        if workers < 1:
-            raise ArgumentError(f"--workers must be at least 1, got {workers}.")
-        if gpus_per_worker < 0:
-            raise ArgumentError(f"--gpus-per-worker must be at least 0, got {gpus_per_worker}.")
+        require(workers >= 1, "--workers", "at least 1", workers)
+        require(gpus_per_worker >= 0, "--gpus-per-worker", "at least 0", gpus_per_worker)
         if storage.is_sqlite:
             raise StorageError(
                 "Ray needs a storage that every node reaches, such as "
@@ -106,7 +106,7 @@ class RayLauncher:
             return self._follow(tasks, watch)
         except KeyboardInterrupt:
             self._stop(tasks)
-            watch.report_new()
+            self._report(watch)
             return True
 
     def _follow(self, tasks: list[Any], watch: FinishedTrials) -> bool:
@@ -121,11 +121,16 @@ class RayLauncher:
                     # Ray wraps an error of the task, whose message is that of its cause.
                     cause = getattr(error, "cause", None) or error
                     last_error = str(cause).strip().splitlines()[-1]
-            watch.report_new()
+            self._report(watch)
         # One worker that reached the target is enough.
         if last_error and not done:
             raise StudyFailedError(last_error)
         return interrupted
+
+    def _report(self, watch: FinishedTrials) -> None:
+        # If the database cannot be reached, the workers wait for it, and exit in the end.
+        with contextlib.suppress(*STORAGE_ERRORS):
+            watch.report_new()
 
     def _stop(self, tasks: list[Any]) -> None:
         """Let every worker end its trial as interrupted; a second Ctrl-C kills them.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from hpo_mab import _machine, training
-from hpo_mab._errors import ArgumentError
+from hpo_mab._errors import ArgumentError, require
 from hpo_mab.search._slots import ROUNDS
 
 #: A process loads for about five seconds of a core, which four times as much work earns back.
@@ -24,8 +24,7 @@ def worker_devices(workers: int, *, device: str = "auto") -> tuple[str, ...]:
         ArgumentError: An argument below 1, or more workers than CUDA devices.
         UnknownNameError: No such device.
     """
-    if workers < 1:
-        raise ArgumentError(f"--workers must be at least 1, got {workers}.")
+    require(workers >= 1, "--workers", "at least 1", workers)
     chosen = training.select_device(device)
     if chosen.type != "cuda":
         return (device,) * workers

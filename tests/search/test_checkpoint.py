@@ -184,9 +184,9 @@ def test_an_interrupted_trial_continues_and_lost_work_counts_twice(
     runner = runner_of()
     save = SlotCheckpoint.save
 
-    def save_twice(self: SlotCheckpoint, training: Any) -> None:
-        if len(training._curve.points) <= 2:
-            save(self, training)
+    def save_twice(self: SlotCheckpoint, state: Any) -> None:
+        if len(state()["points"]) <= 2:
+            save(self, state)
 
     with monkeypatch.context() as patch:
         patch.setattr(SlotCheckpoint, "save", save_twice)
@@ -348,8 +348,8 @@ def test_a_trial_that_is_not_tried_again_leaves_no_file(
     seen: list[int] = []
     save = SlotCheckpoint.save
 
-    def count(self: SlotCheckpoint, training: Any) -> None:
-        save(self, training)
+    def count(self: SlotCheckpoint, state: Any) -> None:
+        save(self, state)
         seen.append(len(list(files_folder(storage, "checkpoints").iterdir())))
 
     monkeypatch.setattr(SlotCheckpoint, "save", count)
@@ -514,20 +514,15 @@ def test_while_others_run_what_is_left_goes_to_complete_trials(storage: Storage)
     StudyRunner(spec, storage).run(score=False)
     name = study_names(storage)[0]
     study = open_with_parts(storage, name, spec)
-    taken = []
-    for total in (None, "50epochs"):
+    for total, following, count in ((None, Next.DONE, 0), ("50epochs", None, 2)):
         Target(trials=2, total=total, epoch_examples=1149).save(study)
-        first = claim(study, storage, is_saved=lambda trial: True)
-        second = claim(study, storage, is_saved=lambda trial: True)
-        taken.append((first, second))
-        for one in (first, second):
-            if isinstance(one, optuna.trial.Trial):
-                study.tell(one, state=optuna.trial.TrialState.FAIL)
-                release(storage.optuna, one._trial_id)
-    assert taken[0] == (Next.DONE, Next.DONE)
-    first, second = taken[1]
-    assert isinstance(first, optuna.trial.Trial)
-    assert isinstance(second, optuna.trial.Trial)
+        taken: list[optuna.trial.Trial] = []
+        assert claim(study, storage, taken, count=2, is_saved=lambda trial: True) is following
+        assert len(taken) == count
+        for one in taken:
+            study.tell(one, state=optuna.trial.TrialState.FAIL)
+            release(storage.optuna, one._trial_id)
+    first, second = taken
     assert first.user_attrs["hpo_mab:slot"] != second.user_attrs["hpo_mab:slot"]
     assert first.user_attrs["hpo_mab:length"] == second.user_attrs["hpo_mab:length"] == 2
 

@@ -89,9 +89,15 @@ def test_an_interrupted_study_continues_to_the_same_end(
     assert _essence(StudyRunner(spec, storage).run("parts", score=False).run) == _essence(whole)
 
 
+def _next(study: optuna.Study, storage: Storage) -> optuna.trial.Trial | Next:
+    """The study's next trial, or why there is none."""
+    taken: list[optuna.trial.Trial] = []
+    return claim(study, storage, taken, count=1) or taken[0]
+
+
 def _claim(study: optuna.Study, storage: Storage) -> optuna.trial.Trial:
     """A trial that a worker on another machine begins to run."""
-    trial = claim(study, storage)
+    trial = _next(study, storage)
     assert isinstance(trial, optuna.trial.Trial)
     storage.optuna.set_trial_system_attr(trial._trial_id, WORKER_KEY, "0123456789abcdef:4242:7")
     return trial
@@ -105,7 +111,7 @@ def test_workers_wait_until_the_best_are_known(storage: Storage, tiny: Make) -> 
     Target(trials=12, total=None, epoch_examples=100).save(study)
     first = _claim(study, storage)
     assert "hpo_mab:promotes" not in first.user_attrs
-    assert claim(study, storage) is Next.WAIT
+    assert _next(study, storage) is Next.WAIT
     first.suggest_float("lr", 0.01, 1.0, log=True)
     first.report(0.99, 1)
     study.tell(first, state=TrialState.PRUNED)
@@ -115,7 +121,7 @@ def test_workers_wait_until_the_best_are_known(storage: Storage, tiny: Make) -> 
     third = _claim(study, storage)
     taken = {trial.attrs.get("hpo_mab:promotes") for trial in run.trials} | {first.number}
     assert third.user_attrs["hpo_mab:promotes"] not in taken
-    assert claim(study, storage) is Next.WAIT
+    assert _next(study, storage) is Next.WAIT
 
 
 def test_a_definition_that_cannot_work_is_refused(tiny: Make) -> None:
@@ -194,7 +200,7 @@ def test_what_the_budget_pays_for_is_left_where_trials_are_lengthened(
 
 
 def _start(study: optuna.Study, storage: Storage, worker: str) -> optuna.trial.Trial:
-    trial = claim(study, storage)
+    trial = _next(study, storage)
     assert isinstance(trial, optuna.trial.Trial)
     storage.optuna.set_trial_system_attr(trial._trial_id, WORKER_KEY, worker)
     return trial
@@ -218,23 +224,23 @@ def _state(study: optuna.Study, trial: optuna.trial.Trial) -> TrialState:
 def test_claims_stop_at_the_target(study: optuna.Study, storage: Storage, elsewhere: str) -> None:
     trials = [_start(study, storage, elsewhere) for _ in range(3)]
     assert [trial.user_attrs["hpo_mab:slot"] for trial in trials] == [0, 1, 2]
-    assert claim(study, storage) is Next.WAIT
+    assert _next(study, storage) is Next.WAIT
     study.tell(trials[0], 0.5)
     study.tell(trials[1], 0.5)
-    assert claim(study, storage) is Next.WAIT
+    assert _next(study, storage) is Next.WAIT
     study.tell(trials[2], state=TrialState.FAIL)
     # A trial that failed by itself is no result: another trial takes its place.
-    last = claim(study, storage)
+    last = _next(study, storage)
     assert isinstance(last, optuna.trial.Trial)
     assert last.user_attrs["hpo_mab:slot"] == 3
     study.tell(last, 0.5)
-    assert claim(study, storage) is Next.DONE
+    assert _next(study, storage) is Next.DONE
 
 
 def test_claims_of_one_process_do_not_affect_each_other(
     study: optuna.Study, storage: Storage, tmp_path: Path
 ) -> None:
-    first, second = claim(study, storage), claim(study, storage)
+    first, second = _next(study, storage), _next(study, storage)
     assert isinstance(first, optuna.trial.Trial)
     assert isinstance(second, optuna.trial.Trial)
     assert _state(study, first) == _state(study, second) == TrialState.RUNNING
@@ -242,7 +248,7 @@ def test_claims_of_one_process_do_not_affect_each_other(
     other = Storage(f"sqlite:///{tmp_path / 'other.db'}")
     made = optuna.create_study(study_name="plain", storage=other.optuna, direction="maximize")
     Target(trials=3, total=None, epoch_examples=100).save(made)
-    lost = claim(made, other)
+    lost = _next(made, other)
     assert isinstance(lost, optuna.trial.Trial)
     assert lost._trial_id == first._trial_id
     release(other.optuna, lost._trial_id)
@@ -254,9 +260,9 @@ def test_claims_of_one_process_do_not_affect_each_other(
 def test_workers_follow_a_target_that_grows(study: optuna.Study, storage: Storage) -> None:
     for _ in range(3):
         study.tell(_start(study, storage, this_process()), 0.5)
-    assert claim(study, storage) is Next.DONE
+    assert _next(study, storage) is Next.DONE
     Target(trials=4, total=None, epoch_examples=100).save(study)
-    assert isinstance(claim(study, storage), optuna.trial.Trial)
+    assert isinstance(_next(study, storage), optuna.trial.Trial)
 
 
 def test_a_trial_of_a_dead_process_is_lost_at_once_and_keeps_its_slot(
@@ -301,7 +307,7 @@ def test_a_process_that_dies_while_claiming_leaves_no_gap(
     study.add_trial(optuna.create_trial(state=TrialState.WAITING, user_attrs={"hpo_mab:slot": 0}))
     with pytest.warns(UserWarning, match="Heartbeat"):
         half = study.ask()
-    again = claim(study, storage)
+    again = _next(study, storage)
     assert _state(study, half) == TrialState.FAIL
     assert isinstance(again, optuna.trial.Trial)
     assert again.user_attrs["hpo_mab:slot"] == 0
@@ -373,7 +379,7 @@ def test_a_continuation_begins_before_a_trial_that_is_queued_beyond_the_target(
         )
     Target(trials=2, total=None, epoch_examples=100).save(study)
     study.enqueue_trial({"lr": 0.1})
-    trial = claim(study, storage)
+    trial = _next(study, storage)
     assert isinstance(trial, optuna.trial.Trial)
     assert trial.user_attrs["hpo_mab:promotes"] == 1
     assert trial.suggest_float("lr", 0.0, 1.0) == 0.6
@@ -381,7 +387,7 @@ def test_a_continuation_begins_before_a_trial_that_is_queued_beyond_the_target(
     # So does its retry.
     trial.set_user_attr("hpo_mab:interrupted", True)
     study.tell(trial, state=TrialState.FAIL)
-    again = claim(study, storage)
+    again = _next(study, storage)
     assert isinstance(again, optuna.trial.Trial)
     assert (again.number, again.user_attrs["hpo_mab:promotes"]) == (4, 1)
 
@@ -444,11 +450,11 @@ def test_no_trial_begins_if_the_running_ones_will_spend_the_rest(
 ) -> None:
     study = _planned(storage, tiny(), total="2epochs")
     trials = [_start(study, storage, elsewhere) for _ in range(2)]
-    assert claim(study, storage) is Next.WAIT
+    assert _next(study, storage) is Next.WAIT
     # A trial that ends early leaves room for another.
     study.tell(trials[0], state=TrialState.FAIL)
     _start(study, storage, elsewhere)
-    assert claim(study, storage) is Next.WAIT
+    assert _next(study, storage) is Next.WAIT
 
 
 @pytest.mark.parametrize(("resumed", "others"), [(None, 1), (3, 2), (6, 3)])
@@ -463,7 +469,7 @@ def test_a_continued_trial_will_spend_what_its_checkpoint_does_not_have(
         longer.set_user_attr("hpo_mab:resumed_at", resumed)
     for _ in range(others):
         _start(study, storage, elsewhere)
-    assert claim(study, storage) is Next.WAIT
+    assert _next(study, storage) is Next.WAIT
 
 
 def test_what_running_trials_will_spend_in_seconds_is_estimated(
@@ -474,9 +480,9 @@ def test_what_running_trials_will_spend_in_seconds_is_estimated(
     # 40 s are spent, and a running trial takes 40 more.
     for _ in range(2):
         _start(study, storage, elsewhere)
-    assert claim(study, storage) is Next.WAIT
+    assert _next(study, storage) is Next.WAIT
     monkeypatch.setattr(storage.curves, "spent", lambda _: (100, 100.0))
-    assert claim(study, storage) is Next.DONE
+    assert _next(study, storage) is Next.DONE
 
 
 def test_a_study_that_died_before_it_had_a_definition_is_made_whole(

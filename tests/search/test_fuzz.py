@@ -19,7 +19,7 @@ from hpo_mab._errors import HpoMabError
 from hpo_mab.cli import main
 from hpo_mab.data import ImageSplits
 from hpo_mab.search import StudySpec, load_spec, load_splits, make_objective, make_spec
-from hpo_mab.search._components import SEARCHERS, pruner_kinds, study_pruner
+from hpo_mab.search._components import PRUNERS, SEARCHERS, study_pruner
 from hpo_mab.search._prepare import NAMED
 
 _QUICK = settings(
@@ -102,7 +102,7 @@ _NAMED: dict[str, Sequence[str]] = {
     "model": models.available(),
     "optimizer": training.available_optimizers(),
     "sampler": samplers.available(),
-    "pruner": pruner_kinds(),
+    "pruner": tuple(PRUNERS),
     "search": ["gp", "qmc", "random", "tpe"],
 }
 

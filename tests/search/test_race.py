@@ -271,6 +271,19 @@ def test_the_best_sampler_is_adopted_at_the_end() -> None:
     assert Choice.from_json(choice.to_json()) == choice
 
 
+def test_a_stored_race_goes_on_where_there_is_no_record() -> None:
+    trials = _Trials(trials=30)
+    for slot in range(6):
+        trials.add("uniform", slot, 0.5, twin=False, seconds=1.0)
+    assert trials.advance() is False  # The record is missing, but the plan is stored.
+    # As `optuna.Study.optimize` goes on with it.
+    trials.race = Race(parse_portfolio(None), initial=10, trials=30)
+    assert trials.advance() is False
+    trials.slots = 6
+    assert trials.advance() is True
+    assert {name for _, name in trials.twins} == {*_CHALLENGERS}
+
+
 def test_a_race_without_a_sampler_that_is_ahead_ends_early() -> None:
     trials = _Trials(trials=30)
     choice = trials.run({"easy_first": lambda slot: 0.0})

@@ -15,6 +15,7 @@ from PIL import Image
 
 from hpo_mab._errors import ArgumentError, StorageError, UnknownNameError
 from hpo_mab.search import StudyFailedError, StudyRunner, StudySpec, Target, join_study, replay
+from hpo_mab.search._study import _refuse_other_definition
 from hpo_mab.storage import (
     Definition,
     MissingCurvesWarning,
@@ -167,6 +168,18 @@ def test_another_definition_under_the_same_name_is_refused(storage: Storage, tin
     with pytest.raises(StorageError, match=r"optimizer.lr.high is 1.0 there and 0.5 here.*--fresh"):
         StudyRunner(other, storage).run("mine")
     assert len(open_study(storage, "mine").trials) == 2
+
+
+def test_options_of_a_data_set_may_not_change_whatever_their_names_begin_with(
+    storage: Storage, tiny: Make
+) -> None:
+    study = StudyRunner(tiny(budget={"trials": 1}), storage).run("mine").run.name
+    stored = Definition.load(open_study(storage, study)).spec
+    wanted = {**stored, "data": {**stored["data"], "root": "elsewhere"}}
+    _refuse_other_definition(open_study(storage, study), wanted)
+    wanted["data"]["root_split"] = 2
+    with pytest.raises(StorageError, match=r"data.root_split is not set there and 2 here"):
+        _refuse_other_definition(open_study(storage, study), wanted)
 
 
 def test_fresh_takes_a_name_that_is_free(storage: Storage, tiny: Make) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import optuna
@@ -18,6 +18,7 @@ from hpo_mab._attributes import (
     REASON_KEY,
     RESUMED_KEY,
     SAMPLER_KEY,
+    SLOT_KEY,
     TWIN_KEY,
 )
 from hpo_mab.data import ImageSplits
@@ -25,12 +26,13 @@ from hpo_mab.search import (
     StudyFailedError,
     StudyRunner,
     StudySpec,
+    Target,
     load_spec,
     load_splits,
     make_objective,
 )
 from hpo_mab.search._recorder import CheckpointWarning, SlotCheckpoint
-from hpo_mab.search._slots import choose_slots, is_stack_faster
+from hpo_mab.search._slots import _most_slots, choose_slots, is_stack_faster
 from hpo_mab.search._stack_loop import StackLoop
 from hpo_mab.storage import Storage, StudyRun, files_folder, open_study, read_run
 from hpo_mab.training import DeviceSweep
@@ -141,6 +143,23 @@ def test_shapes_have_stacks_of_their_own(storage: Storage, tiny: Make, splits: I
     assert [trial.state for trial in run.trials] == ["complete"] * 6
 
 
+def test_slots_are_no_more_than_the_trials_that_are_left(
+    storage: Storage, tiny: Make, splits: ImageSplits
+) -> None:
+    run = _run(tiny(budget={"trials": 3}), storage, splits)
+    study = open_study(storage, run.name)
+    found = []
+    for trials in (3, 5, 40, 1000):
+        Target(trials=trials, total=None, epoch_examples=100).save(study)
+        found.append(_most_slots(study))
+    assert found == [0, 1, 10, 32]
+    Target(trials=136, total=None, epoch_examples=100).save(study)
+    study.add_trials(
+        optuna.create_trial(value=0.5, user_attrs={SLOT_KEY: slot}) for slot in range(3, 128)
+    )
+    assert _most_slots(study) == 8
+
+
 def test_a_range_of_shapes_is_trained_one_at_a_time(
     storage: Storage, tiny: Make, splits: ImageSplits, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -153,8 +172,8 @@ def test_a_range_of_shapes_is_trained_one_at_a_time(
     outcome = _runner(spec, storage, splits).run(score=False)
     assert len(outcome.run.trials) == 2
     assert outcome.loop_reasons == (
-        "trials are trained one at a time: ranges of the network's options give each trial another "
-        "shape",
+        "trials are trained one at a time: ranges of the network's options or of the batch size "
+        "give each trial another shape",
     )
 
 
@@ -304,7 +323,7 @@ def test_a_trial_that_raises_at_its_start_fails_alone(
 
 
 def test_the_cpu_trains_one_at_a_time_by_itself(tiny: Make, splits: ImageSplits) -> None:
-    assert choose_slots(make_objective(tiny(), splits), trials=100) == 1
+    assert choose_slots(make_objective(tiny(), splits), most=25) == 1
 
 
 def test_a_probe_makes_few_networks_and_evaluates_on_few_examples(
@@ -470,6 +489,46 @@ def test_a_trial_that_another_machine_has_closed_costs_no_other(
     run = runner.run(score=False).run
     finished = [trial for trial in run.trials if trial.state == "complete"]
     assert sorted(trial.slot for trial in finished) == list(range(4))
+
+
+@pytest.mark.parametrize("writes", ["report", "set_user_attr"])
+def test_a_trial_that_is_closed_during_its_stack_costs_no_other(
+    storage: Storage,
+    tiny: Make,
+    splits: ImageSplits,
+    monkeypatch: pytest.MonkeyPatch,
+    writes: str,
+) -> None:
+    # As on MySQL, where each report is a statement of its own.
+    spec = tiny(
+        optimizer={"name": "sgd", "lr": 1e30 if writes == "set_user_attr" else 0.05},
+        pruner={"kind": "none"},
+        budget={"trials": 4},
+        training={"slots": 2},
+    )
+    runner = _runner(spec, storage, splits)
+    write, record = getattr(optuna.trial.Trial, writes), StackLoop._record
+    rounds: list[Any] = []
+
+    def refuse(trial: optuna.trial.Trial, *args: Any, **kwargs: Any) -> None:
+        if trial.number == 0 and rounds:
+            raise optuna.exceptions.UpdateFinishedTrialError("closed")
+        write(trial, *args, **kwargs)
+
+    def close(loop: StackLoop, found: Sequence[Any]) -> None:
+        if not rounds:
+            (first,) = (one.trial for one, _ in found if one.trial.number == 0)
+            storage.optuna.set_trial_user_attr(first._trial_id, "hpo_mab:lost", True)
+            storage.optuna.set_trial_state_values(first._trial_id, TrialState.FAIL)
+        rounds.append(found)
+        record(loop, found)
+
+    monkeypatch.setattr(optuna.trial.Trial, writes, refuse)
+    monkeypatch.setattr(StackLoop, "_record", close)
+    run = runner.run(score=False).run
+    assert run.trials[0].state == "fail"
+    ended = [trial for trial in run.trials if trial.state in ("complete", "pruned")]
+    assert sorted(trial.slot for trial in ended) == list(range(4))
 
 
 def test_a_network_that_assigns_to_a_buffer_is_not_stacked(

@@ -13,9 +13,8 @@ from hpo_mab._attributes import LEARNED_KEY, TWIN_KEY
 from hpo_mab._errors import SpecError
 from hpo_mab._examples import ExampleRecord
 from hpo_mab.data import ImageSplits
-from hpo_mab.search import StudyRunner, StudySpec, load_spec, load_splits, make_objective
+from hpo_mab.search import StudyRunner, StudySpec, load_spec, load_splits, make_objective, replay
 from hpo_mab.search._recorder import SlotCheckpoint
-from hpo_mab.search._stored import replay
 from hpo_mab.search._study import copy_study
 from hpo_mab.storage import Storage, StudyRun
 from hpo_mab.training import Training
@@ -105,8 +104,8 @@ def test_a_trial_that_is_tried_again_counts_once(
     # Ctrl-C once the first trial was saved.
     save = SlotCheckpoint.save
 
-    def interrupt(self: SlotCheckpoint, training: Any) -> None:
-        save(self, training)
+    def interrupt(self: SlotCheckpoint, state: Any) -> None:
+        save(self, state)
         monkeypatch.setattr(SlotCheckpoint, "save", save)
         raise KeyboardInterrupt
 

@@ -358,7 +358,7 @@ def test_trials_that_run_by_a_librarys_records(peers: Any, job: Any) -> None:
     assert ours.outcome(job).running == ()
     study = open_study(storage, "peers")
     Target(trials=2, total=None, epoch_examples=1).save(study)
-    claim(study, storage)
+    claim(study, storage, [], count=1)
     storage.close()
     assert ours.outcome(job).running == ("1",)
     study = optuna.create_study(study_name="peers", storage=peers["on_optuna"]._storage(job))

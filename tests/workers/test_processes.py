@@ -22,7 +22,7 @@ from hpo_mab._attributes import DEFINITION_KEY, WORKER_KEY
 from hpo_mab._errors import StorageError
 from hpo_mab.search import Target
 from hpo_mab.storage import Storage
-from hpo_mab.storage._process import this_process
+from hpo_mab.storage._process import machine, this_process
 from hpo_mab.workers import Later, ProcessLauncher, RayLauncher, _processes
 from hpo_mab.workers._processes import WorkerProcess
 
@@ -53,7 +53,7 @@ def study(tmp_path: Path) -> Any:
     storage = Storage(str(tmp_path / "studies.db"))
     study = optuna.create_study(study_name="mine", storage=storage.optuna, direction="maximize")
     # The workers that replace processes have begun a trial.
-    study.add_trial(optuna.create_trial(value=0.5, system_attrs={WORKER_KEY: "other:1:2"}))
+    study.add_trial(optuna.create_trial(value=0.5, system_attrs={WORKER_KEY: f"{machine()}:1:2"}))
     yield study
     storage.close()
 
@@ -116,6 +116,22 @@ def test_a_worker_that_gives_up_is_not_replaced_and_its_error_is_shown(
     with pytest.warns(UserWarning, match="A worker has ended early: status 2"):
         assert run(2, 0) is False
     assert len(Script.started) == 2
+
+
+def test_a_run_goes_on_with_the_processes_that_the_system_allows(
+    run: Callable[..., bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def start(arguments: Sequence[str], *, storage: str) -> Script:
+        if len(Script.started) >= allowed:
+            raise BlockingIOError(11, "Resource temporarily unavailable")
+        return Script(arguments, storage=storage)
+
+    monkeypatch.setattr(_processes, "WorkerProcess", start)
+    for allowed in (0, 1, 2):
+        # The second one dies, and cannot be replaced.
+        with pytest.warns(UserWarning, match="no process could be started: .*unavailable"):
+            assert run(0, -9) is False
+        assert len(Script.started) == allowed
 
 
 def test_the_run_is_interrupted_where_this_process_is(run: Callable[..., bool]) -> None:
@@ -256,6 +272,22 @@ def test_others_are_started_while_a_long_first_trial_runs(
 ) -> None:
     # After 10 s, a quarter of 40 s, nothing is known yet.
     assert run_later(0.05, 0.1, 0.15, worth=40.0) == [0, 2, 2]
+
+
+def test_others_that_cannot_be_started_do_not_end_the_first_trial(
+    run_later: Callable[..., list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(arguments: Sequence[str], *, storage: str) -> Script:
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(_processes, "WorkerProcess", refuse)
+    shown: list[int] = []
+    with pytest.warns(UserWarning, match="no process could be started"):
+        started = run_later(
+            0.1, 0.2, "COMPLETE", worth=20.0, on_trial=lambda study, trial: shown.append(1)
+        )
+    assert started == [0, 0, 0]
+    assert shown == [1]
 
 
 def test_the_first_trial_decides_once(

@@ -1,0 +1,23 @@
+"""The benchmark of the storage runs its empty trials."""
+
+from __future__ import annotations
+
+import queue
+from pathlib import Path
+
+import storage_load
+
+from hpo_mab.storage import Storage, read_run
+
+
+def test_empty_trials_run_to_their_end(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'studies.db'}"
+    storage_load.make_study(url, "load", trials=2)
+    costs: queue.SimpleQueue[tuple[float, int]] = queue.SimpleQueue()
+    storage_load._work(url, "load", costs)
+    _, errors = costs.get()
+    assert errors == 0
+    storage = Storage(url)
+    trials = read_run(storage, "load").trials
+    storage.close()
+    assert [(trial.state, len(trial.curve)) for trial in trials] == [("complete", 8)] * 2
