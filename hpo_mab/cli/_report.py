@@ -234,7 +234,7 @@ def studies(
 
     ```
     hpo-mab studies
-    hpo-mab studies --storage postgresql+psycopg://me@host/db --json
+    hpo-mab studies --storage postgresql://me@host/db --json
     hpo-mab studies digits-mab-seed0
     hpo-mab studies digits-mab-seed0 --trial 12
     ```

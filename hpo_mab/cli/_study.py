@@ -229,7 +229,7 @@ def copy(
 
     ```
     hpo-mab copy digits-mab-seed0 --to sqlite:///archive.db
-    hpo-mab copy digits-mab-seed0 --to postgresql+psycopg://me@host/studies --move
+    hpo-mab copy digits-mab-seed0 --to postgresql://me@host/studies --move
     hpo-mab copy digits-mab-seed0 --name before
     ```
     """

@@ -245,7 +245,7 @@ def _normalise(url: str) -> sa.URL:
     except (SQLAlchemyError, ValueError):
         raise StorageError(
             "The storage URL cannot be read; it should look like sqlite:///studies.db "
-            "or postgresql+psycopg://user@host/database."
+            "or postgresql://user@host/database."
         ) from None
 
 

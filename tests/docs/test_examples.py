@@ -251,8 +251,6 @@ def test_links_to_files_lead_somewhere(page: Path) -> None:
 def test_the_readmes_figures_are_those_of_the_records() -> None:
     readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
     said = {
-        ("fashion_mnist/arms.json", "mab", "learns"),
-        ("fashion_mnist/arms.json", "mab", "hyperparameters"),
         ("fashion_mnist/pairs.json", "mab", "learns"),
         ("fashion_mnist/pruning.json", "mab_advantage", "hyperparameters"),
         ("paper/small-cifar10.json", "mab_paper", "learns"),
