@@ -42,23 +42,34 @@ def on_post_page(output: str, **_: Any) -> str:
 
 
 def on_files(files: Any, config: Any, **_: Any) -> Any:
-    """Add a page for the README of each folder of studies."""
+    """Add the pages of the folders of studies."""
     from mkdocs.structure.files import File, InclusionLevel
 
-    for path in sorted((ROOT / "studies").glob("*/README.md")):
+    for path in sorted((ROOT / "studies").glob("*/*.md")):
         text = path.read_text(encoding="utf-8")
         # Pictures lie next to the README in the repository, and in one folder of the site.
         text = re.sub(r"!\[([^\]]*)\]\(([\w.-]+)\)", _picture, text)
-        text = re.sub(r"\]\(\.\./(\w+)/README\.md", r"](\1.md", text)
+        folder = path.parent.name
+        text = _link_pages(text, folder)
         text = text.replace("](../../docs/", "](../")
         page = File.generated(
             config,
-            f"evidence/{path.parent.name}.md",
+            f"evidence/{_page(folder, path.stem)}",
             content=text,
             inclusion=InclusionLevel.NOT_IN_NAV,
         )
         files.append(page)
     return files
+
+
+def _link_pages(text: str, folder: str) -> str:
+    link = r"\]\((?:\.\./(\w+)/)?(\w+)\.md"
+    return re.sub(link, lambda found: f"]({_page(found[1] or folder, found[2])}", text)
+
+
+def _page(folder: str, stem: str) -> str:
+    """The page of a file in a folder of studies."""
+    return f"{folder}.md" if stem == "README" else f"{folder}-{stem}.md"
 
 
 def _picture(found: re.Match[str]) -> str:
@@ -125,7 +136,7 @@ def _unindent(text: str) -> str:
 
 def _definitions() -> str:
     text = (ROOT / "studies/README.md").read_text(encoding="utf-8")
-    text = re.sub(r"\]\((\w+)/README\.md", r"](../evidence/\1.md", text)
+    text = re.sub(r"\]\((\w+)/(\w+)\.md", lambda f: f"](../evidence/{_page(f[1], f[2])}", text)
     return text.replace("](../docs/", "](../")
 
 

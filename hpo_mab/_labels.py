@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset, Subset, TensorDataset
 
-from hpo_mab._errors import ArgumentError
+from hpo_mab._errors import ArgumentError, require
 
 _log = logging.getLogger("hpo_mab.data")
 #: Seconds before the first progress line, and between two.
@@ -250,10 +250,8 @@ def stratified_halves(
     Raises:
         ArgumentError: A share that gives a side fewer examples than classes, or a single class.
     """
-    if not 0 <= seed < 2**32:
-        raise ArgumentError(f"seed must be in [0, 2**32), got {seed}.")
-    if not 0.0 < share < 1.0:
-        raise ArgumentError(f"{name} must be a share in (0, 1), got {share}.")
+    require(0 <= seed < 2**32, "seed", "in [0, 2**32)", seed)
+    require(0.0 < share < 1.0, name, "a share in (0, 1)", share)
     _, classes, sizes = np.unique(labels.cpu().numpy(), return_inverse=True, return_counts=True)
     if len(sizes) < 2:
         raise ArgumentError(f"labels must hold at least two classes, got {len(sizes)}.")

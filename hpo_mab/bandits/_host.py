@@ -247,12 +247,13 @@ class GroupedBandits:
 
     def state(self) -> dict[str, Any]:
         """State as plain arrays."""
+        passes = {} if self._passes is None else self._passes.state()
         return {
             "pairs": self._columns.pairs,
             "states": self._members.states,
             "pulls": self._pairs,
             **self._window.state(),
-            **self._order_state(),
+            **{f"order_{name}": array for name, array in passes.items()},
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -264,11 +265,6 @@ class GroupedBandits:
         if self._passes is not None:
             names = self._passes.state()
             self._passes.load_state({name: state[f"order_{name}"] for name in names})
-
-    def _order_state(self) -> dict[str, Any]:
-        if self._passes is None:
-            return {}
-        return {f"order_{name}": array for name, array in self._passes.state().items()}
 
 
 #: Most pulls of an arm counted by state, if more pulls of a bandit count than it has arms.

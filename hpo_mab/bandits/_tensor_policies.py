@@ -31,8 +31,8 @@ class TensorPasses:
         self._generator = generator
         kinds, kind = np.unique(sizes.cpu().numpy(), return_inverse=True)
         self._kinds = kinds
-        self._counts = np.array([len(coprime_strides(size)) for size in kinds.tolist()])
         strides = [coprime_strides(size) for size in kinds.tolist()]
+        self._counts = np.array(list(map(len, strides)))
         table = np.zeros((2, len(strides), max(map(len, strides))), dtype=np.int64)
         for place, (size, row) in enumerate(zip(kinds.tolist(), strides, strict=True)):
             table[0, place, : len(row)] = row

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import abc
 import functools
-import hashlib
 import inspect
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import Sampler
 
 from hpo_mab._errors import ArgumentError, plain_arguments, require, stored_arguments
+from hpo_mab._examples import labels_digest
 from hpo_mab._labels import class_labels
 from hpo_mab._registry import class_signature
 from hpo_mab.samplers._feedback import (
@@ -416,11 +416,10 @@ class BatchSampler(Sampler[list[int]], abc.ABC):
     @functools.cached_property
     def _identity(self) -> dict[str, Any]:
         """Everything that determines the stream of draws, as plain values."""
-        labels = self.labels.contiguous().numpy().data
         return {
             "class": type(self).__name__,
             "examples": len(self.labels),
-            "labels": hashlib.blake2b(labels, digest_size=16).hexdigest(),
+            "labels": labels_digest(self.labels.numpy()),
             "seed": self.seed,
             "batch_size": self.batch_size,
             "rank": self.rank,

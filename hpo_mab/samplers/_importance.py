@@ -152,9 +152,6 @@ class GradNormSampler(LearningSampler):
         self._tau = torch.where(when & (total > 0), smoothed, self._tau)
 
 
-#: Passes of the projection on the floor. Few ratios cross the floor in a step: two are enough.
-_PROJECTION_PASSES = 2
-
 #: Bound of the squared score, ``||softmax(z) - onehot(y)||^2 <= 2``.
 _LARGEST_SQUARE = 2.0
 
@@ -257,11 +254,10 @@ class AdamBSSampler(LearningSampler):
         even ratios that meet both, so nothing changes unless ``when``.
         """
         total = ratios.sum()
-        scale = self.num_examples / total
-        for _ in range(_PROJECTION_PASSES - 1):
-            floored = ratios * scale <= self.floor
-            left = self.num_examples - self.floor * floored.sum()
-            above = total - (ratios * floored).sum()
-            # If all ratios are floored, there is nothing to scale, and the clamp below sets them.
-            scale = torch.where(above > 0, left / above, 0.0)
+        # Few ratios cross the floor in a step, so one correction of the scale is enough.
+        floored = ratios * (self.num_examples / total) <= self.floor
+        left = self.num_examples - self.floor * floored.sum()
+        above = total - (ratios * floored).sum()
+        # If all ratios are floored, there is nothing to scale, and the clamp below sets them.
+        scale = torch.where(above > 0, left / above, 0.0)
         ratios.mul_(torch.where(when, scale, 1.0)).clamp_min_(self.floor)

@@ -223,8 +223,9 @@ class ContextualSampler(LinearSampler):
     The reward is `MABSampler`'s: 1 if an example's loss is at least the moving average of the
     training loss, else 0. One linear model for all examples predicts it from features that need no
     network. They are whether it was seen, its last reward, its class's reward rate, visits, and
-    draws since the last visit. Class rates and last rewards are kept around 1/2. The posterior of
-    the coefficients is Gaussian (ridge regression whose past is weighted by ``decay`` a batch).
+    draws since the last visit. The last reward and the class's rate are stored minus 1/2. The
+    posterior of the coefficients is Gaussian: ridge regression whose past is weighted by ``decay``
+    a batch.
 
     Each of the ``B`` slots of a batch draws separate coefficients from the posterior. Among its
     ``candidates`` examples it takes the one with the highest predicted reward; with probability

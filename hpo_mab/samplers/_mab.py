@@ -164,22 +164,21 @@ class MABSampler(BatchSampler):
         # Ranks share the seed, but their bandits must not draw the same numbers.
         rng = np.random.default_rng([self.seed, self.rank])
         examples = self.examples
-        known = None
-        if difficulty is not None and trim:
-            known = checked_difficulty(difficulty, len(self.labels))
+        #: Whether a record of examples removes arms.
+        self.starts_from_record = difficulty is not None and trim > 0
         if trim:
             # Without a record nothing is trimmed, but too large a share is an error at once.
-            hardness = torch.zeros(len(examples)) if known is None else known[examples]
-            kept = easiest(hardness, self.labels[examples], share=1 - trim)
+            given = torch.zeros(len(self.labels)) if difficulty is None else difficulty
+            known = checked_difficulty(given, len(self.labels))
+            kept = easiest(known[examples], self.labels[examples], share=1 - trim)
             require(len(kept) >= self.batch_size, "trim", "small enough to leave a batch", trim)
-            examples = examples if known is None else examples[kept]
+            if self.starts_from_record:
+                examples = examples[kept]
         positions = stratified_shares(self.labels[examples].numpy(), self.batch_size, rng)
         shares = np.where(positions < 0, np.int32(-1), examples.numpy().astype(np.int32)[positions])
         self._settings = settings
         self._progress = 0.0
         self._engine = _make_engine(shares, settings, self.device, rng)
-        #: Whether a record of examples removes arms.
-        self.starts_from_record = known is not None
         # A call of `to` costs as much as a small operation, even on the same device.
         self._elsewhere = self._engine.shares.device.type != self.device.type
 

@@ -69,8 +69,12 @@ class PassSampler(LearningSampler):
         total = smoothed.sum()
         return torch.where(total > 0, smoothed / total, 1 / len(smoothed))
 
+    @property
+    def _pass_size(self) -> int:
+        return max(1, int(self.num_examples * self.budget))
+
     def _plan(self) -> Tensor:
-        size = max(1, int(self.num_examples * self.budget))
+        size = self._pass_size
         if self._replacement:
             return choose_with_replacement(self.probabilities(), size, generator=self._generator)[0]
         # The choice divides by weights: 0 / 0 would be NaN. Examples of probability 0 must come
@@ -319,10 +323,7 @@ class PredictionVarianceSampler(PassSampler):
         if self.form == "sample":
             return super()._plan()
         self._weights[:-1] = self.probabilities() * self.num_examples
-        size = max(1, int(self.num_examples * self.budget))
-        return torch.randperm(self.num_examples, generator=self._generator, device=self.device)[
-            :size
-        ]
+        return LearningSampler._plan(self)[: self._pass_size]
 
     def _draw(self) -> Draw:
         draw = super()._draw()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -128,8 +127,9 @@ def sampler_maker(kind: Named) -> Callable[..., BatchSampler]:
     found = SAMPLERS.load(kind)
     if SAMPLERS.name(kind) in SAMPLERS:
         return found
-    make = importlib.import_module("hpo_mab.samplers._foreign").foreign_sampler
-    return functools.partial(make, found, name_of(kind))
+    from hpo_mab.samplers._foreign import foreign_sampler
+
+    return functools.partial(foreign_sampler, found, name_of(kind))
 
 
 def record_column(make: Callable[..., Any], knobs: Mapping[str, Any]) -> str | None:

@@ -71,7 +71,7 @@ class InfoBatchSampler(LearningSampler):
         super().__init__(labels, **common)
         self.ratio = ratio
         self.delta = delta
-        self._pruning = True
+        self._pruning = delta > 0
         self._scores = self._new_table(torch.inf)  # Infinite: never seen.
 
     def set_progress(self, share: float) -> None:

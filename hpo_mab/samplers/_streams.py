@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hpo_mab.bandits._settings import tenth_of
+from hpo_mab.bandits._settings import Figures, tenth_of
 from hpo_mab.samplers._base import BatchSampler, CommonArguments
 from hpo_mab.samplers._feedback import Draw
 
@@ -208,19 +208,6 @@ def accumulate(table: Tensor, positions: Tensor, values: Tensor, *, keep: Tensor
     table.index_put_((positions,), values, accumulate=True)
 
 
-def concentration(counts: Tensor) -> float:
-    """Share of all draws that fell on the most-drawn tenth of the examples; 0.1 is uniform.
-
-    Args:
-        counts: Draws of each example, int64 [n].
-
-    Returns:
-        The share, in [0.1, 1] where ten divides n; NaN before the first draw.
-    """
-    most = torch.topk(counts, tenth_of(len(counts))).values.sum()
-    return float(most / counts.sum())
-
-
 class MovingAverage:
     """Bias-corrected exponential moving average of batch means of the finite losses.
 
@@ -411,10 +398,10 @@ class LearningSampler(StreamSampler):
     def statistics(self) -> dict[str, float]:
         """``reward_rate`` since the last call, where losses are judged, and ``concentration``."""
         counts = self._draws[:-1]
-        figures = {"concentration": concentration(counts)} if bool(counts.any()) else {}
-        rewarded, judged = self._rewards.tolist()
+        rewarded, judged = map(int, self._rewards.tolist())
         self._rewards.zero_()
-        return {**figures, "reward_rate": rewarded / judged} if judged else figures
+        most = torch.topk(counts, tenth_of(len(counts))).values.sum()
+        return Figures(rewarded, judged, int(counts.sum()), int(most)).shares()
 
     def _state(self) -> dict[str, Any]:
         tensors = {name: getattr(self, name).clone() for name in ("_draws", *self._tensors)}

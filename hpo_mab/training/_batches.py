@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from hpo_mab._errors import ArgumentError, HpoMabError, plain_arguments
+from hpo_mab._errors import ArgumentError, HpoMabError, plain_arguments, require
 from hpo_mab._labels import class_labels
 from hpo_mab.data import Augmentation, ImageData, Normalization
 from hpo_mab.samplers._base import BatchSampler
@@ -217,12 +217,8 @@ class DeviceBatches:
         self.data = data
         self.normalization = normalization
         self.augmentation = augmentation
-        self._generator = torch.Generator(device=data.device).manual_seed(seed)
-
-    @property
-    def generator(self) -> torch.Generator:
-        """Random generator of the augmentation."""
-        return self._generator
+        #: Random generator of the augmentation.
+        self.generator = torch.Generator(device=data.device).manual_seed(seed)
 
     def stream(self, sampler: TimedSampler) -> Generator[tuple[Tensor, Tensor]]:
         """Endless batches: draw, gather, augment, normalise."""
@@ -234,7 +230,7 @@ class DeviceBatches:
         """Gather, augment, normalise: inputs and targets of the examples [B], on the device."""
         images = self.data.gather(indices)
         if self.augmentation is not None:
-            images = self.augmentation(images, generator=self._generator)
+            images = self.augmentation(images, generator=self.generator)
         return self.normalization(images), self.data.labels.index_select(0, indices)
 
     def inputs(self, indices: Tensor) -> Tensor:
@@ -275,8 +271,7 @@ class LoaderBatches:
         num_workers: int = 0,
         seed: int = 0,
     ) -> None:
-        if num_workers < 0:
-            raise ArgumentError(f"num_workers must be at least 0, got {num_workers}.")
+        require(num_workers >= 0, "num_workers", "at least 0", num_workers)
         self.dataset = dataset
         self.device = torch.device(device)
         self.num_workers = num_workers
@@ -365,8 +360,7 @@ class DeviceSweep:
         if batch_size is None:
             each = 4 * data.channels * math.prod(data.image_size)
             batch_size = max(1, min(_SWEPT_EXAMPLES, _SWEPT_BYTES // each))
-        if batch_size < 1:
-            raise ArgumentError(f"batch_size must be at least 1, got {batch_size}.")
+        require(batch_size >= 1, "batch_size", "at least 1", batch_size)
         self.data = data
         self.normalization = normalization
         self.batch_size = batch_size
@@ -413,10 +407,8 @@ class LoaderSweep:
         batch_size: int = 256,
         num_workers: int = 0,
     ) -> None:
-        if batch_size < 1:
-            raise ArgumentError(f"batch_size must be at least 1, got {batch_size}.")
-        if num_workers < 0:
-            raise ArgumentError(f"num_workers must be at least 0, got {num_workers}.")
+        require(batch_size >= 1, "batch_size", "at least 1", batch_size)
+        require(num_workers >= 0, "num_workers", "at least 0", num_workers)
         if len(dataset) == 0:  # type: ignore[arg-type]
             raise ArgumentError("dataset must not be empty, got 0 examples.")
         self.device = torch.device(device)

@@ -13,11 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from hpo_mab._errors import ArgumentError, UnknownNameError
+from hpo_mab._errors import ArgumentError, UnknownNameError, require
 from hpo_mab.samplers import BatchSampler
 from hpo_mab.training._batches import Batches, DeviceBatches
 from hpo_mab.training._optimizers import is_fused
-from hpo_mab.training._schedule import check_window
 
 _NAMES = ("auto", "cpu", "cuda", "mps")
 
@@ -140,7 +139,7 @@ def cpu_threads(count: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def check_examples(sampler: BatchSampler, count: int) -> None:
+def check_index_range(sampler: BatchSampler, count: int) -> None:
     """Raise `ArgumentError` if a sampler draws from more examples than there are."""
     # All labels count, also of a sampler that draws from a share of them. On a CUDA device an index
     # beyond the end would end the process.
@@ -167,28 +166,20 @@ def choose_capture(
     Raises:
         ArgumentError: It must, and batches, sampler or optimiser do not allow it.
     """
-    if graph and not isinstance(batches, DeviceBatches):
-        raise ArgumentError(f"graph needs DeviceBatches, got {type(batches).__name__}.")
-    if graph and sampler.weighs_by_losses:
-        raise ArgumentError(
-            "graph needs a sampler whose weights do not follow from the batch's losses, "
-            f"got {type(sampler).__name__}."
-        )
     weights = (weight for group in optimizer.param_groups for weight in group["params"])
     on_cuda = any(weight.device.type == "cuda" for weight in weights)
-    if graph and on_cuda and not is_fused(optimizer):
-        raise ArgumentError(
-            f"graph needs an optimiser with a fused form, got {type(optimizer).__name__}."
-        )
-    if graph is not None or not on_cuda:
-        return bool(graph), None
+    reason = None
     if not isinstance(batches, DeviceBatches):
-        return False, "a DataLoader brings the batches"
-    if sampler.weighs_by_losses:
-        return False, f"{type(sampler).__name__} weighs a batch by its own losses"
-    if not is_fused(optimizer):
-        return False, f"the optimiser {type(optimizer).__name__} has no fused form"
-    return True, None
+        reason = f"graph needs DeviceBatches, got {type(batches).__name__}"
+    elif sampler.weighs_by_losses:
+        reason = f"{type(sampler).__name__} weighs a batch by its own losses"
+    elif on_cuda and not is_fused(optimizer):
+        reason = f"the optimiser {type(optimizer).__name__} has no fused form"
+    if graph and reason is not None:
+        raise ArgumentError(f"graph must not be True here: {reason}.")
+    if graph is None:
+        return on_cuda and reason is None, reason if on_cuda else None
+    return graph, None
 
 
 def logits_of(forward: Callable[[Tensor], Tensor], inputs: Tensor, *, precision: str) -> Tensor:
@@ -268,9 +259,7 @@ class WeightAverage:
     """
 
     def __init__(self, model: nn.Module, *, window: float) -> None:
-        check_window(window)
-        if window == 0:
-            raise ArgumentError("average must be above 0 for a moving average, got 0.")
+        require(0 < window <= 1, "average", "a share in (0, 1]", window)
         self._model = model
         self._window = window
         # Parameters that modules share have one name in this mapping, and one average.

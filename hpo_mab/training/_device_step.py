@@ -258,10 +258,14 @@ class DeviceStep:
         capture = capture and device.type == "cuda" and is_fused(optimizer)
         if capture:
             _move_learning_rates(optimizer, device)
-        self._sampler_in_graph = sampler.sampler.capturable
+        own = sampler.sampler.graph_generator
+        # Bandits may also be on the CPU, while the network is on another device.
+        self._sampler_in_graph = (
+            sampler.sampler.capturable and own is not None and own.device.type == device.type
+        )
         self._step = Captured(
             device=device,
-            generators=(batches.generator, sampler.sampler.graph_generator),
+            generators=(batches.generator, own if self._sampler_in_graph else None),
             capture=capture,
         )
         #: The batch of the step, at fixed addresses, which a graph reads.
@@ -274,6 +278,11 @@ class DeviceStep:
     def captured(self) -> bool:
         """Whether steps are replayed from a graph by now."""
         return self._step.captured
+
+    @property
+    def draws_in_graph(self) -> bool:
+        """Whether the graph draws the batches, too."""
+        return self.captured and self._sampler_in_graph
 
     @property
     def reason(self) -> str | None:

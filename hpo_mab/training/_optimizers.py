@@ -325,18 +325,14 @@ def _checked_options(
     name: str, defaults: Mapping[str, Any], options: Mapping[str, Any]
 ) -> Mapping[str, Any]:
     """The options, each a knob of the optimiser and within its bound."""
+    OPTIMIZERS.check(name, {key: [one] for key, one in options.items()}, section="optimizer")
     for knob, value in options.items():
-        if knob not in defaults:
-            raise UnknownNameError(f"option of optimizer '{name}'", knob, defaults)
-        _check_bound(name, knob, value)
+        if knob != "nesterov":
+            _check_bound(name, knob, value)
     return options
 
 
 def _check_bound(name: str, knob: str, value: Any) -> None:
-    if knob == "nesterov":
-        if not isinstance(value, bool):
-            raise ArgumentError(f"nesterov of optimizer '{name}' must be a boolean, got {value!r}.")
-        return
     bound = "at least 0"
     good = value >= 0
     if knob in _SHARES:

@@ -337,7 +337,7 @@ class DrawRows:
             return True
         fits = sampler.settings.structure == self._structure
         fits = fits and sampler.num_examples == self._examples
-        return fits and _window_of(sampler) <= self._capacity
+        return fits and window_of(sampler) <= self._capacity
 
     def begin(self, slot: int, sampler: BatchSampler) -> bool:
         """Reset the stack's bandits for a sampler if they draw for it; returns whether they do.
@@ -358,7 +358,7 @@ class DrawRows:
             self._structure, self._examples = settings.structure, sampler.num_examples
             # The ring of pulls has a fixed size: one pass over all arms, or the first sampler's
             # need if larger.
-            self._capacity = max(shares.shape[1], _window_of(sampler))
+            self._capacity = max(shares.shape[1], window_of(sampler))
             self.engine = DeviceEngine(
                 np.tile(shares, (self._slots, 1)),
                 settings,
@@ -371,7 +371,7 @@ class DrawRows:
                 "bandits of a stack must share policy, reward, replacement and way of forgetting, "
                 f"draw from {self._examples} examples and remember at most {self._capacity} pulls: "
                 f"{_words(settings.structure)} with {sampler.num_examples} examples and a memory "
-                f"of {_window_of(sampler)} does not fit {_words(self._structure)}."
+                f"of {window_of(sampler)} does not fit {_words(self._structure)}."
             )
         indices, weights, arms = self.engine.begin(slot, shares, settings, seed=sampler.seed)
         size = self._drawn.shape[1]
@@ -430,6 +430,6 @@ def _stack_draws_for(sampler: BatchSampler) -> TypeGuard[MABSampler]:
     )
 
 
-def _window_of(sampler: MABSampler) -> int:
+def window_of(sampler: MABSampler) -> int:
     """Pulls in a bandit's window; 1 without a window."""
     return sampler.settings.window(sampler.num_examples / sampler.batch_size) or 1

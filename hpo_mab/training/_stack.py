@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from hpo_mab._errors import ArgumentError, plain_arguments, require
-from hpo_mab.samplers import BatchSampler
+from hpo_mab.samplers import BatchSampler, MABSampler
 from hpo_mab.training._batches import DeviceBatches, DeviceSweep, TrainingDiverged
-from hpo_mab.training._device import check_examples, check_precision, synchronize
+from hpo_mab.training._device import check_index_range, check_precision, synchronize
 from hpo_mab.training._device_step import Captured
 from hpo_mab.training._evaluate import check_highest
 from hpo_mab.training._optimizers import RowOptimizer
@@ -25,9 +25,14 @@ from hpo_mab.training._rows import (
     NetworkRows,
     NumberRows,
     stacked_cross_entropy,
+    window_of,
 )
 from hpo_mab.training._schedule import CurveArguments, Evaluation, LearningCurve, sampler_figures
 from hpo_mab.training._tally import ExampleTally
+
+#: Tensors of the last pulls of bandits, as long as the stack's first sampler needs. A bandit uses
+#: as many from their beginning as it remembers.
+_RINGS = {"bandits.window_arms", "bandits.window_rewards"}
 
 
 @dataclasses.dataclass
@@ -202,7 +207,7 @@ class StackedTrainer:
             raise ArgumentError(
                 f"sampler must draw batches of {self.batch_size}, got {sampler.batch_size}."
             )
-        check_examples(sampler, len(self._batches.data))
+        check_index_range(sampler, len(self._batches.data))
         planned = LearningCurve.of("StackedTrainer.start", steps=steps, **curve)
         self._optimizer.begin(slot, **(optimizer or {}))
         self._networks.begin(slot, model)
@@ -217,7 +222,8 @@ class StackedTrainer:
         peak = float(self._optimizer.knobs["lr"][slot])
         each = _Slot(curve=planned, peak=peak, sampler=None if own else sampler)
         if state is not None:
-            self._resume(slot, each, state)
+            window = window_of(sampler) if isinstance(sampler, MABSampler) else 0
+            self._resume(slot, each, state, window=window)
         self.evaluation_seconds[slot] = 0.0
         self._running[slot] = each
 
@@ -293,16 +299,19 @@ class StackedTrainer:
                 self.stop(slot)
         return found
 
-    def _resume(self, slot: int, each: _Slot, state: Mapping[str, Any]) -> None:
+    def _resume(self, slot: int, each: _Slot, state: Mapping[str, Any], *, window: int) -> None:
         points = each.curve.stored(state["points"])
-        tensors = self._tensors(bandits=each.sampler is None)
-        found = {name: tensor.shape for name, tensor in state["tensors"].items()}
-        if found != {name: tensor.shape[1:] for name, tensor in tensors.items()}:
+        bandits = each.sampler is None
+        tensors = {name: held[slot] for name, held in self._tensors(bandits=bandits).items()}
+        saved = dict(state["tensors"])
+        for name in _RINGS & saved.keys() & tensors.keys():
+            tensors[name], saved[name] = tensors[name][:, :window], saved[name][:, :window]
+        if {n: t.shape for n, t in saved.items()} != {n: t.shape for n, t in tensors.items()}:
             raise ArgumentError("the state is of a training on a stack of other networks.")
         if each.sampler is not None:
             each.sampler.load_state_dict(state["sampler"])
         for name, tensor in tensors.items():
-            tensor[slot] = state["tensors"][name].to(tensor.device)
+            tensor.copy_(saved[name])
         each.curve.points.extend(points)
         each.done = each.read = points[-1].steps
         each.seconds = points[-1].seconds

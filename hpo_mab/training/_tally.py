@@ -115,7 +115,7 @@ class ExampleTally:
         torch.cat(outputs, out=self._step)
 
     def count(self) -> None:
-        """Count a step whose outputs were kept; adds up when there is no memory for another."""
+        """Count a step whose outputs were kept; adds up when all rows are full."""
         if self._step is None or self._kept is None:
             return
         self._kept[self._steps].copy_(self._step)

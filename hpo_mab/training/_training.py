@@ -28,7 +28,7 @@ from hpo_mab.training._batches import (
 )
 from hpo_mab.training._device import (
     WeightAverage,
-    check_examples,
+    check_index_range,
     check_precision,
     choose_capture,
     logits_of,
@@ -51,8 +51,8 @@ class Training(Iterator[Evaluation]):
     per-example losses that are trained on, label smoothing included.
 
     Evaluations before the last use the averaged weights, which predict the end of a training better
-    than the trained weights. The last evaluates the trained weights if the learning
-    rate has decayed, else the averaged ones.
+    than the trained weights. The last evaluates the trained weights if the learning rate has
+    decayed, else the averaged ones.
 
     After an evaluation `state_dict` is the whole state. A training with the same arguments, or with
     more ``budgets``, that loads it first yields the earlier evaluations again, then continues. On a
@@ -80,8 +80,8 @@ class Training(Iterator[Evaluation]):
             either. About a third faster on CPUs, and for bfloat16 on GPUs.
         compile: Whether to compile the training step's forward pass by ``torch.compile``.
         graph: Whether to take steps by `DeviceStep`, which on CUDA replays them from a graph; only
-            with `DeviceBatches`. The sampler's own seconds are then part of the step's. None:
-            where a graph can be captured, see `loop_reason`.
+            with `DeviceBatches`. A graph that holds a capturable sampler reports no seconds of it.
+            None: where a graph can be captured, see `loop_reason`.
         examples: Adds up each example's visits; None adds nothing up.
         clock: Returns seconds.
 
@@ -135,7 +135,7 @@ class Training(Iterator[Evaluation]):
         check_precision(precision)
         require_trainable(model)
         if isinstance(batches, DeviceBatches):
-            check_examples(sampler, len(batches.data))
+            check_index_range(sampler, len(batches.data))
         self._curve = LearningCurve.of("Training", steps=steps, **curve)
         self._graph, self._loop_reason = choose_capture(graph, batches, sampler, optimizer)
         self.model = model
@@ -339,13 +339,14 @@ class Training(Iterator[Evaluation]):
         self.evaluation_seconds += self._clock() - start
         if not math.isfinite(loss):
             raise TrainingDiverged(step, f"the validation loss is {loss}")
+        in_graph = self._device_step is not None and self._device_step.draws_in_graph
         return Evaluation(
             index=len(self._curve.points) + 1,
             steps=step,
             examples=step * self.sampler.batch_size,
             seconds=seconds,
-            # Of captured steps only the capture was timed.
-            sampler_seconds=0.0 if self.captured else self._timed.seconds,
+            # Of a graph that draws only the capture was timed.
+            sampler_seconds=0.0 if in_graph else self._timed.seconds,
             accuracy=accuracy,
             loss=loss,
             train_loss=train_loss,

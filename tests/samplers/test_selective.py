@@ -86,6 +86,11 @@ def test_full_passes_at_the_end_of_the_budget() -> None:
     assert _pass_sums(sampler, 3).tolist() == [[1.0] * 10] * 3
 
 
+def test_nothing_is_skipped_where_delta_is_0() -> None:
+    sampler = InfoBatchSampler(torch.zeros(10), batch_size=1, delta=0.0)
+    assert _pass_sums(sampler, 3).tolist() == [[1.0] * 10] * 3
+
+
 @pytest.mark.parametrize(("name", "value"), [("ratio", 1.0), ("ratio", -0.1), ("delta", 1.5)])
 def test_infobatch_refuses_knobs_outside_their_bounds(name: str, value: float) -> None:
     with pytest.raises(ValueError, match=rf"{name} must be .*, got {value}"):

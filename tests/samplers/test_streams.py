@@ -15,7 +15,6 @@ from hpo_mab.samplers._streams import (
     accumulate,
     choose_with_replacement,
     choose_without_replacement,
-    concentration,
     gradient_bound,
     make_generator,
     make_table,
@@ -113,13 +112,6 @@ def test_accumulate_adds_each_time() -> None:
     table = _table(1.0)
     accumulate(table, POSITIONS, torch.tensor([5.0, 1.0, 4.0, math.inf]), keep=KEEP)
     assert table[:4].tolist() == [2.0, 1.0, 10.0, 1.0]
-
-
-def test_concentration_of_even_and_uneven_draws() -> None:
-    assert abs(concentration(torch.full((50,), 3)) - 0.1) < 1e-6
-    counts = torch.ones(20, dtype=torch.int64)
-    counts[7] = 41
-    assert abs(concentration(counts) - 42 / 60) < 1e-6
 
 
 WEIGHTS = torch.tensor([0.5, 3.0, 0.1, 1.4, 2.0])

@@ -201,16 +201,21 @@ def test_the_recorded_table_of_signals_follows_from_its_rows(signals: ModuleType
                 assert tau.value == pytest.approx(known, abs=6e-4)
 
 
+def _text() -> str:
+    """All pages of the study."""
+    return "\n".join(page.read_text(encoding="utf-8") for page in sorted(RUNGS.glob("*.md")))
+
+
 def test_the_tables_of_signals_follow_from_the_record(signals: ModuleType) -> None:
     document = json.loads((RUNGS / "signals.json").read_text(encoding="utf-8"))
-    text = (RUNGS / "README.md").read_text(encoding="utf-8")
+    text = _text()
     assert signals.ranking_table(document) in text
     assert signals.replay_table(document) in text
 
 
 def test_the_table_of_schedules_follows_from_the_record() -> None:
     sets = json.loads((RUNGS / "tables.json").read_text(encoding="utf-8"))["sets"]
-    text = (RUNGS / "README.md").read_text(encoding="utf-8")
+    text = _text()
     titles = {"fashion_mnist": "Fashion-MNIST", "cifar10": "CIFAR-10", "digits": "digits"}
     titles |= {f"cifar10_{n}epochs": f"CIFAR-10, {n} epochs" for n in (8, 30)}
     for name, title in titles.items():
@@ -226,7 +231,7 @@ def test_the_table_of_schedules_follows_from_the_record() -> None:
 
 
 def test_the_figures_of_a_constant_rate_follow_from_the_records() -> None:
-    text = " ".join((RUNGS / "README.md").read_text(encoding="utf-8").split())
+    text = " ".join(_text().split())
     arms = [f"{sampler}_{pruner}" for sampler in ("uniform", "mab") for pruner in PRUNERS]
     found = []
     for name in ("cifar10", "digits", "fashion_mnist"):
@@ -245,7 +250,7 @@ def test_the_figures_of_a_constant_rate_follow_from_the_records() -> None:
 
 
 def test_the_best_configurations_of_both_schedules_follow_from_the_records() -> None:
-    text = " ".join((RUNGS / "README.md").read_text(encoding="utf-8").split())
+    text = " ".join(_text().split())
     said = []
     for name in ("cifar10", "cifar10_8epochs", "cifar10_30epochs"):
         record = json.loads((RUNGS / f"{name}.json").read_text(encoding="utf-8"))
@@ -281,7 +286,7 @@ def test_rungs_move_earlier_where_an_eighth_ranks_trials(tables: ModuleType) -> 
 
 
 def test_the_table_of_earlier_rungs_follows_from_the_record() -> None:
-    text = (RUNGS / "README.md").read_text(encoding="utf-8")
+    text = _text()
     sets = json.loads((RUNGS / "tables.json").read_text(encoding="utf-8"))["sets"]
     names = ("fashion_mnist", "cifar10", "digits", "cifar10_8epochs", "cifar10_30epochs")
     checked = 0
@@ -308,7 +313,7 @@ def _earlier_cell(row: dict[str, Any]) -> str:
 )
 def test_the_tables_of_longer_trials_follow_from_the_records(load: Load, name: str) -> None:
     longer = load("rungs/longer")
-    text = (RUNGS / "README.md").read_text(encoding="utf-8")
+    text = _text()
     record = json.loads((RUNGS / f"longer-{name}.json").read_text(encoding="utf-8"))
     assert longer.table(record) in text
     # Every study spent its budget of 20 trials, and at most one trial more.

@@ -172,7 +172,7 @@ def test_a_loader_has_no_device_step(splits: ImageSplits) -> None:
 
 def test_weights_that_follow_from_losses_have_no_device_step(splits: ImageSplits) -> None:
     parts = _Parts(splits, "cpu", kind="selective_backprop")
-    with pytest.raises(ArgumentError, match="weights do not follow from the batch's losses"):
+    with pytest.raises(ArgumentError, match="weighs a batch by its own losses"):
         parts.train(graph=True)
 
 
@@ -268,6 +268,43 @@ def test_a_difference_is_reported_with_step_and_tensor(splits: ImageSplits) -> N
     assert found == "step 3: weights 1.weight: 3 of 1024 differ, by up to 0.01"
     wrong[2] = {**twin[2], "losses": twin[2]["losses"] * torch.nan}
     assert "losses: 32 of 32 differ, by up to nan" in str(_first_difference(one, wrong))
+
+
+@pytest.mark.cuda
+@CUDA
+@pytest.mark.parametrize(("kind", "counted"), [("psgd", True), ("mab", False)])
+def test_seconds_of_samplers_outside_of_the_graph_are_kept(
+    splits: ImageSplits, kind: str, counted: bool
+) -> None:
+    parts = _Parts(splits, "cuda", kind=kind)
+    validation = DeviceSweep(splits.to("cuda").validation, normalization=parts.normalization)
+    run = training.Training(
+        parts.model,
+        batches=parts.batches,
+        validation=validation,
+        sampler=parts.sampler,
+        optimizer=parts.optimizer,
+        steps=12,
+    )
+    *_, last = run
+    assert run.captured
+    assert (last.sampler_seconds > 0) is counted
+
+
+@pytest.mark.cuda
+@CUDA
+def test_bandits_on_the_cpu_draw_outside_of_the_graph(splits: ImageSplits) -> None:
+    parts = _Parts(splits, "cuda", kind="uniform")
+    parts.sampler = samplers.create(
+        "mab", splits.train.labels, batch_size=32, discount=0.99, device="cpu"
+    )
+    assert parts.sampler.capturable
+    step = parts.step()
+    for number in range(1, 8):
+        step(step=number)
+    assert step.captured
+    assert not step.draws_in_graph
+    assert bool(_flat(parts.model).isfinite().all())
 
 
 @pytest.mark.cuda

@@ -335,6 +335,39 @@ def test_bandits_continue_with_their_counts(splits: ImageSplits) -> None:
     assert [point.index for point in _finish(second)[2]] == [2, 3, 4]
 
 
+@pytest.mark.parametrize(("before", "after"), [(40, 90), (90, 40)])
+def test_bandits_continue_on_a_stack_whose_first_one_remembers_more_or_less(
+    splits: ImageSplits, before: int, after: int
+) -> None:
+    task = _Task(splits)
+    options: dict[str, Any] = {"steps": 60, "evaluations": 3}
+    own = {"sampler": task.sampler("mab", 5, memory=30), **options}
+    first, second = task.stack(2), task.stack(2, seed=1)
+    first.start(1, task.network(9), sampler=task.sampler("mab", 9, memory=before), **options)
+    first.start(0, task.network(5), **own)
+    first.advance()
+    first.advance()
+    state = _saved(first.state_dict(0))
+    second.start(1, task.network(9), sampler=task.sampler("mab", 9, memory=after), **options)
+    second.start(0, task.network(5), state=state, **own)
+    held, taken = (stack._draws.engine for stack in (first, second))
+    assert held is not None
+    assert taken is not None
+    for name, tensor in taken.rows().items():
+        mine, saved = tensor[0], held.rows()[name][0]
+        if name.startswith("window"):
+            assert mine.shape != saved.shape
+            mine, saved = mine[:, :30], saved[:, :30]
+        assert torch.equal(mine, saved), name
+    assert [point.index for point in _finish(second)[0]] == [3]
+    # A bandit that remembers more has lost pulls.
+    short = {**state["tensors"]}
+    for name in ("bandits.window_arms", "bandits.window_rewards"):
+        short[name] = short[name][:, :29]
+    with pytest.raises(ArgumentError, match="other networks"):
+        task.stack(1).start(0, task.network(5), state={**state, "tensors": short}, **own)
+
+
 def test_a_state_that_does_not_fit_is_refused(splits: ImageSplits) -> None:
     task = _Task(splits)
     stack = task.stack(2)
