@@ -28,10 +28,8 @@ __getattr__, __dir__ = lazy_names(
     __name__,
     {
         "AdvantagePruner": ".pruners",
+        "MABSampler UniformSampler": ".samplers",
+        "TrainingObjective TrialReporter": ".search",
         "Budget": ".training",
-        "MABSampler": ".samplers",
-        "TrainingObjective": ".search",
-        "TrialReporter": ".search",
-        "UniformSampler": ".samplers",
     },
 )

@@ -319,13 +319,14 @@ def lazy_names(
 
     Args:
         package: Its ``__name__``.
-        modules: The module that holds each name, absolute or relative: ``"._schedule"``.
+        modules: By names, separated by spaces: the module that holds them, absolute or relative.
     """
+    module_of = {name: module for names, module in modules.items() for name in names.split()}
 
     def load(name: str) -> Any:
-        if name not in modules:
+        if name not in module_of:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        value = getattr(importlib.import_module(modules[name], package), name)
+        value = getattr(importlib.import_module(module_of[name], package), name)
         # The next access finds the attribute and does not call this function.
         setattr(sys.modules[package], name, value)
         return value

@@ -69,11 +69,7 @@ __all__ = [
 __getattr__, __dir__ = lazy_names(
     __name__,
     {
-        "ComparisonRuns": "._runner",
-        "arms_of": "._runner",
-        "evidence_of": "._stored",
-        "retrain": "._runner",
-        "run_comparison": "._runner",
-        "stored_comparison": "._stored",
+        "ComparisonRuns arms_of retrain run_comparison": "._runner",
+        "evidence_of stored_comparison": "._stored",
     },
 )
