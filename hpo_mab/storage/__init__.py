@@ -76,7 +76,8 @@ __getattr__, __dir__ = lazy_names(
         "ExampleStore ExampleWriter FIRST_TRIALS": "._examples",
         "STORAGE_ERRORS Storage files_folder retry_callback": "._open",
         "heartbeat hold is_gone is_held is_here release this_process": "._process",
-        "Definition MissingCurvesWarning StudyRun TrialRun open_study read_run study_names": "._runs",
+        "Definition MissingCurvesWarning StudyRun TrialRun": "._runs",
+        "open_study read_run study_names": "._runs",
         "RETRIES": "hpo_mab._plan",
     },
 )
