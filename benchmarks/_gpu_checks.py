@@ -46,10 +46,14 @@ def checks(place: Place) -> Iterator[Row]:
     yield _verdict("step, mab: no wait once captured", lambda: _step_waits(place))
 
 
+#: What the tests import or are run with.
+_NEEDED = ("hypothesis", "optuna", "pytest", "pytest_timeout", "xdist")
+
+
 def tests(place: Place) -> Iterator[Row]:
     """The tests for CUDA, by their marker or their name."""
     root, name = Path(__file__).parent.parent, "pytest -k cuda"
-    missing = [need for need in ("hypothesis", "optuna", "pytest") if not find_spec(need)]
+    missing = [need for need in _NEEDED if not find_spec(need)]
     if missing:
         yield Row(name, f"not run: {', '.join(missing)} not installed", met=False)
         return

@@ -4,8 +4,8 @@
 
 One CPU thread, CPU seconds, medians. Examples and bandits: time of draw, update and set-up of the
 samplers, and their memory. Trials: time of Optuna's `ask`, `suggest`, `report`, `should_prune` and
-`tell` for one trial, by the number of finished ones. The study is in memory, with the search
-algorithm and the pruner of a definition; ``storage_load.py`` has the cost of a database.
+`tell` for one trial, by the number of finished ones. The study is in memory and has
+TPE as in a definition and a median pruner; ``storage_load.py`` has the cost of a database.
 """
 
 from __future__ import annotations

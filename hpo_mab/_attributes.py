@@ -53,10 +53,10 @@ PRUNED_KEY = "hpo_mab:pruned_because"
 #: Whether it was interrupted, or lost its worker. It is then tried again.
 INTERRUPTED_KEY = "hpo_mab:interrupted"
 LOST_KEY = "hpo_mab:lost"
-#: Number of a trial's learning curve, a system attribute, see `hpo_mab.storage.CurveStore`.
-CURVE_KEY = "hpo_mab:curve"
 
 # System attributes of a trial.
+#: Number of its learning curve, see `hpo_mab.storage.CurveStore`.
+CURVE_KEY = "hpo_mab:curve"
 #: Name of the process that trains it, see `hpo_mab.storage.this_process`.
 WORKER_KEY = "hpo_mab:worker"
 #: Optuna's own: number of the failed trial that it tries again.

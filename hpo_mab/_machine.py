@@ -61,6 +61,9 @@ _PACKAGES = (
 
 def environment() -> dict[str, Any]:
     """Versions and hardware as JSON values; no names of hosts or users, no paths."""
+    import torch
+
+    gpus = range(torch.cuda.device_count() if torch.cuda.is_available() else 0)
     return {
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in _PACKAGES},
@@ -68,8 +71,8 @@ def environment() -> dict[str, Any]:
         "machine": platform.machine(),
         "cpu": _cpu_name(),
         "cpu_cores": os.cpu_count(),
-        "cpu_threads": _threads(),
-        "gpus": _gpus(),
+        "cpu_threads": torch.get_num_threads(),
+        "gpus": [torch.cuda.get_device_name(index) for index in gpus],
     }
 
 
@@ -87,18 +90,3 @@ def _cpu_name() -> str:
         return platform.processor()
     names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     return next(names, platform.processor())
-
-
-def _threads() -> int:
-    """CPU threads of this process's arithmetic."""
-    import torch
-
-    return torch.get_num_threads()
-
-
-def _gpus() -> list[str]:
-    import torch
-
-    if not torch.cuda.is_available():
-        return []
-    return [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]

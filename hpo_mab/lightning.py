@@ -13,6 +13,7 @@ from torch import Tensor
 from hpo_mab._errors import ArgumentError
 from hpo_mab.samplers import BatchSampler
 from hpo_mab.search import TrialReporter
+from hpo_mab.search._reporter import tensors_of
 from hpo_mab.storage import CurveStore
 from hpo_mab.training import DEFAULT_AVERAGE, WeightAverage
 from hpo_mab.training._schedule import check_window
@@ -171,7 +172,7 @@ class TrialCallback(lightning.Callback):
 
 def _exchange(module: lightning.LightningModule, new: dict[str, Tensor]) -> dict[str, Tensor]:
     """Give a module other values of its parameters and buffers; returns those it had."""
-    own = dict(module.named_parameters()) | dict(module.named_buffers())
+    own = tensors_of(module)
     before = {name: own[name].data for name in new}
     for name, tensor in new.items():
         own[name].data = tensor.detach()

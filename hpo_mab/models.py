@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from hpo_mab._errors import ArgumentError, UnknownNameError, plain_arguments
+from hpo_mab._errors import ArgumentError, UnknownNameError, plain_arguments, require
 from hpo_mab._registry import Named, Registry
 
 __all__ = ["MLP", "SmallCNN", "available", "create", "options", "resnet18"]
@@ -53,18 +53,20 @@ class MLP(nn.Sequential):
         depth: int = 2,
         dropout: float = 0.0,
     ) -> None:
-        if width < 1:
-            raise ArgumentError(f"width must be at least 1, got {width}.")
-        if depth < 0:
-            raise ArgumentError(f"depth must be at least 0, got {depth}.")
-        if not 0.0 <= dropout < 1.0:
-            raise ArgumentError(f"dropout must be in [0, 1), got {dropout}.")
+        require(width >= 1, "width", "at least 1", width)
+        require(depth >= 0, "depth", "at least 0", depth)
+        require(0.0 <= dropout < 1.0, "dropout", "in [0, 1)", dropout)
         features = in_channels * image_size[0] * image_size[1]
         layers: list[nn.Module] = [nn.Flatten()]
         for _ in range(depth):
             layers += [nn.Linear(features, width), nn.ReLU(), nn.Dropout(dropout)]
             features = width
         super().__init__(*layers, nn.Linear(features, num_classes))
+
+
+def _check_image(image_size: tuple[int, int], dropout: float) -> None:
+    require(min(image_size) >= 4, "image_size", "at least 4 pixels", list(image_size))
+    require(0.0 <= dropout < 1.0, "dropout", "in [0, 1)", dropout)
 
 
 _BLOCKS = 3
@@ -103,12 +105,8 @@ class SmallCNN(nn.Sequential):
         width: int = 12,
         dropout: float = 0.0,
     ) -> None:
-        if min(image_size) < 4:
-            raise ArgumentError(f"image_size must be at least 4 pixels, got {list(image_size)}.")
-        if width < 1:
-            raise ArgumentError(f"width must be at least 1, got {width}.")
-        if not 0.0 <= dropout < 1.0:
-            raise ArgumentError(f"dropout must be in [0, 1), got {dropout}.")
+        _check_image(image_size, dropout)
+        require(width >= 1, "width", "at least 1", width)
         height, breadth = image_size
         layers: OrderedDict[str, nn.Module] = OrderedDict()
         channels = in_channels
@@ -161,10 +159,7 @@ def resnet18(
     # Here, not at the top: torchvision is slow to import and no other network needs it.
     from torchvision import models
 
-    if min(image_size) < 4:
-        raise ArgumentError(f"image_size must be at least 4 pixels, got {list(image_size)}.")
-    if not 0.0 <= dropout < 1.0:
-        raise ArgumentError(f"dropout must be in [0, 1), got {dropout}.")
+    _check_image(image_size, dropout)
     model: nn.Module = models.resnet18(num_classes=num_classes)
     if min(image_size) >= _LARGE:
         model.conv1 = nn.Conv2d(in_channels, 64, 7, stride=2, padding=3, bias=False)
@@ -332,8 +327,7 @@ def create(
         ArgumentError: An argument outside its bound.
     """
     NETWORKS.check(name, {knob: [value] for knob, value in knobs.items()}, section="model")
-    if in_channels < 1:
-        raise ArgumentError(f"in_channels must be at least 1, got {in_channels}.")
+    require(in_channels >= 1, "in_channels", "at least 1", in_channels)
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
     make = network_maker(name, input_shape=(in_channels, *size), num_classes=num_classes)
     return make(**knobs)
@@ -355,8 +349,7 @@ def network_maker(
         ArgumentError: An argument outside its bound, or inputs of another shape for a network of
             this package.
     """
-    if num_classes < 2:
-        raise ArgumentError(f"num_classes must be at least 2, got {num_classes}.")
+    require(num_classes >= 2, "num_classes", "at least 2", num_classes)
     given: dict[str, Any] = {"input_shape": input_shape, "num_classes": num_classes}
     if len(input_shape) in (1, 3):
         given |= {"in_channels": input_shape[0], "image_size": (*input_shape[1:], 1, 1)[:2]}

@@ -1,4 +1,4 @@
-"""Helpers of several studies: the search space, random configurations, pictures for READMEs."""
+"""Helpers of several studies: search space, configurations, records, pictures for READMEs."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 # Each process of a peer imports this file within its time: what is large is imported on use.
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import numpy as np
     import plotly.graph_objects as go
 
@@ -36,6 +38,13 @@ SPACE: Mapping[str, Range] = {
     "weight_decay": Range(low=1e-6, high=1e-2, log=True),
     "label_smoothing": Range(low=0.0, high=0.2),
 }
+
+
+def write(path: Path, text: str) -> None:
+    """Write a record in one step: a script that is killed leaves the earlier one."""
+    part = path.with_suffix(".part")
+    part.write_text(text, encoding="utf-8")
+    part.replace(path)
 
 
 def configurations(count: int, *, seed: int) -> list[dict[str, float]]:

@@ -14,7 +14,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from hpo_mab._errors import ArgumentError
+from hpo_mab._errors import ArgumentError, require
 from hpo_mab.advantage._pairs import PairedCurves, interpolate
 
 
@@ -156,10 +156,8 @@ def mean_limits(
 
 def check_resampling(*, confidence: float, resamples: int) -> None:
     """Raise `ArgumentError` for a confidence outside (0, 1) or fewer than 100 resamples."""
-    if not 0.0 < confidence < 1.0:
-        raise ArgumentError(f"confidence must be in (0, 1), got {confidence}.")
-    if resamples < 100:
-        raise ArgumentError(f"resamples must be at least 100, got {resamples}.")
+    require(0.0 < confidence < 1.0, "confidence", "in (0, 1)", confidence)
+    require(resamples >= 100, "resamples", "at least 100", resamples)
 
 
 @functools.lru_cache(maxsize=16)

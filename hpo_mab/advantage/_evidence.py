@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from hpo_mab._errors import ArgumentError
+from hpo_mab._errors import ArgumentError, require
 from hpo_mab.advantage._advantage import Estimate, acceleration, advantage, equivalent_budget
 from hpo_mab.advantage._fidelity import compare_fidelity
 from hpo_mab.advantage._pairs import PairedCurves
@@ -272,8 +272,7 @@ def measure_evidence(
         raise ArgumentError(
             f"evidence needs at least {FEWEST_PAIRS} pairs, got {pairs.ended} that have ended."
         )
-    if not 0.0 <= margin <= 1.0:
-        raise ArgumentError(f"margin must be in [0, 1], got {margin}.")
+    require(0.0 <= margin <= 1.0, "margin", "in [0, 1]", margin)
     relative = dataclasses.replace(pairs, budgets=pairs.budgets / pairs.budgets[-1])
     ahead = advantage(relative, confidence=confidence, resamples=resamples, seed=seed)
     faster = acceleration(relative, confidence=confidence, resamples=resamples, seed=seed)

@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from hpo_mab._errors import ArgumentError
+from hpo_mab._errors import ArgumentError, require
 from hpo_mab.advantage._advantage import Estimate, check_resampling
 
 Floats = NDArray[np.float64]
@@ -286,8 +286,7 @@ def _are_equal(one: tuple[Floats, Floats], other: tuple[Floats, Floats]) -> bool
 
 
 def _statistic_function(statistic: Statistic, *, k: int, size: int) -> _Function:
-    if k < 1:
-        raise ArgumentError(f"k must be at least 1, got {k}.")
+    require(k >= 1, "k", "at least 1", k)
     functions: dict[str, _Function] = {
         "kendall": kendall_tau,
         "spearman": spearman_rho,

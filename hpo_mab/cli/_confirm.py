@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hpo_mab.cli import _options as opt
-from hpo_mab.cli._options import command_line, is_given
+from hpo_mab.cli._options import command_line
 
 if TYPE_CHECKING:
     from hpo_mab.search import Candidate, Confirmation
@@ -65,8 +65,7 @@ def confirm(
         from hpo_mab.cli._study import replay
 
         _print(found)
-        # A URL with a password must not be shown.
-        shown = {"storage": store.shown_url} if is_given(context, "storage") else {}
+        shown = opt.shown_storage(context, store)
         best = found.repeated[0].trial.number
         replayed = f"{command_line(context, replay, shown)} {best} --save best.pt"
         print_next([(replayed, "train that trial again, keep its network")])

@@ -140,7 +140,7 @@ def _example_cells(one: Example) -> tuple[str, ...]:
     return (
         str(one.index),
         one.label,
-        one.preferred,
+        one.predicted,
         f"{one.score:.3f}",
         str(one.visits),
         one.file,
@@ -168,10 +168,10 @@ def _examples_csv(found: StudyExamples) -> str:
     place = {int(row): place for place, row in enumerate(found.record.examples)}
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
-    rows.writerow(("index", "label", "preferred", *RANKINGS, "visits", "file"))
+    rows.writerow(("index", "label", "predicted", *RANKINGS, "visits", "file"))
     for one in everything:
         values = (f"{scores[ranking][place[one.row]]:.6g}" for ranking in RANKINGS)
-        rows.writerow((one.index, one.label, one.preferred, *values, one.visits, one.file))
+        rows.writerow((one.index, one.label, one.predicted, *values, one.visits, one.file))
     return text.getvalue()
 
 
@@ -203,7 +203,7 @@ def _examples_page(found: StudyExamples, lists: dict[str, list[Example]]) -> str
 
 
 def _figure_html(found: StudyExamples, one: Example) -> str:
-    predicted = f"predicted {one.preferred}" if one.preferred else ""
+    predicted = f"predicted {one.predicted}" if one.predicted else ""
     score, index = f"score {one.score:.3f}", str(one.index)
     lines = (f"label {one.label}", predicted, score, index, one.file)
     caption = "<br>".join(html.escape(line) for line in lines if line)

@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from hpo_mab._errors import ArgumentError
+from hpo_mab._errors import ArgumentError, require
 from hpo_mab.storage import DEFAULT_URL
 
 if TYPE_CHECKING:
     from hpo_mab.search import StudySpec
+    from hpo_mab.storage import Storage
 
 
 def definitions() -> list[str]:
@@ -275,39 +276,26 @@ def load(
     return load_spec(spec, {**(named or {}), **dict(map(_assignment, assignments or []))})
 
 
+def shown_storage(context: typer.Context, store: Storage) -> dict[str, str]:
+    """``--storage`` of a printed command, if it was given: a URL without its password."""
+    return {"storage": store.shown_url} if is_given(context, "storage") else {}
+
+
 def storages(given: Sequence[str] | None) -> list[str]:
     """The storages of a command that reads several; without any, that of the environment."""
     return list(given or filter(None, [os.environ.get("HPO_MAB_STORAGE")]))
 
 
-def worker_count(text: str) -> int | None:
-    """The number of workers; None for ``auto``.
+def count(option: str, text: str) -> int | None:
+    """The number that an option has; None for ``auto``.
 
     Raises:
         ArgumentError: Neither.
     """
-    return _count("--workers", text)
-
-
-def _count(option: str, text: str) -> int | None:
     try:
         return None if text == "auto" else int(text)
     except ValueError:
         raise ArgumentError(f"{option} must be a number or 'auto', got '{text}'.") from None
-
-
-def worker_options(context: typer.Context) -> dict[str, Any]:
-    """Arguments of `hpo_mab.cli._run.launcher` on a command line.
-
-    Raises:
-        ArgumentError: ``--workers`` is neither a number nor ``auto``.
-    """
-    given = context.params
-    return {
-        "workers": worker_count(given["workers"]),
-        "ray": given["ray"],
-        "gpus_per_worker": given["gpus_per_worker"],
-    }
 
 
 def slot_count(text: str) -> int | Literal["auto"]:
@@ -316,10 +304,11 @@ def slot_count(text: str) -> int | Literal["auto"]:
     Raises:
         ArgumentError: Neither, or less than 1.
     """
-    count = _count("--slots", text)
-    if count is not None and count < 1:
-        raise ArgumentError(f"--slots must be at least 1, got {count}.")
-    return "auto" if count is None else count
+    slots = count("--slots", text)
+    if slots is None:
+        return "auto"
+    require(slots >= 1, "--slots", "at least 1", slots)
+    return slots
 
 
 def silence_optuna() -> None:
@@ -425,14 +414,21 @@ def _is_database(path: Path) -> bool:
     return False
 
 
-def refuse_unwritable(*paths: Path | None) -> None:
+def refuse_unwritable(*paths: Path | None, read: Sequence[str] = ()) -> None:
     """Refuse, before anything runs, files that cannot be written at its end.
 
+    Args:
+        *paths: Files to write.
+        read: Records or studies that are read.
+
     Raises:
-        ArgumentError: A path is a folder, a read-only file or a database, or its folder does not
-            exist or is not writable.
+        ArgumentError: A path is a folder, a read-only file, a database or a record that is read, or
+            its folder does not exist or is not writable.
     """
+    records = [Path(name) for name in read if name.endswith(".json") and Path(name).is_file()]
     for path in filter(None, paths):
+        if path.is_file() and any(map(path.samefile, records)):
+            raise ArgumentError(f"{path} is the record that is read; give another file.")
         if path.is_dir():
             raise ArgumentError(f"{path} is a folder; give a file to write.")
         if path.exists() and not os.access(path, os.W_OK):

@@ -88,8 +88,8 @@ class StudyProgress:
         plan = Plan(trials := study.get_trials(deepcopy=False))
         done = plan.finished
         if self._done_before is None:
-            # This trial is the first that ends in this process.
-            self._done_before = done - 1
+            # This trial is the first that ends in this process; one that failed is not counted.
+            self._done_before = done - Plan([trial]).finished
         self._state = self._describe(study, trials, plan)
         self._last_end = time.monotonic()
         self._ended = {each.number for each in trials if each.state.is_finished()}
@@ -193,7 +193,7 @@ class StudyProgress:
 
 
 class _DataLines(logging.Handler):
-    """Collects the log lines about loaded data sets, and shows each once."""
+    """Collects the log lines about loaded data sets, and shows each once; warnings at once."""
 
     def __init__(self) -> None:
         super().__init__(logging.INFO)
@@ -202,7 +202,11 @@ class _DataLines(logging.Handler):
         self._shown: set[str] = set()
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._waiting.append(record.getMessage())
+        if record.levelno >= logging.WARNING:
+            # The progress of a data set that is slow to read.
+            self._console.print(record.getMessage(), soft_wrap=True)
+        else:
+            self._waiting.append(record.getMessage())
 
     def show(self) -> None:
         for line in self._waiting:

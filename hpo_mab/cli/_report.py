@@ -67,7 +67,8 @@ def report(
     from hpo_mab.compare import report_html
 
     opt.silence_optuna()
-    opt.refuse_unwritable(output, record)
+    opt.refuse_unwritable(output, read=studies)
+    opt.refuse_unwritable(record)
     runs, summary, environment, text = _read_comparison(studies, opt.storages(storage), reference)
     if record is not None:
         opt.write_file(record, text)
@@ -146,7 +147,7 @@ def evidence(
     ```
     """
     opt.silence_optuna()
-    opt.refuse_unwritable(output)
+    opt.refuse_unwritable(output, read=studies)
     found = _evidence(studies, opt.storages(storage), arm=arm, reference=reference, margin=margin)
     text = json.dumps(found.to_json())
     opt.write_file(output, text + "\n")
@@ -239,17 +240,19 @@ def studies(
     hpo-mab studies digits-mab-seed0 --trial 12
     ```
     """
-    import optuna
-    from rich.table import Table
-
-    if study is None and trial is not None:
-        raise ArgumentError(f"--trial needs the name of its study, got --trial {trial} alone.")
     if study is not None and trial is not None:
         _show_trial(storage, study, trial, as_json=as_json)
-        return
-    if study is not None:
+    elif study is not None:
         _show_trials(storage, study, as_json=as_json)
-        return
+    elif trial is not None:
+        raise ArgumentError(f"--trial needs the name of its study, got --trial {trial} alone.")
+    else:
+        _show_studies(storage, as_json=as_json)
+
+
+def _show_studies(storage: str, *, as_json: bool) -> None:
+    import optuna
+    from rich.table import Table
 
     from hpo_mab._plan import Plan
     from hpo_mab.cli._output import console

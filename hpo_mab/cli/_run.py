@@ -14,7 +14,7 @@ import typer
 from hpo_mab._errors import ArgumentError, HpoMabError, StorageError
 from hpo_mab.cli import _options as opt
 from hpo_mab.cli._confirm import confirm
-from hpo_mab.cli._options import command_line, is_given
+from hpo_mab.cli._options import command_line
 from hpo_mab.cli._report import PORT, dashboard
 
 if TYPE_CHECKING:
@@ -137,7 +137,14 @@ def run(
     silent = quiet or as_json
     opt.silence_optuna()
     store = Storage(storage)
-    launch = launcher(loaded, store, **opt.worker_options(context), quiet=silent)
+    launch = launcher(
+        loaded,
+        store,
+        workers=opt.count("--workers", workers),
+        ray=ray,
+        gpus_per_worker=gpus_per_worker,
+        quiet=silent,
+    )
     study_name = choose_name(store, loaded, arm=loaded.sampler.kind, name=name, fresh=fresh)
     # Before the data are loaded, which may take long.
     check_study(store, study_name, loaded)
@@ -152,8 +159,7 @@ def run(
     if as_json:
         typer.echo(run_json(outcome, loaded, wall_seconds=took))
     elif not quiet:
-        # A URL with a password must not be shown.
-        shown = {"storage": store.shown_url} if is_given(context, "storage") else {}
+        shown = opt.shown_storage(context, store)
         named = {"name": study_name} if name or fresh else {}
         more = {} if outcome.interrupted else _doubled_limit(outcome, loaded.budget)
         # The names of the other arms may be those of other studies.
@@ -284,10 +290,16 @@ def compare(
     opt.refuse_unwritable(record, report)
     silent = quiet or as_json
     store = Storage(storage)
-    launch = launcher(loaded, store, **opt.worker_options(context), quiet=silent)
+    launch = launcher(
+        loaded,
+        store,
+        workers=opt.count("--workers", workers),
+        ray=ray,
+        gpus_per_worker=gpus_per_worker,
+        quiet=silent,
+    )
     names = comparison_names(loaded, store, name=name, fresh=fresh)
-    # A URL with a password must not be shown.
-    shown = {"storage": store.shown_url} if is_given(context, "storage") else {}
+    shown = opt.shown_storage(context, store)
     if fresh:
         (arm, first), chosen = next(iter(names.items()))
         shown["name"] = chosen.removesuffix(f"-{arm}-seed{first}")
@@ -305,8 +317,7 @@ def compare(
             progress=progress,
             on_retrain=None if silent else _print_retraining,
         )
-    # Without a second arm there is nothing to summarise.
-    if {run.arm for run in found.runs} <= {found.reference} or found.interrupted:
+    if found.interrupted:
         continued = command_line(context, compare, shown) if fresh else "the same command"
         typer.echo(f"Interrupted. Finished trials are stored; {continued} continues.", err=True)
         raise typer.Exit(130)

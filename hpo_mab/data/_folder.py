@@ -15,7 +15,7 @@ from typing import TypeAlias
 import torch
 
 from hpo_mab import _machine
-from hpo_mab._errors import ArgumentError, DataError
+from hpo_mab._errors import DataError, check_integer
 from hpo_mab._labels import stratified_halves
 from hpo_mab.data import _images, _pictures
 from hpo_mab.data._images import ImageData
@@ -86,8 +86,8 @@ def image_folder(*, root: Path, size: int | None = None) -> _images.Decoded:
         DataError: No such folder, fewer than two classes, or a class without images. Test or
             validation classes that the training part lacks, or more images than fit into memory.
     """
-    if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 4):
-        raise ArgumentError(f"size must be an integer of at least 4 pixels, got {size!r}.")
+    if size is not None:
+        check_integer("size", size, _SMALLEST)
     layout = _find_files(root)
     key = _images.fingerprint(layout.everything, root=root, options={"size": size})
     name = f"image_folder_{size or 'auto'}"

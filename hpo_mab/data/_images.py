@@ -11,8 +11,8 @@ import dataclasses
 import hashlib
 import json
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hpo_mab._errors import ArgumentError
+from hpo_mab._errors import ArgumentError, require
 from hpo_mab._labels import class_labels
 
 
@@ -272,8 +272,7 @@ class Augmentation:
     """
 
     def __init__(self, *, pad: int = 4, flip: bool = True) -> None:
-        if pad < 0:
-            raise ArgumentError(f"pad must be at least 0 pixels, got {pad}.")
+        require(pad >= 0, "pad", "at least 0 pixels", pad)
         self.pad = pad
         self.flip = flip
 
@@ -383,7 +382,9 @@ def write(root: Path, decoded: Decoded, *, name: str, key: str) -> None:
     cache = root / CACHE_FOLDER
     with contextlib.suppress(OSError):
         cache.mkdir(exist_ok=True)
-        building = Path(tempfile.mkdtemp(prefix=f"tmp-{name}-", dir=cache))
+        # With the rights of the umask, so that other users can read the entry.
+        building = cache / f"tmp-{name}-{secrets.token_hex(8)}"
+        building.mkdir()
         try:
             _write_entry(building, decoded)
             for old in cache.glob(f"{name}-*"):

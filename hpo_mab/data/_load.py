@@ -381,13 +381,15 @@ def _loaded(name: Named, more: Mapping[str, Any], **given: Any) -> _images.Decod
 
 def _checked_parts(name: str, parts: Any) -> dict[str, Any]:
     """The parts of a data set, each of the same sort."""
-    if not isinstance(parts, Mapping) or "train" not in parts or not {*parts} <= set(_PARTS):
+    present = {}
+    if isinstance(parts, Mapping):
+        present = {part: data for part, data in parts.items() if data is not None}
+    if "train" not in present or not {*parts} <= set(_PARTS):
         found = f"the keys {', '.join(map(repr, parts))}" if isinstance(parts, Mapping) else ""
         raise ArgumentError(
             f"data set '{name}' must return a mapping with 'train' and, if it has them, "
             f"'validation' and 'test', got {found or type(parts).__name__}."
         )
-    present = {part: data for part, data in parts.items() if data is not None}
     if len({isinstance(data, ImageData) for data in present.values()}) > 1:
         kinds = ", ".join(f"{part} {type(data).__name__}" for part, data in present.items())
         raise ArgumentError(

@@ -413,7 +413,8 @@ def source_digest(splits: ImageSplits | DatasetSplits) -> str:
     """Digest of the data that were split, whatever the seed of the split.
 
     Of images: class names, numbers of training images by class, and the test part's labels and
-    pixels (a sample where they are many). Of data sets: sizes and the number of classes.
+    pixels (a sample where they are many). Of data sets: sizes, number of classes and shape of an
+    input.
     """
     if isinstance(splits, DatasetSplits):
         facts = repr((splits.sizes, splits.num_classes, splits.input_shape))

@@ -15,7 +15,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial
 
 from hpo_mab._attributes import PRUNED_KEY
-from hpo_mab._errors import ArgumentError, check_integer, plain_arguments
+from hpo_mab._errors import ArgumentError, check_integer, plain_arguments, require
 from hpo_mab.advantage import DEFAULT_MARGIN, Evidence
 from hpo_mab.advantage._evidence import EvidenceLike, read_evidence
 from hpo_mab.pruners._evidence import (
@@ -265,10 +265,8 @@ class AdvantagePruner(BasePruner):
         check_integer("refresh", refresh, 1)
         if max_resource is not None:
             check_integer("max_resource", max_resource, 1)
-        if not 0.0 <= margin <= 1.0:
-            raise ArgumentError(f"margin must be in [0, 1], got {margin}.")
-        if not 0.0 < confidence < 1.0:
-            raise ArgumentError(f"confidence must be in (0, 1), got {confidence}.")
+        require(0.0 <= margin <= 1.0, "margin", "in [0, 1]", margin)
+        require(0.0 < confidence < 1.0, "confidence", "in (0, 1)", confidence)
         if evidence is not None and reference is not None:
             raise ArgumentError("give evidence or reference, not both.")
         self._min_resource = None if min_resource == "auto" else min_resource

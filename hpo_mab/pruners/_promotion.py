@@ -16,7 +16,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from hpo_mab._attributes import PROMOTES_KEY, REASON_KEY, TWIN_KEY, trial_attributes
-from hpo_mab._errors import ArgumentError, check_integer, plain_arguments
+from hpo_mab._errors import ArgumentError, check_integer, plain_arguments, require
 from hpo_mab._plan import Attempt, Plan
 
 
@@ -56,8 +56,7 @@ class TopKPruner(BasePruner):
     @plain_arguments
     def __init__(self, *, max_resource: int, after: float = 0.25, k: int = 3) -> None:
         check_integer("max_resource", max_resource, 2)
-        if not 0 < after < 1:
-            raise ArgumentError(f"after must be in (0, 1), got {after}.")
+        require(0 < after < 1, "after", "in (0, 1)", after)
         check_integer("k", k, 1)
         self.k = int(k)
         # A third of nine may be rounded to just above 3, which must not become the 4th evaluation.

@@ -107,7 +107,7 @@ class TrialReporter:
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         require(evaluations >= 1, "evaluations", "at least 1", evaluations)
-        bound = f"at least evaluations, {evaluations},"
+        bound = f"at least evaluations, {evaluations}"
         require(budget_examples >= evaluations, "budget_examples", bound, budget_examples)
         check_window(average)
         # Its length does not matter here.
@@ -195,10 +195,10 @@ class TrialReporter:
         if self._model is None or self._network is None:
             raise ArgumentError("model must be given for network, got None.")
         self._averaged = self._average is not None and self.averages
-        weights = _tensors(self._model)
+        weights = tensors_of(self._model)
         if self._average is not None and self._averaged:
             weights |= self._average.weights()
-        for name, tensor in _tensors(self._network).items():
+        for name, tensor in tensors_of(self._network).items():
             tensor.data = weights[name].detach()
         return self._network.eval()
 
@@ -321,7 +321,7 @@ def _shared_copy(model: nn.Module) -> nn.Module:
         ) from error
 
 
-def _tensors(model: nn.Module) -> dict[str, Tensor]:
+def tensors_of(model: nn.Module) -> dict[str, Tensor]:
     """Parameters and buffers by name."""
     return dict(model.named_parameters()) | dict(model.named_buffers())
 

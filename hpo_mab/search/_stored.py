@@ -136,7 +136,7 @@ class Example:
         index: Its place among the training images of the data set.
         row: Its place in the study's training part.
         label: Name of its class.
-        preferred: Name of the class that networks predicted most often; empty if not known.
+        predicted: Name of the class that networks predicted most often; empty if not known.
         score: What it is ranked by.
         visits: How often trials drew it.
         file: Its file, where the data come from files of the user's; or empty.
@@ -145,7 +145,7 @@ class Example:
     index: int
     row: int
     label: str
-    preferred: str
+    predicted: str
     score: float
     visits: int
     file: str
@@ -252,7 +252,7 @@ class StudyExamples:
                 index=int(index),
                 row=int(row),
                 label=classes[label],
-                preferred=_class_name(classes, -1 if preferred is None else preferred[position]),
+                predicted=_class_name(classes, -1 if preferred is None else preferred[position]),
                 score=float(scores[position]),
                 visits=int(record.counts.visits[position]),
                 file=splits.names[index] if splits.names else "",

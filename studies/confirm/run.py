@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,9 @@ from hpo_mab.data import ImageSplits, Normalization
 from hpo_mab.search import StudyRunner, StudySpec, load_spec, load_splits, make_objective
 from hpo_mab.storage import Storage, TrialRun
 from hpo_mab.training import Budget, DeviceBatches, DeviceSweep, Training, create_optimizer
+
+sys.path.append(str(Path(__file__).parents[1]))
+from shared import write
 
 
 class Again:
@@ -132,7 +136,7 @@ def main() -> None:
                 again=options.again,
             )
             document["studies"].append(found)
-            options.out.write_text(json.dumps(document, separators=(",", ":")) + "\n")
+            write(options.out, json.dumps(document, separators=(",", ":")) + "\n")
 
 
 if __name__ == "__main__":

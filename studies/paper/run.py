@@ -103,7 +103,7 @@ def _run(options: argparse.Namespace) -> None:
     storage = Storage(options.storage)
     for data, spec in specs.items():
         # All runs are stored, so this only reads them.
-        found = run_comparison(spec, storage, progress=_say_nothing)
+        found = run_comparison(spec, storage)
         path = _record_path(options, data)
         path.parent.mkdir(parents=True, exist_ok=True)
         text = record(found, scale=options.scale, device=device)
@@ -195,11 +195,6 @@ def _raise_if_any(problem: str | None) -> None:
         raise KeyboardInterrupt
     if problem is not None:
         raise HpoMabError(problem)
-
-
-@contextlib.contextmanager
-def _say_nothing(name: str, trials: int) -> Iterator[Callable[..., None]]:
-    yield lambda study, trial: None
 
 
 @contextlib.contextmanager

@@ -35,6 +35,7 @@ import on_optuna
 import on_ray_tune
 import on_syne_tune
 from contract import EVALUATIONS, TASKS, Event, Job, Outcome, Peer, by_trial, read_outcome
+from shared import write
 
 HERE = Path(__file__).resolve().parent
 PEERS = (on_optuna, on_ray_tune, on_syne_tune, on_neps, on_hpo_mab)
@@ -383,9 +384,7 @@ def _workers(device: str) -> int:
 
 
 def _write(out: Path, record: dict[str, Any]) -> None:
-    part = out.with_suffix(".part")
-    part.write_text(json.dumps(record, separators=(",", ":")) + "\n", encoding="utf-8")
-    part.replace(out)
+    write(out, json.dumps(record, separators=(",", ":")) + "\n")
 
 
 def _parser() -> argparse.ArgumentParser:

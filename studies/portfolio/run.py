@@ -43,7 +43,7 @@ from hpo_mab.training import (
 from hpo_mab.training._tally import ExampleTally
 
 sys.path.append(str(Path(__file__).parents[1]))
-from shared import configurations
+from shared import configurations, write
 
 #: The samplers, each as ``sampler.portfolio`` has it by default.
 ARMS: Mapping[str, Mapping[str, Any]] = {
@@ -294,9 +294,7 @@ class Record:
         self.document["rows"].append({**dataclasses.asdict(cell), "arm": arm, **row})
         rows = ",\n".join(json.dumps(each) for each in self.document["rows"])
         head = json.dumps({**self.document, "rows": []})
-        written = self.path.with_suffix(".part")
-        written.write_text(head.removesuffix("]}") + f"\n{rows}\n]}}\n")
-        written.replace(self.path)
+        write(self.path, head.removesuffix("]}") + f"\n{rows}\n]}}\n")
 
 
 def run_cell(record: Record, splits: ImageSplits, cell: Cell, *, slots: int) -> None:

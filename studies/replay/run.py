@@ -162,7 +162,7 @@ CASES: dict[str, Callable[[CurveTable, np.random.Generator], tuple[Floats, Float
 
 
 def _pruners(steps: int) -> dict[str, BasePruner]:
-    """Pruners as study definitions make them."""
+    """Pruners as study definitions make them for evaluations of trained weights."""
     kinds = {"median": "median", "hyperband": "hyperband", HALVING: "successive_halving"}
     return {name: create_pruner(kind, {}, evaluations=steps) for name, kind in kinds.items()}
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -120,7 +120,6 @@ def simulate(
     curves: Floats,
     pruner: BasePruner,
     *,
-    attrs: Mapping[str, Any] | None = None,
     name: str | None = None,
     initial: int = 0,
 ) -> Simulation:
@@ -129,7 +128,6 @@ def simulate(
     Args:
         curves: Accuracies [n, T]; steps are 1 to T.
         pruner: Decides at every step but the last.
-        attrs: User attributes of every trial.
         name: Of the study, from which Hyperband derives its brackets; None for a random one.
         initial: Number of first trials that are never pruned, as ``search.initial``.
     """
@@ -145,8 +143,6 @@ def simulate(
         trial = study.ask()
         if number < initial:
             trial.set_user_attr(PAIRED_KEY, True)
-        for key, value in (attrs or {}).items():
-            trial.set_user_attr(key, value)
         used = _run(trial, curve, may_prune=number >= initial)
         done = used == steps
         study.tell(trial, curve[-1] if done else None, state=None if done else TrialState.PRUNED)
@@ -188,7 +184,6 @@ def saving(
     baseline_best: Floats,
     *,
     trials: int,
-    overhead: float = 0.0,
     resamples: int = 1000,
     seed: int = 0,
 ) -> Saving:
@@ -200,7 +195,6 @@ def saving(
         best: Best final accuracy that each of the arm's simulations could have found [R].
         baseline_best: The same for the baseline's.
         trials: Length of the baseline's study, at most the trials of a simulation.
-        overhead: Full trials spent before the arm's first, e.g. by a pilot.
         resamples: Bootstrap resamples of simulations, at least 100.
         seed: Seed of the resampling.
 
@@ -215,7 +209,7 @@ def saving(
         raise ArgumentError(
             f"arms must have equally many simulations, got {len(arm)} and {len(baseline)}."
         )
-    ours, theirs = _tracks(arm, best, overhead), _tracks(baseline, baseline_best, 0.0)
+    ours, theirs = _tracks(arm, best), _tracks(baseline, baseline_best)
     rows = np.random.default_rng(seed).integers(0, len(arm), (resamples, len(arm)))
     everything, end = np.arange(len(arm)), trials - 1
 
@@ -236,9 +230,9 @@ def saving(
     )
 
 
-def _tracks(arm: Sequence[Simulation], best: Floats, overhead: float) -> tuple[Floats, Floats]:
+def _tracks(arm: Sequence[Simulation], best: Floats) -> tuple[Floats, Floats]:
     """Spend and regret after each trial, each [R, n]."""
-    spent = overhead + np.cumsum([one.cost for one in arm], axis=1)
+    spent = np.cumsum([one.cost for one in arm], axis=1)
     return spent, np.asarray(best)[:, None] - np.stack([one.incumbent for one in arm])
 
 

@@ -13,6 +13,7 @@ import argparse
 import concurrent.futures
 import json
 import multiprocessing
+import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,6 +27,9 @@ from hpo_mab.advantage import mean_estimate
 from hpo_mab.search import StudyRunner, load_spec
 from hpo_mab.storage import Storage
 from hpo_mab.training import select_device
+
+sys.path.append(str(Path(__file__).parents[1]))
+from shared import write
 
 #: The arm that others are compared with.
 REFERENCE = "decay"
@@ -175,7 +179,7 @@ def main() -> None:
         for each in concurrent.futures.as_completed(waiting):
             document["studies"].append(each.result())
             document["studies"].sort(key=lambda one: (one["seed"], list(ARMS).index(one["arm"])))
-            options.out.write_text(json.dumps(document, indent=1) + "\n")
+            write(options.out, json.dumps(document, indent=1) + "\n")
     print(table(document))
 
 

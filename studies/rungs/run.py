@@ -29,7 +29,7 @@ from hpo_mab.training import (
 )
 
 sys.path.append(str(Path(__file__).parents[1]))
-from shared import configurations
+from shared import configurations, write
 
 EVALUATIONS = 8
 CONFIGURATIONS = 24
@@ -191,7 +191,7 @@ def record(
         document["arms"].append(
             {**dataclasses.asdict(arm), "seconds": round(seconds, 2), "curves": curves}
         )
-        out.write_text(json.dumps(document) + "\n")
+        write(out, json.dumps(document) + "\n")
         print(name, arm, f"{seconds:.1f} s, captured: {recorder.trainer.captured}", flush=True)
 
 

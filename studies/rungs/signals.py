@@ -25,7 +25,7 @@ from torch.optim import Optimizer
 sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parent))
 from run import BATCH_SIZE, CONFIGURATIONS, EPOCHS, EVALUATIONS, Recorder
-from shared import configurations
+from shared import configurations, write
 from tables import TRIALS, WINDOW, Floats, halving, orders, plain
 
 from hpo_mab import data, samplers
@@ -320,9 +320,7 @@ def save(document: Mapping[str, Any], out: Path) -> None:
     text = json.dumps(document, separators=(",", ":"))
     for first in ("configuration", "signal"):
         text = text.replace(f'{{"{first}"', f'\n{{"{first}"')
-    part = out.with_suffix(".part")
-    part.write_text(text + "\n", encoding="utf-8")
-    part.replace(out)
+    write(out, text + "\n")
 
 
 def main() -> None:

@@ -47,7 +47,7 @@ def test_the_lists(cli: Cli, study: str) -> None:
     scores = [one["score"] for one in found["suspicious"]]
     assert len(scores) == 3
     assert scores == sorted(scores, reverse=True)
-    assert all(one["label"] != one["preferred"] for one in found["suspicious"])
+    assert all(one["label"] != one["predicted"] for one in found["suspicious"])
 
 
 def test_a_page_and_a_table(cli: Cli, study: str, tmp_path: Path) -> None:

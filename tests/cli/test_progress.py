@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 from typing import Any
 
 import optuna
@@ -178,6 +179,33 @@ def test_quiet_says_nothing(clock: Clock, capsys: pytest.CaptureFixture[str]) ->
         study.add_trial(create_trial(value=0.5))
         progress(study, study.trials[-1])
     assert capsys.readouterr().err == ""
+
+
+def test_the_pace_does_not_count_a_first_trial_that_failed(
+    clock: Clock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = optuna.create_study(direction="maximize")
+    with StudyProgress(trials=30, label="study") as progress:
+        for state in (TrialState.FAIL, TrialState.COMPLETE):
+            clock.now += 60
+            value = 0.5 if state == TrialState.COMPLETE else None
+            study.add_trial(create_trial(state=state, value=value))
+            progress(study, study.trials[-1])
+    first, second = capsys.readouterr().err.splitlines()
+    assert "per minute" not in first
+    assert "1/30 trials" in second
+    assert "0.5 per minute, 58 min 0 s left" in second
+
+
+def test_progress_of_a_data_set_that_is_slow_to_read_is_shown_at_once(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    log = logging.getLogger("hpo_mab.data")
+    with shown_data(quiet=False):
+        log.info("composition")
+        log.warning("reading labels: 10 of 100")
+        assert capsys.readouterr().err == "reading labels: 10 of 100\n"
+    assert capsys.readouterr().err == "composition\n"
 
 
 def test_what_was_loaded_is_shown_once(capsys: pytest.CaptureFixture[str]) -> None:

@@ -199,6 +199,9 @@ def test_evidence_of_stored_studies_and_of_their_record_prunes_another(
     status, out, _ = cli("evidence", "record.json", "-o", "again.json", "--json")
     assert status == 0
     assert json.loads(out) == json.loads((tmp_path / "again.json").read_text())
+    for command in ("evidence", "report"):
+        status, _, err = cli(command, "record.json", "-o", "record.json")
+        assert (status, "record.json is the record that is read" in err) == (2, True)
     # Records are rounded to six digits.
     again = Evidence.load("again.json")
     assert [one.value for one in again.advantage] == pytest.approx(

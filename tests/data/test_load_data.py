@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import gzip
+import os
 import struct
 from pathlib import Path
 from typing import Any
@@ -112,6 +113,7 @@ def test_parts_of_another_form_are_refused() -> None:
     for found, words in (
         ([1], "must return a mapping with 'train'.*, got list"),
         ({"valid": images}, "got the keys 'valid'"),
+        ({"train": None, "test": images}, "got the keys 'train', 'test'"),
         ({**_table(), "test": images}, "must all be ImageData, or none .* test ImageData"),
         ({"train": [3, 4]}, r"each item of the training set in data must be a pair"),
     ):
@@ -279,6 +281,17 @@ def test_an_empty_file_of_the_cache_is_written_anew(tmp_path: Path) -> None:
     empty.touch()
     again, _ = data.load("mnist", root=tmp_path, download=False)
     assert torch.equal(again.images, expected)
+
+
+def test_other_users_can_read_the_cache(tmp_path: Path) -> None:
+    _put(tmp_path)
+    before = os.umask(0o022)
+    try:
+        data.load("mnist", root=tmp_path, download=False)
+    finally:
+        os.umask(before)
+    (entry,) = (tmp_path / ".hpo_mab_cache").iterdir()
+    assert entry.stat().st_mode & 0o777 == 0o755
 
 
 def test_load_gives_a_function_all_that_it_may_take() -> None:

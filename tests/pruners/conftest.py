@@ -1,22 +1,13 @@
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
-import optuna
 import pytest
 
 from hpo_mab.advantage import Estimate, Evidence, PairedCurves, Rung
 
 Floats = np.ndarray
-
-
-@pytest.fixture(autouse=True)
-def _quiet() -> Iterator[None]:
-    before = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    yield
-    optuna.logging.set_verbosity(before)
 
 
 def accelerated_pairs(factor: float, *, steps: int = 8, pairs: int = 30) -> PairedCurves:

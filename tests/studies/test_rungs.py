@@ -10,7 +10,6 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
-import optuna
 import pytest
 import torch
 from optuna.pruners import MedianPruner, SuccessiveHalvingPruner
@@ -50,7 +49,6 @@ def curves(*, ties: bool) -> np.ndarray:
 def test_successive_halving_is_replayed_exactly(
     tables: ModuleType, first: int, factor: int, ties: bool
 ) -> None:
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
     studies = curves(ties=ties)
     used = tables.halving(studies, first=first, factor=factor)
     pruner = SuccessiveHalvingPruner(min_resource=first, reduction_factor=factor)
@@ -61,7 +59,6 @@ def test_successive_halving_is_replayed_exactly(
 
 @pytest.mark.parametrize("ties", [False, True], ids=["distinct", "with ties"])
 def test_the_median_pruner_is_replayed_exactly(tables: ModuleType, ties: bool) -> None:
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
     studies = curves(ties=ties)
     used = tables.median(studies, warmup=2)
     for one, study in zip(used, studies, strict=True):
