@@ -213,7 +213,7 @@ def run_later(
 ) -> Callable[..., list[int]]:
     """Ends trials here one by one; returns how many workers had been started after each.
 
-    A share in place of a state is that of the running trial.
+    A share in place of a state is that of the running trial; 0: none runs.
     """
     monkeypatch.setattr(_processes, "WorkerProcess", Script)
     monkeypatch.setattr(_processes, "_SECONDS_BETWEEN_POLLS", 0.001)
@@ -237,7 +237,7 @@ def run_later(
             for state in states:
                 clock.now += 10.0
                 if isinstance(state, float):
-                    here.running({99: state})
+                    here.running({99: state} if state else {})
                     started.append(len(Script.started))
                     continue
                 value = {} if state == "FAIL" else {"value": 0.5}
@@ -272,6 +272,7 @@ def test_others_are_started_while_a_long_first_trial_runs(
 ) -> None:
     # After 10 s, a quarter of 40 s, nothing is known yet.
     assert run_later(0.05, 0.1, 0.15, worth=40.0) == [0, 2, 2]
+    assert run_later(0.0, 0.0, 0.1, 0.15, worth=40.0) == [0, 0, 2, 2]
 
 
 def test_others_that_cannot_be_started_do_not_end_the_first_trial(
