@@ -238,9 +238,11 @@ def pair_curves(
 def _is_repeated(one: TrialRun, other: TrialRun, kind: str, other_kind: str) -> bool:
     """Whether a study of another sampler trained its trial under the other trial's sampler.
 
-    The first trials of ``auto`` are uniform, so beside those of uniform sampling they show nothing.
+    The first trials of ``auto`` are uniform. Paired with uniform trials they would compare equal
+    trainings.
     """
-    if "" in (kind, other_kind) or kind == other_kind:  # The first: loops of a user's own.
+    # Own loops store no kind.
+    if "" in (kind, other_kind) or kind == other_kind:
         return False
     return bool(one.attrs.get(SAMPLER_KEY, kind) == other.attrs.get(SAMPLER_KEY, other_kind))
 

@@ -87,7 +87,7 @@ class ComparisonRuns:
         reference: The arm the others are compared with.
         runs: The studies, arm by arm within each seed.
         retrained: Test accuracies of incumbents, by arm and seed. Each was trained again under
-            uniform sampling at full budget on fresh seeds.
+            uniform sampling on fresh seeds, for ``compare.retrain_epochs`` or a trial's budget.
         interrupted: Whether Ctrl-C ended it early.
         environments: Versions and hardware that each study began with, by arm and seed.
 
@@ -145,7 +145,7 @@ def run_comparison(
 
     def found(*, interrupted: bool) -> ComparisonRuns:
         return ComparisonRuns(
-            reference=spec.compare.reference if spec.compare.arms else UNIFORM,
+            reference=spec.compare.reference,
             runs=tuple(runs),
             retrained=retrained,
             interrupted=interrupted,

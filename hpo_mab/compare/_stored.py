@@ -126,8 +126,8 @@ def stored_comparison(
 ) -> ComparisonRuns:
     """A comparison of stored studies; nothing is trained.
 
-    Scores of re-trained incumbents are taken over where the reference's were re-trained for as
-    long.
+    Scores of re-trained incumbents are taken over where the reference's of the same seed were
+    re-trained for as long.
 
     Args:
         studies: Names or patterns, each ``[ARM=][DATABASE#]STUDY``, e.g. ``"digits-*"``,
@@ -202,7 +202,7 @@ class _FoundStudies:
             self.scores[key] = scores
 
     def _refuse_other_files(self) -> None:
-        # Studies of other seeds split the same data otherwise.
+        # Each seed has its own split, so only studies of one seed are compared.
         first: dict[int, tuple[str, DataIdentity]] = {}
         for key, run in self.runs.items():
             data = self.data[key]
@@ -232,13 +232,15 @@ class _FoundStudies:
             raise UnknownNameError("arm", chosen, arms)
         _refuse_other_data(list(self.runs.values()))
         self._refuse_other_files()
-        budgets = {budget for (arm, _), (budget, _) in self.scores.items() if arm == chosen}
+        # By seed: accuracies after other budgets cannot be compared with the reference's.
+        budgets = {seed: score[0] for (arm, seed), score in self.scores.items() if arm == chosen}
         return ComparisonRuns(
             reference=chosen,
             runs=tuple(self.runs.values()),
-            # Accuracies after other budgets cannot be compared with the reference's.
             retrained={
-                key: scores for key, (budget, scores) in self.scores.items() if budget in budgets
+                key: scores
+                for key, (budget, scores) in self.scores.items()
+                if budgets.get(key[1]) == budget
             },
             interrupted=False,
             environments=self.environments,

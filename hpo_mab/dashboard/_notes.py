@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hpo_mab._attributes import PRUNED_KEY, REASON_KEY, RESUMED_KEY
+from hpo_mab._attributes import PRUNED_KEY, RESUMED_KEY
 from hpo_mab._errors import HpoMabError
 from hpo_mab._plan import Plan
 from hpo_mab.compare._text import (
@@ -294,9 +294,10 @@ def pruning_notes(run: StudyRun) -> dict[int, str]:
 
 
 def _pruning_note(run: StudyRun, trial: TrialRun, earlier: dict[int, list[float]]) -> str:
-    reason = trial.attrs.get(REASON_KEY)
+    why = f"Why: {escaped(why_pruned(trial.attrs, pruner=run.settings.pruner.kind))}"
     if not trial.curve:
-        return f"**Pruned before its first evaluation.**\n\n{reason or ''}".strip()
+        when = "Pruned" if trial.lacks_curve else "Pruned before its first evaluation"
+        return f"**{when}.**\n\n{why}"
     last = trial.curve[-1]
     total = (run.settings.evaluations or 0) * trial.budgets or "?"
     whole = run.trial_examples * trial.budgets
@@ -306,10 +307,10 @@ def _pruning_note(run: StudyRun, trial: TrialRun, earlier: dict[int, list[float]
         f"Validation accuracy there{_weights_evaluated(last)}: {last.accuracy:.2%}. "
         + _rank_text(last.accuracy, earlier[last.index]),
     ]
-    why = why_pruned(trial.attrs, pruner=run.settings.pruner.kind)
-    lines.append(f"Why: {escaped(why)}")
-    if PRUNED_KEY in trial.attrs:
-        lines.append("The first configurations of a study are never pruned, and are not judged.")
+    lines.append(why)
+    initial = run.settings.initial
+    if initial and PRUNED_KEY in trial.attrs:
+        lines.append(f"The first {initial} configurations of this study are never pruned.")
     return "\n\n".join(lines)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import json
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -38,10 +39,11 @@ from hpo_mab.dashboard._notes import (
 )
 from hpo_mab.dashboard._serve import comparison_path
 from hpo_mab.data import ImageData
-from hpo_mab.search import StudySpec
 from hpo_mab.search._confirm import stored_repeats
+from hpo_mab.search._space import parse_value, ranges
 from hpo_mab.storage import Definition, Storage, StudyRun, open_study, read_run, study_names
 from hpo_mab.storage._optuna import AttributeSink, id_of
+from hpo_mab.storage._tables import STUDY_ATTRIBUTES, TRIALS
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -105,7 +107,7 @@ class DashboardBuffer:
 
     def flush(self, engine: sa.Engine, study_id: int) -> None:
         """Write everything in one transaction."""
-        table = sa.Table("study_system_attributes", sa.MetaData(), autoload_with=engine)
+        table = STUDY_ATTRIBUTES
         rows = [
             {"study_id": study_id, "key": key, "value_json": json.dumps(value)}
             for key, value in {**self._trial_notes, **self._study.written}.items()
@@ -125,8 +127,8 @@ class DashboardBuffer:
 
 def trial_ids(engine: sa.Engine, study_id: int) -> dict[int, int]:
     """Optuna's id of each trial of a study, by number."""
-    table = sa.Table("trials", sa.MetaData(), autoload_with=engine)
-    query = sa.select(table.c.number, table.c.trial_id).where(table.c.study_id == study_id)
+    columns = TRIALS.c
+    query = sa.select(columns.number, columns.trial_id).where(columns.study_id == study_id)
     with engine.connect() as connection:
         return {row.number: row.trial_id for row in connection.execute(query)}
 
@@ -196,27 +198,29 @@ def comparison_figures(summary: ComparisonSummary) -> dict[str, go.Figure]:
 
 
 def importances(run: StudyRun) -> dict[str, float]:
-    """Importance of each parameter; empty where there are too few complete trials.
+    """Importance of each parameter; empty for a loop of one's own or too few complete trials.
 
     PED-ANOVA: the evaluator of Optuna whose time hardly grows with the number of trials.
 
     Args:
-        run: A study made from a definition, whose ranges are its search space.
+        run: A study; the ranges of its definition are the search space.
     """
     # Only final accuracies after one budget are comparable: a pruned trial has none.
     complete = [trial for trial in run.trials if trial.ended_in_time]
-    if len(complete) < _FEWEST_TRIALS:
+    # Not the definition: a package that it names may be missing by now.
+    parsed = (ranges(name, parse_value(name, raw)) for name, raw in run.settings.ranges.items())
+    searched = dict(itertools.chain.from_iterable(parsed))
+    if len(complete) < _FEWEST_TRIALS or not searched:
         return {}
     # A study in memory, as reading the stored one again takes longest.
     study = _study_in_memory()
-    # Not `make_spec`: a package that the definition names may be missing by now.
-    ranges = StudySpec.model_validate(run.spec).searched()
     for trial in complete:
+        names = searched.keys() & trial.params.keys()
         study.add_trial(
             create_trial(
                 value=trial.value,
-                params={name: trial.params[name] for name in ranges if name in trial.params},
-                distributions={name: ranges[name] for name in ranges if name in trial.params},
+                params={name: trial.params[name] for name in names},
+                distributions={name: searched[name] for name in names},
             )
         )
     with warnings.catch_warnings():
@@ -385,7 +389,7 @@ def _publish_one(
     listed = ListedImages(**before["listed"]) if "listed" in before else None
     if record is not None:
         listed = draw_listed(study, record, images, folder, before=listed)
-    # Once: a training that is stored in between is then news for the next `refresh`.
+    # Read once: a training that is stored after this is published by the next `refresh`.
     own = study.user_attrs
     note = study_note(
         run,

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import math
 import weakref
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Mapping, MutableMapping
 from typing import Any, Literal
 
 import optuna
@@ -25,27 +25,10 @@ from hpo_mab.pruners._evidence import (
 )
 from hpo_mab.storage._optuna import id_of, needed_at_rung, storage_of
 
-_KEY = "hpo_mab:rung_{}"
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Contest:
-    """The result of a trial at a rung.
-
-    Attributes:
-        promoted: Whether the trial continues.
-        threshold: The value that a trial needs to continue.
-        competitors: Number of trials compared, this one included.
-    """
-
-    promoted: bool
-    threshold: float
-    competitors: int
-
 
 def rung_key(rung: int) -> str:
     """Key of the trial system attribute ``[step, value]`` of a rung that a trial has reached."""
-    return _KEY.format(rung)
+    return f"hpo_mab:rung_{rung}"
 
 
 def next_rung(trial: FrozenTrial) -> int:
@@ -54,42 +37,6 @@ def next_rung(trial: FrozenTrial) -> int:
     while rung_key(rung) in trial.system_attrs:
         rung += 1
     return rung
-
-
-def contest(
-    trials: Sequence[FrozenTrial],
-    trial: FrozenTrial,
-    value: float,
-    *,
-    rung: int,
-    step: int,
-    reduction_factor: int,
-    direction: StudyDirection,
-) -> Contest:
-    """Compare a trial's value with those of all trials that have reached a rung, at one step.
-
-    The rule is that of Optuna's ``SuccessiveHalvingPruner``: the best ``1 / reduction_factor`` of
-    all, rounded down, at least one, are promoted.
-
-    Args:
-        trials: The study's trials.
-        trial: The one to decide.
-        value: Its value.
-        rung: Number of the rung.
-        step: Step at which the rung is decided for this trial.
-        reduction_factor: Promotes one in this many.
-        direction: Of the study.
-    """
-    worst = -math.inf if direction == StudyDirection.MAXIMIZE else math.inf
-    found = (
-        _value_at(other, rung=rung, step=step, worst=worst)
-        for other in trials
-        if other.number != trial.number
-    )
-    values = [value, *(one for one in found if one is not None)]
-    threshold = needed_at_rung(values, reduction_factor=reduction_factor, direction=direction)
-    promoted = value >= threshold if direction == StudyDirection.MAXIMIZE else value <= threshold
-    return Contest(promoted=promoted, threshold=threshold, competitors=len(values))
 
 
 def _value_at(trial: FrozenTrial, *, rung: int, step: int, worst: float) -> float | None:
@@ -384,19 +331,18 @@ class AdvantagePruner(BasePruner):
             return because
         # Also that of a trial that loses here: later trials are compared with all that were here.
         storage_of(study).set_trial_system_attr(id_of(trial), rung_key(rung), [placed.step, value])
-        standing = contest(
-            trials,
-            trial,
-            value,
-            rung=rung,
-            step=placed.step,
-            reduction_factor=self._reduction_factor,
-            direction=study.direction,
+        maximize = study.direction == StudyDirection.MAXIMIZE
+        worst = -math.inf if maximize else math.inf
+        others = (one for one in trials if one.number != trial.number)
+        found = (_value_at(one, rung=rung, step=placed.step, worst=worst) for one in others)
+        values = [value, *(one for one in found if one is not None)]
+        because |= {"value": value, "competitors": len(values)}
+        if len(values) <= self._bootstrap_count:
+            return because
+        # As Optuna's SuccessiveHalvingPruner: the best 1 / reduction_factor of all continue,
+        # rounded down, at least one.
+        needed = needed_at_rung(
+            values, reduction_factor=self._reduction_factor, direction=study.direction
         )
-        if standing.promoted and standing.competitors > self._bootstrap_count:
-            return None
-        return because | {
-            "value": value,
-            "threshold": float(standing.threshold),
-            "competitors": standing.competitors,
-        }
+        promoted = value >= needed if maximize else value <= needed
+        return None if promoted else because | {"threshold": float(needed)}

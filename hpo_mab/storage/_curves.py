@@ -1,4 +1,4 @@
-"""Learning curves in one SQL table, keyed by Optuna's trial id, in the study's database."""
+"""Learning curves in one SQL table of the study's database; a trial holds its curve's number."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ import filelock
 import sqlalchemy as sa
 from optuna.storages import RDBStorage
 
-from hpo_mab._errors import StorageError, hide_passwords
+from hpo_mab._errors import ArgumentError, StorageError, hide_passwords
 
 
 @functools.cache
@@ -110,9 +110,14 @@ def heartbeat(storage: RDBStorage, trial_id: int) -> Iterator[None]:
     Args:
         storage: Storage of the trial.
         trial_id: Optuna's trial id.
+
+    Raises:
+        ArgumentError: The storage has no interval of heartbeats.
     """
+    interval = storage.get_heartbeat_interval()
+    if interval is None:
+        raise ArgumentError("storage must have a heartbeat_interval, got None.")
     stop = threading.Event()
-    interval = float(storage.get_heartbeat_interval() or 0)
 
     def beat() -> None:
         while not stop.wait(interval):

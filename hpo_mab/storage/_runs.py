@@ -107,10 +107,12 @@ class Definition:
         Raises:
             StorageError: Neither is there, or the trials differ in their budget.
         """
+        if cls.is_in(study.user_attrs):
+            return cls.load(study)
         trials = [trial.user_attrs for trial in study.get_trials(deepcopy=False)]
         budgets = sorted({attrs[BUDGET_KEY] for attrs in trials if BUDGET_KEY in attrs})
-        if cls.is_in(study.user_attrs) or not budgets:
-            return cls.load(study)
+        if not budgets:
+            return cls.load(study)  # Raises.
         if len(budgets) > 1:
             raise StorageError(
                 f"Trials of study '{study.study_name}' have different budgets, "
@@ -408,8 +410,9 @@ def read_run(storage: Storage, name: str) -> StudyRun:
     if run.missing_curves:
         warnings.warn(
             f"{run.missing_curves} of {len(trials)} trials of '{name}' have no learning curve in "
-            f"{storage.shown_url}: what the study has cost is not known. 'hpo-mab copy' copies a "
-            "study with its curves.",
+            f"{storage.shown_url}: what the study has cost is not known. Either it was copied "
+            "without them, and 'hpo-mab copy' copies them, or its loop stores none; "
+            "TrialReporter(curves=...) does.",
             MissingCurvesWarning,
             stacklevel=2,
         )

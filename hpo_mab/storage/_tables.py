@@ -217,7 +217,7 @@ def heartbeat_statement(dialect: str) -> Any:
 # Our tables.
 
 _metadata = sa.MetaData()
-# Named and made as Alembic makes it; Optuna's is a separate one.
+# The columns are those of Alembic's version table; Optuna has its own table.
 VERSION_TABLE = "hpo_mab_schema"
 _versions = sa.Table(
     VERSION_TABLE, _metadata, sa.Column("version_num", sa.String(32), primary_key=True)

@@ -6,12 +6,13 @@ import optuna
 import pytest
 
 from hpo_mab._errors import ArgumentError, StorageError
-from hpo_mab.compare import stored_comparison, summarise
+from hpo_mab.compare import _stored, stored_comparison, summarise
 from hpo_mab.compare._stored import Selection
 from hpo_mab.data import DataIdentity
 from hpo_mab.samplers import BatchSampler, MABSampler, UniformSampler
 from hpo_mab.search import TrialReporter
 from hpo_mab.storage import Definition, Storage
+from hpo_mab.training import Budget
 
 
 def _make(storage: Storage, arm: str, content: str, seed: int = 0) -> None:
@@ -34,6 +35,25 @@ def test_studies_of_other_files_are_not_compared(tmp_path: Path) -> None:
     _make(storage, "mab", "three", seed=1)
     with pytest.raises(ArgumentError, match="'uniform-1' and 'mab-1' differ in labels, files"):
         stored_comparison(["*"], storages=[url])
+    storage.close()
+
+
+def test_scores_are_compared_with_those_of_the_same_seed_and_budget(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    epochs = {"uniform-0": 30, "uniform-1": 10, "mab-0": 30, "mab-1": 30, "mab-2": 10}
+    monkeypatch.setattr(
+        _stored,
+        "stored_scores",
+        lambda study, run: (Budget(epochs=epochs[run.name]), (0.9,)),
+    )
+    url = str(tmp_path / "studies.db")
+    storage = Storage(url)
+    for name in epochs:
+        arm, _, seed = name.partition("-")
+        _make(storage, arm, "one", seed=int(seed))
+    found = stored_comparison(["*"], storages=[url])
+    assert set(found.retrained) == {("uniform", 0), ("uniform", 1), ("mab", 0)}
     storage.close()
 
 

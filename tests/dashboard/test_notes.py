@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from pathlib import Path
 from typing import Any
@@ -142,6 +143,26 @@ def test_a_continued_configuration_is_one_earlier_trial() -> None:
         a_trial(2, curve=(a_point(),)),
     )
     assert "Of the 1 earlier trials that reached this evaluation" in pruning_notes(run)[2]
+
+
+def test_pruned_trials_without_a_curve_have_their_reason() -> None:
+    because = {"step": 2, "value": 0.5, "threshold": 0.6, "percentile": 50.0, "competitors": 3}
+    attrs = {"hpo_mab:pruned_because": because, "hpo_mab:examples": 400}
+    run = a_run(
+        a_trial(0, value=0.5, attrs=attrs), a_trial(1, attrs={"hpo_mab:reason": "diverged"})
+    )
+    evaluated, diverged = (pruning_notes(run)[number] for number in (0, 1))
+    assert evaluated.startswith("**Pruned.**\n\nWhy: 50.00% was its best value")
+    assert diverged == "**Pruned before its first evaluation.**\n\nWhy: diverged."
+
+
+def test_only_studies_with_first_configurations_say_that_these_are_never_pruned() -> None:
+    because = {"step": 1, "value": 0.5, "threshold": 0.6, "percentile": 50.0, "competitors": 3}
+    trial = a_trial(0, curve=(a_point(),), attrs={"hpo_mab:pruned_because": because})
+    run = a_run(trial, search={"initial": 4})
+    assert "The first 4 configurations of this study are never pruned." in pruning_notes(run)[0]
+    own = dataclasses.replace(run, spec={})
+    assert "never pruned" not in pruning_notes(own)[0]
 
 
 def test_a_bar_within_a_cell_ends_no_cell() -> None:

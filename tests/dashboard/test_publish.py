@@ -31,7 +31,7 @@ from hpo_mab.dashboard import (
 from hpo_mab.dashboard._files import CURVES_FILE, listed_examples
 from hpo_mab.dashboard._publish import importances
 from hpo_mab.dashboard._serve import application, make_server
-from hpo_mab.search import StudySpec, load_splits
+from hpo_mab.search import StudySpec, TrialReporter, load_splits
 from hpo_mab.storage import Storage, open_study, read_run
 
 COMPARED = {
@@ -314,6 +314,27 @@ def test_names_and_files_of_a_definition_need_not_exist(large: Storage) -> None:
         "pruner": {"kind": "advantage", "evidence": "gone.json"},
     }
     assert importances(dataclasses.replace(run, spec=spec)) == importances(run) != {}
+
+
+def test_a_study_of_own_loops_gets_its_page_however_many_trials_are_complete(
+    tmp_path: Path,
+) -> None:
+    storage = Storage(str(tmp_path / "own.db"))
+
+    def objective(trial: optuna.Trial) -> float:
+        trial.suggest_float("lr", 0.1, 1.0)
+        with TrialReporter(
+            trial, budget_examples=100, evaluations=1, curves=storage.curves
+        ) as reporter:
+            reporter.step(100)
+            reporter.report(accuracy=0.5)
+        return reporter.accuracy
+
+    study = optuna.create_study(study_name="own", storage=storage.optuna, direction="maximize")
+    study.optimize(objective, n_trials=11)
+    published = refresh(storage)
+    assert (published.studies, published.problem) == (("own",), "")
+    storage.close()
 
 
 def test_values_beyond_one_budget_have_no_part_in_importances(large: Storage) -> None:

@@ -94,6 +94,12 @@ CASES: list[tuple[BasePruner, list[list[float]], dict[str, Any], str]] = [
         "needed to continue.",
     ),
     (
+        AdvantagePruner(min_resource=1, reduction_factor=2, bootstrap_count=1),
+        [flat(0.9)],
+        {"rung": 0, "value": 0.9, "threshold": None, "competitors": 1},
+        "as one of 1 trials judged there so far; too few for one to continue.",
+    ),
+    (
         PromotionPruner(max_resource=8, min_resource=2),
         [flat(0.9), flat(0.5)],
         {"step": 2, "rung": 0, "value": 0.5, "threshold": 0.9, "competitors": 2},

@@ -70,7 +70,7 @@ def colours(arms: Iterable[str]) -> dict[str, str]:
     """Colour of each arm: its own by name, other names by their hash.
 
     Other names whose hashes agree take the next free colour in order of name. So an arm's colour is
-    the same in all figures of the same arms. Up to fourteen arms, all colours differ.
+    the same in all figures of the same arms. Up to twelve arms, all colours differ.
     """
     names = sorted(set(arms))
     found = {name: _RESERVED[name] for name in names if name in _RESERVED}
