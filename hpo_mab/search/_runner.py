@@ -21,7 +21,7 @@ from hpo_mab.search._components import AUTO
 from hpo_mab.search._definition import Slots, StudySpec
 from hpo_mab.search._objective import TrainingObjective
 from hpo_mab.search._prepare import load_splits, make_objective
-from hpo_mab.search._slots import run_trials
+from hpo_mab.search._slots import note_alone, run_trials
 from hpo_mab.search._space import examples
 from hpo_mab.search._stored import stored_objective, stored_spec, train_recorded
 from hpo_mab.search._study import check_study, choose_name, make_study, open_with_parts
@@ -170,6 +170,8 @@ class StudyRunner:
         workload.loop = dataclasses.replace(
             workload.loop, early_validation=None if early == "all" else early
         )
+        # Also where no trial is run here.
+        note_alone(self.objective, slots=self.spec.training.slots)
         self._note_ends()
         run_here = functools.partial(self._run_here, study)
         interrupted = launch(study, on_trial, run_here) if launch else run_here(on_trial)

@@ -10,11 +10,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import optuna
+from optuna.trial import TrialState
 
+from hpo_mab._attributes import TWIN_KEY, trial_attributes
 from hpo_mab._errors import deferred_interrupts
 from hpo_mab._plan import Plan
 from hpo_mab.search._claim import Target
-from hpo_mab.search._definition import TrainingSection
+from hpo_mab.search._definition import Slots, TrainingSection
 from hpo_mab.search._objective import TrainingObjective
 from hpo_mab.search._space import Configuration
 from hpo_mab.search._stack_loop import StackingFailed, StackLoop, why_alone
@@ -59,11 +61,7 @@ def run_trials(
     Returns:
         Whether Ctrl-C ended it early.
     """
-    slots = settings.slots
-    if (reason := _why_all_alone(objective)) is not None:
-        if objective.workload.device.type == "cuda" if slots == "auto" else slots > 1:
-            objective.note(f"trials are trained one at a time: {reason}")
-        slots = 1
+    slots = 1 if note_alone(objective, slots=settings.slots) else settings.slots
     count = slots if isinstance(slots, int) else choose_slots(objective, most=_most_slots(study))
     # Both loops, so that Ctrl-C between them is not lost.
     with deferred_interrupts() as was_pressed:
@@ -88,6 +86,16 @@ def run_trials(
     return interrupted or was_pressed()
 
 
+def note_alone(objective: TrainingObjective, *, slots: Slots) -> bool:
+    """Whether no trial is trained on a stack with others; keeps why, if ``slots`` requests it."""
+    reason = _why_all_alone(objective)
+    if reason is None:
+        return False
+    if objective.workload.device.type == "cuda" if slots == "auto" else slots > 1:
+        objective.note(f"trials are trained one at a time: {reason}")
+    return True
+
+
 def _why_all_alone(objective: TrainingObjective) -> str | None:
     """Why no trial is trained on a stack with others; None if some can be."""
     if objective.space.shapes > MOST_SHAPES:
@@ -104,8 +112,10 @@ def _most_slots(study: optuna.Study) -> int:
     most = min(MOST_SLOTS, target.trials // ROUNDS)
     if target.lengthens(study):
         return most
+    trials = study.get_trials(deepcopy=False)
+    twins = (t for t in trials if t.state == TrialState.WAITING and TWIN_KEY in trial_attributes(t))
     # A step takes as long with empty slots.
-    return min(most, target.trials - Plan(study.get_trials(deepcopy=False)).finished)
+    return min(most, target.trials - Plan(trials).finished + sum(1 for _ in twins))
 
 
 def choose_slots(objective: TrainingObjective, *, most: int) -> int:

@@ -247,8 +247,7 @@ class StackLoop(TrialLoop):
             failed = error
         else:
             self._running[id_of(trial)] = running
-            trial.set_user_attr(STACK_KEY, self._stacks.slots)
-            self._report_resumed(running, points)
+            self._begin_record(running, points)
             return True
         if memory_reason(failed) is None:
             self._fail(trial, failed)
@@ -256,10 +255,14 @@ class StackLoop(TrialLoop):
             self._halve_slots(failed)
         return True
 
-    def _report_resumed(self, running: _Running, points: Sequence[Evaluation]) -> None:
+    def _begin_record(self, running: _Running, points: Sequence[Evaluation]) -> None:
         """Report the evaluations of a checkpoint; the pruner may stop the trial at any of them."""
-        if points:
-            running.trial.set_user_attr(RESUMED_KEY, len(points))
+        try:
+            running.trial.set_user_attr(STACK_KEY, self._stacks.slots)
+            if points:
+                running.trial.set_user_attr(RESUMED_KEY, len(points))
+        except optuna.exceptions.UpdateFinishedTrialError:
+            running.is_closed = True
         for point in points:
             if id_of(running.trial) in self._running:
                 self._record([(running, point)])

@@ -173,17 +173,16 @@ def optimizer_maker(name: Named) -> Callable[..., Optimizer]:
     found = OPTIMIZERS.load(name)
     if name not in OPTIMIZERS:
         return found
-    return functools.partial(_make_checked, name_of(name), optimizer_options(name), found)
+    return functools.partial(_make_checked, name_of(name), found)
 
 
 def _make_checked(
     name: str,
-    defaults: Mapping[str, Any],
     make: Callable[..., Optimizer],
     parameters: Iterable[Parameter],
     **options: Any,
 ) -> Optimizer:
-    return make(parameters, **_checked_options(name, defaults, options))
+    return make(parameters, **_checked_options(name, options))
 
 
 def require_trainable(model: Module) -> None:
@@ -234,7 +233,7 @@ class RowOptimizer:
             UnknownNameError: No such knob.
             ArgumentError: A knob outside its bound.
         """
-        values = {**self._defaults, **_checked_options(self._name, self._defaults, options)}
+        values = {**self._defaults, **_checked_options(self._name, options)}
         for knob, tensor in self.knobs.items():
             tensor[row] = float(values[knob])
         self._steps[row] = 0
@@ -321,9 +320,7 @@ _ROW_UPDATES: dict[str, Callable[[RowOptimizer, Tensor, Tensor], None]] = {
 _ROW_MOMENTS = {"adam": 2, "adamw": 2, "nadam": 2, "rmsprop": 2, "sgd": 1}
 
 
-def _checked_options(
-    name: str, defaults: Mapping[str, Any], options: Mapping[str, Any]
-) -> Mapping[str, Any]:
+def _checked_options(name: str, options: Mapping[str, Any]) -> Mapping[str, Any]:
     """The options, each a knob of the optimiser and within its bound."""
     OPTIMIZERS.check(name, {key: [one] for key, one in options.items()}, section="optimizer")
     for knob, value in options.items():

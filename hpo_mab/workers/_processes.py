@@ -163,6 +163,8 @@ class ProcessLauncher:
             here = _OthersStarter(study, self._storage, watch, workers, later=self._devices)
         else:
             workers.start(self._devices)
+            # Also without a worker: this process's trials are passed on from the other thread.
+            workers.started.set()
         over = threading.Event()
         try:
             # In another thread: Ctrl-C must interrupt the main thread, which trains.
@@ -181,10 +183,10 @@ class ProcessLauncher:
         finally:
             workers.stop()
         following.result()
-        if workers.devices:
+        if workers.devices or here is None:
             watch.report_new()
         if workers.last_error:
-            warnings.warn(f"A worker has ended early: {workers.last_error}", stacklevel=2)
+            warnings.warn(workers.last_error, stacklevel=2)
         return interrupted
 
     def _follow(self, workers: _Workers, watch: FinishedTrials, over: threading.Event) -> None:
@@ -294,7 +296,7 @@ class _Workers:
         devices: Of the workers; none before they are started.
         members: Workers that run, by their place.
         deaths: Workers that died since one of them last finished a trial.
-        last_error: The last line of the last worker that ended with an error.
+        last_error: Why a worker ended early, or did not begin; the last such reason.
     """
 
     def __init__(self, start: Callable[[str], WorkerProcess]) -> None:
@@ -316,7 +318,7 @@ class _Workers:
         try:
             self.members[place] = self._start(device)
         except OSError as error:
-            self.last_error = f"no process could be started: {error}"
+            self.last_error = f"Fewer workers run: no process could be started: {error}"
             return False
         return True
 
@@ -346,7 +348,7 @@ class _Workers:
         if worker.status in (_DONE, _INTERRUPTED):
             return False
         if worker.status == _USER_ERROR:
-            self.last_error = worker.last_line()
+            self.last_error = f"A worker has ended early: {worker.last_line()}"
             return False
         self.deaths += 1
         if self.deaths <= _DEATHS_IN_A_ROW * len(self.devices):

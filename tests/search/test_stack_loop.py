@@ -19,6 +19,7 @@ from hpo_mab._attributes import (
     RESUMED_KEY,
     SAMPLER_KEY,
     SLOT_KEY,
+    STACK_KEY,
     TWIN_KEY,
 )
 from hpo_mab.data import ImageSplits
@@ -158,6 +159,10 @@ def test_slots_are_no_more_than_the_trials_that_are_left(
         optuna.create_trial(value=0.5, user_attrs={SLOT_KEY: slot}) for slot in range(3, 128)
     )
     assert _most_slots(study) == 8
+    for slot in (0, 1):
+        attrs = {SLOT_KEY: slot, TWIN_KEY: slot}
+        study.add_trial(optuna.create_trial(state=TrialState.WAITING, user_attrs=attrs))
+    assert _most_slots(study) == 10
 
 
 def test_a_range_of_shapes_is_trained_one_at_a_time(
@@ -171,6 +176,9 @@ def test_a_range_of_shapes_is_trained_one_at_a_time(
     )
     outcome = _runner(spec, storage, splits).run(score=False)
     assert len(outcome.run.trials) == 2
+    # Also where all trials run elsewhere.
+    elsewhere = _runner(spec, storage, splits).run(score=False, launch=lambda *_: False)
+    assert elsewhere.loop_reasons == outcome.loop_reasons
     assert outcome.loop_reasons == (
         "trials are trained one at a time: ranges of the network's options or of the batch size "
         "give each trial another shape",
@@ -491,17 +499,21 @@ def test_a_trial_that_another_machine_has_closed_costs_no_other(
     assert sorted(trial.slot for trial in finished) == list(range(4))
 
 
-@pytest.mark.parametrize("writes", ["report", "set_user_attr"])
+@pytest.mark.parametrize(
+    ("writes", "at_start"), [("report", False), ("set_user_attr", False), ("set_user_attr", True)]
+)
 def test_a_trial_that_is_closed_during_its_stack_costs_no_other(
     storage: Storage,
     tiny: Make,
     splits: ImageSplits,
     monkeypatch: pytest.MonkeyPatch,
     writes: str,
+    at_start: bool,
 ) -> None:
     # As on MySQL, where each report is a statement of its own.
+    diverges = writes == "set_user_attr" and not at_start
     spec = tiny(
-        optimizer={"name": "sgd", "lr": 1e30 if writes == "set_user_attr" else 0.05},
+        optimizer={"name": "sgd", "lr": 1e30 if diverges else 0.05},
         pruner={"kind": "none"},
         budget={"trials": 4},
         training={"slots": 2},
@@ -511,7 +523,7 @@ def test_a_trial_that_is_closed_during_its_stack_costs_no_other(
     rounds: list[Any] = []
 
     def refuse(trial: optuna.trial.Trial, *args: Any, **kwargs: Any) -> None:
-        if trial.number == 0 and rounds:
+        if trial.number == 0 and (STACK_KEY in args if at_start else rounds):
             raise optuna.exceptions.UpdateFinishedTrialError("closed")
         write(trial, *args, **kwargs)
 

@@ -66,11 +66,18 @@ def run(
     monkeypatch.setattr(_processes, "WorkerProcess", Script)
     monkeypatch.setattr(_processes, "_SECONDS_BETWEEN_POLLS", 0.001)
 
-    def launch(*ends: int, here: bool = False, on_trial: Any = None) -> bool:
+    def launch(
+        *ends: int, here: bool = False, on_trial: Any = None, trains: Any = lambda: None
+    ) -> bool:
         Script.ends, Script.started = list(ends), []
         storage = Storage(str(tmp_path / "studies.db"))
         launcher = ProcessLauncher(storage, devices=["cpu", "cpu"], data_root="data", slots=3)
-        return launcher(study, on_trial, lambda on_trial: here)
+
+        def run_here(on_trial: Any) -> bool:
+            trains()
+            return here
+
+        return launcher(study, on_trial, run_here)
 
     return launch
 
@@ -119,7 +126,7 @@ def test_a_worker_that_gives_up_is_not_replaced_and_its_error_is_shown(
 
 
 def test_a_run_goes_on_with_the_processes_that_the_system_allows(
-    run: Callable[..., bool], monkeypatch: pytest.MonkeyPatch
+    run: Callable[..., bool], study: optuna.Study, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def start(arguments: Sequence[str], *, storage: str) -> Script:
         if len(Script.started) >= allowed:
@@ -127,11 +134,17 @@ def test_a_run_goes_on_with_the_processes_that_the_system_allows(
         return Script(arguments, storage=storage)
 
     monkeypatch.setattr(_processes, "WorkerProcess", start)
+    passed: list[int] = []
     for allowed in (0, 1, 2):
         # The second one dies, and cannot be replaced.
         with pytest.warns(UserWarning, match="no process could be started: .*unavailable"):
-            assert run(0, -9) is False
+            assert not run(
+                *(0, -9),
+                on_trial=lambda study, trial: passed.append(trial.number),
+                trains=lambda: study.add_trial(optuna.create_trial(value=0.5)),
+            )
         assert len(Script.started) == allowed
+    assert passed == [1, 2, 3]
 
 
 def test_the_run_is_interrupted_where_this_process_is(run: Callable[..., bool]) -> None:
@@ -526,9 +539,13 @@ def test_the_second_signal_ends_a_process_that_cannot_handle_the_first(
             child.kill()
 
 
-def test_an_orderly_end_after_two_signals_is_not_interrupted() -> None:
+def test_an_orderly_end_after_two_signals_is_not_interrupted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     from hpo_mab.cli import _main
 
+    # On a machine that stands still for seconds, this process would end.
+    monkeypatch.setattr(_main, "_SECONDS_TO_TIDY", 600.0)
     before = threading.active_count()
     presses = 0
     with _main.stoppable():
