@@ -197,6 +197,8 @@ def test_the_fuzz_reaches_valid_definitions_too() -> None:
     assert _make({**_FULL, "seed": math.nan}) is None
 
 
+# The command line ends the process at the next Ctrl-C.
+@pytest.mark.usefixtures("python_handler")
 @settings(_QUICK, max_examples=80)
 @given(
     words=st.lists(

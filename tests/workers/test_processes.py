@@ -539,6 +539,7 @@ def test_the_second_signal_ends_a_process_that_cannot_handle_the_first(
             child.kill()
 
 
+@pytest.mark.usefixtures("python_handler")
 def test_an_orderly_end_after_two_signals_is_not_interrupted(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
