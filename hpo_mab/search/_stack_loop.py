@@ -9,6 +9,7 @@ from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
 import optuna
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import TrialState
 
 from hpo_mab._attributes import REASON_KEY, RESUMED_KEY, STACK_KEY
@@ -235,8 +236,7 @@ class StackLoop(TrialLoop):
                     )
                 record = TrialRecord(trial, self._objective.curves)
                 # Another machine may have closed the trial as lost.
-                closed = optuna.exceptions.UpdateFinishedTrialError
-                at_end.enter_context(contextlib.suppress(closed))
+                at_end.enter_context(contextlib.suppress(UpdateFinishedTrialError))
                 at_end.callback(record.close)
                 running = _Running(
                     trial, assignment, record, stack, slot, checkpoint, at_end.pop_all()
@@ -261,7 +261,7 @@ class StackLoop(TrialLoop):
             running.trial.set_user_attr(STACK_KEY, self._stacks.slots)
             if points:
                 running.trial.set_user_attr(RESUMED_KEY, len(points))
-        except optuna.exceptions.UpdateFinishedTrialError:
+        except UpdateFinishedTrialError:
             running.is_closed = True
         for point in points:
             if id_of(running.trial) in self._running:
@@ -308,7 +308,7 @@ class StackLoop(TrialLoop):
                 if isinstance(result, Evaluation):
                     try:
                         running.record.add_later(result)
-                    except optuna.exceptions.UpdateFinishedTrialError:
+                    except UpdateFinishedTrialError:
                         running.is_closed = True
             ends = [end for each in found if (end := self._end_of(*each)) is not None]
             ended = {id_of(end.trial) for end in ends}
@@ -331,7 +331,7 @@ class StackLoop(TrialLoop):
 
     def _end_of(self, running: _Running, result: Evaluation | TrainingDiverged) -> End | None:
         """How a trial has ended with an evaluation; None if it has not."""
-        with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
+        with contextlib.suppress(UpdateFinishedTrialError):
             if not running.is_closed:
                 return self._judge(running, result)
         if running.slot in running.stack.busy:
@@ -358,7 +358,7 @@ class StackLoop(TrialLoop):
         return End(trial, TrialState.COMPLETE, result.accuracy)
 
     def _fail(self, trial: optuna.trial.Trial, error: Exception) -> None:
-        with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
+        with contextlib.suppress(UpdateFinishedTrialError):
             store_end(trial, error)
         self._fail_trial(trial)
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import optuna
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 
 from hpo_mab._attributes import INTERRUPTED_KEY, StudySettings, budgets_of
@@ -269,7 +270,7 @@ class TrialLoop:
             frozen = storage_of(self._study).get_trial(id_of(trial))
             if not frozen.state.is_finished():
                 # Another machine may close it as lost just now.
-                with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
+                with contextlib.suppress(UpdateFinishedTrialError):
                     trial.set_user_attr(INTERRUPTED_KEY, True)
                 self._finish(End(trial, TrialState.FAIL))
             self._release(trial)
