@@ -89,7 +89,7 @@ class TrialCallback(lightning.Callback):
         """The last reported accuracy; NaN before the first."""
         return self._reporter.accuracy
 
-    def on_fit_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+    def on_train_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
         """Begin the trial."""
         self._reporter.__enter__()
 
@@ -118,8 +118,10 @@ class TrialCallback(lightning.Callback):
         self, trainer: lightning.Trainer, module: lightning.LightningModule
     ) -> None:
         """Put the averaged weights into the module, if they are to be evaluated."""
-        due = self._reporter.averages and not trainer.sanity_checking
-        if self._average is not None and due:
+        if trainer.sanity_checking:
+            return
+        self._reporter.stop_clock()
+        if self._average is not None and self._reporter.averages:
             self._trained = _exchange(module, self._average.weights())
 
     def on_validation_end(

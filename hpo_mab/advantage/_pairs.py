@@ -183,24 +183,20 @@ _SLACK = 0.01
 def pair_curves(
     bandit: Sequence[StudyRun],
     uniform: Sequence[StudyRun],
-    *,
-    budgets: Sequence[float] | None = None,
-    paired_only: bool = True,
 ) -> PairedCurves:
     """Pair the trials of two arms: same study seed, same slot, same common parameters.
 
-    Failed trials are left out. A curve is read at the common budgets by straight lines between
+    The budgets are those of the reference's complete trials. Failed trials, and trials that are not
+    marked ``paired``, are left out. A curve is read at the common budgets by straight lines between
     its evaluations; it is NaN beyond its last one and before its first one, budgets within 1%
     counting as reached.
 
     Args:
         bandit: Studies of the arm in question, one a seed.
         uniform: Studies of the reference, one a seed.
-        budgets: Common budgets in examples; default those of the reference's longest curve.
-        paired_only: Whether to take only trials marked ``paired``.
 
     Returns:
-        The pairs in order of seed and slot; may be none.
+        The pairs in order of seed and slot; may be none, or have no budgets.
 
     Raises:
         ArgumentError: Two studies of one arm and seed, or trials of different full budgets.
@@ -208,8 +204,7 @@ def pair_curves(
     full = {run.trial_examples for run in (*bandit, *uniform)}
     if len(full) > 1:
         raise ArgumentError(f"trial_examples must be the same for all studies, got {sorted(full)}.")
-    ours = _trials_by_slot(bandit, paired_only=paired_only)
-    theirs = _trials_by_slot(uniform, paired_only=paired_only)
+    ours, theirs = _trials_by_slot(bandit), _trials_by_slot(uniform)
     samplers = [{run.seed: run.settings.sampler.kind for run in runs} for runs in (bandit, uniform)]
     keys = sorted(
         key
@@ -217,11 +212,8 @@ def pair_curves(
         if same_configuration(ours[key], theirs[key])
         and not _is_repeated(ours[key], theirs[key], *(kinds[key[0]] for kinds in samplers))
     )
-    grid = (
-        _longest_budgets([theirs[key] for key in keys])
-        if budgets is None
-        else np.asarray(budgets, float)
-    )
+    # A trial that runs has not reached the end that the last budget stands for.
+    grid = _longest_budgets([theirs[key] for key in keys if theirs[key].state == "complete"])
     left = [_curve_at(ours[key], grid) for key in keys]
     right = [_curve_at(theirs[key], grid) for key in keys]
     shape = (len(keys), len(grid))
@@ -249,16 +241,17 @@ def _is_repeated(one: TrialRun, other: TrialRun, kind: str, other_kind: str) -> 
 
 def same_configuration(one: TrialRun, other: TrialRun) -> bool:
     """Whether two trials agree in every parameter that both have, except the sampler's."""
-    return all(
-        other.params[name] == value
-        for name, value in one.params.items()
-        if name in other.params and not name.startswith("sampler.")
+    mine, theirs = (
+        {name: value for name, value in trial.params.items() if not name.startswith("sampler.")}
+        for trial in (one, other)
     )
+    common = mine.keys() & theirs.keys()
+    # Own loops may search quite other parameters: these trials are not one configuration.
+    disjoint = bool(mine and theirs) and not common
+    return not disjoint and all(mine[name] == theirs[name] for name in common)
 
 
-def _trials_by_slot(
-    runs: Sequence[StudyRun], *, paired_only: bool
-) -> dict[tuple[int, int], TrialRun]:
+def _trials_by_slot(runs: Sequence[StudyRun]) -> dict[tuple[int, int], TrialRun]:
     """Trials by (seed, slot); of a slot's trials within one budget that with the most examples."""
     seeds = [run.seed for run in runs]
     if len(set(seeds)) < len(seeds):
@@ -267,7 +260,7 @@ def _trials_by_slot(
     for run in runs:
         for trial in run.trials:
             key = (run.seed, trial.slot)
-            usable = trial.state != "fail" and trial.curve and (trial.paired or not paired_only)
+            usable = trial.state != "fail" and trial.curve and trial.paired
             # A uniform twin in a bandit's study is paired with its original, not across arms.
             usable = usable and not trial.twin and trial.budgets == 1
             if usable and (key not in found or trial.examples > found[key].examples):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import logging
 import math
 import time
@@ -53,6 +54,7 @@ class StudyProgress:
         self._trial_task = TaskID(0)
         self._began = self._last_line = self._last_end = time.monotonic()
         self._last_update = -math.inf
+        self._began_at = datetime.datetime.now()
         self._done_before: int | None = None
         #: The most trials that were done at the time of a line.
         self._done = 0
@@ -88,8 +90,10 @@ class StudyProgress:
         plan = Plan(trials := study.get_trials(deepcopy=False))
         done = plan.finished
         if self._done_before is None:
-            # This trial is the first that ends in this process; one that failed is not counted.
-            self._done_before = done - Plan([trial]).finished
+            # Several trials may have ended together by now, here or in other processes.
+            ended = ((each.datetime_complete, each) for each in trials)
+            earlier = [each for moment, each in ended if moment and moment < self._began_at]
+            self._done_before = Plan(earlier).finished
         self._state = self._describe(study, trials, plan)
         self._last_end = time.monotonic()
         self._ended = {each.number for each in trials if each.state.is_finished()}

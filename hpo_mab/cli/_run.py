@@ -378,8 +378,9 @@ def _print_comparison(
         (dashboard, "notes and figures in the browser"),
         (link, "the arms side by side, in that dashboard"),
     ]
-    replies = {one.reply for contrast in summary.contrasts for one in answers(contrast)}
-    if "cannot tell" in replies:
+    given = [one for contrast in summary.contrasts for one in answers(contrast)]
+    # Not where nothing was measured, or both arms trained alike.
+    if any(one.reply == "cannot tell" and one.estimate and not one.reason for one in given):
         steps.append((more_seeds, "more seeds narrow the intervals"))
     print_next(steps)
 

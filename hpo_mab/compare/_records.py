@@ -312,7 +312,7 @@ FEWEST_FOR_TEST = 5
 
 
 def geometric_mean(
-    ratios: Sequence[float], *, censored: bool = False, confidence: float = 0.95, seed: int = 0
+    ratios: Sequence[float], *, censored: bool = False, confidence: float = 0.95
 ) -> Estimate:
     """Geometric mean of positive ratios, with the interval of `mean_estimate` on their logarithms.
 
@@ -321,14 +321,16 @@ def geometric_mean(
         censored: Whether some ratios are lower bounds. Then so is the mean: its lower end holds,
             and there is no upper one.
         confidence: Coverage of the interval.
-        seed: Seed of the resampling.
     """
     # Of logarithms: a ratio of 2 and one of 1/2 then cancel each other.
-    logs = mean_estimate(np.log(np.asarray(ratios, float)), confidence=confidence, seed=seed)
+    logs = mean_estimate(np.log(np.asarray(ratios, float)), confidence=confidence)
+    # At a high confidence the end of a wide interval is too large for a float.
+    with np.errstate(over="ignore"):
+        value, low, high = (float(np.exp(end)) for end in (logs.value, logs.low, logs.high))
     return Estimate(
-        value=math.exp(logs.value),
-        low=math.exp(logs.low),
-        high=math.inf if censored or math.isinf(logs.high) else math.exp(logs.high),
+        value=value,
+        low=low,
+        high=math.inf if censored else high,
         n=logs.n,
         confidence=confidence,
         censored=censored,

@@ -239,7 +239,7 @@ def report_html(
             "<h2>Record</h2>",
             _folded("All tables", *map(_table_html, grids(words))),
             _trials_html(runs),
-            _versions_html(record or this_environment()),
+            _versions_html(this_environment() if record is None else record),
             f"<script>{_SCRIPT}</script>",
             "</body></html>",
         ]

@@ -107,7 +107,7 @@ class ComparisonRuns:
 
     @property
     def environment(self) -> dict[str, Any]:
-        """What the first study began with; this machine's where none is known."""
+        """What the first study began with, empty if it is not known; this machine's without any."""
         first = next(iter(self.environments.values()), None)
         return environment() if first is None else dict(first)
 

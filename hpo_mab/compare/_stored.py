@@ -348,9 +348,11 @@ def _common_name(runs: Sequence[StudyRun], part: str) -> str:
     sections = ((run.settings.data, run.settings.model) for run in runs)
     names = sorted({(data if part == "data" else model).kind for data, model in sections})
     if len(names) > 1:
+        one = "data set" if part == "data" else "network"
+        # Own loops store no name.
+        theirs = " and ".join(name or "an unknown one" for name in names)
         raise ArgumentError(
-            f"Evidence is of one {part}, the studies are of {' and '.join(names)}. Name studies "
-            "of one of them."
+            f"Evidence is of one {one}; these studies are of {theirs}. Name studies of one of them."
         )
     return names[0]
 

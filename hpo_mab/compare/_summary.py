@@ -50,7 +50,6 @@ class IncumbentCurve:
     """Best validation accuracy so far, a step at each trial that finished.
 
     Attributes:
-        currency: ``"examples"`` or ``"seconds"``.
         spent: What the study had spent when each complete trial finished [n], increasing.
         accuracy: Accuracy of the incumbent from then on [n], increasing.
         total: What the study spent in all; NaN if that is not known.
@@ -64,7 +63,6 @@ class IncumbentCurve:
         True
     """
 
-    currency: Currency
     spent: Floats
     accuracy: Floats
     total: float
@@ -105,7 +103,6 @@ def incumbent_curve(run: StudyRun, currency: Currency = "examples") -> Incumbent
     finished = np.isfinite(np.asarray(values, dtype=np.float64))
     accuracy = np.maximum.accumulate(np.asarray(values, dtype=np.float64)[finished])
     return IncumbentCurve(
-        currency=currency,
         spent=spent[finished],
         accuracy=accuracy,
         total=math.nan if run.missing_curves else float(spent[-1]) if len(spent) else 0.0,
@@ -118,7 +115,7 @@ _Costs = tuple[float, float, bool]
 
 
 def costs_to_target(
-    arm: Runs, reference: Runs, retrained: Retrained, *, confidence: float, seed: int
+    arm: Runs, reference: Runs, retrained: Retrained, *, confidence: float
 ) -> tuple[CostToTarget, ...]:
     """Every cost to target that the runs define; see `CostToTarget`.
 
@@ -127,7 +124,6 @@ def costs_to_target(
         reference: The reference's studies by seed.
         retrained: Test accuracies of re-trained incumbents by arm and seed, possibly empty.
         confidence: Coverage of the intervals.
-        seed: Seed of the resampling.
     """
     found = []
     for target in ("reference", "common", "retrained"):
@@ -138,19 +134,19 @@ def costs_to_target(
                 if (cost := _cost(target, arm[key], reference[key], retrained, currency))
             }
             if costs:
-                found.append(_cost_row(target, currency, costs, confidence=confidence, seed=seed))
+                found.append(_cost_row(target, currency, costs, confidence=confidence))
     return tuple(found)
 
 
 def _cost_row(
-    target: Target, currency: Currency, costs: Mapping[int, _Costs], *, confidence: float, seed: int
+    target: Target, currency: Currency, costs: Mapping[int, _Costs], *, confidence: float
 ) -> CostToTarget:
     ratios = tuple(own / other for own, other, _ in costs.values())
     reached = tuple(got for _, _, got in costs.values())
     return CostToTarget(
         target=target,
         currency=currency,
-        ratio=geometric_mean(ratios, censored=not all(reached), confidence=confidence, seed=seed),
+        ratio=geometric_mean(ratios, censored=not all(reached), confidence=confidence),
         seeds=tuple(costs),
         ratios=ratios,
         reached=reached,
@@ -199,22 +195,21 @@ _STATISTICS: tuple[Statistic, ...] = ("kendall", "spearman", "recall", "regret")
 _RESAMPLES = 1000
 
 
-def paired_rows(pairs: PairedCurves, *, confidence: float, seed: int) -> tuple[PairedRow, ...]:
+def paired_rows(pairs: PairedCurves, *, confidence: float) -> tuple[PairedRow, ...]:
     """One row a budget.
 
     Args:
         pairs: The pairs, with their seconds.
         confidence: Coverage of the intervals.
-        seed: Seed of the resampling.
     """
     # The same pairs, with the seconds of the reference as budget.
     clock = pairs.in_seconds()
     columns = zip(
         pairs.budgets,
-        advantage(pairs, confidence=confidence, seed=seed),
-        acceleration(pairs, confidence=confidence, seed=seed),
-        advantage(clock, confidence=confidence, seed=seed),
-        acceleration(clock, confidence=confidence, seed=seed),
+        advantage(pairs, confidence=confidence),
+        acceleration(pairs, confidence=confidence),
+        advantage(clock, confidence=confidence),
+        acceleration(clock, confidence=confidence),
         strict=True,
     )
     best = _best_quarter(pairs)
@@ -223,13 +218,11 @@ def paired_rows(pairs: PairedCurves, *, confidence: float, seed: int) -> tuple[P
             examples=float(budget),
             advantage=ahead,
             advantage_p=signed_rank_p(pairs.difference[:, column]),
-            advantage_best=mean_estimate(
-                pairs.difference[best, column], confidence=confidence, seed=seed
-            ),
+            advantage_best=mean_estimate(pairs.difference[best, column], confidence=confidence),
             acceleration=faster,
             advantage_seconds=ahead_seconds,
             acceleration_seconds=faster_seconds,
-            fidelity=_fidelities(pairs, column, confidence=confidence, seed=seed),
+            fidelity=_fidelities(pairs, column, confidence=confidence),
             advantage_seconds_p=signed_rank_p(clock.difference[:, column]),
         )
         for column, (budget, ahead, faster, ahead_seconds, faster_seconds) in enumerate(columns)
@@ -246,9 +239,7 @@ def _best_quarter(pairs: PairedCurves) -> list[int]:
     return [int(row) for row in order[: math.ceil(len(order) / 4)]]
 
 
-def _fidelities(
-    pairs: PairedCurves, column: int, *, confidence: float, seed: int
-) -> tuple[FidelityRow, ...]:
+def _fidelities(pairs: PairedCurves, column: int, *, confidence: float) -> tuple[FidelityRow, ...]:
     """Fidelity to the reference's final ranking by each statistic, and to each arm's own by tau."""
     finals = {"reference": pairs.uniform[:, -1], "own": pairs.bandit[:, -1]}
     # Only configurations that both arms trained to this budget: rankings need the same set.
@@ -265,7 +256,6 @@ def _fidelities(
             statistic=statistic,
             confidence=confidence,
             resamples=_RESAMPLES,
-            seed=seed,
         )
         return FidelityRow(
             statistic=statistic,
@@ -284,7 +274,6 @@ def summarise(
     reference: str = "uniform",
     retrained: Retrained | None = None,
     confidence: float = 0.95,
-    seed: int = 0,
 ) -> ComparisonSummary:
     """Summarise a comparison: every arm, and every arm against the reference, paired by seed.
 
@@ -294,7 +283,6 @@ def summarise(
         retrained: Test accuracies of each study's incumbent, trained again under uniform sampling
             on fresh seeds, by ``(arm, seed)``. Missing ones are left out.
         confidence: Coverage of all intervals, in (0, 1).
-        seed: Seed of all resampling.
 
     Raises:
         ArgumentError: No runs, two of one arm and seed, trials of different budgets, or
@@ -320,11 +308,9 @@ def summarise(
         data=first.settings.data.kind,
         model=first.settings.model.kind,
         trial_examples=first.trial_examples,
-        arms=tuple(
-            _arm(name, by_arm[name], scores, confidence=confidence, seed=seed) for name in names
-        ),
+        arms=tuple(_arm(name, by_arm[name], scores, confidence=confidence) for name in names),
         contrasts=tuple(
-            _contrast(by_arm[name], by_arm[reference], scores, confidence=confidence, seed=seed)
+            _contrast(by_arm[name], by_arm[reference], scores, confidence=confidence)
             for name in names[1:]
         ),
     )
@@ -340,7 +326,7 @@ def _refuse_other_budgets(first: StudyRun, runs: Sequence[StudyRun]) -> None:
             )
 
 
-def _arm(name: str, runs: Runs, scores: Retrained, *, confidence: float, seed: int) -> ArmSummary:
+def _arm(name: str, runs: Runs, scores: Retrained, *, confidence: float) -> ArmSummary:
     seeds = tuple(sorted(runs))
     incumbents = [runs[key].best for key in seeds]
     best = tuple(None if trial is None else trial.value for trial in incumbents)
@@ -354,7 +340,7 @@ def _arm(name: str, runs: Runs, scores: Retrained, *, confidence: float, seed: i
         arm=name,
         seeds=seeds,
         best_by_seed=best,
-        best=mean_estimate(np.asarray(known, float), confidence=confidence, seed=seed),
+        best=mean_estimate(np.asarray(known, float), confidence=confidence),
         best_median=float(np.median(known)) if known else None,
         trials=dict(sum((plan.states() for plan in plans), collections.Counter())),
         examples=examples,
@@ -364,11 +350,8 @@ def _arm(name: str, runs: Runs, scores: Retrained, *, confidence: float, seed: i
         sampler_share=mean_estimate(
             np.asarray([_sampler_share(runs[key]) for key in seeds]),
             confidence=confidence,
-            seed=seed,
         ),
-        retrained=(
-            mean_estimate(np.asarray(again), confidence=confidence, seed=seed) if again else None
-        ),
+        retrained=(mean_estimate(np.asarray(again), confidence=confidence) if again else None),
         finished_by_seed=tuple(plan.finished for plan in plans),
     )
 
@@ -388,9 +371,7 @@ def _sampler_share(run: StudyRun) -> float:
     return inside / spent if spent else math.nan
 
 
-def _contrast(
-    arm: Runs, reference: Runs, scores: Retrained, *, confidence: float, seed: int
-) -> Contrast:
+def _contrast(arm: Runs, reference: Runs, scores: Retrained, *, confidence: float) -> Contrast:
     seeds = tuple(sorted(arm.keys() & reference.keys()))
     gains = {
         currency: np.asarray([_gain(arm[key], reference[key], currency) for key in seeds])
@@ -405,15 +386,14 @@ def _contrast(
         reference=names[1],
         seeds=seeds,
         gain={
-            currency: mean_estimate(gain, confidence=confidence, seed=seed)
-            for currency, gain in gains.items()
+            currency: mean_estimate(gain, confidence=confidence) for currency, gain in gains.items()
         },
         gain_p={currency: signed_rank_p(gain) for currency, gain in gains.items()},
-        seconds_per_example=_pace(arm, reference, confidence=confidence, seed=seed),
-        cost=costs_to_target(arm, reference, scores, confidence=confidence, seed=seed),
+        seconds_per_example=_pace(arm, reference, confidence=confidence),
+        cost=costs_to_target(arm, reference, scores, confidence=confidence),
         pairs=len(pairs),
-        paired=paired_rows(pairs, confidence=confidence, seed=seed),
-        retrained_gain=(mean_estimate(again, confidence=confidence, seed=seed) if known else None),
+        paired=paired_rows(pairs, confidence=confidence),
+        retrained_gain=(mean_estimate(again, confidence=confidence) if known else None),
         retrained_p=signed_rank_p(again) if known else None,
         same_slots=_slots([arm[key] for key in seeds]) == _slots([reference[key] for key in seeds]),
     )
@@ -436,14 +416,14 @@ def _retrained_gain(names: Sequence[str], seed: int, scores: Retrained) -> float
     return float(np.mean(own) - np.mean(other)) if len(own) and len(other) else math.nan
 
 
-def _pace(arm: Runs, reference: Runs, *, confidence: float, seed: int) -> Estimate:
+def _pace(arm: Runs, reference: Runs, *, confidence: float) -> Estimate:
     """Ratio of training seconds per example."""
     paces = [
         (_seconds_per_example(arm[key]), _seconds_per_example(reference[key]))
         for key in sorted(arm.keys() & reference.keys())
     ]
     ratios = [own / other for own, other in paces if own and other]
-    return geometric_mean(ratios, confidence=confidence, seed=seed)
+    return geometric_mean(ratios, confidence=confidence)
 
 
 def _seconds_per_example(run: StudyRun) -> float | None:

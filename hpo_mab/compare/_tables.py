@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from hpo_mab.advantage import Estimate
-from hpo_mab.compare._records import ComparisonSummary, Contrast, PairedRow
+from hpo_mab.compare._records import FEWEST_FOR_TEST, ComparisonSummary, Contrast, PairedRow
 from hpo_mab.compare._text import answers, arm_words
 
 if TYPE_CHECKING:
@@ -75,14 +75,12 @@ def _estimate_text(estimate: Estimate, scale: float, form: str, *, interval: boo
     return f"{value} [{low}, {high}]"
 
 
-_TARGETS = {
+#: The accuracies whose cost is compared, in words.
+TARGETS = {
     "reference": "the reference's best",
     "common": "what both reach",
     "retrained": "re-trained accuracy",
 }
-
-#: So few seeds cannot give a p-value below 0.05, whatever they are.
-_FEW_SEEDS = 5
 
 
 # Cells are text: the terminal, the page and the notes then show the same figures.
@@ -250,9 +248,9 @@ def _gains(summary: ComparisonSummary) -> Grid:
     rows = []
     for contrast in summary.contrasts:
         for name, gain, p in (
-            ("at equal examples", contrast.gain["examples"], contrast.gain_p["examples"]),
-            ("at equal seconds", contrast.gain["seconds"], contrast.gain_p["seconds"]),
-            ("re-trained, test", contrast.retrained_gain, contrast.retrained_p),
+            ("best at equal examples", contrast.gain["examples"], contrast.gain_p["examples"]),
+            ("best at equal seconds", contrast.gain["seconds"], contrast.gain_p["seconds"]),
+            ("best, re-trained, test", contrast.retrained_gain, contrast.retrained_p),
         ):
             if gain is not None:
                 rows.append((contrast.arm, name, points(gain), str(gain.n), p_value(p)))
@@ -261,12 +259,12 @@ def _gains(summary: ComparisonSummary) -> Grid:
             found = (points(last.advantage), str(last.advantage.n), p_value(last.advantage_p))
             rows.append((contrast.arm, "same configurations", *found))
     notes = ["n: seeds; for same configurations, pairs at the end of a trial."]
-    if max(len(contrast.seeds) for contrast in summary.contrasts) <= _FEW_SEEDS:
+    if max(len(contrast.seeds) for contrast in summary.contrasts) == FEWEST_FOR_TEST:
         notes.append("Five seeds cannot give a p below 0.0625.")
     if len(summary.contrasts) > 1:
         notes.append("Intervals are not adjusted for the number of arms.")
     return Grid(
-        title=f"Accuracy of the best configuration minus {summary.reference}'s, points",
+        title=f"Accuracy minus {summary.reference}'s, points; best: of the best configuration",
         columns=("arm", "measure", "difference", "n", "p (Wilcoxon)"),
         rows=tuple(rows),
         caption=" ".join(notes),
@@ -283,7 +281,7 @@ def _costs(summary: ComparisonSummary) -> Grid:
         for cost in contrast.cost:
             reached = f"{sum(cost.reached)} of {len(cost.reached)}"
             found = (ratio(cost.ratio), p_value(cost.p), reached)
-            rows.append((contrast.arm, _TARGETS[cost.target], cost.currency, *found))
+            rows.append((contrast.arm, TARGETS[cost.target], cost.currency, *found))
     return Grid(
         title=f"Cost relative to {summary.reference}'s (below 1 is cheaper)",
         columns=("arm", "cost of", "counted in", "ratio", "p", "seeds"),

@@ -383,9 +383,9 @@ def _caveats(summary: ComparisonSummary) -> Iterator[str]:
             for one in (contrast.arm, contrast.reference)
         ]
         if lengths[0] != lengths[1]:
-            own, other = (" and ".join(map(str, sorted(set(each)))) for each in lengths)
+            own, other = (", ".join(map(str, each)) for each in lengths)
             yield (
-                f"Unequal studies: {own} finished trials in {contrast.arm}, {other} in "
+                f"Unequal studies; finished trials by seed: {own} in {contrast.arm}, {other} in "
                 f"{contrast.reference}. Equal spend is what the cheaper study spent."
             )
         if not contrast.same_slots:

@@ -165,6 +165,8 @@ def _rung_reason(known: Rung | None, placed: Placement, evidence: Evidence) -> s
     if known.fidelity is None:
         return "no earlier evaluation of the bandit is shown to equal uniform's here"
     fidelity = coefficient(known.fidelity)
+    if known.moved and placed.step == placed.uniform:
+        return "a trial of this study is not evaluated earlier"
     if placed.step == placed.uniform:
         return f"the earlier ranking is not shown to be as good: tau {fidelity}, {need}"
     return (

@@ -166,26 +166,15 @@ def make_server(app: WSGIApplication, *, host: str, port: int) -> simple_server.
     Raises:
         ArgumentError: The address is not of this machine.
     """
-    free = free_port(host, port)
-    return simple_server.make_server(host, free, app, _ThreadedServer, handler_class=_QuietHandler)
-
-
-def free_port(host: str, port: int) -> int:
-    """``port`` if it is free, else 0, with which the system chooses one.
-
-    Raises:
-        ArgumentError: The address is not of this machine.
-    """
-    mistake = f"--host must be an address of this machine, such as 127.0.0.1, got {host!r}."
     try:
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        with socket.socket(family, socket.SOCK_STREAM) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind((host, port))
-    except socket.gaierror:
-        raise ArgumentError(mistake) from None
+        return _listen(app, host, port)
     except OSError as error:
-        if error.errno == errno.EADDRNOTAVAIL:
-            raise ArgumentError(mistake) from None
-        return 0
-    return port
+        if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
+            raise ArgumentError(
+                f"--host must be an address of this machine, such as 127.0.0.1, got {host!r}."
+            ) from None
+        return _listen(app, host, 0)
+
+
+def _listen(app: WSGIApplication, host: str, port: int) -> simple_server.WSGIServer:
+    return simple_server.make_server(host, port, app, _ThreadedServer, handler_class=_QuietHandler)

@@ -43,7 +43,7 @@ from hpo_mab.storage import (
     release,
     this_process,
 )
-from hpo_mab.storage._optuna import begin_trial, begin_waiting, id_of, storage_of
+from hpo_mab.storage._optuna import begin_trial, begin_waiting, id_of, storage_of, trial_of
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -318,7 +318,8 @@ def claim(
             is_saved = None
         elif spending.is_over:
             return Next.DONE
-        for _ in range(count):
+        wanted = len(taken) + count
+        while len(taken) < wanted:
             if spending is not None and spending.is_promised:
                 # A running trial may be pruned, which leaves room for another.
                 return Next.WAIT
@@ -327,7 +328,9 @@ def claim(
             following, best = _next_step(study, plan, target, is_saved)
             if following in (Next.DONE, Next.WAIT):
                 return following
-            taken.append(_start_next(study, storage, plan, best))
+            trial = _start_next(study, storage, plan, best)
+            if trial is not None:
+                taken.append(trial)
     return None
 
 
@@ -353,13 +356,17 @@ def _next_step(
 
 def _start_next(
     study: optuna.Study, storage: Storage, plan: Plan, best: FrozenTrial | None
-) -> optuna.trial.Trial:
+) -> optuna.trial.Trial | None:
+    """Begin a trial; None if Optuna's own loop, which takes no lock, has begun the waiting one."""
+    trial: optuna.trial.Trial | None
     if best is not None:
         trial = _begin_promotion(study, best, plan.next_slot)
     elif plan.waiting is not None:
         trial = _begin_waiting(study, plan.waiting, plan.next_slot)
     else:
         trial = begin_trial(study, {SLOT_KEY: plan.next_slot})
+    if trial is None:
+        return None
     # Before the lock is released: another thread that looks for lost trials must see it.
     hold(storage.optuna, id_of(trial))
     try:
@@ -382,15 +389,20 @@ def _complete_plan(study: optuna.Study, target: Target, queue_twins: QueueTwins)
             return plan
 
 
-def _begin_waiting(study: optuna.Study, waiting: Attempt, new_slot: int) -> optuna.trial.Trial:
-    """Begin a waiting trial, in a new slot if it has none."""
+def _begin_waiting(
+    study: optuna.Study, waiting: Attempt, new_slot: int
+) -> optuna.trial.Trial | None:
+    """Begin a waiting trial, in a new slot if it has none; None if it waits no more."""
     trial = study.get_trials(deepcopy=False)[waiting.number]
+    # First: a trial of Optuna's own loop must get no slot, or it would be closed as lost.
+    if not begin_waiting(study, trial):
+        return None
     if SLOT_KEY not in trial.user_attrs:
         # It was queued by `optuna.Study.enqueue_trial`, the dashboard, or an earlier version.
         for key, value in {SLOT_KEY: new_slot, **trial_attributes(trial)}.items():
             if key not in trial.user_attrs:
                 storage_of(study).set_trial_user_attr(id_of(trial), key, value)
-    return begin_waiting(study, trial)
+    return trial_of(study, trial)
 
 
 def _begin_promotion(study: optuna.Study, best: FrozenTrial, new_slot: int) -> optuna.trial.Trial:

@@ -132,6 +132,7 @@ class TrialReporter:
         self._steps = 0
         self._seconds = 0.0
         self._running_since: float | None = clock()
+        self._stopped_at = self._running_since
         self._losses: Tensor | float = 0.0
         self._counted = 0
         uniform = sampler is None or isinstance(sampler, UniformSampler)
@@ -141,6 +142,7 @@ class TrialReporter:
     def __enter__(self) -> Self:
         # `__exit__` writes the rest, so points of the curve may wait.
         self._may_wait = True
+        self._running_since = self._clock()
         return self
 
     def __exit__(
@@ -210,8 +212,12 @@ class TrialReporter:
             loss: The batch's mean loss, a number or a tensor of one element, for the curve.
 
         Returns:
-            Whether an evaluation is due: evaluate and call `report`. The clock stands until then.
+            Whether an evaluation is due: evaluate and call `report`. The clock is stopped until
+            then.
         """
+        if self._running_since is None:
+            # Nothing was reported, so the loop has gone on training.
+            self._running_since = self._stopped_at
         self._steps += 1
         self.examples += plain(examples)
         if self._model is not None and self._window > 0:
@@ -230,8 +236,18 @@ class TrialReporter:
         if self._sampler is not None:
             self._sampler.set_progress(min(1.0, self.examples / self.budget_examples))
         if self.due:
-            self._stop_clock()
+            self.stop_clock()
         return self.due
+
+    def stop_clock(self) -> None:
+        """Do not count the seconds of an evaluation that `step` has not announced.
+
+        `report` starts the clock again.
+        """
+        if self._running_since is not None:
+            self._stopped_at = self._clock()
+            self._seconds += self._stopped_at - self._running_since
+            self._running_since = None
 
     @plain_arguments
     def report(
@@ -256,7 +272,7 @@ class TrialReporter:
         Raises:
             optuna.TrialPruned: The study's pruner stops the trial.
         """
-        self._stop_clock()
+        self.stop_clock()
         if examples is not None:
             self.examples = examples
         if not self.due:
@@ -294,11 +310,6 @@ class TrialReporter:
             averaged=self._averaged,
             **sampler_figures(statistics),
         )
-
-    def _stop_clock(self) -> None:
-        if self._running_since is not None:
-            self._seconds += self._clock() - self._running_since
-            self._running_since = None
 
 
 def _shared_copy(model: nn.Module) -> nn.Module:

@@ -169,9 +169,8 @@ def make_study(
                 _refuse_other_definition(study, spec.model_dump(mode="json"))
                 _refuse_other_data(study, definition)
         else:
-            # Rows of studies that Optuna has deleted.
-            storage.curves.remove_orphans()
-            storage.examples.remove_orphans()
+            # Optuna deletes a study without them.
+            storage.remove_orphans()
             study = optuna.create_study(
                 study_name=name,
                 storage=storage.optuna,
@@ -363,13 +362,11 @@ def copy_study(
         except BaseException:
             with contextlib.suppress(Exception):
                 optuna.delete_study(study_name=chosen, storage=target.optuna)
-                target.curves.remove_orphans()
-                target.examples.remove_orphans()
+                target.remove_orphans()
             raise
         if move:
             optuna.delete_study(study_name=name, storage=source.optuna)
-            source.curves.remove_orphans()
-            source.examples.remove_orphans()
+            source.remove_orphans()
     return copied
 
 

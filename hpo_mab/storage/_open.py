@@ -162,6 +162,11 @@ class Storage:
                 time.sleep(pause)
             pause = min(2 * pause, 5.0)
 
+    def remove_orphans(self) -> None:
+        """Remove the curves and records of examples of trials and studies that are deleted."""
+        self.curves.remove_orphans()
+        self.examples.remove_orphans()
+
     def error(self, error: BaseException) -> StorageError:
         """The error for a failure of the database: one line, without its password."""
         return StorageError(f"Storage {self.shown_url} failed: {diagnose(error, self.url)}")

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import optuna
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.pruners import BasePruner, HyperbandPruner
 from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
@@ -51,11 +52,18 @@ def begin_trial(
     return optuna.trial.Trial(study, add_copy(study, template))
 
 
-def begin_waiting(study: optuna.Study, waiting: FrozenTrial) -> optuna.trial.Trial:
-    """As `optuna.Study.ask`, but it begins the given waiting trial and not the first one."""
-    study._storage.set_trial_state_values(id_of(waiting), TrialState.RUNNING)
+def begin_waiting(study: optuna.Study, waiting: FrozenTrial) -> bool:
+    """Let a waiting trial run; returns whether it was still waiting."""
+    try:
+        return study._storage.set_trial_state_values(id_of(waiting), TrialState.RUNNING)
+    except UpdateFinishedTrialError:
+        return False
+
+
+def trial_of(study: optuna.Study, running: FrozenTrial) -> optuna.trial.Trial:
+    """A running trial, as `optuna.Study.ask` returns one."""
     study._thread_local.cached_all_trials = None
-    return optuna.trial.Trial(study, id_of(waiting))
+    return optuna.trial.Trial(study, id_of(running))
 
 
 def add_copy(study: optuna.Study, trial: FrozenTrial) -> int:

@@ -170,7 +170,7 @@ def choose_capture(
     on_cuda = any(weight.device.type == "cuda" for weight in weights)
     reason = None
     if not isinstance(batches, DeviceBatches):
-        reason = f"graph needs DeviceBatches, got {type(batches).__name__}"
+        reason = "a DataLoader brings the batches"
     elif sampler.weighs_by_losses:
         reason = f"{type(sampler).__name__} weighs a batch by its own losses"
     elif on_cuda and not is_fused(optimizer):

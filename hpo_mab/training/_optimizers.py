@@ -30,9 +30,16 @@ def sgd(
     """Make `torch.optim.SGD`."""
     # Nesterov's step without momentum is the plain step, and torch refuses the pair.
     accelerated = nesterov and momentum > 0
-    return _make_fused(
+    optimizer = _make_fused(
         SGD, params, lr=lr, momentum=momentum, nesterov=accelerated, weight_decay=weight_decay
     )
+    if momentum > 0:
+        # Else torch's fused form raises if a weight gets its first gradient later than others.
+        # Its first step is the same.
+        for weight in optimizer.param_groups[0]["params"]:
+            if weight.requires_grad:
+                optimizer.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
+    return optimizer
 
 
 def _adam(kind: type[Optimizer], *, weight_decay: float) -> Callable[..., Optimizer]:

@@ -157,11 +157,25 @@ def test_common_parameters_must_agree_the_samplers_own_aside(params, paired):
     assert len(pairs) == paired
 
 
-def test_only_trials_given_to_all_arms_by_default():
+def test_only_trials_given_to_all_arms_are_paired():
     bandit = [study("mab", trial(0, [0.3]), trial(1, [0.4], paired=False))]
     uniform = [study("uniform", trial(0, [0.3]), trial(1, [0.4], paired=False))]
     assert len(pair_curves(bandit, uniform)) == 1
-    assert len(pair_curves(bandit, uniform, paired_only=False)) == 2
+
+
+def test_configurations_without_a_common_parameter_are_no_pair():
+    adam = trial(0, [0.2], params={"adam_lr": 0.1, "sampler.memory": 9})
+    sgd = trial(0, [0.3], params={"lr": 0.1, "sampler.memory": 9})
+    assert not len(pair_curves([study("adam", adam)], [study("sgd", sgd)]))
+
+
+def test_a_running_trial_does_not_say_where_a_trial_ends():
+    bandit = [study("mab", trial(0, [0.3, 0.4, 0.5]), trial(1, [0.3, 0.4, 0.5]))]
+    begun = trial(0, [0.2, 0.3], state="running", value=None)
+    pairs = pair_curves(bandit, [study("uniform", begun)])
+    assert (len(pairs), pairs.ended, len(pairs.budgets)) == (1, 0, 0)
+    pairs = pair_curves(bandit, [study("uniform", begun, trial(1, [0.2, 0.3, 0.4]))])
+    assert (pairs.ended, pairs.counts.tolist()) == (1, [2, 2, 1])
 
 
 def test_stopped_trials_are_missing_from_where_they_stopped():
@@ -204,9 +218,6 @@ def test_other_batch_sizes_are_read_at_the_common_budgets():
     pairs = pair_curves(bandit, uniform)
     assert np.isfinite(pairs.bandit).all()
     assert pairs.bandit[0] == pytest.approx([0.2, 0.4, 0.6], abs=0.01)
-    asked = pair_curves(bandit, uniform, budgets=[150, 301, 400])
-    assert asked.uniform[0, :2] == pytest.approx([0.3, 0.6])
-    assert np.isnan(asked.uniform[0, 2])
 
 
 def test_no_pairs_is_an_answer():

@@ -175,7 +175,7 @@ def test_a_target_of_more_trials_is_kept_and_named(cli: Cli, tiny: str) -> None:
     assert cli("run", tiny, "--trials", "3", "--quiet")[0] == 0
     status, out, err = cli("compare", tiny, *few)
     assert status == 0, err
-    assert "Unequal studies: 3 finished trials in mab, 2 in uniform." in " ".join(out.split())
+    assert "Unequal studies; finished trials by seed: 3 in mab, 2 in unif" in " ".join(out.split())
     storage = Storage("sqlite:///hpo_mab.db", create=False)
     assert Target.load(open_study(storage, "tiny-mab-seed0")).trials == 3
     storage.close()

@@ -197,6 +197,22 @@ def test_the_pace_does_not_count_a_first_trial_that_failed(
     assert "0.5 per minute, 58 min 0 s left" in second
 
 
+def test_the_pace_counts_all_trials_that_ended_with_the_first(
+    clock: Clock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = optuna.create_study(direction="maximize")
+    study.add_trial(create_trial(value=0.5))  # Of an earlier run.
+    with StudyProgress(trials=33, label="study") as progress:
+        clock.now += 60
+        for _ in range(16):
+            study.add_trial(create_trial(value=0.5))
+        for trial in study.trials[1:]:
+            progress(study, trial)
+    first, *_ = capsys.readouterr().err.splitlines()
+    assert "17/33 trials" in first
+    assert "16 per minute, 1 min 0 s left" in first
+
+
 def test_progress_of_a_data_set_that_is_slow_to_read_is_shown_at_once(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

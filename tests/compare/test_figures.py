@@ -54,6 +54,13 @@ def colour(trace):
     return trace.line.color or trace.marker.color
 
 
+def test_the_reference_is_drawn_where_the_first_arm_has_no_pairs(summary):
+    first, *others = summary.contrasts
+    alone = dataclasses.replace(first, arm="auto", pairs=0, paired=())
+    mixed = dataclasses.replace(summary, contrasts=(alone, first, *others))
+    assert lines(figures.fidelity(mixed), summary.reference)
+
+
 def test_every_figure_has_finite_data(drawn):
     for name, figure in drawn.items():
         assert figure.data, name

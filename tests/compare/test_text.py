@@ -106,7 +106,7 @@ def test_seconds_of_other_slots_get_no_answer(runs):
 def test_studies_of_unequal_length_are_named(study, runs):
     longer = summarise([study("mab", 0, trials=20), study("uniform", 0)])
     (said,) = [line for line in caveats(longer) if "Unequal" in line]
-    assert "20 finished trials in mab, 12 in uniform" in said
+    assert "finished trials by seed: 20 in mab, 12 in uniform" in said
     assert not any("Unequal" in line for line in caveats(summarise(runs)))
 
 

@@ -12,10 +12,11 @@ import optuna
 import pytest
 
 from hpo_mab._attributes import CHOICE_KEY, EVIDENCE_KEY, FIDELITY_KEY, GIVEN_KEY, StudySettings
-from hpo_mab.advantage import Estimate, Evidence, PairedCurves, measure_evidence
+from hpo_mab.advantage import Estimate, Evidence, PairedCurves, Rung, measure_evidence
 from hpo_mab.compare._tables import coefficient, points
-from hpo_mab.dashboard._evidence import evidence_note
+from hpo_mab.dashboard._evidence import _rung_reason, evidence_note
 from hpo_mab.pruners import AdvantagePruner, RungFidelity
+from hpo_mab.pruners._advantage_pruner import Placement
 from hpo_mab.search import create_pruner, make_spec
 from hpo_mab.search._choice import Choice, Standing
 
@@ -97,6 +98,14 @@ def test_rungs_are_shown_where_the_pruner_places_them(
     else:
         expected = "not shown to be as good: tau" if scramble else "no earlier evaluation of"
         assert any(expected in why for why in reasons)
+
+
+def test_a_rung_stays_where_the_study_has_no_earlier_evaluation() -> None:
+    tau = Estimate(value=0.0, low=-0.05, high=0.1, n=9)
+    known = Rung(budget=0.25, decided_at=0.2, equivalent=0.3, fidelity=tau)
+    placed = Placement(step=1, uniform=1, equivalent=1, evidence=None)
+    reason = _rung_reason(known, placed, measured(2.2))
+    assert reason == "a trial of this study is not evaluated earlier"
 
 
 @pytest.mark.parametrize("sampler", ["mab", "uniform"])

@@ -11,7 +11,7 @@ from typing import Any
 import optuna
 import pytest
 import sqlalchemy as sa
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
 from hpo_mab._attributes import WORKER_KEY
 from hpo_mab._errors import SpecError, StorageError
@@ -31,6 +31,7 @@ from hpo_mab.storage import (
     release,
     this_process,
 )
+from hpo_mab.storage._optuna import ask, begin_waiting
 from hpo_mab.storage._process import _started, machine
 
 Make = Callable[..., StudySpec]
@@ -402,6 +403,30 @@ def test_an_enqueued_configuration_is_run_in_a_slot_of_its_own(
     again = _start(study, storage, dead)
     assert again.user_attrs["hpo_mab:slot"] == 1
     assert again.suggest_float("lr", 0.0, 1.0) == 0.25
+
+
+def test_a_waiting_trial_that_optuna_begins_is_not_begun_twice(
+    study: optuna.Study, storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Target(trials=3, total=None, epoch_examples=100).save(study)
+    for lr in (0.1, 0.2, 0.3):
+        study.enqueue_trial({"lr": lr})
+    begin, begun = begin_waiting, []
+
+    def begin_late(study: optuna.Study, waiting: FrozenTrial) -> bool:
+        # A loop of Optuna's own, which takes no lock of ours, is a moment earlier.
+        if len(begun) < 2:
+            begun.append(ask(study))
+            if len(begun) == 2:
+                study.tell(begun[1], 0.5)
+        return begin(study, waiting)
+
+    monkeypatch.setattr("hpo_mab.search._claim.begin_waiting", begin_late)
+    ours = _next(study, storage)
+    assert isinstance(ours, optuna.trial.Trial)
+    assert ([one.number for one in begun], ours.number) == ([0, 1], 2)
+    assert ours.suggest_float("lr", 0.0, 1.0) == 0.3
+    assert begun[0].user_attrs == {}, "it would be closed as lost"
 
 
 def test_what_lost_trials_spent_counts_in_the_budget(

@@ -142,6 +142,31 @@ def test_the_curve_is_kept_and_the_clock_stands_while_evaluating(tmp_path: Path)
     assert curve[0].reward_rate is None
 
 
+def test_the_clock_counts_training_whatever_the_loop_evaluates(tmp_path: Path) -> None:
+    storage = Storage(f"sqlite:///{tmp_path / 'curves.db'}")
+    now = 0.0
+    trial = _study().ask()
+    reporter = TrialReporter(
+        trial, budget_examples=80, evaluations=4, curves=storage.curves, clock=lambda: now
+    )
+    now += 100.0  # The loop prepares its data.
+    with reporter:
+        for step in range(1, 9):
+            now += 1.0
+            reporter.step(10)
+            if step == 3:  # Evaluated before it is due, which `step` cannot announce.
+                reporter.stop_clock()
+                now += 50.0
+                reporter.report(accuracy=0.5)
+            # The evaluations due after steps 2 and 6 are left out: these seconds were training.
+            if step in (4, 8):
+                now += 50.0
+                reporter.report(accuracy=0.5)
+    curve = storage.curves.load([trial._trial_id])[trial._trial_id]
+    storage.close()
+    assert [(e.index, e.seconds) for e in curve] == [(1, 3.0), (2, 4.0), (4, 8.0)]
+
+
 def test_a_loop_that_evaluates_seldom_reports_the_last_point_it_passed() -> None:
     study = _study()
     trial = study.ask()

@@ -166,7 +166,7 @@ def test_what_a_graph_can_hold(
 def test_a_loader_has_no_device_step(splits: ImageSplits) -> None:
     parts = _Parts(splits, "cpu", kind="uniform")
     parts.batches = LoaderBatches(TensorDataset(torch.zeros(64, 1, 8, 8), torch.zeros(64)))  # type: ignore[assignment]
-    with pytest.raises(ArgumentError, match="graph needs DeviceBatches, got LoaderBatches"):
+    with pytest.raises(ArgumentError, match="not be True here: a DataLoader brings the batches"):
         parts.train(graph=True)
 
 

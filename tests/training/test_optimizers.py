@@ -64,6 +64,19 @@ def test_the_steps_are_those_of_torch(name: str) -> None:
         assert weight.is_leaf
 
 
+@pytest.mark.parametrize("name", available_optimizers())
+def test_a_weight_may_get_its_first_gradient_later(name: str) -> None:
+    # So it does in a network that leaves out a random layer at each step.
+    always, later = _weights()
+    optimizer = create_optimizer(name, [always, later])
+    before = later.detach().clone()
+    for step in range(3):
+        optimizer.zero_grad()
+        (always.sum() if step == 0 else always.sum() + later.sum()).backward()
+        optimizer.step()
+        assert torch.equal(later, before) == (step == 0)
+
+
 def test_an_optimizer_can_be_pickled() -> None:
     optimizer = create_optimizer("sgd", _weights(), lr=0.3)
     copied = pickle.loads(pickle.dumps(optimizer))

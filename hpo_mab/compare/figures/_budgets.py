@@ -226,11 +226,12 @@ def fidelity(
         y=_STATISTICS[statistic],
     )
     scale, curves = _SIZES[statistic], len(arms)
-    for position, contrast in enumerate(summary.contrasts):
+    paired = [contrast for contrast in summary.contrasts if contrast.paired]
+    for contrast in paired:
         budgets = [row.examples for row in contrast.paired]
         rows = [row.agreement(statistic, final=final) for row in contrast.paired]
         # Once: the same trainings are the reference of every arm.
-        if position == 0:
+        if contrast is paired[0]:
             own = [row.reference for row in rows]
             _add_estimates(made, budgets, own, summary.reference, arms, curves=curves, scale=scale)
         found = [row.arm for row in rows]

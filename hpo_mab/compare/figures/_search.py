@@ -7,6 +7,7 @@ mattered.
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -17,7 +18,7 @@ from hpo_mab._errors import UnknownNameError
 from hpo_mab.advantage import Estimate
 from hpo_mab.compare._records import CURRENCIES, ComparisonSummary, CostToTarget, Currency
 from hpo_mab.compare._summary import incumbent_curve
-from hpo_mab.compare._tables import too_wide
+from hpo_mab.compare._tables import TARGETS, too_wide
 from hpo_mab.compare._text import arm_words
 from hpo_mab.compare.figures._style import (
     add_interval,
@@ -111,14 +112,6 @@ def _band(values: Floats) -> tuple[Floats, Floats, str]:
     return values[rank - 1], values[seeds - rank], "95% interval of the median"
 
 
-#: Two lines each: a telephone has no room for one.
-_TARGETS = {
-    "reference": "the reference's<br>final accuracy",
-    "common": "the accuracy<br>both reach",
-    "retrained": "the reference's<br>re-trained accuracy",
-}
-
-
 def cost_to_target(summary: ComparisonSummary, *, currency: Currency = "examples") -> go.Figure:
     """Cost to target of every arm over the reference's, with its interval over seeds.
 
@@ -149,7 +142,8 @@ def cost_to_target(summary: ComparisonSummary, *, currency: Currency = "examples
             made.add_trace(
                 go.Scatter(
                     x=[cost.ratio.value for cost in costs],
-                    y=[_TARGETS[cost.target] for cost in costs],
+                    # Two lines each: a telephone has no room for one.
+                    y=["<br>".join(textwrap.wrap(TARGETS[cost.target], 14)) for cost in costs],
                     name=arm_words(contrast.arm),
                     legendgroup=contrast.arm,
                     mode="markers",
