@@ -113,7 +113,7 @@ def _cli() -> str:
 def _command(name: str, command: Any) -> str:
     rows = []
     for parameter in command.params:
-        if parameter.name == "help":
+        if parameter.name == "help" or getattr(parameter, "hidden", False):
             continue
         option = str(getattr(parameter, "param_type_name", "")) == "option"
         shown = (
@@ -125,6 +125,8 @@ def _command(name: str, command: Any) -> str:
         default = parameter.default
         if option and default not in (None, False, ()) and isinstance(default, str | int | float):
             text += f" Default `{default}`."
+        if getattr(parameter, "envvar", None):
+            text += f" Environment: `{parameter.envvar}`."
         rows.append(f"| {shown} | {text} |")
     table = "\n".join(["| option | meaning |", "|---|---|", *rows])
     return f"## hpo-mab {name}\n\n{_unindent(command.help or '')}\n\n{table}"

@@ -233,7 +233,7 @@ class Plan:
 
     @property
     def latest(self) -> set[int]:
-        """Numbers of the trials that no finished one continues, less unfinished continuations."""
+        """Numbers of trials that no finished one continues, without unfinished continuations."""
         pairs = list(_continuations(self._attempts))
         replaced = _replaced((before, after) for before, after in pairs if after.finished)
         unfinished = {after.number for _, after in pairs if not after.finished}
@@ -261,9 +261,9 @@ class Plan:
 
     @property
     def stopped(self) -> set[int]:
-        """Numbers of pruned trials that are no promotions."""
+        """Numbers of pruned trials that are no promotions and have not diverged."""
         pruned = (one for one in self._attempts if one.state == "pruned")
-        return {one.number for one in pruned if not one.promotion}
+        return {one.number for one in pruned if not one.promotion and REASON_KEY not in one.attrs}
 
     def promoted(self) -> set[int]:
         """Numbers of the trials that another trial trains in full, or continues."""
@@ -373,7 +373,7 @@ class Plan:
     def places(self) -> dict[Place, list[Attempt]]:
         """The attempts at each slot, and at each slot's twins, in order of number.
 
-        Of a slot that was continued, those at the last continuation.
+        If a slot was continued, only the attempts at its last continuation.
         """
         places: dict[Place, list[Attempt]] = collections.defaultdict(list)
         for one in self._attempts:

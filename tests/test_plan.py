@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from typing import Any
 
 import optuna
@@ -221,11 +219,3 @@ def test_a_place_is_given_up_after_its_last_attempt_was_lost() -> None:
 def test_only_the_first_configurations_cannot_be_stopped() -> None:
     trials = _trials("c0 paired", "c0 paired twin", "r1 paired", "c2")
     assert [Attempt.of(trial).unstoppable for trial in trials] == [True, False, False, False]
-
-
-def test_the_plan_needs_neither_torch_nor_optuna() -> None:
-    code = (
-        "import sys, hpo_mab._plan; print({'torch', 'optuna', 'sqlalchemy'} & sys.modules.keys())"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "set()"

@@ -348,10 +348,7 @@ class ThompsonPolicy(GroupedPolicy):
     def resize(self, capacity: int) -> None:
         """Make room for ``capacity`` states."""
         super().resize(capacity)
-        grown = np.zeros((capacity, QUANTILE_POINTS), dtype=np.float32)
-        kept = min(capacity, len(self._quantiles))
-        grown[:kept] = self._quantiles[:kept]
-        self._quantiles = grown
+        self._quantiles = np.resize(self._quantiles, (capacity, QUANTILE_POINTS))
 
     def define(self, column: int, successes: int, failures: int) -> None:
         """Fill in the quantile table of a column."""

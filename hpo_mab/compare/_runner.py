@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from hpo_mab._attributes import RETRAINED_KEY, UNIFORM
 from hpo_mab._errors import SpecError
 from hpo_mab._machine import environment
+from hpo_mab.data import ImageSplits
 from hpo_mab.search import (
     ArmSection,
     Launch,
@@ -32,7 +33,7 @@ from hpo_mab.storage import (
     StudyRun,
     open_study,
 )
-from hpo_mab.training import Budget
+from hpo_mab.training import Budget, select_device
 
 if TYPE_CHECKING:
     import optuna
@@ -216,7 +217,11 @@ def _runners(
 ) -> Iterator[StudyRunner]:
     """A runner for each arm of each seed."""
     for arms in _arms_by_seed(spec):
-        splits = load_splits(next(iter(arms.values())))
+        first = next(iter(arms.values()))
+        splits = load_splits(first)
+        if isinstance(splits, ImageSplits):
+            # Once: on a GPU each arm would make a copy of its own.
+            splits = splits.to(select_device(first.training.device))
         # All are made before the first runs, so that a mistake in the last arm is found at once.
         runners = [
             StudyRunner(arm_spec, storage, objective=make_objective(arm_spec, splits), arm=arm)
@@ -225,6 +230,9 @@ def _runners(
         for runner in runners:
             runner.check(names[runner.arm, runner.spec.seed])
         yield from runners
+        # Before the data of the next seed are loaded.
+        runners.clear()
+        del splits
 
 
 def stored_scores(study: optuna.Study, run: StudyRun) -> tuple[Budget, tuple[float, ...]] | None:

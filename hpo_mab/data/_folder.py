@@ -257,11 +257,13 @@ def _checked_size(paths: Sequence[Path], size: int | None) -> int:
     step = max(1, len(paths) // _SAMPLED)
     headers = [found for path in paths[::step] if (found := _pictures.header(path)) is not None]
     if size is None:
-        sides = [side for side, _ in headers]
+        sides = [side for side, _, _ in headers]
         median = int(statistics.median(sides)) if sides else _LARGEST_CHOICE
         size = min(max(median, _SMALLEST), _LARGEST_CHOICE)
-    channels = 1 if all(grey for _, grey in headers) else 3
-    room, each = _machine.available_memory(), len(paths) * channels
+    # Bytes a pixel of what is made, and of what is decoded before.
+    made = 1 if all(grey for _, grey, _ in headers) else 3
+    room = _machine.available_memory()
+    each = len(paths) * max(made, *(decoded for _, _, decoded in headers), 1)
     if room is not None and each * size**2 > room:
         fitting = int((room / each) ** 0.5)
         hint = f"data.size={fitting} fits" if fitting >= _SMALLEST else "use fewer images"
@@ -285,9 +287,12 @@ def _decode(root: Path, layout: _Layout, *, size: int) -> _images.Decoded:
     texts = (*_unreadable_warning(names, read), *_constant_warning(names, read, rendering))
     parts = _readable_parts(layout, read)
     _check_present(layout, parts["train"], root)
-    # The training files are the first of all files.
-    of_train = zip(names, read, layout.files["train"], strict=False)
-    taken = [name for name, found, _ in of_train if not isinstance(found, str)]
+    # The training files are the first of all files. No name for the zip: it would hold `read`.
+    taken = [
+        name
+        for name, found, _ in zip(names, read, layout.files["train"], strict=False)
+        if not isinstance(found, str)
+    ]
     if not parts.get("test"):
         train = parts["train"]
         numbers = torch.tensor([number for _, number in train])

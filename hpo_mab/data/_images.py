@@ -13,6 +13,7 @@ import json
 import os
 import secrets
 import shutil
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
@@ -91,7 +92,15 @@ class ImageData:
         Raises:
             ArgumentError: Images that are not uint8 of such a shape, or labels that do not fit.
         """
+        if isinstance(images, np.ndarray):
+            # Of a reversed view, such as one from BGR to RGB, torch makes no tensor.
+            images = np.ascontiguousarray(images)
         pixels = torch.as_tensor(images)
+        if pixels.ndim == 4 and pixels.shape[3] in (1, 3, 4) and pixels.shape[1] > 4:
+            raise ArgumentError(
+                "images must be [N, channels, height, width], got "
+                f"{list(pixels.shape)}; use images.transpose(0, 3, 1, 2)."
+            )
         if pixels.ndim == 3:
             pixels = pixels.unsqueeze(1)
         names = np.asarray(labels)
@@ -387,12 +396,22 @@ def write(root: Path, decoded: Decoded, *, name: str, key: str) -> None:
         building.mkdir()
         try:
             _write_entry(building, decoded)
-            for old in cache.glob(f"{name}-*"):
+            for old in (*cache.glob(f"{name}-*"), *_abandoned(cache, name)):
                 shutil.rmtree(old, ignore_errors=True)
             # Raises if another worker has written the entry since; both entries are equal.
             os.replace(building, cache / f"{name}-{key}")  # noqa: PTH105
         finally:
             shutil.rmtree(building, ignore_errors=True)
+
+
+_SECONDS_OF_A_DAY = 86_400.0
+
+
+def _abandoned(cache: Path, name: str) -> Iterator[Path]:
+    """Entries that a process was killed while building, at least a day ago."""
+    for building in cache.glob(f"tmp-{name}-*"):
+        if time.time() - building.stat().st_mtime > _SECONDS_OF_A_DAY:
+            yield building
 
 
 def _write_entry(folder: Path, decoded: Decoded) -> None:

@@ -68,13 +68,19 @@ def readable() -> tuple[dict[str, str], tuple[str, ...]]:
     return {suffix: name for suffix, name in known if name in formats}, formats
 
 
-def header(path: Path) -> tuple[int, bool] | None:
-    """Shorter side in pixels and whether the image is grey; None for a file that cannot be read."""
+def header(path: Path) -> tuple[int, bool, int] | None:
+    """What is known before an image is decoded; None for a file that cannot be read.
+
+    Returns:
+        Its shorter side in pixels, whether it is grey, and bytes a pixel of its `Picture`.
+    """
     from PIL import Image
 
     try:
         with Image.open(path, formats=readable()[1]) as image:
-            return min(image.size), _is_grey(image)
+            grey = _is_grey(image)
+            size = 4 if _is_deep(image) else (1 if grey else 3) + _has_alpha(image)
+            return min(image.size), grey, size
     except Exception:  # `read` names the file and the reason.
         return None
 
@@ -133,7 +139,7 @@ def _fitted_pixels(image: Image, size: int) -> _Array:
     """Pixels scaled and cropped, as `Picture` holds them; alpha only where it is not 255."""
     from PIL import Image, ImageOps
 
-    if image.mode.startswith(("I", "F")):
+    if _is_deep(image):
         plain = _as_float(image)
     else:
         grey, alpha = _is_grey(image), _has_alpha(image)
@@ -160,6 +166,10 @@ def _as_float(image: Image) -> Image:
     if not finite.any():
         raise ValueError("no pixel has a finite value")
     return Image.fromarray(np.where(finite, values, values[finite].min()))
+
+
+def _is_deep(image: Image) -> bool:
+    return image.mode.startswith(("I", "F"))
 
 
 def _is_grey(image: Image) -> bool:

@@ -236,7 +236,7 @@ class PromotionPruner(BasePruner):
 
         Args:
             study: A study with this pruner.
-            every: Whether any paused trial may continue, once all the rule chooses do.
+            every: Whether trials that are not among the best of their rung may continue, too.
             is_saved: Whether a complete trial's state is saved, so that it can continue; None: no
                 complete trial continues.
         """

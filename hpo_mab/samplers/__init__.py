@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from hpo_mab._registry import lazy_names
-from hpo_mab.samplers._registry import NAMES, available, create, knob_types, knobs
+from hpo_mab.samplers._registry import NAMES, available, create, knobs
 
 if TYPE_CHECKING:
     from hpo_mab.samplers._base import BatchSampler, CommonArguments
@@ -46,7 +46,6 @@ __all__ = [
     "UniformSampler",
     "available",
     "create",
-    "knob_types",
     "knobs",
 ]
 

@@ -69,11 +69,6 @@ def knobs(kind: Named) -> Mapping[str, Any]:
     return {name: option.default for name, option in SAMPLERS.options(kind).items()}
 
 
-def knob_types(kind: Named) -> Mapping[str, Any]:
-    """Annotated types of a sampler's own options; arguments and errors are those of `knobs`."""
-    return {name: option.kind for name, option in SAMPLERS.options(kind).items()}
-
-
 @plain_arguments
 def create(
     kind: Named,

@@ -211,7 +211,7 @@ def load_splits(spec: StudySpec) -> ImageSplits | DatasetSplits:
 
 
 def make_objective(spec: StudySpec, splits: ImageSplits | DatasetSplits) -> TrainingObjective:
-    """The objective that a definition describes, checked to accept every value in its ranges.
+    """The objective that a definition describes, checked at both ends of each of its ranges.
 
     Args:
         spec: The definition.
@@ -246,7 +246,7 @@ def make_objective(spec: StudySpec, splits: ImageSplits | DatasetSplits) -> Trai
             evaluations=budget.evaluations,
             validation=splits.sizes[1],
         ),
-        augmentation=_augmentation(spec, splits),
+        augmentation=_augmentation(spec, splits, per_trial),
         precision=loop.precision,
         channels_last=loop.channels_last,
         compile=loop.compile,
@@ -296,10 +296,14 @@ def _trial_examples(spec: StudySpec, budget: Budget, num_examples: int) -> int:
     return max(budget.num_steps(num_examples=num_examples, batch_size=b) * b for b in sizes)
 
 
-def _augmentation(spec: StudySpec, splits: ImageSplits | DatasetSplits) -> Augmentation | None:
+def _augmentation(
+    spec: StudySpec, splits: ImageSplits | DatasetSplits, budget: Budget
+) -> Augmentation | None:
     wanted = spec.data.augment
     if wanted == "auto":
-        wanted = (spec.budget.epochs or 0) >= _AUGMENTED_EPOCHS and isinstance(splits, ImageSplits)
+        examples = splits.sizes[0]
+        epochs = budget.epochs or _trial_examples(spec, budget, examples) / examples
+        wanted = epochs >= _AUGMENTED_EPOCHS and isinstance(splits, ImageSplits)
     if not wanted:
         return None
     if not isinstance(splits, ImageSplits):

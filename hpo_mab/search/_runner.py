@@ -260,14 +260,13 @@ class StudyRunner:
         return accuracy
 
     def _definition(self) -> Definition:
-        batch_size = self.spec.training.batch_size
         workload = self.objective.workload
-        # A searched batch size rounds each trial's budget by less than a batch.
-        fixed = batch_size if isinstance(batch_size, int) else 1
+        # Trials of a searched batch size differ in length, by much if the budget is in steps.
+        sizes = map(int, examples(self.objective.space.loop["batch_size"]))
         return Definition(
             arm=self.arm,
             seed=self.spec.seed,
-            trial_examples=workload.trial_examples(fixed),
+            trial_examples=max(map(workload.trial_examples, sizes)),
             epoch_examples=workload.num_examples,
             spec=self._stored_spec(),
             environment={**environment(), "cpu_threads": self.spec.training.threads},

@@ -132,6 +132,9 @@ class Stacks:
                 begin(sampler=sampler, state=state)
                 return (stack, slot), [Evaluation(**point) for point in state["points"]]
             except Exception as error:  # Each part has its own way to refuse a state.
+                if memory_reason(error) is not None:
+                    # Fewer slots may hold it, and the checkpoint must stay.
+                    raise
                 warn_of_misfit(error)
             # A new one: the state that does not fit may have changed the first.
             sampler = self._workload.sampler(configuration, seed=seed, stacked=True)

@@ -17,6 +17,7 @@ from typing import Any
 
 import optuna
 from optuna.exceptions import DuplicatedStudyError
+from optuna.pruners import BasePruner
 from optuna.trial import TrialState
 
 from hpo_mab._attributes import (
@@ -25,6 +26,7 @@ from hpo_mab._attributes import (
     flat_spec,
 )
 from hpo_mab._errors import ArgumentError, StorageError, require
+from hpo_mab.pruners import PromotionPruner
 from hpo_mab.search._choice import given_race, is_its_evidence, take_evidence
 from hpo_mab.search._claim import Target, close_lost
 from hpo_mab.search._components import AUTO, PlannedSampler, sampler_factory, study_pruner
@@ -168,15 +170,18 @@ def make_study(
             if Definition.is_in(study.user_attrs) or study.get_trials(deepcopy=False):
                 _refuse_other_definition(study, spec.model_dump(mode="json"))
                 _refuse_other_data(study, definition)
+            if Definition.is_in(study.user_attrs):
+                _take_changes(study, spec)
         else:
             # Optuna deletes a study without them.
             storage.remove_orphans()
+            pruner = study_pruner(spec, {})
             study = optuna.create_study(
                 study_name=name,
                 storage=storage.optuna,
                 direction="maximize",
-                sampler=_study_sampler(spec),
-                pruner=study_pruner(spec, {}),
+                sampler=_study_sampler(spec, pruner),
+                pruner=pruner,
             )
         if not Definition.is_in(study.user_attrs):
             with warnings.catch_warnings():
@@ -196,10 +201,24 @@ def make_study(
     return study
 
 
+#: Keys of ``training`` that may change and that the workers of a study read in its definition.
+_FOR_WORKERS = ("checkpoint", "examples", "graph")
+
+
+def _take_changes(study: optuna.Study, spec: StudySpec) -> None:
+    """Store what may change in the study's definition, for workers that are started from now on."""
+    stored = Definition.load(study)
+    before = stored.spec.get("training", {})
+    training = {**before, **{key: getattr(spec.training, key) for key in _FOR_WORKERS}}
+    if training != before:
+        dataclasses.replace(stored, spec={**stored.spec, "training": training}).save(study)
+
+
 def open_with_parts(storage: Storage, name: str, spec: StudySpec) -> optuna.Study:
     """A study that exists, with the sampler and pruner of its definition."""
-    study = optuna.load_study(study_name=name, storage=storage.optuna, sampler=_study_sampler(spec))
+    study = optuna.load_study(study_name=name, storage=storage.optuna)
     study.pruner = study_pruner(spec, study.user_attrs)
+    study.sampler = _study_sampler(spec, study.pruner)
     return study
 
 
@@ -242,12 +261,13 @@ def stored_trials(storage: Storage, name: str) -> int:
     return Target.load(study).trials if Definition.is_in(study.user_attrs) else 0
 
 
-def _study_sampler(spec: StudySpec) -> PlannedSampler:
+def _study_sampler(spec: StudySpec, pruner: BasePruner) -> PlannedSampler:
+    continues = isinstance(pruner, PromotionPruner)
     return PlannedSampler(
         sampler_factory(spec.search.sampler, spec.search.options),
         seed=spec.seed,
         initial=spec.search.initial,
-        repeats=spec.has_pilot or spec.sampler.kind == AUTO or spec.pruner.kind == "promotion",
+        repeats=spec.has_pilot or spec.sampler.kind == AUTO or continues,
     )
 
 

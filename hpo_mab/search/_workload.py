@@ -195,13 +195,7 @@ class Workload:
             begin = functools.partial(self._start, configuration, seed, final, examples, **curve)
             # A user's network may take long to make.
             with interruptible():
-                made = begin()
-                if state is not None:
-                    try:
-                        made.load_state_dict(state)
-                    except Exception as error:  # Each part has its own way to refuse a state.
-                        warn_of_misfit(error)
-                        made = begin()
+                made = begin() if state is None else _resumed(begin, state)
             # Freed: it is as large as the network and the sampler.
             state = None
             with contextlib.closing(made):
@@ -217,7 +211,8 @@ class Workload:
         parts = {
             "configuration": configuration.to_json(),
             "budget": dataclasses.asdict(self.budget),
-            "loop": dataclasses.asdict(self.loop),
+            # A graph takes the same steps.
+            "loop": dataclasses.asdict(dataclasses.replace(self.loop, graph=True)),
         }
         return {
             "hpo_mab": version("hpo_mab"),
@@ -312,8 +307,9 @@ class Workload:
         options = dict(part.options)
         if options.pop("difficulty", False):
             options["difficulty"] = self._difficulty(part)
-        # A bandit with another start than the stack's stays a sampler on the device.
+        # Bandits that start or are active otherwise than a stack's stay a sampler on the device.
         inside = stacked and part.name == "mab" and "difficulty" not in options
+        inside = inside and options.get("active", 1) == 1
         # A data loader takes indices on the host, so the sampler is there too.
         on_host = inside or self.images is None
         sampler: BatchSampler = part.make(
@@ -363,7 +359,7 @@ class Workload:
             model,
             batches=self._batches(derive_seed(seed, "augmentation")),
             validation=self._sweep("validation"),
-            early=self._sweep("early"),
+            early=None if self.loop.early_validation is None else self._sweep("early"),
             sampler=self.sampler(configuration, seed=seed),
             optimizer=optimizer.make(model.parameters(), **optimizer.options),
             steps=self._steps(final or self.budget, configuration.batch_size),
@@ -442,6 +438,18 @@ class Workload:
         if not isinstance(self.data, ImageSplits):
             raise ArgumentError("data must be an ImageSplits to be on the device.")
         return self.data
+
+
+def _resumed(begin: Callable[[], Training], state: Mapping[str, Any]) -> Training:
+    """A training that continues from a state; from zero, with a warning, if it does not fit."""
+    made = begin()
+    try:
+        return made.load_state_dict(state)
+    except Exception as error:  # Each part has its own way to refuse a state.
+        warn_of_misfit(error)
+    # Outside of the handler, whose error refers to the first network: memory may hold only one.
+    del made
+    return begin()
 
 
 def _text_of(value: Any) -> str:

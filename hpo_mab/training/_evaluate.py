@@ -90,7 +90,8 @@ class Evaluator:
         forward: Callable[[Tensor], Tensor] | None = None,
     ) -> tuple[float, float]:
         """Accuracy and mean loss, see `evaluate`; inputs of all calls have one shape."""
-        was_training = self._model.training
+        # Of each module: a user may have frozen some of them.
+        modes = [(module, module.training) for module in self._model.modules()]
         self._model.eval()
         call = forward or self._model
         sums: list[Tensor] = []
@@ -108,7 +109,8 @@ class Evaluator:
                         )
                     ]
         finally:
-            self._model.train(was_training)
+            for module, mode in modes:
+                module.training = mode
         correct, loss, count = torch.as_tensor(sum(sums)).tolist()
         return correct / count, loss / count
 

@@ -30,16 +30,9 @@ def sgd(
     """Make `torch.optim.SGD`."""
     # Nesterov's step without momentum is the plain step, and torch refuses the pair.
     accelerated = nesterov and momentum > 0
-    optimizer = _make_fused(
+    return _make_fused(
         SGD, params, lr=lr, momentum=momentum, nesterov=accelerated, weight_decay=weight_decay
     )
-    if momentum > 0:
-        # Else torch's fused form raises if a weight gets its first gradient later than others.
-        # Its first step is the same.
-        for weight in optimizer.param_groups[0]["params"]:
-            if weight.requires_grad:
-                optimizer.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
-    return optimizer
 
 
 def _adam(kind: type[Optimizer], *, weight_decay: float) -> Callable[..., Optimizer]:
@@ -94,6 +87,20 @@ def _has_fused_form(weight: Parameter) -> bool:
     return weight.device.type in _FUSED_ON and weight.is_floating_point()
 
 
+def _init_sgd_group(optimizer: SGD, group: dict[str, Any], *lists: list[Any]) -> bool:
+    """`SGD._init_group`, for weights that get their first gradient later than others.
+
+    Torch's fused form raises if some weights have a buffer and others none. A first step with zeros
+    is the same. They are made here, because before a step weights may change device or layout; and
+    also of weights without a gradient, because a graph would replay what it had captured.
+    """
+    for weight in group["params"] if group["momentum"] else ():
+        state = optimizer.state[weight]
+        if weight.requires_grad and "momentum_buffer" not in state:
+            state["momentum_buffer"] = torch.zeros_like(weight)
+    return bool(SGD._init_group(optimizer, group, *lists))  # type: ignore[no-untyped-call]
+
+
 def _without_guards(kind: type[Optimizer]) -> type[Optimizer]:
     """An optimiser without torch's guards against `torch.compile`, with which no step is compiled.
 
@@ -103,6 +110,8 @@ def _without_guards(kind: type[Optimizer]) -> type[Optimizer]:
     methods = {name: inspect.unwrap(getattr(kind, name)) for name in guarded}
     # The guard of `step` also turns gradients off.
     methods["step"] = torch.no_grad()(inspect.unwrap(kind.step))
+    if kind is SGD:
+        methods["_init_group"] = _init_sgd_group
     # Where `pickle` finds the class.
     names = {"__module__": __name__, "__qualname__": f"_UNGUARDED.{kind.__name__}"}
     return type(kind.__name__, (kind,), {**methods, **names})
@@ -219,22 +228,25 @@ class RowOptimizer:
     """
 
     def __init__(self, name: str, weights: Tensor) -> None:
-        if name not in _ROW_UPDATES:
-            raise UnknownNameError("optimizer", name, _ROW_UPDATES)
+        if name not in _ROWS:
+            raise UnknownNameError("optimizer", name, _ROWS)
         self._name = name
         self._weights = weights
         self._defaults = optimizer_options(name)
-        self._update = _ROW_UPDATES[name]
+        self._update, moments = _ROWS[name]
         column = weights.new_zeros(len(weights), 1)
         #: Peak learning rate and every other knob, float32 [K, 1] each.
         self.knobs = {knob: column.clone() for knob in self._defaults}
         self._steps = column.clone()
         # Only as many as the optimiser needs: each takes as much memory as the weights.
-        self._moments = [torch.zeros_like(weights) for _ in range(_ROW_MOMENTS[name])]
+        self._moments = [torch.zeros_like(weights) for _ in range(moments)]
         self._product = torch.ones_like(column)
 
-    def begin(self, row: int, **options: Any) -> None:
+    def begin(self, row: int, **options: Any) -> float:
         """Begin a row again, with knobs as for `create_optimizer`.
+
+        Returns:
+            Its peak learning rate.
 
         Raises:
             UnknownNameError: No such knob.
@@ -247,6 +259,7 @@ class RowOptimizer:
         self._product[row] = 1
         for moment in self._moments:
             moment[row] = 0
+        return float(values["lr"])
 
     def step(self, gradients: Tensor, factor: Tensor) -> None:
         """One step of every row; does not wait for the device.
@@ -317,14 +330,14 @@ class RowOptimizer:
         return {**self.knobs, **moments, "steps": self._steps, "product": self._product}
 
 
-_ROW_UPDATES: dict[str, Callable[[RowOptimizer, Tensor, Tensor], None]] = {
-    "adam": RowOptimizer._adam,
-    "adamw": RowOptimizer._adamw,
-    "nadam": RowOptimizer._nadam,
-    "rmsprop": RowOptimizer._rmsprop,
-    "sgd": RowOptimizer._sgd,
+#: The step of each optimiser, and how many moments it keeps.
+_ROWS: dict[str, tuple[Callable[[RowOptimizer, Tensor, Tensor], None], int]] = {
+    "adam": (RowOptimizer._adam, 2),
+    "adamw": (RowOptimizer._adamw, 2),
+    "nadam": (RowOptimizer._nadam, 2),
+    "rmsprop": (RowOptimizer._rmsprop, 2),
+    "sgd": (RowOptimizer._sgd, 1),
 }
-_ROW_MOMENTS = {"adam": 2, "adamw": 2, "nadam": 2, "rmsprop": 2, "sgd": 1}
 
 
 def _checked_options(name: str, options: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -114,7 +114,10 @@ class NetworkRows:
     def rows(
         self, slots: list[int], *, averaged: bool
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Parameters and buffers of some networks, [n, ...] each; copies."""
+        """Parameters and buffers of some networks, [n, ...] each; copies.
+
+        Networks that were kept are first copied back into their rows.
+        """
         tensors = self.tensors()
         for slot in slots:
             for name, kept in self._kept.get(slot, {}).items():

@@ -69,7 +69,7 @@ def sampler_figures(statistics: Mapping[str, float]) -> dict[str, Any]:
 
 #: Names of the schedules that `Schedule` takes.
 SCHEDULES = ("constant", "linear")
-#: Which weights a training ends with: those trained, or the more accurate of them and the average.
+#: Which weights a training ends with: the more accurate of trained and averaged ones, or trained.
 KEEP = ("better", "trained")
 #: Window of the average of a trial's weights, by measurement: see studies/rungs.
 DEFAULT_AVERAGE = 0.2

@@ -30,8 +30,8 @@ from hpo_mab.training._rows import (
 from hpo_mab.training._schedule import CurveArguments, Evaluation, LearningCurve, sampler_figures
 from hpo_mab.training._tally import ExampleTally
 
-#: Tensors of the last pulls of bandits, as long as the stack's first sampler needs. A bandit uses
-#: as many from their beginning as it remembers.
+#: Rings of the bandits' last pulls. Their length is what the stack's first sampler needs; a bandit
+#: uses the first of them, as many as it remembers.
 _RINGS = {"bandits.window_arms", "bandits.window_rewards"}
 
 
@@ -209,17 +209,18 @@ class StackedTrainer:
             )
         check_index_range(sampler, len(self._batches.data))
         planned = LearningCurve.of("StackedTrainer.start", steps=steps, **curve)
-        self._optimizer.begin(slot, **(optimizer or {}))
-        self._networks.begin(slot, model)
-        self._numbers.begin(slot, planned)
-        if self.examples is not None:
-            self.examples.begin(slot)
+        peak = self._optimizer.begin(slot, **(optimizer or {}))
         before = self._draws.engine
         own = self._draws.begin(slot, sampler)
         if self._draws.engine is not before:
             # The graph captured so far has no bandits, so a new one must be captured.
             self._step = self._new_step()
-        peak = float(self._optimizer.knobs["lr"][slot])
+        # Last of what may be refused: until here the slot keeps the network of an ended training.
+        self._networks.begin(slot, model)
+        self._running.pop(slot, None)
+        self._numbers.begin(slot, planned)
+        if self.examples is not None:
+            self.examples.begin(slot)
         each = _Slot(curve=planned, peak=peak, sampler=None if own else sampler)
         if state is not None:
             window = window_of(sampler) if isinstance(sampler, MABSampler) else 0

@@ -81,7 +81,7 @@ class Training(Iterator[Evaluation]):
         compile: Whether to compile the training step's forward pass by ``torch.compile``.
         graph: Whether to take steps by `DeviceStep`, which on CUDA replays them from a graph; only
             with `DeviceBatches`. A graph that holds a capturable sampler reports no seconds of it.
-            None: where a graph can be captured, see `loop_reason`.
+            None: where a graph can be captured, see `loop_reason`. The default is False.
         examples: Adds up each example's visits; None adds nothing up.
         clock: Returns seconds.
 

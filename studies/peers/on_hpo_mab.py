@@ -45,6 +45,7 @@ class HpoMab:
         try:
             run = read_run(storage, _NAME)
         except HpoMabError:  # It was ended before the study was made.
+            storage.close()
             return Outcome(config=None, accuracy=None, known=0, events=(), running=())
         frozen = {trial.number: trial for trial in open_study(storage, _NAME).get_trials()}
         storage.close()

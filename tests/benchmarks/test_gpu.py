@@ -94,11 +94,6 @@ class _Parts:
         yield from _Parts.good(place)
         raise RuntimeError("a bug")
 
-    @staticmethod
-    def slow(place: Any) -> Iterator[Any]:
-        yield from _Parts.good(place)
-        time.sleep(60)
-
 
 def test_rows_known_before_a_part_breaks_are_kept(
     gpu: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path

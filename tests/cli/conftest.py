@@ -28,6 +28,8 @@ def cli(
 
     def run(*arguments: str) -> Result:
         monkeypatch.setattr(sys, "argv", ["hpo-mab", *arguments])
+        monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+        monkeypatch.setattr(sys, "path", [*sys.path])
         handler = signal.getsignal(signal.SIGINT)
         try:
             with pytest.raises(SystemExit) as caught:

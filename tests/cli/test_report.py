@@ -424,11 +424,7 @@ def test_a_write_that_fails_leaves_the_earlier_file(
 def test_a_study_without_a_complete_trial_has_no_best_one(
     cli: Cli, tiny: str, tmp_path: Path
 ) -> None:
-    assert cli("run", tiny, "--trials", "1", "--quiet", "--set", "optimizer.lr=1e30")[0] in (
-        0,
-        1,
-        2,
-    )
+    assert cli("run", tiny, "--trials", "1", "--quiet", "--set", "optimizer.lr=1e30")[0] == 0
     status, _, err = cli("replay", "tiny-mab-seed0", "best")
     assert status == 2
     assert "has no best trial: none is complete" in err

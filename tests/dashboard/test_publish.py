@@ -217,17 +217,17 @@ def test_a_failure_is_reported_not_raised(compared, monkeypatch: pytest.MonkeyPa
     assert get_note(open_study(compared.storage, compared.runs[0].name)) == before
 
 
-def test_a_thousand_trials_take_less_than_a_second(large: Storage) -> None:
+def test_a_thousand_trials_take_less_than_two_seconds(large: Storage) -> None:
     run = read_run(large, "large-mab-seed0")
     publish_study(large, run)  # Imports and first use are not what grows with trials.
     seconds = []
-    while not seconds or (min(seconds) >= 1.0 and len(seconds) < 5):
+    while not seconds or (min(seconds) >= 2.0 and len(seconds) < 5):
         # Processor time: other programs count only as far as they take caches away.
         began = time.process_time()
         published = publish_study(large, run)
         seconds.append(time.process_time() - began)
         assert published.problem == ""
-    assert min(seconds) < 1.0
+    assert min(seconds) < 2.0
     study = open_study(large, run.name)
     figures = figures_of(study)
     assert figures.keys() >= OWN

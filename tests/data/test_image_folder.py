@@ -318,6 +318,22 @@ def test_more_images_than_memory_holds_are_refused_before_decoding(
     assert len(data.load("image_folder", root=tmp_path, size=40)[0]) == 10
 
 
+@pytest.mark.filterwarnings("ignore::hpo_mab.data.DataWarning")
+@pytest.mark.parametrize(("mode", "size"), [("L", 1), ("RGB", 3), ("RGBA", 4), ("I;16", 4)])
+def test_the_memory_needed_is_that_of_decoded_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str, size: int
+) -> None:
+    for number in range(10):
+        path = tmp_path / ("cat", "dog")[number % 2] / f"{number}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.new(mode, (40, 40), 9 if mode in ("L", "I;16") else None).save(path)
+    monkeypatch.setattr(_machine, "available_memory", lambda: 10 * size * 40**2 - 1)
+    with pytest.raises(DataError, match=r"10 images of 40x40 pixels need"):
+        data.load("image_folder", root=tmp_path, size=40)
+    monkeypatch.setattr(_machine, "available_memory", lambda: 10 * size * 40**2)
+    assert data.load("image_folder", root=tmp_path, size=40)
+
+
 def test_the_first_classes_are_logged_with_their_counts(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("INFO", logger="hpo_mab.data"):
         data.load_splits("digits")

@@ -93,6 +93,20 @@ def test_from_arrays_takes_text_in_an_array_of_objects() -> None:
     assert (found.classes, found.labels.tolist()) == (("a", "b"), [1, 0, 1])
 
 
+def test_from_arrays_refuses_channels_that_come_last() -> None:
+    images = np.zeros((2, 32, 32, 3), dtype=np.uint8)
+    message = r"must be \[N, channels, height, width\], got \[2, 32, 32, 3\]; use images.transpose"
+    with pytest.raises(ArgumentError, match=message):
+        ImageData.from_arrays(images, [0, 1])
+    assert ImageData.from_arrays(images.transpose(0, 3, 1, 2), [0, 1]).channels == 3
+
+
+def test_from_arrays_takes_a_reversed_view() -> None:
+    images = np.arange(24, dtype=np.uint8).reshape(2, 3, 2, 2)
+    found = ImageData.from_arrays(images[:, ::-1], [0, 1])
+    assert found.images.tolist() == images[:, ::-1].tolist()
+
+
 def test_from_arrays_refuses_fractional_labels() -> None:
     with pytest.raises(ArgumentError, match=r"one integer for each example, got 0\.5"):
         ImageData.from_arrays(np.zeros((2, 5, 6), dtype=np.uint8), [0.5, 1.0])

@@ -283,6 +283,17 @@ def test_an_empty_file_of_the_cache_is_written_anew(tmp_path: Path) -> None:
     assert torch.equal(again.images, expected)
 
 
+def test_what_a_killed_process_left_in_the_cache_is_removed_after_a_day(tmp_path: Path) -> None:
+    _put(tmp_path)
+    cache = tmp_path / ".hpo_mab_cache"
+    old, new = (cache / f"tmp-mnist-{name}" for name in ("old", "new"))
+    for each in (old, new):
+        each.mkdir(parents=True)
+    os.utime(old, (0, 0))
+    data.load("mnist", root=tmp_path, download=False)
+    assert (old.exists(), new.exists()) == (False, True)
+
+
 def test_other_users_can_read_the_cache(tmp_path: Path) -> None:
     _put(tmp_path)
     before = os.umask(0o022)

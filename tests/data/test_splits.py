@@ -8,6 +8,7 @@ import math
 import os
 import shutil
 import time
+import types
 from pathlib import Path
 from typing import Any
 
@@ -201,7 +202,8 @@ def test_reading_every_label_shows_its_progress(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     seconds = itertools.count()
-    monkeypatch.setattr(_labels.time, "monotonic", lambda: float(next(seconds)))
+    clock = types.SimpleNamespace(monotonic=lambda: float(next(seconds)))
+    monkeypatch.setattr(_labels, "time", clock)
     examples = [(torch.zeros(1), index % 2) for index in range(1_000)]
     labels_of(examples, name="the training set")  # type: ignore[arg-type]
     lines = [record.getMessage() for record in caplog.records]

@@ -16,7 +16,7 @@ from optuna.trial import TrialState
 import hpo_mab
 from hpo_mab._attributes import EVIDENCE_KEY
 from hpo_mab._errors import ArgumentError
-from hpo_mab.advantage import Evidence, PairedCurves
+from hpo_mab.advantage import Estimate, Evidence, PairedCurves
 from hpo_mab.pruners import AdvantagePruner, AdvantageWarning, RungFidelity, why_pruned
 
 Make = Callable[..., Evidence]
@@ -473,6 +473,17 @@ def test_only_trials_that_no_pruner_could_stop_count_in_the_ranking(
     study = _study(optuna.pruners.NopPruner())
     trials = _first_trials(study, _ranked(*_NOISE[2]), slot=0, **attrs)
     assert RungFidelity.measure(trials, full=8) is None
+
+
+@pytest.mark.parametrize(("low", "first"), [(0.19, 4), (0.21, 2)])
+def test_a_rung_decides_where_tau_lies_above_a_fifth(low: float, first: int) -> None:
+    taus = [Estimate(value=0.6, low=end, high=0.9, n=10) for end in (low, 0.1, 0.21)]
+    found = RungFidelity(full=8, steps=(2, 3, 4), tau=tuple(taus), trials=10)
+    assert found.first_rung(2) == first
+    trials = _first_trials(_study(optuna.pruners.NopPruner()), _ranked(*_NOISE[2]))
+    measured = RungFidelity.measure(trials, full=8)
+    assert measured is not None
+    assert {tau.confidence for tau in measured.tau} == {0.8}
 
 
 def test_fidelity_needs_eight_trials_and_is_measured_again_with_more() -> None:

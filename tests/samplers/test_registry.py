@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import inspect
 import io
-import subprocess
-import sys
 from typing import Any, get_type_hints
 
 import numpy as np
@@ -86,12 +84,6 @@ def test_available_is_sorted_and_each_class_exported() -> None:
 def test_unknown_attribute_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="no attribute 'Sampler'"):
         samplers.Sampler  # noqa: B018
-
-
-def test_import_is_cheap() -> None:
-    code = "import sys, hpo_mab.samplers; print('torch' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "False"
 
 
 #: Of knobs whose default is no number, one that is.

@@ -15,7 +15,6 @@ from hpo_mab.samplers._streams import (
     accumulate,
     choose_with_replacement,
     choose_without_replacement,
-    gradient_bound,
     make_generator,
     make_table,
     replace,
@@ -184,10 +183,3 @@ def test_probability_is_nan_where_the_loss_is_not_finite() -> None:
             True,
             False,
         ]
-
-
-def test_gradient_bound_is_the_norm_of_the_gradient_at_the_logits() -> None:
-    logits = LOGITS.clone().requires_grad_()
-    F.cross_entropy(logits, TARGETS, reduction="sum").backward()
-    assert logits.grad is not None
-    torch.testing.assert_close(gradient_bound(LOGITS, TARGETS), logits.grad.norm(dim=1))

@@ -8,7 +8,9 @@ from typing import Any
 import optuna
 import pytest
 
-from hpo_mab.search import StudySpec, make_spec
+from hpo_mab.data import ImageSplits
+from hpo_mab.search import StudySpec, load_spec, make_spec
+from hpo_mab.search._prepare import load_splits
 from hpo_mab.storage import Storage
 
 
@@ -17,6 +19,11 @@ def storage(tmp_path: Path) -> Iterator[Storage]:
     opened = Storage(f"sqlite:///{tmp_path / 'studies.db'}")
     yield opened
     opened.close()
+
+
+@pytest.fixture(scope="session")
+def splits() -> ImageSplits:
+    return load_splits(load_spec("digits"))
 
 
 @pytest.fixture(scope="session")

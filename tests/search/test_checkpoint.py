@@ -321,6 +321,19 @@ def test_a_checkpoint_is_of_one_trial_of_one_definition(
             assert not found(slot, twin=twin)
 
 
+def test_a_checkpoint_of_captured_steps_is_of_the_same_trial_as_one_without(
+    objectives: dict[str, TrainingObjective],
+) -> None:
+    workload = objectives["mab"].workload
+    configuration, _ = objectives["mab"].space.corners()
+    found = []
+    for graph in (True, False):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(workload, "loop", dataclasses.replace(workload.loop, graph=graph))
+            found.append(workload.identity(configuration, seed=0))
+    assert found[0] == found[1]
+
+
 def test_a_trial_without_its_checkpoint_starts_from_zero(
     runner_of: Runner, storage: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:

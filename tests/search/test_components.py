@@ -174,10 +174,12 @@ def test_an_interrupted_pilot_resumes_to_the_same(
 
 @pytest.mark.filterwarnings("ignore::hpo_mab.pruners.AdvantageWarning")
 def test_more_trials_than_the_pilot_wait_for_its_last_twin(storage: Storage, tiny: Make) -> None:
-    sections = {**_PILOT, "budget": {"trials": 4, "epochs": 1, "evaluations": 3}}
+    sections = {**_PILOT, "budget": {"trials": 5, "epochs": 1, "evaluations": 3}}
     spec = tiny(**sections, pruner={"kind": "advantage"})
     run = StudyRunner(spec, storage).run(score=False).run
-    assert [trial.state for trial in run.trials] == ["complete"] * 8
+    assert [trial.state for trial in run.trials[:8]] == ["complete"] * 8
+    assert [trial.number for trial in run.trials if trial.number not in range(8)] == [8]
+    assert len(_twins(run)) == 4
 
 
 @pytest.mark.filterwarnings("ignore::hpo_mab.pruners.AdvantageWarning")

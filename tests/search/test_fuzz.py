@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import math
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -18,7 +17,7 @@ from hpo_mab import models, samplers, training
 from hpo_mab._errors import HpoMabError
 from hpo_mab.cli import main
 from hpo_mab.data import ImageSplits
-from hpo_mab.search import StudySpec, load_spec, load_splits, make_objective, make_spec
+from hpo_mab.search import StudySpec, load_spec, make_objective, make_spec
 from hpo_mab.search._components import PRUNERS, SEARCHERS, study_pruner
 from hpo_mab.search._prepare import NAMED
 
@@ -129,14 +128,9 @@ def _options(section: str, kind: str) -> set[str]:
     return set(registry.options(kind))
 
 
-@pytest.fixture(scope="module")
-def splits() -> ImageSplits:
-    return load_splits(load_spec("digits"))
-
-
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_every_key_of_another_type_is_refused_in_words(splits: ImageSplits) -> None:
-    refused, broken, made = 0, [], set()
+    accepted, refused, broken, made = 0, 0, [], set()
     for what, raw in _definitions():
         try:
             spec = make_spec(raw)
@@ -148,6 +142,7 @@ def test_every_key_of_another_type_is_refused_in_words(splits: ImageSplits) -> N
                     make_objective(spec, splits)
                     made.add(key)
                 study_pruner(spec, {})
+            accepted += 1
         except HpoMabError as error:
             refused += 1
             broken += [what] if "\n" in str(error) else []
@@ -155,6 +150,7 @@ def test_every_key_of_another_type_is_refused_in_words(splits: ImageSplits) -> N
             broken.append(f"{what}: {error!r}")
     assert broken == []
     assert refused > 1000
+    assert accepted > 100
 
 
 def _is_large(spec: StudySpec) -> bool:
@@ -189,12 +185,6 @@ def test_a_value_of_another_type_is_named_with_what_would_do(
 ) -> None:
     with pytest.raises(HpoMabError, match=words):
         make_spec({**_FULL, **raw})
-
-
-def test_the_fuzz_reaches_valid_definitions_too() -> None:
-    assert make_spec(_FULL).name == "digits"
-    assert _make({**_FULL, "seed": 3}) is not None
-    assert _make({**_FULL, "seed": math.nan}) is None
 
 
 # The command line ends the process at the next Ctrl-C.

@@ -17,20 +17,13 @@ from torch.utils.data import TensorDataset
 from hpo_mab._attributes import EVALUATION_KEY, SLOT_KEY, trial_attributes
 from hpo_mab._errors import ArgumentError, UnknownNameError
 from hpo_mab.data import ImageSplits
-from hpo_mab.search import PlannedSampler, StudySpec, TrainingObjective, load_splits, make_objective
+from hpo_mab.search import PlannedSampler, StudySpec, TrainingObjective, make_objective
 from hpo_mab.search._space import SearchSpace
 from hpo_mab.search._workload import Loop
 from hpo_mab.storage import Storage, read_run
 from hpo_mab.training import Budget
 
 Make = Callable[..., StudySpec]
-
-
-@pytest.fixture(scope="module")
-def splits() -> ImageSplits:
-    from hpo_mab.search import load_spec
-
-    return load_splits(load_spec("digits"))
 
 
 def _objective(splits: ImageSplits, **options: Any) -> TrainingObjective:

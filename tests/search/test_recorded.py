@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import optuna
@@ -16,13 +14,6 @@ from hpo_mab.compare import stored_comparison, summarise
 from hpo_mab.samplers import BatchSampler
 from hpo_mab.search import recorded_trial
 from hpo_mab.storage import Storage
-
-
-@pytest.fixture(name="storage")
-def _storage(tmp_path: Path) -> Iterator[Storage]:
-    storage = Storage(str(tmp_path / "studies.db"))
-    yield storage
-    storage.close()
 
 
 def _train(

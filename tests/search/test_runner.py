@@ -14,7 +14,10 @@ from optuna.trial import FrozenTrial, TrialState
 from PIL import Image
 
 from hpo_mab._errors import ArgumentError, StorageError, UnknownNameError
+from hpo_mab.data import ImageSplits
 from hpo_mab.search import StudyFailedError, StudyRunner, StudySpec, Target, join_study, replay
+from hpo_mab.search._prepare import make_objective
+from hpo_mab.search._stored import stored_spec
 from hpo_mab.search._study import _refuse_other_definition
 from hpo_mab.storage import (
     Definition,
@@ -70,7 +73,9 @@ def test_the_first_configurations_are_equal_in_both_arms(storage: Storage, tiny:
         assert one.params["lr"] == other.params["lr"]
         assert one.paired
         assert other.paired
-        assert one.curve[0].accuracy != other.curve[0].accuracy or one.curve != other.curve
+        # Their batches differ.
+        losses = ([point.train_loss for point in trial.curve] for trial in (one, other))
+        assert next(losses) != next(losses)
 
 
 def test_same_seed_same_trials_bit_for_bit(storage: Storage, tiny: Make) -> None:
@@ -189,6 +194,40 @@ def test_fresh_takes_a_name_that_is_free(storage: Storage, tiny: Make) -> None:
     assert runner.name(fresh=True) == "tiny-mab-seed0.2"
     runner.run(runner.name(fresh=True))
     assert study_names(storage) == ("tiny-mab-seed0", "tiny-mab-seed0.2")
+
+
+def test_the_budget_of_a_trial_is_that_of_the_largest_batches(storage: Storage, tiny: Make) -> None:
+    sizes = {"batch_size": {"choices": [16, 64]}}
+    spec = tiny(budget={"epochs": None, "steps": 6, "trials": 1}, training=sizes)
+    run = StudyRunner(spec, storage).run(score=False).run
+    assert run.trial_examples == 6 * 64
+    assert run.trials[0].examples in (6 * 16, 6 * 64)
+
+
+def test_what_may_change_reaches_workers_that_are_started_later(
+    storage: Storage, tiny: Make
+) -> None:
+    StudyRunner(tiny(budget={"trials": 1}), storage).run("study", score=False)
+    changed = {"graph": False, "checkpoint": 7.0, "examples": False}
+    spec = tiny(budget={"trials": 2}, training=changed)
+    StudyRunner(spec, storage).run("study", score=False)
+    stored = stored_spec(Definition.load(open_study(storage, "study")))
+    assert {key: getattr(stored.training, key) for key in changed} == changed
+
+
+@pytest.mark.parametrize(("budget", "augmented"), [
+    ({"epochs": 10}, True),
+    ({"epochs": 9.9}, False),
+    ({"steps": 180}, True),
+    ({"steps": 170}, False),
+    ({"examples": 11_490}, True),
+])  # fmt: skip
+def test_long_trials_augment_their_images_whatever_the_unit_of_their_budget(
+    tiny: Make, splits: ImageSplits, budget: dict[str, float], augmented: bool
+) -> None:
+    # 1,149 training images.
+    objective = make_objective(tiny(budget={"epochs": None, **budget}), splits)
+    assert (objective.workload._augmentation is not None) == augmented
 
 
 def test_a_diverging_trial_is_pruned_with_its_reason(storage: Storage, tiny: Make) -> None:

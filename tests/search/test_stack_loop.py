@@ -28,22 +28,15 @@ from hpo_mab.search import (
     StudyRunner,
     StudySpec,
     Target,
-    load_spec,
-    load_splits,
     make_objective,
 )
 from hpo_mab.search._recorder import CheckpointWarning, SlotCheckpoint
 from hpo_mab.search._slots import _most_slots, choose_slots, is_stack_faster
-from hpo_mab.search._stack_loop import StackLoop
+from hpo_mab.search._stack_loop import StackLoop, Stacks
 from hpo_mab.storage import Storage, StudyRun, files_folder, open_study, read_run
-from hpo_mab.training import DeviceSweep
+from hpo_mab.training import DeviceSweep, StackedTrainer
 
 Make = Callable[..., StudySpec]
-
-
-@pytest.fixture(scope="module")
-def splits() -> ImageSplits:
-    return load_splits(load_spec("digits"))
 
 
 def _runner(spec: StudySpec, storage: Storage, splits: ImageSplits) -> StudyRunner:
@@ -165,6 +158,20 @@ def test_slots_are_no_more_than_the_trials_that_are_left(
     assert _most_slots(study) == 10
 
 
+@pytest.mark.parametrize("widths", [4, 5])
+def test_only_a_few_shapes_have_stacks_of_their_own(
+    storage: Storage, tiny: Make, splits: ImageSplits, widths: int
+) -> None:
+    spec = tiny(
+        model={"name": "mlp", "width": {"choices": [8 * (1 + n) for n in range(widths)]}},
+        budget={"trials": 2},
+        training={"slots": 2},
+    )
+    outcome = _runner(spec, storage, splits).run(score=False)
+    stacked = [STACK_KEY in trial.attrs for trial in outcome.run.trials]
+    assert (stacked, bool(outcome.loop_reasons)) == ([widths == 4] * 2, widths != 4)
+
+
 def test_a_range_of_shapes_is_trained_one_at_a_time(
     storage: Storage, tiny: Make, splits: ImageSplits, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -189,7 +196,9 @@ def test_samplers_that_no_stack_takes_are_trained_alone(
     storage: Storage, tiny: Make, splits: ImageSplits
 ) -> None:
     spec = tiny(sampler={"kind": "gradnorm"}, budget={"trials": 2}, training={"slots": 3})
-    assert [trial.state for trial in _run(spec, storage, splits).trials] == ["complete"] * 2
+    trials = _run(spec, storage, splits).trials
+    assert [trial.state for trial in trials] == ["complete"] * 2
+    assert not any(STACK_KEY in trial.attrs for trial in trials)
 
 
 def test_a_trial_that_diverges_does_not_affect_other_slots(
@@ -362,14 +371,6 @@ def test_a_probe_makes_few_networks_and_evaluates_on_few_examples(
     assert workload.loop.early_validation != 4
 
 
-def test_stored_trials_of_slots_are_read(storage: Storage, tiny: Make, splits: ImageSplits) -> None:
-    run = _run(tiny(budget={"trials": 3}, training={"slots": 3}), storage, splits)
-    again = read_run(storage, run.name)
-    assert again.examples == run.examples
-    assert again.seconds is not None
-    assert again.seconds > 0
-
-
 def test_a_round_is_one_transaction_and_a_fill_one_lock(
     storage: Storage, tiny: Make, splits: ImageSplits, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -456,6 +457,21 @@ def test_a_checkpoint_that_does_not_fit_is_ignored(
     with pytest.warns(CheckpointWarning, match="does not fit its trial"):
         run = _run(spec, storage, splits)
     assert len(_values(run)) + sum(trial.state == "pruned" for trial in run.trials) == 2
+
+
+def test_a_checkpoint_for_which_there_is_no_memory_is_kept(
+    storage: Storage, tiny: Make, splits: ImageSplits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
+
+    spec = tiny(training={"slots": 2})
+    workload = make_objective(spec, splits).workload
+    configuration, _ = make_objective(spec, splits).space.corners()
+    stacks = Stacks(workload, slots=2, seed=0, examples=False)
+    monkeypatch.setattr(StackedTrainer, "start", fail)
+    with pytest.raises(torch.OutOfMemoryError):
+        stacks.start(configuration, seed=0, budgets=1, state={"points": []})
 
 
 def test_a_study_that_fails_returns_the_other_trials(

@@ -13,18 +13,13 @@ from hpo_mab._attributes import LEARNED_KEY, TWIN_KEY
 from hpo_mab._errors import SpecError
 from hpo_mab._examples import ExampleRecord
 from hpo_mab.data import ImageSplits
-from hpo_mab.search import StudyRunner, StudySpec, load_spec, load_splits, make_objective, replay
+from hpo_mab.search import StudyRunner, StudySpec, make_objective, replay
 from hpo_mab.search._recorder import SlotCheckpoint
 from hpo_mab.search._study import copy_study
 from hpo_mab.storage import Storage, StudyRun
 from hpo_mab.training import Training
 
 Make = Callable[..., StudySpec]
-
-
-@pytest.fixture(scope="module")
-def splits() -> ImageSplits:
-    return load_splits(load_spec("digits"))
 
 
 def _run(spec: StudySpec, storage: Storage, splits: ImageSplits) -> StudyRun:

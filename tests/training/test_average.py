@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hpo_mab import data, models, samplers, training
+from hpo_mab import models, samplers, training
 from hpo_mab._errors import ArgumentError, UnknownNameError
 from hpo_mab.data import ImageSplits, Normalization
 from hpo_mab.training import (
@@ -20,11 +20,6 @@ from hpo_mab.training import (
     WeightAverage,
     evaluate,
 )
-
-
-@pytest.fixture(scope="module")
-def splits() -> ImageSplits:
-    return data.split(*data.load("digits"))
 
 
 def _walk(model: nn.Module, steps: int) -> list[list[Tensor]]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
-from hpo_mab import data, models, samplers, training
+from hpo_mab import models, samplers, training
 from hpo_mab._errors import ArgumentError
 from hpo_mab.data import Augmentation, ImageSplits, Normalization
 from hpo_mab.samplers import MABSampler
@@ -23,11 +23,6 @@ from hpo_mab.training._device_step import _move_learning_rates
 CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 #: Counts that decay are kept by the engine of CUDA devices, on the CPU too.
 TENSORS = {"kind": "mab", "discount": 0.99}
-
-
-@pytest.fixture(scope="module")
-def splits() -> ImageSplits:
-    return data.split(*data.load("digits"))
 
 
 class _Parts:

@@ -41,6 +41,13 @@ def test_the_mode_is_restored_after_an_error() -> None:
     assert model.training
 
 
+def test_a_frozen_layer_stays_frozen() -> None:
+    model = nn.Sequential(nn.BatchNorm1d(2), nn.Linear(2, 2)).train()
+    model[0].eval()
+    evaluate(model, [(torch.zeros(2, 2), torch.tensor([0, 1]))])
+    assert [part.training for part in model.modules()] == [True, False, True]
+
+
 def test_the_highest_label_is_known_without_the_device() -> None:
     # On CUDA nothing can be read from the targets: their device would have to be waited for.
     sweep = LoaderSweep(TensorDataset(torch.zeros(5, 2), torch.tensor([0, 1, 2, 9, 1])))

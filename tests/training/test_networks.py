@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hpo_mab import data, samplers, training
+from hpo_mab import samplers, training
 from hpo_mab._errors import ArgumentError
 from hpo_mab.data import ImageSplits, Normalization
 from hpo_mab.samplers import BatchSampler
@@ -17,11 +17,6 @@ from hpo_mab.training import DeviceBatches, DeviceSweep, Evaluation, StackedTrai
 
 BATCH = 32
 Make = Callable[[], nn.Module]
-
-
-@pytest.fixture(scope="module")
-def splits() -> ImageSplits:
-    return data.split(*data.load("digits"))
 
 
 def _data(splits: ImageSplits) -> dict[str, Any]:

@@ -77,6 +77,18 @@ def test_a_weight_may_get_its_first_gradient_later(name: str) -> None:
         assert torch.equal(later, before) == (step == 0)
 
 
+def test_weights_may_change_their_layout_before_the_first_step() -> None:
+    layer = torch.nn.Conv2d(3, 4, 3)
+    optimizer = create_optimizer("sgd", layer.parameters())
+    layer.to(memory_format=torch.channels_last)
+    for _ in range(2):
+        optimizer.zero_grad()
+        layer(torch.ones(2, 3, 5, 5)).sum().backward()
+        optimizer.step()
+    for weight in layer.parameters():
+        assert optimizer.state[weight]["momentum_buffer"].stride() == weight.stride()
+
+
 def test_an_optimizer_can_be_pickled() -> None:
     optimizer = create_optimizer("sgd", _weights(), lr=0.3)
     copied = pickle.loads(pickle.dumps(optimizer))

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hpo_mab import data, models, samplers, training
+from hpo_mab import models, samplers, training
 from hpo_mab._errors import ArgumentError, UnknownNameError
 from hpo_mab.data import ImageSplits, Normalization
 from hpo_mab.samplers import BatchSampler, MABSampler
@@ -26,11 +26,6 @@ from hpo_mab.training._rows import DrawRows
 
 CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 BATCH = 32
-
-
-@pytest.fixture(scope="module")
-def splits() -> ImageSplits:
-    return data.split(*data.load("digits"))
 
 
 class _Task:
@@ -419,6 +414,24 @@ def test_a_slot_begins_again_as_if_it_were_new(splits: ImageSplits) -> None:
     _assert_same(curves[1][:4], task.alone(1, task.sampler("uniform", 1), steps=12))
     _assert_same(curves[1][4:], task.alone(2, task.sampler("uniform", 2), steps=20))
     assert len(curves[0]) == 4
+
+
+def test_a_start_that_is_refused_leaves_the_slot_as_it_was(splits: ImageSplits) -> None:
+    task = _Task(splits)
+    stack = task.stack(2)
+    # Its bandits are the stack's.
+    stack.start(1, task.network(1), sampler=task.sampler("mab", 1), steps=40)
+    stack.start(0, task.network(0), sampler=task.sampler("uniform", 0), steps=4)
+    while 0 in stack.busy:
+        stack.advance()
+    before = stack.state(0)
+    others = task.sampler("mab", 0, memory=None)
+    with pytest.raises(ArgumentError):
+        stack.start(0, task.network(3), sampler=others, steps=4)
+    with pytest.raises(ArgumentError, match=r"lr .* must be above 0"):
+        stack.start(0, task.network(3), sampler=others, steps=4, optimizer={"lr": 0.0})
+    for name, tensor in stack.state(0).items():
+        assert torch.equal(tensor, before[name]), name
 
 
 def test_a_training_that_diverges_does_not_affect_other_slots_or_the_next(

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hpo_mab import _examples, data, samplers
+from hpo_mab import _examples, samplers
 from hpo_mab._examples import COLUMNS, ExampleCounts
 from hpo_mab.data import ImageSplits, Normalization
 from hpo_mab.samplers import UniformSampler
@@ -20,11 +20,6 @@ from hpo_mab.training import DeviceBatches, DeviceSweep, StackedTrainer, Trainin
 from hpo_mab.training._tally import LOSS_DECAY, ExampleTally
 
 BATCH, STEPS = 16, 70
-
-
-@pytest.fixture(scope="module")
-def splits() -> ImageSplits:
-    return data.split(*data.load("digits"))
 
 
 class _Watched(UniformSampler):

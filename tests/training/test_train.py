@@ -10,16 +10,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import TensorDataset
 
-from hpo_mab import data, models, training
+from hpo_mab import models, training
 from hpo_mab._errors import ArgumentError, UnknownNameError
 from hpo_mab.data import Augmentation, ImageSplits, Normalization
 from hpo_mab.samplers import MABSampler, UniformSampler
 from hpo_mab.training import DeviceBatches, DeviceSweep, Evaluation, LoaderBatches, LoaderSweep
-
-
-@pytest.fixture(scope="module")
-def splits() -> ImageSplits:
-    return data.split(*data.load("digits"))
 
 
 class _Setup:

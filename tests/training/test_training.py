@@ -27,11 +27,6 @@ from hpo_mab.training._evaluate import Evaluator
 Start = Callable[..., Training]
 
 
-@pytest.fixture(scope="module")
-def splits() -> ImageSplits:
-    return data.split(*data.load("digits"))
-
-
 @pytest.fixture
 def start(splits: ImageSplits) -> Start:
     """Starts a training with dropout, momentum and, unless a loader brings them, crops."""
