@@ -207,13 +207,8 @@ def follow(
             stops = pruned or training.ended
             if stops:
                 offer(trial, training.examples, examples)
-            if (
-                checkpoint is not None
-                and training.has_state
-                and (checkpoint.keeps(pruned=pruned) if stops else checkpoint.is_due)
-            ):
-                record.flush()
-                checkpoint.save(training.state_dict)
+            if checkpoint is not None and training.has_state:
+                checkpoint.save_if_due(record, training.state_dict, stops=stops, pruned=pruned)
             if pruned:
                 raise optuna.TrialPruned
     if record.last is None:
@@ -345,10 +340,26 @@ class SlotCheckpoint:
         warn_of_checkpoint(f"The checkpoint {path} {why}; the trial starts from zero.")
         return None
 
-    @property
-    def is_due(self) -> bool:
-        """Whether it is time to save the training."""
-        return time.monotonic() - self._saved > self._checkpoints.seconds
+    def save_if_due(
+        self,
+        record: TrialRecord,
+        state: Callable[[], dict[str, Any]],
+        *,
+        stops: bool = False,
+        pruned: bool = False,
+    ) -> None:
+        """Save a training after an evaluation: now and then, and where it stops but may continue.
+
+        Args:
+            record: The trial's record, written first: a continuation counts from the stored curve.
+            state: Returns the training's state.
+            stops: Whether the training has ended or is pruned.
+            pruned: Whether it is pruned.
+        """
+        is_late = time.monotonic() - self._saved > self._checkpoints.seconds
+        if self._may_continue(pruned=pruned) if stops else is_late:
+            record.flush()
+            self.save(state)
 
     def save(self, state: Callable[[], dict[str, Any]]) -> None:
         """Replace the saved state by that of ``state()``, all of it or nothing."""
@@ -362,7 +373,7 @@ class SlotCheckpoint:
         # Also after an error: it must not be tried again at every evaluation.
         self._saved = time.monotonic()
 
-    def keeps(self, *, pruned: bool) -> bool:
+    def _may_continue(self, *, pruned: bool) -> bool:
         """Whether a training that was pruned, or has ended, may be continued."""
         pruner = self._study.pruner
         return isinstance(pruner, PromotionPruner) and (pruned or pruner.unlimited)

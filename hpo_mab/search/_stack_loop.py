@@ -328,9 +328,8 @@ class StackLoop(TrialLoop):
         for running, _ in found:
             checkpoint = running.checkpoint
             still_runs = id_of(running.trial) in self._running
-            if checkpoint is not None and still_runs and checkpoint.is_due:
-                running.record.flush()
-                checkpoint.save(running.state_dict)
+            if checkpoint is not None and still_runs:
+                checkpoint.save_if_due(running.record, running.state_dict)
 
     def _end_of(self, running: _Running, result: Evaluation | TrainingDiverged) -> End | None:
         """How a trial has ended with an evaluation; None if it has not."""
@@ -351,9 +350,10 @@ class StackLoop(TrialLoop):
         if not (ended or pruned):
             return None
         offer(trial, stack.examples, self._examples, slot=slot)
-        if running.checkpoint is not None and running.checkpoint.keeps(pruned=pruned):
-            running.record.flush()
-            running.checkpoint.save(running.state_dict)
+        if running.checkpoint is not None:
+            running.checkpoint.save_if_due(
+                running.record, running.state_dict, stops=True, pruned=pruned
+            )
         if pruned:
             stack.stop(slot)
             return End(trial, TrialState.PRUNED)

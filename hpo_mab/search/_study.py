@@ -208,7 +208,7 @@ _FOR_WORKERS = ("checkpoint", "examples", "graph")
 def _take_changes(study: optuna.Study, spec: StudySpec) -> None:
     """Store what may change in the study's definition, for workers that are started from now on."""
     stored = Definition.load(study)
-    before = stored.spec.get("training", {})
+    before = stored.settings.training
     training = {**before, **{key: getattr(spec.training, key) for key in _FOR_WORKERS}}
     if training != before:
         dataclasses.replace(stored, spec={**stored.spec, "training": training}).save(study)
