@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -194,6 +195,29 @@ def test_the_sanity_check_is_no_evaluation(storage: Storage) -> None:
     trial = _fit(storage, module, trainer_options={"num_sanity_val_steps": 1})
     assert module.validations == EPOCHS + 1
     assert sorted(trial.intermediate_values) == [1, 2, 3, 4]
+
+
+def test_the_seconds_are_those_of_training(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+
+    class Slow(Module):
+        def training_step(self, batch: Any, batch_index: int) -> Any:
+            now[0] += 1.0
+            return super().training_step(batch, batch_index)
+
+        def validation_step(self, batch: Any, batch_index: int) -> None:
+            now[0] += 50.0  # Also of the sanity check, and where no evaluation is due.
+            super().validation_step(batch, batch_index)
+
+    made = functools.partial(TrialReporter, clock=lambda: now[0])
+    monkeypatch.setattr("hpo_mab.lightning.TrialReporter", made)
+    options = {"num_sanity_val_steps": 1}
+    trial = _fit(storage, Slow(), evaluations=2, trainer_options=options)
+    curve = storage.curves.load([trial._trial_id])[trial._trial_id]
+    steps = EXAMPLES // BATCH_SIZE
+    assert [point.seconds for point in curve] == [2 * steps, 4 * steps]
 
 
 def test_a_name_that_is_not_logged_is_refused(storage: Storage) -> None:

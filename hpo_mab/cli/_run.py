@@ -380,7 +380,8 @@ def _print_comparison(
     ]
     given = [one for contrast in summary.contrasts for one in answers(contrast)]
     # Not where nothing was measured, or both arms trained alike.
-    if any(one.reply == "cannot tell" and one.estimate and not one.reason for one in given):
+    open_ones = [one for one in given if one.reply == "cannot tell" and not one.reason]
+    if any(one.estimate is not None and one.estimate.n for one in open_ones):
         steps.append((more_seeds, "more seeds narrow the intervals"))
     print_next(steps)
 

@@ -234,7 +234,7 @@ class ComparisonSummary:
         confidence: Coverage of all intervals.
         data: Name of the data set; empty if the definitions lack it.
         model: Name of the network, likewise.
-        trial_examples: Budget of one unpruned trial, in training examples.
+        trial_examples: Budget of one unpruned trial with the largest batches, in examples.
         arms: One record an arm, the reference first, then by name.
         contrasts: One record an arm other than the reference, by name.
 

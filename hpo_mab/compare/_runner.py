@@ -177,6 +177,8 @@ def run_comparison(
             )
         except KeyboardInterrupt:
             return found(interrupted=True)
+        # With its data, before those of the next seed are loaded.
+        del runner
     return found(interrupted=False)
 
 
@@ -227,12 +229,12 @@ def _runners(
             StudyRunner(arm_spec, storage, objective=make_objective(arm_spec, splits), arm=arm)
             for arm, arm_spec in arms.items()
         ]
-        for runner in runners:
-            runner.check(names[runner.arm, runner.spec.seed])
-        yield from runners
-        # Before the data of the next seed are loaded.
-        runners.clear()
-        del splits
+        for made in runners:
+            made.check(names[made.arm, made.spec.seed])
+        # No name here refers to the data any more when those of the next seed are loaded.
+        del made, splits
+        while runners:
+            yield runners.pop(0)
 
 
 def stored_scores(study: optuna.Study, run: StudyRun) -> tuple[Budget, tuple[float, ...]] | None:

@@ -260,10 +260,10 @@ def _checked_size(paths: Sequence[Path], size: int | None) -> int:
         sides = [side for side, _, _ in headers]
         median = int(statistics.median(sides)) if sides else _LARGEST_CHOICE
         size = min(max(median, _SMALLEST), _LARGEST_CHOICE)
-    # Bytes a pixel of what is made, and of what is decoded before.
+    # Bytes a pixel of what is made, and at most of what is decoded before.
     made = 1 if all(grey for _, grey, _ in headers) else 3
-    room = _machine.available_memory()
-    each = len(paths) * max(made, *(decoded for _, _, decoded in headers), 1)
+    decoded = statistics.mean(size for _, _, size in headers) if headers else 0
+    room, each = _machine.available_memory(), len(paths) * max(made, decoded)
     if room is not None and each * size**2 > room:
         fitting = int((room / each) ** 0.5)
         hint = f"data.size={fitting} fits" if fitting >= _SMALLEST else "use fewer images"

@@ -92,14 +92,14 @@ class ImageData:
         Raises:
             ArgumentError: Images that are not uint8 of such a shape, or labels that do not fit.
         """
-        if isinstance(images, np.ndarray):
+        if isinstance(images, np.ndarray) and any(step < 0 for step in images.strides):
             # Of a reversed view, such as one from BGR to RGB, torch makes no tensor.
-            images = np.ascontiguousarray(images)
+            images = images.copy()
         pixels = torch.as_tensor(images)
         if pixels.ndim == 4 and pixels.shape[3] in (1, 3, 4) and pixels.shape[1] > 4:
             raise ArgumentError(
                 "images must be [N, channels, height, width], got "
-                f"{list(pixels.shape)}; use images.transpose(0, 3, 1, 2)."
+                f"{list(pixels.shape)}; move the channels to the second place."
             )
         if pixels.ndim == 3:
             pixels = pixels.unsqueeze(1)
@@ -410,8 +410,10 @@ _SECONDS_OF_A_DAY = 86_400.0
 def _abandoned(cache: Path, name: str) -> Iterator[Path]:
     """Entries that a process was killed while building, at least a day ago."""
     for building in cache.glob(f"tmp-{name}-*"):
-        if time.time() - building.stat().st_mtime > _SECONDS_OF_A_DAY:
-            yield building
+        # Another worker may just have completed it.
+        with contextlib.suppress(OSError):
+            if time.time() - building.stat().st_mtime > _SECONDS_OF_A_DAY:
+                yield building
 
 
 def _write_entry(folder: Path, decoded: Decoded) -> None:

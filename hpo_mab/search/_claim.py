@@ -5,11 +5,13 @@ No slot is trained twice and none is left out.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, Self
 
 import optuna
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 
 from hpo_mab._attributes import (
@@ -266,8 +268,10 @@ def _is_lost(
     worker = trial.system_attrs.get(WORKER_KEY)
     if id_of(trial) not in alive:
         # A worker writes the first heartbeat before it releases the lock, which is held here. So
-        # the worker of this trial has died. A trial without a slot is a user's: it may be starting.
-        return ours and SLOT_KEY in trial_attributes(trial)
+        # the worker of this trial has died. One with neither slot nor worker is a user's: it may
+        # be starting.
+        begun = worker is not None and is_here(worker) and is_gone(worker)
+        return ours and (begun or SLOT_KEY in trial_attributes(trial))
     if worker == this_process():
         return not is_held(storage.optuna, id_of(trial))
     if worker is not None and is_here(worker):
@@ -394,14 +398,19 @@ def _begin_waiting(
 ) -> optuna.trial.Trial | None:
     """Begin a waiting trial, in a new slot if it has none; None if it waits no more."""
     trial = study.get_trials(deepcopy=False)[waiting.number]
-    # First: a trial of Optuna's own loop must get no slot, or it would be closed as lost.
+    storage = storage_of(study)
+    # Should this process die in between, the trial has no slot yet by which it is closed as lost.
+    storage.set_trial_system_attr(id_of(trial), WORKER_KEY, this_process())
+    # Before its slot: a trial that Optuna's own loop has begun must get none.
     if not begin_waiting(study, trial):
+        with contextlib.suppress(UpdateFinishedTrialError):
+            storage.set_trial_system_attr(id_of(trial), WORKER_KEY, None)
         return None
     if SLOT_KEY not in trial.user_attrs:
         # It was queued by `optuna.Study.enqueue_trial`, the dashboard, or an earlier version.
         for key, value in {SLOT_KEY: new_slot, **trial_attributes(trial)}.items():
             if key not in trial.user_attrs:
-                storage_of(study).set_trial_user_attr(id_of(trial), key, value)
+                storage.set_trial_user_attr(id_of(trial), key, value)
     return trial_of(study, trial)
 
 

@@ -152,6 +152,7 @@ class TrialReporter:
         traceback: TracebackType | None,
     ) -> None:
         self._may_wait = False
+        self.stop_clock()
         if error is None:
             self._record.close()
             return
@@ -242,7 +243,7 @@ class TrialReporter:
     def stop_clock(self) -> None:
         """Do not count the seconds of an evaluation that `step` has not announced.
 
-        `report` starts the clock again.
+        `report` starts the clock again. Without a report the next `step` counts these seconds.
         """
         if self._running_since is not None:
             self._stopped_at = self._clock()

@@ -171,7 +171,7 @@ def make_study(
                 _refuse_other_definition(study, spec.model_dump(mode="json"))
                 _refuse_other_data(study, definition)
             if Definition.is_in(study.user_attrs):
-                _take_changes(study, spec)
+                _take_changes(study, spec, definition)
         else:
             # Optuna deletes a study without them.
             storage.remove_orphans()
@@ -205,13 +205,21 @@ def make_study(
 _FOR_WORKERS = ("checkpoint", "examples", "graph")
 
 
-def _take_changes(study: optuna.Study, spec: StudySpec) -> None:
-    """Store what may change in the study's definition, for workers that are started from now on."""
+def _take_changes(study: optuna.Study, spec: StudySpec, definition: Definition) -> None:
+    """Store what may change in the study's definition, for workers that are started from now on.
+
+    So is the budget of a trial, which earlier versions counted otherwise.
+    """
     stored = Definition.load(study)
     before = stored.settings.training
     training = {**before, **{key: getattr(spec.training, key) for key in _FOR_WORKERS}}
-    if training != before:
-        dataclasses.replace(stored, spec={**stored.spec, "training": training}).save(study)
+    taken = dataclasses.replace(
+        stored,
+        spec={**stored.spec, "training": training},
+        trial_examples=definition.trial_examples,
+    )
+    if taken != stored:
+        taken.save(study)
 
 
 def open_with_parts(storage: Storage, name: str, spec: StudySpec) -> optuna.Study:

@@ -208,11 +208,12 @@ class Workload:
 
     def identity(self, configuration: Configuration, *, seed: int) -> dict[str, Any]:
         """All that decides a training, as plain values: equal where one can continue another."""
+        loop = dataclasses.replace(self.loop, graph=self.loop.graph and self.device.type == "cuda")
         parts = {
             "configuration": configuration.to_json(),
             "budget": dataclasses.asdict(self.budget),
-            # A graph takes the same steps.
-            "loop": dataclasses.asdict(dataclasses.replace(self.loop, graph=True)),
+            # Only on CUDA does a graph change what is saved.
+            "loop": dataclasses.asdict(loop),
         }
         return {
             "hpo_mab": version("hpo_mab"),

@@ -49,7 +49,7 @@ class Definition:
     Attributes:
         arm: Name of the arm of a comparison, e.g. ``"mab"``.
         seed: The study's seed.
-        trial_examples: Budget of one unpruned trial, in training examples.
+        trial_examples: Budget of one unpruned trial with the largest batches, in examples.
         epoch_examples: Size of the training part, in examples.
         spec: The study definition as JSON-like values.
         environment: Versions and hardware at the study's start.
@@ -257,7 +257,7 @@ class StudyRun:
         name: Optuna's study name.
         arm: Name of the arm of a comparison, e.g. ``"mab"`` or ``"uniform"``.
         seed: The study's seed; studies of different arms with one seed are paired.
-        trial_examples: Budget of one unpruned trial, in training examples.
+        trial_examples: Budget of one unpruned trial with the largest batches, in examples.
         spec: The definition the study was made from, as JSON-like values.
         trials: All trials.
         training_examples: Size of the training part; None in records of earlier versions.

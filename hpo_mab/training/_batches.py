@@ -418,8 +418,6 @@ class LoaderSweep:
             dataset,
             batch_size=batch_size,
             num_workers=num_workers,
-            # New processes for each evaluation could take longer than it.
-            persistent_workers=num_workers > 0,
             # A separate generator: iterating must not advance the global random state.
             generator=torch.Generator().manual_seed(0),
         )

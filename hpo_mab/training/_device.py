@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 
 from hpo_mab._errors import ArgumentError, UnknownNameError, require
 from hpo_mab.samplers import BatchSampler
-from hpo_mab.training._batches import Batches, DeviceBatches
+from hpo_mab.training._batches import Batches, DeviceBatches, LoaderBatches
 from hpo_mab.training._optimizers import is_fused
 
 _NAMES = ("auto", "cpu", "cuda", "mps")
@@ -170,7 +170,8 @@ def choose_capture(
     on_cuda = any(weight.device.type == "cuda" for weight in weights)
     reason = None
     if not isinstance(batches, DeviceBatches):
-        reason = "a DataLoader brings the batches"
+        loaded = isinstance(batches, LoaderBatches)
+        reason = f"{'a DataLoader' if loaded else type(batches).__name__} brings the batches"
     elif sampler.weighs_by_losses:
         reason = f"{type(sampler).__name__} weighs a batch by its own losses"
     elif on_cuda and not is_fused(optimizer):

@@ -109,6 +109,8 @@ class Evaluator:
                         )
                     ]
         finally:
+            # A module may do more than set its mode.
+            self._model.train(modes[0][1])
             for module, mode in modes:
                 module.training = mode
         correct, loss, count = torch.as_tensor(sum(sums)).tolist()

@@ -95,9 +95,8 @@ def _init_sgd_group(optimizer: SGD, group: dict[str, Any], *lists: list[Any]) ->
     also of weights without a gradient, because a graph would replay what it had captured.
     """
     for weight in group["params"] if group["momentum"] else ():
-        state = optimizer.state[weight]
-        if weight.requires_grad and "momentum_buffer" not in state:
-            state["momentum_buffer"] = torch.zeros_like(weight)
+        if weight.requires_grad and optimizer.state[weight].get("momentum_buffer") is None:
+            optimizer.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
     return bool(SGD._init_group(optimizer, group, *lists))  # type: ignore[no-untyped-call]
 
 

@@ -209,15 +209,16 @@ class StackedTrainer:
             )
         check_index_range(sampler, len(self._batches.data))
         planned = LearningCurve.of("StackedTrainer.start", steps=steps, **curve)
+        # Of the training that has ended there.
+        self._running.pop(slot, None)
         peak = self._optimizer.begin(slot, **(optimizer or {}))
         before = self._draws.engine
         own = self._draws.begin(slot, sampler)
         if self._draws.engine is not before:
             # The graph captured so far has no bandits, so a new one must be captured.
             self._step = self._new_step()
-        # Last of what may be refused: until here the slot keeps the network of an ended training.
+        # Last of what may be refused, but a state: until here the slot keeps the earlier network.
         self._networks.begin(slot, model)
-        self._running.pop(slot, None)
         self._numbers.begin(slot, planned)
         if self.examples is not None:
             self.examples.begin(slot)

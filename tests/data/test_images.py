@@ -95,7 +95,7 @@ def test_from_arrays_takes_text_in_an_array_of_objects() -> None:
 
 def test_from_arrays_refuses_channels_that_come_last() -> None:
     images = np.zeros((2, 32, 32, 3), dtype=np.uint8)
-    message = r"must be \[N, channels, height, width\], got \[2, 32, 32, 3\]; use images.transpose"
+    message = r"must be \[N, channels, height, width\], got \[2, 32, 32, 3\]; move the channels"
     with pytest.raises(ArgumentError, match=message):
         ImageData.from_arrays(images, [0, 1])
     assert ImageData.from_arrays(images.transpose(0, 3, 1, 2), [0, 1]).channels == 3

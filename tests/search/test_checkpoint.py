@@ -321,7 +321,7 @@ def test_a_checkpoint_is_of_one_trial_of_one_definition(
             assert not found(slot, twin=twin)
 
 
-def test_a_checkpoint_of_captured_steps_is_of_the_same_trial_as_one_without(
+def test_without_cuda_a_checkpoint_does_not_depend_on_graphs(
     objectives: dict[str, TrainingObjective],
 ) -> None:
     workload = objectives["mab"].workload

@@ -445,6 +445,26 @@ def test_a_waiting_trial_that_optuna_begins_is_not_begun_twice(
     assert begun[0].user_attrs == {}, "it would be closed as lost"
 
 
+def test_an_enqueued_trial_whose_worker_dies_before_it_has_a_slot_is_closed(
+    study: optuna.Study, storage: Storage, monkeypatch: pytest.MonkeyPatch, dead: str
+) -> None:
+    Target(trials=2, total=None, epoch_examples=100).save(study)
+    study.enqueue_trial({"lr": 0.25})
+
+    def die(study: optuna.Study, trial: FrozenTrial) -> bool:
+        assert begin_waiting(study, trial)
+        raise SystemExit
+
+    with monkeypatch.context() as patch:
+        patch.setattr("hpo_mab.search._claim.this_process", lambda: dead)
+        patch.setattr("hpo_mab.search._claim.begin_waiting", die)
+        with pytest.raises(SystemExit):
+            _next(study, storage)
+    again = _next(study, storage)
+    assert isinstance(again, optuna.trial.Trial)
+    assert study.trials[0].state == TrialState.FAIL
+
+
 def test_what_lost_trials_spent_counts_in_the_budget(
     storage: Storage, tiny: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:

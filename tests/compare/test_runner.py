@@ -1,0 +1,43 @@
+"""What `run_comparison` holds while it runs; what it finds is tested with its command."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hpo_mab.compare import _runner, run_comparison
+from hpo_mab.search import load_splits, make_spec
+from hpo_mab.storage import Storage
+
+
+def test_the_data_of_a_seed_are_freed_before_those_of_the_next_are_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held: list[Any] = []
+
+    def load(spec: Any) -> Any:
+        gc.collect()
+        assert all(known() is None for known in held)
+        splits = load_splits(spec)
+        held.append(weakref.ref(splits.train.labels))
+        return splits
+
+    monkeypatch.setattr(_runner, "load_splits", load)
+    spec = make_spec(
+        {
+            "name": "tiny",
+            "budget": {"steps": 4, "evaluations": 2, "trials": 2},
+            "model": {"name": "mlp"},
+            "optimizer": {"name": "sgd", "lr": 0.1},
+            "search": {"initial": 1},
+            "compare": {"seeds": 2, "retrain": 1},
+        }
+    )
+    storage = Storage(str(tmp_path / "studies.db"))
+    found = run_comparison(spec, storage)
+    storage.close()
+    assert (len(held), len(found.runs)) == (2, 4)
