@@ -91,8 +91,8 @@ class StudyProgress:
         done = plan.finished
         if self._done_before is None:
             # Several trials may have ended together by now, here or in other processes.
-            ended = ((each.datetime_complete, each) for each in trials)
-            earlier = [each for moment, each in ended if moment and moment < self._began_at]
+            began = self._began_at
+            earlier = [t for t in trials if t.datetime_complete and t.datetime_complete < began]
             self._done_before = Plan(earlier).finished
         self._state = self._describe(study, trials, plan)
         self._last_end = time.monotonic()

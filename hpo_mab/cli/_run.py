@@ -379,9 +379,9 @@ def _print_comparison(
         (link, "the arms side by side, in that dashboard"),
     ]
     given = [one for contrast in summary.contrasts for one in answers(contrast)]
-    # Not where nothing was measured, or both arms trained alike.
-    open_ones = [one for one in given if one.reply == "cannot tell" and not one.reason]
-    if any(one.estimate is not None and one.estimate.n for one in open_ones):
+    # Not where nothing was measured, or where both arms trained in the same way.
+    unclear = [one for one in given if one.reply == "cannot tell" and not one.reason]
+    if any(one.estimate is not None and one.estimate.n for one in unclear):
         steps.append((more_seeds, "more seeds narrow the intervals"))
     print_next(steps)
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from hpo_mab.search._claim import Target
     from hpo_mab.search._components import PlannedSampler, create_pruner
     from hpo_mab.search._confirm import Candidate, Confirmation, confirm
+    from hpo_mab.search._copy import Copied, copy_study
     from hpo_mab.search._definition import (
         ArmSection,
         PrunerSection,
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from hpo_mab.search._runner import Launch, RunHere, RunOutcome, StudyRunner, join_study
     from hpo_mab.search._space import Configuration, SearchSpace
     from hpo_mab.search._stored import stored_objective, stored_spec
-    from hpo_mab.search._study import Copied, copy_study
     from hpo_mab.search._trial_loop import TrialCallback, TrialLoop
     from hpo_mab.search._workload import Workload
 
@@ -90,7 +90,7 @@ __getattr__, __dir__ = lazy_names(
         "Launch RunHere RunOutcome StudyRunner join_study": "._runner",
         "Configuration SearchSpace": "._space",
         "stored_objective stored_spec": "._stored",
-        "Copied copy_study": "._study",
+        "Copied copy_study": "._copy",
         "TrialCallback TrialLoop": "._trial_loop",
         "Workload": "._workload",
         "TotalBudget": "hpo_mab._attributes",

@@ -1,38 +1,29 @@
-"""A study in the database: made, continued, or copied whole.
+"""A study in the database: made or continued.
 
 Continuing it under another definition is refused.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import itertools
-import re
-import shutil
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import optuna
-from optuna.exceptions import DuplicatedStudyError
 from optuna.pruners import BasePruner
-from optuna.trial import TrialState
 
 from hpo_mab._attributes import (
-    PUBLISHED_KEY,
-    RECORD_KEY,
     flat_spec,
 )
-from hpo_mab._errors import ArgumentError, StorageError, require
+from hpo_mab._errors import StorageError, require
 from hpo_mab.pruners import PromotionPruner
 from hpo_mab.search._choice import given_race, is_its_evidence, take_evidence
-from hpo_mab.search._claim import Target, close_lost
+from hpo_mab.search._claim import Target
 from hpo_mab.search._components import AUTO, PlannedSampler, sampler_factory, study_pruner
 from hpo_mab.search._definition import StudySpec
-from hpo_mab.storage import Definition, Storage, files_folder, open_study, study_names
-from hpo_mab.storage._optuna import add_copy, id_of, storage_of
+from hpo_mab.storage import Definition, Storage, open_study, study_names
 
 #: Keys of a definition that name evidence.
 _EVIDENCE = ("pruner.evidence", "sampler.evidence")
@@ -73,7 +64,7 @@ def choose_name(
         ArgumentError: A name that cannot be printed.
     """
     chosen = name or default_name(spec, arm)
-    _check_name(chosen)
+    check_name(chosen)
     return _first_free(chosen, set(_stored_names(storage)).__contains__) if fresh else chosen
 
 
@@ -98,7 +89,7 @@ def choose_names(
         ArgumentError: A name that cannot be printed.
     """
     for one in (name, *(spec.name for spec in studies.values())):
-        _check_name(one or "")
+        check_name(one or "")
 
     def names(base: str | None) -> dict[tuple[str, int], str]:
         return {(arm, seed): default_name(s, arm, base=base) for (arm, seed), s in studies.items()}
@@ -123,7 +114,7 @@ def choose_names(
     return chosen
 
 
-def _check_name(name: str) -> None:
+def check_name(name: str) -> None:
     # A tab or a line break would change the commands that are printed.
     require(name.isprintable(), "the study's name", "printable", repr(name))
 
@@ -326,137 +317,3 @@ def _refuse_other_data(study: optuna.Study, wanted: Definition) -> None:
 # A copy of a study. Its trials have other ids, by which the dashboard's notes name them.
 
 # Keys under which the dashboard keeps notes on trials, by their ids.
-_TRIAL_NOTE = re.compile(r"dashboard:(\d+):")
-_ARTIFACT = "artifacts:"
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Copied:
-    """What was copied.
-
-    Attributes:
-        name: The copy's name.
-        trials: Its trials.
-        curves: How many of them have a learning curve.
-
-    Examples:
-        >>> from hpo_mab.search import Copied
-        >>> Copied(name="copy", trials=12, curves=12).trials
-        12
-    """
-
-    name: str
-    trials: int
-    curves: int
-
-
-def copy_study(
-    source: Storage, name: str, target: Storage, *, to_name: str | None = None, move: bool = False
-) -> Copied:
-    """Copy a study with its learning curves, record of examples, notes and artifacts.
-
-    All of it is copied, or nothing.
-
-    Checkpoints stay behind: a trial that was cut off starts from zero in the copy.
-
-    Args:
-        source: Where the study is.
-        name: Its name.
-        target: Where the copy is made; may be ``source``.
-        to_name: The copy's name; None keeps the name.
-        move: Whether to delete the study once the copy is whole.
-
-    Raises:
-        ArgumentError: The copy would be the study itself.
-        StorageError: A study of that name exists, or trials of this one are running.
-        UnknownNameError: There is no such study.
-    """
-    chosen = to_name or name
-    _check_name(chosen)
-    same = source.url == target.url
-    if same and chosen == name:
-        raise ArgumentError(
-            f"A copy of '{name}' in the same database needs another name (--name), or name another "
-            "database (--to)."
-        )
-    with source.lock(name):
-        study = open_study(source, name)
-        close_lost(study, source)
-        _refuse_running(study)
-        copy = _create_copy(study, target, chosen)
-        try:
-            copied = _copy_content(copy, study, source, target)
-        # Also after Ctrl-C: half a copy must not remain.
-        except BaseException:
-            with contextlib.suppress(Exception):
-                optuna.delete_study(study_name=chosen, storage=target.optuna)
-                target.remove_orphans()
-            raise
-        if move:
-            optuna.delete_study(study_name=name, storage=source.optuna)
-            source.remove_orphans()
-    return copied
-
-
-def _refuse_running(study: optuna.Study) -> None:
-    running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-    if running:
-        numbers = ", ".join(str(trial.number) for trial in running[:5])
-        raise StorageError(
-            f"'{study.study_name}' has {len(running)} running trials ({numbers}); copy it when its "
-            "workers have ended."
-        )
-
-
-def _create_copy(study: optuna.Study, target: Storage, name: str) -> optuna.Study:
-    try:
-        return optuna.create_study(
-            study_name=name, storage=target.optuna, directions=study.directions
-        )
-    except DuplicatedStudyError:
-        raise StorageError(
-            f"There is a study '{name}' in {target.shown_url} already; give the copy another name "
-            "with --name."
-        ) from None
-
-
-def _copy_content(
-    copy: optuna.Study, study: optuna.Study, source: Storage, target: Storage
-) -> Copied:
-    trials = study.get_trials(deepcopy=False)
-    new_ids = {id_of(trial): add_copy(copy, trial) for trial in trials}
-    # After the trials: curves that no trial refers to are removed as orphans.
-    if source.url != target.url:
-        source.curves.copy(list(new_ids), target.curves)
-        _copy_artifacts(study, files_folder(source, "artifacts"), files_folder(target, "artifacts"))
-    source.examples.copy(id_of(study), target.examples, id_of(copy))
-    system = storage_of(study).get_study_system_attrs(id_of(study))
-    for key, value in _renumbered(system, new_ids):
-        storage_of(copy).set_study_system_attr(id_of(copy), key, value)
-    # Last: a worker can join the study only when it has a definition.
-    for key, value in study.user_attrs.items():
-        copy.set_user_attr(key, value)
-    curves = target.curves.load(list(new_ids.values()))
-    return Copied(name=copy.study_name, trials=len(new_ids), curves=len(curves))
-
-
-def _renumbered(attrs: Mapping[str, Any], ids: Mapping[int, int]) -> Iterator[tuple[str, Any]]:
-    """A study's system attributes, notes on trials under the trials' new ids."""
-    for key, value in attrs.items():
-        note = _TRIAL_NOTE.match(key)
-        if note is not None and int(note[1]) in ids:
-            yield key.replace(note[0], f"dashboard:{ids[int(note[1])]}:", 1), value
-        # The copy has no pages yet, and its record of examples has another number.
-        elif note is None and key not in (PUBLISHED_KEY, RECORD_KEY):
-            yield key, value
-
-
-def _copy_artifacts(study: optuna.Study, here: Path, there: Path) -> None:
-    attrs = [storage_of(study).get_study_system_attrs(id_of(study))]
-    attrs += [trial.system_attrs for trial in study.get_trials(deepcopy=False)]
-    names = {key.removeprefix(_ARTIFACT) for each in attrs for key in each if _ARTIFACT in key}
-    found = [here / name for name in sorted(names) if (here / name).is_file()]
-    if found and here.absolute() != there.absolute():
-        there.mkdir(parents=True, exist_ok=True)
-        for file in found:
-            shutil.copy2(file, there / file.name)

@@ -1,0 +1,157 @@
+"""A study copied or moved, whole, within a database or to another."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.exceptions import DuplicatedStudyError
+from optuna.trial import TrialState
+
+from hpo_mab._attributes import PUBLISHED_KEY, RECORD_KEY
+from hpo_mab._errors import ArgumentError, StorageError
+from hpo_mab.search._claim import close_lost
+from hpo_mab.search._study import check_name
+from hpo_mab.storage import Storage, files_folder, open_study
+from hpo_mab.storage._optuna import add_copy, id_of, storage_of
+
+_TRIAL_NOTE = re.compile(r"dashboard:(\d+):")
+_ARTIFACT = "artifacts:"
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Copied:
+    """What was copied.
+
+    Attributes:
+        name: The copy's name.
+        trials: Its trials.
+        curves: How many of them have a learning curve.
+
+    Examples:
+        >>> from hpo_mab.search import Copied
+        >>> Copied(name="copy", trials=12, curves=12).trials
+        12
+    """
+
+    name: str
+    trials: int
+    curves: int
+
+
+def copy_study(
+    source: Storage, name: str, target: Storage, *, to_name: str | None = None, move: bool = False
+) -> Copied:
+    """Copy a study with its learning curves, record of examples, notes and artifacts.
+
+    All of it is copied, or nothing.
+
+    Checkpoints stay behind: a trial that was cut off starts from zero in the copy.
+
+    Args:
+        source: Where the study is.
+        name: Its name.
+        target: Where the copy is made; may be ``source``.
+        to_name: The copy's name; None keeps the name.
+        move: Whether to delete the study once the copy is whole.
+
+    Raises:
+        ArgumentError: The copy would be the study itself.
+        StorageError: A study of that name exists, or trials of this one are running.
+        UnknownNameError: There is no such study.
+    """
+    chosen = to_name or name
+    check_name(chosen)
+    same = source.url == target.url
+    if same and chosen == name:
+        raise ArgumentError(
+            f"A copy of '{name}' in the same database needs another name (--name), or name another "
+            "database (--to)."
+        )
+    with source.lock(name):
+        study = open_study(source, name)
+        close_lost(study, source)
+        _refuse_running(study)
+        copy = _create_copy(study, target, chosen)
+        try:
+            copied = _copy_content(copy, study, source, target)
+        # Also after Ctrl-C: half a copy must not remain.
+        except BaseException:
+            with contextlib.suppress(Exception):
+                optuna.delete_study(study_name=chosen, storage=target.optuna)
+                target.remove_orphans()
+            raise
+        if move:
+            optuna.delete_study(study_name=name, storage=source.optuna)
+            source.remove_orphans()
+    return copied
+
+
+def _refuse_running(study: optuna.Study) -> None:
+    running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+    if running:
+        numbers = ", ".join(str(trial.number) for trial in running[:5])
+        raise StorageError(
+            f"'{study.study_name}' has {len(running)} running trials ({numbers}); copy it when its "
+            "workers have ended."
+        )
+
+
+def _create_copy(study: optuna.Study, target: Storage, name: str) -> optuna.Study:
+    try:
+        return optuna.create_study(
+            study_name=name, storage=target.optuna, directions=study.directions
+        )
+    except DuplicatedStudyError:
+        raise StorageError(
+            f"There is a study '{name}' in {target.shown_url} already; give the copy another name "
+            "with --name."
+        ) from None
+
+
+def _copy_content(
+    copy: optuna.Study, study: optuna.Study, source: Storage, target: Storage
+) -> Copied:
+    trials = study.get_trials(deepcopy=False)
+    new_ids = {id_of(trial): add_copy(copy, trial) for trial in trials}
+    # After the trials: curves that no trial refers to are removed as orphans.
+    if source.url != target.url:
+        source.curves.copy(list(new_ids), target.curves)
+        _copy_artifacts(study, files_folder(source, "artifacts"), files_folder(target, "artifacts"))
+    source.examples.copy(id_of(study), target.examples, id_of(copy))
+    system = storage_of(study).get_study_system_attrs(id_of(study))
+    for key, value in _renumbered(system, new_ids):
+        storage_of(copy).set_study_system_attr(id_of(copy), key, value)
+    # Last: a worker can join the study only when it has a definition.
+    for key, value in study.user_attrs.items():
+        copy.set_user_attr(key, value)
+    curves = target.curves.load(list(new_ids.values()))
+    return Copied(name=copy.study_name, trials=len(new_ids), curves=len(curves))
+
+
+def _renumbered(attrs: Mapping[str, Any], ids: Mapping[int, int]) -> Iterator[tuple[str, Any]]:
+    """A study's system attributes, notes on trials under the trials' new ids."""
+    for key, value in attrs.items():
+        note = _TRIAL_NOTE.match(key)
+        if note is not None and int(note[1]) in ids:
+            yield key.replace(note[0], f"dashboard:{ids[int(note[1])]}:", 1), value
+        # The copy has no pages yet, and its record of examples has another number.
+        elif note is None and key not in (PUBLISHED_KEY, RECORD_KEY):
+            yield key, value
+
+
+def _copy_artifacts(study: optuna.Study, here: Path, there: Path) -> None:
+    attrs = [storage_of(study).get_study_system_attrs(id_of(study))]
+    attrs += [trial.system_attrs for trial in study.get_trials(deepcopy=False)]
+    names = {key.removeprefix(_ARTIFACT) for each in attrs for key in each if _ARTIFACT in key}
+    found = [here / name for name in sorted(names) if (here / name).is_file()]
+    if found and here.absolute() != there.absolute():
+        there.mkdir(parents=True, exist_ok=True)
+        for file in found:
+            shutil.copy2(file, there / file.name)

@@ -1,0 +1,140 @@
+"""Studies copied or moved, whole."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import optuna
+import pytest
+
+from hpo_mab._errors import ArgumentError, StorageError, UnknownNameError
+from hpo_mab.dashboard import publish_study
+from hpo_mab.search import StudyRunner, StudySpec, copy_study
+from hpo_mab.storage import CurveStore, MissingCurvesWarning, Storage, read_run, study_names
+
+Make = Callable[..., StudySpec]
+
+
+@pytest.fixture
+def target(database_url: str, tmp_path: Path) -> Iterator[Storage]:
+    """Another database than ``storage``, of each kind."""
+    url = f"sqlite:///{tmp_path / 'other.db'}" if "sqlite" in database_url else database_url
+    opened = Storage(url)
+    yield opened
+    opened.close()
+
+
+def _run(storage: Storage, tiny: Make) -> None:
+    outcome = StudyRunner(tiny(budget={"trials": 3}), storage).run("study", score=False)
+    assert not publish_study(storage, outcome.run).problem
+
+
+def test_a_copy_is_the_study(storage: Storage, target: Storage, tiny: Make) -> None:
+    _run(storage, tiny)
+    # So that ids differ.
+    optuna.create_study(storage=target.optuna).add_trial(optuna.create_trial(value=1.0))
+    before = read_run(storage, "study")
+    copied = copy_study(storage, "study", target)
+    assert (copied.trials, copied.curves) == (3, 3)
+    assert read_run(target, "study") == before
+    assert read_run(storage, "study") == before
+    # And continues as the study would.
+    spec = tiny(budget={"trials": 4})
+    ours, theirs = (StudyRunner(spec, s).run("study", score=False) for s in (storage, target))
+    assert ours.run.trials[3].params == theirs.run.trials[3].params
+    assert ours.run.examples == theirs.run.examples
+
+
+def test_a_moved_study_is_in_one_place(storage: Storage, target: Storage, tiny: Make) -> None:
+    _run(storage, tiny)
+    before = read_run(storage, "study")
+    copy_study(storage, "study", target, to_name="moved", move=True)
+    assert study_names(storage) == ()
+    assert read_run(target, "moved").trials == before.trials
+    # The copy holds what the study has left, and nothing is left.
+    copy_study(target, "moved", storage, to_name="back")
+    assert read_run(storage, "back").trials == before.trials
+
+
+def test_a_copy_in_the_same_database_remains_without_the_study(
+    storage: Storage, tiny: Make
+) -> None:
+    _run(storage, tiny)
+    before = read_run(storage, "study")
+    copy_study(storage, "study", storage, to_name="copy", move=True)
+    assert study_names(storage) == ("copy",)
+    assert read_run(storage, "copy").trials == before.trials
+
+
+def test_notes_on_trials_are_on_the_same_trials(storage: Storage, target: Storage) -> None:
+    from optuna_dashboard import save_note
+
+    optuna.create_study(storage=target.optuna).add_trial(optuna.create_trial(value=1.0))
+    study = optuna.create_study(study_name="noted", storage=storage.optuna)
+    study.add_trials([optuna.create_trial(value=1.0), optuna.create_trial(value=2.0)])
+    save_note(study, "on the study")
+    trial = study.trials[1]._trial_id
+    study._storage.set_study_system_attr(study._study_id, f"dashboard:{trial}:note_ver", 1)
+    copy_study(storage, "noted", target)
+    copy = optuna.load_study(study_name="noted", storage=target.optuna)
+    attrs = copy._storage.get_study_system_attrs(copy._study_id)
+    assert attrs["dashboard:note_str:0"] == "on the study"
+    assert f"dashboard:{copy.trials[1]._trial_id}:note_ver" in attrs
+
+
+def test_a_copy_that_cannot_be_finished_leaves_nothing(
+    storage: Storage, tmp_path: Path, tiny: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _run(storage, tiny)
+    other = Storage(str(tmp_path / "other.db"))
+
+    def die(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(CurveStore, "copy", die)
+    with pytest.raises(KeyboardInterrupt):
+        copy_study(storage, "study", other, move=True)
+    assert study_names(other) == ()
+    assert study_names(storage) == ("study",)
+    other.close()
+
+
+def test_what_cannot_be_copied_is_said(storage: Storage, tmp_path: Path) -> None:
+    study = optuna.create_study(study_name="study", storage=storage.optuna)
+    other = Storage(str(tmp_path / "other.db"))
+    with pytest.raises(ArgumentError, match="needs another name"):
+        copy_study(storage, "study", storage)
+    with pytest.raises(UnknownNameError, match="Did you mean 'study'"):
+        copy_study(storage, "studi", other)
+    optuna.create_study(study_name="study", storage=other.optuna)
+    with pytest.raises(StorageError, match=r"'study' in .*other.db already"):
+        copy_study(storage, "study", other)
+    study.add_trial(optuna.create_trial(state=optuna.trial.TrialState.RUNNING))
+    with pytest.raises(StorageError, match="1 running trials"):
+        copy_study(storage, "study", other, to_name="copy")
+    other.close()
+
+
+def test_optunas_copy_has_no_cost_and_says_so(storage: Storage, tmp_path: Path, tiny: Make) -> None:
+    _run(storage, tiny)
+    other = Storage(str(tmp_path / "other.db"))
+    optuna.copy_study(from_study_name="study", from_storage=storage.optuna, to_storage=other.optuna)
+    with pytest.warns(MissingCurvesWarning, match="3 of 3 trials of 'study' .*hpo-mab copy"):
+        run = read_run(other, "study")
+    assert (run.examples, run.seconds, run.saved_examples) == (None, None, None)
+    assert run.best is not None
+    other.close()
+
+
+def test_a_copy_does_not_end_a_trial_of_a_loop_of_your_own(
+    storage: Storage, target: Storage
+) -> None:
+    study = optuna.create_study(study_name="own", storage=storage.optuna, direction="maximize")
+    trial = optuna.create_trial(
+        state=optuna.trial.TrialState.RUNNING, user_attrs={"hpo_mab:slot": 0}
+    )
+    study.add_trial(trial)
+    with pytest.raises(StorageError, match="running"):
+        copy_study(storage, "own", target, to_name="copy")
+    assert study.trials[0].state == optuna.trial.TrialState.RUNNING
