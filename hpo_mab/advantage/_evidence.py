@@ -78,12 +78,12 @@ class Evidence:
         (40, True)
     """
 
-    budgets: tuple[float, ...]
-    advantage: tuple[Estimate, ...]
-    acceleration: tuple[Estimate, ...]
-    fidelity: tuple[Estimate, ...]
-    rungs: tuple[Rung, ...]
-    pairs: int
+    budgets: tuple[float, ...] = ()
+    advantage: tuple[Estimate, ...] = ()
+    acceleration: tuple[Estimate, ...] = ()
+    fidelity: tuple[Estimate, ...] = ()
+    rungs: tuple[Rung, ...] = ()
+    pairs: int = 0
     margin: float
     source: str = ""
     data: str = ""
@@ -201,15 +201,12 @@ def difference_of_task(evidence: Evidence, data: str, model: str) -> str:
 
 
 def _pack(estimate: Estimate) -> list[Any]:
-    fields = estimate.to_json()
-    for key in ("value", "low", "high"):
-        if fields[key] is not None:
-            fields[key] = round(fields[key], _DIGITS)
-    return [fields[key] for key in ("value", "low", "high", "n", "confidence", "censored")]
+    values = estimate.to_json().values()
+    return [round(one, _DIGITS) if isinstance(one, float) else one for one in values]
 
 
 def _unpack(packed: list[Any]) -> Estimate:
-    names = ("value", "low", "high", "n", "confidence", "censored")
+    names = (field.name for field in dataclasses.fields(Estimate))
     return Estimate.from_json(dict(zip(names, packed, strict=True)))
 
 

@@ -80,14 +80,9 @@ class PairedCurves:
         return self.bandit - self.uniform
 
     @property
-    def counts(self) -> NDArray[np.int64]:
-        """Pairs observed under both samplers at each budget, [T]."""
-        return np.asarray(np.isfinite(self.difference).sum(axis=0), dtype=np.int64)
-
-    @property
     def ended(self) -> int:
         """Pairs whose trials both ran to the last budget."""
-        return int(self.counts[-1:].sum())
+        return int(np.isfinite(self.difference[:, -1:]).sum())
 
     @property
     def complete(self) -> NDArray[np.bool_]:
@@ -186,10 +181,11 @@ def pair_curves(
 ) -> PairedCurves:
     """Pair the trials of two arms: same study seed, same slot, same common parameters.
 
-    The budgets are those of the reference's complete trials. Failed trials, and trials that are not
-    marked ``paired``, are left out. A curve is read at the common budgets by straight lines between
-    its evaluations; it is NaN beyond its last one and before its first one, budgets within 1%
-    counting as reached.
+    The budgets are those of the reference's longest complete trial. Failed trials, and trials that
+    are not marked ``paired``, are left out. The evaluations of a pair are compared by their number:
+    its own budgets may differ, as batch sizes round or set them. Curves of loops that skip
+    evaluations are read at the budgets by straight lines. A curve is NaN beyond its last evaluation
+    and before its first one, budgets within 1% counting as reached.
 
     Args:
         bandit: Studies of the arm in question, one a seed.
@@ -201,9 +197,7 @@ def pair_curves(
     Raises:
         ArgumentError: Two studies of one arm and seed, or trials of different full budgets.
     """
-    full = {run.trial_examples for run in (*bandit, *uniform)}
-    if len(full) > 1:
-        raise ArgumentError(f"trial_examples must be the same for all studies, got {sorted(full)}.")
+    refuse_other_budgets((*bandit, *uniform))
     ours, theirs = _trials_by_slot(bandit), _trials_by_slot(uniform)
     samplers = [{run.seed: run.settings.sampler.kind for run in runs} for runs in (bandit, uniform)]
     keys = sorted(
@@ -214,8 +208,9 @@ def pair_curves(
     )
     # A trial that runs has not reached the end that the last budget stands for.
     grid = _longest_budgets([theirs[key] for key in keys if theirs[key].state == "complete"])
-    left = [_curve_at(ours[key], grid) for key in keys]
-    right = [_curve_at(theirs[key], grid) for key in keys]
+    own = [_own_budgets(ours[key], theirs[key], grid) for key in keys]
+    left = [_curve_at(ours[key], at) for key, at in zip(keys, own, strict=True)]
+    right = [_curve_at(theirs[key], at) for key, at in zip(keys, own, strict=True)]
     shape = (len(keys), len(grid))
     return PairedCurves(
         budgets=grid,
@@ -225,6 +220,26 @@ def pair_curves(
         uniform_seconds=np.reshape([seconds for _, seconds in right], shape),
         labels=tuple(keys),
     )
+
+
+def refuse_other_budgets(runs: Sequence[StudyRun]) -> None:
+    """Refuse studies whose trials differ in length by more than rounding to whole steps.
+
+    Raises:
+        ArgumentError: Trials of different full budgets.
+    """
+    for run in runs:
+        first = runs[0]
+        passes = [(one.settings.epochs, one.training_examples) for one in (first, run)]
+        # Batches of other sizes round the same number of passes to other steps.
+        agree = None not in passes[0] and passes[0] == passes[1]
+        slack = _SLACK * first.trial_examples
+        if not agree and abs(run.trial_examples - first.trial_examples) > slack:
+            raise ArgumentError(
+                "Studies of one comparison must have the same budget per trial: it is "
+                f"{first.trial_examples:,} examples in '{first.name}' and {run.trial_examples:,} "
+                f"in '{run.name}'. Name studies that agree in it."
+            )
 
 
 def _is_repeated(one: TrialRun, other: TrialRun, kind: str, other_kind: str) -> bool:
@@ -274,8 +289,19 @@ def _longest_budgets(trials: Sequence[TrialRun]) -> Floats:
     return np.unique(np.asarray(points, dtype=np.float64))
 
 
+def _own_budgets(one: TrialRun, other: TrialRun, grid: Floats) -> Floats:
+    """A pair's budgets [T]: its evaluations by number; ``grid`` where its loop skips some."""
+    longer = max(one.curve, other.curve, key=len)
+    numbers = [evaluation.index for evaluation in longer]
+    if len(longer) > len(grid) or numbers != list(range(1, len(longer) + 1)):
+        return grid
+    own = np.full(len(grid), np.inf)
+    own[: len(longer)] = [evaluation.examples for evaluation in longer]
+    return own
+
+
 def _curve_at(trial: TrialRun, grid: Floats) -> tuple[Floats, Floats]:
-    """Accuracy and seconds of a trial at common budgets, each [T]."""
+    """Accuracy and seconds of a trial at budgets, each [T]."""
     examples = np.asarray([e.examples for e in trial.curve], dtype=np.float64)
     inside = (grid >= examples[0] * (1 - _SLACK)) & (grid <= examples[-1] * (1 + _SLACK))
     accuracy = np.interp(grid, examples, [e.accuracy for e in trial.curve])

@@ -24,6 +24,7 @@ from hpo_mab.advantage import (
     mean_estimate,
     pair_curves,
 )
+from hpo_mab.advantage._pairs import refuse_other_budgets
 from hpo_mab.compare._records import (
     CURRENCIES,
     ArmSummary,
@@ -161,29 +162,20 @@ def _cost(
     own, other = incumbent_curve(arm, currency), incumbent_curve(reference, currency)
     if not len(own.accuracy) or not len(other.accuracy):
         return None
-    if target == "retrained":
-        return _retrained_cost(own, other, _score(arm, retrained), _score(reference, retrained))
-    wanted = float(other.accuracy[-1])
+    wanted = theirs = float(other.accuracy[-1])
     if target == "common":
-        wanted = min(wanted, float(own.accuracy[-1]))
-    return _costs(own, own.first_reaching(wanted), other.first_reaching(wanted))
-
-
-def _retrained_cost(
-    own: IncumbentCurve, other: IncumbentCurve, score: float | None, wanted: float | None
-) -> _Costs | None:
-    if score is None or wanted is None:
-        return None
-    # Only the final incumbent was re-trained: its cost is what was spent until it was found.
-    found = own.first_reaching(float(own.accuracy[-1])) if score >= wanted else math.inf
-    return _costs(own, found, other.first_reaching(float(other.accuracy[-1])))
-
-
-def _costs(own: IncumbentCurve, spent: float, other: float) -> _Costs | None:
-    # An arm that did not reach the target needs at least all that it has spent.
+        wanted = theirs = min(wanted, float(own.accuracy[-1]))
+    elif target == "retrained":
+        mine, needed = _score(arm, retrained), _score(reference, retrained)
+        if mine is None or needed is None:
+            return None
+        # Only the final incumbent was re-trained: its cost is what was spent until it was found.
+        wanted = float(own.accuracy[-1]) if mine >= needed else math.inf
+    spent, cost = own.first_reaching(wanted), other.first_reaching(theirs)
     reached = math.isfinite(spent)
-    cost = spent if reached else own.total
-    return (cost, other, reached) if cost > 0.0 and other > 0.0 else None
+    # An arm that did not reach the target needs at least all that it has spent.
+    spent = spent if reached else own.total
+    return (spent, cost, reached) if spent > 0.0 and cost > 0.0 else None
 
 
 def _score(run: StudyRun, retrained: Retrained) -> float | None:
@@ -301,7 +293,7 @@ def summarise(
     scores = retrained or {}
     names = [reference, *sorted(by_arm.keys() - {reference})]
     first = by_arm[reference][min(by_arm[reference])]
-    _refuse_other_budgets(first, runs)
+    refuse_other_budgets((first, *runs))
     return ComparisonSummary(
         reference=reference,
         confidence=confidence,
@@ -314,16 +306,6 @@ def summarise(
             for name in names[1:]
         ),
     )
-
-
-def _refuse_other_budgets(first: StudyRun, runs: Sequence[StudyRun]) -> None:
-    for run in runs:
-        if run.trial_examples != first.trial_examples:
-            raise ArgumentError(
-                "Studies of one comparison must have the same budget per trial: it is "
-                f"{first.trial_examples:,} examples in '{first.name}' and {run.trial_examples:,} "
-                f"in '{run.name}'. Name studies that agree in it."
-            )
 
 
 def _arm(name: str, runs: Runs, scores: Retrained, *, confidence: float) -> ArmSummary:

@@ -16,13 +16,10 @@ from optuna.trial import FrozenTrial
 
 from hpo_mab._attributes import PRUNED_KEY
 from hpo_mab._errors import ArgumentError, check_integer, plain_arguments, require
+from hpo_mab._plan import Attempt
 from hpo_mab.advantage import DEFAULT_MARGIN, Evidence
 from hpo_mab.advantage._evidence import EvidenceLike, read_evidence
-from hpo_mab.pruners._evidence import (
-    EvidenceKeeper,
-    RungFidelity,
-    is_uniform,
-)
+from hpo_mab.pruners._evidence import EvidenceKeeper, RungFidelity
 from hpo_mab.storage._optuna import id_of, needed_at_rung, storage_of
 
 
@@ -46,7 +43,8 @@ def _value_at(trial: FrozenTrial, *, rung: int, step: int, worst: float) -> floa
     its report at ``step`` counts. A trial that was stopped before ``step`` counts as ``worst``.
     """
     taken = trial.system_attrs.get(rung_key(rung))
-    if taken is None:
+    # A retry counts in place of an attempt that was cut off.
+    if taken is None or Attempt.of(trial).cut_off:
         return None
     if taken[0] == step:
         return float(taken[1])
@@ -299,7 +297,7 @@ class AdvantagePruner(BasePruner):
         if step is None or first is None:
             return None
         fidelity = keeper.fidelity if self._fidelity else None
-        evidence = None if is_uniform(trial) else keeper.evidence
+        evidence = None if Attempt.of(trial).uniform else keeper.evidence
         later = place_later(step, first=first, fidelity=fidelity)
         return later or place(step, full=keeper.full, evidence=evidence)
 

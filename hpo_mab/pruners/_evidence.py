@@ -34,11 +34,6 @@ from hpo_mab.storage._optuna import storage_of
 _Key = tuple[int, frozenset[tuple[str, Any]]]
 
 
-def is_uniform(trial: FrozenTrial) -> bool:
-    """Whether a trial of a bandit study was trained under uniform sampling."""
-    return Attempt.of(trial).uniform
-
-
 def pairs_of_trials(
     trials: Sequence[FrozenTrial],
     reference: Iterable[FrozenTrial] = (),
@@ -66,7 +61,7 @@ def pairs_of_trials(
     }
     uniform = {_pair_key(t): t for t in reference if _has_curve(t)}
     # A study's own twins count before the trials of the reference.
-    uniform.update({_pair_key(t): t for t in trials if _has_curve(t) and is_uniform(t)})
+    uniform.update({_pair_key(t): t for t in trials if _has_curve(t) and Attempt.of(t).uniform})
     keys = sorted(bandit.keys() & uniform.keys(), key=lambda key: (key[0], repr(sorted(key[1]))))
     steps = _common_steps([uniform[key] for key in keys], full)
     shape = (len(keys), len(steps))
@@ -74,7 +69,7 @@ def pairs_of_trials(
         np.reshape([_values_at(side[key], steps) for key in keys], shape)
         for side in (bandit, uniform)
     ]
-    if direction == StudyDirection.MINIMIZE and keys:
+    if direction == StudyDirection.MINIMIZE and np.isfinite(curves).any():
         # Differences of pairs and ranks need only an order in which higher is better.
         top = np.nanmax(np.stack(curves))
         curves = [top - curve for curve in curves]
@@ -84,9 +79,8 @@ def pairs_of_trials(
 
 
 def _is_trained_by(trial: FrozenTrial, sampler: str | None) -> bool:
-    if sampler is None:
-        return not is_uniform(trial)
-    return Attempt.of(trial).sampler == sampler
+    attempt = Attempt.of(trial)
+    return not attempt.uniform if sampler is None else attempt.sampler == sampler
 
 
 def _has_curve(trial: FrozenTrial) -> bool:
@@ -117,8 +111,9 @@ def _common_steps(trials: Sequence[FrozenTrial], full: int) -> list[int]:
 
 
 def _values_at(trial: FrozenTrial, steps: Sequence[int]) -> list[float]:
-    """Values reported at these steps; NaN where none was."""
-    return [trial.intermediate_values.get(step, math.nan) for step in steps]
+    """Finite values reported at these steps; NaN where none was."""
+    reported = (trial.intermediate_values.get(step, math.nan) for step in steps)
+    return [value if math.isfinite(value) else math.nan for value in reported]
 
 
 #: With fewer trials no ranking is measured. The default of ``search.initial`` is 10.

@@ -58,9 +58,8 @@ def signed_rank_estimate(differences: Sequence[float], *, error: float) -> Estim
     Returns:
         The estimate; its interval is unbounded where ``n`` is below `fewest_pairs`.
     """
-    values = np.asarray(differences, dtype=np.float64)
-    count = len(values)
-    means = np.sort(_walsh_means(values))
+    count = len(differences)
+    means = np.sort(_walsh_means(differences))
     outside = _lower_end_rank(count, error)
     low, high = (means[outside - 1], means[-outside]) if outside else (-math.inf, math.inf)
     return Estimate(
@@ -80,14 +79,16 @@ def can_be_shown(differences: Sequence[float], *, pairs: int, error: float) -> b
         pairs: Pairs in the end.
         error: As in `signed_rank_estimate`.
     """
-    means = _walsh_means(np.asarray(differences, dtype=np.float64))
+    means = _walsh_means(differences)
     # The interval lies above 0 if fewer means than its lower end's rank are not above 0. At best,
     # further differences are so large that every mean with one of them is above 0.
     return int((means <= 0).sum()) < _lower_end_rank(pairs, error)
 
 
-def _walsh_means(values: Floats) -> Floats:
+def _walsh_means(differences: Sequence[float]) -> Floats:
     """Means of every two values, each with itself included, [n (n + 1) / 2]."""
+    # Differences of accuracies may differ in the last digit, and their mean is then not 0.
+    values = np.round(np.asarray(differences, dtype=np.float64), 12)
     rows, columns = np.triu_indices(len(values))
     means: Floats = (values[rows] + values[columns]) / 2
     return means

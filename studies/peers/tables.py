@@ -103,8 +103,8 @@ def searches(record: Mapping[str, Any]) -> list[str]:
             [
                 f"`{arm}`",
                 str(len(own)),
-                percent(mean_estimate(np.array([final(run) for run in own]))),
-                percent(mean_estimate(np.array([tested(run) for run in own]))),
+                shown(mean_estimate(np.array([final(run) for run in own])), ".2f", "%"),
+                shown(mean_estimate(np.array([tested(run) for run in own])), ".2f", "%"),
                 "/".join(
                     f"{mean(name) / hours:.0f}" for name in ("started", "finished", "stopped")
                 ),
@@ -165,10 +165,13 @@ def contrasts(record: Mapping[str, Any]) -> list[str]:
             [
                 f"`{arm}`",
                 f"`{peer}`",
-                str(len(pairs)),
-                points(mean_estimate(gain)),
-                *(ratio(pairs, by=by) for by in ("seconds", "examples")),
-                points(mean_estimate(test)),
+                str(mean_estimate(gain).n),
+                shown(mean_estimate(gain), "+.2f"),
+                *(
+                    ratio(pairs, by=by, most=60 * record["minutes"])
+                    for by in ("seconds", "examples")
+                ),
+                shown(mean_estimate(test), "+.2f"),
             ]
         )
     head = ["arm", "peer", "pairs", "validation", "wall clock to the peer's accuracy"]
@@ -176,8 +179,14 @@ def contrasts(record: Mapping[str, Any]) -> list[str]:
     return table(head, rows)
 
 
-def ratio(pairs: Iterable[tuple[Run, Run]], *, by: str) -> str:
-    """Cost of an arm to the peer's last incumbent, divided by the peer's cost, over seeds."""
+def ratio(pairs: Iterable[tuple[Run, Run]], *, by: str, most: float) -> str:
+    """Cost of an arm to the peer's last incumbent, divided by the peer's cost, over seeds.
+
+    Args:
+        pairs: The arm's run and the peer's of each seed.
+        by: ``"seconds"`` or ``"examples"``.
+        most: Seconds of a run; an arm that did not get there needs at least as many.
+    """
     found, censored = [], False
     for own, other in pairs:
         where, what = incumbents(other, by=by)
@@ -186,7 +195,7 @@ def ratio(pairs: Iterable[tuple[Run, Run]], *, by: str) -> str:
         spent = first_reached(own, what[-1], by=by)
         if math.isinf(spent):
             censored = True
-            spent = own["examples"] if by == "examples" else own["seconds_to_the_end"]
+            spent = own["examples"] if by == "examples" else most
         found.append(spent / where[-1])
     if not found:
         return "-"
@@ -196,20 +205,12 @@ def ratio(pairs: Iterable[tuple[Run, Run]], *, by: str) -> str:
     return f"{more}{mean.value:.2f}{interval}"
 
 
-def percent(one: Estimate) -> str:
-    """An accuracy with its interval."""
+def shown(one: Estimate, form: str, unit: str = "") -> str:
+    """An accuracy or a difference of accuracies in points, with its interval."""
     if one.n == 0:
         return "none"
-    text = f"{100 * one.value:.2f}%"
-    return text + (f" ({100 * one.low:.2f} to {100 * one.high:.2f})" if one.bounded else "")
-
-
-def points(one: Estimate) -> str:
-    """A difference of accuracies with its interval."""
-    if one.n == 0:
-        return "none"
-    text = f"{100 * one.value:+.2f}"
-    return text + (f" ({100 * one.low:+.2f} to {100 * one.high:+.2f})" if one.bounded else "")
+    text = f"{100 * one.value:{form}}{unit}"
+    return text + (f" ({100 * one.low:{form}} to {100 * one.high:{form}})" if one.bounded else "")
 
 
 def restarts(record: Mapping[str, Any]) -> list[str]:
@@ -244,10 +245,10 @@ def figure(records: Sequence[Mapping[str, Any]]) -> go.Figure:
     made = make_subplots(rows=len(records), cols=2, horizontal_spacing=0.07)
     # An arm looks the same in every row.
     everyone = sorted({run["arm"] for record in records for run in record["runs"]})
-    shown: set[str] = set()
+    named: set[str] = set()
     for row, record in enumerate(records, start=1):
         arms = by_arm(record)
-        best = 100 * max(final(run) for runs in arms.values() for run in runs.values())
+        best = 100 * np.nanmax([final(run) for runs in arms.values() for run in runs.values()])
         for column, by in enumerate(("seconds", "examples"), start=1):
             last = [run["examples"] for runs in arms.values() for run in runs.values()]
             grid = np.linspace(0, 60 * record["minutes"] if by == "seconds" else max(last), _GRID)
@@ -260,14 +261,14 @@ def figure(records: Sequence[Mapping[str, Any]]) -> go.Figure:
                         y=100 * curves.mean(axis=0),
                         name=arm,
                         legendgroup=arm,
-                        showlegend=arm not in shown,
+                        showlegend=arm not in named,
                         mode="lines",
                         line={"shape": "hv", "width": 1.8, **_style(arm, everyone)},
                     ),
                     row=row,
                     col=column,
                 )
-                shown.add(arm)
+                named.add(arm)
             made.update_yaxes(range=[best - _POINTS, best + 0.2], row=row, col=column)
             made.update_xaxes(title_text=f"{by}, {record['task']}", row=row, col=column)
     made.update_yaxes(title_text="validation accuracy, %", col=1)

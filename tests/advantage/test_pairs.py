@@ -94,7 +94,7 @@ def test_counts_fall_where_either_arm_was_stopped():
         bandit=np.array([[0.1, 0.2, np.nan], [0.1, 0.2, 0.3]]),
         uniform=np.array([[0.1, 0.2, 0.3], [0.1, np.nan, np.nan]]),
     )
-    assert pairs.counts.tolist() == [2, 1, 0]
+    assert np.isfinite(pairs.difference).sum(axis=0).tolist() == [2, 1, 0]
     assert pairs.complete.tolist() == [True, False]
 
 
@@ -175,7 +175,8 @@ def test_a_running_trial_does_not_say_where_a_trial_ends():
     pairs = pair_curves(bandit, [study("uniform", begun)])
     assert (len(pairs), pairs.ended, len(pairs.budgets)) == (1, 0, 0)
     pairs = pair_curves(bandit, [study("uniform", begun, trial(1, [0.2, 0.3, 0.4]))])
-    assert (pairs.ended, pairs.counts.tolist()) == (1, [2, 2, 1])
+    assert pairs.ended == 1
+    assert np.isfinite(pairs.difference).sum(axis=0).tolist() == [2, 2, 1]
 
 
 def test_stopped_trials_are_missing_from_where_they_stopped():
@@ -193,7 +194,7 @@ def test_what_a_trial_did_beyond_its_budget_is_left_out():
     bandit = [study("mab", trial(0, [0.3, 0.4, 0.5]), trial(1, [0.2, 0.3, 0.5]))]
     pairs = pair_curves(bandit, uniform)
     assert pairs.budgets.tolist() == [100, 200, 300]
-    assert pairs.counts.tolist() == [2, 2, 2]
+    assert np.isfinite(pairs.difference).all()
     assert pairs.uniform[:, -1].tolist() == [0.4, 0.3]
 
 
@@ -227,10 +228,41 @@ def test_no_pairs_is_an_answer():
 
 def test_budgets_that_differ_and_seeds_that_repeat_are_refused():
     one, other = study("mab", trial(0, [0.1])), study("uniform", trial(0, [0.1]))
-    with pytest.raises(ArgumentError, match=r"trial_examples .*\[300, 600\]"):
+    with pytest.raises(ArgumentError, match="300 examples in 'mab' and 600 in 'uniform'"):
         pair_curves([one], [study("uniform", trial_examples=600)])
     with pytest.raises(ArgumentError, match=r"seed.*\[0, 0\]"):
         pair_curves([one, one], [other])
+
+
+def test_batches_of_other_sizes_round_one_budget_to_other_steps():
+    def of(kind, examples, epochs=1.0):
+        made = study(kind, trial(0, [0.1]), trial_examples=examples)
+        spec = {"budget": {"epochs": epochs}}
+        return dataclasses.replace(made, spec=spec, training_examples=1437)
+
+    assert len(pair_curves([of("mab", 1408)], [of("uniform", 1536)])) == 1
+    assert len(pair_curves([of("mab", 1408)], [study("u", trial(0, [0.1]), trial_examples=1400)]))
+    with pytest.raises(ArgumentError, match="1,408 examples"):
+        pair_curves([of("mab", 1408)], [of("uniform", 2816, epochs=2.0)])
+
+
+def test_pairs_of_other_batch_sizes_are_compared_at_their_own_evaluations():
+    bandit = [
+        study(
+            "mab",
+            trial(0, [0.1, 0.2, 0.3]),
+            trial(1, [0.4, 0.5, 0.6], step=400),
+            trial(2, [0.4, 0.5], step=400, state="pruned", value=None),
+        )
+    ]
+    curve = [0.2, 0.3, 0.5]
+    uniform = [study("uniform", trial(0, curve), *(trial(n, curve, step=400) for n in (1, 2)))]
+    pairs = pair_curves(bandit, uniform)
+    assert pairs.budgets.tolist() == [400, 800, 1200]
+    assert pairs.ended == 2
+    assert pairs.bandit.tolist()[:2] == [[0.1, 0.2, 0.3], [0.4, 0.5, 0.6]]
+    assert pairs.uniform.tolist() == [[0.2, 0.3, 0.5]] * 3
+    assert np.isnan(pairs.bandit[2]).tolist() == [False, False, True]
 
 
 def test_what_auto_trained_under_uniform_sampling_is_no_pair_with_uniform_sampling():

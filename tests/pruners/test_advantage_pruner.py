@@ -18,6 +18,7 @@ from hpo_mab._attributes import EVIDENCE_KEY
 from hpo_mab._errors import ArgumentError
 from hpo_mab.advantage import Estimate, Evidence, PairedCurves
 from hpo_mab.pruners import AdvantagePruner, AdvantageWarning, RungFidelity, why_pruned
+from hpo_mab.pruners._evidence import pairs_of_trials
 
 Make = Callable[..., Evidence]
 Curves = Callable[..., PairedCurves]
@@ -104,6 +105,47 @@ def test_a_rung_is_decided_where_the_bandit_is_as_far(evidence: Make) -> None:
         "equivalent_step": pytest.approx(4.4),
         "evidence": known.digest,
     }
+
+
+@pytest.mark.filterwarnings("ignore::hpo_mab.pruners.AdvantageWarning")
+@pytest.mark.parametrize("direction", ["maximize", "minimize"])
+@pytest.mark.parametrize("bad", [math.inf, None])
+def test_values_that_say_nothing_leave_the_evidence(direction: str, bad: float | None) -> None:
+    reference = _study(optuna.pruners.NopPruner(), direction)
+    trials = []
+    for number in range(12):
+        values = {step: 0.1 * number + 0.01 * step for step in range(1, 9)}
+        if bad is None:
+            # Steps that begin at 0: none is the last.
+            values = {step - 1: value for step, value in values.items()}
+        elif number == 3:
+            values[2] = bad
+        for sampler in ("mab", "uniform"):
+            attrs = {"hpo_mab:slot": number, "hpo_mab:sampler": sampler}
+            trials.append(
+                optuna.create_trial(value=0.5, intermediate_values=values, user_attrs=attrs)
+            )
+    pairs = pairs_of_trials(trials, full=8, direction=reference.direction)
+    assert len(pairs) == 12
+    assert pairs.ended == (0 if bad is None else 12)
+    assert not np.isinf(pairs.difference).any()
+
+
+@pytest.mark.filterwarnings("ignore::hpo_mab.pruners.AdvantageWarning")
+@pytest.mark.parametrize("mark", ["interrupted", "lost"])
+def test_a_retry_counts_in_place_of_the_attempt_that_was_cut_off(mark: str) -> None:
+    study = _study(AdvantagePruner(max_resource=8, min_resource=2))
+    for value in (0.3, 0.5):
+        cut = study.ask()
+        for step in (1, 2, 3):
+            cut.report(value, step=step)
+            assert not cut.should_prune()
+        cut.set_user_attr(f"hpo_mab:{mark}", True)
+        study.tell(cut, state=TrialState.FAIL)
+        assert _run(study, *[value] * 8) == 8
+    assert _run(study, *[0.4] * 8) == 2
+    because = study.trials[-1].user_attrs["hpo_mab:pruned_because"]
+    assert (because["threshold"], because["competitors"]) == (0.5, 3)
 
 
 def test_the_same_trial_without_evidence_continues_to_the_rung() -> None:
