@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -361,50 +362,38 @@ def network_maker(
     return NETWORKS.maker(name, **given)
 
 
-class StackedBatchNorm(nn.Module):
+class StackedBatchNorm(_BatchNorm):
     """Batch normalisation that works under ``vmap`` and with a cast to bfloat16.
 
     Under ``vmap`` the native operation raises if inputs and running statistics differ in type. Here
     it computes the batch's statistics only, and the running ones are updated separately.
-
-    Args:
-        norm: The layer to replace; its parameters and buffers become this one's.
-        momentum: Weight of a batch's statistics in the running ones.
     """
 
-    weight: Tensor | None
-    bias: Tensor | None
     running_mean: Tensor
     running_var: Tensor
     num_batches_tracked: Tensor
-
-    def __init__(self, norm: _BatchNorm, momentum: float) -> None:
-        super().__init__()
-        self._parameters = norm._parameters
-        self._buffers = norm._buffers
-        self._eps = norm.eps
-        self._momentum = momentum
+    momentum: float
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Normalise [n, C, ...] by the batch's statistics, or in evaluation by the running ones."""
         if not self.training:
             return self._by_running_statistics(inputs)
         outputs, mean, inverse = torch.native_batch_norm(
-            inputs, self.weight, self.bias, None, None, True, 0.0, self._eps
+            inputs, self.weight, self.bias, None, None, True, 0.0, self.eps
         )
         with torch.no_grad():
             # The operation returns 1 / sqrt(biased variance + eps), but running statistics take the
             # unbiased variance. In double precision, because subtracting eps cancels digits.
             count = inputs.numel() // inputs.shape[1]
-            variance = (inverse.double().pow(-2) - self._eps) * (count / max(1, count - 1))
+            variance = (inverse.double().pow(-2) - self.eps) * (count / max(1, count - 1))
             for running, now in ((self.running_mean, mean), (self.running_var, variance)):
-                running.mul_(1 - self._momentum).add_(self._momentum * now.to(running.dtype))
+                running.mul_(1 - self.momentum).add_(self.momentum * now.to(running.dtype))
             self.num_batches_tracked.add_(1)
         normalized: Tensor = outputs
         return normalized
 
     def _by_running_statistics(self, inputs: Tensor) -> Tensor:
-        scale = (self.running_var + self._eps).rsqrt()
+        scale = (self.running_var + self.eps).rsqrt()
         if self.weight is not None:
             scale = scale * self.weight
         shift = -self.running_mean * scale
@@ -414,20 +403,19 @@ class StackedBatchNorm(nn.Module):
         return inputs * scale.to(inputs.dtype).view(shape) + shift.to(inputs.dtype).view(shape)
 
 
+@functools.cache
+def _stacked(kind: type[_BatchNorm]) -> type[_BatchNorm]:
+    """A subclass of a normalisation with the forward pass of `StackedBatchNorm`."""
+    return type(kind.__name__, (StackedBatchNorm, kind), {})
+
+
 def stackable(model: nn.Module) -> nn.Module:
-    """The network with each batch normalisation replaced; changed in place."""
-    replaced = {
-        norm: StackedBatchNorm(norm, norm.momentum)
-        for norm in model.modules()
+    """The network with batch normalisations that work under ``vmap``; changed in place."""
+    for norm in model.modules():
         # A subclass may do more, such as the activation.
-        if isinstance(norm, _BatchNorm)
-        and type(norm).forward is _BatchNorm.forward
-        and norm.track_running_stats
-        and norm.momentum is not None
-    }
-    for parent in list(model.modules()):
-        # Not `named_children`: a layer under two names is replaced under both.
-        for name, child in parent._modules.items():
-            if child in replaced:
-                setattr(parent, name, replaced[child])
+        if not isinstance(norm, _BatchNorm) or type(norm).forward is not _BatchNorm.forward:
+            continue
+        if norm.track_running_stats and norm.momentum is not None:
+            # The class, not the layer: networks freeze layers by their type, and hooks stay.
+            norm.__class__ = _stacked(type(norm))  # type: ignore[arg-type]
     return model

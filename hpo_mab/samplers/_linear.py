@@ -263,8 +263,6 @@ class ContextualSampler(LinearSampler):
         torch.Size([10])
     """
 
-    _tensors = ("_rewards",)
-
     def __init__(
         self,
         labels: Tensor | Sequence[int],

@@ -209,7 +209,9 @@ class MABSampler(BatchSampler):
     @property
     def capturable(self) -> bool:
         """Whether a CUDA graph can hold draws and updates: not where they depend on progress."""
-        return self.graph_generator is not None and self._settings.active == 1
+        # A subclass may draw or learn by the step or the progress.
+        own = type(self)._draw is MABSampler._draw and type(self)._learn is MABSampler._learn
+        return own and self.graph_generator is not None and self._settings.active == 1
 
     def set_progress(self, share: float) -> None:
         """Set the share of the budget spent; from ``active`` on, sampling is uniform."""

@@ -153,7 +153,7 @@ class SelectiveBackpropSampler(LearningSampler):
     """
 
     weighs_by_losses = True
-    _tensors = ("_history", "_filled", "_rewards")
+    _tensors = ("_history", "_filled")
 
     def __init__(
         self,

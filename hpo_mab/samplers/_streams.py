@@ -337,6 +337,10 @@ def gradient_bound(logits: Tensor, targets: Tensor) -> Tensor:
     return norm
 
 
+#: Counts that each `LearningSampler` has.
+_COUNTS = ("_draws", "_rewards")
+
+
 class LearningSampler(StreamSampler):
     """A sampler whose state is a generator, a stream and named tensors.
 
@@ -404,7 +408,7 @@ class LearningSampler(StreamSampler):
         return Figures(rewarded, judged, int(counts.sum()), int(most)).shares()
 
     def _state(self) -> dict[str, Any]:
-        tensors = {name: getattr(self, name).clone() for name in ("_draws", *self._tensors)}
+        tensors = {name: getattr(self, name).clone() for name in (*_COUNTS, *self._tensors)}
         return {**super()._state(), "tensors": tensors}
 
     def _load_state(self, state: dict[str, Any]) -> None:

@@ -26,6 +26,10 @@ class TrainingDiverged(HpoMabError, ArithmeticError):  # noqa: N818 - an outcome
         step: Optimiser steps done when it was detected.
         what: The loss and its value, in words.
 
+    Attributes:
+        examples: Training examples since the last evaluation.
+        seconds: Training seconds since then.
+
     Examples:
         >>> from hpo_mab.training import TrainingDiverged
         >>> print(TrainingDiverged(120, "the training loss is nan"))
@@ -36,6 +40,8 @@ class TrainingDiverged(HpoMabError, ArithmeticError):  # noqa: N818 - an outcome
         # The arguments: a process that raises it sends them, and they make it again.
         super().__init__(step, what)
         self.step = step
+        self.examples = 0
+        self.seconds = 0.0
 
     def __str__(self) -> str:
         step, what = self.args

@@ -205,6 +205,8 @@ def average_share(window: float | Tensor, steps: Tensor) -> Tensor:
 
 #: Why a network can neither be stacked nor captured.
 ASSIGNS = "the network assigns a new tensor to a parameter or buffer"
+#: Likewise: a graph would repeat one decision.
+DRAWS = "the network draws random numbers on the host"
 
 
 def call_with(model: nn.Module, tensors: Mapping[str, Tensor], inputs: Tensor) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import operator
+import random
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -13,9 +14,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
 
+from hpo_mab._errors import memory_reason
 from hpo_mab.samplers._feedback import Draw
 from hpo_mab.training._batches import DeviceBatches, LossMeter, TimedSampler
-from hpo_mab.training._device import ASSIGNS, WeightAverage, logits_of
+from hpo_mab.training._device import ASSIGNS, DRAWS, WeightAverage, logits_of
 from hpo_mab.training._optimizers import is_fused
 from hpo_mab.training._tally import ExampleTally
 
@@ -83,8 +85,11 @@ class Captured:
             if self._graph is not None:
                 self._graph.replay()
             else:
+                drawn = _host_random_state() if self.wanted else ()
                 with self._on_capture_stream():
                     body()
+                if self.wanted and drawn != _host_random_state():
+                    self.give_up(DRAWS)
         self._calls += 1
 
     @property
@@ -122,8 +127,6 @@ class Captured:
         states = [generator.clone_state() for generator in generators]
         try:
             self._capture(body)
-        except torch.OutOfMemoryError:
-            raise
         except RuntimeError as error:
             # No kernel ran while capturing, but the generators are still registered with the failed
             # graph. Without their earlier states, the next draw would raise.
@@ -131,7 +134,11 @@ class Captured:
                 generator.graphsafe_set_state(state)
             undo()
             self._forked = False
-            self.give_up(str(error).strip().partition("\n")[0])
+            # The end of a failed capture may raise an error of its own, with the cause as context.
+            if memory_reason(error) is not None:
+                raise
+            cause = error.__context__ if isinstance(error.__context__, RuntimeError) else error
+            self.give_up(str(cause).strip().partition("\n")[0])
 
     def _capture(self, body: Callable[[], None]) -> None:
         graph = torch.cuda.CUDAGraph()
@@ -161,6 +168,11 @@ class Captured:
         with torch.cuda.stream(self._stream):
             yield
         torch.cuda.current_stream().wait_stream(self._stream)
+
+
+def _host_random_state() -> tuple[Any, ...]:
+    """States of the host's random generators that a network may use."""
+    return (random.getstate(), torch.get_rng_state().numpy().tobytes())
 
 
 def _streams(device: torch.device) -> tuple[torch.cuda.Stream, torch.cuda.Stream]:

@@ -154,8 +154,9 @@ def _score_sums(
 ) -> Tensor:
     """Correct answers, summed loss and number of examples of a batch, float32 [3]."""
     logits = logits_of(forward, inputs, precision=precision)
-    highest = int(targets.max()) if targets.is_cpu else getattr(examples, "highest_label", 0)
-    check_highest(highest, outputs=logits.shape[1])
+    # On another device the largest label of a batch would wait for it.
+    highest = None if targets.is_cpu else getattr(examples, "highest_label", None)
+    check_highest(int(targets.max()) if highest is None else highest, outputs=logits.shape[1])
     loss = F.cross_entropy(logits, targets, reduction="sum")
     correct = (logits.argmax(dim=1) == targets).sum()
     return torch.stack([correct.float(), loss, torch.full_like(loss, len(targets))])

@@ -276,7 +276,8 @@ class NumberRows:
 
     def read(self) -> list[float]:
         """Summed mean losses of each slot since `forget`; waits for the device."""
-        return [float(loss) for loss in self._losses.tolist()]
+        found: list[float] = self._losses.tolist()
+        return found
 
     def forget(self, slot: int) -> None:
         """Set the sum of a slot to 0."""

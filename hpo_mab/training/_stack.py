@@ -45,7 +45,6 @@ class _Slot:
     sampler: BatchSampler | None
     done: int = 0
     seconds: float = 0.0
-    read: int = 0
 
 
 class StackedTrainer:
@@ -315,7 +314,7 @@ class StackedTrainer:
         for name, tensor in tensors.items():
             tensor.copy_(saved[name])
         each.curve.points.extend(points)
-        each.done = each.read = points[-1].steps
+        each.done = points[-1].steps
         each.seconds = points[-1].seconds
 
     def _tensors(self, *, bandits: bool) -> dict[str, Tensor]:
@@ -422,12 +421,16 @@ class StackedTrainer:
         self, slot: int, loss_sum: float, averaged: bool, accuracy: float, loss: float
     ) -> Evaluation | TrainingDiverged:
         each = self._running[slot]
-        train_loss = loss_sum / (each.done - each.read)
-        each.read = each.done
+        before = each.curve.points[-1].steps if each.curve.points else 0
+        train_loss = loss_sum / (each.done - before)
         self._numbers.forget(slot)
         for what, value in (("training", train_loss), ("validation", loss)):
             if not math.isfinite(value):
-                return TrainingDiverged(each.done, f"the {what} loss is {value}")
+                diverged = TrainingDiverged(each.done, f"the {what} loss is {value}")
+                diverged.examples = (each.done - before) * self.batch_size
+                known = each.curve.points[-1].seconds if each.curve.points else 0.0
+                diverged.seconds = each.seconds - known
+                return diverged
         curve, own = each.curve, each.sampler
         statistics = self._draws.figures(slot) if own is None else own.statistics()
         point = Evaluation(

@@ -237,8 +237,22 @@ class Training(Iterator[Evaluation]):
             self._begin()
         stop = self._curve.next_stop
         device = next(self.model.parameters()).device
+        start, trained = self._clock(), None
+        try:
+            self._take_steps(done, stop, device)
+            trained = self._clock() - start
+            train_loss = self._meter.read(step=stop)
+            points.append(self._evaluation(stop, seconds + trained, train_loss=train_loss))
+        except TrainingDiverged as error:
+            error.examples = (error.step - done) * self.sampler.batch_size
+            error.seconds = self._clock() - start if trained is None else trained
+            raise
+        # On a CPU each step has said so.
+        if self.on_progress is not None and device.type != "cpu":
+            self.on_progress(stop / self._curve.stops[-1])
+
+    def _take_steps(self, done: int, stop: int, device: torch.device) -> None:
         on_step = self.on_progress if device.type == "cpu" else None
-        start = self._clock()
         for step in range(done, stop):
             self._set_budget_spent(step)
             if self._device_step is not None:
@@ -248,11 +262,6 @@ class Training(Iterator[Evaluation]):
             if on_step is not None:
                 on_step((step + 1) / self._curve.stops[-1])
         synchronize(device)
-        seconds += self._clock() - start
-        train_loss = self._meter.read(step=stop)
-        points.append(self._evaluation(stop, seconds, train_loss=train_loss))
-        if on_step is None and self.on_progress is not None:
-            self.on_progress(stop / self._curve.stops[-1])
 
     def _begin(self) -> None:
         self._begun = True

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import random
 from collections.abc import Callable, Iterator
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -16,9 +18,10 @@ from hpo_mab import models, samplers, training
 from hpo_mab._errors import ArgumentError
 from hpo_mab.data import Augmentation, ImageSplits, Normalization
 from hpo_mab.samplers import MABSampler
+from hpo_mab.samplers._feedback import Draw
 from hpo_mab.training import DeviceBatches, DeviceStep, DeviceSweep, LoaderBatches, TimedSampler
 from hpo_mab.training._batches import LossMeter
-from hpo_mab.training._device_step import _move_learning_rates
+from hpo_mab.training._device_step import WARM_UP_CALLS, Captured, _move_learning_rates
 
 CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 #: Counts that decay are kept by the engine of CUDA devices, on the CPU too.
@@ -158,6 +161,61 @@ def test_what_a_graph_can_hold(
     assert _Parts(splits, "cpu", **sampler).sampler.capturable is capturable
 
 
+class _Early(MABSampler):
+    """Uniform for a part of the budget."""
+
+    def _draw(self) -> Draw:
+        return super()._draw()
+
+
+def test_a_subclass_of_the_bandit_draws_outside_of_the_graph(splits: ImageSplits) -> None:
+    known = {key: value for key, value in TENSORS.items() if key != "kind"}
+    sampler = _Early(splits.train.labels, batch_size=32, seed=0, **known)
+    assert sampler.graph_generator is not None
+    assert not sampler.capturable
+
+
+@pytest.mark.parametrize("draw", [random.random, lambda: torch.rand(1)])
+def test_a_network_that_decides_at_random_on_the_host_is_not_captured(
+    draw: Callable[[], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = Captured(device=torch.device("cpu"))
+    step._wanted = True
+    monkeypatch.setattr(step, "_try_capture", lambda *_: pytest.fail("captured"))
+    for _ in range(WARM_UP_CALLS + 1):
+        step(draw)
+    assert step.reason == "the network draws random numbers on the host"
+
+
+def test_an_error_that_ends_a_capture_does_not_hide_its_cause(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(body: Callable[[], None]) -> None:
+        try:
+            body()
+        except RuntimeError:
+            raise RuntimeError("the capture was invalidated")  # noqa: B904 - as CUDA's
+
+    def run(error: RuntimeError) -> Captured:
+        def body() -> None:
+            if step._calls == WARM_UP_CALLS and step.reason is None:
+                raise error
+
+        step = Captured(device=torch.device("cpu"))
+        step._wanted = True
+        monkeypatch.setattr(step, "_capture", fail)
+        for _ in range(WARM_UP_CALLS + 1):
+            step(body)
+        return step
+
+    monkeypatch.setattr(torch.cuda, "default_generators", [mock.Mock()])
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    found = run(RuntimeError("the network waits for the host"))
+    assert found.reason == "the network waits for the host"
+    with pytest.raises(RuntimeError, match="invalidated"):
+        run(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"))
+
+
 def test_a_loader_has_no_device_step(splits: ImageSplits) -> None:
     parts = _Parts(splits, "cpu", kind="uniform")
     parts.batches = LoaderBatches(TensorDataset(torch.zeros(64, 1, 8, 8), torch.zeros(64)))  # type: ignore[assignment]
@@ -280,6 +338,7 @@ def test_seconds_of_samplers_outside_of_the_graph_are_kept(
         sampler=parts.sampler,
         optimizer=parts.optimizer,
         steps=12,
+        graph=None,
     )
     *_, last = run
     assert run.captured

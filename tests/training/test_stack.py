@@ -134,6 +134,39 @@ def test_stacked_equals_alone(
         _assert_same(curves[slot], curve)
 
 
+class _Frozen(nn.Sequential):
+    """A network that does not train its normalisation."""
+
+    def train(self, mode: bool = True) -> _Frozen:
+        super().train(mode)
+        for layer in self.modules():
+            if isinstance(layer, nn.BatchNorm2d):
+                layer.eval()
+        return self
+
+
+def test_a_normalisation_that_a_network_freezes_stays_frozen(splits: ImageSplits) -> None:
+    task = _Task(splits)
+
+    def network() -> nn.Module:
+        torch.manual_seed(3)
+        layers = (nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4 * 36, 10))
+        return _Frozen(*layers)
+
+    task.network = lambda seed: network()  # type: ignore[method-assign]
+    stack = task.stack(1)
+    stack.start(
+        0,
+        network(),
+        sampler=task.sampler("uniform", 0),
+        optimizer={"lr": 0.05},
+        steps=20,
+        evaluations=4,
+        warmup=0.2,
+    )
+    _assert_same(_finish(stack)[0], task.alone(0, task.sampler("uniform", 0)))
+
+
 def test_half_precision_trains_as_single_precision_nearly(splits: ImageSplits) -> None:
     task = _Task(splits)
     losses = []
