@@ -40,6 +40,8 @@ EXAMPLES_KEY = "hpo_mab:examples"
 SECONDS_KEY = "hpo_mab:seconds"
 #: Seconds of evaluation of this attempt, without those of an attempt that it continues.
 EVALUATION_KEY = "hpo_mab:evaluation_seconds"
+#: Training examples and seconds after its last evaluation, of a trial that diverged.
+UNREPORTED_KEY = "hpo_mab:unreported"
 #: How many trials its stack had room for; without it the trial was trained alone.
 STACK_KEY = "hpo_mab:slots"
 #: Whether its batch sampler used the study's record of examples.
@@ -173,6 +175,7 @@ class StudySettings:
         average: Window of the moving average of the weights, a constant or a range.
         schedule: Of the learning rate.
         epochs: Passes over the training set per trial; None if the budget is in another unit.
+        steps: Steps of a trial, likewise.
         evaluations: Evaluations per trial; None if not known.
         early_validation: Validation examples of the evaluations before the last, or ``"all"``.
         trials: Trials that must finish.
@@ -191,6 +194,7 @@ class StudySettings:
     average: Any
     schedule: str
     epochs: float | None
+    steps: int | None
     evaluations: int | None
     early_validation: int | Literal["all"]
     trials: int
@@ -216,6 +220,7 @@ class StudySettings:
             average=training.get("average", 0.0),
             schedule=str(training.get("schedule", "linear")),
             epochs=budget.get("epochs"),
+            steps=budget.get("steps"),
             evaluations=None if evaluations is None else int(evaluations),
             early_validation=budget.get("early_validation", "all"),
             trials=int(budget.get("trials", 0)),
@@ -226,6 +231,16 @@ class StudySettings:
     def stored_in(cls, study_attrs: Mapping[str, Any]) -> Self:
         """The settings of a study with these user attributes; empty without a definition."""
         return cls.of(study_attrs.get(DEFINITION_KEY, {}).get("spec", {}))
+
+    def examples_of(self, params: Mapping[str, Any], *, longest: int) -> int:
+        """Training examples of one budget of a trial.
+
+        Args:
+            params: The trial's parameters.
+            longest: Training examples of a trial with the largest batches.
+        """
+        size = params.get("batch_size")
+        return longest if self.steps is None or size is None else self.steps * int(size)
 
     @property
     def ranges(self) -> dict[str, Any]:

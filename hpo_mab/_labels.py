@@ -167,7 +167,7 @@ def _label_at(dataset: Any, index: int, name: str) -> Any:
             "wrap the data set so that __getitem__ returns the pair."
         )
     label = item[1]
-    return label.tolist() if isinstance(label, Tensor) else label
+    return label.tolist() if isinstance(label, Tensor | np.ndarray) else label
 
 
 def _stored_labels(dataset: Any, size: int) -> np.ndarray[Any, Any] | None:

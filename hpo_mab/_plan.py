@@ -25,6 +25,7 @@ from hpo_mab._attributes import (
     SLOT_KEY,
     TWIN_KEY,
     UNIFORM,
+    UNREPORTED_KEY,
     trial_attributes,
 )
 from hpo_mab._errors import HpoMabError
@@ -221,11 +222,6 @@ class Plan:
         return collections.Counter(dict(sorted(collections.Counter(counted).items())))
 
     @property
-    def twins(self) -> int:
-        """Twins, each attempt counted."""
-        return sum(one.twin for one in self._attempts)
-
-    @property
     def finished(self) -> int:
         """Trials that are results of the study, without twins and trials that were continued."""
         finished = (one for one in self._attempts if one.finished and not one.twin)
@@ -248,6 +244,12 @@ class Plan:
     def evaluation_seconds(self) -> float:
         """Seconds of evaluation of all trials, each attempt counted."""
         return sum(float(one.attrs.get(EVALUATION_KEY, 0.0)) for one in self._attempts)
+
+    @property
+    def unreported(self) -> tuple[int, float]:
+        """Training examples and seconds that no curve has, see `UNREPORTED_KEY`."""
+        spent = [one.attrs.get(UNREPORTED_KEY, (0, 0.0)) for one in self._attempts]
+        return sum(int(part[0]) for part in spent), sum(float(part[1]) for part in spent)
 
     @property
     def not_continued(self) -> set[int]:
@@ -293,9 +295,9 @@ class Plan:
 
     @property
     def waiting(self) -> Attempt | None:
-        """The waiting trial to begin next: one that was queued here, else one of a user."""
+        """The waiting trial to begin next: a twin, else one that was queued here, else a user's."""
         waiting = [one for one in self._attempts if one.state == "waiting"]
-        return min(waiting, key=lambda one: one.slot is None, default=None)
+        return min(waiting, key=lambda one: (not one.twin, one.slot is None), default=None)
 
     def next(self, *, promotable: bool = False) -> Next:
         """The next action of a worker; twins are trained even if the study has all its trials.

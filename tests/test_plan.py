@@ -138,7 +138,7 @@ def test_counts() -> None:
     )
     assert plan.counts() == {"complete": 1, "pruned": 1, "fail": 2}
     assert plan.counts(twins=True) == {"complete": 2, "pruned": 1, "fail": 3}
-    assert (plan.finished, plan.twins, plan.next_slot) == (2, 2, 6)
+    assert (plan.finished, plan.next_slot) == (2, 6)
 
 
 def test_who_is_tried_again() -> None:
@@ -203,6 +203,13 @@ def test_a_sampler_sees_each_configuration_once() -> None:
     # A twin that failed replaces nothing.
     trials = _with(_trials("c0", "f0 twin", "c1"), sampler={1: "mab", 2: "mab"})
     assert Plan(trials).once == {0, 2}
+
+
+def test_twins_begin_before_a_trial_that_waits_beyond_the_target() -> None:
+    plan = Plan(_trials("c0", "c1", "w2", "w0 twin"), target=2)
+    assert plan.next() is Next.QUEUED
+    assert plan.waiting is not None
+    assert plan.waiting.number == 3
 
 
 def test_evaluation_seconds_of_all_attempts() -> None:

@@ -260,20 +260,20 @@ def definition(context: typer.Context) -> StudySpec:
     named = {key: given[name] for name, key in _KEYS.items() if given.get(name) is not None}
     if "training.slots" in named:
         named["training.slots"] = slot_count(named["training.slots"])
+    # An option's value replaces that of --set, as suggested commands add options. One that comes
+    # from the environment does not.
+    typed = {key for name, key in _KEYS.items() if is_given(context, name)}
     texts = given["assignments"] or []
-    # An option's value replaces that of --set, as suggested commands add options.
-    left = [text for text in texts if text.partition("=")[0].strip() not in named]
+    left = [text for text in texts if text.partition("=")[0].strip() not in typed]
     return load(given["spec"], left, named)
 
 
-def load(
-    spec: str, assignments: Sequence[str] | None, named: Mapping[str, Any] | None = None
-) -> StudySpec:
+def load(spec: str, assignments: Sequence[str], named: Mapping[str, Any]) -> StudySpec:
     """The definition of a file or name, with ``named`` values by key and ``KEY=VALUE`` texts."""
     from hpo_mab.search import load_spec
 
     # The kind of a thing comes first: changing it drops options that it does not have.
-    return load_spec(spec, {**(named or {}), **dict(map(_assignment, assignments or []))})
+    return load_spec(spec, {**named, **dict(map(_assignment, assignments))})
 
 
 def shown_storage(context: typer.Context, store: Storage) -> dict[str, str]:

@@ -129,7 +129,7 @@ def _run_facts(outcome: RunOutcome, spec: StudySpec, *, wall_seconds: float) -> 
             "params": dict(best.params),
         },
         "trials": plan.counts(twins=True),
-        "twins": plan.twins,
+        "twins": sum(plan.counts(twins=True).values()) - sum(plan.counts().values()),
         "examples": run.examples,
         "seconds": run.seconds,
         "evaluation_seconds": run.evaluation_seconds,

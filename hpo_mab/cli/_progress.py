@@ -60,7 +60,7 @@ class StudyProgress:
         self._done = 0
         #: When the first trial ended, and the share of the study's total budget spent by then.
         self._spent_first: tuple[float, float] | None = None
-        self._state = f"0/{trials} trials"
+        self._state = "first trial running"
         self._ended: set[int] = set()
         #: When each running trial was first seen, and the share of its budget spent by then.
         self._seen: dict[int, tuple[float, float]] = {}
@@ -140,7 +140,8 @@ class StudyProgress:
             # Seconds of a whole trial at the pace since it was first seen.
             whole = (now - since) / (share - at_first)
             text += f", {duration(whole * (1 - share))} left of it"
-            if self._done_before is None and len(shares) == 1:
+            # Of a study that is continued, others are done already.
+            if self._done_before is None and len(shares) == 1 and number == 0:
                 text += f", up to {duration(whole * self._trials)} for all"
         return text
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -279,11 +279,8 @@ def _show_studies(storage: str, *, as_json: bool) -> None:
         typer.echo(json.dumps(rows, indent=1))
         return
     table = Table("Study", "Trials", "Best", "Started", box=None, padding=(0, 2, 0, 0))
-    ours = {one.study_name for one in summaries if Definition.is_in(one.user_attrs)}
-    for row in rows:
-        # The unit of a study that another program made is not known.
-        form = ".2%" if row["study"] in ours else ".6g"
-        best = "" if row["best"] is None else f"{row['best']:{form}}"
+    for row, summary in zip(rows, summaries, strict=True):
+        best = "" if row["best"] is None else f"{row['best']:{_value_form(summary.user_attrs)}}"
         table.add_row(row["study"], str(row["trials"]), best, row["started"] or "")
     console().print(table if rows else f"No studies in {store.shown_url}; 'hpo-mab run' makes one.")
 
@@ -316,7 +313,7 @@ def _show_trials(storage: str, name: str, *, as_json: bool) -> None:
     head = ("Trial", "State", "Accuracy" if ours else "Value", "Evaluations", "Parameters")
     table = Table(*head, box=None, padding=(0, 2, 0, 0))
     for row in rows:
-        value = "" if row["value"] is None else f"{row['value']:{'.2%' if ours else '.6g'}}"
+        value = "" if row["value"] is None else f"{row['value']:{_value_form(study.user_attrs)}}"
         state = row["state"] + promoted[row["trial"]]
         table.add_row(
             str(row["trial"]), state, value, str(row["evaluations"]), parameters(row["params"])
@@ -332,7 +329,7 @@ def _show_trial(storage: str, name: str, number: int, *, as_json: bool) -> None:
     from hpo_mab.cli._output import console
     from hpo_mab.compare._text import parameters
     from hpo_mab.pruners import why_pruned
-    from hpo_mab.storage import Definition, Storage, open_study
+    from hpo_mab.storage import Storage, open_study
 
     study = open_study(Storage(storage, create=False), name)
     # In order of number: Optuna numbers the trials of a study from 0 without gaps.
@@ -341,7 +338,7 @@ def _show_trial(storage: str, name: str, number: int, *, as_json: bool) -> None:
         raise UnknownNameError("trial", str(number), map(str, range(len(trials))))
     trial, attrs = trials[number], trial_attributes(trials[number])
     state = trial.state.name.lower()
-    form = ".2%" if Definition.is_in(study.user_attrs) else ".6g"
+    form = _value_form(study.user_attrs)
     kind = StudySettings.stored_in(study.user_attrs).pruner.kind
     why = {
         "pruned": why_pruned(attrs, pruner=kind, form=form),
@@ -375,6 +372,13 @@ def _promoted(trials: Sequence[FrozenTrial]) -> list[str]:
     """Of each trial, which one continues it or trains it in full; empty if none does."""
     after = {one.promotes: f", see trial {one.number}" for one in map(Attempt.of, trials)}
     return [after.get(trial.number, "") for trial in trials]
+
+
+def _value_form(study_attrs: Mapping[str, Any]) -> str:
+    """Format of a study's values; their unit is not known where another program made it."""
+    from hpo_mab.storage import Definition
+
+    return ".2%" if Definition.is_in(study_attrs) else ".6g"
 
 
 def _value_of(trial: FrozenTrial) -> float | None:

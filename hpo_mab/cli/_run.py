@@ -213,7 +213,7 @@ def _doubled_limit(outcome: RunOutcome, budget: BudgetSection) -> dict[str, str]
         share = TotalBudget.parse(budget.total).share_spent(
             seconds=(run.seconds or 0.0) + run.evaluation_seconds,
             examples=run.examples or 0,
-            epoch_examples=run.training_examples or 1,
+            epoch_examples=int(run.epoch_examples or 1),
         )
         if share >= 1 or not doubled:
             amount = re.sub(r"[\d.]+", lambda known: f"{2 * float(known[0]):.15g}", budget.total)

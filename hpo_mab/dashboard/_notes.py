@@ -80,7 +80,7 @@ def study_note(
     if searched:
         parts.append(f"## What was searched\n\n{searched}")
     parts += [
-        f"## What ran\n\n{_fact_table(_fact_rows(run))}",
+        f"## What ran\n\n{markdown_table(('', ''), _fact_rows(run))}",
         _reading_hints(),
         _next_commands(run, storage),
     ]
@@ -195,7 +195,7 @@ def _next_commands(run: StudyRun, storage: Storage) -> str:
     if own is not None:
         commands = [
             f"hpo-mab run {own}{where} {more}   # continue",
-            f"hpo-mab compare {own}{where}   # with other arms",
+            f"hpo-mab compare {own}{where} --trials {run.settings.trials}   # with other arms",
             *commands,
         ]
     text = "## Next\n\n```bash\n" + "\n".join(commands) + "\n```"
@@ -218,6 +218,9 @@ def _own_options(run: StudyRun, storage: Storage) -> str | None:
         check_study(storage, run.name, spec)
     except HpoMabError:
         return None
+    if settings.total != spec.budget.total:
+        # Without it, the command would remove the study's limit.
+        return None
     options = {"--sampler": settings.sampler.kind, "--pruner": settings.pruner.kind}
     options["--seed"] = str(run.seed)
     if run.name != default_name(spec, settings.sampler.kind):
@@ -227,12 +230,6 @@ def _own_options(run: StudyRun, storage: Storage) -> str | None:
         options["--data-root"] = root
     words = (word for option in options.items() for word in option)
     return shlex.join([settings.name, *words])
-
-
-def _fact_table(rows: Sequence[tuple[str, str]]) -> str:
-    escaped = [(label, text.replace("|", "\\|")) for label, text in rows]
-    body = "\n".join(f"| {label} | {text} |" for label, text in escaped)
-    return f"| | |\n|---|---|\n{body}"
 
 
 def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -300,7 +297,7 @@ def _pruning_note(run: StudyRun, trial: TrialRun, earlier: dict[int, list[float]
         return f"**{when}.**\n\n{why}"
     last = trial.curve[-1]
     total = (run.settings.evaluations or 0) * trial.budgets or "?"
-    whole = run.trial_examples * trial.budgets
+    whole = run.full_examples(trial) * trial.budgets
     lines = [
         f"**Pruned at evaluation {last.index} of {total}**, after {last.examples:,} of "
         f"{whole:,} training examples ({last.examples / whole:.0%}).",

@@ -15,6 +15,7 @@ import optuna
 import sqlalchemy as sa
 from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 from optuna.trial import TrialState, create_trial
+from optuna_dashboard import get_note, save_note, save_plotly_graph_object
 
 from hpo_mab._attributes import BUDGET_KEY, CONFIRMED_KEY, PUBLISHED_KEY, TEST_KEY
 from hpo_mab._plan import ENDED, Plan
@@ -40,7 +41,7 @@ from hpo_mab.dashboard._notes import (
 from hpo_mab.dashboard._serve import comparison_path
 from hpo_mab.data import ImageData
 from hpo_mab.search._confirm import stored_repeats
-from hpo_mab.search._space import parse_value, ranges
+from hpo_mab.search._space import holds, parse_value, ranges
 from hpo_mab.storage import Definition, Storage, StudyRun, open_study, read_run, study_names
 from hpo_mab.storage._optuna import AttributeSink, id_of
 from hpo_mab.storage._tables import STUDY_ATTRIBUTES, TRIALS
@@ -76,20 +77,14 @@ class DashboardBuffer:
 
     def study_note(self) -> str:
         """The study's note; empty if there is none."""
-        from optuna_dashboard import get_note
-
         return str(get_note(self._study))
 
     def save_study_note(self, text: str) -> None:
         """Replace the study's note, in Markdown."""
-        from optuna_dashboard import save_note
-
         save_note(self._study, text)
 
     def save_trial_note(self, trial_id: int, text: str) -> None:
         """Write the first note of a trial, in Markdown."""
-        from optuna_dashboard import save_note
-
         # `save_note` searches all attributes for parts of a longer note; a first note has none.
         trial = AttributeSink({}, trial_id)
         save_note(trial, text)
@@ -97,8 +92,6 @@ class DashboardBuffer:
 
     def save_figure(self, name: str, figure: go.Figure) -> None:
         """Save a figure in place of an earlier one of that name."""
-        from optuna_dashboard import save_plotly_graph_object
-
         save_plotly_graph_object(self._study, figure, graph_object_id=name)
 
     def save(self, key: str, value: Any) -> None:
@@ -205,11 +198,17 @@ def importances(run: StudyRun) -> dict[str, float]:
     Args:
         run: A study; the ranges of its definition are the search space.
     """
-    # Only final accuracies after one budget are comparable: a pruned trial has none.
-    complete = [trial for trial in run.trials if trial.ended_in_time]
     # Not the definition: a package that it names may be missing by now.
     parsed = (ranges(name, parse_value(name, raw)) for name, raw in run.settings.ranges.items())
     searched = dict(itertools.chain.from_iterable(parsed))
+    # Only final accuracies after one budget are comparable: a pruned trial has none. A value that a
+    # user has enqueued may lie outside its range.
+    complete = [
+        trial
+        for trial in run.trials
+        if trial.ended_in_time
+        and all(holds(one, trial.params[n]) for n, one in searched.items() if n in trial.params)
+    ]
     if len(complete) < _FEWEST_TRIALS or not searched:
         return {}
     # A study in memory, as reading the stored one again takes longest.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, Self
 
@@ -32,7 +33,7 @@ from hpo_mab._attributes import (
     budgets_of,
     trial_attributes,
 )
-from hpo_mab._plan import Attempt, Next, Plan, slot_of
+from hpo_mab._plan import Attempt, Next, Plan
 from hpo_mab.pruners import PromotionPruner, TopKPruner
 from hpo_mab.storage import (
     CurveStore,
@@ -45,7 +46,15 @@ from hpo_mab.storage import (
     release,
     this_process,
 )
-from hpo_mab.storage._optuna import begin_trial, begin_waiting, id_of, storage_of, trial_of
+from hpo_mab.storage._optuna import (
+    add_copy,
+    begin_trial,
+    begin_waiting,
+    id_of,
+    storage_of,
+    trial_of,
+    unchecked_trial,
+)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,7 +114,9 @@ class Target:
     def spent(self, study: optuna.Study, curves: CurveStore) -> tuple[int, float]:
         """Training examples and seconds of all trials, those of evaluations included."""
         examples, seconds = curves.spent(id_of(study))
-        return examples, seconds + Plan(study.get_trials(deepcopy=False)).evaluation_seconds
+        plan = Plan(study.get_trials(deepcopy=False))
+        lost, lost_seconds = plan.unreported
+        return examples + lost, seconds + lost_seconds + plan.evaluation_seconds
 
     def share(self, examples: int, seconds: float) -> float:
         """Share of the total budget that this is; 0 without limit."""
@@ -184,13 +195,16 @@ class _Spending:
         if self._definition is None:
             return 0
         per_budget = self._definition.settings.evaluations or 1
-        evaluations = 0
+        left = 0
         for trial in self._running():
             attrs = trial_attributes(trial)
             # A trial that continues from a checkpoint says so once it has begun.
             reached = max(self._reached.get(id_of(trial), 0), attrs.get(RESUMED_KEY, 0))
-            evaluations += per_budget * budgets_of(attrs) - reached
-        return evaluations * self._definition.trial_examples // per_budget
+            whole = self._definition.settings.examples_of(
+                trial.params, longest=self._definition.trial_examples
+            )
+            left += (per_budget * budgets_of(attrs) - reached) * whole // per_budget
+        return left
 
 
 # Trials whose worker is gone are closed and queued again.
@@ -224,7 +238,7 @@ def requeue(study: optuna.Study, trials: Sequence[FrozenTrial], plan: Plan) -> i
     """
     retries = plan.retries()
     for (slot, _), numbers in retries:
-        study.add_trial(_retry_of(slot, numbers, trials[numbers[-1]]))
+        add_copy(study, _retry_of(slot, numbers, trials[numbers[-1]]))
     return len(retries)
 
 
@@ -241,7 +255,7 @@ def _retry_of(slot: int, numbers: list[int], last: FrozenTrial) -> FrozenTrial:
     # Earlier versions gave their attributes no prefix.
     if SLOT_KEY in last.user_attrs:
         own = {key: value for key, value in last.user_attrs.items() if not key.startswith(PREFIX)}
-    return optuna.create_trial(
+    return unchecked_trial(
         state=TrialState.WAITING,
         params=last.params,
         distributions=last.distributions,
@@ -280,6 +294,9 @@ def _is_lost(
     return id_of(trial) in stale
 
 
+#: Most seconds in which a worker goes on to take trials with the study's lock held.
+_MOST_SECONDS = 10.0
+
 #: Queues the twins of a study's trials that are due; returns whether there were any.
 QueueTwins = Callable[[optuna.Study, Sequence[FrozenTrial]], bool]
 
@@ -306,12 +323,12 @@ def claim(
         study: The study.
         storage: Its database.
         taken: Gets each trial, running here, as soon as it is taken: none is lost if this raises.
-        count: Trials to take.
+        count: Trials to take; fewer, at least one, if that takes longer than some seconds.
         queue_twins: Called with the study's lock held.
         is_saved: Whether a complete trial can continue; None: none can.
 
     Returns:
-        None; `Next.DONE` or `Next.WAIT` if there were fewer.
+        None; `Next.DONE` or `Next.WAIT` if the study has no more.
     """
     with storage.lock(study.study_name), storage.optuna.collect_writes():
         target = Target.load(study)
@@ -322,8 +339,9 @@ def claim(
             is_saved = None
         elif spending.is_over:
             return Next.DONE
-        wanted = len(taken) + count
-        while len(taken) < wanted:
+        known, until = len(taken), time.monotonic() + _MOST_SECONDS
+        # Other workers wait for the lock, and a search sampler may take seconds for each trial.
+        while len(taken) < known + count and (len(taken) == known or time.monotonic() < until):
             if spending is not None and spending.is_promised:
                 # A running trial may be pruned, which leaves room for another.
                 return Next.WAIT
@@ -417,8 +435,9 @@ def _begin_waiting(
 def _begin_promotion(study: optuna.Study, best: FrozenTrial, new_slot: int) -> optuna.trial.Trial:
     """Begin a trial of a trial's configuration, in full, or in its slot to continue it."""
     continues = isinstance(study.pruner, PromotionPruner)
-    slot = slot_of(study, best) if continues else new_slot
     attrs = trial_attributes(best)
+    # A trial that a user has added has no slot.
+    slot = attrs.get(SLOT_KEY, new_slot) if continues else new_slot
     kept = {key: attrs[key] for key in (SAMPLER_KEY, LEARNED_KEY) if continues and key in attrs}
     if continues and best.state == TrialState.COMPLETE:
         kept[LENGTH_KEY] = budgets_of(attrs) + 1

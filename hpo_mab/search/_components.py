@@ -28,13 +28,13 @@ from hpo_mab._attributes import (
     UNIFORM,
     budgets_of,
 )
-from hpo_mab._errors import ArgumentError, name_of, require
+from hpo_mab._errors import ArgumentError, check_integer, name_of, require
 from hpo_mab._plan import Plan, derive_seed, slot_of
 from hpo_mab._registry import Named, Registry, bound_to
 from hpo_mab.pruners import AdvantagePruner, PromotionPruner, TopKPruner
 from hpo_mab.samplers._registry import SAMPLERS, record_column, sampler_maker
-from hpo_mab.search._space import Part, check_options, examples, parse_value
-from hpo_mab.storage._optuna import StudyView
+from hpo_mab.search._space import Part, check_options, distributions, examples, parse_value
+from hpo_mab.storage._optuna import StudyView, add_copy, unchecked_trial
 
 if TYPE_CHECKING:
     from hpo_mab.search._definition import StudySpec
@@ -86,7 +86,7 @@ def parse_portfolio(entries: Sequence[Any] | None) -> dict[str, Part]:
             )
         # With a range each twin would have other options, and a race would not compare samplers.
         values = {key: parse_value(f"sampler.{key}", value) for key, value in options.items()}
-        if values != options:
+        if distributions({"sampler": values}):
             raise ArgumentError(f"sampler.portfolio: options of '{name}' must be constants.")
         check_options(SAMPLERS, kind, values, section="sampler")
         found[name] = Part(SAMPLERS.name(kind), sampler_maker(kind), options)
@@ -123,14 +123,14 @@ def queue_twin(
     slot = slot_of(study, trial)
     if Plan(study.get_trials(deepcopy=False)).has_twin(slot, sampler):
         return
-    study.add_trial(
-        optuna.create_trial(
-            state=TrialState.WAITING,
-            params=trial.params,
-            distributions=trial.distributions,
-            user_attrs={SLOT_KEY: slot, PAIRED_KEY: True, TWIN_KEY: slot, SAMPLER_KEY: sampler},
-        )
+    attrs = {SLOT_KEY: slot, PAIRED_KEY: True, TWIN_KEY: slot, SAMPLER_KEY: sampler}
+    twin = unchecked_trial(
+        state=TrialState.WAITING,
+        params=trial.params,
+        distributions=trial.distributions,
+        user_attrs=attrs,
     )
+    add_copy(study, twin)
 
 
 class OwnHistory(StudyView):
@@ -298,6 +298,10 @@ def sampler_factory(kind: Named, options: Mapping[str, Any]) -> Callable[..., Ba
         ArgumentError: An option's value that the sampler refuses.
     """
     SEARCHERS.check(kind, {key: [value] for key, value in options.items()}, section="search")
+    for key, least in _LEAST.items():
+        # Optuna's classes raise at the first trial that is not random.
+        if isinstance(value := options.get(key), int | float):
+            require(value >= least, f"search.{key}", f"at least {least}", value)
     pinned = {**_PINNED.get(name_of(kind), {}), **options}
     make = SEARCHERS.load(kind)
     # Read once: each trial makes a sampler, and reading a signature takes long.
@@ -313,6 +317,10 @@ def sampler_factory(kind: Named, options: Mapping[str, Any]) -> Callable[..., Ba
     except Exception as error:
         raise ArgumentError(f"search.sampler '{name_of(kind)}': {error}") from error
     return factory
+
+
+#: Bounds of options of search samplers that Optuna does not check in time.
+_LEAST: Mapping[str, float] = {"n_startup_trials": 0, "n_ei_candidates": 1, "prior_weight": 0}
 
 
 def quietly(make: Callable[..., Any], options: Mapping[str, Any], base: type) -> Any:
@@ -396,15 +404,30 @@ def create_pruner(
     full = {"max_resource": evaluations} if PRUNERS.takes(kind, "max_resource") else {}
     chosen = {**full, **defaults.get(name_of(kind), {}), **options}
     PRUNERS.check(kind, {key: [value] for key, value in chosen.items()}, section="pruner")
-    if kind == "hyperband":
-        # Optuna's class divides by its logarithm, at the first report.
-        factor = chosen["reduction_factor"]
-        require(factor >= 2, "pruner.reduction_factor", "at least 2", factor)
+    _check_rungs(kind, options, full=options.get("max_resource", evaluations))
     try:
         pruner: BasePruner = quietly(PRUNERS.load(kind), chosen, BasePruner)
     except (TypeError, ValueError) as error:
         raise ArgumentError(f"pruner '{name_of(kind)}': {error}") from error
     return pruner
+
+
+def _check_rungs(kind: Named, options: Mapping[str, Any], *, full: Any) -> None:
+    """Refuse rungs that no trial reaches, or at which Optuna's classes raise."""
+    if kind in ("top_k", "promotion") and "max_resource" not in options:
+        require(full >= 2, "budget.evaluations", f"at least 2 for pruner '{kind}'", full)
+    if kind not in ("hyperband", "successive_halving", "advantage"):
+        return
+    check_integer("pruner.reduction_factor", options.get("reduction_factor", 2), 2)
+    first = options.get("min_resource", "auto")
+    # "auto", or what the study's longest trial reports.
+    if not isinstance(full, int):
+        return
+    check_integer("pruner.max_resource", full, 1)
+    if first != "auto":
+        check_integer("pruner.min_resource", first, 1)
+        # Trials are not compared at their last evaluation.
+        require(first < full, "pruner.min_resource", f"below the last evaluation, {full}", first)
 
 
 def is_continuable(spec: StudySpec) -> bool:

@@ -10,7 +10,7 @@ from optuna.distributions import BaseDistribution
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from hpo_mab._attributes import UNIFORM, TotalBudget
-from hpo_mab._errors import plain
+from hpo_mab._errors import ArgumentError, plain
 from hpo_mab.search._components import AUTO, PORTFOLIO
 from hpo_mab.search._space import LOOP_TYPES, distributions, examples, parse_value
 from hpo_mab.training import DEFAULT_AVERAGE
@@ -63,7 +63,12 @@ def _value_of(kind: type, *, low: float, high: float = math.inf, below: float = 
                 f"must be one number or a range, got {raw}; to choose one of several, write "
                 f"{{ choices = {raw} }}"
             )
-        for bound in examples(parse_value("value", raw)):
+        try:
+            found = examples(parse_value("value", raw))
+        except ArgumentError as error:
+            # The key is named already.
+            raise ValueError(str(error).removeprefix("value: ")) from None
+        for bound in found:
             # In Python booleans are integers.
             if isinstance(bound, bool) or not isinstance(bound, int | float):
                 raise ValueError(f"must be a number, got {bound!r}")

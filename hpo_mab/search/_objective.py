@@ -16,7 +16,6 @@ from torch.utils.data import Dataset
 from hpo_mab._attributes import (
     LEARNED_KEY,
     PAIRED_KEY,
-    REASON_KEY,
     SAMPLER_KEY,
     SLOT_KEY,
     TWIN_KEY,
@@ -264,6 +263,8 @@ class TrainingObjective:
         """
         if self.race is not None:
             self.race.keeps_record = True
+        # The objective may have trained another study before.
+        self.workload.known = storage.examples.frozen(id_of(study))
         labels = self.workload.labels
         self.examples = ExampleWriter(
             storage.examples,
@@ -319,7 +320,9 @@ class TrainingObjective:
         if slot < self.initial:
             trial.set_user_attr(PAIRED_KEY, True)
         suggested = self._with_sampler(trial, self.space.suggest(trial))
-        # Pairs need trials that ran to their end.
+        # Pairs need trials that ran to their end. The pruner is not asked about them, so successive
+        # halving does not compare them with later ones: next to random configurations most of a
+        # search's proposals would pass (``studies/digits``).
         first_prunable = max(self.initial, 0 if self.race is None else self.race.end(trial.study))
         return Assignment(
             slot=slot,
@@ -389,7 +392,6 @@ class TrainingObjective:
                 self.note_loop(training.loop_reason)
             self.conclude(trial, assignment.slot)
         except TrainingDiverged as error:
-            trial.set_user_attr(REASON_KEY, str(error))
             raise optuna.TrialPruned(str(error)) from error
         except STORAGE_ERRORS:
             # The reason could not be stored either.

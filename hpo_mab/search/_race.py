@@ -16,7 +16,8 @@ Samplers that leave early can only lower the error.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+import weakref
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from typing import Literal, Self
 
 import optuna
@@ -181,9 +182,9 @@ class Race:
         self._trials = trials
         self._judged = judged
         self._data = data
-        #: By name of the study.
-        self._plans: dict[str, RacePlan | None] = {}
-        self._choices: dict[str, Choice] = {}
+        #: An objective may train several studies.
+        self._plans: MutableMapping[optuna.Study, RacePlan | None] = weakref.WeakKeyDictionary()
+        self._choices: MutableMapping[optuna.Study, Choice] = weakref.WeakKeyDictionary()
 
     @property
     def _challengers(self) -> dict[str, Part]:
@@ -201,12 +202,12 @@ class Race:
 
     def choice(self, study: optuna.Study) -> Choice | None:
         """The race's choice; None before it is decided."""
-        if study.study_name not in self._choices:
+        if study not in self._choices:
             stored = stored_choice(study)
             if stored is None:
                 return None
-            self._choices[study.study_name] = stored
-        return self._choices[study.study_name]
+            self._choices[study] = stored
+        return self._choices[study]
 
     def needs_record(self, study: optuna.Study) -> bool:
         """Whether the race is open, and a sampler in it uses the study's record of examples."""
@@ -290,9 +291,9 @@ class Race:
 
     def _known_plan(self, study: optuna.Study) -> RacePlan | None:
         """The study's plan, made and stored where there is none."""
-        if study.study_name not in self._plans:
-            self._plans[study.study_name] = self._stored_plan(study)
-        return self._plans[study.study_name]
+        if study not in self._plans:
+            self._plans[study] = self._stored_plan(study)
+        return self._plans[study]
 
     def _stored_plan(self, study: optuna.Study) -> RacePlan | None:
         stored = study.user_attrs.get(RACE_KEY)
@@ -348,7 +349,7 @@ class Race:
         if unused:
             choice = dataclasses.replace(choice, why=f"{choice.why}; {unused}")
         study.set_user_attr(CHOICE_KEY, choice.to_json())
-        self._choices[study.study_name] = choice
+        self._choices[study] = choice
 
 
 def _is_over(plan: Plan, end: int) -> bool:
@@ -406,6 +407,8 @@ def _sampler_and_reason(
     evidence: Evidence | None,
 ) -> tuple[str, str]:
     """The sampler to continue with, and why."""
+    if not any(one.examples.n for one in standings):
+        return UNIFORM, "no pair of trainings reached its end"
     if finalist is None:
         best = max(standings, key=lambda one: _judged_estimate(one, race.judged).value)
         return UNIFORM, f"no other sampler could be shown to be ahead; best {_figures_text(best)}"

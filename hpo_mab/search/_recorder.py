@@ -29,6 +29,7 @@ from hpo_mab._attributes import (
     REASON_KEY,
     RESUMED_KEY,
     SECONDS_KEY,
+    UNREPORTED_KEY,
 )
 from hpo_mab._errors import ArgumentError, interruptible, memory_reason
 from hpo_mab._plan import Place, Plan, slot_of
@@ -43,7 +44,7 @@ from hpo_mab.storage import (
     files_folder,
 )
 from hpo_mab.storage._optuna import id_of, storage_of
-from hpo_mab.training import Evaluation, Training
+from hpo_mab.training import Evaluation, Training, TrainingDiverged
 from hpo_mab.training._tally import ExampleTally
 
 
@@ -126,6 +127,11 @@ class TrialRecord:
             store_reason(self._trial)
         return pruned
 
+    def diverged(self, error: TrainingDiverged) -> None:
+        """Store why the trial diverged, and what it has spent since its last evaluation."""
+        self._trial.set_user_attr(REASON_KEY, str(error))
+        self._trial.set_user_attr(UNREPORTED_KEY, [error.examples, round(error.seconds, 3)])
+
     def flush(self) -> None:
         """Write the points of the curve that wait."""
         self.flush_all([self])
@@ -200,8 +206,7 @@ def follow(
         # Written before the curve: a worker that dies in between has no curve and no cost.
         trial.set_user_attr(RESUMED_KEY, training.resumed_at)
     with contextlib.closing(TrialRecord(trial, curves)) as record:
-        while (evaluation := _next_of(training)) is not None:
-            record.evaluation_seconds = training.evaluation_seconds
+        while (evaluation := _next_of(training, record)) is not None:
             record.add(evaluation)
             pruned = may_prune and not training.ended and record.should_prune()
             stops = pruned or training.ended
@@ -216,9 +221,15 @@ def follow(
     return record.last
 
 
-def _next_of(training: Training) -> Evaluation | None:
-    with interruptible():
-        return next(training, None)
+def _next_of(training: Training, record: TrialRecord) -> Evaluation | None:
+    try:
+        with interruptible():
+            return next(training, None)
+    except TrainingDiverged as error:
+        record.diverged(error)
+        raise
+    finally:
+        record.evaluation_seconds = training.evaluation_seconds
 
 
 def offer(
@@ -368,8 +379,7 @@ class SlotCheckpoint:
             path.parent.mkdir(parents=True, exist_ok=True)
             _write_whole(path, {"identity": self._whole_identity(), "state": state()})
         except Exception as error:  # A full disk, no permission, a network that cannot be stored.
-            reason = str(error).strip().partition("\n")[0]
-            warn_of_checkpoint(f"The checkpoint {path} cannot be written: {reason}")
+            warn_of_checkpoint(f"The checkpoint {path} cannot be written: {failure_reason(error)}")
         # Also after an error: it must not be tried again at every evaluation.
         self._saved = time.monotonic()
 
@@ -419,5 +429,7 @@ def warn_of_checkpoint(message: str) -> None:
 
 def warn_of_misfit(error: Exception) -> None:
     """Warn that the state of a checkpoint does not fit its training."""
-    what = str(error).strip().partition("\n")[0]
-    warn_of_checkpoint(f"A checkpoint does not fit its trial, which starts from zero: {what}")
+    warn_of_checkpoint(
+        f"A checkpoint does not fit its trial, which starts from zero: {failure_reason(error)}. "
+        "One that was saved in slots fits only in slots."
+    )

@@ -28,8 +28,9 @@ from hpo_mab._attributes import (
 from hpo_mab._errors import ArgumentError, plain, plain_arguments, require
 from hpo_mab.samplers import BatchSampler, UniformSampler
 from hpo_mab.search._recorder import TrialRecord, check_direction, store_end
+from hpo_mab.search._space import holds
 from hpo_mab.storage import STORAGE_ERRORS, CurveStore, Storage, heartbeat
-from hpo_mab.storage._optuna import ask, id_of
+from hpo_mab.storage._optuna import begin_trial, id_of
 from hpo_mab.training import DEFAULT_AVERAGE, Evaluation, WeightAverage
 from hpo_mab.training._schedule import Schedule, check_window, sampler_figures
 
@@ -393,12 +394,12 @@ def recorded_trial(
         for name, value in config.items()
     }
     for name, distribution in chosen.items():
-        try:
-            lies = distribution._contains(distribution.to_internal_repr(config[name]))
-        except ValueError:
-            # So does a value that is none of the choices.
-            lies = False
-        require(lies, f"config['{name}']", f"in {distribution}", config[name])
+        require(
+            holds(distribution, config[name]),
+            f"config['{name}']",
+            f"in {distribution}",
+            config[name],
+        )
     with storage.lock(study):
         found = optuna.create_study(
             study_name=study,
@@ -407,14 +408,17 @@ def recorded_trial(
             pruner=optuna.pruners.NopPruner(),
             load_if_exists=True,
         )
-    found.sampler = optuna.samplers.PartialFixedSampler(
-        fixed_params=dict(config), base_sampler=optuna.samplers.RandomSampler()
-    )
-    trial = ask(found, fixed_distributions=chosen)
+    slot = {} if number is None else {SLOT_KEY: number}
+    try:
+        # Not `ask`: a trial that waits in the study has other parameters.
+        trial = begin_trial(found, slot, params=dict(config), distributions=chosen)
+    except ValueError as error:
+        raise ArgumentError(
+            f"config: {error}. Give distributions= for a value that is whole in one trial and a "
+            "fraction in another."
+        ) from error
     end, ending = TrialState.FAIL, None
     try:
-        if number is not None:
-            trial.set_user_attr(SLOT_KEY, number)
         with heartbeat(storage.optuna, id_of(trial)):
             yield trial
     except BaseException as error:

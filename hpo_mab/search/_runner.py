@@ -11,9 +11,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import optuna
+from optuna.distributions import IntDistribution
 
-from hpo_mab._attributes import TEST_KEY
-from hpo_mab._errors import ArgumentError
+from hpo_mab._attributes import TEST_KEY, UNIFORM
+from hpo_mab._errors import UnknownNameError
 from hpo_mab._machine import environment
 from hpo_mab.pruners._reasons import WeakRung
 from hpo_mab.search._choice import Choice, stored_choice
@@ -23,7 +24,7 @@ from hpo_mab.search._objective import TrainingObjective
 from hpo_mab.search._prepare import load_splits, make_objective
 from hpo_mab.search._slots import note_alone, run_trials
 from hpo_mab.search._space import examples
-from hpo_mab.search._stored import stored_objective, stored_spec, train_recorded
+from hpo_mab.search._stored import reopen, train_recorded
 from hpo_mab.search._study import check_study, choose_name, make_study, open_with_parts
 from hpo_mab.search._trial_loop import TrialCallback
 from hpo_mab.storage import (
@@ -31,7 +32,6 @@ from hpo_mab.storage import (
     Storage,
     StudyRun,
     TrialRun,
-    open_study,
     read_run,
     study_names,
 )
@@ -112,11 +112,29 @@ class StudyRunner:
         objective: TrainingObjective | None = None,
         arm: str | None = None,
     ) -> None:
-        self.spec = spec
         self.storage = storage
         self.arm = arm or spec.sampler.kind
         self.objective = objective or make_objective(spec, load_splits(spec))
+        self.spec = self._with_evaluations(spec)
         self.objective.store_in(storage, checkpoint=spec.training.checkpoint)
+
+    def _with_evaluations(self, spec: StudySpec) -> StudySpec:
+        """The definition with no more evaluations than a trial of the largest batches has steps.
+
+        Pruners compare trials at equal evaluations, so every batch size must give as many.
+        """
+        workload = self.objective.workload
+        sizes = map(int, examples(self.objective.space.loop["batch_size"]))
+        steps = min(workload.trial_examples(size) // size for size in sizes)
+        if steps >= spec.budget.evaluations:
+            return spec
+        self.objective.note(
+            f"{steps} evaluations per trial and not {spec.budget.evaluations}: the largest batches "
+            f"give {steps} steps"
+        )
+        workload.loop = dataclasses.replace(workload.loop, evaluations=steps)
+        budget = spec.budget.model_copy(update={"evaluations": steps})
+        return spec.model_copy(update={"budget": budget})
 
     def name(self, name: str | None = None, *, fresh: bool = False) -> str:
         """The study's name, see `choose_name`."""
@@ -150,12 +168,11 @@ class StudyRunner:
             keep_target: Whether a stored study keeps a target that is higher than the definition's.
 
         Raises:
-            ArgumentError: Searched batch sizes give trials different numbers of evaluations.
             StorageError: A study of that name is defined otherwise, or the database fails.
             StudyFailedError: Three trials in a row failed.
+            UnknownNameError: The pruner's reference is no study of the database.
         """
-        if self.name(name) not in study_names(self.storage):
-            _check_evaluations(self.objective)
+        self._check_reference()
         study = make_study(
             self.storage,
             self.name(name),
@@ -197,6 +214,13 @@ class StudyRunner:
                 full=workload.loop.evaluations,
             ),
         )
+
+    def _check_reference(self) -> None:
+        """Refuse a reference of the pruner that is not there; each report would raise."""
+        reference = self.spec.pruner.options.get("reference")
+        needed = reference is not None and self.spec.sampler.kind != UNIFORM
+        if needed and reference not in (known := study_names(self.storage)):
+            raise UnknownNameError("study of pruner.reference", str(reference), known)
 
     def _run_here(self, study: optuna.Study, on_trial: TrialCallback | None) -> bool:
         return run_trials(
@@ -262,7 +286,10 @@ class StudyRunner:
     def _definition(self) -> Definition:
         workload = self.objective.workload
         # Trials of a searched batch size differ in length, by much if the budget is in steps.
-        sizes = map(int, examples(self.objective.space.loop["batch_size"]))
+        size = self.objective.space.loop["batch_size"]
+        is_range = isinstance(size, IntDistribution)
+        # Not the ends alone: sizes in between round to other steps.
+        sizes = range(size.low, size.high + 1, size.step) if is_range else map(int, examples(size))
         return Definition(
             arm=self.arm,
             seed=self.spec.seed,
@@ -275,26 +302,12 @@ class StudyRunner:
 
     def _stored_spec(self) -> dict[str, Any]:
         """The definition with each ``"auto"`` replaced by its value on the data."""
+        if self.spec.budget.early_validation != "auto":
+            return self.spec.model_dump(mode="json")
         early = self.objective.workload.loop.early_validation
         budget = {"early_validation": "all" if early is None else early}
         whole = self.spec.model_copy(update={"budget": self.spec.budget.model_copy(update=budget)})
         return whole.model_dump(mode="json")
-
-
-def _check_evaluations(objective: TrainingObjective) -> None:
-    """Refuse batch sizes that give trials different numbers of evaluations.
-
-    Raises:
-        ArgumentError: One trial has fewer steps than evaluations, and another one more.
-    """
-    sizes = set(examples(objective.space.loop["batch_size"]))
-    steps = {objective.workload.trial_examples(size) // size for size in sizes}
-    most = objective.workload.loop.evaluations
-    if len({min(most, each) for each in steps}) > 1:
-        raise ArgumentError(
-            f"evaluations must be at most {min(steps)}, the steps of a trial with the largest "
-            f"batch size, got {most}."
-        )
 
 
 def join_study(
@@ -325,9 +338,7 @@ def join_study(
         UnknownNameError: There is no such study.
         StudyFailedError: Three trials in a row failed.
     """
-    definition = Definition.load(open_study(storage, name))
-    spec = stored_spec(definition, device=device, data_root=data_root, slots=slots)
-    objective = stored_objective(definition, spec)
+    spec, objective = reopen(storage, name, device=device, data_root=data_root, slots=slots)
     objective.store_in(storage, checkpoint=spec.training.checkpoint)
     study = open_with_parts(storage, name, spec)
     return run_trials(study, storage, objective, settings=spec.training, on_trial=on_trial)

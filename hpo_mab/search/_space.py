@@ -51,9 +51,9 @@ def parse_value(name: str, value: Any) -> Any:
     """Turn a definition's value into a constant or an Optuna distribution.
 
     A table with ``choices`` is categorical. A table with ``low`` and ``high`` is an integer range
-    if both are integers and a float range otherwise; ``type = "float"`` makes integers floats.
-    ``log`` and ``step`` are as in Optuna. The items of a list may be ranges, too. Everything else
-    is a constant.
+    if both and ``step`` are integers, and a float range otherwise; ``type = "float"`` makes
+    integers floats. ``log`` and ``step`` are as in Optuna. The items of a list may be ranges, too.
+    Everything else is a constant.
 
     Args:
         name: The value's name, for messages, e.g. ``"optimizer.lr"``.
@@ -125,6 +125,15 @@ def range_ends(distribution: BaseDistribution) -> tuple[Any, Any]:
     raise TypeError(f"not a range: {distribution!r}")
 
 
+def holds(distribution: BaseDistribution, value: Any) -> bool:
+    """Whether a value is one of a range's, or one of the choices."""
+    try:
+        return distribution._contains(distribution.to_internal_repr(value))
+    except ValueError:
+        # None of the choices.
+        return False
+
+
 def examples(value: Any) -> Iterator[Any]:
     """Constants that a parsed value may become: both ends of ranges, every choice, itself."""
     if isinstance(value, CategoricalDistribution | ListChoices):
@@ -166,9 +175,12 @@ def _parse_range(name: str, value: Mapping[str, Any]) -> FloatDistribution | Int
         raise ArgumentError(f'{name}: type must be "int" or "float", got {kind!r}.')
     if low > high:
         raise ArgumentError(f"{name}: low must not exceed high, got low = {low}, high = {high}.")
-    integer = isinstance(low, int) and isinstance(high, int)
+    integer = all(isinstance(one, int) for one in (low, high, 1 if step is None else step))
     if kind == "int" and not integer:
-        raise ArgumentError(f"{name}: an int range needs integer bounds, got {low} and {high}.")
+        raise ArgumentError(
+            f"{name}: an int range needs integer bounds and an integer step, "
+            f"got low = {low}, high = {high}, step = {step}."
+        )
     try:
         if integer and kind != "float":
             return IntDistribution(int(low), int(high), log=log, step=1 if step is None else step)

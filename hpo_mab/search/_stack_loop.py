@@ -5,14 +5,14 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence, Set
 from typing import Any, NoReturn
 
 import optuna
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import TrialState
 
-from hpo_mab._attributes import REASON_KEY, RESUMED_KEY, STACK_KEY
+from hpo_mab._attributes import RESUMED_KEY, STACK_KEY
 from hpo_mab._errors import interruptible, memory_reason
 from hpo_mab._plan import Next
 from hpo_mab.samplers._registry import NAMES
@@ -20,6 +20,7 @@ from hpo_mab.search._objective import TrainingObjective
 from hpo_mab.search._recorder import (
     SlotCheckpoint,
     TrialRecord,
+    failure_reason,
     offer,
     store_end,
     warn_of_misfit,
@@ -27,7 +28,7 @@ from hpo_mab.search._recorder import (
 from hpo_mab.search._space import Assignment, Configuration
 from hpo_mab.search._trial_loop import End, TrialCallback, TrialLoop
 from hpo_mab.search._workload import Workload
-from hpo_mab.storage import STORAGE_ERRORS, Storage, heartbeat
+from hpo_mab.storage import STORAGE_ERRORS, Storage
 from hpo_mab.storage._optuna import id_of
 from hpo_mab.training import Evaluation, StackedTrainer, TrainingDiverged
 from hpo_mab.training._device import release_memory
@@ -45,8 +46,6 @@ class _Running:
         stack: Trains it.
         slot: Its slot there.
         checkpoint: Where it is saved; None saves nothing.
-        at_end: Ends its heartbeat and closes its record.
-        is_closed: Whether another machine has closed it as lost.
     """
 
     trial: optuna.trial.Trial
@@ -55,8 +54,12 @@ class _Running:
     stack: StackedTrainer
     slot: int
     checkpoint: SlotCheckpoint | None
-    at_end: contextlib.ExitStack
-    is_closed: bool = False
+
+    def close(self) -> None:
+        """Close its record."""
+        # Another machine may have closed the trial as lost.
+        with contextlib.suppress(UpdateFinishedTrialError):
+            self.record.close()
 
     def state_dict(self) -> dict[str, Any]:
         """Its state, right after an evaluation."""
@@ -206,13 +209,10 @@ class StackLoop(TrialLoop):
             claimed = self._claimed[known:]
             with self._storage.optuna.collect_writes():
                 alone = [trial for trial in claimed if not self._start_in_slot(trial)]
-            with contextlib.ExitStack() as waiting:
-                for trial in alone[1:]:
-                    waiting.enter_context(heartbeat(self._storage.optuna, id_of(trial)))
-                for trial in alone:
-                    # It is released when the device runs out of memory.
-                    if trial in self._claimed:
-                        self._run(trial)
+            for trial in alone:
+                # It is released when the device runs out of memory.
+                if trial in self._claimed:
+                    self._run(trial)
             if following is not None:
                 return following
         return None
@@ -226,24 +226,17 @@ class StackLoop(TrialLoop):
             assignment = self._objective.assign(trial)
             if why_alone(self._objective.workload, assignment.configuration) is not None:
                 return False
-            with contextlib.ExitStack() as at_end:
-                at_end.enter_context(heartbeat(self._storage.optuna, id_of(trial)))
-                checkpoint = self._objective.checkpoint(trial, assignment)
-                state = None if checkpoint is None else checkpoint.load()
-                with interruptible():
-                    (stack, slot), points = self._stacks.start(
-                        assignment.configuration,
-                        seed=assignment.seed,
-                        budgets=assignment.budgets,
-                        state=state,
-                    )
-                record = TrialRecord(trial, self._objective.curves)
-                # Another machine may have closed the trial as lost.
-                at_end.enter_context(contextlib.suppress(UpdateFinishedTrialError))
-                at_end.callback(record.close)
-                running = _Running(
-                    trial, assignment, record, stack, slot, checkpoint, at_end.pop_all()
+            checkpoint = self._objective.checkpoint(trial, assignment)
+            state = None if checkpoint is None else checkpoint.load()
+            with interruptible():
+                (stack, slot), points = self._stacks.start(
+                    assignment.configuration,
+                    seed=assignment.seed,
+                    budgets=assignment.budgets,
+                    state=state,
                 )
+            record = TrialRecord(trial, self._objective.curves)
+            running = _Running(trial, assignment, record, stack, slot, checkpoint)
         except STORAGE_ERRORS:
             raise
         except Exception as error:
@@ -260,12 +253,10 @@ class StackLoop(TrialLoop):
 
     def _begin_record(self, running: _Running, points: Sequence[Evaluation]) -> None:
         """Report the evaluations of a checkpoint; the pruner may stop the trial at any of them."""
-        try:
+        with contextlib.suppress(UpdateFinishedTrialError):
             running.trial.set_user_attr(STACK_KEY, self._stacks.slots)
             if points:
                 running.trial.set_user_attr(RESUMED_KEY, len(points))
-        except UpdateFinishedTrialError:
-            running.is_closed = True
         for point in points:
             if id_of(running.trial) in self._running:
                 self._record([(running, point)])
@@ -305,15 +296,17 @@ class StackLoop(TrialLoop):
     def _record(self, found: Sequence[tuple[_Running, Evaluation | TrainingDiverged]]) -> None:
         """Record evaluations; end the trials whose last it was or that the pruner stops."""
         with self._storage.optuna.collect_writes():
+            trials = self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+            # Without those that another machine has closed as lost: most databases ignore what is
+            # written of them.
+            open_trials = {id_of(trial) for trial in trials}
             # All of the round, before a pruner compares them.
             for running, result in found:
                 running.record.evaluation_seconds = running.stack.evaluation_seconds[running.slot]
                 if isinstance(result, Evaluation):
-                    try:
+                    with contextlib.suppress(UpdateFinishedTrialError):
                         running.record.add_later(result)
-                    except UpdateFinishedTrialError:
-                        running.is_closed = True
-            ends = [end for each in found if (end := self._end_of(*each)) is not None]
+            ends = [end for each in found if (end := self._end_of(*each, open_trials)) is not None]
             ended = {id_of(end.trial) for end in ends}
             # Before the trials end: a finished trial must have its whole curve.
             TrialRecord.flush_all(
@@ -331,10 +324,12 @@ class StackLoop(TrialLoop):
             if checkpoint is not None and still_runs:
                 checkpoint.save_if_due(running.record, running.state_dict)
 
-    def _end_of(self, running: _Running, result: Evaluation | TrainingDiverged) -> End | None:
+    def _end_of(
+        self, running: _Running, result: Evaluation | TrainingDiverged, open_trials: Set[int]
+    ) -> End | None:
         """How a trial has ended with an evaluation; None if it has not."""
-        with contextlib.suppress(UpdateFinishedTrialError):
-            if not running.is_closed:
+        if id_of(running.trial) in open_trials:
+            with contextlib.suppress(UpdateFinishedTrialError):
                 return self._judge(running, result)
         if running.slot in running.stack.busy:
             running.stack.stop(running.slot)
@@ -343,7 +338,7 @@ class StackLoop(TrialLoop):
     def _judge(self, running: _Running, result: Evaluation | TrainingDiverged) -> End | None:
         trial, stack, slot = running.trial, running.stack, running.slot
         if isinstance(result, TrainingDiverged):
-            trial.set_user_attr(REASON_KEY, str(result))
+            running.record.diverged(result)
             return End(trial, TrialState.PRUNED)
         ended = result.index == stack.evaluations(slot)
         pruned = not ended and running.assignment.may_prune and running.record.should_prune()
@@ -387,15 +382,14 @@ class StackLoop(TrialLoop):
     def _give_up_stacks(self, error: Exception) -> NoReturn:
         """Train one trial at a time from now on: the network cannot be stacked."""
         self._abandon()
-        what = str(error).strip().partition("\n")[0]
-        self._objective.note(f"the network cannot be stacked: {what}")
+        self._objective.note(f"the network cannot be stacked: {failure_reason(error)}")
         raise StackingFailed from error
 
     def _abandon(self) -> None:
         # If one raises, the others are closed nevertheless.
         with contextlib.ExitStack() as ends:
             for running in self._running.values():
-                ends.push(running.at_end)
+                ends.callback(running.close)
             self._running.clear()
         self._stacks.clear()
         release_memory()
@@ -404,7 +398,7 @@ class StackLoop(TrialLoop):
     def _close(self, trial: optuna.trial.Trial) -> None:
         running = self._running.pop(id_of(trial), None)
         if running is not None:
-            running.at_end.close()
+            running.close()
 
 
 class StackingFailed(Exception):  # noqa: N818 - control flow within the worker

@@ -64,19 +64,25 @@ def _other_data(spec: StudySpec, difference: str = "") -> StorageError:
 
 
 def reopen(
-    storage: Storage, name: str, *, device: str | None, data_root: str | None
+    storage: Storage,
+    name: str,
+    *,
+    device: str | None,
+    data_root: str | None,
+    slots: Slots | None = None,
 ) -> tuple[StudySpec, TrainingObjective]:
-    """Definition and objective of a stored study, to train its recorded trials again.
+    """Definition and objective of a stored study.
 
     Args:
         storage: The database.
         name: Optuna's study name.
         device: Where to train; None takes the definition's device.
         data_root: Folder of the data here; None takes the definition's.
+        slots: Trials at the same time on a CUDA device; None takes the definition's.
     """
     study = open_study(storage, name)
     definition = Definition.load(study)
-    spec = stored_spec(definition, device=device, data_root=data_root)
+    spec = stored_spec(definition, device=device, data_root=data_root, slots=slots)
     objective = stored_objective(definition, spec)
     objective.workload.known = storage.examples.frozen(id_of(study))
     return spec, objective

@@ -14,15 +14,14 @@ from typing import Any
 import optuna
 from optuna.pruners import BasePruner
 
-from hpo_mab._attributes import (
-    flat_spec,
-)
+from hpo_mab._attributes import flat_spec
 from hpo_mab._errors import StorageError, require
 from hpo_mab.pruners import PromotionPruner
 from hpo_mab.search._choice import given_race, is_its_evidence, take_evidence
 from hpo_mab.search._claim import Target
 from hpo_mab.search._components import AUTO, PlannedSampler, sampler_factory, study_pruner
 from hpo_mab.search._definition import StudySpec
+from hpo_mab.search._recorder import check_direction
 from hpo_mab.storage import Definition, Storage, open_study, study_names
 
 #: Keys of a definition that name evidence.
@@ -151,12 +150,14 @@ def make_study(
             spec's.
 
     Raises:
+        ArgumentError: A study of that name minimizes.
         StorageError: A study of that name exists and is defined otherwise, or has other data.
     """
     # Several processes may start the same study at once.
     with storage.lock(name):
         if name in study_names(storage):
             study = open_with_parts(storage, name, spec)
+            check_direction(study)
             # A study whose process died before this point has neither definition nor trials.
             if Definition.is_in(study.user_attrs) or study.get_trials(deepcopy=False):
                 _refuse_other_definition(study, spec.model_dump(mode="json"))
@@ -312,8 +313,3 @@ def _refuse_other_data(study: optuna.Study, wanted: Definition) -> None:
             f"Study '{study.study_name}' was made on other data ({difference}). Give --fresh or "
             "--name to start another study, or check --data-root."
         )
-
-
-# A copy of a study. Its trials have other ids, by which the dashboard's notes name them.
-
-# Keys under which the dashboard keeps notes on trials, by their ids.

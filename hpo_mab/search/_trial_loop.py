@@ -16,7 +16,7 @@ from hpo_mab._errors import StorageError, deferred_interrupts, interruptible, me
 from hpo_mab._plan import Next, raise_if_failing, slot_of
 from hpo_mab.search._claim import claim
 from hpo_mab.search._objective import TrainingObjective
-from hpo_mab.storage import STORAGE_ERRORS, Storage, heartbeat, release, study_names
+from hpo_mab.storage import STORAGE_ERRORS, Storage, release, study_names
 from hpo_mab.storage._optuna import id_of, storage_of
 from hpo_mab.training._device import release_memory
 
@@ -212,9 +212,8 @@ class TrialLoop:
     def _run(self, trial: optuna.trial.Trial) -> None:
         value, state, out_of_memory = None, TrialState.FAIL, False
         try:
-            with heartbeat(self._storage.optuna, id_of(trial)):
-                value = self._objective(trial)
-                state = TrialState.COMPLETE
+            value = self._objective(trial)
+            state = TrialState.COMPLETE
         except optuna.TrialPruned:
             state = TrialState.PRUNED
         except STORAGE_ERRORS:

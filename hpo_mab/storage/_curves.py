@@ -24,11 +24,10 @@ from hpo_mab.training import Evaluation
 from hpo_mab.training._schedule import SAMPLER_FIGURES
 
 # Optuna's own tables.
-_trials, _attributes, _keys = TRIALS, USER_ATTRIBUTES, SYSTEM_ATTRIBUTES
 
-#: The number of the curve that a row of `_keys` holds.
-_number = sa.cast(_keys.c.value_json, sa.BigInteger)
-_is_key = _keys.c.key == CURVE_KEY
+#: The number of the curve that a row of `SYSTEM_ATTRIBUTES` holds.
+_number = sa.cast(SYSTEM_ATTRIBUTES.c.value_json, sa.BigInteger)
+_is_key = SYSTEM_ATTRIBUTES.c.key == CURVE_KEY
 #: Rows of one statement: databases limit its length.
 _CHUNK = 500
 
@@ -105,11 +104,11 @@ class CurveStore:
         last = _sums(_furthest(study_id))
         taken_over = _sums(
             _furthest(study_id)
-            .join(_attributes, _attributes.c.trial_id == _trials.c.trial_id)
+            .join(USER_ATTRIBUTES, USER_ATTRIBUTES.c.trial_id == TRIALS.c.trial_id)
             .where(
                 # Earlier versions wrote "resumed_at".
-                _attributes.c.key.in_((RESUMED_KEY, "resumed_at")),
-                CURVES.c.index <= sa.cast(_attributes.c.value_json, sa.Integer),
+                USER_ATTRIBUTES.c.key.in_((RESUMED_KEY, "resumed_at")),
+                CURVES.c.index <= sa.cast(USER_ATTRIBUTES.c.value_json, sa.Integer),
             )
         )
         # In one statement, or a trial that resumes in between would be in one sum only.
@@ -172,8 +171,8 @@ class CurveStore:
 
     def _begin(self, connection: sa.Connection, trial_id: int, *, restart: bool) -> int:
         """The number of the trial's curve; a new one if it has none."""
-        of_trial = sa.and_(_keys.c.trial_id == trial_id, _is_key)
-        known = connection.scalar(sa.select(_keys.c.value_json).where(of_trial))
+        of_trial = sa.and_(SYSTEM_ATTRIBUTES.c.trial_id == trial_id, _is_key)
+        known = connection.scalar(sa.select(SYSTEM_ATTRIBUTES.c.value_json).where(of_trial))
         if known is not None and not restart:
             return int(known)
         curve = secrets.randbits(62)
@@ -181,9 +180,11 @@ class CurveStore:
         # INSERT needs.
         if known is None:
             row = {"trial_id": trial_id, "key": CURVE_KEY, "value_json": str(curve)}
-            connection.execute(_keys.insert(), row)
+            connection.execute(SYSTEM_ATTRIBUTES.insert(), row)
         else:
-            connection.execute(_keys.update().where(of_trial).values(value_json=str(curve)))
+            connection.execute(
+                SYSTEM_ATTRIBUTES.update().where(of_trial).values(value_json=str(curve))
+            )
         return curve
 
     def _row(self, curve: int, evaluation: Evaluation) -> dict[str, Any]:
@@ -201,7 +202,7 @@ def _curve_points(
 ) -> Iterator[tuple[Any, ...]]:
     """Points of some trials' curves: trial id, curve, fields; in order of trial and budget."""
     # A study's ids lie close together: one range scan beats thousands of bound parameters.
-    column = _keys.c.trial_id
+    column = SYSTEM_ATTRIBUTES.c.trial_id
     query = (
         sa.select(column, CURVES.c.curve, *(CURVES.c[name] for name in _FIELDS))
         .join(CURVES, CURVES.c.curve == _number)
@@ -220,10 +221,12 @@ def _furthest(study_id: int) -> sa.Select[tuple[int, float]]:
             sa.func.max(CURVES.c.examples).label("examples"),
             sa.func.max(CURVES.c.seconds).label("seconds"),
         )
-        .select_from(_trials)
-        .join(_keys, sa.and_(_keys.c.trial_id == _trials.c.trial_id, _is_key))
+        .select_from(TRIALS)
+        .join(
+            SYSTEM_ATTRIBUTES, sa.and_(SYSTEM_ATTRIBUTES.c.trial_id == TRIALS.c.trial_id, _is_key)
+        )
         .join(CURVES, CURVES.c.curve == _number)
-        .where(_trials.c.study_id == study_id)
+        .where(TRIALS.c.study_id == study_id)
         .group_by(CURVES.c.curve)
     )
 

@@ -19,9 +19,8 @@ from hpo_mab._attributes import RECORD_KEY
 from hpo_mab._examples import COLUMNS, ExampleCounts, ExampleRecord
 from hpo_mab.storage._tables import EXAMPLES, STUDY_ATTRIBUTES
 
-_keys = STUDY_ATTRIBUTES
-_is_key = _keys.c.key == RECORD_KEY
-_number = sa.cast(_keys.c.value_json, sa.BigInteger)
+_is_key = STUDY_ATTRIBUTES.c.key == RECORD_KEY
+_number = sa.cast(STUDY_ATTRIBUTES.c.value_json, sa.BigInteger)
 
 #: Names of tables: sums and predictions of the record, and the frozen sums that samplers use.
 _SUMS, _PREDICTIONS, _FROZEN = "sums", "predictions", "frozen"
@@ -174,7 +173,9 @@ class ExampleStore:
 
 
 def _number_of(connection: sa.Connection, study_id: int) -> int | None:
-    query = sa.select(_keys.c.value_json).where(_keys.c.study_id == study_id, _is_key)
+    query = sa.select(STUDY_ATTRIBUTES.c.value_json).where(
+        STUDY_ATTRIBUTES.c.study_id == study_id, _is_key
+    )
     known = connection.scalar(query)
     return None if known is None else int(json.loads(known))
 
@@ -182,7 +183,7 @@ def _number_of(connection: sa.Connection, study_id: int) -> int | None:
 def _new_number(connection: sa.Connection, study_id: int) -> int:
     number = secrets.randbits(62)
     row = {"study_id": study_id, "key": RECORD_KEY, "value_json": str(number)}
-    connection.execute(_keys.insert(), row)
+    connection.execute(STUDY_ATTRIBUTES.insert(), row)
     return number
 
 

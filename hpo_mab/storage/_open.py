@@ -245,13 +245,16 @@ def _engine_options(url: sa.URL) -> dict[str, Any]:
 def _normalise(url: str) -> sa.URL:
     try:
         made = sa.make_url(url if "://" in url else f"sqlite:///{url}")
-        name = made.drivername
-        return made.set(drivername=_DRIVERS.get(name, name.replace("mariadb+", "mysql+")))
     except (SQLAlchemyError, ValueError):
         raise StorageError(
             "The storage URL cannot be read; it should look like sqlite:///studies.db "
             "or postgresql://user@host/database."
         ) from None
+    if made.query.get("uri"):
+        # The lock and the checkpoints are kept next to the file.
+        raise StorageError("The storage URL must name a file, sqlite:///studies.db, without uri=.")
+    name = made.drivername
+    return made.set(drivername=_DRIVERS.get(name, name.replace("mariadb+", "mysql+")))
 
 
 def _is_tables_race(error: BaseException) -> bool:

@@ -7,11 +7,11 @@ neither SQLAlchemy nor torch, as a user's pruner needs neither.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import optuna
+from optuna.distributions import BaseDistribution
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.pruners import BasePruner, HyperbandPruner
 from optuna.storages import BaseStorage
@@ -29,14 +29,6 @@ def storage_of(study: optuna.Study) -> BaseStorage:
     return study._storage
 
 
-def ask(study: optuna.Study, **options: Any) -> optuna.trial.Trial:
-    """As `optuna.Study.ask`, for a loop that records heartbeats itself."""
-    with warnings.catch_warnings():
-        # Optuna warns that heartbeats work in its own loop only. Here `heartbeat` records them.
-        warnings.filterwarnings("ignore", message="Heartbeat of storage")
-        return study.ask(**options)
-
-
 def begin_trial(
     study: optuna.Study, user_attrs: dict[str, Any], **known: Any
 ) -> optuna.trial.Trial:
@@ -47,9 +39,28 @@ def begin_trial(
         user_attrs: The attributes.
         **known: ``params`` and ``distributions``, if they are not to be suggested.
     """
-    template = optuna.create_trial(state=TrialState.RUNNING, user_attrs=user_attrs, **known)
+    template = unchecked_trial(state=TrialState.RUNNING, user_attrs=user_attrs, **known)
     study._thread_local.cached_all_trials = None
     return optuna.trial.Trial(study, add_copy(study, template))
+
+
+def unchecked_trial(
+    *,
+    state: TrialState,
+    user_attrs: Mapping[str, Any],
+    system_attrs: Mapping[str, Any] | None = None,
+    params: Mapping[str, Any] | None = None,
+    distributions: Mapping[str, BaseDistribution] | None = None,
+) -> FrozenTrial:
+    """As `optuna.create_trial`, for `add_copy`.
+
+    A value may lie outside its range, as Optuna allows where it is enqueued.
+    """
+    made = optuna.create_trial(
+        state=state, user_attrs=dict(user_attrs), system_attrs=dict(system_attrs or {})
+    )
+    made.params, made.distributions = dict(params or {}), dict(distributions or {})
+    return made
 
 
 def begin_waiting(study: optuna.Study, waiting: FrozenTrial) -> bool:

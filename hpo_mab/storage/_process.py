@@ -74,22 +74,25 @@ def _alive_text(pid: int) -> str:
     return "alive"
 
 
-_held: set[tuple[str, int]] = set()
+#: The heartbeats of the trials that this process runs.
+_held: dict[tuple[str, int], contextlib.ExitStack] = {}
 
 
 def hold(storage: RDBStorage, trial_id: int) -> None:
-    """Note that this process runs a trial, from its claim until its end is stored.
+    """Note that this process runs a trial, and record its `heartbeat` until `release`.
 
     Args:
         storage: Storage of the trial.
         trial_id: Optuna's trial id.
     """
-    _held.add(_key(storage, trial_id))
+    beats = contextlib.ExitStack()
+    beats.enter_context(heartbeat(storage, trial_id))
+    _held[_key(storage, trial_id)] = beats
 
 
 def release(storage: RDBStorage, trial_id: int) -> None:
-    """Note that this process no longer runs a trial."""
-    _held.discard(_key(storage, trial_id))
+    """Note that this process no longer runs a trial, or never has."""
+    _held.pop(_key(storage, trial_id), contextlib.ExitStack()).close()
 
 
 def is_held(storage: RDBStorage, trial_id: int) -> bool:
@@ -170,7 +173,8 @@ def diagnose(error: BaseException, url: sa.URL | None = None) -> str:
     origin = getattr(cause, "orig", None) or cause
     # The arguments of a MySQL error are a number and the text.
     numbered = len(origin.args) == 2 and not isinstance(origin, OSError)
-    text = str(origin.args[1] if numbered else origin).strip().splitlines()[0].rstrip(".")
+    lines = str(origin.args[1] if numbered else origin).strip().splitlines()
+    text = (lines[0] if lines else f"{type(origin).__name__} without a message").rstrip(".")
     if isinstance(cause, ModuleNotFoundError) and cause.name in _DRIVER_EXTRAS:
         server, extra = _DRIVER_EXTRAS[cause.name]
         text = f"{server} needs its driver: pip install '.[{extra}]' in a clone of hpo-mab"
@@ -187,7 +191,8 @@ def _passwords(url: sa.URL | None) -> list[str]:
     return [plain, quote(plain, safe=""), quote_plus(plain)]
 
 
-_WAIT_SECONDS = 120
+#: Many workers may ask the search sampler in turn, see `hpo_mab.search._claim`.
+_WAIT_SECONDS = 600
 
 
 class Locks:
@@ -227,7 +232,7 @@ class Locks:
             name: What is locked.
 
         Raises:
-            StorageError: Another process has held it for two minutes.
+            StorageError: Another process has held it for ten minutes.
         """
         if self._engine.dialect.name == "postgresql":
             with self._postgresql(name):

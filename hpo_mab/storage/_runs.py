@@ -19,11 +19,13 @@ from hpo_mab._attributes import (
     EVALUATION_KEY,
     EXAMPLES_KEY,
     PAIRED_KEY,
+    PREFIX,
     REASON_KEY,
     RESUMED_KEY,
     SAMPLER_KEY,
     SLOT_KEY,
     TWIN_KEY,
+    UNREPORTED_KEY,
     StudySettings,
     budgets_of,
     completed_spec,
@@ -202,7 +204,8 @@ class TrialRun:
     @property
     def was_run(self) -> bool:
         """Whether it was trained, and not added with its value, e.g. by `add_trial`."""
-        return bool(self.attrs)
+        # A user's own attributes do not count. Earlier versions wrote "examples".
+        return "examples" in self.attrs or any(key.startswith(PREFIX) for key in self.attrs)
 
     @property
     def twin(self) -> bool:
@@ -241,12 +244,14 @@ class TrialRun:
     @property
     def own_examples(self) -> int:
         """Training examples that this attempt at the trial has processed."""
-        return self.examples - (self.inherited.examples if self.inherited else 0)
+        lost = int(self.attrs.get(UNREPORTED_KEY, (0, 0.0))[0])
+        return self.examples + lost - (self.inherited.examples if self.inherited else 0)
 
     @property
     def own_seconds(self) -> float:
         """Training seconds that this attempt at the trial has spent."""
-        return self.seconds - (self.inherited.seconds if self.inherited else 0.0)
+        lost = float(self.attrs.get(UNREPORTED_KEY, (0, 0.0))[1])
+        return self.seconds + lost - (self.inherited.seconds if self.inherited else 0.0)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -310,14 +315,18 @@ class StudyRun:
     @property
     def evaluation_seconds(self) -> float:
         """Seconds of evaluation of all trials, failed ones included; 0 in earlier records."""
-        return sum(trial.evaluation_seconds for trial in self.trials)
+        return Plan(self.trials).evaluation_seconds
+
+    def full_examples(self, trial: TrialRun) -> int:
+        """Training examples of one of its trials at the end of one budget."""
+        return self.settings.examples_of(trial.params, longest=self.trial_examples)
 
     @property
     def saved_examples(self) -> int | None:
         """Training examples that pruned trials did not spend; None if not known."""
         if self.missing_curves:
             return None
-        return sum(self.trial_examples - trial.examples for trial in self._pruned)
+        return sum(self.full_examples(trial) - trial.examples for trial in self._pruned)
 
     @property
     def saved_seconds(self) -> float | None:
@@ -325,7 +334,7 @@ class StudyRun:
         if self.missing_curves:
             return None
         return sum(
-            (self.trial_examples - trial.examples) * trial.seconds / trial.examples
+            (self.full_examples(trial) - trial.examples) * trial.seconds / trial.examples
             for trial in self._pruned
             if trial.examples
         )

@@ -78,7 +78,10 @@ class WorkerProcess:
         self._process.wait()
 
     def last_line(self) -> str:
-        """The last line it wrote to standard error; without one, its exit status."""
+        """The last line it wrote to standard error; without one, its exit status, or a signal."""
+        if self.status is not None and self.status < 0:
+            # What it wrote before is not the reason.
+            return f"ended by signal {-self.status} (9 is often a lack of memory)"
         self._errors.seek(0)
         lines = self._errors.read().decode(errors="replace").strip().splitlines()
         return lines[-1].removeprefix("hpo-mab: ") if lines else f"ended with status {self.status}"

@@ -120,7 +120,8 @@ class RayLauncher:
                 except self._ray.exceptions.RayError as error:
                     # Ray wraps an error of the task, whose message is that of its cause.
                     cause = getattr(error, "cause", None) or error
-                    last_error = str(cause).strip().splitlines()[-1]
+                    lines = str(cause).strip().splitlines()
+                    last_error = lines[-1] if lines else type(cause).__name__
             self._report(watch)
         # One worker that reached the target is enough.
         if last_error and not done:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hpo_mab._attributes import SLOT_KEY
 from hpo_mab.search._confirm import best_first
 from hpo_mab.storage import TrialRun
 
@@ -54,7 +55,7 @@ def replay(study: Mapping[str, Any], *, trainings: int) -> Replayed:
             value=one["value"],
             paired=False,
             curve=(),
-            attrs={"trained": True},
+            attrs={SLOT_KEY: one["number"]},
         )
         for one in study["top"]
     ]

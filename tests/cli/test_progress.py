@@ -114,12 +114,26 @@ def test_a_long_trial_shows_how_far_it_is(clock: Clock, capsys: pytest.CaptureFi
         progress.running({1: 0.6, 2: 0.1})
     lines = capsys.readouterr().err.splitlines()
     assert lines == [
-        "study: 0/20 trials; trial 0 at 12%, 1 min 10 s left of it, up to 26 min 40 s for all",
-        "study: 0/20 trials; trial 0 at 25%, 1 min 0 s left of it, up to 26 min 40 s for all",
-        "study: 0/20 trials; trial 0 at 38%, 50.0 s left of it, up to 26 min 40 s for all",
-        "study: 0/20 trials; trial 0 at 50%, 40.0 s left of it, up to 26 min 40 s for all",
+        "study: first trial running; trial 0 at 12%, 1 min 10 s left of it, "
+        "up to 26 min 40 s for all",
+        "study: first trial running; trial 0 at 25%, 1 min 0 s left of it, "
+        "up to 26 min 40 s for all",
+        "study: first trial running; trial 0 at 38%, 50.0 s left of it, up to 26 min 40 s for all",
+        "study: first trial running; trial 0 at 50%, 40.0 s left of it, up to 26 min 40 s for all",
         "study: 1/20 trials, 0 pruned, best 50.00%, 1.5 per minute, 12 min 40 s left; "
         "2 trials running, trial 1 at 60%, 10.0 s left of it",
+    ]
+
+
+def test_a_study_that_continues_shows_no_time_for_all_its_trials(
+    clock: Clock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with StudyProgress(trials=30, label="study") as progress:
+        for second in (0, 40):
+            clock.now += second
+            progress.running({28: 0.1 + second / 80})
+    assert capsys.readouterr().err.splitlines() == [
+        "study: first trial running; trial 28 at 60%, 32.0 s left of it"
     ]
 
 

@@ -80,7 +80,7 @@ def test_a_study_whose_budget_is_spent_continues_with_a_larger_one(cli: Cli, tin
 
 def test_suggested_commands_keep_every_digit() -> None:
     run = SimpleNamespace(
-        trials=(), seconds=1.0, evaluation_seconds=0.0, examples=1_500_001, training_examples=100
+        trials=(), seconds=1.0, evaluation_seconds=0.0, examples=1_500_001, epoch_examples=100
     )
     outcome: Any = SimpleNamespace(run=run)
     budget: Any = SimpleNamespace(trials=3, total="1500001examples")
@@ -223,6 +223,19 @@ def test_a_study_is_named_after_other_data(cli: Cli, tiny: str, tmp_path: Path) 
     assert load_spec("digits", {"data.name": "mnist"}).name == "mnist"
     assert load_spec("digits", {"data.name": "mnist", "name": "own"}).name == "own"
     assert load_spec("digits", {"data.root": "elsewhere"}).name == "digits"
+
+
+def test_a_key_that_is_set_counts_more_than_the_environment(
+    cli: Cli, tiny: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HPO_MAB_DATA", "elsewhere")
+    folder = ("run", tiny, "--data", "image_folder", "--trials", "1")
+    status, _, err = cli(*folder, "--set", "data.root=here")
+    assert status == 2
+    assert "here" in err
+    assert "elsewhere" not in err
+    status, _, err = cli(*folder, "--set", "data.root=here", "--data-root", "there")
+    assert "there" in err
 
 
 def test_a_name_is_refused_before_the_data_are_touched(

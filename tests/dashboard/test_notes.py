@@ -174,18 +174,23 @@ def test_commands_of_a_note_continue_its_study(tmp_path: Path) -> None:
     changes: dict[str, Any] = {"model.name": "mlp", "budget.trials": 1, "search.initial": 0}
     notes = []
     unpruned = {"sampler.kind": "uniform", "pruner.kind": "none"}
+    limited = {"budget.total": "5m"}
     made = {"digits-mab-seed0": {}, "digits-unpruned-seed0": unpruned, "other": changes}
+    made["limited"] = limited
     for name, overrides in made.items():
         runner = StudyRunner(load_spec("digits", overrides), storage)
         make_study(storage, name, runner.spec, runner._definition(), source="")
         notes.append(study_note(read_run(storage, name), storage))
     storage.close()
-    first, arm, other = notes
+    first, arm, other, limit = notes
+    # The command would remove the limit.
+    assert "hpo-mab run" not in limit
     (command,) = re.findall(r"^hpo-mab run (.*)   # continue$", first, flags=re.MULTILINE)
     assert command.startswith(
         "digits --sampler mab --pruner successive_halving --seed 0 --storage "
     )
     assert "hpo-mab compare digits --sampler mab" in first
+    assert "--trials 30   # with other arms" in first
     assert "hpo-mab run digits --sampler uniform --pruner none" in arm
     assert "--name digits-unpruned-seed0" in arm
     assert "hpo-mab run" not in other

@@ -81,7 +81,7 @@ def test_every_study_of_a_comparison_gets_note_figures_and_verdict(compared) -> 
         assert f"repeat the command that made it with `--trials {2 * len(run.trials)}`" in note
         assert f"/hpo-mab/compare?ids=1,2&reference={compared.summary.reference}" in note
         words = "averaged weights up to evaluation 2, trained weights after it"
-        assert f"| weights evaluated | {words} |" in note
+        assert f"| weights evaluated\N{EN SPACE} | {words} |" in note
         assert f"{len(run.trials)} trials saw 1,149 training examples." in note
         assert study.metric_names == ["validation accuracy"]
 
@@ -345,6 +345,14 @@ def test_values_beyond_one_budget_have_no_part_in_importances(large: Storage) ->
     ]
     more = dataclasses.replace(run, trials=(*run.trials, *longer))
     assert importances(more) == importances(run)
+
+
+def test_values_outside_their_range_have_no_part_in_importances(large: Storage) -> None:
+    run = read_run(large, "large-mab-seed0")
+    before = importances(run)
+    name = next(iter(before))
+    outside = dataclasses.replace(run.trials[0], params={**run.trials[0].params, name: 1e9})
+    assert importances(dataclasses.replace(run, trials=(*run.trials, outside))) == before
 
 
 def test_the_server_listens_on_ipv6(compared) -> None:

@@ -48,7 +48,6 @@ from hpo_mab.storage import (
     release,
     study_names,
 )
-from hpo_mab.storage._optuna import ask
 from hpo_mab.training import Evaluation
 
 Runner = Callable[..., StudyRunner]
@@ -660,7 +659,8 @@ def test_without_checkpoints_paused_trials_start_from_zero(storage: Storage) -> 
 def test_machines_of_different_time_zones_share_checkpoints(
     storage: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ask(optuna.create_study(study_name="study", storage=storage.optuna))
+    with pytest.warns(UserWarning, match="Heartbeat"):
+        optuna.create_study(study_name="study", storage=storage.optuna).ask()
     keys = set()
     try:
         for zone in ("UTC", "Asia/Tokyo"):

@@ -31,7 +31,7 @@ from hpo_mab.storage import (
     release,
     this_process,
 )
-from hpo_mab.storage._optuna import ask, begin_waiting
+from hpo_mab.storage._optuna import begin_waiting
 from hpo_mab.storage._process import _started, machine
 from hpo_mab.training import Evaluation
 
@@ -254,6 +254,17 @@ def test_claims_stop_at_the_target(study: optuna.Study, storage: Storage, elsewh
     assert _next(study, storage) is Next.DONE
 
 
+def test_a_slow_search_sampler_does_not_keep_the_lock(
+    study: optuna.Study, storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hpo_mab.search._claim._MOST_SECONDS", 0.0)
+    taken: list[optuna.trial.Trial] = []
+    for held in (1, 2, 3):
+        assert claim(study, storage, taken, count=4) is None
+        assert len(taken) == held
+    assert claim(study, storage, taken, count=4) is Next.WAIT
+
+
 def test_claims_of_one_process_do_not_affect_each_other(
     study: optuna.Study, storage: Storage, tmp_path: Path
 ) -> None:
@@ -432,7 +443,8 @@ def test_a_waiting_trial_that_optuna_begins_is_not_begun_twice(
     def begin_late(study: optuna.Study, waiting: FrozenTrial) -> bool:
         # A loop of Optuna's own, which takes no lock of ours, is a moment earlier.
         if len(begun) < 2:
-            begun.append(ask(study))
+            with pytest.warns(UserWarning, match="Heartbeat"):
+                begun.append(study.ask())
             if len(begun) == 2:
                 study.tell(begun[1], 0.5)
         return begin(study, waiting)

@@ -12,7 +12,7 @@ from optuna.samplers import RandomSampler, TPESampler
 from optuna.trial import TrialState
 
 from hpo_mab._attributes import EVIDENCE_KEY, completed_spec
-from hpo_mab._errors import SpecError
+from hpo_mab._errors import ArgumentError, SpecError
 from hpo_mab.advantage import Evidence
 from hpo_mab.pruners import AdvantagePruner
 from hpo_mab.search import PlannedSampler, StudyRunner, StudySpec, make_spec
@@ -82,6 +82,26 @@ def test_the_median_decides_at_once_where_all_trials_report_averaged_weights(
         worse.report(0.1, step)
         pruned.append(worse.should_prune())
     assert pruned.index(True) + 1 == evaluation
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"pruner": {"kind": "hyperband", "min_resource": 0}}, "pruner.min_resource .* 1, got 0"),
+        ({"pruner": {"kind": "hyperband", "max_resource": 0}}, "pruner.max_resource .* 1, got 0"),
+        ({"pruner": {"kind": "successive_halving", "min_resource": 9}}, "min_resource .* got 9"),
+        ({"pruner": {"kind": "advantage", "min_resource": 3}}, "min_resource .* got 3"),
+        ({"pruner": {"kind": "top_k"}, "budget": {"evaluations": 1}}, "budget.evaluations .* 2"),
+        ({"search": {"n_ei_candidates": 0}}, "search.n_ei_candidates .* 1, got 0"),
+        ({"search": {"n_startup_trials": -5}}, "search.n_startup_trials .* 0, got -5"),
+        ({"search": {"prior_weight": -1.0}}, r"search.prior_weight .* 0, got -1\.0"),
+    ],
+)
+def test_options_with_which_no_trial_would_be_stopped_or_begin_are_refused(
+    tiny: Make, change: dict[str, Any], words: str
+) -> None:
+    with pytest.raises((ArgumentError, SpecError), match=words):
+        tiny(**change)
 
 
 def test_a_study_from_before_averaged_weights_keeps_its_first_rung() -> None:

@@ -252,4 +252,4 @@ def test_random_assignments_are_refused_in_words(key: str, text: str) -> None:
     from hpo_mab.cli import _options as options
 
     with contextlib.suppress(HpoMabError):
-        options.load("digits", [f"{key}={text}"])
+        options.load("digits", [f"{key}={text}"], {})

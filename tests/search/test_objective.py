@@ -12,7 +12,7 @@ import optuna
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import TensorDataset
+from torch.utils.data import Dataset, TensorDataset
 
 from hpo_mab._attributes import EVALUATION_KEY, SLOT_KEY, trial_attributes
 from hpo_mab._errors import ArgumentError, UnknownNameError
@@ -192,6 +192,18 @@ class Dicts(TensorDataset):
         return {"image": x, "label": y}
 
 
+class OneHot(Dataset[Any]):
+    """A data set that keeps classes, and whose items have rows of NumPy."""
+
+    targets = torch.arange(8) % 3
+
+    def __len__(self) -> int:
+        return 8
+
+    def __getitem__(self, index: int) -> Any:
+        return X[index], np.eye(3)[index % 3]
+
+
 def _objective_on(data: Any, outputs: int = 3, **arguments: Any) -> TrainingObjective:
     return TrainingObjective(
         **{
@@ -223,6 +235,7 @@ def _objective_on(data: Any, outputs: int = 3, **arguments: Any) -> TrainingObje
         ((GOOD, Dicts(X, GOOD.tensors[1])), "item of the validation set in data must be a pair"),
         ((TensorDataset(X, GOOD.tensors[1], X), GOOD), r"pair \(input, class\), got 3 values"),
         ((TensorDataset(X, torch.eye(8)), GOOD), "of one-hot rows use argmax"),
+        ((OneHot(), GOOD), "of one-hot rows use argmax"),
     ],
 )
 def test_data_that_are_no_pairs_of_input_and_class_are_refused(data: Any, message: str) -> None:

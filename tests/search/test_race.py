@@ -83,6 +83,11 @@ def test_a_portfolio_that_cannot_race_is_refused(
         tiny(sampler={"kind": "auto", "portfolio": entries})
 
 
+def test_an_option_of_a_portfolio_may_be_a_tuple() -> None:
+    found = parse_portfolio(["uniform", {"kind": "mab", "prior": (2, 1)}])
+    assert found["mab"].options == {"prior": (2, 1)}
+
+
 def test_only_auto_has_a_portfolio(tiny: Make) -> None:
     with pytest.raises(SpecError, match="portfolio needs kind = 'auto', got 'mab'"):
         tiny(sampler={"kind": "mab", "portfolio": ["uniform"]})
@@ -145,6 +150,13 @@ def test_the_error_holds_for_heavy_tails_too() -> None:
     draws = rng.standard_t(1.5, (2000, 9))
     wrong = sum(signed_rank_estimate(row, error=ERROR).above(0.0) for row in draws)
     assert wrong / 2000 <= ERROR + 4 * (ERROR * (1 - ERROR) / 2000) ** 0.5
+
+
+def test_opposite_differences_have_a_mean_of_zero() -> None:
+    # The two differences are not exactly opposite.
+    gain, loss = 0.9 - 0.7, 0.5 - 0.7
+    assert gain + loss != 0
+    assert signed_rank_estimate([gain, loss], error=0.3).value == 0.0
 
 
 def test_one_pair_less_than_the_fewest_shows_nothing() -> None:
@@ -302,6 +314,26 @@ def test_a_pair_behind_can_end_a_short_race() -> None:
     choice = trials.run(dict.fromkeys(_CHALLENGERS, gain))
     assert (choice.sampler, len(trials.twins)) == ("uniform", 8)
     assert _Trials(trials=60).run({"mab": gain}).sampler == "mab"
+
+
+def test_studies_of_one_objective_have_a_race_each() -> None:
+    first = _Trials(trials=30)
+    known = first.run({"mab": lambda _: 0.1})
+    second = optuna.create_study(study_name=first.study.study_name, direction="maximize")
+    assert known.sampler == "mab"
+    assert first.race.choice(second) is None
+    assert first.race.sampler(second) == "uniform"
+    assert first.race.end(second) > 0
+    assert "hpo_mab:race" in second.user_attrs
+
+
+def test_a_race_in_which_nothing_ends_says_so() -> None:
+    trials = _Trials(trials=30)
+    add = trials.add
+    trials.add = lambda *args, **kwargs: add(*args[:2], -1.0, **kwargs)  # type: ignore[method-assign]
+    choice = trials.run(dict.fromkeys(_CHALLENGERS, lambda _: -0.6))
+    assert choice.sampler == "uniform"
+    assert choice.why.startswith("no pair of trainings reached its end")
 
 
 def test_what_is_not_shown_is_not_adopted() -> None:

@@ -77,6 +77,22 @@ def test_how_the_tuner_ends_it_is_the_trials_state(
     assert has_reason == (state == TrialState.FAIL and not isinstance(end, KeyboardInterrupt))
 
 
+def test_a_trial_that_waits_in_the_study_is_not_taken(storage: Storage) -> None:
+    study = optuna.create_study(study_name="own", storage=storage.optuna, direction="maximize")
+    study.enqueue_trial({"lr": 0.9})
+    _train(storage, {"lr": 0.1})
+    waiting, trained = _trials(storage)
+    assert waiting.state == TrialState.WAITING
+    assert (trained.state, trained.params) == (TrialState.COMPLETE, {"lr": 0.1})
+
+
+def test_a_value_that_changes_its_kind_leaves_no_trial(storage: Storage) -> None:
+    _train(storage, {"decay": 0})
+    with pytest.raises(ArgumentError, match="whole in one trial and a fraction in another"):
+        _train(storage, {"decay": 0.1})
+    assert [trial.state for trial in _trials(storage)] == [TrialState.COMPLETE]
+
+
 def test_a_training_that_ends_early_has_failed(storage: Storage) -> None:
     _train(storage, {"lr": 0.3}, reports=3)
     assert [trial.state for trial in _trials(storage)] == [TrialState.FAIL]

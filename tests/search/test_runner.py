@@ -13,12 +13,13 @@ import sqlalchemy as sa
 from optuna.trial import FrozenTrial, TrialState
 from PIL import Image
 
+from hpo_mab._attributes import LEARNED_KEY
 from hpo_mab._errors import ArgumentError, StorageError, UnknownNameError
 from hpo_mab.data import ImageSplits
 from hpo_mab.search import StudyFailedError, StudyRunner, StudySpec, Target, join_study, replay
 from hpo_mab.search._prepare import make_objective
 from hpo_mab.search._stored import stored_spec
-from hpo_mab.search._study import _refuse_other_definition
+from hpo_mab.search._study import _refuse_other_definition, make_study
 from hpo_mab.storage import (
     Definition,
     MissingCurvesWarning,
@@ -235,6 +236,96 @@ def test_a_diverging_trial_is_pruned_with_its_reason(storage: Storage, tiny: Mak
     run = StudyRunner(spec, storage).run().run
     assert [trial.state for trial in run.trials] == ["pruned", "pruned"]
     assert "diverged" in run.trials[0].attrs["hpo_mab:reason"]
+
+
+@pytest.mark.parametrize("slots", [1, 2])
+def test_what_a_diverging_trial_has_spent_counts(storage: Storage, tiny: Make, slots: int) -> None:
+    # A trial is one epoch, and diverges before its first evaluation.
+    spec = tiny(
+        optimizer={"name": "sgd", "lr": 1e30},
+        budget={"trials": 50, "evaluations": 1, "total": "2 epochs"},
+        training={"slots": slots, "average": 0.0},
+        pruner={"kind": "none"},
+    )
+    runner = StudyRunner(spec, storage)
+    run = runner.run(score=False).run
+    assert {trial.state for trial in run.trials} == {"pruned"}
+    assert len(run.trials) < 50
+    assert run.examples is not None
+    assert run.seconds is not None
+    study = open_study(storage, run.name)
+    spent = Target.load(study).spent(study, storage.curves)
+    assert spent[0] == run.examples == sum(trial.own_examples for trial in run.trials)
+    assert spent[1] == pytest.approx(run.seconds + run.evaluation_seconds)
+    assert run.examples >= 2 * (run.epoch_examples or 0)
+    assert all(trial.own_examples % 64 == 0 and trial.own_examples > 0 for trial in run.trials)
+
+
+@pytest.mark.parametrize("early", [287, 288, 5000, "all"])
+def test_a_study_continues_whatever_part_its_early_evaluations_take(
+    storage: Storage, tiny: Make, early: Any
+) -> None:
+    for trials in (1, 2):
+        spec = tiny(budget={"trials": trials, "early_validation": early})
+        run = StudyRunner(spec, storage).run(score=False).run
+        assert len(run.trials) == trials
+
+
+def test_a_reference_that_is_not_there_is_refused_before_the_first_trial(
+    storage: Storage, tiny: Make
+) -> None:
+    pruner = {"kind": "advantage", "reference": "nope"}
+    with pytest.raises(UnknownNameError, match=r"study of pruner.reference 'nope'"):
+        StudyRunner(tiny(pruner=pruner), storage).run(score=False)
+    assert study_names(storage) == ()
+    # Uniform sampling needs none.
+    spec = tiny(pruner=pruner, sampler={"kind": "uniform"}, budget={"trials": 1})
+    StudyRunner(spec, storage).run(score=False)
+
+
+def test_the_longest_trial_may_be_one_of_a_batch_size_in_between(
+    storage: Storage, tiny: Make
+) -> None:
+    spec = tiny(training={"batch_size": {"low": 8, "high": 64}}, budget={"trials": 1})
+    runner = StudyRunner(spec, storage)
+    longest = runner._definition().trial_examples
+    every = [runner.objective.workload.trial_examples(size) for size in range(8, 65)]
+    assert longest == max(every) > max(every[0], every[-1])
+
+
+def test_each_study_of_an_objective_has_its_own_record_of_examples(
+    storage: Storage, tiny: Make
+) -> None:
+    spec = tiny(sampler={"kind": "curriculum"}, budget={"trials": 6}, pruner={"kind": "none"})
+    runner = StudyRunner(spec, storage)
+    learned = [
+        [trial.attrs[LEARNED_KEY] for trial in runner.run(name, score=False).run.trials]
+        for name in ("one", "two")
+    ]
+    assert learned[0] == learned[1]
+    assert not learned[0][0]
+
+
+@pytest.mark.parametrize("kind", ["none", "promotion"])
+@pytest.mark.parametrize("sampler", ["mab", "auto"])
+def test_a_value_outside_its_range_may_be_enqueued(
+    storage: Storage, tiny: Make, ctrl_c_at: Any, kind: str, sampler: str
+) -> None:
+    spec = tiny(
+        pruner={"kind": kind},
+        sampler={"kind": sampler},
+        budget={"trials": 10},
+        search={"initial": 1},
+    )
+    runner = StudyRunner(spec, storage)
+    make_study(storage, "own", spec, runner._definition(), source="").enqueue_trial({"lr": 1.5})
+    with pytest.warns(UserWarning, match="out of range"), ctrl_c_at(0, 1):
+        assert runner.run("own", score=False).interrupted
+    run = runner.run("own", score=False).run
+    first = [trial for trial in run.trials if trial.slot == 0]
+    assert {trial.params["lr"] for trial in first} == {1.5}
+    assert first[1].state in ("complete", "pruned")
+    assert len({trial.slot for trial in run.trials if trial.state in ("complete", "pruned")}) == 10
 
 
 def test_three_failures_in_a_row_end_the_study_with_the_reason(
@@ -473,8 +564,15 @@ def test_a_trial_that_cannot_be_suggested_has_a_reason(
 
 
 def test_batch_sizes_give_trials_the_same_evaluations(storage: Storage, tiny: Make) -> None:
-    spec = tiny(training={"batch_size": {"choices": [32, 600]}}, budget={"trials": 1})
-    message = "evaluations must be at most 2, the steps of a trial with the largest batch size"
-    with pytest.raises(ArgumentError, match=message):
-        StudyRunner(spec, storage).run(score=False)
-    assert study_names(storage) == ()
+    spec = tiny(training={"batch_size": {"choices": [32, 600]}}, budget={"trials": 3})
+    outcome = StudyRunner(spec, storage).run(score=False)
+    assert "2 evaluations per trial and not 3: the largest batches give 2 steps" in (
+        outcome.loop_reasons
+    )
+    run = outcome.run
+    assert {trial.params["batch_size"] for trial in run.trials} == {32, 600}
+    assert run.settings.evaluations == 2
+    assert {len(trial.curve) for trial in run.trials if trial.state == "complete"} == {2}
+    # The same definition continues it, and workers open it.
+    assert StudyRunner(spec, storage).run(score=False).run == run
+    join_study(storage, run.name)

@@ -80,6 +80,11 @@ def test_choices_that_are_lists_are_counted_as_shapes() -> None:
     assert space.shapes == 3
 
 
+def test_a_fractional_step_makes_a_float_range() -> None:
+    found = parse_value("x", {"low": 1, "high": 3, "step": 0.5})
+    assert found == FloatDistribution(1.0, 3.0, step=0.5)
+
+
 def test_integer_bounds_make_an_integer_range() -> None:
     assert parse_value("x", {"low": 1, "high": 8, "log": True}) == IntDistribution(1, 8, log=True)
 
@@ -102,6 +107,7 @@ def test_choices_make_a_categorical() -> None:
         ({"low": "a", "high": 1}, ["low", "'a'"]),
         ({"low": float("nan"), "high": 1.0}, ["low", "nan"]),
         ({"low": 0.5, "high": 1.5, "type": "int"}, ["int", "0.5"]),
+        ({"low": 1, "high": 9, "step": 1.5, "type": "int"}, ["int", "step = 1.5"]),
         ({"low": 1, "high": 2, "type": "log"}, ["type", "'log'"]),
         ({"choices": []}, ["choices"]),
         ({"choices": [1], "low": 1}, ["choices"]),

@@ -17,6 +17,11 @@ def test_a_bare_path_is_an_sqlite_file(tmp_path: Path) -> None:
     storage.close()
 
 
+def test_a_uri_is_refused() -> None:
+    with pytest.raises(StorageError, match=r"must name a file, sqlite:///studies\.db"):
+        Storage("sqlite:///file:studies.db?uri=true")
+
+
 def test_reading_makes_no_file(tmp_path: Path) -> None:
     path = tmp_path / "none.db"
     with pytest.raises(StorageError, match=r"no study database.*hpo-mab run"):

@@ -13,7 +13,16 @@ import pytest
 import sqlalchemy as sa
 
 from hpo_mab._errors import ArgumentError, StorageError
-from hpo_mab.storage import Storage, _process, is_gone, is_here, this_process
+from hpo_mab.storage import (
+    Storage,
+    _process,
+    hold,
+    is_gone,
+    is_held,
+    is_here,
+    release,
+    this_process,
+)
 
 _HOLD = """
 import sys, time
@@ -73,6 +82,31 @@ def test_a_lock_held_too_long_is_an_error(tmp_path: Path, monkeypatch: pytest.Mo
 def test_heartbeats_must_fit_into_the_grace(tmp_path: Path) -> None:
     with pytest.raises(ArgumentError, match="heartbeat = 30, grace = 30"):
         Storage(str(tmp_path / "x.db"), heartbeat=30, grace=30)
+
+
+def test_a_held_trial_has_heartbeats_until_it_is_released(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = Storage(str(tmp_path / "x.db"), heartbeat=1, grace=2).optuna
+    beats: list[int] = []
+    again = threading.Event()
+
+    def beat(trial_id: int) -> None:
+        beats.append(trial_id)
+        if len(beats) == 1:
+            raise OSError("the database does not answer")
+        again.set()
+
+    monkeypatch.setattr(storage, "record_heartbeat", beat)
+    hold(storage, 987654)
+    assert is_held(storage, 987654)
+    assert again.wait(60)
+    release(storage, 987654)
+    assert not is_held(storage, 987654)
+    assert set(beats) == {987654}
+    assert "heartbeat-987654" not in {thread.name for thread in threading.enumerate()}
+    # As at the end of a worker that never claimed it.
+    release(storage, 987654)
 
 
 @pytest.fixture
@@ -137,3 +171,6 @@ def test_a_missing_role_is_not_taken_for_a_missing_database() -> None:
     role = _process.diagnose(Exception('FATAL:  role "me" does not exist'))
     assert "Check the user in the URL" in role
     assert "createdb" in _process.diagnose(Exception('FATAL:  database "mine" does not exist'))
+    # As of a MySQL connection that the server has closed.
+    assert _process.diagnose(ConnectionError(0, "")).endswith(".")
+    assert _process.diagnose(RuntimeError(0, "")) == "RuntimeError without a message."

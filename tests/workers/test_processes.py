@@ -481,6 +481,15 @@ except KeyboardInterrupt:
 """
 
 
+def test_a_signal_is_why_a_worker_ended_whatever_it_wrote_before() -> None:
+    url = f"postgresql+psycopg://me:{PASSWORD}@127.0.0.1:1/studies"
+    worker = WorkerProcess(["--study", "mine"], storage=url)
+    worker._errors.write(b"a warning")
+    worker.kill()
+    assert worker.last_line() == "ended by signal 9 (9 is often a lack of memory)"
+    worker.close()
+
+
 def test_a_worker_whose_parent_is_gone_interrupts_itself() -> None:
     with subprocess.Popen(
         [sys.executable, "-c", _SLEEPER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
