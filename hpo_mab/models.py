@@ -406,11 +406,14 @@ class StackedBatchNorm(_BatchNorm):
 @functools.cache
 def _stacked(kind: type[_BatchNorm]) -> type[_BatchNorm]:
     """A subclass of a normalisation with the forward pass of `StackedBatchNorm`."""
-    return type(kind.__name__, (StackedBatchNorm, kind), {})
+    return type(f"Stacked{kind.__name__}", (StackedBatchNorm, kind), {})
 
 
 def stackable(model: nn.Module) -> nn.Module:
-    """The network with batch normalisations that work under ``vmap``; changed in place."""
+    """The network with batch normalisations that work under ``vmap``.
+
+    It is changed in place, and cannot be pickled afterwards.
+    """
     for norm in model.modules():
         # A subclass may do more, such as the activation.
         if not isinstance(norm, _BatchNorm) or type(norm).forward is not _BatchNorm.forward:

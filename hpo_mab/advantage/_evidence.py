@@ -78,12 +78,12 @@ class Evidence:
         (40, True)
     """
 
-    budgets: tuple[float, ...] = ()
-    advantage: tuple[Estimate, ...] = ()
-    acceleration: tuple[Estimate, ...] = ()
-    fidelity: tuple[Estimate, ...] = ()
-    rungs: tuple[Rung, ...] = ()
-    pairs: int = 0
+    budgets: tuple[float, ...]
+    advantage: tuple[Estimate, ...]
+    acceleration: tuple[Estimate, ...]
+    fidelity: tuple[Estimate, ...]
+    rungs: tuple[Rung, ...]
+    pairs: int
     margin: float
     source: str = ""
     data: str = ""

@@ -182,10 +182,10 @@ def pair_curves(
     """Pair the trials of two arms: same study seed, same slot, same common parameters.
 
     The budgets are those of the reference's longest complete trial. Failed trials, and trials that
-    are not marked ``paired``, are left out. The evaluations of a pair are compared by their number:
-    its own budgets may differ, as batch sizes round or set them. Curves of loops that skip
-    evaluations are read at the budgets by straight lines. A curve is NaN beyond its last evaluation
-    and before its first one, budgets within 1% counting as reached.
+    are not marked ``paired``, are left out. If all studies have the same number of evaluations,
+    these are compared by their number: batch sizes may round a budget, or set it. Otherwise curves
+    are read at the budgets by straight lines; budgets within 1% count as reached. A curve is NaN
+    beyond its last evaluation and before its first one.
 
     Args:
         bandit: Studies of the arm in question, one a seed.
@@ -208,9 +208,11 @@ def pair_curves(
     )
     # A trial that runs has not reached the end that the last budget stands for.
     grid = _longest_budgets([theirs[key] for key in keys if theirs[key].state == "complete"])
-    own = [_own_budgets(ours[key], theirs[key], grid) for key in keys]
-    left = [_curve_at(ours[key], at) for key, at in zip(keys, own, strict=True)]
-    right = [_curve_at(theirs[key], at) for key, at in zip(keys, own, strict=True)]
+    counts = {run.settings.evaluations for run in (*bandit, *uniform)}
+    # Loops of a user's own may skip evaluations, and store no number of them.
+    read = _curve_by_number if len(counts) == 1 and None not in counts else _curve_at
+    left = [read(ours[key], grid) for key in keys]
+    right = [read(theirs[key], grid) for key in keys]
     shape = (len(keys), len(grid))
     return PairedCurves(
         budgets=grid,
@@ -289,15 +291,13 @@ def _longest_budgets(trials: Sequence[TrialRun]) -> Floats:
     return np.unique(np.asarray(points, dtype=np.float64))
 
 
-def _own_budgets(one: TrialRun, other: TrialRun, grid: Floats) -> Floats:
-    """A pair's budgets [T]: its evaluations by number; ``grid`` where its loop skips some."""
-    longer = max(one.curve, other.curve, key=len)
-    numbers = [evaluation.index for evaluation in longer]
-    if len(longer) > len(grid) or numbers != list(range(1, len(longer) + 1)):
-        return grid
-    own = np.full(len(grid), np.inf)
-    own[: len(longer)] = [evaluation.examples for evaluation in longer]
-    return own
+def _curve_by_number(trial: TrialRun, grid: Floats) -> tuple[Floats, Floats]:
+    """Accuracy and seconds of a trial's evaluations, each [T]; NaN after the last one."""
+    accuracy, seconds = np.full(len(grid), np.nan), np.full(len(grid), np.nan)
+    for point in trial.curve:
+        if point.index <= len(grid):
+            accuracy[point.index - 1], seconds[point.index - 1] = point.accuracy, point.seconds
+    return accuracy, seconds
 
 
 def _curve_at(trial: TrialRun, grid: Floats) -> tuple[Floats, Floats]:

@@ -391,7 +391,15 @@ def _race_evidence(
     pairs = pairs_of_trials(trials, full=settings.evaluations or 0, sampler=chosen)
     if chosen == UNIFORM or pairs.ended < FEWEST_PAIRS:
         # Nothing for a pruner: trials under uniform sampling have no advantage.
-        found = Evidence(margin=margin)
+        found = Evidence(
+            budgets=(),
+            advantage=(),
+            acceleration=(),
+            fidelity=(),
+            rungs=(),
+            pairs=0,
+            margin=margin,
+        )
     else:
         found = measure_evidence(pairs, margin=margin)
     return dataclasses.replace(

@@ -349,7 +349,9 @@ def _sampler_share(run: StudyRun) -> float:
     inside = sum(trial.curve[-1].sampler_seconds for trial in measured)
     # The curve of a resumed attempt begins with that of the attempt before it.
     inside -= sum(trial.inherited.sampler_seconds for trial in measured if trial.inherited)
-    spent = sum(trial.own_seconds for trial in measured)
+    # Without what a trial that diverged spent after its last evaluation.
+    spent = sum(trial.seconds for trial in measured)
+    spent -= sum(trial.inherited.seconds for trial in measured if trial.inherited)
     return inside / spent if spent else math.nan
 
 

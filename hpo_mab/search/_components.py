@@ -426,8 +426,7 @@ def _check_rungs(kind: Named, options: Mapping[str, Any], *, full: Any) -> None:
     check_integer("pruner.max_resource", full, 1)
     if first != "auto":
         check_integer("pruner.min_resource", first, 1)
-        # Trials are not compared at their last evaluation.
-        require(first < full, "pruner.min_resource", f"below the last evaluation, {full}", first)
+        require(first <= full, "pruner.min_resource", f"at most the last evaluation, {full}", first)
 
 
 def is_continuable(spec: StudySpec) -> bool:

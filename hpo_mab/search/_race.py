@@ -18,7 +18,7 @@ from __future__ import annotations
 import dataclasses
 import weakref
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
@@ -185,6 +185,15 @@ class Race:
         #: An objective may train several studies.
         self._plans: MutableMapping[optuna.Study, RacePlan | None] = weakref.WeakKeyDictionary()
         self._choices: MutableMapping[optuna.Study, Choice] = weakref.WeakKeyDictionary()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The state without what is known of studies: another process reads it from them."""
+        return {**self.__dict__, "_plans": None, "_choices": None}
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        """Restore the state that `__getstate__` returned."""
+        self.__dict__.update(state, _plans=weakref.WeakKeyDictionary())
+        self._choices = weakref.WeakKeyDictionary()
 
     @property
     def _challengers(self) -> dict[str, Part]:

@@ -431,5 +431,5 @@ def warn_of_misfit(error: Exception) -> None:
     """Warn that the state of a checkpoint does not fit its training."""
     warn_of_checkpoint(
         f"A checkpoint does not fit its trial, which starts from zero: {failure_reason(error)}. "
-        "One that was saved in slots fits only in slots."
+        "One that was saved in slots fits only in slots, and the other way round."
     )

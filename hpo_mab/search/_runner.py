@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import optuna
 from optuna.distributions import IntDistribution
 
 from hpo_mab._attributes import TEST_KEY, UNIFORM
-from hpo_mab._errors import UnknownNameError
+from hpo_mab._errors import ArgumentError, UnknownNameError
 from hpo_mab._machine import environment
 from hpo_mab.pruners._reasons import WeakRung
 from hpo_mab.search._choice import Choice, stored_choice
@@ -112,29 +112,11 @@ class StudyRunner:
         objective: TrainingObjective | None = None,
         arm: str | None = None,
     ) -> None:
+        self.spec = spec
         self.storage = storage
         self.arm = arm or spec.sampler.kind
         self.objective = objective or make_objective(spec, load_splits(spec))
-        self.spec = self._with_evaluations(spec)
         self.objective.store_in(storage, checkpoint=spec.training.checkpoint)
-
-    def _with_evaluations(self, spec: StudySpec) -> StudySpec:
-        """The definition with no more evaluations than a trial of the largest batches has steps.
-
-        Pruners compare trials at equal evaluations, so every batch size must give as many.
-        """
-        workload = self.objective.workload
-        sizes = map(int, examples(self.objective.space.loop["batch_size"]))
-        steps = min(workload.trial_examples(size) // size for size in sizes)
-        if steps >= spec.budget.evaluations:
-            return spec
-        self.objective.note(
-            f"{steps} evaluations per trial and not {spec.budget.evaluations}: the largest batches "
-            f"give {steps} steps"
-        )
-        workload.loop = dataclasses.replace(workload.loop, evaluations=steps)
-        budget = spec.budget.model_copy(update={"evaluations": steps})
-        return spec.model_copy(update={"budget": budget})
 
     def name(self, name: str | None = None, *, fresh: bool = False) -> str:
         """The study's name, see `choose_name`."""
@@ -168,11 +150,14 @@ class StudyRunner:
             keep_target: Whether a stored study keeps a target that is higher than the definition's.
 
         Raises:
+            ArgumentError: Searched batch sizes give trials different numbers of evaluations.
             StorageError: A study of that name is defined otherwise, or the database fails.
             StudyFailedError: Three trials in a row failed.
             UnknownNameError: The pruner's reference is no study of the database.
         """
-        self._check_reference()
+        if self.name(name) not in (known := study_names(self.storage)):
+            _check_evaluations(self.objective)
+            self._check_reference(known)
         study = make_study(
             self.storage,
             self.name(name),
@@ -215,11 +200,11 @@ class StudyRunner:
             ),
         )
 
-    def _check_reference(self) -> None:
+    def _check_reference(self, known: Collection[str]) -> None:
         """Refuse a reference of the pruner that is not there; each report would raise."""
         reference = self.spec.pruner.options.get("reference")
         needed = reference is not None and self.spec.sampler.kind != UNIFORM
-        if needed and reference not in (known := study_names(self.storage)):
+        if needed and reference not in known:
             raise UnknownNameError("study of pruner.reference", str(reference), known)
 
     def _run_here(self, study: optuna.Study, on_trial: TrialCallback | None) -> bool:
@@ -308,6 +293,22 @@ class StudyRunner:
         budget = {"early_validation": "all" if early is None else early}
         whole = self.spec.model_copy(update={"budget": self.spec.budget.model_copy(update=budget)})
         return whole.model_dump(mode="json")
+
+
+def _check_evaluations(objective: TrainingObjective) -> None:
+    """Refuse batch sizes that give trials different numbers of evaluations.
+
+    Raises:
+        ArgumentError: One trial has fewer steps than evaluations, and another one more.
+    """
+    sizes = set(examples(objective.space.loop["batch_size"]))
+    steps = {objective.workload.trial_examples(size) // size for size in sizes}
+    most = objective.workload.loop.evaluations
+    if len({min(most, each) for each in steps}) > 1:
+        raise ArgumentError(
+            f"evaluations must be at most {min(steps)}, the steps of a trial with the largest "
+            f"batch size, got {most}."
+        )
 
 
 def join_study(

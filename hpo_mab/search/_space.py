@@ -175,7 +175,8 @@ def _parse_range(name: str, value: Mapping[str, Any]) -> FloatDistribution | Int
         raise ArgumentError(f'{name}: type must be "int" or "float", got {kind!r}.')
     if low > high:
         raise ArgumentError(f"{name}: low must not exceed high, got low = {low}, high = {high}.")
-    integer = all(isinstance(one, int) for one in (low, high, 1 if step is None else step))
+    whole = step is None or (isinstance(step, int | float) and float(step).is_integer())
+    integer = isinstance(low, int) and isinstance(high, int) and whole
     if kind == "int" and not integer:
         raise ArgumentError(
             f"{name}: an int range needs integer bounds and an integer step, "
@@ -183,7 +184,9 @@ def _parse_range(name: str, value: Mapping[str, Any]) -> FloatDistribution | Int
         )
     try:
         if integer and kind != "float":
-            return IntDistribution(int(low), int(high), log=log, step=1 if step is None else step)
+            return IntDistribution(
+                int(low), int(high), log=log, step=1 if step is None else int(step)
+            )
         return FloatDistribution(float(low), float(high), log=log, step=step)
     except (TypeError, ValueError) as error:
         raise ArgumentError(f"{name}: {error}") from error

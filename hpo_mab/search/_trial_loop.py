@@ -199,7 +199,7 @@ class TrialLoop:
         return following
 
     def _claim(self, count: int) -> Next | None:
-        """Claim trials; returns why there are fewer, None if there are not."""
+        """Claim trials, see `hpo_mab.search._claim.claim`; returns why the study has no more."""
         return claim(
             self._study,
             self._storage,

@@ -23,8 +23,6 @@ from hpo_mab.storage._tables import (
 from hpo_mab.training import Evaluation
 from hpo_mab.training._schedule import SAMPLER_FIGURES
 
-# Optuna's own tables.
-
 #: The number of the curve that a row of `SYSTEM_ATTRIBUTES` holds.
 _number = sa.cast(SYSTEM_ATTRIBUTES.c.value_json, sa.BigInteger)
 _is_key = SYSTEM_ATTRIBUTES.c.key == CURVE_KEY

@@ -142,7 +142,7 @@ class Storage:
         """Holds the lock of a name; only one process that uses the database can hold it at a time.
 
         An SQLite file has one lock for all names. Raises a `StorageError` on entering where another
-        process has held it for two minutes.
+        process has held it for ten minutes.
         """
         return self._opened[2].hold
 

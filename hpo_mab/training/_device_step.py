@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import operator
+import pickle
 import random
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -172,7 +174,8 @@ class Captured:
 
 def _host_random_state() -> tuple[Any, ...]:
     """States of the host's random generators that a network may use."""
-    return (random.getstate(), torch.get_rng_state().numpy().tobytes())
+    of_numpy = pickle.dumps(np.random.get_state())
+    return (random.getstate(), torch.get_rng_state().numpy().tobytes(), of_numpy)
 
 
 def _streams(device: torch.device) -> tuple[torch.cuda.Stream, torch.cuda.Stream]:

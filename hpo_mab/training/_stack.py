@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from hpo_mab._errors import ArgumentError, plain_arguments, require
 from hpo_mab.samplers import BatchSampler, MABSampler
 from hpo_mab.training._batches import DeviceBatches, DeviceSweep, TrainingDiverged
-from hpo_mab.training._device import check_index_range, check_precision, synchronize
+from hpo_mab.training._device import DRAWS, check_index_range, check_precision, synchronize
 from hpo_mab.training._device_step import Captured
 from hpo_mab.training._evaluate import check_highest
 from hpo_mab.training._optimizers import RowOptimizer
@@ -357,6 +357,9 @@ class StackedTrainer:
             self._draws.rewind()
             for _ in range(count):
                 self._step(self._body)
+                if self._step.reason == DRAWS:
+                    # All networks would take the same decisions.
+                    raise RuntimeError(DRAWS)
                 if self.examples is not None:
                     self.examples.count()
                 for slot, sampler in learners.items():

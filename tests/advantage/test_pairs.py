@@ -234,35 +234,46 @@ def test_budgets_that_differ_and_seeds_that_repeat_are_refused():
         pair_curves([one, one], [other])
 
 
+def evaluated(made, count=3, **budget):
+    return dataclasses.replace(made, spec={"budget": {"evaluations": count, **budget}})
+
+
 def test_batches_of_other_sizes_round_one_budget_to_other_steps():
-    def of(kind, examples, epochs=1.0):
-        made = study(kind, trial(0, [0.1]), trial_examples=examples)
-        spec = {"budget": {"epochs": epochs}}
-        return dataclasses.replace(made, spec=spec, training_examples=1437)
+    def of(kind, step, epochs=1.0):
+        made = study(kind, trial(0, [0.1, 0.2, 0.3], step=step), trial_examples=3 * step)
+        return dataclasses.replace(evaluated(made, epochs=epochs), training_examples=1437)
 
-    assert len(pair_curves([of("mab", 1408)], [of("uniform", 1536)])) == 1
-    assert len(pair_curves([of("mab", 1408)], [study("u", trial(0, [0.1]), trial_examples=1400)]))
-    with pytest.raises(ArgumentError, match="1,408 examples"):
-        pair_curves([of("mab", 1408)], [of("uniform", 2816, epochs=2.0)])
+    for first, second in ((469, 512), (512, 469)):
+        pairs = pair_curves([of("mab", first)], [of("uniform", second)])
+        assert pairs.ended == 1
+        assert pairs.difference.tolist() == [[0.0, 0.0, 0.0]]
+    assert len(pair_curves([of("mab", 469)], [study("u", trial(0, [0.1]), trial_examples=1400)]))
+    with pytest.raises(ArgumentError, match="1,407 examples"):
+        pair_curves([of("mab", 469)], [of("uniform", 938, epochs=2.0)])
 
 
-def test_pairs_of_other_batch_sizes_are_compared_at_their_own_evaluations():
-    bandit = [
-        study(
-            "mab",
-            trial(0, [0.1, 0.2, 0.3]),
-            trial(1, [0.4, 0.5, 0.6], step=400),
-            trial(2, [0.4, 0.5], step=400, state="pruned", value=None),
-        )
-    ]
+def test_pairs_of_other_batch_sizes_are_compared_by_their_evaluations():
     curve = [0.2, 0.3, 0.5]
-    uniform = [study("uniform", trial(0, curve), *(trial(n, curve, step=400) for n in (1, 2)))]
-    pairs = pair_curves(bandit, uniform)
+    bandit = study(
+        "mab",
+        trial(0, [0.1, 0.2, 0.3]),
+        trial(1, [0.4, 0.5, 0.6], step=400),
+        trial(2, [0.4, 0.5], step=400, state="pruned", value=None),
+    )
+    uniform = study("uniform", trial(0, curve), *(trial(n, curve, step=400) for n in (1, 2)))
+    pairs = pair_curves([evaluated(bandit)], [evaluated(uniform)])
     assert pairs.budgets.tolist() == [400, 800, 1200]
     assert pairs.ended == 2
     assert pairs.bandit.tolist()[:2] == [[0.1, 0.2, 0.3], [0.4, 0.5, 0.6]]
-    assert pairs.uniform.tolist() == [[0.2, 0.3, 0.5]] * 3
+    assert pairs.uniform.tolist() == [curve] * 3
     assert np.isnan(pairs.bandit[2]).tolist() == [False, False, True]
+
+
+def test_other_numbers_of_evaluations_are_compared_at_equal_examples():
+    bandit = study("mab", trial(0, [0.4, 0.8], step=200), trial_examples=400)
+    uniform = study("uniform", trial(0, [0.1, 0.2, 0.3, 0.4]), trial_examples=400)
+    pairs = pair_curves([evaluated(bandit, 2)], [evaluated(uniform, 4)])
+    assert pairs.bandit[0, 1:].tolist() == pytest.approx([0.4, 0.6, 0.8])
 
 
 def test_what_auto_trained_under_uniform_sampling_is_no_pair_with_uniform_sampling():

@@ -230,12 +230,15 @@ def test_a_key_that_is_set_counts_more_than_the_environment(
 ) -> None:
     monkeypatch.setenv("HPO_MAB_DATA", "elsewhere")
     folder = ("run", tiny, "--data", "image_folder", "--trials", "1")
-    status, _, err = cli(*folder, "--set", "data.root=here")
+    status, _, err = cli(*folder, "--set", "data.root=folder_set")
     assert status == 2
-    assert "here" in err
+    assert "folder_set" in err
     assert "elsewhere" not in err
-    status, _, err = cli(*folder, "--set", "data.root=here", "--data-root", "there")
-    assert "there" in err
+    given = ("--set", "data.root=folder_set", "--data-root", "folder_typed")
+    status, _, err = cli(*folder, *given)
+    assert status == 2
+    assert "folder_typed" in err
+    assert "folder_set" not in err
 
 
 def test_a_name_is_refused_before_the_data_are_touched(

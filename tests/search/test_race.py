@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -325,6 +326,13 @@ def test_studies_of_one_objective_have_a_race_each() -> None:
     assert first.race.sampler(second) == "uniform"
     assert first.race.end(second) > 0
     assert "hpo_mab:race" in second.user_attrs
+
+
+def test_a_race_can_be_sent_to_another_process() -> None:
+    trials = _Trials(trials=30)
+    choice = trials.run({"mab": lambda _: 0.1})
+    again = pickle.loads(pickle.dumps(trials.race))
+    assert again.choice(trials.study) == choice
 
 
 def test_a_race_in_which_nothing_ends_says_so() -> None:

@@ -83,6 +83,7 @@ def test_choices_that_are_lists_are_counted_as_shapes() -> None:
 def test_a_fractional_step_makes_a_float_range() -> None:
     found = parse_value("x", {"low": 1, "high": 3, "step": 0.5})
     assert found == FloatDistribution(1.0, 3.0, step=0.5)
+    assert parse_value("x", {"low": 1, "high": 9, "step": 2.0}) == IntDistribution(1, 9, step=2)
 
 
 def test_integer_bounds_make_an_integer_range() -> None:

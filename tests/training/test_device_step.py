@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 from unittest import mock
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -175,7 +176,7 @@ def test_a_subclass_of_the_bandit_draws_outside_of_the_graph(splits: ImageSplits
     assert not sampler.capturable
 
 
-@pytest.mark.parametrize("draw", [random.random, lambda: torch.rand(1)])
+@pytest.mark.parametrize("draw", [random.random, lambda: torch.rand(1), np.random.rand])
 def test_a_network_that_decides_at_random_on_the_host_is_not_captured(
     draw: Callable[[], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
