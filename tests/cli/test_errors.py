@@ -72,7 +72,7 @@ def _stored(cli: Cli, tiny: str, tmp_path: Path) -> None:
         ("studies --trial 3", ["--trial needs the name of its study, got --trial 3"]),
         (
             "run tiny.toml --pruner hyperband --set pruner.reduction_factor=1",
-            ["pruner.reduction_factor must be at least 2, got 1"],
+            ["pruner.reduction_factor must be an integer of at least 2, got 1"],
         ),
         ("dashboard --storage text.db", ["text.db", "Name another file"]),
         ("dashboard --storage none.db", ["none.db", "hpo-mab run"]),
