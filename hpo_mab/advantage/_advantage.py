@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -373,3 +373,20 @@ def _crossing(grid: Floats, values: Floats, right: int) -> float:
         return float(grid[right])
     share = before / (before - after)
     return float(grid[right - 1] + (grid[right] - grid[right - 1]) * share)
+
+
+def positive_rank_sums(ranks: Iterable[int]) -> Floats:
+    """Probability of each sum of the positive ranks, from 0, of Wilcoxon's signed-rank test.
+
+    Under symmetry about 0 each rank is positive with probability 1/2, independently.
+
+    Args:
+        ranks: Ranks of the differences, integers of at least 1, [n].
+
+    Returns:
+        Probabilities [sum of the ranks + 1].
+    """
+    chances = np.ones(1)
+    for rank in ranks:
+        chances = (np.pad(chances, (0, rank)) + np.pad(chances, (rank, 0))) / 2
+    return chances

@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike
 
 from hpo_mab._errors import UnknownNameError
 from hpo_mab.advantage import Estimate, mean_estimate
+from hpo_mab.advantage._advantage import positive_rank_sums
 
 if TYPE_CHECKING:
     from hpo_mab.storage import StudyRun
@@ -359,11 +360,8 @@ def signed_rank_p(differences: ArrayLike) -> float | None:
     signed = signed[signed != 0]
     if len(signed) > _MOST_EXACT:
         return float(stats.wilcoxon(signed).pvalue)
-    # Under the null hypothesis each rank is positive with probability 1/2. `chances` are those of
-    # twice the sum of the positive ranks. SciPy's exact test of ties takes seconds.
+    # Twice the ranks are integers. SciPy's exact test of ties takes seconds.
     ranks = np.rint(2 * stats.rankdata(np.abs(signed))).astype(int)
-    chances = np.ones(1)
-    for rank in ranks:
-        chances = (np.pad(chances, (0, rank)) + np.pad(chances, (rank, 0))) / 2
+    chances = positive_rank_sums(ranks)
     positive = int(ranks[signed > 0].sum())
     return min(1.0, 2 * float(min(chances[: positive + 1].sum(), chances[positive:].sum())))

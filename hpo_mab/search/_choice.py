@@ -27,6 +27,7 @@ from hpo_mab._attributes import (
 )
 from hpo_mab._errors import ArgumentError
 from hpo_mab.advantage import Estimate, Evidence
+from hpo_mab.advantage._advantage import positive_rank_sums
 from hpo_mab.advantage._evidence import difference_of_task, read_evidence
 from hpo_mab.advantage._pairs import interpolate
 from hpo_mab.search._components import AUTO, parse_portfolio, uses_record
@@ -96,11 +97,7 @@ def _walsh_means(differences: Sequence[float]) -> Floats:
 
 def _lower_end_rank(count: int, error: float) -> int:
     """Place of the interval's lower end among the sorted means, from 1; 0 where there is none."""
-    # Under symmetry about 0 each rank is positive with probability 1/2, independently. So the sum
-    # of the positive ranks is distributed as `chances`, which one rank after the other builds up.
-    chances = np.ones(1)
-    for rank in range(1, count + 1):
-        chances = (np.pad(chances, (0, rank)) + np.pad(chances, (rank, 0))) / 2
+    chances = positive_rank_sums(range(1, count + 1))
     return int((chances.cumsum() <= error * (1 + 1e-9)).sum())
 
 
