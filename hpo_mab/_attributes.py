@@ -131,6 +131,12 @@ def budgets_of(attrs: Mapping[str, Any]) -> int:
     return int(attrs.get(LENGTH_KEY, 1))
 
 
+def unreported(attrs: Mapping[str, Any]) -> tuple[int, float]:
+    """Training examples and seconds of a trial that its curve lacks, from its attributes."""
+    examples, seconds = attrs.get(UNREPORTED_KEY, (0, 0.0))
+    return int(examples), float(seconds)
+
+
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Section:
     """A section of a stored definition: the name in it, and its other keys.

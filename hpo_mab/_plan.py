@@ -25,8 +25,8 @@ from hpo_mab._attributes import (
     SLOT_KEY,
     TWIN_KEY,
     UNIFORM,
-    UNREPORTED_KEY,
     trial_attributes,
+    unreported,
 )
 from hpo_mab._errors import HpoMabError
 
@@ -247,9 +247,9 @@ class Plan:
 
     @property
     def unreported(self) -> tuple[int, float]:
-        """Training examples and seconds that no curve has, see `UNREPORTED_KEY`."""
-        spent = [one.attrs.get(UNREPORTED_KEY, (0, 0.0)) for one in self._attempts]
-        return sum(int(part[0]) for part in spent), sum(float(part[1]) for part in spent)
+        """Training examples and seconds that curves lack, each attempt counted."""
+        spent = [unreported(one.attrs) for one in self._attempts]
+        return sum(examples for examples, _ in spent), sum(seconds for _, seconds in spent)
 
     @property
     def not_continued(self) -> set[int]:

@@ -294,7 +294,7 @@ def _is_lost(
     return id_of(trial) in stale
 
 
-#: Most seconds in which a worker goes on to take trials with the study's lock held.
+#: A worker takes further trials under one lock for at most this many seconds.
 _MOST_SECONDS = 10.0
 
 #: Queues the twins of a study's trials that are due; returns whether there were any.

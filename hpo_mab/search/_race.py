@@ -187,7 +187,7 @@ class Race:
         self._choices: MutableMapping[optuna.Study, Choice] = weakref.WeakKeyDictionary()
 
     def __getstate__(self) -> dict[str, Any]:
-        """The state without what is known of studies: another process reads it from them."""
+        """The state without plans and choices: another process reads them from its studies."""
         return {**self.__dict__, "_plans": None, "_choices": None}
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:

@@ -25,11 +25,11 @@ from hpo_mab._attributes import (
     SAMPLER_KEY,
     SLOT_KEY,
     TWIN_KEY,
-    UNREPORTED_KEY,
     StudySettings,
     budgets_of,
     completed_spec,
     trial_attributes,
+    unreported,
 )
 from hpo_mab._errors import StorageError, UnknownNameError
 from hpo_mab._plan import Plan
@@ -244,13 +244,13 @@ class TrialRun:
     @property
     def own_examples(self) -> int:
         """Training examples that this attempt at the trial has processed."""
-        lost = int(self.attrs.get(UNREPORTED_KEY, (0, 0.0))[0])
+        lost, _ = unreported(self.attrs)
         return self.examples + lost - (self.inherited.examples if self.inherited else 0)
 
     @property
     def own_seconds(self) -> float:
         """Training seconds that this attempt at the trial has spent."""
-        lost = float(self.attrs.get(UNREPORTED_KEY, (0, 0.0))[1])
+        _, lost = unreported(self.attrs)
         return self.seconds + lost - (self.inherited.seconds if self.inherited else 0.0)
 
 
