@@ -15,7 +15,7 @@ import optuna
 from optuna.trial import TrialState
 
 from hpo_mab._attributes import EXAMPLES_KEY, REASON_KEY, WORKER_KEY
-from hpo_mab._plan import FINISHED, Plan
+from hpo_mab._plan import FINISHED, RETRIES, Plan
 from hpo_mab.search import StudyRunner, StudySpec, Target, TrialLoop
 from hpo_mab.search._study import open_with_parts
 from hpo_mab.storage import Storage, StudyRun, TrialRun, read_run
@@ -124,7 +124,11 @@ def count_faults(
         for (slot, twin), attempts in plan.places.items()
         if not twin
     }
-    given_up = {slot for slot, _ in plan.given_up()}
+    given_up = {
+        slot
+        for (slot, twin), attempts in plan.places.items()
+        if not twin and not finished[slot] and sum(one.lost for one in attempts) > RETRIES
+    }
     return FaultReport(
         kills=kills,
         target=run.settings.trials if target is None else target,

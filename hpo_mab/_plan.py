@@ -362,15 +362,6 @@ class Plan:
         """
         return number - sum(one.retry or one.twin for one in self._attempts[:number])
 
-    def given_up(self) -> set[Place]:
-        """Places that lost their worker at every attempt that they may have."""
-        return {
-            place
-            for place, attempts in self.places.items()
-            if sum(one.lost for one in attempts) > RETRIES
-            and not any(one.finished for one in attempts)
-        }
-
     @functools.cached_property
     def places(self) -> dict[Place, list[Attempt]]:
         """The attempts at each slot, and at each slot's twins, in order of number.

@@ -217,9 +217,8 @@ def test_evaluation_seconds_of_all_attempts() -> None:
     assert Plan(trials).evaluation_seconds == 1.75
 
 
-def test_a_place_is_given_up_after_its_last_attempt_was_lost() -> None:
+def test_a_place_has_all_attempts_in_order() -> None:
     plan = Plan(_trials(*["f0 lost"] * 4, *["f1 lost"] * 3, *["f2 lost"] * 4, "c2"))
-    assert plan.given_up() == {(0, "")}
     assert [one.number for one in plan.places[1, ""]] == [4, 5, 6]
 
 

@@ -93,11 +93,18 @@ def examples(
 
 def _write_exclusion(found: StudyExamples, drop: int, path: Path) -> str:
     """Write the most suspicious examples to a file; returns what to do with it."""
+    before = found.excluded
+    if before is not None and path.resolve() == Path(before.path).resolve():
+        raise ArgumentError(
+            f"--output must be another file: study '{found.name}' leaves out what {path} lists."
+        )
     opt.write_file(path, found.exclusion(drop).to_json())
+    more = "" if before is None else f", and {len(before.indices)} that the study leaves out"
     doubtful = min(drop, int((found.record.suspicion() > 0).sum()))
+    option = shlex.quote(f"data.exclude={path}")
     return (
-        f"\n{drop} examples in {path}, {doubtful} of them with a score above 0. To leave them out, "
-        f"add --set {shlex.quote(f'data.exclude={path}')} --name NAME to the study's hpo-mab run."
+        f"\n{drop} examples in {path}, {doubtful} of them with a score above 0{more}. To leave "
+        f"them out, add --set {option} --name NAME to the study's hpo-mab run."
     )
 
 

@@ -210,7 +210,10 @@ def _evidence_text(found: Evidence, output: Path) -> str:
         )
     lines.append(f"{moved} of {len(found.rungs)} rungs are decided earlier than under uniform.")
     if not moved:
-        lines.append("With this evidence a study prunes as successive halving does.")
+        lines.append(
+            "With this evidence a study prunes as successive halving does, unless its own first "
+            "trials move the first rung."
+        )
     lines.append(f'Next: pruner = {{ kind = "advantage", evidence = "{output}" }}')
     return "\n".join(lines)
 

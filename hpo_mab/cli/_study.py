@@ -135,7 +135,8 @@ def replay(
     """Train a recorded trial again, alone, and compare its learning curve with the record.
 
     On a CPU both are equal bit for bit. On a GPU rounding may differ; set --tolerance. A trial from
-    a slot (--slots) had other batches than alone and differs. Exit status 1: the curves differ.
+    a slot (--slots) may differ: sums are rounded in another order, and the bandits of a stack draw
+    other batches. Exit status 1: the curves differ.
 
     Studies keep no networks; --save writes that of the trial, also where the curves differ.
 
@@ -201,7 +202,7 @@ def _replay_text(found: Replay, study: str) -> str:
     if found.slots is not None and not found.is_identical:
         lines.append(
             f"A difference is expected: the trial was one of up to {found.slots} in a stack, with "
-            "other batches and other rounding than alone."
+            "other rounding than alone, and with mab or augmentation also other batches."
         )
     return "\n".join(lines)
 

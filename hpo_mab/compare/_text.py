@@ -312,9 +312,11 @@ def _answer(contrast: Contrast, question: Question, currency: Currency | None) -
     reason = ""
     if currency == "seconds" and not contrast.same_slots:
         reason = _OTHER_SLOTS
-    # At equal seconds, equal trainings differ by the noise of the clock alone.
-    elif _is_equal(estimate) or (question == "learns" and _is_equal(_measure(contrast, question))):
+    elif _is_equal(estimate):
         reason = "no difference in any of them"
+    # At equal seconds, equal trainings differ by the noise of the clock alone.
+    elif question == "learns" and _is_equal(_measure(contrast, question)):
+        reason = "the same trainings in both arms"
     return Answer(
         arm=contrast.arm,
         reference=contrast.reference,

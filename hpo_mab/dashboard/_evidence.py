@@ -77,7 +77,7 @@ def _fidelity_text(stored: Any, settings: StudySettings) -> tuple[bool, str]:
     rows = [(str(step), coefficient(tau)) for step, tau in zip(found.steps, found.tau, strict=True)]
     return first != placed, (
         f"{made} by the ranking of the study's first {found.trials} complete trials, which were "
-        "never pruned. A rung moves later if the interval of Kendall's tau-b between their values "
+        "never pruned. A rung moves later if the 80% interval of Kendall's tau-b between their values "
         "there and their final values reaches below 0.2.\n\n"
         + markdown_table(("evaluation", "tau-b with the final value"), rows)
     )

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from hpo_mab.search._reporter import TrialReporter, recorded_trial
     from hpo_mab.search._runner import Launch, RunHere, RunOutcome, StudyRunner, join_study
     from hpo_mab.search._space import Configuration, SearchSpace
-    from hpo_mab.search._stored import stored_objective, stored_spec
+    from hpo_mab.search._stored import stored_spec
     from hpo_mab.search._trial_loop import TrialCallback, TrialLoop
     from hpo_mab.search._workload import Workload
 
@@ -70,7 +70,6 @@ __all__ = [
     "make_spec",
     "recorded_trial",
     "replay",
-    "stored_objective",
     "stored_spec",
     "trial_seed",
 ]
@@ -89,7 +88,7 @@ __getattr__, __dir__ = lazy_names(
         "TrialReporter recorded_trial": "._reporter",
         "Launch RunHere RunOutcome StudyRunner join_study": "._runner",
         "Configuration SearchSpace": "._space",
-        "stored_objective stored_spec": "._stored",
+        "stored_spec": "._stored",
         "Copied copy_study": "._copy",
         "TrialCallback TrialLoop": "._trial_loop",
         "Workload": "._workload",

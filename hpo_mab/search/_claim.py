@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import time
 from collections.abc import Callable, Sequence
 from typing import Any, Self
 
@@ -294,9 +293,6 @@ def _is_lost(
     return id_of(trial) in stale
 
 
-#: A worker takes further trials under one lock for at most this many seconds.
-_MOST_SECONDS = 10.0
-
 #: Queues the twins of a study's trials that are due; returns whether there were any.
 QueueTwins = Callable[[optuna.Study, Sequence[FrozenTrial]], bool]
 
@@ -323,7 +319,7 @@ def claim(
         study: The study.
         storage: Its database.
         taken: Gets each trial, running here, as soon as it is taken: none is lost if this raises.
-        count: Trials to take; fewer, at least one, if that takes longer than some seconds.
+        count: Trials to take.
         queue_twins: Called with the study's lock held.
         is_saved: Whether a complete trial can continue; None: none can.
 
@@ -339,9 +335,8 @@ def claim(
             is_saved = None
         elif spending.is_over:
             return Next.DONE
-        known, until = len(taken), time.monotonic() + _MOST_SECONDS
-        # Other workers wait for the lock, and a search sampler may take seconds for each trial.
-        while len(taken) < known + count and (len(taken) == known or time.monotonic() < until):
+        most = len(taken) + count
+        while len(taken) < most:
             if spending is not None and spending.is_promised:
                 # A running trial may be pruned, which leaves room for another.
                 return Next.WAIT

@@ -169,7 +169,8 @@ class PlannedSampler(BaseSampler):
     The first ``initial`` slots get random configurations. They depend on
     ``(seed, slot, parameter name, range)`` only. So studies of one seed start with equal values of
     their common parameters. Each later slot uses a new sampler seeded by ``(seed, slot)``. So
-    stopping and resuming change nothing, and neither do trials that run at the same time.
+    stopping and resuming change nothing. Trials that run at the same time change only the history
+    that it sees.
 
     Args:
         factory: Makes the underlying sampler from a keyword argument ``seed``.
@@ -201,7 +202,7 @@ class PlannedSampler(BaseSampler):
         self._initial = initial
         self._repeats = repeats
         #: By study and number: trials of one study may run in several threads. Each with the study
-        #: that its sampler sees, which is as it was at the trial's beginning.
+        #: that its sampler sees, which is as it was when that sampler first read it.
         self._asked: dict[tuple[str, int], tuple[BaseSampler, optuna.Study]] = {}
 
     def infer_relative_search_space(

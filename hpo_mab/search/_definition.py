@@ -6,14 +6,13 @@ import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from optuna.distributions import BaseDistribution
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from hpo_mab._attributes import UNIFORM, TotalBudget
 from hpo_mab._errors import ArgumentError, plain
 from hpo_mab.search._components import AUTO, PORTFOLIO
-from hpo_mab.search._space import LOOP_TYPES, distributions, examples, parse_value
-from hpo_mab.training import DEFAULT_AVERAGE
+from hpo_mab.search._space import examples, parse_value
+from hpo_mab.training import DEFAULT_AVERAGE, Budget
 
 #: Trials that one process trains at the same time.
 Slots = int | Literal["auto"]
@@ -82,19 +81,7 @@ def _value_of(kind: type, *, low: float, high: float = math.inf, below: float = 
 
 
 class DataSection(_OpenSection):
-    """``[data]``: the data set and how it is split.
-
-    Attributes:
-        name: Name of a data set, see `hpo_mab.data.available`.
-        root: Folder that holds the data or receives the download.
-        download: Whether to download what is missing.
-        validation: Share of the training set held out for validation, stratified by class; the
-            split follows from the study's seed. Not used where the data set has its own validation
-            images.
-        augment: Random crops and flips on the device, those usual for the data set. ``"auto"``:
-            only where a trial has 10 epochs or more, because they cost accuracy on short budgets.
-        exclude: File of training images to leave out, which ``hpo-mab examples --drop`` writes.
-    """
+    """``[data]``: the data set and how it is split."""
 
     name: str = "digits"
     root: str = "data"
@@ -111,20 +98,7 @@ class ModelSection(_OpenSection):
 
 
 class BudgetSection(_Section):
-    """``[budget]``: what one trial, and the whole study, may spend.
-
-    Attributes:
-        epochs: Passes over the training set per trial; give one of epochs, steps and examples.
-        steps: Optimiser steps per trial.
-        examples: Training examples per trial.
-        evaluations: Equally spaced evaluations per trial; the steps reported to Optuna.
-        early_validation: Validation examples of the evaluations before the last, a fixed random
-            part; or ``"all"``. ``"auto"`` takes all, unless a trial's evaluations would then cost
-            more than a tenth of its training, see `early_part`. A study keeps what it began with.
-        trials: Trials of the study that must finish (complete or pruned).
-        total: What all trials together may spend, e.g. ``"30m"``, ``"200epochs"``; None: no limit.
-            Epochs and examples are exceeded by less than one trial, which is not cut off.
-    """
+    """``[budget]``: what one trial, and the whole study, may spend."""
 
     epochs: float | None = Field(default=None, gt=0)
     steps: int | None = Field(default=None, gt=0)
@@ -136,10 +110,7 @@ class BudgetSection(_Section):
 
     @model_validator(mode="after")
     def _one_unit(self) -> BudgetSection:
-        given = [name for name in ("epochs", "steps", "examples") if getattr(self, name)]
-        if len(given) != 1:
-            named = " and ".join(given) or "none"
-            raise ValueError(f"give exactly one of epochs, steps and examples, got {named}")
+        Budget(epochs=self.epochs, steps=self.steps, examples=self.examples)
         if self.total is not None:
             TotalBudget.parse(self.total)
         return self
@@ -152,31 +123,7 @@ class OptimizerSection(_OpenSection):
 
 
 class TrainingSection(_Section):
-    """``[training]``: the loop.
-
-    Attributes:
-        batch_size: Examples per batch.
-        warmup: Share of the budget in which the learning rate rises linearly.
-        label_smoothing: Mass moved from the true label to all labels.
-        average: Window of the moving average of the weights, as a share of the steps so far. All
-            evaluations but the last use the average; 0 keeps none.
-        schedule: Learning rate after the warm-up: ``"linear"`` decay to zero, or ``"constant"``,
-            where the last evaluation also uses the average.
-        keep: Weights that a trial ends with: those trained, or the better of these and the average.
-        precision: Arithmetic of forward and backward passes.
-        channels_last: Memory format of images and weights.
-        compile: Whether to use ``torch.compile``.
-        graph: Whether steps may be captured in a CUDA graph.
-        slots: Trials that one process trains at the same time as one stacked network; ``"auto"``
-            measures on a CUDA device how many are worth it, and takes 1 elsewhere.
-        device: ``"auto"`` takes CUDA, then MPS, then the CPU.
-        threads: CPU threads of a trial. One is the fastest per core for small networks, and makes
-            results independent of the machine's core count.
-        checkpoint: Seconds after which a trial is saved, at its next evaluation. A trial that is
-            cut off continues from there; 0 saves none.
-        examples: Whether trials add what they see of each training example to the study's record,
-            which ``hpo-mab examples`` shows.
-    """
+    """``[training]``: the loop."""
 
     batch_size: _value_of(int, low=1) = 128  # type: ignore[valid-type]
     warmup: _value_of(float, low=0, below=1) = 0.15  # type: ignore[valid-type]
@@ -190,6 +137,7 @@ class TrainingSection(_Section):
     graph: bool = True
     slots: Annotated[int, Field(ge=1, le=1024)] | Literal["auto"] = "auto"
     device: str = "auto"
+    # One is the fastest per core for small networks, and does not depend on the number of cores.
     threads: int = Field(default=1, ge=1, le=4096)
     checkpoint: float = Field(default=60.0, ge=0, allow_inf_nan=False)
     examples: bool = True
@@ -231,13 +179,7 @@ class SamplerSection(_OpenSection):
 
 
 class SearchSection(_OpenSection):
-    """``[search]``: the Optuna sampler; further keys are its options.
-
-    Attributes:
-        sampler: Name of an Optuna sampler, e.g. ``"tpe"``, ``"random"``.
-        initial: Configurations at the start that every arm of a comparison shares. They are never
-            pruned: they are the pairs that the advantage is measured on.
-    """
+    """``[search]``: the Optuna sampler; further keys are its options."""
 
     sampler: str = "tpe"
     initial: int = Field(default=10, ge=0)
@@ -271,23 +213,11 @@ class ArmSection(_Section):
 
 
 class CompareSection(_Section):
-    """``[compare]``: the arms and the seeds of a comparison.
-
-    Attributes:
-        seeds: Number of seeds, from the study's own upwards.
-        retrain: Fresh seeds on which each arm's best configuration is trained again, under uniform
-            sampling, and scored on the test set.
-        retrain_epochs: Passes over the training set of such a training; None takes a trial's
-            budget.
-        reference: The arm that others are compared with.
-        unpruned: Whether to add an arm ``unpruned``, uniform sampling without pruning; only without
-            ``arms``.
-        arms: Arms by name; empty means the study as it is against uniform sampling.
-    """
+    """``[compare]``: the arms and the seeds of a comparison."""
 
     seeds: int = Field(default=1, ge=1)
     retrain: int = Field(default=3, ge=0)
-    retrain_epochs: float | None = Field(default=None, gt=0)
+    retrain_epochs: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     reference: str = "uniform"
     unpruned: bool = False
     arms: dict[str, ArmSection] = Field(default_factory=dict)
@@ -298,7 +228,7 @@ _SEARCHED = ("optimizer", "model", "sampler")
 
 
 class StudySpec(_Section):
-    """A whole study definition; see ``studies/README.md`` for the file format.
+    """A whole study definition; ``studies/README.md`` says what each key means.
 
     Examples:
         >>> from hpo_mab.search import make_spec
@@ -344,11 +274,3 @@ class StudySpec(_Section):
         brings = {"evidence", "reference"} & self.pruner.options.keys()
         measures = self.sampler.kind not in (UNIFORM, AUTO) and not brings
         return self.pruner.kind == "advantage" and measures
-
-    def searched(self) -> dict[str, BaseDistribution]:
-        """The search space: Optuna's distributions by parameter name."""
-        training = {
-            key: parse_value(f"training.{key}", getattr(self.training, key)) for key in LOOP_TYPES
-        }
-        sections = {name: getattr(self, name).values(name) for name in _SEARCHED}
-        return distributions({**sections, "training": training})

@@ -13,7 +13,7 @@ from typing import Any
 import pydantic
 
 from hpo_mab._errors import HpoMabError, SpecError, UnknownNameError, invalid_message
-from hpo_mab.search._definition import StudySpec
+from hpo_mab.search._definition import ArmSection, StudySpec
 
 _BUDGET_UNITS = ("epochs", "steps", "examples")
 _KINDS = {"data": "name", "model": "name", "optimizer": "name", "sampler": "kind", "pruner": "kind"}
@@ -143,6 +143,8 @@ def _name_after_data(raw: dict[str, Any], before: str) -> None:
 
 def _keys_of_section(section: Sequence[int | str]) -> list[str]:
     """Keys that a section of a definition has, offered where a key is unknown."""
+    if list(section[:2]) == ["compare", "arms"]:
+        return list(ArmSection.model_fields)
     model: Any = StudySpec
     for part in section:
         field = model.model_fields.get(part)

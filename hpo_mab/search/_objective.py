@@ -231,7 +231,7 @@ class TrainingObjective:
                 self.portfolio, initial=initial, trials=trials, judged=judged, data=self.source
             )
         #: Whether a `TrialLoop` runs the trials: it queues twins with the study's lock held.
-        self._is_stored = False
+        self.runs_in_loop = False
         self.curves = curves
         #: Writes what trials see of each example, see `record_examples`; None writes nothing.
         self.examples: ExampleWriter | None = None
@@ -251,7 +251,6 @@ class TrainingObjective:
                 save; 0 saves none.
         """
         self.curves = storage.curves
-        self._is_stored = True
         self.checkpoints = Checkpoints.of(storage, seconds=checkpoint)
 
     def record_examples(self, study: optuna.Study, storage: Storage) -> ExampleWriter:
@@ -311,7 +310,7 @@ class TrainingObjective:
             ArgumentError: The study does not maximize.
         """
         check_direction(trial.study)
-        if self.race is not None and not self._is_stored:
+        if self.race is not None and not self.runs_in_loop:
             # There is no lock: several processes may queue the same twin twice.
             self.queue_twins(trial.study, trial.study.get_trials(deepcopy=False))
         slot = slot_of(trial.study, trial)

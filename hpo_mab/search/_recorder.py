@@ -343,7 +343,7 @@ class SlotCheckpoint:
             saved = torch.load(path, map_location="cpu", weights_only=True)
             if saved["identity"] == self._whole_identity():
                 return dict(saved["state"])
-            why = "is of another trial or another definition"
+            why = "is of another trial, definition, version or kind of device"
         except FileNotFoundError:
             return None
         except Exception as error:  # torch raises errors of many kinds for a broken file.

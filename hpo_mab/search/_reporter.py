@@ -408,7 +408,7 @@ def recorded_trial(
             pruner=optuna.pruners.NopPruner(),
             load_if_exists=True,
         )
-    slot = {} if number is None else {SLOT_KEY: number}
+    slot = {} if number is None else {SLOT_KEY: int(number)}
     try:
         # Not `ask`: a trial that waits in the study has other parameters.
         trial = begin_trial(found, slot, params=dict(config), distributions=chosen)

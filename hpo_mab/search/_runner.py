@@ -175,7 +175,9 @@ class StudyRunner:
         # Also where no trial is run here.
         note_alone(self.objective, slots=self.spec.training.slots)
         self._note_ends()
-        run_here = functools.partial(self._run_here, study)
+        run_here = functools.partial(
+            run_trials, study, self.storage, self.objective, self.spec.training
+        )
         interrupted = launch(study, on_trial, run_here) if launch else run_here(on_trial)
         workload.known = self.storage.examples.frozen(id_of(study))
         run = read_run(self.storage, study.study_name)
@@ -206,11 +208,6 @@ class StudyRunner:
         needed = reference is not None and self.spec.sampler.kind != UNIFORM
         if needed and reference not in known:
             raise UnknownNameError("study of pruner.reference", str(reference), known)
-
-    def _run_here(self, study: optuna.Study, on_trial: TrialCallback | None) -> bool:
-        return run_trials(
-            study, self.storage, self.objective, settings=self.spec.training, on_trial=on_trial
-        )
 
     def _note_ends(self) -> None:
         """Keep why trials do not continue beyond their budget, where the definition suggests it."""
@@ -342,4 +339,4 @@ def join_study(
     spec, objective = reopen(storage, name, device=device, data_root=data_root, slots=slots)
     objective.store_in(storage, checkpoint=spec.training.checkpoint)
     study = open_with_parts(storage, name, spec)
-    return run_trials(study, storage, objective, settings=spec.training, on_trial=on_trial)
+    return run_trials(study, storage, objective, spec.training, on_trial)

@@ -43,7 +43,6 @@ def run_trials(
     study: optuna.Study,
     storage: Storage,
     objective: TrainingObjective,
-    *,
     settings: TrainingSection,
     on_trial: TrialCallback | None,
 ) -> bool:

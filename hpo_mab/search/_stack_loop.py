@@ -202,10 +202,7 @@ class StackLoop(TrialLoop):
         return following
 
     def _fill(self) -> Next | None:
-        """Claim a trial for each free slot; returns why the study has fewer, if it has.
-
-        If the search sampler is slow, some slots stay free until the next round.
-        """
+        """Claim a trial for each free slot; returns why the study has fewer, if it has."""
         while (free := self._stacks.slots - len(self._running)) > 0:
             known = len(self._claimed)
             following = self._claim(free)
@@ -216,7 +213,7 @@ class StackLoop(TrialLoop):
                 # It is released when the device runs out of memory.
                 if trial in self._claimed:
                     self._run(trial)
-            if following is not None or len(claimed) < free:
+            if following is not None:
                 return following
         return None
 

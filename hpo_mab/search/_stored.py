@@ -42,19 +42,6 @@ def stored_spec(
     return make_spec(raw)
 
 
-def stored_objective(definition: Definition, spec: StudySpec) -> TrainingObjective:
-    """The objective of a stored study, its data loaded.
-
-    Raises:
-        StorageError: The data set here is another than the study's.
-    """
-    objective = make_objective(spec, load_splits(spec))
-    difference = definition.data_difference(objective.workload.num_examples, objective.data)
-    if difference:
-        raise _other_data(spec, difference)
-    return objective
-
-
 def _other_data(spec: StudySpec, difference: str = "") -> StorageError:
     what = f" ({difference})" if difference else ""
     return StorageError(
@@ -71,7 +58,7 @@ def reopen(
     data_root: str | None,
     slots: Slots | None = None,
 ) -> tuple[StudySpec, TrainingObjective]:
-    """Definition and objective of a stored study.
+    """Definition and objective of a stored study, its data loaded.
 
     Args:
         storage: The database.
@@ -79,11 +66,17 @@ def reopen(
         device: Where to train; None takes the definition's device.
         data_root: Folder of the data here; None takes the definition's.
         slots: Trials at the same time on a CUDA device; None takes the definition's.
+
+    Raises:
+        StorageError: The data set here is another than the study's.
     """
     study = open_study(storage, name)
     definition = Definition.load(study)
     spec = stored_spec(definition, device=device, data_root=data_root, slots=slots)
-    objective = stored_objective(definition, spec)
+    objective = make_objective(spec, load_splits(spec))
+    difference = definition.data_difference(objective.workload.num_examples, objective.data)
+    if difference:
+        raise _other_data(spec, difference)
     objective.workload.known = storage.examples.frozen(id_of(study))
     return spec, objective
 
@@ -166,12 +159,14 @@ class StudyExamples:
         data: Name of the data set.
         record: What its trials saw.
         splits: Its data, on the CPU.
+        excluded: What its definition leaves out of them; None leaves out nothing.
     """
 
     name: str
     data: str
     record: ExampleRecord
     splits: ImageSplits
+    excluded: Exclusion | None = None
 
     @classmethod
     def read(cls, storage: Storage, name: str, *, data_root: str | None = None) -> Self:
@@ -205,7 +200,8 @@ class StudyExamples:
             )
         if labels_digest(splits.train.labels.numpy()) != record.labels:
             raise _other_data(spec)
-        return cls(name=name, data=spec.data.name, record=record, splits=splits)
+        excluded = Exclusion.load(spec.data.exclude) if spec.data.exclude else None
+        return cls(name=name, data=spec.data.name, record=record, splits=splits, excluded=excluded)
 
     def top(self, ranking: str, count: int) -> list[Example]:
         """The first examples of a ranking, the highest score first.
@@ -232,6 +228,8 @@ class StudyExamples:
     def exclusion(self, count: int) -> Exclusion:
         """The ``count`` most suspicious examples as a list that a definition can exclude.
 
+        The list also has the examples that the study's own definition excludes.
+
         Raises:
             ArgumentError: Fewer were visited.
         """
@@ -241,7 +239,8 @@ class StudyExamples:
             raise ArgumentError(
                 f"--drop must be in [1, {most}], the examples that trials drew, got {count}."
             )
-        indices = tuple(sorted(example.index for example in found))
+        before = () if self.excluded is None else self.excluded.indices
+        indices = tuple(sorted({*before, *(example.index for example in found)}))
         return Exclusion(labels=self.splits.source, indices=indices, data=self.data)
 
     def _examples(self, positions: NDArray[np.int64], scores: NDArray[np.float64]) -> list[Example]:

@@ -127,11 +127,13 @@ class TrialLoop:
         self._objective = objective
         self._on_trial = on_trial
         objective.on_progress = getattr(on_trial, "running", None)
+        objective.runs_in_loop = True
         #: Trials claimed here that have not ended.
         self._claimed: list[optuna.trial.Trial] = []
         self._storage_failures = 0
-        #: None records nothing of examples.
+        #: None records nothing of examples. The objective may have trained another study before.
         self._examples = objective.record_examples(study, storage) if examples else None
+        objective.examples = self._examples
 
     def run(self) -> bool:
         """Run trials until the study is done.

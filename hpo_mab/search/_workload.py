@@ -208,11 +208,11 @@ class Workload:
 
     def identity(self, configuration: Configuration, *, seed: int) -> dict[str, Any]:
         """All that decides a training, as plain values: equal where one can continue another."""
+        # Only on CUDA does a graph change what is saved.
         loop = dataclasses.replace(self.loop, graph=self.loop.graph and self.device.type == "cuda")
         parts = {
             "configuration": configuration.to_json(),
             "budget": dataclasses.asdict(self.budget),
-            # Only on CUDA does a graph change what is saved.
             "loop": dataclasses.asdict(loop),
         }
         return {
@@ -404,7 +404,7 @@ class Workload:
 
     def _device_batches(self, seed: int, *, channels_last: bool) -> DeviceBatches:
         return DeviceBatches(
-            self._images().train,
+            self._part("train"),
             normalization=self._normalization(channels_last),
             augmentation=self._augmentation,
             seed=seed,
@@ -414,7 +414,7 @@ class Workload:
         return DeviceSweep(self._part(part), normalization=self._normalization(channels_last))
 
     def _part(self, name: str) -> Any:
-        """``"validation"``, ``"test"``, or ``"early"``: what evaluations before the last take.
+        """A part of the data; ``"early"`` is what evaluations before the last take.
 
         That is a fixed random part of the validation examples, in order. All trials of all studies
         on the same validation examples have the same part.
@@ -432,13 +432,8 @@ class Workload:
         return Subset(examples, rows.tolist())
 
     def _normalization(self, channels_last: bool) -> Normalization:
-        data = self._images()
+        data: Any = self.data  # Only images are normalised.
         return Normalization(data.mean, data.std, channels_last=channels_last)
-
-    def _images(self) -> ImageSplits:
-        if not isinstance(self.data, ImageSplits):
-            raise ArgumentError("data must be an ImageSplits to be on the device.")
-        return self.data
 
 
 def _resumed(begin: Callable[[], Training], state: Mapping[str, Any]) -> Training:

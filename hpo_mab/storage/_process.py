@@ -191,7 +191,7 @@ def _passwords(url: sa.URL | None) -> list[str]:
     return [plain, quote(plain, safe=""), quote_plus(plain)]
 
 
-#: Many workers may ask the search sampler in turn, see `hpo_mab.search._claim`.
+#: Many workers may wait for the lock in turn.
 _WAIT_SECONDS = 600
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -136,28 +136,59 @@ def reached(record: Mapping[str, Any], targets: Sequence[float]) -> list[str]:
     """
     rows = []
     for arm, runs in by_arm(record).items():
-        cells = []
-        for target in targets:
-            found = [first_reached(run, target / 100, by="seconds") for run in runs.values()]
-            known = sorted(one for one in found if math.isfinite(one))
-            middle = float(np.median(found))
-            text = f"{middle:.0f}" if math.isfinite(middle) else "-"
-            if known:
-                text += f" ({known[0]:.0f} to {known[-1]:.0f})"
-            cells.append(f"{text}, {len(known)} of {len(found)}")
-        rows.append([f"`{arm}`", *cells])
+        found = (
+            [first_reached(run, target / 100, by="seconds") for run in runs.values()]
+            for target in targets
+        )
+        rows.append([f"`{arm}`", *(spread(seconds, ".0f") for seconds in found)])
     head = [f"seconds to {target:g}%: median (range), seeds" for target in targets]
     return table(["arm", *head], rows)
+
+
+def spread(found: Sequence[float], form: str) -> str:
+    """The median, the range of those that are finite, and their number."""
+    known = sorted(one for one in found if math.isfinite(one))
+    middle = float(np.median(found))
+    text = f"{middle:{form}}" if math.isfinite(middle) else "-"
+    if known:
+        text += f" ({known[0]:{form}} to {known[-1]:{form}})"
+    return f"{text}, {len(known)} of {len(found)}"
+
+
+def shares(record: Mapping[str, Any]) -> list[str]:
+    """Share of its time after which each arm has the other's final accuracy, paired by seed.
+
+    A seed in which an arm never has that accuracy counts as infinity.
+    """
+    arms = by_arm(record)
+    rows = []
+    for arm, peer, seeds in _against(arms):
+        both = [(arms[arm][seed], arms[peer][seed]) for seed in seeds]
+        cells = [
+            [first_reached(a, final(b), by="seconds") / (60 * record["minutes"]) for a, b in pairs]
+            for pairs in (both, [(peers, own) for own, peers in both])
+        ]
+        rows.append([f"`{arm}`", f"`{peer}`", *(spread(cell, ".2f") for cell in cells)])
+    what = "share of the time: median (range), seeds"
+    head = ["arm", "peer", f"arm has the peer's final accuracy, {what}"]
+    return table([*head, f"peer has the arm's, {what}"], rows)
+
+
+def _against(
+    arms: Mapping[str, Mapping[int, Run]],
+) -> Iterator[tuple[str, str, list[int]]]:
+    """Each arm of ours with each peer, and the seeds that both have."""
+    for arm in (name for name in arms if name.startswith(OURS)):
+        for peer in (name for name in arms if not name.startswith(OURS)):
+            if seeds := sorted(arms[arm].keys() & arms[peer].keys()):
+                yield arm, peer, seeds
 
 
 def contrasts(record: Mapping[str, Any]) -> list[str]:
     """Each arm of ours against each peer, paired by seed."""
     arms = by_arm(record)
     rows = []
-    for arm, peer in ((a, p) for a in arms if a.startswith(OURS) for p in arms):
-        seeds = sorted(arms[arm].keys() & arms[peer].keys())
-        if peer.startswith(OURS) or not seeds:
-            continue
+    for arm, peer, seeds in _against(arms):
         pairs = [(arms[arm][seed], arms[peer][seed]) for seed in seeds]
         gain = np.array([final(own) - final(other) for own, other in pairs])
         test = np.array([tested(own) - tested(other) for own, other in pairs])
@@ -305,7 +336,7 @@ def main() -> None:
         if record["kind"] == "restart":
             print("\n".join(restarts(record)))
             continue
-        print("\n".join([*searches(record), "", *contrasts(record)]))
+        print("\n".join([*searches(record), "", *contrasts(record), "", *shares(record)]))
         if options.reach:
             print("\n".join(["", *reached(record, options.reach)]))
     if options.figure:

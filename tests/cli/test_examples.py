@@ -75,6 +75,14 @@ def test_what_is_dropped_is_not_trained_on(cli: Cli, study: str, tmp_path: Path)
     found = json.loads(cli("examples", "clean", "--top", "2000", "--json")[1])
     assert found["total"] == 1142
     assert not {one["index"] for one in found["suspicious"]} & set(dropped)
+    # A second list has what the first one has, which the study needs as it is.
+    status, _, err = cli("examples", "clean", "--drop", "2", "-o", "out.json")
+    assert (status, "--output must be another file" in err) == (2, True)
+    assert "and 7 that the study leaves out" in cli("examples", "clean", "--drop", "2")[1]
+    both = json.loads((tmp_path / "exclude.json").read_text())["indices"]
+    assert set(dropped) < set(both)
+    assert len(both) == 9
+    assert cli("run", "tiny.toml", "-q", *named)[0] == 0
 
 
 def test_a_list_of_other_labels_is_refused(cli: Cli, study: str, tmp_path: Path) -> None:

@@ -135,6 +135,7 @@ def test_equal_trainings_are_named_and_their_seconds_are_not_compared(study):
     assert (first.reply, second.reply) == ("cannot tell", "cannot tell")
     figures = "no difference in any of them; +0.00 points, no interval, n = 8 pairs"
     assert str(first).endswith(f"cannot tell ({figures}).")
+    assert "cannot tell (the same trainings in both arms; -" in str(second)
 
 
 def test_answers_are_json(summary):

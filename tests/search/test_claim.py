@@ -254,17 +254,6 @@ def test_claims_stop_at_the_target(study: optuna.Study, storage: Storage, elsewh
     assert _next(study, storage) is Next.DONE
 
 
-def test_a_slow_search_sampler_does_not_keep_the_lock(
-    study: optuna.Study, storage: Storage, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("hpo_mab.search._claim._MOST_SECONDS", 0.0)
-    taken: list[optuna.trial.Trial] = []
-    for held in (1, 2, 3):
-        assert claim(study, storage, taken, count=4) is None
-        assert len(taken) == held
-    assert claim(study, storage, taken, count=4) is Next.WAIT
-
-
 def test_claims_of_one_process_do_not_affect_each_other(
     study: optuna.Study, storage: Storage, tmp_path: Path
 ) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -17,10 +18,18 @@ from torch.utils.data import Dataset, TensorDataset
 from hpo_mab._attributes import EVALUATION_KEY, SLOT_KEY, trial_attributes
 from hpo_mab._errors import ArgumentError, UnknownNameError
 from hpo_mab.data import ImageSplits
-from hpo_mab.search import PlannedSampler, StudySpec, TrainingObjective, make_objective
+from hpo_mab.search import (
+    PlannedSampler,
+    StudySpec,
+    Target,
+    TrainingObjective,
+    TrialLoop,
+    make_objective,
+)
 from hpo_mab.search._space import SearchSpace
 from hpo_mab.search._workload import Loop
 from hpo_mab.storage import Storage, read_run
+from hpo_mab.storage._process import Locks
 from hpo_mab.training import Budget
 
 Make = Callable[..., StudySpec]
@@ -330,3 +339,43 @@ def test_early_evaluations_of_datasets_are_on_a_part_of_them() -> None:
     assert first == second != list(range(5))
     assert last == list(range(20))
     assert seen[30:] == seen[:30]
+
+
+def test_a_loop_queues_twins_with_the_lock_held(
+    splits: ImageSplits, storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held, seen = [False], []
+    hold, queue = Locks.hold, TrainingObjective.queue_twins
+
+    @contextlib.contextmanager
+    def watched(self: Locks, name: str) -> Iterator[None]:
+        with hold(self, name):
+            held[0] = True
+            try:
+                yield
+            finally:
+                held[0] = False
+
+    def queue_twins(self: TrainingObjective, *given: Any) -> bool:
+        seen.append(held[0])
+        return queue(self, *given)
+
+    monkeypatch.setattr(Locks, "hold", watched)
+    monkeypatch.setattr(TrainingObjective, "queue_twins", queue_twins)
+    study = _study(storage=storage.optuna)
+    Target(trials=2, total=None, epoch_examples=40).save(study)
+    objective = _objective(splits, sampler="auto", initial=1, trials=2)
+    TrialLoop(study, storage, objective).run()
+    assert seen
+    assert all(seen)
+
+
+def test_an_objective_keeps_no_record_for_another_study(
+    splits: ImageSplits, storage: Storage
+) -> None:
+    objective = _objective(splits)
+    for examples in (True, False):
+        study = _study(storage=storage.optuna)
+        Target(trials=1, total=None, epoch_examples=40).save(study)
+        TrialLoop(study, storage, objective, examples=examples).run()
+        assert (objective.examples is not None) == examples

@@ -9,6 +9,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.trial import FrozenTrial, TrialState
 
 from hpo_mab import MABSampler, TrialReporter, UniformSampler
+from hpo_mab._attributes import SLOT_KEY
 from hpo_mab._errors import ArgumentError
 from hpo_mab.compare import stored_comparison, summarise
 from hpo_mab.samplers import BatchSampler
@@ -45,8 +46,9 @@ def _trials(storage: Storage, study: str = "own") -> list[FrozenTrial]:
 
 
 def test_a_training_is_a_trial_with_the_tuners_configuration(storage: Storage) -> None:
-    _train(storage, {"lr": 0.3, "width": 64}, number=7)
+    _train(storage, {"lr": 0.3, "width": 64}, number=np.int64(7))  # type: ignore[arg-type]
     (trial,) = _trials(storage)
+    assert trial.user_attrs[SLOT_KEY] == 7
     assert trial.state == TrialState.COMPLETE
     assert trial.params == {"lr": 0.3, "width": 64}
     assert trial.value == pytest.approx(0.4)

@@ -1,4 +1,4 @@
-"""Definitions in ``studies/`` can be used, and `controls.toml` has every pruner."""
+"""Definitions in ``studies/`` can be used; a comparison may have every pruner."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from hpo_mab.compare import run_comparison
-from hpo_mab.search import load_spec
+from hpo_mab.search import load_spec, make_spec
 from hpo_mab.storage import Storage
 
 STUDIES = Path(__file__).parents[2] / "studies"
@@ -22,23 +22,27 @@ def test_every_definition_can_be_used(path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_uniform_sampling_with_every_pruner_on_digits(tmp_path: Path) -> None:
-    tiny = {
-        "data.name": "digits",
-        "model.name": "mlp",
-        "budget.epochs": 1,
-        "budget.evaluations": 4,
-        "budget.trials": 9,
-        "search.initial": 2,
-        "compare.seeds": 1,
-        "compare.retrain": 0,
-    }
-    spec = load_spec(STUDIES / "fashion_mnist/controls.toml", tiny)
-    pruners = {
-        arm.pruner.kind
-        for arm in spec.compare.arms.values()
-        if arm.sampler is not None and arm.pruner is not None and arm.sampler.kind == "uniform"
-    }
-    assert pruners == {"none", "median", "hyperband", "successive_halving", "top_k"}
+    kinds = ("median", "hyperband", "successive_halving", "top_k")
+    uniform = {"sampler": {"kind": "uniform"}}
+    arms = {f"uniform_{kind}": {**uniform, "pruner": {"kind": kind}} for kind in kinds}
+    spec = make_spec(
+        {
+            "name": "controls",
+            "data": {"validation": 0.1},
+            "model": {"name": "mlp"},
+            "budget": {"epochs": 1, "evaluations": 4, "trials": 9},
+            "optimizer": {"lr": {"low": 0.003, "high": 1.0, "log": True}},
+            "search": {"initial": 2},
+            "compare": {
+                "retrain": 0,
+                "arms": {
+                    "uniform": {**uniform, "pruner": {"kind": "none"}},
+                    **arms,
+                    "mab": {"sampler": {"kind": "mab"}, "pruner": {"kind": "median"}},
+                },
+            },
+        }
+    )
     storage = Storage(f"sqlite:///{tmp_path / 'controls.db'}")
     found = run_comparison(spec, storage)
     storage.close()

@@ -322,6 +322,9 @@ def test_tables_and_figure_of_a_record(peers: Any) -> None:
     (_, _, fast, slow, _) = tables.reached(record, [80.0, 90.0])
     assert fast == "| `hpo_mab_mab` | 11 (10 to 12), 3 of 3 | 30 (30 to 30), 3 of 3 |"
     assert slow == "| `optuna_median` | 40 (40 to 40), 3 of 3 | -, 0 of 3 |"
+    (_, _, first, second) = tables.shares(record)
+    assert first == "| `hpo_mab_mab` | `optuna_median` | 0.18 (0.17 to 0.20), 3 of 3 | -, 0 of 3 |"
+    assert second.endswith("| -, 0 of 3 | 0.33 (0.33 to 0.33), 3 of 3 |")
     drawn = tables.figure([record])
     assert {trace.name for trace in drawn.data} == {"hpo_mab_mab", "optuna_median", "ray_asha"}
     # An arm has the same line in every row, and one entry in the legend.
