@@ -143,8 +143,8 @@ def _labels_at(dataset: Any, places: Iterable[int], name: str) -> list[Any]:
         if time.monotonic() >= due:
             due = time.monotonic() + _NEXT_LINE
             _log.warning(
-                "%s has no targets: %s of %s examples read for their class. "
-                "An attribute 'targets' with one class per example avoids this.",
+                "%s has no targets that agree with its items: %s of %s examples read for their "
+                "class. An attribute 'targets' with one class per example avoids this.",
                 name,
                 f"{done:,}",
                 f"{len(dataset):,}",

@@ -36,6 +36,9 @@ class TrialCallback(lightning.Callback):
     before that is not. The pruner's `optuna.TrialPruned` leaves ``fit``. A validation before
     training (Lightning's sanity check) is not reported.
 
+    A checkpoint of Lightning's has the trained weights, also where ``monitor`` is the accuracy of
+    averaged ones. With ``accumulate_grad_batches`` the curve counts batches as steps.
+
     One process trains the trial; its trainer has ``use_distributed_sampler=False``.
 
     Args:

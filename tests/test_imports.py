@@ -25,3 +25,10 @@ def test_light_modules_import_no_heavy_library() -> None:
         code += f"print({name!r}, sorted({_HEAVY} & sys.modules.keys()))\n"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines() == [f"{name} []" for name in _LIGHT]
+
+
+def test_stored_studies_are_read_without_torch() -> None:
+    # Importing it takes seconds, which a listing or the completion of names does not have.
+    code = "import sys, hpo_mab.storage._runs, hpo_mab.cli._report\nprint('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"

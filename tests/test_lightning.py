@@ -83,11 +83,10 @@ def _fit(
             max_epochs=EPOCHS,
             accelerator="cpu",
             logger=False,
-            enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,
             callbacks=[*callbacks, callback],
-            **(trainer_options or {}),
+            **{"enable_checkpointing": False, **(trainer_options or {})},
         )
         loader = DataLoader(_data(), batch_size=BATCH_SIZE)
         trainer.fit(module, loader, DataLoader(_data(), batch_size=EXAMPLES))
@@ -163,6 +162,23 @@ def test_lightnings_own_average_is_reported_as_one(storage: Storage) -> None:
     plain = _fit(storage, Module(), average=0.0)
     trained = storage.curves.load([plain._trial_id])[plain._trial_id]
     assert [point.accuracy for point in curve] != [point.accuracy for point in trained]
+
+
+def test_checkpoints_have_the_trained_weights(storage: Storage, tmp_path: Path) -> None:
+    checkpoint = pytest.importorskip("lightning.pytorch.callbacks").ModelCheckpoint(
+        tmp_path, monitor="accuracy", mode="max", save_top_k=-1, save_weights_only=True
+    )
+    module = Module()
+    trained: list[torch.Tensor] = []
+    # Before the callback puts averaged weights into the module.
+    module.on_validation_model_eval = lambda: trained.append(module.model[0].weight.clone())
+    options = {"enable_checkpointing": True, "num_sanity_val_steps": 0}
+    _fit(storage, module, average=0.9, callbacks=[checkpoint], trainer_options=options)
+    assert len(checkpoint.best_k_models) == EPOCHS
+    for path in checkpoint.best_k_models:
+        saved = torch.load(path, weights_only=False)
+        epoch = saved["epoch"]
+        torch.testing.assert_close(saved["state_dict"]["model.0.weight"], trained[epoch])
 
 
 def test_averages_differ_from_trained_weights_here() -> None:

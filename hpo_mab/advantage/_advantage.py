@@ -194,9 +194,9 @@ def advantage(
 ) -> list[Estimate]:
     """Advantage ``D(t)``: mean over pairs of ``bandit(t) - uniform(t)``.
 
-    The interval is a bootstrap over pairs, chosen for its coverage with few pairs; see
-    `mean_limits` for the measured figures. Where trials were stopped, ``n`` falls with ``t``: only
-    pairs whose two trials have reached ``t`` count.
+    The interval is that of `mean_limits`: a bootstrap over pairs from 8 pairs on, below that one of
+    Student's t. Where trials were stopped, ``n`` falls with ``t``: only pairs whose two trials have
+    reached ``t`` count.
 
     Args:
         pairs: P pairs at T budgets.

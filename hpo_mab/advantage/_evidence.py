@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -274,8 +273,6 @@ def measure_evidence(
     ahead = advantage(relative, confidence=confidence, resamples=resamples, seed=seed)
     faster = acceleration(relative, confidence=confidence, resamples=resamples, seed=seed)
 
-    # Cached: several rungs use the same pairs of columns, and the bootstrap is what costs time.
-    @functools.cache
     def difference(early: int, rung: int) -> Estimate:
         return compare_fidelity(
             relative.bandit[:, early],
@@ -318,8 +315,9 @@ def _placed_rung(
     reaching = [early for early in range(rung) if equivalent[early] >= budget * (1 - 1e-9)]
     if not reaching:
         return Rung(budget=budget, decided_at=budget, equivalent=budget, refused="advantage")
+    tried = []
     for early in reaching:
-        found = difference(early, rung)
+        tried.append(found := difference(early, rung))
         if found.low >= -margin:
             return Rung(
                 budget=budget,
@@ -327,7 +325,7 @@ def _placed_rung(
                 equivalent=equivalent[early],
                 fidelity=found,
             )
-    nearest = max((difference(early, rung) for early in reaching), key=lambda one: one.low)
+    nearest = max(tried, key=lambda one: one.low)
     return Rung(
         budget=budget, decided_at=budget, equivalent=budget, fidelity=nearest, refused="fidelity"
     )

@@ -109,8 +109,8 @@ class DeviceEngine(BanditEngine):
 
     `draw` and `learn` never wait for the host, and change state in place. So a CUDA graph can
     capture them. The bandits of a stack are rows below one another, ``K * B`` in all; `B` stands
-    for that number in the shapes here. Networks of a stack share policy, ``replacement``, the way
-    of forgetting, and the prior where there is a ``correction``; all numbers may differ.
+    for that number in the shapes here. Networks of a stack share policy, reward, ``replacement``,
+    the way of forgetting, and the prior where there is a ``correction``; all numbers may differ.
 
     Args:
         shares: Examples of each bandit, [B, A]; shorter shares end in -1.

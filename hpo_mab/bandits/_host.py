@@ -276,7 +276,7 @@ _COUNTED_AT_ONCE = 32
 
 
 class HostEngine(BanditEngine):
-    """Bandits on the CPU, exact in distribution at a cost independent of the number of arms.
+    """Bandits on the CPU, exact in distribution; the cost hardly depends on the number of arms.
 
     Args:
         shares: Examples of each bandit, [B, A]; shorter shares end in -1.

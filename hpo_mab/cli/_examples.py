@@ -52,9 +52,9 @@ def examples(
 
     Every trial adds what it saw of each example to the study's record. Nothing is trained.
     The score of a likely mislabelled example is another class's logit minus the label's, on
-    average. The score of a hard example is its mean loss divided by the average loss. That of an
-    ambiguous one is the standard deviation of the label's probability. Look at the pictures before
-    you drop any.
+    average. The score of a hard example is its loss relative to the average loss at that time,
+    on average. That of an ambiguous one is the standard deviation of the label's probability. Look
+    at the pictures before you drop any.
 
     Examples:
 

@@ -414,6 +414,16 @@ def _is_database(path: Path) -> bool:
     return False
 
 
+def _refuse_repeated(paths: Sequence[Path]) -> None:
+    """Refuse a file that is given twice; a device, such as /dev/null, may be."""
+    known = set()
+    for path in paths:
+        where = path.resolve()
+        if where in known and (path.is_file() or not path.exists()):
+            raise ArgumentError(f"{path} is given for two outputs; give each a file.")
+        known.add(where)
+
+
 def refuse_unwritable(*paths: Path | None, read: Sequence[str] = ()) -> None:
     """Refuse, before anything runs, files that cannot be written at its end.
 
@@ -422,10 +432,11 @@ def refuse_unwritable(*paths: Path | None, read: Sequence[str] = ()) -> None:
         read: Records or studies that are read.
 
     Raises:
-        ArgumentError: A path is a folder, a read-only file, a database or a record that is read, or
-            its folder does not exist or is not writable.
+        ArgumentError: A path is given twice, is a folder, a read-only file, a database or a record
+            that is read, or its folder does not exist or is not writable.
     """
     records = [Path(name) for name in read if name.endswith(".json") and Path(name).is_file()]
+    _refuse_repeated([path for path in paths if path is not None])
     for path in filter(None, paths):
         if path.is_file() and any(map(path.samefile, records)):
             raise ArgumentError(f"{path} is the record that is read; give another file.")

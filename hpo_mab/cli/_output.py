@@ -214,8 +214,9 @@ def _weak_rows(weak: Mapping[str, Any] | None) -> list[tuple[str, str]]:
         return []
     tau = "Kendall's tau {value:.2f}, 80% interval {low:.2f} to {high:.2f}".format(**weak["tau"])
     text = (
-        f"It began at evaluation {weak['step']} of {weak['full']}, which is not shown to rank the "
-        f"first {weak['trials']} trials ({tau}). --pruner hyperband stops some trials later."
+        f"It began at evaluation {weak['step']} of {weak['full']}. Accuracies there are not shown "
+        f"to rank the first {weak['trials']} trials as their ends do ({tau}). --pruner hyperband "
+        "stops some trials later."
     )
     return [("", text)]
 

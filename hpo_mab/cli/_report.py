@@ -67,13 +67,12 @@ def report(
     from hpo_mab.compare import report_html
 
     opt.silence_optuna()
-    opt.refuse_unwritable(output, read=studies)
-    opt.refuse_unwritable(record)
+    opt.refuse_unwritable(output, record, read=studies)
     runs, summary, environment, text = _read_comparison(studies, opt.storages(storage), reference)
     if record is not None:
         opt.write_file(record, text)
     shown = title or ", ".join(dict.fromkeys(run.title for run in runs))
-    opt.write_file(output, report_html(runs, summary, title=shown, record=environment))
+    opt.write_file(output, report_html(runs, summary, title=shown, environment=environment))
     if as_json:
         typer.echo(text)
     elif not quiet:
@@ -273,7 +272,8 @@ def _show_studies(storage: str, *, as_json: bool) -> None:
         {
             "study": summary.study_name,
             "trials": trials(summary),
-            "best": _best_value(summary),
+            # A study of several objectives has no best trial.
+            "best": summary.best_trial and _value_of(summary.best_trial),
             "started": summary.datetime_start and summary.datetime_start.isoformat(" ", "minutes"),
         }
         for summary in summaries
@@ -385,20 +385,16 @@ def _value_form(study_attrs: Mapping[str, Any]) -> str:
 
 
 def _value_of(trial: FrozenTrial) -> float | None:
-    """A trial's value, the last report of a pruned one; None if it has several objectives."""
+    """A trial's value, the last report of a pruned one.
+
+    None if it has several objectives, or if it is not finite, which JSON cannot represent.
+    """
     values = trial.values or []
     return _finite_or_none(values[0]) if len(values) == 1 else None
 
 
 def _finite_or_none(value: float) -> float | None:
     return value if math.isfinite(value) else None
-
-
-def _best_value(summary: StudySummary) -> float | None:
-    """The best value; None without one, or if it is not finite, which JSON cannot represent."""
-    # A study of several objectives has no best trial.
-    value = None if summary.best_trial is None else summary.best_trial.value
-    return None if value is None else _finite_or_none(value)
 
 
 PORT = 8080
@@ -408,7 +404,7 @@ def dashboard(
     storage: opt.StorageUrl = opt.DEFAULT_STORAGE,
     host: Annotated[
         str,
-        typer.Option(help="Address to listen on. Other machines can reach all but loopback."),
+        typer.Option(help="Address to listen on; with any but 127.0.0.1, others can reach it."),
     ] = "127.0.0.1",
     port: Annotated[
         int,

@@ -26,23 +26,19 @@ if TYPE_CHECKING:
 _SQLITE_WORKERS = 2
 
 
-def launcher(
-    spec: StudySpec,
-    storage: Storage,
-    *,
-    workers: int | None,
-    ray: str | None,
-    gpus_per_worker: float | None,
-    quiet: bool,
-) -> Launch | None:
+def launcher(context: typer.Context, spec: StudySpec, storage: Storage) -> Launch | None:
     """What shares the trials with other processes; None if all run in this one.
 
-    ``workers=None`` starts others once they are worth it, where they can reach the database.
+    ``--workers auto`` starts others once they are worth it, where they can reach the database.
 
     Raises:
         ArgumentError: Options outside their bounds, or that do not go together.
         StorageError: A database the workers cannot reach.
     """
+    options = context.params
+    workers = opt.count("--workers", options["workers"])
+    ray, gpus_per_worker = options["ray"], options["gpus_per_worker"]
+    quiet = options["quiet"] or options["as_json"]
     if gpus_per_worker is not None and ray is None:
         raise ArgumentError(
             "--gpus-per-worker needs --ray. Without Ray, --slots shares a GPU among trials."
@@ -137,14 +133,7 @@ def run(
     silent = quiet or as_json
     opt.silence_optuna()
     store = Storage(storage)
-    launch = launcher(
-        loaded,
-        store,
-        workers=opt.count("--workers", workers),
-        ray=ray,
-        gpus_per_worker=gpus_per_worker,
-        quiet=silent,
-    )
+    launch = launcher(context, loaded, store)
     study_name = choose_name(store, loaded, arm=loaded.sampler.kind, name=name, fresh=fresh)
     # Before the data are loaded, which may take long.
     check_study(store, study_name, loaded)
@@ -290,14 +279,7 @@ def compare(
     opt.refuse_unwritable(record, report)
     silent = quiet or as_json
     store = Storage(storage)
-    launch = launcher(
-        loaded,
-        store,
-        workers=opt.count("--workers", workers),
-        ray=ray,
-        gpus_per_worker=gpus_per_worker,
-        quiet=silent,
-    )
+    launch = launcher(context, loaded, store)
     names = comparison_names(loaded, store, name=name, fresh=fresh)
     shown = opt.shown_storage(context, store)
     if fresh:
@@ -327,7 +309,7 @@ def compare(
         opt.write_file(record, text)
     if report is not None:
         page = report_html(
-            found.runs, summary, title=f"{loaded.name}: comparison", record=found.environment
+            found.runs, summary, title=f"{loaded.name}: comparison", environment=found.environment
         )
         opt.write_file(report, page)
     if as_json:

@@ -112,7 +112,7 @@ def replay(
         str,
         typer.Argument(
             callback=_trial_number,
-            help="Number of the trial, or 'best', by hpo-mab confirm if it has trained again.",
+            help="Number of the trial, or 'best': by means, if hpo-mab confirm has trained again.",
         ),
     ],
     storage: opt.StorageUrl = opt.DEFAULT_STORAGE,

@@ -34,8 +34,8 @@ class ArmSummary:
         best_by_seed: Validation accuracy of each study's incumbent; None where no trial finished.
         best: Mean of those, with its interval over seeds.
         best_median: Median of those; None if there are none.
-        trials: Number of trials by state, all seeds together, without the pilot's twins and
-            attempts that were interrupted.
+        trials: Number of trials by state, all seeds together, without twins, interrupted attempts
+            and trials that another one continues.
         examples: Training examples spent, all seeds together; None if a curve is missing.
         seconds: Training seconds spent, likewise.
         saved_examples: Training examples that pruned trials did not spend, likewise.
@@ -180,7 +180,8 @@ class PairedRow:
         for row in self.fidelity:
             if (row.statistic, row.final) == (statistic, final):
                 return row
-        raise UnknownNameError("statistic", statistic, (row.statistic for row in self.fidelity))
+        valid = (row.statistic for row in self.fidelity if row.final == final)
+        raise UnknownNameError("statistic", statistic, valid)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -300,12 +301,8 @@ def winner(runs: Sequence[StudyRun]) -> StudyRun | None:
     Args:
         runs: Studies of any arms and seeds.
     """
-    complete = [run for run in runs if run.best is not None]
-    return max(complete, key=_accuracy, default=None)
-
-
-def _accuracy(run: StudyRun) -> float:
-    return 0.0 if run.best is None else run.best.value or 0.0
+    complete = [(run.best.value or 0.0, run) for run in runs if run.best is not None]
+    return max(complete, key=lambda pair: pair[0], default=(0.0, None))[1]
 
 
 #: Fewer signed differences than this cannot reach any usual level.

@@ -26,10 +26,10 @@ from hpo_mab.compare._text import (
     arm_words,
     length_text,
     parameter,
+    parameter_rows,
     study_facts,
     verdict,
     weights_evaluated,
-    winning_parameters,
 )
 
 if TYPE_CHECKING:
@@ -142,8 +142,12 @@ def _run_to_json(run: StudyRun) -> dict[str, Any]:
         trial["curve"] = {
             key: [_rounded(e[key]) for e in curve] for key in (curve[0] if curve else ())
         }
-    # A folder of the machine that ran the study: it may hold the name of a user.
+    # Paths of the machine that ran the study: they may hold the name of a user.
     plain["spec"].get("data", {}).pop("root", None)
+    for section, key in (("data", "exclude"), ("sampler", "evidence"), ("pruner", "evidence")):
+        options = plain["spec"].get(section, {})
+        if isinstance(options.get(key), str):
+            options[key] = Path(options[key]).name
     return plain
 
 
@@ -197,7 +201,7 @@ def report_html(
     summary: ComparisonSummary,
     *,
     title: str,
-    record: dict[str, Any] | None = None,
+    environment: dict[str, Any] | None = None,
 ) -> str:
     """One HTML page that needs nothing else.
 
@@ -208,7 +212,7 @@ def report_html(
         runs: The studies compared.
         summary: From `summarise`, of the same studies.
         title: Heading of the page.
-        record: Versions and hardware of the machine that ran the studies; default those of the
+        environment: Versions and hardware of the machine that ran the studies; default those of the
             machine that writes the report.
 
     Returns:
@@ -218,6 +222,7 @@ def report_html(
     lines = verdict(words).splitlines()
     drawn = _figures(runs, summary)
     shown, folded = drawn[:_UNFOLDED], drawn[_UNFOLDED:]
+    versions = html.escape(json.dumps(environment or this_environment(), indent=2))
     return "\n".join(
         [
             "<!DOCTYPE html>",
@@ -239,7 +244,7 @@ def report_html(
             "<h2>Record</h2>",
             _folded("All tables", *map(_table_html, grids(words))),
             _trials_html(runs),
-            _versions_html(this_environment() if record is None else record),
+            _folded("Versions and hardware", f"<pre>{versions}</pre>"),
             f"<script>{_SCRIPT}</script>",
             "</body></html>",
         ]
@@ -265,7 +270,7 @@ def _winner_html(runs: Sequence[StudyRun], summary: ComparisonSummary) -> list[s
         f"{html.escape(arm_words(best.arm))}, seed {best.seed}, {trial}."
         f"{html.escape(again)}</p>"
     )
-    rows = tuple(winning_parameters(best))
+    rows = tuple(parameter_rows(best))
     grid = Grid(title="", columns=("hyperparameter", "best value", "searched"), rows=rows)
     facts = "".join(
         f"<dt>{html.escape(label)}</dt><dd>{html.escape(text)}</dd>"
@@ -339,11 +344,6 @@ def _table_html(grid: Grid, *, kind: str = "scroll") -> str:
         # Not a caption, which would be as wide as the table and scroll with it.
          + (f'<p class="note">{html.escape(grid.caption)}</p>' if grid.caption else "")
     )
-
-
-def _versions_html(record: dict[str, Any]) -> str:
-    text = html.escape(json.dumps(record, indent=2))
-    return _folded("Versions and hardware", f"<pre>{text}</pre>")
 
 
 def _trials_html(runs: Sequence[StudyRun]) -> str:

@@ -181,7 +181,7 @@ class _FoundStudies:
     data: dict[tuple[str, int], DataIdentity | None] = dataclasses.field(default_factory=dict)
 
     def add(self, storage: Storage, name: str, arm: str | None) -> None:
-        """Read a study, unless it has been read as the same arm."""
+        """Read a study; refuse another one of the same arm and seed."""
         run = read_run(storage, name)
         if arm is not None:
             run = dataclasses.replace(run, arm=arm)
@@ -312,7 +312,8 @@ def evidence_of(
 ) -> Evidence:
     """Evidence of stored studies for early pruning, to be saved for later studies of the same task.
 
-    Pairs are the trials of both arms with equal seed and configuration that ran to their end.
+    Pairs are the trials of both arms with equal seed and configuration; at least 4 must have ended
+    in both.
 
     Args:
         runs: Studies of both arms; those of other arms are not used.

@@ -167,7 +167,7 @@ def _cost(
         wanted = theirs = min(wanted, float(own.accuracy[-1]))
     elif target == "retrained":
         mine, needed = _score(arm, retrained), _score(reference, retrained)
-        if mine is None or needed is None:
+        if math.isnan(mine - needed):
             return None
         # Only the final incumbent was re-trained: its cost is what was spent until it was found.
         wanted = float(own.accuracy[-1]) if mine >= needed else math.inf
@@ -178,9 +178,10 @@ def _cost(
     return (spent, cost, reached) if spent > 0.0 and cost > 0.0 else None
 
 
-def _score(run: StudyRun, retrained: Retrained) -> float | None:
+def _score(run: StudyRun, retrained: Retrained) -> float:
+    """Mean test accuracy of a study's re-trainings, which share one configuration; or NaN."""
     scores = retrained.get((run.arm, run.seed), ())
-    return float(np.mean(scores)) if len(scores) else None
+    return float(np.mean(scores)) if len(scores) else math.nan
 
 
 _STATISTICS: tuple[Statistic, ...] = ("kendall", "spearman", "recall", "regret")
@@ -234,15 +235,11 @@ def _best_quarter(pairs: PairedCurves) -> list[int]:
 def _fidelities(pairs: PairedCurves, column: int, *, confidence: float) -> tuple[FidelityRow, ...]:
     """Fidelity to the reference's final ranking by each statistic, and to each arm's own by tau."""
     finals = {"reference": pairs.uniform[:, -1], "own": pairs.bandit[:, -1]}
-    # Only configurations that both arms trained to this budget: rankings need the same set.
-    seen = np.isfinite(pairs.difference[:, column])
-    own = np.where(seen, pairs.bandit[:, column], np.nan)
-    other = np.where(seen, pairs.uniform[:, column], np.nan)
 
     def row(statistic: Statistic, final: Final) -> FidelityRow:
         found = compare_fidelity(
-            own,
-            other,
+            pairs.bandit[:, column],
+            pairs.uniform[:, column],
             finals[final],
             other_final=finals["reference"],
             statistic=statistic,
@@ -316,8 +313,9 @@ def _arm(name: str, runs: Runs, scores: Retrained, *, confidence: float) -> ArmS
     plans = [Plan(runs[key].trials) for key in seeds]
     saved = _total([run.saved_examples for run in runs.values()])
     examples = _total([run.examples for run in runs.values()])
-    # The seed of a study is the unit: its re-trainings share one configuration.
-    again = [float(np.mean(scores[name, key])) for key in seeds if len(scores.get((name, key), ()))]
+    again = mean_estimate(
+        np.asarray([_score(runs[key], scores) for key in seeds]), confidence=confidence
+    )
     return ArmSummary(
         arm=name,
         seeds=seeds,
@@ -333,7 +331,7 @@ def _arm(name: str, runs: Runs, scores: Retrained, *, confidence: float) -> ArmS
             np.asarray([_sampler_share(runs[key]) for key in seeds]),
             confidence=confidence,
         ),
-        retrained=(mean_estimate(np.asarray(again), confidence=confidence) if again else None),
+        retrained=again if again.n else None,
         finished_by_seed=tuple(plan.finished for plan in plans),
     )
 
@@ -363,7 +361,7 @@ def _contrast(arm: Runs, reference: Runs, scores: Retrained, *, confidence: floa
     }
     pairs = pair_curves([arm[key] for key in seeds], [reference[key] for key in seeds])
     names = [next(iter(runs.values())).arm for runs in (arm, reference)]
-    again = np.asarray([_retrained_gain(names, key, scores) for key in seeds])
+    again = np.asarray([_score(arm[k], scores) - _score(reference[k], scores) for k in seeds])
     known = bool(np.isfinite(again).any())
     return Contrast(
         arm=names[0],
@@ -393,11 +391,6 @@ def _gain(arm: StudyRun, reference: StudyRun, currency: Currency) -> float:
     own, other = incumbent_curve(arm, currency), incumbent_curve(reference, currency)
     spent = min(own.total, other.total)
     return float(own.at(spent) - other.at(spent))
-
-
-def _retrained_gain(names: Sequence[str], seed: int, scores: Retrained) -> float:
-    own, other = (scores.get((name, seed), ()) for name in names)
-    return float(np.mean(own) - np.mean(other)) if len(own) and len(other) else math.nan
 
 
 def _pace(arm: Runs, reference: Runs, *, confidence: float) -> Estimate:

@@ -143,15 +143,6 @@ def value_in_words(value: Any) -> str:
     return parameter(value)
 
 
-def search_space(settings: StudySettings) -> dict[str, str]:
-    """Every searched parameter with its range in words, by the name that trials have it under.
-
-    Args:
-        settings: Of the study.
-    """
-    return {name: value_in_words(value) for name, value in settings.ranges.items()}
-
-
 def _training_text(settings: StudySettings) -> str:
     options = settings.training
     shown = [f"{key} {value_in_words(options[key])}" for key in _TRAINING if key in options]
@@ -178,19 +169,18 @@ def length_text(budgets: int) -> str:
     return f", {budgets} budgets long" if budgets > 1 else ""
 
 
-def winning_parameters(run: StudyRun) -> list[tuple[str, str, str]]:
-    """Name, value and searched range of each parameter of a study's best trial.
+def parameter_rows(run: StudyRun) -> list[tuple[str, str, str]]:
+    """Name, best trial's value and searched range of each parameter; "-" for what there is not.
 
     Args:
         run: The study.
     """
-    if run.best is None:
-        return []
-    ranges = search_space(run.settings)
-    params = run.best.params
-    names = [name for name in ranges if name in params]
-    names += sorted(params.keys() - ranges.keys())
-    return [(name, parameter(params[name]), ranges.get(name, "-")) for name in names]
+    best = {} if run.best is None else run.best.params
+    ranges = {name: value_in_words(value) for name, value in run.settings.ranges.items()}
+    return [
+        (name, parameter(best[name]) if name in best else "-", ranges.get(name, "-"))
+        for name in [*ranges, *sorted(best.keys() - ranges.keys())]
+    ]
 
 
 # The verdict. One interval answers each question, so no answer is read out of several figures.
@@ -302,7 +292,7 @@ def answers(contrast: Contrast) -> tuple[Answer, ...]:
     """The answers about one arm: each question at equal examples and at equal seconds.
 
     One seed cannot compare searches. Seconds cannot be compared where arms were trained in
-    different numbers of slots, or have the same trainings.
+    different numbers of slots, nor those of pairs that are the same trainings.
     """
     return tuple(_answer(contrast, question, currency) for question, currency in _QUESTIONS)
 
@@ -364,12 +354,8 @@ def verdict(summary: ComparisonSummary) -> str:
     return "\n".join([*lines, *caveats(summary)])
 
 
-def caveats(summary: ComparisonSummary) -> tuple[str, ...]:
+def caveats(summary: ComparisonSummary) -> Iterator[str]:
     """What limits the answers, a sentence each."""
-    return tuple(_caveats(summary))
-
-
-def _caveats(summary: ComparisonSummary) -> Iterator[str]:
     arms = {arm.arm: arm for arm in summary.arms}
     if any(len(contrast.seeds) == 1 for contrast in summary.contrasts):
         yield "One seed cannot tell whether a search is better; more seeds can."

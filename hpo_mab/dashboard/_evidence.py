@@ -48,17 +48,14 @@ def evidence_note(study: optuna.Study, settings: StudySettings) -> str:
     moved, text = _fidelity_text(study.user_attrs.get(FIDELITY_KEY), settings)
     # Evidence moves no rung that fidelity has moved, and none of uniform trials.
     uniform = choice is not None and choice.sampler == UNIFORM
-    if _prunes_by_evidence(settings) and not moved and not uniform:
+    by_evidence = settings.pruner.kind == "advantage" and settings.sampler.kind != UNIFORM
+    if by_evidence and not moved and not uniform:
         parts.append(_rungs_text(evidence, settings))
     if text:
         parts.append(text)
     if evidence is not None and evidence.pairs:
         parts.append(_measured_text(evidence))
     return "\n\n".join(["## Evidence", *parts]) if parts else ""
-
-
-def _prunes_by_evidence(settings: StudySettings) -> bool:
-    return settings.pruner.kind == "advantage" and settings.sampler.kind != UNIFORM
 
 
 def _fidelity_text(stored: Any, settings: StudySettings) -> tuple[bool, str]:
@@ -77,8 +74,8 @@ def _fidelity_text(stored: Any, settings: StudySettings) -> tuple[bool, str]:
     rows = [(str(step), coefficient(tau)) for step, tau in zip(found.steps, found.tau, strict=True)]
     return first != placed, (
         f"{made} by the ranking of the study's first {found.trials} complete trials, which were "
-        "never pruned. A rung moves later if the 80% interval of Kendall's tau-b between their values "
-        "there and their final values reaches below 0.2.\n\n"
+        "never pruned. A rung moves later if the 80% interval of Kendall's tau-b between their "
+        "values there and their final values reaches below 0.2.\n\n"
         + markdown_table(("evaluation", "tau-b with the final value"), rows)
     )
 

@@ -21,7 +21,7 @@ from optuna_dashboard.artifact import get_artifact_path
 
 from hpo_mab._errors import StorageError
 from hpo_mab._examples import ExampleRecord, labels_digest
-from hpo_mab.dashboard._notes import markdown_table
+from hpo_mab.dashboard._notes import markdown_table, storage_option
 from hpo_mab.data import ImageData
 from hpo_mab.storage import files_folder
 from hpo_mab.training import Evaluation
@@ -135,13 +135,19 @@ class ListedImages:
 
 
 def examples_note(
-    record: ExampleRecord, name: str, *, images: ListedImages | None = None, path: str = ""
+    record: ExampleRecord,
+    name: str,
+    storage: Storage,
+    *,
+    images: ListedImages | None = None,
+    path: str = "",
 ) -> str:
     """The most suspicious labels by a study's record of examples, in Markdown.
 
     Args:
         record: What the trials saw.
         name: The study's name.
+        storage: Where it is stored, for the command that shows more.
         images: The examples listed that a picture shows; None if there is no picture.
         path: Path of the picture.
     """
@@ -162,19 +168,24 @@ def examples_note(
     if record.sampled:
         count = f"a fixed random sample of {len(record.examples):,} of {record.total:,}"
     # The dashboard's Markdown shows no image of a `data:` address; that of an artifact it shows.
-    shown = (
-        f"![the examples of the table, in its order]({path})\n\nFrom the left, the examples of the "
-        "table in its order.\n\n"
-        if images is not None
-        else ""
-    )
-    return (
+    parts = [
         f"## Suspicious labels\n\n{record.trials:,} trials saw {count} training examples. For "
         f"{int((scores > 0).sum()):,} another class's logit exceeds the label's, on average. The "
-        f"most suspicious:\n\n{shown}{markdown_table(head, rows)}\n\n`hpo-mab examples "
-        f"{shlex.quote(name)} --html examples.html` shows more as pictures, and `--drop N` leaves "
-        "some out."
-    )
+        "most suspicious:",
+        markdown_table(head, rows),
+    ]
+    if images is not None:
+        parts[1:1] = [
+            f"![the examples of the table, in its order]({path})",
+            "From the left, the examples of the table in its order.",
+        ]
+        # The command reads images only.
+        command = f"hpo-mab examples {shlex.quote(name)}{storage_option(storage)}"
+        parts.append(
+            f"`{command} --html examples.html` shows more as pictures, and `--drop N` leaves some "
+            "out."
+        )
+    return "\n\n".join(parts)
 
 
 def draw_listed(

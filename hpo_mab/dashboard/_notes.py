@@ -20,9 +20,8 @@ from hpo_mab._errors import HpoMabError
 from hpo_mab._plan import Plan
 from hpo_mab.compare._text import (
     length_text,
-    parameter,
+    parameter_rows,
     repeats_text,
-    search_space,
     study_facts,
 )
 from hpo_mab.compare.figures._style import thin
@@ -33,12 +32,17 @@ from hpo_mab.search._study import check_study, default_name
 
 if TYPE_CHECKING:
     from hpo_mab.storage import Storage, StudyRun, TrialRun
-    from hpo_mab.training import Evaluation
 
 #: Separates our part of a note from the user's.
 SEPARATOR = "*Regenerated after each run; your text below this line is kept.*"
 #: That of earlier versions.
 _EARLIER = "*hpo-mab writes this note anew after each run and keeps what is below this line.*"
+_HINTS = (
+    "Figures are on the study's first page. A complete trial's note has its learning curve, a "
+    "pruned trial's the reason. A trial's attribute `hpo_mab:slot` is the number of its "
+    "configuration, which repeated trials keep. `hpo_mab:paired` says whether every arm of a "
+    "comparison trains it."
+)
 #: Evaluations in a trial's note.
 _ROWS = 10
 
@@ -76,12 +80,12 @@ def study_note(
         parts.append(evidence)
     if examples:
         parts.append(examples)
-    searched = _search_table(run)
-    if searched:
-        parts.append(f"## What was searched\n\n{searched}")
+    if searched := [(f"`{name}`", *cells) for name, *cells in parameter_rows(run)]:
+        head = ("parameter", "best trial's", "range")
+        parts.append(f"## What was searched\n\n{markdown_table(head, searched)}")
     parts += [
         f"## What ran\n\n{markdown_table(('', ''), _fact_rows(run))}",
-        _reading_hints(),
+        _HINTS,
         _next_commands(run, storage),
     ]
     return "\n\n".join(parts)
@@ -146,17 +150,6 @@ def confirmed_note(run: StudyRun, repeats: Mapping[int, Sequence[float]]) -> str
     )
 
 
-def _search_table(run: StudyRun) -> str:
-    """Every searched parameter with its range and its best value; empty if there is none."""
-    best = {} if run.best is None else run.best.params
-    ranges = search_space(run.settings)
-    rows = [
-        (f"`{name}`", ranges.get(name, "-"), parameter(best[name]) if name in best else "-")
-        for name in [*ranges, *sorted(best.keys() - ranges.keys())]
-    ]
-    return markdown_table(("parameter", "range", "best trial's"), rows) if rows else ""
-
-
 def _fact_rows(run: StudyRun) -> list[tuple[str, str]]:
     counts = Plan(run.trials).states(twins=True)
     states = ("complete", "pruned", "fail", "running")
@@ -176,19 +169,16 @@ def _cost_rows(run: StudyRun) -> list[tuple[str, str]]:
     ]
 
 
-def _reading_hints() -> str:
-    return (
-        "Figures are on the study's first page. A complete trial's note has its learning curve, a "
-        "pruned trial's the reason. A trial's attribute `hpo_mab:slot` is its place in the plan. "
-        "`hpo_mab:paired` says whether every arm of a comparison trains its configuration."
-    )
-
-
-def _next_commands(run: StudyRun, storage: Storage) -> str:
+def storage_option(storage: Storage) -> str:
+    """What a command needs to find the storage, with a space before it; empty for the default."""
     from hpo_mab.storage import DEFAULT_URL
 
     url = str(storage.shown_url)
-    where = "" if url == DEFAULT_URL else f" --storage {shlex.quote(url)}"
+    return "" if url == DEFAULT_URL else f" --storage {shlex.quote(url)}"
+
+
+def _next_commands(run: StudyRun, storage: Storage) -> str:
+    where = storage_option(storage)
     commands = [f"hpo-mab report {shlex.quote(run.name)}{where}   # one HTML file"]
     more = f"--trials {2 * max(len(run.trials), 1)}"
     own = _own_options(run, storage)
@@ -301,18 +291,14 @@ def _pruning_note(run: StudyRun, trial: TrialRun, earlier: dict[int, list[float]
     lines = [
         f"**Pruned at evaluation {last.index} of {total}**, after {last.examples:,} of "
         f"{whole:,} training examples ({last.examples / whole:.0%}).",
-        f"Validation accuracy there{_weights_evaluated(last)}: {last.accuracy:.2%}. "
-        + _rank_text(last.accuracy, earlier[last.index]),
+        f"Validation accuracy there{' of averaged weights' if last.averaged else ''}: "
+        f"{last.accuracy:.2%}. " + _rank_text(last.accuracy, earlier[last.index]),
     ]
     lines.append(why)
     initial = run.settings.initial
     if initial and PRUNED_KEY in trial.attrs:
         lines.append(f"The first {initial} configurations of this study are never pruned.")
     return "\n\n".join(lines)
-
-
-def _weights_evaluated(last: Evaluation) -> str:
-    return " of averaged weights" if last.averaged else ""
 
 
 def _rank_text(own: float, others: list[float]) -> str:

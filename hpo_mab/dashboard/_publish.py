@@ -51,71 +51,30 @@ if TYPE_CHECKING:
 
     from hpo_mab.compare import ComparisonSummary
 
-# What ``optuna_dashboard`` writes to a study, in one transaction.
-#
-# Optuna commits each attribute by itself, which takes milliseconds to tens of milliseconds. A
-# study's figures and notes are hundreds of attributes. Together they take about as long as one, and
-# a reader never sees half of them.
-
 _CHUNK = 500
 
 
-class DashboardBuffer:
-    """Collects notes and figures of one study; `flush` writes them.
+def _write(engine: sa.Engine, study_id: int, values: Mapping[str, Any]) -> None:
+    """Write system attributes of a study in one transaction.
 
-    Args:
-        known: The study's system attributes as they are.
+    Optuna commits each attribute by itself, which takes milliseconds to tens of milliseconds. A
+    study's figures and notes are hundreds of attributes. Together they take about as long as one,
+    and a reader never sees half of them.
     """
-
-    def __init__(self, known: Mapping[str, Any]) -> None:
-        self._study = AttributeSink(known)
-        self._trial_notes: dict[str, Any] = {}
-
-    def has_trial_note(self, trial_id: int) -> bool:
-        """Whether a trial has a note, ours or a user's."""
-        return f"dashboard:{trial_id}:note_ver" in self._study.known
-
-    def study_note(self) -> str:
-        """The study's note; empty if there is none."""
-        return str(get_note(self._study))
-
-    def save_study_note(self, text: str) -> None:
-        """Replace the study's note, in Markdown."""
-        save_note(self._study, text)
-
-    def save_trial_note(self, trial_id: int, text: str) -> None:
-        """Write the first note of a trial, in Markdown."""
-        # `save_note` searches all attributes for parts of a longer note; a first note has none.
-        trial = AttributeSink({}, trial_id)
-        save_note(trial, text)
-        self._trial_notes.update(trial.written)
-
-    def save_figure(self, name: str, figure: go.Figure) -> None:
-        """Save a figure in place of an earlier one of that name."""
-        save_plotly_graph_object(self._study, figure, graph_object_id=name)
-
-    def save(self, key: str, value: Any) -> None:
-        """Set one attribute of our own."""
-        self._study.set_study_system_attr(0, key, value)
-
-    def flush(self, engine: sa.Engine, study_id: int) -> None:
-        """Write everything in one transaction."""
-        table = STUDY_ATTRIBUTES
-        rows = [
-            {"study_id": study_id, "key": key, "value_json": json.dumps(value)}
-            for key, value in {**self._trial_notes, **self._study.written}.items()
-        ]
-        with engine.begin() as connection:
-            for start in range(0, len(rows), _CHUNK):
-                chunk = rows[start : start + _CHUNK]
-                keys = [row["key"] for row in chunk]
-                # Not an upsert, whose form differs between databases.
-                connection.execute(
-                    table.delete().where(table.c.study_id == study_id, table.c.key.in_(keys))
-                )
-                connection.execute(table.insert(), chunk)
-        self._trial_notes.clear()
-        self._study.written.clear()
+    table = STUDY_ATTRIBUTES
+    rows = [
+        {"study_id": study_id, "key": key, "value_json": json.dumps(value)}
+        for key, value in values.items()
+    ]
+    with engine.begin() as connection:
+        for start in range(0, len(rows), _CHUNK):
+            chunk = rows[start : start + _CHUNK]
+            keys = [row["key"] for row in chunk]
+            # Not an upsert, whose form differs between databases.
+            connection.execute(
+                table.delete().where(table.c.study_id == study_id, table.c.key.in_(keys))
+            )
+            connection.execute(table.insert(), chunk)
 
 
 def trial_ids(engine: sa.Engine, study_id: int) -> dict[int, int]:
@@ -337,11 +296,15 @@ def refresh(storage: Storage, *, artifacts: Path | None = None) -> Published:
 
     def write(name: str) -> bool:
         study = open_study(storage, name)
-        stale = _is_ours(storage, study) and _is_stale(storage, study)
-        if stale:
+        if not _is_ours(storage, study):
+            return False
+        has_trials, is_confirmed = _news(storage, study)
+        if has_trials or is_confirmed:
             run = read_run(storage, name)
-            _publish_one(storage, run, study, study_figures([run]), artifacts=artifacts)
-        return stale
+            # A confirmation changes no figure, and figures may be those of a comparison.
+            drawn = study_figures([run]) if has_trials else {}
+            _publish_one(storage, run, study, drawn, artifacts=artifacts)
+        return has_trials or is_confirmed
 
     return _publish_all(study_names(storage), write)
 
@@ -379,7 +342,7 @@ def _publish_one(
     found: Mapping[str, str] | None = None,
 ) -> None:
     attrs = storage.optuna.get_study_system_attrs(id_of(study))
-    buffer = DashboardBuffer(attrs)
+    page, written = AttributeSink(attrs), dict[str, Any]()
     # A study that continues by itself keeps the verdict of the comparison it was part of.
     before = attrs.get(PUBLISHED_KEY, {})
     found = found or before.get("found", {})
@@ -398,16 +361,20 @@ def _publish_one(
         evidence=evidence_note(study, run.settings),
         examples=""
         if record is None
-        else examples_note(record, run.name, images=listed, path=pictures_path(study)),
+        else examples_note(record, run.name, storage, images=listed, path=pictures_path(study)),
         **found,
     )
-    buffer.save_study_note(keep_users_part(note, buffer.study_note()))
+    save_note(page, keep_users_part(note, str(get_note(page))))
     for name, figure in drawn.items():
-        buffer.save_figure(name, figure)
+        save_plotly_graph_object(page, figure, graph_object_id=name)
     ids = trial_ids(storage.optuna.engine, id_of(study))
     for number, text in (curve_notes(run) | pruning_notes(run)).items():
-        if not buffer.has_trial_note(ids[number]):
-            buffer.save_trial_note(ids[number], text)
+        # The first note of a trial, ours or a user's, stays.
+        if f"dashboard:{ids[number]}:note_ver" not in attrs:
+            # `save_note` searches all attributes for parts of a longer note; a first note has none.
+            trial = AttributeSink({}, ids[number])
+            save_note(trial, text)
+            written |= trial.written
     if sum(len(trial.curve) for trial in run.trials) >= LARGE:
         save_curves(study, run, folder)
     # Last, so that a failed write is repeated by the next `refresh`.
@@ -415,8 +382,8 @@ def _publish_one(
     published["confirmed"] = own.get(CONFIRMED_KEY)
     if listed is not None:
         published["listed"] = dataclasses.asdict(listed)
-    buffer.save(PUBLISHED_KEY, published)
-    buffer.flush(storage.optuna.engine, id_of(study))
+    written |= page.written | {PUBLISHED_KEY: published}
+    _write(storage.optuna.engine, id_of(study), written)
 
 
 def _test_accuracy(study: optuna.Study, run: StudyRun) -> float | None:
@@ -436,11 +403,12 @@ def _is_ours(storage: Storage, study: optuna.Study) -> bool:
     return BUDGET_KEY in storage.optuna.get_trial_user_attrs(first)
 
 
-def _is_stale(storage: Storage, study: optuna.Study) -> bool:
+def _news(storage: Storage, study: optuna.Study) -> tuple[bool, bool]:
+    """Whether trials have ended, and whether any were confirmed, since it was published."""
     # Counted in the database: reading the trials of every study would take seconds.
     states = tuple(TrialState[name.upper()] for name in ENDED)
     finished = storage.optuna.get_n_trials(id_of(study), states)
     attrs = storage.optuna.get_study_system_attrs(id_of(study))
     published = attrs.get(PUBLISHED_KEY, {})
     confirmed = published.get("confirmed") != study.user_attrs.get(CONFIRMED_KEY)
-    return bool(finished != published.get("finished", 0)) or confirmed
+    return finished != published.get("finished", 0), confirmed

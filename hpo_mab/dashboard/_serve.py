@@ -49,7 +49,7 @@ main, main > *, .MuiBox-root, .MuiCard-root { min-width: 0; }
 def application(storage: Storage, *, artifacts: Path | None = None) -> WSGIApplication:
     """Optuna's dashboard with the storage's files, our figures first, and pages of comparisons.
 
-    Of a study of many trials, the browser gets the reports of about 200, evenly chosen. It needs
+    Of a study of many trials, the browser gets the reports of 100 to 200, evenly chosen. It needs
     seconds to draw 1,000 lines. The stored definition and evidence are left out of the study's
     attributes, because its note has them in words.
 
@@ -87,7 +87,7 @@ def _comparison_page(storage: Storage) -> HTTPResponse:
         shown = f"{_COMPARISON}?ids=1,2"
         return _text_response(404, f"ids must be ids of stored studies, as in {shown}.")
     title = ", ".join(dict.fromkeys(run.title for run in found.runs))
-    page = report_html(found.runs, summary, title=title, record=dict(found.environment))
+    page = report_html(found.runs, summary, title=title, environment=dict(found.environment))
     return HTTPResponse(page, 200, {"Content-Type": "text/html; charset=utf-8"})
 
 

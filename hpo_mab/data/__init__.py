@@ -1,10 +1,21 @@
-"""Image data sets held on the device: loading, splits, augmentation, normalisation."""
+"""Image data sets held on the device: loading, splits, augmentation, normalisation.
 
-from hpo_mab._labels import labels_of
-from hpo_mab.data._folder import DataWarning
-from hpo_mab.data._images import Augmentation, ImageData, Normalization
-from hpo_mab.data._load import available, default_augmentation, load, load_splits, options
-from hpo_mab.data._splits import DataIdentity, DatasetSplits, Exclusion, ImageSplits, split
+Names are imported when first used: a stored study is read without torch.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from hpo_mab._registry import lazy_names
+
+if TYPE_CHECKING:
+    from hpo_mab._labels import labels_of
+    from hpo_mab.data._folder import DataWarning
+    from hpo_mab.data._identity import DataIdentity
+    from hpo_mab.data._images import Augmentation, ImageData, Normalization
+    from hpo_mab.data._load import available, default_augmentation, load, load_splits, options
+    from hpo_mab.data._splits import DatasetSplits, Exclusion, ImageSplits, split
 
 __all__ = [
     "Augmentation",
@@ -23,3 +34,15 @@ __all__ = [
     "options",
     "split",
 ]
+
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "labels_of": "hpo_mab._labels",
+        "DataWarning": "._folder",
+        "DataIdentity": "._identity",
+        "Augmentation ImageData Normalization": "._images",
+        "available default_augmentation load load_splits options": "._load",
+        "DatasetSplits Exclusion ImageSplits split": "._splits",
+    },
+)

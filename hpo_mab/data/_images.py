@@ -103,7 +103,10 @@ class ImageData:
             )
         if pixels.ndim == 3:
             pixels = pixels.unsqueeze(1)
-        names = np.asarray(labels)
+        if isinstance(labels, Tensor):
+            labels = class_labels(labels).numpy()
+        # As objects: `class_labels` refuses a ragged list by name.
+        names = labels if isinstance(labels, np.ndarray) else np.asarray(labels, dtype=object)
         if names.dtype == object and all(isinstance(name, str) for name in names.flat):
             names = names.astype(str)
         if names.dtype.kind != "U" or names.ndim != 1:

@@ -142,21 +142,19 @@ def load_torchvision(name: str, *, root: Path, download: bool) -> Parts:
     source = _SOURCES[name]
     present = _files_of(source, root)
     if present:
-        cached = _images.read(root, name=name, key=_cache_key(present, root))
+        cached = _images.read(
+            root, name=name, key=_images.fingerprint(present, root=root, options={})
+        )
         if cached is not None:
             return cached.parts
     parts = _decode_or_fetch(name, source, root, download=download)
-    key = _cache_key(_files_of(source, root), root)
+    key = _images.fingerprint(_files_of(source, root), root=root, options={})
     _images.write(root, _images.Decoded(parts=parts), name=name, key=key)
     return parts
 
 
 def _files_of(source: _Source, root: Path) -> list[Path]:
     return [path for pattern in source.files for path in root.glob(pattern) if path.is_file()]
-
-
-def _cache_key(files: list[Path], root: Path) -> str:
-    return _images.fingerprint(files, root=root, options={})
 
 
 def _decode_or_fetch(name: str, source: _Source, root: Path, *, download: bool) -> dict[str, Any]:
@@ -384,7 +382,7 @@ def _checked_parts(name: str, parts: Any) -> dict[str, Any]:
     present = {}
     if isinstance(parts, Mapping):
         present = {part: data for part, data in parts.items() if data is not None}
-    if "train" not in present or not {*parts} <= set(_PARTS):
+    if "train" not in present or not {*parts} <= {"train", "validation", "test"}:
         found = f"the keys {', '.join(map(repr, parts))}" if isinstance(parts, Mapping) else ""
         raise ArgumentError(
             f"data set '{name}' must return a mapping with 'train' and, if it has them, "
@@ -396,9 +394,6 @@ def _checked_parts(name: str, parts: Any) -> dict[str, Any]:
             f"the parts of data set '{name}' must all be ImageData, or none of them, got {kinds}."
         )
     return present
-
-
-_PARTS = ("train", "validation", "test")
 
 
 def _description(title: str, found: _images.Decoded, splits: ImageSplits) -> list[str]:

@@ -1,9 +1,8 @@
-"""Training, validation and test parts of a data set, and the identity of the data of a study."""
+"""Training, validation and test parts of a data set, and training images that are left out."""
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -99,7 +98,8 @@ class ImageSplits:
         std: Standard deviation of each channel likewise; 1 where a channel is constant.
         positions: Places of ``train`` among the training images of the data set, int64 [N] on the
             CPU; None if it is all of them.
-        source: Digest of the labels of these training images.
+        source: Digest of the labels of all training images of the data set, before any were held
+            out or left out.
         names: File of each of them, where they come from files of the user's; or empty.
 
     Examples:
@@ -135,11 +135,10 @@ class ImageSplits:
             )
         where = torch.arange(len(self.train)) if self.positions is None else self.positions
         kept = ~torch.isin(where, torch.tensor(exclusion.indices, dtype=torch.int64))
-        train = self.train.subset(kept.nonzero()[:, 0])
-        classes = self.train.num_classes
-        before, after = (part.labels.bincount(minlength=classes) for part in (self.train, train))
-        if bool(((before > 0) & (after == 0)).any()):
+        labels = self.train.labels.cpu()
+        if set(labels[kept].tolist()) != set(labels.tolist()):
             raise DataError(f"data.exclude: {exclusion.path} lists all images of a class.")
+        train = self.train.subset(kept.nonzero()[:, 0])
         mean, std = channel_statistics(train)
         return dataclasses.replace(self, train=train, mean=mean, std=std, positions=where[kept])
 
@@ -346,92 +345,3 @@ def channel_statistics(data: ImageData) -> tuple[Tensor, Tensor]:
     variance = (share * (values - mean[:, None]) ** 2).sum(dim=1)
     std = torch.where(variance > 0, variance.sqrt(), 1.0)
     return mean.float().to(data.device), std.float().to(data.device)
-
-
-#: Pixels that are read for a digest, in bytes; a larger data set is sampled evenly.
-_PIXELS = 32 * 2**20
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class DataIdentity:
-    """Digests of a data set, small enough to be kept with a study.
-
-    Data are the same if their files are unchanged, or if the content is the same. Copies of files
-    have other times. Other versions of Pillow decode the same file to other pixels.
-
-    Attributes:
-        classes: Number of classes.
-        content: Digest of the class names, the labels of all parts, and the pixels (mean and
-            deviation of the training part; of other parts, a sample where they are many).
-        files: Digest of names, sizes and times of the files and of the labels; empty where the
-            data do not come from files of the user's.
-
-    Examples:
-        >>> import numpy as np
-        >>> from hpo_mab.data import DataIdentity, ImageData, split
-        >>> images = np.zeros((20, 8, 8), dtype=np.uint8)
-        >>> data = ImageData.from_arrays(images, [0, 1] * 10)
-        >>> splits = split(data, data, validation=0.2)
-        >>> DataIdentity.of(splits).classes
-        2
-    """
-
-    classes: int
-    content: str
-    files: str = ""
-
-    @classmethod
-    def of(cls, splits: ImageSplits | DatasetSplits) -> DataIdentity:
-        """The identity of data that are split; of data sets, by labels and sizes alone."""
-        if isinstance(splits, DatasetSplits):
-            held = hashlib.blake2b(splits.labels.numpy().tobytes(), digest_size=16)
-            held.update(repr(splits.sizes).encode())
-            return cls(classes=splits.num_classes, content=held.hexdigest())
-        labels = hashlib.blake2b(json.dumps(splits.train.classes).encode(), digest_size=16)
-        for part in (splits.train, splits.validation, splits.test):
-            # With a separator, so that examples that move to another part change the digest.
-            labels.update(part.labels.cpu().numpy().tobytes() + b"\x1f")
-        content = labels.copy()
-        for part in (splits.train, splits.validation, splits.test):
-            content.update(_sampled_pixels(part))
-        # The statistics depend on every training pixel; `_sampled_pixels` may leave pixels out.
-        content.update(splits.mean.cpu().numpy().tobytes() + splits.std.cpu().numpy().tobytes())
-        files = splits.train.files
-        labels.update(files.encode())
-        return cls(
-            classes=splits.train.num_classes,
-            content=content.hexdigest(),
-            files=labels.hexdigest() if files else "",
-        )
-
-    def is_same(self, other: DataIdentity) -> bool:
-        """Whether both are of the same data."""
-        return self.content == other.content or (self.files == other.files != "")
-
-
-def source_digest(splits: ImageSplits | DatasetSplits) -> str:
-    """Digest of the data that were split, whatever the seed of the split.
-
-    Of images: class names, numbers of training images by class, and the test part's labels and
-    pixels (a sample where they are many). Of data sets: sizes, number of classes and shape of an
-    input.
-    """
-    if isinstance(splits, DatasetSplits):
-        facts = repr((splits.sizes, splits.num_classes, splits.input_shape))
-        return hashlib.blake2b(facts.encode(), digest_size=16).hexdigest()
-    train, validation, test = splits.train, splits.validation, splits.test
-    labels = torch.cat([train.labels.cpu(), validation.labels.cpu()])
-    counts = labels.bincount(minlength=train.num_classes)
-    held = hashlib.blake2b(json.dumps(train.classes).encode(), digest_size=16)
-    held.update(repr((splits.sizes, counts.tolist())).encode())
-    held.update(test.labels.cpu().numpy().tobytes() + _sampled_pixels(test))
-    return held.hexdigest()
-
-
-def _sampled_pixels(part: ImageData) -> bytes:
-    """Pixels of all images of a part; of evenly spaced ones where all would be too many."""
-    size = part.channels * part.image_size[0] * part.image_size[1]
-    # Three parts share the limit.
-    every = 1 + len(part) * size // (_PIXELS // 3)
-    rows = torch.arange(0, len(part), every, device=part.device)
-    return part.gather(rows).cpu().numpy().tobytes()

@@ -5,7 +5,6 @@ One rung and the best in full, or successive halving whose paused trials continu
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -95,19 +94,6 @@ class TopKPruner(BasePruner):
         )
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Entry:
-    """A configuration that has reached a rung.
-
-    Attributes:
-        value: Its value there.
-        last: Its latest trial.
-    """
-
-    value: float
-    last: FrozenTrial
-
-
 class PromotionPruner(BasePruner):
     """Pauses trials at rungs; the best ``1 / reduction_factor`` of a rung continue to the next.
 
@@ -182,7 +168,7 @@ class PromotionPruner(BasePruner):
         if rung is None:
             return False
         entries = self._entries(study, rung, own=trial)
-        return all(one.last.number != trial.number for one in entries[: self._places(entries)])
+        return all(one.number != trial.number for one in entries[: self._places(entries)])
 
     def entered(self, study: optuna.Study, trial: FrozenTrial) -> int | None:
         """Step of the rung that the trial's last report is the first one to reach, if any.
@@ -221,7 +207,7 @@ class PromotionPruner(BasePruner):
         places = self._places(entries)
         return {
             "rung": self.rungs.index(rung),
-            "threshold": entries[places - 1].value if places else None,
+            "threshold": first_report(entries[places - 1], rung) if places else None,
             "competitors": len(entries),
         }
 
@@ -262,13 +248,13 @@ class PromotionPruner(BasePruner):
             entries = self._entries(study, rung)
             best = entries if every else entries[: self._places(entries)]
             for place, one in enumerate(best, start=1):
-                if not self._may_continue(one.last, following):
+                if not self._may_continue(one, following):
                     continue
                 if every and rung >= self.max_resource:
-                    group = 0 if self._became_better(study, one.last) else 2
-                    found.append((group, place / len(entries), rung, one.last))
+                    group = 0 if self._became_better(study, one) else 2
+                    found.append((group, place / len(entries), rung, one))
                 else:
-                    found.append((1, 0.0, -rung, one.last))
+                    found.append((1, 0.0, -rung, one))
         # The sort is stable: of one rung the best stays first.
         for *_, trial in sorted(found, key=lambda each: each[:3]):
             yield trial
@@ -287,7 +273,7 @@ class PromotionPruner(BasePruner):
             # A complete trial is a result already, so fewer are kept.
             times = 2 if rung < self.max_resource else 1
             best = entries[: times * self._places(entries) + self.reduction_factor]
-            kept += [one.last for one in best if self._may_continue(one.last, following)]
+            kept += [one for one in best if self._may_continue(one, following)]
         return kept
 
     def _all_rungs(self, study: optuna.Study) -> list[tuple[int, int]]:
@@ -316,15 +302,15 @@ class PromotionPruner(BasePruner):
         # A trial that has reached the following rung is ranked there.
         return trial.state == state and not diverged and (trial.last_step or 0) < following
 
-    def _places(self, entries: Sequence[_Entry]) -> int:
+    def _places(self, entries: Sequence[FrozenTrial]) -> int:
         """How many configurations of a rung may continue."""
         return len(entries) // self.reduction_factor
 
     def _entries(
         self, study: optuna.Study, rung: int, *, own: FrozenTrial | None = None
-    ) -> list[_Entry]:
-        """Each configuration that has reached a rung, the best first, equal ones by number."""
-        found: dict[int, _Entry] = {}
+    ) -> list[FrozenTrial]:
+        """Latest trial of each configuration at a rung, the best first, equal ones by number."""
+        found: dict[int, FrozenTrial] = {}
         roots: dict[int, int] = {}
         for stored in study.get_trials(deepcopy=False):
             # The database may not have all reports of the running trial yet.
@@ -334,12 +320,11 @@ class PromotionPruner(BasePruner):
             # Trials that continue one another are one configuration, of which the last counts.
             root = trial.number if origin is None else roots.get(origin, trial.number)
             roots[trial.number] = root
-            value = first_report(trial, rung)
-            if TWIN_KEY in attrs or trial.state == TrialState.FAIL or math.isnan(value):
-                continue
-            found[root] = _Entry(value, trial)
+            reached = not math.isnan(first_report(trial, rung))
+            if reached and TWIN_KEY not in attrs and trial.state != TrialState.FAIL:
+                found[root] = trial
         sign = 1.0 if study.direction == StudyDirection.MINIMIZE else -1.0
-        return sorted(found.values(), key=lambda one: sign * one.value)
+        return sorted(found.values(), key=lambda one: sign * first_report(one, rung))
 
 
 def first_report(trial: FrozenTrial, step: int) -> float:

@@ -176,7 +176,8 @@ class MABSampler(BatchSampler):
                 examples = examples[kept]
         positions = stratified_shares(self.labels[examples].numpy(), self.batch_size, rng)
         shares = np.where(positions < 0, np.int32(-1), examples.numpy().astype(np.int32)[positions])
-        self._settings = settings
+        #: The bandits' knobs.
+        self.settings = settings
         self._progress = 0.0
         self._engine = _make_engine(shares, settings, self.device, rng)
         # A call of `to` costs as much as a small operation, even on the same device.
@@ -186,11 +187,6 @@ class MABSampler(BatchSampler):
     def uses_record(cls, knobs: Mapping[str, Any]) -> bool:
         """Whether ``trim`` is on."""
         return bool(knobs.get("trim"))
-
-    @property
-    def settings(self) -> BanditSettings:
-        """The bandits' knobs."""
-        return self._settings
 
     @property
     def shares(self) -> Tensor:
@@ -211,7 +207,7 @@ class MABSampler(BatchSampler):
         """Whether a CUDA graph can hold draws and updates: not where they depend on progress."""
         # A subclass may draw or learn by the step or the progress.
         own = type(self)._draw is MABSampler._draw and type(self)._learn is MABSampler._learn
-        return own and self.graph_generator is not None and self._settings.active == 1
+        return own and self.graph_generator is not None and self.settings.active == 1
 
     def set_progress(self, share: float) -> None:
         """Set the share of the budget spent; from ``active`` on, sampling is uniform."""
@@ -242,7 +238,7 @@ class MABSampler(BatchSampler):
 
     def _draw(self) -> Draw:
         # A training that continues beyond its budget has a progress of 1.
-        uniform = self._progress >= self._settings.active < 1
+        uniform = self._progress >= self.settings.active < 1
         indices, weights, arms = self._engine.draw(uniform=uniform)
         if self._elsewhere:
             indices = indices.to(self.device)

@@ -31,7 +31,7 @@ NAMES: Mapping[str, str] = {
 }
 
 #: Batch samplers. A sampler from elsewhere gets those of the arguments in ``given`` that it takes;
-#: a study measures the ``difficulty``.
+#: ``difficulty``, which a study measures, only if it is a `BatchSampler` with a `record_column`.
 SAMPLERS = Registry(
     "sampler",
     NAMES,

@@ -56,38 +56,31 @@ class PlanStream:
         self._plan = plan
         self._num_labels = num_labels
         self._generator = generator
+        #: The rest of the current plan.
         self._order = torch.empty(0, dtype=torch.int64, device=generator.device)
-        self._position = 0
 
     def take(self, count: int) -> Tensor:
         """The next ``count`` indices, int64 [count]."""
-        end = self._position + count
-        if end <= len(self._order):
-            taken = self._order[self._position : end]
-            self._position = end
-            return taken
-        taken = self._order[self._position :]
-        while len(taken) < count:
+        taken, self._order = self._order[:count], self._order[count:]
+        while (missing := count - len(taken)) > 0:
             self._order = self._plan()
             if len(taken):
-                self._keep_out(taken, count - len(taken))
-            self._position = min(count - len(taken), len(self._order))
-            taken = torch.cat([taken, self._order[: self._position]])
+                self._keep_out(taken, missing)
+            taken = torch.cat([taken, self._order[:missing]])
+            self._order = self._order[missing:]
         return taken
 
     def restart(self) -> None:
         """Drop what is left of the current plan."""
         self._order = self._order[:0]
-        self._position = 0
 
     def state(self) -> dict[str, Any]:
         """The rest of the current plan; the owner saves the generator."""
-        return {"order": self._order.clone(), "position": self._position}
+        return {"order": self._order.clone()}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Continue where `state` was taken."""
         self._order = state["order"].to(self._generator.device).clone()
-        self._position = int(state["position"])
 
     def _keep_out(self, taken: Tensor, count: int) -> None:
         """Reorder the plan so that its first ``count`` indices are not among ``taken``."""

@@ -216,7 +216,7 @@ class Choice:
         twins: Trainings of the race, in addition to the study's trials.
         examples: Training examples of these.
         seconds: Training seconds of these.
-        data: Digest of the data, see `hpo_mab.data._splits.source_digest`; empty if not known.
+        data: Digest of the data, see `hpo_mab.data._identity.source_digest`; empty if not known.
         source: Name of the study that held the race; empty for the study itself. Then the
             trainings are those of that study.
     """

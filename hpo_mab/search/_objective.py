@@ -28,7 +28,7 @@ from hpo_mab._examples import labels_digest
 from hpo_mab._plan import slot_of, trial_seed
 from hpo_mab._registry import Named
 from hpo_mab.data import Augmentation, DataIdentity, DatasetSplits, ImageSplits
-from hpo_mab.data._splits import source_digest
+from hpo_mab.data._identity import source_digest
 from hpo_mab.search._choice import judged_at
 from hpo_mab.search._components import (
     AUTO,
@@ -347,7 +347,7 @@ class TrainingObjective:
         return self.race is not None and self.race.advance(
             study,
             trials,
-            has_record=lambda: writer is not None and writer.frozen() is not None,
+            has_record=lambda: writer is not None and writer.freeze_written() is not None,
         )
 
     def checkpoint(

@@ -38,7 +38,6 @@ from hpo_mab.pruners._reasons import reason_of
 from hpo_mab.storage import (
     STORAGE_ERRORS,
     CurveStore,
-    CurveWriter,
     ExampleWriter,
     Storage,
     files_folder,
@@ -90,8 +89,16 @@ def store_end(trial: optuna.trial.BaseTrial, error: BaseException) -> None:
         trial.set_user_attr(REASON_KEY, failure_reason(error))
 
 
+#: Seconds between writes of a trial's curve.
+_CURVE_SECONDS = 5.0
+
+
 class TrialRecord:
     """Reports a trial's evaluations to Optuna, and writes its curve and cost to the database.
+
+    The curve is written every few seconds: a short trial's is one transaction, a long one's a few.
+    A killed trial loses the evaluations since its last write. The first write replaces the curve of
+    an earlier attempt at the trial.
 
     Args:
         trial: Optuna's trial. Nothing is stored of one that is not running.
@@ -103,9 +110,12 @@ class TrialRecord:
         #: Seconds of the evaluations that this attempt has made itself; None if not known.
         self.evaluation_seconds: float | None = None
         self._trial = trial
-        self._curve: CurveWriter | None = None
-        if curves is not None and isinstance(trial, optuna.trial.Trial):
-            self._curve = CurveWriter(curves, id_of(trial))
+        self._curves: CurveStore | None = None
+        if isinstance(trial, optuna.trial.Trial):
+            self._curves, self._id = curves, id_of(trial)
+        self._waiting: list[Evaluation] = []
+        self._is_first = True
+        self._written = time.monotonic()
 
     def add(self, evaluation: Evaluation) -> None:
         """Add an evaluation and report it."""
@@ -116,8 +126,8 @@ class TrialRecord:
     def add_later(self, evaluation: Evaluation) -> None:
         """Add an evaluation and report it; its point of the curve waits for `flush_all`."""
         self.last = evaluation
-        if self._curve is not None:
-            self._curve.add(evaluation)
+        if self._curves is not None:
+            self._waiting.append(evaluation)
         self._trial.report(evaluation.accuracy, step=evaluation.index)
 
     def should_prune(self) -> bool:
@@ -138,13 +148,19 @@ class TrialRecord:
 
     @property
     def is_due(self) -> bool:
-        """Whether points of the curve have waited for several seconds."""
-        return self._curve is not None and self._curve.is_due
+        """Whether the last write of the curve was several seconds ago."""
+        return time.monotonic() - self._written >= _CURVE_SECONDS
 
     @staticmethod
     def flush_all(records: Iterable[TrialRecord]) -> None:
         """Write the points that wait of several trials' curves, in one transaction."""
-        CurveWriter.flush_all(each._curve for each in records if each._curve is not None)
+        full = [each for each in records if each._waiting]
+        if full and (curves := full[0]._curves) is not None:
+            curves.extend([(each._id, each._waiting, each._is_first) for each in full])
+        for each in full:
+            each._waiting.clear()
+            each._is_first = False
+            each._written = time.monotonic()
 
     def close(self) -> None:
         """Write the rest of the curve, and its cost."""
@@ -250,7 +266,7 @@ def offer(
 # has its result. It is read as tensors and plain values only, never as a pickle that could run
 # code.
 
-_VERSION = 1
+_VERSION = 2
 
 
 class CheckpointWarning(UserWarning):

@@ -340,7 +340,7 @@ class StackLoop(TrialLoop):
         if isinstance(result, TrainingDiverged):
             running.record.diverged(result)
             return End(trial, TrialState.PRUNED)
-        ended = result.index == stack.evaluations(slot)
+        ended = slot not in stack.busy
         pruned = not ended and running.assignment.may_prune and running.record.should_prune()
         if not (ended or pruned):
             return None

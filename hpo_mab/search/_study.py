@@ -145,7 +145,7 @@ def make_study(
         name: Optuna's study name.
         spec: What the study should be.
         definition: The same as it is to be stored.
-        source: Digest of the data, see `hpo_mab.data._splits.source_digest`; empty if not known.
+        source: Digest of the data, see `hpo_mab.data._identity.source_digest`; empty if not known.
         keep_target: Whether to only raise the target that the study has; else it becomes the
             spec's.
 

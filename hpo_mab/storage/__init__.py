@@ -11,14 +11,9 @@ from hpo_mab._registry import lazy_names
 
 if TYPE_CHECKING:
     from hpo_mab._plan import RETRIES
-    from hpo_mab.storage._curves import CurveStore, CurveWriter
+    from hpo_mab.storage._curves import CurveStore
     from hpo_mab.storage._examples import FIRST_TRIALS, ExampleStore, ExampleWriter
-    from hpo_mab.storage._open import (
-        STORAGE_ERRORS,
-        Storage,
-        files_folder,
-        retry_callback,
-    )
+    from hpo_mab.storage._open import STORAGE_ERRORS, Storage, files_folder
     from hpo_mab.storage._process import (
         heartbeat,
         hold,
@@ -47,7 +42,6 @@ __all__ = [
     "RETRIES",
     "STORAGE_ERRORS",
     "CurveStore",
-    "CurveWriter",
     "Definition",
     "ExampleStore",
     "ExampleWriter",
@@ -64,7 +58,6 @@ __all__ = [
     "open_study",
     "read_run",
     "release",
-    "retry_callback",
     "study_names",
     "this_process",
 ]
@@ -72,9 +65,9 @@ __all__ = [
 __getattr__, __dir__ = lazy_names(
     __name__,
     {
-        "CurveStore CurveWriter": "._curves",
+        "CurveStore": "._curves",
         "ExampleStore ExampleWriter FIRST_TRIALS": "._examples",
-        "STORAGE_ERRORS Storage files_folder retry_callback": "._open",
+        "STORAGE_ERRORS Storage files_folder": "._open",
         "heartbeat hold is_gone is_held is_here release this_process": "._process",
         "Definition MissingCurvesWarning StudyRun TrialRun": "._runs",
         "open_study read_run study_names": "._runs",

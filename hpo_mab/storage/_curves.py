@@ -5,9 +5,8 @@ from __future__ import annotations
 import dataclasses
 import math
 import secrets
-import time
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import sqlalchemy as sa
@@ -65,23 +64,12 @@ class CurveStore:
         self._engine = engine
         prepare_tables(engine)
 
-    def extend(
-        self, trial_id: int, evaluations: Sequence[Evaluation], *, restart: bool = False
-    ) -> None:
-        """Add evaluations to a trial's curve, all of them or none.
-
-        Args:
-            trial_id: Optuna's trial id.
-            evaluations: Points that the curve does not have yet, at least one.
-            restart: Whether to begin a curve in place of that of an earlier attempt at this trial.
-        """
-        self.extend_many([(trial_id, evaluations, restart)])
-
-    def extend_many(self, parts: Sequence[tuple[int, Sequence[Evaluation], bool]]) -> None:
+    def extend(self, parts: Sequence[tuple[int, Sequence[Evaluation], bool]]) -> None:
         """Add evaluations to the curves of several trials, all of them or none.
 
         Args:
-            parts: Arguments of `extend` for each trial.
+            parts: For each trial: Optuna's trial id, at least one point that its curve does not
+                have yet, and whether to begin a curve in place of an earlier attempt's.
         """
         with self._engine.begin() as connection:
             rows = []
@@ -254,67 +242,3 @@ def _evaluation(values: Sequence[Any]) -> Evaluation:
         elif name not in SAMPLER_FIGURES:
             point[name] = math.nan
     return Evaluation(**point)
-
-
-class CurveWriter:
-    """Collects a trial's evaluations and writes them every few seconds, many at a time.
-
-    A short trial's curve is one transaction, a long one's a few. A killed trial loses the
-    evaluations since its last write. Nothing is written before the first evaluation; the first
-    write replaces the curve of an earlier attempt at the trial.
-
-    Args:
-        curves: The store to write to.
-        trial_id: Optuna's trial id.
-        seconds: Longest time that an evaluation waits for the next one.
-        clock: Returns seconds.
-
-    Examples:
-        >>> from hpo_mab.storage import CurveWriter, Storage
-        >>> storage = Storage("sqlite:///studies.db")
-        >>> writer = CurveWriter(storage.curves, trial_id=1)
-        >>> writer.is_due
-        False
-        >>> storage.close()
-    """
-
-    def __init__(
-        self,
-        curves: CurveStore,
-        trial_id: int,
-        *,
-        seconds: float = 5.0,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._curves = curves
-        self.trial_id = trial_id
-        self._seconds = seconds
-        self._clock = clock
-        self._waiting: list[Evaluation] = []
-        self._restart = True
-        self._written = clock()
-
-    def add(self, evaluation: Evaluation) -> None:
-        """Add an evaluation, to be written later."""
-        self._waiting.append(evaluation)
-
-    @property
-    def is_due(self) -> bool:
-        """Whether the last write was several seconds ago."""
-        return self._clock() - self._written >= self._seconds
-
-    def flush(self) -> None:
-        """Write the waiting evaluations; to be called before the trial ends."""
-        self.flush_all([self])
-
-    @staticmethod
-    def flush_all(writers: Iterable[CurveWriter]) -> None:
-        """Write what waits in writers of one store, in one transaction."""
-        full = [writer for writer in writers if writer._waiting]
-        if not full:
-            return
-        full[0]._curves.extend_many([(w.trial_id, w._waiting, w._restart) for w in full])
-        for writer in full:
-            writer._waiting.clear()
-            writer._restart = False
-            writer._written = writer._clock()

@@ -302,9 +302,9 @@ class ExampleWriter:
         """The record that samplers of the study use; None before enough trials have ended."""
         self.flush()
         with self._lock():
-            return self.frozen()
+            return self.freeze_written()
 
-    def frozen(self) -> ExampleRecord | None:
+    def freeze_written(self) -> ExampleRecord | None:
         """As `freeze`, of what is written already; the caller holds the lock."""
         return self._store.freeze(self._study_id, trials=FIRST_TRIALS)
 

@@ -206,7 +206,8 @@ class Storage:
                 engine_kwargs=_engine_options(self.url),
                 heartbeat_interval=self.heartbeat,
                 grace_period=self.grace,
-                heartbeat_stale_trial_callback=retry_callback(),
+                # Queues a lost trial again, with its slot, in a user's own loop.
+                heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(max_retry=RETRIES),
             )
         try:
             locks = Locks(storage.engine)
@@ -222,14 +223,6 @@ class Storage:
                 f"There is no study database at {self.shown_url}. "
                 "Run 'hpo-mab run' first, or name another with --storage."
             )
-
-
-@functools.cache
-def retry_callback() -> RetryHeartbeatStaleTrialCallback:
-    """Optuna's callback that queues a lost trial again, with its slot, in a user's own loop."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        return RetryHeartbeatStaleTrialCallback(max_retry=RETRIES)
 
 
 def _engine_options(url: sa.URL) -> dict[str, Any]:

@@ -153,6 +153,7 @@ _HINTS = {
     "resolve host": "Check the host in the URL: postgresql://user@host/name.",
     "connection refused": "Does the server run there, on that port?",
     'role "': "Check the user in the URL: postgresql://user@host/name.",
+    "certificate file": "Check sslmode and sslrootcert in the URL.",
     "does not exist": "Make the database first: createdb NAME.",
     "disk is full": _FREE,
     "no space left": _FREE,

@@ -61,21 +61,16 @@ class LossMeter:
         self._watch = device.type == "cpu"
         self._count = 0
 
-    def add(self, losses: Tensor, *, step: int) -> None:
-        """Count a batch's detached per-example losses, float [B].
+    def accumulate(self, losses: Tensor) -> None:
+        """Add a batch's detached losses, float [B], up on the device; `count` must follow."""
+        self._total += losses.mean()
+
+    def count(self, *, step: int) -> None:
+        """Count a batch whose losses were accumulated.
 
         Raises:
             TrainingDiverged: On the CPU only, where reading is free: the loss is not finite.
         """
-        self.accumulate(losses)
-        self.count(step=step)
-
-    def accumulate(self, losses: Tensor) -> None:
-        """Add a batch's losses up on the device; `count` must follow."""
-        self._total += losses.mean()
-
-    def count(self, *, step: int) -> None:
-        """Count a batch whose losses were accumulated; raises as `add` does."""
         self._count += 1
         if self._watch:
             _require_finite(float(self._total), step)

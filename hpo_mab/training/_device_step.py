@@ -136,9 +136,9 @@ class Captured:
                 generator.graphsafe_set_state(state)
             undo()
             self._forked = False
-            # The end of a failed capture may raise an error of its own, with the cause as context.
             if memory_reason(error) is not None:
                 raise
+            # The end of a failed capture may raise an error of its own, with the cause as context.
             cause = error.__context__ if isinstance(error.__context__, RuntimeError) else error
             self.give_up(str(cause).strip().partition("\n")[0])
 
@@ -409,19 +409,20 @@ class DeviceStep:
         if draw.weights is not None:
             weights.copy_(draw.weights)
         device = self._batches.data.device
-        if self._held is None:
-            self._held = Draw(draw.indices.to(device, copy=True), weights.to(device))
+        held = self._held
+        if held is None or held.weights is None:
+            held = self._held = Draw(draw.indices.to(device, copy=True), weights.to(device))
             if self._sampler_in_graph:
-                self._held.context = draw.context.clone()
+                held.context = draw.context.clone()
         else:
-            self._held.indices.copy_(draw.indices, non_blocking=True)
-            self._weights().copy_(weights, non_blocking=True)
+            held.indices.copy_(draw.indices, non_blocking=True)
+            held.weights.copy_(weights, non_blocking=True)
             if self._sampler_in_graph:
-                self._held.context.copy_(draw.context)
+                held.context.copy_(draw.context)
         if self._sampler_in_graph:
             # The next replay reads the outstanding draw at these addresses.
-            draw.indices, draw.context = self._held.indices, self._held.context
-            draw.weights = None if draw.weights is None else self._held.weights
+            draw.indices, draw.context = held.indices, held.context
+            draw.weights = None if draw.weights is None else held.weights
 
     def _weights(self) -> Tensor:
         """Importance weights of the held batch, float32 [B]."""

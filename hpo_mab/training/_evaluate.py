@@ -113,6 +113,8 @@ class Evaluator:
             self._model.train(modes[0][1])
             for module, mode in modes:
                 module.training = mode
+        if not sums:
+            raise ArgumentError("examples must give at least one batch at each pass, got none.")
         correct, loss, count = torch.as_tensor(sum(sums)).tolist()
         return correct / count, loss / count
 

@@ -372,7 +372,8 @@ class DrawRows:
             )
         if not self.takes(sampler):
             raise ArgumentError(
-                "bandits of a stack must share policy, reward, replacement and way of forgetting, "
+                "bandits of a stack must share policy, reward, replacement, way of forgetting and, "
+                "with a correction, the prior, "
                 f"draw from {self._examples} examples and remember at most {self._capacity} pulls: "
                 f"{_words(settings.structure)} with {sampler.num_examples} examples and a memory "
                 f"of {window_of(sampler)} does not fit {_words(self._structure)}."

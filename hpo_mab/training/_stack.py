@@ -228,10 +228,6 @@ class StackedTrainer:
         self.evaluation_seconds[slot] = 0.0
         self._running[slot] = each
 
-    def evaluations(self, slot: int) -> int:
-        """How many evaluations a slot's training has in the end."""
-        return len(self._running[slot].curve.stops)
-
     def takes(self, sampler: BatchSampler) -> bool:
         """Whether the stack's bandits can serve a sampler, or it draws by itself."""
         return self._draws.takes(sampler)
@@ -365,9 +361,6 @@ class StackedTrainer:
                 for slot, sampler in learners.items():
                     losses, logits, targets = (part[slot] for part in self._outputs)
                     sampler.update(losses, logits=logits, targets=targets)
-        if self.examples is not None:
-            # Here, because another training may begin in a slot before the next call.
-            self.examples.add_up()
 
     def _body(self) -> None:
         """One step of all networks: operations on tensors at fixed addresses only."""

@@ -177,17 +177,13 @@ class ExampleTally:
         )
 
     def tensors(self) -> dict[str, Tensor]:
-        """All tensors that make the state of each training, [K, ...]; complete after `add_up`."""
+        """All tensors that make the state of each training, [K, ...], the tally's own."""
+        self.add_up()
         found = {"sums": self._sums, "average": self._average}
         return found if self._predictions is None else {**found, "predictions": self._predictions}
 
-    def state(self) -> dict[str, Tensor]:
-        """The sums of all trainings so far, for `load`; the tally's own tensors."""
-        self.add_up()
-        return self.tensors()
-
     def load(self, state: Mapping[str, Any]) -> None:
-        """Continue from a `state` of a tally with the same arguments."""
+        """Continue from the `tensors` of a tally with the same arguments."""
         for name, tensor in self.tensors().items():
             tensor.copy_(state[name])
 

@@ -337,7 +337,8 @@ class Training(Iterator[Evaluation]):
         self._optimizer.step()
         if self._average is not None:
             self._average.update()
-        self._meter.add(losses.detach(), step=number)
+        self._meter.accumulate(losses.detach())
+        self._meter.count(step=number)
 
     def _weights(self, averaged: bool) -> Callable[[Tensor], Tensor] | None:
         return self._average.forward() if averaged and self._average is not None else None
@@ -386,8 +387,8 @@ class Training(Iterator[Evaluation]):
     def has_state(self) -> bool:
         """Whether `state_dict` can be called now.
 
-        Not before the first evaluation that this training has made itself. Never with a
-        `LoaderBatches` with workers, which draw batches ahead of the step.
+        Only after the first evaluation that this training has made itself, and only with
+        `DeviceBatches` or with `LoaderBatches` without workers, which draw batches ahead.
         """
         if isinstance(self._batches, LoaderBatches):
             apart = self._batches.num_workers == 0
@@ -417,7 +418,7 @@ class Training(Iterator[Evaluation]):
                 "augmentation": None if generator is None else generator.get_state(),
                 "random": random_states(next(self.model.parameters()).device),
                 "drawn": drawn,
-                "examples": None if self.examples is None else self.examples.state(),
+                "examples": None if self.examples is None else self.examples.tensors(),
             }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> Self:

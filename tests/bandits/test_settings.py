@@ -17,6 +17,7 @@ BAD: list[tuple[str, Any]] = [
     ("prior", (0.0, 1.0)),
     ("prior", (1.0, math.nan)),
     ("prior", (1.0,)),
+    ("prior", 2.0),
     ("loss_decay", 1.0),
     ("loss_decay", -0.1),
     ("memory", 0),

@@ -202,6 +202,13 @@ def test_evidence_of_stored_studies_and_of_their_record_prunes_another(
     for command in ("evidence", "report"):
         status, _, err = cli(command, "record.json", "-o", "record.json")
         assert (status, "record.json is the record that is read" in err) == (2, True)
+    for given in (
+        ("report", "record.json", "-o", "out", "--record", "out"),
+        ("compare", "digits", "--report", "out", "--record", "./out"),
+        ("examples", "any", "--html", "out", "--csv", "out"),
+    ):
+        status, _, err = cli(*given)
+        assert (status, "out is given for two outputs" in err) == (2, True)
     # Records are rounded to six digits.
     again = Evidence.load("again.json")
     assert [one.value for one in again.advantage] == pytest.approx(

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -189,15 +190,10 @@ def test_a_warning_advises_against_many_workers_on_sqlite(
     from hpo_mab.search import load_spec
 
     storage = Storage(str(tmp_path / "x.db"))
-    for workers, advice in ((None, False), (2, False), (3, True)):
-        launcher(
-            load_spec("digits"),
-            storage,
-            workers=workers,
-            ray=None,
-            gpus_per_worker=None,
-            quiet=False,
-        )
+    for workers, advice in (("auto", False), ("2", False), ("3", True)):
+        options = {"workers": workers, "ray": None, "gpus_per_worker": None}
+        context: Any = SimpleNamespace(params={**options, "quiet": False, "as_json": False})
+        launcher(context, load_spec("digits"), storage)
         assert ("postgresql://" in capsys.readouterr().err) == advice
 
 

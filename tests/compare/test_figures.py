@@ -409,6 +409,11 @@ def test_unknown_names_are_refused(summary):
         figures.fidelity(summary, statistic="kendal")
     with pytest.raises(UnknownNameError, match="'second'"):
         figures.cost_to_target(summary, currency="second")
+    for draw in (figures.paired_advantage, figures.acceleration):
+        with pytest.raises(UnknownNameError, match="'example'"):
+            draw(summary, currency="example")
+    with pytest.raises(UnknownNameError, match=r"Valid: kendall\."):
+        summary.contrasts[0].paired[0].agreement("spearman", final="own")
 
 
 def test_curves_of_an_arm_are_those_of_its_own_sampler(run, trial):

@@ -9,7 +9,6 @@ import math
 
 import pytest
 
-from hpo_mab._attributes import StudySettings
 from hpo_mab.compare import (
     ComparisonRuns,
     comparison_record,
@@ -21,7 +20,7 @@ from hpo_mab.compare import (
 )
 from hpo_mab.compare._records import winner
 from hpo_mab.compare._tables import in_arm_words
-from hpo_mab.compare._text import search_space, winning_parameters
+from hpo_mab.compare._text import parameter_rows
 from hpo_mab.search import make_spec
 
 
@@ -108,7 +107,7 @@ def test_arms_are_named_in_words(study):
     assert in_arm_words(twins) is twins
 
 
-def test_the_search_space_is_that_of_the_definition():
+def test_the_search_space_is_that_of_the_definition(run):
     spec = make_spec(
         {
             "name": "all",
@@ -119,7 +118,8 @@ def test_the_search_space_is_that_of_the_definition():
             "sampler": {"kind": "mab", "prior": [{"low": 0.5, "high": 5.0}, 1.0]},
         }
     )
-    found = search_space(StudySettings.of(spec.model_dump(mode="json")))
+    made = dataclasses.replace(run([], arm="mab"), spec=spec.model_dump(mode="json"))
+    found = {name: searched for name, best, searched in parameter_rows(made) if best == "-"}
     names = {"model.width", "lr", "batch_size", "average", "sampler.prior_alpha"}
     assert found.keys() == names
     assert found["lr"] == "0.01 to 1 (log)"
@@ -134,7 +134,7 @@ def test_the_winner_has_its_values_and_their_ranges(trial, run):
         dataclasses.replace(run([trial([0.7], params={"lr": 0.25, "x": 1})], arm="mab"), spec=spec),
     ]
     assert winner(runs) is runs[1]
-    assert winning_parameters(runs[1]) == [("lr", "0.25", "0.01 to 1 (log)"), ("x", "1", "-")]
+    assert parameter_rows(runs[1]) == [("lr", "0.25", "0.01 to 1 (log)"), ("x", "1", "-")]
     assert winner([run([], arm="mab")]) is None
 
 
@@ -157,7 +157,7 @@ def test_the_weights_that_were_evaluated_are_named(page):
 
 
 def test_given_record_is_shown(runs, summary):
-    text = report_html(runs[:2], summary, title="t", record={"gpu": "a <fast> one"})
+    text = report_html(runs[:2], summary, title="t", environment={"gpu": "a <fast> one"})
     assert "a &lt;fast&gt; one" in text
 
 
@@ -169,6 +169,19 @@ def test_environment_is_json_without_names_or_paths(monkeypatch):
     assert found["cpu_cores"] >= 1
     assert "secret-host" not in text
     assert "/" not in "".join(str(v) for k, v in found.items() if k != "gpus" and k != "cpu")
+
+
+def test_a_record_has_no_paths_of_the_machine(runs):
+    spec = {
+        "data": {"name": "digits", "root": "/home/me/data", "exclude": "/home/me/exclude.json"},
+        "sampler": {"kind": "auto", "evidence": "/home/me/choice.json"},
+        "pruner": {"kind": "advantage", "evidence": "/home/me/pairs.json"},
+    }
+    changed = (dataclasses.replace(runs[0], spec=spec), *runs[1:])
+    found = ComparisonRuns(reference="uniform", runs=changed, retrained={}, interrupted=False)
+    text = comparison_record(found, summarise(changed))
+    assert "/home" not in text
+    assert all(name in text for name in ("exclude.json", "choice.json", "pairs.json"))
 
 
 def test_a_record_with_unknown_losses_is_json_and_is_read_again(tmp_path, runs):

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from hpo_mab._examples import COLUMNS, ExampleCounts, ExampleRecord
-from hpo_mab.dashboard._files import examples_note
+from hpo_mab.dashboard._files import ListedImages, examples_note, listed_examples
 from hpo_mab.dashboard._notes import confirmed_note, markdown_table, pruning_notes, study_note
 from hpo_mab.search import StudyRunner, load_spec, make_spec
 from hpo_mab.search._study import make_study
@@ -81,7 +81,8 @@ def test_a_trial_pruned_at_a_moved_rung_names_its_evidence() -> None:
     assert "worth evaluation 2.2 of uniform training" in note
 
 
-def test_a_note_lists_the_most_suspicious_labels() -> None:
+def test_a_note_lists_the_most_suspicious_labels(tmp_path: Path) -> None:
+    storage = Storage(f"sqlite:///{tmp_path / 'other.db'}")
     sums = np.zeros((20, len(COLUMNS)), dtype=np.float32)
     sums[:, COLUMNS.index("visits")] = 4
     sums[:, COLUMNS.index("margin")] = 4.0
@@ -89,7 +90,15 @@ def test_a_note_lists_the_most_suspicious_labels() -> None:
     predictions = np.zeros((20, 3), dtype=np.uint32)
     predictions[:, 2] = 4
     counts = ExampleCounts(trials=9, sums=sums, predictions=predictions)
-    note = examples_note(ExampleRecord(total=20, labels="abc", counts=counts), "one")
+    record = ExampleRecord(total=20, labels="abc", counts=counts)
+    listed = listed_examples(record)
+    images = ListedImages(rows=listed, labels=[0] * len(listed), classes=["a", "b", "c"])
+    pictured = examples_note(record, "one", storage, images=images, path="/x.png")
+    assert f"`hpo-mab examples one --storage {storage.shown_url} --html" in pictured
+    note = examples_note(record, "one", storage)
+    storage.close()
+    # The command reads images only.
+    assert "hpo-mab examples" not in note
     assert "9 trials saw 20 training examples. For 2 another class's logit exceeds" in note
     rows = [line for line in note.splitlines() if line.startswith("| 11") or "| 0.50" in line]
     assert [row.replace("\N{EN SPACE}", "").split(" | ")[:3] for row in rows] == [

@@ -270,16 +270,19 @@ def test_refresh_publishes_studies_with_new_trials_only(compared, tmp_path: Path
     assert refresh(compared.storage).studies == ()
     name = compared.runs[0].name
     study = open_study(compared.storage, name)
+    drawn = figures_of(study)
+    study.set_user_attr(CONFIRMED_KEY, {str(compared.runs[0].best.number): [0.5]})
+    assert refresh(compared.storage).studies == (name,)
+    # Those of both arms.
+    assert figures_of(study) == drawn
+    assert f"**trial {compared.runs[0].best.number}** has the highest" in get_note(study)
+    assert refresh(compared.storage).studies == ()
     optuna.create_study(study_name="someone else's", storage=compared.storage.optuna)
     study.add_trial(optuna.trial.create_trial(state=optuna.trial.TrialState.WAITING))
     assert refresh(compared.storage).studies == ()  # A waiting trial is no news.
     study.add_trial(optuna.trial.create_trial(value=0.999))
     assert refresh(compared.storage).studies == (name,)
     assert "99.90% validation accuracy" in get_note(study)
-    assert refresh(compared.storage).studies == ()
-    study.set_user_attr(CONFIRMED_KEY, {str(compared.runs[0].best.number): [0.5]})
-    assert refresh(compared.storage).studies == (name,)
-    assert f"**trial {compared.runs[0].best.number}** has the highest" in get_note(study)
     assert refresh(compared.storage).studies == ()
     compared.storage.close()
 

@@ -93,6 +93,20 @@ def test_from_arrays_takes_text_in_an_array_of_objects() -> None:
     assert (found.classes, found.labels.tolist()) == (("a", "b"), [1, 0, 1])
 
 
+@pytest.mark.parametrize(
+    "labels",
+    [torch.tensor([1, 0], dtype=torch.bfloat16), torch.tensor([1.0, 0.0], requires_grad=True)],
+)
+def test_from_arrays_takes_tensors_that_numpy_does_not(labels: torch.Tensor) -> None:
+    found = ImageData.from_arrays(np.zeros((2, 2, 2), dtype=np.uint8), labels)
+    assert found.labels.tolist() == [1, 0]
+
+
+def test_from_arrays_refuses_a_ragged_list() -> None:
+    with pytest.raises(ArgumentError, match="labels must"):
+        ImageData.from_arrays(np.zeros((2, 2, 2), dtype=np.uint8), [[0], [0, 1]])
+
+
 def test_from_arrays_refuses_channels_that_come_last() -> None:
     images = np.zeros((2, 32, 32, 3), dtype=np.uint8)
     message = r"must be \[N, channels, height, width\], got \[2, 32, 32, 3\]; move the channels"

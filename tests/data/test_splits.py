@@ -22,10 +22,18 @@ from sklearn.model_selection import train_test_split
 from torch.utils.data import Dataset, IterableDataset, Subset, TensorDataset
 
 from hpo_mab import _labels
-from hpo_mab._errors import ArgumentError
+from hpo_mab._errors import ArgumentError, DataError
 from hpo_mab._labels import check_examples, class_labels, stratified_halves
-from hpo_mab.data import DataIdentity, ImageData, labels_of, load, load_splits, split
-from hpo_mab.data._splits import source_digest
+from hpo_mab.data import (
+    DataIdentity,
+    Exclusion,
+    ImageData,
+    labels_of,
+    load,
+    load_splits,
+    split,
+)
+from hpo_mab.data._identity import source_digest
 
 
 def _data(counts: list[int], *, size: int = 4) -> ImageData:
@@ -208,7 +216,7 @@ def test_reading_every_label_shows_its_progress(
     labels_of(examples, name="the training set")  # type: ignore[arg-type]
     lines = [record.getMessage() for record in caplog.records]
     assert 80 < len(lines) < 110
-    assert lines[0].startswith("the training set has no targets: 2 of 1,000 examples read")
+    assert lines[0].startswith("the training set has no targets that agree with its items: 2 of")
     caplog.clear()
     labels_of(_WithTargets([1, 0], targets=[1, 0]))
     assert not caplog.records
@@ -427,3 +435,12 @@ def test_every_stored_label_is_checked(middle: Any) -> None:
 
 def test_reversed_labels_are_labels() -> None:
     assert class_labels(np.arange(3)[::-1]).tolist() == [2, 1, 0]
+
+
+@pytest.mark.parametrize("indices", [range(20), range(0, 20, 2)])
+def test_an_exclusion_must_leave_some_images_of_each_class(indices: range) -> None:
+    data = ImageData.from_arrays(np.zeros((20, 8, 8), dtype=np.uint8), [0, 1] * 10)
+    splits = split(data, data, validation=0.2)
+    excluded = Exclusion(labels=splits.source, indices=tuple(indices), path="out.json")
+    with pytest.raises(DataError, match=r"out\.json lists all images of a class"):
+        splits.without(excluded)

@@ -307,7 +307,7 @@ def test_the_readmes_figures_of_rungs_are_those_of_the_tables() -> None:
         return row["ratio"]
 
     one, two = (f"{ratio(name, 'hyperband')[0]:.2f}" for name in long)
-    assert f"at {one} and {two} of its cost" in said
+    assert f"at {one} and {two} of the cost" in said
     for name in names:
         value, low, high = ratio(name, "halving 2/2")
         assert re.search(rf"{value:.2f} [^(]*\((?:95% interval )?{low:.2f} to {high:.2f}\)", said)

@@ -70,16 +70,6 @@ def test_state_is_a_copy() -> None:
     assert answer(sampler.load_state_dict(state), steps=20) == expected
 
 
-@pytest.mark.parametrize("knobs", VARIANTS.values(), ids=VARIANTS)
-def test_same_seed_same_stream(knobs: dict[str, Any]) -> None:
-    first, again, other = (
-        answer(MABSampler(LABELS, batch_size=10, seed=seed, **knobs), steps=20)
-        for seed in (3, 3, 4)
-    )
-    assert first == again
-    assert first != other
-
-
 def test_every_batch_has_one_example_of_each_share() -> None:
     sampler = MABSampler(LABELS, batch_size=10)
     shares = [set(share[share >= 0].tolist()) for share in sampler.shares]

@@ -528,7 +528,7 @@ def test_what_running_trials_have_spent_leaves_room_for_others(
     known = {"steps": 1, "seconds": 1.0, "sampler_seconds": 0.0, "accuracy": 0.5, "loss": 1.0}
     known |= {"train_loss": 1.0, "learning_rate": 0.1}
     points = [Evaluation(index=index, examples=30 * index, **known) for index in (1, 2)]
-    storage.curves.extend(trial._trial_id, points)
+    storage.curves.extend([(trial._trial_id, points, False)])
     for _ in range(2):
         assert isinstance(_next(study, storage), optuna.trial.Trial)
     assert _next(study, storage) is Next.WAIT

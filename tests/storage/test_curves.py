@@ -2,14 +2,16 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator
+import types
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import optuna
 import pytest
 import sqlalchemy as sa
 
-from hpo_mab.storage import CurveStore, CurveWriter, Storage, TrialRun
+from hpo_mab.search._recorder import TrialRecord
+from hpo_mab.storage import CurveStore, Storage, TrialRun
 from hpo_mab.training import Evaluation
 
 
@@ -50,12 +52,18 @@ def _make_trials(storage: Storage, count: int, name: str = "study") -> optuna.St
     return study
 
 
+def _extend(
+    store: CurveStore, trial_id: int, points: Sequence[Evaluation], *, restart: bool = False
+) -> None:
+    store.extend([(trial_id, points, restart)])
+
+
 def test_curves_come_back_as_they_were_in_order(store: CurveStore) -> None:
     averaged = dataclasses.replace(_evaluation(2), averaged=True)
     curve = [_evaluation(1), averaged, _evaluation(3, reward_rate=None, concentration=0.2)]
     for evaluation in (curve[1], curve[0], curve[2]):
-        store.extend(7, [evaluation])
-    store.extend(9, [_evaluation(1)])
+        _extend(store, 7, [evaluation])
+    _extend(store, 9, [_evaluation(1)])
     assert store.load([7]) == {7: tuple(curve)}
     assert set(store.load([7, 8, 9])) == {7, 9}
     assert store.load([]) == {}
@@ -63,42 +71,48 @@ def test_curves_come_back_as_they_were_in_order(store: CurveStore) -> None:
 
 def test_ids_between_the_wanted_are_left_out(store: CurveStore) -> None:
     for trial_id in (1, 2, 3):
-        store.extend(trial_id, [_evaluation(1)])
+        _extend(store, trial_id, [_evaluation(1)])
     assert set(store.load([1, 3])) == {1, 3}
 
 
 def test_a_trial_begun_again_replaces_the_curve_of_an_earlier_attempt(store: CurveStore) -> None:
-    store.extend(7, [_evaluation(1), _evaluation(2)])
-    store.extend(8, [_evaluation(1)])
-    store.extend(7, [_evaluation(1, accuracy=0.9)], restart=True)
+    _extend(store, 7, [_evaluation(1), _evaluation(2)])
+    _extend(store, 8, [_evaluation(1)])
+    _extend(store, 7, [_evaluation(1, accuracy=0.9)], restart=True)
     assert store.load([7, 8]) == {7: (_evaluation(1, accuracy=0.9),), 8: (_evaluation(1),)}
 
 
-def test_a_curve_is_written_now_and_then_and_at_the_end(store: CurveStore) -> None:
+def test_a_curve_is_written_now_and_then_and_at_the_end(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
     now = [100.0]
-    store.extend(7, [_evaluation(4)])
-    writer = CurveWriter(store, 7, seconds=5.0, clock=lambda: now[0])
-    writer.add(_evaluation(1))
-    assert not writer.is_due
+    clock = types.SimpleNamespace(monotonic=lambda: now[0])
+    monkeypatch.setattr("hpo_mab.search._recorder.time", clock)
+    study = optuna.load_study(study_name="study", storage=storage.optuna)
+    trial = optuna.trial.Trial(study, 1)
+    store, number = storage.curves, trial._trial_id
+    _extend(store, number, [_evaluation(4)])
+    record = TrialRecord(trial, store)
+    record.add(_evaluation(1))
+    assert not record.is_due
+    assert len(store.load([number])[number]) == 1
     now[0] += 5.0
-    writer.add(_evaluation(2))
-    assert writer.is_due
-    assert len(store.load([7])[7]) == 1
-    writer.flush()
-    assert store.load([7])[7] == (_evaluation(1), _evaluation(2))
+    assert record.is_due
+    record.add(_evaluation(2))
+    assert store.load([number])[number] == (_evaluation(1), _evaluation(2))
     now[0] += 4.0
-    writer.add(_evaluation(3))
-    assert not writer.is_due
-    assert len(store.load([7])[7]) == 2
-    writer.flush()
-    writer.flush()
-    assert store.load([7])[7] == (_evaluation(1), _evaluation(2), _evaluation(3))
+    record.add(_evaluation(3))
+    assert not record.is_due
+    assert len(store.load([number])[number]) == 2
+    record.flush()
+    record.flush()
+    assert store.load([number])[number] == (_evaluation(1), _evaluation(2), _evaluation(3))
 
 
 def test_an_evaluation_is_stored_once(store: CurveStore) -> None:
-    store.extend(7, [_evaluation(1)])
+    _extend(store, 7, [_evaluation(1)])
     with pytest.raises(sa.exc.IntegrityError):
-        store.extend(7, [_evaluation(1)])
+        _extend(store, 7, [_evaluation(1)])
 
 
 @pytest.fixture
@@ -111,8 +125,8 @@ def anywhere(database_url: str) -> Iterator[Storage]:
 def test_every_database_keeps_what_a_curve_holds(anywhere: Storage) -> None:
     study = _make_trials(anywhere, 2)
     odd = _evaluation(2, loss=math.nan, learning_rate=math.nan, reward_rate=None)
-    anywhere.curves.extend(1, [_evaluation(1), odd])
-    anywhere.curves.extend(2, [dataclasses.replace(_evaluation(1), averaged=True)])
+    _extend(anywhere.curves, 1, [_evaluation(1), odd])
+    _extend(anywhere.curves, 2, [dataclasses.replace(_evaluation(1), averaged=True)])
     loaded = anywhere.curves.load([1, 2])
     assert repr(loaded[1]) == repr((_evaluation(1), odd))
     assert loaded[2][0].averaged
@@ -121,13 +135,13 @@ def test_every_database_keeps_what_a_curve_holds(anywhere: Storage) -> None:
 
 def test_an_infinite_loss_is_no_error(anywhere: Storage) -> None:
     _make_trials(anywhere, 1)
-    anywhere.curves.extend(1, [_evaluation(1, loss=math.inf)])
+    _extend(anywhere.curves, 1, [_evaluation(1, loss=math.inf)])
     assert not math.isfinite(anywhere.curves.load([1])[1][0].loss)
 
 
 def test_a_trial_with_the_id_of_a_deleted_one_has_no_curve(anywhere: Storage) -> None:
     _make_trials(anywhere, 3)
-    anywhere.curves.extend(2, [_evaluation(1)])
+    _extend(anywhere.curves, 2, [_evaluation(1)])
     optuna.delete_study(study_name="study", storage=anywhere.optuna)
     study = _make_trials(anywhere, 3)
     ids = [trial._trial_id for trial in study.get_trials()]
@@ -139,7 +153,7 @@ def test_a_trial_with_the_id_of_a_deleted_one_has_no_curve(anywhere: Storage) ->
 
 def test_a_copy_in_the_same_database_has_the_curves(anywhere: Storage) -> None:
     study = _make_trials(anywhere, 2)
-    anywhere.curves.extend(1, [_evaluation(1), _evaluation(2)])
+    _extend(anywhere.curves, 1, [_evaluation(1), _evaluation(2)])
     optuna.copy_study(
         from_study_name="study",
         from_storage=anywhere.optuna,
@@ -150,14 +164,14 @@ def test_a_copy_in_the_same_database_has_the_curves(anywhere: Storage) -> None:
     copied = copy.get_trials()[0]._trial_id
     assert anywhere.curves.load([copied]) == {copied: (_evaluation(1), _evaluation(2))}
     # Changes of the copy do not change the original.
-    anywhere.curves.extend(copied, [_evaluation(1, accuracy=0.9)], restart=True)
+    _extend(anywhere.curves, copied, [_evaluation(1, accuracy=0.9)], restart=True)
     assert anywhere.curves.spent(copy._study_id)[0] == 640
     assert anywhere.curves.spent(study._study_id)[0] == 2 * 640
 
 
 def test_a_retry_by_optuna_does_not_count_the_lost_trial_again(store: CurveStore) -> None:
     study = optuna.load_study(study_name="study", storage=f"sqlite:///{store._engine.url.database}")
-    store.extend(1, [_evaluation(1), _evaluation(2)])
+    _extend(store, 1, [_evaluation(1), _evaluation(2)])
     lost = study.get_trials()[0]
     study.add_trial(
         optuna.create_trial(
@@ -167,7 +181,7 @@ def test_a_retry_by_optuna_does_not_count_the_lost_trial_again(store: CurveStore
     )
     assert set(store.load([1, 10])) == {1}
     assert store.spent(study._study_id)[0] == 2 * 640
-    store.extend(10, [_evaluation(1)], restart=True)
+    _extend(store, 10, [_evaluation(1)], restart=True)
     assert set(store.load([1, 10])) == {1, 10}
     assert store.spent(study._study_id)[0] == 3 * 640
 
@@ -175,10 +189,10 @@ def test_a_retry_by_optuna_does_not_count_the_lost_trial_again(store: CurveStore
 def test_only_what_no_trial_refers_to_is_removed(anywhere: Storage) -> None:
     _make_trials(anywhere, 2)
     for trial_id in (1, 2):
-        anywhere.curves.extend(trial_id, [_evaluation(1)])
+        _extend(anywhere.curves, trial_id, [_evaluation(1)])
     optuna.delete_study(study_name="study", storage=anywhere.optuna)
     other = _make_trials(anywhere, 1, "other").get_trials()[0]._trial_id
-    anywhere.curves.extend(other, [_evaluation(1)])
+    _extend(anywhere.curves, other, [_evaluation(1)])
     anywhere.curves.remove_orphans()
     with anywhere.optuna.engine.connect() as connection:
         assert connection.scalar(sa.text("SELECT count(*) FROM hpo_mab_curves")) == 1
@@ -186,7 +200,7 @@ def test_only_what_no_trial_refers_to_is_removed(anywhere: Storage) -> None:
 
 
 def test_large_budgets_do_not_overflow(store: CurveStore) -> None:
-    store.extend(1, [_evaluation(1, examples=10**12, steps=10**10)])
+    _extend(store, 1, [_evaluation(1, examples=10**12, steps=10**10)])
     assert store.load([1])[1][0].examples == 10**12
 
 

@@ -170,6 +170,8 @@ def test_databases_of_one_server_have_their_own_locks(mariadb_url: str) -> None:
 def test_a_missing_role_is_not_taken_for_a_missing_database() -> None:
     role = _process.diagnose(Exception('FATAL:  role "me" does not exist'))
     assert "Check the user in the URL" in role
+    certificate = 'root certificate file "/root/.postgresql/root.crt" does not exist'
+    assert "sslrootcert" in _process.diagnose(Exception(certificate))
     assert "createdb" in _process.diagnose(Exception('FATAL:  database "mine" does not exist'))
     # As of a MySQL connection that the server has closed.
     assert _process.diagnose(ConnectionError(0, "")).endswith(".")

@@ -48,6 +48,11 @@ def test_a_frozen_layer_stays_frozen() -> None:
     assert [part.training for part in model.modules()] == [True, False, True]
 
 
+def test_no_batches_are_an_error() -> None:
+    with pytest.raises(ArgumentError, match="at least one batch at each pass, got none"):
+        evaluate(nn.Linear(2, 2), [])
+
+
 def test_the_highest_label_is_known_without_the_device() -> None:
     # On CUDA nothing can be read from the targets: their device would have to be waited for.
     sweep = LoaderSweep(TensorDataset(torch.zeros(5, 2), torch.tensor([0, 1, 2, 9, 1])))

@@ -559,7 +559,7 @@ def test_what_does_not_fit_is_refused(splits: ImageSplits) -> None:
     with pytest.raises(ArgumentError, match="batches of 32, got 8"):
         stack.start(1, task.network(0), **start | {"sampler": small})
     greedy = task.sampler("mab", 0, policy="softmax")
-    with pytest.raises(ArgumentError, match="must share policy"):
+    with pytest.raises(ArgumentError, match=r"must share policy.*with a correction, the prior"):
         stack.start(1, task.network(0), **start | {"sampler": greedy})
     with pytest.raises(ArgumentError, match="momentum of optimizer 'sgd' must be in"):
         stack.start(1, task.network(0), optimizer={"momentum": 2}, **start)

@@ -9,7 +9,7 @@ import numpy as np
 
 from hpo_mab._errors import UnknownNameError
 from hpo_mab.advantage import Estimate, mean_estimate
-from hpo_mab.compare._records import ComparisonSummary, Currency, Final
+from hpo_mab.compare._records import CURRENCIES, ComparisonSummary, Currency, Final
 from hpo_mab.compare._text import arm_words, weights_evaluated
 from hpo_mab.compare.figures._style import (
     add_interval,
@@ -259,6 +259,8 @@ def _cut_wide(made: go.Figure, estimates: Sequence[Estimate]) -> None:
 
 
 def _budget_axis(summary: ComparisonSummary, currency: Currency) -> str:
+    if currency not in CURRENCIES:
+        raise UnknownNameError("currency", currency, CURRENCIES)
     if currency == "seconds":
         return f"budget t, {arm_words(summary.reference)}'s training examples"
     return "budget t, training examples"

@@ -46,8 +46,6 @@ Floats = NDArray[np.float64]
 #: Fewest seeds whose extremes hold the median with 95%: 1 - 2 * 0.5**6.
 _FEWEST_FOR_INTERVAL = 6
 
-UNITS = {"examples": "training examples", "seconds": "training seconds"}
-
 
 def anytime_incumbent(
     runs: Sequence[StudyRun], *, currency: Currency = "examples", max_points: int = 200
@@ -66,7 +64,7 @@ def anytime_incumbent(
     arms = arms_run(runs)
     made = figure(
         title=f"Best configuration found so far, by {currency}",
-        x=f"{UNITS.get(currency, currency)}, all trials so far",
+        x=f"training {currency}, all trials so far",
         y="validation accuracy (%)",
     )
     for arm in arms:
