@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Literal
 
 import numpy as np
@@ -173,7 +173,7 @@ class BanditSettings:
         _ = self.rule
         if self.policy not in POLICIES:
             raise UnknownNameError("policy", self.policy, POLICIES)
-        pair = isinstance(self.prior, Sequence) and len(self.prior) == 2
+        pair = hasattr(self.prior, "__len__") and len(self.prior) == 2
         if not (pair and all(0.1 <= value <= 1000 for value in self.prior)):
             raise ArgumentError(f"prior must be two numbers in [0.1, 1000], got {self.prior}.")
         for name in ("floor", "correction", "active", "epsilon"):

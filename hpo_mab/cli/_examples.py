@@ -74,6 +74,7 @@ def examples(
     output = output or Path("exclude.json")
     opt.refuse_unwritable(page, table, output if drop is not None else None)
     found = StudyExamples.read(Storage(storage, create=False), study, data_root=data_root)
+    _refuse_own_list(found, output if drop is not None else None)
     lists = {ranking: found.top(ranking, top) for ranking in RANKINGS}
     if table is not None:
         opt.write_file(table, _examples_csv(found))
@@ -91,13 +92,18 @@ def examples(
         typer.echo(dropped)
 
 
-def _write_exclusion(found: StudyExamples, drop: int, path: Path) -> str:
-    """Write the most suspicious examples to a file; returns what to do with it."""
-    before = found.excluded
-    if before is not None and path.resolve() == Path(before.path).resolve():
+def _refuse_own_list(found: StudyExamples, path: Path | None) -> None:
+    """Refuse to replace the list of the study, which needs it as it is."""
+    own = found.excluded
+    if path is not None and own is not None and path.resolve() == Path(own.path).resolve():
         raise ArgumentError(
             f"--output must be another file: study '{found.name}' leaves out what {path} lists."
         )
+
+
+def _write_exclusion(found: StudyExamples, drop: int, path: Path) -> str:
+    """Write the most suspicious examples to a file; returns what to do with it."""
+    before = found.excluded
     opt.write_file(path, found.exclusion(drop).to_json())
     more = "" if before is None else f", and {len(before.indices)} that the study leaves out"
     doubtful = min(drop, int((found.record.suspicion() > 0).sum()))

@@ -139,6 +139,7 @@ def examples_note(
     name: str,
     storage: Storage,
     *,
+    are_images: bool,
     images: ListedImages | None = None,
     path: str = "",
 ) -> str:
@@ -148,6 +149,7 @@ def examples_note(
         record: What the trials saw.
         name: The study's name.
         storage: Where it is stored, for the command that shows more.
+        are_images: Whether the data are images, which the command needs.
         images: The examples listed that a picture shows; None if there is no picture.
         path: Path of the picture.
     """
@@ -179,7 +181,7 @@ def examples_note(
             f"![the examples of the table, in its order]({path})",
             "From the left, the examples of the table in its order.",
         ]
-        # The command reads images only.
+    if are_images:
         command = f"hpo-mab examples {shlex.quote(name)}{storage_option(storage)}"
         parts.append(
             f"`{command} --html examples.html` shows more as pictures, and `--drop N` leaves some "

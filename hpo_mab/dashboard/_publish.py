@@ -361,7 +361,14 @@ def _publish_one(
         evidence=evidence_note(study, run.settings),
         examples=""
         if record is None
-        else examples_note(record, run.name, storage, images=listed, path=pictures_path(study)),
+        else examples_note(
+            record,
+            run.name,
+            storage,
+            are_images=listed is not None or _is_built_in(run.settings.data.kind),
+            images=listed,
+            path=pictures_path(study),
+        ),
         **found,
     )
     save_note(page, keep_users_part(note, str(get_note(page))))
@@ -390,6 +397,11 @@ def _test_accuracy(study: optuna.Study, run: StudyRun) -> float | None:
     known: dict[str, Any] = study.user_attrs.get(TEST_KEY, {})
     fits = run.best is not None and known.get("trial") == run.best.number
     return float(known["accuracy"]) if fits else None
+
+
+def _is_built_in(data: str) -> bool:
+    """Whether a data set is one of ours, all of which are images; a user's has a module."""
+    return bool(data) and ":" not in data
 
 
 def _is_ours(storage: Storage, study: optuna.Study) -> bool:

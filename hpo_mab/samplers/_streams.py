@@ -80,7 +80,9 @@ class PlanStream:
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Continue where `state` was taken."""
-        self._order = state["order"].to(self._generator.device).clone()
+        # States of earlier versions hold the whole plan and the place in it.
+        rest = state["order"][state.get("position", 0) :]
+        self._order = rest.to(self._generator.device).clone()
 
     def _keep_out(self, taken: Tensor, count: int) -> None:
         """Reorder the plan so that its first ``count`` indices are not among ``taken``."""

@@ -266,7 +266,7 @@ def offer(
 # has its result. It is read as tensors and plain values only, never as a pickle that could run
 # code.
 
-_VERSION = 2
+_VERSION = 1
 
 
 class CheckpointWarning(UserWarning):

@@ -340,7 +340,8 @@ class StackLoop(TrialLoop):
         if isinstance(result, TrainingDiverged):
             running.record.diverged(result)
             return End(trial, TrialState.PRUNED)
-        ended = slot not in stack.busy
+        # Not by whether the slot is busy: a checkpoint may have all evaluations.
+        ended = result.index == stack.evaluations(slot)
         pruned = not ended and running.assignment.may_prune and running.record.should_prune()
         if not (ended or pruned):
             return None

@@ -127,7 +127,6 @@ class TrialLoop:
         self._objective = objective
         self._on_trial = on_trial
         objective.on_progress = getattr(on_trial, "running", None)
-        objective.runs_in_loop = True
         #: Trials claimed here that have not ended.
         self._claimed: list[optuna.trial.Trial] = []
         self._storage_failures = 0
@@ -149,6 +148,7 @@ class TrialLoop:
                 a row.
             StudyFailedError: Three trials in a row failed.
         """
+        self._objective.runs_in_loop = True
         with deferred_interrupts() as was_pressed:
             try:
                 while self._step():
@@ -171,6 +171,7 @@ class TrialLoop:
                         self._abandon()
                 raise
             finally:
+                self._objective.runs_in_loop = False
                 self._release(*self._claimed)
                 if self._examples is not None:
                     with contextlib.suppress(KeyError, StorageError, *STORAGE_ERRORS):

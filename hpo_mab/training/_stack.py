@@ -228,6 +228,10 @@ class StackedTrainer:
         self.evaluation_seconds[slot] = 0.0
         self._running[slot] = each
 
+    def evaluations(self, slot: int) -> int:
+        """How many evaluations a slot's training has in the end."""
+        return len(self._running[slot].curve.stops)
+
     def takes(self, sampler: BatchSampler) -> bool:
         """Whether the stack's bandits can serve a sampler, or it draws by itself."""
         return self._draws.takes(sampler)
@@ -361,6 +365,9 @@ class StackedTrainer:
                 for slot, sampler in learners.items():
                     losses, logits, targets = (part[slot] for part in self._outputs)
                     sampler.update(losses, logits=logits, targets=targets)
+        if self.examples is not None:
+            # Here, where running out of memory halves the slots.
+            self.examples.add_up()
 
     def _body(self) -> None:
         """One step of all networks: operations on tensors at fixed addresses only."""

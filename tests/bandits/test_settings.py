@@ -47,6 +47,7 @@ def test_error_names_argument_and_value(name: str, value: Any) -> None:
 def test_numpy_numbers_are_python_numbers() -> None:
     settings = BanditSettings(memory=np.int64(50), prior=(np.float32(1), 2), floor=np.float64(0))
     assert settings == BanditSettings(memory=50, prior=(1.0, 2), floor=0.0)
+    assert list(BanditSettings(prior=np.array([1.0, 2.0])).prior) == [1.0, 2.0]
     assert {type(settings.memory), type(settings.prior[0])} == {int, float}
 
 

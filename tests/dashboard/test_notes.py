@@ -93,11 +93,10 @@ def test_a_note_lists_the_most_suspicious_labels(tmp_path: Path) -> None:
     record = ExampleRecord(total=20, labels="abc", counts=counts)
     listed = listed_examples(record)
     images = ListedImages(rows=listed, labels=[0] * len(listed), classes=["a", "b", "c"])
-    pictured = examples_note(record, "one", storage, images=images, path="/x.png")
+    pictured = examples_note(record, "one", storage, are_images=True, images=images, path="/x.png")
     assert f"`hpo-mab examples one --storage {storage.shown_url} --html" in pictured
-    note = examples_note(record, "one", storage)
+    note = examples_note(record, "one", storage, are_images=False)
     storage.close()
-    # The command reads images only.
     assert "hpo-mab examples" not in note
     assert "9 trials saw 20 training examples. For 2 another class's logit exceeds" in note
     rows = [line for line in note.splitlines() if line.startswith("| 11") or "| 0.50" in line]

@@ -559,6 +559,9 @@ def test_a_trial_that_is_cut_off_at_its_end_is_not_trained_again(
     run = StudyRunner(spec, storage).run(score=False).run
     again = [t for t in run.trials if t.state == "complete" and t.own_examples == 0]
     assert {trial.slot for trial in again} == {run.trials[number].slot for number in cut}
+    for trial in again:
+        assert len(trial.curve) == 6
+        assert trial.value == trial.curve[-1].accuracy
 
 
 def test_without_checkpoints_complete_trials_do_not_continue(storage: Storage) -> None:

@@ -368,6 +368,8 @@ def test_a_loop_queues_twins_with_the_lock_held(
     TrialLoop(study, storage, objective).run()
     assert seen
     assert all(seen)
+    # Without a loop, the objective queues them.
+    assert not objective.runs_in_loop
 
 
 def test_an_objective_keeps_no_record_for_another_study(
