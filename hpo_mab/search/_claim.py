@@ -279,14 +279,15 @@ def _is_lost(
     trial: FrozenTrial, storage: Storage, alive: set[int], stale: set[int], *, ours: bool
 ) -> bool:
     worker = trial.system_attrs.get(WORKER_KEY)
+    if worker == this_process():
+        # The lock is held here: no thread of this process is just beginning a trial.
+        return not is_held(storage.optuna, id_of(trial))
     if id_of(trial) not in alive:
         # A worker writes the first heartbeat before it releases the lock, which is held here. So
         # the worker of this trial has died. One with neither slot nor worker is a user's: it may
         # be starting.
         begun = worker is not None and is_here(worker) and is_gone(worker)
         return ours and (begun or SLOT_KEY in trial_attributes(trial))
-    if worker == this_process():
-        return not is_held(storage.optuna, id_of(trial))
     if worker is not None and is_here(worker):
         # A suspended local worker is alive despite an old heartbeat.
         return is_gone(worker)

@@ -419,6 +419,8 @@ def recorded_trial(
         ) from error
     end, ending = TrialState.FAIL, None
     try:
+        # `heartbeat` records the next one only after an interval.
+        storage.optuna.record_heartbeat(id_of(trial))
         with heartbeat(storage.optuna, id_of(trial)):
             yield trial
     except BaseException as error:

@@ -272,8 +272,14 @@ class StackLoop(TrialLoop):
                 self._give_up_stacks(error)
             failed = error
         else:
-            self._record_round([(places[place], result) for place, result in found])
-            return
+            try:
+                self._record_round([(places[place], result) for place, result in found])
+                return
+            except Exception as error:
+                # What trials saw of each example is copied where they end.
+                if memory_reason(error) is None:
+                    raise
+                failed = error
         self._halve_slots(failed)
 
     def _record_round(

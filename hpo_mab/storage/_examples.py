@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from hpo_mab._attributes import RECORD_KEY
 from hpo_mab._examples import COLUMNS, ExampleCounts, ExampleRecord
-from hpo_mab.storage._tables import EXAMPLES, STUDY_ATTRIBUTES
+from hpo_mab.storage._tables import EXAMPLES, STUDIES, STUDY_ATTRIBUTES
 
 _is_key = STUDY_ATTRIBUTES.c.key == RECORD_KEY
 _number = sa.cast(STUDY_ATTRIBUTES.c.value_json, sa.BigInteger)
@@ -65,8 +65,13 @@ class ExampleStore:
         with self._engine.begin() as connection:
             number = _number_of(connection, study_id)
             if number is None:
-                self._insert(connection, _new_number(connection, study_id), counts, total, labels)
+                # SQLite, without foreign keys, would keep it for a later study of that id.
+                of_study = sa.select(STUDIES.c.study_id).where(STUDIES.c.study_id == study_id)
+                if connection.scalar(of_study) is not None:
+                    number = _new_number(connection, study_id)
+                    self._insert(connection, number, counts, total, labels)
                 return
+            number = _own_number(connection, study_id, number)
             known = _read_record(connection, number)
             if known is not None:
                 if known.labels != labels:
@@ -178,6 +183,24 @@ def _number_of(connection: sa.Connection, study_id: int) -> int | None:
     )
     known = connection.scalar(query)
     return None if known is None else int(json.loads(known))
+
+
+def _own_number(connection: sa.Connection, study_id: int, number: int) -> int:
+    """A number that no other study has: Optuna copies a study with its attributes."""
+    holders = sa.select(sa.func.count()).where(
+        _is_key, STUDY_ATTRIBUTES.c.value_json == str(number)
+    )
+    if connection.scalar(holders) == 1:
+        return number
+    query = sa.select(EXAMPLES).where(EXAMPLES.c.record == number)
+    rows = [dict(row) for row in connection.execute(query).mappings()]
+    connection.execute(
+        STUDY_ATTRIBUTES.delete().where(STUDY_ATTRIBUTES.c.study_id == study_id, _is_key)
+    )
+    new = _new_number(connection, study_id)
+    for row in rows:
+        connection.execute(EXAMPLES.insert(), {**row, "record": new})
+    return new
 
 
 def _new_number(connection: sa.Connection, study_id: int) -> int:

@@ -222,8 +222,9 @@ class Locks:
         if engine.dialect.name == "sqlite":
             database = engine.url.database
             # No other process can reach a database in memory, so it needs no lock.
-            in_file = database and database != ":memory:"
-            self._file = Path(f"{database}.lock").absolute() if in_file else None
+            if database and database != ":memory:":
+                # Of the file itself: another process may use it through a symbolic link.
+                self._file = Path(f"{os.path.realpath(database)}.lock")
 
     @contextlib.contextmanager
     def hold(self, name: str) -> Iterator[None]:

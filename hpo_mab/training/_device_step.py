@@ -424,12 +424,6 @@ class DeviceStep:
             draw.indices, draw.context = held.indices, held.context
             draw.weights = None if draw.weights is None else held.weights
 
-    def _weights(self) -> Tensor:
-        """Importance weights of the held batch, float32 [B]."""
-        if self._held is None or self._held.weights is None:
-            raise RuntimeError("a step needs a batch drawn before it")
-        return self._held.weights
-
 
 def _move_learning_rates(optimizer: Optimizer, device: torch.device) -> None:
     """Make learning rates tensors on the device: a graph reads them at each replay."""

@@ -305,6 +305,10 @@ class StackedTrainer:
         bandits = each.sampler is None
         tensors = {name: held[slot] for name, held in self._tensors(bandits=bandits).items()}
         saved = dict(state["tensors"])
+        # ``training.examples`` may change when a study is continued; the sums then begin at zero.
+        for name in [n for n in saved.keys() ^ tensors.keys() if n.startswith("examples.")]:
+            saved.pop(name, None)
+            tensors.pop(name, None)
         for name in _RINGS & saved.keys() & tensors.keys():
             tensors[name], saved[name] = tensors[name][:, :window], saved[name][:, :window]
         if {n: t.shape for n, t in saved.items()} != {n: t.shape for n, t in tensors.items()}:

@@ -129,6 +129,7 @@ def test_flipped_labels_of_a_folder_come_first_with_their_files(cli: Cli, tmp_pa
     )
     assert cli("run", "folder.toml", "-q")[0] == 0
     found = json.loads(cli("examples", "folder-uniform-seed0", "--top", "5", "--json")[1])
+    assert len(found["suspicious"]) == 5
     assert all("flipped-" in one["file"] for one in found["suspicious"])
     for one in found["suspicious"]:
         assert (tmp_path / "photos" / one["file"]).is_file()

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from hpo_mab.compare import _runner, run_comparison
-from hpo_mab.search import load_splits, make_spec
+from hpo_mab.search import StudyRunner, load_splits, make_spec
 from hpo_mab.storage import Storage
+from hpo_mab.training import Budget
 
 
 def test_the_data_of_a_seed_are_freed_before_those_of_the_next_are_loaded(
@@ -41,3 +42,34 @@ def test_the_data_of_a_seed_are_freed_before_those_of_the_next_are_loaded(
     found = run_comparison(spec, storage)
     storage.close()
     assert (len(held), len(found.runs)) == (2, 4)
+
+
+def test_scores_of_another_budget_do_not_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = make_spec(
+        {
+            "name": "tiny",
+            "budget": {"steps": 4, "evaluations": 2, "trials": 1},
+            "model": {"name": "mlp"},
+            "optimizer": {"lr": 0.1},
+            "sampler": {"kind": "uniform"},
+        }
+    )
+    storage = Storage(str(tmp_path / "studies.db"))
+    runner = StudyRunner(spec, storage)
+    run = runner.run(score=False).run
+    budgets: list[Budget] = []
+
+    def train(trial: object, *, seed: int, sampler: str, final: Budget) -> float:
+        budgets.append(final)
+        return 0.1 * len(budgets)
+
+    monkeypatch.setattr(runner, "train_again", train)
+    found = [
+        _runner.retrain(runner, run, seeds=seeds, epochs=epochs)
+        for seeds, epochs in ((1, None), (2, None), (2, None), (1, 0.5))
+    ]
+    storage.close()
+    assert found == [(0.1,), (0.1, 0.2), (0.1, 0.2), (pytest.approx(0.3),)]
+    assert budgets == [Budget(steps=4), Budget(steps=4), Budget(epochs=0.5)]

@@ -65,6 +65,7 @@ def test_identical_arms_show_nothing(study):
         for arm in ("uniform", "mab")
     ]
     contrast = contrast_of(runs)
+    assert contrast.paired
     assert all(row.advantage.value == 0.0 for row in contrast.paired)
     assert not any(row.acceleration.above(1.0) for row in contrast.paired)
     assert contrast.gain["examples"].value == 0.0

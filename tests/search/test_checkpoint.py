@@ -647,8 +647,20 @@ def test_a_continued_trial_that_is_cut_off_continues_again(
         assert [_timeless(trial) for trial in chain] == [_timeless(one) for one in whole[slot]]
 
 
+def test_trials_in_slots_continue_where_the_record_of_examples_is_turned_off(
+    storage: Storage,
+) -> None:
+    first = StudyRunner(_promotion(slots=4), storage).run(score=False).run
+    spec = _promotion(slots=4, total="20epochs", examples=False)
+    run = StudyRunner(spec, storage).run(score=False).run
+    more = run.trials[len(first.trials) :]
+    assert more
+    assert all("hpo_mab:resumed_at" in trial.attrs for trial in more)
+
+
 def test_without_checkpoints_paused_trials_start_from_zero(storage: Storage) -> None:
     run = StudyRunner(_promotion(checkpoint=0.0), storage).run(score=False).run
+    assert any(len(chain) > 1 for chain in _chains(run).values())
     for chain in _chains(run).values():
         for before, after in itertools.pairwise(chain):
             assert "hpo_mab:resumed_at" not in after.attrs

@@ -11,6 +11,7 @@ from typing import Any
 import optuna
 import pytest
 import sqlalchemy as sa
+from optuna.exceptions import StorageInternalError
 from optuna.trial import FrozenTrial, TrialState
 
 from hpo_mab._attributes import WORKER_KEY
@@ -463,6 +464,24 @@ def test_an_enqueued_trial_whose_worker_dies_before_it_has_a_slot_is_closed(
             _next(study, storage)
     again = _next(study, storage)
     assert isinstance(again, optuna.trial.Trial)
+    assert study.trials[0].state == TrialState.FAIL
+
+
+def test_an_enqueued_trial_whose_claim_the_database_cuts_off_is_closed(
+    study: optuna.Study, storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Target(trials=2, total=None, epoch_examples=100).save(study)
+    study.enqueue_trial({"lr": 0.25})
+
+    def cut_off(study: optuna.Study, trial: FrozenTrial) -> bool:
+        assert begin_waiting(study, trial)
+        raise StorageInternalError
+
+    with monkeypatch.context() as patch:
+        patch.setattr("hpo_mab.search._claim.begin_waiting", cut_off)
+        with pytest.raises(StorageInternalError):
+            _next(study, storage)
+    assert isinstance(_next(study, storage), optuna.trial.Trial)
     assert study.trials[0].state == TrialState.FAIL
 
 

@@ -115,7 +115,7 @@ def test_what_a_section_names_is_set_to_text_alone(write, key, value) -> None:  
         (("epochs = 2", "epochs = 2\ntrails = 3"), ["[budget]", "'trails'", "'trials'"]),
         (('kind = "mab"', 'kind = "mab"\n[pruner]\nkind = "medain"'), ["'medain'", "'median'"]),
         (('kind = "mab"', 'kind = "mab"\n[search]\nsampler = "tpa"'), ["'tpa'", "'tpe'"]),
-        (('kind = "mab"', 'kind = "mab"\n[training]\nbatch_size = 0'), ["batch_size", "0"]),
+        (('kind = "mab"', 'kind = "mab"\n[training]\nbatch_size = 0'), ["batch_size", "got 0"]),
         (
             ('kind = "mab"', 'kind = "mab"\n[training]\nslots = "many"'),
             ["training.slots must be a whole number or 'auto', got 'many'."],

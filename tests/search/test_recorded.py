@@ -45,6 +45,11 @@ def _trials(storage: Storage, study: str = "own") -> list[FrozenTrial]:
     return optuna.load_study(study_name=study, storage=storage.optuna).get_trials()
 
 
+def test_a_recorded_trial_has_a_heartbeat_from_the_start(storage: Storage) -> None:
+    with recorded_trial({"lr": 0.3}, study="own", storage=storage) as trial:
+        assert storage.optuna.with_heartbeat([trial._trial_id]) == {trial._trial_id}
+
+
 def test_a_training_is_a_trial_with_the_tuners_configuration(storage: Storage) -> None:
     _train(storage, {"lr": 0.3, "width": 64}, number=np.int64(7))  # type: ignore[arg-type]
     (trial,) = _trials(storage)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -569,3 +570,31 @@ def test_batch_sizes_give_trials_the_same_evaluations(storage: Storage, tiny: Ma
     with pytest.raises(ArgumentError, match=message):
         StudyRunner(spec, storage).run(score=False)
     assert study_names(storage) == ()
+
+
+class _Given(Exception):  # noqa: N818 - carries arguments
+    """Raised with the arguments of a training in place of one."""
+
+
+def test_every_key_of_the_loop_reaches_the_training(
+    storage: Storage, tiny: Make, splits: ImageSplits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def take(*_: Any, **given: Any) -> None:
+        raise _Given(given)
+
+    curve = {"warmup": 0.3, "label_smoothing": 0.1, "average": 0.4}
+    curve |= {"keep": "better", "schedule": "constant"}
+    machine = {"precision": "bfloat16", "channels_last": False, "compile": True}
+    spec = tiny(training={**curve, **machine, "batch_size": 32}, optimizer={"lr": 0.1})
+    objective = make_objective(spec, splits)
+    configuration = objective.recorded({}, {})
+    monkeypatch.setattr("hpo_mab.search._workload.Training", take)
+    with pytest.raises(_Given) as caught, objective.workload.training(configuration, seed=0):
+        pass
+    (given,) = caught.value.args
+    assert {key: given[key] for key in (*curve, *machine)} == {**curve, **machine}
+    stack = types.SimpleNamespace(start=take)
+    with pytest.raises(_Given) as caught:
+        objective.workload.start_stacked(stack, 0, configuration, sampler=None, seed=0)  # type: ignore[arg-type]
+    (given,) = caught.value.args
+    assert {key: given[key] for key in curve} == curve

@@ -36,6 +36,7 @@ from hpo_mab.search._slots import _most_slots, choose_slots, is_stack_faster
 from hpo_mab.search._stack_loop import StackLoop, Stacks
 from hpo_mab.storage import Storage, StudyRun, files_folder, open_study, read_run
 from hpo_mab.training import DeviceSweep, StackedTrainer
+from hpo_mab.training._tally import ExampleTally
 
 Make = Callable[..., StudySpec]
 
@@ -123,6 +124,42 @@ def test_every_pruner_and_the_pilot_work_in_slots(
     for trial in run.trials:
         if trial.state == "complete":
             assert [point.index for point in trial.curve] == [1, 2, 3, 4]
+
+
+def test_out_of_memory_where_trials_end_halves_the_slots(
+    storage: Storage, tiny: Make, splits: ImageSplits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    take, failed = ExampleTally.take, []
+
+    def fail_once(self: ExampleTally, slot: int = 0) -> Any:
+        if not failed:
+            failed.append(slot)
+            raise RuntimeError("CUDA error: out of memory")
+        return take(self, slot)
+
+    monkeypatch.setattr(ExampleTally, "take", fail_once)
+    spec = tiny(sampler={"kind": "uniform"}, budget={"trials": 4}, training={"slots": 4})
+    runner = _runner(spec, storage, splits)
+    outcome = runner.run(score=False)
+    assert failed
+    assert any("2 trials at a time instead of 4" in why for why in outcome.loop_reasons)
+    assert [t.state for t in outcome.run.trials if t.state != "fail"] == ["complete"] * 4
+
+
+def test_a_pruner_of_optunas_stops_trials_in_slots(
+    storage: Storage, tiny: Make, splits: ImageSplits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stops = lambda self, study, trial: trial.last_step == 2  # noqa: E731
+    monkeypatch.setattr(optuna.pruners.MedianPruner, "prune", stops)
+    spec = tiny(
+        sampler={"kind": "uniform"},
+        search={"initial": 0},
+        pruner={"kind": "median"},
+        budget={"trials": 4, "evaluations": 4},
+        training={"slots": 4},
+    )
+    run = _run(spec, storage, splits)
+    assert [(trial.state, len(trial.curve)) for trial in run.trials] == [("pruned", 2)] * 4
 
 
 def test_shapes_have_stacks_of_their_own(storage: Storage, tiny: Make, splits: ImageSplits) -> None:

@@ -164,3 +164,32 @@ def test_a_writer_spends_a_hundredth_of_its_time_and_drops_what_is_tried_again(
     assert record.trials == 3
     expected = sum(_counts(seed).sums for seed in (0, 2, 4))
     np.testing.assert_allclose(record.counts.sums, expected, rtol=1e-6)
+
+
+def test_sums_of_a_deleted_study_are_dropped(opened: Storage) -> None:
+    study = _study(opened)
+    optuna.delete_study(study_name="one", storage=opened.optuna)
+    opened.examples.add(study, _counts(0), total=50, labels="abc")
+    assert _rows(opened) == 0
+    # On SQLite it gets the same id.
+    assert opened.examples.load(_study(opened, "two")) is None
+
+
+def test_a_copy_by_optuna_gets_its_own_record_at_the_first_sums(opened: Storage) -> None:
+    study = _study(opened)
+    for seed in range(2):
+        opened.examples.add(study, _counts(seed), total=50, labels="abc")
+    assert opened.examples.freeze(study, trials=2) is not None
+    optuna.copy_study(
+        from_study_name="one",
+        from_storage=opened.optuna,
+        to_storage=opened.optuna,
+        to_study_name="two",
+    )
+    copy = optuna.load_study(study_name="two", storage=opened.optuna)._study_id
+    assert _load(opened, copy).trials == 2
+    opened.examples.add(copy, _counts(2), total=50, labels="abc")
+    assert (_load(opened, study).trials, _load(opened, copy).trials) == (2, 3)
+    frozen = opened.examples.frozen(copy)
+    assert frozen is not None
+    assert frozen.trials == 2

@@ -150,15 +150,22 @@ def test_a_finished_trial_stays_as_it_is(storage: Storage) -> None:
 
 def test_heartbeats_are_optunas(storage: Storage, plain: RDBStorage) -> None:
     trial_id = plain.create_new_trial(plain.create_new_study(MAX, "study"))
-    table = sa.text("SELECT count(*), max(heartbeat), CURRENT_TIMESTAMP FROM trial_heartbeats")
+    table = sa.text("SELECT count(*) FROM trial_heartbeats")
+    hour_ago = {
+        "sqlite": "datetime(heartbeat, '-1 hour')",
+        "postgresql": "heartbeat - interval '1 hour'",
+        "mysql": "heartbeat - interval 1 hour",
+    }[storage.optuna.engine.dialect.name]
     for _ in range(2):
         storage.optuna.record_heartbeat(trial_id)
     plain.record_heartbeat(trial_id)
     storage.optuna.record_heartbeat(trial_id)
     with storage.optuna.engine.connect() as connection:
-        count, beat, now = connection.execute(table).one()
-    assert count == 1
-    assert str(beat)[:16] <= str(now)[:16]
+        assert connection.execute(table).scalar() == 1
+    with storage.optuna.engine.begin() as connection:
+        connection.execute(sa.text(f"UPDATE trial_heartbeats SET heartbeat = {hour_ago}"))
+    assert storage.optuna._get_stale_trial_ids(1) == [trial_id]
+    storage.optuna.record_heartbeat(trial_id)
     assert storage.optuna._get_stale_trial_ids(1) == []
 
 

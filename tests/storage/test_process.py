@@ -176,3 +176,17 @@ def test_a_missing_role_is_not_taken_for_a_missing_database() -> None:
     # As of a MySQL connection that the server has closed.
     assert _process.diagnose(ConnectionError(0, "")).endswith(".")
     assert _process.diagnose(RuntimeError(0, "")) == "RuntimeError without a message."
+
+
+def test_a_link_to_a_database_has_its_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = Storage(str(tmp_path / "studies.db"))
+    assert file.examples.load(1) is None
+    link = tmp_path / "elsewhere" / "link.db"
+    link.parent.mkdir()
+    link.symlink_to(tmp_path / "studies.db")
+    linked = Storage(str(link))
+    monkeypatch.setattr(_process, "_WAIT_SECONDS", 0)
+    with file.lock("a"), pytest.raises(StorageError, match="lock"), linked.lock("a"):
+        pass
+    file.close()
+    linked.close()

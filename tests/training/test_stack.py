@@ -184,6 +184,7 @@ def test_half_precision_trains_as_single_precision_nearly(splits: ImageSplits) -
             )
         losses.append([curve[-1].loss for _, curve in sorted(_finish(stack).items())])
     assert losses[0] == pytest.approx(losses[1], rel=0.1)
+    assert losses[0] != losses[1]
 
 
 class _Replay(BatchSampler):

@@ -87,6 +87,8 @@ def test_same_seed_same_curve_and_weights_bit_for_bit(
     assert curve == again
     assert all(torch.equal(a, b) for a, b in zip(weights, same, strict=True))
     assert curve != other
+    default = [_timeless(point) for point in _Setup(splits, seed=3, sampler=sampler).train()]
+    assert (curve == default) is (precision == "float32")
 
 
 def test_layout_changes_the_curve_by_rounding_only(splits: ImageSplits) -> None:

@@ -244,6 +244,10 @@ def test_a_state_that_cannot_be_taken_is_refused(start: Start) -> None:
         start(steps=28).load_state_dict(state)
     with pytest.raises(ArgumentError, match="at other steps"):
         start().load_state_dict({**state, "points": []})
+    with pytest.raises(ArgumentError, match="a training with another average"):
+        start(average=0.2).load_state_dict(state)
+    with pytest.raises(ArgumentError, match="a training by captured steps"):
+        start().load_state_dict({**state, "drawn": {}})
 
 
 def test_numbers_may_be_numpys(start: Start, splits: ImageSplits) -> None:

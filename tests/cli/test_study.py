@@ -1,0 +1,41 @@
+"""``hpo-mab replay`` and ``hpo-mab copy`` with their options."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Callable
+
+import pytest
+
+Cli = Callable[..., "tuple[int, str, str]"]
+
+NAME = "tiny-mab-seed0"
+
+
+@pytest.fixture(name="study")
+def _study(cli: Cli, tiny: str) -> str:
+    assert cli("run", tiny, "--trials", "1", "-q")[0] == 0
+    return NAME
+
+
+def test_a_difference_within_the_tolerance_is_none(cli: Cli, study: str) -> None:
+    assert cli("replay", study, "0")[0] == 0
+    with sqlite3.connect("hpo_mab.db") as connection:
+        connection.execute("UPDATE hpo_mab_curves SET accuracy = accuracy + 0.005")
+    connection.close()
+    assert cli("replay", study, "0")[0] == 1
+    assert cli("replay", study, "0", "--tolerance", "0.01")[0] == 0
+
+
+def test_a_copy_has_the_name_and_the_place_that_are_given(cli: Cli, study: str) -> None:
+    def names(*storage: str) -> set[str]:
+        return {one["study"] for one in json.loads(cli("studies", "--json", *storage)[1])}
+
+    assert cli("copy", study, "--name", "before")[0] == 0
+    assert names() == {study, "before"}
+    status, out, _ = cli("copy", "before", "--to", "other.db", "--name", "kept", "--move", "--json")
+    facts = json.loads(out)
+    assert (status, facts["name"], facts["moved"], facts["trials"]) == (0, "kept", True, 1)
+    assert names() == {study}
+    assert names("--storage", "other.db") == {"kept"}
