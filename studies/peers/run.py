@@ -295,6 +295,12 @@ def environment(arms: Sequence[str]) -> dict[str, Any]:
     return environment() | {"packages": versions, "kernel": platform.release()}
 
 
+def merged(known: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    """An environment with the versions of the arms that were run before as well."""
+    versions = {**known.get("packages", {}), **new["packages"]}
+    return {**known, **new, "packages": versions}
+
+
 def main() -> None:
     """Read the command line, and run the jobs that are not in the record."""
     options = _parser().parse_args()
@@ -327,7 +333,7 @@ def main() -> None:
                 if options.keep:
                     kept = options.keep / Path(job.folder).name
                     shutil.copytree(job.folder, kept, dirs_exist_ok=True)
-            record["environment"] = record.get("environment", {}) | environment(options.arm)
+            record["environment"] = merged(record.get("environment", {}), environment(options.arm))
             record["runs"].append(found)
             _write(out, record)
             shown = {name: value for name, value in found.items() if name != "trials"}

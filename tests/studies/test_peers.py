@@ -262,6 +262,13 @@ def test_an_arm_that_crashes_is_no_result(
         command.run(dataclasses.replace(job, deadline=time.time() + 600), minutes=10)
 
 
+def test_versions_of_arms_that_were_run_before_stay(command: Any) -> None:
+    before = {"cpu": "a", "packages": {"optuna": "5.0", "torch": "2.9"}}
+    now = {"cpu": "a", "packages": {"ray": "2.6", "torch": "2.9"}}
+    packages = {"optuna": "5.0", "ray": "2.6", "torch": "2.9"}
+    assert command.merged(before, now) == {"cpu": "a", "packages": packages}
+
+
 def test_a_line_that_a_kill_has_cut_off_is_left_out(peers: Any, tmp_path: Path) -> None:
     contract = peers["contract"]
     log = contract.EventLog(tmp_path)
