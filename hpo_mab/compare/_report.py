@@ -143,9 +143,9 @@ def _run_to_json(run: StudyRun) -> dict[str, Any]:
             key: [_rounded(e[key]) for e in curve] for key in (curve[0] if curve else ())
         }
     # Paths of the machine that ran the study: they may hold the name of a user.
-    spec = plain["spec"]
-    spec.get("data", {}).pop("root", None)
-    for sections in (spec, *spec.get("compare", {}).get("arms", {}).values()):
+    whole = plain["spec"]
+    whole.get("data", {}).pop("root", None)
+    for sections in (whole, *whole.get("compare", {}).get("arms", {}).values()):
         for name, key in (("data", "exclude"), ("sampler", "evidence"), ("pruner", "evidence")):
             options = sections.get(name) or {}
             if isinstance(options.get(key), str):

@@ -75,10 +75,8 @@ class CurveStore:
             rows = []
             for trial_id, evaluations, restart in parts:
                 curve = self._begin(connection, trial_id, restart=restart)
-                if curve is not None:
-                    rows += [self._row(curve, one) for one in evaluations]
-            if rows:
-                connection.execute(CURVES.insert(), rows)
+                rows += [self._row(curve, one) for one in evaluations]
+            connection.execute(CURVES.insert(), rows)
 
     def spent(self, study_id: int) -> tuple[int, float]:
         """Examples and training seconds of all trials of a study, running and lost ones included.
@@ -157,8 +155,8 @@ class CurveStore:
             for chunk in _chunks(list(connection.scalars(_ORPHANS))):
                 connection.execute(CURVES.delete().where(CURVES.c.curve.in_(chunk)))
 
-    def _begin(self, connection: sa.Connection, trial_id: int, *, restart: bool) -> int | None:
-        """The number of the trial's curve, a new one if it has none; None without such a trial."""
+    def _begin(self, connection: sa.Connection, trial_id: int, *, restart: bool) -> int:
+        """The number of the trial's curve; a new one if it has none."""
         of_trial = sa.and_(SYSTEM_ATTRIBUTES.c.trial_id == trial_id, _is_key)
         known = connection.scalar(sa.select(SYSTEM_ATTRIBUTES.c.value_json).where(of_trial))
         if known is not None and not restart:
@@ -167,10 +165,6 @@ class CurveStore:
         # Not a DELETE and an INSERT: on MySQL the former locks the gap that another process's
         # INSERT needs.
         if known is None:
-            # SQLite, without foreign keys, would keep it for a later trial of that id.
-            of_trials = sa.select(TRIALS.c.trial_id).where(TRIALS.c.trial_id == trial_id)
-            if connection.scalar(of_trials) is None:
-                return None
             row = {"trial_id": trial_id, "key": CURVE_KEY, "value_json": str(curve)}
             connection.execute(SYSTEM_ATTRIBUTES.insert(), row)
         else:

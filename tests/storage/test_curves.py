@@ -217,12 +217,3 @@ def test_a_pruned_trial_without_its_curve_has_no_known_cost(key: str) -> None:
         attrs={key: 100},
     )
     assert trial.lacks_curve
-
-
-def test_points_of_a_deleted_trial_are_dropped(anywhere: Storage) -> None:
-    _make_trials(anywhere, 2)
-    optuna.delete_study(study_name="study", storage=anywhere.optuna)
-    _extend(anywhere.curves, 2, [_evaluation(1)])
-    study = _make_trials(anywhere, 2)
-    ids = [trial._trial_id for trial in study.get_trials()]
-    assert anywhere.curves.load(ids) == {}
