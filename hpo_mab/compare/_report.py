@@ -224,7 +224,9 @@ def report_html(
     lines = verdict(words).splitlines()
     drawn = _figures(runs, summary)
     shown, folded = drawn[:_UNFOLDED], drawn[_UNFOLDED:]
-    versions = html.escape(json.dumps(environment or this_environment(), indent=2))
+    # A stored environment may be empty; it is not that of this machine.
+    shown_environment = this_environment() if environment is None else environment
+    versions = html.escape(json.dumps(shown_environment, indent=2))
     return "\n".join(
         [
             "<!DOCTYPE html>",

@@ -52,6 +52,8 @@ class ExampleStore:
 
     def __init__(self, engine: sa.Engine) -> None:
         self._engine = engine
+        #: Studies and numbers that are known to be no other study's.
+        self._own: set[tuple[int, int]] = set()
 
     def add(self, study_id: int, counts: ExampleCounts, *, total: int, labels: str) -> None:
         """Add the sums of some trials; the caller holds the study's lock.
@@ -71,7 +73,9 @@ class ExampleStore:
                     number = _new_number(connection, study_id)
                     self._insert(connection, number, counts, total, labels)
                 return
-            number = _own_number(connection, study_id, number)
+            if (study_id, number) not in self._own:
+                number = _own_number(connection, study_id, number)
+                self._own.add((study_id, number))
             known = _read_record(connection, number)
             if known is not None:
                 if known.labels != labels:
@@ -131,13 +135,10 @@ class ExampleStore:
             number = _number_of(connection, study_id)
             if number is None:
                 return
-            query = sa.select(EXAMPLES).where(EXAMPLES.c.record == number)
-            rows = [dict(row) for row in connection.execute(query).mappings()]
+            rows = _rows(connection, number)
         with target._engine.begin() as connection:
             # A separate number: trials may later be added to both studies.
-            new = _new_number(connection, target_id)
-            for row in rows:
-                connection.execute(EXAMPLES.insert(), {**row, "record": new})
+            _insert_rows(connection, target_id, rows)
 
     def remove_orphans(self) -> None:
         """Remove the records that no study refers to: those of deleted studies."""
@@ -192,11 +193,21 @@ def _own_number(connection: sa.Connection, study_id: int, number: int) -> int:
     )
     if connection.scalar(holders) == 1:
         return number
-    query = sa.select(EXAMPLES).where(EXAMPLES.c.record == number)
-    rows = [dict(row) for row in connection.execute(query).mappings()]
+    rows = _rows(connection, number)
     connection.execute(
         STUDY_ATTRIBUTES.delete().where(STUDY_ATTRIBUTES.c.study_id == study_id, _is_key)
     )
+    return _insert_rows(connection, study_id, rows)
+
+
+def _rows(connection: sa.Connection, number: int) -> list[dict[str, Any]]:
+    """All rows of a record."""
+    query = sa.select(EXAMPLES).where(EXAMPLES.c.record == number)
+    return [dict(row) for row in connection.execute(query).mappings()]
+
+
+def _insert_rows(connection: sa.Connection, study_id: int, rows: list[dict[str, Any]]) -> int:
+    """Insert rows of another record for a study that has none; returns the new number."""
     new = _new_number(connection, study_id)
     for row in rows:
         connection.execute(EXAMPLES.insert(), {**row, "record": new})

@@ -388,7 +388,7 @@ class Training(Iterator[Evaluation]):
         """Whether `state_dict` can be called now.
 
         Only after the first evaluation that this training has made itself, and only with
-        `DeviceBatches` or with `LoaderBatches` without workers, which draw batches ahead.
+        `DeviceBatches` or a `LoaderBatches` without workers: workers draw batches ahead.
         """
         if isinstance(self._batches, LoaderBatches):
             apart = self._batches.num_workers == 0

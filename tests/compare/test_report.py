@@ -159,6 +159,8 @@ def test_the_weights_that_were_evaluated_are_named(page):
 def test_given_record_is_shown(runs, summary):
     text = report_html(runs[:2], summary, title="t", environment={"gpu": "a <fast> one"})
     assert "a &lt;fast&gt; one" in text
+    # Studies whose environment is not known do not get this machine's.
+    assert "<pre>{}</pre>" in report_html(runs[:2], summary, title="t", environment={})
 
 
 def test_environment_is_json_without_names_or_paths(monkeypatch):
