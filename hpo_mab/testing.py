@@ -311,6 +311,7 @@ class SamplerContract:
         model.run(reused, 3)
         reused.load_state_dict(state)
         assert torch.equal(stream, model.run(reused, 25))
+        assert torch.equal(stream, model.run(reused.load_state_dict(state), 25))
 
     def test_refuses_the_state_of_another_sampler(self, model: TableModel) -> None:
         """A state of other examples or options is an error that names the difference."""

@@ -49,11 +49,14 @@ def pytest_configure(config: pytest.Config) -> None:
     if not hasattr(config, "workerinput") and config.getoption("numprocesses", None):
         return  # It only distributes the tests, and need not wait for these imports.
     import torch
-    from hypothesis import settings
+    from hypothesis import HealthCheck, settings
 
     torch.set_num_threads(1)
-    # No test fails because the machine has other work.
-    settings.register_profile("patient", deadline=None)
+    # No test fails because the machine has other work, and none at some times only.
+    slow = [HealthCheck.too_slow]
+    settings.register_profile(
+        "patient", deadline=None, derandomize=True, suppress_health_check=slow
+    )
     settings.load_profile("patient")
 
 
@@ -80,6 +83,16 @@ def data_root() -> Path:
     if not root:
         pytest.skip("HPO_MAB_DATA does not name a folder with FashionMNIST, CIFAR10 and CIFAR100")
     return Path(root)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _no_settings_of_the_user() -> Iterator[None]:
+    """Tests write into no database or folder of the user's, and print without colours."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("STORAGE", "ARTIFACTS", "CHECKPOINTS"):
+            patch.delenv(f"HPO_MAB_{name}", raising=False)
+        patch.delenv("FORCE_COLOR", raising=False)
+        yield
 
 
 @pytest.fixture(autouse=True, scope="session")

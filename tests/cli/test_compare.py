@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import socket
 import subprocess
 import sys
@@ -220,6 +221,21 @@ def test_a_file_that_cannot_be_written_is_one_line(cli: Cli, tiny: str) -> None:
     status, _, err = cli("compare", tiny, "--quiet", "--record", "no/such/folder/x.json")
     assert status == 2
     assert "no/such/folder/x.json cannot be written" in err
+
+
+@pytest.mark.usefixtures("no_server")
+def test_the_dashboard_keeps_files_where_the_user_says(
+    cli: Cli, tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert cli("run", tiny, "--trials", "1", "--quiet")[0] == 0
+    for folder in tmp_path.glob("*_artifacts"):
+        shutil.rmtree(folder)
+    (tmp_path / "taken").touch()
+    status, _, err = cli("dashboard", "--port", "0", "--artifacts", "taken/files")
+    assert (status, "The artifact folder taken/files cannot be made" in err) == (2, True)
+    assert cli("dashboard", "--port", "0", "--artifacts", "files")[0] == 0
+    assert [path.name for path in tmp_path.glob("*_artifacts")] == []
+    assert (tmp_path / "files").is_dir()
 
 
 def test_the_dashboard_serves_the_storage_on_loopback_and_a_free_port(tmp_path: Path) -> None:

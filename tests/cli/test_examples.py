@@ -11,8 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from optuna_dashboard import get_note
 from PIL import Image
 from sklearn.datasets import load_digits
+
+from hpo_mab.storage import Storage, open_study
 
 Cli = Callable[..., "tuple[int, str, str]"]
 
@@ -61,6 +64,18 @@ def test_a_page_and_a_table(cli: Cli, study: str, tmp_path: Path) -> None:
     suspicious = [float(row["suspicious"]) for row in rows]
     assert suspicious == sorted(suspicious, reverse=True)
     assert len({row["index"] for row in rows}) == len(rows) > 1000
+
+
+def test_the_lists_name_the_sample_that_they_show(
+    cli: Cli, tiny: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hpo_mab._examples.MOST_EXAMPLES", 100)
+    assert cli("run", tiny, "--quiet", "--trials", "1")[0] == 0
+    status, out, _ = cli("examples", "tiny-mab-seed0")
+    assert status == 0
+    assert "1 trials saw a fixed random sample of 100 of 1,149 training examples" in out
+    note = get_note(open_study(Storage("hpo_mab.db"), "tiny-mab-seed0"))
+    assert "1 trials saw a fixed random sample of 100 of 1,149 training examples." in note
 
 
 def test_what_is_dropped_is_not_trained_on(cli: Cli, study: str, tmp_path: Path) -> None:

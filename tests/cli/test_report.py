@@ -131,17 +131,6 @@ def test_what_cannot_be_compared_is_refused(
         assert words in err
 
 
-def test_own_loops_of_different_budgets_are_refused(cli: Cli, tmp_path: Path) -> None:
-    url = f"sqlite:///{tmp_path / 'own.db'}"
-    study = optuna.create_study(study_name="own", storage=url, direction="maximize")
-    for budget in (1_000, 2_000):
-        attrs = {"hpo_mab:budget": budget, "hpo_mab:sampler": "uniform"}
-        study.add_trial(optuna.create_trial(value=0.5, user_attrs=attrs))
-    status, out, err = cli("report", "own", "--storage", url)
-    assert (status, out, err.count("\n")) == (2, "", 1)
-    assert "Trials of study 'own' have different budgets, 1,000 to 2,000 examples." in err
-
-
 def test_mistakes_name_the_next_step(cli: Cli, stored: Path) -> None:
     for arguments, words in (
         (("tiny-mba-seed0",), ["Unknown study 'tiny-mba-seed0'", "'tiny-mab-seed0'"]),

@@ -158,8 +158,6 @@ def test_quiet_prints_nothing(cli: Cli, tiny: str) -> None:
         (("--set", "sampler.memry=3"), ["'memry'", "'memory'"]),
         (("--set", "optimizer.lr={low=2.0,high=1.0}"), ["low", "2.0", "1.0"]),
         (("--set", "optimizer"), ["KEY=VALUE", "'optimizer'"]),
-        (("--epochs", "0"), ["budget.epochs"]),
-        (("--trials", "0"), ["budget.trials"]),
         (("--budget", "0s"), ["total budget", "'0s'"]),
         (("--storage", "sqlite:////no/such/folder/x.db"), ["Cannot open storage"]),
         (("--storage", "postgresql://me:pw@127.0.0.1:1/db"), ["Cannot open storage", "me:***@"]),
@@ -197,14 +195,6 @@ def test_missing_data_without_network_is_one_line(
     assert err.count("\n") == 1
     assert str(tmp_path / "none") in err
     assert not (tmp_path / "hpo_mab.db").exists()
-
-
-def test_another_search_space_under_one_name_is_refused(cli: Cli, tiny: str) -> None:
-    assert cli("run", tiny, "--trials", "1")[0] == 0
-    status, _, err = cli("run", tiny, "--set", "optimizer.lr=0.1")
-    assert status == 2
-    assert "another definition" in err
-    assert "--fresh" in err
 
 
 def test_a_study_is_named_after_other_data(cli: Cli, tiny: str, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import weakref
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from hpo_mab.compare import _runner, run_comparison
 from hpo_mab.search import StudyRunner, load_splits, make_spec
 from hpo_mab.storage import Storage
 from hpo_mab.training import Budget
+from hpo_mab.training._evaluate import Evaluator
 
 
 def test_the_data_of_a_seed_are_freed_before_those_of_the_next_are_loaded(
@@ -42,6 +44,48 @@ def test_the_data_of_a_seed_are_freed_before_those_of_the_next_are_loaded(
     found = run_comparison(spec, storage)
     storage.close()
     assert (len(held), len(found.runs)) == (2, 4)
+
+
+@pytest.mark.parametrize("at", [2, 5, 8, 11])
+def test_an_interrupted_comparison_continues_to_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
+) -> None:
+    spec = make_spec(
+        {
+            "name": "tiny",
+            "budget": {"steps": 4, "evaluations": 2, "trials": 2},
+            "model": {"name": "mlp"},
+            "optimizer": {"name": "sgd", "lr": {"low": 0.01, "high": 0.1}},
+            "search": {"initial": 1},
+            "compare": {"seeds": 1, "retrain": 1},
+        }
+    )
+    storage = Storage(str(tmp_path / "whole.db"))
+    whole = run_comparison(spec, storage)
+    storage.close()
+
+    # Each of the two studies evaluates its trials four times; its best is then trained again.
+    evaluations = itertools.count(1)
+    evaluate = Evaluator.__call__
+
+    def interrupt(*given: Any, **options: Any) -> Any:
+        if next(evaluations) == at:
+            raise KeyboardInterrupt
+        return evaluate(*given, **options)
+
+    storage = Storage(str(tmp_path / "parts.db"))
+    with monkeypatch.context() as patch:
+        patch.setattr(Evaluator, "__call__", interrupt)
+        found = run_comparison(spec, storage)
+    assert found.interrupted
+    found = run_comparison(spec, storage)
+    storage.close()
+    assert not found.interrupted
+    assert found.retrained == whole.retrained
+    for one, other in zip(found.runs, whole.runs, strict=True):
+        assert one.best is not None
+        assert other.best is not None
+        assert (one.best.params, one.best.value) == (other.best.params, other.best.value)
 
 
 def test_scores_of_another_budget_do_not_count(

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import pickle
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,6 @@ from optuna.distributions import CategoricalDistribution
 from optuna.pruners import BasePruner, SuccessiveHalvingPruner
 from optuna.trial import TrialState
 
-import hpo_mab
 from hpo_mab._attributes import EVIDENCE_KEY
 from hpo_mab._errors import ArgumentError
 from hpo_mab.advantage import Estimate, Evidence, PairedCurves
@@ -86,6 +86,20 @@ def test_without_moving_evidence_every_decision_is_successive_halvings(
         assert len(ours_warned) == 1
         assert ("moves no rung" if contrary else "no evidence") in str(ours_warned[0].message)
     assert ends >= {TrialState.PRUNED, TrialState.COMPLETE}
+
+
+@pytest.mark.filterwarnings("ignore::hpo_mab.pruners.AdvantageWarning")
+def test_rungs_are_shared_by_processes(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'pruned.db'}"
+    pruner = AdvantagePruner(min_resource=1, reduction_factor=2)
+    first = _study(pruner, study_name="s", storage=url)
+    assert not first.ask().should_prune()
+    assert _run(first, 1.0, 1.0) == 2
+    second = optuna.load_study(
+        study_name="s", storage=url, pruner=pickle.loads(pickle.dumps(pruner))
+    )
+    assert _run(second, 0.5, 0.5) == 1
+    assert _run(second, 2.0, 2.0) == 2
 
 
 def test_a_rung_is_decided_where_the_bandit_is_as_far(evidence: Make) -> None:
@@ -428,15 +442,6 @@ def test_integers_of_numpy_are_integers() -> None:
 def test_arguments_outside_their_bound_are_named(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ArgumentError, match=message):
         AdvantagePruner(**options)
-
-
-def test_arguments_are_keyword_only() -> None:
-    with pytest.raises(TypeError):
-        AdvantagePruner(None)  # type: ignore[misc]
-
-
-def test_it_is_exported() -> None:
-    assert hpo_mab.AdvantagePruner is AdvantagePruner
 
 
 # Fidelity measured in the study.

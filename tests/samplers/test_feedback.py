@@ -256,13 +256,3 @@ def test_options_are_recognised_however_they_are_given() -> None:
     Credited(LABELS, batch_size=5, option=object()).load_state_dict(one.state_dict())
     with pytest.raises(ArgumentError, match=r"option is 'builtins.object' there and None here"):
         Credited(LABELS, batch_size=5).load_state_dict(one.state_dict())
-
-
-def test_ranks_of_different_size_have_as_many_batches() -> None:
-    ranks = [MABSampler(torch.zeros(129), batch_size=64, rank=r, world_size=2) for r in (0, 1)]
-    assert [sampler.num_examples for sampler in ranks] == [65, 64]
-    assert [len(list(sampler)) for sampler in ranks] == [2, 2]
-    assert sorted(torch.cat([sampler.examples for sampler in ranks]).tolist()) == list(range(129))
-    for rank in (0, 1):
-        with pytest.raises(ArgumentError, match=r"\[1, 64\], .* of the smallest rank, got 65"):
-            MABSampler(torch.zeros(129), batch_size=65, rank=rank, world_size=2)

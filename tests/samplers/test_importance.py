@@ -30,19 +30,6 @@ def _step(sampler: GradNormSampler) -> torch.Tensor:
     return indices
 
 
-def _reduction(scores: torch.Tensor) -> float:
-    shares = scores / scores.sum()
-    return float((len(scores) * shares.square().sum()).sqrt())
-
-
-def test_tau_follows_the_batch_while_off() -> None:
-    sampler = GradNormSampler(LABELS, batch_size=8, threshold=100.0)
-    tau = 0.0
-    for _ in range(6):
-        tau = 0.9 * tau + 0.1 * _reduction(_scores(_step(sampler)))
-        assert sampler.tau == pytest.approx(tau, rel=1e-5)
-
-
 @pytest.mark.parametrize(("presample", "threshold"), [(3, 2.0), (6, 3.0)])
 def test_default_threshold_is_break_even(presample: int, threshold: float) -> None:
     assert GradNormSampler(LABELS, batch_size=8, presample=presample).threshold == threshold
@@ -70,32 +57,6 @@ def test_stays_off_when_scores_are_even() -> None:
         sampler.draw()
         sampler.update(torch.ones(8), logits=torch.zeros(8, 2))
     assert sampler.tau == pytest.approx(1.0, abs=0.01)
-
-
-def test_scorer_scores_candidates_and_weights_are_inverse_probabilities() -> None:
-    sampler = GradNormSampler(LABELS, batch_size=8, threshold=0.0)
-    seen: list[torch.Tensor] = []
-
-    def scorer(indices: torch.Tensor) -> torch.Tensor:
-        seen.append(indices)
-        return _logits(indices)
-
-    sampler.scorer = scorer
-    _step(sampler)
-    assert seen == []  # Off at first: tau starts at 0.
-    tau = sampler.tau
-    indices = sampler.draw()
-    (candidates,) = seen
-    assert candidates.shape == (24,)
-    assert set(indices.tolist()) <= set(candidates.tolist())
-    scores = _scores(candidates)
-    raised = scores.clamp_min(0.05 * scores.mean())
-    assert sampler.tau == pytest.approx(0.9 * tau + 0.1 * _reduction(raised), rel=1e-5)
-    by_index = dict(zip(candidates.tolist(), (raised / raised.sum()).tolist(), strict=True))
-    weights = torch.tensor([1 / (24 * by_index[i]) for i in indices.tolist()])
-    losses = torch.rand(8, generator=torch.Generator().manual_seed(0))
-    loss = sampler.update(losses, logits=_logits(indices))
-    torch.testing.assert_close(loss, (weights * losses).mean(), rtol=1e-4, atol=0)
 
 
 def test_scorer_sees_indices_of_the_whole_data_set() -> None:

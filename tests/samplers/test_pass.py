@@ -50,12 +50,6 @@ def test_csgd_probabilities(corrected: bool, unseen: float) -> None:
     torch.testing.assert_close(sampler.probabilities(), expected)
 
 
-def test_smoothing_of_one_is_half_uniform() -> None:
-    sampler = _after_visits(PSGDSampler, smoothing=1.0)
-    raw = torch.tensor([0.4, 0.9, 0.5, 0.9]) / 2.7
-    torch.testing.assert_close(sampler.probabilities(), 0.5 * raw + 0.5 / 4)
-
-
 @pytest.mark.parametrize("sampler_class", [PSGDSampler, CSGDSampler])
 def test_uniform_until_feedback(sampler_class: type[PSGDSampler | CSGDSampler]) -> None:
     sampler = sampler_class(torch.zeros(5), batch_size=2)

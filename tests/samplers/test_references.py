@@ -95,6 +95,7 @@ def test_switch_and_weights_of_katharopoulos_and_fleuret() -> None:
         assert bool(candidates) == on
         scores, weights = norms[indices], torch.ones(BATCH, dtype=torch.float64)
         if on:
+            assert set(indices.tolist()) <= set(candidates[-1].tolist())
             scores = norms[candidates.pop()]
             scores = scores.clamp_min(0.05 * scores.mean())
             share = norms[indices].clamp_min(0.05 * scores.mean()) / scores.sum()

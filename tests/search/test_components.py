@@ -16,7 +16,12 @@ from hpo_mab._errors import ArgumentError, SpecError
 from hpo_mab.advantage import Evidence
 from hpo_mab.pruners import AdvantagePruner
 from hpo_mab.search import PlannedSampler, StudyRunner, StudySpec, make_spec
-from hpo_mab.search._components import OwnHistory, sampler_factory, study_pruner
+from hpo_mab.search._components import (
+    OwnHistory,
+    is_continuable,
+    sampler_factory,
+    study_pruner,
+)
 from hpo_mab.storage import Storage, StudyRun, open_study
 
 
@@ -116,6 +121,23 @@ def test_a_study_from_before_averaged_weights_keeps_its_first_rung() -> None:
 
 
 Make = Callable[..., StudySpec]
+
+
+@pytest.mark.parametrize(
+    ("change", "continuable"),
+    [
+        ({}, True),
+        ({"pruner": {"kind": "promotion", "max_resource": 3}}, True),
+        ({"pruner": {"kind": "promotion", "max_resource": 2}}, False),
+        ({"training": {"schedule": "linear"}}, False),
+        ({"sampler": {"kind": "auto"}}, False),
+    ],
+)
+def test_which_trials_can_continue_beyond_their_budget(
+    tiny: Make, change: dict[str, Any], continuable: bool
+) -> None:
+    spec = tiny(**{"training": {"schedule": "constant"}, **change})
+    assert is_continuable(spec) == continuable
 
 
 _PILOT = {"search": {"initial": 4}, "budget": {"trials": 7, "epochs": 1, "evaluations": 3}}

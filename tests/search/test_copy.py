@@ -7,9 +7,11 @@ from pathlib import Path
 
 import optuna
 import pytest
+from optuna.artifacts import get_all_artifact_meta, upload_artifact
 
 from hpo_mab._errors import ArgumentError, StorageError, UnknownNameError
 from hpo_mab.dashboard import publish_study
+from hpo_mab.dashboard._files import artifact_folder, artifact_store
 from hpo_mab.search import StudyRunner, StudySpec, copy_study
 from hpo_mab.storage import CurveStore, MissingCurvesWarning, Storage, read_run, study_names
 
@@ -81,6 +83,29 @@ def test_notes_on_trials_are_on_the_same_trials(storage: Storage, target: Storag
     attrs = copy._storage.get_study_system_attrs(copy._study_id)
     assert attrs["dashboard:note_str:0"] == "on the study"
     assert f"dashboard:{copy.trials[1]._trial_id}:note_ver" in attrs
+
+
+@pytest.mark.filterwarnings("ignore:Heartbeat")
+def test_a_copy_has_the_artifacts(
+    storage: Storage, target: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    study = optuna.create_study(study_name="study", storage=storage.optuna)
+    trial = study.ask()
+    for owner, text in ((study, "of the study"), (trial, "of the trial")):
+        (tmp_path / "note.txt").write_text(text)
+        upload_artifact(
+            study_or_trial=owner,
+            storage=storage.optuna,
+            file_path=str(tmp_path / "note.txt"),
+            artifact_store=artifact_store(artifact_folder(storage)),
+        )
+    study.tell(trial, 1.0)
+    copy_study(storage, "study", target)
+    copy = optuna.load_study(study_name="study", storage=target.optuna)
+    for owner, text in ((copy, "of the study"), (copy.trials[0], "of the trial")):
+        (found,) = get_all_artifact_meta(owner, storage=target.optuna)
+        assert (artifact_folder(target) / found.artifact_id).read_text() == text
 
 
 def test_a_copy_that_cannot_be_finished_leaves_nothing(

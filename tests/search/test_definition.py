@@ -142,6 +142,11 @@ def test_a_mistake_is_named_with_file_and_key(write, change, words) -> None:  # 
         assert word in str(caught.value)
 
 
+def test_a_value_is_no_section(write) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(SpecError, match=r"'name\.lr' cannot be set: 'name' is not a section"):
+        load_spec(write(GOOD), {"name.lr": 1})
+
+
 def test_a_missing_file_offers_what_there_is() -> None:
     with pytest.raises(SpecError, match=r"nowhere\.toml: no such file.*digits"):
         load_spec("nowhere.toml")

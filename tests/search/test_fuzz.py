@@ -59,8 +59,18 @@ def _paths(tree: Any, prefix: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
     return [*inner, *([prefix] if prefix else [])]
 
 
+@contextlib.contextmanager
+def _refused_in_one_line() -> Iterator[None]:
+    caught: HpoMabError | None = None
+    try:
+        yield
+    except HpoMabError as error:
+        caught = error
+    assert len(str(caught).splitlines()) == 1, str(caught)
+
+
 def _make(raw: Any) -> StudySpec | None:
-    with contextlib.suppress(HpoMabError):
+    with _refused_in_one_line():
         return make_spec(raw)
     return None
 
@@ -251,5 +261,5 @@ def test_random_command_lines_end_without_a_traceback(
 def test_random_assignments_are_refused_in_words(key: str, text: str) -> None:
     from hpo_mab.cli import _options as options
 
-    with contextlib.suppress(HpoMabError):
+    with _refused_in_one_line():
         options.load("digits", [f"{key}={text}"], {})

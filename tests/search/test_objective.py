@@ -252,6 +252,14 @@ def test_data_that_are_no_pairs_of_input_and_class_are_refused(data: Any, messag
         _objective_on(data)
 
 
+def test_what_a_users_own_parts_return_is_checked() -> None:
+    with pytest.raises(ArgumentError, match="augmentation needs ImageSplits"):
+        _objective_on((GOOD, GOOD), augmentation=lambda images: images)
+    study = optuna.create_study(direction="maximize")
+    with pytest.raises(ArgumentError, match=r"model must make a torch\.nn\.Module, got int"):
+        study.optimize(_objective_on((GOOD, GOOD), model=lambda: 3), n_trials=1)
+
+
 @pytest.mark.parametrize("sampler", ["mab", "uniform"])
 def test_labels_beyond_the_outputs_are_named(sampler: str) -> None:
     data = TensorDataset(X, 1 + torch.arange(8) % 3)

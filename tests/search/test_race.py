@@ -23,7 +23,7 @@ from hpo_mab._attributes import (
     flat_spec,
 )
 from hpo_mab._errors import ArgumentError, SpecError, UnknownNameError
-from hpo_mab.advantage import Evidence
+from hpo_mab.advantage import Estimate, Evidence
 from hpo_mab.compare._stored import race_evidence
 from hpo_mab.search import StudyRunner, StudySpec, load_spec
 from hpo_mab.search._choice import (
@@ -38,7 +38,7 @@ from hpo_mab.search._choice import (
     stored_choice,
 )
 from hpo_mab.search._components import PORTFOLIO, parse_portfolio, uses_record
-from hpo_mab.search._race import ERROR, SHARE, Race, RacePlan
+from hpo_mab.search._race import ERROR, SHARE, Race, RacePlan, _sampler_and_reason
 from hpo_mab.search._study import check_study
 from hpo_mab.storage import Storage, open_study
 
@@ -129,6 +129,45 @@ def test_more_samplers_enter_a_larger_study() -> None:
     plan = found[30]
     assert plan is not None
     assert plan.rounds == ((4, 2), (2, 4), (1, 7))
+
+
+# -------------------------------------------------------------------------------- decision
+
+
+def _estimate(value: float) -> Estimate:
+    return Estimate(value=value, low=value - 0.01, high=value + 0.01, n=9)
+
+
+@pytest.mark.parametrize(
+    ("gain", "fidelity", "sampler", "why"),
+    [
+        (0.02, 0.0, "mab", "fidelity is not shown to be worse"),
+        # The interval reaches the margin of 0.1.
+        (0.02, -0.105, "mab", "fidelity is not shown to be worse"),
+        (0.02, -0.2, "uniform", "but fidelity at 25% is worse by 0.20"),
+        (0.005, 0.0, "uniform", "not shown to be above 0"),
+    ],
+)
+def test_a_sampler_must_be_ahead_and_must_not_rank_worse(
+    gain: float, fidelity: float, sampler: str, why: str
+) -> None:
+    plan = RacePlan.make(_CHALLENGERS, trials=30)
+    assert plan is not None
+    found = Standing(name="mab", examples=_estimate(gain), seconds=_estimate(gain), cost=1.0)
+    evidence = Evidence(
+        budgets=(0.25, 1.0),
+        advantage=(_estimate(0.0),) * 2,
+        acceleration=(_estimate(1.0),) * 2,
+        # At the end of a trial nothing is pruned.
+        fidelity=(_estimate(fidelity), _estimate(-0.9)),
+        rungs=(),
+        pairs=9,
+        margin=0.1,
+        source="test",
+    )
+    chosen, reason = _sampler_and_reason(plan, found, (found,), evidence)
+    assert chosen == sampler
+    assert reason.endswith(why)
 
 
 # ------------------------------------------------------------------------------- statistics

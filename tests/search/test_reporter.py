@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import itertools
-import math
 import threading
 import weakref
 from collections.abc import Callable, Iterator
@@ -321,70 +320,6 @@ def test_there_is_nothing_to_evaluate_without_a_model() -> None:
     reporter = TrialReporter(_study().ask(), budget_examples=8)
     with pytest.raises(ArgumentError, match="model must be given for network, got None"):
         reporter.network  # noqa: B018
-
-
-def _lightning() -> Any:
-    return pytest.importorskip("lightning", reason="needs the extra 'lightning'")
-
-
-def _lightning_objective(lightning: Any) -> Callable[[optuna.trial.Trial], float]:
-    """A Lightning module in a study: two lines in the module, one for the reporter."""
-
-    class Module(lightning.LightningModule):  # type: ignore[misc]
-        def __init__(self, trial: optuna.trial.Trial, data: TensorDataset) -> None:
-            super().__init__()
-            self.data = data
-            self.model = nn.Linear(4, 2)
-            self.lr = trial.suggest_float("lr", 0.01, 0.1)
-            self.sampler = hpo_mab.MABSampler(data.tensors[1], batch_size=20, seed=0)
-            self.reporter = TrialReporter(
-                trial, sampler=self.sampler, budget_examples=400, evaluations=4
-            )
-
-        def train_dataloader(self) -> DataLoader[Any]:
-            return DataLoader(self.data, batch_sampler=self.sampler)
-
-        def training_step(self, batch: Any, index: int) -> torch.Tensor:
-            x, y = batch
-            return self.sampler.update(F.cross_entropy(self.model(x), y, reduction="none"))
-
-        def on_train_batch_end(self, outputs: Any, batch: Any, index: int) -> None:
-            if self.reporter.step(len(batch[1]), loss=outputs["loss"]):
-                self.reporter.report(accuracy=_accuracy(self.model, self.data))
-            self.trainer.should_stop = self.reporter.done
-
-        def configure_optimizers(self) -> torch.optim.Optimizer:
-            return torch.optim.SGD(self.parameters(), lr=self.lr)
-
-    def objective(trial: optuna.trial.Trial) -> float:
-        torch.manual_seed(0)
-        module = Module(trial, _data())
-        trainer = lightning.Trainer(
-            max_epochs=-1,
-            accelerator="cpu",
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            use_distributed_sampler=False,
-        )
-        trainer.fit(module)
-        return module.reporter.accuracy
-
-    return objective
-
-
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize(("prune_at", "steps"), [(99, [1, 2, 3, 4]), (2, [1, 2])])
-def test_a_lightning_module_reports_and_is_pruned(prune_at: int, steps: list[int]) -> None:
-    study = _study(_PruneAt(prune_at))
-    study.optimize(_lightning_objective(_lightning()), n_trials=1)
-    trial = study.trials[0]
-    assert list(trial.intermediate_values) == steps
-    assert trial.state == (TrialState.PRUNED if prune_at == 2 else TrialState.COMPLETE)
-    assert trial.user_attrs["hpo_mab:examples"] == 100 * len(steps)
-    assert trial.user_attrs["hpo_mab:sampler"] == "MABSampler"
-    assert not math.isnan(trial.intermediate_values[steps[-1]])
 
 
 def test_a_step_keeps_nothing_of_its_loss_but_the_value() -> None:

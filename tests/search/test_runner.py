@@ -400,6 +400,42 @@ def test_a_study_of_before_data_were_known_continues(storage: Storage, tiny: Mak
     assert len(outcome.run.trials) == 2
 
 
+def test_curves_of_a_deleted_study_are_removed_when_the_next_is_made(
+    storage: Storage, tiny: Make
+) -> None:
+    spec = tiny(budget={"trials": 1})
+    StudyRunner(spec, storage).run("first", score=False)
+    optuna.delete_study(study_name="first", storage=storage.optuna)
+    counted = sa.text("SELECT COUNT(*) FROM hpo_mab_curves")
+    with storage.optuna.engine.connect() as connection:
+        assert connection.scalar(counted) == 3
+    runner = StudyRunner(spec, storage)
+    make_study(storage, "second", spec, runner._definition())
+    with storage.optuna.engine.connect() as connection:
+        assert connection.scalar(counted) == 0
+
+
+@pytest.mark.parametrize("returns", [True, False])
+def test_a_database_that_stays_away_ends_the_study(
+    storage: Storage, tiny: Make, monkeypatch: pytest.MonkeyPatch, returns: bool
+) -> None:
+    waited: list[float] = []
+
+    def fail(*_: object) -> None:
+        raise sa.exc.OperationalError("INSERT", {}, Exception("database is locked"))
+
+    def wait(self: Storage, *, seconds: float) -> bool:
+        waited.append(seconds)
+        return returns
+
+    monkeypatch.setattr("hpo_mab.search._recorder.TrialRecord.add", fail)
+    monkeypatch.setattr(Storage, "wait_until_back", wait)
+    with pytest.raises(StorageError, match=r"studies\.db failed: .*database is locked"):
+        StudyRunner(tiny(), storage).run(score=False)
+    # Five minutes each, and after the third time in a row no more.
+    assert waited == [300.0] * (3 if returns else 1)
+
+
 def _photo(path: Path, value: int) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = np.random.default_rng(value).integers(0, 255, (8, 8, 3), dtype=np.uint8)

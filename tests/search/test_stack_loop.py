@@ -515,7 +515,7 @@ def test_a_checkpoint_that_does_not_fit_is_ignored(
     assert len(_values(run)) + sum(trial.state == "pruned" for trial in run.trials) == 2
 
 
-def test_a_checkpoint_for_which_there_is_no_memory_is_kept(
+def test_out_of_memory_at_the_start_of_a_slot_is_raised(
     storage: Storage, tiny: Make, splits: ImageSplits, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: Any, **__: Any) -> None:

@@ -3,9 +3,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 
 from hpo_mab._errors import StorageError, UnknownNameError
 from hpo_mab.storage import Storage, open_study, read_run, study_names
+from hpo_mab.storage._open import files_folder
 
 
 def test_a_bare_path_is_an_sqlite_file(tmp_path: Path) -> None:
@@ -80,4 +82,35 @@ def test_braces_and_percent_signs_in_a_path_are_plain_letters(tmp_path: Path) ->
     storage = Storage(f"sqlite:///{path}")
     assert study_names(storage) == ()
     assert path.exists()
+    storage.close()
+
+
+def test_files_of_a_database_lie_next_to_it_or_where_the_user_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = Storage(str(tmp_path / "studies.db"))
+    server = Storage("postgresql://me@127.0.0.1:1/db")
+    assert files_folder(file, "checkpoints") == tmp_path / "studies_checkpoints"
+    assert files_folder(server, "checkpoints") == Path("hpo_mab_checkpoints")
+    monkeypatch.setenv("HPO_MAB_CHECKPOINTS", "~/kept")
+    assert files_folder(file, "checkpoints") == files_folder(server, "checkpoints")
+    assert files_folder(server, "checkpoints") == Path.home() / "kept"
+    assert files_folder(file, "artifacts") == tmp_path / "studies_artifacts"
+
+
+def test_a_database_that_does_not_answer_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = Storage(str(tmp_path / "studies.db"))
+    assert storage.wait_until_back(seconds=0)
+    connect, failures = type(storage.optuna.engine).connect, iter([1, 2])
+
+    def fail(engine: sa.Engine) -> sa.Connection:
+        for _ in failures:
+            raise sa.exc.OperationalError("SELECT 1", {}, Exception("no server"))
+        return connect(engine)
+
+    monkeypatch.setattr(type(storage.optuna.engine), "connect", fail)
+    assert not storage.wait_until_back(seconds=0)
+    assert storage.wait_until_back(seconds=60)
     storage.close()

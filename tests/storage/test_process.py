@@ -71,14 +71,6 @@ def test_a_lock_is_given_back_by_a_process_that_is_killed(database_url: str) -> 
     engine.dispose()
 
 
-def test_a_lock_held_too_long_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hpo_mab.storage._process._WAIT_SECONDS", 0.1)
-    storage = Storage(str(tmp_path / "studies.db"))
-    with storage.lock("one"), pytest.raises(StorageError, match=r"studies.db.lock has been locked"):
-        storage.lock("one").__enter__()
-    storage.close()
-
-
 def test_heartbeats_must_fit_into_the_grace(tmp_path: Path) -> None:
     with pytest.raises(ArgumentError, match="heartbeat = 30, grace = 30"):
         Storage(str(tmp_path / "x.db"), heartbeat=30, grace=30)
@@ -133,7 +125,7 @@ def test_one_holds_a_lock_and_the_other_waits(pair: tuple[Storage, Storage]) -> 
         waiting.start()
         assert not entered.wait(0.3)
         events.append("first")
-    assert entered.wait(30)
+    assert entered.wait(120)
     waiting.join()
     assert events == ["first", "second"]
 
@@ -186,7 +178,7 @@ def test_a_link_to_a_database_has_its_lock(tmp_path: Path, monkeypatch: pytest.M
     link.symlink_to(tmp_path / "studies.db")
     linked = Storage(str(link))
     monkeypatch.setattr(_process, "_WAIT_SECONDS", 0)
-    with file.lock("a"), pytest.raises(StorageError, match="lock"), linked.lock("a"):
+    with file.lock("a"), pytest.raises(StorageError, match=r"studies\.db\.lock"), linked.lock("a"):
         pass
     file.close()
     linked.close()

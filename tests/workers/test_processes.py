@@ -20,7 +20,7 @@ from optuna.trial import TrialState
 
 from hpo_mab import _machine
 from hpo_mab._attributes import DEFINITION_KEY, WORKER_KEY
-from hpo_mab._errors import StorageError
+from hpo_mab._errors import ArgumentError, StorageError
 from hpo_mab.search import Target
 from hpo_mab.storage import Storage
 from hpo_mab.storage._process import machine, this_process
@@ -447,6 +447,8 @@ def test_running_trials_of_workers_show_the_share_of_their_budget() -> None:
 def test_workers_need_a_database_they_can_reach(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="not one in memory"):
         ProcessLauncher(Storage("sqlite://"), devices=["cpu"], data_root="data")
+    with pytest.raises(ArgumentError, match="devices"):
+        ProcessLauncher(Storage(str(tmp_path / "x.db")), devices=[], data_root="data")
     with pytest.raises(StorageError, match="SQLite is a file of one machine"):
         RayLauncher(Storage(str(tmp_path / "x.db")), workers=1, data_root="data")
 
