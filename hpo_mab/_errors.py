@@ -13,6 +13,7 @@ import errno
 import functools
 import hashlib
 import inspect
+import math
 import os
 import re
 import signal
@@ -119,6 +120,15 @@ def check_integer(name: str, value: object, low: int) -> None:
         raise ArgumentError(f"{name} must be an integer of at least {low}, got {value!r}.")
 
 
+def json_values(value: Any) -> Any:
+    """Values as JSON has them: NaN and infinity, which it lacks, become None."""
+    if isinstance(value, Mapping):
+        return {key: json_values(item) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return [json_values(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def plain(value: Any) -> Any:
     """The value with Python's numbers in place of NumPy's, also in tuples and dictionaries.
 
@@ -186,6 +196,8 @@ def _stored_form(value: Any) -> Any:
     value = plain(value)
     if isinstance(value, list | tuple):
         return [_stored_form(part) for part in value]
+    if isinstance(value, Mapping):
+        return {key: _stored_form(part) for key, part in value.items()}
     if isinstance(value, bool | int | float | str | None):
         return value
     if isinstance(value, torch.Tensor | np.ndarray):

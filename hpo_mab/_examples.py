@@ -125,6 +125,22 @@ class ExampleRecord:
         """Whether they are a sample of the training examples."""
         return self.total > MOST_EXAMPLES
 
+    @property
+    def suspicious(self) -> int:
+        """Recorded examples for which another class's logit exceeds the label's, on average."""
+        return int((self.suspicion() > 0).sum())
+
+    def summary(self) -> str:
+        """How much was recorded, in two sentences."""
+        count = f"{self.total:,}"
+        if self.sampled:
+            count = f"a fixed random sample of {len(self.examples):,} of {count}"
+        return (
+            f"{self.trials:,} trials saw {count} training examples "
+            f"{self.counts.visits.sum():,.0f} times. For {self.suspicious:,} examples another "
+            "class's logit exceeds the label's, on average."
+        )
+
     def suspicion(self) -> NDArray[np.float64]:
         """How likely each recorded example is to be mislabelled: the higher, the likelier.
 

@@ -306,7 +306,8 @@ class Plan:
             promotable: Whether a trial is to continue before another configuration is tried.
         """
         waiting = self.waiting
-        running = [one for one in self._attempts if one.state == "running"]
+        # A trial without a slot is of another program, and may never end.
+        running = [o for o in self._attempts if o.state == "running" and o.slot is not None]
         taken = self.finished + sum(not one.twin for one in running)
         if waiting is not None and (taken < self._target or waiting.twin):
             return Next.QUEUED
@@ -345,13 +346,17 @@ class Plan:
         }
 
     def failed_in_a_row(self) -> list[int]:
-        """Numbers of the last trials that ended by themselves, as far as all of them failed."""
-        own = [o for o in self._attempts if o.state in ENDED and not o.cut_off]
+        """Numbers of the last trials that failed by themselves, with no healthy trial in between.
+
+        A running trial is healthy so far. Those that began after the last failure do not count.
+        """
+        own = [one for one in self._attempts if one.state != "waiting" and not one.cut_off]
         failed: list[int] = []
         for one in reversed(own):
-            if one.state != "fail":
+            if one.state == "fail":
+                failed.insert(0, one.number)
+            elif failed or one.state != "running":
                 break
-            failed.insert(0, one.number)
         return failed
 
     def slot_of(self, number: int) -> int:

@@ -54,6 +54,9 @@ def _next(*described: str, target: int = 4, promotions: int = 0) -> Next:
         (["c0", "c0 twin", "c1", "c1 twin", "c2"], Next.NEW),
         (["c0", "c1", "c2", "c3", "w0 twin"], Next.QUEUED),
         (["c0", "c1", "c2", "c3", "r0 twin"], Next.WAIT),
+        # A running trial without a slot is of another program, and may never end.
+        (["c0", "c1", "c2", "r"], Next.NEW),
+        (["c0", "c1", "c2", "c3", "r"], Next.DONE),
     ],
 )
 def test_what_comes_next(described: list[str], following: Next) -> None:
@@ -157,6 +160,9 @@ def test_failures_in_a_row_are_those_of_the_trials_own_making() -> None:
     trials = _trials("f0", "c1", "f2", "f3 lost", "f3", "f4 interrupted", "r5")
     assert Plan(trials).failed_in_a_row() == [2, 4]
     assert Plan(trials[:2]).failed_in_a_row() == []
+    # Healthy so far: a trial that began between two that failed.
+    assert Plan(_trials("r0", "f1", "r2", "f3", "r4", "f5", "r6")).failed_in_a_row() == [5]
+    assert Plan(_trials("r0", "f1", "f2", "f3", "r4")).failed_in_a_row() == [1, 2, 3]
 
 
 def test_slots_of_trials_that_nobody_has_given_one() -> None:

@@ -14,7 +14,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from hpo_mab._errors import ArgumentError, require
+from hpo_mab._errors import ArgumentError, json_values, require
 from hpo_mab.advantage._pairs import PairedCurves, interpolate
 
 
@@ -58,18 +58,14 @@ class Estimate:
 
     def to_json(self) -> dict[str, Any]:
         """The estimate as JSON values; NaN and infinities become None."""
-        fields = dataclasses.asdict(self)
-        return {key: _finite_or_none(value) for key, value in fields.items()}
+        values: dict[str, Any] = json_values(dataclasses.asdict(self))
+        return values
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> Self:
         """The estimate that `to_json` wrote."""
         absent: dict[str, Any] = {"value": math.nan, "low": -math.inf, "high": math.inf}
         return cls(**{k: absent[k] if v is None else v for k, v in fields.items()})
-
-
-def _finite_or_none(value: float) -> float | None:
-    return value if math.isfinite(value) else None
 
 
 Floats = NDArray[np.float64]

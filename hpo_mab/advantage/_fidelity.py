@@ -39,23 +39,6 @@ def kendall_tau(early: Floats, final: Floats) -> Floats:
     return _ratio(agree, np.sqrt(untied_early * untied_final))
 
 
-def spearman_rho(early: Floats, final: Floats) -> Floats:
-    """Spearman's rank correlation of each row: Pearson's of mid-ranks.
-
-    Args:
-        early: First scores [R, K].
-        final: Second scores [R, K].
-
-    Returns:
-        Coefficients in [-1, 1], [R]; NaN where one side is all ties.
-    """
-    from scipy.stats import rankdata
-
-    one = rankdata(early, axis=1) - (early.shape[1] + 1) / 2
-    other = rankdata(final, axis=1) - (final.shape[1] + 1) / 2
-    return _ratio((one * other).sum(1), np.sqrt((one**2).sum(1) * (other**2).sum(1)))
-
-
 def top_recall(early: Floats, final: Floats, *, k: int) -> Floats:
     """Share of each row's ``k`` best final configurations that are among the ``k`` best early.
 
@@ -96,7 +79,7 @@ def _ratio(numerator: Floats, denominator: Floats) -> Floats:
     return ratio
 
 
-Statistic = Literal["kendall", "spearman", "recall", "regret"]
+Statistic = Literal["kendall", "recall", "regret"]
 _Function = Callable[[Floats, Floats], Floats]
 
 #: With fewer configurations the interval is the whole range of the statistic.
@@ -144,9 +127,9 @@ def fidelity(
     Args:
         early: Accuracy at the short budget [K]; NaN entries are left out.
         final: Accuracy under uniform sampling at full budget [K], likewise.
-        statistic: ``"kendall"`` (tau-b), ``"spearman"``, ``"recall"`` or ``"regret"``. Recall is
-            the share of the final top k among the early top k. Regret is the final accuracy lost by
-            choosing the early best.
+        statistic: ``"kendall"`` (tau-b), ``"recall"`` or ``"regret"``. Recall is the share of the
+            final top k among the early top k. Regret is the final accuracy lost by choosing the
+            early best.
         k: Size of the top for ``"recall"``, at least 1.
         confidence: Coverage of the interval, in (0, 1).
         resamples: Bootstrap resamples of configurations, at least 100.
@@ -160,10 +143,9 @@ def fidelity(
         definition, and the interval is that point.
 
         The percentile interval was chosen by simulation (600 repetitions a cell, nominal 95%,
-        true tau 0.60 and 0.86, 10 to 40 configurations). It covers tau in 95 to 98% of samples,
-        Spearman's rho in 96 to 99% and the top 3's recall in 92 to 99%; BCa covers recall in 80 to
-        92%. Regret is hard to bound: 58 to 91%, rising with K; read its interval as a
-        rough guide.
+        true tau 0.60 and 0.86, 10 to 40 configurations). It covers tau in 95 to 98% of samples and
+        the top 3's recall in 92 to 99%; BCa covers recall in 80 to 92%. Regret is hard to bound: 58
+        to 91%, rising with K; read its interval as a rough guide.
 
     Raises:
         ArgumentError: Lengths differ, or an unknown statistic, or an option outside its bound.
@@ -289,7 +271,6 @@ def _statistic_function(statistic: Statistic, *, k: int, size: int) -> _Function
     require(k >= 1, "k", "at least 1", k)
     functions: dict[str, _Function] = {
         "kendall": kendall_tau,
-        "spearman": spearman_rho,
         "recall": functools.partial(top_recall, k=max(1, min(k, size - 1))),
         "regret": choice_regret,
     }

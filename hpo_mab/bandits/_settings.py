@@ -131,7 +131,8 @@ class TensorLossBinarizer:
         for average, value in ((self._total, mean), (self._weight, 1.0)):
             moved = self._decay * average + (1 - self._decay) * value
             average.copy_(torch.where(some, moved, average))
-        rewarded: Tensor = self._rule(rows, threshold[:, None])
+        # Compared in the losses' precision, as on the host: a loss equal to the average is at it.
+        rewarded: Tensor = self._rule(rows, threshold[:, None].to(rows.dtype))
         return (rewarded & valid).flatten(), valid.flatten()
 
     def tensors(self) -> dict[str, Tensor]:

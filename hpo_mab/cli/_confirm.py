@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from typing import TYPE_CHECKING, Annotated
 
@@ -129,4 +128,4 @@ def _json(study: str, found: Confirmation) -> str:
         "standard_deviation": found.deviation,
         "candidates": rows,
     }
-    return json.dumps(facts, indent=1)
+    return opt.json_text(facts)

@@ -7,7 +7,6 @@ import csv
 import dataclasses
 import html
 import io
-import json
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -106,7 +105,7 @@ def _write_exclusion(found: StudyExamples, drop: int, path: Path) -> str:
     before = found.excluded
     opt.write_file(path, found.exclusion(drop).to_json())
     more = "" if before is None else f", and {len(before.indices)} that the study leaves out"
-    doubtful = min(drop, int((found.record.suspicion() > 0).sum()))
+    doubtful = min(drop, found.record.suspicious)
     option = shlex.quote(f"data.exclude={path}")
     return (
         f"\n{drop} examples in {path}, {doubtful} of them with a score above 0{more}. To leave "
@@ -121,7 +120,7 @@ def _print_examples(found: StudyExamples, lists: dict[str, list[Example]]) -> No
     from hpo_mab.search._stored import RANKINGS, SCORES
 
     out = console()
-    out.print(_record_text(found))
+    out.print(f"{found.name}: {found.record.summary()}")
     for ranking, listed in lists.items():
         rows = [_example_cells(one) for one in listed]
         # A column that is empty in all rows is left out.
@@ -132,21 +131,6 @@ def _print_examples(found: StudyExamples, lists: dict[str, list[Example]]) -> No
         out.print(f"\n{RANKINGS[ranking].capitalize()}", style="bold")
         out.print(f"score: {SCORES[ranking]}", style="dim")
         out.print(shown)
-
-
-def _record_text(found: StudyExamples) -> str:
-    record = found.record
-    sample = (
-        f"a fixed random sample of {len(record.examples):,} of {record.total:,}"
-        if record.sampled
-        else f"{record.total:,}"
-    )
-    doubtful = int((record.suspicion() > 0).sum())
-    return (
-        f"{found.name}: {record.trials:,} trials saw {sample} training examples "
-        f"{record.counts.visits.sum():,.0f} times. For {doubtful:,} examples another class's "
-        "logit exceeds the label's, on average."
-    )
 
 
 def _example_cells(one: Example) -> tuple[str, ...]:
@@ -168,7 +152,7 @@ def _examples_json(found: StudyExamples, lists: dict[str, list[Example]]) -> str
         "total": found.record.total,
         **{name: [dataclasses.asdict(one) for one in listed] for name, listed in lists.items()},
     }
-    return json.dumps(facts, indent=1)
+    return opt.json_text(facts)
 
 
 def _examples_csv(found: StudyExamples) -> str:
@@ -211,7 +195,7 @@ def _examples_page(found: StudyExamples, lists: dict[str, list[Example]]) -> str
     return (
         f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
         f"<style>{_STYLE}</style></head><body><h1>{title}</h1>"
-        f"<p>{html.escape(_record_text(found))}</p>{''.join(parts)}</body></html>\n"
+        f"<p>{html.escape(found.record.summary())}</p>{''.join(parts)}</body></html>\n"
     )
 
 

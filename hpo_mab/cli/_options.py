@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import inspect
+import json
 import os
 import shlex
 import tomllib
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from hpo_mab._errors import ArgumentError, require
+from hpo_mab._errors import ArgumentError, json_values, require
 from hpo_mab.storage import DEFAULT_URL
 
 if TYPE_CHECKING:
@@ -380,6 +381,11 @@ def _arguments(parameter: Any, value: Any) -> Iterator[str]:
 
 #: How every SQLite database begins.
 _SQLITE = b"SQLite format 3\0"
+
+
+def json_text(facts: object) -> str:
+    """Facts as JSON, with None in place of NaN and infinity, which it lacks."""
+    return json.dumps(json_values(facts), indent=1)
 
 
 def write_file(path: Path, content: str | bytes) -> None:

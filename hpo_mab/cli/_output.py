@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from hpo_mab.cli import _options as opt
 from hpo_mab.compare._text import length_text, parameters
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ def warn_unpublished(published: Published) -> None:
 
 def run_json(outcome: RunOutcome, spec: StudySpec, *, wall_seconds: float) -> str:
     """The same facts as one JSON object."""
-    return json.dumps(_run_facts(outcome, spec, wall_seconds=wall_seconds), indent=1)
+    return opt.json_text(_run_facts(outcome, spec, wall_seconds=wall_seconds))
 
 
 def _run_facts(outcome: RunOutcome, spec: StudySpec, *, wall_seconds: float) -> dict[str, Any]:
@@ -198,7 +198,7 @@ def _saved_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
     if saved is None:
         return []
     if not saved:
-        return [("Pruning", "saved nothing: the pruner stopped no trial")]
+        return [("Pruning", "saved nothing")]
     examples_share = saved / (saved + facts["examples"])
     # Trials that all diverged before their first evaluation have no pace.
     seconds_share = seconds / ((seconds + facts["seconds"]) or 1.0)

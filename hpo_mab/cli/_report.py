@@ -279,7 +279,7 @@ def _show_studies(storage: str, *, as_json: bool) -> None:
         for summary in summaries
     ]
     if as_json:
-        typer.echo(json.dumps(rows, indent=1))
+        typer.echo(opt.json_text(rows))
         return
     table = Table("Study", "Trials", "Best", "Started", box=None, padding=(0, 2, 0, 0))
     for row, summary in zip(rows, summaries, strict=True):
@@ -310,7 +310,7 @@ def _show_trials(storage: str, name: str, *, as_json: bool) -> None:
         for trial in trials
     ]
     if as_json:
-        typer.echo(json.dumps(rows, indent=1))
+        typer.echo(opt.json_text(rows))
         return
     promoted = _promoted(trials)
     head = ("Trial", "State", "Accuracy" if ours else "Value", "Evaluations", "Parameters")
@@ -354,11 +354,11 @@ def _show_trial(storage: str, name: str, number: int, *, as_json: bool) -> None:
             "trial": number,
             "state": state,
             "params": trial.params,
-            "evaluations": [[step, _finite_or_none(value)] for step, value in values],
+            "evaluations": values,
             "pruned_because": attrs.get(PRUNED_KEY),
             "why": why,
         }
-        typer.echo(json.dumps(facts, indent=1))
+        typer.echo(opt.json_text(facts))
         return
     rows = {
         "Trial": f"{number} of {name}, {state}{_promoted(trials)[number]}",
@@ -387,14 +387,10 @@ def _value_form(study_attrs: Mapping[str, Any]) -> str:
 def _value_of(trial: FrozenTrial) -> float | None:
     """A trial's value, the last report of a pruned one.
 
-    None if it has several objectives, or if it is not finite, which JSON cannot represent.
+    None if it has several objectives, or if it is not finite.
     """
     values = trial.values or []
-    return _finite_or_none(values[0]) if len(values) == 1 else None
-
-
-def _finite_or_none(value: float) -> float | None:
-    return value if math.isfinite(value) else None
+    return values[0] if len(values) == 1 and math.isfinite(values[0]) else None
 
 
 PORT = 8080

@@ -264,7 +264,7 @@ def compare(
     ```
     hpo-mab compare
     hpo-mab compare fashion_mnist --seeds 3 --record record.json --report report.html
-    hpo-mab compare --sampler gradnorm --pruner hyperband
+    hpo-mab compare --sampler gradnorm --pruner hyperband --name gradnorm
     ```
     """
     loaded = opt.definition(context)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import io
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -93,7 +92,7 @@ def _worker_json(study: str, target: int, here: Sequence[FrozenTrial], *, interr
         "numbers": [trial.number for trial in here],
         "interrupted": interrupted,
     }
-    return json.dumps(facts, indent=1)
+    return opt.json_text(facts)
 
 
 #: In place of a trial's number.
@@ -175,16 +174,15 @@ def _save(found: Replay, path: Path) -> None:
 
 def _replay_json(found: Replay, study: str) -> str:
     curves = {"recorded": found.trial.curve, "replayed": found.curve}
-    diverged = math.isinf(found.largest_difference)
     facts = {
         "study": study,
         "trial": found.trial.number,
         "identical": found.is_identical,
-        "largest_difference": None if diverged else found.largest_difference,
+        "largest_difference": found.largest_difference,
         "slots": found.slots,
         **{name: [e.accuracy for e in curve] for name, curve in curves.items()},
     }
-    return json.dumps(facts, indent=1)
+    return opt.json_text(facts)
 
 
 def _replay_text(found: Replay, study: str) -> str:
@@ -244,7 +242,7 @@ def copy(
     with stoppable():
         copied = copy_study(source, study, target, to_name=name, move=move)
     if as_json:
-        typer.echo(json.dumps({**dataclasses.asdict(copied), "moved": move}, indent=1))
+        typer.echo(opt.json_text({**dataclasses.asdict(copied), "moved": move}))
         return
     done = "Moved" if move else "Copied"
     typer.echo(

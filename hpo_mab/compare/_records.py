@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 import numpy as np
 from numpy.typing import ArrayLike
 
-from hpo_mab._errors import UnknownNameError
+from hpo_mab._errors import UnknownNameError, json_values
 from hpo_mab.advantage import Estimate, mean_estimate
 from hpo_mab.advantage._advantage import positive_rank_sums
 
@@ -115,7 +115,7 @@ class FidelityRow:
     does.
 
     Attributes:
-        statistic: ``"kendall"``, ``"spearman"``, ``"recall"`` or ``"regret"``.
+        statistic: ``"kendall"``, ``"recall"`` or ``"regret"``.
         final: Whose final ranking: ``"reference"`` or each arm's ``"own"``.
         arm: The arm's.
         reference: The reference's.
@@ -126,8 +126,8 @@ class FidelityRow:
         >>> from hpo_mab.compare import read_record
         >>> record = read_record(Path("studies/fashion_mnist/pairs.json"))
         >>> [contrast] = record.summary.contrasts
-        >>> sorted({row.statistic for row in contrast.paired[0].fidelity})
-        ['kendall', 'recall', 'regret', 'spearman']
+        >>> contrast.paired[0].agreement("kendall").final
+        'reference'
     """
 
     statistic: str
@@ -258,7 +258,7 @@ class ComparisonSummary:
 
     def to_json(self) -> dict[str, Any]:
         """The summary as JSON values; unbounded ends and missing figures are None."""
-        plain: dict[str, Any] = _json_values(dataclasses.asdict(self))
+        plain: dict[str, Any] = json_values(dataclasses.asdict(self))
         return plain
 
     @classmethod
@@ -271,17 +271,6 @@ class ComparisonSummary:
         import pydantic
 
         return pydantic.TypeAdapter(cls).validate_python(_estimates(record))
-
-
-def _json_values(value: Any) -> Any:
-    """Values as JSON has them: NaN and infinity, which it lacks, become None."""
-    if isinstance(value, dict):
-        return {key: _json_values(item) for key, item in value.items()}
-    if isinstance(value, tuple | list):
-        return [_json_values(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
 
 
 def _estimates(value: Any) -> Any:

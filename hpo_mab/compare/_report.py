@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hpo_mab._errors import ArgumentError
+from hpo_mab._errors import ArgumentError, json_values
 from hpo_mab._machine import environment as this_environment
 from hpo_mab.compare import figures
 from hpo_mab.compare._records import CURRENCIES, ComparisonSummary, winner
@@ -99,7 +99,7 @@ def comparison_record(found: ComparisonRuns, summary: ComparisonSummary) -> str:
         ],
         "studies": [_run_to_json(run) for run in found.runs],
     }
-    return json.dumps(record, separators=(",", ":"))
+    return json.dumps(json_values(record), separators=(",", ":"))
 
 
 def _run_from_json(raw: Mapping[str, Any]) -> StudyRun:
@@ -154,9 +154,7 @@ def _run_to_json(run: StudyRun) -> dict[str, Any]:
 
 
 def _rounded(value: Any) -> Any:
-    if not isinstance(value, float):
-        return value
-    return round(value, 6) if math.isfinite(value) else None
+    return round(value, 6) if isinstance(value, float) else value
 
 
 # The page loads nothing from elsewhere, so it can be sent and archived as one file.

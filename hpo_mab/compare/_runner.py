@@ -163,14 +163,16 @@ def run_comparison(
             outcome = runner.run(
                 name, on_trial=on_trial, score=False, launch=launch, keep_target=True
             )
-        runs.append(outcome.run)
+        # A study that `hpo-mab run` made under this name has its sampler as arm.
+        run = dataclasses.replace(outcome.run, arm=runner.arm)
+        runs.append(run)
         environments[key] = Definition.load(open_study(storage, name)).environment
         if outcome.interrupted:
             return found(interrupted=True)
         try:
             retrained[key] = retrain(
                 runner,
-                outcome.run,
+                run,
                 seeds=spec.compare.retrain,
                 epochs=spec.compare.retrain_epochs,
                 on_retrain=on_retrain,

@@ -184,7 +184,7 @@ def _score(run: StudyRun, retrained: Retrained) -> float:
     return float(np.mean(scores)) if len(scores) else math.nan
 
 
-_STATISTICS: tuple[Statistic, ...] = ("kendall", "spearman", "recall", "regret")
+_STATISTICS: tuple[Statistic, ...] = ("kendall", "recall", "regret")
 _RESAMPLES = 1000
 
 

@@ -362,12 +362,12 @@ def _fidelities(contrast: Contrast) -> Grid:
 def _other_fidelities(contrast: Contrast) -> Grid:
     return Grid(
         title=f"Fidelity of {contrast.arm} / {contrast.reference} by other measures",
-        columns=("budget", "tau, own finals: difference", "Spearman", "top-3 recall", "regret"),
+        columns=("budget", "tau, own finals: difference", "top-3 recall", "regret"),
         rows=tuple(
             (
                 f"{row.examples:,.0f}",
                 coefficient(row.agreement("kendall", final="own").difference),
-                *(_both_arms(row, name) for name in ("spearman", "recall", "regret")),
+                *(_both_arms(row, name) for name in ("recall", "regret")),
             )
             for row in contrast.paired
         ),

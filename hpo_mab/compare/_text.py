@@ -35,7 +35,6 @@ def parameters(params: Mapping[str, Any]) -> str:
 
 #: Words for parts of the names of arms.
 _ARM_WORDS = {
-    "mab": "bandit",
     "psgd": "p-SGD",
     "csgd": "c-SGD",
     "pvar": "prediction variance",

@@ -196,6 +196,6 @@ def _measured_text(evidence: Evidence) -> str:
 
 
 def _source_text(evidence: Evidence) -> str:
-    if evidence.source == "pilot":
-        return " of this study's pilot"
+    if evidence.source in ("pilot", "race"):
+        return f" of this study's {evidence.source}"
     return f" (from: {evidence.source})" if evidence.source else ""

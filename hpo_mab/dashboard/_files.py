@@ -166,14 +166,9 @@ def examples_note(
     }
     columns = {head: cells for head, cells in columns.items() if cells}
     head, rows = tuple(columns), list(zip(*columns.values(), strict=True))
-    count = f"{record.total:,}"
-    if record.sampled:
-        count = f"a fixed random sample of {len(record.examples):,} of {record.total:,}"
     # The dashboard's Markdown shows no image of a `data:` address; that of an artifact it shows.
     parts = [
-        f"## Suspicious labels\n\n{record.trials:,} trials saw {count} training examples. For "
-        f"{int((scores > 0).sum()):,} another class's logit exceeds the label's, on average. The "
-        "most suspicious:",
+        f"## Suspicious labels\n\n{record.summary()} The most suspicious:",
         markdown_table(head, rows),
     ]
     if images is not None:

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hpo_mab._attributes import PRUNED_KEY, RESUMED_KEY
-from hpo_mab._errors import HpoMabError
 from hpo_mab._plan import Plan
 from hpo_mab.compare._text import (
     length_text,
@@ -26,9 +25,7 @@ from hpo_mab.compare._text import (
 )
 from hpo_mab.compare.figures._style import thin
 from hpo_mab.pruners import why_pruned
-from hpo_mab.search import builtin_names, load_spec
 from hpo_mab.search._confirm import best_first
-from hpo_mab.search._study import check_study, default_name
 
 if TYPE_CHECKING:
     from hpo_mab.storage import Storage, StudyRun, TrialRun
@@ -86,7 +83,7 @@ def study_note(
     parts += [
         f"## What ran\n\n{markdown_table(('', ''), _fact_rows(run))}",
         _HINTS,
-        _next_commands(run, storage),
+        _next_steps(run, storage),
     ]
     return "\n\n".join(parts)
 
@@ -177,49 +174,13 @@ def storage_option(storage: Storage) -> str:
     return "" if url == DEFAULT_URL else f" --storage {shlex.quote(url)}"
 
 
-def _next_commands(run: StudyRun, storage: Storage) -> str:
-    where = storage_option(storage)
-    commands = [f"hpo-mab report {shlex.quote(run.name)}{where}   # one HTML file"]
-    more = f"--trials {2 * max(len(run.trials), 1)}"
-    own = _own_options(run, storage)
-    if own is not None:
-        commands = [
-            f"hpo-mab run {own}{where} {more}   # continue",
-            f"hpo-mab compare {own}{where} --trials {run.settings.trials}   # with other arms",
-            *commands,
-        ]
-    text = "## Next\n\n```bash\n" + "\n".join(commands) + "\n```"
-    if own is None and run.spec:
+def _next_steps(run: StudyRun, storage: Storage) -> str:
+    report = f"hpo-mab report {shlex.quote(run.name)}{storage_option(storage)}"
+    text = f"## Next\n\n```bash\n{report}   # one HTML file\n```"
+    if run.spec:
+        more = f"--trials {2 * max(len(run.trials), 1)}"
         text += f"\n\nTo continue the study, repeat the command that made it with `{more}`."
     return text
-
-
-def _own_options(run: StudyRun, storage: Storage) -> str | None:
-    """What names a study on a command line; None if it takes more than these options.
-
-    The path of a definition and options like ``--epochs`` are not stored.
-    """
-    settings = run.settings
-    if settings.name not in builtin_names():
-        return None
-    kinds = {"sampler.kind": settings.sampler.kind, "pruner.kind": settings.pruner.kind}
-    try:
-        spec = load_spec(settings.name, {**kinds, "seed": run.seed})
-        check_study(storage, run.name, spec)
-    except HpoMabError:
-        return None
-    if settings.total != spec.budget.total:
-        # Without it, the command would remove the study's limit.
-        return None
-    options = {"--sampler": settings.sampler.kind, "--pruner": settings.pruner.kind}
-    options["--seed"] = str(run.seed)
-    if run.name != default_name(spec, settings.sampler.kind):
-        options["--name"] = run.name
-    root = str(settings.data.options.get("root", spec.data.root))
-    if root != spec.data.root:
-        options["--data-root"] = root
-    words = (word for option in options.items() for word in option)
-    return shlex.join([settings.name, *words])
 
 
 def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -74,7 +74,7 @@ def image_folder(*, root: Path, size: int | None = None) -> _images.Decoded:
     a training folder the classes are the other folders in ``root``. Images are scaled to ``size``
     on the shorter side and cropped in the middle; they stay grey where all of them are, and become
     RGB otherwise. Classes are the sorted folder names; a class folder's own folders belong to it,
-    linked ones included. Hidden files are passed over. A file that cannot be read is left out.
+    linked ones included. Hidden files are passed over. A damaged file is left out.
 
     Args:
         root: Folder of the data set.
@@ -83,8 +83,9 @@ def image_folder(*, root: Path, size: int | None = None) -> _images.Decoded:
 
     Raises:
         ArgumentError: ``size`` out of bounds.
-        DataError: No such folder, fewer than two classes, or a class without images. Test or
-            validation classes that the training part lacks, or more images than fit into memory.
+        DataError: No such folder, fewer than two classes, or a class or part without images. Test
+            or validation classes that the training part lacks, a file that the system does not let
+            be read, or more images than fit into memory.
     """
     if size is not None:
         check_integer("size", size, _SMALLEST)
@@ -221,8 +222,9 @@ def _split_folders(root: Path, folders: Mapping[str, Path]) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for name, path in folders.items():
         part = _part_named(name)
-        # "train" without folders in it is a class: the vehicle.
-        if part is None or (part == "train" and not _Walk().folders(path)):
+        # Without folders in it, "train" is a class, the vehicle, and so is "valid". "test" then
+        # has images without labels.
+        if part is None or (part != "test" and not _Walk().folders(path)):
             continue
         if part in found:
             raise DataError(
@@ -286,7 +288,7 @@ def _decode(root: Path, layout: _Layout, *, size: int) -> _images.Decoded:
     sides = [picture.side for picture in pictures]
     texts = (*_unreadable_warning(names, read), *_constant_warning(names, read, rendering))
     parts = _readable_parts(layout, read)
-    _check_present(layout, parts["train"], root)
+    _check_present(layout, parts, root)
     # The training files are the first of all files. No name for the zip: it would hold `read`.
     taken = [
         name
@@ -330,9 +332,12 @@ def _readable_parts(
 
 
 def _check_present(
-    layout: _Layout, train: Sequence[tuple[_pictures.Picture, int]], root: Path
+    layout: _Layout, parts: Mapping[str, Sequence[tuple[_pictures.Picture, int]]], root: Path
 ) -> None:
-    present = {number for _, number in train}
+    for part, pictures in parts.items():
+        if not pictures:
+            raise DataError(f"No readable image in the part '{part}' of {root}.")
+    present = {number for _, number in parts["train"]}
     absent = [name for number, name in enumerate(layout.classes) if number not in present]
     if absent:
         raise DataError(

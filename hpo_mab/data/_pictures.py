@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hpo_mab._errors import DataError
+
 if TYPE_CHECKING:
     from PIL.Image import Image
 
@@ -102,13 +104,20 @@ def read_all(paths: Sequence[Path], *, size: int) -> list[Picture | str]:
 
 
 def read(path: Path, size: int) -> Picture | str:
-    """Decode one file: the picture, or the reason why it cannot be read."""
+    """Decode one file: the picture, or the reason why it cannot be read.
+
+    Raises:
+        DataError: The system does not let it be read.
+    """
     from PIL import Image
 
     try:
         with Image.open(path, formats=readable()[1]) as image:
             return Picture(_fitted_pixels(_upright(image), size), min(image.size))
     except Exception as error:  # Decoders raise errors of every type on damaged files.
+        if isinstance(error, OSError) and error.errno is not None:
+            # It may be over the next time, and the cache would leave the image out for good.
+            raise DataError(f"{path} cannot be read: {error.strerror}.") from None
         return _error_text(error, path)
 
 

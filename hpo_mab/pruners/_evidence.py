@@ -371,11 +371,12 @@ class EvidenceKeeper:
         known = 0 if self.evidence is None else self.evidence.pairs
         if pairs.ended < FEWEST_PAIRS or pairs.ended <= known:
             return
+        own = "race" if self._races else "pilot"
         self.evidence = measure_evidence(
             pairs,
             margin=self._margin,
             confidence=self._confidence,
-            source=f"study {self._reference}" if self._reference else "pilot",
+            source=f"study {self._reference}" if self._reference else own,
             data=self._names[0],
             model=self._names[1],
         )

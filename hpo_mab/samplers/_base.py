@@ -156,6 +156,8 @@ class BatchSampler(Sampler[list[int]], abc.ABC):
         require(1 <= batch_size <= smallest, "batch_size", bound, batch_size)
         self._known_labels = KnownLabels(self.labels)
         self._outstanding = DrawQueue()
+        #: Share of the budget spent.
+        self._progress = 0.0
         #: Passes begun; a pass ends where another begins.
         self._passes_begun = 0
         #: Draws answered or discarded since this pass began.
@@ -362,6 +364,7 @@ class BatchSampler(Sampler[list[int]], abc.ABC):
 
     def set_progress(self, share: float) -> None:
         """Set the share of the training budget that is spent, in [0, 1]."""
+        self._progress = share
 
     def statistics(self) -> dict[str, float]:
         """Figures since the last call, for learning curves; may wait for the device.
@@ -382,7 +385,11 @@ class BatchSampler(Sampler[list[int]], abc.ABC):
             raise FeedbackError(
                 f"state_dict needs every draw answered, {len(self._outstanding)} are outstanding."
             )
-        return {"sampler": self._identity, "state": self._state()}
+        return {
+            "sampler": self._identity,
+            "progress": self._progress,
+            "state": self._state(),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> Self:
         """Continue the stream that `state_dict` interrupted, on a sampler with the same arguments.
@@ -404,6 +411,7 @@ class BatchSampler(Sampler[list[int]], abc.ABC):
             texts = (f"{k} is {found.get(k)!r} there and {own.get(k)!r} here" for k in differ)
             raise ArgumentError(f"state is of another sampler: {'; '.join(texts)}.")
         self._outstanding.clear()
+        self._progress = float(state.get("progress", 0.0))
         self._load_state(state["state"])
         return self
 

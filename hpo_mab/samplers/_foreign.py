@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Unpack
 
 import numpy as np
@@ -50,7 +50,7 @@ def foreign_sampler(
         made = bound_to(make, {"labels": labels, "data_source": labels, **common})(**arguments)
     if isinstance(made, BatchSampler):
         return made
-    return ForeignSampler(made, labels, name=name, random=random, **common)
+    return ForeignSampler(made, labels, name=name, random=random, options=arguments, **common)
 
 
 class _RandomState(contextlib.AbstractContextManager[None]):
@@ -87,6 +87,7 @@ class ForeignSampler(BatchSampler):
         labels: Class of each training example, integers [N].
         name: The sampler's name.
         random: Random state in which the sampler was made.
+        options: Options that it was made with; a state is only loaded with the same ones.
         **common: Arguments of every sampler, see `BatchSampler`; the sampler itself must split
             the examples among ranks.
 
@@ -102,6 +103,7 @@ class ForeignSampler(BatchSampler):
         *,
         name: str,
         random: _RandomState,
+        options: Mapping[str, Any],
         **common: Unpack[CommonArguments],
     ) -> None:
         if not isinstance(sampler, Iterable):

@@ -178,7 +178,6 @@ class MABSampler(BatchSampler):
         shares = np.where(positions < 0, np.int32(-1), examples.numpy().astype(np.int32)[positions])
         #: The bandits' knobs.
         self.settings = settings
-        self._progress = 0.0
         self._engine = _make_engine(shares, settings, self.device, rng)
         # A call of `to` costs as much as a small operation, even on the same device.
         self._elsewhere = self._engine.shares.device.type != self.device.type
@@ -208,10 +207,6 @@ class MABSampler(BatchSampler):
         # A subclass may draw or learn by the step or the progress.
         own = type(self)._draw is MABSampler._draw and type(self)._learn is MABSampler._learn
         return own and self.graph_generator is not None and self.settings.active == 1
-
-    def set_progress(self, share: float) -> None:
-        """Set the share of the budget spent; from ``active`` on, sampling is uniform."""
-        self._progress = share
 
     def statistics(self) -> dict[str, float]:
         """``reward_rate`` since the last call and ``concentration`` of all draws so far.
@@ -250,10 +245,9 @@ class MABSampler(BatchSampler):
         self._engine.learn(draw.context, losses)
 
     def _state(self) -> dict[str, Any]:
-        return {"progress": self._progress, "engine": self._engine.state()}
+        return {"engine": self._engine.state()}
 
     def _load_state(self, state: dict[str, Any]) -> None:
-        self._progress = state["progress"]
         self._engine.load_state(state["engine"])
 
 

@@ -7,7 +7,7 @@ was hard in earlier trainings.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, Unpack
+from typing import ClassVar, Unpack
 
 import numpy as np
 import torch
@@ -71,20 +71,13 @@ class InfoBatchSampler(LearningSampler):
         super().__init__(labels, **common)
         self.ratio = ratio
         self.delta = delta
-        self._pruning = delta > 0
+        self._turn = delta
         self._scores = self._new_table(torch.inf)  # Infinite: never seen.
-
-    def set_progress(self, share: float) -> None:
-        """Set the share of the budget spent; from ``delta`` on, nothing is skipped."""
-        pruning = share < self.delta
-        if self._pruning and not pruning:
-            self._stream.restart()
-        self._pruning = pruning
 
     def _plan(self) -> Tensor:
         """Positions of a pass in random order; ``+ n`` marks those that get a larger weight."""
         order = super()._plan()
-        if not self._pruning:
+        if self._progress >= self.delta:
             return order
         scores = self._scores[:-1]
         seen = torch.isfinite(scores)
@@ -105,13 +98,6 @@ class InfoBatchSampler(LearningSampler):
         self, draw: Draw, losses: Tensor, logits: Tensor | None, targets: Tensor | None
     ) -> None:
         replace(self._scores, draw.context, losses, keep=torch.isfinite(losses))
-
-    def _state(self) -> dict[str, Any]:
-        return {**super()._state(), "pruning": self._pruning}
-
-    def _load_state(self, state: dict[str, Any]) -> None:
-        super()._load_state(state)
-        self._pruning = bool(state["pruning"])
 
 
 class SelectiveBackpropSampler(LearningSampler):
@@ -379,33 +365,19 @@ class CurriculumSampler(UniformSampler):
         self.start = start
         self.end = end
         self.trim = trim
-        self._at_start = end > 0
         own = self.examples
         self._easy = self._examples
         if difficulty is not None:
             known = checked_difficulty(difficulty, len(self.labels))[own]
-            parts = []
-            for share in (min(start, 1 - trim), 1 - trim):
+            parts = [own]
+            for share in (1 - trim, min(start, 1 - trim)):
                 part = own[easiest(known, self.labels[own], share=share)]
                 # A batch must hold no example twice, so a part needs at least a batch of them.
-                parts.append(part if len(part) >= self.batch_size else own)
-            self._easy, self._examples = (part.to(self.device) for part in parts)
-
-    def set_progress(self, share: float) -> None:
-        """Set the share of the budget spent; from ``end`` on, all examples are drawn."""
-        at_start = share < self.end
-        if self._at_start and not at_start and len(self._easy) < len(self._examples):
-            self._stream.restart()
-        self._at_start = at_start
+                parts.append(part if len(part) >= self.batch_size else parts[-1])
+            _, self._examples, self._easy = (part.to(self.device) for part in parts)
+        self._turn = end if len(self._easy) < len(self._examples) else 0.0
 
     def _plan(self) -> Tensor:
-        examples = self._easy if self._at_start else self._examples
+        examples = self._easy if self._progress < self.end else self._examples
         order = torch.randperm(len(examples), generator=self._generator, device=self.device)
         return examples[order]
-
-    def _state(self) -> dict[str, Any]:
-        return {**super()._state(), "at_start": self._at_start}
-
-    def _load_state(self, state: dict[str, Any]) -> None:
-        super()._load_state(state)
-        self._at_start = bool(state["at_start"])

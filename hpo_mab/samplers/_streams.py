@@ -101,6 +101,9 @@ class PlanStream:
 class StreamSampler(BatchSampler):
     """A sampler that draws its batches from consecutive plans, with a generator of its own."""
 
+    #: Share of the budget at which plans change; 0: never.
+    _turn = 0.0
+
     def __init__(
         self,
         labels: Tensor | Sequence[int],
@@ -121,6 +124,12 @@ class StreamSampler(BatchSampler):
     @abc.abstractmethod
     def _plan(self) -> Tensor:
         """The order of the next pass, see `PlanStream`."""
+
+    def set_progress(self, share: float) -> None:
+        """Set the share of the budget spent; a plan from before the turn ends there."""
+        if self._progress < self._turn <= share:
+            self._stream.restart()
+        super().set_progress(share)
 
     def _state(self) -> dict[str, Any]:
         return {"generator": self._generator.get_state(), "stream": self._stream.state()}

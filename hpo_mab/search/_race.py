@@ -16,9 +16,8 @@ Samplers that leave early can only lower the error.
 from __future__ import annotations
 
 import dataclasses
-import weakref
-from collections.abc import Callable, Mapping, MutableMapping, Sequence
-from typing import Any, Literal, Self
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal, Self
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
@@ -182,18 +181,6 @@ class Race:
         self._trials = trials
         self._judged = judged
         self._data = data
-        #: An objective may train several studies.
-        self._plans: MutableMapping[optuna.Study, RacePlan | None] = weakref.WeakKeyDictionary()
-        self._choices: MutableMapping[optuna.Study, Choice] = weakref.WeakKeyDictionary()
-
-    def __getstate__(self) -> dict[str, Any]:
-        """The state without plans and choices: another process reads them from its studies."""
-        return {**self.__dict__, "_plans": None, "_choices": None}
-
-    def __setstate__(self, state: Mapping[str, Any]) -> None:
-        """Restore the state that `__getstate__` returned."""
-        self.__dict__.update(state, _plans=weakref.WeakKeyDictionary())
-        self._choices = weakref.WeakKeyDictionary()
 
     @property
     def _challengers(self) -> dict[str, Part]:
@@ -205,22 +192,17 @@ class Race:
         }
 
     def end(self, study: optuna.Study) -> int:
-        """The first slot after those that are raced."""
-        plan = self._known_plan(study)
+        """The first slot after those that are raced; 0 once the race is decided."""
+        plan = self._plan(study) if self.choice(study) is None else None
         return 0 if plan is None else plan.end
 
     def choice(self, study: optuna.Study) -> Choice | None:
         """The race's choice; None before it is decided."""
-        if study not in self._choices:
-            stored = stored_choice(study)
-            if stored is None:
-                return None
-            self._choices[study] = stored
-        return self._choices[study]
+        return stored_choice(study)
 
     def needs_record(self, study: optuna.Study) -> bool:
         """Whether the race is open, and a sampler in it uses the study's record of examples."""
-        plan = self._known_plan(study) if self.choice(study) is None else None
+        plan = self._plan(study) if self.choice(study) is None else None
         return plan is not None and any(
             uses_record(self._samplers[name]) for name in plan.challengers
         )
@@ -249,7 +231,7 @@ class Race:
         """
         if self.choice(study) is not None:
             return False
-        race = self._known_plan(study)
+        race = self._plan(study)
         if race is None:
             self._store(study, Choice(sampler=UNIFORM, why=self._why_no_race()))
             return False
@@ -257,6 +239,8 @@ class Race:
         plan = Plan(trials)
         alive, left = list(race.challengers), {}
         for number, (_, pairs) in enumerate(race.rounds, 1):
+            if not alive:
+                break
             end = race.first + pairs
             due = [
                 (trial, name)
@@ -298,19 +282,11 @@ class Race:
             queue_twin(study, trial, name)
         return True
 
-    def _known_plan(self, study: optuna.Study) -> RacePlan | None:
-        """The study's plan, made and stored where there is none."""
-        if study not in self._plans:
-            self._plans[study] = self._stored_plan(study)
-        return self._plans[study]
-
-    def _stored_plan(self, study: optuna.Study) -> RacePlan | None:
+    def _plan(self, study: optuna.Study) -> RacePlan | None:
+        """The study's plan, made and stored where there is none; None without a race."""
         stored = study.user_attrs.get(RACE_KEY)
         if stored is not None:
             return RacePlan(**{**stored, "challengers": tuple(stored["challengers"])})
-        if self.choice(study) is not None:
-            # Taken from evidence, or made without a race.
-            return None
         made = RacePlan.make(
             self._challengers,
             trials=self._trials,
@@ -358,7 +334,6 @@ class Race:
         if unused:
             choice = dataclasses.replace(choice, why=f"{choice.why}; {unused}")
         study.set_user_attr(CHOICE_KEY, choice.to_json())
-        self._choices[study] = choice
 
 
 def _is_over(plan: Plan, end: int) -> bool:

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import dataclasses
+import functools
 import itertools
 from collections.abc import Mapping
 from typing import Any
 
 import optuna
-from optuna.trial import TrialState
 
-from hpo_mab._attributes import TWIN_KEY, trial_attributes
-from hpo_mab._errors import deferred_interrupts
 from hpo_mab._plan import Plan
 from hpo_mab.search._claim import Target
 from hpo_mab.search._definition import Slots, TrainingSection
 from hpo_mab.search._objective import TrainingObjective
 from hpo_mab.search._space import Configuration
-from hpo_mab.search._stack_loop import StackingFailed, StackLoop, why_alone
+from hpo_mab.search._stack_loop import StackLoop, why_alone
 from hpo_mab.search._trial_loop import TrialCallback, TrialLoop
 from hpo_mab.search._workload import Workload
 from hpo_mab.storage import Storage
@@ -62,27 +59,8 @@ def run_trials(
     """
     slots = 1 if note_alone(objective, slots=settings.slots) else settings.slots
     count = slots if isinstance(slots, int) else choose_slots(objective, most=_most_slots(study))
-    # Both loops, so that Ctrl-C between them is not lost.
-    with deferred_interrupts() as was_pressed:
-        interrupted: bool | None = None
-        if count > 1:
-            stacked = StackLoop(
-                study,
-                storage,
-                objective,
-                slots=count,
-                examples=settings.examples,
-                on_trial=on_trial,
-            )
-            # The loop has kept the reason for the summary.
-            with contextlib.suppress(StackingFailed):
-                interrupted = stacked.run()
-        if interrupted is None:
-            loop = TrialLoop(
-                study, storage, objective, examples=settings.examples, on_trial=on_trial
-            )
-            interrupted = loop.run()
-    return interrupted or was_pressed()
+    make = TrialLoop if count == 1 else functools.partial(StackLoop, slots=count)
+    return make(study, storage, objective, examples=settings.examples, on_trial=on_trial).run()
 
 
 def note_alone(objective: TrainingObjective, *, slots: Slots) -> bool:
@@ -111,10 +89,10 @@ def _most_slots(study: optuna.Study) -> int:
     most = min(MOST_SLOTS, target.trials // ROUNDS)
     if target.lengthens(study):
         return most
-    trials = study.get_trials(deepcopy=False)
-    twins = (t for t in trials if t.state == TrialState.WAITING and TWIN_KEY in trial_attributes(t))
+    plan = Plan(study.get_trials(deepcopy=False))
+    twins = sum(bool(sampler) for _, sampler in plan.unsettled())
     # A step takes as long with empty slots.
-    return min(most, target.trials - Plan(trials).finished + sum(1 for _ in twins))
+    return min(most, target.trials - plan.finished + twins)
 
 
 def choose_slots(objective: TrainingObjective, *, most: int) -> int:

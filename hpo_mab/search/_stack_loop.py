@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import functools
 from collections.abc import Hashable, Iterator, Mapping, Sequence, Set
-from typing import Any, NoReturn
+from typing import Any
 
 import optuna
 from optuna.exceptions import UpdateFinishedTrialError
@@ -22,7 +22,6 @@ from hpo_mab.search._recorder import (
     TrialRecord,
     failure_reason,
     offer,
-    store_end,
     warn_of_misfit,
 )
 from hpo_mab.search._space import Assignment, Configuration
@@ -166,13 +165,14 @@ class StackLoop(TrialLoop):
     """Runs trials of a study, many at a time, as networks of a stack.
 
     A trial that ends leaves its slot to the next one at once. Trials that no stack can train
-    (`why_alone`) are trained alone, while the others wait.
+    (`why_alone`) are trained alone, while the others wait. Out of memory halves the slots. With one
+    slot, and if the network cannot be stacked, all trials are trained alone.
 
     Args:
         study: The study, with the sampler and pruner of its definition.
         storage: Its database.
         objective: Assigns each trial what it trains.
-        slots: Trials at the same time, at least 1.
+        slots: Trials at the same time, at least 2.
         examples: Whether trials add to the study's record of examples.
         on_trial: Called with study and trial after each trial.
     """
@@ -195,6 +195,9 @@ class StackLoop(TrialLoop):
 
     def _train(self) -> Next | None:
         """Fill the slots and train to the next evaluation; returns why no trial runs."""
+        if self._stacks.slots == 1:
+            # Faster than a stack of one.
+            return super()._train()
         following = self._fill()
         if self._running:
             self._advance()
@@ -203,7 +206,7 @@ class StackLoop(TrialLoop):
 
     def _fill(self) -> Next | None:
         """Claim a trial for each free slot; returns why the study has fewer, if it has."""
-        while (free := self._stacks.slots - len(self._running)) > 0:
+        while self._stacks.slots > 1 and (free := self._stacks.slots - len(self._running)) > 0:
             known = len(self._claimed)
             following = self._claim(free)
             claimed = self._claimed[known:]
@@ -246,9 +249,10 @@ class StackLoop(TrialLoop):
             self._begin_record(running, points)
             return True
         if memory_reason(failed) is None:
-            self._fail(trial, failed)
-        else:
-            self._halve_slots(failed)
+            # It may be the stack that cannot be made. Alone, a trial fails with its own reason.
+            self._objective.note(f"a trial was trained alone: {failure_reason(failed)}")
+            return False
+        self._halve_slots(failed)
         return True
 
     def _begin_record(self, running: _Running, points: Sequence[Evaluation]) -> None:
@@ -270,6 +274,7 @@ class StackLoop(TrialLoop):
             if memory_reason(error) is None:
                 # Trained alone, each trial fails with its own reason.
                 self._give_up_stacks(error)
+                return
             failed = error
         else:
             try:
@@ -362,35 +367,30 @@ class StackLoop(TrialLoop):
         self._objective.conclude(trial, running.assignment.slot)
         return End(trial, TrialState.COMPLETE, result.accuracy)
 
-    def _fail(self, trial: optuna.trial.Trial, error: Exception) -> None:
-        with contextlib.suppress(UpdateFinishedTrialError):
-            store_end(trial, error)
-        self._fail_trial(trial)
-
     def _halve_slots(self, error: Exception) -> None:
         """Train half as many at a time after the device ran out of memory."""
         # Its frames refer to the networks of the stack.
         error.with_traceback(None)
+        self._free_memory()
+
+    def _free_memory(self) -> bool:
         if self._stacks.slots == 1:
-            # A single network is too large, so its trial fails.
-            for trial in list(self._claimed):
-                self._close(trial)
-                self._fail(trial, error)
-            self._stacks.clear()
-            release_memory()
-            return
+            return False
+        # A trial that was trained alone is tried again, too.
         self._abandon()
+        before = self._stacks.slots
         self._stacks.slots //= 2
         self._objective.note(
-            f"out of memory: {self._stacks.slots} trials at a time instead of "
-            f"{2 * self._stacks.slots}"
+            f"out of memory: {self._stacks.slots} instead of {before} trials at a time"
         )
+        return True
 
-    def _give_up_stacks(self, error: Exception) -> NoReturn:
+    def _give_up_stacks(self, error: Exception) -> None:
         """Train one trial at a time from now on: the network cannot be stacked."""
+        error.with_traceback(None)
         self._abandon()
+        self._stacks.slots = 1
         self._objective.note(f"the network cannot be stacked: {failure_reason(error)}")
-        raise StackingFailed from error
 
     def _abandon(self) -> None:
         # If one raises, the others are closed nevertheless.
@@ -406,10 +406,6 @@ class StackLoop(TrialLoop):
         running = self._running.pop(id_of(trial), None)
         if running is not None:
             running.close()
-
-
-class StackingFailed(Exception):  # noqa: N818 - control flow within the worker
-    """The network of the study cannot be trained on a stack."""
 
 
 def _shape(configuration: Configuration) -> Hashable:

@@ -227,10 +227,16 @@ class TrialLoop:
         if out_of_memory:
             # Only now: the traceback of the error held references to the trial's tensors.
             release_memory()
+            if self._free_memory():
+                return
         if state == TrialState.FAIL:
             self._fail_trial(trial)
         else:
             self._finish(End(trial, state, value))
+
+    def _free_memory(self) -> bool:
+        """Whether memory was freed, so that the claimed trials are tried again."""
+        return False
 
     def _fail_trial(self, trial: optuna.trial.Trial) -> None:
         self._finish(End(trial, TrialState.FAIL))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from hpo_mab._registry import lazy_names
 
 if TYPE_CHECKING:
+    from hpo_mab.training._average import WeightAverage
     from hpo_mab.training._batches import (
         Batches,
         DeviceBatches,
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
         TimedSampler,
         TrainingDiverged,
     )
-    from hpo_mab.training._device import PRECISIONS, WeightAverage, select_device
+    from hpo_mab.training._device import PRECISIONS, select_device
     from hpo_mab.training._device_step import DeviceStep
     from hpo_mab.training._evaluate import evaluate
     from hpo_mab.training._optimizers import (
@@ -71,9 +72,10 @@ __all__ = [
 __getattr__, __dir__ = lazy_names(
     __name__,
     {
+        "WeightAverage": "._average",
         "Batches DeviceBatches DeviceSweep LoaderBatches LoaderSweep Sweep TimedSampler "
         "TrainingDiverged": "._batches",
-        "PRECISIONS WeightAverage select_device": "._device",
+        "PRECISIONS select_device": "._device",
         "DeviceStep": "._device_step",
         "evaluate": "._evaluate",
         "available_optimizers create_optimizer optimizer_options": "._optimizers",

@@ -1,19 +1,18 @@
-"""A network on its device: precision, random state, capture, averaged weights."""
+"""A network on its device: precision, random state, memory, and whether steps are captured."""
 
 from __future__ import annotations
 
 import contextlib
-import functools
 import gc
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
-from hpo_mab._errors import ArgumentError, UnknownNameError, require
+from hpo_mab._errors import ArgumentError, UnknownNameError
 from hpo_mab.samplers import BatchSampler
 from hpo_mab.training._batches import Batches, DeviceBatches, LoaderBatches
 from hpo_mab.training._optimizers import is_fused
@@ -196,129 +195,3 @@ def check_logits(outputs: Any) -> Tensor:
         return outputs
     got = f"shape {list(outputs.shape)}" if isinstance(outputs, Tensor) else type(outputs).__name__
     raise ArgumentError(f"logits must be a tensor [B, C], got {got}.")
-
-
-def average_share(window: float | Tensor, steps: Tensor) -> Tensor:
-    """Weight of the newest weights in their average after ``steps`` steps, see `WeightAverage`."""
-    return 1 / (window * steps).clamp(min=1)
-
-
-#: Why a network can neither be stacked nor captured.
-ASSIGNS = "the network assigns a new tensor to a parameter or buffer"
-#: Likewise: a graph would repeat one decision.
-DRAWS = "the network draws random numbers on the host"
-
-
-def call_with(model: nn.Module, tensors: Mapping[str, Tensor], inputs: Tensor) -> Any:
-    """Call a network with other parameters and buffers, by name; it keeps its own.
-
-    Raises:
-        RuntimeError: In training, the network assigns a new tensor to one of them.
-    """
-    first: dict[int, str] = {}
-    given = {}
-    for layer, module in model.named_modules():
-        for key, own in [*module._parameters.items(), *module._buffers.items()]:
-            place = f"{layer}.{key}" if layer else key
-            # Layers that share a parameter are given the tensor of its first name.
-            if own is not None and (name := first.setdefault(id(own), place)) in tensors:
-                given[place] = tensors[name]
-    before = dict(given)
-    # With `tie_weights`, torch would leave them in a layer that has two names.
-    outputs = torch.func.functional_call(model, given, (inputs,), tie_weights=False)
-    # What the network has assigned is in `given` now, and would be lost.
-    if model.training and any(given[name] is not tensor for name, tensor in before.items()):
-        raise RuntimeError(ASSIGNS)
-    return outputs
-
-
-class WeightAverage:
-    """Exponential moving average of weights over about the last ``window`` share of the steps.
-
-    After step ``s`` (from 1): ``average += (weights - average) / max(1, window * s)``. Floating
-    buffers, such as the running statistics of batch normalisation, are averaged the same way;
-    integer buffers are not. Averages of SGD iterates rank trials early, and need less decay of the
-    learning rate (Izmailov et al. 2018; Morales-Brotons et al. 2024, arXiv 2411.18704).
-
-    The window grows with the steps. The averaging function of
-    `torch.optim.swa_utils.AveragedModel` reads the step count on the host, so a CUDA graph could
-    not contain it. Here all of `update` runs on the device.
-
-    Args:
-        model: The network; its parameters and buffers must keep their names, shapes and device.
-        window: Share of the steps so far, in (0, 1].
-
-    Raises:
-        ArgumentError: A window outside its bound, or a network without weights.
-
-    Examples:
-        >>> import torch
-        >>> from hpo_mab.training import WeightAverage
-        >>> network = torch.nn.Linear(3, 2)
-        >>> average = WeightAverage(network, window=0.2)
-        >>> average.update()  # after each step of the optimiser
-        >>> average.forward()(torch.zeros(4, 3)).shape
-        torch.Size([4, 2])
-    """
-
-    def __init__(self, model: nn.Module, *, window: float) -> None:
-        require(0 < window <= 1, "average", "a share in (0, 1]", window)
-        self._model = model
-        self._window = window
-        # Parameters that modules share have one name in this mapping, and one average.
-        named = dict(model.named_parameters()) | {
-            name: buffer for name, buffer in model.named_buffers() if buffer.is_floating_point()
-        }
-        if not named:
-            raise ArgumentError("average must be 0 for a model without weights to average.")
-        self._names = list(named)
-        # Looked up at each step: a network may assign a new tensor to its buffer.
-        self._places = [_owner_of(model, name) for name in named]
-        # At least float32: in half precision the small steps of an average are rounded to nothing.
-        self._average = [
-            tensor.detach().to(torch.promote_types(tensor.dtype, torch.float32), copy=True)
-            for tensor in named.values()
-        ]
-        self._steps = torch.zeros((), device=self._average[0].device)
-
-    @torch.no_grad()
-    def update(self) -> None:
-        """Add the weights after one more step to the average; does not wait for the device."""
-        self._steps += 1
-        share = average_share(self._window, self._steps)
-        weights = [tensors[name] for tensors, name in self._places]
-        moves = torch._foreach_sub(weights, self._average)
-        torch._foreach_mul_(moves, share)
-        torch._foreach_add_(self._average, moves)
-
-    def forward(self) -> Callable[[Tensor], Tensor]:
-        """The network as a function of its inputs, with averaged instead of trained weights."""
-        return functools.partial(call_with, self._model, self.weights())
-
-    def weights(self) -> dict[str, Tensor]:
-        """Averages by name, of the types that the network has now; others are not copied."""
-        kept = zip(self._names, self._places, self._average, strict=True)
-        return {name: average.to(tensors[own].dtype) for name, (tensors, own), average in kept}
-
-    def state_dict(self) -> dict[str, Any]:
-        """The average and its number of steps; the tensors are not copied."""
-        return {"average": dict(zip(self._names, self._average, strict=True)), "steps": self._steps}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue a saved average.
-
-        Raises:
-            ArgumentError: A state of another network.
-        """
-        if list(state["average"]) != self._names:
-            raise ArgumentError("the average belongs to a network with other parameters.")
-        for own, saved in zip(self._average, state["average"].values(), strict=True):
-            own.copy_(saved)
-        self._steps.copy_(state["steps"])
-
-
-def _owner_of(model: nn.Module, name: str) -> tuple[dict[str, Any], str]:
-    """The dictionary of a network that holds a parameter or buffer, and its key there."""
-    path, _, own = name.rpartition(".")
-    module = model.get_submodule(path)
-    return (module._parameters if own in module._parameters else module._buffers), own

@@ -18,8 +18,9 @@ from torch.optim import Optimizer
 
 from hpo_mab._errors import memory_reason
 from hpo_mab.samplers._feedback import Draw
+from hpo_mab.training._average import ASSIGNS, DRAWS, WeightAverage
 from hpo_mab.training._batches import DeviceBatches, LossMeter, TimedSampler
-from hpo_mab.training._device import ASSIGNS, DRAWS, WeightAverage, logits_of
+from hpo_mab.training._device import logits_of
 from hpo_mab.training._optimizers import is_fused
 from hpo_mab.training._tally import ExampleTally
 

@@ -15,8 +15,9 @@ from hpo_mab._errors import ArgumentError, name_of
 from hpo_mab.bandits import DeviceEngine
 from hpo_mab.models import stackable
 from hpo_mab.samplers import BatchSampler, MABSampler
+from hpo_mab.training._average import average_share, call_with
 from hpo_mab.training._batches import DeviceSweep
-from hpo_mab.training._device import average_share, call_with, check_logits
+from hpo_mab.training._device import check_logits
 from hpo_mab.training._evaluate import check_highest, examples_at_once
 from hpo_mab.training._optimizers import require_trainable
 from hpo_mab.training._schedule import LearningCurve

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from hpo_mab._errors import ArgumentError, plain_arguments, require
 from hpo_mab.samplers import BatchSampler, MABSampler
+from hpo_mab.training._average import DRAWS
 from hpo_mab.training._batches import DeviceBatches, DeviceSweep, TrainingDiverged
-from hpo_mab.training._device import DRAWS, check_index_range, check_precision, synchronize
+from hpo_mab.training._device import check_index_range, check_precision, synchronize
 from hpo_mab.training._device_step import Captured
 from hpo_mab.training._evaluate import check_highest
 from hpo_mab.training._optimizers import RowOptimizer

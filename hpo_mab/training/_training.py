@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 
 from hpo_mab._errors import ArgumentError, plain_arguments
 from hpo_mab.samplers._base import BatchSampler
+from hpo_mab.training._average import WeightAverage
 from hpo_mab.training._batches import (
     Batches,
     DeviceBatches,
@@ -27,7 +28,6 @@ from hpo_mab.training._batches import (
     TrainingDiverged,
 )
 from hpo_mab.training._device import (
-    WeightAverage,
     check_index_range,
     check_precision,
     choose_capture,
@@ -152,7 +152,10 @@ class Training(Iterator[Evaluation]):
         self._clock = clock
         if channels_last:
             # Before the average and a graph are made: both use the weights' memory as it is then.
-            model.to(memory_format=torch.channels_last)
+            # Not `Module.to`, which raises for the weights of 3D convolutions.
+            for tensor in (*model.parameters(), *model.buffers()):
+                if tensor.ndim == 4:
+                    tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
         window = self._curve.average
         self._average = WeightAverage(model, window=window) if window else None
         self._peaks = [float(group["lr"]) for group in optimizer.param_groups]

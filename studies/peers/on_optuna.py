@@ -22,6 +22,7 @@ class Optuna:
 
     pruner: BasePruner
     tensors: bool = False
+    early: int | None = None
     packages: tuple[str, ...] = ("optuna",)
     each_worker: bool = True
 
@@ -36,7 +37,14 @@ class Optuna:
             }
             accuracy = 0.0
             for share, accuracy in enumerate(
-                train(job, config, trial=str(trial.number), tensors=self.tensors), start=1
+                train(
+                    job,
+                    config,
+                    trial=str(trial.number),
+                    tensors=self.tensors,
+                    early=self.early,
+                ),
+                start=1,
             ):
                 trial.report(accuracy, share)
                 if share < EVALUATIONS and trial.should_prune():
@@ -77,12 +85,13 @@ def _storage(job: Job) -> optuna.storages.JournalStorage:
     return optuna.storages.JournalStorage(JournalFileBackend(str(path)))
 
 
+_HYPERBAND = HyperbandPruner(min_resource=1, max_resource=EVALUATIONS, reduction_factor=3)
+
 ARMS = {
     "optuna_median": Optuna(pruner=MedianPruner()),
     "optuna_median_tensors": Optuna(pruner=MedianPruner(), tensors=True),
-    "optuna_hyperband": Optuna(
-        pruner=HyperbandPruner(min_resource=1, max_resource=EVALUATIONS, reduction_factor=3)
-    ),
+    "optuna_hyperband": Optuna(pruner=_HYPERBAND),
+    "optuna_hyperband_tensors": Optuna(pruner=_HYPERBAND, tensors=True, early=2_000),
 }
 
 if __name__ == "__main__":

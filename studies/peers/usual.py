@@ -1,8 +1,8 @@
 """The training that all peers share: a plain PyTorch script.
 
 Network, schedule and split are those of the studies. The data are in memory, normalised once.
-Batches come from a shuffled `DataLoader` as in the peers' examples. The arm
-``optuna_median_tensors`` indexes tensors on the device instead, as an expert would write it.
+Batches come from a shuffled `DataLoader` as in the peers' examples. The arms ``optuna_*_tensors``
+index tensors on the device instead, as an expert would write it.
 """
 
 from __future__ import annotations
@@ -48,8 +48,11 @@ def _load(path: str) -> dict[str, Part]:
 
 
 @functools.cache
-def _part(path: str, name: str, device: str) -> Part:
+def _part(path: str, name: str, device: str, most: int | None = None) -> Part:
     images, labels = _load(path)[name]
+    if most is not None:
+        rows = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))[:most]
+        images, labels = images[rows], labels[rows]
     return images.to(device), labels.to(device)
 
 
@@ -90,9 +93,11 @@ def _batches(job: Job, *, tensors: bool) -> Iterator[Part]:
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, job: Job, *, part: str = "validation") -> float:
-    """Accuracy on a part of the data, in [0, 1]."""
-    images, labels = _part(job.data, part, job.device)
+def evaluate(
+    model: nn.Module, job: Job, *, part: str = "validation", most: int | None = None
+) -> float:
+    """Accuracy on a part of the data, in [0, 1]; on a fixed sample if ``most`` examples."""
+    images, labels = _part(job.data, part, job.device, most)
     model.eval()
     correct = sum(
         (model(x).argmax(1) == y).sum()
@@ -111,6 +116,7 @@ class Training:
         knobs: A configuration.
         seed: Of initial weights and batches.
         tensors: Whether batches are indexed from tensors on the device, in place of a loader.
+        early: Validation examples in evaluations before the last; None takes all.
         checkpoint: File of a training that this one continues; None starts from nothing.
     """
 
@@ -121,6 +127,7 @@ class Training:
         *,
         seed: int,
         tensors: bool = False,
+        early: int | None = None,
         checkpoint: Path | None = None,
     ) -> None:
         if job.device == "cpu":
@@ -128,6 +135,7 @@ class Training:
         torch.manual_seed(seed)
         self.job = job
         self.share = 0
+        self._early = early
         self.training = self.evaluating = 0.0
         task = TASKS[job.task]
         examples = len(_load(job.data)["train"][1])
@@ -187,8 +195,9 @@ class Training:
         if self.job.device == "cuda":
             torch.cuda.synchronize()
         trained = time.perf_counter()
-        accuracy = evaluate(self.model, self.job) if evaluated else None
         self.share += 1
+        most = self._early if self.share < EVALUATIONS else None
+        accuracy = evaluate(self.model, self.job, most=most) if evaluated else None
         self.training, self.evaluating = trained - began, time.perf_counter() - trained
         return accuracy
 
@@ -204,6 +213,7 @@ def train(
     *,
     trial: str,
     tensors: bool = False,
+    early: int | None = None,
 ) -> Iterator[float]:
     """Validation accuracies of a trial at its shares, each logged; see `Training`.
 
@@ -212,9 +222,10 @@ def train(
         knobs: A configuration.
         trial: The library's name of the trial.
         tensors: Whether batches are indexed from tensors on the device.
+        early: Validation examples in evaluations before the last; None takes all.
     """
     log = _begin(job, knobs, trial)
-    training = Training(job, knobs, seed=_seed(job, trial), tensors=tensors)
+    training = Training(job, knobs, seed=_seed(job, trial), tensors=tensors, early=early)
     while training.share < EVALUATIONS:
         accuracy = training.advance()
         _add(log, trial, training, accuracy)

@@ -1,4 +1,4 @@
-"""Tests."""
+"""The knobs of the bandits, shares, and which losses are rewarded."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from hpo_mab._errors import ArgumentError, UnknownNameError
 from hpo_mab.bandits import BanditSettings, stratified_shares
+from hpo_mab.bandits._settings import LossBinarizer, TensorLossBinarizer, above_average
 
 BAD: list[tuple[str, Any]] = [
     ("prior", (0.0, 1.0)),
@@ -133,3 +135,15 @@ def test_bandits_of_different_rules_do_not_share_a_stack() -> None:
     one, other = (BanditSettings(reward=rule) for rule in (lambda x, m: x >= m, lambda x, m: x < m))
     assert one.structure != other.structure
     assert BanditSettings().structure == BanditSettings(reward="above_average").structure
+
+
+@pytest.mark.parametrize("loss", [0.1, 1.7, 2.302585])
+def test_a_loss_equal_to_the_average_is_rewarded_by_either_engine(loss: float) -> None:
+    host = LossBinarizer(0.97, above_average)
+    device = TensorLossBinarizer(torch.tensor([0.97], dtype=torch.float64), above_average)
+    losses = torch.full((7,), loss)
+    for _ in range(200):
+        rewards, _ = host.rewards(losses.numpy())
+        rewarded, _ = device.rewards(losses)
+        assert rewards.all()
+        assert rewarded.all()

@@ -75,7 +75,7 @@ def test_the_lists_name_the_sample_that_they_show(
     assert status == 0
     assert "1 trials saw a fixed random sample of 100 of 1,149 training examples" in out
     note = get_note(open_study(Storage("hpo_mab.db"), "tiny-mab-seed0"))
-    assert "1 trials saw a fixed random sample of 100 of 1,149 training examples." in note
+    assert "1 trials saw a fixed random sample of 100 of 1,149 training examples" in note
 
 
 def test_what_is_dropped_is_not_trained_on(cli: Cli, study: str, tmp_path: Path) -> None:

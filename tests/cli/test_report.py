@@ -46,9 +46,7 @@ def _stored(cli: Cli, tiny: str, tmp_path: Path, made: Path) -> Path:
 
 
 def test_a_report_of_one_or_several_databases_or_a_record(cli: Cli, stored: Path) -> None:
-    # In the page, arms are named in words.
     verdict = json.loads((stored / "record.json").read_text())["verdict"][0]
-    verdict = verdict.replace("mab", "bandit")
     status, out, _ = cli("report", "tiny-*")
     assert (status, out.splitlines()[-1]) == (0, "2 studies in report.html")
     assert "mab against uniform on digits, 1 seed" in out

@@ -69,7 +69,7 @@ def test_a_study_whose_budget_is_spent_continues_with_a_larger_one(cli: Cli, tin
     status, out, _ = cli("run", tiny, "--budget", "1.5epochs")
     assert status == 0
     assert "Trials   2 complete" in out
-    assert "saved nothing: the pruner stopped no trial" in out
+    assert "saved nothing" in out
     assert f"hpo-mab run {tiny} --budget 3epochs   # continue the study" in out
     status, out, _ = cli("run", tiny, "--budget", "1.5epochs", "--trials", "3")
     assert f"hpo-mab run {tiny} --trials 3 --budget 3epochs   # continue the study" in out

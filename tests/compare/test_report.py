@@ -98,12 +98,12 @@ def test_arms_are_named_in_words(study):
     made = [report_html([dataclasses.replace(run, name="s") for run in runs], summary, title="t")]
     words = "".join(Page(made[0]).text)
     for arm, name in zip(
-        arms, ("uniform, Hyperband", "bandit, advantage", "gradient norm, median"), strict=True
+        arms, ("uniform, Hyperband", "mab, advantage", "gradient norm, median"), strict=True
     ):
         assert arm not in words
         assert name in words
     # Two arms of one name could not be distinguished.
-    twins = summarise([study(arm, 0) for arm in ("mab", "bandit", "uniform")])
+    twins = summarise([study(arm, 0) for arm in ("top_k", "topk", "uniform")])
     assert in_arm_words(twins) is twins
 
 

@@ -88,6 +88,23 @@ def test_an_interrupted_comparison_continues_to_the_same(
         assert (one.best.params, one.best.value) == (other.best.params, other.best.value)
 
 
+def test_a_study_that_was_run_under_an_arms_name_is_that_arm(tmp_path: Path) -> None:
+    raw: dict[str, Any] = {
+        "name": "tiny",
+        "budget": {"steps": 4, "evaluations": 2, "trials": 2},
+        "model": {"name": "mlp"},
+        "optimizer": {"name": "sgd", "lr": {"low": 0.01, "high": 0.1}},
+        "search": {"initial": 1},
+        "compare": {"seeds": 1, "retrain": 0, "unpruned": True},
+    }
+    storage = Storage(str(tmp_path / "studies.db"))
+    alone = make_spec({**raw, "sampler": {"kind": "uniform"}, "pruner": {"kind": "none"}})
+    assert StudyRunner(alone, storage).run("tiny-unpruned-seed0", score=False).run.arm == "uniform"
+    found = run_comparison(make_spec(raw), storage)
+    storage.close()
+    assert sorted(run.arm for run in found.runs) == ["mab", "uniform", "unpruned"]
+
+
 def test_scores_of_another_budget_do_not_count(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

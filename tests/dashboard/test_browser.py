@@ -80,7 +80,7 @@ def test_figures_are_visible_in_order_and_not_empty(page: Page, address: str, co
     assert boxes == sorted(boxes)
     assert all(min(width, height) > 150 for _, _, width, height in boxes)
     legend = page.locator('[id$=":00-incumbent-examples"] .legendtext').all_text_contents()
-    assert sorted(legend) == ["bandit", "uniform"]
+    assert sorted(legend) == ["mab", "uniform"]
     assert errors == []
 
 

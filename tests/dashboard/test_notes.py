@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +11,8 @@ import numpy as np
 from hpo_mab._examples import COLUMNS, ExampleCounts, ExampleRecord
 from hpo_mab.dashboard._files import ListedImages, examples_note, listed_examples
 from hpo_mab.dashboard._notes import confirmed_note, markdown_table, pruning_notes, study_note
-from hpo_mab.search import StudyRunner, load_spec, make_spec
-from hpo_mab.search._study import make_study
-from hpo_mab.storage import Storage, StudyRun, TrialRun, read_run
+from hpo_mab.search import make_spec
+from hpo_mab.storage import Storage, StudyRun, TrialRun
 from hpo_mab.training import Evaluation
 
 FULL = 8
@@ -98,7 +96,9 @@ def test_a_note_lists_the_most_suspicious_labels(tmp_path: Path) -> None:
     note = examples_note(record, "one", storage, are_images=False)
     storage.close()
     assert "hpo-mab examples" not in note
-    assert "9 trials saw 20 training examples. For 2 another class's logit exceeds" in note
+    assert (
+        "9 trials saw 20 training examples 80 times. For 2 examples another class's logit" in note
+    )
     rows = [line for line in note.splitlines() if line.startswith("| 11") or "| 0.50" in line]
     assert [row.replace("\N{EN SPACE}", "").split(" | ")[:3] for row in rows] == [
         ["| 11", "2", "1.50"],
@@ -177,29 +177,14 @@ def test_a_bar_within_a_cell_ends_no_cell() -> None:
     assert markdown_table(["a"], [["x|y"]]).splitlines()[-1] == "| x\\|y |"
 
 
-def test_commands_of_a_note_continue_its_study(tmp_path: Path) -> None:
+def test_a_note_ends_with_the_next_steps(tmp_path: Path) -> None:
     storage = Storage(str(tmp_path / "studies.db"))
-    changes: dict[str, Any] = {"model.name": "mlp", "budget.trials": 1, "search.initial": 0}
-    notes = []
-    unpruned = {"sampler.kind": "uniform", "pruner.kind": "none"}
-    limited = {"budget.total": "5m"}
-    made = {"digits-mab-seed0": {}, "digits-unpruned-seed0": unpruned, "other": changes}
-    made["limited"] = limited
-    for name, overrides in made.items():
-        runner = StudyRunner(load_spec("digits", overrides), storage)
-        make_study(storage, name, runner.spec, runner._definition(), source="")
-        notes.append(study_note(read_run(storage, name), storage))
+    trial = a_trial(0, curve=(a_point(),))
+    note = study_note(a_run(trial), storage)
+    assert f"hpo-mab report tiny --storage sqlite:///{tmp_path / 'studies.db'}   #" in note
+    assert "repeat the command that made it with `--trials 2`" in note
+    # A study of another program has no command.
+    own = study_note(dataclasses.replace(a_run(trial), spec={}), storage)
+    assert "hpo-mab report tiny" in own
+    assert "repeat the command" not in own
     storage.close()
-    first, arm, other, limit = notes
-    # The command would remove the limit.
-    assert "hpo-mab run" not in limit
-    (command,) = re.findall(r"^hpo-mab run (.*)   # continue$", first, flags=re.MULTILINE)
-    assert command.startswith(
-        "digits --sampler mab --pruner successive_halving --seed 0 --storage "
-    )
-    assert "hpo-mab compare digits --sampler mab" in first
-    assert "--trials 30   # with other arms" in first
-    assert "hpo-mab run digits --sampler uniform --pruner none" in arm
-    assert "--name digits-unpruned-seed0" in arm
-    assert "hpo-mab run" not in other
-    assert "repeat the command that made it with `--trials 2`" in other

@@ -74,7 +74,7 @@ def test_every_study_of_a_comparison_gets_note_figures_and_verdict(compared) -> 
         assert note.startswith(f"# {run.name}")
         assert f"{run.best.value:.2%} validation accuracy" in note
         verdict = note.split("## Verdict")[1].split("## What was searched")[0]
-        assert "- bandit: same configuration" in verdict
+        assert "- mab: same configuration" in verdict
         assert "/hpo-mab/compare?ids=1,2" in note
         # Its definition has a path, which is not stored.
         assert "hpo-mab run" not in note
@@ -82,7 +82,7 @@ def test_every_study_of_a_comparison_gets_note_figures_and_verdict(compared) -> 
         assert f"/hpo-mab/compare?ids=1,2&reference={compared.summary.reference}" in note
         words = "averaged weights up to evaluation 2, trained weights after it"
         assert f"| weights evaluated\N{EN SPACE} | {words} |" in note
-        assert f"{len(run.trials)} trials saw 1,149 training examples." in note
+        assert f"{len(run.trials)} trials saw 1,149 training examples " in note
         assert study.metric_names == ["validation accuracy"]
 
 

@@ -238,9 +238,39 @@ def test_split_folders_next_to_classes_are_no_classes(
     assert "test/ has no folder of a class; images not used: 1." in logged
 
 
-def test_a_class_may_be_called_train(tmp_path: Path) -> None:
-    _split(tmp_path, ".", classes=("bus", "train", "tram"))
-    assert data.load("image_folder", root=tmp_path, size=8)[0].classes == ("bus", "train", "tram")
+@pytest.mark.parametrize("classes", [("bus", "train", "tram"), ("invalid", "unknown", "valid")])
+def test_a_class_may_have_the_name_of_a_part(tmp_path: Path, classes: tuple[str, ...]) -> None:
+    _split(tmp_path, ".", classes=classes)
+    assert data.load("image_folder", root=tmp_path, size=8)[0].classes == classes
+
+
+@pytest.mark.parametrize("part", ["validation", "test"])
+def test_a_part_without_a_readable_image_is_not_replaced(tmp_path: Path, part: str) -> None:
+    _grey_folder(tmp_path)
+    for path in (tmp_path / "test").glob("*/*.png"):
+        path.write_text("no image")
+    (tmp_path / "test").rename(tmp_path / part)
+    with pytest.raises(DataError, match=f"No readable image in the part '{part}'"):
+        data.load("image_folder", root=tmp_path, size=8)
+
+
+def test_a_file_that_the_system_does_not_let_be_read_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _grey_folder(tmp_path)
+    read = Image.open
+
+    def refuse(path: Path, **options: Any) -> Any:
+        if path.name == "3.png":
+            raise PermissionError(13, "Permission denied", str(path))
+        return read(path, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Image, "open", refuse)
+        with pytest.raises(DataError, match=r"3\.png cannot be read: Permission denied"):
+            data.load("image_folder", root=tmp_path, size=8)
+    # Nothing of it is left in the cache.
+    assert len(data.load("image_folder", root=tmp_path, size=8)[0]) == 10
 
 
 def test_splits_without_training_images_or_twice_are_refused(tmp_path: Path) -> None:

@@ -110,9 +110,9 @@ def test_the_lightning_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_the_samplers_example_passes_the_contract_that_it_names(tmp_path: Path) -> None:
     page = ROOT / "docs/how-to/own-sampler.md"
     (sampler,), (tests,) = blocks(page, "python"), blocks(page, "py")
-    (tmp_path / "mine.py").write_text(sampler)
-    (tmp_path / "test_mine.py").write_text(tests)
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_mine.py"]
+    (tmp_path / "hard_half.py").write_text(sampler)
+    (tmp_path / "test_hard_half.py").write_text(tests)
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_hard_half.py"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
     assert re.search(r"\d\d passed", done.stdout)

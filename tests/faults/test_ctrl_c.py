@@ -446,7 +446,8 @@ def test_ctrl_c_while_stacking_is_given_up_is_not_lost(
         raise RuntimeError("the network has a layer that no stack can train")
 
     monkeypatch.setattr(Stacks, "advance", fail)
-    monkeypatch.setattr(Stacks, "clear", lambda _: signal.raise_signal(signal.SIGINT))
+    presses = iter([signal.SIGINT])
+    monkeypatch.setattr(Stacks, "clear", lambda _: [signal.raise_signal(one) for one in presses])
     storage = Storage(f"sqlite:///{tmp_path / 'studies.db'}")
     outcome = StudyRunner(spec, storage).run("stacked")
     assert outcome.interrupted

@@ -143,3 +143,11 @@ def test_with_knobs_off_or_nothing_known_draws_are_what_they_were(more: dict[str
 def test_mab_arguments_outside_their_bounds(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ArgumentError, match=message):
         MABSampler(LABELS, batch_size=6, **options)
+
+
+def test_a_first_part_smaller_than_a_batch_has_no_trimmed_example() -> None:
+    labels = torch.arange(120) % 2
+    difficulty = torch.arange(120).float()
+    sampler = CurriculumSampler(labels, batch_size=50, start=0.3, trim=0.1, difficulty=difficulty)
+    drawn = torch.cat([sampler.draw() for _ in range(20)])
+    assert int(drawn.max()) < 108

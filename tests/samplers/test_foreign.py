@@ -108,3 +108,13 @@ def test_a_sampler_that_can_be_read_once_is_refused_when_it_ends() -> None:
     sampler.draw()
     with pytest.raises(ArgumentError, match="must draw batches of 8 indices, got 0"):
         sampler.draw()
+
+
+def test_a_state_of_other_options_is_refused() -> None:
+    one = samplers.create(RandomSampler, LABELS, batch_size=8, replacement=True)
+    state = one.state_dict()
+    samplers.create(RandomSampler, LABELS, batch_size=8, replacement=True).load_state_dict(state)
+    with pytest.raises(ArgumentError, match=r"options is .*True.* there and .*False.* here"):
+        samplers.create(RandomSampler, LABELS, batch_size=8, replacement=False).load_state_dict(
+            state
+        )

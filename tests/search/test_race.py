@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -367,11 +366,14 @@ def test_studies_of_one_objective_have_a_race_each() -> None:
     assert "hpo_mab:race" in second.user_attrs
 
 
-def test_a_race_can_be_sent_to_another_process() -> None:
-    trials = _Trials(trials=30)
-    choice = trials.run({"mab": lambda _: 0.1})
-    again = pickle.loads(pickle.dumps(trials.race))
-    assert again.choice(trials.study) == choice
+def test_a_race_that_no_sampler_can_win_ends_early() -> None:
+    trials = _Trials(trials=100)
+    assert trials.race.end(trials.study) == 26
+    choice = trials.run({})
+    assert choice.sampler == "uniform"
+    # After its first round; from then on trials may be pruned.
+    assert trials.slots == 12
+    assert trials.race.end(trials.study) == 0
 
 
 def test_a_race_in_which_nothing_ends_says_so() -> None:
@@ -457,7 +459,7 @@ def test_a_study_continues_with_the_choice(storage: Storage, tiny: Make) -> None
     study = open_study(storage, outcome.run.name)
     assert study.user_attrs[CHOICE_KEY]["why"] == choice.why
     evidence = Evidence.from_json(study.user_attrs[EVIDENCE_KEY])
-    assert (choice.pairs, choice.evidence) == (6, evidence.digest)
+    assert (choice.pairs, choice.evidence, evidence.source) == (6, evidence.digest, "race")
 
 
 @pytest.mark.parametrize("sampler", ["hard_half", "easy_first"])

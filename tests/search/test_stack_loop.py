@@ -34,6 +34,7 @@ from hpo_mab.search import (
 from hpo_mab.search._recorder import CheckpointWarning, SlotCheckpoint
 from hpo_mab.search._slots import _most_slots, choose_slots, is_stack_faster
 from hpo_mab.search._stack_loop import StackLoop, Stacks
+from hpo_mab.search._workload import Workload
 from hpo_mab.storage import Storage, StudyRun, files_folder, open_study, read_run
 from hpo_mab.training import DeviceSweep, StackedTrainer
 from hpo_mab.training._tally import ExampleTally
@@ -142,7 +143,7 @@ def test_out_of_memory_where_trials_end_halves_the_slots(
     runner = _runner(spec, storage, splits)
     outcome = runner.run(score=False)
     assert failed
-    assert any("2 trials at a time instead of 4" in why for why in outcome.loop_reasons)
+    assert any("2 instead of 4 trials at a time" in why for why in outcome.loop_reasons)
     assert [t.state for t in outcome.run.trials if t.state != "fail"] == ["complete"] * 4
 
 
@@ -194,6 +195,10 @@ def test_slots_are_no_more_than_the_trials_that_are_left(
         attrs = {SLOT_KEY: slot, TWIN_KEY: slot}
         study.add_trial(optuna.create_trial(state=TrialState.WAITING, user_attrs=attrs))
     assert _most_slots(study) == 10
+    # One that was interrupted waits again as soon as a worker looks.
+    attrs = {SLOT_KEY: 2, TWIN_KEY: 2, INTERRUPTED_KEY: True}
+    study.add_trial(optuna.create_trial(state=TrialState.FAIL, user_attrs=attrs))
+    assert _most_slots(study) == 11
 
 
 @pytest.mark.parametrize("widths", [4, 5])
@@ -291,16 +296,53 @@ def test_out_of_memory_halves_the_slots_and_loses_no_trial(
     assert memory.seen[:3] == [8, 4, 2]
     states = [trial.state for trial in outcome.run.trials if INTERRUPTED_KEY not in trial.attrs]
     assert states == ["complete"] * 5
-    assert any("2 trials at a time instead of 4" in reason for reason in outcome.loop_reasons)
+    assert any("2 instead of 4 trials at a time" in reason for reason in outcome.loop_reasons)
 
 
-def test_a_network_too_large_for_one_slot_fails_with_the_reason(
+def test_a_network_too_large_for_a_stack_is_trained_alone(
     storage: Storage, tiny: Make, splits: ImageSplits, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _OutOfMemory(monkeypatch, room=0)
-    spec = tiny(budget={"trials": 5}, training={"slots": 2})
-    with pytest.raises(StudyFailedError, match="memory"):
-        _runner(spec, storage, splits).run(score=False)
+    memory = _OutOfMemory(monkeypatch, room=0)
+    spec = tiny(budget={"trials": 3}, training={"slots": 2}, pruner={"kind": "none"})
+    outcome = _runner(spec, storage, splits).run(score=False)
+    assert memory.seen == [2]
+    done = [trial for trial in outcome.run.trials if INTERRUPTED_KEY not in trial.attrs]
+    assert [trial.state for trial in done] == ["complete"] * 3
+    assert not any(STACK_KEY in trial.attrs for trial in done)
+    assert outcome.loop_reasons == ("out of memory: 1 instead of 2 trials at a time",)
+
+
+def test_a_trial_alone_that_has_no_memory_next_to_a_stack_is_tried_again(
+    storage: Storage, tiny: Make, splits: ImageSplits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train, begin, failures = Workload.training, StackLoop._train, iter([1, 2])
+    begun: list[StackLoop] = []
+
+    def begins(loop: StackLoop) -> Any:
+        begun.append(loop)
+        return begin(loop)
+
+    def full(workload: Workload, *given: Any, **options: Any) -> Any:
+        if begun and next(failures, None) is not None:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
+        return train(workload, *given, **options)
+
+    monkeypatch.setattr(StackLoop, "_train", begins)
+    monkeypatch.setattr(Workload, "training", full)
+    spec = tiny(
+        sampler={"kind": "auto", "portfolio": ["uniform", "gradnorm"]},
+        search={"initial": 4},
+        budget={"trials": 12},
+        training={"slots": 4},
+        pruner={"kind": "none"},
+    )
+    outcome = _runner(spec, storage, splits).run(score=False)
+    assert next(failures, None) is None
+    failed = [trial for trial in outcome.run.trials if trial.state == "fail"]
+    assert failed
+    assert all(trial.attrs[INTERRUPTED_KEY] for trial in failed)
+    twins = [trial for trial in outcome.run.trials if TWIN_KEY in trial.attrs]
+    assert {trial.state for trial in twins if trial not in failed} == {"complete"}
 
 
 def test_a_network_that_cannot_be_stacked_is_trained_alone(
@@ -381,10 +423,15 @@ def test_a_trial_that_raises_at_its_start_fails_alone(
     spec = tiny(pruner={"kind": "none"}, budget={"trials": 4}, training={"slots": 2})
     runner = _runner(spec, storage, splits)
     model = runner.objective.workload._model
+    broken: list[int] = []
     calls = iter(range(100))
 
     def failing(**options: Any) -> nn.Module:
+        # One trial, known by its seed: in a slot, and then alone.
+        seed = torch.initial_seed()
         if next(calls) == 2:
+            broken.append(seed)
+        if seed in broken:
             raise ValueError("no weights today")
         return model(**options)
 
@@ -393,6 +440,25 @@ def test_a_trial_that_raises_at_its_start_fails_alone(
     failed = [trial for trial in run.trials if trial.state == "fail"]
     assert [trial.attrs[REASON_KEY] for trial in failed] == ["ValueError: no weights today"]
     assert len([trial for trial in run.trials if trial.state == "complete"]) == 4
+
+
+def test_a_trial_that_no_slot_can_hold_is_trained_alone(
+    storage: Storage, tiny: Make, splits: ImageSplits
+) -> None:
+    runner = _runner(tiny(budget={"trials": 2}, training={"slots": 2}), storage, splits)
+    model = runner.objective.workload._model
+
+    def locked(**options: Any) -> nn.Module:
+        made = model(**options)
+        made.lock = threading.Lock()  # Which `copy.deepcopy` refuses.
+        return made
+
+    runner.objective.workload._model = locked
+    outcome = runner.run(score=False)
+    assert {trial.state for trial in outcome.run.trials} <= {"complete", "pruned"}
+    assert len(outcome.run.trials) == 2
+    (reason,) = outcome.loop_reasons
+    assert reason.startswith("a trial was trained alone: TypeError: cannot pickle")
 
 
 def test_the_cpu_trains_one_at_a_time_by_itself(tiny: Make, splits: ImageSplits) -> None:

@@ -6,8 +6,7 @@ import pytest
 import sqlalchemy as sa
 
 from hpo_mab._errors import StorageError, UnknownNameError
-from hpo_mab.storage import Storage, open_study, read_run, study_names
-from hpo_mab.storage._open import files_folder
+from hpo_mab.storage import Storage, files_folder, open_study, read_run, study_names
 
 
 def test_a_bare_path_is_an_sqlite_file(tmp_path: Path) -> None:

@@ -141,7 +141,7 @@ def test_the_peers_train_and_validate_on_the_examples_of_the_study(
 
 
 def test_every_arm_answers_the_contract(command: Any) -> None:
-    assert len(command.ARMS) == 12
+    assert len(command.ARMS) == 13
     for name, arm in command.ARMS.items():
         assert callable(arm.search), name
         assert callable(arm.outcome), name

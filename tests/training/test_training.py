@@ -284,3 +284,21 @@ def test_a_sampler_of_more_examples_than_there_are_is_refused() -> None:
             optimizer=training.create_optimizer("sgd", network.parameters()),
             steps=2,
         )
+
+
+def test_networks_of_other_dimensions_train_channels_last() -> None:
+    torch.manual_seed(0)
+    inputs, labels = torch.randn(40, 1, 4, 6, 6), torch.arange(40) % 2
+    dataset = TensorDataset(inputs, labels)
+    volumes = nn.Sequential(nn.Conv3d(1, 2, 3), nn.Flatten(), nn.Linear(64, 2))
+    training = Training(
+        volumes,
+        batches=LoaderBatches(dataset),
+        validation=LoaderSweep(dataset),
+        sampler=samplers.create("uniform", labels, batch_size=8),
+        optimizer=torch.optim.SGD(volumes.parameters(), lr=0.1),
+        steps=4,
+        evaluations=2,
+        channels_last=True,
+    )
+    assert [point.steps for point in training] == [2, 4]

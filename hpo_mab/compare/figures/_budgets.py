@@ -126,13 +126,6 @@ def _mean_points(
 
 
 _NO_PAIRS = "No configuration was trained in both arms."
-_STATISTICS = {
-    "kendall": "Kendall's tau-b (-1 to 1)",
-    "spearman": "Spearman's rho (-1 to 1)",
-    "recall": "top-3 recall (0 to 1)",
-    "regret": "regret (points of final accuracy)",
-}
-_SIZES = {"kendall": 1.0, "spearman": 1.0, "recall": 1.0, "regret": 100.0}
 
 
 def paired_advantage(summary: ComparisonSummary, *, currency: Currency = "examples") -> go.Figure:
@@ -203,39 +196,31 @@ def acceleration(summary: ComparisonSummary, *, currency: Currency = "examples")
     return note_if_empty(made, _NO_PAIRS)
 
 
-def fidelity(
-    summary: ComparisonSummary, *, statistic: str = "kendall", final: Final = "reference"
-) -> go.Figure:
-    """Agreement with the final ranking by budget, of every arm and the reference.
+def fidelity(summary: ComparisonSummary, *, final: Final = "reference") -> go.Figure:
+    """Kendall's tau-b with the final ranking by budget, of every arm and the reference.
 
     Args:
         summary: From `hpo_mab.compare.summarise`.
-        statistic: ``"kendall"``, ``"spearman"``, ``"recall"`` or ``"regret"``.
-        final: Whose final ranking; the reference's, or each arm's ``"own"`` (``"kendall"`` only).
-
-    Raises:
-        UnknownNameError: An unknown statistic.
+        final: Whose final ranking: the reference's, or each arm's ``"own"``.
     """
-    if statistic not in _STATISTICS:
-        raise UnknownNameError("statistic", statistic, _STATISTICS)
     arms = arms_compared(summary)
     whose = f"{arm_words(summary.reference)}'s" if final == "reference" else "each arm's own"
     made = figure(
         title=f"Fidelity: agreement of early accuracy with {whose} final ranking",
         x=_budget_axis(summary, "examples"),
-        y=_STATISTICS[statistic],
+        y="Kendall's tau-b (-1 to 1)",
     )
-    scale, curves = _SIZES[statistic], len(arms)
+    curves = len(arms)
     paired = [contrast for contrast in summary.contrasts if contrast.paired]
     for contrast in paired:
         budgets = [row.examples for row in contrast.paired]
-        rows = [row.agreement(statistic, final=final) for row in contrast.paired]
+        rows = [row.agreement("kendall", final=final) for row in contrast.paired]
         # Once: the same trainings are the reference of every arm.
         if contrast is paired[0]:
             own = [row.reference for row in rows]
-            _add_estimates(made, budgets, own, summary.reference, arms, curves=curves, scale=scale)
+            _add_estimates(made, budgets, own, summary.reference, arms, curves=curves)
         found = [row.arm for row in rows]
-        _add_estimates(made, budgets, found, contrast.arm, arms, curves=curves, scale=scale)
+        _add_estimates(made, budgets, found, contrast.arm, arms, curves=curves)
     return note_if_empty(made, _NO_PAIRS)
 
 
