@@ -12,9 +12,12 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+if TYPE_CHECKING:
+    from hpo_mab.storage import Storage
 
 # A background job of a shell ignores SIGINT, and the commands of tests would inherit that.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
@@ -74,6 +77,16 @@ def pytest_collection_finish() -> None:
 
 def pytest_sessionfinish() -> None:
     gc.unfreeze()
+
+
+@pytest.fixture
+def storage(tmp_path: Path) -> Iterator[Storage]:
+    """An empty SQLite database."""
+    from hpo_mab.storage import Storage
+
+    opened = Storage(f"sqlite:///{tmp_path / 'studies.db'}")
+    yield opened
+    opened.close()
 
 
 @pytest.fixture

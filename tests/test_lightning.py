@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,13 +54,6 @@ class Module(lightning.LightningModule):
 
     def configure_optimizers(self) -> Any:
         return torch.optim.SGD(self.parameters(), lr=0.5, momentum=0.9)
-
-
-@pytest.fixture(name="storage")
-def _storage(tmp_path: Path) -> Iterator[Storage]:
-    storage = Storage(str(tmp_path / "studies.db"))
-    yield storage
-    storage.close()
 
 
 def _fit(

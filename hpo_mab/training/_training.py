@@ -155,7 +155,7 @@ class Training(Iterator[Evaluation]):
             # Not `Module.to`, which raises for the weights of 3D convolutions.
             for tensor in (*model.parameters(), *model.buffers()):
                 if tensor.ndim == 4:
-                    tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
+                    tensor.data = tensor.data.to(memory_format=torch.channels_last)
         window = self._curve.average
         self._average = WeightAverage(model, window=window) if window else None
         self._peaks = [float(group["lr"]) for group in optimizer.param_groups]

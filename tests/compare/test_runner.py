@@ -18,7 +18,7 @@ from hpo_mab.training._evaluate import Evaluator
 
 
 def test_the_data_of_a_seed_are_freed_before_those_of_the_next_are_loaded(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    storage: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     held: list[Any] = []
 
@@ -40,9 +40,7 @@ def test_the_data_of_a_seed_are_freed_before_those_of_the_next_are_loaded(
             "compare": {"seeds": 2, "retrain": 1},
         }
     )
-    storage = Storage(str(tmp_path / "studies.db"))
     found = run_comparison(spec, storage)
-    storage.close()
     assert (len(held), len(found.runs)) == (2, 4)
 
 
@@ -88,7 +86,7 @@ def test_an_interrupted_comparison_continues_to_the_same(
         assert (one.best.params, one.best.value) == (other.best.params, other.best.value)
 
 
-def test_a_study_that_was_run_under_an_arms_name_is_that_arm(tmp_path: Path) -> None:
+def test_a_study_that_was_run_under_an_arms_name_is_that_arm(storage: Storage) -> None:
     raw: dict[str, Any] = {
         "name": "tiny",
         "budget": {"steps": 4, "evaluations": 2, "trials": 2},
@@ -97,16 +95,14 @@ def test_a_study_that_was_run_under_an_arms_name_is_that_arm(tmp_path: Path) -> 
         "search": {"initial": 1},
         "compare": {"seeds": 1, "retrain": 0, "unpruned": True},
     }
-    storage = Storage(str(tmp_path / "studies.db"))
     alone = make_spec({**raw, "sampler": {"kind": "uniform"}, "pruner": {"kind": "none"}})
     assert StudyRunner(alone, storage).run("tiny-unpruned-seed0", score=False).run.arm == "uniform"
     found = run_comparison(make_spec(raw), storage)
-    storage.close()
     assert sorted(run.arm for run in found.runs) == ["mab", "uniform", "unpruned"]
 
 
 def test_scores_of_another_budget_do_not_count(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    storage: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec = make_spec(
         {
@@ -117,7 +113,6 @@ def test_scores_of_another_budget_do_not_count(
             "sampler": {"kind": "uniform"},
         }
     )
-    storage = Storage(str(tmp_path / "studies.db"))
     runner = StudyRunner(spec, storage)
     run = runner.run(score=False).run
     budgets: list[Budget] = []
@@ -131,6 +126,5 @@ def test_scores_of_another_budget_do_not_count(
         _runner.retrain(runner, run, seeds=seeds, epochs=epochs)
         for seeds, epochs in ((1, None), (2, None), (2, None), (1, 0.5))
     ]
-    storage.close()
     assert found == [(0.1,), (0.1, 0.2), (0.1, 0.2), (pytest.approx(0.3),)]
     assert budgets == [Budget(steps=4), Budget(steps=4), Budget(epochs=0.5)]

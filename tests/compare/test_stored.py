@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-from pathlib import Path
-
 import optuna
 import pytest
 
@@ -24,9 +22,8 @@ def _make(storage: Storage, arm: str, content: str, seed: int = 0) -> None:
     Definition(arm=arm, spec=spec, environment={}, data=data, **numbers).save(study)
 
 
-def test_studies_of_other_files_are_not_compared(tmp_path: Path) -> None:
-    url = str(tmp_path / "studies.db")
-    storage = Storage(url)
+def test_studies_of_other_files_are_not_compared(storage: Storage) -> None:
+    url = str(storage.file)
     _make(storage, "mab", "one")
     _make(storage, "uniform", "one")
     # Of another seed, the parts of the same data are others.
@@ -35,11 +32,10 @@ def test_studies_of_other_files_are_not_compared(tmp_path: Path) -> None:
     _make(storage, "mab", "three", seed=1)
     with pytest.raises(ArgumentError, match="'uniform-1' and 'mab-1' differ in labels, files"):
         stored_comparison(["*"], storages=[url])
-    storage.close()
 
 
 def test_scores_are_compared_with_those_of_the_same_seed_and_budget(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    storage: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     epochs = {"uniform-0": 30, "uniform-1": 10, "mab-0": 30, "mab-1": 30, "mab-2": 10}
     monkeypatch.setattr(
@@ -47,14 +43,12 @@ def test_scores_are_compared_with_those_of_the_same_seed_and_budget(
         "stored_scores",
         lambda study, run: (Budget(epochs=epochs[run.name]), (0.9,)),
     )
-    url = str(tmp_path / "studies.db")
-    storage = Storage(url)
+    url = str(storage.file)
     for name in epochs:
         arm, _, seed = name.partition("-")
         _make(storage, arm, "one", seed=int(seed))
     found = stored_comparison(["*"], storages=[url])
     assert set(found.retrained) == {("uniform", 0), ("uniform", 1), ("mab", 0)}
-    storage.close()
 
 
 def _own_loops(
@@ -79,23 +73,19 @@ def _own_loops(
     study.optimize(objective, n_trials=len(budgets))
 
 
-def test_trials_of_different_budgets_are_not_compared(tmp_path: Path) -> None:
-    url = str(tmp_path / "studies.db")
-    storage = Storage(url)
+def test_trials_of_different_budgets_are_not_compared(storage: Storage) -> None:
+    url = str(storage.file)
     _own_loops(storage, "own", budgets=[2_000, 1_000], samplers=[UniformSampler, UniformSampler])
     with pytest.raises(
         StorageError, match=r"'own' have different budgets, 1,000 to 2,000 examples"
     ):
         stored_comparison(["own"], storages=[url])
-    storage.close()
 
 
-def test_studies_of_different_budgets_are_not_compared(tmp_path: Path) -> None:
-    url = str(tmp_path / "studies.db")
-    storage = Storage(url)
+def test_studies_of_different_budgets_are_not_compared(storage: Storage) -> None:
+    url = str(storage.file)
     _own_loops(storage, "long", budgets=[2_000], samplers=[UniformSampler])
     _own_loops(storage, "short", budgets=[1_000], samplers=[MABSampler])
-    storage.close()
     found = stored_comparison(["long", "short"], storages=[url])
     with pytest.raises(ArgumentError, match=r"2,000 examples in 'long' and 1,000 in 'short'"):
         summarise(found.runs, reference=found.reference)
@@ -112,12 +102,10 @@ def test_studies_of_different_budgets_are_not_compared(tmp_path: Path) -> None:
     ids=["uniform", "mab", "mixed"],
 )
 def test_a_study_of_own_loops_is_the_arm_of_its_one_sampler(
-    samplers: list[type[BatchSampler]], arm: str, tmp_path: Path
+    samplers: list[type[BatchSampler]], arm: str, storage: Storage
 ) -> None:
-    url = str(tmp_path / "studies.db")
-    storage = Storage(url)
+    url = str(storage.file)
     _own_loops(storage, "own", budgets=[1_000, 1_000], samplers=samplers)
-    storage.close()
     (run,) = stored_comparison(["own"], storages=[url]).runs
     assert (run.arm, run.trial_examples) == (arm, 1_000)
 

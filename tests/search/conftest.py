@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import optuna
@@ -11,14 +10,6 @@ import pytest
 from hpo_mab.data import ImageSplits
 from hpo_mab.search import StudySpec, load_spec, make_spec
 from hpo_mab.search._prepare import load_splits
-from hpo_mab.storage import Storage
-
-
-@pytest.fixture
-def storage(tmp_path: Path) -> Iterator[Storage]:
-    opened = Storage(f"sqlite:///{tmp_path / 'studies.db'}")
-    yield opened
-    opened.close()
 
 
 @pytest.fixture(scope="session")

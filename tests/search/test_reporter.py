@@ -7,7 +7,6 @@ import itertools
 import threading
 import weakref
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import optuna
@@ -117,8 +116,7 @@ def test_the_advantage_pruner_judges_a_users_own_loops() -> None:
     assert study.trials[1].user_attrs["hpo_mab:pruned_because"]["threshold"] == 0.9
 
 
-def test_the_curve_is_kept_and_the_clock_stands_while_evaluating(tmp_path: Path) -> None:
-    storage = Storage(f"sqlite:///{tmp_path / 'curves.db'}")
+def test_the_curve_is_kept_and_the_clock_stands_while_evaluating(storage: Storage) -> None:
     trial = _study().ask()
     ticks: Iterator[float] = itertools.count(0.0, 1.0)
     reporter = TrialReporter(
@@ -133,7 +131,6 @@ def test_the_curve_is_kept_and_the_clock_stands_while_evaluating(tmp_path: Path)
             next(ticks)  # A second of evaluation.
             reporter.report(accuracy=0.5, loss=0.7, learning_rate=0.1)
     curve = storage.curves.load([trial._trial_id])[trial._trial_id]
-    storage.close()
     assert [(e.index, e.steps, e.examples) for e in curve] == [(1, 2, 20), (2, 4, 40)]
     assert [e.train_loss for e in curve] == [3.0, 0.75]
     assert [e.seconds for e in curve] == [1.0, 2.0]
@@ -141,8 +138,7 @@ def test_the_curve_is_kept_and_the_clock_stands_while_evaluating(tmp_path: Path)
     assert curve[0].reward_rate is None
 
 
-def test_the_clock_counts_training_whatever_the_loop_evaluates(tmp_path: Path) -> None:
-    storage = Storage(f"sqlite:///{tmp_path / 'curves.db'}")
+def test_the_clock_counts_training_whatever_the_loop_evaluates(storage: Storage) -> None:
     now = 0.0
     trial = _study().ask()
     reporter = TrialReporter(
@@ -162,7 +158,6 @@ def test_the_clock_counts_training_whatever_the_loop_evaluates(tmp_path: Path) -
                 now += 50.0
                 reporter.report(accuracy=0.5)
     curve = storage.curves.load([trial._trial_id])[trial._trial_id]
-    storage.close()
     assert [(e.index, e.seconds) for e in curve] == [(1, 3.0), (2, 4.0), (4, 8.0)]
 
 
@@ -230,9 +225,8 @@ def _a_loop_that_ends_early(
     ],
 )
 def test_a_loop_that_raises_leaves_its_curve_and_the_reason(
-    tmp_path: Path, num_workers: int, reason: str
+    storage: Storage, num_workers: int, reason: str
 ) -> None:
-    storage = Storage(f"sqlite:///{tmp_path / 'curves.db'}")
     study = _study()
     study.optimize(
         lambda trial: _a_loop_that_ends_early(trial, storage.curves, num_workers=num_workers),
@@ -241,7 +235,6 @@ def test_a_loop_that_raises_leaves_its_curve_and_the_reason(
     )
     trial = study.trials[0]
     curve = storage.curves.load([trial._trial_id])[trial._trial_id]
-    storage.close()
     assert trial.state == TrialState.FAIL
     assert trial.user_attrs["hpo_mab:reason"] == reason
     assert [e.examples for e in curve] == [50, 100, 150, 200, 250]
@@ -249,8 +242,7 @@ def test_a_loop_that_raises_leaves_its_curve_and_the_reason(
     assert "hpo_mab:interrupted" not in trial.user_attrs
 
 
-def test_a_loop_that_ctrl_c_ends_leaves_its_curve_and_says_so(tmp_path: Path) -> None:
-    storage = Storage(f"sqlite:///{tmp_path / 'curves.db'}")
+def test_a_loop_that_ctrl_c_ends_leaves_its_curve_and_says_so(storage: Storage) -> None:
     study = _study()
     with pytest.raises(KeyboardInterrupt):
         study.optimize(
@@ -258,25 +250,21 @@ def test_a_loop_that_ctrl_c_ends_leaves_its_curve_and_says_so(tmp_path: Path) ->
         )
     trial = study.trials[0]
     curve = storage.curves.load([trial._trial_id])[trial._trial_id]
-    storage.close()
     assert trial.user_attrs["hpo_mab:interrupted"] is True
     assert "hpo_mab:reason" not in trial.user_attrs
     assert len(curve) == 5
 
 
-def test_without_with_every_point_is_written_at_once(tmp_path: Path) -> None:
-    storage = Storage(f"sqlite:///{tmp_path / 'curves.db'}")
+def test_without_with_every_point_is_written_at_once(storage: Storage) -> None:
     trial = _study().ask()
     reporter = TrialReporter(trial, budget_examples=40, evaluations=4, curves=storage.curves)
     for points in (1, 2, 3):
         reporter.step(10)
         reporter.report(accuracy=0.5)
         assert len(storage.curves.load([trial._trial_id])[trial._trial_id]) == points
-    storage.close()
 
 
-def test_what_ended_the_loop_is_raised_even_if_it_cannot_be_stored(tmp_path: Path) -> None:
-    storage = Storage(f"sqlite:///{tmp_path / 'curves.db'}")
+def test_what_ended_the_loop_is_raised_even_if_it_cannot_be_stored(storage: Storage) -> None:
     trial = _study().ask()
     with (  # noqa: PT012 - the loop is what is tested
         pytest.raises(ValueError, match="broken") as caught,
@@ -287,7 +275,6 @@ def test_what_ended_the_loop_is_raised_even_if_it_cannot_be_stored(tmp_path: Pat
         with storage.optuna.engine.begin() as connection:
             connection.execute(sa.text("DROP TABLE hpo_mab_curves"))
         raise ValueError("broken")
-    storage.close()
     assert "could not be stored" in caught.value.__notes__[0]
 
 

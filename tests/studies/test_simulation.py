@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -106,13 +105,6 @@ def test_hyperband_is_simulated_equally_under_one_name() -> None:
 
     assert cost("one") == cost("one")
     assert cost("one") != cost("other")
-
-
-@pytest.fixture
-def storage(tmp_path: Path) -> Iterator[Storage]:
-    opened = Storage(f"sqlite:///{tmp_path / 'studies.db'}")
-    yield opened
-    opened.close()
 
 
 def _runner(storage: Storage, **sections: Any) -> StudyRunner:
