@@ -161,10 +161,10 @@ class DeviceEngine(BanditEngine):
             device=device,
         )
         self._policy = TENSOR_POLICIES[settings.policy](settings, self._knobs, held, generator)
-        self._passes = TensorPasses(self._sizes, generator)
+        self._uniform_passes = TensorPasses(self._sizes, generator)
         # Separate passes for arms without pulls. Those skip all other arms; with shared passes the
         # skipped arms would lose their uniform picks.
-        self._order = TensorPasses(self._sizes, generator)
+        self._unpulled_passes = TensorPasses(self._sizes, generator)
         self._binarizer = TensorLossBinarizer(self._knobs.loss_decay, settings.rule)
         self._draws = torch.zeros(shares.shape, dtype=torch.int32, device=device)
         #: Pulls rewarded, and pulls judged, since `figures`.
@@ -195,7 +195,7 @@ class DeviceEngine(BanditEngine):
         self._policy.held[rows] = self._shares[rows] >= 0
         sizes = (shares >= 0).sum(axis=1)
         self._sizes[rows] = torch.from_numpy(sizes).to(self._sizes.device)
-        for passes in (self._passes, self._order):
+        for passes in (self._uniform_passes, self._unpulled_passes):
             passes.begin(rows, sizes)
         for tensor in (*self._counts.tensors().values(), self._draws):
             tensor[rows] = 0
@@ -222,7 +222,7 @@ class DeviceEngine(BanditEngine):
 
     def draw(self, *, uniform: bool) -> tuple[Tensor, Tensor | None, Any]:
         """Draw one arm of each bandit."""
-        arms = self._passes.select() if uniform else self._select()
+        arms = self._uniform_passes.select() if uniform else self._select()
         positions = arms[:, None]
         self._draws.scatter_(1, positions, self._draws.gather(1, positions) + 1)
         indices = self._shares.gather(1, positions)[:, 0].long()
@@ -289,21 +289,23 @@ class DeviceEngine(BanditEngine):
         if settings.shuffles:
             unknown = (counts.successes + counts.failures == 0) & self._policy.held
             fresh = unknown.gather(1, arms[:, None])[:, 0]
-            arms = torch.where(fresh, self._order.advance_to(fresh, unknown), arms)
+            arms = torch.where(fresh, self._unpulled_passes.advance_to(fresh, unknown), arms)
         if not self._floors:
             return arms
         uniforms = torch.rand(len(arms), device=arms.device, generator=self._generator)
         chosen = uniforms < self._knobs.uniform
         anywhere = (
-            self._passes.advance(chosen) if settings.shuffles else self._passes.below(self._sizes)
+            self._uniform_passes.advance(chosen)
+            if settings.shuffles
+            else self._uniform_passes.below(self._sizes)
         )
         return torch.where(chosen, anywhere, arms)
 
     def _tensors(self) -> dict[str, Tensor]:
         return {
             **self._counts.tensors(),
-            **self._passes.tensors(),
-            **{f"order_{name}": tensor for name, tensor in self._order.tensors().items()},
+            **self._uniform_passes.tensors(),
+            **{f"order_{name}": tensor for name, tensor in self._unpulled_passes.tensors().items()},
             **self._binarizer.tensors(),
             "draws": self._draws,
             "tally": self._tally,

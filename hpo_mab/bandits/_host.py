@@ -72,7 +72,7 @@ class GroupedBandits:
     ) -> None:
         self._policy = policy
         self._rng = rng
-        self._passes = passes
+        self._unpulled_passes = passes
         self._members = StateMembers(sizes)
         self._window = PullWindow(len(sizes), memory, arms=int(sizes.max()))
         self._limit = limit
@@ -217,12 +217,12 @@ class GroupedBandits:
         """An arm of each of some distinct bandits in the given state, [n]."""
         members = self._members
         uniforms = self._rng.random(len(bandits))
-        if self._passes is None:
+        if self._unpulled_passes is None:
             return members.pick(bandits, columns, uniforms)
         arms = np.empty_like(bandits)
         known, fresh = columns.nonzero()[0], (columns == PRIOR).nonzero()[0]
         arms[known] = members.pick(bandits[known], columns[known], uniforms[known])
-        arms[fresh] = self._passes.advance_to(
+        arms[fresh] = self._unpulled_passes.advance_to(
             bandits[fresh], lambda bandits, arms: members.columns_of(bandits, arms) == PRIOR
         )
         return arms
@@ -247,7 +247,7 @@ class GroupedBandits:
 
     def state(self) -> dict[str, Any]:
         """State as plain arrays."""
-        passes = {} if self._passes is None else self._passes.state()
+        passes = {} if self._unpulled_passes is None else self._unpulled_passes.state()
         return {
             "pairs": self._columns.pairs,
             "states": self._members.states,
@@ -262,9 +262,9 @@ class GroupedBandits:
         self._members.restore(state["states"])
         self._pairs[:] = state["pulls"]
         self._window.load_state(state)
-        if self._passes is not None:
-            names = self._passes.state()
-            self._passes.load_state({name: state[f"order_{name}"] for name in names})
+        if self._unpulled_passes is not None:
+            names = self._unpulled_passes.state()
+            self._unpulled_passes.load_state({name: state[f"order_{name}"] for name in names})
 
 
 #: Most pulls of an arm counted by state, if more pulls of a bandit count than it has arms.
@@ -303,7 +303,7 @@ class HostEngine(BanditEngine):
         self._starts = np.arange(len(shares)) * shares.shape[1]
         self._sizes = (shares >= 0).sum(axis=1)
         self._mean_size = float(self._sizes.mean())
-        self._passes = UniformPasses(self._sizes, rng)
+        self._uniform_passes = UniformPasses(self._sizes, rng)
         memory = settings.window(self._mean_size)
         self._bandits = GroupedBandits(
             self._sizes,
@@ -327,7 +327,7 @@ class HostEngine(BanditEngine):
 
     def draw(self, *, uniform: bool) -> tuple[Tensor, Tensor | None, Any]:
         """Draw one arm of each bandit."""
-        arms = self._passes.select() if uniform else self._select()
+        arms = self._uniform_passes.select() if uniform else self._select()
         positions = self._starts + arms
         self._uncounted_draws.append(positions)
         if len(self._uncounted_draws) == _COUNTED_AT_ONCE:
@@ -368,7 +368,7 @@ class HostEngine(BanditEngine):
     def state(self) -> dict[str, Any]:
         """State as tensors and plain values."""
         self._count()
-        arrays = {**self._bandits.state(), **self._passes.state(), "draws": self._draws}
+        arrays = {**self._bandits.state(), **self._uniform_passes.state(), "draws": self._draws}
         return {
             **{name: torch.from_numpy(array.copy()) for name, array in arrays.items()},
             "loss_total": self._binarizer.total,
@@ -383,7 +383,7 @@ class HostEngine(BanditEngine):
         """Restore a state that `state` returned."""
         arrays = {key: value.numpy() for key, value in state.items() if torch.is_tensor(value)}
         self._bandits.load_state(arrays)
-        self._passes.load_state(arrays)
+        self._uniform_passes.load_state(arrays)
         self._draws[:] = arrays["draws"]
         self._uncounted_draws.clear()
         self._uncounted_rewards.clear()
@@ -410,7 +410,7 @@ class HostEngine(BanditEngine):
         if self._settings.uniform:
             chosen = np.flatnonzero(self._rng.random(len(arms)) < self._settings.uniform)
             if self._settings.shuffles:
-                arms[chosen] = self._passes.advance(chosen)
+                arms[chosen] = self._uniform_passes.advance(chosen)
             else:
                 arms[chosen] = self._rng.integers(self._sizes[chosen])
         return arms

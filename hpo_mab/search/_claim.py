@@ -75,7 +75,7 @@ class Target:
     total: str | None
     epoch_examples: int
 
-    def raised(self, stored: Target) -> Target:
+    def at_least(self, stored: Target) -> Target:
         """A stored target, raised to this one where this one is higher.
 
         Without a limit here the stored limit stays. Limits of different units cannot be compared:

@@ -188,7 +188,7 @@ def make_study(
             epoch_examples=definition.epoch_examples,
         )
         if keep_target:
-            target = target.raised(Target.load(study))
+            target = target.at_least(Target.load(study))
         target.save(study)
     return study
 

@@ -543,7 +543,7 @@ def test_early_validation_follows_from_counts() -> None:
 def test_a_target_is_raised_and_never_lowered() -> None:
     def raised(stored: tuple[int, str | None], asked: tuple[int, str | None]) -> tuple[Any, Any]:
         made = [Target(trials=n, total=t, epoch_examples=1) for n, t in (stored, asked)]
-        found = made[1].raised(made[0])
+        found = made[1].at_least(made[0])
         return found.trials, found.total
 
     assert raised((60, None), (30, None)) == (60, None)
