@@ -197,7 +197,7 @@ def _stored_form(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_stored_form(part) for part in value]
     if isinstance(value, Mapping):
-        return {key: _stored_form(part) for key, part in value.items()}
+        return {str(key): _stored_form(part) for key, part in value.items()}
     if isinstance(value, bool | int | float | str | None):
         return value
     if isinstance(value, torch.Tensor | np.ndarray):

@@ -32,3 +32,9 @@ def test_stored_studies_are_read_without_torch() -> None:
     code = "import sys, hpo_mab.storage._runs, hpo_mab.cli._report\nprint('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
+
+
+def test_bandits_are_imported_without_scipy() -> None:
+    code = "import sys, hpo_mab.samplers._mab\nprint('scipy' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"

@@ -222,9 +222,7 @@ def _split_folders(root: Path, folders: Mapping[str, Path]) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for name, path in folders.items():
         part = _part_named(name)
-        # Without folders in it, "train" is a class, the vehicle, and so is "valid". "test" then
-        # has images without labels.
-        if part is None or (part != "test" and not _Walk().folders(path)):
+        if part is None or _is_class(name, path, part, found):
             continue
         if part in found:
             raise DataError(
@@ -233,6 +231,14 @@ def _split_folders(root: Path, folders: Mapping[str, Path]) -> dict[str, Path]:
             )
         found[part] = path
     return found
+
+
+def _is_class(name: str, path: Path, part: str, found: Mapping[str, Path]) -> bool:
+    """Whether a folder with the name of a part is a class: it has no folders of classes."""
+    if part == "train":  # The vehicle.
+        return not _Walk().folders(path)
+    valid = name.casefold() == "valid" and "train" not in found
+    return valid and not _Walk().folders(path) and bool(_Walk().images(path))
 
 
 def _part_named(name: str) -> str | None:
@@ -335,8 +341,10 @@ def _check_present(
     layout: _Layout, parts: Mapping[str, Sequence[tuple[_pictures.Picture, int]]], root: Path
 ) -> None:
     for part, pictures in parts.items():
-        if not pictures:
-            raise DataError(f"No readable image in the part '{part}' of {root}.")
+        if layout.files[part] and not pictures:
+            raise DataError(
+                f"No readable image in the part '{part}' of {root}.{_joined(layout.notes)}"
+            )
     present = {number for _, number in parts["train"]}
     absent = [name for number, name in enumerate(layout.classes) if number not in present]
     if absent:

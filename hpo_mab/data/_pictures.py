@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import functools
+import os
 import textwrap
 import warnings
 from collections.abc import Sequence
@@ -115,9 +117,11 @@ def read(path: Path, size: int) -> Picture | str:
         with Image.open(path, formats=readable()[1]) as image:
             return Picture(_fitted_pixels(_upright(image), size), min(image.size))
     except Exception as error:  # Decoders raise errors of every type on damaged files.
-        if isinstance(error, OSError) and error.errno is not None:
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
             # It may be over the next time, and the cache would leave the image out for good.
-            raise DataError(f"{path} cannot be read: {error.strerror}.") from None
+            # Decoders raise EINVAL where a damaged file has a negative offset.
+            shown = os.fsencode(path).decode(errors="replace")
+            raise DataError(f"{shown} cannot be read: {error.strerror}.") from None
         return _error_text(error, path)
 
 

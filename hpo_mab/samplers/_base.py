@@ -364,7 +364,7 @@ class BatchSampler(Sampler[list[int]], abc.ABC):
 
     def set_progress(self, share: float) -> None:
         """Set the share of the training budget that is spent, in [0, 1]."""
-        self._progress = share
+        self._progress = float(share)
 
     def statistics(self) -> dict[str, float]:
         """Figures since the last call, for learning curves; may wait for the device.

@@ -313,7 +313,8 @@ def claim(
 ) -> Next | None:
     """Take the study's next trials with one lock: those that wait, else new ones.
 
-    Finished and running trials together, twins not counted, never exceed the study's target. A new
+    Finished and running trials together, twins not counted, never exceed the study's target; but a
+    running trial of another program, which has no slot, counts only when it has finished. A new
     trial takes the slot after the highest that a trial has had.
 
     Args:

@@ -90,7 +90,11 @@ def _most_slots(study: optuna.Study) -> int:
     if target.lengthens(study):
         return most
     plan = Plan(study.get_trials(deepcopy=False))
-    twins = sum(bool(sampler) for _, sampler in plan.unsettled())
+    # Those that wait, or will be tried again.
+    twins = sum(
+        sampler != "" and all(one.state != "running" for one in plan.places[slot, sampler])
+        for slot, sampler in plan.unsettled()
+    )
     # A step takes as long with empty slots.
     return min(most, target.trials - plan.finished + twins)
 

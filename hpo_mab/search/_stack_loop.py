@@ -12,7 +12,7 @@ import optuna
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import TrialState
 
-from hpo_mab._attributes import RESUMED_KEY, STACK_KEY
+from hpo_mab._attributes import RESUMED_KEY, RETRY_KEY, STACK_KEY
 from hpo_mab._errors import interruptible, memory_reason
 from hpo_mab._plan import Next
 from hpo_mab.samplers._registry import NAMES
@@ -28,7 +28,7 @@ from hpo_mab.search._space import Assignment, Configuration
 from hpo_mab.search._trial_loop import End, TrialCallback, TrialLoop
 from hpo_mab.search._workload import Workload
 from hpo_mab.storage import STORAGE_ERRORS, Storage
-from hpo_mab.storage._optuna import id_of
+from hpo_mab.storage._optuna import id_of, storage_of
 from hpo_mab.training import Evaluation, StackedTrainer, TrainingDiverged
 from hpo_mab.training._device import release_memory
 from hpo_mab.training._optimizers import OPTIMIZERS
@@ -211,24 +211,27 @@ class StackLoop(TrialLoop):
             following = self._claim(free)
             claimed = self._claimed[known:]
             with self._storage.optuna.collect_writes():
-                alone = [trial for trial in claimed if not self._start_in_slot(trial)]
-            for trial in alone:
+                reasons = [(trial, self._start_in_slot(trial)) for trial in claimed]
+            for trial, why in reasons:
                 # It is released when the device runs out of memory.
-                if trial in self._claimed:
-                    self._run(trial)
+                if why is None or trial not in self._claimed:
+                    continue
+                if self._run(trial) != TrialState.FAIL:
+                    self._objective.note(f"trained alone: {why}")
             if following is not None:
                 return following
         return None
 
-    def _start_in_slot(self, trial: optuna.trial.Trial) -> bool:
-        """Start a trial in a slot, or end it; False if no stack can train it."""
+    def _start_in_slot(self, trial: optuna.trial.Trial) -> str | None:
+        """Start a trial in a slot; why no stack can train it, None if one does."""
         if trial not in self._claimed:
             # It was released when the device ran out of memory.
-            return True
+            return None
         try:
             assignment = self._objective.assign(trial)
-            if why_alone(self._objective.workload, assignment.configuration) is not None:
-                return False
+            why = why_alone(self._objective.workload, assignment.configuration)
+            if why is not None:
+                return why
             checkpoint = self._objective.checkpoint(trial, assignment)
             state = None if checkpoint is None else checkpoint.load()
             with interruptible():
@@ -247,13 +250,15 @@ class StackLoop(TrialLoop):
         else:
             self._running[id_of(trial)] = running
             self._begin_record(running, points)
-            return True
+            return None
+        # Its frames refer to the networks of the stack.
+        failed.with_traceback(None)
+        release_memory()
         if memory_reason(failed) is None:
             # It may be the stack that cannot be made. Alone, a trial fails with its own reason.
-            self._objective.note(f"a trial was trained alone: {failure_reason(failed)}")
-            return False
-        self._halve_slots(failed)
-        return True
+            return failure_reason(failed)
+        self._halve_slots()
+        return None
 
     def _begin_record(self, running: _Running, points: Sequence[Evaluation]) -> None:
         """Report the evaluations of a checkpoint; the pruner may stop the trial at any of them."""
@@ -285,7 +290,9 @@ class StackLoop(TrialLoop):
                 if memory_reason(error) is None:
                     raise
                 failed = error
-        self._halve_slots(failed)
+        # Its frames refer to the networks of the stack.
+        failed.with_traceback(None)
+        self._halve_slots()
 
     def _record_round(
         self, found: Sequence[tuple[_Running, Evaluation | TrainingDiverged]]
@@ -367,22 +374,21 @@ class StackLoop(TrialLoop):
         self._objective.conclude(trial, running.assignment.slot)
         return End(trial, TrialState.COMPLETE, result.accuracy)
 
-    def _halve_slots(self, error: Exception) -> None:
+    def _halve_slots(self) -> None:
         """Train half as many at a time after the device ran out of memory."""
-        # Its frames refer to the networks of the stack.
-        error.with_traceback(None)
-        self._free_memory()
-
-    def _free_memory(self) -> bool:
-        if self._stacks.slots == 1:
-            return False
-        # A trial that was trained alone is tried again, too.
         self._abandon()
         before = self._stacks.slots
         self._stacks.slots //= 2
         self._objective.note(
             f"out of memory: {self._stacks.slots} instead of {before} trials at a time"
         )
+
+    def _make_room(self, trial: optuna.trial.Trial) -> bool:
+        # Next to a smaller stack it is tried again, once: it may be too large by itself.
+        stored = storage_of(self._study).get_trial(id_of(trial))
+        if self._stacks.slots == 1 or RETRY_KEY in stored.system_attrs:
+            return False
+        self._halve_slots()
         return True
 
     def _give_up_stacks(self, error: Exception) -> None:

@@ -212,7 +212,8 @@ class TrialLoop:
             is_saved=self._is_saved,
         )
 
-    def _run(self, trial: optuna.trial.Trial) -> None:
+    def _run(self, trial: optuna.trial.Trial) -> TrialState:
+        """Train a trial and store its end, which is returned."""
         value, state, out_of_memory = None, TrialState.FAIL, False
         try:
             value = self._objective(trial)
@@ -227,15 +228,16 @@ class TrialLoop:
         if out_of_memory:
             # Only now: the traceback of the error held references to the trial's tensors.
             release_memory()
-            if self._free_memory():
-                return
+            if self._make_room(trial):
+                return state
         if state == TrialState.FAIL:
             self._fail_trial(trial)
         else:
             self._finish(End(trial, state, value))
+        return state
 
-    def _free_memory(self) -> bool:
-        """Whether memory was freed, so that the claimed trials are tried again."""
+    def _make_room(self, trial: optuna.trial.Trial) -> bool:
+        """Free memory for a trial that had too little; whether it is tried again."""
         return False
 
     def _fail_trial(self, trial: optuna.trial.Trial) -> None:

@@ -244,6 +244,28 @@ def test_a_class_may_have_the_name_of_a_part(tmp_path: Path, classes: tuple[str,
     assert data.load("image_folder", root=tmp_path, size=8)[0].classes == classes
 
 
+def test_a_part_without_a_file_is_held_out(tmp_path: Path) -> None:
+    _split(tmp_path, "train")
+    (tmp_path / "test" / "cat").mkdir(parents=True)
+    train, test = data.load("image_folder", root=tmp_path, size=8)
+    assert len(test) * 4 == len(train)
+
+
+@pytest.mark.parametrize(
+    ("name", "classes"), [("val", ("cat", "dog")), ("valid", ("cat", "dog", "valid"))]
+)
+def test_images_next_to_classes(tmp_path: Path, name: str, classes: tuple[str, ...]) -> None:
+    _split(tmp_path, ".")
+    for number in range(5):
+        _write(tmp_path / name / f"{number}.png", number)
+    assert data.load("image_folder", root=tmp_path, size=8)[0].classes == classes
+    # Next to a training part it is neither.
+    (tmp_path / "train").mkdir()
+    for label in ("cat", "dog"):
+        (tmp_path / label).rename(tmp_path / "train" / label)
+    assert data.load("image_folder", root=tmp_path, size=8)[0].classes == ("cat", "dog")
+
+
 @pytest.mark.parametrize("part", ["validation", "test"])
 def test_a_part_without_a_readable_image_is_not_replaced(tmp_path: Path, part: str) -> None:
     _grey_folder(tmp_path)
