@@ -25,7 +25,7 @@ from hpo_mab._attributes import (
     TotalBudget,
     flat_spec,
 )
-from hpo_mab._errors import ArgumentError
+from hpo_mab._errors import ArgumentError, json_values
 from hpo_mab.advantage import Estimate, Evidence
 from hpo_mab.advantage._advantage import positive_rank_sums
 from hpo_mab.advantage._evidence import difference_of_task, read_evidence
@@ -150,8 +150,7 @@ class Standing:
     def to_json(self) -> dict[str, Any]:
         """The standing as JSON values."""
         estimates = {"examples": self.examples.to_json(), "seconds": self.seconds.to_json()}
-        # JSON has no NaN.
-        cost = round(self.cost, 4) if math.isfinite(self.cost) else None
+        cost = json_values(round(self.cost, 4))
         return {"name": self.name, **estimates, "cost": cost}
 
     @classmethod

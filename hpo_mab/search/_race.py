@@ -193,23 +193,19 @@ class Race:
 
     def end(self, study: optuna.Study) -> int:
         """The first slot after those that are raced; 0 once the race is decided."""
-        plan = self._plan(study) if self.choice(study) is None else None
+        plan = self._plan(study) if stored_choice(study) is None else None
         return 0 if plan is None else plan.end
-
-    def choice(self, study: optuna.Study) -> Choice | None:
-        """The race's choice; None before it is decided."""
-        return stored_choice(study)
 
     def needs_record(self, study: optuna.Study) -> bool:
         """Whether the race is open, and a sampler in it uses the study's record of examples."""
-        plan = self._plan(study) if self.choice(study) is None else None
+        plan = self._plan(study) if stored_choice(study) is None else None
         return plan is not None and any(
             uses_record(self._samplers[name]) for name in plan.challengers
         )
 
     def sampler(self, study: optuna.Study) -> str:
         """Name of the batch sampler that a new trial is trained with."""
-        choice = self.choice(study)
+        choice = stored_choice(study)
         return UNIFORM if choice is None else choice.sampler
 
     def advance(
@@ -229,7 +225,7 @@ class Race:
         Returns:
             Whether twins were queued.
         """
-        if self.choice(study) is not None:
+        if stored_choice(study) is not None:
             return False
         race = self._plan(study)
         if race is None:

@@ -11,10 +11,24 @@ from typing import Any
 import pytest
 
 from hpo_mab.compare import _runner, run_comparison
-from hpo_mab.search import StudyRunner, load_splits, make_spec
+from hpo_mab.search import StudyRunner, StudySpec, load_splits, make_spec
 from hpo_mab.storage import Storage
 from hpo_mab.training import Budget
 from hpo_mab.training._evaluate import Evaluator
+
+
+def _spec(**sections: Any) -> StudySpec:
+    """A definition whose trials take four steps."""
+    return make_spec(
+        {
+            "name": "tiny",
+            "budget": {"steps": 4, "evaluations": 2, "trials": 2},
+            "model": {"name": "mlp"},
+            "optimizer": {"name": "sgd", "lr": {"low": 0.01, "high": 0.1}},
+            "search": {"initial": 1},
+            **sections,
+        }
+    )
 
 
 def test_the_data_of_a_seed_are_freed_before_those_of_the_next_are_loaded(
@@ -30,16 +44,7 @@ def test_the_data_of_a_seed_are_freed_before_those_of_the_next_are_loaded(
         return splits
 
     monkeypatch.setattr(_runner, "load_splits", load)
-    spec = make_spec(
-        {
-            "name": "tiny",
-            "budget": {"steps": 4, "evaluations": 2, "trials": 2},
-            "model": {"name": "mlp"},
-            "optimizer": {"name": "sgd", "lr": 0.1},
-            "search": {"initial": 1},
-            "compare": {"seeds": 2, "retrain": 1},
-        }
-    )
+    spec = _spec(optimizer={"name": "sgd", "lr": 0.1}, compare={"seeds": 2, "retrain": 1})
     found = run_comparison(spec, storage)
     assert (len(held), len(found.runs)) == (2, 4)
 
@@ -48,16 +53,7 @@ def test_the_data_of_a_seed_are_freed_before_those_of_the_next_are_loaded(
 def test_an_interrupted_comparison_continues_to_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
 ) -> None:
-    spec = make_spec(
-        {
-            "name": "tiny",
-            "budget": {"steps": 4, "evaluations": 2, "trials": 2},
-            "model": {"name": "mlp"},
-            "optimizer": {"name": "sgd", "lr": {"low": 0.01, "high": 0.1}},
-            "search": {"initial": 1},
-            "compare": {"seeds": 1, "retrain": 1},
-        }
-    )
+    spec = _spec(compare={"seeds": 1, "retrain": 1})
     storage = Storage(str(tmp_path / "whole.db"))
     whole = run_comparison(spec, storage)
     storage.close()
@@ -87,32 +83,17 @@ def test_an_interrupted_comparison_continues_to_the_same(
 
 
 def test_a_study_that_was_run_under_an_arms_name_is_that_arm(storage: Storage) -> None:
-    raw: dict[str, Any] = {
-        "name": "tiny",
-        "budget": {"steps": 4, "evaluations": 2, "trials": 2},
-        "model": {"name": "mlp"},
-        "optimizer": {"name": "sgd", "lr": {"low": 0.01, "high": 0.1}},
-        "search": {"initial": 1},
-        "compare": {"seeds": 1, "retrain": 0, "unpruned": True},
-    }
-    alone = make_spec({**raw, "sampler": {"kind": "uniform"}, "pruner": {"kind": "none"}})
+    compare = {"seeds": 1, "retrain": 0, "unpruned": True}
+    alone = _spec(compare=compare, sampler={"kind": "uniform"}, pruner={"kind": "none"})
     assert StudyRunner(alone, storage).run("tiny-unpruned-seed0", score=False).run.arm == "uniform"
-    found = run_comparison(make_spec(raw), storage)
+    found = run_comparison(_spec(compare=compare), storage)
     assert sorted(run.arm for run in found.runs) == ["mab", "uniform", "unpruned"]
 
 
 def test_scores_of_another_budget_do_not_count(
     storage: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    spec = make_spec(
-        {
-            "name": "tiny",
-            "budget": {"steps": 4, "evaluations": 2, "trials": 1},
-            "model": {"name": "mlp"},
-            "optimizer": {"lr": 0.1},
-            "sampler": {"kind": "uniform"},
-        }
-    )
+    spec = _spec(budget={"steps": 4, "evaluations": 2, "trials": 1}, sampler={"kind": "uniform"})
     runner = StudyRunner(spec, storage)
     run = runner.run(score=False).run
     budgets: list[Budget] = []
