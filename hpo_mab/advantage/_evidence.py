@@ -12,7 +12,7 @@ from typing import Any, Literal, Self
 from hpo_mab._errors import ArgumentError, require
 from hpo_mab.advantage._advantage import Estimate, acceleration, advantage, equivalent_budget
 from hpo_mab.advantage._fidelity import compare_fidelity
-from hpo_mab.advantage._pairs import PairedCurves
+from hpo_mab.advantage._pairs import Floats, PairedCurves
 
 _VERSION = 1
 #: Digits stored: accuracies are less exact, and attributes should be small.
@@ -60,8 +60,8 @@ class Evidence:
         budgets: Shares of a trial's budget in (0, 1], increasing [T].
         advantage: ``D(t)`` [T].
         acceleration: ``k(t)`` [T].
-        fidelity: Kendall tau of the bandit minus that of uniform at the same ``t`` [T], both with
-            uniform's final accuracy.
+        fidelity: Kendall tau of the bandit minus that of uniform at the same ``t`` [T], each with
+            its own final accuracy.
         rungs: Where a rung at each budget is decided [T].
         pairs: Number of pairs measured.
         margin: How much lower tau may be at a moved rung.
@@ -247,9 +247,9 @@ def measure_evidence(
 
     A rung at uniform budget ``r`` is decided at the earliest ``t`` that meets two conditions. The
     equivalent budget ``e(t)`` is at least ``r``. And the fidelity is no worse than uniform's at
-    ``r``. That is: the paired difference of Kendall taus has an interval above ``-margin``. Both
-    taus are with uniform's final accuracy. Uniform's early accuracies come from the same trainings,
-    so the comparison is biased against moving a rung.
+    ``r``. That is: the paired difference of Kendall taus has an interval above ``-margin``. Here
+    both taus are with uniform's final accuracy. Uniform's early accuracies come from the same
+    trainings, so the comparison is biased against moving a rung.
 
     Args:
         pairs: At least 4 pairs at T budgets, the last of which is a trial's full budget.
@@ -273,11 +273,12 @@ def measure_evidence(
     ahead = advantage(relative, confidence=confidence, resamples=resamples, seed=seed)
     faster = acceleration(relative, confidence=confidence, resamples=resamples, seed=seed)
 
-    def difference(early: int, rung: int) -> Estimate:
+    def difference(early: int, rung: int, final: Floats = relative.uniform[:, -1]) -> Estimate:
         return compare_fidelity(
             relative.bandit[:, early],
             relative.uniform[:, rung],
-            relative.uniform[:, -1],
+            final,
+            other_final=relative.uniform[:, -1],
             confidence=confidence,
             resamples=resamples,
             seed=seed,
@@ -290,7 +291,7 @@ def measure_evidence(
         budgets=tuple(budgets),
         advantage=tuple(ahead),
         acceleration=tuple(faster),
-        fidelity=tuple(difference(column, column) for column in columns),
+        fidelity=tuple(difference(one, one, relative.bandit[:, -1]) for one in columns),
         rungs=tuple(
             _placed_rung(column, budgets, equivalent, difference, margin) for column in columns
         ),

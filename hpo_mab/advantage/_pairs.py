@@ -92,24 +92,34 @@ class PairedCurves:
     def in_seconds(self) -> Self:
         """The same pairs at equal training seconds instead of equal examples.
 
-        The bandit's accuracy at budget ``t`` becomes that after the reference's seconds for ``t``
-        in the same pair. `advantage` and `acceleration` of the result then include the sampler's
-        cost. A bandit that finished earlier keeps its last accuracy; one that was stopped is NaN
-        from there.
+        With ``c`` the geometric mean over pairs of the bandit's seconds divided by the reference's,
+        the bandit's accuracy at budget ``t`` becomes that at ``t / c``. `advantage` and
+        `acceleration` of the result then include the sampler's cost. A bandit that costs less keeps
+        its last accuracy; one that was stopped is NaN from there.
+
+        One pair's seconds are noisy, so ``c`` is that of all pairs. By how much a pair's ratio
+        differs from it moves the pair's accuracy along the mean curve, by the curve's slope. The
+        mean over pairs that ended is that at ``t / c``; its interval includes the noise of ``c``.
 
         Raises:
             ArgumentError: The seconds are not known.
         """
         if self.bandit_seconds is None or self.uniform_seconds is None:
             raise ArgumentError("in_seconds needs bandit_seconds and uniform_seconds, got None.")
-        rows = [
-            _at_seconds(own, accuracy, other)
-            for own, accuracy, other in zip(
-                self.bandit_seconds, self.bandit, self.uniform_seconds, strict=True
-            )
-        ]
-        # Without pairs, an array of no rows has no second axis.
-        bandit = np.reshape(rows, self.bandit.shape)
+        costs = _log_costs(self.bandit_seconds, self.uniform_seconds)
+        if not np.isfinite(costs).any():
+            bandit = np.full_like(self.bandit, np.nan)
+            return dataclasses.replace(self, bandit=bandit, bandit_seconds=self.uniform_seconds)
+        # Of whole trainings, if there are any: a stopped pair has the pace of its beginning.
+        ended = np.isfinite(costs) & np.isfinite(self.difference[:, -1])
+        cost = np.nanmean(costs[ended] if ended.any() else costs)
+        at = self.budgets * np.exp(-cost)
+        read = interpolate(self.budgets, self.bandit, at)
+        # From the left, so that the slope is 0 once the bandit has ended.
+        slopes = (read - interpolate(self.budgets, self.bandit, at * np.exp(-_SMALL))) / _SMALL
+        known = np.isfinite(slopes)
+        slope = np.where(known, slopes, 0.0).sum(axis=0) / np.maximum(known.sum(axis=0), 1)
+        bandit = read - slope * (costs - cost)[:, None]
         return dataclasses.replace(self, bandit=bandit, bandit_seconds=self.uniform_seconds)
 
 
@@ -157,18 +167,28 @@ def _before_first(budgets: Floats, values: Floats, at: Floats) -> Floats:
     return np.asarray(np.fmax(rising, extended), dtype=np.float64)
 
 
-def _at_seconds(own: Floats, accuracy: Floats, other: Floats) -> Floats:
-    """One pair's accuracy [T] at the seconds ``other`` [T]."""
-    seen = np.isfinite(accuracy) & np.isfinite(own)
-    if not seen.any():
-        return np.full_like(accuracy, np.nan)
-    # Two evaluations may have equal times, but `interpolate` needs budgets that increase.
-    seconds = np.maximum.accumulate(own[seen]) + 1e-9 * np.arange(1, seen.sum() + 1)
-    # NaN seconds are read at 0, and their accuracies removed below.
-    found = interpolate(seconds, accuracy[seen], np.nan_to_num(other))
-    stopped = not np.isfinite(accuracy[-1])
-    beyond = (other > seconds[-1]) if stopped else np.zeros(len(other), dtype=bool)
-    return np.where(np.isnan(other) | beyond, np.nan, found)
+#: Step in the logarithm of the budget over which a slope is measured.
+_SMALL = 0.01
+#: Ratios of seconds count up to this many standard deviations, estimated by the median deviation.
+_OUTLIER = 3.0
+
+
+def _log_costs(own: Floats, other: Floats) -> Floats:
+    """Logarithm of the ratio of each pair's seconds [P, T] at its last common budget, [P].
+
+    Outliers are moved to three deviations from the median; NaN where seconds are not known.
+    """
+    known = (own > 0.0) & (other > 0.0)
+    found = np.full(len(own), np.nan)
+    for row in np.flatnonzero(known.any(axis=1)):
+        last = np.flatnonzero(known[row])[-1]
+        found[row] = np.log(own[row, last] / other[row, last])
+    if not known.any():
+        return found
+    # A training during which the machine did other work counts as one that is a little slow.
+    centre = np.nanmedian(found)
+    room = _OUTLIER * 1.4826 * np.nanmedian(np.abs(found - centre))
+    return np.asarray(np.clip(found, centre - room, centre + room), dtype=np.float64)
 
 
 #: Batches round budgets to whole steps, so a budget counts as reached within this share of it.
@@ -211,6 +231,10 @@ def pair_curves(
     counts = {run.settings.evaluations for run in (*bandit, *uniform)}
     # Loops of a user's own may skip evaluations, and store no number of them.
     read = _curve_by_number if len(counts) == 1 and None not in counts else _curve_at
+    if read is _curve_at:
+        # Large batches go beyond the budget, where those of smaller batches are not known.
+        least = min((run.trial_examples for run in (*bandit, *uniform)), default=0)
+        grid = np.unique(np.minimum(grid, least)) if least else grid
     left = [read(ours[key], grid) for key in keys]
     right = [read(theirs[key], grid) for key in keys]
     shape = (len(keys), len(grid))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -84,23 +85,17 @@ def _read_comparison(
     studies: list[str], storages: list[str], reference: str | None
 ) -> tuple[tuple[StudyRun, ...], ComparisonSummary, dict[str, object], str]:
     """Studies, summary, environment, and all of it as a record."""
-    from hpo_mab.compare import comparison_record, read_record, stored_comparison, summarise
+    from hpo_mab.compare import comparison_record, read_record, stored_comparison
     from hpo_mab.compare._stored import is_record
 
     if any(is_record(name, storages=storages) for name in studies):
-        # A record holds the summary of a whole comparison, which cannot be extended.
-        if len(studies) > 1 or reference:
-            raise ArgumentError(
-                "A record is read alone, its reference is in it; got "
-                f"{' '.join([*studies, *filter(None, [reference])])}."
-            )
-        path = Path(studies[0])
-        stored = read_record(path)
-        # As it is, so that --record writes the same record.
-        text = path.read_text(encoding="utf-8")
-        return stored.runs, stored.summary, dict(stored.environment), text
-    found = stored_comparison(studies, storages=storages, reference=reference)
-    summary = summarise(found.runs, reference=found.reference, retrained=found.retrained)
+        if len(studies) > 1:
+            raise ArgumentError(f"A record is read alone, got {' '.join(studies)}.")
+        found = read_record(Path(studies[0]))
+        found = dataclasses.replace(found, reference=reference or found.reference)
+    else:
+        found = stored_comparison(studies, storages=storages, reference=reference)
+    summary = found.summarise()
     return found.runs, summary, found.environment, comparison_record(found, summary)
 
 

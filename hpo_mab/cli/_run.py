@@ -271,7 +271,7 @@ def compare(
     from hpo_mab.cli._main import stoppable
     from hpo_mab.cli._output import warn_unpublished
     from hpo_mab.cli._progress import StudyProgress, shown_data
-    from hpo_mab.compare import comparison_record, report_html, run_comparison, summarise
+    from hpo_mab.compare import comparison_record, report_html, run_comparison
     from hpo_mab.compare._runner import comparison_names
     from hpo_mab.storage import Storage
 
@@ -303,7 +303,7 @@ def compare(
         continued = command_line(context, compare, shown) if fresh else "the same command"
         typer.echo(f"Interrupted. Finished trials are stored; {continued} continues.", err=True)
         raise typer.Exit(130)
-    summary = summarise(found.runs, reference=found.reference, retrained=found.retrained)
+    summary = found.summarise()
     text = comparison_record(found, summary)
     if record is not None:
         opt.write_file(record, text)

@@ -19,7 +19,7 @@ from hpo_mab.compare._records import (
     PairedRow,
 )
 from hpo_mab.compare._report import (
-    ComparisonRecord,
+    ComparisonRuns,
     comparison_record,
     read_record,
     report_html,
@@ -30,7 +30,6 @@ from hpo_mab.compare._text import Answer, answers, caveats, verdict
 
 if TYPE_CHECKING:
     from hpo_mab.compare._runner import (
-        ComparisonRuns,
         arms_of,
         retrain,
         run_comparison,
@@ -40,7 +39,6 @@ if TYPE_CHECKING:
 __all__ = [
     "Answer",
     "ArmSummary",
-    "ComparisonRecord",
     "ComparisonRuns",
     "ComparisonSummary",
     "Contrast",
@@ -69,7 +67,7 @@ __all__ = [
 __getattr__, __dir__ = lazy_names(
     __name__,
     {
-        "ComparisonRuns arms_of retrain run_comparison": "._runner",
+        "arms_of retrain run_comparison": "._runner",
         "evidence_of stored_comparison": "._stored",
     },
 )

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, Self
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -42,13 +42,13 @@ class ArmSummary:
         saved_share: Those as a share of what the same trials would have spent unpruned.
         sampler_share: Share of the training seconds spent in the batch sampler, over seeds.
         retrained: Test accuracy of the incumbents trained again, over seeds (each seed's mean).
-        finished_by_seed: Complete and pruned trials of each study; empty in earlier records.
+        finished_by_seed: Complete and pruned trials of each study.
 
     Examples:
         >>> from pathlib import Path
         >>> from hpo_mab.compare import read_record
         >>> record = read_record(Path("studies/fashion_mnist/pairs.json"))
-        >>> [(arm.arm, len(arm.seeds)) for arm in record.summary.arms]
+        >>> [(arm.arm, len(arm.seeds)) for arm in record.summarise().arms]
         [('uniform', 1), ('mab', 1)]
     """
 
@@ -64,7 +64,7 @@ class ArmSummary:
     saved_share: float
     sampler_share: Estimate
     retrained: Estimate | None = None
-    finished_by_seed: tuple[int, ...] = ()
+    finished_by_seed: tuple[int, ...]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,7 +91,7 @@ class CostToTarget:
         >>> from pathlib import Path
         >>> from hpo_mab.compare import read_record
         >>> record = read_record(Path("studies/fashion_mnist/pairs.json"))
-        >>> [contrast] = record.summary.contrasts
+        >>> [contrast] = record.summarise().contrasts
         >>> sorted({cost.target for cost in contrast.cost})
         ['common', 'reference']
     """
@@ -125,7 +125,7 @@ class FidelityRow:
         >>> from pathlib import Path
         >>> from hpo_mab.compare import read_record
         >>> record = read_record(Path("studies/fashion_mnist/pairs.json"))
-        >>> [contrast] = record.summary.contrasts
+        >>> [contrast] = record.summarise().contrasts
         >>> contrast.paired[0].agreement("kendall").final
         'reference'
     """
@@ -147,16 +147,15 @@ class PairedRow:
         advantage_p: Wilcoxon signed-rank p-value of the same differences; None below 5 pairs.
         advantage_best: ``D(t)`` of the quarter of the pairs that ends best (mean of both arms).
         acceleration: ``k(t)`` in examples.
-        advantage_seconds: ``D`` at equal seconds, those the reference took for t.
+        advantage_seconds: ``D`` at equal seconds, see `PairedCurves.in_seconds`.
         acceleration_seconds: ``k`` in seconds.
         fidelity: Agreement with the final ranking, by statistic.
-        advantage_seconds_p: Wilcoxon signed-rank p-value of the differences at equal seconds.
 
     Examples:
         >>> from pathlib import Path
         >>> from hpo_mab.compare import read_record
         >>> record = read_record(Path("studies/fashion_mnist/pairs.json"))
-        >>> [contrast] = record.summary.contrasts
+        >>> [contrast] = record.summarise().contrasts
         >>> len(contrast.paired), contrast.paired[-1].advantage.n
         (8, 40)
     """
@@ -169,7 +168,6 @@ class PairedRow:
     advantage_seconds: Estimate
     acceleration_seconds: Estimate
     fidelity: tuple[FidelityRow, ...]
-    advantage_seconds_p: float | None = None
 
     def agreement(self, statistic: str, *, final: Final = "reference") -> FidelityRow:
         """The fidelity by one statistic.
@@ -203,12 +201,15 @@ class Contrast:
         retrained_p: Wilcoxon signed-rank p-value of the same; None below 5 seeds.
         same_slots: Whether trials of both arms were trained in equally many slots. Where not, the
             arms' seconds measure the slots and not the samplers.
+        diverged: Configurations that diverged in this arm only, and in the reference only. They
+            are not among the pairs that reached the end of a trial.
+        stopped: Configurations that a pruner stopped in one arm or both: those left are a choice.
 
     Examples:
         >>> from pathlib import Path
         >>> from hpo_mab.compare import read_record
         >>> record = read_record(Path("studies/fashion_mnist/pairs.json"))
-        >>> [contrast] = record.summary.contrasts
+        >>> [contrast] = record.summarise().contrasts
         >>> contrast.arm, contrast.reference, contrast.pairs
         ('mab', 'uniform', 40)
     """
@@ -225,6 +226,8 @@ class Contrast:
     retrained_gain: Estimate | None = None
     retrained_p: float | None = None
     same_slots: bool = True
+    diverged: tuple[int, int] = (0, 0)
+    stopped: int = 0
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -244,7 +247,7 @@ class ComparisonSummary:
         >>> from pathlib import Path
         >>> from hpo_mab.compare import read_record
         >>> record = read_record(Path("studies/fashion_mnist/pairs.json"))
-        >>> record.summary.reference, record.summary.data
+        >>> record.summarise().reference, record.summarise().data
         ('uniform', 'fashion_mnist')
     """
 
@@ -260,28 +263,6 @@ class ComparisonSummary:
         """The summary as JSON values; unbounded ends and missing figures are None."""
         plain: dict[str, Any] = json_values(dataclasses.asdict(self))
         return plain
-
-    @classmethod
-    def from_json(cls, record: Mapping[str, Any]) -> Self:
-        """The summary that `to_json` wrote.
-
-        Raises:
-            pydantic.ValidationError: The record is not one.
-        """
-        import pydantic
-
-        return pydantic.TypeAdapter(cls).validate_python(_estimates(record))
-
-
-def _estimates(value: Any) -> Any:
-    """The record with its estimates restored, in which None means another value in each field."""
-    if isinstance(value, Mapping):
-        if value.keys() >= {"value", "low", "high"}:
-            return Estimate.from_json(value)
-        return {key: _estimates(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_estimates(item) for item in value]
-    return value
 
 
 def winner(runs: Sequence[StudyRun]) -> StudyRun | None:

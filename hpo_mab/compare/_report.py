@@ -14,6 +14,7 @@ from hpo_mab._errors import ArgumentError, json_values
 from hpo_mab._machine import environment as this_environment
 from hpo_mab.compare import figures
 from hpo_mab.compare._records import CURRENCIES, ComparisonSummary, winner
+from hpo_mab.compare._summary import summarise
 from hpo_mab.compare._tables import (
     Grid,
     grids,
@@ -35,44 +36,70 @@ from hpo_mab.compare._text import (
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-    from hpo_mab.compare._runner import ComparisonRuns
     from hpo_mab.storage import StudyRun, TrialRun
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class ComparisonRecord:
-    """A comparison as it was recorded.
+class ComparisonRuns:
+    """The studies of a comparison, and what was trained again.
 
     Attributes:
-        runs: Its studies, without the user attributes of studies.
-        summary: What was concluded.
-        environment: Versions and hardware of the machine that ran it.
+        reference: The arm the others are compared with.
+        runs: The studies, arm by arm within each seed. From a record they have no user attributes.
+        retrained: Test accuracies of incumbents, by arm and seed. Each was trained again under
+            uniform sampling on fresh seeds, for ``compare.retrain_epochs`` or a trial's budget.
+        interrupted: Whether Ctrl-C ended it early.
+        environments: Versions and hardware that each study began with, by arm and seed.
 
     Examples:
         >>> from pathlib import Path
         >>> from hpo_mab.compare import read_record
-        >>> record = read_record(Path("studies/fashion_mnist/pairs.json"))
-        >>> [run.arm for run in record.runs][:2]
+        >>> found = read_record(Path("studies/fashion_mnist/pairs.json"))
+        >>> [run.arm for run in found.runs]
         ['uniform', 'mab']
     """
 
+    reference: str
     runs: tuple[StudyRun, ...]
-    summary: ComparisonSummary
-    environment: Mapping[str, Any]
+    retrained: Mapping[tuple[str, int], tuple[float, ...]]
+    interrupted: bool = False
+    environments: Mapping[tuple[str, int], Mapping[str, Any]] = dataclasses.field(
+        default_factory=dict
+    )
+
+    @property
+    def environment(self) -> dict[str, Any]:
+        """What the first study began with, empty if it is not known; this machine's without any."""
+        first = next(iter(self.environments.values()), None)
+        return this_environment() if first is None else dict(first)
+
+    def summarise(self) -> ComparisonSummary:
+        """The statistics of the studies, see `hpo_mab.compare.summarise`."""
+        return summarise(self.runs, reference=self.reference, retrained=self.retrained)
 
 
-def read_record(path: Path) -> ComparisonRecord:
-    """Read a record file.
+def read_record(path: Path) -> ComparisonRuns:
+    """Read the studies in a record file.
 
     Raises:
         ArgumentError: It cannot be read or is no record of a comparison.
     """
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
-        return ComparisonRecord(
-            runs=tuple(_run_from_json(study) for study in raw["studies"]),
-            summary=ComparisonSummary.from_json(raw["summary"]),
-            environment=raw["environment"],
+        runs = tuple(_run_from_json(study) for study in raw["studies"])
+        return ComparisonRuns(
+            reference=raw["summary"]["reference"],
+            runs=runs,
+            retrained={
+                (one["arm"], one["seed"]): tuple(one["test_accuracies"]) for one in raw["retrained"]
+            },
+            # Earlier records have only the environment of the first study.
+            environments={
+                (study["arm"], study["seed"]): entry["environment"]
+                for entry in raw.get("environments", ())
+                for study in entry["studies"]
+            }
+            or {(run.arm, run.seed): raw["environment"] for run in runs},
         )
     except OSError as error:
         raise ArgumentError(

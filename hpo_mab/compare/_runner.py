@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from hpo_mab._attributes import RETRAINED_KEY, UNIFORM
 from hpo_mab._errors import SpecError
-from hpo_mab._machine import environment
+from hpo_mab.compare._report import ComparisonRuns
 from hpo_mab.data import ImageSplits
 from hpo_mab.search import (
     ArmSection,
@@ -26,7 +26,13 @@ from hpo_mab.search import (
     load_splits,
     make_objective,
 )
-from hpo_mab.search._study import check_study, choose_names, stored_trials
+from hpo_mab.search._study import (
+    check_reference,
+    check_study,
+    choose_names,
+    stored_names,
+    stored_trials,
+)
 from hpo_mab.storage import (
     Definition,
     Storage,
@@ -78,39 +84,6 @@ StudyProgressFactory = Callable[[str, int], contextlib.AbstractContextManager[Tr
 #: Called before each training of an incumbent with its study's name, which one it is, and of how
 #: many.
 RetrainCallback = Callable[[str, int, int], None]
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class ComparisonRuns:
-    """Everything a comparison has run.
-
-    Attributes:
-        reference: The arm the others are compared with.
-        runs: The studies, arm by arm within each seed.
-        retrained: Test accuracies of incumbents, by arm and seed. Each was trained again under
-            uniform sampling on fresh seeds, for ``compare.retrain_epochs`` or a trial's budget.
-        interrupted: Whether Ctrl-C ended it early.
-        environments: Versions and hardware that each study began with, by arm and seed.
-
-    Examples:
-        >>> from hpo_mab.compare import ComparisonRuns
-        >>> ComparisonRuns(reference="uniform", runs=(), retrained={}, interrupted=True).interrupted
-        True
-    """
-
-    reference: str
-    runs: tuple[StudyRun, ...]
-    retrained: Mapping[tuple[str, int], tuple[float, ...]]
-    interrupted: bool
-    environments: Mapping[tuple[str, int], Mapping[str, Any]] = dataclasses.field(
-        default_factory=dict
-    )
-
-    @property
-    def environment(self) -> dict[str, Any]:
-        """What the first study began with, empty if it is not known; this machine's without any."""
-        first = next(iter(self.environments.values()), None)
-        return environment() if first is None else dict(first)
 
 
 def run_comparison(
@@ -200,13 +173,18 @@ def comparison_names(
     Raises:
         ArgumentError: Evidence that cannot be read.
         StorageError: A name is that of a study that is defined otherwise.
+        UnknownNameError: The reference of an arm's pruner is no stored study and no earlier arm.
     """
     studies = {
         (arm, one.seed): one for seeded in _arms_by_seed(spec) for arm, one in seeded.items()
     }
     names = choose_names(storage, studies, name=name, fresh=fresh)
+    known = set(stored_names(storage))
     for key, chosen in names.items():
         check_study(storage, chosen, studies[key])
+        if chosen not in known:
+            check_reference(studies[key], known)
+            known.add(chosen)
     return names
 
 

@@ -14,7 +14,7 @@ from typing import Any, Self
 import optuna
 import sqlalchemy as sa
 
-from hpo_mab._attributes import UNIFORM, StudySettings
+from hpo_mab._attributes import SEED_KEY, UNIFORM, StudySettings
 from hpo_mab._errors import ArgumentError, StorageError, UnknownNameError
 from hpo_mab.advantage import (
     DEFAULT_MARGIN,
@@ -23,7 +23,8 @@ from hpo_mab.advantage import (
     measure_evidence,
     pair_curves,
 )
-from hpo_mab.compare._runner import ComparisonRuns, stored_scores
+from hpo_mab.compare._report import ComparisonRuns
+from hpo_mab.compare._runner import stored_scores
 from hpo_mab.data import DataIdentity
 from hpo_mab.pruners._evidence import pairs_of_trials
 from hpo_mab.search._choice import Raced
@@ -190,7 +191,8 @@ class _FoundStudies:
             raise ArgumentError(
                 f"'{self.databases[key]}' and '{place}' are both arm '{run.arm}', seed {run.seed}, "
                 "and a comparison takes one study of an arm and seed. Name only one of them, or "
-                "give one another arm's name: NAME=STUDY."
+                "give one another arm's name: NAME=STUDY. Studies of own loops may have a seed: "
+                f"study.set_user_attr('{SEED_KEY}', 1)."
             )
         study = open_study(storage, name)
         definition = Definition.of(study)

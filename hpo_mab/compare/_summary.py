@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from hpo_mab._attributes import STACK_KEY
+from hpo_mab._attributes import REASON_KEY, STACK_KEY
 from hpo_mab._errors import ArgumentError, UnknownNameError
-from hpo_mab._plan import Plan
+from hpo_mab._plan import FINISHED, Plan
 from hpo_mab.advantage import (
     Estimate,
     PairedCurves,
@@ -24,7 +24,7 @@ from hpo_mab.advantage import (
     mean_estimate,
     pair_curves,
 )
-from hpo_mab.advantage._pairs import refuse_other_budgets
+from hpo_mab.advantage._pairs import refuse_other_budgets, same_configuration
 from hpo_mab.compare._records import (
     CURRENCIES,
     ArmSummary,
@@ -41,7 +41,7 @@ from hpo_mab.compare._records import (
 )
 
 if TYPE_CHECKING:
-    from hpo_mab.storage import StudyRun
+    from hpo_mab.storage import StudyRun, TrialRun
 
 Floats = NDArray[np.float64]
 
@@ -216,14 +216,13 @@ def paired_rows(pairs: PairedCurves, *, confidence: float) -> tuple[PairedRow, .
             advantage_seconds=ahead_seconds,
             acceleration_seconds=faster_seconds,
             fidelity=_fidelities(pairs, column, confidence=confidence),
-            advantage_seconds_p=signed_rank_p(clock.difference[:, column]),
         )
         for column, (budget, ahead, faster, ahead_seconds, faster_seconds) in enumerate(columns)
     )
 
 
 def _best_quarter(pairs: PairedCurves) -> list[int]:
-    """The quarter of the pairs that ends best, by the mean of both arms: neither's luck decides."""
+    """The quarter of the pairs that ends best, by the mean of both arms."""
     if not len(pairs.budgets):
         return []
     final = (pairs.bandit[:, -1] + pairs.uniform[:, -1]) / 2
@@ -378,7 +377,36 @@ def _contrast(arm: Runs, reference: Runs, scores: Retrained, *, confidence: floa
         retrained_gain=(mean_estimate(again, confidence=confidence) if known else None),
         retrained_p=signed_rank_p(again) if known else None,
         same_slots=_slots([arm[key] for key in seeds]) == _slots([reference[key] for key in seeds]),
+        **_early_ends(arm, reference, seeds),
     )
+
+
+def _early_ends(arm: Runs, reference: Runs, seeds: Sequence[int]) -> dict[str, Any]:
+    """``diverged`` and ``stopped`` of a `Contrast`."""
+    own, other = (
+        {
+            (seed, trial.slot): trial
+            for seed in seeds
+            for trial in runs[seed].trials
+            if trial.paired and not trial.twin and trial.budgets == 1 and trial.state in FINISHED
+        }
+        for runs in (arm, reference)
+    )
+    ends = [
+        (_end(own[key]), _end(other[key]))
+        for key in own.keys() & other.keys()
+        if same_configuration(own[key], other[key])
+    ]
+    diverged = [tuple(end == "diverged" for end in pair) for pair in ends]
+    return {
+        "diverged": (diverged.count((True, False)), diverged.count((False, True))),
+        "stopped": sum("pruned" in pair for pair in ends),
+    }
+
+
+def _end(trial: TrialRun) -> str:
+    """``"complete"``, ``"pruned"`` or ``"diverged"``."""
+    return "diverged" if REASON_KEY in trial.attrs else trial.state
 
 
 def _slots(runs: Sequence[StudyRun]) -> set[int]:

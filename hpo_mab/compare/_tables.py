@@ -27,9 +27,9 @@ def percent(estimate: Estimate, *, interval: bool = True) -> str:
     return _estimate_text(within, 100.0, ".1f", interval=interval)
 
 
-def points(estimate: Estimate) -> str:
-    """A difference of shares as signed points, to a tenth."""
-    return _estimate_text(estimate, 100.0, "+.1f")
+def points(estimate: Estimate, *, digits: int = 1) -> str:
+    """A difference of shares as signed points."""
+    return _estimate_text(estimate, 100.0, f"+.{digits}f")
 
 
 def ratio(estimate: Estimate) -> str:
@@ -69,7 +69,8 @@ def _estimate_text(estimate: Estimate, scale: float, form: str, *, interval: boo
     if not interval or unbounded(estimate):
         return value
     low, high = (
-        f"{end * scale:{form}}" if math.isfinite(end) else ("-inf" if end < 0 else "inf")
+        # Without a plus sign: tables must fit 80 columns.
+        f"{end * scale:{form.removeprefix('+')}}" if math.isfinite(end) else f"{end}"
         for end in (estimate.low, estimate.high)
     )
     return f"{value} [{low}, {high}]"
@@ -116,7 +117,8 @@ def answer_grid(summary: ComparisonSummary, contrast: Contrast) -> Grid:
                 one.statement,
                 one.currency or "-",
                 one.shown_reply,
-                "-" if found is None else points(found),
+                # As in the verdict: an end that is rounded to 0 would contradict the answer.
+                "-" if found is None else points(found, digits=2),
                 "-" if found is None else str(found.n),
             )
         )
@@ -253,11 +255,13 @@ def _gains(summary: ComparisonSummary) -> Grid:
             ("best, re-trained, test", contrast.retrained_gain, contrast.retrained_p),
         ):
             if gain is not None:
-                rows.append((contrast.arm, name, points(gain), str(gain.n), p_value(p)))
+                shown = points(gain, digits=2)
+                rows.append((contrast.arm, name, shown, str(gain.n), p_value(p)))
         if contrast.paired:
             last = contrast.paired[-1]
-            found = (points(last.advantage), str(last.advantage.n), p_value(last.advantage_p))
-            rows.append((contrast.arm, "same configurations", *found))
+            found = (str(last.advantage.n), p_value(last.advantage_p))
+            shown = points(last.advantage, digits=2)
+            rows.append((contrast.arm, "same configurations", shown, *found))
     notes = ["n: seeds; for same configurations, pairs at the end of a trial."]
     if max(len(contrast.seeds) for contrast in summary.contrasts) == FEWEST_FOR_TEST:
         notes.append("Five seeds cannot give a p below 0.0625.")
@@ -310,7 +314,8 @@ def _advantages(summary: ComparisonSummary, contrast: Contrast) -> Grid:
             for row in contrast.paired
         ),
         caption=(
-            "Same configuration, same seed. best quarter: the pairs with the best final accuracy. "
+            "Same configuration, same seed. equal seconds: the arm is read at the budget over the "
+            "ratio of seconds. best quarter: the pairs with the best final accuracy. "
             f"[{summary.confidence:.0%} interval over pairs]"
         ),
     )

@@ -184,8 +184,8 @@ def parameter_rows(run: StudyRun) -> list[tuple[str, str, str]]:
 
 # The verdict. One interval answers each question, so no answer is read out of several figures.
 
-#: Whether the same configuration learns more, and whether the search finds a better model or better
-#: hyperparameters.
+#: Whether the same configuration learns more, and whether the search ends with a higher best
+#: validation accuracy or with better hyperparameters.
 Question = Literal["learns", "model", "hyperparameters"]
 Reply = Literal["yes", "no", "cannot tell"]
 
@@ -200,10 +200,11 @@ _QUESTIONS: tuple[tuple[Question, Currency | None], ...] = (
 #: Each question as a statement about the arm, and the reply "no" in words.
 _STATEMENTS: dict[Question, tuple[str, str]] = {
     "learns": ("same configuration learns more", "no, less"),
-    "model": ("search finds a better model", "no, worse"),
+    "model": ("higher best validation accuracy", "no, lower"),
     "hyperparameters": ("better hyperparameters", "no, worse"),
 }
 _OTHER_SLOTS = "the arms' trials were trained in different numbers of slots"
+_MID_SCHEDULE = "at equal seconds the slower arm is read before the end of its trials"
 #: No sampler makes a step take this many times as long: above it, the machine was busy.
 _SUSPECT_PACE = 3.0
 
@@ -213,7 +214,8 @@ class Answer:
     """The answer to one question about an arm.
 
     The reply is ``"yes"`` if the whole interval lies above zero, and ``"no"`` if it lies below. It
-    is ``"cannot tell"`` otherwise. The measures, each minus the reference's:
+    is ``"cannot tell"`` otherwise, and where the interval leaves something out that could explain
+    it, see ``reason``. The measures, each minus the reference's:
 
     - ``"learns"``: validation accuracy of the same configuration at the end of a trial, over pairs;
     - ``"model"``: validation accuracy of the best configuration after what the cheaper study spent
@@ -234,7 +236,7 @@ class Answer:
         >>> from pathlib import Path
         >>> from hpo_mab.compare import answers, read_record
         >>> record = read_record(Path("studies/fashion_mnist/pairs.json"))
-        >>> [contrast] = record.summary.contrasts
+        >>> [contrast] = record.summarise().contrasts
         >>> [answer.reply for answer in answers(contrast)]
         ['yes', 'yes', 'cannot tell', 'cannot tell', 'cannot tell']
     """
@@ -254,7 +256,7 @@ class Answer:
 
     @property
     def statement(self) -> str:
-        """The question as a statement about the arm, e.g. ``"search finds a better model"``."""
+        """The question as a statement about the arm, e.g. ``"better hyperparameters"``."""
         return _STATEMENTS[self.question][0]
 
     @property
@@ -291,21 +293,16 @@ def answers(contrast: Contrast) -> tuple[Answer, ...]:
     """The answers about one arm: each question at equal examples and at equal seconds.
 
     One seed cannot compare searches. Seconds cannot be compared where arms were trained in
-    different numbers of slots, nor those of pairs that are the same trainings.
+    different numbers of slots, nor those of pairs that are the same trainings. Pairs get a reply
+    at equal seconds only where it is also that at equal examples: the slower arm's learning rate
+    has not decayed at that time, and its accuracy may be that of fewer validation images.
     """
     return tuple(_answer(contrast, question, currency) for question, currency in _QUESTIONS)
 
 
 def _answer(contrast: Contrast, question: Question, currency: Currency | None) -> Answer:
     estimate = _measure(contrast, question, currency)
-    reason = ""
-    if currency == "seconds" and not contrast.same_slots:
-        reason = _OTHER_SLOTS
-    elif _is_equal(estimate):
-        reason = "no difference in any of them"
-    # At equal seconds, equal trainings differ by the noise of the clock alone.
-    elif question == "learns" and _is_equal(_measure(contrast, question)):
-        reason = "the same trainings in both arms"
+    reason = _reason(contrast, question, currency)
     return Answer(
         arm=contrast.arm,
         reference=contrast.reference,
@@ -315,6 +312,37 @@ def _answer(contrast: Contrast, question: Question, currency: Currency | None) -
         estimate=estimate,
         reason=reason,
     )
+
+
+def _reason(contrast: Contrast, question: Question, currency: Currency | None) -> str:
+    """Why a question has no answer, whatever the interval; empty if it may have one."""
+    estimate = _measure(contrast, question, currency)
+    if currency == "seconds" and not contrast.same_slots:
+        return _OTHER_SLOTS
+    if _is_equal(estimate):
+        return "no difference in any of them"
+    reply, of = _reply(estimate), len(contrast.seeds)
+    # Seeds in which an arm has found nothing would be left out.
+    if question != "learns" and estimate is not None and 0 < estimate.n < of:
+        return f"nothing to compare in {of - estimate.n} of {of} seeds"
+    return _reason_of_pairs(contrast, reply) if question == "learns" else ""
+
+
+def _reason_of_pairs(contrast: Contrast, reply: Reply) -> str:
+    """Why a reply of pairs, at equal examples or seconds, does not count; empty if it does."""
+    at_examples = _measure(contrast, "learns")
+    # At equal seconds, equal trainings differ by the noise of the clock alone.
+    if _is_equal(at_examples):
+        return "the same trainings in both arms"
+    if reply == "cannot tell":
+        return ""
+    if contrast.stopped:
+        return f"a pruner stopped {contrast.stopped} of the pairs, and chose those that are left"
+    # What diverged is not among the pairs, and would have lost.
+    own, other = contrast.diverged
+    if own > other if reply == "yes" else own < other:
+        return f"{contrast.arm} diverged in {own} configurations, {contrast.reference} in {other}"
+    return "" if _reply(at_examples) == reply else _MID_SCHEDULE
 
 
 def _is_equal(estimate: Estimate | None) -> bool:
@@ -358,37 +386,52 @@ def caveats(summary: ComparisonSummary) -> Iterator[str]:
     arms = {arm.arm: arm for arm in summary.arms}
     if any(len(contrast.seeds) == 1 for contrast in summary.contrasts):
         yield "One seed cannot tell whether a search is better; more seeds can."
+    replies = [one.reply for contrast in summary.contrasts for one in answers(contrast)]
+    if len(summary.contrasts) > 1 and set(replies) != {"cannot tell"}:
+        yield (
+            f"There are {len(replies)} answers, each at {summary.confidence:.0%}: some of the "
+            "yes and no may be chance."
+        )
     for contrast in summary.contrasts:
-        if not contrast.seeds:
-            yield (
-                f"{contrast.arm} and {contrast.reference} have no seed in common: nothing can be "
-                "compared."
-            )
-            continue
-        lengths = [
-            _finished_trials(arms[one], contrast.seeds)
-            for one in (contrast.arm, contrast.reference)
-        ]
-        if lengths[0] != lengths[1]:
-            own, other = (", ".join(map(str, each)) for each in lengths)
-            yield (
-                f"Unequal studies; finished trials by seed: {own} in {contrast.arm}, {other} in "
-                f"{contrast.reference}. Equal spend is what the cheaper study spent."
-            )
-        if not contrast.same_slots:
-            yield (
-                f"Seconds of {contrast.arm} and {contrast.reference} cannot be compared: "
-                f"{_OTHER_SLOTS}."
-            )
-        pace = contrast.seconds_per_example.value
-        if contrast.same_slots and max(pace, 1 / pace if pace else 0.0) > _SUSPECT_PACE:
-            yield (
-                f"{contrast.arm} took {pace:.2g} times {contrast.reference}'s seconds per example: "
-                "if the machine did other work in the meantime, seconds do not compare the arms."
-            )
+        yield from _caveats_of(contrast, arms)
+
+
+def _caveats_of(contrast: Contrast, arms: Mapping[str, ArmSummary]) -> Iterator[str]:
+    """What limits the answers about one arm."""
+    if not contrast.seeds:
+        yield (
+            f"{contrast.arm} and {contrast.reference} have no seed in common: nothing can be "
+            "compared."
+        )
+        return
+    lengths = [
+        _finished_trials(arms[one], contrast.seeds) for one in (contrast.arm, contrast.reference)
+    ]
+    if lengths[0] != lengths[1]:
+        own, other = (", ".join(map(str, each)) for each in lengths)
+        yield (
+            f"Unequal studies; finished trials by seed: {own} in {contrast.arm}, {other} in "
+            f"{contrast.reference}. Equal spend is what the cheaper study spent."
+        )
+    if any(contrast.diverged):
+        yield (
+            f"Of the same configurations {contrast.diverged[0]} diverged in {contrast.arm} only "
+            f"and {contrast.diverged[1]} in {contrast.reference} only: no pair has their ends."
+        )
+    if not contrast.same_slots:
+        yield (
+            f"Seconds of {contrast.arm} and {contrast.reference} cannot be compared: "
+            f"{_OTHER_SLOTS}."
+        )
+    pace = contrast.seconds_per_example.value
+    if contrast.same_slots and max(pace, 1 / pace if pace else 0.0) > _SUSPECT_PACE:
+        yield (
+            f"{contrast.arm} took {pace:.2g} times {contrast.reference}'s seconds per example: "
+            "if the machine did other work in the meantime, seconds do not compare the arms."
+        )
 
 
 def _finished_trials(arm: ArmSummary, seeds: tuple[int, ...]) -> list[int]:
-    """Finished trials of an arm's studies; empty where they are not known."""
-    known = dict(zip(arm.seeds, arm.finished_by_seed, strict=False))
-    return [known[seed] for seed in seeds if seed in known]
+    """Finished trials of an arm's studies."""
+    known = dict(zip(arm.seeds, arm.finished_by_seed, strict=True))
+    return [known[seed] for seed in seeds]

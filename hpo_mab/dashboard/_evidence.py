@@ -109,7 +109,8 @@ def _choice_text(choice: Choice | None, evidence: Evidence | None, unused: str) 
         f"{text} The race took {choice.twins} trainings {whose}: "
         f"{choice.examples:,} examples, {choice.seconds:,.1f} seconds.\n\n"
         f"{markdown_table(head, rows)}\n\n"
-        "Points are accuracy minus that of uniform sampling when a sampler left the race, with the "
+        "Points are the centre of the pairs' differences of accuracy from uniform sampling when a "
+        f"sampler left the race, with the {100 * choice.standings[0].examples.confidence:.4g}% "
         "interval of the signed-rank test. Seconds are a multiple of those of uniform sampling."
     )
 
@@ -190,8 +191,7 @@ def _measured_text(evidence: Evidence) -> str:
         f"brackets (evidence `{evidence.digest}`):\n\n{markdown_table(head, rows)}\n\n"
         "**D**: accuracy of the sampler minus uniform's. **k**: how many times the budget uniform "
         "needs for the same accuracy (>=: it did not reach it; inf: not seen). **f**: Kendall's "
-        "tau-b of the sampler's early accuracies with uniform's final ones, minus that of the "
-        "early ones of uniform."
+        "tau-b of the sampler's early accuracies with its final ones, minus uniform's."
     )
 
 

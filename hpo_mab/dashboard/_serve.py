@@ -73,14 +73,14 @@ def comparison_path(study_ids: Iterable[int], *, reference: str) -> str:
 
 def _comparison_page(storage: Storage) -> HTTPResponse:
     """The report of the studies that the request names by their ids, as they are now."""
-    from hpo_mab.compare import report_html, stored_comparison, summarise
+    from hpo_mab.compare import report_html, stored_comparison
 
     ids = str(request.query.get("ids", "")).split(",")
     try:
         names = [storage.optuna.get_study_name_from_id(int(text)) for text in ids]
         reference = request.query.getunicode("reference")
         found = stored_comparison(names, storages=[storage.secret_url], reference=reference)
-        summary = summarise(found.runs, reference=found.reference, retrained=found.retrained)
+        summary = found.summarise()
     except HpoMabError as error:
         return _text_response(400, str(error))
     except (KeyError, ValueError):

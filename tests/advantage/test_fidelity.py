@@ -119,6 +119,20 @@ def test_own_finals_share_noise_on_both_sides():
     assert fair.low <= 0.0 <= fair.high
 
 
+def test_ties_for_the_last_places_of_the_top_are_shared():
+    level, rising = np.zeros((1, 8)), np.arange(8.0)[None]
+    # Three of eight at random; at the end, all that are equal to the third are among the best.
+    assert top_recall(level, rising, k=3) == pytest.approx(3 / 8)
+    assert top_recall(rising, level, k=3) == 1.0
+    tied = np.array([[0.9, 0.8, 0.8, 0.8, 0.7]])
+    assert top_recall(tied, tied, k=3) == pytest.approx(1.0)
+    early, final = np.array([[3.0, 2, 2, 1, 0]]), np.array([[9.0, 8, 7, 6, 5]])
+    # The first for certain, and one of the two that follow it.
+    assert top_recall(early, final, k=2) == pytest.approx((1 + 1 / 2) / 2)
+    order = np.random.default_rng(0).permutation(5)
+    assert top_recall(early[:, order], final[:, order], k=2) == pytest.approx(3 / 4)
+
+
 @pytest.mark.parametrize("size", [0, 1, 3])
 def test_too_few_configurations_leave_the_whole_range(size):
     found = fidelity(np.arange(size), np.arange(size)[::-1])

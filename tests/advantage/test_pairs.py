@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from hpo_mab._errors import ArgumentError
-from hpo_mab.advantage import PairedCurves, pair_curves
+from hpo_mab.advantage import PairedCurves, advantage, pair_curves
 from hpo_mab.advantage._pairs import interpolate
 from hpo_mab.storage import StudyRun, TrialRun
 from hpo_mab.training import Evaluation
@@ -67,6 +67,59 @@ def test_equal_seconds_of_equal_clocks_changes_nothing():
     same = curves(bandit_seconds=seconds, uniform_seconds=seconds).in_seconds()
     assert same.bandit[0, 2] == pytest.approx(0.5, abs=1e-6)
     assert same.bandit[0, 0] == pytest.approx(0.2, abs=1e-6)
+
+
+@pytest.mark.parametrize("noisy", ["bandit_seconds", "uniform_seconds"])
+def test_the_noise_of_clocks_is_no_difference(noisy):
+    # Equally good and equally fast; one pair's clock is a tenth fast, the next one's slow.
+    rng = np.random.default_rng(0)
+    seconds = np.tile(BUDGETS / 100, (20, 1))
+    rising = np.array([0.3, 0.5, 0.7]) + rng.normal(0, 1e-4, (20, 1))
+    clocks = {"bandit_seconds": seconds, "uniform_seconds": seconds}
+    clocks[noisy] = seconds * np.where(np.arange(20) % 2, 0.9, 1.1)[:, None]
+    pairs = curves(bandit=rising, uniform=rising, **clocks).in_seconds()
+    for estimate in advantage(pairs):
+        assert abs(estimate.value) < 0.003
+        assert not estimate.above(0.0)
+        assert not estimate.below(0.0)
+
+
+def test_the_cost_of_a_slower_arm_is_seen_through_the_noise_of_clocks():
+    rng = np.random.default_rng(1)
+    seconds = np.tile(BUDGETS / 100, (30, 1))
+    clocks = 1.5 * np.exp(rng.normal(0, 0.1, (30, 1)))
+    rising = np.array([0.3, 0.5, 0.7]) + rng.normal(0, 0.02, (30, 1))
+    pairs = curves(
+        bandit=rising, uniform=rising, bandit_seconds=seconds * clocks, uniform_seconds=seconds
+    )
+    second = advantage(pairs.in_seconds())[1]
+    # Two thirds of the second budget lie between the first two evaluations.
+    assert second.value == pytest.approx(-0.2 * np.log(1.5) / np.log(2), abs=0.01)
+    assert second.below(0.0)
+    # The noise of 30 clocks alone, times the slope of the curve.
+    assert second.high - second.low == pytest.approx(4 * 0.1 / 30**0.5 * 0.2 / np.log(2), rel=0.4)
+
+
+def test_one_training_on_a_busy_machine_is_no_cost_of_the_sampler():
+    rng = np.random.default_rng(2)
+    seconds = np.tile(BUDGETS / 100, (20, 1))
+    clocks = seconds * np.exp(rng.normal(0, 0.01, (20, 1)))
+    clocks[0] *= 10
+    rising = np.array([0.3, 0.5, 0.7]) + rng.normal(0, 0.02, (20, 1))
+    pairs = curves(bandit=rising, uniform=rising, bandit_seconds=clocks, uniform_seconds=seconds)
+    for estimate in advantage(pairs.in_seconds()):
+        assert abs(estimate.value) < 0.002
+        assert estimate.high - estimate.low < 0.01
+
+
+def test_pairs_that_were_stopped_do_not_hide_the_cost_of_whole_trainings():
+    seconds = np.tile(BUDGETS / 100, (4, 1))
+    rising = np.tile([0.3, 0.5, 0.7], (4, 1))
+    clocks, curve = seconds * 1.1, rising.copy()
+    clocks[2:], curve[2:, 1:], clocks[2:, 1:] = seconds[2:] * 0.8, np.nan, np.nan
+    pairs = curves(bandit=curve, uniform=rising, bandit_seconds=clocks, uniform_seconds=seconds)
+    last = advantage(pairs.in_seconds())[-1]
+    assert (last.value, last.n) == (pytest.approx(-0.2 * np.log(1.1) / np.log(2)), 2)
 
 
 def test_equal_seconds_needs_seconds():
@@ -219,6 +272,16 @@ def test_other_batch_sizes_are_read_at_the_common_budgets():
     pairs = pair_curves(bandit, uniform)
     assert np.isfinite(pairs.bandit).all()
     assert pairs.bandit[0] == pytest.approx([0.2, 0.4, 0.6], abs=0.01)
+
+
+def test_a_trial_of_large_batches_does_not_move_the_end_of_the_others():
+    # Three evaluations a hundred examples apart, but one trial goes to 360 of 300.
+    trials = [
+        trial(number, [0.2, 0.3, 0.4], step=120 if number == 2 else 100) for number in (0, 1, 2)
+    ]
+    pairs = pair_curves([study("mab", *trials)], [study("uniform", *trials)])
+    assert pairs.budgets[-1] == 300
+    assert pairs.ended == 3
 
 
 def test_no_pairs_is_an_answer():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+from types import SimpleNamespace
 from typing import Any
 
 import optuna
@@ -24,6 +25,21 @@ class Clock:
 
     def monotonic(self) -> float:
         return self.now
+
+
+@pytest.fixture
+def screen(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
+    """What is shown on a terminal of 80 columns."""
+    shown = io.StringIO()
+    monkeypatch.setattr(
+        module, "console", lambda **_: Console(file=shown, force_terminal=True, width=80)
+    )
+    return shown
+
+
+def _spending(study: optuna.Study, each: int, *, before: int = 0) -> Any:
+    """Curves of trials that have spent equally many examples each."""
+    return SimpleNamespace(spent=lambda study_id: (before + each * len(study.trials), 0.0))
 
 
 @pytest.fixture(name="clock")
@@ -55,15 +71,10 @@ def test_a_log_gets_a_line_now_and_then(clock: Clock, capsys: pytest.CaptureFixt
 def test_the_time_left_is_that_of_the_total_budget_where_it_ends_first(
     clock: Clock, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    class Curves:
-        """Every trial takes a twentieth of the budget; an earlier run has spent a tenth."""
-
-        def spent(self, study_id: int) -> tuple[int, float]:
-            return 200 + 100 * len(study.trials), 0.0
-
     study = optuna.create_study(direction="maximize")
     Target(trials=400, total="20epochs", epoch_examples=100).save(study)
-    curves: Any = Curves()
+    # Every trial takes a twentieth of the budget; an earlier run has spent a tenth.
+    curves = _spending(study, 100, before=200)
     with StudyProgress(trials=400, label="study", curves=curves) as progress:
         for _ in range(4):
             clock.now += 10
@@ -76,16 +87,11 @@ def test_the_time_left_is_that_of_the_total_budget_where_it_ends_first(
 def test_while_trials_are_lengthened_the_time_left_is_that_of_the_budget(
     clock: Clock, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    class Curves:
-        """Every trial takes a tenth of the budget."""
-
-        def spent(self, study_id: int) -> tuple[int, float]:
-            return 200 * len(study.trials), 0.0
-
     pruner = PromotionPruner(max_resource=8, unlimited=True)
     study = optuna.create_study(direction="maximize", pruner=pruner)
     Target(trials=1, total="20epochs", epoch_examples=100).save(study)
-    curves: Any = Curves()
+    # Every trial takes a tenth of the budget.
+    curves = _spending(study, 200)
     with StudyProgress(trials=1, label="study", curves=curves) as progress:
         for number in range(10):
             clock.now += 4
@@ -168,11 +174,7 @@ def test_short_trials_show_no_progress_of_their_own(
     assert "trial " not in capsys.readouterr().err
 
 
-def test_a_long_trial_has_a_bar_of_its_own(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
-    screen = io.StringIO()
-    monkeypatch.setattr(
-        module, "console", lambda **_: Console(file=screen, force_terminal=True, width=80)
-    )
+def test_a_long_trial_has_a_bar_of_its_own(clock: Clock, screen: io.StringIO) -> None:
     study = optuna.create_study(direction="maximize")
     with StudyProgress(trials=30, label="study") as progress:
         clock.now += 600
@@ -227,6 +229,47 @@ def test_the_pace_counts_all_trials_that_ended_with_the_first(
     assert "16 per minute, 1 min 0 s left" in first
 
 
+def test_many_trials_that_end_within_a_second_are_read_a_few_times(
+    clock: Clock, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = optuna.create_study(direction="maximize")
+    reads, read = [], study.get_trials
+
+    def get_trials(**options: Any) -> Any:
+        if not options["deepcopy"]:  # Not those of `study.trials`.
+            reads.append(clock.now)
+        return read(**options)
+
+    monkeypatch.setattr(study, "get_trials", get_trials)
+    with StudyProgress(trials=100, label="study") as progress:
+        for _ in range(100):
+            clock.now += 0.01
+            study.add_trial(create_trial(value=0.5))
+            progress(study, study.trials[-1])
+    assert len(reads) <= 7
+    # The last one, too, is shown.
+    assert capsys.readouterr().err == "study: 100/100 trials, 0 pruned, best 50.00%\n"
+
+
+def test_after_an_error_nothing_more_is_read(clock: Clock) -> None:
+    study = optuna.create_study(direction="maximize")
+
+    def fail(study: optuna.Study) -> None:
+        with StudyProgress(trials=3, label="study") as progress:
+            for _ in range(2):
+                study.add_trial(create_trial(value=0.5))
+                progress(study, study.trials[-1])
+            study.get_trials = _lost  # type: ignore[method-assign]
+            raise ConnectionError
+
+    with pytest.raises(ConnectionError):
+        fail(study)
+
+
+def _lost(**_: Any) -> Any:
+    raise AssertionError("the database is read again")
+
+
 def test_progress_of_a_data_set_that_is_slow_to_read_is_shown_at_once(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -254,12 +297,8 @@ def test_what_was_loaded_is_shown_once(capsys: pytest.CaptureFixture[str]) -> No
 
 
 def test_a_terminal_of_80_columns_shows_bar_rate_best_and_time_left(
-    clock: Clock, monkeypatch: pytest.MonkeyPatch
+    clock: Clock, screen: io.StringIO
 ) -> None:
-    screen = io.StringIO()
-    monkeypatch.setattr(
-        module, "console", lambda **_: Console(file=screen, force_terminal=True, width=80)
-    )
     study = optuna.create_study(direction="maximize")
     with StudyProgress(trials=200, label="fashion_mnist-uniform-seed0") as progress:
         for _ in range(100):

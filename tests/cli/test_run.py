@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,12 +22,11 @@ from hpo_mab.cli._run import _doubled_limit
 from hpo_mab.search import StudyRunner, load_spec
 from hpo_mab.storage import Storage
 
-Cli = Callable[..., "tuple[int, str, str]"]
+Cli = Any
 
 
 def test_a_study_whose_trials_all_diverge_at_once_has_a_summary(cli: Cli, tiny: str) -> None:
-    status, out, _ = cli("run", tiny, "--trials", "2", "--set", "optimizer.lr=1e38")
-    assert status == 0
+    out = cli.out("run", tiny, "--trials", "2", "--set", "optimizer.lr=1e38")
     assert "0 complete, 2 pruned" in out
     for command in (["report", "tiny-mab-seed0"], ["replay", "tiny-mab-seed0", "0"]):
         status, _, err = cli(*command)
@@ -59,22 +57,20 @@ def test_run_then_continue_then_fresh(cli: Cli, tiny: str) -> None:
     status, out, _ = cli("run", tiny, "--fresh", "--trials", "1", "--json")
     assert json.loads(out)["study"] == "tiny-mab-seed0.2"
 
-    status, out, _ = cli("studies")
-    assert status == 0
+    out = cli.out("studies")
     assert "tiny-mab-seed0 " in out
     assert "tiny-mab-seed0.2" in out
 
 
 def test_a_study_whose_budget_is_spent_continues_with_a_larger_one(cli: Cli, tiny: str) -> None:
-    status, out, _ = cli("run", tiny, "--budget", "1.5epochs")
-    assert status == 0
+    out = cli.out("run", tiny, "--budget", "1.5epochs")
     assert "Trials   2 complete" in out
     assert "saved nothing" in out
     assert f"hpo-mab run {tiny} --budget 3epochs   # continue the study" in out
-    status, out, _ = cli("run", tiny, "--budget", "1.5epochs", "--trials", "3")
+    out = cli.out("run", tiny, "--budget", "1.5epochs", "--trials", "3")
     assert f"hpo-mab run {tiny} --trials 3 --budget 3epochs   # continue the study" in out
     # Where the trials were what ended it, more of them are needed.
-    status, out, _ = cli("run", tiny, "--budget", "1h", "--trials", "2")
+    out = cli.out("run", tiny, "--budget", "1h", "--trials", "2")
     assert f"hpo-mab run {tiny} --trials 4 --budget 1h   # continue the study" in out
 
 
@@ -95,32 +91,29 @@ def test_at_a_constant_rate_a_larger_budget_lengthens_the_best(cli: Cli, tiny: s
     more = ("--pruner", "promotion", "--trials", "2", "--set", "search.initial=0")
     settings = ("--set", "training.schedule=constant", "--set", "optimizer.lr=0.05")
     command = ("run", tiny, *more, *settings)
-    status, out, _ = cli(*command, "--budget", "6epochs")
-    assert status == 0
+    out = cli.out(*command, "--budget", "6epochs")
     assert re.search(r"validation accuracy, trial \d+, \d budgets long", out)
     assert re.search(r"hpo-mab run .* --trials 2 --budget 12epochs .*# continue the study", out)
-    status, out, _ = cli(*command, "--budget", "12epochs", "--json")
+    out = cli.out(*command, "--budget", "12epochs", "--json")
     facts = json.loads(out)
     assert facts["examples"] >= 12 * facts["trial_examples"]
     assert facts["best"]["budgets"] > 1
     # Lengthened trials count once.
     assert sum(facts["trials"].values()) == 2
-    status, out, _ = cli("studies", facts["study"])
+    out = cli.out("studies", facts["study"])
     assert re.search(r"^\d+ +complete, see trial \d+ ", out, flags=re.MULTILINE)
-    status, out, _ = cli("report", facts["study"], "--output", "report.html", "--quiet")
+    out = cli.out("report", facts["study"], "--output", "report.html", "--quiet")
     assert f"trial {facts['best']['trial']}, {facts['best']['budgets']} budgets long." in (
         Path("report.html").read_text(encoding="utf-8")
     )
-    status, out, _ = cli("confirm", facts["study"], "--trainings", "1")
-    assert status == 0
+    out = cli.out("confirm", facts["study"], "--trainings", "1")
     assert re.search(rf"{facts['best']['trial']}, {facts['best']['budgets']} budgets long", out)
 
 
 def test_options_override_the_file(cli: Cli, tiny: str, tmp_path: Path) -> None:
     storage = f"sqlite:///{tmp_path / 'other.db'}"
     arguments = ("--sampler", "uniform", "--seed", "5", "--storage", storage, "--trials", "1")
-    status, out, _ = cli("run", tiny, *arguments, "--set", "optimizer.lr=0.125", "--json")
-    assert status == 0
+    out = cli.out("run", tiny, *arguments, "--set", "optimizer.lr=0.125", "--json")
     facts = json.loads(out)
     assert (facts["study"], facts["sampler"]) == ("tiny-uniform-seed5", "uniform")
     assert facts["best"]["params"] == {}
@@ -190,8 +183,7 @@ def test_missing_data_without_network_is_one_line(
         raise URLError("no network")
 
     monkeypatch.setattr(urllib.request, "urlopen", no_network)
-    status, _, err = cli("run", tiny, "--data", "mnist", "--data-root", str(tmp_path / "none"))
-    assert status == 2
+    err = cli.refusal("run", tiny, "--data", "mnist", "--data-root", str(tmp_path / "none"))
     assert err.count("\n") == 1
     assert str(tmp_path / "none") in err
     assert not (tmp_path / "hpo_mab.db").exists()
@@ -220,13 +212,11 @@ def test_a_key_that_is_set_counts_more_than_the_environment(
 ) -> None:
     monkeypatch.setenv("HPO_MAB_DATA", "elsewhere")
     folder = ("run", tiny, "--data", "image_folder", "--trials", "1")
-    status, _, err = cli(*folder, "--set", "data.root=folder_set")
-    assert status == 2
+    err = cli.refusal(*folder, "--set", "data.root=folder_set")
     assert "folder_set" in err
     assert "elsewhere" not in err
     given = ("--set", "data.root=folder_set", "--data-root", "folder_typed")
-    status, _, err = cli(*folder, *given)
-    assert status == 2
+    err = cli.refusal(*folder, *given)
     assert "folder_typed" in err
     assert "folder_set" not in err
 
@@ -241,21 +231,19 @@ def test_a_name_is_refused_before_the_data_are_touched(
 
     monkeypatch.setattr(data, "load_splits", touched)
     for command in ("run", "compare"):
-        status, _, err = cli(command, tiny, "--epochs", "3")
-        assert status == 2
+        err = cli.refusal(command, tiny, "--epochs", "3")
         assert "'tiny-mab-seed0' exists with another definition: budget.epochs is 1" in err
 
 
 def test_studies_without_a_database_says_what_to_do(cli: Cli) -> None:
-    status, _, err = cli("studies")
-    assert status == 2
+    err = cli.refusal("studies")
     assert "hpo-mab run" in err
 
 
 def test_the_summary_says_what_was_spent_and_saved(cli: Cli, tiny: str) -> None:
     # Each trial but the first is held against one that ended better, and stops at its first rung.
     given = ("--set", "search.initial=1", "--pruner", "successive_halving", "--trials", "6")
-    status, out, _ = cli("run", tiny, *given, "--json")
+    out = cli.out("run", tiny, *given, "--json")
     facts = json.loads(out)
     assert facts["trials"]["pruned"] > 0
     assert 0 < facts["evaluation_seconds"] < facts["wall_seconds"]
@@ -265,8 +253,7 @@ def test_the_summary_says_what_was_spent_and_saved(cli: Cli, tiny: str) -> None:
     saved = facts["examples_saved_by_pruning"]
     assert saved == sum(facts["trials"].values()) * facts["trial_examples"] - facts["examples"]
     assert 0 < share < 1
-    status, out, _ = cli("run", tiny, *given)
-    assert status == 0
+    out = cli.out("run", tiny, *given)
     words = " ".join(out.split())
     assert re.search(r"Time [\d.]+ s of training and [\d.]+ s of evaluation, all trials", words)
     assert f"saved {saved:,} training examples (" in words
@@ -297,8 +284,7 @@ def test_studies_counts_as_the_plan_does(cli: Cli, tiny: str) -> None:
         create_trial(value=1.0)
     )
     storage.close()
-    status, out, _ = cli("studies", "--json")
-    assert status == 0
+    out = cli.out("studies", "--json")
     assert {row["study"]: row["trials"] for row in json.loads(out)} == {
         "tiny-mab-seed0": 2,
         "foreign": 1,
@@ -306,8 +292,7 @@ def test_studies_counts_as_the_plan_does(cli: Cli, tiny: str) -> None:
 
 
 def test_a_suggested_option_replaces_an_assignment(cli: Cli, tiny: str) -> None:
-    status, out, _ = cli("run", tiny, "--set", "budget.trials=2", "--pruner", "none")
-    assert status == 0
+    out = cli.out("run", tiny, "--set", "budget.trials=2", "--pruner", "none")
     assert f"hpo-mab run {tiny} --pruner none --set budget.trials=2 --trials 4   # continue" in out
     command = ("run", tiny, "--trials", "3", "--set", "budget.trials=2", "--pruner", "none")
     _, out, _ = cli(*command, "--json")

@@ -49,6 +49,16 @@ def lines(figure, name):
     return [t for t in arms if t.name == words]
 
 
+def with_contrast(summary, **changes):
+    """The summary with a changed contrast; ``row`` is an evaluation and its changes."""
+    (contrast,) = summary.contrasts
+    if row := changes.pop("row", None):
+        rows = list(contrast.paired)
+        rows[row[0]] = dataclasses.replace(rows[row[0]], **row[1])
+        changes["paired"] = tuple(rows)
+    return dataclasses.replace(summary, contrasts=(dataclasses.replace(contrast, **changes),))
+
+
 def colour(trace):
     return trace.line.color or trace.marker.color
 
@@ -187,10 +197,7 @@ def test_an_interval_without_an_upper_end_ends_in_an_arrow(summary):
     (contrast,) = summary.contrasts
     row = contrast.paired[1]
     estimate = dataclasses.replace(row.acceleration, high=math.inf, censored=False)
-    row = dataclasses.replace(row, acceleration=estimate)
-    paired = (contrast.paired[0], row, *contrast.paired[2:])
-    found = dataclasses.replace(summary, contrasts=(dataclasses.replace(contrast, paired=paired),))
-    figure = figures.acceleration(found)
+    figure = figures.acceleration(with_contrast(summary, row=(1, {"acceleration": estimate})))
     (arrow,) = [t for t in figure.data if t.name.endswith("no upper bound")]
     assert (arrow.x, arrow.marker.symbol) == ((row.examples,), "arrow-up")
     assert "arrow: no upper bound" in figure.layout.title.text
@@ -200,8 +207,7 @@ def test_an_interval_too_wide_to_inform_has_no_bar(summary):
     (contrast,) = summary.contrasts
     wide = Estimate(value=0.3, low=0.005, high=17.0, n=2)
     cost = dataclasses.replace(contrast.cost[0], ratio=wide)
-    found = dataclasses.replace(summary, contrasts=(dataclasses.replace(contrast, cost=(cost,)),))
-    figure = figures.cost_to_target(found)
+    figure = figures.cost_to_target(with_contrast(summary, cost=(cost,)))
     assert figure.data[0].error_x.array == (0.0,)
     assert figure.data[0].error_x.arrayminus == (0.0,)
     assert "no bar: " in figure.layout.title.text
@@ -213,10 +219,7 @@ def test_an_interval_too_wide_to_inform_has_no_bar(summary):
 def test_an_interval_too_wide_to_inform_does_not_set_the_scale(summary):
     (contrast,) = summary.contrasts
     wide = dataclasses.replace(contrast.paired[2].advantage, low=-0.4, high=0.45)
-    row = dataclasses.replace(contrast.paired[2], advantage=wide)
-    paired = (*contrast.paired[:2], row, *contrast.paired[3:])
-    found = dataclasses.replace(summary, contrasts=(dataclasses.replace(contrast, paired=paired),))
-    figure = figures.paired_advantage(found)
+    figure = figures.paired_advantage(with_contrast(summary, row=(2, {"advantage": wide})))
     low, high = figure.layout.yaxis.range
     assert -20 < low < 0 < high < 20
     (line,) = lines(figure, "mab")
@@ -229,8 +232,7 @@ def test_a_cost_that_is_not_known_makes_no_figure(summary):
     (contrast,) = summary.contrasts
     unknown = Estimate(value=math.nan, low=math.nan, high=math.nan, n=0)
     cost = dataclasses.replace(contrast.cost[0], ratio=unknown)
-    found = dataclasses.replace(summary, contrasts=(dataclasses.replace(contrast, cost=(cost,)),))
-    assert not figures.cost_to_target(found).data
+    assert not figures.cost_to_target(with_contrast(summary, cost=(cost,))).data
 
 
 def test_every_arm_is_in_the_legend_of_the_knobs(trial, run):

@@ -193,11 +193,7 @@ def test_a_record_with_unknown_losses_is_json_and_is_read_again(tmp_path, runs):
     changed = (dataclasses.replace(runs[0], trials=trials), *runs[1:])
     found = ComparisonRuns(reference="uniform", runs=changed, retrained={}, interrupted=False)
     text = comparison_record(found, summarise(changed))
-
-    def refuse(constant):
-        raise AssertionError(constant)
-
-    json.loads(text, parse_constant=refuse)
+    json.loads(text, parse_constant=pytest.fail)
     path = tmp_path / "record.json"
     path.write_text(text)
     (first, *_), (same, *_) = read_record(path).runs[0].trials[0].curve, curve

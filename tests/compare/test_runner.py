@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 
+from hpo_mab._errors import UnknownNameError
 from hpo_mab.compare import _runner, run_comparison
 from hpo_mab.search import StudyRunner, StudySpec, load_splits, make_spec
-from hpo_mab.storage import Storage
+from hpo_mab.storage import Storage, study_names
 from hpo_mab.training import Budget
-from hpo_mab.training._evaluate import Evaluator
+from hpo_mab.training import _training as training_module
 
 
 def _spec(**sections: Any) -> StudySpec:
@@ -60,7 +61,7 @@ def test_an_interrupted_comparison_continues_to_the_same(
 
     # Each of the two studies evaluates its trials four times; its best is then trained again.
     evaluations = itertools.count(1)
-    evaluate = Evaluator.__call__
+    evaluate = training_module.evaluate
 
     def interrupt(*given: Any, **options: Any) -> Any:
         if next(evaluations) == at:
@@ -69,7 +70,7 @@ def test_an_interrupted_comparison_continues_to_the_same(
 
     storage = Storage(str(tmp_path / "parts.db"))
     with monkeypatch.context() as patch:
-        patch.setattr(Evaluator, "__call__", interrupt)
+        patch.setattr(training_module, "evaluate", interrupt)
         found = run_comparison(spec, storage)
     assert found.interrupted
     found = run_comparison(spec, storage)
@@ -88,6 +89,20 @@ def test_a_study_that_was_run_under_an_arms_name_is_that_arm(storage: Storage) -
     assert StudyRunner(alone, storage).run("tiny-unpruned-seed0", score=False).run.arm == "uniform"
     found = run_comparison(_spec(compare=compare), storage)
     assert sorted(run.arm for run in found.runs) == ["mab", "uniform", "unpruned"]
+
+
+def test_a_reference_of_a_pruner_is_a_stored_study_or_an_earlier_arm(storage: Storage) -> None:
+    compare: dict[str, Any] = {"retrain": 0, "arms": {"uniform": {"sampler": {"kind": "uniform"}}}}
+    for reference in ("tiny-mab-seed0", "tiny-uniform-seed0"):
+        pruner = {"kind": "advantage", "reference": reference}
+        compare["arms"]["mab"] = {"sampler": {"kind": "mab"}, "pruner": pruner}
+        spec = _spec(compare=compare)
+        if reference == "tiny-mab-seed0":
+            with pytest.raises(UnknownNameError, match=r"study of pruner.reference 'tiny-mab-seed"):
+                run_comparison(spec, storage)
+            assert study_names(storage) == ()
+        else:
+            assert len(run_comparison(spec, storage).runs) == 2
 
 
 def test_scores_of_another_budget_do_not_count(

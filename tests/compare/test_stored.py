@@ -4,7 +4,7 @@ import optuna
 import pytest
 
 from hpo_mab._errors import ArgumentError, StorageError
-from hpo_mab.compare import _stored, stored_comparison, summarise
+from hpo_mab.compare import _stored, stored_comparison
 from hpo_mab.compare._stored import Selection
 from hpo_mab.data import DataIdentity
 from hpo_mab.samplers import BatchSampler, MABSampler, UniformSampler
@@ -23,15 +23,14 @@ def _make(storage: Storage, arm: str, content: str, seed: int = 0) -> None:
 
 
 def test_studies_of_other_files_are_not_compared(storage: Storage) -> None:
-    url = str(storage.file)
     _make(storage, "mab", "one")
     _make(storage, "uniform", "one")
     # Of another seed, the parts of the same data are others.
     _make(storage, "uniform", "two", seed=1)
-    assert len(stored_comparison(["*"], storages=[url]).runs) == 3
+    assert len(stored_comparison(["*"], storages=[str(storage.file)]).runs) == 3
     _make(storage, "mab", "three", seed=1)
     with pytest.raises(ArgumentError, match="'uniform-1' and 'mab-1' differ in labels, files"):
-        stored_comparison(["*"], storages=[url])
+        stored_comparison(["*"], storages=[str(storage.file)])
 
 
 def test_scores_are_compared_with_those_of_the_same_seed_and_budget(
@@ -43,11 +42,10 @@ def test_scores_are_compared_with_those_of_the_same_seed_and_budget(
         "stored_scores",
         lambda study, run: (Budget(epochs=epochs[run.name]), (0.9,)),
     )
-    url = str(storage.file)
     for name in epochs:
         arm, _, seed = name.partition("-")
         _make(storage, arm, "one", seed=int(seed))
-    found = stored_comparison(["*"], storages=[url])
+    found = stored_comparison(["*"], storages=[str(storage.file)])
     assert set(found.retrained) == {("uniform", 0), ("uniform", 1), ("mab", 0)}
 
 
@@ -74,21 +72,19 @@ def _own_loops(
 
 
 def test_trials_of_different_budgets_are_not_compared(storage: Storage) -> None:
-    url = str(storage.file)
     _own_loops(storage, "own", budgets=[2_000, 1_000], samplers=[UniformSampler, UniformSampler])
     with pytest.raises(
         StorageError, match=r"'own' have different budgets, 1,000 to 2,000 examples"
     ):
-        stored_comparison(["own"], storages=[url])
+        stored_comparison(["own"], storages=[str(storage.file)])
 
 
 def test_studies_of_different_budgets_are_not_compared(storage: Storage) -> None:
-    url = str(storage.file)
     _own_loops(storage, "long", budgets=[2_000], samplers=[UniformSampler])
     _own_loops(storage, "short", budgets=[1_000], samplers=[MABSampler])
-    found = stored_comparison(["long", "short"], storages=[url])
+    found = stored_comparison(["long", "short"], storages=[str(storage.file)])
     with pytest.raises(ArgumentError, match=r"2,000 examples in 'long' and 1,000 in 'short'"):
-        summarise(found.runs, reference=found.reference)
+        found.summarise()
 
 
 @pytest.mark.parametrize(
@@ -104,9 +100,8 @@ def test_studies_of_different_budgets_are_not_compared(storage: Storage) -> None
 def test_a_study_of_own_loops_is_the_arm_of_its_one_sampler(
     samplers: list[type[BatchSampler]], arm: str, storage: Storage
 ) -> None:
-    url = str(storage.file)
     _own_loops(storage, "own", budgets=[1_000, 1_000], samplers=samplers)
-    (run,) = stored_comparison(["own"], storages=[url]).runs
+    (run,) = stored_comparison(["own"], storages=[str(storage.file)]).runs
     assert (run.arm, run.trial_examples) == (arm, 1_000)
 
 

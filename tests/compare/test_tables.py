@@ -35,7 +35,7 @@ def test_figures_are_those_of_the_summary(summary):
     text = shown(summary, 100)
     (contrast,) = summary.contrasts
     gain = contrast.gain["examples"]
-    expected = f"{100 * gain.value:+.1f} [{100 * gain.low:+.1f}, {100 * gain.high:+.1f}]"
+    expected = f"{100 * gain.value:+.2f} [{100 * gain.low:.2f}, {100 * gain.high:.2f}]"
     assert expected in text
     assert f"{contrast.paired[1].acceleration.value:.2f} [" in text
     assert ">= 1.00 [1.00, inf]" in text
@@ -89,7 +89,7 @@ def test_the_essential_tables_come_first_and_are_few(summary):
     (contrast,) = summary.contrasts
     gain = 100 * contrast.paired[-1].advantage.value
     line = next(line for line in shown(summary, 80).splitlines() if "same configurations" in line)
-    assert f"{gain:+.1f} [" in line
+    assert f"{gain:+.2f} [" in line
     assert f" {contrast.pairs} " in line
 
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from typing import Any
 
 import pytest
 
-from hpo_mab._attributes import INTERRUPTED_KEY, STACK_KEY, TWIN_KEY
+from hpo_mab._attributes import INTERRUPTED_KEY, LENGTH_KEY, REASON_KEY, STACK_KEY, TWIN_KEY
 from hpo_mab.advantage import Estimate
 from hpo_mab.compare import answers, caveats, summarise, verdict
+from hpo_mab.storage import StudyRun
 
+ARMS = ("mab", "uniform")
 QUESTIONS = [
     ("learns", "examples"),
     ("learns", "seconds"),
@@ -48,10 +51,102 @@ def test_each_measure_answers_its_question_and_no_other(
     summary, question, currency, low, high, reply
 ):
     (contrast,) = summary.contrasts
+    if question == "learns":
+        # At equal seconds pairs have no other reply than at equal examples.
+        other = "seconds" if currency == "examples" else "examples"
+        contrast = with_measure(contrast, "learns", other, found(low, high))
     before = replies(contrast)
     after = replies(with_measure(contrast, question, currency, found(low, high)))
     assert list(after) == QUESTIONS
-    assert after == {**before, (question, currency): reply}
+    both = {("learns", one): reply for one in ("examples", "seconds") if question == "learns"}
+    assert after == {**before, **both, (question, currency): reply}
+
+
+@pytest.mark.parametrize("at_examples", [found(-0.01, 0.02), found(0.001, 0.02)])
+def test_a_slower_arm_is_not_worse_because_it_is_read_before_its_end(summary, at_examples):
+    (contrast,) = summary.contrasts
+    contrast = with_measure(contrast, "learns", "examples", at_examples)
+    contrast = with_measure(contrast, "learns", "seconds", found(-0.02, -0.01))
+    answer = answers(contrast)[1]
+    assert answer.reply == "cannot tell"
+    assert "the slower arm is read before the end of its trials" in str(answer)
+
+
+def diverged(made: StudyRun, *slots: int) -> StudyRun:
+    trials = [
+        dataclasses.replace(
+            one, state="pruned", value=None, curve=(), attrs={REASON_KEY: "loss is nan"}
+        )
+        if one.slot in slots
+        else one
+        for one in made.trials
+    ]
+    return dataclasses.replace(made, trials=tuple(trials))
+
+
+def test_what_diverged_is_counted_against_an_arm_that_is_ahead(study):
+    mab, uniform = study("mab", 0, lift=0.02), study("uniform", 0)
+    assert answers(summarise([mab, uniform]).contrasts[0])[0].reply == "yes"
+    found = summarise([diverged(mab, 0, 1, 2), diverged(uniform, 2)])
+    (contrast,) = found.contrasts
+    assert contrast.diverged == (2, 0)
+    first = answers(contrast)[0]
+    assert (first.reply, first.estimate.n) == ("cannot tell", 5)
+    assert "mab diverged in 2 configurations, uniform in 0" in str(first)
+    (said,) = [line for line in caveats(found) if "diverged" in line]
+    assert said.startswith("Of the same configurations 2 diverged in mab only and 0 in uniform")
+    # It is no excuse of the arm that diverged less.
+    found = summarise([mab, diverged(uniform, 0, 1)])
+    assert answers(found.contrasts[0])[0].reply == "yes"
+
+
+def test_pairs_that_a_pruner_has_left_have_no_answer(study):
+    mab, uniform = study("mab", 0, lift=0.02), study("uniform", 0)
+    pruned = dataclasses.replace(mab.trials[1], state="pruned", value=None)
+    stopped = dataclasses.replace(pruned, curve=pruned.curve[:4])
+    mab = dataclasses.replace(mab, trials=(mab.trials[0], stopped, *mab.trials[2:]))
+    (contrast,) = summarise([mab, uniform]).contrasts
+    assert (contrast.stopped, contrast.pairs, contrast.diverged) == (1, 8, (0, 0))
+    first = answers(contrast)[0]
+    assert (first.reply, first.estimate.n) == ("cannot tell", 7)
+    assert "a pruner stopped 1 of the pairs" in str(first)
+
+
+def test_only_the_same_configurations_within_one_budget_count_as_diverged(study):
+    def changed(made: StudyRun, **change: Any) -> StudyRun:
+        first = dataclasses.replace(made.trials[0], **change)
+        return dataclasses.replace(made, trials=(first, *made.trials[1:]))
+
+    uniform = study("uniform", 0)
+    other = changed(diverged(study("mab", 0), 0), params={"lr": -1.0})
+    assert summarise([other, uniform]).contrasts[0].diverged == (0, 0)
+    # A trial that diverged beyond its budget has its end within it.
+    mab = study("mab", 0)
+    beyond = dataclasses.replace(
+        diverged(mab, 0).trials[0], number=99, attrs={REASON_KEY: "nan", LENGTH_KEY: 2}
+    )
+    longer = dataclasses.replace(mab, trials=(*mab.trials, beyond))
+    assert summarise([longer, uniform]).contrasts[0].diverged == (0, 0)
+
+
+def test_a_seed_without_a_result_at_equal_spend_leaves_no_answer(study):
+    runs = [study(arm, seed, lift=0.05 * (arm == "mab")) for seed in range(3) for arm in ARMS]
+    assert answers(summarise(runs).contrasts[0])[2].reply == "yes"
+    # In one seed only trials that were stopped, until the other arm had spent all.
+    none = [dataclasses.replace(t, state="pruned", value=None) for t in runs[0].trials]
+    last = dataclasses.replace(runs[0].trials[0], number=99)
+    runs[0] = dataclasses.replace(runs[0], trials=(*none, last))
+    answer = answers(summarise(runs).contrasts[0])[2]
+    assert answer.reply == "cannot tell"
+    assert "nothing to compare in 1 of 3 seeds" in str(answer)
+
+
+def test_many_answers_are_not_each_as_sure_as_one(study):
+    arms = (*ARMS, "psgd")
+    runs = [study(arm, seed, lift=0.05 * (arm == "mab")) for seed in range(3) for arm in arms]
+    assert any("There are 10 answers, each at 95%" in line for line in caveats(summarise(runs)))
+    two = [run for run in runs if run.arm != "psgd"]
+    assert not any("answers" in line for line in caveats(summarise(two)))
 
 
 def test_an_answer_is_one_line_with_its_figures(summary):
@@ -156,27 +251,15 @@ def test_nothing_to_compare(runs):
     assert "nothing to compare" in verdict(summarise(runs[:1]))
 
 
-def test_seconds_of_a_busy_machine_are_named(runs):
+def test_seconds_of_a_busy_machine_are_named(study):
     def slowed(times: float) -> list[str]:
-        slow = [
-            dataclasses.replace(
-                run,
-                trials=tuple(
-                    dataclasses.replace(
-                        trial,
-                        curve=tuple(
-                            dataclasses.replace(point, seconds=times * point.seconds)
-                            for point in trial.curve
-                        ),
-                    )
-                    for trial in run.trials
-                ),
-            )
-            if run.arm == "mab"
-            else run
-            for run in runs
+        paces = {"uniform": 1e-3, "mab": 1.03e-3 * times}
+        runs = [
+            study(arm, seed, seconds_per_example=pace)
+            for seed in range(5)
+            for arm, pace in paces.items()
         ]
-        return [line for line in caveats(summarise(slow)) if "seconds per example" in line]
+        return [line for line in caveats(summarise(runs)) if "seconds per example" in line]
 
     assert slowed(1.0) == []
     (line,) = slowed(30.0)

@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from optuna.distributions import FloatDistribution, distribution_to_json
 
 from hpo_mab._attributes import CURVE_KEY
-from hpo_mab.compare import ComparisonSummary, run_comparison, summarise
+from hpo_mab.compare import ComparisonSummary, run_comparison
 from hpo_mab.search import make_spec
 from hpo_mab.storage import Definition, Storage, StudyRun
 from hpo_mab.training import Evaluation
@@ -42,7 +42,7 @@ class Compared(NamedTuple):
 def _compared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Compared]:
     storage = Storage(f"sqlite:///{tmp_path_factory.mktemp('compared') / 'studies.db'}")
     found = run_comparison(make_spec(SPEC), storage)
-    summary = summarise(found.runs, reference=found.reference, retrained=found.retrained)
+    summary = found.summarise()
     yield Compared(storage, found.runs, summary)
     storage.close()
 

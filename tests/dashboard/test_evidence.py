@@ -5,9 +5,9 @@ from __future__ import annotations
 import itertools
 import math
 import re
+from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import optuna
 import pytest
 
@@ -20,22 +20,19 @@ from hpo_mab.pruners._advantage_pruner import Placement
 from hpo_mab.search import create_pruner, make_spec
 from hpo_mab.search._choice import Choice, Standing
 
+Measure = Callable[..., Evidence]
 FULL = 8
 
 
-def measured(factor: float, *, scramble: float = 0.0, pairs: int = 30) -> Evidence:
-    """Evidence of a bandit ``factor`` times as fast, whose ranking is scrambled."""
-    rng = np.random.default_rng(3)
-    budgets = np.arange(1.0, FULL + 1)
-    quality = np.linspace(0.3, 0.5, pairs)[:, None]
+@pytest.fixture(scope="module")
+def measured(accelerated: Callable[..., PairedCurves]) -> Measure:
+    """Makes evidence of a bandit a factor as fast, whose ranking is scrambled."""
 
-    def curve(at: np.ndarray) -> np.ndarray:
-        return quality * (1 + np.log(at) / 3) + rng.normal(0, 0.004, (pairs, FULL))
+    def measure(factor: float, **options: float) -> Evidence:
+        pairs = accelerated(factor, **options)
+        return measure_evidence(pairs, resamples=300, source="pilot")
 
-    uniform, bandit = curve(budgets), curve(budgets * factor)
-    bandit += rng.normal(0, scramble, (pairs, 1))
-    found = PairedCurves(budgets=budgets, bandit=bandit, uniform=uniform)
-    return measure_evidence(found, resamples=300, source="pilot")
+    return measure
 
 
 def spec(**sections: Any) -> dict[str, Any]:
@@ -70,7 +67,12 @@ ADVANTAGE = {"pruner": {"kind": "advantage"}}
 )
 @pytest.mark.parametrize("average", [0.2, 0.0], ids=["averaged weights", "trained weights"])
 def test_rungs_are_shown_where_the_pruner_places_them(
-    factor: float, scramble: float, moved: bool, options: dict[str, Any], average: float
+    measured: Measure,
+    factor: float,
+    scramble: float,
+    moved: bool,
+    options: dict[str, Any],
+    average: float,
 ) -> None:
     evidence = measured(factor, scramble=scramble)
     of = settings(pruner={"kind": "advantage", **options}, training={"average": average})
@@ -100,7 +102,7 @@ def test_rungs_are_shown_where_the_pruner_places_them(
         assert any(expected in why for why in reasons)
 
 
-def test_a_rung_stays_where_the_study_has_no_earlier_evaluation() -> None:
+def test_a_rung_stays_where_the_study_has_no_earlier_evaluation(measured: Measure) -> None:
     tau = Estimate(value=0.0, low=-0.05, high=0.1, n=9)
     known = Rung(budget=0.25, decided_at=0.2, equivalent=0.3, fidelity=tau)
     placed = Placement(step=1, uniform=1, equivalent=1, evidence=None)
@@ -128,7 +130,7 @@ def test_the_rung_that_fidelity_places_is_shown_with_its_figures(
     assert "first rung" not in evidence_note(study(**{FIDELITY_KEY: found.to_json()}), off)
 
 
-def test_the_table_holds_the_evidences_own_figures() -> None:
+def test_the_table_holds_the_evidences_own_figures(measured: Measure) -> None:
     evidence = measured(1.5)
     note = evidence_note(study(**{EVIDENCE_KEY: evidence.to_json()}), settings(**ADVANTAGE))
     rows = table(note, "share of a trial")
@@ -146,7 +148,7 @@ def test_the_table_holds_the_evidences_own_figures() -> None:
     assert f"(evidence `{evidence.digest}`)" in note
 
 
-def test_autos_choice_can_be_audited() -> None:
+def test_autos_choice_can_be_audited(measured: Measure) -> None:
     evidence = measured(1.5)
     chosen = Choice(sampler="mab", why="the figures say so", pairs=30, evidence=evidence.digest)
     attrs = {EVIDENCE_KEY: evidence.to_json(), CHOICE_KEY: chosen.to_json()}
