@@ -67,6 +67,8 @@ RETRY_KEY = "failed_trial"
 # User attributes of a study.
 #: The definition that it was made from, see `hpo_mab.storage.Definition`.
 DEFINITION_KEY = "hpo_mab:definition"
+#: Seed of a study of own loops, which users set.
+SEED_KEY = "hpo_mab:seed"
 #: The goal of its trials, see `hpo_mab.search.Target`.
 TARGET_KEY = "hpo_mab:target"
 #: The evidence its pruner uses, see `hpo_mab.advantage.Evidence`.

@@ -421,6 +421,12 @@ def deferred_interrupts() -> Iterator[Callable[[], bool]]:
                 signal.signal(number, signal.default_int_handler)
 
 
+def raise_if_interrupted() -> None:
+    """Raise Ctrl-C that was pressed while it was deferred."""
+    with interruptible():
+        pass
+
+
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
     """A part of `deferred_interrupts` in which Ctrl-C is raised at once: a wait, or training.

@@ -66,7 +66,7 @@ def environment() -> dict[str, Any]:
     gpus = range(torch.cuda.device_count() if torch.cuda.is_available() else 0)
     return {
         "python": platform.python_version(),
-        "packages": {name: _version(name) for name in _PACKAGES},
+        "packages": {name: version_of(name) for name in _PACKAGES},
         "system": platform.system(),
         "machine": platform.machine(),
         "cpu": _cpu_name(),
@@ -76,7 +76,8 @@ def environment() -> dict[str, Any]:
     }
 
 
-def _version(package: str) -> str | None:
+def version_of(package: str) -> str | None:
+    """A package's version; None where it is not installed, as in a checkout on the path."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

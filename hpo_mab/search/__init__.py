@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from hpo_mab.search._objective import TrainingObjective
     from hpo_mab.search._prepare import load_splits, make_objective
     from hpo_mab.search._replay import Replay, load_network, replay
-    from hpo_mab.search._reporter import TrialReporter, recorded_trial
+    from hpo_mab.search._reporter import ShortTrialWarning, TrialReporter, recorded_trial
     from hpo_mab.search._runner import Launch, RunHere, RunOutcome, StudyRunner, join_study
     from hpo_mab.search._space import Configuration, SearchSpace
     from hpo_mab.search._stored import stored_spec
@@ -47,6 +47,7 @@ __all__ = [
     "RunOutcome",
     "SamplerSection",
     "SearchSpace",
+    "ShortTrialWarning",
     "StudyFailedError",
     "StudyRunner",
     "StudySpec",
@@ -85,7 +86,7 @@ __getattr__, __dir__ = lazy_names(
         "TrainingObjective": "._objective",
         "load_splits make_objective": "._prepare",
         "Replay load_network replay": "._replay",
-        "TrialReporter recorded_trial": "._reporter",
+        "ShortTrialWarning TrialReporter recorded_trial": "._reporter",
         "Launch RunHere RunOutcome StudyRunner join_study": "._runner",
         "Configuration SearchSpace": "._space",
         "stored_spec": "._stored",

@@ -125,6 +125,20 @@ class Ended:
         where = np.asarray([share * steps[-1]])
         return float(interpolate(np.asarray(steps, dtype=np.float64), curve, where)[0])
 
+    def ahead_of(self, other: Ended, *, cost: float) -> float:
+        """Its accuracy minus another trial's when both have trained for the same seconds.
+
+        The other one is read at its last evaluation but one: the last may be of other weights and
+        of more validation images. If it has one evaluation, at that one.
+
+        Args:
+            other: The other trial.
+            cost: Seconds of this trial divided by those of the other one.
+        """
+        steps = sorted(other.curve)
+        share = steps[-2] / steps[-1] if len(steps) > 1 else 1.0
+        return self.at(share / cost) - other.at(share)
+
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Standing:
@@ -134,9 +148,9 @@ class Standing:
         name: The challenger.
         examples: Accuracy minus uniform's over pairs at equal examples, see
             `signed_rank_estimate`.
-        seconds: The same at equal seconds. A slower challenger is read at the earlier part of its
-            training that takes as long as uniform's. Its learning rate has not decayed by then, so
-            the estimate is cautious.
+        seconds: The same at equal seconds. A slower challenger is read where it has trained as long
+            as uniform sampling has at its last evaluation but one: evaluations before the last are
+            alike, of averaged weights and the same validation images.
         cost: Training seconds divided by uniform's, median over pairs; NaN if not known.
         open: Whether further pairs could still show that it is ahead.
     """
@@ -184,21 +198,27 @@ class Standing:
         """
         ratios = [one.seconds / other.seconds for one, other in pairs if other.seconds > 0]
         cost = float(np.median(ratios)) if ratios else math.nan
-        # A faster challenger is read at its end: what it would reach later is not known.
-        share = 1 / cost if cost > 1 else 1.0
         equal = [one.accuracy - other.accuracy for one, other in pairs]
-        earlier = [one.at(share) - other.accuracy for one, other in pairs]
+        # A faster challenger is read at its end: what it would reach later is not known.
+        earlier = [one.ahead_of(other, cost=cost) for one, other in pairs] if cost > 1 else equal
         return cls(
             name=name,
             examples=signed_rank_estimate(equal, error=error),
             seconds=signed_rank_estimate(earlier, error=error),
             cost=cost,
-            open=can_be_shown(
-                earlier if judged == "seconds" else equal,
-                pairs=len(pairs) if final is None else final,
-                error=error,
+            open=all(
+                can_be_shown(differences, pairs=len(pairs) if final is None else final, error=error)
+                for differences in ((equal, earlier) if judged == "seconds" else (equal,))
             ),
         )
+
+    def judged(self, by: str) -> tuple[Estimate, ...]:
+        """What must lie above 0: the gain at equal examples, and by seconds that at equal seconds.
+
+        Args:
+            by: What both spend equally, ``"examples"`` or ``"seconds"``.
+        """
+        return (self.examples, self.seconds) if by == "seconds" else (self.examples,)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -32,9 +32,10 @@ from hpo_mab._attributes import (
     budgets_of,
     trial_attributes,
 )
-from hpo_mab._plan import Attempt, Next, Plan
+from hpo_mab._plan import Attempt, Next, Plan, raise_if_failing
 from hpo_mab.pruners import PromotionPruner, TopKPruner
 from hpo_mab.storage import (
+    STORAGE_ERRORS,
     CurveStore,
     Definition,
     Storage,
@@ -47,11 +48,11 @@ from hpo_mab.storage import (
 )
 from hpo_mab.storage._optuna import (
     add_copy,
-    begin_trial,
+    add_running,
     begin_waiting,
     id_of,
+    running_trial,
     storage_of,
-    trial_of,
     unchecked_trial,
 )
 
@@ -327,6 +328,9 @@ def claim(
 
     Returns:
         None; `Next.DONE` or `Next.WAIT` if the study has no more.
+
+    Raises:
+        StudyFailedError: Three trials in a row failed.
     """
     with storage.lock(study.study_name), storage.optuna.collect_writes():
         target = Target.load(study)
@@ -376,26 +380,46 @@ def _next_step(
 def _start_next(
     study: optuna.Study, storage: Storage, plan: Plan, best: FrozenTrial | None
 ) -> optuna.trial.Trial | None:
-    """Begin a trial; None if Optuna's own loop, which takes no lock, has begun the waiting one."""
-    trial: optuna.trial.Trial | None
+    """Begin a trial; None if none has begun.
+
+    That is where Optuna's own loop, which takes no lock, has begun the waiting one, and where the
+    study's sampler raises: the trial then fails.
+
+    Raises:
+        StudyFailedError: Three trials in a row failed.
+    """
+    trial_id: int | None
     if best is not None:
-        trial = _begin_promotion(study, best, plan.next_slot)
+        trial_id = _begin_promotion(study, best, plan.next_slot)
     elif plan.waiting is not None:
-        trial = _begin_waiting(study, plan.waiting, plan.next_slot)
+        trial_id = _begin_waiting(study, plan.waiting, plan.next_slot)
     else:
-        trial = begin_trial(study, {SLOT_KEY: plan.next_slot})
-    if trial is None:
+        trial_id = add_running(study, {SLOT_KEY: plan.next_slot})
+    if trial_id is None:
         return None
     # Before the lock is released: another thread that looks for lost trials must see it.
-    hold(storage.optuna, id_of(trial))
+    hold(storage.optuna, trial_id)
     try:
         # In this order: a trial with a heartbeat has an owner.
-        storage.optuna.set_trial_system_attr(id_of(trial), WORKER_KEY, this_process())
-        storage.optuna.record_heartbeat(id_of(trial))
-    except BaseException:
-        release(storage.optuna, id_of(trial))
-        raise
-    return trial
+        storage.optuna.set_trial_system_attr(trial_id, WORKER_KEY, this_process())
+        storage.optuna.record_heartbeat(trial_id)
+        return running_trial(study, trial_id)
+    except BaseException as error:
+        release(storage.optuna, trial_id)
+        if not isinstance(error, Exception) or isinstance(error, STORAGE_ERRORS):
+            raise
+        _fail(study, trial_id, error)
+    return None
+
+
+def _fail(study: optuna.Study, trial_id: int, error: Exception) -> None:
+    """Store that a trial has failed before it was trained."""
+    # It imports torch, which only needs to be there where trials are run.
+    from hpo_mab.search._recorder import failure_reason
+
+    storage_of(study).set_trial_user_attr(trial_id, REASON_KEY, failure_reason(error))
+    storage_of(study).set_trial_state_values(trial_id, TrialState.FAIL)
+    raise_if_failing(study)
 
 
 def _complete_plan(study: optuna.Study, target: Target, queue_twins: QueueTwins) -> Plan:
@@ -408,10 +432,8 @@ def _complete_plan(study: optuna.Study, target: Target, queue_twins: QueueTwins)
             return plan
 
 
-def _begin_waiting(
-    study: optuna.Study, waiting: Attempt, new_slot: int
-) -> optuna.trial.Trial | None:
-    """Begin a waiting trial, in a new slot if it has none; None if it waits no more."""
+def _begin_waiting(study: optuna.Study, waiting: Attempt, new_slot: int) -> int | None:
+    """Begin a waiting trial, in a new slot if it has none; its id, or None if it waits no more."""
     trial = study.get_trials(deepcopy=False)[waiting.number]
     storage = storage_of(study)
     # Should this process die in between, the trial has no slot yet by which it is closed as lost.
@@ -426,11 +448,11 @@ def _begin_waiting(
         for key, value in {SLOT_KEY: new_slot, **trial_attributes(trial)}.items():
             if key not in trial.user_attrs:
                 storage.set_trial_user_attr(id_of(trial), key, value)
-    return trial_of(study, trial)
+    return id_of(trial)
 
 
-def _begin_promotion(study: optuna.Study, best: FrozenTrial, new_slot: int) -> optuna.trial.Trial:
-    """Begin a trial of a trial's configuration, in full, or in its slot to continue it."""
+def _begin_promotion(study: optuna.Study, best: FrozenTrial, new_slot: int) -> int:
+    """Begin a trial of a trial's configuration, in full, or in its slot to continue it; its id."""
     continues = isinstance(study.pruner, PromotionPruner)
     attrs = trial_attributes(best)
     # A trial that a user has added has no slot.
@@ -439,4 +461,4 @@ def _begin_promotion(study: optuna.Study, best: FrozenTrial, new_slot: int) -> o
     if continues and best.state == TrialState.COMPLETE:
         kept[LENGTH_KEY] = budgets_of(attrs) + 1
     own = {SLOT_KEY: slot, PROMOTES_KEY: best.number, **kept}
-    return begin_trial(study, own, params=best.params, distributions=best.distributions)
+    return add_running(study, own, params=best.params, distributions=best.distributions)

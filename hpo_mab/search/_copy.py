@@ -151,7 +151,7 @@ def _copy_artifacts(study: optuna.Study, here: Path, there: Path) -> None:
     attrs += [trial.system_attrs for trial in study.get_trials(deepcopy=False)]
     names = {key.removeprefix(_ARTIFACT) for each in attrs for key in each if _ARTIFACT in key}
     found = [here / name for name in sorted(names) if (here / name).is_file()]
-    if found and here.absolute() != there.absolute():
+    if found and here.resolve() != there.resolve():
         there.mkdir(parents=True, exist_ok=True)
         for file in found:
             shutil.copy2(file, there / file.name)

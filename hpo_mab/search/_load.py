@@ -16,7 +16,14 @@ from hpo_mab._errors import HpoMabError, SpecError, UnknownNameError, invalid_me
 from hpo_mab.search._definition import ArmSection, StudySpec
 
 _BUDGET_UNITS = ("epochs", "steps", "examples")
-_KINDS = {"data": "name", "model": "name", "optimizer": "name", "sampler": "kind", "pruner": "kind"}
+_KINDS = {
+    "data": "name",
+    "model": "name",
+    "optimizer": "name",
+    "sampler": "kind",
+    "search": "sampler",
+    "pruner": "kind",
+}
 
 
 def builtin_names() -> tuple[str, ...]:

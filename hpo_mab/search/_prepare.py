@@ -27,6 +27,7 @@ from hpo_mab.search._components import (
     AUTO,
     PORTFOLIO,
     PRUNERS,
+    SEARCHERS,
     create_pruner,
     is_continuable,
     parse_portfolio,
@@ -40,6 +41,7 @@ from hpo_mab.search._definition import (
     OptimizerSection,
     PrunerSection,
     SamplerSection,
+    SearchSection,
     StudySpec,
 )
 from hpo_mab.search._objective import TrainingObjective
@@ -53,6 +55,7 @@ NAMED: Mapping[str, tuple[Registry, set[str]]] = {
     "model": (NETWORKS, set(ModelSection.model_fields)),
     "optimizer": (OPTIMIZERS, set(OptimizerSection.model_fields)),
     "sampler": (SAMPLERS, set(SamplerSection.model_fields)),
+    "search": (SEARCHERS, set(SearchSection.model_fields)),
     "pruner": (PRUNERS, set(PrunerSection.model_fields)),
 }
 

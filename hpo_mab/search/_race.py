@@ -6,8 +6,9 @@ race is sequential halving: after each round the worse half of the samplers leav
 leaves if it is not ahead of uniform sampling, or no further pair could show that. The last one is
 adopted if it is shown to be ahead; uniform sampling is never dropped.
 
-Only one test at the end can adopt a sampler: the signed-rank test over its pairs. Its error is
-`ERROR` divided by the number of samplers that entered (Bonferroni): any of them may reach the end.
+Only one test at the end can adopt a sampler: the signed-rank test over its pairs, by seconds a
+second one besides. Its error is `ERROR` divided by the number of samplers that entered
+(Bonferroni): any of them may reach the end.
 So ``auto`` adopts a sampler that is not better than uniform sampling with a probability of
 at most `ERROR`. The bound is exact where differences of pairs are symmetric about their centre.
 Samplers that leave early can only lower the error.
@@ -35,7 +36,7 @@ from hpo_mab._attributes import (
     trial_attributes,
 )
 from hpo_mab._plan import Plan
-from hpo_mab.advantage import Estimate, Evidence
+from hpo_mab.advantage import Evidence
 from hpo_mab.pruners import AdvantagePruner, EvidenceKeeper
 from hpo_mab.search._choice import Choice, Ended, Standing, fewest_pairs, stored_choice
 from hpo_mab.search._components import queue_twin, uses_record
@@ -349,20 +350,17 @@ def _originals(trials: Sequence[FrozenTrial], slots: range) -> list[FrozenTrial]
     ]
 
 
-def _judged_estimate(standing: Standing, by: str) -> Estimate:
-    return standing.seconds if by == "seconds" else standing.examples
-
-
 def _survivors(standings: Sequence[Standing], count: int, by: str) -> list[str]:
     """The best ``count`` of those that are ahead of uniform sampling and can be shown to be."""
-    ahead = [one for one in standings if one.open and _judged_estimate(one, by).value > 0]
-    ranked = sorted(ahead, key=lambda one: -_judged_estimate(one, by).value)
+    ahead = [one for one in standings if one.open and all(e.value > 0 for e in one.judged(by))]
+    ranked = sorted(ahead, key=lambda one: -min(e.value for e in one.judged(by)))
     return [one.name for one in ranked[:count]]
 
 
 def _figures_text(standing: Standing) -> str:
     shown = [
-        f"{100 * one.value:+.2f} points ({100 * one.low:+.2f} to {100 * one.high:+.2f}) at {what}"
+        f"{100 * one.value:+.2f} points ({100 * one.confidence:.4g}% interval "
+        f"{100 * one.low:+.2f} to {100 * one.high:+.2f}) at {what}"
         for one, what in (
             (standing.examples, "equal examples"),
             (standing.seconds, "equal seconds"),
@@ -387,13 +385,14 @@ def _sampler_and_reason(
     evidence: Evidence | None,
 ) -> tuple[str, str]:
     """The sampler to continue with, and why."""
-    if not any(one.examples.n for one in standings):
+    measured = [one for one in standings if one.examples.n]
+    if not measured:
         return UNIFORM, "no pair of trainings reached its end"
     if finalist is None:
-        best = max(standings, key=lambda one: _judged_estimate(one, race.judged).value)
+        best = max(measured, key=lambda one: min(e.value for e in one.judged(race.judged)))
         return UNIFORM, f"no other sampler could be shown to be ahead; best {_figures_text(best)}"
     figures = _figures_text(finalist)
-    if not _judged_estimate(finalist, race.judged).above(0.0):
+    if not all(estimate.above(0.0) for estimate in finalist.judged(race.judged)):
         return UNIFORM, f"{figures}: not shown to be above 0"
     if evidence is not None:
         # Without the last budget: no pruner decides at the end of a trial.

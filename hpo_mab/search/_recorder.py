@@ -103,6 +103,9 @@ class TrialRecord:
     Args:
         trial: Optuna's trial. Nothing is stored of one that is not running.
         curves: Where its learning curve is kept; None keeps none.
+
+    Raises:
+        ArgumentError: The curves are those of another database.
     """
 
     def __init__(self, trial: optuna.trial.BaseTrial, curves: CurveStore | None) -> None:
@@ -112,6 +115,8 @@ class TrialRecord:
         self._trial = trial
         self._curves: CurveStore | None = None
         if isinstance(trial, optuna.trial.Trial):
+            if curves is not None:
+                curves.check_holds(trial.study)
             self._curves, self._id = curves, id_of(trial)
         self._waiting: list[Evaluation] = []
         self._is_first = True

@@ -8,7 +8,9 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
+import operator
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
 from typing import Any, Self, SupportsFloat
@@ -25,14 +27,24 @@ from hpo_mab._attributes import (
     SLOT_KEY,
     UNIFORM,
 )
-from hpo_mab._errors import ArgumentError, plain, plain_arguments, require
+from hpo_mab._errors import ArgumentError, check_integer, plain, plain_arguments, require
 from hpo_mab.samplers import BatchSampler, UniformSampler
 from hpo_mab.search._recorder import TrialRecord, check_direction, store_end
 from hpo_mab.search._space import holds
 from hpo_mab.storage import STORAGE_ERRORS, CurveStore, Storage, heartbeat
-from hpo_mab.storage._optuna import begin_trial, id_of
+from hpo_mab.storage._optuna import add_running, id_of, running_trial
 from hpo_mab.training import DEFAULT_AVERAGE, Evaluation, WeightAverage
 from hpo_mab.training._schedule import Schedule, check_window, sampler_figures
+
+
+class ShortTrialWarning(UserWarning):
+    """A loop that a `TrialReporter` follows has ended before its budget was spent.
+
+    Examples:
+        >>> import warnings
+        >>> from hpo_mab.search import ShortTrialWarning
+        >>> warnings.simplefilter("error", ShortTrialWarning)  # it becomes an error
+    """
 
 
 class TrialReporter:
@@ -107,7 +119,9 @@ class TrialReporter:
         curves: CurveStore | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        require(evaluations >= 1, "evaluations", "at least 1", evaluations)
+        check_integer("evaluations", evaluations, 1)
+        if curves is not None and not isinstance(curves, CurveStore):
+            raise ArgumentError(f"curves must be a storage's curves, got {type(curves).__name__}.")
         bound = f"at least evaluations, {evaluations}"
         require(budget_examples >= evaluations, "budget_examples", bound, budget_examples)
         check_window(average)
@@ -156,6 +170,13 @@ class TrialReporter:
         self.stop_clock()
         if error is None:
             self._record.close()
+            if self._reported and not self.done:
+                warnings.warn(
+                    f"The loop has ended after {self.examples:,} of {self.budget_examples:,} "
+                    "examples, so its last evaluation is not that of a whole trial.",
+                    ShortTrialWarning,
+                    stacklevel=2,
+                )
             return
         try:
             self._record.close()
@@ -216,12 +237,15 @@ class TrialReporter:
         Returns:
             Whether an evaluation is due: evaluate and call `report`. The clock is stopped until
             then.
+
+        Raises:
+            ArgumentError: ``examples`` is no whole number.
         """
         if self._running_since is None:
             # Nothing was reported, so the loop has gone on training.
             self._running_since = self._stopped_at
         self._steps += 1
-        self.examples += plain(examples)
+        self.examples += _whole(examples)
         if self._model is not None and self._window > 0:
             if self._average is None:
                 # Not made earlier, because the model may still be moved to another device.
@@ -273,7 +297,11 @@ class TrialReporter:
 
         Raises:
             optuna.TrialPruned: The study's pruner stops the trial.
+            ArgumentError: An accuracy outside [0, 1], as of percent.
         """
+        # Not of NaN, which is no accuracy.
+        outside = accuracy < 0 or accuracy > 1
+        require(not outside, "accuracy", "in [0, 1], percent divided by 100", accuracy)
         self.stop_clock()
         if examples is not None:
             self.examples = examples
@@ -312,6 +340,14 @@ class TrialReporter:
             averaged=self._averaged,
             **sampler_figures(statistics),
         )
+
+
+def _whole(examples: int) -> int:
+    try:
+        # A tensor's value, too.
+        return operator.index(examples)
+    except TypeError:
+        raise ArgumentError(f"examples must be a whole number, got {examples!r}.") from None
 
 
 def _shared_copy(model: nn.Module) -> nn.Module:
@@ -411,12 +447,13 @@ def recorded_trial(
     slot = {} if number is None else {SLOT_KEY: int(number)}
     try:
         # Not `ask`: a trial that waits in the study has other parameters.
-        trial = begin_trial(found, slot, params=dict(config), distributions=chosen)
+        trial_id = add_running(found, slot, params=dict(config), distributions=chosen)
     except ValueError as error:
         raise ArgumentError(
             f"config: {error}. Give distributions= for a value that is whole in one trial and a "
             "fraction in another."
         ) from error
+    trial = running_trial(found, trial_id)
     end, ending = TrialState.FAIL, None
     try:
         # `heartbeat` records the next one only after an interval.

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Collection, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
 
 import optuna
 from optuna.distributions import IntDistribution
 
-from hpo_mab._attributes import TEST_KEY, UNIFORM
-from hpo_mab._errors import ArgumentError, UnknownNameError
+from hpo_mab._attributes import TEST_KEY
+from hpo_mab._errors import ArgumentError
 from hpo_mab._machine import environment
 from hpo_mab.pruners._reasons import WeakRung
 from hpo_mab.search._choice import Choice, stored_choice
@@ -25,7 +25,13 @@ from hpo_mab.search._prepare import load_splits, make_objective
 from hpo_mab.search._slots import note_alone, run_trials
 from hpo_mab.search._space import examples
 from hpo_mab.search._stored import reopen, train_recorded
-from hpo_mab.search._study import check_study, choose_name, make_study, open_with_parts
+from hpo_mab.search._study import (
+    check_reference,
+    check_study,
+    choose_name,
+    make_study,
+    open_with_parts,
+)
 from hpo_mab.search._trial_loop import TrialCallback
 from hpo_mab.storage import (
     Definition,
@@ -38,8 +44,29 @@ from hpo_mab.storage import (
 from hpo_mab.storage._optuna import id_of
 from hpo_mab.training import Budget, TrainingDiverged
 
-#: Runs trials in this process until the study is done; returns whether Ctrl-C ended it early.
-RunHere = Callable[[TrialCallback | None], bool]
+
+class RunHere(Protocol):
+    """Runs trials in this process until the study is done.
+
+    Examples:
+        >>> from hpo_mab.search import RunHere
+        >>> def run_here(on_trial, *, workers=1) -> bool:
+        ...     return False  # nothing was left to do
+        >>> here: RunHere = run_here
+    """
+
+    def __call__(self, on_trial: TrialCallback | None, *, workers: int = 1) -> bool:
+        """Run them.
+
+        Args:
+            on_trial: Called with study and trial after each trial.
+            workers: Processes that share the study, this one included.
+
+        Returns:
+            Whether Ctrl-C ended it early.
+        """
+
+
 #: Runs a study's trials here and elsewhere, or elsewhere alone; returns what `RunHere` does.
 Launch = Callable[[optuna.Study, TrialCallback | None, RunHere], bool]
 
@@ -157,7 +184,7 @@ class StudyRunner:
         """
         if self.name(name) not in (known := study_names(self.storage)):
             _check_evaluations(self.objective)
-            self._check_reference(known)
+            check_reference(self.spec, known)
         study = make_study(
             self.storage,
             self.name(name),
@@ -166,26 +193,18 @@ class StudyRunner:
             source=self.objective.source,
             keep_target=keep_target,
         )
-        # A study keeps the part that it began with, even if "auto" would give another one now.
-        early = Definition.load(study).settings.early_validation
-        workload = self.objective.workload
-        workload.loop = dataclasses.replace(
-            workload.loop, early_validation=None if early == "all" else early
-        )
-        # Also where no trial is run here.
-        note_alone(self.objective, slots=self.spec.training.slots)
-        self._note_ends()
+        self._begin(study)
         run_here = functools.partial(
             run_trials, study, self.storage, self.objective, self.spec.training
         )
         interrupted = launch(study, on_trial, run_here) if launch else run_here(on_trial)
+        workload = self.objective.workload
         workload.known = self.storage.examples.frozen(id_of(study))
         run = read_run(self.storage, study.study_name)
         accuracy = None
-        best = run.best if run.best is not None and run.best.was_run else None
-        if score and best is not None and not interrupted:
+        if score and run.best is not None and run.best.was_run and not interrupted:
             try:
-                accuracy = self._test_score(study, best, getattr(on_trial, "running", None))
+                accuracy = self._test_score(study, run.best, getattr(on_trial, "running", None))
             except KeyboardInterrupt:
                 # The trials are finished, and their summary is wanted.
                 interrupted = True
@@ -202,12 +221,20 @@ class StudyRunner:
             ),
         )
 
-    def _check_reference(self, known: Collection[str]) -> None:
-        """Refuse a reference of the pruner that is not there; each report would raise."""
-        reference = self.spec.pruner.options.get("reference")
-        needed = reference is not None and self.spec.sampler.kind != UNIFORM
-        if needed and reference not in known:
-            raise UnknownNameError("study of pruner.reference", str(reference), known)
+    def _begin(self, study: optuna.Study) -> None:
+        """Give the objective what the study has fixed; note what is known before a trial is run."""
+        workload = self.objective.workload
+        if self.spec.budget.early_validation == "auto":
+            # A study keeps the part that it began with, even if another one would be taken now.
+            early = Definition.load(study).settings.early_validation
+            workload.loop = dataclasses.replace(
+                workload.loop, early_validation=None if early == "all" else early
+            )
+        # The objective may have trained another study before.
+        self.objective.loop_reasons.clear()
+        # Also where no trial is run here.
+        note_alone(self.objective, slots=self.spec.training.slots)
+        self._note_ends()
 
     def _note_ends(self) -> None:
         """Keep why trials do not continue beyond their budget, where the definition suggests it."""
@@ -315,6 +342,7 @@ def join_study(
     device: str | None = None,
     data_root: str | None = None,
     slots: Slots | None = None,
+    workers: int = 1,
     on_trial: TrialCallback | None = None,
 ) -> bool:
     """Run trials of a stored study until it has reached its target.
@@ -325,6 +353,7 @@ def join_study(
         device: Where to train; None takes the definition's device.
         data_root: Folder of the data here; None takes the definition's.
         slots: Trials at the same time on a CUDA device; None takes the definition's.
+        workers: Processes that share the study, this one included: ``"auto"`` slots are shared.
         on_trial: Called with study and trial after each trial.
 
     Returns:
@@ -339,4 +368,4 @@ def join_study(
     spec, objective = reopen(storage, name, device=device, data_root=data_root, slots=slots)
     objective.store_in(storage, checkpoint=spec.training.checkpoint)
     study = open_with_parts(storage, name, spec)
-    return run_trials(study, storage, objective, spec.training, on_trial)
+    return run_trials(study, storage, objective, spec.training, on_trial, workers=workers)

@@ -42,6 +42,8 @@ def run_trials(
     objective: TrainingObjective,
     settings: TrainingSection,
     on_trial: TrialCallback | None,
+    *,
+    workers: int = 1,
 ) -> bool:
     """Run trials of a study until it is done, as many at a time as is worth it.
 
@@ -53,12 +55,14 @@ def run_trials(
             the study's record of examples. With ``"auto"`` slots, a probe measures whether a stack
             is faster.
         on_trial: Called with study and trial after each trial.
+        workers: Processes that share the study, this one included.
 
     Returns:
         Whether Ctrl-C ended it early.
     """
     slots = 1 if note_alone(objective, slots=settings.slots) else settings.slots
-    count = slots if isinstance(slots, int) else choose_slots(objective, most=_most_slots(study))
+    most = _most_slots(study, workers=workers)
+    count = slots if isinstance(slots, int) else choose_slots(objective, most=most)
     make = TrialLoop if count == 1 else functools.partial(StackLoop, slots=count)
     return make(study, storage, objective, examples=settings.examples, on_trial=on_trial).run()
 
@@ -83,10 +87,10 @@ def _why_all_alone(objective: TrainingObjective) -> str | None:
     return why_alone(objective.workload, low)
 
 
-def _most_slots(study: optuna.Study) -> int:
-    """Most trials at a time for what is left of a study."""
+def _most_slots(study: optuna.Study, *, workers: int = 1) -> int:
+    """Most trials at a time of one of some workers, for what is left of a study."""
     target = Target.load(study)
-    most = min(MOST_SLOTS, target.trials // ROUNDS)
+    most = min(MOST_SLOTS, target.trials // ROUNDS // workers)
     if target.lengthens(study):
         return most
     plan = Plan(study.get_trials(deepcopy=False))

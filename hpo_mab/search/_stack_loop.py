@@ -14,7 +14,7 @@ from optuna.trial import TrialState
 
 from hpo_mab._attributes import RESUMED_KEY, RETRY_KEY, STACK_KEY
 from hpo_mab._errors import interruptible, memory_reason
-from hpo_mab._plan import Next
+from hpo_mab._plan import Next, raise_if_failing
 from hpo_mab.samplers._registry import NAMES
 from hpo_mab.search._objective import TrainingObjective
 from hpo_mab.search._recorder import (
@@ -22,6 +22,7 @@ from hpo_mab.search._recorder import (
     TrialRecord,
     failure_reason,
     offer,
+    store_end,
     warn_of_misfit,
 )
 from hpo_mab.search._space import Assignment, Configuration
@@ -336,6 +337,8 @@ class StackLoop(TrialLoop):
                 self._close(end.trial)
         if ends:
             self._finish(*ends)
+        if any(end.state == TrialState.FAIL for end in ends):
+            raise_if_failing(self._study)
         for running, _ in found:
             checkpoint = running.checkpoint
             still_runs = id_of(running.trial) in self._running
@@ -347,8 +350,19 @@ class StackLoop(TrialLoop):
     ) -> End | None:
         """How a trial has ended with an evaluation; None if it has not."""
         if id_of(running.trial) in open_trials:
-            with contextlib.suppress(UpdateFinishedTrialError):
+            try:
                 return self._judge(running, result)
+            except UpdateFinishedTrialError:
+                pass
+            except optuna.TrialPruned:
+                running.stack.stop(running.slot)
+                return End(running.trial, TrialState.PRUNED)
+            except STORAGE_ERRORS:
+                raise
+            except Exception as error:  # A user's pruner may raise anything.
+                if memory_reason(error) is not None:
+                    raise
+                store_end(running.trial, error)
         if running.slot in running.stack.busy:
             running.stack.stop(running.slot)
         return End(running.trial, TrialState.FAIL)

@@ -8,14 +8,14 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import optuna
 from optuna.pruners import BasePruner
 
-from hpo_mab._attributes import flat_spec
-from hpo_mab._errors import StorageError, require
+from hpo_mab._attributes import UNIFORM, flat_spec
+from hpo_mab._errors import StorageError, UnknownNameError, require
 from hpo_mab.pruners import PromotionPruner
 from hpo_mab.search._choice import given_race, is_its_evidence, take_evidence
 from hpo_mab.search._claim import Target
@@ -64,7 +64,7 @@ def choose_name(
     """
     chosen = name or default_name(spec, arm)
     check_name(chosen)
-    return _first_free(chosen, set(_stored_names(storage)).__contains__) if fresh else chosen
+    return _first_free(chosen, set(stored_names(storage)).__contains__) if fresh else chosen
 
 
 def choose_names(
@@ -95,7 +95,7 @@ def choose_names(
 
     if name is None and not fresh:
         return names(None)
-    known = set(_stored_names(storage))
+    known = set(stored_names(storage))
     if fresh:
         base = name or next(iter(studies.values())).name
         return names(
@@ -124,7 +124,7 @@ def _first_free(name: str, is_taken: Callable[[str], bool]) -> str:
     return next(one for one in itertools.chain([name], numbered) if not is_taken(one))
 
 
-def _stored_names(storage: Storage) -> tuple[str, ...]:
+def stored_names(storage: Storage) -> tuple[str, ...]:
     """Names of all studies; a missing database is not made."""
     return study_names(storage) if storage.exists else ()
 
@@ -240,7 +240,7 @@ def check_study(
         StorageError: A study of that name exists and is defined otherwise, or has other data.
     """
     known: Mapping[str, Any] = {}
-    if name in _stored_names(storage):
+    if name in stored_names(storage):
         study = open_study(storage, name)
         known = study.user_attrs
         if Definition.is_in(known) or study.get_trials(deepcopy=False):
@@ -253,9 +253,21 @@ def check_study(
         given_race(spec)
 
 
+def check_reference(spec: StudySpec, known: Collection[str]) -> None:
+    """Refuse a reference of the pruner that is not there; each report would raise.
+
+    Raises:
+        UnknownNameError: No study that is ``known`` has its name.
+    """
+    reference = spec.pruner.options.get("reference")
+    needed = reference is not None and spec.sampler.kind != UNIFORM
+    if needed and reference not in known:
+        raise UnknownNameError("study of pruner.reference", str(reference), known)
+
+
 def stored_trials(storage: Storage, name: str) -> int:
     """Trials that a stored study of that name has as target; 0 if there is no such study."""
-    if name not in _stored_names(storage):
+    if name not in stored_names(storage):
         return 0
     study = open_study(storage, name)
     return Target.load(study).trials if Definition.is_in(study.user_attrs) else 0

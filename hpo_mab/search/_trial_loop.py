@@ -12,7 +12,13 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 
 from hpo_mab._attributes import INTERRUPTED_KEY, StudySettings, budgets_of
-from hpo_mab._errors import StorageError, deferred_interrupts, interruptible, memory_reason
+from hpo_mab._errors import (
+    StorageError,
+    deferred_interrupts,
+    interruptible,
+    memory_reason,
+    raise_if_interrupted,
+)
 from hpo_mab._plan import Next, raise_if_failing, slot_of
 from hpo_mab.search._claim import claim
 from hpo_mab.search._objective import TrainingObjective
@@ -131,6 +137,8 @@ class TrialLoop:
         self._claimed: list[optuna.trial.Trial] = []
         self._storage_failures = 0
         #: None records nothing of examples. The objective may have trained another study before.
+        if objective.race is not None:
+            objective.race.keeps_record = False
         self._examples = objective.record_examples(study, storage) if examples else None
         objective.examples = self._examples
 
@@ -153,8 +161,7 @@ class TrialLoop:
             try:
                 while self._step():
                     # Before another trial begins.
-                    with interruptible():
-                        pass
+                    raise_if_interrupted()
             except KeyboardInterrupt:
                 # Without a database the trial stays open. The next worker closes it as lost.
                 with contextlib.suppress(StorageError, *STORAGE_ERRORS):
@@ -293,8 +300,7 @@ class TrialLoop:
     def _wait_for_database(self, error: BaseException) -> None:
         """Wait until the database answers again; the claimed trials are tried again."""
         # The error may have come after Ctrl-C, and in its place.
-        with interruptible():
-            pass
+        raise_if_interrupted()
         self._storage_failures += 1
         if self._storage_failures > _STORAGE_FAILURES_IN_A_ROW:
             raise self._storage.error(error) from None

@@ -7,7 +7,6 @@ import dataclasses
 import functools
 import json
 from collections.abc import Callable, Iterator, Mapping
-from importlib.metadata import version
 from typing import Any, Unpack
 
 import numpy as np
@@ -17,6 +16,7 @@ from torch.utils.data import Dataset, Subset
 
 from hpo_mab._errors import ArgumentError, check_integer, interruptible, name_of
 from hpo_mab._examples import ExampleRecord
+from hpo_mab._machine import version_of
 from hpo_mab._plan import derive_seed
 from hpo_mab.data import Augmentation, DatasetSplits, ImageData, ImageSplits, Normalization
 from hpo_mab.samplers import BatchSampler
@@ -216,7 +216,7 @@ class Workload:
             "loop": dataclasses.asdict(loop),
         }
         return {
-            "hpo_mab": version("hpo_mab"),
+            "hpo_mab": version_of("hpo_mab"),
             "torch": str(torch.__version__),
             "device": self.device.type,
             "seed": seed,

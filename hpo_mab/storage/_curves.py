@@ -7,11 +7,16 @@ import math
 import secrets
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
+import optuna
 import sqlalchemy as sa
+from optuna.storages import InMemoryStorage, JournalStorage
 
 from hpo_mab._attributes import CURVE_KEY, RESUMED_KEY
+from hpo_mab._errors import ArgumentError
+from hpo_mab.storage._optuna import engine_of, storage_of
 from hpo_mab.storage._tables import (
     CURVES,
     SYSTEM_ATTRIBUTES,
@@ -63,6 +68,21 @@ class CurveStore:
     def __init__(self, engine: sa.Engine) -> None:
         self._engine = engine
         prepare_tables(engine)
+
+    def check_holds(self, study: optuna.Study) -> None:
+        """Refuse a study of another database: its trials' ids are those of other trials here.
+
+        Raises:
+            ArgumentError: The study is in memory, in a journal, or in another database.
+        """
+        engine = engine_of(study)
+        if engine is self._engine or (engine and _place(engine) == _place(self._engine)):
+            return
+        if engine or isinstance(storage_of(study), InMemoryStorage | JournalStorage):
+            raise ArgumentError(
+                f"curves must be those of the database of study '{study.study_name}': make both "
+                "with one hpo_mab.storage.Storage, as storage.optuna and storage.curves."
+            )
 
     def extend(self, parts: Sequence[tuple[int, Sequence[Evaluation], bool]]) -> None:
         """Add evaluations to the curves of several trials, all of them or none.
@@ -242,3 +262,12 @@ def _evaluation(values: Sequence[Any]) -> Evaluation:
         elif name not in SAMPLER_FIGURES:
             point[name] = math.nan
     return Evaluation(**point)
+
+
+def _place(engine: sa.Engine) -> Any:
+    """Where an engine's database is; unlike that of any other where it is in memory."""
+    url = engine.url
+    if url.get_backend_name() != "sqlite":
+        return url.get_backend_name(), url.host, url.port, url.database, url.query.get("host")
+    in_memory = not url.database or url.database == ":memory:" or "mode" in url.query
+    return object() if in_memory else Path(url.database or "").resolve()

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import optuna
+import sqlalchemy as sa
 from optuna.distributions import BaseDistribution
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.pruners import BasePruner, HyperbandPruner
@@ -29,10 +30,15 @@ def storage_of(study: optuna.Study) -> BaseStorage:
     return study._storage
 
 
-def begin_trial(
-    study: optuna.Study, user_attrs: dict[str, Any], **known: Any
-) -> optuna.trial.Trial:
-    """As `optuna.Study.ask`, but the trial has its attributes from the start.
+def engine_of(study: optuna.Study) -> sa.Engine | None:
+    """The engine of a study's database; None if it is in no SQL database, or behind a proxy."""
+    backend = getattr(study._storage, "_backend", study._storage)
+    engine: sa.Engine | None = getattr(backend, "engine", None)
+    return engine
+
+
+def add_running(study: optuna.Study, user_attrs: dict[str, Any], **known: Any) -> int:
+    """Add a running trial that has its attributes from the start; returns its id.
 
     Args:
         study: The study.
@@ -40,8 +46,7 @@ def begin_trial(
         **known: ``params`` and ``distributions``, if they are not to be suggested.
     """
     template = unchecked_trial(state=TrialState.RUNNING, user_attrs=user_attrs, **known)
-    study._thread_local.cached_all_trials = None
-    return optuna.trial.Trial(study, add_copy(study, template))
+    return add_copy(study, template)
 
 
 def unchecked_trial(
@@ -71,10 +76,10 @@ def begin_waiting(study: optuna.Study, waiting: FrozenTrial) -> bool:
         return False
 
 
-def trial_of(study: optuna.Study, running: FrozenTrial) -> optuna.trial.Trial:
-    """A running trial, as `optuna.Study.ask` returns one."""
+def running_trial(study: optuna.Study, trial_id: int) -> optuna.trial.Trial:
+    """A running trial, as `optuna.Study.ask` returns one: it calls the study's sampler."""
     study._thread_local.cached_all_trials = None
-    return optuna.trial.Trial(study, id_of(running))
+    return optuna.trial.Trial(study, trial_id)
 
 
 def add_copy(study: optuna.Study, trial: FrozenTrial) -> int:

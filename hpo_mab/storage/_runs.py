@@ -23,6 +23,7 @@ from hpo_mab._attributes import (
     REASON_KEY,
     RESUMED_KEY,
     SAMPLER_KEY,
+    SEED_KEY,
     SLOT_KEY,
     TWIN_KEY,
     StudySettings,
@@ -104,7 +105,8 @@ class Definition:
         """The stored definition, or what is known from the trials of a `hpo_mab.TrialReporter`.
 
         Such a study is the arm of its trials' batch sampler, or of its own name if they differ. Its
-        seed and its number of examples are not known, and are 0.
+        number of examples is not known, and is 0; so is its seed, unless the study has the user
+        attribute ``hpo_mab:seed``.
 
         Raises:
             StorageError: Neither is there, or the trials differ in their budget.
@@ -125,7 +127,7 @@ class Definition:
         arm = arms.pop() if len(arms) == 1 else study.study_name
         return cls(
             arm=kinds.get(arm, arm),
-            seed=0,
+            seed=int(study.user_attrs.get(SEED_KEY, 0)),
             trial_examples=budgets[0],
             epoch_examples=0,
             spec={},

@@ -18,14 +18,19 @@ import optuna
 from optuna.trial import FrozenTrial
 
 from hpo_mab._attributes import STACK_KEY, WORKER_KEY
-from hpo_mab._errors import ArgumentError, StorageError, deferred_interrupts, interruptible
+from hpo_mab._errors import (
+    ArgumentError,
+    StorageError,
+    deferred_interrupts,
+    raise_if_interrupted,
+)
 from hpo_mab._plan import Attempt
 from hpo_mab.search import RunHere, Target, TrialCallback
 from hpo_mab.search._definition import Slots
 from hpo_mab.search._trial_loop import FinishedTrials
 from hpo_mab.storage import STORAGE_ERRORS, Storage, is_here
 from hpo_mab.storage._process import this_process
-from hpo_mab.workers._room import Later
+from hpo_mab.workers._room import Later, WorkerWarning
 
 
 class WorkerProcess:
@@ -161,10 +166,11 @@ class ProcessLauncher:
         """
         watch = FinishedTrials(study, on_trial)
         workers = _Workers(functools.partial(self._start, study))
-        here = None
+        here, count = None, 1
         if isinstance(self._devices, Later):
             here = _OthersStarter(study, self._storage, watch, workers, later=self._devices)
         else:
+            count = len(self._devices) + 1
             workers.start(self._devices)
             # Also without a worker: this process's trials are passed on from the other thread.
             workers.started.set()
@@ -174,7 +180,7 @@ class ProcessLauncher:
             with ThreadPoolExecutor(1) as thread:
                 following = thread.submit(self._follow, workers, watch, over)
                 try:
-                    interrupted = run_here(here)
+                    interrupted = run_here(here, workers=count)
                     begun = set() if interrupted else workers.places_in(study)
                     while begun & workers.members.keys() and not following.done():
                         time.sleep(_SECONDS_BETWEEN_POLLS)
@@ -189,7 +195,7 @@ class ProcessLauncher:
         if workers.devices or here is None:
             watch.report_new()
         if workers.last_error:
-            warnings.warn(workers.last_error, stacklevel=2)
+            warnings.warn(workers.last_error, WorkerWarning, stacklevel=2)
         return interrupted
 
     def _follow(self, workers: _Workers, watch: FinishedTrials, over: threading.Event) -> None:
@@ -206,12 +212,13 @@ class ProcessLauncher:
         finally:
             self._storage.optuna.remove_session()
 
-    def _start(self, study: optuna.Study, device: str) -> WorkerProcess:
+    def _start(self, study: optuna.Study, device: str, workers: int) -> WorkerProcess:
         options = {
             "--study": study.study_name,
             "--device": device,
             "--data-root": self._data_root,
             **({} if self._slots is None else {"--slots": str(self._slots)}),
+            "--workers": str(workers),
         }
         arguments = [part for option in options.items() for part in option]
         return WorkerProcess(arguments, storage=self._storage.secret_url)
@@ -271,8 +278,7 @@ class _OthersStarter:
             self._has_checked = True
             with deferred_interrupts():  # It reads the database.
                 self._start_if_worth(sum(shares.values()), slots=len(shares))
-            with interruptible():
-                pass
+            raise_if_interrupted()
 
     def _start_if_worth(self, done: float, *, slots: int) -> None:
         """Start the others if enough is left; ``done`` counts the running trials by their share."""
@@ -292,7 +298,7 @@ class _Workers:
     """The workers, once they are started.
 
     Args:
-        start: Starts a worker on a device.
+        start: Starts a worker on a device, given how many processes share the study.
 
     Attributes:
         started: Set when the workers have been started, or will not be any more.
@@ -302,8 +308,10 @@ class _Workers:
         last_error: Why a worker ended early, or did not begin; the last such reason.
     """
 
-    def __init__(self, start: Callable[[str], WorkerProcess]) -> None:
+    def __init__(self, start: Callable[[str, int], WorkerProcess]) -> None:
         self._start = start
+        #: Processes that share the study, this one included.
+        self._sharing = 1
         self.started = threading.Event()
         self.devices: tuple[str, ...] = ()
         self.members: dict[int, WorkerProcess] = {}
@@ -312,6 +320,7 @@ class _Workers:
 
     def start(self, devices: Sequence[str]) -> None:
         """Start a worker on each device; fewer where the system refuses another process."""
+        self._sharing = len(devices) + 1
         begun = [self._begin(place, device) for place, device in enumerate(devices)]
         self.devices = tuple(devices) if any(begun) else ()
         if self.devices:
@@ -319,7 +328,7 @@ class _Workers:
 
     def _begin(self, place: int, device: str) -> bool:
         try:
-            self.members[place] = self._start(device)
+            self.members[place] = self._start(device, self._sharing)
         except OSError as error:
             self.last_error = f"Fewer workers run: no process could be started: {error}"
             return False

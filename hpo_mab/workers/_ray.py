@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import warnings
 from typing import Any
 
 import optuna
@@ -13,6 +14,7 @@ from hpo_mab.search import RunHere, StudyFailedError, TrialCallback
 from hpo_mab.search._definition import Slots
 from hpo_mab.search._trial_loop import SECONDS_BETWEEN_POLLS, FinishedTrials
 from hpo_mab.storage import STORAGE_ERRORS, Storage
+from hpo_mab.workers._room import WorkerWarning
 
 
 class RayLauncher:
@@ -96,9 +98,15 @@ class RayLauncher:
             except (ConnectionError, ValueError) as error:
                 text = str(error).splitlines()[0].rstrip(".")
                 raise ArgumentError(f"--ray {self._address}: {text}.") from None
+        self._warn_without_a_node()
         # Ray starts a task again if its node or process is lost.
         task = ray.remote(max_retries=3, **self._resources)(_work)
-        given = {"device": self._device, "data_root": self._data_root, "slots": self._slots}
+        given = {
+            "device": self._device,
+            "data_root": self._data_root,
+            "slots": self._slots,
+            "workers": self._workers,
+        }
         arguments = (self._storage.secret_url, study.study_name)
         tasks = [task.remote(*arguments, **given) for _ in range(self._workers)]
         watch = FinishedTrials(study, on_trial)
@@ -108,6 +116,19 @@ class RayLauncher:
             self._stop(tasks)
             self._report(watch)
             return True
+
+    def _warn_without_a_node(self) -> None:
+        """Ray waits for a node that can take a worker, and says so in its own log only."""
+        wanted = {"CPU": self._resources["num_cpus"], "GPU": self._resources["num_gpus"]}
+        nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
+        if not any(all(has.get(name, 0.0) >= wanted[name] for name in wanted) for has in nodes):
+            needs = " and ".join(f"{number:g} {name}" for name, number in wanted.items() if number)
+            warnings.warn(
+                f"No node of the Ray cluster has the {needs} of a worker. "
+                "The workers start when such a node joins.",
+                WorkerWarning,
+                stacklevel=3,
+            )
 
     def _follow(self, tasks: list[Any], watch: FinishedTrials) -> bool:
         interrupted, last_error, done = False, "", False

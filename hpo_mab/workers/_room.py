@@ -12,6 +12,16 @@ from hpo_mab.search._slots import ROUNDS
 _WORTH_SECONDS = 20.0
 
 
+class WorkerWarning(UserWarning):
+    """Fewer workers run than were requested.
+
+    Examples:
+        >>> import warnings
+        >>> from hpo_mab.workers import WorkerWarning
+        >>> warnings.simplefilter("error", WorkerWarning)  # fewer workers become an error
+    """
+
+
 def worker_devices(workers: int, *, device: str = "auto") -> tuple[str, ...]:
     """A device for each worker; each has its own of several CUDA devices.
 

@@ -7,9 +7,17 @@ from typing import Any
 import optuna
 import pytest
 
+from hpo_mab._attributes import SAMPLER_KEY
 from hpo_mab.data import ImageSplits
-from hpo_mab.search import StudySpec, load_spec, make_spec
-from hpo_mab.search._prepare import load_splits
+from hpo_mab.search import (
+    StudyRunner,
+    StudySpec,
+    load_spec,
+    load_splits,
+    make_objective,
+    make_spec,
+)
+from hpo_mab.storage import Storage, StudyRun
 
 
 @pytest.fixture(scope="session")
@@ -37,6 +45,54 @@ def tiny() -> Callable[..., StudySpec]:
         return make_spec(raw)
 
     return make
+
+
+@pytest.fixture
+def tiny_runner(
+    storage: Storage, tiny: Callable[..., StudySpec], splits: ImageSplits
+) -> Callable[..., StudyRunner]:
+    """Makes a runner of a tiny study in the test's storage."""
+
+    def make(**sections: Any) -> StudyRunner:
+        spec = tiny(**sections)
+        return StudyRunner(spec, storage, objective=make_objective(spec, splits))
+
+    return make
+
+
+@pytest.fixture
+def run_tiny(tiny_runner: Callable[..., StudyRunner]) -> Callable[..., StudyRun]:
+    """Runs a tiny study in the test's storage to its end."""
+
+    def run(**sections: Any) -> StudyRun:
+        outcome = tiny_runner(**sections).run(score=False)
+        assert not outcome.interrupted
+        return outcome.run
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def essence(
+    timeless: Callable[..., list[dict[str, Any]]],
+) -> Callable[[StudyRun], list[tuple[Any, ...]]]:
+    """What is the same if a study is run again: parameters, results and curves without seconds."""
+
+    def of(run: StudyRun) -> list[tuple[Any, ...]]:
+        return [
+            (
+                trial.slot,
+                trial.state,
+                dict(trial.params),
+                trial.value,
+                trial.attrs.get(SAMPLER_KEY),
+                timeless(trial.curve),
+            )
+            for trial in run.trials
+            if trial.state != "fail"
+        ]
+
+    return of
 
 
 @pytest.fixture

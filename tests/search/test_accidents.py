@@ -220,7 +220,6 @@ def test_running_out_of_the_machines_memory_for_real(storage: Storage, tiny: Mak
 
 
 @pytest.mark.cuda
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 def test_running_out_of_a_gpus_memory_for_real(storage: Storage, tiny: Make) -> None:
     runner = _greedy_runner(storage, tiny, "cuda")
     release_memory()

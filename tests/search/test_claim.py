@@ -18,15 +18,14 @@ from hpo_mab._attributes import WORKER_KEY
 from hpo_mab._errors import SpecError, StorageError
 from hpo_mab._plan import Next, Plan
 from hpo_mab.pruners import PromotionPruner, TopKPruner
-from hpo_mab.search import StudyRunner, StudySpec, Target
+from hpo_mab.search import StudyFailedError, StudyRunner, StudySpec, Target
 from hpo_mab.search._claim import claim, close_lost, requeue
-from hpo_mab.search._components import study_pruner
+from hpo_mab.search._components import PlannedSampler, study_pruner
 from hpo_mab.search._study import open_with_parts
 from hpo_mab.storage import (
     RETRIES,
     Definition,
     Storage,
-    StudyRun,
     is_gone,
     open_study,
     release,
@@ -45,12 +44,32 @@ _TOP = {
 }
 
 
-def _essence(run: StudyRun) -> list[tuple[Any, ...]]:
-    return [
-        (t.slot, t.state, dict(t.params), t.value, [e.accuracy for e in t.curve])
-        for t in run.trials
-        if t.state != "fail"
-    ]
+@pytest.mark.parametrize("failures", [1, 3])
+@pytest.mark.parametrize("slots", [1, 2])
+def test_a_search_that_raises_fails_its_trial(
+    storage: Storage, tiny: Make, monkeypatch: pytest.MonkeyPatch, failures: int, slots: int
+) -> None:
+    calls = iter(range(1, 100))
+
+    def before_trial(self: Any, study: Any, trial: Any) -> None:
+        if next(calls) <= failures:
+            raise ZeroDivisionError("nothing to propose")
+
+    monkeypatch.setattr(PlannedSampler, "before_trial", before_trial)
+    spec = tiny(
+        search={"initial": 0},
+        budget={"trials": 2},
+        sampler={"kind": "uniform"},
+        pruner={"kind": "none"},
+        training={"slots": slots},
+    )
+    if failures == 3:
+        with pytest.raises(StudyFailedError, match="nothing to propose"):
+            StudyRunner(spec, storage).run(score=False)
+        return
+    run = StudyRunner(spec, storage).run(score=False).run
+    assert [trial.state for trial in run.trials] == ["fail", "complete", "complete"]
+    assert run.trials[0].attrs["hpo_mab:reason"] == "ZeroDivisionError: nothing to propose"
 
 
 def test_the_best_of_the_stopped_are_trained_to_the_end(storage: Storage, tiny: Make) -> None:
@@ -98,13 +117,14 @@ def test_twins_do_not_bring_promotions_forward(storage: Storage, tiny: Make) -> 
 
 @pytest.mark.parametrize("where", [(3, 1), (7, 2), (8, 3)])
 def test_an_interrupted_study_continues_to_the_same_end(
-    storage: Storage, tiny: Make, ctrl_c_at: Any, where: tuple[int, int]
+    storage: Storage, tiny: Make, ctrl_c_at: Any, essence: Any, where: tuple[int, int]
 ) -> None:
     spec = tiny(**_TOP)
     whole = StudyRunner(spec, storage).run("whole", score=False).run
     with ctrl_c_at(*where):
         assert StudyRunner(spec, storage).run("parts", score=False).interrupted
-    assert _essence(StudyRunner(spec, storage).run("parts", score=False).run) == _essence(whole)
+    parts = StudyRunner(spec, storage).run("parts", score=False).run
+    assert essence(parts) == essence(whole)
 
 
 def _next(study: optuna.Study, storage: Storage) -> optuna.trial.Trial | Next:
@@ -114,29 +134,37 @@ def _next(study: optuna.Study, storage: Storage) -> optuna.trial.Trial | Next:
 
 
 def _claim(study: optuna.Study, storage: Storage) -> optuna.trial.Trial:
-    """A trial that a worker on another machine begins to run."""
+    """The study's next trial, of which there is one."""
     trial = _next(study, storage)
     assert isinstance(trial, optuna.trial.Trial)
-    storage.optuna.set_trial_system_attr(trial._trial_id, WORKER_KEY, "0123456789abcdef:4242:7")
     return trial
 
 
-def test_workers_wait_until_the_best_are_known(storage: Storage, tiny: Make) -> None:
+def _start(study: optuna.Study, storage: Storage, worker: str) -> optuna.trial.Trial:
+    """A trial that a worker begins to run."""
+    trial = _claim(study, storage)
+    storage.optuna.set_trial_system_attr(trial._trial_id, WORKER_KEY, worker)
+    return trial
+
+
+def test_workers_wait_until_the_best_are_known(
+    storage: Storage, tiny: Make, elsewhere: str
+) -> None:
     spec = tiny(**_TOP)
     run = StudyRunner(spec, storage).run(score=False).run
     study = open_with_parts(storage, run.name, spec)
     # Three more trials: two of them are promotions, and one more is stopped before.
     Target(trials=12, total=None, epoch_examples=100).save(study)
-    first = _claim(study, storage)
+    first = _start(study, storage, elsewhere)
     assert "hpo_mab:promotes" not in first.user_attrs
     assert _next(study, storage) is Next.WAIT
     first.suggest_float("lr", 0.01, 1.0, log=True)
     first.report(0.99, 1)
     study.tell(first, state=TrialState.PRUNED)
-    second = _claim(study, storage)
+    second = _start(study, storage, elsewhere)
     assert second.user_attrs["hpo_mab:promotes"] == first.number
     # No worker waits for a promotion that runs, and the next one is of another configuration.
-    third = _claim(study, storage)
+    third = _start(study, storage, elsewhere)
     taken = {trial.attrs.get("hpo_mab:promotes") for trial in run.trials} | {first.number}
     assert third.user_attrs["hpo_mab:promotes"] not in taken
     assert _next(study, storage) is Next.WAIT
@@ -217,13 +245,6 @@ def test_what_the_budget_pays_for_is_left_where_trials_are_lengthened(
     assert target.trials_left(study, storage.curves, done=5.0, spent_before=0.0) == left
 
 
-def _start(study: optuna.Study, storage: Storage, worker: str) -> optuna.trial.Trial:
-    trial = _next(study, storage)
-    assert isinstance(trial, optuna.trial.Trial)
-    storage.optuna.set_trial_system_attr(trial._trial_id, WORKER_KEY, worker)
-    return trial
-
-
 def _age(storage: Storage, trial: optuna.trial.Trial, seconds: int) -> None:
     with storage.optuna.engine.begin() as connection:
         connection.execute(
@@ -248,8 +269,7 @@ def test_claims_stop_at_the_target(study: optuna.Study, storage: Storage, elsewh
     assert _next(study, storage) is Next.WAIT
     study.tell(trials[2], state=TrialState.FAIL)
     # A trial that failed by itself is no result: another trial takes its place.
-    last = _next(study, storage)
-    assert isinstance(last, optuna.trial.Trial)
+    last = _claim(study, storage)
     assert last.user_attrs["hpo_mab:slot"] == 3
     study.tell(last, 0.5)
     assert _next(study, storage) is Next.DONE
@@ -258,16 +278,13 @@ def test_claims_stop_at_the_target(study: optuna.Study, storage: Storage, elsewh
 def test_claims_of_one_process_do_not_affect_each_other(
     study: optuna.Study, storage: Storage, tmp_path: Path
 ) -> None:
-    first, second = _next(study, storage), _next(study, storage)
-    assert isinstance(first, optuna.trial.Trial)
-    assert isinstance(second, optuna.trial.Trial)
+    first, second = _claim(study, storage), _claim(study, storage)
     assert _state(study, first) == _state(study, second) == TrialState.RUNNING
     # A trial of another database with the same id is another trial.
     other = Storage(f"sqlite:///{tmp_path / 'other.db'}")
     made = optuna.create_study(study_name="plain", storage=other.optuna, direction="maximize")
     Target(trials=3, total=None, epoch_examples=100).save(made)
-    lost = _next(made, other)
-    assert isinstance(lost, optuna.trial.Trial)
+    lost = _claim(made, other)
     assert lost._trial_id == first._trial_id
     release(other.optuna, lost._trial_id)
     close_lost(made, other)
@@ -280,7 +297,7 @@ def test_workers_follow_a_target_that_grows(study: optuna.Study, storage: Storag
         study.tell(_start(study, storage, this_process()), 0.5)
     assert _next(study, storage) is Next.DONE
     Target(trials=4, total=None, epoch_examples=100).save(study)
-    assert isinstance(_next(study, storage), optuna.trial.Trial)
+    _claim(study, storage)
 
 
 def test_a_trial_of_a_dead_process_is_lost_at_once_and_keeps_its_slot(
@@ -325,9 +342,8 @@ def test_a_process_that_dies_while_claiming_leaves_no_gap(
     study.add_trial(optuna.create_trial(state=TrialState.WAITING, user_attrs={"hpo_mab:slot": 0}))
     with pytest.warns(UserWarning, match="Heartbeat"):
         half = study.ask()
-    again = _next(study, storage)
+    again = _claim(study, storage)
     assert _state(study, half) == TrialState.FAIL
-    assert isinstance(again, optuna.trial.Trial)
     assert again.user_attrs["hpo_mab:slot"] == 0
 
 
@@ -397,16 +413,14 @@ def test_a_continuation_begins_before_a_trial_that_is_queued_beyond_the_target(
         )
     Target(trials=2, total=None, epoch_examples=100).save(study)
     study.enqueue_trial({"lr": 0.1})
-    trial = _next(study, storage)
-    assert isinstance(trial, optuna.trial.Trial)
+    trial = _claim(study, storage)
     assert trial.user_attrs["hpo_mab:promotes"] == 1
     assert trial.suggest_float("lr", 0.0, 1.0) == 0.6
     assert [one.state.name for one in study.trials] == ["PRUNED", "PRUNED", "WAITING", "RUNNING"]
     # So does its retry.
     trial.set_user_attr("hpo_mab:interrupted", True)
     study.tell(trial, state=TrialState.FAIL)
-    again = _next(study, storage)
-    assert isinstance(again, optuna.trial.Trial)
+    again = _claim(study, storage)
     assert (again.number, again.user_attrs["hpo_mab:promotes"]) == (4, 1)
 
 
@@ -440,48 +454,34 @@ def test_a_waiting_trial_that_optuna_begins_is_not_begun_twice(
         return begin(study, waiting)
 
     monkeypatch.setattr("hpo_mab.search._claim.begin_waiting", begin_late)
-    ours = _next(study, storage)
-    assert isinstance(ours, optuna.trial.Trial)
+    ours = _claim(study, storage)
     assert ([one.number for one in begun], ours.number) == ([0, 1], 2)
     assert ours.suggest_float("lr", 0.0, 1.0) == 0.3
     assert begun[0].user_attrs == {}, "it would be closed as lost"
 
 
-def test_an_enqueued_trial_whose_worker_dies_before_it_has_a_slot_is_closed(
-    study: optuna.Study, storage: Storage, monkeypatch: pytest.MonkeyPatch, dead: str
-) -> None:
-    Target(trials=2, total=None, epoch_examples=100).save(study)
-    study.enqueue_trial({"lr": 0.25})
-
-    def die(study: optuna.Study, trial: FrozenTrial) -> bool:
-        assert begin_waiting(study, trial)
-        raise SystemExit
-
-    with monkeypatch.context() as patch:
-        patch.setattr("hpo_mab.search._claim.this_process", lambda: dead)
-        patch.setattr("hpo_mab.search._claim.begin_waiting", die)
-        with pytest.raises(SystemExit):
-            _next(study, storage)
-    again = _next(study, storage)
-    assert isinstance(again, optuna.trial.Trial)
-    assert study.trials[0].state == TrialState.FAIL
-
-
-def test_an_enqueued_trial_whose_claim_the_database_cuts_off_is_closed(
-    study: optuna.Study, storage: Storage, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("error", [SystemExit, StorageInternalError])
+def test_an_enqueued_trial_whose_claim_is_cut_off_before_it_has_a_slot_is_closed(
+    study: optuna.Study,
+    storage: Storage,
+    monkeypatch: pytest.MonkeyPatch,
+    dead: str,
+    error: type[BaseException],
 ) -> None:
     Target(trials=2, total=None, epoch_examples=100).save(study)
     study.enqueue_trial({"lr": 0.25})
 
     def cut_off(study: optuna.Study, trial: FrozenTrial) -> bool:
         assert begin_waiting(study, trial)
-        raise StorageInternalError
+        raise error
 
     with monkeypatch.context() as patch:
         patch.setattr("hpo_mab.search._claim.begin_waiting", cut_off)
-        with pytest.raises(StorageInternalError):
+        if error is SystemExit:  # Its worker dies; else the database cuts it off.
+            patch.setattr("hpo_mab.search._claim.this_process", lambda: dead)
+        with pytest.raises(error):
             _next(study, storage)
-    assert isinstance(_next(study, storage), optuna.trial.Trial)
+    _claim(study, storage)
     assert study.trials[0].state == TrialState.FAIL
 
 
@@ -549,7 +549,7 @@ def test_what_running_trials_have_spent_leaves_room_for_others(
     points = [Evaluation(index=index, examples=30 * index, **known) for index in (1, 2)]
     storage.curves.extend([(trial._trial_id, points, False)])
     for _ in range(2):
-        assert isinstance(_next(study, storage), optuna.trial.Trial)
+        _claim(study, storage)
     assert _next(study, storage) is Next.WAIT
 
 

@@ -143,21 +143,6 @@ def test_which_trials_can_continue_beyond_their_budget(
 _PILOT = {"search": {"initial": 4}, "budget": {"trials": 7, "epochs": 1, "evaluations": 3}}
 
 
-def _essence(run: StudyRun) -> list[tuple[object, ...]]:
-    return [
-        (
-            trial.slot,
-            trial.state,
-            dict(trial.params),
-            trial.value,
-            trial.attrs.get("hpo_mab:sampler"),
-            [(e.examples, e.accuracy, e.train_loss) for e in trial.curve],
-        )
-        for trial in run.trials
-        if trial.state != "fail"
-    ]
-
-
 def _twins(run: StudyRun) -> list[Any]:
     return [trial for trial in run.trials if "hpo_mab:twin_of" in trial.attrs]
 
@@ -204,14 +189,14 @@ def test_twins_cost_what_the_total_budget_allows(storage: Storage, tiny: Make) -
 @pytest.mark.filterwarnings("ignore::hpo_mab.pruners.AdvantageWarning")
 @pytest.mark.parametrize("where", [(3, 1), (4, 2), (9, 1)])
 def test_an_interrupted_pilot_resumes_to_the_same(
-    storage: Storage, tiny: Make, ctrl_c_at: Any, where: tuple[int, int]
+    storage: Storage, tiny: Make, ctrl_c_at: Any, essence: Any, where: tuple[int, int]
 ) -> None:
     spec = tiny(**_PILOT, pruner={"kind": "advantage"})
     whole = StudyRunner(spec, storage).run("whole", score=False).run
     with ctrl_c_at(*where):
         assert StudyRunner(spec, storage).run("parts", score=False).interrupted
     parts = StudyRunner(spec, storage).run("parts", score=False)
-    assert _essence(parts.run) == _essence(whole)
+    assert essence(parts.run) == essence(whole)
 
 
 @pytest.mark.filterwarnings("ignore::hpo_mab.pruners.AdvantageWarning")

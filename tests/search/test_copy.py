@@ -27,6 +27,14 @@ def target(database_url: str, tmp_path: Path) -> Iterator[Storage]:
     opened.close()
 
 
+@pytest.fixture
+def other(tmp_path: Path) -> Iterator[Storage]:
+    """Another database in a file."""
+    opened = Storage(str(tmp_path / "other.db"))
+    yield opened
+    opened.close()
+
+
 def _run(storage: Storage, tiny: Make) -> None:
     outcome = StudyRunner(tiny(budget={"trials": 3}), storage).run("study", score=False)
     assert not publish_study(storage, outcome.run).problem
@@ -108,11 +116,32 @@ def test_a_copy_has_the_artifacts(
         assert (artifact_folder(target) / found.artifact_id).read_text() == text
 
 
+def test_a_copy_within_one_database_takes_its_artifacts_however_it_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    one, other = Storage("studies.db"), Storage("../here/studies.db")
+    study = optuna.create_study(study_name="study", storage=one.optuna)
+    (tmp_path / "note.txt").write_text("kept")
+    upload_artifact(
+        study_or_trial=study,
+        storage=one.optuna,
+        file_path=str(tmp_path / "note.txt"),
+        artifact_store=artifact_store(artifact_folder(one)),
+    )
+    copy_study(one, "study", other, to_name="copy")
+    copy = optuna.load_study(study_name="copy", storage=other.optuna)
+    (found,) = get_all_artifact_meta(copy, storage=other.optuna)
+    assert (artifact_folder(other) / found.artifact_id).read_text() == "kept"
+    one.close()
+    other.close()
+
+
 def test_a_copy_that_cannot_be_finished_leaves_nothing(
-    storage: Storage, tmp_path: Path, tiny: Make, monkeypatch: pytest.MonkeyPatch
+    storage: Storage, other: Storage, tiny: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _run(storage, tiny)
-    other = Storage(str(tmp_path / "other.db"))
 
     def die(*arguments: object) -> None:
         raise KeyboardInterrupt
@@ -122,12 +151,10 @@ def test_a_copy_that_cannot_be_finished_leaves_nothing(
         copy_study(storage, "study", other, move=True)
     assert study_names(other) == ()
     assert study_names(storage) == ("study",)
-    other.close()
 
 
-def test_what_cannot_be_copied_is_said(storage: Storage, tmp_path: Path) -> None:
+def test_what_cannot_be_copied_is_said(storage: Storage, other: Storage) -> None:
     study = optuna.create_study(study_name="study", storage=storage.optuna)
-    other = Storage(str(tmp_path / "other.db"))
     with pytest.raises(ArgumentError, match="needs another name"):
         copy_study(storage, "study", storage)
     with pytest.raises(UnknownNameError, match="Did you mean 'study'"):
@@ -138,18 +165,15 @@ def test_what_cannot_be_copied_is_said(storage: Storage, tmp_path: Path) -> None
     study.add_trial(optuna.create_trial(state=optuna.trial.TrialState.RUNNING))
     with pytest.raises(StorageError, match="1 running trials"):
         copy_study(storage, "study", other, to_name="copy")
-    other.close()
 
 
-def test_optunas_copy_has_no_cost_and_says_so(storage: Storage, tmp_path: Path, tiny: Make) -> None:
+def test_optunas_copy_has_no_cost_and_says_so(storage: Storage, other: Storage, tiny: Make) -> None:
     _run(storage, tiny)
-    other = Storage(str(tmp_path / "other.db"))
     optuna.copy_study(from_study_name="study", from_storage=storage.optuna, to_storage=other.optuna)
     with pytest.warns(MissingCurvesWarning, match="3 of 3 trials of 'study' .*hpo-mab copy"):
         run = read_run(other, "study")
     assert (run.examples, run.seconds, run.saved_examples) == (None, None, None)
     assert run.best is not None
-    other.close()
 
 
 def test_a_copy_does_not_end_a_trial_of_a_loop_of_your_own(

@@ -63,6 +63,13 @@ def test_another_sampler_keeps_only_the_knobs_it_has(write) -> None:  # type: ig
     assert spec.sampler.options == {}
 
 
+def test_another_search_keeps_only_the_options_it_has(write) -> None:  # type: ignore[no-untyped-def]
+    searched = write(GOOD + "\n[search]\nn_startup_trials = 5\n")
+    assert load_spec(searched, {"search.sampler": "tpe"}).search.options == {"n_startup_trials": 5}
+    spec = load_spec(searched, {"search.sampler": "random"})
+    assert (spec.search.sampler, spec.search.options) == ("random", {})
+
+
 @pytest.mark.parametrize(
     ("key", "value", "words"),
     [

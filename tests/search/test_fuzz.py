@@ -18,7 +18,7 @@ from hpo_mab._errors import HpoMabError
 from hpo_mab.cli import main
 from hpo_mab.data import ImageSplits
 from hpo_mab.search import StudySpec, load_spec, make_objective, make_spec
-from hpo_mab.search._components import PRUNERS, SEARCHERS, study_pruner
+from hpo_mab.search._components import PRUNERS, study_pruner
 from hpo_mab.search._prepare import NAMED
 
 _QUICK = settings(
@@ -134,8 +134,7 @@ def _definitions() -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _options(section: str, kind: str) -> set[str]:
-    registry = SEARCHERS if section == "search" else NAMED[section][0]
-    return set(registry.options(kind))
+    return set(NAMED[section][0].options(kind))
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
@@ -197,46 +196,21 @@ def test_a_value_of_another_type_is_named_with_what_would_do(
         make_spec({**_FULL, **raw})
 
 
+_WORDS = [
+    "--trials", "--epochs", "--set", "--budget", "--device", "--seed", "--workers", "--sampler",
+    "--pruner", "--model", "--batch-size", "--data", "--ray", "--slots", "--gpus-per-worker",
+    "--name", "0", "-1", "nan", "1e400", "optimizer.lr=nan", "optimizer=3", "budget.trials=true",
+    "a.b.c=1", "=", ".=1", "sampler.memory={low=1}", "data.name=[1]", "model.width=1e99", "--",
+]  # fmt: skip
+
+
 # The command line ends the process at the next Ctrl-C.
 @pytest.mark.usefixtures("python_handler")
 @settings(_QUICK, max_examples=80)
 @given(
     words=st.lists(
         st.one_of(
-            st.sampled_from(
-                [
-                    "--trials",
-                    "--epochs",
-                    "--set",
-                    "--budget",
-                    "--device",
-                    "--seed",
-                    "--workers",
-                    "--sampler",
-                    "--pruner",
-                    "--model",
-                    "--batch-size",
-                    "--data",
-                    "--ray",
-                    "--slots",
-                    "--gpus-per-worker",
-                    "--name",
-                    "0",
-                    "-1",
-                    "nan",
-                    "1e400",
-                    "optimizer.lr=nan",
-                    "optimizer=3",
-                    "budget.trials=true",
-                    "a.b.c=1",
-                    "=",
-                    ".=1",
-                    "sampler.memory={low=1}",
-                    "data.name=[1]",
-                    "model.width=1e99",
-                    "--",
-                ]
-            ),
+            st.sampled_from(_WORDS),
             st.text(st.characters(exclude_categories=["Cs"]), max_size=6),
         ),
         max_size=5,

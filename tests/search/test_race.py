@@ -37,7 +37,14 @@ from hpo_mab.search._choice import (
     stored_choice,
 )
 from hpo_mab.search._components import PORTFOLIO, parse_portfolio, uses_record
-from hpo_mab.search._race import ERROR, SHARE, Race, RacePlan, _sampler_and_reason
+from hpo_mab.search._race import (
+    ERROR,
+    SHARE,
+    Race,
+    RacePlan,
+    _sampler_and_reason,
+    _survivors,
+)
 from hpo_mab.search._study import check_study
 from hpo_mab.storage import Storage, open_study
 
@@ -231,6 +238,38 @@ def test_a_slower_sampler_is_judged_earlier_at_equal_seconds() -> None:
     assert Standing.from_json(standing.to_json()) == standing
 
 
+def test_other_validation_images_at_the_end_are_no_gain_at_equal_seconds() -> None:
+    # Two equal curves; the images of the last evaluation are easier or harder than those before.
+    for offset in (-0.02, 0.02):
+        curve = [0.5, 0.6, 0.66]
+        pairs = [(_ended(0.7 + offset, 1.3, curve), _ended(0.7 + offset, 1.0, curve))] * 8
+        standing = Standing.of("slow", pairs, error=0.05, judged="seconds")
+        slower = np.log(1.3) / np.log(3 / 2) * (0.66 - 0.6)
+        assert standing.seconds.value == pytest.approx(-slower, abs=1e-6)
+
+
+def test_by_seconds_a_sampler_must_be_ahead_at_equal_examples_too() -> None:
+    # Ahead until shortly before the end, and level there.
+    ahead, level = _estimate(0.05), _estimate(0.0)
+    plan = RacePlan.make(_CHALLENGERS, trials=30, judged="seconds")
+    assert plan is not None
+    for examples, seconds, chosen in ((ahead, ahead, "mab"), (level, ahead, "uniform")):
+        found = Standing(name="mab", examples=examples, seconds=seconds, cost=1.2)
+        assert _sampler_and_reason(plan, found, (found,), None)[0] == chosen
+        alive = _survivors([found], 1, "seconds")
+        assert alive == (["mab"] if chosen == "mab" else [])
+
+
+def test_a_sampler_without_pairs_is_not_the_best_one() -> None:
+    plan = RacePlan.make(_CHALLENGERS, trials=30)
+    assert plan is not None
+    standings = [
+        Standing.of(name, pairs, error=0.05)
+        for name, pairs in (("failed", []), ("behind", [(_ended(0.4, 1.0), _ended(0.5, 1.0))] * 2))
+    ]
+    assert "best behind, 2 pairs" in _sampler_and_reason(plan, None, standings, None)[1]
+
+
 # -------------------------------------------------------------------------------- decisions
 
 
@@ -304,7 +343,10 @@ def test_the_best_sampler_is_adopted_at_the_end() -> None:
     }
     choice = trials.run(gains)
     assert choice.sampler == "trimmed"
-    assert "trimmed, 7 pairs: +2.70 points (+2.40 to +3.00) at equal examples" in choice.why
+    assert (
+        "trimmed, 7 pairs: +2.70 points (97.5% interval +2.40 to +3.00) at equal examples"
+        in choice.why
+    )
     assert choice.why.endswith("judged at equal examples")
     everyone = ["mab", "easy_first", "trimmed", "hard_half"]
     first = [(slot, name) for slot in (4, 5) for name in everyone]
@@ -485,21 +527,13 @@ def test_a_study_trains_with_the_sampler_that_was_chosen(
 
 @pytest.mark.parametrize("where", [(3, 1), (4, 2), (13, 1)])
 def test_an_interrupted_race_resumes_to_the_same(
-    storage: Storage, tiny: Make, ctrl_c_at: Any, where: tuple[int, int]
+    storage: Storage, tiny: Make, ctrl_c_at: Any, essence: Any, where: tuple[int, int]
 ) -> None:
     spec = tiny(**_RACE)
     whole = StudyRunner(spec, storage).run("whole", score=False)
     with ctrl_c_at(*where):
         assert StudyRunner(spec, storage).run("parts", score=False).interrupted
     parts = StudyRunner(spec, storage).run("parts", score=False)
-
-    def essence(run: Any) -> list[tuple[Any, ...]]:
-        return [
-            (trial.slot, trial.attrs[SAMPLER_KEY], dict(trial.params), trial.value)
-            for trial in run.trials
-            if trial.state != "fail"
-        ]
-
     assert essence(parts.run) == essence(whole.run)
     assert parts.choice is not None
     assert whole.choice is not None

@@ -11,9 +11,9 @@ from optuna.trial import FrozenTrial, TrialState
 from hpo_mab import MABSampler, TrialReporter, UniformSampler
 from hpo_mab._attributes import SLOT_KEY
 from hpo_mab._errors import ArgumentError
-from hpo_mab.compare import stored_comparison, summarise
+from hpo_mab.compare import stored_comparison
 from hpo_mab.samplers import BatchSampler
-from hpo_mab.search import recorded_trial
+from hpo_mab.search import ShortTrialWarning, recorded_trial
 from hpo_mab.storage import Storage
 
 
@@ -101,7 +101,8 @@ def test_a_value_that_changes_its_kind_leaves_no_trial(storage: Storage) -> None
 
 
 def test_a_training_that_ends_early_has_failed(storage: Storage) -> None:
-    _train(storage, {"lr": 0.3}, reports=3)
+    with pytest.warns(ShortTrialWarning, match="300 of 400 examples"):
+        _train(storage, {"lr": 0.3}, reports=3)
     assert [trial.state for trial in _trials(storage)] == [TrialState.FAIL]
 
 
@@ -127,7 +128,7 @@ def test_trials_of_two_studies_are_pairs_by_the_tuners_number(storage: Storage) 
             sampler = kind(labels, batch_size=100, seed=0)
             _train(storage, configs[number], study=study, number=number, sampler=sampler)
     found = stored_comparison(["own-*"], storages=[storage.secret_url])
-    (contrast,) = summarise(found.runs, reference=found.reference).contrasts
+    (contrast,) = found.summarise().contrasts
     assert (contrast.arm, contrast.reference, contrast.pairs) == ("mab", "uniform", 3)
 
 

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import copy
 import itertools
+import math
 import threading
 import weakref
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import optuna
 import pytest
 import sqlalchemy as sa
 import torch
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 from torch import nn
 from torch.nn import functional as F
@@ -20,9 +24,12 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import hpo_mab
 from hpo_mab._errors import ArgumentError, UnknownNameError
-from hpo_mab.search import TrialReporter
-from hpo_mab.storage import CurveStore, Storage
+from hpo_mab.search import ShortTrialWarning, TrialReporter, _recorder
+from hpo_mab.storage import CurveStore, Storage, read_run
 from hpo_mab.training import WeightAverage
+
+# Optuna's, of trials that `ask` begins.
+pytestmark = pytest.mark.filterwarnings("ignore:Heartbeat")
 
 
 class _PruneAt(optuna.pruners.BasePruner):
@@ -65,8 +72,11 @@ def _plain_loop(trial: optuna.trial.Trial, kind: str = "MABSampler", **options: 
     return reporter.accuracy
 
 
-def _study(pruner: optuna.pruners.BasePruner | None = None) -> optuna.Study:
+def _study(
+    pruner: optuna.pruners.BasePruner | None = None, *, storage: Storage | None = None
+) -> optuna.Study:
     return optuna.create_study(
+        storage=None if storage is None else storage.optuna,
         direction="maximize",
         pruner=pruner or optuna.pruners.NopPruner(),
         sampler=optuna.samplers.RandomSampler(seed=0),
@@ -117,7 +127,7 @@ def test_the_advantage_pruner_judges_a_users_own_loops() -> None:
 
 
 def test_the_curve_is_kept_and_the_clock_stands_while_evaluating(storage: Storage) -> None:
-    trial = _study().ask()
+    trial = _study(storage=storage).ask()
     ticks: Iterator[float] = itertools.count(0.0, 1.0)
     reporter = TrialReporter(
         trial,
@@ -140,7 +150,7 @@ def test_the_curve_is_kept_and_the_clock_stands_while_evaluating(storage: Storag
 
 def test_the_clock_counts_training_whatever_the_loop_evaluates(storage: Storage) -> None:
     now = 0.0
-    trial = _study().ask()
+    trial = _study(storage=storage).ask()
     reporter = TrialReporter(
         trial, budget_examples=80, evaluations=4, curves=storage.curves, clock=lambda: now
     )
@@ -199,6 +209,12 @@ class _Broken(TensorDataset):
         return super().__getitem__(index)
 
 
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Curves are written at the end only, also on a machine that is slow."""
+    monkeypatch.setattr(_recorder, "_CURVE_SECONDS", math.inf)
+
+
 def _a_loop_that_ends_early(
     trial: optuna.trial.Trial, curves: CurveStore, *, num_workers: int = 0, stop: str = ""
 ) -> float:
@@ -217,6 +233,7 @@ def _a_loop_that_ends_early(
     return reporter.accuracy
 
 
+@pytest.mark.usefixtures("patient")
 @pytest.mark.parametrize(
     ("num_workers", "reason"),
     [
@@ -227,7 +244,7 @@ def _a_loop_that_ends_early(
 def test_a_loop_that_raises_leaves_its_curve_and_the_reason(
     storage: Storage, num_workers: int, reason: str
 ) -> None:
-    study = _study()
+    study = _study(storage=storage)
     study.optimize(
         lambda trial: _a_loop_that_ends_early(trial, storage.curves, num_workers=num_workers),
         n_trials=1,
@@ -242,8 +259,9 @@ def test_a_loop_that_raises_leaves_its_curve_and_the_reason(
     assert "hpo_mab:interrupted" not in trial.user_attrs
 
 
+@pytest.mark.usefixtures("patient")
 def test_a_loop_that_ctrl_c_ends_leaves_its_curve_and_says_so(storage: Storage) -> None:
-    study = _study()
+    study = _study(storage=storage)
     with pytest.raises(KeyboardInterrupt):
         study.optimize(
             lambda trial: _a_loop_that_ends_early(trial, storage.curves, stop="Ctrl-C"), n_trials=1
@@ -256,7 +274,7 @@ def test_a_loop_that_ctrl_c_ends_leaves_its_curve_and_says_so(storage: Storage) 
 
 
 def test_without_with_every_point_is_written_at_once(storage: Storage) -> None:
-    trial = _study().ask()
+    trial = _study(storage=storage).ask()
     reporter = TrialReporter(trial, budget_examples=40, evaluations=4, curves=storage.curves)
     for points in (1, 2, 3):
         reporter.step(10)
@@ -265,7 +283,7 @@ def test_without_with_every_point_is_written_at_once(storage: Storage) -> None:
 
 
 def test_what_ended_the_loop_is_raised_even_if_it_cannot_be_stored(storage: Storage) -> None:
-    trial = _study().ask()
+    trial = _study(storage=storage).ask()
     with (  # noqa: PT012 - the loop is what is tested
         pytest.raises(ValueError, match="broken") as caught,
         TrialReporter(trial, budget_examples=40, evaluations=4, curves=storage.curves) as reporter,
@@ -281,7 +299,10 @@ def test_what_ended_the_loop_is_raised_even_if_it_cannot_be_stored(storage: Stor
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"budget_examples": 10, "evaluations": 0}, "evaluations must be at least 1, got 0"),
+        (
+            {"budget_examples": 10, "evaluations": 0},
+            "evaluations must be an integer of at least 1, got 0",
+        ),
         ({"budget_examples": 3, "evaluations": 4}, "budget_examples must be at least .* 4, got 3"),
         ({"budget_examples": 8, "average": 1.5}, r"average must be a share in \[0, 1\], got 1.5"),
     ],
@@ -289,6 +310,70 @@ def test_what_ended_the_loop_is_raised_even_if_it_cannot_be_stored(storage: Stor
 def test_arguments_outside_their_bound_are_named(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ArgumentError, match=message):
         TrialReporter(_study().ask(), **options)
+
+
+@pytest.mark.parametrize("accuracy", [-0.1, 86.2])
+def test_accuracies_in_percent_are_refused(accuracy: float) -> None:
+    with TrialReporter(_study().ask(), budget_examples=20, evaluations=1) as reporter:
+        reporter.step(20)
+        with pytest.raises(ArgumentError, match=r"accuracy must be in \[0, 1\], percent divided"):
+            reporter.report(accuracy=accuracy)
+        reporter.report(accuracy=0.5)
+
+
+def test_examples_are_whole_numbers_also_of_a_tensor() -> None:
+    with TrialReporter(_study().ask(), budget_examples=20, evaluations=1) as reporter:
+        with pytest.raises(ArgumentError, match=r"examples must be a whole number, got 33.3"):
+            reporter.step(33.3)  # type: ignore[arg-type]
+        reporter.step(torch.ones(20).bool().sum())  # type: ignore[arg-type]
+        assert type(reporter.examples) is int
+        reporter.report(accuracy=0.5)
+
+
+def test_a_loop_that_ends_before_its_budget_is_said() -> None:
+    reporter = TrialReporter(_study().ask(), budget_examples=20, evaluations=2)
+    reporter.step(10)
+    reporter.report(accuracy=0.5)
+    with pytest.warns(ShortTrialWarning, match=r"ended after 10 of 20 examples"):
+        reporter.__exit__(None, None, None)
+
+
+def test_curves_of_another_database_are_refused(storage: Storage, tmp_path: Path) -> None:
+    other = Storage(str(tmp_path / "other.db"))
+    own = optuna.create_study(storage=storage.optuna, direction="maximize")
+    # The same file by another name and engine.
+    again = optuna.load_study(
+        study_name=own.study_name, storage=f"sqlite:///{tmp_path}/../{tmp_path.name}/studies.db"
+    )
+    elsewhere = optuna.create_study(storage=other.optuna, direction="maximize")
+    journal = JournalStorage(JournalFileBackend(str(tmp_path / "journal.log")))
+    for study in (own, again):
+        TrialReporter(study.ask(), budget_examples=20, curves=storage.curves)
+    for study in (
+        elsewhere,
+        _study(),
+        optuna.create_study(storage=journal, direction="maximize"),
+    ):
+        with pytest.raises(ArgumentError, match="curves must be those of the database of study"):
+            TrialReporter(study.ask(), budget_examples=20, curves=storage.curves)
+    with pytest.raises(ArgumentError, match="curves must be a storage's curves, got Storage"):
+        TrialReporter(own.ask(), budget_examples=20, curves=storage)  # type: ignore[arg-type]
+    other.close()
+
+
+def test_studies_of_own_loops_have_the_seed_that_they_are_given(storage: Storage) -> None:
+    for seed in (None, 3):
+        study = optuna.create_study(storage=storage.optuna, direction="maximize")
+        if seed is not None:
+            study.set_user_attr("hpo_mab:seed", seed)
+        trial = study.ask()
+        with TrialReporter(
+            trial, budget_examples=20, evaluations=1, curves=storage.curves
+        ) as reporter:
+            reporter.step(20)
+            reporter.report(accuracy=0.5)
+        study.tell(trial, 0.5)
+        assert read_run(storage, study.study_name).seed == (seed or 0)
 
 
 def test_a_network_that_cannot_be_copied_is_refused() -> None:
@@ -350,7 +435,7 @@ def test_the_network_to_evaluate_is_averaged_until_the_budget_is_spent(
     storage: Storage, window: float, schedule: str
 ) -> None:
     torch.manual_seed(0)
-    trial, model = _study().ask(), _OfAllKinds()
+    trial, model = _study(storage=storage).ask(), _OfAllKinds()
     model.norm.eval()  # Frozen, as some users have it.
     reporter = TrialReporter(
         trial,
@@ -404,7 +489,7 @@ def test_a_reporter_refuses_a_schedule_that_it_does_not_know() -> None:
 def test_the_curve_says_which_weights_were_evaluated(
     storage: Storage, options: dict[str, Any], read: bool, own: bool | None, averaged: bool
 ) -> None:
-    trial, model = _study().ask(), nn.Linear(4, 2)
+    trial, model = _study(storage=storage).ask(), nn.Linear(4, 2)
     options = {"model": model, "budget_examples": 40, "curves": storage.curves} | options
     reporter = TrialReporter(trial, evaluations=2, **options)
     reporter.step(20)
@@ -421,7 +506,7 @@ def test_the_curve_says_which_weights_were_evaluated(
 def test_an_average_does_not_change_what_is_trained(storage: Storage) -> None:
     curves = []
     for average in (0.0, 0.2):
-        trial = _study().ask()
+        trial = _study(storage=storage).ask()
         data = _data()
         torch.manual_seed(0)
         model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Dropout(), nn.Linear(4, 2))
@@ -444,7 +529,6 @@ def test_an_average_does_not_change_what_is_trained(storage: Storage) -> None:
 
 
 @pytest.mark.cuda
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_no_step_waits_for_the_device(no_waiting: Callable[[], Any]) -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
     reporter = TrialReporter(_study().ask(), model=model, budget_examples=100, evaluations=4)

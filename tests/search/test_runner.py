@@ -19,7 +19,7 @@ from hpo_mab._errors import ArgumentError, StorageError, UnknownNameError
 from hpo_mab.data import ImageSplits
 from hpo_mab.search import StudyFailedError, StudyRunner, StudySpec, Target, join_study, replay
 from hpo_mab.search._prepare import make_objective
-from hpo_mab.search._stored import stored_spec
+from hpo_mab.search._stored import reopen, stored_spec
 from hpo_mab.search._study import _refuse_other_definition, make_study
 from hpo_mab.storage import (
     Definition,
@@ -33,21 +33,7 @@ from hpo_mab.storage import (
 from hpo_mab.training import Evaluation, Training, TrainingDiverged
 
 Make = Callable[..., StudySpec]
-
-
-def _essence(run: StudyRun) -> list[tuple[object, ...]]:
-    """Everything that does not depend on clocks: parameters, results and curves."""
-    return [
-        (
-            trial.slot,
-            trial.state,
-            dict(trial.params),
-            trial.value,
-            [(e.examples, e.accuracy, e.loss, e.train_loss, e.reward_rate) for e in trial.curve],
-        )
-        for trial in run.trials
-        if trial.state != "fail"
-    ]
+Essence = Callable[[StudyRun], list[tuple[Any, ...]]]
 
 
 @pytest.mark.parametrize("kind", ["mab", "uniform"])
@@ -80,35 +66,24 @@ def test_the_first_configurations_are_equal_in_both_arms(storage: Storage, tiny:
         assert next(losses) != next(losses)
 
 
-def test_same_seed_same_trials_bit_for_bit(storage: Storage, tiny: Make) -> None:
+def test_same_seed_same_trials_bit_for_bit(storage: Storage, tiny: Make, essence: Essence) -> None:
     spec = tiny(sampler={"kind": "mab", "loss_decay": {"low": 0.9, "high": 0.99}})
-    runs = [StudyRunner(spec, storage).run(name).run for name in ("one", "two")]
-    assert _essence(runs[0]) == _essence(runs[1])
-    assert _essence(runs[0])[0] != _essence(runs[0])[1]
+    one, two = (essence(StudyRunner(spec, storage).run(name).run) for name in ("one", "two"))
+    assert one == two
+    assert one[0] != one[1]
 
 
-def test_more_trials_continue_the_study(storage: Storage, tiny: Make) -> None:
+def test_more_trials_continue_the_study(storage: Storage, tiny: Make, essence: Essence) -> None:
     StudyRunner(tiny(budget={"trials": 4}), storage).run("parts")
     parts = StudyRunner(tiny(budget={"trials": 7}), storage).run("parts").run
     whole = StudyRunner(tiny(budget={"trials": 7}), storage).run("whole").run
     assert len(parts.trials) == 7
-    assert _essence(parts) == _essence(whole)
+    assert essence(parts) == essence(whole)
 
 
 def test_progress_is_shown_in_trials_and_while_the_best_is_trained_again(
-    storage: Storage, tiny: Make
+    storage: Storage, tiny: Make, progress: Any
 ) -> None:
-    class Progress:
-        def __init__(self) -> None:
-            self.said: list[Any] = []
-
-        def __call__(self, study: optuna.Study, trial: FrozenTrial) -> None:
-            self.said.append(trial.number)
-
-        def running(self, shares: Any) -> None:
-            self.said.append(dict(shares))
-
-    progress = Progress()
     outcome = StudyRunner(tiny(budget={"trials": 1}), storage).run(on_trial=progress)
     assert outcome.test_accuracy is not None
     at = progress.said.index(0)
@@ -126,20 +101,11 @@ def test_nothing_runs_again_when_all_is_done(storage: Storage, tiny: Make) -> No
 
 
 def test_an_interrupted_study_loses_nothing_and_resumes_to_the_same(
-    storage: Storage, tiny: Make, monkeypatch: pytest.MonkeyPatch
+    storage: Storage, tiny: Make, ctrl_c_at: Any, essence: Essence
 ) -> None:
     spec = tiny(budget={"trials": 6})
     whole = StudyRunner(spec, storage).run("whole").run
-
-    report = optuna.trial.Trial.report
-
-    def interrupt(trial: optuna.trial.Trial, value: float, step: int) -> None:
-        if trial.number == 3 and step == 2:
-            raise KeyboardInterrupt
-        report(trial, value, step)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(optuna.trial.Trial, "report", interrupt)
+    with ctrl_c_at(3, 2):
         first = StudyRunner(spec, storage).run("parts")
     assert first.interrupted
     assert [trial.state for trial in first.run.trials[:3]] == [t.state for t in whole.trials[:3]]
@@ -147,7 +113,7 @@ def test_an_interrupted_study_loses_nothing_and_resumes_to_the_same(
 
     second = StudyRunner(spec, storage).run("parts")
     assert not second.interrupted
-    assert _essence(second.run) == _essence(whole)
+    assert essence(second.run) == essence(whole)
 
 
 @pytest.mark.parametrize("slots", [1, 8])
@@ -270,6 +236,24 @@ def test_a_study_continues_whatever_part_its_early_evaluations_take(
         spec = tiny(budget={"trials": trials, "early_validation": early})
         run = StudyRunner(spec, storage).run(score=False).run
         assert len(run.trials) == trials
+
+
+def test_workers_continue_what_this_process_has_saved(storage: Storage, tiny: Make) -> None:
+    # More than the validation examples there are: all are taken.
+    runner = StudyRunner(tiny(budget={"trials": 1, "early_validation": 5000}), storage)
+    run = runner.run(score=False).run
+    _, objective = reopen(storage, run.name, device=None, data_root=None)
+    configuration, _ = objective.space.corners()
+    own, others = (
+        each.workload.identity(configuration, seed=0) for each in (runner.objective, objective)
+    )
+    assert own == others
+
+
+def test_the_reasons_of_one_study_are_not_those_of_the_next(storage: Storage, tiny: Make) -> None:
+    runner = StudyRunner(tiny(budget={"trials": 1}, training={"slots": 1}), storage)
+    runner.objective.note("of another study")
+    assert runner.run(score=False).loop_reasons == ()
 
 
 def test_a_reference_that_is_not_there_is_refused_before_the_first_trial(

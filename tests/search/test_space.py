@@ -40,22 +40,14 @@ def test_the_items_of_a_prior_have_names() -> None:
     assert suggest(trial, "sampler.prior", value) == [1.5, 2]
 
 
-def test_names_that_earlier_versions_gave_a_prior_are_known() -> None:
+@pytest.mark.parametrize("names", [(".0", ".1"), ("_alpha", "_beta")])
+def test_names_that_earlier_versions_gave_a_prior_are_known(names: tuple[str, str]) -> None:
     space = SearchSpace(
         optimizer={"name": "sgd"},
         sampler={"kind": "mab", "prior": [{"low": 0.5, "high": 2.0}, {"low": 1, "high": 4}]},
     )
-    for names in (
-        ("sampler.prior.0", "sampler.prior.1"),
-        (
-            "sampler.prior_alpha",
-            "sampler.prior_beta",
-        ),
-    ):
-        assert space.at(dict(zip(names, (1.5, 2), strict=True))).sampler.options["prior"] == [
-            1.5,
-            2,
-        ]
+    params = {f"sampler.prior{name}": value for name, value in zip(names, (1.5, 2), strict=True)}
+    assert space.at(params).sampler.options["prior"] == [1.5, 2]
 
 
 def test_a_choice_may_be_a_list() -> None:

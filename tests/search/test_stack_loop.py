@@ -8,7 +8,6 @@ from typing import Any
 
 import optuna
 import pytest
-import sqlalchemy as sa
 import torch
 from optuna.trial import TrialState
 from torch import Tensor, nn
@@ -35,21 +34,13 @@ from hpo_mab.search._recorder import CheckpointWarning, SlotCheckpoint
 from hpo_mab.search._slots import _most_slots, choose_slots, is_stack_faster
 from hpo_mab.search._stack_loop import StackLoop, Stacks
 from hpo_mab.search._workload import Workload
-from hpo_mab.storage import Storage, StudyRun, files_folder, open_study, read_run
+from hpo_mab.storage import Storage, StudyRun, files_folder, open_study, read_run, study_names
 from hpo_mab.training import DeviceSweep, StackedTrainer
 from hpo_mab.training._tally import ExampleTally
 
 Make = Callable[..., StudySpec]
-
-
-def _runner(spec: StudySpec, storage: Storage, splits: ImageSplits) -> StudyRunner:
-    return StudyRunner(spec, storage, objective=make_objective(spec, splits))
-
-
-def _run(spec: StudySpec, storage: Storage, splits: ImageSplits) -> StudyRun:
-    outcome = _runner(spec, storage, splits).run(score=False)
-    assert not outcome.interrupted
-    return outcome.run
+Run = Callable[..., StudyRun]
+Runner = Callable[..., StudyRunner]
 
 
 def _values(run: StudyRun) -> dict[int, float | None]:
@@ -57,7 +48,7 @@ def _values(run: StudyRun) -> dict[int, float | None]:
 
 
 def test_a_study_in_slots_is_the_study_one_after_the_other(
-    storage: Storage, tiny: Make, splits: ImageSplits
+    run_tiny: Run, splits: ImageSplits
 ) -> None:
     changes: dict[str, Any] = {
         "sampler": {"kind": "uniform"},
@@ -65,8 +56,8 @@ def test_a_study_in_slots_is_the_study_one_after_the_other(
         "pruner": {"kind": "none"},
         "budget": {"trials": 5},
     }
-    alone = _run(tiny(name="alone", **changes), storage, splits)
-    stacked = _run(tiny(name="stacked", training={"slots": 3}, **changes), storage, splits)
+    alone = run_tiny(name="alone", **changes)
+    stacked = run_tiny(name="stacked", training={"slots": 3}, **changes)
     assert [trial.params for trial in stacked.trials] == [trial.params for trial in alone.trials]
     one, other = _values(alone), _values(stacked)
     assert one.keys() == other.keys() == set(range(5))
@@ -78,42 +69,25 @@ def test_a_study_in_slots_is_the_study_one_after_the_other(
         assert trial.curve[-1].loss == pytest.approx(twin.curve[-1].loss, rel=0.02)
 
 
-def test_trials_in_slots_show_how_far_they_are(
-    storage: Storage, tiny: Make, splits: ImageSplits
-) -> None:
-    class Progress:
-        def __init__(self) -> None:
-            self.shares: list[dict[int, float]] = []
-
-        def __call__(self, *_: Any) -> None: ...
-
-        def running(self, shares: dict[int, float]) -> None:
-            self.shares.append(shares)
-
-    progress = Progress()
-    spec = tiny(
-        training={"slots": 2},
-        pruner={"kind": "none"},
-        budget={"trials": 2, "evaluations": 2},
+def test_trials_in_slots_show_how_far_they_are(tiny_runner: Runner, progress: Any) -> None:
+    runner = tiny_runner(
+        training={"slots": 2}, pruner={"kind": "none"}, budget={"trials": 2, "evaluations": 2}
     )
-    _runner(spec, storage, splits).run(score=False, on_trial=progress)
+    runner.run(score=False, on_trial=progress)
     assert progress.shares == [{0: 0.5, 1: 0.5}, {}]
 
 
 @pytest.mark.filterwarnings("ignore::hpo_mab.pruners.AdvantageWarning")
 @pytest.mark.parametrize("pruner", ["median", "advantage", "top_k"])
 @pytest.mark.parametrize("sampler", ["mab", "auto"])
-def test_every_pruner_and_the_pilot_work_in_slots(
-    storage: Storage, tiny: Make, splits: ImageSplits, pruner: str, sampler: str
-) -> None:
-    spec = tiny(
+def test_every_pruner_and_the_pilot_work_in_slots(run_tiny: Run, pruner: str, sampler: str) -> None:
+    run = run_tiny(
         sampler={"kind": sampler},
         search={"initial": 4},
         pruner={"kind": pruner},
         budget={"trials": 10, "evaluations": 4},
         training={"slots": 4},
     )
-    run = _run(spec, storage, splits)
     counted = [t for t in run.trials if TWIN_KEY not in t.attrs and t.state != "fail"]
     assert len(counted) == 10
     assert sorted(trial.slot for trial in counted) == list(range(10))
@@ -128,7 +102,7 @@ def test_every_pruner_and_the_pilot_work_in_slots(
 
 
 def test_out_of_memory_where_trials_end_halves_the_slots(
-    storage: Storage, tiny: Make, splits: ImageSplits, monkeypatch: pytest.MonkeyPatch
+    tiny_runner: Runner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     take, failed = ExampleTally.take, []
 
@@ -139,8 +113,7 @@ def test_out_of_memory_where_trials_end_halves_the_slots(
         return take(self, slot)
 
     monkeypatch.setattr(ExampleTally, "take", fail_once)
-    spec = tiny(sampler={"kind": "uniform"}, budget={"trials": 4}, training={"slots": 4})
-    runner = _runner(spec, storage, splits)
+    runner = tiny_runner(sampler={"kind": "uniform"}, budget={"trials": 4}, training={"slots": 4})
     outcome = runner.run(score=False)
     assert failed
     assert any("2 instead of 4 trials at a time" in why for why in outcome.loop_reasons)
@@ -148,44 +121,78 @@ def test_out_of_memory_where_trials_end_halves_the_slots(
 
 
 def test_a_pruner_of_optunas_stops_trials_in_slots(
-    storage: Storage, tiny: Make, splits: ImageSplits, monkeypatch: pytest.MonkeyPatch
+    run_tiny: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stops = lambda self, study, trial: trial.last_step == 2  # noqa: E731
     monkeypatch.setattr(optuna.pruners.MedianPruner, "prune", stops)
-    spec = tiny(
+    run = run_tiny(
         sampler={"kind": "uniform"},
         search={"initial": 0},
         pruner={"kind": "median"},
         budget={"trials": 4, "evaluations": 4},
         training={"slots": 4},
     )
-    run = _run(spec, storage, splits)
     assert [(trial.state, len(trial.curve)) for trial in run.trials] == [("pruned", 2)] * 4
 
 
-def test_shapes_have_stacks_of_their_own(storage: Storage, tiny: Make, splits: ImageSplits) -> None:
-    spec = tiny(
+def test_a_pruner_that_raises_fails_its_trials_with_the_reason(
+    storage: Storage, run_tiny: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def raises(*_: Any) -> bool:
+        raise ZeroDivisionError("no threshold")
+
+    monkeypatch.setattr(optuna.pruners.MedianPruner, "prune", raises)
+    with pytest.raises(StudyFailedError, match="no threshold"):
+        run_tiny(
+            sampler={"kind": "uniform"},
+            search={"initial": 0},
+            pruner={"kind": "median"},
+            budget={"trials": 4, "evaluations": 4},
+            training={"slots": 4},
+        )
+    (name,) = study_names(storage)
+    assert {t.state for t in open_study(storage, name).trials} == {TrialState.FAIL}
+
+
+def test_a_pruner_that_raises_optunas_exception_prunes(
+    run_tiny: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def raises(*_: Any) -> bool:
+        raise optuna.TrialPruned
+
+    monkeypatch.setattr(optuna.pruners.MedianPruner, "prune", raises)
+    run = run_tiny(
+        sampler={"kind": "uniform"},
+        search={"initial": 0},
+        pruner={"kind": "median"},
+        budget={"trials": 2, "evaluations": 2},
+        training={"slots": 2},
+    )
+    assert [trial.state for trial in run.trials] == ["pruned"] * 2
+
+
+def test_shapes_have_stacks_of_their_own(run_tiny: Run) -> None:
+    run = run_tiny(
         model={"name": "mlp", "width": {"choices": [4, 8]}},
         search={"initial": 0, "n_startup_trials": 100},
         pruner={"kind": "none"},
         budget={"trials": 6},
         training={"slots": 3},
     )
-    run = _run(spec, storage, splits)
     assert {trial.params["model.width"] for trial in run.trials} == {4, 8}
     assert [trial.state for trial in run.trials] == ["complete"] * 6
 
 
-def test_slots_are_no_more_than_the_trials_that_are_left(
-    storage: Storage, tiny: Make, splits: ImageSplits
-) -> None:
-    run = _run(tiny(budget={"trials": 3}), storage, splits)
+def test_slots_are_no_more_than_the_trials_that_are_left(storage: Storage, run_tiny: Run) -> None:
+    run = run_tiny(budget={"trials": 3})
     study = open_study(storage, run.name)
     found = []
     for trials in (3, 5, 40, 1000):
         Target(trials=trials, total=None, epoch_examples=100).save(study)
         found.append(_most_slots(study))
     assert found == [0, 1, 10, 32]
+    Target(trials=40, total=None, epoch_examples=100).save(study)
+    assert [_most_slots(study, workers=workers) for workers in (2, 4, 11)] == [5, 2, 0]
     Target(trials=136, total=None, epoch_examples=100).save(study)
     study.add_trials(
         optuna.create_trial(value=0.5, user_attrs={SLOT_KEY: slot}) for slot in range(3, 128)
@@ -202,32 +209,29 @@ def test_slots_are_no_more_than_the_trials_that_are_left(
 
 
 @pytest.mark.parametrize("widths", [4, 5])
-def test_only_a_few_shapes_have_stacks_of_their_own(
-    storage: Storage, tiny: Make, splits: ImageSplits, widths: int
-) -> None:
-    spec = tiny(
+def test_only_a_few_shapes_have_stacks_of_their_own(tiny_runner: Runner, widths: int) -> None:
+    outcome = tiny_runner(
         model={"name": "mlp", "width": {"choices": [8 * (1 + n) for n in range(widths)]}},
         budget={"trials": 2},
         training={"slots": 2},
-    )
-    outcome = _runner(spec, storage, splits).run(score=False)
+    ).run(score=False)
     stacked = [STACK_KEY in trial.attrs for trial in outcome.run.trials]
     assert (stacked, bool(outcome.loop_reasons)) == ([widths == 4] * 2, widths != 4)
 
 
 def test_a_range_of_shapes_is_trained_one_at_a_time(
-    storage: Storage, tiny: Make, splits: ImageSplits, monkeypatch: pytest.MonkeyPatch
+    tiny_runner: Runner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(StackLoop, "run", lambda self: pytest.fail("a stack for each trial"))
-    spec = tiny(
-        model={"name": "mlp", "dropout": {"low": 0.0, "high": 0.5}},
-        budget={"trials": 2},
-        training={"slots": 4},
-    )
-    outcome = _runner(spec, storage, splits).run(score=False)
+    spec: dict[str, Any] = {
+        "model": {"name": "mlp", "dropout": {"low": 0.0, "high": 0.5}},
+        "budget": {"trials": 2},
+        "training": {"slots": 4},
+    }
+    outcome = tiny_runner(**spec).run(score=False)
     assert len(outcome.run.trials) == 2
     # Also where all trials run elsewhere.
-    elsewhere = _runner(spec, storage, splits).run(score=False, launch=lambda *_: False)
+    elsewhere = tiny_runner(**spec).run(score=False, launch=lambda *_: False)
     assert elsewhere.loop_reasons == outcome.loop_reasons
     assert outcome.loop_reasons == (
         "trials are trained one at a time: ranges of the network's options or of the batch size "
@@ -235,26 +239,20 @@ def test_a_range_of_shapes_is_trained_one_at_a_time(
     )
 
 
-def test_samplers_that_no_stack_takes_are_trained_alone(
-    storage: Storage, tiny: Make, splits: ImageSplits
-) -> None:
-    spec = tiny(sampler={"kind": "gradnorm"}, budget={"trials": 2}, training={"slots": 3})
-    trials = _run(spec, storage, splits).trials
-    assert [trial.state for trial in trials] == ["complete"] * 2
-    assert not any(STACK_KEY in trial.attrs for trial in trials)
+def test_samplers_that_no_stack_takes_are_trained_alone(run_tiny: Run) -> None:
+    run = run_tiny(sampler={"kind": "gradnorm"}, budget={"trials": 2}, training={"slots": 3})
+    assert [trial.state for trial in run.trials] == ["complete"] * 2
+    assert not any(STACK_KEY in trial.attrs for trial in run.trials)
 
 
-def test_a_trial_that_diverges_does_not_affect_other_slots(
-    storage: Storage, tiny: Make, splits: ImageSplits
-) -> None:
-    spec = tiny(
+def test_a_trial_that_diverges_does_not_affect_other_slots(run_tiny: Run) -> None:
+    run = run_tiny(
         optimizer={"name": "sgd", "lr": {"choices": [1e30, 0.05]}},
         search={"initial": 0, "n_startup_trials": 100},
         pruner={"kind": "none"},
         budget={"trials": 6},
         training={"slots": 3, "label_smoothing": 0.0},
     )
-    run = _run(spec, storage, splits)
     for trial in run.trials:
         if trial.params["lr"] > 1:
             assert trial.state == "pruned"
@@ -284,15 +282,13 @@ class _OutOfMemory:
 
 @pytest.mark.parametrize("kind", [torch.OutOfMemoryError, RuntimeError])
 def test_out_of_memory_halves_the_slots_and_loses_no_trial(
-    storage: Storage,
-    tiny: Make,
-    splits: ImageSplits,
+    tiny_runner: Runner,
     monkeypatch: pytest.MonkeyPatch,
     kind: type[Exception],
 ) -> None:
     memory = _OutOfMemory(monkeypatch, room=2, kind=kind)
-    spec = tiny(pruner={"kind": "none"}, budget={"trials": 5}, training={"slots": 8})
-    outcome = _runner(spec, storage, splits).run(score=False)
+    runner = tiny_runner(pruner={"kind": "none"}, budget={"trials": 5}, training={"slots": 8})
+    outcome = runner.run(score=False)
     assert memory.seen[:3] == [8, 4, 2]
     states = [trial.state for trial in outcome.run.trials if INTERRUPTED_KEY not in trial.attrs]
     assert states == ["complete"] * 5
@@ -300,11 +296,11 @@ def test_out_of_memory_halves_the_slots_and_loses_no_trial(
 
 
 def test_a_network_too_large_for_a_stack_is_trained_alone(
-    storage: Storage, tiny: Make, splits: ImageSplits, monkeypatch: pytest.MonkeyPatch
+    tiny_runner: Runner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     memory = _OutOfMemory(monkeypatch, room=0)
-    spec = tiny(budget={"trials": 3}, training={"slots": 2}, pruner={"kind": "none"})
-    outcome = _runner(spec, storage, splits).run(score=False)
+    runner = tiny_runner(budget={"trials": 3}, training={"slots": 2}, pruner={"kind": "none"})
+    outcome = runner.run(score=False)
     assert memory.seen == [2]
     done = [trial for trial in outcome.run.trials if INTERRUPTED_KEY not in trial.attrs]
     assert [trial.state for trial in done] == ["complete"] * 3
@@ -313,7 +309,7 @@ def test_a_network_too_large_for_a_stack_is_trained_alone(
 
 
 def test_a_trial_alone_that_has_no_memory_next_to_a_stack_is_tried_again(
-    storage: Storage, tiny: Make, splits: ImageSplits, monkeypatch: pytest.MonkeyPatch
+    tiny_runner: Runner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train, begin, failures = Workload.training, StackLoop._train, iter([1])
     begun: list[StackLoop] = []
@@ -329,14 +325,13 @@ def test_a_trial_alone_that_has_no_memory_next_to_a_stack_is_tried_again(
 
     monkeypatch.setattr(StackLoop, "_train", begins)
     monkeypatch.setattr(Workload, "training", full)
-    spec = tiny(
+    outcome = tiny_runner(
         sampler={"kind": "auto", "portfolio": ["uniform", "gradnorm"]},
         search={"initial": 4},
         budget={"trials": 12},
         training={"slots": 4},
         pruner={"kind": "none"},
-    )
-    outcome = _runner(spec, storage, splits).run(score=False)
+    ).run(score=False)
     assert next(failures, None) is None
     failed = [trial for trial in outcome.run.trials if trial.state == "fail"]
     assert failed
@@ -345,16 +340,13 @@ def test_a_trial_alone_that_has_no_memory_next_to_a_stack_is_tried_again(
     assert {trial.state for trial in twins if trial not in failed} == {"complete"}
 
 
-def test_a_network_that_cannot_be_stacked_is_trained_alone(
-    storage: Storage, tiny: Make, splits: ImageSplits, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_network_that_cannot_be_stacked_is_trained_alone(tiny_runner: Runner) -> None:
     class _Branches(nn.Linear):
         def forward(self, input: Tensor) -> Tensor:
             outputs = super().forward(input.flatten(1))
             return outputs if float(outputs.detach().sum()) < 1e9 else 2 * outputs
 
-    spec = tiny(budget={"trials": 3}, training={"slots": 2})
-    runner = _runner(spec, storage, splits)
+    runner = tiny_runner(budget={"trials": 3}, training={"slots": 2})
     runner.objective.workload._model = lambda **_: _Branches(64, 10)
     outcome = runner.run(score=False)
     done = [trial for trial in outcome.run.trials if trial.state in ("complete", "pruned")]
@@ -363,23 +355,21 @@ def test_a_network_that_cannot_be_stacked_is_trained_alone(
     assert reason.startswith("the network cannot be stacked: ")
 
 
-def test_each_trial_of_a_network_that_raises_fails_with_the_reason(
-    storage: Storage, tiny: Make, splits: ImageSplits
-) -> None:
+def test_each_trial_of_a_network_that_raises_fails_with_the_reason(tiny_runner: Runner) -> None:
     class _Broken(nn.Linear):
         def forward(self, input: Tensor) -> Tensor:
             raise ValueError("no forward pass today")
 
-    runner = _runner(tiny(budget={"trials": 4}, training={"slots": 2}), storage, splits)
+    runner = tiny_runner(budget={"trials": 4}, training={"slots": 2})
     runner.objective.workload._model = lambda **_: _Broken(64, 10)
     with pytest.raises(StudyFailedError, match="no forward pass today"):
         runner.run(score=False)
 
 
 def test_ctrl_c_returns_all_trials_to_the_study(
-    storage: Storage, tiny: Make, splits: ImageSplits, monkeypatch: pytest.MonkeyPatch
+    tiny_runner: Runner, run_tiny: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    spec = tiny(pruner={"kind": "none"}, budget={"trials": 5}, training={"slots": 3})
+    spec = {"pruner": {"kind": "none"}, "budget": {"trials": 5}, "training": {"slots": 3}}
     advance, calls = StackLoop._advance, iter(range(100))
 
     def interrupted(loop: StackLoop) -> None:
@@ -388,21 +378,19 @@ def test_ctrl_c_returns_all_trials_to_the_study(
             raise KeyboardInterrupt
 
     monkeypatch.setattr(StackLoop, "_advance", interrupted)
-    runner = _runner(spec, storage, splits)
-    outcome = runner.run(score=False)
+    outcome = tiny_runner(**spec).run(score=False)
     assert outcome.interrupted
     cut = [trial for trial in outcome.run.trials if INTERRUPTED_KEY in trial.attrs]
     assert len(cut) == 3
     assert all(len(trial.curve) == 1 for trial in cut)
-    run = _run(spec, storage, splits)
+    run = run_tiny(**spec)
     finished = [trial for trial in run.trials if trial.state == "complete"]
     assert sorted(trial.slot for trial in finished) == list(range(5))
 
 
 def test_claimed_trials_have_heartbeats_before_their_networks_are_made(
-    storage: Storage, tiny: Make, splits: ImageSplits, monkeypatch: pytest.MonkeyPatch
+    run_tiny: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    spec = tiny(pruner={"kind": "none"}, budget={"trials": 3}, training={"slots": 3})
     start, beating = Stacks.start, []
 
     def counted(stacks: Stacks, *args: Any, **kwargs: Any) -> Any:
@@ -412,16 +400,13 @@ def test_claimed_trials_have_heartbeats_before_their_networks_are_made(
 
     before = sum(one.name.startswith("heartbeat-") for one in threading.enumerate())
     monkeypatch.setattr(Stacks, "start", counted)
-    _run(spec, storage, splits)
+    run_tiny(pruner={"kind": "none"}, budget={"trials": 3}, training={"slots": 3})
     assert [count - before for count in beating] == [3, 3, 3]
     assert sum(one.name.startswith("heartbeat-") for one in threading.enumerate()) == before
 
 
-def test_a_trial_that_raises_at_its_start_fails_alone(
-    storage: Storage, tiny: Make, splits: ImageSplits
-) -> None:
-    spec = tiny(pruner={"kind": "none"}, budget={"trials": 4}, training={"slots": 2})
-    runner = _runner(spec, storage, splits)
+def test_a_trial_that_raises_at_its_start_fails_alone(tiny_runner: Runner) -> None:
+    runner = tiny_runner(pruner={"kind": "none"}, budget={"trials": 4}, training={"slots": 2})
     model = runner.objective.workload._model
     broken: list[int] = []
     calls = iter(range(100))
@@ -442,10 +427,8 @@ def test_a_trial_that_raises_at_its_start_fails_alone(
     assert len([trial for trial in run.trials if trial.state == "complete"]) == 4
 
 
-def test_a_trial_that_no_slot_can_hold_is_trained_alone(
-    storage: Storage, tiny: Make, splits: ImageSplits
-) -> None:
-    runner = _runner(tiny(budget={"trials": 2}, training={"slots": 2}), storage, splits)
+def test_a_trial_that_no_slot_can_hold_is_trained_alone(tiny_runner: Runner) -> None:
+    runner = tiny_runner(budget={"trials": 2}, training={"slots": 2})
     model = runner.objective.workload._model
 
     def locked(**options: Any) -> nn.Module:
@@ -494,16 +477,12 @@ def test_a_probe_makes_few_networks_and_evaluates_on_few_examples(
 
 
 def test_a_round_is_one_transaction_and_a_fill_one_lock(
-    storage: Storage, tiny: Make, splits: ImageSplits, monkeypatch: pytest.MonkeyPatch
+    storage: Storage,
+    run_tiny: Run,
+    statements_of: Callable[..., list[str]],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    spec = tiny(
-        pruner={"kind": "median"},
-        search={"initial": 0},
-        budget={"trials": 4, "evaluations": 3},
-        training={"slots": 4},
-    )
     record, hold = StackLoop._record, storage.lock
-    statements: list[str] = []
     rounds: list[list[str]] = []
     locks: list[str] = []
 
@@ -516,13 +495,15 @@ def test_a_round_is_one_transaction_and_a_fill_one_lock(
         locks.append(name)
         return hold(name)
 
-    def note(connection: Any, cursor: Any, statement: str, *_: Any) -> None:
-        statements.append(statement)
-
     monkeypatch.setattr(StackLoop, "_record", counted)
     monkeypatch.setattr(storage, "lock", locked)
-    sa.event.listen(storage.optuna.engine, "before_cursor_execute", note)
-    _run(spec, storage, splits)
+    statements = statements_of(storage.optuna.engine)
+    run_tiny(
+        pruner={"kind": "median"},
+        search={"initial": 0},
+        budget={"trials": 4, "evaluations": 3},
+        training={"slots": 4},
+    )
     # One reading of all trials for all decisions of the pruner, and the reports of four trials.
     assert rounds[0] == ["SELECT", "SELECT", "INSERT"]
     # To make the study, to fill the slots, to end all trials, and to find that none is left.
@@ -532,8 +513,8 @@ def test_a_round_is_one_transaction_and_a_fill_one_lock(
 @pytest.mark.parametrize("sampler", ["uniform", "mab"])
 def test_trials_continue_from_their_checkpoints(
     storage: Storage,
-    tiny: Make,
-    splits: ImageSplits,
+    tiny_runner: Runner,
+    run_tiny: Run,
     monkeypatch: pytest.MonkeyPatch,
     sampler: str,
 ) -> None:
@@ -543,8 +524,8 @@ def test_trials_continue_from_their_checkpoints(
         "pruner": {"kind": "none"},
         "budget": {"trials": 3, "evaluations": 4},
     }
-    whole = _run(tiny(name="whole", training={"slots": 3}, **changes), storage, splits)
-    spec = tiny(name="cut", training={"slots": 3, "checkpoint": 1e-9}, **changes)
+    whole = run_tiny(name="whole", training={"slots": 3}, **changes)
+    changes |= {"name": "cut", "training": {"slots": 3, "checkpoint": 1e-9}}
     record, calls = StackLoop._record, iter(range(100))
 
     def interrupted(loop: StackLoop, found: Any) -> None:
@@ -554,10 +535,10 @@ def test_trials_continue_from_their_checkpoints(
 
     with monkeypatch.context() as patch:
         patch.setattr(StackLoop, "_record", interrupted)
-        assert _runner(spec, storage, splits).run(score=False).interrupted
+        assert tiny_runner(**changes).run(score=False).interrupted
     folder = files_folder(storage, "checkpoints")
     assert len(list(folder.iterdir())) == 3
-    run = _run(spec, storage, splits)
+    run = run_tiny(**changes)
     resumed = {trial.slot: trial for trial in run.trials if trial.state == "complete"}
     assert sorted(resumed) == [0, 1, 2]
     assert list(folder.iterdir()) == []
@@ -572,17 +553,16 @@ def test_trials_continue_from_their_checkpoints(
 
 
 def test_a_checkpoint_that_does_not_fit_is_ignored(
-    storage: Storage, tiny: Make, splits: ImageSplits, monkeypatch: pytest.MonkeyPatch
+    run_tiny: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(SlotCheckpoint, "load", lambda self: {"points": [], "tensors": {}})
-    spec = tiny(budget={"trials": 2}, training={"slots": 2, "checkpoint": 1e-9})
     with pytest.warns(CheckpointWarning, match="does not fit its trial"):
-        run = _run(spec, storage, splits)
+        run = run_tiny(budget={"trials": 2}, training={"slots": 2, "checkpoint": 1e-9})
     assert len(_values(run)) + sum(trial.state == "pruned" for trial in run.trials) == 2
 
 
 def test_out_of_memory_at_the_start_of_a_slot_is_raised(
-    storage: Storage, tiny: Make, splits: ImageSplits, monkeypatch: pytest.MonkeyPatch
+    tiny: Make, splits: ImageSplits, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: Any, **__: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
@@ -596,11 +576,8 @@ def test_out_of_memory_at_the_start_of_a_slot_is_raised(
         stacks.start(configuration, seed=0, budgets=1, state={"points": []})
 
 
-def test_a_study_that_fails_returns_the_other_trials(
-    storage: Storage, tiny: Make, splits: ImageSplits
-) -> None:
-    spec = tiny(pruner={"kind": "none"}, budget={"trials": 9}, training={"slots": 4})
-    runner = _runner(spec, storage, splits)
+def test_a_study_that_fails_returns_the_other_trials(storage: Storage, tiny_runner: Runner) -> None:
+    runner = tiny_runner(pruner={"kind": "none"}, budget={"trials": 9}, training={"slots": 4})
     model, calls = runner.objective.workload._model, iter(range(100))
 
     def failing(**options: Any) -> nn.Module:
@@ -617,10 +594,9 @@ def test_a_study_that_fails_returns_the_other_trials(
 
 
 def test_a_trial_that_another_machine_has_closed_costs_no_other(
-    storage: Storage, tiny: Make, splits: ImageSplits, monkeypatch: pytest.MonkeyPatch
+    storage: Storage, tiny_runner: Runner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    spec = tiny(pruner={"kind": "none"}, budget={"trials": 4}, training={"slots": 2})
-    runner = _runner(spec, storage, splits)
+    runner = tiny_runner(pruner={"kind": "none"}, budget={"trials": 4}, training={"slots": 2})
     advance, calls = StackLoop._advance, iter(range(100))
 
     def closed(loop: StackLoop) -> None:
@@ -643,21 +619,19 @@ def test_a_trial_that_another_machine_has_closed_costs_no_other(
 )
 def test_a_trial_that_is_closed_during_its_stack_costs_no_other(
     storage: Storage,
-    tiny: Make,
-    splits: ImageSplits,
+    tiny_runner: Runner,
     monkeypatch: pytest.MonkeyPatch,
     writes: str,
     at_start: bool,
 ) -> None:
     # Writes are refused as on MySQL, where each is a statement of its own; others ignore them.
     diverges = writes == "set_user_attr" and not at_start
-    spec = tiny(
+    runner = tiny_runner(
         optimizer={"name": "sgd", "lr": 1e30 if diverges else 0.05},
         pruner={"kind": "none"},
         budget={"trials": 4},
         training={"slots": 2},
     )
-    runner = _runner(spec, storage, splits)
     write, record = getattr(optuna.trial.Trial, writes or "report"), StackLoop._record
     rounds: list[Any] = []
 
@@ -684,9 +658,7 @@ def test_a_trial_that_is_closed_during_its_stack_costs_no_other(
     assert sorted(trial.slot for trial in ended) == list(range(4))
 
 
-def test_a_network_that_assigns_to_a_buffer_is_not_stacked(
-    storage: Storage, tiny: Make, splits: ImageSplits
-) -> None:
+def test_a_network_that_assigns_to_a_buffer_is_not_stacked(tiny_runner: Runner) -> None:
     class _Counting(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -699,7 +671,7 @@ def test_a_network_that_assigns_to_a_buffer_is_not_stacked(
             outputs: Tensor = self.layer(inputs.flatten(1))
             return outputs
 
-    runner = _runner(tiny(budget={"trials": 2}, training={"slots": 2}), storage, splits)
+    runner = tiny_runner(budget={"trials": 2}, training={"slots": 2})
     runner.objective.workload._model = lambda **_: _Counting()
     outcome = runner.run(score=False)
     assert [trial.state for trial in outcome.run.trials if trial.state != "fail"] == [

@@ -12,19 +12,15 @@ import pytest
 from hpo_mab._attributes import LEARNED_KEY, TWIN_KEY
 from hpo_mab._errors import SpecError
 from hpo_mab._examples import ExampleRecord
-from hpo_mab.data import ImageSplits
-from hpo_mab.search import StudyRunner, StudySpec, make_objective, replay
+from hpo_mab.search import StudyRunner, StudySpec, replay
 from hpo_mab.search._copy import copy_study
 from hpo_mab.search._recorder import SlotCheckpoint
 from hpo_mab.storage import Storage, StudyRun
 from hpo_mab.training import Training
 
 Make = Callable[..., StudySpec]
-
-
-def _run(spec: StudySpec, storage: Storage, splits: ImageSplits) -> StudyRun:
-    runner = StudyRunner(spec, storage, objective=make_objective(spec, splits))
-    return runner.run(score=False).run
+Run = Callable[..., StudyRun]
+Runner = Callable[..., StudyRunner]
 
 
 def _record(storage: Storage, run: StudyRun) -> ExampleRecord | None:
@@ -32,12 +28,14 @@ def _record(storage: Storage, run: StudyRun) -> ExampleRecord | None:
     return storage.examples.load(study._study_id)
 
 
+def _frozen(storage: Storage, name: str) -> ExampleRecord | None:
+    study = optuna.load_study(study_name=name, storage=storage.optuna)
+    return storage.examples.frozen(study._study_id)
+
+
 @pytest.mark.parametrize("slots", [1, 3])
-def test_every_trial_adds_what_it_drew(
-    storage: Storage, tiny: Make, splits: ImageSplits, slots: int
-) -> None:
-    spec = tiny(training={"slots": slots}, budget={"trials": 9}, sampler={"kind": "mab"})
-    run = _run(spec, storage, splits)
+def test_every_trial_adds_what_it_drew(storage: Storage, run_tiny: Run, slots: int) -> None:
+    run = run_tiny(training={"slots": slots}, budget={"trials": 9}, sampler={"kind": "mab"})
     states = {trial.state for trial in run.trials}
     assert states == {"complete", "pruned"}
     record = _record(storage, run)
@@ -49,25 +47,22 @@ def test_every_trial_adds_what_it_drew(
     np.testing.assert_array_equal(predictions.sum(axis=1), record.counts.visits)
 
 
-def test_a_study_keeps_its_record(storage: Storage, tiny: Make, splits: ImageSplits) -> None:
+def test_a_study_keeps_its_record(storage: Storage, run_tiny: Run) -> None:
     for trials in (3, 5):
-        run = _run(tiny(budget={"trials": trials}), storage, splits)
+        run = run_tiny(budget={"trials": trials})
         record = _record(storage, run)
         assert record is not None
         assert record.trials == trials
     assert record.counts.visits.sum() == sum(trial.examples for trial in run.trials)
     # In how many portions it was written does not matter.
-    whole = _record(storage, _run(tiny(name="whole", budget={"trials": 5}), storage, splits))
+    whole = _record(storage, run_tiny(name="whole", budget={"trials": 5}))
     assert whole is not None
     np.testing.assert_allclose(record.counts.sums, whole.counts.sums, rtol=1e-5, atol=1e-4)
     np.testing.assert_array_equal(record.counts.predictions, whole.counts.predictions)
 
 
-def test_twins_add_to_it_and_replays_do_not(
-    storage: Storage, tiny: Make, splits: ImageSplits
-) -> None:
-    spec = tiny(sampler={"kind": "auto"}, budget={"trials": 10})
-    run = _run(spec, storage, splits)
+def test_twins_add_to_it_and_replays_do_not(storage: Storage, run_tiny: Run) -> None:
+    run = run_tiny(sampler={"kind": "auto"}, budget={"trials": 10})
     assert any(TWIN_KEY in trial.attrs for trial in run.trials)
     before = _record(storage, run)
     assert before is not None
@@ -78,24 +73,24 @@ def test_twins_add_to_it_and_replays_do_not(
     assert after.trials == before.trials
 
 
-def test_one_key_turns_it_off(storage: Storage, tiny: Make, splits: ImageSplits) -> None:
-    run = _run(tiny(training={"examples": False}), storage, splits)
+def test_one_key_turns_it_off(storage: Storage, run_tiny: Run) -> None:
+    run = run_tiny(training={"examples": False})
     assert _record(storage, run) is None
 
 
 @pytest.mark.parametrize("slots", [1, 2])
 def test_a_trial_that_is_tried_again_counts_once(
     storage: Storage,
-    tiny: Make,
-    splits: ImageSplits,
+    tiny_runner: Runner,
+    run_tiny: Run,
     monkeypatch: pytest.MonkeyPatch,
     slots: int,
 ) -> None:
-    spec = tiny(
-        training={"slots": slots, "checkpoint": 1e-9},
-        pruner={"kind": "none"},
-        budget={"trials": 2},
-    )
+    spec = {
+        "training": {"slots": slots, "checkpoint": 1e-9},
+        "pruner": {"kind": "none"},
+        "budget": {"trials": 2},
+    }
     # Ctrl-C once the first trial was saved.
     save = SlotCheckpoint.save
 
@@ -105,9 +100,8 @@ def test_a_trial_that_is_tried_again_counts_once(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(SlotCheckpoint, "save", interrupt)
-    runner = StudyRunner(spec, storage, objective=make_objective(spec, splits))
-    assert runner.run(score=False).interrupted
-    run = _run(spec, storage, splits)
+    assert tiny_runner(**spec).run(score=False).interrupted
+    run = run_tiny(**spec)
     assert any(trial.inherited for trial in run.trials)
     record = _record(storage, run)
     assert record is not None
@@ -116,16 +110,14 @@ def test_a_trial_that_is_tried_again_counts_once(
     assert record.counts.visits.sum() == sum(trial.examples for trial in complete)
 
 
-def test_a_trial_that_diverged_adds_nothing(
-    storage: Storage, tiny: Make, splits: ImageSplits
-) -> None:
-    run = _run(tiny(optimizer={"lr": 1e30}, budget={"trials": 2}), storage, splits)
+def test_a_trial_that_diverged_adds_nothing(storage: Storage, run_tiny: Run) -> None:
+    run = run_tiny(optimizer={"lr": 1e30}, budget={"trials": 2})
     assert {trial.state for trial in run.trials} == {"pruned"}
     assert _record(storage, run) is None
 
 
 def test_a_trial_that_fails_adds_nothing(
-    storage: Storage, tiny: Make, splits: ImageSplits, monkeypatch: pytest.MonkeyPatch
+    storage: Storage, run_tiny: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     advance, calls = Training._advance, iter(range(100))
 
@@ -135,7 +127,7 @@ def test_a_trial_that_fails_adds_nothing(
             raise ValueError("no")
 
     monkeypatch.setattr(Training, "_advance", fail)
-    run = _run(tiny(budget={"trials": 2}, pruner={"kind": "none"}), storage, splits)
+    run = run_tiny(budget={"trials": 2}, pruner={"kind": "none"})
     assert [trial.state for trial in run.trials].count("fail") == 1
     record = _record(storage, run)
     assert record is not None
@@ -152,20 +144,18 @@ def test_a_trial_that_fails_adds_nothing(
     ids=["curriculum", "mab"],
 )
 def test_later_trials_use_what_the_first_ones_saw(
-    storage: Storage, tiny: Make, splits: ImageSplits, sampler: dict[str, Any], slots: int
+    storage: Storage, run_tiny: Run, sampler: dict[str, Any], slots: int
 ) -> None:
-    spec = tiny(
+    run = run_tiny(
         sampler=sampler,
         training={"slots": slots},
         budget={"trials": 8},
         pruner={"kind": "none"},
     )
-    run = _run(spec, storage, splits)
     learned = [trial.attrs[LEARNED_KEY] for trial in run.trials]
     assert learned[:4] == [False] * 4
     assert learned[-1]
-    study = optuna.load_study(study_name=run.name, storage=storage.optuna)
-    frozen = storage.examples.frozen(study._study_id)
+    frozen = _frozen(storage, run.name)
     record = _record(storage, run)
     assert frozen is not None
     assert record is not None
@@ -178,30 +168,22 @@ def test_later_trials_use_what_the_first_ones_saw(
         assert replay(storage, run.name, number).is_identical
 
 
-def test_a_record_that_samplers_use_is_frozen_once(
-    storage: Storage, tiny: Make, splits: ImageSplits
-) -> None:
-    spec = tiny(sampler={"kind": "curriculum"}, budget={"trials": 6})
-    run = _run(spec, storage, splits)
-    study = optuna.load_study(study_name=run.name, storage=storage.optuna)
-    first = storage.examples.frozen(study._study_id)
-    _run(tiny(sampler={"kind": "curriculum"}, budget={"trials": 9}), storage, splits)
-    again = storage.examples.frozen(study._study_id)
+def test_a_record_that_samplers_use_is_frozen_once(storage: Storage, run_tiny: Run) -> None:
+    run = run_tiny(sampler={"kind": "curriculum"}, budget={"trials": 6})
+    first = _frozen(storage, run.name)
+    run_tiny(sampler={"kind": "curriculum"}, budget={"trials": 9})
+    again = _frozen(storage, run.name)
     assert first is not None
     assert again is not None
     np.testing.assert_array_equal(first.counts.sums, again.counts.sums)
     copy_study(storage, run.name, storage, to_name="copy")
-    copied = optuna.load_study(study_name="copy", storage=storage.optuna)
-    assert storage.examples.frozen(copied._study_id) is not None
+    assert _frozen(storage, "copy") is not None
 
 
-def test_samplers_without_use_for_it_leave_no_trace(
-    storage: Storage, tiny: Make, splits: ImageSplits
-) -> None:
-    run = _run(tiny(sampler={"kind": "mab"}), storage, splits)
+def test_samplers_without_use_for_it_leave_no_trace(storage: Storage, run_tiny: Run) -> None:
+    run = run_tiny(sampler={"kind": "mab"})
     assert not any(LEARNED_KEY in trial.attrs for trial in run.trials)
-    study = optuna.load_study(study_name=run.name, storage=storage.optuna)
-    assert storage.examples.frozen(study._study_id) is None
+    assert _frozen(storage, run.name) is None
 
 
 def test_a_sampler_that_needs_the_record_needs_it_on(tiny: Make) -> None:

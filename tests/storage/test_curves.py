@@ -115,13 +115,6 @@ def test_an_evaluation_is_stored_once(store: CurveStore) -> None:
         _extend(store, 7, [_evaluation(1)])
 
 
-@pytest.fixture
-def anywhere(database_url: str) -> Iterator[Storage]:
-    opened = Storage(database_url)
-    yield opened
-    opened.close()
-
-
 def test_every_database_keeps_what_a_curve_holds(anywhere: Storage) -> None:
     study = _make_trials(anywhere, 2)
     odd = _evaluation(2, loss=math.nan, learning_rate=math.nan, reward_rate=None)

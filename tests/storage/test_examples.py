@@ -17,13 +17,6 @@ from hpo_mab.storage import ExampleWriter, Storage, _examples
 from hpo_mab.storage._tables import EXAMPLES
 
 
-@pytest.fixture
-def opened(database_url: str) -> Iterator[Storage]:
-    storage = Storage(database_url)
-    yield storage
-    storage.close()
-
-
 def _counts(seed: int, *, examples: int = 50, classes: int = 3) -> ExampleCounts:
     rng = np.random.default_rng(seed)
     return ExampleCounts(
@@ -48,69 +41,69 @@ def _rows(storage: Storage) -> int:
         return connection.scalar(sa.select(sa.func.count()).select_from(EXAMPLES)) or 0
 
 
-def test_sums_of_trials_add_up(opened: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sums_of_trials_add_up(anywhere: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
     # Several parts, the last of them shorter.
     monkeypatch.setattr(_examples, "_PART", 200)
-    study = _study(opened)
-    assert opened.examples.load(study) is None
+    study = _study(anywhere)
+    assert anywhere.examples.load(study) is None
     parts = [_counts(seed) for seed in range(3)]
     for part in parts:
-        opened.examples.add(study, part, total=50, labels="abc")
-    record = _load(opened, study)
+        anywhere.examples.add(study, part, total=50, labels="abc")
+    record = _load(anywhere, study)
     assert (record.trials, record.total, record.labels) == (3, 50, "abc")
     np.testing.assert_allclose(record.counts.sums, sum(p.sums for p in parts), rtol=1e-6)
     expected = sum(p.predictions.astype(int) for p in parts if p.predictions is not None)
     np.testing.assert_array_equal(record.counts.predictions, expected)
 
 
-def test_its_size_does_not_grow_with_trials(opened: Storage) -> None:
-    study = _study(opened)
+def test_its_size_does_not_grow_with_trials(anywhere: Storage) -> None:
+    study = _study(anywhere)
     for seed in range(5):
-        opened.examples.add(study, _counts(seed), total=50, labels="abc")
-    assert _rows(opened) == 2
+        anywhere.examples.add(study, _counts(seed), total=50, labels="abc")
+    assert _rows(anywhere) == 2
 
 
-def test_a_record_without_predictions(opened: Storage) -> None:
-    study = _study(opened)
+def test_a_record_without_predictions(anywhere: Storage) -> None:
+    study = _study(anywhere)
     counts = ExampleCounts(trials=1, sums=_counts(0).sums, predictions=None)
     for _ in range(2):
-        opened.examples.add(study, counts, total=50, labels="abc")
-    record = _load(opened, study)
+        anywhere.examples.add(study, counts, total=50, labels="abc")
+    record = _load(anywhere, study)
     assert record.counts.predictions is None
     assert record.preferred() is None
     np.testing.assert_allclose(record.counts.sums, 2 * counts.sums)
 
 
-def test_sums_of_other_labels_are_not_added(opened: Storage) -> None:
-    study = _study(opened)
-    opened.examples.add(study, _counts(0), total=50, labels="abc")
-    opened.examples.add(study, _counts(1), total=50, labels="xyz")
-    assert _load(opened, study).trials == 1
+def test_sums_of_other_labels_are_not_added(anywhere: Storage) -> None:
+    study = _study(anywhere)
+    anywhere.examples.add(study, _counts(0), total=50, labels="abc")
+    anywhere.examples.add(study, _counts(1), total=50, labels="xyz")
+    assert _load(anywhere, study).trials == 1
 
 
-def test_a_record_goes_with_its_study(opened: Storage) -> None:
+def test_a_record_goes_with_its_study(anywhere: Storage) -> None:
     for name in ("one", "two"):
-        opened.examples.add(_study(opened, name), _counts(0), total=50, labels="abc")
-    optuna.delete_study(study_name="two", storage=opened.optuna)
-    opened.examples.remove_orphans()
-    assert _rows(opened) == 2
+        anywhere.examples.add(_study(anywhere, name), _counts(0), total=50, labels="abc")
+    optuna.delete_study(study_name="two", storage=anywhere.optuna)
+    anywhere.examples.remove_orphans()
+    assert _rows(anywhere) == 2
     # Databases give the ids of deleted studies out again.
-    assert opened.examples.load(_study(opened, "three")) is None
+    assert anywhere.examples.load(_study(anywhere, "three")) is None
 
 
 @pytest.mark.parametrize("elsewhere", [False, True], ids=["same database", "another database"])
-def test_a_copy_has_a_separate_record(opened: Storage, tmp_path: Path, elsewhere: bool) -> None:
-    study = _study(opened)
-    opened.examples.add(study, _counts(0), total=50, labels="abc")
-    target = Storage(f"sqlite:///{tmp_path / 'copy.db'}") if elsewhere else opened
-    copy_study(opened, "one", target, to_name="copy")
+def test_a_copy_has_a_separate_record(anywhere: Storage, tmp_path: Path, elsewhere: bool) -> None:
+    study = _study(anywhere)
+    anywhere.examples.add(study, _counts(0), total=50, labels="abc")
+    target = Storage(f"sqlite:///{tmp_path / 'copy.db'}") if elsewhere else anywhere
+    copy_study(anywhere, "one", target, to_name="copy")
     copied = optuna.load_study(study_name="copy", storage=target.optuna)._study_id
     np.testing.assert_array_equal(_load(target, copied).counts.sums, _counts(0).sums)
     # Trials may be added to either study alone.
     target.examples.add(copied, _counts(1), total=50, labels="abc")
-    assert (_load(opened, study).trials, _load(target, copied).trials) == (1, 2)
-    optuna.delete_study(study_name="one", storage=opened.optuna)
-    opened.examples.remove_orphans()
+    assert (_load(anywhere, study).trials, _load(target, copied).trials) == (1, 2)
+    optuna.delete_study(study_name="one", storage=anywhere.optuna)
+    anywhere.examples.remove_orphans()
     assert _load(target, copied).trials == 2
     target.close()
 
@@ -135,61 +128,61 @@ class _Clock:
 
 
 def test_a_writer_spends_a_hundredth_of_its_time_and_drops_what_is_tried_again(
-    opened: Storage,
+    anywhere: Storage,
 ) -> None:
-    study, clock = _study(opened), _Clock()
+    study, clock = _study(anywhere), _Clock()
 
     @contextlib.contextmanager
     def slow() -> Iterator[None]:
         clock.now += 2.0
         yield
 
-    writer = ExampleWriter(opened.examples, study, total=50, labels="abc", lock=slow, clock=clock)
+    writer = ExampleWriter(anywhere.examples, study, total=50, labels="abc", lock=slow, clock=clock)
     writer.offer(1, _Sums(_counts(0)))
     writer.flush_if_due()
-    assert opened.examples.load(study) is None
+    assert anywhere.examples.load(study) is None
     writer.settle(1, counts=True)
     writer.flush_if_due()
-    assert _load(opened, study).trials == 1
+    assert _load(anywhere, study).trials == 1
     for trial, counts in ((2, True), (3, False), (4, True)):
         writer.offer(trial, _Sums(_counts(trial)))
         writer.settle(trial, counts=counts)
     clock.now += 199.0
     writer.flush_if_due()
-    assert _load(opened, study).trials == 1
+    assert _load(anywhere, study).trials == 1
     clock.now += 1.0
     writer.flush_if_due()
     writer.flush()
-    record = _load(opened, study)
+    record = _load(anywhere, study)
     assert record.trials == 3
     expected = sum(_counts(seed).sums for seed in (0, 2, 4))
     np.testing.assert_allclose(record.counts.sums, expected, rtol=1e-6)
 
 
-def test_sums_of_a_deleted_study_are_dropped(opened: Storage) -> None:
-    study = _study(opened)
-    optuna.delete_study(study_name="one", storage=opened.optuna)
-    opened.examples.add(study, _counts(0), total=50, labels="abc")
-    assert _rows(opened) == 0
+def test_sums_of_a_deleted_study_are_dropped(anywhere: Storage) -> None:
+    study = _study(anywhere)
+    optuna.delete_study(study_name="one", storage=anywhere.optuna)
+    anywhere.examples.add(study, _counts(0), total=50, labels="abc")
+    assert _rows(anywhere) == 0
     # On SQLite it gets the same id.
-    assert opened.examples.load(_study(opened, "two")) is None
+    assert anywhere.examples.load(_study(anywhere, "two")) is None
 
 
-def test_a_copy_by_optuna_gets_its_own_record_at_the_first_sums(opened: Storage) -> None:
-    study = _study(opened)
+def test_a_copy_by_optuna_gets_its_own_record_at_the_first_sums(anywhere: Storage) -> None:
+    study = _study(anywhere)
     for seed in range(2):
-        opened.examples.add(study, _counts(seed), total=50, labels="abc")
-    assert opened.examples.freeze(study, trials=2) is not None
+        anywhere.examples.add(study, _counts(seed), total=50, labels="abc")
+    assert anywhere.examples.freeze(study, trials=2) is not None
     optuna.copy_study(
         from_study_name="one",
-        from_storage=opened.optuna,
-        to_storage=opened.optuna,
+        from_storage=anywhere.optuna,
+        to_storage=anywhere.optuna,
         to_study_name="two",
     )
-    copy = optuna.load_study(study_name="two", storage=opened.optuna)._study_id
-    assert _load(opened, copy).trials == 2
-    opened.examples.add(copy, _counts(2), total=50, labels="abc")
-    assert (_load(opened, study).trials, _load(opened, copy).trials) == (2, 3)
-    frozen = opened.examples.frozen(copy)
+    copy = optuna.load_study(study_name="two", storage=anywhere.optuna)._study_id
+    assert _load(anywhere, copy).trials == 2
+    anywhere.examples.add(copy, _counts(2), total=50, labels="abc")
+    assert (_load(anywhere, study).trials, _load(anywhere, copy).trials) == (2, 3)
+    frozen = anywhere.examples.frozen(copy)
     assert frozen is not None
     assert frozen.trials == 2

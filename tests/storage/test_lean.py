@@ -17,14 +17,14 @@ from optuna.trial import FrozenTrial, TrialState
 
 from hpo_mab.storage import Storage, _lean
 
+Statements = Callable[[sa.Engine], list[str]]
+
 MAX = [StudyDirection.MAXIMIZE]
 
 
 @pytest.fixture
-def storage(database_url: str) -> Iterator[Storage]:
-    opened = Storage(database_url)
-    yield opened
-    opened.close()
+def storage(anywhere: Storage) -> Storage:
+    return anywhere
 
 
 @pytest.fixture
@@ -171,16 +171,13 @@ def test_heartbeats_are_optunas(storage: Storage, plain: RDBStorage) -> None:
 
 # On MySQL writes are Optuna's own.
 @pytest.mark.parametrize("database_url", ["sqlite", "postgresql"], indirect=True)
-def test_a_write_is_one_statement_and_a_reading_two(storage: Storage) -> None:
+def test_a_write_is_one_statement_and_a_reading_two(
+    storage: Storage, statements_of: Statements
+) -> None:
     lean = storage.optuna
     study = lean.create_new_study(MAX, "study")
     trial_id = lean.create_new_trial(study)
-    statements: list[str] = []
-
-    def note(connection: Any, cursor: Any, statement: str, *_: Any) -> None:
-        statements.append(statement)
-
-    sa.event.listen(lean.engine, "before_cursor_execute", note)
+    statements = statements_of(lean.engine)
     lean.set_trial_intermediate_value(trial_id, 1, 0.5)
     lean.set_trial_user_attr(trial_id, "a", 1)
     lean.record_heartbeat(trial_id)
@@ -190,17 +187,14 @@ def test_a_write_is_one_statement_and_a_reading_two(storage: Storage) -> None:
 
 
 @pytest.mark.parametrize("database_url", ["sqlite", "postgresql"], indirect=True)
-def test_writes_of_many_trials_are_one_statement_each_table(storage: Storage) -> None:
+def test_writes_of_many_trials_are_one_statement_each_table(
+    storage: Storage, statements_of: Statements
+) -> None:
     lean = storage.optuna
     study = lean.create_new_study(MAX, "study")
     ids = [lean.create_new_trial(study) for _ in range(3)]
     lean.set_trial_state_values(ids[2], TrialState.FAIL)
-    statements: list[str] = []
-
-    def note(connection: Any, cursor: Any, statement: str, *_: Any) -> None:
-        statements.append(statement)
-
-    sa.event.listen(lean.engine, "before_cursor_execute", note)
+    statements = statements_of(lean.engine)
     with lean.collect_writes():
         for trial_id in ids:
             lean.set_trial_intermediate_value(trial_id, 1, 0.5)
@@ -240,16 +234,13 @@ def test_trials_are_read_once_and_own_writes_seen(storage: Storage, plain: RDBSt
 
 @pytest.mark.filterwarnings("ignore:Heartbeat of storage")
 @pytest.mark.parametrize("database_url", ["sqlite", "postgresql"], indirect=True)
-def test_own_writes_are_seen_without_another_read(storage: Storage) -> None:
+def test_own_writes_are_seen_without_another_read(
+    storage: Storage, statements_of: Statements
+) -> None:
     lean = storage.optuna
     study = optuna.create_study(study_name="study", storage=lean, direction="maximize")
     ids = [study.ask()._trial_id for _ in range(3)]
-    statements: list[str] = []
-
-    def note(connection: Any, cursor: Any, statement: str, *_: Any) -> None:
-        statements.append(statement)
-
-    sa.event.listen(lean.engine, "before_cursor_execute", note)
+    statements = statements_of(lean.engine)
     with lean.collect_writes():
         before = study.get_trials(deepcopy=False)
         for trial_id in ids:

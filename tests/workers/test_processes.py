@@ -4,7 +4,6 @@ import contextlib
 import functools
 import math
 import signal
-import sqlite3
 import subprocess
 import sys
 import threading
@@ -24,7 +23,7 @@ from hpo_mab._errors import ArgumentError, StorageError
 from hpo_mab.search import Target
 from hpo_mab.storage import Storage
 from hpo_mab.storage._process import machine, this_process
-from hpo_mab.workers import Later, ProcessLauncher, RayLauncher, _processes
+from hpo_mab.workers import Later, ProcessLauncher, RayLauncher, WorkerWarning, _processes
 from hpo_mab.workers._processes import WorkerProcess
 
 PASSWORD = "hunter2"
@@ -74,7 +73,7 @@ def run(
         storage = Storage(str(tmp_path / "studies.db"))
         launcher = ProcessLauncher(storage, devices=["cpu", "cpu"], data_root="data", slots=3)
 
-        def run_here(on_trial: Any) -> bool:
+        def run_here(on_trial: Any, *, workers: int = 1) -> bool:
             trains()
             return here
 
@@ -88,11 +87,12 @@ def test_a_worker_that_dies_is_replaced(run: Callable[..., bool]) -> None:
     assert len(Script.started) == 5
     assert list(Script.started[0]) == [
         "--study", "mine", "--device", "cpu", "--data-root", "data", "--slots", "3",
+        "--workers", "3",
     ]  # fmt: skip
 
 
 def test_workers_that_only_die_are_not_replaced_for_ever(run: Callable[..., bool]) -> None:
-    with pytest.warns(UserWarning, match="died; the last one: status -11"):
+    with pytest.warns(WorkerWarning, match="died; the last one: status -11"):
         assert run(*[-11] * 100) is False
     # Two, and three times as many that replace them.
     assert len(Script.started) == 8
@@ -114,7 +114,7 @@ def test_deaths_are_forgotten_when_a_worker_finishes_a_trial_not_when_this_proce
 
     monkeypatch.setattr(_processes, "WorkerProcess", start)
     # The thread that follows the workers looks after each start.
-    with contextlib.nullcontext() if elsewhere else pytest.warns(UserWarning, match="status -11"):
+    with contextlib.nullcontext() if elsewhere else pytest.warns(WorkerWarning, match="status -11"):
         run(*[-11] * 30)
     assert (len(Script.started) > 20) == elsewhere
 
@@ -122,7 +122,7 @@ def test_deaths_are_forgotten_when_a_worker_finishes_a_trial_not_when_this_proce
 def test_a_worker_that_gives_up_is_not_replaced_and_its_error_is_shown(
     run: Callable[..., bool],
 ) -> None:
-    with pytest.warns(UserWarning, match="A worker has ended early: status 2"):
+    with pytest.warns(WorkerWarning, match="A worker has ended early: status 2"):
         assert run(2, 0) is False
     assert len(Script.started) == 2
 
@@ -139,7 +139,7 @@ def test_a_run_goes_on_with_the_processes_that_the_system_allows(
     passed: list[int] = []
     for allowed in (0, 1, 2):
         # The second one dies, and cannot be replaced.
-        with pytest.warns(UserWarning, match="no process could be started: .*unavailable"):
+        with pytest.warns(WorkerWarning, match="no process could be started: .*unavailable"):
             assert not run(
                 *(0, -9),
                 on_trial=lambda study, trial: passed.append(trial.number),
@@ -208,7 +208,7 @@ def test_ctrl_c_stops_workers_and_kills_them_the_second_time(
     asked.clear()
     # This process has no more trials, and waits for the workers.
     with pytest.raises(KeyboardInterrupt):
-        launcher(study, None, lambda on_trial: False)
+        launcher(study, None, lambda on_trial, **_: False)
     assert asked == ["Ctrl-C", "stop", "stop", "Ctrl-C", "kill", "kill"]
 
 
@@ -249,7 +249,7 @@ def run_later(
                 on_trial(study, trial)
             passed.release()
 
-        def run_here(here: Any) -> bool:
+        def run_here(here: Any, *, workers: int = 1) -> bool:
             for state in states:
                 clock.now += 10.0
                 if isinstance(state, float):
@@ -299,7 +299,7 @@ def test_others_that_cannot_be_started_do_not_end_the_first_trial(
 
     monkeypatch.setattr(_processes, "WorkerProcess", refuse)
     shown: list[int] = []
-    with pytest.warns(UserWarning, match="no process could be started"):
+    with pytest.warns(WorkerWarning, match="no process could be started"):
         started = run_later(
             0.1, 0.2, "COMPLETE", worth=20.0, on_trial=lambda study, trial: shown.append(1)
         )
@@ -358,24 +358,18 @@ def test_each_trial_is_passed_on_once_before_and_after_others_are_started(
     assert alone == ([True] * 3 if worth == math.inf else [True, False, False])
 
 
-def test_a_run_that_is_alone_shows_its_running_trial(study: optuna.Study, tmp_path: Path) -> None:
-    class Progress:
-        shares: ClassVar[list[Any]] = []
-
-        def __call__(self, study: optuna.Study, trial: Any) -> None: ...
-
-        def running(self, shares: Any) -> None:
-            self.shares.append(shares)
-
-    def run_here(here: Any) -> bool:
+def test_a_run_that_is_alone_shows_its_running_trial(
+    study: optuna.Study, tmp_path: Path, progress: Any
+) -> None:
+    def run_here(here: Any, *, workers: int = 1) -> bool:
         here.running({1: 0.5})
         return False
 
     Target(trials=1, total=None, epoch_examples=100).save(study)
     storage = Storage(str(tmp_path / "studies.db"))
-    ProcessLauncher(storage, devices=Later(), data_root="data")(study, Progress(), run_here)
+    ProcessLauncher(storage, devices=Later(), data_root="data")(study, progress, run_here)
     storage.close()
-    assert Progress.shares == [{1: 0.5}]
+    assert progress.shares == [{1: 0.5}]
 
 
 def test_a_worker_that_still_loads_when_the_study_is_done_is_not_waited_for(
@@ -403,7 +397,7 @@ def test_a_worker_that_still_loads_when_the_study_is_done_is_not_waited_for(
     monkeypatch.setattr(_processes, "WorkerProcess", Loading)
     storage = Storage(str(tmp_path / "studies.db"))
     launcher = ProcessLauncher(storage, devices=["cpu"], data_root="data")
-    assert launcher(study, None, lambda on_trial: False) is False
+    assert launcher(study, None, lambda on_trial, **_: False) is False
     storage.close()
     assert Loading.stopped == [2]
 
@@ -420,20 +414,12 @@ def test_finished_trials_are_passed_on_once(run: Callable[..., bool], study: opt
     assert finished == [2]
 
 
-def test_running_trials_of_workers_show_the_share_of_their_budget() -> None:
+def test_running_trials_of_workers_show_the_share_of_their_budget(progress: Any) -> None:
     from hpo_mab.search._trial_loop import FinishedTrials
-
-    class Progress:
-        shares: ClassVar[list[Any]] = []
-
-        def __call__(self, study: optuna.Study, trial: Any) -> None: ...
-
-        def running(self, shares: Any) -> None:
-            self.shares.append(shares)
 
     study = optuna.create_study(direction="maximize")
     study.set_user_attr(DEFINITION_KEY, {"spec": {"budget": {"evaluations": 4}}})
-    watch = FinishedTrials(study, Progress())
+    watch = FinishedTrials(study, progress)
     first, _ = study.ask(), study.ask()
     first.report(0.5, step=1)
     watch.report_new()
@@ -441,7 +427,7 @@ def test_running_trials_of_workers_show_the_share_of_their_budget() -> None:
     watch.report_new()
     study.tell(first, 0.7)
     watch.report_new()
-    assert Progress.shares == [{0: 0.25}, {0: 0.75}]
+    assert progress.shares == [{0: 0.25}, {0: 0.75}]
 
 
 def test_workers_need_a_database_they_can_reach(tmp_path: Path) -> None:
@@ -513,37 +499,27 @@ def test_a_termination_signal_is_like_ctrl_c() -> None:
     assert signal.getsignal(signal.SIGTERM) == before
 
 
-# Counts for ever, so that Python cannot handle signals; the table exists once it counts.
 _DEAF = """
 import sqlite3
 from hpo_mab.cli import _main
 _main._SECONDS_TO_TIDY = 0.3
 with _main.stoppable():
-    sqlite3.connect("deaf.db").executescript(
-        "CREATE TABLE deaf(x); "
-        "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n) SELECT max(x) FROM n"
-    )
+    {call}
 """
-
-
-def _is_deaf(folder: Path) -> bool:
-    if not (folder / "deaf.db").exists():
-        return False
-    with contextlib.closing(sqlite3.connect(folder / "deaf.db")) as connection:
-        return connection.execute("SELECT count(*) FROM sqlite_master").fetchone() == (1,)
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_the_second_signal_ends_a_process_that_cannot_handle_the_first(
-    number: signal.Signals, tmp_path: Path
+    number: signal.Signals, tmp_path: Path, deaf: Any
 ) -> None:
-    with subprocess.Popen([sys.executable, "-c", _DEAF], cwd=tmp_path) as child:
+    code = _DEAF.format(call=deaf.call)
+    with subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path) as child:
         try:
-            while not _is_deaf(tmp_path):
+            while not deaf.has_begun():
                 time.sleep(0.01)
             child.send_signal(number)
-            while "ShdPnd:\t0000000000000000" not in Path(f"/proc/{child.pid}/status").read_text():
+            while not deaf.has_taken_signals(child.pid):
                 time.sleep(0.01)
             with pytest.raises(subprocess.TimeoutExpired):
                 child.wait(0.5)

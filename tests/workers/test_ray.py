@@ -16,9 +16,9 @@ from typing import Any
 import optuna
 import pytest
 
-from hpo_mab.search import StudyRunner, make_spec
+from hpo_mab.search import StudyRunner
 from hpo_mab.storage import Storage
-from hpo_mab.workers import RayLauncher, _ray
+from hpo_mab.workers import RayLauncher, WorkerWarning, _ray
 
 PASSWORD = "hunter2ever"
 _ME = str(os.getpid())
@@ -48,7 +48,11 @@ def cluster() -> Iterator[Any]:
 
 
 def test_two_nodes_finish_a_study_together(
-    cluster: Any, postgres_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cluster: Any,
+    quick: Any,
+    postgres_url: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     here, work = str(tmp_path), _ray._work
 
@@ -71,17 +75,7 @@ def test_two_nodes_finish_a_study_together(
         return work(*arguments, **given)
 
     monkeypatch.setattr(_ray, "_work", work_once_both_have_a_trial)
-    spec = make_spec(
-        {
-            "name": "tiny",
-            "budget": {"steps": 12, "evaluations": 3, "trials": 12},
-            "model": {"name": "mlp"},
-            "optimizer": {"name": "sgd", "lr": {"low": 0.01, "high": 1.0, "log": True}},
-            "training": {"batch_size": 64},
-            "sampler": {"kind": "uniform"},
-            "search": {"sampler": "random", "initial": 4},
-        }
-    )
+    spec = quick(trials=12)
     # The server asks for no password; Ray must not show the one it is given.
     storage = Storage(postgres_url.replace("postgres:@", f"postgres:{PASSWORD}@"))
     assert PASSWORD in storage.secret_url
@@ -129,7 +123,7 @@ def test_the_second_ctrl_c_ends_workers_that_do_not_answer_the_first(
 ) -> None:
     begun = str(tmp_path / "begun")
 
-    def deaf(*_: str) -> None:
+    def deaf(*_: str, **__: Any) -> None:
         import os
         import pathlib
         import sqlite3
@@ -171,3 +165,20 @@ def test_the_second_ctrl_c_ends_workers_that_do_not_answer_the_first(
     while worker.exists():
         assert time.monotonic() < pressed[-1] + 20
         time.sleep(0.05)
+
+
+def test_workers_that_no_node_can_take_are_announced(
+    cluster: Any, postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = Storage(postgres_url)
+    study = optuna.create_study(study_name="mine", storage=storage.optuna)
+    given: dict[str, Any] = {"workers": 1, "address": cluster.address, "data_root": "data"}
+    monkeypatch.setattr(_ray, "_work", lambda *_, **__: False)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "No node")
+        assert not RayLauncher(storage, **given)(study, None, lambda on_trial: False)
+    # It would wait for such a node.
+    monkeypatch.setattr(RayLauncher, "_follow", lambda *_: False)
+    with pytest.warns(WorkerWarning, match="has the 1 CPU and 0.5 GPU of a worker"):
+        RayLauncher(storage, gpus_per_worker=0.5, **given)(study, None, lambda on_trial: False)
+    storage.close()
