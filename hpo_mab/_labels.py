@@ -213,7 +213,7 @@ def _is_whole(value: Any) -> bool:
     if isinstance(value, float):
         return value.is_integer() and abs(value) < 2.0**63
     try:
-        return not isinstance(value, str | bytes) and int(value) == value
+        return not isinstance(value, str | bytes) and int(value) == value and abs(value) < 2**63
     except (TypeError, ValueError, OverflowError):
         return False
 

@@ -137,6 +137,8 @@ class Captured:
                 generator.graphsafe_set_state(state)
             undo()
             self._forked = False
+            if isinstance(error.__context__, KeyboardInterrupt):
+                raise error.__context__ from None
             if memory_reason(error) is not None:
                 raise
             # The end of a failed capture may raise an error of its own, with the cause as context.
@@ -144,16 +146,27 @@ class Captured:
             self.give_up(str(cause).strip().partition("\n")[0])
 
     def _capture(self, body: Callable[[], None]) -> None:
-        graph = torch.cuda.CUDAGraph()
+        graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
         for generator in self._generators:
             if generator is not None:
                 graph.register_generator_state(generator)
-        # Other threads may train on the same device, but only one of them may capture at a time.
-        with (
-            _CAPTURING,
-            torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"),
-        ):
-            body()
+        try:
+            # Other threads may train on the same device, but only one may capture at a time. The
+            # current stream is entered again: PyTorch 2.8 does not return to it after a failure.
+            with (
+                _CAPTURING,
+                torch.cuda.stream(torch.cuda.current_stream()),
+                torch.cuda.graph(
+                    graph, pool=pool, stream=self._stream, capture_error_mode="thread_local"
+                ),
+            ):
+                body()
+        except BaseException:
+            # Up to PyTorch 2.12 memory is allocated as in the capture after it has failed, and
+            # `torch.cuda.empty_cache` raises. Later ones have ended that, and raise here.
+            with contextlib.suppress(RuntimeError, AttributeError):
+                torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), pool)
+            raise
         # A capture begins by writing each generator's seed and an offset of 0 to the device, on the
         # capture's stream. Each replay writes its offset on the current stream. The current stream
         # waits here, so that the offset of 0 does not overwrite that of the first replay.
@@ -289,6 +302,7 @@ class DeviceStep:
         self._outputs: tuple[Tensor, Tensor, Tensor] | None = None
         if drawn is not None:
             self._continue(drawn)
+        optimizer.zero_grad(set_to_none=True)
 
     @property
     def captured(self) -> bool:
@@ -315,6 +329,8 @@ class DeviceStep:
         def undo() -> None:
             waiting.clear()
             waiting.extend(draws)
+            # Of a capture that failed after the backward pass: nothing was written to them.
+            self._optimizer.zero_grad(set_to_none=True)
 
         before = self._network_tensors() if self._step.wanted else []
         self._step(self._body, undo=undo)
@@ -360,9 +376,10 @@ class DeviceStep:
             with self._step.on_second_stream():
                 self._sampler.update(outputs[0], logits=outputs[1], targets=targets)
                 self._store_draw(self._sampler.next_draw())
-        self._optimizer.zero_grad(set_to_none=True)
         (losses * weights).mean().backward()  # type: ignore[no-untyped-call]
         self._optimizer.step()
+        # Not before the next backward pass: a capture and evaluations need the memory until then.
+        self._optimizer.zero_grad(set_to_none=True)
         if self._average is not None:
             self._average.update()
         self._meter.accumulate(outputs[0])

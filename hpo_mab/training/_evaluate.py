@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from hpo_mab._errors import ArgumentError
-from hpo_mab.training._device import logits_of
+from hpo_mab.training._device import autocast, logits_of
 
 #: Bytes that the tensors of an evaluation may take on a CPU; on CUDA a share of the device's
 #: memory.
@@ -70,55 +70,6 @@ def examples_at_once(forward: Callable[[Tensor], Tensor], inputs: Tensor) -> int
     return max(1, count)
 
 
-class Evaluator:
-    """Evaluates a network on batches as large as memory allows, see `examples_at_once`.
-
-    Args:
-        model: Network from inputs to logits [n, C].
-        precision: ``"float32"`` or ``"bfloat16"``.
-    """
-
-    def __init__(self, model: nn.Module, *, precision: str = "float32") -> None:
-        self._model = model
-        self._precision = precision
-        self._at_once: int | None = None
-
-    def __call__(
-        self,
-        examples: Iterable[tuple[Tensor, Tensor]],
-        *,
-        forward: Callable[[Tensor], Tensor] | None = None,
-    ) -> tuple[float, float]:
-        """Accuracy and mean loss, see `evaluate`; inputs of all calls have one shape."""
-        # Of each module: a user may have frozen some of them.
-        modes = [(module, module.training) for module in self._model.modules()]
-        self._model.eval()
-        call = forward or self._model
-        sums: list[Tensor] = []
-        try:
-            with torch.inference_mode():
-                for inputs, targets in examples:
-                    if self._at_once is None:
-                        self._at_once = examples_at_once(call, inputs)
-                    sums += [
-                        _score_sums(call, *part, precision=self._precision, examples=examples)
-                        for part in zip(
-                            torch.split(inputs, self._at_once),
-                            torch.split(targets, self._at_once),
-                            strict=True,
-                        )
-                    ]
-        finally:
-            # A module may do more than set its mode.
-            self._model.train(modes[0][1])
-            for module, mode in modes:
-                module.training = mode
-        if not sums:
-            raise ArgumentError("examples must give at least one batch at each pass, got none.")
-        correct, loss, count = torch.as_tensor(sum(sums)).tolist()
-        return correct / count, loss / count
-
-
 def evaluate(
     model: nn.Module,
     examples: Iterable[tuple[Tensor, Tensor]],
@@ -133,7 +84,8 @@ def evaluate(
 
     Args:
         model: Network from inputs to logits [n, C].
-        examples: Batches of inputs and targets on the model's device, see `Sweep`.
+        examples: Batches of inputs and targets on the model's device, see `Sweep`; their inputs
+            have one shape.
         precision: ``"float32"`` or ``"bfloat16"``.
         forward: Calls the model with other weights, see `WeightAverage`; None calls the model.
 
@@ -143,7 +95,33 @@ def evaluate(
     Raises:
         ArgumentError: Labels that the model has no output for.
     """
-    return Evaluator(model, precision=precision)(examples, forward=forward)
+    # Of each module: a user may have frozen some of them.
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    call = forward or model
+    sums: list[Tensor] = []
+    at_once: int | None = None
+    try:
+        with torch.inference_mode():
+            for inputs, targets in examples:
+                if at_once is None:
+                    with autocast(inputs.device, precision):
+                        at_once = examples_at_once(call, inputs)
+                sums += [
+                    _score_sums(call, *part, precision=precision, examples=examples)
+                    for part in zip(
+                        torch.split(inputs, at_once), torch.split(targets, at_once), strict=True
+                    )
+                ]
+    finally:
+        # A module may do more than set its mode.
+        model.train(modes[0][1])
+        for module, mode in modes:
+            module.training = mode
+    if not sums:
+        raise ArgumentError("examples must give at least one batch at each pass, got none.")
+    correct, loss, count = torch.as_tensor(sum(sums)).tolist()
+    return correct / count, loss / count
 
 
 def _score_sums(

@@ -233,7 +233,8 @@ def stacked_cross_entropy(logits: Tensor, targets: Tensor, smoothing: Tensor | N
     loss = -log.gather(2, targets[:, :, None])[:, :, 0]
     if smoothing is None:
         return loss
-    return (1 - smoothing) * loss - smoothing * log.mean(dim=2)
+    # Without smoothing a logit of -inf, of a class that is masked, must not make 0 * inf.
+    return (1 - smoothing) * loss - torch.where(smoothing > 0, smoothing * log.mean(dim=2), 0.0)
 
 
 class NumberRows:

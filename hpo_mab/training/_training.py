@@ -37,7 +37,7 @@ from hpo_mab.training._device import (
     synchronize,
 )
 from hpo_mab.training._device_step import DeviceStep
-from hpo_mab.training._evaluate import Evaluator
+from hpo_mab.training._evaluate import evaluate
 from hpo_mab.training._optimizers import require_trainable
 from hpo_mab.training._schedule import CurveArguments, Evaluation, LearningCurve, sampler_figures
 from hpo_mab.training._tally import ExampleTally
@@ -148,7 +148,6 @@ class Training(Iterator[Evaluation]):
         self._timed = TimedSampler(sampler, clock=clock)
         self._optimizer = optimizer
         self._precision = precision
-        self._evaluator = Evaluator(model, precision=precision)
         self._clock = clock
         if channels_last:
             # Before the average and a graph are made: both use the weights' memory as it is then.
@@ -218,7 +217,7 @@ class Training(Iterator[Evaluation]):
 
     def evaluate(self, examples: Sweep) -> tuple[float, float]:
         """Accuracy and mean loss on other examples of the weights that were evaluated last."""
-        return self._evaluator(examples, forward=self._weights(self._curve.averaged))
+        return self._accuracy(examples, averaged=self._curve.averaged)
 
     def network_state(self) -> dict[str, Any]:
         """The model's ``state_dict`` with the weights evaluated last; copies on the CPU."""
@@ -343,8 +342,10 @@ class Training(Iterator[Evaluation]):
         self._meter.accumulate(losses.detach())
         self._meter.count(step=number)
 
-    def _weights(self, averaged: bool) -> Callable[[Tensor], Tensor] | None:
-        return self._average.forward() if averaged and self._average is not None else None
+    def _accuracy(self, examples: Sweep, *, averaged: bool) -> tuple[float, float]:
+        """Accuracy and loss of the averaged or the trained weights."""
+        forward = self._average.forward() if averaged and self._average is not None else None
+        return evaluate(self.model, examples, precision=self._precision, forward=forward)
 
     def _evaluation(self, step: int, seconds: float, *, train_loss: float) -> Evaluation:
         start = self._clock()
@@ -372,7 +373,7 @@ class Training(Iterator[Evaluation]):
         """Whether the average was evaluated, its validation accuracy and loss."""
         examples = self._validation if self._curve.at_end else self._early
         results = [
-            (averaged, *self._evaluator(examples, forward=self._weights(averaged)))
+            (averaged, *self._accuracy(examples, averaged=averaged))
             for averaged in self._curve.choices
         ]
         return max(results, key=lambda result: result[1])

@@ -179,20 +179,3 @@ def test_impon_weights_are_inverse_probabilities_over_candidates() -> None:
     unweighted = ImponSampler(CONTEXTUAL_LABELS, batch_size=20, weighted=False)
     unweighted.draw()
     assert float(unweighted.update(torch.arange(20.0))) == 9.5
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [("candidates", 0), ("scale", -1.0), ("floor", 1.5), ("decay", 0.0), ("loss_decay", 1.0)],
-)
-def test_contextual_refuses_knobs_outside_their_bounds(name: str, value: float) -> None:
-    with pytest.raises(ValueError, match=rf"{name} must be .*, got {value}"):
-        ContextualSampler(CONTEXTUAL_LABELS, batch_size=4, **{name: value})  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize(
-    ("name", "value"), [("presample", 0), ("smoothing", 0.0), ("decay", 1.5), ("loss_decay", -1.0)]
-)
-def test_impon_refuses_knobs_outside_their_bounds(name: str, value: float) -> None:
-    with pytest.raises(ValueError, match=rf"{name} must be .*, got {value}"):
-        ImponSampler(CONTEXTUAL_LABELS, batch_size=4, **{name: value})  # type: ignore[arg-type]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import io
+import re
 from typing import Any, get_type_hints
 
 import numpy as np
@@ -84,6 +85,45 @@ def test_available_is_sorted_and_each_class_exported() -> None:
 def test_unknown_attribute_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="no attribute 'Sampler'"):
         samplers.Sampler  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    ("sampler_class", "knob", "bound", "value"),
+    [
+        (samplers.AdamBSSampler, "step", "at least 0", -1.0),
+        (samplers.AdamBSSampler, "floor", "in (0, 1]", 0.0),
+        (samplers.AdamBSSampler, "floor", "in (0, 1]", 1.5),
+        (samplers.ContextualSampler, "candidates", "at least 1", 0),
+        (samplers.ContextualSampler, "scale", "at least 0", -1.0),
+        (samplers.ContextualSampler, "floor", "in [0, 1]", 1.5),
+        (samplers.ContextualSampler, "decay", "in (0, 1]", 0.0),
+        (samplers.ContextualSampler, "loss_decay", "in [0, 1)", 1.0),
+        (samplers.CSGDSampler, "budget", "in (0, 1]", 0.0),
+        (samplers.CSGDSampler, "budget", "in (0, 1]", 1.1),
+        (samplers.CSGDSampler, "smoothing", "at least 0", -0.1),
+        (samplers.GradNormSampler, "presample", "at least 1", 0),
+        (samplers.GradNormSampler, "threshold", "at least 0", -1.0),
+        (samplers.GradNormSampler, "tau_decay", "in [0, 1)", 1.0),
+        (samplers.HardMiningSampler, "presample", "at least 1", 0),
+        (samplers.ImponSampler, "presample", "at least 1", 0),
+        (samplers.ImponSampler, "smoothing", "above 0", 0.0),
+        (samplers.ImponSampler, "decay", "in (0, 1]", 1.5),
+        (samplers.ImponSampler, "loss_decay", "in [0, 1)", -1.0),
+        (samplers.InfoBatchSampler, "ratio", "in [0, 1)", 1.0),
+        (samplers.InfoBatchSampler, "ratio", "in [0, 1)", -0.1),
+        (samplers.InfoBatchSampler, "delta", "in [0, 1]", 1.5),
+        (samplers.PSGDSampler, "budget", "in (0, 1]", 0.0),
+        (samplers.PSGDSampler, "budget", "in (0, 1]", 1.1),
+        (samplers.PSGDSampler, "smoothing", "at least 0", -0.1),
+        (samplers.SelectiveBackpropSampler, "beta", "at least 0", -1),
+        (samplers.SelectiveBackpropSampler, "history", "at least 1", 0),
+    ],
+)
+def test_a_knob_outside_its_bounds_is_refused(
+    sampler_class: type[samplers.BatchSampler], knob: str, bound: str, value: float
+) -> None:
+    with pytest.raises(ArgumentError, match=re.escape(f"{knob} must be {bound}, got {value}")):
+        sampler_class([0, 1] * 20, batch_size=4, **{knob: value})
 
 
 #: Of knobs whose default is no number, one that is.

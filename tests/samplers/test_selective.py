@@ -91,12 +91,6 @@ def test_nothing_is_skipped_where_delta_is_0() -> None:
     assert _pass_sums(sampler, 3).tolist() == [[1.0] * 10] * 3
 
 
-@pytest.mark.parametrize(("name", "value"), [("ratio", 1.0), ("ratio", -0.1), ("delta", 1.5)])
-def test_infobatch_refuses_knobs_outside_their_bounds(name: str, value: float) -> None:
-    with pytest.raises(ValueError, match=rf"{name} must be .*, got {value}"):
-        InfoBatchSampler([0, 1], batch_size=1, **{name: value})
-
-
 def _kept(sampler: SelectiveBackpropSampler, losses: torch.Tensor) -> torch.Tensor:
     """Answer a draw; the weights that the losses got."""
     sampler.draw()
@@ -156,13 +150,6 @@ def test_non_finite_losses_enter_neither_batch_nor_history() -> None:
     assert weights.tolist() == [2.0, 0.0, 0.0, 2.0]
 
 
-def test_refuses_knobs_outside_their_bounds() -> None:
-    with pytest.raises(ValueError, match="beta must be at least 0, got -1"):
-        SelectiveBackpropSampler([0, 1], batch_size=1, beta=-1)
-    with pytest.raises(ValueError, match="history must be at least 1, got 0"):
-        SelectiveBackpropSampler([0, 1], batch_size=1, history=0)
-
-
 def test_hard_mining_trains_on_the_half_of_its_candidates_that_the_network_finds_hardest() -> None:
     labels = torch.arange(64) % 2
     sampler = HardMiningSampler(labels, batch_size=8, seed=3)
@@ -194,11 +181,6 @@ def test_hard_mining_without_a_network_goes_by_the_last_visit() -> None:
     third = sampler.draw()
     # A loss that is not finite is no visit.
     assert set(third.tolist()) == {*first[[2, 3]].tolist(), *second[[1, 3]].tolist()}
-
-
-def test_hard_mining_refuses_knobs_outside_their_bounds() -> None:
-    with pytest.raises(ValueError, match="presample must be at least 1, got 0"):
-        HardMiningSampler([0, 1], batch_size=1, presample=0)
 
 
 def test_labels_beyond_the_outputs_of_the_scorer_are_named() -> None:

@@ -11,15 +11,9 @@ from torch import Tensor, nn
 
 from hpo_mab import models, samplers, training
 from hpo_mab._errors import ArgumentError, UnknownNameError
-from hpo_mab.data import ImageSplits, Normalization
-from hpo_mab.training import (
-    DeviceBatches,
-    DeviceSweep,
-    Evaluation,
-    Training,
-    WeightAverage,
-    evaluate,
-)
+from hpo_mab.training import Evaluation, Training, WeightAverage, evaluate
+
+Parts = dict[str, Any]
 
 
 def _walk(model: nn.Module, steps: int) -> list[list[Tensor]]:
@@ -147,9 +141,9 @@ def test_a_state_of_another_network_is_refused() -> None:
 
 
 @pytest.mark.parametrize("window", [-0.1, 1.1, float("nan")])
-def test_a_window_out_of_bounds_is_refused(splits: ImageSplits, window: float) -> None:
+def test_a_window_out_of_bounds_is_refused(parts: Parts, window: float) -> None:
     with pytest.raises(ArgumentError, match=r"average must be a share in \[0, 1\], got"):
-        _training(splits, average=window)
+        _training(parts, average=window)
 
 
 def test_a_network_without_weights_is_refused() -> None:
@@ -157,19 +151,17 @@ def test_a_network_without_weights_is_refused() -> None:
         WeightAverage(nn.Flatten(), window=0.2)
 
 
-def test_an_unknown_choice_of_weights_is_refused(splits: ImageSplits) -> None:
+def test_an_unknown_choice_of_weights_is_refused(parts: Parts) -> None:
     with pytest.raises(UnknownNameError, match="keep 'best'"):
-        _training(splits, keep="best")
+        _training(parts, keep="best")
 
 
-def _training(splits: ImageSplits, **changes: Any) -> Training:
+def _training(parts: Parts, **changes: Any) -> Training:
     torch.manual_seed(0)
-    normalization = Normalization(splits.mean, splits.std)
     model = models.create("small_cnn", in_channels=1, num_classes=10, image_size=8, width=8)
     arguments: dict[str, Any] = {
-        "batches": DeviceBatches(splits.train, normalization=normalization),
-        "validation": DeviceSweep(splits.validation, normalization=normalization),
-        "sampler": samplers.create("uniform", splits.train.labels, batch_size=64),
+        **parts,
+        "sampler": samplers.create("uniform", parts["batches"].data.labels, batch_size=64),
         "optimizer": training.create_optimizer("sgd", model.parameters(), lr=0.2),
         "steps": 40,
         "evaluations": 4,
@@ -182,11 +174,9 @@ def _scores(curve: list[Evaluation]) -> list[tuple[float, float]]:
 
 
 @pytest.mark.parametrize("graph", [False, True], ids=["loop", "device step"])
-def test_all_evaluations_but_the_last_are_those_of_the_average(
-    splits: ImageSplits, graph: bool
-) -> None:
-    plain = list(_training(splits, graph=graph))
-    run = _training(splits, graph=graph, average=0.2)
+def test_all_evaluations_but_the_last_are_those_of_the_average(parts: Parts, graph: bool) -> None:
+    plain = list(_training(parts, graph=graph))
+    run = _training(parts, graph=graph, average=0.2)
     curve = []
     for point in run:
         curve.append(point)
@@ -202,11 +192,11 @@ def test_all_evaluations_but_the_last_are_those_of_the_average(
     assert [p.train_loss for p in curve] == [p.train_loss for p in plain]
 
 
-def test_a_constant_rate_is_evaluated_by_its_average_to_the_end(splits: ImageSplits) -> None:
-    curve = list(_training(splits, average=0.2, schedule="constant"))
+def test_a_constant_rate_is_evaluated_by_its_average_to_the_end(parts: Parts) -> None:
+    curve = list(_training(parts, average=0.2, schedule="constant"))
     assert [point.averaged for point in curve] == [True] * 4
     assert [point.learning_rate for point in curve] == pytest.approx([0.2] * 4)
-    without = list(_training(splits, schedule="constant"))
+    without = list(_training(parts, schedule="constant"))
     assert not any(point.averaged for point in without)
 
 
@@ -214,15 +204,15 @@ def test_a_constant_rate_is_evaluated_by_its_average_to_the_end(splits: ImageSpl
     ("schedule", "average"), [("constant", 0.5), ("linear", 0.1), ("linear", 1.0)]
 )
 def test_the_better_weights_are_kept_with_keep_better(
-    splits: ImageSplits, schedule: str, average: float
+    parts: Parts, schedule: str, average: float
 ) -> None:
     # A rate that is too high: an average of a good window is better than the last weights.
     options: dict[str, Any] = {"schedule": schedule}
-    trained = list(_training(splits, **options))[-1]
-    run = _training(splits, keep="better", average=average, **options)
+    trained = list(_training(parts, **options))[-1]
+    run = _training(parts, keep="better", average=average, **options)
     last = list(run)[-1]
     assert run._average is not None
-    averaged, _ = run._evaluator(run._validation, forward=run._average.forward())
+    averaged, _ = run._accuracy(run._validation, averaged=True)
     assert last.accuracy == max(averaged, trained.accuracy)
     assert last.averaged is (averaged > trained.accuracy)
     assert run.evaluate(run._validation) == (last.accuracy, last.loss)

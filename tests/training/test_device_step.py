@@ -22,9 +22,9 @@ from hpo_mab.samplers import MABSampler
 from hpo_mab.samplers._feedback import Draw
 from hpo_mab.training import DeviceBatches, DeviceStep, DeviceSweep, LoaderBatches, TimedSampler
 from hpo_mab.training._batches import LossMeter
+from hpo_mab.training._device import release_memory
 from hpo_mab.training._device_step import WARM_UP_CALLS, Captured, _move_learning_rates
 
-CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 #: Counts that decay are kept by the engine of CUDA devices, on the CPU too.
 TENSORS = {"kind": "mab", "discount": 0.99}
 
@@ -191,10 +191,10 @@ def test_an_error_that_ends_a_capture_does_not_hide_its_cause(
     def fail(body: Callable[[], None]) -> None:
         try:
             body()
-        except RuntimeError:
+        except BaseException:
             raise RuntimeError("the capture was invalidated")  # noqa: B904 - as CUDA's
 
-    def run(error: RuntimeError) -> Captured:
+    def run(error: BaseException) -> Captured:
         def body() -> None:
             if step._calls == WARM_UP_CALLS and step.reason is None:
                 raise error
@@ -210,6 +210,8 @@ def test_an_error_that_ends_a_capture_does_not_hide_its_cause(
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     found = run(RuntimeError("the network waits for the host"))
     assert found.reason == "the network waits for the host"
+    with pytest.raises(KeyboardInterrupt):
+        run(KeyboardInterrupt())
     with pytest.raises(RuntimeError, match="invalidated"):
         run(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"))
 
@@ -293,7 +295,6 @@ def _first_difference(
 
 
 @pytest.mark.cuda
-@CUDA
 @pytest.mark.usefixtures("exact")
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 @pytest.mark.parametrize("sampler", ["uniform", "mab", "gradnorm"])
@@ -322,7 +323,6 @@ def test_a_difference_is_reported_with_step_and_tensor(splits: ImageSplits) -> N
 
 
 @pytest.mark.cuda
-@CUDA
 @pytest.mark.parametrize(("kind", "counted"), [("psgd", True), ("mab", False)])
 def test_seconds_of_samplers_outside_of_the_graph_are_kept(
     splits: ImageSplits, kind: str, counted: bool
@@ -344,7 +344,6 @@ def test_seconds_of_samplers_outside_of_the_graph_are_kept(
 
 
 @pytest.mark.cuda
-@CUDA
 def test_bandits_on_the_cpu_draw_outside_of_the_graph(splits: ImageSplits) -> None:
     parts = _Parts(splits, "cuda", kind="uniform")
     parts.sampler = samplers.create(
@@ -359,8 +358,42 @@ def test_bandits_on_the_cpu_draw_outside_of_the_graph(splits: ImageSplits) -> No
     assert bool(_flat(parts.model).isfinite().all())
 
 
+def test_gradients_need_no_memory_between_steps(splits: ImageSplits) -> None:
+    parts = _Parts(splits, "cpu", kind="uniform")
+    step = parts.step()
+    step(step=1)
+    assert all(weight.grad is None for weight in parts.model.parameters())
+
+
+class _Waits(torch.nn.Module):
+    """Reads a value from the device, which no capture allows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = torch.nn.Linear(64, 10)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        logits: Tensor = self.linear(inputs.flatten(1))
+        return logits * (1 + float(logits.detach().mean() > 1e9))
+
+
 @pytest.mark.cuda
-@CUDA
+def test_after_a_failed_capture_memory_can_be_freed_and_others_captured(
+    splits: ImageSplits,
+) -> None:
+    waits = _Parts(splits, "cuda", kind="uniform")
+    waits.model = _Waits().cuda()
+    waits.optimizer = torch.optim.SGD(waits.model.parameters(), lr=torch.tensor(0.1), fused=True)
+    for parts, captured in ((waits, False), (_Parts(splits, "cuda", kind="mab"), True)):
+        step = parts.step()
+        for number in range(1, 6):
+            step(step=number)
+        assert step.captured == captured
+        assert torch.cuda.current_stream() == torch.cuda.default_stream()
+        release_memory()
+
+
+@pytest.mark.cuda
 def test_a_captured_step_never_waits_for_the_host(
     splits: ImageSplits, no_waiting: Callable[[], Any]
 ) -> None:

@@ -48,6 +48,15 @@ def test_a_frozen_layer_stays_frozen() -> None:
     assert [part.training for part in model.modules()] == [True, False, True]
 
 
+def test_a_network_of_half_precision_is_evaluated_as_it_is_trained() -> None:
+    # Its layers take float32 inputs under autocast only.
+    network = nn.Linear(3, 2).bfloat16()
+    batches = [(torch.ones(4, 3), torch.zeros(4, dtype=torch.int64))]
+    accuracy, loss = evaluate(network, batches, precision="bfloat16")
+    assert accuracy in (0.0, 1.0)
+    assert math.isfinite(loss)
+
+
 def test_no_batches_are_an_error() -> None:
     with pytest.raises(ArgumentError, match="at least one batch at each pass, got none"):
         evaluate(nn.Linear(2, 2), [])

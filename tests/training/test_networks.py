@@ -11,24 +11,21 @@ from torch import Tensor, nn
 
 from hpo_mab import samplers, training
 from hpo_mab._errors import ArgumentError
-from hpo_mab.data import ImageSplits, Normalization
 from hpo_mab.samplers import BatchSampler
-from hpo_mab.training import DeviceBatches, DeviceSweep, Evaluation, StackedTrainer, Training
+from hpo_mab.training import Evaluation, StackedTrainer, Training
 
 BATCH = 32
 Make = Callable[[], nn.Module]
+Parts = dict[str, Any]
 
 
-def _data(splits: ImageSplits) -> dict[str, Any]:
-    scale = Normalization(splits.mean, splits.std)
-    return {
-        "batches": DeviceBatches(splits.train, normalization=scale),
-        "validation": DeviceSweep(splits.validation, normalization=scale),
-    }
+def _labels(parts: Parts) -> Tensor:
+    labels: Tensor = parts["batches"].data.labels
+    return labels
 
 
-def _sampler(splits: ImageSplits, kind: str = "uniform") -> BatchSampler:
-    return samplers.create(kind, splits.train.labels, batch_size=BATCH, seed=1)
+def _sampler(parts: Parts, kind: str = "uniform") -> BatchSampler:
+    return samplers.create(kind, _labels(parts), batch_size=BATCH, seed=1)
 
 
 def _network(make: Make, *, seed: int = 1) -> nn.Module:
@@ -36,8 +33,8 @@ def _network(make: Make, *, seed: int = 1) -> nn.Module:
     return make()
 
 
-def _stack(splits: ImageSplits, make: Make, *, slots: int = 2) -> StackedTrainer:
-    return StackedTrainer(_network(make, seed=0), slots=slots, batch_size=BATCH, **_data(splits))
+def _stack(parts: Parts, make: Make, *, slots: int = 2) -> StackedTrainer:
+    return StackedTrainer(_network(make, seed=0), slots=slots, batch_size=BATCH, **parts)
 
 
 def _start(
@@ -81,26 +78,26 @@ class _Own(nn.Module):
         return outputs
 
 
-def _alone(splits: ImageSplits, make: Make) -> tuple[nn.Module, list[float]]:
+def _alone(parts: Parts, make: Make) -> tuple[nn.Module, list[float]]:
     network = _network(make)
     run = Training(
         network,
-        sampler=_sampler(splits),
+        sampler=_sampler(parts),
         optimizer=training.create_optimizer(
             "sgd", network.parameters(), lr=0.05, momentum=0.9, weight_decay=0.01
         ),
         steps=10,
         evaluations=2,
         average=0.2,
-        **_data(splits),
+        **parts,
     )
     return network, [point.loss for point in run]
 
 
-def test_a_network_with_frozen_and_shared_parts_trains_as_alone(splits: ImageSplits) -> None:
-    network, losses = _alone(splits, _Own)
-    stack = _stack(splits, _Own)
-    _start(stack, 1, _Own, _sampler(splits))
+def test_a_network_with_frozen_and_shared_parts_trains_as_alone(parts: Parts) -> None:
+    network, losses = _alone(parts, _Own)
+    stack = _stack(parts, _Own)
+    _start(stack, 1, _Own, _sampler(parts))
     assert _train(stack)[1] == pytest.approx(losses, rel=1e-4)
     found, expected = stack.state(1), network.state_dict()
     assert list(found) == list(expected)
@@ -110,9 +107,9 @@ def test_a_network_with_frozen_and_shared_parts_trains_as_alone(splits: ImageSpl
     assert torch.equal(found["frozen.weight"], _network(_Own).state_dict()["frozen.weight"])
 
 
-def test_frozen_weights_are_cast_to_half_precision(splits: ImageSplits) -> None:
-    stack = StackedTrainer(_Own(), slots=1, batch_size=BATCH, precision="bfloat16", **_data(splits))
-    _start(stack, 0, _Own, _sampler(splits))
+def test_frozen_weights_are_cast_to_half_precision(parts: Parts) -> None:
+    stack = StackedTrainer(_Own(), slots=1, batch_size=BATCH, precision="bfloat16", **parts)
+    _start(stack, 0, _Own, _sampler(parts))
     assert len(_train(stack)[0]) == 2
 
 
@@ -124,10 +121,10 @@ def _tuple() -> nn.Module:
     return Two(64, 10)
 
 
-def test_a_network_that_returns_no_tensor_is_named(splits: ImageSplits) -> None:
-    stack = _stack(splits, _tuple)
-    _start(stack, 0, _tuple, _sampler(splits))
-    for train in (stack.advance, lambda: _alone(splits, _tuple)):
+def test_a_network_that_returns_no_tensor_is_named(parts: Parts) -> None:
+    stack = _stack(parts, _tuple)
+    _start(stack, 0, _tuple, _sampler(parts))
+    for train in (stack.advance, lambda: _alone(parts, _tuple)):
         with pytest.raises(ArgumentError, match=r"logits must be a tensor \[B, C\], got tuple"):
             train()
 
@@ -148,9 +145,9 @@ def _lazy() -> nn.Module:
     ],
 )
 def test_a_network_that_cannot_be_trained_is_refused(
-    splits: ImageSplits, network: Make, words: str
+    parts: Parts, network: Make, words: str
 ) -> None:
-    for make in (lambda: _stack(splits, network), lambda: _alone(splits, network)):
+    for make in (lambda: _stack(parts, network), lambda: _alone(parts, network)):
         with pytest.raises(ArgumentError, match=words):
             make()
 
@@ -159,7 +156,7 @@ def _plain() -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(64, 10), nn.BatchNorm1d(10))
 
 
-def test_networks_of_another_kind_are_refused(splits: ImageSplits) -> None:
+def test_networks_of_another_kind_are_refused(parts: Parts) -> None:
     def with_buffer() -> nn.Module:
         network = _plain()
         network.register_buffer("own", torch.zeros(3))
@@ -173,25 +170,25 @@ def test_networks_of_another_kind_are_refused(splits: ImageSplits) -> None:
     for make in (with_buffer, frozen):
         for one, other in ((_plain, make), (make, _plain)):
             with pytest.raises(ArgumentError, match="model must have the parameters"):
-                _start(_stack(splits, one), 0, other, _sampler(splits))
+                _start(_stack(parts, one), 0, other, _sampler(parts))
 
 
-def test_a_sampler_of_more_examples_is_refused(splits: ImageSplits) -> None:
-    labels = splits.train.labels
+def test_a_sampler_of_more_examples_is_refused(parts: Parts) -> None:
+    labels = _labels(parts)
     sampler = samplers.create("uniform", torch.cat([labels, labels]), batch_size=BATCH)
     with pytest.raises(ArgumentError, match=f"sampler must draw from at most {len(labels)} "):
-        _start(_stack(splits, _plain), 0, _plain, sampler)
+        _start(_stack(parts, _plain), 0, _plain, sampler)
 
 
 @pytest.mark.parametrize("schedule", ["linear", "constant"])
-def test_a_slot_keeps_the_network_of_its_last_training(splits: ImageSplits, schedule: str) -> None:
-    stack = _stack(splits, _plain)
+def test_a_slot_keeps_the_network_of_its_last_training(parts: Parts, schedule: str) -> None:
+    stack = _stack(parts, _plain)
     for slot, steps in enumerate((4, 12)):
         _start(
             stack,
             slot,
             _plain,
-            _sampler(splits),
+            _sampler(parts),
             steps=steps,
             evaluations=1,
             schedule=schedule,
@@ -206,11 +203,11 @@ def test_a_slot_keeps_the_network_of_its_last_training(splits: ImageSplits, sche
     assert stack.scores([0], averaged=averaged)[0][0] == first.accuracy
 
 
-def test_weights_of_a_batch_end_with_their_training(splits: ImageSplits) -> None:
-    stack = _stack(splits, _plain, slots=1)
+def test_weights_of_a_batch_end_with_their_training(parts: Parts) -> None:
+    stack = _stack(parts, _plain, slots=1)
     losses = []
     for kind in ("uniform", "adambs", "uniform"):
-        _start(stack, 0, _plain, _sampler(splits, kind))
+        _start(stack, 0, _plain, _sampler(parts, kind))
         losses.append(_train(stack)[0])
     assert losses[2] == losses[0] != losses[1]
 
@@ -228,18 +225,18 @@ class _WithExtraState(nn.Module):
         return logits
 
 
-def test_a_network_with_extra_state_trains_on_a_stack(splits: ImageSplits) -> None:
-    stack = _stack(splits, _WithExtraState)
-    _start(stack, 0, _WithExtraState, _sampler(splits))
+def test_a_network_with_extra_state_trains_on_a_stack(parts: Parts) -> None:
+    stack = _stack(parts, _WithExtraState)
+    _start(stack, 0, _WithExtraState, _sampler(parts))
     _train(stack)
     assert set(stack.state(0)) == {"layer.weight", "layer.bias"}
 
 
-def test_a_misspelt_argument_is_named_with_the_function_called(splits: ImageSplits) -> None:
+def test_a_misspelt_argument_is_named_with_the_function_called(parts: Parts) -> None:
     with pytest.raises(TypeError, match=r"StackedTrainer\.start\(\) got .* 'evalutions'"):
-        _start(_stack(splits, _WithExtraState), 0, _WithExtraState, _sampler(splits), evalutions=2)
+        _start(_stack(parts, _WithExtraState), 0, _WithExtraState, _sampler(parts), evalutions=2)
     network = _network(_WithExtraState)
     optimizer = training.create_optimizer("sgd", network.parameters(), lr=0.1)
     options: dict[str, Any] = {"steps": 2, "evalutions": 2, "optimizer": optimizer}
     with pytest.raises(TypeError, match=r"^Training\(\) got .* 'evalutions'"):
-        Training(network, sampler=_sampler(splits), **_data(splits), **options)
+        Training(network, sampler=_sampler(parts), **parts, **options)

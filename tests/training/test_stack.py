@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import io
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -22,9 +22,9 @@ from hpo_mab.training import (
     Training,
     TrainingDiverged,
 )
-from hpo_mab.training._rows import DrawRows
+from hpo_mab.training._rows import DrawRows, stacked_cross_entropy
 
-CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+Saved = Callable[[Any], Any]
 BATCH = 32
 
 
@@ -58,6 +58,23 @@ class _Task:
             "batch_size": BATCH,
         }
         return StackedTrainer(self.network(0), **arguments | changes)
+
+    def start(
+        self,
+        stack: StackedTrainer,
+        slot: int,
+        kind: str = "uniform",
+        *,
+        seed: int | None = None,
+        sampler: BatchSampler | None = None,
+        **changes: Any,
+    ) -> None:
+        """Start what `alone` trains; the seed is the slot's number if none is given."""
+        seed = slot if seed is None else seed
+        options = {"optimizer": {"lr": 0.05}, "steps": 20, "evaluations": 4, "warmup": 0.2}
+        if sampler is None:
+            sampler = self.sampler(kind, seed)
+        stack.start(slot, self.network(seed), sampler=sampler, **options | changes)
 
     def alone(
         self, seed: int, sampler: BatchSampler, *, optimizer: str = "sgd", **changes: Any
@@ -155,15 +172,7 @@ def test_a_normalisation_that_a_network_freezes_stays_frozen(splits: ImageSplits
 
     task.network = lambda seed: network()  # type: ignore[method-assign]
     stack = task.stack(1)
-    stack.start(
-        0,
-        network(),
-        sampler=task.sampler("uniform", 0),
-        optimizer={"lr": 0.05},
-        steps=20,
-        evaluations=4,
-        warmup=0.2,
-    )
+    task.start(stack, 0)
     _assert_same(_finish(stack)[0], task.alone(0, task.sampler("uniform", 0)))
 
 
@@ -173,15 +182,7 @@ def test_half_precision_trains_as_single_precision_nearly(splits: ImageSplits) -
     for precision in ("float32", "bfloat16"):
         stack = task.stack(2, precision=precision)
         for slot in range(2):
-            sampler = task.sampler("uniform", slot)
-            stack.start(
-                slot,
-                task.network(slot),
-                sampler=sampler,
-                optimizer={"lr": 0.05},
-                steps=40,
-                evaluations=2,
-            )
+            task.start(stack, slot, steps=40, evaluations=2)
         losses.append([curve[-1].loss for _, curve in sorted(_finish(stack).items())])
     assert losses[0] == pytest.approx(losses[1], rel=0.1)
     assert losses[0] != losses[1]
@@ -218,15 +219,7 @@ def test_bandits_of_a_stack_train_as_alone_on_their_batches(
     monkeypatch.setattr(DeviceBatches, "fetch", recorded)
     stack = task.stack(3)
     for slot in range(3):
-        stack.start(
-            slot,
-            task.network(slot),
-            sampler=task.sampler("mab", slot, **knobs),
-            optimizer={"lr": 0.05},
-            steps=20,
-            evaluations=4,
-            warmup=0.2,
-        )
+        task.start(stack, slot, sampler=task.sampler("mab", slot, **knobs))
     curves = _finish(stack)
     monkeypatch.setattr(DeviceBatches, "fetch", fetch)
     for slot in range(3):
@@ -274,26 +267,16 @@ def test_bandits_of_a_stack_draw_as_alone(splits: ImageSplits) -> None:
 def test_samplers_that_learn_by_themselves_train_as_alone(splits: ImageSplits, kind: str) -> None:
     task = _Task(splits)
     stack = task.stack(2)
-    options: dict[str, Any] = {"steps": 20, "evaluations": 4, "warmup": 0.2}
-    sampler = task.sampler(kind, 3)
-    stack.start(1, task.network(1), sampler=sampler, optimizer={"lr": 0.05}, **options)
-    stack.start(0, task.network(0), sampler=task.sampler("mab", 0), **options)
+    task.start(stack, 1, sampler=task.sampler(kind, 3))
+    task.start(stack, 0, "mab")
     curve = _finish(stack)[1]
     _assert_same(curve, task.alone(1, task.sampler(kind, 3)))
-
-
-def _saved(state: dict[str, Any]) -> Any:
-    """A state, written to a file and read again."""
-    file = io.BytesIO()
-    torch.save(state, file)
-    file.seek(0)
-    return torch.load(file, weights_only=True)
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "nadam"])
 @pytest.mark.parametrize("kind", ["uniform", "psgd"])
 def test_a_training_continues_in_another_slot_as_if_it_had_not_stopped(
-    splits: ImageSplits, kind: str, optimizer: str
+    splits: ImageSplits, saved: Saved, kind: str, optimizer: str
 ) -> None:
     task = _Task(splits)
     options: dict[str, Any] = {
@@ -306,7 +289,7 @@ def test_a_training_continues_in_another_slot_as_if_it_had_not_stopped(
     first.start(0, task.network(5), sampler=task.sampler(kind, 5), **options)
     first.start(1, task.network(6), sampler=task.sampler("uniform", 6), **options)
     curve = [dict(first.advance())[0] for _ in range(2)]
-    state = _saved(first.state_dict(0))
+    state = saved(first.state_dict(0))
     curve += _finish(first)[0]
 
     second = task.stack(3, optimizer=optimizer)
@@ -319,7 +302,9 @@ def test_a_training_continues_in_another_slot_as_if_it_had_not_stopped(
     assert rest[0].seconds > curve[1].seconds
 
 
-def test_a_training_continues_beyond_its_budget_in_another_slot(splits: ImageSplits) -> None:
+def test_a_training_continues_beyond_its_budget_in_another_slot(
+    splits: ImageSplits, saved: Saved
+) -> None:
     task = _Task(splits)
     options: dict[str, Any] = {
         "steps": 20,
@@ -333,7 +318,7 @@ def test_a_training_continues_beyond_its_budget_in_another_slot(splits: ImageSpl
     stack.start(1, task.network(5), sampler=task.sampler("uniform", 5), **options)
     curve = [dict(stack.advance())[0] for _ in range(2)]
     assert stack.busy == (0,)
-    state = _saved(stack.state_dict(1))
+    state = saved(stack.state_dict(1))
     curve += _finish(stack)[0]
     with pytest.raises(ArgumentError, match="just now, got 1"):
         stack.state_dict(1)
@@ -346,13 +331,13 @@ def test_a_training_continues_beyond_its_budget_in_another_slot(splits: ImageSpl
     _assert_same(rest, curve[2:], rel=1e-4)
 
 
-def test_bandits_continue_with_their_counts(splits: ImageSplits) -> None:
+def test_bandits_continue_with_their_counts(splits: ImageSplits, saved: Saved) -> None:
     task = _Task(splits)
     options: dict[str, Any] = {"steps": 20, "evaluations": 4}
     first, second = task.stack(2), task.stack(3, seed=1)
     first.start(1, task.network(5), sampler=task.sampler("mab", 5), **options)
     ((_, _),) = first.advance()
-    state = _saved(first.state_dict(1))
+    state = saved(first.state_dict(1))
     second.start(2, task.network(5), sampler=task.sampler("mab", 5), state=state, **options)
     held, taken = first._draws.engine, second._draws.engine
     assert held is not None
@@ -366,7 +351,7 @@ def test_bandits_continue_with_their_counts(splits: ImageSplits) -> None:
 
 @pytest.mark.parametrize(("before", "after"), [(40, 90), (90, 40)])
 def test_bandits_continue_on_a_stack_whose_first_one_remembers_more_or_less(
-    splits: ImageSplits, before: int, after: int
+    splits: ImageSplits, saved: Saved, before: int, after: int
 ) -> None:
     task = _Task(splits)
     options: dict[str, Any] = {"steps": 60, "evaluations": 3}
@@ -376,18 +361,18 @@ def test_bandits_continue_on_a_stack_whose_first_one_remembers_more_or_less(
     first.start(0, task.network(5), **own)
     first.advance()
     first.advance()
-    state = _saved(first.state_dict(0))
+    state = saved(first.state_dict(0))
     second.start(1, task.network(9), sampler=task.sampler("mab", 9, memory=after), **options)
     second.start(0, task.network(5), state=state, **own)
     held, taken = (stack._draws.engine for stack in (first, second))
     assert held is not None
     assert taken is not None
     for name, tensor in taken.rows().items():
-        mine, saved = tensor[0], held.rows()[name][0]
+        mine, theirs = tensor[0], held.rows()[name][0]
         if name.startswith("window"):
-            assert mine.shape != saved.shape
-            mine, saved = mine[:, :30], saved[:, :30]
-        assert torch.equal(mine, saved), name
+            assert mine.shape != theirs.shape
+            mine, theirs = mine[:, :30], theirs[:, :30]
+        assert torch.equal(mine, theirs), name
     assert [point.index for point in _finish(second)[0]] == [3]
     # A bandit that remembers more has lost pulls.
     short = {**state["tensors"]}
@@ -433,16 +418,14 @@ def test_samplers_that_need_the_network_within_a_step_train_alone(
 def test_a_slot_begins_again_as_if_it_were_new(splits: ImageSplits) -> None:
     task = _Task(splits)
     stack = task.stack(2)
-    options: dict[str, Any] = {"optimizer": {"lr": 0.05}, "evaluations": 4, "warmup": 0.2}
-    stack.start(0, task.network(0), sampler=task.sampler("mab", 0), steps=40, **options)
-    stack.start(1, task.network(1), sampler=task.sampler("uniform", 1), steps=12, **options)
+    task.start(stack, 0, "mab", steps=40)
+    task.start(stack, 1, steps=12)
     curves: dict[int, list[Any]] = {}
     for _ in range(20):
         for slot, found in stack.advance():
             curves.setdefault(slot, []).append(found)
         if stack.free == (1,) and len(curves[1]) == 4:
-            sampler = task.sampler("uniform", 2)
-            stack.start(1, task.network(2), sampler=sampler, steps=20, **options)
+            task.start(stack, 1, seed=2)
     assert stack.busy == ()
     assert stack.advance() == []
     _assert_same(curves[1][:4], task.alone(1, task.sampler("uniform", 1), steps=12))
@@ -474,15 +457,7 @@ def test_a_training_that_diverges_does_not_affect_other_slots_or_the_next(
     task = _Task(splits)
     stack = task.stack(2)
     for slot, lr in enumerate((1e30, 0.05)):
-        stack.start(
-            slot,
-            task.network(slot),
-            sampler=task.sampler("uniform", slot),
-            optimizer={"lr": lr},
-            steps=20,
-            evaluations=4,
-            warmup=0.2,
-        )
+        task.start(stack, slot, optimizer={"lr": lr})
     curves = _finish(stack)
     assert isinstance(curves[0][-1], TrainingDiverged)
     assert str(curves[0][-1]).startswith("Training diverged by step 5: the training loss is")
@@ -493,13 +468,7 @@ def test_a_stopped_training_has_no_more_evaluations(splits: ImageSplits) -> None
     task = _Task(splits)
     stack = task.stack(2)
     for slot in range(2):
-        stack.start(
-            slot,
-            task.network(slot),
-            sampler=task.sampler("uniform", slot),
-            steps=20,
-            evaluations=4,
-        )
+        task.start(stack, slot)
     stack.advance()
     stack.stop(0)
     assert stack.free == (0,)
@@ -509,15 +478,7 @@ def test_a_stopped_training_has_no_more_evaluations(splits: ImageSplits) -> None
 def test_weights_of_a_slot_are_those_evaluated(splits: ImageSplits) -> None:
     task = _Task(splits)
     stack = task.stack(2)
-    stack.start(
-        1,
-        task.network(1),
-        sampler=task.sampler("uniform", 1),
-        optimizer={"lr": 0.05},
-        steps=20,
-        evaluations=2,
-        average=0.3,
-    )
+    task.start(stack, 1, evaluations=2, average=0.3)
     for averaged in (True, False):
         ((slot, point),) = stack.advance()
         assert slot == 1
@@ -568,7 +529,6 @@ def test_what_does_not_fit_is_refused(splits: ImageSplits) -> None:
 
 
 @pytest.mark.cuda
-@CUDA
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("kind", ["uniform", "mab", "psgd"])
 def test_a_captured_stack_equals_the_eager_one_on_cuda(
@@ -579,14 +539,8 @@ def test_a_captured_stack_equals_the_eager_one_on_cuda(
         task = _Task(splits, device="cuda")
         stack = task.stack(4, capture=capture, precision=precision)
         for slot in range(4):
-            stack.start(
-                slot,
-                task.network(slot),
-                sampler=task.sampler(kind, slot),
-                optimizer={"lr": 0.02 * (slot + 1)},
-                steps=40,
-                evaluations=4,
-                average=0.2,
+            task.start(
+                stack, slot, kind, optimizer={"lr": 0.02 * (slot + 1)}, steps=40, average=0.2
             )
         curves.append(_finish(stack))
         assert stack.captured is capture, stack.loop_reason
@@ -604,14 +558,7 @@ def test_early_evaluations_are_on_their_own_examples(splits: ImageSplits) -> Non
     def curves(stack: StackedTrainer) -> dict[int, list[float]]:
         # Of different lengths: the last evaluation of one coincides with an early one of the other.
         for slot, steps in enumerate((6, 12)):
-            stack.start(
-                slot,
-                task.network(slot),
-                sampler=task.sampler("uniform", slot),
-                steps=steps,
-                evaluations=steps // 3,
-                optimizer={"lr": 0.05},
-            )
+            task.start(stack, slot, steps=steps, evaluations=steps // 3)
         found: dict[int, list[float]] = {0: [], 1: []}
         while stack.busy:
             for slot, result in stack.advance():
@@ -677,3 +624,24 @@ def test_bandits_over_another_number_of_examples_are_refused(splits: ImageSplits
     fewer = MABSampler(labels[:-5], batch_size=BATCH, seed=0)
     with pytest.raises(ArgumentError, match=f"draw from {len(labels)} examples"):
         stack.start(1, task.network(1), sampler=fewer, steps=4, evaluations=2)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_a_class_that_is_masked_leaves_the_loss_finite_as_alone(smoothing: float) -> None:
+    logits = torch.randn(3, 5, 4)
+    if not smoothing:  # With smoothing the loss is infinite, alone as well.
+        logits[:, :, 3] = -torch.inf
+    targets = torch.arange(15).view(3, 5) % 3
+    stacked, alone = (logits.clone().requires_grad_() for _ in range(2))
+    column = torch.full((3, 1), smoothing)
+    losses = stacked_cross_entropy(stacked, targets, column)
+    wanted = nn.functional.cross_entropy(
+        alone.flatten(0, 1), targets.flatten(), reduction="none", label_smoothing=smoothing
+    )
+    assert torch.allclose(losses.flatten(), wanted)
+    assert bool(losses.isfinite().all())
+    losses.sum().backward()  # type: ignore[no-untyped-call]
+    wanted.sum().backward()  # type: ignore[no-untyped-call]
+    assert stacked.grad is not None
+    assert alone.grad is not None
+    assert torch.allclose(stacked.grad, alone.grad)

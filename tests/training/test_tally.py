@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import io
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -13,11 +13,12 @@ from torch.nn import functional as F
 
 from hpo_mab import _examples, samplers
 from hpo_mab._examples import COLUMNS, ExampleCounts
-from hpo_mab.data import ImageSplits, Normalization
 from hpo_mab.samplers import UniformSampler
 from hpo_mab.samplers._base import Draw
-from hpo_mab.training import DeviceBatches, DeviceSweep, StackedTrainer, Training, create_optimizer
+from hpo_mab.training import StackedTrainer, Training, create_optimizer
 from hpo_mab.training._tally import LOSS_DECAY, ExampleTally
+
+Parts = dict[str, Any]
 
 BATCH, STEPS = 16, 70
 
@@ -43,13 +44,11 @@ def _network(seed: int = 0) -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 10))
 
 
-def _training(splits: ImageSplits, sampler: Any = None, **changes: Any) -> Training:
-    labels = splits.train.labels
+def _training(parts: Parts, sampler: Any = None, **changes: Any) -> Training:
+    labels = parts["batches"].data.labels
     network = _network()
-    normalization = Normalization(splits.mean, splits.std)
     arguments: dict[str, Any] = {
-        "batches": DeviceBatches(splits.train, normalization=normalization),
-        "validation": DeviceSweep(splits.validation, normalization=normalization),
+        **parts,
         "sampler": sampler or samplers.create("mab", labels, batch_size=BATCH),
         "optimizer": create_optimizer("sgd", network.parameters(), lr=0.1),
         "steps": STEPS,
@@ -88,26 +87,25 @@ def _expected(
 
 @pytest.mark.parametrize("batch", [BATCH, BATCH - 1])
 @pytest.mark.parametrize("graph", [False, True], ids=["loop", "captured step"])
-def test_sums_are_those_of_every_visit(splits: ImageSplits, graph: bool, batch: int) -> None:
-    sampler = _Watched(splits.train.labels, batch_size=batch)
-    training = _training(splits, sampler, graph=graph)
+def test_sums_are_those_of_every_visit(parts: Parts, graph: bool, batch: int) -> None:
+    labels = parts["batches"].data.labels
+    sampler = _Watched(labels, batch_size=batch)
+    training = _training(parts, sampler, graph=graph)
     list(training)
     found = _counts(training)
-    sums, predictions = _expected(sampler.seen, splits.train.labels)
+    sums, predictions = _expected(sampler.seen, labels)
     assert sums[:, 0].sum() == STEPS * batch
     np.testing.assert_allclose(found.sums, sums, rtol=1e-3, atol=1e-3)
     np.testing.assert_array_equal(found.predictions, predictions)
 
 
 @pytest.mark.parametrize("kind", ["mab", "uniform", "psgd"])
-def test_a_slot_of_a_stack_adds_up_as_a_training_alone(splits: ImageSplits, kind: str) -> None:
-    labels = splits.train.labels
-    normalization = Normalization(splits.mean, splits.std)
+def test_a_slot_of_a_stack_adds_up_as_a_training_alone(parts: Parts, kind: str) -> None:
+    labels = parts["batches"].data.labels
     stack = StackedTrainer(
         _network(),
         slots=3,
-        batches=DeviceBatches(splits.train, normalization=normalization),
-        validation=DeviceSweep(splits.validation, normalization=normalization),
+        **parts,
         batch_size=BATCH,
         examples=ExampleTally(labels, slots=3, device=torch.device("cpu")),
     )
@@ -129,7 +127,7 @@ def test_a_slot_of_a_stack_adds_up_as_a_training_alone(splits: ImageSplits, kind
     assert sorted(drawn) == [10 * BATCH, STEPS * BATCH, STEPS * BATCH]
     if kind != "uniform":
         return
-    alone = _training(splits, samplers.create(kind, labels, batch_size=BATCH, seed=5))
+    alone = _training(parts, samplers.create(kind, labels, batch_size=BATCH, seed=5))
     alone.model.load_state_dict(_network(5).state_dict())
     list(alone)
     last = next(found for (slot, place), found in visits.items() if slot == 0 and place > 0)
@@ -138,26 +136,26 @@ def test_a_slot_of_a_stack_adds_up_as_a_training_alone(splits: ImageSplits, kind
 
 
 @pytest.mark.parametrize("graph", [False, True], ids=["loop", "captured step"])
-def test_a_resumed_training_counts_each_visit_once(splits: ImageSplits, graph: bool) -> None:
-    whole = _training(splits, graph=graph)
+def test_a_resumed_training_counts_each_visit_once(
+    parts: Parts, saved: Callable[[Any], Any], graph: bool
+) -> None:
+    whole = _training(parts, graph=graph)
     list(whole)
-    first = _training(splits, graph=graph)
+    first = _training(parts, graph=graph)
     next(first)
     next(first)
-    saved = io.BytesIO()
-    torch.save(first.state_dict(), saved)
+    state = saved(first.state_dict())
     next(first)  # Lost with its worker.
-    saved.seek(0)
-    second = _training(splits, graph=graph)
-    second.load_state_dict(torch.load(saved, weights_only=True))
+    second = _training(parts, graph=graph)
+    second.load_state_dict(state)
     list(second)
     # Added up in other portions.
     np.testing.assert_allclose(_counts(second).sums, _counts(whole).sums, rtol=1e-5, atol=1e-5)
     np.testing.assert_array_equal(_counts(second).predictions, _counts(whole).predictions)
 
 
-def test_a_training_is_the_same_with_and_without(splits: ImageSplits) -> None:
-    curves = [list(_training(splits, **more)) for more in ({}, {"examples": None})]
+def test_a_training_is_the_same_with_and_without(parts: Parts) -> None:
+    curves = [list(_training(parts, **more)) for more in ({}, {"examples": None})]
     accuracies = [[(e.accuracy, e.loss, e.train_loss) for e in curve] for curve in curves]
     assert accuracies[0] == accuracies[1]
 

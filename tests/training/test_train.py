@@ -1,7 +1,6 @@
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -15,6 +14,8 @@ from hpo_mab._errors import ArgumentError, UnknownNameError
 from hpo_mab.data import Augmentation, ImageSplits, Normalization
 from hpo_mab.samplers import MABSampler, UniformSampler
 from hpo_mab.training import DeviceBatches, DeviceSweep, Evaluation, LoaderBatches, LoaderSweep
+
+Timeless = Callable[..., list[dict[str, Any]]]
 
 
 class _Setup:
@@ -46,11 +47,6 @@ class _Setup:
         return training.Training(self.model, **self.arguments | changes)
 
 
-def _timeless(evaluation: Evaluation) -> dict[str, Any]:
-    record = dataclasses.asdict(evaluation)
-    return {key: value for key, value in record.items() if "seconds" not in key}
-
-
 @pytest.mark.parametrize("sampler", [UniformSampler, MABSampler])
 def test_digits_are_learnt(splits: ImageSplits, sampler: Any) -> None:
     curve = list(_Setup(splits, sampler=sampler).train(steps=90))
@@ -76,18 +72,18 @@ def test_points_of_the_curve(splits: ImageSplits) -> None:
 @pytest.mark.parametrize("sampler", [UniformSampler, MABSampler])
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_same_seed_same_curve_and_weights_bit_for_bit(
-    splits: ImageSplits, sampler: Any, precision: str
+    splits: ImageSplits, timeless: Timeless, sampler: Any, precision: str
 ) -> None:
     runs = []
     for seed in (3, 3, 4):
         setup = _Setup(splits, seed=seed, sampler=sampler)
-        curve = [_timeless(point) for point in setup.train(precision=precision)]
+        curve = timeless(setup.train(precision=precision))
         runs.append((curve, [parameter.clone() for parameter in setup.model.parameters()]))
     (curve, weights), (again, same), (other, _) = runs
     assert curve == again
     assert all(torch.equal(a, b) for a, b in zip(weights, same, strict=True))
     assert curve != other
-    default = [_timeless(point) for point in _Setup(splits, seed=3, sampler=sampler).train()]
+    default = timeless(_Setup(splits, seed=3, sampler=sampler).train())
     assert (curve == default) is (precision == "float32")
 
 
@@ -102,7 +98,7 @@ def test_layout_changes_the_curve_by_rounding_only(splits: ImageSplits) -> None:
 
 
 def test_compiling_serves_training_and_evaluation_stays_plain(
-    splits: ImageSplits, monkeypatch: pytest.MonkeyPatch
+    splits: ImageSplits, timeless: Timeless, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sizes: list[int] = []
 
@@ -113,25 +109,25 @@ def test_compiling_serves_training_and_evaluation_stays_plain(
 
         return forward
 
-    expected = [_timeless(point) for point in _Setup(splits).train()]
+    expected = timeless(_Setup(splits).train())
     monkeypatch.setattr(torch, "compile", stand_in)
-    assert [_timeless(point) for point in _Setup(splits).train(compile=True)] == expected
+    assert timeless(_Setup(splits).train(compile=True)) == expected
     assert sizes == [64] * 16
 
 
 def test_a_data_set_of_the_user_trains_exactly_as_images_on_the_device(
-    splits: ImageSplits,
+    splits: ImageSplits, timeless: Timeless
 ) -> None:
     setup = _Setup(splits)
     device = DeviceBatches(splits.train, normalization=setup.normalization)
-    expected = [_timeless(point) for point in setup.train(batches=device, steps=40)]
+    expected = timeless(setup.train(batches=device, steps=40))
     setup = _Setup(splits)
     train, validation = (
         TensorDataset(setup.normalization(part.images), part.labels)
         for part in (splits.train, splits.validation)
     )
     curve = setup.train(batches=LoaderBatches(train), validation=LoaderSweep(validation), steps=40)
-    assert [_timeless(point) for point in curve] == expected
+    assert timeless(curve) == expected
 
 
 def test_closing_the_iterator_ends_the_training(splits: ImageSplits) -> None:
@@ -241,7 +237,7 @@ def test_a_scorer_is_bound_and_removed_at_the_end(splits: ImageSplits) -> None:
 
 
 def test_batches_drawn_ahead_are_those_drawn_in_time(
-    splits: ImageSplits, monkeypatch: pytest.MonkeyPatch
+    splits: ImageSplits, timeless: Timeless, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class _InTurn(MABSampler):
         calls: list[str]
@@ -258,7 +254,7 @@ def test_batches_drawn_ahead_are_those_drawn_in_time(
         # Sampling becomes uniform after 7 of 16 steps, no evaluation between.
         setup = _Setup(splits, sampler=lambda *labels, **more: _InTurn(*labels, active=0.4, **more))
         setup.arguments["sampler"].calls = calls
-        return [_timeless(point) for point in setup.train()]
+        return timeless(setup.train())
 
     calls: list[str] = []
     ahead = curve()
@@ -267,24 +263,30 @@ def test_batches_drawn_ahead_are_those_drawn_in_time(
     assert curve() == ahead
 
 
-def test_seconds_leave_evaluation_out_and_keep_the_sampler_in(splits: ImageSplits) -> None:
+class _Slow(UniformSampler):
+    """By its own clock a draw takes two seconds, and an update one."""
+
     now = 0.0
 
-    class _Slow(UniformSampler):
-        def draw(self) -> Tensor:
-            nonlocal now
-            now += 2.0
-            return super().draw()
+    def clock(self) -> float:
+        return self.now
 
-        def update(self, losses: Tensor, **more: Any) -> Tensor:
-            nonlocal now
-            now += 1.0
-            return super().update(losses, **more)
+    def draw(self) -> Tensor:
+        self.now += 2.0
+        return super().draw()
+
+    def update(self, losses: Tensor, **more: Any) -> Tensor:
+        self.now += 1.0
+        return super().update(losses, **more)
+
+
+def test_seconds_leave_evaluation_out_and_keep_the_sampler_in(splits: ImageSplits) -> None:
+    setup = _Setup(splits, sampler=_Slow)
+    sampler = setup.arguments["sampler"]
 
     class _SlowSweep(DeviceSweep):
         def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-            nonlocal now
-            now += 100.0
+            sampler.now += 100.0
             return super().__iter__()
 
     class _SlowModel(nn.Module):
@@ -293,20 +295,14 @@ def test_seconds_leave_evaluation_out_and_keep_the_sampler_in(splits: ImageSplit
             self.inner = inner
 
         def forward(self, inputs: Tensor) -> Tensor:
-            nonlocal now
-            now += 10.0 if self.training else 0.0
+            sampler.now += 10.0 if self.training else 0.0
             return self.inner(inputs)
 
-    setup = _Setup(splits, sampler=_Slow)
     setup.model = _SlowModel(setup.model)
     sweep = _SlowSweep(splits.validation, normalization=setup.normalization)
     points = []
-
-    def clock() -> float:
-        return now
-
-    for point in setup.train(validation=sweep, clock=clock):
-        now += 1000.0  # The time of the consumer does not count as training.
+    for point in setup.train(validation=sweep, clock=sampler.clock):
+        sampler.now += 1000.0  # The time of the consumer does not count as training.
         points.append(point)
     assert [point.seconds for point in points] == [52.0, 104.0, 156.0, 208.0]
     assert [point.sampler_seconds for point in points] == [12.0, 24.0, 36.0, 48.0]
@@ -314,20 +310,13 @@ def test_seconds_leave_evaluation_out_and_keep_the_sampler_in(splits: ImageSplit
 
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_draws_by_a_loader_are_timed(splits: ImageSplits, num_workers: int) -> None:
-    now = 0.0
-
-    class _Slow(UniformSampler):
-        def draw(self) -> Tensor:
-            nonlocal now
-            now += 2.0
-            return super().draw()
-
     setup = _Setup(splits, sampler=_Slow)
+    clock = setup.arguments["sampler"].clock
     dataset = TensorDataset(setup.normalization(splits.train.images), splits.train.labels)
     batches = LoaderBatches(dataset, num_workers=num_workers)
-    (point,) = setup.train(batches=batches, steps=5, evaluations=1, clock=lambda: now)
+    (point,) = setup.train(batches=batches, steps=5, evaluations=1, clock=clock)
     # With a worker, batches are also drawn ahead.
-    assert point.sampler_seconds == 10.0 + 2 * 2.0 * num_workers
+    assert point.sampler_seconds == 5 * (2.0 + 1.0) + 2 * 2.0 * num_workers
 
 
 @pytest.mark.parametrize(

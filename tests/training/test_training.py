@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import dataclasses
-import io
 from collections.abc import Callable
 from typing import Any
 
@@ -17,14 +15,14 @@ from hpo_mab.data import Augmentation, ImageSplits, Normalization
 from hpo_mab.training import (
     DeviceBatches,
     DeviceSweep,
-    Evaluation,
     LoaderBatches,
     LoaderSweep,
     Training,
 )
-from hpo_mab.training._evaluate import Evaluator
+from hpo_mab.training._evaluate import evaluate
 
 Start = Callable[..., Training]
+Timeless = Callable[..., list[dict[str, Any]]]
 
 
 @pytest.fixture
@@ -67,10 +65,6 @@ def start(splits: ImageSplits) -> Start:
     return make
 
 
-def _timeless(curve: list[Evaluation]) -> list[dict[str, Any]]:
-    return [{k: v for k, v in dataclasses.asdict(e).items() if "seconds" not in k} for e in curve]
-
-
 @pytest.mark.parametrize(
     "options",
     [
@@ -84,33 +78,24 @@ def _timeless(curve: list[Evaluation]) -> list[dict[str, Any]]:
         # Counts that decay are kept by the engine of CUDA devices: the next batch is drawn ahead.
         {"kind": "mab", "knobs": {"discount": 0.99}, "graph": True},
     ],
-    ids=[
-        "mab",
-        "uniform",
-        "gradnorm-adamw",
-        "loader",
-        "average",
-        "loader-average-constant",
-        "graph-average",
-        "graph-drawn-ahead",
-    ],
+    ids=str,
 )
-def test_a_resumed_training_equals_one_never_stopped(start: Start, options: Any) -> None:
+def test_a_resumed_training_equals_one_never_stopped(
+    start: Start, timeless: Timeless, saved: Callable[[Any], Any], options: Any
+) -> None:
     whole = start(**options)
     curve = list(whole)
     stopped = start(**options)
     part = [next(stopped), next(stopped)]
-    file = io.BytesIO()
-    torch.save(stopped.state_dict(), file)
-    file.seek(0)
+    state = saved(stopped.state_dict())
     resumed = start(**options)
     # What has been drawn from the global generator in between must not matter.
     torch.manual_seed(1)
-    resumed.load_state_dict(torch.load(file, weights_only=True))
+    resumed.load_state_dict(state)
     assert resumed.resumed_at == 2
     again = list(resumed)
     assert again[:2] == part
-    assert _timeless(again) == _timeless(curve)
+    assert timeless(again) == timeless(curve)
     # The seconds continue from the state's.
     assert again[2].seconds > part[1].seconds
     assert again[2].sampler_seconds > part[1].sampler_seconds
@@ -121,9 +106,14 @@ def test_a_resumed_training_equals_one_never_stopped(start: Start, options: Any)
 @pytest.mark.parametrize("kind", ["mab", "curriculum"])
 @pytest.mark.parametrize("keep", ["trained", "better"])
 def test_a_training_continues_beyond_its_budget(
-    start: Start, splits: ImageSplits, monkeypatch: pytest.MonkeyPatch, kind: str, keep: str
+    start: Start,
+    splits: ImageSplits,
+    parts: dict[str, Any],
+    timeless: Timeless,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+    keep: str,
 ) -> None:
-    normalization = Normalization(splits.mean, splits.std)
     early = splits.validation.subset(torch.arange(32))
     options = {
         "kind": kind,
@@ -132,7 +122,7 @@ def test_a_training_continues_beyond_its_budget(
         "average": 0.2,
         "warmup": 0.25,
         "keep": keep,
-        "early": DeviceSweep(early, normalization=normalization),
+        "early": DeviceSweep(early, normalization=parts["batches"].normalization),
     }
     whole = start(**options, budgets=3)
     shares, set_progress = [], whole.sampler.set_progress
@@ -145,12 +135,12 @@ def test_a_training_continues_beyond_its_budget(
     assert max(shares) == 1.0
     assert [point.steps for point in curve] == [6 * number for number in range(1, 13)]
     once = start(**options)
-    held = _timeless(list(once))
+    held = timeless(once)
     assert once.ended
     state = once.state_dict()
     longer = start(**options, budgets=3).load_state_dict(state)
-    assert _timeless(list(longer)) == _timeless(curve)
-    assert _timeless(curve[:4]) == held
+    assert timeless(longer) == timeless(curve)
+    assert timeless(curve[:4]) == held
     # The end of each budget is evaluated on all validation examples.
     parts = [round(point.accuracy * 32, 3) % 1 for point in curve]
     assert [place for place, part in enumerate(parts, start=1) if part] == [4, 8, 12]
@@ -182,15 +172,12 @@ class _Tied(nn.Module):
     "options", [{}, {"average": 0.2}, {"average": 0.2, "schedule": "constant"}], ids=str
 )
 def test_the_networks_state_is_what_was_evaluated_last(
-    splits: ImageSplits, options: dict[str, Any]
+    splits: ImageSplits, parts: dict[str, Any], options: dict[str, Any]
 ) -> None:
-    normalization = Normalization(splits.mean, splits.std)
-    sweep = DeviceSweep(splits.validation, normalization=normalization)
     model = _Tied()
     running = training.Training(
         model,
-        batches=DeviceBatches(splits.train, normalization=normalization),
-        validation=sweep,
+        **parts,
         sampler=samplers.create("mab", splits.train.labels, batch_size=64),
         optimizer=training.create_optimizer("sgd", model.parameters(), lr=0.05),
         steps=24,
@@ -200,7 +187,8 @@ def test_the_networks_state_is_what_was_evaluated_last(
     for point in running:
         same = _Tied()
         same.load_state_dict(running.network_state())
-        assert Evaluator(same)(sweep) == (point.accuracy, pytest.approx(point.loss))
+        found = evaluate(same, parts["validation"])
+        assert found == (point.accuracy, pytest.approx(point.loss))
     held = {name: one.clone() for name, one in model.state_dict().items()}
     averaged = options.get("schedule") == "constant"
     assert torch.equal(running.network_state()["head.bias"], held["head.bias"]) != averaged
@@ -250,16 +238,15 @@ def test_a_state_that_cannot_be_taken_is_refused(start: Start) -> None:
         start().load_state_dict({**state, "drawn": {}})
 
 
-def test_numbers_may_be_numpys(start: Start, splits: ImageSplits) -> None:
+def test_numbers_may_be_numpys(
+    start: Start, splits: ImageSplits, timeless: Timeless, saved: Callable[[Any], Any]
+) -> None:
     numbers = {"steps": 6, "evaluations": 3, "warmup": 0.25, "average": 0.5}
     numpys = {name: np.asarray(value)[()] for name, value in numbers.items()}
-    plain = _timeless(list(start(**numbers)))
+    plain = timeless(start(**numbers))
     training = start(**numpys)
-    assert _timeless(list(training)) == plain
-    file = io.BytesIO()
-    torch.save(training.state_dict(), file)
-    file.seek(0)
-    torch.load(file, weights_only=True)
+    assert timeless(training) == plain
+    saved(training.state_dict())
     dataset = TensorDataset(torch.zeros(8, 1), torch.arange(8))
     LoaderBatches(dataset, num_workers=np.int64(0), seed=np.int64(1))
     normalization = Normalization(splits.mean, splits.std)
