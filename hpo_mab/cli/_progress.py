@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from hpo_mab.storage import CurveStore
 
 _SECONDS_BETWEEN_LINES = 10.0
+#: Reading all trials takes a few ms, and many short trials may end in a second.
+_SECONDS_BETWEEN_STATES = 0.2
 #: A trial that runs for longer than the first shows its progress, at the interval of the second.
 _SECONDS_OF_A_LONG_TRIAL, _SECONDS_BETWEEN_UPDATES = 10.0, 1.0
 
@@ -46,14 +48,15 @@ class StudyProgress:
         self._trials = trials
         self._label = label
         self._quiet = quiet
-        # Without output the database need not be read.
-        self._curves = None if quiet else curves
+        self._curves = curves
         self._console = console(stderr=True)
         self._live: Progress | None = None
         self._task: TaskID | None = None
         self._trial_task = TaskID(0)
         self._began = self._last_line = self._last_end = time.monotonic()
-        self._last_update = -math.inf
+        self._last_update = self._last_state = -math.inf
+        #: The study, if a trial has ended since its state was shown.
+        self._changed: optuna.Study | None = None
         self._began_at = datetime.datetime.now()
         self._done_before: int | None = None
         #: The most trials that were done at the time of a line.
@@ -80,13 +83,29 @@ class StudyProgress:
         return self
 
     def __exit__(self, *error: object) -> None:
+        # After an error the database might fail again.
+        if not any(error):
+            self._show_changed()
         if self._live is not None:
             self._live.stop()
 
     def __call__(self, study: optuna.Study, trial: FrozenTrial) -> None:
-        """Show the study's state after a trial."""
+        """Show the study's state after a trial, now or a little later."""
+        if self._quiet:
+            return
+        self._changed = study
+        self._last_end = time.monotonic()
+        self._seen.pop(trial.number, None)
+        if self._last_end - self._last_state >= _SECONDS_BETWEEN_STATES:
+            self._show_changed()
+
+    def _show_changed(self) -> None:
+        """Show the study's state if a trial has ended since it was shown."""
         from hpo_mab._plan import Plan
 
+        study, self._changed = self._changed, None
+        if study is None:
+            return
         plan = Plan(trials := study.get_trials(deepcopy=False))
         done = plan.finished
         if self._done_before is None:
@@ -95,14 +114,13 @@ class StudyProgress:
             earlier = [t for t in trials if t.datetime_complete and t.datetime_complete < began]
             self._done_before = Plan(earlier).finished
         self._state = self._describe(study, trials, plan)
-        self._last_end = time.monotonic()
+        self._last_state = time.monotonic()
         self._ended = {each.number for each in trials if each.state.is_finished()}
-        self._seen.pop(trial.number, None)
         if self._live is not None and self._task is not None:
             completed = min(done, self._trials)
             self._live.update(self._task, completed=completed, description=self._state)
             self._live.update(self._trial_task, visible=False)
-        elif not self._quiet and self._is_time_for_a_line(done):
+        elif self._is_time_for_a_line(done):
             self._console.print(f"{self._label}: {self._state}", soft_wrap=True)
 
     def running(self, shares: Mapping[int, float]) -> None:
@@ -111,11 +129,14 @@ class StudyProgress:
         Args:
             shares: The share of its budget that each has spent, by number.
         """
+        if self._quiet:
+            return
         now = time.monotonic()
         for number, share in shares.items():
             self._seen.setdefault(number, (now, share))
-        long_ago = now - self._last_end >= _SECONDS_OF_A_LONG_TRIAL
-        if self._quiet or not shares or not long_ago:
+        if now - self._last_state >= _SECONDS_BETWEEN_STATES:
+            self._show_changed()
+        if not shares or now - self._last_end < _SECONDS_OF_A_LONG_TRIAL:
             return
         if now - self._last_update < _SECONDS_BETWEEN_UPDATES:
             return

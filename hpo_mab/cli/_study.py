@@ -32,6 +32,15 @@ def worker(
     storage: opt.StorageUrl = opt.DEFAULT_STORAGE,
     device: opt.Device = None,
     slots: opt.Slots = None,
+    workers: Annotated[
+        int,
+        typer.Option(
+            metavar="N",
+            help="Workers that share the study: with slots = auto, each trains its part of the "
+            "trials that may train at a time.",
+            callback=opt.within(1),
+        ),
+    ] = 1,
     data_root: opt.DataRoot = None,
     quiet: opt.Quiet = False,
     as_json: opt.Json = False,
@@ -73,6 +82,7 @@ def worker(
                 device=device,
                 data_root=data_root,
                 slots=None if slots is None else opt.slot_count(slots),
+                workers=workers,
                 on_trial=on_trial,
             )
     if as_json:
