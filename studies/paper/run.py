@@ -33,7 +33,6 @@ from hpo_mab.compare import (
     read_record,
     report_html,
     run_comparison,
-    summarise,
 )
 from hpo_mab.search import StudySpec
 from hpo_mab.storage import Storage
@@ -109,7 +108,7 @@ def _run(options: argparse.Namespace) -> None:
         text = record(found, scale=options.scale, device=device)
         path.write_text(text, encoding="utf-8")
         if options.report:
-            summary = summarise(found.runs, reference=found.reference)
+            summary = found.summarise()
             page = report_html(found.runs, summary, title=f"The paper's experiment on {data}")
             path.with_suffix(".html").write_text(page, encoding="utf-8")
         print("\n".join(["", data, *json.loads(text)["verdict"]]))
@@ -209,7 +208,7 @@ def _say_when_done(name: str, trials: int) -> Iterator[Callable[..., None]]:
 
 def record(found: ComparisonRuns, *, scale: str, device: str) -> str:
     """The record of `hpo-mab compare`, with its scale and the reason for it."""
-    summary = summarise(found.runs, reference=found.reference)
+    summary = found.summarise()
     plain = json.loads(comparison_record(found, summary))
     gpus = plain["environment"]["gpus"]
     why = "it was not asked for" if gpus else "no GPU was found where this was run"
@@ -248,7 +247,7 @@ def picture(path: Path) -> go.Figure:
         made.update_yaxes(title_text=panel.layout.yaxis.title.text, row=1, col=column)
     made.update_layout(
         template="plotly_white",
-        title=f"{stored.summary.data}: mean and 95% interval of {seeds} seeds",
+        title=f"{stored.runs[0].settings.data.kind}: mean and 95% interval of {seeds} seeds",
         width=1000,
         height=420,
         margin={"l": 60, "r": 20, "t": 60, "b": 60},

@@ -62,15 +62,19 @@ class Cell:
 
     def gains(self, arm: str, *, judged: str) -> np.ndarray[Any, np.dtype[np.float64]]:
         """Accuracy minus uniform's, of each pair, at equal examples or seconds."""
-        at = 1 / max(self.costs[arm], 1) if judged == "seconds" else 1.0
-        return np.asarray([one.at(at) - other.accuracy for one, other in self.sides(arm)])
+        cost = self.costs[arm]
+        if judged == "seconds" and cost > 1:
+            return np.asarray([one.ahead_of(other, cost=cost) for one, other in self.sides(arm)])
+        return np.asarray([one.accuracy - other.accuracy for one, other in self.sides(arm)])
 
     def fidelity(self, arm: str) -> Estimate:
-        """Kendall's tau-b of accuracies at half with uniform's at the end, minus uniform's own."""
+        """Kendall's tau-b of accuracies at half and at the end, minus uniform's."""
         kept = [pair for pair in self.pairs if not pair[arm]["diverged"]]
-        half = [np.asarray([pair[a]["accuracy"][1] for pair in kept]) for a in (arm, "uniform")]
-        final = np.asarray([pair["uniform"]["accuracy"][-1] for pair in kept])
-        return compare_fidelity(half[0], half[1], final).difference
+        (half, end), (other, other_end) = (
+            [np.asarray([pair[a]["accuracy"][at] for pair in kept]) for at in (1, -1)]
+            for a in (arm, "uniform")
+        )
+        return compare_fidelity(half, other, end, other_final=other_end).difference
 
     def _ended(self, pair: Pair, arm: str) -> Ended:
         row = pair[arm]
@@ -134,21 +138,30 @@ def race(cell: Cell, plan: RacePlan, order: Sequence[int]) -> tuple[str, int]:
     if not alive:
         return "uniform", twins
     (last,) = standings
-    judged = last.seconds if plan.judged == "seconds" else last.examples
-    return (last.name if judged.above(0.0) else "uniform"), twins
+    ahead = all(estimate.above(0.0) for estimate in last.judged(plan.judged))
+    return (last.name if ahead else "uniform"), twins
 
 
 def replay(cell: Cell, *, trials: int, judged: Any) -> tuple[str, ...]:
-    """Choices of races on random orders of the pairs, their mean gain, and their twins."""
+    """Choices of races on random orders of the pairs, their mean gain, and their twins.
+
+    The gain of a choice is that in the pairs that its race did not use.
+    """
     challengers = {k: part for k, part in parse_portfolio(None).items() if k != "uniform"}
     plan = RacePlan.make(challengers, trials=trials, judged=judged)
     if plan is None or len(cell.pairs) < plan.pairs:
         return ("", "", "")
     rng = np.random.default_rng(0)
-    found = [race(cell, plan, rng.permutation(len(cell.pairs))) for _ in range(RACES)]
+    orders = [rng.permutation(len(cell.pairs)) for _ in range(RACES)]
+    found = [race(cell, plan, order) for order in orders]
     counts = collections.Counter(name for name, _ in found)
-    worth = {name: gain(cell, name, judged=judged) for name in counts}
-    mean = sum(worth[name] * count for name, count in counts.items()) / RACES
+    gains = {name: 100 * cell.gains(name, judged=judged) for name in counts if name != "uniform"}
+    mean = np.mean(
+        [
+            0.0 if name == "uniform" else gains[name][order[plan.pairs :]].mean()
+            for (name, _), order in zip(found, orders, strict=True)
+        ]
+    )
     chosen = ", ".join(f"{name} {count / RACES:.0%}" for name, count in counts.most_common())
     return chosen, f"{mean:+.2f}", f"{np.mean([twins for _, twins in found]):.1f}"
 
