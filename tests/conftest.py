@@ -1,23 +1,30 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import gc
 import itertools
 import os
 import shutil
 import signal
+import sqlite3
 import subprocess
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 if TYPE_CHECKING:
+    import sqlalchemy as sa
+
+    from hpo_mab.advantage import PairedCurves
+    from hpo_mab.search import StudySpec
     from hpo_mab.storage import Storage
+    from hpo_mab.training import Evaluation
 
 # A background job of a shell ignores SIGINT, and the commands of tests would inherit that.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
@@ -67,6 +74,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     folder = Path(__file__).parent
     ranks = {folder / name: rank for rank, name in enumerate(_LONG)}
     items.sort(key=lambda item: ranks.get(item.path, len(ranks)))
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("cuda"):
+        import torch
+
+        if not torch.cuda.is_available():
+            pytest.skip("needs a CUDA device")
 
 
 def pytest_collection_finish() -> None:
@@ -235,6 +250,37 @@ def runs() -> Callable[[int], bool]:
     return check
 
 
+class Deaf:
+    """A call that does not return to Python, so that its process cannot handle signals."""
+
+    #: SQLite counts without end; the table exists once it counts.
+    call = (
+        'sqlite3.connect("deaf.db").executescript("CREATE TABLE deaf(x); WITH RECURSIVE n(x) AS '
+        '(SELECT 1 UNION ALL SELECT x + 1 FROM n) SELECT max(x) FROM n")'
+    )
+
+    def __init__(self, folder: Path) -> None:
+        self._file = folder / "deaf.db"
+
+    def has_begun(self) -> bool:
+        if not self._file.exists():
+            return False
+        with contextlib.closing(sqlite3.connect(self._file)) as connection:
+            return bool(connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0])
+
+    def has_taken_signals(self, pid: int) -> bool:
+        """Whether a process has no signal pending."""
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+        pending = [line.split()[1] for line in lines if line[:6] in ("SigPnd", "ShdPnd")]
+        return all(int(signals, 16) == 0 for signals in pending)
+
+
+@pytest.fixture
+def deaf(tmp_path: Path) -> Deaf:
+    """A call that never returns, for a process whose folder is the test's."""
+    return Deaf(tmp_path)
+
+
 _mariadb_databases = itertools.count()
 
 
@@ -289,6 +335,113 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
         return f"sqlite:///{tmp_path / 'studies.db'}"
     fixture = {"postgresql": "postgres_url", "mariadb": "mariadb_url"}[request.param]
     return str(request.getfixturevalue(fixture))
+
+
+@pytest.fixture
+def anywhere(database_url: str) -> Iterator[Storage]:
+    """An empty database of each kind."""
+    from hpo_mab.storage import Storage
+
+    opened = Storage(database_url)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture(scope="session")
+def quick() -> Callable[..., StudySpec]:
+    """Makes a study on digits whose trials take a few hundredths of a second."""
+    from hpo_mab.search import make_spec
+
+    def make(**budget: Any) -> StudySpec:
+        return make_spec(
+            {
+                "name": "tiny",
+                "budget": {"steps": 12, "evaluations": 3, "trials": 10, **budget},
+                "model": {"name": "mlp"},
+                "optimizer": {"name": "sgd", "lr": {"low": 0.01, "high": 1.0, "log": True}},
+                "training": {"batch_size": 64},
+                "sampler": {"kind": "uniform"},
+                "search": {"sampler": "random", "initial": 4},
+            }
+        )
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def statements_of() -> Callable[[sa.Engine], list[str]]:
+    """Makes a list of the SQL statements that an engine executes from now on."""
+    import sqlalchemy as sa
+
+    def listen(engine: sa.Engine) -> list[str]:
+        statements: list[str] = []
+
+        def note(connection: Any, cursor: Any, statement: str, *_: Any) -> None:
+            statements.append(statement)
+
+        sa.event.listen(engine, "before_cursor_execute", note)
+        return statements
+
+    return listen
+
+
+@pytest.fixture(scope="session")
+def timeless() -> Callable[[Iterable[Evaluation]], list[dict[str, Any]]]:
+    """Makes records of evaluations, without the seconds."""
+
+    def records(curve: Iterable[Evaluation]) -> list[dict[str, Any]]:
+        points = map(dataclasses.asdict, curve)
+        return [{k: v for k, v in point.items() if "seconds" not in k} for point in points]
+
+    return records
+
+
+@pytest.fixture(scope="session")
+def accelerated() -> Callable[..., PairedCurves]:
+    """Makes pairs of uniform curves that rise with log t and of a bandit's, some times as fast.
+
+    ``scramble`` is noise that a bandit-trained configuration keeps until the end.
+    """
+    import numpy as np
+
+    from hpo_mab.advantage import PairedCurves
+
+    def make(factor: float, *, scramble: float = 0.0, pairs: int = 30) -> PairedCurves:
+        rng = np.random.default_rng(3)
+        budgets = np.arange(1.0, 9.0) * 1000
+        quality = np.linspace(0.3, 0.5, pairs)[:, None]
+
+        def curve(at: np.ndarray) -> np.ndarray:
+            return quality * (1 + np.log(at / 1000) / 3) + rng.normal(0, 0.004, (pairs, 8))
+
+        uniform = curve(budgets)
+        bandit = curve(budgets * factor) + rng.normal(0, scramble, (pairs, 1))
+        return PairedCurves(budgets=budgets, bandit=bandit, uniform=uniform)
+
+    return make
+
+
+class Progress:
+    """A callback of a run that keeps what it is called with, in order."""
+
+    def __init__(self) -> None:
+        self.said: list[int | dict[int, float]] = []
+
+    def __call__(self, study: Any, trial: Any) -> None:
+        self.said.append(trial.number)
+
+    def running(self, shares: dict[int, float]) -> None:
+        self.said.append(dict(shares))
+
+    @property
+    def shares(self) -> list[dict[int, float]]:
+        """Shares of their budgets that running trials had spent."""
+        return [one for one in self.said if isinstance(one, dict)]
+
+
+@pytest.fixture
+def progress() -> Progress:
+    return Progress()
 
 
 @contextlib.contextmanager

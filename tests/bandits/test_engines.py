@@ -220,7 +220,6 @@ def test_thompson_propensities_of_discounted_counts_are_refused(
         engine.propensities()
 
 
-CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 KNOBS: dict[str, dict[str, Any]] = {
     "window": {},
     "nothing forgotten": {"memory": None},
@@ -233,7 +232,6 @@ KNOBS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.cuda
-@CUDA
 @pytest.mark.parametrize("knobs", KNOBS.values(), ids=KNOBS)
 def test_draw_and_learn_never_wait_for_the_host(
     knobs: dict[str, Any], make_engine: Callable[..., Any], no_waiting: Callable[[], Any]
@@ -248,7 +246,6 @@ def test_draw_and_learn_never_wait_for_the_host(
 
 
 @pytest.mark.cuda
-@CUDA
 @pytest.mark.parametrize("knobs", KNOBS.values(), ids=KNOBS)
 def test_a_graph_draws_and_learns_at_each_replay(
     knobs: dict[str, Any], make_engine: Callable[..., Any]

@@ -235,7 +235,6 @@ def test_default_of_an_unknown_data_set_is_refused() -> None:
 
 
 @pytest.mark.cuda
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_the_device_is_never_waited_for(no_waiting: Callable[[], Any]) -> None:
     images = torch.zeros(8, 3, 32, 32, dtype=torch.uint8, device="cuda")
     generator = torch.Generator("cuda").manual_seed(0)

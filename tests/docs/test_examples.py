@@ -75,33 +75,31 @@ def _reporters_example() -> str:
     return next(block for block in found if "TrialReporter" in block)
 
 
+@pytest.fixture(autouse=True)
+def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
 def run(page: Path, block: str) -> None:
     """Run an example alone, as a reader does who copies it."""
     exec(compile(block, _name(page), "exec"), {"__name__": "example"})
 
 
 @pytest.mark.parametrize(("page", "block"), _examples("python"))
-def test_python_examples_run_alone(
-    page: Path, block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_python_examples_run_alone(page: Path, block: str) -> None:
     run(page, block)
 
 
 @pytest.mark.parametrize("position", range(len(blocks(ROOT / "README.md", "python"))))
-def test_each_example_of_the_readme_runs_alone_and_prints(
-    position: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
-) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_each_example_of_the_readme_runs_alone_and_prints(position: int, capsys: Any) -> None:
     block = blocks(ROOT / "README.md", "python")[position]
     exec(compile(block, f"README.md, example {position + 1}", "exec"), {"__name__": "example"})
     assert capsys.readouterr().out.strip()
 
 
 @pytest.mark.filterwarnings("ignore")  # Lightning's.
-def test_the_lightning_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_lightning_example_runs() -> None:
     pytest.importorskip("lightning", reason="needs Lightning (extra 'lightning')")
-    monkeypatch.chdir(tmp_path)
     page = ROOT / "docs/how-to/lightning.md"
     for block in blocks(page, "py"):
         run(page, block)
@@ -118,20 +116,14 @@ def test_the_samplers_example_passes_the_contract_that_it_names(tmp_path: Path) 
     assert re.search(r"\d\d passed", done.stdout)
 
 
-def test_the_reporters_example_stores_curves(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_the_reporters_example_stores_curves() -> None:
     run(ROOT / "docs/how-to/own-loop.md", _reporters_example())
     curves = stored_curves("own")
     # The learning rate is constant.
     assert [[point.averaged for point in curve] for curve in curves] == [[True] * 4] * 2
 
 
-def test_moving_in_from_optuna_is_the_diff_that_the_page_shows(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_moving_in_from_optuna_is_the_diff_that_the_page_shows() -> None:
     page = ROOT / "docs/how-to/from-optuna.md"
     _, after = before_and_after(page, "python")
     run(page, after)
@@ -152,7 +144,7 @@ def before_and_after(page: Path, language: str) -> list[str]:
 def assert_compared(*studies: str, pairs: int) -> None:
     """The report and the dashboard have the studies of a page, uniform sampling and the bandit."""
     found = stored_comparison(["own-*"], storages=["studies.db"])
-    (contrast,) = summarise(found.runs, reference=found.reference).contrasts
+    (contrast,) = found.summarise().contrasts
     assert (contrast.arm, contrast.reference) == ("mab", "uniform")
     assert contrast.pairs >= pairs
     assert json.loads(comparison_record(found, summarise(found.runs)))["studies"]
@@ -162,11 +154,8 @@ def assert_compared(*studies: str, pairs: int) -> None:
 
 
 @pytest.mark.filterwarnings("ignore")  # Lightning's.
-def test_moving_in_from_lightning_is_the_diff_that_the_page_shows(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_moving_in_from_lightning_is_the_diff_that_the_page_shows() -> None:
     pytest.importorskip("lightning", reason="needs Lightning (extra 'lightning')")
-    monkeypatch.chdir(tmp_path)
     page = ROOT / "docs/how-to/from-lightning.md"
     for script in before_and_after(page, "py"):
         run(page, script)
@@ -177,10 +166,8 @@ def test_moving_in_from_lightning_is_the_diff_that_the_page_shows(
     assert_compared("own-uniform", "own-mab", pairs=5)
 
 
-def test_moving_in_from_ray_tune_is_the_diff_that_the_page_shows(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stand_in_ray: Any
-) -> None:
-    monkeypatch.chdir(tmp_path)
+@pytest.mark.usefixtures("stand_in_ray")
+def test_moving_in_from_ray_tune_is_the_diff_that_the_page_shows() -> None:
     page = ROOT / "docs/how-to/from-ray-tune.md"
     for script in before_and_after(page, "py"):
         run(page, script)
@@ -195,14 +182,11 @@ def test_moving_in_from_ray_tune_is_the_diff_that_the_page_shows(
 @pytest.mark.ray
 @pytest.mark.timeout(1200)  # Ray starts a process for each trial.
 @pytest.mark.filterwarnings("ignore")  # Ray's.
-def test_moving_in_from_ray_tune_runs_under_ray(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_moving_in_from_ray_tune_runs_under_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     ray = pytest.importorskip("ray", reason="needs Ray (extra 'ray')")
     pytest.importorskip(
         "ray.tune", reason="needs Ray Tune (pip install 'ray[tune]')", exc_type=ImportError
     )
-    monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("RAY_AIR_NEW_OUTPUT", "0")
     page = ROOT / "docs/how-to/from-ray-tune.md"
     try:
@@ -223,9 +207,8 @@ def stored_curves(study: str) -> list[Any]:
 
 
 @pytest.mark.filterwarnings("ignore")  # Accelerate's.
-def test_the_accelerate_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_accelerate_example_runs() -> None:
     pytest.importorskip("accelerate", reason="needs Accelerate")
-    monkeypatch.chdir(tmp_path)
     page = ROOT / "docs/how-to/accelerate.md"
     for block in blocks(page, "py"):
         run(page, block)
@@ -270,7 +253,7 @@ def test_the_readmes_figures_are_those_of_the_records() -> None:
         ("paper/small-cifar100.json", "mab", "learns"),
     }
     for path, arm, question in said:
-        summary = read_record(ROOT / "studies" / path).summary
+        summary = read_record(ROOT / "studies" / path).summarise()
         (contrast,) = [one for one in summary.contrasts if one.arm == arm]
         line = next(str(one) for one in answers(contrast) if one.question == question)
         value, low, high = re.search(r"\((\S+) points, 95% interval (\S+) to (\S+),", line).groups()
@@ -283,21 +266,22 @@ def test_the_readmes_figures_of_rungs_are_those_of_the_tables() -> None:
     _, _, said = readme.partition("## Earlier rungs on averaged weights")
     sets = json.loads((ROOT / "studies/rungs/tables.json").read_text(encoding="utf-8"))["sets"]
 
-    def tau(name: str, kind: str) -> list[float]:
+    def tau(name: str, kind: str) -> dict[str, float]:
         """Of uniform sampling, linear schedule and default window, at a quarter of the budget."""
         arm = {"sampler": "uniform", "schedule": "linear", "average": 0.2, "kind": kind}
         (row,) = [row for row in sets[name]["ranking"] if arm.items() <= row.items()]
-        return row["kendall"][1]
+        return {"single": row["kendall of one seed"][1], "mean": row["kendall"][1][0]}
 
-    names = ("fashion_mnist", "cifar10", "digits")
+    words = {"fashion_mnist": "Fashion-MNIST", "cifar10": "CIFAR-10", "digits": "digits"}
+    names = tuple(words)
     for kind in ("averaged", "raw"):
-        one, two, three = (f"{tau(name, kind)[0]:.2f}" for name in names)
+        one, two, three = (f"{tau(name, kind)['single']:.2f}" for name in names)
         assert f"{one}, {two} and {three}" in said, kind
     concepts = (ROOT / "docs/concepts.md").read_text(encoding="utf-8")
-    one, two = (f"{tau('cifar10', kind)[0]:.2f}" for kind in ("averaged", "raw"))
+    one, two = (f"{tau('cifar10', kind)['single']:.2f}" for kind in ("averaged", "raw"))
     assert f"{one} on CIFAR-10, and {two} with trained weights" in concepts
     long = ("cifar10_8epochs", "cifar10_30epochs")
-    one, two = (f"{tau(name, 'averaged')[0]:.2f}" for name in long)
+    one, two = (f"{tau(name, 'averaged')['mean']:.2f}" for name in long)
     assert f"tau is {one} and {two}" in said
 
     def ratio(name: str, pruner: str) -> list[float]:
@@ -308,9 +292,8 @@ def test_the_readmes_figures_of_rungs_are_those_of_the_tables() -> None:
 
     one, two = (f"{ratio(name, 'hyperband')[0]:.2f}" for name in long)
     assert f"at {one} and {two} of the cost" in said
-    for name in names:
-        value, low, high = ratio(name, "halving 2/2")
-        assert re.search(rf"{value:.2f} [^(]*\((?:95% interval )?{low:.2f} to {high:.2f}\)", said)
+    shares = (f"{ratio(name, 'halving 2/2')[0]:.2f} on {data}" for name, data in words.items())
+    assert "{}, {} and {}".format(*shares) in said
 
 
 def test_what_the_page_of_checks_names_is_tested() -> None:

@@ -25,9 +25,9 @@ def _lost_and_doubled_nothing(report: FaultReport, *, trials: int) -> None:
     assert (report.lost, report.doubled, report.inconsistent) == ((), (), ())
 
 
-def test_killed_workers_lose_and_double_nothing(tmp_path: Path, tiny: Make) -> None:
+def test_killed_workers_lose_and_double_nothing(tmp_path: Path, quick: Make) -> None:
     url = f"sqlite:///{tmp_path / 'studies.db'}"
-    report = inject_kills(url, tiny(trials=24, steps=60), kills=8)
+    report = inject_kills(url, quick(trials=24, steps=60), kills=8)
     assert report.kills >= 8
     _lost_and_doubled_nothing(report, trials=24)
     # Otherwise no killed worker had begun a trial, and nothing was tested.
@@ -35,23 +35,23 @@ def test_killed_workers_lose_and_double_nothing(tmp_path: Path, tiny: Make) -> N
 
 
 def test_killed_workers_lose_and_double_nothing_on_postgresql(
-    postgres_url: str, tiny: Make
+    postgres_url: str, quick: Make
 ) -> None:
-    report = inject_kills(postgres_url, tiny(trials=16), kills=5, workers=3)
+    report = inject_kills(postgres_url, quick(trials=16), kills=5, workers=3)
     assert report.kills >= 5
     _lost_and_doubled_nothing(report, trials=16)
     assert report.attempts >= report.trials + 2
 
 
-def test_killed_workers_lose_and_double_nothing_on_mariadb(mariadb_url: str, tiny: Make) -> None:
-    report = inject_kills(mariadb_url, tiny(trials=10), kills=3, workers=3)
+def test_killed_workers_lose_and_double_nothing_on_mariadb(mariadb_url: str, quick: Make) -> None:
+    report = inject_kills(mariadb_url, quick(trials=10), kills=3, workers=3)
     assert report.kills >= 3
     _lost_and_doubled_nothing(report, trials=10)
 
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs /proc")
 def test_a_database_that_restarts_costs_no_trial(
-    own_postgres: Any, tiny: Make, runs: Callable[[int], bool]
+    own_postgres: Any, quick: Make, runs: Callable[[int], bool]
 ) -> None:
     stopped: list[int] = []
 
@@ -63,14 +63,14 @@ def test_a_database_that_restarts_costs_no_trial(
             time.sleep(0.05)
         own_postgres.restart()
 
-    report = inject_kills(own_postgres.url, tiny(trials=40), kills=0, disturb=restart)
+    report = inject_kills(own_postgres.url, quick(trials=40), kills=0, disturb=restart)
     assert own_postgres.pid != stopped[0]
     _lost_and_doubled_nothing(report, trials=40)
 
 
-def test_lost_and_doubled_trials_are_counted(tmp_path: Path, tiny: Make) -> None:
+def test_lost_and_doubled_trials_are_counted(tmp_path: Path, quick: Make) -> None:
     url = f"sqlite:///{tmp_path / 'studies.db'}"
-    inject_kills(url, tiny(trials=3), kills=0, workers=1)
+    inject_kills(url, quick(trials=3), kills=0, workers=1)
     storage = Storage(url)
     run = read_run(storage, "tiny-uniform-seed0")
     storage.close()

@@ -58,7 +58,7 @@ def test_explore_goes_from_a_comparison_to_a_conclusion(small: Path) -> None:
     assert len(shown) == 9
     # With few trials there are no importances; all other figures have curves.
     assert sum(bool(figure["data"]) for figure in shown) >= 8
-    assert "mab: search finds a better model at equal examples? cannot tell" in text_of(done)
+    assert "mab: higher best validation accuracy at equal examples? cannot tell" in text_of(done)
     assert "--seeds 5" in text_of(done)
     page = to_html(done)
     # Nothing is loaded from other hosts, and plotly.js is there once.

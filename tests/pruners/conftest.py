@@ -2,25 +2,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import numpy as np
 import pytest
 
-from hpo_mab.advantage import Estimate, Evidence, PairedCurves, Rung
-
-Floats = np.ndarray
-
-
-def accelerated_pairs(factor: float, *, steps: int = 8, pairs: int = 30) -> PairedCurves:
-    """Uniform curves that rise with log t, and faster ones of the bandit."""
-    rng = np.random.default_rng(5)
-    budgets = np.arange(1.0, steps + 1)
-    quality = np.linspace(0.3, 0.5, pairs)[:, None]
-
-    def curve(at: Floats) -> Floats:
-        noise = rng.normal(0, 0.004, (pairs, steps))
-        return np.asarray(quality * (1 + np.log(at) / 3) + noise)
-
-    return PairedCurves(budgets=budgets, bandit=curve(budgets * factor), uniform=curve(budgets))
+from hpo_mab.advantage import Estimate, Evidence, Rung
 
 
 def _known(value: float) -> Estimate:
@@ -57,9 +41,3 @@ def evidence() -> Callable[[float], Evidence]:
         )
 
     return make
-
-
-@pytest.fixture
-def pairs() -> Callable[..., PairedCurves]:
-    """Makes pairs with an acceleration by a factor."""
-    return accelerated_pairs

@@ -201,8 +201,8 @@ def test_where_a_rung_moves_back_trials_stopped_before_it_count_as_losers(eviden
         assert _run(study, *[0.5] * 8) == 8
 
 
-def test_twins_in_the_study_become_evidence_that_is_stored(pairs: Curves) -> None:
-    curves = pairs(2.2, pairs=30)
+def test_twins_in_the_study_become_evidence_that_is_stored(accelerated: Curves) -> None:
+    curves = accelerated(2.2)
     study = _study(AdvantagePruner(max_resource=8, min_resource=4, margin=0.2))
     study.sampler = optuna.samplers.RandomSampler(seed=0)
     for slot in range(30):
@@ -244,10 +244,10 @@ def _run_freely(study: optuna.Study, curve: np.ndarray) -> None:
 
 @pytest.mark.parametrize(("factor", "moves"), [(2.2, True), (1.0, False)])
 def test_a_uniform_study_in_the_same_storage_is_a_reference(
-    factor: float, moves: bool, pairs: Curves
+    factor: float, moves: bool, accelerated: Curves
 ) -> None:
     storage = optuna.storages.InMemoryStorage()
-    study = _uniform_and_bandit(storage, pairs(factor, pairs=30))
+    study = _uniform_and_bandit(storage, accelerated(factor))
     study.pruner = AdvantagePruner(reference="uniform", max_resource=8, min_resource=4, margin=0.2)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -259,16 +259,16 @@ def test_a_uniform_study_in_the_same_storage_is_a_reference(
     assert (stored.pairs, stored.moves, stored.source) == (30, moves, "study uniform")
 
 
-def test_rungs_move_back_when_the_evidence_changes(pairs: Curves) -> None:
+def test_rungs_move_back_when_the_evidence_changes(accelerated: Curves) -> None:
     storage = optuna.storages.InMemoryStorage()
-    study = _uniform_and_bandit(storage, pairs(2.2, pairs=30))
+    study = _uniform_and_bandit(storage, accelerated(2.2))
     study.pruner = AdvantagePruner(
         reference="uniform", max_resource=8, min_resource=4, margin=0.2, refresh=1
     )
     for value in (0.5, 0.6, 0.7):
         _run(study, *[value] * 8)
     assert _run(study, *[0.1] * 8) == 2
-    behind = pairs(0.5, pairs=40)
+    behind = accelerated(0.5, pairs=40)
     # From now on both studies' trials of one number are pairs with the opposite evidence.
     uniform = optuna.load_study(study_name="uniform", storage=storage)
     for _ in range(len(study.trials) - len(uniform.trials)):
@@ -380,12 +380,12 @@ def test_a_value_that_is_not_a_number_is_the_reason() -> None:
 
 
 @pytest.mark.filterwarnings("ignore::hpo_mab.pruners.AdvantageWarning")
-def test_choices_may_be_lists(pairs: Curves) -> None:
+def test_choices_may_be_lists(accelerated: Curves) -> None:
     study = _study(AdvantagePruner(min_resource=4, refresh=1))
     study.sampler = optuna.samplers.RandomSampler(seed=0)
     widths = CategoricalDistribution(("[64, 64]", "[128]"))
     widths.choices = ([64, 64], [128])  # type: ignore[assignment] - Optuna takes them, and warns.
-    curves = pairs(2.2, pairs=12)
+    curves = accelerated(2.2, pairs=12)
     for slot in range(12):
         for side, more in (("bandit", {}), ("uniform", {"hpo_mab:sampler": "uniform"})):
             curve = {step: float(v) for step, v in enumerate(getattr(curves, side)[slot], start=1)}
