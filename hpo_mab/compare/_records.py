@@ -201,8 +201,8 @@ class Contrast:
         retrained_p: Wilcoxon signed-rank p-value of the same; None below 5 seeds.
         same_slots: Whether trials of both arms were trained in equally many slots. Where not, the
             arms' seconds measure the slots and not the samplers.
-        diverged: Configurations that diverged in this arm only, and in the reference only. They
-            are not among the pairs that reached the end of a trial.
+        diverged: Configurations that diverged or failed in this arm only, and in the reference
+            only. They are not among the pairs that reached the end of a trial.
         stopped: Configurations that a pruner stopped in one arm or both: those left are a choice.
 
     Examples:

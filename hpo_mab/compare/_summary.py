@@ -383,15 +383,7 @@ def _contrast(arm: Runs, reference: Runs, scores: Retrained, *, confidence: floa
 
 def _early_ends(arm: Runs, reference: Runs, seeds: Sequence[int]) -> dict[str, Any]:
     """``diverged`` and ``stopped`` of a `Contrast`."""
-    own, other = (
-        {
-            (seed, trial.slot): trial
-            for seed in seeds
-            for trial in runs[seed].trials
-            if trial.paired and not trial.twin and trial.budgets == 1 and trial.state in FINISHED
-        }
-        for runs in (arm, reference)
-    )
+    own, other = (_last_attempts([runs[seed] for seed in seeds]) for runs in (arm, reference))
     ends = [
         (_end(own[key]), _end(other[key]))
         for key in own.keys() & other.keys()
@@ -402,6 +394,19 @@ def _early_ends(arm: Runs, reference: Runs, seeds: Sequence[int]) -> dict[str, A
         "diverged": (diverged.count((True, False)), diverged.count((False, True))),
         "stopped": sum("pruned" in pair for pair in ends),
     }
+
+
+def _last_attempts(runs: Sequence[StudyRun]) -> dict[tuple[int, int], TrialRun]:
+    """By seed and slot the trial within one budget that ended; one that failed if there is none."""
+    found: dict[tuple[int, int], TrialRun] = {}
+    for run in runs:
+        for trial in run.trials:
+            key = (run.seed, trial.slot)
+            failed = trial.state == "fail" and REASON_KEY in trial.attrs and key not in found
+            ended = trial.state in FINISHED and trial.budgets == 1
+            if trial.paired and not trial.twin and (ended or failed):
+                found[key] = trial
+    return found
 
 
 def _end(trial: TrialRun) -> str:

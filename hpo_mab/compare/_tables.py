@@ -122,13 +122,19 @@ def answer_grid(summary: ComparisonSummary, contrast: Contrast) -> Grid:
                 "-" if found is None else str(found.n),
             )
         )
+    reasons = {
+        f"{one.statement}{f' at equal {one.currency}' if one.currency else ''}: {one.reason}."
+        for one in answers(contrast)
+        if one.reason
+    }
     return Grid(
         title=f"{contrast.arm} against {contrast.reference}{where}, {seeds} "
         f"seed{'' if seeds == 1 else 's'}, {summary.trial_examples:,} examples per full trial",
         columns=("question", "at equal", "answer", "points", "n"),
         rows=tuple(rows),
         caption=f"points: accuracy of {contrast.arm} minus {contrast.reference} "
-        f"[{summary.confidence:.0%} interval]. n: pairs, then seeds.",
+        f"[{summary.confidence:.0%} interval]. "
+        + " ".join(["n: pairs, then seeds.", *sorted(reasons)]),
     )
 
 

@@ -205,6 +205,9 @@ _STATEMENTS: dict[Question, tuple[str, str]] = {
 }
 _OTHER_SLOTS = "the arms' trials were trained in different numbers of slots"
 _MID_SCHEDULE = "at equal seconds the slower arm is read before the end of its trials"
+_CUT_OFF = "its trials take fewer seconds, and what longer ones would reach is not known"
+#: Below this ratio of seconds an arm is cheaper than the reference.
+_CHEAPER = 0.95
 #: No sampler makes a step take this many times as long: above it, the machine was busy.
 _SUSPECT_PACE = 3.0
 
@@ -325,11 +328,13 @@ def _reason(contrast: Contrast, question: Question, currency: Currency | None) -
     # Seeds in which an arm has found nothing would be left out.
     if question != "learns" and estimate is not None and 0 < estimate.n < of:
         return f"nothing to compare in {of - estimate.n} of {of} seeds"
-    return _reason_of_pairs(contrast, reply) if question == "learns" else ""
+    if question != "learns":
+        return ""
+    return _reason_of_pairs(contrast, reply, at_seconds=currency == "seconds")
 
 
-def _reason_of_pairs(contrast: Contrast, reply: Reply) -> str:
-    """Why a reply of pairs, at equal examples or seconds, does not count; empty if it does."""
+def _reason_of_pairs(contrast: Contrast, reply: Reply, *, at_seconds: bool) -> str:
+    """Why a reply of pairs does not count; empty if it does."""
     at_examples = _measure(contrast, "learns")
     # At equal seconds, equal trainings differ by the noise of the clock alone.
     if _is_equal(at_examples):
@@ -341,8 +346,14 @@ def _reason_of_pairs(contrast: Contrast, reply: Reply) -> str:
     # What diverged is not among the pairs, and would have lost.
     own, other = contrast.diverged
     if own > other if reply == "yes" else own < other:
-        return f"{contrast.arm} diverged in {own} configurations, {contrast.reference} in {other}"
-    return "" if _reply(at_examples) == reply else _MID_SCHEDULE
+        return (
+            f"{own} configurations diverged or failed in {contrast.arm}, {other} in "
+            f"{contrast.reference}"
+        )
+    if _reply(at_examples) != reply:
+        return _MID_SCHEDULE
+    cheaper = contrast.seconds_per_example.value < _CHEAPER
+    return _CUT_OFF if at_seconds and reply == "no" and cheaper else ""
 
 
 def _is_equal(estimate: Estimate | None) -> bool:
@@ -415,7 +426,8 @@ def _caveats_of(contrast: Contrast, arms: Mapping[str, ArmSummary]) -> Iterator[
         )
     if any(contrast.diverged):
         yield (
-            f"Of the same configurations {contrast.diverged[0]} diverged in {contrast.arm} only "
+            f"Of the same configurations {contrast.diverged[0]} diverged or failed in "
+            f"{contrast.arm} only "
             f"and {contrast.diverged[1]} in {contrast.reference} only: no pair has their ends."
         )
     if not contrast.same_slots:

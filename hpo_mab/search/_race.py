@@ -36,7 +36,7 @@ from hpo_mab._attributes import (
     trial_attributes,
 )
 from hpo_mab._plan import Plan
-from hpo_mab.advantage import Evidence
+from hpo_mab.advantage import Estimate, Evidence
 from hpo_mab.pruners import AdvantagePruner, EvidenceKeeper
 from hpo_mab.search._choice import Choice, Ended, Standing, fewest_pairs, stored_choice
 from hpo_mab.search._components import queue_twin, uses_record
@@ -357,10 +357,16 @@ def _survivors(standings: Sequence[Standing], count: int, by: str) -> list[str]:
     return [one.name for one in ranked[:count]]
 
 
+def _interval_text(estimate: Estimate) -> str:
+    if not estimate.bounded:
+        return "too few pairs for an interval"
+    level = f"{100 * estimate.confidence:.4g}% interval"
+    return f"{level} {100 * estimate.low:+.2f} to {100 * estimate.high:+.2f}"
+
+
 def _figures_text(standing: Standing) -> str:
     shown = [
-        f"{100 * one.value:+.2f} points ({100 * one.confidence:.4g}% interval "
-        f"{100 * one.low:+.2f} to {100 * one.high:+.2f}) at {what}"
+        f"{100 * one.value:+.2f} points ({_interval_text(one)}) at {what}"
         for one, what in (
             (standing.examples, "equal examples"),
             (standing.seconds, "equal seconds"),

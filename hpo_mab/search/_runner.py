@@ -27,6 +27,7 @@ from hpo_mab.search._space import examples
 from hpo_mab.search._stored import reopen, train_recorded
 from hpo_mab.search._study import (
     check_reference,
+    check_reference_study,
     check_study,
     choose_name,
     make_study,
@@ -185,6 +186,7 @@ class StudyRunner:
         if self.name(name) not in (known := study_names(self.storage)):
             _check_evaluations(self.objective)
             check_reference(self.spec, known)
+            check_reference_study(self.spec, self.storage)
         study = make_study(
             self.storage,
             self.name(name),

@@ -15,7 +15,7 @@ import optuna
 from optuna.pruners import BasePruner
 
 from hpo_mab._attributes import UNIFORM, flat_spec
-from hpo_mab._errors import StorageError, UnknownNameError, require
+from hpo_mab._errors import ArgumentError, StorageError, UnknownNameError, require
 from hpo_mab.pruners import PromotionPruner
 from hpo_mab.search._choice import given_race, is_its_evidence, take_evidence
 from hpo_mab.search._claim import Target
@@ -263,6 +263,40 @@ def check_reference(spec: StudySpec, known: Collection[str]) -> None:
     needed = reference is not None and spec.sampler.kind != UNIFORM
     if needed and reference not in known:
         raise UnknownNameError("study of pruner.reference", str(reference), known)
+
+
+def check_reference_study(spec: StudySpec, storage: Storage) -> None:
+    """Refuse a reference whose trials are not the study's own under uniform sampling.
+
+    Raises:
+        ArgumentError: It differs in its sampler, seed, data, network or the length of a trial.
+    """
+    reference = spec.pruner.options.get("reference")
+    if reference is None or spec.sampler.kind == UNIFORM:
+        return
+    study = open_study(storage, str(reference))
+    if not Definition.is_in(study.user_attrs):
+        return
+    theirs = dict(flat_spec(Definition.load(study).spec))
+    own = {**dict(flat_spec(spec.model_dump(mode="json"))), "sampler.kind": UNIFORM}
+    for key in sorted(own.keys() | theirs.keys()):
+        if key.startswith(_OF_A_PAIR) and own.get(key) != theirs.get(key):
+            raise ArgumentError(
+                f"pruner.reference: study '{reference}' has {key} = {theirs.get(key)!r}, its pairs "
+                f"need {own.get(key)!r}."
+            )
+
+
+#: What a study and its reference must have in common.
+_OF_A_PAIR = (
+    "sampler.kind",
+    "seed",
+    "data.name",
+    "model.",
+    "budget.epochs",
+    "budget.steps",
+    "budget.examples",
+)
 
 
 def stored_trials(storage: Storage, name: str) -> int:

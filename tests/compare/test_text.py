@@ -72,6 +72,18 @@ def test_a_slower_arm_is_not_worse_because_it_is_read_before_its_end(summary, at
     assert "the slower arm is read before the end of its trials" in str(answer)
 
 
+def test_a_cheaper_arm_is_not_worse_at_equal_seconds(summary):
+    (contrast,) = summary.contrasts
+    for currency in ("examples", "seconds"):
+        contrast = with_measure(contrast, "learns", currency, found(-0.02, -0.01))
+    pace = dataclasses.replace(contrast.seconds_per_example, value=1.1)
+    assert answers(dataclasses.replace(contrast, seconds_per_example=pace))[1].reply == "no"
+    pace = dataclasses.replace(pace, value=0.5)
+    both = answers(dataclasses.replace(contrast, seconds_per_example=pace))[:2]
+    assert [one.reply for one in both] == ["no", "cannot tell"]
+    assert "what longer ones would reach is not known" in str(both[1])
+
+
 def diverged(made: StudyRun, *slots: int) -> StudyRun:
     trials = [
         dataclasses.replace(
@@ -92,9 +104,16 @@ def test_what_diverged_is_counted_against_an_arm_that_is_ahead(study):
     assert contrast.diverged == (2, 0)
     first = answers(contrast)[0]
     assert (first.reply, first.estimate.n) == ("cannot tell", 5)
-    assert "mab diverged in 2 configurations, uniform in 0" in str(first)
+    assert "2 configurations diverged or failed in mab, 0 in uniform" in str(first)
     (said,) = [line for line in caveats(found) if "diverged" in line]
-    assert said.startswith("Of the same configurations 2 diverged in mab only and 0 in uniform")
+    assert said.startswith(
+        "Of the same configurations 2 diverged or failed in mab only and 0 in uniform"
+    )
+    failed = dataclasses.replace(diverged(mab, 0).trials[0], state="fail")
+    retried = dataclasses.replace(mab, trials=(failed, *mab.trials))
+    assert summarise([retried, uniform]).contrasts[0].diverged == (0, 0)
+    never = dataclasses.replace(mab, trials=(failed, *mab.trials[1:]))
+    assert summarise([never, uniform]).contrasts[0].diverged == (1, 0)
     # It is no excuse of the arm that diverged less.
     found = summarise([mab, diverged(uniform, 0, 1)])
     assert answers(found.contrasts[0])[0].reply == "yes"

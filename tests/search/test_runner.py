@@ -228,6 +228,25 @@ def test_what_a_diverging_trial_has_spent_counts(storage: Storage, tiny: Make, s
     assert all(trial.own_examples % 64 == 0 and trial.own_examples > 0 for trial in run.trials)
 
 
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"budget": {"trials": 1, "epochs": 0.5}}, "budget.epochs = 0.5"),
+        ({"model": {"name": "small_cnn"}, "budget": {"trials": 1}}, "model.name"),
+        ({"seed": 5, "budget": {"trials": 1}}, "seed = 5"),
+        ({"sampler": {"kind": "mab"}, "budget": {"trials": 1}}, "sampler.kind = 'mab'"),
+    ],
+)
+def test_a_reference_of_other_trials_is_refused(
+    storage: Storage, tiny: Make, change: dict[str, Any], words: str
+) -> None:
+    other = tiny(**{"sampler": {"kind": "uniform"}, **change})
+    StudyRunner(other, storage).run("other", score=False)
+    spec = tiny(pruner={"kind": "advantage", "reference": "other"}, sampler={"kind": "mab"})
+    with pytest.raises(ArgumentError, match=f"pruner.reference: study 'other' has {words}"):
+        StudyRunner(spec, storage).run(score=False)
+
+
 @pytest.mark.parametrize("early", [287, 288, 5000, "all"])
 def test_a_study_continues_whatever_part_its_early_evaluations_take(
     storage: Storage, tiny: Make, early: Any
