@@ -298,8 +298,8 @@ def _figure(name: str, path: str) -> str:
 
     record = read_record(ROOT / "studies" / path)
     runs = name in ("anytime_incumbent", "learning_curves")
-    summary = record.summarise()
-    drawn = getattr(figures, name)(record.runs if runs else summary)
-    data = _SETS.get(summary.data, summary.data)
+    drawn = getattr(figures, name)(record.runs if runs else record.summarise())
+    kind = record.runs[0].settings.data.kind
+    data = _SETS.get(kind, kind)
     drawn.layout.title.text = f"{data}. {drawn.layout.title.text}"
     return str(drawn.to_html(full_html=False, include_plotlyjs=False, default_height="400px"))

@@ -146,8 +146,8 @@ def fidelity(
 
         The percentile interval was chosen by simulation (600 repetitions a cell, nominal 95%,
         true tau 0.60 and 0.86, 10 to 40 configurations). It covers tau in 95 to 98% of samples and
-        the top 3's recall in 96 to 100%, BCa it in 80 to 92%. Regret is hard to bound: 58 to
-        91%, rising with K; read its interval as a rough guide.
+        the top 3's recall in 96 to 100%; BCa covers the recall in 80 to 92%. Regret is hard to
+        bound: 58 to 91%, rising with K; read its interval as a rough guide.
 
     Raises:
         ArgumentError: Lengths differ, or an unknown statistic, or an option outside its bound.

@@ -109,7 +109,7 @@ def answer_grid(summary: ComparisonSummary, contrast: Contrast) -> Grid:
     where = f" on {summary.data}" if summary.data else ""
     seeds = len(contrast.seeds)
     rows = []
-    for one in answers(contrast):
+    for one in (given := answers(contrast)):
         # Seconds that cannot be compared are left out: they would mislead.
         found = None if one.reason and one.currency == "seconds" else one.estimate
         rows.append(
@@ -124,7 +124,7 @@ def answer_grid(summary: ComparisonSummary, contrast: Contrast) -> Grid:
         )
     reasons = {
         f"{one.statement}{f' at equal {one.currency}' if one.currency else ''}: {one.reason}."
-        for one in answers(contrast)
+        for one in given
         if one.reason
     }
     return Grid(

@@ -324,13 +324,13 @@ def _reason(contrast: Contrast, question: Question, currency: Currency | None) -
         return _OTHER_SLOTS
     if _is_equal(estimate):
         return "no difference in any of them"
-    reply, of = _reply(estimate), len(contrast.seeds)
+    if question == "learns":
+        return _reason_of_pairs(contrast, _reply(estimate), at_seconds=currency == "seconds")
     # Seeds in which an arm has found nothing would be left out.
-    if question != "learns" and estimate is not None and 0 < estimate.n < of:
+    of = len(contrast.seeds)
+    if estimate is not None and 0 < estimate.n < of:
         return f"nothing to compare in {of - estimate.n} of {of} seeds"
-    if question != "learns":
-        return ""
-    return _reason_of_pairs(contrast, reply, at_seconds=currency == "seconds")
+    return ""
 
 
 def _reason_of_pairs(contrast: Contrast, reply: Reply, *, at_seconds: bool) -> str:

@@ -150,7 +150,7 @@ class Standing:
             `signed_rank_estimate`.
         seconds: The same at equal seconds. A slower challenger is read where it has trained as long
             as uniform sampling has at its last evaluation but one: evaluations before the last are
-            alike, of averaged weights and the same validation images.
+            of averaged weights and of the same validation images.
         cost: Training seconds divided by uniform's, median over pairs; NaN if not known.
         open: Whether further pairs could still show that it is ahead.
     """

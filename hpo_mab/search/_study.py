@@ -259,10 +259,9 @@ def check_reference(spec: StudySpec, known: Collection[str]) -> None:
     Raises:
         UnknownNameError: No study that is ``known`` has its name.
     """
-    reference = spec.pruner.options.get("reference")
-    needed = reference is not None and spec.sampler.kind != UNIFORM
-    if needed and reference not in known:
-        raise UnknownNameError("study of pruner.reference", str(reference), known)
+    reference = _reference(spec)
+    if reference is not None and reference not in known:
+        raise UnknownNameError("study of pruner.reference", reference, known)
 
 
 def check_reference_study(spec: StudySpec, storage: Storage) -> None:
@@ -271,10 +270,10 @@ def check_reference_study(spec: StudySpec, storage: Storage) -> None:
     Raises:
         ArgumentError: It differs in its sampler, seed, data, network or the length of a trial.
     """
-    reference = spec.pruner.options.get("reference")
-    if reference is None or spec.sampler.kind == UNIFORM:
+    reference = _reference(spec)
+    if reference is None:
         return
-    study = open_study(storage, str(reference))
+    study = open_study(storage, reference)
     if not Definition.is_in(study.user_attrs):
         return
     theirs = dict(flat_spec(Definition.load(study).spec))
@@ -285,6 +284,12 @@ def check_reference_study(spec: StudySpec, storage: Storage) -> None:
                 f"pruner.reference: study '{reference}' has {key} = {theirs.get(key)!r}, its pairs "
                 f"need {own.get(key)!r}."
             )
+
+
+def _reference(spec: StudySpec) -> str | None:
+    """Name of the study whose trials the pruner pairs with the study's; None if it needs none."""
+    named = spec.pruner.options.get("reference")
+    return None if named is None or spec.sampler.kind == UNIFORM else str(named)
 
 
 #: What a study and its reference must have in common.

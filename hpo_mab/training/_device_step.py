@@ -378,7 +378,7 @@ class DeviceStep:
                 self._store_draw(self._sampler.next_draw())
         (losses * weights).mean().backward()  # type: ignore[no-untyped-call]
         self._optimizer.step()
-        # Not before the next backward pass: a capture and evaluations need the memory until then.
+        # Here and not at the next step: a capture and evaluations need the memory.
         self._optimizer.zero_grad(set_to_none=True)
         if self._average is not None:
             self._average.update()

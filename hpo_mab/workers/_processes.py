@@ -166,11 +166,10 @@ class ProcessLauncher:
         """
         watch = FinishedTrials(study, on_trial)
         workers = _Workers(functools.partial(self._start, study))
-        here, count = None, 1
+        here = None
         if isinstance(self._devices, Later):
             here = _OthersStarter(study, self._storage, watch, workers, later=self._devices)
         else:
-            count = len(self._devices) + 1
             workers.start(self._devices)
             # Also without a worker: this process's trials are passed on from the other thread.
             workers.started.set()
@@ -180,7 +179,7 @@ class ProcessLauncher:
             with ThreadPoolExecutor(1) as thread:
                 following = thread.submit(self._follow, workers, watch, over)
                 try:
-                    interrupted = run_here(here, workers=count)
+                    interrupted = run_here(here, workers=workers.sharing)
                     begun = set() if interrupted else workers.places_in(study)
                     while begun & workers.members.keys() and not following.done():
                         time.sleep(_SECONDS_BETWEEN_POLLS)
@@ -301,6 +300,7 @@ class _Workers:
         start: Starts a worker on a device, given how many processes share the study.
 
     Attributes:
+        sharing: Processes that share the study, this one included.
         started: Set when the workers have been started, or will not be any more.
         devices: Of the workers; none before they are started.
         members: Workers that run, by their place.
@@ -310,8 +310,7 @@ class _Workers:
 
     def __init__(self, start: Callable[[str, int], WorkerProcess]) -> None:
         self._start = start
-        #: Processes that share the study, this one included.
-        self._sharing = 1
+        self.sharing = 1
         self.started = threading.Event()
         self.devices: tuple[str, ...] = ()
         self.members: dict[int, WorkerProcess] = {}
@@ -320,7 +319,7 @@ class _Workers:
 
     def start(self, devices: Sequence[str]) -> None:
         """Start a worker on each device; fewer where the system refuses another process."""
-        self._sharing = len(devices) + 1
+        self.sharing = len(devices) + 1
         begun = [self._begin(place, device) for place, device in enumerate(devices)]
         self.devices = tuple(devices) if any(begun) else ()
         if self.devices:
@@ -328,7 +327,7 @@ class _Workers:
 
     def _begin(self, place: int, device: str) -> bool:
         try:
-            self.members[place] = self._start(device, self._sharing)
+            self.members[place] = self._start(device, self.sharing)
         except OSError as error:
             self.last_error = f"Fewer workers run: no process could be started: {error}"
             return False
