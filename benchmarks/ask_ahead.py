@@ -20,7 +20,7 @@ import optuna
 from _shared import table, write_json
 
 from hpo_mab.advantage import mean_estimate
-from hpo_mab.search._components import sampler_factory
+from hpo_mab.search._searchers import sampler_factory
 
 PARAMETERS = 4
 NOISE = 0.003

@@ -1,13 +1,11 @@
-"""Errors for users, their wording, arguments and their form in files, and when Ctrl-C is raised.
+"""Errors for users, their wording, and arguments.
 
 An error says in one line what to do. Out-of-memory errors get one format, and passwords in database
-URLs are never shown. Arguments may be NumPy's numbers.
+URLs are never shown. Arguments may be NumPy's numbers, and have a form that files can hold.
 """
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
 import difflib
 import errno
 import functools
@@ -16,15 +14,11 @@ import inspect
 import math
 import os
 import re
-import signal
-import threading
+import traceback
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from numbers import Integral
-from types import FrameType
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
-
-if TYPE_CHECKING:
-    import pydantic
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -280,6 +274,39 @@ def _size(count: int) -> str:
     return f"{count / unit:,.2f} {name}"
 
 
+_TRACEBACK = "Traceback (most recent call last):"
+
+
+def failure_reason(error: BaseException) -> str:
+    """The kind of an error, the first line of its message, and where a user's own code raised it.
+
+    The message of an error in a data-loading process is that process's traceback. Its last line is
+    then the reason. Out-of-memory errors get one format.
+    """
+    text = f"{type(error).__name__}: {error}".strip()
+    out_of_memory = memory_reason(error)
+    head, mark, rest = text.rpartition(_TRACEBACK)
+    if mark and "DataLoader worker" in head:
+        # Frames are indented; the error itself is the first line that is not.
+        errors = [line for line in rest.splitlines() if line and not line[0].isspace()]
+        if errors:
+            return f"{out_of_memory or errors[0]} (in a data-loading process)"
+    return out_of_memory or f"{text.splitlines()[0]}{place_of(error)}"
+
+
+#: Files of this package and of Python: a user looks for mistakes in others.
+_NOT_OWN = tuple(f"{Path(each).parent}{os.sep}" for each in (__file__, os.__file__))
+
+
+def place_of(error: BaseException) -> str:
+    """The last line of a user's own file that an error went through; empty if there is none."""
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        path = frame.filename
+        if not path.startswith(("<", *_NOT_OWN)) and "site-packages" not in path:
+            return f" ({path}, line {frame.lineno})"
+    return ""
+
+
 # Up to the last @: an unescaped password may contain one, or a slash.
 _USER = re.compile(r"(://[^\s:/@]*:)[^\s'\"]+@")
 #: Parts of a URL's query that drivers take secrets from; ``odbc_connect`` holds ``PWD=``.
@@ -292,164 +319,3 @@ _QUERY = re.compile(
 def hide_passwords(text: str) -> str:
     """The text with ``***`` for the password of every URL in it."""
     return _QUERY.sub(r"\1***", _USER.sub(r"\1***@", text))
-
-
-def invalid_message(
-    error: pydantic.ValidationError, keys_at: Callable[[Sequence[int | str]], Iterable[str]]
-) -> str:
-    """The first mistake that pydantic found, as one sentence, and how many more there are.
-
-    Args:
-        error: What pydantic has raised.
-        keys_at: Returns the keys that a section may have.
-    """
-    by_key: dict[str, list[Any]] = {}
-    for one in error.errors(include_url=False):
-        # pydantic gives one error for each type of a union that the value does not fit.
-        parts = [str(part) for part in one["loc"] if not _TYPE_OF_SEVERAL.fullmatch(str(part))]
-        by_key.setdefault(".".join(parts), []).append(one)
-    (key, first), *others = by_key.items()
-    if first[0]["type"] == "extra_forbidden":
-        *section, name = first[0]["loc"]
-        what = f"key in [{'.'.join(map(str, section))}]" if section else "section"
-        text = str(UnknownNameError(what, str(name), keys_at(section)))
-    else:
-        text = _requirement(key, first)
-    if not others:
-        return text if text.endswith((".", "?")) else f"{text}."
-    return f"{text.rstrip('.')} (and {len(others)} more)."
-
-
-#: Parts that pydantic adds to a key, one for each type of a union.
-_TYPE_OF_SEVERAL = re.compile(r"(constrained-)?(int|float|str|bool)|literal\[.*\]")
-#: Requirements on a value by pydantic's names of mistakes; ``{}`` is a bound.
-_BOUNDS = {
-    "greater_than": "above {gt:g}",
-    "greater_than_equal": "at least {ge:g}",
-    "less_than": "below {lt}",
-    "less_than_equal": "at most {le}",
-    "literal_error": "{expected}",
-    "string_too_short": "a text that is not empty",
-    "string_too_long": "a text of at most {max_length} characters",
-    "finite_number": "a finite number",
-}
-_TYPES = {
-    "int": "a whole number",
-    "float": "a number",
-    "bool": "true or false",
-    "string": "a text",
-    "model": "a section",
-    "dict": "a section",
-}
-
-
-def _requirement(key: str, errors: Sequence[Mapping[str, Any]]) -> str:
-    """The requirement on the value of a key, and the value given."""
-    first = errors[0]
-    if first["type"] == "missing":
-        return f"{key} is missing; 'Study definitions' in the documentation lists every key"
-    if first["type"] == "value_error":
-        text = str(first["msg"]).removeprefix("Value error, ")
-        return f"{key} {text}" if text.startswith("must") else f"{key}: {text}" if key else text
-    wanted = []
-    for one in errors:
-        kind = _TYPES.get(one["type"].partition("_")[0], one["msg"])
-        wanted.append(_BOUNDS.get(one["type"], kind).format(**one.get("ctx", {})))
-    # The value of a whole section is too long to show.
-    given = first["input"]
-    shown = repr(given) if isinstance(given, str | int | float | bool) else type(given).__name__
-    return f"{key} must be {' or '.join(dict.fromkeys(wanted))}, got {shown}"
-
-
-# When Ctrl-C is raised.
-
-
-@dataclasses.dataclass
-class _Interrupts:
-    """Ctrl-C while it is deferred: whether it was pressed, and whether it is raised at once."""
-
-    pressed: bool = False
-    raised_at_once: bool = False
-    process: int = dataclasses.field(default_factory=os.getpid)
-
-    def on_signal(self, number: int, frame: FrameType | None) -> None:
-        # Whoever presses a second time does not want to wait.
-        again = self.pressed and number == signal.SIGINT
-        self.pressed = True
-        # A child process has this handler, too, but no loop of trials.
-        if self.raised_at_once or again or os.getpid() != self.process:
-            raise KeyboardInterrupt
-
-
-#: Of the main thread; None while Ctrl-C is not deferred.
-_interrupts: _Interrupts | None = None
-
-
-@contextlib.contextmanager
-def deferred_interrupts() -> Iterator[Callable[[], bool]]:
-    """Raise Ctrl-C only within `interruptible`, or when it is pressed again.
-
-    Raised in the middle of a call to the database, it could leave a lock held or a transaction
-    open. SQLAlchemy may also replace it with an error of its own, so that it is lost.
-    Nothing changes in other threads, and for signals that have another handler than Python's.
-
-    Yields:
-        Returns whether Ctrl-C was pressed.
-    """
-    global _interrupts
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: False
-        return
-    outer = _interrupts
-    # Within another loop of trials the handler is already the other's.
-    mine = outer or _Interrupts()
-    before, mine.raised_at_once = mine.raised_at_once, False
-    deferred = [
-        number
-        for number in (signal.SIGINT, signal.SIGTERM)
-        if signal.getsignal(number) is signal.default_int_handler
-    ]
-    try:
-        _interrupts = mine
-        for number in deferred:
-            signal.signal(number, mine.on_signal)
-        yield lambda: mine.pressed
-    finally:
-        _interrupts, mine.raised_at_once = outer, before
-        for number in deferred:
-            if signal.getsignal(number) == mine.on_signal:
-                signal.signal(number, signal.default_int_handler)
-
-
-def raise_if_interrupted() -> None:
-    """Raise Ctrl-C that was pressed while it was deferred."""
-    with interruptible():
-        pass
-
-
-@contextlib.contextmanager
-def interruptible() -> Iterator[None]:
-    """A part of `deferred_interrupts` in which Ctrl-C is raised at once: a wait, or training.
-
-    Raises:
-        KeyboardInterrupt: Ctrl-C was pressed, now or before. Errors that follow from it are its
-            cause: at a terminal it also ends the processes that load data.
-    """
-    mine = _interrupts
-    if mine is None or threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = mine.raised_at_once
-    try:
-        mine.raised_at_once = True
-        if not mine.pressed:
-            yield
-        # Python discards what is raised within a finaliser.
-        if mine.pressed:
-            raise KeyboardInterrupt
-    except Exception as error:
-        if mine.pressed:
-            raise KeyboardInterrupt from error
-        raise
-    finally:
-        mine.raised_at_once = before

@@ -1,6 +1,24 @@
 """The plan of a study: its slots and attempts, which of them count, and which is next.
 
-It works on the trials of Optuna and on stored ones, and imports neither Optuna nor torch.
+A *slot* is a place in the plan, from 0: it has one configuration and one seed. A trial is an
+*attempt* at a slot, or at a *twin*, which repeats the slot under another batch sampler. An
+attempt that was cut off is followed by another one. A *promotion* has a slot of its own, in which
+it trains a stopped configuration in full. A *continuation* has the slot of a paused or complete
+attempt, which it replaces; if it is pruned, a complete one stays.
+
+=========== ================================ ==========================================
+trial        counts towards ``budget.trials`` may be tried again
+=========== ================================ ==========================================
+complete     yes                              no
+pruned       yes                              no
+running      yes                              if its worker is lost, or interrupted
+failed       no                               if it was lost or interrupted, not by itself
+twin         no                               as any other
+promotion    yes                              as any other
+continuation in place of what it continues   as any other
+=========== ================================ ==========================================
+
+The plan works on the trials of Optuna and on stored ones, and imports neither Optuna nor torch.
 """
 
 from __future__ import annotations
@@ -52,24 +70,6 @@ def trial_seed(seed: int, slot: int) -> int:
     """The seed of initial weights, batches and augmentation of the trial in a slot."""
     return derive_seed(seed, "trial", slot)
 
-
-# A *slot* is a place in the plan, from 0: it has one configuration and one seed. A trial is an
-# *attempt* at a slot, or at a *twin*, which repeats the slot under another batch sampler. An
-# attempt that was cut off is followed by another one. A *promotion* has a slot of its own, in which
-# it trains a stopped configuration in full. A *continuation* has the slot of a paused or complete
-# attempt, which it replaces; if it is pruned, a complete one stays.
-#
-# =========== ================================ ==========================================
-# trial        counts towards ``budget.trials`` may be tried again
-# =========== ================================ ==========================================
-# complete     yes                              no
-# pruned       yes                              no
-# running      yes                              if its worker is lost, or interrupted
-# failed       no                               if it was lost or interrupted, not by itself
-# twin         no                               as any other
-# promotion    yes                              as any other
-# continuation in place of what it continues   as any other
-# =========== ================================ ==========================================
 
 #: A slot, and the batch sampler of its twin; "" for the slot's own trial.
 Place = tuple[int, str]
@@ -198,7 +198,9 @@ class Plan:
         self._promotions = promotions
 
     def counts(self, *, twins: bool = False) -> dict[str, int]:
-        """Ended trials by state: ``complete``, ``pruned`` and ``fail``, without interrupted ones.
+        """Ended trials by state: ``complete``, ``pruned`` and ``fail``.
+
+        Interrupted attempts are left out, and lost ones that were repeated.
 
         Args:
             twins: Whether to count twins as well.
@@ -207,7 +209,7 @@ class Plan:
         return {state: states[state] for state in ENDED}
 
     def states(self, *, twins: bool = False) -> collections.Counter[str]:
-        """Trials by state, without interrupted ones; in order of the names of the states.
+        """Trials by state, in order of the names of the states; see `counts`.
 
         A trial that another one has continued does not count.
 
@@ -217,9 +219,17 @@ class Plan:
         counted = (
             one.state
             for one in self._attempts
-            if not one.interrupted and one.number not in self._replaced and (twins or not one.twin)
+            if not one.interrupted
+            and one.number not in self._replaced | self._repeated
+            and (twins or not one.twin)
         )
         return collections.Counter(dict(sorted(collections.Counter(counted).items())))
+
+    @functools.cached_property
+    def _repeated(self) -> set[int]:
+        """Numbers of attempts that lost their worker, after which another one began."""
+        each = (attempts[:-1] for attempts in self.places.values())
+        return {one.number for earlier in each for one in earlier if one.lost}
 
     @property
     def finished(self) -> int:
@@ -262,11 +272,18 @@ class Plan:
         return {one.number for one in self._attempts if one.state == "pruned"} - continued
 
     @property
+    def diverged(self) -> set[int]:
+        """Numbers of trials that diverged; their state is that of pruned ones."""
+        pruned = (one for one in self._attempts if one.state == "pruned")
+        return {one.number for one in pruned if REASON_KEY in one.attrs}
+
+    @property
     def stopped(self) -> set[int]:
         """Numbers of pruned trials that are no promotions and have not diverged."""
         pruned = (one for one in self._attempts if one.state == "pruned")
-        return {one.number for one in pruned if not one.promotion and REASON_KEY not in one.attrs}
+        return {one.number for one in pruned if not one.promotion} - self.diverged
 
+    @property
     def promoted(self) -> set[int]:
         """Numbers of the trials that another trial trains in full, or continues."""
         return {one.promotes for one in self._attempts if one.promotes is not None}

@@ -16,7 +16,7 @@ from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, 
 from numbers import Integral, Real
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from hpo_mab._errors import ArgumentError, UnknownNameError, name_of
+from hpo_mab._errors import ArgumentError, UnknownNameError, name_of, place_of
 
 #: Form of a name for anything that can be imported; the error of an unknown name shows it.
 _ELSEWHERE = "package.module:Name"
@@ -160,7 +160,8 @@ class Registry(Collection[str]):
         except (Exception, SystemExit) as error:
             reason = str(error).strip().partition("\n")[0].rstrip(".")
             raise ArgumentError(
-                f"{self.what} '{name}' cannot be imported: {type(error).__name__}: {reason}."
+                f"{self.what} '{name}' cannot be imported: {type(error).__name__}: {reason}"
+                f"{place_of(error)}."
             ) from error
 
 

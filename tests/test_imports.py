@@ -34,6 +34,12 @@ def test_stored_studies_are_read_without_torch() -> None:
     assert done.stdout == "False\n"
 
 
+def test_a_users_pruner_needs_neither_sqlalchemy_nor_torch() -> None:
+    code = "import sys, hpo_mab.pruners\nprint({'sqlalchemy', 'torch'} & sys.modules.keys())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
+
+
 def test_bandits_are_imported_without_scipy() -> None:
     code = "import sys, hpo_mab.samplers._mab\nprint('scipy' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

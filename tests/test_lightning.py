@@ -193,7 +193,7 @@ def test_an_error_leaves_the_curve_the_reason_and_the_trained_weights(storage: S
     without_check = {"num_sanity_val_steps": 0}
     trial = _fit(storage, module, catch=(OSError,), trainer_options=without_check, average=0.9)
     assert trial.state == TrialState.FAIL
-    assert trial.user_attrs["hpo_mab:reason"] == "OSError: shard 3 is gone"
+    assert trial.user_attrs["hpo_mab:reason"].startswith("OSError: shard 3 is gone (")
     assert len(storage.curves.load([trial._trial_id])[trial._trial_id]) == 2
     # Lightning calls the hook before the callback exchanges the weights.
     torch.testing.assert_close(module.model[0].weight, trained[-1])

@@ -178,6 +178,11 @@ def test_states_are_counted_without_interrupted_attempts() -> None:
     assert plan.ended == 4
 
 
+def test_a_lost_attempt_counts_as_failed_only_where_it_is_the_last() -> None:
+    lost = _with(_trials("f0", "c0", "f1", "f2"), lost={0: True, 2: True})
+    assert Plan(lost).counts() == {"complete": 1, "pruned": 0, "fail": 2}
+
+
 def _with(trials: list[FrozenTrial], **attrs: dict[int, Any]) -> list[FrozenTrial]:
     for key, values in attrs.items():
         for number, value in values.items():
@@ -193,7 +198,7 @@ def test_stopped_trials_their_promotions_and_what_they_saved() -> None:
     )
     plan = Plan(trials)
     assert plan.stopped == {0, 1, 2, 7}
-    assert plan.promoted() == {0, 1, 2, 7}
+    assert plan.promoted == {0, 1, 2, 7}
     # Trial 0 was continued from the start, and 1 from its checkpoint; the continuation of 1 was
     # pruned. That of 2 has not ended. Trial 7 was promoted in a slot of its own.
     assert plan.not_continued == {2, 4, 7}

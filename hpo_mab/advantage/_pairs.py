@@ -57,9 +57,11 @@ class PairedCurves:
             given = getattr(self, name)
             if given is not None:
                 object.__setattr__(self, name, np.asarray(given, dtype=np.float64))
-        if self.budgets.ndim != 1 or np.any(np.diff(self.budgets, prepend=0.0) <= 0.0):
+        increases = np.all(np.diff(self.budgets, prepend=0.0) > 0.0) if self.budgets.ndim else False
+        if self.budgets.ndim != 1 or not increases or not np.isfinite(self.budgets).all():
             raise ArgumentError(
-                f"budgets must be one-dimensional, positive and increasing, got {self.budgets}."
+                "budgets must be one-dimensional, positive, finite and increasing, "
+                f"got {self.budgets}."
             )
         shape = (len(self.bandit), len(self.budgets))
         for name in ("bandit", "uniform", "bandit_seconds", "uniform_seconds"):
@@ -69,6 +71,8 @@ class PairedCurves:
                     f"{name} must have shape {list(shape)}, pairs by budgets, "
                     f"got {list(given.shape)}."
                 )
+            if given is not None and np.isinf(given).any():
+                raise ArgumentError(f"{name} must be finite, or NaN where a trial was stopped.")
 
     def __len__(self) -> int:
         """Number of pairs P."""
@@ -97,9 +101,10 @@ class PairedCurves:
         `acceleration` of the result then include the sampler's cost. A bandit that costs less keeps
         its last accuracy; one that was stopped is NaN from there.
 
-        One pair's seconds are noisy, so ``c`` is that of all pairs. By how much a pair's ratio
-        differs from it moves the pair's accuracy along the mean curve, by the curve's slope. The
-        mean over pairs that ended is that at ``t / c``; its interval includes the noise of ``c``.
+        One pair's seconds are noisy, so ``c`` is that of all pairs. With ``c_p`` the ratio of pair
+        ``p``, its accuracy is ``a_p(t / c) - s(t / c) (log c_p - log c)``, where ``s`` is the slope
+        of the mean curve in ``log t``. The corrections sum to zero over the pairs that ended, so
+        their mean stays that at ``t / c``; the interval includes the noise of ``c``.
 
         Raises:
             ArgumentError: The seconds are not known.

@@ -79,29 +79,19 @@ class GroupedBandits:
         #: Successes and failures of each arm, [B * A, 2]; empty without a limit.
         held = 0 if limit is None else len(sizes) * self._members.arms
         self._pairs = np.zeros((held, 2), dtype=np.int32)
-        self._columns = StateColumns(self, limit=limit)
+        self._columns = StateColumns(self._members, policy, limit=limit)
         self._members.fill()
-
-    def columns_in_use(self) -> Bools:
-        """Which states hold at least one arm of any bandit, [S]."""
-        in_use: Bools = np.any(self._members.counts, axis=0)
-        return in_use
-
-    def resize_columns(self, capacity: int) -> None:
-        """Make room for ``capacity`` states."""
-        self._members.resize(capacity)
-        self._policy.resize(capacity)
-        self._column_of = np.tile(np.arange(capacity), len(self._members.sizes))
-        self._costs = np.empty(self._column_of.shape)
-
-    def define_column(self, column: int, successes: int, failures: int) -> None:
-        """Define a new state in the policy."""
-        self._policy.define(column, successes, failures)
+        #: For each bandit and column: the column, and the cost of its best arm.
+        self._column_of = np.zeros(0, dtype=np.int64)
+        self._costs = np.empty(0)
 
     def select(self) -> Ints:
         """One arm of each bandit by the policy, [B]."""
         shape = self._members.counts.shape
         counts = self._members.counts.ravel()
+        if self._costs.size != counts.size:  # Columns were added.
+            self._column_of = np.tile(np.arange(shape[1]), shape[0])
+            self._costs = np.empty(counts.size)
         # As booleans, because numpy's `nonzero` is faster on them than on integers.
         cells = counts.astype(np.bool_).nonzero()[0]
         columns = self._column_of[cells]

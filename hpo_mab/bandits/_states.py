@@ -7,12 +7,15 @@ in the tables of `StateMembers`, which finds a uniform member of a state.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hpo_mab.bandits._settings import Bools, Columns, Floats, Ints, Rewards, coprime_strides
+
+if TYPE_CHECKING:
+    from hpo_mab.bandits._policies import GroupedPolicy
 
 
 class PullWindow:
@@ -114,19 +117,6 @@ PRIOR = 0
 SHARED = 1
 
 
-class ColumnOwner(Protocol):
-    """An object with arrays of one entry a column."""
-
-    def columns_in_use(self) -> Bools:
-        """Which columns hold at least one arm, [capacity]."""
-
-    def resize_columns(self, capacity: int) -> None:
-        """Make room for ``capacity`` columns, keeping those there are."""
-
-    def define_column(self, column: int, successes: int, failures: int) -> None:
-        """Fill a column's entries for the arms of a new state."""
-
-
 class StateColumns:
     """A column for each state (successes, failures) that some arm is in.
 
@@ -138,12 +128,16 @@ class StateColumns:
     are in column `SHARED`, whatever their state, until `find` gives them another.
 
     Args:
-        owner: Object with the arrays of one entry a column.
+        members: The arms in each column.
+        policy: Keeps numbers of its own for each column.
         limit: Most pulls of a state that has a separate column; None for no limit.
     """
 
-    def __init__(self, owner: ColumnOwner, *, limit: int | None = None) -> None:
-        self._owner = owner
+    def __init__(
+        self, members: StateMembers, policy: GroupedPolicy, *, limit: int | None = None
+    ) -> None:
+        self._members = members
+        self._policy = policy
         self._limit = limit
         self._index: dict[tuple[int, int], int] = {}
         self._free: list[int] = []
@@ -237,7 +231,7 @@ class StateColumns:
             self._resize(self.capacity * 3 // 2)
 
     def _recycle(self, *, keep: list[int]) -> None:
-        in_use = self._owner.columns_in_use()
+        in_use: Bools = np.any(self._members.counts, axis=0)
         in_use[[PRIOR, *keep, *self._free]] = True
         if self._limit is not None:
             in_use[SHARED] = True
@@ -254,14 +248,15 @@ class StateColumns:
     def _fill(self, column: int, pair: tuple[int, int]) -> None:
         self._index[pair] = column
         self.pairs[column] = pair
-        self._owner.define_column(column, *pair)
+        self._policy.define(column, *pair)
 
     def _resize(self, capacity: int) -> None:
         old = self.capacity
         self.pairs = np.pad(self.pairs, ((0, capacity - old), (0, 0)), constant_values=-1)
         self._after = np.pad(self._after, ((0, 0), (0, capacity - old), (0, 0)), constant_values=-1)
         self._free = [*range(capacity - 1, old - 1, -1), *self._free]
-        self._owner.resize_columns(capacity)
+        self._members.resize(capacity)
+        self._policy.resize(capacity)
 
 
 #: Least arms of a block: scanning so few costs less than searching among several blocks.

@@ -31,7 +31,8 @@ def examples(
         Path | None, typer.Option("--html", help="Write the lists with pictures to this page.")
     ] = None,
     table: Annotated[
-        Path | None, typer.Option("--csv", help="Write all scores of all examples to this file.")
+        Path | None,
+        typer.Option("--csv", help="Write all scores of the drawn examples to this file."),
     ] = None,
     drop: Annotated[
         int | None,
@@ -103,13 +104,16 @@ def _refuse_own_list(found: StudyExamples, path: Path | None) -> None:
 def _write_exclusion(found: StudyExamples, drop: int, path: Path) -> str:
     """Write the most suspicious examples to a file; returns what to do with it."""
     before = found.excluded
-    opt.write_file(path, found.exclusion(drop).to_json())
+    listed = found.exclusion(drop)
+    opt.write_file(path, listed.to_json())
+    count = len(listed.indices) - (0 if before is None else len(before.indices))
+    kept = "" if count == drop else f" (the last one of a class stays, {drop - count} in all)"
     more = "" if before is None else f", and {len(before.indices)} that the study leaves out"
-    doubtful = min(drop, found.record.suspicious)
+    doubtful = min(count, found.record.suspicious)
     option = shlex.quote(f"data.exclude={path}")
     return (
-        f"\n{drop} examples in {path}, {doubtful} of them with a score above 0{more}. To leave "
-        f"them out, add --set {option} --name NAME to the study's hpo-mab run."
+        f"\n{count} examples in {path}{kept}, {doubtful} of them with a score above 0{more}. To "
+        f"leave them out, add --set {option} --name NAME to the study's hpo-mab run."
     )
 
 

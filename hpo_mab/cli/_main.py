@@ -21,8 +21,9 @@ from typer.core import TyperGroup
 from hpo_mab._errors import HpoMabError, hide_passwords, memory_reason
 from hpo_mab.cli._confirm import confirm
 from hpo_mab.cli._examples import examples
-from hpo_mab.cli._report import dashboard, evidence, report, studies
+from hpo_mab.cli._report import dashboard, evidence, report
 from hpo_mab.cli._run import compare, run
+from hpo_mab.cli._studies import studies
 from hpo_mab.cli._study import copy, replay, worker
 
 #: What `sys.excepthook` is.
@@ -45,6 +46,10 @@ class _QuickHelp(TyperGroup):
             # The error message of a mistyped command line quotes it.
             if isinstance(message := getattr(error, "message", None), str):
                 setattr(error, "message", hide_passwords(message))  # noqa: B010 - Typer's own
+            raise
+        except KeyboardInterrupt:
+            # Typer ends without a word.
+            print("hpo-mab: interrupted.", file=sys.stderr)
             raise
 
 

@@ -53,7 +53,7 @@ def batch_samplers() -> list[str]:
 
 def pruners() -> list[str]:
     """Kinds of pruners."""
-    from hpo_mab.search._components import PRUNERS
+    from hpo_mab.search._pruners import PRUNERS
 
     return list(PRUNERS)
 

@@ -129,6 +129,7 @@ def _run_facts(outcome: RunOutcome, spec: StudySpec, *, wall_seconds: float) -> 
             "params": dict(best.params),
         },
         "trials": plan.counts(twins=True),
+        "diverged": len(plan.diverged),
         "twins": sum(plan.counts(twins=True).values()) - sum(plan.counts().values()),
         "examples": run.examples,
         "seconds": run.seconds,
@@ -148,7 +149,11 @@ def _summary_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
     best, trials = facts["best"], facts["trials"]
     rows = [("Study", facts["study"])]
     if best is None:
-        rows.append(("Best", "no complete trial yet"))
+        diverged = trials["fail"] == 0 < trials["pruned"] == facts["diverged"]
+        lower = (
+            "no complete trial: all diverged. Lower the learning rate, or look for NaN in the data"
+        )
+        rows.append(("Best", lower if diverged else "no complete trial yet"))
     else:
         accuracy = f"{best['validation_accuracy']:.2%} validation accuracy, trial {best['trial']}"
         accuracy += length_text(best["budgets"])
@@ -156,7 +161,11 @@ def _summary_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
             accuracy += f"; {best['test_accuracy']:.2%} on the test set"
         rows.append(("Best", accuracy))
         rows.append(("", parameters(best["params"])))
-    counted = f"{trials['complete']} complete, {trials['pruned']} pruned, {trials['fail']} failed"
+    diverged = f" ({facts['diverged']} diverged)" if facts["diverged"] else ""
+    counted = (
+        f"{trials['complete']} complete, {trials['pruned']} pruned{diverged}, "
+        f"{trials['fail']} failed"
+    )
     if facts["twins"]:
         counted += f"; {facts['twins']} of them repeat a configuration under another sampler"
     rows += [("Trials", counted), *_spent_rows(facts)]

@@ -102,11 +102,15 @@ class StudyProgress:
     def _show_changed(self) -> None:
         """Show the study's state if a trial has ended since it was shown."""
         from hpo_mab._plan import Plan
+        from hpo_mab.search._target import Target
 
         study, self._changed = self._changed, None
         if study is None:
             return
         plan = Plan(trials := study.get_trials(deepcopy=False))
+        if self._curves is not None:
+            # Another command may have raised it.
+            self._trials = max(self._trials, Target.load(study).trials)
         done = plan.finished
         if self._done_before is None:
             # Several trials may have ended together by now, here or in other processes.
@@ -194,7 +198,7 @@ class StudyProgress:
             study: The study.
             by_trials: Seconds until all its trials are done.
         """
-        from hpo_mab.search._claim import Target
+        from hpo_mab.search._target import Target
 
         if self._curves is None:
             return by_trials
@@ -205,7 +209,7 @@ class StudyProgress:
         since, before = self._spent_first
         known = spent > before
         budget = max(1 - spent, 0.0) * (now - since) / (spent - before) if known else math.inf
-        return budget if target.lengthens(study) else min(budget, by_trials)
+        return budget if target.continues(study) else min(budget, by_trials)
 
     def _is_time_for_a_line(self, done: int) -> bool:
         now = time.monotonic()

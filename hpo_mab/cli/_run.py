@@ -194,10 +194,12 @@ def _doubled_limit(outcome: RunOutcome, budget: BudgetSection) -> dict[str, str]
     from hpo_mab._plan import Plan
 
     run, doubled = outcome.run, {}
+    # A study may be over its limit: it was started with a higher one.
+    finished = Plan(run.trials).finished
     # Trials that are lengthened continue with a larger budget alone.
     lengthened = any(trial.budgets > 1 for trial in run.trials)
-    if budget.total is None or (Plan(run.trials).finished >= budget.trials and not lengthened):
-        doubled["trials"] = str(2 * budget.trials)
+    if budget.total is None or (finished >= budget.trials and not lengthened):
+        doubled["trials"] = str(2 * max(budget.trials, finished))
     if budget.total is not None:
         share = TotalBudget.parse(budget.total).share_spent(
             seconds=(run.seconds or 0.0) + run.evaluation_seconds,
@@ -205,7 +207,10 @@ def _doubled_limit(outcome: RunOutcome, budget: BudgetSection) -> dict[str, str]
             epoch_examples=int(run.epoch_examples or 1),
         )
         if share >= 1 or not doubled:
-            amount = re.sub(r"[\d.]+", lambda known: f"{2 * float(known[0]):.15g}", budget.total)
+            factor = 2 * max(1, round(share))
+            amount = re.sub(
+                r"[\d.]+", lambda known: f"{factor * float(known[0]):.15g}", budget.total
+            )
             doubled["budget"] = amount
     return doubled
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from hpo_mab._machine import environment
 from hpo_mab._registry import lazy_names
+from hpo_mab.compare._answers import Answer, answers, caveats, verdict
 from hpo_mab.compare._records import (
     ArmSummary,
     ComparisonSummary,
@@ -26,15 +27,15 @@ from hpo_mab.compare._report import (
 )
 from hpo_mab.compare._summary import IncumbentCurve, incumbent_curve, summarise
 from hpo_mab.compare._tables import comparison_tables
-from hpo_mab.compare._text import Answer, answers, caveats, verdict
 
 if TYPE_CHECKING:
+    from hpo_mab.compare._evidence import evidence_of
     from hpo_mab.compare._runner import (
         arms_of,
         retrain,
         run_comparison,
     )
-    from hpo_mab.compare._stored import evidence_of, stored_comparison
+    from hpo_mab.compare._stored import stored_comparison
 
 __all__ = [
     "Answer",
@@ -68,6 +69,7 @@ __getattr__, __dir__ = lazy_names(
     __name__,
     {
         "arms_of retrain run_comparison": "._runner",
-        "evidence_of stored_comparison": "._stored",
+        "evidence_of": "._evidence",
+        "stored_comparison": "._stored",
     },
 )

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from hpo_mab._errors import ArgumentError, json_values
 from hpo_mab._machine import environment as this_environment
 from hpo_mab.compare import figures
+from hpo_mab.compare._answers import answers, verdict
 from hpo_mab.compare._records import CURRENCIES, ComparisonSummary, winner
 from hpo_mab.compare._summary import summarise
 from hpo_mab.compare._tables import (
@@ -23,13 +24,11 @@ from hpo_mab.compare._tables import (
     percent,
 )
 from hpo_mab.compare._text import (
-    answers,
     arm_words,
     length_text,
     parameter,
     parameter_rows,
     study_facts,
-    verdict,
     weights_evaluated,
 )
 
@@ -78,14 +77,14 @@ class ComparisonRuns:
         return summarise(self.runs, reference=self.reference, retrained=self.retrained)
 
 
-def read_record(path: Path) -> ComparisonRuns:
+def read_record(path: str | Path) -> ComparisonRuns:
     """Read the studies in a record file.
 
     Raises:
         ArgumentError: It cannot be read or is no record of a comparison.
     """
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        raw = json.loads(Path(path).read_text(encoding="utf-8"))
         runs = tuple(_run_from_json(study) for study in raw["studies"])
         return ComparisonRuns(
             reference=raw["summary"]["reference"],
@@ -166,9 +165,7 @@ def _run_to_json(run: StudyRun) -> dict[str, Any]:
     for trial in plain["trials"]:
         curve = trial.pop("curve")
         # One list a column takes a tenth of the size of one object an evaluation.
-        trial["curve"] = {
-            key: [_rounded(e[key]) for e in curve] for key in (curve[0] if curve else ())
-        }
+        trial["curve"] = {key: [e[key] for e in curve] for key in (curve[0] if curve else ())}
     # Paths of the machine that ran the study: they may hold the name of a user.
     whole = plain["spec"]
     whole.get("data", {}).pop("root", None)
@@ -178,10 +175,6 @@ def _run_to_json(run: StudyRun) -> dict[str, Any]:
             if isinstance(options.get(key), str):
                 options[key] = Path(options[key]).name
     return plain
-
-
-def _rounded(value: Any) -> Any:
-    return round(value, 6) if isinstance(value, float) else value
 
 
 # The page loads nothing from elsewhere, so it can be sent and archived as one file.

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from hpo_mab._attributes import RETRAINED_KEY, UNIFORM
-from hpo_mab._errors import SpecError
+from hpo_mab._errors import ArgumentError, SpecError
 from hpo_mab.compare._report import ComparisonRuns
 from hpo_mab.data import ImageSplits
 from hpo_mab.search import (
@@ -30,6 +30,7 @@ from hpo_mab.search._study import (
     check_reference,
     check_study,
     choose_names,
+    reference_of,
     stored_names,
     stored_trials,
 )
@@ -127,33 +128,31 @@ def run_comparison(
         )
 
     chosen = comparison_names(spec, storage) if names is None else names
-    for runner in _runners(spec, storage, chosen):
-        key = (runner.arm, runner.spec.seed)
-        name = chosen[key]
-        # A stored study may have a higher target, which it keeps.
-        trials = max(runner.spec.budget.trials, stored_trials(storage, name))
-        with progress(name, trials) as on_trial:
-            outcome = runner.run(
-                name, on_trial=on_trial, score=False, launch=launch, keep_target=True
-            )
-        # A study that `hpo-mab run` made under this name has its sampler as arm.
-        run = dataclasses.replace(outcome.run, arm=runner.arm)
-        runs.append(run)
-        environments[key] = Definition.load(open_study(storage, name)).environment
-        if outcome.interrupted:
-            return found(interrupted=True)
-        try:
+    try:
+        for runner in _runners(spec, storage, chosen):
+            key = (runner.arm, runner.spec.seed)
+            name = chosen[key]
+            # A stored study may have a higher target, which it keeps.
+            trials = max(runner.spec.budget.trials, stored_trials(storage, name))
+            with progress(name, trials) as on_trial:
+                outcome = runner.run(
+                    name, on_trial=on_trial, score=False, launch=launch, keep_target=True
+                )
+            runs.append(outcome.run)
+            environments[key] = Definition.load(open_study(storage, name)).environment
+            if outcome.interrupted:
+                return found(interrupted=True)
             retrained[key] = retrain(
                 runner,
-                run,
+                outcome.run,
                 seeds=spec.compare.retrain,
                 epochs=spec.compare.retrain_epochs,
                 on_retrain=on_retrain,
             )
-        except KeyboardInterrupt:
-            return found(interrupted=True)
-        # With its data, before those of the next seed are loaded.
-        del runner
+            # With its data, before those of the next seed are loaded.
+            del runner
+    except KeyboardInterrupt:
+        return found(interrupted=True)
     return found(interrupted=False)
 
 
@@ -171,13 +170,18 @@ def comparison_names(
         fresh: Whether all studies are new ones.
 
     Raises:
-        ArgumentError: Evidence that cannot be read.
+        ArgumentError: Evidence that cannot be read, or a pruner's reference with several seeds.
         StorageError: A name is that of a study that is defined otherwise.
         UnknownNameError: The reference of an arm's pruner is no stored study and no earlier arm.
     """
     studies = {
         (arm, one.seed): one for seeded in _arms_by_seed(spec) for arm, one in seeded.items()
     }
+    if spec.compare.seeds > 1 and any(map(reference_of, studies.values())):
+        raise ArgumentError(
+            "compare.seeds must be 1 with pruner.reference, a study of one seed, "
+            f"got {spec.compare.seeds}."
+        )
     names = choose_names(storage, studies, name=name, fresh=fresh)
     known = set(stored_names(storage))
     for key, chosen in names.items():

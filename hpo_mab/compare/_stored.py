@@ -1,4 +1,4 @@
-"""A comparison of stored studies, found by name, and the evidence in them for later studies."""
+"""A comparison of stored studies, found by name."""
 
 from __future__ import annotations
 
@@ -11,24 +11,13 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-import optuna
 import sqlalchemy as sa
 
-from hpo_mab._attributes import SEED_KEY, UNIFORM, StudySettings
+from hpo_mab._attributes import SEED_KEY
 from hpo_mab._errors import ArgumentError, StorageError, UnknownNameError
-from hpo_mab.advantage import (
-    DEFAULT_MARGIN,
-    FEWEST_PAIRS,
-    Evidence,
-    measure_evidence,
-    pair_curves,
-)
 from hpo_mab.compare._report import ComparisonRuns
 from hpo_mab.compare._runner import stored_scores
 from hpo_mab.data import DataIdentity
-from hpo_mab.pruners._evidence import pairs_of_trials
-from hpo_mab.search._choice import Raced
-from hpo_mab.search._components import AUTO
 from hpo_mab.storage import (
     DEFAULT_URL,
     Definition,
@@ -110,12 +99,16 @@ def _may_be_database(url: str) -> bool:
 
 
 @contextlib.contextmanager
-def _opened(urls: Iterable[str]) -> Iterator[dict[str, Storage]]:
+def _opened(urls: Iterable[str], *, needed: bool = True) -> Iterator[dict[str, Storage]]:
+    """Databases by URL, open within; where they are not ``needed``, without those that fail."""
     opened: dict[str, Storage] = {}
     try:
-        for url in urls:
-            if url not in opened:
+        for url in dict.fromkeys(urls):
+            try:
                 opened[url] = Storage(url, create=False)
+            except StorageError:
+                if needed:
+                    raise
         yield opened
     finally:
         for storage in opened.values():
@@ -143,6 +136,11 @@ def stored_comparison(
         StorageError: A database that is not there or cannot be read.
         UnknownNameError: A name that no database holds, or an unknown reference.
     """
+    for name, given in (("studies", studies), ("storages", storages)):
+        if isinstance(given, str):
+            raise ArgumentError(f"{name} must be a list of names, got '{given}'.")
+    if not studies:
+        raise ArgumentError("studies must name at least one study, got none.")
     found = _FoundStudies()
     for storage, name, arm in _selected(studies, storages):
         found.add(storage, name, arm)
@@ -153,20 +151,16 @@ def _selected(
     studies: Sequence[str], storages: Sequence[str]
 ) -> Iterator[tuple[Storage, str, str | None]]:
     """Database, name and arm of the studies that are named; open until the next one."""
-    with _opened(_default_databases(studies, storages)) as usual:
+    everywhere = all(Selection.parse(text).url is not None for text in studies)
+    # A name that seems to hold a database may be that of a study in the default one.
+    is_there = Path(sa.make_url(DEFAULT_URL).database or "").is_file()
+    databases = storages or ([DEFAULT_URL] if is_there or not everywhere else [])
+    with _opened(databases, needed=not everywhere) as usual:
         names = _study_names(usual.values())
         for selection in [Selection.parse(text, names) for text in studies]:
             with _opened([] if selection.url is None else [selection.url]) as own:
                 for storage, name in _matches(selection, list((own or usual).values())):
                     yield storage, name, selection.arm
-
-
-def _default_databases(studies: Sequence[str], storages: Sequence[str]) -> Sequence[str]:
-    """The databases for studies that name none; empty if all name one."""
-    everywhere = all(Selection.parse(text).url is not None for text in studies)
-    # A name that seems to hold a database may be that of a study in the default one.
-    is_there = Path(sa.make_url(DEFAULT_URL).database or "").is_file()
-    return storages or ([DEFAULT_URL] if is_there or not everywhere else [])
 
 
 @dataclasses.dataclass
@@ -303,112 +297,3 @@ def _refuse_unmatched(pattern: str, known: Sequence[str], storages: Sequence[Sto
             f"No study in {where} matches '{pattern}'; 'hpo-mab studies' lists them."
         )
     raise UnknownNameError("study", pattern, known)
-
-
-def evidence_of(
-    runs: Sequence[StudyRun],
-    *,
-    arm: str = "mab",
-    reference: str = "uniform",
-    margin: float = DEFAULT_MARGIN,
-) -> Evidence:
-    """Evidence of stored studies for early pruning, to be saved for later studies of the same task.
-
-    Pairs are the trials of both arms with equal seed and configuration; at least 4 must have ended
-    in both.
-
-    Args:
-        runs: Studies of both arms; those of other arms are not used.
-        arm: Whose trials were trained with the bandit.
-        reference: Whose trials were trained under uniform sampling.
-        margin: See `hpo_mab.advantage.measure_evidence`.
-
-    Raises:
-        ArgumentError: Fewer than 4 pairs, or studies of several networks.
-        UnknownNameError: No study of an arm.
-    """
-    own, other = (_of_arm(runs, name) for name in (arm, reference))
-    both = [*own, *other]
-    seeds = f"{len(own)} seed{'' if len(own) == 1 else 's'}"
-    source = f"{own[0].title}, {seeds}, {arm}/{reference}"
-    return measure_evidence(
-        pair_curves(own, other),
-        margin=margin,
-        source=source,
-        data=_common_name(both, "data"),
-        model=_common_name(both, "model"),
-    )
-
-
-def _of_arm(runs: Sequence[StudyRun], arm: str) -> list[StudyRun]:
-    found = [run for run in runs if run.arm == arm]
-    if not found:
-        raise UnknownNameError("arm", arm, list(dict.fromkeys(run.arm for run in runs)))
-    return found
-
-
-def _common_name(runs: Sequence[StudyRun], part: str) -> str:
-    sections = ((run.settings.data, run.settings.model) for run in runs)
-    names = sorted({(data if part == "data" else model).kind for data, model in sections})
-    if len(names) > 1:
-        one = "data set" if part == "data" else "network"
-        # Own loops store no name.
-        theirs = " and ".join(name or "an unknown one" for name in names)
-        raise ArgumentError(
-            f"Evidence is of one {one}; these studies are of {theirs}. Name studies of one of them."
-        )
-    return names[0]
-
-
-def race_evidence(
-    studies: Sequence[str], *, storages: Sequence[str] = (), margin: float = DEFAULT_MARGIN
-) -> tuple[Evidence, ...]:
-    """Evidence of each study that has chosen its batch sampler by a race.
-
-    It holds the choice. If that is not uniform sampling, it also holds what the pairs of the race
-    show for early pruning.
-
-    Args:
-        studies: Names or patterns, as in `stored_comparison`. Studies whose sampler is not
-            ``"auto"`` are left out.
-        storages: Databases for the studies that name none; default the usual one.
-        margin: See `hpo_mab.advantage.measure_evidence`.
-
-    Raises:
-        ArgumentError: A study whose sampler is ``"auto"`` has no choice for later studies.
-    """
-    found = []
-    for storage, name, _ in _selected(studies, storages):
-        study = open_study(storage, name)
-        settings = StudySettings.stored_in(study.user_attrs)
-        if settings.sampler.kind == AUTO:
-            found.append(_race_evidence(study, Raced.of(study), settings, margin))
-    return tuple(found)
-
-
-def _race_evidence(
-    study: optuna.Study, raced: Raced, settings: StudySettings, margin: float
-) -> Evidence:
-    chosen = raced.choice.sampler
-    trials = study.get_trials(deepcopy=False)
-    pairs = pairs_of_trials(trials, full=settings.evaluations or 0, sampler=chosen)
-    if chosen == UNIFORM or pairs.ended < FEWEST_PAIRS:
-        # Nothing for a pruner: trials under uniform sampling have no advantage.
-        found = Evidence(
-            budgets=(),
-            advantage=(),
-            acceleration=(),
-            fidelity=(),
-            rungs=(),
-            pairs=0,
-            margin=margin,
-        )
-    else:
-        found = measure_evidence(pairs, margin=margin)
-    return dataclasses.replace(
-        found,
-        source=f"study {study.study_name}",
-        data=settings.data.kind,
-        model=settings.model.kind,
-        race=raced.to_json(),
-    )

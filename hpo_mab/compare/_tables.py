@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from hpo_mab.advantage import Estimate
+from hpo_mab.compare._answers import answers
 from hpo_mab.compare._records import FEWEST_FOR_TEST, ComparisonSummary, Contrast, PairedRow
-from hpo_mab.compare._text import answers, arm_words
+from hpo_mab.compare._text import arm_words
 
 if TYPE_CHECKING:
     from rich.table import Table

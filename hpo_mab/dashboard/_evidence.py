@@ -23,7 +23,8 @@ from hpo_mab.pruners import AdvantagePruner, RungFidelity
 from hpo_mab.pruners._advantage_pruner import Placement, place
 from hpo_mab.search import create_pruner
 from hpo_mab.search._choice import Choice, stored_choice
-from hpo_mab.search._components import AUTO, always_averages
+from hpo_mab.search._portfolio import AUTO
+from hpo_mab.search._pruners import always_averages
 
 
 def evidence_note(study: optuna.Study, settings: StudySettings) -> str:
@@ -152,8 +153,7 @@ def _uniform_steps(settings: StudySettings, full: int) -> Iterator[int]:
     averaged = always_averages(settings.average)
     made = create_pruner("advantage", options, evaluations=full, averaged=averaged)
     pruner = cast(AdvantagePruner, made)
-    steps = (pruner.uniform_step(rung, full=full) for rung in itertools.count())
-    return (step for step in steps if step is not None)
+    return map(pruner.uniform_step, itertools.count())
 
 
 def _rung_reason(known: Rung | None, placed: Placement, evidence: Evidence) -> str:

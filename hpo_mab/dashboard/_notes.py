@@ -17,12 +17,7 @@ import numpy as np
 
 from hpo_mab._attributes import PRUNED_KEY, RESUMED_KEY
 from hpo_mab._plan import Plan
-from hpo_mab.compare._text import (
-    length_text,
-    parameter_rows,
-    repeats_text,
-    study_facts,
-)
+from hpo_mab.compare._text import length_text, parameter_rows, repeats_text, study_facts
 from hpo_mab.compare.figures._style import thin
 from hpo_mab.pruners import why_pruned
 from hpo_mab.search._confirm import best_first
@@ -178,8 +173,9 @@ def _next_steps(run: StudyRun, storage: Storage) -> str:
     report = f"hpo-mab report {shlex.quote(run.name)}{storage_option(storage)}"
     text = f"## Next\n\n```bash\n{report}   # one HTML file\n```"
     if run.spec:
-        more = f"--trials {2 * max(len(run.trials), 1)}"
-        text += f"\n\nTo continue the study, repeat the command that made it with `{more}`."
+        more = f"`--trials {2 * max(len(run.trials), 1)}`"
+        more += " and a larger `--budget`" if run.settings.total else ""
+        text += f"\n\nTo continue the study, repeat the command that made it with {more}."
     return text
 
 

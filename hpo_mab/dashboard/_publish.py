@@ -41,7 +41,7 @@ from hpo_mab.dashboard._notes import (
 from hpo_mab.dashboard._serve import comparison_path
 from hpo_mab.data import ImageData
 from hpo_mab.search._confirm import stored_repeats
-from hpo_mab.search._space import holds, parse_value, ranges
+from hpo_mab.search._ranges import holds, parse_value, ranges
 from hpo_mab.storage import Definition, Storage, StudyRun, open_study, read_run, study_names
 from hpo_mab.storage._optuna import AttributeSink, id_of
 from hpo_mab.storage._tables import STUDY_ATTRIBUTES, TRIALS

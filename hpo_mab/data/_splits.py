@@ -136,8 +136,10 @@ class ImageSplits:
         where = torch.arange(len(self.train)) if self.positions is None else self.positions
         kept = ~torch.isin(where, torch.tensor(exclusion.indices, dtype=torch.int64))
         labels = self.train.labels.cpu()
-        if set(labels[kept].tolist()) != set(labels.tolist()):
-            raise DataError(f"data.exclude: {exclusion.path} lists all images of a class.")
+        gone = sorted(set(labels.tolist()) - set(labels[kept].tolist()))
+        if gone:
+            name = self.names[gone[0]] if self.names else gone[0]
+            raise DataError(f"data.exclude: {exclusion.path} lists all images of class {name}.")
         train = self.train.subset(kept.nonzero()[:, 0])
         mean, std = channel_statistics(train)
         return dataclasses.replace(self, train=train, mean=mean, std=std, positions=where[kept])

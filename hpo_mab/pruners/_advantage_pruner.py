@@ -7,7 +7,7 @@ import functools
 import math
 import weakref
 from collections.abc import Mapping, MutableMapping
-from typing import Any, Literal
+from typing import Any
 
 import optuna
 from optuna.pruners import BasePruner
@@ -156,14 +156,11 @@ class AdvantagePruner(BasePruner):
             mapping, or the path of its JSON file. It is not measured again.
         reference: Name of a uniform study in the same storage. Its trials are paired with this
             study's of the same slot (or number) and parameters.
-        min_resource: Step of the first rung under uniform training, at least 1. ``"auto"`` takes a
-            hundredth of a full trial, at least 1; nothing is pruned until its length is known.
-            Study definitions take a quarter of a trial if all trials report averaged weights, else
+        min_resource: Step of the first rung under uniform training, at least 1. Study definitions
+            take a quarter of a trial if all trials report averaged weights, else
             three eighths. The quarter saved budget on three data sets (``studies/rungs``).
         reduction_factor: One in this many trials is promoted, and the next rung lies this many
             times later; at least 2.
-        min_early_stopping_rate: Rungs left out at the start, at least 0.
-        bootstrap_count: Trials that must reach a rung before one is promoted, at least 0.
         max_resource: Step that a full trial reports last; None takes it from the study's
             definition, else from its longest complete trial.
         margin: Largest accepted loss of fidelity (Kendall tau), in [0, 1].
@@ -187,26 +184,16 @@ class AdvantagePruner(BasePruner):
         *,
         evidence: EvidenceLike | None = None,
         reference: str | None = None,
-        min_resource: int | Literal["auto"] = 1,
+        min_resource: int = 1,
         reduction_factor: int = 2,
-        min_early_stopping_rate: int = 0,
-        bootstrap_count: int = 0,
         max_resource: int | None = None,
         margin: float = DEFAULT_MARGIN,
         confidence: float = 0.95,
         refresh: int = 10,
         fidelity: bool = True,
     ) -> None:
-        if min_resource != "auto":
-            check_integer("min_resource", min_resource, 1)
-        elif bootstrap_count:
-            raise ArgumentError(
-                "bootstrap_count needs min_resource as an integer, "
-                f"got bootstrap_count={bootstrap_count} and min_resource='auto'."
-            )
+        check_integer("min_resource", min_resource, 1)
         check_integer("reduction_factor", reduction_factor, 2)
-        check_integer("min_early_stopping_rate", min_early_stopping_rate, 0)
-        check_integer("bootstrap_count", bootstrap_count, 0)
         check_integer("refresh", refresh, 1)
         if max_resource is not None:
             check_integer("max_resource", max_resource, 1)
@@ -214,10 +201,8 @@ class AdvantagePruner(BasePruner):
         require(0.0 < confidence < 1.0, "confidence", "in (0, 1)", confidence)
         if evidence is not None and reference is not None:
             raise ArgumentError("give evidence or reference, not both.")
-        self._min_resource = None if min_resource == "auto" else min_resource
+        self._min_resource = min_resource
         self._reduction_factor = reduction_factor
-        self._early_rungs = min_early_stopping_rate
-        self._bootstrap_count = bootstrap_count
         self._fidelity = fidelity
         self._new_keeper = functools.partial(
             EvidenceKeeper,
@@ -256,15 +241,13 @@ class AdvantagePruner(BasePruner):
         trials: list[FrozenTrial] | None = None
         while True:
             placed = self._placement(rung, trial, keeper)
-            if placed is not None and step < placed.step:
+            if step < placed.step:
                 return False
             if trials is None:
                 trials = study.get_trials(deepcopy=False)
                 # New evidence may move this rung, so it is placed again.
-                if keeper.refresh_if_due(study, trials, now=placed is None):
+                if keeper.refresh_if_due(study, trials):
                     continue
-            if placed is None:
-                return False
             keeper.warn_once()
             because = self._reason(study, trials, trial, value, rung=rung, placed=placed)
             if because is not None:
@@ -273,29 +256,12 @@ class AdvantagePruner(BasePruner):
             # One report may reach several rungs, where evaluations are rarer than rungs.
             rung += 1
 
-    def uniform_step(self, rung: int, *, full: int | None) -> int | None:
-        """Step at which a rung, counted from 0, lies under uniform training.
+    def uniform_step(self, rung: int) -> int:
+        """Step at which a rung, counted from 0, lies under uniform training."""
+        return self._min_resource * int(self._reduction_factor**rung)
 
-        Args:
-            rung: Number of the rung.
-            full: Step that a full trial reports last; None if it is not known.
-
-        Returns:
-            The step; None if it depends on ``full``, which is not known.
-        """
-        first = self._min_resource
-        if first is None:
-            if full is None:
-                return None
-            # The rule of "auto" of Optuna's SuccessiveHalvingPruner.
-            first = max(full // 100, 1)
-        return int(first * self._reduction_factor ** (self._early_rungs + rung))
-
-    def _placement(self, rung: int, trial: FrozenTrial, keeper: EvidenceKeeper) -> Placement | None:
-        """The placement of a rung; None if it depends on the length of a trial, still unknown."""
-        step, first = (self.uniform_step(n, full=keeper.full) for n in (rung, 0))
-        if step is None or first is None:
-            return None
+    def _placement(self, rung: int, trial: FrozenTrial, keeper: EvidenceKeeper) -> Placement:
+        step, first = self.uniform_step(rung), self.uniform_step(0)
         fidelity = keeper.fidelity if self._fidelity else None
         evidence = None if Attempt.of(trial).uniform else keeper.evidence
         later = place_later(step, first=first, fidelity=fidelity)
@@ -335,8 +301,6 @@ class AdvantagePruner(BasePruner):
         found = (_value_at(one, rung=rung, step=placed.step, worst=worst) for one in others)
         values = [value, *(one for one in found if one is not None)]
         because |= {"value": value, "competitors": len(values)}
-        if len(values) <= self._bootstrap_count:
-            return because
         # As Optuna's SuccessiveHalvingPruner: the best 1 / reduction_factor of all continue,
         # rounded down, at least one.
         needed = needed_at_rung(

@@ -285,20 +285,17 @@ class EvidenceKeeper:
         if self._seen is None:
             self.read_trials(study, study.get_trials(deepcopy=False))
 
-    def refresh_if_due(
-        self, study: optuna.Study, trials: Sequence[FrozenTrial], *, now: bool = False
-    ) -> bool:
+    def refresh_if_due(self, study: optuna.Study, trials: Sequence[FrozenTrial]) -> bool:
         """Refresh the evidence if enough trials have finished since the last update.
 
         Args:
             study: The study.
             trials: Its trials as they are now.
-            now: Whether to refresh in any case.
 
         Returns:
             Whether evidence, fidelity or the length of a trial became known or changed.
         """
-        if not now and self._seen is not None and Plan(trials).ended < self._seen + self._every:
+        if self._seen is not None and Plan(trials).ended < self._seen + self._every:
             return False
         before = (self.evidence, self.fidelity, self.full)
         self.read_trials(study, trials)

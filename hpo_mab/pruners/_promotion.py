@@ -82,7 +82,7 @@ class TopKPruner(BasePruner):
         """
         trials = study.get_trials(deepcopy=False)
         plan = Plan(trials)
-        numbers = plan.stopped - plan.promoted()
+        numbers = plan.stopped - plan.promoted
         stopped = [
             trial
             for trial in trials
@@ -226,7 +226,7 @@ class PromotionPruner(BasePruner):
             is_saved: Whether a complete trial's state is saved, so that it can continue; None: no
                 complete trial continues.
         """
-        taken = Plan(study.get_trials(deepcopy=False)).promoted()
+        taken = Plan(study.get_trials(deepcopy=False)).promoted
         for trial in self.continuable(study, every=every):
             if trial.number in taken:
                 continue

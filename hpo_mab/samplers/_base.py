@@ -7,6 +7,7 @@ import functools
 import inspect
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from numbers import Integral
 from typing import Any, ClassVar, Required, Self, TypedDict
 
 import torch
@@ -141,13 +142,17 @@ class BatchSampler(Sampler[list[int]], abc.ABC):
         self.labels = class_labels(labels)
         examples = len(self.labels)
         bound = f"in [1, {examples}], the number of examples"
+        counts = {"world_size": world_size, "rank": rank, "batch_size": batch_size, "seed": seed}
+        for name, given in counts.items():
+            whole = isinstance(given, Integral) and not isinstance(given, bool)
+            require(whole, name, "an integer", repr(given))
         require(1 <= world_size <= examples, "world_size", bound, world_size)
         require(0 <= rank < world_size, "rank", f"in [0, {world_size})", rank)
         self.device = torch.device(device)
         self.seed = seed
         self.rank = rank
         self.world_size = world_size
-        self.batch_size = batch_size
+        self._batch_size = batch_size
         # The smallest rank's bound holds for all: if one rank raised alone, the others would wait
         # for it forever.
         smallest = examples // world_size
@@ -163,6 +168,11 @@ class BatchSampler(Sampler[list[int]], abc.ABC):
         #: Draws answered or discarded since this pass began.
         self._answers = 0
         self._warned = False
+
+    @property
+    def batch_size(self) -> int:
+        """Examples of a batch; it cannot be changed."""
+        return self._batch_size
 
     @classmethod
     def uses_record(cls, knobs: Mapping[str, Any]) -> bool:
@@ -274,6 +284,16 @@ class BatchSampler(Sampler[list[int]], abc.ABC):
     def next_draw(self) -> Draw:
         """Draw a batch as `draw` does; returns it with its importance weights."""
         draw = self._draw()
+        if not isinstance(draw, Draw) or draw.indices.shape != (self._batch_size,):
+            got = (
+                f"shape {list(draw.indices.shape)}"
+                if isinstance(draw, Draw)
+                else type(draw).__name__
+            )
+            raise ArgumentError(
+                f"{type(self).__name__}._draw must return a Draw of {self._batch_size} indices, "
+                f"got {got}."
+            )
         self._outstanding.append(draw)
         return draw
 

@@ -150,6 +150,8 @@ class ForeignSampler(BatchSampler):
                 # follows.
                 if 0 < last < self.batch_size:
                     raise self._wrong_size(last)
+                if len(batch) > self.batch_size:
+                    raise self._wrong_size(len(batch))
                 last = len(batch) or last
                 size = max(size, last)
                 if len(batch) == self.batch_size:
@@ -173,7 +175,10 @@ class ForeignSampler(BatchSampler):
 
     def _checked(self, batch: Any) -> Tensor:
         """A batch as int64 [B] on the CPU; another index would stop a CUDA device."""
-        indices = torch.as_tensor(batch)
+        try:
+            indices = torch.as_tensor(batch)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ArgumentError(f"sampler '{self._name}' must draw integers: {error}.") from None
         last = len(self.labels) - 1
         if indices.dtype == torch.bool or indices.is_floating_point():
             raise ArgumentError(f"sampler '{self._name}' must draw integers, got {indices.dtype}.")

@@ -1,4 +1,4 @@
-"""The target of a study, and its next trial, after lost trials are closed and queued again.
+"""The next trial of a study, after lost trials are closed and queued again.
 
 No slot is trained twice and none is left out.
 """
@@ -6,9 +6,7 @@ No slot is trained twice and none is left out.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any, Self
 
 import optuna
 from optuna.exceptions import UpdateFinishedTrialError
@@ -17,283 +15,33 @@ from optuna.trial import FrozenTrial, TrialState
 from hpo_mab._attributes import (
     LEARNED_KEY,
     LENGTH_KEY,
-    LOST_KEY,
-    PREFIX,
     PROMOTES_KEY,
     REASON_KEY,
-    RESUMED_KEY,
-    RETRY_KEY,
     SAMPLER_KEY,
     SLOT_KEY,
-    TARGET_KEY,
-    TWIN_KEY,
     WORKER_KEY,
-    TotalBudget,
     budgets_of,
     trial_attributes,
 )
+from hpo_mab._errors import failure_reason
 from hpo_mab._plan import Attempt, Next, Plan, raise_if_failing
 from hpo_mab.pruners import PromotionPruner, TopKPruner
+from hpo_mab.search._queue import close_lost, requeue
+from hpo_mab.search._target import Target, _Spending
 from hpo_mab.storage import (
     STORAGE_ERRORS,
-    CurveStore,
-    Definition,
     Storage,
     hold,
-    is_gone,
-    is_held,
-    is_here,
     release,
     this_process,
 )
 from hpo_mab.storage._optuna import (
-    add_copy,
     add_running,
     begin_waiting,
     id_of,
     running_trial,
     storage_of,
-    unchecked_trial,
 )
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Target:
-    """What a study is to reach; stored with it for all its workers.
-
-    Attributes:
-        trials: Trials that must be complete or pruned, the pilot's twins not counted.
-        total: What all trials together may spend, as written; None is no limit.
-        epoch_examples: Examples of one epoch.
-
-    Examples:
-        >>> from hpo_mab.search import Target
-        >>> Target(trials=20, total="90 epochs", epoch_examples=1000).trials
-        20
-    """
-
-    trials: int
-    total: str | None
-    epoch_examples: int
-
-    def at_least(self, stored: Target) -> Target:
-        """A stored target, raised to this one where this one is higher.
-
-        Without a limit here the stored limit stays. Limits of different units cannot be compared:
-        there this one is taken.
-        """
-        total = self.total or stored.total
-        if self.total is not None and stored.total is not None:
-            before, now = TotalBudget.parse(stored.total), TotalBudget.parse(self.total)
-            if before.unit == now.unit and before.amount > now.amount:
-                total = stored.total
-        return dataclasses.replace(self, trials=max(self.trials, stored.trials), total=total)
-
-    def save(self, study: optuna.Study) -> None:
-        """Write the target into the study, in place of an earlier one."""
-        study.set_user_attr(TARGET_KEY, dataclasses.asdict(self))
-
-    @classmethod
-    def load(cls, study: optuna.Study) -> Self:
-        """The study's target as it is now; that of its definition where it has none."""
-        stored = study.user_attrs.get(TARGET_KEY)
-        if stored is None:
-            definition = Definition.load(study)
-            settings = definition.settings
-            return cls(
-                trials=settings.trials,
-                total=settings.total,
-                epoch_examples=definition.epoch_examples,
-            )
-        return cls(**stored)
-
-    def share_spent(self, study: optuna.Study, curves: CurveStore) -> float:
-        """Share of the total budget spent, lost and running trials included; 0 without limit."""
-        return 0.0 if self.total is None else self.share(*self.spent(study, curves))
-
-    def spent(self, study: optuna.Study, curves: CurveStore) -> tuple[int, float]:
-        """Training examples and seconds of all trials, those of evaluations included."""
-        examples, seconds = curves.spent(id_of(study))
-        plan = Plan(study.get_trials(deepcopy=False))
-        lost, lost_seconds = plan.unreported
-        return examples + lost, seconds + lost_seconds + plan.evaluation_seconds
-
-    def share(self, examples: int, seconds: float) -> float:
-        """Share of the total budget that this is; 0 without limit."""
-        if self.total is None:
-            return 0.0
-        return TotalBudget.parse(self.total).share_spent(
-            seconds=seconds, examples=examples, epoch_examples=self.epoch_examples
-        )
-
-    def trials_left(
-        self, study: optuna.Study, curves: CurveStore, *, done: float, spent_before: float
-    ) -> int:
-        """Trials that the study lacks, as far as its total budget is enough for them.
-
-        Args:
-            study: The study.
-            curves: Its learning curves.
-            done: Trials trained since, the running ones by their share.
-            spent_before: `share_spent` before those.
-        """
-        left = self.trials - Plan(study.get_trials(deepcopy=False)).finished
-        share = self.share_spent(study, curves)
-        spent = share - spent_before
-        if spent > 0:
-            # `done` trials took the share `spent` of the budget. What is left of it is enough for
-            # this number of trials of the same mean cost.
-            paid_for = int(done * (1 - share) / spent)
-            left = paid_for if self.lengthens(study) else min(left, paid_for)
-        return max(0, left)
-
-    def lengthens(self, study: optuna.Study) -> bool:
-        """Whether complete trials continue until the total budget is spent."""
-        unlimited = isinstance(study.pruner, PromotionPruner) and study.pruner.unlimited
-        return unlimited and self.total is not None
-
-
-class _Spending:
-    """What trials have spent of a study's total budget, and what the running ones will spend.
-
-    Args:
-        study: The study.
-        target: Its target.
-        curves: Its learning curves.
-    """
-
-    def __init__(self, study: optuna.Study, target: Target, curves: CurveStore) -> None:
-        self._study = study
-        self._target = target
-        # Without a definition the length of a trial is not known.
-        self._definition = Definition.load(study) if Definition.is_in(study.user_attrs) else None
-        # First: an evaluation that is stored in between then counts twice, and not never.
-        stored = curves.load([id_of(trial) for trial in self._running()])
-        self._reached = {name: points[-1].index for name, points in stored.items() if points}
-        self._examples, self._seconds = target.spent(study, curves)
-
-    @property
-    def is_over(self) -> bool:
-        """Whether the total budget is spent."""
-        return self._target.share(self._examples, self._seconds) >= 1
-
-    @property
-    def is_promised(self) -> bool:
-        """Whether the running trials will spend the rest if none is pruned.
-
-        In seconds at the study's mean cost of an example so far; nothing is promised without any.
-        """
-        left = self._examples_left()
-        seconds = self._seconds * (1 + left / max(self._examples, 1))
-        return self._target.share(self._examples + left, seconds) >= 1
-
-    def _running(self) -> list[FrozenTrial]:
-        running = self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-        return [trial for trial in running if SLOT_KEY in trial_attributes(trial)]
-
-    def _examples_left(self) -> int:
-        if self._definition is None:
-            return 0
-        per_budget = self._definition.settings.evaluations or 1
-        left = 0
-        for trial in self._running():
-            attrs = trial_attributes(trial)
-            # A trial that continues from a checkpoint says so once it has begun.
-            reached = max(self._reached.get(id_of(trial), 0), attrs.get(RESUMED_KEY, 0))
-            whole = self._definition.settings.examples_of(
-                trial.params, longest=self._definition.trial_examples
-            )
-            left += (per_budget * budgets_of(attrs) - reached) * whole // per_budget
-        return left
-
-
-# Trials whose worker is gone are closed and queued again.
-#
-# Everything here is called with the study's lock held, so it happens once. Every step can be
-# repeated: if a worker dies half way, the next one with the lock finishes the step.
-
-
-def close_lost(study: optuna.Study, storage: Storage) -> None:
-    """Fail the trials whose worker is gone.
-
-    Args:
-        study: The study, whose lock is held.
-        storage: Its database.
-    """
-    running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-    for trial in _lost(study, storage, running):
-        # Before the state: a failed trial without this mark would not be tried again.
-        storage_of(study).set_trial_user_attr(id_of(trial), LOST_KEY, True)
-        storage_of(study).set_trial_user_attr(id_of(trial), REASON_KEY, "its worker ended suddenly")
-        study.tell(trial.number, state=TrialState.FAIL)
-
-
-def requeue(study: optuna.Study, trials: Sequence[FrozenTrial], plan: Plan) -> int:
-    """Queue every slot again whose last attempt was cut off; returns how many were queued.
-
-    Args:
-        study: The study, whose lock is held.
-        trials: Its trials.
-        plan: Their plan.
-    """
-    retries = plan.retries()
-    for (slot, _), numbers in retries:
-        add_copy(study, _retry_of(slot, numbers, trials[numbers[-1]]))
-    return len(retries)
-
-
-def _retry_of(slot: int, numbers: list[int], last: FrozenTrial) -> FrozenTrial:
-    system: dict[str, Any] = {RETRY_KEY: numbers[0], "retry_history": numbers}
-    # Optuna keeps the parameters of a queued trial there until they are suggested.
-    if "fixed_params" in last.system_attrs:
-        system["fixed_params"] = last.system_attrs["fixed_params"]
-    # A retry keeps its sampler, and a promotion the trial that it promotes. The study's record of
-    # examples is used only if the first attempt used it.
-    attrs = trial_attributes(last)
-    kept = (PROMOTES_KEY, LENGTH_KEY, LEARNED_KEY, TWIN_KEY, SAMPLER_KEY)
-    own = {}
-    # Earlier versions gave their attributes no prefix.
-    if SLOT_KEY in last.user_attrs:
-        own = {key: value for key, value in last.user_attrs.items() if not key.startswith(PREFIX)}
-    return unchecked_trial(
-        state=TrialState.WAITING,
-        params=last.params,
-        distributions=last.distributions,
-        user_attrs={**own, SLOT_KEY: slot, **{key: attrs[key] for key in kept if key in attrs}},
-        system_attrs=system,
-    )
-
-
-def _lost(
-    study: optuna.Study, storage: Storage, running: Sequence[FrozenTrial]
-) -> list[FrozenTrial]:
-    if not running:
-        return []
-    alive = storage.optuna.with_heartbeat([id_of(trial) for trial in running])
-    stale = storage.optuna.stale(study)
-    # A loop of a user's own may record no heartbeats.
-    ours = TARGET_KEY in study.user_attrs or Definition.is_in(study.user_attrs)
-    return [trial for trial in running if _is_lost(trial, storage, alive, stale, ours=ours)]
-
-
-def _is_lost(
-    trial: FrozenTrial, storage: Storage, alive: set[int], stale: set[int], *, ours: bool
-) -> bool:
-    worker = trial.system_attrs.get(WORKER_KEY)
-    if worker == this_process():
-        # The lock is held here: no thread of this process is just beginning a trial.
-        return not is_held(storage.optuna, id_of(trial))
-    if id_of(trial) not in alive:
-        # A worker writes the first heartbeat before it releases the lock, which is held here. So
-        # the worker of this trial has died. One with neither slot nor worker is a user's: it may
-        # be starting.
-        begun = worker is not None and is_here(worker) and is_gone(worker)
-        return ours and (begun or SLOT_KEY in trial_attributes(trial))
-    if worker is not None and is_here(worker):
-        # A suspended local worker is alive despite an old heartbeat.
-        return is_gone(worker)
-    return id_of(trial) in stale
-
 
 #: Queues the twins of a study's trials that are due; returns whether there were any.
 QueueTwins = Callable[[optuna.Study, Sequence[FrozenTrial]], bool]
@@ -365,8 +113,7 @@ def _next_step(
     if isinstance(pruner, PromotionPruner):
         best = pruner.next_best(study, is_saved=is_saved)
         following = plan.next(promotable=best is not None)
-        idle = following is Next.WAIT and pruner.unlimited
-        if (following is Next.DONE or idle) and target.total is not None:
+        if following in (Next.DONE, Next.WAIT) and target.total is not None:
             # What is left of the budget goes to the trials that the rule would leave as they are.
             best = pruner.next_best(study, every=True, is_saved=is_saved)
             following = plan.next(promotable=best is not None)
@@ -414,9 +161,6 @@ def _start_next(
 
 def _fail(study: optuna.Study, trial_id: int, error: Exception) -> None:
     """Store that a trial has failed before it was trained."""
-    # It imports torch, which only needs to be there where trials are run.
-    from hpo_mab.search._recorder import failure_reason
-
     storage_of(study).set_trial_user_attr(trial_id, REASON_KEY, failure_reason(error))
     storage_of(study).set_trial_state_values(trial_id, TrialState.FAIL)
     raise_if_failing(study)

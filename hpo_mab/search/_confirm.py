@@ -16,7 +16,8 @@ from typing import Any
 import optuna
 
 from hpo_mab._attributes import CONFIRMED_KEY, SAMPLER_KEY
-from hpo_mab._errors import ArgumentError, deferred_interrupts, require
+from hpo_mab._errors import ArgumentError, require
+from hpo_mab._interrupts import deferred_interrupts
 from hpo_mab._plan import derive_seed
 from hpo_mab.search._objective import TrainingObjective
 from hpo_mab.search._stored import reopen, train_recorded

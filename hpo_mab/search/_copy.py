@@ -16,7 +16,7 @@ from optuna.trial import TrialState
 
 from hpo_mab._attributes import PUBLISHED_KEY, RECORD_KEY
 from hpo_mab._errors import ArgumentError, StorageError
-from hpo_mab.search._claim import close_lost
+from hpo_mab.search._queue import close_lost
 from hpo_mab.search._study import check_name
 from hpo_mab.storage import Storage, files_folder, open_study
 from hpo_mab.storage._optuna import add_copy, id_of, storage_of

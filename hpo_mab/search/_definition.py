@@ -10,8 +10,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 
 from hpo_mab._attributes import UNIFORM, TotalBudget
 from hpo_mab._errors import ArgumentError, plain
-from hpo_mab.search._components import AUTO, PORTFOLIO
-from hpo_mab.search._space import examples, parse_value
+from hpo_mab.search._portfolio import AUTO, PORTFOLIO
+from hpo_mab.search._ranges import examples, parse_value
 from hpo_mab.training import DEFAULT_AVERAGE, Budget
 
 #: Trials that one process trains at the same time.
@@ -271,6 +271,7 @@ class StudySpec(_Section):
     def has_pilot(self) -> bool:
         """Whether the pruner measures its evidence on pairs with uniform sampling."""
         # Evidence from elsewhere is not measured again, and the race of "auto" has pairs.
-        brings = {"evidence", "reference"} & self.pruner.options.keys()
+        given = map(self.pruner.options.get, ("evidence", "reference"))
+        brings = any(one is not None for one in given)
         measures = self.sampler.kind not in (UNIFORM, AUTO) and not brings
         return self.pruner.kind == "advantage" and measures

@@ -5,14 +5,15 @@ Options of the command line override keys of the file.
 
 from __future__ import annotations
 
+import re
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pydantic
 
-from hpo_mab._errors import HpoMabError, SpecError, UnknownNameError, invalid_message
+from hpo_mab._errors import HpoMabError, SpecError, UnknownNameError
 from hpo_mab.search._definition import ArmSection, StudySpec
 
 _BUDGET_UNITS = ("epochs", "steps", "examples")
@@ -159,3 +160,74 @@ def _keys_of_section(section: Sequence[int | str]) -> list[str]:
             return []
         model = field.annotation
     return list(model.model_fields)
+
+
+def invalid_message(
+    error: pydantic.ValidationError, keys_at: Callable[[Sequence[int | str]], Iterable[str]]
+) -> str:
+    """The first mistake that pydantic found, as one sentence, and how many more there are.
+
+    Args:
+        error: What pydantic has raised.
+        keys_at: Returns the keys that a section may have.
+    """
+    by_key: dict[str, list[Any]] = {}
+    for one in error.errors(include_url=False):
+        # pydantic gives one error for each type of a union that the value does not fit.
+        parts = [str(part) for part in one["loc"] if not _TYPE_OF_SEVERAL.fullmatch(str(part))]
+        by_key.setdefault(".".join(parts), []).append(one)
+    (key, first), *others = by_key.items()
+    if first[0]["type"] == "extra_forbidden":
+        *section, name = first[0]["loc"]
+        what = f"key in [{'.'.join(map(str, section))}]" if section else "section"
+        text = str(UnknownNameError(what, str(name), keys_at(section)))
+    else:
+        text = _requirement(key, first)
+    if not others:
+        return text if text.endswith((".", "?")) else f"{text}."
+    return f"{text.rstrip('.')} (and {len(others)} more)."
+
+
+#: Parts that pydantic adds to a key, one for each type of a union.
+_TYPE_OF_SEVERAL = re.compile(r"(constrained-)?(int|float|str|bool)|literal\[.*\]")
+
+#: Requirements on a value by pydantic's names of mistakes; ``{}`` is a bound.
+_BOUNDS = {
+    "greater_than": "above {gt:g}",
+    "greater_than_equal": "at least {ge:g}",
+    "less_than": "below {lt}",
+    "less_than_equal": "at most {le}",
+    "literal_error": "{expected}",
+    "string_too_short": "a text that is not empty",
+    "string_too_long": "a text of at most {max_length} characters",
+    "finite_number": "a finite number",
+}
+
+_TYPES = {
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "string": "a text",
+    "model": "a section",
+    "dict": "a section",
+}
+
+
+def _requirement(key: str, errors: Sequence[Mapping[str, Any]]) -> str:
+    """The requirement on the value of a key, and the value given."""
+    first = errors[0]
+    if first["type"] == "missing":
+        return f"{key} is missing; 'Study definitions' in the documentation lists every key"
+    if first["type"] == "value_error":
+        text = str(first["msg"]).removeprefix("Value error, ")
+        return f"{key} {text}" if text.startswith("must") else f"{key}: {text}" if key else text
+    wanted = []
+    for one in errors:
+        kind = _TYPES.get(one["type"].partition("_")[0], one["msg"])
+        wanted.append(_BOUNDS.get(one["type"], kind).format(**one.get("ctx", {})))
+    given = first["input"]
+    if isinstance(given, Mapping) and {"low", "high", "choices"} & given.keys():
+        return f"{key} must be {' or '.join(dict.fromkeys(wanted))}; it cannot be a range"
+    # The value of a whole section is too long to show.
+    shown = repr(given) if isinstance(given, str | int | float | bool) else type(given).__name__
+    return f"{key} must be {' or '.join(dict.fromkeys(wanted))}, got {shown}"

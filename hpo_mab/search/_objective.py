@@ -14,40 +14,32 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from hpo_mab._attributes import (
+    BUDGET_KEY,
     LEARNED_KEY,
     PAIRED_KEY,
     SAMPLER_KEY,
     SLOT_KEY,
     TWIN_KEY,
     UNIFORM,
+    TotalBudget,
     budgets_of,
     trial_attributes,
 )
-from hpo_mab._errors import plain_arguments
+from hpo_mab._errors import check_integer, plain_arguments, require
 from hpo_mab._examples import labels_digest
 from hpo_mab._plan import slot_of, trial_seed
 from hpo_mab._registry import Named
 from hpo_mab.data import Augmentation, DataIdentity, DatasetSplits, ImageSplits
 from hpo_mab.data._identity import source_digest
+from hpo_mab.search._checkpoint import Checkpoints, SlotCheckpoint
 from hpo_mab.search._choice import judged_at
-from hpo_mab.search._components import (
-    AUTO,
-    parse_portfolio,
-    queue_twin,
-    trained_kind,
-    uses_record,
-)
+from hpo_mab.search._portfolio import AUTO, parse_portfolio, trained_kind, uses_record
+from hpo_mab.search._queue import queue_twin
 from hpo_mab.search._race import Race
-from hpo_mab.search._recorder import (
-    Checkpoints,
-    SlotCheckpoint,
-    check_direction,
-    follow,
-    store_end,
-)
+from hpo_mab.search._recorder import check_direction, follow, store_end
 from hpo_mab.search._space import Assignment, Configuration, SearchSpace
 from hpo_mab.search._workload import Loop, Workload
-from hpo_mab.storage import STORAGE_ERRORS, CurveStore, ExampleWriter, Storage
+from hpo_mab.storage import STORAGE_ERRORS, CurveStore, ExampleWriter, Storage, files_folder
 from hpo_mab.storage._optuna import id_of
 from hpo_mab.training import DEFAULT_AVERAGE, Budget, TrainingDiverged, select_device
 
@@ -182,6 +174,16 @@ class TrainingObjective:
         total: str | None = None,
         curves: CurveStore | None = None,
     ) -> None:
+        _check_types(model, budget, optimizer, curves)
+        for name, count, least in (
+            ("seed", seed, 0),
+            ("initial", initial, 0),
+            ("trials", trials, 1),
+        ):
+            if count is not None:
+                check_integer(name, count, least)
+        if total is not None:
+            TotalBudget.parse(total)
         chosen = {"kind": "mab", **sampler} if isinstance(sampler, Mapping) else {"kind": sampler}
         self.space = SearchSpace(
             optimizer={"name": "sgd", **optimizer},
@@ -232,6 +234,7 @@ class TrainingObjective:
             )
         #: Whether a `TrialLoop` runs the trials: it queues twins with the study's lock held.
         self.runs_in_loop = False
+        self._has_twins = self.pilot or auto
         self.curves = curves
         #: Writes what trials see of each example, see `record_examples`; None writes nothing.
         self.examples: ExampleWriter | None = None
@@ -251,7 +254,7 @@ class TrainingObjective:
                 save; 0 saves none.
         """
         self.curves = storage.curves
-        self.checkpoints = Checkpoints.of(storage, seconds=checkpoint)
+        self.checkpoints = Checkpoints(files_folder(storage, "checkpoints"), seconds=checkpoint)
 
     def record_examples(self, study: optuna.Study, storage: Storage) -> ExampleWriter:
         """Add what trials see of each example to the study's record from now on.
@@ -281,7 +284,9 @@ class TrainingObjective:
             params: The trial's parameters.
             attrs: Its attributes, see `trial_attributes`.
         """
-        configuration = self._sampled_by(self.space.at(params), str(attrs.get(SAMPLER_KEY)))
+        configuration = self.space.at(params)
+        if self._has_twins:
+            configuration = self._sampled_by(configuration, str(attrs.get(SAMPLER_KEY)))
         return configuration.with_difficulty() if attrs.get(LEARNED_KEY) else configuration
 
     def __call__(self, trial: optuna.trial.BaseTrial) -> float:
@@ -303,13 +308,21 @@ class TrainingObjective:
             return self._train_alone(trial)
         return self._train(trial)
 
+    @property
+    def trial_examples(self) -> int:
+        """Training examples of a trial; of searched batch sizes those of the longest."""
+        return max(map(self.workload.trial_examples, self.space.batch_sizes))
+
     def assign(self, trial: optuna.trial.Trial) -> Assignment:
         """Give a running trial its slot and suggest its configuration.
 
         Raises:
-            ArgumentError: The study does not maximize.
+            ArgumentError: The study does not maximize, or batch sizes give its trials different
+                numbers of evaluations.
         """
         check_direction(trial.study)
+        if not self.runs_in_loop:
+            self.workload.check_evaluations(self.space.batch_sizes)
         if self.race is not None and not self.runs_in_loop:
             # There is no lock: several processes may queue the same twin twice.
             self.queue_twins(trial.study, trial.study.get_trials(deepcopy=False))
@@ -319,6 +332,11 @@ class TrainingObjective:
         if slot < self.initial:
             trial.set_user_attr(PAIRED_KEY, True)
         suggested = self._with_sampler(trial, self.space.suggest(trial))
+        if not self.runs_in_loop:
+            # The study has no definition, see `hpo_mab.storage.Definition.of`.
+            trial.set_user_attr(BUDGET_KEY, self.trial_examples)
+            name = trial.user_attrs.get(SAMPLER_KEY, suggested.sampler.name)
+            trial.set_user_attr(SAMPLER_KEY, name)
         # Pairs need trials that ran to their end. The pruner is not asked about them, so successive
         # halving does not compare them with later ones: next to random configurations most of a
         # search's proposals would pass (``studies/digits``).
@@ -354,7 +372,7 @@ class TrainingObjective:
         self, trial: optuna.trial.Trial, assignment: Assignment
     ) -> SlotCheckpoint | None:
         """Where a trial is saved; None if nothing is."""
-        if self.checkpoints is None:
+        if self.checkpoints is None or not self.checkpoints.seconds:
             return None
         twin = str(trial.user_attrs[SAMPLER_KEY]) if TWIN_KEY in trial.user_attrs else ""
         return SlotCheckpoint(
@@ -426,7 +444,7 @@ class TrainingObjective:
         self, trial: optuna.trial.Trial, configuration: Configuration
     ) -> Configuration:
         """The configuration with the trial's batch sampler; stores its name with the trial."""
-        if not self.pilot and self.race is None:
+        if not self._has_twins:
             return configuration
         # A twin, a retry and a promotion have the name already.
         name = trial.user_attrs.get(SAMPLER_KEY)
@@ -455,3 +473,19 @@ class TrainingObjective:
         used = trial.user_attrs.get(LEARNED_KEY, self.workload.known is not None)
         trial.set_user_attr(LEARNED_KEY, used)
         return configuration.with_difficulty() if used else configuration
+
+
+def _check_types(model: Any, budget: Any, optimizer: Any, curves: Any) -> None:
+    """Refuse arguments of types that would raise only in the first trial."""
+    for name, given, fits, wanted in (
+        (
+            "model",
+            model,
+            not isinstance(model, nn.Module),
+            "a function or class that makes a network",
+        ),
+        ("budget", budget, isinstance(budget, Budget), "a Budget"),
+        ("optimizer", optimizer, isinstance(optimizer, Mapping), "a mapping, {'name': 'sgd', ...}"),
+        ("curves", curves, isinstance(curves, CurveStore | None), "a storage's curves"),
+    ):
+        require(fits, name, wanted, type(given).__name__)

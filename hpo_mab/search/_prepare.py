@@ -7,14 +7,8 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from hpo_mab import data
-from hpo_mab._errors import (
-    ArgumentError,
-    HpoMabError,
-    SpecError,
-    deferred_interrupts,
-    interruptible,
-    memory_reason,
-)
+from hpo_mab._errors import ArgumentError, HpoMabError, SpecError, memory_reason
+from hpo_mab._interrupts import deferred_interrupts, interruptible
 from hpo_mab._registry import Named, Registry
 from hpo_mab.advantage import FEWEST_PAIRS
 from hpo_mab.bandits import REWARDS
@@ -23,18 +17,6 @@ from hpo_mab.data._load import DATA_SETS
 from hpo_mab.models import NETWORKS, network_maker
 from hpo_mab.pruners import PromotionPruner, TopKPruner
 from hpo_mab.samplers._registry import SAMPLERS, record_column, sampler_maker
-from hpo_mab.search._components import (
-    AUTO,
-    PORTFOLIO,
-    PRUNERS,
-    SEARCHERS,
-    create_pruner,
-    is_continuable,
-    parse_portfolio,
-    sampler_factory,
-    trained_kind,
-    uses_record,
-)
 from hpo_mab.search._definition import (
     DataSection,
     ModelSection,
@@ -45,7 +27,11 @@ from hpo_mab.search._definition import (
     StudySpec,
 )
 from hpo_mab.search._objective import TrainingObjective
-from hpo_mab.search._space import check_options, examples, parse_value
+from hpo_mab.search._portfolio import AUTO, PORTFOLIO, parse_portfolio, trained_kind, uses_record
+from hpo_mab.search._pruners import PRUNERS, create_pruner, is_continuable
+from hpo_mab.search._ranges import examples, parse_value
+from hpo_mab.search._searchers import SEARCHERS, sampler_factory
+from hpo_mab.search._space import check_options
 from hpo_mab.training import Budget
 from hpo_mab.training._optimizers import OPTIMIZERS
 

@@ -33,13 +33,16 @@ from hpo_mab._attributes import (
     SLOT_KEY,
     TWIN_KEY,
     UNIFORM,
+    StudySettings,
     trial_attributes,
 )
 from hpo_mab._plan import Plan
-from hpo_mab.advantage import Estimate, Evidence
+from hpo_mab.advantage import FEWEST_PAIRS, Estimate, Evidence, measure_evidence
 from hpo_mab.pruners import AdvantagePruner, EvidenceKeeper
+from hpo_mab.pruners._evidence import pairs_of_trials
 from hpo_mab.search._choice import Choice, Ended, Standing, fewest_pairs, stored_choice
-from hpo_mab.search._components import queue_twin, uses_record
+from hpo_mab.search._portfolio import uses_record
+from hpo_mab.search._queue import queue_twin
 from hpo_mab.search._space import Part
 from hpo_mab.storage import FIRST_TRIALS
 
@@ -376,7 +379,12 @@ def _figures_text(standing: Standing) -> str:
 
 
 def _evidence(study: optuna.Study, trials: Sequence[FrozenTrial], name: str) -> Evidence | None:
-    """Evidence from the pairs of a challenger, stored with the study."""
+    """Evidence from a challenger's pairs; stored with the study, unless it was given another."""
+    if study.user_attrs.get(GIVEN_KEY, {}).get("pruner"):
+        # The pruner keeps what it was given, which may be of another sampler.
+        settings = StudySettings.stored_in(study.user_attrs)
+        pairs = pairs_of_trials(trials, full=settings.evaluations or 0, sampler=name)
+        return None if pairs.ended < FEWEST_PAIRS else measure_evidence(pairs)
     pruner = study.pruner
     keeper = pruner.keeper(study) if isinstance(pruner, AdvantagePruner) else EvidenceKeeper()
     keeper.arm = name
@@ -400,10 +408,11 @@ def _sampler_and_reason(
     figures = _figures_text(finalist)
     if not all(estimate.above(0.0) for estimate in finalist.judged(race.judged)):
         return UNIFORM, f"{figures}: not shown to be above 0"
-    if evidence is not None:
-        # Without the last budget: no pruner decides at the end of a trial.
-        for share, loss in zip(evidence.budgets[:-1], evidence.fidelity[:-1], strict=True):
-            if loss.below(-evidence.margin):
-                worse = f"fidelity at {share:.0%} is worse by {-loss.value:.2f}"
-                return UNIFORM, f"{figures}, but {worse}"
+    if evidence is None:
+        return finalist.name, f"{figures}; fidelity was not measured"
+    # Without the last budget: no pruner decides at the end of a trial.
+    for share, loss in zip(evidence.budgets[:-1], evidence.fidelity[:-1], strict=True):
+        if loss.below(-evidence.margin):
+            worse = f"fidelity at {share:.0%} is worse by {-loss.value:.2f}"
+            return UNIFORM, f"{figures}, but {worse}"
     return finalist.name, f"{figures}, and fidelity is not shown to be worse"

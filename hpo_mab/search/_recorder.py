@@ -1,4 +1,4 @@
-"""What is kept of a trial while it trains: reports, curve, cost, checkpoint, why it ended.
+"""What is kept of a trial while it trains: reports, curve, cost, why it ended.
 
 `follow` records a training of ours, `hpo_mab.TrialReporter` a user's own loop; both by
 `TrialRecord`.
@@ -7,18 +7,10 @@
 from __future__ import annotations
 
 import contextlib
-import datetime
-import hashlib
-import os
-import tempfile
 import time
-import warnings
-from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
-from typing import Any, Self
+from collections.abc import Iterable
 
 import optuna
-import torch
 from optuna.study import StudyDirection
 
 from hpo_mab._attributes import (
@@ -31,16 +23,14 @@ from hpo_mab._attributes import (
     SECONDS_KEY,
     UNREPORTED_KEY,
 )
-from hpo_mab._errors import ArgumentError, interruptible, memory_reason
-from hpo_mab._plan import Place, Plan, slot_of
-from hpo_mab.pruners import AdvantagePruner, PromotionPruner
+from hpo_mab._errors import ArgumentError, failure_reason
+from hpo_mab._interrupts import interruptible
+from hpo_mab.pruners import AdvantagePruner
 from hpo_mab.pruners._reasons import reason_of
+from hpo_mab.search._checkpoint import SlotCheckpoint
 from hpo_mab.storage import (
-    STORAGE_ERRORS,
     CurveStore,
     ExampleWriter,
-    Storage,
-    files_folder,
 )
 from hpo_mab.storage._optuna import id_of, storage_of
 from hpo_mab.training import Evaluation, Training, TrainingDiverged
@@ -59,26 +49,6 @@ def check_direction(study: optuna.Study) -> None:
             "A trial's value is validation accuracy: the study must be created with "
             f"direction='maximize', got {given}."
         )
-
-
-_TRACEBACK = "Traceback (most recent call last):"
-
-
-def failure_reason(error: BaseException) -> str:
-    """The kind of an error and the first line of its message.
-
-    The message of an error in a data-loading process is that process's traceback. Its last line is
-    then the reason. Out-of-memory errors get one format.
-    """
-    text = f"{type(error).__name__}: {error}".strip()
-    out_of_memory = memory_reason(error)
-    head, mark, traceback = text.rpartition(_TRACEBACK)
-    if mark and "DataLoader worker" in head:
-        # Frames are indented; the error itself is the first line that is not.
-        errors = [line for line in traceback.splitlines() if line and not line[0].isspace()]
-        if errors:
-            return f"{out_of_memory or errors[0]} (in a data-loading process)"
-    return out_of_memory or text.splitlines()[0]
 
 
 def store_end(trial: optuna.trial.BaseTrial, error: BaseException) -> None:
@@ -265,192 +235,3 @@ def offer(
         examples.offer(id_of(trial), tally.take(slot))
         # If the trial is continued, only later visits are added.
         tally.begin(slot)
-
-
-# A trial has one file, `<study>-<slot>.pt`, replaced from time to time and removed when its slot
-# has its result. It is read as tensors and plain values only, never as a pickle that could run
-# code.
-
-_VERSION = 1
-
-
-class CheckpointWarning(UserWarning):
-    """A checkpoint cannot be written or used; the trial is trained without it."""
-
-
-class Checkpoints:
-    """The checkpoints of studies, in a folder that is made when the first is written.
-
-    Args:
-        folder: Where they are. Workers on several machines need a folder that all of them reach. A
-            trial whose file is not there begins at zero.
-        seconds: A trial is saved at the first evaluation this long after its last save, above 0.
-    """
-
-    def __init__(self, folder: Path, *, seconds: float) -> None:
-        self.folder = folder
-        self.seconds = seconds
-
-    @classmethod
-    def of(cls, storage: Storage, *, seconds: float) -> Self | None:
-        """The checkpoints of a storage's studies, see `files_folder`; None if ``seconds`` is 0."""
-        return cls(files_folder(storage, "checkpoints"), seconds=seconds) if seconds else None
-
-    def path(self, study: optuna.Study, place: Place) -> Path:
-        """The file of a slot, or of a slot's twin."""
-        return self.folder / f"{_file_stem(_study_key(study), place)}.pt"
-
-    def sweep(self, study: optuna.Study) -> None:
-        """Remove the files of slots that have their result or are given up.
-
-        Args:
-            study: The study; a database that is away leaves them for the next time.
-        """
-        # Listed first: a slot that is begun afterwards has no file in the list.
-        with contextlib.suppress(OSError, *STORAGE_ERRORS):
-            found = list(self.folder.glob("*.pt*"))
-            if not found:
-                return
-            key = _study_key(study)
-            places = Plan(study.get_trials(deepcopy=False)).unsettled() | _promotable(study)
-            kept = {_file_stem(key, place) for place in places}
-            for path in found:
-                # A temporary file of a killed writer begins with the name of the final file.
-                name = path.name.partition(".pt")[0]
-                if name.startswith(key) and name not in kept:
-                    path.unlink(missing_ok=True)
-
-
-def _promotable(study: optuna.Study) -> set[Place]:
-    """Slots of the paused trials that may yet be continued."""
-    pruner = study.pruner
-    if not isinstance(pruner, PromotionPruner):
-        return set()
-    return {(slot_of(study, trial), "") for trial in pruner.worth_keeping(study)}
-
-
-class SlotCheckpoint:
-    """The checkpoint of one trial, for one attempt at it.
-
-    Args:
-        checkpoints: Where it is.
-        study: The trial's study.
-        place: The trial's slot, and the batch sampler of its twin.
-        identity: Returns what must be equal in the attempt that writes and the one that reads.
-            Called only if there is something to write or read.
-    """
-
-    def __init__(
-        self,
-        checkpoints: Checkpoints,
-        study: optuna.Study,
-        place: Place,
-        *,
-        identity: Callable[[], Mapping[str, Any]],
-    ) -> None:
-        self._checkpoints = checkpoints
-        self._study = study
-        self._place = place
-        self._identity = identity
-        self._saved = time.monotonic()
-
-    def load(self) -> Mapping[str, Any] | None:
-        """The state that an earlier attempt has saved; None if there is none of this trial."""
-        # A study of short trials has no folder, and so needs no further query.
-        if not self._checkpoints.folder.is_dir():
-            return None
-        path = self._checkpoints.path(self._study, self._place)
-        try:
-            saved = torch.load(path, map_location="cpu", weights_only=True)
-            if saved["identity"] == self._whole_identity():
-                return dict(saved["state"])
-            why = "is of another trial, definition, version or kind of device"
-        except FileNotFoundError:
-            return None
-        except Exception as error:  # torch raises errors of many kinds for a broken file.
-            why = f"cannot be read ({type(error).__name__})"
-        warn_of_checkpoint(f"The checkpoint {path} {why}; the trial starts from zero.")
-        return None
-
-    def save_if_due(
-        self,
-        record: TrialRecord,
-        state: Callable[[], dict[str, Any]],
-        *,
-        stops: bool = False,
-        pruned: bool = False,
-    ) -> None:
-        """Save a training after an evaluation: now and then, and where it stops but may continue.
-
-        Args:
-            record: The trial's record, written first: a continuation counts from the stored curve.
-            state: Returns the training's state.
-            stops: Whether the training has ended or is pruned.
-            pruned: Whether it is pruned.
-        """
-        is_late = time.monotonic() - self._saved > self._checkpoints.seconds
-        if self._may_continue(pruned=pruned) if stops else is_late:
-            record.flush()
-            self.save(state)
-
-    def save(self, state: Callable[[], dict[str, Any]]) -> None:
-        """Replace the saved state by that of ``state()``, all of it or nothing."""
-        path = self._checkpoints.path(self._study, self._place)
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            _write_whole(path, {"identity": self._whole_identity(), "state": state()})
-        except Exception as error:  # A full disk, no permission, a network that cannot be stored.
-            warn_of_checkpoint(f"The checkpoint {path} cannot be written: {failure_reason(error)}")
-        # Also after an error: it must not be tried again at every evaluation.
-        self._saved = time.monotonic()
-
-    def _may_continue(self, *, pruned: bool) -> bool:
-        """Whether a training that was pruned, or has ended, may be continued."""
-        pruner = self._study.pruner
-        return isinstance(pruner, PromotionPruner) and (pruned or pruner.unlimited)
-
-    def _whole_identity(self) -> dict[str, Any]:
-        slot, twin = self._place
-        whose = {"study": self._study.study_name, "slot": slot, "twin": twin}
-        return {"version": _VERSION, **whose, **self._identity()}
-
-
-def _write_whole(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a file under another name first: a process that is killed leaves the last one whole."""
-    handle, scratch = tempfile.mkstemp(prefix=f"{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(scratch).replace(path)
-    except BaseException:
-        Path(scratch).unlink(missing_ok=True)
-        raise
-
-
-def _file_stem(key: str, place: Place) -> str:
-    slot, twin = place
-    return f"{key}-{slot}{f'-{twin}' if twin else ''}"
-
-
-def _study_key(study: optuna.Study) -> str:
-    """A name that no other study has but its copies (`hpo-mab copy`)."""
-    first = study.get_trials(deepcopy=False)[0].datetime_start
-    # Optuna's times are local ones, and machines may differ in their time zone.
-    moment = first and first.astimezone(datetime.UTC).replace(tzinfo=None)
-    text = f"{study.study_name}\x1f{moment}"
-    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
-
-
-def warn_of_checkpoint(message: str) -> None:
-    """Warn that a checkpoint cannot be written or used."""
-    warnings.warn(message, CheckpointWarning, stacklevel=3)
-
-
-def warn_of_misfit(error: Exception) -> None:
-    """Warn that the state of a checkpoint does not fit its training."""
-    warn_of_checkpoint(
-        f"A checkpoint does not fit its trial, which starts from zero: {failure_reason(error)}. "
-        "One that was saved in slots fits only in slots, and the other way round."
-    )

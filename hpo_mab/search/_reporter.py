@@ -1,38 +1,25 @@
-"""Following a user's training loop: its budget, evaluations, pruning and learning curve.
-
-Optuna, or another tuner, chooses the configuration: `recorded_trial`.
-"""
+"""Following a user's training loop: its budget, evaluations, pruning and learning curve."""
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import math
 import operator
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from types import TracebackType
-from typing import Any, Self, SupportsFloat
+from typing import Self, SupportsFloat
 
 import optuna
-from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import TrialState
 from torch import Tensor, nn
 
-from hpo_mab._attributes import (
-    BUDGET_KEY,
-    EXAMPLES_KEY,
-    SAMPLER_KEY,
-    SLOT_KEY,
-    UNIFORM,
-)
-from hpo_mab._errors import ArgumentError, check_integer, plain, plain_arguments, require
+from hpo_mab._attributes import BUDGET_KEY, SAMPLER_KEY, UNIFORM, trial_attributes
+from hpo_mab._errors import ArgumentError, check_integer, plain_arguments, require
 from hpo_mab.samplers import BatchSampler, UniformSampler
 from hpo_mab.search._recorder import TrialRecord, check_direction, store_end
-from hpo_mab.search._space import holds
-from hpo_mab.storage import STORAGE_ERRORS, CurveStore, Storage, heartbeat
-from hpo_mab.storage._optuna import add_running, id_of, running_trial
+from hpo_mab.storage import STORAGE_ERRORS, CurveStore
 from hpo_mab.training import DEFAULT_AVERAGE, Evaluation, WeightAverage
 from hpo_mab.training._schedule import Schedule, check_window, sampler_figures
 
@@ -140,6 +127,7 @@ class TrialReporter:
         self._averaged = False
         if isinstance(trial, optuna.trial.Trial):
             check_direction(trial.study)
+            _warn_of_other_lengths(trial, budget_examples, evaluations)
         self._record = TrialRecord(trial, curves)
         self._may_wait = False
         self._clock = clock
@@ -170,10 +158,11 @@ class TrialReporter:
         self.stop_clock()
         if error is None:
             self._record.close()
-            if self._reported and not self.done:
+            if not self.done:
+                lacks = "is not that of a whole trial" if self._reported else "was not reported"
                 warnings.warn(
                     f"The loop has ended after {self.examples:,} of {self.budget_examples:,} "
-                    "examples, so its last evaluation is not that of a whole trial.",
+                    f"examples, so its last evaluation {lacks}.",
                     ShortTrialWarning,
                     stacklevel=2,
                 )
@@ -299,19 +288,23 @@ class TrialReporter:
             optuna.TrialPruned: The study's pruner stops the trial.
             ArgumentError: An accuracy outside [0, 1], as of percent.
         """
+        try:
+            accuracy = float(accuracy)
+        except (TypeError, ValueError):
+            raise ArgumentError(f"accuracy must be a number, got {accuracy!r}.") from None
         # Not of NaN, which is no accuracy.
         outside = accuracy < 0 or accuracy > 1
         require(not outside, "accuracy", "in [0, 1], percent divided by 100", accuracy)
         self.stop_clock()
         if examples is not None:
-            self.examples = examples
+            self.examples = _whole(examples)
         if not self.due:
             self._running_since = self._clock()
             return
         # A loop that evaluates rarely may have passed several points. This is the last of them.
         share = self.examples / self.budget_examples
         self._reported = min(self.evaluations, math.floor(share * self.evaluations + 1e-6))
-        self.accuracy = float(accuracy)
+        self.accuracy = accuracy
         if averaged is not None:
             self._averaged = averaged
         self._record.add(self._evaluation(loss=float(loss), learning_rate=learning_rate))
@@ -342,12 +335,31 @@ class TrialReporter:
         )
 
 
+def _warn_of_other_lengths(trial: optuna.trial.Trial, budget: int, evaluations: int) -> None:
+    for other in trial.study.get_trials(deepcopy=False):
+        before = trial_attributes(other).get(BUDGET_KEY, budget)
+        ended = other.state == TrialState.COMPLETE and BUDGET_KEY in other.user_attrs
+        made = other.last_step if ended else evaluations
+        if before == budget and made == evaluations:
+            continue
+        given, known = ("budget_examples", before) if before != budget else ("evaluations", made)
+        warnings.warn(
+            f"{given} is {budget if before != budget else evaluations:,}, of trial {other.number} "
+            f"it was {known:,}. Pruners compare trials at equal numbers of evaluations, so begin "
+            "another study; 'hpo-mab report' refuses one with several budgets.",
+            stacklevel=4,
+        )
+        return
+
+
 def _whole(examples: int) -> int:
     try:
         # A tensor's value, too.
-        return operator.index(examples)
+        count = operator.index(examples)
     except TypeError:
         raise ArgumentError(f"examples must be a whole number, got {examples!r}.") from None
+    require(count >= 0, "examples", "at least 0", count)
+    return count
 
 
 def _shared_copy(model: nn.Module) -> nn.Module:
@@ -373,125 +385,3 @@ def _shared_copy(model: nn.Module) -> nn.Module:
 def tensors_of(model: nn.Module) -> dict[str, Tensor]:
     """Parameters and buffers by name."""
     return dict(model.named_parameters()) | dict(model.named_buffers())
-
-
-@contextlib.contextmanager
-def recorded_trial(
-    config: Mapping[str, Any],
-    *,
-    study: str,
-    storage: Storage,
-    number: int | None = None,
-    distributions: Mapping[str, BaseDistribution] | None = None,
-) -> Iterator[optuna.trial.Trial]:
-    """A trial of a study for a training that another tuner, such as Ray Tune, starts and stops.
-
-    .. code-block:: python
-
-        def train(config):  # The tuner calls this function.
-            storage = Storage("/shared/studies.db")
-            with (
-                recorded_trial(config, study="ray-mab", storage=storage) as trial,
-                TrialReporter(trial, model=model, budget_examples=20_000) as reporter,
-            ):
-                ...
-                reporter.report(accuracy=accuracy)
-                tune.report({"accuracy": reporter.accuracy})
-
-    The study is made with the first trial. It has no pruner, because the tuner stops trials. At the
-    end the trial is
-
-    - complete, if its budget is spent, even if an exception ends the function then;
-    - pruned, if `optuna.TrialPruned` or ``SystemExit(0)`` ends it earlier, which is how Ray Tune
-      stops a function;
-    - failed otherwise. A function that ends before its budget without an exception has failed.
-
-    Exceptions are raised again.
-
-    Args:
-        config: The tuner's configuration.
-        study: Name of the study.
-        storage: Its database.
-        number: The tuner's number of the trial. Trials of equal number and configuration in two
-            studies are a pair of their comparison. None takes the trial's number in the study,
-            which depends on the order in which workers start.
-        distributions: Of the parameters, by name. Without one a number is its own range, and
-            Optuna's figures of parameters lack the search space's bounds.
-
-    Yields:
-        The trial, for a `TrialReporter`.
-
-    Raises:
-        ArgumentError: A value is not a number and has no distribution, or lies outside it.
-    """
-    config = plain(dict(config))
-    chosen = {
-        name: (distributions or {}).get(name) or _single_value(name, value)
-        for name, value in config.items()
-    }
-    for name, distribution in chosen.items():
-        require(
-            holds(distribution, config[name]),
-            f"config['{name}']",
-            f"in {distribution}",
-            config[name],
-        )
-    with storage.lock(study):
-        found = optuna.create_study(
-            study_name=study,
-            storage=storage.optuna,
-            direction="maximize",
-            pruner=optuna.pruners.NopPruner(),
-            load_if_exists=True,
-        )
-    slot = {} if number is None else {SLOT_KEY: int(number)}
-    try:
-        # Not `ask`: a trial that waits in the study has other parameters.
-        trial_id = add_running(found, slot, params=dict(config), distributions=chosen)
-    except ValueError as error:
-        raise ArgumentError(
-            f"config: {error}. Give distributions= for a value that is whole in one trial and a "
-            "fraction in another."
-        ) from error
-    trial = running_trial(found, trial_id)
-    end, ending = TrialState.FAIL, None
-    try:
-        # `heartbeat` records the next one only after an interval.
-        storage.optuna.record_heartbeat(id_of(trial))
-        with heartbeat(storage.optuna, id_of(trial)):
-            yield trial
-    except BaseException as error:
-        ending = error
-        stopped = isinstance(error, SystemExit) and not error.code
-        if stopped or isinstance(error, optuna.TrialPruned):
-            end = TrialState.PRUNED
-        raise
-    finally:
-        try:
-            _end_trial(found, trial, end)
-        except STORAGE_ERRORS as error:
-            # The caller's exception says more, and a tuner may end a function by one.
-            if ending is None:
-                raise
-            ending.add_note(f"The end of the trial could not be stored: {type(error).__name__}.")
-
-
-def _single_value(name: str, value: Any) -> BaseDistribution:
-    """The distribution of one number."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise ArgumentError(
-            f"config['{name}'] must be a number, or have a distribution, got {value!r}."
-        )
-    if isinstance(value, int):
-        return IntDistribution(low=value, high=value)
-    return FloatDistribution(low=value, high=value)
-
-
-def _end_trial(study: optuna.Study, trial: optuna.trial.Trial, end: TrialState) -> None:
-    frozen: FrozenTrial = study.get_trials(deepcopy=False)[trial.number]
-    spent = frozen.user_attrs.get(EXAMPLES_KEY, 0) >= frozen.user_attrs.get(BUDGET_KEY, 1) - 1e-6
-    value = frozen.intermediate_values.get(frozen.last_step) if frozen.last_step else None
-    if spent and value is not None:
-        study.tell(trial, value, skip_if_finished=True)
-    else:
-        study.tell(trial, state=end, skip_if_finished=True)

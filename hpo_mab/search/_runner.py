@@ -11,19 +11,17 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import optuna
-from optuna.distributions import IntDistribution
 
 from hpo_mab._attributes import TEST_KEY
-from hpo_mab._errors import ArgumentError
 from hpo_mab._machine import environment
 from hpo_mab.pruners._reasons import WeakRung
 from hpo_mab.search._choice import Choice, stored_choice
-from hpo_mab.search._components import AUTO
 from hpo_mab.search._definition import Slots, StudySpec
 from hpo_mab.search._objective import TrainingObjective
+from hpo_mab.search._portfolio import AUTO
 from hpo_mab.search._prepare import load_splits, make_objective
+from hpo_mab.search._pruners import PRUNERS
 from hpo_mab.search._slots import note_alone, run_trials
-from hpo_mab.search._space import examples
 from hpo_mab.search._stored import reopen, train_recorded
 from hpo_mab.search._study import (
     check_reference,
@@ -43,6 +41,7 @@ from hpo_mab.storage import (
     study_names,
 )
 from hpo_mab.storage._optuna import id_of
+from hpo_mab.storage._runs import deletion_is_an_error
 from hpo_mab.training import Budget, TrainingDiverged
 
 
@@ -178,13 +177,18 @@ class StudyRunner:
             keep_target: Whether a stored study keeps a target that is higher than the definition's.
 
         Raises:
-            ArgumentError: Searched batch sizes give trials different numbers of evaluations.
+            ArgumentError: A new study's trials have fewer steps than evaluations, see
+                `Workload.check_evaluations`.
             StorageError: A study of that name is defined otherwise, or the database fails.
             StudyFailedError: Three trials in a row failed.
             UnknownNameError: The pruner's reference is no study of the database.
         """
         if self.name(name) not in (known := study_names(self.storage)):
-            _check_evaluations(self.objective)
+            auto = self.spec.sampler.kind == AUTO
+            counts_on_all = auto or PRUNERS.takes(self.spec.pruner.kind, "max_resource")
+            self.objective.workload.check_evaluations(
+                self.objective.space.batch_sizes, needs_all=counts_on_all
+            )
             check_reference(self.spec, known)
             check_reference_study(self.spec, self.storage)
         study = make_study(
@@ -195,6 +199,17 @@ class StudyRunner:
             source=self.objective.source,
             keep_target=keep_target,
         )
+        with deletion_is_an_error(self.storage, study.study_name):
+            return self._run(study, on_trial, launch, score=score)
+
+    def _run(
+        self,
+        study: optuna.Study,
+        on_trial: TrialCallback | None,
+        launch: Launch | None,
+        *,
+        score: bool,
+    ) -> RunOutcome:
         self._begin(study)
         run_here = functools.partial(
             run_trials, study, self.storage, self.objective, self.spec.training
@@ -296,15 +311,10 @@ class StudyRunner:
 
     def _definition(self) -> Definition:
         workload = self.objective.workload
-        # Trials of a searched batch size differ in length, by much if the budget is in steps.
-        size = self.objective.space.loop["batch_size"]
-        is_range = isinstance(size, IntDistribution)
-        # Not the ends alone: sizes in between round to other steps.
-        sizes = range(size.low, size.high + 1, size.step) if is_range else map(int, examples(size))
         return Definition(
             arm=self.arm,
             seed=self.spec.seed,
-            trial_examples=max(map(workload.trial_examples, sizes)),
+            trial_examples=self.objective.trial_examples,
             epoch_examples=workload.num_examples,
             spec=self._stored_spec(),
             environment={**environment(), "cpu_threads": self.spec.training.threads},
@@ -319,22 +329,6 @@ class StudyRunner:
         budget = {"early_validation": "all" if early is None else early}
         whole = self.spec.model_copy(update={"budget": self.spec.budget.model_copy(update=budget)})
         return whole.model_dump(mode="json")
-
-
-def _check_evaluations(objective: TrainingObjective) -> None:
-    """Refuse batch sizes that give trials different numbers of evaluations.
-
-    Raises:
-        ArgumentError: One trial has fewer steps than evaluations, and another one more.
-    """
-    sizes = set(examples(objective.space.loop["batch_size"]))
-    steps = {objective.workload.trial_examples(size) // size for size in sizes}
-    most = objective.workload.loop.evaluations
-    if len({min(most, each) for each in steps}) > 1:
-        raise ArgumentError(
-            f"evaluations must be at most {min(steps)}, the steps of a trial with the largest "
-            f"batch size, got {most}."
-        )
 
 
 def join_study(

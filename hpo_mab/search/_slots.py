@@ -12,11 +12,11 @@ from typing import Any
 import optuna
 
 from hpo_mab._plan import Plan
-from hpo_mab.search._claim import Target
 from hpo_mab.search._definition import Slots, TrainingSection
 from hpo_mab.search._objective import TrainingObjective
 from hpo_mab.search._space import Configuration
 from hpo_mab.search._stack_loop import StackLoop, why_alone
+from hpo_mab.search._target import Target
 from hpo_mab.search._trial_loop import TrialCallback, TrialLoop
 from hpo_mab.search._workload import Workload
 from hpo_mab.storage import Storage
@@ -91,7 +91,7 @@ def _most_slots(study: optuna.Study, *, workers: int = 1) -> int:
     """Most trials at a time of one of some workers, for what is left of a study."""
     target = Target.load(study)
     most = min(MOST_SLOTS, target.trials // ROUNDS // workers)
-    if target.lengthens(study):
+    if target.continues(study):
         return most
     plan = Plan(study.get_trials(deepcopy=False))
     # Those that wait, or will be tried again.

@@ -1,203 +1,30 @@
-"""The search space of a trial and the points in it.
-
-A value of a definition is a constant, or a range that becomes an Optuna parameter.
-"""
+"""The search space of a trial and the points in it."""
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import Any, get_args
 
 import optuna
-from optuna.distributions import (
-    BaseDistribution,
-    CategoricalDistribution,
-    FloatDistribution,
-    IntDistribution,
-)
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from hpo_mab._attributes import BARE, ITEM_NAMES, parameter_of
-from hpo_mab._errors import ArgumentError, UnknownNameError
+from hpo_mab._errors import ArgumentError
 from hpo_mab._registry import Named, Registry, check_types
 from hpo_mab.samplers._registry import SAMPLERS, sampler_maker
+from hpo_mab.search._ranges import (
+    ListChoices,
+    count_values,
+    examples,
+    is_two_integers,
+    parse_value,
+    range_ends,
+    ranges,
+)
 from hpo_mab.training import DEFAULT_AVERAGE
-
-_RANGE_KEYS = frozenset({"low", "high", "log", "step", "type"})
-_KEYS = _RANGE_KEYS | {"choices"}
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class ListChoices:
-    """Choices that include lists: Optuna cannot store these, and gets their text.
-
-    Attributes:
-        distribution: The choices as given to Optuna, e.g. ``"[1, 2]"``.
-        choices: The choices.
-    """
-
-    distribution: CategoricalDistribution
-    choices: tuple[Any, ...]
-
-    def suggest(self, trial: optuna.trial.BaseTrial, name: str) -> Any:
-        """The choice whose text is suggested to the trial."""
-        shown = trial.suggest_categorical(name, self.distribution.choices)
-        return self.choices[self.distribution.choices.index(shown)]
-
-
-def parse_value(name: str, value: Any) -> Any:
-    """Turn a definition's value into a constant or an Optuna distribution.
-
-    A table with ``choices`` is categorical. A table with ``low`` and ``high`` is an integer range
-    if both and ``step`` are integers, and a float range otherwise; ``type = "float"`` makes
-    integers floats. ``log`` and ``step`` are as in Optuna. The items of a list may be ranges, too.
-    Everything else is a constant.
-
-    Args:
-        name: The value's name, for messages, e.g. ``"optimizer.lr"``.
-        value: A plain value, or a distribution.
-
-    Raises:
-        ArgumentError: A range that holds nothing, or keys that do not go together.
-        UnknownNameError: A key that a range does not have.
-    """
-    if isinstance(value, list | tuple):
-        return [parse_value(f"{name}.{index}", item) for index, item in enumerate(value)]
-    if not isinstance(value, Mapping):
-        return value
-    for key in value:
-        if key not in _KEYS:
-            raise UnknownNameError(f"key of the range {name}", str(key), _KEYS)
-    if "choices" in value:
-        return _parse_choices(name, value)
-    return _parse_range(name, value)
-
-
-def suggest(trial: optuna.trial.BaseTrial, name: str, value: Any) -> Any:
-    """The trial's value: suggested where ``value`` is a distribution, else ``value`` itself."""
-    if isinstance(value, FloatDistribution):
-        return trial.suggest_float(name, value.low, value.high, step=value.step, log=value.log)
-    if isinstance(value, IntDistribution):
-        return trial.suggest_int(name, value.low, value.high, step=value.step, log=value.log)
-    if isinstance(value, CategoricalDistribution):
-        return trial.suggest_categorical(name, value.choices)
-    if isinstance(value, ListChoices):
-        return value.suggest(trial, name)
-    if isinstance(value, list):
-        return [suggest(trial, parameter_of(name, index), item) for index, item in enumerate(value)]
-    return value
-
-
-def ranges(name: str, value: Any) -> Iterator[tuple[str, BaseDistribution]]:
-    """The Optuna parameters of a parsed value: names and distributions."""
-    if isinstance(value, BaseDistribution):
-        yield name, value
-    elif isinstance(value, ListChoices):
-        yield name, value.distribution
-    elif isinstance(value, list):
-        for index, item in enumerate(value):
-            yield from ranges(parameter_of(name, index), item)
-
-
-def distributions(sections: Mapping[str, Mapping[str, Any]]) -> dict[str, BaseDistribution]:
-    """The Optuna parameters of a search space, from the parsed values of its sections."""
-    found = (
-        ranges(f"{_prefix(section)}{key}", value)
-        for section, values in sections.items()
-        for key, value in values.items()
-    )
-    return dict(itertools.chain.from_iterable(found))
-
-
-def _prefix(section: str) -> str:
-    """What the names of a section's parameters begin with."""
-    return "" if section in BARE else f"{section}."
-
-
-def range_ends(distribution: BaseDistribution) -> tuple[Any, Any]:
-    """The lowest and highest value of a range; the first and last of choices."""
-    if isinstance(distribution, CategoricalDistribution):
-        return distribution.choices[0], distribution.choices[-1]
-    if isinstance(distribution, FloatDistribution | IntDistribution):
-        return distribution.low, distribution.high
-    raise TypeError(f"not a range: {distribution!r}")
-
-
-def holds(distribution: BaseDistribution, value: Any) -> bool:
-    """Whether a value is one of a range's, or one of the choices."""
-    try:
-        return distribution._contains(distribution.to_internal_repr(value))
-    except ValueError:
-        # None of the choices.
-        return False
-
-
-def examples(value: Any) -> Iterator[Any]:
-    """Constants that a parsed value may become: both ends of ranges, every choice, itself."""
-    if isinstance(value, CategoricalDistribution | ListChoices):
-        yield from value.choices
-    elif isinstance(value, BaseDistribution):
-        yield from range_ends(value)
-    elif isinstance(value, list):
-        yield from (list(items) for items in itertools.product(*map(examples, value)))
-    else:
-        yield value
-
-
-def present_names(params: Mapping[str, Any]) -> dict[str, Any]:
-    """Parameters of a recorded trial by their present names; some had others before."""
-    return {ITEM_NAMES.get(name, name): value for name, value in params.items()}
-
-
-def _parse_choices(name: str, value: Mapping[str, Any]) -> CategoricalDistribution | ListChoices:
-    choices = value["choices"]
-    if len(value) > 1 or not isinstance(choices, list | tuple) or not choices:
-        raise ArgumentError(f"{name}: choices must be a list of values and stand alone.")
-    for choice in choices:
-        items = choice if isinstance(choice, list | tuple) else [choice]
-        if not all(isinstance(item, bool | int | float | str | None) for item in items):
-            raise ArgumentError(
-                f"{name}: choices must be booleans, numbers, strings or lists of them, "
-                f"got {choice!r}."
-            )
-    if not any(isinstance(choice, list | tuple) for choice in choices):
-        return CategoricalDistribution(choices)
-    shown = [str(list(one)) if isinstance(one, list | tuple) else one for one in choices]
-    return ListChoices(CategoricalDistribution(shown), tuple(choices))
-
-
-def _parse_range(name: str, value: Mapping[str, Any]) -> FloatDistribution | IntDistribution:
-    low, high = _bound(name, value, "low"), _bound(name, value, "high")
-    log, step, kind = value.get("log", False), value.get("step"), value.get("type")
-    if kind not in (None, "int", "float"):
-        raise ArgumentError(f'{name}: type must be "int" or "float", got {kind!r}.')
-    if low > high:
-        raise ArgumentError(f"{name}: low must not exceed high, got low = {low}, high = {high}.")
-    whole = step is None or (isinstance(step, int | float) and float(step).is_integer())
-    integer = isinstance(low, int) and isinstance(high, int) and whole
-    if kind == "int" and not integer:
-        raise ArgumentError(
-            f"{name}: an int range needs integer bounds and an integer step, "
-            f"got low = {low}, high = {high}, step = {step}."
-        )
-    try:
-        if integer and kind != "float":
-            return IntDistribution(
-                int(low), int(high), log=log, step=1 if step is None else int(step)
-            )
-        return FloatDistribution(float(low), float(high), log=log, step=step)
-    except (TypeError, ValueError) as error:
-        raise ArgumentError(f"{name}: {error}") from error
-
-
-def _bound(name: str, value: Mapping[str, Any], key: str) -> int | float:
-    bound = value.get(key)
-    # In Python booleans are integers.
-    if isinstance(bound, bool) or not isinstance(bound, int | float) or not abs(bound) < math.inf:
-        raise ArgumentError(f"{name}: a range needs {key}, a finite number, got {bound!r}.")
-    return bound
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -335,6 +162,20 @@ def check_options(
     """Refuse parsed values that a named class or function does not take; see `Registry.check`."""
     each = {key: list(examples(one)) for key, one in values.items()}
     registry.check(named, each, section=section, shown=shown)
+    kinds = {key: one.kind for key, one in registry.options(named).items()}
+    _check_fractions(section, values, kinds)
+
+
+def _check_fractions(section: str, values: Mapping[str, Any], kinds: Mapping[str, Any]) -> None:
+    """Refuse ``{ low = 0, high = 1 }`` of options that take fractions, none of which it holds."""
+    for key, value in values.items():
+        taken = get_args(kinds.get(key)) or (kinds.get(key),)
+        if float in taken and int not in taken and is_two_integers(value):
+            low, high = range_ends(value)
+            raise ArgumentError(
+                f"{section}.{key}: a range of integers from {low} to {high} holds nothing between "
+                f"them; write low = {low}.0 for fractions, or choices = [{low}, {high}]."
+            )
 
 
 #: Settings of the training loop that can be searched, with their types.
@@ -406,6 +247,7 @@ class SearchSpace:
             {key: list(examples(value)) for key, value in self.loop.items()},
             LOOP_TYPES,
         )
+        _check_fractions("training", self.loop, LOOP_TYPES)
 
     def loop_examples(self) -> Iterator[dict[str, Any]]:
         """Settings of the loop at both ends of each range and with every choice, all combined."""
@@ -422,12 +264,20 @@ class SearchSpace:
         )
 
     @property
+    def batch_sizes(self) -> Collection[int]:
+        """Every batch size that a trial may have."""
+        size = self.loop["batch_size"]
+        if isinstance(size, IntDistribution):
+            return range(size.low, size.high + 1, size.step)
+        return [int(one) for one in examples(size)]
+
+    @property
     def shapes(self) -> float:
         """How many shapes of network and batch the space has, at most; infinite for float ranges.
 
         Trials of one shape share a stack, see `hpo_mab.training.StackedTrainer`.
         """
-        return math.prod(map(_count_values, (*self.model.values(), self.loop["batch_size"])))
+        return math.prod(map(count_values, (*self.model.values(), self.loop["batch_size"])))
 
     def corners(self) -> tuple[Configuration, Configuration]:
         """The points where every range is at its low end, and at its high end."""
@@ -440,23 +290,24 @@ class SearchSpace:
             "sampler": self.sampler.values,
             "model": self.model,
         }
-        found = distributions(sections)
-        return self.at({name: range_ends(one)[end] for name, one in found.items()})
+        found = (
+            ranges(f"{_prefix(section)}{key}", value)
+            for section, values in sections.items()
+            for key, value in values.items()
+        )
+        each = itertools.chain.from_iterable(found)
+        return self.at({name: range_ends(one)[end] for name, one in each})
 
     def at(self, params: Mapping[str, Any]) -> Configuration:
         """The point that a recorded trial's parameters name."""
-        return self.suggest(optuna.trial.FixedTrial(present_names(params)))
+        # Some had other names in earlier versions.
+        present = {ITEM_NAMES.get(name, name): value for name, value in params.items()}
+        return self.suggest(optuna.trial.FixedTrial(present))
 
 
-def _count_values(value: Any) -> float:
-    """How many values a parsed value may take."""
-    if isinstance(value, list):
-        return math.prod(map(_count_values, value))
-    if isinstance(value, CategoricalDistribution | ListChoices):
-        return len(value.choices)
-    if isinstance(value, IntDistribution):
-        return (value.high - value.low) // value.step + 1
-    return math.inf if isinstance(value, FloatDistribution) and not value.single() else 1
+def _prefix(section: str) -> str:
+    """What the names of a section's parameters begin with."""
+    return "" if section in BARE else f"{section}."
 
 
 def _parse(section: str, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -467,6 +318,21 @@ def _suggest(
     trial: optuna.trial.BaseTrial, section: str, values: Mapping[str, Any]
 ) -> dict[str, Any]:
     return {key: suggest(trial, f"{_prefix(section)}{key}", value) for key, value in values.items()}
+
+
+def suggest(trial: optuna.trial.BaseTrial, name: str, value: Any) -> Any:
+    """The trial's value: suggested where ``value`` is a distribution, else ``value`` itself."""
+    if isinstance(value, FloatDistribution):
+        return trial.suggest_float(name, value.low, value.high, step=value.step, log=value.log)
+    if isinstance(value, IntDistribution):
+        return trial.suggest_int(name, value.low, value.high, step=value.step, log=value.log)
+    if isinstance(value, CategoricalDistribution):
+        return trial.suggest_categorical(name, value.choices)
+    if isinstance(value, ListChoices):
+        return value.suggest(trial, name)
+    if isinstance(value, list):
+        return [suggest(trial, parameter_of(name, index), item) for index, item in enumerate(value)]
+    return value
 
 
 def _name_and_options(values: Mapping[str, Any], key: str) -> tuple[Named, dict[str, Any]]:

@@ -13,18 +13,13 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import TrialState
 
 from hpo_mab._attributes import RESUMED_KEY, RETRY_KEY, STACK_KEY
-from hpo_mab._errors import interruptible, memory_reason
+from hpo_mab._errors import failure_reason, memory_reason
+from hpo_mab._interrupts import interruptible
 from hpo_mab._plan import Next, raise_if_failing
 from hpo_mab.samplers._registry import NAMES
+from hpo_mab.search._checkpoint import SlotCheckpoint, warn_of_misfit
 from hpo_mab.search._objective import TrainingObjective
-from hpo_mab.search._recorder import (
-    SlotCheckpoint,
-    TrialRecord,
-    failure_reason,
-    offer,
-    store_end,
-    warn_of_misfit,
-)
+from hpo_mab.search._recorder import TrialRecord, offer, store_end
 from hpo_mab.search._space import Assignment, Configuration
 from hpo_mab.search._trial_loop import End, TrialCallback, TrialLoop
 from hpo_mab.search._workload import Workload

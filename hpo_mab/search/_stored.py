@@ -228,7 +228,8 @@ class StudyExamples:
     def exclusion(self, count: int) -> Exclusion:
         """The ``count`` most suspicious examples as a list that a definition can exclude.
 
-        The list also has the examples that the study's own definition excludes.
+        The list also has the examples that the study's own definition excludes. Of each class the
+        last example stays.
 
         Raises:
             ArgumentError: Fewer were visited.
@@ -240,7 +241,15 @@ class StudyExamples:
                 f"--drop must be in [1, {most}], the examples that trials drew, got {count}."
             )
         before = () if self.excluded is None else self.excluded.indices
-        indices = tuple(sorted({*before, *(example.index for example in found)}))
+        labels = self.splits.train.labels.numpy()
+        left = np.bincount(labels)
+        dropped = set(before)
+        for example in found:
+            # Without any example of a class the list would be refused.
+            if left[labels[example.row]] > 1:
+                left[labels[example.row]] -= 1
+                dropped.add(example.index)
+        indices = tuple(sorted(dropped))
         return Exclusion(labels=self.splits.source, indices=indices, data=self.data)
 
     def _examples(self, positions: NDArray[np.int64], scores: NDArray[np.float64]) -> list[Example]:

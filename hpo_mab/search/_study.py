@@ -17,11 +17,13 @@ from optuna.pruners import BasePruner
 from hpo_mab._attributes import UNIFORM, flat_spec
 from hpo_mab._errors import ArgumentError, StorageError, UnknownNameError, require
 from hpo_mab.pruners import PromotionPruner
-from hpo_mab.search._choice import given_race, is_its_evidence, take_evidence
-from hpo_mab.search._claim import Target
-from hpo_mab.search._components import AUTO, PlannedSampler, sampler_factory, study_pruner
 from hpo_mab.search._definition import StudySpec
+from hpo_mab.search._given import given_race, is_its_evidence, take_evidence
+from hpo_mab.search._portfolio import AUTO
+from hpo_mab.search._pruners import study_pruner
 from hpo_mab.search._recorder import check_direction
+from hpo_mab.search._searchers import PlannedSampler, sampler_factory
+from hpo_mab.search._target import Target
 from hpo_mab.storage import Definition, Storage, open_study, study_names
 
 #: Keys of a definition that name evidence.
@@ -163,7 +165,8 @@ def make_study(
                 _refuse_other_definition(study, spec.model_dump(mode="json"))
                 _refuse_other_data(study, definition)
             if Definition.is_in(study.user_attrs):
-                _take_changes(study, spec, definition)
+                # A study that `hpo-mab run` made under an arm's name is that arm from now on.
+                _take_changes(study, spec, definition, takes_arm=keep_target)
         else:
             # Optuna deletes a study without them.
             storage.remove_orphans()
@@ -197,16 +200,20 @@ def make_study(
 _FOR_WORKERS = ("checkpoint", "examples", "graph")
 
 
-def _take_changes(study: optuna.Study, spec: StudySpec, definition: Definition) -> None:
+def _take_changes(
+    study: optuna.Study, spec: StudySpec, definition: Definition, *, takes_arm: bool
+) -> None:
     """Store what may change in the study's definition, for workers that are started from now on.
 
-    So is the budget of a trial, which earlier versions counted otherwise.
+    So is the budget of a trial, which earlier versions counted otherwise, and in a comparison the
+    arm.
     """
     stored = Definition.load(study)
     before = stored.settings.training
     training = {**before, **{key: getattr(spec.training, key) for key in _FOR_WORKERS}}
     taken = dataclasses.replace(
         stored,
+        arm=definition.arm if takes_arm else stored.arm,
         spec={**stored.spec, "training": training},
         trial_examples=definition.trial_examples,
     )
@@ -259,7 +266,7 @@ def check_reference(spec: StudySpec, known: Collection[str]) -> None:
     Raises:
         UnknownNameError: No study that is ``known`` has its name.
     """
-    reference = _reference(spec)
+    reference = reference_of(spec)
     if reference is not None and reference not in known:
         raise UnknownNameError("study of pruner.reference", reference, known)
 
@@ -270,7 +277,7 @@ def check_reference_study(spec: StudySpec, storage: Storage) -> None:
     Raises:
         ArgumentError: It differs in its sampler, seed, data, network or the length of a trial.
     """
-    reference = _reference(spec)
+    reference = reference_of(spec)
     if reference is None:
         return
     study = open_study(storage, reference)
@@ -286,7 +293,7 @@ def check_reference_study(spec: StudySpec, storage: Storage) -> None:
             )
 
 
-def _reference(spec: StudySpec) -> str | None:
+def reference_of(spec: StudySpec) -> str | None:
     """Name of the study whose trials the pruner pairs with the study's; None if it needs none."""
     named = spec.pruner.options.get("reference")
     return None if named is None or spec.sampler.kind == UNIFORM else str(named)

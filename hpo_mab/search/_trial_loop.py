@@ -12,18 +12,14 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 
 from hpo_mab._attributes import INTERRUPTED_KEY, StudySettings, budgets_of
-from hpo_mab._errors import (
-    StorageError,
-    deferred_interrupts,
-    interruptible,
-    memory_reason,
-    raise_if_interrupted,
-)
+from hpo_mab._errors import StorageError, memory_reason
+from hpo_mab._interrupts import deferred_interrupts, interruptible, raise_if_interrupted
 from hpo_mab._plan import Next, raise_if_failing, slot_of
 from hpo_mab.search._claim import claim
 from hpo_mab.search._objective import TrainingObjective
-from hpo_mab.storage import STORAGE_ERRORS, Storage, release, study_names
+from hpo_mab.storage import STORAGE_ERRORS, Storage, release
 from hpo_mab.storage._optuna import id_of, storage_of
+from hpo_mab.storage._runs import deletion_is_an_error
 from hpo_mab.training._device import release_memory
 
 #: Called with study and trial after each trial. In between its method ``running``, if any, gets the
@@ -157,7 +153,8 @@ class TrialLoop:
             StudyFailedError: Three trials in a row failed.
         """
         self._objective.runs_in_loop = True
-        with deferred_interrupts() as was_pressed:
+        name = self._study.study_name
+        with deletion_is_an_error(self._storage, name), deferred_interrupts() as was_pressed:
             try:
                 while self._step():
                     # Before another trial begins.
@@ -167,11 +164,7 @@ class TrialLoop:
                 with contextlib.suppress(StorageError, *STORAGE_ERRORS):
                     self._abandon()
                 return True
-            except Exception as error:
-                name = self._study.study_name
-                # Optuna's error where the record of a study or trial is gone.
-                if isinstance(error, KeyError) and name not in study_names(self._storage):
-                    raise StorageError(f"Study '{name}' has been deleted.") from None
+            except Exception:
                 if self._claimed:
                     # Other trials of a stack are healthy. Their end must not replace this error.
                     with contextlib.suppress(Exception):
@@ -274,8 +267,9 @@ class TrialLoop:
 
     def _is_saved(self, trial: FrozenTrial) -> bool:
         checkpoints = self._objective.checkpoints
-        slot = slot_of(self._study, trial)
-        return checkpoints is not None and checkpoints.path(self._study, (slot, "")).exists()
+        if checkpoints is None or not checkpoints.seconds:
+            return False
+        return checkpoints.path(self._study, (slot_of(self._study, trial), "")).exists()
 
     def _remove_checkpoints(self) -> None:
         if self._objective.checkpoints is not None:

@@ -6,7 +6,8 @@ import contextlib
 import dataclasses
 import functools
 import json
-from collections.abc import Callable, Iterator, Mapping
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Unpack
 
 import numpy as np
@@ -14,14 +15,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Subset
 
-from hpo_mab._errors import ArgumentError, check_integer, interruptible, name_of
+from hpo_mab._errors import ArgumentError, check_integer, name_of
 from hpo_mab._examples import ExampleRecord
+from hpo_mab._interrupts import interruptible
 from hpo_mab._machine import version_of
 from hpo_mab._plan import derive_seed
 from hpo_mab.data import Augmentation, DatasetSplits, ImageData, ImageSplits, Normalization
 from hpo_mab.samplers import BatchSampler
 from hpo_mab.samplers._registry import record_column
-from hpo_mab.search._recorder import warn_of_misfit
+from hpo_mab.search._checkpoint import warn_of_misfit
 from hpo_mab.search._space import Configuration, Part
 from hpo_mab.training import (
     Batches,
@@ -34,7 +36,7 @@ from hpo_mab.training import (
     Sweep,
     Training,
 )
-from hpo_mab.training._device import check_precision, cpu_threads, random_state
+from hpo_mab.training._device import check_precision, cpu_threads, random_state, seed_random
 from hpo_mab.training._schedule import CurveArguments, LearningCurve
 from hpo_mab.training._tally import ExampleTally
 
@@ -126,6 +128,7 @@ class Workload:
         self.device = device
         #: What samplers of the study may use of its record; None as long as there is none.
         self.known: ExampleRecord | None = None
+        self._made: weakref.ref[nn.Module] | None = None
         self._model = model
         self._augmentation = augmentation
         self._num_workers = num_workers
@@ -140,6 +143,25 @@ class Workload:
     def trial_examples(self, batch_size: int) -> int:
         """Budget of a trial in training examples."""
         return self._steps(self.budget, batch_size) * batch_size
+
+    def check_evaluations(self, batch_sizes: Iterable[int], *, needs_all: bool = False) -> None:
+        """Refuse more evaluations than a trial has steps, where trials would not compare.
+
+        Args:
+            batch_sizes: Those that trials may have.
+            needs_all: Whether a trial must have all evaluations.
+
+        Raises:
+            ArgumentError: A trial has fewer steps than evaluations, and another one more, or
+                ``needs_all``.
+        """
+        steps = {self._steps(self.budget, size) for size in batch_sizes}
+        most = self.loop.evaluations
+        if min(steps) < most and (needs_all or max(steps) > min(steps)):
+            raise ArgumentError(
+                f"evaluations must be at most {min(steps)}, the steps of a trial with the largest "
+                f"batch size, got {most}; set budget.evaluations."
+            )
 
     def check_settings(self, settings: Mapping[str, Any]) -> None:
         """Refuse settings of the loop outside their bounds.
@@ -232,7 +254,7 @@ class Workload:
             ArgumentError: Another thread of this process is training.
         """
         with random_state(self.device):
-            torch.manual_seed(seed)
+            seed_random(seed)
             return self._network(configuration)
 
     def stack(
@@ -331,6 +353,11 @@ class Workload:
         made = self._model(**configuration.model)
         if not isinstance(made, nn.Module):
             raise ArgumentError(f"model must make a torch.nn.Module, got {type(made).__name__}.")
+        if self._made is not None and self._made() is made:
+            raise ArgumentError(
+                "model must make a new network at each call, got the last one again."
+            )
+        self._made = weakref.ref(made)
         return made
 
     def _difficulty(self, sampler: Part) -> Tensor:
@@ -353,7 +380,7 @@ class Workload:
         **curve: Unpack[CurveArguments],
     ) -> Training:
         # Initial weights and dropout follow from it; sampler and augmentation have their own.
-        torch.manual_seed(seed)
+        seed_random(seed)
         model = self._network(configuration).to(self.device)
         optimizer = configuration.optimizer
         return Training(

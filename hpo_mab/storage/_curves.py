@@ -6,7 +6,7 @@ import dataclasses
 import math
 import secrets
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -153,7 +153,7 @@ class CurveStore:
         names = ["curve", *_FIELDS]
         with self._engine.connect() as connection:
             found = list(_curve_points(connection, set(trial_ids)))
-        rows = [dict(zip(names, row[1:], strict=True)) for row in found]
+        rows = [target._storable(dict(zip(names, row[1:], strict=True))) for row in found]
         numbers = sorted({row["curve"] for row in rows})
         with target._engine.begin() as connection:
             known: set[int] = set()
@@ -194,13 +194,16 @@ class CurveStore:
         return curve
 
     def _row(self, curve: int, evaluation: Evaluation) -> dict[str, Any]:
-        row = {"curve": curve, **dataclasses.asdict(evaluation)}
+        return self._storable({"curve": curve, **dataclasses.asdict(evaluation)})
+
+    def _storable(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """A row with None for the numbers that the database cannot store."""
         # Only PostgreSQL stores NaN, and MySQL does not store infinity either.
         storable = math.isfinite if self._engine.name == "mysql" else _is_not_nan
-        for name, value in row.items():
-            if isinstance(value, float) and not storable(value):
-                row[name] = None
-        return row
+        return {
+            name: None if isinstance(value, float) and not storable(value) else value
+            for name, value in row.items()
+        }
 
 
 def _curve_points(

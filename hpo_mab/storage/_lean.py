@@ -317,6 +317,12 @@ class LeanStorage(RDBStorage):
         included_trial_ids: Collection[int],
         trial_id_greater_than: int,
     ) -> list[FrozenTrial]:
+        """What Optuna's cache asks for: new trials, and again every unfinished one.
+
+        Within `collect_writes` it gets only those of the latter that this thread wrote, without the
+        database where they were read before. New ones are read at first, and where this thread
+        added one.
+        """
         kept: list[FrozenTrial] = []
         if (collecting := self._collecting) is not None:
             # The highest id in Optuna's cache, which lists the trials that it must read again.

@@ -20,7 +20,8 @@ from optuna.exceptions import StorageInternalError
 from optuna.storages import RetryHeartbeatStaleTrialCallback
 from sqlalchemy.exc import SQLAlchemyError
 
-from hpo_mab._errors import ArgumentError, StorageError, hide_passwords, interruptible
+from hpo_mab._errors import ArgumentError, StorageError, hide_passwords
+from hpo_mab._interrupts import interruptible
 from hpo_mab._plan import RETRIES
 from hpo_mab.storage import DEFAULT_URL
 from hpo_mab.storage._curves import CurveStore
@@ -66,7 +67,7 @@ class Storage:
     It is opened, and its tables are made, on first use: an earlier error leaves no file.
 
     Args:
-        url: Any SQLAlchemy URL that Optuna takes; a bare path means SQLite.
+        url: Any SQLAlchemy URL that Optuna takes; a path means SQLite.
         create: Whether a missing SQLite file is made; reading commands do not make one.
         heartbeat: Seconds between the heartbeats of a running trial.
         grace: Seconds without a heartbeat after which other machines count a trial as lost.
@@ -85,14 +86,19 @@ class Storage:
     """
 
     def __init__(
-        self, url: str = DEFAULT_URL, *, create: bool = True, heartbeat: int = 30, grace: int = 120
+        self,
+        url: str | Path = DEFAULT_URL,
+        *,
+        create: bool = True,
+        heartbeat: int = 30,
+        grace: int = 120,
     ) -> None:
         if not 1 <= heartbeat < grace:
             raise ArgumentError(
                 "heartbeat must be at least 1 and below grace, "
                 f"got heartbeat = {heartbeat}, grace = {grace}."
             )
-        self.url = _normalise(url)
+        self.url = _normalise(str(url))
         self.shown_url = hide_passwords(self.url.render_as_string(hide_password=True))
         self.heartbeat = heartbeat
         self.grace = grace

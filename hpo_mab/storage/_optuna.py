@@ -7,17 +7,20 @@ neither SQLAlchemy nor torch, as a user's pruner needs neither.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import optuna
-import sqlalchemy as sa
 from optuna.distributions import BaseDistribution
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.pruners import BasePruner, HyperbandPruner
 from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
+
+if TYPE_CHECKING:
+    import sqlalchemy as sa
 
 
 def id_of(known: optuna.Study | optuna.trial.Trial | FrozenTrial) -> int:
@@ -116,6 +119,10 @@ def needed_at_rung(
     return float(ranked[max(len(ranked) // reduction_factor, 1) - 1])
 
 
+class SearchExhaustedWarning(UserWarning):
+    """A search sampler has proposed all that it has; further trials repeat configurations."""
+
+
 class StudyView:
     """A study that shows some of its trials, to be given to one of Optuna's samplers.
 
@@ -128,6 +135,16 @@ class StudyView:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.study, name)
+
+    def stop(self) -> None:
+        """Warn in place of `optuna.Study.stop`: the study's budget decides when it ends."""
+        text = "The search sampler has proposed all that it has; further trials repeat it."
+        warnings.warn(text, SearchExhaustedWarning, stacklevel=2)
+
+    @property
+    def trials(self) -> list[FrozenTrial]:
+        """See `optuna.Study.trials`."""
+        return self.get_trials()
 
     def get_trials(self, *args: Any, **options: Any) -> list[FrozenTrial]:
         """See `optuna.Study.get_trials`."""
@@ -164,3 +181,13 @@ class AttributeSink:
     def set_study_system_attr(self, study_id: int, key: str, value: Any) -> None:
         """See `optuna.storages.BaseStorage`."""
         self.known[key] = self.written[key] = value
+
+
+def quietly(make: Callable[..., Any], options: Mapping[str, Any], base: type) -> Any:
+    """Make an object of Optuna's without its warnings about experimental features."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        made = make(**options)
+    if not isinstance(made, base):
+        raise TypeError(f"must be an optuna {base.__name__}, got {type(made).__name__}.")
+    return made

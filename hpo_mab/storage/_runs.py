@@ -5,9 +5,10 @@ The definition of a study is stored with it as one user attribute.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Self
 
 import optuna
@@ -375,6 +376,17 @@ class MissingCurvesWarning(UserWarning):
 def study_names(storage: Storage) -> tuple[str, ...]:
     """Names of all studies in the database, oldest first."""
     return tuple(optuna.get_all_study_names(storage=storage.optuna))
+
+
+@contextlib.contextmanager
+def deletion_is_an_error(storage: Storage, name: str) -> Iterator[None]:
+    """Raise `StorageError` where Optuna's records of a study are gone, in place of its KeyError."""
+    try:
+        yield
+    except KeyError:
+        if name in study_names(storage):
+            raise
+        raise StorageError(f"Study '{name}' has been deleted.") from None
 
 
 def open_study(storage: Storage, name: str) -> optuna.Study:

@@ -109,7 +109,18 @@ class WeightAverage:
         return functools.partial(call_with, self._model, self.weights())
 
     def weights(self) -> dict[str, Tensor]:
-        """Averages by name, of the types that the network has now; others are not copied."""
+        """Averages by name, of the types that the network has now; others are not copied.
+
+        Raises:
+            ArgumentError: A layer of the network was replaced.
+        """
+        present = dict(self._model.named_parameters()) | dict(self._model.named_buffers())
+        for name, (tensors, own) in zip(self._names, self._places, strict=True):
+            if present.get(name) is not tensors.get(own):
+                raise ArgumentError(
+                    f"model must keep its layers while its weights are averaged; that of '{name}' "
+                    "was replaced."
+                )
         kept = zip(self._names, self._places, self._average, strict=True)
         return {name: average.to(tensors[own].dtype) for name, (tensors, own), average in kept}
 

@@ -181,7 +181,10 @@ class Batches(Protocol):
         ...
 
     def inputs(self, indices: Tensor) -> Tensor:
-        """Network inputs of examples, unaugmented, on the training device."""
+        """Network inputs of examples on the training device, without the device's augmentation.
+
+        A data set's own transforms are applied.
+        """
         ...
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import random
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
@@ -62,9 +64,21 @@ def release_memory() -> None:
         torch.mps.empty_cache()
 
 
-def random_states(device: torch.device) -> dict[str, Tensor]:
-    """States of the generators that dropout and users' transforms draw from."""
-    states = {"cpu": torch.get_rng_state()}
+def seed_random(seed: int) -> None:
+    """Seed torch's, NumPy's and Python's random states, which networks and transforms draw from."""
+    torch.manual_seed(seed)
+    np.random.seed(seed % 2**32)
+    random.seed(seed)
+
+
+def random_states(device: torch.device) -> dict[str, Any]:
+    """States of the generators that dropout and users' transforms draw from, as files hold them."""
+    kind, keys, *rest = np.random.get_state()
+    states: dict[str, Any] = {
+        "cpu": torch.get_rng_state(),
+        "numpy": [kind, torch.from_numpy(np.asarray(keys, np.int64)), *rest],
+        "python": random.getstate(),
+    }
     if device.type == "cuda":
         states["cuda"] = torch.cuda.get_rng_state(device)
     elif device.type == "mps":
@@ -72,9 +86,14 @@ def random_states(device: torch.device) -> dict[str, Tensor]:
     return states
 
 
-def set_random_states(device: torch.device, states: Mapping[str, Tensor]) -> None:
+def set_random_states(device: torch.device, states: Mapping[str, Any]) -> None:
     """Restore states that `random_states` returned."""
     torch.set_rng_state(states["cpu"].cpu())
+    # Checkpoints of earlier versions lack them.
+    if "numpy" in states:
+        kind, keys, *rest = states["numpy"]
+        np.random.set_state((kind, keys.cpu().numpy().astype(np.uint32), *rest))
+        random.setstate(states["python"])
     if device.type == "cuda":
         torch.cuda.set_rng_state(states["cuda"].cpu(), device)
     elif device.type == "mps":
@@ -107,20 +126,24 @@ _training_thread = threading.RLock()
 
 @contextlib.contextmanager
 def random_state(device: torch.device) -> Iterator[None]:
-    """Reserve torch's global random state for one thread, and restore it afterwards.
+    """Reserve the global random states for one thread, and restore them afterwards.
 
-    Weights, dropout and loaders draw from it, and torch has one for the whole process.
+    Weights, dropout, loaders and users' transforms draw from those of torch, NumPy and Python; each
+    has one for the whole process.
     """
     if not _training_thread.acquire(blocking=False):
         raise ArgumentError(
             "n_jobs must be 1, or trials run one after the other: two at once in one process would "
-            "share torch's random state, and neither would follow from its seed. Start several "
+            "share one random state, and neither would follow from its seed. Start several "
             "processes on one storage, e.g. with hpo-mab run --workers."
         )
+    of_numpy, of_python = np.random.get_state(), random.getstate()
     try:
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             yield
     finally:
+        np.random.set_state(of_numpy)
+        random.setstate(of_python)
         _training_thread.release()
 
 

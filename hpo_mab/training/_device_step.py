@@ -4,211 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import operator
-import pickle
-import random
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
 
-from hpo_mab._errors import memory_reason
 from hpo_mab.samplers._feedback import Draw
-from hpo_mab.training._average import ASSIGNS, DRAWS, WeightAverage
+from hpo_mab.training._average import ASSIGNS, WeightAverage
 from hpo_mab.training._batches import DeviceBatches, LossMeter, TimedSampler
+from hpo_mab.training._captured import Captured
 from hpo_mab.training._device import logits_of
 from hpo_mab.training._optimizers import is_fused
 from hpo_mab.training._tally import ExampleTally
-
-#: Calls before the capture: the optimiser makes its state, and libraries choose their kernels.
-WARM_UP_CALLS = 3
-
-_CAPTURING = threading.Lock()
-_OF_THREAD = threading.local()
-
-
-class Captured:
-    """Calls a function; on CUDA after `WARM_UP_CALLS` calls, replays it from a graph.
-
-    A replay launches all kernels at once. The function must be the same in each call, and read and
-    write the same memory. It must not make the host wait for the device. If it cannot be captured,
-    it is called without a graph.
-
-    Args:
-        device: Device of its tensors.
-        generators: Random generators that it uses, in addition to the device's default one.
-        capture: Whether to capture a graph where that is possible: on CUDA.
-
-    Attributes:
-        reason: Why the function could not be captured; None as long as nothing failed.
-    """
-
-    def __init__(
-        self,
-        *,
-        device: torch.device,
-        generators: tuple[torch.Generator | None, ...] = (),
-        capture: bool = True,
-    ) -> None:
-        self._device = device
-        self._generators = generators
-        self._wanted = capture and device.type == "cuda"
-        self._stream: torch.cuda.Stream | None = None
-        self._side: torch.cuda.Stream | None = None
-        if self._wanted:
-            self._stream, self._side = _streams(device)
-        self._forked = False
-        self._graph: torch.cuda.CUDAGraph | None = None
-        self._calls = 0
-        self.reason: str | None = None
-
-    @property
-    def captured(self) -> bool:
-        """Whether calls are replayed from a graph by now."""
-        return self._graph is not None
-
-    def __call__(
-        self, body: Callable[[], None], *, undo: Callable[[], None] = lambda: None
-    ) -> None:
-        """Call the function once.
-
-        Args:
-            body: The function; no reference is kept, so that its tensors are freed with its owner.
-            undo: Restores the state on the host after a failed capture has called the function.
-        """
-        # Streams are those of the current card, which need not be this one.
-        card = contextlib.nullcontext() if self._stream is None else torch.cuda.device(self._device)
-        with card:
-            if self._graph is None and self.wanted and self._calls >= WARM_UP_CALLS:
-                self._try_capture(body, undo)
-            if self._graph is not None:
-                self._graph.replay()
-            else:
-                drawn = _host_random_state() if self.wanted else ()
-                with self._on_capture_stream():
-                    body()
-                if self.wanted and drawn != _host_random_state():
-                    self.give_up(DRAWS)
-        self._calls += 1
-
-    @property
-    def wanted(self) -> bool:
-        """Whether a later call captures the function."""
-        return self._wanted and self._graph is None
-
-    def give_up(self, reason: str) -> None:
-        """Do not capture the function."""
-        self._wanted = False
-        self.reason = reason
-
-    @contextlib.contextmanager
-    def on_second_stream(self) -> Iterator[None]:
-        """Within the function: launch kernels on a second stream, until `join`."""
-        if self._side is None:
-            yield
-            return
-        self._forked = True
-        self._side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(self._side):
-            yield
-
-    def join(self) -> None:
-        """Within the function: make the main stream wait for the second one, if it was used."""
-        # CUDA raises if a capture waits for a stream that is not part of it.
-        if self._side is not None and self._forked:
-            torch.cuda.current_stream().wait_stream(self._side)
-            self._forked = False
-
-    def _try_capture(self, body: Callable[[], None], undo: Callable[[], None]) -> None:
-        """Capture a graph; if that fails, store the reason and do not try again."""
-        generators = [generator for generator in self._generators if generator is not None]
-        generators.append(torch.cuda.default_generators[torch.cuda.current_device()])
-        states = [generator.clone_state() for generator in generators]
-        try:
-            self._capture(body)
-        except RuntimeError as error:
-            # No kernel ran while capturing, but the generators are still registered with the failed
-            # graph. Without their earlier states, the next draw would raise.
-            for generator, state in zip(generators, states, strict=True):
-                generator.graphsafe_set_state(state)
-            undo()
-            self._forked = False
-            if isinstance(error.__context__, KeyboardInterrupt):
-                raise error.__context__ from None
-            if memory_reason(error) is not None:
-                raise
-            # The end of a failed capture may raise an error of its own, with the cause as context.
-            cause = error.__context__ if isinstance(error.__context__, RuntimeError) else error
-            self.give_up(str(cause).strip().partition("\n")[0])
-
-    def _capture(self, body: Callable[[], None]) -> None:
-        graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
-        for generator in self._generators:
-            if generator is not None:
-                graph.register_generator_state(generator)
-        try:
-            # Other threads may train on the same device, but only one may capture at a time. The
-            # current stream is entered again: PyTorch 2.8 does not return to it after a failure.
-            with (
-                _CAPTURING,
-                torch.cuda.stream(torch.cuda.current_stream()),
-                torch.cuda.graph(
-                    graph, pool=pool, stream=self._stream, capture_error_mode="thread_local"
-                ),
-            ):
-                body()
-        except BaseException:
-            # Up to PyTorch 2.12 memory is allocated as in the capture after it has failed, and
-            # `torch.cuda.empty_cache` raises. Later ones have ended that, and raise here.
-            with contextlib.suppress(RuntimeError, AttributeError):
-                torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), pool)
-            raise
-        # A capture begins by writing each generator's seed and an offset of 0 to the device, on the
-        # capture's stream. Each replay writes its offset on the current stream. The current stream
-        # waits here, so that the offset of 0 does not overwrite that of the first replay.
-        if self._stream is not None:
-            torch.cuda.current_stream().wait_stream(self._stream)
-        self._graph = graph
-
-    @contextlib.contextmanager
-    def _on_capture_stream(self) -> Iterator[None]:
-        """The stream of the later capture: libraries allocate their workspaces by stream."""
-        if self._stream is None:
-            yield
-            return
-        self._stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(self._stream):
-            yield
-        torch.cuda.current_stream().wait_stream(self._stream)
-
-
-def _host_random_state() -> tuple[Any, ...]:
-    """States of the host's random generators that a network may use."""
-    of_numpy = pickle.dumps(np.random.get_state())
-    return (random.getstate(), torch.get_rng_state().numpy().tobytes(), of_numpy)
-
-
-def _streams(device: torch.device) -> tuple[torch.cuda.Stream, torch.cuda.Stream]:
-    """This thread's two streams on a device, made once.
-
-    PyTorch has 32 streams of each priority and returns them round robin. With a new pair for each
-    training, one would soon get a stream on which another thread captures. Its kernels would then
-    become part of that thread's graph. High priority is rarely used elsewhere, so its 32 streams
-    are enough for 16 threads.
-    """
-    made: dict[torch.device, tuple[torch.cuda.Stream, torch.cuda.Stream]]
-    made = _OF_THREAD.__dict__.setdefault("streams", {})
-    if device not in made:
-        made[device] = (_new_stream(device), _new_stream(device))
-    return made[device]
-
-
-def _new_stream(device: torch.device) -> torch.cuda.Stream:
-    return torch.cuda.Stream(device, priority=-1)  # type: ignore[no-untyped-call]
 
 
 class DeviceStep:
@@ -332,9 +142,9 @@ class DeviceStep:
             # Of a capture that failed after the backward pass: nothing was written to them.
             self._optimizer.zero_grad(set_to_none=True)
 
-        before = self._network_tensors() if self._step.wanted else []
+        before = self._network_tensors() if self._step.will_capture else []
         self._step(self._body, undo=undo)
-        if self._step.wanted and not all(map(operator.is_, before, self._network_tensors())):
+        if self._step.will_capture and not all(map(operator.is_, before, self._network_tensors())):
             # Each replay would read the first tensor and write to another.
             self._step.give_up(ASSIGNS)
         if not self._sampler_in_graph and self._outputs is not None:

@@ -16,8 +16,8 @@ from hpo_mab._errors import ArgumentError, plain_arguments, require
 from hpo_mab.samplers import BatchSampler, MABSampler
 from hpo_mab.training._average import DRAWS
 from hpo_mab.training._batches import DeviceBatches, DeviceSweep, TrainingDiverged
+from hpo_mab.training._captured import Captured
 from hpo_mab.training._device import check_index_range, check_precision, synchronize
-from hpo_mab.training._device_step import Captured
 from hpo_mab.training._evaluate import check_highest
 from hpo_mab.training._optimizers import RowOptimizer
 from hpo_mab.training._rows import (
@@ -189,7 +189,8 @@ class StackedTrainer:
             model: The network to train, of the trainer's shape; its weights are copied.
             sampler: Chooses the batches. Of a `MABSampler` the stack's bandits take shares and
                 knobs, not what it has learnt. With ``active`` below 1 or a record that trims, and
-                of any other kind, it draws and learns itself, on the device of the batches.
+                of any other kind, it draws and learns itself, on the device of the batches. One
+                that needs the network, or weighs by losses, needs a `Training`.
             steps: Budget in optimiser steps.
             optimizer: Knobs of the trainer's optimiser.
             state: What `state_dict` returned for the same training, which continues from there.
@@ -231,7 +232,7 @@ class StackedTrainer:
 
     def evaluations(self, slot: int) -> int:
         """How many evaluations a slot's training has in the end."""
-        return len(self._running[slot].curve.stops)
+        return len(self._training_in(slot).curve.stops)
 
     def takes(self, sampler: BatchSampler) -> bool:
         """Whether the stack's bandits can serve a sampler, or it draws by itself."""
@@ -239,7 +240,13 @@ class StackedTrainer:
 
     def stop(self, slot: int) -> None:
         """Stop the training in a slot, which is then free."""
+        self._training_in(slot)
         self._running.pop(slot)
+
+    def _training_in(self, slot: int) -> _Slot:
+        if slot not in self._running:
+            raise ArgumentError(f"slot must be one with a training, {self.busy}, got {slot}.")
+        return self._running[slot]
 
     def state(self, slot: int, *, averaged: bool = False) -> dict[str, Tensor]:
         """The tensors of the ``state_dict`` of a slot's network, as of now; copies.

@@ -18,12 +18,8 @@ import optuna
 from optuna.trial import FrozenTrial
 
 from hpo_mab._attributes import STACK_KEY, WORKER_KEY
-from hpo_mab._errors import (
-    ArgumentError,
-    StorageError,
-    deferred_interrupts,
-    raise_if_interrupted,
-)
+from hpo_mab._errors import ArgumentError, StorageError
+from hpo_mab._interrupts import deferred_interrupts, raise_if_interrupted
 from hpo_mab._plan import Attempt
 from hpo_mab.search import RunHere, Target, TrialCallback
 from hpo_mab.search._definition import Slots

@@ -22,7 +22,7 @@ from hpo_mab.advantage import Estimate, compare_fidelity
 from hpo_mab.advantage._advantage import mean_estimate
 from hpo_mab.compare._tables import coefficient, points
 from hpo_mab.search._choice import Ended, Standing
-from hpo_mab.search._components import parse_portfolio
+from hpo_mab.search._portfolio import parse_portfolio
 from hpo_mab.search._race import RacePlan, _survivors
 
 HERE = Path(__file__).resolve().parent

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import numpy as np
 import pytest
@@ -351,3 +352,14 @@ def test_what_auto_trained_under_uniform_sampling_is_no_pair_with_uniform_sampli
     assert pair_curves([of("mab", None)], reference).labels == ((0, 0),)
     # Arms may differ in the pruner alone.
     assert pair_curves(reference, reference).labels == ((0, 0),)
+
+
+@pytest.mark.parametrize("budgets", [[1.0, math.nan], [1.0, math.inf], [2.0, 1.0], [[1.0, 2.0]]])
+def test_budgets_must_be_finite_and_increasing(budgets):
+    with pytest.raises(ArgumentError, match="budgets must be one-dimensional, positive, finite"):
+        PairedCurves(budgets=budgets, bandit=[[0.5, 0.6]], uniform=[[0.5, 0.6]])
+
+
+def test_accuracies_must_be_finite_or_unknown():
+    with pytest.raises(ArgumentError, match="bandit must be finite, or NaN"):
+        PairedCurves(budgets=[1.0, 2.0], bandit=[[0.5, math.inf]], uniform=[[0.5, 0.6]])

@@ -309,3 +309,16 @@ def test_a_terminal_of_80_columns_shows_bar_rate_best_and_time_left(
     assert frame[0].rpartition("\r")[2].count("━") >= 8
     assert "trials, 0 pruned, best 90.00%, 20 per minute, 5 min 0 s left" in frame[2]
     assert "fashion_mnist-uniform-seed0" in screen.getvalue().splitlines()[0]
+
+
+def test_a_target_that_another_command_raises_is_shown(
+    clock: Clock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = optuna.create_study(direction="maximize")
+    with StudyProgress(trials=2, label="study", curves=_spending(study, 10)) as progress:
+        Target(trials=5, total=None, epoch_examples=10).save(study)
+        for _ in range(3):
+            clock.now += 60
+            study.add_trial(create_trial(value=0.9, user_attrs={"hpo_mab:slot": len(study.trials)}))
+            progress(study, study.trials[-1])
+    assert "3/5 trials" in capsys.readouterr().err

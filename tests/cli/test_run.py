@@ -27,7 +27,8 @@ Cli = Any
 
 def test_a_study_whose_trials_all_diverge_at_once_has_a_summary(cli: Cli, tiny: str) -> None:
     out = cli.out("run", tiny, "--trials", "2", "--set", "optimizer.lr=1e38")
-    assert "0 complete, 2 pruned" in out
+    assert "0 complete, 2 pruned (2 diverged), 0 failed" in out
+    assert "no complete trial: all diverged. Lower the learning rate" in out
     for command in (["report", "tiny-mab-seed0"], ["replay", "tiny-mab-seed0", "0"]):
         status, _, err = cli(*command)
         assert (status, "Traceback" in err) == (2, False), (command, err)
@@ -81,6 +82,15 @@ def test_suggested_commands_keep_every_digit() -> None:
     outcome: Any = SimpleNamespace(run=run)
     budget: Any = SimpleNamespace(trials=3, total="1500001examples")
     assert _doubled_limit(outcome, budget) == {"budget": "3000002examples"}
+    # A study that was started with higher limits is over those of this command.
+    budget = SimpleNamespace(trials=3, total="1000000examples")
+    assert _doubled_limit(outcome, budget) == {"budget": "4000000examples"}
+    run.trials = [
+        SimpleNamespace(number=n, state="complete", attrs={SLOT_KEY: n}, budgets=1)
+        for n in range(5)
+    ]
+    budget = SimpleNamespace(trials=3, total=None)
+    assert _doubled_limit(outcome, budget) == {"trials": "10"}
     option = SimpleNamespace(param_type_name="option", opts=["--epochs"])
     assert list(_arguments(option, 1 / 3)) == ["--epochs", "0.3333333333333333"]
     assert list(_arguments(option, 2.0)) == ["--epochs", "2"]

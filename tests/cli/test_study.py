@@ -39,3 +39,14 @@ def test_a_copy_has_the_name_and_the_place_that_are_given(cli: Cli, study: str) 
     assert (status, facts["name"], facts["moved"], facts["trials"]) == (0, "kept", True, 1)
     assert names() == {study}
     assert names("--storage", "other.db") == {"kept"}
+
+
+def test_ctrl_c_in_a_replay_is_one_line(
+    cli: Cli, study: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("hpo_mab.search.replay", interrupt)
+    result = cli("replay", study, "0")
+    assert (result.status, result.err.splitlines()[-1]) == (130, "hpo-mab: interrupted.")

@@ -199,3 +199,11 @@ def test_a_record_with_unknown_losses_is_json_and_is_read_again(tmp_path, runs):
     (first, *_), (same, *_) = read_record(path).runs[0].trials[0].curve, curve
     assert math.isnan(first.loss)
     assert first.reward_rate is same.reward_rate
+
+
+def test_the_statistics_of_a_record_are_those_of_its_studies(tmp_path, runs):
+    found = ComparisonRuns(reference="uniform", runs=runs, retrained={}, interrupted=False)
+    path = tmp_path / "record.json"
+    path.write_text(comparison_record(found, found.summarise()))
+    # As texts: NaN is not equal to itself.
+    assert repr(read_record(str(path)).summarise()) == repr(found.summarise())

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from hpo_mab._errors import UnknownNameError
-from hpo_mab.compare import _runner, run_comparison
+from hpo_mab._errors import ArgumentError, UnknownNameError
+from hpo_mab.compare import _runner, run_comparison, stored_comparison
 from hpo_mab.search import StudyRunner, StudySpec, load_splits, make_spec
 from hpo_mab.storage import Storage, study_names
 from hpo_mab.training import Budget
@@ -89,6 +89,28 @@ def test_a_study_that_was_run_under_an_arms_name_is_that_arm(storage: Storage) -
     assert StudyRunner(alone, storage).run("tiny-unpruned-seed0", score=False).run.arm == "uniform"
     found = run_comparison(_spec(compare=compare), storage)
     assert sorted(run.arm for run in found.runs) == ["mab", "uniform", "unpruned"]
+    # A continuation of the one study leaves it that arm.
+    StudyRunner(alone, storage).run("tiny-unpruned-seed0", score=False)
+    stored = stored_comparison(["tiny-*"], storages=[str(storage.file)])
+    assert sorted(run.arm for run in stored.runs) == ["mab", "uniform", "unpruned"]
+
+
+def test_ctrl_c_while_the_data_of_a_seed_load_keeps_the_seeds_before(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = []
+
+    def load(spec: StudySpec) -> Any:
+        loaded.append(spec.seed)
+        if spec.seed == 1:
+            raise KeyboardInterrupt
+        return load_splits(spec)
+
+    monkeypatch.setattr(_runner, "load_splits", load)
+    found = run_comparison(_spec(compare={"seeds": 2, "retrain": 0}), storage)
+    assert loaded == [0, 1]
+    assert found.interrupted
+    assert {(run.arm, run.seed) for run in found.runs} == {("mab", 0), ("uniform", 0)}
 
 
 def test_a_reference_of_a_pruner_is_a_stored_study_or_an_earlier_arm(storage: Storage) -> None:
@@ -100,6 +122,8 @@ def test_a_reference_of_a_pruner_is_a_stored_study_or_an_earlier_arm(storage: St
         if reference == "tiny-mab-seed0":
             with pytest.raises(UnknownNameError, match=r"study of pruner.reference 'tiny-mab-seed"):
                 run_comparison(spec, storage)
+            with pytest.raises(ArgumentError, match=r"compare\.seeds must be 1"):
+                run_comparison(_spec(compare={**compare, "seeds": 2}), storage)
             assert study_names(storage) == ()
         else:
             assert len(run_comparison(spec, storage).runs) == 2

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import optuna
 import pytest
 
@@ -71,12 +74,23 @@ def _own_loops(
     study.optimize(objective, n_trials=len(budgets))
 
 
-def test_trials_of_different_budgets_are_not_compared(storage: Storage) -> None:
-    _own_loops(storage, "own", budgets=[2_000, 1_000], samplers=[UniformSampler, UniformSampler])
+def test_trials_of_different_budgets_are_warned_of_and_not_compared(storage: Storage) -> None:
+    with pytest.warns(UserWarning, match="is 1,000, of trial 0 it was 2,000") as warned:
+        _own_loops(storage, "own", budgets=[2_000] * 2 + [1_000], samplers=[UniformSampler] * 3)
+    assert [Path(one.filename) for one in warned] == [Path(__file__)]
     with pytest.raises(
         StorageError, match=r"'own' have different budgets, 1,000 to 2,000 examples"
     ):
         stored_comparison(["own"], storages=[str(storage.file)])
+
+
+def test_studies_that_name_their_databases_need_no_other(storage: Storage) -> None:
+    _own_loops(storage, "own", budgets=[1_000], samplers=[UniformSampler])
+    away = ["sqlite:////nowhere/none.db"]
+    found = stored_comparison([f"{storage.file}#own"], storages=away)
+    assert [run.name for run in found.runs] == ["own"]
+    with pytest.raises(StorageError):
+        stored_comparison(["own"], storages=away)
 
 
 def test_studies_of_different_budgets_are_not_compared(storage: Storage) -> None:
@@ -123,3 +137,16 @@ def test_names_come_before_syntax(
 ) -> None:
     found = Selection.parse(text, ["lr=0.1", "run#2"])
     assert found == Selection(pattern=pattern, url=url, arm=arm)
+
+
+@pytest.mark.parametrize(
+    ("studies", "storages", "words"),
+    [
+        ("own", [], "studies must be a list of names, got 'own'"),
+        (["own"], "own.db", r"storages must be a list of names, got 'own\.db'"),
+        ([], [], "studies must name at least one study, got none"),
+    ],
+)
+def test_names_come_in_lists(studies: Any, storages: Any, words: str) -> None:
+    with pytest.raises(ArgumentError, match=words):
+        stored_comparison(studies, storages=storages)

@@ -442,5 +442,5 @@ def test_an_exclusion_must_leave_some_images_of_each_class(indices: range) -> No
     data = ImageData.from_arrays(np.zeros((20, 8, 8), dtype=np.uint8), [0, 1] * 10)
     splits = split(data, data, validation=0.2)
     excluded = Exclusion(labels=splits.source, indices=tuple(indices), path="out.json")
-    with pytest.raises(DataError, match=r"out\.json lists all images of a class"):
+    with pytest.raises(DataError, match=r"out\.json lists all images of class 0"):
         splits.without(excluded)

@@ -74,7 +74,8 @@ def test_the_package_unpickles_nothing_and_runs_no_text() -> None:
 
 
 def test_no_search_sampler_or_pruner_keeps_pickles_in_the_database() -> None:
-    from hpo_mab.search._components import PRUNERS, SEARCHERS
+    from hpo_mab.search._pruners import PRUNERS
+    from hpo_mab.search._searchers import SEARCHERS
 
     kinds = {kind: registry.load(kind) for registry in (SEARCHERS, PRUNERS) for kind in registry}
     assert {"tpe", "median"} <= set(kinds)

@@ -61,8 +61,7 @@ def _random_history(seed: int) -> list[tuple[list[float], list[int]]]:
     [
         {"min_resource": 1, "reduction_factor": 2},
         {"min_resource": 1, "reduction_factor": 4},
-        {"min_resource": 2, "reduction_factor": 3, "min_early_stopping_rate": 1},
-        {"min_resource": 1, "reduction_factor": 2, "bootstrap_count": 3},
+        {"min_resource": 2, "reduction_factor": 3},
     ],
 )
 @pytest.mark.parametrize("contrary", [False, True])
@@ -402,19 +401,6 @@ def test_choices_may_be_lists(accelerated: Curves) -> None:
     assert Evidence.from_json(study.user_attrs[EVIDENCE_KEY]).pairs == 12
 
 
-@pytest.mark.filterwarnings("ignore::hpo_mab.pruners.AdvantageWarning")
-@pytest.mark.parametrize("length", [8, 250])
-def test_automatic_rungs_are_successive_halvings(length: int) -> None:
-    ours = _study(AdvantagePruner(min_resource="auto", reduction_factor=4))
-    theirs = _study(SuccessiveHalvingPruner())
-    decisions = []
-    for value in (0.5, 0.6, 0.2, 0.7, 0.1, 0.65):
-        curve = [value] * length
-        decisions.append((_run(ours, *curve), _run(theirs, *curve)))
-    assert [own for own, _ in decisions] == [other for _, other in decisions]
-    assert min(own for own, _ in decisions) < length
-
-
 def test_integers_of_numpy_are_integers() -> None:
     AdvantagePruner(
         min_resource=np.int64(2), reduction_factor=np.int32(3), max_resource=np.int64(9)
@@ -424,12 +410,9 @@ def test_integers_of_numpy_are_integers() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"min_resource": "auto", "bootstrap_count": 1}, "bootstrap_count needs min_resource"),
         ({"min_resource": "first"}, "min_resource must be an integer of at least 1, got 'first'"),
         ({"min_resource": 0}, "min_resource must be an integer of at least 1, got 0"),
         ({"reduction_factor": 1}, "reduction_factor must be an integer of at least 2, got 1"),
-        ({"min_early_stopping_rate": -1}, "min_early_stopping_rate"),
-        ({"bootstrap_count": -1}, "bootstrap_count"),
         ({"max_resource": 0}, "max_resource"),
         ({"refresh": 0}, "refresh"),
         ({"margin": 1.5}, r"margin must be in \[0, 1\], got 1.5"),

@@ -23,6 +23,7 @@ pruners = optuna.pruners
 pytestmark = [
     pytest.mark.filterwarnings("ignore::hpo_mab.pruners.AdvantageWarning"),
     pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning"),
+    pytest.mark.filterwarnings("ignore:budget_examples is"),
 ]
 
 
@@ -92,12 +93,6 @@ CASES: list[tuple[BasePruner, list[list[float]], dict[str, Any], str]] = [
         {"step": 2, "rung": 0, "value": 0.5, "threshold": 0.9, "competitors": 2},
         "50.00% at rung 0 at evaluation 2, as one of 2 trials judged there so far; 90.00% was "
         "needed to continue.",
-    ),
-    (
-        AdvantagePruner(min_resource=1, reduction_factor=2, bootstrap_count=1),
-        [flat(0.9)],
-        {"rung": 0, "value": 0.9, "threshold": None, "competitors": 1},
-        "as one of 1 trials judged there so far; too few for one to continue.",
     ),
     (
         PromotionPruner(max_resource=8, min_resource=2),

@@ -256,3 +256,15 @@ def test_options_are_recognised_however_they_are_given() -> None:
     Credited(LABELS, batch_size=5, option=object()).load_state_dict(one.state_dict())
     with pytest.raises(ArgumentError, match=r"option is 'builtins.object' there and None here"):
         Credited(LABELS, batch_size=5).load_state_dict(one.state_dict())
+
+
+@pytest.mark.parametrize("count", [3, 5, None])
+def test_a_draw_has_as_many_indices_as_a_batch(count: int | None) -> None:
+    class Wrong(Credited):
+        def _draw(self) -> Draw:
+            indices = torch.zeros(count or 4, dtype=torch.int64)
+            return Draw(indices) if count else indices  # type: ignore[return-value]
+
+    got = "Tensor" if count is None else rf"shape \[{count}\]"
+    with pytest.raises(ArgumentError, match=f"_draw must return a Draw of 4 indices, got {got}"):
+        Wrong([0, 1] * 10, batch_size=4).draw()

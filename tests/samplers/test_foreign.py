@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -86,6 +87,7 @@ def test_pytorchs_foreign_samplers_have_names() -> None:
         (lambda batch_size: [[50] * batch_size], r"must draw indices in \[0, 49\], got 50 to 50"),
         (lambda batch_size: [[-1] * batch_size], r"must draw indices in \[0, 49\], got -1 to -1"),
         (lambda batch_size: [[0.5] * batch_size], "must draw integers, got torch.float32"),
+        (lambda batch_size: [["a"] * batch_size], "must draw integers: too many dimensions"),
     ],
 )
 def test_what_is_no_batch_of_examples_is_refused_at_once(
@@ -100,6 +102,16 @@ def test_only_the_last_batch_of_a_pass_may_be_short() -> None:
     sampler.draw()
     with pytest.raises(ArgumentError, match="got 7; only the last batch"):
         sampler.draw()
+
+
+def test_no_batch_may_be_too_large() -> None:
+    sampler = samplers.create(lambda: [[1] * 8, [1] * 9], LABELS, batch_size=8)
+    sampler.draw()
+    with pytest.raises(ArgumentError, match="got 9"):
+        sampler.draw()
+    # An endless pass has no end at which its batches could be judged.
+    with pytest.raises(ArgumentError, match="got 9"):
+        samplers.create(lambda: itertools.repeat([1] * 9), LABELS, batch_size=8)
 
 
 def test_a_sampler_that_can_be_read_once_is_refused_when_it_ends() -> None:

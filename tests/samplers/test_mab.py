@@ -253,3 +253,17 @@ def test_a_loss_that_is_not_finite_is_no_reward() -> None:
     sampler.draw()
     sampler.update(torch.tensor([math.inf, math.inf, 1.0]))
     assert sampler.statistics()["reward_rate"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("batch_size", 2.0), ("batch_size", True), ("seed", None), ("rank", "0")]
+)
+def test_counts_are_integers(name: str, value: Any) -> None:
+    with pytest.raises(ArgumentError, match=f"{name} must be an integer, got {value!r}"):
+        MABSampler([0, 1] * 5, **{"batch_size": 2, name: value})
+
+
+def test_the_batch_size_cannot_be_changed() -> None:
+    sampler = MABSampler([0, 1] * 5, batch_size=2)
+    with pytest.raises(AttributeError):
+        sampler.batch_size = 4  # type: ignore[misc]

@@ -19,10 +19,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from hpo_mab._errors import ArgumentError, memory_reason
+from hpo_mab._errors import ArgumentError, failure_reason, memory_reason
 from hpo_mab.search import StudyRunner, StudySpec, Target, TrainingObjective, TrialLoop
 from hpo_mab.search._prepare import check_ends, load_splits, make_objective
-from hpo_mab.search._recorder import failure_reason
 from hpo_mab.storage import Storage, TrialRun
 from hpo_mab.training import Budget
 from hpo_mab.training._device import release_memory

@@ -29,14 +29,9 @@ from hpo_mab.search import (
     replay,
     trial_seed,
 )
+from hpo_mab.search._checkpoint import Checkpoints, CheckpointWarning, SlotCheckpoint, _study_key
 from hpo_mab.search._claim import claim
-from hpo_mab.search._recorder import (
-    Checkpoints,
-    CheckpointWarning,
-    SlotCheckpoint,
-    TrialRecord,
-    _study_key,
-)
+from hpo_mab.search._recorder import TrialRecord
 from hpo_mab.search._study import open_with_parts
 from hpo_mab.search._trial_loop import End, TrialLoop
 from hpo_mab.storage import (
@@ -343,9 +338,18 @@ def test_a_trial_without_its_checkpoint_starts_from_zero(
 @pytest.mark.parametrize("seconds", [0, 60])
 def test_short_trials_write_nothing(seconds: float, runner_of: Runner, storage: Storage) -> None:
     runner = runner_of(checkpoint=seconds)
-    assert (runner.objective.checkpoints is None) == (seconds == 0)
     assert runner.run(score=False).run.trials[0].state == "complete"
     assert not files_folder(storage, "checkpoints").exists()
+
+
+def test_a_study_that_continues_without_checkpoints_leaves_no_file(
+    runner_of: Runner, storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = _cut_off(runner_of(), monkeypatch, KeyboardInterrupt())
+    assert len(list(folder.iterdir())) == 1
+    again = runner_of(checkpoint=0).run(score=False).run.trials[-1]
+    assert (again.state, "hpo_mab:resumed_at" in again.attrs) == ("complete", False)
+    assert list(folder.iterdir()) == []
 
 
 @pytest.mark.parametrize("end", [optuna.TrialPruned(), ValueError("its own fault")])

@@ -19,8 +19,10 @@ from hpo_mab._errors import SpecError, StorageError
 from hpo_mab._plan import Next, Plan
 from hpo_mab.pruners import PromotionPruner, TopKPruner
 from hpo_mab.search import StudyFailedError, StudyRunner, StudySpec, Target
-from hpo_mab.search._claim import claim, close_lost, requeue
-from hpo_mab.search._components import PlannedSampler, study_pruner
+from hpo_mab.search._claim import claim
+from hpo_mab.search._pruners import study_pruner
+from hpo_mab.search._queue import close_lost, requeue
+from hpo_mab.search._searchers import PlannedSampler
 from hpo_mab.search._study import open_with_parts
 from hpo_mab.storage import (
     RETRIES,
@@ -69,7 +71,8 @@ def test_a_search_that_raises_fails_its_trial(
         return
     run = StudyRunner(spec, storage).run(score=False).run
     assert [trial.state for trial in run.trials] == ["fail", "complete", "complete"]
-    assert run.trials[0].attrs["hpo_mab:reason"] == "ZeroDivisionError: nothing to propose"
+    reason = f"ZeroDivisionError: nothing to propose ({__file__}, line "
+    assert run.trials[0].attrs["hpo_mab:reason"].startswith(reason)
 
 
 def test_the_best_of_the_stopped_are_trained_to_the_end(storage: Storage, tiny: Make) -> None:
@@ -231,9 +234,9 @@ def test_complete_trials_continue_where_the_rate_is_constant(
             tiny(**sections)
 
 
-@pytest.mark.parametrize(("unlimited", "left"), [(False, 0), (True, 5)])
-def test_what_the_budget_pays_for_is_left_where_trials_are_lengthened(
-    storage: Storage, monkeypatch: pytest.MonkeyPatch, unlimited: bool, left: int
+@pytest.mark.parametrize("unlimited", [False, True])
+def test_what_the_budget_pays_for_is_left_where_trials_continue(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch, unlimited: bool
 ) -> None:
     pruner = PromotionPruner(max_resource=8, unlimited=unlimited)
     study = optuna.create_study(storage=storage.optuna, direction="maximize", pruner=pruner)
@@ -242,7 +245,26 @@ def test_what_the_budget_pays_for_is_left_where_trials_are_lengthened(
     target = Target(trials=3, total="100epochs", epoch_examples=100)
     # Five trials have spent half of the budget.
     monkeypatch.setattr(storage.curves, "spent", lambda _: (5000, 0.0))
-    assert target.trials_left(study, storage.curves, done=5.0, spent_before=0.0) == left
+    assert target.trials_left(study, storage.curves, done=5.0, spent_before=0.0) == 5
+
+
+def test_paused_trials_continue_side_by_side_with_the_rest_of_the_budget(storage: Storage) -> None:
+    pruner = PromotionPruner(max_resource=8)
+    study = optuna.create_study(
+        study_name="paused", storage=storage.optuna, direction="maximize", pruner=pruner
+    )
+    for slot in range(2):
+        paused = optuna.create_trial(
+            state=TrialState.PRUNED,
+            intermediate_values={1: 0.5 + slot / 10},
+            user_attrs={"hpo_mab:slot": slot},
+        )
+        study.add_trial(paused)
+    Target(trials=2, total="100epochs", epoch_examples=100).save(study)
+    taken: list[optuna.trial.Trial] = []
+    # The rule continues one of two; what is left of the budget goes to the other.
+    assert claim(study, storage, taken, count=3) is Next.WAIT
+    assert [trial.user_attrs["hpo_mab:promotes"] for trial in taken] == [1, 0]
 
 
 def _age(storage: Storage, trial: optuna.trial.Trial, seconds: int) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import optuna
 import pytest
@@ -65,6 +67,24 @@ def test_a_moved_study_is_in_one_place(storage: Storage, target: Storage, tiny: 
     # The copy holds what the study has left, and nothing is left.
     copy_study(target, "moved", storage, to_name="back")
     assert read_run(storage, "back").trials == before.trials
+
+
+def test_a_copy_has_what_its_database_can_store(
+    storage: Storage, target: Storage, tiny: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _run(storage, tiny)
+    storable = CurveStore._storable
+
+    def without_losses(self: CurveStore, row: Any) -> dict[str, Any]:
+        row = storable(self, row)
+        return {**row, "loss": None} if self is target.curves else row
+
+    monkeypatch.setattr(CurveStore, "_storable", without_losses)
+    copy_study(storage, "study", target, to_name="copied")
+    for own, copied in zip(
+        read_run(storage, "study").trials, read_run(target, "copied").trials, strict=True
+    ):
+        assert [math.isnan(point.loss) for point in copied.curve] == [True] * len(own.curve)
 
 
 def test_a_copy_in_the_same_database_remains_without_the_study(

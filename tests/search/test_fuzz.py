@@ -18,8 +18,8 @@ from hpo_mab._errors import HpoMabError
 from hpo_mab.cli import main
 from hpo_mab.data import ImageSplits
 from hpo_mab.search import StudySpec, load_spec, make_objective, make_spec
-from hpo_mab.search._components import PRUNERS, study_pruner
 from hpo_mab.search._prepare import NAMED
+from hpo_mab.search._pruners import PRUNERS, study_pruner
 
 _QUICK = settings(
     max_examples=150,

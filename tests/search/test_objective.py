@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import inspect
+import io
+import random
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -17,16 +20,17 @@ from torch.utils.data import Dataset, TensorDataset
 
 from hpo_mab._attributes import EVALUATION_KEY, SLOT_KEY, trial_attributes
 from hpo_mab._errors import ArgumentError, UnknownNameError
+from hpo_mab.compare import stored_comparison
 from hpo_mab.data import ImageSplits
 from hpo_mab.search import (
     PlannedSampler,
+    SearchSpace,
     StudySpec,
     Target,
     TrainingObjective,
     TrialLoop,
     make_objective,
 )
-from hpo_mab.search._space import SearchSpace
 from hpo_mab.search._workload import Loop
 from hpo_mab.storage import Storage, read_run
 from hpo_mab.storage._process import Locks
@@ -92,6 +96,38 @@ def test_a_fixed_trial_trains_its_configuration(splits: ImageSplits) -> None:
     assert objective(optuna.trial.FixedTrial({"lr": lr}, number=1)) == study.trials[1].value
     with pytest.raises(ValueError, match="'lr' is not found"):
         objective(optuna.trial.FixedTrial({}))
+
+
+class _Jittered(TensorDataset):
+    """A data set with a transform that draws from NumPy's and Python's random states."""
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, ...]:
+        inputs, label = super().__getitem__(index)
+        return inputs + random.random() + np.random.rand(), label
+
+
+def test_transforms_draw_from_the_random_states_of_the_trial() -> None:
+    data = _Jittered(torch.randn(60, 4), torch.arange(60) % 3)
+    objective = _objective_on((data, data), budget=Budget(epochs=2), evaluations=4, batch_size=10)
+    point = objective.space.at({})
+
+    def losses(state: Any = None, *, saved_at: int = 0) -> tuple[list[float], Any]:
+        random.random()
+        np.random.rand()
+        found, saved = [], None
+        with objective.workload.training(point, seed=1, state=state) as training:
+            for evaluation in training:
+                found.append(evaluation.loss)
+                if evaluation.index == saved_at:
+                    saved = copy.deepcopy(training.state_dict())
+        return found, saved
+
+    whole, saved = losses(saved_at=2)
+    assert len(set(whole)) == 4
+    assert losses()[0] == whole
+    torch.save(saved, file := io.BytesIO())
+    file.seek(0)
+    assert losses(torch.load(file, weights_only=True))[0] == whole
 
 
 @pytest.mark.parametrize("options", [{}, {"directions": ["maximize", "minimize"]}])
@@ -389,3 +425,62 @@ def test_an_objective_keeps_no_record_for_another_study(
         Target(trials=1, total=None, epoch_examples=40).save(study)
         TrialLoop(study, storage, objective, examples=examples).run()
         assert (objective.examples is not None) == examples
+
+
+def test_studies_of_objectives_can_be_reported(splits: ImageSplits, storage: Storage) -> None:
+    for kind in ("mab", "uniform"):
+        objective = _objective(splits, sampler=kind, curves=storage.curves)
+        study = optuna.create_study(
+            study_name=f"own-{kind}",
+            storage=storage.optuna,
+            direction="maximize",
+            sampler=optuna.samplers.TPESampler(seed=0),
+        )
+        study.optimize(objective, n_trials=4)
+        # The sampler is the objective's, not the one that the trial has had before.
+        other = _objective(splits, sampler="mab" if kind == "uniform" else "uniform")
+        assert (
+            other.recorded(study.trials[0].params, study.trials[0].user_attrs).sampler.name != kind
+        )
+    found = stored_comparison(["own-*"], storages=[str(storage.url)])
+    assert {(run.arm, len(run.trials)) for run in found.runs} == {("mab", 4), ("uniform", 4)}
+    (contrast,) = found.summarise().contrasts
+    assert contrast.pairs == 4
+
+
+def test_trials_of_one_study_have_equally_many_evaluations() -> None:
+    data = TensorDataset(torch.randn(60, 4), torch.arange(60) % 3)
+    sizes = {"choices": [5, 30]}
+    objective = _objective_on(
+        (data, data), budget=Budget(epochs=1), evaluations=4, batch_size=sizes
+    )
+    with pytest.raises(ArgumentError, match="evaluations must be at most 2, the steps of a trial"):
+        _study().optimize(objective, n_trials=1)
+
+
+def test_a_network_must_be_a_new_one_for_each_trial() -> None:
+    network = nn.Linear(4, 3)
+    objective = _objective_on((GOOD, GOOD), model=lambda: network)
+    study = _study()
+    study.optimize(objective, n_trials=1)
+    with pytest.raises(ArgumentError, match="model must make a new network at each call"):
+        study.optimize(objective, n_trials=1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"model": nn.Linear(4, 2)}, "model must be a function or class that makes.* got Linear"),
+        ({"budget": 3}, "budget must be a Budget, got int"),
+        ({"optimizer": "sgd"}, "optimizer must be a mapping, .* got str"),
+        ({"curves": "here"}, "curves must be a storage's curves, got str"),
+        ({"initial": -1}, "initial must be an integer of at least 0, got -1"),
+        ({"seed": 1.5}, "seed must be an integer of at least 0, got 1.5"),
+        ({"total": "much"}, "total budget must be a positive amount with a unit"),
+    ],
+)
+def test_arguments_of_other_types_are_refused_before_a_trial(
+    arguments: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(ArgumentError, match=words):
+        _objective_on((GOOD, GOOD), **arguments)

@@ -23,20 +23,19 @@ from hpo_mab._attributes import (
 )
 from hpo_mab._errors import ArgumentError, SpecError, UnknownNameError
 from hpo_mab.advantage import Estimate, Evidence
-from hpo_mab.compare._stored import race_evidence
-from hpo_mab.search import StudyRunner, StudySpec, load_spec
+from hpo_mab.compare._evidence import race_evidence
+from hpo_mab.search import StudyRunner, StudySpec, _race, load_spec
 from hpo_mab.search._choice import (
     Choice,
     Ended,
-    EvidenceWarning,
-    Raced,
     Standing,
     can_be_shown,
     fewest_pairs,
     signed_rank_estimate,
     stored_choice,
 )
-from hpo_mab.search._components import PORTFOLIO, parse_portfolio, uses_record
+from hpo_mab.search._given import EvidenceWarning, Raced
+from hpo_mab.search._portfolio import PORTFOLIO, parse_portfolio, uses_record
 from hpo_mab.search._race import (
     ERROR,
     SHARE,
@@ -603,6 +602,16 @@ def test_a_later_study_uses_the_choice_without_a_race(
         race_evidence(["later"], storages=[str(storage.url)])
 
 
+def test_evidence_without_pairs_is_warned_of(
+    storage: Storage, tiny: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    path = tmp_path / "evidence.json"
+    assert _raced(storage, tiny, "uniform", monkeypatch, path).pairs == 0
+    spec = tiny(pruner={"kind": "advantage", "evidence": str(path)}, budget={"trials": 1})
+    with pytest.warns(EvidenceWarning, match="holds no pairs"):
+        StudyRunner(spec, storage).run("later", score=False)
+
+
 def test_a_choice_that_is_not_valid_is_not_used_and_the_study_says_so(
     storage: Storage, tiny: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -621,8 +630,12 @@ def test_a_choice_that_is_not_valid_is_not_used_and_the_study_says_so(
     assert outcome.choice.source == ""
     assert outcome.choice.twins > 0
     assert "the choice of study 'first' is not used: budget.epochs is" in outcome.choice.why
-    # The pruner uses it all the same, and keeps its copy from the start.
-    assert open_study(storage, "shorter").user_attrs[EVIDENCE_KEY] == evidence.to_json()
+    # The pruner uses it all the same, and keeps its copy from the start. The race measures its own.
+    study = open_study(storage, "shorter")
+    measured = _race._evidence(study, study.trials, "mab")
+    assert measured is not None
+    assert (measured.digest == evidence.digest, measured.pairs) == (False, 6)
+    assert study.user_attrs[EVIDENCE_KEY] == evidence.to_json()
     path.unlink()
     check_study(storage, "shorter", tiny(**longer))
 

@@ -237,7 +237,7 @@ def _a_loop_that_ends_early(
 @pytest.mark.parametrize(
     ("num_workers", "reason"),
     [
-        (0, "OSError: shard 3 is gone"),
+        (0, f"OSError: shard 3 is gone ({__file__}, line 208)"),
         (1, "OSError: shard 3 is gone (in a data-loading process)"),
     ],
 )
@@ -552,3 +552,36 @@ def test_a_fixed_trial_is_trained_alone(storage: Storage) -> None:
 def test_a_study_that_minimizes_accuracy_is_refused() -> None:
     with pytest.raises(ArgumentError, match=r"direction='maximize', got 'minimize'"):
         TrialReporter(optuna.create_study().ask(), budget_examples=10)
+
+
+def test_a_loop_without_an_evaluation_is_warned_of() -> None:
+    with (
+        pytest.warns(ShortTrialWarning, match=r"after 0 of 20 examples, .* was not reported"),
+        TrialReporter(_study().ask(), budget_examples=20, evaluations=1),
+    ):
+        pass
+
+
+def test_another_number_of_evaluations_is_warned_of() -> None:
+    study = _study()
+
+    def objective(trial: optuna.Trial) -> float:
+        count = 2 if trial.number == 0 else 4
+        reporter = TrialReporter(trial, budget_examples=8, evaluations=count)
+        reporter.report(accuracy=0.5, examples=8)
+        return reporter.accuracy
+
+    study.optimize(objective, n_trials=1)
+    with pytest.warns(UserWarning, match="evaluations is 4, of trial 0 it was 2"):
+        study.optimize(objective, n_trials=1)
+
+
+@pytest.mark.parametrize("accuracy", [None, "high"])
+def test_counts_and_accuracies_must_be_numbers(accuracy: Any) -> None:
+    reporter = TrialReporter(_study().ask(), budget_examples=20, evaluations=1)
+    with pytest.raises(ArgumentError, match="examples must be at least 0, got -5"):
+        reporter.step(-5)
+    with pytest.raises(ArgumentError, match=r"examples must be a whole number, got 2\.5"):
+        reporter.report(accuracy=0.5, examples=2.5)  # type: ignore[arg-type]
+    with pytest.raises(ArgumentError, match=f"accuracy must be a number, got {accuracy!r}"):
+        reporter.report(accuracy=accuracy)

@@ -591,6 +591,21 @@ def test_a_study_that_was_deleted_is_named(storage: Storage, tiny: Make) -> None
         runner.run(on_trial=delete)
 
 
+def test_a_study_that_is_deleted_before_its_test_score_is_an_error(
+    storage: Storage, tiny: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runner = StudyRunner(tiny(budget={"trials": 1}), storage)
+
+    def delete(study: optuna.Study, *_: object) -> float:
+        optuna.delete_study(study_name=study.study_name, storage=storage.optuna)
+        study.set_user_attr("any", 1)
+        raise AssertionError
+
+    monkeypatch.setattr(runner, "_test_score", delete)
+    with pytest.raises(StorageError, match=r"Study 'tiny-mab-seed0' has been deleted\."):
+        runner.run()
+
+
 def test_a_trial_that_cannot_be_suggested_has_a_reason(
     storage: Storage, tiny: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -607,6 +622,16 @@ def test_batch_sizes_give_trials_the_same_evaluations(storage: Storage, tiny: Ma
     spec = tiny(training={"batch_size": {"choices": [32, 600]}}, budget={"trials": 1})
     message = "evaluations must be at most 2, the steps of a trial with the largest batch size"
     with pytest.raises(ArgumentError, match=message):
+        StudyRunner(spec, storage).run(score=False)
+    assert study_names(storage) == ()
+
+
+@pytest.mark.parametrize("sections", [{"pruner": {"kind": "top_k"}}, {"sampler": {"kind": "auto"}}])
+def test_evaluations_are_at_most_the_steps_where_all_are_counted_on(
+    storage: Storage, tiny: Make, sections: dict[str, Any]
+) -> None:
+    spec = tiny(**sections, training={"batch_size": 600}, budget={"trials": 20})
+    with pytest.raises(ArgumentError, match="evaluations must be at most 2"):
         StudyRunner(spec, storage).run(score=False)
     assert study_names(storage) == ()
 

@@ -1,43 +1,13 @@
-"""Tests."""
+"""The search space of a trial and its points."""
 
 from __future__ import annotations
 
-import optuna
+from typing import Any
+
 import pytest
-from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-from hpo_mab._errors import ArgumentError, UnknownNameError
+from hpo_mab._errors import ArgumentError
 from hpo_mab.search import SearchSpace
-from hpo_mab.search._space import parse_value, ranges, suggest
-
-
-def test_constants_stay_as_they_are() -> None:
-    for constant in (3, 0.5, "sgd", True, [1, 2]):
-        assert parse_value("x", constant) == constant
-        assert list(ranges("x", parse_value("x", constant))) == []
-
-
-def test_a_text_stays_text() -> None:
-    assert parse_value("x", "none") == "none"
-    assert parse_value("x", {"choices": ["none", 50]}) == CategoricalDistribution(["none", 50])
-
-
-def test_items_of_a_list_may_be_ranges() -> None:
-    value = parse_value("model.widths", [{"low": 0.5, "high": 2.0}, 1.0])
-    expected = FloatDistribution(0.5, 2.0)
-    assert dict(ranges("model.widths", value)) == {"model.widths.0": expected}
-    trial = optuna.trial.FixedTrial({"model.widths.0": 1.5})
-    assert suggest(trial, "model.widths", value) == [1.5, 1.0]
-
-
-def test_the_items_of_a_prior_have_names() -> None:
-    value = parse_value("sampler.prior", [{"low": 0.5, "high": 2.0}, {"low": 1, "high": 4}])
-    assert list(dict(ranges("sampler.prior", value))) == [
-        "sampler.prior_alpha",
-        "sampler.prior_beta",
-    ]
-    trial = optuna.trial.FixedTrial({"sampler.prior_alpha": 1.5, "sampler.prior_beta": 2})
-    assert suggest(trial, "sampler.prior", value) == [1.5, 2]
 
 
 @pytest.mark.parametrize("names", [(".0", ".1"), ("_alpha", "_beta")])
@@ -50,19 +20,6 @@ def test_names_that_earlier_versions_gave_a_prior_are_known(names: tuple[str, st
     assert space.at(params).sampler.options["prior"] == [1.5, 2]
 
 
-def test_a_choice_may_be_a_list() -> None:
-    value = parse_value("sampler.prior", {"choices": [[1, 1], [2.5, 1]]})
-    assert dict(ranges("sampler.prior", value)) == {
-        "sampler.prior": CategoricalDistribution(["[1, 1]", "[2.5, 1]"])
-    }
-    trial = optuna.trial.FixedTrial({"sampler.prior": "[2.5, 1]"})
-    assert suggest(trial, "sampler.prior", value) == [2.5, 1]
-    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
-    found = [suggest(study.ask(), "sampler.prior", value) for _ in range(9)]
-    assert [1, 1] in found
-    assert [2.5, 1] in found
-
-
 def test_choices_that_are_lists_are_counted_as_shapes() -> None:
     space = SearchSpace(
         optimizer={"name": "sgd", "lr": 0.1},
@@ -72,48 +29,22 @@ def test_choices_that_are_lists_are_counted_as_shapes() -> None:
     assert space.shapes == 3
 
 
-def test_a_fractional_step_makes_a_float_range() -> None:
-    found = parse_value("x", {"low": 1, "high": 3, "step": 0.5})
-    assert found == FloatDistribution(1.0, 3.0, step=0.5)
-    assert parse_value("x", {"low": 1, "high": 9, "step": 2.0}) == IntDistribution(1, 9, step=2)
-
-
-def test_integer_bounds_make_an_integer_range() -> None:
-    assert parse_value("x", {"low": 1, "high": 8, "log": True}) == IntDistribution(1, 8, log=True)
-
-
-def test_a_float_bound_or_type_makes_a_float_range() -> None:
-    assert parse_value("x", {"low": 0, "high": 1.0}) == FloatDistribution(0.0, 1.0)
-    assert parse_value("x", {"low": 0, "high": 1, "type": "float"}) == FloatDistribution(0.0, 1.0)
-
-
-def test_choices_make_a_categorical() -> None:
-    assert parse_value("x", {"choices": [1, "a"]}) == CategoricalDistribution([1, "a"])
-
-
 @pytest.mark.parametrize(
-    ("raw", "words"),
+    "given",
     [
-        ({"low": 2.0, "high": 1.0}, ["optimizer.lr", "low", "2.0", "1.0"]),
-        ({"low": 0.0, "high": 1.0, "log": True}, ["optimizer.lr", "low"]),
-        ({"low": 1}, ["optimizer.lr", "high"]),
-        ({"low": "a", "high": 1}, ["low", "'a'"]),
-        ({"low": float("nan"), "high": 1.0}, ["low", "nan"]),
-        ({"low": 0.5, "high": 1.5, "type": "int"}, ["int", "0.5"]),
-        ({"low": 1, "high": 9, "step": 1.5, "type": "int"}, ["int", "step = 1.5"]),
-        ({"low": 1, "high": 2, "type": "log"}, ["type", "'log'"]),
-        ({"choices": []}, ["choices"]),
-        ({"choices": [1], "low": 1}, ["choices"]),
-        ({"choices": [{"a": 1}]}, ["choices", "{'a': 1}"]),
+        {"optimizer": {"name": "sgd", "momentum": {"low": 0, "high": 1}}},
+        {"sampler": {"kind": "mab", "floor": {"low": 0, "high": 1}}},
+        {"label_smoothing": {"low": 0, "high": 1}},
     ],
 )
-def test_an_impossible_range_is_refused_by_name(raw: dict[str, object], words: list[str]) -> None:
-    with pytest.raises(ArgumentError) as caught:
-        parse_value("optimizer.lr", raw)
-    for word in words:
-        assert word in str(caught.value)
+def test_two_integers_are_no_range_of_fractions(given: dict[str, Any]) -> None:
+    with pytest.raises(ArgumentError, match=r"write low = [01]\.0 for fractions, or choices"):
+        SearchSpace(**{"optimizer": {"name": "sgd"}, "sampler": {"kind": "mab"}, **given})
 
 
-def test_an_unknown_key_offers_the_nearest() -> None:
-    with pytest.raises(UnknownNameError, match="Did you mean 'high'"):
-        parse_value("optimizer.lr", {"low": 1, "hihg": 2})
+def test_integers_may_be_searched_where_fractions_are_taken() -> None:
+    space = SearchSpace(
+        optimizer={"name": "sgd", "momentum": {"low": 0.0, "high": 1}},
+        sampler={"kind": "mab", "memory": {"low": 50, "high": 500}},
+    )
+    assert space.at({"momentum": 0.5, "sampler.memory": 60}).sampler.options["memory"] == 60

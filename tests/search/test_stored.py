@@ -13,8 +13,8 @@ from hpo_mab._attributes import LEARNED_KEY, TWIN_KEY
 from hpo_mab._errors import SpecError
 from hpo_mab._examples import ExampleRecord
 from hpo_mab.search import StudyRunner, StudySpec, replay
+from hpo_mab.search._checkpoint import SlotCheckpoint
 from hpo_mab.search._copy import copy_study
-from hpo_mab.search._recorder import SlotCheckpoint
 from hpo_mab.storage import Storage, StudyRun
 from hpo_mab.training import Training
 

@@ -9,8 +9,9 @@ from hpo_mab._errors import StorageError, UnknownNameError
 from hpo_mab.storage import Storage, files_folder, open_study, read_run, study_names
 
 
-def test_a_bare_path_is_an_sqlite_file(tmp_path: Path) -> None:
-    storage = Storage(str(tmp_path / "studies.db"))
+@pytest.mark.parametrize("kind", [str, Path])
+def test_a_bare_path_is_an_sqlite_file(tmp_path: Path, kind: type) -> None:
+    storage = Storage(kind(tmp_path / "studies.db"))
     assert not (tmp_path / "studies.db").exists()
     storage.curves  # noqa: B018 - opens it
     assert (tmp_path / "studies.db").exists()

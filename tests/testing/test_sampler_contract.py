@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from hpo_mab._errors import ArgumentError
 from hpo_mab.samplers import BatchSampler, Draw, FeedbackError
 from hpo_mab.testing import SamplerContract, TableModel
 
@@ -172,7 +173,9 @@ def test_catches(broken: type[Sound], test: str, monkeypatch: pytest.MonkeyPatch
         "monkeypatch": monkeypatch,
         "progress": 0.5,
     }
-    with pytest.raises((AssertionError, IndexError, FeedbackError, pickle.UnpicklingError)):
+    with pytest.raises(
+        (AssertionError, ArgumentError, IndexError, FeedbackError, pickle.UnpicklingError)
+    ):
         run(**{name: offered[name] for name in names if name != "self"})
 
 

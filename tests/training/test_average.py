@@ -134,6 +134,16 @@ def test_the_average_of_half_precision_weights_follows_them() -> None:
     assert average.forward()(torch.ones(1, 3, dtype=torch.bfloat16)).dtype == torch.bfloat16
 
 
+def test_a_layer_must_not_be_replaced() -> None:
+    model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+    average = WeightAverage(model, window=0.5)
+    average.update()
+    assert set(average.weights()) == set(dict(model.named_parameters()))
+    model[2] = nn.Linear(3, 2)
+    with pytest.raises(ArgumentError, match=r"that of '2\.weight' was replaced"):
+        average.weights()
+
+
 def test_a_state_of_another_network_is_refused() -> None:
     state = WeightAverage(nn.Linear(3, 2), window=0.1).state_dict()
     with pytest.raises(ArgumentError, match="network with other parameters"):

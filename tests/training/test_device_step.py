@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import random
 from collections.abc import Callable, Iterator
 from typing import Any
-from unittest import mock
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -23,7 +20,7 @@ from hpo_mab.samplers._feedback import Draw
 from hpo_mab.training import DeviceBatches, DeviceStep, DeviceSweep, LoaderBatches, TimedSampler
 from hpo_mab.training._batches import LossMeter
 from hpo_mab.training._device import release_memory
-from hpo_mab.training._device_step import WARM_UP_CALLS, Captured, _move_learning_rates
+from hpo_mab.training._device_step import _move_learning_rates
 
 #: Counts that decay are kept by the engine of CUDA devices, on the CPU too.
 TENSORS = {"kind": "mab", "discount": 0.99}
@@ -171,49 +168,6 @@ def test_a_subclass_of_the_bandit_draws_outside_of_the_graph(splits: ImageSplits
     sampler = _Early(splits.train.labels, batch_size=32, seed=0, **known)
     assert sampler.graph_generator is not None
     assert not sampler.capturable
-
-
-@pytest.mark.parametrize("draw", [random.random, lambda: torch.rand(1), np.random.rand])
-def test_a_network_that_decides_at_random_on_the_host_is_not_captured(
-    draw: Callable[[], Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    step = Captured(device=torch.device("cpu"))
-    step._wanted = True
-    monkeypatch.setattr(step, "_try_capture", lambda *_: pytest.fail("captured"))
-    for _ in range(WARM_UP_CALLS + 1):
-        step(draw)
-    assert step.reason == "the network draws random numbers on the host"
-
-
-def test_an_error_that_ends_a_capture_does_not_hide_its_cause(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    def fail(body: Callable[[], None]) -> None:
-        try:
-            body()
-        except BaseException:
-            raise RuntimeError("the capture was invalidated")  # noqa: B904 - as CUDA's
-
-    def run(error: BaseException) -> Captured:
-        def body() -> None:
-            if step._calls == WARM_UP_CALLS and step.reason is None:
-                raise error
-
-        step = Captured(device=torch.device("cpu"))
-        step._wanted = True
-        monkeypatch.setattr(step, "_capture", fail)
-        for _ in range(WARM_UP_CALLS + 1):
-            step(body)
-        return step
-
-    monkeypatch.setattr(torch.cuda, "default_generators", [mock.Mock()])
-    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
-    found = run(RuntimeError("the network waits for the host"))
-    assert found.reason == "the network waits for the host"
-    with pytest.raises(KeyboardInterrupt):
-        run(KeyboardInterrupt())
-    with pytest.raises(RuntimeError, match="invalidated"):
-        run(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"))
 
 
 def test_a_loader_has_no_device_step(splits: ImageSplits) -> None:

@@ -382,6 +382,15 @@ def test_bandits_continue_on_a_stack_whose_first_one_remembers_more_or_less(
         task.stack(1).start(0, task.network(5), state={**state, "tensors": short}, **own)
 
 
+def test_a_free_slot_has_no_training(splits: ImageSplits) -> None:
+    task = _Task(splits)
+    stack = task.stack(2)
+    task.start(stack, 1)
+    for call in (stack.stop, stack.evaluations):
+        with pytest.raises(ArgumentError, match=r"slot must be one with a training, \(1,\), got 0"):
+            call(0)
+
+
 def test_a_state_that_does_not_fit_is_refused(splits: ImageSplits) -> None:
     task = _Task(splits)
     stack = task.stack(2)

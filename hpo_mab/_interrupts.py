@@ -1,0 +1,102 @@
+"""When Ctrl-C is raised: deferred while the database is in use, at once in waits and training."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from types import FrameType
+
+
+@dataclasses.dataclass
+class _Interrupts:
+    """Ctrl-C while it is deferred: whether it was pressed, and whether it is raised at once."""
+
+    pressed: bool = False
+    raised_at_once: bool = False
+    process: int = dataclasses.field(default_factory=os.getpid)
+
+    def on_signal(self, number: int, frame: FrameType | None) -> None:
+        # Whoever presses a second time does not want to wait.
+        again = self.pressed and number == signal.SIGINT
+        self.pressed = True
+        # A child process has this handler, too, but no loop of trials.
+        if self.raised_at_once or again or os.getpid() != self.process:
+            raise KeyboardInterrupt
+
+
+#: Of the main thread; None while Ctrl-C is not deferred.
+_interrupts: _Interrupts | None = None
+
+
+@contextlib.contextmanager
+def deferred_interrupts() -> Iterator[Callable[[], bool]]:
+    """Raise Ctrl-C only within `interruptible`, or when it is pressed again.
+
+    Raised in the middle of a call to the database, it could leave a lock held or a transaction
+    open. SQLAlchemy may also replace it with an error of its own, so that it is lost.
+    Nothing changes in other threads, and for signals that have another handler than Python's.
+
+    Yields:
+        Returns whether Ctrl-C was pressed.
+    """
+    global _interrupts
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    outer = _interrupts
+    # Within another loop of trials the handler is already the other's.
+    mine = outer or _Interrupts()
+    before, mine.raised_at_once = mine.raised_at_once, False
+    deferred = [
+        number
+        for number in (signal.SIGINT, signal.SIGTERM)
+        if signal.getsignal(number) is signal.default_int_handler
+    ]
+    try:
+        _interrupts = mine
+        for number in deferred:
+            signal.signal(number, mine.on_signal)
+        yield lambda: mine.pressed
+    finally:
+        _interrupts, mine.raised_at_once = outer, before
+        for number in deferred:
+            if signal.getsignal(number) == mine.on_signal:
+                signal.signal(number, signal.default_int_handler)
+
+
+def raise_if_interrupted() -> None:
+    """Raise Ctrl-C that was pressed while it was deferred."""
+    with interruptible():
+        pass
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """A part of `deferred_interrupts` in which Ctrl-C is raised at once: a wait, or training.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C was pressed, now or before. Errors that follow from it are its
+            cause: at a terminal it also ends the processes that load data.
+    """
+    mine = _interrupts
+    if mine is None or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = mine.raised_at_once
+    try:
+        mine.raised_at_once = True
+        if not mine.pressed:
+            yield
+        # Python discards what is raised within a finaliser.
+        if mine.pressed:
+            raise KeyboardInterrupt
+    except Exception as error:
+        if mine.pressed:
+            raise KeyboardInterrupt from error
+        raise
+    finally:
+        mine.raised_at_once = before

@@ -1,0 +1,285 @@
+"""The verdict of a comparison. One interval answers each question.
+
+So no answer is read out of several figures.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
+
+from hpo_mab.advantage import Estimate
+from hpo_mab.compare._records import ArmSummary, ComparisonSummary, Contrast, Currency
+
+Question = Literal["learns", "model", "hyperparameters"]
+Reply = Literal["yes", "no", "cannot tell"]
+
+#: Each question with its currencies; None compares the studies as they ended.
+_QUESTIONS: tuple[tuple[Question, Currency | None], ...] = (
+    ("learns", "examples"),
+    ("learns", "seconds"),
+    ("model", "examples"),
+    ("model", "seconds"),
+    ("hyperparameters", None),
+)
+
+#: Each question as a statement about the arm, and the reply "no" in words.
+_STATEMENTS: dict[Question, tuple[str, str]] = {
+    "learns": ("same configuration learns more", "no, less"),
+    "model": ("higher best validation accuracy", "no, lower"),
+    "hyperparameters": ("better hyperparameters", "no, worse"),
+}
+
+_OTHER_SLOTS = "the arms' trials were trained in different numbers of slots"
+_MID_SCHEDULE = "at equal seconds the slower arm is read before the end of its trials"
+_CUT_OFF = "its trials take fewer seconds, and what longer ones would reach is not known"
+
+#: Below this ratio of seconds an arm is cheaper than the reference.
+_CHEAPER = 0.95
+
+#: No sampler makes a step take this many times as long: above it, the machine was busy.
+_SUSPECT_PACE = 3.0
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """The answer to one question about an arm.
+
+    The reply is ``"yes"`` if the whole interval lies above zero, and ``"no"`` if it lies below. It
+    is ``"cannot tell"`` otherwise, and where the interval leaves something out that could explain
+    it, see ``reason``. The measures, each minus the reference's:
+
+    - ``"learns"``: validation accuracy of the same configuration at the end of a trial, over pairs;
+    - ``"model"``: validation accuracy of the best configuration after what the cheaper study spent
+      in all, over seeds;
+    - ``"hyperparameters"``: test accuracy of the best configuration, trained again under uniform
+      sampling, over seeds.
+
+    Attributes:
+        arm: Name of the arm.
+        reference: Name of the reference.
+        question: What is asked.
+        currency: What both arms spend equally; None: the studies as they ended.
+        reply: The answer.
+        estimate: The difference of accuracies that it rests on; None if it was not measured.
+        reason: Why the reply is ``"cannot tell"``, if not because of the interval.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> from hpo_mab.compare import answers, read_record
+        >>> record = read_record(Path("studies/fashion_mnist/pairs.json"))
+        >>> [contrast] = record.summarise().contrasts
+        >>> [answer.reply for answer in answers(contrast)]
+        ['yes', 'yes', 'cannot tell', 'cannot tell', 'cannot tell']
+    """
+
+    arm: str
+    reference: str
+    question: Question
+    currency: Currency | None
+    reply: Reply
+    estimate: Estimate | None
+    reason: str = ""
+
+    @property
+    def unit(self) -> str:
+        """What is counted: ``"pair"`` or ``"seed"``."""
+        return "pair" if self.question == "learns" else "seed"
+
+    @property
+    def statement(self) -> str:
+        """The question as a statement about the arm, e.g. ``"better hyperparameters"``."""
+        return _STATEMENTS[self.question][0]
+
+    @property
+    def shown_reply(self) -> str:
+        """The reply in words, e.g. ``"no, less"``."""
+        return _STATEMENTS[self.question][1] if self.reply == "no" else self.reply
+
+    def __str__(self) -> str:
+        """The answer as one line."""
+        at = "" if self.currency is None else f" at equal {self.currency}"
+        why = "; ".join(part for part in (self.reason, self._figures_text()) if part)
+        return f"{self.arm}: {self.statement}{at}? {self.shown_reply} ({why})."
+
+    def _figures_text(self) -> str:
+        found = self.estimate
+        if found is None or math.isnan(found.value):
+            return "" if self.reason else "not measured"
+        counted = f"{found.n} {self.unit}{'' if found.n == 1 else 's'}"
+        interval = (
+            f"{found.confidence:.0%} interval {100 * found.low:+.2f} to {100 * found.high:+.2f}"
+            if found.bounded
+            else "no interval"
+        )
+        return f"{100 * found.value:+.2f} points, {interval}, n = {counted}"
+
+    def to_json(self) -> dict[str, Any]:
+        """The answer as JSON values."""
+        plain = dataclasses.asdict(self)
+        plain["estimate"] = None if self.estimate is None else self.estimate.to_json()
+        return {**plain, "text": str(self)}
+
+
+def answers(contrast: Contrast) -> tuple[Answer, ...]:
+    """The answers about one arm: each question at equal examples and at equal seconds.
+
+    One seed cannot compare searches. Seconds cannot be compared where arms were trained in
+    different numbers of slots, nor those of pairs that are the same trainings. Pairs get a reply
+    at equal seconds only where it is also that at equal examples: the slower arm's learning rate
+    has not decayed at that time, and its accuracy may be that of fewer validation images.
+    """
+    return tuple(_answer(contrast, question, currency) for question, currency in _QUESTIONS)
+
+
+def _answer(contrast: Contrast, question: Question, currency: Currency | None) -> Answer:
+    estimate = _measure(contrast, question, currency)
+    reason = _reason(contrast, question, currency)
+    return Answer(
+        arm=contrast.arm,
+        reference=contrast.reference,
+        question=question,
+        currency=currency,
+        reply="cannot tell" if reason else _reply(estimate),
+        estimate=estimate,
+        reason=reason,
+    )
+
+
+def _reason(contrast: Contrast, question: Question, currency: Currency | None) -> str:
+    """Why a question has no answer, whatever the interval; empty if it may have one."""
+    estimate = _measure(contrast, question, currency)
+    if currency == "seconds" and not contrast.same_slots:
+        return _OTHER_SLOTS
+    if _is_equal(estimate):
+        return "no difference in any of them"
+    if question == "learns":
+        return _reason_of_pairs(contrast, _reply(estimate), at_seconds=currency == "seconds")
+    # Seeds in which an arm has found nothing would be left out.
+    of = len(contrast.seeds)
+    if estimate is not None and 0 < estimate.n < of:
+        return f"nothing to compare in {of - estimate.n} of {of} seeds"
+    return ""
+
+
+def _reason_of_pairs(contrast: Contrast, reply: Reply, *, at_seconds: bool) -> str:
+    """Why a reply of pairs does not count; empty if it does."""
+    at_examples = _measure(contrast, "learns")
+    # At equal seconds, equal trainings differ by the noise of the clock alone.
+    if _is_equal(at_examples):
+        return "the same trainings in both arms"
+    if reply == "cannot tell":
+        return ""
+    if contrast.stopped:
+        return f"a pruner stopped {contrast.stopped} of the pairs, and chose those that are left"
+    own, other = contrast.diverged
+    # What diverged is not among the pairs, and would have lost.
+    ahead, behind = (own, other) if reply == "yes" else (other, own)
+    if ahead > behind:
+        return (
+            f"{own} configurations diverged or failed in {contrast.arm}, {other} in "
+            f"{contrast.reference}"
+        )
+    if _reply(at_examples) != reply:
+        return _MID_SCHEDULE
+    cheaper = contrast.seconds_per_example.value < _CHEAPER
+    return _CUT_OFF if at_seconds and reply == "no" and cheaper else ""
+
+
+def _is_equal(estimate: Estimate | None) -> bool:
+    """Whether all observations are zero, as they are if both arms train the same."""
+    if estimate is None:
+        return False
+    return estimate.value == 0.0 and estimate.n > 1 and not estimate.bounded
+
+
+def _measure(
+    contrast: Contrast, question: Question, currency: Currency | None = None
+) -> Estimate | None:
+    if question == "hyperparameters":
+        return contrast.retrained_gain
+    if question == "model":
+        return contrast.gain[currency or "examples"]
+    if not contrast.paired:
+        return None
+    last = contrast.paired[-1]
+    return last.advantage_seconds if currency == "seconds" else last.advantage
+
+
+def _reply(estimate: Estimate | None) -> Reply:
+    if estimate is None or not estimate.bounded:
+        return "cannot tell"
+    if estimate.above(0.0):
+        return "yes"
+    return "no" if estimate.below(0.0) else "cannot tell"
+
+
+def verdict(summary: ComparisonSummary) -> str:
+    """All answers in plain words, one per line, then what limits them."""
+    if not summary.contrasts:
+        return f"Only the arm '{summary.reference}' has been run: there is nothing to compare."
+    lines = [str(one) for contrast in summary.contrasts for one in answers(contrast)]
+    return "\n".join([*lines, *caveats(summary)])
+
+
+def caveats(summary: ComparisonSummary) -> Iterator[str]:
+    """What limits the answers, a sentence each."""
+    arms = {arm.arm: arm for arm in summary.arms}
+    if any(len(contrast.seeds) == 1 for contrast in summary.contrasts):
+        yield "One seed cannot tell whether a search is better; more seeds can."
+    replies = [one.reply for contrast in summary.contrasts for one in answers(contrast)]
+    if len(summary.contrasts) > 1 and set(replies) != {"cannot tell"}:
+        yield (
+            f"There are {len(replies)} answers, each at {summary.confidence:.0%}: some of the "
+            "yes and no may be chance."
+        )
+    for contrast in summary.contrasts:
+        yield from _caveats_of(contrast, arms)
+
+
+def _caveats_of(contrast: Contrast, arms: Mapping[str, ArmSummary]) -> Iterator[str]:
+    """What limits the answers about one arm."""
+    if not contrast.seeds:
+        yield (
+            f"{contrast.arm} and {contrast.reference} have no seed in common: nothing can be "
+            "compared."
+        )
+        return
+    lengths = [
+        _finished_trials(arms[one], contrast.seeds) for one in (contrast.arm, contrast.reference)
+    ]
+    if lengths[0] != lengths[1]:
+        own, other = (", ".join(map(str, each)) for each in lengths)
+        yield (
+            f"Unequal studies; finished trials by seed: {own} in {contrast.arm}, {other} in "
+            f"{contrast.reference}. Equal spend is what the cheaper study spent."
+        )
+    if any(contrast.diverged):
+        yield (
+            f"Of the same configurations {contrast.diverged[0]} diverged or failed in "
+            f"{contrast.arm} only "
+            f"and {contrast.diverged[1]} in {contrast.reference} only: no pair has their ends."
+        )
+    if not contrast.same_slots:
+        yield (
+            f"Seconds of {contrast.arm} and {contrast.reference} cannot be compared: "
+            f"{_OTHER_SLOTS}."
+        )
+    pace = contrast.seconds_per_example.value
+    if contrast.same_slots and max(pace, 1 / pace if pace else 0.0) > _SUSPECT_PACE:
+        yield (
+            f"{contrast.arm} took {pace:.2g} times {contrast.reference}'s seconds per example: "
+            "if the machine did other work in the meantime, seconds do not compare the arms."
+        )
+
+
+def _finished_trials(arm: ArmSummary, seeds: tuple[int, ...]) -> list[int]:
+    """Finished trials of an arm's studies."""
+    known = dict(zip(arm.seeds, arm.finished_by_seed, strict=True))
+    return [known[seed] for seed in seeds]
+
+
+#: Whether the same configuration learns more, and whether the search ends with a higher best
+#: validation accuracy or with better hyperparameters.

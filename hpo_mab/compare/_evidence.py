@@ -1,0 +1,135 @@
+"""Evidence of stored studies, to be saved for later ones."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import optuna
+
+from hpo_mab._attributes import UNIFORM, StudySettings
+from hpo_mab._errors import ArgumentError, UnknownNameError
+from hpo_mab.advantage import (
+    DEFAULT_MARGIN,
+    FEWEST_PAIRS,
+    Evidence,
+    measure_evidence,
+    pair_curves,
+)
+from hpo_mab.compare._stored import _selected
+from hpo_mab.pruners._evidence import pairs_of_trials
+from hpo_mab.search._given import Raced
+from hpo_mab.search._portfolio import AUTO
+from hpo_mab.storage import (
+    StudyRun,
+    open_study,
+)
+
+
+def evidence_of(
+    runs: Sequence[StudyRun],
+    *,
+    arm: str = "mab",
+    reference: str = "uniform",
+    margin: float = DEFAULT_MARGIN,
+) -> Evidence:
+    """Evidence of stored studies for early pruning, to be saved for later studies of the same task.
+
+    Pairs are the trials of both arms with equal seed and configuration; at least 4 must have ended
+    in both.
+
+    Args:
+        runs: Studies of both arms; those of other arms are not used.
+        arm: Whose trials were trained with the bandit.
+        reference: Whose trials were trained under uniform sampling.
+        margin: See `hpo_mab.advantage.measure_evidence`.
+
+    Raises:
+        ArgumentError: Fewer than 4 pairs, or studies of several networks.
+        UnknownNameError: No study of an arm.
+    """
+    own, other = (_of_arm(runs, name) for name in (arm, reference))
+    both = [*own, *other]
+    seeds = f"{len(own)} seed{'' if len(own) == 1 else 's'}"
+    source = f"{own[0].title}, {seeds}, {arm}/{reference}"
+    return measure_evidence(
+        pair_curves(own, other),
+        margin=margin,
+        source=source,
+        data=_common_name(both, "data"),
+        model=_common_name(both, "model"),
+    )
+
+
+def _of_arm(runs: Sequence[StudyRun], arm: str) -> list[StudyRun]:
+    found = [run for run in runs if run.arm == arm]
+    if not found:
+        raise UnknownNameError("arm", arm, list(dict.fromkeys(run.arm for run in runs)))
+    return found
+
+
+def _common_name(runs: Sequence[StudyRun], part: str) -> str:
+    sections = ((run.settings.data, run.settings.model) for run in runs)
+    names = sorted({(data if part == "data" else model).kind for data, model in sections})
+    if len(names) > 1:
+        one = "data set" if part == "data" else "network"
+        # Own loops store no name.
+        theirs = " and ".join(name or "an unknown one" for name in names)
+        raise ArgumentError(
+            f"Evidence is of one {one}; these studies are of {theirs}. Name studies of one of them."
+        )
+    return names[0]
+
+
+def race_evidence(
+    studies: Sequence[str], *, storages: Sequence[str] = (), margin: float = DEFAULT_MARGIN
+) -> tuple[Evidence, ...]:
+    """Evidence of each study that has chosen its batch sampler by a race.
+
+    It holds the choice. If that is not uniform sampling, it also holds what the pairs of the race
+    show for early pruning.
+
+    Args:
+        studies: Names or patterns, as in `stored_comparison`. Studies whose sampler is not
+            ``"auto"`` are left out.
+        storages: Databases for the studies that name none; default the usual one.
+        margin: See `hpo_mab.advantage.measure_evidence`.
+
+    Raises:
+        ArgumentError: A study whose sampler is ``"auto"`` has no choice for later studies.
+    """
+    found = []
+    for storage, name, _ in _selected(studies, storages):
+        study = open_study(storage, name)
+        settings = StudySettings.stored_in(study.user_attrs)
+        if settings.sampler.kind == AUTO:
+            found.append(_race_evidence(study, Raced.of(study), settings, margin))
+    return tuple(found)
+
+
+def _race_evidence(
+    study: optuna.Study, raced: Raced, settings: StudySettings, margin: float
+) -> Evidence:
+    chosen = raced.choice.sampler
+    trials = study.get_trials(deepcopy=False)
+    pairs = pairs_of_trials(trials, full=settings.evaluations or 0, sampler=chosen)
+    if chosen == UNIFORM or pairs.ended < FEWEST_PAIRS:
+        # Nothing for a pruner: trials under uniform sampling have no advantage.
+        found = Evidence(
+            budgets=(),
+            advantage=(),
+            acceleration=(),
+            fidelity=(),
+            rungs=(),
+            pairs=0,
+            margin=margin,
+        )
+    else:
+        found = measure_evidence(pairs, margin=margin)
+    return dataclasses.replace(
+        found,
+        source=f"study {study.study_name}",
+        data=settings.data.kind,
+        model=settings.model.kind,
+        race=raced.to_json(),
+    )

@@ -1,0 +1,225 @@
+"""The choice of an earlier study, which ``"auto"`` takes from a file of evidence."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import warnings
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Self
+
+import optuna
+
+from hpo_mab._attributes import (
+    CHOICE_KEY,
+    EVIDENCE_KEY,
+    GIVEN_KEY,
+    UNIFORM,
+    StudySettings,
+    flat_spec,
+)
+from hpo_mab._errors import ArgumentError
+from hpo_mab.advantage import Evidence
+from hpo_mab.advantage._evidence import difference_of_task, read_evidence
+from hpo_mab.search._choice import Choice, judged_at, stored_choice
+from hpo_mab.search._portfolio import AUTO, parse_portfolio, uses_record
+from hpo_mab.storage import Definition
+
+if TYPE_CHECKING:
+    from hpo_mab.search._definition import StudySpec
+
+
+#: Keys of a definition on which a choice depends.
+_TASK = (
+    "data.",
+    "model.",
+    "budget.epochs",
+    "budget.steps",
+    "budget.examples",
+    "sampler.portfolio",
+)
+
+#: Of these, keys that do not change the data, or whose effect is in the digest of the data.
+_NOT_COMPARED = ("data.root", "data.download", "data.exclude")
+
+#: Longest value that a message shows, in characters.
+_LONGEST_SHOWN = 30
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Raced:
+    """Outcome of a race, which evidence passes on to later studies.
+
+    Attributes:
+        study: Name of the study that held it.
+        choice: The choice.
+        task: What the choice depends on: values of the study's definition by dotted key.
+    """
+
+    study: str
+    choice: Choice
+    task: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, study: optuna.Study) -> Self:
+        """The outcome of a study's race.
+
+        Raises:
+            ArgumentError: There is none that a later study could use.
+            StorageError: The study was not made by this product.
+        """
+        choice, definition = stored_choice(study), Definition.load(study)
+        if choice is None:
+            why = "its race is not over"
+        elif choice.source:
+            why = f"it took the choice of study '{choice.source}'; name that one"
+        elif not choice.standings:
+            why = f"it held no race: {choice.why}"
+        elif not choice.data:
+            why = "the digest of its data was not stored; an earlier version made it"
+        else:
+            return cls(study=study.study_name, choice=choice, task=_task_of(definition.spec))
+        raise ArgumentError(f"'{study.study_name}' has no choice for later studies: {why}.")
+
+    def to_json(self) -> dict[str, Any]:
+        """The outcome as JSON values."""
+        return {"study": self.study, "choice": self.choice.to_json(), "task": dict(self.task)}
+
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any]) -> Self:
+        """The outcome that `to_json` wrote.
+
+        Raises:
+            ArgumentError: The mapping is no such outcome.
+        """
+        try:
+            return cls(
+                study=str(stored["study"]),
+                choice=Choice.from_json(stored["choice"]),
+                task=dict(stored["task"]),
+            )
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise ArgumentError(f"evidence: its race cannot be read: {error!r}.") from error
+
+    def difference(self, spec: Mapping[str, Any], *, data: str) -> str:
+        """How another study differs in what the choice depends on; empty if it does not.
+
+        Args:
+            spec: The other study's definition as JSON values.
+            data: Digest of its data.
+        """
+        there, here = self.task, _task_of(spec)
+        for key in sorted(there.keys() | here.keys()):
+            one, other = there.get(key), here.get(key)
+            if one != other:
+                short = max(len(repr(one)), len(repr(other))) <= _LONGEST_SHOWN
+                values = f"is {one!r} there and {other!r} here" if short else "differs"
+                return f"{key} {values}"
+        if self.choice.data != data:
+            return "its data have other images, labels or sizes"
+        judged = judged_at(StudySettings.of(spec).total)
+        if self.choice.judged != judged:
+            return (
+                f"it was made at equal {self.choice.judged}, samplers race at equal {judged} here"
+            )
+        return ""
+
+    def taken(self) -> Choice:
+        """The choice as a later study takes it."""
+        why = f"chosen by study '{self.study}': {self.choice.why}"
+        return dataclasses.replace(self.choice, why=why, source=self.study, evidence=None)
+
+
+def _task_of(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """What a choice depends on, of a definition, by dotted key."""
+    found = {
+        key: value
+        for key, value in flat_spec(spec)
+        if key.startswith(_TASK) and key not in _NOT_COMPARED and value is not None
+    }
+    # As JSON has them: a file must compare equal.
+    return dict(json.loads(json.dumps(found)))
+
+
+class EvidenceWarning(UserWarning):
+    """Evidence has a choice of a batch sampler that does not apply to a study."""
+
+
+def is_its_evidence(study: optuna.Study, path: Any) -> bool:
+    """Whether a file holds the evidence that the study was made with; it may have been moved."""
+    try:
+        found = Evidence.load(path)
+    except (ArgumentError, TypeError):
+        return False
+    attrs = study.user_attrs
+    given = attrs.get(GIVEN_KEY, {}).get("digest")
+    return found.digest == given or found.to_json() == attrs.get(EVIDENCE_KEY)
+
+
+def take_evidence(study: optuna.Study, spec: StudySpec, source: str) -> None:
+    """Store what a study uses of its evidence, because the file may be moved afterwards."""
+    attr: dict[str, Any] = {"digest": "", "pruner": False, "unused": ""}
+    if (
+        spec.pruner.kind == "advantage"
+        and spec.pruner.options.get("evidence") is not None
+        and spec.sampler.kind != UNIFORM
+    ):
+        evidence = read_evidence(spec.pruner.options["evidence"])
+        attr["digest"] = evidence.digest
+        if not evidence.pairs and spec.sampler.kind != AUTO:
+            warnings.warn(
+                "pruner.evidence holds no pairs, so the pruner decides as successive halving.",
+                EvidenceWarning,
+                stacklevel=4,
+            )
+        attr["pruner"] = not difference_of_task(evidence, spec.data.name, spec.model.name)
+        if attr["pruner"]:
+            study.set_user_attr(EVIDENCE_KEY, evidence.to_json())
+    given = given_race(spec)
+    if given is not None:
+        attr["digest"], raced = given
+        why = _why_unused(raced, spec, source)
+        if why:
+            attr["unused"] = f"the choice of study '{raced.study}' is not used: {why}"
+            warnings.warn(f"auto: {attr['unused']}.", EvidenceWarning, stacklevel=4)
+        else:
+            study.set_user_attr(CHOICE_KEY, raced.taken().to_json())
+    if attr["digest"]:
+        study.set_user_attr(GIVEN_KEY, attr)
+
+
+def given_race(spec: StudySpec) -> tuple[str, Raced] | None:
+    """Digest of the evidence that ``auto`` is given, and the race in it; None if there is none.
+
+    Raises:
+        ArgumentError: ``sampler.evidence`` cannot be read or holds no race.
+    """
+    if spec.sampler.kind != AUTO:
+        return None
+    named = spec.sampler.evidence
+    given = spec.pruner.options.get("evidence") if named is None else named
+    if given is None or (named is None and spec.pruner.kind != "advantage"):
+        return None
+    evidence = read_evidence(given)
+    if evidence.race is not None:
+        return evidence.digest, Raced.from_json(evidence.race)
+    if named is None:
+        return None
+    raise ArgumentError(
+        f"sampler.evidence must hold the choice of a study whose sampler was auto, got '{named}'; "
+        "'hpo-mab evidence' of such a study writes it."
+    )
+
+
+def _why_unused(raced: Raced, spec: StudySpec, source: str) -> str:
+    """Why the choice of another study does not apply to this one; empty if it does."""
+    different = raced.difference(spec.model_dump(mode="json"), data=source)
+    if different:
+        return different
+    samplers = parse_portfolio(spec.sampler.portfolio or [])
+    chosen = samplers.get(raced.choice.sampler)
+    if chosen is None:
+        return f"it is '{raced.choice.sampler}', which the portfolio lacks"
+    if uses_record(chosen) and not spec.training.examples:
+        return f"'{raced.choice.sampler}' needs training.examples, which is off"
+    return ""

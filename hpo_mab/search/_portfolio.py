@@ -1,0 +1,77 @@
+"""The batch samplers that ``sampler.kind = "auto"`` chooses from."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from hpo_mab._attributes import (
+    UNIFORM,
+)
+from hpo_mab._errors import ArgumentError
+from hpo_mab._registry import Named
+from hpo_mab.samplers._registry import SAMPLERS, record_column, sampler_maker
+from hpo_mab.search._ranges import parse_value, ranges
+from hpo_mab.search._space import Part, check_options
+
+AUTO = "auto"
+
+#: The samplers that ``"auto"`` chooses from. With few trials only the first ones race.
+PORTFOLIO: tuple[str | dict[str, Any], ...] = (
+    "uniform",
+    "mab",
+    {"name": "easy_first", "kind": "curriculum", "start": 0.6, "end": 0.5},
+    {"name": "trimmed", "kind": "curriculum", "start": 1.0, "end": 0.0, "trim": 0.1},
+    {"name": "hard_half", "kind": "hard_mining", "presample": 2},
+)
+
+
+def trained_kind(kind: Named) -> Named:
+    """The batch sampler that a kind trains the first configurations with."""
+    return UNIFORM if kind == AUTO else kind
+
+
+def parse_portfolio(entries: Sequence[Any] | None) -> dict[str, Part]:
+    """The samplers of a portfolio by name, in order.
+
+    Args:
+        entries: Each is a batch sampler's name, or a table with ``kind``, its options and ``name``
+            (the kind by default). None takes `PORTFOLIO`.
+
+    Raises:
+        ArgumentError: A name twice, no uniform sampling, options that are ranges, or a sampler that
+            cannot be imported.
+        UnknownNameError: An unknown sampler or option.
+    """
+    found: dict[str, Part] = {}
+    for entry in PORTFOLIO if entries is None else entries:
+        options = dict(entry) if isinstance(entry, Mapping) else {"kind": entry}
+        if "kind" not in options:
+            raise ArgumentError(f"sampler.portfolio: an entry needs a kind, got {entry!r}.")
+        kind: Named = options.pop("kind")
+        name = str(options.pop("name", re.split(r"[.:]", SAMPLERS.name(kind))[-1]))
+        if not re.fullmatch(r"[\w-]{1,40}", name):
+            raise ArgumentError(
+                "sampler.portfolio: a name must be at most 40 letters, digits, '_' and '-', "
+                f"got {name!r}."
+            )
+        if name in found:
+            raise ArgumentError(
+                f"sampler.portfolio must name each sampler once, got '{name}' twice; "
+                "give an entry a name."
+            )
+        # With a range each twin would have other options, and a race would not compare samplers.
+        values = {key: parse_value(f"sampler.{key}", value) for key, value in options.items()}
+        if any(ranges(name, list(values.values()))):
+            raise ArgumentError(f"sampler.portfolio: options of '{name}' must be constants.")
+        check_options(SAMPLERS, kind, values, section="sampler")
+        found[name] = Part(SAMPLERS.name(kind), sampler_maker(kind), options)
+    if UNIFORM not in found or found[UNIFORM].name != UNIFORM or found[UNIFORM].options:
+        raise ArgumentError(f"sampler.portfolio must hold '{UNIFORM}', got {', '.join(found)}.")
+    return found
+
+
+def uses_record(part: Part) -> bool:
+    """Whether a sampler uses the study's record of examples."""
+    return record_column(part.make, part.options) is not None

@@ -1,0 +1,175 @@
+"""Values of a search space: constants, and ranges that become Optuna parameters."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import optuna
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+
+from hpo_mab._attributes import parameter_of
+from hpo_mab._errors import ArgumentError, UnknownNameError
+
+_RANGE_KEYS = frozenset({"low", "high", "log", "step", "type"})
+_KEYS = _RANGE_KEYS | {"choices"}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ListChoices:
+    """Choices that include lists: Optuna cannot store these, and gets their text.
+
+    Attributes:
+        distribution: The choices as given to Optuna, e.g. ``"[1, 2]"``.
+        choices: The choices.
+    """
+
+    distribution: CategoricalDistribution
+    choices: tuple[Any, ...]
+
+    def suggest(self, trial: optuna.trial.BaseTrial, name: str) -> Any:
+        """The choice whose text is suggested to the trial."""
+        shown = trial.suggest_categorical(name, self.distribution.choices)
+        return self.choices[self.distribution.choices.index(shown)]
+
+
+def parse_value(name: str, value: Any) -> Any:
+    """Turn a definition's value into a constant or an Optuna distribution.
+
+    A table with ``choices`` is categorical. A table with ``low`` and ``high`` is an integer range
+    if both and ``step`` are integers, and a float range otherwise; ``type = "float"`` makes
+    integers floats. ``log`` and ``step`` are as in Optuna. The items of a list may be ranges, too.
+    Everything else is a constant.
+
+    Args:
+        name: The value's name, for messages, e.g. ``"optimizer.lr"``.
+        value: A plain value, or a distribution.
+
+    Raises:
+        ArgumentError: A range that holds nothing, or keys that do not go together.
+        UnknownNameError: A key that a range does not have.
+    """
+    if isinstance(value, list | tuple):
+        return [parse_value(f"{name}.{index}", item) for index, item in enumerate(value)]
+    if not isinstance(value, Mapping):
+        return value
+    for key in value:
+        if key not in _KEYS:
+            raise UnknownNameError(f"key of the range {name}", str(key), _KEYS)
+    if "choices" in value:
+        return _parse_choices(name, value)
+    return _parse_range(name, value)
+
+
+def ranges(name: str, value: Any) -> Iterator[tuple[str, BaseDistribution]]:
+    """The Optuna parameters of a parsed value: names and distributions."""
+    if isinstance(value, BaseDistribution):
+        yield name, value
+    elif isinstance(value, ListChoices):
+        yield name, value.distribution
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            yield from ranges(parameter_of(name, index), item)
+
+
+def range_ends(distribution: BaseDistribution) -> tuple[Any, Any]:
+    """The lowest and highest value of a range; the first and last of choices."""
+    if isinstance(distribution, CategoricalDistribution):
+        return distribution.choices[0], distribution.choices[-1]
+    if isinstance(distribution, FloatDistribution | IntDistribution):
+        return distribution.low, distribution.high
+    raise TypeError(f"not a range: {distribution!r}")
+
+
+def holds(distribution: BaseDistribution, value: Any) -> bool:
+    """Whether a value is one of a range's, or one of the choices."""
+    try:
+        return distribution._contains(distribution.to_internal_repr(value))
+    except ValueError:
+        # None of the choices.
+        return False
+
+
+def examples(value: Any) -> Iterator[Any]:
+    """Constants that a parsed value may become: both ends of ranges, every choice, itself."""
+    if isinstance(value, CategoricalDistribution | ListChoices):
+        yield from value.choices
+    elif isinstance(value, BaseDistribution):
+        yield from range_ends(value)
+    elif isinstance(value, list):
+        yield from (list(items) for items in itertools.product(*map(examples, value)))
+    else:
+        yield value
+
+
+def is_two_integers(value: Any) -> bool:
+    """Whether a parsed value is a range of two integers."""
+    return isinstance(value, IntDistribution) and value.high - value.low == 1
+
+
+def count_values(value: Any) -> float:
+    """How many values a parsed value may take; infinite for float ranges."""
+    if isinstance(value, list):
+        return math.prod(map(count_values, value))
+    if isinstance(value, CategoricalDistribution | ListChoices):
+        return len(value.choices)
+    if isinstance(value, IntDistribution):
+        return (value.high - value.low) // value.step + 1
+    return math.inf if isinstance(value, FloatDistribution) and not value.single() else 1
+
+
+def _parse_choices(name: str, value: Mapping[str, Any]) -> CategoricalDistribution | ListChoices:
+    choices = value["choices"]
+    if len(value) > 1 or not isinstance(choices, list | tuple) or not choices:
+        raise ArgumentError(f"{name}: choices must be a list of values and stand alone.")
+    for choice in choices:
+        items = choice if isinstance(choice, list | tuple) else [choice]
+        if not all(isinstance(item, bool | int | float | str | None) for item in items):
+            raise ArgumentError(
+                f"{name}: choices must be booleans, numbers, strings or lists of them, "
+                f"got {choice!r}."
+            )
+    if not any(isinstance(choice, list | tuple) for choice in choices):
+        return CategoricalDistribution(choices)
+    shown = [str(list(one)) if isinstance(one, list | tuple) else one for one in choices]
+    return ListChoices(CategoricalDistribution(shown), tuple(choices))
+
+
+def _parse_range(name: str, value: Mapping[str, Any]) -> FloatDistribution | IntDistribution:
+    low, high = _bound(name, value, "low"), _bound(name, value, "high")
+    log, step, kind = value.get("log", False), value.get("step"), value.get("type")
+    if kind not in (None, "int", "float"):
+        raise ArgumentError(f'{name}: type must be "int" or "float", got {kind!r}.')
+    if low > high:
+        raise ArgumentError(f"{name}: low must not exceed high, got low = {low}, high = {high}.")
+    whole = step is None or (isinstance(step, int | float) and float(step).is_integer())
+    integer = isinstance(low, int) and isinstance(high, int) and whole
+    if kind == "int" and not integer:
+        raise ArgumentError(
+            f"{name}: an int range needs integer bounds and an integer step, "
+            f"got low = {low}, high = {high}, step = {step}."
+        )
+    try:
+        if integer and kind != "float":
+            return IntDistribution(
+                int(low), int(high), log=log, step=1 if step is None else int(step)
+            )
+        return FloatDistribution(float(low), float(high), log=log, step=step)
+    except (TypeError, ValueError) as error:
+        raise ArgumentError(f"{name}: {error}") from error
+
+
+def _bound(name: str, value: Mapping[str, Any], key: str) -> int | float:
+    bound = value.get(key)
+    # In Python booleans are integers.
+    if isinstance(bound, bool) or not isinstance(bound, int | float) or not abs(bound) < math.inf:
+        raise ArgumentError(f"{name}: a range needs {key}, a finite number, got {bound!r}.")
+    return bound

@@ -1,0 +1,214 @@
+"""Optuna's samplers by name, and their suggestions, which depend on seed, slot and history only."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, cast
+
+import optuna
+from optuna.distributions import BaseDistribution
+from optuna.samplers import BaseSampler, RandomSampler
+from optuna.trial import FrozenTrial, TrialState
+
+from hpo_mab._attributes import (
+    budgets_of,
+)
+from hpo_mab._errors import ArgumentError, name_of, require
+from hpo_mab._plan import Plan, derive_seed, slot_of
+from hpo_mab._registry import Named, Registry, bound_to
+from hpo_mab.storage._optuna import StudyView, quietly
+
+
+class OwnHistory(StudyView):
+    """A study as shown to an Optuna sampler: each configuration once.
+
+    A twin differs from its original by the batch sampler, which is not a parameter. Twins under the
+    sampler that the study continues with replace their originals; all others are left out. Of
+    trials that continue one another the last is shown, with its value at a trial's budget. A view
+    serves one trial: which trials it shows is decided at the first reading.
+
+    Args:
+        study: The study with all trials.
+    """
+
+    @functools.cached_property
+    def _numbers(self) -> set[int]:
+        return Plan(self.study.get_trials(deepcopy=False)).once
+
+    def shown(self, trials: list[FrozenTrial]) -> list[FrozenTrial]:
+        """Those of the trials that are shown to the sampler."""
+        return [_at_budget(trial) for trial in trials if trial.number in self._numbers]
+
+
+def _at_budget(trial: FrozenTrial) -> FrozenTrial:
+    """A complete trial as it was at one budget: values at different lengths do not compare."""
+    length = budgets_of(trial.user_attrs)
+    if length > 1 and trial.state == TrialState.COMPLETE:
+        trial = copy.copy(trial)
+        trial.value = trial.intermediate_values[(trial.last_step or 0) // length]
+    return trial
+
+
+class PlannedSampler(BaseSampler):
+    """Fixes the first configurations by the seed; then uses a sampler re-seeded each trial.
+
+    The first ``initial`` slots get random configurations. They depend on
+    ``(seed, slot, parameter name, range)`` only. So studies of one seed start with equal values of
+    their common parameters. Each later slot uses a new sampler seeded by ``(seed, slot)``. So
+    stopping and resuming change nothing. Trials that run at the same time change only the history
+    that it sees.
+
+    Args:
+        factory: Makes the underlying sampler from a keyword argument ``seed``.
+        seed: The study's seed.
+        initial: Number of fixed first configurations.
+        repeats: Whether the study has twins or continued trials, which the underlying sampler must
+            not count as further configurations, see `hpo_mab.search._searchers.OwnHistory`.
+
+    Examples:
+        >>> import optuna
+        >>> from hpo_mab.search import PlannedSampler
+        >>> sampler = PlannedSampler(optuna.samplers.RandomSampler, seed=0, initial=2)
+        >>> study = optuna.create_study(sampler=sampler)
+        >>> study.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=3)
+    """
+
+    def __init__(
+        self,
+        factory: Callable[..., BaseSampler],
+        *,
+        seed: int,
+        initial: int = 10,
+        repeats: bool = False,
+    ) -> None:
+        self._factory = factory
+        # All trials take their points from one sequence.
+        self._is_sequence = isinstance(factory(seed=0), optuna.samplers.QMCSampler)
+        self._seed = seed
+        self._initial = initial
+        self._repeats = repeats
+        #: By study and number: trials of one study may run in several threads. Each with the study
+        #: that its sampler sees, which is as it was when that sampler first read it.
+        self._asked: dict[tuple[str, int], tuple[BaseSampler, optuna.Study]] = {}
+
+    def infer_relative_search_space(
+        self, study: optuna.Study, trial: FrozenTrial
+    ) -> dict[str, BaseDistribution]:
+        """See `optuna.samplers.BaseSampler`."""
+        if slot_of(study, trial) < self._initial:
+            return {}
+        sampler, seen = self._sampler(study, trial)
+        return sampler.infer_relative_search_space(seen, trial)
+
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """See `optuna.samplers.BaseSampler`."""
+        if slot_of(study, trial) < self._initial:
+            return {}
+        sampler, seen = self._sampler(study, trial)
+        return sampler.sample_relative(seen, trial, search_space)
+
+    def sample_independent(
+        self,
+        study: optuna.Study,
+        trial: FrozenTrial,
+        param_name: str,
+        param_distribution: BaseDistribution,
+    ) -> Any:
+        """See `optuna.samplers.BaseSampler`."""
+        slot = slot_of(study, trial)
+        # QMC draws such a value from its seed alone, which is equal for all trials.
+        if slot >= self._initial and not self._is_sequence:
+            sampler, seen = self._sampler(study, trial)
+            return sampler.sample_independent(seen, trial, param_name, param_distribution)
+        random = RandomSampler(seed=derive_seed(self._seed, "initial", slot, param_name))
+        return random.sample_independent(study, trial, param_name, param_distribution)
+
+    def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
+        """See `optuna.samplers.BaseSampler`."""
+        sampler, seen = self._sampler(study, trial)
+        sampler.before_trial(seen, trial)
+
+    def after_trial(
+        self,
+        study: optuna.Study,
+        trial: FrozenTrial,
+        state: TrialState,
+        values: Sequence[float] | None,
+    ) -> None:
+        """See `optuna.samplers.BaseSampler`."""
+        sampler, seen = self._sampler(study, trial)
+        # Samplers of grids stop the study, which Optuna allows in its own loop only.
+        view = seen if isinstance(seen, StudyView) else cast(optuna.Study, StudyView(study))
+        sampler.after_trial(view, trial, state, values)
+        self._asked.pop((study.study_name, trial.number), None)
+
+    def _sampler(self, study: optuna.Study, trial: FrozenTrial) -> tuple[BaseSampler, optuna.Study]:
+        """The trial's sampler, and the study as that sampler sees it."""
+        key = (study.study_name, trial.number)
+        if key not in self._asked:
+            place = [] if self._is_sequence else [slot_of(study, trial)]
+            seed = derive_seed(self._seed, "sampler", *place)
+            seen = cast(optuna.Study, OwnHistory(study)) if self._repeats else study
+            self._asked[key] = self._factory(seed=seed), seen
+        return self._asked[key]
+
+
+# Not CMA-ES: Optuna's keeps its state as a pickle in the database, and runs what it finds there.
+#: Optuna's samplers. Another one is given ``seed`` where it takes it.
+SEARCHERS = Registry(
+    "search.sampler",
+    {
+        "gp": optuna.samplers.GPSampler,
+        "qmc": optuna.samplers.QMCSampler,
+        "random": optuna.samplers.RandomSampler,
+        "tpe": optuna.samplers.TPESampler,
+    },
+    given=("seed",),
+)
+
+# Optuna's defaults may change between releases; a study's meaning must not.
+_PINNED: Mapping[str, Mapping[str, Any]] = {
+    "tpe": {"multivariate": True, "constant_liar": True, "n_startup_trials": 10},
+}
+
+
+def sampler_factory(kind: Named, options: Mapping[str, Any]) -> Callable[..., BaseSampler]:
+    """A function that makes the named Optuna sampler from a keyword argument ``seed``.
+
+    Args:
+        kind: ``"tpe"``, ``"random"``, ``"gp"`` or ``"qmc"``; ``package.module:Name`` of another
+            sampler for Optuna, or its class.
+        options: Arguments of the Optuna class.
+
+    Raises:
+        UnknownNameError: No such sampler, or no such option of it.
+        ArgumentError: An option's value that the sampler refuses.
+    """
+    SEARCHERS.check(kind, {key: [value] for key, value in options.items()}, section="search")
+    for key, least in _LEAST.items():
+        # Optuna's classes raise at the first trial that is not random.
+        if isinstance(value := options.get(key), int | float):
+            require(value >= least, f"search.{key}", f"at least {least}", value)
+    pinned = {**_PINNED.get(name_of(kind), {}), **options}
+    make = SEARCHERS.load(kind)
+    # Read once: each trial makes a sampler, and reading a signature takes long.
+    takes_seed = bound_to(make, {"seed": 0}) is not make
+
+    def factory(*, seed: int) -> BaseSampler:
+        given = {**pinned, "seed": seed} if takes_seed else pinned
+        made: BaseSampler = quietly(make, given, BaseSampler)
+        return made
+
+    try:
+        factory(seed=0)
+    except Exception as error:
+        raise ArgumentError(f"search.sampler '{name_of(kind)}': {error}") from error
+    return factory
+
+
+#: Bounds of options of search samplers that Optuna does not check in time.
+_LEAST: Mapping[str, float] = {"n_startup_trials": 0, "n_ei_candidates": 1, "prior_weight": 0}

@@ -1,0 +1,176 @@
+"""What a study is to reach, and what its trials have spent of that."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Self
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+
+from hpo_mab._attributes import (
+    RESUMED_KEY,
+    SLOT_KEY,
+    TARGET_KEY,
+    TotalBudget,
+    budgets_of,
+    trial_attributes,
+)
+from hpo_mab._plan import Plan
+from hpo_mab.pruners import PromotionPruner
+from hpo_mab.storage import (
+    CurveStore,
+    Definition,
+)
+from hpo_mab.storage._optuna import (
+    id_of,
+)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """What a study is to reach; stored with it for all its workers.
+
+    Attributes:
+        trials: Trials that must be complete or pruned, the pilot's twins not counted.
+        total: What all trials together may spend, as written; None is no limit.
+        epoch_examples: Examples of one epoch.
+
+    Examples:
+        >>> from hpo_mab.search import Target
+        >>> Target(trials=20, total="90 epochs", epoch_examples=1000).trials
+        20
+    """
+
+    trials: int
+    total: str | None
+    epoch_examples: int
+
+    def at_least(self, stored: Target) -> Target:
+        """A stored target, raised to this one where this one is higher.
+
+        Without a limit here the stored limit stays. Limits of different units cannot be compared:
+        there this one is taken.
+        """
+        total = self.total or stored.total
+        if self.total is not None and stored.total is not None:
+            before, now = TotalBudget.parse(stored.total), TotalBudget.parse(self.total)
+            if before.unit == now.unit and before.amount > now.amount:
+                total = stored.total
+        return dataclasses.replace(self, trials=max(self.trials, stored.trials), total=total)
+
+    def save(self, study: optuna.Study) -> None:
+        """Write the target into the study, in place of an earlier one."""
+        study.set_user_attr(TARGET_KEY, dataclasses.asdict(self))
+
+    @classmethod
+    def load(cls, study: optuna.Study) -> Self:
+        """The study's target as it is now; that of its definition where it has none."""
+        stored = study.user_attrs.get(TARGET_KEY)
+        if stored is None:
+            definition = Definition.load(study)
+            settings = definition.settings
+            return cls(
+                trials=settings.trials,
+                total=settings.total,
+                epoch_examples=definition.epoch_examples,
+            )
+        return cls(**stored)
+
+    def share_spent(self, study: optuna.Study, curves: CurveStore) -> float:
+        """Share of the total budget spent, lost and running trials included; 0 without limit."""
+        return 0.0 if self.total is None else self.share(*self.spent(study, curves))
+
+    def spent(self, study: optuna.Study, curves: CurveStore) -> tuple[int, float]:
+        """Training examples and seconds of all trials, those of evaluations included."""
+        examples, seconds = curves.spent(id_of(study))
+        plan = Plan(study.get_trials(deepcopy=False))
+        lost, lost_seconds = plan.unreported
+        return examples + lost, seconds + lost_seconds + plan.evaluation_seconds
+
+    def share(self, examples: int, seconds: float) -> float:
+        """Share of the total budget that this is; 0 without limit."""
+        if self.total is None:
+            return 0.0
+        return TotalBudget.parse(self.total).share_spent(
+            seconds=seconds, examples=examples, epoch_examples=self.epoch_examples
+        )
+
+    def trials_left(
+        self, study: optuna.Study, curves: CurveStore, *, done: float, spent_before: float
+    ) -> int:
+        """Trials that the study lacks, as far as its total budget is enough for them.
+
+        Args:
+            study: The study.
+            curves: Its learning curves.
+            done: Trials trained since, the running ones by their share.
+            spent_before: `share_spent` before those.
+        """
+        left = self.trials - Plan(study.get_trials(deepcopy=False)).finished
+        share = self.share_spent(study, curves)
+        spent = share - spent_before
+        if spent > 0:
+            # `done` trials took the share `spent` of the budget. What is left of it is enough for
+            # this number of trials of the same mean cost.
+            paid_for = int(done * (1 - share) / spent)
+            left = paid_for if self.continues(study) else min(left, paid_for)
+        return max(0, left)
+
+    def continues(self, study: optuna.Study) -> bool:
+        """Whether paused or complete trials continue until the total budget is spent."""
+        return isinstance(study.pruner, PromotionPruner) and self.total is not None
+
+
+class _Spending:
+    """What trials have spent of a study's total budget, and what the running ones will spend.
+
+    Args:
+        study: The study.
+        target: Its target.
+        curves: Its learning curves.
+    """
+
+    def __init__(self, study: optuna.Study, target: Target, curves: CurveStore) -> None:
+        self._study = study
+        self._target = target
+        # Without a definition the length of a trial is not known.
+        self._definition = Definition.load(study) if Definition.is_in(study.user_attrs) else None
+        # First: an evaluation that is stored in between then counts twice, and not never.
+        stored = curves.load([id_of(trial) for trial in self._running()])
+        self._reached = {name: points[-1].index for name, points in stored.items() if points}
+        self._examples, self._seconds = target.spent(study, curves)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the total budget is spent."""
+        return self._target.share(self._examples, self._seconds) >= 1
+
+    @property
+    def is_promised(self) -> bool:
+        """Whether the running trials will spend the rest if none is pruned.
+
+        In seconds at the study's mean cost of an example so far; nothing is promised without any.
+        """
+        left = self._examples_left()
+        seconds = self._seconds * (1 + left / max(self._examples, 1))
+        return self._target.share(self._examples + left, seconds) >= 1
+
+    def _running(self) -> list[FrozenTrial]:
+        running = self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        return [trial for trial in running if SLOT_KEY in trial_attributes(trial)]
+
+    def _examples_left(self) -> int:
+        if self._definition is None:
+            return 0
+        per_budget = self._definition.settings.evaluations or 1
+        left = 0
+        for trial in self._running():
+            attrs = trial_attributes(trial)
+            # A trial that continues from a checkpoint says so once it has begun.
+            reached = max(self._reached.get(id_of(trial), 0), attrs.get(RESUMED_KEY, 0))
+            whole = self._definition.settings.examples_of(
+                trial.params, longest=self._definition.trial_examples
+            )
+            left += (per_budget * budgets_of(attrs) - reached) * whole // per_budget
+        return left

@@ -1,0 +1,131 @@
+"""Pruners by name, and where their rungs lie by default."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import optuna
+import pytest
+from optuna.pruners import SuccessiveHalvingPruner
+
+from hpo_mab._attributes import completed_spec
+from hpo_mab._errors import ArgumentError, SpecError
+from hpo_mab.pruners import AdvantagePruner
+from hpo_mab.search import StudySpec, make_spec
+from hpo_mab.search._pruners import is_continuable, study_pruner
+
+
+def first_rung(definition: dict[str, Any]) -> int | None:
+    """Evaluation of the first rung that a definition's pruner has."""
+    pruner = study_pruner(make_spec(definition), {})
+    if isinstance(pruner, AdvantagePruner):
+        return pruner.uniform_step(0)
+    assert isinstance(pruner, SuccessiveHalvingPruner)
+    return pruner._min_resource
+
+
+@pytest.mark.parametrize(
+    ("sampler", "kind"),
+    [("mab", "advantage"), ("uniform", "advantage"), ("mab", "successive_halving")],
+)
+@pytest.mark.parametrize(
+    ("training", "evaluation"),
+    [
+        ({}, 2),
+        ({"average": 0.05}, 2),
+        ({"average": {"low": 0.05, "high": 0.4}}, 2),
+        ({"average": 0}, 3),
+        # Some trials would be judged by their trained weights.
+        ({"average": {"low": 0.0, "high": 0.4}}, 3),
+        ({"average": {"choices": [0.2, 0.0]}}, 3),
+    ],
+)
+def test_the_first_rung_is_earlier_where_all_trials_report_averaged_weights(
+    sampler: str, kind: str, training: dict[str, Any], evaluation: int
+) -> None:
+    definition = {
+        "name": "rungs",
+        "budget": {"epochs": 1, "evaluations": 8},
+        "sampler": {"kind": sampler},
+        "training": training,
+    }
+    assert first_rung({**definition, "pruner": {"kind": kind}}) == evaluation
+    assert first_rung({**definition, "pruner": {"kind": kind, "min_resource": 5}}) == 5
+
+
+@pytest.mark.parametrize("kind", ["median", "percentile"])
+@pytest.mark.parametrize(("average", "evaluation"), [(0.2, 1), (0, 2)])
+def test_the_median_decides_at_once_where_all_trials_report_averaged_weights(
+    kind: str, average: float, evaluation: int
+) -> None:
+    definition = {
+        "name": "median",
+        "budget": {"epochs": 1, "evaluations": 8},
+        "training": {"average": average},
+        "pruner": {"kind": kind},
+    }
+    pruner = study_pruner(make_spec(definition), {})
+    study = optuna.create_study(direction="maximize", pruner=pruner)
+    for _ in range(5):
+        trial = study.ask()
+        for step in range(1, 9):
+            trial.report(0.9, step)
+        study.tell(trial, 0.9)
+    worse = study.ask()
+    pruned = []
+    for step in range(1, 9):
+        worse.report(0.1, step)
+        pruned.append(worse.should_prune())
+    assert pruned.index(True) + 1 == evaluation
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"pruner": {"kind": "hyperband", "min_resource": 0}}, "pruner.min_resource .* 1, got 0"),
+        ({"pruner": {"kind": "hyperband", "max_resource": 0}}, "pruner.max_resource .* 1, got 0"),
+        ({"pruner": {"kind": "successive_halving", "min_resource": 9}}, "min_resource .* got 9"),
+        ({"pruner": {"kind": "advantage", "min_resource": 4}}, "min_resource .* got 4"),
+        ({"pruner": {"kind": "top_k"}, "budget": {"evaluations": 1}}, "budget.evaluations .* 2"),
+        ({"search": {"n_ei_candidates": 0}}, "search.n_ei_candidates .* 1, got 0"),
+        ({"search": {"n_startup_trials": -5}}, "search.n_startup_trials .* 0, got -5"),
+        ({"search": {"prior_weight": -1.0}}, r"search.prior_weight .* 0, got -1\.0"),
+    ],
+)
+def test_options_with_which_no_trial_would_be_stopped_or_begin_are_refused(
+    tiny: Make, change: dict[str, Any], words: str
+) -> None:
+    with pytest.raises((ArgumentError, SpecError), match=words):
+        tiny(**change)
+
+
+def test_a_study_from_before_averaged_weights_keeps_its_first_rung() -> None:
+    definition = {
+        "name": "rungs",
+        "budget": {"epochs": 1, "evaluations": 8},
+        "pruner": {"kind": "advantage"},
+    }
+    stored = make_spec(definition).model_dump(mode="json")
+    del stored["training"]["average"]
+    assert first_rung(completed_spec(stored)) == 3
+
+
+Make = Callable[..., StudySpec]
+
+
+@pytest.mark.parametrize(
+    ("change", "continuable"),
+    [
+        ({}, True),
+        ({"pruner": {"kind": "promotion", "max_resource": 3}}, True),
+        ({"pruner": {"kind": "promotion", "max_resource": 2}}, False),
+        ({"training": {"schedule": "linear"}}, False),
+        ({"sampler": {"kind": "auto"}}, False),
+    ],
+)
+def test_which_trials_can_continue_beyond_their_budget(
+    tiny: Make, change: dict[str, Any], continuable: bool
+) -> None:
+    spec = tiny(**{"training": {"schedule": "constant"}, **change})
+    assert is_continuable(spec) == continuable

@@ -1,0 +1,123 @@
+"""Twins: the pilot of the advantage pruner, and what is in a pair."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from hpo_mab._attributes import EVIDENCE_KEY
+from hpo_mab._errors import SpecError
+from hpo_mab.advantage import Evidence
+from hpo_mab.search import StudyRunner, StudySpec
+from hpo_mab.search._queue import queue_twin
+from hpo_mab.storage import Storage, StudyRun, open_study
+
+Make = Callable[..., StudySpec]
+
+
+_PILOT = {"search": {"initial": 4}, "budget": {"trials": 7, "epochs": 1, "evaluations": 3}}
+
+
+def _twins(run: StudyRun) -> list[Any]:
+    return [trial for trial in run.trials if "hpo_mab:twin_of" in trial.attrs]
+
+
+@pytest.mark.filterwarnings("ignore::hpo_mab.pruners.AdvantageWarning")
+def test_the_first_configurations_are_trained_with_both_samplers(
+    storage: Storage, tiny: Make
+) -> None:
+    spec = tiny(**_PILOT, pruner={"kind": "advantage"})
+    run = StudyRunner(spec, storage).run(score=False).run
+    twins = _twins(run)
+    assert [twin.attrs["hpo_mab:twin_of"] for twin in twins] == [0, 1, 2, 3]
+    assert [trial.slot for trial in run.trials] == [0, 0, 1, 1, 2, 2, 3, 3, 4, 5, 6]
+    # The same batches, weights and accuracies as in a uniform study of the seed.
+    uniform = StudyRunner(
+        tiny(**_PILOT, sampler={"kind": "uniform"}, pruner={"kind": "none"}), storage
+    ).run(score=False)
+    for twin in twins:
+        original = run.trials[twin.number - 1]
+        alone = uniform.run.trials[twin.slot]
+        assert twin.params == original.params == alone.params
+        assert [e.accuracy for e in twin.curve] == [e.accuracy for e in alone.curve]
+        assert [e.train_loss for e in twin.curve] != [e.train_loss for e in original.curve]
+        assert (twin.state, twin.attrs["hpo_mab:sampler"]) == ("complete", "uniform")
+        assert original.attrs["hpo_mab:sampler"] == "mab"
+        assert twin.paired
+    stored = open_study(storage, run.name).user_attrs
+    assert Evidence.from_json(stored[EVIDENCE_KEY]).pairs == 4
+    assert run.examples == sum(trial.examples for trial in run.trials)
+
+
+def test_without_given_evidence_there_is_a_pilot(tiny: Make) -> None:
+    given = {"kind": "advantage", "evidence": "none", "reference": "none"}
+    assert tiny(pruner=given, search={"initial": 4}).has_pilot
+
+
+def test_a_twin_beyond_the_first_configurations_is_in_no_pair(storage: Storage, tiny: Make) -> None:
+    spec = tiny(search={"initial": 1}, pruner={"kind": "none"})
+    runner = StudyRunner(spec, storage)
+    study = open_study(storage, runner.run(score=False).run.name)
+    for trial in study.trials[:2]:
+        queue_twin(study, trial)
+    twins = _twins(runner.run(score=False).run)
+    assert [(twin.slot, twin.paired) for twin in twins] == [(0, True), (1, False)]
+
+
+@pytest.mark.filterwarnings("ignore::hpo_mab.pruners.AdvantageWarning")
+def test_twins_cost_what_the_total_budget_allows(storage: Storage, tiny: Make) -> None:
+    spec = tiny(
+        budget={"trials": 50, "total": "6epochs", "epochs": 1, "evaluations": 3},
+        search={"initial": 4},
+        pruner={"kind": "advantage"},
+    )
+    run = StudyRunner(spec, storage).run(score=False).run
+    assert len(run.trials) in (6, 7)
+    assert len(_twins(run)) == 3
+
+
+@pytest.mark.filterwarnings("ignore::hpo_mab.pruners.AdvantageWarning")
+@pytest.mark.parametrize("where", [(3, 1), (4, 2), (9, 1)])
+def test_an_interrupted_pilot_resumes_to_the_same(
+    storage: Storage, tiny: Make, ctrl_c_at: Any, essence: Any, where: tuple[int, int]
+) -> None:
+    spec = tiny(**_PILOT, pruner={"kind": "advantage"})
+    whole = StudyRunner(spec, storage).run("whole", score=False).run
+    with ctrl_c_at(*where):
+        assert StudyRunner(spec, storage).run("parts", score=False).interrupted
+    parts = StudyRunner(spec, storage).run("parts", score=False)
+    assert essence(parts.run) == essence(whole)
+
+
+@pytest.mark.filterwarnings("ignore::hpo_mab.pruners.AdvantageWarning")
+def test_more_trials_than_the_pilot_wait_for_its_last_twin(storage: Storage, tiny: Make) -> None:
+    sections = {**_PILOT, "budget": {"trials": 5, "epochs": 1, "evaluations": 3}}
+    spec = tiny(**sections, pruner={"kind": "advantage"})
+    run = StudyRunner(spec, storage).run(score=False).run
+    assert [trial.state for trial in run.trials[:8]] == ["complete"] * 8
+    twins = ["hpo_mab:twin_of" in trial.attrs for trial in run.trials]
+    assert twins == [False, True] * 4 + [False]
+    assert len(_twins(run)) == 4
+
+
+@pytest.mark.filterwarnings("ignore::hpo_mab.pruners.AdvantageWarning")
+def test_uniform_studies_have_no_pilot(storage: Storage, tiny: Make) -> None:
+    spec = tiny(**_PILOT, sampler={"kind": "uniform"}, pruner={"kind": "advantage"})
+    runner = StudyRunner(spec, storage)
+    run = runner.run(score=False).run
+    assert len(run.trials) == 7
+    assert _twins(run) == []
+
+
+@pytest.mark.filterwarnings("ignore::hpo_mab.pruners.AdvantageWarning")
+def test_saved_evidence_needs_no_pilot(tiny: Make) -> None:
+    spec = tiny(**_PILOT, pruner={"kind": "advantage", "reference": "tiny-uniform-seed0"})
+    assert not spec.has_pilot
+    assert tiny(**_PILOT, pruner={"kind": "advantage"}).has_pilot
+
+
+def test_a_pilot_of_too_few_is_refused(tiny: Make) -> None:
+    with pytest.raises(SpecError, match=r"search.initial must be at least 4 .* got 2"):
+        tiny(search={"initial": 2}, pruner={"kind": "advantage"})

@@ -1,0 +1,176 @@
+"""Optuna's samplers by name, and their suggestions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import optuna
+import pytest
+from optuna.samplers import RandomSampler, TPESampler
+from optuna.trial import TrialState
+
+from hpo_mab.search import (
+    PlannedSampler,
+    StudySpec,
+    Target,
+    TrialLoop,
+    load_splits,
+    make_objective,
+)
+from hpo_mab.search._searchers import OwnHistory, sampler_factory
+from hpo_mab.storage import Storage
+from hpo_mab.storage._optuna import SearchExhaustedWarning
+
+Make = Callable[..., StudySpec]
+
+
+@pytest.mark.filterwarnings("ignore::hpo_mab.pruners.AdvantageWarning")
+def test_the_search_model_sees_each_configuration_once() -> None:
+    study = optuna.create_study(direction="maximize")
+
+    def add(slot: int, value: float, **attrs: Any) -> None:
+        ours = {f"hpo_mab:{name}": attr for name, attr in {"slot": slot, **attrs}.items()}
+        study.add_trial(
+            optuna.create_trial(state=TrialState.COMPLETE, value=value, user_attrs=ours)
+        )
+
+    add(0, 0.1, sampler="mab")
+    add(0, 0.2, sampler="uniform", twin_of=0)
+    add(1, 0.3, sampler="mab")
+    seen = OwnHistory(study)
+    assert [trial.value for trial in seen.get_trials()] == [0.1, 0.3]
+    assert seen.study_name == study.study_name
+    add(1, 0.5, sampler="trimmed", twin_of=1)
+    assert [trial.value for trial in OwnHistory(study).get_trials()] == [0.1, 0.3]
+    assert [trial.value for trial in OwnHistory(study).trials] == [0.1, 0.3]
+    add(2, 0.4, sampler="uniform")
+    # As it was at the first reading, which a trial's sampler makes once.
+    assert [trial.value for trial in seen.get_trials()] == [0.1, 0.3]
+    seen = OwnHistory(study)
+    assert [trial.value for trial in seen.get_trials(deepcopy=False)] == [0.2, 0.3, 0.4]
+    assert [trial.value for trial in seen._get_trials()] == [0.2, 0.3, 0.4]
+
+
+def _objective(trial: optuna.Trial) -> float:
+    x = trial.suggest_float("x", 0.0, 1.0)
+    knob = trial.suggest_int("sampler.memory", 1, 100)
+    return -((x - 0.3) ** 2) + 0.001 * knob
+
+
+def _study(**options: object) -> optuna.Study:
+    return optuna.create_study(
+        direction="maximize", sampler=PlannedSampler(TPESampler, **{"seed": 0, **options})
+    )
+
+
+def _points(study: optuna.Study) -> list[tuple[float, int]]:
+    return [(t.params["x"], t.params["sampler.memory"]) for t in study.trials]
+
+
+def test_first_configurations_do_not_depend_on_what_else_is_searched() -> None:
+    study = _study(initial=5)
+    study.optimize(_objective, n_trials=5)
+    other = _study(initial=5)
+    other.optimize(lambda trial: trial.suggest_float("x", 0.0, 1.0), n_trials=5)
+    assert [x for x, _ in _points(study)] == [t.params["x"] for t in other.trials]
+    assert len({x for x, _ in _points(study)}) == 5
+
+
+def test_what_is_searched_is_searched_from_the_first_trial_on() -> None:
+    study = _study(initial=6)
+    study.optimize(_objective, n_trials=6)
+    assert len({knob for _, knob in _points(study)}) == 6
+
+
+def test_trials_of_one_study_at_the_same_time_have_a_sampler_each() -> None:
+    alone, together = _study(initial=0), _study(initial=0)
+    for study in (alone, together):
+        study.sampler = PlannedSampler(RandomSampler, seed=0, initial=0)
+    alone.optimize(_objective, n_trials=2)
+    trials = [together.ask() for _ in range(2)]
+    for name in ("x", "sampler.memory"):
+        for trial in trials:
+            if name == "x":
+                trial.suggest_float(name, 0.0, 1.0)
+            else:
+                trial.suggest_int(name, 1, 100)
+    assert [trial.params for trial in trials] == [trial.params for trial in alone.trials]
+
+
+def test_a_study_stopped_and_resumed_equals_one_never_stopped() -> None:
+    whole = _study(initial=3)
+    whole.optimize(_objective, n_trials=14)
+    parts = _study(initial=3)
+    for _ in range(14):
+        parts.sampler = PlannedSampler(TPESampler, seed=0, initial=3)
+        parts.optimize(_objective, n_trials=1)
+    assert _points(parts) == _points(whole)
+
+
+def test_a_sampler_sees_a_lengthened_trial_once_with_its_value_at_its_budget() -> None:
+    study = optuna.create_study(direction="maximize")
+    curve = {1: 0.5, 2: 0.6, 3: 0.7, 4: 0.9}
+    for length in (1, 2):
+        attrs = {"hpo_mab:slot": 0, "hpo_mab:length": length, "hpo_mab:promotes": 0}
+        if length == 1:
+            del attrs["hpo_mab:promotes"], attrs["hpo_mab:length"]
+        values = {step: value for step, value in curve.items() if step <= 2 * length}
+        study.add_trial(
+            optuna.create_trial(
+                value=values[2 * length], intermediate_values=values, user_attrs=attrs
+            )
+        )
+    (shown,) = OwnHistory(study).get_trials(deepcopy=False)
+    assert (shown.number, shown.value, shown.last_step) == (1, 0.6, 4)
+    assert study.trials[1].value == 0.9
+
+
+@pytest.mark.parametrize("initial", [0, 4])
+def test_seeds_differ(initial: int) -> None:
+    points = []
+    for seed in (0, 1):
+        study = optuna.create_study(
+            direction="maximize", sampler=PlannedSampler(RandomSampler, seed=seed, initial=initial)
+        )
+        study.optimize(_objective, n_trials=4)
+        points.append(_points(study))
+    assert not set(points[0]) & set(points[1])
+
+
+def test_scrambled_quasi_random_trials_are_points_of_one_sequence() -> None:
+    factory = sampler_factory("qmc", {"scramble": True, "qmc_type": "sobol"})
+    study = optuna.create_study(
+        direction="maximize", sampler=PlannedSampler(factory, seed=0, initial=0)
+    )
+
+    def objective(trial: optuna.Trial) -> float:
+        trial.suggest_categorical("kind", ["a", "b"])
+        return trial.suggest_float("x", 0.0, 1.0)
+
+    study.optimize(objective, n_trials=9)
+    assert {trial.params["kind"] for trial in study.trials} == {"a", "b"}
+    found = sorted(trial.params["x"] for trial in study.trials[1:])
+    # Eight points of a Sobol sequence lie in the eight eighths.
+    assert [int(8 * x) for x in found] == list(range(8))
+
+
+class _Grid(optuna.samplers.GridSampler):
+    def __init__(self, *, seed: int) -> None:
+        super().__init__({"lr": [0.01, 0.1]}, seed=seed)
+
+
+def test_a_grid_that_is_exhausted_does_not_end_the_command(storage: Storage, tiny: Make) -> None:
+    spec = tiny(search={"initial": 0}, budget={"trials": 3}, pruner={"kind": "none"})
+    objective = make_objective(spec, load_splits(spec))
+    study = optuna.create_study(
+        study_name="grid",
+        storage=storage.optuna,
+        direction="maximize",
+        sampler=PlannedSampler(_Grid, seed=0, initial=0),
+    )
+    Target(trials=3, total=None, epoch_examples=100).save(study)
+    with pytest.warns(SearchExhaustedWarning, match="proposed all that it has"):
+        assert not TrialLoop(study, storage, objective).run()
+    assert [trial.state.name for trial in study.trials] == ["COMPLETE"] * 3
+    assert {trial.params["lr"] for trial in study.trials} == {0.01, 0.1}

@@ -1,0 +1,57 @@
+"""Functions that a CUDA graph replays; their graphs are tested where one can be captured."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch
+
+from hpo_mab.training._captured import WARM_UP_CALLS, Captured
+
+
+@pytest.mark.parametrize("draw", [random.random, lambda: torch.rand(1), np.random.rand])
+def test_a_network_that_decides_at_random_on_the_host_is_not_captured(
+    draw: Callable[[], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = Captured(device=torch.device("cpu"))
+    step._may_capture = True
+    monkeypatch.setattr(step, "_try_capture", lambda *_: pytest.fail("captured"))
+    for _ in range(WARM_UP_CALLS + 1):
+        step(draw)
+    assert step.reason == "the network draws random numbers on the host"
+
+
+def test_an_error_that_ends_a_capture_does_not_hide_its_cause(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(body: Callable[[], None]) -> None:
+        try:
+            body()
+        except BaseException:
+            raise RuntimeError("the capture was invalidated")  # noqa: B904 - as CUDA's
+
+    def run(error: BaseException) -> Captured:
+        def body() -> None:
+            if step._calls == WARM_UP_CALLS and step.reason is None:
+                raise error
+
+        step = Captured(device=torch.device("cpu"))
+        step._may_capture = True
+        monkeypatch.setattr(step, "_capture", fail)
+        for _ in range(WARM_UP_CALLS + 1):
+            step(body)
+        return step
+
+    monkeypatch.setattr(torch.cuda, "default_generators", [mock.Mock()])
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    found = run(RuntimeError("the network waits for the host"))
+    assert found.reason == "the network waits for the host"
+    with pytest.raises(KeyboardInterrupt):
+        run(KeyboardInterrupt())
+    with pytest.raises(RuntimeError, match="invalidated"):
+        run(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"))
