@@ -128,6 +128,11 @@ def trial_attributes(trial: BaseTrial | FrozenTrial) -> Mapping[str, Any]:
     return {**{key: value for key, value in earlier if isinstance(value, _EARLIER[key])}, **attrs}
 
 
+def has_spent_budget(attrs: Mapping[str, Any]) -> bool:
+    """Whether a trial that a `hpo_mab.TrialReporter` followed was evaluated at its budget's end."""
+    return bool(attrs.get(EXAMPLES_KEY, 0) >= attrs.get(BUDGET_KEY, 1) - 1e-6)
+
+
 def budgets_of(attrs: Mapping[str, Any]) -> int:
     """The length of a trial in budgets, from its attributes."""
     return int(attrs.get(LENGTH_KEY, 1))

@@ -103,14 +103,19 @@ def require(holds: bool, name: str, bound: str, value: object) -> None:
         raise ArgumentError(f"{name} must be {bound}, got {value}.")
 
 
+def is_integer(value: object) -> bool:
+    """Whether a value is an integer, Python's or NumPy's."""
+    # In Python a boolean is an integer; as an argument it is a mistake.
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
 def check_integer(name: str, value: object, low: int) -> None:
     """Raise unless a value is an integer, Python's or NumPy's, of at least ``low``.
 
     Raises:
         ArgumentError: It is not.
     """
-    # In Python a boolean is an integer; as an argument it is a mistake.
-    if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < low:
+    if not is_integer(value) or int(value) < low:  # type: ignore[call-overload]
         raise ArgumentError(f"{name} must be an integer of at least {low}, got {value!r}.")
 
 

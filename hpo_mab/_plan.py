@@ -216,12 +216,11 @@ class Plan:
         Args:
             twins: Whether to count twins as well.
         """
+        left_out = self._replaced | self._repeated
         counted = (
             one.state
             for one in self._attempts
-            if not one.interrupted
-            and one.number not in self._replaced | self._repeated
-            and (twins or not one.twin)
+            if not one.interrupted and one.number not in left_out and (twins or not one.twin)
         )
         return collections.Counter(dict(sorted(collections.Counter(counted).items())))
 

@@ -13,9 +13,9 @@ from torch import Tensor
 from hpo_mab._errors import ArgumentError
 from hpo_mab.samplers import BatchSampler
 from hpo_mab.search import TrialReporter
-from hpo_mab.search._reporter import tensors_of
 from hpo_mab.storage import CurveStore
 from hpo_mab.training import DEFAULT_AVERAGE, WeightAverage
+from hpo_mab.training._average import tensors_of
 from hpo_mab.training._schedule import check_window
 
 __all__ = ["TrialCallback"]

@@ -149,11 +149,9 @@ def _summary_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
     best, trials = facts["best"], facts["trials"]
     rows = [("Study", facts["study"])]
     if best is None:
-        diverged = trials["fail"] == 0 < trials["pruned"] == facts["diverged"]
-        lower = (
-            "no complete trial: all diverged. Lower the learning rate, or look for NaN in the data"
-        )
-        rows.append(("Best", lower if diverged else "no complete trial yet"))
+        all_diverged = facts["diverged"] > 0 and facts["diverged"] == sum(trials.values())
+        hint = "all diverged. Lower the learning rate, or look for NaN in the data"
+        rows.append(("Best", f"no complete trial{f': {hint}' if all_diverged else ' yet'}"))
     else:
         accuracy = f"{best['validation_accuracy']:.2%} validation accuracy, trial {best['trial']}"
         accuracy += length_text(best["budgets"])

@@ -7,14 +7,19 @@ import functools
 import inspect
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from numbers import Integral
 from typing import Any, ClassVar, Required, Self, TypedDict
 
 import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 
-from hpo_mab._errors import ArgumentError, plain_arguments, require, stored_arguments
+from hpo_mab._errors import (
+    ArgumentError,
+    is_integer,
+    plain_arguments,
+    require,
+    stored_arguments,
+)
 from hpo_mab._examples import labels_digest
 from hpo_mab._labels import class_labels
 from hpo_mab._registry import class_signature
@@ -144,8 +149,7 @@ class BatchSampler(Sampler[list[int]], abc.ABC):
         bound = f"in [1, {examples}], the number of examples"
         counts = {"world_size": world_size, "rank": rank, "batch_size": batch_size, "seed": seed}
         for name, given in counts.items():
-            whole = isinstance(given, Integral) and not isinstance(given, bool)
-            require(whole, name, "an integer", repr(given))
+            require(is_integer(given), name, "an integer", repr(given))
         require(1 <= world_size <= examples, "world_size", bound, world_size)
         require(0 <= rank < world_size, "rank", f"in [0, {world_size})", rank)
         self.device = torch.device(device)

@@ -19,9 +19,7 @@ import torch
 from hpo_mab._errors import failure_reason
 from hpo_mab._plan import Place, Plan, slot_of
 from hpo_mab.pruners import PromotionPruner
-from hpo_mab.storage import (
-    STORAGE_ERRORS,
-)
+from hpo_mab.storage import STORAGE_ERRORS
 
 if TYPE_CHECKING:
     from hpo_mab.search._recorder import TrialRecord
@@ -30,7 +28,7 @@ if TYPE_CHECKING:
 # has its result. It is read as tensors and plain values only, never as a pickle that could run
 # code.
 
-#: Of the files.
+#: Version of the files.
 _VERSION = 1
 
 

@@ -174,14 +174,19 @@ class TrainingObjective:
         total: str | None = None,
         curves: CurveStore | None = None,
     ) -> None:
-        _check_types(model, budget, optimizer, curves)
-        for name, count, least in (
-            ("seed", seed, 0),
-            ("initial", initial, 0),
-            ("trials", trials, 1),
-        ):
-            if count is not None:
-                check_integer(name, count, least)
+        # Other types would raise in the first trial only.
+        makes_networks = not isinstance(model, nn.Module)
+        wanted = "a function or class that makes a network"
+        require(makes_networks, "model", wanted, type(model).__name__)
+        require(isinstance(budget, Budget), "budget", "a Budget", type(budget).__name__)
+        wanted = "a mapping, {'name': 'sgd', ...}"
+        require(isinstance(optimizer, Mapping), "optimizer", wanted, type(optimizer).__name__)
+        known = isinstance(curves, CurveStore | None)
+        require(known, "curves", "a storage's curves", type(curves).__name__)
+        check_integer("seed", seed, 0)
+        check_integer("initial", initial, 0)
+        if trials is not None:
+            check_integer("trials", trials, 1)
         if total is not None:
             TotalBudget.parse(total)
         chosen = {"kind": "mab", **sampler} if isinstance(sampler, Mapping) else {"kind": sampler}
@@ -308,7 +313,7 @@ class TrainingObjective:
             return self._train_alone(trial)
         return self._train(trial)
 
-    @property
+    @functools.cached_property
     def trial_examples(self) -> int:
         """Training examples of a trial; of searched batch sizes those of the longest."""
         return max(map(self.workload.trial_examples, self.space.batch_sizes))
@@ -323,9 +328,9 @@ class TrainingObjective:
         check_direction(trial.study)
         if not self.runs_in_loop:
             self.workload.check_evaluations(self.space.batch_sizes)
-        if self.race is not None and not self.runs_in_loop:
-            # There is no lock: several processes may queue the same twin twice.
-            self.queue_twins(trial.study, trial.study.get_trials(deepcopy=False))
+            if self.race is not None:
+                # There is no lock: several processes may queue the same twin twice.
+                self.queue_twins(trial.study, trial.study.get_trials(deepcopy=False))
         slot = slot_of(trial.study, trial)
         if SLOT_KEY not in trial.user_attrs:
             trial.set_user_attr(SLOT_KEY, slot)
@@ -335,8 +340,8 @@ class TrainingObjective:
         if not self.runs_in_loop:
             # The study has no definition, see `hpo_mab.storage.Definition.of`.
             trial.set_user_attr(BUDGET_KEY, self.trial_examples)
-            name = trial.user_attrs.get(SAMPLER_KEY, suggested.sampler.name)
-            trial.set_user_attr(SAMPLER_KEY, name)
+            if SAMPLER_KEY not in trial.user_attrs:
+                trial.set_user_attr(SAMPLER_KEY, suggested.sampler.name)
         # Pairs need trials that ran to their end. The pruner is not asked about them, so successive
         # halving does not compare them with later ones: next to random configurations most of a
         # search's proposals would pass (``studies/digits``).
@@ -473,19 +478,3 @@ class TrainingObjective:
         used = trial.user_attrs.get(LEARNED_KEY, self.workload.known is not None)
         trial.set_user_attr(LEARNED_KEY, used)
         return configuration.with_difficulty() if used else configuration
-
-
-def _check_types(model: Any, budget: Any, optimizer: Any, curves: Any) -> None:
-    """Refuse arguments of types that would raise only in the first trial."""
-    for name, given, fits, wanted in (
-        (
-            "model",
-            model,
-            not isinstance(model, nn.Module),
-            "a function or class that makes a network",
-        ),
-        ("budget", budget, isinstance(budget, Budget), "a Budget"),
-        ("optimizer", optimizer, isinstance(optimizer, Mapping), "a mapping, {'name': 'sgd', ...}"),
-        ("curves", curves, isinstance(curves, CurveStore | None), "a storage's curves"),
-    ):
-        require(fits, name, wanted, type(given).__name__)

@@ -6,9 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hpo_mab._attributes import (
-    UNIFORM,
-)
+from hpo_mab._attributes import UNIFORM
 from hpo_mab._errors import ArgumentError
 from hpo_mab._registry import Named
 from hpo_mab.samplers._registry import SAMPLERS, record_column, sampler_maker

@@ -11,7 +11,7 @@ import optuna
 from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState
 
-from hpo_mab._attributes import BUDGET_KEY, EXAMPLES_KEY, SLOT_KEY
+from hpo_mab._attributes import SLOT_KEY, has_spent_budget
 from hpo_mab._errors import ArgumentError, plain, require
 from hpo_mab.search._ranges import holds
 from hpo_mab.storage import STORAGE_ERRORS, Storage, heartbeat
@@ -132,9 +132,8 @@ def _single_value(name: str, value: Any) -> BaseDistribution:
 
 def _end_trial(study: optuna.Study, trial: optuna.trial.Trial, end: TrialState) -> None:
     frozen: FrozenTrial = study.get_trials(deepcopy=False)[trial.number]
-    spent = frozen.user_attrs.get(EXAMPLES_KEY, 0) >= frozen.user_attrs.get(BUDGET_KEY, 1) - 1e-6
     value = frozen.intermediate_values.get(frozen.last_step) if frozen.last_step else None
-    if spent and value is not None:
+    if has_spent_budget(frozen.user_attrs) and value is not None:
         study.tell(trial, value, skip_if_finished=True)
     else:
         study.tell(trial, state=end, skip_if_finished=True)

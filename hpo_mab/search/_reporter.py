@@ -12,15 +12,21 @@ from types import TracebackType
 from typing import Self, SupportsFloat
 
 import optuna
-from optuna.trial import TrialState
 from torch import Tensor, nn
 
-from hpo_mab._attributes import BUDGET_KEY, SAMPLER_KEY, UNIFORM, trial_attributes
+from hpo_mab._attributes import (
+    BUDGET_KEY,
+    SAMPLER_KEY,
+    UNIFORM,
+    has_spent_budget,
+    trial_attributes,
+)
 from hpo_mab._errors import ArgumentError, check_integer, plain_arguments, require
 from hpo_mab.samplers import BatchSampler, UniformSampler
 from hpo_mab.search._recorder import TrialRecord, check_direction, store_end
 from hpo_mab.storage import STORAGE_ERRORS, CurveStore
 from hpo_mab.training import DEFAULT_AVERAGE, Evaluation, WeightAverage
+from hpo_mab.training._average import tensors_of
 from hpo_mab.training._schedule import Schedule, check_window, sampler_figures
 
 
@@ -336,20 +342,23 @@ class TrialReporter:
 
 
 def _warn_of_other_lengths(trial: optuna.trial.Trial, budget: int, evaluations: int) -> None:
+    """Warn if an earlier trial of the study has another budget or number of evaluations."""
     for other in trial.study.get_trials(deepcopy=False):
-        before = trial_attributes(other).get(BUDGET_KEY, budget)
-        ended = other.state == TrialState.COMPLETE and BUDGET_KEY in other.user_attrs
-        made = other.last_step if ended else evaluations
-        if before == budget and made == evaluations:
-            continue
-        given, known = ("budget_examples", before) if before != budget else ("evaluations", made)
-        warnings.warn(
-            f"{given} is {budget if before != budget else evaluations:,}, of trial {other.number} "
-            f"it was {known:,}. Pruners compare trials at equal numbers of evaluations, so begin "
-            "another study; 'hpo-mab report' refuses one with several budgets.",
-            stacklevel=4,
-        )
-        return
+        attrs = trial_attributes(other)
+        # A trial that was stopped, or whose loop ended early, has made fewer than it was to make.
+        made = other.last_step if has_spent_budget(attrs) else evaluations
+        for name, given, known in (
+            ("budget_examples", budget, attrs.get(BUDGET_KEY, budget)),
+            ("evaluations", evaluations, made),
+        ):
+            if known is not None and known != given:
+                warnings.warn(
+                    f"{name} is {given:,}, of trial {other.number} it was {known:,}. Pruners "
+                    "compare trials at equal numbers of evaluations, so begin another study; "
+                    "'hpo-mab report' refuses one with several budgets.",
+                    stacklevel=4,
+                )
+                return
 
 
 def _whole(examples: int) -> int:
@@ -380,8 +389,3 @@ def _shared_copy(model: nn.Module) -> nn.Module:
             "model must be a network that copy.deepcopy can copy, "
             f"got {type(model).__name__}: {error}"
         ) from error
-
-
-def tensors_of(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers by name."""
-    return dict(model.named_parameters()) | dict(model.named_buffers())

@@ -12,9 +12,7 @@ from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler, RandomSampler
 from optuna.trial import FrozenTrial, TrialState
 
-from hpo_mab._attributes import (
-    budgets_of,
-)
+from hpo_mab._attributes import budgets_of
 from hpo_mab._errors import ArgumentError, name_of, require
 from hpo_mab._plan import Plan, derive_seed, slot_of
 from hpo_mab._registry import Named, Registry, bound_to

@@ -22,9 +22,7 @@ from hpo_mab.storage import (
     CurveStore,
     Definition,
 )
-from hpo_mab.storage._optuna import (
-    id_of,
-)
+from hpo_mab.storage._optuna import id_of
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -160,7 +160,7 @@ class Workload:
         if min(steps) < most and (needs_all or max(steps) > min(steps)):
             raise ArgumentError(
                 f"evaluations must be at most {min(steps)}, the steps of a trial with the largest "
-                f"batch size, got {most}; set budget.evaluations."
+                f"batch size, got {most}; set evaluations."
             )
 
     def check_settings(self, settings: Mapping[str, Any]) -> None:

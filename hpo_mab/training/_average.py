@@ -40,6 +40,11 @@ def call_with(model: nn.Module, tensors: Mapping[str, Tensor], inputs: Tensor) -
     return outputs
 
 
+def tensors_of(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by name."""
+    return dict(model.named_parameters()) | dict(model.named_buffers())
+
+
 def average_share(window: float | Tensor, steps: Tensor) -> Tensor:
     """Weight of the newest weights in their average after ``steps`` steps, see `WeightAverage`."""
     return 1 / (window * steps).clamp(min=1)
@@ -114,7 +119,7 @@ class WeightAverage:
         Raises:
             ArgumentError: A layer of the network was replaced.
         """
-        present = dict(self._model.named_parameters()) | dict(self._model.named_buffers())
+        present = tensors_of(self._model)
         for name, (tensors, own) in zip(self._names, self._places, strict=True):
             if present.get(name) is not tensors.get(own):
                 raise ArgumentError(

@@ -585,3 +585,14 @@ def test_counts_and_accuracies_must_be_numbers(accuracy: Any) -> None:
         reporter.report(accuracy=0.5, examples=2.5)  # type: ignore[arg-type]
     with pytest.raises(ArgumentError, match=f"accuracy must be a number, got {accuracy!r}"):
         reporter.report(accuracy=accuracy)
+
+
+@pytest.mark.filterwarnings("ignore::hpo_mab.search.ShortTrialWarning")
+def test_a_trial_that_ended_early_had_as_many_evaluations_to_make() -> None:
+    def objective(trial: optuna.Trial) -> float:
+        with TrialReporter(trial, budget_examples=8, evaluations=4) as reporter:
+            reporter.report(accuracy=0.5, examples=4)
+        return reporter.accuracy
+
+    # A warning would be an error.
+    _study().optimize(objective, n_trials=2)
