@@ -16,8 +16,10 @@ from optuna.trial import TrialState
 
 from hpo_mab._attributes import EXAMPLES_KEY, REASON_KEY, WORKER_KEY
 from hpo_mab._plan import FINISHED, RETRIES, Plan
-from hpo_mab.search import StudyRunner, StudySpec, Target, TrialLoop
+from hpo_mab.search import StudyRunner, StudySpec
 from hpo_mab.search._study import open_with_parts
+from hpo_mab.search._target import Target
+from hpo_mab.search._trial_loop import TrialLoop
 from hpo_mab.storage import Storage, StudyRun, TrialRun, read_run
 
 _FINISHED_STATES = (TrialState.COMPLETE, TrialState.PRUNED)

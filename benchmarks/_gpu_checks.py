@@ -19,8 +19,9 @@ from _gpu_shared import Place, Row, no_waiting
 from hpo_mab import models, training
 from hpo_mab.data import Augmentation, Normalization
 from hpo_mab.samplers import MABSampler, create
-from hpo_mab.training import DeviceBatches, DeviceStep, TimedSampler
-from hpo_mab.training._batches import LossMeter
+from hpo_mab.training import DeviceBatches
+from hpo_mab.training._batches import LossMeter, TimedSampler
+from hpo_mab.training._device_step import DeviceStep
 
 KNOBS: dict[str, dict[str, Any]] = {
     "window": {},
@@ -99,7 +100,7 @@ def _verdict(name: str, check: Callable[[], None]) -> Row:
 
 
 def _bandits(place: Place, knobs: dict[str, Any]) -> MABSampler:
-    # On the CPU only decaying counts are kept in tensors.
+    # On the CPU, decaying counts are kept in tensors.
     more = {} if place.cuda else {"discount": 0.99, "correction": 0.0, "replacement": "auto"}
     labels = torch.arange(1003) % 10
     return MABSampler(labels, batch_size=32, device=place.device, **{**knobs, **_fit(knobs, more)})

@@ -16,7 +16,8 @@ import versus
 from _gpu_shared import Place, Row
 
 from hpo_mab.samplers import MABSampler
-from hpo_mab.training import DeviceBatches, TimedSampler
+from hpo_mab.training import DeviceBatches
+from hpo_mab.training._batches import TimedSampler
 
 SHARE = 0.02
 BATCH_SIZE = 128

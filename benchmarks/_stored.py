@@ -9,7 +9,7 @@ import optuna
 import sqlalchemy as sa
 
 from hpo_mab._attributes import CURVE_KEY, EXAMPLES_KEY, PAIRED_KEY, SECONDS_KEY, SLOT_KEY
-from hpo_mab.search import Target
+from hpo_mab.search._target import Target
 from hpo_mab.storage import Definition, Storage
 from hpo_mab.training import Evaluation
 

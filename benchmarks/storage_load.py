@@ -35,7 +35,8 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from hpo_mab.compare import summarise
-from hpo_mab.search import TrainingObjective, TrialLoop
+from hpo_mab.search import TrainingObjective
+from hpo_mab.search._trial_loop import TrialLoop
 from hpo_mab.search._workload import Loop, Workload
 from hpo_mab.storage import Storage, read_run
 from hpo_mab.training import Budget, Evaluation

@@ -40,6 +40,7 @@ from opponent import Task
 from hpo_mab import models, samplers, training
 from hpo_mab.advantage import mean_estimate
 from hpo_mab.data import Augmentation, ImageSplits, Normalization
+from hpo_mab.training._batches import TimedSampler
 from hpo_mab.training._device import synchronize
 
 HERE = Path(__file__).parent
@@ -105,7 +106,7 @@ def batch_cost(
 
     def source(kind: str) -> Iterator[Any]:
         sampler = samplers.create(kind, splits.train.labels, batch_size=batch_size, device=device)
-        timed = training.TimedSampler(sampler, clock=lambda: 0.0)
+        timed = TimedSampler(sampler, clock=lambda: 0.0)
         losses = torch.rand(batch_size, device=device)
         for batch in training.DeviceBatches(
             there.train,

@@ -1,7 +1,6 @@
 """The attributes of Optuna's studies and trials that this package uses, as typed values.
 
-Every name begins with ``hpo_mab:``, so that none equals a user's own. Earlier versions stored
-the names of trials' attributes without it; `trial_attributes` reads both.
+Every name begins with ``hpo_mab:``, so that none equals a user's own.
 """
 
 from __future__ import annotations
@@ -9,12 +8,9 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import Any, Literal, Self
 
 from hpo_mab._errors import ArgumentError
-
-if TYPE_CHECKING:
-    from optuna.trial import BaseTrial, FrozenTrial
 
 PREFIX = "hpo_mab:"
 
@@ -69,7 +65,7 @@ RETRY_KEY = "failed_trial"
 DEFINITION_KEY = "hpo_mab:definition"
 #: Seed of a study of own loops, which users set.
 SEED_KEY = "hpo_mab:seed"
-#: The goal of its trials, see `hpo_mab.search.Target`.
+#: The goal of its trials, see `hpo_mab.search._target.Target`.
 TARGET_KEY = "hpo_mab:target"
 #: The evidence its pruner uses, see `hpo_mab.advantage.Evidence`.
 EVIDENCE_KEY = "hpo_mab:evidence"
@@ -93,39 +89,6 @@ PUBLISHED_KEY = "hpo_mab:published"
 RETRAINED_KEY = "hpo_mab:retrained"
 #: Validation accuracies of configurations trained again, by trial, see `hpo_mab.search.confirm`.
 CONFIRMED_KEY = "hpo_mab:confirmed"
-
-#: Stored without prefix by earlier versions. A value of another type is a user's own.
-_EARLIER: Mapping[str, type | tuple[type, ...]] = {
-    SLOT_KEY: int,
-    PAIRED_KEY: bool,
-    SAMPLER_KEY: str,
-    TWIN_KEY: int,
-    PROMOTES_KEY: int,
-    EXAMPLES_KEY: int,
-    SECONDS_KEY: (int, float),
-    RESUMED_KEY: int,
-    REASON_KEY: str,
-    PRUNED_KEY: dict,
-    INTERRUPTED_KEY: bool,
-    LOST_KEY: bool,
-}
-#: Every trial that such a version queued or trained has one of these, or was claimed by a worker.
-_EARLIER_MARKS = {"examples", "promotes", "twin_of"}
-
-
-def trial_attributes(trial: BaseTrial | FrozenTrial) -> Mapping[str, Any]:
-    """A trial's user attributes, with the names above also where an earlier version stored them."""
-    attrs: Mapping[str, Any] = trial.user_attrs
-    if SLOT_KEY in attrs or SAMPLER_KEY in attrs:
-        return attrs
-    # A running `Trial` has no system attributes, and `FixedTrial` warns of the name. Neither can
-    # have the names of earlier versions.
-    known: Any = trial
-    system = known.system_attrs if hasattr(trial, "intermediate_values") else {}
-    if not (_EARLIER_MARKS & attrs.keys() or WORKER_KEY in system or RETRY_KEY in system):
-        return attrs
-    earlier = ((key, attrs.get(key.removeprefix(PREFIX))) for key in _EARLIER)
-    return {**{key: value for key, value in earlier if isinstance(value, _EARLIER[key])}, **attrs}
 
 
 def has_spent_budget(attrs: Mapping[str, Any]) -> bool:
@@ -326,11 +289,6 @@ class TotalBudget:
         amount: How much, in ``unit``.
         unit: ``"seconds"`` of training (the sampler's cost included) and evaluation, added up over
             workers; ``"epochs"`` or ``"examples"`` of training.
-
-    Examples:
-        >>> from hpo_mab.search import TotalBudget
-        >>> TotalBudget.parse("90 epochs")
-        TotalBudget(amount=90.0, unit='epochs')
     """
 
     amount: float

@@ -301,14 +301,19 @@ def failure_reason(error: BaseException) -> str:
 
 #: Files of this package and of Python: a user looks for mistakes in others.
 _NOT_OWN = tuple(f"{Path(each).parent}{os.sep}" for each in (__file__, os.__file__))
+#: Folders of installed packages; Debian's Python has the second.
+_INSTALLED = {"site-packages", "dist-packages"}
 
 
 def place_of(error: BaseException) -> str:
-    """The last line of a user's own file that an error went through; empty if there is none."""
+    """The last line of a user's own file that an error went through; empty if there is none.
+
+    The text names the file without its folder, because it is stored and may be published.
+    """
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
-        path = frame.filename
-        if not path.startswith(("<", *_NOT_OWN)) and "site-packages" not in path:
-            return f" ({path}, line {frame.lineno})"
+        path = Path(frame.filename)
+        if not frame.filename.startswith(("<", *_NOT_OWN)) and not _INSTALLED & {*path.parts}:
+            return f" ({path.name}, line {frame.lineno})"
     return ""
 
 

@@ -43,7 +43,6 @@ from hpo_mab._attributes import (
     SLOT_KEY,
     TWIN_KEY,
     UNIFORM,
-    trial_attributes,
     unreported,
 )
 from hpo_mab._errors import HpoMabError
@@ -97,7 +96,7 @@ class Attempt(NamedTuple):
     Attributes:
         number: Optuna's trial number.
         state: ``"waiting"``, ``"running"``, ``"complete"``, ``"pruned"`` or ``"fail"``.
-        attrs: Its user attributes, see `trial_attributes`.
+        attrs: Its user attributes.
         retry: Whether it follows an attempt that was cut off; of stored trials not known.
     """
 
@@ -114,13 +113,20 @@ class Attempt(NamedTuple):
         if isinstance(known.state, str):
             return cls(known.number, known.state, known.attrs, False)
         retry = RETRY_KEY in known.system_attrs
-        return cls(known.number, known.state.name.lower(), trial_attributes(known), retry)
+        return cls(known.number, known.state.name.lower(), known.user_attrs, retry)
 
     @property
     def slot(self) -> int | None:
         """Its slot; None if it has none yet."""
         slot = self.attrs.get(SLOT_KEY)
         return None if slot is None else int(slot)
+
+    @property
+    def place(self) -> Place | None:
+        """Its slot, or its slot's twin under its batch sampler; None if it has no slot yet."""
+        if self.slot is None:
+            return None
+        return self.slot, (self.sampler or UNIFORM) if self.twin else ""
 
     @property
     def twin(self) -> bool:
@@ -227,8 +233,9 @@ class Plan:
     @functools.cached_property
     def _repeated(self) -> set[int]:
         """Numbers of attempts that lost their worker, after which another one began."""
-        each = (attempts[:-1] for attempts in self.places.values())
-        return {one.number for earlier in each for one in earlier if one.lost}
+        placed = [one for one in self._attempts if one.place is not None]
+        last = {one.place: one.number for one in placed}
+        return {one.number for one in placed if one.lost and one.number < last[one.place]}
 
     @property
     def finished(self) -> int:
@@ -272,9 +279,9 @@ class Plan:
 
     @property
     def diverged(self) -> set[int]:
-        """Numbers of trials that diverged; their state is that of pruned ones."""
+        """Numbers of trials that diverged and count; their state is that of pruned ones."""
         pruned = (one for one in self._attempts if one.state == "pruned")
-        return {one.number for one in pruned if REASON_KEY in one.attrs}
+        return {one.number for one in pruned if REASON_KEY in one.attrs} - self._replaced
 
     @property
     def stopped(self) -> set[int]:
@@ -391,9 +398,9 @@ class Plan:
         """
         places: dict[Place, list[Attempt]] = collections.defaultdict(list)
         for one in self._attempts:
-            if one.slot is None:
+            if one.place is None:
                 continue
-            attempts = places[one.slot, (one.sampler or UNIFORM) if one.twin else ""]
+            attempts = places[one.place]
             if attempts and one.promotes not in (None, attempts[-1].promotes):
                 attempts.clear()
             attempts.append(one)
@@ -457,7 +464,7 @@ def raise_if_failing(study: optuna.Study) -> None:
     trials = study.get_trials(deepcopy=False)
     failed = Plan(trials).failed_in_a_row()
     if len(failed) >= _FAILURES_IN_A_ROW:
-        reason = trial_attributes(trials[failed[-1]]).get(REASON_KEY, "see the log")
+        reason = trials[failed[-1]].user_attrs.get(REASON_KEY, "see the log")
         raise StudyFailedError(
             f"{_FAILURES_IN_A_ROW} trials in a row failed, the last with: {reason}"
         )

@@ -15,7 +15,7 @@ from hpo_mab.samplers import BatchSampler
 from hpo_mab.search import TrialReporter
 from hpo_mab.storage import CurveStore
 from hpo_mab.training import DEFAULT_AVERAGE, WeightAverage
-from hpo_mab.training._average import tensors_of
+from hpo_mab.training._average import tensor_at
 from hpo_mab.training._schedule import check_window
 
 __all__ = ["TrialCallback"]
@@ -177,8 +177,8 @@ class TrialCallback(lightning.Callback):
 
 def _exchange(module: lightning.LightningModule, new: dict[str, Tensor]) -> dict[str, Tensor]:
     """Give a module other values of its parameters and buffers; returns those it had."""
-    own = tensors_of(module)
-    before = {name: own[name].data for name in new}
+    own = {name: tensor_at(module, name) for name in new}
+    before = {name: tensor.data for name, tensor in own.items()}
     for name, tensor in new.items():
         own[name].data = tensor.detach()
     return before

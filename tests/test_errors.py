@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import pickle
+from pathlib import Path
+from typing import Any
 
-from hpo_mab._errors import UnknownNameError
+import pytest
+
+from hpo_mab._errors import UnknownNameError, place_of
 
 
 def test_an_unknown_name_can_be_sent_to_another_process() -> None:
@@ -12,3 +16,20 @@ def test_an_unknown_name_can_be_sent_to_another_process() -> None:
     copied = pickle.loads(pickle.dumps(error))
     assert type(copied) is UnknownNameError
     assert str(copied) == str(error)
+
+
+def test_the_place_of_an_error_is_in_a_users_own_file(tmp_path: Path) -> None:
+    def place(*folders: str) -> str:
+        file = tmp_path.joinpath(*folders, "net.py")
+        code = compile("def forward():\n    raise KeyError\n", file, "exec")
+        names: dict[str, Any] = {}
+        exec(code, names)
+        with pytest.raises(KeyError) as raised:
+            names["forward"]()
+        return place_of(raised.value)
+
+    assert place("alice", "project") == " (net.py, line 2)"
+    here = f" ({Path(__file__).name}, line"
+    # Of an installed package: the line of the file that called it.
+    assert place("lib", "python3", "dist-packages", "torch").startswith(here)
+    assert place("site-packages", "torch").startswith(here)

@@ -181,6 +181,18 @@ def test_states_are_counted_without_interrupted_attempts() -> None:
 def test_a_lost_attempt_counts_as_failed_only_where_it_is_the_last() -> None:
     lost = _with(_trials("f0", "c0", "f1", "f2"), lost={0: True, 2: True})
     assert Plan(lost).counts() == {"complete": 1, "pruned": 0, "fail": 2}
+    # A trial without a slot repeats none.
+    unplaced = _with(_trials("f", "w"), lost={0: True})
+    assert Plan(unplaced).counts()["fail"] == 1
+    # Also after the attempt that repeated it was paused, and continued.
+    continued = _with(_continued("f0", "p0", "c0 continues 1"), lost={0: True})
+    assert Plan(continued).counts() == {"complete": 1, "pruned": 0, "fail": 0}
+
+
+def test_a_continuation_that_diverges_does_not_count_where_its_trial_was_complete() -> None:
+    plan = Plan(_with(_continued("c0", "p1", "p0 continues 0"), reason={1: "nan", 2: "nan"}))
+    assert plan.counts() == {"complete": 1, "pruned": 1, "fail": 0}
+    assert plan.diverged == {1}
 
 
 def _with(trials: list[FrozenTrial], **attrs: dict[int, Any]) -> list[FrozenTrial]:

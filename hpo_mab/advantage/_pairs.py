@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hpo_mab._attributes import SAMPLER_KEY
+from hpo_mab._attributes import BUDGET_KEY, SAMPLER_KEY
 from hpo_mab._errors import ArgumentError
 
 if TYPE_CHECKING:
@@ -209,8 +210,9 @@ def pair_curves(
     The budgets are those of the reference's longest complete trial. Failed trials, and trials that
     are not marked ``paired``, are left out. If all studies have the same number of evaluations,
     these are compared by their number: batch sizes may round a budget, or set it. Otherwise curves
-    are read at the budgets by straight lines; budgets within 1% count as reached. A curve is NaN
-    beyond its last evaluation and before its first one.
+    are read at the budgets, or at those shares of a trial's own one where that is stored, by
+    straight lines; budgets within 1% count as reached. A curve is NaN beyond its last evaluation
+    and before its first one.
 
     Args:
         bandit: Studies of the arm in question, one a seed.
@@ -232,14 +234,19 @@ def pair_curves(
         and not _is_repeated(ours[key], theirs[key], *(kinds[key[0]] for kinds in samplers))
     )
     # A trial that runs has not reached the end that the last budget stands for.
-    grid = _longest_budgets([theirs[key] for key in keys if theirs[key].state == "complete"])
+    complete = [theirs[key] for key in keys if theirs[key].state == "complete"]
+    longest = max(complete, key=lambda trial: trial.examples, default=None)
     counts = {run.settings.evaluations for run in (*bandit, *uniform)}
     # Loops of a user's own may skip evaluations, and store no number of them.
-    read = _curve_by_number if len(counts) == 1 and None not in counts else _curve_at
-    if read is _curve_at:
+    by_number = len(counts) == 1 and None not in counts
+    least = min((run.trial_examples for run in (*bandit, *uniform)), default=0)
+    read: Callable[[TrialRun, Floats], tuple[Floats, Floats]] = _curve_by_number
+    grid = np.unique([] if longest is None else _examples(longest))
+    if not by_number:
+        read = functools.partial(_curve_at, budget=least)
         # Large batches go beyond the budget, where those of smaller batches are not known.
-        least = min((run.trial_examples for run in (*bandit, *uniform)), default=0)
-        grid = np.unique(np.minimum(grid, least)) if least else grid
+        points = grid if longest is None else _examples(longest, budget=least)
+        grid = np.unique(np.minimum(points, least) if least else points)
     left = [read(ours[key], grid) for key in keys]
     right = [read(theirs[key], grid) for key in keys]
     shape = (len(keys), len(grid))
@@ -264,13 +271,23 @@ def refuse_other_budgets(runs: Sequence[StudyRun]) -> None:
         passes = [(one.settings.epochs, one.training_examples) for one in (first, run)]
         # Batches of other sizes round the same number of passes to other steps.
         agree = None not in passes[0] and passes[0] == passes[1]
-        slack = _SLACK * first.trial_examples
+        # Own loops store the length of each trial, which a searched batch size rounds or decides.
+        agree = agree or (_steps(first) is not None and _steps(first) == _steps(run))
+        rounding = [one.largest_batch for one in (first, run) if not one.spec]
+        slack = max(_SLACK * first.trial_examples, *rounding, 0)
         if not agree and abs(run.trial_examples - first.trial_examples) > slack:
             raise ArgumentError(
                 "Studies of one comparison must have the same budget per trial: it is "
                 f"{first.trial_examples:,} examples in '{first.name}' and {run.trial_examples:,} "
                 f"in '{run.name}'. Name studies that agree in it."
             )
+
+
+def _steps(run: StudyRun) -> int | None:
+    """Steps of the longest trial of an own loop; None where batch sizes are not searched."""
+    if run.spec or not run.largest_batch:
+        return None
+    return run.trial_examples // run.largest_batch
 
 
 def _is_repeated(one: TrialRun, other: TrialRun, kind: str, other_kind: str) -> bool:
@@ -314,10 +331,14 @@ def _trials_by_slot(runs: Sequence[StudyRun]) -> dict[tuple[int, int], TrialRun]
     return found
 
 
-def _longest_budgets(trials: Sequence[TrialRun]) -> Floats:
-    longest = max(trials, key=lambda trial: trial.examples, default=None)
-    points = [] if longest is None else [evaluation.examples for evaluation in longest.curve]
-    return np.unique(np.asarray(points, dtype=np.float64))
+def _examples(trial: TrialRun, *, budget: int = 0) -> Floats:
+    """Examples of a trial's evaluations [n], at the same shares of ``budget`` if that is given.
+
+    A trial of an own loop has stored its own budget, which its batch size may round or decide.
+    """
+    examples = np.asarray([point.examples for point in trial.curve], dtype=np.float64)
+    own = trial.attrs.get(BUDGET_KEY)
+    return examples * (budget / own) if budget and own else examples
 
 
 def _curve_by_number(trial: TrialRun, grid: Floats) -> tuple[Floats, Floats]:
@@ -329,9 +350,9 @@ def _curve_by_number(trial: TrialRun, grid: Floats) -> tuple[Floats, Floats]:
     return accuracy, seconds
 
 
-def _curve_at(trial: TrialRun, grid: Floats) -> tuple[Floats, Floats]:
-    """Accuracy and seconds of a trial at budgets, each [T]."""
-    examples = np.asarray([e.examples for e in trial.curve], dtype=np.float64)
+def _curve_at(trial: TrialRun, grid: Floats, *, budget: int) -> tuple[Floats, Floats]:
+    """Accuracy and seconds of a trial at shares of a budget, given in examples, each [T]."""
+    examples = _examples(trial, budget=budget)
     inside = (grid >= examples[0] * (1 - _SLACK)) & (grid <= examples[-1] * (1 + _SLACK))
     accuracy = np.interp(grid, examples, [e.accuracy for e in trial.curve])
     seconds = np.interp(grid, examples, [e.seconds for e in trial.curve])

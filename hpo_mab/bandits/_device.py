@@ -1,4 +1,4 @@
-"""The engine of CUDA devices, and of counts that decay: every arm is drawn, all in tensors.
+"""The engine of CUDA, of decaying counts, and of all policies: every arm is drawn, in tensors.
 
 Nothing here makes the host wait for the device.
 """

@@ -1,4 +1,4 @@
-"""The engine of the CPU: bandits in NumPy whose arms are counted by state.
+"""The engine of the CPU: Thompson sampling in NumPy, with arms counted by state.
 
 Only its interface uses tensors. The cost of a draw hardly depends on the number of examples.
 """
@@ -13,7 +13,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hpo_mab.bandits._policies import GroupedPolicy, Groups, Singles, grouped_policy
 from hpo_mab.bandits._settings import (
     BanditEngine,
     BanditSettings,
@@ -35,10 +34,11 @@ from hpo_mab.bandits._states import (
     StateMembers,
     UniformPasses,
 )
+from hpo_mab.bandits._thompson import ThompsonPolicy
 
 
 class GroupedBandits:
-    """``B`` independent Beta-Bernoulli bandits, in numpy.
+    """``B`` independent Beta-Bernoulli bandits under Thompson sampling, in numpy.
 
     Arms with the same (successes, failures) are exchangeable. The policy chooses a state, then one
     of its arms is picked uniformly. That is exact in distribution. The cost depends on the number
@@ -53,7 +53,7 @@ class GroupedBandits:
 
     Args:
         sizes: Arms of each bandit, [B].
-        policy: Selection policy.
+        policy: Thompson sampling by state.
         memory: How many of a bandit's last pulls count; None counts all.
         rng: Source of every draw.
         passes: Order of the arms in the prior's state; None picks them with replacement.
@@ -64,7 +64,7 @@ class GroupedBandits:
         self,
         sizes: Ints,
         *,
-        policy: GroupedPolicy,
+        policy: ThompsonPolicy,
         memory: int | None,
         rng: np.random.Generator,
         passes: UniformPasses | None = None,
@@ -100,23 +100,19 @@ class GroupedBandits:
             own = columns != SHARED
             cells, columns = cells[own], columns[own]
         # One variate E ~ Exp(1) stands for the n arms of a state: E / n is the least of n of them.
-        # The policies turn log(E / n) into a cost, so that the state of the best arm has the least
-        # (see `GroupedPolicy`). Arms of a state are exchangeable, so a uniform one is an exact
-        # draw.
-        race = self._rng.standard_exponential(len(cells) + len(shared))
-        race[: len(cells)] /= counts[cells]
+        # The policy turns log(E / n) into a cost: the state of the best arm has the least.
+        # Arms of a state are exchangeable, so a uniform one is an exact draw.
+        race = self._rng.standard_exponential(len(cells))
+        race /= counts[cells]
         np.log(race, out=race)
-        groups = Groups(cells, columns, shape[1], self._window, self._singles(shared))
-        costs = self._policy.costs(race, groups)
         self._costs.fill(np.inf)
-        self._costs[cells] = costs[: len(cells)]
+        self._costs[cells] = self._policy.best_draws(race, columns)
         table = self._costs.reshape(shape)
         winners = table.argmin(axis=1)
         if not len(shared):
             return self._pick(self._members.rows, winners)
-        return self._pick_with(
-            shared, costs[len(cells) :], winners, table[self._members.rows, winners]
-        )
+        singles = self._policy.draws(self._pairs[shared], self._rng)
+        return self._pick_with(shared, singles, winners, table[self._members.rows, winners])
 
     def learn(self, arms: Ints, rewards: Rewards, valid: Bools | None = None) -> None:
         """Count one pull of each bandit, and remove the pull that leaves its window.
@@ -161,18 +157,12 @@ class GroupedBandits:
         positions: Ints = (self._members.states == SHARED).ravel().nonzero()[0]
         return positions
 
-    def _singles(self, shared: Ints) -> Singles | None:
-        """The arms at positions [V] as groups of one arm each; None for no arm."""
-        if not len(shared):
-            return None
-        return Singles(shared // self._members.arms, self._pairs[shared], self._rng)
-
     def _propensity_table(self) -> tuple[Floats, Ints | Columns]:
         """Probabilities by bandit and state, [B, S], and the state of each arm, [B, A]."""
-        counts, totals, states = self._members.counts, self._window.totals, self._members.states
+        counts, states = self._members.counts, self._members.states
         shared = self._shared_arms()
         if not len(shared):
-            return self._policy.propensities(counts, totals), states
+            return self._policy.propensities(counts), states
         # Arms drawn one by one get a temporary state for each distinct pair, after the states with
         # a column. The integral then treats all arms in the same way.
         pairs, kinds = np.unique(self._pairs[shared], axis=0, return_inverse=True)
@@ -180,7 +170,7 @@ class GroupedBandits:
         np.add.at(more, (shared // self._members.arms, kinds), 1)
         own = counts.copy()
         own[:, SHARED] = 0
-        table = self._policy.propensities(np.hstack([own, more]), totals, pairs)
+        table = self._policy.propensities(np.hstack([own, more]), pairs)
         states = states.astype(np.int64)
         states.ravel()[shared] = counts.shape[1] + kinds
         return table, states
@@ -270,7 +260,7 @@ class HostEngine(BanditEngine):
 
     Args:
         shares: Examples of each bandit, [B, A]; shorter shares end in -1.
-        settings: Knobs; ``discount`` must be None.
+        settings: Knobs; the policy must be Thompson sampling, and ``discount`` None.
         rng: Source of every draw.
 
     Examples:
@@ -297,7 +287,7 @@ class HostEngine(BanditEngine):
         memory = settings.window(self._mean_size)
         self._bandits = GroupedBandits(
             self._sizes,
-            policy=grouped_policy(settings, shares.shape[1]),
+            policy=ThompsonPolicy(settings.prior, shares.shape[1]),
             memory=memory,
             rng=rng,
             passes=UniformPasses(self._sizes, rng) if settings.shuffles else None,

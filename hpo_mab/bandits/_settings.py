@@ -39,9 +39,9 @@ def above_average(losses: Any, average: Any) -> Any:
 
 #: Rules of reward. A rule is called with losses [..., B] and the moving average of the mean loss
 #: of the batches before, [..., 1]; it returns which losses are rewarded, as booleans [..., B]. The
-#: CPU's engine calls it with NumPy arrays of one batch, the device's with tensors of a stack's
-#: batches. It must neither wait for the device nor change its arguments. Losses that are not finite
-#: may be among them; their rewards do not count.
+#: engine of Thompson sampling on the CPU calls it with NumPy arrays of one batch, the other with
+#: tensors of a stack's batches. It must neither wait for the device nor change its arguments.
+#: Losses that are not finite may be among them; their rewards do not count.
 REWARDS = Registry(
     "reward",
     {

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from hpo_mab.bandits._settings import Bools, Columns, Floats, Ints, Rewards, coprime_strides
 
 if TYPE_CHECKING:
-    from hpo_mab.bandits._policies import GroupedPolicy
+    from hpo_mab.bandits._thompson import ThompsonPolicy
 
 
 class PullWindow:
@@ -45,11 +45,6 @@ class PullWindow:
         if self._common is not None:
             self._pushed[:] = self._common
         return self._pushed
-
-    @property
-    def totals(self) -> Ints:
-        """Pulls that count, of each bandit, [B]."""
-        return self.pushed if self.memory is None else np.minimum(self.pushed, self.memory)
 
     def push(self, bandits: Ints, arms: Ints, rewards: Rewards) -> tuple[Ints, Ints, Rewards]:
         """Add one pull of each of some bandits.
@@ -134,7 +129,7 @@ class StateColumns:
     """
 
     def __init__(
-        self, members: StateMembers, policy: GroupedPolicy, *, limit: int | None = None
+        self, members: StateMembers, policy: ThompsonPolicy, *, limit: int | None = None
     ) -> None:
         self._members = members
         self._policy = policy

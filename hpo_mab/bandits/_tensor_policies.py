@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hpo_mab._errors import ArgumentError
-from hpo_mab.bandits._policies import LogitGrid
 from hpo_mab.bandits._settings import BanditSettings, coprime_strides
+from hpo_mab.bandits._thompson import LogitGrid
 
 
 class TensorPasses:
@@ -332,7 +332,11 @@ class TensorGreedy(TensorPolicy):
 
 
 class TensorUCB(TensorGreedy):
-    """UCB1; see `UCBPolicy`."""
+    """UCB1 (Auer et al. 2002): ``mean + exploration sqrt(2 ln t / n)``.
+
+    Mean and ``n`` are the posterior's: the prior's parameters count as pulls, so arms without pulls
+    have a finite bonus. The literal "every arm once first" is the limit of a vanishing prior.
+    """
 
     def values(self, successes: Tensor, failures: Tensor) -> Tensor:
         """Upper confidence bound of each arm, [B, A]."""

@@ -8,11 +8,9 @@ import os
 import signal
 import sys
 import threading
-import time
-import traceback
 import warnings
 from collections.abc import Callable, Iterator
-from types import CodeType, TracebackType
+from types import TracebackType
 from typing import Annotated, Any, TextIO
 
 import typer
@@ -204,8 +202,6 @@ def _outside_cause(error: Exception) -> str | None:
 # Signals that end a command as Ctrl-C does.
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
-#: Written to the signals' pipe for an interrupt that was lost; no signal has this number.
-_LOST_INTERRUPT = b"\0"
 #: How long the process may take to end in order after the second Ctrl-C.
 _SECONDS_TO_TIDY = 3.0
 
@@ -233,69 +229,35 @@ def _second_is_final() -> Iterator[None]:
     read_end, write_end = os.pipe()
     # Python's handlers wait for the main thread; Python writes to this pipe when the signal comes.
     os.set_blocking(write_end, False)
-    wakeup, unraisable = (
-        signal.set_wakeup_fd(write_end, warn_on_full_buffer=False),
-        sys.unraisablehook,
-    )
-
-    def send_again(args: sys.UnraisableHookArgs) -> None:
-        # Python discards what is raised within a finaliser, also an interrupt.
-        if issubclass(args.exc_type, KeyboardInterrupt):
-            os.write(write_end, _LOST_INTERRUPT)
-        else:
-            unraisable(args)
-
-    sys.unraisablehook = send_again
+    wakeup = signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
     over = threading.Event()
     listener = threading.Thread(
-        target=_end_after_second,
-        args=(read_end, over, send_again.__code__),
-        name="second-ctrl-c",
-        daemon=True,
+        target=_end_after_second, args=(read_end, over), name="second-ctrl-c", daemon=True
     )
     listener.start()
     try:
         yield
     finally:
         over.set()
-        sys.unraisablehook = unraisable
         signal.set_wakeup_fd(wakeup)
         os.close(write_end)
         listener.join()
         os.close(read_end)
 
 
-def _end_after_second(read_end: int, over: threading.Event, hook: CodeType) -> None:
+def _end_after_second(read_end: int, over: threading.Event) -> None:
     """End the process some seconds after the second signal, unless it is over before."""
     received = 0
     while received < 2:
         number = os.read(read_end, 1)
         if not number:
             return
-        if number == _LOST_INTERRUPT:
-            # Python writes to the pipe for this one, too.
-            received -= 1
-            _interrupt_outside(hook)
         received += number[0] in _SIGNALS
     if over.wait(_SECONDS_TO_TIDY):
         return
     if sys.stderr.isatty():
         os.write(2, b"\x1b[?25h")  # Progress hides the cursor.
     os._exit(130)
-
-
-def _interrupt_outside(hook: CodeType) -> None:
-    """Interrupt the main thread once it has left a hook, in which the interrupt would be lost."""
-    main_thread = threading.main_thread().ident or 0
-
-    def is_within() -> bool:
-        frame = sys._current_frames().get(main_thread)
-        return any(each.f_code is hook for each, _ in traceback.walk_stack(frame))
-
-    while is_within():
-        time.sleep(0.01)
-    # Not SIGINT, which a process started in the background ignores.
-    signal.pthread_kill(main_thread, signal.SIGTERM)
 
 
 def interrupt_at_eof() -> None:

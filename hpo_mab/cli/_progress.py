@@ -122,7 +122,9 @@ class StudyProgress:
         self._ended = {each.number for each in trials if each.state.is_finished()}
         if self._live is not None and self._task is not None:
             completed = min(done, self._trials)
-            self._live.update(self._task, completed=completed, description=self._state)
+            self._live.update(
+                self._task, total=self._trials, completed=completed, description=self._state
+            )
             self._live.update(self._trial_task, visible=False)
         elif self._is_time_for_a_line(done):
             self._console.print(f"{self._label}: {self._state}", soft_wrap=True)
@@ -209,7 +211,9 @@ class StudyProgress:
         since, before = self._spent_first
         known = spent > before
         budget = max(1 - spent, 0.0) * (now - since) / (spent - before) if known else math.inf
-        return budget if target.continues(study) else min(budget, by_trials)
+        # Of trials that were paused, how many will continue is not known.
+        only_paused = target.continues(study) and by_trials == 0
+        return budget if only_paused or target.spends_all(study) else min(budget, by_trials)
 
     def _is_time_for_a_line(self, done: int) -> bool:
         now = time.monotonic()

@@ -222,13 +222,6 @@ def dashboard(
             callback=opt.within(0, 65535), help="Port; if it is in use, a free one is chosen."
         ),
     ] = PORT,
-    artifacts: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder of the studies' files, e.g. long learning curves; default: next to the "
-            "database.",
-        ),
-    ] = None,
 ) -> None:
     """Serve the Optuna dashboard of the storage; Ctrl-C ends it.
 
@@ -249,8 +242,8 @@ def dashboard(
     opt.silence_optuna()
     store = Storage(storage, create=False)
     # Before the notes are written: this opens the database, and names it in the error if it fails.
-    pages = application(store, artifacts=artifacts)
-    warn_unpublished(refresh(store, artifacts=artifacts))
+    pages = application(store)
+    warn_unpublished(refresh(store))
     server = make_server(pages, host=host, port=port)
     # In a URL an IPv6 address has brackets.
     shown = f"[{host}]" if ":" in host else host

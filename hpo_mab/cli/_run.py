@@ -19,8 +19,9 @@ from hpo_mab.cli._report import PORT, dashboard
 
 if TYPE_CHECKING:
     from hpo_mab.compare import ComparisonRuns, ComparisonSummary
-    from hpo_mab.search import Launch, RunOutcome, StudySpec
+    from hpo_mab.search import RunOutcome, StudySpec
     from hpo_mab.search._definition import BudgetSection
+    from hpo_mab.search._runner import Launch
     from hpo_mab.storage import Storage
 
 _SQLITE_WORKERS = 2
@@ -268,7 +269,7 @@ def compare(
 
     ```
     hpo-mab compare
-    hpo-mab compare fashion_mnist --seeds 3 --record record.json --report report.html
+    hpo-mab compare fashion_mnist --sampler mab --record record.json --report report.html
     hpo-mab compare --sampler gradnorm --pruner hyperband --name gradnorm
     ```
     """

@@ -128,7 +128,7 @@ def _show_trials(storage: str, name: str, *, as_json: bool) -> None:
 
 
 def _show_trial(storage: str, name: str, number: int, *, as_json: bool) -> None:
-    from hpo_mab._attributes import PRUNED_KEY, REASON_KEY, StudySettings, trial_attributes
+    from hpo_mab._attributes import PRUNED_KEY, REASON_KEY, StudySettings
     from hpo_mab._errors import UnknownNameError
     from hpo_mab.cli._output import console
     from hpo_mab.compare._text import parameters
@@ -140,7 +140,7 @@ def _show_trial(storage: str, name: str, number: int, *, as_json: bool) -> None:
     trials = study.get_trials(deepcopy=False)
     if not 0 <= number < len(trials):
         raise UnknownNameError("trial", str(number), map(str, range(len(trials))))
-    trial, attrs = trials[number], trial_attributes(trials[number])
+    trial, attrs = trials[number], trials[number].user_attrs
     state = trial.state.name.lower()
     form = _value_form(study.user_attrs)
     kind = StudySettings.stored_in(study.user_attrs).pruner.kind

@@ -61,7 +61,8 @@ def worker(
         interrupt_at_eof()
     with stoppable():
         from hpo_mab.cli._progress import StudyProgress
-        from hpo_mab.search import Target, join_study
+        from hpo_mab.search import join_study
+        from hpo_mab.search._target import Target
         from hpo_mab.storage import Storage, open_study
 
         opt.silence_optuna()

@@ -13,6 +13,8 @@ from typing import Any, Literal
 from hpo_mab.advantage import Estimate
 from hpo_mab.compare._records import ArmSummary, ComparisonSummary, Contrast, Currency
 
+#: Whether the same configuration learns more, and whether the search ends with a higher best
+#: validation accuracy or with better hyperparameters.
 Question = Literal["learns", "model", "hyperparameters"]
 Reply = Literal["yes", "no", "cannot tell"]
 
@@ -173,7 +175,9 @@ def _reason_of_pairs(contrast: Contrast, reply: Reply, *, at_seconds: bool) -> s
     if reply == "cannot tell":
         return ""
     if contrast.stopped:
-        return f"a pruner stopped {contrast.stopped} of the pairs, and chose those that are left"
+        return (
+            f"a pruner stopped {contrast.stopped} of the pairs; those left are a biased selection"
+        )
     own, other = contrast.diverged
     # What diverged is not among the pairs, and would have lost.
     ahead, behind = (own, other) if reply == "yes" else (other, own)
@@ -279,7 +283,3 @@ def _finished_trials(arm: ArmSummary, seeds: tuple[int, ...]) -> list[int]:
     """Finished trials of an arm's studies."""
     known = dict(zip(arm.seeds, arm.finished_by_seed, strict=True))
     return [known[seed] for seed in seeds]
-
-
-#: Whether the same configuration learns more, and whether the search ends with a higher best
-#: validation accuracy or with better hyperparameters.

@@ -34,8 +34,8 @@ class ArmSummary:
         best_by_seed: Validation accuracy of each study's incumbent; None where no trial finished.
         best: Mean of those, with its interval over seeds.
         best_median: Median of those; None if there are none.
-        trials: Number of trials by state, all seeds together, without twins, interrupted attempts
-            and trials that another one continues.
+        trials: Number of trials by state, all seeds together, without twins, interrupted attempts,
+            lost ones that were repeated and trials that another one continues.
         examples: Training examples spent, all seeds together; None if a curve is missing.
         seconds: Training seconds spent, likewise.
         saved_examples: Training examples that pruned trials did not spend, likewise.

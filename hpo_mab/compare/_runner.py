@@ -12,26 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 from hpo_mab._attributes import RETRAINED_KEY, UNIFORM
 from hpo_mab._errors import ArgumentError, SpecError
+from hpo_mab._plan import derive_seed
 from hpo_mab.compare._report import ComparisonRuns
 from hpo_mab.data import ImageSplits
-from hpo_mab.search import (
-    ArmSection,
-    Launch,
-    PrunerSection,
-    SamplerSection,
-    StudyRunner,
-    StudySpec,
-    TrialCallback,
-    derive_seed,
-    load_splits,
-    make_objective,
-)
+from hpo_mab.search import StudyRunner, StudySpec, TrialCallback, load_splits, make_objective
+from hpo_mab.search._definition import ArmSection, PrunerSection, SamplerSection
+from hpo_mab.search._runner import Launch
 from hpo_mab.search._study import (
-    check_reference,
     check_study,
     choose_names,
     reference_of,
-    stored_names,
     stored_trials,
 )
 from hpo_mab.storage import (
@@ -183,12 +173,10 @@ def comparison_names(
             f"got {spec.compare.seeds}."
         )
     names = choose_names(storage, studies, name=name, fresh=fresh)
-    known = set(stored_names(storage))
+    earlier: dict[str, StudySpec] = {}
     for key, chosen in names.items():
-        check_study(storage, chosen, studies[key])
-        if chosen not in known:
-            check_reference(studies[key], known)
-            known.add(chosen)
+        check_study(storage, chosen, studies[key], planned=earlier)
+        earlier[chosen] = studies[key]
     return names
 
 
@@ -213,8 +201,11 @@ def _runners(
             StudyRunner(arm_spec, storage, objective=make_objective(arm_spec, splits), arm=arm)
             for arm, arm_spec in arms.items()
         ]
+        earlier: dict[str, StudySpec] = {}
         for made in runners:
-            made.check(names[made.arm, made.spec.seed])
+            chosen = names[made.arm, made.spec.seed]
+            made.check(chosen, planned=earlier)
+            earlier[chosen] = made.spec
         # No name here refers to the data any more when those of the next seed are loaded.
         del made, splits
         while runners:

@@ -82,7 +82,7 @@ def is_record(text: str, *, storages: Sequence[str] = ()) -> bool:
     if not text.endswith(".json") or Path(text).is_file():
         return text.endswith(".json")
     try:
-        with _opened(storages or [DEFAULT_URL]) as opened:
+        with _opened(storages or [DEFAULT_URL], needed=False) as opened:
             found = Selection.parse(text, _study_names(opened.values()))
         with _opened([found.url] if found.url else storages or [DEFAULT_URL]) as opened:
             return found.pattern not in _study_names(opened.values())
@@ -106,9 +106,13 @@ def _opened(urls: Iterable[str], *, needed: bool = True) -> Iterator[dict[str, S
         for url in dict.fromkeys(urls):
             try:
                 opened[url] = Storage(url, create=False)
+                if not needed:
+                    names_in(opened[url])  # Connects: a server may not answer.
             except StorageError:
                 if needed:
                     raise
+                if url in opened:
+                    opened.pop(url).close()
         yield opened
     finally:
         for storage in opened.values():

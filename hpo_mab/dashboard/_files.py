@@ -62,7 +62,7 @@ def artifact_store(folder: Path) -> FileSystemArtifactStore:
     except OSError as error:
         raise StorageError(
             f"The artifact folder {folder} cannot be made: {error.strerror}. "
-            f"Name another with --artifacts or {_VARIABLE}."
+            f"Name another by {_VARIABLE}."
         ) from None
     return FileSystemArtifactStore(folder)
 

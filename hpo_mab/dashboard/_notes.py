@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 
 #: Separates our part of a note from the user's.
 SEPARATOR = "*Regenerated after each run; your text below this line is kept.*"
-#: That of earlier versions.
-_EARLIER = "*hpo-mab writes this note anew after each run and keeps what is below this line.*"
 _HINTS = (
     "Figures are on the study's first page. A complete trial's note has its learning curve, a "
     "pruned trial's the reason. A trial's attribute `hpo_mab:slot` is the number of its "
@@ -95,7 +93,7 @@ def keep_users_part(ours: str, existing: str) -> str:
         ours: The new note.
         existing: The note as it is: an earlier one of ours with or without additions, or a user's.
     """
-    _, found, below = existing.replace(_EARLIER, SEPARATOR).partition(SEPARATOR)
+    _, found, below = existing.partition(SEPARATOR)
     users = below.strip() if found else existing.strip()
     return f"{ours}\n\n---\n\n{SEPARATOR}\n\n{users}".rstrip() + "\n"
 

@@ -8,7 +8,6 @@ import itertools
 import json
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import optuna
@@ -226,7 +225,6 @@ def publish_study(
     run: StudyRun,
     *,
     images: ImageData | None = None,
-    artifacts: Path | None = None,
 ) -> Published:
     """Write a study's note, figures, trial notes and, where large, its learning curves.
 
@@ -237,12 +235,11 @@ def publish_study(
         run: The study, read.
         images: The study's training images, for pictures of suspicious labels in its note; None
             keeps those of an earlier call while they are still the most suspicious.
-        artifacts: Folder of the artifact store; None takes the storage's.
     """
 
     def write(name: str) -> bool:
         study = open_study(storage, name)
-        _publish_one(storage, run, study, study_figures([run]), images=images, artifacts=artifacts)
+        _publish_one(storage, run, study, study_figures([run]), images=images)
         return True
 
     return _publish_all([run.name], write)
@@ -252,8 +249,6 @@ def publish_comparison(
     storage: Storage,
     runs: Sequence[StudyRun],
     summary: ComparisonSummary,
-    *,
-    artifacts: Path | None = None,
 ) -> Published:
     """Write notes with the verdict, and figures of all arms, into every study of a comparison.
 
@@ -263,7 +258,6 @@ def publish_comparison(
         storage: Where the studies live.
         runs: The studies, read.
         summary: Their comparison.
-        artifacts: Folder of the artifact store; None takes the storage's.
     """
     from hpo_mab.compare import verdict
     from hpo_mab.compare._tables import in_arm_words
@@ -279,19 +273,18 @@ def publish_comparison(
     def write(name: str) -> bool:
         found, drawn = shared()
         study = open_study(storage, name)
-        _publish_one(storage, by_name[name], study, drawn, artifacts=artifacts, found=found)
+        _publish_one(storage, by_name[name], study, drawn, found=found)
         return True
 
     by_name = {run.name: run for run in runs}
     return _publish_all(by_name, write)
 
 
-def refresh(storage: Storage, *, artifacts: Path | None = None) -> Published:
+def refresh(storage: Storage) -> Published:
     """Publish every study of ours that has new trials since it was published, or never was.
 
     Args:
         storage: The database.
-        artifacts: Folder of the artifact store; None takes the storage's.
     """
 
     def write(name: str) -> bool:
@@ -303,7 +296,7 @@ def refresh(storage: Storage, *, artifacts: Path | None = None) -> Published:
             run = read_run(storage, name)
             # A confirmation changes no figure, and figures may be those of a comparison.
             drawn = study_figures([run]) if has_trials else {}
-            _publish_one(storage, run, study, drawn, artifacts=artifacts)
+            _publish_one(storage, run, study, drawn)
         return has_trials or is_confirmed
 
     return _publish_all(study_names(storage), write)
@@ -338,7 +331,6 @@ def _publish_one(
     drawn: Mapping[str, go.Figure],
     *,
     images: ImageData | None = None,
-    artifacts: Path | None,
     found: Mapping[str, str] | None = None,
 ) -> None:
     attrs = storage.optuna.get_study_system_attrs(id_of(study))
@@ -346,7 +338,7 @@ def _publish_one(
     # A study that continues by itself keeps the verdict of the comparison it was part of.
     before = attrs.get(PUBLISHED_KEY, {})
     found = found or before.get("found", {})
-    folder = artifacts or artifact_folder(storage)
+    folder = artifact_folder(storage)
     record = storage.examples.load(id_of(study))
     listed = ListedImages(**before["listed"]) if "listed" in before else None
     if record is not None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import socket
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from socketserver import ThreadingMixIn
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -46,7 +45,7 @@ main, main > *, .MuiBox-root, .MuiCard-root { min-width: 0; }
 </style></head>"""
 
 
-def application(storage: Storage, *, artifacts: Path | None = None) -> WSGIApplication:
+def application(storage: Storage) -> WSGIApplication:
     """Optuna's dashboard with the storage's files, our figures first, and pages of comparisons.
 
     Of a study of many trials, the browser gets the reports of 100 to 200, evenly chosen. It needs
@@ -55,11 +54,8 @@ def application(storage: Storage, *, artifacts: Path | None = None) -> WSGIAppli
 
     Args:
         storage: The database.
-        artifacts: Folder of the artifact store; None takes the storage's.
     """
-    app: Any = wsgi(
-        storage.optuna, artifact_store=artifact_store(artifacts or artifact_folder(storage))
-    )
+    app: Any = wsgi(storage.optuna, artifact_store=artifact_store(artifact_folder(storage)))
     app.install(_StudyPage())
     app.route(_COMPARISON, callback=lambda: _comparison_page(storage))
     made: WSGIApplication = app

@@ -70,7 +70,7 @@ class Exclusion:
             )
         except OSError as error:
             raise DataError(f"data.exclude: {path} cannot be read: {error.strerror}.") from None
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, OverflowError):
             raise DataError(
                 f"data.exclude: {path} is no list of images; hpo-mab examples --drop writes one."
             ) from None
@@ -134,11 +134,12 @@ class ImageSplits:
                 "from a study on these data."
             )
         where = torch.arange(len(self.train)) if self.positions is None else self.positions
-        kept = ~torch.isin(where, torch.tensor(exclusion.indices, dtype=torch.int64))
+        listed = set(exclusion.indices)
+        kept = torch.tensor([index not in listed for index in where.tolist()])
         labels = self.train.labels.cpu()
         gone = sorted(set(labels.tolist()) - set(labels[kept].tolist()))
         if gone:
-            name = self.names[gone[0]] if self.names else gone[0]
+            name = self.train.classes[gone[0]]
             raise DataError(f"data.exclude: {exclusion.path} lists all images of class {name}.")
         train = self.train.subset(kept.nonzero()[:, 0])
         mean, std = channel_statistics(train)

@@ -273,8 +273,9 @@ class EvidenceKeeper:
         self._races = False
         self._given = given is not None
         self._reference = reference
-        self._margin = margin
-        self._confidence = confidence
+        #: See `hpo_mab.advantage.measure_evidence`.
+        self.margin = margin
+        self.confidence = confidence
         self._every = every
         self._seen: int | None = None
         self._names = ("", "")
@@ -371,8 +372,8 @@ class EvidenceKeeper:
         own = "race" if self._races else "pilot"
         self.evidence = measure_evidence(
             pairs,
-            margin=self._margin,
-            confidence=self._confidence,
+            margin=self.margin,
+            confidence=self.confidence,
             source=f"study {self._reference}" if self._reference else own,
             data=self._names[0],
             model=self._names[1],

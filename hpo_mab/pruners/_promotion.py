@@ -14,7 +14,7 @@ from optuna.pruners import BasePruner
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from hpo_mab._attributes import PROMOTES_KEY, REASON_KEY, TWIN_KEY, trial_attributes
+from hpo_mab._attributes import PROMOTES_KEY, REASON_KEY, TWIN_KEY
 from hpo_mab._errors import ArgumentError, check_integer, plain_arguments, require
 from hpo_mab._plan import Attempt, Plan
 
@@ -179,7 +179,7 @@ class PromotionPruner(BasePruner):
         """
         if trial.last_step is None:
             return None
-        origin = trial_attributes(trial).get(PROMOTES_KEY)
+        origin = trial.user_attrs.get(PROMOTES_KEY)
         before = [step for step in trial.intermediate_values if step < trial.last_step]
         if origin is not None:
             # A continuation has been compared at the rungs of the trial that it continues.
@@ -298,7 +298,7 @@ class PromotionPruner(BasePruner):
     def _may_continue(self, trial: FrozenTrial, following: int) -> bool:
         """Whether a trial is paused, or complete, before the rung that follows its last one."""
         state = TrialState.PRUNED if following <= self.max_resource else TrialState.COMPLETE
-        diverged = REASON_KEY in trial_attributes(trial)
+        diverged = REASON_KEY in trial.user_attrs
         # A trial that has reached the following rung is ranked there.
         return trial.state == state and not diverged and (trial.last_step or 0) < following
 
@@ -315,7 +315,7 @@ class PromotionPruner(BasePruner):
         for stored in study.get_trials(deepcopy=False):
             # The database may not have all reports of the running trial yet.
             trial = own if own is not None and own.number == stored.number else stored
-            attrs = trial_attributes(trial)
+            attrs = trial.user_attrs
             origin = attrs.get(PROMOTES_KEY)
             # Trials that continue one another are one configuration, of which the last counts.
             root = trial.number if origin is None else roots.get(origin, trial.number)

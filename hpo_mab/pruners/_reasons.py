@@ -45,8 +45,8 @@ def reason_of(pruner: BasePruner, study: optuna.Study, trial: FrozenTrial) -> Re
     that other workers have ended since the decision count in the threshold.
 
     Args:
-        pruner: Any pruner. Of a class that is neither Optuna's nor this package's, only ``pruner``,
-            ``step`` and ``value`` are known.
+        pruner: Any pruner. Of a class that is not in `_RULES`, only ``pruner``, ``step`` and
+            ``value`` are known.
         study: The trial's study.
         trial: A trial for which ``prune`` was true.
     """
@@ -140,55 +140,13 @@ def _promotion(pruner: PromotionPruner, study: optuna.Study, trial: FrozenTrial)
     return {**pruner.judge(study, trial), "paused": True}
 
 
-def _threshold(pruner: BasePruner, study: optuna.Study, trial: FrozenTrial) -> Reason:
-    value = trial.intermediate_values[trial.last_step or 0]
-    settings = pruner_settings(pruner)
-    return {"threshold": float(settings["upper" if value > settings["upper"] else "lower"])}
-
-
-def _patient(pruner: BasePruner, study: optuna.Study, trial: FrozenTrial) -> Reason:
-    """The last evaluations were no better than those before; then the wrapped pruner's reason."""
-    values = [value for _, value in sorted(trial.intermediate_values.items())]
-    settings = pruner_settings(pruner)
-    late = settings["patience"] + 1
-    inner: Reason = {}
-    if settings["wrapped_pruner"] is not None:
-        inner = {"wrapped": reason_of(settings["wrapped_pruner"], study, trial)}
-    return {
-        "value": _best_value(study, values[-late:]),
-        "threshold": _best_value(study, values[:-late]),
-        "patience": settings["patience"],
-        **inner,
-    }
-
-
-def _wilcoxon(pruner: BasePruner, study: optuna.Study, trial: FrozenTrial) -> Reason:
-    """The signed-rank test against the best trial at the steps that both have."""
-    from scipy import stats
-
-    best = study.best_trial
-    steps = sorted(trial.intermediate_values.keys() & best.intermediate_values.keys())
-    difference = [trial.intermediate_values[s] - best.intermediate_values[s] for s in steps]
-    worse = "less" if study.direction == StudyDirection.MAXIMIZE else "greater"
-    test = stats.wilcoxon(difference, alternative=worse, zero_method="zsplit")
-    return {
-        "best_trial": best.number,
-        "p_value": float(test.pvalue),
-        "p_threshold": pruner_settings(pruner)["p_threshold"],
-        "steps": len(steps),
-    }
-
-
 _RULES: Mapping[type[BasePruner], Callable[[Any, optuna.Study, FrozenTrial], Reason]] = {
     PromotionPruner: _promotion,
     TopKPruner: _top_k,
     HyperbandPruner: _hyperband,
     MedianPruner: _percentile,
-    optuna.pruners.PatientPruner: _patient,
     PercentilePruner: _percentile,
     SuccessiveHalvingPruner: _halving,
-    optuna.pruners.ThresholdPruner: _threshold,
-    optuna.pruners.WilcoxonPruner: _wilcoxon,
 }
 
 
@@ -199,7 +157,7 @@ def why_pruned(attrs: Mapping[str, Any], *, pruner: str = "", form: str = ".2%")
     """Why a pruned trial was pruned, as plain text that ends with a full stop.
 
     Args:
-        attrs: Its user attributes, see `hpo_mab._attributes.trial_attributes`.
+        attrs: Its user attributes.
         pruner: Name of the pruner, for trials of earlier versions, which have no reason.
         form: Format of a value.
     """
@@ -235,21 +193,8 @@ def _sentence(because: Mapping[str, Any], form: str) -> str:
             f"every trial stops at {where}, where this one had {own}; the best {because['top_k']} "
             "are trained in full."
         )
-    if "patience" in because:
-        text = (
-            f"{own} was its best value in the last {because['patience'] + 1} evaluations up to "
-            f"{where}, less good than {needed} before."
-        )
-        wrapped = because.get("wrapped")
-        return f"{text} Then: {_sentence(wrapped, form)}" if wrapped else text
-    if "p_value" in because:
-        return (
-            f"it was worse than trial {because['best_trial']}, the best then, at "
-            f"{because['steps']} common evaluations (Wilcoxon p = {because['p_value']:.3g}, below "
-            f"{because['p_threshold']:g})."
-        )
     if needed is not None:
-        return f"{own} at {where} was beyond the limit {needed}."
+        return f"{own} at {where}; {needed} was needed."
     return f"{because['pruner']} stopped it at {where}, where it had {own}."
 
 

@@ -178,11 +178,6 @@ class BatchSampler(Sampler[list[int]], abc.ABC):
         """Examples of a batch; it cannot be changed."""
         return self._batch_size
 
-    @classmethod
-    def uses_record(cls, knobs: Mapping[str, Any]) -> bool:
-        """Whether a ``difficulty`` changes the draws of a sampler with these knobs."""
-        return cls.record_column is not None
-
     @abc.abstractmethod
     def _draw(self) -> Draw:
         """Draw the next batch of exactly ``batch_size`` indices into the whole data set."""
@@ -288,12 +283,11 @@ class BatchSampler(Sampler[list[int]], abc.ABC):
     def next_draw(self) -> Draw:
         """Draw a batch as `draw` does; returns it with its importance weights."""
         draw = self._draw()
-        if not isinstance(draw, Draw) or draw.indices.shape != (self._batch_size,):
-            got = (
-                f"shape {list(draw.indices.shape)}"
-                if isinstance(draw, Draw)
-                else type(draw).__name__
-            )
+        indices = draw.indices if isinstance(draw, Draw) else None
+        if not isinstance(indices, Tensor) or indices.shape != (self._batch_size,):
+            found = draw if indices is None else indices
+            is_tensor = isinstance(indices, Tensor)
+            got = f"shape {list(indices.shape)}" if is_tensor else type(found).__name__
             raise ArgumentError(
                 f"{type(self).__name__}._draw must return a Draw of {self._batch_size} indices, "
                 f"got {got}."

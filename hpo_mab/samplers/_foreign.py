@@ -8,7 +8,6 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Unpack
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -191,4 +190,5 @@ class ForeignSampler(BatchSampler):
 
 
 def _is_index(item: Any) -> bool:
-    return isinstance(item, int) or np.ndim(item) == 0
+    # Not `numpy.ndim`, which raises for a batch of unequal parts.
+    return getattr(item, "ndim", None) == 0 or not hasattr(item, "__len__")

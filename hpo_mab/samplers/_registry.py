@@ -103,7 +103,7 @@ def create(
     """
     SAMPLERS.check(kind, {name: [value] for name, value in knobs.items()}, section="sampler")
     made = sampler_maker(kind)
-    if difficulty is not None and record_column(made, knobs) is not None:
+    if difficulty is not None and record_column(made) is not None:
         knobs["difficulty"] = difficulty
     shares = {"rank": rank, "world_size": world_size}
     return made(labels, batch_size=batch_size, seed=seed, device=device, **shares, **knobs)
@@ -127,13 +127,11 @@ def sampler_maker(kind: Named) -> Callable[..., BatchSampler]:
     return functools.partial(foreign_sampler, found, name_of(kind))
 
 
-def record_column(make: Callable[..., Any], knobs: Mapping[str, Any]) -> str | None:
+def record_column(make: Callable[..., Any]) -> str | None:
     """Which mean of a study's record of examples a sampler takes; None for one that takes none.
 
     Args:
         make: Makes the sampler, from `sampler_maker`.
-        knobs: The sampler's own options.
     """
     cls: Any = make.args[0] if isinstance(make, functools.partial) else make
-    uses = getattr(cls, "uses_record", None)
-    return cls.record_column if uses is not None and uses(knobs) else None
+    return getattr(cls, "record_column", None)

@@ -21,7 +21,6 @@ from hpo_mab._attributes import (
     SLOT_KEY,
     WORKER_KEY,
     budgets_of,
-    trial_attributes,
 )
 from hpo_mab._errors import failure_reason
 from hpo_mab._plan import Attempt, Next, Plan, raise_if_failing
@@ -188,17 +187,15 @@ def _begin_waiting(study: optuna.Study, waiting: Attempt, new_slot: int) -> int 
             storage.set_trial_system_attr(id_of(trial), WORKER_KEY, None)
         return None
     if SLOT_KEY not in trial.user_attrs:
-        # It was queued by `optuna.Study.enqueue_trial`, the dashboard, or an earlier version.
-        for key, value in {SLOT_KEY: new_slot, **trial_attributes(trial)}.items():
-            if key not in trial.user_attrs:
-                storage.set_trial_user_attr(id_of(trial), key, value)
+        # It was queued by `optuna.Study.enqueue_trial` or the dashboard.
+        storage.set_trial_user_attr(id_of(trial), SLOT_KEY, new_slot)
     return id_of(trial)
 
 
 def _begin_promotion(study: optuna.Study, best: FrozenTrial, new_slot: int) -> int:
     """Begin a trial of a trial's configuration, in full, or in its slot to continue it; its id."""
     continues = isinstance(study.pruner, PromotionPruner)
-    attrs = trial_attributes(best)
+    attrs = best.user_attrs
     # A trial that a user has added has no slot.
     slot = attrs.get(SLOT_KEY, new_slot) if continues else new_slot
     kept = {key: attrs[key] for key in (SAMPLER_KEY, LEARNED_KEY) if continues and key in attrs}

@@ -153,11 +153,6 @@ class SamplerSection(_OpenSection):
             name, or a table with ``kind``, its knobs and a ``name``.
         evidence: File of ``hpo-mab evidence`` with the choice of an earlier study, which ``"auto"``
             takes without a race where it holds. The file of ``pruner.evidence`` counts as well.
-
-    Examples:
-        >>> from hpo_mab.search import SamplerSection
-        >>> SamplerSection(kind="mab", memory=100).kind
-        'mab'
     """
 
     kind: str = "mab"
@@ -186,13 +181,7 @@ class SearchSection(_OpenSection):
 
 
 class PrunerSection(_OpenSection):
-    """``[pruner]``: the Optuna pruner; further keys are its options.
-
-    Examples:
-        >>> from hpo_mab.search import PrunerSection
-        >>> PrunerSection(kind="advantage", reduction_factor=3).kind
-        'advantage'
-    """
+    """``[pruner]``: the Optuna pruner; further keys are its options."""
 
     kind: str = "median"
 
@@ -201,11 +190,6 @@ class ArmSection(_Section):
     """``[compare.arms.NAME]``: what differs in one arm of a comparison.
 
     A section that is given replaces the study's own.
-
-    Examples:
-        >>> from hpo_mab.search import ArmSection, SamplerSection
-        >>> ArmSection(sampler=SamplerSection(kind="uniform")).pruner is None
-        True
     """
 
     sampler: SamplerSection | None = None

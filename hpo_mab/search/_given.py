@@ -172,7 +172,9 @@ def take_evidence(study: optuna.Study, spec: StudySpec, source: str) -> None:
                 EvidenceWarning,
                 stacklevel=4,
             )
-        attr["pruner"] = not difference_of_task(evidence, spec.data.name, spec.model.name)
+        of_task = not difference_of_task(evidence, spec.data.name, spec.model.name)
+        # Without pairs the race of "auto" measures what the file lacks.
+        attr["pruner"] = of_task and evidence.pairs > 0
         if attr["pruner"]:
             study.set_user_attr(EVIDENCE_KEY, evidence.to_json())
     given = given_race(spec)

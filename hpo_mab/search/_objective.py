@@ -23,7 +23,6 @@ from hpo_mab._attributes import (
     UNIFORM,
     TotalBudget,
     budgets_of,
-    trial_attributes,
 )
 from hpo_mab._errors import check_integer, plain_arguments, require
 from hpo_mab._examples import labels_digest
@@ -58,13 +57,13 @@ class TrainingObjective:
     Each evaluation reports its validation accuracy to Optuna, at steps 1 to ``evaluations``. The
     study's pruner may then stop the trial. A non-finite loss ends the trial as pruned.
 
-    ``"curriculum"``, and ``"mab"`` with ``trim``, use the difficulty of each example. It comes from
-    the study's record of examples, if it keeps one. The first trials, at least four, measure it. It
-    never changes afterwards, so that a trial can be replayed; trials that begin earlier are trained
-    without it.
+    ``"curriculum"`` uses the difficulty of each example. It comes from the study's record of
+    examples, if it keeps one. The first trials, at least four, measure it. It never changes
+    afterwards, so that a trial can be replayed; trials that begin earlier are trained without it.
 
-    Trials use torch's global random state, so a process trains one at a time. ``n_jobs`` above 1
-    raises an `ArgumentError`; start several processes on one storage instead.
+    Trials use the global random states of torch, NumPy and Python, so a process trains one at a
+    time. ``n_jobs`` above 1 raises an `ArgumentError`; start several processes on one storage
+    instead.
 
     Args:
         model: Makes an untrained network; called with the model options as keywords.
@@ -225,9 +224,13 @@ class TrainingObjective:
         self.seed = seed
         self.initial = initial
         auto = chosen["kind"] == AUTO
+        taken, kind = auto or portfolio is None, self.space.sampler.name
+        require(taken, "portfolio", f"None for sampler '{kind}', which holds no race", portfolio)
+        # Uniform sampling would be paired with itself, and "auto" has pairs of its own.
+        require(not pilot or kind != UNIFORM, "pilot", f"False for '{chosen['kind']}'", pilot)
         #: Digest of the data of ``"auto"``, the same for all splits; empty if not known.
         self.source = source_digest(data) if auto and not isinstance(data, tuple) else ""
-        self.pilot = pilot and not auto
+        self.pilot = pilot
         #: The samplers of ``"auto"`` by name; empty for another kind.
         self.portfolio = parse_portfolio(portfolio) if auto else {}
         #: The race of ``"auto"``; None for another kind.
@@ -287,7 +290,7 @@ class TrainingObjective:
 
         Args:
             params: The trial's parameters.
-            attrs: Its attributes, see `trial_attributes`.
+            attrs: Its attributes.
         """
         configuration = self.space.at(params)
         if self._has_twins:
@@ -339,7 +342,8 @@ class TrainingObjective:
         suggested = self._with_sampler(trial, self.space.suggest(trial))
         if not self.runs_in_loop:
             # The study has no definition, see `hpo_mab.storage.Definition.of`.
-            trial.set_user_attr(BUDGET_KEY, self.trial_examples)
+            length = self.workload.trial_examples(suggested.batch_size)
+            trial.set_user_attr(BUDGET_KEY, length)
             if SAMPLER_KEY not in trial.user_attrs:
                 trial.set_user_attr(SAMPLER_KEY, suggested.sampler.name)
         # Pairs need trials that ran to their end. The pruner is not asked about them, so successive
@@ -433,7 +437,7 @@ class TrainingObjective:
             self.note(f"no CUDA graph: {reason}")
 
     def _train_alone(self, trial: optuna.trial.BaseTrial) -> float:
-        attrs = trial_attributes(trial)
+        attrs = trial.user_attrs
         frozen = isinstance(trial, FrozenTrial)
         configuration = self.recorded(trial.params, attrs) if frozen else self.space.suggest(trial)
         budgets = budgets_of(attrs)

@@ -72,4 +72,4 @@ def parse_portfolio(entries: Sequence[Any] | None) -> dict[str, Part]:
 
 def uses_record(part: Part) -> bool:
     """Whether a sampler uses the study's record of examples."""
-    return record_column(part.make, part.options) is not None
+    return record_column(part.make) is not None

@@ -29,9 +29,9 @@ from hpo_mab.search._definition import (
 from hpo_mab.search._objective import TrainingObjective
 from hpo_mab.search._portfolio import AUTO, PORTFOLIO, parse_portfolio, trained_kind, uses_record
 from hpo_mab.search._pruners import PRUNERS, create_pruner, is_continuable
-from hpo_mab.search._ranges import examples, parse_value
+from hpo_mab.search._ranges import examples, integers, parse_value
 from hpo_mab.search._searchers import SEARCHERS, sampler_factory
-from hpo_mab.search._space import check_options
+from hpo_mab.search._space import LOOP_TYPES, check_fractions, check_options
 from hpo_mab.training import Budget
 from hpo_mab.training._optimizers import OPTIMIZERS
 
@@ -70,6 +70,8 @@ def check_names(spec: StudySpec) -> None:
     _check_section("model", spec.model.name, spec.model.values("model"))
     _check_section("optimizer", spec.optimizer.name, spec.optimizer.values("optimizer"))
     sampler_factory(spec.search.sampler, spec.search.options)
+    loop = {key: parse_value(f"training.{key}", getattr(spec.training, key)) for key in LOOP_TYPES}
+    check_fractions("training", loop, LOOP_TYPES)
     _check_arm(spec)
     for name, arm in spec.compare.arms.items():
         try:
@@ -102,11 +104,11 @@ def _check_arm(spec: StudySpec) -> None:
         for reward in examples(spec.sampler.values("sampler").get("reward", "above_average")):
             REWARDS.load(reward)
     made = sampler_maker(trained_kind(spec.sampler.kind))
-    needs = record_column(made, spec.sampler.options) is not None or any(map(uses_record, raced))
+    needs = record_column(made) is not None or any(map(uses_record, raced))
     if needs and not spec.training.examples:
         raise SpecError(
-            f"training.examples must be on for sampler '{spec.sampler.kind}' with these options, "
-            "which uses the study's record of examples."
+            f"training.examples must be on for sampler '{spec.sampler.kind}', which uses the "
+            "study's record of examples."
         )
     if spec.has_pilot and spec.search.initial < FEWEST_PAIRS:
         raise SpecError(
@@ -281,7 +283,7 @@ def check_ends(objective: TrainingObjective) -> None:
 
 def _trial_examples(spec: StudySpec, budget: Budget, num_examples: int) -> int:
     """Training examples of a trial with the largest batch size that the definition has."""
-    sizes = map(int, examples(parse_value("training.batch_size", spec.training.batch_size)))
+    sizes = integers(parse_value("training.batch_size", spec.training.batch_size))
     return max(budget.num_steps(num_examples=num_examples, batch_size=b) * b for b in sizes)
 
 

@@ -147,7 +147,7 @@ def study_pruner(spec: StudySpec, attrs: Mapping[str, Any]) -> BasePruner:
         ArgumentError: Evidence that cannot be read, and the study has no copy.
     """
     kind, options = spec.pruner.kind, spec.pruner.options
-    if kind == "advantage" and "evidence" in options:
+    if kind == "advantage" and options.get("evidence") is not None:
         if not attrs.get(GIVEN_KEY, {}).get("pruner", True):
             # Of another task, so the file is not needed.
             options = {key: value for key, value in options.items() if key != "evidence"}

@@ -22,7 +22,6 @@ from hpo_mab._attributes import (
     TWIN_KEY,
     UNIFORM,
     WORKER_KEY,
-    trial_attributes,
 )
 from hpo_mab._plan import Plan, slot_of
 from hpo_mab.storage import (
@@ -110,12 +109,9 @@ def _retry_of(slot: int, numbers: list[int], last: FrozenTrial) -> FrozenTrial:
         system["fixed_params"] = last.system_attrs["fixed_params"]
     # A retry keeps its sampler, and a promotion the trial that it promotes. The study's record of
     # examples is used only if the first attempt used it.
-    attrs = trial_attributes(last)
+    attrs = last.user_attrs
     kept = (PROMOTES_KEY, LENGTH_KEY, LEARNED_KEY, TWIN_KEY, SAMPLER_KEY)
-    own = {}
-    # Earlier versions gave their attributes no prefix.
-    if SLOT_KEY in last.user_attrs:
-        own = {key: value for key, value in last.user_attrs.items() if not key.startswith(PREFIX)}
+    own = {key: value for key, value in attrs.items() if not key.startswith(PREFIX)}
     return unchecked_trial(
         state=TrialState.WAITING,
         params=last.params,
@@ -149,7 +145,7 @@ def _is_lost(
         # the worker of this trial has died. One with neither slot nor worker is a user's: it may
         # be starting.
         begun = worker is not None and is_here(worker) and is_gone(worker)
-        return ours and (begun or SLOT_KEY in trial_attributes(trial))
+        return ours and (begun or SLOT_KEY in trial.user_attrs)
     if worker is not None and is_here(worker):
         # A suspended local worker is alive despite an old heartbeat.
         return is_gone(worker)

@@ -34,7 +34,6 @@ from hpo_mab._attributes import (
     TWIN_KEY,
     UNIFORM,
     StudySettings,
-    trial_attributes,
 )
 from hpo_mab._plan import Plan
 from hpo_mab.advantage import FEWEST_PAIRS, Estimate, Evidence, measure_evidence
@@ -143,7 +142,7 @@ def _pairs(
     uniform: dict[int, Ended] = {}
     own: dict[int, Ended] = {}
     for trial in trials:
-        attrs = trial_attributes(trial)
+        attrs = trial.user_attrs
         slot, twin = attrs.get(SLOT_KEY), TWIN_KEY in attrs
         side = {UNIFORM: uniform, name: own}.get(str(attrs.get(SAMPLER_KEY)))
         ended = trial.state == TrialState.COMPLETE or (twin and trial.state == TrialState.PRUNED)
@@ -246,7 +245,7 @@ class Race:
                 (trial, name)
                 for trial in _originals(trials, range(race.first, end))
                 for name in alive
-                if not plan.has_twin(trial_attributes(trial)[SLOT_KEY], name)
+                if not plan.has_twin(trial.user_attrs[SLOT_KEY], name)
             ]
             if due:
                 return self._queue(study, due, has_record)
@@ -314,13 +313,14 @@ class Race:
         standings: tuple[Standing, ...],
     ) -> Choice:
         evidence = None if finalist is None else _evidence(study, trials, finalist.name)
+        is_kept = evidence is not None and not _pruner_was_given(study)
         sampler, why = _sampler_and_reason(race, finalist, standings, evidence)
-        twins = [attrs for attrs in map(trial_attributes, trials) if TWIN_KEY in attrs]
+        twins = [attrs for attrs in (trial.user_attrs for trial in trials) if TWIN_KEY in attrs]
         return Choice(
             sampler=sampler,
             why=f"{why}; judged at equal {race.judged}",
             pairs=max((one.examples.n for one in standings), default=0),
-            evidence=None if evidence is None else evidence.digest,
+            evidence=evidence.digest if evidence is not None and is_kept else None,
             judged=race.judged,
             standings=standings,
             twins=len(twins),
@@ -347,7 +347,7 @@ def _originals(trials: Sequence[FrozenTrial], slots: range) -> list[FrozenTrial]
         trial
         for trial in trials
         if trial.state == TrialState.COMPLETE
-        and TWIN_KEY not in (attrs := trial_attributes(trial))
+        and TWIN_KEY not in (attrs := trial.user_attrs)
         and attrs.get(SLOT_KEY) in slots
         and attrs.get(SAMPLER_KEY) == UNIFORM
     ]
@@ -378,15 +378,22 @@ def _figures_text(standing: Standing) -> str:
     return f"{standing.name}, {standing.examples.n} pairs: {' and '.join(shown)}"
 
 
+def _pruner_was_given(study: optuna.Study) -> bool:
+    """Whether the pruner has evidence from a file, and so measures none."""
+    return bool(study.user_attrs.get(GIVEN_KEY, {}).get("pruner"))
+
+
 def _evidence(study: optuna.Study, trials: Sequence[FrozenTrial], name: str) -> Evidence | None:
     """Evidence from a challenger's pairs; stored with the study, unless it was given another."""
-    if study.user_attrs.get(GIVEN_KEY, {}).get("pruner"):
+    pruner = study.pruner
+    keeper = pruner.keeper(study) if isinstance(pruner, AdvantagePruner) else EvidenceKeeper()
+    if _pruner_was_given(study):
         # The pruner keeps what it was given, which may be of another sampler.
         settings = StudySettings.stored_in(study.user_attrs)
         pairs = pairs_of_trials(trials, full=settings.evaluations or 0, sampler=name)
-        return None if pairs.ended < FEWEST_PAIRS else measure_evidence(pairs)
-    pruner = study.pruner
-    keeper = pruner.keeper(study) if isinstance(pruner, AdvantagePruner) else EvidenceKeeper()
+        if pairs.ended < FEWEST_PAIRS:
+            return None
+        return measure_evidence(pairs, margin=keeper.margin, confidence=keeper.confidence)
     keeper.arm = name
     keeper.read_trials(study, trials)
     return keeper.evidence

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import optuna
@@ -108,6 +108,13 @@ def examples(value: Any) -> Iterator[Any]:
         yield from (list(items) for items in itertools.product(*map(examples, value)))
     else:
         yield value
+
+
+def integers(value: Any) -> Collection[int]:
+    """All values that a parsed integer, choice or range of integers may take."""
+    if isinstance(value, IntDistribution):
+        return range(value.low, value.high + 1, value.step)
+    return [int(one) for one in examples(value)]
 
 
 def is_two_integers(value: Any) -> bool:

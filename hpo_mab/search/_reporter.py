@@ -19,14 +19,13 @@ from hpo_mab._attributes import (
     SAMPLER_KEY,
     UNIFORM,
     has_spent_budget,
-    trial_attributes,
 )
 from hpo_mab._errors import ArgumentError, check_integer, plain_arguments, require
 from hpo_mab.samplers import BatchSampler, UniformSampler
 from hpo_mab.search._recorder import TrialRecord, check_direction, store_end
 from hpo_mab.storage import STORAGE_ERRORS, CurveStore
 from hpo_mab.training import DEFAULT_AVERAGE, Evaluation, WeightAverage
-from hpo_mab.training._average import tensors_of
+from hpo_mab.training._average import tensor_at, tensors_of
 from hpo_mab.training._schedule import Schedule, check_window, sampler_figures
 
 
@@ -138,6 +137,8 @@ class TrialReporter:
         self._may_wait = False
         self._clock = clock
         self._reported = 0
+        #: Examples at the last report that counted.
+        self._evaluated = 0
         self._steps = 0
         self._seconds = 0.0
         self._running_since: float | None = clock()
@@ -164,14 +165,7 @@ class TrialReporter:
         self.stop_clock()
         if error is None:
             self._record.close()
-            if not self.done:
-                lacks = "is not that of a whole trial" if self._reported else "was not reported"
-                warnings.warn(
-                    f"The loop has ended after {self.examples:,} of {self.budget_examples:,} "
-                    f"examples, so its last evaluation {lacks}.",
-                    ShortTrialWarning,
-                    stacklevel=2,
-                )
+            self._warn_of_another_length()
             return
         try:
             self._record.close()
@@ -181,6 +175,25 @@ class TrialReporter:
         except STORAGE_ERRORS as failure:
             # The error that ended the loop must be raised, not that of this write.
             error.add_note(f"The trial's end could not be stored: {type(failure).__name__}.")
+
+    def _warn_of_another_length(self) -> None:
+        """Warn if the loop has ended before its budget, or an evaluation's share after it."""
+        if not self.done:
+            lacks = "is not that of a whole trial" if self._reported else "was not reported"
+            warnings.warn(
+                f"The loop has ended after {self.examples:,} of {self.budget_examples:,} "
+                f"examples, so its last evaluation {lacks}.",
+                ShortTrialWarning,
+                stacklevel=3,
+            )
+        elif self.examples - self._evaluated >= self.budget_examples / self.evaluations:
+            warnings.warn(
+                f"The loop has trained {self.examples:,} examples, its budget is "
+                f"{self.budget_examples:,}: what it trained after {self._evaluated:,} is in no "
+                "evaluation.",
+                UserWarning,
+                stacklevel=3,
+            )
 
     @property
     def done(self) -> bool:
@@ -215,11 +228,12 @@ class TrialReporter:
         if self._model is None or self._network is None:
             raise ArgumentError("model must be given for network, got None.")
         self._averaged = self._average is not None and self.averages
-        weights = tensors_of(self._model)
+        averages = {}
         if self._average is not None and self._averaged:
-            weights |= self._average.weights()
+            averages = self._average.weights()
         for name, tensor in tensors_of(self._network).items():
-            tensor.data = weights[name].detach()
+            own = averages.get(name)
+            tensor.data = (tensor_at(self._model, name) if own is None else own).detach()
         return self._network.eval()
 
     def step(self, examples: int, *, loss: SupportsFloat | None = None) -> bool:
@@ -310,6 +324,7 @@ class TrialReporter:
         # A loop that evaluates rarely may have passed several points. This is the last of them.
         share = self.examples / self.budget_examples
         self._reported = min(self.evaluations, math.floor(share * self.evaluations + 1e-6))
+        self._evaluated = self.examples
         self.accuracy = accuracy
         if averaged is not None:
             self._averaged = averaged
@@ -344,7 +359,7 @@ class TrialReporter:
 def _warn_of_other_lengths(trial: optuna.trial.Trial, budget: int, evaluations: int) -> None:
     """Warn if an earlier trial of the study has another budget or number of evaluations."""
     for other in trial.study.get_trials(deepcopy=False):
-        attrs = trial_attributes(other)
+        attrs = other.user_attrs
         # A trial that was stopped, or whose loop ended early, has made fewer than it was to make.
         made = other.last_step if has_spent_budget(attrs) else evaluations
         for name, given, known in (

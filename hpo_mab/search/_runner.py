@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import optuna
 
@@ -24,12 +24,11 @@ from hpo_mab.search._pruners import PRUNERS
 from hpo_mab.search._slots import note_alone, run_trials
 from hpo_mab.search._stored import reopen, train_recorded
 from hpo_mab.search._study import (
-    check_reference,
-    check_reference_study,
     check_study,
     choose_name,
     make_study,
     open_with_parts,
+    stored_names,
 )
 from hpo_mab.search._trial_loop import TrialCallback
 from hpo_mab.storage import (
@@ -38,35 +37,14 @@ from hpo_mab.storage import (
     StudyRun,
     TrialRun,
     read_run,
-    study_names,
 )
 from hpo_mab.storage._optuna import id_of
 from hpo_mab.storage._runs import deletion_is_an_error
 from hpo_mab.training import Budget, TrainingDiverged
 
-
-class RunHere(Protocol):
-    """Runs trials in this process until the study is done.
-
-    Examples:
-        >>> from hpo_mab.search import RunHere
-        >>> def run_here(on_trial, *, workers=1) -> bool:
-        ...     return False  # nothing was left to do
-        >>> here: RunHere = run_here
-    """
-
-    def __call__(self, on_trial: TrialCallback | None, *, workers: int = 1) -> bool:
-        """Run them.
-
-        Args:
-            on_trial: Called with study and trial after each trial.
-            workers: Processes that share the study, this one included.
-
-        Returns:
-            Whether Ctrl-C ended it early.
-        """
-
-
+#: Runs trials in this process until the study is done, ``run_here(on_trial, workers=1)``; returns
+#: whether Ctrl-C ended it early. ``workers`` is the number of processes that share the study.
+RunHere = Callable[..., bool]
 #: Runs a study's trials here and elsewhere, or elsewhere alone; returns what `RunHere` does.
 Launch = Callable[[optuna.Study, TrialCallback | None, RunHere], bool]
 
@@ -149,14 +127,31 @@ class StudyRunner:
         """The study's name, see `choose_name`."""
         return choose_name(self.storage, self.spec, arm=self.arm, name=name, fresh=fresh)
 
-    def check(self, name: str | None = None) -> None:
+    def check(
+        self, name: str | None = None, *, planned: Mapping[str, StudySpec] | None = None
+    ) -> None:
         """Refuse what `run` would refuse before its first trial.
 
+        Args:
+            name: The study's name; None takes the default.
+            planned: Studies that will be there when it begins, by name.
+
         Raises:
-            ArgumentError: The pruner's evidence cannot be read.
+            ArgumentError: The pruner's evidence or reference cannot be used; or a new study's
+                trials have fewer steps than evaluations, see `Workload.check_evaluations`.
             StorageError: A study of that name is defined otherwise, or has other data.
+            UnknownNameError: The pruner's reference is no study.
         """
-        check_study(self.storage, self.name(name), self.spec, self._definition())
+        name = self.name(name)
+        check_study(self.storage, name, self.spec, self._definition(), planned=planned)
+        if name not in stored_names(self.storage):
+            auto = self.spec.sampler.kind == AUTO
+            counts_on_all = auto or PRUNERS.takes(self.spec.pruner.kind, "max_resource")
+            self.objective.workload.check_evaluations(
+                self.objective.space.batch_sizes,
+                needs_all=counts_on_all,
+                name="budget.evaluations",
+            )
 
     def run(
         self,
@@ -177,20 +172,12 @@ class StudyRunner:
             keep_target: Whether a stored study keeps a target that is higher than the definition's.
 
         Raises:
-            ArgumentError: A new study's trials have fewer steps than evaluations, see
-                `Workload.check_evaluations`.
-            StorageError: A study of that name is defined otherwise, or the database fails.
+            ArgumentError: See `check`.
+            StorageError: See `check`; or the database fails.
             StudyFailedError: Three trials in a row failed.
-            UnknownNameError: The pruner's reference is no study of the database.
+            UnknownNameError: See `check`.
         """
-        if self.name(name) not in (known := study_names(self.storage)):
-            auto = self.spec.sampler.kind == AUTO
-            counts_on_all = auto or PRUNERS.takes(self.spec.pruner.kind, "max_resource")
-            self.objective.workload.check_evaluations(
-                self.objective.space.batch_sizes, needs_all=counts_on_all
-            )
-            check_reference(self.spec, known)
-            check_reference_study(self.spec, self.storage)
+        self.check(name)
         study = make_study(
             self.storage,
             self.name(name),

@@ -64,13 +64,6 @@ class PlannedSampler(BaseSampler):
         initial: Number of fixed first configurations.
         repeats: Whether the study has twins or continued trials, which the underlying sampler must
             not count as further configurations, see `hpo_mab.search._searchers.OwnHistory`.
-
-    Examples:
-        >>> import optuna
-        >>> from hpo_mab.search import PlannedSampler
-        >>> sampler = PlannedSampler(optuna.samplers.RandomSampler, seed=0, initial=2)
-        >>> study = optuna.create_study(sampler=sampler)
-        >>> study.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=3)
     """
 
     def __init__(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, get_args
 
 import optuna
@@ -19,6 +19,7 @@ from hpo_mab.search._ranges import (
     ListChoices,
     count_values,
     examples,
+    integers,
     is_two_integers,
     parse_value,
     range_ends,
@@ -56,12 +57,6 @@ class Configuration:
         warmup: Share of the budget in which the learning rate rises.
         label_smoothing: Mass moved from the true label to all labels.
         average: Window of the average of the weights, as a share of the steps so far; 0 for none.
-
-    Examples:
-        >>> from hpo_mab.search import SearchSpace
-        >>> space = SearchSpace(optimizer={"name": "sgd", "lr": 0.1}, sampler={"kind": "mab"})
-        >>> space.at({}).batch_size
-        128
     """
 
     optimizer: Part
@@ -163,10 +158,10 @@ def check_options(
     each = {key: list(examples(one)) for key, one in values.items()}
     registry.check(named, each, section=section, shown=shown)
     kinds = {key: one.kind for key, one in registry.options(named).items()}
-    _check_fractions(section, values, kinds)
+    check_fractions(section, values, kinds)
 
 
-def _check_fractions(section: str, values: Mapping[str, Any], kinds: Mapping[str, Any]) -> None:
+def check_fractions(section: str, values: Mapping[str, Any], kinds: Mapping[str, Any]) -> None:
     """Refuse ``{ low = 0, high = 1 }`` of options that take fractions, none of which it holds."""
     for key, value in values.items():
         taken = get_args(kinds.get(key)) or (kinds.get(key),)
@@ -247,7 +242,9 @@ class SearchSpace:
             {key: list(examples(value)) for key, value in self.loop.items()},
             LOOP_TYPES,
         )
-        _check_fractions("training", self.loop, LOOP_TYPES)
+        check_fractions("training", self.loop, LOOP_TYPES)
+        #: Every batch size that a trial may have.
+        self.batch_sizes = integers(self.loop["batch_size"])
 
     def loop_examples(self) -> Iterator[dict[str, Any]]:
         """Settings of the loop at both ends of each range and with every choice, all combined."""
@@ -262,14 +259,6 @@ class SearchSpace:
             model=_suggest(trial, "model", self.model),
             **_suggest(trial, "training", self.loop),
         )
-
-    @property
-    def batch_sizes(self) -> Collection[int]:
-        """Every batch size that a trial may have."""
-        size = self.loop["batch_size"]
-        if isinstance(size, IntDistribution):
-            return range(size.low, size.high + 1, size.step)
-        return [int(one) for one in examples(size)]
 
     @property
     def shapes(self) -> float:

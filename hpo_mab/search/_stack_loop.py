@@ -9,13 +9,14 @@ from collections.abc import Hashable, Iterator, Mapping, Sequence, Set
 from typing import Any
 
 import optuna
+import torch
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import TrialState
 
 from hpo_mab._attributes import RESUMED_KEY, RETRY_KEY, STACK_KEY
 from hpo_mab._errors import failure_reason, memory_reason
 from hpo_mab._interrupts import interruptible
-from hpo_mab._plan import Next, raise_if_failing
+from hpo_mab._plan import Next, derive_seed, raise_if_failing
 from hpo_mab.samplers._registry import NAMES
 from hpo_mab.search._checkpoint import SlotCheckpoint, warn_of_misfit
 from hpo_mab.search._objective import TrainingObjective
@@ -188,6 +189,17 @@ class StackLoop(TrialLoop):
             objective.workload, slots=slots, seed=objective.seed, examples=examples
         )
         self._running: dict[int, _Running] = {}
+        if objective.workload.loop.compile:
+            objective.note("training.compile has no effect on a stack")
+
+    def run(self) -> bool:
+        """See `TrialLoop.run`; the masks of dropout follow from the study's seed."""
+        device = self._objective.workload.device
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            # Dropout draws from torch's generators alone. Those of NumPy and Python are left to
+            # search samplers and pruners of a user's own.
+            torch.manual_seed(derive_seed(self._objective.seed, "stack"))
+            return super().run()
 
     def _train(self) -> Next | None:
         """Fill the slots and train to the next evaluation; returns why no trial runs."""
@@ -262,9 +274,16 @@ class StackLoop(TrialLoop):
             running.trial.set_user_attr(STACK_KEY, self._stacks.slots)
             if points:
                 running.trial.set_user_attr(RESUMED_KEY, len(points))
-        for point in points:
-            if id_of(running.trial) in self._running:
-                self._record([(running, point)])
+        try:
+            for point in points:
+                if id_of(running.trial) in self._running:
+                    self._record([(running, point)])
+        except Exception as error:
+            # As in `_advance`.
+            if memory_reason(error) is None:
+                raise
+            error.with_traceback(None)
+            self._halve_slots()
 
     def _advance(self) -> None:
         places = {(each.stack, each.slot): each for each in self._running.values()}

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import warnings
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import optuna
@@ -230,9 +230,14 @@ def open_with_parts(storage: Storage, name: str, spec: StudySpec) -> optuna.Stud
 
 
 def check_study(
-    storage: Storage, name: str, spec: StudySpec, definition: Definition | None = None
+    storage: Storage,
+    name: str,
+    spec: StudySpec,
+    definition: Definition | None = None,
+    *,
+    planned: Mapping[str, StudySpec] | None = None,
 ) -> None:
-    """Refuse the name of another study, and evidence that cannot be read.
+    """Refuse the name of another study, and evidence or a reference that cannot be used.
 
     A missing database is not made.
 
@@ -241,10 +246,13 @@ def check_study(
         name: Optuna's study name.
         spec: What the study should be.
         definition: The same with its data; None before they are loaded, which may take long.
+        planned: Studies that will be there when the study begins, by name.
 
     Raises:
-        ArgumentError: The evidence cannot be read, and no study of that name has a copy.
+        ArgumentError: The evidence cannot be read, and no study of that name has a copy; or the
+            pruner's reference differs in its sampler, seed, data, network or length of a trial.
         StorageError: A study of that name exists and is defined otherwise, or has other data.
+        UnknownNameError: The pruner's reference is no study.
     """
     known: Mapping[str, Any] = {}
     if name in stored_names(storage):
@@ -258,38 +266,32 @@ def check_study(
         study_pruner(spec, known)
     if not Definition.is_in(known):
         given_race(spec)
+        _check_reference(storage, spec, planned or {})
 
 
-def check_reference(spec: StudySpec, known: Collection[str]) -> None:
-    """Refuse a reference of the pruner that is not there; each report would raise.
-
-    Raises:
-        UnknownNameError: No study that is ``known`` has its name.
-    """
-    reference = reference_of(spec)
-    if reference is not None and reference not in known:
-        raise UnknownNameError("study of pruner.reference", reference, known)
-
-
-def check_reference_study(spec: StudySpec, storage: Storage) -> None:
-    """Refuse a reference whose trials are not the study's own under uniform sampling.
-
-    Raises:
-        ArgumentError: It differs in its sampler, seed, data, network or the length of a trial.
-    """
+def _check_reference(storage: Storage, spec: StudySpec, planned: Mapping[str, StudySpec]) -> None:
+    """Refuse a reference of a new study's pruner that is not there, or another one's."""
     reference = reference_of(spec)
     if reference is None:
         return
-    study = open_study(storage, reference)
-    if not Definition.is_in(study.user_attrs):
-        return
-    theirs = dict(flat_spec(Definition.load(study).spec))
+    names = stored_names(storage)
+    if reference in planned:
+        _refuse_other_reference(spec, reference, planned[reference].model_dump(mode="json"))
+    elif reference not in names:
+        raise UnknownNameError("study of pruner.reference", reference, {*names, *planned})
+    elif Definition.is_in((study := open_study(storage, reference)).user_attrs):
+        _refuse_other_reference(spec, reference, Definition.load(study).spec)
+
+
+def _refuse_other_reference(spec: StudySpec, reference: str, other: Mapping[str, Any]) -> None:
+    """Refuse a reference whose trials are not the study's own under uniform sampling."""
+    theirs = dict(flat_spec(other))
     own = {**dict(flat_spec(spec.model_dump(mode="json"))), "sampler.kind": UNIFORM}
     for key in sorted(own.keys() | theirs.keys()):
         if key.startswith(_OF_A_PAIR) and own.get(key) != theirs.get(key):
             raise ArgumentError(
-                f"pruner.reference: study '{reference}' has {key} = {theirs.get(key)!r}, its pairs "
-                f"need {own.get(key)!r}."
+                f"pruner.reference: study '{reference}' has {key} = {theirs.get(key)!r}, "
+                f"its pairs need {own.get(key)!r}."
             )
 
 

@@ -14,7 +14,6 @@ from hpo_mab._attributes import (
     TARGET_KEY,
     TotalBudget,
     budgets_of,
-    trial_attributes,
 )
 from hpo_mab._plan import Plan
 from hpo_mab.pruners import PromotionPruner
@@ -33,11 +32,6 @@ class Target:
         trials: Trials that must be complete or pruned, the pilot's twins not counted.
         total: What all trials together may spend, as written; None is no limit.
         epoch_examples: Examples of one epoch.
-
-    Examples:
-        >>> from hpo_mab.search import Target
-        >>> Target(trials=20, total="90 epochs", epoch_examples=1000).trials
-        20
     """
 
     trials: int
@@ -105,19 +99,27 @@ class Target:
             done: Trials trained since, the running ones by their share.
             spent_before: `share_spent` before those.
         """
-        left = self.trials - Plan(study.get_trials(deepcopy=False)).finished
+        plan = Plan(study.get_trials(deepcopy=False))
+        left = self.trials - plan.finished
+        if self.continues(study):
+            left += len(plan.not_continued - plan.diverged)
         share = self.share_spent(study, curves)
         spent = share - spent_before
         if spent > 0:
             # `done` trials took the share `spent` of the budget. What is left of it is enough for
             # this number of trials of the same mean cost.
             paid_for = int(done * (1 - share) / spent)
-            left = paid_for if self.continues(study) else min(left, paid_for)
+            left = paid_for if self.spends_all(study) else min(left, paid_for)
         return max(0, left)
 
     def continues(self, study: optuna.Study) -> bool:
-        """Whether paused or complete trials continue until the total budget is spent."""
+        """Whether paused trials continue after the last new one, within the total budget."""
         return isinstance(study.pruner, PromotionPruner) and self.total is not None
+
+    def spends_all(self, study: optuna.Study) -> bool:
+        """Whether complete trials continue, too, until the total budget is spent."""
+        pruner = study.pruner
+        return isinstance(pruner, PromotionPruner) and pruner.unlimited and self.total is not None
 
 
 class _Spending:
@@ -156,7 +158,7 @@ class _Spending:
 
     def _running(self) -> list[FrozenTrial]:
         running = self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-        return [trial for trial in running if SLOT_KEY in trial_attributes(trial)]
+        return [trial for trial in running if SLOT_KEY in trial.user_attrs]
 
     def _examples_left(self) -> int:
         if self._definition is None:
@@ -164,7 +166,7 @@ class _Spending:
         per_budget = self._definition.settings.evaluations or 1
         left = 0
         for trial in self._running():
-            attrs = trial_attributes(trial)
+            attrs = trial.user_attrs
             # A trial that continues from a checkpoint says so once it has begun.
             reached = max(self._reached.get(id_of(trial), 0), attrs.get(RESUMED_KEY, 0))
             whole = self._definition.settings.examples_of(

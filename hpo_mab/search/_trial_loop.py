@@ -91,28 +91,6 @@ class TrialLoop:
         objective: Trains a trial; its checkpoints are removed when they are no longer needed.
         examples: Whether trials add to the study's record of examples.
         on_trial: Called with study and trial after each trial.
-
-    Examples:
-        >>> import optuna
-        >>> import torch
-        >>> from torch.utils.data import TensorDataset
-        >>> from hpo_mab.search import Target, TrainingObjective, TrialLoop
-        >>> from hpo_mab.storage import Storage
-        >>> from hpo_mab.training import Budget
-        >>> part = TensorDataset(torch.randn(40, 3), torch.tensor([0, 1] * 20))
-        >>> objective = TrainingObjective(
-        ...     model=lambda: torch.nn.Linear(3, 2),
-        ...     data=(part, part),
-        ...     budget=Budget(steps=4),
-        ...     optimizer={"name": "sgd", "lr": {"low": 0.01, "high": 0.1}},
-        ...     batch_size=10,
-        ... )
-        >>> storage = Storage("sqlite:///studies.db")
-        >>> study = optuna.create_study(direction="maximize", storage=storage.optuna)
-        >>> Target(trials=1, total=None, epoch_examples=40).save(study)
-        >>> TrialLoop(study, storage, objective).run()  # whether Ctrl-C ended it
-        False
-        >>> storage.close()
     """
 
     def __init__(

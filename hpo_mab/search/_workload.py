@@ -85,21 +85,6 @@ class Workload:
     Raises:
         ArgumentError: Augmentation of datasets, which have their own transforms, or data that are
             neither images nor two datasets of ``(input, class)``.
-
-    Examples:
-        >>> import torch
-        >>> from torch.utils.data import TensorDataset
-        >>> from hpo_mab.search import Workload
-        >>> from hpo_mab.training import Budget
-        >>> part = TensorDataset(torch.randn(40, 3), torch.tensor([0, 1] * 20))
-        >>> workload = Workload(
-        ...     model=lambda: torch.nn.Linear(3, 2),
-        ...     data=(part, part),
-        ...     budget=Budget(epochs=2),
-        ...     device=torch.device("cpu"),
-        ... )
-        >>> workload.num_examples, workload.trial_examples(10)
-        (40, 80)
     """
 
     def __init__(
@@ -123,6 +108,11 @@ class Workload:
         if augmentation is not None and not isinstance(data, ImageSplits):
             raise ArgumentError("augmentation needs ImageSplits; a dataset brings its own.")
         check_integer("num_workers", num_workers, 0)
+        if num_workers and isinstance(data, ImageSplits):
+            raise ArgumentError(
+                "num_workers must be 0 with ImageSplits, whose batches no process loads, "
+                f"got {num_workers}."
+            )
         self.budget = budget
         self.loop = loop or Loop()
         self.device = device
@@ -135,6 +125,10 @@ class Workload:
         self.data = data.to(device) if isinstance(data, ImageSplits) else data
         self.labels = data.labels.cpu()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """The state for a copy in another process, where no network has been made."""
+        return {**self.__dict__, "_made": None}
+
     @property
     def num_examples(self) -> int:
         """Training examples, one epoch."""
@@ -144,12 +138,15 @@ class Workload:
         """Budget of a trial in training examples."""
         return self._steps(self.budget, batch_size) * batch_size
 
-    def check_evaluations(self, batch_sizes: Iterable[int], *, needs_all: bool = False) -> None:
+    def check_evaluations(
+        self, batch_sizes: Iterable[int], *, needs_all: bool = False, name: str = "evaluations"
+    ) -> None:
         """Refuse more evaluations than a trial has steps, where trials would not compare.
 
         Args:
             batch_sizes: Those that trials may have.
             needs_all: Whether a trial must have all evaluations.
+            name: Of their number, for the message.
 
         Raises:
             ArgumentError: A trial has fewer steps than evaluations, and another one more, or
@@ -159,8 +156,8 @@ class Workload:
         most = self.loop.evaluations
         if min(steps) < most and (needs_all or max(steps) > min(steps)):
             raise ArgumentError(
-                f"evaluations must be at most {min(steps)}, the steps of a trial with the largest "
-                f"batch size, got {most}; set evaluations."
+                f"{name} must be at most {min(steps)}, the steps of a trial with the largest "
+                f"batch size, got {most}."
             )
 
     def check_settings(self, settings: Mapping[str, Any]) -> None:
@@ -330,9 +327,8 @@ class Workload:
         options = dict(part.options)
         if options.pop("difficulty", False):
             options["difficulty"] = self._difficulty(part)
-        # Bandits that start or are active otherwise than a stack's stay a sampler on the device.
-        inside = stacked and part.name == "mab" and "difficulty" not in options
-        inside = inside and options.get("active", 1) == 1
+        # Bandits that are active otherwise than a stack's stay a sampler on the device.
+        inside = stacked and part.name == "mab" and options.get("active", 1) == 1
         # A data loader takes indices on the host, so the sampler is there too.
         on_host = inside or self.images is None
         sampler: BatchSampler = part.make(
@@ -362,7 +358,7 @@ class Workload:
 
     def _difficulty(self, sampler: Part) -> Tensor:
         """What the first trials of the study saw of each example, as a sampler takes it, [N]."""
-        column = record_column(sampler.make, sampler.options)
+        column = record_column(sampler.make)
         if self.known is None or column is None:
             raise ArgumentError(
                 "the trial used the study's record of examples, which is not there any more."

@@ -112,8 +112,7 @@ class CurveStore:
             _furthest(study_id)
             .join(USER_ATTRIBUTES, USER_ATTRIBUTES.c.trial_id == TRIALS.c.trial_id)
             .where(
-                # Earlier versions wrote "resumed_at".
-                USER_ATTRIBUTES.c.key.in_((RESUMED_KEY, "resumed_at")),
+                USER_ATTRIBUTES.c.key == RESUMED_KEY,
                 CURVES.c.index <= sa.cast(USER_ATTRIBUTES.c.value_json, sa.Integer),
             )
         )

@@ -34,9 +34,9 @@ class JournalledConnection(sqlite3.Connection):
     """A connection in SQLite's WAL mode: commits go to a journal next to the database (``-wal``).
 
     A commit then waits neither for readers nor for the disk; without WAL it waits for the disk
-    several times. A killed process loses no commit. A power failure may lose the last commits,
-    whose trials then count as interrupted; the database stays consistent. SQLite merges the
-    journal into the database when the last connection closes.
+    several times. A killed process loses no commit. A power failure may lose the last commits; the
+    database stays consistent. SQLite merges the journal into the database when the last connection
+    closes.
     """
 
     def __init__(self, *arguments: Any, **options: Any) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Self
 
 import optuna
@@ -30,7 +30,6 @@ from hpo_mab._attributes import (
     StudySettings,
     budgets_of,
     completed_spec,
-    trial_attributes,
     unreported,
 )
 from hpo_mab._errors import StorageError, UnknownNameError
@@ -114,22 +113,29 @@ class Definition:
         """
         if cls.is_in(study.user_attrs):
             return cls.load(study)
-        trials = [trial.user_attrs for trial in study.get_trials(deepcopy=False)]
-        budgets = sorted({attrs[BUDGET_KEY] for attrs in trials if BUDGET_KEY in attrs})
+        trials = study.get_trials(deepcopy=False)
+        attrs = [trial.user_attrs for trial in trials]
+        budgets = sorted({each[BUDGET_KEY] for each in attrs if BUDGET_KEY in each})
         if not budgets:
             return cls.load(study)  # Raises.
-        if len(budgets) > 1:
+        # Batch sizes that are searched round the same examples to steps, or have the same steps.
+        steps = {
+            each.user_attrs[BUDGET_KEY] // each.params["batch_size"]
+            for each in trials
+            if BUDGET_KEY in each.user_attrs and _largest_batch([each])
+        }
+        if len(steps) != 1 and budgets[-1] - budgets[0] > _largest_batch(trials):
             raise StorageError(
                 f"Trials of study '{study.study_name}' have different budgets, "
                 f"{budgets[0]:,} to {budgets[-1]:,} examples. Trials of one budget are compared."
             )
         kinds = {where.partition(":")[2]: kind for kind, where in NAMES.items()}
-        arms = {attrs[SAMPLER_KEY] for attrs in trials if SAMPLER_KEY in attrs}
+        arms = {each[SAMPLER_KEY] for each in attrs if SAMPLER_KEY in each}
         arm = arms.pop() if len(arms) == 1 else study.study_name
         return cls(
             arm=kinds.get(arm, arm),
             seed=int(study.user_attrs.get(SEED_KEY, 0)),
-            trial_examples=budgets[0],
+            trial_examples=budgets[-1],
             epoch_examples=0,
             spec={},
             environment={},
@@ -207,8 +213,8 @@ class TrialRun:
     @property
     def was_run(self) -> bool:
         """Whether it was trained, and not added with its value, e.g. by `add_trial`."""
-        # A user's own attributes do not count. Earlier versions wrote "examples".
-        return "examples" in self.attrs or any(key.startswith(PREFIX) for key in self.attrs)
+        # A user's own attributes do not count.
+        return any(key.startswith(PREFIX) for key in self.attrs)
 
     @property
     def twin(self) -> bool:
@@ -228,9 +234,7 @@ class TrialRun:
     @property
     def lacks_curve(self) -> bool:
         """Whether its cost is not known: it was evaluated, but has no curve here."""
-        # Earlier versions wrote "examples".
-        counted = not self.attrs.keys().isdisjoint((EXAMPLES_KEY, "examples"))
-        evaluated = self.was_run and (self.value is not None or counted)
+        evaluated = self.was_run and (self.value is not None or EXAMPLES_KEY in self.attrs)
         return evaluated and not self.curve
 
     @property
@@ -301,6 +305,11 @@ class StudyRun:
         return self.training_examples or (self.trial_examples / epochs if epochs else None)
 
     @property
+    def largest_batch(self) -> int:
+        """The largest batch size that was searched; 0 where it was not."""
+        return _largest_batch(self.trials)
+
+    @property
     def missing_curves(self) -> int:
         """Number of trials without a curve; if it is not 0, the cost of the study is not known."""
         return sum(trial.lacks_curve for trial in self.trials)
@@ -322,6 +331,9 @@ class StudyRun:
 
     def full_examples(self, trial: TrialRun) -> int:
         """Training examples of one of its trials at the end of one budget."""
+        own = trial.attrs.get(BUDGET_KEY)
+        if own is not None:
+            return int(own)
         return self.settings.examples_of(trial.params, longest=self.trial_examples)
 
     @property
@@ -376,6 +388,11 @@ class MissingCurvesWarning(UserWarning):
 def study_names(storage: Storage) -> tuple[str, ...]:
     """Names of all studies in the database, oldest first."""
     return tuple(optuna.get_all_study_names(storage=storage.optuna))
+
+
+def _largest_batch(trials: Iterable[FrozenTrial | TrialRun]) -> int:
+    sizes = (trial.params.get("batch_size") for trial in trials)
+    return max((size for size in sizes if isinstance(size, int)), default=0)
 
 
 @contextlib.contextmanager
@@ -443,7 +460,7 @@ def read_run(storage: Storage, name: str) -> StudyRun:
 
 
 def _trial_run(trial: FrozenTrial, curve: tuple[Evaluation, ...]) -> TrialRun:
-    attrs = trial_attributes(trial)
+    attrs = trial.user_attrs
     return TrialRun(
         number=trial.number,
         slot=int(attrs.get(SLOT_KEY, trial.number)),

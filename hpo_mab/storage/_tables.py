@@ -17,7 +17,6 @@ import datetime
 import functools
 import json
 import operator
-import secrets
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +26,6 @@ from optuna.storages._rdb import models
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.dialects import postgresql, sqlite
 
-from hpo_mab._attributes import CURVE_KEY
 from hpo_mab._errors import StorageError, hide_passwords
 from hpo_mab.storage._process import Locks
 from hpo_mab.training import Evaluation
@@ -263,56 +261,9 @@ EXAMPLES = sa.Table(
 # upgrade can be repeated after the process was killed in it. A table that is made here is made as
 # it is now, so an upgrade that adds a column checks that there is none.
 
-#: Databases of version 1 do not name it; they have this table of curves by Optuna's trial ids.
-_UNVERSIONED = 1
-_OLD_CURVES = "hpo_mab_evaluations"
-_OLD_FIGURES = (
-    "index",
-    "steps",
-    "examples",
-    "seconds",
-    "sampler_seconds",
-    "accuracy",
-    "loss",
-    "train_loss",
-    "learning_rate",
-    "reward_rate",
-    "concentration",
-)
 
-
-def _number_curves(op: Operations) -> None:
-    """Move curves into a table by numbers of their own; leave out those of deleted trials."""
-    connection = op.get_bind()
-    CURVES.create(connection, checkfirst=True)
-    tables = sa.inspect(connection).get_table_names()
-    if _OLD_CURVES in tables:
-        _move_curves(connection)
-        op.drop_table(_OLD_CURVES)
-    # On servers; locks are the server's own now.
-    if "hpo_mab_locks" in tables:
-        op.drop_table("hpo_mab_locks")
-
-
-def _move_curves(connection: sa.Connection) -> None:
-    old = sa.table(_OLD_CURVES, *map(sa.column, ("trial_id", *_OLD_FIGURES)))
-    attributes = SYSTEM_ATTRIBUTES
-    connection.execute(CURVES.delete())
-    connection.execute(attributes.delete().where(attributes.c.key == CURVE_KEY))
-    # A trial without a report has no curve: what is there is of a deleted trial of its id.
-    reported = sa.select(REPORTS.c.trial_id)
-    trials = connection.scalars(sa.select(old.c.trial_id).where(old.c.trial_id.in_(reported)))
-    rows = [
-        {"trial_id": trial_id, "key": CURVE_KEY, "value_json": str(secrets.randbits(62))}
-        for trial_id in sorted(set(trials))
-    ]
-    if not rows:
-        return
-    connection.execute(attributes.insert(), rows)
-    number = sa.cast(attributes.c.value_json, sa.BigInteger)
-    has_number = sa.and_(attributes.c.trial_id == old.c.trial_id, attributes.c.key == CURVE_KEY)
-    moved = sa.select(number, *(old.c[name] for name in _OLD_FIGURES)).join(attributes, has_number)
-    connection.execute(CURVES.insert().from_select(["curve", *_OLD_FIGURES], moved))
+#: Table of curves of the first schema, which had no version.
+_FIRST_CURVES = "hpo_mab_evaluations"
 
 
 def _add_examples(op: Operations) -> None:
@@ -322,7 +273,6 @@ def _add_examples(op: Operations) -> None:
 
 #: What changes a database of the version before, by the version that it has afterwards.
 _UPGRADES: dict[int, Callable[[Operations], None]] = {
-    2: _number_curves,
     3: _add_examples,
 }
 #: The version of the tables above.
@@ -355,8 +305,6 @@ def _upgrade(connection: sa.Connection, found: int) -> None:
     from alembic.migration import MigrationContext
     from alembic.operations import Operations
 
-    # Before the first change: without old curves, nothing else says that a database is old.
-    _set_version(connection, found)
     op = Operations(MigrationContext.configure(connection))
     for version, upgrade in sorted(_UPGRADES.items()):
         if version > found:
@@ -379,11 +327,12 @@ def _is_current(engine: sa.Engine) -> bool:
 def _version(connection: sa.Connection) -> int | None:
     """The version of our tables in a database; None where it has none of them."""
     has_table = sa.inspect(connection).has_table
-    if has_table(VERSION_TABLE):
-        found = connection.scalar(sa.select(_versions.c.version_num))
-        if found is not None:
-            return int(found)
-    return _UNVERSIONED if has_table(_OLD_CURVES) else None
+    if not has_table(VERSION_TABLE):
+        if has_table(_FIRST_CURVES):
+            raise StorageError("This hpo-mab cannot read the database's first schema; use another.")
+        return None
+    found = connection.scalar(sa.select(_versions.c.version_num))
+    return None if found is None else int(found)
 
 
 def _set_version(connection: sa.Connection, version: int) -> None:

@@ -18,11 +18,9 @@ if TYPE_CHECKING:
         LoaderBatches,
         LoaderSweep,
         Sweep,
-        TimedSampler,
         TrainingDiverged,
     )
     from hpo_mab.training._device import PRECISIONS, select_device
-    from hpo_mab.training._device_step import DeviceStep
     from hpo_mab.training._evaluate import evaluate
     from hpo_mab.training._optimizers import (
         available_optimizers,
@@ -36,7 +34,6 @@ if TYPE_CHECKING:
         Budget,
         Evaluation,
         Schedule,
-        evaluation_steps,
     )
     from hpo_mab.training._stack import StackedTrainer
     from hpo_mab.training._training import Training
@@ -49,7 +46,6 @@ __all__ = [
     "Batches",
     "Budget",
     "DeviceBatches",
-    "DeviceStep",
     "DeviceSweep",
     "Evaluation",
     "LoaderBatches",
@@ -57,14 +53,12 @@ __all__ = [
     "Schedule",
     "StackedTrainer",
     "Sweep",
-    "TimedSampler",
     "Training",
     "TrainingDiverged",
     "WeightAverage",
     "available_optimizers",
     "create_optimizer",
     "evaluate",
-    "evaluation_steps",
     "optimizer_options",
     "select_device",
 ]
@@ -73,13 +67,12 @@ __getattr__, __dir__ = lazy_names(
     __name__,
     {
         "WeightAverage": "._average",
-        "Batches DeviceBatches DeviceSweep LoaderBatches LoaderSweep Sweep TimedSampler "
+        "Batches DeviceBatches DeviceSweep LoaderBatches LoaderSweep Sweep "
         "TrainingDiverged": "._batches",
         "PRECISIONS select_device": "._device",
-        "DeviceStep": "._device_step",
         "evaluate": "._evaluate",
         "available_optimizers create_optimizer optimizer_options": "._optimizers",
-        "Budget DEFAULT_AVERAGE Evaluation KEEP SCHEDULES Schedule evaluation_steps": "._schedule",
+        "Budget DEFAULT_AVERAGE Evaluation KEEP SCHEDULES Schedule": "._schedule",
         "StackedTrainer": "._stack",
         "Training": "._training",
     },

@@ -28,8 +28,12 @@ def call_with(model: nn.Module, tensors: Mapping[str, Tensor], inputs: Tensor) -
     for layer, module in model.named_modules():
         for key, own in [*module._parameters.items(), *module._buffers.items()]:
             place = f"{layer}.{key}" if layer else key
+            if own is None:
+                continue
             # Layers that share a parameter are given the tensor of its first name.
-            if own is not None and (name := first.setdefault(id(own), place)) in tensors:
+            shared = first.setdefault(id(own), place)
+            name = place if place in tensors else shared
+            if name in tensors:
                 given[place] = tensors[name]
     before = dict(given)
     # With `tie_weights`, torch would leave them in a layer that has two names.
@@ -38,6 +42,13 @@ def call_with(model: nn.Module, tensors: Mapping[str, Tensor], inputs: Tensor) -
     if model.training and any(given[name] is not tensor for name, tensor in before.items()):
         raise RuntimeError(ASSIGNS)
     return outputs
+
+
+def tensor_at(model: nn.Module, name: str) -> Tensor:
+    """The parameter or buffer that a network has under a name now."""
+    tensors, own = _owner_of(model, name)
+    found: Tensor = tensors[own]
+    return found
 
 
 def tensors_of(model: nn.Module) -> dict[str, Tensor]:
@@ -119,7 +130,10 @@ class WeightAverage:
         Raises:
             ArgumentError: A layer of the network was replaced.
         """
-        present = tensors_of(self._model)
+        # With all names of a shared tensor: buffers may have become one since.
+        present = dict(self._model.named_parameters(remove_duplicate=False)) | dict(
+            self._model.named_buffers(remove_duplicate=False)
+        )
         for name, (tensors, own) in zip(self._names, self._places, strict=True):
             if present.get(name) is not tensors.get(own):
                 raise ArgumentError(

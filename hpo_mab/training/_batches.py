@@ -106,15 +106,6 @@ class TimedSampler:
     Attributes:
         sampler: The sampler timed.
         seconds: Seconds spent in it so far.
-
-    Examples:
-        >>> import time
-        >>> from hpo_mab.samplers import create
-        >>> from hpo_mab.training import TimedSampler
-        >>> uniform = create("uniform", [0, 1] * 8, batch_size=4)
-        >>> sampler = TimedSampler(uniform, clock=time.perf_counter)
-        >>> len(sampler.draw()), sampler.seconds > 0
-        (4, True)
     """
 
     def __init__(self, sampler: BatchSampler, *, clock: Callable[[], float]) -> None:

@@ -177,10 +177,14 @@ class Captured:
         torch.cuda.current_stream().wait_stream(self._stream)
 
 
+def host_decisions() -> tuple[Any, ...]:
+    """States of the host's random generators by which a network may take decisions."""
+    return random.getstate(), pickle.dumps(np.random.get_state())
+
+
 def _host_random_state() -> tuple[Any, ...]:
-    """States of the host's random generators that a network may use."""
-    of_numpy = pickle.dumps(np.random.get_state())
-    return (random.getstate(), torch.get_rng_state().numpy().tobytes(), of_numpy)
+    """States of all random generators of the host that a network may use."""
+    return *host_decisions(), torch.get_rng_state().numpy().tobytes()
 
 
 def _streams(device: torch.device) -> tuple[torch.cuda.Stream, torch.cuda.Stream]:

@@ -137,13 +137,15 @@ def random_state(device: torch.device) -> Iterator[None]:
             "share one random state, and neither would follow from its seed. Start several "
             "processes on one storage, e.g. with hpo-mab run --workers."
         )
-    of_numpy, of_python = np.random.get_state(), random.getstate()
     try:
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            yield
+        of_numpy, of_python = np.random.get_state(), random.getstate()
+        try:
+            with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+                yield
+        finally:
+            np.random.set_state(of_numpy)
+            random.setstate(of_python)
     finally:
-        np.random.set_state(of_numpy)
-        random.setstate(of_python)
         _training_thread.release()
 
 

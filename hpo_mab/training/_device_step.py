@@ -44,29 +44,6 @@ class DeviceStep:
         precision: ``"float32"`` or ``"bfloat16"``.
         capture: Whether to capture a graph where that is possible: on CUDA, with a fused
             optimiser.
-
-    Examples:
-        >>> import time
-        >>> from torch import nn
-        >>> from hpo_mab.data import Normalization, load_splits
-        >>> from hpo_mab.samplers import create
-        >>> from hpo_mab.training import DeviceBatches, DeviceStep, TimedSampler, create_optimizer
-        >>> from hpo_mab.training._batches import LossMeter
-        >>> splits = load_splits("digits")
-        >>> network = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
-        >>> sampler = create("mab", splits.train.labels, batch_size=64)
-        >>> step = DeviceStep(
-        ...     forward=network,
-        ...     batches=DeviceBatches(
-        ...         splits.train, normalization=Normalization(splits.mean, splits.std)
-        ...     ),
-        ...     sampler=TimedSampler(sampler, clock=time.perf_counter),
-        ...     optimizer=create_optimizer("sgd", network.parameters(), lr=0.1),
-        ...     meter=LossMeter(splits.train.device),
-        ... )
-        >>> step(step=1)
-        >>> step.captured  # only on CUDA
-        False
     """
 
     def __init__(

@@ -429,12 +429,8 @@ def _words(structure: Sequence[Any] | None) -> str:
 
 def _stack_draws_for(sampler: BatchSampler) -> TypeGuard[MABSampler]:
     """Whether the stack's bandits draw for the sampler."""
-    return (
-        # A subclass may draw or learn in another way.
-        type(sampler) is MABSampler
-        and sampler.settings.active == 1
-        and not sampler.starts_from_record
-    )
+    # A subclass may draw or learn in another way.
+    return type(sampler) is MABSampler and sampler.settings.active == 1
 
 
 def window_of(sampler: MABSampler) -> int:

@@ -16,7 +16,7 @@ from hpo_mab._errors import ArgumentError, plain_arguments, require
 from hpo_mab.samplers import BatchSampler, MABSampler
 from hpo_mab.training._average import DRAWS
 from hpo_mab.training._batches import DeviceBatches, DeviceSweep, TrainingDiverged
-from hpo_mab.training._captured import Captured
+from hpo_mab.training._captured import Captured, host_decisions
 from hpo_mab.training._device import check_index_range, check_precision, synchronize
 from hpo_mab.training._evaluate import check_highest
 from hpo_mab.training._optimizers import RowOptimizer
@@ -188,9 +188,9 @@ class StackedTrainer:
             slot: A slot of `free`.
             model: The network to train, of the trainer's shape; its weights are copied.
             sampler: Chooses the batches. Of a `MABSampler` the stack's bandits take shares and
-                knobs, not what it has learnt. With ``active`` below 1 or a record that trims, and
-                of any other kind, it draws and learns itself, on the device of the batches. One
-                that needs the network, or weighs by losses, needs a `Training`.
+                knobs, not what it has learnt. With ``active`` below 1, and of any other kind, it
+                draws and learns itself, on the device of the batches. One that needs the network,
+                or weighs by losses, needs a `Training`.
             steps: Budget in optimiser steps.
             optimizer: Knobs of the trainer's optimiser.
             state: What `state_dict` returned for the same training, which continues from there.
@@ -245,7 +245,8 @@ class StackedTrainer:
 
     def _training_in(self, slot: int) -> _Slot:
         if slot not in self._running:
-            raise ArgumentError(f"slot must be one with a training, {self.busy}, got {slot}.")
+            known = tuple(sorted(self._running))
+            raise ArgumentError(f"slot must be one with a training, {known}, got {slot}.")
         return self._running[slot]
 
     def state(self, slot: int, *, averaged: bool = False) -> dict[str, Tensor]:
@@ -367,11 +368,8 @@ class StackedTrainer:
                 progress = [each.curve.progress(step) for step in range(first, first + count)]
                 self._draws.plan(slot, sampler, progress)
             self._draws.rewind()
-            for _ in range(count):
-                self._step(self._body)
-                if self._step.reason == DRAWS:
-                    # All networks would take the same decisions.
-                    raise RuntimeError(DRAWS)
+            for step in range(count):
+                self._take_one(check=begin == step == 0)
                 if self.examples is not None:
                     self.examples.count()
                 for slot, sampler in learners.items():
@@ -380,6 +378,13 @@ class StackedTrainer:
         if self.examples is not None:
             # Here, where running out of memory halves the slots.
             self.examples.add_up()
+
+    def _take_one(self, *, check: bool) -> None:
+        before = host_decisions() if check else None
+        self._step(self._body)
+        if self._step.reason == DRAWS or (check and before != host_decisions()):
+            # All networks would take the same decisions.
+            raise RuntimeError(DRAWS)
 
     def _body(self) -> None:
         """One step of all networks: operations on tensors at fixed addresses only."""

@@ -21,8 +21,10 @@ from hpo_mab._attributes import STACK_KEY, WORKER_KEY
 from hpo_mab._errors import ArgumentError, StorageError
 from hpo_mab._interrupts import deferred_interrupts, raise_if_interrupted
 from hpo_mab._plan import Attempt
-from hpo_mab.search import RunHere, Target, TrialCallback
+from hpo_mab.search import TrialCallback
 from hpo_mab.search._definition import Slots
+from hpo_mab.search._runner import RunHere
+from hpo_mab.search._target import Target
 from hpo_mab.search._trial_loop import FinishedTrials
 from hpo_mab.storage import STORAGE_ERRORS, Storage, is_here
 from hpo_mab.storage._process import this_process

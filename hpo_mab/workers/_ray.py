@@ -10,8 +10,9 @@ from typing import Any
 import optuna
 
 from hpo_mab._errors import ArgumentError, StorageError, require
-from hpo_mab.search import RunHere, StudyFailedError, TrialCallback
+from hpo_mab.search import StudyFailedError, TrialCallback
 from hpo_mab.search._definition import Slots
+from hpo_mab.search._runner import RunHere
 from hpo_mab.search._trial_loop import SECONDS_BETWEEN_POLLS, FinishedTrials
 from hpo_mab.storage import STORAGE_ERRORS, Storage
 from hpo_mab.workers._room import WorkerWarning

@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hpo_mab._attributes import SECONDS_KEY, trial_attributes
+from hpo_mab._attributes import SECONDS_KEY
 from hpo_mab._errors import HpoMabError
 from hpo_mab.cli import _options as cli
 from hpo_mab.compare import (
@@ -200,7 +200,7 @@ def _raise_if_any(problem: str | None) -> None:
 def _say_when_done(name: str, trials: int) -> Iterator[Callable[..., None]]:
     def say(study: Any, trial: Any) -> None:
         shown = "-" if trial.value is None else f"{trial.value:.2%}"
-        seconds = trial_attributes(trial).get(SECONDS_KEY, 0.0)
+        seconds = trial.user_attrs.get(SECONDS_KEY, 0.0)
         print(f"{name}: {trial.state.name.lower()}, {shown}, {seconds:.0f} s", flush=True)
 
     yield say

@@ -298,6 +298,17 @@ def test_budgets_that_differ_and_seeds_that_repeat_are_refused():
         pair_curves([one, one], [other])
 
 
+def test_a_searched_batch_size_does_not_widen_the_budget_of_a_definition():
+    def of(kind, length, **budget):
+        made = study(kind, trial(0, [0.1], params={"batch_size": 512}), trial_examples=length)
+        return evaluated(made, 1, **budget) if budget else made
+
+    with pytest.raises(ArgumentError, match="1,000 examples"):
+        pair_curves([of("mab", 1000, examples=1000)], [of("uniform", 1400, examples=1400)])
+    # Of own loops only the lengths of their trials are known, each rounded.
+    assert len(pair_curves([of("mab", 1000)], [of("uniform", 1400)])) == 1
+
+
 def evaluated(made, count=3, **budget):
     return dataclasses.replace(made, spec={"budget": {"evaluations": count, **budget}})
 
@@ -363,3 +374,15 @@ def test_budgets_must_be_finite_and_increasing(budgets):
 def test_accuracies_must_be_finite_or_unknown():
     with pytest.raises(ArgumentError, match="bandit must be finite, or NaN"):
         PairedCurves(budgets=[1.0, 2.0], bandit=[[0.5, math.inf]], uniform=[[0.5, 0.6]])
+
+
+def test_loops_that_end_before_their_budget_are_read_where_they_were_evaluated():
+    # As a loader with `drop_last` ends: at 288 of 300 examples.
+    ours, theirs = (
+        study(arm, trial(0, accuracies, step=96, attrs={"hpo_mab:budget": 300}))
+        for arm, accuracies in (("mab", [0.3, 0.5, 0.6]), ("uniform", [0.2, 0.4, 0.5]))
+    )
+    found = pair_curves([ours], [theirs])
+    assert found.budgets.tolist() == [96, 192, 288]
+    assert found.bandit.tolist() == [[0.3, 0.5, 0.6]]
+    assert found.uniform.tolist() == [[0.2, 0.4, 0.5]]

@@ -149,9 +149,14 @@ def counts_of(engine: Any, draws: int, examples: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    "knobs",
-    [{}, {"policy": "ucb1"}, {"policy": "softmax"}, {"floor": 1.0}],
-    ids=["thompson", "ucb1", "softmax", "uniform"],
+    ("engine_kind", "knobs"),
+    [
+        *(("host", knobs) for knobs in ({}, {"floor": 1.0})),
+        *(
+            ("device", knobs)
+            for knobs in ({}, {"policy": "ucb1"}, {"policy": "softmax"}, {"floor": 1.0})
+        ),
+    ],
 )
 def test_arms_without_pulls_are_drawn_once_a_pass(
     engine_kind: str, knobs: dict[str, Any], make_engine: Callable[..., Any]

@@ -15,7 +15,9 @@ from typing import Any
 import optuna
 import pytest
 
-from hpo_mab.search import RunHere, Target, TrialCallback
+from hpo_mab.search import TrialCallback
+from hpo_mab.search._runner import RunHere
+from hpo_mab.search._target import Target
 from hpo_mab.storage import Storage, open_study
 
 Cli = Any
@@ -226,9 +228,11 @@ def test_the_dashboard_keeps_files_where_the_user_says(
     for folder in tmp_path.glob("*_artifacts"):
         shutil.rmtree(folder)
     (tmp_path / "taken").touch()
-    status, _, err = cli("dashboard", "--port", "0", "--artifacts", "taken/files")
+    monkeypatch.setenv("HPO_MAB_ARTIFACTS", "taken/files")
+    status, _, err = cli("dashboard", "--port", "0")
     assert (status, "The artifact folder taken/files cannot be made" in err) == (2, True)
-    assert cli("dashboard", "--port", "0", "--artifacts", "files")[0] == 0
+    monkeypatch.setenv("HPO_MAB_ARTIFACTS", "files")
+    assert cli("dashboard", "--port", "0")[0] == 0
     assert [path.name for path in tmp_path.glob("*_artifacts")] == []
     assert (tmp_path / "files").is_dir()
 

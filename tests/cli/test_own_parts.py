@@ -13,7 +13,10 @@ import pytest
     ("arguments", "words"),
     [
         (["--sampler", "nowhere:X"], "sampler 'nowhere:X' cannot be imported"),
-        (["--pruner", "broken:P"], "cannot be imported: SystemExit: usage: broken ({}, line 2)."),
+        (
+            ["--pruner", "broken:P"],
+            "cannot be imported: SystemExit: usage: broken (broken.py, line 2).",
+        ),
         (["--set", "model.name=nowhere:Net"], "model 'nowhere:Net' cannot be imported"),
         (["--data", "nowhere:load"], "data set 'nowhere:load' cannot be imported"),
     ],

@@ -16,7 +16,7 @@ from hpo_mab import data
 from hpo_mab.cli import _progress as module
 from hpo_mab.cli._progress import StudyProgress, shown_data
 from hpo_mab.pruners import PromotionPruner
-from hpo_mab.search import Target
+from hpo_mab.search._target import Target
 
 
 class Clock:
@@ -309,6 +309,21 @@ def test_a_terminal_of_80_columns_shows_bar_rate_best_and_time_left(
     assert frame[0].rpartition("\r")[2].count("━") >= 8
     assert "trials, 0 pruned, best 90.00%, 20 per minute, 5 min 0 s left" in frame[2]
     assert "fashion_mnist-uniform-seed0" in screen.getvalue().splitlines()[0]
+
+
+def test_the_bar_of_a_target_that_another_command_raises_is_not_full(
+    clock: Clock, screen: io.StringIO
+) -> None:
+    study = optuna.create_study(direction="maximize")
+    with StudyProgress(trials=2, label="study", curves=_spending(study, 10)) as progress:
+        Target(trials=4, total=None, epoch_examples=10).save(study)
+        for _ in range(2):
+            clock.now += 10
+            study.add_trial(create_trial(value=0.5))
+            progress(study, study.trials[-1])
+        assert progress._live is not None
+        (task, _) = progress._live.tasks
+        assert (task.completed, task.total) == (2, 4)
 
 
 def test_a_target_that_another_command_raises_is_shown(

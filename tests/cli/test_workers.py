@@ -119,7 +119,7 @@ def test_workers_whose_launcher_is_killed_stop_and_lose_nothing(
 def test_a_worker_joins_a_study_by_name_and_replay_repeats_its_trials(
     cli: Cli, tiny: str, tmp_path: Path
 ) -> None:
-    from hpo_mab.search import Target
+    from hpo_mab.search._target import Target
     from hpo_mab.storage import open_study
 
     assert cli("run", tiny, "--trials", "1", "--quiet")[0] == 0

@@ -148,3 +148,31 @@ def test_scores_of_another_budget_do_not_count(
     ]
     assert found == [(0.1,), (0.1, 0.2), (0.1, 0.2), (pytest.approx(0.3),)]
     assert budgets == [Budget(steps=4), Budget(steps=4), Budget(epochs=0.5)]
+
+
+def test_no_arm_is_trained_if_a_later_one_has_too_few_steps(storage: Storage) -> None:
+    arms = {
+        "all": {"pruner": {"kind": "none"}},
+        "promoted": {"pruner": {"kind": "promotion"}},
+    }
+    spec = _spec(
+        budget={"steps": 4, "evaluations": 8, "trials": 2},
+        compare={"retrain": 0, "arms": arms, "reference": "all"},
+    )
+    with pytest.raises(ArgumentError, match=r"budget\.evaluations must be at most 4"):
+        run_comparison(spec, storage)
+    assert study_names(storage) == ()
+
+
+def test_no_arm_is_trained_if_the_reference_of_a_later_one_has_another_sampler(
+    storage: Storage,
+) -> None:
+    pruner = {"kind": "advantage", "reference": "tiny-first-seed0"}
+    arms = {
+        "first": {"sampler": {"kind": "psgd"}},
+        "mab": {"sampler": {"kind": "mab"}, "pruner": pruner},
+    }
+    spec = _spec(compare={"retrain": 0, "arms": arms, "reference": "first", "seeds": 1})
+    with pytest.raises(ArgumentError, match=r"'tiny-first-seed0' has sampler.kind = 'psgd'"):
+        run_comparison(spec, storage)
+    assert study_names(storage) == ()

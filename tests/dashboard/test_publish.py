@@ -86,12 +86,15 @@ def test_every_study_of_a_comparison_gets_note_figures_and_verdict(compared) -> 
         assert study.metric_names == ["validation accuracy"]
 
 
-def test_pictures_stay_while_the_same_labels_are_the_most_suspicious(compared, tmp_path) -> None:
+def test_pictures_stay_while_the_same_labels_are_the_most_suspicious(
+    compared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HPO_MAB_ARTIFACTS", str(tmp_path / "files"))
     run, storage = compared.runs[0], compared.storage
     images = load_splits(StudySpec.model_validate(run.spec)).train
 
     def note(**options: Any) -> str:
-        assert publish_study(storage, run, artifacts=tmp_path / "files", **options).problem == ""
+        assert publish_study(storage, run, **options).problem == ""
         return get_note(open_study(storage, run.name))
 
     assert "](/artifacts/" not in note()
@@ -109,8 +112,8 @@ def test_pictures_stay_while_the_same_labels_are_the_most_suspicious(compared, t
         shown = np.asarray(picture)[:, :96, 0]
     assert (shown[::12, ::12] == images.gather(torch.tensor([first]))[0, 0].numpy()).all()
     (tmp_path / "taken").write_text("")
-    page = publish_study(storage, run, artifacts=tmp_path / "taken" / "in", images=images)
-    assert page.problem == ""
+    monkeypatch.setenv("HPO_MAB_ARTIFACTS", str(tmp_path / "taken" / "in"))
+    assert publish_study(storage, run, images=images).problem == ""
 
 
 def test_pruned_trials_say_why(compared) -> None:
@@ -154,19 +157,6 @@ def test_the_note_says_all_that_was_searched(large: Storage) -> None:
     for name, value in run.best.params.items():
         (row,) = [line for line in searched.splitlines() if f"`{name}`" in line]
         assert f"{value:.4g}" in row or str(value) in row
-
-
-def test_notes_of_earlier_versions_are_replaced(compared) -> None:
-    run = compared.runs[0]
-    study = open_study(compared.storage, run.name)
-    earlier = "*hpo-mab writes this note anew after each run and keeps what is below this line.*"
-    save_note(study, f"# {run.name}\n\nold\n\n---\n\n{earlier}\n\nMine.")
-    publish_study(compared.storage, run)
-    note = get_note(study)
-    assert note.count(f"# {run.name}") == 1
-    assert "old" not in note.split("Mine.")[0].split("## ")[0]
-    assert earlier not in note
-    assert note.rstrip().endswith("your text below this line is kept.*\n\nMine.")
 
 
 def _counts(note: str) -> tuple[str, str]:

@@ -439,8 +439,20 @@ def test_reversed_labels_are_labels() -> None:
 
 @pytest.mark.parametrize("indices", [range(20), range(0, 20, 2)])
 def test_an_exclusion_must_leave_some_images_of_each_class(indices: range) -> None:
+    data = ImageData.from_arrays(np.zeros((20, 8, 8), dtype=np.uint8), ["cat", "dog"] * 10)
+    splits = dataclasses.replace(split(data, data, validation=0.2), names=("a.png", "b.png"))
+    excluded = Exclusion(labels=splits.source, indices=tuple(indices), path="out.json")
+    with pytest.raises(DataError, match=r"out\.json lists all images of class cat"):
+        splits.without(excluded)
+
+
+def test_an_exclusion_may_hold_any_numbers(tmp_path: Path) -> None:
     data = ImageData.from_arrays(np.zeros((20, 8, 8), dtype=np.uint8), [0, 1] * 10)
     splits = split(data, data, validation=0.2)
-    excluded = Exclusion(labels=splits.source, indices=tuple(indices), path="out.json")
-    with pytest.raises(DataError, match=r"out\.json lists all images of class 0"):
-        splits.without(excluded)
+    large = Exclusion(labels=splits.source, indices=(2**70, -5, 0, 1), path="out.json")
+    held_out = {0, 1} - set(splits.positions.tolist() if splits.positions is not None else ())
+    assert len(splits.without(large).train) == len(splits.train) - 2 + len(held_out)
+    path = tmp_path / "out.json"
+    path.write_text(large.to_json().replace(str(2**70), "1e400"))
+    with pytest.raises(DataError, match="is no list of images"):
+        Exclusion.load(path)

@@ -24,9 +24,11 @@ from torch.utils.data import TensorDataset
 from hpo_mab.cli._main import stoppable
 from hpo_mab.cli._options import silence_optuna
 from hpo_mab.data import ImageData, ImageSplits, split
-from hpo_mab.search import StudyRunner, Target, TrainingObjective, TrialLoop, make_spec
+from hpo_mab.search import StudyRunner, TrainingObjective, make_spec
 from hpo_mab.search._prepare import check_ends
 from hpo_mab.search._stack_loop import StackLoop, Stacks
+from hpo_mab.search._target import Target
+from hpo_mab.search._trial_loop import TrialLoop
 from hpo_mab.storage import Storage, read_run
 from hpo_mab.training import Budget
 
@@ -438,20 +440,3 @@ def test_ctrl_c_while_stacking_is_given_up_is_not_lost(
     assert outcome.interrupted
     assert not any(trial.state == "complete" for trial in outcome.run.trials)
     storage.close()
-
-
-def test_ctrl_c_within_a_finaliser_is_not_lost() -> None:
-    class Fragile:
-        def __del__(self) -> None:
-            signal.raise_signal(signal.SIGINT)
-
-    def loses_one() -> None:
-        Fragile()
-        threading.Event().wait(PATIENCE)
-
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        with pytest.raises(KeyboardInterrupt), stoppable():
-            loses_one()
-    finally:
-        signal.signal(signal.SIGINT, before)

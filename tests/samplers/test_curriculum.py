@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from hpo_mab._errors import ArgumentError
-from hpo_mab.samplers import BatchSampler, MABSampler, create, knobs
+from hpo_mab.samplers import BatchSampler, create, knobs
 from hpo_mab.samplers._selective import CurriculumSampler, easiest
 
 LABELS = torch.arange(120) % 3
@@ -108,41 +108,7 @@ def test_a_part_smaller_than_a_batch_is_all_examples() -> None:
 
 def test_difficulty_is_no_knob() -> None:
     assert set(knobs("curriculum")) == {"start", "end", "trim"}
-    assert "trim" in knobs("mab")
     assert create("uniform", LABELS, batch_size=7, difficulty=DIFFICULTY).batch_size == 7
-
-
-# ------------------------------------------------------------------------------------------- mab
-
-
-def test_trimmed_examples_are_no_arms() -> None:
-    sampler = MABSampler(LABELS, batch_size=6, trim=0.1, difficulty=DIFFICULTY)
-    shares = sampler.shares
-    assert sorted(shares[shares >= 0].tolist()) == list(range(108))
-    assert int(_drawn(sampler, 100).max()) == 107
-
-
-@pytest.mark.parametrize("more", [{}, {"trim": 0.1}, {"difficulty": DIFFICULTY}])
-def test_with_knobs_off_or_nothing_known_draws_are_what_they_were(more: dict[str, Any]) -> None:
-    draws = []
-    for options in ({}, more):
-        sampler = MABSampler(LABELS, batch_size=6, seed=2, **options)
-        torch.manual_seed(0)
-        draws.append(_drawn(sampler, 50).tolist())
-        assert not sampler.starts_from_record
-    assert draws[0] == draws[1]
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"trim": -0.1}, r"trim must be in \[0, 1\)"),
-        ({"trim": 0.99}, "trim must be small enough to leave a batch"),
-    ],
-)
-def test_mab_arguments_outside_their_bounds(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(ArgumentError, match=message):
-        MABSampler(LABELS, batch_size=6, **options)
 
 
 def test_a_first_part_smaller_than_a_batch_has_no_trimmed_example() -> None:

@@ -258,13 +258,19 @@ def test_options_are_recognised_however_they_are_given() -> None:
         Credited(LABELS, batch_size=5).load_state_dict(one.state_dict())
 
 
-@pytest.mark.parametrize("count", [3, 5, None])
-def test_a_draw_has_as_many_indices_as_a_batch(count: int | None) -> None:
+@pytest.mark.parametrize(
+    ("drawn", "got"),
+    [
+        (Draw(torch.zeros(3, dtype=torch.int64)), r"shape \[3\]"),
+        (Draw(torch.zeros(5, dtype=torch.int64)), r"shape \[5\]"),
+        (torch.zeros(4, dtype=torch.int64), "Tensor"),
+        (Draw([0, 1, 2, 3]), "list"),  # type: ignore[arg-type]
+    ],
+)
+def test_a_draw_has_as_many_indices_as_a_batch(drawn: Any, got: str) -> None:
     class Wrong(Credited):
         def _draw(self) -> Draw:
-            indices = torch.zeros(count or 4, dtype=torch.int64)
-            return Draw(indices) if count else indices  # type: ignore[return-value]
+            return drawn  # type: ignore[no-any-return]
 
-    got = "Tensor" if count is None else rf"shape \[{count}\]"
     with pytest.raises(ArgumentError, match=f"_draw must return a Draw of 4 indices, got {got}"):
         Wrong([0, 1] * 10, batch_size=4).draw()

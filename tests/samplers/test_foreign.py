@@ -130,3 +130,12 @@ def test_a_state_of_other_options_is_refused() -> None:
         samplers.create(RandomSampler, LABELS, batch_size=8, replacement=False).load_state_dict(
             state
         )
+
+
+def test_a_batch_of_unequal_parts_is_refused() -> None:
+    class Ragged(Sampler[Any]):
+        def __iter__(self) -> Iterator[Any]:
+            yield [[1, 2], [3]]
+
+    with pytest.raises(ArgumentError):
+        samplers.create(lambda labels: Ragged(), LABELS, batch_size=2).draw()

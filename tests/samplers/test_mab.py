@@ -267,3 +267,19 @@ def test_the_batch_size_cannot_be_changed() -> None:
     sampler = MABSampler([0, 1] * 5, batch_size=2)
     with pytest.raises(AttributeError):
         sampler.batch_size = 4  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("policy", ["epsilon_greedy", "softmax", "ucb1"])
+def test_every_policy_decides_on_a_cpu(policy: str) -> None:
+    knobs = {"epsilon": 0.0, "temperature": 0.01, "exploration": 0.0}
+    sampler = MABSampler(torch.zeros(40), batch_size=4, memory=None, policy=policy, **knobs)
+    for _ in range(30):
+        sampler.update(sampler.draw().float())
+    shares = sampler.shares
+    chances = sampler.propensities()[shares.long()]
+    # Almost surely one of the best arms, each of which Thompson sampling would often leave.
+    best = chances >= chances.amax(dim=1, keepdim=True) - 1e-9
+    assert torch.allclose(
+        (chances * best).sum(dim=1), torch.ones(4, dtype=torch.float64), atol=0.01
+    )
+    assert best.sum(dim=1).max() < 10

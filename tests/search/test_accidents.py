@@ -20,8 +20,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from hpo_mab._errors import ArgumentError, failure_reason, memory_reason
-from hpo_mab.search import StudyRunner, StudySpec, Target, TrainingObjective, TrialLoop
+from hpo_mab.search import StudyRunner, StudySpec, TrainingObjective
 from hpo_mab.search._prepare import check_ends, load_splits, make_objective
+from hpo_mab.search._target import Target
+from hpo_mab.search._trial_loop import TrialLoop
 from hpo_mab.storage import Storage, TrialRun
 from hpo_mab.training import Budget
 from hpo_mab.training._device import release_memory

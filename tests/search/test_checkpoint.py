@@ -16,23 +16,22 @@ import pytest
 import torch
 from _faults import _fork
 
-from hpo_mab._plan import Next, Plan
+from hpo_mab._plan import Next, Plan, trial_seed
 from hpo_mab.pruners import PromotionPruner
 from hpo_mab.search import (
     StudyRunner,
     StudySpec,
-    Target,
     TrainingObjective,
     load_splits,
     make_objective,
     make_spec,
     replay,
-    trial_seed,
 )
 from hpo_mab.search._checkpoint import Checkpoints, CheckpointWarning, SlotCheckpoint, _study_key
 from hpo_mab.search._claim import claim
 from hpo_mab.search._recorder import TrialRecord
 from hpo_mab.search._study import open_with_parts
+from hpo_mab.search._target import Target
 from hpo_mab.search._trial_loop import End, TrialLoop
 from hpo_mab.storage import (
     Storage,

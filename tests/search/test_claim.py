@@ -18,12 +18,13 @@ from hpo_mab._attributes import WORKER_KEY
 from hpo_mab._errors import SpecError, StorageError
 from hpo_mab._plan import Next, Plan
 from hpo_mab.pruners import PromotionPruner, TopKPruner
-from hpo_mab.search import StudyFailedError, StudyRunner, StudySpec, Target
+from hpo_mab.search import StudyFailedError, StudyRunner, StudySpec
 from hpo_mab.search._claim import claim
 from hpo_mab.search._pruners import study_pruner
 from hpo_mab.search._queue import close_lost, requeue
 from hpo_mab.search._searchers import PlannedSampler
 from hpo_mab.search._study import open_with_parts
+from hpo_mab.search._target import Target
 from hpo_mab.storage import (
     RETRIES,
     Definition,
@@ -71,7 +72,7 @@ def test_a_search_that_raises_fails_its_trial(
         return
     run = StudyRunner(spec, storage).run(score=False).run
     assert [trial.state for trial in run.trials] == ["fail", "complete", "complete"]
-    reason = f"ZeroDivisionError: nothing to propose ({__file__}, line "
+    reason = f"ZeroDivisionError: nothing to propose ({Path(__file__).name}, line "
     assert run.trials[0].attrs["hpo_mab:reason"].startswith(reason)
 
 
@@ -240,12 +241,22 @@ def test_what_the_budget_pays_for_is_left_where_trials_continue(
 ) -> None:
     pruner = PromotionPruner(max_resource=8, unlimited=unlimited)
     study = optuna.create_study(storage=storage.optuna, direction="maximize", pruner=pruner)
-    for slot in range(3):
-        study.add_trial(optuna.create_trial(value=0.5, user_attrs={"hpo_mab:slot": slot}))
+    # The third is paused again after it was continued.
+    for slot, state, attrs in (
+        (0, TrialState.COMPLETE, {}),
+        (1, TrialState.PRUNED, {}),
+        (2, TrialState.PRUNED, {}),
+        (2, TrialState.PRUNED, {"hpo_mab:promotes": 2}),
+    ):
+        value = 0.5 if state == TrialState.COMPLETE else None
+        attrs = {"hpo_mab:slot": slot, **attrs}
+        study.add_trial(optuna.create_trial(state=state, value=value, user_attrs=attrs))
     target = Target(trials=3, total="100epochs", epoch_examples=100)
     # Five trials have spent half of the budget.
     monkeypatch.setattr(storage.curves, "spent", lambda _: (5000, 0.0))
-    assert target.trials_left(study, storage.curves, done=5.0, spent_before=0.0) == 5
+    # Two are paused; complete ones continue only without a limit.
+    left = 5 if unlimited else 2
+    assert target.trials_left(study, storage.curves, done=5.0, spent_before=0.0) == left
 
 
 def test_paused_trials_continue_side_by_side_with_the_rest_of_the_budget(storage: Storage) -> None:

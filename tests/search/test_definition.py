@@ -9,7 +9,7 @@ from optuna.distributions import BaseDistribution
 
 from hpo_mab._attributes import TotalBudget
 from hpo_mab._errors import ArgumentError, SpecError
-from hpo_mab.search import builtin_names, load_spec
+from hpo_mab.search import builtin_names, load_spec, make_spec
 
 GOOD = """
 name = "mine"
@@ -201,3 +201,9 @@ def test_the_share_counts_its_own_unit_only() -> None:
     assert TotalBudget.parse("60s").share_spent(**spent) == 0.5
     assert TotalBudget.parse("20epochs").share_spent(**spent) == 0.25
     assert TotalBudget.parse("400examples").share_spent(**spent) == 1.25
+
+
+def test_a_range_without_fractions_is_refused_before_data_are_loaded() -> None:
+    average = {"low": 0, "high": 1}
+    with pytest.raises(ArgumentError, match=r"training\.average: a range of integers from 0 to 1"):
+        make_spec({"name": "own", "budget": {"epochs": 1}, "training": {"average": average}})

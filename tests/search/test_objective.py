@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 import inspect
 import io
+import pickle
 import random
 import threading
 from collections.abc import Callable, Iterator
@@ -15,22 +17,19 @@ import numpy as np
 import optuna
 import pytest
 import torch
+from optuna.trial import FrozenTrial
 from torch import nn
 from torch.utils.data import Dataset, TensorDataset
 
-from hpo_mab._attributes import EVALUATION_KEY, SLOT_KEY, trial_attributes
-from hpo_mab._errors import ArgumentError, UnknownNameError
+from hpo_mab._attributes import SLOT_KEY
+from hpo_mab._errors import ArgumentError, StorageError, UnknownNameError
+from hpo_mab.advantage import pair_curves
 from hpo_mab.compare import stored_comparison
 from hpo_mab.data import ImageSplits
-from hpo_mab.search import (
-    PlannedSampler,
-    SearchSpace,
-    StudySpec,
-    Target,
-    TrainingObjective,
-    TrialLoop,
-    make_objective,
-)
+from hpo_mab.search import SearchSpace, StudySpec, TrainingObjective, make_objective
+from hpo_mab.search._searchers import PlannedSampler
+from hpo_mab.search._target import Target
+from hpo_mab.search._trial_loop import TrialLoop
 from hpo_mab.search._workload import Loop
 from hpo_mab.storage import Storage, read_run
 from hpo_mab.storage._process import Locks
@@ -143,41 +142,6 @@ def test_attributes_of_the_users_own_may_have_any_name(splits: ImageSplits) -> N
     study.optimize(_objective(splits, initial=1, pilot=True), n_trials=2)
     assert theirs.items() <= study.trials[0].user_attrs.items()
     assert [trial.user_attrs[SLOT_KEY] for trial in study.trials[:2]] == [0, 0]
-
-
-def test_trials_that_an_earlier_version_has_stored_are_read(
-    storage: Storage, tiny: Make, splits: ImageSplits
-) -> None:
-    spec = tiny(budget={"trials": 3})
-    from hpo_mab.search import StudyRunner
-
-    runner = StudyRunner(spec, storage, objective=make_objective(spec, splits))
-    name = runner.run(score=False).run.name
-    before = read_run(storage, name)
-    with storage.optuna.engine.begin() as connection:
-        connection.exec_driver_sql(
-            "UPDATE trial_user_attributes SET key = substr(key, 9) WHERE key LIKE 'hpo_mab:%'"
-        )
-    fresh = Storage(storage.secret_url)
-    after = read_run(fresh, name)
-    for one, other in zip(before.trials, after.trials, strict=True):
-        ours = {key: value for key, value in other.attrs.items() if key.startswith("hpo_mab:")}
-        # Such a version has not measured evaluations.
-        assert ours == {key: v for key, v in one.attrs.items() if key != EVALUATION_KEY}
-        assert (one.slot, one.paired, one.value) == (other.slot, other.paired, other.value)
-    # It continues where it was.
-    more = tiny(budget={"trials": 4})
-    run = StudyRunner(more, fresh, objective=make_objective(more, splits)).run(score=False).run
-    assert [trial.slot for trial in run.trials] == [0, 1, 2, 3]
-    fresh.close()
-
-
-def test_a_trial_of_the_users_own_does_not_count() -> None:
-    study = optuna.create_study()
-    trial = study.ask()
-    trial.set_user_attr("slot", 3)
-    study.tell(trial, 0.5)
-    assert SLOT_KEY not in trial_attributes(study.trials[0])
 
 
 def test_trials_at_the_same_time_are_refused_with_the_reason(splits: ImageSplits) -> None:
@@ -477,6 +441,10 @@ def test_a_network_must_be_a_new_one_for_each_trial() -> None:
         ({"initial": -1}, "initial must be an integer of at least 0, got -1"),
         ({"seed": 1.5}, "seed must be an integer of at least 0, got 1.5"),
         ({"total": "much"}, "total budget must be a positive amount with a unit"),
+        ({"portfolio": ["uniform"]}, "portfolio must be None for sampler 'mab', .* got .'uniform'"),
+        ({"pilot": True, "sampler": "uniform"}, "pilot must be False for 'uniform', got True"),
+        ({"pilot": True, "sampler": "auto"}, "pilot must be False for 'auto', got True"),
+        ({"num_workers": -1}, "num_workers must be an integer of at least 0, got -1"),
     ],
 )
 def test_arguments_of_other_types_are_refused_before_a_trial(
@@ -484,3 +452,84 @@ def test_arguments_of_other_types_are_refused_before_a_trial(
 ) -> None:
     with pytest.raises(ArgumentError, match=words):
         _objective_on((GOOD, GOOD), **arguments)
+
+
+@pytest.mark.parametrize("unit", ["epochs", "steps", "neither"])
+def test_trials_of_searched_batch_sizes_have_lengths_of_their_own(
+    splits: ImageSplits, storage: Storage, unit: str
+) -> None:
+    sizes = (32, 250)
+    study = _study(study_name="own", storage=storage.optuna, pruner=_AfterFirst())
+    for size in sizes:
+        study.enqueue_trial({"batch_size": size, "lr": 0.1})
+    for size in sizes:
+        budget = Budget(steps=6) if unit == "steps" else Budget(epochs=1)
+        if unit == "neither" and size == 250:
+            budget = Budget(epochs=2)
+        objective = _objective(
+            splits, budget=budget, batch_size={"choices": list(sizes)}, curves=storage.curves
+        )
+        study.optimize(objective, n_trials=1)
+    lengths = [trial.user_attrs["hpo_mab:budget"] for trial in study.trials]
+    # Epochs are rounded to whole steps of 1,149 examples.
+    assert lengths[0] == {"epochs": 36, "steps": 6, "neither": 36}[unit] * 32
+    assert lengths[1] == {"epochs": 5, "steps": 6, "neither": 9}[unit] * 250
+    if unit == "neither":
+        with pytest.raises(StorageError, match="have different budgets, 1,152 to 2,250 examples"):
+            read_run(storage, "own")
+        return
+    run = read_run(storage, "own")
+    assert run.trial_examples == lengths[1]
+    assert [trial.state for trial in run.trials] == ["pruned"] * 2
+    assert run.saved_examples == sum(lengths) - sum(trial.examples for trial in run.trials)
+
+
+@pytest.mark.parametrize("budget", [Budget(epochs=1), Budget(steps=6)], ids=["epochs", "steps"])
+def test_pairs_of_searched_batch_sizes_are_compared_at_their_ends(
+    splits: ImageSplits, storage: Storage, budget: Budget
+) -> None:
+    for kind in ("uniform", "mab"):
+        objective = _objective(
+            splits,
+            sampler=kind,
+            budget=budget,
+            batch_size={"choices": [32, 250]},
+            curves=storage.curves,
+        )
+        study = _study(study_name=f"own-{kind}", storage=storage.optuna)
+        for size in (32, 250):
+            study.enqueue_trial({"batch_size": size, "lr": 0.1})
+        study.optimize(objective, n_trials=2)
+    runs = [read_run(storage, f"own-{kind}") for kind in ("mab", "uniform")]
+    curves = pair_curves(runs[:1], runs[1:])
+    # The larger batches end at more examples.
+    assert curves.budgets[-1] == runs[0].trial_examples == runs[0].trials[1].examples
+    ends = [[trial.curve[-1].accuracy for trial in run.trials] for run in runs]
+    assert [curves.bandit[:, -1].tolist(), curves.uniform[:, -1].tolist()] == ends
+    # A study that has tried the smaller batches only has the same budget.
+    first = runs[0].trials[:1]
+    small = dataclasses.replace(runs[0], trials=first, trial_examples=first[0].examples)
+    assert pair_curves([small], runs[1:]).labels == ((0, 0),)
+
+
+class _AfterFirst(optuna.pruners.BasePruner):
+    """Stops each trial at its first evaluation."""
+
+    def prune(self, study: optuna.Study, trial: FrozenTrial) -> bool:
+        return True
+
+
+def test_an_objective_that_has_trained_can_be_sent_to_another_process() -> None:
+    objective = _objective_on((GOOD, GOOD), model=_small_network)
+    _study().optimize(objective, n_trials=1)
+    sent = pickle.loads(pickle.dumps(objective))
+    _study().optimize(sent, n_trials=1)
+
+
+def _small_network() -> nn.Module:
+    return nn.Linear(4, 2)
+
+
+def test_images_need_no_loader_workers(splits: ImageSplits) -> None:
+    with pytest.raises(ArgumentError, match=r"num_workers must be 0 with ImageSplits.*got 2"):
+        _objective(splits, num_workers=2)

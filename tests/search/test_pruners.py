@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import optuna
 import pytest
 from optuna.pruners import SuccessiveHalvingPruner
 
-from hpo_mab._attributes import completed_spec
+from hpo_mab._attributes import EVIDENCE_KEY, completed_spec
 from hpo_mab._errors import ArgumentError, SpecError
+from hpo_mab.advantage import Evidence
 from hpo_mab.pruners import AdvantagePruner
 from hpo_mab.search import StudySpec, make_spec
 from hpo_mab.search._pruners import is_continuable, study_pruner
+from hpo_mab.search._target import Target
 
 
 def first_rung(definition: dict[str, Any]) -> int | None:
@@ -129,3 +132,30 @@ def test_which_trials_can_continue_beyond_their_budget(
 ) -> None:
     spec = tiny(**{"training": {"schedule": "constant"}, **change})
     assert is_continuable(spec) == continuable
+
+
+@pytest.mark.filterwarnings("ignore::hpo_mab.pruners.AdvantageWarning")
+def test_without_given_evidence_the_pruner_measures_its_own(tiny: Make) -> None:
+    spec = tiny(
+        pruner={"kind": "advantage", "evidence": "none"},
+        search={"initial": 4, "n_startup_trials": 4},
+    )
+    assert spec.has_pilot
+    path = Path(__file__).parents[2] / "studies/fashion_mnist/evidence.json"
+    stored = Evidence.load(path).to_json()
+    pruner = study_pruner(spec, {EVIDENCE_KEY: stored})
+    assert isinstance(pruner, AdvantagePruner)
+    # What an earlier process has measured is measured again when trials are added.
+    assert pruner.keeper(optuna.create_study(direction="maximize")).evidence is None
+
+
+@pytest.mark.parametrize(("schedule", "spends_all"), [("constant", True), ("linear", False)])
+def test_only_complete_trials_that_continue_spend_all_of_a_total_budget(
+    tiny: Make, schedule: str, spends_all: bool
+) -> None:
+    spec = tiny(pruner={"kind": "promotion"}, training={"schedule": schedule})
+    study = optuna.create_study(direction="maximize", pruner=study_pruner(spec, {}))
+    target = Target(trials=6, total="1h", epoch_examples=100)
+    assert target.continues(study)
+    assert target.spends_all(study) == spends_all
+    assert not Target(trials=6, total=None, epoch_examples=100).continues(study)

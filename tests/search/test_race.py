@@ -36,6 +36,7 @@ from hpo_mab.search._choice import (
 )
 from hpo_mab.search._given import EvidenceWarning, Raced
 from hpo_mab.search._portfolio import PORTFOLIO, parse_portfolio, uses_record
+from hpo_mab.search._pruners import study_pruner
 from hpo_mab.search._race import (
     ERROR,
     SHARE,
@@ -610,6 +611,17 @@ def test_evidence_without_pairs_is_warned_of(
     spec = tiny(pruner={"kind": "advantage", "evidence": str(path)}, budget={"trials": 1})
     with pytest.warns(EvidenceWarning, match="holds no pairs"):
         StudyRunner(spec, storage).run("later", score=False)
+    # The race of another study measures what the file lacks.
+    raced = tiny(
+        pruner={"kind": "advantage", "evidence": str(path)},
+        sampler={"kind": "auto"},
+        budget={"trials": 1, "epochs": 2},
+    )
+    with pytest.warns(EvidenceWarning, match="is not used"):
+        StudyRunner(raced, storage).run("raced", score=False)
+    study = open_study(storage, "raced")
+    assert not study.user_attrs[GIVEN_KEY]["pruner"]
+    assert not study_pruner(raced, study.user_attrs).keeper(study)._given
 
 
 def test_a_choice_that_is_not_valid_is_not_used_and_the_study_says_so(
@@ -630,6 +642,8 @@ def test_a_choice_that_is_not_valid_is_not_used_and_the_study_says_so(
     assert outcome.choice.source == ""
     assert outcome.choice.twins > 0
     assert "the choice of study 'first' is not used: budget.epochs is" in outcome.choice.why
+    # What its race measured is not kept, so the choice names no evidence.
+    assert outcome.choice.evidence is None
     # The pruner uses it all the same, and keeps its copy from the start. The race measures its own.
     study = open_study(storage, "shorter")
     measured = _race._evidence(study, study.trials, "mab")

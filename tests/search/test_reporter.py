@@ -209,6 +209,10 @@ class _Broken(TensorDataset):
         return super().__getitem__(index)
 
 
+#: Where it raises.
+_BROKEN_LINE = _Broken.__getitem__.__code__.co_firstlineno + 3
+
+
 @pytest.fixture
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Curves are written at the end only, also on a machine that is slow."""
@@ -237,7 +241,7 @@ def _a_loop_that_ends_early(
 @pytest.mark.parametrize(
     ("num_workers", "reason"),
     [
-        (0, f"OSError: shard 3 is gone ({__file__}, line 208)"),
+        (0, f"OSError: shard 3 is gone ({Path(__file__).name}, line {_BROKEN_LINE})"),
         (1, "OSError: shard 3 is gone (in a data-loading process)"),
     ],
 )
@@ -335,6 +339,28 @@ def test_a_loop_that_ends_before_its_budget_is_said() -> None:
     reporter.step(10)
     reporter.report(accuracy=0.5)
     with pytest.warns(ShortTrialWarning, match=r"ended after 10 of 20 examples"):
+        reporter.__exit__(None, None, None)
+
+
+def test_a_loop_that_evaluates_rarely_may_end_beyond_its_budget() -> None:
+    with TrialReporter(_study().ask(), budget_examples=1000, evaluations=4) as reporter:
+        for accuracy in (0.5, 0.6):
+            reporter.step(650)
+            reporter.report(accuracy=accuracy)
+    assert reporter.done
+
+
+@pytest.mark.parametrize("steps", [2, 3, 4])
+def test_a_loop_that_goes_on_after_its_budget_is_said(steps: int) -> None:
+    reporter = TrialReporter(_study().ask(), budget_examples=20, evaluations=2)
+    for _ in range(steps):
+        if reporter.step(10):
+            reporter.report(accuracy=0.5)
+    if steps == 2:
+        reporter.__exit__(None, None, None)  # Warnings are errors.
+        return
+    said = rf"has trained {10 * steps} examples, its budget is 20: what it trained after 20 is"
+    with pytest.warns(UserWarning, match=said):
         reporter.__exit__(None, None, None)
 
 
@@ -596,3 +622,22 @@ def test_a_trial_that_ended_early_had_as_many_evaluations_to_make() -> None:
 
     # A warning would be an error.
     _study().optimize(objective, n_trials=2)
+
+
+def test_a_network_may_keep_one_tensor_in_two_buffers() -> None:
+    class Remembers(nn.Linear):
+        def __init__(self) -> None:
+            super().__init__(3, 2)
+            self.register_buffer("mean", torch.zeros(2))
+            self.register_buffer("last", torch.ones(2))
+
+    model = Remembers()
+    with TrialReporter(_study().ask(), model=model, budget_examples=20, evaluations=2) as reporter:
+        for step in range(2):
+            model.mean = model.last = torch.full((2,), 5.0 + step)
+            reporter.step(10)
+            network = reporter.network
+            assert isinstance(network, Remembers)
+            reporter.report(accuracy=0.5)
+    # The learning rate decays, so the last evaluation is that of the trained weights.
+    assert network.mean.tolist() == network.last.tolist() == [6.0, 6.0]

@@ -17,10 +17,11 @@ from PIL import Image
 from hpo_mab._attributes import LEARNED_KEY
 from hpo_mab._errors import ArgumentError, StorageError, UnknownNameError
 from hpo_mab.data import ImageSplits
-from hpo_mab.search import StudyFailedError, StudyRunner, StudySpec, Target, join_study, replay
+from hpo_mab.search import StudyFailedError, StudyRunner, StudySpec, join_study, replay
 from hpo_mab.search._prepare import make_objective
 from hpo_mab.search._stored import reopen, stored_spec
 from hpo_mab.search._study import _refuse_other_definition, make_study
+from hpo_mab.search._target import Target
 from hpo_mab.storage import (
     Definition,
     MissingCurvesWarning,

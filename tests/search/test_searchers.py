@@ -10,15 +10,10 @@ import pytest
 from optuna.samplers import RandomSampler, TPESampler
 from optuna.trial import TrialState
 
-from hpo_mab.search import (
-    PlannedSampler,
-    StudySpec,
-    Target,
-    TrialLoop,
-    load_splits,
-    make_objective,
-)
-from hpo_mab.search._searchers import OwnHistory, sampler_factory
+from hpo_mab.search import StudySpec, load_splits, make_objective
+from hpo_mab.search._searchers import OwnHistory, PlannedSampler, sampler_factory
+from hpo_mab.search._target import Target
+from hpo_mab.search._trial_loop import TrialLoop
 from hpo_mab.storage import Storage
 from hpo_mab.storage._optuna import SearchExhaustedWarning
 

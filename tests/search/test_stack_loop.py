@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import random
 import threading
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import optuna
@@ -23,16 +25,12 @@ from hpo_mab._attributes import (
     TWIN_KEY,
 )
 from hpo_mab.data import ImageSplits
-from hpo_mab.search import (
-    StudyFailedError,
-    StudyRunner,
-    StudySpec,
-    Target,
-    make_objective,
-)
+from hpo_mab.search import StudyFailedError, StudyRunner, StudySpec, make_objective
 from hpo_mab.search._checkpoint import CheckpointWarning, SlotCheckpoint
+from hpo_mab.search._recorder import TrialRecord
 from hpo_mab.search._slots import _most_slots, choose_slots, is_stack_faster
 from hpo_mab.search._stack_loop import StackLoop, Stacks
+from hpo_mab.search._target import Target
 from hpo_mab.search._workload import Workload
 from hpo_mab.storage import Storage, StudyRun, files_folder, open_study, read_run, study_names
 from hpo_mab.training import DeviceSweep, StackedTrainer
@@ -424,7 +422,7 @@ def test_a_trial_that_raises_at_its_start_fails_alone(tiny_runner: Runner) -> No
     run = runner.run(score=False).run
     failed = [trial for trial in run.trials if trial.state == "fail"]
     (reason,) = (trial.attrs[REASON_KEY] for trial in failed)
-    assert reason.startswith(f"ValueError: no weights today ({__file__}, line ")
+    assert reason.startswith(f"ValueError: no weights today ({Path(__file__).name}, line ")
     assert len([trial for trial in run.trials if trial.state == "complete"]) == 4
 
 
@@ -680,3 +678,96 @@ def test_a_network_that_assigns_to_a_buffer_is_not_stacked(tiny_runner: Runner) 
     ] * 2
     (reason,) = outcome.loop_reasons
     assert "assigns a new tensor to a parameter or buffer" in reason
+
+
+class _Flips(nn.Module):
+    """Takes a decision at random on the host."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(64, 10)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        outputs: Tensor = self.layer(inputs.flatten(1))
+        return outputs if not self.training or random.random() < 0.5 else 2 * outputs
+
+
+def test_a_network_that_decides_at_random_on_the_host_is_not_stacked(tiny_runner: Runner) -> None:
+    runner = tiny_runner(budget={"trials": 2}, training={"slots": 2})
+    runner.objective.workload._model = lambda **_: _Flips()
+    (reason,) = runner.run(score=False).loop_reasons
+    assert "the network draws random numbers on the host" in reason
+
+
+def test_dropout_in_slots_follows_from_the_studys_seed(tiny_runner: Runner) -> None:
+    def losses(name: str, seed: int) -> list[float]:
+        runner = tiny_runner(
+            name=name,
+            seed=seed,
+            sampler={"kind": "uniform"},
+            optimizer={"lr": 0.1},
+            pruner={"kind": "none"},
+            budget={"trials": 2},
+            training={"slots": 2},
+        )
+        # The same initial weights and batches with each seed: the masks alone may differ.
+        workload = runner.objective.workload
+        workload._model = lambda **_: _dropped()
+        start = workload.start_stacked
+        workload.start_stacked = lambda *given, seed, sampler, **options: start(
+            *given,
+            seed=7,
+            sampler=workload.sampler(given[2], seed=7, stacked=True),
+            **options,
+        )
+        torch.manual_seed(len(name))
+        before = torch.get_rng_state()
+        run = runner.run(score=False).run
+        assert torch.equal(torch.get_rng_state(), before)
+        return [trial.curve[-1].loss for trial in run.trials]
+
+    first = losses("first", 0)
+    assert losses("the-same", 0) == pytest.approx(first, rel=1e-4)
+    assert losses("another", 1) != pytest.approx(first, rel=1e-4)
+
+
+def _dropped() -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.Dropout(0.5), nn.Linear(32, 10))
+
+
+def test_compiling_has_no_effect_on_a_stack_and_the_summary_says_so(tiny_runner: Runner) -> None:
+    runner = tiny_runner(budget={"trials": 2}, training={"slots": 2, "compile": True})
+    assert "training.compile has no effect on a stack" in runner.run(score=False).loop_reasons
+
+
+def test_out_of_memory_where_a_stored_trial_is_stopped_halves_the_slots(
+    tiny_runner: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes: dict[str, Any] = {
+        "search": {"initial": 0, "n_startup_trials": 2},
+        "budget": {"trials": 2},
+        "training": {"slots": 2, "checkpoint": 1e-9},
+    }
+    record, rounds = StackLoop._record, iter(range(100))
+
+    def interrupted(loop: StackLoop, found: Any) -> None:
+        if next(rounds) == 2:
+            raise KeyboardInterrupt
+        record(loop, found)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StackLoop, "_record", interrupted)
+        assert tiny_runner(**changes).run(score=False).interrupted
+    take, taken = ExampleTally.take, iter(range(100))
+
+    def full(tally: ExampleTally, slot: int = 0) -> Any:
+        if next(taken) == 0:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
+        return take(tally, slot)
+
+    # Each trial is stopped at the first evaluation of its checkpoint.
+    monkeypatch.setattr(TrialRecord, "should_prune", lambda _: True)
+    monkeypatch.setattr(ExampleTally, "take", full)
+    outcome = tiny_runner(**changes).run(score=False)
+    assert any("out of memory: 1 instead of 2" in reason for reason in outcome.loop_reasons)
+    assert [trial.state for trial in outcome.run.trials if trial.state != "fail"] == ["pruned"] * 2

@@ -135,19 +135,11 @@ def test_a_trial_that_fails_adds_nothing(
 
 
 @pytest.mark.parametrize("slots", [1, 3])
-@pytest.mark.parametrize(
-    "sampler",
-    [
-        {"kind": "curriculum", "trim": 0.2},
-        {"kind": "mab", "trim": 0.2},
-    ],
-    ids=["curriculum", "mab"],
-)
 def test_later_trials_use_what_the_first_ones_saw(
-    storage: Storage, run_tiny: Run, sampler: dict[str, Any], slots: int
+    storage: Storage, run_tiny: Run, slots: int
 ) -> None:
     run = run_tiny(
-        sampler=sampler,
+        sampler={"kind": "curriculum", "trim": 0.2},
         training={"slots": slots},
         budget={"trials": 8},
         pruner={"kind": "none"},
@@ -187,6 +179,5 @@ def test_samplers_without_use_for_it_leave_no_trace(storage: Storage, run_tiny: 
 
 
 def test_a_sampler_that_needs_the_record_needs_it_on(tiny: Make) -> None:
-    for sampler in ({"kind": "curriculum"}, {"kind": "mab", "trim": 0.1}):
-        with pytest.raises(SpecError, match=r"training\.examples must be on for sampler"):
-            tiny(sampler=sampler, training={"examples": False})
+    with pytest.raises(SpecError, match=r"training\.examples must be on for sampler"):
+        tiny(sampler={"kind": "curriculum"}, training={"examples": False})

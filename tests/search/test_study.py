@@ -9,8 +9,9 @@ import pytest
 from optuna.trial import FrozenTrial
 
 from hpo_mab._errors import ArgumentError, StorageError
-from hpo_mab.search import StudyRunner, StudySpec, TrialLoop
+from hpo_mab.search import StudyRunner, StudySpec
 from hpo_mab.search._study import make_study
+from hpo_mab.search._trial_loop import TrialLoop
 from hpo_mab.storage import Storage, open_study, read_run
 
 Make = Callable[..., StudySpec]

@@ -197,8 +197,7 @@ def test_large_budgets_do_not_overflow(store: CurveStore) -> None:
     assert store.load([1])[1][0].examples == 10**12
 
 
-@pytest.mark.parametrize("key", ["hpo_mab:examples", "examples"])
-def test_a_pruned_trial_without_its_curve_has_no_known_cost(key: str) -> None:
+def test_a_pruned_trial_without_its_curve_has_no_known_cost() -> None:
     trial = TrialRun(
         number=0,
         slot=0,
@@ -207,6 +206,6 @@ def test_a_pruned_trial_without_its_curve_has_no_known_cost(key: str) -> None:
         value=None,
         paired=False,
         curve=(),
-        attrs={key: 100},
+        attrs={"hpo_mab:examples": 100},
     )
     assert trial.lacks_curve

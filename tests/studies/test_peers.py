@@ -17,9 +17,10 @@ import pytest
 import torch
 
 from hpo_mab import models
-from hpo_mab.search import StudyRunner, Target, load_spec, make_spec
+from hpo_mab.search import StudyRunner, load_spec, make_spec
 from hpo_mab.search._claim import claim
 from hpo_mab.search._prepare import load_splits
+from hpo_mab.search._target import Target
 from hpo_mab.storage import Storage, open_study
 from hpo_mab.training import Budget
 from hpo_mab.training._schedule import Schedule

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from hpo_mab import models, samplers, training
 from hpo_mab._errors import ArgumentError, UnknownNameError
 from hpo_mab.training import Evaluation, Training, WeightAverage, evaluate
+from hpo_mab.training._average import call_with
 
 Parts = dict[str, Any]
 
@@ -132,6 +133,29 @@ def test_the_average_of_half_precision_weights_follows_them() -> None:
     assert weight.dtype == torch.bfloat16
     assert weight.mean().item() == pytest.approx(1.8, abs=0.05)
     assert average.forward()(torch.ones(1, 3, dtype=torch.bfloat16)).dtype == torch.bfloat16
+
+
+def test_two_buffers_may_become_one_tensor() -> None:
+    class Remembers(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("mean", torch.zeros(2))
+            self.register_buffer("last", torch.ones(2))
+
+        def forward(self, _: Tensor) -> Tensor:
+            return torch.stack([self.mean, self.last])
+
+    model = Remembers()
+    average = WeightAverage(model, window=1.0)
+    model.mean = model.last = torch.full((2,), 3.0)
+    average.update()
+    assert {name: one.tolist() for name, one in average.weights().items()} == {
+        "mean": [3.0, 3.0],
+        "last": [3.0, 3.0],
+    }
+    # Each has an average of its own while they were apart.
+    apart = {"mean": torch.zeros(2), "last": torch.ones(2)}
+    assert call_with(model.eval(), apart, torch.zeros(())).tolist() == [[0.0, 0.0], [1.0, 1.0]]
 
 
 def test_a_layer_must_not_be_replaced() -> None:

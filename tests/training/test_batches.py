@@ -16,9 +16,9 @@ from hpo_mab.training import (
     DeviceSweep,
     LoaderBatches,
     LoaderSweep,
-    TimedSampler,
     TrainingDiverged,
 )
+from hpo_mab.training._batches import TimedSampler
 
 _PLAIN = Normalization(torch.zeros(1), torch.full((1,), 1 / 255))
 

@@ -17,10 +17,10 @@ from hpo_mab._errors import ArgumentError
 from hpo_mab.data import Augmentation, ImageSplits, Normalization
 from hpo_mab.samplers import MABSampler
 from hpo_mab.samplers._feedback import Draw
-from hpo_mab.training import DeviceBatches, DeviceStep, DeviceSweep, LoaderBatches, TimedSampler
-from hpo_mab.training._batches import LossMeter
+from hpo_mab.training import DeviceBatches, DeviceSweep, LoaderBatches
+from hpo_mab.training._batches import LossMeter, TimedSampler
 from hpo_mab.training._device import release_memory
-from hpo_mab.training._device_step import _move_learning_rates
+from hpo_mab.training._device_step import DeviceStep, _move_learning_rates
 
 #: Counts that decay are kept by the engine of CUDA devices, on the CPU too.
 TENSORS = {"kind": "mab", "discount": 0.99}

@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hpo_mab._errors import ArgumentError
-from hpo_mab.training import Schedule, evaluation_steps
+from hpo_mab.training import Schedule
+from hpo_mab.training._schedule import evaluation_steps
 
 
 def test_exact_values() -> None:

@@ -14,6 +14,7 @@ from hpo_mab._errors import ArgumentError, UnknownNameError
 from hpo_mab.data import Augmentation, ImageSplits, Normalization
 from hpo_mab.samplers import MABSampler, UniformSampler
 from hpo_mab.training import DeviceBatches, DeviceSweep, Evaluation, LoaderBatches, LoaderSweep
+from hpo_mab.training._batches import TimedSampler
 
 Timeless = Callable[..., list[dict[str, Any]]]
 
@@ -259,7 +260,7 @@ def test_batches_drawn_ahead_are_those_drawn_in_time(
     calls: list[str] = []
     ahead = curve()
     assert calls == ["draw", "update"] * 16
-    monkeypatch.setattr(training.TimedSampler, "draw_ahead", lambda self: None)
+    monkeypatch.setattr(TimedSampler, "draw_ahead", lambda self: None)
     assert curve() == ahead
 
 

@@ -20,7 +20,7 @@ from optuna.trial import TrialState
 from hpo_mab import _machine
 from hpo_mab._attributes import DEFINITION_KEY, WORKER_KEY
 from hpo_mab._errors import ArgumentError, StorageError
-from hpo_mab.search import Target
+from hpo_mab.search._target import Target
 from hpo_mab.storage import Storage
 from hpo_mab.storage._process import machine, this_process
 from hpo_mab.workers import Later, ProcessLauncher, RayLauncher, WorkerWarning, _processes
