@@ -149,7 +149,7 @@ class _Row:
     Attributes:
         path: The record, below ``studies/``.
         arm: The arm shown.
-        question: Question it answers: ``"model"`` or ``"hyperparameters"``.
+        question: One of `_MEASURES`.
         words: Description of the arm, if its name is not clear.
     """
 
@@ -169,6 +169,7 @@ _ROWS = (
     _Row("fashion_mnist/promotion.json", "promotion", "hyperparameters"),
     _Row("fashion_mnist/arms.json", "mab", "hyperparameters"),
     _Row("fashion_mnist/pruning.json", "mab_advantage", "hyperparameters"),
+    _Row("fashion_mnist/auto.json", "auto", "search"),
     _Row("cifar10/arms.json", "mab_advantage", "hyperparameters"),
     _Row("paper/small-fashion_mnist.json", "mab_paper", words=_FORGETS_NOTHING),
     _Row("paper/small-cifar10.json", "mab_paper", words=_FORGETS_NOTHING),
@@ -179,7 +180,11 @@ _ROWS = (
     _Row("defaults/cifar10_half.json", "quarter", words=_QUARTER),
     _Row("defaults/cifar10_passes.json", "passes_quarter", words=_QUARTER),
 )
-_MEASURES = {"model": "same configuration", "hyperparameters": "winners, re-trained"}
+_MEASURES = {
+    "model": "same configuration",
+    "search": "best validation accuracy, equal examples",
+    "hyperparameters": "winners, re-trained",
+}
 _SETS = {
     "digits": "digits",
     "fashion_mnist": "Fashion-MNIST",
@@ -217,9 +222,12 @@ def _row(row: _Row) -> str:
     record = read_record(ROOT / "studies" / row.path)
     summary = record.summarise()
     (contrast,) = [one for one in summary.contrasts if one.arm == row.arm]
-    measured = contrast.retrained_gain
     if row.question == "model":
         measured = contrast.paired[-1].advantage
+    elif row.question == "search":
+        measured = contrast.gain["examples"]
+    else:
+        measured = contrast.retrained_gain
     epochs = record.runs[0].spec["budget"]["epochs"]
     topic = row.path.split("/")[0]
     data = summary.data
