@@ -240,13 +240,13 @@ def pair_curves(
     # Loops of a user's own may skip evaluations, and store no number of them.
     by_number = len(counts) == 1 and None not in counts
     least = min((run.trial_examples for run in (*bandit, *uniform)), default=0)
+    budget = 0 if by_number else least
+    grid = np.unique([] if longest is None else _examples(longest, budget=budget))
     read: Callable[[TrialRun, Floats], tuple[Floats, Floats]] = _curve_by_number
-    grid = np.unique([] if longest is None else _examples(longest))
     if not by_number:
-        read = functools.partial(_curve_at, budget=least)
+        read = functools.partial(_curve_at, budget=budget)
         # Large batches go beyond the budget, where those of smaller batches are not known.
-        points = grid if longest is None else _examples(longest, budget=least)
-        grid = np.unique(np.minimum(points, least) if least else points)
+        grid = np.unique(np.minimum(grid, least)) if least else grid
     left = [read(ours[key], grid) for key in keys]
     right = [read(theirs[key], grid) for key in keys]
     shape = (len(keys), len(grid))

@@ -119,11 +119,9 @@ class Definition:
         if not budgets:
             return cls.load(study)  # Raises.
         # Batch sizes that are searched round the same examples to steps, or have the same steps.
-        steps = {
-            each.user_attrs[BUDGET_KEY] // each.params["batch_size"]
-            for each in trials
-            if BUDGET_KEY in each.user_attrs and _largest_batch([each])
-        }
+        lengths = [each for each in trials if BUDGET_KEY in each.user_attrs]
+        sized = all(map(_batch_size, lengths))
+        steps = {each.user_attrs[BUDGET_KEY] // _batch_size(each) for each in lengths if sized}
         if len(steps) != 1 and budgets[-1] - budgets[0] > _largest_batch(trials):
             raise StorageError(
                 f"Trials of study '{study.study_name}' have different budgets, "
@@ -391,8 +389,13 @@ def study_names(storage: Storage) -> tuple[str, ...]:
 
 
 def _largest_batch(trials: Iterable[FrozenTrial | TrialRun]) -> int:
-    sizes = (trial.params.get("batch_size") for trial in trials)
-    return max((size for size in sizes if isinstance(size, int)), default=0)
+    return max(map(_batch_size, trials), default=0)
+
+
+def _batch_size(trial: FrozenTrial | TrialRun) -> int:
+    """The batch size among a trial's parameters; 0 if it is none of them."""
+    size = trial.params.get("batch_size")
+    return size if isinstance(size, int) else 0
 
 
 @contextlib.contextmanager
