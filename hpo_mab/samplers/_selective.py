@@ -244,9 +244,25 @@ class HardMiningSampler(LearningSampler):
         self.presample = presample
         self._losses = self._new_table(torch.inf)  # Infinite: never seen.
 
+    @property
+    def num_candidates(self) -> int:
+        """Candidates of a draw."""
+        return min(self.presample * self.batch_size, self.num_examples)
+
+    def candidates(self) -> Tensor:
+        """Indices of a draw's candidates, int64 [num_candidates], where a `StackedTrainer` chooses.
+
+        Nothing is drawn; `count` takes what was chosen.
+        """
+        return self._examples[self._stream.take(self.num_candidates)]
+
+    def count(self, indices: Tensor) -> None:
+        """Count examples that were chosen among `candidates`, int64 of any shape."""
+        positions = torch.searchsorted(self._examples, indices.flatten())
+        self._draws.index_add_(0, positions, torch.ones_like(positions))
+
     def _draw(self) -> Draw:
-        count = min(self.presample * self.batch_size, self.num_examples)
-        candidates = self._stream.take(count)
+        candidates = self._stream.take(self.num_candidates)
         if self.scorer is None:
             losses = self._losses[candidates]
         else:

@@ -28,6 +28,7 @@ from hpo_mab.storage import STORAGE_ERRORS, Storage
 from hpo_mab.storage._optuna import id_of, storage_of
 from hpo_mab.training import Evaluation, StackedTrainer, TrainingDiverged
 from hpo_mab.training._device import release_memory
+from hpo_mab.training._draw_rows import needs_training
 from hpo_mab.training._optimizers import OPTIMIZERS
 
 
@@ -75,7 +76,7 @@ def why_alone(workload: Workload, configuration: Configuration) -> str | None:
         if part.name not in ours:
             return f"the {what} '{part.name}' is not one of hpo_mab's"
     sampler: Any = configuration.sampler.make
-    if sampler.weighs_by_losses or sampler.asks_network:
+    if needs_training(sampler):
         return f"the sampler '{configuration.sampler.name}' needs the network within its step"
     return None
 

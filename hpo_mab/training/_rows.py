@@ -1,20 +1,17 @@
-"""The rows of a stack of trainings, one row a training: networks, numbers and draws."""
+"""The rows of a stack of trainings, one row a training: networks and numbers."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, TypeGuard
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import vmap
 
-from hpo_mab._errors import ArgumentError, name_of
-from hpo_mab.bandits import DeviceEngine
+from hpo_mab._errors import ArgumentError
 from hpo_mab.models import stackable
-from hpo_mab.samplers import BatchSampler, MABSampler
 from hpo_mab.training._average import average_share, call_with
 from hpo_mab.training._batches import DeviceSweep
 from hpo_mab.training._device import check_logits
@@ -24,8 +21,6 @@ from hpo_mab.training._schedule import LearningCurve
 
 #: Most images that an evaluation holds on the device at once, over all networks.
 _EVALUATED_AT_ONCE = 16_384
-#: Steps whose batches are drawn at once for samplers that do not learn.
-PLANNED_STEPS = 64
 
 
 class NetworkRows:
@@ -284,155 +279,3 @@ class NumberRows:
     def forget(self, slot: int) -> None:
         """Set the sum of a slot to 0."""
         self._losses[slot] = 0
-
-
-class DrawRows:
-    """Batches of the next step: from the stack's bandits, or planned by a slot's sampler.
-
-    Args:
-        slots: Trainings, ``K``.
-        batch_size: Examples a batch of each, ``B``.
-        device: Device of the tensors.
-        seed: Seed of the bandits' draws.
-
-    Attributes:
-        engine: Bandits of all slots, in rows below one another; None until a slot needs them.
-    """
-
-    def __init__(self, slots: int, batch_size: int, device: torch.device, *, seed: int) -> None:
-        self.engine: DeviceEngine | None = None
-        self._slots = slots
-        self._seed = seed
-        self._structure: tuple[Any, ...] | None = None
-        self._examples = 0
-        self._capacity = 0
-        shape = (slots, PLANNED_STEPS, batch_size)
-        self._planned = torch.zeros(shape, dtype=torch.int64, device=device)
-        self._planned_weights = torch.ones(shape, device=device)
-        #: Slots that have had planned weights.
-        self._weighted: set[int] = set()
-        self._position = torch.zeros(1, dtype=torch.int64, device=device)
-        self._drawn = torch.zeros(slots, batch_size, dtype=torch.int64, device=device)
-        self._drawn_weights = torch.ones(slots, batch_size, device=device)
-        #: Arms of the bandits' outstanding draws, [K * B].
-        self._arms = torch.zeros(slots * batch_size, dtype=torch.int64, device=device)
-        #: Whether the stack's bandits draw for the slot, bool [K, 1].
-        self._by_bandits = torch.zeros(slots, 1, dtype=torch.bool, device=device)
-
-    def plan(self, slot: int, sampler: BatchSampler, progress: Sequence[float]) -> None:
-        """Draw the next batches of a slot's sampler, with the share of the budget before each."""
-        for place, share in enumerate(progress):
-            sampler.set_progress(share)
-            draw = sampler.next_draw()
-            self._planned[slot, place] = draw.indices
-            if draw.weights is not None:
-                self._planned_weights[slot, place] = draw.weights
-                self._weighted.add(slot)
-            elif slot in self._weighted:
-                self._planned_weights[slot, place] = 1
-            if not sampler._learns:
-                sampler.discard()
-
-    def rewind(self) -> None:
-        """Return to the first of the planned batches."""
-        self._position.zero_()
-
-    def takes(self, sampler: BatchSampler) -> bool:
-        """Whether the stack's bandits can serve a sampler, or it draws by itself."""
-        if not _stack_draws_for(sampler) or self.engine is None:
-            return True
-        fits = sampler.settings.structure == self._structure
-        fits = fits and sampler.num_examples == self._examples
-        return fits and window_of(sampler) <= self._capacity
-
-    def begin(self, slot: int, sampler: BatchSampler) -> bool:
-        """Reset the stack's bandits for a sampler if they draw for it; returns whether they do.
-
-        Raises:
-            ArgumentError: The sampler needs the network, or bandits that do not fit the stack's.
-        """
-        if not _stack_draws_for(sampler):
-            if sampler.asks_network or sampler.weighs_by_losses:
-                raise ArgumentError(
-                    f"{type(sampler).__name__} needs the network within its step, which a stack "
-                    "does not give; use Training."
-                )
-            self._by_bandits[slot] = False
-            return False
-        shares, settings = sampler.shares.numpy(), sampler.settings
-        if self.engine is None:
-            self._structure, self._examples = settings.structure, sampler.num_examples
-            # The ring of pulls has a fixed size: one pass over all arms, or the first sampler's
-            # need if larger.
-            self._capacity = max(shares.shape[1], window_of(sampler))
-            self.engine = DeviceEngine(
-                np.tile(shares, (self._slots, 1)),
-                settings,
-                torch.Generator(self._drawn.device).manual_seed(self._seed),
-                stack=self._slots,
-                capacity=self._capacity,
-            )
-        if not self.takes(sampler):
-            raise ArgumentError(
-                "bandits of a stack must share policy, reward, replacement, way of forgetting and, "
-                "with a correction, the prior, "
-                f"draw from {self._examples} examples and remember at most {self._capacity} pulls: "
-                f"{_words(settings.structure)} with {sampler.num_examples} examples and a memory "
-                f"of {window_of(sampler)} does not fit {_words(self._structure)}."
-            )
-        indices, weights, arms = self.engine.begin(slot, shares, settings, seed=sampler.seed)
-        size = self._drawn.shape[1]
-        self._drawn[slot] = indices
-        self._drawn_weights[slot] = weights
-        self._arms[slot * size : (slot + 1) * size] = arms
-        self._by_bandits[slot] = True
-        return True
-
-    def learn_and_draw(self, losses: Tensor) -> None:
-        """Reward the bandits' arms by the losses [K, B] and store their batch of the next step."""
-        if self.engine is None:
-            return
-        self.engine.learn(self._arms, losses.flatten())
-        indices, weights, arms = self.engine.draw(uniform=False)
-        self._drawn.copy_(indices.view_as(self._drawn))
-        if weights is not None:
-            self._drawn_weights.copy_(weights.view_as(self._drawn_weights))
-        self._arms.copy_(arms)
-
-    def figures(self, slot: int) -> dict[str, float]:
-        """Statistics of a slot that the stack's bandits draw for, see `BatchSampler.statistics`."""
-        return {} if self.engine is None else self.engine.figures_of(slot).shares()
-
-    def tensors(self) -> dict[str, Tensor]:
-        """The bandits' batch of the next step; the first dimension is the row."""
-        return {
-            "drawn": self._drawn,
-            "drawn_weights": self._drawn_weights,
-            "arms": self._arms.view_as(self._drawn),
-        }
-
-    def next(self) -> tuple[Tensor, Tensor]:
-        """Indices int64 [K, B] and importance weights float32 [K, B] of this step."""
-        planned = self._planned.index_select(1, self._position)[:, 0]
-        weights = self._planned_weights.index_select(1, self._position)[:, 0]
-        self._position += 1
-        # New tensors: the backward pass needs the weights after the next draw has been made.
-        return (
-            torch.where(self._by_bandits, self._drawn, planned),
-            torch.where(self._by_bandits, self._drawn_weights, weights),
-        )
-
-
-def _words(structure: Sequence[Any] | None) -> str:
-    return ", ".join(name_of(one) if callable(one) else str(one) for one in structure or ())
-
-
-def _stack_draws_for(sampler: BatchSampler) -> TypeGuard[MABSampler]:
-    """Whether the stack's bandits draw for the sampler."""
-    # A subclass may draw or learn in another way.
-    return type(sampler) is MABSampler and sampler.settings.active == 1
-
-
-def window_of(sampler: MABSampler) -> int:
-    """Pulls in a bandit's window; 1 without a window."""
-    return sampler.settings.window(sampler.num_examples / sampler.batch_size) or 1

@@ -18,16 +18,10 @@ from hpo_mab.training._average import DRAWS
 from hpo_mab.training._batches import DeviceBatches, DeviceSweep, TrainingDiverged
 from hpo_mab.training._captured import Captured, host_decisions
 from hpo_mab.training._device import check_index_range, check_precision, synchronize
+from hpo_mab.training._draw_rows import PLANNED_STEPS, DrawRows, window_of
 from hpo_mab.training._evaluate import check_highest
 from hpo_mab.training._optimizers import RowOptimizer
-from hpo_mab.training._rows import (
-    PLANNED_STEPS,
-    DrawRows,
-    NetworkRows,
-    NumberRows,
-    stacked_cross_entropy,
-    window_of,
-)
+from hpo_mab.training._rows import NetworkRows, NumberRows, stacked_cross_entropy
 from hpo_mab.training._schedule import CurveArguments, Evaluation, LearningCurve, sampler_figures
 from hpo_mab.training._tally import ExampleTally
 
@@ -188,9 +182,11 @@ class StackedTrainer:
             slot: A slot of `free`.
             model: The network to train, of the trainer's shape; its weights are copied.
             sampler: Chooses the batches. Of a `MABSampler` the stack's bandits take shares and
-                knobs, not what it has learnt. With ``active`` below 1, and of any other kind, it
-                draws and learns itself, on the device of the batches. One that needs the network,
-                or weighs by losses, needs a `Training`.
+                knobs, not what it has learnt. Of a `HardMiningSampler` the stack takes the
+                candidates and chooses among them; then all trainings of the stack must have as
+                many. With ``active`` below 1, and of any other kind, it draws and learns itself,
+                on the device of the batches. Another one that needs the network, or weighs by
+                losses, needs a `Training`.
             steps: Budget in optimiser steps.
             optimizer: Knobs of the trainer's optimiser.
             state: What `state_dict` returned for the same training, which continues from there.
@@ -200,7 +196,7 @@ class StackedTrainer:
         Raises:
             ArgumentError: The slot is taken, or an argument is outside its bound. The network has
                 another shape, or the state is of another training. The sampler has another batch
-                size, or bandits that do not fit the stack's.
+                size, or bandits or candidates that do not fit the stack's.
         """
         if slot not in self.free:
             raise ArgumentError(f"slot must be one of the free ones, {self.free}, got {slot}.")
@@ -235,7 +231,7 @@ class StackedTrainer:
         return len(self._training_in(slot).curve.stops)
 
     def takes(self, sampler: BatchSampler) -> bool:
-        """Whether the stack's bandits can serve a sampler, or it draws by itself."""
+        """Whether the stack can serve a sampler: by its bandits, candidates or planned batches."""
         return self._draws.takes(sampler)
 
     def stop(self, slot: int) -> None:
@@ -356,7 +352,9 @@ class StackedTrainer:
         outside = {
             slot: each.sampler for slot, each in self._running.items() if each.sampler is not None
         }
-        learners = {slot: sampler for slot, sampler in outside.items() if sampler._learns}
+        # Where the step chooses among candidates, samplers learn nothing.
+        chooses = bool(self._draws.candidates)
+        learners = {k: each for k, each in outside.items() if each._learns and not chooses}
         # Samplers that do not learn draw many steps ahead: no host work then separates replays of
         # the graph. A learner's next draw needs the losses of this step.
         at_once = 1 if learners else PLANNED_STEPS
@@ -375,6 +373,8 @@ class StackedTrainer:
                 for slot, sampler in learners.items():
                     losses, logits, targets = (part[slot] for part in self._outputs)
                     sampler.update(losses, logits=logits, targets=targets)
+            for slot, sampler in outside.items():
+                self._draws.count_chosen(slot, sampler, steps=count)
         if self.examples is not None:
             # Here, where running out of memory halves the slots.
             self.examples.add_up()
@@ -390,12 +390,12 @@ class StackedTrainer:
         """One step of all networks: operations on tensors at fixed addresses only."""
         numbers, networks = self._numbers, self._networks
         indices, importance = self._draws.next()
+        if self._draws.candidates:
+            indices = self._draws.choose(indices, self._candidate_losses(indices))
         inputs, targets = self._batches.fetch(indices.flatten())
-        inputs = inputs.view(self.slots, self.batch_size, *inputs.shape[1:])
         targets = targets.view(self.slots, self.batch_size)
         networks.model.train()
-        logits = networks.forward(networks.leaves, networks.buffers, inputs, in_dim=0)
-        check_highest(self._highest_label, outputs=logits.shape[2], what="labels")
+        logits = self._logits(inputs)
         losses = stacked_cross_entropy(logits, targets, numbers.label_smoothing)
         # A reference is kept until the step's end. Without it a kernel of the main stream could get
         # the memory before the second stream's bandits read it.
@@ -415,6 +415,23 @@ class StackedTrainer:
         numbers.count(outputs[0])
         networks.update_average(numbers.average_share())
         self._step.join()
+
+    @torch.no_grad()
+    def _candidate_losses(self, indices: Tensor) -> Tensor:
+        """Losses [K, n] of each network's unaugmented examples [K, n], in evaluation mode."""
+        self._networks.model.eval()
+        flat = indices.flatten()
+        logits = self._logits(self._batches.inputs(flat))
+        targets = self._batches.data.labels.index_select(0, flat).view_as(indices)
+        return stacked_cross_entropy(logits, targets, None)
+
+    def _logits(self, inputs: Tensor) -> Tensor:
+        """Logits [K, n, C] of each network's own inputs, which are below one another, [K * n]."""
+        networks = self._networks
+        inputs = inputs.view(self.slots, -1, *inputs.shape[1:])
+        logits = networks.forward(networks.leaves, networks.buffers, inputs, in_dim=0)
+        check_highest(self._highest_label, outputs=logits.shape[2], what="labels")
+        return logits
 
     def _evaluate(self, due: list[int]) -> list[tuple[int, Evaluation | TrainingDiverged]]:
         sums = self._numbers.read()

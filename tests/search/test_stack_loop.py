@@ -45,17 +45,19 @@ def _values(run: StudyRun) -> dict[int, float | None]:
     return {trial.slot: trial.value for trial in run.trials if trial.state == "complete"}
 
 
+@pytest.mark.parametrize("sampler", ["uniform", "hard_mining"])
 def test_a_study_in_slots_is_the_study_one_after_the_other(
-    run_tiny: Run, splits: ImageSplits
+    run_tiny: Run, splits: ImageSplits, sampler: str
 ) -> None:
     changes: dict[str, Any] = {
-        "sampler": {"kind": "uniform"},
+        "sampler": {"kind": sampler},
         "search": {"initial": 0, "n_startup_trials": 100},
         "pruner": {"kind": "none"},
         "budget": {"trials": 5},
     }
     alone = run_tiny(name="alone", **changes)
     stacked = run_tiny(name="stacked", training={"slots": 3}, **changes)
+    assert all(trial.attrs[STACK_KEY] == 3 for trial in stacked.trials)
     assert [trial.params for trial in stacked.trials] == [trial.params for trial in alone.trials]
     one, other = _values(alone), _values(stacked)
     assert one.keys() == other.keys() == set(range(5))
@@ -97,6 +99,19 @@ def test_every_pruner_and_the_pilot_work_in_slots(run_tiny: Run, pruner: str, sa
     for trial in run.trials:
         if trial.state == "complete":
             assert [point.index for point in trial.curve] == [1, 2, 3, 4]
+
+
+def test_twins_that_choose_among_candidates_have_slots(run_tiny: Run) -> None:
+    hard_half = {"name": "hard_half", "kind": "hard_mining"}
+    run = run_tiny(
+        sampler={"kind": "auto", "portfolio": ["uniform", hard_half]},
+        search={"initial": 4},
+        budget={"trials": 10},
+        training={"slots": 4},
+    )
+    twins = [trial for trial in run.trials if TWIN_KEY in trial.attrs]
+    assert [trial.attrs[SAMPLER_KEY] for trial in twins] == ["hard_half"] * 5
+    assert all(STACK_KEY in trial.attrs for trial in run.trials)
 
 
 def test_out_of_memory_where_trials_end_halves_the_slots(

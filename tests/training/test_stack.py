@@ -22,7 +22,8 @@ from hpo_mab.training import (
     Training,
     TrainingDiverged,
 )
-from hpo_mab.training._rows import DrawRows, stacked_cross_entropy
+from hpo_mab.training._draw_rows import DrawRows
+from hpo_mab.training._rows import stacked_cross_entropy
 
 Saved = Callable[[Any], Any]
 BATCH = 32
@@ -273,8 +274,47 @@ def test_samplers_that_learn_by_themselves_train_as_alone(splits: ImageSplits, k
     _assert_same(curve, task.alone(1, task.sampler(kind, 3)))
 
 
+@pytest.mark.parametrize("knobs", [{}, {"presample": 3}])
+def test_a_stack_chooses_the_candidates_that_a_network_alone_finds_hardest(
+    splits: ImageSplits, knobs: dict[str, int]
+) -> None:
+    task = _Task(splits)
+    stack = task.stack(2)
+    # More steps than are planned at once.
+    steps = {0: 80, 1: 20}
+    for slot, length in steps.items():
+        sampler = task.sampler("hard_mining", slot, **knobs)
+        task.start(stack, slot, sampler=sampler, steps=length, label_smoothing=0.1)
+    curves = _finish(stack)
+    for slot, length in steps.items():
+        sampler = task.sampler("hard_mining", slot, **knobs)
+        expected = task.alone(slot, sampler, steps=length, label_smoothing=0.1)
+        _assert_same(curves[slot], expected)
+        # The tenth of the examples that were drawn most often have well over a tenth of the draws.
+        found = curves[slot][-1].concentration
+        assert found == pytest.approx(expected[-1].concentration, abs=0.003)
+        assert found > 0.2
+
+
+def test_all_slots_of_a_stack_choose_among_as_many_candidates(splits: ImageSplits) -> None:
+    task = _Task(splits)
+    for first, fits, others in (
+        ("hard_mining", {}, [("uniform", {}), ("mab", {}), ("hard_mining", {"presample": 3})]),
+        ("uniform", {}, [("hard_mining", {})]),
+    ):
+        stack = task.stack(2)
+        task.start(stack, 0, sampler=task.sampler(first, 0, **fits))
+        assert stack.takes(task.sampler(first, 1, **fits))
+        for kind, knobs in others:
+            sampler = task.sampler(kind, 1, **knobs)
+            assert not stack.takes(sampler)
+            with pytest.raises(ArgumentError, match="must choose among as many candidates"):
+                task.start(stack, 1, sampler=sampler)
+        assert stack.free == (1,)
+
+
 @pytest.mark.parametrize("optimizer", ["sgd", "nadam"])
-@pytest.mark.parametrize("kind", ["uniform", "psgd"])
+@pytest.mark.parametrize("kind", ["uniform", "psgd", "hard_mining"])
 def test_a_training_continues_in_another_slot_as_if_it_had_not_stopped(
     splits: ImageSplits, saved: Saved, kind: str, optimizer: str
 ) -> None:
@@ -286,14 +326,16 @@ def test_a_training_continues_in_another_slot_as_if_it_had_not_stopped(
         "optimizer": {"lr": 0.01},
     }
     first = task.stack(2, optimizer=optimizer)
+    other = kind if kind == "hard_mining" else "uniform"
     first.start(0, task.network(5), sampler=task.sampler(kind, 5), **options)
-    first.start(1, task.network(6), sampler=task.sampler("uniform", 6), **options)
+    first.start(1, task.network(6), sampler=task.sampler(other, 6), **options)
     curve = [dict(first.advance())[0] for _ in range(2)]
     state = saved(first.state_dict(0))
     curve += _finish(first)[0]
 
     second = task.stack(3, optimizer=optimizer)
-    second.start(0, task.network(8), sampler=task.sampler("mab", 8), **options)
+    other = kind if kind == "hard_mining" else "mab"
+    second.start(0, task.network(8), sampler=task.sampler(other, 8), **options)
     # Weights come from the state, not from the network.
     second.start(2, task.network(9), sampler=task.sampler(kind, 5), state=state, **options)
     rest = _finish(second)[2]
@@ -415,7 +457,7 @@ def test_a_state_that_does_not_fit_is_refused(splits: ImageSplits) -> None:
         assert stack.free == (1,)
 
 
-@pytest.mark.parametrize("kind", ["gradnorm", "hard_mining", "selective_backprop"])
+@pytest.mark.parametrize("kind", ["gradnorm", "selective_backprop"])
 def test_samplers_that_need_the_network_within_a_step_train_alone(
     splits: ImageSplits, kind: str
 ) -> None:
@@ -539,7 +581,7 @@ def test_what_does_not_fit_is_refused(splits: ImageSplits) -> None:
 
 @pytest.mark.cuda
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-@pytest.mark.parametrize("kind", ["uniform", "mab", "psgd"])
+@pytest.mark.parametrize("kind", ["uniform", "mab", "psgd", "hard_mining"])
 def test_a_captured_stack_equals_the_eager_one_on_cuda(
     splits: ImageSplits, kind: str, precision: str
 ) -> None:
