@@ -31,7 +31,6 @@ KNOBS: dict[str, dict[str, Any]] = {
     "correction": {"correction": 0.5, "floor": 0.1},
     "softmax": {"policy": "softmax"},
     "epsilon_greedy": {"policy": "epsilon_greedy"},
-    "ucb1": {"policy": "ucb1"},
 }
 
 

@@ -20,7 +20,7 @@ from torch import nn
 
 from hpo_mab import models, training
 from hpo_mab.data import ImageSplits, Normalization
-from hpo_mab.samplers import MABSampler
+from hpo_mab.samplers import create
 from hpo_mab.training import DeviceBatches, DeviceSweep, StackedTrainer
 
 TARGET = 4.0
@@ -35,7 +35,10 @@ def trials(place: Place) -> Iterator[Row]:
     seconds = place.pick(4.0, 0.2)
     rates: dict[tuple[str, int], float] = {}
     for k in counts:
-        for way, measure in (("threads", _threads), ("stack", _stack), ("processes", _processes)):
+        ways = {"threads": _threads, "stack": _stack, "processes": _processes}
+        if k == counts[1]:
+            ways["stack, hard_mining"] = functools.partial(_stack, sampler="hard_mining")
+        for way, measure in ways.items():
             if place.left < 15 + 2 * seconds:
                 yield Row(f"K = {k}, {way}", "no time left")
                 continue
@@ -172,8 +175,8 @@ def _await_ready(member: subprocess.Popen[str], end: float) -> None:
         raise RuntimeError("a process did not start")
 
 
-def _stack(place: Place, k: int, seconds: float) -> float:
-    """K networks as one, with bandits, as a study in slots trains them; a slot is refilled."""
+def _stack(place: Place, k: int, seconds: float, *, sampler: str = "mab") -> float:
+    """K networks as one, as a study in slots trains them; a slot is refilled."""
     data, what = _data(place), task(place)
     normalization = Normalization(data.mean, data.std)
     stack = StackedTrainer(
@@ -195,7 +198,14 @@ def _stack(place: Place, k: int, seconds: float) -> float:
             stack.start(
                 slot,
                 _network(),
-                sampler=MABSampler(data.train.labels, batch_size=what.batch_size, seed=seed),
+                sampler=create(
+                    sampler,
+                    data.train.labels,
+                    batch_size=what.batch_size,
+                    seed=seed,
+                    # The stack has bandits of its own.
+                    device="cpu" if sampler == "mab" else place.device,
+                ),
                 steps=what.steps,
                 evaluations=what.evaluations,
                 optimizer={"lr": 0.01 * (1 + slot % 10)},

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 
 from hpo_mab._attributes import CURVE_KEY, EXAMPLES_KEY, PAIRED_KEY, SECONDS_KEY, SLOT_KEY
 from hpo_mab.search._target import Target
-from hpo_mab.storage import Definition, Storage
+from hpo_mab.storage import Storage, StoredDefinition
 from hpo_mab.training import Evaluation
 
 EVALUATIONS = 8
@@ -20,7 +20,7 @@ def make_study(url: str, name: str, *, trials: int, arm: str = "mab") -> None:
     """A study without trials, as the product makes one."""
     storage = Storage(url)
     study = optuna.create_study(study_name=name, storage=storage.optuna, direction="maximize")
-    Definition(
+    StoredDefinition(
         arm=arm, seed=0, trial_examples=8000, epoch_examples=1000, spec={}, environment={}
     ).save(study)
     Target(trials=trials, total=None, epoch_examples=1000).save(study)

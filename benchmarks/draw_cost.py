@@ -101,7 +101,6 @@ def contestants() -> tuple[dict[str, Step], dict[str, SamplerStep]]:
         "mab, floor=0.2, correction=0.5": SamplerStep(floor=0.2, correction=0.5),
         "mab, softmax": SamplerStep(policy="softmax"),
         "mab, epsilon_greedy": SamplerStep(policy="epsilon_greedy"),
-        "mab, ucb1": SamplerStep(policy="ucb1"),
         "mab, discount=0.99": SamplerStep(discount=0.99),
         "mab, replacement=True": SamplerStep(replacement=True),
         "contextual": SamplerStep(kind="contextual"),

@@ -61,7 +61,7 @@ WORKER_KEY = "hpo_mab:worker"
 RETRY_KEY = "failed_trial"
 
 # User attributes of a study.
-#: The definition that it was made from, see `hpo_mab.storage.Definition`.
+#: The definition that it was made from, see `hpo_mab.storage.StoredDefinition`.
 DEFINITION_KEY = "hpo_mab:definition"
 #: Seed of a study of own loops, which users set.
 SEED_KEY = "hpo_mab:seed"
@@ -94,11 +94,6 @@ CONFIRMED_KEY = "hpo_mab:confirmed"
 def has_spent_budget(attrs: Mapping[str, Any]) -> bool:
     """Whether a trial that a `hpo_mab.TrialReporter` followed was evaluated at its budget's end."""
     return bool(attrs.get(EXAMPLES_KEY, 0) >= attrs.get(BUDGET_KEY, 1) - 1e-6)
-
-
-def budgets_of(attrs: Mapping[str, Any]) -> int:
-    """The length of a trial in budgets, from its attributes."""
-    return int(attrs.get(LENGTH_KEY, 1))
 
 
 def unreported(attrs: Mapping[str, Any]) -> tuple[int, float]:
@@ -213,7 +208,7 @@ class StudySettings:
 
         Args:
             params: The trial's parameters.
-            longest: Training examples of a trial with the largest batches.
+            longest: Training examples of the longest trial.
         """
         size = params.get("batch_size")
         return longest if self.steps is None or size is None else self.steps * int(size)

@@ -167,8 +167,8 @@ def stored_arguments(
 ) -> dict[str, Any]:
     """Arguments of a call by name as a file can hold them, defaults included, but for ``skip``.
 
-    They are equal after loading. Those of ``**`` are among them. Arguments that do not fit give
-    none: the call itself then raises their error.
+    They are equal after loading. Those of ``**`` are among them. If they do not fit the signature,
+    the result is empty; the call itself then raises TypeError.
     """
     try:
         bound = signature.bind(*args, **kwargs)

@@ -20,7 +20,7 @@ class _Interrupts:
     process: int = dataclasses.field(default_factory=os.getpid)
 
     def on_signal(self, number: int, frame: FrameType | None) -> None:
-        # Whoever presses a second time does not want to wait.
+        # The second Ctrl-C is raised at once.
         again = self.pressed and number == signal.SIGINT
         self.pressed = True
         # A child process has this handler, too, but no loop of trials.
@@ -48,7 +48,7 @@ def deferred_interrupts() -> Iterator[Callable[[], bool]]:
         yield lambda: False
         return
     outer = _interrupts
-    # Within another loop of trials the handler is already the other's.
+    # A nested loop of trials uses the handler of the outer one.
     mine = outer or _Interrupts()
     before, mine.raised_at_once = mine.raised_at_once, False
     deferred = [
@@ -79,8 +79,8 @@ def interruptible() -> Iterator[None]:
     """A part of `deferred_interrupts` in which Ctrl-C is raised at once: a wait, or training.
 
     Raises:
-        KeyboardInterrupt: Ctrl-C was pressed, now or before. Errors that follow from it are its
-            cause: at a terminal it also ends the processes that load data.
+        KeyboardInterrupt: Ctrl-C was pressed, now or before. An error that it led to is chained as
+            its cause: at a terminal Ctrl-C also ends the processes that load data.
     """
     mine = _interrupts
     if mine is None or threading.current_thread() is not threading.main_thread():
@@ -91,7 +91,7 @@ def interruptible() -> Iterator[None]:
         mine.raised_at_once = True
         if not mine.pressed:
             yield
-        # Python discards what is raised within a finaliser.
+        # Checked again: Python discards a KeyboardInterrupt that is raised in a finaliser.
         if mine.pressed:
             raise KeyboardInterrupt
     except Exception as error:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import Dataset, Subset, TensorDataset
+from torch.utils.data import Dataset, IterableDataset, Subset, TensorDataset
 
 from hpo_mab._errors import ArgumentError, require
 
@@ -109,7 +109,8 @@ def check_examples(dataset: Dataset[Any], *, name: str = "dataset") -> None:
 
 
 def _checked_labels(dataset: Any, name: str, *, read: bool) -> Tensor:
-    if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
+    mapped = hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")
+    if not mapped or isinstance(dataset, IterableDataset):
         raise ArgumentError(
             f"{name} must be map-style, with __len__ and __getitem__, got {type(dataset).__name__}."
         )

@@ -14,6 +14,13 @@ _PROCESS = Path("/proc/self/statm")
 _CONTAINER = Path("/sys/fs/cgroup")
 
 
+def expanded(path: str | Path) -> Path:
+    """A path with ``~`` replaced by the home folder; as it is where there is no such user."""
+    with contextlib.suppress(RuntimeError):
+        return Path(path).expanduser()
+    return Path(path)
+
+
 def available_memory() -> int | None:
     """Bytes that this process may still allocate; None on other systems than Linux."""
     found = []

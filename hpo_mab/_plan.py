@@ -33,6 +33,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from hpo_mab._attributes import (
     EVALUATION_KEY,
     INTERRUPTED_KEY,
+    LENGTH_KEY,
     LOST_KEY,
     PAIRED_KEY,
     PROMOTES_KEY,
@@ -45,7 +46,6 @@ from hpo_mab._attributes import (
     UNIFORM,
     unreported,
 )
-from hpo_mab._errors import HpoMabError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -83,7 +83,7 @@ OPEN = ("waiting", "running")
 class Next(enum.Enum):
     """The next action of a worker."""
 
-    DONE = "the study has what was asked for"
+    DONE = "the study has reached its target"
     WAIT = "other workers are running the last ones"
     QUEUED = "run the trial that waits"
     PROMOTION = "train one of the best configurations in full, or further"
@@ -132,6 +132,12 @@ class Attempt(NamedTuple):
     def twin(self) -> bool:
         """Whether it repeats its slot under another batch sampler."""
         return TWIN_KEY in self.attrs
+
+    @property
+    def unbegun(self) -> bool:
+        """Whether it was to continue a complete trial whose checkpoint its worker could not use."""
+        lengthens = budgets_of(self.attrs) > 1 and RESUMED_KEY not in self.attrs
+        return self.state == "pruned" and lengthens
 
     @property
     def sampler(self) -> str | None:
@@ -292,7 +298,8 @@ class Plan:
     @property
     def promoted(self) -> set[int]:
         """Numbers of the trials that another trial trains in full, or continues."""
-        return {one.promotes for one in self._attempts if one.promotes is not None}
+        taken = (one for one in self._attempts if not one.unbegun)
+        return {one.promotes for one in taken if one.promotes is not None}
 
     @property
     def once(self) -> set[int]:
@@ -351,7 +358,7 @@ class Plan:
 
     def retries(self) -> list[tuple[Place, list[int]]]:
         """Places that are to be tried again, in order, each with the numbers of its attempts."""
-        # The usual case is that none was cut off, and every trial begins with this question.
+        # A shortcut: usually no trial was cut off, and this is called before every trial.
         if not any(one.cut_off for one in self._attempts):
             return []
         return [
@@ -407,6 +414,11 @@ class Plan:
         return places
 
 
+def budgets_of(attrs: Mapping[str, Any]) -> int:
+    """The length of a trial in budgets, from its attributes."""
+    return int(attrs.get(LENGTH_KEY, 1))
+
+
 def slot_of(study: optuna.Study, trial: FrozenTrial | optuna.trial.Trial) -> int:
     """The trial's place in the study's plan, from 0."""
     slot = trial.user_attrs.get(SLOT_KEY)
@@ -440,31 +452,3 @@ def _is_to_be_retried(attempts: Sequence[Attempt]) -> bool:
     lost = sum(one.lost for one in attempts)
     held = any(one.state in (*OPEN, *FINISHED) for one in attempts)
     return attempts[-1].cut_off and not held and lost <= RETRIES
-
-
-_FAILURES_IN_A_ROW = 3
-
-
-class StudyFailedError(HpoMabError):
-    """Trial after trial failed; the message holds the last reason.
-
-    Examples:
-        >>> from hpo_mab.search import StudyFailedError
-        >>> str(StudyFailedError("trial after trial failed: out of memory"))
-        'trial after trial failed: out of memory'
-    """
-
-
-def raise_if_failing(study: optuna.Study) -> None:
-    """Give up after three failures in a row.
-
-    Raises:
-        StudyFailedError: The last three trials failed by themselves.
-    """
-    trials = study.get_trials(deepcopy=False)
-    failed = Plan(trials).failed_in_a_row()
-    if len(failed) >= _FAILURES_IN_A_ROW:
-        reason = trials[failed[-1]].user_attrs.get(REASON_KEY, "see the log")
-        raise StudyFailedError(
-            f"{_FAILURES_IN_A_ROW} trials in a row failed, the last with: {reason}"
-        )

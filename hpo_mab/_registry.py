@@ -216,7 +216,7 @@ def _type_hints(function: Any) -> dict[str, Any]:
         return {}
 
 
-# Every trial checks the options of what it makes, and reading annotations is slow.
+# The same options are checked more than once, and reading annotations is slow.
 @functools.lru_cache(maxsize=512)
 def _read_hints(made: Any) -> dict[str, Any]:
     # Optuna imports some names for type checkers only.

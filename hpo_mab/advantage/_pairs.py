@@ -208,11 +208,11 @@ def pair_curves(
     """Pair the trials of two arms: same study seed, same slot, same common parameters.
 
     The budgets are those of the reference's longest complete trial. Failed trials, and trials that
-    are not marked ``paired``, are left out. If all studies have the same number of evaluations,
-    these are compared by their number: batch sizes may round a budget, or set it. Otherwise curves
-    are read at the budgets, or at those shares of a trial's own one where that is stored, by
-    straight lines; budgets within 1% count as reached. A curve is NaN beyond its last evaluation
-    and before its first one.
+    are not marked ``paired``, are left out. If all studies have the same number of evaluations, and
+    all complete trials made equally many, these are compared by their number: batch sizes may round
+    a budget, or set it. Otherwise curves are read at the budgets, or at those shares of a trial's
+    own one where that is known, by straight lines; budgets within 1% count as reached. A curve is
+    NaN beyond its last evaluation and before its first one.
 
     Args:
         bandit: Studies of the arm in question, one a seed.
@@ -239,12 +239,22 @@ def pair_curves(
     counts = {run.settings.evaluations for run in (*bandit, *uniform)}
     # Loops of a user's own may skip evaluations, and store no number of them.
     by_number = len(counts) == 1 and None not in counts
+    # With fewer steps than evaluations, the number of evaluations depends on the batch size.
+    most = counts.pop() if by_number else None
+    ends = {
+        min(trial.curve[-1].index, most or 0)
+        for side in (ours, theirs)
+        for trial in side.values()
+        if trial.state == "complete"
+    }
+    to_end = by_number and len(ends) > 1
+    by_number = by_number and not to_end
     least = min((run.trial_examples for run in (*bandit, *uniform)), default=0)
     budget = 0 if by_number else least
-    grid = np.unique([] if longest is None else _examples(longest, budget=budget))
+    grid = np.unique([] if longest is None else _examples(longest, budget=budget, to_end=to_end))
     read: Callable[[TrialRun, Floats], tuple[Floats, Floats]] = _curve_by_number
     if not by_number:
-        read = functools.partial(_curve_at, budget=budget)
+        read = functools.partial(_curve_at, budget=budget, to_end=to_end)
         # Large batches go beyond the budget, where those of smaller batches are not known.
         grid = np.unique(np.minimum(grid, least)) if least else grid
     left = [read(ours[key], grid) for key in keys]
@@ -331,13 +341,16 @@ def _trials_by_slot(runs: Sequence[StudyRun]) -> dict[tuple[int, int], TrialRun]
     return found
 
 
-def _examples(trial: TrialRun, *, budget: int = 0) -> Floats:
+def _examples(trial: TrialRun, *, budget: int = 0, to_end: bool = False) -> Floats:
     """Examples of a trial's evaluations [n], at the same shares of ``budget`` if that is given.
 
-    A trial of an own loop has stored its own budget, which its batch size may round or decide.
+    A trial of an own loop has stored its own budget, which its batch size may round or decide. With
+    ``to_end`` the budget of a complete trial is where it ends.
     """
     examples = np.asarray([point.examples for point in trial.curve], dtype=np.float64)
     own = trial.attrs.get(BUDGET_KEY)
+    if own is None and to_end and trial.state == "complete":
+        own = trial.examples
     return examples * (budget / own) if budget and own else examples
 
 
@@ -350,9 +363,9 @@ def _curve_by_number(trial: TrialRun, grid: Floats) -> tuple[Floats, Floats]:
     return accuracy, seconds
 
 
-def _curve_at(trial: TrialRun, grid: Floats, *, budget: int) -> tuple[Floats, Floats]:
+def _curve_at(trial: TrialRun, grid: Floats, *, budget: int, to_end: bool) -> tuple[Floats, Floats]:
     """Accuracy and seconds of a trial at shares of a budget, given in examples, each [T]."""
-    examples = _examples(trial, budget=budget)
+    examples = _examples(trial, budget=budget, to_end=to_end)
     inside = (grid >= examples[0] * (1 - _SLACK)) & (grid <= examples[-1] * (1 + _SLACK))
     accuracy = np.interp(grid, examples, [e.accuracy for e in trial.curve])
     seconds = np.interp(grid, examples, [e.seconds for e in trial.curve])

@@ -29,7 +29,7 @@ Rewards = NDArray[np.int8]
 #: ``memory="auto"`` counts the last pulls of a bandit, as many as this share of its arms.
 AUTO_MEMORY_SHARE = 0.25
 
-POLICIES = ("epsilon_greedy", "softmax", "thompson", "ucb1")
+POLICIES = ("epsilon_greedy", "softmax", "thompson")
 
 
 def above_average(losses: Any, average: Any) -> Any:
@@ -165,7 +165,6 @@ class BanditSettings:
     active: float = 1.0
     epsilon: float = 0.1
     temperature: float = 0.1
-    exploration: float = 1.0
     reward: Named = "above_average"
 
     def __post_init__(self) -> None:
@@ -182,7 +181,6 @@ class BanditSettings:
             require(0 <= value <= 1, name, "in [0, 1]", value)
         require(0 <= self.loss_decay < 1, "loss_decay", "in [0, 1)", self.loss_decay)
         require(0 < self.temperature < math.inf, "temperature", "positive", self.temperature)
-        require(0 <= self.exploration < math.inf, "exploration", "at least 0", self.exploration)
         self._check_replacement()
         self._check_forgetting()
 

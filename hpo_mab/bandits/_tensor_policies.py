@@ -204,7 +204,6 @@ class TensorKnobs:
         alpha: First Beta parameter of an arm without pulls, float64 [K * B, 1].
         beta: Second one, float64 [K * B, 1].
         temperature: Of softmax, float64 [K * B, 1].
-        exploration: Of UCB1, float64 [K * B, 1].
         discount: Factor on counts, 1 for none, float64 [K * B, 1].
         uniform: Probability of a uniform pick, float64 [K * B].
         correction: Exponent of the importance weights, float64 [K * B].
@@ -228,7 +227,7 @@ class TensorKnobs:
             return torch.zeros(stack * bandits, 1, dtype=torch.float64, device=device)
 
         self.alpha, self.beta = column(), column()
-        self.temperature, self.exploration, self.discount = column(), column(), column()
+        self.temperature, self.discount = column(), column()
         self.uniform, self.correction = column()[:, 0], column()[:, 0]
         self.memory = torch.ones(stack * bandits, dtype=torch.int64, device=device)
         self.loss_decay = torch.zeros(stack, dtype=torch.float64, device=device)
@@ -240,7 +239,6 @@ class TensorKnobs:
         rows = slice(slot * self._bandits, (slot + 1) * self._bandits)
         self.alpha[rows], self.beta[rows] = settings.prior
         self.temperature[rows] = settings.temperature
-        self.exploration[rows] = settings.exploration
         self.discount[rows] = settings.discount or 1.0
         self.uniform[rows] = settings.uniform
         self.correction[rows] = settings.correction
@@ -312,13 +310,9 @@ class TensorSoftmax(TensorPolicy):
 class TensorGreedy(TensorPolicy):
     """The arm of the best posterior mean; ties are broken uniformly."""
 
-    def values(self, successes: Tensor, failures: Tensor) -> Tensor:
-        """Value of each arm; the greatest is selected, [B, A]."""
-        return self.mean(successes, failures)
-
     def best(self, successes: Tensor, failures: Tensor) -> Tensor:
         """Whether each arm is among the best of its bandit, bool [B, A]."""
-        values = self.values(successes, failures).masked_fill(~self.held, -torch.inf)
+        values = self.mean(successes, failures).masked_fill(~self.held, -torch.inf)
         return values >= values.amax(dim=1, keepdim=True) - TIE
 
     def keys(self, successes: Tensor, failures: Tensor) -> Tensor:
@@ -329,23 +323,6 @@ class TensorGreedy(TensorPolicy):
         """One over the number of best arms, for these; 0 elsewhere, [B, A]."""
         best = self.best(successes, failures).double()
         return best / best.sum(dim=1, keepdim=True)
-
-
-class TensorUCB(TensorGreedy):
-    """UCB1 (Auer et al. 2002): ``mean + exploration sqrt(2 ln t / n)``.
-
-    Mean and ``n`` are the posterior's: the prior's parameters count as pulls, so arms without pulls
-    have a finite bonus. The literal "every arm once first" is the limit of a vanishing prior.
-    """
-
-    def values(self, successes: Tensor, failures: Tensor) -> Tensor:
-        """Upper confidence bound of each arm, [B, A]."""
-        pulls = successes + failures
-        log_total = pulls.sum(dim=1, keepdim=True).clamp(min=1).log()
-        alpha, beta = self._prior(pulls)
-        bonus = (2 * log_total / (pulls + (alpha + beta))).sqrt()
-        exploration = self.knobs.exploration.to(pulls.dtype)
-        return self.mean(successes, failures) + exploration * bonus
 
 
 class TensorThompson(TensorPolicy):
@@ -388,5 +365,4 @@ TENSOR_POLICIES: dict[str, type[TensorPolicy]] = {
     "epsilon_greedy": TensorGreedy,
     "softmax": TensorSoftmax,
     "thompson": TensorThompson,
-    "ucb1": TensorUCB,
 }

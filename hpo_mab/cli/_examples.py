@@ -15,9 +15,10 @@ import typer
 
 from hpo_mab._errors import ArgumentError
 from hpo_mab.cli import _options as opt
+from hpo_mab.cli._files import refuse_unwritable, write_file
 
 if TYPE_CHECKING:
-    from hpo_mab.search._stored import Example, StudyExamples
+    from hpo_mab.search._examples import Example, StudyExamples
 
 _COLUMNS = ("index", "label", "predicted", "score", "visits", "file")
 
@@ -65,21 +66,21 @@ def examples(
     hpo-mab run cifar10 --set data.exclude=exclude.json --name cleaned
     ```
     """
-    from hpo_mab.search._stored import RANKINGS, StudyExamples
+    from hpo_mab.search._examples import RANKINGS, StudyExamples
     from hpo_mab.storage import Storage
 
     opt.silence_optuna()
     if output is not None and drop is None:
         raise ArgumentError(f"--output needs --drop N, got --output {output} alone.")
     output = output or Path("exclude.json")
-    opt.refuse_unwritable(page, table, output if drop is not None else None)
+    refuse_unwritable(page, table, output if drop is not None else None)
     found = StudyExamples.read(Storage(storage, create=False), study, data_root=data_root)
     _refuse_own_list(found, output if drop is not None else None)
     lists = {ranking: found.top(ranking, top) for ranking in RANKINGS}
     if table is not None:
-        opt.write_file(table, _examples_csv(found))
+        write_file(table, _examples_csv(found))
     if page is not None:
-        opt.write_file(page, _examples_page(found, lists))
+        write_file(page, _examples_page(found, lists))
     dropped = "" if drop is None else _write_exclusion(found, drop, output)
     if as_json:
         typer.echo(_examples_json(found, lists))
@@ -105,7 +106,7 @@ def _write_exclusion(found: StudyExamples, drop: int, path: Path) -> str:
     """Write the most suspicious examples to a file; returns what to do with it."""
     before = found.excluded
     listed = found.exclusion(drop)
-    opt.write_file(path, listed.to_json())
+    write_file(path, listed.to_json())
     count = len(listed.indices) - (0 if before is None else len(before.indices))
     kept = "" if count == drop else f" (the last one of a class stays, {drop - count} in all)"
     more = "" if before is None else f", and {len(before.indices)} that the study leaves out"
@@ -121,7 +122,7 @@ def _print_examples(found: StudyExamples, lists: dict[str, list[Example]]) -> No
     from rich.table import Table
 
     from hpo_mab.cli._output import console
-    from hpo_mab.search._stored import RANKINGS, SCORES
+    from hpo_mab.search._examples import RANKINGS, SCORES
 
     out = console()
     out.print(f"{found.name}: {found.record.summary()}")
@@ -161,7 +162,7 @@ def _examples_json(found: StudyExamples, lists: dict[str, list[Example]]) -> str
 
 def _examples_csv(found: StudyExamples) -> str:
     """Every recorded example that was drawn, in order of suspicion."""
-    from hpo_mab.search._stored import RANKINGS
+    from hpo_mab.search._examples import RANKINGS
 
     scores = {ranking: found.scores(ranking) for ranking in RANKINGS}
     everything = found.top("suspicious", len(found.record.examples))
@@ -186,7 +187,7 @@ figcaption { font-size: 13px; overflow-wrap: anywhere; }
 
 def _examples_page(found: StudyExamples, lists: dict[str, list[Example]]) -> str:
     """The lists with pictures, one self-contained page."""
-    from hpo_mab.search._stored import RANKINGS, SCORES
+    from hpo_mab.search._examples import RANKINGS, SCORES
 
     parts = []
     for ranking, listed in lists.items():

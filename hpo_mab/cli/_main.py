@@ -46,7 +46,7 @@ class _QuickHelp(TyperGroup):
                 setattr(error, "message", hide_passwords(message))  # noqa: B010 - Typer's own
             raise
         except KeyboardInterrupt:
-            # Typer ends without a word.
+            # Typer prints nothing on Ctrl-C.
             print("hpo-mab: interrupted.", file=sys.stderr)
             raise
 
@@ -142,7 +142,7 @@ def main() -> None:
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _print_warning
-            # Not `app()`, which replaces `sys.excepthook`. Named so however it was started.
+            # Not `app()`, which replaces `sys.excepthook`. `python -m hpo_mab` has the same name.
             typer.main.get_command(app)(prog_name="hpo-mab")
     except HpoMabError as error:
         message = hide_passwords(" ".join(str(error).split()))
@@ -181,6 +181,8 @@ def _end_at_once_on_ctrl_c() -> None:
 
 def _outside_cause(error: Exception) -> str | None:
     """An error of a database, a disk or memory in one line; None for a bug of this package."""
+    if isinstance(error, PermissionError) and error.filename:
+        return f"{error.filename}: {error.strerror}. Change its permissions, or name another."
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         where = f" for {error.filename}" if error.filename else ""
         return (

@@ -25,8 +25,10 @@ if TYPE_CHECKING:
 _SECONDS_BETWEEN_LINES = 10.0
 #: Reading all trials takes a few ms, and many short trials may end in a second.
 _SECONDS_BETWEEN_STATES = 0.2
-#: A trial that runs for longer than the first shows its progress, at the interval of the second.
-_SECONDS_OF_A_LONG_TRIAL, _SECONDS_BETWEEN_UPDATES = 10.0, 1.0
+#: A trial that runs longer shows its own progress.
+_SECONDS_OF_A_LONG_TRIAL = 10.0
+#: Seconds between two updates of a long trial's progress.
+_SECONDS_BETWEEN_UPDATES = 1.0
 
 
 class StudyProgress:

@@ -11,6 +11,7 @@ import typer
 
 from hpo_mab._errors import ArgumentError
 from hpo_mab.cli import _options as opt
+from hpo_mab.cli._files import refuse_unwritable, write_file
 from hpo_mab.cli._options import study_names
 
 if TYPE_CHECKING:
@@ -62,12 +63,12 @@ def report(
     from hpo_mab.compare import report_html
 
     opt.silence_optuna()
-    opt.refuse_unwritable(output, record, read=studies)
+    refuse_unwritable(output, record, read=studies)
     runs, summary, environment, text = _read_comparison(studies, opt.storages(storage), reference)
     if record is not None:
-        opt.write_file(record, text)
+        write_file(record, text)
     shown = title or ", ".join(dict.fromkeys(run.title for run in runs))
-    opt.write_file(output, report_html(runs, summary, title=shown, environment=environment))
+    write_file(output, report_html(runs, summary, title=shown, environment=environment))
     if as_json:
         typer.echo(text)
     elif not quiet:
@@ -135,10 +136,10 @@ def evidence(
     ```
     """
     opt.silence_optuna()
-    opt.refuse_unwritable(output, read=studies)
+    refuse_unwritable(output, read=studies)
     found = _evidence(studies, opt.storages(storage), arm=arm, reference=reference, margin=margin)
     text = json.dumps(found.to_json())
-    opt.write_file(output, text + "\n")
+    write_file(output, text + "\n")
     typer.echo(text if as_json else _evidence_text(found, output))
 
 

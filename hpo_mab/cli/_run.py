@@ -14,6 +14,7 @@ import typer
 from hpo_mab._errors import ArgumentError, HpoMabError, StorageError
 from hpo_mab.cli import _options as opt
 from hpo_mab.cli._confirm import confirm
+from hpo_mab.cli._files import refuse_unwritable, write_file
 from hpo_mab.cli._options import command_line
 from hpo_mab.cli._report import PORT, dashboard
 
@@ -216,6 +217,14 @@ def _doubled_limit(outcome: RunOutcome, budget: BudgetSection) -> dict[str, str]
     return doubled
 
 
+def _warn_of_sections_without_effect(context: typer.Context, loaded: StudySpec) -> None:
+    arms = loaded.compare.arms.values()
+    for section in ("sampler", "pruner"):
+        if arms and all(getattr(arm, section) for arm in arms) and opt.is_set(context, section):
+            text = f"hpo-mab: {section} has no effect: every arm of the definition has its own."
+            typer.echo(text, err=True)
+
+
 #: Seeds that are suggested in addition if an answer is "cannot tell".
 _MORE_SEEDS = 4
 
@@ -274,6 +283,7 @@ def compare(
     ```
     """
     loaded = opt.definition(context)
+    _warn_of_sections_without_effect(context, loaded)
     from hpo_mab.cli._main import stoppable
     from hpo_mab.cli._output import warn_unpublished
     from hpo_mab.cli._progress import StudyProgress, shown_data
@@ -282,7 +292,7 @@ def compare(
     from hpo_mab.storage import Storage
 
     opt.silence_optuna()
-    opt.refuse_unwritable(record, report)
+    refuse_unwritable(record, report)
     silent = quiet or as_json
     store = Storage(storage)
     launch = launcher(context, loaded, store)
@@ -312,12 +322,12 @@ def compare(
     summary = found.summarise()
     text = comparison_record(found, summary)
     if record is not None:
-        opt.write_file(record, text)
+        write_file(record, text)
     if report is not None:
         page = report_html(
             found.runs, summary, title=f"{loaded.name}: comparison", environment=found.environment
         )
-        opt.write_file(report, page)
+        write_file(report, page)
     if as_json:
         typer.echo(text)
     elif not quiet:

@@ -59,11 +59,11 @@ def _show_studies(storage: str, *, as_json: bool) -> None:
 
     from hpo_mab._plan import Plan
     from hpo_mab.cli._output import console
-    from hpo_mab.storage import Definition, Storage, open_study
+    from hpo_mab.storage import Storage, StoredDefinition, open_study
 
     def trials(summary: StudySummary) -> int:
         """Finished trials of a study that hpo-mab made; all trials of another one."""
-        if not Definition.is_in(summary.user_attrs):
+        if not StoredDefinition.is_in(summary.user_attrs):
             return summary.n_trials
         return Plan(open_study(store, summary.study_name).get_trials(deepcopy=False)).finished
 
@@ -95,10 +95,10 @@ def _show_trials(storage: str, name: str, *, as_json: bool) -> None:
 
     from hpo_mab.cli._output import console
     from hpo_mab.compare._text import parameters
-    from hpo_mab.storage import Definition, Storage, open_study
+    from hpo_mab.storage import Storage, StoredDefinition, open_study
 
     study = open_study(Storage(storage, create=False), name)
-    ours = Definition.is_in(study.user_attrs)
+    ours = StoredDefinition.is_in(study.user_attrs)
     trials = study.get_trials(deepcopy=False)
     rows: list[dict[str, Any]] = [
         {
@@ -180,9 +180,9 @@ def _promoted(trials: Sequence[FrozenTrial]) -> list[str]:
 
 def _value_form(study_attrs: Mapping[str, Any]) -> str:
     """Format of a study's values; their unit is not known where another program made it."""
-    from hpo_mab.storage import Definition
+    from hpo_mab.storage import StoredDefinition
 
-    return ".2%" if Definition.is_in(study_attrs) else ".6g"
+    return ".2%" if StoredDefinition.is_in(study_attrs) else ".6g"
 
 
 def _value_of(trial: FrozenTrial) -> float | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import io
 import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,12 +12,10 @@ import typer
 
 from hpo_mab._errors import ArgumentError
 from hpo_mab.cli import _options as opt
+from hpo_mab.cli._files import refuse_unwritable, write_file
 from hpo_mab.cli._options import study_names
 
 if TYPE_CHECKING:
-    import optuna
-    from optuna.trial import FrozenTrial
-
     from hpo_mab.search import Replay
 
 
@@ -43,7 +40,6 @@ def worker(
     ] = 1,
     data_root: opt.DataRoot = None,
     quiet: opt.Quiet = False,
-    as_json: opt.Json = False,
     until_eof: Annotated[
         bool, typer.Option("--until-eof", hidden=True, help="Stop when standard input closes.")
     ] = False,
@@ -68,15 +64,9 @@ def worker(
         opt.silence_optuna()
         store = Storage(storage, create=False)
         target = Target.load(open_study(store, study)).trials
-        here: list[FrozenTrial] = []
         with StudyProgress(
-            trials=target, label=study, quiet=quiet or as_json, curves=store.curves
+            trials=target, label=study, quiet=quiet, curves=store.curves
         ) as progress:
-
-            def on_trial(joined: optuna.Study, trial: FrozenTrial) -> None:
-                here.append(trial)
-                progress(joined, trial)
-
             interrupted = join_study(
                 store,
                 study,
@@ -84,26 +74,10 @@ def worker(
                 data_root=data_root,
                 slots=None if slots is None else opt.slot_count(slots),
                 workers=workers,
-                on_trial=on_trial,
+                on_trial=progress,
             )
-    if as_json:
-        typer.echo(_worker_json(study, target, here, interrupted=interrupted))
     if interrupted:
         raise typer.Exit(130)
-
-
-def _worker_json(study: str, target: int, here: Sequence[FrozenTrial], *, interrupted: bool) -> str:
-    """What this worker has done; ``run`` and ``report`` describe the whole study."""
-    from hpo_mab._plan import Plan
-
-    facts = {
-        "study": study,
-        "target": target,
-        "trials": Plan(here).counts(twins=True),
-        "numbers": [trial.number for trial in here],
-        "interrupted": interrupted,
-    }
-    return opt.json_text(facts)
 
 
 #: In place of a trial's number.
@@ -158,7 +132,7 @@ def replay(
     from hpo_mab.storage import Storage
 
     with stoppable():
-        opt.refuse_unwritable(save)
+        refuse_unwritable(save)
         number = None if trial == _BEST else int(trial)
         found = train_again(
             Storage(storage, create=False), study, number, device=device, data_root=data_root
@@ -179,7 +153,7 @@ def _save(found: Replay, path: Path) -> None:
         raise ArgumentError("The replay has diverged, so there is no network to save.")
     file = io.BytesIO()
     torch.save(dict(found.network), file)
-    opt.write_file(path, file.getvalue())
+    write_file(path, file.getvalue())
     typer.echo(f"Its network is in {path}.", err=True)
 
 
@@ -250,6 +224,8 @@ def copy(
     opt.silence_optuna()
     source = Storage(storage, create=False)
     target = source if to is None else Storage(to)
+    if target.in_memory:
+        raise ArgumentError(f"--to must be a file or a server, got {to}: the copy would be lost.")
     with stoppable():
         copied = copy_study(source, study, target, to_name=name, move=move)
     if as_json:

@@ -31,7 +31,6 @@ from hpo_mab.compare._tables import comparison_tables
 if TYPE_CHECKING:
     from hpo_mab.compare._evidence import evidence_of
     from hpo_mab.compare._runner import (
-        arms_of,
         retrain,
         run_comparison,
     )
@@ -49,7 +48,6 @@ __all__ = [
     "IncumbentCurve",
     "PairedRow",
     "answers",
-    "arms_of",
     "caveats",
     "comparison_record",
     "comparison_tables",
@@ -68,7 +66,7 @@ __all__ = [
 __getattr__, __dir__ = lazy_names(
     __name__,
     {
-        "arms_of retrain run_comparison": "._runner",
+        "retrain run_comparison": "._runner",
         "evidence_of": "._evidence",
         "stored_comparison": "._stored",
     },

@@ -35,6 +35,7 @@ _STATEMENTS: dict[Question, tuple[str, str]] = {
 }
 
 _OTHER_SLOTS = "the arms' trials were trained in different numbers of slots"
+_OTHER_HARDWARE = "the arms' studies began on different processors or numbers of threads"
 _MID_SCHEDULE = "at equal seconds the slower arm is read before the end of its trials"
 _CUT_OFF = "its trials take fewer seconds, and what longer ones would reach is not known"
 
@@ -129,7 +130,8 @@ def answers(contrast: Contrast) -> tuple[Answer, ...]:
     """The answers about one arm: each question at equal examples and at equal seconds.
 
     One seed cannot compare searches. Seconds cannot be compared where arms were trained in
-    different numbers of slots, nor those of pairs that are the same trainings. Pairs get a reply
+    different numbers of slots or on different hardware, nor those of pairs that are the same
+    trainings. Pairs get a reply
     at equal seconds only where it is also that at equal examples: the slower arm's learning rate
     has not decayed at that time, and its accuracy may be that of fewer validation images.
     """
@@ -153,8 +155,8 @@ def _answer(contrast: Contrast, question: Question, currency: Currency | None) -
 def _reason(contrast: Contrast, question: Question, currency: Currency | None) -> str:
     """Why a question has no answer, whatever the interval; empty if it may have one."""
     estimate = _measure(contrast, question, currency)
-    if currency == "seconds" and not contrast.same_slots:
-        return _OTHER_SLOTS
+    if currency == "seconds" and (why := _why_no_seconds(contrast)):
+        return why
     if _is_equal(estimate):
         return "no difference in any of them"
     if question == "learns":
@@ -164,6 +166,13 @@ def _reason(contrast: Contrast, question: Question, currency: Currency | None) -
     if estimate is not None and 0 < estimate.n < of:
         return f"nothing to compare in {of - estimate.n} of {of} seeds"
     return ""
+
+
+def _why_no_seconds(contrast: Contrast) -> str:
+    """Why the arms' seconds cannot be compared; empty if they can."""
+    if not contrast.same_slots:
+        return _OTHER_SLOTS
+    return "" if contrast.same_hardware else _OTHER_HARDWARE
 
 
 def _reason_of_pairs(contrast: Contrast, reply: Reply, *, at_seconds: bool) -> str:
@@ -266,13 +275,11 @@ def _caveats_of(contrast: Contrast, arms: Mapping[str, ArmSummary]) -> Iterator[
             f"{contrast.arm} only "
             f"and {contrast.diverged[1]} in {contrast.reference} only: no pair has their ends."
         )
-    if not contrast.same_slots:
-        yield (
-            f"Seconds of {contrast.arm} and {contrast.reference} cannot be compared: "
-            f"{_OTHER_SLOTS}."
-        )
+    why = _why_no_seconds(contrast)
+    if why:
+        yield f"Seconds of {contrast.arm} and {contrast.reference} cannot be compared: {why}."
     pace = contrast.seconds_per_example.value
-    if contrast.same_slots and max(pace, 1 / pace if pace else 0.0) > _SUSPECT_PACE:
+    if not why and max(pace, 1 / pace if pace else 0.0) > _SUSPECT_PACE:
         yield (
             f"{contrast.arm} took {pace:.2g} times {contrast.reference}'s seconds per example: "
             "if the machine did other work in the meantime, seconds do not compare the arms."

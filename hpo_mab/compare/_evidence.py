@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
+import numpy as np
 import optuna
 
 from hpo_mab._attributes import UNIFORM, StudySettings
@@ -52,8 +53,14 @@ def evidence_of(
     both = [*own, *other]
     seeds = f"{len(own)} seed{'' if len(own) == 1 else 's'}"
     source = f"{own[0].title}, {seeds}, {arm}/{reference}"
+    pairs = pair_curves(own, other)
+    count = len(pairs.budgets)
+    if all(run.settings.evaluations == count for run in both):
+        # A pruner counts evaluations. Budgets in examples are rounded to whole steps: their share
+        # may exceed that of the evaluation, and a rung would be decided one later.
+        pairs = dataclasses.replace(pairs, budgets=np.arange(1.0, count + 1))
     return measure_evidence(
-        pair_curves(own, other),
+        pairs,
         margin=margin,
         source=source,
         data=_common_name(both, "data"),

@@ -22,6 +22,8 @@ Target = Literal["reference", "common", "retrained"]
 Final = Literal["reference", "own"]
 
 CURRENCIES: tuple[Currency, ...] = ("examples", "seconds")
+#: Coverage of all intervals of a comparison, the default of `hpo_mab.advantage.mean_estimate`.
+CONFIDENCE = 0.95
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -201,6 +203,8 @@ class Contrast:
         retrained_p: Wilcoxon signed-rank p-value of the same; None below 5 seeds.
         same_slots: Whether trials of both arms were trained in equally many slots. Where not, the
             arms' seconds measure the slots and not the samplers.
+        same_hardware: Whether the studies of each seed began on the same processors and with as
+            many threads, likewise; true where that is not known.
         diverged: Configurations that diverged or failed in this arm only, and in the reference
             only. They are not among the pairs that reached the end of a trial.
         stopped: Configurations that a pruner stopped in one arm or both: those left are a choice.
@@ -226,6 +230,7 @@ class Contrast:
     retrained_gain: Estimate | None = None
     retrained_p: float | None = None
     same_slots: bool = True
+    same_hardware: bool = True
     diverged: tuple[int, int] = (0, 0)
     stopped: int = 0
 
@@ -239,7 +244,7 @@ class ComparisonSummary:
         confidence: Coverage of all intervals.
         data: Name of the data set; empty if the definitions lack it.
         model: Name of the network, likewise.
-        trial_examples: Budget of one unpruned trial with the largest batches, in examples.
+        trial_examples: Budget of the longest unpruned trial, in examples.
         arms: One record an arm, the reference first, then by name.
         contrasts: One record an arm other than the reference, by name.
 
@@ -279,20 +284,17 @@ def winner(runs: Sequence[StudyRun]) -> StudyRun | None:
 FEWEST_FOR_TEST = 5
 
 
-def geometric_mean(
-    ratios: Sequence[float], *, censored: bool = False, confidence: float = 0.95
-) -> Estimate:
+def geometric_mean(ratios: Sequence[float], *, censored: bool = False) -> Estimate:
     """Geometric mean of positive ratios, with the interval of `mean_estimate` on their logarithms.
 
     Args:
         ratios: One a seed.
         censored: Whether some ratios are lower bounds. Then so is the mean: its lower end holds,
             and there is no upper one.
-        confidence: Coverage of the interval.
     """
     # Of logarithms: a ratio of 2 and one of 1/2 then cancel each other.
-    logs = mean_estimate(np.log(np.asarray(ratios, float)), confidence=confidence)
-    # At a high confidence the end of a wide interval is too large for a float.
+    logs = mean_estimate(np.log(np.asarray(ratios, float)))
+    # The end of a wide interval is too large for a float.
     with np.errstate(over="ignore"):
         value, low, high = (float(np.exp(end)) for end in (logs.value, logs.low, logs.high))
     return Estimate(
@@ -300,7 +302,7 @@ def geometric_mean(
         low=low,
         high=math.inf if censored else high,
         n=logs.n,
-        confidence=confidence,
+        confidence=logs.confidence,
         censored=censored,
     )
 

@@ -74,7 +74,12 @@ class ComparisonRuns:
 
     def summarise(self) -> ComparisonSummary:
         """The statistics of the studies, see `hpo_mab.compare.summarise`."""
-        return summarise(self.runs, reference=self.reference, retrained=self.retrained)
+        return summarise(
+            self.runs,
+            reference=self.reference,
+            retrained=self.retrained,
+            environments=self.environments,
+        )
 
 
 def read_record(path: str | Path) -> ComparisonRuns:

@@ -25,8 +25,8 @@ from hpo_mab.search._study import (
     stored_trials,
 )
 from hpo_mab.storage import (
-    Definition,
     Storage,
+    StoredDefinition,
     StudyRun,
     open_study,
 )
@@ -129,7 +129,7 @@ def run_comparison(
                     name, on_trial=on_trial, score=False, launch=launch, keep_target=True
                 )
             runs.append(outcome.run)
-            environments[key] = Definition.load(open_study(storage, name)).environment
+            environments[key] = StoredDefinition.load(open_study(storage, name)).environment
             if outcome.interrupted:
                 return found(interrupted=True)
             retrained[key] = retrain(
@@ -206,7 +206,7 @@ def _runners(
             chosen = names[made.arm, made.spec.seed]
             made.check(chosen, planned=earlier)
             earlier[chosen] = made.spec
-        # No name here refers to the data any more when those of the next seed are loaded.
+        # No reference is left: these data must be freed before those of the next seed are loaded.
         del made, splits
         while runners:
             yield runners.pop(0)

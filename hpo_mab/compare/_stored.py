@@ -20,8 +20,8 @@ from hpo_mab.compare._runner import stored_scores
 from hpo_mab.data import DataIdentity
 from hpo_mab.storage import (
     DEFAULT_URL,
-    Definition,
     Storage,
+    StoredDefinition,
     StudyRun,
     TrialRun,
     open_study,
@@ -156,7 +156,7 @@ def _selected(
 ) -> Iterator[tuple[Storage, str, str | None]]:
     """Database, name and arm of the studies that are named; open until the next one."""
     everywhere = all(Selection.parse(text).url is not None for text in studies)
-    # A name that seems to hold a database may be that of a study in the default one.
+    # A text with # may be the name of a study in the default database.
     is_there = Path(sa.make_url(DEFAULT_URL).database or "").is_file()
     databases = storages or ([DEFAULT_URL] if is_there or not everywhere else [])
     with _opened(databases, needed=not everywhere) as usual:
@@ -193,7 +193,7 @@ class _FoundStudies:
                 f"study.set_user_attr('{SEED_KEY}', 1)."
             )
         study = open_study(storage, name)
-        definition = Definition.of(study)
+        definition = StoredDefinition.of(study)
         self.runs[key], self.databases[key] = run, place
         self.data[key] = definition.data
         self.environments[key] = definition.environment
@@ -282,7 +282,7 @@ def _made_here(databases: Sequence[tuple[Storage, str]]) -> list[tuple[Storage, 
     made = [
         (storage, name)
         for storage, name in databases
-        if Definition.is_in(open_study(storage, name).user_attrs)
+        if StoredDefinition.is_in(open_study(storage, name).user_attrs)
     ]
     others = [name for storage, name in databases if (storage, name) not in made]
     # A pattern takes studies of other programs only if it matches none of hpo-mab's.

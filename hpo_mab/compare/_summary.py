@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from hpo_mab._attributes import REASON_KEY, STACK_KEY
 from hpo_mab._errors import ArgumentError, UnknownNameError
-from hpo_mab._plan import FINISHED, Plan
+from hpo_mab._plan import FINISHED, OPEN, Plan
 from hpo_mab.advantage import (
     Estimate,
     PairedCurves,
@@ -26,6 +26,7 @@ from hpo_mab.advantage import (
 )
 from hpo_mab.advantage._pairs import refuse_other_budgets, same_configuration
 from hpo_mab.compare._records import (
+    CONFIDENCE,
     CURRENCIES,
     ArmSummary,
     ComparisonSummary,
@@ -112,19 +113,17 @@ def incumbent_curve(run: StudyRun, currency: Currency = "examples") -> Incumbent
 
 Runs = Mapping[int, "StudyRun"]
 Retrained = Mapping[tuple[str, int], Sequence[float]]
+Environments = Mapping[tuple[str, int], Mapping[str, Any]]
 _Costs = tuple[float, float, bool]
 
 
-def costs_to_target(
-    arm: Runs, reference: Runs, retrained: Retrained, *, confidence: float
-) -> tuple[CostToTarget, ...]:
+def costs_to_target(arm: Runs, reference: Runs, retrained: Retrained) -> tuple[CostToTarget, ...]:
     """Every cost to target that the runs define; see `CostToTarget`.
 
     Args:
         arm: The arm's studies by seed.
         reference: The reference's studies by seed.
         retrained: Test accuracies of re-trained incumbents by arm and seed, possibly empty.
-        confidence: Coverage of the intervals.
     """
     found = []
     for target in ("reference", "common", "retrained"):
@@ -135,19 +134,17 @@ def costs_to_target(
                 if (cost := _cost(target, arm[key], reference[key], retrained, currency))
             }
             if costs:
-                found.append(_cost_row(target, currency, costs, confidence=confidence))
+                found.append(_cost_row(target, currency, costs))
     return tuple(found)
 
 
-def _cost_row(
-    target: Target, currency: Currency, costs: Mapping[int, _Costs], *, confidence: float
-) -> CostToTarget:
+def _cost_row(target: Target, currency: Currency, costs: Mapping[int, _Costs]) -> CostToTarget:
     ratios = tuple(own / other for own, other, _ in costs.values())
     reached = tuple(got for _, _, got in costs.values())
     return CostToTarget(
         target=target,
         currency=currency,
-        ratio=geometric_mean(ratios, censored=not all(reached), confidence=confidence),
+        ratio=geometric_mean(ratios, censored=not all(reached)),
         seeds=tuple(costs),
         ratios=ratios,
         reached=reached,
@@ -188,21 +185,20 @@ _STATISTICS: tuple[Statistic, ...] = ("kendall", "recall", "regret")
 _RESAMPLES = 1000
 
 
-def paired_rows(pairs: PairedCurves, *, confidence: float) -> tuple[PairedRow, ...]:
+def paired_rows(pairs: PairedCurves) -> tuple[PairedRow, ...]:
     """One row a budget.
 
     Args:
         pairs: The pairs, with their seconds.
-        confidence: Coverage of the intervals.
     """
     # The same pairs, with the seconds of the reference as budget.
     clock = pairs.in_seconds()
     columns = zip(
         pairs.budgets,
-        advantage(pairs, confidence=confidence),
-        acceleration(pairs, confidence=confidence),
-        advantage(clock, confidence=confidence),
-        acceleration(clock, confidence=confidence),
+        advantage(pairs),
+        acceleration(pairs),
+        advantage(clock),
+        acceleration(clock),
         strict=True,
     )
     best = _best_quarter(pairs)
@@ -211,11 +207,11 @@ def paired_rows(pairs: PairedCurves, *, confidence: float) -> tuple[PairedRow, .
             examples=float(budget),
             advantage=ahead,
             advantage_p=signed_rank_p(pairs.difference[:, column]),
-            advantage_best=mean_estimate(pairs.difference[best, column], confidence=confidence),
+            advantage_best=mean_estimate(pairs.difference[best, column]),
             acceleration=faster,
             advantage_seconds=ahead_seconds,
             acceleration_seconds=faster_seconds,
-            fidelity=_fidelities(pairs, column, confidence=confidence),
+            fidelity=_fidelities(pairs, column),
         )
         for column, (budget, ahead, faster, ahead_seconds, faster_seconds) in enumerate(columns)
     )
@@ -231,7 +227,7 @@ def _best_quarter(pairs: PairedCurves) -> list[int]:
     return [int(row) for row in order[: math.ceil(len(order) / 4)]]
 
 
-def _fidelities(pairs: PairedCurves, column: int, *, confidence: float) -> tuple[FidelityRow, ...]:
+def _fidelities(pairs: PairedCurves, column: int) -> tuple[FidelityRow, ...]:
     """Fidelity to the reference's final ranking by each statistic, and to each arm's own by tau."""
     finals = {"reference": pairs.uniform[:, -1], "own": pairs.bandit[:, -1]}
 
@@ -242,8 +238,8 @@ def _fidelities(pairs: PairedCurves, column: int, *, confidence: float) -> tuple
             finals[final],
             other_final=finals["reference"],
             statistic=statistic,
-            confidence=confidence,
-            resamples=_RESAMPLES,
+            # Kendall's tau of a thousand pairs takes milliseconds a resample.
+            resamples=max(200, min(_RESAMPLES, 200 * _RESAMPLES // max(len(pairs), 1))),
         )
         return FidelityRow(
             statistic=statistic,
@@ -261,7 +257,7 @@ def summarise(
     *,
     reference: str = "uniform",
     retrained: Retrained | None = None,
-    confidence: float = 0.95,
+    environments: Environments | None = None,
 ) -> ComparisonSummary:
     """Summarise a comparison: every arm, and every arm against the reference, paired by seed.
 
@@ -270,11 +266,11 @@ def summarise(
         reference: Arm that the others are compared with.
         retrained: Test accuracies of each study's incumbent, trained again under uniform sampling
             on fresh seeds, by ``(arm, seed)``. Missing ones are left out.
-        confidence: Coverage of all intervals, in (0, 1).
+        environments: Versions and hardware that studies began with, by ``(arm, seed)``, as in a
+            record. None takes them for equal.
 
     Raises:
-        ArgumentError: No runs, two of one arm and seed, trials of different budgets, or
-            ``confidence`` outside its bound.
+        ArgumentError: No runs, two of one arm and seed, or trials of different budgets.
         UnknownNameError: No run is of the reference arm.
     """
     if not runs:
@@ -292,19 +288,19 @@ def summarise(
     refuse_other_budgets((first, *runs))
     return ComparisonSummary(
         reference=reference,
-        confidence=confidence,
+        confidence=CONFIDENCE,
         data=first.settings.data.kind,
         model=first.settings.model.kind,
         trial_examples=first.trial_examples,
-        arms=tuple(_arm(name, by_arm[name], scores, confidence=confidence) for name in names),
+        arms=tuple(_arm(name, by_arm[name], scores) for name in names),
         contrasts=tuple(
-            _contrast(by_arm[name], by_arm[reference], scores, confidence=confidence)
+            _contrast(by_arm[name], by_arm[reference], scores, environments or {})
             for name in names[1:]
         ),
     )
 
 
-def _arm(name: str, runs: Runs, scores: Retrained, *, confidence: float) -> ArmSummary:
+def _arm(name: str, runs: Runs, scores: Retrained) -> ArmSummary:
     seeds = tuple(sorted(runs))
     incumbents = [runs[key].best for key in seeds]
     best = tuple(None if trial is None else trial.value for trial in incumbents)
@@ -312,14 +308,12 @@ def _arm(name: str, runs: Runs, scores: Retrained, *, confidence: float) -> ArmS
     plans = [Plan(runs[key].trials) for key in seeds]
     saved = _total([run.saved_examples for run in runs.values()])
     examples = _total([run.examples for run in runs.values()])
-    again = mean_estimate(
-        np.asarray([_score(runs[key], scores) for key in seeds]), confidence=confidence
-    )
+    again = mean_estimate(np.asarray([_score(runs[key], scores) for key in seeds]))
     return ArmSummary(
         arm=name,
         seeds=seeds,
         best_by_seed=best,
-        best=mean_estimate(np.asarray(known, float), confidence=confidence),
+        best=mean_estimate(np.asarray(known, float)),
         best_median=float(np.median(known)) if known else None,
         trials=dict(sum((plan.states() for plan in plans), collections.Counter())),
         examples=examples,
@@ -328,7 +322,6 @@ def _arm(name: str, runs: Runs, scores: Retrained, *, confidence: float) -> ArmS
         saved_share=saved / (saved + (examples or 0)) if saved else 0.0,
         sampler_share=mean_estimate(
             np.asarray([_sampler_share(runs[key]) for key in seeds]),
-            confidence=confidence,
         ),
         retrained=again if again.n else None,
         finished_by_seed=tuple(plan.finished for plan in plans),
@@ -352,7 +345,9 @@ def _sampler_share(run: StudyRun) -> float:
     return inside / spent if spent else math.nan
 
 
-def _contrast(arm: Runs, reference: Runs, scores: Retrained, *, confidence: float) -> Contrast:
+def _contrast(
+    arm: Runs, reference: Runs, scores: Retrained, environments: Environments
+) -> Contrast:
     seeds = tuple(sorted(arm.keys() & reference.keys()))
     gains = {
         currency: np.asarray([_gain(arm[key], reference[key], currency) for key in seeds])
@@ -362,21 +357,24 @@ def _contrast(arm: Runs, reference: Runs, scores: Retrained, *, confidence: floa
     names = [next(iter(runs.values())).arm for runs in (arm, reference)]
     again = np.asarray([_score(arm[k], scores) - _score(reference[k], scores) for k in seeds])
     known = bool(np.isfinite(again).any())
+    slots = [found for runs in (arm, reference) if (found := _slots([runs[key] for key in seeds]))]
     return Contrast(
         arm=names[0],
         reference=names[1],
         seeds=seeds,
-        gain={
-            currency: mean_estimate(gain, confidence=confidence) for currency, gain in gains.items()
-        },
+        gain={currency: mean_estimate(gain) for currency, gain in gains.items()},
         gain_p={currency: signed_rank_p(gain) for currency, gain in gains.items()},
-        seconds_per_example=_pace(arm, reference, confidence=confidence),
-        cost=costs_to_target(arm, reference, scores, confidence=confidence),
+        seconds_per_example=_pace(arm, reference),
+        cost=costs_to_target(arm, reference, scores),
         pairs=len(pairs),
-        paired=paired_rows(pairs, confidence=confidence),
-        retrained_gain=(mean_estimate(again, confidence=confidence) if known else None),
+        paired=paired_rows(pairs),
+        retrained_gain=(mean_estimate(again) if known else None),
         retrained_p=signed_rank_p(again) if known else None,
-        same_slots=_slots([arm[key] for key in seeds]) == _slots([reference[key] for key in seeds]),
+        same_slots=len(slots) < 2 or slots[0] == slots[1],
+        same_hardware=all(
+            _agree([_hardware(runs[seed], environments) for runs in (arm, reference)])
+            for seed in seeds
+        ),
         **_early_ends(arm, reference, seeds),
     )
 
@@ -400,8 +398,12 @@ def _last_attempts(runs: Sequence[StudyRun]) -> dict[tuple[int, int], TrialRun]:
     """By seed and slot the trial within one budget that ended; one that failed if there is none."""
     found: dict[tuple[int, int], TrialRun] = {}
     for run in runs:
+        # A lost attempt is being tried again.
+        again = {trial.slot for trial in run.trials if trial.state in OPEN}
         for trial in run.trials:
             key = (run.seed, trial.slot)
+            if trial.state == "fail" and trial.slot in again:
+                continue
             failed = trial.state == "fail" and REASON_KEY in trial.attrs and key not in found
             ended = trial.state in FINISHED and trial.budgets == 1
             if trial.paired and not trial.twin and (ended or failed):
@@ -419,6 +421,23 @@ def _slots(runs: Sequence[StudyRun]) -> set[int]:
     return {int(t.attrs.get(STACK_KEY, 1)) for run in runs for t in run.trials if t.curve}
 
 
+def _hardware(run: StudyRun, environments: Environments) -> list[Any] | None:
+    """What a study's seconds depend on; None if that is not known."""
+    known = environments.get((run.arm, run.seed))
+    if not known:
+        return None
+    cards = sorted(set(known.get("gpus", ())))
+    device = run.settings.training.get("device", "auto")
+    if device == "auto":
+        device = "cuda" if cards else "cpu"
+    return [*map(known.get, ("cpu", "cpu_cores", "cpu_threads")), cards, device]
+
+
+def _agree(hardware: Sequence[list[Any] | None]) -> bool:
+    """Whether studies began on the same hardware, as far as that is known."""
+    return None in hardware or hardware[0] == hardware[1]
+
+
 def _gain(arm: StudyRun, reference: StudyRun, currency: Currency) -> float:
     """Difference of the incumbents after what the cheaper study spent in all."""
     own, other = incumbent_curve(arm, currency), incumbent_curve(reference, currency)
@@ -426,14 +445,14 @@ def _gain(arm: StudyRun, reference: StudyRun, currency: Currency) -> float:
     return float(own.at(spent) - other.at(spent))
 
 
-def _pace(arm: Runs, reference: Runs, *, confidence: float) -> Estimate:
+def _pace(arm: Runs, reference: Runs) -> Estimate:
     """Ratio of training seconds per example."""
     paces = [
         (_seconds_per_example(arm[key]), _seconds_per_example(reference[key]))
         for key in sorted(arm.keys() & reference.keys())
     ]
     ratios = [own / other for own, other in paces if own and other]
-    return geometric_mean(ratios, confidence=confidence)
+    return geometric_mean(ratios)
 
 
 def _seconds_per_example(run: StudyRun) -> float | None:

@@ -1,6 +1,6 @@
 """What the Optuna dashboard shows of a study: notes, figures, learning curves to download."""
 
-from hpo_mab.dashboard._files import artifact_folder, artifact_store, save_curves
+from hpo_mab.dashboard._files import artifact_folder
 from hpo_mab.dashboard._publish import Published, publish_comparison, publish_study, refresh
 from hpo_mab.dashboard._serve import application, comparison_path
 
@@ -8,10 +8,8 @@ __all__ = [
     "Published",
     "application",
     "artifact_folder",
-    "artifact_store",
     "comparison_path",
     "publish_comparison",
     "publish_study",
     "refresh",
-    "save_curves",
 ]

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hpo_mab._attributes import PRUNED_KEY, RESUMED_KEY
+from hpo_mab._attributes import PROMOTES_KEY, PRUNED_KEY
 from hpo_mab._plan import Plan
 from hpo_mab.compare._text import length_text, parameter_rows, repeats_text, study_facts
 from hpo_mab.compare.figures._style import thin
@@ -224,13 +224,19 @@ def pruning_notes(run: StudyRun) -> dict[int, str]:
         run: The study.
     """
     earlier: dict[int, list[float]] = collections.defaultdict(list)
+    trials = {trial.number: trial for trial in run.trials}
     notes = {}
     for trial in run.trials:
         if trial.state == "pruned":
             notes[trial.number] = _pruning_note(run, trial, earlier)
+        if trial.state == "fail":
+            # A cut-off attempt is tried again, and would count twice.
+            continue
+        # A trial that continues a paused one begins with that one's curve.
+        before = trials.get(int(trial.attrs.get(PROMOTES_KEY, -1)))
+        known = len(before.curve) if before is not None and before.slot == trial.slot else 0
         # After its own note: a trial is compared with earlier ones only.
-        # A trial that continues another one begins with that one's curve.
-        for evaluation in trial.curve[int(trial.attrs.get(RESUMED_KEY, 0)) :]:
+        for evaluation in trial.curve[known:]:
             bisect.insort(earlier[evaluation.index], evaluation.accuracy)
     return notes
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import functools
 import itertools
@@ -40,8 +41,8 @@ from hpo_mab.dashboard._notes import (
 from hpo_mab.dashboard._serve import comparison_path
 from hpo_mab.data import ImageData
 from hpo_mab.search._confirm import stored_repeats
-from hpo_mab.search._ranges import holds, parse_value, ranges
-from hpo_mab.storage import Definition, Storage, StudyRun, open_study, read_run, study_names
+from hpo_mab.search._ranges import holds, parse_value, ranges, without_none
+from hpo_mab.storage import Storage, StoredDefinition, StudyRun, open_study, read_run, study_names
 from hpo_mab.storage._optuna import AttributeSink, id_of
 from hpo_mab.storage._tables import STUDY_ATTRIBUTES, TRIALS
 
@@ -112,16 +113,16 @@ def study_figures(runs: Sequence[StudyRun]) -> dict[str, go.Figure]:
     Args:
         runs: The studies.
     """
-    shares: dict[str, dict[str, float]] = {}
+    by_arm: dict[str, list[dict[str, float]]] = collections.defaultdict(list)
     for run in runs:
-        if not shares.get(run.arm):
-            shares[run.arm] = importances(run)
+        if shares := importances(run):
+            by_arm[run.arm].append(shares)
     made = {
         "incumbent-examples": figures.anytime_incumbent(runs, max_points=_POINTS),
         "incumbent-seconds": figures.anytime_incumbent(
             runs, currency="seconds", max_points=_POINTS
         ),
-        "importance": figures.knob_importance(shares),
+        "importance": figures.knob_importance({arm: _mean(one) for arm, one in by_arm.items()}),
         "knobs": figures.knob_slices(runs, max_points=_SCATTERED),
         "reward-rate": figures.reward_rate(runs, max_points=_POINTS),
         "concentration": figures.concentration(runs, max_points=_POINTS),
@@ -157,7 +158,8 @@ def importances(run: StudyRun) -> dict[str, float]:
         run: A study; the ranges of its definition are the search space.
     """
     # Not the definition: a package that it names may be missing by now.
-    parsed = (ranges(name, parse_value(name, raw)) for name, raw in run.settings.ranges.items())
+    written = run.settings.ranges.items()
+    parsed = (ranges(name, parse_value(name, without_none(raw))) for name, raw in written)
     searched = dict(itertools.chain.from_iterable(parsed))
     # Only final accuracies after one budget are comparable: a pruned trial has none. A value that a
     # user has enqueued may lie outside its range.
@@ -183,6 +185,12 @@ def importances(run: StudyRun) -> dict[str, float]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return get_param_importances(study, evaluator=PedAnovaImportanceEvaluator())
+
+
+def _mean(shares: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The mean importance of each parameter over studies."""
+    names = set(itertools.chain.from_iterable(shares))
+    return {name: sum(one.get(name, 0.0) for one in shares) / len(shares) for name in names}
 
 
 def _study_in_memory() -> optuna.Study:
@@ -333,11 +341,9 @@ def _publish_one(
     images: ImageData | None = None,
     found: Mapping[str, str] | None = None,
 ) -> None:
-    attrs = storage.optuna.get_study_system_attrs(id_of(study))
-    page, written = AttributeSink(attrs), dict[str, Any]()
     # A study that continues by itself keeps the verdict of the comparison it was part of.
-    before = attrs.get(PUBLISHED_KEY, {})
-    found = found or before.get("found", {})
+    before = _published(storage, study)
+    verdict = found or before.get("found", {})
     folder = artifact_folder(storage)
     record = storage.examples.load(id_of(study))
     listed = ListedImages(**before["listed"]) if "listed" in before else None
@@ -345,7 +351,8 @@ def _publish_one(
         listed = draw_listed(study, record, images, folder, before=listed)
     # Read once: a training that is stored after this is published by the next `refresh`.
     own = study.user_attrs
-    note = study_note(
+    note = functools.partial(
+        study_note,
         run,
         storage,
         test_accuracy=_test_accuracy(study, run),
@@ -361,28 +368,62 @@ def _publish_one(
             images=listed,
             path=pictures_path(study),
         ),
-        **found,
     )
+    text, texts = note(**verdict), curve_notes(run) | pruning_notes(run)
+    with storage.lock(run.name):
+        # Another process may have published the study meanwhile, with a verdict.
+        stored = _published(storage, study)
+        if not found and stored.get("found", {}) != verdict:
+            # Its figures are a comparison's.
+            verdict, drawn = stored["found"], {}
+            text = note(**verdict)
+        written = _page(storage, study, text, texts, drawn)
+        ended = Plan(run.trials).ended
+        written[PUBLISHED_KEY] = {**stored, "found": dict(verdict), "page": ended}
+        _write(storage.optuna.engine, id_of(study), written)
+    if sum(len(trial.curve) for trial in run.trials) >= LARGE:
+        save_curves(study, run, folder)
+    # Last, so that a failed write is repeated by the next `refresh`.
+    with storage.lock(run.name):
+        published = _published(storage, study) | {"confirmed": own.get(CONFIRMED_KEY)}
+        # Another process may have written a page of fewer trials meanwhile.
+        published["finished"] = published.get("page", ended)
+        if listed is not None:
+            published["listed"] = dataclasses.asdict(listed)
+        _write(storage.optuna.engine, id_of(study), {PUBLISHED_KEY: published})
+
+
+def _published(storage: Storage, study: optuna.Study) -> dict[str, Any]:
+    """What is known of the study's last publication; empty if there was none."""
+    found: dict[str, Any] = storage.optuna.get_study_system_attrs(id_of(study)).get(
+        PUBLISHED_KEY, {}
+    )
+    return found
+
+
+def _page(
+    storage: Storage,
+    study: optuna.Study,
+    note: str,
+    texts: Mapping[int, str],
+    drawn: Mapping[str, go.Figure],
+) -> dict[str, Any]:
+    """The system attributes that change with a study's note, figures and notes of trials."""
+    attrs = storage.optuna.get_study_system_attrs(id_of(study))
+    page = AttributeSink(attrs)
     save_note(page, keep_users_part(note, str(get_note(page))))
     for name, figure in drawn.items():
         save_plotly_graph_object(page, figure, graph_object_id=name)
+    written: dict[str, Any] = dict(page.written)
     ids = trial_ids(storage.optuna.engine, id_of(study))
-    for number, text in (curve_notes(run) | pruning_notes(run)).items():
+    for number, text in texts.items():
         # The first note of a trial, ours or a user's, stays.
         if f"dashboard:{ids[number]}:note_ver" not in attrs:
             # `save_note` searches all attributes for parts of a longer note; a first note has none.
             trial = AttributeSink({}, ids[number])
             save_note(trial, text)
             written |= trial.written
-    if sum(len(trial.curve) for trial in run.trials) >= LARGE:
-        save_curves(study, run, folder)
-    # Last, so that a failed write is repeated by the next `refresh`.
-    published = {"finished": Plan(run.trials).ended, "found": dict(found)}
-    published["confirmed"] = own.get(CONFIRMED_KEY)
-    if listed is not None:
-        published["listed"] = dataclasses.asdict(listed)
-    written |= page.written | {PUBLISHED_KEY: published}
-    _write(storage.optuna.engine, id_of(study), written)
+    return written
 
 
 def _test_accuracy(study: optuna.Study, run: StudyRun) -> float | None:
@@ -398,7 +439,7 @@ def _is_built_in(data: str) -> bool:
 
 def _is_ours(storage: Storage, study: optuna.Study) -> bool:
     """Whether the study has a definition, or its first trial a `hpo_mab.TrialReporter`."""
-    if Definition.is_in(study.user_attrs):
+    if StoredDefinition.is_in(study.user_attrs):
         return True
     # Reading the trials of every study would take seconds.
     if not storage.optuna.get_n_trials(id_of(study)):

@@ -207,8 +207,8 @@ def _find_files(root: Path) -> _Layout:
         unknown = set(below) - set(classes)
         if unknown:
             raise DataError(
-                f"Classes in {folder} must be classes of the training images, "
-                f"got {', '.join(sorted(unknown))} besides."
+                f"{folder} must have only classes of the training images, "
+                f"got also {', '.join(sorted(unknown))}."
             )
         files[part] = _class_files(below, classes, walk)
     if base != root:
@@ -235,7 +235,7 @@ def _split_folders(root: Path, folders: Mapping[str, Path]) -> dict[str, Path]:
 
 def _is_class(name: str, path: Path, part: str, found: Mapping[str, Path]) -> bool:
     """Whether a folder with the name of a part is a class: it has no folders of classes."""
-    if part == "train":  # The vehicle.
+    if part == "train":  # A class of vehicles has images and no folders.
         return not _Walk().folders(path)
     valid = name.casefold() == "valid" and "train" not in found
     return valid and not _Walk().folders(path) and bool(_Walk().images(path))

@@ -93,7 +93,7 @@ class ImageData:
             ArgumentError: Images that are not uint8 of such a shape, or labels that do not fit.
         """
         if isinstance(images, np.ndarray) and any(step < 0 for step in images.strides):
-            # Of a reversed view, such as one from BGR to RGB, torch makes no tensor.
+            # torch refuses a reversed view, such as one from BGR to RGB.
             images = images.copy()
         pixels = torch.as_tensor(images)
         if pixels.ndim == 4 and pixels.shape[3] in (1, 3, 4) and pixels.shape[1] > 4:

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from hpo_mab._errors import ArgumentError, DataError, name_of, plain
 from hpo_mab._labels import stratified_halves
+from hpo_mab._machine import expanded
 from hpo_mab._registry import Named, Registry
 from hpo_mab.data import _images
 from hpo_mab.data._folder import image_folder
@@ -295,7 +296,8 @@ def load(
         ArgumentError: An option outside its bound, or data that are no images.
         DataError: The data do not exist, cannot be fetched or read, or exceed memory.
     """
-    given = {"root": Path(root), "download": download, "validation": 0.15, "seed": 0}
+    folder = expanded(root)
+    given = {"root": folder, "download": download, "validation": 0.15, "seed": 0}
     parts = _loaded(name, plain(more), **given).parts
     if not isinstance(parts["train"], ImageData):
         raise ArgumentError(f"data set '{name_of(name)}' is not one of images; use load_splits.")
@@ -342,7 +344,8 @@ def load_splits(
             ``exclude`` is a list of other images.
     """
     validation, seed = plain(validation), plain(seed)
-    given = {"root": Path(root), "download": download, "validation": validation, "seed": seed}
+    folder = expanded(root)
+    given = {"root": folder, "download": download, "validation": validation, "seed": seed}
     found = _loaded(name, plain(more), **given)
     parts = found.parts
     if not isinstance(parts["train"], ImageData):

@@ -16,7 +16,14 @@ import optuna
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from hpo_mab._attributes import CHOICE_KEY, EVIDENCE_KEY, FIDELITY_KEY, UNIFORM, StudySettings
+from hpo_mab._attributes import (
+    CHOICE_KEY,
+    EVIDENCE_KEY,
+    FIDELITY_KEY,
+    RACE_KEY,
+    UNIFORM,
+    StudySettings,
+)
 from hpo_mab._errors import ArgumentError
 from hpo_mab._plan import Attempt, Plan
 from hpo_mab.advantage import (
@@ -241,7 +248,7 @@ class EvidenceKeeper:
     """Keeps a study's evidence in memory, so that a decision does not query the database.
 
     Args:
-        given: Evidence saved earlier; it is not measured again.
+        given: Evidence saved earlier; it is not measured again, unless it has no pairs.
         reference: Name of a uniform study in the same storage.
         full: Step that a full trial reports last; None reads it from the study's definition, else
             takes the largest step of a complete trial.
@@ -265,13 +272,11 @@ class EvidenceKeeper:
         confidence: float = 0.95,
         every: int = 10,
     ) -> None:
-        self.evidence = given
+        # A file that holds only the choice of a race has no pairs: the study measures its own.
+        self.evidence = given if given is not None and given.pairs else None
         self.fidelity: RungFidelity | None = None
         self.full = full
-        #: Sampler whose trials are paired with the uniform ones; None pairs any other's.
-        self.arm: str | None = None
-        self._races = False
-        self._given = given is not None
+        self._given = self.evidence is not None
         self._reference = reference
         #: See `hpo_mab.advantage.measure_evidence`.
         self.margin = margin
@@ -344,7 +349,6 @@ class EvidenceKeeper:
 
     def _read_definition(self, settings: StudySettings) -> None:
         self._names = (settings.data.kind, settings.model.kind)
-        self._races = settings.sampler.kind == "auto"
         # A uniform study cannot have evidence, so it gets no warning.
         self._warned = settings.sampler.kind == UNIFORM
         if self.full is None:
@@ -353,11 +357,12 @@ class EvidenceKeeper:
             self.evidence = self._unless_of_another_task(self.evidence)
 
     def _measure(self, study: optuna.Study, trials: Sequence[FrozenTrial]) -> None:
-        arm = self.arm
-        if self._races and arm is None:
-            arm = study.user_attrs.get(CHOICE_KEY, {}).get("sampler")
+        attrs = study.user_attrs
+        races = RACE_KEY in attrs or CHOICE_KEY in attrs
+        # Sampler whose trials are paired with the uniform ones; None pairs any other's.
+        arm = attrs.get(CHOICE_KEY, {}).get("sampler")
         # Before a race is decided, and after uniform sampling has won it, no rung moves.
-        if self.full is None or (self._races and arm in (None, UNIFORM)):
+        if self.full is None or (races and arm in (None, UNIFORM)):
             return
         pairs = pairs_of_trials(
             trials,
@@ -369,7 +374,7 @@ class EvidenceKeeper:
         known = 0 if self.evidence is None else self.evidence.pairs
         if pairs.ended < FEWEST_PAIRS or pairs.ended <= known:
             return
-        own = "race" if self._races else "pilot"
+        own = "race" if races else "pilot"
         self.evidence = measure_evidence(
             pairs,
             margin=self.margin,

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
         CurriculumSampler,
         HardMiningSampler,
         InfoBatchSampler,
-        SelectiveBackpropSampler,
     )
     from hpo_mab.samplers._streams import UniformSampler
 
@@ -42,7 +41,6 @@ __all__ = [
     "MABSampler",
     "PSGDSampler",
     "PredictionVarianceSampler",
-    "SelectiveBackpropSampler",
     "UniformSampler",
     "available",
     "create",

@@ -153,6 +153,8 @@ class BatchSampler(Sampler[list[int]], abc.ABC):
         require(1 <= world_size <= examples, "world_size", bound, world_size)
         require(0 <= rank < world_size, "rank", f"in [0, {world_size})", rank)
         self.device = torch.device(device)
+        is_there = self.device.type != "cuda" or torch.cuda.is_available()
+        require(is_there, "device", "one that this machine has", device)
         self.seed = seed
         self.rank = rank
         self.world_size = world_size
@@ -305,9 +307,9 @@ class BatchSampler(Sampler[list[int]], abc.ABC):
     ) -> Tensor:
         """Answer the oldest unanswered draw with its per-example losses.
 
-        ``indices`` or ``targets`` on the host are used to check that the batch is that of the
-        draw. Nothing here waits for a CUDA device, except for ``indices`` on it that are in other
-        memory than the draw's.
+        ``indices`` are used to check that the batch is that of the draw; so are ``targets`` if
+        they and the sampler are on the host. This waits for a CUDA device if the sampler is on the
+        host and the losses are not, and for ``indices`` that are elsewhere than the draw's.
 
         Args:
             losses: Loss of each example of the batch, float [B], as from ``reduction="none"``.

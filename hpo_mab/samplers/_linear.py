@@ -136,10 +136,11 @@ class OnlineRidge:
         values = values.masked_fill(~keep, 0.0)
         # A batch without a finite loss must change nothing.
         decay = torch.where(keep.any(), self._decay, 1.0)
-        self._precision = (
-            decay * self._precision + (1 - decay) * self._prior + features.T @ features
-        )
-        self._moment = decay * self._moment + features.T @ values
+        # `update` may be called within a loop's autocast, in whose precision sums would be lost.
+        with torch.autocast(features.device.type, enabled=False):
+            squares, products = features.T @ features, features.T @ values
+        self._precision = decay * self._precision + (1 - decay) * self._prior + squares
+        self._moment = decay * self._moment + products
 
     def mean(self) -> Tensor:
         """Posterior mean of the coefficients, float32 [d]."""

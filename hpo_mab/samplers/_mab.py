@@ -38,9 +38,9 @@ class MABSampler(BatchSampler):
     arms are rewarded when their losses are given.
 
     Thompson sampling and softmax give every example a positive chance of being drawn again. So does
-    a positive ``floor`` or ``epsilon``. ``"ucb1"``, and ``"epsilon_greedy"`` with ``epsilon = 0``,
-    take the best arm only. With ``memory=None`` an arm that failed early may then never be drawn
-    again; with a window it returns once its failures are forgotten.
+    a positive ``floor`` or ``epsilon``. ``"epsilon_greedy"`` with ``epsilon = 0`` takes the best
+    arm only. With ``memory=None`` an arm that failed early may then never be drawn again; with a
+    window it returns once its failures are forgotten.
 
     Arms without counted pulls are equal. They are drawn in shuffled passes (see ``replacement``),
     as under uniform sampling. So before a bandit has learnt, it is no worse than shuffling.
@@ -62,11 +62,8 @@ class MABSampler(BatchSampler):
         policy: ``"thompson"``: the arm of the greatest draw from the posteriors.
             ``"epsilon_greedy"``: the arm of the best posterior mean, with probability ``epsilon``
             any arm. ``"softmax"``: probability proportional to ``exp(mean / temperature)``.
-            ``"ucb1"``: the greatest ``mean + exploration * sqrt(2 ln t / n)`` over ``t`` pulls of
-            the bandit, of which ``n`` of the arm. ``n`` includes the prior's counts, so that an arm
-            without pulls has a finite bonus. Ties are broken uniformly. On a CPU, all but
-            ``"thompson"`` look at each arm: with 128 bandits of 390 arms a step takes 1.6 ms, not
-            0.1.
+            Ties are broken uniformly. On a CPU, all but ``"thompson"`` look at each arm, which
+            takes many times longer.
         prior: Beta parameters of an arm without pulls, each in [0.1, 1000].
         loss_decay: Decay of the moving average of the loss a batch, in [0, 1).
         memory: How many of a bandit's last pulls count, at least 1. ``"auto"``: a quarter as many
@@ -92,7 +89,6 @@ class MABSampler(BatchSampler):
             the phase in which it was captured.
         epsilon: Of ``"epsilon_greedy"``, in [0, 1].
         temperature: Of ``"softmax"``, positive.
-        exploration: Of ``"ucb1"``, at least 0.
         reward: Which losses of a batch are rewarded: ``"above_average"``, those that reach the
             moving average; or ``"package.module:name"`` of a rule like
             `hpo_mab.bandits.above_average`, or the rule.
@@ -120,7 +116,7 @@ class MABSampler(BatchSampler):
         self,
         labels: Tensor | Sequence[int],
         *,
-        policy: Literal["thompson", "epsilon_greedy", "softmax", "ucb1"] = "thompson",
+        policy: Literal["thompson", "epsilon_greedy", "softmax"] = "thompson",
         prior: tuple[float, float] = (1.0, 1.0),
         loss_decay: float = 0.99,
         memory: int | Literal["auto"] | None = "auto",
@@ -131,7 +127,6 @@ class MABSampler(BatchSampler):
         active: float = 1.0,
         epsilon: float = 0.1,
         temperature: float = 0.1,
-        exploration: float = 1.0,
         reward: Named = "above_average",
         **common: Unpack[CommonArguments],
     ) -> None:
@@ -147,7 +142,6 @@ class MABSampler(BatchSampler):
             active=active,
             epsilon=epsilon,
             temperature=temperature,
-            exploration=exploration,
             reward=reward,
         )
         super().__init__(labels, **common)

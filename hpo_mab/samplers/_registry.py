@@ -26,7 +26,6 @@ NAMES: Mapping[str, str] = {
     "mab": "hpo_mab.samplers._mab:MABSampler",
     "psgd": "hpo_mab.samplers._pass:PSGDSampler",
     "pvar": "hpo_mab.samplers._pass:PredictionVarianceSampler",
-    "selective_backprop": "hpo_mab.samplers._selective:SelectiveBackpropSampler",
     "uniform": "hpo_mab.samplers._streams:UniformSampler",
 }
 

@@ -1,7 +1,7 @@
 """Samplers that leave out examples: those of low loss, or the hardest.
 
-InfoBatch, selective backprop and hard mining leave out low losses. The curriculum leaves out what
-was hard in earlier trainings.
+InfoBatch and hard mining leave out low losses. The curriculum leaves out what was hard in earlier
+trainings.
 """
 
 from __future__ import annotations
@@ -98,97 +98,6 @@ class InfoBatchSampler(LearningSampler):
         self, draw: Draw, losses: Tensor, logits: Tensor | None, targets: Tensor | None
     ) -> None:
         replace(self._scores, draw.context, losses, keep=torch.isfinite(losses))
-
-
-class SelectiveBackpropSampler(LearningSampler):
-    """Selective backpropagation (Jiang et al. 2019).
-
-    Batches are drawn by uniform shuffling. Once their losses are known, an example is kept with
-    probability
-
-        P(keep | loss) = CDF_R(loss) ** beta,
-
-    ``CDF_R`` being the share of the last ``R = history`` losses, this batch's included, that are at
-    most ``loss``. In expectation a share of ``1 / (1 + beta)`` is kept. As in the paper, `update`
-    returns the mean loss of the *kept* examples. Their weights are ``B / kept``, the others' 0.
-    This is biased towards high losses on purpose. If nothing is kept the loss is 0 times the losses
-    and the step has no gradient. Every example is drawn once a pass, and the largest loss of the
-    history is always kept.
-
-    Deviation: the paper skips the backward pass of examples not kept and fills batches of ``B``
-    kept ones. Here the batch keeps its size, and a plain training loop still runs the whole
-    backward pass. This shows the effect of the selection on learning, *not the time it can save*.
-    To save it, back-propagate through ``losses[keep]`` in a separate loop.
-
-    Source: Jiang et al., "Accelerating Deep Learning by Focusing on the Biggest Losers", 2019,
-    arXiv:1910.00762, and github.com/angelajiang/SelectiveBackprop, whose history is 1024.
-
-    Args:
-        labels: Class of each training example, integers [N].
-        beta: Selectivity, at least 0; 0 keeps all, 1 half, 2 a third.
-        history: Number of losses kept, ``R``, at least 1; raised to ``batch_size`` where smaller.
-        **common: Arguments of every sampler, see `BatchSampler`.
-
-    Raises:
-        ArgumentError: An argument outside its bound.
-
-    Examples:
-        >>> from hpo_mab.samplers import SelectiveBackpropSampler
-        >>> SelectiveBackpropSampler([0, 1] * 50, batch_size=10, beta=2.0).draw().shape
-        torch.Size([10])
-    """
-
-    weighs_by_losses = True
-    _tensors = ("_history", "_filled")
-
-    def __init__(
-        self,
-        labels: Tensor | Sequence[int],
-        *,
-        beta: float = 1.0,
-        history: int = 1024,
-        **common: Unpack[CommonArguments],
-    ) -> None:
-        require(beta >= 0, "beta", "at least 0", beta)
-        require(history >= 1, "history", "at least 1", history)
-        super().__init__(labels, **common)
-        self.beta = beta
-        # One entry more, where non-finite losses go.
-        self._history = torch.zeros(max(history, self.batch_size) + 1, device=self.device)
-        self._filled = torch.zeros((), dtype=torch.int64, device=self.device)
-
-    def _draw(self) -> Draw:
-        positions = self._stream.take(self.batch_size)
-        # Drawn here and not in `_learn`, so that the random stream does not depend on when losses
-        # are given.
-        tickets = torch.rand(self.batch_size, generator=self._generator, device=self.device)
-        return Draw(self._count(positions), context=tickets)
-
-    def _learn(
-        self, draw: Draw, losses: Tensor, logits: Tensor | None, targets: Tensor | None
-    ) -> None:
-        finite = torch.isfinite(losses)
-        self._store(losses, finite)
-        # The largest loss has percentile 1 and tickets are below 1, so it is always kept.
-        kept = finite & (draw.context < self._percentiles(losses) ** self.beta)
-        draw.weights = kept * (self.batch_size / kept.sum().clamp_min(1))
-        self._reward(kept, finite)
-
-    def _store(self, losses: Tensor, finite: Tensor) -> None:
-        """Write the finite losses into the ring of the last R; others go to its extra entry."""
-        size = len(self._history) - 1
-        slots = self._filled + finite.cumsum(0) - 1
-        slots = torch.where(finite, slots % size, size)
-        self._history[slots] = torch.where(finite, losses, 0.0)
-        self._filled = self._filled + finite.sum()
-
-    def _percentiles(self, losses: Tensor) -> Tensor:
-        """Share of the history at most each loss, float32 [B]."""
-        size = len(self._history) - 1
-        known = torch.arange(size, device=self.device) < self._filled
-        ordered = torch.where(known, self._history[:-1], torch.inf).sort().values
-        at_most = torch.searchsorted(ordered, torch.nan_to_num(losses), right=True)
-        return at_most / self._filled.clamp(1, size)
 
 
 class HardMiningSampler(LearningSampler):

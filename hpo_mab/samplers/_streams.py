@@ -341,10 +341,6 @@ def gradient_bound(logits: Tensor, targets: Tensor) -> Tensor:
     return norm
 
 
-#: Counts that each `LearningSampler` has.
-_COUNTS = ("_draws", "_rewards")
-
-
 class LearningSampler(StreamSampler):
     """A sampler whose state is a generator, a stream and named tensors.
 
@@ -412,7 +408,8 @@ class LearningSampler(StreamSampler):
         return Figures(rewarded, judged, int(counts.sum()), int(most)).shares()
 
     def _state(self) -> dict[str, Any]:
-        tensors = {name: getattr(self, name).clone() for name in (*_COUNTS, *self._tensors)}
+        names = ("_draws", "_rewards", *self._tensors)
+        tensors = {name: getattr(self, name).clone() for name in names}
         return {**super()._state(), "tensors": tensors}
 
     def _load_state(self, state: dict[str, Any]) -> None:

@@ -10,12 +10,10 @@ from typing import TYPE_CHECKING
 from hpo_mab._registry import lazy_names
 
 if TYPE_CHECKING:
-    from hpo_mab._plan import StudyFailedError
+    from hpo_mab.search._claim import StudyFailedError
     from hpo_mab.search._confirm import Candidate, Confirmation, confirm
     from hpo_mab.search._copy import Copied, copy_study
-    from hpo_mab.search._definition import (
-        StudySpec,
-    )
+    from hpo_mab.search._definition import StudySpec
     from hpo_mab.search._load import builtin_names, load_spec, make_spec
     from hpo_mab.search._objective import TrainingObjective
     from hpo_mab.search._prepare import load_splits, make_objective
@@ -71,6 +69,6 @@ __getattr__, __dir__ = lazy_names(
         "RunOutcome StudyRunner join_study": "._runner",
         "SearchSpace": "._space",
         "TrialCallback": "._trial_loop",
-        "StudyFailedError": "hpo_mab._plan",
+        "StudyFailedError": "._claim",
     },
 )

@@ -41,7 +41,7 @@ class Checkpoints:
 
     Args:
         folder: Where they are. Workers on several machines need a folder that all of them reach. A
-            trial whose file is not there begins at zero.
+            trial whose file is not there begins at zero; a complete one does not continue.
         seconds: A trial is saved at the first evaluation this long after its last save; 0 saves
             none.
     """
@@ -123,7 +123,7 @@ class SlotCheckpoint:
             return None
         except Exception as error:  # torch raises errors of many kinds for a broken file.
             why = f"cannot be read ({type(error).__name__})"
-        warn_of_checkpoint(f"The checkpoint {path} {why}; the trial starts from zero.")
+        warn_of_checkpoint(f"The checkpoint {path} {why}, and is not used.")
         return None
 
     def save_if_due(
@@ -143,7 +143,7 @@ class SlotCheckpoint:
             pruned: Whether it is pruned.
         """
         is_late = time.monotonic() - self._saved > self._checkpoints.seconds
-        if self._may_continue(pruned=pruned) if stops else is_late:
+        if (stops and self._may_continue(pruned=pruned)) or (is_late and not stops):
             record.flush()
             self.save(state)
 
@@ -205,6 +205,6 @@ def warn_of_checkpoint(message: str) -> None:
 def warn_of_misfit(error: Exception) -> None:
     """Warn that the state of a checkpoint does not fit its training."""
     warn_of_checkpoint(
-        f"A checkpoint does not fit its trial, which starts from zero: {failure_reason(error)}. "
-        "One that was saved in slots fits only in slots, and the other way round."
+        f"A checkpoint does not fit its trial, and is not used: {failure_reason(error)}. "
+        "One saved in slots fits only slots, one saved alone only a trial that is trained alone."
     )

@@ -20,10 +20,9 @@ from hpo_mab._attributes import (
     SAMPLER_KEY,
     SLOT_KEY,
     WORKER_KEY,
-    budgets_of,
 )
-from hpo_mab._errors import failure_reason
-from hpo_mab._plan import Attempt, Next, Plan, raise_if_failing
+from hpo_mab._errors import HpoMabError, failure_reason
+from hpo_mab._plan import Attempt, Next, Plan, budgets_of
 from hpo_mab.pruners import PromotionPruner, TopKPruner
 from hpo_mab.search._queue import close_lost, requeue
 from hpo_mab.search._target import Target, _Spending
@@ -128,8 +127,8 @@ def _start_next(
 ) -> optuna.trial.Trial | None:
     """Begin a trial; None if none has begun.
 
-    That is where Optuna's own loop, which takes no lock, has begun the waiting one, and where the
-    study's sampler raises: the trial then fails.
+    None has begun if Optuna's own loop, which takes no lock, has begun the waiting one, or if the
+    study's sampler raised; the trial has then failed.
 
     Raises:
         StudyFailedError: Three trials in a row failed.
@@ -203,3 +202,31 @@ def _begin_promotion(study: optuna.Study, best: FrozenTrial, new_slot: int) -> i
         kept[LENGTH_KEY] = budgets_of(attrs) + 1
     own = {SLOT_KEY: slot, PROMOTES_KEY: best.number, **kept}
     return add_running(study, own, params=best.params, distributions=best.distributions)
+
+
+_FAILURES_IN_A_ROW = 3
+
+
+class StudyFailedError(HpoMabError):
+    """Trial after trial failed; the message holds the last reason.
+
+    Examples:
+        >>> from hpo_mab.search import StudyFailedError
+        >>> str(StudyFailedError("trial after trial failed: out of memory"))
+        'trial after trial failed: out of memory'
+    """
+
+
+def raise_if_failing(study: optuna.Study) -> None:
+    """Give up after three failures in a row.
+
+    Raises:
+        StudyFailedError: The last three trials failed by themselves.
+    """
+    trials = study.get_trials(deepcopy=False)
+    failed = Plan(trials).failed_in_a_row()
+    if len(failed) >= _FAILURES_IN_A_ROW:
+        reason = trials[failed[-1]].user_attrs.get(REASON_KEY, "see the log")
+        raise StudyFailedError(
+            f"{_FAILURES_IN_A_ROW} trials in a row failed, the last with: {reason}"
+        )

@@ -11,7 +11,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 from hpo_mab._attributes import UNIFORM, TotalBudget
 from hpo_mab._errors import ArgumentError, plain
 from hpo_mab.search._portfolio import AUTO, PORTFOLIO
-from hpo_mab.search._ranges import examples, parse_value
+from hpo_mab.search._ranges import extremes, parse_value, without_none
 from hpo_mab.training import DEFAULT_AVERAGE, Budget
 
 #: Trials that one process trains at the same time.
@@ -36,19 +36,11 @@ class _OpenSection(_Section):
     @property
     def options(self) -> dict[str, Any]:
         """The further keys; the text ``"none"`` means None, which TOML lacks."""
-        return {key: _without_none(raw) for key, raw in (self.__pydantic_extra__ or {}).items()}
+        return {key: without_none(raw) for key, raw in (self.__pydantic_extra__ or {}).items()}
 
     def values(self, section: str) -> dict[str, Any]:
         """The further keys, ranges turned into Optuna distributions."""
         return {key: parse_value(f"{section}.{key}", raw) for key, raw in self.options.items()}
-
-
-def _without_none(raw: Any) -> Any:
-    if isinstance(raw, Mapping):
-        return {key: _without_none(value) for key, value in raw.items()}
-    if isinstance(raw, list):
-        return [_without_none(value) for value in raw]
-    return None if raw == "none" else raw
 
 
 def _value_of(kind: type, *, low: float, high: float = math.inf, below: float = math.inf) -> Any:
@@ -63,7 +55,7 @@ def _value_of(kind: type, *, low: float, high: float = math.inf, below: float = 
                 f"{{ choices = {raw} }}"
             )
         try:
-            found = examples(parse_value("value", raw))
+            found = extremes(parse_value("value", raw))
         except ArgumentError as error:
             # The key is named already.
             raise ValueError(str(error).removeprefix("value: ")) from None
@@ -207,10 +199,6 @@ class CompareSection(_Section):
     arms: dict[str, ArmSection] = Field(default_factory=dict)
 
 
-#: Sections whose options may be ranges.
-_SEARCHED = ("optimizer", "model", "sampler")
-
-
 class StudySpec(_Section):
     """A whole study definition; ``studies/README.md`` says what each key means.
 
@@ -242,7 +230,7 @@ class StudySpec(_Section):
 
     @model_validator(mode="after")
     def _ranges_hold(self) -> StudySpec:
-        for section in _SEARCHED:
+        for section in ("optimizer", "model", "sampler"):
             getattr(self, section).values(section)
         return self
 

@@ -23,7 +23,7 @@ from hpo_mab.advantage import Evidence
 from hpo_mab.advantage._evidence import difference_of_task, read_evidence
 from hpo_mab.search._choice import Choice, judged_at, stored_choice
 from hpo_mab.search._portfolio import AUTO, parse_portfolio, uses_record
-from hpo_mab.storage import Definition
+from hpo_mab.storage import StoredDefinition
 
 if TYPE_CHECKING:
     from hpo_mab.search._definition import StudySpec
@@ -68,7 +68,7 @@ class Raced:
             ArgumentError: There is none that a later study could use.
             StorageError: The study was not made by this product.
         """
-        choice, definition = stored_choice(study), Definition.load(study)
+        choice, definition = stored_choice(study), StoredDefinition.load(study)
         if choice is None:
             why = "its race is not over"
         elif choice.source:

@@ -14,6 +14,7 @@ from typing import Any
 import pydantic
 
 from hpo_mab._errors import HpoMabError, SpecError, UnknownNameError
+from hpo_mab._machine import expanded
 from hpo_mab.search._definition import ArmSection, StudySpec
 
 _BUDGET_UNITS = ("epochs", "steps", "examples")
@@ -42,7 +43,7 @@ def load_spec(
         overrides: Values by dotted key that replace the file's, e.g. ``{"optimizer.lr": 0.1}``.
             Naming another sampler, pruner, network, optimiser or data set keeps only the options
             it also has. With other data the definition is named after them, unless ``name`` is
-            given.
+            given; another folder of images keeps the name.
 
     Raises:
         SpecError: No such file, not TOML, or a value that cannot be used; names file and key.
@@ -54,10 +55,10 @@ def load_spec(
         raise SpecError(f"{source}: not valid TOML: {error}") from None
     except OSError as error:
         raise SpecError(f"{source}: cannot be read: {error.strerror}.") from None
-    # Overrides may name other data, after which the definition is then named.
+    # Read before the overrides: if they name other data, the definition is renamed.
     before = _data_label(raw)
     try:
-        for key, value in (overrides or {}).items():
+        for key, value in _in_order(overrides or {}):
             _override(raw, key, value)
         if "name" not in (overrides or {}):
             _name_after_data(raw, before)
@@ -108,6 +109,19 @@ def _builtin_paths() -> dict[str, Path]:
     return installed or checkout
 
 
+def _in_order(overrides: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """Overrides as they must be set: sections before their keys, kinds before their options.
+
+    Raises:
+        SpecError: Two units of a trial's budget, of which only one would count.
+    """
+    units = [key for unit in _BUDGET_UNITS if (key := f"budget.{unit}") in overrides]
+    if len(units) > 1:
+        raise SpecError(f"{' and '.join(units)} cannot both be set: a budget has one unit.")
+    kinds = {f"{section}.{key}" for section, key in _KINDS.items()}
+    return sorted(overrides.items(), key=lambda item: (item[0].count("."), item[0] not in kinds))
+
+
 def _override(raw: dict[str, Any], key: str, value: Any) -> None:
     """Set a value by its dotted key, and remove what does not go with it."""
     *sections, last = key.split(".")
@@ -130,22 +144,28 @@ def _override(raw: dict[str, Any], key: str, value: Any) -> None:
     table[last] = value
 
 
+#: Prefix of the label of a folder of images.
+_IMAGE_FOLDER = "image_folder-"
+
+
 def _data_label(raw: Mapping[str, Any]) -> str:
     """The data's label in a study's name: the data set, with the folder's name of image folders."""
     section = raw.get("data", {})
     named = {"name": "digits", "root": "data", **(section if isinstance(section, Mapping) else {})}
     if named["name"] != "image_folder":
         return str(named["name"])
-    return f"image_folder-{Path(str(named['root'])).expanduser().resolve().name}"
+    return f"{_IMAGE_FOLDER}{expanded(str(named['root'])).resolve().name}"
 
 
 def _name_after_data(raw: dict[str, Any], before: str) -> None:
     """Name a definition after its data if it was written for other data.
 
-    Otherwise its studies would have the names of studies on the original data.
+    Otherwise its studies would have the names of studies on the original data. A folder of images
+    may move: its images decide whether a study can continue.
     """
     label, name = _data_label(raw), raw.get("name")
-    if label != before and isinstance(name, str):
+    moved = all(each.startswith(_IMAGE_FOLDER) for each in (label, before))
+    if label != before and not moved and isinstance(name, str):
         raw["name"] = label if name == before else f"{name}-{label}"
 
 
@@ -189,7 +209,7 @@ def invalid_message(
 
 
 #: Parts that pydantic adds to a key, one for each type of a union.
-_TYPE_OF_SEVERAL = re.compile(r"(constrained-)?(int|float|str|bool)|literal\[.*\]")
+_TYPE_OF_SEVERAL = re.compile(r"(constrained-)?(int|float|str|bool)|(literal|dict)\[.*\]")
 
 #: Requirements on a value by pydantic's names of mistakes; ``{}`` is a bound.
 _BOUNDS = {
@@ -210,6 +230,7 @@ _TYPES = {
     "string": "a text",
     "model": "a section",
     "dict": "a section",
+    "list": "a list",
 }
 
 

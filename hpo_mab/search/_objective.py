@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -22,24 +23,28 @@ from hpo_mab._attributes import (
     TWIN_KEY,
     UNIFORM,
     TotalBudget,
-    budgets_of,
 )
-from hpo_mab._errors import check_integer, plain_arguments, require
-from hpo_mab._examples import labels_digest
-from hpo_mab._plan import slot_of, trial_seed
+from hpo_mab._errors import ArgumentError, check_integer, plain_arguments, require
+from hpo_mab._plan import Plan, budgets_of, slot_of, trial_seed
 from hpo_mab._registry import Named
 from hpo_mab.data import Augmentation, DataIdentity, DatasetSplits, ImageSplits
 from hpo_mab.data._identity import source_digest
 from hpo_mab.search._checkpoint import Checkpoints, SlotCheckpoint
 from hpo_mab.search._choice import judged_at
 from hpo_mab.search._portfolio import AUTO, parse_portfolio, trained_kind, uses_record
-from hpo_mab.search._queue import queue_twin
+from hpo_mab.search._queue import queue_twin, requeue
 from hpo_mab.search._race import Race
-from hpo_mab.search._recorder import check_direction, follow, store_end
+from hpo_mab.search._recorder import (
+    Recording,
+    check_direction,
+    end_without_checkpoint,
+    follow,
+    store_end,
+)
 from hpo_mab.search._space import Assignment, Configuration, SearchSpace
 from hpo_mab.search._workload import Loop, Workload
-from hpo_mab.storage import STORAGE_ERRORS, CurveStore, ExampleWriter, Storage, files_folder
-from hpo_mab.storage._optuna import id_of
+from hpo_mab.storage import STORAGE_ERRORS, CurveStore, Storage, files_folder
+from hpo_mab.storage._optuna import queued_params
 from hpo_mab.training import DEFAULT_AVERAGE, Budget, TrainingDiverged, select_device
 
 
@@ -105,7 +110,7 @@ class TrainingObjective:
         portfolio: The samplers of ``"auto"``, each a kind, or a mapping with ``kind``, knobs and a
             ``name``; ``"uniform"`` among them. None takes the default.
         trials: Trials of the study, where known; they limit the race of ``"auto"``. With None the
-            first ``initial`` configurations do.
+            first ``initial`` configurations do; ``"auto"`` needs one of the two.
         total: The study's total budget. Samplers race at equal seconds where its unit is a time,
             else at equal examples.
         curves: Where learning curves are stored; None keeps none.
@@ -217,7 +222,7 @@ class TrainingObjective:
             num_workers=num_workers,
             device=select_device(str(device)),
         )
-        for settings in self.space.loop_examples():
+        for settings in self.space.loop_extremes():
             self.workload.check_settings(settings)
         #: Identity of the data; None for the user's own datasets.
         self.data = None if isinstance(data, tuple) else DataIdentity.of(data)
@@ -236,20 +241,17 @@ class TrainingObjective:
         #: The race of ``"auto"``; None for another kind.
         self.race: Race | None = None
         if auto:
+            if trials is None and initial == 0:
+                raise ArgumentError(
+                    "sampler 'auto' needs trials, how many the study will have, or initial; with "
+                    "neither it holds no race."
+                )
             judged = judged_at(total)
             self.race = Race(
                 self.portfolio, initial=initial, trials=trials, judged=judged, data=self.source
             )
-        #: Whether a `TrialLoop` runs the trials: it queues twins with the study's lock held.
-        self.runs_in_loop = False
         self._has_twins = self.pilot or auto
-        self.curves = curves
-        #: Writes what trials see of each example, see `record_examples`; None writes nothing.
-        self.examples: ExampleWriter | None = None
-        #: Where long trials are saved, see `store_in`; None saves none.
-        self.checkpoints: Checkpoints | None = None
-        #: Called with the share of its budget that each running trial has spent, by trial number.
-        self.on_progress: Callable[[Mapping[int, float]], None] | None = None
+        self.recording = Recording(curves=curves)
         #: Why trials were not trained many at a time or from a CUDA graph, each reason once.
         self.loop_reasons: dict[str, None] = {}
 
@@ -261,29 +263,23 @@ class TrainingObjective:
             checkpoint: A trial is saved at the first evaluation this many seconds after its last
                 save; 0 saves none.
         """
-        self.curves = storage.curves
-        self.checkpoints = Checkpoints(files_folder(storage, "checkpoints"), seconds=checkpoint)
-
-    def record_examples(self, study: optuna.Study, storage: Storage) -> ExampleWriter:
-        """Add what trials see of each example to the study's record from now on.
-
-        Args:
-            study: The study, in the storage.
-            storage: Its database.
-        """
-        if self.race is not None:
-            self.race.keeps_record = True
-        # The objective may have trained another study before.
-        self.workload.known = storage.examples.frozen(id_of(study))
-        labels = self.workload.labels
-        self.examples = ExampleWriter(
-            storage.examples,
-            id_of(study),
-            total=len(labels),
-            labels=labels_digest(labels.numpy()),
-            lock=functools.partial(storage.lock, study.study_name),
+        folder = files_folder(storage, "checkpoints")
+        self.recording = dataclasses.replace(
+            self.recording,
+            curves=storage.curves,
+            checkpoints=Checkpoints(folder, seconds=checkpoint),
         )
-        return self.examples
+
+    @property
+    def recording(self) -> Recording:
+        """Where its trials are kept; a `TrialLoop` replaces it while it runs."""
+        return self._recording
+
+    @recording.setter
+    def recording(self, recording: Recording) -> None:
+        self._recording = recording
+        if self.race is not None:
+            self.race.keeps_record = recording.examples is not None
 
     def recorded(self, params: Mapping[str, Any], attrs: Mapping[str, Any]) -> Configuration:
         """The configuration that a recorded trial has trained.
@@ -295,7 +291,7 @@ class TrainingObjective:
         configuration = self.space.at(params)
         if self._has_twins:
             configuration = self._sampled_by(configuration, str(attrs.get(SAMPLER_KEY)))
-        return configuration.with_difficulty() if attrs.get(LEARNED_KEY) else configuration
+        return dataclasses.replace(configuration, difficulty=bool(attrs.get(LEARNED_KEY)))
 
     def __call__(self, trial: optuna.trial.BaseTrial) -> float:
         """Train the trial's configuration.
@@ -329,19 +325,29 @@ class TrainingObjective:
                 numbers of evaluations.
         """
         check_direction(trial.study)
-        if not self.runs_in_loop:
+        if not self.recording.in_loop:
             self.workload.check_evaluations(self.space.batch_sizes)
             if self.race is not None:
-                # There is no lock: several processes may queue the same twin twice.
-                self.queue_twins(trial.study, trial.study.get_trials(deepcopy=False))
+                # There is no lock: several processes may queue the same trial twice.
+                trials = trial.study.get_trials(deepcopy=False)
+                # Optuna's own loop does not repeat what Ctrl-C has cut off; the race waits for it.
+                requeue(trial.study, trials, Plan(trials))
+                self.queue_twins(trial.study, trials)
         slot = slot_of(trial.study, trial)
         if SLOT_KEY not in trial.user_attrs:
             trial.set_user_attr(SLOT_KEY, slot)
         if slot < self.initial:
             trial.set_user_attr(PAIRED_KEY, True)
         suggested = self._with_sampler(trial, self.space.suggest(trial))
-        if not self.runs_in_loop:
-            # The study has no definition, see `hpo_mab.storage.Definition.of`.
+        unknown = queued_params(trial).keys() - trial.params.keys()
+        if unknown:
+            warnings.warn(
+                f"Trial {trial.number} was queued with {', '.join(sorted(unknown))}, which this "
+                f"objective does not search: its parameters are {', '.join(sorted(trial.params))}.",
+                stacklevel=2,
+            )
+        if not self.recording.in_loop:
+            # The study has no definition, see `hpo_mab.storage.StoredDefinition.of`.
             length = self.workload.trial_examples(suggested.batch_size)
             trial.set_user_attr(BUDGET_KEY, length)
             if SAMPLER_KEY not in trial.user_attrs:
@@ -370,7 +376,7 @@ class TrainingObjective:
 
     def queue_twins(self, study: optuna.Study, trials: Sequence[FrozenTrial]) -> bool:
         """Queue the next twins of the race; see `hpo_mab.search._race.Race.advance`."""
-        writer = self.examples
+        writer = self.recording.examples
         return self.race is not None and self.race.advance(
             study,
             trials,
@@ -381,11 +387,12 @@ class TrainingObjective:
         self, trial: optuna.trial.Trial, assignment: Assignment
     ) -> SlotCheckpoint | None:
         """Where a trial is saved; None if nothing is."""
-        if self.checkpoints is None or not self.checkpoints.seconds:
+        checkpoints = self.recording.checkpoints
+        if checkpoints is None or not checkpoints.seconds:
             return None
         twin = str(trial.user_attrs[SAMPLER_KEY]) if TWIN_KEY in trial.user_attrs else ""
         return SlotCheckpoint(
-            self.checkpoints,
+            checkpoints,
             trial.study,
             (assignment.slot, twin),
             identity=functools.partial(
@@ -402,17 +409,18 @@ class TrainingObjective:
                 seed=assignment.seed,
                 budgets=assignment.budgets,
                 state=None if checkpoint is None else checkpoint.load(),
-                examples=self.examples is not None,
+                examples=self.recording.examples is not None,
             ) as training:
-                if (on_progress := self.on_progress) is not None:
+                if assignment.budgets > 1 and not training.resumed_at:
+                    end_without_checkpoint(trial)
+                if (on_progress := self.recording.on_progress) is not None:
                     number = trial.number
                     training.on_progress = lambda share: on_progress({number: share})
                 last = follow(
                     trial,
                     training,
-                    curves=self.curves,
+                    self.recording,
                     checkpoint=checkpoint,
-                    examples=self.examples,
                     may_prune=assignment.may_prune,
                 )
                 self.note_loop(training.loop_reason)
@@ -474,11 +482,12 @@ class TrainingObjective:
     ) -> Configuration:
         """The configuration with the difficulty of examples, if its sampler uses that."""
         sampler = configuration.sampler
-        if self.examples is None or not uses_record(sampler):
+        writer = self.recording.examples
+        if writer is None or not uses_record(sampler):
             return configuration
         if self.workload.known is None:
-            self.workload.known = self.examples.freeze()
+            self.workload.known = writer.freeze()
         # A retried trial uses the record only if its first attempt did.
         used = trial.user_attrs.get(LEARNED_KEY, self.workload.known is not None)
         trial.set_user_attr(LEARNED_KEY, used)
-        return configuration.with_difficulty() if used else configuration
+        return dataclasses.replace(configuration, difficulty=used)

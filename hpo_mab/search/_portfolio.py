@@ -10,7 +10,7 @@ from hpo_mab._attributes import UNIFORM
 from hpo_mab._errors import ArgumentError
 from hpo_mab._registry import Named
 from hpo_mab.samplers._registry import SAMPLERS, record_column, sampler_maker
-from hpo_mab.search._ranges import parse_value, ranges
+from hpo_mab.search._ranges import parse_value, ranges, without_none
 from hpo_mab.search._space import Part, check_options
 
 AUTO = "auto"
@@ -59,6 +59,7 @@ def parse_portfolio(entries: Sequence[Any] | None) -> dict[str, Part]:
                 f"sampler.portfolio must name each sampler once, got '{name}' twice; "
                 "give an entry a name."
             )
+        options = without_none(options)
         # With a range each twin would have other options, and a race would not compare samplers.
         values = {key: parse_value(f"sampler.{key}", value) for key, value in options.items()}
         if any(ranges(name, list(values.values()))):

@@ -29,7 +29,7 @@ from hpo_mab.search._definition import (
 from hpo_mab.search._objective import TrainingObjective
 from hpo_mab.search._portfolio import AUTO, PORTFOLIO, parse_portfolio, trained_kind, uses_record
 from hpo_mab.search._pruners import PRUNERS, create_pruner, is_continuable
-from hpo_mab.search._ranges import examples, integers, parse_value
+from hpo_mab.search._ranges import extremes, integers, parse_value
 from hpo_mab.search._searchers import SEARCHERS, sampler_factory
 from hpo_mab.search._space import LOOP_TYPES, check_fractions, check_options
 from hpo_mab.training import Budget
@@ -101,7 +101,7 @@ def _check_arm(spec: StudySpec) -> None:
     named = [] if race is None else list(parse_portfolio(race).values())
     raced = [] if race == list(PORTFOLIO) else named
     if trained_kind(spec.sampler.kind) == "mab":
-        for reward in examples(spec.sampler.values("sampler").get("reward", "above_average")):
+        for reward in extremes(spec.sampler.values("sampler").get("reward", "above_average")):
             REWARDS.load(reward)
     made = sampler_maker(trained_kind(spec.sampler.kind))
     needs = record_column(made) is not None or any(map(uses_record, raced))
@@ -136,8 +136,8 @@ def _check_top_k(spec: StudySpec, pruner: TopKPruner) -> None:
     if spec.budget.trials < fewest:
         raise SpecError(
             f"budget.trials must be at least {fewest} for pruner 'top_k': search.initial = "
-            f"{spec.search.initial} are never stopped, {pruner.k} or more are, and the best "
-            f"{pruner.k} of them are trained in full; got {spec.budget.trials}."
+            f"{spec.search.initial} are never stopped, at least {pruner.k} must be stopped, and "
+            f"{pruner.k} of these are trained in full; got {spec.budget.trials}."
         )
     if spec.budget.total is not None:
         raise SpecError(

@@ -17,7 +17,7 @@ from hpo_mab._errors import ArgumentError, check_integer, name_of, require
 from hpo_mab._registry import Named, Registry
 from hpo_mab.pruners import AdvantagePruner, PromotionPruner, TopKPruner
 from hpo_mab.search._portfolio import AUTO
-from hpo_mab.search._ranges import examples, parse_value
+from hpo_mab.search._ranges import extremes, parse_value
 from hpo_mab.storage._optuna import quietly
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def always_averages(average: Any) -> bool:
     Args:
         average: The definition's ``training.average``, a constant or a range.
     """
-    return all(window > 0 for window in examples(parse_value("training.average", average)))
+    return all(window > 0 for window in extremes(parse_value("training.average", average)))
 
 
 def create_pruner(

@@ -25,8 +25,8 @@ from hpo_mab._attributes import (
 )
 from hpo_mab._plan import Plan, slot_of
 from hpo_mab.storage import (
-    Definition,
     Storage,
+    StoredDefinition,
     is_gone,
     is_held,
     is_here,
@@ -85,6 +85,7 @@ def close_lost(study: optuna.Study, storage: Storage) -> None:
         # Before the state: a failed trial without this mark would not be tried again.
         storage_of(study).set_trial_user_attr(id_of(trial), LOST_KEY, True)
         storage_of(study).set_trial_user_attr(id_of(trial), REASON_KEY, "its worker ended suddenly")
+        storage.optuna.forget_rungs(id_of(trial))
         study.tell(trial.number, state=TrialState.FAIL)
 
 
@@ -129,7 +130,7 @@ def _lost(
     alive = storage.optuna.with_heartbeat([id_of(trial) for trial in running])
     stale = storage.optuna.stale(study)
     # A loop of a user's own may record no heartbeats.
-    ours = TARGET_KEY in study.user_attrs or Definition.is_in(study.user_attrs)
+    ours = TARGET_KEY in study.user_attrs or StoredDefinition.is_in(study.user_attrs)
     return [trial for trial in running if _is_lost(trial, storage, alive, stale, ours=ours)]
 
 

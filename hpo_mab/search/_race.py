@@ -6,8 +6,8 @@ race is sequential halving: after each round the worse half of the samplers leav
 leaves if it is not ahead of uniform sampling, or no further pair could show that. The last one is
 adopted if it is shown to be ahead; uniform sampling is never dropped.
 
-Only one test at the end can adopt a sampler: the signed-rank test over its pairs, by seconds a
-second one besides. Its error is `ERROR` divided by the number of samplers that entered
+Only the signed-rank test over its pairs at the end can adopt a sampler. Judged by seconds, a second
+such test must agree. Its error is `ERROR` divided by the number of samplers that entered
 (Bonferroni): any of them may reach the end.
 So ``auto`` adopts a sampler that is not better than uniform sampling with a probability of
 at most `ERROR`. The bound is exact where differences of pairs are symmetric about their centre.
@@ -18,16 +18,18 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from hpo_mab._attributes import (
     CHOICE_KEY,
+    EVIDENCE_KEY,
     EXAMPLES_KEY,
     GIVEN_KEY,
     RACE_KEY,
+    RESUMED_KEY,
     SAMPLER_KEY,
     SECONDS_KEY,
     SLOT_KEY,
@@ -241,10 +243,12 @@ class Race:
             if not alive:
                 break
             end = race.first + pairs
+            # By sampler: in slots, twins of one sampler then share a stack. In a stack that is not
+            # full each training is charged for more of a step.
             due = [
                 (trial, name)
-                for trial in _originals(trials, range(race.first, end))
                 for name in alive
+                for trial in _originals(trials, range(race.first, end))
                 if not plan.has_twin(trial.user_attrs[SLOT_KEY], name)
             ]
             if due:
@@ -315,7 +319,16 @@ class Race:
         evidence = None if finalist is None else _evidence(study, trials, finalist.name)
         is_kept = evidence is not None and not _pruner_was_given(study)
         sampler, why = _sampler_and_reason(race, finalist, standings, evidence)
-        twins = [attrs for attrs in (trial.user_attrs for trial in trials) if TWIN_KEY in attrs]
+        twins = [trial for trial in trials if TWIN_KEY in trial.user_attrs]
+        spent: dict[int, Mapping[str, Any]] = {}
+        last: dict[tuple[Any, Any], int] = {}
+        for trial in twins:
+            attrs = trial.user_attrs
+            place = attrs.get(SLOT_KEY), attrs.get(SAMPLER_KEY)
+            if RESUMED_KEY in attrs:
+                # It has the curve of the attempt that it continues.
+                spent.pop(last.get(place, -1), None)
+            spent[trial.number], last[place] = attrs, trial.number
         return Choice(
             sampler=sampler,
             why=f"{why}; judged at equal {race.judged}",
@@ -323,9 +336,9 @@ class Race:
             evidence=evidence.digest if evidence is not None and is_kept else None,
             judged=race.judged,
             standings=standings,
-            twins=len(twins),
-            examples=sum(int(attrs.get(EXAMPLES_KEY, 0)) for attrs in twins),
-            seconds=round(sum(float(attrs.get(SECONDS_KEY, 0.0)) for attrs in twins), 3),
+            twins=sum(trial.state != TrialState.FAIL for trial in twins),
+            examples=sum(int(attrs.get(EXAMPLES_KEY, 0)) for attrs in spent.values()),
+            seconds=round(sum(float(attrs.get(SECONDS_KEY, 0.0)) for attrs in spent.values()), 3),
             data=self._data,
         )
 
@@ -387,16 +400,26 @@ def _evidence(study: optuna.Study, trials: Sequence[FrozenTrial], name: str) -> 
     """Evidence from a challenger's pairs; stored with the study, unless it was given another."""
     pruner = study.pruner
     keeper = pruner.keeper(study) if isinstance(pruner, AdvantagePruner) else EvidenceKeeper()
-    if _pruner_was_given(study):
-        # The pruner keeps what it was given, which may be of another sampler.
-        settings = StudySettings.stored_in(study.user_attrs)
-        pairs = pairs_of_trials(trials, full=settings.evaluations or 0, sampler=name)
-        if pairs.ended < FEWEST_PAIRS:
-            return None
-        return measure_evidence(pairs, margin=keeper.margin, confidence=keeper.confidence)
-    keeper.arm = name
     keeper.read_trials(study, trials)
-    return keeper.evidence
+    if keeper.full is None:
+        return None
+    pairs = pairs_of_trials(trials, full=keeper.full, direction=study.direction, sampler=name)
+    if pairs.ended < FEWEST_PAIRS:
+        return None
+    settings = StudySettings.stored_in(study.user_attrs)
+    evidence = measure_evidence(
+        pairs,
+        margin=keeper.margin,
+        confidence=keeper.confidence,
+        source="race",
+        data=settings.data.kind,
+        model=settings.model.kind,
+    )
+    # A pruner keeps what it was given, which may be of another sampler.
+    if not _pruner_was_given(study):
+        study.set_user_attr(EVIDENCE_KEY, evidence.to_json())
+        keeper.read_trials(study, trials)
+    return evidence
 
 
 def _sampler_and_reason(

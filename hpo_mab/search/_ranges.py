@@ -19,8 +19,7 @@ from optuna.distributions import (
 from hpo_mab._attributes import parameter_of
 from hpo_mab._errors import ArgumentError, UnknownNameError
 
-_RANGE_KEYS = frozenset({"low", "high", "log", "step", "type"})
-_KEYS = _RANGE_KEYS | {"choices"}
+_KEYS = frozenset({"low", "high", "log", "step", "type", "choices"})
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -69,6 +68,15 @@ def parse_value(name: str, value: Any) -> Any:
     return _parse_range(name, value)
 
 
+def without_none(raw: Any) -> Any:
+    """A definition's value, in which the text ``"none"`` means None, which TOML lacks."""
+    if isinstance(raw, Mapping):
+        return {key: without_none(value) for key, value in raw.items()}
+    if isinstance(raw, list):
+        return [without_none(value) for value in raw]
+    return None if raw == "none" else raw
+
+
 def ranges(name: str, value: Any) -> Iterator[tuple[str, BaseDistribution]]:
     """The Optuna parameters of a parsed value: names and distributions."""
     if isinstance(value, BaseDistribution):
@@ -98,14 +106,14 @@ def holds(distribution: BaseDistribution, value: Any) -> bool:
         return False
 
 
-def examples(value: Any) -> Iterator[Any]:
+def extremes(value: Any) -> Iterator[Any]:
     """Constants that a parsed value may become: both ends of ranges, every choice, itself."""
     if isinstance(value, CategoricalDistribution | ListChoices):
         yield from value.choices
     elif isinstance(value, BaseDistribution):
         yield from range_ends(value)
     elif isinstance(value, list):
-        yield from (list(items) for items in itertools.product(*map(examples, value)))
+        yield from (list(items) for items in itertools.product(*map(extremes, value)))
     else:
         yield value
 
@@ -114,7 +122,7 @@ def integers(value: Any) -> Collection[int]:
     """All values that a parsed integer, choice or range of integers may take."""
     if isinstance(value, IntDistribution):
         return range(value.low, value.high + 1, value.step)
-    return [int(one) for one in examples(value)]
+    return [int(one) for one in extremes(value)]
 
 
 def is_two_integers(value: Any) -> bool:
@@ -155,6 +163,8 @@ def _parse_range(name: str, value: Mapping[str, Any]) -> FloatDistribution | Int
     log, step, kind = value.get("log", False), value.get("step"), value.get("type")
     if kind not in (None, "int", "float"):
         raise ArgumentError(f'{name}: type must be "int" or "float", got {kind!r}.')
+    if not isinstance(log, bool):
+        raise ArgumentError(f"{name}: log must be true or false, got {log!r}.")
     if low > high:
         raise ArgumentError(f"{name}: low must not exceed high, got low = {low}, high = {high}.")
     whole = step is None or (isinstance(step, int | float) and float(step).is_integer())

@@ -113,7 +113,8 @@ def recorded_trial(
         try:
             _end_trial(found, trial, end)
         except STORAGE_ERRORS as error:
-            # The caller's exception says more, and a tuner may end a function by one.
+            # The caller's exception must be raised and not this one: a tuner may end a function
+            # by it.
             if ending is None:
                 raise
             ending.add_note(f"The end of the trial could not be stored: {type(error).__name__}.")

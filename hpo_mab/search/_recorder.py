@@ -7,8 +7,9 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 import optuna
 from optuna.study import StudyDirection
@@ -27,14 +28,32 @@ from hpo_mab._errors import ArgumentError, failure_reason
 from hpo_mab._interrupts import interruptible
 from hpo_mab.pruners import AdvantagePruner
 from hpo_mab.pruners._reasons import reason_of
-from hpo_mab.search._checkpoint import SlotCheckpoint
-from hpo_mab.storage import (
-    CurveStore,
-    ExampleWriter,
-)
+from hpo_mab.search._checkpoint import Checkpoints, SlotCheckpoint
+from hpo_mab.storage import CurveStore, ExampleWriter
 from hpo_mab.storage._optuna import id_of, storage_of
 from hpo_mab.training import Evaluation, Training, TrainingDiverged
 from hpo_mab.training._tally import ExampleTally
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Recording:
+    """Where a study's trials are kept while they run; None keeps nothing.
+
+    Attributes:
+        curves: Where learning curves are stored.
+        checkpoints: Where long trials are saved.
+        examples: Writes what trials see of each example.
+        on_progress: Called with the share of its budget that each running trial has spent, by
+            trial number.
+        in_loop: Whether a `hpo_mab.search._trial_loop.TrialLoop` runs the trials: it queues twins
+            with the study's lock held.
+    """
+
+    curves: CurveStore | None = None
+    checkpoints: Checkpoints | None = None
+    examples: ExampleWriter | None = None
+    on_progress: Callable[[Mapping[int, float]], None] | None = None
+    in_loop: bool = False
 
 
 def check_direction(study: optuna.Study) -> None:
@@ -162,13 +181,25 @@ def store_reason(trial: optuna.trial.Trial) -> None:
         storage.set_trial_user_attr(id_of(trial), PRUNED_KEY, reason_of(pruner, study, frozen))
 
 
+def end_without_checkpoint(trial: optuna.trial.Trial) -> None:
+    """End the continuation of a complete trial whose checkpoint is gone or does not fit.
+
+    It would begin at zero, and repeat all budgets of the complete trial, which counts.
+
+    Raises:
+        optuna.TrialPruned: Always.
+    """
+    reason = "the checkpoint of the trial that it continues is gone or does not fit"
+    trial.set_user_attr(REASON_KEY, reason)
+    raise optuna.TrialPruned(reason)
+
+
 def follow(
     trial: optuna.trial.Trial,
     training: Training,
+    recording: Recording,
     *,
-    curves: CurveStore | None,
     checkpoint: SlotCheckpoint | None,
-    examples: ExampleWriter | None,
     may_prune: bool,
 ) -> Evaluation:
     """Train to the end of the budget, or until the pruner stops the trial.
@@ -180,10 +211,8 @@ def follow(
     Args:
         trial: Optuna's trial.
         training: Its training.
-        curves: Where learning curves are stored; None keeps none.
-        checkpoint: Where long trials are saved; None saves none.
-        examples: Takes what the training saw of each example, unless it diverged; None takes
-            nothing.
+        recording: Where it is kept; what it saw of each example only if it did not diverge.
+        checkpoint: Where it is saved; None saves nothing.
         may_prune: Whether the study's pruner may stop it.
 
     Returns:
@@ -196,13 +225,13 @@ def follow(
     if training.resumed_at:
         # Written before the curve: a worker that dies in between has no curve and no cost.
         trial.set_user_attr(RESUMED_KEY, training.resumed_at)
-    with contextlib.closing(TrialRecord(trial, curves)) as record:
+    with contextlib.closing(TrialRecord(trial, recording.curves)) as record:
         while (evaluation := _next_of(training, record)) is not None:
             record.add(evaluation)
             pruned = may_prune and not training.ended and record.should_prune()
             stops = pruned or training.ended
             if stops:
-                offer(trial, training.examples, examples)
+                offer(trial, training.examples, recording.examples)
             if checkpoint is not None and training.has_state:
                 checkpoint.save_if_due(record, training.state_dict, stops=stops, pruned=pruned)
             if pruned:

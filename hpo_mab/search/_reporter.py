@@ -145,7 +145,8 @@ class TrialReporter:
         self._stopped_at = self._running_since
         self._losses: Tensor | float = 0.0
         self._counted = 0
-        uniform = sampler is None or isinstance(sampler, UniformSampler)
+        # A subclass, such as a curriculum, draws otherwise.
+        uniform = sampler is None or type(sampler) is UniformSampler
         trial.set_user_attr(SAMPLER_KEY, UNIFORM if uniform else type(sampler).__name__)
         trial.set_user_attr(BUDGET_KEY, budget_examples)
 

@@ -32,8 +32,8 @@ from hpo_mab.search._study import (
 )
 from hpo_mab.search._trial_loop import TrialCallback
 from hpo_mab.storage import (
-    Definition,
     Storage,
+    StoredDefinition,
     StudyRun,
     TrialRun,
     read_run,
@@ -210,7 +210,7 @@ class StudyRunner:
             try:
                 accuracy = self._test_score(study, run.best, getattr(on_trial, "running", None))
             except KeyboardInterrupt:
-                # The trials are finished, and their summary is wanted.
+                # The trials have finished: their summary is still printed.
                 interrupted = True
         return RunOutcome(
             run=run,
@@ -226,11 +226,11 @@ class StudyRunner:
         )
 
     def _begin(self, study: optuna.Study) -> None:
-        """Give the objective what the study has fixed; note what is known before a trial is run."""
+        """Set the study's part of early validation; collect the reasons known before any trial."""
         workload = self.objective.workload
         if self.spec.budget.early_validation == "auto":
             # A study keeps the part that it began with, even if another one would be taken now.
-            early = Definition.load(study).settings.early_validation
+            early = StoredDefinition.load(study).settings.early_validation
             workload.loop = dataclasses.replace(
                 workload.loop, early_validation=None if early == "all" else early
             )
@@ -296,9 +296,9 @@ class StudyRunner:
         study.set_user_attr(TEST_KEY, {"trial": best.number, "accuracy": accuracy})
         return accuracy
 
-    def _definition(self) -> Definition:
+    def _definition(self) -> StoredDefinition:
         workload = self.objective.workload
-        return Definition(
+        return StoredDefinition(
             arm=self.arm,
             seed=self.spec.seed,
             trial_examples=self.objective.trial_examples,

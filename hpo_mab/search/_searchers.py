@@ -12,11 +12,10 @@ from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler, RandomSampler
 from optuna.trial import FrozenTrial, TrialState
 
-from hpo_mab._attributes import budgets_of
 from hpo_mab._errors import ArgumentError, name_of, require
-from hpo_mab._plan import Plan, derive_seed, slot_of
+from hpo_mab._plan import Plan, budgets_of, derive_seed, slot_of
 from hpo_mab._registry import Named, Registry, bound_to
-from hpo_mab.storage._optuna import StudyView, quietly
+from hpo_mab.storage._optuna import StudyView, all_trials, quietly
 
 
 class OwnHistory(StudyView):
@@ -33,7 +32,7 @@ class OwnHistory(StudyView):
 
     @functools.cached_property
     def _numbers(self) -> set[int]:
-        return Plan(self.study.get_trials(deepcopy=False)).once
+        return Plan(all_trials(self.study)).once
 
     def shown(self, trials: list[FrozenTrial]) -> list[FrozenTrial]:
         """Those of the trials that are shown to the sampler."""
@@ -75,13 +74,14 @@ class PlannedSampler(BaseSampler):
         repeats: bool = False,
     ) -> None:
         self._factory = factory
-        # All trials take their points from one sequence.
-        self._is_sequence = isinstance(factory(seed=0), optuna.samplers.QMCSampler)
+        made = factory(seed=0)
+        self._is_sequence = isinstance(made, optuna.samplers.QMCSampler)
+        self._is_grid = isinstance(made, optuna.samplers.GridSampler)
         self._seed = seed
         self._initial = initial
         self._repeats = repeats
-        #: By study and number: trials of one study may run in several threads. Each with the study
-        #: that its sampler sees, which is as it was when that sampler first read it.
+        #: By study and number: trials of one study may run in several threads. Each value is the
+        #: trial's sampler, and the study as that sampler first read it.
         self._asked: dict[tuple[str, int], tuple[BaseSampler, optuna.Study]] = {}
 
     def infer_relative_search_space(
@@ -120,6 +120,9 @@ class PlannedSampler(BaseSampler):
 
     def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
         """See `optuna.samplers.BaseSampler`."""
+        if self._is_grid and (trial.params or slot_of(study, trial) < self._initial):
+            # The grid would count a point that is not trained.
+            return
         sampler, seen = self._sampler(study, trial)
         sampler.before_trial(seen, trial)
 
@@ -131,6 +134,9 @@ class PlannedSampler(BaseSampler):
         values: Sequence[float] | None,
     ) -> None:
         """See `optuna.samplers.BaseSampler`."""
+        if self._is_grid and "grid_id" not in trial.system_attrs:
+            self._asked.pop((study.study_name, trial.number), None)
+            return
         sampler, seen = self._sampler(study, trial)
         # Samplers of grids stop the study, which Optuna allows in its own loop only.
         view = seen if isinstance(seen, StudyView) else cast(optuna.Study, StudyView(study))
@@ -141,7 +147,9 @@ class PlannedSampler(BaseSampler):
         """The trial's sampler, and the study as that sampler sees it."""
         key = (study.study_name, trial.number)
         if key not in self._asked:
-            place = [] if self._is_sequence else [slot_of(study, trial)]
+            # All trials take their points from one sequence, or from one order of a grid.
+            shared = self._is_sequence or self._is_grid
+            place = [] if shared else [slot_of(study, trial)]
             seed = derive_seed(self._seed, "sampler", *place)
             seen = cast(optuna.Study, OwnHistory(study)) if self._repeats else study
             self._asked[key] = self._factory(seed=seed), seen

@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import functools
 import itertools
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,8 +15,10 @@ import optuna
 from hpo_mab._plan import Plan
 from hpo_mab.search._definition import Slots, TrainingSection
 from hpo_mab.search._objective import TrainingObjective
-from hpo_mab.search._space import Configuration
-from hpo_mab.search._stack_loop import StackLoop, why_alone
+from hpo_mab.search._ranges import count_values, extremes
+from hpo_mab.search._space import Configuration, PartSpace
+from hpo_mab.search._stack_loop import StackLoop
+from hpo_mab.search._stacks import why_alone
 from hpo_mab.search._target import Target
 from hpo_mab.search._trial_loop import TrialCallback, TrialLoop
 from hpo_mab.search._workload import Workload
@@ -60,31 +63,44 @@ def run_trials(
     Returns:
         Whether Ctrl-C ended it early.
     """
-    slots = 1 if note_alone(objective, slots=settings.slots) else settings.slots
+    slots = 1 if _why_all_alone(objective) else settings.slots
     most = _most_slots(study, workers=workers)
     count = slots if isinstance(slots, int) else choose_slots(objective, most=most)
     make = TrialLoop if count == 1 else functools.partial(StackLoop, slots=count)
     return make(study, storage, objective, examples=settings.examples, on_trial=on_trial).run()
 
 
-def note_alone(objective: TrainingObjective, *, slots: Slots) -> bool:
-    """Whether no trial is trained on a stack with others; keeps why, if ``slots`` requests it."""
+def note_alone(objective: TrainingObjective, *, slots: Slots) -> None:
+    """Keep for the summary why no trial is trained on a stack, where ``slots`` requests one."""
     reason = _why_all_alone(objective)
-    if reason is None:
-        return False
-    if objective.workload.device.type == "cuda" if slots == "auto" else slots > 1:
+    on_gpu = objective.workload.device.type == "cuda"
+    if reason is not None and (on_gpu if slots == "auto" else slots > 1):
         objective.note(f"trials are trained one at a time: {reason}")
-    return True
 
 
 def _why_all_alone(objective: TrainingObjective) -> str | None:
     """Why no trial is trained on a stack with others; None if some can be."""
-    if objective.space.shapes > MOST_SHAPES:
+    if objective.space.shapes * _stacks_of(objective.space.sampler) > MOST_SHAPES:
         # Most trials would be alone on a stack, which is many times slower than no stack.
-        return "ranges of the network's options or of the batch size give each trial another shape"
+        return (
+            "ranges of the network's options, of the batch size or of the sampler's kinds of draws "
+            "give each trial a stack of its own"
+        )
     # One point decides; a twin may have another sampler, so a stack asks for each trial.
     low, _ = objective.space.corners()
     return why_alone(objective.workload, low)
+
+
+def _stacks_of(sampler: PartSpace) -> float:
+    """How many kinds of stacks the knobs of a sampler need, for trials of one shape."""
+    knobs = sampler.values
+    if sampler.name == "hard_mining":
+        return count_values(knobs.get("presample"))
+    # See `BanditSettings.structure`.
+    apart = ["policy", "reward", "replacement"]
+    if any(extremes(knobs.get("correction", 0))):
+        apart.append("prior")
+    return math.prod(count_values(knobs.get(name)) for name in apart)
 
 
 def _most_slots(study: optuna.Study, *, workers: int = 1) -> int:

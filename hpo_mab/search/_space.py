@@ -18,7 +18,7 @@ from hpo_mab.samplers._registry import SAMPLERS, sampler_maker
 from hpo_mab.search._ranges import (
     ListChoices,
     count_values,
-    examples,
+    extremes,
     integers,
     is_two_integers,
     parse_value,
@@ -57,6 +57,7 @@ class Configuration:
         warmup: Share of the budget in which the learning rate rises.
         label_smoothing: Mass moved from the true label to all labels.
         average: Window of the average of the weights, as a share of the steps so far; 0 for none.
+        difficulty: Whether the batch sampler gets the difficulty of each example.
     """
 
     optimizer: Part
@@ -66,15 +67,12 @@ class Configuration:
     warmup: float
     label_smoothing: float
     average: float
+    difficulty: bool = False
 
     def with_sampler(self, kind: str) -> Configuration:
         """The same configuration with another batch sampler, its knobs at their defaults."""
-        return dataclasses.replace(self, sampler=Part(kind, sampler_maker(kind)))
-
-    def with_difficulty(self) -> Configuration:
-        """The same configuration whose batch sampler gets the difficulty of each example."""
-        options = {**self.sampler.options, "difficulty": True}
-        return dataclasses.replace(self, sampler=dataclasses.replace(self.sampler, options=options))
+        made = Part(kind, sampler_maker(kind))
+        return dataclasses.replace(self, sampler=made, difficulty=False)
 
     def to_json(self) -> dict[str, Any]:
         """Names and values, for a record."""
@@ -155,14 +153,14 @@ def check_options(
     shown: str | None = None,
 ) -> None:
     """Refuse parsed values that a named class or function does not take; see `Registry.check`."""
-    each = {key: list(examples(one)) for key, one in values.items()}
+    each = {key: list(extremes(one)) for key, one in values.items()}
     registry.check(named, each, section=section, shown=shown)
     kinds = {key: one.kind for key, one in registry.options(named).items()}
     check_fractions(section, values, kinds)
 
 
 def check_fractions(section: str, values: Mapping[str, Any], kinds: Mapping[str, Any]) -> None:
-    """Refuse ``{ low = 0, high = 1 }`` of options that take fractions, none of which it holds."""
+    """Refuse a range of two integers, ``{ low = 0, high = 1 }``, for an option of fractions."""
     for key, value in values.items():
         taken = get_args(kinds.get(key)) or (kinds.get(key),)
         if float in taken and int not in taken and is_two_integers(value):
@@ -239,16 +237,16 @@ class SearchSpace:
         self.loop = _parse("training", loop)
         check_types(
             "training",
-            {key: list(examples(value)) for key, value in self.loop.items()},
+            {key: list(extremes(value)) for key, value in self.loop.items()},
             LOOP_TYPES,
         )
         check_fractions("training", self.loop, LOOP_TYPES)
         #: Every batch size that a trial may have.
         self.batch_sizes = integers(self.loop["batch_size"])
 
-    def loop_examples(self) -> Iterator[dict[str, Any]]:
+    def loop_extremes(self) -> Iterator[dict[str, Any]]:
         """Settings of the loop at both ends of each range and with every choice, all combined."""
-        for values in itertools.product(*map(examples, self.loop.values())):
+        for values in itertools.product(*map(extremes, self.loop.values())):
             yield dict(zip(self.loop, values, strict=True))
 
     def suggest(self, trial: optuna.trial.BaseTrial) -> Configuration:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
-from collections.abc import Hashable, Iterator, Mapping, Sequence, Set
+from collections.abc import Iterator, Sequence, Set
 from typing import Any
 
 import optuna
@@ -13,23 +12,21 @@ import torch
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import TrialState
 
-from hpo_mab._attributes import RESUMED_KEY, RETRY_KEY, STACK_KEY
+from hpo_mab._attributes import PROMOTES_KEY, RESUMED_KEY, RETRY_KEY, STACK_KEY
 from hpo_mab._errors import failure_reason, memory_reason
 from hpo_mab._interrupts import interruptible
-from hpo_mab._plan import Next, derive_seed, raise_if_failing
-from hpo_mab.samplers._registry import NAMES
-from hpo_mab.search._checkpoint import SlotCheckpoint, warn_of_misfit
+from hpo_mab._plan import Next, derive_seed
+from hpo_mab.search._checkpoint import SlotCheckpoint
+from hpo_mab.search._claim import raise_if_failing
 from hpo_mab.search._objective import TrainingObjective
-from hpo_mab.search._recorder import TrialRecord, offer, store_end
-from hpo_mab.search._space import Assignment, Configuration
+from hpo_mab.search._recorder import TrialRecord, end_without_checkpoint, offer, store_end
+from hpo_mab.search._space import Assignment
+from hpo_mab.search._stacks import Stacks, why_alone
 from hpo_mab.search._trial_loop import End, TrialCallback, TrialLoop
-from hpo_mab.search._workload import Workload
 from hpo_mab.storage import STORAGE_ERRORS, Storage
 from hpo_mab.storage._optuna import id_of, storage_of
 from hpo_mab.training import Evaluation, StackedTrainer, TrainingDiverged
-from hpo_mab.training._device import release_memory
-from hpo_mab.training._draw_rows import needs_training
-from hpo_mab.training._optimizers import OPTIMIZERS
+from hpo_mab.training._device import cpu_threads, release_memory
 
 
 @dataclasses.dataclass(slots=True)
@@ -61,102 +58,6 @@ class _Running:
     def state_dict(self) -> dict[str, Any]:
         """Its state, right after an evaluation."""
         return self.stack.state_dict(self.slot)
-
-
-def why_alone(workload: Workload, configuration: Configuration) -> str | None:
-    """Why trials of a configuration cannot be trained on a stack; None if they can."""
-    if workload.images is None:
-        return "a DataLoader brings the batches"
-    if not workload.loop.graph:
-        return "training.graph is off"
-    for what, part, ours in (
-        ("sampler", configuration.sampler, NAMES),
-        ("optimizer", configuration.optimizer, OPTIMIZERS),
-    ):
-        if part.name not in ours:
-            return f"the {what} '{part.name}' is not one of hpo_mab's"
-    sampler: Any = configuration.sampler.make
-    if needs_training(sampler):
-        return f"the sampler '{configuration.sampler.name}' needs the network within its step"
-    return None
-
-
-class Stacks:
-    """The stacks of one worker: one for each shape of network that its trials have.
-
-    Args:
-        workload: What is trained.
-        slots: Trainings at the same time, over all stacks.
-        seed: Seed of the stacks' bandits and augmentation.
-        examples: Whether to add up what trials see of each example.
-    """
-
-    def __init__(self, workload: Workload, *, slots: int, seed: int, examples: bool) -> None:
-        self._examples = examples
-        self.slots = slots
-        self._workload = workload
-        self._seed = seed
-        self._stacks: list[tuple[Hashable, StackedTrainer]] = []
-
-    def start(
-        self,
-        configuration: Configuration,
-        *,
-        seed: int,
-        budgets: int = 1,
-        state: Mapping[str, Any] | None = None,
-    ) -> tuple[tuple[StackedTrainer, int], list[Evaluation]]:
-        """Begin a training, or continue it from ``state`` if that fits.
-
-        Returns:
-            Its stack and slot, and the evaluations that the state has.
-        """
-        key = _shape(configuration)
-        sampler = self._workload.sampler(configuration, seed=seed, stacked=True)
-        for known, stack in self._stacks:
-            if known == key and stack.free and stack.takes(sampler):
-                break
-        else:
-            # Stacks of other shapes without a running trial are removed, to free their memory.
-            self._stacks = [each for each in self._stacks if each[1].busy]
-            stack = self._workload.stack(
-                configuration, slots=self.slots, seed=self._seed, examples=self._examples
-            )
-            self._stacks.append((key, stack))
-        slot = stack.free[0]
-        begin = functools.partial(
-            self._workload.start_stacked, stack, slot, configuration, seed=seed, budgets=budgets
-        )
-        if state is not None:
-            try:
-                begin(sampler=sampler, state=state)
-                return (stack, slot), [Evaluation(**point) for point in state["points"]]
-            except Exception as error:  # Each part has its own way to refuse a state.
-                if memory_reason(error) is not None:
-                    # Fewer slots may hold it, and the checkpoint must stay.
-                    raise
-                warn_of_misfit(error)
-            # A new one: the state that does not fit may have changed the first.
-            sampler = self._workload.sampler(configuration, seed=seed, stacked=True)
-        begin(sampler=sampler)
-        return (stack, slot), []
-
-    def advance(
-        self,
-    ) -> Iterator[tuple[tuple[StackedTrainer, int], Evaluation | TrainingDiverged]]:
-        """Train every stack to its next evaluations."""
-        for _, stack in list(self._stacks):
-            for slot, result in stack.advance():
-                yield (stack, slot), result
-
-    def clear(self) -> None:
-        """Stop all trainings and free their memory."""
-        self._stacks.clear()
-
-    @property
-    def loop_reasons(self) -> Iterator[str]:
-        """Why steps are not captured, for each stack where that is so."""
-        return (stack.loop_reason for _, stack in self._stacks if stack.loop_reason is not None)
 
 
 class StackLoop(TrialLoop):
@@ -196,11 +97,16 @@ class StackLoop(TrialLoop):
     def run(self) -> bool:
         """See `TrialLoop.run`; the masks of dropout follow from the study's seed."""
         device = self._objective.workload.device
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        threads = cpu_threads(self._objective.workload.loop.threads)
+        with threads, torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             # Dropout draws from torch's generators alone. Those of NumPy and Python are left to
             # search samplers and pruners of a user's own.
             torch.manual_seed(derive_seed(self._objective.seed, "stack"))
             return super().run()
+
+    @property
+    def _in_slots(self) -> bool:
+        return self._stacks.slots > 1
 
     def _train(self) -> Next | None:
         """Fill the slots and train to the next evaluation; returns why no trial runs."""
@@ -222,7 +128,7 @@ class StackLoop(TrialLoop):
             with self._storage.optuna.collect_writes():
                 reasons = [(trial, self._start_in_slot(trial)) for trial in claimed]
             for trial, why in reasons:
-                # It is released when the device runs out of memory.
+                # An out-of-memory error has released it.
                 if why is None or trial not in self._claimed:
                     continue
                 if self._run(trial) != TrialState.FAIL:
@@ -234,11 +140,12 @@ class StackLoop(TrialLoop):
     def _start_in_slot(self, trial: optuna.trial.Trial) -> str | None:
         """Start a trial in a slot; why no stack can train it, None if one does."""
         if trial not in self._claimed:
-            # It was released when the device ran out of memory.
+            # An out-of-memory error has released it.
             return None
         try:
             assignment = self._objective.assign(trial)
             why = why_alone(self._objective.workload, assignment.configuration)
+            why = why or self._why_continued_alone(trial, assignment)
             if why is not None:
                 return why
             checkpoint = self._objective.checkpoint(trial, assignment)
@@ -250,7 +157,7 @@ class StackLoop(TrialLoop):
                     budgets=assignment.budgets,
                     state=state,
                 )
-            record = TrialRecord(trial, self._objective.curves)
+            record = TrialRecord(trial, self._objective.recording.curves)
             running = _Running(trial, assignment, record, stack, slot, checkpoint)
         except STORAGE_ERRORS:
             raise
@@ -258,7 +165,10 @@ class StackLoop(TrialLoop):
             failed = error
         else:
             self._running[id_of(trial)] = running
-            self._begin_record(running, points)
+            if assignment.budgets > 1 and not points:
+                self._end_without_checkpoint(running)
+            else:
+                self._begin_record(running, points)
             return None
         # Its frames refer to the networks of the stack.
         failed.with_traceback(None)
@@ -269,22 +179,31 @@ class StackLoop(TrialLoop):
         self._halve_slots()
         return None
 
+    def _why_continued_alone(self, trial: optuna.trial.Trial, assignment: Assignment) -> str | None:
+        """Why a trial cannot continue a complete one in a slot; None if it can or does not."""
+        if assignment.budgets == 1:
+            return None
+        before = self._study.get_trials(deepcopy=False)[trial.user_attrs[PROMOTES_KEY]]
+        alone = STACK_KEY not in before.user_attrs
+        return "the trial that it continues was trained alone" if alone else None
+
+    def _end_without_checkpoint(self, running: _Running) -> None:
+        running.stack.stop(running.slot)
+        with contextlib.suppress(optuna.TrialPruned, UpdateFinishedTrialError):
+            end_without_checkpoint(running.trial)
+        self._close(running.trial)
+        self._finish(End(running.trial, TrialState.PRUNED))
+
     def _begin_record(self, running: _Running, points: Sequence[Evaluation]) -> None:
         """Report the evaluations of a checkpoint; the pruner may stop the trial at any of them."""
         with contextlib.suppress(UpdateFinishedTrialError):
             running.trial.set_user_attr(STACK_KEY, self._stacks.slots)
             if points:
                 running.trial.set_user_attr(RESUMED_KEY, len(points))
-        try:
+        with self._halving():
             for point in points:
                 if id_of(running.trial) in self._running:
                     self._record([(running, point)])
-        except Exception as error:
-            # As in `_advance`.
-            if memory_reason(error) is None:
-                raise
-            error.with_traceback(None)
-            self._halve_slots()
 
     def _advance(self) -> None:
         places = {(each.stack, each.slot): each for each in self._running.values()}
@@ -298,15 +217,25 @@ class StackLoop(TrialLoop):
                 return
             failed = error
         else:
-            try:
+            # What trials saw of each example is copied where they end, which needs memory.
+            with self._halving():
                 self._record_round([(places[place], result) for place, result in found])
-                return
-            except Exception as error:
-                # What trials saw of each example is copied where they end.
-                if memory_reason(error) is None:
-                    raise
-                failed = error
+            return
         # Its frames refer to the networks of the stack.
+        failed.with_traceback(None)
+        self._halve_slots()
+
+    @contextlib.contextmanager
+    def _halving(self) -> Iterator[None]:
+        """Halve the slots after an out-of-memory error within; other errors are raised."""
+        try:
+            yield
+            return
+        except Exception as error:
+            if memory_reason(error) is None:
+                raise
+            failed = error
+        # Outside of the handler: its frames refer to the networks of the stack.
         failed.with_traceback(None)
         self._halve_slots()
 
@@ -316,9 +245,9 @@ class StackLoop(TrialLoop):
         for reason in self._stacks.loop_reasons:
             self._objective.note_loop(reason)
         self._record(found)
-        if self._objective.on_progress is not None:
+        if (on_progress := self._objective.recording.on_progress) is not None:
             evaluations = self._objective.workload.loop.evaluations
-            self._objective.on_progress(
+            on_progress(
                 {
                     running.trial.number: running.record.last.index
                     / (evaluations * running.assignment.budgets)
@@ -441,14 +370,3 @@ class StackLoop(TrialLoop):
         running = self._running.pop(id_of(trial), None)
         if running is not None:
             running.close()
-
-
-def _shape(configuration: Configuration) -> Hashable:
-    """What trials on one stack have in common, besides the kind of their bandits."""
-    model: dict[str, Any] = dict(configuration.model)
-    return (
-        # As text: an option may be a list, which cannot be hashed.
-        tuple(sorted((key, repr(value)) for key, value in model.items())),
-        configuration.batch_size,
-        configuration.optimizer.name,
-    )

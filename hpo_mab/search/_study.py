@@ -24,7 +24,7 @@ from hpo_mab.search._pruners import study_pruner
 from hpo_mab.search._recorder import check_direction
 from hpo_mab.search._searchers import PlannedSampler, sampler_factory
 from hpo_mab.search._target import Target
-from hpo_mab.storage import Definition, Storage, open_study, study_names
+from hpo_mab.storage import Storage, StoredDefinition, open_study, study_names
 
 #: Keys of a definition that name evidence.
 _EVIDENCE = ("pruner.evidence", "sampler.evidence")
@@ -106,8 +106,8 @@ def choose_names(
     chosen = names(name)
     if name in known:
         study = open_study(storage, name)
-        if Definition.is_in(study.user_attrs):
-            stored = Definition.load(study)
+        if StoredDefinition.is_in(study.user_attrs):
+            stored = StoredDefinition.load(study)
             key = (stored.arm, stored.seed)
             # A study that was run under its own name before is continued in the comparison.
             if chosen.get(key) not in known and key in chosen:
@@ -135,7 +135,7 @@ def make_study(
     storage: Storage,
     name: str,
     spec: StudySpec,
-    definition: Definition,
+    definition: StoredDefinition,
     *,
     source: str = "",
     keep_target: bool = False,
@@ -161,14 +161,14 @@ def make_study(
             study = open_with_parts(storage, name, spec)
             check_direction(study)
             # A study whose process died before this point has neither definition nor trials.
-            if Definition.is_in(study.user_attrs) or study.get_trials(deepcopy=False):
+            if StoredDefinition.is_in(study.user_attrs) or study.get_trials(deepcopy=False):
                 _refuse_other_definition(study, spec.model_dump(mode="json"))
                 _refuse_other_data(study, definition)
-            if Definition.is_in(study.user_attrs):
+            if StoredDefinition.is_in(study.user_attrs):
                 # A study that `hpo-mab run` made under an arm's name is that arm from now on.
                 _take_changes(study, spec, definition, takes_arm=keep_target)
         else:
-            # Optuna deletes a study without them.
+            # Optuna deletes a study without its curves and records of examples.
             storage.remove_orphans()
             pruner = study_pruner(spec, {})
             study = optuna.create_study(
@@ -178,7 +178,7 @@ def make_study(
                 sampler=_study_sampler(spec, pruner),
                 pruner=pruner,
             )
-        if not Definition.is_in(study.user_attrs):
+        if not StoredDefinition.is_in(study.user_attrs):
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
                 study.set_metric_names(["validation accuracy"])
@@ -201,14 +201,13 @@ _FOR_WORKERS = ("checkpoint", "examples", "graph")
 
 
 def _take_changes(
-    study: optuna.Study, spec: StudySpec, definition: Definition, *, takes_arm: bool
+    study: optuna.Study, spec: StudySpec, definition: StoredDefinition, *, takes_arm: bool
 ) -> None:
     """Store what may change in the study's definition, for workers that are started from now on.
 
-    So is the budget of a trial, which earlier versions counted otherwise, and in a comparison the
-    arm.
+    Also a trial's budget, which earlier versions counted otherwise, and in a comparison the arm.
     """
-    stored = Definition.load(study)
+    stored = StoredDefinition.load(study)
     before = stored.settings.training
     training = {**before, **{key: getattr(spec.training, key) for key in _FOR_WORKERS}}
     taken = dataclasses.replace(
@@ -233,7 +232,7 @@ def check_study(
     storage: Storage,
     name: str,
     spec: StudySpec,
-    definition: Definition | None = None,
+    definition: StoredDefinition | None = None,
     *,
     planned: Mapping[str, StudySpec] | None = None,
 ) -> None:
@@ -258,13 +257,13 @@ def check_study(
     if name in stored_names(storage):
         study = open_study(storage, name)
         known = study.user_attrs
-        if Definition.is_in(known) or study.get_trials(deepcopy=False):
+        if StoredDefinition.is_in(known) or study.get_trials(deepcopy=False):
             _refuse_other_definition(study, spec.model_dump(mode="json"))
             if definition is not None:
                 _refuse_other_data(study, definition)
     if "evidence" in spec.pruner.options:
         study_pruner(spec, known)
-    if not Definition.is_in(known):
+    if not StoredDefinition.is_in(known):
         given_race(spec)
         _check_reference(storage, spec, planned or {})
 
@@ -279,8 +278,8 @@ def _check_reference(storage: Storage, spec: StudySpec, planned: Mapping[str, St
         _refuse_other_reference(spec, reference, planned[reference].model_dump(mode="json"))
     elif reference not in names:
         raise UnknownNameError("study of pruner.reference", reference, {*names, *planned})
-    elif Definition.is_in((study := open_study(storage, reference)).user_attrs):
-        _refuse_other_reference(spec, reference, Definition.load(study).spec)
+    elif StoredDefinition.is_in((study := open_study(storage, reference)).user_attrs):
+        _refuse_other_reference(spec, reference, StoredDefinition.load(study).spec)
 
 
 def _refuse_other_reference(spec: StudySpec, reference: str, other: Mapping[str, Any]) -> None:
@@ -318,7 +317,7 @@ def stored_trials(storage: Storage, name: str) -> int:
     if name not in stored_names(storage):
         return 0
     study = open_study(storage, name)
-    return Target.load(study).trials if Definition.is_in(study.user_attrs) else 0
+    return Target.load(study).trials if StoredDefinition.is_in(study.user_attrs) else 0
 
 
 def _study_sampler(spec: StudySpec, pruner: BasePruner) -> PlannedSampler:
@@ -332,7 +331,7 @@ def _study_sampler(spec: StudySpec, pruner: BasePruner) -> PlannedSampler:
 
 
 def _refuse_other_definition(study: optuna.Study, wanted: Mapping[str, Any]) -> None:
-    stored = Definition.load(study)
+    stored = StoredDefinition.load(study)
     before, now = dict(flat_spec(stored.spec)), dict(flat_spec(wanted))
     for key in sorted(before.keys() | now.keys()):
         # Studies of earlier versions lack the key.
@@ -365,8 +364,8 @@ def _value_text(values: Mapping[str, Any], key: str) -> str:
     return repr(values[key]) if key in values else "not set"
 
 
-def _refuse_other_data(study: optuna.Study, wanted: Definition) -> None:
-    stored = Definition.load(study)
+def _refuse_other_data(study: optuna.Study, wanted: StoredDefinition) -> None:
+    stored = StoredDefinition.load(study)
     difference = stored.data_difference(wanted.epoch_examples, wanted.data)
     if difference:
         raise StorageError(

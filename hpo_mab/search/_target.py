@@ -13,13 +13,12 @@ from hpo_mab._attributes import (
     SLOT_KEY,
     TARGET_KEY,
     TotalBudget,
-    budgets_of,
 )
-from hpo_mab._plan import Plan
+from hpo_mab._plan import Plan, budgets_of
 from hpo_mab.pruners import PromotionPruner
 from hpo_mab.storage import (
     CurveStore,
-    Definition,
+    StoredDefinition,
 )
 from hpo_mab.storage._optuna import id_of
 
@@ -60,7 +59,7 @@ class Target:
         """The study's target as it is now; that of its definition where it has none."""
         stored = study.user_attrs.get(TARGET_KEY)
         if stored is None:
-            definition = Definition.load(study)
+            definition = StoredDefinition.load(study)
             settings = definition.settings
             return cls(
                 trials=settings.trials,
@@ -102,7 +101,7 @@ class Target:
         plan = Plan(study.get_trials(deepcopy=False))
         left = self.trials - plan.finished
         if self.continues(study):
-            left += len(plan.not_continued - plan.diverged)
+            left += len((plan.not_continued & plan.latest) - plan.diverged)
         share = self.share_spent(study, curves)
         spent = share - spent_before
         if spent > 0:
@@ -135,8 +134,10 @@ class _Spending:
         self._study = study
         self._target = target
         # Without a definition the length of a trial is not known.
-        self._definition = Definition.load(study) if Definition.is_in(study.user_attrs) else None
-        # First: an evaluation that is stored in between then counts twice, and not never.
+        self._definition = (
+            StoredDefinition.load(study) if StoredDefinition.is_in(study.user_attrs) else None
+        )
+        # Read first: an evaluation stored in between then counts twice instead of not at all.
         stored = curves.load([id_of(trial) for trial in self._running()])
         self._reached = {name: points[-1].index for name, points in stored.items() if points}
         self._examples, self._seconds = target.spent(study, curves)
@@ -167,7 +168,7 @@ class _Spending:
         left = 0
         for trial in self._running():
             attrs = trial.user_attrs
-            # A trial that continues from a checkpoint says so once it has begun.
+            # A trial that continues from a checkpoint has this attribute once it has begun.
             reached = max(self._reached.get(id_of(trial), 0), attrs.get(RESUMED_KEY, 0))
             whole = self._definition.settings.examples_of(
                 trial.params, longest=self._definition.trial_examples

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import functools
 import time
 from collections.abc import Callable
 from typing import NamedTuple
@@ -11,13 +13,14 @@ import optuna
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 
-from hpo_mab._attributes import INTERRUPTED_KEY, StudySettings, budgets_of
+from hpo_mab._attributes import INTERRUPTED_KEY, PROMOTES_KEY, STACK_KEY, StudySettings
 from hpo_mab._errors import StorageError, memory_reason
+from hpo_mab._examples import labels_digest
 from hpo_mab._interrupts import deferred_interrupts, interruptible, raise_if_interrupted
-from hpo_mab._plan import Next, raise_if_failing, slot_of
-from hpo_mab.search._claim import claim
+from hpo_mab._plan import Attempt, Next, budgets_of, slot_of
+from hpo_mab.search._claim import claim, raise_if_failing
 from hpo_mab.search._objective import TrainingObjective
-from hpo_mab.storage import STORAGE_ERRORS, Storage, release
+from hpo_mab.storage import STORAGE_ERRORS, ExampleWriter, Storage, release
 from hpo_mab.storage._optuna import id_of, storage_of
 from hpo_mab.storage._runs import deletion_is_an_error
 from hpo_mab.training._device import release_memory
@@ -106,15 +109,24 @@ class TrialLoop:
         self._storage = storage
         self._objective = objective
         self._on_trial = on_trial
-        objective.on_progress = getattr(on_trial, "running", None)
         #: Trials claimed here that have not ended.
         self._claimed: list[optuna.trial.Trial] = []
         self._storage_failures = 0
-        #: None records nothing of examples. The objective may have trained another study before.
-        if objective.race is not None:
-            objective.race.keeps_record = False
-        self._examples = objective.record_examples(study, storage) if examples else None
-        objective.examples = self._examples
+        #: Complete trials whose checkpoint could not be used here.
+        self._unusable: set[int] = set()
+        #: None records nothing of examples.
+        self._examples: ExampleWriter | None = None
+        if examples:
+            labels = objective.workload.labels
+            self._examples = ExampleWriter(
+                storage.examples,
+                id_of(study),
+                total=len(labels),
+                labels=labels_digest(labels.numpy()),
+                lock=functools.partial(storage.lock, study.study_name),
+            )
+            # The objective may have trained another study before.
+            objective.workload.known = storage.examples.frozen(id_of(study))
 
     def run(self) -> bool:
         """Run trials until the study is done.
@@ -130,7 +142,13 @@ class TrialLoop:
                 a row.
             StudyFailedError: Three trials in a row failed.
         """
-        self._objective.runs_in_loop = True
+        before = self._objective.recording
+        self._objective.recording = dataclasses.replace(
+            before,
+            examples=self._examples,
+            on_progress=getattr(self._on_trial, "running", None),
+            in_loop=True,
+        )
         name = self._study.study_name
         with deletion_is_an_error(self._storage, name), deferred_interrupts() as was_pressed:
             try:
@@ -149,7 +167,7 @@ class TrialLoop:
                         self._abandon()
                 raise
             finally:
-                self._objective.runs_in_loop = False
+                self._objective.recording = before
                 self._release(*self._claimed)
                 if self._examples is not None:
                     with contextlib.suppress(KeyError, StorageError, *STORAGE_ERRORS):
@@ -208,19 +226,14 @@ class TrialLoop:
             release_memory()
             if self._make_room(trial):
                 return state
+        self._finish(End(trial, state, value))
         if state == TrialState.FAIL:
-            self._fail_trial(trial)
-        else:
-            self._finish(End(trial, state, value))
+            raise_if_failing(self._study)
         return state
 
     def _make_room(self, trial: optuna.trial.Trial) -> bool:
         """Free memory for a trial that had too little; whether it is tried again."""
         return False
-
-    def _fail_trial(self, trial: optuna.trial.Trial) -> None:
-        self._finish(End(trial, TrialState.FAIL))
-        raise_if_failing(self._study)
 
     def _finish(self, *ends: End) -> None:
         """Store how trials have ended, with one lock."""
@@ -231,6 +244,9 @@ class TrialLoop:
                 for end in ends
             ]
         self._release(*(end.trial for end in ends))
+        for frozen in ended:
+            if Attempt.of(frozen).unbegun:
+                self._unusable.add(frozen.user_attrs[PROMOTES_KEY])
         if self._examples is not None:
             for frozen in ended:
                 counts = frozen.state in (TrialState.COMPLETE, TrialState.PRUNED)
@@ -243,15 +259,27 @@ class TrialLoop:
             for trial in ended:
                 self._on_trial(self._study, trial)
 
+    @property
+    def _in_slots(self) -> bool:
+        """Whether trials are trained in slots of a stack."""
+        return False
+
     def _is_saved(self, trial: FrozenTrial) -> bool:
-        checkpoints = self._objective.checkpoints
-        if checkpoints is None or not checkpoints.seconds:
+        checkpoints = self._objective.recording.checkpoints
+        if checkpoints is None or not checkpoints.seconds or trial.number in self._unusable:
             return False
-        return checkpoints.path(self._study, (slot_of(self._study, trial), "")).exists()
+        found = checkpoints.path(self._study, (slot_of(self._study, trial), "")).exists()
+        if found and STACK_KEY in trial.user_attrs and not self._in_slots:
+            self._objective.note(
+                "complete trials that were trained in slots continue only in slots"
+            )
+            return False
+        return found
 
     def _remove_checkpoints(self) -> None:
-        if self._objective.checkpoints is not None:
-            self._objective.checkpoints.sweep(self._study)
+        checkpoints = self._objective.recording.checkpoints
+        if checkpoints is not None:
+            checkpoints.sweep(self._study)
 
     def _abandon(self) -> None:
         """End the claimed trials as interrupted, so that a worker tries them again."""
@@ -261,6 +289,7 @@ class TrialLoop:
                 # Another machine may close it as lost just now.
                 with contextlib.suppress(UpdateFinishedTrialError):
                     trial.set_user_attr(INTERRUPTED_KEY, True)
+                self._storage.optuna.forget_rungs(id_of(trial))
                 self._finish(End(trial, TrialState.FAIL))
             self._release(trial)
 

@@ -93,7 +93,7 @@ class Workload:
         model: Callable[..., nn.Module],
         data: ImageSplits | DatasetSplits | tuple[Dataset[Any], Dataset[Any]],
         budget: Budget,
-        loop: Loop | None = None,
+        loop: Loop,
         augmentation: Augmentation | None = None,
         num_workers: int = 0,
         device: torch.device,
@@ -114,7 +114,7 @@ class Workload:
                 f"got {num_workers}."
             )
         self.budget = budget
-        self.loop = loop or Loop()
+        self.loop = loop
         self.device = device
         #: What samplers of the study may use of its record; None as long as there is none.
         self.known: ExampleRecord | None = None
@@ -197,8 +197,7 @@ class Workload:
             configuration: What to train.
             seed: Decides initial weights, batches and augmentation.
             final: Another budget than a trial's.
-            evaluations: Points of the learning curve; None takes a trial's, or the end alone of
-                another budget.
+            evaluations: Points of the learning curve; None takes a trial's.
             budgets: Length in budgets, see `hpo_mab.training.Training`.
             state: Where to continue, see `hpo_mab.training.Training`; if it does not fit, the
                 training begins at zero, with a warning.
@@ -209,7 +208,7 @@ class Workload:
                 this process is training.
         """
         with random_state(self.device), cpu_threads(self.loop.threads):
-            points = evaluations or (1 if final else self.loop.evaluations)
+            points = evaluations or self.loop.evaluations
             curve: CurveArguments = {"evaluations": points, "budgets": budgets}
             begin = functools.partial(self._start, configuration, seed, final, examples, **curve)
             # A user's network may take long to make.
@@ -325,7 +324,7 @@ class Workload:
         """
         part = configuration.sampler
         options = dict(part.options)
-        if options.pop("difficulty", False):
+        if configuration.difficulty:
             options["difficulty"] = self._difficulty(part)
         # Bandits that are active otherwise than a stack's stay a sampler on the device.
         inside = stacked and part.name == "mab" and options.get("active", 1) == 1
@@ -464,7 +463,7 @@ def _resumed(begin: Callable[[], Training], state: Mapping[str, Any]) -> Trainin
     made = begin()
     try:
         return made.load_state_dict(state)
-    except Exception as error:  # Each part has its own way to refuse a state.
+    except Exception as error:  # Parts raise different errors for a state that does not fit.
         warn_of_misfit(error)
     # Outside of the handler, whose error refers to the first network: memory may hold only one.
     del made

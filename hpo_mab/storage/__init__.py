@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from hpo_mab._registry import lazy_names
 
 if TYPE_CHECKING:
-    from hpo_mab._plan import RETRIES
     from hpo_mab.storage._curves import CurveStore
+    from hpo_mab.storage._definition import StoredDefinition
     from hpo_mab.storage._examples import FIRST_TRIALS, ExampleStore, ExampleWriter
     from hpo_mab.storage._open import STORAGE_ERRORS, Storage, files_folder
     from hpo_mab.storage._process import (
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
         this_process,
     )
     from hpo_mab.storage._runs import (
-        Definition,
         MissingCurvesWarning,
         StudyRun,
         TrialRun,
@@ -39,14 +38,13 @@ DEFAULT_URL = "sqlite:///hpo_mab.db"
 __all__ = [
     "DEFAULT_URL",
     "FIRST_TRIALS",
-    "RETRIES",
     "STORAGE_ERRORS",
     "CurveStore",
-    "Definition",
     "ExampleStore",
     "ExampleWriter",
     "MissingCurvesWarning",
     "Storage",
+    "StoredDefinition",
     "StudyRun",
     "TrialRun",
     "files_folder",
@@ -69,8 +67,8 @@ __getattr__, __dir__ = lazy_names(
         "ExampleStore ExampleWriter FIRST_TRIALS": "._examples",
         "STORAGE_ERRORS Storage files_folder": "._open",
         "heartbeat hold is_gone is_held is_here release this_process": "._process",
-        "Definition MissingCurvesWarning StudyRun TrialRun": "._runs",
+        "StoredDefinition": "._definition",
+        "MissingCurvesWarning StudyRun TrialRun": "._runs",
         "open_study read_run study_names": "._runs",
-        "RETRIES": "hpo_mab._plan",
     },
 )

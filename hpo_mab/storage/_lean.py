@@ -289,6 +289,21 @@ class LeanStorage(RDBStorage):
             self.check_trial_is_updatable(trial_id, self.get_trial(trial_id).state)
         return bool(ended)
 
+    def forget_rungs(self, trial_id: int) -> None:
+        """Remove what Optuna's pruners have stored of a running trial that is tried again.
+
+        They would compare others with both attempts.
+        """
+        if (collecting := self._collecting) is not None:
+            self._write(collecting)
+        table = SYSTEM_ATTRIBUTES.c
+        rungs = table.key.startswith("completed_rung_", autoescape=True)
+        with self._transaction() as connection:
+            connection.execute(
+                sa.delete(SYSTEM_ATTRIBUTES).where(table.trial_id == trial_id, rungs)
+            )
+        self._forget(trial_id)
+
     def get_trial(self, trial_id: int) -> FrozenTrial:
         """See `optuna.storages.BaseStorage`."""
         wanted = {trial_id}
@@ -404,12 +419,12 @@ class LeanStorage(RDBStorage):
             self.check_trial_is_updatable(trial_id, self.get_trial(trial_id).state)
 
     def _change(self, trial_id: int, part: str, name: Any, value: Any) -> None:
-        """Change one item of a trial also where this thread has kept it."""
+        """Make the same change in this thread's copy of the trial, if it has one."""
         if (collecting := self._collecting) is not None:
             collecting.change(trial_id, part, name, value)
 
     def _forget(self, trial_id: int) -> None:
-        """Read a trial again that this thread has written."""
+        """Drop this thread's copy of a trial, so that it is read again."""
         if (collecting := self._collecting) is not None:
             collecting.written.add(trial_id)
             collecting.known.pop(trial_id, None)

@@ -22,6 +22,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from hpo_mab._errors import ArgumentError, StorageError, hide_passwords
 from hpo_mab._interrupts import interruptible
+from hpo_mab._machine import expanded
 from hpo_mab._plan import RETRIES
 from hpo_mab.storage import DEFAULT_URL
 from hpo_mab.storage._curves import CurveStore
@@ -134,6 +135,11 @@ class Storage:
         return Path(database)
 
     @property
+    def in_memory(self) -> bool:
+        """Whether the database ends with the process."""
+        return self.is_sqlite and self.file is None
+
+    @property
     def exists(self) -> bool:
         """Whether there is a database to read; a missing SQLite file is made on first use."""
         return self.file is None or self.file.exists()
@@ -242,8 +248,12 @@ def _engine_options(url: sa.URL) -> dict[str, Any]:
 
 
 def _normalise(url: str) -> sa.URL:
+    if not url.strip():
+        # SQLite would take it for a database in memory.
+        raise StorageError("The storage URL is empty; name a file or the URL of a database.")
     try:
-        made = sa.make_url(url if "://" in url else f"sqlite:///{url}")
+        path = expanded(url) if url.startswith("~") else url
+        made = sa.make_url(url if "://" in url else f"sqlite:///{path}")
     except (SQLAlchemyError, ValueError):
         raise StorageError(
             "The storage URL cannot be read; it should look like sqlite:///studies.db "
@@ -274,7 +284,7 @@ def files_folder(storage: Storage, what: str) -> Path:
     """
     chosen = os.environ.get(f"HPO_MAB_{what.upper()}")
     if chosen:
-        return Path(chosen).expanduser()
+        return expanded(chosen)
     if storage.file is not None:
         return storage.file.with_name(f"{storage.file.stem}_{what}")
     return Path(f"hpo_mab_{what}")

@@ -23,6 +23,12 @@ if TYPE_CHECKING:
     import sqlalchemy as sa
 
 
+def queued_params(trial: optuna.trial.Trial) -> Mapping[str, Any]:
+    """Parameters that a trial was queued with, by `optuna.Study.enqueue_trial`."""
+    found: Mapping[str, Any] = trial._cached_frozen_trial.system_attrs.get("fixed_params", {})
+    return found
+
+
 def id_of(known: optuna.Study | optuna.trial.Trial | FrozenTrial) -> int:
     """Optuna's id of a study or a trial, which no other one in its storage has."""
     return known._study_id if isinstance(known, optuna.Study) else known._trial_id
@@ -121,6 +127,11 @@ def needed_at_rung(
 
 class SearchExhaustedWarning(UserWarning):
     """A search sampler has proposed all that it has; further trials repeat configurations."""
+
+
+def all_trials(study: optuna.Study) -> list[FrozenTrial]:
+    """The trials of a study, not to be changed; Hyperband limits `get_trials` to a bracket."""
+    return study._get_trials(deepcopy=False)
 
 
 class StudyView:

@@ -1,168 +1,35 @@
-"""Stored studies as plain records, read once and analysed without a database.
-
-The definition of a study is stored with it as one user attribute.
-"""
+"""Stored studies as plain records, read once and analysed without a database."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, Self
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from hpo_mab._attributes import (
     BUDGET_KEY,
-    DEFINITION_KEY,
     EVALUATION_KEY,
     EXAMPLES_KEY,
     PAIRED_KEY,
     PREFIX,
     REASON_KEY,
     RESUMED_KEY,
-    SAMPLER_KEY,
-    SEED_KEY,
     SLOT_KEY,
     TWIN_KEY,
     StudySettings,
-    budgets_of,
-    completed_spec,
     unreported,
 )
 from hpo_mab._errors import StorageError, UnknownNameError
-from hpo_mab._plan import Plan
-from hpo_mab.data import DataIdentity
-from hpo_mab.samplers._registry import NAMES
+from hpo_mab._plan import Plan, budgets_of
+from hpo_mab.storage._definition import StoredDefinition, largest_batch
 from hpo_mab.storage._open import Storage
 from hpo_mab.storage._optuna import id_of
 from hpo_mab.training import Evaluation
-
-_VERSION = 2
-#: Versions that can be read. Version 1 has the number of examples, but no identity of the data.
-_KNOWN = (1, _VERSION)
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Definition:
-    """Identity of a study.
-
-    Attributes:
-        arm: Name of the arm of a comparison, e.g. ``"mab"``.
-        seed: The study's seed.
-        trial_examples: Budget of one unpruned trial with the largest batches, in examples.
-        epoch_examples: Size of the training part, in examples.
-        spec: The study definition as JSON-like values.
-        environment: Versions and hardware at the study's start.
-        data: Identity of its data; None if not known.
-
-    Examples:
-        >>> from hpo_mab.storage import Definition
-        >>> Definition(
-        ...     arm="mab", seed=0, trial_examples=100, epoch_examples=100, spec={}, environment={}
-        ... ).arm
-        'mab'
-    """
-
-    arm: str
-    seed: int
-    trial_examples: int
-    epoch_examples: int
-    spec: Mapping[str, Any]
-    environment: Mapping[str, Any]
-    data: DataIdentity | None = None
-
-    def save(self, study: optuna.Study) -> None:
-        """Write the definition into the study."""
-        study.set_user_attr(DEFINITION_KEY, {"version": _VERSION, **dataclasses.asdict(self)})
-
-    @classmethod
-    def load(cls, study: optuna.Study) -> Self:
-        """Read the definition a study was made from.
-
-        Raises:
-            StorageError: The study was not made by this product, or by a later version of it.
-        """
-        stored = dict(study.user_attrs.get(DEFINITION_KEY, {}))
-        version = stored.pop("version", None)
-        if version not in _KNOWN:
-            raise StorageError(
-                f"Study '{study.study_name}' "
-                + (
-                    "was not made by hpo-mab; 'hpo-mab dashboard' shows any study."
-                    if version is None
-                    else f"has format {version}; this hpo-mab reads formats up to {_VERSION}."
-                )
-            )
-        stored["spec"] = completed_spec(stored["spec"])
-        data = stored.pop("data", None)
-        return cls(**stored, data=None if data is None else DataIdentity(**data))
-
-    @classmethod
-    def of(cls, study: optuna.Study) -> Self:
-        """The stored definition, or what is known from the trials of a `hpo_mab.TrialReporter`.
-
-        Such a study is the arm of its trials' batch sampler, or of its own name if they differ. Its
-        number of examples is not known, and is 0; so is its seed, unless the study has the user
-        attribute ``hpo_mab:seed``.
-
-        Raises:
-            StorageError: Neither is there, or the trials differ in their budget.
-        """
-        if cls.is_in(study.user_attrs):
-            return cls.load(study)
-        trials = study.get_trials(deepcopy=False)
-        attrs = [trial.user_attrs for trial in trials]
-        budgets = sorted({each[BUDGET_KEY] for each in attrs if BUDGET_KEY in each})
-        if not budgets:
-            return cls.load(study)  # Raises.
-        # Batch sizes that are searched round the same examples to steps, or have the same steps.
-        lengths = [each for each in trials if BUDGET_KEY in each.user_attrs]
-        sized = all(map(_batch_size, lengths))
-        steps = {each.user_attrs[BUDGET_KEY] // _batch_size(each) for each in lengths if sized}
-        if len(steps) != 1 and budgets[-1] - budgets[0] > _largest_batch(trials):
-            raise StorageError(
-                f"Trials of study '{study.study_name}' have different budgets, "
-                f"{budgets[0]:,} to {budgets[-1]:,} examples. Trials of one budget are compared."
-            )
-        kinds = {where.partition(":")[2]: kind for kind, where in NAMES.items()}
-        arms = {each[SAMPLER_KEY] for each in attrs if SAMPLER_KEY in each}
-        arm = arms.pop() if len(arms) == 1 else study.study_name
-        return cls(
-            arm=kinds.get(arm, arm),
-            seed=int(study.user_attrs.get(SEED_KEY, 0)),
-            trial_examples=budgets[-1],
-            epoch_examples=0,
-            spec={},
-            environment={},
-        )
-
-    @property
-    def settings(self) -> StudySettings:
-        """The study definition as typed values."""
-        return StudySettings.of(self.spec)
-
-    def data_difference(self, examples: int, data: DataIdentity | None) -> str:
-        """How other data differ from the study's, for a message; empty if they are the same.
-
-        Args:
-            examples: Number of their training examples.
-            data: Their identity; None if not known.
-        """
-        if examples != self.epoch_examples:
-            return f"{self.epoch_examples} training examples there, {examples} here"
-        if self.data is None or data is None or data.is_same(self.data):
-            return ""
-        if self.data.classes != data.classes:
-            return f"{self.data.classes} classes there, {data.classes} here"
-        return "as many examples and classes, but other labels, files or pixels here"
-
-    @staticmethod
-    def is_in(study_attrs: Mapping[str, Any]) -> bool:
-        """Whether a study with these user attributes was made by this product."""
-        return DEFINITION_KEY in study_attrs
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -267,7 +134,7 @@ class StudyRun:
         name: Optuna's study name.
         arm: Name of the arm of a comparison, e.g. ``"mab"`` or ``"uniform"``.
         seed: The study's seed; studies of different arms with one seed are paired.
-        trial_examples: Budget of one unpruned trial with the largest batches, in examples.
+        trial_examples: Budget of the longest unpruned trial, in examples.
         spec: The definition the study was made from, as JSON-like values.
         trials: All trials.
         training_examples: Size of the training part; None in records of earlier versions.
@@ -305,7 +172,7 @@ class StudyRun:
     @property
     def largest_batch(self) -> int:
         """The largest batch size that was searched; 0 where it was not."""
-        return _largest_batch(self.trials)
+        return largest_batch(self.trials)
 
     @property
     def missing_curves(self) -> int:
@@ -388,16 +255,6 @@ def study_names(storage: Storage) -> tuple[str, ...]:
     return tuple(optuna.get_all_study_names(storage=storage.optuna))
 
 
-def _largest_batch(trials: Iterable[FrozenTrial | TrialRun]) -> int:
-    return max(map(_batch_size, trials), default=0)
-
-
-def _batch_size(trial: FrozenTrial | TrialRun) -> int:
-    """The batch size among a trial's parameters; 0 if it is none of them."""
-    size = trial.params.get("batch_size")
-    return size if isinstance(size, int) else 0
-
-
 @contextlib.contextmanager
 def deletion_is_an_error(storage: Storage, name: str) -> Iterator[None]:
     """Raise `StorageError` where Optuna's records of a study are gone, in place of its KeyError."""
@@ -438,7 +295,7 @@ def read_run(storage: Storage, name: str) -> StudyRun:
         UnknownNameError: There is no such study.
     """
     study = open_study(storage, name)
-    definition = Definition.of(study)
+    definition = StoredDefinition.of(study)
     trials = study.get_trials(deepcopy=False)
     curves = storage.curves.load([id_of(trial) for trial in trials])
     run = StudyRun(

@@ -20,29 +20,19 @@ if TYPE_CHECKING:
         Sweep,
         TrainingDiverged,
     )
-    from hpo_mab.training._device import PRECISIONS, select_device
+    from hpo_mab.training._device import select_device
     from hpo_mab.training._evaluate import evaluate
     from hpo_mab.training._optimizers import (
         available_optimizers,
         create_optimizer,
         optimizer_options,
     )
-    from hpo_mab.training._schedule import (
-        DEFAULT_AVERAGE,
-        KEEP,
-        SCHEDULES,
-        Budget,
-        Evaluation,
-        Schedule,
-    )
+    from hpo_mab.training._schedule import DEFAULT_AVERAGE, Budget, Evaluation, Schedule
     from hpo_mab.training._stack import StackedTrainer
     from hpo_mab.training._training import Training
 
 __all__ = [
     "DEFAULT_AVERAGE",
-    "KEEP",
-    "PRECISIONS",
-    "SCHEDULES",
     "Batches",
     "Budget",
     "DeviceBatches",
@@ -69,10 +59,10 @@ __getattr__, __dir__ = lazy_names(
         "WeightAverage": "._average",
         "Batches DeviceBatches DeviceSweep LoaderBatches LoaderSweep Sweep "
         "TrainingDiverged": "._batches",
-        "PRECISIONS select_device": "._device",
+        "select_device": "._device",
         "evaluate": "._evaluate",
         "available_optimizers create_optimizer optimizer_options": "._optimizers",
-        "Budget DEFAULT_AVERAGE Evaluation KEEP SCHEDULES Schedule": "._schedule",
+        "Budget DEFAULT_AVERAGE Evaluation Schedule": "._schedule",
         "StackedTrainer": "._stack",
         "Training": "._training",
     },

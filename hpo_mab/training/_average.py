@@ -65,9 +65,10 @@ class WeightAverage:
     """Exponential moving average of weights over about the last ``window`` share of the steps.
 
     After step ``s`` (from 1): ``average += (weights - average) / max(1, window * s)``. Floating
-    buffers, such as the running statistics of batch normalisation, are averaged the same way;
-    integer buffers are not. Averages of SGD iterates rank trials early, and need less decay of the
-    learning rate (Izmailov et al. 2018; Morales-Brotons et al. 2024, arXiv 2411.18704).
+    buffers, such as the running statistics of batch normalisation, are averaged the same way.
+    Integer buffers are not, nor those that hold infinities at first, such as masks. Averages of SGD
+    iterates rank trials early, and need less decay of the learning rate (Izmailov et al. 2018;
+    Morales-Brotons et al. 2024, arXiv 2411.18704).
 
     The window grows with the steps. The averaging function of
     `torch.optim.swa_utils.AveragedModel` reads the step count on the host, so a CUDA graph could
@@ -95,9 +96,7 @@ class WeightAverage:
         self._model = model
         self._window = window
         # Parameters that modules share have one name in this mapping, and one average.
-        named = dict(model.named_parameters()) | {
-            name: buffer for name, buffer in model.named_buffers() if buffer.is_floating_point()
-        }
+        named = dict(model.named_parameters()) | averaged_buffers(model)
         if not named:
             raise ArgumentError("average must be 0 for a model without weights to average.")
         self._names = list(named)
@@ -158,6 +157,15 @@ class WeightAverage:
         for own, saved in zip(self._average, state["average"].values(), strict=True):
             own.copy_(saved)
         self._steps.copy_(state["steps"])
+
+
+def averaged_buffers(model: nn.Module) -> dict[str, Tensor]:
+    """The buffers of a network that are averaged, by name: floating ones that are finite.
+
+    The mean of a mask's infinities would be NaN.
+    """
+    floating = ((k, each) for k, each in model.named_buffers() if each.is_floating_point())
+    return {name: buffer for name, buffer in floating if bool(buffer.isfinite().all())}
 
 
 def _owner_of(model: nn.Module, name: str) -> tuple[dict[str, Any], str]:

@@ -8,7 +8,7 @@ from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset, default_collate
 
 from hpo_mab._errors import ArgumentError, HpoMabError, plain_arguments, require
 from hpo_mab._labels import class_labels
@@ -37,7 +37,7 @@ class TrainingDiverged(HpoMabError, ArithmeticError):  # noqa: N818 - an outcome
     """
 
     def __init__(self, step: int, what: str) -> None:
-        # The arguments: a process that raises it sends them, and they make it again.
+        # As arguments: `pickle` passes them to the constructor in another process.
         super().__init__(step, what)
         self.step = step
         self.examples = 0
@@ -281,7 +281,7 @@ class LoaderBatches:
             # New processes for each pass would cost more than a short pass.
             persistent_workers=self.num_workers > 0,
             # Only copies from pinned memory can overlap with the step.
-            pin_memory=self.device.type == "cuda",
+            pin_memory=self.device.type == "cuda" and not _is_on_cuda(self.dataset),
             generator=torch.Generator().manual_seed(self.seed),
         )
         while True:
@@ -293,6 +293,13 @@ class LoaderBatches:
         examples = [self.dataset[index][0] for index in indices.tolist()]
         batch: Tensor = default_collate(examples)
         return batch.to(self.device)
+
+
+def _is_on_cuda(dataset: Any) -> bool:
+    """Whether a data set holds tensors on a CUDA device, which cannot be pinned."""
+    while isinstance(dataset, Subset):
+        dataset = dataset.dataset
+    return isinstance(dataset, TensorDataset) and any(one.is_cuda for one in dataset.tensors)
 
 
 def to_device(inputs: Tensor, targets: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:

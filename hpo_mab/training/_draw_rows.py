@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, TypeGuard
 
 import numpy as np
@@ -32,11 +32,13 @@ class DrawRows:
         engine: Bandits of all slots, in rows below one another; None until a slot needs them.
         candidates: Candidates that the step chooses each slot's batch from; 0 where it does not
             choose. None before the first slot begins, whose sampler decides.
+        samplers: Samplers of the slots whose batches are planned, by slot.
     """
 
     def __init__(self, slots: int, batch_size: int, device: torch.device, *, seed: int) -> None:
         self.engine: DeviceEngine | None = None
         self.candidates: int | None = None
+        self.samplers: dict[int, BatchSampler] = {}
         self._slots = slots
         self._seed = seed
         self._structure: tuple[Any, ...] | None = None
@@ -57,8 +59,18 @@ class DrawRows:
         #: Whether the stack's bandits draw for the slot, bool [K, 1].
         self._by_bandits = torch.zeros(slots, 1, dtype=torch.bool, device=device)
 
-    def plan(self, slot: int, sampler: BatchSampler, progress: Sequence[float]) -> None:
+    @property
+    def steps_at_once(self) -> int:
+        """Steps whose batches are planned at once.
+
+        Samplers that do not learn draw many steps ahead: no host work then separates replays of the
+        graph. A learner's next draw needs the losses of this step.
+        """
+        return 1 if any(map(_learns, self.samplers.values())) else PLANNED_STEPS
+
+    def plan(self, slot: int, progress: Sequence[float]) -> None:
         """Draw the next batches of a slot's sampler, with the share of the budget before each."""
+        sampler = self.samplers[slot]
         for place, share in enumerate(progress):
             if _stack_chooses_for(sampler):
                 self._planned[slot, place] = sampler.candidates()
@@ -88,8 +100,8 @@ class DrawRows:
         fits = fits and sampler.num_examples == self._examples
         return fits and window_of(sampler) <= self._capacity
 
-    def begin(self, slot: int, sampler: BatchSampler) -> bool:
-        """Reset the stack's bandits for a sampler if they draw for it; returns whether they do.
+    def begin(self, slot: int, sampler: BatchSampler) -> None:
+        """Reset the stack's bandits for a sampler if they draw for it; else plan its batches.
 
         Raises:
             ArgumentError: The sampler needs the network, or has bandits or candidates that do not
@@ -112,7 +124,8 @@ class DrawRows:
             )
         if not _stack_draws_for(sampler):
             self._by_bandits[slot] = False
-            return False
+            self.samplers[slot] = sampler
+            return
         shares, settings = sampler.shares.numpy(), sampler.settings
         if self.engine is None:
             self._structure, self._examples = settings.structure, sampler.num_examples
@@ -140,7 +153,18 @@ class DrawRows:
         self._drawn_weights[slot] = weights
         self._arms[slot * size : (slot + 1) * size] = arms
         self._by_bandits[slot] = True
-        return True
+        self.samplers.pop(slot, None)
+
+    def forget(self, slots: Iterable[int]) -> None:
+        """Drop the samplers of slots without a training."""
+        for slot in slots:
+            self.samplers.pop(slot, None)
+
+    def learn(self, losses: Tensor, logits: Tensor, targets: Tensor) -> None:
+        """Give the samplers that learn by themselves a step's [K, B], [K, B, C] and [K, B]."""
+        for slot, sampler in self.samplers.items():
+            if _learns(sampler):
+                sampler.update(losses[slot], logits=logits[slot], targets=targets[slot])
 
     def learn_and_draw(self, losses: Tensor) -> None:
         """Reward the bandits' arms by the losses [K, B] and store their batch of the next step."""
@@ -153,8 +177,10 @@ class DrawRows:
             self._drawn_weights.copy_(weights.view_as(self._drawn_weights))
         self._arms.copy_(arms)
 
-    def figures(self, slot: int) -> dict[str, float]:
-        """Statistics of a slot that the stack's bandits draw for, see `BatchSampler.statistics`."""
+    def statistics(self, slot: int) -> dict[str, float]:
+        """Of a slot's sampler or bandits, see `BatchSampler.statistics`."""
+        if slot in self.samplers:
+            return self.samplers[slot].statistics()
         return {} if self.engine is None else self.engine.figures_of(slot).shares()
 
     def tensors(self) -> dict[str, Tensor]:
@@ -193,10 +219,11 @@ class DrawRows:
         self._chosen.index_copy_(1, self._position - 1, chosen[:, None])
         return chosen
 
-    def count_chosen(self, slot: int, sampler: BatchSampler, *, steps: int) -> None:
-        """Count what the last steps have chosen for a slot's sampler, if they choose for it."""
-        if _stack_chooses_for(sampler):
-            sampler.count(self._chosen[slot, :steps])
+    def count_chosen(self, *, steps: int) -> None:
+        """Count the examples that the last steps have chosen among candidates."""
+        for slot, sampler in self.samplers.items():
+            if _stack_chooses_for(sampler):
+                sampler.count(self._chosen[slot, :steps])
 
 
 def _words(structure: Sequence[Any] | None) -> str:
@@ -217,6 +244,11 @@ def _stack_chooses_for(sampler: BatchSampler) -> TypeGuard[HardMiningSampler]:
 def _candidates_of(sampler: BatchSampler) -> int:
     """Candidates that the stack's step chooses a batch from; 0 where it does not choose."""
     return sampler.num_candidates if _stack_chooses_for(sampler) else 0
+
+
+def _learns(sampler: BatchSampler) -> bool:
+    """Whether a sampler learns from the losses of each step; not where the step chooses for it."""
+    return sampler._learns and not _stack_chooses_for(sampler)
 
 
 def needs_training(sampler: type[BatchSampler]) -> bool:

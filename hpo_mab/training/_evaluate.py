@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from hpo_mab._errors import ArgumentError
+from hpo_mab._errors import ArgumentError, memory_reason
 from hpo_mab.training._device import autocast, logits_of
 
 #: Bytes that the tensors of an evaluation may take on a CPU; on CUDA a share of the device's
@@ -22,17 +22,20 @@ _COPIES = 4
 
 
 class _Largest(TorchFunctionMode):
-    """Records the bytes of the largest tensor of one example that an operation returns."""
+    """Records the bytes an example of the largest tensor of ``count`` that an operation returns."""
 
-    nbytes: int = 1
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self._count = count
+        self.nbytes = 1
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         made = func(*args, **(kwargs or {}))
-        # Tensors of another first dimension are weights, not outputs of one example.
-        if isinstance(made, Tensor) and made.shape[:1] == (1,):
-            self.nbytes = max(self.nbytes, made.nbytes)
+        # Tensors of another first dimension are weights, not outputs of the examples.
+        if isinstance(made, Tensor) and made.shape[:1] == (self._count,):
+            self.nbytes = max(self.nbytes, made.nbytes // self._count)
         return made
 
 
@@ -58,16 +61,30 @@ def examples_at_once(forward: Callable[[Tensor], Tensor], inputs: Tensor) -> int
     has the same batches. The bound is 256 MiB on a CPU, an eighth of a CUDA device.
 
     Args:
-        forward: The network, in evaluation mode; called with one example.
+        forward: The network, in evaluation mode; called with one example, or with two if it raises
+            then.
         inputs: Inputs on the device, [n, ...], at least one.
     """
-    with torch.no_grad(), _Largest() as largest:
-        forward(inputs[:1])
+    try:
+        largest = _largest_of(forward, inputs[:1])
+    except (RuntimeError, ValueError, IndexError) as error:
+        # Some networks need several: normalisation by batch statistics, `squeeze`.
+        if len(inputs) < 2 or memory_reason(error) is not None:
+            raise
+        largest = _largest_of(forward, inputs[:2])
     room: float = _HOST_BYTES
     if inputs.device.type == "cuda":
         room = torch.cuda.get_device_properties(inputs.device).total_memory * _DEVICE_SHARE
-    count: int = int(room) // (_COPIES * largest.nbytes)
+    count: int = int(room) // (_COPIES * largest)
     return max(1, count)
+
+
+def _largest_of(forward: Callable[[Tensor], Tensor], inputs: Tensor) -> int:
+    """Bytes an example of the largest tensor of a forward pass."""
+    with torch.no_grad(), _Largest(len(inputs)) as largest:
+        forward(inputs)
+    found: int = largest.nbytes
+    return found
 
 
 def evaluate(

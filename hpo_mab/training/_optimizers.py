@@ -90,9 +90,9 @@ def _has_fused_form(weight: Parameter) -> bool:
 def _init_sgd_group(optimizer: SGD, group: dict[str, Any], *lists: list[Any]) -> bool:
     """`SGD._init_group`, for weights that get their first gradient later than others.
 
-    Torch's fused form raises if some weights have a buffer and others none. A first step with zeros
-    is the same. They are made here, because before a step weights may change device or layout; and
-    also of weights without a gradient, because a graph would replay what it had captured.
+    Torch's fused form raises if only some weights have a buffer. A buffer of zeros gives the same
+    first step. Buffers are made at the step: before it, weights may change device or layout.
+    Weights without a gradient get one, too, because a graph repeats what it has captured.
     """
     for weight in group["params"] if group["momentum"] else ():
         if weight.requires_grad and optimizer.state[weight].get("momentum_buffer") is None:
@@ -173,13 +173,14 @@ def create_optimizer(name: Named, parameters: Iterable[Parameter], **options: An
         UnknownNameError: No such optimiser or knob.
         ArgumentError: A knob outside its bound.
     """
-    if name not in OPTIMIZERS:
-        OPTIMIZERS.check(name, {key: [one] for key, one in options.items()}, section="optimizer")
+    _check_options(name, options)
     return optimizer_maker(name)(parameters, **options)
 
 
 def optimizer_maker(name: Named) -> Callable[..., Optimizer]:
     """A function that makes optimisers of a name, called with the parameters and its knobs.
+
+    Of knobs it checks the bounds alone: a search space has checked their names and types.
 
     Raises:
         UnknownNameError: No such optimiser.
@@ -197,7 +198,8 @@ def _make_checked(
     parameters: Iterable[Parameter],
     **options: Any,
 ) -> Optimizer:
-    return make(parameters, **_checked_options(name, options))
+    _check_bounds(name, options)
+    return make(parameters, **options)
 
 
 def require_trainable(model: Module) -> None:
@@ -251,7 +253,9 @@ class RowOptimizer:
             UnknownNameError: No such knob.
             ArgumentError: A knob outside its bound.
         """
-        values = {**self._defaults, **_checked_options(self._name, options)}
+        _check_options(self._name, options)
+        _check_bounds(self._name, options)
+        values = {**self._defaults, **options}
         for knob, tensor in self.knobs.items():
             tensor[row] = float(values[knob])
         self._steps[row] = 0
@@ -339,13 +343,16 @@ _ROWS: dict[str, tuple[Callable[[RowOptimizer, Tensor, Tensor], None], int]] = {
 }
 
 
-def _checked_options(name: str, options: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The options, each a knob of the optimiser and within its bound."""
+def _check_options(name: Named, options: Mapping[str, Any]) -> None:
+    """Refuse options that are no knobs of the optimiser, or of another type."""
     OPTIMIZERS.check(name, {key: [one] for key, one in options.items()}, section="optimizer")
+
+
+def _check_bounds(name: str, options: Mapping[str, Any]) -> None:
+    """Refuse knobs outside their bounds."""
     for knob, value in options.items():
         if knob != "nesterov":
             _check_bound(name, knob, value)
-    return options
 
 
 def _check_bound(name: str, knob: str, value: Any) -> None:

@@ -12,7 +12,7 @@ from torch.func import vmap
 
 from hpo_mab._errors import ArgumentError
 from hpo_mab.models import stackable
-from hpo_mab.training._average import average_share, call_with
+from hpo_mab.training._average import average_share, averaged_buffers, call_with
 from hpo_mab.training._batches import DeviceSweep
 from hpo_mab.training._device import check_logits
 from hpo_mab.training._evaluate import check_highest, examples_at_once
@@ -58,9 +58,7 @@ class NetworkRows:
             name: buffer.expand(slots, *buffer.shape).clone() for name, buffer in rest.items()
         }
         self._averaged_buffers = {
-            name: self.buffers[name].clone()
-            for name, buffer in model.named_buffers()
-            if buffer.is_floating_point()
+            name: self.buffers[name].clone() for name in averaged_buffers(model)
         }
         first = {id(tensor): name for name, tensor in [*trained.items(), *rest.items()]}
         #: Row of each name of a ``state_dict``, where a shared parameter has several names. The
@@ -73,8 +71,8 @@ class NetworkRows:
         #: Networks of slots whose training has ended, if other slots have been trained since.
         self._kept: dict[int, dict[str, Tensor]] = {}
 
-    def begin(self, slot: int, model: nn.Module) -> None:
-        """Copy the weights and buffers of a network into a row."""
+    def check(self, model: nn.Module) -> None:
+        """Raise `ArgumentError` for a network of another shape than the rows'."""
         trained, rest = _parts(model)
         held = {name: buffer.shape[1:] for name, buffer in self.buffers.items()}
         if (_shapes_of(trained), _shapes_of(rest)) != (self._shapes, held):
@@ -82,6 +80,10 @@ class NetworkRows:
                 "model must have the parameters and buffers of the stack's networks, and the same "
                 "parameters frozen."
             )
+
+    def begin(self, slot: int, model: nn.Module) -> None:
+        """Copy the weights and buffers of a network into a row; see `check`."""
+        trained, rest = _parts(model)
         row = torch.cat([trained[name].detach().flatten() for name in self._shapes])
         self.weights[slot] = row.to(self.weights.device, torch.float32)
         self._averaged[slot] = self.weights[slot]
@@ -166,8 +168,8 @@ class NetworkRows:
         self.model.eval()
         with torch.no_grad():
             if self._at_once is None:
-                one, _ = next(examples.batches(1))
-                self._at_once = min(_EVALUATED_AT_ONCE, examples_at_once(self.model, one))
+                few, _ = next(examples.batches(2))
+                self._at_once = min(_EVALUATED_AT_ONCE, examples_at_once(self.model, few))
             for inputs, targets in examples.batches(max(1, self._at_once // len(slots))):
                 logits = self.forward(weights, buffers, inputs, in_dim=None)
                 check_highest(examples.highest_label, outputs=logits.shape[2])

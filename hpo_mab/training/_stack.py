@@ -18,7 +18,7 @@ from hpo_mab.training._average import DRAWS
 from hpo_mab.training._batches import DeviceBatches, DeviceSweep, TrainingDiverged
 from hpo_mab.training._captured import Captured, host_decisions
 from hpo_mab.training._device import check_index_range, check_precision, synchronize
-from hpo_mab.training._draw_rows import PLANNED_STEPS, DrawRows, window_of
+from hpo_mab.training._draw_rows import DrawRows, window_of
 from hpo_mab.training._evaluate import check_highest
 from hpo_mab.training._optimizers import RowOptimizer
 from hpo_mab.training._rows import NetworkRows, NumberRows, stacked_cross_entropy
@@ -36,8 +36,6 @@ class _Slot:
 
     curve: LearningCurve
     peak: float
-    #: None where the stack's own bandits draw.
-    sampler: BatchSampler | None
     done: int = 0
     seconds: float = 0.0
 
@@ -141,7 +139,7 @@ class StackedTrainer:
         #: With trainings that ended at the last `advance`, of which a state can still be saved.
         self._running: dict[int, _Slot] = {}
         #: Losses [K, B], logits [K, B, C] and targets [K, B] of the last step.
-        self._outputs: tuple[Tensor, ...] = ()
+        self._outputs: tuple[Tensor, Tensor, Tensor]
         self._step = self._new_step()
 
     @property
@@ -205,21 +203,22 @@ class StackedTrainer:
                 f"sampler must draw batches of {self.batch_size}, got {sampler.batch_size}."
             )
         check_index_range(sampler, len(self._batches.data))
+        self._networks.check(model)
         planned = LearningCurve.of("StackedTrainer.start", steps=steps, **curve)
         # Of the training that has ended there.
         self._running.pop(slot, None)
         peak = self._optimizer.begin(slot, **(optimizer or {}))
         before = self._draws.engine
-        own = self._draws.begin(slot, sampler)
+        self._draws.begin(slot, sampler)
         if self._draws.engine is not before:
             # The graph captured so far has no bandits, so a new one must be captured.
             self._step = self._new_step()
-        # Last of what may be refused, but a state: until here the slot keeps the earlier network.
+        # After this only a state can be refused; the slot has kept the earlier network.
         self._networks.begin(slot, model)
         self._numbers.begin(slot, planned)
         if self.examples is not None:
             self.examples.begin(slot)
-        each = _Slot(curve=planned, peak=peak, sampler=None if own else sampler)
+        each = _Slot(curve=planned, peak=peak)
         if state is not None:
             window = window_of(sampler) if isinstance(sampler, MABSampler) else 0
             self._resume(slot, each, state, window=window)
@@ -269,7 +268,7 @@ class StackedTrainer:
         points = [] if each is None else each.curve.points
         if each is None or not points or each.done != points[-1].steps:
             raise ArgumentError(f"slot must be one that was evaluated just now, got {slot}.")
-        sampler = each.sampler
+        sampler = self._draws.samplers.get(slot)
         return {
             "points": [dataclasses.asdict(point) for point in points],
             "tensors": {
@@ -291,6 +290,7 @@ class StackedTrainer:
             return []
         steps = min(each.curve.next_stop - each.done for each in self._running.values())
         self._networks.keep(self.free)
+        self._draws.forget(self.free)
         start = self._clock()
         self._take(steps)
         synchronize(self._device)
@@ -307,8 +307,9 @@ class StackedTrainer:
 
     def _resume(self, slot: int, each: _Slot, state: Mapping[str, Any], *, window: int) -> None:
         points = each.curve.stored(state["points"])
-        bandits = each.sampler is None
-        tensors = {name: held[slot] for name, held in self._tensors(bandits=bandits).items()}
+        sampler = self._draws.samplers.get(slot)
+        held = self._tensors(bandits=sampler is None)
+        tensors = {name: tensor[slot] for name, tensor in held.items()}
         saved = dict(state["tensors"])
         # ``training.examples`` may change when a study is continued; the sums then begin at zero.
         for name in [n for n in saved.keys() ^ tensors.keys() if n.startswith("examples.")]:
@@ -318,8 +319,8 @@ class StackedTrainer:
             tensors[name], saved[name] = tensors[name][:, :window], saved[name][:, :window]
         if {n: t.shape for n, t in saved.items()} != {n: t.shape for n, t in tensors.items()}:
             raise ArgumentError("the state is of a training on a stack of other networks.")
-        if each.sampler is not None:
-            each.sampler.load_state_dict(state["sampler"])
+        if sampler is not None:
+            sampler.load_state_dict(state["sampler"])
         for name, tensor in tensors.items():
             tensor.copy_(saved[name])
         each.curve.points.extend(points)
@@ -348,42 +349,30 @@ class StackedTrainer:
         )
 
     def _take(self, steps: int) -> None:
-        """Take steps; samplers that learn outside of the stack draw and learn at each of them."""
-        outside = {
-            slot: each.sampler for slot, each in self._running.items() if each.sampler is not None
-        }
-        # Where the step chooses among candidates, samplers learn nothing.
-        chooses = bool(self._draws.candidates)
-        learners = {k: each for k, each in outside.items() if each._learns and not chooses}
-        # Samplers that do not learn draw many steps ahead: no host work then separates replays of
-        # the graph. A learner's next draw needs the losses of this step.
-        at_once = 1 if learners else PLANNED_STEPS
+        at_once = self._draws.steps_at_once
         for begin in range(0, steps, at_once):
             count = min(at_once, steps - begin)
-            for slot, sampler in outside.items():
+            for slot in self._draws.samplers:
                 each = self._running[slot]
                 first = each.done + begin
                 progress = [each.curve.progress(step) for step in range(first, first + count)]
-                self._draws.plan(slot, sampler, progress)
+                self._draws.plan(slot, progress)
             self._draws.rewind()
             for step in range(count):
                 self._take_one(check=begin == step == 0)
                 if self.examples is not None:
                     self.examples.count()
-                for slot, sampler in learners.items():
-                    losses, logits, targets = (part[slot] for part in self._outputs)
-                    sampler.update(losses, logits=logits, targets=targets)
-            for slot, sampler in outside.items():
-                self._draws.count_chosen(slot, sampler, steps=count)
+                self._draws.learn(*self._outputs)
+            self._draws.count_chosen(steps=count)
         if self.examples is not None:
-            # Here, where running out of memory halves the slots.
+            # Here, because the caller handles out of memory by halving the slots.
             self.examples.add_up()
 
     def _take_one(self, *, check: bool) -> None:
         before = host_decisions() if check else None
         self._step(self._body)
         if self._step.reason == DRAWS or (check and before != host_decisions()):
-            # All networks would take the same decisions.
+            # The network is called once for all slots, which would share the decisions.
             raise RuntimeError(DRAWS)
 
     def _body(self) -> None:
@@ -468,8 +457,7 @@ class StackedTrainer:
                 known = each.curve.points[-1].seconds if each.curve.points else 0.0
                 diverged.seconds = each.seconds - known
                 return diverged
-        curve, own = each.curve, each.sampler
-        statistics = self._draws.figures(slot) if own is None else own.statistics()
+        curve = each.curve
         point = Evaluation(
             index=len(curve.points) + 1,
             steps=each.done,
@@ -481,7 +469,7 @@ class StackedTrainer:
             train_loss=train_loss,
             learning_rate=each.peak * curve.schedule.factor(each.done - 1),
             averaged=averaged,
-            **sampler_figures(statistics),
+            **sampler_figures(self._draws.statistics(slot)),
         )
         curve.points.append(point)
         return point

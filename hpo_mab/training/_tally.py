@@ -22,6 +22,8 @@ from hpo_mab._examples import (
 LOSS_DECAY = 0.99
 #: Steps whose outputs are kept before they are added up together.
 _STEPS_AT_ONCE = 64
+#: Fewer counts of predicted classes have 32 bits each.
+_FEW_COUNTS = 2**20
 #: Most logits kept, as a count of numbers.
 _MOST_LOGITS = 2**24
 
@@ -90,7 +92,9 @@ class ExampleTally:
         self._predictions: Tensor | None = None
         if keeps_predictions(count, classes):
             shape = (slots, count + 1, classes)
-            self._predictions = torch.zeros(shape, dtype=torch.int16, device=device)
+            # Of a small data set an example may be visited more often than 16 bits count.
+            kind = torch.int32 if count * classes < _FEW_COUNTS else torch.int16
+            self._predictions = torch.zeros(shape, dtype=kind, device=device)
         #: Weighted sum of batch means and sum of weights of each training, [K, 2].
         self._average = torch.zeros(slots, 2, device=device)
         #: Outputs of the last step, at an address that a CUDA graph writes to: indices, losses
@@ -157,7 +161,7 @@ class ExampleTally:
             predicted = logits[..., : self._classes]
             if predicted.shape[-1] < logits.shape[-1]:
                 highest = predicted.amax(dim=-1, keepdim=True)
-            chosen = (predicted == highest).to(torch.int16).flatten(0, 2)
+            chosen = (predicted == highest).to(self._predictions.dtype).flatten(0, 2)
             self._predictions.flatten(0, 1).index_add_(0, places, chosen)
         self._steps = 0
 
@@ -173,7 +177,7 @@ class ExampleTally:
         return TallySums(
             trials=1,
             sums=self._sums[slot, :-1].clone(),
-            predictions=None if found is None else found[slot, :-1].to(torch.int32),
+            predictions=None if found is None else found[slot, :-1].to(torch.int32, copy=True),
         )
 
     def tensors(self) -> dict[str, Tensor]:

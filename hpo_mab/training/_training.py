@@ -249,7 +249,7 @@ class Training(Iterator[Evaluation]):
             error.examples = (error.step - done) * self.sampler.batch_size
             error.seconds = self._clock() - start if trained is None else trained
             raise
-        # On a CPU each step has said so.
+        # On a CPU `_take_steps` has reported each step.
         if self.on_progress is not None and device.type != "cpu":
             self.on_progress(stop / self._curve.stops[-1])
 

@@ -202,7 +202,8 @@ class ProcessLauncher:
             while not over.wait(_SECONDS_BETWEEN_POLLS):
                 # If the database cannot be reached, the workers wait for it, and exit in the end.
                 with contextlib.suppress(*STORAGE_ERRORS):
-                    ended = (trial.system_attrs.get(WORKER_KEY) for trial in watch.report_new())
+                    new = (trial for trial in watch.report_new() if Attempt.of(trial).finished)
+                    ended = (trial.system_attrs.get(WORKER_KEY) for trial in new)
                     if any(worker not in (None, this_process()) for worker in ended):
                         workers.deaths = 0
                 workers.replace_dead()

@@ -8,7 +8,7 @@ from hpo_mab import _machine, training
 from hpo_mab._errors import ArgumentError, require
 from hpo_mab.search._slots import ROUNDS
 
-#: A process loads for about five seconds of a core, which four times as much work earns back.
+#: Seconds of work left for which another process is worth its start, about five seconds of a core.
 _WORTH_SECONDS = 20.0
 
 

@@ -97,7 +97,7 @@ class Cells:
     Args:
         splits: The data, on the device.
         cell: Budget, flipped labels and seed of the pairs.
-        slots: Trainings at the same time, if a stack can train them; 1 trains each alone.
+        slots: Trainings at the same time, as one stack; 1 trains each alone.
     """
 
     def __init__(self, splits: ImageSplits, cell: Cell, *, slots: int) -> None:
@@ -138,7 +138,7 @@ class Cells:
 
     def curves(self, arm: Mapping[str, Any], numbers: Sequence[int]) -> Iterator[dict[str, Any]]:
         """One record for each configuration, in order."""
-        if self.slots == 1 or arm["kind"] == "hard_mining":
+        if self.slots == 1:
             for number in numbers:
                 yield self._alone(arm, number)
         else:

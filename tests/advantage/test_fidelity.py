@@ -173,3 +173,10 @@ def test_what_cannot_differ_has_no_interval():
     assert (at_the_end.difference.low, at_the_end.difference.high) == (0, 0)
     differ = compare_fidelity(early, other, final)
     assert differ.difference.low < differ.difference.high
+
+
+def test_tau_of_many_is_that_of_few(monkeypatch):
+    scores = np.random.default_rng(0).integers(0, 20, (2, 3, 60)).astype(float)
+    few = kendall_tau(*scores)
+    monkeypatch.setattr("hpo_mab.advantage._fidelity._MANY", 59)
+    assert kendall_tau(*scores) == pytest.approx(few)

@@ -386,3 +386,14 @@ def test_loops_that_end_before_their_budget_are_read_where_they_were_evaluated()
     assert found.budgets.tolist() == [96, 192, 288]
     assert found.bandit.tolist() == [[0.3, 0.5, 0.6]]
     assert found.uniform.tolist() == [[0.2, 0.4, 0.5]]
+
+
+def test_evaluations_of_trials_with_fewer_steps_than_evaluations_are_not_numbered_alike():
+    # Four steps of 220 examples, and eight of 100.
+    bandit = study("mab", trial(0, [0.3, 0.4, 0.5, 0.6], step=220), trial_examples=808)
+    uniform = study("uniform", trial(0, [0.1 * n for n in range(1, 9)]), trial_examples=800)
+    for pairs in (
+        pair_curves([evaluated(bandit, 8)], [evaluated(uniform, 8)]),
+        pair_curves([evaluated(uniform, 8)], [evaluated(bandit, 8)]),
+    ):
+        assert abs(float(pairs.difference[0, -1])) == pytest.approx(0.2)

@@ -152,10 +152,7 @@ def counts_of(engine: Any, draws: int, examples: int) -> np.ndarray:
     ("engine_kind", "knobs"),
     [
         *(("host", knobs) for knobs in ({}, {"floor": 1.0})),
-        *(
-            ("device", knobs)
-            for knobs in ({}, {"policy": "ucb1"}, {"policy": "softmax"}, {"floor": 1.0})
-        ),
+        *(("device", knobs) for knobs in ({}, {"policy": "softmax"}, {"floor": 1.0})),
     ],
 )
 def test_arms_without_pulls_are_drawn_once_a_pass(
@@ -232,7 +229,6 @@ KNOBS: dict[str, dict[str, Any]] = {
     "correction": {"correction": 0.5, "floor": 0.1},
     "softmax": {"policy": "softmax", "correction": 0.5},
     "epsilon_greedy": {"policy": "epsilon_greedy"},
-    "ucb1": {"policy": "ucb1"},
 }
 
 

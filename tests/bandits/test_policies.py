@@ -15,7 +15,6 @@ POLICIES: dict[str, dict[str, Any]] = {
     "softmax": {"policy": "softmax", "temperature": 0.2},
     "epsilon_greedy": {"policy": "epsilon_greedy", "epsilon": 0.3},
     "epsilon_greedy with floor": {"policy": "epsilon_greedy", "epsilon": 0.3, "floor": 0.2},
-    "ucb1": {"policy": "ucb1", "exploration": 0.5, "floor": 0.25},
 }
 
 
@@ -82,22 +81,6 @@ def test_greedy_shares_its_pick_among_equals(
     successes, _ = engine.counts()[0].T
     assert successes.tolist() == [1, 0, 0, 0, 0]  # The first loss is its own mean: rewarded.
     assert engine.propensities().tolist() == [[1, 0, 0, 0, 0]]
-
-
-@pytest.mark.parametrize(("exploration", "best"), [(0.0, 0), (0.5, 0), (0.6, 1)])
-def test_ucb_weighs_a_better_mean_against_fewer_pulls(
-    exploration: float,
-    best: int,
-    make_engine: Callable[..., Any],
-    teach: Callable[..., Any],
-) -> None:
-    knobs = {"policy": "ucb1", "exploration": exploration, "memory": None}
-    engine = make_engine("device", examples=2, bandits=1, **knobs)
-    for loss in range(6):
-        teach(engine, [0], [float(loss)])  # Above the mean of those before: rewarded.
-    # 7/8 + e sqrt(2 ln 6 / 8) of arm 0 against 1/2 + e sqrt(2 ln 6 / 2): equal at e = 0.56.
-    assert engine.counts()[0].tolist() == [[6, 0], [0, 0]]
-    assert engine.propensities()[0].argmax() == best
 
 
 def test_states_beyond_the_device_table_keep_their_rate(

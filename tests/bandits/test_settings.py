@@ -35,7 +35,6 @@ BAD: list[tuple[str, Any]] = [
     ("epsilon", -1.0),
     ("temperature", 0.0),
     ("temperature", math.inf),
-    ("exploration", -1.0),
 ]
 
 

@@ -74,7 +74,7 @@ def test_trials_at_a_time(gpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     # Starting processes takes seconds; one way that fails leaves the others.
     monkeypatch.setattr(trials, "_processes", broken)
     rows = {row.name: row for row in _rows(gpu, "trials")}
-    for way in ("threads", "stack"):
+    for way in ("threads", "stack", "stack, hard_mining"):
         assert "trials an hour" in rows[f"K = 2, {way}"].value
     assert rows["K = 1, processes"].met is False
     assert "no more processes" in rows["K = 1, processes"].value

@@ -208,7 +208,11 @@ def test_arms_differ_in_sampler_and_pruner(cli: Cli, tiny: str, tmp_path: Path) 
     assert cli("run", tiny)[0] == 0
     err = cli.refusal("compare", tiny)
     assert "compare.reference 'uniform' is not an arm" in err
-    out = cli.out("compare", tiny, "--json", "--set", "compare.reference=hyperband")
+    given = ("--set", "compare.reference=hyperband", "--sampler", "gradnorm")
+    status, out, err = cli("compare", tiny, "--json", *given)
+    assert status == 0
+    assert "sampler has no effect: every arm of the definition has its own" in err
+    assert "pruner has no effect" not in err
     studies = {study["arm"]: study for study in json.loads(out)["studies"]}
     assert studies.keys() == {"bandit", "hyperband"}
     assert studies["bandit"]["spec"]["pruner"]["kind"] == "none"

@@ -8,7 +8,7 @@ from pathlib import Path
 import optuna
 import pytest
 
-from hpo_mab.storage import Definition, Storage
+from hpo_mab.storage import Storage, StoredDefinition
 
 Cli = Callable[..., "tuple[int, str, str]"]
 
@@ -24,7 +24,7 @@ def _stored(cli: Cli, tiny: str, tmp_path: Path) -> None:
         for name in ("foreign", "empty", "bare")
     }
     for seed, name in enumerate(("empty", "bare")):
-        Definition(
+        StoredDefinition(
             arm="mab",
             seed=seed,
             trial_examples=1_000,
@@ -51,6 +51,7 @@ def _stored(cli: Cli, tiny: str, tmp_path: Path) -> None:
         ("report empty -o folder", ["folder is a folder", "give a file"]),
         ("compare tiny.toml --record folder", ["folder is a folder", "give a file"]),
         ("compare tiny.toml --set compare.reference=x", ["'x' is not an arm", "uniform"]),
+        ("copy empty --move --to :memory:", ["--to must be a file or a server", ":memory:"]),
         ("worker --study foreign", ["'foreign'", "hpo-mab dashboard"]),
         ("worker --study emty", ["'emty'", "'empty'"]),
         ("replay bare 0", ["Trial 0 of 'bare'", "trials that have one: none"]),
@@ -84,3 +85,27 @@ def test_one_line_names_it_and_the_next_step(cli: Cli, arguments: str, words: li
     assert (status, out, err.count("\n")) == (2, "", 1), err
     for word in words:
         assert word in err
+
+
+@pytest.mark.parametrize("option", ["--to", "--storage"])
+def test_an_empty_storage_is_no_database_in_memory(cli: Cli, option: str) -> None:
+    status, _, err = cli("copy", "empty", "--move", "--name", "other", option, "")
+    assert (status, err.count("\n")) == (2, 1)
+    assert "The storage URL is empty" in err
+    assert "empty" in cli("studies", "--json")[1]
+
+
+def test_a_folder_that_may_not_be_searched_is_one_line(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stat = Path.stat
+
+    def denied(path: Path, **options: bool) -> object:
+        if path.name == "closed.toml":
+            raise PermissionError(13, "Permission denied", str(path))
+        return stat(path, **options)
+
+    monkeypatch.setattr(Path, "stat", denied)
+    status, _, err = cli("run", "closed.toml")
+    assert (status, err.count("\n")) == (2, 1)
+    assert "closed.toml: Permission denied" in err

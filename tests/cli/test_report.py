@@ -18,8 +18,8 @@ import typer
 
 from hpo_mab._errors import ArgumentError
 from hpo_mab.advantage import Evidence
+from hpo_mab.cli._files import write_file
 from hpo_mab.cli._main import app
-from hpo_mab.cli._options import write_file
 from hpo_mab.data import Normalization
 from hpo_mab.search import load_network, load_spec, load_splits
 from hpo_mab.storage import Storage, read_run

@@ -135,13 +135,6 @@ def test_a_worker_joins_a_study_by_name_and_replay_repeats_its_trials(
     assert "reproduced bit for bit" in out
 
     assert cli("worker", "--study", NAME) == (0, "", "")
-    status, out, err = cli("worker", "--study", NAME, "--json")
-    assert (status, err) == (0, "")
-    assert json.loads(out)["numbers"] == []
-    Target(trials=4, total=None, epoch_examples=target.epoch_examples).save(study)
-    facts = json.loads(cli("worker", "--study", NAME, "--json").out)
-    assert (facts["study"], facts["target"], facts["numbers"]) == (NAME, 4, [3])
-    assert sum(facts["trials"].values()) == 1
     err = cli.refusal("worker", "--study", "tiny-mab-seed1")
     assert f"Did you mean '{NAME}'" in err
     err = cli.refusal("replay", NAME, "9")

@@ -271,7 +271,7 @@ def test_censored_points_are_triangles_and_their_band_ends_at_what_can_be_seen(d
 
 
 def test_an_interval_without_ends_draws_no_band(runs):
-    figure = figures.paired_advantage(summarise(runs[:2], confidence=0.95))
+    figure = figures.paired_advantage(summarise(runs[:2]))
     assert figure.data
     one = [row.advantage.bounded for row in summarise(runs[:2]).contrasts[0].paired]
     assert all(one)
@@ -373,7 +373,7 @@ def test_reward_rate_leaves_out_samplers_without_rewards(drawn):
 
 def test_a_panel_for_each_knob(trial, run):
     trials = [
-        trial([0.5], number=i, params={"sampler.memory": i, "sampler.policy": "ucb1", "lr": 0.1})
+        trial([0.5], number=i, params={"sampler.memory": i, "sampler.policy": "softmax", "lr": 0.1})
         for i in range(3)
     ]
     figure = figures.knob_slices([run(trials, arm="mab")])
@@ -424,3 +424,23 @@ def test_curves_of_an_arm_are_those_of_its_own_sampler(run, trial):
     made = figures.learning_curves([run([own, twin], arm="mab")])
     (line,) = [trace for trace in made.data if trace.mode == "lines+markers"]
     assert list(line.y) == pytest.approx([50.0, 60.0])
+
+
+def test_a_knob_of_texts_and_numbers_has_an_axis_of_texts(trial, run):
+    values = [None, 50, 100, 50]
+    trials = [
+        trial([0.5], number=number, params={"sampler.memory": value})
+        for number, value in enumerate(values)
+    ]
+    figure = figures.knob_slices([run(trials, arm="mab")])
+    assert list(figure.data[0].x) == ["None", "50", "100", "50"]
+    assert figure.layout.xaxis.type == "category"
+    figure = figures.knob_slices([run(trials[1:], arm="mab")])
+    assert list(figure.data[0].x) == [50, 100, 50]
+
+
+def test_attempts_that_are_tried_again_are_not_drawn_twice(run, trial):
+    cut = trial([0.5, 0.6], number=0, state="fail", rewards=0.9)
+    again = dataclasses.replace(trial([0.5, 0.6], number=1, rewards=0.5), slot=0)
+    found = figures.reward_rate([run([cut, again], arm="mab")])
+    assert lines(found, "mab")[0].y[0] == pytest.approx(50.0)

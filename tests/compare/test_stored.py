@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +9,12 @@ import pytest
 
 from hpo_mab._errors import ArgumentError, StorageError
 from hpo_mab.compare import _stored, stored_comparison
+from hpo_mab.compare._evidence import evidence_of
 from hpo_mab.compare._stored import Selection
 from hpo_mab.data import DataIdentity
 from hpo_mab.samplers import BatchSampler, MABSampler, UniformSampler
 from hpo_mab.search import TrialReporter
-from hpo_mab.storage import Definition, Storage
+from hpo_mab.storage import Storage, StoredDefinition
 from hpo_mab.training import Budget
 
 
@@ -22,7 +24,7 @@ def _make(storage: Storage, arm: str, content: str, seed: int = 0) -> None:
     spec = {"data": {"name": "image_folder", "validation": 0.2}}
     numbers = {"seed": seed, "trial_examples": 100, "epoch_examples": 100}
     data = DataIdentity(classes=3, content=content)
-    Definition(arm=arm, spec=spec, environment={}, data=data, **numbers).save(study)
+    StoredDefinition(arm=arm, spec=spec, environment={}, data=data, **numbers).save(study)
 
 
 def test_studies_of_other_files_are_not_compared(storage: Storage) -> None:
@@ -151,3 +153,28 @@ def test_names_come_before_syntax(
 def test_names_come_in_lists(studies: Any, storages: Any, words: str) -> None:
     with pytest.raises(ArgumentError, match=words):
         stored_comparison(studies, storages=storages)
+
+
+def test_evidence_counts_evaluations_whatever_the_rounding_to_steps(study):
+    """Three eighths of 188 steps are 70.5: rounded to 70, the share lies just before the rung."""
+    steps = [24, 47, 70, 94, 118, 141, 164, 188]
+
+    def rounded(run):
+        trials = tuple(
+            dataclasses.replace(
+                trial,
+                curve=tuple(
+                    dataclasses.replace(point, steps=steps[point.index - 1])
+                    for point in (
+                        dataclasses.replace(each, examples=100 * steps[each.index - 1])
+                        for each in trial.curve
+                    )
+                ),
+            )
+            for trial in run.trials
+        )
+        spec = {**run.spec, "budget": {"evaluations": 8, "steps": 188}}
+        return dataclasses.replace(run, trials=trials, spec=spec, trial_examples=18_800)
+
+    runs = [rounded(study(arm, 0, pruned=0)) for arm in ("uniform", "mab")]
+    assert evidence_of(runs).budgets == tuple(n / 8 for n in range(1, 9))

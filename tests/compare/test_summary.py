@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import math
@@ -10,8 +11,9 @@ import numpy as np
 import pytest
 import scipy.stats
 
+from hpo_mab._attributes import REASON_KEY
 from hpo_mab._errors import ArgumentError, UnknownNameError
-from hpo_mab.compare import incumbent_curve, summarise
+from hpo_mab.compare import answers, incumbent_curve, summarise
 from hpo_mab.compare._records import geometric_mean, signed_rank_p
 from hpo_mab.compare._summary import costs_to_target
 
@@ -172,8 +174,6 @@ def test_what_cannot_be_compared_is_refused(runs):
         summarise([runs[0], runs[0]])
     with pytest.raises(UnknownNameError, match=r"'unifrom'.*'uniform'"):
         summarise(runs, reference="unifrom")
-    with pytest.raises(ArgumentError, match="confidence"):
-        summarise(runs, confidence=95)
 
 
 @pytest.fixture(name="made")
@@ -310,7 +310,7 @@ def test_a_p_value_where_every_ratio_is_known(trial, run):
             }
             for arm, values in (("mab", own), ("uniform", [0.5, 0.9]))
         ]
-        found = costs_to_target(*arms, {}, confidence=0.95)
+        found = costs_to_target(*arms, {})
         return {(one.currency, one.p) for one in found if one.target == "reference"}
 
     def both(p):
@@ -376,3 +376,35 @@ def test_the_samplers_share_is_that_of_the_trials_that_measured_it(run, trial):
     alone, stacked = trial([0.5, 0.6], number=0), trial([0.5, 0.6], number=1, sampler_share=0.0)
     (arm,) = summarise([run([alone, stacked], arm="uniform")]).arms
     assert arm.sampler_share.value == pytest.approx(0.05)
+
+
+def test_seconds_of_other_processors_are_not_compared(runs):
+    def replies(**changed):
+        known = {(run.arm, run.seed): {"cpu": "a", "cpu_cores": 2, "gpus": []} for run in runs}
+        known["mab", 3] = known["mab", 3] | changed
+        found = answers(contrast_of(runs, environments=known))
+        return {(one.question, one.currency): one for one in found}
+
+    same = replies(python="3.13")
+    assert same["learns", "seconds"].reply == "yes"
+    assert replies(cpu_threads=9)["learns", "seconds"].reply == "cannot tell"
+    other = replies(cpu="b")
+    assert other["learns", "examples"].reply == "yes"
+    assert other["learns", "seconds"].reply == "cannot tell"
+    assert "different processors" in other["learns", "seconds"].reason
+
+
+def test_an_arm_without_trials_has_no_other_slots(study, run):
+    assert contrast_of([study("uniform", 0), run([], arm="mab")]).same_slots
+
+
+def test_an_attempt_that_is_tried_again_has_not_diverged(trial, run):
+    lost = trial([0.5], number=0, state="fail")
+    lost = dataclasses.replace(lost, attrs={REASON_KEY: "its worker ended suddenly"})
+    again = dataclasses.replace(trial([0.5], number=1, state="running"), slot=0)
+    whole = trial([0.5, 0.6], number=0)
+    assert contrast_of([run([whole], arm="uniform"), run([lost, again], arm="mab")]).diverged == (
+        0,
+        0,
+    )
+    assert contrast_of([run([whole], arm="uniform"), run([lost], arm="mab")]).diverged == (1, 0)

@@ -17,7 +17,7 @@ from optuna.distributions import FloatDistribution, distribution_to_json
 from hpo_mab._attributes import CURVE_KEY
 from hpo_mab.compare import ComparisonSummary, run_comparison
 from hpo_mab.search import make_spec
-from hpo_mab.storage import Definition, Storage, StudyRun
+from hpo_mab.storage import Storage, StoredDefinition, StudyRun
 from hpo_mab.training import Evaluation
 
 SPEC = {
@@ -62,7 +62,7 @@ def _large(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Storage]:
     study = optuna.create_study(
         study_name="large-mab-seed0", storage=storage.optuna, direction="maximize"
     )
-    Definition(
+    StoredDefinition(
         arm="mab",
         seed=0,
         trial_examples=8_000,

@@ -40,8 +40,8 @@ def a_point(index: int = 1, *, accuracy: float = 0.5) -> Evaluation:
 
 
 def a_trial(number: int, **known: Any) -> TrialRun:
-    given = {"state": "pruned", "value": None, "curve": (), "attrs": {}, **known}
-    return TrialRun(number=number, slot=number, params={}, paired=False, **given)
+    given = {"state": "pruned", "value": None, "curve": (), "attrs": {}, "slot": number, **known}
+    return TrialRun(number=number, params={}, paired=False, **given)
 
 
 def a_run(*trials: TrialRun, **sections: Any) -> StudyRun:
@@ -147,7 +147,7 @@ def test_a_continued_configuration_is_one_earlier_trial() -> None:
     continued = {"hpo_mab:promotes": 0, "hpo_mab:resumed_at": 1}
     run = a_run(
         a_trial(0, curve=(a_point(accuracy=0.6),)),
-        a_trial(1, curve=(a_point(accuracy=0.6), a_point(2)), attrs=continued),
+        a_trial(1, slot=0, curve=(a_point(accuracy=0.6), a_point(2)), attrs=continued),
         a_trial(2, curve=(a_point(),)),
     )
     assert "Of the 1 earlier trials that reached this evaluation" in pruning_notes(run)[2]

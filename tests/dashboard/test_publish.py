@@ -8,6 +8,7 @@ import re
 import socket
 import sqlite3
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -357,3 +358,92 @@ def test_the_server_listens_on_ipv6(compared) -> None:
     server = make_server(application(compared.storage), host="::1", port=0)
     assert server.server_address[0] == "::1"
     server.server_close()
+
+
+def test_the_choice_of_none_has_its_part_in_importances(
+    large: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = read_run(large, "large-mab-seed0")
+    spec = {**run.spec, "sampler": {"kind": "mab", "memory": {"choices": ["none", 50, 100]}}}
+    trials = tuple(
+        dataclasses.replace(trial, params={"sampler.memory": (None, 50, 100)[trial.number % 3]})
+        for trial in run.trials
+    )
+    seen: list[int] = []
+
+    def watch(study: optuna.Study, **_: Any) -> dict[str, float]:
+        seen.append(len(study.trials))
+        return {}
+
+    monkeypatch.setattr(publishing, "get_param_importances", watch)
+    importances(dataclasses.replace(run, spec=spec, trials=trials))
+    assert seen == [sum(trial.ended_in_time for trial in run.trials)]
+
+
+def test_importances_are_means_over_the_studies_of_an_arm(
+    large: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = read_run(large, "large-mab-seed0")
+    shares = [{"lr": 0.2, "x": 0.8}, {"lr": 0.6, "x": 0.4}, {}]
+    monkeypatch.setattr(publishing, "importances", lambda run: shares[run.seed])
+    runs = [dataclasses.replace(run, seed=seed) for seed in range(3)]
+    (figure,) = [f for name, f in publishing.study_figures(runs).items() if "importance" in name]
+    assert dict(zip(figure.data[0].y, figure.data[0].x, strict=True)) == pytest.approx(
+        {"lr": 40.0, "x": 60.0}
+    )
+
+
+def test_a_folder_that_cannot_be_written_costs_no_note(
+    large: Storage, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("HPO_MAB_ARTIFACTS", str(tmp_path / "file" / "artifacts"))
+    run = read_run(large, "large-mab-seed0")
+    study = open_study(large, run.name)
+    save_note(study, "")
+    assert "artifacts" in publish_study(large, run).problem
+    assert "## What ran" in get_note(study)
+
+
+def test_a_verdict_that_is_published_meanwhile_stays(
+    compared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, storage = compared.runs[0], compared.storage
+    publish_comparison(*compared)
+    study = open_study(storage, run.name)
+    stored = study._storage.get_study_system_attrs(study._study_id)[PUBLISHED_KEY]
+    assert stored["found"]
+    study._storage.set_study_system_attr(study._study_id, PUBLISHED_KEY, {})
+    notes = publishing.pruning_notes
+
+    def meanwhile(run: Any) -> Any:
+        study._storage.set_study_system_attr(study._study_id, PUBLISHED_KEY, stored)
+        return notes(run)
+
+    monkeypatch.setattr(publishing, "pruning_notes", meanwhile)
+    before, shown = get_note(study), figures_of(study)
+    assert publish_study(storage, run).problem == ""
+    assert (get_note(study), figures_of(study)) == (before, shown)
+    again = study._storage.get_study_system_attrs(study._study_id)[PUBLISHED_KEY]
+    assert again["found"] == stored["found"]
+
+
+def test_two_publishers_take_turns(large: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = read_run(large, "large-mab-seed0")
+    lock, write, held, seen = large.lock, publishing._write, [], []
+
+    @contextlib.contextmanager
+    def watched_lock(name: str) -> Iterator[None]:
+        with lock(name):
+            held.append(name)
+            yield
+            held.pop()
+
+    def watched_write(*given: Any) -> None:
+        seen.append(list(held))
+        write(*given)
+
+    monkeypatch.setattr(large, "lock", watched_lock)
+    monkeypatch.setattr(publishing, "_write", watched_write)
+    assert publish_study(large, run).problem == ""
+    assert seen == [[run.name]] * 2

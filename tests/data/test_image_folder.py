@@ -163,7 +163,9 @@ def test_missing_folder_and_useless_folders_are_refused(tmp_path: Path) -> None:
     _write(tmp_path / "train" / "dog" / "0.png", 1)
     for name in ("cat", "fox"):
         _write(tmp_path / "test" / name / "0.png", 1)
-    with pytest.raises(DataError, match="must be classes of the training images, got fox"):
+    with pytest.raises(
+        DataError, match="must have only classes of the training images, got also fox"
+    ):
         data.load("image_folder", root=tmp_path)
 
 

@@ -314,3 +314,17 @@ def test_load_gives_a_function_all_that_it_may_take() -> None:
 
     train, test = data.load(mine)
     assert (len(train), len(test)) == (32, 8)
+
+
+def test_a_root_in_the_home_folder_is_found_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    seen: list[Path] = []
+
+    def data_set(*, root: Path) -> dict[str, TensorDataset]:
+        seen.append(root)
+        return {"train": TensorDataset(torch.zeros(20, 2), torch.arange(20) % 2)}
+
+    data.load_splits(data_set, root="~/data")
+    assert seen == [tmp_path / "data"]

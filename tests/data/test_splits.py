@@ -248,6 +248,11 @@ class _Stream(IterableDataset[Any]):
         return iter([(torch.zeros(1), 0)])
 
 
+class _LongStream(_Stream):
+    def __len__(self) -> int:
+        return 1
+
+
 class _Items(_Plain):
     def __getitem__(self, index: int) -> Any:
         return self.values[index]
@@ -257,6 +262,7 @@ class _Items(_Plain):
     ("dataset", "message"),
     [
         (_Stream(), "map-style"),
+        (_LongStream(), "map-style"),
         (_Plain([]), "must not be empty"),
         (_Plain([1, 1]), "at least two classes, got only 1"),
         (_Plain([-1, 1]), "at least 0, got -1"),

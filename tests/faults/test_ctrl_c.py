@@ -26,7 +26,8 @@ from hpo_mab.cli._options import silence_optuna
 from hpo_mab.data import ImageData, ImageSplits, split
 from hpo_mab.search import StudyRunner, TrainingObjective, make_spec
 from hpo_mab.search._prepare import check_ends
-from hpo_mab.search._stack_loop import StackLoop, Stacks
+from hpo_mab.search._stack_loop import StackLoop
+from hpo_mab.search._stacks import Stacks
 from hpo_mab.search._target import Target
 from hpo_mab.search._trial_loop import TrialLoop
 from hpo_mab.storage import Storage, read_run

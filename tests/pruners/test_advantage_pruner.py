@@ -17,7 +17,13 @@ from optuna.trial import TrialState
 from hpo_mab._attributes import EVIDENCE_KEY
 from hpo_mab._errors import ArgumentError
 from hpo_mab.advantage import Estimate, Evidence, PairedCurves
-from hpo_mab.pruners import AdvantagePruner, AdvantageWarning, RungFidelity, why_pruned
+from hpo_mab.pruners import (
+    AdvantagePruner,
+    AdvantageWarning,
+    EvidenceKeeper,
+    RungFidelity,
+    why_pruned,
+)
 from hpo_mab.pruners._evidence import pairs_of_trials
 
 Make = Callable[..., Evidence]
@@ -533,3 +539,23 @@ def test_evidence_moves_no_rung_that_fidelity_has_moved(evidence: Make) -> None:
     study = _study(AdvantagePruner(evidence=evidence(2.2), max_resource=8, min_resource=2))
     _first_trials(study, _ranked(*_NOISE[2]))
     assert [_run(study, *[value] * 8) for value in (0.9, 0.1)] == [8, 3]
+
+
+def test_an_open_race_has_no_evidence_in_a_loop_of_ones_own() -> None:
+    study = optuna.create_study(direction="maximize")
+    study.set_user_attr("hpo_mab:race", {})
+    curve = {1: 0.5, 2: 0.6}
+    for slot in range(6):
+        for sampler, gain in (("uniform", 0.0), ("mab", 0.1), ("trimmed", -0.1)):
+            attrs = {"hpo_mab:slot": slot, "hpo_mab:sampler": sampler}
+            if sampler != "uniform":
+                attrs["hpo_mab:twin_of"] = slot
+            values = {step: value + gain for step, value in curve.items()}
+            study.add_trial(
+                optuna.create_trial(value=values[2], intermediate_values=values, user_attrs=attrs)
+            )
+    keeper = EvidenceKeeper()
+    keeper.read_once(study)
+    assert keeper.full == 2
+    assert keeper.evidence is None
+    assert "hpo_mab:evidence" not in study.user_attrs

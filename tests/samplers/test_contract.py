@@ -34,18 +34,11 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "MabFloor": ("mab", {"floor": 0.2, "correction": 0.5, "active": 0.7}, {}),
     "MabPaper": ("mab", {"memory": None}, {"covers": False}),
     "MabSoftmax": ("mab", {"policy": "softmax"}, {}),
-    "MabUcb1": ("mab", {"policy": "ucb1"}, {"covers": False}),
-    "MabUcb1Discount": (
-        "mab",
-        {"policy": "ucb1", "memory": None, "discount": 0.95, "correction": 1.0},
-        {"covers": False},
-    ),
     "MabUnbiased": ("mab", {"floor": 0.2, "correction": 1.0}, {"unbiased": True}),
     "Psgd": ("psgd", {}, {}),
     "PsgdCorrected": ("psgd", {"corrected": True, "budget": 1.0}, {}),
     "Pvar": ("pvar", {}, {}),
     "PvarWeight": ("pvar", {"form": "weight"}, {}),
-    "SelectiveBackprop": ("selective_backprop", {}, {"workers": True}),
     "Uniform": ("uniform", {}, {"unbiased": True, "workers": True}),
 }
 

@@ -220,7 +220,7 @@ def test_labels_that_are_no_classes_are_refused(labels: Any, message: str) -> No
     ("kind", "one", "other"),
     [
         ("mab", {"memory": 3}, {"memory": 4}),
-        ("mab", {"policy": "softmax"}, {"policy": "ucb1"}),
+        ("mab", {"policy": "softmax"}, {"policy": "epsilon_greedy"}),
         ("psgd", {"budget": 0.5}, {"budget": 0.6}),
         ("contextual", {"decay": 0.9}, {}),
         ("curriculum", {"difficulty": torch.arange(40.0)}, {"difficulty": torch.arange(40.0) + 1}),

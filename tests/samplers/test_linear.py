@@ -179,3 +179,20 @@ def test_impon_weights_are_inverse_probabilities_over_candidates() -> None:
     unweighted = ImponSampler(CONTEXTUAL_LABELS, batch_size=20, weighted=False)
     unweighted.draw()
     assert float(unweighted.update(torch.arange(20.0))) == 9.5
+
+
+@pytest.mark.parametrize("kind", [ContextualSampler, ImponSampler])
+def test_a_loop_s_autocast_changes_no_draw(kind: type[ContextualSampler]) -> None:
+    drawn: list[list[torch.Tensor]] = []
+    for enabled in (False, True):
+        sampler = kind(torch.arange(40) % 4, batch_size=8, seed=1)
+        batches = []
+        for _ in range(12):
+            indices = sampler.draw()
+            batches.append(indices)
+            losses = indices.float().sin() + 1
+            logits = torch.stack([losses, -losses, losses, losses], dim=1)
+            with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+                sampler.update(losses, logits=logits)
+        drawn.append(batches)
+    assert torch.equal(torch.stack(drawn[0]), torch.stack(drawn[1]))

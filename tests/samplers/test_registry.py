@@ -115,8 +115,6 @@ def test_unknown_attribute_is_an_attribute_error() -> None:
         (samplers.PSGDSampler, "budget", "in (0, 1]", 0.0),
         (samplers.PSGDSampler, "budget", "in (0, 1]", 1.1),
         (samplers.PSGDSampler, "smoothing", "at least 0", -0.1),
-        (samplers.SelectiveBackpropSampler, "beta", "at least 0", -1),
-        (samplers.SelectiveBackpropSampler, "history", "at least 1", 0),
     ],
 )
 def test_a_knob_outside_its_bounds_is_refused(

@@ -675,3 +675,51 @@ def test_machines_of_different_time_zones_share_checkpoints(
         monkeypatch.undo()
         time.tzset()
     assert len(keys) == 1
+
+
+@pytest.mark.parametrize("slots", [1, 4])
+@pytest.mark.filterwarnings("ignore::hpo_mab.search._checkpoint.CheckpointWarning")
+def test_a_complete_trial_continues_only_where_its_checkpoint_fits(
+    storage: Storage, slots: int
+) -> None:
+    """One of slots fits only slots; a trial that was trained alone continues alone."""
+    first = _promotion(slots=5 - slots, trials=4, total="12epochs", schedule="constant")
+    before = StudyRunner(first, storage).run(score=False).run
+    assert any(trial.state == "complete" for trial in before.trials)
+    more = _promotion(slots=slots, trials=4, total="40epochs", schedule="constant")
+    outcome = StudyRunner(more, storage).run(score=False)
+    longer = [trial for trial in outcome.run.trials[len(before.trials) :] if trial.budgets > 1]
+    if slots == 1:
+        assert not longer
+        assert any("continue only in slots" in reason for reason in outcome.loop_reasons)
+    else:
+        assert longer
+        assert all("hpo_mab:resumed_at" in trial.attrs for trial in longer)
+
+
+@pytest.mark.parametrize("slots", [1, 4])
+@pytest.mark.filterwarnings("ignore::hpo_mab.search._checkpoint.CheckpointWarning")
+def test_a_complete_trial_is_not_repeated_where_its_checkpoint_is_broken(
+    storage: Storage, slots: int
+) -> None:
+    first = _promotion(slots=slots, trials=4, total="12epochs", schedule="constant")
+    before = StudyRunner(first, storage).run(score=False).run
+    for file in files_folder(storage, "checkpoints").glob("*.pt"):
+        file.write_bytes(b"broken")
+    more = _promotion(slots=slots, trials=4, total="40epochs", schedule="constant")
+    run = StudyRunner(more, storage).run(score=False).run
+    given_up = [
+        trial
+        for trial in run.trials[len(before.trials) :]
+        if "continues is gone" in trial.attrs.get("hpo_mab:reason", "")
+    ]
+    assert given_up
+    assert {trial.state for trial in given_up} == {"pruned"}
+    assert all(trial.own_examples == 0 for trial in given_up)
+    assert all(trial.own_examples <= run.trial_examples for trial in run.trials)
+    # The complete trials stay, and may continue where the checkpoint can be used.
+    continued = {trial.attrs["hpo_mab:promotes"] for trial in given_up}
+    assert not continued & Plan(run.trials).promoted
+    assert run.best is not None
+    assert before.best is not None
+    assert (run.best.value or 0) >= (before.best.value or 0)

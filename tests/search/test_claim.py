@@ -16,7 +16,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from hpo_mab._attributes import WORKER_KEY
 from hpo_mab._errors import SpecError, StorageError
-from hpo_mab._plan import Next, Plan
+from hpo_mab._plan import RETRIES, Next, Plan
 from hpo_mab.pruners import PromotionPruner, TopKPruner
 from hpo_mab.search import StudyFailedError, StudyRunner, StudySpec
 from hpo_mab.search._claim import claim
@@ -26,9 +26,8 @@ from hpo_mab.search._searchers import PlannedSampler
 from hpo_mab.search._study import open_with_parts
 from hpo_mab.search._target import Target
 from hpo_mab.storage import (
-    RETRIES,
-    Definition,
     Storage,
+    StoredDefinition,
     is_gone,
     open_study,
     release,
@@ -241,12 +240,14 @@ def test_what_the_budget_pays_for_is_left_where_trials_continue(
 ) -> None:
     pruner = PromotionPruner(max_resource=8, unlimited=unlimited)
     study = optuna.create_study(storage=storage.optuna, direction="maximize", pruner=pruner)
-    # The third is paused again after it was continued.
+    # The third is paused again after it was continued. The first's checkpoint could not be used.
+    unbegun = {"hpo_mab:promotes": 0, "hpo_mab:length": 2, "hpo_mab:reason": "no checkpoint"}
     for slot, state, attrs in (
         (0, TrialState.COMPLETE, {}),
         (1, TrialState.PRUNED, {}),
         (2, TrialState.PRUNED, {}),
         (2, TrialState.PRUNED, {"hpo_mab:promotes": 2}),
+        (0, TrialState.PRUNED, unbegun),
     ):
         value = 0.5 if state == TrialState.COMPLETE else None
         attrs = {"hpo_mab:slot": slot, **attrs}
@@ -547,7 +548,7 @@ def test_what_lost_trials_spent_counts_in_the_budget(
 def _planned(storage: Storage, spec: StudySpec, *, total: str) -> optuna.Study:
     """A study without trials, whose trials train 100 examples, an epoch."""
     study = optuna.create_study(storage=storage.optuna, direction="maximize")
-    Definition(
+    StoredDefinition(
         arm="uniform",
         seed=0,
         trial_examples=100,

@@ -10,6 +10,7 @@ from optuna.distributions import BaseDistribution
 from hpo_mab._attributes import TotalBudget
 from hpo_mab._errors import ArgumentError, SpecError
 from hpo_mab.search import builtin_names, load_spec, make_spec
+from hpo_mab.search._portfolio import parse_portfolio
 
 GOOD = """
 name = "mine"
@@ -128,6 +129,14 @@ def test_what_a_section_names_is_set_to_text_alone(write, key, value) -> None:  
             ('kind = "mab"', 'kind = "mab"\n[training]\nslots = "many"'),
             ["training.slots must be a whole number or 'auto', got 'many'."],
         ),
+        (
+            ('kind = "mab"', 'kind = "auto"\nportfolio = "uniform"'),
+            ["sampler.portfolio must be a list, got 'uniform'."],
+        ),
+        (
+            ('kind = "mab"', 'kind = "auto"\nportfolio = [1]'),
+            ["sampler.portfolio.0 must be a text or a section, got 1."],
+        ),
         (("high = 1.0", "high = inf"), ["optimizer.lr", "high, a finite number, got inf"]),
         (("low = 0.01", "low = nan"), ["optimizer.lr", "low, a finite number, got nan"]),
         (("lr = {", "lr = = {"), ["not valid TOML", "line 11"]),
@@ -207,3 +216,30 @@ def test_a_range_without_fractions_is_refused_before_data_are_loaded() -> None:
     average = {"low": 0, "high": 1}
     with pytest.raises(ArgumentError, match=r"training\.average: a range of integers from 0 to 1"):
         make_spec({"name": "own", "budget": {"epochs": 1}, "training": {"average": average}})
+
+
+def test_overrides_do_not_depend_on_their_order(write) -> None:  # type: ignore[no-untyped-def]
+    sections = {"budget.trials": 50, "budget": {"epochs": 2}}
+    spec = load_spec(write(GOOD), sections)
+    assert (spec.budget.trials, spec.budget.epochs) == (50, 2)
+    for given in (
+        {"sampler.memory": 5, "sampler.kind": "uniform"},
+        {"sampler.kind": "uniform", "sampler.memory": 5},
+    ):
+        with pytest.raises(SpecError, match="'memory'"):
+            load_spec(write(GOOD), given)
+    with pytest.raises(SpecError, match=r"budget\.epochs and budget\.steps cannot both be set"):
+        load_spec(write(GOOD), {"budget.epochs": 4, "budget.steps": 100})
+
+
+def test_a_folder_of_images_may_move(write) -> None:  # type: ignore[no-untyped-def]
+    text = GOOD.replace('name = "digits"', 'name = "image_folder"\nroot = "photos"\nsize = 8')
+    assert load_spec(write(text), {"data.root": "elsewhere/photos2"}).name == "mine"
+    assert load_spec(write(text), {"data": {"name": "digits"}}).name == "mine-digits"
+    given = {"data.name": "image_folder", "data.root": "photos", "data.size": 8}
+    assert load_spec(write(GOOD), given).name == "mine-image_folder-photos"
+
+
+def test_none_is_written_in_an_entry_of_a_portfolio_as_elsewhere() -> None:
+    found = parse_portfolio(["uniform", {"name": "paper", "kind": "mab", "memory": "none"}])
+    assert found["paper"].options == {"memory": None}

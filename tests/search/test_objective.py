@@ -27,6 +27,7 @@ from hpo_mab.advantage import pair_curves
 from hpo_mab.compare import stored_comparison
 from hpo_mab.data import ImageSplits
 from hpo_mab.search import SearchSpace, StudySpec, TrainingObjective, make_objective
+from hpo_mab.search._choice import stored_choice
 from hpo_mab.search._searchers import PlannedSampler
 from hpo_mab.search._target import Target
 from hpo_mab.search._trial_loop import TrialLoop
@@ -377,7 +378,7 @@ def test_a_loop_queues_twins_with_the_lock_held(
     assert seen
     assert all(seen)
     # Without a loop, the objective queues them.
-    assert not objective.runs_in_loop
+    assert not objective.recording.in_loop
 
 
 def test_an_objective_keeps_no_record_for_another_study(
@@ -388,7 +389,8 @@ def test_an_objective_keeps_no_record_for_another_study(
         study = _study(storage=storage.optuna)
         Target(trials=1, total=None, epoch_examples=40).save(study)
         TrialLoop(study, storage, objective, examples=examples).run()
-        assert (objective.examples is not None) == examples
+        assert objective.recording.examples is None
+        assert (storage.examples.load(study._study_id) is not None) == examples
 
 
 def test_studies_of_objectives_can_be_reported(splits: ImageSplits, storage: Storage) -> None:
@@ -533,3 +535,36 @@ def _small_network() -> nn.Module:
 def test_images_need_no_loader_workers(splits: ImageSplits) -> None:
     with pytest.raises(ArgumentError, match=r"num_workers must be 0 with ImageSplits.*got 2"):
         _objective(splits, num_workers=2)
+
+
+def test_a_race_in_optunas_own_loop_is_decided_after_ctrl_c(splits: ImageSplits) -> None:
+    made = []
+
+    def network() -> nn.Module:
+        made.append(None)
+        if len(made) == 3:
+            raise KeyboardInterrupt
+        return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+
+    portfolio = ["uniform", "mab"]
+    objective = _objective(
+        splits, model=network, sampler="auto", portfolio=portfolio, trials=12, evaluations=2
+    )
+    study = _study()
+    with pytest.raises(KeyboardInterrupt):
+        study.optimize(objective, n_trials=30)
+    study.optimize(objective, n_trials=30)
+    assert stored_choice(study) is not None
+
+
+def test_a_race_needs_a_number_of_trials(splits: ImageSplits) -> None:
+    with pytest.raises(ArgumentError, match="'auto' needs trials"):
+        _objective(splits, sampler="auto")
+
+
+def test_a_queued_parameter_that_is_not_searched_is_warned_of(splits: ImageSplits) -> None:
+    study = _study()
+    study.enqueue_trial({"optimizer.lr": 0.1, "lr": 0.2})
+    with pytest.warns(UserWarning, match=r"queued with optimizer\.lr, .* its parameters are lr"):
+        study.optimize(_objective(splits), n_trials=1)
+    assert study.trials[0].params == {"lr": 0.2}

@@ -9,14 +9,17 @@ from typing import Any
 import optuna
 import pytest
 from optuna.pruners import SuccessiveHalvingPruner
+from optuna.trial import TrialState
 
-from hpo_mab._attributes import EVIDENCE_KEY, completed_spec
+from hpo_mab._attributes import EVIDENCE_KEY, WORKER_KEY, completed_spec
 from hpo_mab._errors import ArgumentError, SpecError
 from hpo_mab.advantage import Evidence
 from hpo_mab.pruners import AdvantagePruner
-from hpo_mab.search import StudySpec, make_spec
+from hpo_mab.search import StudyRunner, StudySpec, make_spec
 from hpo_mab.search._pruners import is_continuable, study_pruner
+from hpo_mab.search._queue import close_lost
 from hpo_mab.search._target import Target
+from hpo_mab.storage import Storage, open_study, this_process
 
 
 def first_rung(definition: dict[str, Any]) -> int | None:
@@ -159,3 +162,37 @@ def test_only_complete_trials_that_continue_spend_all_of_a_total_budget(
     assert target.continues(study)
     assert target.spends_all(study) == spends_all
     assert not Target(trials=6, total=None, epoch_examples=100).continues(study)
+
+
+def test_an_interrupted_attempt_is_no_competitor_of_its_retry(
+    storage: Storage, tiny: Make, ctrl_c_at: Any, essence: Any
+) -> None:
+    spec = tiny(
+        pruner={"kind": "successive_halving", "min_resource": 1},
+        search={"initial": 0},
+        budget={"trials": 8},
+    )
+    whole = StudyRunner(spec, storage).run("whole", score=False)
+    with ctrl_c_at(0, 2):
+        assert StudyRunner(spec, storage).run("parts", score=False).interrupted
+    parts = StudyRunner(spec, storage).run("parts", score=False)
+    assert essence(parts.run) == essence(whole.run)
+    trials = open_study(storage, "parts").trials
+    assert trials[0].state == TrialState.FAIL
+    assert "completed_rung_0" not in trials[0].system_attrs
+    assert any("completed_rung_0" in trial.system_attrs for trial in trials)
+
+
+@pytest.mark.filterwarnings("ignore:Heartbeat")
+def test_a_lost_attempt_is_no_competitor_of_its_retry(storage: Storage) -> None:
+    study = optuna.create_study(study_name="lost", storage=storage.optuna)
+    trial = study.ask()
+    held = {"completed_rung_0": 0.5, WORKER_KEY: this_process(), "other": 1}
+    for key, value in held.items():
+        storage.optuna.set_trial_system_attr(trial._trial_id, key, value)
+    with storage.lock(study.study_name):
+        close_lost(study, storage)
+    (lost,) = study.trials
+    assert lost.state == TrialState.FAIL
+    assert "completed_rung_0" not in lost.system_attrs
+    assert lost.system_attrs["other"] == 1

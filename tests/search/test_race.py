@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -282,8 +283,10 @@ class _Trials:
         self.race.keeps_record = True
         self.slots = 0
 
-    def add(self, sampler: str, slot: int, value: float, *, twin: bool, seconds: float) -> None:
-        attrs = {"slot": slot, "sampler": sampler, "seconds": seconds, "examples": 100}
+    def add(
+        self, sampler: str, slot: int, value: float, *, twin: bool, seconds: float, **more: Any
+    ) -> None:
+        attrs = {"slot": slot, "sampler": sampler, "seconds": seconds, "examples": 100, **more}
         if twin:
             attrs["twin_of"] = slot
         self.study.add_trial(
@@ -324,6 +327,17 @@ class _Trials:
         choice = stored_choice(self.study)
         assert choice is not None
         return choice
+
+    def cut_off(self, slot: int, sampler: str) -> None:
+        """Add an attempt at a twin that was interrupted after an evaluation."""
+        attrs = {"slot": slot, "sampler": sampler, "twin_of": slot, "interrupted": True}
+        attrs |= {"seconds": 5.0, "examples": 60}
+        self.study.add_trial(
+            optuna.create_trial(
+                state=TrialState.FAIL,
+                user_attrs={f"hpo_mab:{key}": attr for key, attr in attrs.items()},
+            )
+        )
 
     @property
     def twins(self) -> list[tuple[int, str]]:
@@ -709,3 +723,33 @@ def test_evidence_without_a_choice_is_refused(tiny: Make, storage: Storage, tmp_
     trials = _Trials(trials=6)
     trials.study.set_user_attr(GIVEN_KEY, {"unused": "its choice is not used"})
     assert trials.run({}).why.endswith("which needs 10; its choice is not used")
+
+
+def test_the_cost_of_a_race_counts_each_training_once() -> None:
+    costs = {}
+    for case in ("whole", "continued", "begun again"):
+        trials = _Trials(trials=12)
+        trials.add("uniform", 0, 0.5, twin=False, seconds=1.0)
+        trials.slots = 1
+        if case != "whole":
+            trials.cut_off(0, "mab")
+        more = {"resumed_at": 1} if case == "continued" else {}
+        trials.add("mab", 0, 0.51, twin=True, seconds=1.0, **more)
+        choice = trials.run({"mab": lambda slot: 0.01 + 0.001 * slot})
+        costs[case] = (choice.twins, choice.seconds)
+    twins, seconds = costs["whole"]
+    assert costs["continued"] == (twins, seconds)
+    assert costs["begun again"] == (twins, seconds + 5.0)
+
+
+def test_twins_of_one_sampler_are_queued_together() -> None:
+    """In slots they then share a stack."""
+    trials = _Trials(trials=30)
+    for slot in range(10):
+        trials.add("uniform", slot, 0.5, twin=False, seconds=1.0)
+    trials.slots = 10
+    assert trials.advance()
+    names = [name for _, name in trials.twins]
+    assert len(names) > len(set(names)) > 1
+    blocks = [name for name, _ in itertools.groupby(names)]
+    assert len(blocks) == len(set(blocks))

@@ -83,6 +83,7 @@ def test_choices_make_a_categorical() -> None:
         ({"low": 0.5, "high": 1.5, "type": "int"}, ["int", "0.5"]),
         ({"low": 1, "high": 9, "step": 1.5, "type": "int"}, ["int", "step = 1.5"]),
         ({"low": 1, "high": 2, "type": "log"}, ["type", "'log'"]),
+        ({"low": 0.1, "high": 2.0, "log": "no"}, ["log must be true or false", "'no'"]),
         ({"choices": []}, ["choices"]),
         ({"choices": [1], "low": 1}, ["choices"]),
         ({"choices": [{"a": 1}]}, ["choices", "{'a': 1}"]),

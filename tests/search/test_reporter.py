@@ -24,6 +24,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import hpo_mab
 from hpo_mab._errors import ArgumentError, UnknownNameError
+from hpo_mab.samplers import CurriculumSampler
 from hpo_mab.search import ShortTrialWarning, TrialReporter, _recorder
 from hpo_mab.storage import CurveStore, Storage, read_run
 from hpo_mab.training import WeightAverage
@@ -641,3 +642,12 @@ def test_a_network_may_keep_one_tensor_in_two_buffers() -> None:
             reporter.report(accuracy=0.5)
     # The learning rate decays, so the last evaluation is that of the trained weights.
     assert network.mean.tolist() == network.last.tolist() == [6.0, 6.0]
+
+
+def test_a_curriculum_is_no_uniform_sampling() -> None:
+    study = optuna.create_study(direction="maximize")
+    sampler = CurriculumSampler([0, 1] * 4, batch_size=2, difficulty=range(8))
+    with TrialReporter(study.ask(), budget_examples=8, evaluations=1, sampler=sampler) as reporter:
+        reporter.step(8)
+        reporter.report(accuracy=0.5)
+    assert study.trials[0].user_attrs["hpo_mab:sampler"] == "CurriculumSampler"

@@ -19,13 +19,14 @@ from hpo_mab._errors import ArgumentError, StorageError, UnknownNameError
 from hpo_mab.data import ImageSplits
 from hpo_mab.search import StudyFailedError, StudyRunner, StudySpec, join_study, replay
 from hpo_mab.search._prepare import make_objective
+from hpo_mab.search._recorder import Recording
 from hpo_mab.search._stored import reopen, stored_spec
 from hpo_mab.search._study import _refuse_other_definition, make_study
 from hpo_mab.search._target import Target
 from hpo_mab.storage import (
-    Definition,
     MissingCurvesWarning,
     Storage,
+    StoredDefinition,
     StudyRun,
     open_study,
     read_run,
@@ -148,7 +149,7 @@ def test_options_of_a_data_set_may_not_change_whatever_their_names_begin_with(
     storage: Storage, tiny: Make
 ) -> None:
     study = StudyRunner(tiny(budget={"trials": 1}), storage).run("mine").run.name
-    stored = Definition.load(open_study(storage, study)).spec
+    stored = StoredDefinition.load(open_study(storage, study)).spec
     wanted = {**stored, "data": {**stored["data"], "root": "elsewhere"}}
     _refuse_other_definition(open_study(storage, study), wanted)
     wanted["data"]["root_split"] = 2
@@ -180,7 +181,7 @@ def test_what_may_change_reaches_workers_that_are_started_later(
     changed = {"graph": False, "checkpoint": 7.0, "examples": False}
     spec = tiny(budget={"trials": 2}, training=changed)
     StudyRunner(spec, storage).run("study", score=False)
-    stored = stored_spec(Definition.load(open_study(storage, "study")))
+    stored = stored_spec(StoredDefinition.load(open_study(storage, "study")))
     assert {key: getattr(stored.training, key) for key in changed} == changed
 
 
@@ -357,7 +358,7 @@ def test_the_pruner_never_touches_the_first_configurations(storage: Storage, tin
     spec = tiny(budget={"trials": 5})
     runner = StudyRunner(spec, storage)
     study = optuna.create_study(direction="maximize", pruner=Always())
-    runner.objective.curves = None
+    runner.objective.recording = Recording()
     study.optimize(runner.objective, n_trials=5)
     states = [trial.state for trial in study.trials]
     assert states == [TrialState.COMPLETE] * 2 + [TrialState.PRUNED] * 3
@@ -488,7 +489,7 @@ def test_other_data_here_than_the_study_was_made_on_is_refused(
     study = open_study(storage, "study")
     stored = dict(study.user_attrs["hpo_mab:definition"])
     study.set_user_attr("hpo_mab:definition", {**stored, "epoch_examples": 50_000})
-    assert Definition.load(study).epoch_examples == 50_000
+    assert StoredDefinition.load(study).epoch_examples == 50_000
     with pytest.raises(StorageError, match=r"50000 training examples there.*--data-root"):
         join_study(storage, "study")
 

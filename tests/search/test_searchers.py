@@ -169,3 +169,42 @@ def test_a_grid_that_is_exhausted_does_not_end_the_command(storage: Storage, tin
         assert not TrialLoop(study, storage, objective).run()
     assert [trial.state.name for trial in study.trials] == ["COMPLETE"] * 3
     assert {trial.params["lr"] for trial in study.trials} == {0.01, 0.1}
+
+
+def test_the_search_model_sees_the_trials_of_all_brackets_of_hyperband() -> None:
+    pruner = optuna.pruners.HyperbandPruner(min_resource=1, max_resource=8, reduction_factor=2)
+    study = optuna.create_study(direction="maximize", pruner=pruner)
+    pruner._try_initialization(study)
+    for slot in range(20):
+        attrs = {"hpo_mab:slot": slot}
+        study.add_trial(optuna.create_trial(value=0.5, user_attrs=attrs))
+    bracket = optuna.pruners._filter_study(study, study.trials[0])
+    assert len(bracket.get_trials()) < 20
+    assert len(OwnHistory(bracket)._get_trials(deepcopy=False)) == 20
+
+
+class _Nine(optuna.samplers.GridSampler):
+    def __init__(self, *, seed: int) -> None:
+        super().__init__({"x": list(range(9))}, seed=seed)
+
+
+def test_a_grid_has_one_order_and_counts_only_what_it_has_proposed() -> None:
+    study = optuna.create_study(sampler=PlannedSampler(_Nine, seed=0, initial=3))
+    with pytest.warns(SearchExhaustedWarning):
+        study.optimize(lambda trial: float(trial.suggest_int("x", 0, 8)), n_trials=12)
+    assert sorted(trial.params["x"] for trial in study.trials[3:]) == list(range(9))
+    # A trial whose parameters are known takes none of its points, not even the last one left.
+    study = optuna.create_study(sampler=PlannedSampler(_Nine, seed=0, initial=0))
+    study.optimize(lambda trial: float(trial.suggest_int("x", 0, 8)), n_trials=8)
+    study.add_trial(
+        optuna.create_trial(
+            state=TrialState.WAITING,
+            params={"x": 4},
+            distributions={"x": optuna.distributions.IntDistribution(0, 8)},
+        )
+    )
+    study.optimize(lambda trial: float(trial.suggest_int("x", 0, 8)), n_trials=1)
+    with pytest.warns(SearchExhaustedWarning):
+        study.optimize(lambda trial: float(trial.suggest_int("x", 0, 8)), n_trials=1)
+    own = [trial.params["x"] for trial in study.trials if trial.number != 8]
+    assert sorted(own) == list(range(9))

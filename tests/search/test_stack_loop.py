@@ -29,7 +29,8 @@ from hpo_mab.search import StudyFailedError, StudyRunner, StudySpec, make_object
 from hpo_mab.search._checkpoint import CheckpointWarning, SlotCheckpoint
 from hpo_mab.search._recorder import TrialRecord
 from hpo_mab.search._slots import _most_slots, choose_slots, is_stack_faster
-from hpo_mab.search._stack_loop import StackLoop, Stacks
+from hpo_mab.search._stack_loop import StackLoop
+from hpo_mab.search._stacks import Stacks
 from hpo_mab.search._target import Target
 from hpo_mab.search._workload import Workload
 from hpo_mab.storage import Storage, StudyRun, files_folder, open_study, read_run, study_names
@@ -232,6 +233,56 @@ def test_only_a_few_shapes_have_stacks_of_their_own(tiny_runner: Runner, widths:
     assert (stacked, bool(outcome.loop_reasons)) == ([widths == 4] * 2, widths != 4)
 
 
+_PRIOR: dict[str, Any] = {"kind": "mab", "prior": [{"low": 0.5, "high": 5.0}, 1.0], "floor": 0.1}
+
+
+@pytest.mark.parametrize(
+    ("sampler", "stacked"),
+    [
+        (_PRIOR, True),
+        ({**_PRIOR, "correction": 0.5}, False),
+        (
+            {
+                "kind": "mab",
+                "policy": {"choices": ["thompson", "softmax", "epsilon_greedy"]},
+                "replacement": {"choices": [True, False]},
+            },
+            False,
+        ),
+        ({"kind": "hard_mining", "presample": {"low": 2, "high": 5}}, True),
+        ({"kind": "hard_mining", "presample": {"low": 2, "high": 6}}, False),
+    ],
+)
+def test_knobs_that_need_a_stack_each_have_no_stacks(
+    tiny_runner: Runner, sampler: dict[str, Any], stacked: bool
+) -> None:
+    outcome = tiny_runner(sampler=sampler, budget={"trials": 2}, training={"slots": 2}).run(
+        score=False
+    )
+    assert {STACK_KEY in trial.attrs for trial in outcome.run.trials} == {stacked}
+
+
+def test_trials_in_slots_use_the_threads_of_the_definition(
+    tiny_runner: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: set[int] = set()
+    advance = training.StackedTrainer.advance
+
+    def watched(stack: training.StackedTrainer) -> Any:
+        seen.add(torch.get_num_threads())
+        return advance(stack)
+
+    monkeypatch.setattr(training.StackedTrainer, "advance", watched)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        tiny_runner(budget={"trials": 2}, training={"slots": 2, "threads": 1}).run(score=False)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert seen == {1}
+
+
 def test_a_range_of_shapes_is_trained_one_at_a_time(
     tiny_runner: Runner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -247,8 +298,8 @@ def test_a_range_of_shapes_is_trained_one_at_a_time(
     elsewhere = tiny_runner(**spec).run(score=False, launch=lambda *_: False)
     assert elsewhere.loop_reasons == outcome.loop_reasons
     assert outcome.loop_reasons == (
-        "trials are trained one at a time: ranges of the network's options or of the batch size "
-        "give each trial another shape",
+        "trials are trained one at a time: ranges of the network's options, of the batch size or "
+        "of the sampler's kinds of draws give each trial a stack of its own",
     )
 
 

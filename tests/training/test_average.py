@@ -250,3 +250,28 @@ def test_the_better_weights_are_kept_with_keep_better(
     assert last.accuracy == max(averaged, trained.accuracy)
     assert last.averaged is (averaged > trained.accuracy)
     assert run.evaluate(run._validation) == (last.accuracy, last.loss)
+
+
+class _Masked(nn.Module):
+    """A network of one linear layer whose second class is masked."""
+
+    def __init__(self, inputs: int = 3, classes: int = 3) -> None:
+        super().__init__()
+        self.flat, self.linear = nn.Flatten(), nn.Linear(inputs, classes)
+        mask = torch.zeros(classes)
+        mask[1] = -torch.inf
+        self.register_buffer("mask", mask)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        logits: Tensor = self.linear(self.flat(inputs)) + self.mask
+        return logits
+
+
+def test_a_mask_of_infinities_stays_as_it_is() -> None:
+    model = _Masked()
+    average = WeightAverage(model, window=0.5)
+    for _ in range(3):
+        _walk(model, 1)
+        average.update()
+    assert "mask" not in average.weights()
+    assert average.forward()(torch.ones(2, 3))[:, 0].isfinite().all()

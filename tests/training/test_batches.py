@@ -2,11 +2,12 @@ from __future__ import annotations
 
 import itertools
 import pickle
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from torch.utils.data import Dataset, TensorDataset
+from torch.utils.data import Dataset, Subset, TensorDataset
 
 from hpo_mab._errors import ArgumentError
 from hpo_mab.data import Augmentation, ImageData, Normalization
@@ -18,7 +19,7 @@ from hpo_mab.training import (
     LoaderSweep,
     TrainingDiverged,
 )
-from hpo_mab.training._batches import TimedSampler
+from hpo_mab.training._batches import TimedSampler, _is_on_cuda
 
 _PLAIN = Normalization(torch.zeros(1), torch.full((1,), 1 / 255))
 
@@ -134,3 +135,11 @@ def test_a_diverged_training_can_be_raised_by_another_process() -> None:
         "Training diverged by step 120: the training loss is nan.",
         120,
     )
+
+
+def test_tensors_on_a_cuda_device_are_not_pinned() -> None:
+    plain = TensorDataset(torch.zeros(4, 2), torch.zeros(4))
+    held = TensorDataset(torch.zeros(4, 2), torch.zeros(4))
+    held.tensors = (SimpleNamespace(is_cuda=True), torch.zeros(4))  # type: ignore[assignment]
+    assert not _is_on_cuda(Subset(plain, [0, 1]))
+    assert _is_on_cuda(Subset(Subset(held, [0, 1]), [0]))

@@ -15,7 +15,7 @@ from torch.utils.data import TensorDataset
 from hpo_mab import models, samplers, training
 from hpo_mab._errors import ArgumentError
 from hpo_mab.data import Augmentation, ImageSplits, Normalization
-from hpo_mab.samplers import MABSampler
+from hpo_mab.samplers import MABSampler, UniformSampler
 from hpo_mab.samplers._feedback import Draw
 from hpo_mab.training import DeviceBatches, DeviceSweep, LoaderBatches
 from hpo_mab.training._batches import LossMeter, TimedSampler
@@ -109,7 +109,7 @@ def test_no_reference_to_the_memory_of_a_step_remains(
     splits: ImageSplits, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # A graph writes losses and logits to the same memory at every replay.
-    kinds = [kind for kind in samplers.available() if kind != "selective_backprop"]
+    kinds = samplers.available()
     plain = [_Parts(splits, "cpu", kind=kind).train(graph=True) for kind in kinds]
     call = DeviceStep.__call__
 
@@ -177,8 +177,11 @@ def test_a_loader_has_no_device_step(splits: ImageSplits) -> None:
         parts.train(graph=True)
 
 
-def test_weights_that_follow_from_losses_have_no_device_step(splits: ImageSplits) -> None:
-    parts = _Parts(splits, "cpu", kind="selective_backprop")
+def test_weights_that_follow_from_losses_have_no_device_step(
+    splits: ImageSplits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts = _Parts(splits, "cpu", kind="uniform")
+    monkeypatch.setattr(UniformSampler, "weighs_by_losses", True)
     with pytest.raises(ArgumentError, match="weighs a batch by its own losses"):
         parts.train(graph=True)
 

@@ -109,3 +109,15 @@ def test_examples_of_a_loader_are_evaluated_in_parts_too() -> None:
     sweep = LoaderSweep(torch.utils.data.TensorDataset(inputs, targets))
     assert evaluate(model, sweep)[0] == evaluate(nn.Identity(), [(inputs, targets)])[0]
     assert max(model.seen) == 16
+
+
+def test_a_network_that_needs_several_examples_is_evaluated() -> None:
+    # Without running statistics it normalises by those of the batch.
+    network = nn.Sequential(
+        nn.Linear(3, 4), nn.BatchNorm1d(4, track_running_stats=False), nn.Linear(4, 2)
+    )
+    batches = [(torch.randn(40, 3), torch.zeros(40, dtype=torch.int64))]
+    _, loss = evaluate(network, batches)
+    assert math.isfinite(loss)
+    with pytest.raises(ValueError, match="more than 1 value"):
+        evaluate(network, [(torch.randn(1, 3), torch.zeros(1, dtype=torch.int64))])

@@ -457,13 +457,12 @@ def test_a_state_that_does_not_fit_is_refused(splits: ImageSplits) -> None:
         assert stack.free == (1,)
 
 
-@pytest.mark.parametrize("kind", ["gradnorm", "selective_backprop"])
-def test_samplers_that_need_the_network_within_a_step_train_alone(
-    splits: ImageSplits, kind: str
+def test_a_sampler_that_needs_the_network_within_a_step_trains_alone(
+    splits: ImageSplits,
 ) -> None:
     task = _Task(splits)
     with pytest.raises(ArgumentError, match="needs the network within its step"):
-        task.stack(1).start(0, task.network(0), sampler=task.sampler(kind, 3), steps=20)
+        task.stack(1).start(0, task.network(0), sampler=task.sampler("gradnorm", 3), steps=20)
 
 
 def test_a_slot_begins_again_as_if_it_were_new(splits: ImageSplits) -> None:
@@ -696,3 +695,38 @@ def test_a_class_that_is_masked_leaves_the_loss_finite_as_alone(smoothing: float
     assert stacked.grad is not None
     assert alone.grad is not None
     assert torch.allclose(stacked.grad, alone.grad)
+
+
+def test_a_mask_of_infinities_stays_as_it_is(splits: ImageSplits) -> None:
+    class Masked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(64, 11)
+            mask = torch.zeros(11)
+            mask[10] = -torch.inf
+            self.register_buffer("mask", mask)
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            logits: Tensor = self.layer(inputs.flatten(1)) + self.mask
+            return logits
+
+    def network(seed: int) -> nn.Module:
+        torch.manual_seed(seed)
+        return Masked()
+
+    task = _Task(splits)
+    task.network = network  # type: ignore[method-assign]
+    stack = task.stack(1)
+    task.start(stack, 0, average=0.2)
+    curve = _finish(stack)[0]
+    assert curve[0].averaged
+    _assert_same(curve, task.alone(0, task.sampler("uniform", 0), average=0.2))
+
+
+def test_a_first_start_that_is_refused_decides_nothing(splits: ImageSplits) -> None:
+    task = _Task(splits)
+    stack = task.stack(1)
+    with pytest.raises(ArgumentError, match="parameters and buffers"):
+        stack.start(0, nn.Linear(3, 2), sampler=task.sampler("hard_mining", 0), steps=4)
+    task.start(stack, 0, "mab")
+    assert len(_finish(stack)[0]) == 4

@@ -205,3 +205,15 @@ def test_without_room_for_predictions_none_are_counted(monkeypatch: pytest.Monke
     tally.count()
     assert tally.take().on_host().predictions is None
     assert tally.take().on_host().visits.tolist() == [1, 1, 1]
+
+
+def test_many_visits_of_a_small_data_set_are_counted() -> None:
+    tally = ExampleTally(torch.tensor([0, 1]), device=torch.device("cpu"))
+    assert tally._predictions is not None
+    tally._predictions.fill_(2**15 - 1)
+    logits = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    tally.keep(torch.tensor([0, 1]), torch.tensor([0.5, 0.5]), logits)
+    tally.count()
+    counts = tally.take().on_host().predictions
+    assert counts is not None
+    assert counts.max() == 2**15

@@ -18,7 +18,7 @@ import pytest
 from optuna.trial import TrialState
 
 from hpo_mab import _machine
-from hpo_mab._attributes import DEFINITION_KEY, WORKER_KEY
+from hpo_mab._attributes import DEFINITION_KEY, LOST_KEY, WORKER_KEY
 from hpo_mab._errors import ArgumentError, StorageError
 from hpo_mab.search._target import Target
 from hpo_mab.storage import Storage
@@ -95,6 +95,25 @@ def test_workers_that_only_die_are_not_replaced_for_ever(run: Callable[..., bool
     with pytest.warns(WorkerWarning, match="died; the last one: status -11"):
         assert run(*[-11] * 100) is False
     # Two, and three times as many that replace them.
+    assert len(Script.started) == 8
+
+
+def test_a_trial_that_a_worker_lost_is_no_sign_of_life(
+    run: Callable[..., bool], study: optuna.Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def start(arguments: Sequence[str], *, storage: str) -> Script:
+        study.add_trial(
+            optuna.create_trial(
+                state=optuna.trial.TrialState.FAIL,
+                user_attrs={LOST_KEY: True},
+                system_attrs={WORKER_KEY: "other:1:2"},
+            )
+        )
+        return Script(arguments, storage=storage)
+
+    monkeypatch.setattr(_processes, "WorkerProcess", start)
+    with pytest.warns(WorkerWarning, match="died; the last one: status -11"):
+        run(*[-11] * 100)
     assert len(Script.started) == 8
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from hpo_mab._errors import UnknownNameError
 from hpo_mab.advantage import Estimate, mean_estimate
-from hpo_mab.compare._records import CURRENCIES, ComparisonSummary, Currency, Final
+from hpo_mab.compare._records import CONFIDENCE, CURRENCIES, ComparisonSummary, Currency, Final
 from hpo_mab.compare._text import arm_words, weights_evaluated
 from hpo_mab.compare.figures._style import (
     add_interval,
@@ -48,7 +48,6 @@ def learning_curves(
     *,
     metric: Metric = "accuracy",
     against: Axis = "examples",
-    confidence: float = 0.95,
     max_points: int = 200,
 ) -> go.Figure:
     """Mean learning curve of each arm over its seeds, with the interval of the mean.
@@ -62,7 +61,6 @@ def learning_curves(
         metric: ``"accuracy"`` or ``"train_loss"``. The latter is the mean loss of the batches drawn
             since the previous evaluation. An importance sampler draws harder batches.
         against: ``"examples"`` or ``"steps"``.
-        confidence: Coverage of the intervals.
         max_points: Most points per curve.
 
     Raises:
@@ -76,7 +74,7 @@ def learning_curves(
     made = figure(title=title, x=_AXES[against], y=label)
     arms = arms_run(runs)
     for arm in arms:
-        points = _mean_points([run for run in runs if run.arm == arm], metric, against, confidence)
+        points = _mean_points([run for run in runs if run.arm == arm], metric, against)
         kept = [points[position] for position in thin(len(points), max_points)]
         at = [place for place, _ in kept]
         value, low, high = (
@@ -90,7 +88,7 @@ def learning_curves(
             name=arm,
             arms=arms,
             curves=len(arms),
-            label=f"{confidence:.0%} interval",
+            label=f"{CONFIDENCE:.0%} interval",
         )
         if kept:
             add_line(made, at, value, name=arm, arms=arms, mode="lines+markers")
@@ -100,7 +98,7 @@ def learning_curves(
 
 
 def _mean_points(
-    runs: Sequence[StudyRun], metric: Metric, against: Axis, confidence: float
+    runs: Sequence[StudyRun], metric: Metric, against: Axis
 ) -> list[tuple[float, Estimate]]:
     """Place and mean over seeds, by evaluation."""
     positions: dict[int, list[float]] = {}
@@ -119,7 +117,7 @@ def _mean_points(
     return [
         (
             float(np.median(positions[index])),
-            mean_estimate(np.asarray(values[index]), confidence=confidence),
+            mean_estimate(np.asarray(values[index])),
         )
         for index in sorted(values)
     ]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,7 +38,7 @@ from hpo_mab.compare.figures._style import (
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-    from hpo_mab.storage import StudyRun, TrialRun
+    from hpo_mab.storage import StudyRun
     from hpo_mab.training import Evaluation
 
 Floats = NDArray[np.float64]
@@ -302,7 +302,8 @@ def _add_quartiles(
 def _by_index(runs: Sequence[StudyRun], field: _Field) -> dict[int, list[tuple[float, float]]]:
     """Examples and percentage of every evaluation that has the field, by its index."""
     found: dict[int, list[tuple[float, float]]] = {}
-    for evaluation in (e for run in runs for trial in run.once for e in trial.curve):
+    tried = (trial for run in runs for trial in run.once if trial.state != "fail")
+    for evaluation in (evaluation for trial in tried for evaluation in trial.curve):
         value = field(evaluation)
         if value is not None:
             point = (float(evaluation.examples), 100 * value)
@@ -337,13 +338,18 @@ def knob_slices(
     panels = make_subplots(rows=1, cols=len(knobs), shared_yaxes=True, figure=made)
     chosen, shown = colours(arms), set[str]()
     for column, knob in enumerate(knobs, start=1):
+        searched = [t for listed in trials.values() for t in listed if knob in t.params]
+        numeric = all(_is_number(trial.params[knob]) for trial in searched)
+        if not numeric:
+            # Plotly infers an axis of numbers from mixed values, and drops the texts.
+            panels.update_xaxes(type="category", row=1, col=column)
         for arm in arms:
             points = [trial for trial in trials[arm] if knob in trial.params]
             kept = [points[position] for position in thin(len(points), max_points)]
             if kept:
                 panels.add_trace(
                     go.Scatter(
-                        x=[_coordinate(trial, knob) for trial in kept],
+                        x=[x if numeric else str(x) for x in (t.params[knob] for t in kept)],
                         y=[100 * (trial.value or 0.0) for trial in kept],
                         name=arm_words(arm),
                         legendgroup=arm,
@@ -360,25 +366,23 @@ def knob_slices(
     return panels
 
 
-def _coordinate(trial: TrialRun, knob: str) -> float | str:
-    value = trial.params[knob]
+def _is_number(value: Any) -> bool:
     # Booleans are integers in Python, and their axis would run from 0 to 1.
-    numeric = isinstance(value, int | float) and not isinstance(value, bool)
-    return value if numeric else str(value)
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def knob_importance(importances: Mapping[str, Mapping[str, float]]) -> go.Figure:
     """Importance of each searched parameter, one bar per arm.
 
     Args:
-        importances: By arm, then by parameter: shares of the variation in accuracy, as from
+        importances: By arm, then by parameter: shares as from PED-ANOVA by
             `optuna.importance.get_param_importances`. An arm without shares has no bar.
     """
     import plotly.graph_objects as go
 
     made = figure(
         title="Which parameters mattered",
-        x="share of the explained variation (%)",
+        x="importance for reaching the best tenth (%)",
         y="parameter",
     )
     chosen = colours(importances)

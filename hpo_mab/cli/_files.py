@@ -1,0 +1,89 @@
+"""The files that a command writes."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from hpo_mab._errors import ArgumentError
+
+#: How every SQLite database begins.
+_SQLITE = b"SQLite format 3\0"
+
+
+def write_file(path: Path, content: str | bytes) -> None:
+    """Write a file that the user requested.
+
+    Raises:
+        ArgumentError: It cannot be written.
+    """
+    data = content.encode() if isinstance(content, str) else content
+    real = path.resolve()
+    part = real.with_name(f".{real.name}.part")
+    try:
+        if path.exists() and not path.is_file():
+            # A device, such as /dev/stdout.
+            path.write_bytes(data)
+            return
+        # A disk that is full leaves the earlier file as it is.
+        part.write_bytes(data)
+        part.replace(real)
+    except OSError as error:
+        # If the folder is a file, there is no part to remove.
+        with contextlib.suppress(OSError):
+            part.unlink()
+        missing = error.errno in (errno.ENOENT, errno.ENOTDIR)
+        hint = " Give a file in an existing folder." if missing else ""
+        raise ArgumentError(f"{path} cannot be written: {error.strerror}.{hint}") from None
+
+
+def _is_database(path: Path) -> bool:
+    with contextlib.suppress(OSError), path.open("rb") as file:
+        return file.read(len(_SQLITE)) == _SQLITE
+    return False
+
+
+def _refuse_repeated(paths: Sequence[Path]) -> None:
+    """Refuse a file that is given twice; a device, such as /dev/null, may be."""
+    known = set()
+    for path in paths:
+        where = path.resolve()
+        if where in known and (path.is_file() or not path.exists()):
+            raise ArgumentError(f"{path} is given for two outputs; give each a file.")
+        known.add(where)
+
+
+def refuse_unwritable(*paths: Path | None, read: Sequence[str] = ()) -> None:
+    """Refuse, before anything runs, files that cannot be written at its end.
+
+    Args:
+        *paths: Files to write.
+        read: Records or studies that are read.
+
+    Raises:
+        ArgumentError: A path is given twice, is a folder, a read-only file, a database or a record
+            that is read, or its folder does not exist or is not writable.
+    """
+    records = [Path(name) for name in read if name.endswith(".json") and Path(name).is_file()]
+    _refuse_repeated([path for path in paths if path is not None])
+    for path in filter(None, paths):
+        if path.is_file() and any(map(path.samefile, records)):
+            raise ArgumentError(f"{path} is the record that is read; give another file.")
+        if path.is_dir():
+            raise ArgumentError(f"{path} is a folder; give a file to write.")
+        if path.exists() and not os.access(path, os.W_OK):
+            raise ArgumentError(f"{path} is read-only; give another file.")
+        if path.is_file() and _is_database(path):
+            raise ArgumentError(f"{path} is a database; give another file.")
+        if path.exists() and not path.is_file():
+            # A device, such as /dev/null, is not replaced.
+            continue
+        folder = path.resolve().parent
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise ArgumentError(
+                f"{path} cannot be written: {folder} is not a writable folder. "
+                "Give a file in one that is."
+            )

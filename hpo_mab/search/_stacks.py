@@ -1,0 +1,124 @@
+"""The stacks that train many trials of a study at the same time."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Hashable, Iterator, Mapping
+from typing import Any
+
+from hpo_mab._errors import memory_reason
+from hpo_mab.samplers._registry import NAMES
+from hpo_mab.search._checkpoint import warn_of_misfit
+from hpo_mab.search._space import Configuration
+from hpo_mab.search._workload import Workload
+from hpo_mab.training import Evaluation, StackedTrainer, TrainingDiverged
+from hpo_mab.training._draw_rows import needs_training
+from hpo_mab.training._optimizers import OPTIMIZERS
+
+
+def why_alone(workload: Workload, configuration: Configuration) -> str | None:
+    """Why trials of a configuration cannot be trained on a stack; None if they can."""
+    if workload.images is None:
+        return "a DataLoader brings the batches"
+    if not workload.loop.graph:
+        return "training.graph is off"
+    for what, part, ours in (
+        ("sampler", configuration.sampler, NAMES),
+        ("optimizer", configuration.optimizer, OPTIMIZERS),
+    ):
+        if part.name not in ours:
+            return f"the {what} '{part.name}' is not one of hpo_mab's"
+    sampler: Any = configuration.sampler.make
+    if needs_training(sampler):
+        return f"the sampler '{configuration.sampler.name}' needs the network within its step"
+    return None
+
+
+class Stacks:
+    """The stacks of one worker: one for each shape of network that its trials have.
+
+    Args:
+        workload: What is trained.
+        slots: Trainings at the same time, over all stacks.
+        seed: Seed of the stacks' bandits and augmentation.
+        examples: Whether to add up what trials see of each example.
+    """
+
+    def __init__(self, workload: Workload, *, slots: int, seed: int, examples: bool) -> None:
+        self._examples = examples
+        self.slots = slots
+        self._workload = workload
+        self._seed = seed
+        self._stacks: list[tuple[Hashable, StackedTrainer]] = []
+
+    def start(
+        self,
+        configuration: Configuration,
+        *,
+        seed: int,
+        budgets: int = 1,
+        state: Mapping[str, Any] | None = None,
+    ) -> tuple[tuple[StackedTrainer, int], list[Evaluation]]:
+        """Begin a training, or continue it from ``state`` if that fits.
+
+        Returns:
+            Its stack and slot, and the evaluations that the state has.
+        """
+        key = _shape(configuration)
+        sampler = self._workload.sampler(configuration, seed=seed, stacked=True)
+        for known, stack in self._stacks:
+            if known == key and stack.free and stack.takes(sampler):
+                break
+        else:
+            # Stacks of other shapes without a running trial are removed, to free their memory.
+            self._stacks = [each for each in self._stacks if each[1].busy]
+            stack = self._workload.stack(
+                configuration, slots=self.slots, seed=self._seed, examples=self._examples
+            )
+            self._stacks.append((key, stack))
+        slot = stack.free[0]
+        begin = functools.partial(
+            self._workload.start_stacked, stack, slot, configuration, seed=seed, budgets=budgets
+        )
+        if state is not None:
+            try:
+                begin(sampler=sampler, state=state)
+                return (stack, slot), [Evaluation(**point) for point in state["points"]]
+            except Exception as error:
+                # Parts raise different errors for a state that does not fit.
+                if memory_reason(error) is not None:
+                    # Fewer slots may hold it, and the checkpoint must stay.
+                    raise
+                warn_of_misfit(error)
+            # A new one: the state that does not fit may have changed the first.
+            sampler = self._workload.sampler(configuration, seed=seed, stacked=True)
+        begin(sampler=sampler)
+        return (stack, slot), []
+
+    def advance(
+        self,
+    ) -> Iterator[tuple[tuple[StackedTrainer, int], Evaluation | TrainingDiverged]]:
+        """Train every stack to its next evaluations."""
+        for _, stack in list(self._stacks):
+            for slot, result in stack.advance():
+                yield (stack, slot), result
+
+    def clear(self) -> None:
+        """Stop all trainings and free their memory."""
+        self._stacks.clear()
+
+    @property
+    def loop_reasons(self) -> Iterator[str]:
+        """Why steps are not captured, for each stack where that is so."""
+        return (stack.loop_reason for _, stack in self._stacks if stack.loop_reason is not None)
+
+
+def _shape(configuration: Configuration) -> Hashable:
+    """What trials on one stack have in common, besides the kind of their bandits."""
+    model: dict[str, Any] = dict(configuration.model)
+    return (
+        # As text: an option may be a list, which cannot be hashed.
+        tuple(sorted((key, repr(value)) for key, value in model.items())),
+        configuration.batch_size,
+        configuration.optimizer.name,
+    )
