@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from hpo_mab.storage import StudyRun, TrialRun
 
 Floats = NDArray[np.float64]
+_Read = Callable[["TrialRun", Floats], tuple[Floats, Floats]]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -236,27 +237,7 @@ def pair_curves(
     # A trial that runs has not reached the end that the last budget stands for.
     complete = [theirs[key] for key in keys if theirs[key].state == "complete"]
     longest = max(complete, key=lambda trial: trial.examples, default=None)
-    counts = {run.settings.evaluations for run in (*bandit, *uniform)}
-    # Loops of a user's own may skip evaluations, and store no number of them.
-    by_number = len(counts) == 1 and None not in counts
-    # With fewer steps than evaluations, the number of evaluations depends on the batch size.
-    most = counts.pop() if by_number else None
-    ends = {
-        min(trial.curve[-1].index, most or 0)
-        for side in (ours, theirs)
-        for trial in side.values()
-        if trial.state == "complete"
-    }
-    to_end = by_number and len(ends) > 1
-    by_number = by_number and not to_end
-    least = min((run.trial_examples for run in (*bandit, *uniform)), default=0)
-    budget = 0 if by_number else least
-    grid = np.unique([] if longest is None else _examples(longest, budget=budget, to_end=to_end))
-    read: Callable[[TrialRun, Floats], tuple[Floats, Floats]] = _curve_by_number
-    if not by_number:
-        read = functools.partial(_curve_at, budget=budget, to_end=to_end)
-        # Large batches go beyond the budget, where those of smaller batches are not known.
-        grid = np.unique(np.minimum(grid, least)) if least else grid
+    grid, read = _grid(longest, (*bandit, *uniform), (*ours.values(), *theirs.values()))
     left = [read(ours[key], grid) for key in keys]
     right = [read(theirs[key], grid) for key in keys]
     shape = (len(keys), len(grid))
@@ -268,6 +249,26 @@ def pair_curves(
         uniform_seconds=np.reshape([seconds for _, seconds in right], shape),
         labels=tuple(keys),
     )
+
+
+def _grid(
+    longest: TrialRun | None, runs: Sequence[StudyRun], trials: Sequence[TrialRun]
+) -> tuple[Floats, _Read]:
+    """Budgets from the longest trial [T], and what reads a trial's curve at them."""
+    counts = {run.settings.evaluations for run in runs}
+    # Loops of a user's own may skip evaluations, and store no number of them.
+    most = counts.pop() if len(counts) == 1 else None
+    if most is not None:
+        # With fewer steps than evaluations, the number of evaluations depends on the batch size.
+        complete = (trial for trial in trials if trial.state == "complete")
+        if len({min(trial.curve[-1].index, most) for trial in complete}) <= 1:
+            return np.unique([] if longest is None else _examples(longest)), _curve_by_number
+    to_end = most is not None
+    budget = min((run.trial_examples for run in runs), default=0)
+    grid = np.unique([] if longest is None else _examples(longest, budget=budget, to_end=to_end))
+    # Large batches go beyond the budget, where those of smaller batches are not known.
+    grid = np.unique(np.minimum(grid, budget)) if budget else grid
+    return grid, functools.partial(_curve_at, budget=budget, to_end=to_end)
 
 
 def refuse_other_budgets(runs: Sequence[StudyRun]) -> None:

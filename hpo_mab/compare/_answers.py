@@ -131,9 +131,9 @@ def answers(contrast: Contrast) -> tuple[Answer, ...]:
 
     One seed cannot compare searches. Seconds cannot be compared where arms were trained in
     different numbers of slots or on different hardware, nor those of pairs that are the same
-    trainings. Pairs get a reply
-    at equal seconds only where it is also that at equal examples: the slower arm's learning rate
-    has not decayed at that time, and its accuracy may be that of fewer validation images.
+    trainings. Pairs get a reply at equal seconds only where it is also that at equal examples: the
+    slower arm's learning rate has not decayed at that time, and its accuracy may be that of fewer
+    validation images.
     """
     return tuple(_answer(contrast, question, currency) for question, currency in _QUESTIONS)
 

@@ -394,7 +394,7 @@ def _publish_one(
 
 
 def _published(storage: Storage, study: optuna.Study) -> dict[str, Any]:
-    """What is known of the study's last publication; empty if there was none."""
+    """What the last publication of the study has stored; empty if there was none."""
     found: dict[str, Any] = storage.optuna.get_study_system_attrs(id_of(study)).get(
         PUBLISHED_KEY, {}
     )

@@ -8,17 +8,17 @@ adopted if it is shown to be ahead; uniform sampling is never dropped.
 
 Only the signed-rank test over its pairs at the end can adopt a sampler. Judged by seconds, a second
 such test must agree. Its error is `ERROR` divided by the number of samplers that entered
-(Bonferroni): any of them may reach the end.
-So ``auto`` adopts a sampler that is not better than uniform sampling with a probability of
-at most `ERROR`. The bound is exact where differences of pairs are symmetric about their centre.
-Samplers that leave early can only lower the error.
+(Bonferroni): any of them may reach the end. So ``auto`` adopts a sampler that is not better than
+uniform sampling with a probability of at most `ERROR`. The bound is exact where differences of
+pairs are symmetric about their centre. Samplers that leave early can only lower the error.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
@@ -320,15 +320,7 @@ class Race:
         is_kept = evidence is not None and not _pruner_was_given(study)
         sampler, why = _sampler_and_reason(race, finalist, standings, evidence)
         twins = [trial for trial in trials if TWIN_KEY in trial.user_attrs]
-        spent: dict[int, Mapping[str, Any]] = {}
-        last: dict[tuple[Any, Any], int] = {}
-        for trial in twins:
-            attrs = trial.user_attrs
-            place = attrs.get(SLOT_KEY), attrs.get(SAMPLER_KEY)
-            if RESUMED_KEY in attrs:
-                # It has the curve of the attempt that it continues.
-                spent.pop(last.get(place, -1), None)
-            spent[trial.number], last[place] = attrs, trial.number
+        examples, seconds = _spent(twins)
         return Choice(
             sampler=sampler,
             why=f"{why}; judged at equal {race.judged}",
@@ -337,8 +329,8 @@ class Race:
             judged=race.judged,
             standings=standings,
             twins=sum(trial.state != TrialState.FAIL for trial in twins),
-            examples=sum(int(attrs.get(EXAMPLES_KEY, 0)) for attrs in spent.values()),
-            seconds=round(sum(float(attrs.get(SECONDS_KEY, 0.0)) for attrs in spent.values()), 3),
+            examples=examples,
+            seconds=round(seconds, 3),
             data=self._data,
         )
 
@@ -378,6 +370,18 @@ def _interval_text(estimate: Estimate) -> str:
         return "too few pairs for an interval"
     level = f"{100 * estimate.confidence:.4g}% interval"
     return f"{level} {100 * estimate.low:+.2f} to {100 * estimate.high:+.2f}"
+
+
+def _spent(twins: Sequence[FrozenTrial]) -> tuple[int, float]:
+    """Training examples and seconds of twins; those of a resumed attempt include the one before."""
+    counted = [
+        one.attrs
+        for attempts in Plan(twins).places.values()
+        for one, after in itertools.zip_longest(attempts, attempts[1:])
+        if after is None or RESUMED_KEY not in after.attrs
+    ]
+    examples = sum(int(attrs.get(EXAMPLES_KEY, 0)) for attrs in counted)
+    return examples, sum(float(attrs.get(SECONDS_KEY, 0.0)) for attrs in counted)
 
 
 def _figures_text(standing: Standing) -> str:

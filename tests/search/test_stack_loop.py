@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -575,6 +576,20 @@ def test_a_round_is_one_transaction_and_a_fill_one_lock(
     assert len(locks) <= 2 + len(rounds)
 
 
+@contextlib.contextmanager
+def _ctrl_c_in_third_round(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    record, rounds = StackLoop._record, iter(range(100))
+
+    def interrupted(loop: StackLoop, found: Any) -> None:
+        if next(rounds) == 2:
+            raise KeyboardInterrupt
+        record(loop, found)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StackLoop, "_record", interrupted)
+        yield
+
+
 @pytest.mark.parametrize("sampler", ["uniform", "mab"])
 def test_trials_continue_from_their_checkpoints(
     storage: Storage,
@@ -591,15 +606,7 @@ def test_trials_continue_from_their_checkpoints(
     }
     whole = run_tiny(name="whole", training={"slots": 3}, **changes)
     changes |= {"name": "cut", "training": {"slots": 3, "checkpoint": 1e-9}}
-    record, calls = StackLoop._record, iter(range(100))
-
-    def interrupted(loop: StackLoop, found: Any) -> None:
-        if next(calls) == 2:
-            raise KeyboardInterrupt
-        record(loop, found)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(StackLoop, "_record", interrupted)
+    with _ctrl_c_in_third_round(monkeypatch):
         assert tiny_runner(**changes).run(score=False).interrupted
     folder = files_folder(storage, "checkpoints")
     assert len(list(folder.iterdir())) == 3
@@ -814,15 +821,7 @@ def test_out_of_memory_where_a_stored_trial_is_stopped_halves_the_slots(
         "budget": {"trials": 2},
         "training": {"slots": 2, "checkpoint": 1e-9},
     }
-    record, rounds = StackLoop._record, iter(range(100))
-
-    def interrupted(loop: StackLoop, found: Any) -> None:
-        if next(rounds) == 2:
-            raise KeyboardInterrupt
-        record(loop, found)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(StackLoop, "_record", interrupted)
+    with _ctrl_c_in_third_round(monkeypatch):
         assert tiny_runner(**changes).run(score=False).interrupted
     take, taken = ExampleTally.take, iter(range(100))
 
